@@ -1,0 +1,575 @@
+//! `adapter_config.json`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::patterns::{Layers, PathPattern, compile};
+use super::{MAX_LAYERS, MAX_RANK, Module, PeftError};
+
+/// Which modules an adapter targets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// Names that a module's path equals or ends in; sorted.
+    List(Vec<String>),
+    /// A regular expression for a module's whole path.
+    Expression(String),
+    /// `all-linear`: all seven.
+    AllLinear,
+}
+
+/// The configuration of an adapter, as far as it says something about the weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterConfig {
+    /// The base that it was trained on, as PEFT names it.
+    pub base_model_name_or_path: Option<String>,
+    /// Rank, unless `rank_pattern` says otherwise.
+    pub r: usize,
+    /// Alpha, unless `alpha_pattern` says otherwise.
+    pub lora_alpha: f64,
+    /// Scale by alpha / sqrt(rank) instead of alpha / rank.
+    pub use_rslora: bool,
+    /// Dropout of the training; says nothing about inference.
+    pub lora_dropout: f64,
+    /// Which modules it targets.
+    pub target_modules: Targets,
+    /// Ranks of single modules: the first pattern that hits a path wins.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas of single modules: the first pattern that hits a path wins.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// The layers that a list of `target_modules` is narrowed to; empty for all.
+    pub layers_to_transform: Vec<usize>,
+    /// The names under which layers are numbered; empty for any. Only beside `layers_to_transform`.
+    pub layers_pattern: Vec<String>,
+}
+
+/// Most patterns in a map, and most of them that are expressions.
+const MAX_PATTERNS: usize = 8192;
+const MAX_EXPRESSIONS: usize = 128;
+
+/// Fields that change nothing for a reader of the weights.
+const HARMLESS: [&str; 10] = [
+    "auto_mapping",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+
+/// Fields read below.
+const READ: [&str; 13] = [
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
+/// Fields that must be absent, null, false or empty, and what to do instead.
+const REFUSED: [(&str, &str); 14] = [
+    ("use_dora", "train with use_dora=False"),
+    ("use_qalora", "train with use_qalora=False"),
+    ("use_bdlora", "train without it"),
+    (
+        "modules_to_save",
+        "only LoRA weights are read: train without modules_to_save",
+    ),
+    ("lora_bias", "train with lora_bias=False"),
+    (
+        "fan_in_fan_out",
+        "the linears of this model family are stored outputs by inputs",
+    ),
+    (
+        "trainable_token_indices",
+        "only LoRA weights are read: train without new tokens",
+    ),
+    ("target_parameters", "name modules in target_modules"),
+    (
+        "exclude_modules",
+        "name the modules to keep in target_modules",
+    ),
+    ("layer_replication", "the base is run as it is"),
+    (
+        "alora_invocation_tokens",
+        "adapters are active on the whole sequence",
+    ),
+    ("arrow_config", "routed adapters are not run"),
+    ("corda_config", "it changes the base's weights"),
+    ("megatron_config", "parallel layers are not run"),
+];
+
+impl AdapterConfig {
+    /// A configuration of one rank and alpha for these modules in all layers.
+    pub fn new(r: usize, lora_alpha: f64, modules: &[Module]) -> AdapterConfig {
+        let mut names: Vec<String> = modules
+            .iter()
+            .map(|module| module.name().to_owned())
+            .collect();
+        names.sort();
+        names.dedup();
+        AdapterConfig {
+            base_model_name_or_path: None,
+            r,
+            lora_alpha,
+            use_rslora: false,
+            lora_dropout: 0.0,
+            target_modules: Targets::List(names),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            layers_to_transform: Vec::new(),
+            layers_pattern: Vec::new(),
+        }
+    }
+
+    /// Parses the text of the file; `path` names it in messages.
+    ///
+    /// # Errors
+    /// [`PeftError`]: not JSON, a field of the wrong type or range, or one that asks for something not supported.
+    pub fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig, PeftError> {
+        let json: Value = serde_json::from_slice(text).map_err(|source| PeftError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        let Value::Object(object) = json else {
+            let problem = "the file must hold one JSON object".to_owned();
+            return Err(PeftError::Field {
+                path: path.to_owned(),
+                field: "(whole file)".to_owned(),
+                problem,
+            });
+        };
+        let fields = Fields {
+            object: &object,
+            path,
+        };
+        fields.refuse_unsupported()?;
+
+        let config = AdapterConfig {
+            base_model_name_or_path: fields.text("base_model_name_or_path")?,
+            r: fields.rank("r", fields.required("r")?)?,
+            lora_alpha: fields.number("lora_alpha", fields.required("lora_alpha")?)?,
+            use_rslora: match fields.get("use_rslora") {
+                None => false,
+                Some(Value::Bool(flag)) => *flag,
+                Some(_) => {
+                    return Err(fields.error("use_rslora", "must be true or false".to_owned()));
+                }
+            },
+            lora_dropout: fields
+                .get("lora_dropout")
+                .and_then(Value::as_f64)
+                .unwrap_or(0.0),
+            target_modules: fields.target_modules()?,
+            rank_pattern: fields
+                .patterns("rank_pattern", |name, value| fields.rank(name, value))?,
+            alpha_pattern: fields
+                .patterns("alpha_pattern", |name, value| fields.number(name, value))?,
+            layers_to_transform: fields.layers_to_transform()?,
+            layers_pattern: fields.layers_pattern()?,
+        };
+        config.matcher(path)?;
+        Ok(config)
+    }
+
+    /// The text of the file, as PEFT writes it: keys sorted, for inference.
+    pub fn to_json(&self) -> String {
+        let or_null = |empty: bool, value: Value| if empty { Value::Null } else { value };
+        let target_modules = match &self.target_modules {
+            Targets::List(names) => {
+                let mut names = names.clone();
+                names.sort();
+                json!(names)
+            }
+            Targets::Expression(expression) => json!(expression),
+            Targets::AllLinear => json!("all-linear"),
+        };
+        let ranks: Map<String, Value> = self
+            .rank_pattern
+            .iter()
+            .map(|(key, rank)| (key.clone(), json!(rank)))
+            .collect();
+        let alphas: Map<String, Value> = self
+            .alpha_pattern
+            .iter()
+            .map(|(key, alpha)| (key.clone(), whole(*alpha)))
+            .collect();
+        let json = json!({
+            "alpha_pattern": alphas,
+            "auto_mapping": null,
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": or_null(self.layers_pattern.is_empty(), json!(self.layers_pattern)),
+            "layers_to_transform": or_null(self.layers_to_transform.is_empty(), json!(self.layers_to_transform)),
+            "lora_alpha": whole(self.lora_alpha),
+            "lora_dropout": self.lora_dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": self.r,
+            "rank_pattern": ranks,
+            "revision": null,
+            "target_modules": target_modules,
+            "task_type": "CAUSAL_LM",
+            "use_dora": false,
+            "use_rslora": self.use_rslora,
+        });
+        let mut text = format!("{json:#}");
+        text.push('\n');
+        text
+    }
+
+    /// Compiles the patterns; `path` names the file in messages.
+    pub(super) fn matcher(&self, path: &Path) -> Result<Matcher, PeftError> {
+        let error = |field: &str, problem: String| PeftError::Field {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            problem,
+        };
+        let narrowed = !self.layers_to_transform.is_empty();
+        if narrowed && !matches!(self.target_modules, Targets::List(_)) {
+            let problem = "only goes with a list of target_modules".to_owned();
+            return Err(error("layers_to_transform", problem));
+        }
+        if !narrowed && !self.layers_pattern.is_empty() {
+            return Err(error(
+                "layers_pattern",
+                "only goes with layers_to_transform".to_owned(),
+            ));
+        }
+        let layers = narrowed
+            .then(|| Layers::new(&self.layers_to_transform, &self.layers_pattern))
+            .transpose()
+            .map_err(|problem| error("layers_pattern", problem))?;
+        let targets = match &self.target_modules {
+            Targets::List(names) if names.is_empty() => {
+                return Err(error("target_modules", "names no module".to_owned()));
+            }
+            Targets::List(names) => Target::List(names.clone(), layers),
+            Targets::AllLinear => Target::All,
+            Targets::Expression(expression) => {
+                let whole =
+                    compile(expression).and_then(|_| compile(&format!("^(?:{expression})$")));
+                Target::Expression(whole.map_err(|problem| error("target_modules", problem))?)
+            }
+        };
+        let matcher = Matcher {
+            targets,
+            ranks: compile_all(&self.rank_pattern)
+                .map_err(|problem| error("rank_pattern", problem))?,
+            alphas: compile_all(&self.alpha_pattern)
+                .map_err(|problem| error("alpha_pattern", problem))?,
+            r: self.r,
+            lora_alpha: self.lora_alpha,
+            use_rslora: self.use_rslora,
+        };
+        if ["lm_head", "model.embed_tokens"]
+            .iter()
+            .any(|path| matcher.targets(path))
+        {
+            let problem =
+                "LoRA on the embedding (embed_tokens) or the head (lm_head) is not supported";
+            return Err(error("target_modules", problem.to_owned()));
+        }
+        Ok(matcher)
+    }
+}
+
+/// PEFT writes whole alphas as integers.
+fn whole(number: f64) -> Value {
+    if number.fract() == 0.0 && number.abs() < 9e15 {
+        json!(number as i64)
+    } else {
+        json!(number)
+    }
+}
+
+fn compile_all<T: Copy>(patterns: &[(String, T)]) -> Result<Vec<(PathPattern, T)>, String> {
+    let compiled = patterns
+        .iter()
+        .map(|(key, value)| Ok((PathPattern::new(key)?, *value)))
+        .collect::<Result<Vec<_>, String>>()?;
+    let expressions = compiled
+        .iter()
+        .filter(|(pattern, _)| pattern.is_expression())
+        .count();
+    if compiled.len() > MAX_PATTERNS || expressions > MAX_EXPRESSIONS {
+        let total = compiled.len();
+        return Err(format!(
+            "{total} patterns, {expressions} of them expressions; at most {MAX_PATTERNS} and {MAX_EXPRESSIONS} are read"
+        ));
+    }
+    Ok(compiled)
+}
+
+enum Target {
+    List(Vec<String>, Option<Layers>),
+    Expression(regex::Regex),
+    All,
+}
+
+/// A configuration's patterns, compiled.
+pub(super) struct Matcher {
+    targets: Target,
+    ranks: Vec<(PathPattern, usize)>,
+    alphas: Vec<(PathPattern, f64)>,
+    r: usize,
+    lora_alpha: f64,
+    use_rslora: bool,
+}
+
+impl Matcher {
+    /// Whether a path such as `model.layers.0.self_attn.q_proj` is a target.
+    pub(super) fn targets(&self, path: &str) -> bool {
+        match &self.targets {
+            Target::All => Module::ALL
+                .iter()
+                .any(|module| path.ends_with(module.name())),
+            Target::Expression(expression) => expression.is_match(path),
+            Target::List(names, layers) => {
+                // An entry that is the whole path counts whatever its layer, as in PEFT.
+                names.iter().any(|name| name == path)
+                    || (names.iter().any(|name| {
+                        path.strip_suffix(name.as_str())
+                            .is_some_and(|rest| rest.ends_with('.'))
+                    }) && layers.as_ref().is_none_or(|layers| layers.matches(path)))
+            }
+        }
+    }
+
+    /// The rank of a path.
+    pub(super) fn rank(&self, path: &str) -> usize {
+        self.ranks
+            .iter()
+            .find(|(pattern, _)| pattern.matches(path))
+            .map_or(self.r, |(_, rank)| *rank)
+    }
+
+    /// The scale of a path: alpha / rank, or alpha / sqrt(rank).
+    pub(super) fn scale(&self, path: &str) -> f32 {
+        let alpha = self
+            .alphas
+            .iter()
+            .find(|(pattern, _)| pattern.matches(path))
+            .map_or(self.lora_alpha, |(_, alpha)| *alpha);
+        let rank = self.rank(path) as f64;
+        (alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+}
+
+/// Typed access to the object's fields.
+struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    path: &'a Path,
+}
+
+impl<'a> Fields<'a> {
+    fn error(&self, field: &str, problem: String) -> PeftError {
+        PeftError::Field {
+            path: self.path.to_owned(),
+            field: field.to_owned(),
+            problem,
+        }
+    }
+
+    /// The value, unless absent or null.
+    fn get(&self, field: &str) -> Option<&'a Value> {
+        self.object.get(field).filter(|value| !value.is_null())
+    }
+
+    fn required(&self, field: &str) -> Result<&'a Value, PeftError> {
+        self.get(field)
+            .ok_or_else(|| self.error(field, "is missing".to_owned()))
+    }
+
+    fn text(&self, field: &str) -> Result<Option<String>, PeftError> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(self.error(field, "must be a string".to_owned())),
+        }
+    }
+
+    fn rank(&self, field: &str, value: &Value) -> Result<usize, PeftError> {
+        match value.as_u64() {
+            Some(rank) if (1..=MAX_RANK as u64).contains(&rank) => Ok(rank as usize),
+            _ => Err(self.error(
+                field,
+                format!("{} is not a rank from 1 to {MAX_RANK}", shorten(value)),
+            )),
+        }
+    }
+
+    fn number(&self, field: &str, value: &Value) -> Result<f64, PeftError> {
+        match value.as_f64() {
+            Some(number) if number.abs() <= 1e9 => Ok(number),
+            _ => Err(self.error(
+                field,
+                format!("{} is not a number up to 1e9", shorten(value)),
+            )),
+        }
+    }
+
+    fn unsupported(&self, field: &str, value: &Value, instead: &str) -> PeftError {
+        PeftError::Unsupported {
+            path: self.path.to_owned(),
+            field: field.to_owned(),
+            value: shorten(value),
+            instead: instead.to_owned(),
+        }
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), PeftError> {
+        for (field, value, wanted) in [
+            ("peft_type", self.required("peft_type")?, "LORA"),
+            ("bias", self.get("bias").unwrap_or(&json!("none")), "none"),
+            (
+                "task_type",
+                self.get("task_type").unwrap_or(&json!("CAUSAL_LM")),
+                "CAUSAL_LM",
+            ),
+        ] {
+            if value != wanted {
+                return Err(self.unsupported(field, value, &format!("only {wanted:?} is")));
+            }
+        }
+        // These start from weights taken out of the base, so that the file alone does not say what was trained.
+        if let Some(Value::String(init)) = self.get("init_lora_weights")
+            && ["pissa", "olora", "corda", "loftq", "lora_ga"]
+                .iter()
+                .any(|known| init.starts_with(known))
+        {
+            let instead =
+                "it changes the base's weights: convert the adapter to plain LoRA when saving it";
+            return Err(self.unsupported("init_lora_weights", &json!(init), instead));
+        }
+        for (field, value) in self.object {
+            let name = field.as_str();
+            if nothing(value) || READ.contains(&name) || HARMLESS.contains(&name) {
+                continue;
+            }
+            let known = REFUSED.iter().find(|(refused, _)| *refused == name);
+            let instead = known.map_or(
+                "the field is unknown, and it may change what the weights mean",
+                |row| row.1,
+            );
+            return Err(self.unsupported(name, value, instead));
+        }
+        Ok(())
+    }
+
+    fn strings(&self, field: &str, value: &Value) -> Result<Vec<String>, PeftError> {
+        let error = || self.error(field, "must be a string or a list of strings".to_owned());
+        match value {
+            Value::String(text) => Ok(vec![text.clone()]),
+            Value::Array(items) => items
+                .iter()
+                .map(|item| item.as_str().map(str::to_owned).ok_or_else(error))
+                .collect(),
+            _ => Err(error()),
+        }
+    }
+
+    fn target_modules(&self) -> Result<Targets, PeftError> {
+        match self.required("target_modules")? {
+            Value::String(text) if text.eq_ignore_ascii_case("all-linear") => {
+                Ok(Targets::AllLinear)
+            }
+            Value::String(text) => Ok(Targets::Expression(text.clone())),
+            list => {
+                let mut names = self.strings("target_modules", list)?;
+                names.sort();
+                names.dedup();
+                Ok(Targets::List(names))
+            }
+        }
+    }
+
+    fn patterns<T>(
+        &self,
+        field: &str,
+        read: impl Fn(&str, &Value) -> Result<T, PeftError>,
+    ) -> Result<Vec<(String, T)>, PeftError> {
+        match self.get(field) {
+            None => Ok(Vec::new()),
+            Some(Value::Object(map)) => map
+                .iter()
+                .map(|(key, value)| Ok((key.clone(), read(&format!("{field}[{key:?}]"), value)?)))
+                .collect(),
+            Some(_) => Err(self.error(field, "must be an object".to_owned())),
+        }
+    }
+
+    fn layers_to_transform(&self) -> Result<Vec<usize>, PeftError> {
+        let field = "layers_to_transform";
+        let layer = |value: &Value| {
+            let number = value.as_u64().filter(|&number| number < MAX_LAYERS as u64);
+            number.map(|number| number as usize).ok_or_else(|| {
+                self.error(
+                    field,
+                    format!(
+                        "{} is not a layer from 0 to {}",
+                        shorten(value),
+                        MAX_LAYERS - 1
+                    ),
+                )
+            })
+        };
+        match self.get(field) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(layers)) if layers.len() <= MAX_LAYERS => {
+                layers.iter().map(layer).collect()
+            }
+            Some(value) => Ok(vec![layer(value)?]),
+        }
+    }
+
+    fn layers_pattern(&self) -> Result<Vec<String>, PeftError> {
+        let patterns = match self.get("layers_pattern") {
+            None => Vec::new(),
+            Some(value) if nothing(value) => Vec::new(),
+            Some(value) => self.strings("layers_pattern", value)?,
+        };
+        if patterns.len() > MAX_EXPRESSIONS {
+            return Err(self.error(
+                "layers_pattern",
+                format!("more than {MAX_EXPRESSIONS} patterns"),
+            ));
+        }
+        Ok(patterns)
+    }
+}
+
+/// Null, false, or empty: the same as absent.
+fn nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+/// A value for a message, cut where it is long.
+fn shorten(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

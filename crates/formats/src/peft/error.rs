@@ -1,0 +1,91 @@
+//! What can be wrong with an adapter folder.
+
+use std::path::PathBuf;
+
+use crate::safetensors::SafetensorsError;
+
+/// An adapter that could not be read, written or used. Every message names the file and the field or the tensor.
+#[derive(Debug, thiserror::Error)]
+pub enum PeftError {
+    /// A file could not be opened, read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file beyond the limit.
+    #[error("{}: {found} bytes; at most {limit} are read", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The folder has only weights in a format that runs code when read.
+    #[error(
+        "{}: there is only adapter_model.bin, a pickle, which is not read; save the adapter with safe_serialization=True",
+        path.display()
+    )]
+    Pickle {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The configuration is no JSON.
+    #[error("{}: not JSON: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A field of the configuration that is wrong.
+    #[error("{}: {field}: {problem}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A field of the configuration that asks for something not supported.
+    #[error("{}: {field} = {value} is not supported; {instead}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Its value, as JSON.
+        value: String,
+        /// What is.
+        instead: String,
+    },
+    /// The weights' container is malformed.
+    #[error("{}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SafetensorsError,
+    },
+    /// A tensor that is wrong, missing, or not wanted.
+    #[error("{}: tensor {name}: {problem}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The weights hold no adapter at all.
+    #[error("{}: no LoRA tensors", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}

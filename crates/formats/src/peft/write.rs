@@ -1,0 +1,123 @@
+//! Writes an adapter folder, so that a reader never sees half of it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use super::read::check_pair;
+use super::{Adapter, CONFIG_FILE, Dtype, PeftError, WEIGHTS_FILE, tensor_name};
+use crate::safetensors::{self, Tensor};
+
+impl Adapter {
+    /// Writes the adapter as PEFT would, its weights rounded to `dtype` (nearest, ties to even).
+    ///
+    /// Each file is written under another name, flushed to the disk and renamed; `adapter_config.json` comes last, and an
+    /// old one that differs goes first, so that a crash never leaves a configuration beside weights of another.
+    ///
+    /// # Errors
+    /// [`PeftError`]: pairs that do not agree with the configuration, values that `dtype` cannot hold, or the system's.
+    pub fn write(&self, dir: &Path, dtype: Dtype, readme: &str) -> Result<(), PeftError> {
+        let config = self.config.to_json();
+        let weights = self.to_safetensors(dtype, &dir.join(WEIGHTS_FILE))?;
+
+        let error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PeftError::Io { path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(error(dir))?;
+        let config_path = dir.join(CONFIG_FILE);
+        if config_path.exists()
+            && std::fs::read(&config_path).map_err(error(&config_path))? != config.as_bytes()
+        {
+            std::fs::remove_file(&config_path).map_err(error(&config_path))?;
+            flush_folder(dir)?;
+        }
+        for (name, bytes) in [
+            ("README.md", readme.as_bytes()),
+            (WEIGHTS_FILE, &weights),
+            (CONFIG_FILE, config.as_bytes()),
+        ] {
+            let path = dir.join(name);
+            let hidden = dir.join(format!(".{name}.{}", std::process::id()));
+            let written = File::create(&hidden)
+                .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+                .and_then(|()| std::fs::rename(&hidden, &path));
+            if let Err(source) = written {
+                // Nothing more can be done about a leftover than to try.
+                let _ = std::fs::remove_file(&hidden);
+                return Err(PeftError::Io { path, source });
+            }
+            flush_folder(dir)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of `adapter_model.safetensors`; `path` names the file in messages.
+    ///
+    /// # Errors
+    /// [`PeftError`]: pairs that do not agree with the configuration, or values that `dtype` cannot hold.
+    pub fn to_safetensors(&self, dtype: Dtype, path: &Path) -> Result<Vec<u8>, PeftError> {
+        // What is written must be readable: the same parser decides about the configuration.
+        let parsed =
+            super::AdapterConfig::parse(self.config.to_json().as_bytes(), Path::new(CONFIG_FILE))?;
+        let matcher = parsed.matcher(Path::new(CONFIG_FILE))?;
+        if self.pairs.is_empty() {
+            return Err(PeftError::Empty {
+                path: path.to_owned(),
+            });
+        }
+        let mut tensors = BTreeMap::new();
+        for pair in &self.pairs {
+            let names = ['A', 'B'].map(|side| tensor_name(pair.layer, pair.module, side));
+            let [a_name, b_name] = &names;
+            check_pair(pair, &matcher, [a_name, b_name], path)?;
+            let shapes = [vec![pair.rank, pair.inputs], vec![pair.outputs, pair.rank]];
+            for ((name, values), shape) in names.into_iter().zip([&pair.a, &pair.b]).zip(shapes) {
+                let error = |problem: String| PeftError::Tensor {
+                    path: path.to_owned(),
+                    name: name.clone(),
+                    problem,
+                };
+                if let Some(value) = values
+                    .iter()
+                    .find(|value| !dtype.round(**value).is_finite())
+                {
+                    return Err(error(format!("{value} does not fit into {dtype}")));
+                }
+                if tensors.contains_key(&name) {
+                    return Err(error("the pair appears twice".to_owned()));
+                }
+                tensors.insert(
+                    name,
+                    Tensor {
+                        dtype,
+                        shape,
+                        values: values.clone(),
+                    },
+                );
+            }
+        }
+        let mut metadata = self.metadata.clone();
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        safetensors::write(&safetensors::File { metadata, tensors }).map_err(|source| {
+            PeftError::Safetensors {
+                path: path.to_owned(),
+                source,
+            }
+        })
+    }
+}
+
+/// Makes a rename last; only Unix can open a folder for that.
+fn flush_folder(dir: &Path) -> Result<(), PeftError> {
+    if cfg!(unix) {
+        File::open(dir)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| PeftError::Io {
+                path: dir.to_owned(),
+                source,
+            })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Safetensors: the float tensors of a file, widened to f32, and the way back.
+//!
+//! The container itself is parsed by the `safetensors` crate, which checks its offsets; limits, types and rounding are
+//! this module's. It knows no adapter: names mean nothing here.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use safetensors::SafeTensors;
+use serde_json::{Map, Value, json};
+
+/// The float types that adapters come in.
+#[allow(missing_docs, reason = "the names are the format's own")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::BF16 => 2,
+        }
+    }
+
+    /// The format's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::BF16 => "BF16",
+        }
+    }
+
+    /// The nearest value that the type holds (ties to even), widened again.
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Dtype::F32 => value,
+            Dtype::F16 => f16::from_f32(value).to_f32(),
+            Dtype::BF16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Dtype::F32 => values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+            Dtype::F16 => values
+                .iter()
+                .flat_map(|&value| f16::from_f32(value).to_le_bytes())
+                .collect(),
+            Dtype::BF16 => values
+                .iter()
+                .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
+                .collect(),
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        match self {
+            Dtype::F32 => bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&chunk| f32::from_le_bytes(chunk))
+                .collect(),
+            Dtype::F16 => pairs()
+                .map(|&chunk| f16::from_le_bytes(chunk).to_f32())
+                .collect(),
+            Dtype::BF16 => pairs()
+                .map(|&chunk| bf16::from_le_bytes(chunk).to_f32())
+                .collect(),
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name.to_ascii_lowercase().as_str() {
+            "f32" | "float32" => Ok(Dtype::F32),
+            "f16" | "float16" => Ok(Dtype::F16),
+            "bf16" | "bfloat16" => Ok(Dtype::BF16),
+            _ => Err(format!("unknown type {name:?}; known: f32, f16, bf16")),
+        }
+    }
+}
+
+/// A tensor in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// The type in the file.
+    pub dtype: Dtype,
+    /// Dimensions, the contiguous one last.
+    pub shape: Vec<usize>,
+    /// The values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// A file in memory.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct File {
+    /// The free strings of the header, `format` among them.
+    pub metadata: BTreeMap<String, String>,
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// A safetensors file that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SafetensorsError {
+    /// The container is malformed or truncated.
+    #[error("not a whole safetensors file: {0}")]
+    Malformed(#[from] safetensors::SafeTensorError),
+    /// A tensor of a type that is not read.
+    #[error("tensor {name:?}: type {dtype} is not read; F32, F16 and BF16 are")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// Values that are not as many as the shape says.
+    #[error("tensor {name:?}: shape {shape:?} does not hold {has} values")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its number of values.
+        has: usize,
+    },
+    /// More tensors than any adapter has.
+    #[error("{found} tensors; at most {MAX_TENSORS} are read")]
+    TooMany {
+        /// How many.
+        found: usize,
+    },
+}
+
+/// Most tensors that a file may have.
+const MAX_TENSORS: usize = 65_536;
+
+/// Reads all tensors of a file.
+///
+/// # Errors
+/// [`SafetensorsError`]: a malformed or truncated file, or a type that is not read, naming the tensor.
+pub fn read(bytes: &[u8]) -> Result<File, SafetensorsError> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let metadata = header
+        .metadata()
+        .as_ref()
+        .map(|map| map.clone().into_iter().collect())
+        .unwrap_or_default();
+    let parsed = SafeTensors::deserialize(bytes)?;
+    if parsed.len() > MAX_TENSORS {
+        return Err(SafetensorsError::TooMany {
+            found: parsed.len(),
+        });
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, view) in parsed.iter() {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::BF16,
+            other => {
+                return Err(SafetensorsError::Dtype {
+                    name: name.to_owned(),
+                    dtype: other.to_string(),
+                });
+            }
+        };
+        let tensor = Tensor {
+            dtype,
+            shape: view.shape().to_vec(),
+            values: dtype.decode(view.data()),
+        };
+        tensors.insert(name.to_owned(), tensor);
+    }
+    Ok(File { metadata, tensors })
+}
+
+/// The bytes of a file, each tensor in its `dtype`, rounded to nearest even. The same content gives the same bytes:
+/// header entries are sorted, which the `safetensors` crate does not promise for the metadata.
+///
+/// # Errors
+/// A tensor whose values are not as many as its shape says.
+pub fn write(file: &File) -> Result<Vec<u8>, SafetensorsError> {
+    let mut header = Map::new();
+    if !file.metadata.is_empty() {
+        header.insert("__metadata__".to_owned(), json!(file.metadata));
+    }
+    // Wider types first, so that every tensor is aligned to its own size.
+    let mut ordered: Vec<(&String, &Tensor)> = file.tensors.iter().collect();
+    ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.size()));
+    let mut data = Vec::new();
+    for (name, tensor) in ordered {
+        let needs = tensor
+            .shape
+            .iter()
+            .try_fold(1usize, |product, &dim| product.checked_mul(dim));
+        if needs != Some(tensor.values.len()) {
+            return Err(SafetensorsError::Shape {
+                name: name.clone(),
+                shape: tensor.shape.clone(),
+                has: tensor.values.len(),
+            });
+        }
+        let start = data.len();
+        data.extend(tensor.dtype.encode(&tensor.values));
+        let entry = json!({
+            "dtype": tensor.dtype.name(),
+            "shape": tensor.shape,
+            "data_offsets": [start, data.len()],
+        });
+        header.insert(name.clone(), entry);
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend(data);
+    Ok(bytes)
+}
