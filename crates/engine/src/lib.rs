@@ -1,1 +1,37 @@
-//! engine
+//! Continuous batching over token ids: many requests, each with its own blend of adapters, share every forward step.
+//!
+//! The engine knows no text, no JSON, no HTTP and no persona. It drives a [`Runner`] (the model) on its own thread,
+//! and is reached through a [`Handle`]:
+//!
+//! ```text
+//! Handle::submit -> channel -> step: drain, schedule, run, sample, emit -> the request's sink
+//! ```
+//!
+//! - [`runner`] and [`plan`]: what the engine asks of a model, as plain data
+//! - `step`: the loop; `scheduler`: who runs next; `sequence`: one request under way; `blocks`: the KV cache's blocks
+//! - [`sampling`] and `sampler`: the settings, and the draw
+//! - [`adapters`]: the pool of resident adapters, by content hash, with leases
+//! - [`event`], [`handle`], [`stats`], [`error`]: what callers see
+
+pub mod adapters;
+mod blocks;
+pub mod error;
+pub mod event;
+pub mod handle;
+pub mod plan;
+pub mod runner;
+mod sampler;
+pub mod sampling;
+mod scheduler;
+mod sequence;
+pub mod stats;
+mod step;
+
+pub use adapters::{AdapterId, AdapterInfo, Lease};
+pub use error::{ParseAdapterIdError, PoolError, StartError, SubmitError};
+pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
+pub use handle::{Engine, EngineConfig, Handle, Request, Stream, Ticket};
+pub use plan::{Batch, SequenceRows};
+pub use runner::{Limits, Runner};
+pub use sampling::{MAX_TOP_LOGPROBS, Sampling};
+pub use stats::Stats;

@@ -1,0 +1,137 @@
+//! What can go wrong, one variant for each thing that a caller can do something about.
+
+use thiserror::Error;
+
+use crate::adapters::AdapterId;
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum SubmitError {
+    /// The prompt has no tokens.
+    #[error("the prompt has no tokens; give at least one")]
+    EmptyPrompt,
+    /// The prompt alone leaves no room for an answer.
+    #[error(
+        "the prompt has {tokens} tokens, and the context holds {limit} with the answer; shorten the prompt"
+    )]
+    PromptTooLong {
+        /// Tokens in the prompt.
+        tokens: usize,
+        /// The context length.
+        limit: usize,
+    },
+    /// Prompt and answer together go past the context.
+    #[error(
+        "the prompt's {prompt} tokens and max_new_tokens {max_new_tokens} go past the context of {limit} tokens; \
+         ask for at most {} new tokens or shorten the prompt",
+        limit.saturating_sub(*prompt)
+    )]
+    PastContext {
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// The answer's limit, as asked for.
+        max_new_tokens: usize,
+        /// The context length.
+        limit: usize,
+    },
+    /// A token id is not in the vocabulary.
+    #[error(
+        "token {token} at position {position} of the prompt is not in the vocabulary (0 to {})",
+        vocab_size.saturating_sub(1)
+    )]
+    TokenOutOfRange {
+        /// Where in the prompt, from 0.
+        position: usize,
+        /// The id.
+        token: u32,
+        /// The vocabulary's size.
+        vocab_size: usize,
+    },
+    /// An adapter of the request is not resident (never inserted, removed, or evicted).
+    #[error("adapter {0} is not loaded; insert it and submit again")]
+    UnknownAdapter(AdapterId),
+    /// As many requests are running and waiting as the engine takes.
+    #[error("the queue is full: {limit} requests wait already; try again later")]
+    QueueFull {
+        /// How many may wait (`max_queue`).
+        limit: usize,
+    },
+    /// The KV cache could not hold this request even alone.
+    #[error(
+        "the request needs {needed} KV blocks at its longest and there are {blocks}; \
+         shorten it or give the KV cache more memory"
+    )]
+    TooLargeForMemory {
+        /// Blocks that prompt and answer may take.
+        needed: usize,
+        /// Blocks in all.
+        blocks: usize,
+    },
+    /// A setting is out of range.
+    #[error("{field} {message}")]
+    InvalidSampling {
+        /// The field's name, as in [`Request`](crate::Request) and [`Sampling`](crate::Sampling).
+        field: &'static str,
+        /// What it must be, and what it was.
+        message: String,
+    },
+    /// The engine has ended.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// Why the adapter pool said no.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PoolError {
+    /// This adapter alone is larger than the pool.
+    #[error(
+        "adapter {id} takes {bytes} bytes and the adapter memory is {limit}; give it more memory"
+    )]
+    TooLarge {
+        /// The adapter.
+        id: AdapterId,
+        /// Its bytes.
+        bytes: u64,
+        /// The pool's bytes.
+        limit: u64,
+    },
+    /// Requests hold so many adapters that eviction cannot make room.
+    #[error(
+        "adapter {id} takes {bytes} bytes; of the adapter memory of {limit}, requests under way hold {leased}; \
+         try again later or give it more memory"
+    )]
+    Full {
+        /// The adapter.
+        id: AdapterId,
+        /// Its bytes.
+        bytes: u64,
+        /// Bytes under lease.
+        leased: u64,
+        /// The pool's bytes.
+        limit: u64,
+    },
+    /// No such adapter.
+    #[error("adapter {0} is not loaded")]
+    Unknown(AdapterId),
+}
+
+/// Why the engine did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A field of [`EngineConfig`](crate::EngineConfig) or [`Limits`](crate::Limits) makes no sense.
+    #[error("{field} {message}")]
+    InvalidConfig {
+        /// The field's name.
+        field: &'static str,
+        /// What it must be, and what it was.
+        message: String,
+    },
+    /// The system gave no thread.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A text that is no adapter id.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("an adapter id is 64 hexadecimal digits (a sha256), not {0:?}")]
+pub struct ParseAdapterIdError(pub String);

@@ -1,0 +1,163 @@
+//! What a request gives back: tokens, then one end. Knows nothing of what the tokens mean.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// What a request's sink receives: any number of tokens, then exactly one [`Event::Finished`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The next token of the completion.
+    Token(Token),
+    /// The end; nothing follows.
+    Finished(Finished),
+}
+
+/// One sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Its natural log-probability under the model itself (before penalties, temperature and truncation), if the request
+    /// asked for log-probabilities.
+    pub logprob: Option<f32>,
+    /// The most probable tokens with their log-probabilities, falling; as many as the request asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// How a request ended, and what it took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// How long its parts took.
+    pub timings: Timings,
+    /// Tokens in the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that were sampled. A stop token that ended the request is counted, as it cost a step like any other, though
+    /// no [`Event::Token`] shows it: `completion_tokens` is then one more than the tokens received.
+    pub completion_tokens: usize,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model sampled one of the request's stop tokens.
+    Stop,
+    /// `max_new_tokens` were sampled.
+    Length,
+    /// The ticket was dropped, the sink said [`Flow::Stop`], or the engine was shut down.
+    Cancelled,
+    /// The model failed in a step of this request; other requests go on.
+    Error(String),
+}
+
+/// A request's times, all counted from its submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timings {
+    /// Until the scheduler first took it up (or it ended waiting).
+    pub queue: Duration,
+    /// Until its first token was sampled, if one was.
+    pub first_token: Option<Duration>,
+    /// Until its end.
+    pub total: Duration,
+}
+
+/// Whether a request goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// More, please.
+    Continue,
+    /// Enough: the request ends as [`FinishReason::Cancelled`].
+    Stop,
+}
+
+/// Receives the events of one request, on the engine's thread: it must hand them on and return, never wait. A sink that
+/// panics is not called again and its request ends.
+pub type Sink = Box<dyn FnMut(Event) -> Flow + Send>;
+
+/// A request's way out: its sink, and the account that [`Finished`] gives. Dropped without an end, it ends the request as
+/// cancelled, so no caller waits forever.
+pub(crate) struct Outlet {
+    sink: Option<Sink>,
+    submitted: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+}
+
+impl Outlet {
+    pub fn new(sink: Sink, prompt_tokens: usize) -> Self {
+        Outlet {
+            sink: Some(sink),
+            submitted: Instant::now(),
+            started: None,
+            first_token: None,
+            prompt_tokens,
+            completion_tokens: 0,
+        }
+    }
+
+    /// Notes that the scheduler took the request up; only the first time counts.
+    pub fn start(&mut self) {
+        self.started.get_or_insert_with(Instant::now);
+    }
+
+    /// Counts one sampled token, shown or not.
+    pub fn count(&mut self) {
+        self.first_token.get_or_insert_with(Instant::now);
+        self.completion_tokens += 1;
+    }
+
+    pub fn completion_tokens(&self) -> usize {
+        self.completion_tokens
+    }
+
+    pub fn token(&mut self, token: Token) -> Flow {
+        self.send(Event::Token(token))
+    }
+
+    /// Ends the request.
+    pub fn finish(mut self, reason: FinishReason) {
+        self.send_finished(reason);
+    }
+
+    /// Forgets the sink: a request that was never taken gets no events.
+    pub fn silence(&mut self) {
+        self.sink = None;
+    }
+
+    fn send_finished(&mut self, reason: FinishReason) {
+        let now = Instant::now();
+        let finished = Finished {
+            reason,
+            timings: Timings {
+                queue: self.started.unwrap_or(now) - self.submitted,
+                first_token: self.first_token.map(|at| at - self.submitted),
+                total: now - self.submitted,
+            },
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+        };
+        self.send(Event::Finished(finished));
+        self.sink = None;
+    }
+
+    fn send(&mut self, event: Event) -> Flow {
+        let Some(sink) = &mut self.sink else {
+            return Flow::Stop;
+        };
+        catch_unwind(AssertUnwindSafe(|| sink(event))).unwrap_or_else(|_| {
+            self.sink = None;
+            Flow::Stop
+        })
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        if self.sink.is_some() {
+            self.send_finished(FinishReason::Cancelled);
+        }
+    }
+}

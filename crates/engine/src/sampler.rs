@@ -1,0 +1,425 @@
+//! Draws one token from one row of logits. Knows no batch and no other row: a draw depends on the row, the settings, the
+//! tokens so far, the seed and the position, and on nothing else.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use crate::event::Token;
+use crate::sampling::Sampling;
+
+/// A row of logits that is no distribution: it holds a NaN or +inf, or nothing above -inf.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotADistribution;
+
+/// The tokens that penalties look at. Kept only for requests that have penalties.
+pub(crate) struct History {
+    /// How often the completion holds a token; 0 for one that only the prompt holds.
+    seen: Option<HashMap<u32, u32>>,
+}
+
+impl History {
+    pub fn new(sampling: &Sampling, prompt: &[u32]) -> Self {
+        let seen = sampling
+            .has_penalties()
+            .then(|| prompt.iter().map(|token| (*token, 0)).collect());
+        History { seen }
+    }
+
+    pub fn push(&mut self, token: u32) {
+        if let Some(seen) = &mut self.seen {
+            *seen.entry(token).or_insert(0) += 1;
+        }
+    }
+}
+
+/// Where and how to draw.
+pub(crate) struct Draw<'a> {
+    pub sampling: &'a Sampling,
+    pub seed: u64,
+    /// The position that the new token takes in its sequence.
+    pub position: usize,
+    pub history: &'a History,
+    /// How many alternatives to report; `None`: no log-probabilities at all.
+    pub top_logprobs: Option<u8>,
+}
+
+/// The draw, with its working memory.
+#[derive(Default)]
+pub(crate) struct Sampler {
+    penalised: Vec<f32>,
+    weights: Vec<f32>,
+    ids: Vec<u32>,
+}
+
+impl Sampler {
+    /// Draws from `logits`, one number for each token of the vocabulary.
+    pub fn draw(&mut self, logits: &[f32], draw: &Draw<'_>) -> Result<Token, NotADistribution> {
+        check(logits)?;
+        let id = match &draw.history.seen {
+            Some(seen) => {
+                let mut penalised = std::mem::take(&mut self.penalised);
+                penalised.clear();
+                penalised.extend_from_slice(logits);
+                penalise(&mut penalised, seen, draw.sampling);
+                let id = self.pick(&penalised, draw);
+                self.penalised = penalised;
+                id
+            }
+            None => self.pick(logits, draw),
+        };
+        let mut token = Token {
+            id,
+            logprob: None,
+            top: Vec::new(),
+        };
+        if let Some(count) = draw.top_logprobs {
+            let norm = log_sum_exp(logits);
+            let logprob = |id: u32| (f64::from(logits[id as usize]) - norm) as f32;
+            token.logprob = Some(logprob(id));
+            self.all_ids(logits.len());
+            let top = most_probable(&mut self.ids, logits, usize::from(count));
+            token.top = top.iter().map(|id| (*id, logprob(*id))).collect();
+        }
+        Ok(token)
+    }
+
+    fn pick(&mut self, logits: &[f32], draw: &Draw<'_>) -> u32 {
+        let best = argmax(logits);
+        if draw.sampling.temperature == 0.0 {
+            return best;
+        }
+        let max = logits[best as usize];
+        let temperature = draw.sampling.temperature;
+        self.weights.clear();
+        self.weights
+            .extend(logits.iter().map(|l| ((l - max) / temperature).exp()));
+        let kept = self.truncate(logits, draw.sampling);
+        draw_from(
+            &self.ids[..kept],
+            &self.weights,
+            uniform(draw.seed, draw.position as u64),
+        )
+    }
+
+    /// Leaves the tokens to draw from at the front of `ids`, and returns how many.
+    fn truncate(&mut self, logits: &[f32], sampling: &Sampling) -> usize {
+        self.all_ids(logits.len());
+        let weight = |id: &u32| self.weights[*id as usize];
+        if sampling.top_k > 0 && sampling.top_k < self.ids.len() {
+            most_probable(&mut self.ids, logits, sampling.top_k);
+            self.ids.truncate(sampling.top_k);
+        }
+        let total: f64 = self.ids.iter().map(|id| f64::from(weight(id))).sum();
+        if sampling.min_p > 0.0 {
+            // The best token weighs 1. What goes here is the tail of what top_p sees, so the order of the two is free.
+            self.ids.retain(|id| weight(id) >= sampling.min_p);
+        }
+        if sampling.top_p >= 1.0 {
+            return self.ids.len();
+        }
+        // Few tokens carry most of the probability, so sort a few and take more only if they do not reach.
+        let enough = total * f64::from(sampling.top_p);
+        let mut sorted = 64;
+        loop {
+            let candidates = most_probable(&mut self.ids, logits, sorted);
+            let mut sum = 0.0;
+            for (index, id) in candidates.iter().enumerate() {
+                sum += f64::from(weight(id));
+                if sum >= enough {
+                    return index + 1;
+                }
+            }
+            if candidates.len() == self.ids.len() {
+                return self.ids.len();
+            }
+            sorted *= 8;
+        }
+    }
+
+    fn all_ids(&mut self, vocab_size: usize) {
+        self.ids.clear();
+        self.ids.extend(0..vocab_size as u32);
+    }
+}
+
+/// Accepts logits that are numbers or -inf, with one number at least.
+fn check(logits: &[f32]) -> Result<(), NotADistribution> {
+    let mut wrong = false;
+    let mut any = false;
+    for &logit in logits {
+        wrong |= logit.is_nan() | (logit == f32::INFINITY);
+        any |= logit > f32::NEG_INFINITY;
+    }
+    if any && !wrong {
+        Ok(())
+    } else {
+        Err(NotADistribution)
+    }
+}
+
+fn penalise(logits: &mut [f32], seen: &HashMap<u32, u32>, sampling: &Sampling) {
+    for (&id, &times) in seen {
+        let logit = &mut logits[id as usize];
+        if *logit == f32::NEG_INFINITY {
+            continue;
+        }
+        if *logit > 0.0 {
+            *logit /= sampling.repetition_penalty;
+        } else {
+            *logit *= sampling.repetition_penalty;
+        }
+        *logit -= sampling.frequency_penalty * times as f32;
+        if times > 0 {
+            *logit -= sampling.presence_penalty;
+        }
+        // However large the logit was, it stays a number.
+        *logit = logit.clamp(f32::MIN, f32::MAX);
+    }
+}
+
+/// The largest logit's id, the lowest of equals.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// Moves the `count` most probable tokens to the front of `ids`, falling, the lower id first of equals.
+fn most_probable<'a>(ids: &'a mut [u32], logits: &[f32], count: usize) -> &'a [u32] {
+    let order = |a: &u32, b: &u32| -> Ordering {
+        let (la, lb) = (logits[*a as usize], logits[*b as usize]);
+        lb.partial_cmp(&la)
+            .unwrap_or(Ordering::Equal)
+            .then(a.cmp(b))
+    };
+    let count = count.min(ids.len());
+    if count == 0 {
+        return &[];
+    }
+    if count < ids.len() {
+        ids.select_nth_unstable_by(count - 1, order);
+    }
+    ids[..count].sort_unstable_by(order);
+    &ids[..count]
+}
+
+/// Draws by inverting the cumulated weights at `at` (0 to 1, 1 excluded).
+fn draw_from(ids: &[u32], weights: &[f32], at: f64) -> u32 {
+    let weight = |id: &u32| f64::from(weights[*id as usize]);
+    let target = at * ids.iter().map(weight).sum::<f64>();
+    let mut sum = 0.0;
+    let mut last = ids[0];
+    for id in ids {
+        if weight(id) > 0.0 {
+            sum += weight(id);
+            last = *id;
+            if sum > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = f64::from(logits[argmax(logits) as usize]);
+    let sum: f64 = logits.iter().map(|l| (f64::from(*l) - max).exp()).sum();
+    max + sum.ln()
+}
+
+/// A number from 0 to 1 (1 excluded), a pure function of seed and position: no state that a preemption could lose or a
+/// neighbour could advance (counter-based generation, Salmon et al. 2011; the mixing is SplitMix64's).
+fn uniform(seed: u64, position: u64) -> f64 {
+    let bits = mix(mix(seed) ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn mix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(sampling: &Sampling, seed: u64, position: usize, logits: &[f32]) -> u32 {
+        let history = History::new(&Sampling::greedy(), &[]);
+        let draw = Draw {
+            sampling,
+            seed,
+            position,
+            history: &history,
+            top_logprobs: None,
+        };
+        Sampler::default().draw(logits, &draw).unwrap().id
+    }
+
+    /// The slow, obvious draw: sort everything, cut one rule after the other.
+    fn reference(sampling: &Sampling, seed: u64, position: usize, logits: &[f32]) -> u32 {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = logits
+            .iter()
+            .map(|l| ((l - max) / sampling.temperature).exp())
+            .collect();
+        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        ids.sort_by(|a, b| logits[*b].partial_cmp(&logits[*a]).unwrap().then(a.cmp(b)));
+        if sampling.top_k > 0 {
+            ids.truncate(sampling.top_k);
+        }
+        let total: f64 = ids.iter().map(|id| f64::from(weights[*id])).sum();
+        let mut kept = Vec::new();
+        let mut sum = 0.0;
+        for id in ids {
+            // 1e-9: the fast sum runs in another order.
+            if sum >= total * f64::from(sampling.top_p) - 1e-9 && sampling.top_p < 1.0 {
+                break;
+            }
+            sum += f64::from(weights[id]);
+            if weights[id] >= sampling.min_p {
+                kept.push(id);
+            }
+        }
+        if sampling.top_p >= 1.0 && !(1..logits.len()).contains(&sampling.top_k) {
+            kept.sort_unstable();
+        }
+        let target = uniform(seed, position as u64)
+            * kept.iter().map(|id| f64::from(weights[*id])).sum::<f64>();
+        let mut sum = 0.0;
+        for id in &kept {
+            sum += f64::from(weights[*id]);
+            if sum > target {
+                return *id as u32;
+            }
+        }
+        *kept.last().unwrap() as u32
+    }
+
+    fn random_logits(seed: u64, vocab: usize) -> Vec<f32> {
+        (0..vocab as u64)
+            .map(|i| (uniform(seed, i) * 12.0 - 6.0) as f32)
+            .collect()
+    }
+
+    #[test]
+    fn every_mix_of_settings_draws_as_the_reference_does() {
+        for round in 0..3000u64 {
+            let pick = |n: u64, of: u64| mix(round * 31 + n) % of;
+            let sampling = Sampling {
+                temperature: [0.3, 0.7, 1.0, 2.0][pick(1, 4) as usize],
+                top_k: [0, 1, 5, 50, 5000][pick(2, 5) as usize],
+                top_p: [1.0, 0.9, 0.5, 0.99, 0.01][pick(3, 5) as usize],
+                min_p: [0.0, 0.05, 0.5, 1.0][pick(4, 4) as usize],
+                ..Sampling::default()
+            };
+            let mut logits = random_logits(round, 1 + pick(5, 700) as usize);
+            if pick(6, 3) == 0 {
+                logits.iter_mut().for_each(|l| *l = l.round());
+            }
+            let expected = reference(&sampling, round, 7, &logits);
+            assert_eq!(
+                plain(&sampling, round, 7, &logits),
+                expected,
+                "{sampling:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equals() {
+        let logits = [1.0, f32::NEG_INFINITY, 3.0, -0.5, 3.0];
+        assert_eq!(plain(&Sampling::greedy(), 1, 1, &logits), 2);
+        assert_eq!(plain(&Sampling::greedy(), 1, 1, &[-0.0, 0.0]), 0);
+    }
+
+    #[test]
+    fn draws_follow_the_distribution_and_depend_on_seed_and_position_alone() {
+        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln(), f32::NEG_INFINITY];
+        let mut counts = [0; 4];
+        for position in 0..20_000 {
+            let id = plain(&Sampling::default(), 42, position, &logits);
+            assert_eq!(id, plain(&Sampling::default(), 42, position, &logits));
+            counts[id as usize] += 1;
+        }
+        for (count, expected) in counts.iter().zip([10_000, 6_000, 4_000, 0i32]) {
+            assert!((count - expected).abs() < 300, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn penalties_weigh_what_was_seen() {
+        let sampling = Sampling {
+            repetition_penalty: 2.0,
+            frequency_penalty: 0.5,
+            presence_penalty: 0.25,
+            ..Sampling::greedy()
+        };
+        let mut history = History::new(&sampling, &[0, 1]);
+        history.push(2);
+        history.push(2);
+        history.push(1);
+        let mut logits = [4.0, -1.0, 4.0, 4.0];
+        penalise(&mut logits, history.seen.as_ref().unwrap(), &sampling);
+        assert_eq!(logits, [2.0, -2.75, 0.75, 4.0]);
+    }
+
+    #[test]
+    fn log_probabilities_are_the_models_own_and_sorted() {
+        let sampling = Sampling {
+            repetition_penalty: 10.0,
+            ..Sampling::greedy()
+        };
+        let history = History::new(&sampling, &[1]);
+        let draw = Draw {
+            sampling: &sampling,
+            seed: 0,
+            position: 0,
+            history: &history,
+            top_logprobs: Some(3),
+        };
+        let logits = [0.25f32.ln(), 0.5f32.ln(), 0.125f32.ln(), 0.125f32.ln()];
+        // The penalty divides positive logits and multiplies negative ones: token 1 falls behind token 0.
+        let token = Sampler::default().draw(&logits, &draw).unwrap();
+        assert_eq!(token.id, 0);
+        assert!((token.logprob.unwrap() - 0.25f32.ln()).abs() < 1e-6);
+        let ids: Vec<u32> = token.top.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [1, 0, 2]);
+        assert!((token.top[0].1 - 0.5f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_is_no_distribution_is_refused_and_extremes_are_not() {
+        let history = History::new(&Sampling::default(), &[]);
+        let sampling = Sampling {
+            temperature: 1e-30,
+            top_p: 1e-30,
+            min_p: 1e-30,
+            ..Sampling::default()
+        };
+        let draw = Draw {
+            sampling: &sampling,
+            seed: 3,
+            position: 9,
+            history: &history,
+            top_logprobs: Some(20),
+        };
+        for wrong in [
+            [f32::NAN, 0.0],
+            [0.0, f32::INFINITY],
+            [f32::NEG_INFINITY; 2],
+        ] {
+            assert_eq!(
+                Sampler::default().draw(&wrong, &draw),
+                Err(NotADistribution)
+            );
+        }
+        let token = Sampler::default().draw(&[-3e38, 3e38], &draw).unwrap();
+        assert_eq!((token.id, token.top.len()), (1, 2));
+    }
+}

@@ -1,0 +1,109 @@
+//! One request under way: its tokens, how far the model has computed them, and what it holds meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::adapters::Lease;
+use crate::blocks::BlockTable;
+use crate::event::Outlet;
+use crate::sampler::{Draw, History};
+use crate::sampling::Sampling;
+
+/// The order in which requests came; the lower is the older, and goes first.
+pub(crate) type Arrival = u64;
+
+/// A request between its submission and its end. What it holds it gives back when dropped, blocks, leases and place
+/// before the outlet says that it ended: who hears of the end may count on what it freed.
+///
+/// ```text
+/// tokens    [ prompt ............... | completion ... ]
+/// computed  ^------------------^                          keys and values lie in `blocks`
+///                               `- pending -------------'  to run; one left: a decode, more: a prefill
+/// ```
+pub(crate) struct Sequence<A> {
+    pub tokens: Vec<u32>,
+    /// Tokens whose keys and values are written. A preemption sets it to 0.
+    pub computed: usize,
+    pub blocks: BlockTable,
+    pub adapters: Vec<(Lease<A>, f32)>,
+    pub choice: Choice,
+    pub cancelled: Arc<AtomicBool>,
+    #[expect(dead_code, reason = "held for its Drop")]
+    pub place: Place,
+    pub outlet: Outlet,
+}
+
+/// How a sequence picks its tokens and when it has enough.
+pub(crate) struct Choice {
+    pub sampling: Sampling,
+    pub seed: u64,
+    pub history: History,
+    pub top_logprobs: Option<u8>,
+    pub stop_tokens: Vec<u32>,
+    pub max_new_tokens: usize,
+}
+
+impl<A> Sequence<A> {
+    /// Tokens that the model has yet to run before the next one can be sampled; 1 at least.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether the pending tokens are more than the latest one.
+    pub fn in_prefill(&self) -> bool {
+        self.pending() > 1
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Gives its blocks up; what they held is computed again later.
+    pub fn preempt(&mut self) {
+        self.blocks.release();
+        self.computed = 0;
+    }
+
+    /// The draw of the next token.
+    pub fn draw(&self) -> Draw<'_> {
+        Draw {
+            sampling: &self.choice.sampling,
+            seed: self.choice.seed,
+            position: self.tokens.len(),
+            history: &self.choice.history,
+            top_logprobs: self.choice.top_logprobs,
+        }
+    }
+
+    /// Appends a sampled token.
+    pub fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.choice.history.push(token);
+    }
+
+    /// Gives everything back and leaves the way out.
+    pub fn release(self) -> Outlet {
+        self.outlet
+    }
+}
+
+/// A place among the requests that the engine takes, given back when dropped.
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// Takes a place if fewer than `limit` are taken.
+    pub fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Place> {
+        taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n < limit).then_some(n + 1)
+            })
+            .ok()
+            .map(|_| Place(Arc::clone(taken)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,66 @@
+//! Numbers for people and metrics: what the engine holds now, and what it has done since it started.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::event::FinishReason;
+
+/// A snapshot, taken at a step boundary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests waiting to be taken up, preempted ones included.
+    pub waiting: usize,
+    /// Requests with KV blocks, in prefill or decode.
+    pub running: usize,
+    /// KV blocks in all.
+    pub blocks: usize,
+    /// KV blocks that nobody holds.
+    pub free_blocks: usize,
+    /// Adapters in the pool, removed ones that are still leased included.
+    pub adapters: usize,
+    /// Bytes of those.
+    pub adapter_bytes: u64,
+    /// Bytes that the pool may take.
+    pub adapter_limit: u64,
+    /// Steps that the model ran, failed ones included.
+    pub steps: u64,
+    /// Rows that the model ran.
+    pub rows: u64,
+    /// Rows that came in chunks of more than one: prompts, and what is computed again after a preemption.
+    pub prefill_rows: u64,
+    /// Tokens sampled.
+    pub sampled_tokens: u64,
+    /// Times that a running request gave its blocks up to an older one, to be recomputed later.
+    pub preemptions: u64,
+    /// Time spent in the model.
+    pub model_time: Duration,
+    /// Requests that ended on a stop token.
+    pub finished_stop: u64,
+    /// Requests that ended at `max_new_tokens`.
+    pub finished_length: u64,
+    /// Requests that were cancelled.
+    pub finished_cancelled: u64,
+    /// Requests that the model failed.
+    pub finished_error: u64,
+}
+
+impl Stats {
+    pub(crate) fn count_finished(&mut self, reason: &FinishReason) {
+        *match reason {
+            FinishReason::Stop => &mut self.finished_stop,
+            FinishReason::Length => &mut self.finished_length,
+            FinishReason::Cancelled => &mut self.finished_cancelled,
+            FinishReason::Error(_) => &mut self.finished_error,
+        } += 1;
+    }
+}
+
+/// Where the engine's thread writes its numbers and handles read them.
+#[derive(Default)]
+pub(crate) struct Board(Mutex<Stats>);
+
+impl Board {
+    pub fn lock(&self) -> MutexGuard<'_, Stats> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

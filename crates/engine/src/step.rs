@@ -1,0 +1,225 @@
+//! The engine's main loop, on its own thread: drain, schedule, run, sample, emit. Knows the model as a [`Runner`] and its
+//! callers as a channel of commands and one outlet for each request.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use crate::adapters::AdapterPool;
+use crate::event::{FinishReason, Flow, Token};
+use crate::plan::{Batch, Part, Plan};
+use crate::runner::{Limits, Runner};
+use crate::sampler::Sampler;
+use crate::scheduler::Scheduler;
+use crate::sequence::{Arrival, Sequence};
+use crate::stats::Board;
+
+/// What handles ask of the engine's thread.
+pub(crate) enum Command<A> {
+    Submit(Box<Sequence<A>>),
+    /// Look at `stop`.
+    Wake,
+}
+
+/// Everything that the engine's thread owns.
+pub(crate) struct EngineLoop<R: Runner> {
+    pub runner: R,
+    pub limits: Limits,
+    pub scheduler: Scheduler<R::Adapter>,
+    pub commands: Receiver<Command<R::Adapter>>,
+    pub stop: Arc<AtomicBool>,
+    pub pool: AdapterPool<R::Adapter>,
+    pub board: Arc<Board>,
+    pub sampler: Sampler,
+    pub logits: Vec<f32>,
+}
+
+/// A sequence's next token, or why there is none.
+type Draws = Vec<(Arrival, Result<Token, String>)>;
+
+impl<R: Runner> EngineLoop<R> {
+    /// Steps until it is told to stop or no handle is left; then ends what is under way as cancelled.
+    pub fn run(mut self) {
+        while self.drain() {
+            self.drop_cancelled();
+            let plan = self.schedule();
+            let outcome = self.forward(&plan.batch);
+            let draws = self.sample(plan, outcome);
+            self.emit(draws);
+        }
+        self.cancel_all();
+    }
+
+    /// Takes in what handles sent; waits for something to do if there is nothing. False: the end.
+    fn drain(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.commands.recv() {
+                Ok(command) => self.take_in(command),
+                Err(RecvError) => return false,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.take_in(command),
+                Err(TryRecvError::Empty) => return !self.stop.load(Ordering::Acquire),
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn take_in(&mut self, command: Command<R::Adapter>) {
+        match command {
+            Command::Submit(sequence) => self.scheduler.enqueue(*sequence),
+            Command::Wake => {}
+        }
+    }
+
+    fn drop_cancelled(&mut self) {
+        for sequence in self.scheduler.take_cancelled() {
+            self.finish(sequence, FinishReason::Cancelled);
+        }
+    }
+
+    fn schedule(&mut self) -> Plan<R::Adapter> {
+        let plan = self.scheduler.plan();
+        debug_assert!(
+            plan.batch.rows() > 0 || self.scheduler.is_idle(),
+            "a plan without rows"
+        );
+        self.publish();
+        plan
+    }
+
+    /// Runs the batch. A panic of the model is an error like any other.
+    fn forward(&mut self, batch: &Batch<R::Adapter>) -> Result<(), String> {
+        if batch.rows() == 0 {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let run = AssertUnwindSafe(|| self.runner.run(batch, &mut self.logits));
+        let outcome = catch_unwind(run).unwrap_or_else(|panic| Err(panic_message(&*panic)));
+        self.count_step(batch, started.elapsed());
+        outcome?;
+        let expected = batch.logit_rows.len() * self.limits.vocab_size;
+        if self.logits.len() == expected {
+            return Ok(());
+        }
+        let got = self.logits.len();
+        Err(format!("the model gave {got} logits instead of {expected}"))
+    }
+
+    /// Draws a token for every sequence that reached its last one. If the step failed, it failed for all of its sequences.
+    fn sample(&mut self, plan: Plan<R::Adapter>, outcome: Result<(), String>) -> Draws {
+        let Plan { parts, .. } = plan;
+        match outcome {
+            Ok(()) => parts
+                .iter()
+                .filter_map(|part| self.advance(part).map(|draw| (part.sequence, draw)))
+                .collect(),
+            Err(message) => parts
+                .iter()
+                .map(|part| (part.sequence, Err(message.clone())))
+                .collect(),
+        }
+    }
+
+    /// Notes the rows that ran, and draws if they were the last.
+    fn advance(&mut self, part: &Part) -> Option<Result<Token, String>> {
+        let sequence = self.scheduler.get(part.sequence)?;
+        sequence.computed += part.rows;
+        let first = part.logits? * self.limits.vocab_size;
+        let row = &self.logits[first..first + self.limits.vocab_size];
+        let draw = self.sampler.draw(row, &sequence.draw());
+        Some(draw.map_err(|_| {
+            let position = sequence.tokens.len();
+            format!("the model's logits for position {position} are not numbers")
+        }))
+    }
+
+    /// Hands tokens to their sinks, and ends what is at its end.
+    fn emit(&mut self, draws: Draws) {
+        self.board.lock().sampled_tokens += draws.iter().filter(|(_, d)| d.is_ok()).count() as u64;
+        for (arrival, draw) in draws {
+            let Some(sequence) = self.scheduler.get(arrival) else {
+                continue;
+            };
+            let end = match draw {
+                Ok(token) => deliver(sequence, token),
+                Err(message) => Some(FinishReason::Error(message)),
+            };
+            if let Some(reason) = end
+                && let Some(sequence) = self.scheduler.take(arrival)
+            {
+                self.finish(sequence, reason);
+            }
+        }
+    }
+
+    /// Gives back what a sequence held, counts its end, and only then tells its caller.
+    fn finish(&mut self, sequence: Sequence<R::Adapter>, reason: FinishReason) {
+        let outlet = sequence.release();
+        self.publish();
+        self.board.lock().count_finished(&reason);
+        outlet.finish(reason);
+    }
+
+    fn cancel_all(&mut self) {
+        // From here on a submit fails, or its sequence ends as cancelled when the channel is dropped.
+        self.stop.store(true, Ordering::Release);
+        while let Ok(command) = self.commands.try_recv() {
+            self.take_in(command);
+        }
+        for sequence in self.scheduler.take_all() {
+            self.finish(sequence, FinishReason::Cancelled);
+        }
+    }
+
+    fn count_step(&self, batch: &Batch<R::Adapter>, took: Duration) {
+        let mut stats = self.board.lock();
+        stats.steps += 1;
+        stats.rows += batch.rows() as u64;
+        let prefills = batch.sequences.iter().filter(|part| part.rows > 1);
+        stats.prefill_rows += prefills.map(|part| part.rows as u64).sum::<u64>();
+        stats.model_time += took;
+    }
+
+    pub fn publish(&self) {
+        let (adapters, adapter_bytes, adapter_limit) = self.pool.residency();
+        let mut stats = self.board.lock();
+        stats.running = self.scheduler.running();
+        stats.waiting = self.scheduler.waiting();
+        stats.blocks = self.scheduler.blocks().blocks();
+        stats.free_blocks = self.scheduler.blocks().free();
+        stats.preemptions = self.scheduler.preemptions();
+        (stats.adapters, stats.adapter_bytes) = (adapters, adapter_bytes);
+        stats.adapter_limit = adapter_limit;
+    }
+}
+
+/// Gives one token to its sequence and its sink. Some: that was the last.
+fn deliver<A>(sequence: &mut Sequence<A>, token: Token) -> Option<FinishReason> {
+    sequence.outlet.count();
+    if sequence.choice.stop_tokens.contains(&token.id) {
+        return Some(FinishReason::Stop);
+    }
+    sequence.push(token.id);
+    if sequence.outlet.token(token) == Flow::Stop {
+        return Some(FinishReason::Cancelled);
+    }
+    let full = sequence.outlet.completion_tokens() >= sequence.choice.max_new_tokens;
+    full.then_some(FinishReason::Length)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    format!(
+        "the model panicked: {}",
+        text.as_deref().unwrap_or("no message")
+    )
+}

@@ -1,0 +1,290 @@
+//! Ends of all kinds: stop tokens, cancellation, a failing model, a failing sink, the end of the engine.
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+
+use engine::{EngineConfig, Event, FinishReason, Flow, Request, Sampling, Sink, SubmitError};
+use testkit::{FakeModel, Fault};
+
+use crate::scene::{assert_at_rest, collect, greedy, limits, settled, start, tone};
+
+#[test]
+fn a_stop_token_ends_the_request_is_counted_and_not_shown() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let all = collect(handle.stream(greedy(vec![3, 4], 30)).unwrap());
+    assert_eq!(all.finished.reason, FinishReason::Length);
+    assert_eq!(all.finished.completion_tokens, 30);
+    let stop = all.ids()[9];
+    let first = all.ids().iter().position(|id| *id == stop).unwrap();
+    let request = Request {
+        stop_tokens: vec![60, stop],
+        ..greedy(vec![3, 4], 30)
+    };
+    let stopped = collect(handle.stream(request).unwrap());
+    assert_eq!(stopped.ids(), all.ids()[..first]);
+    assert_eq!(stopped.finished.reason, FinishReason::Stop);
+    assert_eq!(stopped.finished.completion_tokens, first + 1);
+    assert_eq!(stopped.finished.prompt_tokens, 2);
+    let timings = stopped.finished.timings;
+    assert!(timings.queue <= timings.first_token.unwrap());
+    assert!(timings.first_token.unwrap() <= timings.total);
+}
+
+#[test]
+fn log_probabilities_come_on_request() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let ask = |top_logprobs| {
+        let request = Request {
+            top_logprobs,
+            ..greedy(vec![5], 4)
+        };
+        collect(handle.stream(request).unwrap()).tokens
+    };
+    for token in ask(None) {
+        assert!(token.logprob.is_none() && token.top.is_empty());
+    }
+    for token in ask(Some(0)) {
+        assert!(token.logprob.is_some_and(|p| p < 0.0) && token.top.is_empty());
+    }
+    for token in ask(Some(20)) {
+        assert_eq!(token.top.len(), 20);
+        // Greedy: the token is the most probable one.
+        assert_eq!(token.top[0], (token.id, token.logprob.unwrap()));
+        assert!(token.top.is_sorted_by(|a, b| a.1 >= b.1));
+    }
+}
+
+#[test]
+fn a_dropped_ticket_cancels_running_and_waiting_requests() {
+    let model = FakeModel::new(limits(100));
+    let seen = model.seen();
+    let (model, gate) = model.gated();
+    let config = EngineConfig {
+        max_batch: 1,
+        ..EngineConfig::default()
+    };
+    let handle = start(model, config);
+    let ends: Arc<Mutex<Vec<(u32, Event)>>> = Arc::default();
+    let submit = |name: u32| {
+        let ends = Arc::clone(&ends);
+        let sink: Sink = Box::new(move |event| {
+            if matches!(event, Event::Finished(_)) {
+                ends.lock().unwrap().push((name, event));
+            }
+            Flow::Continue
+        });
+        handle.submit(greedy(vec![name], 100), sink).unwrap()
+    };
+    let running = submit(1);
+    gate.wait_for(1);
+    let waiting = submit(2);
+    let cancelled = submit(3);
+    drop(waiting);
+    cancelled.cancel();
+    drop(running);
+    gate.open();
+    assert_at_rest(&handle);
+    let ends = ends.lock().unwrap();
+    let mut names: Vec<_> = ends.iter().map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    assert_eq!(names, [1, 2, 3], "each ends exactly once");
+    for (_, event) in ends.iter() {
+        assert!(
+            matches!(event, Event::Finished(f) if f.reason == FinishReason::Cancelled),
+            "{event:?}"
+        );
+    }
+    assert_eq!(
+        seen.lock().unwrap().len(),
+        1,
+        "who waited never cost a step"
+    );
+}
+
+#[test]
+fn a_detached_ticket_lets_the_request_run() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let (sender, events) = channel();
+    let sink: Sink = Box::new(move |event| {
+        sender.send(event).unwrap();
+        Flow::Continue
+    });
+    handle.submit(greedy(vec![1], 50), sink).unwrap().detach();
+    assert_eq!(events.iter().count(), 51);
+}
+
+#[test]
+fn a_sink_that_has_enough_or_panics_ends_its_request_alone() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let events: Arc<Mutex<Vec<Event>>> = Arc::default();
+    let kept = Arc::clone(&events);
+    let enough: Sink = Box::new(move |event| {
+        let mut kept = kept.lock().unwrap();
+        kept.push(event);
+        if kept.len() < 5 {
+            Flow::Continue
+        } else {
+            Flow::Stop
+        }
+    });
+    let panics: Sink = Box::new(|_| panic!("a sink that panics"));
+    let other = handle.stream(greedy(vec![9], 60)).unwrap();
+    let tickets = [
+        handle.submit(greedy(vec![1], 100), enough).unwrap(),
+        handle.submit(greedy(vec![2], 100), panics).unwrap(),
+    ];
+    assert_eq!(collect(other).tokens.len(), 60);
+    assert_at_rest(&handle);
+    drop(tickets);
+    let events = events.lock().unwrap();
+    assert_eq!(events.len(), 6, "five tokens and the end: {events:?}");
+    let Event::Finished(end) = &events[5] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(
+        (&end.reason, end.completion_tokens),
+        (&FinishReason::Cancelled, 5)
+    );
+    assert_eq!(handle.stats().finished_cancelled, 2);
+}
+
+#[test]
+fn a_model_that_fails_fails_its_step_and_the_engine_goes_on() {
+    let faults = [
+        (
+            40,
+            Fault::Panic,
+            "the model panicked: a fault that the test asked for",
+        ),
+        (41, Fault::Error, "a fault that the test asked for"),
+        (42, Fault::TooFewLogits, "the model gave"),
+        (
+            43,
+            Fault::NotNumbers,
+            "the model's logits for position 2 are not numbers",
+        ),
+    ];
+    for (token, fault, message) in faults {
+        let (model, gate) = FakeModel::new(limits(100)).with_fault(token, fault).gated();
+        let handle = start(model, EngineConfig::default());
+        let first = handle.stream(greedy(vec![1], 1)).unwrap();
+        gate.wait_for(1);
+        let bad = Request {
+            adapters: vec![(tone(1), 1.0)],
+            ..greedy(vec![2, token], 10)
+        };
+        let neighbour = handle.stream(greedy(vec![3], 10)).unwrap();
+        let bad = handle.stream(bad).unwrap();
+        gate.open();
+        assert_eq!(collect(first).finished.reason, FinishReason::Length);
+        let bad = collect(bad);
+        let FinishReason::Error(text) = &bad.finished.reason else {
+            panic!("{fault:?}: {bad:?}");
+        };
+        assert!(text.starts_with(message), "{text}");
+        assert_eq!(bad.tokens, []);
+        // A step fails as a whole; logits that are no numbers concern their own row alone.
+        let neighbour = collect(neighbour).finished.reason;
+        if fault == Fault::NotNumbers {
+            assert_eq!(neighbour, FinishReason::Length);
+        } else {
+            assert_eq!(neighbour, bad.finished.reason);
+        }
+        assert_at_rest(&handle);
+        let after = collect(handle.stream(greedy(vec![1], 30)).unwrap());
+        assert_eq!(after.finished.reason, FinishReason::Length);
+    }
+}
+
+#[test]
+fn shutdown_ends_running_and_waiting_requests_as_cancelled() {
+    let (model, gate) = FakeModel::new(limits(100)).gated();
+    let config = EngineConfig {
+        max_batch: 2,
+        ..EngineConfig::default()
+    };
+    let handle = start(model, config);
+    let streams: Vec<_> = (0..6)
+        .map(|n| handle.stream(greedy(vec![n], 100)).unwrap())
+        .collect();
+    gate.allow(5);
+    gate.wait_for(6);
+    std::thread::scope(|scope| {
+        let ending = scope.spawn(|| handle.shutdown());
+        gate.open();
+        ending.join().unwrap();
+    });
+    handle.shutdown();
+    for stream in streams {
+        assert_eq!(collect(stream).finished.reason, FinishReason::Cancelled);
+    }
+    let refused = handle.stream(greedy(vec![1], 1)).map(|_| ()).unwrap_err();
+    assert_eq!(refused, SubmitError::Stopped);
+    assert_at_rest(&handle);
+}
+
+#[test]
+fn the_last_handle_ends_the_engine_and_a_clone_keeps_it() {
+    let model = FakeModel::new(limits(100));
+    let seen = model.seen();
+    let handle = start(model, EngineConfig::default());
+    let clone = handle.clone();
+    drop(handle);
+    assert_eq!(
+        collect(clone.stream(greedy(vec![1], 5)).unwrap())
+            .tokens
+            .len(),
+        5
+    );
+    let stream = clone.stream(greedy(vec![1], 150)).unwrap();
+    drop(clone);
+    // Joined: the model is gone, and with it its half of `seen`.
+    assert_eq!(Arc::strong_count(&seen), 1);
+    let reason = collect(stream).finished.reason;
+    assert!(matches!(
+        reason,
+        FinishReason::Cancelled | FinishReason::Length
+    ));
+}
+
+#[test]
+fn a_sink_may_use_and_drop_the_last_handle_on_the_engines_thread() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let (sender, events) = channel();
+    let mut inner = Some(handle.clone());
+    let sink: Sink = Box::new(move |event| {
+        if matches!(event, Event::Finished(_))
+            && let Some(handle) = inner.take()
+        {
+            let next = handle.stream(greedy(vec![1], 2));
+            sender.send(next.is_ok()).unwrap();
+            handle.shutdown();
+        }
+        Flow::Continue
+    });
+    handle.submit(greedy(vec![1], 3), sink).unwrap().detach();
+    drop(handle);
+    assert!(events.recv().unwrap());
+    assert!(
+        events.recv().is_err(),
+        "the sink is dropped with its request"
+    );
+}
+
+#[test]
+fn requests_without_a_seed_differ_and_with_one_do_not() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let ask = |seed| {
+        let request = Request {
+            sampling: Sampling {
+                seed,
+                ..Sampling::default()
+            },
+            ..greedy(vec![1], 30)
+        };
+        collect(handle.stream(request).unwrap()).ids()
+    };
+    assert_ne!(ask(None), ask(None));
+    assert_eq!(ask(Some(4)), ask(Some(4)));
+    settled(&handle, |stats| stats.finished_length == 4);
+}

@@ -1,0 +1,8 @@
+//! The engine against the fake model: stories of many requests.
+
+mod leases;
+mod lifecycle;
+mod order;
+mod refusals;
+mod same_tokens;
+mod scene;

@@ -1,0 +1,197 @@
+//! The result of a request does not depend on who shares its batch, on preemption, or on how its prompt was cut.
+
+use engine::{EngineConfig, FinishReason, Request};
+use testkit::FakeModel;
+
+use crate::scene::{
+    Answer, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_at_rest, collect, fake_adapter, greedy,
+    limits, start, tone,
+};
+
+/// Each request in an engine that has nothing else to do.
+fn alone(requests: &[Request]) -> Vec<Answer> {
+    let config = EngineConfig {
+        max_batch: 1,
+        prefill_chunk: 256,
+        ..EngineConfig::default()
+    };
+    let handle = start(FakeModel::new(limits(CONTEXT_BLOCKS)), config);
+    let answer = |request: &Request| collect(handle.stream(request.clone()).unwrap());
+    requests.iter().map(answer).collect()
+}
+
+fn assert_same(requests: &[Request], expected: &[Answer], answers: &[Answer], how: &str) {
+    assert_eq!(expected.len(), answers.len());
+    for ((request, expected), answer) in requests.iter().zip(expected).zip(answers) {
+        assert_eq!(expected.content(), answer.content(), "{how}: {request:?}");
+    }
+}
+
+#[test]
+fn alone_in_company_after_preemption_and_in_any_chunks() {
+    // (max_batch, step_tokens, prefill_chunk, blocks)
+    let settings = [
+        (32, 256, 128, 2000),
+        (32, 64, 7, CONTEXT_BLOCKS + 20),
+        (8, 8, 3, CONTEXT_BLOCKS),
+        (32, 33, 1, 200),
+        (5, 200, 64, CONTEXT_BLOCKS + 5),
+    ];
+    let mut preemptions = 0;
+    let mut steps = 0;
+    let mut full_batches = 0;
+    for seed in 0..4 {
+        let mut dice = Dice::new(seed);
+        let requests: Vec<Request> = (0..64).map(|_| dice.request()).collect();
+        let expected = alone(&requests);
+        for (max_batch, step_tokens, prefill_chunk, blocks) in settings {
+            let config = EngineConfig {
+                max_batch,
+                step_tokens,
+                prefill_chunk,
+                ..EngineConfig::default()
+            };
+            let model = FakeModel::new(limits(blocks));
+            let seen = model.seen();
+            let (model, gate) = model.gated();
+            let handle = start(model, config.clone());
+            let streams: Vec<_> = requests
+                .iter()
+                .map(|request| handle.stream(request.clone()).unwrap())
+                .collect();
+            gate.open();
+            let answers: Vec<_> = streams.into_iter().map(collect).collect();
+            assert_same(&requests, &expected, &answers, &format!("{config:?}"));
+            assert_at_rest(&handle);
+            let stats = handle.stats();
+            preemptions += stats.preemptions;
+            steps += stats.steps;
+            for step in seen.lock().unwrap().iter() {
+                assert!(step.tokens.len() <= step_tokens && step.sequences.len() <= max_batch);
+                assert!(
+                    step.sequences
+                        .iter()
+                        .all(|(_, rows)| *rows <= prefill_chunk)
+                );
+                full_batches += usize::from(step.sequences.len() == 32 && step.slots > 3);
+            }
+        }
+    }
+    assert!(preemptions > 50, "only {preemptions} preemptions");
+    assert!(steps > 5000, "only {steps} steps");
+    assert!(
+        full_batches > 50,
+        "only {full_batches} steps of 32 mixed tones"
+    );
+}
+
+#[test]
+fn greedy_answers_are_those_of_the_slow_model() {
+    let handle = start(FakeModel::new(limits(60)), EngineConfig::default());
+    let mut dice = Dice::new(99);
+    let mut requests = Vec::new();
+    for _ in 0..40 {
+        let drawn = dice.request();
+        requests.push(Request {
+            adapters: drawn.adapters,
+            ..greedy(drawn.prompt, drawn.max_new_tokens)
+        });
+    }
+    let streams: Vec<_> = requests
+        .iter()
+        .map(|request| handle.stream(request.clone()).unwrap())
+        .collect();
+    for (request, stream) in requests.iter().zip(streams) {
+        let fakes: Vec<_> = (0..TONES).map(fake_adapter).collect();
+        let adapters: Vec<_> = request
+            .adapters
+            .iter()
+            .map(|(id, scale)| {
+                let n = (0..TONES).find(|n| tone(*n) == *id).unwrap();
+                (&fakes[usize::from(n)], *scale)
+            })
+            .collect();
+        let expected = FakeModel::greedy(VOCAB, &request.prompt, &adapters, request.max_new_tokens);
+        assert_eq!(collect(stream).ids(), expected);
+    }
+}
+
+#[test]
+fn adapters_scales_and_seeds_do_change_the_result() {
+    let handle = start(FakeModel::new(limits(200)), EngineConfig::default());
+    let base = Request {
+        sampling: engine::Sampling {
+            seed: Some(1),
+            ..engine::Sampling::default()
+        },
+        ..greedy(vec![1, 2, 3], 20)
+    };
+    let mut variants = vec![base.clone(); 5];
+    variants[1].adapters = vec![(tone(0), 1.0)];
+    variants[2].adapters = vec![(tone(1), 1.0)];
+    variants[3].adapters = vec![(tone(0), 0.5)];
+    variants[4].sampling.seed = Some(2);
+    let answers: Vec<_> = variants
+        .into_iter()
+        .map(|request| collect(handle.stream(request).unwrap()).ids())
+        .collect();
+    for (i, a) in answers.iter().enumerate() {
+        for b in &answers[i + 1..] {
+            assert_ne!(a, b);
+        }
+    }
+}
+
+/// Many threads, requests given up at any moment, adapters coming and going, little memory: who comes to an end has the
+/// right tokens, who was cut short has a right beginning, and nothing is held afterwards.
+#[test]
+fn a_storm_of_cancellations_changes_no_token_and_leaks_nothing() {
+    let mut dice = Dice::new(7);
+    let requests: Vec<Request> = (0..400).map(|_| dice.request()).collect();
+    let expected = alone(&requests);
+    let config = EngineConfig {
+        max_batch: 12,
+        max_queue: 1000,
+        step_tokens: 40,
+        prefill_chunk: 9,
+        ..EngineConfig::default()
+    };
+    let handle = start(FakeModel::new(limits(CONTEXT_BLOCKS + 10)), config);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (handle, requests, expected) = (&handle, &requests, &expected);
+            scope.spawn(move || {
+                let mut dice = Dice::new(1000 + thread as u64);
+                for at in (thread..requests.len()).step_by(8) {
+                    let mut stream = handle.stream(requests[at].clone()).unwrap();
+                    if dice.below(3) == 0 {
+                        let read = stream.by_ref().take(dice.below(10));
+                        let begin: Vec<_> = read
+                            .filter_map(|event| match event {
+                                engine::Event::Token(token) => Some(token),
+                                engine::Event::Finished(_) => None,
+                            })
+                            .collect();
+                        assert!(expected[at].tokens.starts_with(&begin));
+                    } else {
+                        let answer = collect(stream);
+                        assert_eq!(answer.content(), expected[at].content());
+                    }
+                }
+            });
+        }
+    });
+    assert_at_rest(&handle);
+    let stats = handle.stats();
+    assert!(
+        stats.preemptions > 0 && stats.finished_cancelled > 0,
+        "{stats:?}"
+    );
+    assert_eq!(stats.finished_error, 0);
+    assert!(matches!(
+        collect(handle.stream(greedy(vec![1], 3)).unwrap())
+            .finished
+            .reason,
+        FinishReason::Length
+    ));
+}

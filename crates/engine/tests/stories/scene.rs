@@ -1,0 +1,181 @@
+//! What the stories share: sizes, requests, and an answer collected to its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{
+    AdapterId, Engine, EngineConfig, Event, FinishReason, Finished, Handle, Limits, Request,
+    Sampling, Stats, Stream, Token,
+};
+use testkit::{FakeAdapter, FakeModel};
+
+pub const VOCAB: usize = 61;
+pub const CONTEXT: usize = 160;
+pub const BLOCK: usize = 4;
+/// Blocks for one request of the whole context.
+pub const CONTEXT_BLOCKS: usize = CONTEXT / BLOCK;
+pub const TONES: u8 = 6;
+
+pub type FakeHandle = Handle<FakeAdapter>;
+
+pub fn limits(blocks: usize) -> Limits {
+    Limits {
+        vocab_size: VOCAB,
+        context_length: CONTEXT,
+        block_tokens: BLOCK,
+        blocks,
+    }
+}
+
+pub fn tone(n: u8) -> AdapterId {
+    AdapterId([n; 32])
+}
+
+pub fn fake_adapter(n: u8) -> FakeAdapter {
+    FakeAdapter(1000 + u64::from(n))
+}
+
+/// Starts an engine with `TONES` adapters of 10 bytes each.
+pub fn start(model: FakeModel, config: EngineConfig) -> FakeHandle {
+    let handle = Engine::start(model, config).unwrap();
+    for n in 0..TONES {
+        handle
+            .insert_adapter(tone(n), Arc::new(fake_adapter(n)), 10)
+            .unwrap();
+    }
+    handle
+}
+
+/// A greedy request of the base.
+pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
+    Request {
+        prompt,
+        adapters: Vec::new(),
+        sampling: Sampling::greedy(),
+        max_new_tokens,
+        stop_tokens: Vec::new(),
+        top_logprobs: None,
+    }
+}
+
+/// The events of one request.
+#[derive(Debug)]
+pub struct Answer {
+    pub tokens: Vec<Token>,
+    pub finished: Finished,
+}
+
+impl Answer {
+    pub fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+
+    /// Everything but the times.
+    pub fn content(&self) -> (&[Token], &FinishReason, usize, usize) {
+        let f = &self.finished;
+        (
+            &self.tokens,
+            &f.reason,
+            f.prompt_tokens,
+            f.completion_tokens,
+        )
+    }
+}
+
+/// Reads a stream to its end, and checks that its end is one `Finished`, the last event.
+pub fn collect(stream: Stream) -> Answer {
+    let mut tokens = Vec::new();
+    let mut finished = None;
+    for event in stream {
+        assert!(finished.is_none(), "an event after the end: {event:?}");
+        match event {
+            Event::Token(token) => tokens.push(token),
+            Event::Finished(end) => finished = Some(end),
+        }
+    }
+    let finished = finished.expect("a stream that ended without Finished");
+    Answer { tokens, finished }
+}
+
+/// Nothing is held any more.
+pub fn assert_at_rest(handle: &FakeHandle) {
+    let stats = settled(handle, |s| s.running == 0 && s.waiting == 0);
+    assert_eq!(stats.free_blocks, stats.blocks, "blocks leaked: {stats:?}");
+    let leased: Vec<_> = handle
+        .adapters()
+        .into_iter()
+        .filter(|info| info.leases > 0)
+        .collect();
+    assert_eq!(leased, [], "leases leaked");
+}
+
+/// Waits until the engine's numbers are as wished.
+pub fn settled(handle: &FakeHandle, wish: impl Fn(&Stats) -> bool) -> Stats {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = handle.stats();
+        if wish(&stats) {
+            return stats;
+        }
+        assert!(Instant::now() < deadline, "never came to be: {stats:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Seeded dice (xorshift).
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `sides`.
+    pub fn below(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 20) % sides as u64) as usize
+    }
+
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+
+    /// A request of any kind: any tones, any settings, short and long.
+    pub fn request(&mut self) -> Request {
+        let prompt_tokens = 1 + self.pick(&[3, 20, 90]).min(1 + self.below(90));
+        let adapters = (0..self.pick(&[0, 1, 1, 2, 3]))
+            .map(|_| {
+                (
+                    tone(self.below(usize::from(TONES)) as u8),
+                    self.pick(&[1.0, 0.7, 0.3]),
+                )
+            })
+            .collect();
+        let sampling = Sampling {
+            temperature: self.pick(&[0.0, 0.5, 1.0]),
+            top_k: self.pick(&[0, 5, 40]),
+            top_p: self.pick(&[1.0, 0.8]),
+            min_p: self.pick(&[0.0, 0.1]),
+            repetition_penalty: self.pick(&[1.0, 1.3]),
+            frequency_penalty: self.pick(&[0.0, 0.4]),
+            presence_penalty: self.pick(&[0.0, -0.4]),
+            seed: Some(self.below(1000) as u64),
+        };
+        Request {
+            prompt: (0..prompt_tokens)
+                .map(|_| self.below(VOCAB) as u32)
+                .collect(),
+            adapters,
+            sampling,
+            max_new_tokens: 1 + self.below(60),
+            stop_tokens: if self.below(2) == 0 {
+                vec![7, 8]
+            } else {
+                Vec::new()
+            },
+            top_logprobs: self.pick(&[None, Some(0), Some(3)]),
+        }
+    }
+}

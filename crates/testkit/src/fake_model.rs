@@ -1,0 +1,325 @@
+//! A model without weights, for tests of the engine: thousands of steps a second, and nothing forgiven.
+//!
+//! Its keys and values are a hash chain over (token, adapters and scales), stored slot by slot in blocks as the plan says;
+//! its logits are numbers drawn from the chain's end. So one wrong block, a missed or doubled prefill, or a row with another
+//! row's adapter changes every later logit, and a slot that was never written, or by another sequence, is a panic.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use engine::{Batch, Limits, Runner, SequenceRows};
+
+/// An adapter: a number that changes every logit.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FakeAdapter(pub u64);
+
+/// What a [`FakeModel`] does when a chosen token comes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// `run` panics.
+    Panic,
+    /// `run` returns an error.
+    Error,
+    /// The logits of the token's sequence are NaN.
+    NotNumbers,
+    /// `run` gives one logit too few.
+    TooFewLogits,
+}
+
+/// One executed step, as the model saw it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepSeen {
+    /// (tokens past, rows) of each sequence, in the plan's order.
+    pub sequences: Vec<(usize, usize)>,
+    /// The token of each row.
+    pub tokens: Vec<u32>,
+    /// Distinct adapters.
+    pub slots: usize,
+}
+
+/// See the module.
+pub struct FakeModel {
+    limits: Limits,
+    slots: Vec<Option<Slot>>,
+    faults: Vec<(u32, Fault)>,
+    gate: Option<Arc<GateInner>>,
+    seen: Arc<Mutex<Vec<StepSeen>>>,
+}
+
+/// The keys and values of one token.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    position: usize,
+    /// The chain before this token, and after it.
+    before: u64,
+    after: u64,
+}
+
+const START: u64 = 0x5eed;
+
+impl FakeModel {
+    /// A model of these sizes, its blocks unwritten.
+    pub fn new(limits: Limits) -> Self {
+        FakeModel {
+            limits,
+            slots: vec![None; limits.blocks * limits.block_tokens],
+            faults: Vec::new(),
+            gate: None,
+            seen: Arc::default(),
+        }
+    }
+
+    /// Does `fault` in every step that has `token` in a row. The model never gives that token a chance to be sampled.
+    #[must_use]
+    pub fn with_fault(mut self, token: u32, fault: Fault) -> Self {
+        self.faults.push((token, fault));
+        self
+    }
+
+    /// Holds every step until the gate lets it through.
+    #[must_use]
+    pub fn gated(mut self) -> (Self, Gate) {
+        let inner = Arc::new(GateInner::default());
+        self.gate = Some(Arc::clone(&inner));
+        (self, Gate(inner))
+    }
+
+    /// The steps so far; keep a clone before the engine takes the model.
+    pub fn seen(&self) -> Arc<Mutex<Vec<StepSeen>>> {
+        Arc::clone(&self.seen)
+    }
+
+    /// The slow, obvious answer: what a model without faults says greedily, one token after the other, without blocks.
+    pub fn greedy(
+        vocab_size: usize,
+        prompt: &[u32],
+        adapters: &[(&FakeAdapter, f32)],
+        new_tokens: usize,
+    ) -> Vec<u32> {
+        let mark = adapter_mark(adapters.iter().copied());
+        let mut chain = prompt.iter().fold(START, |chain, t| link(chain, *t, mark));
+        let mut answer = Vec::new();
+        for _ in 0..new_tokens {
+            let logits: Vec<f32> = (0..vocab_size).map(|id| logit(chain, id)).collect();
+            let mut best = 0;
+            for id in 1..vocab_size {
+                if logits[id] > logits[best] {
+                    best = id;
+                }
+            }
+            answer.push(best as u32);
+            chain = link(chain, best as u32, mark);
+        }
+        answer
+    }
+
+    /// Reads a sequence's past and writes its rows; returns the chain after each row.
+    fn attend(
+        &mut self,
+        batch: &Batch<FakeAdapter>,
+        part: &SequenceRows,
+        written: &mut HashSet<usize>,
+    ) -> Vec<u64> {
+        let adapters = part
+            .adapters
+            .iter()
+            .map(|(slot, scale)| (&*batch.slots[*slot as usize], *scale));
+        let mark = adapter_mark(adapters);
+        let mut chain = START;
+        for position in 0..part.past {
+            let at = self.slot_at(part, position);
+            let slot = self.slots[at].unwrap_or_else(|| panic!("slot {at} was never written"));
+            assert_eq!(
+                (slot.position, slot.before),
+                (position, chain),
+                "slot {at} belongs to another sequence"
+            );
+            chain = slot.after;
+        }
+        let mut chains = Vec::with_capacity(part.rows);
+        for row in part.first_row..part.first_row + part.rows {
+            let position = part.past + (row - part.first_row);
+            assert_eq!(
+                batch.positions[row] as usize, position,
+                "row {row}: position"
+            );
+            let at = self.slot_at(part, position);
+            assert!(written.insert(at), "slot {at} is written twice in one step");
+            let before = chain;
+            chain = link(chain, batch.tokens[row], mark);
+            self.slots[at] = Some(Slot {
+                position,
+                before,
+                after: chain,
+            });
+            chains.push(chain);
+        }
+        chains
+    }
+
+    fn slot_at(&self, part: &SequenceRows, position: usize) -> usize {
+        let block = part.blocks[position / self.limits.block_tokens] as usize;
+        assert!(block < self.limits.blocks, "there is no block {block}");
+        block * self.limits.block_tokens + position % self.limits.block_tokens
+    }
+
+    fn fault_in(&self, tokens: &[u32]) -> Option<Fault> {
+        let fault = self.faults.iter().find(|(token, _)| tokens.contains(token));
+        fault.map(|(_, fault)| *fault)
+    }
+
+    fn note(&self, batch: &Batch<FakeAdapter>) {
+        let step = StepSeen {
+            sequences: batch.sequences.iter().map(|s| (s.past, s.rows)).collect(),
+            tokens: batch.tokens.clone(),
+            slots: batch.slots.len(),
+        };
+        lock(&self.seen).push(step);
+    }
+}
+
+impl Runner for FakeModel {
+    type Adapter = FakeAdapter;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn run(&mut self, batch: &Batch<FakeAdapter>, logits: &mut Vec<f32>) -> Result<(), String> {
+        if let Some(gate) = &self.gate {
+            gate.pass();
+        }
+        self.note(batch);
+        assert!(batch.rows() > 0, "a step without rows");
+        assert_eq!(batch.positions.len(), batch.rows());
+        let fault = self.fault_in(&batch.tokens);
+        match fault {
+            Some(Fault::Panic) => panic!("a fault that the test asked for"),
+            Some(Fault::Error) => return Err("a fault that the test asked for".to_owned()),
+            _ => {}
+        }
+        let mut written = HashSet::new();
+        let mut chains = Vec::with_capacity(batch.rows());
+        for part in &batch.sequences {
+            assert_eq!(part.first_row, chains.len(), "rows are not contiguous");
+            assert!(part.rows > 0, "a sequence without rows");
+            chains.extend(self.attend(batch, part, &mut written));
+        }
+        assert_eq!(chains.len(), batch.rows(), "rows that no sequence has");
+        logits.clear();
+        for row in &batch.logit_rows {
+            let chain = chains[*row as usize];
+            let first = logits.len();
+            logits.extend((0..self.limits.vocab_size).map(|id| logit(chain, id)));
+            for (token, _) in &self.faults {
+                logits[first + *token as usize] = f32::NEG_INFINITY;
+            }
+            if fault == Some(Fault::NotNumbers)
+                && self.fault_in(row_tokens(batch, *row)) == Some(Fault::NotNumbers)
+            {
+                logits[first..].fill(f32::NAN);
+            }
+        }
+        if fault == Some(Fault::TooFewLogits) {
+            logits.pop();
+        }
+        Ok(())
+    }
+}
+
+/// The tokens, in this step, of the sequence that has `row`.
+fn row_tokens(batch: &Batch<FakeAdapter>, row: u32) -> &[u32] {
+    let row = row as usize;
+    let rows = batch
+        .sequences
+        .iter()
+        .map(|s| s.first_row..s.first_row + s.rows);
+    let mut rows = rows.filter(|rows| rows.contains(&row));
+    rows.next().map_or(&[], |rows| &batch.tokens[rows])
+}
+
+fn adapter_mark<'a>(adapters: impl Iterator<Item = (&'a FakeAdapter, f32)>) -> u64 {
+    adapters.fold(0, |mark, (adapter, scale)| {
+        mix(mix(mark ^ adapter.0) ^ u64::from(scale.to_bits()))
+    })
+}
+
+fn link(chain: u64, token: u32, mark: u64) -> u64 {
+    mix(mix(chain ^ mark) ^ u64::from(token))
+}
+
+/// A number from -4 to 4.
+fn logit(chain: u64, id: usize) -> f32 {
+    let bits = mix(chain ^ mix(id as u64));
+    (bits >> 40) as f32 / (1u64 << 24) as f32 * 8.0 - 4.0
+}
+
+/// SplitMix64's mixing.
+fn mix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Lets a test stop the model between steps. Dropped, it opens for good.
+pub struct Gate(Arc<GateInner>);
+
+#[derive(Default)]
+struct GateInner {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    open: bool,
+    permits: usize,
+    /// Steps that came to the gate, let through or not.
+    arrived: usize,
+}
+
+impl Gate {
+    /// Lets `steps` more steps through.
+    pub fn allow(&self, steps: usize) {
+        lock(&self.0.state).permits += steps;
+        self.0.changed.notify_all();
+    }
+
+    /// Lets everything through from here on.
+    pub fn open(&self) {
+        lock(&self.0.state).open = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until `steps` steps have come to the gate, counted from the start.
+    pub fn wait_for(&self, steps: usize) {
+        let state = lock(&self.0.state);
+        let waited = self.0.changed.wait_while(state, |s| s.arrived < steps);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+impl GateInner {
+    fn pass(&self) {
+        let mut state = lock(&self.state);
+        state.arrived += 1;
+        self.changed.notify_all();
+        let closed = |s: &mut GateState| !s.open && s.permits == 0;
+        let mut state = self
+            .changed
+            .wait_while(state, closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.permits = state.permits.saturating_sub(1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
