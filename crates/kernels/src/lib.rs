@@ -1,1 +1,59 @@
-//! kernels
+//! Everything that computes: the thread pool, quantized tiles, products with mixed LoRA, paged attention, and the
+//! backward of each. The one crate with unsafe code, intrinsics and `cfg` for a device; its face is safe.
+//!
+//! It knows tensors and rows. It knows no model, no file format, no request.
+
+mod attention;
+mod backward;
+mod bf16;
+mod device;
+mod elementwise;
+mod gemm;
+mod grad;
+mod int8;
+mod isa;
+mod kv;
+mod linear;
+mod lora;
+mod mapped;
+mod norm;
+mod pool;
+mod simd;
+mod tensor;
+mod weights;
+
+pub use attention::{RopeTable, Span};
+pub use backward::{AttentionInputs, LoraGrad};
+pub use device::Device;
+pub use grad::AdamW;
+pub use isa::Isa;
+pub use kv::{BLOCK_TOKENS, KvCache, KvType};
+pub use linear::{Compute, Norm, Projection, Workspace};
+pub use lora::{Lora, LoraPack, LoraType, Run};
+pub use mapped::{MappedFile, map_file};
+pub use tensor::Tensor;
+pub use weights::{SourceType, Weights};
+
+/// What can go wrong when a device is made or weights are packed.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// `LORY_ISA` asks for what is not there.
+    #[error(
+        "LORY_ISA={name}: not an instruction set of this machine; known: scalar, neon, avx2, avx512"
+    )]
+    Isa {
+        /// What was asked for.
+        name: String,
+    },
+    /// A tensor's shape does not fit its bytes, or its neighbours.
+    #[error("shape mismatch: {what}")]
+    Shape {
+        /// What was found.
+        what: String,
+    },
+}
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,407 @@
+//! Causal attention over paged keys and values, decode and prefill alike.
+//!
+//! A line is one query head of one row. A line's scores, softmax and output are chains in the order of the tokens, in
+//! blocks counted from position 0, so they do not depend on what else is in the call.
+
+use crate::device::Device;
+use crate::gemm::{Element, F16Bits};
+use crate::grad::math::exp;
+use crate::grad::rope;
+use crate::kv::{BLOCK_TOKENS, KvCache, Pages, store};
+use crate::pool::Scatter;
+use crate::simd::{LANES, Simd, instantiate};
+use crate::tensor::Tensor;
+use std::cell::RefCell;
+
+const _: () = assert!(BLOCK_TOKENS == LANES);
+
+/// The rows of one sequence in a batch: consecutive rows at positions `past..past + rows`.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// First row in the batch.
+    pub first: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens of the sequence that already have keys and values.
+    pub past: usize,
+    /// Block numbers, the block of position 0 first; enough for `past + rows` tokens.
+    pub blocks: &'a [u32],
+}
+
+/// cos and sin of `position * theta^(-2i / head_dim)`, for every position of the context.
+pub struct RopeTable {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    /// Angles computed in f64. (Su et al., RoFormer, 2021.)
+    pub fn new(head_dim: usize, positions: usize, theta: f32) -> RopeTable {
+        let half = head_dim / 2;
+        let angle = |i: usize| {
+            let (position, pair) = (i / half, i % half);
+            position as f64 * f64::from(theta).powf(-2.0 * pair as f64 / head_dim as f64)
+        };
+        RopeTable {
+            half,
+            cos: (0..positions * half)
+                .map(|i| angle(i).cos() as f32)
+                .collect(),
+            sin: (0..positions * half)
+                .map(|i| angle(i).sin() as f32)
+                .collect(),
+        }
+    }
+
+    /// Positions covered.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
+    pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.half..(position + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+/// Rows that one attention task takes.
+const ROW_CHUNK: usize = 8;
+
+thread_local! {
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Device {
+    /// Rotates queries and keys by their positions, in place, and writes keys and values into their pages.
+    ///
+    /// # Panics
+    /// Shapes, positions or block numbers out of range.
+    pub fn rope_store(
+        &self,
+        table: &RopeTable,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        v: &Tensor,
+        spans: &[Span],
+        cache: &mut KvCache,
+        layer: usize,
+    ) {
+        let (kv_heads, head_dim, blocks) = (cache.kv_heads, cache.head_dim, cache.blocks);
+        let (q_columns, columns) = (q.columns(), k.columns());
+        assert!(columns == kv_heads * head_dim && v.columns() == columns && v.rows() == k.rows());
+        let rows: Vec<(usize, usize, usize)> = spans
+            .iter()
+            .flat_map(|s| {
+                (0..s.rows).map(|i| {
+                    let position = s.past + i;
+                    let block = s.blocks[position / BLOCK_TOKENS] as usize;
+                    assert!(block < blocks, "block {block} of {blocks}");
+                    (s.first + i, position, block)
+                })
+            })
+            .collect();
+        let (q, k) = (Scatter::new(q.values_mut()), Scatter::new(k.values_mut()));
+        enum Raw {
+            F16(*mut F16Bits, *mut F16Bits),
+            F32(*mut f32, *mut f32),
+        }
+        struct Pointers(Raw);
+        // SAFETY: every row of the region writes the place of its own token.
+        unsafe impl Sync for Pointers {}
+        let pages = Pointers(match &mut cache.layers[layer] {
+            Pages::F16 { keys, values } => Raw::F16(keys.as_mut_ptr(), values.as_mut_ptr()),
+            Pages::F32 { keys, values } => Raw::F32(keys.as_mut_ptr(), values.as_mut_ptr()),
+        });
+        let pages = &pages;
+        let chunk = 16;
+        self.pool().run(rows.len().div_ceil(chunk), &|task| {
+            for &(row, position, block) in rows.iter().skip(task * chunk).take(chunk) {
+                let (cos, sin) = table.at(position);
+                // SAFETY: rows are distinct, so are their parts; the block number was checked.
+                unsafe {
+                    rope(
+                        self.isa(),
+                        q.part(row * q_columns, q_columns),
+                        head_dim,
+                        cos,
+                        sin,
+                        false,
+                    );
+                    let key = k.part(row * columns, columns);
+                    rope(self.isa(), key, head_dim, cos, sin, false);
+                    let (shape, token) = ((kv_heads, head_dim), position % BLOCK_TOKENS);
+                    match pages.0 {
+                        Raw::F16(keys, values) => {
+                            store(keys, values, shape, block, token, key, v.row(row))
+                        }
+                        Raw::F32(keys, values) => {
+                            store(keys, values, shape, block, token, key, v.row(row))
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Attention of rotated queries over the pages: `out` = softmax(q K^T / sqrt(head_dim)) V, rows x (heads * head_dim).
+    ///
+    /// # Panics
+    /// Shapes or block numbers out of range.
+    pub fn attention(
+        &self,
+        q: &Tensor,
+        spans: &[Span],
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Tensor,
+    ) {
+        let (kv_heads, head_dim) = (cache.kv_heads, cache.head_dim);
+        let columns = q.columns();
+        let heads = columns / head_dim;
+        assert!(columns == heads * head_dim && heads.is_multiple_of(kv_heads));
+        assert!(head_dim.is_multiple_of(LANES));
+        out.resize(q.rows(), columns);
+        let mut tasks = Vec::new();
+        for span in spans {
+            assert!(span.first + span.rows <= q.rows());
+            let needed = (span.past + span.rows).div_ceil(BLOCK_TOKENS);
+            assert!(
+                span.blocks.len() >= needed
+                    && span.blocks[..needed]
+                        .iter()
+                        .all(|&b| (b as usize) < cache.blocks)
+            );
+            // Later rows have more keys: they go first, so that the last task is a short one.
+            for at in (0..span.rows).step_by(ROW_CHUNK).rev() {
+                tasks.extend((0..kv_heads).map(|head| (span, at, head)));
+            }
+        }
+        let out = Scatter::new(out.values_mut());
+        let group = heads / kv_heads;
+        self.pool().run(tasks.len(), &|task| {
+            let (span, at, kv_head) = tasks[task];
+            SCORES.with_borrow_mut(|scores| {
+                let rows = ROW_CHUNK.min(span.rows - at);
+                let padded = (span.past + at + rows).next_multiple_of(LANES);
+                scores.resize(padded * 4, 0.0);
+                let first = (span.first + at) * columns + kv_head * group * head_dim;
+                let scores = scores.as_mut_ptr();
+                let job = |keys: *const u8, values: *const u8| Job {
+                    q: q.values()[first..].as_ptr(),
+                    out: out.pointer(first),
+                    columns,
+                    rows,
+                    group,
+                    head_dim,
+                    past: span.past + at,
+                    blocks: span.blocks.as_ptr(),
+                    page: kv_head * head_dim * BLOCK_TOKENS,
+                    block: kv_heads * head_dim * BLOCK_TOKENS,
+                    keys,
+                    values,
+                    scores,
+                    padded,
+                };
+                // SAFETY: shapes and block numbers were asserted; each task writes its own rows and heads.
+                unsafe {
+                    match &cache.layers[layer] {
+                        Pages::F16 { keys, values } => attend_f16(
+                            self.isa(),
+                            job(keys.as_ptr().cast(), values.as_ptr().cast()),
+                        ),
+                        Pages::F32 { keys, values } => attend_f32(
+                            self.isa(),
+                            job(keys.as_ptr().cast(), values.as_ptr().cast()),
+                        ),
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Some rows of one sequence, the query heads of one kv head.
+#[derive(Clone, Copy)]
+struct Job {
+    q: *const f32,
+    out: *mut f32,
+    columns: usize,
+    rows: usize,
+    group: usize,
+    head_dim: usize,
+    past: usize,
+    blocks: *const u32,
+    page: usize,
+    block: usize,
+    keys: *const u8,
+    values: *const u8,
+    scores: *mut f32,
+    padded: usize,
+}
+
+#[inline(always)]
+unsafe fn attend_as_f16<S: Simd>(job: Job) {
+    // SAFETY: passed on.
+    unsafe { attend::<S, F16Bits>(job) }
+}
+#[inline(always)]
+unsafe fn attend_as_f32<S: Simd>(job: Job) {
+    // SAFETY: passed on.
+    unsafe { attend::<S, f32>(job) }
+}
+instantiate!(fn attend_f16(job: Job) = attend_as_f16);
+instantiate!(fn attend_f32(job: Job) = attend_as_f32);
+
+/// # Safety
+/// `Simd`'s contract; `job`'s pointers cover its shapes.
+#[inline(always)]
+unsafe fn attend<S: Simd, E: Element>(job: Job) {
+    let lines = job.rows * job.group;
+    let mut line = 0;
+    // SAFETY: passed on.
+    unsafe {
+        while lines - line >= 4 {
+            attend_lines::<S, E, 4>(&job, line);
+            line += 4;
+        }
+        match lines - line {
+            3 => attend_lines::<S, E, 3>(&job, line),
+            2 => attend_lines::<S, E, 2>(&job, line),
+            1 => attend_lines::<S, E, 1>(&job, line),
+            _ => {}
+        }
+    }
+}
+
+/// # Safety
+/// As `attend`; lines `first..first + N` are there.
+#[inline(always)]
+unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: usize) {
+    // SAFETY: offsets stay inside the shapes of the job.
+    unsafe {
+        let place = |i: usize| {
+            (first + i) / job.group * job.columns + (first + i) % job.group * job.head_dim
+        };
+        let keys_of = |i: usize| job.past + (first + i) / job.group + 1;
+        let q: [*const f32; N] = std::array::from_fn(|i| job.q.add(place(i)));
+        let page = |base: *const u8, b: usize| {
+            base.cast::<E>()
+                .add(*job.blocks.add(b) as usize * job.block + job.page)
+        };
+        let scale = S::splat(1.0 / (job.head_dim as f32).sqrt());
+        let most = keys_of(N - 1);
+        for b in 0..most.div_ceil(LANES) {
+            let keys = page(job.keys, b);
+            let mut acc = [S::zero(); N];
+            for d in 0..job.head_dim {
+                let k = E::load::<S>(keys.add(d * LANES));
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    *acc = S::fma(S::splat(*q.add(d)), k, *acc);
+                }
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                S::store(
+                    job.scores.add(i * job.padded + b * LANES),
+                    S::mul(acc, scale),
+                );
+            }
+        }
+        let mut total = [0f32; N];
+        for (i, total) in total.iter_mut().enumerate() {
+            let n = keys_of(i);
+            let scores = std::slice::from_raw_parts_mut(
+                job.scores.add(i * job.padded),
+                n.next_multiple_of(LANES),
+            );
+            *total = softmax(scores, n);
+        }
+        let shared = keys_of(0);
+        let mut d = 0;
+        while job.head_dim - d >= 4 * LANES {
+            weigh::<S, E, N, 4>(job, first, d, shared, total);
+            d += 4 * LANES;
+        }
+        while d < job.head_dim {
+            weigh::<S, E, N, 1>(job, first, d, shared, total);
+            d += LANES;
+        }
+    }
+}
+
+/// Scores to unnormalised weights, in place; beyond `n` they become 0. Returns the sum.
+#[inline(always)]
+fn softmax(scores: &mut [f32], n: usize) -> f32 {
+    scores[n..].fill(f32::NEG_INFINITY);
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in scores.as_chunks::<LANES>().0 {
+        for (m, s) in lanes.iter_mut().zip(chunk) {
+            *m = if *s > *m { *s } else { *m };
+        }
+    }
+    let mut largest = f32::NEG_INFINITY;
+    for m in lanes {
+        largest = if m > largest { m } else { largest };
+    }
+    let mut sums = [0f32; LANES];
+    for chunk in scores.as_chunks_mut::<LANES>().0 {
+        for (sum, s) in sums.iter_mut().zip(chunk) {
+            *s = exp(*s - largest);
+            *sum += *s;
+        }
+    }
+    sums.into_iter().fold(0.0, |total, s| total + s)
+}
+
+/// Dimensions `d..d + 16 * V` of the outputs of N lines.
+///
+/// # Safety
+/// As `attend`.
+#[inline(always)]
+unsafe fn weigh<S: Simd, E: Element, const N: usize, const V: usize>(
+    job: &Job,
+    first: usize,
+    d: usize,
+    shared: usize,
+    total: [f32; N],
+) {
+    // SAFETY: offsets stay inside the shapes of the job.
+    unsafe {
+        let value = |t: usize| {
+            job.values.cast::<E>().add(
+                *job.blocks.add(t / LANES) as usize * job.block
+                    + job.page
+                    + t % LANES * job.head_dim
+                    + d,
+            )
+        };
+        let mut acc = [[S::zero(); V]; N];
+        let mut add = |acc: &mut [S::F; V], i: usize, t: usize, v: &[S::F; V]| {
+            let p = S::splat(*job.scores.add(i * job.padded + t));
+            for (acc, v) in acc.iter_mut().zip(v) {
+                *acc = S::fma(p, *v, *acc);
+            }
+        };
+        for t in 0..shared {
+            let from = value(t);
+            let v: [S::F; V] = std::array::from_fn(|j| E::load::<S>(from.add(j * LANES)));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                add(acc, i, t, &v);
+            }
+        }
+        for (i, acc) in acc.iter_mut().enumerate() {
+            for t in shared..job.past + (first + i) / job.group + 1 {
+                let from = value(t);
+                let v: [S::F; V] = std::array::from_fn(|j| E::load::<S>(from.add(j * LANES)));
+                add(acc, i, t, &v);
+            }
+            let out = job.out.add(
+                (first + i) / job.group * job.columns + (first + i) % job.group * job.head_dim + d,
+            );
+            let inverse = S::splat(1.0 / total[i]);
+            for (j, acc) in acc.iter().enumerate() {
+                S::store(out.add(j * LANES), S::mul(*acc, inverse));
+            }
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! The backward of each operation, in parallel. Only inputs and adapters get gradients: the base is frozen.
+
+use crate::bf16::{PairGemm, pair_gemm};
+use crate::device::Device;
+use crate::elementwise::CHUNK;
+use crate::gemm::gemm;
+use crate::grad::{self, AdamW, AttentionShape};
+use crate::linear::{Compute, Norm, Path};
+use crate::lora::Run;
+use crate::pool::Scatter;
+use crate::simd::LANES;
+use crate::tensor::Tensor;
+use crate::weights::unpack::pair_bf16;
+use crate::weights::{GROUP, Weights};
+use std::cell::RefCell;
+
+/// Outputs whose panel is in memory at a time.
+const PANEL_TILES: usize = 64;
+
+thread_local! {
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One adapter's pair for one linear layer while it trains, with the gradients it gathers.
+pub struct LoraGrad<'a> {
+    /// rank x inputs.
+    pub a: &'a [f32],
+    /// outputs x rank.
+    pub b: &'a [f32],
+    /// Rank.
+    pub rank: usize,
+    /// The scale of the forward.
+    pub scale: f32,
+    /// Gradient of `a`, added to.
+    pub da: &'a mut [f32],
+    /// Gradient of `b`, added to.
+    pub db: &'a mut [f32],
+}
+
+/// What attention read and wrote in the forward.
+pub struct AttentionInputs<'a> {
+    /// Rotated queries, rows x (heads * head_dim).
+    pub q: &'a Tensor,
+    /// Rotated keys, rows x (kv_heads * head_dim).
+    pub k: &'a Tensor,
+    /// Values, as the keys.
+    pub v: &'a Tensor,
+    /// The output, as the queries.
+    pub out: &'a Tensor,
+}
+
+impl Device {
+    /// dx += dy W, the gradient of `x W^T` by x.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn linear_backward(
+        &self,
+        dy: &Tensor,
+        weights: &Weights,
+        dx: &mut Tensor,
+        compute: Compute,
+    ) {
+        let (rows, inputs, outputs) = (dy.rows(), weights.inputs, weights.outputs);
+        assert_eq!(dy.columns(), outputs);
+        assert_eq!((dx.rows(), dx.columns()), (rows, inputs));
+        if rows == 0 {
+            return;
+        }
+        let isa = self.isa();
+        // int8 has no backward of its own: the gradient is that of the dequantized weights.
+        let bf16 = self.path(weights, compute) == Path::Bf16;
+        let pairs = outputs.div_ceil(2);
+        let mut words = vec![0u32; if bf16 { rows * pairs } else { 0 }];
+        if bf16 {
+            let to = Scatter::new(&mut words);
+            self.pool().run(rows.div_ceil(CHUNK), &|task| {
+                for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
+                    // SAFETY: one task a row.
+                    pair_bf16(isa, dy.row(row), unsafe { to.part(row * pairs, pairs) });
+                }
+            });
+        }
+        let out = Scatter::new(dx.values_mut());
+        self.pool().run(weights.input_blocks(), &|g| {
+            let first = g * GROUP;
+            let columns = GROUP.min(inputs - first);
+            // A short last group of inputs goes through a buffer of whole vectors.
+            let mut short = vec![0f32; if columns < GROUP { rows * GROUP } else { 0 }];
+            for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
+                let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
+                let from = tile * LANES;
+                let n = (tiles.end * LANES).min(outputs) - from;
+                let (to, to_row) = if columns < GROUP {
+                    (short.as_mut_ptr(), GROUP)
+                } else {
+                    (out.pointer(first), inputs)
+                };
+                // SAFETY: each task writes columns first..first + 32 of every row, or its own buffer.
+                unsafe {
+                    if bf16 {
+                        PAIR_PANEL.with_borrow_mut(|panel| {
+                            panel.resize(tiles.len() * LANES / 2 * GROUP, 0);
+                            weights.backward_panel_bf16(isa, g, tiles.clone(), panel);
+                            pair_gemm(PairGemm {
+                                m: rows,
+                                n: GROUP,
+                                pairs: n.div_ceil(2),
+                                a: words[from / 2..].as_ptr(),
+                                a_row: pairs,
+                                b: panel.as_ptr(),
+                                b_row: GROUP,
+                                out: to,
+                                out_row: to_row,
+                                accumulate: true,
+                            });
+                        });
+                    } else {
+                        PANEL.with_borrow_mut(|panel| {
+                            panel.resize(tiles.len() * LANES * GROUP, 0.0);
+                            weights.backward_panel(isa, g, tiles.clone(), panel);
+                            crate::gemm::gemm_f32(
+                                isa,
+                                crate::gemm::Gemm {
+                                    m: rows,
+                                    n: GROUP,
+                                    p: n,
+                                    a: dy.values()[from..].as_ptr(),
+                                    a_row: outputs,
+                                    a_column: 1,
+                                    b: panel.as_ptr(),
+                                    b_row: GROUP,
+                                    out: to,
+                                    out_row: to_row,
+                                    accumulate: true,
+                                },
+                            );
+                        });
+                    }
+                }
+            }
+            for (row, short) in short.chunks_exact(GROUP).enumerate() {
+                // SAFETY: this task's columns.
+                let to = unsafe { out.part(row * inputs + first, columns) };
+                for (to, s) in to.iter_mut().zip(short) {
+                    *to += s;
+                }
+            }
+        });
+    }
+
+    /// The backward of the adapters beside a product: gradients of each pair, and dx.
+    ///
+    /// With h = x A^T and y = scale * h B^T:  dh = scale * dy B,  dB += scale * dy^T h,  dA += dh^T x,  dx += dh A.
+    /// `runs[i]` names the rows of one adapter; its `slots` say which of `pairs` (the scale is the pair's).
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn lora_backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        runs: &[Run],
+        pairs: &mut [Option<LoraGrad>],
+        dx: &mut Tensor,
+    ) {
+        let (inputs, outputs, isa) = (x.columns(), dy.columns(), self.isa());
+        assert_eq!(x.rows(), dy.rows());
+        assert_eq!((dx.rows(), dx.columns()), (x.rows(), inputs));
+        for run in runs {
+            for &(slot, _) in &run.slots {
+                let Some(pair) = &mut pairs[slot as usize] else {
+                    continue;
+                };
+                let r = pair.rank;
+                assert!(pair.a.len() == r * inputs && pair.da.len() == r * inputs);
+                assert!(pair.b.len() == r * outputs && pair.db.len() == r * outputs);
+                let n = run.rows;
+                let x = &x.values()[run.first * inputs..][..n * inputs];
+                let dy = &dy.values()[run.first * outputs..][..n * outputs];
+                let dx = &mut dx.values_mut()[run.first * inputs..][..n * inputs];
+                // A^T, so that lanes run over the rank; h and dh are rows x rank.
+                let mut at = vec![0f32; r * inputs];
+                for (i, row) in pair.a.chunks_exact(inputs).enumerate() {
+                    for (k, v) in row.iter().enumerate() {
+                        at[k * r + i] = *v;
+                    }
+                }
+                let (mut h, mut dh) = (vec![0f32; n * r], vec![0f32; n * r]);
+                {
+                    let (h, dh, dx) = (
+                        Scatter::new(&mut h),
+                        Scatter::new(&mut dh),
+                        Scatter::new(dx),
+                    );
+                    let (a, b, scale) = (pair.a, pair.b, pair.scale);
+                    self.pool().run(n.div_ceil(CHUNK), &|task| {
+                        let from = task * CHUNK;
+                        let m = CHUNK.min(n - from);
+                        // SAFETY: each task takes its own rows.
+                        let (h, dh, dx) = unsafe {
+                            (
+                                h.part(from * r, m * r),
+                                dh.part(from * r, m * r),
+                                dx.part(from * inputs, m * inputs),
+                            )
+                        };
+                        gemm(
+                            isa,
+                            (m, r, inputs),
+                            &x[from * inputs..],
+                            (inputs, 1),
+                            &at,
+                            r,
+                            h,
+                            r,
+                            false,
+                        );
+                        gemm(
+                            isa,
+                            (m, r, outputs),
+                            &dy[from * outputs..],
+                            (outputs, 1),
+                            b,
+                            r,
+                            dh,
+                            r,
+                            false,
+                        );
+                        for v in dh.iter_mut() {
+                            *v *= scale;
+                        }
+                        for v in h.iter_mut() {
+                            *v *= scale;
+                        }
+                        gemm(isa, (m, inputs, r), dh, (r, 1), a, inputs, dx, inputs, true);
+                    });
+                }
+                // dB by blocks of outputs, dA by blocks of inputs: each element is one chain over the rows, in order.
+                let (da, db) = (Scatter::new(pair.da), Scatter::new(pair.db));
+                let block = 64;
+                let db_tasks = outputs.div_ceil(block);
+                self.pool().run(db_tasks + inputs.div_ceil(block), &|task| {
+                    if task < db_tasks {
+                        let from = task * block;
+                        let m = block.min(outputs - from);
+                        // SAFETY: each task takes its own outputs.
+                        let db = unsafe { db.part(from * r, m * r) };
+                        gemm(
+                            isa,
+                            (m, r, n),
+                            &dy[from..],
+                            (1, outputs),
+                            &h,
+                            r,
+                            db,
+                            r,
+                            true,
+                        );
+                    } else {
+                        let from = (task - db_tasks) * block;
+                        let width = block.min(inputs - from);
+                        // SAFETY: each task writes its own columns of da's rows; the pointer covers r rows of `inputs`.
+                        unsafe {
+                            crate::gemm::gemm_f32(
+                                isa,
+                                crate::gemm::Gemm {
+                                    m: r,
+                                    n: width,
+                                    p: n,
+                                    a: dh.as_ptr(),
+                                    a_row: 1,
+                                    a_column: r,
+                                    b: x[from..].as_ptr(),
+                                    b_row: inputs,
+                                    out: da.pointer(from),
+                                    out_row: inputs,
+                                    accumulate: true,
+                                },
+                            );
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    /// dx += the gradient of an RMS norm of x.
+    pub fn rmsnorm_backward(&self, dy: &Tensor, x: &Tensor, norm: Norm, dx: &mut Tensor) {
+        assert_eq!((dx.rows(), dx.columns()), (x.rows(), x.columns()));
+        self.by_rows(dx, |row, dx| {
+            grad::rmsnorm_backward(
+                self.isa(),
+                dy.row(row),
+                x.row(row),
+                norm.weight,
+                norm.eps,
+                dx,
+            )
+        });
+    }
+
+    /// The gradients of silu(gate) * up.
+    pub fn swiglu_backward(
+        &self,
+        dy: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+        dgate: &mut Tensor,
+        dup: &mut Tensor,
+    ) {
+        let (rows, columns) = (dy.rows(), dy.columns());
+        dgate.resize(rows, columns);
+        dup.resize(rows, columns);
+        let dup = Scatter::new(dup.values_mut());
+        self.by_rows(dgate, |row, dgate| {
+            // SAFETY: one task a row.
+            let dup = unsafe { dup.part(row * columns, columns) };
+            grad::swiglu_backward(
+                self.isa(),
+                dy.row(row),
+                gate.row(row),
+                up.row(row),
+                dgate,
+                dup,
+            );
+        });
+    }
+
+    /// Rotates gradients back, in place: row i was rotated by `positions[i]`.
+    pub fn rope_backward(
+        &self,
+        table: &crate::RopeTable,
+        positions: &[u32],
+        head_dim: usize,
+        dx: &mut Tensor,
+    ) {
+        assert_eq!(dx.rows(), positions.len());
+        self.by_rows(dx, |row, dx| {
+            let (cos, sin) = table.at(positions[row] as usize);
+            grad::rope(self.isa(), dx, head_dim, cos, sin, true);
+        });
+    }
+
+    /// The gradients of causal attention for whole sequences: `sequences` holds (first row, rows).
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention_backward(
+        &self,
+        inputs: &AttentionInputs,
+        sequences: &[(usize, usize)],
+        head_dim: usize,
+        dout: &Tensor,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: &mut Tensor,
+    ) {
+        let (q_columns, columns) = (inputs.q.columns(), inputs.k.columns());
+        let kv_heads = columns / head_dim;
+        let group = q_columns / head_dim / kv_heads;
+        let rows = inputs.q.rows();
+        dq.resize(rows, q_columns);
+        dk.resize(rows, columns);
+        dv.resize(rows, columns);
+        // The kernel wants each head's gradient as its own slice, so each task computes into buffers and copies out.
+        let (dq, dk, dv) = (
+            Scatter::new(dq.values_mut()),
+            Scatter::new(dk.values_mut()),
+            Scatter::new(dv.values_mut()),
+        );
+        self.pool().run(sequences.len() * kv_heads, &|task| {
+            let (first, tokens) = sequences[task / kv_heads];
+            let head = task % kv_heads;
+            if tokens == 0 {
+                return;
+            }
+            assert!(first + tokens <= rows);
+            let width = group * head_dim;
+            let (q_at, kv_at) = (
+                first * q_columns + head * width,
+                first * columns + head * head_dim,
+            );
+            let shape = AttentionShape {
+                q_stride: q_columns,
+                kv_stride: columns,
+                out_stride: q_columns,
+                ..AttentionShape::contiguous(tokens, group, head_dim)
+            };
+            let mut grads = vec![0f32; tokens * (width + 2 * head_dim)];
+            let (gq, rest) = grads.split_at_mut(tokens * width);
+            let (gk, gv) = rest.split_at_mut(tokens * head_dim);
+            SCRATCH.with_borrow_mut(|scratch| {
+                grad::attention_backward(
+                    self.isa(),
+                    shape,
+                    &inputs.q.values()[q_at..],
+                    &inputs.k.values()[kv_at..],
+                    &inputs.v.values()[kv_at..],
+                    &inputs.out.values()[q_at..],
+                    &dout.values()[q_at..],
+                    gq,
+                    gk,
+                    gv,
+                    scratch,
+                );
+            });
+            for t in 0..tokens {
+                // SAFETY: each task writes its own sequence's rows and head's columns.
+                unsafe {
+                    dq.part(q_at + t * q_columns, width)
+                        .copy_from_slice(&gq[t * width..][..width]);
+                    dk.part(kv_at + t * columns, head_dim)
+                        .copy_from_slice(&gk[t * head_dim..][..head_dim]);
+                    dv.part(kv_at + t * columns, head_dim)
+                        .copy_from_slice(&gv[t * head_dim..][..head_dim]);
+                }
+            }
+        });
+    }
+
+    /// Cross entropy by rows: `logits` become gradients times `scale[row]`; returns each row's loss.
+    pub fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], scale: &[f32]) -> Vec<f32> {
+        let rows = logits.rows();
+        assert!(targets.len() == rows && scale.len() == rows);
+        let mut losses = vec![0f32; rows];
+        let columns = logits.columns();
+        let (out, values) = (Scatter::new(&mut losses), Scatter::new(logits.values_mut()));
+        self.pool().run(rows, &|row| {
+            // SAFETY: one task a row.
+            let (logits, loss) = unsafe { (values.part(row * columns, columns), out.part(row, 1)) };
+            grad::cross_entropy(
+                self.isa(),
+                logits,
+                &targets[row..=row],
+                &scale[row..=row],
+                loss,
+            );
+        });
+        losses
+    }
+
+    /// One AdamW step of one tensor; gradients are multiplied by `clip_scale` first.
+    pub fn adamw(
+        &self,
+        param: &mut [f32],
+        grad: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        settings: AdamW,
+        clip_scale: f32,
+    ) {
+        grad::adamw(self.isa(), param, grad, m, v, settings, clip_scale);
+    }
+}

@@ -1,0 +1,549 @@
+//! The linear layers of a step: several projections of the same rows in one fork-join, mixed LoRA included.
+//!
+//! ```text
+//! region 1, by rows:     normalise, round to the path's type, shrink LoRA (h = scale * x A^T)
+//! region 2, by outputs:  a weight tile against all rows, then h B^T onto the same outputs
+//! ```
+
+use crate::bf16::{PairGemm, pair_gemm};
+use crate::device::Device;
+use crate::gemm::{Bf16Bits, Element, F16Bits, Gemm, gemm_bf16, gemm_f16, gemm_f32};
+use crate::int8::{Int8Rows, TileJob, multiply_tile, quantize_row};
+use crate::lora::{Lora, Run};
+use crate::norm::rmsnorm_row;
+use crate::pool::Scatter;
+use crate::simd::LANES;
+use crate::tensor::Tensor;
+use crate::weights::unpack::pair_bf16;
+use crate::weights::{Data, GROUP, Weights};
+use std::cell::RefCell;
+
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    /// Quantized weights against int8 activations; float weights against f32. Serving.
+    Int8,
+    /// Weights as f32 (dequantized inside the product) against f32 activations.
+    F32,
+    /// Weights and activations rounded to bf16, sums in f32, where the machine has a bf16 dot product; else as `F32`.
+    Bf16,
+}
+
+/// An RMS norm in front of a product.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// A factor for each column.
+    pub weight: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// One projection of the shared rows.
+pub struct Projection<'a> {
+    /// Frozen weights.
+    pub weights: &'a Weights,
+    /// Added to every row before LoRA.
+    pub bias: Option<&'a [f32]>,
+    /// Adapters.
+    pub lora: Lora<'a>,
+    /// rows x outputs.
+    pub out: &'a mut Tensor,
+    /// Add to `out` (the residual stream) rather than replace it.
+    pub accumulate: bool,
+}
+
+/// Buffers that a caller keeps from step to step.
+#[derive(Default)]
+pub struct Workspace {
+    normed: Tensor,
+    int8: Int8Rows,
+    pairs: Vec<u32>,
+    shrunk: Vec<Vec<f32>>,
+}
+
+impl Workspace {
+    /// The rows as normalised by the last [`Device::linear`] that had a norm.
+    pub fn normed(&self) -> &Tensor {
+        &self.normed
+    }
+}
+
+thread_local! {
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Rows that one task of region 1 takes.
+const ROW_CHUNK: usize = 16;
+
+/// Where a projection's shrunk rows lie: row-major, `entries` slots of `padded` values a row.
+#[derive(Clone, Copy)]
+struct Shrunk {
+    padded: usize,
+    entries: usize,
+}
+
+impl Shrunk {
+    fn of(lora: &Lora) -> Shrunk {
+        Shrunk {
+            padded: lora
+                .packs
+                .iter()
+                .flatten()
+                .map(|p| p.padded)
+                .max()
+                .unwrap_or(0),
+            entries: lora.runs.iter().map(|r| r.slots.len()).max().unwrap_or(0),
+        }
+    }
+    fn stride(self) -> usize {
+        self.padded * self.entries
+    }
+}
+
+impl Device {
+    /// Projects the rows of `x`: for each projection, `out (+)= norm(x) W^T + bias + sum of scale * (norm(x) A^T) B^T`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit, or a run past the rows.
+    pub fn linear(
+        &self,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        norm: Option<Norm>,
+        projections: &mut [Projection],
+        compute: Compute,
+    ) {
+        let (rows, columns) = (x.rows(), x.columns());
+        for p in projections.iter_mut() {
+            assert_eq!(p.weights.inputs, columns);
+            let outputs = p.weights.outputs;
+            if p.accumulate {
+                assert_eq!((p.out.rows(), p.out.columns()), (rows, outputs));
+            } else {
+                p.out.resize(rows, outputs);
+            }
+            for run in p.lora.runs {
+                assert!(run.first + run.rows <= rows);
+                for &(slot, _) in &run.slots {
+                    if let Some(pack) = p.lora.packs[slot as usize] {
+                        assert_eq!((pack.inputs, pack.outputs), (columns, outputs));
+                    }
+                }
+            }
+        }
+        if rows == 0 {
+            return;
+        }
+        let paths: Vec<Path> = projections
+            .iter()
+            .map(|p| self.path(p.weights, compute))
+            .collect();
+        self.prepare(workspace, x, norm, projections, &paths);
+        self.multiply(workspace, x, norm.is_some(), projections, &paths);
+    }
+
+    pub(crate) fn path(&self, weights: &Weights, compute: Compute) -> Path {
+        match compute {
+            Compute::Int8 if weights.is_quantized() => Path::Int8,
+            Compute::Bf16 if self.bf16_dot() => Path::Bf16,
+            _ => Path::F32,
+        }
+    }
+
+    fn prepare(
+        &self,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        norm: Option<Norm>,
+        projections: &[Projection],
+        paths: &[Path],
+    ) {
+        let (rows, columns, isa) = (x.rows(), x.columns(), self.isa());
+        let int8 = paths.contains(&Path::Int8);
+        let bf16 = paths.contains(&Path::Bf16);
+        let pairs = columns.div_ceil(2);
+        if norm.is_some() {
+            workspace.normed.resize(rows, columns);
+        }
+        if int8 {
+            workspace.int8.resize(rows, columns);
+        }
+        if bf16 {
+            workspace.pairs.resize(rows * pairs, 0);
+        }
+        workspace
+            .shrunk
+            .resize_with(projections.len().max(workspace.shrunk.len()), Vec::new);
+        let shapes: Vec<Shrunk> = projections.iter().map(|p| Shrunk::of(&p.lora)).collect();
+        for (h, shape) in workspace.shrunk.iter_mut().zip(&shapes) {
+            h.resize(rows * shape.stride(), 0.0);
+        }
+        let lora = shapes.iter().any(|s| s.stride() > 0);
+        if norm.is_none() && !int8 && !bf16 && !lora {
+            return;
+        }
+        let groups = workspace.int8.groups;
+        let normed = Scatter::new(workspace.normed.values_mut());
+        let quants = Scatter::new(&mut workspace.int8.quants);
+        let scales = Scatter::new(&mut workspace.int8.scales);
+        let sums = Scatter::new(&mut workspace.int8.sums);
+        let scaled_sums = Scatter::new(&mut workspace.int8.scaled_sums);
+        let words = Scatter::new(&mut workspace.pairs);
+        let shrunk: Vec<Scatter<f32>> = workspace
+            .shrunk
+            .iter_mut()
+            .map(|h| Scatter::new(h))
+            .collect();
+        self.pool().run(rows.div_ceil(ROW_CHUNK), &|task| {
+            let first = task * ROW_CHUNK;
+            let count = ROW_CHUNK.min(rows - first);
+            let mut source = &x.values()[first * columns..][..count * columns];
+            // SAFETY (this block): each task writes the parts of its own rows only.
+            unsafe {
+                if let Some(norm) = norm {
+                    let out = normed.part(first * columns, count * columns);
+                    for (out, x) in out
+                        .chunks_exact_mut(columns)
+                        .zip(source.chunks_exact(columns))
+                    {
+                        rmsnorm_row(isa, x, norm.weight, norm.eps, out);
+                    }
+                    source = out;
+                }
+                for (i, x) in source.chunks_exact(columns).enumerate() {
+                    let row = first + i;
+                    if int8 {
+                        quantize_row(
+                            isa,
+                            x,
+                            quants.part(row * columns, columns),
+                            scales.part(row * groups, groups),
+                            sums.part(row * groups, groups),
+                            scaled_sums.part(row * groups, groups),
+                        );
+                    }
+                    if bf16 {
+                        pair_bf16(isa, x, words.part(row * pairs, pairs));
+                    }
+                }
+                for ((p, shape), h) in projections.iter().zip(&shapes).zip(&shrunk) {
+                    for (run, from, n) in overlapping(p.lora.runs, first, count) {
+                        for (e, &(slot, scale)) in run.slots.iter().enumerate() {
+                            let Some(pack) = p.lora.packs[slot as usize] else {
+                                continue;
+                            };
+                            let h = h.pointer(from * shape.stride() + e * shape.padded);
+                            let x = source.as_ptr().add((from - first) * columns);
+                            pack.shrink(isa, x, n, scale, h, shape.stride());
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn multiply(
+        &self,
+        workspace: &Workspace,
+        x: &Tensor,
+        normed: bool,
+        projections: &mut [Projection],
+        paths: &[Path],
+    ) {
+        struct Part<'a> {
+            weights: &'a Weights,
+            bias: Option<&'a [f32]>,
+            lora: Lora<'a>,
+            out: Scatter<'a, f32>,
+            accumulate: bool,
+            path: Path,
+            shrunk: &'a [f32],
+            shape: Shrunk,
+        }
+        let rows = x.rows();
+        let x = if normed { &workspace.normed } else { x };
+        let parts: Vec<Part> = projections
+            .iter_mut()
+            .zip(paths)
+            .zip(&workspace.shrunk)
+            .map(|((p, &path), shrunk)| Part {
+                weights: p.weights,
+                bias: p.bias,
+                lora: p.lora,
+                out: Scatter::new(p.out.values_mut()),
+                accumulate: p.accumulate,
+                path,
+                shrunk,
+                shape: Shrunk::of(&p.lora),
+            })
+            .collect();
+        // Tasks small enough to even out, large enough to stream; panels of the float paths are two tiles wide.
+        let total: usize = parts.iter().map(|p| p.weights.tiles()).sum();
+        let per_task = total
+            .div_ceil(self.pool().threads() * 6)
+            .clamp(2, 64)
+            .next_multiple_of(2);
+        let tasks: Vec<(usize, usize)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(i, p)| {
+                (0..p.weights.tiles())
+                    .step_by(per_task)
+                    .map(move |t| (i, t))
+            })
+            .collect();
+        let isa = self.isa();
+        self.pool().run(tasks.len(), &|task| {
+            let (i, first) = tasks[task];
+            let part = &parts[i];
+            let last = (first + per_task).min(part.weights.tiles());
+            let outputs = part.weights.outputs;
+            // SAFETY: tasks write disjoint columns; pointers cover the shapes asserted in `linear`.
+            unsafe {
+                for tile in (first..last).step_by(2) {
+                    let tiles = tile..(tile + 2).min(last);
+                    let columns = tile * LANES..(tiles.end * LANES).min(outputs);
+                    let out = Target {
+                        pointer: part.out.pointer(columns.start),
+                        row: outputs,
+                        columns: columns.len(),
+                        accumulate: part.accumulate,
+                    };
+                    match part.path {
+                        Path::Int8 => {
+                            int8_tiles(isa, part.weights, &workspace.int8, rows, tiles, out)
+                        }
+                        Path::F32 => f32_tiles(isa, part.weights, x, tiles, out),
+                        Path::Bf16 => {
+                            bf16_tiles(isa, part.weights, &workspace.pairs, rows, tiles, out)
+                        }
+                    }
+                    if let Some(bias) = part.bias {
+                        for m in 0..rows {
+                            for (j, b) in bias[columns.clone()].iter().enumerate() {
+                                *out.pointer.add(m * outputs + j) += b;
+                            }
+                        }
+                    }
+                    for run in part.lora.runs {
+                        for (e, &(slot, _)) in run.slots.iter().enumerate() {
+                            let Some(pack) = part.lora.packs[slot as usize] else {
+                                continue;
+                            };
+                            let stride = part.shape.stride();
+                            let h =
+                                part.shrunk[run.first * stride + e * part.shape.padded..].as_ptr();
+                            let to = out.pointer.add(run.first * outputs);
+                            pack.expand(isa, h, stride, run.rows, columns.clone(), to, outputs);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The type in which one projection is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    Int8,
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy)]
+struct Target {
+    pointer: *mut f32,
+    row: usize,
+    columns: usize,
+    accumulate: bool,
+}
+
+fn overlapping(
+    runs: &[Run],
+    first: usize,
+    count: usize,
+) -> impl Iterator<Item = (&Run, usize, usize)> {
+    runs.iter().filter_map(move |run| {
+        let from = run.first.max(first);
+        let to = (run.first + run.rows).min(first + count);
+        (from < to).then(|| (run, from, to - from))
+    })
+}
+
+/// # Safety
+/// `out` covers rows x columns and the tiles are the weights'.
+unsafe fn int8_tiles(
+    isa: crate::Isa,
+    weights: &Weights,
+    x: &Int8Rows,
+    rows: usize,
+    tiles: std::ops::Range<usize>,
+    out: Target,
+) {
+    let Data::Quantized { layout, bytes } = &weights.data else {
+        unreachable!("int8 products are of quantized weights")
+    };
+    let tile_bytes = layout.block() * weights.groups();
+    // SAFETY: the caller's contract; a short last tile goes through a buffer of whole vectors.
+    unsafe {
+        for (i, tile) in tiles.enumerate() {
+            let job =
+                |out: *mut f32, out_stride: usize, first: usize, rows: usize, accumulate: bool| {
+                    TileJob {
+                        tile: bytes[tile * tile_bytes..].as_ptr(),
+                        groups: weights.groups(),
+                        quants: x.quants[first * weights.inputs..].as_ptr(),
+                        scales: x.scales[first * x.groups..].as_ptr(),
+                        sums: x.sums[first * x.groups..].as_ptr(),
+                        scaled_sums: x.scaled_sums[first * x.groups..].as_ptr(),
+                        rows,
+                        out,
+                        out_stride,
+                        accumulate,
+                        offset: layout.offset,
+                    }
+                };
+            let valid = (out.columns - i * LANES).min(LANES);
+            let to = out.pointer.add(i * LANES);
+            if valid == LANES {
+                multiply_tile(isa, layout, job(to, out.row, 0, rows, out.accumulate));
+            } else {
+                for m in 0..rows {
+                    let mut y = [0f32; LANES];
+                    multiply_tile(isa, layout, job(y.as_mut_ptr(), LANES, m, 1, false));
+                    for (j, y) in y[..valid].iter().enumerate() {
+                        let to = to.add(m * out.row + j);
+                        *to = if out.accumulate { *to + y } else { *y };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `int8_tiles`.
+unsafe fn f32_tiles(
+    isa: crate::Isa,
+    weights: &Weights,
+    x: &Tensor,
+    tiles: std::ops::Range<usize>,
+    out: Target,
+) {
+    let inputs = weights.inputs;
+    let product = |columns: usize, to: *mut f32| Gemm {
+        m: x.rows(),
+        n: columns,
+        p: inputs,
+        a: x.values().as_ptr(),
+        a_row: inputs,
+        a_column: 1,
+        b: std::ptr::null::<f32>(),
+        b_row: LANES,
+        out: to,
+        out_row: out.row,
+        // The chain of a row starts at zero, as in the other paths, unless it starts from the residual.
+        accumulate: out.accumulate,
+    };
+    // SAFETY: the caller's contract.
+    unsafe {
+        if weights.is_quantized() {
+            PANEL.with_borrow_mut(|panel| {
+                panel.resize(inputs * 2 * LANES, 0.0);
+                for (i, tile) in tiles.enumerate() {
+                    weights.forward_panel(isa, tile, &mut panel[i * LANES..], 2 * LANES);
+                }
+                let mut g = product(out.columns, out.pointer);
+                g.b = panel.as_ptr();
+                g.b_row = 2 * LANES;
+                gemm_f32(isa, g);
+            });
+            return;
+        }
+        for (i, tile) in tiles.enumerate() {
+            let g = product(
+                (out.columns - i * LANES).min(LANES),
+                out.pointer.add(i * LANES),
+            );
+            let at = tile * inputs * LANES;
+            match &weights.data {
+                Data::F32(v) => gemm_f32(
+                    isa,
+                    Gemm {
+                        b: v[at..].as_ptr(),
+                        ..g
+                    },
+                ),
+                Data::F16(v) => gemm_f16(isa, typed(g, v[at..].as_ptr().cast::<F16Bits>())),
+                Data::Bf16(v) => gemm_bf16(isa, typed(g, v[at..].as_ptr().cast::<Bf16Bits>())),
+                Data::Quantized { .. } => unreachable!("handled above"),
+            }
+        }
+    }
+}
+
+/// The same product with `b` of another type.
+pub(crate) fn typed<E: Element>(g: Gemm<f32>, b: *const E) -> Gemm<E> {
+    Gemm {
+        m: g.m,
+        n: g.n,
+        p: g.p,
+        a: g.a,
+        a_row: g.a_row,
+        a_column: g.a_column,
+        b,
+        b_row: g.b_row,
+        out: g.out,
+        out_row: g.out_row,
+        accumulate: g.accumulate,
+    }
+}
+
+/// # Safety
+/// As `int8_tiles`; the machine has the bf16 dot product.
+unsafe fn bf16_tiles(
+    isa: crate::Isa,
+    weights: &Weights,
+    x: &[u32],
+    rows: usize,
+    tiles: std::ops::Range<usize>,
+    out: Target,
+) {
+    let pairs = weights.inputs.div_ceil(2);
+    // SAFETY: the caller's contract; short tiles go through a buffer of whole vectors.
+    unsafe {
+        PAIR_PANEL.with_borrow_mut(|panel| {
+            let width = tiles.len() * LANES;
+            panel.resize(weights.input_blocks() * GROUP / 2 * 2 * LANES, 0);
+            for (i, tile) in tiles.enumerate() {
+                weights.forward_panel_bf16(isa, tile, &mut panel[i * LANES..], 2 * LANES);
+            }
+            let g = |out: *mut f32, out_row: usize, accumulate: bool| PairGemm {
+                m: rows,
+                n: width,
+                pairs,
+                a: x.as_ptr(),
+                a_row: pairs,
+                b: panel.as_ptr(),
+                b_row: 2 * LANES,
+                out,
+                out_row,
+                accumulate,
+            };
+            if out.columns == width {
+                pair_gemm(g(out.pointer, out.row, out.accumulate));
+            } else {
+                let mut y = vec![0f32; rows * width];
+                pair_gemm(g(y.as_mut_ptr(), width, false));
+                for (m, y) in y.chunks_exact(width).enumerate() {
+                    for (j, y) in y[..out.columns].iter().enumerate() {
+                        let to = out.pointer.add(m * out.row + j);
+                        *to = if out.accumulate { *to + y } else { *y };
+                    }
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,482 @@
+//! Every operation on every instruction set of this machine against `reference`, and the promise that a row's result does
+//! not depend on the rows beside it.
+
+use crate::*;
+
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        // SplitMix64 (Steele et al., 2014).
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+    pub(crate) fn value(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+    pub(crate) fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+}
+
+const TYPES: [SourceType; 11] = [
+    SourceType::F32,
+    SourceType::F16,
+    SourceType::BF16,
+    SourceType::Q4_0,
+    SourceType::Q4_1,
+    SourceType::Q5_0,
+    SourceType::Q5_1,
+    SourceType::Q8_0,
+    SourceType::Q4_K,
+    SourceType::Q5_K,
+    SourceType::Q6_K,
+];
+
+/// Random blocks: random integers, small scales.
+fn random_bytes(source: SourceType, values: usize, r: &mut Random) -> Vec<u8> {
+    let mut out = Vec::new();
+    let f16_bytes = |x: f32| half::f16::from_f32(x).to_le_bytes();
+    for _ in 0..values / source.block_values() {
+        let mut b: Vec<u8> = (0..source.block_bytes()).map(|_| r.next() as u8).collect();
+        let d = f16_bytes(0.01 + 0.01 * r.value().abs());
+        let m = f16_bytes(0.05 * r.value());
+        match source {
+            SourceType::F32 => b = r.value().to_le_bytes().to_vec(),
+            SourceType::F16 => b = f16_bytes(r.value()).to_vec(),
+            SourceType::BF16 => b = half::bf16::from_f32(r.value()).to_le_bytes().to_vec(),
+            SourceType::Q6_K => b[208..].copy_from_slice(&f16_bytes(0.0005)),
+            SourceType::Q4_K | SourceType::Q5_K => {
+                b[..2].copy_from_slice(&f16_bytes(0.001));
+                b[2..4].copy_from_slice(&f16_bytes(0.002));
+            }
+            SourceType::Q4_1 | SourceType::Q5_1 => {
+                b[..2].copy_from_slice(&d);
+                b[2..4].copy_from_slice(&m);
+            }
+            _ => b[..2].copy_from_slice(&d),
+        }
+        out.extend(b);
+    }
+    out
+}
+
+fn devices() -> Vec<Device> {
+    Isa::ALL
+        .into_iter()
+        .filter(|i| i.available())
+        .flat_map(|isa| [1, 3].map(|threads| Device::cpu_with(Some(threads), isa).unwrap()))
+        .collect()
+}
+
+fn rows_of(w: &Weights) -> Vec<f32> {
+    let mut out = vec![0f32; w.outputs() * w.inputs()];
+    for (i, row) in out.chunks_exact_mut(w.inputs()).enumerate() {
+        w.row(i, row);
+    }
+    out
+}
+
+fn project(d: &Device, x: &Tensor, w: &Weights, lora: Lora, compute: Compute) -> Tensor {
+    let mut out = Tensor::default();
+    let projection = Projection {
+        weights: w,
+        bias: None,
+        lora,
+        out: &mut out,
+        accumulate: false,
+    };
+    d.linear(
+        &mut Workspace::default(),
+        x,
+        None,
+        &mut [projection],
+        compute,
+    );
+    out
+}
+
+/// Largest difference, relative to the largest value.
+fn difference(got: &[f32], want: &[f64]) -> f64 {
+    let largest = want.iter().fold(1e-30, |m: f64, v| m.max(v.abs()));
+    got.iter()
+        .zip(want)
+        .map(|(g, w)| (f64::from(*g) - w).abs() / largest)
+        .fold(
+            0.0,
+            |m, v| if v.is_nan() { f64::NAN } else { f64::max(m, v) },
+        )
+}
+
+#[test]
+fn products_match_the_reference_in_every_type() {
+    for source in TYPES {
+        for (outputs, inputs) in [(48, 256), (21, 512)] {
+            let mut r = Random(source as u64 + outputs as u64);
+            let bytes = random_bytes(source, outputs * inputs, &mut r);
+            let rows = 11;
+            let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
+            let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
+            for d in devices() {
+                let w = d.pack(source, &bytes, (outputs, inputs), None).unwrap();
+                let want = reference::linear(x.values(), &rows_of(&w), rows, outputs, inputs);
+                let float = project(&d, &x, &w, Lora::NONE, Compute::F32);
+                let int8 = project(&d, &x, &w, Lora::NONE, Compute::Int8);
+                let bf16 = project(&d, &x, &w, Lora::NONE, Compute::Bf16);
+                let name = format!("{source:?} {outputs}x{inputs} on {}", d.describe());
+                assert!(difference(float.values(), &want) < 2e-6, "float {name}");
+                assert!(difference(int8.values(), &want) < 1.5e-2, "int8 {name}");
+                assert!(difference(bf16.values(), &want) < 1.5e-2, "bf16 {name}");
+                let both = (float.values().to_vec(), int8.values().to_vec());
+                match &first {
+                    None => first = Some(both),
+                    Some(first) => assert!(*first == both, "other bits: {name}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_products_are_exact_in_their_own_arithmetic() {
+    // What the int8 path computes, spelled out: quantize the row, dequantize it, multiply in f64.
+    let mut r = Random(5);
+    let (outputs, inputs) = (32, 256);
+    for source in TYPES.into_iter().filter(|t| t.block_values() > 1) {
+        let bytes = random_bytes(source, outputs * inputs, &mut r);
+        let x = Tensor::from_vec(2, inputs, r.values(2 * inputs));
+        let mut rounded = Vec::new();
+        for group in x.values().chunks_exact(32) {
+            let largest = group.iter().fold(0f32, |m, v| m.max(v.abs()));
+            rounded.extend(
+                group
+                    .iter()
+                    .map(|v| (v * (127.0 / largest)).round_ties_even() * (largest / 127.0)),
+            );
+        }
+        for d in devices() {
+            let w = d.pack(source, &bytes, (outputs, inputs), None).unwrap();
+            let want = reference::linear(&rounded, &rows_of(&w), 2, outputs, inputs);
+            let got = project(&d, &x, &w, Lora::NONE, Compute::Int8);
+            assert!(
+                difference(got.values(), &want) < 3e-6,
+                "{source:?} {}",
+                d.describe()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    let mut r = Random(9);
+    let (outputs, inputs, rank) = (80, 256, 8);
+    for source in [SourceType::Q4_1, SourceType::Q6_K, SourceType::F16] {
+        let bytes = random_bytes(source, outputs * inputs, &mut r);
+        let packs: Vec<LoraPack> = [LoraType::Bf16, LoraType::F32, LoraType::F16]
+            .into_iter()
+            .map(|t| {
+                LoraPack::new(
+                    &r.values(rank * inputs),
+                    &r.values(rank * outputs),
+                    (outputs, inputs, rank),
+                    t,
+                )
+                .unwrap()
+            })
+            .collect();
+        let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).chain([None]).collect();
+        let rows = 37;
+        let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
+        let run = |first, rows, slots: &[(u32, f32)]| Run {
+            first,
+            rows,
+            slots: slots.to_vec(),
+        };
+        let runs = [
+            run(0, 1, &[(0, 2.0)]),
+            run(1, 20, &[(1, 0.5), (2, 1.5)]),
+            run(25, 3, &[(3, 1.0)]),
+            run(30, 7, &[(2, 1.0)]),
+        ];
+        for d in devices() {
+            let w = d.pack(source, &bytes, (outputs, inputs), None).unwrap();
+            let lora = Lora {
+                runs: &runs,
+                packs: &packs,
+            };
+            for compute in [Compute::Int8, Compute::F32, Compute::Bf16] {
+                let all = project(&d, &x, &w, lora, compute);
+                for row in 0..rows {
+                    let alone: Vec<Run> = runs
+                        .iter()
+                        .filter(|n| (n.first..n.first + n.rows).contains(&row))
+                        .map(|n| run(0, 1, &n.slots))
+                        .collect();
+                    let one = Tensor::from_vec(1, inputs, x.row(row).to_vec());
+                    let lora = Lora {
+                        runs: &alone,
+                        packs: &packs,
+                    };
+                    let got = project(&d, &one, &w, lora, compute);
+                    assert_eq!(
+                        got.values(),
+                        all.row(row),
+                        "row {row} {compute:?} {}",
+                        d.describe()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn mixed_lora_equals_the_summed_deltas() {
+    let mut r = Random(11);
+    let (outputs, inputs) = (48, 64);
+    let bytes = random_bytes(SourceType::F32, outputs * inputs, &mut r);
+    let ranks = [4, 16, 24];
+    let parts: Vec<(Vec<f32>, Vec<f32>)> = ranks
+        .iter()
+        .map(|n| (r.values(n * inputs), r.values(n * outputs)))
+        .collect();
+    let packs: Vec<LoraPack> = parts
+        .iter()
+        .zip(ranks)
+        .map(|((a, b), n)| LoraPack::new(a, b, (outputs, inputs, n), LoraType::F32).unwrap())
+        .collect();
+    let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).collect();
+    let x = Tensor::from_vec(3, inputs, r.values(3 * inputs));
+    let slots = [vec![], vec![(1, 0.5)], vec![(0, 0.7), (2, -0.3)]];
+    let runs: Vec<Run> = (1..3)
+        .map(|i| Run {
+            first: i,
+            rows: 1,
+            slots: slots[i].clone(),
+        })
+        .collect();
+    for d in devices() {
+        let w = d
+            .pack(SourceType::F32, &bytes, (outputs, inputs), None)
+            .unwrap();
+        let lora = Lora {
+            runs: &runs,
+            packs: &packs,
+        };
+        let got = project(&d, &x, &w, lora, Compute::F32);
+        for (row, slots) in slots.iter().enumerate() {
+            let mut summed = rows_of(&w);
+            for &(slot, scale) in slots {
+                let ((a, b), rank) = (&parts[slot as usize], ranks[slot as usize]);
+                for n in 0..outputs {
+                    for k in 0..inputs {
+                        let delta: f32 =
+                            (0..rank).map(|i| b[n * rank + i] * a[i * inputs + k]).sum();
+                        summed[n * inputs + k] += scale * delta;
+                    }
+                }
+            }
+            let want = reference::linear(x.row(row), &summed, 1, outputs, inputs);
+            assert!(
+                difference(got.row(row), &want) < 1e-5,
+                "row {row} {}",
+                d.describe()
+            );
+        }
+    }
+}
+
+#[test]
+fn paged_attention_matches_the_reference_whatever_the_chunks() {
+    let (heads, kv_heads, dim, tokens) = (6, 2, 32, 75);
+    let mut r = Random(13);
+    let table = RopeTable::new(dim, 128, 10_000.0);
+    let q = Tensor::from_vec(tokens, heads * dim, r.values(tokens * heads * dim));
+    let k = Tensor::from_vec(tokens, kv_heads * dim, r.values(tokens * kv_heads * dim));
+    let v = Tensor::from_vec(tokens, kv_heads * dim, r.values(tokens * kv_heads * dim));
+    let blocks = [7, 2, 9, 0, 4];
+    let slice = |t: &Tensor, from: usize, n: usize| {
+        Tensor::from_vec(
+            n,
+            t.columns(),
+            t.values()[from * t.columns()..(from + n) * t.columns()].to_vec(),
+        )
+    };
+    for dtype in [KvType::F32, KvType::F16] {
+        let mut first: Option<Vec<f32>> = None;
+        for d in devices() {
+            for chunks in [vec![75], vec![1; 75], vec![40, 3, 31, 1]] {
+                let mut cache = KvCache::new(1, 10, kv_heads, dim, dtype);
+                let (mut got, mut rotated_q, mut rotated_k) = (Vec::new(), Vec::new(), Vec::new());
+                let mut past = 0;
+                for n in chunks {
+                    let (mut q, mut k, v) =
+                        (slice(&q, past, n), slice(&k, past, n), slice(&v, past, n));
+                    let span = [Span {
+                        first: 0,
+                        rows: n,
+                        past,
+                        blocks: &blocks,
+                    }];
+                    d.rope_store(&table, &mut q, &mut k, &v, &span, &mut cache, 0);
+                    let mut out = Tensor::default();
+                    d.attention(&q, &span, &cache, 0, &mut out);
+                    got.extend_from_slice(out.values());
+                    rotated_q.extend_from_slice(q.values());
+                    rotated_k.extend_from_slice(k.values());
+                    past += n;
+                }
+                let head = |values: &[f32], width: usize, h: usize| -> Vec<f32> {
+                    values
+                        .chunks_exact(width * dim)
+                        .flat_map(|row| row[h * dim..(h + 1) * dim].to_vec())
+                        .collect()
+                };
+                let tolerance = if dtype == KvType::F32 { 1e-5 } else { 2e-3 };
+                for h in 0..heads {
+                    let kv = h / (heads / kv_heads);
+                    let want = reference::attention(
+                        &head(&rotated_q, heads, h),
+                        &head(&rotated_k, kv_heads, kv),
+                        &head(v.values(), kv_heads, kv),
+                        0,
+                        dim,
+                    );
+                    let got = head(&got, heads, h);
+                    assert!(
+                        difference(&got, &want) < tolerance,
+                        "head {h} {}",
+                        d.describe()
+                    );
+                }
+                match &first {
+                    None => first = Some(got),
+                    Some(first) => assert!(*first == got, "other bits on {}", d.describe()),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_match_the_reference() {
+    let mut r = Random(17);
+    for columns in [64, 70] {
+        let x = Tensor::from_vec(5, columns, r.values(5 * columns));
+        let weight = r.values(columns);
+        for d in devices() {
+            let mut out = Tensor::default();
+            let norm = Norm {
+                weight: &weight,
+                eps: 1e-5,
+            };
+            d.rmsnorm(&x, norm, &mut out);
+            for row in 0..5 {
+                let want = reference::rmsnorm(x.row(row), &weight, 1e-5);
+                assert!(difference(out.row(row), &want) < 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_of_products_matches_finite_differences_of_the_forward() {
+    // y = x W^T + scale (x A^T) B^T is linear in each of x, A, B: the gradient of sum(g * y) is exact in the reference.
+    let mut r = Random(19);
+    let (rows, outputs, inputs, rank) = (21, 40, 96, 4);
+    for source in [SourceType::F32, SourceType::Q4_1, SourceType::Q8_0] {
+        let bytes = random_bytes(source, outputs * inputs, &mut r);
+        let (a, b) = (r.values(rank * inputs), r.values(rank * outputs));
+        let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
+        let g = Tensor::from_vec(rows, outputs, r.values(rows * outputs));
+        let scale = 1.5f32;
+        for d in devices() {
+            let w = d.pack(source, &bytes, (outputs, inputs), None).unwrap();
+            for compute in [Compute::F32, Compute::Bf16] {
+                let tolerance = if compute == Compute::F32 {
+                    1e-5
+                } else {
+                    1.5e-2
+                };
+                let mut dx = Tensor::zeros(rows, inputs);
+                d.linear_backward(&g, &w, &mut dx, compute);
+                let flat = rows_of(&w);
+                let transposed: Vec<f32> = (0..inputs * outputs)
+                    .map(|i| flat[i % outputs * inputs + i / outputs])
+                    .collect();
+                let mut want = reference::linear(g.values(), &transposed, rows, inputs, outputs);
+                assert!(
+                    difference(dx.values(), &want) < tolerance,
+                    "dx {source:?} {compute:?} {}",
+                    d.describe()
+                );
+
+                // Rows 3..18 carry the adapter.
+                let (mut da, mut db) = (vec![0f32; rank * inputs], vec![0f32; rank * outputs]);
+                let runs = [Run {
+                    first: 3,
+                    rows: 15,
+                    slots: vec![(0, 1.0)],
+                }];
+                let mut pairs = [Some(LoraGrad {
+                    a: &a,
+                    b: &b,
+                    rank,
+                    scale,
+                    da: &mut da,
+                    db: &mut db,
+                })];
+                d.lora_backward(&x, &g, &runs, &mut pairs, &mut dx);
+                let (mut want_da, mut want_db) =
+                    (vec![0f64; rank * inputs], vec![0f64; rank * outputs]);
+                for m in 3..18 {
+                    for i in 0..rank {
+                        let h: f64 = (0..inputs)
+                            .map(|k| f64::from(x.row(m)[k]) * f64::from(a[i * inputs + k]))
+                            .sum();
+                        let dh: f64 = (0..outputs)
+                            .map(|n| f64::from(g.row(m)[n]) * f64::from(b[n * rank + i]))
+                            .sum();
+                        let s = f64::from(scale);
+                        for n in 0..outputs {
+                            want_db[n * rank + i] += s * f64::from(g.row(m)[n]) * h;
+                        }
+                        for k in 0..inputs {
+                            want_da[i * inputs + k] += s * dh * f64::from(x.row(m)[k]);
+                            want[m * inputs + k] += s * dh * f64::from(a[i * inputs + k]);
+                        }
+                    }
+                }
+                assert!(difference(&da, &want_da) < 1e-5);
+                assert!(difference(&db, &want_db) < 1e-5);
+                assert!(difference(dx.values(), &want) < tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_are_refused() {
+    let d = Device::cpu(Some(1)).unwrap();
+    for (outputs, inputs, bytes) in [
+        (4, 32, 79),
+        (4, 33, 80),
+        (0, 32, 0),
+        (4, 0, 0),
+        (usize::MAX, 64, 40),
+    ] {
+        assert!(
+            d.pack(SourceType::Q4_1, &vec![0; bytes], (outputs, inputs), None)
+                .is_err()
+        );
+    }
+    assert!(
+        d.pack(SourceType::F32, &[0; 8], (2, 1), Some(&[0, 2]))
+            .is_err()
+    );
+    assert!(LoraPack::new(&[0.0; 6], &[0.0; 4], (2, 3, 2), LoraType::F32).is_ok());
+    assert!(LoraPack::new(&[0.0; 5], &[0.0; 4], (2, 3, 2), LoraType::F32).is_err());
+}

@@ -1,0 +1,221 @@
+//! Tiles back to floats, panel by panel, for the float path: forward panels have outputs as lanes, backward panels inputs.
+
+use super::{Data, GROUP, Layout, Weights};
+use crate::Isa;
+use crate::gemm::Element;
+use crate::isa::per_isa;
+use crate::simd::LANES;
+use half::f16;
+
+/// 32 inputs x 16 outputs.
+type Block = [[f32; LANES]; GROUP];
+
+per_isa! {
+    fn unpack_block(layout: &Layout, block: &[u8], out: &mut Block) {
+        let mut scale = [[0f32; LANES]; 2];
+        let mut minimum = [0f32; LANES];
+        let read = |row: usize, to: &mut [f32; LANES]| {
+            let at = &block[layout.quants() + row * layout.scale_bytes()..];
+            if layout.wide_scales {
+                for (to, b) in to.iter_mut().zip(at.as_chunks::<4>().0) {
+                    *to = f32::from_le_bytes(*b);
+                }
+            } else {
+                for (to, b) in to.iter_mut().zip(at.as_chunks::<2>().0) {
+                    *to = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+        };
+        read(0, &mut scale[0]);
+        scale[1] = scale[0];
+        if layout.halves {
+            read(1, &mut scale[1]);
+        }
+        if layout.minimum {
+            read(1 + usize::from(layout.halves), &mut minimum);
+        }
+        for step in 0..GROUP / 4 {
+            let (at, shift) = if layout.bits == 4 {
+                (step / 2 * 64, 4 * (step % 2) as u32)
+            } else {
+                (step * 64, 0)
+            };
+            let mask = if layout.bits == 4 { 15 } else { 255 };
+            let mut words = [0u32; LANES];
+            for (w, b) in words.iter_mut().zip(block[at..at + 64].as_chunks::<4>().0) {
+                *w = u32::from_le_bytes(*b);
+            }
+            let scale = &scale[step / 4];
+            for byte in 0..4 {
+                let out = &mut out[step * 4 + byte];
+                for lane in 0..LANES {
+                    let q = (words[lane] >> (8 * byte as u32 + shift)) & mask;
+                    let q = (q as i32 - layout.offset) as f32;
+                    out[lane] = q.mul_add(scale[lane], minimum[lane]);
+                }
+            }
+        }
+    }
+}
+
+per_isa! {
+    fn interleave(block: &Block, out: &mut [u32], out_row: usize) {
+        for (pair, out) in block.as_chunks::<2>().0.iter().zip(out.chunks_mut(out_row)) {
+            for lane in 0..LANES {
+                out[lane] = bf16_bits(pair[0][lane]) | bf16_bits(pair[1][lane]) << 16;
+            }
+        }
+    }
+}
+
+per_isa! {
+    fn transpose(block: &Block, out: &mut [f32]) {
+        for (lane, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(LANES) {
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = block[k][lane];
+            }
+        }
+    }
+}
+
+per_isa! {
+    fn transpose_interleaved(block: &Block, out: &mut [u32]) {
+        for (pair, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(LANES / 2) {
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = bf16_bits(block[k][2 * pair]) | bf16_bits(block[k][2 * pair + 1]) << 16;
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// Rows of f32 to bf16, two in a word: low half first; an odd last one is paired with zero.
+    pub(crate) fn pair_bf16(x: &[f32], out: &mut [u32]) {
+        let (pairs, rest) = x.as_chunks::<2>();
+        for (out, pair) in out.iter_mut().zip(pairs) {
+            *out = bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16;
+        }
+        if let [last] = rest {
+            out[pairs.len()] = bf16_bits(*last);
+        }
+    }
+}
+
+/// The bits of x as bf16, rounded to nearest even. Finite values only (an infinity stays one, a NaN may become one).
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16
+}
+
+impl Weights {
+    /// Calls `f(group, block)` for each group of 32 inputs of a tile; the last one of a float tile may be short of inputs
+    /// (zeros then).
+    fn blocks(
+        &self,
+        isa: Isa,
+        tile: usize,
+        groups: std::ops::Range<usize>,
+        mut f: impl FnMut(usize, &Block),
+    ) {
+        let mut block = [[0f32; LANES]; GROUP];
+        match &self.data {
+            Data::Quantized { layout, bytes } => {
+                let size = layout.block();
+                for g in groups {
+                    let at = (tile * self.groups() + g) * size;
+                    unpack_block(isa, layout, &bytes[at..at + size], &mut block);
+                    f(g, &block);
+                }
+            }
+            Data::F32(v) => self.float_blocks(tile, groups, v, f),
+            Data::F16(v) => self.float_blocks(
+                tile,
+                groups,
+                bytemuck::cast_slice::<u16, crate::gemm::F16Bits>(v),
+                f,
+            ),
+            Data::Bf16(v) => self.float_blocks(
+                tile,
+                groups,
+                bytemuck::cast_slice::<u16, crate::gemm::Bf16Bits>(v),
+                f,
+            ),
+        }
+    }
+
+    fn float_blocks<E: Element>(
+        &self,
+        tile: usize,
+        groups: std::ops::Range<usize>,
+        values: &[E],
+        mut f: impl FnMut(usize, &Block),
+    ) {
+        let panel = &values[tile * self.inputs * LANES..][..self.inputs * LANES];
+        for g in groups {
+            let mut block = [[0f32; LANES]; GROUP];
+            for (to, from) in block
+                .iter_mut()
+                .zip(panel[g * GROUP * LANES..].as_chunks::<LANES>().0)
+            {
+                *to = from.map(Element::get);
+            }
+            f(g, &block);
+        }
+    }
+
+    /// Groups of 32 inputs, the last one perhaps short.
+    pub(crate) fn input_blocks(&self) -> usize {
+        self.inputs.div_ceil(GROUP)
+    }
+
+    /// Writes tile `tile` as `inputs x 16`, rows `out_row` apart.
+    pub(crate) fn forward_panel(&self, isa: Isa, tile: usize, out: &mut [f32], out_row: usize) {
+        self.blocks(isa, tile, 0..self.input_blocks(), |g, block| {
+            for (k, row) in block.iter().enumerate().take(self.inputs - g * GROUP) {
+                out[(g * GROUP + k) * out_row..][..LANES].copy_from_slice(row);
+            }
+        });
+    }
+
+    /// The same as bf16 pairs of inputs: `ceil(inputs / 2) x 16` words, rounded up to 16 rows a group.
+    pub(crate) fn forward_panel_bf16(
+        &self,
+        isa: Isa,
+        tile: usize,
+        out: &mut [u32],
+        out_row: usize,
+    ) {
+        self.blocks(isa, tile, 0..self.input_blocks(), |g, block| {
+            interleave(isa, block, &mut out[g * GROUP / 2 * out_row..], out_row);
+        });
+    }
+
+    /// Writes inputs `32*g..` of tiles `tiles` as `outputs x 32`.
+    pub(crate) fn backward_panel(
+        &self,
+        isa: Isa,
+        g: usize,
+        tiles: std::ops::Range<usize>,
+        out: &mut [f32],
+    ) {
+        for (t, out) in tiles.zip(out.chunks_exact_mut(LANES * GROUP)) {
+            self.blocks(isa, t, g..g + 1, |_, block| transpose(isa, block, out));
+        }
+    }
+
+    /// The same as bf16 pairs of outputs: `outputs / 2 x 32` words.
+    pub(crate) fn backward_panel_bf16(
+        &self,
+        isa: Isa,
+        g: usize,
+        tiles: std::ops::Range<usize>,
+        out: &mut [u32],
+    ) {
+        for (t, out) in tiles.zip(out.chunks_exact_mut(LANES / 2 * GROUP)) {
+            self.blocks(isa, t, g..g + 1, |_, block| {
+                transpose_interleaved(isa, block, out)
+            });
+        }
+    }
+}
