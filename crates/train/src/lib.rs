@@ -1,1 +1,34 @@
-//! train
+//! Trains LoRA adapters on a frozen base, several in one run, and says what they are worth.
+//!
+//! [`sft`] is the loop, as a table of contents; start reading there. Synchronous, on the caller's thread. Knows no HTTP, no
+//! screen and no registry; the model stands behind [`learner::Learner`].
+
+pub mod batch;
+pub mod checkpoint;
+pub mod dataset;
+pub mod error;
+pub mod evaluate;
+pub mod example;
+pub mod job;
+pub mod learner;
+pub mod lint;
+pub mod lora_init;
+pub mod metrics;
+pub mod optimizer;
+pub mod params;
+pub mod plot;
+pub mod progress;
+pub mod rng;
+pub mod schedule;
+pub mod settings;
+pub mod sft;
+
+mod durable;
+mod run;
+
+pub use error::TrainError;
+pub use example::Example;
+pub use job::Job;
+pub use learner::{Item, Learner, LossSum};
+pub use params::{LoraGrads, LoraParams, PairGrads};
+pub use settings::Settings;

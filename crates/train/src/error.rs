@@ -1,0 +1,148 @@
+//! What can go wrong while training, one variant for each thing that a person can do something about.
+//!
+//! Knows nothing of exit codes or of HTTP: `lory` maps these once.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::dataset::Place;
+
+/// Everything that a training run, a linter or an evaluation may refuse or fail at.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file could not be written; what was there before is untouched.
+    #[error(
+        "cannot write {path}: {source}; what was saved there before still stands: \
+         make room or choose another folder, then run the same command again"
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A row of a data file is not what it should be.
+    #[error("{file}:{line}: {}{message}", field.as_ref().map(|f| format!("field `{f}`: ")).unwrap_or_default())]
+    Row {
+        /// The data file.
+        file: String,
+        /// Its line, from 1.
+        line: usize,
+        /// The JSON field at fault, where one is.
+        field: Option<String>,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A data file as a whole is not usable.
+    #[error("{file}: {message}")]
+    Data {
+        /// The data file.
+        file: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A training setting is out of its range or not supported.
+    #[error("setting `{name}`: {message}")]
+    Setting {
+        /// The setting, as it is written in `persona.toml`.
+        name: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A pattern of an evaluation's tone markers does not parse.
+    #[error("tone marker `{pattern}`: {message}")]
+    Marker {
+        /// The pattern as written.
+        pattern: String,
+        /// What the regex parser said.
+        message: String,
+    },
+    /// A loss or a gradient is not a finite number: the run has diverged.
+    #[error(
+        "adapter `{adapter}`, step {step}: the {what} is not a finite number; \
+         the run has diverged: lower the learning rate (`lr`) or look at the data of this step"
+    )]
+    NotFinite {
+        /// The adapter's name.
+        adapter: String,
+        /// Its optimizer step, from 1.
+        step: u64,
+        /// Which number.
+        what: &'static str,
+    },
+    /// The checkpoint cannot be parsed.
+    #[error(
+        "{path}: the checkpoint is damaged ({message}); remove it to start again from the beginning"
+    )]
+    CheckpointBroken {
+        /// The checkpoint file.
+        path: PathBuf,
+        /// Where it is wrong.
+        message: String,
+    },
+    /// The checkpoint belongs to a run of other settings, data or base.
+    #[error(
+        "{path}: the checkpoint is of another run: {}; put that back to go on, or remove the checkpoint to start again",
+        differences.join("; ")
+    )]
+    CheckpointDiffers {
+        /// The checkpoint file.
+        path: PathBuf,
+        /// What differs, in words, one item a difference.
+        differences: Vec<String>,
+    },
+    /// The jobs of a run do not fit together or lack something.
+    #[error("cannot start the run: {0}")]
+    Plan(String),
+    /// The model that computes losses and gradients failed.
+    #[error("the model failed: {0}")]
+    Learner(String),
+}
+
+impl TrainError {
+    /// A row's error, at `place`, with no field named.
+    pub(crate) fn row(place: &Place, message: impl Into<String>) -> Self {
+        TrainError::Row {
+            file: place.file.to_string(),
+            line: place.line,
+            field: None,
+            message: message.into(),
+        }
+    }
+
+    /// A row's error at one field.
+    pub(crate) fn field(
+        place: &Place,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        TrainError::Row {
+            file: place.file.to_string(),
+            line: place.line,
+            field: Some(field.into()),
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| TrainError::Read {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| TrainError::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

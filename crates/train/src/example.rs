@@ -1,0 +1,307 @@
+//! From a row's words to tokens and the mask of what is trained.
+//!
+//! A conversation goes through the same chat template and tokenizer as a request. Its prompt is tokenized by itself, as it
+//! will be when it is served, and the answer by itself after it: no token spans the border. Knows nothing of batches.
+
+use formats::chat_template::{ChatTemplate, Message};
+use formats::tokenizer::{Special, Tokenizer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::dataset::{Content, Place, Row, alpaca_prompt, hex};
+use crate::error::TrainError;
+
+/// One training sequence.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Example {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// `trained[i]`: the loss of predicting `tokens[i]` from those before it counts. `trained[0]` is false.
+    pub trained: Vec<bool>,
+}
+
+impl Example {
+    /// How many tokens have a loss that counts.
+    #[must_use]
+    pub fn trained_tokens(&self) -> usize {
+        self.trained.iter().filter(|trained| **trained).count()
+    }
+}
+
+/// Which tokens of a conversation are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mask {
+    /// The last answer and its end-of-turn token.
+    #[default]
+    Completion,
+    /// Every answer of the assistant, each with its end-of-turn token.
+    Assistant,
+}
+
+/// What happens to a row of more than `max_length` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TooLong {
+    /// It is left out, and counted.
+    #[default]
+    Drop,
+    /// Its end is cut off, and it is counted; it is left out where nothing to train would remain.
+    Truncate,
+    /// It is an error that names its line.
+    Refuse,
+}
+
+/// What turns rows into examples.
+#[derive(Clone, Copy)]
+pub struct Encoder<'a> {
+    /// The base's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The base's chat template.
+    pub template: &'a ChatTemplate,
+    /// The persona's system prompt, for conversations that bring none.
+    pub system: Option<&'a str>,
+    /// Which tokens are trained.
+    pub mask: Mask,
+    /// Most tokens of an example.
+    pub max_length: usize,
+    /// What happens to a longer row.
+    pub too_long: TooLong,
+}
+
+/// The examples of a data set, and what became of over-long rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Examples {
+    /// In the order of the rows.
+    pub examples: Vec<Example>,
+    /// Rows left out for their length.
+    pub dropped: usize,
+    /// Rows whose end was cut off.
+    pub truncated: usize,
+}
+
+impl Encoder<'_> {
+    /// Encodes all `rows`.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`]; and when rows were given but all of them are too long.
+    pub fn encode_all(&self, rows: &[Row]) -> Result<Examples, TrainError> {
+        let mut all = Examples::default();
+        for row in rows {
+            let whole = self.encode(row)?;
+            let length = whole.tokens.len();
+            match self.fit(whole, &row.place)? {
+                Some(example) => {
+                    all.truncated += usize::from(example.tokens.len() < length);
+                    all.examples.push(example);
+                }
+                None => all.dropped += 1,
+            }
+        }
+        match rows.first() {
+            Some(row) if all.examples.is_empty() => Err(TrainError::Data {
+                file: row.place.file.to_string(),
+                message: format!(
+                    "every one of the {} rows is longer than `max_length` = {} tokens; raise it",
+                    rows.len(),
+                    self.max_length
+                ),
+            }),
+            _ => Ok(all),
+        }
+    }
+
+    /// Encodes one row at its full length.
+    ///
+    /// # Errors
+    /// The template or the tokenizer refuses it, the template does not render answers behind their prompts, or no token
+    /// of it would be trained.
+    pub fn encode(&self, row: &Row) -> Result<Example, TrainError> {
+        let example = match self.conversation(row) {
+            Some(messages) => self.encode_turns(&messages, &row.place)?,
+            None => self.encode_text(row)?,
+        };
+        if example.trained_tokens() == 0 {
+            let message =
+                "no token of this row would be trained: its answer is empty once it is tokenized";
+            return Err(TrainError::row(&row.place, message));
+        }
+        Ok(example)
+    }
+
+    /// The turns of a row with the system prompt in front; none for plain text.
+    fn conversation(&self, row: &Row) -> Option<Vec<Message>> {
+        let message = |role: &str, content: &str| Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        };
+        let turns = match &row.content {
+            Content::Alpaca {
+                instruction,
+                input,
+                output,
+            } => {
+                vec![
+                    message("user", &alpaca_prompt(instruction, input)),
+                    message("assistant", output),
+                ]
+            }
+            Content::Completion { prompt, completion } => {
+                vec![message("user", prompt), message("assistant", completion)]
+            }
+            Content::Messages(messages) => messages.clone(),
+            Content::Text(_) => return None,
+        };
+        let own = turns.first().is_some_and(|turn| turn.role == "system");
+        let system = self
+            .system
+            .filter(|_| !own)
+            .map(|system| message("system", system));
+        Some(system.into_iter().chain(turns).collect())
+    }
+
+    fn encode_turns(&self, messages: &[Message], place: &Place) -> Result<Example, TrainError> {
+        let render = |messages: &[Message], answer_next: bool| {
+            let rendered = self.template.render(messages, answer_next);
+            rendered.map_err(|error| {
+                TrainError::row(place, format!("the chat template refuses it: {error}"))
+            })
+        };
+        let mut builder = Builder::default();
+        let mut done = String::new();
+        for (i, turn) in messages.iter().enumerate() {
+            let last = i + 1 == messages.len();
+            if turn.role != "assistant" || (self.mask == Mask::Completion && !last) {
+                continue;
+            }
+            let prompt = render(&messages[..i], true)?;
+            let whole = render(&messages[..=i], false)?;
+            let (Some(before), Some(answer)) =
+                (prompt.strip_prefix(&done), whole.strip_prefix(&prompt))
+            else {
+                return Err(TrainError::row(
+                    place,
+                    format!(
+                        "the chat template does not put the answer (message {i}) behind the prompt as it renders it for \
+                         generation, so what to train cannot be told; use a template that only appends"
+                    ),
+                ));
+            };
+            let before = self.tokens(before, place)?;
+            builder.push(&self.with_bos(before, builder.is_empty()), false);
+            let answer = self.tokens(answer, place)?;
+            // What the template writes behind the end of the turn is never generated: it is no part of the answer.
+            match answer
+                .iter()
+                .rposition(|token| self.tokenizer.end_ids().contains(token))
+            {
+                Some(end) => {
+                    builder.push(&answer[..=end], true);
+                    if !last {
+                        builder.push(&answer[end + 1..], false);
+                    }
+                }
+                None => {
+                    builder.push(&answer, true);
+                    builder.push(&self.end(), true);
+                }
+            }
+            done = whole;
+        }
+        Ok(builder.finish())
+    }
+
+    fn encode_text(&self, row: &Row) -> Result<Example, TrainError> {
+        let tokens = self.tokens(row.output(), &row.place)?;
+        let ended = tokens
+            .last()
+            .is_some_and(|token| self.tokenizer.end_ids().contains(token));
+        let mut builder = Builder::default();
+        builder.push(&self.with_bos(tokens, true), true);
+        if !ended {
+            builder.push(&self.end(), true);
+        }
+        Ok(builder.finish())
+    }
+
+    /// The example at its allowed length; none where it is left out.
+    fn fit(&self, mut example: Example, place: &Place) -> Result<Option<Example>, TrainError> {
+        if example.tokens.len() <= self.max_length {
+            return Ok(Some(example));
+        }
+        match self.too_long {
+            TooLong::Drop => Ok(None),
+            TooLong::Truncate => {
+                example.tokens.truncate(self.max_length);
+                example.trained.truncate(self.max_length);
+                Ok((example.trained_tokens() > 0).then_some(example))
+            }
+            TooLong::Refuse => {
+                let (length, limit) = (example.tokens.len(), self.max_length);
+                let message =
+                    format!("the row has {length} tokens, more than `max_length` = {limit}");
+                Err(TrainError::row(place, message))
+            }
+        }
+    }
+
+    fn tokens(&self, text: &str, place: &Place) -> Result<Vec<u32>, TrainError> {
+        let encoded = self.tokenizer.encode(text, Special::Parse);
+        encoded
+            .map_err(|error| TrainError::row(place, format!("the tokenizer refuses it: {error}")))
+    }
+
+    /// `tokens`, with the begin-of-text token in front where the model wants one and the text brings none.
+    fn with_bos(&self, mut tokens: Vec<u32>, first: bool) -> Vec<u32> {
+        if let Some(bos) = self.tokenizer.bos()
+            && first
+            && self.tokenizer.add_bos()
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        tokens
+    }
+
+    /// The end-of-text token, where the model has one.
+    fn end(&self) -> Vec<u32> {
+        self.tokenizer.eos().into_iter().collect()
+    }
+}
+
+/// An example under construction.
+#[derive(Default)]
+struct Builder(Example);
+
+impl Builder {
+    fn is_empty(&self) -> bool {
+        self.0.tokens.is_empty()
+    }
+
+    fn push(&mut self, tokens: &[u32], trained: bool) {
+        self.0.tokens.extend_from_slice(tokens);
+        self.0.trained.resize(self.0.tokens.len(), trained);
+    }
+
+    fn finish(mut self) -> Example {
+        // Nothing stands before the first token that could predict it.
+        if let Some(first) = self.0.trained.first_mut() {
+            *first = false;
+        }
+        self.0
+    }
+}
+
+/// SHA-256, in hex, of what a run trains on: tokens and masks, so also of the tokenizer, template and system prompt.
+#[must_use]
+pub fn examples_hash(examples: &[Example]) -> String {
+    let mut hasher = Sha256::new();
+    for example in examples {
+        hasher.update((example.tokens.len() as u64).to_le_bytes());
+        for (token, trained) in example.tokens.iter().zip(&example.trained) {
+            hasher.update(token.to_le_bytes());
+            hasher.update([u8::from(*trained)]);
+        }
+    }
+    hex(&hasher.finalize())
+}

@@ -1,0 +1,143 @@
+//! One adapter of a run: its rows as tokens, its first numbers, its settings.
+//!
+//! Reads the files and encodes them; knows nothing of steps.
+
+use std::path::{Path, PathBuf};
+
+use formats::config::ModelConfig;
+
+use crate::dataset::{Dataset, Row};
+use crate::error::TrainError;
+use crate::example::{Encoder, Example, Examples};
+use crate::lora_init::{linears, lora_init};
+use crate::params::LoraParams;
+use crate::settings::Settings;
+use formats::chat_template::ChatTemplate;
+use formats::tokenizer::Tokenizer;
+
+/// Where an adapter's data comes from, and how it is trained.
+#[derive(Debug, Clone)]
+pub struct Source<'a> {
+    /// The adapter's (or persona's) name.
+    pub name: &'a str,
+    /// The training rows.
+    pub train: &'a Path,
+    /// The validation rows; without, some training rows are held out by their hash.
+    pub validation: Option<&'a Path>,
+    /// The persona's system prompt.
+    pub system: Option<&'a str>,
+    /// How it is trained; the learning rate is filled in where it is not given.
+    pub settings: Settings,
+    /// Where the metrics are written, if anywhere.
+    pub metrics: Option<PathBuf>,
+}
+
+/// One adapter, ready to be trained.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The adapter's name.
+    pub name: String,
+    /// How it is trained. The learning rate is set.
+    pub settings: Settings,
+    /// What it is trained on.
+    pub train: Vec<Example>,
+    /// What decides which of its states is the best; without any, the last one is kept.
+    pub validation: Vec<Example>,
+    /// The numbers it starts from.
+    pub init: LoraParams,
+    /// Where the metrics are written, if anywhere.
+    pub metrics: Option<PathBuf>,
+    /// What became of over-long rows, and which files were read.
+    pub loaded: Loaded,
+}
+
+/// What loading an adapter's data found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Loaded {
+    /// SHA-256 of the training file.
+    pub train_file_hash: String,
+    /// SHA-256 of the validation file, where there is one.
+    pub validation_file_hash: Option<String>,
+    /// Training and validation rows left out for their length.
+    pub dropped: usize,
+    /// Training and validation rows whose end was cut off.
+    pub truncated: usize,
+}
+
+impl Job {
+    /// Reads, splits and encodes the data of `source` and draws its first numbers.
+    ///
+    /// # Errors
+    /// Settings out of range, a file that cannot be read, a broken or over-long row (see [`crate::dataset`] and
+    /// [`crate::example`]).
+    pub fn load(
+        source: Source<'_>,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+        template: &ChatTemplate,
+    ) -> Result<Self, TrainError> {
+        source.settings.check()?;
+        let settings = source.settings.for_base(config.hidden_size);
+        let (rows, held_out, mut loaded) = read(
+            source.train,
+            source.validation,
+            settings.validation_fraction,
+        )?;
+        let encoder = Encoder {
+            tokenizer,
+            template,
+            system: source.system,
+            mask: settings.mask,
+            max_length: settings.max_length.min(config.context_length),
+            too_long: settings.too_long,
+        };
+        let mut encode = |rows: &[Row]| -> Result<Vec<Example>, TrainError> {
+            let Examples {
+                examples,
+                dropped,
+                truncated,
+            } = encoder.encode_all(rows)?;
+            loaded.dropped += dropped;
+            loaded.truncated += truncated;
+            Ok(examples)
+        };
+        let (train, validation) = (encode(&rows)?, encode(&held_out)?);
+        let init = lora_init(
+            &linears(config, &settings.modules()?),
+            settings.rank,
+            settings.alpha,
+            settings.seed,
+        );
+        Ok(Self {
+            name: source.name.to_owned(),
+            settings,
+            train,
+            validation,
+            init,
+            metrics: source.metrics,
+            loaded,
+        })
+    }
+}
+
+/// The training rows and the validation rows.
+fn read(
+    train: &Path,
+    validation: Option<&Path>,
+    fraction: f64,
+) -> Result<(Vec<Row>, Vec<Row>, Loaded), TrainError> {
+    let data = Dataset::read(train)?;
+    let mut loaded = Loaded {
+        train_file_hash: data.hash.clone(),
+        ..Loaded::default()
+    };
+    let (rows, held_out) = match validation {
+        None => data.split(fraction),
+        Some(path) => {
+            let held_out = Dataset::read(path)?;
+            loaded.validation_file_hash = Some(held_out.hash);
+            (data.rows, held_out.rows)
+        }
+    };
+    Ok((rows, held_out, loaded))
+}

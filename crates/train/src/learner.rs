@@ -1,0 +1,82 @@
+//! What a training run asks of a model: losses and gradients of rows of several adapters at once.
+//!
+//! The loop knows only this trait; the decoder implements it, and tests do with a few lines of arithmetic.
+
+use serde::Serialize;
+
+use crate::error::TrainError;
+use crate::example::Example;
+use crate::params::{LoraGrads, LoraParams};
+
+/// One row of a batch: which adapter it trains, and its tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'a> {
+    /// Index into the parameters.
+    pub adapter: usize,
+    /// The row.
+    pub example: &'a Example,
+}
+
+/// Losses summed over trained tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct LossSum {
+    /// Sum of the tokens' losses, in nats.
+    pub loss: f64,
+    /// Trained tokens.
+    pub tokens: usize,
+}
+
+impl LossSum {
+    /// Adds another sum.
+    pub fn add(&mut self, other: LossSum) {
+        self.loss += other.loss;
+        self.tokens += other.tokens;
+    }
+
+    /// Loss of a token in the mean, in nats; 0 without tokens.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        if self.tokens == 0 {
+            0.0
+        } else {
+            self.loss / self.tokens as f64
+        }
+    }
+
+    /// Exponential of the mean loss.
+    #[must_use]
+    pub fn perplexity(&self) -> f64 {
+        self.mean().exp()
+    }
+}
+
+/// A frozen base that computes losses and gradients of adapters.
+///
+/// A row's loss is the sum of -ln p(tokens\[i\] | tokens\[..i\]) over the i with trained\[i\]. Rows do not see each
+/// other. Both functions return one sum per adapter of `params`, zero for an adapter that has no row in the batch, and
+/// give the same bits for the same arguments. An adapter without pairs is the bare base.
+pub trait Learner {
+    /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum of the losses of a's rows), for every adapter a.
+    ///
+    /// `grads` has the shapes of `params` and is not cleared first: micro-batches add up in it.
+    ///
+    /// # Errors
+    /// [`TrainError::Learner`], when the model cannot run the batch.
+    fn forward_backward(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+        loss_scale: &[f32],
+        grads: &mut [LoraGrads],
+    ) -> Result<Vec<LossSum>, TrainError>;
+
+    /// The losses alone.
+    ///
+    /// # Errors
+    /// [`TrainError::Learner`], when the model cannot run the batch.
+    fn losses(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+    ) -> Result<Vec<LossSum>, TrainError>;
+}

@@ -1,0 +1,176 @@
+//! AdamW with decoupled weight decay, and clipping by the global norm; one instance an adapter.
+//!
+//! Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), with torch's order of operations. All in f32, one
+//! number after the other, so that a run has the same bits each time.
+
+use crate::params::{self, LoraGrads, LoraParams};
+
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPSILON: f32 = 1e-8;
+
+/// The state of AdamW for one adapter (betas 0.9 and 0.999, epsilon 1e-8).
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW {
+    /// Decay of the weights a step, times the learning rate.
+    pub weight_decay: f64,
+    /// Steps done.
+    pub step: u64,
+    /// Running means of the gradients.
+    pub mean: LoraGrads,
+    /// Running means of their squares.
+    pub square: LoraGrads,
+}
+
+impl AdamW {
+    /// The state before the first step.
+    #[must_use]
+    pub fn new(params: &LoraParams, weight_decay: f64) -> Self {
+        let zeros = LoraGrads::zeros_like(params);
+        Self {
+            weight_decay,
+            step: 0,
+            mean: zeros.clone(),
+            square: zeros,
+        }
+    }
+
+    /// Moves `params` one step against `grads` (of the same shapes) at the learning rate `lr`.
+    pub fn step(&mut self, params: &mut LoraParams, grads: &LoraGrads, lr: f64) {
+        self.step += 1;
+        let steps = self.step as f64;
+        let step_size = (lr / (1.0 - BETA1.powf(steps))) as f32;
+        let root = (1.0 - BETA2.powf(steps)).sqrt() as f32;
+        let decay = (1.0 - lr * self.weight_decay) as f32;
+        let (keep, mean_part, square_part) =
+            (BETA2 as f32, (1.0 - BETA1) as f32, (1.0 - BETA2) as f32);
+        let state = self.mean.tensors_mut().zip(self.square.tensors_mut());
+        for ((params, grads), (mean, square)) in
+            params::tensors_mut(params).zip(grads.tensors()).zip(state)
+        {
+            for (((p, &g), m), s) in params.iter_mut().zip(grads).zip(mean).zip(square) {
+                *p *= decay;
+                *m += (g - *m) * mean_part;
+                *s = *s * keep + g * g * square_part;
+                *p -= step_size * (*m / (s.sqrt() / root + EPSILON));
+            }
+        }
+    }
+}
+
+/// Scales `grads` down to the global norm `max_norm`, where they are beyond it (0: never); returns the norm before.
+pub fn clip(grads: &mut LoraGrads, max_norm: f64) -> f64 {
+    let norm = norm(grads);
+    if max_norm > 0.0 && norm > max_norm {
+        // torch's margin: the clipped norm never rounds up past the limit.
+        let scale = (max_norm / (norm + 1e-6)) as f32;
+        grads.tensors_mut().flatten().for_each(|g| *g *= scale);
+    }
+    norm
+}
+
+/// The square root of the sum of all squares, summed in f64 in the tensors' order.
+#[must_use]
+pub fn norm(grads: &LoraGrads) -> f64 {
+    grads
+        .tensors()
+        .flatten()
+        .map(|&g| f64::from(g) * f64::from(g))
+        .sum::<f64>()
+        .sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::peft::{LoraPair, Module};
+
+    use super::*;
+    use crate::params::PairGrads;
+    use crate::rng::Rng;
+
+    fn params(a: &[f32], b: &[f32]) -> LoraParams {
+        let pair = LoraPair {
+            layer: 0,
+            module: Module::Q,
+            rank: 1,
+            inputs: a.len(),
+            outputs: b.len(),
+            scale: 1.0,
+            a: a.to_vec(),
+            b: b.to_vec(),
+        };
+        LoraParams { pairs: vec![pair] }
+    }
+
+    fn grads(a: &[f32], b: &[f32]) -> LoraGrads {
+        LoraGrads {
+            pairs: vec![PairGrads {
+                a: a.to_vec(),
+                b: b.to_vec(),
+            }],
+        }
+    }
+
+    /// By hand: the first step is lr * sign(g), whatever the gradient's size; the second follows from the definition.
+    #[test]
+    fn two_steps_by_hand() {
+        let mut p = params(&[1.0], &[-2.0]);
+        let mut adam = AdamW::new(&p, 0.0);
+        adam.step(&mut p, &grads(&[0.5], &[-1e-3]), 0.1);
+        assert!((p.pairs[0].a[0] - 0.9).abs() < 1e-6);
+        assert!((p.pairs[0].b[0] + 1.9).abs() < 1e-5);
+        // m = 0.9*0.05 + 0.1*-0.25 = 0.02, m^ = 0.02/0.19; v = 0.999*0.00025 + 0.001*0.0625 = 0.00031225,
+        // v^ = v/0.001999 = 0.15620310; p = 0.9 - 0.1 * 0.10526316/0.39522539 = 0.87336627
+        adam.step(&mut p, &grads(&[-0.25], &[0.0]), 0.1);
+        assert!(
+            (p.pairs[0].a[0] - 0.873_366_27).abs() < 1e-6,
+            "{}",
+            p.pairs[0].a[0]
+        );
+    }
+
+    /// The paper's algorithm 2 in f64, written down once more without regard to speed.
+    #[test]
+    fn a_hundred_steps_follow_the_paper() {
+        let (rate, decay) = (3e-3, 0.1);
+        let mut rng = Rng::new(11, &[]);
+        let mut p = params(&[0.3, -0.7, 0.01], &[1.5, 0.0]);
+        let mut adam = AdamW::new(&p, decay);
+        let mut slow: Vec<f64> = params::tensors(&p)
+            .flatten()
+            .map(|x| f64::from(*x))
+            .collect();
+        let (mut m, mut v) = (vec![0.0f64; 5], vec![0.0f64; 5]);
+        for t in 1..=100 {
+            let g: Vec<f32> = (0..5)
+                .map(|i| (rng.unit() - 0.4) * 10f32.powi(i - 3))
+                .collect();
+            adam.step(&mut p, &grads(&g[..3], &g[3..]), rate);
+            for i in 0..5 {
+                let g = f64::from(g[i]);
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                let (m, v) = (
+                    m[i] / (1.0 - 0.9f64.powi(t)),
+                    v[i] / (1.0 - 0.999f64.powi(t)),
+                );
+                slow[i] -= rate * (m / (v.sqrt() + 1e-8) + decay * slow[i]);
+            }
+        }
+        for (fast, slow) in params::tensors(&p).flatten().zip(slow) {
+            assert!((f64::from(*fast) - slow).abs() < 3e-6, "{fast} {slow}");
+        }
+    }
+
+    #[test]
+    fn clipping_keeps_the_direction_and_the_limit() {
+        let mut g = grads(&[3.0, 0.0], &[0.0, -4.0]);
+        assert_eq!(clip(&mut g, 1.0), 5.0);
+        assert!((norm(&g) - 1.0).abs() < 1e-6 && norm(&g) <= 1.0);
+        assert!((g.pairs[0].a[0] - 0.6).abs() < 1e-6 && (g.pairs[0].b[1] + 0.8).abs() < 1e-6);
+        let before = g.clone();
+        assert!(clip(&mut g, 2.0) <= 1.0);
+        assert_eq!(clip(&mut g, 0.0), norm(&g));
+        assert_eq!(g, before);
+    }
+}

@@ -1,0 +1,128 @@
+//! What a run tells whoever watches: plain data, through a trait. There is no user interface in the loop.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What a run is going to do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// Optimizer steps of the whole run: those of the adapter with the most.
+    pub steps: u64,
+    /// The adapters, in the order of the jobs.
+    pub adapters: Vec<AdapterPlan>,
+}
+
+/// What a run is going to do with one adapter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AdapterPlan {
+    /// The adapter's name.
+    pub name: String,
+    /// Numbers that are trained.
+    pub parameters: usize,
+    /// Training rows.
+    pub rows: usize,
+    /// Validation rows.
+    pub validation_rows: usize,
+    /// Tokens of the training rows.
+    pub tokens: usize,
+    /// Those whose loss counts.
+    pub trained_tokens: usize,
+    /// Tokens of the longest training row.
+    pub longest: usize,
+    /// Optimizer steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// Passes over the rows.
+    pub epochs: u64,
+    /// The peak learning rate.
+    pub lr: f64,
+}
+
+/// An optimizer step that was done.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// The step, from 1.
+    pub step: u64,
+    /// Steps of the run.
+    pub steps: u64,
+    /// The adapters that took part.
+    pub adapters: Vec<AdapterStep>,
+    /// Tokens of the step, trained or not, of all adapters.
+    pub tokens: usize,
+    /// Tokens a second since this process began to train, validation left out.
+    pub tokens_per_s: f64,
+    /// Time that the rest of the run will take at the speed so far.
+    pub eta: Duration,
+}
+
+/// One adapter's part of a step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AdapterStep {
+    /// Index of its job.
+    pub adapter: usize,
+    /// Its epoch, from 1.
+    pub epoch: u64,
+    /// Mean loss of its trained tokens, in nats.
+    pub loss: f64,
+    /// Its trained tokens.
+    pub trained_tokens: usize,
+    /// Its learning rate.
+    pub lr: f64,
+    /// Global norm of its gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// A pass over an adapter's validation rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Validation {
+    /// The last optimizer step before it, from 1.
+    pub step: u64,
+    /// The epoch that ended, from 1.
+    pub epoch: u64,
+    /// Mean loss of the trained tokens, in nats.
+    pub loss: f64,
+    /// Whether it is the lowest so far.
+    pub best: bool,
+}
+
+/// Someone who watches a run. Every function does nothing unless it is written.
+pub trait Observer {
+    /// The run begins; `resumed` is the step it goes on from, where a checkpoint was found.
+    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+        let _ = (plan, resumed);
+    }
+
+    /// A step was done.
+    fn step(&mut self, metrics: &StepMetrics) {
+        let _ = metrics;
+    }
+
+    /// Validation begins for the adapter of job `adapter`, over `rows` rows.
+    fn validating(&mut self, adapter: usize, rows: usize) {
+        let _ = (adapter, rows);
+    }
+
+    /// The adapter of job `adapter` was validated.
+    fn validated(&mut self, adapter: usize, validation: &Validation) {
+        let _ = (adapter, validation);
+    }
+
+    /// All that is needed to go on from `step` lies at `path`.
+    fn checkpointed(&mut self, path: &Path, step: u64) {
+        let _ = (path, step);
+    }
+
+    /// All steps are done.
+    fn finished(&mut self, steps: u64) {
+        let _ = steps;
+    }
+}
+
+/// Watches nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {}

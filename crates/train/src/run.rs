@@ -1,0 +1,660 @@
+//! The state of a run and its verbs: plan, resume, validate, forward and backward, clip, step, log, checkpoint.
+//!
+//! One owner for everything that changes while training; [`crate::sft`] says in which order.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::batch::{self, Ordering};
+use crate::checkpoint::{self, AdapterIdentity, AdapterView, Best, Identity};
+use crate::error::TrainError;
+use crate::example::{Example, examples_hash};
+use crate::job::Job;
+use crate::learner::{Item, Learner, LossSum};
+use crate::metrics::{MetricsLog, Record};
+use crate::optimizer::{self, AdamW};
+use crate::params::{self, LoraGrads, LoraParams};
+use crate::progress::{AdapterPlan, AdapterStep, Observer, Plan, StepMetrics, Validation};
+use crate::schedule::Schedule;
+use crate::sft::{Outcome, RunOptions, Trained};
+
+/// A run, between two optimizer steps.
+pub(crate) struct Run<'o> {
+    options: &'o RunOptions,
+    identity: Identity,
+    pub(crate) plan: Plan,
+    /// Optimizer steps done.
+    pub(crate) step: u64,
+    adapters: Vec<Adapter>,
+    // Side by side with `adapters`, as the learner takes them.
+    params: Vec<LoraParams>,
+    grads: Vec<LoraGrads>,
+    /// The step and the number of validations that the file on the disk holds.
+    saved: Option<(u64, u64)>,
+    clock: Clock,
+}
+
+/// One adapter of the run, without its parameters.
+struct Adapter {
+    job: Job,
+    schedule: Schedule,
+    ordering: Ordering,
+    steps_per_epoch: u64,
+    /// Tokens of each training row.
+    lengths: Vec<usize>,
+    /// The epoch (from 0) whose order is at hand, and its steps.
+    order: Option<(u64, Vec<Vec<usize>>)>,
+    optimizer: AdamW,
+    /// Validation passes done.
+    validations: u64,
+    best: Option<Best>,
+    /// Metrics from the checkpoint, until the log is opened.
+    metrics: MetricsLog,
+}
+
+/// What this process has spent; never part of the metrics file.
+struct Clock {
+    started: Instant,
+    first_step: u64,
+    training: Duration,
+    tokens: usize,
+    step_began: Instant,
+}
+
+impl Adapter {
+    fn plan(job: Job) -> Result<Self, TrainError> {
+        let settings = &job.settings;
+        let name = &job.name;
+        settings.check()?;
+        let refuse =
+            |message: String| Err(TrainError::Plan(format!("adapter `{name}`: {message}")));
+        let Some(lr) = settings.lr else {
+            return refuse("the learning rate `lr` is not set".to_owned());
+        };
+        if job.train.is_empty() {
+            return refuse("there are no training rows".to_owned());
+        }
+        if let Some(row) = job
+            .train
+            .iter()
+            .chain(&job.validation)
+            .position(|row| row.trained_tokens() == 0)
+        {
+            return refuse(format!("row {} has no token to train", row + 1));
+        }
+        let ordering = Ordering {
+            seed: settings.seed,
+            rows_per_step: settings.rows_per_step(),
+            shuffle: settings.shuffle,
+            group_by_length: settings.group_by_length,
+        };
+        let steps_per_epoch = ordering.steps(job.train.len()) as u64;
+        let steps = steps_per_epoch.saturating_mul(settings.epochs);
+        let steps = settings.max_steps.map_or(steps, |limit| steps.min(limit));
+        Ok(Self {
+            schedule: Schedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
+            ordering,
+            steps_per_epoch,
+            lengths: job.train.iter().map(|row| row.tokens.len()).collect(),
+            order: None,
+            optimizer: AdamW::new(&job.init, settings.weight_decay),
+            validations: 0,
+            best: None,
+            metrics: MetricsLog::default(),
+            job,
+        })
+    }
+
+    fn steps(&self) -> u64 {
+        self.schedule.steps
+    }
+
+    /// The epoch, from 1, that the step counted from 0 belongs to.
+    fn epoch_of(&self, step: u64) -> u64 {
+        step / self.steps_per_epoch + 1
+    }
+
+    /// Validation passes that should be done after `step` steps: one an epoch, and one at the end.
+    fn validations_due(&self, step: u64) -> u64 {
+        if self.job.validation.is_empty() {
+            return 0;
+        }
+        let step = step.min(self.steps());
+        step / self.steps_per_epoch
+            + u64::from(step == self.steps() && step % self.steps_per_epoch != 0)
+    }
+
+    /// The rows of the step counted from 0; none once the adapter is done.
+    fn rows_of(&mut self, step: u64) -> &[usize] {
+        if step >= self.steps() {
+            return &[];
+        }
+        let epoch = step / self.steps_per_epoch;
+        if self.order.as_ref().is_none_or(|order| order.0 != epoch) {
+            self.order = Some((epoch, self.ordering.epoch(&self.lengths, epoch)));
+        }
+        let order = self.order.as_ref().map_or(&[][..], |order| &order.1);
+        &order[(step % self.steps_per_epoch) as usize]
+    }
+
+    /// Tokens of the step counted from 0.
+    fn tokens_of(&mut self, step: u64) -> usize {
+        let rows = self.rows_of(step).to_vec();
+        rows.into_iter().map(|row| self.lengths[row]).sum()
+    }
+
+    fn summary(&self) -> AdapterPlan {
+        let job = &self.job;
+        AdapterPlan {
+            name: job.name.clone(),
+            parameters: params::count(&job.init),
+            rows: job.train.len(),
+            validation_rows: job.validation.len(),
+            tokens: self.lengths.iter().sum(),
+            trained_tokens: job.train.iter().map(Example::trained_tokens).sum(),
+            longest: self.lengths.iter().copied().max().unwrap_or(0),
+            steps_per_epoch: self.steps_per_epoch,
+            steps: self.steps(),
+            epochs: job.settings.epochs,
+            lr: self.schedule.peak,
+        }
+    }
+
+    fn identity(&self) -> AdapterIdentity {
+        let mut settings = serde_json::to_value(&self.job.settings).unwrap_or(Value::Null);
+        if let Value::Object(fields) = &mut settings {
+            // How often it is saved changes nothing of what is trained.
+            fields.remove("save_every");
+        }
+        // Numbers take the way through text that those of a file take, so that both compare equal.
+        let settings = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
+        let shape = |p: &formats::peft::LoraPair| {
+            format!(
+                "{}.{} r{} {}x{}",
+                p.layer,
+                p.module.name(),
+                p.rank,
+                p.inputs,
+                p.outputs
+            )
+        };
+        AdapterIdentity {
+            name: self.job.name.clone(),
+            settings,
+            train_hash: examples_hash(&self.job.train),
+            validation_hash: examples_hash(&self.job.validation),
+            shapes: self.job.init.pairs.iter().map(shape).collect(),
+        }
+    }
+}
+
+impl<'o> Run<'o> {
+    /// Checks the jobs and counts what is to be done; nothing is computed yet.
+    pub(crate) fn plan(jobs: Vec<Job>, options: &'o RunOptions) -> Result<Self, TrainError> {
+        if jobs.is_empty() {
+            return Err(TrainError::Plan("there is no adapter to train".to_owned()));
+        }
+        for (i, job) in jobs.iter().enumerate() {
+            if jobs[..i].iter().any(|other| other.name == job.name) {
+                return Err(TrainError::Plan(format!(
+                    "two adapters are named `{}`",
+                    job.name
+                )));
+            }
+        }
+        let params: Vec<LoraParams> = jobs.iter().map(|job| job.init.clone()).collect();
+        let grads = params.iter().map(LoraGrads::zeros_like).collect();
+        let adapters = jobs
+            .into_iter()
+            .map(Adapter::plan)
+            .collect::<Result<Vec<_>, _>>()?;
+        let identity = Identity {
+            base: options.base.clone(),
+            batch_tokens: options.batch_tokens,
+            adapters: adapters.iter().map(Adapter::identity).collect(),
+        };
+        let plan = Plan {
+            steps: adapters.iter().map(Adapter::steps).max().unwrap_or(0),
+            adapters: adapters.iter().map(Adapter::summary).collect(),
+        };
+        let now = Instant::now();
+        let clock = Clock {
+            started: now,
+            first_step: 0,
+            training: Duration::ZERO,
+            tokens: 0,
+            step_began: now,
+        };
+        Ok(Self {
+            options,
+            identity,
+            plan,
+            step: 0,
+            adapters,
+            params,
+            grads,
+            saved: None,
+            clock,
+        })
+    }
+
+    /// Goes on from the checkpoint, where there is one; returns its step.
+    pub(crate) fn resume(&mut self) -> Result<Option<u64>, TrainError> {
+        let Some(path) = &self.options.checkpoint else {
+            return Ok(None);
+        };
+        let shapes: Vec<&LoraParams> = self.params.iter().collect();
+        let Some(found) = checkpoint::load(path, &self.identity, &shapes)? else {
+            return Ok(None);
+        };
+        if found.step > self.plan.steps {
+            let message = format!(
+                "it is at step {}, the run has {}",
+                found.step, self.plan.steps
+            );
+            return Err(TrainError::CheckpointBroken {
+                path: path.clone(),
+                message,
+            });
+        }
+        for ((adapter, params), state) in self
+            .adapters
+            .iter_mut()
+            .zip(&mut self.params)
+            .zip(found.adapters)
+        {
+            *params = state.params;
+            adapter.optimizer = AdamW {
+                weight_decay: adapter.job.settings.weight_decay,
+                ..state.optimizer
+            };
+            adapter.validations = state.validations;
+            adapter.best = state.best;
+            adapter.metrics = MetricsLog::start(None, state.metrics)?;
+        }
+        self.step = found.step;
+        self.clock.first_step = found.step;
+        self.saved = Some((self.step, self.validations()));
+        Ok(Some(found.step))
+    }
+
+    /// Makes the metrics files hold exactly what the run has measured so far.
+    pub(crate) fn open_metrics(&mut self) -> Result<(), TrainError> {
+        for adapter in &mut self.adapters {
+            let text = adapter.metrics.text().to_owned();
+            adapter.metrics = MetricsLog::start(adapter.job.metrics.clone(), text)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.step >= self.plan.steps
+    }
+
+    /// Validates the adapters whose epoch has ended and keeps the best; false when it was asked to stop on the way.
+    pub(crate) fn validate(
+        &mut self,
+        learner: &mut dyn Learner,
+        observer: &mut dyn Observer,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<bool, TrainError> {
+        for index in 0..self.adapters.len() {
+            let adapter = &self.adapters[index];
+            if adapter.validations >= adapter.validations_due(self.step) {
+                continue;
+            }
+            let rows = &adapter.job.validation;
+            observer.validating(index, rows.len());
+            let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+            let mut sum = LossSum::default();
+            for piece in batch::pieces(&lengths, self.options.batch_tokens) {
+                if stop() {
+                    return Ok(false);
+                }
+                let items: Vec<Item<'_>> = rows[piece]
+                    .iter()
+                    .map(|example| Item {
+                        adapter: index,
+                        example,
+                    })
+                    .collect();
+                let losses = learner.losses(&self.params, &items)?;
+                sum.add(check_losses(&losses, &items, self.params.len())?[index]);
+            }
+            let (step, loss) = (self.step.min(self.adapters[index].steps()), sum.mean());
+            self.finite(index, "validation loss", loss)?;
+            let adapter = &mut self.adapters[index];
+            let best = adapter.best.as_ref().is_none_or(|best| loss < best.loss);
+            let epoch = adapter.epoch_of(step.saturating_sub(1));
+            if best {
+                adapter.best = Some(Best {
+                    params: self.params[index].clone(),
+                    loss,
+                    step,
+                    epoch,
+                });
+            }
+            adapter.validations += 1;
+            adapter.metrics.push(&Record::Validation {
+                step,
+                epoch,
+                loss,
+                tokens: sum.tokens,
+                best,
+            })?;
+            observer.validated(
+                index,
+                &Validation {
+                    step,
+                    epoch,
+                    loss,
+                    best,
+                },
+            );
+        }
+        Ok(true)
+    }
+
+    /// Sums the next step's gradients over its micro-batches; none when it was asked to stop on the way.
+    pub(crate) fn forward_backward(
+        &mut self,
+        learner: &mut dyn Learner,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<LossSum>>, TrainError> {
+        self.clock.step_began = Instant::now();
+        let step = self.step;
+        self.grads.iter_mut().for_each(LoraGrads::clear);
+        let rows: Vec<Vec<usize>> = self
+            .adapters
+            .iter_mut()
+            .map(|adapter| adapter.rows_of(step).to_vec())
+            .collect();
+        // By tokens of the whole step, not of a micro-batch: accumulation must equal the large batch.
+        let scale = |(adapter, rows): (&Adapter, &Vec<usize>)| {
+            let tokens: usize = rows
+                .iter()
+                .map(|&row| adapter.job.train[row].trained_tokens())
+                .sum();
+            if tokens == 0 {
+                0.0
+            } else {
+                (1.0 / tokens as f64) as f32
+            }
+        };
+        let loss_scale: Vec<f32> = self.adapters.iter().zip(&rows).map(scale).collect();
+        let micro_batches = self
+            .adapters
+            .iter()
+            .zip(&rows)
+            .map(|(adapter, rows)| rows.len().div_ceil(adapter.job.settings.batch_rows))
+            .max()
+            .unwrap_or(0);
+        let mut sums = vec![LossSum::default(); self.params.len()];
+        for micro_batch in 0..micro_batches {
+            let mut items: Vec<Item<'_>> = Vec::new();
+            for (index, (adapter, rows)) in self.adapters.iter().zip(&rows).enumerate() {
+                let of_micro_batch = rows
+                    .chunks(adapter.job.settings.batch_rows)
+                    .nth(micro_batch)
+                    .unwrap_or(&[]);
+                let item = |&row: &usize| Item {
+                    adapter: index,
+                    example: &adapter.job.train[row],
+                };
+                items.extend(of_micro_batch.iter().map(item));
+            }
+            let lengths: Vec<usize> = items.iter().map(|item| item.example.tokens.len()).collect();
+            for piece in batch::pieces(&lengths, self.options.batch_tokens) {
+                if stop() {
+                    return Ok(None);
+                }
+                let items = &items[piece];
+                let losses =
+                    learner.forward_backward(&self.params, items, &loss_scale, &mut self.grads)?;
+                for (sum, loss) in
+                    sums.iter_mut()
+                        .zip(check_losses(&losses, items, self.params.len())?)
+                {
+                    sum.add(*loss);
+                }
+                self.clock.tokens += items
+                    .iter()
+                    .map(|item| item.example.tokens.len())
+                    .sum::<usize>();
+            }
+        }
+        for (index, sum) in sums.iter().enumerate() {
+            self.finite(index, "loss", sum.loss)?;
+        }
+        Ok(Some(sums))
+    }
+
+    /// Clips each adapter's gradient by its own norm; returns the norms before.
+    pub(crate) fn clip(&mut self) -> Result<Vec<f64>, TrainError> {
+        let limits = self
+            .adapters
+            .iter()
+            .map(|adapter| adapter.job.settings.clip);
+        let norms: Vec<f64> = self
+            .grads
+            .iter_mut()
+            .zip(limits)
+            .map(|(grads, limit)| optimizer::clip(grads, limit))
+            .collect();
+        for (index, norm) in norms.iter().enumerate() {
+            self.finite(index, "gradient", *norm)?;
+        }
+        Ok(norms)
+    }
+
+    /// Moves every adapter that is not done; returns the learning rates.
+    pub(crate) fn optimizer_step(&mut self) -> Vec<f64> {
+        let step = self.step;
+        let adapters = self
+            .adapters
+            .iter_mut()
+            .zip(&mut self.params)
+            .zip(&self.grads);
+        let rates = adapters.map(|((adapter, params), grads)| {
+            let rate = adapter.schedule.rate(step);
+            if step < adapter.steps() {
+                adapter.optimizer.step(params, grads, rate);
+            }
+            rate
+        });
+        let rates = rates.collect();
+        self.step += 1;
+        self.clock.training += self.clock.step_began.elapsed();
+        rates
+    }
+
+    /// Writes the step down and tells the observer.
+    pub(crate) fn log(
+        &mut self,
+        losses: &[LossSum],
+        norms: &[f64],
+        rates: &[f64],
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let done = self.step - 1;
+        let mut steps = Vec::with_capacity(self.adapters.len());
+        let mut tokens = 0;
+        for (index, adapter) in self.adapters.iter_mut().enumerate() {
+            if done >= adapter.steps() {
+                continue;
+            }
+            tokens += adapter.tokens_of(done);
+            let (epoch, loss) = (adapter.epoch_of(done), losses[index].mean());
+            let (trained_tokens, lr, grad_norm) =
+                (losses[index].tokens, rates[index], norms[index]);
+            let record = Record::Step {
+                step: self.step,
+                epoch,
+                loss,
+                tokens: trained_tokens,
+                lr,
+                grad_norm,
+            };
+            adapter.metrics.push(&record)?;
+            steps.push(AdapterStep {
+                adapter: index,
+                epoch,
+                loss,
+                trained_tokens,
+                lr,
+                grad_norm,
+            });
+        }
+        observer.step(&StepMetrics {
+            step: self.step,
+            steps: self.plan.steps,
+            adapters: steps,
+            tokens,
+            tokens_per_s: self.clock.tokens as f64 / self.clock.training.as_secs_f64().max(1e-9),
+            eta: self.eta(),
+        });
+        Ok(())
+    }
+
+    /// Time for the rest of the run, from what this process has spent on its part (validation included).
+    fn eta(&self) -> Duration {
+        let between = |from: u64, to: u64| -> f64 {
+            let tokens = |a: &AdapterPlan| {
+                let steps = to.min(a.steps) - from.min(a.steps);
+                a.tokens as f64 * steps as f64 / a.steps_per_epoch as f64
+            };
+            self.plan.adapters.iter().map(tokens).sum()
+        };
+        let done = between(self.clock.first_step, self.step);
+        let rest = between(self.step, self.plan.steps);
+        let seconds = self.clock.started.elapsed().as_secs_f64() * rest / done.max(1.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Whether what was done since the last checkpoint is worth one now.
+    pub(crate) fn checkpoint_is_due(&self) -> bool {
+        let now = (self.step, self.validations());
+        let before = self.saved.unwrap_or((0, 0));
+        let every = |adapter: &Adapter| match adapter.job.settings.save_every {
+            0 => false,
+            every => self.step / every > before.0 / every,
+        };
+        self.options.checkpoint.is_some()
+            && now != before
+            && (now.1 != before.1 || self.is_done() || self.adapters.iter().any(every))
+    }
+
+    /// Writes the checkpoint.
+    pub(crate) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Some(path) = &self.options.checkpoint else {
+            return Ok(());
+        };
+        let views: Vec<AdapterView<'_>> = self
+            .adapters
+            .iter()
+            .zip(&self.params)
+            .map(|(adapter, params)| AdapterView {
+                params,
+                optimizer: &adapter.optimizer,
+                validations: adapter.validations,
+                best: adapter.best.as_ref(),
+                metrics: adapter.metrics.text(),
+            })
+            .collect();
+        checkpoint::save(path, &self.identity, self.step, &views)?;
+        self.saved = Some((self.step, self.validations()));
+        observer.checkpointed(path, self.step);
+        Ok(())
+    }
+
+    /// Ends the run before its end, with a checkpoint of the last whole step.
+    pub(crate) fn interrupted(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome, TrainError> {
+        if self.saved != Some((self.step, self.validations())) {
+            self.checkpoint(observer)?;
+        }
+        let checkpoint = self.options.checkpoint.clone();
+        Ok(Outcome::Interrupted {
+            step: self.step,
+            steps: self.plan.steps,
+            checkpoint,
+        })
+    }
+
+    /// The trained adapters: the best of each by validation loss, or the last.
+    pub(crate) fn finish(self) -> Vec<Trained> {
+        let trained = |(adapter, last): (Adapter, LoraParams)| {
+            let steps = adapter.steps();
+            let metrics = adapter.metrics.text().to_owned();
+            let (params, best) = match adapter.best {
+                None => (last, None),
+                Some(Best {
+                    params,
+                    loss,
+                    step,
+                    epoch,
+                }) => (
+                    params,
+                    Some(Validation {
+                        step,
+                        epoch,
+                        loss,
+                        best: true,
+                    }),
+                ),
+            };
+            Trained {
+                name: adapter.job.name,
+                params,
+                best,
+                steps,
+                metrics,
+            }
+        };
+        self.adapters
+            .into_iter()
+            .zip(self.params)
+            .map(trained)
+            .collect()
+    }
+
+    fn validations(&self) -> u64 {
+        self.adapters
+            .iter()
+            .map(|adapter| adapter.validations)
+            .sum()
+    }
+
+    fn finite(&self, index: usize, what: &'static str, number: f64) -> Result<(), TrainError> {
+        if number.is_finite() {
+            return Ok(());
+        }
+        let adapter = self.adapters[index].job.name.clone();
+        Err(TrainError::NotFinite {
+            adapter,
+            step: self.step + 1,
+            what,
+        })
+    }
+}
+
+/// The learner's sums, once they are seen to be of the rows that it was given.
+fn check_losses<'l>(
+    losses: &'l [LossSum],
+    items: &[Item<'_>],
+    adapters: usize,
+) -> Result<&'l [LossSum], TrainError> {
+    let given: usize = items.iter().map(|item| item.example.trained_tokens()).sum();
+    let found: usize = losses.iter().map(|sum| sum.tokens).sum();
+    if losses.len() != adapters || given != found {
+        let message = format!(
+            "it returned {} losses over {found} tokens for {adapters} adapters and {given} trained tokens",
+            losses.len()
+        );
+        return Err(TrainError::Learner(message));
+    }
+    Ok(losses)
+}

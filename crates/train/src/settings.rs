@@ -1,0 +1,287 @@
+//! How an adapter is trained, as plain data: the `[train]` table of `persona.toml`, or the flags of `lory train`.
+//!
+//! Checked once at the edge; the loop relies on it.
+
+use std::ops::RangeInclusive;
+
+use formats::peft::Module;
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::example::{Mask, TooLong};
+use crate::schedule::Decay;
+
+/// The settings of one adapter's training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Rank of every pair.
+    pub rank: usize,
+    /// The product of a pair is scaled by alpha / rank.
+    pub alpha: f32,
+    /// Dropout on the adapter's input; only 0 is supported.
+    pub dropout: f32,
+    /// Linears that get a pair (`q_proj` .. `down_proj`).
+    pub target_modules: Vec<String>,
+    /// Peak learning rate; where it is not given, [`default_lr`] of the base's width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// What the learning rate does after its warm-up.
+    pub schedule: Decay,
+    /// Share of the steps that warm up.
+    pub warmup_ratio: f64,
+    /// Passes over the training rows.
+    pub epochs: u64,
+    /// Ends the run early, after so many optimizer steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Rows of a micro-batch.
+    pub batch_rows: usize,
+    /// Micro-batches of an optimizer step.
+    pub gradient_accumulation: usize,
+    /// Limit of the gradient's global norm; 0 for none.
+    pub clip: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Names the adapter's first numbers and the order of rows.
+    pub seed: u64,
+    /// Most tokens of a row.
+    pub max_length: usize,
+    /// What happens to a longer row.
+    pub too_long: TooLong,
+    /// Which tokens of a conversation are trained.
+    pub mask: Mask,
+    /// Rows are put in a new order each epoch.
+    pub shuffle: bool,
+    /// Rows of similar length go into the same step.
+    pub group_by_length: bool,
+    /// Share of the rows held out for validation when there is no evaluation file.
+    pub validation_fraction: f64,
+    /// A checkpoint every so many optimizer steps, besides those at the end of an epoch; 0 for none.
+    pub save_every: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: Module::ALL
+                .into_iter()
+                .map(|module| module.name().to_owned())
+                .collect(),
+            lr: None,
+            schedule: Decay::Linear,
+            warmup_ratio: 0.05,
+            epochs: 3,
+            max_steps: None,
+            batch_rows: 8,
+            gradient_accumulation: 1,
+            clip: 1.0,
+            weight_decay: 0.0,
+            seed: 42,
+            max_length: 1024,
+            too_long: TooLong::Drop,
+            mask: Mask::Completion,
+            shuffle: true,
+            group_by_length: true,
+            validation_fraction: 0.1,
+            save_every: 50,
+        }
+    }
+}
+
+/// The learning rate for a base of `hidden_size`: 5e-4 at a width of 2000, falling with the power 0.781 of the width.
+///
+/// Schulman et al., "LoRA Without Regret" (2025), fitted on models of the Llama family at alpha = 32.
+#[must_use]
+pub fn default_lr(hidden_size: usize) -> f64 {
+    5e-4 * (2000.0 / hidden_size.max(1) as f64).powf(0.781)
+}
+
+impl Settings {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`] for the first one out of its range, or not supported.
+    pub fn check(&self) -> Result<(), TrainError> {
+        whole("rank", self.rank as u64, 1..=512)?;
+        number("alpha", f64::from(self.alpha), 1e-6..=1e6)?;
+        if self.dropout != 0.0 {
+            let message = format!(
+                "is {}, but dropout is not supported yet; set it to 0",
+                self.dropout
+            );
+            return Err(TrainError::Setting {
+                name: "dropout",
+                message,
+            });
+        }
+        self.modules()?;
+        if let Some(lr) = self.lr {
+            number("lr", lr, 1e-9..=1.0)?;
+        }
+        number("warmup_ratio", self.warmup_ratio, 0.0..=1.0)?;
+        whole("epochs", self.epochs, 1..=10_000)?;
+        if let Some(steps) = self.max_steps {
+            whole("max_steps", steps, 1..=1_000_000_000)?;
+        }
+        whole("batch_rows", self.batch_rows as u64, 1..=4096)?;
+        whole(
+            "gradient_accumulation",
+            self.gradient_accumulation as u64,
+            1..=4096,
+        )?;
+        number("clip", self.clip, 0.0..=1e9)?;
+        number("weight_decay", self.weight_decay, 0.0..=100.0)?;
+        whole("max_length", self.max_length as u64, 2..=1 << 20)?;
+        number("validation_fraction", self.validation_fraction, 0.0..=0.9)
+    }
+
+    /// The modules that get a pair, in the order of [`Module::ALL`].
+    ///
+    /// # Errors
+    /// An unknown name, or none at all.
+    pub fn modules(&self) -> Result<Vec<Module>, TrainError> {
+        let known = || {
+            Module::ALL
+                .into_iter()
+                .map(|module| module.name())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let refuse = |message| TrainError::Setting {
+            name: "target_modules",
+            message,
+        };
+        for name in &self.target_modules {
+            if !Module::ALL.into_iter().any(|module| module.name() == name) {
+                return Err(refuse(format!(
+                    "`{name}` is unknown; the modules are {}",
+                    known()
+                )));
+            }
+        }
+        if self.target_modules.is_empty() {
+            return Err(refuse(format!(
+                "is empty; name at least one of {}",
+                known()
+            )));
+        }
+        let named = |module: &Module| self.target_modules.iter().any(|name| name == module.name());
+        Ok(Module::ALL.into_iter().filter(named).collect())
+    }
+
+    /// The same settings with the learning rate filled in for a base of `hidden_size`.
+    #[must_use]
+    pub fn for_base(mut self, hidden_size: usize) -> Self {
+        // Rounded to three digits, so that it reads well where it is shown and recorded.
+        let rounded = |lr: f64| format!("{lr:.2e}").parse().unwrap_or(lr);
+        self.lr = Some(self.lr.unwrap_or_else(|| rounded(default_lr(hidden_size))));
+        self
+    }
+
+    /// Rows of one optimizer step.
+    #[must_use]
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_rows.saturating_mul(self.gradient_accumulation)
+    }
+}
+
+fn whole(name: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), TrainError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let message = format!(
+        "is {value}; it must lie between {} and {}",
+        range.start(),
+        range.end()
+    );
+    Err(TrainError::Setting { name, message })
+}
+
+fn number(name: &'static str, value: f64, range: RangeInclusive<f64>) -> Result<(), TrainError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let message = format!(
+        "is {value}; it must lie between {} and {}",
+        range.start(),
+        range.end()
+    );
+    Err(TrainError::Setting { name, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_design() {
+        let settings = Settings::default();
+        settings.check().unwrap();
+        assert_eq!(
+            (settings.rank, settings.alpha, settings.dropout),
+            (16, 32.0, 0.0)
+        );
+        assert_eq!(settings.modules().unwrap().len(), 7);
+        assert_eq!(
+            (settings.epochs, settings.clip, settings.warmup_ratio),
+            (3, 1.0, 0.05)
+        );
+    }
+
+    #[test]
+    fn a_table_names_only_what_it_changes() {
+        let settings: Settings =
+            serde_json::from_str(r#"{"rank":8,"schedule":"cosine","lr":0.01}"#).unwrap();
+        let expected = Settings {
+            rank: 8,
+            schedule: Decay::Cosine,
+            lr: Some(0.01),
+            ..Settings::default()
+        };
+        assert_eq!(settings, expected);
+        let said = serde_json::from_str::<Settings>(r#"{"ranks":8}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("unknown field `ranks`"), "{said}");
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_named() {
+        let check = |change: fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            settings.check().unwrap_err().to_string()
+        };
+        assert_eq!(
+            check(|s| s.rank = 0),
+            "setting `rank`: is 0; it must lie between 1 and 512"
+        );
+        assert!(
+            check(|s| s.dropout = 0.1)
+                .contains("setting `dropout`: is 0.1, but dropout is not supported")
+        );
+        assert!(check(|s| s.lr = Some(f64::NAN)).starts_with("setting `lr`: is NaN"));
+        assert!(
+            check(|s| s.target_modules = vec!["lm_head".into()])
+                .contains("`lm_head` is unknown; the modules are q_proj")
+        );
+        assert!(check(|s| s.target_modules.clear()).contains("is empty"));
+        assert!(check(|s| s.epochs = 0).contains("setting `epochs`"));
+        assert!(check(|s| s.batch_rows = usize::MAX).contains("setting `batch_rows`"));
+    }
+
+    #[test]
+    fn the_learning_rate_follows_the_width() {
+        assert!((default_lr(2000) - 5e-4).abs() < 1e-12);
+        assert_eq!(Settings::default().for_base(576).lr, Some(1.32e-3));
+        let given = Settings {
+            lr: Some(1e-4),
+            ..Settings::default()
+        };
+        assert_eq!(given.for_base(576).lr, Some(1e-4));
+    }
+}

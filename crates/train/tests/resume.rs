@@ -1,0 +1,249 @@
+//! A run that is stopped anywhere and started again ends with the same bytes as one that was not.
+
+mod toy;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use toy::{Notes, Toy, job};
+use train::sft::{Outcome, RunOptions, Trained, train};
+use train::{Job, TrainError};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn options(&self) -> RunOptions {
+        let checkpoint = Some(self.path("run/checkpoint.safetensors"));
+        RunOptions {
+            base: "a base".into(),
+            checkpoint,
+            ..RunOptions::default()
+        }
+    }
+
+    fn jobs(&self) -> Vec<Job> {
+        let (mut one, mut two) = (job("one", 22, 0), job("two", 15, 500));
+        one.metrics = Some(self.path("one/metrics.jsonl"));
+        two.metrics = Some(self.path("two/metrics.jsonl"));
+        two.settings.seed = 3;
+        two.settings.epochs = 2;
+        vec![one, two]
+    }
+
+    fn metrics(&self) -> [Vec<u8>; 2] {
+        ["one", "two"].map(|name| fs::read(self.path(name).join("metrics.jsonl")).unwrap())
+    }
+}
+
+fn run(jobs: Vec<Job>, options: &RunOptions, notes: &mut Notes) -> Result<Outcome, TrainError> {
+    let never = AtomicBool::new(false);
+    let flag = notes.stop_at.map_or(&never, |stop| stop.1);
+    train(jobs, options, &mut Toy::default(), notes, flag)
+}
+
+fn finished(outcome: Outcome) -> Vec<Trained> {
+    match outcome {
+        Outcome::Finished(trained) => trained,
+        Outcome::Interrupted { step, .. } => panic!("interrupted at {step}"),
+    }
+}
+
+fn flag() -> &'static AtomicBool {
+    Box::leak(Box::new(AtomicBool::new(false)))
+}
+
+#[test]
+fn stopped_at_any_step_it_ends_with_the_same_bytes() {
+    let whole = Folder::new();
+    let expected = finished(run(whole.jobs(), &whole.options(), &mut Notes::default()).unwrap());
+    let expected_state = fs::read(whole.path("run/checkpoint.safetensors")).unwrap();
+    for stop in [1, 2, 3, 6, 8, 11, 17] {
+        let folder = Folder::new();
+        let mut notes = Notes {
+            stop_at: Some((stop, flag())),
+            ..Notes::default()
+        };
+        let outcome = run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+        let checkpoint = folder.options().checkpoint;
+        assert_eq!(
+            outcome,
+            Outcome::Interrupted {
+                step: stop,
+                steps: 18,
+                checkpoint
+            }
+        );
+        let mut notes = Notes::default();
+        let trained = finished(run(folder.jobs(), &folder.options(), &mut notes).unwrap());
+        assert_eq!(notes.resumed, Some(stop));
+        assert_eq!(notes.steps.first().map(|s| s.step), Some(stop + 1));
+        assert!(trained == expected, "stopped at {stop}");
+        assert!(folder.metrics() == whole.metrics(), "stopped at {stop}");
+        assert!(
+            fs::read(folder.path("run/checkpoint.safetensors")).unwrap() == expected_state,
+            "stopped at {stop}"
+        );
+    }
+}
+
+/// A kill leaves the last checkpoint and metrics that went on after it, perhaps with half a line.
+#[test]
+fn killed_between_checkpoints_it_ends_with_the_same_bytes() {
+    let whole = Folder::new();
+    let mut notes = Notes::default();
+    let expected = finished(run(whole.jobs(), &whole.options(), &mut notes).unwrap());
+    // Every 3 steps, and at the ends of epochs (6, 12, 18 and 4, 8 steps).
+    assert_eq!(notes.checkpoints, [3, 4, 6, 8, 9, 12, 15, 18]);
+
+    let folder = Folder::new();
+    let mut notes = Notes {
+        stop_at: Some((7, flag())),
+        ..Notes::default()
+    };
+    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    let at_seven = fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
+    let mut notes = Notes {
+        stop_at: Some((10, flag())),
+        ..Notes::default()
+    };
+    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    fs::write(folder.path("run/checkpoint.safetensors"), at_seven).unwrap();
+    fs::write(folder.path("run/checkpoint.safetensors.partial"), b"half").unwrap();
+    let mut torn = fs::read(folder.path("one/metrics.jsonl")).unwrap();
+    torn.extend_from_slice(b"{\"kind\":\"st");
+    fs::write(folder.path("one/metrics.jsonl"), torn).unwrap();
+
+    let trained = finished(run(folder.jobs(), &folder.options(), &mut Notes::default()).unwrap());
+    assert!(trained == expected);
+    assert!(folder.metrics() == whole.metrics());
+}
+
+#[test]
+fn a_finished_run_started_again_has_nothing_left_to_do() {
+    let folder = Folder::new();
+    let first = finished(run(folder.jobs(), &folder.options(), &mut Notes::default()).unwrap());
+    let mut notes = Notes::default();
+    let again = finished(run(folder.jobs(), &folder.options(), &mut notes).unwrap());
+    assert_eq!(
+        (again == first, notes.steps.len(), notes.resumed),
+        (true, 0, Some(18))
+    );
+}
+
+#[test]
+fn another_run_does_not_take_up_the_checkpoint_and_hears_why() {
+    let folder = Folder::new();
+    let mut notes = Notes {
+        stop_at: Some((4, flag())),
+        ..Notes::default()
+    };
+    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    let before = fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
+    let said = |jobs: Vec<Job>, options: RunOptions| {
+        run(jobs, &options, &mut Notes::default())
+            .unwrap_err()
+            .to_string()
+    };
+    let changed = |change: fn(&mut Vec<Job>)| {
+        let mut jobs = folder.jobs();
+        change(&mut jobs);
+        said(jobs, folder.options())
+    };
+    let both = changed(|jobs| {
+        jobs[0].settings.lr = Some(0.5);
+        jobs[1].settings.epochs = 9;
+    });
+    assert!(
+        both.contains("`one`: setting `lr` was 0.02, now it is 0.5"),
+        "{both}"
+    );
+    assert!(
+        both.contains("`two`: setting `epochs` was 2, now it is 9"),
+        "{both}"
+    );
+    assert!(
+        changed(|jobs| jobs[0].train[5].tokens[1] += 1)
+            .contains("`one`: the training rows have changed")
+    );
+    assert!(
+        changed(|jobs| drop(jobs[1].validation.pop()))
+            .contains("`two`: the validation rows have changed")
+    );
+    assert!(
+        changed(|jobs| drop(jobs.pop())).contains("it trains `one`, `two`, this run trains `one`")
+    );
+    let base = said(
+        folder.jobs(),
+        RunOptions {
+            base: "other".into(),
+            ..folder.options()
+        },
+    );
+    assert!(
+        base.contains("the base was a base, now it is other"),
+        "{base}"
+    );
+    assert_eq!(
+        fs::read(folder.path("run/checkpoint.safetensors")).unwrap(),
+        before
+    );
+    // How often it saves is no part of what it trains.
+    let mut jobs = folder.jobs();
+    jobs[0].settings.save_every = 1;
+    finished(run(jobs, &folder.options(), &mut Notes::default()).unwrap());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_never_panics() {
+    let folder = Folder::new();
+    let path = folder.path("run/checkpoint.safetensors");
+    let mut notes = Notes {
+        stop_at: Some((4, flag())),
+        ..Notes::default()
+    };
+    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let resume = || run(folder.jobs(), &folder.options(), &mut Notes::default());
+    for length in (0..whole.len()).step_by(197) {
+        fs::write(&path, &whole[..length]).unwrap();
+        let said = resume().unwrap_err().to_string();
+        assert!(
+            said.contains("the checkpoint is damaged") && said.contains("remove it"),
+            "{length}: {said}"
+        );
+    }
+    for at in (0..whole.len().min(4000)).step_by(101) {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x15;
+        fs::write(&path, &flipped).unwrap();
+        let _ = resume();
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let folder = Folder::new();
+    fs::write(folder.path("file"), b"").unwrap();
+    let checkpoint = Some(folder.path("file/checkpoint.safetensors"));
+    let options = RunOptions {
+        checkpoint,
+        ..folder.options()
+    };
+    let said = run(folder.jobs(), &options, &mut Notes::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.starts_with("cannot read") || said.starts_with("cannot write"),
+        "{said}"
+    );
+    assert!(said.contains("file/checkpoint.safetensors"), "{said}");
+}

@@ -1,0 +1,348 @@
+//! The training loop over a toy learner: what it promises about steps, tokens, neighbours and the best state.
+
+mod toy;
+
+use std::sync::atomic::AtomicBool;
+
+use toy::{Notes, Toy, job, rows};
+use train::metrics::{Record, records};
+use train::sft::{Outcome, RunOptions, Trained, train};
+use train::{Job, LoraParams, Settings, TrainError};
+
+fn run_with(
+    jobs: Vec<Job>,
+    options: &RunOptions,
+    learner: &mut Toy,
+    notes: &mut Notes,
+) -> Result<Outcome, TrainError> {
+    train(jobs, options, learner, notes, &AtomicBool::new(false))
+}
+
+fn run(jobs: Vec<Job>) -> Vec<Trained> {
+    match run_with(
+        jobs,
+        &RunOptions::default(),
+        &mut Toy::default(),
+        &mut Notes::default(),
+    )
+    .unwrap()
+    {
+        Outcome::Finished(trained) => trained,
+        Outcome::Interrupted { .. } => panic!("nobody interrupted"),
+    }
+}
+
+fn close(a: &LoraParams, b: &LoraParams, within: f32) -> bool {
+    let flat = |params: &LoraParams| {
+        train::params::tensors(params)
+            .flatten()
+            .copied()
+            .collect::<Vec<f32>>()
+    };
+    flat(a)
+        .iter()
+        .zip(flat(b))
+        .all(|(a, b)| (a - b).abs() <= within)
+}
+
+/// The same but for the last bit of a loss: sums of micro-batches are added up.
+fn assert_metrics_close(a: &str, b: &str) {
+    let (a, b) = (records(a), records(b));
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.into_iter().zip(b) {
+        let (mut a, mut b) = (a, b);
+        let mut losses = [0.0; 2];
+        for (record, seen) in [&mut a, &mut b].into_iter().zip(&mut losses) {
+            match record {
+                Record::Step { loss, .. } | Record::Validation { loss, .. } => {
+                    *seen = std::mem::take(loss)
+                }
+            }
+        }
+        assert!((losses[0] - losses[1]).abs() < 1e-14, "{losses:?}");
+        assert_eq!(a, b);
+    }
+}
+
+#[test]
+fn a_run_learns_validates_each_epoch_and_tells_the_observer() {
+    let (mut learner, mut notes) = (Toy::default(), Notes::default());
+    let outcome = run_with(
+        vec![job("one", 22, 0)],
+        &RunOptions::default(),
+        &mut learner,
+        &mut notes,
+    )
+    .unwrap();
+    let Outcome::Finished(trained) = outcome else {
+        panic!("unfinished")
+    };
+    let plan = notes.plan.unwrap();
+    assert_eq!(
+        (
+            plan.steps,
+            plan.adapters[0].steps_per_epoch,
+            plan.adapters[0].rows
+        ),
+        (18, 6, 22)
+    );
+    assert_eq!((notes.steps.len(), notes.finished), (18, Some(18)));
+    assert_eq!(
+        notes
+            .validations
+            .iter()
+            .map(|v| (v.1.step, v.1.epoch))
+            .collect::<Vec<_>>(),
+        [(6, 1), (12, 2), (18, 3)]
+    );
+    assert!(notes.validations[2].1.loss < notes.validations[0].1.loss);
+    assert!(notes.checkpoints.is_empty());
+    let lines = records(&trained[0].metrics);
+    assert_eq!(lines.len(), 18 + 3);
+    let losses: Vec<f64> = notes.steps.iter().map(|s| s.adapters[0].loss).collect();
+    assert!(losses[15..].iter().sum::<f64>() < losses[..3].iter().sum::<f64>());
+    // Every row is seen once an epoch.
+    let mut seen: Vec<u32> = learner.batches[..6]
+        .concat()
+        .iter()
+        .map(|row| row.1)
+        .collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..22).collect::<Vec<_>>());
+}
+
+#[test]
+fn accumulation_equals_the_large_batch_by_tokens() {
+    let with = |batch_rows, gradient_accumulation| {
+        let mut job = job("one", 24, 0);
+        job.settings = Settings {
+            batch_rows,
+            gradient_accumulation,
+            ..job.settings
+        };
+        run(vec![job]).remove(0)
+    };
+    let (large, small, tiny) = (with(8, 1), with(2, 4), with(1, 8));
+    // The toy adds row by row in the same order, so even the bits agree.
+    assert_eq!(large.params, small.params);
+    assert_eq!(large.params, tiny.params);
+    assert_metrics_close(&large.metrics, &small.metrics);
+    // Weighing by micro-batch would differ: the rows have between 1 and 8 trained tokens.
+    assert!(
+        rows(24, 0)
+            .iter()
+            .any(|row| row.trained_tokens() != rows(1, 0)[0].trained_tokens())
+    );
+}
+
+#[test]
+fn a_limit_on_tokens_changes_the_calls_and_not_the_result() {
+    let with = |batch_tokens| {
+        let mut learner = Toy::default();
+        let options = RunOptions {
+            batch_tokens,
+            ..RunOptions::default()
+        };
+        let outcome = run_with(
+            vec![job("one", 24, 0)],
+            &options,
+            &mut learner,
+            &mut Notes::default(),
+        )
+        .unwrap();
+        let Outcome::Finished(mut trained) = outcome else {
+            panic!("unfinished")
+        };
+        (learner.steps, trained.remove(0))
+    };
+    let ((few, whole), (many, cut)) = (with(0), with(12));
+    assert!(many > few * 2, "{many} {few}");
+    assert_eq!(whole.params, cut.params);
+    assert_metrics_close(&whole.metrics, &cut.metrics);
+}
+
+#[test]
+fn adapters_trained_together_equal_those_trained_alone() {
+    let second = || {
+        let mut job = job("two", 50, 500);
+        job.settings = Settings {
+            seed: 7,
+            batch_rows: 3,
+            gradient_accumulation: 2,
+            epochs: 2,
+            lr: Some(0.05),
+            ..job.settings
+        };
+        job
+    };
+    let (mut learner, mut notes) = (Toy::default(), Notes::default());
+    let jobs = vec![job("one", 22, 0), second()];
+    let outcome = run_with(jobs, &RunOptions::default(), &mut learner, &mut notes).unwrap();
+    let Outcome::Finished(together) = outcome else {
+        panic!("unfinished")
+    };
+    assert_eq!(together[0], run(vec![job("one", 22, 0)])[0]);
+    assert_eq!(together[1], run(vec![second()])[0]);
+    assert_eq!((together[0].steps, together[1].steps), (18, 18));
+    let shared = |batch: &&Vec<(usize, u32)>| {
+        [0, 1]
+            .iter()
+            .all(|adapter| batch.iter().any(|row| row.0 == *adapter))
+    };
+    assert_eq!(learner.batches.iter().filter(shared).count(), 18);
+}
+
+#[test]
+fn an_adapter_that_is_done_rests() {
+    let mut notes = Notes::default();
+    let mut short = job("short", 8, 500);
+    short.settings.epochs = 1;
+    let jobs = vec![job("one", 22, 0), short.clone()];
+    let outcome = run_with(
+        jobs,
+        &RunOptions::default(),
+        &mut Toy::default(),
+        &mut notes,
+    )
+    .unwrap();
+    let Outcome::Finished(trained) = outcome else {
+        panic!("unfinished")
+    };
+    assert_eq!(notes.steps[1].adapters.len(), 2);
+    assert_eq!(notes.steps[2].adapters.len(), 1);
+    assert_eq!(notes.steps[17].step, 18);
+    assert_eq!(trained[1], run(vec![short])[0]);
+}
+
+#[test]
+fn the_best_state_is_kept_and_not_the_last() {
+    let mut job = job("one", 12, 0);
+    // A rate far too high, held to the end: it leaves the optimum again.
+    job.settings = Settings {
+        lr: Some(0.6),
+        epochs: 6,
+        schedule: train::schedule::Decay::Constant,
+        warmup_ratio: 0.0,
+        ..job.settings
+    };
+    job.init.pairs[0].a = vec![0.05, -0.02, 0.1];
+    let mut notes = Notes::default();
+    let options = RunOptions::default();
+    let outcome = run_with(vec![job.clone()], &options, &mut Toy::default(), &mut notes).unwrap();
+    let Outcome::Finished(trained) = outcome else {
+        panic!("unfinished")
+    };
+    let losses: Vec<f64> = notes.validations.iter().map(|v| v.1.loss).collect();
+    let lowest = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    let best = trained[0].best.unwrap();
+    assert_eq!(best.loss, lowest);
+    assert!(
+        *losses.last().unwrap() > lowest,
+        "the last was the best: {losses:?}"
+    );
+    // The kept parameters are those of that epoch: a run that ends there has them as its last.
+    let mut shorter = job;
+    shorter.settings.max_steps = Some(best.step);
+    shorter.validation.clear();
+    assert_eq!(run(vec![shorter])[0].params, trained[0].params);
+}
+
+#[test]
+fn without_validation_rows_the_last_state_is_kept() {
+    let mut job = job("one", 22, 0);
+    job.validation.clear();
+    let trained = run(vec![job]).remove(0);
+    assert!(trained.best.is_none());
+    assert!(!close(&trained.params, &toy::params(), 1e-3));
+}
+
+#[test]
+fn a_run_cut_short_is_validated_at_its_end() {
+    let mut job = job("one", 22, 0);
+    job.settings.max_steps = Some(8);
+    let mut notes = Notes::default();
+    run_with(
+        vec![job],
+        &RunOptions::default(),
+        &mut Toy::default(),
+        &mut notes,
+    )
+    .unwrap();
+    assert_eq!(
+        notes
+            .validations
+            .iter()
+            .map(|v| (v.1.step, v.1.epoch))
+            .collect::<Vec<_>>(),
+        [(6, 1), (8, 2)]
+    );
+}
+
+#[test]
+fn clipping_bounds_the_step_and_the_metrics_show_the_norm_before() {
+    let mut clipped = job("one", 22, 0);
+    clipped.settings.clip = 1e-3;
+    let trained = run(vec![clipped]).remove(0);
+    let norms: Vec<f64> = records(&trained.metrics)
+        .iter()
+        .filter_map(|r| match r {
+            Record::Step { grad_norm, .. } => Some(*grad_norm),
+            Record::Validation { .. } => None,
+        })
+        .collect();
+    assert!(norms.iter().all(|n| *n > 1e-3), "{norms:?}");
+    assert_ne!(trained.params, run(vec![job("one", 22, 0)])[0].params);
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused_before_it_starts() {
+    let said = |jobs: Vec<Job>| {
+        let mut learner = Toy::default();
+        let error = run_with(
+            jobs,
+            &RunOptions::default(),
+            &mut learner,
+            &mut Notes::default(),
+        )
+        .unwrap_err();
+        assert_eq!(learner.steps, 0);
+        error.to_string()
+    };
+    let change = |change: fn(&mut Job)| {
+        let mut job = job("one", 6, 0);
+        change(&mut job);
+        vec![job]
+    };
+    assert!(said(vec![]).contains("no adapter to train"));
+    assert!(
+        said(vec![job("one", 6, 0), job("one", 6, 0)]).contains("two adapters are named `one`")
+    );
+    assert!(
+        said(change(|job| job.train.clear())).contains("adapter `one`: there are no training rows")
+    );
+    assert!(
+        said(change(|job| job.train[3].trained.fill(false)))
+            .contains("row 4 has no token to train")
+    );
+    assert!(said(change(|job| job.settings.lr = None)).contains("`lr` is not set"));
+    assert!(said(change(|job| job.settings.dropout = 0.5)).contains("setting `dropout`"));
+}
+
+#[test]
+fn a_diverged_loss_ends_the_run_by_name() {
+    let mut learner = Toy {
+        diverges_at: Some(5),
+        ..Toy::default()
+    };
+    let error = run_with(
+        vec![job("one", 22, 0)],
+        &RunOptions::default(),
+        &mut learner,
+        &mut Notes::default(),
+    );
+    let said = error.unwrap_err().to_string();
+    assert!(
+        said.starts_with("adapter `one`, step 5: the loss is not a finite number"),
+        "{said}"
+    );
+}
