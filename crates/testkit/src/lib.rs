@@ -1,5 +1,7 @@
 //! What tests share and no product code sees.
 
 pub mod fake_model;
+pub mod tiny;
 
 pub use fake_model::{FakeAdapter, FakeModel, Fault, Gate, StepSeen};
+pub use tiny::{tiny_adapter, tiny_config, tiny_gguf, tiny_gguf_as};
