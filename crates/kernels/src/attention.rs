@@ -36,12 +36,18 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles computed in f64. (Su et al., RoFormer, 2021.)
-    pub fn new(head_dim: usize, positions: usize, theta: f32) -> RopeTable {
+    /// Angles computed in f64; each pair's frequency is divided by its factor, if there are any. (Su et al., RoFormer, 2021.)
+    pub fn new(
+        head_dim: usize,
+        positions: usize,
+        theta: f32,
+        factors: Option<&[f32]>,
+    ) -> RopeTable {
         let half = head_dim / 2;
         let angle = |i: usize| {
             let (position, pair) = (i / half, i % half);
-            position as f64 * f64::from(theta).powf(-2.0 * pair as f64 / head_dim as f64)
+            let factor = factors.map_or(1.0, |f| f64::from(f[pair]));
+            position as f64 * f64::from(theta).powf(-2.0 * pair as f64 / head_dim as f64) / factor
         };
         RopeTable {
             half,
@@ -376,7 +382,7 @@ unsafe fn weigh<S: Simd, E: Element, const N: usize, const V: usize>(
             )
         };
         let mut acc = [[S::zero(); V]; N];
-        let mut add = |acc: &mut [S::F; V], i: usize, t: usize, v: &[S::F; V]| {
+        let add = |acc: &mut [S::F; V], i: usize, t: usize, v: &[S::F; V]| {
             let p = S::splat(*job.scores.add(i * job.padded + t));
             for (acc, v) in acc.iter_mut().zip(v) {
                 *acc = S::fma(p, *v, *acc);

@@ -50,6 +50,8 @@ pub struct LoraPack {
     pub(crate) rank: usize,
     /// Rank rounded up to whole vectors.
     pub(crate) padded: usize,
+    /// alpha / rank, or what the adapter says instead.
+    pub(crate) scale: f32,
     /// A^T: inputs x padded.
     a: Values,
     /// B^T: rank x outputs.
@@ -57,7 +59,7 @@ pub struct LoraPack {
 }
 
 impl LoraPack {
-    /// Packs `a` (rank x inputs) and `b` (outputs x rank), both row-major.
+    /// Packs `a` (rank x inputs) and `b` (outputs x rank), both row-major; `scale` multiplies their product.
     ///
     /// # Errors
     /// The lengths do not fit the shape.
@@ -65,6 +67,7 @@ impl LoraPack {
         a: &[f32],
         b: &[f32],
         (outputs, inputs, rank): (usize, usize, usize),
+        scale: f32,
         dtype: LoraType,
     ) -> Result<LoraPack, KernelError> {
         if rank == 0
@@ -97,6 +100,7 @@ impl LoraPack {
             outputs,
             rank,
             padded,
+            scale,
             a: Values::new(dtype, &at),
             b: Values::new(dtype, &bt),
         })
@@ -107,7 +111,7 @@ impl LoraPack {
         self.a.bytes() + self.b.bytes()
     }
 
-    /// h = scale * x A^T for `rows` rows; `h` is rows x padded, `h_row` apart.
+    /// h = scale * pack's scale * x A^T for `rows` rows; `h` is rows x padded, `h_row` apart.
     ///
     /// # Safety
     /// `x` covers rows x inputs, `h` rows at `h_row` >= padded.
@@ -135,6 +139,7 @@ impl LoraPack {
                 out_row: h_row,
                 accumulate: false,
             };
+            let scale = scale * self.scale;
             self.dispatch(isa, &self.a, 0, g);
             for m in 0..rows {
                 for r in 0..self.padded {

@@ -182,7 +182,7 @@ fn a_row_does_not_depend_on_its_batch() {
                     &r.values(rank * inputs),
                     &r.values(rank * outputs),
                     (outputs, inputs, rank),
-                    t,
+                     1.0, t,
                 )
                 .unwrap()
             })
@@ -246,7 +246,7 @@ fn mixed_lora_equals_the_summed_deltas() {
     let packs: Vec<LoraPack> = parts
         .iter()
         .zip(ranks)
-        .map(|((a, b), n)| LoraPack::new(a, b, (outputs, inputs, n), LoraType::F32).unwrap())
+        .map(|((a, b), n)| LoraPack::new(a, b, (outputs, inputs, n),  1.0, LoraType::F32).unwrap())
         .collect();
     let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).collect();
     let x = Tensor::from_vec(3, inputs, r.values(3 * inputs));
@@ -293,7 +293,7 @@ fn mixed_lora_equals_the_summed_deltas() {
 fn paged_attention_matches_the_reference_whatever_the_chunks() {
     let (heads, kv_heads, dim, tokens) = (6, 2, 32, 75);
     let mut r = Random(13);
-    let table = RopeTable::new(dim, 128, 10_000.0);
+    let table = RopeTable::new(dim, 128, 10_000.0, None);
     let q = Tensor::from_vec(tokens, heads * dim, r.values(tokens * heads * dim));
     let k = Tensor::from_vec(tokens, kv_heads * dim, r.values(tokens * kv_heads * dim));
     let v = Tensor::from_vec(tokens, kv_heads * dim, r.values(tokens * kv_heads * dim));
@@ -477,6 +477,6 @@ fn weights_that_do_not_fit_are_refused() {
         d.pack(SourceType::F32, &[0; 8], (2, 1), Some(&[0, 2]))
             .is_err()
     );
-    assert!(LoraPack::new(&[0.0; 6], &[0.0; 4], (2, 3, 2), LoraType::F32).is_ok());
-    assert!(LoraPack::new(&[0.0; 5], &[0.0; 4], (2, 3, 2), LoraType::F32).is_err());
+    assert!(LoraPack::new(&[0.0; 6], &[0.0; 4], (2, 3, 2), 1.0, LoraType::F32).is_ok());
+    assert!(LoraPack::new(&[0.0; 5], &[0.0; 4], (2, 3, 2), 1.0, LoraType::F32).is_err());
 }

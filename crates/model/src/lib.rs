@@ -1,1 +1,74 @@
-//! model
+//! THE decoder: one definition of the Llama family's forward, which serving and training both run.
+//!
+//! It knows weights, adapters, rows and pages. It knows no request, no scheduler, no dataset: what is in a batch comes as
+//! plain data, and who asked for it is somebody else's business.
+
+mod adapter;
+mod decoder;
+mod load;
+
+pub use adapter::Adapter;
+pub use decoder::{Batch, Buffers, Layer, Model};
+
+/// What can be wrong with a model or an adapter.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file's metadata.
+    #[error(transparent)]
+    Config(#[from] formats::config::ConfigError),
+    /// A tensor that the architecture needs is not there.
+    #[error("{origin}: tensor {name:?} is missing; is this file whole, and of architecture {architecture}?")]
+    Missing {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// `general.architecture`.
+        architecture: String,
+    },
+    /// A tensor has another shape than the metadata announce.
+    #[error("{origin}: tensor {name:?} has shape {found:?}, the metadata say {expected:?}")]
+    Shape {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// Dimensions in the file.
+        found: Vec<u64>,
+        /// Dimensions from the metadata.
+        expected: Vec<u64>,
+    },
+    /// A tensor's encoding is parsed, but not run.
+    #[error("{origin}: tensor {name:?} is {dtype}, which is not run; requantize the file to one of {runs}")]
+    Type {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: &'static str,
+        /// What is run.
+        runs: &'static str,
+    },
+    /// The kernels do not take it.
+    #[error("{origin}: tensor {name:?}: {source}")]
+    Kernel {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// Why.
+        source: kernels::KernelError,
+    },
+    /// A dimension that the kernels cannot run.
+    #[error("{origin}: head_dim {head_dim} is not a multiple of 16, which attention needs")]
+    HeadDim {
+        /// The file.
+        origin: String,
+        /// Found.
+        head_dim: usize,
+    },
+    /// An adapter of another model.
+    #[error(transparent)]
+    Adapter(#[from] formats::peft::PeftError),
+}

@@ -1,0 +1,83 @@
+//! The model as the engine runs it: a plan's rows through the decoder, over one paged cache.
+
+use std::sync::Arc;
+
+use engine::{Batch, Limits};
+use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, Run, Span, Tensor};
+use model::{Adapter, Buffers, Model};
+
+/// A model with its pages and buffers.
+pub struct ModelRunner {
+    model: Arc<Model>,
+    cache: KvCache,
+    buffers: Buffers,
+    logits: Tensor,
+}
+
+impl ModelRunner {
+    /// Pages for as many tokens as fit in `kv_bytes`, at least for one block.
+    pub fn new(model: Arc<Model>, kv_bytes: u64) -> ModelRunner {
+        let block = model.block_bytes(KvType::F16) as u64;
+        let blocks = (kv_bytes / block).clamp(1, u64::from(u32::MAX)) as usize;
+        let cache = model.new_cache(model.config().layers, blocks, KvType::F16);
+        ModelRunner {
+            model,
+            cache,
+            buffers: Buffers::default(),
+            logits: Tensor::default(),
+        }
+    }
+}
+
+impl engine::Runner for ModelRunner {
+    type Adapter = Adapter;
+
+    fn limits(&self) -> Limits {
+        let config = self.model.config();
+        Limits {
+            vocab_size: config.vocab_size,
+            context_length: config.context_length,
+            block_tokens: BLOCK_TOKENS,
+            blocks: self.cache.blocks(),
+        }
+    }
+
+    fn run(&mut self, batch: &Batch<Adapter>, logits: &mut Vec<f32>) -> Result<(), String> {
+        let spans: Vec<Span> = batch
+            .sequences
+            .iter()
+            .map(|s| Span {
+                first: s.first_row,
+                rows: s.rows,
+                past: s.past,
+                blocks: &s.blocks,
+            })
+            .collect();
+        let carrying = batch.sequences.iter().filter(|s| !s.adapters.is_empty());
+        let runs: Vec<Run> = carrying
+            .map(|s| Run {
+                first: s.first_row,
+                rows: s.rows,
+                slots: s.adapters.clone(),
+            })
+            .collect();
+        let adapters: Vec<&Adapter> = batch.slots.iter().map(Arc::as_ref).collect();
+        let rows = model::Batch {
+            tokens: &batch.tokens,
+            spans: &spans,
+            runs: &runs,
+            adapters: &adapters,
+        };
+        self.model.forward(
+            rows,
+            &mut self.cache,
+            &mut self.buffers,
+            &batch.logit_rows,
+            Compute::Int8,
+            &mut self.logits,
+        );
+        logits.clear();
+        logits.extend_from_slice(self.logits.values());
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! The decoder's backward, by hand: dX through the frozen base, dA and dB for the adapters, never dW.
+//!
+//! The forward keeps each layer's input. The backward runs a layer again to have its activations, then goes through it
+//! from the last operation to the first:
+//!
+//! ```text
+//! x ─ norm ─ q,k,v ─ rope ─ attention ─ o ─(+)─ middle ─ norm ─ gate,up ─ swiglu ─ down ─(+)─ out
+//! ```
+//!
+//! It knows rows and tensors; which rows belong to which example is [`crate::learner_model`]'s business.
+
+use formats::peft::Module;
+use kernels::{AttentionInputs, Compute, KvCache, LoraGrad, Tensor};
+use model::{Batch, Buffers, Model};
+
+use crate::params::{LoraGrads, LoraParams};
+
+/// Where the gradients of a batch's slots are gathered: for each slot, its masters and its gradients.
+pub(crate) struct Slots<'a> {
+    pub params: &'a [LoraParams],
+    pub grads: &'a mut [LoraGrads],
+    /// `places[slot][layer * 7 + module]`: the pair's index, if the adapter has one there.
+    pub places: &'a [Vec<Option<usize>>],
+}
+
+impl Slots<'_> {
+    fn at(&mut self, layer: usize, module: Module) -> Vec<Option<LoraGrad<'_>>> {
+        let place = layer * Module::ALL.len() + module as usize;
+        let each = self.params.iter().zip(self.grads.iter_mut()).zip(self.places);
+        each.map(|((params, grads), places)| {
+            let i = places[place]?;
+            let (pair, grad) = (&params.pairs[i], &mut grads.pairs[i]);
+            Some(LoraGrad {
+                a: &pair.a,
+                b: &pair.b,
+                rank: pair.rank,
+                scale: pair.scale,
+                da: &mut grad.a,
+                db: &mut grad.b,
+            })
+        })
+        .collect()
+    }
+}
+
+/// Which pair of each slot lies at which layer and module.
+pub(crate) fn places(params: &[LoraParams], layers: usize) -> Vec<Vec<Option<usize>>> {
+    let of = |params: &LoraParams| {
+        let mut places = vec![None; layers * Module::ALL.len()];
+        for (i, pair) in params.pairs.iter().enumerate() {
+            places[pair.layer * Module::ALL.len() + pair.module as usize] = Some(i);
+        }
+        places
+    };
+    params.iter().map(of).collect()
+}
+
+/// Tensors of one layer's backward, kept from layer to layer.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    out: Tensor,
+    activated: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    normed: Tensor,
+    attention: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+/// What every layer of one backward shares.
+pub(crate) struct Pass<'a> {
+    pub model: &'a Model,
+    pub batch: Batch<'a>,
+    /// (first row, rows) of each sequence.
+    pub sequences: &'a [(usize, usize)],
+    /// The position of each row.
+    pub positions: &'a [u32],
+    pub compute: Compute,
+}
+
+impl Pass<'_> {
+    /// Turns `dx`, the gradient of a layer's output, into that of its input `x`, and adds the adapters' gradients.
+    pub(crate) fn layer(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        dx: &mut Tensor,
+        slots: &mut Slots<'_>,
+        cache: &mut KvCache,
+        buffers: &mut Buffers,
+        s: &mut Scratch,
+    ) {
+        let (model, device, compute) = (self.model, self.model.device(), self.compute);
+        let w = model.layer_weights(layer);
+
+        // The layer again, for its activations.
+        s.out.copy_from(x);
+        buffers.keep_middle = true;
+        model.layer(layer, &mut s.out, self.batch, cache, 0, buffers, compute);
+        let b = &*buffers;
+
+        zeros_like(&mut s.activated, &b.activated);
+        self.linear(layer, Module::Down, &b.activated, dx, slots, &mut s.activated);
+        device.swiglu_backward(&s.activated, &b.gate, &b.up, &mut s.gate, &mut s.up);
+        zeros_like(&mut s.normed, x);
+        let input = b.ffn_input.normed();
+        self.linear(layer, Module::Gate, input, &s.gate, slots, &mut s.normed);
+        self.linear(layer, Module::Up, input, &s.up, slots, &mut s.normed);
+        device.rmsnorm_backward(&s.normed, &b.middle, model.norm(&w.ffn_norm), dx);
+
+        zeros_like(&mut s.attention, &b.attention);
+        self.linear(layer, Module::O, &b.attention, dx, slots, &mut s.attention);
+        let inputs = AttentionInputs { q: &b.q, k: &b.k, v: &b.v, out: &b.attention };
+        let head_dim = model.config().head_dim;
+        device.attention_backward(&inputs, self.sequences, head_dim, &s.attention, &mut s.q, &mut s.k, &mut s.v);
+        device.rope_backward(model.rope(), self.positions, head_dim, &mut s.q);
+        device.rope_backward(model.rope(), self.positions, head_dim, &mut s.k);
+        zeros_like(&mut s.normed, x);
+        let input = b.attention_input.normed();
+        self.linear(layer, Module::Q, input, &s.q, slots, &mut s.normed);
+        self.linear(layer, Module::K, input, &s.k, slots, &mut s.normed);
+        self.linear(layer, Module::V, input, &s.v, slots, &mut s.normed);
+        device.rmsnorm_backward(&s.normed, x, model.norm(&w.attention_norm), dx);
+    }
+
+    /// dx += dy through one linear layer and the adapters beside it.
+    fn linear(&self, layer: usize, module: Module, x: &Tensor, dy: &Tensor, slots: &mut Slots<'_>, dx: &mut Tensor) {
+        let (device, weights) = (self.model.device(), self.model.layer_weights(layer).weights(module));
+        device.linear_backward(dy, weights, dx, self.compute);
+        device.lora_backward(x, dy, self.batch.runs, &mut slots.at(layer, module), dx);
+    }
+}
+
+fn zeros_like(t: &mut Tensor, like: &Tensor) {
+    t.resize(like.rows(), like.columns());
+    t.clear();
+}

@@ -1,0 +1,222 @@
+//! The decoder as a [`Learner`]: rows of several adapters in one pass over the frozen base.
+//!
+//! Examples are laid end to end, no padding, the rows of one adapter together. Only rows whose next token is trained go
+//! through the head.
+
+use std::sync::Arc;
+
+use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, LoraType, Run, Span, Tensor};
+use model::{Adapter, Batch, Buffers, Model};
+
+use crate::backward::{Pass, Scratch, Slots, places};
+use crate::error::TrainError;
+use crate::learner::{Item, Learner, LossSum};
+use crate::params::{LoraGrads, LoraParams};
+
+/// Rows that go through the head at once: the logits of so many rows are in memory.
+const HEAD_ROWS: usize = 256;
+
+/// A model that learns adapters.
+pub struct ModelLearner {
+    model: Arc<Model>,
+    compute: Compute,
+    cache: Option<KvCache>,
+    buffers: Buffers,
+    scratch: Scratch,
+    logits: Tensor,
+}
+
+/// Where a batch's examples lie in the rows.
+struct Layout {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    sequences: Vec<(usize, usize)>,
+    blocks: Vec<Vec<u32>>,
+    runs: Vec<Run>,
+    /// Rows whose next token is trained, with that token and the adapter.
+    trained: Vec<(u32, u32, usize)>,
+}
+
+impl Layout {
+    fn new(adapters: usize, batch: &[Item<'_>]) -> Layout {
+        let mut layout = Layout {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            sequences: Vec::new(),
+            blocks: Vec::new(),
+            runs: Vec::new(),
+            trained: Vec::new(),
+        };
+        let mut next_block = 0u32;
+        for adapter in 0..adapters {
+            let first = layout.tokens.len();
+            for item in batch.iter().filter(|item| item.adapter == adapter) {
+                // The last token predicts nothing that is trained: it needs no row.
+                let tokens = &item.example.tokens[..item.example.tokens.len().saturating_sub(1)];
+                let at = layout.tokens.len();
+                layout.tokens.extend_from_slice(tokens);
+                layout.positions.extend(0..tokens.len() as u32);
+                layout.sequences.push((at, tokens.len()));
+                let blocks = tokens.len().div_ceil(BLOCK_TOKENS) as u32;
+                layout.blocks.push((next_block..next_block + blocks).collect());
+                next_block += blocks;
+                for (i, trained) in item.example.trained.iter().enumerate().skip(1) {
+                    if *trained {
+                        layout.trained.push(((at + i - 1) as u32, item.example.tokens[i], adapter));
+                    }
+                }
+            }
+            let rows = layout.tokens.len() - first;
+            if rows > 0 {
+                layout.runs.push(Run { first, rows, slots: vec![(adapter as u32, 1.0)] });
+            }
+        }
+        layout
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.iter().map(Vec::len).sum()
+    }
+
+    fn spans(&self) -> Vec<Span<'_>> {
+        let each = self.sequences.iter().zip(&self.blocks);
+        each.map(|(&(first, rows), blocks)| Span { first, rows, past: 0, blocks }).collect()
+    }
+}
+
+impl ModelLearner {
+    /// Learns on `model`, its products in `compute` (`Bf16` trains at twice the speed of `F32` where the machine has it).
+    pub fn new(model: Arc<Model>, compute: Compute) -> ModelLearner {
+        ModelLearner {
+            model,
+            compute,
+            cache: None,
+            buffers: Buffers::default(),
+            scratch: Scratch::default(),
+            logits: Tensor::default(),
+        }
+    }
+
+    /// Forward; and backward too, where there are gradients to gather.
+    fn run(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+        mut gradients: Option<(&[f32], &mut [LoraGrads])>,
+    ) -> Result<Vec<LossSum>, TrainError> {
+        let model = self.model.clone();
+        let (config, device) = (model.config(), model.device());
+        for item in batch {
+            let tokens = &item.example.tokens;
+            if tokens.len() > config.context_length {
+                return Err(TrainError::Learner(format!(
+                    "an example of {} tokens is past the model's context of {}",
+                    tokens.len(),
+                    config.context_length
+                )));
+            }
+            if let Some(&token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
+                return Err(TrainError::Learner(format!(
+                    "token {token} is past the vocabulary of {}",
+                    config.vocab_size
+                )));
+            }
+        }
+        let mut sums = vec![LossSum::default(); params.len()];
+        let layout = Layout::new(params.len(), batch);
+        if layout.trained.is_empty() {
+            return Ok(sums);
+        }
+        let packed: Vec<Adapter> = params
+            .iter()
+            .map(|p| model.pack_adapter(&p.pairs, LoraType::F32))
+            .collect::<Result<_, _>>()
+            .map_err(|e| TrainError::Learner(e.to_string()))?;
+        let adapters: Vec<&Adapter> = packed.iter().collect();
+        let spans = layout.spans();
+        let rows = Batch { tokens: &layout.tokens, spans: &spans, runs: &layout.runs, adapters: &adapters };
+        let mut cache = match self.cache.take() {
+            Some(cache) if cache.blocks() >= layout.blocks() => cache,
+            _ => model.new_cache(1, layout.blocks(), KvType::F32),
+        };
+
+        // Forward, keeping every layer's input where there is a backward.
+        let mut inputs = Vec::new();
+        let mut x = Tensor::default();
+        device.embed(model.embedding(), rows.tokens, &mut x);
+        self.buffers.keep_middle = false;
+        for layer in 0..config.layers {
+            if gradients.is_some() {
+                inputs.push(x.clone());
+            }
+            model.layer(layer, &mut x, rows, &mut cache, 0, &mut self.buffers, self.compute);
+        }
+
+        let mut dx = Tensor::zeros(if gradients.is_some() { x.rows() } else { 0 }, x.columns());
+        self.head(&x, &layout, gradients.as_ref().map(|(scale, _)| *scale), &mut dx, &mut sums);
+
+        if let Some((_, grads)) = &mut gradients {
+            let places = places(params, config.layers);
+            let pass = Pass {
+                model: &model,
+                batch: rows,
+                sequences: &layout.sequences,
+                positions: &layout.positions,
+                compute: self.compute,
+            };
+            let mut slots = Slots { params, grads, places: &places };
+            while let Some(x) = inputs.pop() {
+                let layer = inputs.len();
+                pass.layer(layer, &x, &mut dx, &mut slots, &mut cache, &mut self.buffers, &mut self.scratch);
+            }
+        }
+        self.cache = Some(cache);
+        Ok(sums)
+    }
+
+    /// Losses of the trained rows, and with scales their gradient by the residual stream, chunk by chunk.
+    fn head(&mut self, x: &Tensor, layout: &Layout, scale: Option<&[f32]>, dx: &mut Tensor, sums: &mut [LossSum]) {
+        let (model, device) = (&self.model, self.model.device());
+        let (mut selected, mut dnormed, mut dselected) = (Tensor::default(), Tensor::default(), Tensor::default());
+        for chunk in layout.trained.chunks(HEAD_ROWS) {
+            let rows: Vec<u32> = chunk.iter().map(|t| t.0).collect();
+            let targets: Vec<u32> = chunk.iter().map(|t| t.1).collect();
+            let scales: Vec<f32> = chunk.iter().map(|t| scale.map_or(0.0, |s| s[t.2])).collect();
+            device.gather(x, &rows, &mut selected);
+            model.project_head(&selected, &mut self.buffers.other_input, self.compute, &mut self.logits);
+            let losses = device.cross_entropy(&mut self.logits, &targets, &scales);
+            for (loss, &(_, _, adapter)) in losses.iter().zip(chunk) {
+                sums[adapter].add(LossSum { loss: f64::from(*loss), tokens: 1 });
+            }
+            if scale.is_some() {
+                dnormed.resize(rows.len(), x.columns());
+                dnormed.clear();
+                device.linear_backward(&self.logits, model.head(), &mut dnormed, self.compute);
+                dselected.resize(rows.len(), x.columns());
+                dselected.clear();
+                device.rmsnorm_backward(&dnormed, &selected, model.head_norm(), &mut dselected);
+                let columns = x.columns();
+                for (i, &row) in rows.iter().enumerate() {
+                    let to = &mut dx.values_mut()[row as usize * columns..][..columns];
+                    to.copy_from_slice(dselected.row(i));
+                }
+            }
+        }
+    }
+}
+
+impl Learner for ModelLearner {
+    fn forward_backward(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+        loss_scale: &[f32],
+        grads: &mut [LoraGrads],
+    ) -> Result<Vec<LossSum>, TrainError> {
+        self.run(params, batch, Some((loss_scale, grads)))
+    }
+
+    fn losses(&mut self, params: &[LoraParams], batch: &[Item<'_>]) -> Result<Vec<LossSum>, TrainError> {
+        self.run(params, batch, None)
+    }
+}
