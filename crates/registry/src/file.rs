@@ -1,0 +1,490 @@
+//! `persona.toml`: read, checked, and every complaint given its line.
+//!
+//! ```toml
+//! description = "Warm, friendly customer care"
+//! version = 1
+//! system_prompt = "You are the support assistant of an online shop."
+//! max_new_tokens = 120
+//! stop = ["\n\n"]
+//! scale = 1.0
+//!
+//! [sampling]          # each of them optional
+//! temperature = 0.0
+//! top_p = 0.9
+//! top_k = 40
+//! min_p = 0.05
+//! repetition_penalty = 1.1
+//! seed = 7
+//!
+//! [train]             # `data`, `eval`, and the trainer's own settings
+//! data = "train.jsonl"
+//! eval = "eval.jsonl"
+//! rank = 16
+//!
+//! [eval]
+//! any_of = ['[😊🎉]']
+//! none_of = ['(?i)\bhereby\b']
+//! tone_at_least = 0.95
+//! copied_at_least = 0.9
+//! ```
+
+use std::io::Read as _;
+use std::ops::{Range, RangeInclusive};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+use crate::error::PersonaError;
+use crate::persona::{EvalSpec, SamplingDefaults, TrainSpec};
+use crate::spec::MAX_SCALE;
+
+/// The file's name.
+pub const FILE: &str = "persona.toml";
+
+const MAX_BYTES: u64 = 1 << 20;
+const MAX_SYSTEM_PROMPT: usize = 64 << 10;
+const MAX_NEW_TOKENS: usize = 1 << 20;
+const MAX_STOPS: usize = 16;
+
+/// What `persona.toml` says.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub version: u32,
+    pub description: String,
+    pub system_prompt: Option<String>,
+    pub sampling: SamplingDefaults,
+    pub max_new_tokens: Option<usize>,
+    pub stop: Vec<String>,
+    pub scale: f32,
+    pub train: Option<TrainSpec>,
+    pub eval: Option<EvalSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    #[serde(default = "first_version")]
+    version: Spanned<u32>,
+    #[serde(default)]
+    description: String,
+    system_prompt: Option<Spanned<String>>,
+    #[serde(default)]
+    sampling: RawSampling,
+    max_new_tokens: Option<Spanned<usize>>,
+    #[serde(default)]
+    stop: Vec<Spanned<String>>,
+    scale: Option<Spanned<f32>>,
+    train: Option<Spanned<toml::Table>>,
+    eval: Option<RawEval>,
+}
+
+fn first_version() -> Spanned<u32> {
+    Spanned::new(0..0, 1)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawSampling {
+    temperature: Option<Spanned<f32>>,
+    top_p: Option<Spanned<f32>>,
+    top_k: Option<usize>,
+    min_p: Option<Spanned<f32>>,
+    repetition_penalty: Option<Spanned<f32>>,
+    seed: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEval {
+    #[serde(default)]
+    any_of: Vec<Spanned<String>>,
+    #[serde(default)]
+    none_of: Vec<Spanned<String>>,
+    tone_at_least: Option<Spanned<f32>>,
+    copied_at_least: Option<Spanned<f32>>,
+}
+
+/// A text and where it came from, to turn a place in it into a line.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn error(&self, span: Range<usize>, message: impl Into<String>) -> PersonaError {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        PersonaError::Invalid {
+            path: self.path.to_owned(),
+            line: before.iter().filter(|byte| **byte == b'\n').count() + 1,
+            message: message.into(),
+        }
+    }
+
+    fn toml_error(&self, error: &toml::de::Error) -> PersonaError {
+        let span = error.span().unwrap_or(0..0);
+        let message = error.message().trim_end().replace('\n', "; ");
+        // A type error does not say which key it is about; the line does.
+        let line = self
+            .text
+            .get(..span.start)
+            .and_then(|before| before.rsplit('\n').next());
+        let key = line
+            .and_then(|line| line.split_once('='))
+            .map(|(key, _)| key.trim());
+        match key.filter(|key| message.starts_with("invalid ") && !key.is_empty()) {
+            Some(key) => self.error(span, format!("{key}: {message}")),
+            None => self.error(span, message),
+        }
+    }
+
+    fn number(
+        &self,
+        name: &str,
+        value: Option<Spanned<f32>>,
+        range: RangeInclusive<f32>,
+    ) -> Result<Option<f32>, PersonaError> {
+        let Some(value) = value else { return Ok(None) };
+        if range.contains(value.get_ref()) {
+            return Ok(Some(value.into_inner()));
+        }
+        let message = format!(
+            "{name} must be from {} to {}, not {}",
+            range.start(),
+            range.end(),
+            value.get_ref()
+        );
+        Err(self.error(value.span(), message))
+    }
+
+    fn patterns(
+        &self,
+        name: &str,
+        patterns: Vec<Spanned<String>>,
+    ) -> Result<Vec<String>, PersonaError> {
+        let one = |pattern: Spanned<String>| match regex::Regex::new(pattern.get_ref()) {
+            Ok(_) => Ok(pattern.into_inner()),
+            Err(error) => {
+                let said = error.to_string();
+                let why = said
+                    .lines()
+                    .last()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ");
+                let message = format!(
+                    "{name}: `{}` is no regular expression: {why}",
+                    pattern.get_ref()
+                );
+                Err(self.error(pattern.span(), message))
+            }
+        };
+        patterns.into_iter().map(one).collect()
+    }
+}
+
+/// Reads the file at `path`.
+pub(crate) fn read(path: &Path) -> Result<Settings, PersonaError> {
+    let io = |source| PersonaError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(io)?;
+    file.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    let invalid = |line, message| PersonaError::Invalid {
+        path: path.to_owned(),
+        line,
+        message,
+    };
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(invalid(
+            1,
+            format!("the file is larger than {MAX_BYTES} bytes"),
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        invalid(line, "not UTF-8 text".to_owned())
+    })?;
+    parse(&text, path)
+}
+
+/// Reads `text`, which came from `path`; files that it names lie beside it.
+fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
+    let source = Source { path, text };
+    let raw: Raw = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
+    if *raw.version.get_ref() == 0 {
+        return Err(source.error(raw.version.span(), "version must be a whole number from 1"));
+    }
+    if let Some(prompt) = &raw.system_prompt
+        && prompt.get_ref().len() > MAX_SYSTEM_PROMPT
+    {
+        let message = format!("system_prompt is longer than {MAX_SYSTEM_PROMPT} bytes");
+        return Err(source.error(prompt.span(), message));
+    }
+    if let Some(most) = &raw.max_new_tokens
+        && !(1..=MAX_NEW_TOKENS).contains(most.get_ref())
+    {
+        let message = format!(
+            "max_new_tokens must be from 1 to {MAX_NEW_TOKENS}, not {}",
+            most.get_ref()
+        );
+        return Err(source.error(most.span(), message));
+    }
+    if let Some(stop) = raw.stop.get(MAX_STOPS) {
+        return Err(source.error(stop.span(), format!("stop has more than {MAX_STOPS} texts")));
+    }
+    if let Some(stop) = raw.stop.iter().find(|stop| stop.get_ref().is_empty()) {
+        return Err(source.error(stop.span(), "stop: an empty text would end every answer"));
+    }
+    let sampling = SamplingDefaults {
+        temperature: source.number("temperature", raw.sampling.temperature, 0.0..=2.0)?,
+        top_p: source.number("top_p", raw.sampling.top_p, f32::MIN_POSITIVE..=1.0)?,
+        top_k: raw.sampling.top_k,
+        min_p: source.number("min_p", raw.sampling.min_p, 0.0..=1.0)?,
+        repetition_penalty: source.number(
+            "repetition_penalty",
+            raw.sampling.repetition_penalty,
+            0.01..=10.0,
+        )?,
+        seed: raw.sampling.seed,
+    };
+    let eval = match raw.eval {
+        None => None,
+        Some(eval) => {
+            let share = |name: &str, value| source.number(name, value, 0.0..=1.0);
+            Some(EvalSpec {
+                any_of: source.patterns("any_of", eval.any_of)?,
+                none_of: source.patterns("none_of", eval.none_of)?,
+                tone_at_least: share("tone_at_least", eval.tone_at_least)?.map_or(0.95, exact),
+                copied_at_least: share("copied_at_least", eval.copied_at_least)?.map_or(0.9, exact),
+            })
+        }
+    };
+    Ok(Settings {
+        version: raw.version.into_inner(),
+        description: raw.description,
+        system_prompt: raw.system_prompt.map(Spanned::into_inner),
+        sampling,
+        max_new_tokens: raw.max_new_tokens.map(Spanned::into_inner),
+        stop: raw.stop.into_iter().map(Spanned::into_inner).collect(),
+        scale: source
+            .number("scale", raw.scale, -MAX_SCALE..=MAX_SCALE)?
+            .unwrap_or(1.0),
+        train: raw.train.map(|table| train(&source, table)).transpose()?,
+        eval,
+    })
+}
+
+/// The decimal that was written: 0.95 in the file is 0.95, not the nearest f32.
+fn exact(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+fn train(source: &Source<'_>, table: Spanned<toml::Table>) -> Result<TrainSpec, PersonaError> {
+    let span = table.span();
+    let mut settings = table.into_inner();
+    let folder = source.path.parent().unwrap_or(Path::new(""));
+    let mut file = |key: &str| match settings.remove(key) {
+        None => Ok(None),
+        Some(toml::Value::String(name)) if !name.is_empty() => Ok(Some(folder.join(name))),
+        Some(_) => {
+            let message = format!("[train] {key} must name a file beside {FILE}");
+            Err(source.error(span.clone(), message))
+        }
+    };
+    let (data, eval) = (file("data")?, file("eval")?);
+    let Some(data) = data else {
+        let message =
+            "[train] needs `data`, the file of the training rows, such as data = \"train.jsonl\"";
+        return Err(source.error(span, message));
+    };
+    let source = Some((source.path.to_owned(), Arc::from(source.text)));
+    Ok(TrainSpec {
+        data,
+        eval,
+        settings,
+        source,
+    })
+}
+
+impl TrainSpec {
+    /// Reads the table's other keys as the trainer's settings `T`.
+    ///
+    /// # Errors
+    /// [`PersonaError::Invalid`] with the line of the first key that `T` does not take.
+    pub fn settings<T: DeserializeOwned>(&self) -> Result<T, PersonaError> {
+        let Some((path, text)) = &self.source else {
+            let source = Source {
+                path: Path::new("[train]"),
+                text: "",
+            };
+            let value = toml::Value::Table(self.settings.clone());
+            return value.try_into().map_err(|error| source.toml_error(&error));
+        };
+        // Parsed once more, because only the text knows its lines.
+        let source = Source { path, text };
+        let mut table = DeTable::parse(text)
+            .map_err(|error| source.toml_error(&error))?
+            .into_inner();
+        let (span, value) = match table.remove("train") {
+            Some(value) => (value.span(), value.into_inner()),
+            None => (0..0, DeValue::Table(DeTable::new())),
+        };
+        let mut value = value;
+        if let DeValue::Table(table) = &mut value {
+            table.remove("data");
+            table.remove("eval");
+        }
+        T::deserialize(ValueDeserializer::from(Spanned::new(span, value)))
+            .map_err(|error| source.toml_error(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str) -> Result<Settings, PersonaError> {
+        parse(text, Path::new("personas/x/persona.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_is_a_persona_of_defaults() {
+        let settings = read_text("").unwrap();
+        assert_eq!((settings.version, settings.scale), (1, 1.0));
+        assert_eq!(settings.sampling, SamplingDefaults::default());
+        assert!(
+            settings.system_prompt.is_none() && settings.train.is_none() && settings.eval.is_none()
+        );
+    }
+
+    #[test]
+    fn everything_is_read() {
+        let text = r#"
+description = "d"
+version = 3
+system_prompt = "s"
+max_new_tokens = 12
+stop = ["a", "b"]
+scale = -0.5
+[sampling]
+temperature = 0
+top_p = 0.5
+top_k = 4
+min_p = 0.1
+repetition_penalty = 1.5
+seed = 9
+[train]
+data = "t.jsonl"
+eval = "e.jsonl"
+rank = 8
+[eval]
+any_of = ['x+']
+none_of = ['y']
+tone_at_least = 0.8
+"#;
+        let settings = read_text(text).unwrap();
+        assert_eq!(
+            (settings.version, settings.scale, settings.max_new_tokens),
+            (3, -0.5, Some(12))
+        );
+        assert_eq!(settings.stop, ["a", "b"]);
+        let sampling = settings.sampling;
+        assert_eq!(
+            (sampling.temperature, sampling.top_k, sampling.seed),
+            (Some(0.0), Some(4), Some(9))
+        );
+        let train = settings.train.unwrap();
+        assert_eq!(train.data, Path::new("personas/x/t.jsonl"));
+        assert_eq!(train.eval.as_deref(), Some(Path::new("personas/x/e.jsonl")));
+        #[derive(Deserialize, PartialEq, Debug)]
+        #[serde(deny_unknown_fields)]
+        struct Rank {
+            rank: u8,
+        }
+        assert_eq!(train.settings::<Rank>().unwrap(), Rank { rank: 8 });
+        let eval = settings.eval.unwrap();
+        assert_eq!((eval.tone_at_least, eval.copied_at_least), (0.8, 0.9));
+    }
+
+    #[test]
+    fn complaints_name_file_and_line() {
+        let stops = format!("stop = [{}]", "'a',".repeat(17));
+        for (text, line, part) in [
+            ("x = 1", 1, "unknown field `x`"),
+            ("\n[sampling]\ntop_q = 1", 3, "unknown field `top_q`"),
+            (
+                "\n[sampling]\ntemperature = 2.5",
+                3,
+                "temperature must be from 0 to 2, not 2.5",
+            ),
+            ("[sampling]\ntemperature = nan", 2, "temperature must be"),
+            ("[sampling]\ntop_p = 0", 2, "top_p must be"),
+            ("[sampling]\ntop_k = -1", 2, "top_k: invalid value"),
+            ("[sampling]\nseed = 'x'", 2, "invalid type"),
+            ("version = 0", 1, "version must be"),
+            ("a\n", 1, ""),
+            ("\nscale = 5", 2, "scale must be from -4 to 4"),
+            ("max_new_tokens = 0", 1, "max_new_tokens must be"),
+            ("stop = ['']", 1, "an empty text"),
+            (stops.as_str(), 1, "more than 16"),
+            ("\n\n[train]\nrank = 8", 3, "needs `data`"),
+            ("[train]\ndata = 7", 1, "must name a file"),
+            (
+                "[eval]\nany_of = ['a',\n'(b']",
+                3,
+                "`(b` is no regular expression: unclosed group",
+            ),
+            ("[eval]\ntone_at_least = 95", 2, "from 0 to 1"),
+            ("description = 'a'\ndescription = 'b'", 2, "duplicate"),
+        ] {
+            let error = read_text(text).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("personas/x/persona.toml:{line}: ")),
+                "{text}: {error}"
+            );
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_training_setting_has_its_line() {
+        #[derive(Deserialize, Debug)]
+        #[serde(deny_unknown_fields)]
+        struct Rank {
+            #[expect(dead_code, reason = "only read")]
+            rank: u8,
+        }
+        let train = read_text("[train]\ndata = 't'\nrank = 8\nranks = 9\n")
+            .unwrap()
+            .train
+            .unwrap();
+        let error = train.settings::<Rank>().unwrap_err().to_string();
+        assert!(
+            error.starts_with("personas/x/persona.toml:4: unknown field `ranks`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_have_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        std::fs::write(&path, b"version = 1\n# \xff\n").unwrap();
+        assert!(
+            read(&path)
+                .unwrap_err()
+                .to_string()
+                .ends_with("persona.toml:2: not UTF-8 text")
+        );
+        std::fs::write(&path, vec![b'#'; MAX_BYTES as usize + 1]).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("larger than"));
+    }
+}

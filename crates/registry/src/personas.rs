@@ -1,0 +1,299 @@
+//! A folder of personas, `<name>/persona.toml` and `<name>/adapter/`, and looking one up.
+
+use std::path::Path;
+
+use formats::peft;
+
+use crate::error::{LookupError, PersonaError};
+use crate::file;
+use crate::persona::{AdapterRef, Persona};
+use crate::spec::{self, Part};
+
+/// The folder of a persona's adapter.
+pub const ADAPTER: &str = "adapter";
+/// Most personas of a folder.
+const MAX_PERSONAS: usize = 100_000;
+
+/// The personas that there are, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Personas(Vec<Persona>);
+
+/// One persona of a blend, with the scale that its adapter runs at.
+#[derive(Debug, Clone, Copy)]
+pub struct Chosen<'a> {
+    /// The persona.
+    pub persona: &'a Persona,
+    /// The weight asked for (1 if none) times the persona's own scale.
+    pub scale: f32,
+}
+
+impl Personas {
+    /// Reads every persona in `dir`, which may be empty. Files and hidden folders are passed over. Adapters are hashed,
+    /// not read.
+    ///
+    /// # Errors
+    /// [`PersonaError`] for the first folder, by name, that is no persona.
+    pub fn open(dir: &Path) -> Result<Self, PersonaError> {
+        let io = |source| PersonaError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            if !hidden && entry.path().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+        if folders.len() > MAX_PERSONAS {
+            let said = format!(
+                "{} folders; at most {MAX_PERSONAS} personas are read",
+                folders.len()
+            );
+            return Err(io(std::io::Error::other(said)));
+        }
+        folders.sort_unstable();
+        folders
+            .iter()
+            .map(|folder| open_one(folder))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Personas that come from elsewhere; of two with the same name and version the later one is kept.
+    #[must_use]
+    pub fn new(personas: impl IntoIterator<Item = Persona>) -> Self {
+        let mut all: Vec<Persona> = Vec::new();
+        for persona in personas {
+            all.retain(|other| (&other.name, other.version) != (&persona.name, persona.version));
+            all.push(persona);
+        }
+        all.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
+        Self(all)
+    }
+
+    /// The names, each once, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.0.iter().map(|persona| persona.name.as_str()).collect();
+        names.dedup();
+        names
+    }
+
+    /// The newest persona of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Persona> {
+        self.0.iter().rfind(|persona| persona.name == name)
+    }
+
+    /// All personas, by name and version.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Persona> {
+        self.0.iter()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The persona that `part` names, in its version.
+    ///
+    /// # Errors
+    /// [`LookupError::Unknown`] with the names that there are, [`LookupError::NoVersion`] with the versions.
+    pub fn find(&self, part: &Part) -> Result<&Persona, LookupError> {
+        let newest = self.get(&part.name).ok_or_else(|| LookupError::Unknown {
+            name: part.name.clone(),
+            known: self.names().into_iter().map(str::to_owned).collect(),
+        })?;
+        let Some(version) = part.version else {
+            return Ok(newest);
+        };
+        let mut versions = self.0.iter().filter(|persona| persona.name == part.name);
+        versions
+            .clone()
+            .find(|persona| persona.version == version)
+            .ok_or_else(|| LookupError::NoVersion {
+                name: part.name.clone(),
+                version,
+                there: versions.by_ref().map(|persona| persona.version).collect(),
+            })
+    }
+
+    /// Reads a spec such as `customer@3*0.7+partner*0.3` and finds its personas.
+    ///
+    /// # Errors
+    /// [`LookupError`]: what is wrong with the text, or who is not there.
+    pub fn resolve(&self, text: &str) -> Result<Vec<Chosen<'_>>, LookupError> {
+        let choose = |part: &Part| {
+            let persona = self.find(part)?;
+            Ok(Chosen {
+                persona,
+                scale: part.scale.unwrap_or(1.0) * persona.scale,
+            })
+        };
+        spec::parse(text)?.iter().map(choose).collect()
+    }
+}
+
+fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
+    let name = dir
+        .file_name()
+        .and_then(|name| name.to_str())
+        .filter(|name| spec::is_name(name));
+    let name = name.ok_or_else(|| PersonaError::Name {
+        path: dir.to_owned(),
+    })?;
+    let path = dir.join(file::FILE);
+    if !path.exists() {
+        return Err(PersonaError::NoFile {
+            path: dir.to_owned(),
+        });
+    }
+    let settings = file::read(&path)?;
+    Ok(Persona {
+        name: name.to_owned(),
+        version: settings.version,
+        description: settings.description,
+        system_prompt: settings.system_prompt,
+        sampling: settings.sampling,
+        max_new_tokens: settings.max_new_tokens,
+        stop: settings.stop,
+        scale: settings.scale,
+        adapter: adapter(&dir.join(ADAPTER))?,
+        train: settings.train,
+        eval: settings.eval,
+        dir: dir.to_owned(),
+    })
+}
+
+/// The adapter in the folder `path`. Its configuration is written last, so without it there is no adapter yet.
+fn adapter(path: &Path) -> Result<Option<AdapterRef>, PersonaError> {
+    if !path.join(peft::CONFIG_FILE).exists() {
+        return Ok(None);
+    }
+    let hash = peft::content_hash(path)?;
+    let mut sha256 = [0; 32];
+    for (byte, digits) in sha256.iter_mut().zip(hash.as_bytes().chunks_exact(2)) {
+        let digit = |c: u8| char::from(c).to_digit(16).unwrap_or(0) as u8;
+        *byte = digit(digits[0]) << 4 | digit(digits[1]);
+    }
+    Ok(Some(AdapterRef {
+        path: path.to_owned(),
+        sha256,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(personas: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in personas {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join(file::FILE), text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_folder_is_read_and_asked() {
+        let dir = folder(&[
+            ("partner", "version = 2\nscale = 0.5"),
+            ("customer", "description = 'warm'"),
+        ]);
+        std::fs::write(dir.path().join("README.md"), "not a persona").unwrap();
+        std::fs::create_dir(dir.path().join(".git")).unwrap();
+        let adapter = dir.path().join("customer/adapter");
+        std::fs::create_dir(&adapter).unwrap();
+        std::fs::write(adapter.join("loss.svg"), "").unwrap();
+        let personas = Personas::open(dir.path()).unwrap();
+        assert_eq!(personas.names(), ["customer", "partner"]);
+        assert_eq!(personas.get("customer").unwrap().description, "warm");
+        // A folder in which training has not written its last file yet holds no adapter.
+        assert!(personas.get("customer").unwrap().adapter.is_none());
+
+        std::fs::write(adapter.join(peft::CONFIG_FILE), "abc").unwrap();
+        std::fs::write(adapter.join(peft::WEIGHTS_FILE), "def").unwrap();
+        let personas = Personas::open(dir.path()).unwrap();
+        let found = personas.get("customer").unwrap().adapter.as_ref().unwrap();
+        // printf abcdef | sha256sum
+        let expected = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
+        assert_eq!(found.sha256_hex(), expected);
+
+        let chosen = personas.resolve("customer*0.5+partner@2*0.5").unwrap();
+        let scales: Vec<_> = chosen
+            .iter()
+            .map(|c| (c.persona.name.as_str(), c.scale))
+            .collect();
+        assert_eq!(scales, [("customer", 0.5), ("partner", 0.25)]);
+    }
+
+    #[test]
+    fn who_is_not_there_is_answered_with_who_is() {
+        let dir = folder(&[("a", ""), ("b", "version = 4")]);
+        let personas = Personas::open(dir.path()).unwrap();
+        let error = |text: &str| personas.resolve(text).unwrap_err().to_string();
+        assert_eq!(error("c"), "unknown persona `c`; the personas are a, b");
+        assert_eq!(
+            error("b@3"),
+            "persona `b` has no version 3; there is only version 4"
+        );
+        assert_eq!(
+            error("a*9"),
+            "persona spec at character 3: the weight 9 is out of range; it must lie from -4 to 4"
+        );
+        let none = Personas::default().resolve("c").unwrap_err().to_string();
+        assert_eq!(none, "unknown persona `c`; there are none");
+    }
+
+    #[test]
+    fn several_versions_are_kept_apart() {
+        let dir = folder(&[("a", "version = 2")]);
+        let two = Personas::open(dir.path()).unwrap().0.remove(0);
+        let one = Persona {
+            version: 1,
+            ..two.clone()
+        };
+        let personas = Personas::new([two.clone(), one, two]);
+        assert_eq!(personas.iter().len(), 2);
+        assert_eq!(personas.names(), ["a"]);
+        assert_eq!(personas.get("a").unwrap().version, 2);
+        let find = |version| {
+            personas.find(&Part {
+                name: "a".to_owned(),
+                version,
+                scale: None,
+            })
+        };
+        assert_eq!(find(Some(1)).unwrap().version, 1);
+        let error = find(Some(3)).unwrap_err().to_string();
+        assert_eq!(error, "persona `a` has no version 3; there are 1, 2");
+    }
+
+    #[test]
+    fn what_is_no_persona_is_refused_by_its_path() {
+        let error = |dir: &tempfile::TempDir| Personas::open(dir.path()).unwrap_err().to_string();
+        assert!(error(&folder(&[("Upper", "")])).contains("Upper: a persona's name has"));
+        assert!(error(&folder(&[("a", "x = 1")])).contains("persona.toml:1: unknown field"));
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("bare")).unwrap();
+        assert!(error(&dir).contains("bare: has no persona.toml"));
+        let missing = Personas::open(&dir.path().join("none"))
+            .unwrap_err()
+            .to_string();
+        assert!(missing.contains("none: "), "{missing}");
+        assert!(
+            Personas::open(tempfile::tempdir().unwrap().path())
+                .unwrap()
+                .is_empty()
+        );
+
+        let dir = folder(&[("a", "")]);
+        std::fs::create_dir(dir.path().join("a/adapter")).unwrap();
+        std::fs::write(dir.path().join("a/adapter/adapter_config.json"), "{}").unwrap();
+        assert!(error(&dir).contains("adapter_model.safetensors"));
+    }
+}

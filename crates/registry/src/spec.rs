@@ -1,0 +1,286 @@
+//! The language that names personas: `customer`, `customer@3`, `customer*0.7+partner*0.3`.
+//!
+//! ```text
+//! spec = part { "+" part }        at most 8 parts, no persona and version twice
+//! part = name [ "@" version ] [ "*" scale ]
+//! ```
+//!
+//! Knows only text; whether a persona is there is the folder's business. Spaces around a part are passed over.
+
+use std::fmt;
+
+/// Most parts of a blend.
+pub const MAX_PARTS: usize = 8;
+/// A scale lies from -`MAX_SCALE` to `MAX_SCALE`.
+pub const MAX_SCALE: f32 = 4.0;
+/// Longest name, in characters.
+pub const MAX_NAME: usize = 64;
+
+/// One persona of a blend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// The version asked for; without, the newest.
+    pub version: Option<u32>,
+    /// The weight asked for; without, 1.
+    pub scale: Option<f32>,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        if let Some(version) = self.version {
+            write!(f, "@{version}")?;
+        }
+        if let Some(scale) = self.scale {
+            write!(f, "*{scale}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a spec, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("persona spec at character {position}: {message}")]
+pub struct SpecError {
+    /// The character, from 1.
+    pub position: usize,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+/// Whether `name` may name a persona: 1 to 64 of a-z, 0-9, `-` and `_`, the first a letter or a digit.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    name.len() <= MAX_NAME
+        && name.bytes().enumerate().all(|(i, byte)| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || (i > 0 && b"-_".contains(&byte))
+        })
+        && !name.is_empty()
+}
+
+/// Reads a spec.
+///
+/// # Errors
+/// The first thing wrong with it.
+pub fn parse(text: &str) -> Result<Vec<Part>, SpecError> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut start = 0;
+    for piece in text.split('+') {
+        // Characters, not bytes, are what a person counts.
+        let at = |offset: usize| text[..start + offset].chars().count() + 1;
+        if parts.len() == MAX_PARTS {
+            let message = format!("a blend has at most {MAX_PARTS} parts");
+            return Err(SpecError {
+                position: at(0),
+                message,
+            });
+        }
+        let part = part(piece, &at)?;
+        let same = |other: &&Part| other.name == part.name && other.version == part.version;
+        if let Some(other) = parts.iter().find(same) {
+            let message = format!("`{}` stands twice; give it one weight", other.name);
+            return Err(SpecError {
+                position: at(0),
+                message,
+            });
+        }
+        parts.push(part);
+        start += piece.len() + 1;
+    }
+    Ok(parts)
+}
+
+/// Reads one part; `at` turns an offset in `piece` into a position in the whole.
+fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
+    let error = |offset, message| {
+        Err(SpecError {
+            position: at(offset),
+            message,
+        })
+    };
+    let indent = piece.len() - piece.trim_start().len();
+    let trimmed = piece.trim();
+    let (named, scale) = match trimmed.split_once('*') {
+        Some((named, scale)) => (named, Some((indent + named.len() + 1, scale))),
+        None => (trimmed, None),
+    };
+    let (name, version) = match named.split_once('@') {
+        Some((name, version)) => (name, Some((indent + name.len() + 1, version))),
+        None => (named, None),
+    };
+    // Spaces around `*` are as harmless as those around `+`.
+    let name = if version.is_none() {
+        name.trim_end()
+    } else {
+        name
+    };
+    if name.is_empty() {
+        return error(indent, "a persona's name is missing".to_owned());
+    }
+    if !is_name(name) {
+        return error(
+            indent,
+            format!(
+                "`{}` is no persona's name; a name has 1 to {MAX_NAME} of a-z, 0-9, - and _, and begins with a letter or \
+                 a digit",
+                shortened(name)
+            ),
+        );
+    }
+    let version = match version {
+        None => None,
+        Some((offset, text)) => {
+            let text = text.trim_end();
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            match text.parse::<u32>() {
+                Ok(version) if digits && version > 0 => Some(version),
+                _ => {
+                    let message = format!(
+                        "`{}` is no version; write a whole number from 1, as in {name}@3",
+                        shortened(text)
+                    );
+                    return error(offset, message);
+                }
+            }
+        }
+    };
+    let scale = match scale {
+        None => None,
+        Some((offset, text)) => match weight(text.trim()) {
+            Ok(scale) => Some(scale),
+            Err(message) => return error(offset, message),
+        },
+    };
+    Ok(Part {
+        name: name.to_owned(),
+        version,
+        scale,
+    })
+}
+
+/// Reads a weight: a plain decimal number in range.
+fn weight(text: &str) -> Result<f32, String> {
+    let number = text.strip_prefix('-').unwrap_or(text);
+    let plain = number.bytes().any(|byte| byte.is_ascii_digit())
+        && number
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    match text.parse::<f32>() {
+        Ok(scale) if plain && scale.abs() <= MAX_SCALE => Ok(scale),
+        Ok(_) if plain => Err(format!(
+            "the weight {} is out of range; it must lie from -{MAX_SCALE} to {MAX_SCALE}",
+            shortened(text)
+        )),
+        _ => Err(format!(
+            "`{}` is no weight; write a number such as 0.7",
+            shortened(text)
+        )),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(name: &str, version: Option<u32>, scale: Option<f32>) -> Part {
+        Part {
+            name: name.to_owned(),
+            version,
+            scale,
+        }
+    }
+
+    #[test]
+    fn names_versions_and_weights_are_read() {
+        let cases: [(&str, &[Part]); 6] = [
+            ("customer", &[part("customer", None, None)]),
+            ("customer@3", &[part("customer", Some(3), None)]),
+            (
+                "customer@3*0.7+partner*0.3",
+                &[
+                    part("customer", Some(3), Some(0.7)),
+                    part("partner", None, Some(0.3)),
+                ],
+            ),
+            (
+                " a * 1 + b@2 * -4.0 ",
+                &[part("a", None, Some(1.0)), part("b", Some(2), Some(-4.0))],
+            ),
+            (
+                "a@1+a@2+a",
+                &[
+                    part("a", Some(1), None),
+                    part("a", Some(2), None),
+                    part("a", None, None),
+                ],
+            ),
+            ("9-x_y*.5", &[part("9-x_y", None, Some(0.5))]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(text).unwrap(), expected, "{text}");
+        }
+        for text in ["customer", "customer@3*0.7+partner*-0.3"] {
+            let again: Vec<String> = parse(text).unwrap().iter().map(Part::to_string).collect();
+            assert_eq!(again.join("+"), text);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        let long = "a".repeat(65);
+        let nine = vec!["a"; 9]
+            .iter()
+            .enumerate()
+            .map(|(i, a)| format!("{a}{i}"))
+            .collect::<Vec<_>>()
+            .join("+");
+        for (text, position, part) in [
+            ("", 1, "name is missing"),
+            ("a+", 3, "name is missing"),
+            ("+a", 1, "name is missing"),
+            ("a++b", 3, "name is missing"),
+            ("Customer", 1, "`Customer` is no persona's name"),
+            ("a+über", 3, "`über` is no persona's name"),
+            ("-a", 1, "begins with a letter"),
+            ("../a", 1, "is no persona's name"),
+            (long.as_str(), 1, "1 to 64"),
+            ("a@", 3, "is no version"),
+            ("a@0", 3, "is no version"),
+            ("a@-1", 3, "is no version"),
+            ("a@4294967296", 3, "is no version"),
+            ("a@1.5", 3, "is no version"),
+            ("a*", 3, "is no weight"),
+            ("a*NaN", 3, "`NaN` is no weight"),
+            ("a*inf", 3, "is no weight"),
+            ("a*1e1", 3, "is no weight"),
+            ("a*1.2.3", 3, "is no weight"),
+            ("a*4.01", 3, "out of range"),
+            ("b+a*-5", 5, "from -4 to 4"),
+            ("a*0.5+a*0.5", 7, "`a` stands twice"),
+            (nine.as_str(), 25, "at most 8 parts"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error.position, position, "{text}: {error}");
+            assert!(error.message.contains(part), "{text}: {error}");
+            assert!(error.to_string().starts_with("persona spec at character"));
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic() {
+        for text in [
+            "é+é", "a*é", "a@é*é", "\u{0}", "a*--1", "a@+1", "**", "@@", "a@1@2", "a*1*2", "…+…",
+        ] {
+            let _ = parse(text).map_err(|error| error.to_string());
+        }
+    }
+}
