@@ -4,9 +4,11 @@
 //! Everything read here is hostile until parsed: sizes are checked before memory is taken, and an error names the
 //! file, the tensor or the field. This crate runs no model and knows nothing of threads, devices or servers.
 
+pub mod chat_template;
 pub mod config;
 pub mod gguf;
 pub mod peft;
 pub mod safetensors;
+pub mod tokenizer;
 
 mod sha256;

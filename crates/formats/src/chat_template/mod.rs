@@ -1,0 +1,230 @@
+//! Renders a conversation with the model's own chat template, as the transformers library renders it.
+//!
+//! Templates are programs of strangers: each rendering has a budget of work and memory, and a template sees nothing but
+//! the conversation. This module knows no tokens but the texts of the first and the last one.
+
+mod date;
+mod json;
+
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde::{Deserialize, Serialize};
+
+use crate::gguf::{Gguf, GgufError};
+use crate::sha256::FieldHasher;
+use crate::tokenizer::Tokenizer;
+
+/// A message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+}
+
+/// A template that is missing or broken, or a conversation that it does not take.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The metadata could not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The model has no template.
+    #[error(
+        "{origin}: metadata \"tokenizer.chat_template\" is missing: a base model without chat, not an instruct model?"
+    )]
+    Missing {
+        /// The file.
+        origin: String,
+    },
+    /// Longer than any template.
+    #[error("the chat template has {found} bytes; at most {MAX_TEMPLATE} are read")]
+    TooLarge {
+        /// Its length.
+        found: usize,
+    },
+    /// The template is no Jinja.
+    #[error("the chat template is not understood: {0}")]
+    Syntax(String),
+    /// The template refused the conversation (`raise_exception`); the text is its own.
+    #[error("the chat template refused the conversation: {0}")]
+    Refused(String),
+    /// The template failed, or used up its budget.
+    #[error("the chat template failed: {0}")]
+    Render(String),
+}
+
+/// Longest template, in bytes.
+const MAX_TEMPLATE: usize = 1 << 20;
+/// Work of one rendering: an instruction, or 64 bytes made, cost 1. So memory stays below 64 MiB and some times the input.
+const FUEL: u64 = 1_000_000;
+/// Deepest nesting of macros and blocks.
+const MAX_DEPTH: usize = 100;
+const NAME: &str = "chat_template";
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// The template of a model file.
+    ///
+    /// # Errors
+    /// [`TemplateError`]: there is none, or it is not understood.
+    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
+        let source =
+            gguf.get_str("tokenizer.chat_template")?
+                .ok_or_else(|| TemplateError::Missing {
+                    origin: gguf.origin().to_owned(),
+                })?;
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
+    }
+
+    /// Compiles a template; `bos` and `eos` are what it sees as `bos_token` and `eos_token`.
+    ///
+    /// # Errors
+    /// [`TemplateError`]: too long, or not understood.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
+        if source.len() > MAX_TEMPLATE {
+            return Err(TemplateError::TooLarge {
+                found: source.len(),
+            });
+        }
+        let mut environment = Environment::new();
+        // As in transformers: no escaping (the name has no extension), blocks take their line with them.
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax(describe(&error)))?);
+        environment.set_recursion_limit(MAX_DEPTH);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, state, value| match value.kind() {
+            ValueKind::Bool if value.is_true() => out.write_str("True").map_err(Error::from),
+            ValueKind::Bool => out.write_str("False").map_err(Error::from),
+            ValueKind::None => out.write_str("None").map_err(Error::from),
+            _ => minijinja::escape_formatter(out, state, value),
+        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, "raise_exception")
+                    .with_source(Refusal(message)))
+            },
+        );
+        environment.add_function("strftime_now", |format: String| {
+            date::strftime(&format, SystemTime::now())
+        });
+        environment.add_filter("tojson", json::to_json);
+        environment
+            .add_template_owned(NAME, source.to_owned())
+            .map_err(|error| TemplateError::Syntax(describe(&error)))?;
+        Ok(ChatTemplate {
+            environment,
+            source: source.to_owned(),
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+        })
+    }
+
+    /// The text of a conversation, ending where the assistant is to speak if `add_generation_prompt` is set.
+    ///
+    /// # Errors
+    /// [`TemplateError::Refused`] in the template's own words, or [`TemplateError::Render`].
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let size: usize = messages
+            .iter()
+            .map(|message| message.role.len() + message.content.len())
+            .sum();
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(FUEL + messages.len() as u64 * 1000 + size as u64 / 2));
+        let template = environment
+            .get_template(NAME)
+            .map_err(|error| TemplateError::Render(describe(&error)))?;
+        let conversation: Vec<Value> = messages
+            .iter()
+            .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
+            .collect();
+        let context = context! {
+            messages => conversation,
+            add_generation_prompt => add_generation_prompt,
+            bos_token => self.bos.clone(),
+            eos_token => self.eos.clone(),
+            tools => (),
+            documents => (),
+        };
+        template
+            .render(context)
+            .map_err(|error| match refusal(&error) {
+                Some(refusal) => TemplateError::Refused(refusal.0.clone()),
+                None => TemplateError::Render(describe(&error)),
+            })
+    }
+
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Everything that decides about a rendering, as sha256 in hex.
+    pub fn hash(&self) -> String {
+        let mut hasher = FieldHasher::new();
+        for field in ["chat template", &self.source, &self.bos, &self.eos] {
+            hasher.field(field.as_bytes());
+        }
+        hasher.finish()
+    }
+}
+
+/// What a template said in `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+fn refusal(error: &Error) -> Option<&Refusal> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(refusal) = error.downcast_ref() {
+            return Some(refusal);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// One line: what, and where in the template.
+fn describe(error: &Error) -> String {
+    let what = match error.kind() {
+        ErrorKind::OutOfFuel => "it takes more work or memory than a rendering may".to_owned(),
+        kind => error
+            .detail()
+            .map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}")),
+    };
+    error
+        .line()
+        .map_or_else(|| what.clone(), |line| format!("{what} (line {line})"))
+}

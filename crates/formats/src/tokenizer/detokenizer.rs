@@ -1,0 +1,100 @@
+//! From ids to text while they come: only whole characters leave.
+
+use std::sync::Arc;
+
+use super::alphabet;
+use super::vocabulary::{Kind, Vocabulary};
+
+/// The bytes of every token, end to end.
+pub(super) struct Pieces {
+    bytes: Vec<u8>,
+    /// Where token `i` starts; one more than there are tokens.
+    starts: Vec<usize>,
+    control: Vec<bool>,
+}
+
+impl Pieces {
+    pub(super) fn new(vocabulary: &Vocabulary) -> Pieces {
+        let table = alphabet::byte_table();
+        let mut pieces = Pieces {
+            bytes: Vec::new(),
+            starts: vec![0],
+            control: Vec::new(),
+        };
+        for (token, kind) in vocabulary.tokens.iter().zip(&vocabulary.kinds) {
+            match kind {
+                // Added tokens stand for their own text.
+                Kind::Control | Kind::UserDefined => {
+                    pieces.bytes.extend_from_slice(token.as_bytes())
+                }
+                Kind::Normal => pieces.bytes.extend(alphabet::bytes_of(token, &table)),
+            }
+            pieces.starts.push(pieces.bytes.len());
+            pieces.control.push(*kind == Kind::Control);
+        }
+        pieces
+    }
+
+    /// The bytes of a token; none for an id past the vocabulary, or a control token to be skipped.
+    pub(super) fn bytes(&self, id: u32, skip_special: bool) -> &[u8] {
+        let id = id as usize;
+        if id >= self.control.len() || (skip_special && self.control[id]) {
+            return &[];
+        }
+        &self.bytes[self.starts[id]..self.starts[id + 1]]
+    }
+}
+
+/// Turns ids into text one by one. A character whose bytes come from several tokens appears with the last of them.
+pub struct Detokenizer {
+    pieces: Arc<Pieces>,
+    /// The beginning of a character: at most three bytes between calls.
+    pending: Vec<u8>,
+}
+
+impl std::fmt::Debug for Detokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Detokenizer")
+            .field("pending", &self.pending)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Detokenizer {
+    pub(super) fn new(pieces: Arc<Pieces>) -> Detokenizer {
+        Detokenizer {
+            pieces,
+            pending: Vec::new(),
+        }
+    }
+
+    /// The text that this id completes; empty while a character is incomplete, and for control tokens.
+    pub fn push(&mut self, id: u32) -> String {
+        self.pending.extend_from_slice(self.pieces.bytes(id, true));
+        let mut text = String::new();
+        loop {
+            match std::str::from_utf8(&self.pending) {
+                Ok(whole) => {
+                    text.push_str(whole);
+                    self.pending.clear();
+                    return text;
+                }
+                Err(error) => {
+                    let (whole, rest) = self.pending.split_at(error.valid_up_to());
+                    text.push_str(&String::from_utf8_lossy(whole));
+                    let Some(broken) = error.error_len() else {
+                        self.pending = rest.to_vec();
+                        return text;
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    self.pending = rest[broken..].to_vec();
+                }
+            }
+        }
+    }
+
+    /// What is left at the end: U+FFFD where a character stayed incomplete.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+    }
+}

@@ -1,0 +1,146 @@
+//! The pre-tokenizers: how a text is cut into words before bytes are merged. A wrong one gives plausible text and wrong
+//! ids, so each is restated from the `tokenizer.json` of its model, and unknown names are refused.
+
+use std::sync::LazyLock;
+
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    NormalizedString, Normalizer as _, OffsetReferential, OffsetType, PreTokenizedString,
+    PreTokenizer as _, SplitDelimiterBehavior,
+};
+
+use super::TokenizerError;
+use crate::gguf::Gguf;
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+
+/// Contractions, words with one leading character, numbers of `{digits}`, punctuation, line ends, spaces.
+macro_rules! split_expression {
+    ($digits:literal) => {
+        concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
+            $digits,
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+    };
+}
+
+static LLAMA_SPLIT: LazyLock<Result<Split, String>> =
+    LazyLock::new(|| split(split_expression!(r"\p{N}{1,3}")));
+static QWEN_SPLIT: LazyLock<Result<Split, String>> =
+    LazyLock::new(|| split(split_expression!(r"\p{N}")));
+
+fn split(expression: &str) -> Result<Split, String> {
+    Split::new(
+        SplitPattern::Regex(expression.to_owned()),
+        SplitDelimiterBehavior::Isolated,
+        false,
+    )
+    .map_err(|error| error.to_string())
+}
+
+/// A family of byte-level tokenizers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// GPT-2: words with one leading space, runs of numbers.
+    Gpt2,
+    /// SmolLM: every digit alone, then as GPT-2.
+    SmolLm,
+    /// Llama 3: numbers of up to three digits; a word in the vocabulary is not merged again.
+    Llama3,
+    /// Qwen 2: text is composed (NFC) first, every digit alone.
+    Qwen2,
+}
+
+impl Family {
+    pub(super) fn from_gguf(gguf: &Gguf) -> Result<Family, TokenizerError> {
+        let required = |key: &'static str| {
+            let value = gguf.get_str(key)?;
+            value.ok_or(TokenizerError::Missing {
+                origin: gguf.origin().to_owned(),
+                key,
+            })
+        };
+        let unsupported = |key, found: &str, supported| TokenizerError::Unsupported {
+            origin: gguf.origin().to_owned(),
+            key,
+            found: found.to_owned(),
+            supported,
+        };
+        let model = required(MODEL)?;
+        if model != "gpt2" {
+            return Err(unsupported(
+                MODEL,
+                model,
+                "byte-level BPE tokenizers (\"gpt2\")",
+            ));
+        }
+        match required(PRE)? {
+            "gpt2" | "gpt-2" => Ok(Family::Gpt2),
+            "smollm" => Ok(Family::SmolLm),
+            "llama-bpe" | "llama3" | "llama-v3" => Ok(Family::Llama3),
+            "qwen2" => Ok(Family::Qwen2),
+            other => Err(unsupported(PRE, other, "gpt2, smollm, llama-bpe and qwen2")),
+        }
+    }
+
+    /// The name that all its aliases share.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Family::Gpt2 => "gpt2",
+            Family::SmolLm => "smollm",
+            Family::Llama3 => "llama-bpe",
+            Family::Qwen2 => "qwen2",
+        }
+    }
+
+    /// Whether a word that is a token is taken as that token, whatever the merges say.
+    pub(super) fn ignore_merges(self) -> bool {
+        self == Family::Llama3
+    }
+
+    /// Whether prompts begin with the beginning token where the file does not say.
+    pub(super) fn adds_bos(self) -> bool {
+        self == Family::Llama3
+    }
+
+    /// The words of a text, each in the byte alphabet.
+    pub(super) fn words(self, text: &str) -> Result<Vec<String>, tokenizers::Error> {
+        let mut text = NormalizedString::from(text);
+        if self == Family::Qwen2 {
+            NFC.normalize(&mut text)?;
+        }
+        let mut words = PreTokenizedString::from(text);
+        let bytes = |use_regex| ByteLevel::new(false, true, use_regex);
+        match self {
+            Family::Gpt2 => bytes(true).pre_tokenize(&mut words)?,
+            Family::SmolLm => {
+                Digits::new(true).pre_tokenize(&mut words)?;
+                bytes(true).pre_tokenize(&mut words)?;
+            }
+            Family::Llama3 => {
+                LLAMA_SPLIT
+                    .as_ref()
+                    .map_err(String::as_str)?
+                    .pre_tokenize(&mut words)?;
+                bytes(false).pre_tokenize(&mut words)?;
+            }
+            Family::Qwen2 => {
+                QWEN_SPLIT
+                    .as_ref()
+                    .map_err(String::as_str)?
+                    .pre_tokenize(&mut words)?;
+                bytes(false).pre_tokenize(&mut words)?;
+            }
+        }
+        let splits = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
+        Ok(splits
+            .into_iter()
+            .map(|(word, ..)| word.to_owned())
+            .collect())
+    }
+}

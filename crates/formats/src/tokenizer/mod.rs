@@ -1,0 +1,284 @@
+//! Text to token ids and back: byte-level BPE, built from a GGUF's own metadata.
+//!
+//! The ids are those of the Hugging Face tokenizer of the same model, which is what the model was trained with. Text is
+//! cut at the added tokens first, then normalized and pre-tokenized as its family does, then merged:
+//!
+//! ```text
+//! "<|im_start|>Hi 42" -> [1] "Hi 42" -> "Hi" "Ġ" "4" "2" -> [1, 18281, 216, 36, 34]
+//! ```
+//!
+//! This module knows no templates and adds no token of its own; whoever builds a prompt does.
+
+mod alphabet;
+mod detokenizer;
+mod family;
+mod vocabulary;
+
+pub use detokenizer::Detokenizer;
+
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use tokenizers::Model as _;
+use tokenizers::models::bpe::BPE;
+
+use crate::gguf::{Gguf, GgufError};
+use detokenizer::Pieces;
+use family::Family;
+use vocabulary::{Kind, Vocabulary};
+
+/// What becomes of the text of a control token, such as `<|im_end|>`, inside a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    /// It becomes the control token: for text that a template rendered.
+    Parse,
+    /// It stays text: for what a user wrote.
+    AsText,
+}
+
+/// A tokenizer that could not be built, or a text that it could not encode.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The metadata could not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A key that is needed is absent.
+    #[error("{origin}: metadata {key:?} is missing, so there is no tokenizer")]
+    Missing {
+        /// The file.
+        origin: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// Another kind of tokenizer.
+    #[error("{origin}: {key} {found:?} is not supported; {supported} are")]
+    Unsupported {
+        /// The file.
+        origin: String,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is.
+        supported: &'static str,
+    },
+    /// Metadata that contradicts itself.
+    #[error("{origin}: {key}: {problem}")]
+    Invalid {
+        /// The file.
+        origin: String,
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The text could not be encoded.
+    #[error("the text could not be tokenized: {0}")]
+    Encode(String),
+}
+
+/// A tokenizer. It is immutable and may be shared between threads.
+pub struct Tokenizer {
+    vocabulary: Vocabulary,
+    bpe: BPE,
+    family: Family,
+    /// Finds control and user-defined tokens, and their ids.
+    added: Finder,
+    /// Finds user-defined tokens alone.
+    user_defined: Finder,
+    pieces: Arc<Pieces>,
+    hash: String,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("family", &self.family)
+            .field("tokens", &self.vocab_size())
+            .finish()
+    }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer that a model file describes.
+    ///
+    /// # Errors
+    /// [`TokenizerError`]: metadata that is missing, contradictory, or of a kind that is not supported, by name.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        let family = Family::from_gguf(gguf)?;
+        let vocabulary = Vocabulary::from_gguf(gguf, family)?;
+        let bpe = vocabulary.bpe(gguf, family)?;
+        let invalid = |problem: String| TokenizerError::Invalid {
+            origin: gguf.origin().to_owned(),
+            key: vocabulary::TOKENS,
+            problem,
+        };
+        let control = |kind| kind == Kind::Control;
+        let user_defined = |kind| kind == Kind::UserDefined;
+        let added = Finder::new(&vocabulary, |kind| control(kind) || user_defined(kind))
+            .map_err(invalid)?;
+        let user_defined = Finder::new(&vocabulary, user_defined).map_err(invalid)?;
+        let pieces = Arc::new(Pieces::new(&vocabulary));
+        let hash = vocabulary.hash(family);
+        Ok(Tokenizer {
+            vocabulary,
+            bpe,
+            family,
+            added,
+            user_defined,
+            pieces,
+            hash,
+        })
+    }
+
+    /// The ids of a text. No beginning or end token is added; see [`Tokenizer::add_bos`].
+    ///
+    /// Bytes for which the vocabulary has no token (some control characters, in some models) are left out, as Hugging
+    /// Face's tokenizer leaves them out.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`], which no text is known to cause.
+    pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TokenizerError> {
+        let finder = match special {
+            Special::Parse => &self.added,
+            Special::AsText => &self.user_defined,
+        };
+        let mut ids = Vec::new();
+        let mut from = 0;
+        for (start, end, id) in finder.find(text) {
+            self.encode_plain(&text[from..start], &mut ids)?;
+            ids.push(id);
+            from = end;
+        }
+        self.encode_plain(&text[from..], &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        for word in self
+            .family
+            .words(text)
+            .map_err(|error| TokenizerError::Encode(error.to_string()))?
+        {
+            let tokens = self
+                .bpe
+                .tokenize(&word)
+                .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+            ids.extend(tokens.iter().map(|token| token.id));
+        }
+        Ok(())
+    }
+
+    /// The text of ids. Bytes that are no UTF-8 become U+FFFD; ids past the vocabulary have no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            bytes.extend_from_slice(self.pieces.bytes(id, skip_special));
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// A decoder for ids that come one by one; it leaves control tokens out.
+    pub fn detokenizer(&self) -> Detokenizer {
+        Detokenizer::new(Arc::clone(&self.pieces))
+    }
+
+    /// Number of tokens. A model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.vocabulary.tokens.len()
+    }
+
+    /// The token that begins a text, if there is one.
+    pub fn bos(&self) -> Option<u32> {
+        self.vocabulary.bos
+    }
+
+    /// Whether a prompt must begin with [`Tokenizer::bos`]. A chat template may have written it already.
+    pub fn add_bos(&self) -> bool {
+        self.vocabulary.add_bos && self.vocabulary.bos.is_some()
+    }
+
+    /// The token that ends a text, if there is one.
+    pub fn eos(&self) -> Option<u32> {
+        self.vocabulary.eos
+    }
+
+    /// Every token that ends an answer (end of text, of turn, of message), sorted.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.vocabulary.end_ids
+    }
+
+    /// The id of a token by its text in the vocabulary, where a space is `Ġ`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.vocabulary
+            .tokens
+            .iter()
+            .position(|known| known == token)
+            .map(|index| index as u32)
+    }
+
+    /// A token's text in the vocabulary, where a space is `Ġ`.
+    pub fn token(&self, id: u32) -> Option<&str> {
+        self.vocabulary.tokens.get(id as usize).map(String::as_str)
+    }
+
+    /// A token's bytes, as they stand in a text; control tokens included.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.pieces.bytes(id, false)
+    }
+
+    /// Whether a token is a control token, which stands for no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.vocabulary.kinds.get(id as usize) == Some(&Kind::Control)
+    }
+
+    /// Everything that decides about ids, as sha256 in hex.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+/// Finds added tokens in a text: the leftmost, and of those the longest.
+struct Finder {
+    automaton: Option<AhoCorasick>,
+    ids: Vec<u32>,
+}
+
+impl Finder {
+    fn new(vocabulary: &Vocabulary, wanted: impl Fn(Kind) -> bool) -> Result<Finder, String> {
+        let (ids, texts): (Vec<u32>, Vec<&str>) = (0u32..)
+            .zip(&vocabulary.tokens)
+            .zip(&vocabulary.kinds)
+            .filter(|((_, text), kind)| wanted(**kind) && !text.is_empty())
+            .map(|((id, text), _)| (id, text.as_str()))
+            .unzip();
+        let automaton = match texts.is_empty() {
+            true => None,
+            false => Some(
+                AhoCorasick::builder()
+                    .match_kind(MatchKind::LeftmostLongest)
+                    .build(texts)
+                    .map_err(|error| format!("the added tokens cannot be searched for: {error}"))?,
+            ),
+        };
+        Ok(Finder { automaton, ids })
+    }
+
+    /// Start, end and id of every added token in the text.
+    fn find<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, usize, u32)> + 'a {
+        let matches = self
+            .automaton
+            .iter()
+            .flat_map(move |automaton| automaton.find_iter(text));
+        matches.map(|found| {
+            (
+                found.start(),
+                found.end(),
+                self.ids[found.pattern().as_usize()],
+            )
+        })
+    }
+}

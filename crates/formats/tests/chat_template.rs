@@ -1,0 +1,161 @@
+//! Chat templates against Jinja2 as transformers sets it up. `fixtures/make_templates.py` made the file.
+
+mod base;
+
+use std::collections::BTreeMap;
+
+use formats::chat_template::{ChatTemplate, Message, TemplateError};
+use formats::gguf::Gguf;
+use formats::tokenizer::Tokenizer;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Fixture {
+    templates: BTreeMap<String, String>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    template: String,
+    messages: Vec<Message>,
+    add_generation_prompt: bool,
+    text: Option<String>,
+    refused: Option<String>,
+}
+
+#[test]
+fn conversations_render_as_with_jinja2() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/templates.json");
+    let fixture: Fixture = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert!(fixture.cases.iter().any(|case| case.refused.is_some()));
+    for case in fixture.cases {
+        let template =
+            ChatTemplate::new(&fixture.templates[&case.template], "<s>", "</s>").unwrap();
+        let rendered = template.render(&case.messages, case.add_generation_prompt);
+        let name = format!("{}: {:?}", case.template, case.messages);
+        match (rendered, case.text, case.refused) {
+            (Ok(text), Some(expected), None) => assert_eq!(text, expected, "{name}"),
+            (Err(TemplateError::Refused(text)), None, Some(expected)) => {
+                assert_eq!(text, expected, "{name}")
+            }
+            (other, expected, refused) => {
+                panic!("{name}: {other:?}, expected {expected:?} or {refused:?}")
+            }
+        }
+    }
+}
+
+/// The template of the demo base, as its metadata has it.
+const SMOLLM2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn check_smollm2(template: &ChatTemplate) {
+    let question = Message::new("user", "What is the status of my order #12345?");
+    assert_eq!(
+        template
+            .render(std::slice::from_ref(&question), true)
+            .unwrap(),
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+         <|im_start|>user\nWhat is the status of my order #12345?<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let conversation = [
+        Message::new("system", "Be brief."),
+        question,
+        Message::new("assistant", " On its way.\n"),
+    ];
+    assert_eq!(
+        template.render(&conversation, false).unwrap(),
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is the status of my order #12345?<|im_end|>\n\
+         <|im_start|>assistant\n On its way.\n<|im_end|>\n"
+    );
+    assert_eq!(template.render(&[], false).unwrap(), "");
+}
+
+#[test]
+fn the_demo_bases_template_renders_as_transformers_does() {
+    check_smollm2(&ChatTemplate::new(SMOLLM2, "<|im_start|>", "<|im_end|>").unwrap());
+    let Some(path) = base::real_base() else {
+        return;
+    };
+    let gguf = Gguf::open(&path).unwrap();
+    let template = ChatTemplate::from_gguf(&gguf, &Tokenizer::from_gguf(&gguf).unwrap()).unwrap();
+    assert_eq!(template.source(), SMOLLM2);
+    check_smollm2(&template);
+}
+
+#[test]
+fn the_hash_covers_source_and_tokens() {
+    let hash = |source, bos, eos| ChatTemplate::new(source, bos, eos).unwrap().hash();
+    assert_eq!(hash("a", "b", "c"), hash("a", "b", "c"));
+    assert_ne!(hash("a", "b", "c"), hash("a", "bc", ""));
+    assert_ne!(hash("a", "b", "c"), hash("x", "b", "c"));
+}
+
+#[test]
+fn the_date_is_todays() {
+    let text = ChatTemplate::new("{{ strftime_now('%Y') }}", "", "")
+        .unwrap()
+        .render(&[], false)
+        .unwrap();
+    assert!(text.parse::<u32>().unwrap() >= 2024);
+}
+
+fn failure(source: &str) -> String {
+    match ChatTemplate::new(source, "", "") {
+        Ok(template) => template
+            .render(&[Message::new("user", "x")], true)
+            .unwrap_err()
+            .to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_broken_template_says_where() {
+    assert!(
+        failure("line one\n{% if %}").contains("(line 2)"),
+        "{}",
+        failure("line one\n{% if %}")
+    );
+    assert!(failure("\n\n{{ messages.x.y.z }}").contains("(line 3)"));
+    assert!(failure("{{ nothing_of_this_name() }}").contains("nothing_of_this_name"));
+    assert!(failure(&"x".repeat(2 << 20)).contains("2097152 bytes"));
+}
+
+#[test]
+fn a_hostile_template_runs_out_of_its_budget() {
+    let hostile = [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+        "{{ 'x' * 1000000000 }}",
+        "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('a', ns.s) %}{% endfor %}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}",
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{{ range(100000) | list | tojson(indent=16) | length * 1 }}{% for i in range(1000) %}{{ range(10000) | tojson }}{% endfor %}",
+        "{{ (messages | string) * 99999999 }}",
+    ];
+    for source in hostile {
+        let started = std::time::Instant::now();
+        let message = failure(source);
+        assert!(message.contains("chat template"), "{source}: {message}");
+        assert!(started.elapsed().as_secs() < 20, "{source}: too slow");
+    }
+}
+
+#[test]
+fn a_long_conversation_fits_the_budget() {
+    let template = ChatTemplate::new(SMOLLM2, "", "").unwrap();
+    let many: Vec<Message> = (0..5000)
+        .map(|index| Message::new("user", format!("message {index}")))
+        .collect();
+    assert!(
+        template
+            .render(&many, true)
+            .unwrap()
+            .contains("message 4999<|im_end|>")
+    );
+    let long = [Message::new("user", "long ".repeat(4 << 20))];
+    assert!(template.render(&long, true).unwrap().len() > 20 << 20);
+}

@@ -1,0 +1,288 @@
+//! The tokenizer against Hugging Face's, over a tiny vocabulary (always) and the real one (where it is at hand).
+//! `fixtures/make_tokenizer.py` made both files.
+
+mod base;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use formats::gguf::{Gguf, GgufWriter, Value};
+use formats::tokenizer::{Special, Tokenizer, TokenizerError};
+use proptest::prelude::*;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Fixture {
+    texts: Vec<String>,
+    families: BTreeMap<String, Expected>,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    parse: Vec<Vec<u32>>,
+    as_text: BTreeMap<usize, Vec<u32>>,
+    decoded: BTreeMap<usize, String>,
+    skipped: BTreeMap<usize, String>,
+}
+
+#[derive(Deserialize)]
+struct Tiny {
+    tokens: Vec<String>,
+    merges: Vec<String>,
+    types: Vec<i32>,
+    #[serde(flatten)]
+    fixture: Fixture,
+}
+
+fn fixture<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn writer(family: &str, tokens: &[String], merges: &[String], types: &[i32]) -> GgufWriter {
+    let mut writer = GgufWriter::new();
+    writer
+        .metadata("tokenizer.ggml.model", "gpt2")
+        .metadata("tokenizer.ggml.pre", family)
+        .metadata("tokenizer.ggml.tokens", tokens.to_vec())
+        .metadata("tokenizer.ggml.merges", merges.to_vec())
+        .metadata("tokenizer.ggml.token_type", types.to_vec());
+    writer
+}
+
+fn build(writer: &GgufWriter) -> Result<Tokenizer, TokenizerError> {
+    let gguf = Gguf::parse(Arc::new(writer.to_bytes().unwrap()), "test.gguf").unwrap();
+    Tokenizer::from_gguf(&gguf)
+}
+
+fn tiny(family: &str) -> GgufWriter {
+    let tiny: Tiny = fixture("tokenizer_tiny.json");
+    let mut writer = writer(family, &tiny.tokens, &tiny.merges, &tiny.types);
+    writer
+        .metadata("tokenizer.ggml.bos_token_id", 1u32)
+        .metadata("tokenizer.ggml.eos_token_id", 2u32);
+    writer
+}
+
+fn compare(family: &str, tokenizer: &Tokenizer, texts: &[String], expected: &Expected) {
+    for (index, text) in texts.iter().enumerate() {
+        let parse = tokenizer.encode(text, Special::Parse).unwrap();
+        assert_eq!(
+            parse, expected.parse[index],
+            "{family}: text {index}: {text:?}"
+        );
+        let as_text = tokenizer.encode(text, Special::AsText).unwrap();
+        let wanted = expected
+            .as_text
+            .get(&index)
+            .unwrap_or(&expected.parse[index]);
+        assert_eq!(
+            &as_text, wanted,
+            "{family}, as text: text {index}: {text:?}"
+        );
+
+        let decoded = tokenizer.decode(&parse, false);
+        let whole = expected.decoded.get(&index).unwrap_or(text);
+        assert_eq!(&decoded, whole, "{family}, decoded: text {index}");
+        let wanted = expected.skipped.get(&index).unwrap_or(whole);
+        assert_eq!(
+            &tokenizer.decode(&parse, true),
+            wanted,
+            "{family}, skipped: text {index}"
+        );
+
+        let mut detokenizer = tokenizer.detokenizer();
+        let mut streamed: String = parse.iter().map(|&id| detokenizer.push(id)).collect();
+        streamed += &detokenizer.finish();
+        assert_eq!(&streamed, wanted, "{family}, streamed: text {index}");
+    }
+}
+
+#[test]
+fn a_tiny_vocabulary_gives_hugging_faces_ids_in_every_family() {
+    let expected: Tiny = fixture("tokenizer_tiny.json");
+    assert_eq!(expected.fixture.families.len(), 4);
+    for (family, expected_ids) in &expected.fixture.families {
+        let tokenizer = build(&tiny(family)).unwrap();
+        compare(family, &tokenizer, &expected.fixture.texts, expected_ids);
+    }
+}
+
+#[test]
+fn the_families_differ_on_the_test_set() {
+    let tiny: Tiny = fixture("tokenizer_tiny.json");
+    let ids: Vec<_> = tiny
+        .fixture
+        .families
+        .values()
+        .map(|expected| &expected.parse)
+        .collect();
+    for (index, one) in ids.iter().enumerate() {
+        assert!(
+            ids[index + 1..].iter().all(|other| one != other),
+            "two families cannot be told apart"
+        );
+    }
+}
+
+#[test]
+fn the_real_vocabulary_gives_hugging_faces_ids_in_every_family() {
+    let Some(path) = base::real_base() else {
+        return;
+    };
+    let real = Gguf::open(&path).unwrap();
+    let expected: Fixture = fixture("tokenizer_real.json");
+    for (family, expected_ids) in &expected.families {
+        let strings = |key| real.get_str_array(key).unwrap().unwrap();
+        let types = real
+            .get_i32_array("tokenizer.ggml.token_type")
+            .unwrap()
+            .unwrap();
+        let (tokens, merges) = (
+            strings("tokenizer.ggml.tokens"),
+            strings("tokenizer.ggml.merges"),
+        );
+        let tokenizer = build(&writer(family, tokens, merges, &types)).unwrap();
+        compare(family, &tokenizer, &expected.texts, expected_ids);
+    }
+    let tokenizer = Tokenizer::from_gguf(&real).unwrap();
+    compare(
+        "as it is",
+        &tokenizer,
+        &expected.texts,
+        &expected.families["smollm"],
+    );
+    assert_eq!(
+        (tokenizer.bos(), tokenizer.eos(), tokenizer.add_bos()),
+        (Some(1), Some(2), false)
+    );
+    assert_eq!(tokenizer.end_ids(), [0, 2]);
+    assert_eq!(tokenizer.id_of("<|im_end|>"), Some(2));
+    assert_eq!(tokenizer.vocab_size(), 49152);
+}
+
+#[test]
+fn roles_and_aliases() {
+    let tokenizer = build(&tiny("gpt-2")).unwrap();
+    assert_eq!(tokenizer.end_ids(), [0, 2]);
+    assert_eq!(tokenizer.token(2), Some("<|im_end|>"));
+    assert_eq!(tokenizer.token_bytes(2), b"<|im_end|>");
+    assert!(tokenizer.is_special(2) && !tokenizer.is_special(5) && !tokenizer.is_special(1 << 30));
+    assert!(!tokenizer.add_bos());
+    let llama = build(&tiny("llama3")).unwrap();
+    assert!(llama.add_bos());
+    assert_eq!(llama.hash(), build(&tiny("llama-bpe")).unwrap().hash());
+    assert_ne!(llama.hash(), tokenizer.hash());
+    assert_eq!(tokenizer.hash().len(), 64);
+    assert_eq!(tokenizer.decode(&[1 << 30], false), "");
+}
+
+#[test]
+fn a_character_of_many_tokens_leaves_only_when_whole() {
+    let mut writer = tiny("gpt2");
+    writer.metadata("tokenizer.ggml.merges", Vec::<String>::new());
+    let tokenizer = build(&writer).unwrap();
+    let ids = tokenizer.encode("a😀b", Special::AsText).unwrap();
+    assert_eq!(ids.len(), 6);
+    let mut detokenizer = tokenizer.detokenizer();
+    let pushed: Vec<String> = ids.iter().map(|&id| detokenizer.push(id)).collect();
+    assert_eq!(pushed, ["a", "", "", "", "😀", "b"]);
+
+    // Cut short, the rest of a character is one sign; broken in the middle, what follows is not lost.
+    let mut detokenizer = tokenizer.detokenizer();
+    let pushed: Vec<String> = [ids[1], ids[2], ids[0], ids[1]]
+        .iter()
+        .map(|&id| detokenizer.push(id))
+        .collect();
+    assert_eq!(pushed, ["", "", "\u{fffd}a", ""]);
+    assert_eq!(detokenizer.finish(), "\u{fffd}");
+    assert_eq!(detokenizer.finish(), "");
+}
+
+#[test]
+fn long_runs_are_neither_cut_nor_slow() {
+    let tokenizer = build(&tiny("smollm")).unwrap();
+    for family in ["smollm", "gpt2", "llama-bpe", "qwen2"] {
+        let tokenizer = build(&tiny(family)).unwrap();
+        for unit in [" ", "\n", "a", "1", "!", "é", " \n", "x "] {
+            let text = unit.repeat(200_000) + "end";
+            let ids = tokenizer.encode(&text, Special::AsText).unwrap();
+            assert_eq!(tokenizer.decode(&ids, false), text, "{family}: {unit:?}");
+        }
+    }
+    assert!(tokenizer.encode("", Special::Parse).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let message = |writer: &GgufWriter| build(writer).unwrap_err().to_string();
+    let changed = |key: &str, value: Value| {
+        let mut writer = tiny("gpt2");
+        writer.metadata(key, value);
+        message(&writer)
+    };
+    assert!(
+        changed("tokenizer.ggml.pre", "deepseek-coder".into())
+            .contains("\"deepseek-coder\" is not supported")
+    );
+    assert!(
+        changed("tokenizer.ggml.model", "llama".into()).contains("tokenizer.ggml.model \"llama\"")
+    );
+    let merges = |merge: &str| {
+        changed(
+            "tokenizer.ggml.merges",
+            vec!["a b".to_owned(), merge.to_owned()].into(),
+        )
+    };
+    assert!(merges("nospace").contains("merge"), "{}", merges("nospace"));
+    assert!(merges("zz yy").contains("is not among the tokens"));
+    // Both halves are tokens, and together longer than any token.
+    let long = format!("{0} {0}", "<|endoftext|>");
+    assert!(merges(&long).contains("is not among the tokens"));
+    assert!(changed("tokenizer.ggml.token_type", vec![1i32].into()).contains("1 types for"));
+    assert!(
+        changed("tokenizer.ggml.eos_token_id", 9_999_999u32.into())
+            .contains("9999999, but there are only")
+    );
+    assert!(changed("tokenizer.ggml.tokens", Vec::<String>::new().into()).contains("0 tokens"));
+    assert!(
+        changed("tokenizer.ggml.tokens", 3u32.into()).contains("an array of strings is needed")
+    );
+    let message = message(&GgufWriter::new());
+    assert!(
+        message.contains("\"tokenizer.ggml.model\" is missing"),
+        "{message}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_text_survives_the_round_and_streams_the_same(text in "\\PC{0,40}[\\s\\PC]{0,40}", family in 0usize..3) {
+        // Three families of the four: Qwen 2 composes text first.
+        let family = ["smollm", "gpt2", "llama-bpe"][family];
+        thread_local! {
+            static BUILT: std::cell::RefCell<BTreeMap<&'static str, std::rc::Rc<Tokenizer>>> = Default::default();
+        }
+        let tokenizer = BUILT.with_borrow_mut(|built| {
+            built.entry(family).or_insert_with(|| build(&tiny(family)).unwrap().into()).clone()
+        });
+        let ids = tokenizer.encode(&text, Special::AsText).unwrap();
+        prop_assert_eq!(&tokenizer.decode(&ids, false), &text);
+    }
+
+    #[test]
+    fn any_ids_stream_to_what_they_decode_to(ids in prop::collection::vec(0u32..800, 0..60)) {
+        thread_local!(static BUILT: Tokenizer = build(&tiny("gpt2")).unwrap());
+        BUILT.with(|tokenizer| {
+            let mut detokenizer = tokenizer.detokenizer();
+            let mut streamed: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+            streamed += &detokenizer.finish();
+            prop_assert_eq!(streamed, tokenizer.decode(&ids, true));
+            Ok(())
+        })?;
+    }
+}
