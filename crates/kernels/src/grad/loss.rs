@@ -23,7 +23,7 @@ per_isa! {
             return;
         }
         let vocab = logits.len() / rows;
-        assert!(vocab > 0 && logits.len() % rows == 0);
+        assert!(vocab > 0 && logits.len().is_multiple_of(rows));
         let settings = targets.iter().zip(scale).zip(losses);
         for (row, ((target, scale), loss)) in logits.chunks_exact_mut(vocab).zip(settings) {
             let target = *target as usize;

@@ -15,7 +15,7 @@ mod rope;
 mod swiglu;
 
 pub use adamw::{AdamW, adamw};
-pub use attention::{AttentionShape, attention_backward, attention_forward_reference};
+pub use attention::{AttentionShape, attention_backward};
 pub use loss::cross_entropy;
 pub use norm::rmsnorm_backward;
 pub use rope::rope;

@@ -13,7 +13,7 @@ per_isa! {
     /// The slices differ in length, or are no whole number of rows.
     pub fn rmsnorm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, dx: &mut [f32]) {
         let columns = weight.len();
-        assert!(columns > 0 && x.len() % columns == 0);
+        assert!(columns > 0 && x.len().is_multiple_of(columns));
         assert!(dy.len() == x.len() && dx.len() == x.len());
         let rows = dy.chunks_exact(columns).zip(x.chunks_exact(columns));
         for ((dy, x), dx) in rows.zip(dx.chunks_exact_mut(columns)) {

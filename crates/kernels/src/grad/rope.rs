@@ -13,15 +13,15 @@ per_isa! {
     /// `head_dim` is odd or 0, or the lengths do not fit together.
     pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], inverse: bool) {
         let half = head_dim / 2;
-        assert!(half > 0 && head_dim % 2 == 0, "head_dim {head_dim}");
-        assert!(cos.len() == sin.len() && cos.len() % half == 0);
+        assert!(half > 0 && head_dim.is_multiple_of(2), "head_dim {head_dim}");
+        assert!(cos.len() == sin.len() && cos.len().is_multiple_of(half));
         let rows = cos.len() / half;
         if rows == 0 {
             assert!(x.is_empty());
             return;
         }
         let width = x.len() / rows;
-        assert!(x.len() % rows == 0 && width % head_dim == 0);
+        assert!(x.len().is_multiple_of(rows) && width.is_multiple_of(head_dim));
         if width == 0 {
             return;
         }
