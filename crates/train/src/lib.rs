@@ -9,6 +9,7 @@ pub mod dataset;
 pub mod error;
 pub mod evaluate;
 pub mod example;
+pub mod export;
 pub mod job;
 pub mod learner;
 pub mod lint;

@@ -2,22 +2,21 @@
 //!
 //! One owner for everything that changes while training; [`crate::sft`] says in which order.
 
+mod adapter;
+
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use crate::batch::{self, Ordering};
-use crate::checkpoint::{self, AdapterIdentity, AdapterView, Best, Identity};
+use crate::batch;
+use crate::checkpoint::{self, AdapterView, Best, Identity};
 use crate::error::TrainError;
-use crate::example::{Example, examples_hash};
 use crate::job::Job;
 use crate::learner::{Item, Learner, LossSum};
 use crate::metrics::{MetricsLog, Record};
 use crate::optimizer::{self, AdamW};
-use crate::params::{self, LoraGrads, LoraParams};
+use crate::params::{LoraGrads, LoraParams};
 use crate::progress::{AdapterPlan, AdapterStep, Observer, Plan, StepMetrics, Validation};
-use crate::schedule::Schedule;
 use crate::sft::{Outcome, RunOptions, Trained};
+use adapter::Adapter;
 
 /// A run, between two optimizer steps.
 pub(crate) struct Run<'o> {
@@ -35,24 +34,6 @@ pub(crate) struct Run<'o> {
     clock: Clock,
 }
 
-/// One adapter of the run, without its parameters.
-struct Adapter {
-    job: Job,
-    schedule: Schedule,
-    ordering: Ordering,
-    steps_per_epoch: u64,
-    /// Tokens of each training row.
-    lengths: Vec<usize>,
-    /// The epoch (from 0) whose order is at hand, and its steps.
-    order: Option<(u64, Vec<Vec<usize>>)>,
-    optimizer: AdamW,
-    /// Validation passes done.
-    validations: u64,
-    best: Option<Best>,
-    /// Metrics from the checkpoint, until the log is opened.
-    metrics: MetricsLog,
-}
-
 /// What this process has spent; never part of the metrics file.
 struct Clock {
     started: Instant,
@@ -60,133 +41,6 @@ struct Clock {
     training: Duration,
     tokens: usize,
     step_began: Instant,
-}
-
-impl Adapter {
-    fn plan(job: Job) -> Result<Self, TrainError> {
-        let settings = &job.settings;
-        let name = &job.name;
-        settings.check()?;
-        let refuse =
-            |message: String| Err(TrainError::Plan(format!("adapter `{name}`: {message}")));
-        let Some(lr) = settings.lr else {
-            return refuse("the learning rate `lr` is not set".to_owned());
-        };
-        if job.train.is_empty() {
-            return refuse("there are no training rows".to_owned());
-        }
-        if let Some(row) = job
-            .train
-            .iter()
-            .chain(&job.validation)
-            .position(|row| row.trained_tokens() == 0)
-        {
-            return refuse(format!("row {} has no token to train", row + 1));
-        }
-        let ordering = Ordering {
-            seed: settings.seed,
-            rows_per_step: settings.rows_per_step(),
-            shuffle: settings.shuffle,
-            group_by_length: settings.group_by_length,
-        };
-        let steps_per_epoch = ordering.steps(job.train.len()) as u64;
-        let steps = steps_per_epoch.saturating_mul(settings.epochs);
-        let steps = settings.max_steps.map_or(steps, |limit| steps.min(limit));
-        Ok(Self {
-            schedule: Schedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
-            ordering,
-            steps_per_epoch,
-            lengths: job.train.iter().map(|row| row.tokens.len()).collect(),
-            order: None,
-            optimizer: AdamW::new(&job.init, settings.weight_decay),
-            validations: 0,
-            best: None,
-            metrics: MetricsLog::default(),
-            job,
-        })
-    }
-
-    fn steps(&self) -> u64 {
-        self.schedule.steps
-    }
-
-    /// The epoch, from 1, that the step counted from 0 belongs to.
-    fn epoch_of(&self, step: u64) -> u64 {
-        step / self.steps_per_epoch + 1
-    }
-
-    /// Validation passes that should be done after `step` steps: one an epoch, and one at the end.
-    fn validations_due(&self, step: u64) -> u64 {
-        if self.job.validation.is_empty() {
-            return 0;
-        }
-        let step = step.min(self.steps());
-        step / self.steps_per_epoch
-            + u64::from(step == self.steps() && step % self.steps_per_epoch != 0)
-    }
-
-    /// The rows of the step counted from 0; none once the adapter is done.
-    fn rows_of(&mut self, step: u64) -> &[usize] {
-        if step >= self.steps() {
-            return &[];
-        }
-        let epoch = step / self.steps_per_epoch;
-        if self.order.as_ref().is_none_or(|order| order.0 != epoch) {
-            self.order = Some((epoch, self.ordering.epoch(&self.lengths, epoch)));
-        }
-        let order = self.order.as_ref().map_or(&[][..], |order| &order.1);
-        &order[(step % self.steps_per_epoch) as usize]
-    }
-
-    /// Tokens of the step counted from 0.
-    fn tokens_of(&mut self, step: u64) -> usize {
-        let rows = self.rows_of(step).to_vec();
-        rows.into_iter().map(|row| self.lengths[row]).sum()
-    }
-
-    fn summary(&self) -> AdapterPlan {
-        let job = &self.job;
-        AdapterPlan {
-            name: job.name.clone(),
-            parameters: params::count(&job.init),
-            rows: job.train.len(),
-            validation_rows: job.validation.len(),
-            tokens: self.lengths.iter().sum(),
-            trained_tokens: job.train.iter().map(Example::trained_tokens).sum(),
-            longest: self.lengths.iter().copied().max().unwrap_or(0),
-            steps_per_epoch: self.steps_per_epoch,
-            steps: self.steps(),
-            epochs: job.settings.epochs,
-            lr: self.schedule.peak,
-        }
-    }
-
-    fn identity(&self) -> AdapterIdentity {
-        let mut settings = serde_json::to_value(&self.job.settings).unwrap_or(Value::Null);
-        if let Value::Object(fields) = &mut settings {
-            // How often it is saved changes nothing of what is trained.
-            fields.remove("save_every");
-        }
-        // Numbers take the way through text that those of a file take, so that both compare equal.
-        let settings = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
-        let shape = |p: &formats::peft::LoraPair| {
-            format!(
-                "{}.{} r{} {}x{}",
-                p.layer,
-                p.module.name(),
-                p.rank,
-                p.inputs,
-                p.outputs
-            )
-        };
-        AdapterIdentity {
-            name: self.job.name.clone(),
-            settings,
-            train_hash: examples_hash(&self.job.train),
-            validation_hash: examples_hash(&self.job.validation),
-            shapes: self.job.init.pairs.iter().map(shape).collect(),
-        }
-    }
 }
 
 impl<'o> Run<'o> {
@@ -608,6 +462,7 @@ impl<'o> Run<'o> {
             };
             Trained {
                 name: adapter.job.name,
+                settings: adapter.job.settings,
                 params,
                 best,
                 steps,

@@ -12,6 +12,7 @@ use crate::learner::Learner;
 use crate::params::LoraParams;
 use crate::progress::{Observer, Validation};
 use crate::run::Run;
+use crate::settings::Settings;
 
 /// What holds for a whole run, whatever its adapters are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub enum Outcome {
 pub struct Trained {
     /// Its name.
     pub name: String,
+    /// How it was trained.
+    pub settings: Settings,
     /// Its parameters of the lowest validation loss; the last ones where nothing was validated.
     pub params: LoraParams,
     /// The validation pass that chose them.

@@ -1,0 +1,70 @@
+//! A trained adapter as PEFT knows it, with a record of where it comes from.
+//!
+//! Knows no file: [`formats::peft::Adapter::write`] puts it on the disk.
+
+use std::collections::BTreeMap;
+
+use formats::peft::{Adapter, AdapterConfig, Dtype};
+
+use crate::error::TrainError;
+use crate::job::Loaded;
+use crate::sft::Trained;
+
+/// What an adapter was made from. It only serves the base, tokenizer and template that it was trained with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Provenance {
+    /// The base's name, for PEFT's `base_model_name_or_path`.
+    pub base_name: String,
+    /// SHA-256 of the base's file.
+    pub base_hash: String,
+    /// The tokenizer's hash.
+    pub tokenizer_hash: String,
+    /// The chat template's hash.
+    pub template_hash: String,
+    /// The persona's system prompt, which conversations began with.
+    pub system: Option<String>,
+    /// The data files.
+    pub data: Loaded,
+}
+
+/// The PEFT adapter of what was trained; `provenance` goes into the header of its weights, under `lory.*`.
+///
+/// # Errors
+/// Settings that name no module.
+pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapter, TrainError> {
+    let settings = &trained.settings;
+    let mut config = AdapterConfig::new(
+        settings.rank,
+        f64::from(settings.alpha),
+        &settings.modules()?,
+    );
+    config.base_model_name_or_path = Some(provenance.base_name.clone());
+    let mut metadata = BTreeMap::new();
+    let mut put = |key: &str, value: String| metadata.insert(format!("lory.{key}"), value);
+    put("base_sha256", provenance.base_hash.clone());
+    put("tokenizer_hash", provenance.tokenizer_hash.clone());
+    put("template_hash", provenance.template_hash.clone());
+    put("data_sha256", provenance.data.train_file_hash.clone());
+    put(
+        "settings",
+        serde_json::to_string(settings).unwrap_or_default(),
+    );
+    put("steps", trained.steps.to_string());
+    if let Some(system) = &provenance.system {
+        put("system", system.clone());
+    }
+    if let Some(hash) = &provenance.data.validation_file_hash {
+        put("validation_data_sha256", hash.clone());
+    }
+    if let Some(best) = trained.best {
+        put("validation_loss", best.loss.to_string());
+        put("kept_step", best.step.to_string());
+        put("kept_epoch", best.epoch.to_string());
+    }
+    Ok(Adapter {
+        config,
+        pairs: trained.params.pairs.clone(),
+        dtype: Dtype::F32,
+        metadata,
+    })
+}

@@ -1,0 +1,162 @@
+//! One adapter's part of a run: which rows stand in which of its steps, when it is validated, when it is done.
+//!
+//! It knows nothing of the adapters beside it, so it gets the steps that it would get alone.
+
+use formats::peft::LoraPair;
+use serde_json::Value;
+
+use crate::batch::Ordering;
+use crate::checkpoint::{AdapterIdentity, Best};
+use crate::error::TrainError;
+use crate::example::{Example, examples_hash};
+use crate::job::Job;
+use crate::metrics::MetricsLog;
+use crate::optimizer::AdamW;
+use crate::params;
+use crate::progress::AdapterPlan;
+use crate::schedule::Schedule;
+
+/// One adapter of the run, without its parameters.
+pub(super) struct Adapter {
+    pub(super) job: Job,
+    pub(super) schedule: Schedule,
+    pub(super) ordering: Ordering,
+    pub(super) steps_per_epoch: u64,
+    /// Tokens of each training row.
+    pub(super) lengths: Vec<usize>,
+    /// The epoch (from 0) whose order is at hand, and its steps.
+    pub(super) order: Option<(u64, Vec<Vec<usize>>)>,
+    pub(super) optimizer: AdamW,
+    /// Validation passes done.
+    pub(super) validations: u64,
+    pub(super) best: Option<Best>,
+    /// Metrics from the checkpoint, until the log is opened.
+    pub(super) metrics: MetricsLog,
+}
+
+impl Adapter {
+    pub(super) fn plan(job: Job) -> Result<Self, TrainError> {
+        let settings = &job.settings;
+        let name = &job.name;
+        settings.check()?;
+        let refuse =
+            |message: String| Err(TrainError::Plan(format!("adapter `{name}`: {message}")));
+        let Some(lr) = settings.lr else {
+            return refuse("the learning rate `lr` is not set".to_owned());
+        };
+        if job.train.is_empty() {
+            return refuse("there are no training rows".to_owned());
+        }
+        if let Some(row) = job
+            .train
+            .iter()
+            .chain(&job.validation)
+            .position(|row| row.trained_tokens() == 0)
+        {
+            return refuse(format!("row {} has no token to train", row + 1));
+        }
+        let ordering = Ordering {
+            seed: settings.seed,
+            rows_per_step: settings.rows_per_step(),
+            shuffle: settings.shuffle,
+            group_by_length: settings.group_by_length,
+        };
+        let steps_per_epoch = ordering.steps(job.train.len()) as u64;
+        let steps = steps_per_epoch.saturating_mul(settings.epochs);
+        let steps = settings.max_steps.map_or(steps, |limit| steps.min(limit));
+        Ok(Self {
+            schedule: Schedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
+            ordering,
+            steps_per_epoch,
+            lengths: job.train.iter().map(|row| row.tokens.len()).collect(),
+            order: None,
+            optimizer: AdamW::new(&job.init, settings.weight_decay),
+            validations: 0,
+            best: None,
+            metrics: MetricsLog::default(),
+            job,
+        })
+    }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.schedule.steps
+    }
+
+    /// The epoch, from 1, that the step counted from 0 belongs to.
+    pub(super) fn epoch_of(&self, step: u64) -> u64 {
+        step / self.steps_per_epoch + 1
+    }
+
+    /// Validation passes that should be done after `step` steps: one an epoch, and one at the end.
+    pub(super) fn validations_due(&self, step: u64) -> u64 {
+        if self.job.validation.is_empty() {
+            return 0;
+        }
+        let step = step.min(self.steps());
+        step / self.steps_per_epoch
+            + u64::from(step == self.steps() && step % self.steps_per_epoch != 0)
+    }
+
+    /// The rows of the step counted from 0; none once the adapter is done.
+    pub(super) fn rows_of(&mut self, step: u64) -> &[usize] {
+        if step >= self.steps() {
+            return &[];
+        }
+        let epoch = step / self.steps_per_epoch;
+        if self.order.as_ref().is_none_or(|order| order.0 != epoch) {
+            self.order = Some((epoch, self.ordering.epoch(&self.lengths, epoch)));
+        }
+        let order = self.order.as_ref().map_or(&[][..], |order| &order.1);
+        &order[(step % self.steps_per_epoch) as usize]
+    }
+
+    /// Tokens of the step counted from 0.
+    pub(super) fn tokens_of(&mut self, step: u64) -> usize {
+        let rows = self.rows_of(step).to_vec();
+        rows.into_iter().map(|row| self.lengths[row]).sum()
+    }
+
+    pub(super) fn summary(&self) -> AdapterPlan {
+        let job = &self.job;
+        AdapterPlan {
+            name: job.name.clone(),
+            parameters: params::count(&job.init),
+            rows: job.train.len(),
+            validation_rows: job.validation.len(),
+            tokens: self.lengths.iter().sum(),
+            trained_tokens: job.train.iter().map(Example::trained_tokens).sum(),
+            longest: self.lengths.iter().copied().max().unwrap_or(0),
+            steps_per_epoch: self.steps_per_epoch,
+            steps: self.steps(),
+            epochs: job.settings.epochs,
+            lr: self.schedule.peak,
+        }
+    }
+
+    pub(super) fn identity(&self) -> AdapterIdentity {
+        let mut settings = serde_json::to_value(&self.job.settings).unwrap_or(Value::Null);
+        if let Value::Object(fields) = &mut settings {
+            // How often it is saved changes nothing of what is trained.
+            fields.remove("save_every");
+        }
+        // Numbers take the way through text that those of a file take, so that both compare equal.
+        let settings = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
+        let shape = |p: &LoraPair| {
+            format!(
+                "{}.{} r{} {}x{}",
+                p.layer,
+                p.module.name(),
+                p.rank,
+                p.inputs,
+                p.outputs
+            )
+        };
+        AdapterIdentity {
+            name: self.job.name.clone(),
+            settings,
+            train_hash: examples_hash(&self.job.train),
+            validation_hash: examples_hash(&self.job.validation),
+            shapes: self.job.init.pairs.iter().map(shape).collect(),
+        }
+    }
+}

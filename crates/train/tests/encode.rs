@@ -1,0 +1,299 @@
+//! Rows become tokens and masks just as a request would, on a tiny model's own tokenizer and template.
+
+use std::fs;
+use std::sync::Arc;
+
+use formats::chat_template::ChatTemplate;
+use formats::gguf::Gguf;
+use formats::peft::Adapter;
+use formats::tokenizer::{Special, Tokenizer};
+use train::dataset::{Dataset, Row};
+use train::example::{Encoder, Mask, TooLong, examples_hash};
+use train::export::{Provenance, peft_adapter};
+use train::job::{Job, Source};
+use train::sft::Trained;
+use train::{Example, Settings};
+
+fn tiny() -> (Tokenizer, ChatTemplate) {
+    let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
+    (tokenizer, template)
+}
+
+fn encoder<'a>(tokenizer: &'a Tokenizer, template: &'a ChatTemplate) -> Encoder<'a> {
+    Encoder {
+        tokenizer,
+        template,
+        system: None,
+        mask: Mask::Completion,
+        max_length: 500,
+        too_long: TooLong::Drop,
+    }
+}
+
+fn rows(lines: &[&str]) -> Vec<Row> {
+    Dataset::parse(lines.join("\n").as_bytes(), "rows.jsonl")
+        .unwrap()
+        .rows
+}
+
+/// The text of all tokens, and of those that are trained.
+fn texts(tokenizer: &Tokenizer, example: &Example) -> (String, String) {
+    let trained: Vec<u32> = example
+        .tokens
+        .iter()
+        .zip(&example.trained)
+        .filter(|(_, on)| **on)
+        .map(|(token, _)| *token)
+        .collect();
+    (
+        tokenizer.decode(&example.tokens, false),
+        tokenizer.decode(&trained, false),
+    )
+}
+
+#[test]
+fn the_answer_and_its_end_are_trained_after_the_prompt_of_a_request() {
+    let (tokenizer, template) = tiny();
+    let encoder = Encoder {
+        system: Some("Be kind."),
+        ..encoder(&tokenizer, &template)
+    };
+    let row =
+        &rows(&[r#"{"instruction":"Where is it?","input":"Order 7","output":"On its way! 🎉"}"#])
+            [0];
+    let example = encoder.encode(row).unwrap();
+    let prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhere is it?\n\nOrder 7<|im_end|>\n\
+                  <|im_start|>assistant\n";
+    let (all, trained) = texts(&tokenizer, &example);
+    assert_eq!(trained, "On its way! 🎉<|im_end|>");
+    assert_eq!(all, format!("{prompt}{trained}"));
+    let prompt = tokenizer.encode(prompt, Special::Parse).unwrap();
+    assert_eq!(example.tokens[..prompt.len()], prompt);
+    assert_eq!(
+        example.trained.iter().position(|on| *on),
+        Some(prompt.len())
+    );
+}
+
+#[test]
+fn every_shape_has_its_mask() {
+    let (tokenizer, template) = tiny();
+    let talk = r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}"#;
+    let rows = rows(&[
+        talk,
+        r#"{"prompt":"p","completion":"q"}"#,
+        r#"{"text":"plain text"}"#,
+    ]);
+    let last = Encoder {
+        system: Some("other"),
+        ..encoder(&tokenizer, &template)
+    };
+    let every = Encoder {
+        mask: Mask::Assistant,
+        ..last
+    };
+    let seen = |encoder: &Encoder<'_>, row| texts(&tokenizer, &encoder.encode(row).unwrap());
+    let (all, trained) = seen(&last, &rows[0]);
+    assert!(all.starts_with("<|im_start|>system\nS<|im_end|>") && !all.contains("other"));
+    assert_eq!(trained, "d<|im_end|>");
+    assert_eq!(
+        seen(&every, &rows[0]),
+        (all, "b<|im_end|>d<|im_end|>".to_owned())
+    );
+    let (all, trained) = seen(&last, &rows[1]);
+    assert!(
+        all.contains("other<|im_end|>\n<|im_start|>user\np<|im_end|>"),
+        "{all}"
+    );
+    assert_eq!(trained, "q<|im_end|>");
+    // Nothing stands before the first token that could predict it.
+    let (all, trained) = seen(&last, &rows[2]);
+    assert_eq!(all, "plain text<|im_end|>");
+    assert!(all.ends_with(&trained) && trained.len() < all.len());
+}
+
+#[test]
+fn a_template_without_an_end_gets_the_end_of_text() {
+    let (tokenizer, _) = tiny();
+    let template = ChatTemplate::new(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "",
+        "",
+    )
+    .unwrap();
+    let example = encoder(&tokenizer, &template)
+        .encode(&rows(&[r#"{"prompt":"p","completion":"q"}"#])[0])
+        .unwrap();
+    assert_eq!(
+        texts(&tokenizer, &example),
+        (
+            "user: p\nassistant: q\n<|im_end|>".into(),
+            "q\n<|im_end|>".into()
+        )
+    );
+}
+
+#[test]
+fn a_template_that_rewrites_the_prompt_is_refused_by_line() {
+    let (tokenizer, _) = tiny();
+    let template = ChatTemplate::new(
+        "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        "",
+        "",
+    );
+    let template = template.unwrap();
+    let rows = rows(&["", r#"{"prompt":"p","completion":"q"}"#]);
+    let said = encoder(&tokenizer, &template)
+        .encode(&rows[0])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.starts_with(
+            "rows.jsonl:2: the chat template does not put the answer (message 1) behind"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_answer_without_tokens_is_refused_by_line() {
+    let (tokenizer, _) = tiny();
+    // This template leaves the answer out, and this file has no end token to put behind it... but the model has one.
+    let template = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
+    let example = encoder(&tokenizer, &template)
+        .encode(&rows(&[r#"{"prompt":"p","completion":"q"}"#])[0])
+        .unwrap();
+    assert_eq!(texts(&tokenizer, &example).1, "<|im_end|>");
+}
+
+#[test]
+fn long_rows_are_dropped_cut_or_refused_and_counted() {
+    let (tokenizer, template) = tiny();
+    let long = format!(r#"{{"prompt":"p","completion":"{}"}}"#, "x".repeat(300));
+    let question = format!(r#"{{"prompt":"{}","completion":"q"}}"#, "x".repeat(300));
+    let rows = rows(&[r#"{"prompt":"p","completion":"q"}"#, &long, &question]);
+    let with = |too_long| Encoder {
+        max_length: 100,
+        too_long,
+        ..encoder(&tokenizer, &template)
+    };
+    let dropped = with(TooLong::Drop).encode_all(&rows).unwrap();
+    assert_eq!(
+        (dropped.examples.len(), dropped.dropped, dropped.truncated),
+        (1, 2, 0)
+    );
+    let cut = with(TooLong::Truncate).encode_all(&rows).unwrap();
+    assert_eq!((cut.examples.len(), cut.dropped, cut.truncated), (2, 1, 1));
+    assert_eq!(cut.examples[1].tokens.len(), 100);
+    let said = with(TooLong::Refuse)
+        .encode_all(&rows)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.starts_with("rows.jsonl:2: the row has ") && said.contains("`max_length` = 100"),
+        "{said}"
+    );
+    let said = with(TooLong::Drop)
+        .encode_all(&rows[1..])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("every one of the 2 rows is longer than `max_length` = 100"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_hash_covers_tokens_masks_and_borders() {
+    let example = |tokens: &[u32], trained: &[bool]| Example {
+        tokens: tokens.into(),
+        trained: trained.into(),
+    };
+    let base = [example(&[1, 2], &[false, true]), example(&[3], &[false])];
+    let others = [
+        vec![example(&[1, 2], &[false, false]), base[1].clone()],
+        vec![example(&[1, 4], &[false, true]), base[1].clone()],
+        vec![example(&[1, 2, 3], &[false, true, false])],
+        base[..1].to_vec(),
+    ];
+    for other in others {
+        assert_ne!(examples_hash(&base), examples_hash(&other));
+    }
+}
+
+#[test]
+fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
+    let (tokenizer, template) = tiny();
+    let config = testkit::tiny_config();
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.jsonl");
+    let lines: Vec<String> = (0..20)
+        .map(|i| format!(r#"{{"prompt":"question {i}","completion":"answer {i}"}}"#))
+        .collect();
+    fs::write(&train, lines.join("\n")).unwrap();
+    let source = || Source {
+        name: "tone",
+        train: &train,
+        validation: None,
+        system: None,
+        settings: Settings {
+            rank: 4,
+            target_modules: vec!["v_proj".into(), "q_proj".into()],
+            ..Settings::default()
+        },
+        metrics: None,
+    };
+    let job = Job::load(source(), &config, &tokenizer, &template).unwrap();
+    assert_eq!(job.train.len() + job.validation.len(), 20);
+    assert!(!job.validation.is_empty());
+    assert!(job.settings.lr.is_some());
+    assert_eq!(job.init.pairs.len(), 2 * config.layers);
+    let with_eval = Job::load(
+        Source {
+            validation: Some(&train),
+            ..source()
+        },
+        &config,
+        &tokenizer,
+        &template,
+    )
+    .unwrap();
+    assert_eq!(
+        (with_eval.train.len(), with_eval.validation.len()),
+        (20, 20)
+    );
+
+    let trained = Trained {
+        name: job.name,
+        settings: job.settings,
+        params: job.init,
+        best: None,
+        steps: 3,
+        metrics: String::new(),
+    };
+    let provenance = Provenance {
+        base_name: "tiny".into(),
+        base_hash: "abc".into(),
+        data: job.loaded,
+        ..Provenance::default()
+    };
+    let adapter = peft_adapter(&trained, &provenance).unwrap();
+    adapter.check(&config).unwrap();
+    let out = folder.path().join("adapter");
+    adapter.write(&out, adapter.dtype, "# tone").unwrap();
+    let read = Adapter::read(&out).unwrap();
+    assert_eq!(read.pairs, trained.params.pairs);
+    assert_eq!(read.metadata["lory.base_sha256"], "abc");
+    assert_eq!(read.metadata["lory.data_sha256"].len(), 64);
+
+    fs::write(&train, "{\"prompt\":\"p\",\"completion\":\"\"}\n").unwrap();
+    let said = Job::load(source(), &config, &tokenizer, &template)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.ends_with("train.jsonl:1: field `completion`: the answer is empty"),
+        "{said}"
+    );
+}
