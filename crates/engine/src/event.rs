@@ -161,3 +161,52 @@ impl Drop for Outlet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    fn outlet() -> (Outlet, Receiver<Event>) {
+        let (sender, events) = channel();
+        let sink: Sink = Box::new(move |event| {
+            sender.send(event).unwrap();
+            Flow::Continue
+        });
+        (Outlet::new(sink, 3), events)
+    }
+
+    fn reasons(events: &Receiver<Event>) -> Vec<FinishReason> {
+        let reason = |event| match event {
+            Event::Finished(finished) => finished.reason,
+            Event::Token(token) => panic!("{token:?}"),
+        };
+        events.iter().map(reason).collect()
+    }
+
+    #[test]
+    fn an_outlet_ends_exactly_once_even_when_it_is_only_dropped() {
+        let (dropped, events) = outlet();
+        drop(dropped);
+        assert_eq!(reasons(&events), [FinishReason::Cancelled]);
+        let (finished, events) = outlet();
+        finished.finish(FinishReason::Stop);
+        assert_eq!(reasons(&events), [FinishReason::Stop]);
+        let (mut silent, events) = outlet();
+        silent.silence();
+        drop(silent);
+        assert_eq!(reasons(&events), []);
+    }
+
+    #[test]
+    fn a_request_that_never_started_spent_all_its_time_in_the_queue() {
+        let (waiting, events) = outlet();
+        drop(waiting);
+        let Event::Finished(end) = events.recv().unwrap() else {
+            panic!("no end");
+        };
+        assert_eq!(end.timings.queue, end.timings.total);
+        assert_eq!((end.timings.first_token, end.prompt_tokens), (None, 3));
+    }
+}

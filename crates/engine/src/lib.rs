@@ -9,7 +9,7 @@
 //!
 //! - [`runner`] and [`plan`]: what the engine asks of a model, as plain data
 //! - `step`: the loop; `scheduler`: who runs next; `sequence`: one request under way; `blocks`: the KV cache's blocks
-//! - [`sampling`] and `sampler`: the settings, and the draw
+//! - [`sampling`], `sampler` and `softmax`: the settings, the draw, and its passes over the vocabulary
 //! - [`adapters`]: the pool of resident adapters, by content hash, with leases
 //! - [`event`], [`handle`], [`stats`], [`error`]: what callers see
 
@@ -24,6 +24,7 @@ mod sampler;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod softmax;
 pub mod stats;
 mod step;
 

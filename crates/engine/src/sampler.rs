@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use crate::event::Token;
 use crate::sampling::Sampling;
+use crate::softmax::{argmax, exp, largest, log_sum_exp, weights};
 
 /// A row of logits that is no distribution: it holds a NaN or +inf, or nothing above -inf.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,24 +49,26 @@ pub(crate) struct Draw<'a> {
 pub(crate) struct Sampler {
     penalised: Vec<f32>,
     weights: Vec<f32>,
-    ids: Vec<u32>,
+    /// What is left to draw from: ids with their weights.
+    kept: Vec<(u32, f32)>,
+    ranks: Ranks,
 }
 
 impl Sampler {
     /// Draws from `logits`, one number for each token of the vocabulary.
     pub fn draw(&mut self, logits: &[f32], draw: &Draw<'_>) -> Result<Token, NotADistribution> {
-        check(logits)?;
+        let max = largest(logits).ok_or(NotADistribution)?;
         let id = match &draw.history.seen {
             Some(seen) => {
                 let mut penalised = std::mem::take(&mut self.penalised);
                 penalised.clear();
                 penalised.extend_from_slice(logits);
                 penalise(&mut penalised, seen, draw.sampling);
-                let id = self.pick(&penalised, draw);
+                let id = largest(&penalised).map(|max| self.pick(&penalised, max, draw));
                 self.penalised = penalised;
-                id
+                id.ok_or(NotADistribution)?
             }
-            None => self.pick(logits, draw),
+            None => self.pick(logits, max, draw),
         };
         let mut token = Token {
             id,
@@ -73,88 +76,169 @@ impl Sampler {
             top: Vec::new(),
         };
         if let Some(count) = draw.top_logprobs {
-            let norm = log_sum_exp(logits);
+            let norm = log_sum_exp(logits, max);
             let logprob = |id: u32| (f64::from(logits[id as usize]) - norm) as f32;
             token.logprob = Some(logprob(id));
-            self.all_ids(logits.len());
-            let top = most_probable(&mut self.ids, logits, usize::from(count));
+            let top = self.ranks.most_probable(logits, usize::from(count));
             token.top = top.iter().map(|id| (*id, logprob(*id))).collect();
         }
         Ok(token)
     }
 
-    fn pick(&mut self, logits: &[f32], draw: &Draw<'_>) -> u32 {
-        let best = argmax(logits);
-        if draw.sampling.temperature == 0.0 {
-            return best;
+    fn pick(&mut self, logits: &[f32], max: f32, draw: &Draw<'_>) -> u32 {
+        let sampling = draw.sampling;
+        if sampling.temperature == 0.0 {
+            return argmax(logits, max);
         }
-        let max = logits[best as usize];
-        let temperature = draw.sampling.temperature;
-        self.weights.clear();
-        self.weights
-            .extend(logits.iter().map(|l| ((l - max) / temperature).exp()));
-        let kept = self.truncate(logits, draw.sampling);
-        draw_from(
-            &self.ids[..kept],
-            &self.weights,
-            uniform(draw.seed, draw.position as u64),
-        )
-    }
-
-    /// Leaves the tokens to draw from at the front of `ids`, and returns how many.
-    fn truncate(&mut self, logits: &[f32], sampling: &Sampling) -> usize {
-        self.all_ids(logits.len());
-        let weight = |id: &u32| self.weights[*id as usize];
-        if sampling.top_k > 0 && sampling.top_k < self.ids.len() {
-            most_probable(&mut self.ids, logits, sampling.top_k);
-            self.ids.truncate(sampling.top_k);
+        self.kept.clear();
+        let total = if sampling.top_k > 0 && sampling.top_k < logits.len() {
+            self.keep_top_k(logits, max, sampling)
+        } else {
+            self.keep_all(logits, max, sampling)
+        };
+        if sampling.top_p < 1.0 {
+            let kept = top_p(&self.kept, total * f64::from(sampling.top_p));
+            self.kept.truncate(kept);
         }
-        let total: f64 = self.ids.iter().map(|id| f64::from(weight(id))).sum();
         if sampling.min_p > 0.0 {
-            // The best token weighs 1. What goes here is the tail of what top_p sees, so the order of the two is free.
-            self.ids.retain(|id| weight(id) >= sampling.min_p);
+            self.kept.retain(|(_, weight)| *weight >= sampling.min_p);
         }
-        if sampling.top_p >= 1.0 {
-            return self.ids.len();
-        }
-        // Few tokens carry most of the probability, so sort a few and take more only if they do not reach.
-        let enough = total * f64::from(sampling.top_p);
-        let mut sorted = 64;
-        loop {
-            let candidates = most_probable(&mut self.ids, logits, sorted);
-            let mut sum = 0.0;
-            for (index, id) in candidates.iter().enumerate() {
-                sum += f64::from(weight(id));
-                if sum >= enough {
-                    return index + 1;
-                }
-            }
-            if candidates.len() == self.ids.len() {
-                return self.ids.len();
-            }
-            sorted *= 8;
-        }
+        draw_from(&self.kept, uniform(draw.seed, draw.position as u64))
     }
 
-    fn all_ids(&mut self, vocab_size: usize) {
-        self.ids.clear();
-        self.ids.extend(0..vocab_size as u32);
+    /// Keeps the `top_k` most probable tokens, falling; returns their total weight.
+    fn keep_top_k(&mut self, logits: &[f32], max: f32, sampling: &Sampling) -> f64 {
+        let weight = |id: u32| exp((logits[id as usize] - max) / sampling.temperature);
+        let top = self.ranks.most_probable(logits, sampling.top_k);
+        self.kept.extend(top.iter().map(|id| (*id, weight(*id))));
+        self.kept.iter().map(|(_, weight)| f64::from(*weight)).sum()
+    }
+
+    /// Keeps the whole vocabulary by id, or, for `top_p`, the tokens that can matter to it, falling; returns the total
+    /// weight of the vocabulary.
+    fn keep_all(&mut self, logits: &[f32], max: f32, sampling: &Sampling) -> f64 {
+        weights(logits, max, sampling.temperature, &mut self.weights);
+        let every = (0u32..).zip(self.weights.iter().copied());
+        if sampling.top_p >= 1.0 {
+            self.kept.extend(every);
+            return 0.0;
+        }
+        // Sorting the vocabulary is slow, so what cannot stay goes first: what min_p cuts, and the tail. Sums by coarse
+        // ranges of weight tell below which weight nothing is needed.
+        let mut sums = [0.0f64; WEIGHT_RANGES];
+        for weight in &self.weights {
+            sums[weight_range(*weight)] += f64::from(*weight);
+        }
+        let total: f64 = sums.iter().sum();
+        let mut sum = 0.0;
+        let mut lowest = WEIGHT_RANGES - 1;
+        loop {
+            sum += sums[lowest];
+            if lowest == 0 || sum >= total * f64::from(sampling.top_p) {
+                break;
+            }
+            lowest -= 1;
+        }
+        self.kept
+            .extend(every.filter(|(_, weight)| {
+                weight_range(*weight) >= lowest && *weight >= sampling.min_p
+            }));
+        // By logit, not by weight: unequal logits may round to equal weights.
+        self.kept.sort_unstable_by(|a, b| falling(logits, a.0, b.0));
+        total
     }
 }
 
-/// Accepts logits that are numbers or -inf, with one number at least.
-fn check(logits: &[f32]) -> Result<(), NotADistribution> {
-    let mut wrong = false;
-    let mut any = false;
-    for &logit in logits {
-        wrong |= logit.is_nan() | (logit == f32::INFINITY);
-        any |= logit > f32::NEG_INFINITY;
+/// Ranges of weights (0 to 1) by exponent and two bits of the mantissa.
+const WEIGHT_RANGES: usize = 512;
+
+fn weight_range(weight: f32) -> usize {
+    // 1.0 is 0x3f80_0000: range 508.
+    (weight.to_bits() >> 21) as usize % WEIGHT_RANGES
+}
+
+/// How many tokens from the front it takes to sum to `enough`.
+fn top_p(sorted: &[(u32, f32)], enough: f64) -> usize {
+    let mut sum = 0.0;
+    for (index, (_, weight)) in sorted.iter().enumerate() {
+        sum += f64::from(*weight);
+        if sum >= enough {
+            return index + 1;
+        }
     }
-    if any && !wrong {
-        Ok(())
+    sorted.len()
+}
+
+/// Finds the most probable tokens without sorting the vocabulary.
+#[derive(Default)]
+struct Ranks {
+    counts: Vec<u32>,
+    ids: Vec<u32>,
+}
+
+impl Ranks {
+    /// The `count` most probable tokens, falling, the lower id first of equals.
+    fn most_probable(&mut self, logits: &[f32], count: usize) -> &[u32] {
+        // Counts by coarse ranges of logits tell below which logit nothing is needed.
+        self.counts.clear();
+        self.counts.resize(1 << 12, 0);
+        for logit in logits {
+            self.counts[logit_range(*logit)] += 1;
+        }
+        let mut lowest = self.counts.len() - 1;
+        let mut found = self.counts[lowest] as usize;
+        while found < count && lowest > 0 {
+            lowest -= 1;
+            found += self.counts[lowest] as usize;
+        }
+        let ids = (0u32..).zip(logits);
+        let ids = ids.filter(|(_, logit)| logit_range(**logit) >= lowest);
+        self.ids.clear();
+        self.ids.extend(ids.map(|(id, _)| id));
+        self.ids.sort_unstable_by(|a, b| falling(logits, *a, *b));
+        self.ids.truncate(count);
+        &self.ids
+    }
+}
+
+/// The upper 12 bits of a number that rises with the logit; +0 and -0 are one.
+fn logit_range(logit: f32) -> usize {
+    let bits = (logit + 0.0).to_bits();
+    let rising = if bits >> 31 == 0 {
+        bits | 1 << 31
     } else {
-        Err(NotADistribution)
+        !bits
+    };
+    (rising >> 20) as usize
+}
+
+/// The more probable token first, the lower id of equals.
+fn falling(logits: &[f32], a: u32, b: u32) -> Ordering {
+    let (la, lb) = (logits[a as usize], logits[b as usize]);
+    lb.partial_cmp(&la)
+        .unwrap_or(Ordering::Equal)
+        .then(a.cmp(&b))
+}
+
+/// Draws by inverting the cumulated weights at `at` (0 to 1, 1 excluded).
+fn draw_from(kept: &[(u32, f32)], at: f64) -> u32 {
+    let target = at
+        * kept
+            .iter()
+            .map(|(_, weight)| f64::from(*weight))
+            .sum::<f64>();
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (id, weight) in kept {
+        if *weight > 0.0 {
+            sum += f64::from(*weight);
+            last = *id;
+            if sum > target {
+                break;
+            }
+        }
     }
+    last
 }
 
 fn penalise(logits: &mut [f32], seen: &HashMap<u32, u32>, sampling: &Sampling) {
@@ -175,60 +259,6 @@ fn penalise(logits: &mut [f32], seen: &HashMap<u32, u32>, sampling: &Sampling) {
         // However large the logit was, it stays a number.
         *logit = logit.clamp(f32::MIN, f32::MAX);
     }
-}
-
-/// The largest logit's id, the lowest of equals.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
-        }
-    }
-    best as u32
-}
-
-/// Moves the `count` most probable tokens to the front of `ids`, falling, the lower id first of equals.
-fn most_probable<'a>(ids: &'a mut [u32], logits: &[f32], count: usize) -> &'a [u32] {
-    let order = |a: &u32, b: &u32| -> Ordering {
-        let (la, lb) = (logits[*a as usize], logits[*b as usize]);
-        lb.partial_cmp(&la)
-            .unwrap_or(Ordering::Equal)
-            .then(a.cmp(b))
-    };
-    let count = count.min(ids.len());
-    if count == 0 {
-        return &[];
-    }
-    if count < ids.len() {
-        ids.select_nth_unstable_by(count - 1, order);
-    }
-    ids[..count].sort_unstable_by(order);
-    &ids[..count]
-}
-
-/// Draws by inverting the cumulated weights at `at` (0 to 1, 1 excluded).
-fn draw_from(ids: &[u32], weights: &[f32], at: f64) -> u32 {
-    let weight = |id: &u32| f64::from(weights[*id as usize]);
-    let target = at * ids.iter().map(weight).sum::<f64>();
-    let mut sum = 0.0;
-    let mut last = ids[0];
-    for id in ids {
-        if weight(id) > 0.0 {
-            sum += weight(id);
-            last = *id;
-            if sum > target {
-                break;
-            }
-        }
-    }
-    last
-}
-
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits[argmax(logits) as usize]);
-    let sum: f64 = logits.iter().map(|l| (f64::from(*l) - max).exp()).sum();
-    max + sum.ln()
 }
 
 /// A number from 0 to 1 (1 excluded), a pure function of seed and position: no state that a preemption could lose or a
@@ -266,7 +296,7 @@ mod tests {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weights: Vec<f32> = logits
             .iter()
-            .map(|l| ((l - max) / sampling.temperature).exp())
+            .map(|l| exp((l - max) / sampling.temperature))
             .collect();
         let mut ids: Vec<usize> = (0..logits.len()).collect();
         ids.sort_by(|a, b| logits[*b].partial_cmp(&logits[*a]).unwrap().then(a.cmp(b)));

@@ -211,6 +211,10 @@ fn shutdown_ends_running_and_waiting_requests_as_cancelled() {
     gate.wait_for(6);
     std::thread::scope(|scope| {
         let ending = scope.spawn(|| handle.shutdown());
+        // The sixth step stands at the gate until the end is on its way.
+        while handle.stream(greedy(vec![1], 1)).is_ok() {
+            std::thread::yield_now();
+        }
         gate.open();
         ending.join().unwrap();
     });

@@ -142,3 +142,16 @@ fn a_request_that_fills_the_whole_memory_runs_to_its_end() {
     }
     assert_at_rest(&handle);
 }
+
+#[test]
+fn a_newcomer_that_would_be_thrown_out_at_once_waits() {
+    let (model, gate) = FakeModel::new(limits(CONTEXT_BLOCKS)).gated();
+    let handle = start(model, EngineConfig::default());
+    // The first holds 30 of 40 blocks and needs a 31st; the second would fill the rest to the last block.
+    let first = handle.stream(named(1, 118, 4)).unwrap();
+    let second = handle.stream(named(2, 40, 4)).unwrap();
+    gate.open();
+    assert_eq!(collect(first).tokens.len(), 4);
+    assert_eq!(collect(second).tokens.len(), 4);
+    assert_eq!(handle.stats().preemptions, 0);
+}
