@@ -535,7 +535,7 @@ fn read_tensors(
                 cursor,
             ));
         }
-        if dtype.bytes_for(first).is_none() {
+        if !first.is_multiple_of(dtype.block_size() as u64) {
             let block = dtype.block_size();
             let problem = format!(
                 "dimensions {dims:?}: rows of {first} are not whole {dtype} blocks of {block}"
