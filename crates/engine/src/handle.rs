@@ -165,12 +165,11 @@ impl Engine {
             scheduler: Scheduler::new(&config, &limits),
             commands: receiver,
             stop: Arc::clone(&stop),
-            pool: pool.clone(),
             board: Arc::clone(&board),
             sampler: Sampler::default(),
             logits: Vec::new(),
         };
-        engine.publish();
+        engine.publish(&mut board.lock());
         let thread = thread::Builder::new()
             .name("lory-engine".to_owned())
             .spawn(move || engine.run())?;
@@ -308,9 +307,10 @@ impl<A: Send + Sync + 'static> Handle<A> {
         self.0.pool.list()
     }
 
-    /// The numbers as of the last step boundary; those of the adapters as of now.
+    /// The numbers as of the last step boundary or end of a request; `in_flight` and those of the adapters as of now.
     pub fn stats(&self) -> Stats {
         let mut stats = self.0.board.lock().clone();
+        stats.in_flight = self.0.taken.load(Ordering::Acquire);
         (stats.adapters, stats.adapter_bytes, stats.adapter_limit) = self.0.pool.residency();
         stats
     }

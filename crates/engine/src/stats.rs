@@ -8,6 +8,8 @@ use crate::event::FinishReason;
 /// A snapshot, taken at a step boundary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Requests submitted and not ended: in the channel, waiting or running.
+    pub in_flight: usize,
     /// Requests waiting to be taken up, preempted ones included.
     pub waiting: usize,
     /// Requests with KV blocks, in prefill or decode.

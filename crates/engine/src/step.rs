@@ -8,14 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use crate::adapters::AdapterPool;
 use crate::event::{FinishReason, Flow, Token};
 use crate::plan::{Batch, Part, Plan};
 use crate::runner::{Limits, Runner};
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Arrival, Sequence};
-use crate::stats::Board;
+use crate::stats::{Board, Stats};
 
 /// What handles ask of the engine's thread.
 pub(crate) enum Command<A> {
@@ -31,7 +30,6 @@ pub(crate) struct EngineLoop<R: Runner> {
     pub scheduler: Scheduler<R::Adapter>,
     pub commands: Receiver<Command<R::Adapter>>,
     pub stop: Arc<AtomicBool>,
-    pub pool: AdapterPool<R::Adapter>,
     pub board: Arc<Board>,
     pub sampler: Sampler,
     pub logits: Vec<f32>,
@@ -89,7 +87,7 @@ impl<R: Runner> EngineLoop<R> {
             plan.batch.rows() > 0 || self.scheduler.is_idle(),
             "a plan without rows"
         );
-        self.publish();
+        self.publish(&mut self.board.lock());
         plan
     }
 
@@ -161,8 +159,10 @@ impl<R: Runner> EngineLoop<R> {
     /// Gives back what a sequence held, counts its end, and only then tells its caller.
     fn finish(&mut self, sequence: Sequence<R::Adapter>, reason: FinishReason) {
         let outlet = sequence.release();
-        self.publish();
-        self.board.lock().count_finished(&reason);
+        let mut stats = self.board.lock();
+        self.publish(&mut stats);
+        stats.count_finished(&reason);
+        drop(stats);
         outlet.finish(reason);
     }
 
@@ -186,16 +186,13 @@ impl<R: Runner> EngineLoop<R> {
         stats.model_time += took;
     }
 
-    pub fn publish(&self) {
-        let (adapters, adapter_bytes, adapter_limit) = self.pool.residency();
-        let mut stats = self.board.lock();
+    /// Writes down what the engine holds now.
+    pub fn publish(&self, stats: &mut Stats) {
         stats.running = self.scheduler.running();
         stats.waiting = self.scheduler.waiting();
         stats.blocks = self.scheduler.blocks().blocks();
         stats.free_blocks = self.scheduler.blocks().free();
         stats.preemptions = self.scheduler.preemptions();
-        (stats.adapters, stats.adapter_bytes) = (adapters, adapter_bytes);
-        stats.adapter_limit = adapter_limit;
     }
 }
 

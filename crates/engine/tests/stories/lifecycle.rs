@@ -1,7 +1,7 @@
 //! Ends of all kinds: stop tokens, cancellation, a failing model, a failing sink, the end of the engine.
 
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 
 use engine::{EngineConfig, Event, FinishReason, Flow, Request, Sampling, Sink, SubmitError};
 use testkit::{FakeModel, Fault};
@@ -64,13 +64,11 @@ fn a_dropped_ticket_cancels_running_and_waiting_requests() {
         ..EngineConfig::default()
     };
     let handle = start(model, config);
-    let ends: Arc<Mutex<Vec<(u32, Event)>>> = Arc::default();
+    let (sender, events) = channel();
     let submit = |name: u32| {
-        let ends = Arc::clone(&ends);
+        let sender = sender.clone();
         let sink: Sink = Box::new(move |event| {
-            if matches!(event, Event::Finished(_)) {
-                ends.lock().unwrap().push((name, event));
-            }
+            sender.send((name, event)).unwrap();
             Flow::Continue
         });
         handle.submit(greedy(vec![name], 100), sink).unwrap()
@@ -84,16 +82,17 @@ fn a_dropped_ticket_cancels_running_and_waiting_requests() {
     drop(running);
     gate.open();
     assert_at_rest(&handle);
-    let ends = ends.lock().unwrap();
-    let mut names: Vec<_> = ends.iter().map(|(name, _)| *name).collect();
-    names.sort_unstable();
-    assert_eq!(names, [1, 2, 3], "each ends exactly once");
-    for (_, event) in ends.iter() {
-        assert!(
-            matches!(event, Event::Finished(f) if f.reason == FinishReason::Cancelled),
-            "{event:?}"
-        );
+    drop(sender);
+    // Ends when the last sink is dropped.
+    let mut ends = Vec::new();
+    for (name, event) in events {
+        if let Event::Finished(finished) = event {
+            assert_eq!(finished.reason, FinishReason::Cancelled);
+            ends.push(name);
+        }
     }
+    ends.sort_unstable();
+    assert_eq!(ends, [1, 2, 3], "each ends exactly once");
     assert_eq!(
         seen.lock().unwrap().len(),
         1,
@@ -115,13 +114,14 @@ fn a_detached_ticket_lets_the_request_run() {
 
 #[test]
 fn a_sink_that_has_enough_or_panics_ends_its_request_alone() {
-    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
-    let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-    let kept = Arc::clone(&events);
+    let (model, gate) = FakeModel::new(limits(100)).gated();
+    let handle = start(model, EngineConfig::default());
+    let (sender, events) = channel();
+    let mut received = 0;
     let enough: Sink = Box::new(move |event| {
-        let mut kept = kept.lock().unwrap();
-        kept.push(event);
-        if kept.len() < 5 {
+        sender.send(event).unwrap();
+        received += 1;
+        if received < 5 {
             Flow::Continue
         } else {
             Flow::Stop
@@ -133,10 +133,11 @@ fn a_sink_that_has_enough_or_panics_ends_its_request_alone() {
         handle.submit(greedy(vec![1], 100), enough).unwrap(),
         handle.submit(greedy(vec![2], 100), panics).unwrap(),
     ];
+    gate.open();
     assert_eq!(collect(other).tokens.len(), 60);
     assert_at_rest(&handle);
     drop(tickets);
-    let events = events.lock().unwrap();
+    let events: Vec<_> = events.iter().collect();
     assert_eq!(events.len(), 6, "five tokens and the end: {events:?}");
     let Event::Finished(end) = &events[5] else {
         panic!("{events:?}");
