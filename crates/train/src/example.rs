@@ -187,6 +187,10 @@ impl Encoder<'_> {
                     ),
                 ));
             };
+            if answer.trim().is_empty() {
+                let message = format!("the chat template leaves the answer (message {i}) out");
+                return Err(TrainError::row(place, message));
+            }
             let before = self.tokens(before, place)?;
             builder.push(&self.with_bos(before, builder.is_empty()), false);
             let answer = self.tokens(answer, place)?;

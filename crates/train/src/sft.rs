@@ -1,7 +1,7 @@
 //! Supervised fine-tuning of several adapters in one run: the loop, as a table of contents.
 //!
 //! Knows no model (see [`Learner`]), no text (see [`crate::job`]) and no screen (see [`Observer`]). What each verb does is
-//! in [`crate::run`].
+//! in `run.rs`.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -158,14 +158,28 @@ fn a_template_that_rewrites_the_prompt_is_refused_by_line() {
 }
 
 #[test]
-fn an_answer_without_tokens_is_refused_by_line() {
-    let (tokenizer, _) = tiny();
-    // This template leaves the answer out, and this file has no end token to put behind it... but the model has one.
-    let template = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
-    let example = encoder(&tokenizer, &template)
-        .encode(&rows(&[r#"{"prompt":"p","completion":"q"}"#])[0])
-        .unwrap();
-    assert_eq!(texts(&tokenizer, &example).1, "<|im_end|>");
+fn a_row_with_nothing_to_train_is_refused_by_line() {
+    let (tokenizer, template) = tiny();
+    let silent = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
+    let row = &rows(&[r#"{"prompt":"p","completion":"q"}"#])[0];
+    let said = encoder(&tokenizer, &silent)
+        .encode(row)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        said,
+        "rows.jsonl:1: the chat template leaves the answer (message 1) out"
+    );
+    // A single token that ends the text: nothing before it predicts it.
+    let row = &rows(&["", r#"{"text":"<|im_end|>"}"#])[0];
+    let said = encoder(&tokenizer, &template)
+        .encode(row)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.starts_with("rows.jsonl:2: no token of this row would be trained"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod toy;
 use std::sync::atomic::AtomicBool;
 
 use toy::{Notes, Toy, job, rows};
+use train::evaluate::loss_table;
 use train::metrics::{Record, records};
 use train::sft::{Outcome, RunOptions, Trained, train};
 use train::{Job, LoraParams, Settings, TrainError};
@@ -345,4 +346,31 @@ fn a_diverged_loss_ends_the_run_by_name() {
         said.starts_with("adapter `one`, step 5: the loss is not a finite number"),
         "{said}"
     );
+}
+
+#[test]
+fn the_loss_table_has_every_set_under_every_adapter() {
+    let trained = run(vec![job("one", 22, 0)]).remove(0);
+    let (seen, other) = (rows(22, 0), rows(9, 700));
+    let start = toy::params();
+    let adapters = [("start", &start), ("one", &trained.params)];
+    let sets = [("seen", &seen[..]), ("other", &other[..])];
+    let table = loss_table(&mut Toy::default(), &sets, &adapters, 20).unwrap();
+    assert_eq!(
+        (table.sets, table.adapters),
+        (
+            vec!["seen".into(), "other".into()],
+            vec!["start".into(), "one".to_owned()]
+        )
+    );
+    let tokens = |rows: &[train::Example]| {
+        rows.iter()
+            .map(train::Example::trained_tokens)
+            .sum::<usize>()
+    };
+    for (losses, rows) in table.losses.iter().zip([&seen, &other]) {
+        assert!(losses.iter().all(|loss| loss.tokens == tokens(rows)));
+        assert!(losses[1].mean() < losses[0].mean());
+        assert!(losses[1].perplexity() > 1.0);
+    }
 }

@@ -94,7 +94,7 @@ impl Adapter {
         }
         let step = step.min(self.steps());
         step / self.steps_per_epoch
-            + u64::from(step == self.steps() && step % self.steps_per_epoch != 0)
+            + u64::from(step == self.steps() && !step.is_multiple_of(self.steps_per_epoch))
     }
 
     /// The rows of the step counted from 0; none once the adapter is done.
