@@ -204,7 +204,7 @@ fn long_runs_are_neither_cut_nor_slow() {
     for family in ["smollm", "gpt2", "llama-bpe", "qwen2"] {
         let tokenizer = build(&tiny(family)).unwrap();
         for unit in [" ", "\n", "a", "1", "!", "é", " \n", "x "] {
-            let text = unit.repeat(200_000) + "end";
+            let text = unit.repeat(20_000) + "end";
             let ids = tokenizer.encode(&text, Special::AsText).unwrap();
             assert_eq!(tokenizer.decode(&ids, false), text, "{family}: {unit:?}");
         }

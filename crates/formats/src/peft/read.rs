@@ -13,6 +13,9 @@ use super::{
 };
 use crate::safetensors::{self, Tensor};
 
+/// A and B of one linear with their names, where they were found.
+type Sides = [Option<(String, Tensor)>; 2];
+
 impl Adapter {
     /// Reads and checks an adapter folder.
     ///
@@ -44,7 +47,7 @@ impl Adapter {
         let matcher = config.matcher(path)?;
         let dtype = common_dtype(file.tensors.values());
 
-        let mut sides: BTreeMap<(usize, Module), [Option<(String, Tensor)>; 2]> = BTreeMap::new();
+        let mut sides: BTreeMap<(usize, Module), Sides> = BTreeMap::new();
         for (name, tensor) in file.tensors {
             let error = |problem: String| PeftError::Tensor {
                 path: path.to_owned(),
