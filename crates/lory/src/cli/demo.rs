@@ -1,0 +1,114 @@
+//! `lory demo`: one question, answered in every tone, side by side.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Instant;
+
+use registry::{Persona, Personas};
+
+use super::base::BaseArgs;
+use super::personas::PersonasArgs;
+use super::serve::{listen, serve};
+use super::{Verdict, columns, generate, print};
+use crate::service::{Ask, Service, Settings};
+
+const QUESTION: &str = "What is the status of my order #12345?";
+/// Ports tried after one that is taken.
+const MORE_PORTS: u16 = 20;
+
+/// Answer one question in every tone, side by side, then serve
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  lory demo --once")]
+pub(super) struct Args {
+    /// The port to serve on; the next free one is taken if it is not free
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// End after the answers, without serving
+    #[arg(long)]
+    once: bool,
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    personas: PersonasArgs,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+    let personas = args.personas.open()?;
+    let located = args.base.locate()?;
+    let start = Instant::now();
+    let titles = titles(&personas);
+    let settings = Settings {
+        base_name: located.name.clone(),
+        ..Settings::default()
+    };
+    let service = Service::open(&located.path, personas, &settings)?;
+    let loaded = start.elapsed();
+
+    let names = std::iter::once(None).chain(service.personas().names().into_iter().map(Some));
+    let asks: Vec<Ask> = names.map(|who| Ask::new(who, QUESTION)).collect();
+    let answers = generate::together(&service, &asks)?;
+    let took = start.elapsed();
+    let base = format!("{} (no persona)", service.base().name);
+    let texts: Vec<(String, String)> = std::iter::once(base)
+        .chain(titles)
+        .zip(answers.iter().map(|answer| answer.text.clone()))
+        .collect();
+    let tokens: usize = answers
+        .iter()
+        .map(|answer| answer.end.completion_tokens)
+        .sum();
+    print(&format!(
+        "\n  {QUESTION}\n\n{}\n{} answers, {tokens} tokens, in one batch: {:.1} s, and {:.1} s to load\n",
+        columns::side_by_side(&texts, columns::width()),
+        answers.len(),
+        (took - loaded).as_secs_f64(),
+        loaded.as_secs_f64(),
+    ))?;
+    if !args.once {
+        print("\n")?;
+        serve(Arc::new(service), free_port(args.port)?)?;
+    } else {
+        service.engine().shutdown();
+    }
+    Ok(Verdict::Good)
+}
+
+/// What stands over each persona's answer.
+fn titles(personas: &Personas) -> Vec<String> {
+    let title = |persona: &Persona| match (&persona.adapter, persona.description.is_empty()) {
+        (None, _) => format!("{}: not trained yet", persona.name),
+        (Some(_), true) => persona.name.clone(),
+        (Some(_), false) => format!("{}: {}", persona.name, persona.description),
+    };
+    personas
+        .names()
+        .into_iter()
+        .filter_map(|name| personas.get(name))
+        .map(title)
+        .collect()
+}
+
+/// The port, or the next one that is free.
+fn free_port(first: u16) -> anyhow::Result<TcpListener> {
+    for port in first..=first.saturating_add(MORE_PORTS) {
+        match listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) {
+            Ok(listener) => {
+                if port != first {
+                    eprintln!("port {first} is taken; serving on {port}");
+                }
+                return Ok(listener);
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => {
+                anyhow::bail!("cannot listen on port {port}: {error}; name another one with --port")
+            }
+        }
+    }
+    anyhow::bail!(
+        "ports {first} to {} are taken; name a free one with --port",
+        first.saturating_add(MORE_PORTS)
+    )
+}

@@ -1,0 +1,174 @@
+//! `lory generate`: one question, one answer of each persona.
+
+use serde_json::json;
+
+use super::base::BaseArgs;
+use super::columns;
+use super::personas::PersonasArgs;
+use super::{Usage, Verdict, print};
+use crate::service::{
+    Answer, Ask, Conversation, Overrides, Service, Settings, TextEvent, TextStream,
+};
+
+/// Ask one question of one persona, or of several at once
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A persona is a name (customer), a version of one (customer@3), or a blend (customer*0.7+partner*0.3).
+Without --persona the base answers alone.
+
+Examples:
+  lory generate --persona customer \"Where is order #12345?\"
+  lory generate --persona customer --persona partner --json \"Where is order #12345?\"")]
+pub(super) struct Args {
+    /// Who answers; several answer in the same batch
+    #[arg(long = "persona", value_name = "NAME")]
+    who: Vec<String>,
+    /// What the question is about, such as an order's record
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    input: String,
+    /// The most new tokens [default: the persona's]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// 0 always takes the most probable token [default: the persona's]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Makes the answer repeatable
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Print one JSON object a persona, each on a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    personas: PersonasArgs,
+    /// The question
+    prompt: String,
+}
+
+impl Args {
+    fn ask(&self, who: Option<&str>) -> Ask {
+        Ask {
+            conversation: Conversation::Prompt {
+                prompt: self.prompt.clone(),
+                input: self.input.clone(),
+            },
+            overrides: Overrides {
+                temperature: self.temperature,
+                seed: self.seed,
+                ..Overrides::default()
+            },
+            max_new_tokens: self.max_new_tokens,
+            ..Ask::new(who, &self.prompt)
+        }
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+    for who in &args.who {
+        registry::spec::parse(who).map_err(|error| Usage(format!("--persona {who}: {error}")))?;
+    }
+    // The base alone needs no personas.
+    let personas = if args.who.is_empty() && args.personas.dir.is_none() {
+        registry::Personas::default()
+    } else {
+        args.personas.open()?
+    };
+    let located = args.base.locate()?;
+    let settings = Settings {
+        base_name: located.name,
+        ..Settings::default()
+    };
+    let service = Service::open(&located.path, personas, &settings)?;
+    match args.who.as_slice() {
+        [] if !args.json => stream(&service, &args.ask(None))?,
+        [who] if !args.json => stream(&service, &args.ask(Some(who)))?,
+        [] => print(&format!(
+            "{}\n",
+            as_json(&service.generate(&args.ask(None))?)
+        ))?,
+        several => {
+            let asks: Vec<Ask> = several.iter().map(|who| args.ask(Some(who))).collect();
+            let answers = together(&service, &asks)?;
+            if args.json {
+                let lines = answers
+                    .iter()
+                    .map(|answer| format!("{}\n", as_json(answer)));
+                print(&lines.collect::<String>())?;
+            } else {
+                let texts: Vec<_> = several
+                    .iter()
+                    .cloned()
+                    .zip(answers.into_iter().map(|a| a.text))
+                    .collect();
+                print(&columns::side_by_side(&texts, columns::width()))?;
+            }
+        }
+    }
+    service.engine().shutdown();
+    Ok(Verdict::Good)
+}
+
+/// Asks all at once, so that they share the engine's steps, and waits for all.
+pub(super) fn together(service: &Service, asks: &[Ask]) -> anyhow::Result<Vec<Answer>> {
+    let streams = asks
+        .iter()
+        .map(|ask| service.stream(ask))
+        .collect::<Result<Vec<_>, _>>()?;
+    streams
+        .into_iter()
+        .map(|stream| collect(stream, |_| Ok(())))
+        .collect()
+}
+
+fn stream(service: &Service, ask: &Ask) -> anyhow::Result<()> {
+    collect(service.stream(ask)?, print)?;
+    print("\n")
+}
+
+/// Waits for an answer, showing each piece as it comes.
+fn collect(
+    mut stream: TextStream,
+    mut show: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Answer> {
+    let mut text = String::new();
+    for event in &mut stream {
+        match event {
+            TextEvent::Delta(delta) => {
+                show(&delta)?;
+                text.push_str(&delta);
+            }
+            TextEvent::End(end) => {
+                end.check()?;
+                return Ok(Answer {
+                    text,
+                    speaker: stream.speaker.clone(),
+                    end,
+                });
+            }
+        }
+    }
+    anyhow::bail!("the engine ended before the answer did")
+}
+
+/// An answer as `POST /generate` gives it.
+fn as_json(answer: &Answer) -> serde_json::Value {
+    let adapters: Vec<_> = answer
+        .speaker
+        .adapters
+        .iter()
+        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": adapter.scale}))
+        .collect();
+    let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+    json!({
+        "response": answer.text,
+        "persona": {"name": answer.speaker.name, "version": answer.speaker.version, "adapters": adapters},
+        "finish_reason": answer.end.reason.name(),
+        "usage": {"prompt_tokens": answer.end.prompt_tokens, "completion_tokens": answer.end.completion_tokens},
+        "timings": {
+            "queue_ms": ms(answer.end.timings.queue),
+            "first_token_ms": answer.end.timings.first_token.map(ms),
+            "total_ms": ms(answer.end.timings.total),
+        },
+    })
+}

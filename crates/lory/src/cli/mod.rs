@@ -1,0 +1,133 @@
+//! The command line: all commands on one screen. Each has a file of its own; what they share is small and is here.
+
+mod base;
+mod columns;
+mod data;
+mod demo;
+mod eval;
+mod generate;
+mod personas;
+mod pull;
+mod serve;
+mod table;
+mod train;
+
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Many tones of voice from one language model: serve them, train them.
+#[derive(Debug, Parser)]
+#[command(name = "lory", version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Serve(serve::Args),
+    Generate(generate::Args),
+    Pull(pull::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    #[command(subcommand)]
+    Data(data::Data),
+}
+
+/// Runs the program; its exit code is 0, 1 where something failed, or 2 where the command line is not understood.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Clap prints help and complaints, and ends with 0 or 2.
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        Err(error) if reader_left(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Verdict> {
+    match command {
+        Command::Demo(args) => demo::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Data(args) => data::run(args),
+    }
+}
+
+/// What a command that did its work found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// The work was done and its result is a failure: findings, missed thresholds, an interruption.
+    Bad,
+}
+
+/// A command line that clap takes and that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Writes to stdout at once.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Whether whoever read stdout is gone (`lory ... | head`), which is no failure.
+fn reader_left(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            for sub in command
+                .get_subcommands()
+                .filter(|sub| sub.get_name() != "help")
+            {
+                if sub.get_subcommands().next().is_some() {
+                    check(sub);
+                    continue;
+                }
+                let after = sub
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(
+                    after.contains("Example"),
+                    "{} has no example",
+                    sub.get_name()
+                );
+                assert!(
+                    sub.get_about().is_some(),
+                    "{} does not say what it does",
+                    sub.get_name()
+                );
+            }
+        }
+        check(&Cli::command());
+    }
+}

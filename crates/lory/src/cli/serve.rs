@@ -1,0 +1,172 @@
+//! `lory serve`.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use bytesize::ByteSize;
+use engine::EngineConfig;
+
+use super::base::{BaseArgs, Located};
+use super::personas::PersonasArgs;
+use super::{Verdict, print};
+use crate::http;
+use crate::service::{Service, Settings};
+
+/// Serve the base and its personas over HTTP
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Sizes take units: 256MiB, 1.5GB.
+
+Examples:
+  lory serve
+  lory serve --base my.gguf --personas tones --port 9000 --kv-memory 2GiB")]
+pub(super) struct Args {
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    personas: PersonasArgs,
+    /// The address to listen on; 0.0.0.0 for every one of the machine's
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The port; 0 takes a free one
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// What the engine may take.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct EngineArgs {
+    /// Memory for resident adapters
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    adapter_memory: ByteSize,
+    /// Memory for the keys and values of running requests
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
+    kv_memory: ByteSize,
+    /// The most requests that run at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_batch: u32,
+    /// How many requests may wait beyond those; one more is refused
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_queue: usize,
+}
+
+/// A size with its unit; zero is none.
+fn size(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => Ok(size),
+        _ => Err("must be a size above zero, such as 256MiB or 1.5GB".to_owned()),
+    }
+}
+
+impl EngineArgs {
+    pub fn settings(&self, base: &Located) -> Settings {
+        let max_batch = self.max_batch as usize;
+        let defaults = EngineConfig::default();
+        Settings {
+            base_name: base.name.clone(),
+            kv_memory: self.kv_memory.as_u64(),
+            engine: EngineConfig {
+                max_batch,
+                max_queue: self.max_queue,
+                step_tokens: defaults.step_tokens.max(max_batch),
+                adapter_memory: self.adapter_memory.as_u64(),
+                ..defaults
+            },
+            ..Settings::default()
+        }
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+    let personas = args.personas.open()?;
+    // A port that is taken should not cost the time to load a model.
+    let listener = listen(SocketAddr::new(args.host, args.port)).map_err(|error| {
+        anyhow::anyhow!(
+            "cannot listen on {}:{}: {}",
+            args.host,
+            args.port,
+            described(&error, args.port)
+        )
+    })?;
+    let located = args.base.locate()?;
+    let service = Service::open(&located.path, personas, &args.engine.settings(&located))?;
+    serve(Arc::new(service), listener)?;
+    Ok(Verdict::Good)
+}
+
+/// Takes a port.
+pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address)
+}
+
+fn described(error: &std::io::Error, port: u16) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "the port is taken; stop what runs there, or name another one with --port {}",
+            port.wrapping_add(1)
+        ),
+        ErrorKind::PermissionDenied => {
+            "it is not allowed; take a port from 1024 with --port".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Says where the service is, and serves until it is told to stop.
+pub(super) fn serve(service: Arc<Service>, listener: TcpListener) -> anyhow::Result<()> {
+    let address = listener.local_addr()?;
+    print(&welcome(&service, address))?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    let handle = service.engine().clone();
+    let served = runtime.block_on(async move {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        http::serve(service, listener, http::shutdown_signal()).await
+    });
+    handle.shutdown();
+    Ok(served?)
+}
+
+fn welcome(service: &Service, address: SocketAddr) -> String {
+    let names = service.personas().names();
+    let who = names.first().copied().unwrap_or("base");
+    let personas = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    // What listens everywhere is reached here.
+    let reached = if address.ip().is_unspecified() {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+    } else {
+        address
+    };
+    format!(
+        "Serving http://{address}\n  base      {}\n  personas  {personas}\nTry:\n  curl -s http://{reached}/generate -H \
+         'content-type: application/json' -d '{{\"prompt\": \"Where is my order #12345?\", \"user_type\": \"{who}\"}}'\n",
+        service.base().name
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_units() {
+        assert_eq!(size("256MiB").unwrap().as_u64(), 256 << 20);
+        assert_eq!(size("1.5 GB").unwrap().as_u64(), 1_500_000_000);
+        assert_eq!(size("4096").unwrap().as_u64(), 4096);
+        for text in ["", "0", "0MiB", "-1MiB", "many", "1XB"] {
+            assert!(size(text).unwrap_err().contains("256MiB"), "{text}");
+        }
+    }
+}

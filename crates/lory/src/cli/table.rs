@@ -1,0 +1,73 @@
+//! Tables that line up: the first column to the left, numbers to the right.
+
+use console::measure_text_width;
+
+/// Rows of text under a head.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub fn new(head: &[&str]) -> Self {
+        Self {
+            rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()],
+        }
+    }
+
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The table as lines, a rule under its head.
+    pub fn render(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells
+                .map(|cell| measure_text_width(cell))
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut out = String::new();
+        for (i, row) in self.rows.iter().enumerate() {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let padding = " ".repeat(widths[column] - measure_text_width(cell));
+                if column > 0 {
+                    line += "  ";
+                }
+                line += &if column == 0 {
+                    format!("{cell}{padding}")
+                } else {
+                    format!("{padding}{cell}")
+                };
+            }
+            out += line.trim_end();
+            out.push('\n');
+            if i == 0 {
+                let rule: Vec<String> = widths.iter().map(|width| "─".repeat(*width)).collect();
+                out += &rule.join("  ");
+                out.push('\n');
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&["tone", "right"]);
+        table.row(["customer 😊".to_owned(), "97.5%".to_owned()]);
+        table.row(["b".to_owned(), "3%".to_owned()]);
+        assert_eq!(
+            table.render(),
+            "tone         right\n───────────  ─────\ncustomer 😊  97.5%\nb               3%\n"
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! `lory train`: adapters of one persona, of several in one run, or of a data file.
+
+mod publish;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use kernels::Device;
+use registry::Personas;
+use serde_json::json;
+use train::job::{Loaded, Source};
+use train::sft::{self, Outcome, RunOptions};
+use train::{Job, Learner, Settings};
+
+use super::base::BaseArgs;
+use super::personas::PersonasArgs;
+use super::{Usage, Verdict, print};
+use crate::service::Base;
+use publish::Target;
+use watch::Watcher;
+
+/// Train an adapter: of one persona, of several in one run, or of a data file
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The same command after an interruption (Ctrl-C) goes on where it was. Flags win over a persona's [train] table.
+
+Examples:
+  lory train --persona customer --persona partner
+  lory train --data mine.jsonl --eval held-out.jsonl --out my-adapter --epochs 2")]
+pub(super) struct Args {
+    /// Train this persona from its persona.toml; several share batches
+    #[arg(long = "persona", value_name = "NAME", conflicts_with_all = ["data", "eval", "out", "system_prompt"])]
+    who: Vec<String>,
+    #[command(flatten)]
+    personas: PersonasArgs,
+    /// Train on this JSONL file
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "who",
+        requires = "out"
+    )]
+    data: Option<PathBuf>,
+    /// Rows that choose the best checkpoint [default: some of the training rows are held out]
+    #[arg(long, value_name = "FILE")]
+    eval: Option<PathBuf>,
+    /// The adapter's folder
+    #[arg(long, value_name = "DIR", requires = "data")]
+    out: Option<PathBuf>,
+    /// The system prompt of rows that bring none
+    #[arg(long, value_name = "TEXT")]
+    system_prompt: Option<String>,
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Print the summary as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What changes the settings of every adapter of the run.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Settings")]
+struct SettingsArgs {
+    /// Passes over the rows [default: 3]
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+    /// End after so many steps
+    #[arg(long, value_name = "STEPS")]
+    max_steps: Option<u64>,
+    /// Rank of the adapter [default: 16]
+    #[arg(long, value_name = "N")]
+    rank: Option<usize>,
+    /// The adapter's product is scaled by alpha / rank [default: 32]
+    #[arg(long, value_name = "X")]
+    alpha: Option<f32>,
+    /// Peak learning rate [default: by the base's width]
+    #[arg(long, value_name = "X")]
+    lr: Option<f64>,
+    /// Rows of a step [default: 8]
+    #[arg(long, value_name = "N")]
+    batch_rows: Option<usize>,
+    /// A checkpoint every so many steps; 0 for those at the end of an epoch alone [default: 50]
+    #[arg(long, value_name = "STEPS")]
+    save_every: Option<u64>,
+    /// Names the first numbers and the order of rows [default: 42]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SettingsArgs {
+    /// `settings` with what the flags say.
+    fn over(&self, mut settings: Settings) -> Settings {
+        fn set<T: Copy>(target: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *target = value;
+            }
+        }
+        set(&mut settings.epochs, self.epochs);
+        set(&mut settings.rank, self.rank);
+        set(&mut settings.alpha, self.alpha);
+        set(&mut settings.batch_rows, self.batch_rows);
+        set(&mut settings.save_every, self.save_every);
+        set(&mut settings.seed, self.seed);
+        settings.max_steps = self.max_steps.or(settings.max_steps);
+        settings.lr = self.lr.or(settings.lr);
+        settings
+    }
+}
+
+/// What the command line asks for: what to train, and where the run's state lies.
+struct Order {
+    targets: Vec<Target>,
+    checkpoint: PathBuf,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+    let Order {
+        targets,
+        checkpoint,
+    } = order(&args)?;
+    let located = args.base.locate()?;
+    let base = Base::open(&located.path, located.name.as_deref(), Device::cpu(None)?)?;
+    let fingerprint = located.fingerprint()?;
+
+    let mut jobs = Vec::new();
+    for target in &targets {
+        jobs.push(load(target, &base)?);
+    }
+    for (job, target) in jobs.iter().zip(&targets) {
+        if job.loaded.dropped > 0 {
+            eprintln!(
+                "{}: {} rows are longer than max_length and are left out",
+                target.name, job.loaded.dropped
+            );
+        }
+    }
+
+    let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
+    let folder = checkpoint.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let options = RunOptions {
+        base: fingerprint.clone(),
+        checkpoint: Some(checkpoint.clone()),
+        ..RunOptions::default()
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signal(&stop)?;
+    let mut learner = learner(&base)?;
+    let mut watcher = Watcher::new(&targets, &checkpoint);
+    match sft::train(jobs, &options, &mut *learner, &mut watcher, &stop)? {
+        Outcome::Interrupted { step, steps, .. } => {
+            watcher.clear();
+            eprintln!(
+                "interrupted after step {step} of {steps}; the same command goes on from there (checkpoint: {})",
+                checkpoint.display()
+            );
+            Ok(Verdict::Bad)
+        }
+        Outcome::Finished(trained) => {
+            watcher.clear();
+            let origin = publish::Origin {
+                base: &base,
+                located: &located,
+                sha256: &fingerprint,
+            };
+            for ((trained, target), loaded) in trained.iter().zip(&targets).zip(&loaded) {
+                publish::write(trained, target, loaded, &origin)
+                    .with_context(|| format!("cannot write the adapter of {}", target.name))?;
+            }
+            // The adapters are on the disk; a checkpoint that stays would only be taken up for nothing.
+            std::fs::remove_file(&checkpoint).ok();
+            if folder.file_name().is_some_and(|name| name == STATE) {
+                std::fs::remove_dir(folder).ok();
+            }
+            let summary = watcher.summary(&trained, &targets);
+            let text = if args.json {
+                format!("{}\n", json!(summary.records()))
+            } else {
+                summary.table()
+            };
+            print(&text)?;
+            Ok(Verdict::Good)
+        }
+    }
+}
+
+/// The decoder as the trainer drives it. bf16 products, where the machine has them, train at twice the speed of f32 ones.
+// PLACE OF train::ModelLearner: Ok(Box::new(train::ModelLearner::new(base.model.clone(), kernels::Compute::Bf16)))
+pub(super) fn learner(base: &Base) -> anyhow::Result<Box<dyn Learner>> {
+    anyhow::bail!("training on {} is not built in", base.name)
+}
+
+/// The folder of a run's state, hidden beside what it trains.
+const STATE: &str = ".train";
+
+fn order(args: &Args) -> anyhow::Result<Order> {
+    if let (Some(data), Some(out)) = (&args.data, &args.out) {
+        let name = std::path::absolute(out)?.file_name().map_or_else(
+            || "adapter".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+        let target = Target {
+            name,
+            data: data.clone(),
+            eval: args.eval.clone(),
+            system_prompt: args.system_prompt.clone(),
+            settings: args.settings.over(Settings::default()),
+            out: out.clone(),
+        };
+        let checkpoint = out.join(STATE).join("checkpoint.safetensors");
+        return Ok(Order {
+            targets: vec![target],
+            checkpoint,
+        });
+    }
+    let dir = args.personas.find()?;
+    let personas = Personas::open(&dir)?;
+    let mut targets: Vec<Target> = Vec::new();
+    for who in &args.who {
+        if targets.iter().any(|target| target.name == *who) {
+            return Err(Usage(format!("--persona {who} stands twice")).into());
+        }
+        targets.push(persona(&personas, who, &args.settings)?);
+    }
+    let mut names = args.who.join("+");
+    // A file's name has a limit, and any of them will do that this run alone has.
+    names.truncate(200);
+    Ok(Order {
+        targets,
+        checkpoint: dir.join(STATE).join(format!("{names}.safetensors")),
+    })
+}
+
+fn persona(personas: &Personas, who: &str, flags: &SettingsArgs) -> anyhow::Result<Target> {
+    let parts =
+        registry::spec::parse(who).map_err(|error| Usage(format!("--persona {who}: {error}")))?;
+    let [part] = parts.as_slice() else {
+        return Err(Usage(format!(
+            "--persona {who}: a blend is not trained; name its parts one by one"
+        ))
+        .into());
+    };
+    if part.scale.is_some() || part.version.is_some() {
+        return Err(Usage(format!("--persona {who}: training takes a name alone")).into());
+    }
+    let persona = personas.find(part)?;
+    let Some(train) = &persona.train else {
+        anyhow::bail!(
+            "{}: persona {who} has no [train] table; add one with data = \"train.jsonl\"",
+            persona.dir.join(registry::file::FILE).display()
+        );
+    };
+    Ok(Target {
+        name: persona.name.clone(),
+        data: train.data.clone(),
+        eval: train.eval.clone(),
+        system_prompt: persona.system_prompt.clone(),
+        settings: flags.over(train.settings()?),
+        out: persona.dir.join(registry::personas::ADAPTER),
+    })
+}
+
+fn load(target: &Target, base: &Base) -> anyhow::Result<Job> {
+    let source = Source {
+        name: &target.name,
+        train: &target.data,
+        validation: target.eval.as_deref(),
+        system: target.system_prompt.as_deref(),
+        settings: target.settings.clone(),
+        metrics: Some(target.out.join("metrics.jsonl")),
+    };
+    Ok(Job::load(
+        source,
+        base.model.config(),
+        &base.tokenizer,
+        &base.template,
+    )?)
+}
+
+/// The first signal ends the run after its step, with a checkpoint; the second one ends the process.
+fn stop_on_signal(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    let stop = Arc::clone(stop);
+    ctrlc::set_handler(move || {
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+        eprintln!("\nstopping after this step, to keep what is done; once more to stop at once");
+    })
+    .context("cannot listen for Ctrl-C")
+}

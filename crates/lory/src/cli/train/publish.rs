@@ -1,0 +1,111 @@
+//! Writes a trained adapter: its PEFT folder, and its loss curve beside it.
+
+use std::path::PathBuf;
+
+use formats::peft::Dtype;
+use train::Settings;
+use train::export::{Provenance, peft_adapter};
+use train::job::Loaded;
+use train::metrics::records;
+use train::plot::{Curve, loss_curve};
+use train::sft::Trained;
+
+use crate::cli::base::Located;
+use crate::pull;
+use crate::service::Base;
+
+/// One adapter to train.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub name: String,
+    pub data: PathBuf,
+    pub eval: Option<PathBuf>,
+    pub system_prompt: Option<String>,
+    pub settings: Settings,
+    /// Its PEFT folder.
+    pub out: PathBuf,
+}
+
+/// What an adapter was trained on.
+pub(super) struct Origin<'a> {
+    pub base: &'a Base,
+    pub located: &'a Located,
+    pub sha256: &'a str,
+}
+
+/// Writes the folder of `target`. The curve comes before the adapter's own files, whose last one makes it visible.
+pub(super) fn write(
+    trained: &Trained,
+    target: &Target,
+    loaded: &Loaded,
+    origin: &Origin<'_>,
+) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&target.out)?;
+    let curve = Curve::new(&trained.name, &records(&trained.metrics));
+    let title = format!("{} on {}", trained.name, origin.base.name);
+    std::fs::write(target.out.join("loss.svg"), loss_curve(&title, &[curve]))?;
+
+    let upstream = origin
+        .located
+        .name
+        .as_deref()
+        .and_then(pull::known)
+        .map(|known| known.upstream);
+    let provenance = Provenance {
+        base_name: upstream.unwrap_or(&origin.base.name).to_owned(),
+        base_hash: origin.sha256.to_owned(),
+        tokenizer_hash: origin.base.tokenizer.hash().to_owned(),
+        template_hash: origin.base.template.hash(),
+        system: target.system_prompt.clone(),
+        data: loaded.clone(),
+    };
+    let adapter = peft_adapter(trained, &provenance)?;
+    adapter.write(
+        &target.out,
+        Dtype::BF16,
+        &card(trained, target, upstream, origin),
+    )?;
+    Ok(())
+}
+
+/// The model card.
+fn card(trained: &Trained, target: &Target, upstream: Option<&str>, origin: &Origin<'_>) -> String {
+    let settings = &trained.settings;
+    let file = |path: &PathBuf| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let head = upstream.map_or_else(String::new, |upstream| format!("base_model: {upstream}\n"));
+    let system = target
+        .system_prompt
+        .as_ref()
+        .map_or_else(String::new, |prompt| {
+            format!("System prompt: `{}`\n\n", prompt.replace('`', "'"))
+        });
+    let best = trained.best.map_or_else(String::new, |best| {
+        format!(
+            "Validation loss {:.4} nats a token, after epoch {}. ",
+            best.loss, best.epoch
+        )
+    });
+    let lr = settings
+        .lr
+        .map_or_else(String::new, |lr| format!(", learning rate {lr:e}"));
+    format!(
+        "---\n{head}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n---\n\n# {}\n\n\
+         A LoRA adapter for {} (sha256 of the file: `{}`), trained on the quantized weights by `lory train`.\n\n\
+         {system}Data: `{}`. Rank {}, alpha {}, {} epochs{lr}, seed {}; {} steps. {best}\n\n\
+         ![loss](loss.svg)\n",
+        trained.name,
+        upstream.unwrap_or(&origin.base.name),
+        origin.sha256,
+        file(&target.data),
+        settings.rank,
+        settings.alpha,
+        settings.epochs,
+        settings.seed,
+        trained.steps,
+    )
+}

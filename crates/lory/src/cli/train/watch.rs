@@ -1,0 +1,193 @@
+//! What a run looks like while it runs, and its summary.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use train::progress::{Observer, Plan, StepMetrics, Validation};
+use train::sft::Trained;
+
+use super::publish::Target;
+use crate::cli::table::Table;
+use crate::progress::Progress;
+
+/// Where nobody watches a bar, a line so often.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Shows a run on stderr.
+pub(super) struct Watcher {
+    progress: Progress,
+    names: Vec<String>,
+    checkpoint: PathBuf,
+    rows: Vec<usize>,
+    start: Instant,
+    last_line: Option<Instant>,
+    last_step: u64,
+    tokens_per_s: f64,
+}
+
+impl Watcher {
+    pub fn new(targets: &[Target], checkpoint: &Path) -> Self {
+        Self {
+            progress: Progress::stderr(),
+            names: targets.iter().map(|target| target.name.clone()).collect(),
+            checkpoint: checkpoint.to_owned(),
+            rows: Vec::new(),
+            start: Instant::now(),
+            last_line: None,
+            last_step: 0,
+            tokens_per_s: 0.0,
+        }
+    }
+
+    pub fn clear(&self) {
+        self.progress.clear();
+    }
+
+    pub fn summary(&self, trained: &[Trained], targets: &[Target]) -> Summary {
+        let one = |(i, (trained, target)): (usize, (&Trained, &Target))| Line {
+            name: trained.name.clone(),
+            rows: self.rows.get(i).copied().unwrap_or(0),
+            steps: trained.steps,
+            best_epoch: trained.best.map(|best| best.epoch),
+            validation_loss: trained.best.map(|best| best.loss),
+            adapter: target.out.display().to_string(),
+        };
+        Summary {
+            adapters: trained.iter().zip(targets).enumerate().map(one).collect(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            tokens_per_s: self.tokens_per_s,
+        }
+    }
+}
+
+impl Observer for Watcher {
+    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+        for adapter in &plan.adapters {
+            self.rows.push(adapter.rows);
+            self.progress.say(&format!(
+                "{}: {} rows ({} to validate), {} tokens, {} of them trained; {} parameters; {} steps in {} epochs, \
+                 learning rate {:.2e}",
+                adapter.name,
+                adapter.rows,
+                adapter.validation_rows,
+                adapter.tokens,
+                adapter.trained_tokens,
+                adapter.parameters,
+                adapter.steps,
+                adapter.epochs,
+                adapter.lr,
+            ));
+        }
+        if let Some(step) = resumed {
+            self.progress.say(&format!(
+                "resuming at step {step} of {}, from {}",
+                plan.steps,
+                self.checkpoint.display()
+            ));
+        }
+        self.start = Instant::now();
+        self.progress
+            .custom("{pos}/{len} {wide_bar} {msg}", plan.steps);
+        self.progress.set(resumed.unwrap_or(0));
+    }
+
+    fn step(&mut self, metrics: &StepMetrics) {
+        self.tokens_per_s = metrics.tokens_per_s;
+        self.last_step = metrics.step;
+        let name = |i: usize| self.names.get(i).map_or("", String::as_str);
+        let losses: Vec<String> = metrics
+            .adapters
+            .iter()
+            .map(|a| format!("{} {:.3}", name(a.adapter), a.loss))
+            .collect();
+        let message = format!(
+            "loss {}  {:.0} tokens/s  {} left",
+            losses.join(", "),
+            metrics.tokens_per_s,
+            indicatif::HumanDuration(metrics.eta)
+        );
+        self.progress.set(metrics.step);
+        let due =
+            self.last_line.is_none_or(|at| at.elapsed() >= QUIET) || metrics.step == metrics.steps;
+        if !self.progress.is_watched() && due {
+            self.last_line = Some(Instant::now());
+            eprintln!("step {}/{}  {message}", metrics.step, metrics.steps);
+        }
+        self.progress.message(message);
+    }
+
+    fn validating(&mut self, adapter: usize, rows: usize) {
+        let name = self.names.get(adapter).map_or("", String::as_str);
+        self.progress
+            .message(format!("validating {name} on {rows} rows"));
+    }
+
+    fn validated(&mut self, adapter: usize, validation: &Validation) {
+        let name = self.names.get(adapter).map_or("", String::as_str);
+        let best = if validation.best {
+            ", the best so far"
+        } else {
+            ""
+        };
+        self.progress.say(&format!(
+            "{name}: validation loss {:.4} after epoch {} (step {}){best}",
+            validation.loss, validation.epoch, validation.step
+        ));
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    adapters: Vec<Line>,
+    seconds: f64,
+    tokens_per_s: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    rows: usize,
+    steps: u64,
+    best_epoch: Option<u64>,
+    validation_loss: Option<f64>,
+    adapter: String,
+}
+
+impl Summary {
+    /// As data.
+    pub fn records(&self) -> &Self {
+        self
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut table = Table::new(&[
+            "adapter",
+            "rows",
+            "steps",
+            "best epoch",
+            "validation loss",
+            "written to",
+        ]);
+        for line in &self.adapters {
+            table.row([
+                line.name.clone(),
+                line.rows.to_string(),
+                line.steps.to_string(),
+                line.best_epoch
+                    .map_or_else(|| "-".to_owned(), |epoch| epoch.to_string()),
+                line.validation_loss
+                    .map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
+                line.adapter.clone(),
+            ]);
+        }
+        let time = indicatif::HumanDuration(Duration::from_secs_f64(self.seconds));
+        format!(
+            "{}\ntrained for {time} at {:.0} tokens/s\n",
+            table.render(),
+            self.tokens_per_s
+        )
+    }
+}

@@ -1,0 +1,53 @@
+//! Where Lory keeps its files: `LORY_HOME`, else the platform's folders. Knows what lies where, not what it means.
+
+use std::path::{Path, PathBuf};
+
+/// The folders of one installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    cache: PathBuf,
+    data: PathBuf,
+}
+
+/// There is nowhere to keep files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this user has no home folder to keep files in; set LORY_HOME to a folder")]
+pub struct NoHome;
+
+impl Home {
+    /// The folders that the environment names.
+    ///
+    /// # Errors
+    /// [`NoHome`], where `LORY_HOME` is not set and the platform names no folder.
+    pub fn find() -> Result<Self, NoHome> {
+        if let Some(home) = std::env::var_os("LORY_HOME").filter(|home| !home.is_empty()) {
+            return Ok(Self::at(Path::new(&home)));
+        }
+        let dirs = directories::ProjectDirs::from("", "", "lory").ok_or(NoHome)?;
+        Ok(Self {
+            cache: dirs.cache_dir().to_owned(),
+            data: dirs.data_dir().to_owned(),
+        })
+    }
+
+    /// Everything in one folder.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self {
+            cache: dir.to_owned(),
+            data: dir.to_owned(),
+        }
+    }
+
+    /// The folder of a base that Lory fetched.
+    #[must_use]
+    pub fn base(&self, id: &str) -> PathBuf {
+        self.cache.join("models").join(id)
+    }
+
+    /// The folder of personas that belong to this installation.
+    #[must_use]
+    pub fn personas(&self) -> PathBuf {
+        self.data.join("personas")
+    }
+}

