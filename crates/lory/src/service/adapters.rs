@@ -1,0 +1,86 @@
+//! Brings adapters from disk into the engine's memory, when they are not there: at the start, and again when they were
+//! evicted. Knows no personas.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::{AdapterId, Handle, Lease, PoolError};
+use formats::peft::{self, PeftError};
+use model::{Model, ModelError};
+use registry::AdapterRef;
+
+/// Why an adapter is not in memory.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// Its files cannot be read.
+    #[error(transparent)]
+    Read(#[from] PeftError),
+    /// It does not fit the base.
+    #[error("{path}: {source}")]
+    Model {
+        /// Its folder.
+        path: String,
+        /// Why.
+        source: ModelError,
+    },
+    /// Its files are not those that were there when the personas were read.
+    #[error("{path}: the files have changed since the start (now {found}); restart to use them")]
+    Changed {
+        /// Its folder.
+        path: String,
+        /// The content hash now.
+        found: String,
+    },
+    /// The adapter memory has no room for it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+/// The way from [`AdapterRef`]s to leases.
+pub(super) struct Adapters {
+    model: Arc<Model>,
+    engine: Handle<model::Adapter>,
+    /// Held while one is read, so that none is read twice at a time.
+    reading: Mutex<()>,
+}
+
+impl Adapters {
+    pub fn new(model: Arc<Model>, engine: Handle<model::Adapter>) -> Adapters {
+        Adapters {
+            model,
+            engine,
+            reading: Mutex::new(()),
+        }
+    }
+
+    /// Holds the adapter in the engine's memory, reading it first if it is not there.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn lease(&self, adapter: &AdapterRef) -> Result<Lease<model::Adapter>, AdapterError> {
+        let id = AdapterId(adapter.sha256);
+        if let Some(lease) = self.engine.lease_adapter(id) {
+            return Ok(lease);
+        }
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lease) = self.engine.lease_adapter(id) {
+            return Ok(lease);
+        }
+        let path = || adapter.path.display().to_string();
+        let read = peft::Adapter::read(&adapter.path)?;
+        // Hashed after it was read: what was read is older than, or is, what is hashed, and versions never return.
+        let found = peft::content_hash(&adapter.path)?;
+        if found != id.to_string() {
+            let path = path();
+            return Err(AdapterError::Changed { path, found });
+        }
+        let packed = self
+            .model
+            .load_adapter(&read)
+            .map_err(|source| AdapterError::Model {
+                path: path(),
+                source,
+            })?;
+        let bytes = packed.bytes();
+        Ok(self.engine.insert_adapter(id, Arc::new(packed), bytes)?)
+    }
+}

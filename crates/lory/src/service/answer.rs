@@ -1,0 +1,171 @@
+//! The way back: the engine's tokens become text, stop strings end it. Runs on the engine's thread, where it costs less
+//! than a microsecond a token, so that a stop string ends the request before another token is sampled and the counts
+//! never depend on timing.
+
+use engine::{Event, Flow};
+use formats::tokenizer::Detokenizer;
+
+use super::error::RequestError;
+use super::stop::StopWatcher;
+use super::voice::Speaker;
+
+/// Part of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TextEvent {
+    /// More text; never empty, always whole characters.
+    Delta(String),
+    /// The end; nothing follows.
+    End(End),
+}
+
+/// Receives the text of one answer on the engine's thread: it must hand it on and return, never wait. [`Flow::Stop`] ends
+/// the request.
+pub type TextSink = Box<dyn FnMut(TextEvent) -> Flow + Send>;
+
+/// How an answer ended, and what it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct End {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens in the prompt, system prompt and template included.
+    pub prompt_tokens: usize,
+    /// Tokens sampled, the one that ended the answer included.
+    pub completion_tokens: usize,
+    /// How long its parts took.
+    pub timings: engine::Timings,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string.
+    Stop,
+    /// `max_new_tokens` were sampled.
+    Length,
+    /// The caller went away, or the service is ending.
+    Cancelled,
+    /// The model failed; the text for people says how.
+    Failed(String),
+}
+
+impl FinishReason {
+    /// The reason as it stands in answers: `stop` or `length`, or `cancelled` or `error`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+            FinishReason::Failed(_) => "error",
+        }
+    }
+}
+
+impl End {
+    /// Whether the answer is whole.
+    ///
+    /// # Errors
+    /// [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
+    pub fn check(&self) -> Result<(), RequestError> {
+        match &self.reason {
+            FinishReason::Stop | FinishReason::Length => Ok(()),
+            FinishReason::Cancelled => Err(RequestError::Stopped),
+            FinishReason::Failed(message) => Err(RequestError::Failed(message.clone())),
+        }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// What was said, without a stop string.
+    pub text: String,
+    /// Who said it.
+    pub speaker: Speaker,
+    /// How it ended.
+    pub end: End,
+}
+
+impl Answer {
+    /// # Errors
+    /// Those of [`End::check`].
+    pub(crate) fn new(text: String, speaker: Speaker, end: End) -> Result<Answer, RequestError> {
+        end.check()?;
+        Ok(Answer { text, speaker, end })
+    }
+}
+
+/// Turns one request's events into text.
+pub(super) struct Writer {
+    detokenizer: Detokenizer,
+    stops: StopWatcher,
+    sink: TextSink,
+    /// A stop string was met.
+    stopped: bool,
+}
+
+impl Writer {
+    pub fn new(detokenizer: Detokenizer, stops: &[String], sink: TextSink) -> Writer {
+        Writer {
+            detokenizer,
+            stops: StopWatcher::new(stops),
+            sink,
+            stopped: false,
+        }
+    }
+
+    pub fn take(&mut self, event: Event) -> Flow {
+        match event {
+            Event::Token(token) => {
+                let text = self.detokenizer.push(token.id);
+                self.write(&text)
+            }
+            Event::Finished(finished) => {
+                let cut = matches!(
+                    finished.reason,
+                    engine::FinishReason::Cancelled | engine::FinishReason::Error(_)
+                );
+                // Nothing of what was held back is shown if the answer was cut off from outside.
+                if !self.stopped && !cut {
+                    let last = self.detokenizer.finish();
+                    self.write(&last);
+                    if !self.stopped {
+                        let held = self.stops.finish();
+                        self.delta(held);
+                    }
+                }
+                let reason = match finished.reason {
+                    _ if self.stopped => FinishReason::Stop,
+                    engine::FinishReason::Stop => FinishReason::Stop,
+                    engine::FinishReason::Length => FinishReason::Length,
+                    engine::FinishReason::Cancelled => FinishReason::Cancelled,
+                    engine::FinishReason::Error(message) => FinishReason::Failed(message),
+                };
+                (self.sink)(TextEvent::End(End {
+                    reason,
+                    prompt_tokens: finished.prompt_tokens,
+                    completion_tokens: finished.completion_tokens,
+                    timings: finished.timings,
+                }))
+            }
+        }
+    }
+
+    fn write(&mut self, text: &str) -> Flow {
+        if text.is_empty() || self.stopped {
+            return Flow::Continue;
+        }
+        let (shown, stopped) = self.stops.push(text);
+        self.stopped = stopped;
+        match self.delta(shown) {
+            Flow::Continue if stopped => Flow::Stop,
+            flow => flow,
+        }
+    }
+
+    fn delta(&mut self, text: String) -> Flow {
+        if text.is_empty() {
+            return Flow::Continue;
+        }
+        (self.sink)(TextEvent::Delta(text))
+    }
+}

@@ -1,0 +1,188 @@
+//! A request, as plain data, and what can be said about it before anything is looked up.
+
+use formats::chat_template::Message;
+
+use super::error::RequestError;
+
+/// The most stop strings of a request.
+pub const MAX_STOPS: usize = 4;
+/// The longest stop string, in bytes.
+pub const MAX_STOP_BYTES: usize = 256;
+
+/// What is asked of whom.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ask {
+    /// A persona (`customer`), a version of one (`customer@3`), a blend (`customer*0.7+partner*0.3`), or the base's name.
+    /// Without, or as `base` where no persona is called so, the base alone.
+    pub persona: Option<String>,
+    /// What is said to it.
+    pub conversation: Conversation,
+    /// Sampling settings; what is not given is the persona's.
+    pub overrides: Overrides,
+    /// Texts that end the answer and are not shown, at most [`MAX_STOPS`]; they replace the persona's.
+    pub stop: Option<Vec<String>>,
+    /// The most new tokens; without, the persona's, or [`super::DEFAULT_MAX_NEW_TOKENS`], as far as they fit.
+    pub max_new_tokens: Option<usize>,
+    /// What the caller's interface calls the fields.
+    pub names: FieldNames,
+}
+
+/// What was said so far.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Conversation {
+    /// One question, as a row of training data puts it.
+    Prompt {
+        /// The instruction.
+        prompt: String,
+        /// What the instruction is about; may be empty.
+        input: String,
+    },
+    /// Turns of the roles `system`, `user` and `assistant`. A system turn in front replaces the persona's own.
+    Messages(Vec<Message>),
+}
+
+/// Sampling settings of a request; see [`engine::Sampling`] for what they do and their ranges.
+#[allow(missing_docs, reason = "the names are those of engine::Sampling")]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Overrides {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub seed: Option<u64>,
+}
+
+/// What an interface calls the fields that errors speak of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldNames {
+    /// The persona.
+    pub persona: &'static str,
+    /// The prompt.
+    pub prompt: &'static str,
+    /// The most new tokens.
+    pub max_new_tokens: &'static str,
+}
+
+impl FieldNames {
+    /// Those of `POST /generate` and of the command line.
+    pub const GENERATE: FieldNames = FieldNames {
+        persona: "user_type",
+        prompt: "prompt",
+        max_new_tokens: "max_new_tokens",
+    };
+}
+
+impl Ask {
+    /// A question to a persona, everything else left to it.
+    pub fn new(persona: Option<&str>, prompt: &str) -> Ask {
+        Ask {
+            persona: persona.map(str::to_owned),
+            conversation: Conversation::Prompt {
+                prompt: prompt.to_owned(),
+                input: String::new(),
+            },
+            overrides: Overrides::default(),
+            stop: None,
+            max_new_tokens: None,
+            names: FieldNames::GENERATE,
+        }
+    }
+
+    /// What is wrong without knowing any persona. The ranges of sampling settings are the engine's to check.
+    pub(super) fn check(&self) -> Result<(), RequestError> {
+        match &self.conversation {
+            Conversation::Prompt { prompt, .. } if prompt.trim().is_empty() => {
+                return Err(RequestError::EmptyPrompt {
+                    field: self.names.prompt.to_owned(),
+                });
+            }
+            Conversation::Prompt { .. } => {}
+            Conversation::Messages(messages) => self.check_messages(messages)?,
+        }
+        if self.max_new_tokens == Some(0) {
+            return Err(RequestError::OutOfRange {
+                field: self.names.max_new_tokens,
+                message: "must be at least 1, not 0".to_owned(),
+            });
+        }
+        let stops = self.stop.as_deref().unwrap_or_default();
+        if stops.len() > MAX_STOPS {
+            return Err(RequestError::TooManyStops { count: stops.len() });
+        }
+        for (index, stop) in stops.iter().enumerate() {
+            if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
+                return Err(RequestError::StopLength {
+                    index,
+                    bytes: stop.len(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_messages(&self, messages: &[Message]) -> Result<(), RequestError> {
+        let field = self.names.prompt;
+        if messages.is_empty() {
+            return Err(RequestError::EmptyPrompt {
+                field: field.to_owned(),
+            });
+        }
+        for (index, message) in messages.iter().enumerate() {
+            if !matches!(message.role.as_str(), "system" | "user" | "assistant") {
+                return Err(RequestError::UnknownRole {
+                    field: format!("{field}[{index}].role"),
+                    role: message.role.chars().take(40).collect(),
+                });
+            }
+            if message.role == "user" && message.content.trim().is_empty() {
+                return Err(RequestError::EmptyPrompt {
+                    field: format!("{field}[{index}].content"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Ask)) -> String {
+        let mut ask = Ask::new(None, "Hello");
+        change(&mut ask);
+        ask.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_question_is_fine() {
+        Ask::new(Some("customer"), "Hello").check().unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let blank = |ask: &mut Ask| ask.conversation = Ask::new(None, " \n").conversation;
+        assert!(refused(blank).starts_with("prompt is empty"));
+        let said = |turns: &[(&str, &str)]| {
+            let turns = turns
+                .iter()
+                .map(|(role, content)| Message::new(*role, *content))
+                .collect();
+            refused(|ask| ask.conversation = Conversation::Messages(turns))
+        };
+        assert!(said(&[]).starts_with("prompt is empty"));
+        assert!(said(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
+        assert!(said(&[("robot", "s")]).starts_with("prompt[0].role"));
+        assert!(refused(|ask| ask.max_new_tokens = Some(0)).starts_with("max_new_tokens must be"));
+        let stops = |stops: &[&str]| {
+            let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+            refused(|ask| ask.stop = Some(stops))
+        };
+        assert!(stops(&["a"; 5]).contains("at most 4"));
+        assert!(stops(&["a", ""]).starts_with("stop[1]"));
+        assert!(stops(&[&"a".repeat(257)]).contains("257"));
+    }
+}

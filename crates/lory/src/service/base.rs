@@ -1,0 +1,71 @@
+//! A base model's file, opened: weights, tokenizer and chat template. Serving, training and evaluation open it here, so
+//! they cannot differ.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use formats::chat_template::ChatTemplate;
+use formats::gguf::Gguf;
+use formats::tokenizer::Tokenizer;
+use kernels::Device;
+use model::Model;
+
+use super::error::OpenError;
+
+/// An open base.
+pub struct Base {
+    /// What requests call it.
+    pub name: String,
+    /// The weights.
+    pub model: Arc<Model>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub template: ChatTemplate,
+    /// Control tokens by their text, longest first.
+    pub(super) control_tokens: Vec<String>,
+}
+
+impl Base {
+    /// Maps the GGUF file at `path` and packs its weights for `device`. `name` is what requests call it; without, it is
+    /// the file's name without `.gguf`, in lower case.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming the file and what is wrong in it.
+    pub fn open(path: &Path, name: Option<&str>, device: Device) -> Result<Base, OpenError> {
+        let mapped = kernels::map_file(path).map_err(|source| OpenError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let gguf = Gguf::parse(Arc::new(mapped), &path.display().to_string())?;
+        let stem = || {
+            path.file_stem()
+                .map_or("base".into(), |stem| stem.to_string_lossy().to_lowercase())
+        };
+        Base::from_gguf(&gguf, name.map_or_else(stem, str::to_owned), device)
+    }
+
+    /// [`Base::open`] with a file that is parsed already.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn from_gguf(gguf: &Gguf, name: String, device: Device) -> Result<Base, OpenError> {
+        let tokenizer = Tokenizer::from_gguf(gguf)?;
+        let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
+        let model = Model::load(gguf, device)?;
+        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        let mut control_tokens: Vec<String> = ids
+            .filter(|id| tokenizer.is_special(*id))
+            .filter_map(|id| tokenizer.token(id).map(str::to_owned))
+            .filter(|text| !text.is_empty())
+            .collect();
+        control_tokens.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        Ok(Base {
+            name,
+            model: Arc::new(model),
+            tokenizer,
+            template,
+            control_tokens,
+        })
+    }
+}

@@ -1,0 +1,237 @@
+//! What can go wrong: opening a service, and asking it. One variant for each thing that someone can do something about;
+//! an error about a request knows the field it is about.
+
+use std::path::PathBuf;
+
+use engine::SubmitError;
+use registry::LookupError;
+
+use super::adapters::AdapterError;
+use super::ask::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
+
+/// Why a service did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The base cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The base is no GGUF file, or a broken one.
+    #[error(transparent)]
+    Gguf(#[from] formats::gguf::GgufError),
+    /// The base has no tokenizer that is supported.
+    #[error(transparent)]
+    Tokenizer(#[from] formats::tokenizer::TokenizerError),
+    /// The base has no chat template, or a broken one.
+    #[error(transparent)]
+    Template(#[from] formats::chat_template::TemplateError),
+    /// The base's weights cannot be run.
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    /// The device cannot be used as asked.
+    #[error(transparent)]
+    Device(#[from] kernels::KernelError),
+    /// The engine did not start.
+    #[error(transparent)]
+    Engine(#[from] engine::StartError),
+    /// A persona's adapter cannot be used.
+    #[error("persona {persona:?}: {source}")]
+    Adapter {
+        /// The persona.
+        persona: String,
+        /// Why.
+        source: AdapterError,
+    },
+    /// A persona has the base's name.
+    #[error("{}: {name:?} is the name of the base; rename the persona", path.display())]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The persona's folder.
+        path: PathBuf,
+    },
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The persona is not there, or the text names none.
+    #[error("{field}: {}", describe(source, base))]
+    Persona {
+        /// The field.
+        field: &'static str,
+        /// What is wrong.
+        source: LookupError,
+        /// The base's name, which would do as well.
+        base: String,
+    },
+    /// The request names no persona and must.
+    #[error("{field} is empty; name a persona or the base ({base})")]
+    NoPersona {
+        /// The field.
+        field: &'static str,
+        /// The base's name.
+        base: String,
+    },
+    /// Nothing was asked.
+    #[error("{field} is empty; say what is asked")]
+    EmptyPrompt {
+        /// The field, with the message's number where there is one.
+        field: String,
+    },
+    /// A role that no template here knows.
+    #[error("{field} {role:?} is not known; a role is system, user or assistant")]
+    UnknownRole {
+        /// The field.
+        field: String,
+        /// The role.
+        role: String,
+    },
+    /// The base's template does not take the conversation.
+    #[error("{field}: {source}")]
+    Template {
+        /// The field.
+        field: &'static str,
+        /// What the template said.
+        source: formats::chat_template::TemplateError,
+    },
+    /// The text could not be tokenized.
+    #[error("{field}: {source}")]
+    Tokenize {
+        /// The field.
+        field: &'static str,
+        /// Why.
+        source: formats::tokenizer::TokenizerError,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "{field} has {tokens} tokens with the system prompt and the template, and the context holds {limit} with the \
+         answer; shorten it"
+    )]
+    PromptTooLong {
+        /// The field.
+        field: &'static str,
+        /// Tokens in the prompt.
+        tokens: usize,
+        /// The most of prompt and answer.
+        limit: usize,
+    },
+    /// Prompt and answer together go past the context.
+    #[error(
+        "{field} {max_new_tokens} and the prompt's {prompt} tokens go past the context of {limit}; ask for at most {} \
+         new tokens or shorten the prompt",
+        limit.saturating_sub(*prompt)
+    )]
+    PastContext {
+        /// The field of the answer's limit.
+        field: &'static str,
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// The answer's limit, as asked for.
+        max_new_tokens: usize,
+        /// The most of prompt and answer.
+        limit: usize,
+    },
+    /// A setting is out of range.
+    #[error("{field} {message}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// What it must be, and what it was.
+        message: String,
+    },
+    /// Too many stop strings.
+    #[error("stop has {count} texts; give at most {MAX_STOPS}")]
+    TooManyStops {
+        /// How many.
+        count: usize,
+    },
+    /// A stop string that is empty or too long.
+    #[error("stop[{index}] has {bytes} bytes; it must have from 1 to {MAX_STOP_BYTES}")]
+    StopLength {
+        /// Which, from 0.
+        index: usize,
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// As many requests wait as may.
+    #[error("the queue is full: {limit} requests wait already; try again later")]
+    QueueFull {
+        /// How many may wait.
+        limit: usize,
+    },
+    /// An adapter could not be brought into memory.
+    #[error("adapter {adapter}: {source}")]
+    Adapter {
+        /// Its content hash.
+        adapter: String,
+        /// Why.
+        source: AdapterError,
+    },
+    /// The model failed in a step of this request.
+    #[error("the model failed: {0}")]
+    Failed(String),
+    /// The engine has ended, or is ending.
+    #[error("the service is shutting down")]
+    Stopped,
+    /// The engine refused what this module should have.
+    #[error("the engine refused the request: {0}")]
+    Refused(SubmitError),
+}
+
+impl RequestError {
+    /// The engine's refusal, in the interface's own words.
+    pub(super) fn refused(error: SubmitError, names: &FieldNames) -> RequestError {
+        match error {
+            SubmitError::InvalidSampling { field, message } => {
+                RequestError::OutOfRange { field, message }
+            }
+            SubmitError::QueueFull { limit } => RequestError::QueueFull { limit },
+            SubmitError::Stopped => RequestError::Stopped,
+            SubmitError::PromptTooLong { tokens, limit } => RequestError::PromptTooLong {
+                field: names.prompt,
+                tokens,
+                limit,
+            },
+            SubmitError::EmptyPrompt => RequestError::EmptyPrompt {
+                field: names.prompt.to_owned(),
+            },
+            other => RequestError::Refused(other),
+        }
+    }
+
+    /// The field that the error is about, if it is about one.
+    pub fn field(&self) -> Option<String> {
+        match self {
+            RequestError::Persona { field, .. }
+            | RequestError::NoPersona { field, .. }
+            | RequestError::Template { field, .. }
+            | RequestError::Tokenize { field, .. }
+            | RequestError::PromptTooLong { field, .. }
+            | RequestError::PastContext { field, .. }
+            | RequestError::OutOfRange { field, .. } => Some((*field).to_owned()),
+            RequestError::EmptyPrompt { field } | RequestError::UnknownRole { field, .. } => {
+                Some(field.clone())
+            }
+            RequestError::TooManyStops { .. } => Some("stop".to_owned()),
+            RequestError::StopLength { index, .. } => Some(format!("stop[{index}]")),
+            RequestError::QueueFull { .. }
+            | RequestError::Adapter { .. }
+            | RequestError::Failed(_)
+            | RequestError::Stopped
+            | RequestError::Refused(_) => None,
+        }
+    }
+}
+
+/// The registry's words, and that the base can be asked too.
+fn describe(error: &LookupError, base: &str) -> String {
+    match error {
+        LookupError::Unknown { .. } => format!("{error}; the base is {base}"),
+        _ => error.to_string(),
+    }
+}

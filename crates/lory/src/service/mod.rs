@@ -1,0 +1,326 @@
+//! Questions in, text out: what the command line and the HTTP server share. Knows personas, templates, tokens and stop
+//! strings; knows no HTTP and no terminal.
+//!
+//! ```text
+//! Ask -> voice (persona -> prompt, sampling, adapters) -> prompt (template, tokens) -> engine
+//!     -> answer (detokenizer, stop strings, on the engine's thread) -> the caller's sink
+//! ```
+//!
+//! Every call is synchronous. [`Service::submit`] returns once the request is queued and hands text to a sink;
+//! [`Service::stream`] and [`Service::generate`] wait for it.
+//!
+//! - [`base`]: the model, its tokenizer and its template, from one file
+//! - [`ask`]: a request, as plain data
+//! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
+//! - `prompt`: the conversation as token ids
+//! - [`answer`]: tokens back into text; `stop`: stop strings
+//! - [`error`]: what can go wrong, by field
+
+mod adapters;
+pub mod answer;
+pub mod ask;
+pub mod base;
+pub mod error;
+mod prompt;
+mod stop;
+mod voice;
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+
+use engine::{Engine, EngineConfig, Flow, Handle, Limits, Request, Sampling, Ticket};
+use registry::Personas;
+
+pub use adapters::AdapterError;
+pub use answer::{Answer, End, FinishReason, TextEvent, TextSink};
+pub use ask::{Ask, Conversation, FieldNames, Overrides};
+pub use base::Base;
+pub use error::{OpenError, RequestError};
+pub use voice::{AdapterUse, Speaker};
+
+use crate::runner::ModelRunner;
+use adapters::Adapters;
+use answer::Writer;
+use voice::Voice;
+
+/// The most new tokens where neither the request nor its persona says; fewer where the context ends before.
+pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
+/// The temperature where neither the request nor its persona says: the same question gets the same answer.
+pub const DEFAULT_TEMPERATURE: f32 = 0.0;
+
+/// How a service runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What requests call the base; without, the file's name without `.gguf`, in lower case.
+    pub base_name: Option<String>,
+    /// Threads of the device; without, as many as the machine gives.
+    pub threads: Option<usize>,
+    /// Bytes for keys and values.
+    pub kv_memory: u64,
+    /// Batch, queue and adapter memory.
+    pub engine: EngineConfig,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            base_name: None,
+            threads: None,
+            kv_memory: 512 << 20,
+            engine: EngineConfig::default(),
+        }
+    }
+}
+
+/// A base and its personas, answering.
+pub struct Service {
+    base: Base,
+    personas: Personas,
+    adapters: Adapters,
+    engine: Handle<model::Adapter>,
+}
+
+impl Service {
+    /// Opens the base at `path`, starts the engine, and reads every persona's adapter, so that one that does not fit is
+    /// known before the first request.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming the file.
+    pub fn open(
+        path: &Path,
+        personas: Personas,
+        settings: &Settings,
+    ) -> Result<Service, OpenError> {
+        let device = kernels::Device::cpu(settings.threads)?;
+        let base = Base::open(path, settings.base_name.as_deref(), device)?;
+        Service::start(base, personas, settings)
+    }
+
+    /// [`Service::open`] with a base that is open already.
+    ///
+    /// # Errors
+    /// As [`Service::open`].
+    pub fn start(
+        base: Base,
+        personas: Personas,
+        settings: &Settings,
+    ) -> Result<Service, OpenError> {
+        if let Some(persona) = personas.get(&base.name) {
+            return Err(OpenError::NameTaken {
+                name: base.name.clone(),
+                path: persona.dir.clone(),
+            });
+        }
+        let runner = ModelRunner::new(base.model.clone(), settings.kv_memory);
+        let engine = Engine::start(runner, settings.engine.clone())?;
+        let adapters = Adapters::new(base.model.clone(), engine.clone());
+        for persona in personas.iter() {
+            if let Some(adapter) = &persona.adapter {
+                adapters
+                    .lease(adapter)
+                    .map_err(|source| OpenError::Adapter {
+                        persona: persona.name.clone(),
+                        source,
+                    })?;
+            }
+        }
+        Ok(Service {
+            base,
+            personas,
+            adapters,
+            engine,
+        })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// The personas.
+    pub fn personas(&self) -> &Personas {
+        &self.personas
+    }
+
+    /// The engine, for its numbers and its end ([`Handle::shutdown`]).
+    pub fn engine(&self) -> &Handle<model::Adapter> {
+        &self.engine
+    }
+
+    /// Queues a request. `sink` receives the text on the engine's thread, so it must hand it on and return; its last
+    /// event is [`TextEvent::End`]. The ticket, dropped, cancels the request.
+    ///
+    /// # Errors
+    /// [`RequestError`]; the sink is then never called.
+    pub fn submit(&self, ask: &Ask, sink: TextSink) -> Result<Accepted, RequestError> {
+        let names = &ask.names;
+        ask.check()?;
+        let voice = Voice::resolve(&self.base, &self.personas, ask)?;
+        let prompt = prompt::tokens(&self.base, &voice, ask)?;
+        let sampling = sampling(&voice, &ask.overrides);
+        let max_new_tokens = self.max_new_tokens(&voice, ask, prompt.len())?;
+        let stop = ask.stop.as_ref().unwrap_or(&voice.stop);
+
+        // Held until the engine holds its own.
+        let mut leases = Vec::new();
+        for (id, source) in &voice.adapters {
+            leases.push(
+                self.adapters
+                    .lease(source)
+                    .map_err(|source| RequestError::Adapter {
+                        adapter: id.to_string(),
+                        source,
+                    })?,
+            );
+        }
+        let request = Request {
+            prompt,
+            adapters: voice
+                .speaker
+                .adapters
+                .iter()
+                .map(|adapter| (adapter.id, adapter.scale))
+                .collect(),
+            sampling,
+            max_new_tokens,
+            stop_tokens: self.base.tokenizer.end_ids().to_vec(),
+            top_logprobs: None,
+        };
+        let mut writer = Writer::new(self.base.tokenizer.detokenizer(), stop, sink);
+        let ticket = self
+            .engine
+            .submit(request, Box::new(move |event| writer.take(event)))
+            .map_err(|error| RequestError::refused(error, names))?;
+        Ok(Accepted {
+            speaker: voice.speaker,
+            ticket,
+        })
+    }
+
+    /// [`Service::submit`] with an iterator for a sink.
+    ///
+    /// # Errors
+    /// As [`Service::submit`].
+    pub fn stream(&self, ask: &Ask) -> Result<TextStream, RequestError> {
+        let (sender, events) = channel();
+        let sink: TextSink = Box::new(move |event| match sender.send(event) {
+            Ok(()) => Flow::Continue,
+            Err(_) => Flow::Stop,
+        });
+        let Accepted { speaker, ticket } = self.submit(ask, sink)?;
+        Ok(TextStream {
+            speaker,
+            events,
+            _ticket: ticket,
+        })
+    }
+
+    /// Asks and waits for the whole answer.
+    ///
+    /// # Errors
+    /// As [`Service::submit`]; [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the service
+    /// ended meanwhile.
+    pub fn generate(&self, ask: &Ask) -> Result<Answer, RequestError> {
+        let mut stream = self.stream(ask)?;
+        let mut text = String::new();
+        for event in &mut stream {
+            match event {
+                TextEvent::Delta(delta) => text.push_str(&delta),
+                TextEvent::End(end) => {
+                    return Answer::new(text, stream.speaker, end);
+                }
+            }
+        }
+        Err(RequestError::Stopped)
+    }
+
+    /// The most new tokens: what the request says, else the persona, else the default, as far as they fit.
+    fn max_new_tokens(
+        &self,
+        voice: &Voice<'_>,
+        ask: &Ask,
+        prompt: usize,
+    ) -> Result<usize, RequestError> {
+        let limits = self.engine.limits();
+        let room = room(&limits, prompt);
+        if room == 0 {
+            return Err(RequestError::PromptTooLong {
+                field: ask.names.prompt,
+                tokens: prompt,
+                limit: longest(&limits),
+            });
+        }
+        match ask.max_new_tokens {
+            Some(asked) if asked > room => Err(RequestError::PastContext {
+                field: ask.names.max_new_tokens,
+                prompt,
+                max_new_tokens: asked,
+                limit: longest(&limits),
+            }),
+            Some(asked) => Ok(asked),
+            None => Ok(voice
+                .max_new_tokens
+                .unwrap_or(DEFAULT_MAX_NEW_TOKENS)
+                .min(room)),
+        }
+    }
+}
+
+/// The most tokens of a sequence: the context, or what the KV cache holds where that is less.
+fn longest(limits: &Limits) -> usize {
+    // The last token is never run and needs no room.
+    let cache = limits.blocks.saturating_mul(limits.block_tokens);
+    limits.context_length.min(cache.saturating_add(1))
+}
+
+/// How many new tokens fit behind a prompt.
+fn room(limits: &Limits, prompt: usize) -> usize {
+    longest(limits).saturating_sub(prompt)
+}
+
+/// The request's settings over the persona's over the defaults.
+fn sampling(voice: &Voice<'_>, overrides: &Overrides) -> Sampling {
+    let (own, neutral) = (voice.sampling, Sampling::default());
+    Sampling {
+        temperature: overrides
+            .temperature
+            .or(own.temperature)
+            .unwrap_or(DEFAULT_TEMPERATURE),
+        top_p: overrides.top_p.or(own.top_p).unwrap_or(neutral.top_p),
+        top_k: overrides.top_k.or(own.top_k).unwrap_or(neutral.top_k),
+        min_p: overrides.min_p.or(own.min_p).unwrap_or(neutral.min_p),
+        repetition_penalty: overrides
+            .repetition_penalty
+            .or(own.repetition_penalty)
+            .unwrap_or(neutral.repetition_penalty),
+        frequency_penalty: overrides.frequency_penalty.unwrap_or(0.0),
+        presence_penalty: overrides.presence_penalty.unwrap_or(0.0),
+        seed: overrides.seed.or(own.seed),
+    }
+}
+
+/// A request that is queued.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Who answers.
+    pub speaker: Speaker,
+    /// Dropped, it cancels the request.
+    pub ticket: Ticket,
+}
+
+/// The text of one answer as it comes; the last event is [`TextEvent::End`]. Dropped early, it cancels the request.
+#[derive(Debug)]
+pub struct TextStream {
+    /// Who answers.
+    pub speaker: Speaker,
+    events: Receiver<TextEvent>,
+    _ticket: Ticket,
+}
+
+impl Iterator for TextStream {
+    type Item = TextEvent;
+
+    fn next(&mut self) -> Option<TextEvent> {
+        self.events.recv().ok()
+    }
+}

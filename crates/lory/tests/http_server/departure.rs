@@ -1,0 +1,110 @@
+//! Clients that leave, and clients that come when there is no room.
+
+use std::time::{Duration, Instant};
+
+use engine::EngineConfig;
+use lory::service::{Service, Settings};
+use serde_json::json;
+
+use crate::scene::{self, Open, Server};
+
+const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
+
+/// A stream as long as the context allows.
+fn long_stream(server: &Server) -> Open {
+    let body =
+        json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
+    let mut open = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
+    open.first_bytes();
+    open
+}
+
+fn idle(service: &Service) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = service.engine().stats();
+        if stats.running == 0 && stats.waiting == 0 {
+            assert_eq!(stats.free_blocks, stats.blocks);
+            return;
+        }
+        assert!(Instant::now() < end, "{stats:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_client_that_leaves_mid_stream_frees_its_place() {
+    let service = scene::service(Settings::default());
+    let server = Server::start(service.clone());
+    let streams: Vec<Open> = (0..8).map(|_| long_stream(&server)).collect();
+    drop(streams);
+    idle(&service);
+    let stats = service.engine().stats();
+    assert!(stats.finished_cancelled > 0, "{stats:?}");
+    assert!(stats.sampled_tokens < 8 * 400, "{stats:?}");
+    let adapters = service.engine().adapters();
+    assert!(adapters.iter().all(|adapter| adapter.leases == 0));
+    server.generate(json!({"prompt": "Hello!", "user_type": "warm"}));
+}
+
+#[test]
+fn a_client_that_leaves_while_it_waits_frees_its_place() {
+    let service = scene::service(Settings::default());
+    let server = Server::start(service.clone());
+    let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400}).to_string();
+    let sockets: Vec<std::net::TcpStream> = (0..8)
+        .map(|_| {
+            use std::io::Write;
+            let mut socket = std::net::TcpStream::connect(server.address).unwrap();
+            let length = body.len();
+            let head =
+                "POST /generate HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n";
+            write!(socket, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
+            socket
+        })
+        .collect();
+    let end = Instant::now() + Duration::from_secs(20);
+    while service.engine().stats().sampled_tokens == 0 {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(sockets);
+    idle(&service);
+    let stats = service.engine().stats();
+    assert!(stats.finished_cancelled > 0, "{stats:?}");
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let service = scene::service(Settings {
+        engine: EngineConfig {
+            max_batch: 1,
+            max_queue: 1,
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    });
+    let server = Server::start(service.clone());
+    let first = long_stream(&server);
+    let hello = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 400});
+    let replies: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| server.post("/generate", &hello)))
+            .collect();
+        asked
+            .into_iter()
+            .map(|asked| asked.join().unwrap())
+            .collect()
+    });
+    drop(first);
+    let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
+    assert!(!refused.is_empty());
+    for reply in refused {
+        let (status, code, _, message) = reply.error();
+        assert_eq!((status, code.as_str()), (429, "queue_full"), "{message}");
+        assert_eq!(reply.header("retry-after"), Some("1"));
+        assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
+    }
+    idle(&service);
+    server.generate(json!({"prompt": "Hello!", "user_type": "warm"}));
+}

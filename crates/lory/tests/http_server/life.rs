@@ -1,0 +1,46 @@
+//! The server's own life: loading, serving, stopping.
+
+use lory::http::Slot;
+use lory::service::Settings;
+use serde_json::json;
+
+use crate::scene::{self, Server, events_of};
+
+#[test]
+fn it_is_alive_before_it_is_ready() {
+    let slot = Slot::loading();
+    let server = Server::start(slot.clone());
+    let hello = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 1});
+    assert_eq!(server.get("/health").status, 200);
+    for reply in [
+        server.get("/ready"),
+        server.get("/v1/models"),
+        server.post("/generate", &hello),
+    ] {
+        assert_eq!(
+            (reply.error().0, reply.error().1.as_str()),
+            (503, "loading")
+        );
+        assert!(reply.header("retry-after").is_some());
+    }
+    slot.fill(scene::service(Settings::default()));
+    let ready = server.get("/ready");
+    assert_eq!((ready.status, &ready.json()["base"]), (200, &json!("tiny")));
+    server.generate(hello);
+}
+
+#[test]
+fn it_finishes_what_it_began_before_it_stops() {
+    let mut server = Server::start(scene::service(Settings::default()));
+    let body =
+        json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300, "stream": true});
+    let headers = [("Content-Type", "application/json")];
+    let mut open = server.send("POST", "/generate", &headers, body.to_string().as_bytes());
+    open.first_bytes();
+    server.stop();
+    let events = events_of(&open.whole().text);
+    let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["usage"]["completion_tokens"], 300);
+    server.join();
+    assert!(std::net::TcpStream::connect(server.address).is_err());
+}
