@@ -59,8 +59,9 @@ per_isa! {
 }
 
 per_isa! {
-    fn interleave(block: &Block, out: &mut [u32], out_row: usize) {
-        for (pair, out) in block.as_chunks::<2>().0.iter().zip(out.chunks_mut(out_row)) {
+    /// Pairs of inputs: word [p][lane] holds inputs 2p (low half) and 2p + 1 of an output.
+    fn input_pairs(block: &Block, out: &mut [[u32; LANES]; GROUP / 2]) {
+        for (out, pair) in out.iter_mut().zip(block.as_chunks::<2>().0) {
             for lane in 0..LANES {
                 out[lane] = bf16_bits(pair[0][lane]) | bf16_bits(pair[1][lane]) << 16;
             }
@@ -69,20 +70,28 @@ per_isa! {
 }
 
 per_isa! {
-    fn transpose(block: &Block, out: &mut [f32]) {
-        for (lane, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(LANES) {
-            for (k, out) in out.iter_mut().enumerate() {
-                *out = block[k][lane];
+    fn transpose(block: &Block, out: &mut [[f32; GROUP]; LANES]) {
+        for (lane, out) in out.iter_mut().enumerate() {
+            for (out, row) in out.iter_mut().zip(block) {
+                *out = row[lane];
             }
         }
     }
 }
 
 per_isa! {
-    fn transpose_interleaved(block: &Block, out: &mut [u32]) {
-        for (pair, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(LANES / 2) {
-            for (k, out) in out.iter_mut().enumerate() {
-                *out = bf16_bits(block[k][2 * pair]) | bf16_bits(block[k][2 * pair + 1]) << 16;
+    /// Pairs of outputs: word [p][k] holds outputs 2p (low half) and 2p + 1 of input k.
+    fn output_pairs(block: &Block, out: &mut [[u32; GROUP]; LANES / 2]) {
+        // Rounded first, so that what is transposed is words.
+        let mut words = [[0u32; LANES / 2]; GROUP];
+        for (words, row) in words.iter_mut().zip(block) {
+            for (word, pair) in words.iter_mut().zip(row.as_chunks::<2>().0) {
+                *word = bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16;
+            }
+        }
+        for (pair, out) in out.iter_mut().enumerate() {
+            for (out, words) in out.iter_mut().zip(&words) {
+                *out = words[pair];
             }
         }
     }
@@ -178,7 +187,7 @@ impl Weights {
         });
     }
 
-    /// The same as bf16 pairs of inputs: `ceil(inputs / 2) x 16` words, rounded up to 16 rows a group.
+    /// The same as bf16 pairs of inputs: 16 rows of words a group, `out_row` apart.
     pub(crate) fn forward_panel_bf16(
         &self,
         isa: Isa,
@@ -186,8 +195,12 @@ impl Weights {
         out: &mut [u32],
         out_row: usize,
     ) {
+        let mut pairs = [[0u32; LANES]; GROUP / 2];
         self.blocks(isa, tile, 0..self.input_blocks(), |g, block| {
-            interleave(isa, block, &mut out[g * GROUP / 2 * out_row..], out_row);
+            input_pairs(isa, block, &mut pairs);
+            for (i, row) in pairs.iter().enumerate() {
+                out[(g * GROUP / 2 + i) * out_row..][..LANES].copy_from_slice(row);
+            }
         });
     }
 
@@ -199,7 +212,8 @@ impl Weights {
         tiles: std::ops::Range<usize>,
         out: &mut [f32],
     ) {
-        for (t, out) in tiles.zip(out.chunks_exact_mut(LANES * GROUP)) {
+        let (rows, _) = out.as_chunks_mut::<GROUP>();
+        for (t, out) in tiles.zip(rows.as_chunks_mut::<LANES>().0) {
             self.blocks(isa, t, g..g + 1, |_, block| transpose(isa, block, out));
         }
     }
@@ -212,10 +226,9 @@ impl Weights {
         tiles: std::ops::Range<usize>,
         out: &mut [u32],
     ) {
-        for (t, out) in tiles.zip(out.chunks_exact_mut(LANES / 2 * GROUP)) {
-            self.blocks(isa, t, g..g + 1, |_, block| {
-                transpose_interleaved(isa, block, out)
-            });
+        let (rows, _) = out.as_chunks_mut::<GROUP>();
+        for (t, out) in tiles.zip(rows.as_chunks_mut::<{ LANES / 2 }>().0) {
+            self.blocks(isa, t, g..g + 1, |_, block| output_pairs(isa, block, out));
         }
     }
 }
