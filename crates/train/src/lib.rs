@@ -12,6 +12,7 @@ pub mod example;
 pub mod export;
 pub mod job;
 pub mod learner;
+pub mod learner_model;
 pub mod lint;
 pub mod lora_init;
 pub mod metrics;
@@ -24,6 +25,7 @@ pub mod schedule;
 pub mod settings;
 pub mod sft;
 
+mod backward;
 mod durable;
 mod run;
 
@@ -31,5 +33,6 @@ pub use error::TrainError;
 pub use example::Example;
 pub use job::Job;
 pub use learner::{Item, Learner, LossSum};
+pub use learner_model::ModelLearner;
 pub use params::{LoraGrads, LoraParams, PairGrads};
 pub use settings::Settings;
