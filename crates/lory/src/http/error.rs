@@ -133,11 +133,10 @@ impl From<RequestError> for ApiError {
             | RequestError::StopLength { .. }
             | RequestError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
             RequestError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
-            RequestError::Adapter {
-                source: AdapterError::Pool(_),
-                ..
-            } => (StatusCode::TOO_MANY_REQUESTS, "adapter_memory_full"),
-            RequestError::Adapter { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "adapter_unusable"),
+            RequestError::Adapter { source, .. } => match &**source {
+                AdapterError::Pool(_) => (StatusCode::TOO_MANY_REQUESTS, "adapter_memory_full"),
+                _ => (StatusCode::INTERNAL_SERVER_ERROR, "adapter_unusable"),
+            },
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };

@@ -20,7 +20,7 @@ pub enum AdapterError {
         /// Its folder.
         path: String,
         /// Why.
-        source: ModelError,
+        source: Box<ModelError>,
     },
     /// Its files are not those that were there when the personas were read.
     #[error("{path}: the files have changed since the start (now {found}); restart to use them")]
@@ -78,7 +78,7 @@ impl Adapters {
             .load_adapter(&read)
             .map_err(|source| AdapterError::Model {
                 path: path(),
-                source,
+                source: Box::new(source),
             })?;
         let bytes = packed.bytes();
         Ok(self.engine.insert_adapter(id, Arc::new(packed), bytes)?)

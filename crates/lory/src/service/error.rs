@@ -44,7 +44,7 @@ pub enum OpenError {
         /// The persona.
         persona: String,
         /// Why.
-        source: AdapterError,
+        source: Box<AdapterError>,
     },
     /// A persona has the base's name.
     #[error("{}: {name:?} is the name of the base; rename the persona", path.display())]
@@ -170,7 +170,7 @@ pub enum RequestError {
         /// Its content hash.
         adapter: String,
         /// Why.
-        source: AdapterError,
+        source: Box<AdapterError>,
     },
     /// The model failed in a step of this request.
     #[error("the model failed: {0}")]

@@ -120,7 +120,7 @@ impl Service {
                     .lease(adapter)
                     .map_err(|source| OpenError::Adapter {
                         persona: persona.name.clone(),
-                        source,
+                        source: Box::new(source),
                     })?;
             }
         }
@@ -169,7 +169,7 @@ impl Service {
                     .lease(source)
                     .map_err(|source| RequestError::Adapter {
                         adapter: id.to_string(),
-                        source,
+                        source: Box::new(source),
                     })?,
             );
         }
