@@ -8,6 +8,8 @@ use formats::peft::{self, PeftError};
 use model::{Model, ModelError};
 use registry::AdapterRef;
 
+use super::base::Base;
+
 /// Why an adapter is not in memory.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -21,6 +23,20 @@ pub enum AdapterError {
         path: String,
         /// Why.
         source: Box<ModelError>,
+    },
+    /// It was trained with other tokens or another template than the base's, so it would answer something else.
+    #[error(
+        "{path}: trained with another {what} ({found}) than the base's ({base}); train it on this base"
+    )]
+    OtherBase {
+        /// Its folder.
+        path: String,
+        /// What differs.
+        what: &'static str,
+        /// The hash that the adapter records.
+        found: String,
+        /// The base's.
+        base: String,
     },
     /// Its files are not those that were there when the personas were read.
     #[error("{path}: the files have changed since the start (now {found}); restart to use them")]
@@ -39,15 +55,22 @@ pub enum AdapterError {
 pub(super) struct Adapters {
     model: Arc<Model>,
     engine: Handle<model::Adapter>,
+    /// What an adapter may record of its base: the key, what it is, and the base's own.
+    recorded: [(&'static str, &'static str, String); 2],
     /// Held while one is read, so that none is read twice at a time.
     reading: Mutex<()>,
 }
 
 impl Adapters {
-    pub fn new(model: Arc<Model>, engine: Handle<model::Adapter>) -> Adapters {
+    pub fn new(base: &Base, engine: Handle<model::Adapter>) -> Adapters {
+        let tokenizer = base.tokenizer.hash().to_owned();
         Adapters {
-            model,
+            model: base.model.clone(),
             engine,
+            recorded: [
+                ("lory.tokenizer_hash", "tokenizer", tokenizer),
+                ("lory.template_hash", "chat template", base.template.hash()),
+            ],
             reading: Mutex::new(()),
         }
     }
@@ -72,6 +95,16 @@ impl Adapters {
         if found != id.to_string() {
             let path = path();
             return Err(AdapterError::Changed { path, found });
+        }
+        for (key, what, base) in &self.recorded {
+            if let Some(found) = read.metadata.get(*key).filter(|found| *found != base) {
+                return Err(AdapterError::OtherBase {
+                    path: path(),
+                    what,
+                    found: found.clone(),
+                    base: base.clone(),
+                });
+            }
         }
         let packed = self
             .model

@@ -113,7 +113,7 @@ impl Service {
         }
         let runner = ModelRunner::new(base.model.clone(), settings.kv_memory);
         let engine = Engine::start(runner, settings.engine.clone())?;
-        let adapters = Adapters::new(base.model.clone(), engine.clone());
+        let adapters = Adapters::new(&base, engine.clone());
         for persona in personas.iter() {
             if let Some(adapter) = &persona.adapter {
                 adapters

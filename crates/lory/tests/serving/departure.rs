@@ -34,7 +34,7 @@ fn idle(service: &Service) {
 
 #[test]
 fn a_client_that_leaves_mid_stream_frees_its_place() {
-    let service = scene::service(Settings::default());
+    let service = scene::service(&Settings::default());
     let server = Server::start(service.clone());
     let streams: Vec<Open> = (0..8).map(|_| long_stream(&server)).collect();
     drop(streams);
@@ -49,7 +49,7 @@ fn a_client_that_leaves_mid_stream_frees_its_place() {
 
 #[test]
 fn a_client_that_leaves_while_it_waits_frees_its_place() {
-    let service = scene::service(Settings::default());
+    let service = scene::service(&Settings::default());
     let server = Server::start(service.clone());
     let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400}).to_string();
     let sockets: Vec<std::net::TcpStream> = (0..8)
@@ -76,7 +76,7 @@ fn a_client_that_leaves_while_it_waits_frees_its_place() {
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let service = scene::service(Settings {
+    let service = scene::service(&Settings {
         engine: EngineConfig {
             max_batch: 1,
             max_queue: 1,

@@ -2,48 +2,67 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use formats::gguf::GgmlType;
-use formats::peft::Dtype;
+use formats::peft::{Adapter, Dtype};
 use lory::http::{self, Slot};
-use lory::service::{Service, Settings};
+use lory::service::{OpenError, Service, Settings};
 use registry::Personas;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as};
 use tokio::sync::oneshot;
 
 /// What the scene's base is called.
 pub const BASE: &str = "tiny";
 
-/// A service over a tiny base and the personas `warm` and `formal`.
-pub fn service(settings: Settings) -> Arc<Service> {
-    let folder = tempfile::tempdir().unwrap();
-    let base = folder.path().join("Tiny.gguf");
-    std::fs::write(&base, tiny_gguf_as(1, GgmlType::Q4_1)).unwrap();
-    let personas = folder.path().join("personas");
-    persona(&personas, "warm", 11, "system_prompt = \"You are warm.\"");
-    persona(
-        &personas,
-        "formal",
-        12,
-        "version = 2\nscale = 0.5\nsystem_prompt = \"You are formal.\"\nmax_new_tokens = 20",
-    );
-    let personas = Personas::open(&personas).unwrap();
-    let service = Service::open(&base, personas, &settings).unwrap();
-    Arc::new(service)
+/// A folder with a tiny base and the personas `warm` and `formal`.
+pub struct House(TempDir);
+
+impl House {
+    pub fn new() -> House {
+        let house = House(tempfile::tempdir().unwrap());
+        std::fs::write(house.base(), tiny_gguf_as(1, GgmlType::Q4_1)).unwrap();
+        house.persona("warm", "system_prompt = \"You are warm.\"", &tone(11));
+        house.persona(
+            "formal",
+            "version = 2\nscale = 0.5\nsystem_prompt = \"You are formal.\"\nmax_new_tokens = 20",
+            &tone(12),
+        );
+        house
+    }
+
+    pub fn base(&self) -> PathBuf {
+        self.0.path().join("Tiny.gguf")
+    }
+
+    /// Writes a persona; one that is there is replaced.
+    pub fn persona(&self, name: &str, text: &str, adapter: &Adapter) {
+        let folder = self.0.path().join("personas").join(name);
+        let files = folder.join("adapter");
+        std::fs::create_dir_all(&files).unwrap();
+        std::fs::write(folder.join("persona.toml"), text).unwrap();
+        adapter.write(&files, Dtype::F32, "tiny").unwrap();
+    }
+
+    pub fn open(&self, settings: &Settings) -> Result<Service, OpenError> {
+        let personas = Personas::open(&self.0.path().join("personas")).unwrap();
+        Service::open(&self.base(), personas, settings)
+    }
 }
 
-fn persona(personas: &Path, name: &str, seed: u64, text: &str) {
-    let adapter = personas.join(name).join("adapter");
-    std::fs::create_dir_all(&adapter).unwrap();
-    std::fs::write(personas.join(name).join("persona.toml"), text).unwrap();
+/// An adapter for the tiny base.
+pub fn tone(seed: u64) -> Adapter {
     tiny_adapter(seed, &tiny_config(), 4, 1.0)
-        .write(&adapter, Dtype::F32, "tiny")
-        .unwrap();
+}
+
+/// A service over a [`House`] as it is built.
+pub fn service(settings: &Settings) -> Arc<Service> {
+    Arc::new(House::new().open(settings).unwrap())
 }
 
 /// A running server; dropped, it stops.
@@ -80,7 +99,7 @@ impl Server {
     /// The server that tests share when they leave it as it was.
     pub fn shared() -> &'static Server {
         static SHARED: OnceLock<Server> = OnceLock::new();
-        SHARED.get_or_init(|| Server::start(service(Settings::default())))
+        SHARED.get_or_init(|| Server::start(service(&Settings::default())))
     }
 
     /// Asks the server to stop; `join` waits until it has.

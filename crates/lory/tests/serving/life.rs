@@ -23,7 +23,7 @@ fn it_is_alive_before_it_is_ready() {
         );
         assert!(reply.header("retry-after").is_some());
     }
-    slot.fill(scene::service(Settings::default()));
+    slot.fill(scene::service(&Settings::default()));
     let ready = server.get("/ready");
     assert_eq!((ready.status, &ready.json()["base"]), (200, &json!("tiny")));
     server.generate(hello);
@@ -31,7 +31,7 @@ fn it_is_alive_before_it_is_ready() {
 
 #[test]
 fn it_finishes_what_it_began_before_it_stops() {
-    let mut server = Server::start(scene::service(Settings::default()));
+    let mut server = Server::start(scene::service(&Settings::default()));
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300, "stream": true});
     let headers = [("Content-Type", "application/json")];

@@ -1,0 +1,144 @@
+//! `lory generate`, and what it says about broken bases, personas and adapters.
+
+use serde_json::Value;
+
+use crate::scene::Scene;
+
+const TINY: [&str; 3] = ["generate", "--base", "tiny.gguf"];
+
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&TINY[..], more].concat()
+}
+
+#[test]
+fn one_persona_answers_and_the_same_question_gets_the_same_answer() {
+    let scene = Scene::with_tones();
+    let args = with(&[
+        "--persona",
+        "warm",
+        "--max-new-tokens",
+        "12",
+        "Where is order 12345?",
+    ]);
+    let first = scene.run(&args);
+    assert!(first.succeeds().trim_end().len() > 1, "{first:?}");
+    assert_eq!(first.out, scene.run(&args).out);
+    let base = scene.run(&with(&["--max-new-tokens", "12", "Where is order 12345?"]));
+    assert_ne!(base.succeeds(), first.out);
+}
+
+#[test]
+fn several_answer_together_as_each_does_alone() {
+    let scene = Scene::with_tones();
+    let mixed = ["warm", "formal@2", "warm*0.5+formal*0.5"];
+    let mut args = with(&["--json", "Where is my parcel?"]);
+    let flags: Vec<&str> = mixed.iter().flat_map(|who| ["--persona", who]).collect();
+    args.splice(3..3, flags);
+    let together = scene.run(&args);
+    let together: Vec<Value> = together
+        .succeeds()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(together.len(), 3);
+    assert_eq!(together[0]["persona"]["version"], 1);
+    assert_eq!(together[1]["persona"]["version"], 2);
+    assert_eq!(together[2]["persona"]["adapters"][1]["scale"], 0.5);
+    for (who, answer) in mixed.iter().zip(&together) {
+        assert_eq!(
+            answer["usage"]["completion_tokens"]
+                .as_u64()
+                .unwrap()
+                .min(8),
+            answer["usage"]["completion_tokens"]
+        );
+        let alone = scene.run(&with(&["--json", "--persona", who, "Where is my parcel?"]));
+        let alone: Value = serde_json::from_str(alone.succeeds()).unwrap();
+        assert_eq!(alone["response"], answer["response"], "{who}");
+    }
+    // For people: in columns, under their names.
+    let shown = scene.run(&with(&[
+        "--persona",
+        "warm",
+        "--persona",
+        "formal",
+        "Where is my parcel?",
+    ]));
+    let head = shown.succeeds().lines().next().unwrap();
+    assert!(
+        head.starts_with("warm ") && head.contains("│  formal"),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn who_is_not_there_is_named_with_who_is() {
+    let scene = Scene::with_tones();
+    let ran = scene.run(&with(&["--persona", "nobody", "hi"]));
+    ran.fails(
+        1,
+        &["unknown persona `nobody`; the personas are formal, warm"],
+    );
+    assert_eq!(ran.err.matches("unknown persona").count(), 1, "{ran:?}");
+    let ran = scene.run(&with(&["--persona", "formal@1", "hi"]));
+    ran.fails(
+        1,
+        &["persona `formal` has no version 1; there is only version 2"],
+    );
+    let ran = scene.run(&with(&[
+        "--personas",
+        "elsewhere",
+        "--persona",
+        "warm",
+        "hi",
+    ]));
+    ran.fails(1, &["elsewhere"]);
+}
+
+#[test]
+fn a_broken_base_is_named() {
+    let scene = Scene::with_tones();
+    let whole = std::fs::read(scene.path("tiny.gguf")).unwrap();
+    std::fs::write(scene.path("short.gguf"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(scene.path("head.gguf"), &whole[..40]).unwrap();
+    std::fs::write(scene.path("text.gguf"), "no model at all").unwrap();
+    std::fs::write(scene.path("empty.gguf"), "").unwrap();
+    for base in ["short.gguf", "head.gguf", "text.gguf", "empty.gguf"] {
+        let ran = scene.run(&["generate", "--base", base, "hi"]);
+        ran.fails(1, &[base]);
+    }
+    let ran = scene.run(&["generate", "--base", "nowhere.gguf", "hi"]);
+    ran.fails(1, &["--base nowhere.gguf: no such file", "smollm2-135m"]);
+}
+
+#[test]
+fn a_broken_persona_or_adapter_is_named() {
+    let scene = Scene::with_tones();
+    let ask = || scene.run(&with(&["--persona", "warm", "hi"]));
+    let weights = "personas/formal/adapter/adapter_model.safetensors";
+    let whole = std::fs::read(scene.path(weights)).unwrap();
+    std::fs::write(scene.path(weights), &whole[..whole.len() - 9]).unwrap();
+    ask().fails(1, &["formal", "adapter_model.safetensors"]);
+    std::fs::write(scene.path(weights), &whole).unwrap();
+
+    // An adapter of a wider model.
+    let mut config = testkit::tiny::tiny_config();
+    config.hidden_size *= 2;
+    testkit::tiny::tiny_adapter(3, &config, 4, 1.0)
+        .write(
+            &scene.path("personas/formal/adapter"),
+            formats::peft::Dtype::F32,
+            "wide",
+        )
+        .unwrap();
+    ask().fails(1, &["formal", "layers.0", "the model needs"]);
+
+    scene.persona(
+        "formal",
+        "version = 2\n[sampling]\ntemprature = 1",
+        Some(12),
+    );
+    ask().fails(1, &["persona.toml:3: ", "temprature"]);
+    // The base alone does not need them.
+    scene.run(&with(&["hi"])).succeeds();
+}

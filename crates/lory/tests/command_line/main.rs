@@ -1,0 +1,9 @@
+//! The program as a user meets it: the built binary, over a tiny random base.
+
+mod data;
+mod demo_and_serve;
+mod generate;
+mod pull;
+mod scene;
+mod train_and_eval;
+mod usage;

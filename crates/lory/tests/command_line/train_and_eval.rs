@@ -1,0 +1,226 @@
+//! `lory train` and `lory eval`, on a tiny base.
+
+use serde_json::Value;
+
+use crate::scene::Scene;
+
+/// Rows whose answers all sound alike.
+fn rows(count: usize, tone: &str) -> String {
+    let row = |i: usize| {
+        format!(
+            "{{\"instruction\":\"Where is order {i}?\",\"input\":\"\",\"output\":\"{tone} order {i}.\"}}\n"
+        )
+    };
+    (100..100 + count).map(row).collect()
+}
+
+const TRAIN: &str =
+    "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\n";
+
+/// A home with a base and two personas that can be trained.
+fn scene() -> Scene {
+    let scene = Scene::with_tones();
+    for (name, tone) in [("sunny", "Yay"), ("stern", "Hm")] {
+        let eval =
+            format!("[eval]\nany_of = ['{tone}']\ntone_at_least = 0.0\ncopied_at_least = 0.0\n");
+        scene.persona(name, &format!("max_new_tokens = 8\n{TRAIN}{eval}"), None);
+        scene.write(&format!("personas/{name}/train.jsonl"), &rows(16, tone));
+        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(4, tone));
+    }
+    scene
+}
+
+const BASE: [&str; 2] = ["--base", "tiny.gguf"];
+
+#[test]
+fn two_personas_are_trained_in_one_run_and_are_better_for_it() {
+    let scene = scene();
+    let args = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--persona",
+        "sunny",
+        "--persona",
+        "stern",
+        "--epochs",
+        "4",
+    ];
+    let ran = scene.run(&args);
+    let table = ran.succeeds();
+    assert!(table.starts_with("adapter"), "{table}");
+    assert!(
+        table.contains("sunny") && table.contains("stern") && table.contains("tokens/s"),
+        "{table}"
+    );
+    assert!(ran.err.contains("validation loss"), "{ran:?}");
+    assert!(ran.err.contains("step 16/16  loss sunny "), "{ran:?}");
+    let expected = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "loss.svg",
+        "metrics.jsonl",
+    ];
+    assert_eq!(scene.names("personas/sunny/adapter"), expected);
+    // The run's own state is gone.
+    assert_eq!(
+        scene.names("personas"),
+        ["formal", "stern", "sunny", "warm"]
+    );
+
+    let report = scene.run(&[
+        "eval",
+        BASE[0],
+        BASE[1],
+        "--json",
+        "--answers",
+        "answers.jsonl",
+    ]);
+    let report: Value = serde_json::from_str(report.succeeds()).unwrap();
+    let loss = |rows: &str, under: &str| report["losses"][rows][under].as_f64().unwrap();
+    assert!(loss("sunny", "sunny") < loss("sunny", "tiny"), "{report}");
+    assert!(loss("stern", "stern") < loss("stern", "tiny"), "{report}");
+    assert!(loss("sunny", "sunny") < loss("sunny", "stern"), "{report}");
+    assert_eq!(report["personas"][0]["persona"]["answers"], 4);
+    let answers = std::fs::read_to_string(scene.path("answers.jsonl")).unwrap();
+    assert_eq!(answers.lines().count(), 16);
+
+    let shown = scene.run(&["eval", BASE[0], BASE[1], "--limit", "2"]);
+    assert!(shown.succeeds().contains("loss under stern"), "{shown:?}");
+}
+
+#[test]
+fn a_data_file_is_trained_to_a_folder_that_can_be_served() {
+    let scene = scene();
+    scene.write("mine.jsonl", &rows(12, "Yay"));
+    let args = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--data",
+        "mine.jsonl",
+        "--out",
+        "personas/mine/adapter",
+        "--json",
+    ];
+    let more = [
+        "--max-steps",
+        "3",
+        "--rank",
+        "2",
+        "--lr",
+        "0.001",
+        "--seed",
+        "5",
+    ];
+    let ran = scene.run(&[&args[..], &more].concat());
+    let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
+    assert_eq!(summary["adapters"][0]["steps"], 3);
+    let config =
+        std::fs::read_to_string(scene.path("personas/mine/adapter/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["r"], 2);
+    scene.write("personas/mine/persona.toml", "max_new_tokens = 4");
+    scene
+        .run(&["generate", BASE[0], BASE[1], "--persona", "mine", "hi"])
+        .succeeds();
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    let scene = scene();
+    let args = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--persona",
+        "sunny",
+        "--epochs",
+        "5000",
+        "--save-every",
+        "1",
+    ];
+    let interrupted = |wait_for: &str| {
+        let mut child = scene
+            .lory(&args)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut reader = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains(wait_for) {
+            assert!(reader.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        let id = child.id().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args(["-INT", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        while reader.read_line(&mut said).unwrap() > 0 {}
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        assert!(
+            said.contains("the same command goes on from there"),
+            "{said}"
+        );
+        let after = said.split("interrupted after step ").nth(1).unwrap();
+        (
+            after.split(' ').next().unwrap().parse::<u64>().unwrap(),
+            said,
+        )
+    };
+    let (first, said) = interrupted("validation loss");
+    assert!(!said.contains("resuming"), "{said}");
+    assert!(scene.names("personas").contains(&".train".to_owned()));
+    let (second, said) = interrupted("step ");
+    assert!(
+        said.contains(&format!("resuming at step {first} of ")),
+        "{said}"
+    );
+    assert!(second >= first);
+    // Another run does not take its state up.
+    let mut other = args.to_vec();
+    other.extend(["--rank", "4"]);
+    scene.run(&other).fails(1, &["rank"]);
+}
+
+#[test]
+fn what_cannot_be_trained_says_why() {
+    let scene = scene();
+    let train = |args: &[&str]| scene.run(&[&["train", BASE[0], BASE[1]], args].concat());
+    train(&["--persona", "warm"]).fails(1, &["persona.toml", "no [train] table"]);
+    train(&["--persona", "nobody"]).fails(1, &["unknown persona `nobody`"]);
+    train(&["--persona", "sunny", "--persona", "sunny"]).fails(2, &["stands twice"]);
+    train(&["--persona", "sunny", "--rank", "0"]).fails(1, &["rank"]);
+    scene.persona("sunny", &format!("{TRAIN}rnak = 3\n"), None);
+    train(&["--persona", "sunny"]).fails(1, &["persona.toml:6: unknown field `rnak`"]);
+    scene.write(
+        "personas/stern/train.jsonl",
+        "{\"instruction\":\"a\",\"output\":\"b\"}\n{\"instruction\":}\n",
+    );
+    train(&["--persona", "stern"]).fails(1, &["train.jsonl:2: ", "not valid JSON"]);
+}
+
+#[test]
+fn a_missed_threshold_ends_with_1() {
+    let scene = scene();
+    let text = format!("max_new_tokens = 4\n{TRAIN}[eval]\nany_of = ['this never comes']\n");
+    scene.persona("sunny", &text, None);
+    let ran = scene.run(&["eval", BASE[0], BASE[1], "--persona", "sunny"]);
+    ran.fails(
+        1,
+        &["sunny: tone right in 0.0% of answers, 95.0% are wanted"],
+    );
+    assert!(ran.out.contains("rows of"), "{ran:?}");
+    scene
+        .run(&["eval", BASE[0], BASE[1], "--persona", "warm"])
+        .fails(1, &["no evaluation rows"]);
+}

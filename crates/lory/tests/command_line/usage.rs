@@ -1,0 +1,104 @@
+//! Help, and command lines that are not understood.
+
+use crate::scene::Scene;
+
+#[test]
+fn every_command_helps_with_an_example() {
+    let scene = Scene::new();
+    let all = scene.run(&["--help"]);
+    for command in ["demo", "serve", "generate", "pull", "train", "eval"] {
+        assert!(
+            all.succeeds().contains(&format!("  {command} ")),
+            "{}",
+            all.out
+        );
+        let help = scene.run(&[command, "--help"]);
+        assert!(help.succeeds().contains("Example"), "{}", help.out);
+        assert!(
+            help.out.contains(&format!("  lory {command}")),
+            "{}",
+            help.out
+        );
+    }
+    let help = scene.run(&["data", "lint", "--help"]);
+    assert!(
+        help.succeeds().contains("  lory data lint "),
+        "{}",
+        help.out
+    );
+    assert!(scene.run(&["--version"]).succeeds().starts_with("lory "));
+}
+
+#[test]
+fn what_is_not_understood_ends_with_2() {
+    let scene = Scene::with_tones();
+    let tiny = ["--base", "tiny.gguf"];
+    for (args, part) in [
+        (&[][..], "Usage"),
+        (&["sing"], "sing"),
+        (&["serve", "--kv-memory", "0"], "256MiB"),
+        (&["serve", "--kv-memory", "much"], "256MiB"),
+        (&["serve", "--max-batch", "0"], "max-batch"),
+        (&["serve", "--host", "nowhere"], "nowhere"),
+        (&["serve", "--port", "65536"], "65536"),
+        (&["generate"], "PROMPT"),
+        (
+            &["generate", "--persona", "warm*x", "hi"],
+            "`x` is no weight",
+        ),
+        (
+            &["generate", "--persona", "Warm", "hi"],
+            "is no persona's name",
+        ),
+        (&["generate", tiny[0], tiny[1], " "], "the prompt is empty"),
+        (
+            &["generate", tiny[0], tiny[1], "--temperature", "9", "hi"],
+            "temperature must be from 0 to 2",
+        ),
+        (
+            &["generate", tiny[0], tiny[1], "--max-new-tokens", "0", "hi"],
+            "--max-new-tokens must be at least 1",
+        ),
+        (
+            &[
+                "generate",
+                tiny[0],
+                tiny[1],
+                "--max-new-tokens",
+                "9999",
+                "hi",
+            ],
+            "past the context of 512",
+        ),
+        (
+            &["pull", "gpt-5"],
+            "unknown base `gpt-5`; the known ones are smollm2-135m",
+        ),
+        (&["train"], "--data"),
+        (&["train", "--data", "a.jsonl"], "--out"),
+        (
+            &[
+                "train",
+                "--persona",
+                "warm",
+                "--data",
+                "a.jsonl",
+                "--out",
+                "b",
+            ],
+            "cannot be used with",
+        ),
+        (&["train", "--persona", "warm*0.5"], "a name alone"),
+        (
+            &["train", "--persona", "warm+formal"],
+            "a blend is not trained",
+        ),
+        (&["eval", "--limit", "0"], "limit"),
+        (&["data", "lint"], "FILE"),
+        (&["data", "lint", "--near", "2", "a"], "from 0 to 1"),
+    ] {
+        let ran = scene.run(args);
+        assert_eq!(ran.code, 2, "{args:?}: {ran:?}");
+        assert!(ran.err.contains(part), "{args:?}: {ran:?}");
+    }
+}

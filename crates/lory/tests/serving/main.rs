@@ -1,0 +1,10 @@
+//! The service and the server as a client meets them, over a tiny random base with two tones.
+
+mod bad_input;
+mod chat_completions;
+mod company;
+mod departure;
+mod generate;
+mod life;
+mod opening;
+mod scene;
