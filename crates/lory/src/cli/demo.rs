@@ -61,7 +61,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         .map(|answer| answer.end.completion_tokens)
         .sum();
     print(&format!(
-        "\n  {QUESTION}\n\n{}\n{} answers, {tokens} tokens, in one batch: {:.1} s, and {:.1} s to load\n",
+        "\n  {QUESTION}\n\n{}\n{} answers, {tokens} tokens, one batch: {:.1} s (loading: {:.1} s)\n",
         columns::side_by_side(&texts, columns::width()),
         answers.len(),
         (took - loaded).as_secs_f64(),

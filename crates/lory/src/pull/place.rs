@@ -247,7 +247,7 @@ mod tests {
         // printf abcdef | sha256sum
         sha256: "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721",
         upstream: "none",
-        package: ("none", "0"),
+        package: None,
         hub: ("none/none", "none"),
     };
 

