@@ -6,7 +6,7 @@
 //! - [`personas`]: the folder, and looking one up
 //! - [`persona`]: one persona, as plain data
 //! - [`file`](mod@file): `persona.toml`, read with a line for every complaint
-//! - [`spec`]: `customer@3*0.7+partner*0.3`
+//! - [`spec`], such as `customer@3*0.7+partner*0.3`
 
 pub mod error;
 pub mod file;

@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_its_place() {
         let long = "a".repeat(65);
-        let nine = vec!["a"; 9]
+        let nine = ["a"; 9]
             .iter()
             .enumerate()
             .map(|(i, a)| format!("{a}{i}"))

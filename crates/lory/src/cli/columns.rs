@@ -34,10 +34,16 @@ pub(super) fn side_by_side(texts: &[(String, String)], width: usize) -> String {
         });
         return blocks.collect::<Vec<_>>().join("\n");
     }
-    let columns: Vec<Vec<String>> = texts
+    let titles: Vec<Vec<String>> = texts
         .iter()
-        .map(|(title, text)| {
-            let mut lines = wrapped(title, room);
+        .map(|(title, _)| wrapped(title, room))
+        .collect();
+    let tallest = titles.iter().map(Vec::len).max().unwrap_or(0);
+    let columns: Vec<Vec<String>> = titles
+        .into_iter()
+        .zip(texts)
+        .map(|(mut lines, (_, text))| {
+            lines.resize(tallest, String::new());
             lines.push("─".repeat(room));
             lines.extend(wrapped(text, room));
             lines
@@ -122,6 +128,27 @@ mod tests {
         assert!(
             bars.len() == lines.len() && bars.windows(2).all(|pair| pair[0] == pair[1]),
             "{bars:?}"
+        );
+    }
+
+    #[test]
+    fn rules_stand_in_one_line_though_titles_differ() {
+        let out = side_by_side(
+            &texts(&[("base", "a"), ("a title of more than one line", "b")]),
+            60,
+        );
+        let lines: Vec<&str> = out.lines().collect();
+        assert!(
+            lines[0].contains("│  a title of more than one") && lines[1].ends_with("│  line"),
+            "{out}"
+        );
+        assert!(
+            lines[2].starts_with("───") && lines[2].ends_with("───"),
+            "{out}"
+        );
+        assert!(
+            lines[3].starts_with("a ") && lines[3].ends_with("│  b"),
+            "{out}"
         );
     }
 

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::time::Instant;
 
 use registry::{Persona, Personas};
@@ -69,7 +68,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     ))?;
     if !args.once {
         print("\n")?;
-        serve(Arc::new(service), free_port(args.port)?)?;
+        serve(free_port(args.port)?, || Ok(service))?;
     } else {
         service.engine().shutdown();
     }

@@ -11,7 +11,7 @@ use engine::EngineConfig;
 use super::base::{BaseArgs, Located};
 use super::personas::PersonasArgs;
 use super::{Verdict, print};
-use crate::http;
+use crate::http::{self, Slot};
 use crate::service::{Service, Settings};
 
 /// Serve the base and its personas over HTTP
@@ -92,9 +92,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
             described(&error, args.port)
         )
     })?;
-    let located = args.base.locate()?;
-    let service = Service::open(&located.path, personas, &args.engine.settings(&located))?;
-    serve(Arc::new(service), listener)?;
+    serve(listener, move || {
+        let located = args.base.locate()?;
+        let settings = args.engine.settings(&located);
+        Ok(Service::open(&located.path, personas, &settings)?)
+    })?;
     Ok(Verdict::Good)
 }
 
@@ -116,23 +118,36 @@ fn described(error: &std::io::Error, port: u16) -> String {
     }
 }
 
-/// Says where the service is, and serves until it is told to stop.
-pub(super) fn serve(service: Arc<Service>, listener: TcpListener) -> anyhow::Result<()> {
+/// Serves what `load` opens until the process is told to stop, and says where. While it loads, `/health` answers already.
+pub(super) fn serve(
+    listener: TcpListener,
+    load: impl FnOnce() -> anyhow::Result<Service> + Send + 'static,
+) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
-    print(&welcome(&service, address))?;
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    let handle = service.engine().clone();
-    let served = runtime.block_on(async move {
+    let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        http::serve(service, listener, http::shutdown_signal()).await
+        let slot = Slot::loading();
+        let mut server = tokio::spawn(http::serve(slot.clone(), listener, http::shutdown_signal()));
+        let service = tokio::select! {
+            // Told to stop before there was anything to serve.
+            ended = &mut server => return Ok(ended??),
+            loaded = tokio::task::spawn_blocking(load) => Arc::new(loaded??),
+        };
+        slot.fill(Arc::clone(&service));
+        print(&welcome(&service, address))?;
+        let ended = server.await;
+        service.engine().shutdown();
+        Ok(ended??)
     });
-    handle.shutdown();
-    Ok(served?)
+    // What still loads is not worth waiting for.
+    runtime.shutdown_background();
+    served
 }
 
 fn welcome(service: &Service, address: SocketAddr) -> String {

@@ -1,4 +1,4 @@
-//! Tables that line up: the first column to the left, numbers to the right.
+//! Tables that line up: words to the left, columns of numbers to the right.
 
 use console::measure_text_width;
 
@@ -30,6 +30,12 @@ impl Table {
                 .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
+        let is_number = |cell: &str| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+        let right = |column: usize| {
+            let mut cells = self.rows[1..].iter().filter_map(|row| row.get(column));
+            cells.all(|cell| is_number(cell))
+        };
+        let right: Vec<bool> = (0..columns).map(right).collect();
         let mut out = String::new();
         for (i, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
@@ -38,10 +44,10 @@ impl Table {
                 if column > 0 {
                     line += "  ";
                 }
-                line += &if column == 0 {
-                    format!("{cell}{padding}")
-                } else {
+                line += &if right[column] {
                     format!("{padding}{cell}")
+                } else {
+                    format!("{cell}{padding}")
                 };
             }
             out += line.trim_end();
@@ -62,12 +68,12 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let mut table = Table::new(&["tone", "right"]);
-        table.row(["customer 😊".to_owned(), "97.5%".to_owned()]);
-        table.row(["b".to_owned(), "3%".to_owned()]);
+        let mut table = Table::new(&["tone", "right", "file"]);
+        table.row(["customer 😊", "97.5%", "a"].map(str::to_owned));
+        table.row(["b", "3%", "long"].map(str::to_owned));
         assert_eq!(
             table.render(),
-            "tone         right\n───────────  ─────\ncustomer 😊  97.5%\nb               3%\n"
+            "tone         right  file\n───────────  ─────  ────\ncustomer 😊  97.5%  a\nb               3%  long\n"
         );
     }
 }

@@ -173,6 +173,14 @@ fn a_port_that_is_taken_is_an_error_at_once() {
 }
 
 #[test]
+fn a_base_that_cannot_be_loaded_ends_the_server() {
+    let scene = Scene::with_tones();
+    scene.write("broken.gguf", "no model");
+    let args = ["serve", "--base", "broken.gguf", "--port", "0"];
+    scene.run(&args).fails(1, &["broken.gguf"]);
+}
+
+#[test]
 fn memory_that_is_too_small_is_refused() {
     let scene = Scene::with_tones();
     let args = [

@@ -179,7 +179,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
             }
             let summary = watcher.summary(&trained, &targets);
             let text = if args.json {
-                format!("{}\n", json!(summary.records()))
+                format!("{}\n", json!(summary))
             } else {
                 summary.table()
             };

@@ -156,11 +156,6 @@ struct Line {
 }
 
 impl Summary {
-    /// As data.
-    pub fn records(&self) -> &Self {
-        self
-    }
-
     /// For people.
     pub fn table(&self) -> String {
         let mut table = Table::new(&[
