@@ -120,7 +120,7 @@ fn a_broken_template_says_where() {
     );
     assert!(failure("\n\n{{ messages.x.y.z }}").contains("(line 3)"));
     assert!(failure("{{ nothing_of_this_name() }}").contains("nothing_of_this_name"));
-    assert!(failure(&"x".repeat(2 << 20)).contains("2097152 bytes"));
+    assert!(failure(&"x".repeat(2 << 20)).contains("2097152 bytes; at most 65536"));
 }
 
 #[test]
@@ -144,6 +144,71 @@ fn a_hostile_template_runs_out_of_its_budget() {
     }
 }
 
+/// A template of this part over and over, as long as a template may be, ended by `end`.
+fn repeated(part: &str, end: &str) -> String {
+    let opening = if part.starts_with("{%") { "" } else { "{{ " };
+    let count = ((64 << 10) - opening.len() - end.len()) / part.len();
+    format!("{opening}{}{end}", part.repeat(count))
+}
+
+#[test]
+fn deep_nesting_never_exhausts_the_stack() {
+    let endless = [
+        "(",
+        "[",
+        "{",
+        "not ",
+        "-",
+        "{% if 1 %}",
+        "{% for a in b %}",
+        "a.",
+        "a[",
+        "1 if 1 else ",
+        "a|b(",
+        "a+",
+    ];
+    for part in endless {
+        let message = failure(&repeated(part, ""));
+        assert!(message.contains("chat template"), "{part}: {message}");
+    }
+    for part in [
+        "-",
+        "not ",
+        "a.",
+        "a+",
+        "a|e|",
+        "a~",
+        "a and ",
+        "a[0].",
+        "1 if 1 else ",
+    ] {
+        if let Ok(template) = ChatTemplate::new(&repeated(part, "a }}"), "", "") {
+            let _ = template.render(&[Message::new("user", "x")], true);
+        }
+    }
+    let nested = [
+        ("{% set ns.s = [ns.s] %}", "{{ ns.s }}"),
+        (
+            "{% set ns.s = [[[[[[[[[[[[[[[[[[[[ns.s]]]]]]]]]]]]]]]]]]]] %}",
+            "{{ ns.s }}",
+        ),
+        ("{% set ns.s = {'a': ns.s} %}", "{{ ns.s | tojson }}"),
+        (
+            "{% set ns.s = [ns.s] %}{% set ns.t = [ns.t] %}",
+            "{{ ns.s == ns.t }}",
+        ),
+    ];
+    for (step, end) in nested {
+        for count in [1_000, 10_000, 30_000, 100_000] {
+            let source = format!(
+                "{{% set ns = namespace(s=1, t=1) %}}{{% for i in range({count}) %}}{step}{{% endfor %}}{end}"
+            );
+            let template = ChatTemplate::new(&source, "", "").unwrap();
+            let _ = template.render(&[Message::new("user", "x")], true);
+        }
+    }
+}
+
 #[test]
 fn a_long_conversation_fits_the_budget() {
     let template = ChatTemplate::new(SMOLLM2, "", "").unwrap();
@@ -156,6 +221,6 @@ fn a_long_conversation_fits_the_budget() {
             .unwrap()
             .contains("message 4999<|im_end|>")
     );
-    let long = [Message::new("user", "long ".repeat(4 << 20))];
-    assert!(template.render(&long, true).unwrap().len() > 20 << 20);
+    let long = [Message::new("user", "long ".repeat(400_000))];
+    assert!(template.render(&long, true).unwrap().len() > 2_000_000);
 }

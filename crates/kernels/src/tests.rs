@@ -182,7 +182,8 @@ fn a_row_does_not_depend_on_its_batch() {
                     &r.values(rank * inputs),
                     &r.values(rank * outputs),
                     (outputs, inputs, rank),
-                     1.0, t,
+                    1.0,
+                    t,
                 )
                 .unwrap()
             })
@@ -246,7 +247,7 @@ fn mixed_lora_equals_the_summed_deltas() {
     let packs: Vec<LoraPack> = parts
         .iter()
         .zip(ranks)
-        .map(|((a, b), n)| LoraPack::new(a, b, (outputs, inputs, n),  1.0, LoraType::F32).unwrap())
+        .map(|((a, b), n)| LoraPack::new(a, b, (outputs, inputs, n), 1.0, LoraType::F32).unwrap())
         .collect();
     let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).collect();
     let x = Tensor::from_vec(3, inputs, r.values(3 * inputs));

@@ -22,10 +22,15 @@ fn main() -> anyhow::Result<()> {
     };
     let base = Base::open(Path::new(base), None, Device::cpu(None)?)?;
     let model = &base.model;
-    let tokens = tokens.iter().map(|t| t.parse()).collect::<Result<Vec<u32>, _>>()?;
+    let tokens = tokens
+        .iter()
+        .map(|t| t.parse())
+        .collect::<Result<Vec<u32>, _>>()?;
     anyhow::ensure!(!tokens.is_empty(), "no tokens");
     anyhow::ensure!(
-        tokens.iter().all(|&t| (t as usize) < model.config().vocab_size),
+        tokens
+            .iter()
+            .all(|&t| (t as usize) < model.config().vocab_size),
         "a token is past the vocabulary"
     );
     let adapters: Vec<Adapter> = match adapter.as_str() {
@@ -50,13 +55,28 @@ fn main() -> anyhow::Result<()> {
     let batch = Batch {
         tokens: &tokens,
         spans: &[span],
-        runs: if adapters.is_empty() { &[] } else { std::slice::from_ref(&run) },
+        runs: if adapters.is_empty() {
+            &[]
+        } else {
+            std::slice::from_ref(&run)
+        },
         adapters: &adapters,
     };
     let mut logits = Tensor::default();
     let all: Vec<u32> = (0..rows as u32).collect();
-    model.forward(batch, &mut cache, &mut Buffers::default(), &all, Compute::F32, &mut logits);
-    let bytes: Vec<u8> = logits.values().iter().flat_map(|x| x.to_le_bytes()).collect();
+    model.forward(
+        batch,
+        &mut cache,
+        &mut Buffers::default(),
+        &all,
+        Compute::F32,
+        &mut logits,
+    );
+    let bytes: Vec<u8> = logits
+        .values()
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
     let view = TensorView::new(Dtype::F32, vec![rows, logits.columns()], &bytes)?;
     safetensors::serialize_to_file(BTreeMap::from([("logits", view)]), None, Path::new(out))?;
     Ok(())

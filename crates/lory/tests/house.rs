@@ -16,30 +16,49 @@ const FLOORS: [(&str, u8); 7] = [
 
 fn manifests() -> BTreeMap<String, toml::Table> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let folders = std::fs::read_dir(crates).unwrap().map(|entry| entry.unwrap());
+    let folders = std::fs::read_dir(crates)
+        .unwrap()
+        .map(|entry| entry.unwrap());
     folders
         .map(|folder| {
             let text = std::fs::read_to_string(folder.path().join("Cargo.toml")).unwrap();
-            (folder.file_name().into_string().unwrap(), text.parse().unwrap())
+            (
+                folder.file_name().into_string().unwrap(),
+                text.parse().unwrap(),
+            )
         })
         .collect()
 }
 
 fn dependencies(manifest: &toml::Table) -> Vec<&str> {
     let table = manifest.get("dependencies").and_then(toml::Value::as_table);
-    table.into_iter().flatten().map(|(name, _)| name.as_str()).collect()
+    table
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.as_str())
+        .collect()
 }
 
 #[test]
 fn a_crate_imports_only_from_floors_below_its_own() {
     let manifests = manifests();
-    assert_eq!(manifests.len(), FLOORS.len() + 1, "a new crate needs a floor here");
+    assert_eq!(
+        manifests.len(),
+        FLOORS.len() + 1,
+        "a new crate needs a floor here"
+    );
     let floors = BTreeMap::from(FLOORS);
     for (name, floor) in FLOORS {
         for dependency in dependencies(&manifests[name]) {
-            assert_ne!(dependency, "testkit", "{name} uses testkit outside its tests");
+            assert_ne!(
+                dependency, "testkit",
+                "{name} uses testkit outside its tests"
+            );
             if let Some(below) = floors.get(dependency) {
-                assert!(*below < floor, "{name} on floor {floor} imports {dependency} on floor {below}");
+                assert!(
+                    *below < floor,
+                    "{name} on floor {floor} imports {dependency} on floor {below}"
+                );
             }
         }
     }
@@ -50,7 +69,9 @@ fn a_crate_imports_only_from_floors_below_its_own() {
 fn async_lives_in_the_binary_alone() {
     for (name, manifest) in manifests().iter().filter(|(name, _)| *name != "lory") {
         for dependency in dependencies(manifest) {
-            let is_async = ["tokio", "futures", "async", "axum", "hyper"].iter().any(|a| dependency.starts_with(a));
+            let is_async = ["tokio", "futures", "async", "axum", "hyper"]
+                .iter()
+                .any(|a| dependency.starts_with(a));
             assert!(!is_async, "{name} depends on {dependency}");
         }
     }
@@ -59,7 +80,10 @@ fn async_lives_in_the_binary_alone() {
 #[test]
 fn unsafe_code_is_forbidden_outside_the_kernels() {
     for (name, manifest) in manifests() {
-        let inherits = manifest["lints"].get("workspace").and_then(toml::Value::as_bool) == Some(true);
+        let inherits = manifest["lints"]
+            .get("workspace")
+            .and_then(toml::Value::as_bool)
+            == Some(true);
         assert_eq!(inherits, name != "kernels", "{name}: lints.workspace");
     }
     let root = include_str!("../../../Cargo.toml");

@@ -43,17 +43,19 @@ impl Model {
     /// # Errors
     /// They are not.
     pub fn pack_adapter(&self, pairs: &[LoraPair], dtype: LoraType) -> Result<Adapter, ModelError> {
-        let mut layers: Vec<[Option<LoraPack>; Module::ALL.len()]> =
-            (0..self.config().layers).map(|_| Default::default()).collect();
+        let mut layers: Vec<[Option<LoraPack>; Module::ALL.len()]> = (0..self.config().layers)
+            .map(|_| Default::default())
+            .collect();
         for pair in pairs {
             let shape = (pair.outputs, pair.inputs, pair.rank);
-            let pack = LoraPack::new(&pair.a, &pair.b, shape, pair.scale, dtype).map_err(|source| {
-                ModelError::Kernel {
-                    origin: "adapter".into(),
-                    name: pair.module.path(pair.layer),
-                    source,
-                }
-            })?;
+            let pack =
+                LoraPack::new(&pair.a, &pair.b, shape, pair.scale, dtype).map_err(|source| {
+                    ModelError::Kernel {
+                        origin: "adapter".into(),
+                        name: pair.module.path(pair.layer),
+                        source,
+                    }
+                })?;
             layers[pair.layer][pair.module as usize] = Some(pack);
         }
         Ok(Adapter { layers })

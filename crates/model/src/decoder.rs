@@ -4,8 +4,8 @@ use crate::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{
-    Compute, Device, KvCache, KvType, Lora, LoraPack, Norm, Projection, RopeTable, Run, Span, Tensor, Weights,
-    Workspace,
+    Compute, Device, KvCache, KvType, Lora, LoraPack, Norm, Projection, RopeTable, Run, Span,
+    Tensor, Weights, Workspace,
 };
 
 /// One layer's frozen weights. Query and key rows are in Hugging Face's order, whatever the file's.
@@ -41,7 +41,13 @@ impl Layer {
         out: &'a mut Tensor,
         accumulate: bool,
     ) -> Projection<'a> {
-        Projection { weights: self.weights(module), bias, lora, out, accumulate }
+        Projection {
+            weights: self.weights(module),
+            bias,
+            lora,
+            out,
+            accumulate,
+        }
     }
 
     /// The weights of one of the seven linear layers.
@@ -162,13 +168,24 @@ impl Model {
 
     /// Bytes of all weights in memory.
     pub fn weight_bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|l| Module::ALL.map(|m| l.weights(m).bytes()));
-        layers.sum::<usize>() + self.embedding.bytes() + self.head.as_ref().map_or(0, Weights::bytes)
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| Module::ALL.map(|m| l.weights(m).bytes()));
+        layers.sum::<usize>()
+            + self.embedding.bytes()
+            + self.head.as_ref().map_or(0, Weights::bytes)
     }
 
     /// Pages for `blocks` blocks in each of `layers` layers.
     pub fn new_cache(&self, layers: usize, blocks: usize, dtype: KvType) -> KvCache {
-        KvCache::new(layers, blocks, self.config.kv_heads, self.config.head_dim, dtype)
+        KvCache::new(
+            layers,
+            blocks,
+            self.config.kv_heads,
+            self.config.head_dim,
+            dtype,
+        )
     }
 
     /// Bytes of one block over all layers.
@@ -203,7 +220,13 @@ impl Model {
     }
 
     /// Norm and head over rows of the residual stream.
-    pub fn project_head(&self, x: &Tensor, workspace: &mut Workspace, compute: Compute, logits: &mut Tensor) {
+    pub fn project_head(
+        &self,
+        x: &Tensor,
+        workspace: &mut Workspace,
+        compute: Compute,
+        logits: &mut Tensor,
+    ) {
         let head = Projection {
             weights: self.head(),
             bias: None,
@@ -211,7 +234,8 @@ impl Model {
             out: logits,
             accumulate: false,
         };
-        self.device.linear(workspace, x, Some(self.head_norm()), &mut [head], compute);
+        self.device
+            .linear(workspace, x, Some(self.head_norm()), &mut [head], compute);
     }
 
     /// One layer, in place on the residual stream `x`; keys and values go to layer `pages` of the cache.
@@ -242,7 +266,15 @@ impl Model {
             w.project(Module::V, bias(2), lora(Module::V), &mut b.v, false),
         ];
         device.linear(&mut b.attention_input, x, norm, &mut qkv, compute);
-        device.rope_store(&self.rope, &mut b.q, &mut b.k, &b.v, batch.spans, cache, pages);
+        device.rope_store(
+            &self.rope,
+            &mut b.q,
+            &mut b.k,
+            &b.v,
+            batch.spans,
+            cache,
+            pages,
+        );
         device.attention(&b.q, batch.spans, cache, pages, &mut b.attention);
         let mut o = [w.project(Module::O, None, lora(Module::O), &mut *x, true)];
         device.linear(&mut b.other_input, &b.attention, None, &mut o, compute);

@@ -17,7 +17,9 @@ pub enum ModelError {
     #[error(transparent)]
     Config(#[from] formats::config::ConfigError),
     /// A tensor that the architecture needs is not there.
-    #[error("{origin}: tensor {name:?} is missing; is this file whole, and of architecture {architecture}?")]
+    #[error(
+        "{origin}: tensor {name:?} is missing; is this file whole, and of architecture {architecture}?"
+    )]
     Missing {
         /// The file.
         origin: String,
@@ -39,7 +41,9 @@ pub enum ModelError {
         expected: Vec<u64>,
     },
     /// A tensor's encoding is parsed, but not run.
-    #[error("{origin}: tensor {name:?} is {dtype}, which is not run; requantize the file to one of {runs}")]
+    #[error(
+        "{origin}: tensor {name:?} is {dtype}, which is not run; requantize the file to one of {runs}"
+    )]
     Type {
         /// The file.
         origin: String,

@@ -31,7 +31,11 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn tensor(&self, name: &str, expected: &[u64]) -> Result<formats::gguf::TensorView<'_>, ModelError> {
+    fn tensor(
+        &self,
+        name: &str,
+        expected: &[u64],
+    ) -> Result<formats::gguf::TensorView<'_>, ModelError> {
         let tensor = self.gguf.tensor(name).ok_or_else(|| ModelError::Missing {
             origin: self.gguf.origin().into(),
             name: name.into(),
@@ -73,7 +77,8 @@ impl Loader<'_> {
     fn vector(&self, name: &str, n: usize, order: Option<&[u32]>) -> Result<Vec<f32>, ModelError> {
         let tensor = self.tensor(name, &[n as u64])?;
         let mut values = vec![0f32; n];
-        dequantize(tensor.dtype, tensor.data, &mut values).map_err(|_| self.not_run(name, tensor.dtype))?;
+        dequantize(tensor.dtype, tensor.data, &mut values)
+            .map_err(|_| self.not_run(name, tensor.dtype))?;
         Ok(match order {
             Some(order) => order.iter().map(|&i| values[i as usize]).collect(),
             None => values,
@@ -97,7 +102,12 @@ impl Loader<'_> {
         let dim = self.config.head_dim;
         let row = |i: usize| {
             let (head, i) = (i / dim, i % dim);
-            head * dim + if i < dim / 2 { 2 * i } else { 2 * (i - dim / 2) + 1 }
+            head * dim
+                + if i < dim / 2 {
+                    2 * i
+                } else {
+                    2 * (i - dim / 2) + 1
+                }
         };
         Some((0..heads * dim).map(|i| row(i) as u32).collect())
     }
@@ -124,9 +134,17 @@ impl Loader<'_> {
             biases,
             o: self.linear(&name("attn_output.weight"), (hidden, q), None)?,
             ffn_norm: self.vector(&name("ffn_norm.weight"), hidden, None)?,
-            gate: self.linear(&name("ffn_gate.weight"), (c.intermediate_size, hidden), None)?,
+            gate: self.linear(
+                &name("ffn_gate.weight"),
+                (c.intermediate_size, hidden),
+                None,
+            )?,
             up: self.linear(&name("ffn_up.weight"), (c.intermediate_size, hidden), None)?,
-            down: self.linear(&name("ffn_down.weight"), (hidden, c.intermediate_size), None)?,
+            down: self.linear(
+                &name("ffn_down.weight"),
+                (hidden, c.intermediate_size),
+                None,
+            )?,
         })
     }
 }
@@ -151,7 +169,9 @@ impl Model {
         };
         let vocabulary = (config.vocab_size, config.hidden_size);
         let embedding = loader.linear("token_embd.weight", vocabulary, None)?;
-        let layers = (0..config.layers).map(|i| loader.layer(i)).collect::<Result<Vec<_>, _>>()?;
+        let layers = (0..config.layers)
+            .map(|i| loader.layer(i))
+            .collect::<Result<Vec<_>, _>>()?;
         let norm = loader.vector("output_norm.weight", config.hidden_size, None)?;
         let head = if config.tie_word_embeddings {
             None
@@ -159,7 +179,12 @@ impl Model {
             Some(loader.linear("output.weight", vocabulary, None)?)
         };
         let factors = config.rope_freq_factors.as_deref();
-        let rope = RopeTable::new(config.head_dim, config.context_length, config.rope_theta, factors);
+        let rope = RopeTable::new(
+            config.head_dim,
+            config.context_length,
+            config.rope_theta,
+            factors,
+        );
         Ok(Model {
             embedding,
             layers,

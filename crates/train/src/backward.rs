@@ -26,7 +26,11 @@ pub(crate) struct Slots<'a> {
 impl Slots<'_> {
     fn at(&mut self, layer: usize, module: Module) -> Vec<Option<LoraGrad<'_>>> {
         let place = layer * Module::ALL.len() + module as usize;
-        let each = self.params.iter().zip(self.grads.iter_mut()).zip(self.places);
+        let each = self
+            .params
+            .iter()
+            .zip(self.grads.iter_mut())
+            .zip(self.places);
         each.map(|((params, grads), places)| {
             let i = places[place]?;
             let (pair, grad) = (&params.pairs[i], &mut grads.pairs[i]);
@@ -102,7 +106,14 @@ impl Pass<'_> {
         let b = &*buffers;
 
         zeros_like(&mut s.activated, &b.activated);
-        self.linear(layer, Module::Down, &b.activated, dx, slots, &mut s.activated);
+        self.linear(
+            layer,
+            Module::Down,
+            &b.activated,
+            dx,
+            slots,
+            &mut s.activated,
+        );
         device.swiglu_backward(&s.activated, &b.gate, &b.up, &mut s.gate, &mut s.up);
         zeros_like(&mut s.normed, x);
         let input = b.ffn_input.normed();
@@ -112,9 +123,22 @@ impl Pass<'_> {
 
         zeros_like(&mut s.attention, &b.attention);
         self.linear(layer, Module::O, &b.attention, dx, slots, &mut s.attention);
-        let inputs = AttentionInputs { q: &b.q, k: &b.k, v: &b.v, out: &b.attention };
+        let inputs = AttentionInputs {
+            q: &b.q,
+            k: &b.k,
+            v: &b.v,
+            out: &b.attention,
+        };
         let head_dim = model.config().head_dim;
-        device.attention_backward(&inputs, self.sequences, head_dim, &s.attention, &mut s.q, &mut s.k, &mut s.v);
+        device.attention_backward(
+            &inputs,
+            self.sequences,
+            head_dim,
+            &s.attention,
+            &mut s.q,
+            &mut s.k,
+            &mut s.v,
+        );
         device.rope_backward(model.rope(), self.positions, head_dim, &mut s.q);
         device.rope_backward(model.rope(), self.positions, head_dim, &mut s.k);
         zeros_like(&mut s.normed, x);
@@ -126,8 +150,19 @@ impl Pass<'_> {
     }
 
     /// dx += dy through one linear layer and the adapters beside it.
-    fn linear(&self, layer: usize, module: Module, x: &Tensor, dy: &Tensor, slots: &mut Slots<'_>, dx: &mut Tensor) {
-        let (device, weights) = (self.model.device(), self.model.layer_weights(layer).weights(module));
+    fn linear(
+        &self,
+        layer: usize,
+        module: Module,
+        x: &Tensor,
+        dy: &Tensor,
+        slots: &mut Slots<'_>,
+        dx: &mut Tensor,
+    ) {
+        let (device, weights) = (
+            self.model.device(),
+            self.model.layer_weights(layer).weights(module),
+        );
         device.linear_backward(dy, weights, dx, self.compute);
         device.lora_backward(x, dy, self.batch.runs, &mut slots.at(layer, module), dx);
     }

@@ -58,17 +58,25 @@ impl Layout {
                 layout.positions.extend(0..tokens.len() as u32);
                 layout.sequences.push((at, tokens.len()));
                 let blocks = tokens.len().div_ceil(BLOCK_TOKENS) as u32;
-                layout.blocks.push((next_block..next_block + blocks).collect());
+                layout
+                    .blocks
+                    .push((next_block..next_block + blocks).collect());
                 next_block += blocks;
                 for (i, trained) in item.example.trained.iter().enumerate().skip(1) {
                     if *trained {
-                        layout.trained.push(((at + i - 1) as u32, item.example.tokens[i], adapter));
+                        layout
+                            .trained
+                            .push(((at + i - 1) as u32, item.example.tokens[i], adapter));
                     }
                 }
             }
             let rows = layout.tokens.len() - first;
             if rows > 0 {
-                layout.runs.push(Run { first, rows, slots: vec![(adapter as u32, 1.0)] });
+                layout.runs.push(Run {
+                    first,
+                    rows,
+                    slots: vec![(adapter as u32, 1.0)],
+                });
             }
         }
         layout
@@ -80,7 +88,13 @@ impl Layout {
 
     fn spans(&self) -> Vec<Span<'_>> {
         let each = self.sequences.iter().zip(&self.blocks);
-        each.map(|(&(first, rows), blocks)| Span { first, rows, past: 0, blocks }).collect()
+        each.map(|(&(first, rows), blocks)| Span {
+            first,
+            rows,
+            past: 0,
+            blocks,
+        })
+        .collect()
     }
 }
 
@@ -134,7 +148,12 @@ impl ModelLearner {
             .map_err(|e| TrainError::Learner(e.to_string()))?;
         let adapters: Vec<&Adapter> = packed.iter().collect();
         let spans = layout.spans();
-        let rows = Batch { tokens: &layout.tokens, spans: &spans, runs: &layout.runs, adapters: &adapters };
+        let rows = Batch {
+            tokens: &layout.tokens,
+            spans: &spans,
+            runs: &layout.runs,
+            adapters: &adapters,
+        };
         let mut cache = match self.cache.take() {
             Some(cache) if cache.blocks() >= layout.blocks() => cache,
             _ => model.new_cache(1, layout.blocks(), KvType::F32),
@@ -149,11 +168,25 @@ impl ModelLearner {
             if gradients.is_some() {
                 inputs.push(x.clone());
             }
-            model.layer(layer, &mut x, rows, &mut cache, 0, &mut self.buffers, self.compute);
+            model.layer(
+                layer,
+                &mut x,
+                rows,
+                &mut cache,
+                0,
+                &mut self.buffers,
+                self.compute,
+            );
         }
 
         let mut dx = Tensor::zeros(if gradients.is_some() { x.rows() } else { 0 }, x.columns());
-        self.head(&x, &layout, gradients.as_ref().map(|(scale, _)| *scale), &mut dx, &mut sums);
+        self.head(
+            &x,
+            &layout,
+            gradients.as_ref().map(|(scale, _)| *scale),
+            &mut dx,
+            &mut sums,
+        );
 
         if let Some((_, grads)) = &mut gradients {
             let places = places(params, config.layers);
@@ -164,10 +197,22 @@ impl ModelLearner {
                 positions: &layout.positions,
                 compute: self.compute,
             };
-            let mut slots = Slots { params, grads, places: &places };
+            let mut slots = Slots {
+                params,
+                grads,
+                places: &places,
+            };
             while let Some(x) = inputs.pop() {
                 let layer = inputs.len();
-                pass.layer(layer, &x, &mut dx, &mut slots, &mut cache, &mut self.buffers, &mut self.scratch);
+                pass.layer(
+                    layer,
+                    &x,
+                    &mut dx,
+                    &mut slots,
+                    &mut cache,
+                    &mut self.buffers,
+                    &mut self.scratch,
+                );
             }
         }
         self.cache = Some(cache);
@@ -175,18 +220,37 @@ impl ModelLearner {
     }
 
     /// Losses of the trained rows, and with scales their gradient by the residual stream, chunk by chunk.
-    fn head(&mut self, x: &Tensor, layout: &Layout, scale: Option<&[f32]>, dx: &mut Tensor, sums: &mut [LossSum]) {
+    fn head(
+        &mut self,
+        x: &Tensor,
+        layout: &Layout,
+        scale: Option<&[f32]>,
+        dx: &mut Tensor,
+        sums: &mut [LossSum],
+    ) {
         let (model, device) = (&self.model, self.model.device());
-        let (mut selected, mut dnormed, mut dselected) = (Tensor::default(), Tensor::default(), Tensor::default());
+        let (mut selected, mut dnormed, mut dselected) =
+            (Tensor::default(), Tensor::default(), Tensor::default());
         for chunk in layout.trained.chunks(HEAD_ROWS) {
             let rows: Vec<u32> = chunk.iter().map(|t| t.0).collect();
             let targets: Vec<u32> = chunk.iter().map(|t| t.1).collect();
-            let scales: Vec<f32> = chunk.iter().map(|t| scale.map_or(0.0, |s| s[t.2])).collect();
+            let scales: Vec<f32> = chunk
+                .iter()
+                .map(|t| scale.map_or(0.0, |s| s[t.2]))
+                .collect();
             device.gather(x, &rows, &mut selected);
-            model.project_head(&selected, &mut self.buffers.other_input, self.compute, &mut self.logits);
+            model.project_head(
+                &selected,
+                &mut self.buffers.other_input,
+                self.compute,
+                &mut self.logits,
+            );
             let losses = device.cross_entropy(&mut self.logits, &targets, &scales);
             for (loss, &(_, _, adapter)) in losses.iter().zip(chunk) {
-                sums[adapter].add(LossSum { loss: f64::from(*loss), tokens: 1 });
+                sums[adapter].add(LossSum {
+                    loss: f64::from(*loss),
+                    tokens: 1,
+                });
             }
             if scale.is_some() {
                 dnormed.resize(rows.len(), x.columns());
@@ -216,7 +280,11 @@ impl Learner for ModelLearner {
         self.run(params, batch, Some((loss_scale, grads)))
     }
 
-    fn losses(&mut self, params: &[LoraParams], batch: &[Item<'_>]) -> Result<Vec<LossSum>, TrainError> {
+    fn losses(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+    ) -> Result<Vec<LossSum>, TrainError> {
         self.run(params, batch, None)
     }
 }

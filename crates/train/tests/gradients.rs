@@ -15,22 +15,40 @@ fn tiny(dtype: GgmlType) -> Arc<Model> {
 }
 
 fn adapter(model: &Model, seed: u64, rank: usize) -> LoraParams {
-    LoraParams { pairs: tiny_adapter(seed, model.config(), rank, 1.5).pairs }
+    LoraParams {
+        pairs: tiny_adapter(seed, model.config(), rank, 1.5).pairs,
+    }
 }
 
 fn example(seed: u32, tokens: usize, prompt: usize) -> Example {
-    let tokens: Vec<u32> = (0..tokens as u32).map(|i| (seed * 7919 + i * 104_729) % 250).collect();
+    let tokens: Vec<u32> = (0..tokens as u32)
+        .map(|i| (seed * 7919 + i * 104_729) % 250)
+        .collect();
     let trained = (0..tokens.len()).map(|i| i >= prompt).collect();
     Example { tokens, trained }
 }
 
 fn items(examples: &[(usize, Example)]) -> Vec<Item<'_>> {
-    examples.iter().map(|(adapter, example)| Item { adapter: *adapter, example }).collect()
+    examples
+        .iter()
+        .map(|(adapter, example)| Item {
+            adapter: *adapter,
+            example,
+        })
+        .collect()
 }
 
-fn total(learner: &mut ModelLearner, params: &[LoraParams], batch: &[Item<'_>], scale: &[f32]) -> f64 {
+fn total(
+    learner: &mut ModelLearner,
+    params: &[LoraParams],
+    batch: &[Item<'_>],
+    scale: &[f32],
+) -> f64 {
     let sums = learner.losses(params, batch).unwrap();
-    sums.iter().zip(scale).map(|(s, c)| s.loss * f64::from(*c)).sum()
+    sums.iter()
+        .zip(scale)
+        .map(|(s, c)| s.loss * f64::from(*c))
+        .sum()
 }
 
 #[test]
@@ -40,20 +58,37 @@ fn every_adapter_tensor_follows_finite_differences() {
         let mut learner = ModelLearner::new(model.clone(), Compute::F32);
         let mut params = vec![adapter(&model, 1, 4), adapter(&model, 2, 8)];
         // Three examples of two adapters, interleaved; one is longer than two blocks.
-        let examples = [(0, example(1, 20, 8)), (1, example(2, 37, 5)), (0, example(3, 9, 3))];
+        let examples = [
+            (0, example(1, 20, 8)),
+            (1, example(2, 37, 5)),
+            (0, example(3, 9, 3)),
+        ];
         let batch = items(&examples);
         let scale = [0.05f32, 0.03];
         let mut grads: Vec<LoraGrads> = params.iter().map(LoraGrads::zeros_like).collect();
-        learner.forward_backward(&params, &batch, &scale, &mut grads).unwrap();
+        learner
+            .forward_backward(&params, &batch, &scale, &mut grads)
+            .unwrap();
 
         for a in 0..params.len() {
             for p in 0..params[a].pairs.len() {
                 for b in [false, true] {
                     let (layer, module) = (params[a].pairs[p].layer, params[a].pairs[p].module);
-                    let grad = if b { &grads[a].pairs[p].b } else { &grads[a].pairs[p].a };
+                    let grad = if b {
+                        &grads[a].pairs[p].b
+                    } else {
+                        &grads[a].pairs[p].a
+                    };
                     // Along the gradient itself: the derivative is its length squared.
-                    let length = grad.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-                    let what = format!("{dtype:?} adapter {a} layer {layer} {module:?} {}", if b { "B" } else { "A" });
+                    let length = grad
+                        .iter()
+                        .map(|g| f64::from(*g).powi(2))
+                        .sum::<f64>()
+                        .sqrt();
+                    let what = format!(
+                        "{dtype:?} adapter {a} layer {layer} {module:?} {}",
+                        if b { "B" } else { "A" }
+                    );
                     assert!(length > 1e-7, "{what}: no gradient");
                     let grad = grad.clone();
                     let step = 2e-2;
@@ -89,12 +124,19 @@ fn two_adapters_in_one_batch_train_as_each_alone() {
     let scale = [1.0, 1.0];
     let zeros = || params.iter().map(LoraGrads::zeros_like).collect::<Vec<_>>();
     let mut both = zeros();
-    let sums = learner.forward_backward(&params, &items(&examples), &scale, &mut both).unwrap();
+    let sums = learner
+        .forward_backward(&params, &items(&examples), &scale, &mut both)
+        .unwrap();
     for a in 0..2 {
         let mut alone = zeros();
-        let one = learner.forward_backward(&params, &items(&examples[a..=a]), &scale, &mut alone).unwrap();
+        let one = learner
+            .forward_backward(&params, &items(&examples[a..=a]), &scale, &mut alone)
+            .unwrap();
         assert_eq!(one[a], sums[a]);
-        assert_eq!(alone[a], both[a], "adapter {a}: gradients depend on the company");
+        assert_eq!(
+            alone[a], both[a],
+            "adapter {a}: gradients depend on the company"
+        );
         assert_eq!(one[1 - a].tokens, 0);
     }
 }
@@ -112,7 +154,8 @@ fn bf16_gradients_point_where_f32_ones_do() {
         grads.remove(0)
     });
     for (x, y) in exact.tensors().zip(rounded.tensors()) {
-        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+        let dot =
+            |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();
         let cosine = dot(x, y) / (dot(x, x) * dot(y, y)).sqrt();
         assert!(cosine > 0.999, "cosine {cosine}");
     }
@@ -128,14 +171,26 @@ fn training_and_serving_run_one_forward() {
     let rows = tokens.len() - 1;
     let packed = model.pack_adapter(&params[0].pairs, LoraType::F32).unwrap();
     let blocks: Vec<u32> = (0..4).rev().collect();
-    let (mut cache, mut buffers, mut logits) =
-        (model.new_cache(model.config().layers, 4, KvType::F32), Buffers::default(), Tensor::default());
+    let (mut cache, mut buffers, mut logits) = (
+        model.new_cache(model.config().layers, 4, KvType::F32),
+        Buffers::default(),
+        Tensor::default(),
+    );
     let all: Vec<u32> = (0..rows as u32).collect();
     model.forward(
         Batch {
             tokens: &tokens[..rows],
-            spans: &[Span { first: 0, rows, past: 0, blocks: &blocks }],
-            runs: &[Run { first: 0, rows, slots: vec![(0, 1.0)] }],
+            spans: &[Span {
+                first: 0,
+                rows,
+                past: 0,
+                blocks: &blocks,
+            }],
+            runs: &[Run {
+                first: 0,
+                rows,
+                slots: vec![(0, 1.0)],
+            }],
             adapters: &[&packed],
         },
         &mut cache,
@@ -155,7 +210,11 @@ fn training_and_serving_run_one_forward() {
     let mut learner = ModelLearner::new(model, Compute::F32);
     let learned = learner.losses(&params, &items(&examples)).unwrap()[0];
     assert_eq!(learned.tokens, rows);
-    assert!((learned.loss - served).abs() < 1e-4 * served, "{} and {served}", learned.loss);
+    assert!(
+        (learned.loss - served).abs() < 1e-4 * served,
+        "{} and {served}",
+        learned.loss
+    );
 }
 
 #[test]
@@ -164,8 +223,20 @@ fn examples_past_the_model_are_refused() {
     let params = vec![adapter(&model, 1, 4)];
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
     let long = [(0, example(1, model.config().context_length + 1, 4))];
-    assert!(learner.losses(&params, &items(&long)).unwrap_err().to_string().contains("context"));
+    assert!(
+        learner
+            .losses(&params, &items(&long))
+            .unwrap_err()
+            .to_string()
+            .contains("context")
+    );
     let mut token = example(1, 8, 4);
     token.tokens[2] = model.config().vocab_size as u32;
-    assert!(learner.losses(&params, &items(&[(0, token)])).unwrap_err().to_string().contains("vocabulary"));
+    assert!(
+        learner
+            .losses(&params, &items(&[(0, token)]))
+            .unwrap_err()
+            .to_string()
+            .contains("vocabulary")
+    );
 }

@@ -67,12 +67,15 @@ pub enum TemplateError {
     Render(String),
 }
 
-/// Longest template, in bytes.
-const MAX_TEMPLATE: usize = 1 << 20;
-/// Work of one rendering: an instruction, or 64 bytes made, cost 1. So memory stays below 64 MiB and some times the input.
-const FUEL: u64 = 1_000_000;
+/// Longest template, in bytes; the longest in use have some 20 KiB.
+const MAX_TEMPLATE: usize = 64 << 10;
+/// Work of one rendering: an instruction costs 1, and so do 64 bytes made. Enough for a conversation of some megabytes.
+const FUEL: u64 = 250_000;
 /// Deepest nesting of macros and blocks.
 const MAX_DEPTH: usize = 100;
+/// The template engine recurses over long expressions and nested lists, by at most 2 KiB for each byte of a template and
+/// each unit of fuel. This much stack outlasts both limits above; only what is used takes memory.
+const STACK: usize = 512 << 20;
 const NAME: &str = "chat_template";
 
 /// A compiled chat template.
@@ -136,9 +139,12 @@ impl ChatTemplate {
             date::strftime(&format, SystemTime::now())
         });
         environment.add_filter("tojson", json::to_json);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| TemplateError::Syntax(describe(&error)))?;
+        environment.set_fuel(Some(FUEL));
+        on_deep_stack(|| {
+            environment
+                .add_template_owned(NAME, source.to_owned())
+                .map_err(|error| TemplateError::Syntax(describe(&error)))
+        })?;
         Ok(ChatTemplate {
             environment,
             source: source.to_owned(),
@@ -156,15 +162,6 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let size: usize = messages
-            .iter()
-            .map(|message| message.role.len() + message.content.len())
-            .sum();
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(FUEL + messages.len() as u64 * 1000 + size as u64 / 2));
-        let template = environment
-            .get_template(NAME)
-            .map_err(|error| TemplateError::Render(describe(&error)))?;
         let conversation: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
@@ -177,12 +174,10 @@ impl ChatTemplate {
             tools => (),
             documents => (),
         };
-        template
-            .render(context)
-            .map_err(|error| match refusal(&error) {
-                Some(refusal) => TemplateError::Refused(refusal.0.clone()),
-                None => TemplateError::Render(describe(&error)),
-            })
+        on_deep_stack(|| {
+            let template = self.environment.get_template(NAME).map_err(failed)?;
+            template.render(context).map_err(failed)
+        })
     }
 
     /// The template's own text.
@@ -197,6 +192,32 @@ impl ChatTemplate {
             hasher.field(field.as_bytes());
         }
         hasher.finish()
+    }
+}
+
+/// Runs the template engine where even a hostile template cannot exhaust the stack, which would end the process.
+fn on_deep_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, TemplateError> + Send,
+) -> Result<T, TemplateError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("chat-template".to_owned())
+            .stack_size(STACK);
+        let running = thread
+            .spawn_scoped(scope, work)
+            .map_err(|error| TemplateError::Render(format!("no thread to render on: {error}")))?;
+        running.join().unwrap_or_else(|_| {
+            Err(TemplateError::Render(
+                "the template engine panicked".to_owned(),
+            ))
+        })
+    })
+}
+
+fn failed(error: Error) -> TemplateError {
+    match refusal(&error) {
+        Some(refusal) => TemplateError::Refused(refusal.0.clone()),
+        None => TemplateError::Render(describe(&error)),
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod dequantize;
 mod error;
+mod file;
 mod ggml_type;
 mod quantize;
 mod read;
@@ -21,9 +22,9 @@ mod write;
 
 pub use dequantize::dequantize;
 pub use error::GgufError;
+pub use file::{Bytes, Gguf, TensorView};
 pub use ggml_type::GgmlType;
 pub use quantize::quantize;
-pub use read::{Bytes, Gguf, TensorView};
 pub use value::{Array, Value, ValueType};
 pub use write::GgufWriter;
 

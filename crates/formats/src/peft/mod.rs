@@ -6,6 +6,7 @@
 
 mod config;
 mod error;
+mod fields;
 mod module;
 mod patterns;
 mod read;

@@ -20,7 +20,9 @@ fn adapter(seed: u64) -> Arc<Adapter> {
     let mut random = |n: usize, size: f32| -> Vec<f32> {
         (0..n)
             .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * size
             })
             .collect()
@@ -49,7 +51,9 @@ fn start(config: EngineConfig) -> Handle<Adapter> {
     for tone in 0..TONES {
         let adapter = adapter(u64::from(tone));
         let bytes = adapter.bytes();
-        handle.insert_adapter(AdapterId([tone; 32]), adapter, bytes).unwrap();
+        handle
+            .insert_adapter(AdapterId([tone; 32]), adapter, bytes)
+            .unwrap();
     }
     handle
 }
@@ -66,7 +70,9 @@ fn request(i: usize) -> Request {
         ..Sampling::default()
     };
     Request {
-        prompt: (0..5 + 7 * i as u32).map(|t| (t * 7919 + i as u32 * 104_729) % 49_000).collect(),
+        prompt: (0..5 + 7 * i as u32)
+            .map(|t| (t * 7919 + i as u32 * 104_729) % 49_000)
+            .collect(),
         adapters,
         sampling,
         max_new_tokens: 12,
@@ -95,10 +101,16 @@ fn a_request_gives_the_same_bits_alone_and_among_32() {
         ..EngineConfig::default()
     };
     let handle = start(few);
-    let alone: Vec<_> = (0..32).map(|i| answer(handle.stream(request(i)).unwrap())).collect();
+    let alone: Vec<_> = (0..32)
+        .map(|i| answer(handle.stream(request(i)).unwrap()))
+        .collect();
     drop(handle);
     let different: BTreeSet<_> = alone.iter().collect();
-    assert_eq!(different.len(), 32, "the requests are told apart by their answers");
+    assert_eq!(
+        different.len(),
+        32,
+        "the requests are told apart by their answers"
+    );
 
     let mixed = EngineConfig {
         max_batch: 32,
@@ -107,7 +119,9 @@ fn a_request_gives_the_same_bits_alone_and_among_32() {
         ..EngineConfig::default()
     };
     let handle = start(mixed);
-    let streams: Vec<_> = (0..32).map(|i| handle.stream(request(i)).unwrap()).collect();
+    let streams: Vec<_> = (0..32)
+        .map(|i| handle.stream(request(i)).unwrap())
+        .collect();
     for (i, stream) in streams.into_iter().enumerate() {
         assert_eq!(answer(stream), alone[i], "request {i}");
     }

@@ -18,7 +18,12 @@ use lory::service::Base;
 static BASE: LazyLock<Base> = LazyLock::new(|| {
     let base = known("smollm2-135m").unwrap();
     let home = Home::find().unwrap();
-    let pulled = pull(base, &home, &HubSettings::from_env(), &mut Progress::stderr());
+    let pulled = pull(
+        base,
+        &home,
+        &HubSettings::from_env(),
+        &mut Progress::stderr(),
+    );
     let pulled = pulled.unwrap_or_else(|error| panic!("{error}"));
     Base::open(&pulled.path, Some(base.id), Device::cpu(None).unwrap()).unwrap()
 });

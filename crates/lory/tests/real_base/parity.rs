@@ -72,9 +72,21 @@ fn int8_activations_cost_less_than_one_percent_of_perplexity() {
     let text = include_str!("page.txt");
     let tokens = BASE.tokenizer.encode(text, Special::AsText).unwrap();
     assert!(tokens.len() > 400);
-    let float = perplexity(&logits(&BASE.model, &tokens, Compute::F32, KvType::F32), &tokens);
-    let int8 = perplexity(&logits(&BASE.model, &tokens, Compute::Int8, KvType::F16), &tokens);
-    println!("{} tokens: perplexity {float:.4} in float, {int8:.4} in int8", tokens.len());
-    assert!((2.0..100.0).contains(&float), "a page of plain English at {float}");
+    let float = perplexity(
+        &logits(&BASE.model, &tokens, Compute::F32, KvType::F32),
+        &tokens,
+    );
+    let int8 = perplexity(
+        &logits(&BASE.model, &tokens, Compute::Int8, KvType::F16),
+        &tokens,
+    );
+    println!(
+        "{} tokens: perplexity {float:.4} in float, {int8:.4} in int8",
+        tokens.len()
+    );
+    assert!(
+        (2.0..100.0).contains(&float),
+        "a page of plain English at {float}"
+    );
     assert!((int8 / float - 1.0).abs() < 0.01, "{int8} and {float}");
 }
