@@ -1,7 +1,5 @@
 //! Model configurations: the real base's, and what is refused.
 
-mod base;
-
 use std::sync::Arc;
 
 use formats::config::{ModelConfig, RopeStyle};
@@ -81,32 +79,6 @@ fn what_is_written_is_read() {
     let read = read(&file).unwrap();
     assert!(!read.tie_word_embeddings);
     assert_eq!(read.rope_freq_factors.unwrap()[4], 4.0);
-}
-
-#[test]
-fn the_real_base_is_understood() {
-    let Some(path) = base::real_base() else {
-        return;
-    };
-    let config = ModelConfig::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
-    let expected = ModelConfig {
-        architecture: "llama".into(),
-        hidden_size: 576,
-        layers: 30,
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        intermediate_size: 1536,
-        vocab_size: 49152,
-        context_length: 8192,
-        rope_theta: 100_000.0,
-        rope_style: RopeStyle::Interleaved,
-        rope_freq_factors: None,
-        rms_norm_eps: 1e-5,
-        tie_word_embeddings: true,
-        qkv_bias: false,
-    };
-    assert_eq!(config, expected);
 }
 
 #[test]

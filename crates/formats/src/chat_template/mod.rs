@@ -5,6 +5,7 @@
 
 mod date;
 mod json;
+mod tags;
 
 use std::time::SystemTime;
 
@@ -56,6 +57,12 @@ pub enum TemplateError {
         /// Its length.
         found: usize,
     },
+    /// An expression longer than any template's.
+    #[error("the chat template has a tag of {found} bytes; at most {MAX_TAG} are read")]
+    LongTag {
+        /// Its length.
+        found: usize,
+    },
     /// The template is no Jinja.
     #[error("the chat template is not understood: {0}")]
     Syntax(String),
@@ -69,6 +76,8 @@ pub enum TemplateError {
 
 /// Longest template, in bytes; the longest in use have some 20 KiB.
 const MAX_TEMPLATE: usize = 64 << 10;
+/// Longest `{{ }}` or `{% %}`, in bytes.
+const MAX_TAG: usize = 8 << 10;
 /// Work of one rendering: an instruction costs 1, and so do 64 bytes made. Enough for a conversation of some megabytes.
 const FUEL: u64 = 250_000;
 /// Deepest nesting of macros and blocks.
@@ -111,6 +120,10 @@ impl ChatTemplate {
             return Err(TemplateError::TooLarge {
                 found: source.len(),
             });
+        }
+        let found = tags::longest(source);
+        if found > MAX_TAG {
+            return Err(TemplateError::LongTag { found });
         }
         let mut environment = Environment::new();
         // As in transformers: no escaping (the name has no extension), blocks take their line with them.
