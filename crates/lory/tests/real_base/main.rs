@@ -3,27 +3,27 @@
 //! `parity.safetensors` comes from `bench/peers/make_parity_fixture.py` (transformers, float32, on the dequantized file).
 
 mod company;
+mod file;
 mod parity;
 mod tokens;
 
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use kernels::Device;
 use lory::home::Home;
 use lory::progress::Progress;
-use lory::pull::{HubSettings, known, pull};
+use lory::pull::{HubSettings, KNOWN, pull};
 use lory::service::Base;
 
-/// The base, pulled and loaded once for all tests.
-static BASE: LazyLock<Base> = LazyLock::new(|| {
-    let base = known("smollm2-135m").unwrap();
+/// The file in the cache.
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     let home = Home::find().unwrap();
-    let pulled = pull(
-        base,
-        &home,
-        &HubSettings::from_env(),
-        &mut Progress::stderr(),
-    );
-    let pulled = pulled.unwrap_or_else(|error| panic!("{error}"));
-    Base::open(&pulled.path, Some(base.id), Device::cpu(None).unwrap()).unwrap()
+    let settings = HubSettings::from_env();
+    let pulled = pull(&KNOWN[0], &home, &settings, &mut Progress::stderr());
+    pulled.unwrap_or_else(|error| panic!("{error}")).path
 });
+
+/// The base, loaded once for all tests.
+static BASE: LazyLock<Base> =
+    LazyLock::new(|| Base::open(&FILE, Some(KNOWN[0].id), Device::cpu(None).unwrap()).unwrap());
