@@ -73,7 +73,7 @@ thread_local! {
     static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Rows that one task of region 1 takes.
+/// Most rows that one task of region 1 takes; fewer where there are few, so that all threads have some.
 const ROW_CHUNK: usize = 16;
 
 /// Where a projection's shrunk rows lie: row-major, `entries` slots of `padded` values a row.
@@ -195,9 +195,10 @@ impl Device {
             .iter_mut()
             .map(|h| Scatter::new(h))
             .collect();
-        self.pool().run(rows.div_ceil(ROW_CHUNK), &|task| {
-            let first = task * ROW_CHUNK;
-            let count = ROW_CHUNK.min(rows - first);
+        let chunk = rows.div_ceil(self.pool().threads()).min(ROW_CHUNK);
+        self.pool().run(rows.div_ceil(chunk), &|task| {
+            let first = task * chunk;
+            let count = chunk.min(rows - first);
             let mut source = &x.values()[first * columns..][..count * columns];
             // SAFETY (this block): each task writes the parts of its own rows only.
             unsafe {

@@ -2,7 +2,7 @@
 
 use crate::gemm::{Bf16Bits, Element, F16Bits, Gemm, gemm_bf16, gemm_f16, gemm_f32};
 use crate::linear::typed;
-use crate::simd::LANES;
+use crate::simd::{LANES, Simd, instantiate};
 use crate::{Isa, KernelError};
 
 /// How an adapter's values are kept in memory.
@@ -54,7 +54,7 @@ pub struct LoraPack {
     pub(crate) scale: f32,
     /// A^T: inputs x padded.
     a: Values,
-    /// B^T: rank x outputs.
+    /// B^T in tiles of 16 outputs: tile > rank > 16, so that what a tile needs lies together.
     b: Values,
 }
 
@@ -89,10 +89,10 @@ impl LoraPack {
                 at[k * padded + r] = x;
             }
         }
-        let mut bt = vec![0f32; rank * outputs];
+        let mut tiles = vec![0f32; outputs.div_ceil(LANES) * rank * LANES];
         for (n, row) in b.chunks_exact(rank).enumerate() {
             for (r, &x) in row.iter().enumerate() {
-                bt[r * outputs + n] = x;
+                tiles[(n / LANES * rank + r) * LANES + n % LANES] = x;
             }
         }
         Ok(LoraPack {
@@ -102,7 +102,7 @@ impl LoraPack {
             padded,
             scale,
             a: Values::new(dtype, &at),
-            b: Values::new(dtype, &bt),
+            b: Values::new(dtype, &tiles),
         })
     }
 
@@ -124,27 +124,21 @@ impl LoraPack {
         h: *mut f32,
         h_row: usize,
     ) {
+        let job = Shrink {
+            x,
+            inputs: self.inputs,
+            padded: self.padded,
+            rows,
+            scale: scale * self.scale,
+            h,
+            h_row,
+        };
         // SAFETY: shapes by construction and by the caller's contract.
         unsafe {
-            let g = |b| Gemm {
-                m: rows,
-                n: self.padded,
-                p: self.inputs,
-                a: x,
-                a_row: self.inputs,
-                a_column: 1,
-                b,
-                b_row: self.padded,
-                out: h,
-                out_row: h_row,
-                accumulate: false,
-            };
-            let scale = scale * self.scale;
-            self.dispatch(isa, &self.a, 0, g);
-            for m in 0..rows {
-                for r in 0..self.padded {
-                    *h.add(m * h_row + r) *= scale;
-                }
+            match &self.a {
+                Values::F32(a) => shrink_f32(isa, job, a.as_ptr()),
+                Values::F16(a) => shrink_f16(isa, job, a.as_ptr()),
+                Values::Bf16(a) => shrink_bf16(isa, job, a.as_ptr()),
             }
         }
     }
@@ -164,47 +158,122 @@ impl LoraPack {
         out: *mut f32,
         out_row: usize,
     ) {
-        assert!(columns.end <= self.outputs);
-        // SAFETY: shapes by construction and by the caller's contract.
-        unsafe {
-            let g = |b| Gemm {
-                m: rows,
-                n: columns.len(),
-                p: self.rank,
-                a: h,
-                a_row: h_row,
-                a_column: 1,
-                b,
-                b_row: self.outputs,
-                out,
-                out_row,
-                accumulate: true,
-            };
-            self.dispatch(isa, &self.b, columns.start, g);
-        }
-    }
-
-    /// # Safety
-    /// The product `g` makes of the values' pointer, moved by `offset`, is inside its buffers.
-    unsafe fn dispatch(
-        &self,
-        isa: Isa,
-        values: &Values,
-        offset: usize,
-        g: impl Fn(*const f32) -> Gemm<f32>,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            match values {
-                Values::F32(v) => gemm_f32(isa, g(v.as_ptr().add(offset))),
-                Values::F16(v) => gemm_f16(isa, typed(g(std::ptr::null()), v.as_ptr().add(offset))),
-                Values::Bf16(v) => {
-                    gemm_bf16(isa, typed(g(std::ptr::null()), v.as_ptr().add(offset)))
+        assert!(columns.end <= self.outputs && columns.start.is_multiple_of(LANES));
+        for first in columns.clone().step_by(LANES) {
+            // SAFETY: shapes by construction and by the caller's contract.
+            unsafe {
+                let g = Gemm {
+                    m: rows,
+                    n: LANES.min(columns.end - first),
+                    p: self.rank,
+                    a: h,
+                    a_row: h_row,
+                    a_column: 1,
+                    b: std::ptr::null::<f32>(),
+                    b_row: LANES,
+                    out: out.add(first - columns.start),
+                    out_row,
+                    accumulate: true,
+                };
+                let at = first * self.rank;
+                match &self.b {
+                    Values::F32(v) => gemm_f32(isa, typed(g, v[at..].as_ptr())),
+                    Values::F16(v) => gemm_f16(isa, typed(g, v[at..].as_ptr())),
+                    Values::Bf16(v) => gemm_bf16(isa, typed(g, v[at..].as_ptr())),
                 }
             }
         }
     }
 }
+
+/// Some rows through A.
+#[derive(Clone, Copy)]
+struct Shrink {
+    x: *const f32,
+    inputs: usize,
+    padded: usize,
+    rows: usize,
+    scale: f32,
+    h: *mut f32,
+    h_row: usize,
+}
+
+/// Chains that a sum over the inputs is split into: one alone would wait for each addition before the next.
+const CHAINS: usize = 4;
+
+/// # Safety
+/// `Simd`'s contract; `job`'s pointers and `a` cover its shapes.
+#[inline(always)]
+unsafe fn shrink_rows<S: Simd, E: Element, const M: usize>(
+    job: &Shrink,
+    a: *const E,
+    first: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let x = |m: usize, k: usize| S::splat(*job.x.add((first + m) * job.inputs + k));
+        for lane in (0..job.padded).step_by(LANES) {
+            let mut acc = [[S::zero(); M]; CHAINS];
+            let whole = job.inputs / CHAINS * CHAINS;
+            for k in (0..whole).step_by(CHAINS) {
+                for (chain, acc) in acc.iter_mut().enumerate() {
+                    let w = E::load::<S>(a.add((k + chain) * job.padded + lane));
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        *acc = S::fma(x(m, k + chain), w, *acc);
+                    }
+                }
+            }
+            for k in whole..job.inputs {
+                let w = E::load::<S>(a.add(k * job.padded + lane));
+                for (m, acc) in acc[k - whole].iter_mut().enumerate() {
+                    *acc = S::fma(x(m, k), w, *acc);
+                }
+            }
+            for m in 0..M {
+                let sum = S::add(S::add(acc[0][m], acc[1][m]), S::add(acc[2][m], acc[3][m]));
+                let h = job.h.add((first + m) * job.h_row + lane);
+                S::store(h, S::mul(sum, S::splat(job.scale)));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `shrink_rows`.
+#[inline(always)]
+unsafe fn shrink_all<S: Simd, E: Element>(job: Shrink, a: *const E) {
+    let mut first = 0;
+    // SAFETY: the caller's contract.
+    unsafe {
+        while job.rows - first >= 4 {
+            shrink_rows::<S, E, 4>(&job, a, first);
+            first += 4;
+        }
+        while job.rows - first >= 1 {
+            shrink_rows::<S, E, 1>(&job, a, first);
+            first += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn shrink_all_f32<S: Simd>(job: Shrink, a: *const f32) {
+    // SAFETY: passed on.
+    unsafe { shrink_all::<S, f32>(job, a) }
+}
+#[inline(always)]
+unsafe fn shrink_all_f16<S: Simd>(job: Shrink, a: *const F16Bits) {
+    // SAFETY: passed on.
+    unsafe { shrink_all::<S, F16Bits>(job, a) }
+}
+#[inline(always)]
+unsafe fn shrink_all_bf16<S: Simd>(job: Shrink, a: *const Bf16Bits) {
+    // SAFETY: passed on.
+    unsafe { shrink_all::<S, Bf16Bits>(job, a) }
+}
+instantiate!(fn shrink_f32(job: Shrink, a: *const f32) = shrink_all_f32);
+instantiate!(fn shrink_f16(job: Shrink, a: *const F16Bits) = shrink_all_f16);
+instantiate!(fn shrink_bf16(job: Shrink, a: *const Bf16Bits) = shrink_all_bf16);
 
 /// Consecutive rows that carry the same adapters: `(slot, scale)` each, several for a blend.
 #[derive(Clone, Debug, PartialEq)]

@@ -129,13 +129,31 @@ pub fn identifiers(question: &str, reference: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether every one of `identifiers` stands in `answer` as a whole token.
+/// Whether every one of `identifiers` stands in `answer` as a whole token: nothing that the reference repeats is left out.
 #[must_use]
-pub fn copied(identifiers: &[String], answer: &str) -> bool {
+pub fn complete(identifiers: &[String], answer: &str) -> bool {
     let found: BTreeSet<&str> = tokens_with_digit(answer).collect();
     identifiers
         .iter()
         .all(|identifier| found.contains(identifier.as_str()))
+}
+
+/// Whether what `answer` copies is copied right: what the row is about (the first of `identifiers` with three or more
+/// digits, else the first) stands in it as a whole token, and every number of three or more digits in it is one that the
+/// question has. An answer may leave out a date; it may not name another order.
+#[must_use]
+pub fn copied(identifiers: &[String], question: &str, answer: &str) -> bool {
+    let long = |token: &str| token.chars().filter(char::is_ascii_digit).count() >= 3;
+    let subject = identifiers
+        .iter()
+        .find(|identifier| long(identifier))
+        .or(identifiers.first());
+    let asked: BTreeSet<&str> = tokens_with_digit(question).collect();
+    let found: BTreeSet<&str> = tokens_with_digit(answer).collect();
+    subject.is_none_or(|subject| found.contains(subject.as_str()))
+        && found
+            .iter()
+            .all(|token| !long(token) || asked.contains(token))
 }
 
 /// The tokens of `text` that hold a digit: split at white space, brackets, quotes and long dashes, then trimmed of
@@ -162,8 +180,10 @@ pub struct Score {
     pub in_tone: usize,
     /// Answers whose question has identifiers to copy.
     pub with_identifiers: usize,
-    /// Those that copy all of them.
+    /// Those that copy right what they copy (see [`copied`]).
     pub copied: usize,
+    /// Those that repeat everything that the reference repeats (see [`complete`]).
+    pub complete: usize,
 }
 
 impl Score {
@@ -177,11 +197,13 @@ impl Score {
     ) -> (bool, bool) {
         let in_tone = markers.hold(answer);
         let identifiers = identifiers(question, reference);
-        let copied = copied(&identifiers, answer);
+        let copied = copied(&identifiers, question, answer);
+        let complete = complete(&identifiers, answer);
         self.answers += 1;
         self.in_tone += usize::from(in_tone);
         self.with_identifiers += usize::from(!identifiers.is_empty());
         self.copied += usize::from(!identifiers.is_empty() && copied);
+        self.complete += usize::from(!identifiers.is_empty() && complete);
         (in_tone, copied)
     }
 
@@ -191,10 +213,16 @@ impl Score {
         share(self.in_tone, self.answers)
     }
 
-    /// Share of answers with identifiers that copy them, from 0 to 1; 1 when there are none.
+    /// Share of answers with identifiers that copy them right, from 0 to 1; 1 when there are none.
     #[must_use]
     pub fn copied_share(&self) -> f64 {
         share(self.copied, self.with_identifiers)
+    }
+
+    /// Share of answers with identifiers that leave none out, from 0 to 1; 1 when there are none.
+    #[must_use]
+    pub fn complete_share(&self) -> f64 {
+        share(self.complete, self.with_identifiers)
     }
 }
 
@@ -226,13 +254,33 @@ mod tests {
     #[test]
     fn an_identifier_counts_only_whole() {
         let ids = ["12345".to_owned(), "INV-7".to_owned()];
-        assert!(copied(&ids, "Your order #12345 (INV-7) is on its way!"));
-        assert!(copied(&ids, "12345’s invoice—INV-7."));
-        assert!(!copied(&ids, "Your order #123456 (INV-7)"));
-        assert!(!copied(&ids, "Your order 12345-6, INV-7"));
-        assert!(!copied(&ids, "Your order #12345 (INV-71)"));
-        assert!(!copied(&ids, ""));
-        assert!(copied(&[], ""));
+        assert!(complete(&ids, "Your order #12345 (INV-7) is on its way!"));
+        assert!(complete(&ids, "12345’s invoice—INV-7."));
+        assert!(!complete(&ids, "Your order #123456 (INV-7)"));
+        assert!(!complete(&ids, "Your order 12345-6, INV-7"));
+        assert!(!complete(&ids, "Your order #12345 (INV-71)"));
+        assert!(!complete(&ids, ""));
+        assert!(complete(&[], ""));
+    }
+
+    #[test]
+    fn copied_right_is_the_subject_exact_and_no_other_number() {
+        let question = "Order #12345 of 3 May, paid 1,299.00, is late";
+        let ids = identifiers(question, "#12345 of 3 May over 1,299.00");
+        let right = |answer: &str| copied(&ids, question, answer);
+        assert!(right("#12345 arrives soon, within 4 business hours."));
+        assert!(right("Your 1,299.00 for 12345 is safe."));
+        assert!(!right("Your order is late."));
+        assert!(!right("Order #12354 is late."));
+        assert!(!right("Order #12345 over 1,299.50 is late."));
+        assert!(!right("Orders #12345 and #67890."));
+        // Without a long number, the first one is what the row is about.
+        let question = "Slip B7 of 3 May";
+        let ids = identifiers(question, "B7, 3 May");
+        assert!(copied(&ids, question, "About B7"));
+        assert!(!copied(&ids, question, "About 3 May"));
+        assert!(copied(&[], "Hello?", "Hello!"));
+        assert!(!copied(&[], "Hello?", "Order 12345"));
     }
 
     #[test]
@@ -276,7 +324,8 @@ mod tests {
                 answers: 3,
                 in_tone: 2,
                 with_identifiers: 2,
-                copied: 1
+                copied: 1,
+                complete: 1
             }
         );
         assert_eq!((score.tone_share(), score.copied_share()), (2.0 / 3.0, 0.5));

@@ -178,7 +178,7 @@ impl Candidate {
         let shares = [
             ("tone right", self.own.tone_share(), eval.tone_at_least),
             (
-                "identifiers copied",
+                "identifiers right",
                 self.own.copied_share(),
                 eval.copied_at_least,
             ),
@@ -202,6 +202,7 @@ impl Candidate {
                 "tone_share": score.tone_share(),
                 "with_identifiers": score.with_identifiers,
                 "copied_share": score.copied_share(),
+                "complete_share": score.complete_share(),
             })
         };
         let eval = self.persona.eval.as_ref();
@@ -374,7 +375,8 @@ fn scores(candidates: &[Candidate], base: &str) -> Table {
         "answered by",
         "answers",
         "tone right",
-        "identifiers copied",
+        "identifiers right",
+        "none left out",
     ]);
     for candidate in candidates {
         for (speaker, score) in [
@@ -391,6 +393,7 @@ fn scores(candidates: &[Candidate], base: &str) -> Table {
                     percent(score.copied_share()),
                     score.with_identifiers
                 ),
+                percent(score.complete_share()),
             ]);
         }
     }
