@@ -83,6 +83,7 @@ impl Device {
     ///
     /// # Panics
     /// Shapes, positions or block numbers out of range.
+    #[allow(clippy::too_many_arguments)]
     pub fn rope_store(
         &self,
         table: &RopeTable,

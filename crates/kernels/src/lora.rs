@@ -229,8 +229,9 @@ unsafe fn shrink_rows<S: Simd, E: Element, const M: usize>(
                     *acc = S::fma(x(m, k), w, *acc);
                 }
             }
-            for m in 0..M {
-                let sum = S::add(S::add(acc[0][m], acc[1][m]), S::add(acc[2][m], acc[3][m]));
+            let [a, b, c, d] = acc;
+            for (m, (((a, b), c), d)) in a.into_iter().zip(b).zip(c).zip(d).enumerate() {
+                let sum = S::add(S::add(a, b), S::add(c, d));
                 let h = job.h.add((first + m) * job.h_row + lane);
                 S::store(h, S::mul(sum, S::splat(job.scale)));
             }

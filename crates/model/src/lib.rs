@@ -64,6 +64,18 @@ pub enum ModelError {
         /// Why.
         source: kernels::KernelError,
     },
+    /// A context whose rotary table would not fit.
+    #[error(
+        "{origin}: a context of {context_length} positions is past the limit of {limit}; is the file's context_length right?"
+    )]
+    Context {
+        /// The file.
+        origin: String,
+        /// Found.
+        context_length: usize,
+        /// The most.
+        limit: usize,
+    },
     /// A dimension that the kernels cannot run.
     #[error("{origin}: head_dim {head_dim} is not a multiple of 16, which attention needs")]
     HeadDim {

@@ -7,6 +7,9 @@ use kernels::{Device, RopeTable, SourceType, Weights};
 
 const RUNS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
 
+/// Most positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
+const MAX_CONTEXT: usize = 1 << 20;
+
 fn source_type(dtype: GgmlType) -> Option<SourceType> {
     Some(match dtype {
         GgmlType::F32 => SourceType::F32,
@@ -160,6 +163,13 @@ impl Model {
             return Err(ModelError::HeadDim {
                 origin: gguf.origin().into(),
                 head_dim: config.head_dim,
+            });
+        }
+        if config.context_length > MAX_CONTEXT {
+            return Err(ModelError::Context {
+                origin: gguf.origin().into(),
+                context_length: config.context_length,
+                limit: MAX_CONTEXT,
             });
         }
         let loader = Loader {

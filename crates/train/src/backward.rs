@@ -86,6 +86,7 @@ pub(crate) struct Pass<'a> {
 
 impl Pass<'_> {
     /// Turns `dx`, the gradient of a layer's output, into that of its input `x`, and adds the adapters' gradients.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn layer(
         &self,
         layer: usize,

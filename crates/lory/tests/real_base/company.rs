@@ -65,7 +65,7 @@ fn request(i: usize) -> Request {
         tone => vec![(AdapterId([tone as u8 - 1; 32]), 1.0)],
     };
     let sampling = Sampling {
-        temperature: if i % 2 == 0 { 0.0 } else { 0.8 },
+        temperature: if i.is_multiple_of(2) { 0.0 } else { 0.8 },
         seed: Some(i as u64),
         ..Sampling::default()
     };

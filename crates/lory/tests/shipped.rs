@@ -1,0 +1,96 @@
+//! What ships: the two personas' rows are clean and of one question in two tones, and their adapters are whole.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use formats::peft::{Adapter, Dtype};
+use registry::Personas;
+use train::dataset::{Dataset, Row};
+use train::evaluate::Markers;
+use train::lint::{Options, lint};
+
+const TONES: [&str; 2] = ["customer", "partner"];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../personas")
+}
+
+fn rows(tone: &str, file: &str) -> Vec<Row> {
+    Dataset::read(&folder().join(tone).join(file)).unwrap().rows
+}
+
+#[test]
+fn the_rows_are_clean_and_many() {
+    for tone in TONES {
+        let (train, eval) = (rows(tone, "train.jsonl"), rows(tone, "eval.jsonl"));
+        assert!(train.len() >= 400 && eval.len() >= 80);
+        let report = lint(&train, &eval, &Options::default());
+        assert!(report.findings.is_empty(), "{tone}: {}", report.findings[0]);
+        assert!(report.intents.len() >= 30);
+        let held_out = lint(&eval, &[], &Options::default());
+        assert!(
+            held_out.findings.is_empty(),
+            "{tone}: {}",
+            held_out.findings[0]
+        );
+        let unseen = held_out
+            .intents
+            .keys()
+            .filter(|intent| !report.intents.contains_key(*intent));
+        assert!(
+            unseen.count() >= 5,
+            "{tone}: intents that training never saw"
+        );
+    }
+}
+
+#[test]
+fn both_tones_answer_the_same_questions() {
+    for file in ["train.jsonl", "eval.jsonl"] {
+        let [customer, partner] = TONES.map(|tone| rows(tone, file));
+        assert_eq!(customer.len(), partner.len());
+        for (a, b) in customer.iter().zip(&partner) {
+            assert_eq!(a.input(), b.input());
+            assert_ne!(a.output(), b.output());
+        }
+    }
+}
+
+#[test]
+fn every_reference_answer_has_its_own_tone_and_not_the_others() {
+    let personas = Personas::open(&folder()).unwrap();
+    let markers = TONES.map(|tone| {
+        let eval = personas.get(tone).unwrap().eval.as_ref().unwrap();
+        Markers::new(&eval.any_of, &eval.none_of).unwrap()
+    });
+    for (i, tone) in TONES.iter().enumerate() {
+        for row in rows(tone, "train.jsonl")
+            .iter()
+            .chain(&rows(tone, "eval.jsonl"))
+        {
+            assert!(markers[i].hold(row.output()), "{}", row.place);
+            assert!(!markers[1 - i].hold(row.output()), "{}", row.place);
+        }
+    }
+}
+
+#[test]
+fn the_adapters_are_whole_in_bf16_and_of_one_base() {
+    let mut bases = BTreeSet::new();
+    for tone in TONES {
+        let adapter = Adapter::read(&folder().join(tone).join("adapter")).unwrap();
+        assert_eq!(adapter.dtype, Dtype::BF16);
+        assert_eq!(adapter.pairs.len(), 30 * 7);
+        for pair in &adapter.pairs {
+            assert!(
+                pair.b.iter().any(|x| *x != 0.0),
+                "{:?} of layer {} is untrained",
+                pair.module,
+                pair.layer
+            );
+        }
+        bases.insert(adapter.metadata["lory.base_sha256"].clone());
+    }
+    let known = BTreeSet::from([lory::pull::KNOWN[0].sha256.to_owned()]);
+    assert_eq!(bases, known);
+}
