@@ -138,19 +138,20 @@ pub fn complete(identifiers: &[String], answer: &str) -> bool {
         .all(|identifier| found.contains(identifier.as_str()))
 }
 
-/// Whether what `answer` copies is copied right: what the row is about (the first of `identifiers` with three or more
-/// digits, else the first) stands in it as a whole token, and every number of three or more digits in it is one that the
-/// question has. An answer may leave out a date; it may not name another order.
+/// Whether what `answer` copies is copied right: one of `identifiers` with three or more digits (any one, where none is so
+/// long) stands in it as a whole token, and every number of three or more digits in it is one that the question has. An
+/// answer may leave out a date; it may not leave all out, or name another order.
 #[must_use]
 pub fn copied(identifiers: &[String], question: &str, answer: &str) -> bool {
     let long = |token: &str| token.chars().filter(char::is_ascii_digit).count() >= 3;
-    let subject = identifiers
-        .iter()
-        .find(|identifier| long(identifier))
-        .or(identifiers.first());
-    let asked: BTreeSet<&str> = tokens_with_digit(question).collect();
     let found: BTreeSet<&str> = tokens_with_digit(answer).collect();
-    subject.is_none_or(|subject| found.contains(subject.as_str()))
+    let any_long = identifiers.iter().any(|identifier| long(identifier));
+    let named = identifiers
+        .iter()
+        .filter(|identifier| !any_long || long(identifier))
+        .any(|identifier| found.contains(identifier.as_str()));
+    let asked: BTreeSet<&str> = tokens_with_digit(question).collect();
+    (identifiers.is_empty() || named)
         && found
             .iter()
             .all(|token| !long(token) || asked.contains(token))
@@ -264,21 +265,23 @@ mod tests {
     }
 
     #[test]
-    fn copied_right_is_the_subject_exact_and_no_other_number() {
+    fn copied_right_is_an_identifier_exact_and_no_other_number() {
         let question = "Order #12345 of 3 May, paid 1,299.00, is late";
         let ids = identifiers(question, "#12345 of 3 May over 1,299.00");
         let right = |answer: &str| copied(&ids, question, answer);
         assert!(right("#12345 arrives soon, within 4 business hours."));
-        assert!(right("Your 1,299.00 for 12345 is safe."));
+        assert!(right("Your 1,299.00 is safe."));
+        assert!(!right("The order of 3 May is late."));
         assert!(!right("Your order is late."));
         assert!(!right("Order #12354 is late."));
         assert!(!right("Order #12345 over 1,299.50 is late."));
         assert!(!right("Orders #12345 and #67890."));
-        // Without a long number, the first one is what the row is about.
+        // Without a long number, any one will do.
         let question = "Slip B7 of 3 May";
         let ids = identifiers(question, "B7, 3 May");
         assert!(copied(&ids, question, "About B7"));
-        assert!(!copied(&ids, question, "About 3 May"));
+        assert!(copied(&ids, question, "About the 3 of May"));
+        assert!(!copied(&ids, question, "About May"));
         assert!(copied(&[], "Hello?", "Hello!"));
         assert!(!copied(&[], "Hello?", "Order 12345"));
     }
