@@ -1,7 +1,7 @@
 //! The HTTP server: JSON and server-sent events on one side, [`crate::service`] on the other. Knows no tokens, no
 //! templates and no persona folders.
 //!
-//! Files are named for what a client does; [`json`] reads bodies, [`error`] is the one place where errors get a status.
+//! Files are named for what a client does; `json` reads bodies, `error` is the one place where errors get a status.
 
 mod chat_completions;
 mod error;
