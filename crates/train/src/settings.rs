@@ -106,8 +106,8 @@ impl Settings {
     /// # Errors
     /// [`TrainError::Setting`] for the first one out of its range, or not supported.
     pub fn check(&self) -> Result<(), TrainError> {
-        whole("rank", self.rank as u64, 1..=512)?;
-        number("alpha", f64::from(self.alpha), 1e-6..=1e6)?;
+        within("rank", self.rank as u64, 1..=512)?;
+        within("alpha", f64::from(self.alpha), 1e-6..=1e6)?;
         if self.dropout != 0.0 {
             let message = format!(
                 "is {}, but dropout is not supported yet; set it to 0",
@@ -120,23 +120,23 @@ impl Settings {
         }
         self.modules()?;
         if let Some(lr) = self.lr {
-            number("lr", lr, 1e-9..=1.0)?;
+            within("lr", lr, 1e-9..=1.0)?;
         }
-        number("warmup_ratio", self.warmup_ratio, 0.0..=1.0)?;
-        whole("epochs", self.epochs, 1..=10_000)?;
+        within("warmup_ratio", self.warmup_ratio, 0.0..=1.0)?;
+        within("epochs", self.epochs, 1..=10_000)?;
         if let Some(steps) = self.max_steps {
-            whole("max_steps", steps, 1..=1_000_000_000)?;
+            within("max_steps", steps, 1..=1_000_000_000)?;
         }
-        whole("batch_rows", self.batch_rows as u64, 1..=4096)?;
-        whole(
+        within("batch_rows", self.batch_rows as u64, 1..=4096)?;
+        within(
             "gradient_accumulation",
             self.gradient_accumulation as u64,
             1..=4096,
         )?;
-        number("clip", self.clip, 0.0..=1e9)?;
-        number("weight_decay", self.weight_decay, 0.0..=100.0)?;
-        whole("max_length", self.max_length as u64, 2..=1 << 20)?;
-        number("validation_fraction", self.validation_fraction, 0.0..=0.9)
+        within("clip", self.clip, 0.0..=1e9)?;
+        within("weight_decay", self.weight_decay, 0.0..=100.0)?;
+        within("max_length", self.max_length as u64, 2..=1 << 20)?;
+        within("validation_fraction", self.validation_fraction, 0.0..=0.9)
     }
 
     /// The modules that get a pair, in the order of [`Module::ALL`].
@@ -189,19 +189,11 @@ impl Settings {
     }
 }
 
-fn whole(name: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), TrainError> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    let message = format!(
-        "is {value}; it must lie between {} and {}",
-        range.start(),
-        range.end()
-    );
-    Err(TrainError::Setting { name, message })
-}
-
-fn number(name: &'static str, value: f64, range: RangeInclusive<f64>) -> Result<(), TrainError> {
+fn within<T: PartialOrd + std::fmt::Display>(
+    name: &'static str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<(), TrainError> {
     if range.contains(&value) {
         return Ok(());
     }
