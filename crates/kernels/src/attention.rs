@@ -5,11 +5,11 @@
 
 use crate::device::Device;
 use crate::gemm::{Element, F16Bits};
-use crate::grad::math::exp;
+use crate::grad::math::{exp, sum_lanes};
 use crate::grad::rope;
 use crate::kv::{BLOCK_TOKENS, KvCache, Pages, store};
 use crate::pool::Scatter;
-use crate::simd::{LANES, Simd, instantiate};
+use crate::simd::{LANES, Simd, instantiate, unroll};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 
@@ -70,6 +70,9 @@ impl RopeTable {
         (&self.cos[range.clone()], &self.sin[range])
     }
 }
+
+/// Lines that meet a block of keys at once, at most.
+const MAX_LINES: usize = 8;
 
 /// Rows that one attention task takes.
 const ROW_CHUNK: usize = 8;
@@ -191,7 +194,7 @@ impl Device {
             SCORES.with_borrow_mut(|scores| {
                 let rows = ROW_CHUNK.min(span.rows - at);
                 let padded = (span.past + at + rows).next_multiple_of(LANES);
-                scores.resize(padded * 4, 0.0);
+                scores.resize(padded * MAX_LINES, 0.0);
                 let first = (span.first + at) * columns + kv_head * group * head_dim;
                 let scores = scores.as_mut_ptr();
                 let job = |keys: *const u8, values: *const u8| Job {
@@ -268,6 +271,12 @@ unsafe fn attend<S: Simd, E: Element>(job: Job) {
     let mut line = 0;
     // SAFETY: passed on.
     unsafe {
+        if S::REGISTERS >= 32 {
+            while lines - line >= 8 {
+                attend_lines::<S, E, 8>(&job, line);
+                line += 8;
+            }
+        }
         while lines - line >= 4 {
             attend_lines::<S, E, 4>(&job, line);
             line += 4;
@@ -297,22 +306,40 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
                 .add(*job.blocks.add(b) as usize * job.block + job.page)
         };
         let scale = S::splat(1.0 / (job.head_dim as f32).sqrt());
-        let most = keys_of(N - 1);
-        for b in 0..most.div_ceil(LANES) {
-            let keys = page(job.keys, b);
-            let mut acc = [S::zero(); N];
-            for d in 0..job.head_dim {
-                let k = E::load::<S>(keys.add(d * LANES));
-                for (acc, q) in acc.iter_mut().zip(q) {
-                    *acc = S::fma(S::splat(*q.add(d)), k, *acc);
+        let blocks = keys_of(N - 1).div_ceil(LANES);
+        let scores = |i: usize, b: usize| job.scores.add(i * job.padded + b * LANES);
+        macro_rules! blocks_from {
+            ($b:expr, $count:literal) => {
+                let keys: [*const E; $count] = std::array::from_fn(|j| page(job.keys, $b + j));
+                let mut acc = [[S::zero(); N]; $count];
+                for d in 0..job.head_dim {
+                    unroll!($count, |j| {
+                        let k = E::load::<S>(keys[j].add(d * LANES));
+                        unroll!(N, |i| {
+                            acc[j][i] = S::fma(S::splat(*q[i].add(d)), k, acc[j][i])
+                        });
+                    });
                 }
-            }
-            for (i, acc) in acc.into_iter().enumerate() {
-                S::store(
-                    job.scores.add(i * job.padded + b * LANES),
-                    S::mul(acc, scale),
-                );
-            }
+                unroll!($count, |j| {
+                    unroll!(N, |i| {
+                        S::store(scores(i, $b + j), S::mul(acc[j][i], scale))
+                    });
+                });
+            };
+        }
+        // Chains enough to hide the latency of one: few lines take several blocks of keys at once.
+        let mut b = 0;
+        while blocks - b >= 4 && N <= 4 && S::REGISTERS >= 32 {
+            blocks_from!(b, 4);
+            b += 4;
+        }
+        while blocks - b >= 2 && S::REGISTERS >= 32 {
+            blocks_from!(b, 2);
+            b += 2;
+        }
+        while blocks - b >= 1 {
+            blocks_from!(b, 1);
+            b += 1;
         }
         let mut total = [0f32; N];
         for (i, total) in total.iter_mut().enumerate() {
@@ -325,9 +352,13 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
         }
         let shared = keys_of(0);
         let mut d = 0;
-        while job.head_dim - d >= 4 * LANES {
+        while N <= 4 && job.head_dim - d >= 4 * LANES {
             weigh::<S, E, N, 4>(job, first, d, shared, total);
             d += 4 * LANES;
+        }
+        while job.head_dim - d >= 2 * LANES {
+            weigh::<S, E, N, 2>(job, first, d, shared, total);
+            d += 2 * LANES;
         }
         while d < job.head_dim {
             weigh::<S, E, N, 1>(job, first, d, shared, total);
@@ -346,10 +377,15 @@ fn softmax(scores: &mut [f32], n: usize) -> f32 {
             *m = if *s > *m { *s } else { *m };
         }
     }
-    let mut largest = f32::NEG_INFINITY;
-    for m in lanes {
-        largest = if m > largest { m } else { largest };
+    let mut width = LANES / 2;
+    while width > 0 {
+        let (low, high) = lanes.split_at_mut(width);
+        for (a, b) in low.iter_mut().zip(high) {
+            *a = if *b > *a { *b } else { *a };
+        }
+        width /= 2;
     }
+    let largest = lanes[0];
     let mut sums = [0f32; LANES];
     for chunk in scores.as_chunks_mut::<LANES>().0 {
         for (sum, s) in sums.iter_mut().zip(chunk) {
@@ -357,7 +393,7 @@ fn softmax(scores: &mut [f32], n: usize) -> f32 {
             *sum += *s;
         }
     }
-    sums.into_iter().fold(0.0, |total, s| total + s)
+    sum_lanes(sums)
 }
 
 /// Dimensions `d..d + 16 * V` of the outputs of N lines.
@@ -385,18 +421,15 @@ unsafe fn weigh<S: Simd, E: Element, const N: usize, const V: usize>(
         let mut acc = [[S::zero(); V]; N];
         let add = |acc: &mut [S::F; V], i: usize, t: usize, v: &[S::F; V]| {
             let p = S::splat(*job.scores.add(i * job.padded + t));
-            for (acc, v) in acc.iter_mut().zip(v) {
-                *acc = S::fma(p, *v, *acc);
-            }
+            unroll!(V, |j| { acc[j] = S::fma(p, v[j], acc[j]) });
         };
         for t in 0..shared {
             let from = value(t);
             let v: [S::F; V] = std::array::from_fn(|j| E::load::<S>(from.add(j * LANES)));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                add(acc, i, t, &v);
-            }
+            unroll!(N, |i| { add(&mut acc[i], i, t, &v) });
         }
-        for (i, acc) in acc.iter_mut().enumerate() {
+        unroll!(N, |i| {
+            let acc = &mut acc[i];
             for t in shared..job.past + (first + i) / job.group + 1 {
                 let from = value(t);
                 let v: [S::F; V] = std::array::from_fn(|j| E::load::<S>(from.add(j * LANES)));
@@ -406,9 +439,9 @@ unsafe fn weigh<S: Simd, E: Element, const N: usize, const V: usize>(
                 (first + i) / job.group * job.columns + (first + i) % job.group * job.head_dim + d,
             );
             let inverse = S::splat(1.0 / total[i]);
-            for (j, acc) in acc.iter().enumerate() {
-                S::store(out.add(j * LANES), S::mul(*acc, inverse));
-            }
-        }
+            unroll!(V, |j| {
+                S::store(out.add(j * LANES), S::mul(acc[j], inverse))
+            });
+        });
     }
 }

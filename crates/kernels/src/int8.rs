@@ -10,81 +10,178 @@
 //! same bits alone and in company, and on every instruction set.
 
 use crate::isa::per_isa;
-use crate::simd::{LANES, Simd, instantiate};
+use crate::pool::Scatter;
+use crate::simd::{Simd, instantiate, unroll};
 use crate::weights::{GROUP, Layout};
 
+/// Most rows that meet a weight tile at once: their sums, the tile's 8 vectors and its scales fill 32 registers.
+pub(crate) const CHUNK: usize = 16;
+
+/// Offsets are 0 or a power of two from here on: `corrections` hold a multiple of it.
+const LEAST_OFFSET: i32 = 8;
+
 /// Rows of activations as int8 in groups of 32, with a scale a group.
+///
+/// What a tile reads together lies together: rows in chunks of [`CHUNK`], then groups, then the rows of the chunk.
+/// Group g of row r is cell `first * groups + g * count + (r - first)`, for the chunk of `count` rows from `first` on.
 #[derive(Default)]
 pub(crate) struct Int8Rows {
     pub(crate) groups: usize,
-    pub(crate) quants: Vec<i8>,
-    /// Scale, a group.
-    pub(crate) scales: Vec<f32>,
-    /// Sum of the integers, a group.
-    pub(crate) sums: Vec<i32>,
-    /// scale * sum, a group.
-    pub(crate) scaled_sums: Vec<f32>,
+    rows: usize,
+    /// 32 a cell.
+    quants: Vec<i8>,
+    /// Scale, a cell.
+    scales: Vec<f32>,
+    /// -8 * sum of the integers, a cell.
+    corrections: Vec<i32>,
+    /// scale * sum of the integers, a cell.
+    scaled_sums: Vec<f32>,
+}
+
+/// [`Int8Rows`] while tasks fill them, each its own rows.
+pub(crate) struct Int8Writer<'a> {
+    groups: usize,
+    rows: usize,
+    quants: Scatter<'a, i8>,
+    scales: Scatter<'a, f32>,
+    corrections: Scatter<'a, i32>,
+    scaled_sums: Scatter<'a, f32>,
 }
 
 impl Int8Rows {
     pub(crate) fn resize(&mut self, rows: usize, columns: usize) {
         self.groups = columns / GROUP;
+        self.rows = rows;
         self.quants.resize(rows * columns, 0);
         self.scales.resize(rows * self.groups, 0.0);
-        self.sums.resize(rows * self.groups, 0);
+        self.corrections.resize(rows * self.groups, 0);
         self.scaled_sums.resize(rows * self.groups, 0.0);
     }
+
+    pub(crate) fn writer(&mut self) -> Int8Writer<'_> {
+        Int8Writer {
+            groups: self.groups,
+            rows: self.rows,
+            quants: Scatter::new(&mut self.quants),
+            scales: Scatter::new(&mut self.scales),
+            corrections: Scatter::new(&mut self.corrections),
+            scaled_sums: Scatter::new(&mut self.scaled_sums),
+        }
+    }
+
+    /// The chunks, each against any tile whose `out` points to the chunk's first row.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = ChunkRows> {
+        (0..self.rows).step_by(CHUNK).map(move |first| {
+            let cell = first * self.groups;
+            ChunkRows {
+                first,
+                count: CHUNK.min(self.rows - first),
+                groups: self.groups,
+                quants: self.quants[cell * GROUP..].as_ptr(),
+                scales: self.scales[cell..].as_ptr(),
+                corrections: self.corrections[cell..].as_ptr(),
+                scaled_sums: self.scaled_sums[cell..].as_ptr(),
+            }
+        })
+    }
+}
+
+impl Int8Writer<'_> {
+    /// Quantizes row `row`.
+    ///
+    /// # Safety
+    /// No other thread writes this row meanwhile.
+    pub(crate) unsafe fn write(&self, isa: crate::Isa, row: usize, x: &[f32]) {
+        assert!(row < self.rows && x.len() == self.groups * GROUP);
+        let first = row / CHUNK * CHUNK;
+        let cell = first * self.groups + row - first;
+        let to = RowCells {
+            stride: CHUNK.min(self.rows - first),
+            quants: self.quants.pointer(cell * GROUP),
+            scales: self.scales.pointer(cell),
+            corrections: self.corrections.pointer(cell),
+            scaled_sums: self.scaled_sums.pointer(cell),
+        };
+        quantize_row(isa, x, to);
+    }
+}
+
+/// Where the groups of one row go, `stride` cells apart. Made by [`Int8Writer::write`] alone, which saw that there is room.
+#[derive(Clone, Copy)]
+struct RowCells {
+    stride: usize,
+    quants: *mut i8,
+    scales: *mut f32,
+    corrections: *mut i32,
+    scaled_sums: *mut f32,
 }
 
 per_isa! {
     /// One row to int8: scale = largest magnitude / 127, nearest, ties to even.
-    pub(crate) fn quantize_row(x: &[f32], quants: &mut [i8], scales: &mut [f32], sums: &mut [i32], scaled_sums: &mut [f32]) {
-        for ((((x, q), d), s), ds) in x.as_chunks::<GROUP>().0.iter().zip(quants.as_chunks_mut::<GROUP>().0)
-            .zip(scales).zip(sums).zip(scaled_sums)
-        {
-            let mut lanes = [0f32; LANES];
-            for half in x.as_chunks::<LANES>().0 {
-                for (m, v) in lanes.iter_mut().zip(half) {
-                    let v = v.abs();
-                    *m = if v > *m { v } else { *m };
+    fn quantize_row(x: &[f32], to: RowCells) {
+        // Added to a number below 2^22, this leaves the nearest integer in the low bits of the sum.
+        const MAGIC: f32 = 12_582_912.0;
+        for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
+            let mut lanes = [0f32; GROUP];
+            for (m, v) in lanes.iter_mut().zip(x) {
+                *m = v.abs();
+            }
+            let mut width = GROUP / 2;
+            while width > 0 {
+                let (low, high) = lanes.split_at_mut(width);
+                for (a, b) in low.iter_mut().zip(high) {
+                    *a = if *b > *a { *b } else { *a };
                 }
+                width /= 2;
             }
-            let mut largest = 0f32;
-            for m in lanes {
-                largest = if m > largest { m } else { largest };
-            }
+            let largest = lanes[0];
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let mut q = [0i8; GROUP];
             let mut total = 0i32;
             for (q, v) in q.iter_mut().zip(x) {
-                let i = (v * inverse).round_ties_even() as i32;
+                let i = (v * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
                 *q = i as i8;
-                total += i;
+                total += i32::from(*q);
             }
-            *d = largest / 127.0;
-            *s = total;
-            *ds = *d * total as f32;
+            let cell = g * to.stride;
+            // SAFETY: `RowCells` has room for all groups of the row, and its maker's caller keeps other threads off it.
+            unsafe {
+                to.quants.add(cell * GROUP).cast::<[i8; GROUP]>().write(q);
+                *to.scales.add(cell) = largest / 127.0;
+                *to.corrections.add(cell) = -LEAST_OFFSET * total;
+                *to.scaled_sums.add(cell) = largest / 127.0 * total as f32;
+            }
         }
     }
 }
 
-/// Rows `first..first + rows` of the activations against one weight tile.
+/// One chunk of [`Int8Rows`].
+#[derive(Clone, Copy)]
+pub(crate) struct ChunkRows {
+    pub(crate) first: usize,
+    /// At most [`CHUNK`].
+    pub(crate) count: usize,
+    groups: usize,
+    quants: *const i8,
+    scales: *const f32,
+    corrections: *const i32,
+    scaled_sums: *const f32,
+}
+
+/// A chunk of rows against one weight tile.
 #[derive(Clone, Copy)]
 pub(crate) struct TileJob {
     pub(crate) tile: *const u8,
-    pub(crate) groups: usize,
-    pub(crate) quants: *const i8,
-    pub(crate) scales: *const f32,
-    pub(crate) sums: *const i32,
-    pub(crate) scaled_sums: *const f32,
-    pub(crate) rows: usize,
-    /// rows x 16, `out_stride` apart.
+    pub(crate) rows: ChunkRows,
+    /// rows x 16, `out_stride` apart; the first row is the chunk's.
     pub(crate) out: *mut f32,
     pub(crate) out_stride: usize,
     /// Add to what is there instead of replacing it.
     pub(crate) accumulate: bool,
-    pub(crate) offset: i32,
 }
 
+/// Rows `first..first + ROWS` of the chunk.
+///
 /// # Safety
 /// `Simd`'s contract, and `TileJob`'s pointers cover what its counts say.
 #[inline(always)]
@@ -92,6 +189,7 @@ unsafe fn rows<
     S: Simd,
     const ROWS: usize,
     const BITS: u8,
+    const OFFSET: i32,
     const WIDE: bool,
     const MIN: bool,
     const HALVES: bool,
@@ -100,31 +198,20 @@ unsafe fn rows<
     first: usize,
 ) {
     const { assert!(GROUP == 32) };
+    const { assert!(OFFSET == 0 || (OFFSET >= LEAST_OFFSET && OFFSET.count_ones() == 1)) };
     // SAFETY: the caller's contract; offsets stay inside the tile and the rows.
     unsafe {
         let layout = Layout {
             bits: BITS,
-            offset: 0,
+            offset: OFFSET,
             wide_scales: WIDE,
             minimum: MIN,
             halves: HALVES,
         };
-        let columns = job.groups * GROUP;
+        let x = job.rows;
         let mut y = [S::zero(); ROWS];
-        for g in 0..job.groups {
+        for g in 0..x.groups {
             let block = job.tile.add(g * layout.block());
-            let mut w = [S::load_bytes(block); 8];
-            if BITS == 4 {
-                for i in 0..4 {
-                    let both = S::load_bytes(block.add(64 * i));
-                    w[2 * i] = S::low_nibbles(both);
-                    w[2 * i + 1] = S::high_nibbles(both);
-                }
-            } else {
-                for (i, w) in w.iter_mut().enumerate() {
-                    *w = S::load_bytes(block.add(64 * i));
-                }
-            }
             let scale = |i: usize| {
                 let p = block.add(layout.quants() + i * layout.scale_bytes());
                 if WIDE {
@@ -140,56 +227,104 @@ unsafe fn rows<
             } else {
                 S::zero()
             };
-            for (m, y) in y.iter_mut().enumerate() {
-                let row = first + m;
-                let x = job.quants.add(row * columns + g * GROUP);
-                let at = row * job.groups + g;
-                let d = S::splat(*job.scales.add(at));
-                let dot = |acc, w, x| {
-                    if BITS == 4 {
-                        S::dot_nibbles(acc, w, x)
-                    } else {
-                        S::dot_bytes(acc, w, x)
-                    }
-                };
-                if HALVES {
-                    // Sums of each half: the offset is taken per half, so they are added up here.
+            let cell = g * x.count + first;
+            let quants = x.quants.add(cell * GROUP);
+            let scales = x.scales.add(cell);
+            let corrections = x.corrections.add(cell);
+            let scaled_sums = x.scaled_sums.add(cell);
+            let start = |m: usize| match OFFSET {
+                0 => S::splat_i(0),
+                LEAST_OFFSET => S::splat_i(*corrections.add(m)),
+                _ => S::splat_i(*corrections.add(m) * (OFFSET / LEAST_OFFSET)),
+            };
+            // Steps 2i and 2i + 1 of the tile.
+            let pair = |i: usize| {
+                if BITS == 4 {
+                    let both = S::load_bytes(block.add(64 * i));
+                    (S::low_nibbles(both), S::high_nibbles(both))
+                } else {
+                    (
+                        S::load_bytes(block.add(128 * i)),
+                        S::load_bytes(block.add(128 * i + 64)),
+                    )
+                }
+            };
+            let dot = |acc, w, m: usize, step: usize| {
+                let x = quants.add(m * GROUP + 4 * step);
+                if BITS == 4 {
+                    S::dot_nibbles(acc, w, x)
+                } else {
+                    S::dot_bytes(acc, w, x)
+                }
+            };
+            let scaled = |y, acc, scale, m: usize| {
+                S::fma(S::to_f32(acc), S::mul(scale, S::splat(*scales.add(m))), y)
+            };
+            if HALVES {
+                // The offset is taken from each half, so the sums of the halves are added up here.
+                let w: [(S::B, S::B); 4] = [pair(0), pair(1), pair(2), pair(3)];
+                for (m, y) in y.iter_mut().enumerate() {
                     for (half, scale) in [low, high].into_iter().enumerate() {
-                        let x = x.add(16 * half);
+                        let x = quants.add(m * GROUP + 16 * half);
                         let mut sum = 0i32;
                         for i in 0..16 {
                             sum += i32::from(*x.add(i));
                         }
-                        let mut acc = S::splat_i(-job.offset * sum);
-                        for j in 0..4 {
-                            acc = dot(acc, w[4 * half + j], x.add(4 * j));
+                        let mut acc = S::splat_i(-OFFSET * sum);
+                        for i in 2 * half..2 * half + 2 {
+                            acc = dot(acc, w[i].0, m, 2 * i);
+                            acc = dot(acc, w[i].1, m, 2 * i + 1);
                         }
-                        *y = S::fma(S::to_f32(acc), S::mul(scale, d), *y);
+                        *y = scaled(*y, acc, scale, m);
                     }
-                } else {
-                    let mut even = S::splat_i(-job.offset * *job.sums.add(at));
-                    let mut odd = S::splat_i(0);
-                    for j in 0..4 {
-                        even = dot(even, w[2 * j], x.add(8 * j));
-                        odd = dot(odd, w[2 * j + 1], x.add(8 * j + 4));
+                }
+            } else if S::REGISTERS >= 32 {
+                // The tile's vectors stay in registers, rows pass by. Sums of integers are exact in any order, so a few
+                // rows may have two chains each to hide a product's latency, and many rows one.
+                let w: [(S::B, S::B); 4] = [pair(0), pair(1), pair(2), pair(3)];
+                unroll!(ROWS, |m| {
+                    let mut acc = start(m);
+                    if ROWS < 4 {
+                        let mut odd = S::splat_i(0);
+                        unroll!(4, |i| {
+                            acc = dot(acc, w[i].0, m, 2 * i);
+                            odd = dot(odd, w[i].1, m, 2 * i + 1);
+                        });
+                        acc = S::add_i(acc, odd);
+                    } else {
+                        unroll!(4, |i| {
+                            acc = dot(acc, w[i].0, m, 2 * i);
+                            acc = dot(acc, w[i].1, m, 2 * i + 1);
+                        });
                     }
-                    let acc = S::add_i(even, odd);
-                    *y = S::fma(S::to_f32(acc), S::mul(low, d), *y);
-                }
-                if MIN {
-                    *y = S::fma(minimum, S::splat(*job.scaled_sums.add(at)), *y);
-                }
+                    y[m] = scaled(y[m], acc, low, m);
+                });
+            } else {
+                // Few registers: the rows' sums stay in them, the tile's vectors pass by.
+                let mut acc = [S::splat_i(0); ROWS];
+                unroll!(ROWS, |m| { acc[m] = start(m) });
+                unroll!(4, |i| {
+                    let (even, odd) = pair(i);
+                    unroll!(ROWS, |m| { acc[m] = dot(acc[m], even, m, 2 * i) });
+                    unroll!(ROWS, |m| { acc[m] = dot(acc[m], odd, m, 2 * i + 1) });
+                });
+                unroll!(ROWS, |m| { y[m] = scaled(y[m], acc[m], low, m) });
+            }
+            if MIN {
+                unroll!(ROWS, |m| {
+                    y[m] = S::fma(minimum, S::splat(*scaled_sums.add(m)), y[m])
+                });
             }
         }
-        for (m, y) in y.iter().enumerate() {
+        unroll!(ROWS, |m| {
             let out = job.out.add((first + m) * job.out_stride);
-            let y = if job.accumulate {
-                S::add(S::load(out), *y)
+            let sum = if job.accumulate {
+                S::add(S::load(out), y[m])
             } else {
-                *y
+                y[m]
             };
-            S::store(out, y);
-        }
+            S::store(out, sum);
+        });
     }
 }
 
@@ -199,6 +334,7 @@ unsafe fn rows<
 unsafe fn all_rows<
     S: Simd,
     const BITS: u8,
+    const OFFSET: i32,
     const WIDE: bool,
     const MIN: bool,
     const HALVES: bool,
@@ -206,27 +342,25 @@ unsafe fn all_rows<
     job: TileJob,
 ) {
     let mut first = 0;
-    // SAFETY: the caller's contract.
-    unsafe {
-        while job.rows - first >= 8 {
-            rows::<S, 8, BITS, WIDE, MIN, HALVES>(job, first);
-            first += 8;
-        }
-        if job.rows - first >= 4 {
-            rows::<S, 4, BITS, WIDE, MIN, HALVES>(job, first);
-            first += 4;
-        }
-        if job.rows - first >= 2 {
-            rows::<S, 2, BITS, WIDE, MIN, HALVES>(job, first);
-            first += 2;
-        }
-        if job.rows - first >= 1 {
-            rows::<S, 1, BITS, WIDE, MIN, HALVES>(job, first);
-        }
+    macro_rules! by {
+        ($rows:literal) => {
+            while job.rows.count - first >= $rows {
+                // SAFETY: the caller's contract.
+                unsafe { rows::<S, $rows, BITS, OFFSET, WIDE, MIN, HALVES>(job, first) };
+                first += $rows;
+            }
+        };
     }
+    if S::REGISTERS >= 32 && !HALVES {
+        by!(16);
+        by!(8);
+    }
+    by!(4);
+    by!(2);
+    by!(1);
 }
 
-instantiate!(fn on_isa<const BITS: u8, const WIDE: bool, const MIN: bool, const HALVES: bool>(job: TileJob) = all_rows);
+instantiate!(fn on_isa<const BITS: u8, const OFFSET: i32, const WIDE: bool, const MIN: bool, const HALVES: bool>(job: TileJob) = all_rows);
 
 /// Multiplies one tile.
 ///
@@ -237,17 +371,19 @@ pub(crate) unsafe fn multiply_tile(isa: crate::Isa, layout: &Layout, job: TileJo
     unsafe {
         match (
             layout.bits,
+            layout.offset,
             layout.wide_scales,
             layout.minimum,
             layout.halves,
         ) {
-            (4, false, false, false) => on_isa::<4, false, false, false>(isa, job),
-            (4, false, true, false) => on_isa::<4, false, true, false>(isa, job),
-            (4, true, true, false) => on_isa::<4, true, true, false>(isa, job),
-            (8, false, false, false) => on_isa::<8, false, false, false>(isa, job),
-            (8, false, true, false) => on_isa::<8, false, true, false>(isa, job),
-            (8, true, true, false) => on_isa::<8, true, true, false>(isa, job),
-            (8, true, false, true) => on_isa::<8, true, false, true>(isa, job),
+            (4, 8, false, false, false) => on_isa::<4, 8, false, false, false>(isa, job),
+            (4, 0, false, true, false) => on_isa::<4, 0, false, true, false>(isa, job),
+            (4, 0, true, true, false) => on_isa::<4, 0, true, true, false>(isa, job),
+            (8, 16, false, false, false) => on_isa::<8, 16, false, false, false>(isa, job),
+            (8, 128, false, false, false) => on_isa::<8, 128, false, false, false>(isa, job),
+            (8, 0, false, true, false) => on_isa::<8, 0, false, true, false>(isa, job),
+            (8, 0, true, true, false) => on_isa::<8, 0, true, true, false>(isa, job),
+            (8, 32, true, false, true) => on_isa::<8, 32, true, false, true>(isa, job),
             other => unreachable!("no source type has the layout {other:?}"),
         }
     }

@@ -8,14 +8,14 @@
 use crate::bf16::{PairGemm, pair_gemm};
 use crate::device::Device;
 use crate::gemm::{Bf16Bits, Element, F16Bits, Gemm, gemm_bf16, gemm_f16, gemm_f32};
-use crate::int8::{Int8Rows, TileJob, multiply_tile, quantize_row};
+use crate::int8::{CHUNK, Int8Rows, TileJob, multiply_tile};
 use crate::lora::{Lora, Run};
 use crate::norm::rmsnorm_row;
 use crate::pool::Scatter;
 use crate::simd::LANES;
 use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
-use crate::weights::{Data, GROUP, Weights};
+use crate::weights::{Data, GROUP, Layout, Weights};
 use std::cell::RefCell;
 
 /// What products are computed in.
@@ -183,12 +183,8 @@ impl Device {
         if norm.is_none() && !int8 && !bf16 && !lora {
             return;
         }
-        let groups = workspace.int8.groups;
         let normed = Scatter::new(workspace.normed.values_mut());
-        let quants = Scatter::new(&mut workspace.int8.quants);
-        let scales = Scatter::new(&mut workspace.int8.scales);
-        let sums = Scatter::new(&mut workspace.int8.sums);
-        let scaled_sums = Scatter::new(&mut workspace.int8.scaled_sums);
+        let quantized = workspace.int8.writer();
         let words = Scatter::new(&mut workspace.pairs);
         let shrunk: Vec<Scatter<f32>> = workspace
             .shrunk
@@ -215,14 +211,7 @@ impl Device {
                 for (i, x) in source.chunks_exact(columns).enumerate() {
                     let row = first + i;
                     if int8 {
-                        quantize_row(
-                            isa,
-                            x,
-                            quants.part(row * columns, columns),
-                            scales.part(row * groups, groups),
-                            sums.part(row * groups, groups),
-                            scaled_sums.part(row * groups, groups),
-                        );
+                        quantized.write(isa, row, x);
                     }
                     if bf16 {
                         pair_bf16(isa, x, words.part(row * pairs, pairs));
@@ -312,9 +301,7 @@ impl Device {
                         accumulate: part.accumulate,
                     };
                     match part.path {
-                        Path::Int8 => {
-                            int8_tiles(isa, part.weights, &workspace.int8, rows, tiles, out)
-                        }
+                        Path::Int8 => int8_tiles(isa, part.weights, &workspace.int8, tiles, out),
                         Path::F32 => f32_tiles(isa, part.weights, x, tiles, out),
                         Path::Bf16 => {
                             bf16_tiles(isa, part.weights, &workspace.pairs, rows, tiles, out)
@@ -379,7 +366,6 @@ unsafe fn int8_tiles(
     isa: crate::Isa,
     weights: &Weights,
     x: &Int8Rows,
-    rows: usize,
     tiles: std::ops::Range<usize>,
     out: Target,
 ) {
@@ -387,38 +373,50 @@ unsafe fn int8_tiles(
         unreachable!("int8 products are of quantized weights")
     };
     let tile_bytes = layout.block() * weights.groups();
-    // SAFETY: the caller's contract; a short last tile goes through a buffer of whole vectors.
-    unsafe {
-        for (i, tile) in tiles.enumerate() {
-            let job =
-                |out: *mut f32, out_stride: usize, first: usize, rows: usize, accumulate: bool| {
-                    TileJob {
-                        tile: bytes[tile * tile_bytes..].as_ptr(),
-                        groups: weights.groups(),
-                        quants: x.quants[first * weights.inputs..].as_ptr(),
-                        scales: x.scales[first * x.groups..].as_ptr(),
-                        sums: x.sums[first * x.groups..].as_ptr(),
-                        scaled_sums: x.scaled_sums[first * x.groups..].as_ptr(),
-                        rows,
-                        out,
-                        out_stride,
-                        accumulate,
-                        offset: layout.offset,
-                    }
-                };
+    // Chunks outside: a chunk of rows stays in the first cache while the tiles pass.
+    for rows in x.chunks() {
+        for (i, tile) in tiles.clone().enumerate() {
             let valid = (out.columns - i * LANES).min(LANES);
-            let to = out.pointer.add(i * LANES);
-            if valid == LANES {
-                multiply_tile(isa, layout, job(to, out.row, 0, rows, out.accumulate));
-            } else {
-                for m in 0..rows {
-                    let mut y = [0f32; LANES];
-                    multiply_tile(isa, layout, job(y.as_mut_ptr(), LANES, m, 1, false));
-                    for (j, y) in y[..valid].iter().enumerate() {
-                        let to = to.add(m * out.row + j);
-                        *to = if out.accumulate { *to + y } else { *y };
-                    }
+            // SAFETY: the caller's contract; a short last tile goes through a buffer of whole vectors.
+            unsafe {
+                let to = out.pointer.add(rows.first * out.row + i * LANES);
+                let job = TileJob {
+                    tile: bytes[tile * tile_bytes..].as_ptr(),
+                    rows,
+                    out: to,
+                    out_stride: out.row,
+                    accumulate: out.accumulate,
+                };
+                if valid == LANES {
+                    multiply_tile(isa, layout, job);
+                    continue;
                 }
+                multiply_short_tile(isa, layout, job, valid);
+            }
+        }
+    }
+}
+
+/// The last tile, of which only `valid` outputs exist. Out of line: its buffer would be cleared for every tile otherwise.
+///
+/// # Safety
+/// As `multiply_tile`, for `valid` columns of `job.out`.
+#[cold]
+unsafe fn multiply_short_tile(isa: crate::Isa, layout: &Layout, job: TileJob, valid: usize) {
+    let mut y = [0f32; CHUNK * LANES];
+    // SAFETY: the caller's contract; the buffer holds a whole chunk.
+    unsafe {
+        let whole = TileJob {
+            out: y.as_mut_ptr(),
+            out_stride: LANES,
+            accumulate: false,
+            ..job
+        };
+        multiply_tile(isa, layout, whole);
+        for (m, y) in y.chunks_exact(LANES).take(job.rows.count).enumerate() {
+            for (j, y) in y[..valid].iter().enumerate() {
+                let to = job.out.add(m * job.out_stride + j);
+                *to = if job.accumulate { *to + y } else { *y };
             }
         }
     }

@@ -15,6 +15,8 @@ pub(crate) const LANES: usize = 16;
 /// All methods: the instruction set is there, and pointers are valid for what is read or written (16 elements; 64 bytes
 /// for `load_bytes`; 4 bytes for the activations of `dot_*`).
 pub(crate) trait Simd: Copy {
+    /// Vectors of 16 lanes that the registers hold at a time.
+    const REGISTERS: usize;
     type F: Copy;
     type I: Copy;
     type B: Copy;
@@ -46,6 +48,7 @@ pub(crate) trait Simd: Copy {
 pub(crate) struct Portable;
 
 impl Simd for Portable {
+    const REGISTERS: usize = 8;
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
@@ -144,6 +147,7 @@ mod x86 {
 
     // SAFETY (all blocks here): by the trait's contract the instruction set is there and the pointers are valid.
     impl Simd for Avx512 {
+        const REGISTERS: usize = 32;
         type F = __m512;
         type I = __m512i;
         type B = __m512i;
@@ -228,6 +232,7 @@ mod x86 {
 
     // SAFETY (all blocks here): by the trait's contract the instruction set is there and the pointers are valid.
     impl Simd for Avx2 {
+        const REGISTERS: usize = 8;
         type F = (__m256, __m256);
         type I = (__m256i, __m256i);
         type B = (__m256i, __m256i);
@@ -363,6 +368,23 @@ mod x86 {
         }
     }
 }
+
+/// `unroll!(N, |i| { .. })` writes the block out for i = 0, 1, .. below the constant N, 16 at most, so that arrays indexed by
+/// `i` stay in registers. (A loop over a const generic is unrolled only where the compiler thinks it small; a kernel whose
+/// accumulators went to the stack runs at half its speed.)
+macro_rules! unroll {
+    ($n:expr, |$i:ident| $body:block) => {
+        $crate::simd::unroll!(@ $n, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $n:expr, $i:ident, $body:block, $($k:literal)*) => {
+        const { assert!($n <= 16) };
+        $(if $k < $n {
+            let $i: usize = $k;
+            $body
+        })*
+    };
+}
+pub(crate) use unroll;
 
 /// Makes a safe-to-dispatch function out of a kernel generic over [`Simd`]: one instance an instruction set, chosen at run
 /// time.

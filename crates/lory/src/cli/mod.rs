@@ -1,6 +1,7 @@
 //! The command line: all commands on one screen. Each has a file of its own; what they share is small and is here.
 
 mod base;
+mod bench;
 mod columns;
 mod data;
 mod demo;
@@ -35,6 +36,7 @@ enum Command {
     Pull(pull::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Bench(bench::Args),
     #[command(subcommand)]
     Data(data::Data),
 }
@@ -72,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Pull(args) => pull::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Data(args) => data::run(args),
     }
 }

@@ -1,0 +1,303 @@
+//! One case, timed: rows laid out as the scheduler would, through the runner that serves.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{Batch, Limits, Runner as _, SequenceRows};
+use formats::peft::{LoraPair, Module};
+use kernels::{KvType, LoraType};
+use model::{Adapter, Model};
+
+use crate::runner::ModelRunner;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Case {
+    /// One prompt from nothing, in steps of at most `chunk` rows.
+    Prefill {
+        tokens: usize,
+        chunk: usize,
+        adapters: usize,
+    },
+    /// `rows` sequences of `past` tokens decode `new` tokens each, one a step.
+    Decode {
+        rows: usize,
+        past: usize,
+        new: usize,
+        adapters: usize,
+    },
+    /// Bytes of a PEFT file in memory to an adapter ready to run.
+    AdapterLoad,
+}
+
+impl Case {
+    pub fn adapters(&self) -> usize {
+        match *self {
+            Case::Prefill { adapters, .. } | Case::Decode { adapters, .. } => adapters,
+            Case::AdapterLoad => 1,
+        }
+    }
+
+    /// KV blocks that it needs at the same time.
+    fn blocks(&self, block_tokens: usize) -> usize {
+        match *self {
+            Case::Prefill { tokens, .. } => tokens.div_ceil(block_tokens),
+            Case::Decode {
+                rows, past, new, ..
+            } => rows * (past + new).div_ceil(block_tokens),
+            Case::AdapterLoad => 0,
+        }
+    }
+}
+
+/// One run of a case.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sample {
+    pub tokens: usize,
+    pub steps: usize,
+    pub seconds: f64,
+    /// Weights and adapters that a step reads.
+    pub bytes_a_step: usize,
+}
+
+/// A runner with its adapters.
+pub(super) struct Rig {
+    model: Arc<Model>,
+    runner: ModelRunner,
+    limits: Limits,
+    adapters: Vec<Arc<Adapter>>,
+    pairs: Vec<LoraPair>,
+    logits: Vec<f32>,
+    random: Random,
+}
+
+impl Rig {
+    pub fn new(
+        model: Arc<Model>,
+        cases: &[Case],
+        adapters: usize,
+        rank: usize,
+    ) -> anyhow::Result<Rig> {
+        let block_tokens = kernels::BLOCK_TOKENS;
+        let blocks = cases.iter().map(|case| case.blocks(block_tokens)).max();
+        let bytes = blocks.unwrap_or(1).max(1) * model.block_bytes(KvType::F16);
+        let runner = ModelRunner::new(model.clone(), bytes as u64);
+        let limits = runner.limits();
+        for case in cases {
+            let longest = match *case {
+                Case::Prefill { tokens, .. } => tokens,
+                Case::Decode { past, new, .. } => past + new,
+                Case::AdapterLoad => 0,
+            };
+            anyhow::ensure!(
+                longest <= limits.context_length,
+                "{longest} tokens are past the base's context of {}; ask for fewer",
+                limits.context_length
+            );
+        }
+        let mut random = Random(1);
+        let pairs = random_pairs(&model, rank, &mut random);
+        let adapters = (0..adapters)
+            .map(|_| {
+                let pairs = random_pairs(&model, rank, &mut random);
+                Ok(Arc::new(model.pack_adapter(&pairs, LoraType::Bf16)?))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Rig {
+            model,
+            runner,
+            limits,
+            adapters,
+            pairs,
+            logits: Vec::new(),
+            random,
+        })
+    }
+
+    /// Bytes of one adapter, ready to run.
+    pub fn adapter_bytes(&self) -> u64 {
+        self.adapters.first().map_or(0, |adapter| adapter.bytes())
+    }
+
+    pub fn measure(&mut self, case: &Case) -> anyhow::Result<Sample> {
+        match *case {
+            Case::Prefill {
+                tokens,
+                chunk,
+                adapters,
+            } => self.prefill(tokens, chunk, adapters),
+            Case::Decode {
+                rows,
+                past,
+                new,
+                adapters,
+            } => self.decode(rows, past, new, adapters),
+            Case::AdapterLoad => {
+                let started = Instant::now();
+                black_box(self.model.pack_adapter(&self.pairs, LoraType::Bf16)?);
+                Ok(Sample {
+                    tokens: 0,
+                    steps: 1,
+                    seconds: started.elapsed().as_secs_f64(),
+                    bytes_a_step: 0,
+                })
+            }
+        }
+    }
+
+    fn prefill(&mut self, tokens: usize, chunk: usize, adapters: usize) -> anyhow::Result<Sample> {
+        let chunks = tokens.div_ceil(chunk);
+        let batches: Vec<_> = (0..chunks)
+            .map(|i| {
+                let past = i * chunk;
+                let rows = chunk.min(tokens - past);
+                self.batch(&[(past, rows)], tokens, adapters, i + 1 == chunks)
+            })
+            .collect();
+        let seconds = self.time(&batches)?;
+        Ok(Sample {
+            tokens,
+            steps: chunks,
+            seconds,
+            bytes_a_step: self.bytes_a_step(adapters.min(1)),
+        })
+    }
+
+    fn decode(
+        &mut self,
+        rows: usize,
+        past: usize,
+        new: usize,
+        adapters: usize,
+    ) -> anyhow::Result<Sample> {
+        // What lies in the cache before does not matter to the time, but it has to be numbers.
+        for first in (0..past).step_by(64) {
+            let count = 64.min(past - first);
+            let sequences = vec![(first, count); rows];
+            let batch = self.batch(&sequences, past + new, adapters, false);
+            self.time(&[batch])?;
+        }
+        let batches: Vec<_> = (0..new)
+            .map(|i| self.batch(&vec![(past + i, 1); rows], past + new, adapters, true))
+            .collect();
+        let seconds = self.time(&batches)?;
+        Ok(Sample {
+            tokens: rows * new,
+            steps: new,
+            seconds,
+            bytes_a_step: self.bytes_a_step(adapters.min(rows)),
+        })
+    }
+
+    fn bytes_a_step(&self, adapters: usize) -> usize {
+        let embedding = self.model.embedding();
+        // The table is only looked up, unless it is the head too.
+        let lookup = if std::ptr::eq(embedding, self.model.head()) {
+            0
+        } else {
+            embedding.bytes()
+        };
+        self.model.weight_bytes() - lookup + adapters * self.adapter_bytes() as usize
+    }
+
+    fn time(&mut self, batches: &[Batch<Adapter>]) -> anyhow::Result<f64> {
+        let started = Instant::now();
+        for batch in batches {
+            self.runner
+                .run(batch, &mut self.logits)
+                .map_err(anyhow::Error::msg)?;
+        }
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Sequences of (past, rows), each with blocks of its own for `longest` tokens and the next of `adapters` in turn.
+    fn batch(
+        &mut self,
+        sequences: &[(usize, usize)],
+        longest: usize,
+        adapters: usize,
+        logits: bool,
+    ) -> Batch<Adapter> {
+        let mut batch = Batch::empty();
+        let blocks = longest.div_ceil(self.limits.block_tokens) as u32;
+        batch.slots = self.adapters[..adapters].to_vec();
+        for (i, &(past, rows)) in sequences.iter().enumerate() {
+            let first_row = batch.rows();
+            let vocabulary = self.limits.vocab_size as u64;
+            batch
+                .tokens
+                .extend((0..rows).map(|_| (self.random.next() % vocabulary) as u32));
+            batch.positions.extend(past as u32..(past + rows) as u32);
+            let first_block = i as u32 * blocks;
+            batch.sequences.push(SequenceRows {
+                first_row,
+                rows,
+                past,
+                blocks: (first_block..first_block + blocks).collect(),
+                adapters: (adapters > 0)
+                    .then(|| ((i % adapters) as u32, 1.0))
+                    .into_iter()
+                    .collect(),
+            });
+            if logits {
+                batch.logit_rows.push((first_row + rows - 1) as u32);
+            }
+        }
+        batch
+    }
+}
+
+/// An adapter of the model's shapes on all seven linear layers, small random values.
+fn random_pairs(model: &Model, rank: usize, random: &mut Random) -> Vec<LoraPair> {
+    let mut pairs = Vec::new();
+    for layer in 0..model.config().layers {
+        for module in Module::ALL {
+            let weights = model.layer_weights(layer).weights(module);
+            let (outputs, inputs) = (weights.outputs(), weights.inputs());
+            pairs.push(LoraPair {
+                layer,
+                module,
+                rank,
+                inputs,
+                outputs,
+                scale: 1.0,
+                a: (0..rank * inputs).map(|_| random.small()).collect(),
+                b: (0..outputs * rank).map(|_| random.small()).collect(),
+            });
+        }
+    }
+    pairs
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Around zero, below 0.01.
+    fn small(&mut self) -> f32 {
+        ((self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.02
+    }
+}
+
+/// Bytes a second that `threads` threads read together from memory too large for the caches.
+pub(super) fn read_bandwidth(threads: usize) -> f64 {
+    const BYTES: usize = 1 << 30;
+    let words = vec![1u64; BYTES / 8];
+    let part = words.len().div_ceil(threads.max(1));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for part in words.chunks(part) {
+            scope.spawn(move || black_box(part.iter().fold(0u64, |sum, word| sum ^ word)));
+        }
+    });
+    BYTES as f64 / started.elapsed().as_secs_f64()
+}
