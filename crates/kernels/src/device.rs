@@ -1,5 +1,6 @@
 //! A device: where tensors live and products run. Today always the CPU.
 
+use crate::arena::Arena;
 use crate::isa::has_bf16_dot;
 use crate::pool::Pool;
 use crate::weights::{SourceType, Weights};
@@ -8,6 +9,8 @@ use std::sync::Arc;
 
 struct Cpu {
     pool: Pool,
+    /// Where weights lie.
+    arena: Arena,
     isa: Isa,
     bf16_dot: bool,
 }
@@ -42,6 +45,7 @@ impl Device {
             .clamp(1, 256);
         Ok(Device(Arc::new(Cpu {
             pool: Pool::new(threads),
+            arena: Arena::default(),
             isa,
             bf16_dot: isa == Isa::Avx512 && has_bf16_dot(),
         })))
@@ -66,7 +70,7 @@ impl Device {
     /// Output `i` is source row `order[i]` (row `i` if no order is given).
     ///
     /// # Errors
-    /// The bytes do not fit the shape.
+    /// The bytes do not fit the shape, or there is no memory.
     pub fn pack(
         &self,
         source: SourceType,
@@ -74,7 +78,8 @@ impl Device {
         (outputs, inputs): (usize, usize),
         order: Option<&[u32]>,
     ) -> Result<Weights, KernelError> {
-        Weights::pack(&self.0.pool, source, bytes, outputs, inputs, order)
+        let place = (&self.0.pool, &self.0.arena);
+        Weights::pack(place, source, bytes, outputs, inputs, order)
     }
 
     pub(crate) fn pool(&self) -> &Pool {

@@ -17,6 +17,9 @@ use crate::weights::{GROUP, Layout};
 /// Most rows that meet a weight tile at once: their sums, the tile's 8 vectors and its scales fill 32 registers.
 pub(crate) const CHUNK: usize = 16;
 
+/// How far in front of the products weights are asked for, in bytes.
+const AHEAD: usize = 4096;
+
 /// Offsets are 0 or a power of two from here on: `corrections` hold a multiple of it.
 const LEAST_OFFSET: i32 = 8;
 
@@ -212,6 +215,11 @@ unsafe fn rows<
         let mut y = [S::zero(); ROWS];
         for g in 0..x.groups {
             let block = job.tile.add(g * layout.block());
+            // Weights lie in the order in which they are read, over the ends of tiles too; the hardware's own prefetch
+            // stops at every page's.
+            for line in 0..layout.block().div_ceil(64) {
+                S::prefetch(block.wrapping_add(AHEAD + 64 * line));
+            }
             let scale = |i: usize| {
                 let p = block.add(layout.quants() + i * layout.scale_bytes());
                 if WIDE {

@@ -3,6 +3,7 @@
 //!
 //! It knows tensors and rows. It knows no model, no file format, no request.
 
+mod arena;
 mod attention;
 mod backward;
 mod bf16;
@@ -37,6 +38,16 @@ pub use weights::{SourceType, Weights};
 /// What can go wrong when a device is made or weights are packed.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
+    /// The system has no memory left.
+    #[error(
+        "no memory for {bytes} more bytes: {source}; take a smaller base, or give back other memory"
+    )]
+    Memory {
+        /// How many were asked for.
+        bytes: usize,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// `LORY_ISA` asks for what is not there.
     #[error(
         "LORY_ISA={name}: not an instruction set of this machine; known: scalar, neon, avx2, avx512"

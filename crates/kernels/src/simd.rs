@@ -36,6 +36,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bytes(p: *const u8) -> Self::B;
     unsafe fn low_nibbles(b: Self::B) -> Self::B;
     unsafe fn high_nibbles(b: Self::B) -> Self::B;
+    /// Asks for the cache line at `p`, which may lie anywhere, also outside of any object.
+    unsafe fn prefetch(p: *const u8);
     /// acc + sum over 4 of (unsigned byte below 16) * (signed byte): lane i takes bytes 4i..4i+4; `x` is the same 4
     /// signed bytes for all lanes.
     unsafe fn dot_nibbles(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
@@ -117,6 +119,8 @@ impl Simd for Portable {
     unsafe fn high_nibbles(b: Self::B) -> Self::B {
         b.map(|x| x >> 4)
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn dot_nibbles(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         // SAFETY: as above.
@@ -213,6 +217,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn high_nibbles(b: __m512i) -> __m512i {
             unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn dot_nibbles(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
@@ -330,6 +338,10 @@ mod x86 {
                     _mm256_and_si256(_mm256_srli_epi16::<4>(b.1), mask),
                 )
             }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn dot_nibbles(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {

@@ -29,6 +29,7 @@ fn source_type(dtype: GgmlType) -> Option<SourceType> {
 
 struct Loader<'a> {
     gguf: &'a Gguf,
+    packed: &'a dyn Fn(&[u8]),
     device: &'a Device,
     config: &'a ModelConfig,
 }
@@ -68,13 +69,16 @@ impl Loader<'_> {
     ) -> Result<Weights, ModelError> {
         let tensor = self.tensor(name, &[inputs as u64, outputs as u64])?;
         let source = source_type(tensor.dtype).ok_or_else(|| self.not_run(name, tensor.dtype))?;
-        self.device
+        let weights = self
+            .device
             .pack(source, tensor.data, (outputs, inputs), order)
             .map_err(|source| ModelError::Kernel {
                 origin: self.gguf.origin().into(),
                 name: name.into(),
                 source,
-            })
+            })?;
+        (self.packed)(tensor.data);
+        Ok(weights)
     }
 
     fn vector(&self, name: &str, n: usize, order: Option<&[u32]>) -> Result<Vec<f32>, ModelError> {
@@ -158,6 +162,19 @@ impl Model {
     /// # Errors
     /// A tensor that is missing, of another shape, or of a type that is not run, by name.
     pub fn load(gguf: &Gguf, device: Device) -> Result<Model, ModelError> {
+        Model::load_with(gguf, device, &|_| ())
+    }
+
+    /// [`Model::load`], telling of each tensor's bytes once they are packed: a caller that mapped the file gives their
+    /// memory back, so that file and weights are never in memory together.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(
+        gguf: &Gguf,
+        device: Device,
+        packed: &dyn Fn(&[u8]),
+    ) -> Result<Model, ModelError> {
         let config = ModelConfig::from_gguf(gguf)?;
         if !config.head_dim.is_multiple_of(16) {
             return Err(ModelError::HeadDim {
@@ -174,6 +191,7 @@ impl Model {
         }
         let loader = Loader {
             gguf,
+            packed,
             device: &device,
             config: &config,
         };

@@ -14,8 +14,10 @@ mod decode;
 pub(crate) mod unpack;
 
 use crate::KernelError;
+use crate::arena::{Arena, Slab};
 use crate::pool::{Pool, Scatter};
 use crate::simd::LANES;
+use bytemuck::Pod;
 use decode::{Group, decode_group};
 use half::{bf16, f16};
 
@@ -120,10 +122,10 @@ impl Layout {
 }
 
 pub(crate) enum Data {
-    Quantized { layout: Layout, bytes: Vec<u8> },
-    F32(Vec<f32>),
-    F16(Vec<u16>),
-    Bf16(Vec<u16>),
+    Quantized { layout: Layout, bytes: Slab<u8> },
+    F32(Slab<f32>),
+    F16(Slab<u16>),
+    Bf16(Slab<u16>),
 }
 
 /// A linear layer's frozen weights, `outputs x inputs`, in the device's own layout.
@@ -168,7 +170,7 @@ impl Weights {
 
     /// Repacks `bytes`. `order[i]` is the source row that becomes output `i` (identity if none).
     pub(crate) fn pack(
-        pool: &Pool,
+        (pool, arena): (&Pool, &Arena),
         source: SourceType,
         bytes: &[u8],
         outputs: usize,
@@ -200,7 +202,7 @@ impl Weights {
         let data = match source.layout() {
             Some(layout) => {
                 let tile_bytes = layout.block() * (inputs / GROUP);
-                let mut packed = vec![0u8; tiles * tile_bytes];
+                let mut packed = arena.zeros(tiles * tile_bytes)?;
                 let out = Scatter::new(&mut packed);
                 pool.run(tiles, &|t| {
                     // SAFETY: one task a tile.
@@ -218,14 +220,14 @@ impl Weights {
                 }
             }
             None if source == SourceType::F32 => {
-                Data::F32(panels(pool, outputs, inputs, |i, k| {
+                Data::F32(panels((pool, arena), outputs, inputs, |i, k| {
                     f32::from_le_bytes(row(i)[4 * k..4 * k + 4].try_into().unwrap_or_default())
-                }))
+                })?)
             }
             None => {
-                let values = panels(pool, outputs, inputs, |i, k| {
+                let values = panels((pool, arena), outputs, inputs, |i, k| {
                     u16::from_le_bytes([row(i)[2 * k], row(i)[2 * k + 1]])
-                });
+                })?;
                 if source == SourceType::F16 {
                     Data::F16(values)
                 } else {
@@ -274,14 +276,14 @@ impl Weights {
     }
 }
 
-fn panels<T: Copy + Default + Send>(
-    pool: &Pool,
+fn panels<T: Pod + Send>(
+    (pool, arena): (&Pool, &Arena),
     outputs: usize,
     inputs: usize,
     value: impl Fn(usize, usize) -> T + Sync,
-) -> Vec<T> {
+) -> Result<Slab<T>, KernelError> {
     let tiles = outputs.div_ceil(LANES);
-    let mut packed = vec![T::default(); tiles * inputs * LANES];
+    let mut packed = arena.zeros(tiles * inputs * LANES)?;
     let out = Scatter::new(&mut packed);
     pool.run(tiles, &|t| {
         // SAFETY: one task a tile.
@@ -292,7 +294,7 @@ fn panels<T: Copy + Default + Send>(
             }
         }
     });
-    packed
+    Ok(packed)
 }
 
 fn put_group(layout: &Layout, block: &mut [u8], lane: usize, group: &Group) {

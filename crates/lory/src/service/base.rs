@@ -37,12 +37,14 @@ impl Base {
             path: path.to_owned(),
             source,
         })?;
-        let gguf = Gguf::parse(Arc::new(mapped), &path.display().to_string())?;
+        let mapped = Arc::new(mapped);
+        let gguf = Gguf::parse(mapped.clone(), &path.display().to_string())?;
         let stem = || {
             path.file_stem()
                 .map_or("base".into(), |stem| stem.to_string_lossy().to_lowercase())
         };
-        Base::from_gguf(&gguf, name.map_or_else(stem, str::to_owned), device)
+        let name = name.map_or_else(stem, str::to_owned);
+        Base::load(&gguf, name, device, &|bytes| mapped.release(bytes))
     }
 
     /// [`Base::open`] with a file that is parsed already.
@@ -50,9 +52,18 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn from_gguf(gguf: &Gguf, name: String, device: Device) -> Result<Base, OpenError> {
+        Base::load(gguf, name, device, &|_| ())
+    }
+
+    fn load(
+        gguf: &Gguf,
+        name: String,
+        device: Device,
+        packed: &dyn Fn(&[u8]),
+    ) -> Result<Base, OpenError> {
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
-        let model = Model::load(gguf, device)?;
+        let model = Model::load_with(gguf, device, packed)?;
         let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
         let mut control_tokens: Vec<String> = ids
             .filter(|id| tokenizer.is_special(*id))

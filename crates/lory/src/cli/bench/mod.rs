@@ -163,9 +163,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 fn open(path: &Path, threads: Option<usize>) -> anyhow::Result<Model> {
     let name = path.display().to_string();
     let device = kernels::Device::cpu(threads)?;
-    let mapped = kernels::map_file(path).with_context(|| name.clone())?;
-    let gguf = Gguf::parse(Arc::new(mapped), &name)?;
-    Ok(Model::load(&gguf, device)?)
+    let mapped = Arc::new(kernels::map_file(path).with_context(|| name.clone())?);
+    let gguf = Gguf::parse(mapped.clone(), &name)?;
+    let release = |bytes: &[u8]| mapped.release(bytes);
+    Ok(Model::load_with(&gguf, device, &release)?)
 }
 
 fn median(values: &[f64]) -> f64 {
