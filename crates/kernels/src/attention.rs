@@ -97,9 +97,13 @@ impl Device {
         cache: &mut KvCache,
         layer: usize,
     ) {
-        let (kv_heads, head_dim, blocks) = (cache.kv_heads, cache.head_dim, cache.blocks);
+        let (shape, blocks) = (cache.shape, cache.blocks);
+        let head_dim = shape.head_dim;
         let (q_columns, columns) = (q.columns(), k.columns());
-        assert!(columns == kv_heads * head_dim && v.columns() == columns && v.rows() == k.rows());
+        assert!(layer < cache.layers);
+        assert!(
+            columns == shape.kv_heads * head_dim && v.columns() == columns && v.rows() == k.rows()
+        );
         let rows: Vec<(usize, usize, usize)> = spans
             .iter()
             .flat_map(|s| {
@@ -113,15 +117,15 @@ impl Device {
             .collect();
         let (q, k) = (Scatter::new(q.values_mut()), Scatter::new(k.values_mut()));
         enum Raw {
-            F16(*mut F16Bits, *mut F16Bits),
-            F32(*mut f32, *mut f32),
+            F16(*mut F16Bits),
+            F32(*mut f32),
         }
         struct Pointers(Raw);
         // SAFETY: every row of the region writes the place of its own token.
         unsafe impl Sync for Pointers {}
-        let pages = Pointers(match &mut cache.layers[layer] {
-            Pages::F16 { keys, values } => Raw::F16(keys.as_mut_ptr(), values.as_mut_ptr()),
-            Pages::F32 { keys, values } => Raw::F32(keys.as_mut_ptr(), values.as_mut_ptr()),
+        let pages = Pointers(match &mut cache.pages {
+            Pages::F16(pages) => Raw::F16(pages.as_mut_ptr()),
+            Pages::F32(pages) => Raw::F32(pages.as_mut_ptr()),
         });
         let pages = &pages;
         let chunk = 16;
@@ -140,14 +144,10 @@ impl Device {
                     );
                     let key = k.part(row * columns, columns);
                     rope(self.isa(), key, head_dim, cos, sin, false);
-                    let (shape, token) = ((kv_heads, head_dim), position % BLOCK_TOKENS);
+                    let token = position % BLOCK_TOKENS;
                     match pages.0 {
-                        Raw::F16(keys, values) => {
-                            store(keys, values, shape, block, token, key, v.row(row))
-                        }
-                        Raw::F32(keys, values) => {
-                            store(keys, values, shape, block, token, key, v.row(row))
-                        }
+                        Raw::F16(to) => store(to, shape, layer, block, token, key, v.row(row)),
+                        Raw::F32(to) => store(to, shape, layer, block, token, key, v.row(row)),
                     }
                 }
             }
@@ -166,7 +166,9 @@ impl Device {
         layer: usize,
         out: &mut Tensor,
     ) {
-        let (kv_heads, head_dim) = (cache.kv_heads, cache.head_dim);
+        let shape = cache.shape;
+        let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
+        assert!(layer < cache.layers);
         let columns = q.columns();
         let heads = columns / head_dim;
         assert!(columns == heads * head_dim && heads.is_multiple_of(kv_heads));
@@ -197,7 +199,7 @@ impl Device {
                 scores.resize(padded * MAX_LINES, 0.0);
                 let first = (span.first + at) * columns + kv_head * group * head_dim;
                 let scores = scores.as_mut_ptr();
-                let job = |keys: *const u8, values: *const u8| Job {
+                let job = |pages: *const u8| Job {
                     q: q.values()[first..].as_ptr(),
                     out: out.pointer(first),
                     columns,
@@ -206,24 +208,18 @@ impl Device {
                     head_dim,
                     past: span.past + at,
                     blocks: span.blocks.as_ptr(),
-                    page: kv_head * head_dim * BLOCK_TOKENS,
-                    block: kv_heads * head_dim * BLOCK_TOKENS,
-                    keys,
-                    values,
+                    pages,
+                    block: shape.block(),
+                    keys: shape.keys(layer, kv_head),
+                    values: shape.values(layer, kv_head),
                     scores,
                     padded,
                 };
                 // SAFETY: shapes and block numbers were asserted; each task writes its own rows and heads.
                 unsafe {
-                    match &cache.layers[layer] {
-                        Pages::F16 { keys, values } => attend_f16(
-                            self.isa(),
-                            job(keys.as_ptr().cast(), values.as_ptr().cast()),
-                        ),
-                        Pages::F32 { keys, values } => attend_f32(
-                            self.isa(),
-                            job(keys.as_ptr().cast(), values.as_ptr().cast()),
-                        ),
+                    match &cache.pages {
+                        Pages::F16(pages) => attend_f16(self.isa(), job(pages.as_ptr().cast())),
+                        Pages::F32(pages) => attend_f32(self.isa(), job(pages.as_ptr().cast())),
                     }
                 }
             });
@@ -242,10 +238,11 @@ struct Job {
     head_dim: usize,
     past: usize,
     blocks: *const u32,
-    page: usize,
+    pages: *const u8,
+    /// From one block to the next, in values; where this head's keys and values lie in block 0.
     block: usize,
-    keys: *const u8,
-    values: *const u8,
+    keys: usize,
+    values: usize,
     scores: *mut f32,
     padded: usize,
 }
@@ -301,19 +298,30 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
         };
         let keys_of = |i: usize| job.past + (first + i) / job.group + 1;
         let q: [*const f32; N] = std::array::from_fn(|i| job.q.add(place(i)));
-        let page = |base: *const u8, b: usize| {
-            base.cast::<E>()
-                .add(*job.blocks.add(b) as usize * job.block + job.page)
+        let page = |b: usize| {
+            let block = *job.blocks.add(b) as usize;
+            job.pages.cast::<E>().add(block * job.block + job.keys)
         };
         let scale = S::splat(1.0 / (job.head_dim as f32).sqrt());
         let blocks = keys_of(N - 1).div_ceil(LANES);
         let scores = |i: usize, b: usize| job.scores.add(i * job.padded + b * LANES);
         macro_rules! blocks_from {
             ($b:expr, $count:literal) => {
-                let keys: [*const E; $count] = std::array::from_fn(|j| page(job.keys, $b + j));
+                let keys: [*const E; $count] = std::array::from_fn(|j| page($b + j));
                 let mut acc = [[S::zero(); N]; $count];
+                // What comes next lies elsewhere: the next keys, or at the end the first values.
+                let ahead: [*const u8; $count] = std::array::from_fn(|j| {
+                    if $b + $count + j < blocks {
+                        page($b + $count + j).cast()
+                    } else {
+                        page(j.min(blocks - 1))
+                            .wrapping_add(job.values - job.keys)
+                            .cast()
+                    }
+                });
                 for d in 0..job.head_dim {
                     unroll!($count, |j| {
+                        S::prefetch(ahead[j].wrapping_add(d * LANES * size_of::<E>()));
                         let k = E::load::<S>(keys[j].add(d * LANES));
                         unroll!(N, |i| {
                             acc[j][i] = S::fma(S::splat(*q[i].add(d)), k, acc[j][i])
@@ -411,12 +419,9 @@ unsafe fn weigh<S: Simd, E: Element, const N: usize, const V: usize>(
     // SAFETY: offsets stay inside the shapes of the job.
     unsafe {
         let value = |t: usize| {
-            job.values.cast::<E>().add(
-                *job.blocks.add(t / LANES) as usize * job.block
-                    + job.page
-                    + t % LANES * job.head_dim
-                    + d,
-            )
+            let block = *job.blocks.add(t / LANES) as usize;
+            let at = block * job.block + job.values + t % LANES * job.head_dim + d;
+            job.pages.cast::<E>().add(at)
         };
         let mut acc = [[S::zero(); V]; N];
         let add = |acc: &mut [S::F; V], i: usize, t: usize, v: &[S::F; V]| {
@@ -425,6 +430,10 @@ unsafe fn weigh<S: Simd, E: Element, const N: usize, const V: usize>(
         };
         for t in 0..shared {
             let from = value(t);
+            let ahead = value((t + 2 * LANES).min(shared - 1)).cast::<u8>();
+            for line in 0..(V * LANES * size_of::<E>()).div_ceil(64) {
+                S::prefetch(ahead.wrapping_add(64 * line));
+            }
             let v: [S::F; V] = std::array::from_fn(|j| E::load::<S>(from.add(j * LANES)));
             unroll!(N, |i| { add(&mut acc[i], i, t, &v) });
         }

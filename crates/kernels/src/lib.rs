@@ -30,7 +30,7 @@ pub use grad::AdamW;
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvCache, KvType};
 pub use linear::{Compute, Norm, Projection, Workspace};
-pub use lora::{Lora, LoraPack, LoraType, Run};
+pub use lora::{Lora, LoraArena, LoraPack, LoraType, Run};
 pub use mapped::{MappedFile, map_file};
 pub use tensor::Tensor;
 pub use weights::{SourceType, Weights};

@@ -9,7 +9,7 @@ use crate::bf16::{PairGemm, pair_gemm};
 use crate::device::Device;
 use crate::gemm::{Bf16Bits, Element, F16Bits, Gemm, gemm_bf16, gemm_f16, gemm_f32};
 use crate::int8::{CHUNK, Int8Rows, TileJob, multiply_tile};
-use crate::lora::{Lora, Run};
+use crate::lora::{ExpandTo, Expansion, Lora, Run, expand};
 use crate::norm::rmsnorm_row;
 use crate::pool::Scatter;
 use crate::simd::LANES;
@@ -244,13 +244,13 @@ impl Device {
         struct Part<'a> {
             weights: &'a Weights,
             bias: Option<&'a [f32]>,
-            lora: Lora<'a>,
+            expansions: Vec<Expansion<'a>>,
             out: Scatter<'a, f32>,
             accumulate: bool,
             path: Path,
-            shrunk: &'a [f32],
-            shape: Shrunk,
         }
+        // SAFETY: the pointers of `expansions` are to shrunk rows, which nobody writes in this region.
+        unsafe impl Sync for Part<'_> {}
         let rows = x.rows();
         let x = if normed { &workspace.normed } else { x };
         let parts: Vec<Part> = projections
@@ -260,12 +260,10 @@ impl Device {
             .map(|((p, &path), shrunk)| Part {
                 weights: p.weights,
                 bias: p.bias,
-                lora: p.lora,
+                expansions: expansions(&p.lora, shrunk),
                 out: Scatter::new(p.out.values_mut()),
                 accumulate: p.accumulate,
                 path,
-                shrunk,
-                shape: Shrunk::of(&p.lora),
             })
             .collect();
         // Tasks small enough to even out, large enough to stream; panels of the float paths are two tiles wide.
@@ -300,6 +298,9 @@ impl Device {
                         columns: columns.len(),
                         accumulate: part.accumulate,
                     };
+                    for run in &part.expansions {
+                        run.pack.prefetch(isa, columns.clone());
+                    }
                     match part.path {
                         Path::Int8 => int8_tiles(isa, part.weights, &workspace.int8, tiles, out),
                         Path::F32 => f32_tiles(isa, part.weights, x, tiles, out),
@@ -314,17 +315,14 @@ impl Device {
                             }
                         }
                     }
-                    for run in part.lora.runs {
-                        for (e, &(slot, _)) in run.slots.iter().enumerate() {
-                            let Some(pack) = part.lora.packs[slot as usize] else {
-                                continue;
-                            };
-                            let stride = part.shape.stride();
-                            let h =
-                                part.shrunk[run.first * stride + e * part.shape.padded..].as_ptr();
-                            let to = out.pointer.add(run.first * outputs);
-                            pack.expand(isa, h, stride, run.rows, columns.clone(), to, outputs);
-                        }
+                    if !part.expansions.is_empty() {
+                        let to = ExpandTo {
+                            out: out.pointer,
+                            out_row: outputs,
+                            first_column: columns.start,
+                            columns: columns.len(),
+                        };
+                        expand(isa, &part.expansions, to);
                     }
                 }
             }
@@ -346,6 +344,27 @@ struct Target {
     row: usize,
     columns: usize,
     accumulate: bool,
+}
+
+/// The runs of `lora`, slot by slot in their order, with where their rows of `shrunk` lie.
+fn expansions<'a>(lora: &Lora<'a>, shrunk: &'a [f32]) -> Vec<Expansion<'a>> {
+    let shape = Shrunk::of(lora);
+    let mut expansions = Vec::new();
+    for run in lora.runs {
+        for (e, &(slot, _)) in run.slots.iter().enumerate() {
+            if let Some(pack) = lora.packs[slot as usize] {
+                let at = run.first * shape.stride() + e * shape.padded;
+                expansions.push(Expansion {
+                    pack,
+                    h: shrunk[at..].as_ptr(),
+                    h_row: shape.stride(),
+                    first: run.first,
+                    rows: run.rows,
+                });
+            }
+        }
+    }
+    expansions
 }
 
 fn overlapping(

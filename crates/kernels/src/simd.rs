@@ -381,6 +381,17 @@ mod x86 {
     }
 }
 
+/// Asks for the cache line at `p`, which may lie anywhere.
+#[inline(always)]
+pub(crate) fn prefetch(isa: crate::Isa, p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    if isa != crate::Isa::Scalar {
+        // SAFETY: a prefetch reads nothing that the program could see, and every x86-64 has it.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast()) }
+    }
+    let _ = (isa, p);
+}
+
 /// `unroll!(N, |i| { .. })` writes the block out for i = 0, 1, .. below the constant N, 16 at most, so that arrays indexed by
 /// `i` stay in registers. (A loop over a const generic is unrolled only where the compiler thinks it small; a kernel whose
 /// accumulators went to the stack runs at half its speed.)

@@ -179,6 +179,7 @@ fn a_row_does_not_depend_on_its_batch() {
             .into_iter()
             .map(|t| {
                 LoraPack::new(
+                    &LoraArena::default(),
                     &r.values(rank * inputs),
                     &r.values(rank * outputs),
                     (outputs, inputs, rank),
@@ -247,7 +248,17 @@ fn mixed_lora_equals_the_summed_deltas() {
     let packs: Vec<LoraPack> = parts
         .iter()
         .zip(ranks)
-        .map(|((a, b), n)| LoraPack::new(a, b, (outputs, inputs, n), 1.0, LoraType::F32).unwrap())
+        .map(|((a, b), n)| {
+            LoraPack::new(
+                &LoraArena::default(),
+                a,
+                b,
+                (outputs, inputs, n),
+                1.0,
+                LoraType::F32,
+            )
+            .unwrap()
+        })
         .collect();
     let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).collect();
     let x = Tensor::from_vec(3, inputs, r.values(3 * inputs));
@@ -310,7 +321,7 @@ fn paged_attention_matches_the_reference_whatever_the_chunks() {
         let mut first: Option<Vec<f32>> = None;
         for d in devices() {
             for chunks in [vec![75], vec![1; 75], vec![40, 3, 31, 1]] {
-                let mut cache = KvCache::new(1, 10, kv_heads, dim, dtype);
+                let mut cache = KvCache::new(1, 10, kv_heads, dim, dtype).unwrap();
                 let (mut got, mut rotated_q, mut rotated_k) = (Vec::new(), Vec::new(), Vec::new());
                 let mut past = 0;
                 for n in chunks {
@@ -478,6 +489,26 @@ fn weights_that_do_not_fit_are_refused() {
         d.pack(SourceType::F32, &[0; 8], (2, 1), Some(&[0, 2]))
             .is_err()
     );
-    assert!(LoraPack::new(&[0.0; 6], &[0.0; 4], (2, 3, 2), 1.0, LoraType::F32).is_ok());
-    assert!(LoraPack::new(&[0.0; 5], &[0.0; 4], (2, 3, 2), 1.0, LoraType::F32).is_err());
+    assert!(
+        LoraPack::new(
+            &LoraArena::default(),
+            &[0.0; 6],
+            &[0.0; 4],
+            (2, 3, 2),
+            1.0,
+            LoraType::F32
+        )
+        .is_ok()
+    );
+    assert!(
+        LoraPack::new(
+            &LoraArena::default(),
+            &[0.0; 5],
+            &[0.0; 4],
+            (2, 3, 2),
+            1.0,
+            LoraType::F32
+        )
+        .is_err()
+    );
 }

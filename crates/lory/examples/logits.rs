@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
     };
     let adapters: Vec<&Adapter> = adapters.iter().collect();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut cache = model.new_cache(model.config().layers, blocks.len(), KvType::F32);
+    let mut cache = model.new_cache(model.config().layers, blocks.len(), KvType::F32)?;
     let rows = tokens.len();
     let run = Run {
         first: 0,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{Batch, Limits};
-use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, Run, Span, Tensor};
+use kernels::{BLOCK_TOKENS, Compute, KernelError, KvCache, KvType, Run, Span, Tensor};
 use model::{Adapter, Buffers, Model};
 
 /// A model with its pages and buffers.
@@ -16,16 +16,19 @@ pub struct ModelRunner {
 
 impl ModelRunner {
     /// Pages for as many tokens as fit in `kv_bytes`, at least for one block.
-    pub fn new(model: Arc<Model>, kv_bytes: u64) -> ModelRunner {
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub fn new(model: Arc<Model>, kv_bytes: u64) -> Result<ModelRunner, KernelError> {
         let block = model.block_bytes(KvType::F16) as u64;
         let blocks = (kv_bytes / block).clamp(1, u64::from(u32::MAX)) as usize;
-        let cache = model.new_cache(model.config().layers, blocks, KvType::F16);
-        ModelRunner {
+        let cache = model.new_cache(model.config().layers, blocks, KvType::F16)?;
+        Ok(ModelRunner {
             model,
             cache,
             buffers: Buffers::default(),
             logits: Tensor::default(),
-        }
+        })
     }
 }
 

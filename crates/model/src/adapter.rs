@@ -3,7 +3,7 @@
 use crate::{Model, ModelError};
 use formats::peft::{self, LoraPair, Module};
 use formats::safetensors::Dtype;
-use kernels::{LoraPack, LoraType};
+use kernels::{LoraArena, LoraPack, LoraType};
 
 /// One adapter's packed pairs, by layer and module.
 pub struct Adapter {
@@ -46,16 +46,15 @@ impl Model {
         let mut layers: Vec<[Option<LoraPack>; Module::ALL.len()]> = (0..self.config().layers)
             .map(|_| Default::default())
             .collect();
+        let arena = LoraArena::default();
         for pair in pairs {
             let shape = (pair.outputs, pair.inputs, pair.rank);
-            let pack =
-                LoraPack::new(&pair.a, &pair.b, shape, pair.scale, dtype).map_err(|source| {
-                    ModelError::Kernel {
-                        origin: "adapter".into(),
-                        name: pair.module.path(pair.layer),
-                        source,
-                    }
-                })?;
+            let pack = LoraPack::new(&arena, &pair.a, &pair.b, shape, pair.scale, dtype);
+            let pack = pack.map_err(|source| ModelError::Kernel {
+                origin: "adapter".into(),
+                name: pair.module.path(pair.layer),
+                source,
+            })?;
             layers[pair.layer][pair.module as usize] = Some(pack);
         }
         Ok(Adapter { layers })

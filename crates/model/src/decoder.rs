@@ -4,8 +4,8 @@ use crate::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{
-    Compute, Device, KvCache, KvType, Lora, LoraPack, Norm, Projection, RopeTable, Run, Span,
-    Tensor, Weights, Workspace,
+    Compute, Device, KernelError, KvCache, KvType, Lora, LoraPack, Norm, Projection, RopeTable,
+    Run, Span, Tensor, Weights, Workspace,
 };
 
 /// One layer's frozen weights. Query and key rows are in Hugging Face's order, whatever the file's.
@@ -178,7 +178,15 @@ impl Model {
     }
 
     /// Pages for `blocks` blocks in each of `layers` layers.
-    pub fn new_cache(&self, layers: usize, blocks: usize, dtype: KvType) -> KvCache {
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub fn new_cache(
+        &self,
+        layers: usize,
+        blocks: usize,
+        dtype: KvType,
+    ) -> Result<KvCache, KernelError> {
         KvCache::new(
             layers,
             blocks,

@@ -75,7 +75,9 @@ fn every_weight_type_gives_near_the_same_logits() {
     let logits = |dtype| {
         let model = load(tiny_gguf_as(7, dtype)).unwrap();
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-        let mut cache = model.new_cache(model.config().layers, blocks.len(), KvType::F16);
+        let mut cache = model
+            .new_cache(model.config().layers, blocks.len(), KvType::F16)
+            .unwrap();
         let span = Span {
             first: 0,
             rows: tokens.len(),

@@ -156,7 +156,9 @@ impl ModelLearner {
         };
         let mut cache = match self.cache.take() {
             Some(cache) if cache.blocks() >= layout.blocks() => cache,
-            _ => model.new_cache(1, layout.blocks(), KvType::F32),
+            _ => model
+                .new_cache(1, layout.blocks(), KvType::F32)
+                .map_err(|e| TrainError::Learner(e.to_string()))?,
         };
 
         // Forward, keeping every layer's input where there is a backward.

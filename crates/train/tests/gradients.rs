@@ -172,7 +172,9 @@ fn training_and_serving_run_one_forward() {
     let packed = model.pack_adapter(&params[0].pairs, LoraType::F32).unwrap();
     let blocks: Vec<u32> = (0..4).rev().collect();
     let (mut cache, mut buffers, mut logits) = (
-        model.new_cache(model.config().layers, 4, KvType::F32),
+        model
+            .new_cache(model.config().layers, 4, KvType::F32)
+            .unwrap(),
         Buffers::default(),
         Tensor::default(),
     );

@@ -111,7 +111,7 @@ impl Service {
                 path: persona.dir.clone(),
             });
         }
-        let runner = ModelRunner::new(base.model.clone(), settings.kv_memory);
+        let runner = ModelRunner::new(base.model.clone(), settings.kv_memory)?;
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = Adapters::new(&base, engine.clone());
         for persona in personas.iter() {

@@ -47,7 +47,11 @@ fn adapter(seed: u64) -> Arc<Adapter> {
 }
 
 fn start(config: EngineConfig) -> Handle<Adapter> {
-    let handle = Engine::start(ModelRunner::new(BASE.model.clone(), 64 << 20), config).unwrap();
+    let handle = Engine::start(
+        ModelRunner::new(BASE.model.clone(), 64 << 20).unwrap(),
+        config,
+    )
+    .unwrap();
     for tone in 0..TONES {
         let adapter = adapter(u64::from(tone));
         let bytes = adapter.bytes();

@@ -10,7 +10,9 @@ use crate::BASE;
 /// The logits after each of `tokens`.
 fn logits(model: &Model, tokens: &[u32], compute: Compute, kv: KvType) -> Tensor {
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut cache = model.new_cache(model.config().layers, blocks.len(), kv);
+    let mut cache = model
+        .new_cache(model.config().layers, blocks.len(), kv)
+        .unwrap();
     let span = Span {
         first: 0,
         rows: tokens.len(),

@@ -82,7 +82,7 @@ impl Rig {
         let block_tokens = kernels::BLOCK_TOKENS;
         let blocks = cases.iter().map(|case| case.blocks(block_tokens)).max();
         let bytes = blocks.unwrap_or(1).max(1) * model.block_bytes(KvType::F16);
-        let runner = ModelRunner::new(model.clone(), bytes as u64);
+        let runner = ModelRunner::new(model.clone(), bytes as u64)?;
         let limits = runner.limits();
         for case in cases {
             let longest = match *case {
