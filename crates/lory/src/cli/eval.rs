@@ -37,11 +37,15 @@ Exit code 1 where a persona misses a threshold of its [eval] table.
 
 Examples:
   lory eval
+  lory eval --rows test.jsonl
   lory eval --persona customer --limit 20 --answers answers.jsonl")]
 pub(super) struct Args {
     /// Which persona; several may be named [default: all that have evaluation rows]
     #[arg(long = "persona", value_name = "NAME")]
     who: Vec<String>,
+    /// Rows to use instead of the persona's `eval` file: this file in each persona's folder
+    #[arg(long, value_name = "FILE")]
+    rows: Option<PathBuf>,
     /// The most rows of each persona
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -118,7 +122,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 }
 
 fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>> {
-    let rows_of = |persona: &Persona| persona.train.as_ref().and_then(|train| train.eval.clone());
+    let rows_of = |persona: &Persona| match &args.rows {
+        Some(file) => Some(persona.dir.join(file)).filter(|path| path.is_file()),
+        None => persona.train.as_ref().and_then(|train| train.eval.clone()),
+    };
+    let missing = match &args.rows {
+        Some(file) => format!("put a file {} into its folder", file.display()),
+        None => "name a file as `eval` in the [train] table of its persona.toml".to_owned(),
+    };
     let names: Vec<String> = if args.who.is_empty() {
         let all = personas
             .names()
@@ -131,9 +142,7 @@ fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>
         args.who.clone()
     };
     if names.is_empty() {
-        anyhow::bail!(
-            "no persona has evaluation rows; name a file as `eval` in the [train] table of a persona.toml"
-        );
+        anyhow::bail!("no persona has evaluation rows; {missing}");
     }
     let mut candidates = Vec::new();
     for name in &names {
@@ -145,8 +154,8 @@ fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>
         let persona = personas.find(&part)?;
         let Some(path) = rows_of(persona) else {
             anyhow::bail!(
-                "{}: persona {name} has no evaluation rows; name a file as `eval` in [train]",
-                persona.dir.join(registry::file::FILE).display()
+                "{}: persona {name} has no evaluation rows; {missing}",
+                persona.dir.display()
             );
         };
         let mut rows = Dataset::read(&path)?.rows;

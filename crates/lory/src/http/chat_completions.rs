@@ -70,8 +70,8 @@ pub(super) struct ChatRequest {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StreamOptions {
-    include_usage: Option<bool>,
+pub(super) struct StreamOptions {
+    pub(super) include_usage: Option<bool>,
     #[serde(rename = "include_obfuscation")]
     _include_obfuscation: Option<bool>,
 }
@@ -270,6 +270,7 @@ impl ChatRequest {
             },
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_tokens.or(self.max_completion_tokens),
+            ignore_eos: false,
             names: FieldNames {
                 persona: "model",
                 prompt: "messages",
@@ -321,7 +322,7 @@ pub(super) async fn chat_completions(
     .into_response())
 }
 
-fn usage_of(end: &End) -> Value {
+pub(super) fn usage_of(end: &End) -> Value {
     json!({
         "prompt_tokens": end.prompt_tokens,
         "completion_tokens": end.completion_tokens,

@@ -46,6 +46,7 @@ impl GenerateRequest {
             },
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_new_tokens,
+            ignore_eos: false,
             names: FieldNames::GENERATE,
         }
     }

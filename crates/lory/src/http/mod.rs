@@ -4,6 +4,7 @@
 //! Files are named for what a client does; `json` reads bodies, `error` is the one place where errors get a status.
 
 mod chat_completions;
+mod completions;
 mod error;
 mod events;
 mod generate;
@@ -37,6 +38,7 @@ fn router(slot: Slot) -> Router {
             "/v1/chat/completions",
             post(chat_completions::chat_completions),
         )
+        .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::models))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))

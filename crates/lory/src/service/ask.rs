@@ -23,6 +23,8 @@ pub struct Ask {
     pub stop: Option<Vec<String>>,
     /// The most new tokens; without, the persona's, or [`super::DEFAULT_MAX_NEW_TOKENS`], as far as they fit.
     pub max_new_tokens: Option<usize>,
+    /// Go on past the tokens that end an answer, up to `max_new_tokens`: for measurements.
+    pub ignore_eos: bool,
     /// What the caller's interface calls the fields.
     pub names: FieldNames,
 }
@@ -39,6 +41,10 @@ pub enum Conversation {
     },
     /// Turns of the roles `system`, `user` and `assistant`. A system turn in front replaces the persona's own.
     Messages(Vec<Message>),
+    /// A text that goes on as it is: no template, no system prompt.
+    Text(String),
+    /// The same, as token ids.
+    Tokens(Vec<u32>),
 }
 
 /// Sampling settings of a request; see [`engine::Sampling`] for what they do and their ranges.
@@ -87,6 +93,7 @@ impl Ask {
             overrides: Overrides::default(),
             stop: None,
             max_new_tokens: None,
+            ignore_eos: false,
             names: FieldNames::GENERATE,
         }
     }
@@ -99,7 +106,13 @@ impl Ask {
                     field: self.names.prompt.to_owned(),
                 });
             }
-            Conversation::Prompt { .. } => {}
+            Conversation::Text(text) if text.is_empty() => {
+                return Err(RequestError::EmptyPrompt {
+                    field: self.names.prompt.to_owned(),
+                });
+            }
+            // Empty token ids are the engine's to refuse, by the same name.
+            Conversation::Prompt { .. } | Conversation::Text(_) | Conversation::Tokens(_) => {}
             Conversation::Messages(messages) => self.check_messages(messages)?,
         }
         if self.max_new_tokens == Some(0) {

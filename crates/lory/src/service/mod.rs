@@ -183,7 +183,10 @@ impl Service {
                 .collect(),
             sampling,
             max_new_tokens,
-            stop_tokens: self.base.tokenizer.end_ids().to_vec(),
+            stop_tokens: match ask.ignore_eos {
+                true => Vec::new(),
+                false => self.base.tokenizer.end_ids().to_vec(),
+            },
             top_logprobs: None,
         };
         let mut writer = Writer::new(self.base.tokenizer.detokenizer(), stop, sink);

@@ -16,30 +16,57 @@ const MARKS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 /// The ids of the prompt, ending where the answer begins.
 pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u32>, RequestError> {
     let field = ask.names.prompt;
-    let mut messages = messages(voice, &ask.conversation);
+    let mut messages = match &ask.conversation {
+        Conversation::Prompt { prompt, input } => {
+            let turn = Message::new("user", alpaca_prompt(prompt, input));
+            with_system_prompt(voice, vec![turn])
+        }
+        Conversation::Messages(messages) => with_system_prompt(voice, messages.clone()),
+        Conversation::Text(text) => {
+            let encoded = base.tokenizer.encode(text, Special::AsText);
+            let ids = encoded.map_err(|source| RequestError::Tokenize { field, source })?;
+            return Ok(begun(base, ids));
+        }
+        Conversation::Tokens(ids) => return known(base, field, ids),
+    };
     let hidden = hide_control_tokens(&base.control_tokens, &mut messages);
     let rendered = base
         .template
         .render(&messages, true)
         .map_err(|source| RequestError::Template { field, source })?;
-    let mut ids = encode(base, &rendered, &hidden)
+    let ids = encode(base, &rendered, &hidden)
         .map_err(|source| RequestError::Tokenize { field, source })?;
+    Ok(begun(base, ids))
+}
+
+/// With the token that every sequence begins with, where the base wants one and it is not there yet.
+fn begun(base: &Base, mut ids: Vec<u32>) -> Vec<u32> {
     let tokenizer = &base.tokenizer;
     if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos())
         && ids.first() != Some(&bos)
     {
         ids.insert(0, bos);
     }
-    Ok(ids)
+    ids
 }
 
-fn messages(voice: &Voice<'_>, conversation: &Conversation) -> Vec<Message> {
-    let turns = match conversation {
-        Conversation::Prompt { prompt, input } => {
-            vec![Message::new("user", alpaca_prompt(prompt, input))]
-        }
-        Conversation::Messages(messages) => messages.clone(),
-    };
+/// The ids as they are, if the base has them all.
+fn known(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, RequestError> {
+    let vocabulary = base.model.config().vocab_size;
+    match ids.iter().position(|&id| id as usize >= vocabulary) {
+        Some(index) => Err(RequestError::OutOfRange {
+            field,
+            message: format!(
+                "has the token id {} at index {index}; the base's are 0 to {}",
+                ids[index],
+                vocabulary - 1
+            ),
+        }),
+        None => Ok(ids.to_vec()),
+    }
+}
+
+fn with_system_prompt(voice: &Voice<'_>, turns: Vec<Message>) -> Vec<Message> {
     let own = turns.first().is_some_and(|turn| turn.role == "system");
     let system = voice.system_prompt.filter(|_| !own);
     let system = system.map(|system| Message::new("system", system));
