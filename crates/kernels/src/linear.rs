@@ -9,7 +9,7 @@ use crate::bf16::{PairGemm, pair_gemm};
 use crate::device::Device;
 use crate::gemm::{Bf16Bits, Element, F16Bits, Gemm, gemm_bf16, gemm_f16, gemm_f32};
 use crate::int8::{CHUNK, Int8Rows, TileJob, multiply_tile};
-use crate::lora::{ExpandTo, Expansion, Lora, Run, expand};
+use crate::lora::{ExpandTo, Expansion, Lora, LoraPack, Run, expand, expand_dot};
 use crate::norm::rmsnorm_row;
 use crate::pool::Scatter;
 use crate::simd::LANES;
@@ -139,8 +139,10 @@ impl Device {
             .iter()
             .map(|p| self.path(p.weights, compute))
             .collect();
-        self.prepare(workspace, x, norm, projections, &paths);
-        self.multiply(workspace, x, norm.is_some(), projections, &paths);
+        // Where activations are rounded anyway, LoRA may round them too.
+        let lora_dot = compute != Compute::F32 && self.bf16_dot();
+        self.prepare(workspace, x, norm, projections, &paths, lora_dot);
+        self.multiply(workspace, x, norm.is_some(), projections, &paths, lora_dot);
     }
 
     pub(crate) fn path(&self, weights: &Weights, compute: Compute) -> Path {
@@ -158,10 +160,13 @@ impl Device {
         norm: Option<Norm>,
         projections: &[Projection],
         paths: &[Path],
+        lora_dot: bool,
     ) {
         let (rows, columns, isa) = (x.rows(), x.columns(), self.isa());
         let int8 = paths.contains(&Path::Int8);
-        let bf16 = paths.contains(&Path::Bf16);
+        let paired = |p: &Projection| p.lora.packs.iter().flatten().any(|pack| pack.is_paired());
+        let bf16 =
+            paths.contains(&Path::Bf16) || (lora_dot && projections.iter().any(|p| paired(p)));
         let pairs = columns.div_ceil(2);
         if norm.is_some() {
             workspace.normed.resize(rows, columns);
@@ -180,6 +185,10 @@ impl Device {
             h.resize(rows * shape.stride(), 0.0);
         }
         let lora = shapes.iter().any(|s| s.stride() > 0);
+        // The projections of a step share their runs; those without adapters have none.
+        let runs = projections.iter().map(|p| p.lora.runs).max_by_key(|runs| runs.len());
+        let runs = runs.unwrap_or_default();
+        assert!(projections.iter().all(|p| p.lora.runs.is_empty() || p.lora.runs == runs));
         if norm.is_none() && !int8 && !bf16 && !lora {
             return;
         }
@@ -217,15 +226,24 @@ impl Device {
                         pair_bf16(isa, x, words.part(row * pairs, pairs));
                     }
                 }
-                for ((p, shape), h) in projections.iter().zip(&shapes).zip(&shrunk) {
-                    for (run, from, n) in overlapping(p.lora.runs, first, count) {
+                // All projections of one run, then the next run: an adapter's A lie side by side.
+                for (i, from, n) in overlapping(runs, first, count) {
+                    for ((p, shape), h) in projections.iter().zip(&shapes).zip(&shrunk) {
+                        let Some(run) = p.lora.runs.get(i) else {
+                            continue;
+                        };
                         for (e, &(slot, scale)) in run.slots.iter().enumerate() {
                             let Some(pack) = p.lora.packs[slot as usize] else {
                                 continue;
                             };
                             let h = h.pointer(from * shape.stride() + e * shape.padded);
-                            let x = source.as_ptr().add((from - first) * columns);
-                            pack.shrink(isa, x, n, scale, h, shape.stride());
+                            if lora_dot && pack.is_paired() {
+                                let x = words.pointer(from * pairs);
+                                pack.shrink_dot(x, n, scale, h, shape.stride());
+                            } else {
+                                let x = source.as_ptr().add((from - first) * columns);
+                                pack.shrink(isa, x, n, scale, h, shape.stride());
+                            }
                         }
                     }
                 }
@@ -240,11 +258,13 @@ impl Device {
         normed: bool,
         projections: &mut [Projection],
         paths: &[Path],
+        lora_dot: bool,
     ) {
         struct Part<'a> {
             weights: &'a Weights,
             bias: Option<&'a [f32]>,
-            expansions: Vec<Expansion<'a>>,
+            /// Those by bf16 pairs, and the others.
+            expansions: [Vec<Expansion<'a>>; 2],
             out: Scatter<'a, f32>,
             accumulate: bool,
             path: Path,
@@ -260,7 +280,11 @@ impl Device {
             .map(|((p, &path), shrunk)| Part {
                 weights: p.weights,
                 bias: p.bias,
-                expansions: expansions(&p.lora, shrunk),
+                expansions: [true, false].map(|paired| {
+                    expansions(&p.lora, shrunk, |pack| {
+                        (lora_dot && pack.is_paired()) == paired
+                    })
+                }),
                 out: Scatter::new(p.out.values_mut()),
                 accumulate: p.accumulate,
                 path,
@@ -298,7 +322,7 @@ impl Device {
                         columns: columns.len(),
                         accumulate: part.accumulate,
                     };
-                    for run in &part.expansions {
+                    for run in part.expansions.iter().flatten() {
                         run.pack.prefetch(isa, columns.clone());
                     }
                     match part.path {
@@ -315,14 +339,18 @@ impl Device {
                             }
                         }
                     }
-                    if !part.expansions.is_empty() {
-                        let to = ExpandTo {
-                            out: out.pointer,
-                            out_row: outputs,
-                            first_column: columns.start,
-                            columns: columns.len(),
-                        };
-                        expand(isa, &part.expansions, to);
+                    let to = ExpandTo {
+                        out: out.pointer,
+                        out_row: outputs,
+                        first_column: columns.start,
+                        columns: columns.len(),
+                    };
+                    let [paired, others] = &part.expansions;
+                    if !paired.is_empty() {
+                        expand_dot(paired, to);
+                    }
+                    if !others.is_empty() {
+                        expand(isa, others, to);
                     }
                 }
             }
@@ -346,13 +374,17 @@ struct Target {
     accumulate: bool,
 }
 
-/// The runs of `lora`, slot by slot in their order, with where their rows of `shrunk` lie.
-fn expansions<'a>(lora: &Lora<'a>, shrunk: &'a [f32]) -> Vec<Expansion<'a>> {
+/// The runs of `lora` that `takes` takes, slot by slot in their order, with where their rows of `shrunk` lie.
+fn expansions<'a>(
+    lora: &Lora<'a>,
+    shrunk: &'a [f32],
+    takes: impl Fn(&LoraPack) -> bool,
+) -> Vec<Expansion<'a>> {
     let shape = Shrunk::of(lora);
     let mut expansions = Vec::new();
     for run in lora.runs {
         for (e, &(slot, _)) in run.slots.iter().enumerate() {
-            if let Some(pack) = lora.packs[slot as usize] {
+            if let Some(pack) = lora.packs[slot as usize].filter(|pack| takes(pack)) {
                 let at = run.first * shape.stride() + e * shape.padded;
                 expansions.push(Expansion {
                     pack,
@@ -367,15 +399,16 @@ fn expansions<'a>(lora: &Lora<'a>, shrunk: &'a [f32]) -> Vec<Expansion<'a>> {
     expansions
 }
 
+/// The runs that have some of the rows `first..first + count`: (index, first row, rows).
 fn overlapping(
     runs: &[Run],
     first: usize,
     count: usize,
-) -> impl Iterator<Item = (&Run, usize, usize)> {
-    runs.iter().filter_map(move |run| {
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    runs.iter().enumerate().filter_map(move |(i, run)| {
         let from = run.first.max(first);
         let to = (run.first + run.rows).min(first + count);
-        (from < to).then(|| (run, from, to - from))
+        (from < to).then(|| (i, from, to - from))
     })
 }
 

@@ -25,6 +25,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     unsafe fn load_f16(p: *const u16) -> Self::F;
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// 16 words of two bf16 each: the low ones and the high ones.
+    unsafe fn load_bf16_pairs(p: *const u32) -> (Self::F, Self::F);
     unsafe fn store(p: *mut f32, v: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
@@ -76,6 +78,15 @@ impl Simd for Portable {
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         // SAFETY: as above.
         unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(|b| bf16::from_bits(b).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u32) -> (Self::F, Self::F) {
+        // SAFETY: as above.
+        let words = unsafe { p.cast::<[u32; LANES]>().read_unaligned() };
+        (
+            words.map(|w| f32::from_bits(w << 16)),
+            words.map(|w| f32::from_bits(w & 0xffff_0000)),
+        )
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::F) {
@@ -179,6 +190,17 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u32) -> (__m512, __m512) {
+            unsafe {
+                let words = _mm512_loadu_si512(p.cast());
+                let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                (
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)),
+                    _mm512_castsi512_ps(high),
+                )
+            }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m512) {
             unsafe { _mm512_storeu_ps(p, v) }
         }
@@ -274,6 +296,17 @@ mod x86 {
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
                 };
                 (half(p), half(p.add(8)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u32) -> (Self::F, Self::F) {
+            unsafe {
+                let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                let a = _mm256_loadu_si256(p.cast());
+                let b = _mm256_loadu_si256(p.add(8).cast());
+                let low = |w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
+                let high = |w| _mm256_castsi256_ps(_mm256_and_si256(w, mask));
+                ((low(a), low(b)), (high(a), high(b)))
             }
         }
         #[inline(always)]

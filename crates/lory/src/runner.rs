@@ -56,14 +56,22 @@ impl engine::Runner for ModelRunner {
                 blocks: &s.blocks,
             })
             .collect();
-        let carrying = batch.sequences.iter().filter(|s| !s.adapters.is_empty());
-        let runs: Vec<Run> = carrying
-            .map(|s| Run {
-                first: s.first_row,
-                rows: s.rows,
-                slots: s.adapters.clone(),
-            })
-            .collect();
+        // Neighbours that carry the same are one run: their adapters are read once.
+        let mut runs: Vec<Run> = Vec::new();
+        for s in batch.sequences.iter().filter(|s| !s.adapters.is_empty()) {
+            match runs.last_mut() {
+                Some(last)
+                    if last.first + last.rows == s.first_row && last.slots == s.adapters =>
+                {
+                    last.rows += s.rows;
+                }
+                _ => runs.push(Run {
+                    first: s.first_row,
+                    rows: s.rows,
+                    slots: s.adapters.clone(),
+                }),
+            }
+        }
         let adapters: Vec<&Adapter> = batch.slots.iter().map(Arc::as_ref).collect();
         let rows = model::Batch {
             tokens: &batch.tokens,

@@ -47,6 +47,9 @@ impl Model {
             .map(|_| Default::default())
             .collect();
         let arena = LoraArena::default();
+        // In the order in which a step reads them.
+        let mut pairs: Vec<&LoraPair> = pairs.iter().collect();
+        pairs.sort_by_key(|pair| (pair.layer, pair.module as usize));
         for pair in pairs {
             let shape = (pair.outputs, pair.inputs, pair.rank);
             let pack = LoraPack::new(&arena, &pair.a, &pair.b, shape, pair.scale, dtype);

@@ -1,8 +1,14 @@
 //! Low-rank adapters beside a product, a different one for each row: `y += scale * (x A^T) B^T`.
+//!
+//! Both matrices lie with the summed dimension outside and 16 lanes inside. Values of 16 bits of bf16 lie in pairs, as their
+//! dot product takes them: those of sums 2p and 2p + 1 share a word.
+
+mod dot;
 
 use crate::arena::{Arena, Slab};
 use crate::gemm::{Bf16Bits, Element, F16Bits};
 use crate::simd::{LANES, Simd, instantiate, prefetch, unroll};
+pub(crate) use dot::expand as expand_dot;
 use crate::{Isa, KernelError};
 use bytemuck::Pod;
 
@@ -26,19 +32,19 @@ enum Values {
 impl Values {
     /// `len` values of which `fill` writes those that are not 0.
     fn new(
-        arena: &LoraArena,
+        arena: &Arena,
         dtype: LoraType,
         len: usize,
         source: &[f32],
         layout: Transposed,
     ) -> Result<Values, KernelError> {
-        fn packed<E: Element + Pod>(
-            arena: &LoraArena,
+        fn packed<E: Packed>(
+            arena: &Arena,
             len: usize,
             source: &[f32],
             layout: Transposed,
         ) -> Result<Slab<E>, KernelError> {
-            let mut values = arena.0.zeros::<E>(len)?;
+            let mut values = arena.zeros::<E>(len)?;
             layout.fill(source, &mut values);
             Ok(values)
         }
@@ -54,6 +60,18 @@ impl Values {
             Values::F32(v) => v[at..].as_ptr().cast(),
             Values::F16(v) => v[at..].as_ptr().cast(),
             Values::Bf16(v) => v[at..].as_ptr().cast(),
+        }
+    }
+
+    /// The pairs from word `at` on.
+    ///
+    /// # Panics
+    /// These are no pairs.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    fn words(&self, at: usize) -> *const u32 {
+        match self {
+            Values::Bf16(v) => v[2 * at..].as_ptr().cast(),
+            _ => unreachable!("only bf16 lies in pairs"),
         }
     }
 
@@ -73,33 +91,87 @@ impl Values {
     }
 }
 
-/// A row-major matrix written column by column: the value of (row, column) goes to `column * stride + row`, and where rows
-/// come in tiles of 16, each tile after the one before.
+/// How values lie in a pack.
+trait Packed: Element + Pod {
+    /// Whether those of two columns share a word.
+    const PAIRED: bool;
+
+    /// 16 lanes of columns 2p and 2p + 1.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; `p` points to the first lane of column 0.
+    unsafe fn columns<S: Simd>(from: *const Self, stride: usize, p: usize) -> (S::F, S::F);
+}
+
+impl Packed for f32 {
+    const PAIRED: bool = false;
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(from: *const f32, stride: usize, p: usize) -> (S::F, S::F) {
+        // SAFETY: passed on; so below.
+        unsafe {
+            let from = from.add(2 * p * stride);
+            (S::load(from), S::load(from.add(stride)))
+        }
+    }
+}
+
+impl Packed for F16Bits {
+    const PAIRED: bool = false;
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(from: *const F16Bits, stride: usize, p: usize) -> (S::F, S::F) {
+        // SAFETY: as above.
+        unsafe {
+            let from = from.add(2 * p * stride).cast();
+            (S::load_f16(from), S::load_f16(from.add(stride)))
+        }
+    }
+}
+
+impl Packed for Bf16Bits {
+    const PAIRED: bool = true;
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(from: *const Bf16Bits, stride: usize, p: usize) -> (S::F, S::F) {
+        // SAFETY: as above.
+        unsafe { S::load_bf16_pairs(from.add(2 * p * stride).cast()) }
+    }
+}
+
+/// A row-major matrix written column by column, in tiles of `stride` rows: the lanes of a column.
 #[derive(Clone, Copy)]
 struct Transposed {
     columns: usize,
     stride: usize,
-    /// From one tile of 16 rows to the next.
+    /// Values of a tile: its columns, an even number of them.
     tile: usize,
 }
 
 impl Transposed {
-    fn fill<E: Element>(self, source: &[f32], to: &mut [E]) {
+    fn fill<E: Packed>(self, source: &[f32], to: &mut [E]) {
+        let step = if E::PAIRED { 2 } else { 1 };
         let rows: Vec<&[f32]> = source.chunks_exact(self.columns).collect();
-        for (tile, rows) in rows.chunks(LANES).enumerate() {
+        for (tile, rows) in rows.chunks(self.stride).enumerate() {
+            let tile = tile * self.tile;
             for column in 0..self.columns {
-                let to = &mut to[tile * self.tile + column * self.stride..][..rows.len()];
-                for (to, row) in to.iter_mut().zip(rows) {
-                    *to = E::from_f32(row[column]);
+                let at = if E::PAIRED {
+                    column / 2 * 2 * self.stride + column % 2
+                } else {
+                    column * self.stride
+                };
+                for (lane, row) in rows.iter().enumerate() {
+                    to[tile + at + lane * step] = E::from_f32(row[column]);
                 }
             }
         }
     }
 }
 
-/// Where the pairs of one adapter lie: side by side, and given back together.
+/// Where the pairs of one adapter lie, given back together: all A side by side and all B, in the order in which they are
+/// packed, so that reading ahead over the end of one finds the next.
 #[derive(Default)]
-pub struct LoraArena(Arena);
+pub struct LoraArena {
+    a: Arena,
+    b: Arena,
+}
 
 /// One adapter's pair of matrices for one linear layer, packed for products.
 pub struct LoraPack {
@@ -114,6 +186,7 @@ pub struct LoraPack {
     a: Values,
     /// B^T in tiles of 16 outputs: tile > rank > 16, so that what a tile needs lies together.
     b: Values,
+    // Both with an even number of columns; what is too much is 0.
 }
 
 impl LoraPack {
@@ -145,22 +218,22 @@ impl LoraPack {
         let a_layout = Transposed {
             columns: inputs,
             stride: padded,
-            tile: LANES,
+            tile: inputs.next_multiple_of(2) * padded,
         };
         let b_layout = Transposed {
             columns: rank,
             stride: LANES,
-            tile: rank * LANES,
+            tile: rank.next_multiple_of(2) * LANES,
         };
-        let b_len = outputs.div_ceil(LANES) * rank * LANES;
+        let b_len = outputs.div_ceil(LANES) * b_layout.tile;
         Ok(LoraPack {
             inputs,
             outputs,
             rank,
             padded,
             scale,
-            a: Values::new(arena, dtype, inputs * padded, a, a_layout)?,
-            b: Values::new(arena, dtype, b_len, b, b_layout)?,
+            a: Values::new(&arena.a, dtype, a_layout.tile, a, a_layout)?,
+            b: Values::new(&arena.b, dtype, b_len, b, b_layout)?,
         })
     }
 
@@ -201,10 +274,43 @@ impl LoraPack {
         }
     }
 
-    /// Asks for the part of B that [`LoraPack::expand`] will read for `columns`: pieces of many adapters lie far apart, and
+    /// Whether [`LoraPack::shrink_dot`] and [`expand_dot`] take it, where the machine has them.
+    pub(crate) fn is_paired(&self) -> bool {
+        matches!(self.a, Values::Bf16(_))
+    }
+
+    /// [`LoraPack::shrink`] of rows that are bf16 pairs; `h` becomes bf16 pairs too, `padded / 2` words a row.
+    ///
+    /// # Safety
+    /// `x` covers rows x inputs.div_ceil(2) words, `h` rows at `h_row` >= padded; the pack is paired and
+    /// [`crate::isa::has_bf16_dot`] said yes.
+    pub(crate) unsafe fn shrink_dot(
+        &self,
+        x: *const u32,
+        rows: usize,
+        scale: f32,
+        h: *mut f32,
+        h_row: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            dot::shrink(dot::Shrink {
+                x,
+                pairs: self.inputs.div_ceil(2),
+                a: self.a.words(0),
+                padded: self.padded,
+                rows,
+                scale: scale * self.scale,
+                h: h.cast(),
+                h_row,
+            });
+        }
+    }
+
+    /// Asks for the part of B that [`expand`] will read for `columns`: pieces of many adapters lie far apart, and
     /// the products in between give them time to come.
     pub(crate) fn prefetch(&self, isa: Isa, columns: std::ops::Range<usize>) {
-        let piece = self.rank * LANES;
+        let piece = self.rank.next_multiple_of(2) * LANES;
         let tiles = columns.start / LANES..columns.end.div_ceil(LANES);
         let bytes = tiles.len() * piece * self.b.value_bytes();
         let from = self.b.pointer(tiles.start * piece);
@@ -242,7 +348,7 @@ pub(crate) struct ExpandTo {
 unsafe fn expand_all<S: Simd>(expansions: &[Expansion<'_>], to: ExpandTo) {
     for run in expansions {
         assert!(to.first_column + to.columns <= run.pack.outputs);
-        let at = to.first_column * run.pack.rank;
+        let at = to.first_column * run.pack.rank.next_multiple_of(2);
         // SAFETY: shapes by construction and by the caller's contract.
         unsafe {
             match &run.pack.b {
@@ -259,8 +365,8 @@ instantiate!(pub(crate) fn expand(expansions: &[Expansion<'_>], to: ExpandTo) = 
 /// # Safety
 /// As `expand_all`; `b` is the first tile.
 #[inline(always)]
-unsafe fn expand_run<S: Simd, E: Element>(run: &Expansion<'_>, b: *const E, to: ExpandTo) {
-    let piece = run.pack.rank * LANES;
+unsafe fn expand_run<S: Simd, E: Packed>(run: &Expansion<'_>, b: *const E, to: ExpandTo) {
+    let piece = run.pack.rank.next_multiple_of(2) * LANES;
     let mut column = 0;
     // SAFETY: the caller's contract; columns that fill no tile go through a buffer of one.
     unsafe {
@@ -297,7 +403,7 @@ unsafe fn expand_run<S: Simd, E: Element>(run: &Expansion<'_>, b: *const E, to: 
 /// # Safety
 /// As `expand_all`; `out` is the run's first row at the first of N whole tiles.
 #[inline(always)]
-unsafe fn expand_tiles<S: Simd, E: Element, const N: usize>(
+unsafe fn expand_tiles<S: Simd, E: Packed, const N: usize>(
     run: &Expansion<'_>,
     b: *const E,
     out: *mut f32,
@@ -325,7 +431,7 @@ unsafe fn expand_tiles<S: Simd, E: Element, const N: usize>(
 /// # Safety
 /// As `expand_tiles`.
 #[inline(always)]
-unsafe fn expand_rows<S: Simd, E: Element, const M: usize, const N: usize>(
+unsafe fn expand_rows<S: Simd, E: Packed, const M: usize, const N: usize>(
     run: &Expansion<'_>,
     b: *const E,
     first: usize,
@@ -334,18 +440,21 @@ unsafe fn expand_rows<S: Simd, E: Element, const M: usize, const N: usize>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        let rank = run.pack.rank;
+        // An odd rank ends in a column of zeros, and so does h.
+        let rank = run.pack.rank.next_multiple_of(2);
         let out = |m: usize, n: usize| out.add((first + m) * out_row + n * LANES);
         let h = run.h.add(first * run.h_row);
         let mut acc = [[S::zero(); M]; N];
         unroll!(N, |n| {
             unroll!(M, |m| { acc[n][m] = S::load(out(m, n)) });
         });
-        for r in 0..rank {
+        for p in 0..rank / 2 {
             unroll!(N, |n| {
-                let w = E::load::<S>(b.add((n * rank + r) * LANES));
+                let (even, odd) = E::columns::<S>(b.add(n * rank * LANES), LANES, p);
                 unroll!(M, |m| {
-                    acc[n][m] = S::fma(S::splat(*h.add(m * run.h_row + r)), w, acc[n][m])
+                    let h = h.add(m * run.h_row + 2 * p);
+                    acc[n][m] = S::fma(S::splat(*h), even, acc[n][m]);
+                    acc[n][m] = S::fma(S::splat(*h.add(1)), odd, acc[n][m]);
                 });
             });
         }
@@ -368,7 +477,7 @@ struct Shrink {
 }
 
 /// How far in front of the products A is asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 8192;
 
 /// Chains that a sum over the inputs is split into: one alone would wait for each addition before the next.
 const CHAINS: usize = 4;
@@ -376,7 +485,7 @@ const CHAINS: usize = 4;
 /// # Safety
 /// `Simd`'s contract; `job`'s pointers and `a` cover its shapes.
 #[inline(always)]
-unsafe fn shrink_rows<S: Simd, E: Element, const M: usize>(
+unsafe fn shrink_rows<S: Simd, E: Packed, const M: usize>(
     job: &Shrink,
     a: *const E,
     first: usize,
@@ -386,22 +495,26 @@ unsafe fn shrink_rows<S: Simd, E: Element, const M: usize>(
         let x = |m: usize, k: usize| S::splat(*job.x.add((first + m) * job.inputs + k));
         for lane in (0..job.padded).step_by(LANES) {
             let mut acc = [[S::zero(); M]; CHAINS];
+            let from = a.add(if E::PAIRED { 2 * lane } else { lane });
             let whole = job.inputs / CHAINS * CHAINS;
             for k in (0..whole).step_by(CHAINS) {
-                let from = a.add(k * job.padded + lane);
-                let ahead = from.cast::<u8>().wrapping_add(AHEAD);
+                let ahead = from.cast::<u8>();
+                let ahead = ahead.wrapping_add(k * job.padded * size_of::<E>() + AHEAD);
                 for line in 0..(CHAINS * LANES * size_of::<E>()).div_ceil(64) {
                     S::prefetch(ahead.wrapping_add(64 * line));
                 }
-                unroll!(CHAINS, |chain| {
-                    let w = E::load::<S>(from.add(chain * job.padded));
+                unroll!(2, |pair| {
+                    let (even, odd) = E::columns::<S>(from, job.padded, k / 2 + pair);
                     unroll!(M, |m| {
-                        acc[chain][m] = S::fma(x(m, k + chain), w, acc[chain][m])
+                        let (even_x, odd_x) = (x(m, k + 2 * pair), x(m, k + 2 * pair + 1));
+                        acc[2 * pair][m] = S::fma(even_x, even, acc[2 * pair][m]);
+                        acc[2 * pair + 1][m] = S::fma(odd_x, odd, acc[2 * pair + 1][m]);
                     });
                 });
             }
             for k in whole..job.inputs {
-                let w = E::load::<S>(a.add(k * job.padded + lane));
+                let (even, odd) = E::columns::<S>(from, job.padded, k / 2);
+                let w = if k % 2 == 0 { even } else { odd };
                 for (m, acc) in acc[k - whole].iter_mut().enumerate() {
                     *acc = S::fma(x(m, k), w, *acc);
                 }
@@ -419,7 +532,7 @@ unsafe fn shrink_rows<S: Simd, E: Element, const M: usize>(
 /// # Safety
 /// As `shrink_rows`.
 #[inline(always)]
-unsafe fn shrink_all<S: Simd, E: Element>(job: Shrink, a: *const E) {
+unsafe fn shrink_all<S: Simd, E: Packed>(job: Shrink, a: *const E) {
     let mut first = 0;
     // SAFETY: the caller's contract.
     unsafe {
