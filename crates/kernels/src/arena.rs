@@ -31,6 +31,24 @@ struct Open {
 unsafe impl Send for Open {}
 
 impl Arena {
+    /// An arena whose first chunk holds `bytes` bytes, and not much more.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub(crate) fn with_capacity(bytes: usize) -> Result<Arena, KernelError> {
+        Ok(Arena {
+            open: Mutex::new(Some(Open::new(bytes)?)),
+        })
+    }
+
+    /// Bytes that `len` values take, the room up to the next cache line included.
+    pub(crate) fn bytes_for<T: Pod>(len: usize) -> usize {
+        len.saturating_mul(size_of::<T>())
+            .saturating_add(LINE - 1)
+            / LINE
+            * LINE
+    }
+
     /// `len` zeros.
     ///
     /// # Errors
@@ -69,13 +87,19 @@ impl Open {
     fn new(bytes: usize) -> Result<Open, KernelError> {
         let failed = |source| KernelError::Memory { bytes, source };
         let mut map = MmapOptions::new()
-            .len(bytes.next_multiple_of(HUGE_PAGE) + HUGE_PAGE)
+            .len(bytes.max(1).checked_add(HUGE_PAGE).ok_or_else(|| {
+                failed(std::io::ErrorKind::OutOfMemory.into())
+            })?)
             .map_anon()
             .map_err(failed)?;
-        // Small pages are slower, not wrong.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
         let skipped = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // Small pages are slower, not wrong; and what fills no huge page is better off in them.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(
+            memmap2::Advice::HugePage,
+            skipped,
+            bytes / HUGE_PAGE * HUGE_PAGE,
+        );
         let left = map.len() - skipped;
         let next = NonNull::from(&mut map[skipped]);
         Ok(Open {

@@ -46,7 +46,12 @@ impl Model {
         let mut layers: Vec<[Option<LoraPack>; Module::ALL.len()]> = (0..self.config().layers)
             .map(|_| Default::default())
             .collect();
-        let arena = LoraArena::default();
+        let shapes = pairs.iter().map(|p| (p.outputs, p.inputs, p.rank));
+        let arena = LoraArena::for_shapes(shapes, dtype).map_err(|source| ModelError::Kernel {
+            origin: "adapter".into(),
+            name: "all".into(),
+            source,
+        })?;
         // In the order in which a step reads them.
         let mut pairs: Vec<&LoraPair> = pairs.iter().collect();
         pairs.sort_by_key(|pair| (pair.layer, pair.module as usize));

@@ -146,6 +146,25 @@ struct Transposed {
 }
 
 impl Transposed {
+    /// A^T, in one tile.
+    fn of_a(inputs: usize, rank: usize) -> Transposed {
+        let padded = rank.next_multiple_of(LANES);
+        Transposed {
+            columns: inputs,
+            stride: padded,
+            tile: inputs.next_multiple_of(2) * padded,
+        }
+    }
+
+    /// B^T, in tiles of 16 outputs.
+    fn of_b(rank: usize) -> Transposed {
+        Transposed {
+            columns: rank,
+            stride: LANES,
+            tile: rank.next_multiple_of(2) * LANES,
+        }
+    }
+
     fn fill<E: Packed>(self, source: &[f32], to: &mut [E]) {
         let step = if E::PAIRED { 2 } else { 1 };
         let rows: Vec<&[f32]> = source.chunks_exact(self.columns).collect();
@@ -171,6 +190,31 @@ impl Transposed {
 pub struct LoraArena {
     a: Arena,
     b: Arena,
+}
+
+impl LoraArena {
+    /// Room for pairs of these shapes (outputs, inputs, rank), and not much more.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub fn for_shapes(
+        shapes: impl Iterator<Item = (usize, usize, usize)>,
+        dtype: LoraType,
+    ) -> Result<LoraArena, KernelError> {
+        let bytes = match dtype {
+            LoraType::F32 => Arena::bytes_for::<f32>,
+            LoraType::F16 | LoraType::Bf16 => Arena::bytes_for::<u16>,
+        };
+        let (mut a, mut b) = (0, 0);
+        for (outputs, inputs, rank) in shapes {
+            a += bytes(Transposed::of_a(inputs, rank).tile);
+            b += bytes(Transposed::of_b(rank).tile * outputs.div_ceil(LANES));
+        }
+        Ok(LoraArena {
+            a: Arena::with_capacity(a)?,
+            b: Arena::with_capacity(b)?,
+        })
+    }
 }
 
 /// One adapter's pair of matrices for one linear layer, packed for products.
@@ -214,23 +258,13 @@ impl LoraPack {
                 ),
             });
         }
-        let padded = rank.next_multiple_of(LANES);
-        let a_layout = Transposed {
-            columns: inputs,
-            stride: padded,
-            tile: inputs.next_multiple_of(2) * padded,
-        };
-        let b_layout = Transposed {
-            columns: rank,
-            stride: LANES,
-            tile: rank.next_multiple_of(2) * LANES,
-        };
+        let (a_layout, b_layout) = (Transposed::of_a(inputs, rank), Transposed::of_b(rank));
         let b_len = outputs.div_ceil(LANES) * b_layout.tile;
         Ok(LoraPack {
             inputs,
             outputs,
             rank,
-            padded,
+            padded: a_layout.stride,
             scale,
             a: Values::new(&arena.a, dtype, a_layout.tile, a, a_layout)?,
             b: Values::new(&arena.b, dtype, b_len, b, b_layout)?,
