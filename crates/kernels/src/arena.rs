@@ -43,10 +43,7 @@ impl Arena {
 
     /// Bytes that `len` values take, the room up to the next cache line included.
     pub(crate) fn bytes_for<T: Pod>(len: usize) -> usize {
-        len.saturating_mul(size_of::<T>())
-            .saturating_add(LINE - 1)
-            / LINE
-            * LINE
+        len.saturating_mul(size_of::<T>()).saturating_add(LINE - 1) / LINE * LINE
     }
 
     /// `len` zeros.
@@ -87,9 +84,12 @@ impl Open {
     fn new(bytes: usize) -> Result<Open, KernelError> {
         let failed = |source| KernelError::Memory { bytes, source };
         let mut map = MmapOptions::new()
-            .len(bytes.max(1).checked_add(HUGE_PAGE).ok_or_else(|| {
-                failed(std::io::ErrorKind::OutOfMemory.into())
-            })?)
+            .len(
+                bytes
+                    .max(1)
+                    .checked_add(HUGE_PAGE)
+                    .ok_or_else(|| failed(std::io::ErrorKind::OutOfMemory.into()))?,
+            )
             .map_anon()
             .map_err(failed)?;
         let skipped = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);

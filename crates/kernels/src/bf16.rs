@@ -18,6 +18,7 @@ pub(crate) struct PairGemm {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::PairGemm;
+    use crate::simd::unroll;
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
@@ -30,35 +31,31 @@ mod x86 {
             let out = |m: usize, n: usize| g.out.add((row + m) * g.out_row + column + n * 16);
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             if g.accumulate {
-                for (m, acc) in acc.iter_mut().enumerate() {
-                    for (n, acc) in acc.iter_mut().enumerate() {
-                        *acc = _mm512_loadu_ps(out(m, n));
-                    }
-                }
+                unroll!(M, |m| {
+                    unroll!(N, |n| { acc[m][n] = _mm512_loadu_ps(out(m, n)) });
+                });
             }
             let a = g.a.add(row * g.a_row);
             let b = g.b.add(column);
             for p in 0..g.pairs {
                 let mut w = [_mm512_setzero_si512(); N];
-                for (n, w) in w.iter_mut().enumerate() {
-                    *w = _mm512_loadu_si512(b.add(p * g.b_row + n * 16).cast());
-                }
-                for (m, acc) in acc.iter_mut().enumerate() {
+                unroll!(N, |n| {
+                    w[n] = _mm512_loadu_si512(b.add(p * g.b_row + n * 16).cast())
+                });
+                unroll!(M, |m| {
                     let x = _mm512_set1_epi32(*a.add(m * g.a_row + p) as i32);
-                    for (acc, w) in acc.iter_mut().zip(w) {
-                        *acc = _mm512_dpbf16_ps(
-                            *acc,
+                    unroll!(N, |n| {
+                        acc[m][n] = _mm512_dpbf16_ps(
+                            acc[m][n],
+                            transmute::<__m512i, __m512bh>(w[n]),
                             transmute::<__m512i, __m512bh>(x),
-                            transmute::<__m512i, __m512bh>(w),
-                        );
-                    }
-                }
+                        )
+                    });
+                });
             }
-            for (m, acc) in acc.iter().enumerate() {
-                for (n, acc) in acc.iter().enumerate() {
-                    _mm512_storeu_ps(out(m, n), *acc);
-                }
-            }
+            unroll!(M, |m| {
+                unroll!(N, |n| { _mm512_storeu_ps(out(m, n), acc[m][n]) });
+            });
         }
     }
 

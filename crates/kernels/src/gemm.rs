@@ -3,7 +3,7 @@
 //! Every output element is one chain of fused multiply-adds in the order of p, however many rows share the call: a row's
 //! result does not depend on its batch. (Blocked libraries choose the order by shape, which is why this is our own.)
 
-use crate::simd::{LANES, Simd, instantiate};
+use crate::simd::{LANES, Simd, instantiate, unroll};
 use half::{bf16, f16};
 
 /// What a panel's values are stored as.
@@ -96,31 +96,25 @@ unsafe fn block<S: Simd, E: Element, const M: usize, const N: usize>(
         let out = |m: usize, n: usize| g.out.add((row + m) * g.out_row + column + n * LANES);
         let mut acc = [[S::zero(); N]; M];
         if g.accumulate {
-            for (m, acc) in acc.iter_mut().enumerate() {
-                for (n, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::load(out(m, n));
-                }
-            }
+            unroll!(M, |m| {
+                unroll!(N, |n| { acc[m][n] = S::load(out(m, n)) });
+            });
         }
         let a = g.a.add(row * g.a_row);
         let b = g.b.add(column);
         for p in 0..g.p {
             let mut w = [S::zero(); N];
-            for (n, w) in w.iter_mut().enumerate() {
-                *w = E::load::<S>(b.add(p * g.b_row + n * LANES));
-            }
-            for (m, acc) in acc.iter_mut().enumerate() {
+            unroll!(N, |n| {
+                w[n] = E::load::<S>(b.add(p * g.b_row + n * LANES))
+            });
+            unroll!(M, |m| {
                 let x = S::splat(*a.add(m * g.a_row + p * g.a_column));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::fma(x, w, *acc);
-                }
-            }
+                unroll!(N, |n| { acc[m][n] = S::fma(x, w[n], acc[m][n]) });
+            });
         }
-        for (m, acc) in acc.iter().enumerate() {
-            for (n, acc) in acc.iter().enumerate() {
-                S::store(out(m, n), *acc);
-            }
-        }
+        unroll!(M, |m| {
+            unroll!(N, |n| { S::store(out(m, n), acc[m][n]) });
+        });
     }
 }
 
@@ -153,7 +147,7 @@ unsafe fn columns<S: Simd, E: Element, const N: usize>(g: &Gemm<E>, column: usiz
     let mut row = 0;
     // SAFETY: the caller's contract.
     unsafe {
-        while g.m - row >= 8 {
+        while S::REGISTERS >= 32 && g.m - row >= 8 {
             block::<S, E, 8, N>(g, row, column);
             row += 8;
         }

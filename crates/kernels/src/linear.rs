@@ -186,9 +186,16 @@ impl Device {
         }
         let lora = shapes.iter().any(|s| s.stride() > 0);
         // The projections of a step share their runs; those without adapters have none.
-        let runs = projections.iter().map(|p| p.lora.runs).max_by_key(|runs| runs.len());
+        let runs = projections
+            .iter()
+            .map(|p| p.lora.runs)
+            .max_by_key(|runs| runs.len());
         let runs = runs.unwrap_or_default();
-        assert!(projections.iter().all(|p| p.lora.runs.is_empty() || p.lora.runs == runs));
+        assert!(
+            projections
+                .iter()
+                .all(|p| p.lora.runs.is_empty() || p.lora.runs == runs)
+        );
         if norm.is_none() && !int8 && !bf16 && !lora {
             return;
         }

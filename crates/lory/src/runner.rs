@@ -60,9 +60,7 @@ impl engine::Runner for ModelRunner {
         let mut runs: Vec<Run> = Vec::new();
         for s in batch.sequences.iter().filter(|s| !s.adapters.is_empty()) {
             match runs.last_mut() {
-                Some(last)
-                    if last.first + last.rows == s.first_row && last.slots == s.adapters =>
-                {
+                Some(last) if last.first + last.rows == s.first_row && last.slots == s.adapters => {
                     last.rows += s.rows;
                 }
                 _ => runs.push(Run {

@@ -159,7 +159,7 @@ pub fn copied(identifiers: &[String], question: &str, answer: &str) -> bool {
 
 /// The tokens of `text` that hold a digit: split at white space, brackets, quotes and long dashes, then trimmed of
 /// surrounding punctuation and of a possessive `'s`.
-fn tokens_with_digit(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn tokens_with_digit(text: &str) -> impl Iterator<Item = &str> {
     let splits = |c: char| c.is_whitespace() || "()[]{}<>\"“”„«»—–|`*".contains(c);
     text.split(splits)
         .map(|token| {

@@ -11,9 +11,14 @@ use crate::error::TrainError;
 use crate::example::{Encoder, Example, Examples};
 use crate::lora_init::{linears, lora_init};
 use crate::params::LoraParams;
+use crate::rng::Rng;
 use crate::settings::Settings;
+use crate::vary::varied;
 use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
+
+/// The label of the random numbers that vary identifiers.
+const VARY: u64 = 0x7661_7279;
 
 /// Where an adapter's data comes from, and how it is trained.
 #[derive(Debug, Clone)]
@@ -78,11 +83,18 @@ impl Job {
     ) -> Result<Self, TrainError> {
         source.settings.check()?;
         let settings = source.settings.for_base(config.hidden_size);
-        let (rows, held_out, mut loaded) = read(
+        let (mut rows, held_out, mut loaded) = read(
             source.train,
             source.validation,
             settings.validation_fraction,
         )?;
+        for copy in 0..settings.vary_identifiers {
+            for index in 0..rows.len() / (copy as usize + 1) {
+                let mut rng = Rng::new(settings.seed, &[VARY, copy, index as u64]);
+                let again = varied(&rows[index], &mut rng);
+                rows.push(again.unwrap_or_else(|| rows[index].clone()));
+            }
+        }
         let encoder = Encoder {
             tokenizer,
             template,

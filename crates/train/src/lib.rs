@@ -24,6 +24,7 @@ pub mod rng;
 pub mod schedule;
 pub mod settings;
 pub mod sft;
+pub mod vary;
 
 mod backward;
 mod durable;

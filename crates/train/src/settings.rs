@@ -55,6 +55,9 @@ pub struct Settings {
     pub shuffle: bool,
     /// Rows of similar length go into the same step.
     pub group_by_length: bool,
+    /// How often each training row is used once more in an epoch, with other digits in the identifiers that its answer
+    /// copies (see [`crate::vary`]).
+    pub vary_identifiers: u64,
     /// Share of the rows held out for validation when there is no evaluation file.
     pub validation_fraction: f64,
     /// A checkpoint every so many optimizer steps, besides those at the end of an epoch; 0 for none.
@@ -86,6 +89,7 @@ impl Default for Settings {
             mask: Mask::Completion,
             shuffle: true,
             group_by_length: true,
+            vary_identifiers: 0,
             validation_fraction: 0.1,
             save_every: 50,
         }
@@ -136,6 +140,7 @@ impl Settings {
         within("clip", self.clip, 0.0..=1e9)?;
         within("weight_decay", self.weight_decay, 0.0..=100.0)?;
         within("max_length", self.max_length as u64, 2..=1 << 20)?;
+        within("vary_identifiers", self.vary_identifiers, 0..=64)?;
         within("validation_fraction", self.validation_fraction, 0.0..=0.9)
     }
 

@@ -8,9 +8,9 @@ mod dot;
 use crate::arena::{Arena, Slab};
 use crate::gemm::{Bf16Bits, Element, F16Bits};
 use crate::simd::{LANES, Simd, instantiate, prefetch, unroll};
-pub(crate) use dot::expand as expand_dot;
 use crate::{Isa, KernelError};
 use bytemuck::Pod;
+pub(crate) use dot::expand as expand_dot;
 
 /// How an adapter's values are kept in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -519,11 +519,7 @@ const CHAINS: usize = 4;
 /// # Safety
 /// `Simd`'s contract; `job`'s pointers and `a` cover its shapes.
 #[inline(always)]
-unsafe fn shrink_rows<S: Simd, E: Packed, const M: usize>(
-    job: &Shrink,
-    a: *const E,
-    first: usize,
-) {
+unsafe fn shrink_rows<S: Simd, E: Packed, const M: usize>(job: &Shrink, a: *const E, first: usize) {
     // SAFETY: the caller's contract.
     unsafe {
         let x = |m: usize, k: usize| S::splat(*job.x.add((first + m) * job.inputs + k));

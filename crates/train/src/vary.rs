@@ -1,0 +1,173 @@
+//! Rows with other numbers in them, so that an adapter learns to copy identifiers rather than to remember them.
+//!
+//! Where a question and its answer share an identifier, its digits are drawn anew, the same in both. Dates and times keep
+//! theirs, and so does every number that the answer does not repeat.
+
+use std::collections::BTreeMap;
+
+use crate::dataset::{Content, Row};
+use crate::evaluate::tokens_with_digit;
+use crate::rng::Rng;
+
+/// Fewer digits than this are a quantity, not an identifier.
+const LEAST_DIGITS: usize = 3;
+
+/// `row` with other digits in every identifier that its answer copies; none where there is no such identifier.
+#[must_use]
+pub fn varied(row: &Row, rng: &mut Rng) -> Option<Row> {
+    let mut content = row.content.clone();
+    let mut texts = texts(&mut content);
+    let answer = texts.pop()?;
+    let new: BTreeMap<String, String> = tokens_with_digit(answer)
+        .filter(|token| is_identifier(token))
+        .filter(|token| {
+            let holds = |text: &&mut String| tokens_with_digit(text).any(|other| other == *token);
+            texts.iter().any(holds)
+        })
+        .map(|token| (token.to_owned(), redrawn(token, rng)))
+        .collect();
+    if new.is_empty() {
+        return None;
+    }
+    for text in texts.into_iter().chain([answer]) {
+        *text = replaced(text, &new);
+    }
+    Some(Row {
+        content,
+        ..row.clone()
+    })
+}
+
+/// All texts of a row, the answer last; none where there is no question.
+fn texts(content: &mut Content) -> Vec<&mut String> {
+    match content {
+        Content::Alpaca {
+            instruction,
+            input,
+            output,
+        } => vec![instruction, input, output],
+        Content::Completion { prompt, completion } => vec![prompt, completion],
+        Content::Messages(messages) => messages.iter_mut().map(|m| &mut m.content).collect(),
+        Content::Text(_) => Vec::new(),
+    }
+}
+
+fn is_identifier(token: &str) -> bool {
+    let digits = token.chars().filter(char::is_ascii_digit).count();
+    let groups: Vec<&str> = token.split(['.', '-', '/', ':']).collect();
+    let number = |group: &&str| group.chars().all(|c| c.is_ascii_digit());
+    let time = token.contains(':');
+    let year =
+        |group: &&str| group.len() == 4 && (group.starts_with("19") || group.starts_with("20"));
+    let date =
+        groups.len() <= 3 && groups.iter().all(|g| number(g)) && groups.iter().any(|g| year(g));
+    digits >= LEAST_DIGITS && !time && !date
+}
+
+/// The same form with other digits; one in front stays above 0.
+fn redrawn(token: &str, rng: &mut Rng) -> String {
+    let mut first = true;
+    let mut digit = |c: char| {
+        let lowest = u64::from(first && c != '0');
+        first = false;
+        char::from(b'0' + (lowest + rng.below(10 - lowest)) as u8)
+    };
+    token
+        .chars()
+        .map(|c| if c.is_ascii_digit() { digit(c) } else { c })
+        .collect()
+}
+
+/// `text` with each of `new`'s keys replaced wherever it stands as a whole token.
+fn replaced(text: &str, new: &BTreeMap<String, String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(token) = tokens_with_digit(rest).next() {
+        // A token is a slice of the text, so its place is the first one where it stands.
+        let at = rest.find(token).unwrap_or(0);
+        out += &rest[..at];
+        out += new.get(token).map_or(token, String::as_str);
+        rest = &rest[at + token.len()..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::Place;
+
+    fn row(instruction: &str, input: &str, output: &str) -> Row {
+        Row {
+            place: Place {
+                file: "a.jsonl".into(),
+                line: 1,
+            },
+            content: Content::Alpaca {
+                instruction: instruction.into(),
+                input: input.into(),
+                output: output.into(),
+            },
+            intent: None,
+        }
+    }
+
+    fn parts(row: &Row) -> [String; 3] {
+        match &row.content {
+            Content::Alpaca {
+                instruction,
+                input,
+                output,
+            } => [instruction, input, output].map(Clone::clone),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_the_answer_copies_changes_on_both_sides_and_nothing_else() {
+        let first = row(
+            "Where is order #12345, 12 lamps of 2024-05-03 at 15:30? Not 99887.",
+            "12345: ticket TK-007/a, 1,299.00 paid",
+            "Order #12345 (TK-007/a) over 1,299.00 of 2024-05-03 leaves at 15:30 with 12 lamps; call 5550100.",
+        );
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..20 {
+            let row = varied(&first, &mut Rng::new(seed, &[])).unwrap();
+            let [instruction, input, output] = parts(&row);
+            let id = input.split(':').next().unwrap().to_owned();
+            assert!(id.len() == 5 && !id.starts_with('0'), "{id}");
+            assert!(instruction.starts_with(&format!(
+                "Where is order #{id}, 12 lamps of 2024-05-03 at 15:30? Not 99887"
+            )));
+            assert!(output.starts_with(&format!("Order #{id} (TK-")), "{output}");
+            assert!(
+                output.ends_with("of 2024-05-03 leaves at 15:30 with 12 lamps; call 5550100."),
+                "{output}"
+            );
+            let ticket = input
+                .split("ticket ")
+                .nth(1)
+                .unwrap()
+                .split(',')
+                .next()
+                .unwrap();
+            assert!(
+                output.contains(ticket) && ticket.ends_with("/a"),
+                "{output}"
+            );
+            seen.insert(id);
+        }
+        assert!(seen.len() > 15, "{seen:?}");
+    }
+
+    #[test]
+    fn a_row_without_identifiers_is_not_repeated() {
+        let mut rng = Rng::new(1, &[]);
+        assert_eq!(varied(&row("Hello?", "", "Hello!"), &mut rng), None);
+        assert_eq!(
+            varied(&row("By 12 May 2025?", "", "By 12 May 2025."), &mut rng),
+            None
+        );
+        assert_eq!(varied(&row("Order 4711", "", "Which one?"), &mut rng), None);
+    }
+}
