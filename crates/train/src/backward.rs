@@ -81,7 +81,10 @@ pub(crate) struct Pass<'a> {
     pub sequences: &'a [(usize, usize)],
     /// The position of each row.
     pub positions: &'a [u32],
-    pub compute: Compute,
+    /// What the forward was computed in, so that a layer run again is the layer that ran.
+    pub forward: Compute,
+    /// What the products of the backward are computed in.
+    pub backward: Compute,
 }
 
 impl Pass<'_> {
@@ -97,13 +100,13 @@ impl Pass<'_> {
         buffers: &mut Buffers,
         s: &mut Scratch,
     ) {
-        let (model, device, compute) = (self.model, self.model.device(), self.compute);
+        let (model, device) = (self.model, self.model.device());
         let w = model.layer_weights(layer);
 
         // The layer again, for its activations.
         s.out.copy_from(x);
         buffers.keep_middle = true;
-        model.layer(layer, &mut s.out, self.batch, cache, 0, buffers, compute);
+        model.layer(layer, &mut s.out, self.batch, cache, 0, buffers, self.forward);
         let b = &*buffers;
 
         zeros_like(&mut s.activated, &b.activated);
@@ -164,7 +167,7 @@ impl Pass<'_> {
             self.model.device(),
             self.model.layer_weights(layer).weights(module),
         );
-        device.linear_backward(dy, weights, dx, self.compute);
+        device.linear_backward(dy, weights, dx, self.backward);
         device.lora_backward(x, dy, self.batch.runs, &mut slots.at(layer, module), dx);
     }
 }

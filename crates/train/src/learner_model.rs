@@ -19,7 +19,8 @@ const HEAD_ROWS: usize = 256;
 /// A model that learns adapters.
 pub struct ModelLearner {
     model: Arc<Model>,
-    compute: Compute,
+    forward: Compute,
+    backward: Compute,
     cache: Option<KvCache>,
     buffers: Buffers,
     scratch: Scratch,
@@ -99,11 +100,17 @@ impl Layout {
 }
 
 impl ModelLearner {
-    /// Learns on `model`, its products in `compute` (`Bf16` trains at twice the speed of `F32` where the machine has it).
-    pub fn new(model: Arc<Model>, compute: Compute) -> ModelLearner {
+    /// Learns on `model`, its forward in `forward`: with `Int8` an adapter learns on the very products it will be
+    /// served with, rounding included, and the gradient passes through the rounding as if it were not there. The
+    /// backward, whose values have no such fixed range, is in f32 for `F32` and in bf16 otherwise.
+    pub fn new(model: Arc<Model>, forward: Compute) -> ModelLearner {
         ModelLearner {
             model,
-            compute,
+            forward,
+            backward: match forward {
+                Compute::F32 => Compute::F32,
+                Compute::Int8 | Compute::Bf16 => Compute::Bf16,
+            },
             cache: None,
             buffers: Buffers::default(),
             scratch: Scratch::default(),
@@ -177,7 +184,7 @@ impl ModelLearner {
                 &mut cache,
                 0,
                 &mut self.buffers,
-                self.compute,
+                self.forward,
             );
         }
 
@@ -197,7 +204,8 @@ impl ModelLearner {
                 batch: rows,
                 sequences: &layout.sequences,
                 positions: &layout.positions,
-                compute: self.compute,
+                forward: self.forward,
+                backward: self.backward,
             };
             let mut slots = Slots {
                 params,
@@ -244,7 +252,7 @@ impl ModelLearner {
             model.project_head(
                 &selected,
                 &mut self.buffers.other_input,
-                self.compute,
+                self.forward,
                 &mut self.logits,
             );
             let losses = device.cross_entropy(&mut self.logits, &targets, &scales);
@@ -257,7 +265,7 @@ impl ModelLearner {
             if scale.is_some() {
                 dnormed.resize(rows.len(), x.columns());
                 dnormed.clear();
-                device.linear_backward(&self.logits, model.head(), &mut dnormed, self.compute);
+                device.linear_backward(&self.logits, model.head(), &mut dnormed, self.backward);
                 dselected.resize(rows.len(), x.columns());
                 dselected.clear();
                 device.rmsnorm_backward(&dnormed, &selected, model.head_norm(), &mut dselected);
