@@ -279,10 +279,11 @@ unsafe fn rows<
                             sum += i32::from(*x.add(i));
                         }
                         let mut acc = S::splat_i(-OFFSET * sum);
-                        for i in 2 * half..2 * half + 2 {
-                            acc = dot(acc, w[i].0, m, 2 * i);
-                            acc = dot(acc, w[i].1, m, 2 * i + 1);
-                        }
+                        unroll!(2, |i| {
+                            let (even, odd) = w[2 * half + i];
+                            acc = dot(acc, even, m, 4 * half + 2 * i);
+                            acc = dot(acc, odd, m, 4 * half + 2 * i + 1);
+                        });
                         *y = scaled(*y, acc, scale, m);
                     }
                 }

@@ -165,8 +165,7 @@ impl Device {
         let (rows, columns, isa) = (x.rows(), x.columns(), self.isa());
         let int8 = paths.contains(&Path::Int8);
         let paired = |p: &Projection| p.lora.packs.iter().flatten().any(|pack| pack.is_paired());
-        let bf16 =
-            paths.contains(&Path::Bf16) || (lora_dot && projections.iter().any(|p| paired(p)));
+        let bf16 = paths.contains(&Path::Bf16) || (lora_dot && projections.iter().any(paired));
         let pairs = columns.div_ceil(2);
         if norm.is_some() {
             workspace.normed.resize(rows, columns);

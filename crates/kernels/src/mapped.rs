@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn what_was_released_reads_the_same() {
         let path = std::env::temp_dir().join(format!("lory-mapped-{}", std::process::id()));
-        let bytes: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..1_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let mapped = map_file(&path).unwrap();
         let all = mapped.as_ref();

@@ -106,7 +106,15 @@ impl Pass<'_> {
         // The layer again, for its activations.
         s.out.copy_from(x);
         buffers.keep_middle = true;
-        model.layer(layer, &mut s.out, self.batch, cache, 0, buffers, self.forward);
+        model.layer(
+            layer,
+            &mut s.out,
+            self.batch,
+            cache,
+            0,
+            buffers,
+            self.forward,
+        );
         let b = &*buffers;
 
         zeros_like(&mut s.activated, &b.activated);
