@@ -6,6 +6,7 @@
 mod arena;
 mod attention;
 mod backward;
+mod bandwidth;
 mod bf16;
 mod device;
 mod elementwise;

@@ -59,8 +59,7 @@ fn is_identifier(token: &str) -> bool {
     let time = token.contains(':');
     let year =
         |group: &&str| group.len() == 4 && (group.starts_with("19") || group.starts_with("20"));
-    let date =
-        groups.len() <= 3 && groups.iter().all(number) && groups.iter().any(year);
+    let date = groups.len() <= 3 && groups.iter().all(number) && groups.iter().any(year);
     digits >= LEAST_DIGITS && !time && !date
 }
 

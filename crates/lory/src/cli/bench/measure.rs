@@ -287,17 +287,3 @@ impl Random {
         ((self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.02
     }
 }
-
-/// Bytes a second that `threads` threads read together from memory too large for the caches.
-pub(super) fn read_bandwidth(threads: usize) -> f64 {
-    const BYTES: usize = 1 << 30;
-    let words = vec![1u64; BYTES / 8];
-    let part = words.len().div_ceil(threads.max(1));
-    let started = Instant::now();
-    std::thread::scope(|scope| {
-        for part in words.chunks(part) {
-            scope.spawn(move || black_box(part.iter().fold(0u64, |sum, word| sum ^ word)));
-        }
-    });
-    BYTES as f64 / started.elapsed().as_secs_f64()
-}

@@ -21,8 +21,8 @@ use measure::{Case, Rig, Sample};
 /// Measure prefill, decode by batch size, mixed tones and adapter loading
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every figure is the median over the rounds, with the least and the most beside it. `read` is how fast this machine reads
-memory, and `of it` how much of that the weights and adapters read in a step come to.
+Every figure is the median over the rounds, with the least and the most beside it. `read` is how fast this
+machine reads as many bytes as the weights take, over and over, and `of it` what a step's weights and adapters come to.
 
 Examples:
   lory bench
@@ -105,7 +105,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let rounds = u64::from(args.rounds);
     progress.count("Measuring", rounds * cases.len() as u64);
     for _ in 0..rounds {
-        reads.push(measure::read_bandwidth(model.device().threads()));
+        reads.push(model.device().read_bandwidth(model.weight_bytes())?);
         for (case, samples) in cases.iter().zip(&mut samples) {
             samples.push(rig.measure(case)?);
             progress.add(1);

@@ -189,7 +189,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     }
 }
 
-/// The decoder as the trainer drives it. bf16 products, where the machine has them, train at twice the speed of f32 ones.
+/// The decoder as the trainer drives it: forward in the arithmetic that serves, so that what is learnt is learnt on what the
+/// adapter will meet, and backward in bf16 where the machine has it.
 pub(super) fn learner(base: &Base) -> ModelLearner {
     ModelLearner::new(base.model.clone(), Compute::Int8)
 }

@@ -86,17 +86,22 @@ fn card(trained: &Trained, target: &Target, upstream: Option<&str>, origin: &Ori
         });
     let best = trained.best.map_or_else(String::new, |best| {
         format!(
-            "Validation loss {:.4} nats a token, after epoch {}. ",
+            " Validation loss {:.4} nats a token, after epoch {}.",
             best.loss, best.epoch
         )
     });
     let lr = settings
         .lr
         .map_or_else(String::new, |lr| format!(", learning rate {lr:e}"));
+    let epochs = if settings.epochs == 1 {
+        "epoch"
+    } else {
+        "epochs"
+    };
     format!(
         "---\n{head}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n---\n\n# {}\n\n\
          A LoRA adapter for {} (sha256 of the file: `{}`), trained on the quantized weights by `lory train`.\n\n\
-         {system}Data: `{}`. Rank {}, alpha {}, {} epochs{lr}, seed {}; {} steps. {best}\n\n\
+         {system}Data: `{}`. Rank {}, alpha {}, {} {epochs}{lr}, seed {}; {} steps.{best}\n\n\
          ![loss](loss.svg)\n",
         trained.name,
         upstream.unwrap_or(&origin.base.name),
