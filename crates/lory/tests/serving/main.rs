@@ -3,6 +3,7 @@
 mod bad_input;
 mod chat_completions;
 mod company;
+mod completions;
 mod departure;
 mod generate;
 mod life;
