@@ -33,6 +33,8 @@ pub struct Finished {
     pub timings: Timings,
     /// Tokens in the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that earlier requests under the same adapters had computed.
+    pub cached_tokens: usize,
     /// Tokens that were sampled. A stop token that ended the request is counted, as it cost a step like any other, though
     /// no [`Event::Token`] shows it: `completion_tokens` is then one more than the tokens received.
     pub completion_tokens: usize,
@@ -83,6 +85,7 @@ pub(crate) struct Outlet {
     started: Option<Instant>,
     first_token: Option<Instant>,
     prompt_tokens: usize,
+    cached_tokens: usize,
     completion_tokens: usize,
 }
 
@@ -94,13 +97,17 @@ impl Outlet {
             started: None,
             first_token: None,
             prompt_tokens,
+            cached_tokens: 0,
             completion_tokens: 0,
         }
     }
 
-    /// Notes that the scheduler took the request up; only the first time counts.
-    pub fn start(&mut self) {
-        self.started.get_or_insert_with(Instant::now);
+    /// Notes that the scheduler took the request up, with so many tokens that need not run; only the first time counts.
+    pub fn start(&mut self, cached_tokens: usize) {
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+            self.cached_tokens = cached_tokens;
+        }
     }
 
     /// Counts one sampled token, shown or not.
@@ -137,6 +144,7 @@ impl Outlet {
                 total: now - self.submitted,
             },
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
             completion_tokens: self.completion_tokens,
         };
         self.send(Event::Finished(finished));

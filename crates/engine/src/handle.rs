@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub prefill_chunk: usize,
     /// Bytes that resident adapters may take.
     pub adapter_memory: u64,
+    /// Whether KV blocks are kept when their request ends, for requests that begin alike.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
@@ -45,6 +47,7 @@ impl Default for EngineConfig {
             step_tokens: 256,
             prefill_chunk: 128,
             adapter_memory: 256 << 20,
+            prefix_cache: true,
         }
     }
 }
@@ -246,6 +249,11 @@ impl<A: Send + Sync + 'static> Handle<A> {
             tokens: request.prompt,
             computed: 0,
             blocks: BlockTable::default(),
+            root: request
+                .adapters
+                .iter()
+                .map(|(id, scale)| (*id, scale.to_bits()))
+                .collect(),
             adapters,
             cancelled: Arc::clone(&cancelled),
             place,

@@ -19,6 +19,7 @@ pub mod error;
 pub mod event;
 pub mod handle;
 pub mod plan;
+mod prefix;
 pub mod runner;
 mod sampler;
 pub mod sampling;

@@ -25,6 +25,7 @@ pub(crate) struct Scheduler<A> {
     prefill_chunk: usize,
     arrivals: Arrival,
     preemptions: u64,
+    cached_tokens: u64,
 }
 
 impl<A> Scheduler<A> {
@@ -32,12 +33,13 @@ impl<A> Scheduler<A> {
         Scheduler {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
-            blocks: BlockPool::new(limits.blocks, limits.block_tokens),
+            blocks: BlockPool::new(limits.blocks, limits.block_tokens, config.prefix_cache),
             max_batch: config.max_batch,
             step_tokens: config.step_tokens,
             prefill_chunk: config.prefill_chunk,
             arrivals: 0,
             preemptions: 0,
+            cached_tokens: 0,
         }
     }
 
@@ -64,6 +66,11 @@ impl<A> Scheduler<A> {
 
     pub fn preemptions(&self) -> u64 {
         self.preemptions
+    }
+
+    /// Tokens that were not computed because the cache had them.
+    pub fn cached_tokens(&self) -> u64 {
+        self.cached_tokens
     }
 
     pub fn get(&mut self, sequence: Arrival) -> Option<&mut Sequence<A>> {
@@ -134,7 +141,7 @@ impl<A> Scheduler<A> {
     /// The youngest gives its blocks up; possibly the very sequence that lacks one.
     fn preempt_youngest(&mut self) {
         if let Some((arrival, mut sequence)) = self.running.pop_last() {
-            sequence.preempt();
+            sequence.give_up_blocks();
             self.preemptions += 1;
             self.waiting.insert(arrival, sequence);
         }
@@ -155,14 +162,16 @@ impl<A> Scheduler<A> {
         sequence.pending().min(self.prefill_chunk).min(left)
     }
 
-    /// Takes up waiting sequences, with blocks for all tokens that they have. One block for each running sequence stays
+    /// Takes up waiting sequences, with blocks for all tokens that they have, cached ones as far as there are. One block for each running sequence stays
     /// free: without it a newcomer would be thrown out again a few steps later.
     fn admit(&mut self, plan: &mut Plan<A>) {
         while self.running.len() < self.max_batch && plan.batch.rows() < self.step_tokens {
             let Some((arrival, mut sequence)) = self.waiting.pop_first() else {
                 return;
             };
-            let needed = self.blocks.needed(sequence.tokens.len());
+            let cached = sequence.reuse_blocks(&self.blocks);
+            let held = sequence.blocks.ids().len();
+            let needed = self.blocks.needed(sequence.tokens.len()) - held;
             let fits = needed + self.running.len() <= self.blocks.free();
             if !fits
                 || sequence
@@ -170,10 +179,12 @@ impl<A> Scheduler<A> {
                     .cover(sequence.tokens.len(), &self.blocks)
                     .is_err()
             {
+                sequence.give_up_blocks();
                 self.waiting.insert(arrival, sequence);
                 return;
             }
-            sequence.outlet.start();
+            self.cached_tokens += cached as u64;
+            sequence.outlet.start(cached);
             let rows = self.chunk(plan, &sequence);
             plan.add(arrival, &sequence, rows);
             self.running.insert(arrival, sequence);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::adapters::Lease;
-use crate::blocks::BlockTable;
+use crate::blocks::{BlockPool, BlockTable};
 use crate::event::Outlet;
+use crate::prefix::Root;
 use crate::sampler::{Draw, History};
 use crate::sampling::Sampling;
 
@@ -22,10 +23,12 @@ pub(crate) type Arrival = u64;
 /// ```
 pub(crate) struct Sequence<A> {
     pub tokens: Vec<u32>,
-    /// Tokens whose keys and values are written. A preemption sets it to 0.
+    /// Tokens whose keys and values are written, by this sequence or one that began alike. A preemption sets it to 0.
     pub computed: usize,
     pub blocks: BlockTable,
     pub adapters: Vec<(Lease<A>, f32)>,
+    /// What the cache knows those by.
+    pub root: Root,
     pub choice: Choice,
     pub cancelled: Arc<AtomicBool>,
     #[expect(dead_code, reason = "held for its Drop")]
@@ -58,10 +61,22 @@ impl<A> Sequence<A> {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Gives its blocks up; what they held is computed again later.
-    pub fn preempt(&mut self) {
+    /// Holds the blocks that are known to begin as its tokens do, and says how many tokens need not run.
+    pub fn reuse_blocks(&mut self, pool: &BlockPool) -> usize {
+        self.computed = self.blocks.reuse(&self.tokens, &self.root, pool);
+        self.computed
+    }
+
+    /// Gives its blocks up; what they held is computed again later, unless the cache still has it then.
+    pub fn give_up_blocks(&mut self) {
         self.blocks.release();
         self.computed = 0;
+    }
+
+    /// Notes that its next `rows` tokens ran.
+    pub fn advance(&mut self, rows: usize) {
+        self.computed += rows;
+        self.blocks.keep(&self.tokens[..self.computed], &self.root);
     }
 
     /// The draw of the next token.

@@ -16,8 +16,10 @@ pub struct Stats {
     pub running: usize,
     /// KV blocks in all.
     pub blocks: usize,
-    /// KV blocks that nobody holds.
+    /// KV blocks that nobody holds, those with a cached prefix included.
     pub free_blocks: usize,
+    /// Of those, the ones that hold what an earlier request computed.
+    pub cached_blocks: usize,
     /// Adapters in the pool, removed ones that are still leased included.
     pub adapters: usize,
     /// Bytes of those.
@@ -30,6 +32,10 @@ pub struct Stats {
     pub rows: u64,
     /// Rows that came in chunks of more than one: prompts, and what is computed again after a preemption.
     pub prefill_rows: u64,
+    /// Rows that did not run, as the prefix cache had their blocks.
+    pub cached_tokens: u64,
+    /// Times that a cached block was given to another content.
+    pub cache_evictions: u64,
     /// Tokens sampled.
     pub sampled_tokens: u64,
     /// Times that a running request gave its blocks up to an older one, to be recomputed later.

@@ -127,7 +127,7 @@ impl<R: Runner> EngineLoop<R> {
     /// Notes the rows that ran, and draws if they were the last.
     fn advance(&mut self, part: &Part) -> Option<Result<Token, String>> {
         let sequence = self.scheduler.get(part.sequence)?;
-        sequence.computed += part.rows;
+        sequence.advance(part.rows);
         let first = part.logits? * self.limits.vocab_size;
         let row = &self.logits[first..first + self.limits.vocab_size];
         let draw = self.sampler.draw(row, &sequence.draw());
@@ -193,6 +193,9 @@ impl<R: Runner> EngineLoop<R> {
         stats.blocks = self.scheduler.blocks().blocks();
         stats.free_blocks = self.scheduler.blocks().free();
         stats.preemptions = self.scheduler.preemptions();
+        stats.cached_blocks = self.scheduler.blocks().cached();
+        stats.cached_tokens = self.scheduler.cached_tokens();
+        stats.cache_evictions = self.scheduler.blocks().evictions();
     }
 }
 

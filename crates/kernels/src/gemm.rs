@@ -151,7 +151,7 @@ unsafe fn columns<S: Simd, E: Element, const N: usize>(g: &Gemm<E>, column: usiz
             block::<S, E, 8, N>(g, row, column);
             row += 8;
         }
-        if g.m - row >= 4 {
+        while g.m - row >= 4 {
             block::<S, E, 4, N>(g, row, column);
             row += 4;
         }

@@ -3,6 +3,7 @@
 mod leases;
 mod lifecycle;
 mod order;
+mod prefix;
 mod refusals;
 mod same_tokens;
 mod scene;

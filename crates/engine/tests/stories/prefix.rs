@@ -1,0 +1,169 @@
+//! What the prefix cache saves, and that it changes nothing else. The fake model panics where a block holds anything but what
+//! its sequence would have computed, so an answer that comes to its end has been checked row by row.
+
+use engine::{EngineConfig, FinishReason, Request};
+use testkit::{FakeModel, Fault};
+
+use crate::scene::{
+    BLOCK, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_at_rest, collect, greedy, limits, start, tone,
+};
+
+/// `tokens` tokens that begin alike for the same name, and end in `last`.
+fn prompt(name: u32, tokens: u32, last: u32) -> Vec<u32> {
+    let beginning = (0..tokens - 1).map(|i| (name + i * i) % (VOCAB as u32 - 1));
+    beginning.chain([last]).collect()
+}
+
+#[test]
+fn a_prompt_that_begins_as_another_did_runs_only_what_is_new() {
+    let model = FakeModel::new(limits(100));
+    let seen = model.seen();
+    let handle = start(model, EngineConfig::default());
+    let mut cached = Vec::new();
+    for request in [
+        greedy(prompt(1, 20, 5), 1),
+        greedy(prompt(1, 20, 6), 1),
+        greedy(prompt(1, 20, 6), 1),
+        greedy(prompt(2, 20, 6), 1),
+    ] {
+        let answer = collect(handle.stream(request).unwrap());
+        assert_eq!(answer.finished.reason, FinishReason::Length);
+        cached.push(answer.finished.cached_tokens);
+    }
+    assert_eq!(cached, [0, 16, 16, 0]);
+    let steps = seen.lock().unwrap();
+    let rows: Vec<_> = steps.iter().map(|step| step.sequences[0]).collect();
+    assert_eq!(rows, [(0, 20), (16, 4), (16, 4), (0, 20)]);
+    drop(steps);
+    assert_eq!(handle.stats().cached_tokens, 32);
+    assert_at_rest(&handle);
+}
+
+#[test]
+fn a_conversation_goes_on_where_it_was() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let first = prompt(3, 10, 4);
+    let answer = collect(handle.stream(greedy(first.clone(), 12)).unwrap());
+    // 10 tokens and 12 more, of which the last never ran: five whole blocks.
+    let second = [first, answer.ids(), vec![1, 2, 3]].concat();
+    let answer = collect(handle.stream(greedy(second, 4)).unwrap());
+    assert_eq!(answer.finished.cached_tokens, 21 / BLOCK * BLOCK);
+}
+
+#[test]
+fn other_adapters_or_scales_compute_their_own() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let (one, two) = (tone(0), tone(1));
+    for (adapters, cached) in [
+        (vec![], 0),
+        (vec![(one, 1.0)], 0),
+        (vec![(two, 1.0)], 0),
+        (vec![(one, 0.5)], 0),
+        (vec![(one, 1.0), (two, 1.0)], 0),
+        (vec![(two, 1.0), (one, 1.0)], 0),
+        (vec![(one, 1.0)], 20),
+        (vec![], 20),
+    ] {
+        let request = Request {
+            adapters,
+            ..greedy(prompt(1, 24, 5), 2)
+        };
+        let answer = collect(handle.stream(request).unwrap());
+        assert_eq!(answer.finished.reason, FinishReason::Length);
+        assert_eq!(answer.finished.cached_tokens, cached);
+    }
+}
+
+#[test]
+fn a_step_that_failed_leaves_nothing_behind() {
+    let model = FakeModel::new(limits(100)).with_fault(60, Fault::Error);
+    let handle = start(model, EngineConfig::default());
+    let fails = collect(handle.stream(greedy(prompt(1, 20, 60), 1)).unwrap());
+    assert!(matches!(fails.finished.reason, FinishReason::Error(_)));
+    let works = collect(handle.stream(greedy(prompt(1, 20, 5), 1)).unwrap());
+    assert_eq!(works.finished.reason, FinishReason::Length);
+    assert_eq!(works.finished.cached_tokens, 0);
+}
+
+#[test]
+fn switched_off_every_prompt_runs_whole() {
+    let config = EngineConfig {
+        prefix_cache: false,
+        ..EngineConfig::default()
+    };
+    let handle = start(FakeModel::new(limits(100)), config);
+    for _ in 0..2 {
+        let answer = collect(handle.stream(greedy(prompt(1, 20, 5), 1)).unwrap());
+        assert_eq!(answer.finished.cached_tokens, 0);
+    }
+    let stats = handle.stats();
+    assert_eq!((stats.cached_blocks, stats.cached_tokens), (0, 0));
+}
+
+/// Few blocks, shared beginnings of every length, tones and blends, requests given up: evictions, preemptions and hits all
+/// happen, and no token changes.
+#[test]
+fn under_churn_no_block_is_taken_for_another() {
+    let mut dice = Dice::new(21);
+    let requests: Vec<Request> = (0..600)
+        .map(|_| {
+            let drawn = dice.request();
+            let tokens = 2 + dice.below(90) as u32;
+            Request {
+                prompt: prompt(dice.below(3) as u32, tokens, dice.below(VOCAB) as u32),
+                adapters: match dice.below(3) {
+                    0 => vec![],
+                    1 => vec![(tone(dice.below(2) as u8), 1.0)],
+                    _ => vec![(
+                        tone(dice.below(usize::from(TONES)) as u8),
+                        dice.pick(&[1.0, 0.5]),
+                    )],
+                },
+                ..drawn
+            }
+        })
+        .collect();
+    let answers = |prefix_cache: bool, blocks: usize, max_batch: usize| {
+        let config = EngineConfig {
+            max_batch,
+            max_queue: 1000,
+            step_tokens: 40,
+            prefill_chunk: 9,
+            prefix_cache,
+            ..EngineConfig::default()
+        };
+        let handle = start(FakeModel::new(limits(blocks)), config);
+        let streams: Vec<_> = requests
+            .iter()
+            .enumerate()
+            .map(|(i, request)| {
+                // Every seventh is given up at once or under way; its blocks come and go like the rest.
+                let given_up = i % 7 == 3;
+                let mut stream = handle.stream(request.clone()).unwrap();
+                if given_up && i % 2 == 0 {
+                    stream.next();
+                }
+                (!given_up).then_some(stream)
+            })
+            .collect();
+        let answers: Vec<_> = streams.into_iter().flatten().map(collect).collect();
+        assert_at_rest(&handle);
+        (answers, handle.stats())
+    };
+    let (expected, off) = answers(false, 3000, 4);
+    assert_eq!(off.cached_tokens, 0);
+    for (blocks, max_batch) in [(CONTEXT_BLOCKS, 8), (CONTEXT_BLOCKS + 30, 12), (2000, 32)] {
+        let (answers, stats) = answers(true, blocks, max_batch);
+        for (expected, answer) in expected.iter().zip(&answers) {
+            assert_eq!(expected.content(), answer.content());
+        }
+        assert_eq!(stats.finished_error, 0);
+        assert!(stats.cached_tokens > 1000, "{stats:?}");
+        if blocks < 2000 {
+            assert!(
+                stats.cache_evictions > 100 && stats.preemptions > 10,
+                "{stats:?}"
+            );
+        }
+    }
+}
