@@ -52,6 +52,9 @@ pub(super) struct EngineArgs {
     /// How many requests may wait beyond those; one more is refused
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_queue: usize,
+    /// Compute every prompt whole, instead of keeping what earlier requests in the same tone began with
+    #[arg(long)]
+    no_prefix_cache: bool,
 }
 
 /// A size with its unit; zero is none.
@@ -74,6 +77,7 @@ impl EngineArgs {
                 max_queue: self.max_queue,
                 step_tokens: defaults.step_tokens.max(max_batch),
                 adapter_memory: self.adapter_memory.as_u64(),
+                prefix_cache: !self.no_prefix_cache,
                 ..defaults
             },
             ..Settings::default()

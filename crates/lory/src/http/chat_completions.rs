@@ -327,6 +327,7 @@ pub(super) fn usage_of(end: &End) -> Value {
         "prompt_tokens": end.prompt_tokens,
         "completion_tokens": end.completion_tokens,
         "total_tokens": end.prompt_tokens + end.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
     })
 }
 

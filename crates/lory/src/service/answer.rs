@@ -29,6 +29,8 @@ pub struct End {
     pub reason: FinishReason,
     /// Tokens in the prompt, system prompt and template included.
     pub prompt_tokens: usize,
+    /// Of those, the tokens that did not run, as an earlier request in the same tone had begun alike.
+    pub cached_tokens: usize,
     /// Tokens sampled, the one that ended the answer included.
     pub completion_tokens: usize,
     /// How long its parts took.
@@ -143,6 +145,7 @@ impl Writer {
                 (self.sink)(TextEvent::End(End {
                     reason,
                     prompt_tokens: finished.prompt_tokens,
+                    cached_tokens: finished.cached_tokens,
                     completion_tokens: finished.completion_tokens,
                     timings: finished.timings,
                 }))
