@@ -1,5 +1,7 @@
 //! What can go wrong, one variant for each thing that a caller can do something about.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 use crate::adapters::AdapterId;
@@ -55,6 +57,8 @@ pub enum SubmitError {
     QueueFull {
         /// How many may wait (`max_queue`).
         limit: usize,
+        /// In how long there will probably be room.
+        retry_after: Duration,
     },
     /// The KV cache could not hold this request even alone.
     #[error(

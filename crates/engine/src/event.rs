@@ -47,6 +47,8 @@ pub enum FinishReason {
     Stop,
     /// `max_new_tokens` were sampled.
     Length,
+    /// The request's deadline passed, waiting or running.
+    Deadline,
     /// The ticket was dropped, the sink said [`Flow::Stop`], or the engine was shut down.
     Cancelled,
     /// The model failed in a step of this request; other requests go on.

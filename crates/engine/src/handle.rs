@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 
 use crate::adapters::{AdapterId, AdapterInfo, AdapterPool, Lease};
 use crate::blocks::BlockTable;
@@ -33,6 +34,11 @@ pub struct EngineConfig {
     pub step_tokens: usize,
     /// The most rows of one prompt in one step. Below `step_tokens`, a short prompt need not wait behind a long one.
     pub prefill_chunk: usize,
+    /// How long a step with decodes may take by what earlier steps took: it bounds the rows of prompts in such a step, down
+    /// to 8. Without decodes a step has `step_tokens` rows.
+    pub step_latency: Duration,
+    /// After this wait a request goes before all that have not waited as long, whatever their priority and share.
+    pub max_wait: Duration,
     /// Bytes that resident adapters may take.
     pub adapter_memory: u64,
     /// Whether KV blocks are kept when their request ends, for requests that begin alike.
@@ -46,6 +52,8 @@ impl Default for EngineConfig {
             max_queue: 256,
             step_tokens: 256,
             prefill_chunk: 128,
+            step_latency: Duration::from_millis(100),
+            max_wait: Duration::from_secs(5),
             adapter_memory: 256 << 20,
             prefix_cache: true,
         }
@@ -99,6 +107,12 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// `Some(n)`: every token carries its log-probability and those of the `n` most probable tokens (0 to 20).
     pub top_logprobs: Option<u8>,
+    /// The lower goes first, of those that wait and where blocks run out; 0 is the usual.
+    pub priority: i32,
+    /// In how long from its submission it must have ended; then it ends as [`FinishReason::Deadline`], wherever it is.
+    ///
+    /// [`FinishReason::Deadline`]: crate::FinishReason::Deadline
+    pub deadline: Option<Duration>,
 }
 
 /// A taken request. Dropped, it cancels the request, running or waiting; after the end it does nothing.
@@ -171,6 +185,7 @@ impl Engine {
             board: Arc::clone(&board),
             sampler: Sampler::default(),
             logits: Vec::new(),
+            last_end: None,
         };
         engine.publish(&mut board.lock());
         let thread = thread::Builder::new()
@@ -226,7 +241,10 @@ impl<A: Send + Sync + 'static> Handle<A> {
         }
         let limit = owner.config.max_queue;
         let most = owner.config.max_batch.saturating_add(limit);
-        let place = Place::take(&owner.taken, most).ok_or(SubmitError::QueueFull { limit })?;
+        let place = Place::take(&owner.taken, most).ok_or_else(|| SubmitError::QueueFull {
+            limit,
+            retry_after: self.stats().retry_after(),
+        })?;
         let adapters = request
             .adapters
             .iter()
@@ -236,6 +254,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
             })
             .collect::<Result<Vec<_>, SubmitError>>()?;
         let cancelled = Arc::new(AtomicBool::new(false));
+        let came = Instant::now();
         let sequence = Box::new(Sequence {
             outlet: Outlet::new(sink, request.prompt.len()),
             choice: Choice {
@@ -255,6 +274,11 @@ impl<A: Send + Sync + 'static> Handle<A> {
                 .map(|(id, scale)| (*id, scale.to_bits()))
                 .collect(),
             adapters,
+            came,
+            // A time past what the clock can say is no deadline.
+            deadline: request.deadline.and_then(|within| came.checked_add(within)),
+            priority: request.priority,
+            overdue: false,
             cancelled: Arc::clone(&cancelled),
             place,
         });

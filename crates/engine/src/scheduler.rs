@@ -1,32 +1,51 @@
-//! Who runs in the next step. Knows tokens, blocks and the order of arrival; runs nothing itself.
+//! Who runs in the next step. Knows tokens, blocks and whose turn it is; runs nothing itself and asks no clock.
 //!
-//! The rules, all in order of arrival:
+//! The rules:
 //! 1. Every running sequence that lacks only its latest token decodes it: one row each.
-//! 2. Prompts under way get chunks of what is left of the step's budget.
-//! 3. Waiting sequences are admitted while there is budget, a seat in the batch, and blocks; none overtakes another.
+//! 2. Prompts under way get chunks of what is left of the step's budget. Where answers are under way too, the budget is what
+//!    keeps the step within its latency, [`MIN_PROMPT_ROWS`] at least, so that prompts go on.
+//! 3. Waiting sequences are admitted while there is budget, a seat in the batch, and blocks.
 //!
-//! When blocks run out, the youngest running sequence gives its own up and is computed again later. The oldest is never
-//! preempted, so there is always progress; every running sequence is older than every waiting one.
+//! Turns, for 2 and 3: those that have waited for `max_wait`, in order of arrival; then by priority; then the tone that has
+//! been served least; then by arrival. Where the first does not fit, none overtakes it.
+//!
+//! When blocks run out, the least urgent running sequence gives its own up and is computed again later: one that was not
+//! admitted for its long wait before one that was, then by priority, then the youngest. So the oldest of those that waited
+//! too long is never preempted, and as every sequence becomes that one in time, each ends.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::blocks::BlockPool;
 use crate::handle::EngineConfig;
+use crate::pace::Pace;
 use crate::plan::Plan;
 use crate::runner::Limits;
 use crate::sequence::{Arrival, Sequence};
+use crate::shares::Shares;
+
+/// Rows of prompts that a step has room for, however slow the model is.
+pub(crate) const MIN_PROMPT_ROWS: usize = 8;
 
 pub(crate) struct Scheduler<A> {
     waiting: BTreeMap<Arrival, Sequence<A>>,
     running: BTreeMap<Arrival, Sequence<A>>,
     blocks: BlockPool,
+    shares: Shares,
+    pace: Pace,
     max_batch: usize,
     step_tokens: usize,
     prefill_chunk: usize,
+    step_latency: Duration,
+    max_wait: Duration,
     arrivals: Arrival,
     preemptions: u64,
     cached_tokens: u64,
 }
+
+/// Whose turn it is; the lower goes first.
+type Turn = (bool, i32, u64, Arrival);
 
 impl<A> Scheduler<A> {
     pub fn new(config: &EngineConfig, limits: &Limits) -> Self {
@@ -34,9 +53,13 @@ impl<A> Scheduler<A> {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             blocks: BlockPool::new(limits.blocks, limits.block_tokens, config.prefix_cache),
+            shares: Shares::default(),
+            pace: Pace::default(),
             max_batch: config.max_batch,
             step_tokens: config.step_tokens,
             prefill_chunk: config.prefill_chunk,
+            step_latency: config.step_latency,
+            max_wait: config.max_wait,
             arrivals: 0,
             preemptions: 0,
             cached_tokens: 0,
@@ -44,6 +67,7 @@ impl<A> Scheduler<A> {
     }
 
     pub fn enqueue(&mut self, sequence: Sequence<A>) {
+        self.shares.join(&sequence.root);
         self.waiting.insert(self.arrivals, sequence);
         self.arrivals += 1;
     }
@@ -77,96 +101,152 @@ impl<A> Scheduler<A> {
         self.running.get_mut(&sequence)
     }
 
-    /// Takes a running sequence out.
-    pub fn take(&mut self, sequence: Arrival) -> Option<Sequence<A>> {
-        self.running.remove(&sequence)
+    /// A step of so many rows took so long.
+    pub fn observe(&mut self, rows: usize, took: Duration) {
+        self.pace.observe(rows, took);
     }
 
-    /// Takes out all that were cancelled.
-    pub fn take_cancelled(&mut self) -> Vec<Sequence<A>> {
-        let mut cancelled = Vec::new();
+    /// Takes a running sequence out.
+    pub fn take(&mut self, sequence: Arrival) -> Option<Sequence<A>> {
+        let sequence = self.running.remove(&sequence)?;
+        self.shares.leave(&sequence.root);
+        Some(sequence)
+    }
+
+    /// Takes out all, running or waiting, that are as `which` says.
+    pub fn take_if(&mut self, which: impl Fn(&Sequence<A>) -> bool) -> Vec<Sequence<A>> {
+        let mut taken = Vec::new();
         for queue in [&mut self.running, &mut self.waiting] {
-            cancelled.extend(
+            taken.extend(
                 queue
-                    .extract_if(.., |_, sequence| sequence.is_cancelled())
+                    .extract_if(.., |_, sequence| which(sequence))
                     .map(|(_, sequence)| sequence),
             );
         }
-        cancelled
-    }
-
-    /// Takes out everything.
-    pub fn take_all(&mut self) -> Vec<Sequence<A>> {
-        let running = std::mem::take(&mut self.running);
-        let waiting = std::mem::take(&mut self.waiting);
-        running.into_values().chain(waiting.into_values()).collect()
+        for sequence in &taken {
+            self.shares.leave(&sequence.root);
+        }
+        taken
     }
 
     /// Decides the next step. Without rows only if nothing runs or waits.
-    pub fn plan(&mut self) -> Plan<A> {
+    pub fn plan(&mut self, now: Instant) -> Plan<A> {
         let mut plan = Plan::new();
         let preempted = self.plan_decodes(&mut plan);
-        self.plan_prefills(&mut plan);
+        let budget = self.budget(plan.batch.rows());
+        self.plan_prefills(&mut plan, budget);
         if !preempted {
-            self.admit(&mut plan);
+            self.admit(&mut plan, budget, now);
         }
         plan
+    }
+
+    /// How many rows a step with so many decodes may have.
+    fn budget(&self, decodes: usize) -> usize {
+        if decodes == 0 {
+            return self.step_tokens;
+        }
+        self.pace
+            .rows_within(self.step_latency)
+            .max(decodes + MIN_PROMPT_ROWS)
+            .min(self.step_tokens)
     }
 
     /// One row for each sequence that lacks only its latest token. `step_tokens >= max_batch`, so all fit.
     fn plan_decodes(&mut self, plan: &mut Plan<A>) -> bool {
         let mut preempted = false;
-        let arrivals: Vec<Arrival> = self.running.keys().copied().collect();
-        for arrival in arrivals {
-            // Absent: preempted a moment ago for an older one.
+        let mut decodes: Vec<_> = self
+            .running
+            .iter()
+            .filter(|(_, sequence)| !sequence.in_prefill())
+            .map(|(arrival, sequence)| urgency(*arrival, sequence))
+            .collect();
+        // The most urgent take blocks first.
+        decodes.sort_unstable();
+        for (_, _, arrival) in decodes {
+            // Absent: preempted a moment ago for another one.
             while let Some(sequence) = self.running.get_mut(&arrival) {
-                if sequence.in_prefill() {
-                    break;
-                }
                 if sequence
                     .blocks
                     .cover(sequence.tokens.len(), &self.blocks)
                     .is_ok()
                 {
+                    self.shares.charge(&sequence.root, 1);
                     plan.add(arrival, sequence, 1);
                     break;
                 }
-                self.preempt_youngest();
+                self.preempt();
                 preempted = true;
             }
         }
         preempted
     }
 
-    /// The youngest gives its blocks up; possibly the very sequence that lacks one.
-    fn preempt_youngest(&mut self) {
-        if let Some((arrival, mut sequence)) = self.running.pop_last() {
+    /// The least urgent gives its blocks up; possibly the very sequence that lacks one.
+    fn preempt(&mut self) {
+        let running = self.running.iter();
+        let last = running
+            .map(|(arrival, sequence)| urgency(*arrival, sequence))
+            .max();
+        if let Some((_, _, arrival)) = last
+            && let Some(mut sequence) = self.running.remove(&arrival)
+        {
             sequence.give_up_blocks();
             self.preemptions += 1;
             self.waiting.insert(arrival, sequence);
         }
     }
 
-    fn plan_prefills(&mut self, plan: &mut Plan<A>) {
-        for (arrival, sequence) in &self.running {
-            let rows = self.chunk(plan, sequence);
-            if sequence.in_prefill() && rows > 0 {
-                plan.add(*arrival, sequence, rows);
+    fn plan_prefills(&mut self, plan: &mut Plan<A>, budget: usize) {
+        let mut turns: Vec<Turn> = self
+            .running
+            .iter()
+            .filter(|(_, sequence)| sequence.in_prefill())
+            .map(|(arrival, sequence)| self.turn(*arrival, sequence, sequence.overdue))
+            .collect();
+        turns.sort_unstable();
+        for (.., arrival) in turns {
+            let Some(sequence) = self.running.get(&arrival) else {
+                continue;
+            };
+            let rows = self.chunk(plan, budget, sequence);
+            if rows > 0 {
+                self.shares.charge(&sequence.root, rows);
+                plan.add(arrival, sequence, rows);
             }
         }
     }
 
     /// How many of its pending tokens a sequence may run in what is left of this step.
-    fn chunk(&self, plan: &Plan<A>, sequence: &Sequence<A>) -> usize {
-        let left = self.step_tokens - plan.batch.rows();
+    fn chunk(&self, plan: &Plan<A>, budget: usize, sequence: &Sequence<A>) -> usize {
+        let left = budget.saturating_sub(plan.batch.rows());
         sequence.pending().min(self.prefill_chunk).min(left)
     }
 
-    /// Takes up waiting sequences, with blocks for all tokens that they have, cached ones as far as there are. One block for each running sequence stays
-    /// free: without it a newcomer would be thrown out again a few steps later.
-    fn admit(&mut self, plan: &mut Plan<A>) {
-        while self.running.len() < self.max_batch && plan.batch.rows() < self.step_tokens {
-            let Some((arrival, mut sequence)) = self.waiting.pop_first() else {
+    fn turn(&self, arrival: Arrival, sequence: &Sequence<A>, overdue: bool) -> Turn {
+        if overdue {
+            return (false, 0, 0, arrival);
+        }
+        let served = self.shares.served(&sequence.root);
+        (true, sequence.priority, served, arrival)
+    }
+
+    /// Takes up waiting sequences, with blocks for all tokens that they have, cached ones as far as there are. One block
+    /// for each running sequence stays free: without it a newcomer would be thrown out again a few steps later.
+    fn admit(&mut self, plan: &mut Plan<A>, budget: usize, now: Instant) {
+        while self.running.len() < self.max_batch && plan.batch.rows() < budget {
+            let waited = |sequence: &Sequence<A>| {
+                sequence.overdue || now.saturating_duration_since(sequence.came) >= self.max_wait
+            };
+            let first = self
+                .waiting
+                .iter()
+                .map(|(arrival, sequence)| self.turn(*arrival, sequence, waited(sequence)))
+                .min();
+            let Some((in_time, .., arrival)) = first else {
+                return;
+            };
+            let Some(mut sequence) = self.waiting.remove(&arrival) else {
                 return;
             };
             let cached = sequence.reuse_blocks(&self.blocks);
@@ -183,11 +263,19 @@ impl<A> Scheduler<A> {
                 self.waiting.insert(arrival, sequence);
                 return;
             }
+            sequence.overdue = !in_time;
             self.cached_tokens += cached as u64;
             sequence.outlet.start(cached);
-            let rows = self.chunk(plan, &sequence);
+            let rows = self.chunk(plan, budget, &sequence);
+            self.shares.charge(&sequence.root, rows);
             plan.add(arrival, &sequence, rows);
             self.running.insert(arrival, sequence);
         }
     }
+}
+
+/// Who keeps blocks; the lower, the longer.
+fn urgency<A>(arrival: Arrival, sequence: &Sequence<A>) -> (Reverse<bool>, i32, Arrival) {
+    let priority = if sequence.overdue { 0 } else { sequence.priority };
+    (Reverse(sequence.overdue), priority, arrival)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crate::adapters::Lease;
 use crate::blocks::{BlockPool, BlockTable};
@@ -30,6 +31,14 @@ pub(crate) struct Sequence<A> {
     /// What the cache knows those by.
     pub root: Root,
     pub choice: Choice,
+    /// When it came.
+    pub came: Instant,
+    /// When it must have ended.
+    pub deadline: Option<Instant>,
+    /// The lower goes first.
+    pub priority: i32,
+    /// It was admitted because it had waited too long.
+    pub overdue: bool,
     pub cancelled: Arc<AtomicBool>,
     #[expect(dead_code, reason = "held for its Drop")]
     pub place: Place,
@@ -59,6 +68,10 @@ impl<A> Sequence<A> {
 
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
     /// Holds the blocks that are known to begin as its tokens do, and says how many tokens need not run.

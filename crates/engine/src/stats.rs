@@ -42,10 +42,14 @@ pub struct Stats {
     pub preemptions: u64,
     /// Time spent in the model.
     pub model_time: Duration,
+    /// The mean time between the ends of requests, of late; zero if fewer than two have ended.
+    pub end_interval: Duration,
     /// Requests that ended on a stop token.
     pub finished_stop: u64,
     /// Requests that ended at `max_new_tokens`.
     pub finished_length: u64,
+    /// Requests whose deadline passed.
+    pub finished_deadline: u64,
     /// Requests that were cancelled.
     pub finished_cancelled: u64,
     /// Requests that the model failed.
@@ -53,10 +57,25 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// In how long half of those who wait now will probably have been taken up.
+    pub fn retry_after(&self) -> Duration {
+        let half = u32::try_from(self.waiting.div_ceil(2)).unwrap_or(u32::MAX);
+        self.end_interval.saturating_mul(half)
+    }
+
+    /// A request ended so long after the one before it.
+    pub(crate) fn count_interval(&mut self, interval: Duration) {
+        self.end_interval = match self.end_interval {
+            Duration::ZERO => interval,
+            mean => (mean * 7 + interval) / 8,
+        };
+    }
+
     pub(crate) fn count_finished(&mut self, reason: &FinishReason) {
         *match reason {
             FinishReason::Stop => &mut self.finished_stop,
             FinishReason::Length => &mut self.finished_length,
+            FinishReason::Deadline => &mut self.finished_deadline,
             FinishReason::Cancelled => &mut self.finished_cancelled,
             FinishReason::Error(_) => &mut self.finished_error,
         } += 1;

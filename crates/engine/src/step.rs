@@ -33,6 +33,8 @@ pub(crate) struct EngineLoop<R: Runner> {
     pub board: Arc<Board>,
     pub sampler: Sampler,
     pub logits: Vec<f32>,
+    /// When a request last ended.
+    pub last_end: Option<Instant>,
 }
 
 /// A sequence's next token, or why there is none.
@@ -42,8 +44,9 @@ impl<R: Runner> EngineLoop<R> {
     /// Steps until it is told to stop or no handle is left; then ends what is under way as cancelled.
     pub fn run(mut self) {
         while self.drain() {
-            self.drop_cancelled();
-            let plan = self.schedule();
+            let now = Instant::now();
+            self.drop_ended(now);
+            let plan = self.schedule(now);
             let outcome = self.forward(&plan.batch);
             let draws = self.sample(plan, outcome);
             self.emit(draws);
@@ -54,6 +57,8 @@ impl<R: Runner> EngineLoop<R> {
     /// Takes in what handles sent; waits for something to do if there is nothing. False: the end.
     fn drain(&mut self) -> bool {
         if self.scheduler.is_idle() {
+            // A rest says nothing of how fast requests end.
+            self.last_end = None;
             match self.commands.recv() {
                 Ok(command) => self.take_in(command),
                 Err(RecvError) => return false,
@@ -75,14 +80,18 @@ impl<R: Runner> EngineLoop<R> {
         }
     }
 
-    fn drop_cancelled(&mut self) {
-        for sequence in self.scheduler.take_cancelled() {
+    /// Ends what was cancelled or is past its deadline.
+    fn drop_ended(&mut self, now: Instant) {
+        for sequence in self.scheduler.take_if(Sequence::is_cancelled) {
             self.finish(sequence, FinishReason::Cancelled);
+        }
+        for sequence in self.scheduler.take_if(|sequence| sequence.is_late(now)) {
+            self.finish(sequence, FinishReason::Deadline);
         }
     }
 
-    fn schedule(&mut self) -> Plan<R::Adapter> {
-        let plan = self.scheduler.plan();
+    fn schedule(&mut self, now: Instant) -> Plan<R::Adapter> {
+        let plan = self.scheduler.plan(now);
         debug_assert!(
             plan.batch.rows() > 0 || self.scheduler.is_idle(),
             "a plan without rows"
@@ -99,7 +108,9 @@ impl<R: Runner> EngineLoop<R> {
         let started = Instant::now();
         let run = AssertUnwindSafe(|| self.runner.run(batch, &mut self.logits));
         let outcome = catch_unwind(run).unwrap_or_else(|panic| Err(panic_message(&*panic)));
-        self.count_step(batch, started.elapsed());
+        let took = started.elapsed();
+        self.count_step(batch, took);
+        self.scheduler.observe(batch.rows(), took);
         outcome?;
         let expected = batch.logit_rows.len() * self.limits.vocab_size;
         if self.logits.len() == expected {
@@ -159,8 +170,13 @@ impl<R: Runner> EngineLoop<R> {
     /// Gives back what a sequence held, counts its end, and only then tells its caller.
     fn finish(&mut self, sequence: Sequence<R::Adapter>, reason: FinishReason) {
         let outlet = sequence.release();
+        let now = Instant::now();
+        let interval = self.last_end.replace(now).map(|last| now - last);
         let mut stats = self.board.lock();
         self.publish(&mut stats);
+        if let Some(interval) = interval {
+            stats.count_interval(interval);
+        }
         stats.count_finished(&reason);
         drop(stats);
         outlet.finish(reason);
@@ -172,7 +188,7 @@ impl<R: Runner> EngineLoop<R> {
         while let Ok(command) = self.commands.try_recv() {
             self.take_in(command);
         }
-        for sequence in self.scheduler.take_all() {
+        for sequence in self.scheduler.take_if(|_| true) {
             self.finish(sequence, FinishReason::Cancelled);
         }
     }

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use engine::{Batch, Limits, Runner, SequenceRows};
 
@@ -43,6 +44,7 @@ pub struct FakeModel {
     slots: Vec<Option<Slot>>,
     faults: Vec<(u32, Fault)>,
     gate: Option<Arc<GateInner>>,
+    row_time: Duration,
     seen: Arc<Mutex<Vec<StepSeen>>>,
 }
 
@@ -65,8 +67,16 @@ impl FakeModel {
             slots: vec![None; limits.blocks * limits.block_tokens],
             faults: Vec::new(),
             gate: None,
+            row_time: Duration::ZERO,
             seen: Arc::default(),
         }
+    }
+
+    /// Takes so long for each row of a step.
+    #[must_use]
+    pub fn with_row_time(mut self, row_time: Duration) -> Self {
+        self.row_time = row_time;
+        self
     }
 
     /// Does `fault` in every step that has `token` in a row. The model never gives that token a chance to be sampled.
@@ -189,6 +199,7 @@ impl Runner for FakeModel {
         if let Some(gate) = &self.gate {
             gate.pass();
         }
+        std::thread::sleep(self.row_time * batch.rows() as u32);
         self.note(batch);
         assert!(batch.rows() > 0, "a step without rows");
         assert_eq!(batch.positions.len(), batch.rows());

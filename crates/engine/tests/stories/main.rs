@@ -7,3 +7,4 @@ mod prefix;
 mod refusals;
 mod same_tokens;
 mod scene;
+mod turns;

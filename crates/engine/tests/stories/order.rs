@@ -1,5 +1,7 @@
 //! Who goes first, what shares a step, and what memory allows.
 
+use std::time::Duration;
+
 use engine::{EngineConfig, FinishReason, Request};
 use testkit::FakeModel;
 
@@ -19,6 +21,7 @@ fn a_running_request_decodes_beside_the_chunks_of_a_long_prompt() {
         step_tokens: 16,
         max_batch: 4,
         prefill_chunk: 64,
+        step_latency: Duration::MAX,
         ..EngineConfig::default()
     };
     let handle = start(model, config);
@@ -49,6 +52,7 @@ fn a_short_prompt_need_not_wait_behind_a_long_one() {
         step_tokens: 32,
         max_batch: 4,
         prefill_chunk: 20,
+        step_latency: Duration::MAX,
         ..EngineConfig::default()
     };
     let handle = start(model, config);

@@ -55,6 +55,8 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
         max_new_tokens,
         stop_tokens: Vec::new(),
         top_logprobs: None,
+        priority: 0,
+        deadline: None,
     }
 }
 
@@ -177,6 +179,8 @@ impl Dice {
                 Vec::new()
             },
             top_logprobs: self.pick(&[None, Some(0), Some(3)]),
+            priority: self.pick(&[0, 0, -1, 3]),
+            deadline: None,
         }
     }
 }
