@@ -276,6 +276,10 @@ impl<A> Scheduler<A> {
 
 /// Who keeps blocks; the lower, the longer.
 fn urgency<A>(arrival: Arrival, sequence: &Sequence<A>) -> (Reverse<bool>, i32, Arrival) {
-    let priority = if sequence.overdue { 0 } else { sequence.priority };
+    let priority = if sequence.overdue {
+        0
+    } else {
+        sequence.priority
+    };
     (Reverse(sequence.overdue), priority, arrival)
 }

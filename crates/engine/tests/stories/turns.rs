@@ -117,15 +117,7 @@ fn the_lower_priority_goes_first() {
         ends.submit(&handle, &priority.to_string(), request);
     }
     gate.open();
-    let expected = [
-        "runs",
-        "-2147483648",
-        "-2",
-        "0",
-        "0",
-        "5",
-        "2147483647",
-    ];
+    let expected = ["runs", "-2147483648", "-2", "0", "0", "5", "2147483647"];
     assert_eq!(ends.once_all_ended(&handle), expected);
 }
 

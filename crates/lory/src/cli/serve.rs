@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
@@ -17,7 +18,7 @@ use crate::service::{Service, Settings};
 /// Serve the base and its personas over HTTP
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Sizes take units: 256MiB, 1.5GB.
+Sizes take units: 256MiB, 1.5GB. So do times: 100ms, 5s.
 
 Examples:
   lory serve
@@ -52,6 +53,12 @@ pub(super) struct EngineArgs {
     /// How many requests may wait beyond those; one more is refused
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_queue: usize,
+    /// After this wait a request goes before all others, whatever their tone and priority
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    max_wait: Duration,
+    /// How long a step may take while answers are under way; prompts are read in pieces that keep it
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = humantime::parse_duration)]
+    step_latency: Duration,
     /// Compute every prompt whole, instead of keeping what earlier requests in the same tone began with
     #[arg(long)]
     no_prefix_cache: bool,
@@ -77,6 +84,8 @@ impl EngineArgs {
                 max_queue: self.max_queue,
                 step_tokens: defaults.step_tokens.max(max_batch),
                 adapter_memory: self.adapter_memory.as_u64(),
+                max_wait: self.max_wait,
+                step_latency: self.step_latency,
                 prefix_cache: !self.no_prefix_cache,
                 ..defaults
             },

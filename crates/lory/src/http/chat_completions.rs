@@ -36,6 +36,8 @@ pub(super) struct ChatRequest {
     top_k: Option<usize>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    priority: Option<i32>,
+    timeout_ms: Option<u64>,
     // Labels, which change nothing.
     #[serde(rename = "user")]
     _user: Option<Value>,
@@ -271,6 +273,8 @@ impl ChatRequest {
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_tokens.or(self.max_completion_tokens),
             ignore_eos: false,
+            priority: self.priority.unwrap_or(0),
+            timeout_ms: self.timeout_ms,
             names: FieldNames {
                 persona: "model",
                 prompt: "messages",

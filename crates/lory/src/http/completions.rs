@@ -38,6 +38,8 @@ pub(super) struct CompletionRequest {
     top_k: Option<usize>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    priority: Option<i32>,
+    timeout_ms: Option<u64>,
     ignore_eos: Option<bool>,
     // A label, which changes nothing.
     #[serde(rename = "user")]
@@ -106,6 +108,8 @@ impl CompletionRequest {
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
             ignore_eos: self.ignore_eos == Some(true),
+            priority: self.priority.unwrap_or(0),
+            timeout_ms: self.timeout_ms,
             names: FieldNames {
                 persona: "model",
                 prompt: "prompt",

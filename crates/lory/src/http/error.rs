@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use super::MAX_BODY;
 use crate::service::{AdapterError, RequestError};
 
-/// Seconds after which a client may try again when the queue was full or the base is loading.
-const RETRY_AFTER: &str = "1";
+/// Seconds after which a client may try again, where nothing says how long it will take.
+const RETRY_AFTER: u64 = 1;
+/// The most seconds that a client is told to wait.
+const MAX_RETRY_AFTER: u64 = 60;
 
 /// An error on its way out.
 #[derive(Debug)]
@@ -21,9 +23,25 @@ pub(super) struct ApiError {
     message: String,
     /// The field that it is about.
     param: Option<String>,
+    /// Seconds after which it is worth another try.
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let passing = matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        );
+        ApiError {
+            status,
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: passing.then_some(RETRY_AFTER),
+        }
+    }
+
     /// A request that cannot be answered as it is.
     pub fn bad_request(
         code: &'static str,
@@ -31,10 +49,8 @@ impl ApiError {
         param: Option<String>,
     ) -> Self {
         ApiError {
-            status: StatusCode::BAD_REQUEST,
-            code,
-            message: message.into(),
             param,
+            ..ApiError::new(StatusCode::BAD_REQUEST, code, message)
         }
     }
 
@@ -44,41 +60,37 @@ impl ApiError {
     }
 
     pub fn too_large() -> Self {
-        ApiError {
-            status: StatusCode::PAYLOAD_TOO_LARGE,
-            code: "request_too_large",
-            message: format!("the body is larger than {MAX_BODY} bytes"),
-            param: None,
-        }
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            format!("the body is larger than {MAX_BODY} bytes"),
+        )
     }
 
     pub fn media_type(found: &str) -> Self {
-        ApiError {
-            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            code: "unsupported_media_type",
-            message: format!(
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            format!(
                 "the body must be JSON; send the header Content-Type: application/json, not {found}"
             ),
-            param: None,
-        }
+        )
     }
 
     pub fn loading() -> Self {
-        ApiError {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            code: "loading",
-            message: "the base is loading; /ready tells when it is there".to_owned(),
-            param: None,
-        }
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "loading",
+            "the base is loading; /ready tells when it is there".to_owned(),
+        )
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
-        ApiError {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            code: "internal_error",
-            message: message.into(),
-            param: None,
-        }
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            message.into(),
+        )
     }
 
     /// The body.
@@ -100,11 +112,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
-        if matches!(
-            self.status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) {
-            let value = HeaderValue::from_static(RETRY_AFTER);
+        if let Some(seconds) = self.retry_after {
+            let value = HeaderValue::from(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, value);
         }
         response
@@ -137,37 +146,70 @@ impl From<RequestError> for ApiError {
                 AdapterError::Pool(_) => (StatusCode::TOO_MANY_REQUESTS, "adapter_memory_full"),
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "adapter_unusable"),
             },
+            RequestError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };
+        let api = ApiError::new(status, code, error.to_string());
+        let retry_after = match &error {
+            RequestError::QueueFull { retry_after, .. } => {
+                let seconds = retry_after.as_secs_f64().ceil() as u64;
+                Some(seconds.clamp(RETRY_AFTER, MAX_RETRY_AFTER))
+            }
+            _ => api.retry_after,
+        };
         ApiError {
-            status,
-            code,
-            message: error.to_string(),
             param: error.field(),
+            retry_after,
+            ..api
         }
     }
 }
 
 /// No such route.
 pub(super) async fn not_found(method: Method, uri: Uri) -> ApiError {
-    ApiError {
-        status: StatusCode::NOT_FOUND,
-        code: "not_found",
-        message: format!("there is nothing at {method} {}", uri.path()),
-        param: None,
-    }
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        format!("there is nothing at {method} {}", uri.path()),
+    )
 }
 
 /// A route that takes other methods.
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
-    ApiError {
-        status: StatusCode::METHOD_NOT_ALLOWED,
-        code: "method_not_allowed",
-        message: format!(
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!(
             "{} does not take {method}; the header Allow says what it takes",
             uri.path()
         ),
-        param: None,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_full_queue_is_worth_another_try_when_half_of_it_has_gone() {
+        for (after, seconds) in [(0.0, "1"), (0.2, "1"), (3.2, "4"), (1e9, "60")] {
+            let error = RequestError::QueueFull {
+                limit: 7,
+                retry_after: Duration::from_secs_f64(after),
+            };
+            let response = ApiError::from(error).into_response();
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(response.headers()[header::RETRY_AFTER], seconds, "{after}");
+        }
+    }
+
+    #[test]
+    fn what_will_not_pass_has_no_time_to_come_back() {
+        let response = ApiError::from(RequestError::Timeout).into_response();
+        assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+        assert!(response.headers().get(header::RETRY_AFTER).is_none());
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct GenerateRequest {
     top_k: Option<usize>,
     seed: Option<u64>,
     stop: Option<Texts>,
+    priority: Option<i32>,
+    timeout_ms: Option<u64>,
     #[serde(default)]
     stream: Option<bool>,
 }
@@ -47,6 +49,8 @@ impl GenerateRequest {
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_new_tokens,
             ignore_eos: false,
+            priority: self.priority.unwrap_or(0),
+            timeout_ms: self.timeout_ms,
             names: FieldNames::GENERATE,
         }
     }

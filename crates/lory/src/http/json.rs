@@ -115,6 +115,7 @@ fn people_words(said: &str) -> String {
         ("expected usize", "expected a whole number from 0"),
         ("expected u64", "expected a whole number from 0"),
         ("expected i64", "expected a whole number"),
+        ("expected i32", "expected a whole number"),
         ("expected a sequence", "expected a list"),
         ("expected struct", "expected an object, a"),
         (": map,", ": an object,"),

@@ -44,6 +44,8 @@ pub enum FinishReason {
     Stop,
     /// `max_new_tokens` were sampled.
     Length,
+    /// Its `timeout_ms` passed first.
+    Timeout,
     /// The caller went away, or the service is ending.
     Cancelled,
     /// The model failed; the text for people says how.
@@ -51,11 +53,12 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// The reason as it stands in answers: `stop` or `length`, or `cancelled` or `error`.
+    /// The reason as it stands in answers: `stop`, `length` or `timeout`, or `cancelled` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
+            FinishReason::Timeout => "timeout",
             FinishReason::Cancelled => "cancelled",
             FinishReason::Failed(_) => "error",
         }
@@ -63,13 +66,14 @@ impl FinishReason {
 }
 
 impl End {
-    /// Whether the answer is whole.
+    /// Whether there is an answer, if perhaps not a whole one.
     ///
     /// # Errors
-    /// [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
+    /// [`RequestError::Timeout`] if there was no time for a single token, [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
     pub fn check(&self) -> Result<(), RequestError> {
         match &self.reason {
-            FinishReason::Stop | FinishReason::Length => Ok(()),
+            FinishReason::Timeout if self.completion_tokens == 0 => Err(RequestError::Timeout),
+            FinishReason::Stop | FinishReason::Length | FinishReason::Timeout => Ok(()),
             FinishReason::Cancelled => Err(RequestError::Stopped),
             FinishReason::Failed(message) => Err(RequestError::Failed(message.clone())),
         }
@@ -139,6 +143,7 @@ impl Writer {
                     _ if self.stopped => FinishReason::Stop,
                     engine::FinishReason::Stop => FinishReason::Stop,
                     engine::FinishReason::Length => FinishReason::Length,
+                    engine::FinishReason::Deadline => FinishReason::Timeout,
                     engine::FinishReason::Cancelled => FinishReason::Cancelled,
                     engine::FinishReason::Error(message) => FinishReason::Failed(message),
                 };

@@ -8,6 +8,8 @@ use super::error::RequestError;
 pub const MAX_STOPS: usize = 4;
 /// The longest stop string, in bytes.
 pub const MAX_STOP_BYTES: usize = 256;
+/// The longest `timeout_ms`: a day.
+pub const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// What is asked of whom.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +27,11 @@ pub struct Ask {
     pub max_new_tokens: Option<usize>,
     /// Go on past the tokens that end an answer, up to `max_new_tokens`: for measurements.
     pub ignore_eos: bool,
+    /// The lower goes first, where requests wait; 0 is the usual.
+    pub priority: i32,
+    /// The most milliseconds until the answer ends as it is then, from 1 to [`MAX_TIMEOUT_MS`]; without, it takes the time
+    /// that it takes.
+    pub timeout_ms: Option<u64>,
     /// What the caller's interface calls the fields.
     pub names: FieldNames,
 }
@@ -94,6 +101,8 @@ impl Ask {
             stop: None,
             max_new_tokens: None,
             ignore_eos: false,
+            priority: 0,
+            timeout_ms: None,
             names: FieldNames::GENERATE,
         }
     }
@@ -119,6 +128,14 @@ impl Ask {
             return Err(RequestError::OutOfRange {
                 field: self.names.max_new_tokens,
                 message: "must be at least 1, not 0".to_owned(),
+            });
+        }
+        if let Some(timeout) = self.timeout_ms
+            && !(1..=MAX_TIMEOUT_MS).contains(&timeout)
+        {
+            return Err(RequestError::OutOfRange {
+                field: "timeout_ms",
+                message: format!("must be from 1 to {MAX_TIMEOUT_MS}, not {timeout}"),
             });
         }
         let stops = self.stop.as_deref().unwrap_or_default();
@@ -190,6 +207,13 @@ mod tests {
         assert!(said(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
         assert!(said(&[("robot", "s")]).starts_with("prompt[0].role"));
         assert!(refused(|ask| ask.max_new_tokens = Some(0)).starts_with("max_new_tokens must be"));
+        for timeout in [0, MAX_TIMEOUT_MS + 1] {
+            let said = refused(|ask| ask.timeout_ms = Some(timeout));
+            assert!(
+                said.starts_with("timeout_ms must be from 1 to 86400000"),
+                "{said}"
+            );
+        }
         let stops = |stops: &[&str]| {
             let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
             refused(|ask| ask.stop = Some(stops))

@@ -2,6 +2,7 @@
 //! an error about a request knows the field it is about.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engine::SubmitError;
 use registry::LookupError;
@@ -163,7 +164,14 @@ pub enum RequestError {
     QueueFull {
         /// How many may wait.
         limit: usize,
+        /// In how long there will probably be room.
+        retry_after: Duration,
     },
+    /// There was no time for a single token.
+    #[error(
+        "timeout_ms passed before the first token; give it more time, or try again when less is asked"
+    )]
+    Timeout,
     /// An adapter could not be brought into memory.
     #[error("adapter {adapter}: {source}")]
     Adapter {
@@ -190,7 +198,9 @@ impl RequestError {
             SubmitError::InvalidSampling { field, message } => {
                 RequestError::OutOfRange { field, message }
             }
-            SubmitError::QueueFull { limit } => RequestError::QueueFull { limit },
+            SubmitError::QueueFull { limit, retry_after } => {
+                RequestError::QueueFull { limit, retry_after }
+            }
             SubmitError::Stopped => RequestError::Stopped,
             SubmitError::PromptTooLong { tokens, limit } => RequestError::PromptTooLong {
                 field: names.prompt,
@@ -219,6 +229,7 @@ impl RequestError {
             }
             RequestError::TooManyStops { .. } => Some("stop".to_owned()),
             RequestError::StopLength { index, .. } => Some(format!("stop[{index}]")),
+            RequestError::Timeout => Some("timeout_ms".to_owned()),
             RequestError::QueueFull { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)

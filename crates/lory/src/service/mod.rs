@@ -27,6 +27,7 @@ mod voice;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use engine::{Engine, EngineConfig, Flow, Handle, Limits, Request, Sampling, Ticket};
 use registry::Personas;
@@ -153,6 +154,7 @@ impl Service {
     /// # Errors
     /// [`RequestError`]; the sink is then never called.
     pub fn submit(&self, ask: &Ask, sink: TextSink) -> Result<Accepted, RequestError> {
+        let came = Instant::now();
         let names = &ask.names;
         ask.check()?;
         let voice = Voice::resolve(&self.base, &self.personas, ask)?;
@@ -188,6 +190,11 @@ impl Service {
                 false => self.base.tokenizer.end_ids().to_vec(),
             },
             top_logprobs: None,
+            priority: ask.priority,
+            // The time to read the prompt and bring its adapters counts too.
+            deadline: ask
+                .timeout_ms
+                .map(|ms| Duration::from_millis(ms).saturating_sub(came.elapsed())),
         };
         let mut writer = Writer::new(self.base.tokenizer.detokenizer(), stop, sink);
         let ticket = self

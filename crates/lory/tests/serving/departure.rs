@@ -108,3 +108,41 @@ fn a_full_queue_says_when_to_come_back() {
     idle(&service);
     server.generate(json!({"prompt": "Hello!", "user_type": "warm"}));
 }
+
+#[test]
+fn a_request_out_of_time_says_so_and_gives_what_there_is() {
+    let service = scene::service(&Settings {
+        engine: EngineConfig {
+            max_batch: 1,
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    });
+    let server = Server::start(service.clone());
+    let first = long_stream(&server);
+    let mut hello = json!({"prompt": "Hello!", "user_type": "warm", "timeout_ms": 1});
+    let reply = server.post("/generate", &hello);
+    let (status, code, param, message) = reply.error();
+    assert_eq!((status, code.as_str()), (504, "timeout"), "{message}");
+    assert_eq!(param, "timeout_ms");
+    hello["stream"] = json!(true);
+    let events = server.events("/generate", &hello);
+    assert_eq!(events.len(), 1);
+    assert!(events[0].contains("\"timeout\""), "{}", events[0]);
+    drop(first);
+    idle(&service);
+    assert_eq!(service.engine().stats().finished_deadline, 2);
+
+    // However fast the machine is, there is a time that is enough for some tokens and not for all.
+    let mut long =
+        json!({"model": "warm", "prompt": [9, 4, 7], "max_tokens": 400, "ignore_eos": true});
+    let cut = (1..2000).map(|ms| {
+        long["timeout_ms"] = json!(ms);
+        server.post("/v1/completions", &long)
+    });
+    let cut = cut.into_iter().find(|reply| reply.status == 200).unwrap();
+    let answer = cut.json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "timeout");
+    let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((1..400).contains(&tokens), "{answer}");
+}
