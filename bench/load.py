@@ -87,6 +87,7 @@ def body(args, persona, number):
         words = WORDS[: args.shared_prefix] + [rng.choice(WORDS) for _ in range(args.prompt - args.shared_prefix)]
         prompt = " ".join(words)
     if args.api == "llama":
+        # All adapters that the server has, off but one: what a request does not name keeps the server's own scale.
         lora = [{"id": int(name), "scale": 1.0 if name == persona else 0.0} for name in args.names]
         return "/completion", {"prompt": prompt, "n_predict": args.new, "temperature": 0, "ignore_eos": True,
                                "cache_prompt": False, "stream": True, "lora": lora}
