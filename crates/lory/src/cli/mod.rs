@@ -44,6 +44,7 @@ enum Command {
 /// Runs the program; its exit code is 0, 1 where something failed, or 2 where the command line is not understood.
 #[must_use]
 pub fn main() -> ExitCode {
+    kernels::return_freed_memory();
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::builder()
