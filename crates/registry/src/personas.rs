@@ -1,5 +1,6 @@
 //! A folder of personas, `<name>/persona.toml` and `<name>/adapter/`, and looking one up.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use formats::peft;
@@ -54,9 +55,24 @@ impl Personas {
             return Err(io(std::io::Error::other(said)));
         }
         folders.sort_unstable();
-        folders
-            .iter()
-            .map(|folder| open_one(folder))
+        // Hashing is most of it, and a thousand adapters are ten gigabytes.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = folders.len().div_ceil(threads).max(1);
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let shares: Vec<_> = folders
+                .chunks(share)
+                .map(|share| scope.spawn(|| share.iter().map(|dir| open_one(dir)).collect()))
+                .collect();
+            let joined = shares.into_iter().map(|share| share.join());
+            joined
+                .map(|share: std::thread::Result<Vec<_>>| {
+                    share.unwrap_or_else(|e| resume_unwind(e))
+                })
+                .collect()
+        });
+        opened
+            .into_iter()
+            .flatten()
             .collect::<Result<_, _>>()
             .map(Self)
     }

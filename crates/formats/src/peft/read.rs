@@ -22,16 +22,33 @@ impl Adapter {
     /// # Errors
     /// [`PeftError`], naming the file and the field or tensor.
     pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
+        Adapter::read_whole(dir, |_| {})
+    }
+
+    /// [`Adapter::read`] with the [`content_hash`] of the very bytes that were read.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`].
+    pub fn read_hashed(dir: &Path) -> Result<(Adapter, String), PeftError> {
+        let mut hasher = Sha256::new();
+        let adapter = Adapter::read_whole(dir, |bytes| hasher.update(bytes))?;
+        Ok((adapter, crate::sha256::hex(&hasher.finalize())))
+    }
+
+    /// Reads the folder; `saw` is given the bytes of its files, in the order of [`content_hash`].
+    fn read_whole(dir: &Path, mut saw: impl FnMut(&[u8])) -> Result<Adapter, PeftError> {
         let config_path = dir.join(CONFIG_FILE);
         let weights_path = dir.join(WEIGHTS_FILE);
-        let config =
-            AdapterConfig::parse(&read_limited(&config_path, MAX_CONFIG_BYTES)?, &config_path)?;
+        let bytes = read_limited(&config_path, MAX_CONFIG_BYTES)?;
+        saw(&bytes);
+        let config = AdapterConfig::parse(&bytes, &config_path)?;
         if !weights_path.exists() && dir.join("adapter_model.bin").exists() {
             return Err(PeftError::Pickle {
                 path: dir.to_owned(),
             });
         }
         let bytes = read_limited(&weights_path, MAX_WEIGHTS_BYTES)?;
+        saw(&bytes);
         Adapter::parse(config, &bytes, &weights_path)
     }
 
@@ -99,7 +116,7 @@ impl Adapter {
 /// [`PeftError::Io`] where a file cannot be read.
 pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = vec![0; 1 << 18];
     for name in [CONFIG_FILE, WEIGHTS_FILE] {
         let path = dir.join(name);
         let error = |source| PeftError::Io {

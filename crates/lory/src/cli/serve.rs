@@ -15,6 +15,9 @@ use super::{Verdict, print};
 use crate::http::{self, Slot};
 use crate::service::{Service, Settings};
 
+/// How many personas are named at the start.
+const SHOWN: usize = 12;
+
 /// Serve the base and its personas over HTTP
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -166,10 +169,10 @@ pub(super) fn serve(
 fn welcome(service: &Service, address: SocketAddr) -> String {
     let names = service.personas().names();
     let who = names.first().copied().unwrap_or("base");
-    let personas = if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
+    let personas = match names.len() {
+        0 => "none".to_owned(),
+        n if n > SHOWN => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
+        _ => names.join(", "),
     };
     // What listens everywhere is reached here.
     let reached = if address.ip().is_unspecified() {

@@ -75,6 +75,13 @@ impl Adapters {
         }
     }
 
+    /// Whether another one as large as those that are in memory fits beside them.
+    pub fn has_room(&self) -> bool {
+        let stats = self.engine.stats();
+        let each = stats.adapter_bytes / (stats.adapters as u64).max(1);
+        stats.adapter_bytes + each <= stats.adapter_limit
+    }
+
     /// Holds the adapter in the engine's memory, reading it first if it is not there.
     ///
     /// # Errors
@@ -89,9 +96,7 @@ impl Adapters {
             return Ok(lease);
         }
         let path = || adapter.path.display().to_string();
-        let read = peft::Adapter::read(&adapter.path)?;
-        // Hashed after it was read: what was read is older than, or is, what is hashed, and versions never return.
-        let found = peft::content_hash(&adapter.path)?;
+        let (read, found) = peft::Adapter::read_hashed(&adapter.path)?;
         if found != id.to_string() {
             let path = path();
             return Err(AdapterError::Changed { path, found });

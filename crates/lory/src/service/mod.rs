@@ -115,15 +115,20 @@ impl Service {
         let runner = ModelRunner::new(base.model.clone(), settings.kv_memory)?;
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = Adapters::new(&base, engine.clone());
+        // As many as memory holds are read now, so that what is wrong with them is said now; the others when they are asked.
         for persona in personas.iter() {
-            if let Some(adapter) = &persona.adapter {
-                adapters
-                    .lease(adapter)
-                    .map_err(|source| OpenError::Adapter {
-                        persona: persona.name.clone(),
-                        source: Box::new(source),
-                    })?;
+            let Some(adapter) = &persona.adapter else {
+                continue;
+            };
+            if !adapters.has_room() {
+                break;
             }
+            adapters
+                .lease(adapter)
+                .map_err(|source| OpenError::Adapter {
+                    persona: persona.name.clone(),
+                    source: Box::new(source),
+                })?;
         }
         Ok(Service {
             base,
