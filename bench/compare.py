@@ -213,7 +213,7 @@ def machine(args):
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     commit = output("git", "-C", HERE, "describe", "--always", "--dirty").decode().strip()
     return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "threads": args.threads,
-            "kernel": platform.release(), "commit": commit, "date": datetime.date.today().isoformat()}
+            "commit": commit, "date": datetime.date.today().isoformat()}
 
 
 def main():

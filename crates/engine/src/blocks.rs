@@ -187,6 +187,11 @@ impl BlockTable {
         Ok(())
     }
 
+    /// How many tokens its blocks have room for.
+    pub fn room(&self, pool: &BlockPool) -> usize {
+        self.ids.len() * pool.block_tokens
+    }
+
     /// Gives all blocks back.
     pub fn release(&mut self) {
         if let Some(pool) = self.pool.take() {

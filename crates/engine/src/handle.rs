@@ -12,6 +12,7 @@ use crate::adapters::{AdapterId, AdapterInfo, AdapterPool, Lease};
 use crate::blocks::BlockTable;
 use crate::error::{PoolError, StartError, SubmitError};
 use crate::event::{Event, Flow, Outlet, Sink};
+use crate::lookup::Lookup;
 use crate::runner::{Limits, Runner};
 use crate::sampler::{History, Sampler};
 use crate::sampling::{MAX_TOP_LOGPROBS, Sampling, invalid};
@@ -41,6 +42,9 @@ pub struct EngineConfig {
     pub max_wait: Duration,
     /// Bytes that resident adapters may take.
     pub adapter_memory: u64,
+    /// The most tokens that are guessed ahead for one sequence in one step, from what it has said before; 0 turns it off.
+    /// As many are as pay, by what rows cost and how often guesses were right; what is said is the same either way.
+    pub draft_tokens: usize,
     /// Whether KV blocks are kept when their request ends, for requests that begin alike.
     pub prefix_cache: bool,
 }
@@ -55,6 +59,7 @@ impl Default for EngineConfig {
             step_latency: Duration::from_millis(100),
             max_wait: Duration::from_secs(5),
             adapter_memory: 256 << 20,
+            draft_tokens: 8,
             prefix_cache: true,
         }
     }
@@ -274,6 +279,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
                 .map(|(id, scale)| (*id, scale.to_bits()))
                 .collect(),
             adapters,
+            lookup: Lookup::default(),
             came,
             // A time past what the clock can say is no deadline.
             deadline: request.deadline.and_then(|within| came.checked_add(within)),

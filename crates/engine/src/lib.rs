@@ -18,6 +18,7 @@ mod blocks;
 pub mod error;
 pub mod event;
 pub mod handle;
+mod lookup;
 mod pace;
 pub mod plan;
 mod prefix;

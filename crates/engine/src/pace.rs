@@ -14,6 +14,8 @@ pub(crate) struct Pace {
     seconds: f64,
     rows_rows: f64,
     rows_seconds: f64,
+    /// The slope as of the last time that the steps differed in size.
+    each: Option<f64>,
 }
 
 impl Pace {
@@ -29,6 +31,7 @@ impl Pace {
         ] {
             *sum = *sum * FADE + term;
         }
+        self.each = self.slope().or(self.each);
     }
 
     /// How many rows a step may have to take no longer than `limit`; none known yet: as many as there are.
@@ -44,20 +47,29 @@ impl Pace {
         ((limit.as_secs_f64() - fixed) / each) as usize
     }
 
+    /// What part of a token's time one more row takes, where `decodes` sequences get a token each in a step.
+    pub fn price_of_row(&self, decodes: usize) -> f64 {
+        if self.weight == 0.0 || self.each.is_none() {
+            return 1.0;
+        }
+        let (fixed, each) = self.line();
+        let rows = decodes as f64 * each;
+        rows / (fixed + rows)
+    }
+
+    /// (fixed, each). Steps of one size alone tell no slope: then all of the time is put down to the rows.
     fn line(&self) -> (f64, f64) {
         let (x, y) = (self.rows / self.weight, self.seconds / self.weight);
+        let each = self.each.unwrap_or(f64::INFINITY).min(y / x);
+        (y - each * x, each)
+    }
+
+    /// None if the steps are too much alike.
+    fn slope(&self) -> Option<f64> {
+        let (x, y) = (self.rows / self.weight, self.seconds / self.weight);
         let spread = self.rows_rows / self.weight - x * x;
-        // Steps of one size tell no slope: then all of the time is put down to the rows.
-        let each = if spread > 0.01 * x * x {
-            ((self.rows_seconds / self.weight - x * y) / spread).max(0.0)
-        } else {
-            y / x
-        };
-        let fixed = y - each * x;
-        if fixed < 0.0 {
-            return (0.0, y / x);
-        }
-        (fixed, each)
+        (spread > 0.01 * x * x)
+            .then(|| ((self.rows_seconds / self.weight - x * y) / spread).max(0.0))
     }
 }
 
@@ -88,6 +100,21 @@ mod tests {
             pace.observe(10, ms(20.0));
         }
         assert_eq!(pace.rows_within(ms(101.0)), 50);
+    }
+
+    #[test]
+    fn a_row_is_cheap_where_steps_are_dear() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.price_of_row(1), 1.0);
+        for rows in [1, 100, 8] {
+            pace.observe(rows, ms(2.0 + 0.5 * rows as f64));
+        }
+        // It is not forgotten while one answer alone is under way.
+        for _ in 0..10_000 {
+            pace.observe(1, ms(2.5));
+        }
+        assert!((pace.price_of_row(1) - 0.2).abs() < 0.01);
+        assert!((pace.price_of_row(8) - 4.0 / 6.0).abs() < 0.02);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Batch<A> {
     pub sequences: Vec<SequenceRows>,
     /// The distinct adapters of this step; `SequenceRows::adapters` points in here.
     pub slots: Vec<Arc<A>>,
-    /// The rows whose logits are wanted, rising.
+    /// The rows whose logits are wanted, rising. A sequence may want those of several of its rows.
     pub logit_rows: Vec<u32>,
 }
 
@@ -72,9 +72,12 @@ pub(crate) struct Plan<A> {
 /// One sequence's share of a plan.
 pub(crate) struct Part {
     pub sequence: Arrival,
+    /// Rows of its own tokens.
     pub rows: usize,
-    /// Which row of the logits is this sequence's, if it reaches its last token in this step.
+    /// Which row of the logits is that of its last token, if it reaches that in this step. Those of its drafts follow.
     pub logits: Option<usize>,
+    /// Guesses of the tokens that come next, run as if they had been drawn.
+    pub drafts: Vec<u32>,
 }
 
 impl<A> Plan<A> {
@@ -88,8 +91,20 @@ impl<A> Plan<A> {
 
     /// Adds the next `rows` uncomputed tokens of `sequence`. Its block table must already cover them.
     pub fn add(&mut self, arrival: Arrival, sequence: &Sequence<A>, rows: usize) {
+        self.add_drafted(arrival, sequence, rows, Vec::new());
+    }
+
+    /// [`Plan::add`] with rows of its drafts behind its last token, for a sequence that reaches that.
+    pub fn add_drafted(
+        &mut self,
+        arrival: Arrival,
+        sequence: &Sequence<A>,
+        rows: usize,
+        drafts: Vec<u32>,
+    ) {
         let past = sequence.computed;
         let end = past + rows;
+        debug_assert!(drafts.is_empty() || end == sequence.tokens.len());
         let adapters = sequence
             .adapters
             .iter()
@@ -99,24 +114,29 @@ impl<A> Plan<A> {
         self.batch
             .tokens
             .extend_from_slice(&sequence.tokens[past..end]);
+        self.batch.tokens.extend_from_slice(&drafts);
+        let run = rows + drafts.len();
         self.batch
             .positions
-            .extend((past..end).map(|position| position as u32));
+            .extend((past..past + run).map(|position| position as u32));
         self.batch.sequences.push(SequenceRows {
             first_row,
-            rows,
+            rows: run,
             past,
             blocks: sequence.blocks.ids().to_vec(),
             adapters,
         });
         let logits = (end == sequence.tokens.len()).then(|| {
-            self.batch.logit_rows.push((first_row + rows - 1) as u32);
-            self.batch.logit_rows.len() - 1
+            let first = self.batch.logit_rows.len();
+            let wanted = first_row + rows - 1..first_row + run;
+            self.batch.logit_rows.extend(wanted.map(|row| row as u32));
+            first
         });
         self.parts.push(Part {
             sequence: arrival,
             rows,
             logits,
+            drafts,
         });
     }
 

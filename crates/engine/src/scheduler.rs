@@ -37,6 +37,7 @@ pub(crate) struct Scheduler<A> {
     max_batch: usize,
     step_tokens: usize,
     prefill_chunk: usize,
+    draft_tokens: usize,
     step_latency: Duration,
     max_wait: Duration,
     arrivals: Arrival,
@@ -58,6 +59,7 @@ impl<A> Scheduler<A> {
             max_batch: config.max_batch,
             step_tokens: config.step_tokens,
             prefill_chunk: config.prefill_chunk,
+            draft_tokens: config.draft_tokens,
             step_latency: config.step_latency,
             max_wait: config.max_wait,
             arrivals: 0,
@@ -163,6 +165,8 @@ impl<A> Scheduler<A> {
             .collect();
         // The most urgent take blocks first.
         decodes.sort_unstable();
+        let price = self.pace.price_of_row(decodes.len());
+        let mut room = self.step_tokens - decodes.len();
         for (_, _, arrival) in decodes {
             // Absent: preempted a moment ago for another one.
             while let Some(sequence) = self.running.get_mut(&arrival) {
@@ -172,7 +176,10 @@ impl<A> Scheduler<A> {
                     .is_ok()
                 {
                     self.shares.charge(&sequence.root, 1);
-                    plan.add(arrival, sequence, 1);
+                    let most = self.draft_tokens.min(room);
+                    let drafts = drafts(sequence, &self.blocks, price, most);
+                    room -= drafts.len();
+                    plan.add_drafted(arrival, sequence, 1, drafts);
                     break;
                 }
                 self.preempt();
@@ -272,6 +279,20 @@ impl<A> Scheduler<A> {
             self.running.insert(arrival, sequence);
         }
     }
+}
+
+/// Guesses of the tokens that follow, as many as pay, fit in the blocks that the sequence has or may have without taking
+/// one that another will need.
+fn drafts<A>(sequence: &mut Sequence<A>, pool: &BlockPool, price: f64, most: usize) -> Vec<u32> {
+    let worth = sequence.lookup.worth(price, most);
+    let mut drafts = sequence.guess(worth).to_vec();
+    let tokens = sequence.tokens.len();
+    let spare = pool.free() > pool.blocks() / 8;
+    if spare && sequence.blocks.cover(tokens + drafts.len(), pool).is_ok() {
+        return drafts;
+    }
+    drafts.truncate(sequence.blocks.room(pool).saturating_sub(tokens));
+    drafts
 }
 
 /// Who keeps blocks; the lower, the longer.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::adapters::Lease;
 use crate::blocks::{BlockPool, BlockTable};
 use crate::event::Outlet;
+use crate::lookup::{self, Lookup};
 use crate::prefix::Root;
 use crate::sampler::{Draw, History};
 use crate::sampling::Sampling;
@@ -31,6 +32,8 @@ pub(crate) struct Sequence<A> {
     /// What the cache knows those by.
     pub root: Root,
     pub choice: Choice,
+    /// What guesses of its next tokens are worth.
+    pub lookup: Lookup,
     /// When it came.
     pub came: Instant,
     /// When it must have ended.
@@ -90,6 +93,13 @@ impl<A> Sequence<A> {
     pub fn advance(&mut self, rows: usize) {
         self.computed += rows;
         self.blocks.keep(&self.tokens[..self.computed], &self.root);
+    }
+
+    /// A guess of at most `most` of the tokens that come next; none goes past the last that may be sampled.
+    pub fn guess(&self, most: usize) -> &[u32] {
+        let sampled = self.outlet.completion_tokens();
+        let after_next = self.choice.max_new_tokens.saturating_sub(sampled + 1);
+        lookup::guess(&self.tokens, most.min(after_next))
     }
 
     /// The draw of the next token.

@@ -30,7 +30,7 @@ pub struct Stats {
     pub steps: u64,
     /// Rows that the model ran.
     pub rows: u64,
-    /// Rows that came in chunks of more than one: prompts, and what is computed again after a preemption.
+    /// Rows that gave no token: prompts but for their last, and what is computed again after a preemption.
     pub prefill_rows: u64,
     /// Rows that did not run, as the prefix cache had their blocks.
     pub cached_tokens: u64,
@@ -38,6 +38,10 @@ pub struct Stats {
     pub cache_evictions: u64,
     /// Tokens sampled.
     pub sampled_tokens: u64,
+    /// Rows that were guesses of tokens to come.
+    pub drafted_tokens: u64,
+    /// Those of them that were right: tokens that took no step of their own.
+    pub accepted_tokens: u64,
     /// Times that a running request gave its blocks up to an older one, to be recomputed later.
     pub preemptions: u64,
     /// Time spent in the model.

@@ -13,7 +13,7 @@ use crate::plan::{Batch, Part, Plan};
 use crate::runner::{Limits, Runner};
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
-use crate::sequence::{Arrival, Sequence};
+use crate::sequence::Sequence;
 use crate::stats::{Board, Stats};
 
 /// What handles ask of the engine's thread.
@@ -37,9 +37,6 @@ pub(crate) struct EngineLoop<R: Runner> {
     pub last_end: Option<Instant>,
 }
 
-/// A sequence's next token, or why there is none.
-type Draws = Vec<(Arrival, Result<Token, String>)>;
-
 impl<R: Runner> EngineLoop<R> {
     /// Steps until it is told to stop or no handle is left; then ends what is under way as cancelled.
     pub fn run(mut self) {
@@ -48,8 +45,7 @@ impl<R: Runner> EngineLoop<R> {
             self.drop_ended(now);
             let plan = self.schedule(now);
             let outcome = self.forward(&plan.batch);
-            let draws = self.sample(plan, outcome);
-            self.emit(draws);
+            self.speak(plan, outcome);
         }
         self.cancel_all();
     }
@@ -120,51 +116,65 @@ impl<R: Runner> EngineLoop<R> {
         Err(format!("the model gave {got} logits instead of {expected}"))
     }
 
-    /// Draws a token for every sequence that reached its last one. If the step failed, it failed for all of its sequences.
-    fn sample(&mut self, plan: Plan<R::Adapter>, outcome: Result<(), String>) -> Draws {
-        let Plan { parts, .. } = plan;
-        match outcome {
-            Ok(()) => parts
-                .iter()
-                .filter_map(|part| self.advance(part).map(|draw| (part.sequence, draw)))
-                .collect(),
-            Err(message) => parts
-                .iter()
-                .map(|part| (part.sequence, Err(message.clone())))
-                .collect(),
-        }
-    }
-
-    /// Notes the rows that ran, and draws if they were the last.
-    fn advance(&mut self, part: &Part) -> Option<Result<Token, String>> {
-        let sequence = self.scheduler.get(part.sequence)?;
-        sequence.advance(part.rows);
-        let first = part.logits? * self.limits.vocab_size;
-        let row = &self.logits[first..first + self.limits.vocab_size];
-        let draw = self.sampler.draw(row, &sequence.draw());
-        Some(draw.map_err(|_| {
-            let position = sequence.tokens.len();
-            format!("the model's logits for position {position} are not numbers")
-        }))
-    }
-
-    /// Hands tokens to their sinks, and ends what is at its end.
-    fn emit(&mut self, draws: Draws) {
-        self.board.lock().sampled_tokens += draws.iter().filter(|(_, d)| d.is_ok()).count() as u64;
-        for (arrival, draw) in draws {
-            let Some(sequence) = self.scheduler.get(arrival) else {
-                continue;
-            };
-            let end = match draw {
-                Ok(token) => deliver(sequence, token),
-                Err(message) => Some(FinishReason::Error(message)),
+    /// Draws for every sequence that reached its last token, and ends what is at its end. If the step failed, it failed for
+    /// all of its sequences.
+    fn speak(&mut self, plan: Plan<R::Adapter>, outcome: Result<(), String>) {
+        for part in plan.parts {
+            let end = match &outcome {
+                Ok(()) => self.advance(&part),
+                Err(message) => Some(FinishReason::Error(message.clone())),
             };
             if let Some(reason) = end
-                && let Some(sequence) = self.scheduler.take(arrival)
+                && let Some(sequence) = self.scheduler.take(part.sequence)
             {
                 self.finish(sequence, reason);
             }
         }
+    }
+
+    /// Notes the rows that ran, draws if they were the last, and goes on drawing while drafts turn out right. Some: that was
+    /// the end.
+    fn advance(&mut self, part: &Part) -> Option<FinishReason> {
+        let sequence = self.scheduler.get(part.sequence)?;
+        let Some(first) = part.logits else {
+            sequence.advance(part.rows);
+            return None;
+        };
+        let vocab = self.limits.vocab_size;
+        // What comes next by a guess that did not run costs nothing to check.
+        let unrun = match part.drafts.first() {
+            None => sequence.guess(1).first().copied(),
+            Some(_) => None,
+        };
+        let (mut drawn, mut right, mut end) = (0, 0, None);
+        for row in first..=first + part.drafts.len() {
+            let draw = sequence.draw();
+            let logits = &self.logits[row * vocab..(row + 1) * vocab];
+            let Ok(token) = self.sampler.draw(logits, &draw) else {
+                let position = sequence.tokens.len();
+                end = Some(FinishReason::Error(format!(
+                    "the model's logits for position {position} are not numbers"
+                )));
+                break;
+            };
+            let id = token.id;
+            drawn += 1;
+            let guessed = part.drafts.get(row - first).copied();
+            if let Some(guess) = guessed.or(unrun) {
+                sequence.lookup.learn(guess == id);
+            }
+            end = deliver(sequence, token);
+            if end.is_some() || guessed != Some(id) {
+                break;
+            }
+            right += 1;
+        }
+        sequence.advance(part.rows + right);
+        let mut stats = self.board.lock();
+        stats.sampled_tokens += drawn;
+        stats.drafted_tokens += part.drafts.len() as u64;
+        stats.accepted_tokens += right as u64;
+        end
     }
 
     /// Gives back what a sequence held, counts its end, and only then tells its caller.
@@ -197,8 +207,7 @@ impl<R: Runner> EngineLoop<R> {
         let mut stats = self.board.lock();
         stats.steps += 1;
         stats.rows += batch.rows() as u64;
-        let prefills = batch.sequences.iter().filter(|part| part.rows > 1);
-        stats.prefill_rows += prefills.map(|part| part.rows as u64).sum::<u64>();
+        stats.prefill_rows += (batch.rows() - batch.logit_rows.len()) as u64;
         stats.model_time += took;
     }
 

@@ -45,6 +45,7 @@ pub struct FakeModel {
     faults: Vec<(u32, Fault)>,
     gate: Option<Arc<GateInner>>,
     row_time: Duration,
+    step_time: Duration,
     seen: Arc<Mutex<Vec<StepSeen>>>,
 }
 
@@ -68,6 +69,7 @@ impl FakeModel {
             faults: Vec::new(),
             gate: None,
             row_time: Duration::ZERO,
+            step_time: Duration::ZERO,
             seen: Arc::default(),
         }
     }
@@ -76,6 +78,13 @@ impl FakeModel {
     #[must_use]
     pub fn with_row_time(mut self, row_time: Duration) -> Self {
         self.row_time = row_time;
+        self
+    }
+
+    /// Takes so long for each step.
+    #[must_use]
+    pub fn with_step_time(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
         self
     }
 
@@ -199,7 +208,10 @@ impl Runner for FakeModel {
         if let Some(gate) = &self.gate {
             gate.pass();
         }
-        std::thread::sleep(self.row_time * batch.rows() as u32);
+        let takes = self.step_time + self.row_time * batch.rows() as u32;
+        if !takes.is_zero() {
+            std::thread::sleep(takes);
+        }
         self.note(batch);
         assert!(batch.rows() > 0, "a step without rows");
         assert_eq!(batch.positions.len(), batch.rows());

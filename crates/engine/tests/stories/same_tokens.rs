@@ -51,6 +51,8 @@ fn alone_in_company_after_preemption_and_in_any_chunks() {
                 prefill_chunk,
                 ..EngineConfig::default()
             };
+            // The latest token and guesses behind it.
+            let drafted = 1 + config.draft_tokens;
             let model = FakeModel::new(limits(blocks));
             let seen = model.seen();
             let (model, gate) = model.gated();
@@ -71,7 +73,7 @@ fn alone_in_company_after_preemption_and_in_any_chunks() {
                 assert!(
                     step.sequences
                         .iter()
-                        .all(|(_, rows)| *rows <= prefill_chunk)
+                        .all(|(_, rows)| *rows <= prefill_chunk.max(drafted))
                 );
                 full_batches += usize::from(step.sequences.len() == 32 && step.slots > 3);
             }

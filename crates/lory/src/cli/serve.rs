@@ -62,6 +62,9 @@ pub(super) struct EngineArgs {
     /// How long a step may take while answers are under way; prompts are read in pieces that keep it
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = humantime::parse_duration)]
     step_latency: Duration,
+    /// The most tokens guessed ahead from what was said before, where that pays; answers are the same. 0 turns it off
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(0..=64))]
+    draft_tokens: u8,
     /// Compute every prompt whole, instead of keeping what earlier requests in the same tone began with
     #[arg(long)]
     no_prefix_cache: bool,
@@ -89,6 +92,7 @@ impl EngineArgs {
                 adapter_memory: self.adapter_memory.as_u64(),
                 max_wait: self.max_wait,
                 step_latency: self.step_latency,
+                draft_tokens: self.draft_tokens.into(),
                 prefix_cache: !self.no_prefix_cache,
                 ..defaults
             },

@@ -1,0 +1,131 @@
+//! Guessed tokens: fewer steps, the same answers.
+
+use std::time::Duration;
+
+use engine::{EngineConfig, Limits, Request, Sampling};
+use testkit::FakeModel;
+
+use crate::scene::{
+    Answer, Dice, FakeHandle, assert_at_rest, collect, greedy, limits, start, tone,
+};
+
+/// So few words that the same ones come again and again.
+const WORDS: usize = 3;
+
+fn wordy(blocks: usize) -> Limits {
+    Limits {
+        vocab_size: WORDS,
+        ..limits(blocks)
+    }
+}
+
+/// Steps that take their time, whatever their rows: a guess is worth trying however unlikely.
+fn engine(blocks: usize, draft_tokens: usize) -> FakeHandle {
+    let model = FakeModel::new(wordy(blocks)).with_step_time(Duration::from_micros(200));
+    let config = EngineConfig {
+        draft_tokens,
+        step_tokens: 64,
+        prefill_chunk: 16,
+        ..EngineConfig::default()
+    };
+    start(model, config)
+}
+
+fn requests(seed: u64, count: usize) -> Vec<Request> {
+    let mut dice = Dice::new(seed);
+    (0..count)
+        .map(|_| {
+            let prompt = 2 + dice.below(60);
+            Request {
+                prompt: (0..prompt).map(|_| dice.below(WORDS) as u32).collect(),
+                adapters: (0..dice.below(3))
+                    .map(|_| (tone(dice.below(3) as u8), 1.0))
+                    .collect(),
+                sampling: Sampling {
+                    temperature: dice.pick(&[0.0, 0.5, 1.0]),
+                    repetition_penalty: dice.pick(&[1.0, 1.0, 1.1]),
+                    seed: Some(dice.below(1000) as u64),
+                    ..Sampling::default()
+                },
+                stop_tokens: match dice.below(3) {
+                    0 => vec![dice.below(WORDS) as u32],
+                    _ => Vec::new(),
+                },
+                top_logprobs: dice.pick(&[None, Some(2)]),
+                priority: dice.pick(&[0, 0, 1]),
+                ..greedy(Vec::new(), 1 + dice.below(60))
+            }
+        })
+        .collect()
+}
+
+fn answers(handle: &FakeHandle, requests: &[Request]) -> Vec<Answer> {
+    let streams: Vec<_> = requests
+        .iter()
+        .map(|request| handle.stream(request.clone()).unwrap())
+        .collect();
+    streams.into_iter().map(collect).collect()
+}
+
+#[test]
+fn answers_are_the_same_and_come_in_fewer_steps() {
+    let (mut steps, mut accepted, mut preempted) = ([0, 0], 0, 0);
+    // Room for all, and for so few that they push each other out.
+    for (seed, blocks) in [(1, 2000), (2, 45), (3, 60), (4, 2000)] {
+        let requests = requests(seed, 24);
+        let both = [0, 8].map(|draft_tokens| {
+            let handle = engine(blocks, draft_tokens);
+            let answers = answers(&handle, &requests);
+            let stats = handle.stats();
+            assert_at_rest(&handle);
+            (answers, stats)
+        });
+        let [(without, stats_without), (with, stats_with)] = both;
+        for ((without, with), request) in without.iter().zip(&with).zip(&requests) {
+            assert_eq!(without.content(), with.content(), "{request:?}");
+        }
+        assert_eq!(
+            (stats_without.drafted_tokens, stats_without.accepted_tokens),
+            (0, 0)
+        );
+        assert_eq!(stats_with.sampled_tokens, stats_without.sampled_tokens);
+        assert!(stats_with.accepted_tokens <= stats_with.drafted_tokens);
+        accepted += stats_with.accepted_tokens;
+        preempted += stats_with.preemptions;
+        steps[0] += stats_without.steps;
+        steps[1] += stats_with.steps;
+    }
+    assert!(accepted > 100, "{accepted}");
+    assert!(preempted > 0);
+    assert!(steps[1] < steps[0], "{steps:?}");
+}
+
+#[test]
+fn one_answer_alone_takes_fewer_steps_than_tokens() {
+    let handle = engine(100, 8);
+    let prompt: Vec<u32> = (0..40).map(|i| i % WORDS as u32).collect();
+    let answer = collect(handle.stream(greedy(prompt.clone(), 100)).unwrap());
+    assert_eq!(
+        answer.ids(),
+        FakeModel::greedy(WORDS, &prompt, &[], 100),
+        "what the model says one token after the other"
+    );
+    let stats = handle.stats();
+    assert!(stats.accepted_tokens > 0, "{stats:?}");
+    assert_eq!(
+        stats.steps - 3,
+        100 - 1 - stats.accepted_tokens,
+        "three steps for the prompt, one for each token that was not guessed"
+    );
+}
+
+/// Where a row costs what a token costs, nothing is guessed.
+#[test]
+fn guesses_that_do_not_pay_are_not_run() {
+    let model = FakeModel::new(wordy(100)).with_row_time(Duration::from_millis(1));
+    let handle = start(model, EngineConfig::default());
+    let prompt: Vec<u32> = (0..40).map(|i| i % WORDS as u32).collect();
+    collect(handle.stream(greedy(prompt, 50)).unwrap());
+    let stats = handle.stats();
+    assert!(stats.drafted_tokens <= 5, "{stats:?}");
+}
