@@ -284,8 +284,10 @@ impl<A> Scheduler<A> {
 /// Guesses of the tokens that follow, as many as pay, fit in the blocks that the sequence has or may have without taking
 /// one that another will need.
 fn drafts<A>(sequence: &mut Sequence<A>, pool: &BlockPool, price: f64, most: usize) -> Vec<u32> {
-    let worth = sequence.lookup.worth(price, most);
-    let mut drafts = sequence.guess(worth).to_vec();
+    let Some(guess) = sequence.guess(most) else {
+        return Vec::new();
+    };
+    let mut drafts = sequence.lookup.worth(guess, price).to_vec();
     let tokens = sequence.tokens.len();
     let spare = pool.free() > pool.blocks() / 8;
     if spare && sequence.blocks.cover(tokens + drafts.len(), pool).is_ok() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::adapters::Lease;
 use crate::blocks::{BlockPool, BlockTable};
 use crate::event::Outlet;
-use crate::lookup::{self, Lookup};
+use crate::lookup::{self, Guess, Lookup};
 use crate::prefix::Root;
 use crate::sampler::{Draw, History};
 use crate::sampling::Sampling;
@@ -96,7 +96,7 @@ impl<A> Sequence<A> {
     }
 
     /// A guess of at most `most` of the tokens that come next; none goes past the last that may be sampled.
-    pub fn guess(&self, most: usize) -> &[u32] {
+    pub fn guess(&self, most: usize) -> Option<Guess<'_>> {
         let sampled = self.outlet.completion_tokens();
         let after_next = self.choice.max_new_tokens.saturating_sub(sampled + 1);
         lookup::guess(&self.tokens, most.min(after_next))

@@ -141,11 +141,12 @@ impl<R: Runner> EngineLoop<R> {
             return None;
         };
         let vocab = self.limits.vocab_size;
-        // What comes next by a guess that did not run costs nothing to check.
-        let unrun = match part.drafts.first() {
-            None => sequence.guess(1).first().copied(),
-            Some(_) => None,
-        };
+        // A guess that did not run costs nothing to check, as far as its first token.
+        let guess = sequence.guess(1);
+        let kind = guess.map(|guess| guess.kind);
+        let unrun = guess
+            .filter(|_| part.drafts.is_empty())
+            .and_then(|guess| guess.tokens.first().copied());
         let (mut drawn, mut right, mut end) = (0, 0, None);
         for row in first..=first + part.drafts.len() {
             let draw = sequence.draw();
@@ -160,8 +161,8 @@ impl<R: Runner> EngineLoop<R> {
             let id = token.id;
             drawn += 1;
             let guessed = part.drafts.get(row - first).copied();
-            if let Some(guess) = guessed.or(unrun) {
-                sequence.lookup.learn(guess == id);
+            if let (Some(guess), Some(kind)) = (guessed.or(unrun), kind) {
+                sequence.lookup.learn(kind, guess == id);
             }
             end = deliver(sequence, token);
             if end.is_some() || guessed != Some(id) {

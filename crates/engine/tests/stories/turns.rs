@@ -216,7 +216,8 @@ fn a_prompt_holds_up_an_answer_no_longer_than_was_promised() {
         ..EngineConfig::default()
     };
     let handle = start(model, config);
-    let talker = handle.stream(greedy(vec![1, 1], 100)).unwrap();
+    // A prompt from which a row's time can be told.
+    let talker = handle.stream(greedy(vec![1; 50], 100)).unwrap();
     settled(&handle, |stats| stats.steps >= 10);
     let long = handle.stream(greedy(vec![2; 150], 1)).unwrap();
     collect(long);
