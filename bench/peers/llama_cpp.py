@@ -2,7 +2,7 @@
 """Builds llama.cpp for comparison, from the sources that llama-cpp-python 0.3.36 carries, and gives it what Lory has: the
 same base, requantized to Q4_0 (the format that llama.cpp computes fastest), and the same adapters as GGUF.
 
-Needs: cmake, a C++ compiler, and: pip install torch transformers gguf safetensors
+Needs: a C++ compiler, and: pip install cmake scikit-build-core torch transformers gguf safetensors
     python bench/peers/llama_cpp.py WORK BASE.gguf [PERSONA ...]
 
 Leaves in WORK: bin/ (llama-bench, llama-batched-bench, llama-server), q4_0.gguf, lora0.gguf, lora1.gguf, ... What is there

@@ -360,11 +360,12 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
         }
         let shared = keys_of(0);
         let mut d = 0;
-        while N <= 4 && job.head_dim - d >= 4 * LANES {
+        // As many dimensions at once as the sums find registers.
+        while N <= S::REGISTERS / 8 && job.head_dim - d >= 4 * LANES {
             weigh::<S, E, N, 4>(job, first, d, shared, total);
             d += 4 * LANES;
         }
-        while job.head_dim - d >= 2 * LANES {
+        while N <= S::REGISTERS / 4 && job.head_dim - d >= 2 * LANES {
             weigh::<S, E, N, 2>(job, first, d, shared, total);
             d += 2 * LANES;
         }

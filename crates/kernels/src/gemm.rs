@@ -151,6 +151,11 @@ unsafe fn columns<S: Simd, E: Element, const N: usize>(g: &Gemm<E>, column: usiz
             block::<S, E, 8, N>(g, row, column);
             row += 8;
         }
+        // 6 rows of one vector, which is two registers where there are 16: sums, the panel's and a factor fill 15.
+        while S::REGISTERS < 32 && N == 1 && g.m - row >= 6 {
+            block::<S, E, 6, N>(g, row, column);
+            row += 6;
+        }
         while g.m - row >= 4 {
             block::<S, E, 4, N>(g, row, column);
             row += 4;
@@ -177,11 +182,11 @@ unsafe fn product<S: Simd, E: Element>(g: Gemm<E>) {
             columns::<S, E, 4>(&g, column);
             column += 4 * LANES;
         }
-        while g.n - column >= 2 * LANES {
+        while (S::REGISTERS >= 32 || g.m < 4) && g.n - column >= 2 * LANES {
             columns::<S, E, 2>(&g, column);
             column += 2 * LANES;
         }
-        if g.n - column >= LANES {
+        while g.n - column >= LANES {
             columns::<S, E, 1>(&g, column);
             column += LANES;
         }

@@ -18,7 +18,7 @@ use crate::weights::{GROUP, Layout};
 pub(crate) const CHUNK: usize = 16;
 
 /// How far in front of the products weights are asked for, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Offsets are 0 or a power of two from here on: `corrections` hold a multiple of it.
 const LEAST_OFFSET: i32 = 8;
@@ -212,6 +212,13 @@ unsafe fn rows<
             halves: HALVES,
         };
         let x = job.rows;
+        // 4; of several rows, kept from the compiler, which would write the loop out and hold a whole group's vectors, most of
+        // them on the stack.
+        let pairs = if ROWS < 4 {
+            GROUP / 8
+        } else {
+            std::hint::black_box(GROUP / 8)
+        };
         let mut y = [S::zero(); ROWS];
         for g in 0..x.groups {
             let block = job.tile.add(g * layout.block());
@@ -308,8 +315,21 @@ unsafe fn rows<
                     }
                     y[m] = scaled(y[m], acc, low, m);
                 });
+            } else if BITS == 4 {
+                // Few registers: the rows' sums of the group stay in them, the tile's vectors pass by.
+                let mut acc = [S::zero_group(); ROWS];
+                for i in 0..pairs {
+                    let (even, odd) = pair(i);
+                    let x = quants.add(8 * i);
+                    unroll!(ROWS, |m| {
+                        acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
+                        acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
+                    });
+                }
+                unroll!(ROWS, |m| {
+                    y[m] = scaled(y[m], S::add_group(start(m), acc[m]), low, m)
+                });
             } else {
-                // Few registers: the rows' sums stay in them, the tile's vectors pass by.
                 let mut acc = [S::splat_i(0); ROWS];
                 unroll!(ROWS, |m| { acc[m] = start(m) });
                 unroll!(4, |i| {

@@ -20,6 +20,8 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     type I: Copy;
     type B: Copy;
+    /// Sums of products of nibbles over a group of 32, which fit 16 bits: 8 steps * 2 * 15 * 127 < 2^15.
+    type P: Copy;
     unsafe fn zero() -> Self::F;
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -45,6 +47,11 @@ pub(crate) trait Simd: Copy {
     unsafe fn dot_nibbles(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
     /// The same for any unsigned byte.
     unsafe fn dot_bytes(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
+    /// `dot_nibbles` onto the sums of one group: at most 8 steps, `x` not below -127.
+    unsafe fn dot_group(acc: Self::P, w: Self::B, x: *const i8) -> Self::P;
+    unsafe fn zero_group() -> Self::P;
+    /// acc + a group's sums.
+    unsafe fn add_group(acc: Self::I, group: Self::P) -> Self::I;
 }
 
 /// Plain arrays.
@@ -56,6 +63,7 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
+    type P = [i32; LANES];
     #[inline(always)]
     unsafe fn zero() -> Self::F {
         [0.0; LANES]
@@ -146,6 +154,20 @@ impl Simd for Portable {
             acc[i] + w(0) * x[0] + w(1) * x[1] + w(2) * x[2] + w(3) * x[3]
         })
     }
+    #[inline(always)]
+    unsafe fn dot_group(acc: Self::P, w: Self::B, x: *const i8) -> Self::P {
+        // SAFETY: as above.
+        unsafe { Self::dot_bytes(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn zero_group() -> Self::P {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn add_group(acc: Self::I, group: Self::P) -> Self::I {
+        // SAFETY: as above.
+        unsafe { Self::add_i(acc, group) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -166,6 +188,7 @@ mod x86 {
         type F = __m512;
         type I = __m512i;
         type B = __m512i;
+        type P = __m512i;
         #[inline(always)]
         unsafe fn zero() -> __m512 {
             unsafe { _mm512_setzero_ps() }
@@ -254,6 +277,18 @@ mod x86 {
                 _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned()))
             }
         }
+        #[inline(always)]
+        unsafe fn dot_group(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
+            unsafe { Self::dot_bytes(acc, w, x) }
+        }
+        #[inline(always)]
+        unsafe fn zero_group() -> __m512i {
+            unsafe { _mm512_setzero_si512() }
+        }
+        #[inline(always)]
+        unsafe fn add_group(acc: __m512i, group: __m512i) -> __m512i {
+            unsafe { _mm512_add_epi32(acc, group) }
+        }
     }
 
     /// AVX2 with FMA and F16C: a vector is two registers.
@@ -266,6 +301,7 @@ mod x86 {
         type F = (__m256, __m256);
         type I = (__m256i, __m256i);
         type B = (__m256i, __m256i);
+        type P = (__m256i, __m256i);
         #[inline(always)]
         unsafe fn zero() -> Self::F {
             unsafe { (_mm256_setzero_ps(), _mm256_setzero_ps()) }
@@ -408,6 +444,31 @@ mod x86 {
                 (
                     _mm256_add_epi32(acc.0, dot(w.0)),
                     _mm256_add_epi32(acc.1, dot(w.1)),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_group(acc: Self::P, w: Self::B, x: *const i8) -> Self::P {
+            // Widening to 32 bits is left to `add_group`, once a group.
+            unsafe {
+                let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+                (
+                    _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(w.0, x)),
+                    _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(w.1, x)),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn zero_group() -> Self::P {
+            unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+        }
+        #[inline(always)]
+        unsafe fn add_group(acc: Self::I, group: Self::P) -> Self::I {
+            unsafe {
+                let ones = _mm256_set1_epi16(1);
+                (
+                    _mm256_add_epi32(acc.0, _mm256_madd_epi16(group.0, ones)),
+                    _mm256_add_epi32(acc.1, _mm256_madd_epi16(group.1, ones)),
                 )
             }
         }
