@@ -157,6 +157,25 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Where the query or key rows of Hugging Face's order, over `heads` heads, lie in the file; none where the file has
+    /// them in that order too (see [`RopeStyle`]).
+    pub fn rotary_order(&self, heads: usize) -> Option<Vec<u32>> {
+        if self.rope_style == RopeStyle::HalfSplit {
+            return None;
+        }
+        let dim = self.head_dim;
+        let row = |i: usize| {
+            let (head, i) = (i / dim, i % dim);
+            head * dim
+                + if i < dim / 2 {
+                    2 * i
+                } else {
+                    2 * (i - dim / 2) + 1
+                }
+        };
+        Some((0..heads * dim).map(|i| row(i) as u32).collect())
+    }
+
     /// Writes the metadata that [`ModelConfig::from_gguf`] reads. What it reads from tensors (the tied head, the biases,
     /// the frequency factors) is there when the tensors are.
     pub fn write_metadata(&self, writer: &mut GgufWriter) {

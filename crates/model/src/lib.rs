@@ -6,9 +6,11 @@
 mod adapter;
 mod decoder;
 mod load;
+mod merge;
 
 pub use adapter::Adapter;
 pub use decoder::{Batch, Buffers, Layer, Model};
+pub use merge::merge;
 
 /// What can be wrong with a model or an adapter.
 #[derive(Debug, thiserror::Error)]
@@ -87,4 +89,14 @@ pub enum ModelError {
     /// An adapter of another model.
     #[error(transparent)]
     Adapter(#[from] formats::peft::PeftError),
+    /// A merged tensor cannot be written in the type that is asked for.
+    #[error("{origin}: tensor {name:?}: {source}; merge into another type")]
+    Merge {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// Why.
+        source: Box<formats::gguf::GgufError>,
+    },
 }

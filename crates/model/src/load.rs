@@ -1,7 +1,7 @@
 //! A model from a GGUF: tensors found by name, checked against the metadata, packed for the device.
 
 use crate::{Layer, Model, ModelError};
-use formats::config::{ModelConfig, RopeStyle};
+use formats::config::ModelConfig;
 use formats::gguf::{GgmlType, Gguf, dequantize};
 use kernels::{Device, RopeTable, SourceType, Weights};
 
@@ -101,29 +101,11 @@ impl Loader<'_> {
         }
     }
 
-    /// Where the rows of Hugging Face's order lie in the file (see [`RopeStyle`]).
-    fn rotary_order(&self, heads: usize) -> Option<Vec<u32>> {
-        if self.config.rope_style == RopeStyle::HalfSplit {
-            return None;
-        }
-        let dim = self.config.head_dim;
-        let row = |i: usize| {
-            let (head, i) = (i / dim, i % dim);
-            head * dim
-                + if i < dim / 2 {
-                    2 * i
-                } else {
-                    2 * (i - dim / 2) + 1
-                }
-        };
-        Some((0..heads * dim).map(|i| row(i) as u32).collect())
-    }
-
     fn layer(&self, i: usize) -> Result<Layer, ModelError> {
         let c = self.config;
         let (hidden, q, kv) = (c.hidden_size, c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let name = |tensor: &str| format!("blk.{i}.{tensor}");
-        let (q_order, k_order) = (self.rotary_order(c.heads), self.rotary_order(c.kv_heads));
+        let (q_order, k_order) = (c.rotary_order(c.heads), c.rotary_order(c.kv_heads));
         let biases = if c.qkv_bias {
             Some([
                 self.vector(&name("attn_q.bias"), q, q_order.as_deref())?,

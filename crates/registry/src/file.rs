@@ -26,6 +26,7 @@
 //! none_of = ['(?i)\bhereby\b']
 //! tone_at_least = 0.95
 //! copied_at_least = 0.9
+//! distinct_at_least = 0.5   # this and the other bounds of `EvalSpec` are optional
 //! ```
 
 use std::io::Read as _;
@@ -49,6 +50,8 @@ const MAX_BYTES: u64 = 1 << 20;
 const MAX_SYSTEM_PROMPT: usize = 64 << 10;
 const MAX_NEW_TOKENS: usize = 1 << 20;
 const MAX_STOPS: usize = 16;
+/// The largest bound of a measure that is no share.
+const MAX_BOUND: f32 = 100.0;
 
 /// What `persona.toml` says.
 #[derive(Debug, Clone)]
@@ -106,6 +109,14 @@ struct RawEval {
     none_of: Vec<Spanned<String>>,
     tone_at_least: Option<Spanned<f32>>,
     copied_at_least: Option<Spanned<f32>>,
+    complete_at_least: Option<Spanned<f32>>,
+    loss_at_most: Option<Spanned<f32>>,
+    distinct_at_least: Option<Spanned<f32>>,
+    other_tone_at_most: Option<Spanned<f32>>,
+    drift_at_most: Option<Spanned<f32>>,
+    repetition_at_most: Option<Spanned<f32>>,
+    length_at_least: Option<Spanned<f32>>,
+    length_at_most: Option<Spanned<f32>>,
 }
 
 /// A text and where it came from, to turn a place in it into a line.
@@ -255,18 +266,7 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
         )?,
         seed: raw.sampling.seed,
     };
-    let eval = match raw.eval {
-        None => None,
-        Some(eval) => {
-            let share = |name: &str, value| source.number(name, value, 0.0..=1.0);
-            Some(EvalSpec {
-                any_of: source.patterns("any_of", eval.any_of)?,
-                none_of: source.patterns("none_of", eval.none_of)?,
-                tone_at_least: share("tone_at_least", eval.tone_at_least)?.map_or(0.95, exact),
-                copied_at_least: share("copied_at_least", eval.copied_at_least)?.map_or(0.9, exact),
-            })
-        }
-    };
+    let eval = raw.eval.map(|table| eval(&source, table)).transpose()?;
     Ok(Settings {
         version: raw.version.into_inner(),
         description: raw.description,
@@ -279,6 +279,28 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
             .unwrap_or(1.0),
         train: raw.train.map(|table| train(&source, table)).transpose()?,
         eval,
+    })
+}
+
+fn eval(source: &Source<'_>, table: RawEval) -> Result<EvalSpec, PersonaError> {
+    let within = |name: &str, value, most| -> Result<Option<f64>, PersonaError> {
+        Ok(source.number(name, value, 0.0..=most)?.map(exact))
+    };
+    let share = |name: &str, value| within(name, value, 1.0);
+    let number = |name: &str, value| within(name, value, MAX_BOUND);
+    Ok(EvalSpec {
+        any_of: source.patterns("any_of", table.any_of)?,
+        none_of: source.patterns("none_of", table.none_of)?,
+        tone_at_least: share("tone_at_least", table.tone_at_least)?.unwrap_or(0.95),
+        copied_at_least: share("copied_at_least", table.copied_at_least)?.unwrap_or(0.9),
+        complete_at_least: share("complete_at_least", table.complete_at_least)?,
+        loss_at_most: number("loss_at_most", table.loss_at_most)?,
+        distinct_at_least: share("distinct_at_least", table.distinct_at_least)?,
+        other_tone_at_most: share("other_tone_at_most", table.other_tone_at_most)?,
+        drift_at_most: number("drift_at_most", table.drift_at_most)?,
+        repetition_at_most: share("repetition_at_most", table.repetition_at_most)?,
+        length_at_least: number("length_at_least", table.length_at_least)?,
+        length_at_most: number("length_at_most", table.length_at_most)?,
     })
 }
 
@@ -389,6 +411,7 @@ rank = 8
 any_of = ['x+']
 none_of = ['y']
 tone_at_least = 0.8
+drift_at_most = 0.35
 "#;
         let settings = read_text(text).unwrap();
         assert_eq!(
@@ -412,6 +435,7 @@ tone_at_least = 0.8
         assert_eq!(train.settings::<Rank>().unwrap(), Rank { rank: 8 });
         let eval = settings.eval.unwrap();
         assert_eq!((eval.tone_at_least, eval.copied_at_least), (0.8, 0.9));
+        assert_eq!((eval.drift_at_most, eval.loss_at_most), (Some(0.35), None));
     }
 
     #[test]
@@ -443,6 +467,11 @@ tone_at_least = 0.8
                 "`(b` is no regular expression: unclosed group",
             ),
             ("[eval]\ntone_at_least = 95", 2, "from 0 to 1"),
+            (
+                "[eval]\n\nlength_at_most = 101",
+                3,
+                "length_at_most must be from 0 to 100",
+            ),
             ("description = 'a'\ndescription = 'b'", 2, "duplicate"),
         ] {
             let error = read_text(text).unwrap_err().to_string();

@@ -95,7 +95,8 @@ impl TrainSpec {
     }
 }
 
-/// The table `[eval]`: what the right tone is known by, and how much of it is enough.
+/// The table `[eval]`: what the right tone is known by, and how much of what is measured is enough. What each measure
+/// means is in docs/evaluation.md; a bound that is not set is not checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalSpec {
     /// Regular expressions, one of which an answer in the right tone matches; empty: any answer will do.
@@ -106,4 +107,20 @@ pub struct EvalSpec {
     pub tone_at_least: f64,
     /// Share of answers, 0 to 1, that must copy their identifiers right.
     pub copied_at_least: f64,
+    /// Share of answers, 0 to 1, that must leave no identifier out.
+    pub complete_at_least: Option<f64>,
+    /// Mean loss of a token of the reference answers, in nats.
+    pub loss_at_most: Option<f64>,
+    /// Distinctness, 0 to 1, from the nearest of the other tones.
+    pub distinct_at_least: Option<f64>,
+    /// Share of answers, 0 to 1, that may pass the tone check of another persona.
+    pub other_tone_at_most: Option<f64>,
+    /// Drift from the base on neutral text, in nats a token.
+    pub drift_at_most: Option<f64>,
+    /// Share of repeated word 4-grams, 0 to 1.
+    pub repetition_at_most: Option<f64>,
+    /// Mean words of the answers by those of the references.
+    pub length_at_least: Option<f64>,
+    /// Mean words of the answers by those of the references.
+    pub length_at_most: Option<f64>,
 }

@@ -61,7 +61,10 @@ pub fn tiny_gguf_as(seed: u64, dtype: GgmlType) -> Vec<u8> {
     let mut writer = GgufWriter::new();
     config.write_metadata(&mut writer);
     writer.metadata("general.name", "tiny");
-    writer.metadata("general.file_type", Value::U32(file_type(dtype)));
+    writer.metadata(
+        "general.file_type",
+        Value::U32(dtype.file_type().unwrap_or(0)),
+    );
     write_tokenizer(&mut writer);
 
     let mut random = Random::new(seed);
@@ -95,7 +98,7 @@ pub fn tiny_gguf_as(seed: u64, dtype: GgmlType) -> Vec<u8> {
         for module in Module::ALL {
             let (inputs, outputs) = module.shape(&config);
             let values = random.normals(inputs * outputs, 1.0 / (inputs as f32).sqrt());
-            let name = format!("blk.{layer}.{}.weight", gguf_name(module));
+            let name = format!("blk.{layer}.{}.weight", module.gguf_name());
             matrix(&mut writer, &name, inputs, values);
         }
     }
@@ -132,19 +135,6 @@ pub fn tiny_adapter(seed: u64, config: &ModelConfig, rank: usize, scale: f32) ->
         pairs,
         dtype: Dtype::F32,
         metadata: std::collections::BTreeMap::new(),
-    }
-}
-
-/// The stem of a linear's tensor in a GGUF file.
-fn gguf_name(module: Module) -> &'static str {
-    match module {
-        Module::Q => "attn_q",
-        Module::K => "attn_k",
-        Module::V => "attn_v",
-        Module::O => "attn_output",
-        Module::Gate => "ffn_gate",
-        Module::Up => "ffn_up",
-        Module::Down => "ffn_down",
     }
 }
 
@@ -198,20 +188,6 @@ fn byte_char(byte: u8) -> char {
     }
     let before = (0..byte).filter(|byte| !printable(*byte)).count() as u32;
     char::from_u32(0x100 + before).expect("a Latin letter")
-}
-
-/// The `general.file_type` number of a file that is mostly `dtype`.
-fn file_type(dtype: GgmlType) -> u32 {
-    match dtype {
-        GgmlType::F16 => 1,
-        GgmlType::Q4_0 => 2,
-        GgmlType::Q4_1 => 3,
-        GgmlType::Q8_0 => 7,
-        GgmlType::Q5_0 => 8,
-        GgmlType::Q5_1 => 9,
-        GgmlType::BF16 => 32,
-        _ => 0,
-    }
 }
 
 /// SplitMix64 (Steele et al. 2014): small, and the same everywhere.

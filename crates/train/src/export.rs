@@ -8,6 +8,7 @@ use formats::peft::{Adapter, AdapterConfig, Dtype};
 
 use crate::error::TrainError;
 use crate::job::Loaded;
+use crate::metrics::{Record, records};
 use crate::sft::Trained;
 
 /// What an adapter was made from. It only serves the base, tokenizer and template that it was trained with.
@@ -41,6 +42,7 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
     config.base_model_name_or_path = Some(provenance.base_name.clone());
     let mut metadata = BTreeMap::new();
     let mut put = |key: &str, value: String| metadata.insert(format!("lory.{key}"), value);
+    put("version", env!("CARGO_PKG_VERSION").to_owned());
     put("base_sha256", provenance.base_hash.clone());
     put("tokenizer_hash", provenance.tokenizer_hash.clone());
     put("template_hash", provenance.template_hash.clone());
@@ -56,6 +58,9 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
     if let Some(hash) = &provenance.data.validation_file_hash {
         put("validation_data_sha256", hash.clone());
     }
+    if let Some(loss) = last_loss(&trained.metrics) {
+        put("training_loss", loss.to_string());
+    }
     if let Some(best) = trained.best {
         put("validation_loss", best.loss.to_string());
         put("kept_step", best.step.to_string());
@@ -67,4 +72,13 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
         dtype: Dtype::F32,
         metadata,
     })
+}
+
+/// The loss of the last step.
+fn last_loss(metrics: &str) -> Option<f64> {
+    let of_step = |record: &Record| match record {
+        Record::Step { loss, .. } => Some(*loss),
+        _ => None,
+    };
+    records(metrics).iter().rev().find_map(of_step)
 }

@@ -24,6 +24,7 @@ pub mod rng;
 pub mod schedule;
 pub mod settings;
 pub mod sft;
+pub mod tensorboard;
 pub mod vary;
 
 mod backward;

@@ -1,4 +1,5 @@
-//! What a run measured, one JSON object a line, and the file beside the adapter that holds it.
+//! What a run measured, one JSON object a line, and the files beside the adapter that hold it: `metrics.jsonl`, and the
+//! same numbers for TensorBoard in `tensorboard/`.
 //!
 //! Only what is the same in every repetition of the run stands here: no clock, no speed. So a run that was killed and
 //! resumed leaves the same bytes as one that was not. Knows nothing of what is computed.
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::error::TrainError;
+use crate::tensorboard;
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,45 +48,76 @@ pub enum Record {
     },
 }
 
-/// The records of one adapter, as the text of its `metrics.jsonl`, and the file, where one is wanted.
+/// The folder of the events file, beside `metrics.jsonl`.
+pub const TENSORBOARD: &str = "tensorboard";
+
+/// The records of one adapter, as the text of its `metrics.jsonl`, and the files, where they are wanted.
 #[derive(Debug, Default)]
 pub struct MetricsLog {
     text: String,
-    file: Option<(PathBuf, File)>,
+    files: Option<[Appended; 2]>,
+}
+
+/// A file that grows at its end.
+#[derive(Debug)]
+struct Appended {
+    path: PathBuf,
+    file: File,
+}
+
+impl Appended {
+    /// Makes the file hold exactly `bytes`.
+    fn start(path: PathBuf, bytes: &[u8]) -> Result<Self, TrainError> {
+        durable::replace(&path, |beside| fs::write(beside, bytes))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(TrainError::write(&path))?;
+        Ok(Self { path, file })
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
+        let written = self.file.write_all(bytes);
+        written.map_err(TrainError::write(&self.path))
+    }
 }
 
 impl MetricsLog {
-    /// Starts a log with the lines `text`; a file at `path` is replaced by exactly these, so that what was written
-    /// after the checkpoint that gave `text` is gone.
+    /// Starts a log with the lines `text`. A file at `path`, and the events file beside it, are replaced by exactly
+    /// these, so that what was written after the checkpoint that gave `text` is gone.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// A file cannot be written.
     pub fn start(path: Option<PathBuf>, text: String) -> Result<Self, TrainError> {
-        let file = match path {
-            None => None,
-            Some(path) => {
-                durable::replace(&path, |beside| fs::write(beside, &text))?;
-                let file = OpenOptions::new()
-                    .append(true)
-                    .open(&path)
-                    .map_err(TrainError::write(&path))?;
-                Some((path, file))
-            }
+        let Some(path) = path else {
+            return Ok(Self { text, files: None });
         };
-        Ok(Self { text, file })
+        let mut events = tensorboard::start();
+        for record in records(&text) {
+            events.extend(tensorboard::event(&record));
+        }
+        let beside = path.with_file_name(TENSORBOARD).join(tensorboard::FILE);
+        let files = [
+            Appended::start(path, text.as_bytes())?,
+            Appended::start(beside, &events)?,
+        ];
+        Ok(Self {
+            text,
+            files: Some(files),
+        })
     }
 
-    /// Adds one record, at once in the file too.
+    /// Adds one record, at once in the files too.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// A file cannot be written.
     pub fn push(&mut self, record: &Record) -> Result<(), TrainError> {
         let mut line = serde_json::to_string(record).expect("a record of numbers is JSON");
         line.push('\n');
         self.text.push_str(&line);
-        if let Some((path, file)) = &mut self.file {
-            file.write_all(line.as_bytes())
-                .map_err(TrainError::write(path))?;
+        if let Some([lines, events]) = &mut self.files {
+            lines.push(line.as_bytes())?;
+            events.push(&tensorboard::event(record))?;
         }
         Ok(())
     }
@@ -139,6 +172,12 @@ mod tests {
             [step(1), step(3)]
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), log.text());
+        // The events file has the same records: no more, no less, the same bytes as if it had never stopped.
+        let events = path.with_file_name(TENSORBOARD).join(tensorboard::FILE);
+        let mut expected = tensorboard::start();
+        expected.extend(tensorboard::event(&step(1)));
+        expected.extend(tensorboard::event(&step(3)));
+        assert_eq!(std::fs::read(events).unwrap(), expected);
     }
 
     #[test]

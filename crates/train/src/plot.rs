@@ -320,15 +320,19 @@ fn label(tick: f64, ticks: &[f64]) -> String {
     format!("{tick:.decimals$}")
 }
 
-fn escaped(text: &str) -> String {
+/// `text` as the content or the quoted attribute of XML or HTML.
+#[must_use]
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
+            '\n' | '\t' => out.push(c),
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
-            // Control characters are not allowed in XML at all.
+            '\'' => out.push_str("&#39;"),
+            // Other control characters are not allowed in XML at all.
             c if c.is_control() => out.push(' '),
             c => out.push(c),
         }

@@ -285,7 +285,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         params: job.init,
         best: None,
         steps: 3,
-        metrics: String::new(),
+        metrics: "{\"kind\":\"step\",\"step\":3,\"epoch\":1,\"loss\":2.5,\"tokens\":7,\"lr\":0.1,\"grad_norm\":1}\n".into(),
     };
     let provenance = Provenance {
         base_name: "tiny".into(),
@@ -301,6 +301,9 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     assert_eq!(read.pairs, trained.params.pairs);
     assert_eq!(read.metadata["lory.base_sha256"], "abc");
     assert_eq!(read.metadata["lory.data_sha256"].len(), 64);
+    assert_eq!(read.metadata["lory.training_loss"], "2.5");
+    let settings: train::Settings = serde_json::from_str(&read.metadata["lory.settings"]).unwrap();
+    assert_eq!(settings, trained.settings);
 
     fs::write(&train, "{\"prompt\":\"p\",\"completion\":\"\"}\n").unwrap();
     let said = Job::load(source(), &config, &tokenizer, &template)

@@ -131,6 +131,22 @@ impl GgmlType {
         self.row().4
     }
 
+    /// The number of `general.file_type` for a file whose weights are mostly of this type, for the types that
+    /// [`super::quantize`] writes (ggml's `llama_ftype`).
+    pub fn file_type(self) -> Option<u32> {
+        Some(match self {
+            GgmlType::F32 => 0,
+            GgmlType::F16 => 1,
+            GgmlType::Q4_0 => 2,
+            GgmlType::Q4_1 => 3,
+            GgmlType::Q8_0 => 7,
+            GgmlType::Q5_0 => 8,
+            GgmlType::Q5_1 => 9,
+            GgmlType::BF16 => 32,
+            _ => return None,
+        })
+    }
+
     /// Bytes of `elements` elements; `None` where they are not whole blocks, or overflow.
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
         let block = self.block_size() as u64;

@@ -1,6 +1,8 @@
 //! Writes GGUF version 3: for exports, tiny models and tests.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use super::{
@@ -86,7 +88,47 @@ impl GgufWriter {
     /// # Errors
     /// A `general.alignment` that is no power of two.
     pub fn to_bytes(&self) -> Result<Vec<u8>, GgufError> {
-        let alignment = self.alignment()?;
+        let alignment = self.alignment()? as usize;
+        let mut out = self.header(alignment);
+        for tensor in &self.tensors {
+            out.extend_from_slice(&tensor.data);
+            out.resize(out.len().next_multiple_of(alignment), 0);
+        }
+        Ok(out)
+    }
+
+    /// Writes the file: beside `path` first, flushed to the disk, then renamed, so that nobody sees half of it.
+    ///
+    /// # Errors
+    /// Those of [`GgufWriter::to_bytes`], or the system's; what was at `path` before is then still there.
+    pub fn write(&self, path: &Path) -> Result<(), GgufError> {
+        let alignment = self.alignment()? as usize;
+        let header = self.header(alignment);
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.partial", std::process::id()));
+        let beside = path.with_file_name(name);
+        let put = || -> std::io::Result<()> {
+            let mut file = BufWriter::new(File::create(&beside)?);
+            file.write_all(&header)?;
+            let zeros = vec![0; alignment];
+            for tensor in &self.tensors {
+                file.write_all(&tensor.data)?;
+                let length = tensor.data.len();
+                file.write_all(&zeros[..length.next_multiple_of(alignment) - length])?;
+            }
+            file.into_inner()?.sync_all()?;
+            std::fs::rename(&beside, path)
+        };
+        put().map_err(|source| {
+            // Nothing more can be done about a leftover than to try.
+            let _ = std::fs::remove_file(&beside);
+            let origin = path.display().to_string();
+            GgufError::Io { origin, source }
+        })
+    }
+
+    /// Everything in front of the tensors' data, padded.
+    fn header(&self, alignment: usize) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(b"GGUF");
         out.extend_from_slice(&3u32.to_le_bytes());
@@ -106,24 +148,10 @@ impl GgufWriter {
             }
             out.extend_from_slice(&tensor.dtype.id().to_le_bytes());
             out.extend_from_slice(&offset.to_le_bytes());
-            offset += (tensor.data.len() as u64).next_multiple_of(alignment);
+            offset += (tensor.data.len() as u64).next_multiple_of(alignment as u64);
         }
-        let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(alignment as usize), 0);
-        pad(&mut out);
-        for tensor in &self.tensors {
-            out.extend_from_slice(&tensor.data);
-            pad(&mut out);
-        }
-        Ok(out)
-    }
-
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// Those of [`GgufWriter::to_bytes`], or the system's.
-    pub fn write(&self, path: &Path) -> Result<(), GgufError> {
-        let origin = path.display().to_string();
-        std::fs::write(path, self.to_bytes()?).map_err(|source| GgufError::Io { origin, source })
+        out.resize(out.len().next_multiple_of(alignment), 0);
+        out
     }
 
     fn alignment(&self) -> Result<u64, GgufError> {

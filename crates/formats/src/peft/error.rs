@@ -88,4 +88,7 @@ pub enum PeftError {
         /// The file.
         path: PathBuf,
     },
+    /// The GGUF file of an adapter could not be made.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
 }

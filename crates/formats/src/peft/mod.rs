@@ -7,6 +7,7 @@
 mod config;
 mod error;
 mod fields;
+mod gguf;
 mod module;
 mod patterns;
 mod read;

@@ -46,6 +46,29 @@ impl Module {
         }
     }
 
+    /// The name in GGUF files, such as `attn_q`: the weights are `blk.<layer>.attn_q.weight`.
+    pub fn gguf_name(self) -> &'static str {
+        match self {
+            Module::Q => "attn_q",
+            Module::K => "attn_k",
+            Module::V => "attn_v",
+            Module::O => "attn_output",
+            Module::Gate => "ffn_gate",
+            Module::Up => "ffn_up",
+            Module::Down => "ffn_down",
+        }
+    }
+
+    /// Where the rows of Hugging Face's order lie in a model's GGUF file; none where the orders are the same (see
+    /// [`ModelConfig::rotary_order`]).
+    pub fn file_rows(self, config: &ModelConfig) -> Option<Vec<u32>> {
+        match self {
+            Module::Q => config.rotary_order(config.heads),
+            Module::K => config.rotary_order(config.kv_heads),
+            _ => None,
+        }
+    }
+
     /// The part of the layer that it belongs to: `self_attn` or `mlp`.
     pub fn parent(self) -> &'static str {
         match self {

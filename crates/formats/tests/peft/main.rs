@@ -1,5 +1,6 @@
 //! PEFT folders: written and read back, and refused by the name of what is wrong.
 
+mod gguf;
 mod refused;
 
 use std::collections::BTreeMap;

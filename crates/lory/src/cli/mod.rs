@@ -7,6 +7,7 @@ mod data;
 mod demo;
 mod eval;
 mod generate;
+mod persona;
 mod personas;
 mod pull;
 mod serve;
@@ -37,6 +38,8 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    #[command(subcommand)]
+    Persona(persona::Command),
     #[command(subcommand)]
     Data(data::Data),
 }
@@ -76,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Persona(command) => persona::run(command),
         Command::Data(args) => data::run(args),
     }
 }

@@ -2,7 +2,9 @@
 
 mod data;
 mod demo_and_serve;
+mod eval;
 mod generate;
+mod persona;
 mod pull;
 mod scene;
 mod train_and_eval;

@@ -61,6 +61,7 @@ fn two_personas_are_trained_in_one_run_and_are_better_for_it() {
         "adapter_model.safetensors",
         "loss.svg",
         "metrics.jsonl",
+        "tensorboard",
     ];
     assert_eq!(scene.names("personas/sunny/adapter"), expected);
     // The run's own state is gone.
@@ -217,7 +218,7 @@ fn a_missed_threshold_ends_with_1() {
     let ran = scene.run(&["eval", BASE[0], BASE[1], "--persona", "sunny"]);
     ran.fails(
         1,
-        &["sunny: tone right in 0.0% of answers, 95.0% are wanted"],
+        &["sunny: tone right is 0.0%, wanted is at least 95.0% (tone_at_least)"],
     );
     assert!(ran.out.contains("rows of"), "{ran:?}");
     scene

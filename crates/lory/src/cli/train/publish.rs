@@ -60,16 +60,18 @@ pub(super) fn write(
         data: loaded.clone(),
     };
     let adapter = peft_adapter(trained, &provenance)?;
-    adapter.write(
-        &target.out,
-        Dtype::BF16,
-        &card(trained, target, upstream, origin),
-    )?;
+    let card = card(trained, target, upstream, &provenance);
+    adapter.write(&target.out, Dtype::BF16, &card)?;
     Ok(())
 }
 
 /// The model card.
-fn card(trained: &Trained, target: &Target, upstream: Option<&str>, origin: &Origin<'_>) -> String {
+fn card(
+    trained: &Trained,
+    target: &Target,
+    upstream: Option<&str>,
+    provenance: &Provenance,
+) -> String {
     let settings = &trained.settings;
     let file = |path: &PathBuf| {
         path.file_name()
@@ -102,15 +104,35 @@ fn card(trained: &Trained, target: &Target, upstream: Option<&str>, origin: &Ori
         "---\n{head}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n---\n\n# {}\n\n\
          A LoRA adapter for {} (sha256 of the file: `{}`), trained on the quantized weights by `lory train`.\n\n\
          {system}Data: `{}`. Rank {}, alpha {}, {} {epochs}{lr}, seed {}; {} steps.{best}\n\n\
-         ![loss](loss.svg)\n",
+         ![loss](loss.svg)\n\n\
+         Made from (the header of the weights has the same under `lory.*`, and all settings):\n\n{}",
         trained.name,
-        upstream.unwrap_or(&origin.base.name),
-        origin.sha256,
+        provenance.base_name,
+        provenance.base_hash,
         file(&target.data),
         settings.rank,
         settings.alpha,
         settings.epochs,
         settings.seed,
         trained.steps,
+        origins(target, provenance, &file),
     )
+}
+
+/// The provenance as a table: what it was made from, and the hash of it.
+fn origins(target: &Target, provenance: &Provenance, file: &dyn Fn(&PathBuf) -> String) -> String {
+    let mut table = "| what | sha256 |\n|---|---|\n".to_owned();
+    let mut row = |what: &str, hash: &str| table += &format!("| {what} | `{hash}` |\n");
+    row("base, the file", &provenance.base_hash);
+    row("tokenizer", &provenance.tokenizer_hash);
+    row("chat template", &provenance.template_hash);
+    let data = &provenance.data;
+    row(
+        &format!("data, `{}`", file(&target.data)),
+        &data.train_file_hash,
+    );
+    if let (Some(eval), Some(hash)) = (&target.eval, &data.validation_file_hash) {
+        row(&format!("validation data, `{}`", file(eval)), hash);
+    }
+    table
 }

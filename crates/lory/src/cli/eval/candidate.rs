@@ -1,0 +1,71 @@
+//! Who is examined, and on which rows.
+
+use registry::{Persona, Personas};
+use train::dataset::{Content, Dataset, Row};
+use train::evaluate::Markers;
+
+use super::Args;
+
+/// A persona under examination.
+pub(super) struct Candidate {
+    pub persona: Persona,
+    pub rows: Vec<Row>,
+    /// What its tone is known by; none where persona.toml does not say.
+    pub markers: Option<Markers>,
+}
+
+/// The personas that the command line names, or all that have rows.
+pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>> {
+    let rows_of = |persona: &Persona| match &args.rows {
+        Some(file) => Some(persona.dir.join(file)).filter(|path| path.is_file()),
+        None => persona.train.as_ref().and_then(|train| train.eval.clone()),
+    };
+    let missing = match &args.rows {
+        Some(file) => format!("put a file {} into its folder", file.display()),
+        None => "name a file as `eval` in the [train] table of its persona.toml".to_owned(),
+    };
+    let names: Vec<String> = if args.who.is_empty() {
+        let all = personas
+            .names()
+            .into_iter()
+            .filter_map(|name| personas.get(name));
+        all.filter(|persona| rows_of(persona).is_some())
+            .map(|persona| persona.name.clone())
+            .collect()
+    } else {
+        args.who.clone()
+    };
+    if names.is_empty() {
+        anyhow::bail!("no persona has evaluation rows; {missing}");
+    }
+    let mut candidates = Vec::new();
+    for name in &names {
+        let part = registry::Part {
+            name: name.clone(),
+            version: None,
+            scale: None,
+        };
+        let persona = personas.find(&part)?;
+        let Some(path) = rows_of(persona) else {
+            anyhow::bail!(
+                "{}: persona {name} has no evaluation rows; {missing}",
+                persona.dir.display()
+            );
+        };
+        let mut rows = Dataset::read(&path)?.rows;
+        // Plain text has no question that could be asked.
+        rows.retain(|row| !matches!(row.content, Content::Text(_)));
+        rows.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
+        let markers = match &persona.eval {
+            Some(eval) if eval.any_of.is_empty() && eval.none_of.is_empty() => None,
+            Some(eval) => Some(Markers::new(&eval.any_of, &eval.none_of)?),
+            None => None,
+        };
+        candidates.push(Candidate {
+            persona: persona.clone(),
+            rows,
+            markers,
+        });
+    }
+    Ok(candidates)
+}

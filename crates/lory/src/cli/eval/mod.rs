@@ -1,0 +1,124 @@
+//! `lory eval`: what the personas are worth, on rows that training never saw.
+//!
+//! Answers come from the engine, base and personas mixed in its batches, always the most probable token. The base is given
+//! the persona's own system prompt, so that what differs is the adapter. Losses and drift run in the arithmetic that
+//! serves, each adapter at its persona's scale.
+//!
+//! - `candidate`: who is examined; `answers`: all questions, asked at once
+//! - `measures`: what the answers, rows and adapters are worth, as plain data
+//! - `gate`: the thresholds of persona.toml
+//! - `tables`, `report`: for the terminal, and as a page
+
+mod answers;
+mod candidate;
+mod gate;
+mod measures;
+mod report;
+mod tables;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use engine::EngineConfig;
+use serde_json::json;
+
+use super::base::BaseArgs;
+use super::personas::PersonasArgs;
+use super::{Verdict, print};
+use crate::service::{Service, Settings};
+
+pub(super) use measures::examples;
+
+/// Measure personas on their evaluation rows, and hold them to their thresholds
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Measured are loss and perplexity by adapter, tone, copied identifiers, how distinct the tones are, drift from the base on
+neutral text, repetition and length. Exit code 1 where a persona misses a threshold of its [eval] table.
+
+Examples:
+  lory eval
+  lory eval --report eval.html
+  lory eval --rows test.jsonl
+  lory eval --persona customer --limit 20 --answers answers.jsonl")]
+pub(super) struct Args {
+    /// Which persona; several may be named [default: all that have evaluation rows]
+    #[arg(long = "persona", value_name = "NAME")]
+    who: Vec<String>,
+    /// Rows to use instead of the persona's `eval` file: this file in each persona's folder
+    #[arg(long, value_name = "FILE")]
+    rows: Option<PathBuf>,
+    /// The most rows of each persona
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Write every answer to this file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
+    /// Write a page with everything that was measured, and answers side by side
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    personas: PersonasArgs,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+    let personas = args.personas.open()?;
+    let candidates = candidate::candidates(&personas, &args)?;
+    let located = args.base.locate()?;
+    let (questions, common) = answers::questions(&candidates);
+    let settings = Settings {
+        base_name: located.name.clone(),
+        engine: EngineConfig {
+            max_queue: questions.len(),
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    };
+    let service = Service::open(&located.path, personas, &settings)?;
+
+    let start = Instant::now();
+    let answers = answers::answer(&service, &candidates, &questions, common)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let tokens: usize = answers.all.iter().map(|answer| answer.tokens).sum();
+    service.engine().shutdown();
+    if let Some(path) = &args.answers {
+        answers::write(path, &candidates, &answers).with_context(|| path.display().to_string())?;
+    }
+
+    let measures = measures::measure(service.base(), &candidates, &answers)?;
+    let checks = gate::check(&candidates, &measures);
+    if let Some(path) = &args.report {
+        let page = report::page(&candidates, &answers, &measures, &checks);
+        std::fs::write(path, page).with_context(|| path.display().to_string())?;
+    }
+    let missed: Vec<String> = checks
+        .iter()
+        .filter(|check| !check.passed)
+        .map(gate::Check::line)
+        .collect();
+    if args.json {
+        let mut all = measures.as_json();
+        all["gate"] = json!(checks);
+        all["missed"] = json!(missed);
+        print(&format!("{all}\n"))?;
+    } else {
+        print(&format!(
+            "{}\n{} answers, {tokens} tokens in {seconds:.1} s\n",
+            tables::render(&measures),
+            answers.all.len(),
+        ))?;
+        for line in &missed {
+            eprintln!("{line}");
+        }
+    }
+    Ok(if missed.is_empty() {
+        Verdict::Good
+    } else {
+        Verdict::Bad
+    })
+}

@@ -1,0 +1,296 @@
+//! `lory eval --report`: one HTML page of its own, without scripts and without anything to fetch. Whatever comes from
+//! rows, answers or names is escaped.
+
+mod samples;
+
+use std::fmt::Write as _;
+
+use train::metrics::records;
+use train::plot::{Curve, escaped, loss_curve};
+
+use super::answers::Answers;
+use super::candidate::Candidate;
+use super::gate::Check;
+use super::measures::{Examined, Measures};
+use super::tables::percent;
+
+const STYLE: &str = include_str!("page.css");
+/// The measurements of a training run, in an adapter's folder.
+const METRICS: &str = "metrics.jsonl";
+
+/// The page.
+pub(super) fn page(
+    candidates: &[Candidate],
+    answers: &Answers,
+    measures: &Measures,
+    checks: &[Check],
+) -> String {
+    let mut page = String::new();
+    head(&mut page, measures);
+    gate(&mut page, checks);
+    losses(&mut page, measures);
+    if measures.personas.len() > 1 {
+        tones(&mut page, measures);
+        distinct(&mut page, measures);
+    }
+    speakers(&mut page, measures);
+    curves(&mut page, candidates, measures);
+    samples::put(&mut page, candidates, answers, measures);
+    page += "</main>\n</body>\n</html>\n";
+    page
+}
+
+/// Writes to a string, which cannot fail.
+macro_rules! put {
+    ($page:expr, $($part:tt)*) => {{
+        let _ = writeln!($page, $($part)*);
+    }};
+}
+use put;
+
+fn head(page: &mut String, measures: &Measures) {
+    let names: Vec<String> = measures.personas.iter().map(|p| escaped(&p.name)).collect();
+    let title = format!("{} on {}", names.join(", "), escaped(&measures.base));
+    put!(
+        page,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <title>Evaluation: {title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>"
+    );
+    for persona in &measures.personas {
+        let adapter = match &persona.adapter {
+            Some(sha256) => format!(
+                "adapter <code>{}</code> at scale {}",
+                &sha256[..16],
+                persona.scale
+            ),
+            None => "no adapter".to_owned(),
+        };
+        let (name, version) = (escaped(&persona.name), persona.version);
+        put!(
+            page,
+            "<p class=\"soft\">{name} version {version}, {adapter}, {} rows</p>",
+            persona.own.score.answers
+        );
+    }
+}
+
+fn gate(page: &mut String, checks: &[Check]) {
+    if checks.is_empty() {
+        put!(
+            page,
+            "<p class=\"soft\">No persona has thresholds: there is no <code>[eval]</code> table.</p>"
+        );
+        return;
+    }
+    let missed = checks.iter().filter(|check| !check.passed).count();
+    let (class, words) = match missed {
+        0 => ("good", format!("✓ all {} thresholds met", checks.len())),
+        _ => (
+            "bad",
+            format!("✗ {missed} of {} thresholds missed", checks.len()),
+        ),
+    };
+    put!(page, "<div class=\"verdict {class}\">{words}</div>");
+    put!(
+        page,
+        "<div class=\"scroll\"><table class=\"words\"><thead><tr><th>persona</th><th>measure</th><th>measured</th>\
+         <th>wanted</th><th></th></tr></thead><tbody>"
+    );
+    for check in checks {
+        let (class, mark) = match check.passed {
+            true => ("good", "✓ met"),
+            false => ("bad", "✗ missed"),
+        };
+        put!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td class=\"number\">{}</td><td>{}</td><td class=\"{class}\">{mark}</td></tr>",
+            escaped(&check.persona),
+            escaped(check.measure),
+            check.value_text(),
+            check.wanted_text()
+        );
+    }
+    put!(page, "</tbody></table></div>");
+}
+
+/// A cell of a matrix.
+struct Cell {
+    text: String,
+    small: String,
+    /// 0 to 1; the more the darker.
+    heat: f64,
+    /// Whether it is the persona's own.
+    own: bool,
+}
+
+fn matrix(page: &mut String, corner: &str, columns: &[&str], rows: &[(&str, Vec<Option<Cell>>)]) {
+    let _ = write!(
+        page,
+        "<div class=\"scroll\"><table><thead><tr><th>{corner}</th>"
+    );
+    for column in columns {
+        let _ = write!(page, "<th>{}</th>", escaped(column));
+    }
+    put!(page, "</tr></thead><tbody>");
+    for (name, cells) in rows {
+        let _ = write!(page, "<tr><th>{}</th>", escaped(name));
+        for cell in cells {
+            let _ = match cell {
+                None => write!(page, "<td class=\"soft\">–</td>"),
+                Some(cell) => write!(
+                    page,
+                    "<td class=\"heat{}\" style=\"--h:{:.3}\">{}<small>{}</small></td>",
+                    if cell.own { " own" } else { "" },
+                    cell.heat.clamp(0.0, 1.0),
+                    cell.text,
+                    cell.small
+                ),
+            };
+        }
+        put!(page, "</tr>");
+    }
+    put!(page, "</tbody></table></div>");
+}
+
+fn losses(page: &mut String, measures: &Measures) {
+    put!(
+        page,
+        "<h2>Loss</h2>\n<p class=\"soft\">Nats a token of the reference answers, and perplexity below. Rows are a persona's \
+         rows, columns what answers them. The darker, the lower in its row; framed is a persona under its own adapter.</p>"
+    );
+    let table = &measures.losses;
+    let rows: Vec<(&str, Vec<Option<Cell>>)> = table
+        .sets
+        .iter()
+        .zip(&table.losses)
+        .map(|(set, sums)| {
+            let means = || sums.iter().map(|sum| sum.mean());
+            let (low, high) = (
+                means().fold(f64::INFINITY, f64::min),
+                means().fold(0.0, f64::max),
+            );
+            let cells = sums.iter().zip(&table.adapters);
+            let cell = cells.map(|(sum, adapter)| {
+                Some(Cell {
+                    text: format!("{:.4}", sum.mean()),
+                    small: format!("{:.2}", sum.perplexity()),
+                    heat: (high - sum.mean()) / (high - low).max(1e-9),
+                    own: adapter == set,
+                })
+            });
+            (set.as_str(), cell.collect())
+        })
+        .collect();
+    let columns: Vec<&str> = table.adapters.iter().map(String::as_str).collect();
+    matrix(page, "rows of", &columns, &rows);
+}
+
+fn names(measures: &Measures) -> Vec<&str> {
+    measures.personas.iter().map(|p| p.name.as_str()).collect()
+}
+
+fn shares<'a>(
+    measures: &'a Measures,
+    cells: &[Vec<Option<f64>>],
+) -> Vec<(&'a str, Vec<Option<Cell>>)> {
+    let row = |(of, (name, row)): (usize, (&'a str, &Vec<Option<f64>>))| {
+        let cells = row.iter().enumerate().map(|(column, share)| {
+            share.map(|share| Cell {
+                text: percent(share),
+                small: String::new(),
+                heat: share,
+                own: of == column,
+            })
+        });
+        (name, cells.collect())
+    };
+    names(measures)
+        .into_iter()
+        .zip(cells)
+        .enumerate()
+        .map(row)
+        .collect()
+}
+
+fn tones(page: &mut String, measures: &Measures) {
+    put!(
+        page,
+        "<h2>Tone</h2>\n<p class=\"soft\">Share of a persona's answers that pass each persona's tone check. Framed is its own \
+         tone, which should be near 100%; the others are tones that bleed in.</p>"
+    );
+    let rows = shares(measures, &measures.tones);
+    matrix(page, "answers of", &names(measures), &rows);
+}
+
+fn distinct(page: &mut String, measures: &Measures) {
+    put!(
+        page,
+        "<h2>Distinctness</h2>\n<p class=\"soft\">1 minus the likeness (chrF) of two personas' answers to the same question, \
+         over {} questions. 0% says the same words.</p>",
+        measures.common
+    );
+    let rows = shares(measures, &measures.distinct);
+    matrix(page, "answers of", &names(measures), &rows);
+}
+
+fn speakers(page: &mut String, measures: &Measures) {
+    put!(
+        page,
+        "<h2>Answers</h2>\n<p class=\"soft\">Drift is the divergence (KL) from the base in nats a token, on neutral text. \
+         Repetition is the share of word 4-grams that an answer has said before.</p>\n\
+         <div class=\"scroll\"><table><thead><tr><th>rows of</th><th>answered by</th><th>tone right</th>\
+         <th>identifiers right</th><th>none left out</th><th>words, mean</th><th>median</th><th>by the references'</th>\
+         <th>repetition</th><th>drift</th></tr></thead><tbody>"
+    );
+    for persona in &measures.personas {
+        let Examined {
+            name, own, base, ..
+        } = persona;
+        for (speaker, told, drift) in [(&measures.base, base, None), (name, own, persona.drift)] {
+            put!(
+                page,
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}<small>of {}</small></td><td>{}</td><td>{:.1}</td>\
+                 <td>{:.1}</td><td>{:.2}</td><td>{}</td><td>{}</td></tr>",
+                escaped(name),
+                escaped(speaker),
+                percent(told.score.tone_share()),
+                percent(told.score.copied_share()),
+                told.score.with_identifiers,
+                percent(told.score.complete_share()),
+                told.lengths.mean,
+                told.lengths.median,
+                told.lengths.ratio(),
+                percent(told.repetition),
+                drift.map_or_else(String::new, |drift| format!("{:.4}", drift.kl))
+            );
+        }
+    }
+    put!(page, "</tbody></table></div>");
+}
+
+/// The training curves of adapters that still have their measurements beside them.
+fn curves(page: &mut String, candidates: &[Candidate], measures: &Measures) {
+    let mut drawn = Vec::new();
+    for candidate in candidates {
+        let Some(adapter) = &candidate.persona.adapter else {
+            continue;
+        };
+        // The page is none the worse without: an adapter may come from elsewhere.
+        let Ok(text) = std::fs::read_to_string(adapter.path.join(METRICS)) else {
+            continue;
+        };
+        let name = &candidate.persona.name;
+        let curve = Curve::new(name, &records(&text));
+        if !curve.train.is_empty() {
+            let title = format!("{name} on {}", measures.base);
+            drawn.push(loss_curve(&title, &[curve]));
+        }
+    }
+    if !drawn.is_empty() {
+        put!(page, "<h2>Training</h2>\n<div class=\"curves\">");
+        drawn.iter().for_each(|svg| page.push_str(svg));
+        put!(page, "</div>");
+    }
+}

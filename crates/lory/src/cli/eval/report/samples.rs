@@ -1,0 +1,132 @@
+//! Answers side by side: the base, and every persona that was asked the same.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use train::evaluate::Score;
+use train::plot::escaped;
+
+use super::put;
+use crate::cli::eval::answers::{Answers, Question, Speaker};
+use crate::cli::eval::candidate::Candidate;
+use crate::cli::eval::measures::Measures;
+
+/// Most questions on the page; `--answers` writes all.
+const MAX_SAMPLES: usize = 100;
+
+/// A question, with the rows that ask it.
+struct Sample {
+    asked: String,
+    /// (candidate, row) of every persona that has it.
+    rows: Vec<(usize, usize)>,
+    /// How many of the personas' answers to it are wrong in tone or identifiers.
+    misses: usize,
+}
+
+pub(super) fn put(
+    page: &mut String,
+    candidates: &[Candidate],
+    answers: &Answers,
+    measures: &Measures,
+) {
+    let samples = samples(candidates, answers);
+    let shown = samples.len().min(MAX_SAMPLES);
+    put!(
+        page,
+        "<h2>Side by side</h2>\n<p class=\"soft\">{shown} of {} questions; those come first whose answers miss the tone or an \
+         identifier.</p>",
+        samples.len()
+    );
+    for sample in &samples[..shown] {
+        put!(
+            page,
+            "<section class=\"sample\"><p class=\"asked\">{}</p><div class=\"sides\">",
+            escaped(&sample.asked)
+        );
+        let base = sample.rows.first().and_then(|&(of, row)| {
+            let to = Speaker::Base;
+            answers.get(Question { of, row, to })
+        });
+        if let Some(base) = base {
+            put!(
+                page,
+                "<div class=\"side\"><h3>{}</h3><p class=\"said\">{}</p></div>",
+                escaped(&measures.base),
+                escaped(base.text.trim())
+            );
+        }
+        for &(of, row) in &sample.rows {
+            side(page, candidates, answers, (of, row));
+        }
+        put!(page, "</div></section>");
+    }
+}
+
+/// One persona's answer, what it should be like, and what is wrong with it.
+fn side(page: &mut String, candidates: &[Candidate], answers: &Answers, (of, row): (usize, usize)) {
+    let candidate = &candidates[of];
+    let Some((in_tone, copied, text)) = judged(candidate, answers, (of, row)) else {
+        return;
+    };
+    let mark = |right: bool, yes: &str, no: &str| match right {
+        true => format!("<span class=\"good\">✓ {yes}</span>"),
+        false => format!("<span class=\"bad\">✗ {no}</span>"),
+    };
+    let mut marks = String::new();
+    if candidate.markers.is_some() {
+        marks = mark(in_tone, "tone", "not in tone") + " ";
+    }
+    marks += &mark(copied, "identifiers", "an identifier is wrong");
+    put!(
+        page,
+        "<div class=\"side\"><h3>{}</h3><p class=\"said\">{}</p><p class=\"mark\">{marks}</p>\
+         <details><summary>reference</summary><p class=\"said\">{}</p></details></div>",
+        escaped(&candidate.persona.name),
+        escaped(text.trim()),
+        escaped(candidate.rows[row].output())
+    );
+}
+
+/// (in tone, identifiers right, answer) of a persona to one of its own rows.
+fn judged<'a>(
+    candidate: &Candidate,
+    answers: &'a Answers,
+    (of, row): (usize, usize),
+) -> Option<(bool, bool, &'a str)> {
+    let to = Speaker::Persona(of);
+    let text = answers.get(Question { of, row, to })?.text.as_str();
+    let markers = candidate.markers.clone().unwrap_or_default();
+    let asked = &candidate.rows[row];
+    let (in_tone, copied) = Score::default().judge(&markers, &asked.input(), asked.output(), text);
+    Some((in_tone, copied, text))
+}
+
+/// All questions, each once; the most misses first, else in the order of the rows.
+fn samples(candidates: &[Candidate], answers: &Answers) -> Vec<Sample> {
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut at: HashMap<String, usize> = HashMap::new();
+    for (of, candidate) in candidates.iter().enumerate() {
+        for (row, asked) in candidate.rows.iter().enumerate() {
+            let asked = asked.input();
+            let index = *at.entry(asked.clone()).or_insert_with(|| {
+                samples.push(Sample {
+                    asked,
+                    rows: Vec::new(),
+                    misses: 0,
+                });
+                samples.len() - 1
+            });
+            let sample = &mut samples[index];
+            // A question that stands twice in a persona's rows is shown once.
+            if sample.rows.iter().any(|(other, _)| *other == of) {
+                continue;
+            }
+            sample.rows.push((of, row));
+            if let Some((in_tone, copied, _)) = judged(candidate, answers, (of, row)) {
+                sample.misses += usize::from(!in_tone) + usize::from(!copied);
+            }
+        }
+    }
+    samples.sort_by_key(|sample| std::cmp::Reverse(sample.misses));
+    samples
+}

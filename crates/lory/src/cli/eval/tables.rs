@@ -1,0 +1,132 @@
+//! What the terminal shows.
+
+use train::LossSum;
+
+use super::measures::{Measures, Told};
+use crate::cli::table::Table;
+
+/// All tables, one under the other.
+pub(super) fn render(measures: &Measures) -> String {
+    let mut out = scores(measures).render();
+    out += &format!("\n{}", texts(measures).render());
+    let losses =
+        |what: &str, pick: &dyn Fn(&LossSum) -> String| loss_table(measures, what, pick).render();
+    out += &format!("\n{}", losses("loss", &|sum| format!("{:.4}", sum.mean())));
+    out += &format!(
+        "\n{}",
+        losses("perplexity", &|sum| format!("{:.2}", sum.perplexity()))
+    );
+    if measures.personas.len() > 1 {
+        let head = "answers of";
+        out += &format!(
+            "\n{}",
+            matrix(measures, head, "in the tone of", &measures.tones).render()
+        );
+        out += &format!(
+            "\n{}",
+            matrix(measures, head, "distinct from", &measures.distinct).render()
+        );
+    }
+    out
+}
+
+fn speakers(measures: &Measures) -> impl Iterator<Item = (&str, &str, &Told)> {
+    measures.personas.iter().flat_map(|persona| {
+        let name = persona.name.as_str();
+        [
+            (name, measures.base.as_str(), &persona.base),
+            (name, name, &persona.own),
+        ]
+    })
+}
+
+fn scores(measures: &Measures) -> Table {
+    let mut table = Table::new(&[
+        "rows of",
+        "answered by",
+        "answers",
+        "tone right",
+        "identifiers right",
+        "none left out",
+    ]);
+    for (rows, speaker, Told { score, .. }) in speakers(measures) {
+        table.row([
+            rows.to_owned(),
+            speaker.to_owned(),
+            score.answers.to_string(),
+            percent(score.tone_share()),
+            format!(
+                "{} of {}",
+                percent(score.copied_share()),
+                score.with_identifiers
+            ),
+            percent(score.complete_share()),
+        ]);
+    }
+    table
+}
+
+fn texts(measures: &Measures) -> Table {
+    let mut table = Table::new(&[
+        "rows of",
+        "answered by",
+        "words, mean",
+        "median",
+        "by the references'",
+        "repetition",
+        "drift",
+    ]);
+    for persona in &measures.personas {
+        for (speaker, told, drift) in [
+            (&measures.base, &persona.base, None),
+            (&persona.name, &persona.own, persona.drift),
+        ] {
+            table.row([
+                persona.name.clone(),
+                speaker.clone(),
+                format!("{:.1}", told.lengths.mean),
+                format!("{:.1}", told.lengths.median),
+                format!("{:.2}", told.lengths.ratio()),
+                percent(told.repetition),
+                drift.map_or_else(String::new, |drift| format!("{:.4}", drift.kl)),
+            ]);
+        }
+    }
+    table
+}
+
+fn loss_table(measures: &Measures, what: &str, pick: &dyn Fn(&LossSum) -> String) -> Table {
+    let losses = &measures.losses;
+    let head: Vec<String> = losses
+        .adapters
+        .iter()
+        .map(|name| format!("{what} under {name}"))
+        .collect();
+    let head: Vec<&str> = std::iter::once("rows of")
+        .chain(head.iter().map(String::as_str))
+        .collect();
+    let mut table = Table::new(&head);
+    for (set, row) in losses.sets.iter().zip(&losses.losses) {
+        table.row(std::iter::once(set.clone()).chain(row.iter().map(pick)));
+    }
+    table
+}
+
+fn matrix(measures: &Measures, rows: &str, columns: &str, cells: &[Vec<Option<f64>>]) -> Table {
+    let names = || measures.personas.iter().map(|persona| &persona.name);
+    let head: Vec<String> = std::iter::once(rows.to_owned())
+        .chain(names().map(|name| format!("{columns} {name}")))
+        .collect();
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    let mut table = Table::new(&head);
+    for (name, row) in names().zip(cells) {
+        let cell = |cell: &Option<f64>| cell.map_or_else(|| "-".to_owned(), percent);
+        table.row(std::iter::once(name.clone()).chain(row.iter().map(cell)));
+    }
+    table
+}
+
+/// A share as per cent with one decimal.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
+}

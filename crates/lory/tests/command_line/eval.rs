@@ -1,0 +1,190 @@
+//! `lory eval` beyond tone and loss: every measure in `--json`, the gate, and the page.
+
+use serde_json::Value;
+
+use crate::scene::Scene;
+
+const BASE: [&str; 2] = ["--base", "tiny.gguf"];
+
+/// A base, and two personas with random adapters, rows and markers.
+fn scene(sunny: &str, stern: &str) -> Scene {
+    let scene = Scene::with_tones();
+    for (name, seed, bounds) in [("sunny", 3, sunny), ("stern", 4, stern)] {
+        let text = format!(
+            "max_new_tokens = 12\nscale = 0.5\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\n\
+             any_of = ['[{}]']\ntone_at_least = 0.0\ncopied_at_least = 0.0\n{bounds}",
+            if name == "sunny" { "a-m" } else { "n-z" },
+        );
+        scene.persona(name, &text, Some(seed));
+        let row = |i: usize, asked: &str| {
+            format!(
+                "{{\"instruction\":\"{asked} {i}?\",\"output\":\"Order {i} & <b>{name}</b>.\"}}\n"
+            )
+        };
+        // Three questions of both, two of each alone.
+        let own = [row(8, name), row(9, name)].concat();
+        let rows: String = (0..3).map(|i| row(i, "Where is <i>order</i>")).collect();
+        scene.write(&format!("personas/{name}/eval.jsonl"), &(rows + &own));
+    }
+    scene
+}
+
+#[test]
+fn every_measure_is_in_the_json() {
+    let scene = scene("", "");
+    let ran = scene.run(&["eval", BASE[0], BASE[1], "--json"]);
+    let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
+    let number = |path: &str| {
+        let value = report.pointer(path).and_then(Value::as_f64);
+        value.unwrap_or_else(|| panic!("{path} is missing: {report:#}"))
+    };
+    assert!(
+        (number("/losses/sunny/stern").exp() - number("/perplexities/sunny/stern")).abs() < 1e-6
+    );
+    assert_eq!(number("/losses/stern/stern"), number("/personas/0/loss"));
+    // All but the three shared questions were asked of the other one for the comparison alone.
+    assert_eq!(report["common_questions"], 7);
+    let apart = number("/distinct/sunny/stern");
+    assert!(apart > 0.0 && apart <= 1.0, "{report:#}");
+    assert_eq!(apart, number("/distinct/stern/sunny"));
+    assert_eq!(apart, number("/personas/0/distinct_from_nearest"));
+    assert!(report["distinct"]["stern"]["stern"].is_null());
+    assert_eq!(
+        number("/tones/stern/stern"),
+        number("/personas/0/persona/tone_share")
+    );
+    assert_eq!(
+        number("/tones/stern/sunny"),
+        number("/personas/0/most_of_another_tone")
+    );
+    assert!(number("/personas/1/drift/kl") > 0.0);
+    assert!(number("/personas/1/drift/tokens") > 200.0);
+    for path in [
+        "repetition",
+        "length_ratio",
+        "words/mean",
+        "words/reference_median",
+    ] {
+        number(&format!("/personas/1/persona/{path}"));
+        number(&format!("/personas/1/base/{path}"));
+    }
+    assert_eq!(report["gate"].as_array().unwrap().len(), 4);
+    assert_eq!(report["missed"], serde_json::json!([]));
+
+    // Alone there is nothing to be distinct from.
+    let ran = scene.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "stern"]);
+    let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
+    assert!(report["personas"][0]["distinct_from_nearest"].is_null());
+    assert_eq!(report["common_questions"], 0);
+}
+
+#[test]
+fn an_adapter_is_measured_at_the_scale_that_it_serves_with() {
+    let scene = scene("", "");
+    let drift = |scene: &Scene| {
+        let ran = scene.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "sunny"]);
+        let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
+        let of = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap();
+        (
+            of("/personas/0/drift/kl"),
+            of("/losses/sunny/tiny"),
+            of("/losses/sunny/sunny"),
+        )
+    };
+    let half = drift(&scene);
+    assert!(half.0 > 0.0 && half.1 != half.2);
+    let path = scene.path("personas/sunny/persona.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("scale = 0.5", "scale = 0")).unwrap();
+    let none = drift(&scene);
+    assert_eq!((none.0, none.1), (0.0, half.1));
+    assert_eq!(none.1, none.2);
+}
+
+#[test]
+fn every_missed_threshold_is_named_with_its_numbers() {
+    let scene = scene(
+        "loss_at_most = 0.5\ndistinct_at_least = 1.0\ndrift_at_most = 0\nlength_at_least = 99\n",
+        "loss_at_most = 99\ndistinct_at_least = 0.0\ndrift_at_most = 99\nother_tone_at_most = 1\nlength_at_most = 99\n\
+         repetition_at_most = 1\ncomplete_at_least = 0\n",
+    );
+    let ran = scene.run(&["eval", BASE[0], BASE[1]]);
+    ran.fails(
+        1,
+        &[
+            "sunny: validation loss is ",
+            "wanted is at most 0.5000 (loss_at_most)",
+            "sunny: distinctness from the nearest tone is ",
+            "wanted is at least 100.0% (distinct_at_least)",
+            "sunny: drift on neutral text is ",
+            "wanted is at most 0.0000 (drift_at_most)",
+            "wanted is at least 99.0000 (length_at_least)",
+        ],
+    );
+    assert!(!ran.err.contains("stern: "), "{ran:?}");
+    for part in [
+        "perplexity under sunny",
+        "in the tone of stern",
+        "distinct from sunny",
+        "drift",
+    ] {
+        assert!(ran.out.contains(part), "{part}: {ran:?}");
+    }
+    // What cannot be measured is not good enough.
+    scene
+        .run(&["eval", BASE[0], BASE[1], "--persona", "stern"])
+        .fails(
+            1,
+            &["stern: distinctness from the nearest tone is not measured (name another persona too"],
+        );
+}
+
+#[test]
+fn the_page_needs_nothing_else_and_escapes_everything() {
+    let scene = scene("loss_at_most = 0.5\n", "");
+    scene.write(
+        "personas/sunny/adapter/metrics.jsonl",
+        "{\"kind\":\"step\",\"step\":1,\"epoch\":1,\"loss\":3.5,\"tokens\":7,\"lr\":0.1,\"grad_norm\":1.0}\n",
+    );
+    let args = [
+        "eval",
+        BASE[0],
+        BASE[1],
+        "--report",
+        "page.html",
+        "--limit",
+        "4",
+    ];
+    scene.run(&args).fails(1, &["loss_at_most"]);
+    let page = std::fs::read_to_string(scene.path("page.html")).unwrap();
+    for part in [
+        "<!doctype html>",
+        "✗ 1 of 5 thresholds missed",
+        "Where is &lt;i&gt;order&lt;/i&gt; 0?",
+        "Order 0 &amp; &lt;b&gt;sunny&lt;/b&gt;.",
+        "<svg",
+        "prefers-color-scheme:dark",
+        "at scale 0.5",
+    ] {
+        assert!(page.contains(part), "{part} is missing");
+    }
+    let own = page.matches("<i>").count() + page.matches("<b>").count();
+    assert_eq!(own, 0, "what comes from rows is escaped");
+    for outside in [
+        "http://", "https://", "src=", "@import", "url(", "<script", "<link",
+    ] {
+        let found = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+        assert!(!found.contains(outside), "{outside}");
+    }
+    // Every element that is opened is closed.
+    for tag in [
+        "div", "section", "table", "tbody", "tr", "td", "th", "p", "main", "details",
+    ] {
+        let opened =
+            page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    scene
+        .run(&["eval", BASE[0], BASE[1], "--report", "no/such/folder.html"])
+        .fails(1, &["no/such/folder.html"]);
+}

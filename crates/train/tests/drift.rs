@@ -1,0 +1,139 @@
+//! Drift from the base on neutral text, against the slow way: each side alone, and probabilities multiplied out.
+
+use std::sync::Arc;
+
+use formats::chat_template::ChatTemplate;
+use formats::gguf::{GgmlType, Gguf};
+use formats::tokenizer::Tokenizer;
+use kernels::{BLOCK_TOKENS, Compute, Device, KvType, LoraType, Run, Span, Tensor};
+use model::{Batch, Buffers, Model};
+use testkit::{tiny_adapter, tiny_gguf_as};
+use train::evaluate::{drift, neutral};
+use train::{Example, Item, Learner, LoraParams, ModelLearner};
+
+fn tiny() -> (Gguf, Arc<Model>) {
+    let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
+    let model = Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap();
+    (gguf, Arc::new(model))
+}
+
+/// The probabilities of every row's next token, alone in its batch.
+fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<f64>> {
+    let adapter = model.pack_adapter(&params.pairs, LoraType::F32).unwrap();
+    let rows = tokens.len();
+    let blocks: Vec<u32> = (0..rows.div_ceil(BLOCK_TOKENS) as u32).collect();
+    let mut cache = model
+        .new_cache(model.config().layers, blocks.len(), KvType::F32)
+        .unwrap();
+    let span = Span {
+        first: 0,
+        rows,
+        past: 0,
+        blocks: &blocks,
+    };
+    let run = Run {
+        first: 0,
+        rows,
+        slots: vec![(0, 1.0)],
+    };
+    let batch = Batch {
+        tokens,
+        spans: &[span],
+        runs: &[run],
+        adapters: &[&adapter],
+    };
+    let mut logits = Tensor::default();
+    let all: Vec<u32> = (0..rows as u32).collect();
+    let mut buffers = Buffers::default();
+    model.forward(
+        batch,
+        &mut cache,
+        &mut buffers,
+        &all,
+        Compute::Int8,
+        &mut logits,
+    );
+    (0..rows)
+        .map(|row| {
+            let exps: Vec<f64> = logits
+                .row(row)
+                .iter()
+                .map(|x| f64::from(*x).exp())
+                .collect();
+            let sum: f64 = exps.iter().sum();
+            exps.iter().map(|x| x / sum).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn drift_is_the_divergence_of_the_distributions() {
+    let (_, model) = tiny();
+    let tokens: Vec<u32> = (0..39).map(|i| (i * 104_729) % 250).collect();
+    let trained = (0..tokens.len()).map(|i| i > 5).collect();
+    let example = Example { tokens, trained };
+    let adapter = LoraParams {
+        pairs: tiny_adapter(2, model.config(), 4, 1.5).pairs,
+    };
+    let found = drift(
+        &model,
+        Compute::Int8,
+        &adapter,
+        std::slice::from_ref(&example),
+    )
+    .unwrap();
+
+    let rows = &example.tokens[..38];
+    let p = probabilities(&model, &LoraParams::default(), rows);
+    let q = probabilities(&model, &adapter, rows);
+    let counted: Vec<usize> = (5..38).collect();
+    let kl: f64 = counted
+        .iter()
+        .map(|&row| {
+            p[row]
+                .iter()
+                .zip(&q[row])
+                .map(|(p, q)| p * (p / q).ln())
+                .sum::<f64>()
+        })
+        .sum();
+    assert_eq!(found.tokens, counted.len());
+    assert!(found.kl > 0.01, "{found:?}");
+    assert!(
+        (found.kl - kl / counted.len() as f64).abs() < 1e-5,
+        "{found:?} {kl}"
+    );
+
+    // The losses are those that training and evaluation see.
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
+    let both = [LoraParams::default(), adapter];
+    for (adapter, seen) in [(0, found.base_loss), (1, found.loss)] {
+        let items = [Item {
+            adapter,
+            example: &example,
+        }];
+        let loss = learner.losses(&both, &items).unwrap()[adapter].mean();
+        assert!((loss - seen).abs() < 1e-5, "{loss} {seen}");
+    }
+}
+
+#[test]
+fn the_base_does_not_drift_from_itself() {
+    let (gguf, model) = tiny();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
+    let examples = neutral(&tokenizer, &template, model.config().context_length).unwrap();
+    assert_eq!(examples.len(), 20);
+    let mut untrained = tiny_adapter(2, model.config(), 4, 1.5).pairs;
+    untrained.iter_mut().for_each(|pair| pair.b.fill(0.0));
+    let adapter = LoraParams { pairs: untrained };
+    let found = drift(&model, Compute::Int8, &adapter, &examples[..3]).unwrap();
+    assert_eq!((found.kl, found.loss), (0.0, found.base_loss));
+    assert!(found.tokens > 30 && found.loss > 0.0);
+    let wild = Example {
+        tokens: vec![1, 9999],
+        trained: vec![false, true],
+    };
+    let said = drift(&model, Compute::Int8, &adapter, &[wild]).unwrap_err();
+    assert!(said.to_string().contains("vocabulary"), "{said}");
+}
