@@ -95,7 +95,7 @@ fn gate(page: &mut String, checks: &[Check]) {
     put!(page, "<div class=\"verdict {class}\">{words}</div>");
     put!(
         page,
-        "<div class=\"scroll\"><table class=\"words\"><thead><tr><th>persona</th><th>measure</th><th>measured</th>\
+        "<div class=\"scroll\"><table class=\"words\"><thead><tr><th>persona</th><th>measure</th><th class=\"number\">measured</th>\
          <th>wanted</th><th></th></tr></thead><tbody>"
     );
     for check in checks {
@@ -240,7 +240,7 @@ fn speakers(page: &mut String, measures: &Measures) {
         page,
         "<h2>Answers</h2>\n<p class=\"soft\">Drift is the divergence (KL) from the base in nats a token, on neutral text. \
          Repetition is the share of word 4-grams that an answer has said before.</p>\n\
-         <div class=\"scroll\"><table><thead><tr><th>rows of</th><th>answered by</th><th>tone right</th>\
+         <div class=\"scroll\"><table class=\"two\"><thead><tr><th>rows of</th><th>answered by</th><th>tone right</th>\
          <th>identifiers right</th><th>none left out</th><th>words, mean</th><th>median</th><th>by the references'</th>\
          <th>repetition</th><th>drift</th></tr></thead><tbody>"
     );
