@@ -16,11 +16,11 @@ use serde_json::Value;
 
 use crate::durable;
 use crate::error::TrainError;
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Hyper};
 use crate::params::{self, LoraGrads, LoraParams};
 
 /// Version of the file's layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Largest checkpoint that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 30;
 
@@ -70,6 +70,8 @@ pub struct AdapterState {
     pub validations: u64,
     /// The parameters of the lowest validation loss, and that pass.
     pub best: Option<Best>,
+    /// Where it stands with its patience.
+    pub stopping: Stopping,
     /// The text of its metrics.
     pub metrics: String,
 }
@@ -87,6 +89,15 @@ pub struct Best {
     pub epoch: u64,
 }
 
+/// What early stopping must remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stopping {
+    /// Validation passes since the lowest loss.
+    pub since_best: u64,
+    /// The step after which its patience was over.
+    pub stopped: Option<u64>,
+}
+
 /// The JSON part of the file. Numbers that must keep every bit are written as bits.
 #[derive(Serialize, Deserialize)]
 struct State {
@@ -101,6 +112,7 @@ struct SmallState {
     optimizer_step: u64,
     validations: u64,
     best: Option<SmallBest>,
+    stopping: Stopping,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -120,6 +132,8 @@ pub struct AdapterView<'a> {
     pub validations: u64,
     /// The best so far.
     pub best: Option<&'a Best>,
+    /// Where it stands with its patience.
+    pub stopping: Stopping,
     /// The text of its metrics.
     pub metrics: &'a str,
 }
@@ -142,6 +156,7 @@ pub fn save(
             step: best.step,
             epoch: best.epoch,
         }),
+        stopping: adapter.stopping,
     };
     let state = State {
         version: VERSION,
@@ -276,9 +291,9 @@ pub fn load(
             .map_err(|_| broken(format!("tensor `{name}` is missing")))?;
         let metrics = String::from_utf8(metrics.data().to_vec())
             .map_err(|_| broken(format!("tensor `{name}` is not UTF-8 text")))?;
-        // The weight decay is a setting; the loop puts it in.
+        // What the optimizer is told is a setting; the loop puts it in.
         let optimizer = AdamW {
-            weight_decay: 0.0,
+            hyper: Hyper::default(),
             step: small.optimizer_step,
             mean,
             square,
@@ -288,6 +303,7 @@ pub fn load(
             optimizer,
             validations: small.validations,
             best,
+            stopping: small.stopping,
             metrics,
         });
     }

@@ -39,6 +39,7 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
         f64::from(settings.alpha),
         &settings.modules()?,
     );
+    config.use_rslora = settings.rslora;
     config.base_model_name_or_path = Some(provenance.base_name.clone());
     let mut metadata = BTreeMap::new();
     let mut put = |key: &str, value: String| metadata.insert(format!("lory.{key}"), value);

@@ -114,12 +114,7 @@ impl Job {
             Ok(examples)
         };
         let (train, validation) = (encode(&rows)?, encode(&held_out)?);
-        let init = lora_init(
-            &linears(config, &settings.modules()?),
-            settings.rank,
-            settings.alpha,
-            settings.seed,
-        );
+        let init = lora_init(&linears(config, &settings.modules()?), &settings);
         Ok(Self {
             name: source.name.to_owned(),
             settings,

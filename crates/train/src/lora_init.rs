@@ -8,6 +8,7 @@ use formats::peft::{LoraPair, Module};
 
 use crate::params::LoraParams;
 use crate::rng::Rng;
+use crate::settings::Settings;
 
 /// One linear layer of the base that gets a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +43,12 @@ pub fn linears(config: &ModelConfig, modules: &[Module]) -> Vec<Linear> {
     (0..config.layers).flat_map(of_layer).collect()
 }
 
-/// Draws a new adapter of rank `rank`, whose product B*A is scaled by alpha / rank.
+/// Draws a new adapter of the rank, the scale and the seed that `settings` say.
 ///
 /// A is Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(inputs); B is zero.
 #[must_use]
-pub fn lora_init(linears: &[Linear], rank: usize, alpha: f32, seed: u64) -> LoraParams {
+pub fn lora_init(linears: &[Linear], settings: &Settings) -> LoraParams {
+    let (rank, scale, seed) = (settings.rank, settings.scale(), settings.seed);
     let pair = |linear: &Linear| {
         let module = Module::ALL
             .into_iter()
@@ -60,7 +62,7 @@ pub fn lora_init(linears: &[Linear], rank: usize, alpha: f32, seed: u64) -> Lora
             rank,
             inputs: linear.inputs,
             outputs: linear.outputs,
-            scale: alpha / rank.max(1) as f32,
+            scale,
             a: (0..rank * linear.inputs)
                 .map(|_| (2.0 * rng.unit() - 1.0) * bound)
                 .collect(),
@@ -88,9 +90,17 @@ mod tests {
         }
     }
 
+    fn of(rank: usize, seed: u64) -> Settings {
+        Settings {
+            rank,
+            seed,
+            ..Settings::default()
+        }
+    }
+
     #[test]
     fn a_is_uniform_and_b_is_zero() {
-        let params = lora_init(&[linear(0, Module::K)], 16, 32.0, 1);
+        let params = lora_init(&[linear(0, Module::K)], &of(16, 1));
         let pair = &params.pairs[0];
         assert_eq!(
             (pair.a.len(), pair.b.len(), pair.scale),
@@ -110,12 +120,12 @@ mod tests {
 
     #[test]
     fn a_tensor_depends_on_seed_layer_and_module_alone() {
-        let both = lora_init(&[linear(0, Module::Q), linear(1, Module::Up)], 4, 8.0, 9);
-        let alone = lora_init(&[linear(1, Module::Up)], 4, 8.0, 9);
+        let both = lora_init(&[linear(0, Module::Q), linear(1, Module::Up)], &of(4, 9));
+        let alone = lora_init(&[linear(1, Module::Up)], &of(4, 9));
         assert_eq!(both.pairs[1], alone.pairs[0]);
         assert_ne!(both.pairs[0].a, both.pairs[1].a);
         assert_ne!(
-            lora_init(&[linear(1, Module::Up)], 4, 8.0, 10).pairs[0].a,
+            lora_init(&[linear(1, Module::Up)], &of(4, 10)).pairs[0].a,
             alone.pairs[0].a
         );
         // Bit-stable across releases: these numbers are part of what a seed means.

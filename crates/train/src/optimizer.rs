@@ -4,16 +4,49 @@
 //! number after the other, so that a run has the same bits each time.
 
 use crate::params::{self, LoraGrads, LoraParams};
+use crate::settings::Settings;
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
-const EPSILON: f32 = 1e-8;
-
-/// The state of AdamW for one adapter (betas 0.9 and 0.999, epsilon 1e-8).
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdamW {
+/// What AdamW is told once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hyper {
     /// Decay of the weights a step, times the learning rate.
     pub weight_decay: f64,
+    /// How much of the mean of gradients a step keeps.
+    pub beta1: f64,
+    /// How much of the mean of squared gradients a step keeps.
+    pub beta2: f64,
+    /// Added to the root of the mean square.
+    pub epsilon: f64,
+    /// The learning rate of every B, as a multiple of that of its A: LoRA+ (Hayou et al., "LoRA+: Efficient Low Rank
+    /// Adaptation of Large Models", 2024). Its decay follows, as in torch's groups of parameters.
+    pub lora_plus_ratio: f64,
+}
+
+impl Default for Hyper {
+    fn default() -> Self {
+        Self::of(&Settings::default())
+    }
+}
+
+impl Hyper {
+    /// Those that `settings` say.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            weight_decay: settings.weight_decay,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            epsilon: settings.epsilon,
+            lora_plus_ratio: settings.lora_plus_ratio,
+        }
+    }
+}
+
+/// The state of AdamW for one adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW {
+    /// What it was told.
+    pub hyper: Hyper,
     /// Steps done.
     pub step: u64,
     /// Running means of the gradients.
@@ -25,34 +58,41 @@ pub struct AdamW {
 impl AdamW {
     /// The state before the first step.
     #[must_use]
-    pub fn new(params: &LoraParams, weight_decay: f64) -> Self {
+    pub fn new(params: &LoraParams, hyper: Hyper) -> Self {
         let zeros = LoraGrads::zeros_like(params);
         Self {
-            weight_decay,
+            hyper,
             step: 0,
             mean: zeros.clone(),
             square: zeros,
         }
     }
 
-    /// Moves `params` one step against `grads` (of the same shapes) at the learning rate `lr`.
+    /// Moves `params` one step against `grads` (of the same shapes) at the learning rate `lr`, that of the A.
     pub fn step(&mut self, params: &mut LoraParams, grads: &LoraGrads, lr: f64) {
         self.step += 1;
-        let steps = self.step as f64;
-        let step_size = (lr / (1.0 - BETA1.powf(steps))) as f32;
-        let root = (1.0 - BETA2.powf(steps)).sqrt() as f32;
-        let decay = (1.0 - lr * self.weight_decay) as f32;
+        let (hyper, steps) = (self.hyper, self.step as f64);
+        let (beta1, beta2, epsilon) = (hyper.beta1, hyper.beta2, hyper.epsilon as f32);
+        let root = (1.0 - beta2.powf(steps)).sqrt() as f32;
         let (keep, mean_part, square_part) =
-            (BETA2 as f32, (1.0 - BETA1) as f32, (1.0 - BETA2) as f32);
+            (beta2 as f32, (1.0 - beta1) as f32, (1.0 - beta2) as f32);
+        // The tensors come as A and B of each pair in turn.
+        let rates = [lr, lr * hyper.lora_plus_ratio].map(|lr| {
+            (
+                (lr / (1.0 - beta1.powf(steps))) as f32,
+                (1.0 - lr * hyper.weight_decay) as f32,
+            )
+        });
         let state = self.mean.tensors_mut().zip(self.square.tensors_mut());
-        for ((params, grads), (mean, square)) in
-            params::tensors_mut(params).zip(grads.tensors()).zip(state)
+        let tensors = params::tensors_mut(params).zip(grads.tensors()).zip(state);
+        for (((params, grads), (mean, square)), (step_size, decay)) in
+            tensors.zip(rates.into_iter().cycle())
         {
             for (((p, &g), m), s) in params.iter_mut().zip(grads).zip(mean).zip(square) {
                 *p *= decay;
                 *m += (g - *m) * mean_part;
                 *s = *s * keep + g * g * square_part;
-                *p -= step_size * (*m / (s.sqrt() / root + EPSILON));
+                *p -= step_size * (*m / (s.sqrt() / root + epsilon));
             }
         }
     }
@@ -115,7 +155,7 @@ mod tests {
     #[test]
     fn two_steps_by_hand() {
         let mut p = params(&[1.0], &[-2.0]);
-        let mut adam = AdamW::new(&p, 0.0);
+        let mut adam = AdamW::new(&p, Hyper::default());
         adam.step(&mut p, &grads(&[0.5], &[-1e-3]), 0.1);
         assert!((p.pairs[0].a[0] - 0.9).abs() < 1e-6);
         assert!((p.pairs[0].b[0] + 1.9).abs() < 1e-5);
@@ -129,36 +169,54 @@ mod tests {
         );
     }
 
-    /// The paper's algorithm 2 in f64, written down once more without regard to speed.
+    /// The paper's algorithm 2 in f64, written down once more without regard to speed; LoRA+ moves B at a rate of its own.
     #[test]
     fn a_hundred_steps_follow_the_paper() {
-        let (rate, decay) = (3e-3, 0.1);
-        let mut rng = Rng::new(11, &[]);
-        let mut p = params(&[0.3, -0.7, 0.01], &[1.5, 0.0]);
-        let mut adam = AdamW::new(&p, decay);
-        let mut slow: Vec<f64> = params::tensors(&p)
-            .flatten()
-            .map(|x| f64::from(*x))
-            .collect();
-        let (mut m, mut v) = (vec![0.0f64; 5], vec![0.0f64; 5]);
-        for t in 1..=100 {
-            let g: Vec<f32> = (0..5)
-                .map(|i| (rng.unit() - 0.4) * 10f32.powi(i - 3))
+        let usual = Hyper {
+            weight_decay: 0.1,
+            ..Hyper::default()
+        };
+        let unusual = Hyper {
+            beta1: 0.7,
+            beta2: 0.95,
+            epsilon: 1e-3,
+            lora_plus_ratio: 8.0,
+            ..usual
+        };
+        for hyper in [usual, unusual] {
+            let mut rng = Rng::new(11, &[]);
+            let mut p = params(&[0.3, -0.7, 0.01], &[1.5, 0.0]);
+            let mut adam = AdamW::new(&p, hyper);
+            let mut slow: Vec<f64> = params::tensors(&p)
+                .flatten()
+                .map(|x| f64::from(*x))
                 .collect();
-            adam.step(&mut p, &grads(&g[..3], &g[3..]), rate);
-            for i in 0..5 {
-                let g = f64::from(g[i]);
-                m[i] = 0.9 * m[i] + 0.1 * g;
-                v[i] = 0.999 * v[i] + 0.001 * g * g;
-                let (m, v) = (
-                    m[i] / (1.0 - 0.9f64.powi(t)),
-                    v[i] / (1.0 - 0.999f64.powi(t)),
-                );
-                slow[i] -= rate * (m / (v.sqrt() + 1e-8) + decay * slow[i]);
+            let (mut m, mut v) = (vec![0.0f64; 5], vec![0.0f64; 5]);
+            for t in 1..=100 {
+                let g: Vec<f32> = (0..5)
+                    .map(|i| (rng.unit() - 0.4) * 10f32.powi(i - 3))
+                    .collect();
+                adam.step(&mut p, &grads(&g[..3], &g[3..]), 3e-3);
+                for i in 0..5 {
+                    let g = f64::from(g[i]);
+                    let rate = if i < 3 {
+                        3e-3
+                    } else {
+                        3e-3 * hyper.lora_plus_ratio
+                    };
+                    m[i] = hyper.beta1 * m[i] + (1.0 - hyper.beta1) * g;
+                    v[i] = hyper.beta2 * v[i] + (1.0 - hyper.beta2) * g * g;
+                    let (m, v) = (
+                        m[i] / (1.0 - hyper.beta1.powi(t)),
+                        v[i] / (1.0 - hyper.beta2.powi(t)),
+                    );
+                    slow[i] -=
+                        rate * (m / (v.sqrt() + hyper.epsilon) + hyper.weight_decay * slow[i]);
+                }
             }
-        }
-        for (fast, slow) in params::tensors(&p).flatten().zip(slow) {
-            assert!((f64::from(*fast) - slow).abs() < 3e-6, "{fast} {slow}");
+            for (fast, slow) in params::tensors(&p).flatten().zip(slow) {
+                assert!((f64::from(*fast) - slow).abs() < 3e-6, "{fast} {slow}");
+            }
         }
     }
 

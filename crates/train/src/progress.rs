@@ -110,6 +110,11 @@ pub trait Observer {
         let _ = (adapter, validation);
     }
 
+    /// The patience of the adapter of job `adapter` was over after `step`: it rests from here on.
+    fn stopped_early(&mut self, adapter: usize, step: u64) {
+        let _ = (adapter, step);
+    }
+
     /// All that is needed to go on from `step` lies at `path`.
     fn checkpointed(&mut self, path: &Path, step: u64) {
         let _ = (path, step);

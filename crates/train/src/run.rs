@@ -12,7 +12,7 @@ use crate::error::TrainError;
 use crate::job::Job;
 use crate::learner::{Item, Learner, LossSum};
 use crate::metrics::{MetricsLog, Record};
-use crate::optimizer::{self, AdamW};
+use crate::optimizer::{self, AdamW, Hyper};
 use crate::params::{LoraGrads, LoraParams};
 use crate::progress::{AdapterPlan, AdapterStep, Observer, Plan, StepMetrics, Validation};
 use crate::sft::{Outcome, RunOptions, Trained};
@@ -120,11 +120,12 @@ impl<'o> Run<'o> {
         {
             *params = state.params;
             adapter.optimizer = AdamW {
-                weight_decay: adapter.job.settings.weight_decay,
+                hyper: Hyper::of(&adapter.job.settings),
                 ..state.optimizer
             };
             adapter.validations = state.validations;
             adapter.best = state.best;
+            adapter.stopping = state.stopping;
             adapter.metrics = MetricsLog::start(None, state.metrics)?;
         }
         self.step = found.step;
@@ -143,7 +144,12 @@ impl<'o> Run<'o> {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.step >= self.plan.steps
+        self.step >= self.steps()
+    }
+
+    /// Steps of the run: those of the adapter that has the most, now that some may have stopped early.
+    fn steps(&self) -> u64 {
+        self.adapters.iter().map(Adapter::steps).max().unwrap_or(0)
     }
 
     /// Validates the adapters whose epoch has ended and keeps the best; false when it was asked to stop on the way.
@@ -206,6 +212,9 @@ impl<'o> Run<'o> {
                     best,
                 },
             );
+            if self.adapters[index].patience_is_over(best, step) {
+                observer.stopped_early(index, step);
+            }
         }
         Ok(true)
     }
@@ -362,7 +371,7 @@ impl<'o> Run<'o> {
         }
         observer.step(&StepMetrics {
             step: self.step,
-            steps: self.plan.steps,
+            steps: self.steps(),
             adapters: steps,
             tokens,
             tokens_per_s: self.clock.tokens as f64 / self.clock.training.as_secs_f64().max(1e-9),
@@ -374,14 +383,15 @@ impl<'o> Run<'o> {
     /// Time for the rest of the run, from what this process has spent on its part (validation included).
     fn eta(&self) -> Duration {
         let between = |from: u64, to: u64| -> f64 {
-            let tokens = |a: &AdapterPlan| {
-                let steps = to.min(a.steps) - from.min(a.steps);
-                a.tokens as f64 * steps as f64 / a.steps_per_epoch as f64
+            let tokens = |(adapter, plan): (&Adapter, &AdapterPlan)| {
+                let steps = to.min(adapter.steps()) - from.min(adapter.steps());
+                plan.tokens as f64 * steps as f64 / plan.steps_per_epoch as f64
             };
-            self.plan.adapters.iter().map(tokens).sum()
+            let adapters = self.adapters.iter().zip(&self.plan.adapters);
+            adapters.map(tokens).sum()
         };
         let done = between(self.clock.first_step, self.step);
-        let rest = between(self.step, self.plan.steps);
+        let rest = between(self.step, self.steps());
         let seconds = self.clock.started.elapsed().as_secs_f64() * rest / done.max(1.0);
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
@@ -413,6 +423,7 @@ impl<'o> Run<'o> {
                 optimizer: &adapter.optimizer,
                 validations: adapter.validations,
                 best: adapter.best.as_ref(),
+                stopping: adapter.stopping,
                 metrics: adapter.metrics.text(),
             })
             .collect();
@@ -433,7 +444,7 @@ impl<'o> Run<'o> {
         let checkpoint = self.options.checkpoint.clone();
         Ok(Outcome::Interrupted {
             step: self.step,
-            steps: self.plan.steps,
+            steps: self.steps(),
             checkpoint,
         })
     }
@@ -441,7 +452,7 @@ impl<'o> Run<'o> {
     /// The trained adapters: the best of each by validation loss, or the last.
     pub(crate) fn finish(self) -> Vec<Trained> {
         let trained = |(adapter, last): (Adapter, LoraParams)| {
-            let steps = adapter.steps();
+            let (steps, stopped_early) = (adapter.steps(), adapter.stopping.stopped.is_some());
             let metrics = adapter.metrics.text().to_owned();
             let (params, best) = match adapter.best {
                 None => (last, None),
@@ -466,6 +477,7 @@ impl<'o> Run<'o> {
                 params,
                 best,
                 steps,
+                stopped_early,
                 metrics,
             }
         };

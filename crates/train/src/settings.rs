@@ -17,8 +17,11 @@ use crate::schedule::Decay;
 pub struct Settings {
     /// Rank of every pair.
     pub rank: usize,
-    /// The product of a pair is scaled by alpha / rank.
+    /// The product of a pair is scaled by alpha / rank (see [`Settings::rslora`]).
     pub alpha: f32,
+    /// Scales by alpha / sqrt(rank) instead, so that the size of an update does not fall with the rank (Kalajdzievski,
+    /// "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+    pub rslora: bool,
     /// Dropout on the adapter's input; only 0 is supported.
     pub dropout: f32,
     /// Linears that get a pair (`q_proj` .. `down_proj`).
@@ -26,6 +29,8 @@ pub struct Settings {
     /// Peak learning rate; where it is not given, [`default_lr`] of the base's width.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
+    /// The learning rate of every B is this many times that of its A (Hayou et al., "LoRA+", 2024).
+    pub lora_plus_ratio: f64,
     /// What the learning rate does after its warm-up.
     pub schedule: Decay,
     /// Share of the steps that warm up.
@@ -43,6 +48,12 @@ pub struct Settings {
     pub clip: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// How much of its mean of gradients AdamW keeps a step.
+    pub beta1: f64,
+    /// How much of its mean of squared gradients AdamW keeps a step.
+    pub beta2: f64,
+    /// What AdamW adds to the root of the mean square.
+    pub epsilon: f64,
     /// Names the adapter's first numbers and the order of rows.
     pub seed: u64,
     /// Most tokens of a row.
@@ -60,6 +71,10 @@ pub struct Settings {
     pub vary_identifiers: u64,
     /// Share of the rows held out for validation when there is no evaluation file.
     pub validation_fraction: f64,
+    /// A validation every so many optimizer steps, besides those at the end of an epoch; 0 for none.
+    pub validate_every: u64,
+    /// Ends the adapter's training after so many validations in a row without a new lowest loss; 0 for never.
+    pub patience: u64,
     /// A checkpoint every so many optimizer steps, besides those at the end of an epoch; 0 for none.
     pub save_every: u64,
 }
@@ -69,12 +84,14 @@ impl Default for Settings {
         Self {
             rank: 16,
             alpha: 32.0,
+            rslora: false,
             dropout: 0.0,
             target_modules: Module::ALL
                 .into_iter()
                 .map(|module| module.name().to_owned())
                 .collect(),
             lr: None,
+            lora_plus_ratio: 1.0,
             schedule: Decay::Linear,
             warmup_ratio: 0.05,
             epochs: 3,
@@ -83,6 +100,9 @@ impl Default for Settings {
             gradient_accumulation: 1,
             clip: 1.0,
             weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
             seed: 42,
             max_length: 1024,
             too_long: TooLong::Drop,
@@ -91,6 +111,8 @@ impl Default for Settings {
             group_by_length: true,
             vary_identifiers: 0,
             validation_fraction: 0.1,
+            validate_every: 0,
+            patience: 0,
             save_every: 50,
         }
     }
@@ -126,6 +148,7 @@ impl Settings {
         if let Some(lr) = self.lr {
             within("lr", lr, 1e-9..=1.0)?;
         }
+        within("lora_plus_ratio", self.lora_plus_ratio, 0.01..=1000.0)?;
         within("warmup_ratio", self.warmup_ratio, 0.0..=1.0)?;
         within("epochs", self.epochs, 1..=10_000)?;
         if let Some(steps) = self.max_steps {
@@ -139,9 +162,15 @@ impl Settings {
         )?;
         within("clip", self.clip, 0.0..=1e9)?;
         within("weight_decay", self.weight_decay, 0.0..=100.0)?;
+        within("beta1", self.beta1, 0.0..=0.9999)?;
+        within("beta2", self.beta2, 0.0..=0.999_999)?;
+        within("epsilon", self.epsilon, 1e-30..=1.0)?;
         within("max_length", self.max_length as u64, 2..=1 << 20)?;
         within("vary_identifiers", self.vary_identifiers, 0..=64)?;
-        within("validation_fraction", self.validation_fraction, 0.0..=0.9)
+        within("validation_fraction", self.validation_fraction, 0.0..=0.9)?;
+        within("validate_every", self.validate_every, 0..=1_000_000_000)?;
+        within("patience", self.patience, 0..=1_000_000)?;
+        within("save_every", self.save_every, 0..=1_000_000_000)
     }
 
     /// The modules that get a pair, in the order of [`Module::ALL`].
@@ -185,6 +214,13 @@ impl Settings {
         let rounded = |lr: f64| format!("{lr:.2e}").parse().unwrap_or(lr);
         self.lr = Some(self.lr.unwrap_or_else(|| rounded(default_lr(hidden_size))));
         self
+    }
+
+    /// What the product of a pair is scaled by: the number that PEFT and [`formats::peft`] read from the adapter's folder.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank.max(1) as f64;
+        (f64::from(self.alpha) / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
     /// Rows of one optimizer step.
@@ -267,8 +303,29 @@ mod tests {
                 .contains("`lm_head` is unknown; the modules are q_proj")
         );
         assert!(check(|s| s.target_modules.clear()).contains("is empty"));
+        assert!(check(|s| s.lora_plus_ratio = 0.0).contains("between 0.01 and 1000"));
+        assert!(check(|s| s.beta1 = 1.0).contains("setting `beta1`: is 1;"));
+        assert!(check(|s| s.beta2 = -0.1).contains("setting `beta2`"));
+        assert!(check(|s| s.epsilon = 0.0).contains("setting `epsilon`"));
+        assert!(check(|s| s.patience = u64::MAX).contains("setting `patience`"));
         assert!(check(|s| s.epochs = 0).contains("setting `epochs`"));
         assert!(check(|s| s.batch_rows = usize::MAX).contains("setting `batch_rows`"));
+    }
+
+    #[test]
+    fn the_scale_is_that_of_peft() {
+        let scale = |rank, alpha, rslora| {
+            let settings = Settings {
+                rank,
+                alpha,
+                rslora,
+                ..Settings::default()
+            };
+            settings.scale()
+        };
+        assert_eq!(scale(16, 32.0, false), 2.0);
+        assert_eq!(scale(16, 32.0, true), 8.0);
+        assert_eq!(scale(2, 3.0, true), (3.0 / 2f64.sqrt()) as f32);
     }
 
     #[test]

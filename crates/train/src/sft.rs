@@ -64,6 +64,8 @@ pub struct Trained {
     pub best: Option<Validation>,
     /// Optimizer steps done.
     pub steps: u64,
+    /// Whether its patience was over before its last step.
+    pub stopped_early: bool,
     /// The text of its metrics (see [`crate::metrics::records`]).
     pub metrics: String,
 }

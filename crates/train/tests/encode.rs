@@ -253,7 +253,8 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         validation: None,
         system: None,
         settings: Settings {
-            rank: 4,
+            rank: 3,
+            rslora: true,
             target_modules: vec!["v_proj".into(), "q_proj".into()],
             ..Settings::default()
         },
@@ -285,6 +286,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         params: job.init,
         best: None,
         steps: 3,
+        stopped_early: false,
         metrics: "{\"kind\":\"step\",\"step\":3,\"epoch\":1,\"loss\":2.5,\"tokens\":7,\"lr\":0.1,\"grad_norm\":1}\n".into(),
     };
     let provenance = Provenance {
@@ -298,7 +300,9 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     let out = folder.path().join("adapter");
     adapter.write(&out, adapter.dtype, "# tone").unwrap();
     let read = Adapter::read(&out).unwrap();
+    // The scale among them: alpha / sqrt(rank), as `use_rslora` says.
     assert_eq!(read.pairs, trained.params.pairs);
+    assert!(read.config.use_rslora && read.pairs[0].scale == (32.0 / 3f64.sqrt()) as f32);
     assert_eq!(read.metadata["lory.base_sha256"], "abc");
     assert_eq!(read.metadata["lory.data_sha256"].len(), 64);
     assert_eq!(read.metadata["lory.training_loss"], "2.5");

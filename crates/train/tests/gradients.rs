@@ -142,6 +142,38 @@ fn two_adapters_in_one_batch_train_as_each_alone() {
 }
 
 #[test]
+fn micro_batches_add_up_to_the_large_batch() {
+    let model = tiny(GgmlType::Q4_1);
+    let mut learner = ModelLearner::new(model.clone(), Compute::F32);
+    let params = vec![adapter(&model, 1, 4)];
+    let examples: Vec<(usize, Example)> = [(20, 8), (37, 5), (9, 3), (14, 13)]
+        .into_iter()
+        .zip(1..)
+        .map(|((tokens, prompt), seed)| (0, example(seed, tokens, prompt)))
+        .collect();
+    let trained: usize = examples.iter().map(|e| e.1.trained_tokens()).sum();
+    let scale = [1.0 / trained as f32];
+    let mut gradients = |rows: usize| {
+        let mut grads = vec![LoraGrads::zeros_like(&params[0])];
+        for piece in examples.chunks(rows) {
+            learner
+                .forward_backward(&params, &items(piece), &scale, &mut grads)
+                .unwrap();
+        }
+        grads.remove(0)
+    };
+    let whole = gradients(4);
+    for rows in [1, 2, 3] {
+        for (cut, whole) in gradients(rows).tensors().zip(whole.tensors()) {
+            let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+            let apart = length(&mut cut.iter().zip(whole).map(|(c, w)| c - w));
+            let size = length(&mut whole.iter().copied());
+            assert!(apart <= 1e-5 * size, "{rows} rows at a time: {apart} of {size}");
+        }
+    }
+}
+
+#[test]
 fn rounded_gradients_point_where_f32_ones_do() {
     let model = tiny(GgmlType::Q4_1);
     let params = vec![adapter(&model, 1, 4)];

@@ -95,6 +95,40 @@ fn stopped_at_any_step_it_ends_with_the_same_bytes() {
     }
 }
 
+/// What early stopping counts is part of the state: before it stops, at the stop, and after it.
+#[test]
+fn stopped_around_an_early_stop_it_ends_with_the_same_bytes() {
+    let jobs = |folder: &Folder| {
+        let mut jobs = folder.jobs();
+        jobs[0] = Job {
+            metrics: jobs[0].metrics.clone(),
+            ..toy::overshooting("one")
+        };
+        jobs[0].settings.validate_every = 2;
+        jobs[0].settings.patience = 2;
+        jobs[1].settings.epochs = 6;
+        jobs
+    };
+    let whole = Folder::new();
+    let expected =
+        finished(run(jobs(&whole), &whole.options(), &mut Notes::default()).unwrap());
+    assert!(expected[0].stopped_early && expected[0].steps < 12);
+    let state = |folder: &Folder| fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
+    for stop in 1..15 {
+        let folder = Folder::new();
+        let mut notes = Notes {
+            stop_at: Some((stop, flag())),
+            ..Notes::default()
+        };
+        run(jobs(&folder), &folder.options(), &mut notes).unwrap();
+        let trained =
+            finished(run(jobs(&folder), &folder.options(), &mut Notes::default()).unwrap());
+        assert!(trained == expected, "stopped at {stop}");
+        assert!(folder.metrics() == whole.metrics(), "stopped at {stop}");
+        assert!(state(&folder) == state(&whole), "stopped at {stop}");
+    }
+}
+
 /// A kill leaves the last checkpoint and metrics that went on after it, perhaps with half a line.
 #[test]
 fn killed_between_checkpoints_it_ends_with_the_same_bytes() {

@@ -217,16 +217,7 @@ fn an_adapter_that_is_done_rests() {
 
 #[test]
 fn the_best_state_is_kept_and_not_the_last() {
-    let mut job = job("one", 12, 0);
-    // A rate far too high, held to the end: it leaves the optimum again.
-    job.settings = Settings {
-        lr: Some(0.6),
-        epochs: 6,
-        schedule: train::schedule::Decay::Constant,
-        warmup_ratio: 0.0,
-        ..job.settings
-    };
-    job.init.pairs[0].a = vec![0.05, -0.02, 0.1];
+    let job = toy::overshooting("one");
     let mut notes = Notes::default();
     let options = RunOptions::default();
     let outcome = run_with(vec![job.clone()], &options, &mut Toy::default(), &mut notes).unwrap();
@@ -246,6 +237,56 @@ fn the_best_state_is_kept_and_not_the_last() {
     shorter.settings.max_steps = Some(best.step);
     shorter.validation.clear();
     assert_eq!(run(vec![shorter])[0].params, trained[0].params);
+}
+
+#[test]
+fn an_adapter_whose_patience_is_over_rests_and_the_others_go_on() {
+    let impatient = || {
+        let mut job = toy::overshooting("impatient");
+        job.settings.validate_every = 2;
+        job.settings.patience = 2;
+        job
+    };
+    let losses = |trained: &Trained| -> Vec<(u64, f64, bool)> {
+        let validation = |record: &Record| match *record {
+            Record::Validation {
+                step, loss, best, ..
+            } => Some((step, loss, best)),
+            Record::Step { .. } => None,
+        };
+        records(&trained.metrics).iter().filter_map(validation).collect()
+    };
+    let mut notes = Notes::default();
+    let outcome = run_with(
+        vec![impatient(), job("one", 22, 0)],
+        &RunOptions::default(),
+        &mut Toy::default(),
+        &mut notes,
+    )
+    .unwrap();
+    let Outcome::Finished(trained) = outcome else {
+        panic!("unfinished")
+    };
+    let seen = losses(&trained[0]);
+    let [.., best, (_, _, false), (last, _, false)] = seen[..] else {
+        panic!("{seen:?}")
+    };
+    assert!(best.2 && last < 18, "{seen:?}");
+    // Three steps an epoch and one validation every second step: where they meet, it is one.
+    let steps: Vec<u64> = seen.iter().map(|seen| seen.0).collect();
+    assert_eq!(steps, [2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18][..steps.len()]);
+    assert_eq!(notes.stopped_early, [(0, last)]);
+    assert_eq!((trained[0].steps, trained[0].stopped_early), (last, true));
+    assert_eq!(trained[0].best.unwrap().step, best.0);
+    assert_eq!((trained[1].steps, trained[1].stopped_early), (18, false));
+    assert_eq!(notes.steps.len(), 18);
+    // Alone it is the same, and its run is over there.
+    let alone = run(vec![impatient()]).remove(0);
+    assert_eq!(alone, trained[0]);
+    // One that was patient for longer than the run lasts is not stopped.
+    let mut patient = impatient();
+    patient.settings.patience = 100;
+    assert_eq!(run(vec![patient])[0].steps, 18);
 }
 
 #[test]
@@ -326,6 +367,13 @@ fn what_cannot_be_trained_is_refused_before_it_starts() {
             .contains("row 4 has no token to train")
     );
     assert!(said(change(|job| job.settings.lr = None)).contains("`lr` is not set"));
+    assert!(
+        said(change(|job| {
+            job.validation.clear();
+            job.settings.patience = 1;
+        }))
+        .contains("`patience` counts validations")
+    );
     assert!(said(change(|job| job.settings.dropout = 0.5)).contains("setting `dropout`"));
 }
 

@@ -40,7 +40,11 @@ const READ: [&str; 13] = [
 
 /// Fields that must be absent, null, false or empty, and what to do instead.
 const REFUSED: [(&str, &str); 14] = [
-    ("use_dora", "train with use_dora=False"),
+    (
+        "use_dora",
+        "DoRA rescales each output of the base's linears by a norm of that adapter's merged weights, which rows of \
+         several adapters in one batch do not share: train with use_dora=False",
+    ),
     ("use_qalora", "train with use_qalora=False"),
     ("use_bdlora", "train without it"),
     (

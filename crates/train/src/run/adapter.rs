@@ -6,12 +6,12 @@ use formats::peft::LoraPair;
 use serde_json::Value;
 
 use crate::batch::Ordering;
-use crate::checkpoint::{AdapterIdentity, Best};
+use crate::checkpoint::{AdapterIdentity, Best, Stopping};
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
 use crate::job::Job;
 use crate::metrics::MetricsLog;
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Hyper};
 use crate::params;
 use crate::progress::AdapterPlan;
 use crate::schedule::Schedule;
@@ -30,6 +30,7 @@ pub(super) struct Adapter {
     /// Validation passes done.
     pub(super) validations: u64,
     pub(super) best: Option<Best>,
+    pub(super) stopping: Stopping,
     /// Metrics from the checkpoint, until the log is opened.
     pub(super) metrics: MetricsLog,
 }
@@ -55,6 +56,12 @@ impl Adapter {
         {
             return refuse(format!("row {} has no token to train", row + 1));
         }
+        if settings.patience > 0 && job.validation.is_empty() {
+            return refuse(
+                "`patience` counts validations, and there are no validation rows; name a file of them or set it to 0"
+                    .to_owned(),
+            );
+        }
         let ordering = Ordering {
             seed: settings.seed,
             rows_per_step: settings.rows_per_step(),
@@ -70,16 +77,18 @@ impl Adapter {
             steps_per_epoch,
             lengths: job.train.iter().map(|row| row.tokens.len()).collect(),
             order: None,
-            optimizer: AdamW::new(&job.init, settings.weight_decay),
+            optimizer: AdamW::new(&job.init, Hyper::of(settings)),
             validations: 0,
             best: None,
+            stopping: Stopping::default(),
             metrics: MetricsLog::default(),
             job,
         })
     }
 
+    /// Its steps: as planned, or up to where its patience was over.
     pub(super) fn steps(&self) -> u64 {
-        self.schedule.steps
+        self.stopping.stopped.unwrap_or(self.schedule.steps)
     }
 
     /// The epoch, from 1, that the step counted from 0 belongs to.
@@ -87,14 +96,42 @@ impl Adapter {
         step / self.steps_per_epoch + 1
     }
 
-    /// Validation passes that should be done after `step` steps: one an epoch, and one at the end.
+    /// Validation passes that should be done after `step` steps: one an epoch, one every `validate_every` steps, and one at
+    /// the end; where they fall together it is one.
     pub(super) fn validations_due(&self, step: u64) -> u64 {
         if self.job.validation.is_empty() {
             return 0;
         }
-        let step = step.min(self.steps());
-        step / self.steps_per_epoch
-            + u64::from(step == self.steps() && !step.is_multiple_of(self.steps_per_epoch))
+        let (steps, epoch, every) = (
+            self.steps(),
+            self.steps_per_epoch,
+            self.job.settings.validate_every,
+        );
+        let step = step.min(steps);
+        let falls = |step: u64| {
+            step.is_multiple_of(epoch) || (every > 0 && step.is_multiple_of(every))
+        };
+        let of_steps = if every == 0 {
+            0
+        } else {
+            step / every - (step / every.saturating_mul(epoch / gcd(every, epoch)))
+        };
+        step / epoch + of_steps + u64::from(step == steps && !falls(step))
+    }
+
+    /// Counts a validation that was the `best` or was not; true once its patience is over.
+    pub(super) fn patience_is_over(&mut self, best: bool, step: u64) -> bool {
+        let patience = self.job.settings.patience;
+        self.stopping.since_best = if best {
+            0
+        } else {
+            self.stopping.since_best + 1
+        };
+        let over = patience > 0 && self.stopping.since_best >= patience && step < self.steps();
+        if over {
+            self.stopping.stopped = Some(step);
+        }
+        over
     }
 
     /// The rows of the step counted from 0; none once the adapter is done.
@@ -127,7 +164,7 @@ impl Adapter {
             trained_tokens: job.train.iter().map(Example::trained_tokens).sum(),
             longest: self.lengths.iter().copied().max().unwrap_or(0),
             steps_per_epoch: self.steps_per_epoch,
-            steps: self.steps(),
+            steps: self.schedule.steps,
             epochs: job.settings.epochs,
             lr: self.schedule.peak,
         }
@@ -159,4 +196,9 @@ impl Adapter {
             shapes: self.job.init.pairs.iter().map(shape).collect(),
         }
     }
+}
+
+/// The greatest common divisor, of which neither is 0.
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -148,6 +148,7 @@ pub struct Notes {
     pub steps: Vec<StepMetrics>,
     pub validations: Vec<(usize, Validation)>,
     pub checkpoints: Vec<u64>,
+    pub stopped_early: Vec<(usize, u64)>,
     pub finished: Option<u64>,
     /// Raises its flag once this step was seen.
     pub stop_at: Option<(u64, &'static std::sync::atomic::AtomicBool)>,
@@ -176,7 +177,25 @@ impl Observer for Notes {
         self.checkpoints.push(step);
     }
 
+    fn stopped_early(&mut self, adapter: usize, step: u64) {
+        self.stopped_early.push((adapter, step));
+    }
+
     fn finished(&mut self, steps: u64) {
         self.finished = Some(steps);
     }
+}
+
+/// A job whose rate is far too high, held to the end: its validation loss falls, then rises again.
+pub fn overshooting(name: &str) -> Job {
+    let mut job = job(name, 12, 0);
+    job.settings = Settings {
+        lr: Some(0.6),
+        epochs: 6,
+        schedule: train::schedule::Decay::Constant,
+        warmup_ratio: 0.0,
+        ..job.settings
+    };
+    job.init.pairs[0].a = vec![0.05, -0.02, 0.1];
+    job
 }

@@ -1,6 +1,7 @@
 //! `lory train`: adapters of one persona, of several in one run, or of a data file.
 
 mod publish;
+mod settings;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use super::personas::PersonasArgs;
 use super::{Usage, Verdict, print};
 use crate::service::Base;
 use publish::Target;
+use settings::SettingsArgs;
 use watch::Watcher;
 
 /// Train an adapter: of one persona, of several in one run, or of a data file
@@ -60,56 +62,6 @@ pub(super) struct Args {
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// What changes the settings of every adapter of the run.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Settings")]
-struct SettingsArgs {
-    /// Passes over the rows [default: 3]
-    #[arg(long, value_name = "N")]
-    epochs: Option<u64>,
-    /// End after so many steps
-    #[arg(long, value_name = "STEPS")]
-    max_steps: Option<u64>,
-    /// Rank of the adapter [default: 16]
-    #[arg(long, value_name = "N")]
-    rank: Option<usize>,
-    /// The adapter's product is scaled by alpha / rank [default: 32]
-    #[arg(long, value_name = "X")]
-    alpha: Option<f32>,
-    /// Peak learning rate [default: by the base's width]
-    #[arg(long, value_name = "X")]
-    lr: Option<f64>,
-    /// Rows of a step [default: 8]
-    #[arg(long, value_name = "N")]
-    batch_rows: Option<usize>,
-    /// A checkpoint every so many steps; 0 for those at the end of an epoch alone [default: 50]
-    #[arg(long, value_name = "STEPS")]
-    save_every: Option<u64>,
-    /// Names the first numbers and the order of rows [default: 42]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-}
-
-impl SettingsArgs {
-    /// `settings` with what the flags say.
-    fn over(&self, mut settings: Settings) -> Settings {
-        fn set<T: Copy>(target: &mut T, value: Option<T>) {
-            if let Some(value) = value {
-                *target = value;
-            }
-        }
-        set(&mut settings.epochs, self.epochs);
-        set(&mut settings.rank, self.rank);
-        set(&mut settings.alpha, self.alpha);
-        set(&mut settings.batch_rows, self.batch_rows);
-        set(&mut settings.save_every, self.save_every);
-        set(&mut settings.seed, self.seed);
-        settings.max_steps = self.max_steps.or(settings.max_steps);
-        settings.lr = self.lr.or(settings.lr);
-        settings
-    }
 }
 
 /// What the command line asks for: what to train, and where the run's state lies.

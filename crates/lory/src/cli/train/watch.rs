@@ -49,6 +49,7 @@ impl Watcher {
             name: trained.name.clone(),
             rows: self.rows.get(i).copied().unwrap_or(0),
             steps: trained.steps,
+            stopped_early: trained.stopped_early,
             best_epoch: trained.best.map(|best| best.epoch),
             validation_loss: trained.best.map(|best| best.loss),
             adapter: target.out.display().to_string(),
@@ -123,6 +124,13 @@ impl Observer for Watcher {
             .message(format!("validating {name} on {rows} rows"));
     }
 
+    fn stopped_early(&mut self, adapter: usize, step: u64) {
+        let name = self.names.get(adapter).map_or("", String::as_str);
+        self.progress.say(&format!(
+            "{name}: no better for as many validations as its patience has; it stops at step {step}"
+        ));
+    }
+
     fn validated(&mut self, adapter: usize, validation: &Validation) {
         let name = self.names.get(adapter).map_or("", String::as_str);
         let best = if validation.best {
@@ -150,6 +158,7 @@ struct Line {
     name: String,
     rows: usize,
     steps: u64,
+    stopped_early: bool,
     best_epoch: Option<u64>,
     validation_loss: Option<f64>,
     adapter: String,
