@@ -110,8 +110,7 @@ fn stopped_around_an_early_stop_it_ends_with_the_same_bytes() {
         jobs
     };
     let whole = Folder::new();
-    let expected =
-        finished(run(jobs(&whole), &whole.options(), &mut Notes::default()).unwrap());
+    let expected = finished(run(jobs(&whole), &whole.options(), &mut Notes::default()).unwrap());
     assert!(expected[0].stopped_early && expected[0].steps < 12);
     let state = |folder: &Folder| fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
     for stop in 1..15 {

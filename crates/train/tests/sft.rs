@@ -254,7 +254,10 @@ fn an_adapter_whose_patience_is_over_rests_and_the_others_go_on() {
             } => Some((step, loss, best)),
             Record::Step { .. } => None,
         };
-        records(&trained.metrics).iter().filter_map(validation).collect()
+        records(&trained.metrics)
+            .iter()
+            .filter_map(validation)
+            .collect()
     };
     let mut notes = Notes::default();
     let outcome = run_with(
@@ -274,7 +277,10 @@ fn an_adapter_whose_patience_is_over_rests_and_the_others_go_on() {
     assert!(best.2 && last < 18, "{seen:?}");
     // Three steps an epoch and one validation every second step: where they meet, it is one.
     let steps: Vec<u64> = seen.iter().map(|seen| seen.0).collect();
-    assert_eq!(steps, [2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18][..steps.len()]);
+    assert_eq!(
+        steps,
+        [2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18][..steps.len()]
+    );
     assert_eq!(notes.stopped_early, [(0, last)]);
     assert_eq!((trained[0].steps, trained[0].stopped_early), (last, true));
     assert_eq!(trained[0].best.unwrap().step, best.0);

@@ -108,9 +108,8 @@ impl Adapter {
             self.job.settings.validate_every,
         );
         let step = step.min(steps);
-        let falls = |step: u64| {
-            step.is_multiple_of(epoch) || (every > 0 && step.is_multiple_of(every))
-        };
+        let falls =
+            |step: u64| step.is_multiple_of(epoch) || (every > 0 && step.is_multiple_of(every));
         let of_steps = if every == 0 {
             0
         } else {

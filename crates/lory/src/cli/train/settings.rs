@@ -194,10 +194,7 @@ mod tests {
         let matches = command.try_get_matches_from(args).unwrap();
         let flags = SettingsArgs::from_arg_matches(&matches).unwrap();
         let over = flags.over(Settings::default());
-        assert_eq!(
-            serde_json::to_value(over).unwrap(),
-            Value::Object(changed)
-        );
+        assert_eq!(serde_json::to_value(over).unwrap(), Value::Object(changed));
         assert_eq!(
             SettingsArgs::default().over(Settings::default()),
             Settings::default()
