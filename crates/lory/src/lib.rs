@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod home;
 pub mod http;
+pub mod memory;
 pub mod progress;
 pub mod pull;
 pub mod runner;

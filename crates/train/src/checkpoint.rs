@@ -214,7 +214,15 @@ pub fn load(
     shapes: &[&LoraParams],
 ) -> Result<Option<Checkpoint>, TrainError> {
     let size = match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A file where a folder should be is told by the first write, with what to do about it.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
         found => found.map_err(TrainError::read(path))?.len(),
     };
     let broken = |message: String| TrainError::CheckpointBroken {

@@ -21,7 +21,7 @@ pub enum TrainError {
     /// A file could not be written; what was there before is untouched.
     #[error(
         "cannot write {path}: {source}; what was saved there before still stands: \
-         make room or choose another folder, then run the same command again"
+         make room, let it be written or choose another folder, then run the same command again"
     )]
     Write {
         /// The file.
@@ -102,6 +102,19 @@ pub enum TrainError {
     /// The jobs of a run do not fit together or lack something.
     #[error("cannot start the run: {0}")]
     Plan(String),
+    /// The run would not fit into memory.
+    #[error(
+        "the run needs {} MiB of memory beside what it holds already, and {} MiB are available; {advice}",
+        needed.div_ceil(1 << 20), available >> 20
+    )]
+    Memory {
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+        /// What to change.
+        advice: String,
+    },
     /// The model that computes losses and gradients failed.
     #[error("the model failed: {0}")]
     Learner(String),

@@ -14,7 +14,7 @@ use crate::learner::{Item, Learner, LossSum};
 use crate::params::{LoraGrads, LoraParams};
 
 /// Rows that go through the head at once: the logits of so many rows are in memory.
-const HEAD_ROWS: usize = 256;
+pub(crate) const HEAD_ROWS: usize = 256;
 
 /// A model that learns adapters.
 pub struct ModelLearner {

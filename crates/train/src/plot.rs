@@ -1,8 +1,13 @@
-//! The loss curve as an SVG: training loss (raw and smoothed) and validation loss of one adapter or of several.
+//! The loss curve as an SVG: training loss (raw and smoothed) and validation loss of one adapter or of several. And the
+//! curves of a sweep over learning rates (`rates`).
 //!
 //! A pure function from numbers to text. Colours follow the reader's light or dark setting by themselves.
 
+mod rates;
+
 use std::fmt::Write as _;
+
+pub use rates::{RateCurve, rate_curve};
 
 use crate::metrics::Record;
 
@@ -76,7 +81,8 @@ pub fn loss_curve(title: &str, curves: &[Curve]) -> String {
 
     let mut svg = String::new();
     head(&mut svg, title, curves.len());
-    axes(&mut svg, &frame, &x_ticks, &y_ticks);
+    let words = ["optimizer step", "loss (nats per token)"];
+    axes(&mut svg, &frame, &labelled(&x_ticks), &labelled(&y_ticks), words);
     for (i, curve) in curves.iter().enumerate() {
         let class = format!("c{}", i % COLOURS.len());
         let train: Vec<(f64, f64)> = curve.train.iter().filter(finite).copied().collect();
@@ -162,24 +168,32 @@ fn head(svg: &mut String, title: &str, curves: usize) {
     );
 }
 
-fn axes(svg: &mut String, frame: &Frame, x_ticks: &[f64], y_ticks: &[f64]) {
+/// Ticks with their labels.
+type Ticks = [(f64, String)];
+
+fn labelled(ticks: &[f64]) -> Vec<(f64, String)> {
+    let with_label = |tick: &f64| (*tick, label(*tick, ticks));
+    ticks.iter().map(with_label).collect()
+}
+
+/// The axes with their ticks, and the words beside x and y.
+fn axes(svg: &mut String, frame: &Frame, x_ticks: &Ticks, y_ticks: &Ticks, words: [&str; 2]) {
     let (right, floor) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-    for &tick in y_ticks {
-        let y = frame.y(tick);
+    for (tick, label) in y_ticks {
+        let y = frame.y(*tick);
         let _ = writeln!(
             svg,
             r#"<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/>"#
         );
         let _ = writeln!(
             svg,
-            r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
+            r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#,
             LEFT - 7.0,
             y + 4.0,
-            label(tick, y_ticks)
         );
     }
-    for &tick in x_ticks.iter().filter(|tick| **tick <= frame.last) {
-        let x = frame.x(tick);
+    for (tick, label) in x_ticks.iter().filter(|tick| tick.0 <= frame.last) {
+        let x = frame.x(*tick);
         let _ = writeln!(
             svg,
             r#"<line class="axis" x1="{x:.1}" x2="{x:.1}" y1="{floor}" y2="{:.1}"/>"#,
@@ -187,9 +201,8 @@ fn axes(svg: &mut String, frame: &Frame, x_ticks: &[f64], y_ticks: &[f64]) {
         );
         let _ = writeln!(
             svg,
-            r#"<text x="{x:.1}" y="{:.1}" text-anchor="middle">{}</text>"#,
+            r#"<text x="{x:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#,
             floor + 18.0,
-            label(tick, x_ticks)
         );
     }
     let _ = writeln!(
@@ -203,13 +216,15 @@ fn axes(svg: &mut String, frame: &Frame, x_ticks: &[f64], y_ticks: &[f64]) {
     let middle = (LEFT + right) / 2.0;
     let _ = writeln!(
         svg,
-        r#"<text x="{middle}" y="{}" text-anchor="middle">optimizer step</text>"#,
-        HEIGHT - 14.0
+        r#"<text x="{middle}" y="{}" text-anchor="middle">{}</text>"#,
+        HEIGHT - 14.0,
+        words[0]
     );
     let half = (TOP + floor) / 2.0;
     let _ = writeln!(
         svg,
-        r#"<text transform="translate(16 {half}) rotate(-90)" text-anchor="middle">loss (nats per token)</text>"#
+        r#"<text transform="translate(16 {half}) rotate(-90)" text-anchor="middle">{}</text>"#,
+        words[1]
     );
 }
 

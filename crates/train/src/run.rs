@@ -6,9 +6,12 @@ mod adapter;
 
 use std::time::{Duration, Instant};
 
+use formats::config::ModelConfig;
+
 use crate::batch;
 use crate::checkpoint::{self, AdapterView, Best, Identity};
 use crate::error::TrainError;
+use crate::forecast::{Forecast, Part};
 use crate::job::Job;
 use crate::learner::{Item, Learner, LossSum};
 use crate::metrics::{MetricsLog, Record};
@@ -91,6 +94,45 @@ impl<'o> Run<'o> {
             saved: None,
             clock,
         })
+    }
+
+    /// What the run will do and need on a base of `config`.
+    pub(crate) fn forecast(&self, config: &ModelConfig) -> Forecast {
+        let (mut tokens, mut validation_tokens, mut parts) = (0, 0, Vec::new());
+        for (adapter, plan) in self.adapters.iter().zip(&self.plan.adapters) {
+            let validation: Vec<usize> = adapter
+                .job
+                .validation
+                .iter()
+                .map(|row| row.tokens.len())
+                .collect();
+            let share = plan.steps as f64 / plan.steps_per_epoch as f64;
+            tokens += (plan.tokens as f64 * share).round() as u64;
+            validation_tokens +=
+                adapter.validations_due(plan.steps) * validation.iter().sum::<usize>() as u64;
+            parts.push(Part::new(
+                &adapter.job.settings,
+                plan.parameters,
+                &adapter.lengths,
+                validation,
+            ));
+        }
+        let batch_tokens = self.options.batch_tokens;
+        Forecast::new(
+            self.plan.clone(),
+            tokens,
+            validation_tokens,
+            parts,
+            batch_tokens,
+            config,
+        )
+    }
+
+    /// Tokens of the step that was done last, of all adapters.
+    pub(crate) fn tokens_of_last_step(&mut self) -> usize {
+        let step = self.step.saturating_sub(1);
+        let adapters = self.adapters.iter_mut();
+        adapters.map(|adapter| adapter.tokens_of(step)).sum()
     }
 
     /// Goes on from the checkpoint, where there is one; returns its step.

@@ -5,8 +5,12 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use formats::config::ModelConfig;
 
 use crate::error::TrainError;
+use crate::forecast::{Forecast, Measured};
 use crate::job::Job;
 use crate::learner::Learner;
 use crate::params::LoraParams;
@@ -70,14 +74,91 @@ pub struct Trained {
     pub metrics: String,
 }
 
-/// Trains every job's adapter, all of them over shared batches; goes on from the checkpoint where there is one.
-///
-/// An adapter gets the same steps as if it were trained alone: its own rows, order, schedule, clipping and optimizer. One
-/// with fewer steps than the others rests once it is done. `interrupt` may be set from anywhere, at any time.
+/// A run that is ready to start: its jobs are checked and its steps are counted, and nothing is computed or written yet.
+pub struct Prepared<'o>(Run<'o>);
+
+/// Checks the jobs and counts what is to be done.
 ///
 /// # Errors
-/// Jobs that cannot be trained, a checkpoint of another run, a diverged loss, a file that cannot be written, a learner
-/// that fails. The last checkpoint stands in every case.
+/// Jobs that cannot be trained.
+pub fn prepare(jobs: Vec<Job>, options: &RunOptions) -> Result<Prepared<'_>, TrainError> {
+    Ok(Prepared(Run::plan(jobs, options)?))
+}
+
+impl Prepared<'_> {
+    /// What the run will do and need on a base of `config`.
+    #[must_use]
+    pub fn forecast(&self, config: &ModelConfig) -> Forecast {
+        self.0.forecast(config)
+    }
+
+    /// Takes the first step to see how long a step takes, and throws it away with the run; none when it was asked to stop.
+    ///
+    /// # Errors
+    /// As [`Prepared::train`].
+    pub fn measure(
+        mut self,
+        learner: &mut dyn Learner,
+        interrupt: &AtomicBool,
+    ) -> Result<Option<Measured>, TrainError> {
+        let stop = || interrupt.load(Ordering::Relaxed);
+        let began = Instant::now();
+        if self.0.forward_backward(learner, &stop)?.is_none() {
+            return Ok(None);
+        }
+        self.0.clip()?;
+        self.0.optimizer_step();
+        Ok(Some(Measured {
+            tokens: self.0.tokens_of_last_step(),
+            seconds: began.elapsed().as_secs_f64(),
+        }))
+    }
+
+    /// Trains every job's adapter, all of them over shared batches; goes on from the checkpoint where there is one.
+    ///
+    /// An adapter gets the same steps as if it were trained alone: its own rows, order, schedule, clipping and optimizer.
+    /// One with fewer steps than the others rests once it is done. `interrupt` may be set from anywhere, at any time.
+    ///
+    /// # Errors
+    /// A checkpoint of another run, a diverged loss, a file that cannot be written, a learner that fails. The last
+    /// checkpoint stands in every case.
+    pub fn train(
+        self,
+        learner: &mut dyn Learner,
+        observer: &mut dyn Observer,
+        interrupt: &AtomicBool,
+    ) -> Result<Outcome, TrainError> {
+        let stop = || interrupt.load(Ordering::Relaxed);
+        let mut run = self.0;
+        let resumed = run.resume()?;
+        run.open_metrics()?;
+        observer.started(&run.plan, resumed);
+        loop {
+            if !run.validate(learner, observer, &stop)? {
+                return run.interrupted(observer);
+            }
+            if run.checkpoint_is_due() {
+                run.checkpoint(observer)?;
+            }
+            if run.is_done() {
+                break;
+            }
+            let Some(losses) = run.forward_backward(learner, &stop)? else {
+                return run.interrupted(observer);
+            };
+            let norms = run.clip()?;
+            let rates = run.optimizer_step();
+            run.log(&losses, &norms, &rates, observer)?;
+        }
+        observer.finished(run.step);
+        Ok(Outcome::Finished(run.finish()))
+    }
+}
+
+/// [`prepare`] and [`Prepared::train`] in one.
+///
+/// # Errors
+/// Those of both.
 pub fn train(
     jobs: Vec<Job>,
     options: &RunOptions,
@@ -85,28 +166,5 @@ pub fn train(
     observer: &mut dyn Observer,
     interrupt: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    let stop = || interrupt.load(Ordering::Relaxed);
-    let mut run = Run::plan(jobs, options)?;
-    let resumed = run.resume()?;
-    run.open_metrics()?;
-    observer.started(&run.plan, resumed);
-    loop {
-        if !run.validate(learner, observer, &stop)? {
-            return run.interrupted(observer);
-        }
-        if run.checkpoint_is_due() {
-            run.checkpoint(observer)?;
-        }
-        if run.is_done() {
-            break;
-        }
-        let Some(losses) = run.forward_backward(learner, &stop)? else {
-            return run.interrupted(observer);
-        };
-        let norms = run.clip()?;
-        let rates = run.optimizer_step();
-        run.log(&losses, &norms, &rates, observer)?;
-    }
-    observer.finished(run.step);
-    Ok(Outcome::Finished(run.finish()))
+    prepare(jobs, options)?.train(learner, observer, interrupt)
 }

@@ -428,3 +428,65 @@ fn the_loss_table_has_every_set_under_every_adapter() {
         assert!(losses[1].perplexity() > 1.0);
     }
 }
+
+#[test]
+fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
+    use train::lr_find::{Sweep, lr_find};
+    let job = job("one", 22, 0);
+    let before = job.clone();
+    let mut learner = Toy::default();
+    let mut seen = 0;
+    let found = lr_find(
+        &job,
+        Sweep::default(),
+        16,
+        &mut learner,
+        &mut |_| seen += 1,
+        &|| false,
+    )
+    .unwrap()
+    .unwrap();
+    assert_eq!((job.init.clone(), job.train.clone()), (before.init, before.train));
+    assert_eq!(found.points.len(), seen);
+    let [first, .., last] = &found.points[..] else {
+        panic!("no points")
+    };
+    // The weights are of the size of 1: far smaller steps change nothing, far larger ones leave the valley.
+    assert!((first.lr, first.change.abs() < 1e-3) == (1e-5, true), "{first:?}");
+    assert!(last.change > 0.0 && last.lr > 0.1, "{last:?}");
+    let (lowest, suggestion) = (found.lowest.unwrap(), found.suggestion.unwrap());
+    assert!((0.02..0.5).contains(&lowest), "{lowest}");
+    assert!((suggestion / lowest - 0.1).abs() < 0.006, "{suggestion} {lowest}");
+    // Trained at the suggestion, it is better than at a tenth and at a hundred times of it.
+    let loss = |lr: f64| {
+        let mut job = job.clone();
+        job.settings.lr = Some(lr);
+        run(vec![job])[0].best.unwrap().loss
+    };
+    assert!(loss(suggestion) < loss(suggestion / 10.0));
+    assert!(loss(suggestion) < loss(suggestion * 100.0));
+    let stopped = lr_find(&job, Sweep::default(), 0, &mut learner, &mut |_| {}, &|| true);
+    assert_eq!(stopped.unwrap(), None);
+}
+
+#[test]
+fn no_rate_is_suggested_where_none_helps() {
+    use train::lr_find::{Sweep, lr_find};
+    let mut job = job("one", 22, 0);
+    // One row, and weights that fit it best already.
+    job.train.truncate(1);
+    job.settings.lr = Some(0.05);
+    job.settings.epochs = 400;
+    job.validation.clear();
+    job.init = run(vec![job.clone()])[0].params.clone();
+    let found = lr_find(
+        &job,
+        Sweep::default(),
+        0,
+        &mut Toy::default(),
+        &mut |_| {},
+        &|| false,
+    );
+    let found = found.unwrap().unwrap();
+    assert_eq!((found.lowest, found.suggestion), (None, None));
+}

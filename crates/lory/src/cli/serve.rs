@@ -71,7 +71,7 @@ pub(super) struct EngineArgs {
 }
 
 /// A size with its unit; zero is none.
-fn size(text: &str) -> Result<ByteSize, String> {
+pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     match text.parse::<ByteSize>() {
         Ok(size) if size.as_u64() > 0 => Ok(size),
         _ => Err("must be a size above zero, such as 256MiB or 1.5GB".to_owned()),

@@ -110,11 +110,10 @@ impl Adapter {
         let step = step.min(steps);
         let falls =
             |step: u64| step.is_multiple_of(epoch) || (every > 0 && step.is_multiple_of(every));
-        let of_steps = if every == 0 {
-            0
-        } else {
-            step / every - (step / every.saturating_mul(epoch / gcd(every, epoch)))
-        };
+        // Those that are not at the end of an epoch as well.
+        let of_steps = step.checked_div(every).map_or(0, |count| {
+            count - step / every.saturating_mul(epoch / gcd(every, epoch))
+        });
         step / epoch + of_steps + u64::from(step == steps && !falls(step))
     }
 

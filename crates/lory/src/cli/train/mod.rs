@@ -1,5 +1,7 @@
 //! `lory train`: adapters of one persona, of several in one run, or of a data file.
 
+mod lr_find;
+mod plan;
 mod publish;
 mod settings;
 mod watch;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use bytesize::ByteSize;
 use kernels::{Compute, Device};
 use registry::Personas;
 use serde_json::json;
@@ -18,8 +21,11 @@ use train::{Job, ModelLearner, Settings};
 
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
+use super::serve::size;
 use super::{Usage, Verdict, print};
+use crate::memory::{self, Available, Limit};
 use crate::service::Base;
+use plan::Plan;
 use publish::Target;
 use settings::SettingsArgs;
 use watch::Watcher;
@@ -31,6 +37,8 @@ The same command after an interruption (Ctrl-C) goes on where it was. Flags win 
 
 Examples:
   lory train --persona customer --persona partner
+  lory train --persona customer --plan
+  lory train --persona customer --lr-find
   lory train --data mine.jsonl --eval held-out.jsonl --out my-adapter --epochs 2")]
 pub(super) struct Args {
     /// Train this persona from its persona.toml; several share batches
@@ -59,7 +67,18 @@ pub(super) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Print the summary as one JSON object
+    /// Print what the run would do, need and take, and stop; takes one step to measure it
+    #[arg(long)]
+    plan: bool,
+    /// Try learning rates in a short sweep over the training rows, print what each does and which to take, draw
+    /// lr-find.svg in the adapter's folder, and stop; nothing is trained
+    #[arg(long, conflicts_with = "plan")]
+    lr_find: bool,
+    /// The memory that the run may take beside the base and the rows [default: what is free, or left under the control
+    /// group's limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<ByteSize>,
+    /// Print the summary, or the plan, as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -93,18 +112,37 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     }
 
     let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
-    let folder = checkpoint.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let options = RunOptions {
         base: fingerprint.clone(),
         checkpoint: Some(checkpoint.clone()),
         ..RunOptions::default()
     };
     let stop = Arc::new(AtomicBool::new(false));
-    stop_on_signal(&stop)?;
     let mut learner = learner(&base);
-    let mut watcher = Watcher::new(&targets, &checkpoint);
-    match sft::train(jobs, &options, &mut learner, &mut watcher, &stop)? {
+    if args.lr_find {
+        stop_on_signal(&stop)?;
+        return lr_find::run(&jobs, &targets, &options, &mut learner, &stop, args.json);
+    }
+    let prepared = sft::prepare(jobs, &options)?;
+    let mut plan = Plan::new(
+        prepared.forecast(base.model.config()),
+        available(args.memory),
+    );
+    if args.plan {
+        if plan.check().is_ok()
+            && let Some(step) = prepared.measure(&mut learner, &stop)?
+        {
+            plan.measured(step);
+        }
+        return show(&plan, args.json);
+    }
+    eprint!("{}", plan.table());
+    plan.check()?;
+
+    stop_on_signal(&stop)?;
+    let folder = checkpoint.parent().unwrap_or(Path::new("."));
+    let mut watcher = Watcher::new(&targets, &checkpoint, plan);
+    match prepared.train(&mut learner, &mut watcher, &stop)? {
         Outcome::Interrupted { step, steps, .. } => {
             watcher.clear();
             eprintln!(
@@ -121,8 +159,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
                 sha256: &fingerprint,
             };
             for ((trained, target), loaded) in trained.iter().zip(&targets).zip(&loaded) {
-                publish::write(trained, target, loaded, &origin)
-                    .with_context(|| format!("cannot write the adapter of {}", target.name))?;
+                publish::write(trained, target, loaded, &origin).with_context(|| {
+                    format!(
+                        "cannot write the adapter of {}; all that was trained is kept in {}: make room in {} or let it be \
+                         written, then run the same command again",
+                        target.name,
+                        checkpoint.display(),
+                        target.out.display()
+                    )
+                })?;
             }
             // The adapters are on the disk; a checkpoint that stays would only be taken up for nothing.
             std::fs::remove_file(&checkpoint).ok();
@@ -139,6 +184,30 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
             Ok(Verdict::Good)
         }
     }
+}
+
+/// What the run may take.
+fn available(flag: Option<ByteSize>) -> Option<Available> {
+    let of_flag = |bytes: ByteSize| Available {
+        bytes: bytes.as_u64(),
+        limit: Limit::Flag,
+    };
+    flag.map(of_flag).or_else(memory::available)
+}
+
+/// Prints the plan; an error where it does not fit.
+fn show(plan: &Plan, json: bool) -> anyhow::Result<Verdict> {
+    let text = if json {
+        format!("{}\n", json!(plan))
+    } else {
+        let time = plan
+            .time()
+            .map_or_else(String::new, |time| format!("\n{time}\n"));
+        format!("{}{time}", plan.table())
+    };
+    print(&text)?;
+    plan.check()?;
+    Ok(Verdict::Good)
 }
 
 /// The decoder as the trainer drives it: forward in the arithmetic that serves, so that what is learnt is learnt on what the

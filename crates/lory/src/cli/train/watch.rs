@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use train::forecast::Measured;
 use train::progress::{Observer, Plan, StepMetrics, Validation};
 use train::sft::Trained;
 
+use super::plan::Plan as Needs;
 use super::publish::Target;
 use crate::cli::table::Table;
 use crate::progress::Progress;
@@ -19,6 +21,7 @@ pub(super) struct Watcher {
     progress: Progress,
     names: Vec<String>,
     checkpoint: PathBuf,
+    plan: Needs,
     rows: Vec<usize>,
     start: Instant,
     last_line: Option<Instant>,
@@ -27,11 +30,12 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub fn new(targets: &[Target], checkpoint: &Path) -> Self {
+    pub fn new(targets: &[Target], checkpoint: &Path, plan: Needs) -> Self {
         Self {
             progress: Progress::stderr(),
             names: targets.iter().map(|target| target.name.clone()).collect(),
             checkpoint: checkpoint.to_owned(),
+            plan,
             rows: Vec::new(),
             start: Instant::now(),
             last_line: None,
@@ -58,6 +62,7 @@ impl Watcher {
             adapters: trained.iter().zip(targets).enumerate().map(one).collect(),
             seconds: self.start.elapsed().as_secs_f64(),
             tokens_per_s: self.tokens_per_s,
+            plan: self.plan.clone(),
         }
     }
 }
@@ -66,19 +71,6 @@ impl Observer for Watcher {
     fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
         for adapter in &plan.adapters {
             self.rows.push(adapter.rows);
-            self.progress.say(&format!(
-                "{}: {} rows ({} to validate), {} tokens, {} of them trained; {} parameters; {} steps in {} epochs, \
-                 learning rate {:.2e}",
-                adapter.name,
-                adapter.rows,
-                adapter.validation_rows,
-                adapter.tokens,
-                adapter.trained_tokens,
-                adapter.parameters,
-                adapter.steps,
-                adapter.epochs,
-                adapter.lr,
-            ));
         }
         if let Some(step) = resumed {
             self.progress.say(&format!(
@@ -94,6 +86,15 @@ impl Observer for Watcher {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
+        // The first step of this process says how long all of them will take.
+        if self.tokens_per_s == 0.0 {
+            self.plan.measured(Measured {
+                tokens: metrics.tokens,
+                seconds: metrics.tokens as f64 / metrics.tokens_per_s.max(1e-9),
+            });
+            self.progress
+                .say(&self.plan.time().unwrap_or_default());
+        }
         self.tokens_per_s = metrics.tokens_per_s;
         self.last_step = metrics.step;
         let name = |i: usize| self.names.get(i).map_or("", String::as_str);
@@ -151,6 +152,7 @@ pub(super) struct Summary {
     adapters: Vec<Line>,
     seconds: f64,
     tokens_per_s: f64,
+    plan: Needs,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,0 +1,153 @@
+//! What a run will do and need, as a table for people and as JSON for scripts.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use train::Forecast;
+use train::forecast::Measured;
+
+use crate::cli::table::Table;
+use crate::memory::{self, Available};
+
+/// The plan of a run.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Plan {
+    #[serde(flatten)]
+    forecast: Forecast,
+    /// Bytes that the run will add to those in use.
+    memory_needed: u64,
+    /// Bytes in use before it starts: the base and the rows.
+    memory_in_use: Option<u64>,
+    /// What it may take.
+    memory_available: Option<Available>,
+    /// The step that the time is estimated from.
+    measured: Option<Measured>,
+    /// The estimated time, in seconds.
+    seconds: Option<f64>,
+}
+
+impl Plan {
+    pub fn new(forecast: Forecast, available: Option<Available>) -> Self {
+        Self {
+            memory_needed: forecast.memory.total(),
+            memory_in_use: memory::in_use(),
+            memory_available: available,
+            forecast,
+            measured: None,
+            seconds: None,
+        }
+    }
+
+    /// Whether it fits, as far as that is known.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.memory_available {
+            None => Ok(()),
+            Some(available) => Ok(self.forecast.check(available.bytes)?),
+        }
+    }
+
+    /// Takes up how long a step took.
+    pub fn measured(&mut self, step: Measured) {
+        self.seconds = Some(self.forecast.seconds(step.tokens_per_s()));
+        self.measured = Some(step);
+    }
+
+    /// For people: what is trained, and what memory it takes.
+    pub fn table(&self) -> String {
+        let mut adapters = Table::new(&[
+            "adapter",
+            "rows",
+            "to validate",
+            "tokens",
+            "trained",
+            "longest",
+            "parameters",
+            "steps",
+            "epochs",
+            "learning rate",
+        ]);
+        for adapter in &self.forecast.plan.adapters {
+            adapters.row([
+                adapter.name.clone(),
+                grouped(adapter.rows as u64),
+                grouped(adapter.validation_rows as u64),
+                grouped(adapter.tokens as u64),
+                grouped(adapter.trained_tokens as u64),
+                grouped(adapter.longest as u64),
+                grouped(adapter.parameters as u64),
+                grouped(adapter.steps),
+                grouped(adapter.epochs),
+                format!("{:.2e}", adapter.lr),
+            ]);
+        }
+        let mut memory = Table::new(&["memory", "size"]);
+        let needed = &self.forecast.memory;
+        for (what, bytes) in [
+            ("adapters", needed.adapters),
+            ("gradients", needed.gradients),
+            ("optimizer", needed.optimizer),
+            ("best state", needed.best),
+            ("activations", needed.activations),
+            ("keys and values", needed.cache),
+            ("logits", needed.logits),
+            ("needed by the run", self.memory_needed),
+        ] {
+            memory.row([what.to_owned(), size(bytes)]);
+        }
+        if let Some(available) = self.memory_available {
+            memory.row([available.limit.words().to_owned(), size(available.bytes)]);
+        }
+        if let Some(in_use) = self.memory_in_use {
+            memory.row([
+                "in use already (base and rows)".to_owned(),
+                size(in_use),
+            ]);
+        }
+        format!("{}\n{}", adapters.render(), memory.render())
+    }
+
+    /// For people: how long it will take, once a step was measured.
+    pub fn time(&self) -> Option<String> {
+        let (step, seconds) = (self.measured?, self.seconds?);
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        Some(format!(
+            "about {} for {} steps over {} tokens and {} of validation: a step of {} tokens took {:.2} s, {:.0} tokens/s",
+            indicatif::HumanDuration(time),
+            grouped(self.forecast.plan.steps),
+            grouped(self.forecast.tokens),
+            grouped(self.forecast.validation_tokens),
+            grouped(step.tokens as u64),
+            step.seconds,
+            step.tokens_per_s(),
+        ))
+    }
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn size(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_stand_in_groups_of_three() {
+        let all = [0, 12, 123, 1234, 123_456, 1_234_567].map(grouped);
+        assert_eq!(all, ["0", "12", "123", "1,234", "123,456", "1,234,567"]);
+        assert_eq!(size(3 << 19), "1.5 MiB");
+    }
+}

@@ -1,0 +1,213 @@
+//! How much memory the machine has left for this process, its container's limit included.
+//!
+//! Linux tells it in files; elsewhere nothing is known, and nothing is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+/// What is left, and what limits it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Available {
+    /// Bytes.
+    pub bytes: u64,
+    /// Who sets the limit.
+    pub limit: Limit,
+}
+
+/// Who sets the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// The machine's free memory.
+    Machine,
+    /// The limit of a control group: a container's, a service's or a job's.
+    Cgroup,
+    /// The command line.
+    Flag,
+}
+
+impl Limit {
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Limit::Machine => "free on this machine",
+            Limit::Cgroup => "left under the control group's limit",
+            Limit::Flag => "allowed by --memory",
+        }
+    }
+}
+
+/// What is left on this machine; none where it does not say.
+#[must_use]
+pub fn available() -> Option<Available> {
+    available_under(Path::new("/"))
+}
+
+/// What this process holds now, in bytes; none where the system does not say.
+#[must_use]
+pub fn in_use() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+fn available_under(root: &Path) -> Option<Available> {
+    let machine = fs::read_to_string(root.join("proc/meminfo"))
+        .ok()
+        .and_then(|text| kibibytes(&text, "MemAvailable:"))
+        .map(|bytes| Available {
+            bytes,
+            limit: Limit::Machine,
+        });
+    let of_group = groups(root).into_iter().filter_map(|group| left(&group)).min();
+    let group = of_group.map(|bytes| Available {
+        bytes,
+        limit: Limit::Cgroup,
+    });
+    match (machine, group) {
+        (Some(machine), Some(group)) if group.bytes < machine.bytes => Some(group),
+        (machine, group) => machine.or(group),
+    }
+}
+
+/// The folders of the control groups that this process is in, from its own up to the root, in both versions.
+fn groups(root: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut groups = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let mount = match controllers {
+            "" => root.join("sys/fs/cgroup"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                root.join("sys/fs/cgroup/memory")
+            }
+            _ => continue,
+        };
+        // Inside a container the path may be the host's, whose folder is not here: the mount itself is then the group.
+        let own = mount.join(path.trim_start_matches('/'));
+        groups.extend(
+            own.ancestors()
+                .take_while(|folder| folder.starts_with(&mount))
+                .map(Path::to_owned),
+        );
+    }
+    groups
+}
+
+/// The limit of a group less what it uses; pages of files that can be dropped do not count as used.
+fn left(group: &Path) -> Option<u64> {
+    let number = |name: &str| -> Option<u64> {
+        fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
+    };
+    let (limit, used) = match number("memory.max") {
+        Some(limit) => (limit, number("memory.current")?),
+        None => (
+            number("memory.limit_in_bytes")?,
+            number("memory.usage_in_bytes")?,
+        ),
+    };
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let of = |names: [&str; 2]| -> u64 {
+        let lines = stat.lines().filter_map(|line| line.split_once(' '));
+        lines
+            .filter(|(name, _)| names.contains(name))
+            .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
+            .sum()
+    };
+    // Version 1 has totals over the groups below, too.
+    let files = match of(["total_inactive_file", "total_active_file"]) {
+        0 => of(["inactive_file", "active_file"]),
+        total => total,
+    };
+    Some(limit.saturating_sub(used.saturating_sub(files)))
+}
+
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let number: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(number * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> Option<Available> {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        available_under(root.path())
+    }
+
+    const MEMINFO: (&str, &str) = (
+        "proc/meminfo",
+        "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n",
+    );
+
+    #[test]
+    fn without_a_group_it_is_what_is_free() {
+        let found = machine(&[MEMINFO]).unwrap();
+        assert_eq!((found.bytes, found.limit), (8_000_000 << 10, Limit::Machine));
+        assert_eq!(machine(&[]), None);
+        let unlimited = [
+            MEMINFO,
+            ("proc/self/cgroup", "0::/user.slice\n"),
+            ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
+            ("sys/fs/cgroup/user.slice/memory.current", "1000\n"),
+        ];
+        assert_eq!(machine(&unlimited).unwrap().limit, Limit::Machine);
+    }
+
+    #[test]
+    fn the_tightest_group_above_counts_and_file_pages_do_not() {
+        let found = machine(&[
+            MEMINFO,
+            ("proc/self/cgroup", "0::/jobs/mine\n"),
+            ("sys/fs/cgroup/jobs/mine/memory.max", "2000000000\n"),
+            ("sys/fs/cgroup/jobs/mine/memory.current", "500000000\n"),
+            ("sys/fs/cgroup/jobs/memory.max", "1000000000\n"),
+            ("sys/fs/cgroup/jobs/memory.current", "900000000\n"),
+            (
+                "sys/fs/cgroup/jobs/memory.stat",
+                "anon 5\ninactive_file 300000000\nactive_file 200000000\n",
+            ),
+        ]);
+        assert_eq!(
+            found,
+            Some(Available {
+                bytes: 600_000_000,
+                limit: Limit::Cgroup
+            })
+        );
+    }
+
+    #[test]
+    fn the_first_version_is_read_too_and_a_path_of_the_host_falls_back() {
+        let found = machine(&[
+            MEMINFO,
+            ("proc/self/cgroup", "4:memory:/docker/abc\n1:cpu:/\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "1000000\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "700000\n"),
+            (
+                "sys/fs/cgroup/memory/memory.stat",
+                "inactive_file 1\ntotal_inactive_file 100000\ntotal_active_file 0\n",
+            ),
+        ]);
+        assert_eq!(found.unwrap().bytes, 400_000);
+    }
+
+    #[test]
+    fn this_process_holds_something() {
+        if cfg!(target_os = "linux") {
+            assert!(in_use().unwrap() > 1 << 20 && available().unwrap().bytes > 0);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A training process that is killed, or whose disk fails: the same command goes on and ends with the same bytes.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::scene::{Ran, Scene, ran};
+
+/// A home with a base and a persona that can be trained.
+fn scene() -> Scene {
+    let scene = Scene::with_tones();
+    let rows = |from: usize, count: usize| -> String {
+        let row = |i: usize| {
+            format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
+        };
+        (from..from + count).map(row).collect()
+    };
+    for name in ["sunny", "happy"] {
+        let table = "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 10\n";
+        scene.persona(name, table, None);
+        scene.write(&format!("personas/{name}/train.jsonl"), &rows(100, 30));
+        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 4));
+    }
+    scene
+}
+
+/// 80 steps in 10 epochs, a checkpoint after each, so that writing takes a good part of the time.
+const ARGS: [&str; 9] = [
+    "train",
+    "--base",
+    "tiny.gguf",
+    "--persona",
+    "sunny",
+    "--persona",
+    "happy",
+    "--save-every",
+    "1",
+];
+
+fn checkpoint(scene: &Scene) -> PathBuf {
+    scene.path("personas/.train/sunny+happy.safetensors")
+}
+
+/// Every file under a folder, by name.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(at) = folders.pop() {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// What an uninterrupted run leaves.
+fn uninterrupted() -> &'static BTreeMap<PathBuf, Vec<u8>> {
+    static FILES: OnceLock<BTreeMap<PathBuf, Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let scene = scene();
+        scene.run(&ARGS).succeeds();
+        files(&scene.path("personas"))
+    })
+}
+
+#[track_caller]
+fn assert_same(found: &BTreeMap<PathBuf, Vec<u8>>, expected: &BTreeMap<PathBuf, Vec<u8>>) {
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(found), names(expected));
+    for (name, bytes) in expected {
+        assert!(found[name] == *bytes, "{} differs", name.display());
+    }
+}
+
+/// Starts the run and kills it as soon as `when` holds; false when it ended before.
+fn kill_when(scene: &Scene, when: impl Fn() -> bool) -> bool {
+    let mut child = scene
+        .lory(&ARGS)
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !when() {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    // SIGKILL: no handler runs, nothing is flushed.
+    child.kill().unwrap();
+    child.wait().unwrap().signal() == Some(9)
+}
+
+#[test]
+fn a_run_killed_over_and_over_ends_with_the_same_bytes() {
+    let scene = scene();
+    let lines = || {
+        let metrics = scene.path("personas/sunny/adapter/metrics.jsonl");
+        std::fs::read_to_string(metrics).map_or(0, |text| text.lines().count())
+    };
+    // Before its first step, in the middle of epochs, about validations.
+    let mut killed = 0;
+    for least in [0, 1, 5, 9, 12, 25, 40] {
+        killed += usize::from(kill_when(&scene, || lines() >= least));
+    }
+    assert!(killed >= 5, "{killed} kills hit");
+    let last = scene.run(&ARGS);
+    last.succeeds();
+    assert!(last.err.contains("resuming at step "), "{last:?}");
+    assert_same(&files(&scene.path("personas")), uninterrupted());
+}
+
+/// A process in a shell that lets no file grow past `kib` KiB: past it the system says no, or kills, as `on_limit` has it.
+fn limited(scene: &Scene, kib: u64, on_limit: &str) -> (Ran, Option<i32>) {
+    let lory = scene.lory(&ARGS);
+    let mut command = Command::new("sh");
+    // sh counts in blocks of 512 bytes.
+    let script = format!("{on_limit} ulimit -f {}; exec \"$0\" \"$@\"", kib * 2);
+    command
+        .args(["-c", &script])
+        .arg(lory.get_program())
+        .args(lory.get_args())
+        .current_dir(lory.get_current_dir().unwrap())
+        .stdin(Stdio::null());
+    for (name, value) in lory.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let output = command.output().unwrap();
+    let signal = output.status.signal();
+    (ran(output), signal)
+}
+
+/// A size in KiB that the first checkpoints keep to, and that those with a best state do not.
+fn limit(scene: &Scene) -> u64 {
+    assert!(kill_when(scene, || checkpoint(scene).exists()));
+    let bytes = std::fs::read(checkpoint(scene)).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let of = |part: &str| -> usize {
+        let tensors = header.tensors();
+        let mut bytes = 0;
+        for (_, tensor) in tensors.iter().filter(|(name, _)| name.contains(part)) {
+            bytes += tensor.data_offsets.1 - tensor.data_offsets.0;
+        }
+        bytes
+    };
+    // Parameters and two means, and half a best state.
+    let half = of("/params/") / 2;
+    let without = bytes.len() - of("/best/");
+    ((without + half) / 1024) as u64
+}
+
+#[test]
+fn a_run_killed_in_the_middle_of_a_checkpoint_ends_with_the_same_bytes() {
+    let scene = scene();
+    let kib = limit(&scene);
+    // Left to itself, the signal that comes with the limit kills the process within the write.
+    let (killed, signal) = limited(&scene, kib, "");
+    assert!(signal.is_some(), "{killed:?}");
+    let folder = scene.names("personas/.train");
+    assert!(
+        folder.iter().any(|name| name.ends_with(".partial")),
+        "{folder:?}"
+    );
+    let last = scene.run(&ARGS);
+    last.succeeds();
+    assert!(last.err.contains("resuming at step "), "{last:?}");
+    assert_same(&files(&scene.path("personas")), uninterrupted());
+}
+
+#[test]
+fn a_run_whose_disk_is_full_says_how_to_go_on_and_does() {
+    let scene = scene();
+    let kib = limit(&scene);
+    // With the signal ignored, the write fails as on a full disk.
+    let (failed, _) = limited(&scene, kib, "trap '' XFSZ;");
+    failed.fails(
+        1,
+        &[
+            "cannot write",
+            "sunny+happy.safetensors",
+            "what was saved there before still stands",
+            "run the same command again",
+        ],
+    );
+    // The checkpoint before it stands, and no half-written one lies about.
+    assert_eq!(scene.names("personas/.train"), ["sunny+happy.safetensors"]);
+    let last = scene.run(&ARGS);
+    last.succeeds();
+    assert!(last.err.contains("resuming at step "), "{last:?}");
+    assert_same(&files(&scene.path("personas")), uninterrupted());
+}
+
+#[test]
+fn a_disk_that_fills_up_at_the_end_loses_nothing() {
+    let scene = scene();
+    assert!(kill_when(&scene, || checkpoint(&scene).exists()));
+    // A folder where the adapter's weights belong: they cannot be put in their place.
+    let weights = "personas/happy/adapter/adapter_model.safetensors";
+    scene.write(&format!("{weights}/in-the-way"), "");
+    scene.run(&ARGS).fails(
+        1,
+        &["cannot write the adapter of happy", "run the same command again"],
+    );
+    assert!(checkpoint(&scene).exists());
+    std::fs::remove_dir_all(scene.path(weights)).unwrap();
+    let last = scene.run(&ARGS);
+    last.succeeds();
+    assert!(last.err.contains("resuming at step 80 of 80"), "{last:?}");
+    assert_same(&files(&scene.path("personas")), uninterrupted());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named_with_what_to_do() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = scene();
+    std::fs::create_dir(scene.path("closed")).unwrap();
+    let closed = std::fs::Permissions::from_mode(0o555);
+    std::fs::set_permissions(scene.path("closed"), closed).unwrap();
+    let args = ["train", "--base", "tiny.gguf", "--data", "personas/sunny/train.jsonl", "--out"];
+    // Whoever may write anywhere (root) meets a file where the folder should be instead.
+    let may_write = std::fs::write(scene.path("closed/probe"), "").is_ok();
+    scene.write("file", "");
+    let out = if may_write { "file/mine" } else { "closed/mine" };
+    let ran = scene.run(&[&args[..], &[out]].concat());
+    ran.fails(1, &["cannot write", out, "run the same command again"]);
+}

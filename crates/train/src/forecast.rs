@@ -1,0 +1,400 @@
+//! What a run will need, before it starts: its steps and tokens, its memory, its time from a measured step.
+//!
+//! Pure arithmetic over lengths and shapes, kept beside what [`crate::learner_model`] holds in memory. Knows no machine: what
+//! is available comes as a number.
+
+use formats::config::ModelConfig;
+use kernels::BLOCK_TOKENS;
+use serde::Serialize;
+
+use crate::error::TrainError;
+use crate::learner_model::HEAD_ROWS;
+use crate::progress::Plan;
+use crate::settings::Settings;
+
+/// A validation token costs a forward pass; a training token costs that, the layer again, and the backward.
+const VALIDATION_SHARE: f64 = 1.0 / 3.0;
+/// Packed adapters are padded to so many columns.
+const PADDED_RANK: usize = 16;
+
+/// What a run will do and need.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Its steps, by adapter.
+    pub plan: Plan,
+    /// Tokens that are trained on in all its steps, those whose loss does not count among them.
+    pub tokens: u64,
+    /// Tokens of all its validations.
+    pub validation_tokens: u64,
+    /// What it will hold in memory.
+    pub memory: Memory,
+    #[serde(skip)]
+    what_if: WhatIf,
+}
+
+/// What a run holds in memory at its peak, in bytes, beside the base and the data that are loaded already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Memory {
+    /// The adapters: as they started, as they are, and as the products take them.
+    pub adapters: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// AdamW's means.
+    pub optimizer: u64,
+    /// The best state of those that are validated.
+    pub best: u64,
+    /// Layer inputs, and the tensors of one layer, forward and backward.
+    pub activations: u64,
+    /// Keys and values of one layer.
+    pub cache: u64,
+    /// Logits of the rows that go through the head at once.
+    pub logits: u64,
+}
+
+impl Memory {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.adapters
+            + self.gradients
+            + self.optimizer
+            + self.best
+            + self.activations
+            + self.cache
+            + self.logits
+    }
+}
+
+/// What decides the memory of one adapter's part.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    pub parameters: usize,
+    pub rank: usize,
+    pub batch_rows: usize,
+    /// Tokens of the training rows.
+    pub lengths: Vec<usize>,
+    /// Tokens of the validation rows.
+    pub validation: Vec<usize>,
+}
+
+impl Part {
+    pub fn new(settings: &Settings, parameters: usize, lengths: &[usize], validation: Vec<usize>) -> Part {
+        Part {
+            parameters,
+            rank: settings.rank,
+            batch_rows: settings.batch_rows,
+            lengths: lengths.to_vec(),
+            validation,
+        }
+    }
+}
+
+/// The sizes of the base that memory depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    layers: usize,
+    hidden: usize,
+    query: usize,
+    key: usize,
+    intermediate: usize,
+    vocab: usize,
+}
+
+/// The run's memory as a function of what a user can change.
+#[derive(Debug, Clone, PartialEq)]
+struct WhatIf {
+    shape: Shape,
+    parts: Vec<Part>,
+    batch_tokens: usize,
+}
+
+/// Upper limits on the settings of all adapters.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    batch_rows: usize,
+    max_length: usize,
+    rank: usize,
+}
+
+impl WhatIf {
+    fn memory(&self, limits: Limits) -> Memory {
+        let s = self.shape;
+        let mut memory = Memory::default();
+        let clipped = |length: &usize| (*length).min(limits.max_length);
+        let (mut longest, mut rows, mut tokens) = (0, 0, 0usize);
+        let (mut validated, mut widest_rank) = (0, 0);
+        for part in &self.parts {
+            let rank = part.rank.min(limits.rank);
+            let parameters = part.parameters / part.rank.max(1) * rank;
+            let packed = parameters / rank.max(1) * rank.next_multiple_of(PADDED_RANK);
+            memory.adapters += 4 * (2 * parameters + packed) as u64;
+            memory.gradients += 4 * parameters as u64;
+            memory.optimizer += 8 * parameters as u64;
+            if !part.validation.is_empty() {
+                memory.best += 4 * parameters as u64;
+            }
+            widest_rank = widest_rank.max(rank);
+            // The longest rows may well meet in one micro-batch.
+            let mut lengths: Vec<usize> = part.lengths.iter().map(clipped).collect();
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            longest = longest.max(lengths.first().copied().unwrap_or(0));
+            let most = part.batch_rows.min(limits.batch_rows).min(lengths.len());
+            rows += most;
+            tokens += lengths[..most].iter().sum::<usize>();
+            let in_validation: Vec<usize> = part.validation.iter().map(clipped).collect();
+            let one_row = in_validation.iter().copied().max().unwrap_or(0);
+            validated = validated.max(self.limit(in_validation.iter().sum()).max(one_row));
+            rows = rows.max(part.validation.len());
+        }
+        let tokens = self.limit(tokens).max(longest);
+        let wide = s.query.max(s.intermediate);
+        let kept = s.layers * s.hidden;
+        let one_layer = 7 * s.hidden + 6 * s.intermediate + 4 * s.query + 4 * s.key + 4 * widest_rank;
+        // Rounded copies for the products: bytes with their scales and pairs of bf16, forward and backward.
+        let rounded = 4 * (2 * s.hidden + wide) + 2 * wide;
+        // Only training keeps layer inputs; the buffers of a layer are as large as the larger call needs.
+        let larger = tokens.max(validated);
+        memory.activations = (tokens * 4 * kept + larger * (4 * one_layer + rounded)) as u64;
+        memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
+        let head_rows = larger.min(HEAD_ROWS);
+        memory.logits = (head_rows * (6 * s.vocab + 4 * 4 * s.hidden)) as u64;
+        memory
+    }
+
+    /// Tokens of one call of the learner, of `tokens` that are to be run.
+    fn limit(&self, tokens: usize) -> usize {
+        match self.batch_tokens {
+            0 => tokens,
+            most => tokens.min(most),
+        }
+    }
+
+    fn now(&self) -> Limits {
+        let most = |of: fn(&Part) -> usize| self.parts.iter().map(of).max().unwrap_or(0);
+        Limits {
+            batch_rows: most(|part| part.batch_rows.min(part.lengths.len())),
+            max_length: most(|part| part.lengths.iter().copied().max().unwrap_or(0)),
+            rank: most(|part| part.rank),
+        }
+    }
+
+    /// In words, which single changes would make the run fit into `available` bytes.
+    fn advice(&self, available: u64) -> String {
+        let now = self.now();
+        let fits = |limits: Limits| self.memory(limits).total() <= available;
+        let largest = |now: usize, least: usize, with: &dyn Fn(usize) -> Limits| {
+            let mut value = now;
+            while value > least && !fits(with(value)) {
+                value = (value / 2).max(least);
+            }
+            (value < now && fits(with(value))).then_some(value)
+        };
+        let rows = largest(now.batch_rows, 1, &|batch_rows| Limits { batch_rows, ..now });
+        let length = largest(now.max_length, 64, &|max_length| Limits { max_length, ..now });
+        let rank = largest(now.rank, 1, &|rank| Limits { rank, ..now });
+        let mut ways = Vec::new();
+        if let Some(rows) = rows {
+            ways.push(format!(
+                "batch_rows {rows} (with gradient_accumulation {} a step stays the same)",
+                now.batch_rows.div_ceil(rows)
+            ));
+        }
+        if let Some(length) = length {
+            ways.push(format!("max_length {length}"));
+        }
+        if let Some(rank) = rank {
+            ways.push(format!("rank {rank}"));
+        }
+        if !ways.is_empty() {
+            return format!("one of these is enough: {}", ways.join(", "));
+        }
+        let least = self.memory(Limits {
+            batch_rows: 1,
+            max_length: now.max_length.min(64),
+            rank: 1,
+        });
+        if least.total() <= available {
+            return "lower batch_rows, max_length and rank together".to_owned();
+        }
+        let adapters = if self.parts.len() > 1 {
+            "train fewer adapters at once, take a smaller base, or "
+        } else {
+            "take a smaller base, or "
+        };
+        format!("no setting makes it fit: {adapters}free memory")
+    }
+}
+
+impl Forecast {
+    pub(crate) fn new(
+        plan: Plan,
+        tokens: u64,
+        validation_tokens: u64,
+        parts: Vec<Part>,
+        batch_tokens: usize,
+        config: &ModelConfig,
+    ) -> Forecast {
+        let shape = Shape {
+            layers: config.layers,
+            hidden: config.hidden_size,
+            query: config.heads * config.head_dim,
+            key: config.kv_heads * config.head_dim,
+            intermediate: config.intermediate_size,
+            vocab: config.vocab_size,
+        };
+        let what_if = WhatIf {
+            shape,
+            parts,
+            batch_tokens,
+        };
+        Forecast {
+            plan,
+            tokens,
+            validation_tokens,
+            memory: what_if.memory(what_if.now()),
+            what_if,
+        }
+    }
+
+    /// How long the run takes at `tokens_per_s` of its training steps, in seconds.
+    #[must_use]
+    pub fn seconds(&self, tokens_per_s: f64) -> f64 {
+        let validation = self.validation_tokens as f64 * VALIDATION_SHARE;
+        (self.tokens as f64 + validation) / tokens_per_s.max(1e-9)
+    }
+
+    /// Refuses a run that needs more than `available` bytes.
+    ///
+    /// # Errors
+    /// [`TrainError::Memory`], with the numbers and what to change.
+    pub fn check(&self, available: u64) -> Result<(), TrainError> {
+        let needed = self.memory.total();
+        if needed <= available {
+            return Ok(());
+        }
+        Err(TrainError::Memory {
+            needed,
+            available,
+            advice: self.what_if.advice(available),
+        })
+    }
+}
+
+/// How fast a step went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measured {
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Time that it took.
+    pub seconds: f64,
+}
+
+impl Measured {
+    /// Tokens a second.
+    #[must_use]
+    pub fn tokens_per_s(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(1e-9)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape {
+        layers: 30,
+        hidden: 576,
+        query: 576,
+        key: 192,
+        intermediate: 1536,
+        vocab: 49152,
+    };
+
+    fn forecast(parts: Vec<Part>) -> Forecast {
+        let what_if = WhatIf {
+            shape: SHAPE,
+            parts,
+            batch_tokens: 2048,
+        };
+        Forecast {
+            plan: Plan {
+                steps: 10,
+                adapters: Vec::new(),
+            },
+            tokens: 3000,
+            validation_tokens: 300,
+            memory: what_if.memory(what_if.now()),
+            what_if,
+        }
+    }
+
+    fn part(batch_rows: usize, lengths: &[usize]) -> Part {
+        Part {
+            parameters: 4_884_480,
+            rank: 16,
+            batch_rows,
+            lengths: lengths.to_vec(),
+            validation: vec![10; 4],
+        }
+    }
+
+    #[test]
+    fn parameters_are_counted_as_often_as_they_are_held() {
+        let memory = forecast(vec![part(4, &[128; 20])]).memory;
+        let p = 4 * 4_884_480;
+        assert_eq!(
+            (memory.adapters, memory.gradients, memory.optimizer, memory.best),
+            (3 * p, p, 2 * p, p)
+        );
+        let two = forecast(vec![part(4, &[128; 20]), part(4, &[128; 20])]).memory;
+        assert_eq!(two.adapters, 6 * p);
+        assert_eq!(two.activations, 2 * memory.activations);
+        let mut unseen = part(4, &[128; 20]);
+        unseen.validation.clear();
+        assert_eq!(forecast(vec![unseen]).memory.best, 0);
+    }
+
+    #[test]
+    fn activations_follow_the_longest_call() {
+        let activations = |rows, lengths: &[usize]| forecast(vec![part(rows, lengths)]).memory.activations;
+        let four = activations(4, &[128; 20]);
+        assert_eq!(activations(8, &[128; 20]), 2 * four);
+        assert_eq!(activations(2, &[256, 256, 10, 10, 10]), four);
+        // A call is cut at 2048 tokens, unless one row is longer.
+        assert_eq!(activations(64, &[128; 200]), 4 * four);
+        assert_eq!(activations(1, &[4096]), 8 * four);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_numbers_and_a_way_out() {
+        let whole = forecast(vec![part(16, &[128; 64])]);
+        let needed = whole.memory.total();
+        whole.check(needed).unwrap();
+        let said = whole.check(needed - 1).unwrap_err().to_string();
+        assert!(
+            said.contains("batch_rows 8 (with gradient_accumulation 2")
+                && said.contains("max_length 64")
+                && said.contains("rank 8"),
+            "{said}"
+        );
+        assert!(said.contains(" MiB"), "{said}");
+        let said = whole.check(1 << 20).unwrap_err().to_string();
+        assert!(said.contains("take a smaller base"), "{said}");
+        // Where the adapters alone take it all, only the rank helps.
+        let narrow = forecast(vec![part(1, &[16; 64])]);
+        let said = narrow.check(narrow.memory.gradients * 7).unwrap_err().to_string();
+        assert!(said.contains("is enough: rank 8"), "{said}");
+    }
+
+    #[test]
+    fn time_is_that_of_the_measured_step() {
+        let forecast = forecast(vec![part(4, &[128; 20])]);
+        let measured = Measured {
+            tokens: 512,
+            seconds: 2.0,
+        };
+        assert_eq!(measured.tokens_per_s(), 256.0);
+        let seconds = forecast.seconds(measured.tokens_per_s());
+        assert!((seconds - 3100.0 / 256.0).abs() < 1e-9, "{seconds}");
+    }
+}
