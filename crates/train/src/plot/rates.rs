@@ -34,12 +34,7 @@ pub fn rate_curve(title: &str, curves: &[RateCurve]) -> String {
         top: y_ticks[y_ticks.len() - 1].max(high),
     };
     let decades: Vec<(f64, String)> = (0..=frame.last as i32)
-        .map(|decade| {
-            (
-                f64::from(decade),
-                format!("{:e}", 10f64.powi(first as i32 + decade)),
-            )
-        })
+        .map(|decade| (f64::from(decade), format!("1e{}", first as i32 + decade)))
         .collect();
     let mut svg = String::new();
     head(&mut svg, title, curves.len());
