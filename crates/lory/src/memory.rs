@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 /// What is left, and what limits it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Available {
     /// Bytes.
     pub bytes: u64,
@@ -60,7 +60,10 @@ fn available_under(root: &Path) -> Option<Available> {
             bytes,
             limit: Limit::Machine,
         });
-    let of_group = groups(root).into_iter().filter_map(|group| left(&group)).min();
+    let of_group = groups(root)
+        .into_iter()
+        .filter_map(|group| left(&group))
+        .min();
     let group = of_group.map(|bytes| Available {
         bytes,
         limit: Limit::Cgroup,
@@ -77,7 +80,8 @@ fn groups(root: &Path) -> Vec<PathBuf> {
     let mut groups = Vec::new();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
         else {
             continue;
         };
@@ -102,7 +106,11 @@ fn groups(root: &Path) -> Vec<PathBuf> {
 /// The limit of a group less what it uses; pages of files that can be dropped do not count as used.
 fn left(group: &Path) -> Option<u64> {
     let number = |name: &str| -> Option<u64> {
-        fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
+        fs::read_to_string(group.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     };
     let (limit, used) = match number("memory.max") {
         Some(limit) => (limit, number("memory.current")?),
@@ -155,7 +163,10 @@ mod tests {
     #[test]
     fn without_a_group_it_is_what_is_free() {
         let found = machine(&[MEMINFO]).unwrap();
-        assert_eq!((found.bytes, found.limit), (8_000_000 << 10, Limit::Machine));
+        assert_eq!(
+            (found.bytes, found.limit),
+            (8_000_000 << 10, Limit::Machine)
+        );
         assert_eq!(machine(&[]), None);
         let unlimited = [
             MEMINFO,

@@ -78,7 +78,12 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    pub fn new(settings: &Settings, parameters: usize, lengths: &[usize], validation: Vec<usize>) -> Part {
+    pub fn new(
+        settings: &Settings,
+        parameters: usize,
+        lengths: &[usize],
+        validation: Vec<usize>,
+    ) -> Part {
         Part {
             parameters,
             rank: settings.rank,
@@ -149,7 +154,8 @@ impl WhatIf {
         let tokens = self.limit(tokens).max(longest);
         let wide = s.query.max(s.intermediate);
         let kept = s.layers * s.hidden;
-        let one_layer = 7 * s.hidden + 6 * s.intermediate + 4 * s.query + 4 * s.key + 4 * widest_rank;
+        let one_layer =
+            7 * s.hidden + 6 * s.intermediate + 4 * s.query + 4 * s.key + 4 * widest_rank;
         // Rounded copies for the products: bytes with their scales and pairs of bf16, forward and backward.
         let rounded = 4 * (2 * s.hidden + wide) + 2 * wide;
         // Only training keeps layer inputs; the buffers of a layer are as large as the larger call needs.
@@ -189,8 +195,14 @@ impl WhatIf {
             }
             (value < now && fits(with(value))).then_some(value)
         };
-        let rows = largest(now.batch_rows, 1, &|batch_rows| Limits { batch_rows, ..now });
-        let length = largest(now.max_length, 64, &|max_length| Limits { max_length, ..now });
+        let rows = largest(now.batch_rows, 1, &|batch_rows| Limits {
+            batch_rows,
+            ..now
+        });
+        let length = largest(now.max_length, 64, &|max_length| Limits {
+            max_length,
+            ..now
+        });
         let rank = largest(now.rank, 1, &|rank| Limits { rank, ..now });
         let mut ways = Vec::new();
         if let Some(rows) = rows {
@@ -343,7 +355,12 @@ mod tests {
         let memory = forecast(vec![part(4, &[128; 20])]).memory;
         let p = 4 * 4_884_480;
         assert_eq!(
-            (memory.adapters, memory.gradients, memory.optimizer, memory.best),
+            (
+                memory.adapters,
+                memory.gradients,
+                memory.optimizer,
+                memory.best
+            ),
             (3 * p, p, 2 * p, p)
         );
         let two = forecast(vec![part(4, &[128; 20]), part(4, &[128; 20])]).memory;
@@ -356,7 +373,8 @@ mod tests {
 
     #[test]
     fn activations_follow_the_longest_call() {
-        let activations = |rows, lengths: &[usize]| forecast(vec![part(rows, lengths)]).memory.activations;
+        let activations =
+            |rows, lengths: &[usize]| forecast(vec![part(rows, lengths)]).memory.activations;
         let four = activations(4, &[128; 20]);
         assert_eq!(activations(8, &[128; 20]), 2 * four);
         assert_eq!(activations(2, &[256, 256, 10, 10, 10]), four);
@@ -382,7 +400,10 @@ mod tests {
         assert!(said.contains("take a smaller base"), "{said}");
         // Where the adapters alone take it all, only the rank helps.
         let narrow = forecast(vec![part(1, &[16; 64])]);
-        let said = narrow.check(narrow.memory.gradients * 7).unwrap_err().to_string();
+        let said = narrow
+            .check(narrow.memory.gradients * 7)
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("is enough: rank 8"), "{said}");
     }
 

@@ -82,7 +82,13 @@ pub fn loss_curve(title: &str, curves: &[Curve]) -> String {
     let mut svg = String::new();
     head(&mut svg, title, curves.len());
     let words = ["optimizer step", "loss (nats per token)"];
-    axes(&mut svg, &frame, &labelled(&x_ticks), &labelled(&y_ticks), words);
+    axes(
+        &mut svg,
+        &frame,
+        &labelled(&x_ticks),
+        &labelled(&y_ticks),
+        words,
+    );
     for (i, curve) in curves.iter().enumerate() {
         let class = format!("c{}", i % COLOURS.len());
         let train: Vec<(f64, f64)> = curve.train.iter().filter(finite).copied().collect();

@@ -446,17 +446,26 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
     )
     .unwrap()
     .unwrap();
-    assert_eq!((job.init.clone(), job.train.clone()), (before.init, before.train));
+    assert_eq!(
+        (job.init.clone(), job.train.clone()),
+        (before.init, before.train)
+    );
     assert_eq!(found.points.len(), seen);
     let [first, .., last] = &found.points[..] else {
         panic!("no points")
     };
     // The weights are of the size of 1: far smaller steps change nothing, far larger ones leave the valley.
-    assert!((first.lr, first.change.abs() < 1e-3) == (1e-5, true), "{first:?}");
+    assert!(
+        (first.lr, first.change.abs() < 1e-3) == (1e-5, true),
+        "{first:?}"
+    );
     assert!(last.change > 0.0 && last.lr > 0.1, "{last:?}");
     let (lowest, suggestion) = (found.lowest.unwrap(), found.suggestion.unwrap());
     assert!((0.02..0.5).contains(&lowest), "{lowest}");
-    assert!((suggestion / lowest - 0.1).abs() < 0.006, "{suggestion} {lowest}");
+    assert!(
+        (suggestion / lowest - 0.1).abs() < 0.006,
+        "{suggestion} {lowest}"
+    );
     // Trained at the suggestion, it is better than at a tenth of it and at a rate from the far end.
     let loss = |lr: f64| {
         let mut job = job.clone();
@@ -465,7 +474,14 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
     };
     assert!(loss(suggestion) < loss(suggestion / 10.0));
     assert!(loss(suggestion) < loss(0.9));
-    let stopped = lr_find(&job, Sweep::default(), 0, &mut learner, &mut |_| {}, &|| true);
+    let stopped = lr_find(
+        &job,
+        Sweep::default(),
+        0,
+        &mut learner,
+        &mut |_| {},
+        &|| true,
+    );
     assert_eq!(stopped.unwrap(), None);
 }
 

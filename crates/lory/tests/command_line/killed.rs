@@ -211,7 +211,10 @@ fn a_disk_that_fills_up_at_the_end_loses_nothing() {
     scene.write(&format!("{weights}/in-the-way"), "");
     scene.run(&ARGS).fails(
         1,
-        &["cannot write the adapter of happy", "run the same command again"],
+        &[
+            "cannot write the adapter of happy",
+            "run the same command again",
+        ],
     );
     assert!(checkpoint(&scene).exists());
     std::fs::remove_dir_all(scene.path(weights)).unwrap();
@@ -228,11 +231,22 @@ fn a_folder_that_cannot_be_written_is_named_with_what_to_do() {
     std::fs::create_dir(scene.path("closed")).unwrap();
     let closed = std::fs::Permissions::from_mode(0o555);
     std::fs::set_permissions(scene.path("closed"), closed).unwrap();
-    let args = ["train", "--base", "tiny.gguf", "--data", "personas/sunny/train.jsonl", "--out"];
+    let args = [
+        "train",
+        "--base",
+        "tiny.gguf",
+        "--data",
+        "personas/sunny/train.jsonl",
+        "--out",
+    ];
     // Whoever may write anywhere (root) meets a file where the folder should be instead.
     let may_write = std::fs::write(scene.path("closed/probe"), "").is_ok();
     scene.write("file", "");
-    let out = if may_write { "file/mine" } else { "closed/mine" };
+    let out = if may_write {
+        "file/mine"
+    } else {
+        "closed/mine"
+    };
     let ran = scene.run(&[&args[..], &[out]].concat());
     ran.fails(1, &["cannot write", out, "run the same command again"]);
 }

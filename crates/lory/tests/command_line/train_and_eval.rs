@@ -133,18 +133,36 @@ fn a_plan_says_what_a_run_needs_and_stops() {
     let scene = scene();
     let before = scene.names("personas/sunny");
     let plan = |more: &[&str]| {
-        let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--persona", "stern", "--plan"];
+        let args = [
+            "train",
+            BASE[0],
+            BASE[1],
+            "--persona",
+            "sunny",
+            "--persona",
+            "stern",
+            "--plan",
+        ];
         scene.run(&[&args[..], more].concat())
     };
     let shown = plan(&[]);
     let text = shown.succeeds();
-    for part in ["parameters", "sunny", "optimizer", "needed by the run", " tokens/s"] {
+    for part in [
+        "parameters",
+        "sunny",
+        "optimizer",
+        "needed by the run",
+        " tokens/s",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     let shown = plan(&["--json"]);
     let json: Value = serde_json::from_str(shown.succeeds()).unwrap();
     let adapter = &json["plan"]["adapters"][0];
-    assert_eq!((&adapter["name"], &adapter["steps"]), (&"sunny".into(), &12.into()));
+    assert_eq!(
+        (&adapter["name"], &adapter["steps"]),
+        (&"sunny".into(), &12.into())
+    );
     assert_eq!(json["plan"]["steps"], 12);
     let tokens: u64 = [0, 1]
         .iter()
@@ -163,7 +181,15 @@ fn a_plan_says_what_a_run_needs_and_stops() {
     let needed = json["memory_needed"].as_u64().unwrap();
     let little = (needed * 9 / 10).to_string();
     plan(&["--memory", &little]).fails(1, &["MiB are available"]);
-    let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--memory", "1kB"];
+    let args = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--persona",
+        "sunny",
+        "--memory",
+        "1kB",
+    ];
     let ran = scene.run(&args);
     ran.fails(1, &["allowed by --memory", "MiB are available"]);
     assert_eq!(scene.names("personas/sunny"), before);
@@ -175,38 +201,88 @@ fn rates_are_tried_without_training() {
     let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--lr-find"];
     let ran = scene.run(&args);
     let table = ran.succeeds();
-    assert!(table.contains("1.0e-5") && table.contains("--lr "), "{table}");
+    assert!(
+        table.contains("1.0e-5") && table.contains("--lr "),
+        "{table}"
+    );
     assert_eq!(scene.names("personas/sunny/adapter"), ["lr-find.svg"]);
     assert!(!scene.names("personas").contains(&".train".to_owned()));
     let ran = scene.run(&[&args[..], &["--json"]].concat());
     let json: Value = serde_json::from_str(ran.succeeds()).unwrap();
-    assert!(json["adapters"][0]["suggestion"].as_f64().unwrap() > 1e-5, "{json}");
+    assert!(
+        json["adapters"][0]["suggestion"].as_f64().unwrap() > 1e-5,
+        "{json}"
+    );
     // The persona is still one without an adapter.
-    scene.run(&["train", BASE[0], BASE[1], "--persona", "sunny", "--max-steps", "1"]).succeeds();
+    scene
+        .run(&[
+            "train",
+            BASE[0],
+            BASE[1],
+            "--persona",
+            "sunny",
+            "--max-steps",
+            "1",
+        ])
+        .succeeds();
 }
 
 #[test]
 fn settings_of_the_table_and_of_flags_reach_the_adapter() {
     let scene = scene();
-    let table = "rslora = true\nrank = 4\nlora_plus_ratio = 4.0\nvalidate_every = 1\npatience = 50\n";
+    let table =
+        "rslora = true\nrank = 4\nlora_plus_ratio = 4.0\nvalidate_every = 1\npatience = 50\n";
     scene.persona("sunny", &format!("{TRAIN}{table}"), None);
-    let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--json", "--schedule", "cosine"];
+    let args = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--persona",
+        "sunny",
+        "--json",
+        "--schedule",
+        "cosine",
+    ];
     let ran = scene.run(&args);
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(summary["adapters"][0]["stopped_early"], false);
-    assert!(summary["plan"]["seconds"].as_f64().unwrap() > 0.0, "{summary}");
+    assert!(
+        summary["plan"]["seconds"].as_f64().unwrap() > 0.0,
+        "{summary}"
+    );
     let config = scene.path("personas/sunny/adapter/adapter_config.json");
     let config: Value = serde_json::from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
-    assert_eq!((&config["use_rslora"], &config["r"]), (&true.into(), &4.into()));
-    let metrics = std::fs::read_to_string(scene.path("personas/sunny/adapter/metrics.jsonl")).unwrap();
+    assert_eq!(
+        (&config["use_rslora"], &config["r"]),
+        (&true.into(), &4.into())
+    );
+    let metrics =
+        std::fs::read_to_string(scene.path("personas/sunny/adapter/metrics.jsonl")).unwrap();
     assert_eq!(metrics.matches("\"validation\"").count(), 12);
     // A rate that spoils it ends it early.
-    let more = ["--lr", "0.3", "--clip", "0", "--patience", "1", "--epochs", "100"];
+    let more = [
+        "--lr",
+        "0.3",
+        "--clip",
+        "0",
+        "--patience",
+        "1",
+        "--epochs",
+        "100",
+    ];
     let ran = scene.run(&[&args[..], &more].concat());
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(summary["adapters"][0]["stopped_early"], true, "{summary}");
     assert!(ran.err.contains("it stops at step"), "{ran:?}");
-    let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--schedule", "steps"];
+    let args = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--persona",
+        "sunny",
+        "--schedule",
+        "steps",
+    ];
     scene.run(&args).fails(2, &["`constant`, `linear`"]);
 }
 

@@ -19,14 +19,22 @@ pub struct RateCurve {
 #[must_use]
 pub fn rate_curve(title: &str, curves: &[RateCurve]) -> String {
     let usable = |&&(lr, y): &&(f64, f64)| lr.is_finite() && lr > 0.0 && y.is_finite();
-    let points = || curves.iter().flat_map(|curve| curve.points.iter()).filter(usable);
+    let points = || {
+        curves
+            .iter()
+            .flat_map(|curve| curve.points.iter())
+            .filter(usable)
+    };
     let suggested = curves.iter().filter_map(|curve| curve.suggestion);
     let rates = || points().map(|p| p.0).chain(suggested.clone());
     let first = rates().fold(1.0, f64::min).log10().floor();
     let last = rates().fold(10f64.powf(first), f64::max).log10().ceil();
     let low = points().map(|p| p.1).fold(0.0, f64::min);
     // What is far worse than the start is not worth its room.
-    let high = points().map(|p| p.1).fold(0.0, f64::max).min((-low).max(1e-3));
+    let high = points()
+        .map(|p| p.1)
+        .fold(0.0, f64::max)
+        .min((-low).max(1e-3));
     let y_ticks = ticks(low, high.max(low + 1e-3), 6);
     let frame = Frame {
         last: (last - first).max(1.0),
@@ -82,7 +90,13 @@ mod tests {
         };
         let svg = rate_curve("Rates", &[curve]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
-        for part in ["1e-5", "1e-1", "a&lt;b: 1e-3", "learning rate", "change of the loss"] {
+        for part in [
+            "1e-5",
+            "1e-1",
+            "a&lt;b: 1e-3",
+            "learning rate",
+            "change of the loss",
+        ] {
             assert!(svg.contains(part), "lacks {part}: {svg}");
         }
         assert_eq!(svg.matches("<polyline").count(), 2);

@@ -83,7 +83,9 @@ pub(super) fn run(
         texts.join("\n")
     };
     print(&text)?;
-    let all = reports.iter().all(|report| report.found.suggestion.is_some());
+    let all = reports
+        .iter()
+        .all(|report| report.found.suggestion.is_some());
     Ok(if all { Verdict::Good } else { Verdict::Bad })
 }
 

@@ -98,10 +98,7 @@ impl Plan {
             memory.row([available.limit.words().to_owned(), size(available.bytes)]);
         }
         if let Some(in_use) = self.memory_in_use {
-            memory.row([
-                "in use already (base and rows)".to_owned(),
-                size(in_use),
-            ]);
+            memory.row(["in use already (base and rows)".to_owned(), size(in_use)]);
         }
         format!("{}\n{}", adapters.render(), memory.render())
     }

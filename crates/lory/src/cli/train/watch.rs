@@ -92,8 +92,7 @@ impl Observer for Watcher {
                 tokens: metrics.tokens,
                 seconds: metrics.tokens as f64 / metrics.tokens_per_s.max(1e-9),
             });
-            self.progress
-                .say(&self.plan.time().unwrap_or_default());
+            self.progress.say(&self.plan.time().unwrap_or_default());
         }
         self.tokens_per_s = metrics.tokens_per_s;
         self.last_step = metrics.step;
