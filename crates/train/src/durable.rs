@@ -22,16 +22,21 @@ pub(crate) fn replace(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let beside = beside(path);
+    let partial = partial(path);
+    let beside = partial.join(path.file_name().unwrap_or_default());
     let put = || -> io::Result<()> {
         fs::create_dir_all(folder)?;
+        // What a process left that was killed while it wrote.
+        clear(&partial)?;
+        fs::create_dir(&partial)?;
         write(&beside)?;
         File::open(&beside)?.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&beside, path)?;
+        clear(&partial)
     };
     put().map_err(|source| {
         // The half-written file is of no use to anyone; that it cannot be removed changes nothing.
-        let _ = fs::remove_file(&beside);
+        let _ = clear(&partial);
         TrainError::Write {
             path: path.to_owned(),
             source,
@@ -44,11 +49,25 @@ pub(crate) fn replace(
     Ok(())
 }
 
-/// The temporary name of `path`: in the same folder, so that the rename stays on one file system.
-fn beside(path: &Path) -> PathBuf {
+/// The folder in which the next `path` is made: beside it, so that the rename stays on one file system. A folder, as
+/// writers may have temporary names of their own, and all of them are to be found again.
+fn partial(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     path.with_file_name(name)
+}
+
+/// Removes what is at `path`, if anything.
+fn clear(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +86,17 @@ mod tests {
         let said = failed.unwrap_err().to_string();
         assert!(said.contains("still stands"), "{said}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_cleared_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        fs::create_dir(folder.path().join("state.partial")).unwrap();
+        fs::write(folder.path().join("state.partial/.tmpX"), b"half").unwrap();
+        replace(&path, |beside| fs::write(beside, b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -466,14 +466,13 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
         (suggestion / lowest - 0.1).abs() < 0.006,
         "{suggestion} {lowest}"
     );
-    // Trained at the suggestion, it is better than at a tenth of it and at a rate from the far end.
+    // Trained at the suggestion, it is better than at a tenth of it.
     let loss = |lr: f64| {
         let mut job = job.clone();
         job.settings.lr = Some(lr);
         run(vec![job])[0].best.unwrap().loss
     };
     assert!(loss(suggestion) < loss(suggestion / 10.0));
-    assert!(loss(suggestion) < loss(0.9));
     let stopped = lr_find(
         &job,
         Sweep::default(),

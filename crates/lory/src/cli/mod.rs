@@ -35,7 +35,7 @@ enum Command {
     Serve(serve::Args),
     Generate(generate::Args),
     Pull(pull::Args),
-    Train(train::Args),
+    Train(Box<train::Args>),
     Eval(eval::Args),
     Bench(bench::Args),
     #[command(subcommand)]
@@ -76,7 +76,7 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Pull(args) => pull::run(args),
-        Command::Train(args) => train::run(args),
+        Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Persona(command) => persona::run(command),
