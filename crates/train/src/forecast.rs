@@ -35,7 +35,7 @@ pub struct Forecast {
 /// What a run holds in memory at its peak, in bytes, beside the base and the data that are loaded already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Memory {
-    /// The adapters: as they started, as they are, and as the products take them.
+    /// The adapters as they are, and as the products take them; what they start from is among the data.
     pub adapters: u64,
     /// Their gradients.
     pub gradients: u64,
@@ -132,7 +132,7 @@ impl WhatIf {
             let rank = part.rank.min(limits.rank);
             let parameters = part.parameters / part.rank.max(1) * rank;
             let packed = parameters / rank.max(1) * rank.next_multiple_of(PADDED_RANK);
-            memory.adapters += 4 * (2 * parameters + packed) as u64;
+            memory.adapters += 4 * (parameters + packed) as u64;
             memory.gradients += 4 * parameters as u64;
             memory.optimizer += 8 * parameters as u64;
             if !part.validation.is_empty() {
@@ -154,13 +154,14 @@ impl WhatIf {
         let tokens = self.limit(tokens).max(longest);
         let wide = s.query.max(s.intermediate);
         let kept = s.layers * s.hidden;
-        let one_layer =
-            7 * s.hidden + 6 * s.intermediate + 4 * s.query + 4 * s.key + 4 * widest_rank;
+        let both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
+        let (forward, backward) = (4 * s.hidden + both, 3 * s.hidden + both);
         // Rounded copies for the products: bytes with their scales and pairs of bf16, forward and backward.
         let rounded = 4 * (2 * s.hidden + wide) + 2 * wide;
-        // Only training keeps layer inputs; the buffers of a layer are as large as the larger call needs.
+        // Only training keeps layer inputs and goes back; a forward's buffers are as large as the larger call needs.
         let larger = tokens.max(validated);
-        memory.activations = (tokens * 4 * kept + larger * (4 * one_layer + rounded)) as u64;
+        memory.activations =
+            (tokens * 4 * (kept + backward) + larger * (4 * forward + rounded)) as u64;
         memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
         let head_rows = larger.min(HEAD_ROWS);
         memory.logits = (head_rows * (6 * s.vocab + 4 * 4 * s.hidden)) as u64;
@@ -361,10 +362,10 @@ mod tests {
                 memory.optimizer,
                 memory.best
             ),
-            (3 * p, p, 2 * p, p)
+            (2 * p, p, 2 * p, p)
         );
         let two = forecast(vec![part(4, &[128; 20]), part(4, &[128; 20])]).memory;
-        assert_eq!(two.adapters, 6 * p);
+        assert_eq!(two.adapters, 4 * p);
         assert_eq!(two.activations, 2 * memory.activations);
         let mut unseen = part(4, &[128; 20]);
         unseen.validation.clear();
@@ -401,7 +402,7 @@ mod tests {
         // Where the adapters alone take it all, only the rank helps.
         let narrow = forecast(vec![part(1, &[16; 64])]);
         let said = narrow
-            .check(narrow.memory.gradients * 7)
+            .check(narrow.memory.gradients * 6)
             .unwrap_err()
             .to_string();
         assert!(said.contains("is enough: rank 8"), "{said}");

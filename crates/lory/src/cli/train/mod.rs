@@ -123,10 +123,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         stop_on_signal(&stop)?;
         return lr_find::run(&jobs, &targets, &options, &mut learner, &stop, args.json);
     }
+    // Looked at before anything of the run is there.
+    let (in_use, available) = (memory::in_use(), available(args.memory));
     let prepared = sft::prepare(jobs, &options)?;
     let mut plan = Plan::new(
         prepared.forecast(base.model.config()),
-        available(args.memory),
+        in_use,
+        available,
     );
     if args.plan {
         if plan.check().is_ok()

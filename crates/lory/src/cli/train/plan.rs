@@ -7,7 +7,7 @@ use train::Forecast;
 use train::forecast::Measured;
 
 use crate::cli::table::Table;
-use crate::memory::{self, Available};
+use crate::memory::Available;
 
 /// The plan of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -27,10 +27,10 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(forecast: Forecast, available: Option<Available>) -> Self {
+    pub fn new(forecast: Forecast, in_use: Option<u64>, available: Option<Available>) -> Self {
         Self {
             memory_needed: forecast.memory.total(),
-            memory_in_use: memory::in_use(),
+            memory_in_use: in_use,
             memory_available: available,
             forecast,
             measured: None,
