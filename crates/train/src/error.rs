@@ -41,6 +41,16 @@ pub enum TrainError {
         /// What is wrong and what to do.
         message: String,
     },
+    /// Several rows of a data file are not what they should be.
+    #[error("{file}: {count} lines are broken:{}", listed(first, *count))]
+    Rows {
+        /// The data file.
+        file: String,
+        /// How many lines are broken.
+        count: usize,
+        /// What is wrong with the first of them, each a [`TrainError::Row`].
+        first: Vec<TrainError>,
+    },
     /// A data file as a whole is not usable.
     #[error("{file}: {message}")]
     Data {
@@ -158,4 +168,12 @@ impl TrainError {
             source,
         }
     }
+}
+
+fn listed(first: &[TrainError], count: usize) -> String {
+    let mut lines: String = first.iter().map(|error| format!("\n  {error}")).collect();
+    if count > first.len() {
+        lines += &format!("\n  and {} more", count - first.len());
+    }
+    lines
 }

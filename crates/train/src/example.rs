@@ -3,6 +3,9 @@
 //! A conversation goes through the same chat template and tokenizer as a request. Its prompt is tokenized by itself, as it
 //! will be when it is served, and the answer by itself after it: no token spans the border. Knows nothing of batches.
 
+use std::fmt;
+use std::str::FromStr;
+
 use formats::chat_template::{ChatTemplate, Message};
 use formats::tokenizer::{Special, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -39,17 +42,67 @@ pub enum Mask {
     Assistant,
 }
 
+impl FromStr for Mask {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        named(
+            text,
+            &[
+                ("completion", Mask::Completion),
+                ("assistant", Mask::Assistant),
+            ],
+        )
+    }
+}
+
 /// What happens to a row of more than `max_length` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum TooLong {
     /// It is left out, and counted.
     #[default]
     Drop,
     /// Its end is cut off, and it is counted; it is left out where nothing to train would remain.
     Truncate,
+    /// Its beginning is cut off, and it is counted. An answer that loses its own beginning or all of its prompt that way
+    /// is not trained; a row is left out where nothing to train would remain.
+    TruncateStart,
     /// It is an error that names its line.
     Refuse,
+}
+
+impl TooLong {
+    const NAMES: [(&str, TooLong); 4] = [
+        ("drop", TooLong::Drop),
+        ("truncate", TooLong::Truncate),
+        ("truncate_start", TooLong::TruncateStart),
+        ("refuse", TooLong::Refuse),
+    ];
+}
+
+impl FromStr for TooLong {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        named(text, &Self::NAMES)
+    }
+}
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(_, value)| value == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
+}
+
+/// The value of that name; an error lists the names.
+fn named<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
+    let found = names.iter().find(|(name, _)| *name == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+        format!("must be one of {}", names.join(", "))
+    })
 }
 
 /// What turns rows into examples.
@@ -69,6 +122,17 @@ pub struct Encoder<'a> {
     pub too_long: TooLong,
 }
 
+/// What becomes of a row at its allowed length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fitted {
+    /// It is short enough.
+    Whole(Example),
+    /// It was cut.
+    Cut(Example),
+    /// It is too long, and nothing of it is used.
+    LeftOut,
+}
+
 /// The examples of a data set, and what became of over-long rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Examples {
@@ -76,7 +140,7 @@ pub struct Examples {
     pub examples: Vec<Example>,
     /// Rows left out for their length.
     pub dropped: usize,
-    /// Rows whose end was cut off.
+    /// Rows that were cut.
     pub truncated: usize,
 }
 
@@ -88,21 +152,21 @@ impl Encoder<'_> {
     pub fn encode_all(&self, rows: &[Row]) -> Result<Examples, TrainError> {
         let mut all = Examples::default();
         for row in rows {
-            let whole = self.encode(row)?;
-            let length = whole.tokens.len();
-            match self.fit(whole, &row.place)? {
-                Some(example) => {
-                    all.truncated += usize::from(example.tokens.len() < length);
+            match self.fit(self.encode(row)?, row)? {
+                Fitted::Whole(example) => all.examples.push(example),
+                Fitted::Cut(example) => {
+                    all.truncated += 1;
                     all.examples.push(example);
                 }
-                None => all.dropped += 1,
+                Fitted::LeftOut => all.dropped += 1,
             }
         }
         match rows.first() {
             Some(row) if all.examples.is_empty() => Err(TrainError::Data {
                 file: row.place.file.to_string(),
                 message: format!(
-                    "every one of the {} rows is longer than `max_length` = {} tokens; raise it",
+                    "every one of the {} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
+                     it; raise `max_length`, or set `too_long` otherwise",
                     rows.len(),
                     self.max_length
                 ),
@@ -117,16 +181,24 @@ impl Encoder<'_> {
     /// The template or the tokenizer refuses it, the template does not render answers behind their prompts, or no token
     /// of it would be trained.
     pub fn encode(&self, row: &Row) -> Result<Example, TrainError> {
-        let example = match self.conversation(row) {
-            Some(messages) => self.encode_turns(&messages, &row.place)?,
-            None => self.encode_text(row)?,
-        };
+        let example = self.render(row)?;
         if example.trained_tokens() == 0 {
             let message =
                 "no token of this row would be trained: its answer is empty once it is tokenized";
             return Err(TrainError::row(&row.place, message));
         }
         Ok(example)
+    }
+
+    /// As [`Encoder::encode`], whether or not a token of it would be trained.
+    ///
+    /// # Errors
+    /// The template or the tokenizer refuses the row, or the template does not render answers behind their prompts.
+    pub fn render(&self, row: &Row) -> Result<Example, TrainError> {
+        match self.conversation(row) {
+            Some(messages) => self.encode_turns(&messages, &row.place),
+            None => self.encode_text(row),
+        }
     }
 
     /// The turns of a row with the system prompt in front; none for plain text.
@@ -207,7 +279,10 @@ impl Encoder<'_> {
                 }
                 None => {
                     builder.push(&answer, true);
-                    builder.push(&self.end(), true);
+                    // The template ends no turn, so a conversation that goes on has no end here when it is served.
+                    if last {
+                        builder.push(&self.end(), true);
+                    }
                 }
             }
             done = whole;
@@ -228,24 +303,50 @@ impl Encoder<'_> {
         Ok(builder.finish())
     }
 
-    /// The example at its allowed length; none where it is left out.
-    fn fit(&self, mut example: Example, place: &Place) -> Result<Option<Example>, TrainError> {
-        if example.tokens.len() <= self.max_length {
-            return Ok(Some(example));
+    /// The example of `row` at its allowed length.
+    ///
+    /// # Errors
+    /// It is longer, and [`TooLong::Refuse`] is what is asked for.
+    pub fn fit(&self, mut example: Example, row: &Row) -> Result<Fitted, TrainError> {
+        let (length, limit) = (example.tokens.len(), self.max_length);
+        if length <= limit {
+            return Ok(Fitted::Whole(example));
         }
         match self.too_long {
-            TooLong::Drop => Ok(None),
+            TooLong::Drop => return Ok(Fitted::LeftOut),
             TooLong::Truncate => {
-                example.tokens.truncate(self.max_length);
-                example.trained.truncate(self.max_length);
-                Ok((example.trained_tokens() > 0).then_some(example))
+                example.tokens.truncate(limit);
+                example.trained.truncate(limit);
             }
+            TooLong::TruncateStart => self.cut_start(&mut example, row),
             TooLong::Refuse => {
-                let (length, limit) = (example.tokens.len(), self.max_length);
                 let message =
                     format!("the row has {length} tokens, more than `max_length` = {limit}");
-                Err(TrainError::row(place, message))
+                return Err(TrainError::row(&row.place, message));
             }
+        }
+        Ok(if example.trained_tokens() > 0 {
+            Fitted::Cut(example)
+        } else {
+            Fitted::LeftOut
+        })
+    }
+
+    /// Cuts the beginning off, behind the begin-of-text token.
+    fn cut_start(&self, example: &mut Example, row: &Row) {
+        let first = example.tokens.first().copied();
+        let begun = self.tokenizer.add_bos() && first.is_some() && first == self.tokenizer.bos();
+        let start = usize::from(begun);
+        let end = start + example.tokens.len() - self.max_length;
+        example.tokens.drain(start..end);
+        example.trained.drain(start..end);
+        if matches!(row.content, Content::Text(_)) {
+            example.trained[0] = false;
+        } else {
+            // What is left of an answer without its question says nothing about how to answer.
+            let rest = example.trained[start..].iter_mut();
+            rest.take_while(|trained| **trained)
+                .for_each(|trained| *trained = false);
         }
     }
 

@@ -63,9 +63,11 @@ pub struct Loaded {
     pub train_file_hash: String,
     /// SHA-256 of the validation file, where there is one.
     pub validation_file_hash: Option<String>,
+    /// Training rows held out for validation, where there is no validation file.
+    pub held_out: usize,
     /// Training and validation rows left out for their length.
     pub dropped: usize,
-    /// Training and validation rows whose end was cut off.
+    /// Training and validation rows that were cut.
     pub truncated: usize,
 }
 
@@ -82,12 +84,9 @@ impl Job {
         template: &ChatTemplate,
     ) -> Result<Self, TrainError> {
         source.settings.check()?;
-        let settings = source.settings.for_base(config.hidden_size);
-        let (mut rows, held_out, mut loaded) = read(
-            source.train,
-            source.validation,
-            settings.validation_fraction,
-        )?;
+        let mut settings = source.settings.for_base(config.hidden_size);
+        settings.max_length = settings.max_length.min(config.context_length);
+        let (mut rows, held_out, mut loaded) = read(source.train, source.validation, &settings)?;
         for copy in 0..settings.vary_identifiers {
             for index in 0..rows.len() / (copy as usize + 1) {
                 let mut rng = Rng::new(settings.seed, &[VARY, copy, index as u64]);
@@ -100,7 +99,7 @@ impl Job {
             template,
             system: source.system,
             mask: settings.mask,
-            max_length: settings.max_length.min(config.context_length),
+            max_length: settings.max_length,
             too_long: settings.too_long,
         };
         let mut encode = |rows: &[Row]| -> Result<Vec<Example>, TrainError> {
@@ -131,17 +130,21 @@ impl Job {
 fn read(
     train: &Path,
     validation: Option<&Path>,
-    fraction: f64,
+    settings: &Settings,
 ) -> Result<(Vec<Row>, Vec<Row>, Loaded), TrainError> {
-    let data = Dataset::read(train)?;
+    let data = Dataset::read_as(train, &settings.columns)?;
     let mut loaded = Loaded {
         train_file_hash: data.hash.clone(),
         ..Loaded::default()
     };
     let (rows, held_out) = match validation {
-        None => data.split(fraction),
+        None => {
+            let (rows, held_out) = data.split(settings.validation_fraction);
+            loaded.held_out = held_out.len();
+            (rows, held_out)
+        }
         Some(path) => {
-            let held_out = Dataset::read(path)?;
+            let held_out = Dataset::read_as(path, &settings.columns)?;
             loaded.validation_file_hash = Some(held_out.hash);
             (data.rows, held_out.rows)
         }

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use formats::peft::Module;
 use serde::{Deserialize, Serialize};
 
+use crate::dataset::Columns;
 use crate::error::TrainError;
 use crate::example::{Mask, TooLong};
 use crate::schedule::Decay;
@@ -62,6 +63,9 @@ pub struct Settings {
     pub too_long: TooLong,
     /// Which tokens of a conversation are trained.
     pub mask: Mask,
+    /// Which columns of the data files stand for which fields of a row.
+    #[serde(skip_serializing_if = "Columns::is_empty")]
+    pub columns: Columns,
     /// Rows are put in a new order each epoch.
     pub shuffle: bool,
     /// Rows of similar length go into the same step.
@@ -107,6 +111,7 @@ impl Default for Settings {
             max_length: 1024,
             too_long: TooLong::Drop,
             mask: Mask::Completion,
+            columns: Columns::default(),
             shuffle: true,
             group_by_length: true,
             vary_identifiers: 0,

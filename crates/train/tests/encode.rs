@@ -8,7 +8,7 @@ use formats::gguf::Gguf;
 use formats::peft::Adapter;
 use formats::tokenizer::{Special, Tokenizer};
 use train::dataset::{Dataset, Row};
-use train::example::{Encoder, Mask, TooLong, examples_hash};
+use train::example::{Encoder, Fitted, Mask, TooLong, examples_hash};
 use train::export::{Provenance, peft_adapter};
 use train::job::{Job, Source};
 use train::sft::Trained;
@@ -133,6 +133,20 @@ fn a_template_without_an_end_gets_the_end_of_text() {
             "q\n<|im_end|>".into()
         )
     );
+    // In the middle of a conversation nothing is put in that a request would not have.
+    let talk = r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"d"}]}"#;
+    let every = Encoder {
+        mask: Mask::Assistant,
+        ..encoder(&tokenizer, &template)
+    };
+    let example = every.encode(&rows(&[talk])[0]).unwrap();
+    assert_eq!(
+        texts(&tokenizer, &example),
+        (
+            "user: a\nassistant: b\nuser: c\nassistant: d\n<|im_end|>".into(),
+            "b\nd\n<|im_end|>".into()
+        )
+    );
 }
 
 #[test]
@@ -220,6 +234,107 @@ fn long_rows_are_dropped_cut_or_refused_and_counted() {
 }
 
 #[test]
+fn a_row_that_loses_its_beginning_keeps_its_answer() {
+    let (tokenizer, template) = tiny();
+    let turn = |role: &str, content: &str| format!(r#"{{"role":"{role}","content":"{content}"}}"#);
+    let long = "x".repeat(60);
+    let talk = [
+        turn("user", "a"),
+        turn("assistant", &format!("{long}y")),
+        turn("user", "c"),
+        turn("assistant", "d"),
+    ];
+    let rows = rows(&[
+        &format!(r#"{{"prompt":"{}z","completion":"q"}}"#, "x".repeat(300)),
+        &format!(r#"{{"prompt":"p","completion":"{}"}}"#, "x".repeat(300)),
+        &format!(r#"{{"messages":[{}]}}"#, talk.join(",")),
+        &format!(r#"{{"text":"{}end"}}"#, "x".repeat(300)),
+    ]);
+    let encoder = Encoder {
+        max_length: 60,
+        too_long: TooLong::TruncateStart,
+        mask: Mask::Assistant,
+        ..encoder(&tokenizer, &template)
+    };
+    let fit = |i: usize| {
+        encoder
+            .fit(encoder.encode(&rows[i]).unwrap(), &rows[i])
+            .unwrap()
+    };
+    let cut = |i: usize| match fit(i) {
+        Fitted::Cut(example) => {
+            assert_eq!(example.tokens.len(), 60);
+            assert_eq!(example.trained.len(), 60);
+            assert!(!example.trained[0]);
+            texts(&tokenizer, &example)
+        }
+        other => panic!("row {i}: {other:?}"),
+    };
+    let (all, trained) = cut(0);
+    assert!(
+        all.starts_with("xxx") && all.contains("z<|im_end|>"),
+        "{all}"
+    );
+    assert_eq!(trained, "q<|im_end|>");
+    // Nothing of an answer is left that could be trained with a question before it.
+    assert_eq!(fit(1), Fitted::LeftOut);
+    // The first answer has lost its question: it is context, not trained.
+    let (all, trained) = cut(2);
+    assert!(all.starts_with('x') && all.contains("y<|im_end|>"), "{all}");
+    assert_eq!(trained, "d<|im_end|>");
+    let (all, trained) = cut(3);
+    assert!(
+        all.starts_with("xx") && all.ends_with("end<|im_end|>"),
+        "{all}"
+    );
+    assert!(all.ends_with(&trained) && trained.len() + 1 >= all.len());
+    let all = encoder.encode_all(&rows).unwrap();
+    assert_eq!((all.examples.len(), all.truncated, all.dropped), (3, 3, 1));
+}
+
+#[test]
+fn a_begin_of_text_token_survives_a_cut() {
+    let (_, template) = tiny();
+    // The same model, but a text of it begins with that token: the flag's byte stands behind its key and its type.
+    let mut bytes = testkit::tiny_gguf(1);
+    let key = b"add_bos_token";
+    let at = bytes
+        .windows(key.len())
+        .position(|part| part == key)
+        .unwrap();
+    bytes[at + key.len() + 4] = 1;
+    let gguf = Gguf::parse(Arc::new(bytes), "tiny").unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    assert!(tokenizer.add_bos() && tokenizer.bos().is_some());
+    let rows = rows(&[&format!(
+        r#"{{"prompt":"{}","completion":"q"}}"#,
+        "x".repeat(300)
+    )]);
+    let encoder = Encoder {
+        max_length: 60,
+        too_long: TooLong::TruncateStart,
+        ..encoder(&tokenizer, &template)
+    };
+    let all = encoder.encode_all(&rows).unwrap();
+    assert_eq!(Some(all.examples[0].tokens[0]), tokenizer.bos());
+}
+
+#[test]
+fn the_names_of_masks_and_policies_are_those_of_persona_toml() {
+    for name in ["completion", "assistant"] {
+        let mask: Mask = name.parse().unwrap();
+        assert_eq!(serde_json::to_value(mask).unwrap(), name);
+    }
+    for name in ["drop", "truncate", "truncate_start", "refuse"] {
+        let too_long: TooLong = name.parse().unwrap();
+        assert_eq!(serde_json::to_value(too_long).unwrap(), name);
+        assert_eq!(too_long.to_string(), name);
+    }
+    let said = "all".parse::<Mask>().unwrap_err();
+    assert_eq!(said, "must be one of completion, assistant");
+}
+
+#[test]
 fn the_hash_covers_tokens_masks_and_borders() {
     let example = |tokens: &[u32], trained: &[bool]| Example {
         tokens: tokens.into(),
@@ -262,6 +377,9 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     };
     let job = Job::load(source(), &config, &tokenizer, &template).unwrap();
     assert_eq!(job.train.len() + job.validation.len(), 20);
+    assert_eq!(job.loaded.held_out, job.validation.len());
+    // A row is never longer than the base's context, and the settings say so.
+    assert_eq!(job.settings.max_length, config.context_length);
     assert!(!job.validation.is_empty());
     assert!(job.settings.lr.is_some());
     assert_eq!(job.init.pairs.len(), 2 * config.layers);
@@ -279,6 +397,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         (with_eval.train.len(), with_eval.validation.len()),
         (20, 20)
     );
+    assert_eq!(with_eval.loaded.held_out, 0);
 
     let trained = Trained {
         name: job.name,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use formats::chat_template::ChatTemplate;
+use formats::config::ModelConfig;
 use formats::gguf::Gguf;
 use formats::tokenizer::Tokenizer;
 use kernels::Device;
@@ -26,6 +27,41 @@ pub struct Base {
     pub(super) control_tokens: Vec<String>,
 }
 
+/// How a base is spoken to: its file without the weights, for what only looks at texts and tokens.
+pub struct Wording {
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub template: ChatTemplate,
+    /// Most tokens of a sequence.
+    pub context_length: usize,
+}
+
+impl Wording {
+    /// Reads the metadata of the GGUF file at `path`.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming the file and what is wrong in it.
+    pub fn open(path: &Path) -> Result<Wording, OpenError> {
+        let gguf = Gguf::parse(Arc::new(map(path)?), &path.display().to_string())?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let config = ModelConfig::from_gguf(&gguf).map_err(model::ModelError::from)?;
+        Ok(Wording {
+            tokenizer,
+            template,
+            context_length: config.context_length,
+        })
+    }
+}
+
+fn map(path: &Path) -> Result<kernels::MappedFile, OpenError> {
+    kernels::map_file(path).map_err(|source| OpenError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 impl Base {
     /// Maps the GGUF file at `path` and packs its weights for `device`. `name` is what requests call it; without, it is
     /// the file's name without `.gguf`, in lower case.
@@ -33,11 +69,7 @@ impl Base {
     /// # Errors
     /// [`OpenError`], naming the file and what is wrong in it.
     pub fn open(path: &Path, name: Option<&str>, device: Device) -> Result<Base, OpenError> {
-        let mapped = kernels::map_file(path).map_err(|source| OpenError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let mapped = Arc::new(mapped);
+        let mapped = Arc::new(map(path)?);
         let gguf = Gguf::parse(mapped.clone(), &path.display().to_string())?;
         let stem = || {
             path.file_stem()

@@ -35,7 +35,7 @@ use registry::Personas;
 pub use adapters::AdapterError;
 pub use answer::{Answer, End, FinishReason, TextEvent, TextSink};
 pub use ask::{Ask, Conversation, FieldNames, Overrides};
-pub use base::Base;
+pub use base::{Base, Wording};
 pub use error::{OpenError, RequestError};
 pub use voice::{AdapterUse, Speaker};
 

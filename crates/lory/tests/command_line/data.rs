@@ -1,8 +1,8 @@
-//! `lory data lint`.
+//! `lory data lint` and `lory data show`.
 
 use serde_json::Value;
 
-use crate::scene::Scene;
+use crate::scene::{Scene, ran};
 
 const CLEAN: &str = concat!(
     r#"{"instruction":"Where is order 4711?","input":"","output":"Order 4711 is on its way.","intent":"status"}"#,
@@ -11,12 +11,21 @@ const CLEAN: &str = concat!(
     "\n"
 );
 
+const BASE: [&str; 2] = ["--base", "tiny.gguf"];
+
 #[test]
 fn clean_rows_pass() {
-    let scene = Scene::new();
+    let scene = Scene::with_tones();
     scene.write("a.jsonl", CLEAN);
-    let ran = scene.run(&["data", "lint", "a.jsonl"]);
-    assert_eq!(ran.succeeds(), "2 rows, 2 intents: nothing found\n");
+    let ran = scene.run(&["data", "lint", "a.jsonl", "--text-only"]);
+    assert_eq!(
+        ran.succeeds(),
+        "without an evaluation file, training holds 1 rows out for validation\n2 rows, 2 intents: nothing found\n"
+    );
+    let ran = scene.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1]]);
+    assert!(ran.succeeds().starts_with("tokens of a row\n"), "{ran:?}");
+    assert!(ran.out.contains(" 1 ████"), "{ran:?}");
+    assert!(ran.out.ends_with("2 rows, 2 intents: nothing found\n"));
 }
 
 #[test]
@@ -30,7 +39,14 @@ fn findings_name_file_and_line_and_end_with_1() {
         "eval.jsonl",
         "{\"prompt\":\"may i return a lamp\",\"completion\":\"No.\"}\n",
     );
-    let args = ["data", "lint", "a.jsonl", "--against", "eval.jsonl"];
+    let args = [
+        "data",
+        "lint",
+        "a.jsonl",
+        "--against",
+        "eval.jsonl",
+        "--text-only",
+    ];
     let ran = scene.run(&args);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
@@ -59,16 +75,222 @@ fn findings_name_file_and_line_and_end_with_1() {
     assert_eq!(report["rows"], 4);
     assert_eq!(report["findings"].as_array().unwrap().len(), 4);
     assert_eq!(report["findings"][0]["line"], 2);
+    assert_eq!(report["lengths"], Value::Null);
 }
 
 #[test]
-fn broken_files_name_their_line() {
-    let scene = Scene::new();
-    scene.write("a.jsonl", &format!("{CLEAN}{{\"prompt\":1}}\n"));
+fn every_broken_line_is_named_and_the_rest_is_looked_over() {
+    let scene = Scene::with_tones();
+    let text = format!("{{\"prompt\":1}}\n{CLEAN}\r\nnot json\n{CLEAN}");
+    scene.write("a.jsonl", &text);
+    let ran = scene.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1], "--json"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["broken_lines"], 2);
+    assert_eq!(report["rows"], 4);
+    assert_eq!(report["lengths"]["rows"], 4);
+    let rows = |bucket: &Value| bucket["rows"].as_u64().unwrap();
+    let histogram = report["lengths"]["histogram"].as_array().unwrap();
+    assert_eq!(histogram.iter().map(rows).sum::<u64>(), 4);
+    let lines: Vec<(&str, u64)> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| (f["problem"].as_str().unwrap(), f["line"].as_u64().unwrap()))
+        .collect();
+    let expected = [
+        ("broken", 1),
+        ("broken", 5),
+        ("duplicate", 6),
+        ("duplicate", 7),
+    ];
+    assert_eq!(lines, expected);
     scene
-        .run(&["data", "lint", "a.jsonl"])
-        .fails(1, &["error: a.jsonl:3: ", "`prompt`"]);
-    scene
-        .run(&["data", "lint", "missing.jsonl"])
+        .run(&["data", "lint", "missing.jsonl", "--text-only"])
         .fails(1, &["missing.jsonl"]);
+    scene.write("empty.jsonl", "\n");
+    scene
+        .run(&["data", "lint", "empty.jsonl", "--text-only"])
+        .fails(1, &["empty.jsonl: the file holds no rows"]);
+}
+
+#[test]
+fn a_persona_is_looked_over_as_it_is_trained() {
+    let scene = Scene::with_tones();
+    let train = "[train]\ndata = \"t.jsonl\"\neval = \"e.jsonl\"\nmax_length = 90\n\
+                 columns = { instruction = \"question\", output = \"answer\" }\n";
+    scene.persona(
+        "curt",
+        &format!("system_prompt = \"Be curt.\"\n{train}"),
+        None,
+    );
+    let row = |question: &str, answer: &str| {
+        format!("{{\"question\":\"{question}\",\"answer\":\"{answer}\"}}\n")
+    };
+    let rows = [
+        row("Where is it?", "There."),
+        row("What of it?", &"x".repeat(200)),
+        row("Who are you?", "I."),
+    ];
+    scene.write("personas/curt/t.jsonl", &rows.concat());
+    scene.write("personas/curt/e.jsonl", &row("who are YOU", "Me."));
+    let lint = scene.run(&["data", "lint", "--persona", "curt", BASE[0], BASE[1]]);
+    assert_eq!(lint.code, 1, "{lint:?}");
+    for part in [
+        "t.jsonl:2: too long: ",
+        "more than 90; it would be left out\n",
+        "t.jsonl:3: its input also stands in personas/curt/e.jsonl:1\n",
+        "longer than max_length = 90: 1 rows would be left out, 0 cut\n",
+        "3 rows, 0 intents: 1 leak, 1 too_long\n",
+    ] {
+        assert!(lint.out.contains(part), "{part:?} is missing: {lint:?}");
+    }
+
+    let show = scene.run(&[
+        "data",
+        "show",
+        "--persona",
+        "curt",
+        BASE[0],
+        BASE[1],
+        "--row",
+        "1",
+    ]);
+    let shown = show.succeeds();
+    assert!(
+        shown.contains(
+            "<|im_start|>system\nBe curt.<|im_end|>\n<|im_start|>user\nWhere is it?<|im_end|>\n\
+             <|im_start|>assistant\n⟦There.<|im_end|>⟧\n"
+        ),
+        "{shown}"
+    );
+
+    // Training says what it leaves out, and reads the columns too.
+    let train = [
+        "train",
+        "--persona",
+        "curt",
+        BASE[0],
+        BASE[1],
+        "--max-steps",
+        "1",
+    ];
+    let ran = scene.run(&train);
+    assert!(ran.succeeds().contains("curt"), "{ran:?}");
+    assert!(
+        ran.err.contains(
+            "curt: 1 rows are longer than max_length = 90 tokens and are left out (too_long = drop)"
+        ),
+        "{ran:?}"
+    );
+    assert!(ran.err.contains("curt: 2 rows (1 to validate)"), "{ran:?}");
+}
+
+#[test]
+fn flags_say_how_rows_are_read_and_what_is_held_out() {
+    let scene = Scene::with_tones();
+    let row = |i: usize| format!("{{\"q\":\"question {i}\",\"a\":\"answer {i}\"}}\n");
+    scene.write("a.jsonl", &(0..20).map(row).collect::<String>());
+    let names = ["--column", "instruction=q", "--column", "output=a"];
+    let train = [
+        "train", BASE[0], BASE[1], "--data", "a.jsonl", "--out", "out",
+    ];
+    let more = ["--max-steps", "1", "--validation-fraction", "0.3"];
+    let ran = scene.run(&[&train[..], &names, &more].concat());
+    ran.succeeds();
+    assert!(
+        ran.err.contains("out: no evaluation file, so ")
+            && ran
+                .err
+                .contains(" rows are held out for validation by the hash of their content"),
+        "{ran:?}"
+    );
+    // What was trained is written down with the adapter.
+    let weights = std::fs::read(scene.path("out/adapter_model.safetensors")).unwrap();
+    let header = String::from_utf8_lossy(&weights[..4096.min(weights.len())]).into_owned();
+    assert!(
+        header.contains(r#"\"columns\":{\"instruction\":\"q\",\"output\":\"a\"}"#),
+        "{header}"
+    );
+
+    scene
+        .run(&["data", "lint", "a.jsonl", "--text-only"])
+        .fails(1, &[]);
+    let ran = scene.run(
+        &[
+            &["data", "lint", "a.jsonl", "--text-only", "--near", "1"],
+            &names[..],
+        ]
+        .concat(),
+    );
+    assert!(!ran.out.contains("none of the known shapes"), "{ran:?}");
+}
+
+#[test]
+fn rows_are_shown_with_the_trained_part_marked_or_coloured() {
+    let scene = Scene::with_tones();
+    let talk = concat!(
+        r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"d"}]}"#,
+        "\n\n{\"oops\":1}\n",
+        "{\"prompt\":\"\\u001b[2Jp\",\"completion\":\"q\"}\n",
+    );
+    scene.write("a.jsonl", talk);
+    let show =
+        |more: &[&str]| scene.run(&[&["data", "show", "a.jsonl", BASE[0], BASE[1]], more].concat());
+    let ran = show(&[]);
+    let all = ran.succeeds();
+    assert!(all.starts_with("a.jsonl:1  row 1  "), "{all}");
+    assert!(all.contains("assistant\nb<|im_end|>") && all.contains("⟦d<|im_end|>⟧"));
+    assert!(
+        all.contains("\na.jsonl:4  row 2  ") && all.contains("\\u{1b}[2Jp"),
+        "{all}"
+    );
+    assert!(!all.contains('\u{1b}'), "{all:?}");
+    assert!(ran.err.contains("a.jsonl: 1 lines are broken"), "{ran:?}");
+
+    let every = show(&["--mask", "assistant", "--row", "1"]);
+    assert!(every.succeeds().contains("⟦b<|im_end|>⟧") && every.out.contains("⟦d<|im_end|>⟧"));
+    assert!(!every.out.contains("row 2"));
+    assert!(show(&["--line", "4"]).succeeds().contains("⟦q<|im_end|>⟧"));
+
+    let mut coloured = scene.lory(&["data", "show", "a.jsonl", BASE[0], BASE[1], "--row", "1"]);
+    let coloured = ran_with(coloured.env("CLICOLOR_FORCE", "1"));
+    assert!(
+        coloured.contains("\u{1b}[32md<|im_end|>\u{1b}[0m"),
+        "{coloured:?}"
+    );
+    assert!(!coloured.contains('⟦'));
+
+    let json = show(&["--row", "1", "--json"]);
+    let json: Value = serde_json::from_str(json.succeeds()).unwrap();
+    let row = &json["rows"][0];
+    let (tokens, trained) = (&row["tokens"], &row["trained"]);
+    assert_eq!(
+        tokens.as_array().unwrap().len(),
+        trained.as_array().unwrap().len()
+    );
+    let on = trained.as_array().unwrap().iter().filter(|on| **on == true);
+    assert_eq!(on.count() as u64, row["trained_tokens"].as_u64().unwrap());
+    assert!(tokens[0].is_u64() && row["line"] == 1 && row["fate"] == "whole");
+
+    let cut = show(&[
+        "--row",
+        "1",
+        "--max-length",
+        "50",
+        "--too-long",
+        "truncate_start",
+    ]);
+    assert!(
+        cut.succeeds()
+            .contains(" 50 tokens, 2 of them trained  cut from "),
+        "{cut:?}"
+    );
+    show(&["--line", "3"]).fails(1, &["a.jsonl:3: none of the known shapes"]);
+    show(&["--line", "2"]).fails(2, &["no row stands there"]);
+    show(&["--row", "3"]).fails(2, &["a.jsonl has 2 rows"]);
+}
+
+fn ran_with(command: &mut std::process::Command) -> String {
+    ran(command.output().unwrap()).succeeds().to_owned()
 }

@@ -20,12 +20,14 @@ fn every_command_helps_with_an_example() {
             help.out
         );
     }
-    let help = scene.run(&["data", "lint", "--help"]);
-    assert!(
-        help.succeeds().contains("  lory data lint "),
-        "{}",
-        help.out
-    );
+    for command in ["lint", "show"] {
+        let help = scene.run(&["data", command, "--help"]);
+        assert!(
+            help.succeeds().contains(&format!("  lory data {command} ")),
+            "{}",
+            help.out
+        );
+    }
     assert!(scene.run(&["--version"]).succeeds().starts_with("lory "));
 }
 
@@ -95,6 +97,27 @@ fn what_is_not_understood_ends_with_2() {
         ),
         (&["eval", "--limit", "0"], "limit"),
         (&["data", "lint"], "FILE"),
+        (&["data", "show"], "FILE"),
+        (&["data", "show", "a", "--row", "0"], "from 1"),
+        (
+            &["data", "lint", "a", "--column", "question=instruction"],
+            "rows have no field `question`",
+        ),
+        (&["data", "lint", "a", "--column", "text"], "FIELD=COLUMN"),
+        (
+            &[
+                "data", "lint", "a", "--column", "text=x", "--column", "prompt=x",
+            ],
+            "column `x` cannot be both",
+        ),
+        (
+            &["data", "lint", "a", "--mask", "all"],
+            "completion, assistant",
+        ),
+        (
+            &["data", "show", "a", "--too-long", "cut"],
+            "drop, truncate, truncate_start, refuse",
+        ),
         (&["data", "lint", "--near", "2", "a"], "from 0 to 1"),
     ] {
         let ran = scene.run(args);

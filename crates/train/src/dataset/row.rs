@@ -1,20 +1,18 @@
 //! One line of a data file: recognises its shape and names the field that breaks it.
 
-use formats::chat_template::Message;
+use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::{Content, Place, Row};
+use super::turns::turns;
+use super::{Columns, Content, Place, Row};
 use crate::error::TrainError;
 
-pub(super) fn parse_row(text: &str, place: Place) -> Result<Row, TrainError> {
-    let value: Value = serde_json::from_str(text).map_err(|error| {
-        let said = error.to_string();
-        let said = said.split(" at line ").next().unwrap_or_default();
-        TrainError::row(
-            &place,
-            format!("not valid JSON at column {}: {said}", error.column()),
-        )
-    })?;
+/// What is said of an answer without a word.
+pub(crate) const EMPTY_ANSWER: &str = "the answer is empty";
+
+pub(super) fn parse_row(text: &str, place: Place, columns: &Columns) -> Result<Row, TrainError> {
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| TrainError::row(&place, no_json(text, &error)))?;
     let Value::Object(object) = value else {
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
@@ -22,11 +20,14 @@ pub(super) fn parse_row(text: &str, place: Place) -> Result<Row, TrainError> {
         );
         return Err(TrainError::row(&place, message));
     };
-    let content = parse_content(&object, &place)?;
-    let intent = object
-        .get("intent")
-        .and_then(Value::as_str)
-        .map(str::to_owned);
+    let fields = Fields {
+        object: &object,
+        columns,
+        place: &place,
+    };
+    let content = fields.content()?;
+    let intent = fields.get("intent").and_then(Value::as_str);
+    let intent = intent.map(str::to_owned);
     Ok(Row {
         place,
         content,
@@ -34,152 +35,156 @@ pub(super) fn parse_row(text: &str, place: Place) -> Result<Row, TrainError> {
     })
 }
 
-fn parse_content(object: &Map<String, Value>, place: &Place) -> Result<Content, TrainError> {
-    let has = |field: &str| object.contains_key(field);
-    let text = |field: &str| required(object, field, place);
-    // Complete shapes first, so that a stray column named `text` or `prompt` does not hide the one that was meant.
-    if has("messages") {
-        messages(&object["messages"], place).map(Content::Messages)
-    } else if has("instruction") && has("output")
-        || has("instruction") && !has("completion") && !has("text")
-    {
-        Ok(Content::Alpaca {
-            instruction: text("instruction")?,
-            input: optional(object, "input", place)?,
-            output: text("output")?,
-        })
-    } else if has("prompt") && has("completion")
-        || (has("prompt") || has("completion")) && !has("text")
-    {
-        Ok(Content::Completion {
-            prompt: text("prompt")?,
-            completion: text("completion")?,
-        })
-    } else if has("text") {
-        text("text").map(Content::Text)
-    } else {
-        let fields: Vec<String> = object
-            .keys()
-            .take(8)
-            .map(|key| format!("`{}`", shortened(key)))
-            .collect();
-        let found = if fields.is_empty() {
+/// What is wrong with a line that is no JSON, and what may be the reason.
+fn no_json(text: &str, error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let said = said.split(" at line ").next().unwrap_or_default();
+    let advice = match error.classify() {
+        Category::Eof if text.starts_with('[') => {
+            "; a list over several lines is not read: write one object a line, without the list's brackets and commas"
+        }
+        Category::Eof => "; a row must be whole on its line",
+        // The parser's own limit, which keeps hostile lines from using up the stack.
+        _ if said.starts_with("recursion limit") => {
+            "; more than 127 levels of nesting are not read"
+        }
+        _ => "",
+    };
+    format!(
+        "not valid JSON at column {}: {said}{advice}",
+        error.column()
+    )
+}
+
+/// A row's columns, by the fields that they stand for.
+pub(super) struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    columns: &'a Columns,
+    place: &'a Place,
+}
+
+impl Fields<'_> {
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+        self.object.get(self.columns.column(field)?)
+    }
+
+    fn has(&self, field: &str) -> bool {
+        self.get(field).is_some()
+    }
+
+    /// An error at `field`, by its column's name.
+    pub(super) fn error(&self, field: &str, message: impl Into<String>) -> TrainError {
+        self.error_in(field, "", message)
+    }
+
+    /// An error at `path` inside `field`.
+    pub(super) fn error_in(
+        &self,
+        field: &str,
+        path: &str,
+        message: impl Into<String>,
+    ) -> TrainError {
+        let message = message.into();
+        match self.columns.column(field) {
+            Some(column) if column != field => TrainError::field(
+                self.place,
+                format!("{}{path}", shortened(column)),
+                format!("(read as `{field}`) {message}"),
+            ),
+            _ => TrainError::field(self.place, format!("{field}{path}"), message),
+        }
+    }
+
+    fn content(&self) -> Result<Content, TrainError> {
+        // Complete shapes first, so that a stray column named `text` or `prompt` does not hide the one that was meant.
+        if self.has("messages") {
+            turns(self, "messages").map(Content::Messages)
+        } else if self.has("conversations") {
+            turns(self, "conversations").map(Content::Messages)
+        } else if self.has("instruction") && self.has("output")
+            || self.has("instruction") && !self.has("completion") && !self.has("text")
+        {
+            Ok(Content::Alpaca {
+                instruction: self.required("instruction")?,
+                input: self.optional("input")?,
+                output: self.required("output")?,
+            })
+        } else if self.has("prompt") && self.has("completion")
+            || (self.has("prompt") || self.has("completion")) && !self.has("text")
+        {
+            Ok(Content::Completion {
+                prompt: self.required("prompt")?,
+                completion: self.required("completion")?,
+            })
+        } else if self.has("text") {
+            self.required("text").map(Content::Text)
+        } else {
+            Err(TrainError::row(self.place, self.no_shape()))
+        }
+    }
+
+    fn no_shape(&self) -> String {
+        let quoted = |name: &str| format!("`{}`", shortened(name));
+        let found: Vec<String> = self.object.keys().take(8).map(|key| quoted(key)).collect();
+        let found = if found.is_empty() {
             "no fields".to_owned()
         } else {
-            fields.join(", ")
+            found.join(", ")
         };
-        let message = format!(
+        let renamed: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(field, column)| format!("{} read as `{field}`", quoted(column)))
+            .collect();
+        let renamed = if renamed.is_empty() {
+            "; other names can be given as `columns`".to_owned()
+        } else {
+            format!(", with {}", renamed.join(", "))
+        };
+        format!(
             "none of the known shapes: found {found}; a row holds `instruction` and `output` (and `input`), or \
-             `messages`, or `prompt` and `completion`, or `text`"
-        );
-        Err(TrainError::row(place, message))
+             `messages`, or `conversations`, or `prompt` and `completion`, or `text`{renamed}"
+        )
     }
-}
 
-fn messages(value: &Value, place: &Place) -> Result<Vec<Message>, TrainError> {
-    let Value::Array(list) = value else {
-        let message = format!(
-            "must be a list of objects with `role` and `content`, this is {}",
-            kind(value)
-        );
-        return Err(TrainError::field(place, "messages", message));
-    };
-    let mut turns: Vec<Message> = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        let at = |field: &str| format!("messages[{i}]{field}");
-        let Value::Object(object) = item else {
-            let message = format!(
-                "must be an object with `role` and `content`, this is {}",
-                kind(item)
-            );
-            return Err(TrainError::field(place, at(""), message));
+    fn required(&self, field: &str) -> Result<String, TrainError> {
+        let Some(value) = self.get(field) else {
+            return Err(self.error(field, "is missing"));
         };
-        let part = |field: &str| match object.get(field) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => {
-                let message = format!("must be a string, this is {}", kind(other));
-                Err(TrainError::field(place, at(&format!(".{field}")), message))
-            }
-            None => Err(TrainError::field(
-                place,
-                at(&format!(".{field}")),
-                "is missing",
-            )),
-        };
-        let (role, content) = (part("role")?, part("content")?);
-        let problem = match role.as_str() {
-            "system" if i > 0 => {
-                Some("a system message may stand only at the beginning".to_owned())
-            }
-            "system" | "user" => None,
-            "assistant" if content.trim().is_empty() => {
-                return Err(TrainError::field(
-                    place,
-                    at(".content"),
-                    "the answer is empty",
-                ));
-            }
-            "assistant" => None,
-            other => Some(format!(
-                "role `{}` is not supported; the roles are system, user and assistant",
-                shortened(other)
-            )),
-        };
-        if let Some(message) = problem {
-            return Err(TrainError::field(place, at(".role"), message));
+        let said = text(value, "a string").map_err(|message| self.error(field, message))?;
+        if said.trim().is_empty() {
+            let answer = matches!(field, "output" | "completion");
+            return Err(self.error(field, if answer { EMPTY_ANSWER } else { "is empty" }));
         }
-        turns.push(Message { role, content });
+        Ok(said.to_owned())
     }
-    match turns.last() {
-        Some(last) if last.role == "assistant" => Ok(turns),
-        Some(last) => {
-            let message = format!(
-                "the last message must be the assistant's answer, this is {}'s",
-                last.role
-            );
-            Err(TrainError::field(place, "messages", message))
-        }
-        None => Err(TrainError::field(place, "messages", "the list is empty")),
-    }
-}
 
-fn required(object: &Map<String, Value>, field: &str, place: &Place) -> Result<String, TrainError> {
-    match object.get(field) {
-        Some(Value::String(text)) if text.trim().is_empty() => {
-            let message = if matches!(field, "output" | "completion") {
-                "the answer is empty"
-            } else {
-                "is empty"
-            };
-            Err(TrainError::field(place, field, message))
-        }
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(TrainError::field(
-            place,
-            field,
-            format!("must be a string, this is {}", kind(other)),
-        )),
-        None => Err(TrainError::field(place, field, "is missing")),
-    }
-}
-
-fn optional(object: &Map<String, Value>, field: &str, place: &Place) -> Result<String, TrainError> {
-    match object.get(field) {
-        None | Some(Value::Null) => Ok(String::new()),
-        Some(Value::String(text)) => Ok(if text.trim().is_empty() {
+    fn optional(&self, field: &str) -> Result<String, TrainError> {
+        let said = match self.get(field) {
+            None | Some(Value::Null) => return Ok(String::new()),
+            Some(value) => text(value, "a string or null"),
+        };
+        let said = said.map_err(|message| self.error(field, message))?;
+        Ok(if said.trim().is_empty() {
             String::new()
         } else {
-            text.clone()
-        }),
-        Some(other) => Err(TrainError::field(
-            place,
-            field,
-            format!("must be a string or null, this is {}", kind(other)),
-        )),
+            said.to_owned()
+        })
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// The text of `value`, which must be `wanted`; an error is what is wrong with it.
+pub(super) fn text<'v>(value: &'v Value, wanted: &str) -> Result<&'v str, String> {
+    let Value::String(text) = value else {
+        return Err(format!("must be {wanted}, this is {}", kind(value)));
+    };
+    match text.chars().position(|c| c == '\0') {
+        Some(at) => Err(format!("has a NUL at character {}; remove it", at + 1)),
+        None => Ok(text),
+    }
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -190,10 +195,12 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= 40 {
-        text.to_owned()
-    } else {
-        text.chars().take(40).chain("…".chars()).collect()
+/// A name from a file, for a message: not too long, and nothing in it that a terminal obeys.
+pub(super) fn shortened(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut short: String = text.chars().take(40).map(shown).collect();
+    if text.chars().count() > 40 {
+        short.push('…');
     }
+    short
 }

@@ -1,7 +1,7 @@
 //! Who is examined, and on which rows.
 
 use registry::{Persona, Personas};
-use train::dataset::{Content, Dataset, Row};
+use train::dataset::{Content, Row};
 use train::evaluate::Markers;
 
 use super::Args;
@@ -52,7 +52,7 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
                 persona.dir.display()
             );
         };
-        let mut rows = Dataset::read(&path)?.rows;
+        let mut rows = crate::cli::rows::read(&path, persona)?;
         // Plain text has no question that could be asked.
         rows.retain(|row| !matches!(row.content, Content::Text(_)));
         rows.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use formats::gguf::{GgmlType, Gguf};
 use kernels::Device;
 use serde_json::json;
-use train::dataset::Dataset;
 use train::evaluate::loss_table;
 use train::{Example, LoraParams, LossSum};
 
@@ -116,7 +115,7 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
     let Some(rows) = rows else {
         return Ok(Vec::new());
     };
-    let rows = Dataset::read(&rows)?.rows;
+    let rows = crate::cli::rows::read(&rows, &chosen.persona)?;
     let examples = eval::examples(&base, &chosen.persona, &rows)?;
     let mut adapter = LoraParams {
         pairs: chosen.adapter.pairs.clone(),

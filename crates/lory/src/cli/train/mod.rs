@@ -21,6 +21,7 @@ use train::{Job, ModelLearner, Settings};
 
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
+use super::rows::{ColumnsArgs, notes};
 use super::serve::size;
 use super::{Usage, Verdict, print};
 use crate::memory::{self, Available, Limit};
@@ -67,6 +68,8 @@ pub(super) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    columns: ColumnsArgs,
     /// Print what the run would do, need and take, and stop; takes one step to measure it
     #[arg(long)]
     plan: bool,
@@ -102,13 +105,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     for target in &targets {
         jobs.push(load(target, &base)?);
     }
-    for (job, target) in jobs.iter().zip(&targets) {
-        if job.loaded.dropped > 0 {
-            eprintln!(
-                "{}: {} rows are longer than max_length and are left out",
-                target.name, job.loaded.dropped
-            );
-        }
+    for note in jobs.iter().flat_map(notes) {
+        eprintln!("{note}");
     }
 
     let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
@@ -229,7 +227,7 @@ fn order(args: &Args) -> anyhow::Result<Order> {
             data: data.clone(),
             eval: args.eval.clone(),
             system_prompt: args.system_prompt.clone(),
-            settings: args.settings.over(Settings::default()),
+            settings: args.columns.over(args.settings.over(Settings::default()))?,
             out: out.clone(),
         };
         let checkpoint = out.join(STATE).join("checkpoint.safetensors");
@@ -245,7 +243,9 @@ fn order(args: &Args) -> anyhow::Result<Order> {
         if targets.iter().any(|target| target.name == *who) {
             return Err(Usage(format!("--persona {who} stands twice")).into());
         }
-        targets.push(persona(&personas, who, &args.settings)?);
+        let mut target = persona(&personas, who, &args.settings)?;
+        target.settings = args.columns.over(target.settings)?;
+        targets.push(target);
     }
     let mut names = args.who.join("+");
     // A file's name has a limit, and any of them will do that this run alone has.

@@ -69,7 +69,7 @@ pub(super) struct SettingsArgs {
     /// Most tokens of a row [default: 1024]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// What happens to a longer row: drop, truncate, refuse [default: drop]
+    /// What happens to a longer row: drop, truncate (its end), truncate_start, refuse [default: drop]
     #[arg(long, value_name = "NAME", value_parser = word::<TooLong>)]
     too_long: Option<TooLong>,
     /// Which tokens of a conversation are trained: completion, assistant [default: completion]

@@ -1,0 +1,98 @@
+//! Which column of a file stands for which field of a row.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+/// The fields that a column can be read as.
+const FIELDS: [&str; 9] = [
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "text",
+    "intent",
+];
+
+/// The columns of a file that does not use the fields' own names: field to column, `instruction = "question"`.
+///
+/// A field that is not named here is read from the column of its own name, unless that column is read as another field.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(
+    try_from = "BTreeMap<String, String>",
+    into = "BTreeMap<String, String>"
+)]
+pub struct Columns(BTreeMap<String, String>);
+
+impl Columns {
+    /// Reads `field` from `column` from now on.
+    ///
+    /// # Errors
+    /// A field that rows do not have, a column without a name, or one that is read as another field already.
+    pub fn set(&mut self, field: &str, column: &str) -> Result<(), TrainError> {
+        let refuse = |message| TrainError::Setting {
+            name: "columns",
+            message,
+        };
+        if !FIELDS.contains(&field) {
+            let known = FIELDS.join(", ");
+            return Err(refuse(format!(
+                "rows have no field `{field}`; the fields are {known}"
+            )));
+        }
+        if column.is_empty() {
+            return Err(refuse(format!("`{field}` needs the name of a column")));
+        }
+        let taken = self.0.iter().find(|(f, c)| *c == column && *f != field);
+        if let Some((other, _)) = taken {
+            return Err(refuse(format!(
+                "column `{column}` cannot be both `{other}` and `{field}`"
+            )));
+        }
+        self.0.insert(field.to_owned(), column.to_owned());
+        Ok(())
+    }
+
+    /// Whether every field has its own name.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The renamed fields with their columns.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(f, c)| (f.as_str(), c.as_str()))
+    }
+
+    /// The column that `field` is read from; none where its own name is read as another field.
+    pub(super) fn column<'a>(&'a self, field: &'a str) -> Option<&'a str> {
+        match self.0.get(field) {
+            Some(column) => Some(column),
+            None if self.0.values().any(|column| column == field) => None,
+            None => Some(field),
+        }
+    }
+}
+
+impl TryFrom<BTreeMap<String, String>> for Columns {
+    type Error = TrainError;
+
+    fn try_from(map: BTreeMap<String, String>) -> Result<Self, TrainError> {
+        let mut columns = Self::default();
+        for (field, column) in &map {
+            columns.set(field, column)?;
+        }
+        Ok(columns)
+    }
+}
+
+impl From<Columns> for BTreeMap<String, String> {
+    fn from(columns: Columns) -> Self {
+        columns.0
+    }
+}

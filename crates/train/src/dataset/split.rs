@@ -1,0 +1,50 @@
+//! Which rows are held out for validation where nobody names a file for it.
+
+use sha2::{Digest, Sha256};
+
+use super::{Dataset, Row};
+
+/// For each row whether it is held out: about `fraction` of them, chosen by a hash of what they say.
+///
+/// A row falls on the same side whatever rows are added, removed or put in another order, and rows that differ in case and
+/// white space alone fall together. Where there are two different rows at least, each side gets one: if no hash is low
+/// enough, the lowest is held out, and the highest never is.
+#[must_use]
+pub fn held_out(rows: &[Row], fraction: f64) -> Vec<bool> {
+    let keys: Vec<u64> = rows.iter().map(key).collect();
+    let lowest = keys.iter().copied().min().unwrap_or(0);
+    let highest = keys.iter().copied().max().unwrap_or(0);
+    let limit = (fraction.clamp(0.0, 1.0) * u64::MAX as f64) as u64;
+    let is_held_out = |key: u64| fraction > 0.0 && (key < limit || key == lowest) && key != highest;
+    keys.into_iter().map(is_held_out).collect()
+}
+
+impl Dataset {
+    /// Parts the rows in two: (training, validation), as [`held_out`] says, each in the file's order.
+    #[must_use]
+    pub fn split(self, fraction: f64) -> (Vec<Row>, Vec<Row>) {
+        let sides = held_out(&self.rows, fraction);
+        let mut parts = (Vec::new(), Vec::new());
+        for (row, held_out) in self.rows.into_iter().zip(sides) {
+            if held_out {
+                parts.1.push(row)
+            } else {
+                parts.0.push(row)
+            }
+        }
+        parts
+    }
+}
+
+fn key(row: &Row) -> u64 {
+    let mut hasher = Sha256::new();
+    for text in [row.input().as_str(), row.output()] {
+        for word in text.split_whitespace() {
+            hasher.update(word.to_lowercase().as_bytes());
+            hasher.update(b" ");
+        }
+        hasher.update([0]);
+    }
+    let digest = hasher.finalize();
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+}

@@ -1,0 +1,81 @@
+//! Rows that say the same as others: of their own set, or of the one that judges them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::words::{masked, near_among, near_duplicates};
+use super::{Finding, Options, Problem};
+use crate::dataset::Row;
+
+/// Rows against the rows before them.
+pub(super) fn alike(rows: &[Row], options: &Options, findings: &mut Vec<Finding>) {
+    let inputs: Vec<String> = rows.iter().map(Row::input).collect();
+    let masked_inputs: Vec<String> = inputs.iter().map(|text| masked(text)).collect();
+    let masked_outputs: Vec<String> = rows.iter().map(|row| masked(row.output())).collect();
+    let mut exact: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let mut templates: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let mut by_input: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut by_output: BTreeMap<&str, usize> = BTreeMap::new();
+    let words: Vec<BTreeSet<&str>> = masked_inputs
+        .iter()
+        .zip(&masked_outputs)
+        .map(|(i, o)| i.split(' ').chain(o.split(' ')).collect())
+        .collect();
+    let near = near_duplicates(&words, options.near);
+    for (i, row) in rows.iter().enumerate() {
+        let (input, output) = (masked_inputs[i].as_str(), masked_outputs[i].as_str());
+        let exact = *exact
+            .entry((inputs[i].trim(), row.output().trim()))
+            .or_insert(i);
+        let template = *templates.entry((input, output)).or_insert(i);
+        let same_input = *by_input.entry(input).or_insert(i);
+        let same_output = *by_output.entry(output).or_insert(i);
+        let mut say = |problem, other: usize| {
+            findings.push(Finding::new(
+                problem,
+                &row.place,
+                rows[other].place.to_string(),
+            ));
+        };
+        if exact != i {
+            say(Problem::Duplicate, exact);
+        } else if template != i {
+            say(Problem::DuplicateButNumbers, template);
+        } else {
+            if same_output != i {
+                say(Problem::SameOutput, same_output);
+            }
+            if same_input != i && !input.is_empty() {
+                say(Problem::SameInput, same_input);
+            }
+            if let Some(other) = near[i] {
+                say(Problem::NearDuplicate, other);
+            }
+        }
+    }
+}
+
+/// Rows whose question the other set asks too.
+pub(super) fn leaks(rows: &[Row], others: &[Row], options: &Options, findings: &mut Vec<Finding>) {
+    // Plain text has no question: its text takes the place.
+    let question = |row: &Row| {
+        let input = row.input();
+        masked(if input.is_empty() {
+            row.output()
+        } else {
+            &input
+        })
+    };
+    // The others first: a row that is near one of them has its match among their indices.
+    let texts: Vec<String> = others.iter().chain(rows).map(question).collect();
+    let words: Vec<BTreeSet<&str>> = texts.iter().map(|text| text.split(' ').collect()).collect();
+    let near = near_among(&words, options.leak, others.len());
+    for (row, other) in rows.iter().zip(&near[others.len()..]) {
+        if let Some(other) = *other {
+            findings.push(Finding::new(
+                Problem::Leak,
+                &row.place,
+                others[other].place.to_string(),
+            ));
+        }
+    }
+}

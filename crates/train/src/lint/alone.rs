@@ -1,0 +1,71 @@
+//! What a row shows by itself: an empty answer, one that stops in the middle, a number from nowhere.
+
+use super::words::numbers;
+use super::{Finding, Options, Problem};
+use crate::dataset::Row;
+
+/// Fewer words than this may be a label or a name, which needs no full stop.
+const SENTENCE: usize = 6;
+/// So many sentences tell a habit.
+const HABIT: usize = 20;
+
+pub(super) fn alone(rows: &[Row], options: &Options, findings: &mut Vec<Finding>) {
+    let habit = outputs_end_in_full_stops(rows);
+    for row in rows {
+        let output = row.output().trim();
+        if output.is_empty() {
+            findings.push(Finding::new(Problem::EmptyOutput, &row.place, ""));
+        } else if stops_inside(output) || habit && is_sentence(output) && !is_ended(output) {
+            findings.push(Finding::new(Problem::CutOff, &row.place, end_of(output)));
+        }
+        let input = row.input();
+        if input.is_empty() {
+            continue; // Plain text has no input that its numbers could come from.
+        }
+        let known = numbers(&input, options.digits);
+        for number in numbers(row.output(), options.digits).difference(&known) {
+            findings.push(Finding::new(Problem::NumberFromNowhere, &row.place, number));
+        }
+    }
+}
+
+/// Whether the text cannot end as it does: behind a comma or an opening bracket, or inside a block of code.
+fn stops_inside(output: &str) -> bool {
+    let open = |c: char| {
+        matches!(
+            c,
+            ',' | ';' | ':' | '(' | '[' | '{' | '&' | '،' | '、' | '，'
+        )
+    };
+    output.ends_with(open) || output.matches("```").count() % 2 == 1
+}
+
+/// Whether the outputs that are sentences, at least [`HABIT`] of them, end in something else than a letter or a digit, but
+/// for one in twenty: only then does one without a full stop stand out.
+fn outputs_end_in_full_stops(rows: &[Row]) -> bool {
+    let sentences = || {
+        let outputs = rows.iter().map(|row| row.output().trim());
+        outputs.filter(|output| is_sentence(output))
+    };
+    let all = sentences().count();
+    let ended = sentences().filter(|output| is_ended(output)).count();
+    all >= HABIT && ended * 20 >= all * 19
+}
+
+fn is_sentence(output: &str) -> bool {
+    output.split_whitespace().nth(SENTENCE - 1).is_some()
+}
+
+fn is_ended(output: &str) -> bool {
+    !output.ends_with(char::is_alphanumeric)
+}
+
+/// The last words of a text, in one line.
+fn end_of(output: &str) -> String {
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    let mut end: Vec<char> = output.chars().rev().take(32).map(shown).collect();
+    if output.chars().count() > end.len() {
+        end.push('…');
+    }
+    end.into_iter().rev().collect()
+}

@@ -1,0 +1,184 @@
+//! What a base's template and tokenizer make of the rows: how long they are, and what of them would be trained.
+
+use serde::Serialize;
+
+use super::{Finding, Problem, Report};
+use crate::dataset::{Content, Row};
+use crate::error::TrainError;
+use crate::example::{Encoder, Fitted};
+
+/// Most buckets of a histogram.
+const BUCKETS: usize = 12;
+
+/// How long rows are, in tokens, before any is cut.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lengths {
+    /// Rows that could be tokenized.
+    pub rows: usize,
+    /// Tokens of them all.
+    pub tokens: usize,
+    /// Those that would be trained.
+    pub trained_tokens: usize,
+    /// Tokens of the shortest row.
+    pub shortest: usize,
+    /// Tokens that half of the rows do not exceed.
+    pub median: usize,
+    /// Tokens that 19 of 20 rows do not exceed.
+    pub p95: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+    /// Most tokens of a row.
+    pub max_length: usize,
+    /// Longer rows that would be left out.
+    pub left_out: usize,
+    /// Longer rows that would be cut.
+    pub cut: usize,
+    /// Rows by their length, without gaps.
+    pub histogram: Vec<Bucket>,
+}
+
+/// Rows of lengths that lie near one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bucket {
+    /// Fewest tokens.
+    pub from: usize,
+    /// Most tokens.
+    pub to: usize,
+    /// So many rows.
+    pub rows: usize,
+}
+
+impl Report {
+    /// Tokenizes `rows` as training would, and adds what that shows.
+    pub fn add_tokens(&mut self, rows: &[Row], encoder: &Encoder<'_>) {
+        let control_tokens = control_tokens(encoder);
+        let mut lengths = Vec::with_capacity(rows.len());
+        let mut trained_tokens = 0;
+        let (mut left_out, mut cut) = (0, 0);
+        let mut say = |problem, row: &Row, about: String| {
+            self.findings.push(Finding::new(problem, &row.place, about));
+        };
+        for row in rows {
+            // Plain text may hold control tokens: that is how it says where its turns are.
+            if !matches!(row.content, Content::Text(_)) {
+                let (input, output) = (row.input(), row.output());
+                let holds = |token: &&String| {
+                    input.contains(token.as_str()) || output.contains(token.as_str())
+                };
+                for token in control_tokens.iter().filter(holds) {
+                    say(Problem::ControlToken, row, token.clone());
+                }
+            }
+            let example = match encoder.render(row) {
+                Ok(example) => example,
+                Err(TrainError::Row { message, .. }) => {
+                    say(Problem::Refused, row, message);
+                    continue;
+                }
+                Err(other) => {
+                    say(Problem::Refused, row, other.to_string());
+                    continue;
+                }
+            };
+            let length = example.tokens.len();
+            lengths.push(length);
+            trained_tokens += example.trained_tokens();
+            if example.trained_tokens() == 0 {
+                say(Problem::NothingTrained, row, String::new());
+                continue;
+            }
+            let becomes = match encoder.fit(example, row) {
+                Ok(Fitted::Whole(_)) => continue,
+                Ok(Fitted::Cut(_)) => {
+                    cut += 1;
+                    "it would be cut"
+                }
+                Ok(Fitted::LeftOut) => {
+                    left_out += 1;
+                    "it would be left out"
+                }
+                Err(_) => "training would refuse it",
+            };
+            let about = format!(
+                "{length} tokens, more than {}; {becomes}",
+                encoder.max_length
+            );
+            say(Problem::TooLong, row, about);
+        }
+        lengths.sort_unstable();
+        let at =
+            |share: usize| lengths.get((lengths.len() * share).div_ceil(100).saturating_sub(1));
+        let at = |share| at(share).copied().unwrap_or(0);
+        self.lengths = Some(Lengths {
+            rows: lengths.len(),
+            tokens: lengths.iter().sum(),
+            trained_tokens,
+            shortest: at(0),
+            median: at(50),
+            p95: at(95),
+            longest: at(100),
+            max_length: encoder.max_length,
+            left_out,
+            cut,
+            histogram: histogram(&lengths),
+        });
+        self.sort();
+    }
+}
+
+/// Counts sorted `lengths` in at most [`BUCKETS`] buckets, as wide as a power of two.
+fn histogram(lengths: &[usize]) -> Vec<Bucket> {
+    let (Some(&shortest), Some(&longest)) = (lengths.first(), lengths.last()) else {
+        return Vec::new();
+    };
+    let mut width = 1;
+    while longest / width - shortest / width >= BUCKETS {
+        width *= 2;
+    }
+    let bucket = |i: usize| Bucket {
+        from: i * width,
+        to: i * width + width - 1,
+        rows: 0,
+    };
+    let first = shortest / width;
+    let mut buckets: Vec<Bucket> = (first..=longest / width).map(bucket).collect();
+    for length in lengths {
+        buckets[length / width - first].rows += 1;
+    }
+    buckets
+}
+
+/// The texts of the base's control tokens.
+fn control_tokens(encoder: &Encoder<'_>) -> Vec<String> {
+    let tokenizer = encoder.tokenizer;
+    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+    ids.filter(|id| tokenizer.is_special(*id))
+        .filter_map(|id| tokenizer.token(id))
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_has_its_bucket() {
+        for lengths in [vec![7], vec![3, 3, 900], (10..500).collect::<Vec<_>>()] {
+            let buckets = histogram(&lengths);
+            assert!(buckets.len() <= BUCKETS, "{buckets:?}");
+            assert_eq!(buckets.iter().map(|b| b.rows).sum::<usize>(), lengths.len());
+            for bucket in &buckets {
+                let inside = |length: &&usize| (bucket.from..=bucket.to).contains(*length);
+                assert_eq!(lengths.iter().filter(inside).count(), bucket.rows);
+            }
+            assert!(
+                buckets
+                    .windows(2)
+                    .all(|pair| pair[0].to + 1 == pair[1].from)
+            );
+        }
+        assert!(histogram(&[]).is_empty());
+    }
+}

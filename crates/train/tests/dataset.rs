@@ -1,0 +1,407 @@
+//! Data files as people write them: the shapes, other column names, broken lines, hostile bytes, the split.
+
+use std::collections::BTreeMap;
+
+use train::dataset::{
+    Columns, Content, Dataset, MAX_BROKEN, MAX_LINE, MAX_TURNS, Row, Scan, held_out,
+};
+use train::{Settings, TrainError};
+
+fn parse(text: &str) -> Result<Dataset, TrainError> {
+    Dataset::parse(text.as_bytes(), "rows.jsonl")
+}
+
+fn error(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+fn scan(text: &[u8]) -> Scan {
+    Dataset::scan_from(text, "rows.jsonl", &Columns::default()).unwrap()
+}
+
+fn columns(pairs: &[(&str, &str)]) -> Columns {
+    let mut columns = Columns::default();
+    for (field, column) in pairs {
+        columns.set(field, column).unwrap();
+    }
+    columns
+}
+
+fn renamed(text: &str, pairs: &[(&str, &str)]) -> Result<Dataset, TrainError> {
+    Dataset::scan_from(text.as_bytes(), "rows.jsonl", &columns(pairs))?.whole()
+}
+
+#[test]
+fn reads_every_shape_and_ignores_other_columns() {
+    let data = parse(concat!(
+        "\u{feff}{\"instruction\":\"Track\",\"input\":\"#12\",\"output\":\"On its way\",\"intent\":\"track\",\"text\":\"x\"}\r\n",
+        "\n",
+        "{\"instruction\":\"Hi\",\"input\":null,\"output\":\"Hello\"}\n",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"q\",\"name\":\"x\"},{\"role\":\"assistant\",\"content\":\"a\"}]}\n",
+        "{\"prompt\":\"p\",\"completion\":\"c\",\"source\":7}\n",
+        "{\"text\":\"plain\"}",
+    ))
+    .unwrap();
+    let said: Vec<(usize, String, &str)> = data
+        .rows
+        .iter()
+        .map(|row| (row.place.line, row.input(), row.output()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            (1, "Track\n\n#12".to_owned(), "On its way"),
+            (3, "Hi".to_owned(), "Hello"),
+            (4, "q".to_owned(), "a"),
+            (5, "p".to_owned(), "c"),
+            (6, String::new(), "plain"),
+        ]
+    );
+    assert_eq!(data.rows[0].intent.as_deref(), Some("track"));
+    assert_eq!(data.hash.len(), 64);
+}
+
+#[test]
+fn conversations_are_read_in_both_spellings_and_become_the_same_turns() {
+    let data = parse(concat!(
+        r#"{"id":"7","conversations":[{"from":"system","value":"s"},{"from":"human","value":"a"},{"from":"gpt","value":"b","weight":1},{"from":"user","value":"c"},{"from":"assistant","value":"d"}]}"#,
+        "\n",
+        r#"{"conversations":[{"role":"system","content":"s"},{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}"#,
+        "\n",
+        r#"{"messages":[{"from":"system","value":"s"},{"role":"human","content":"a"},{"role":"gpt","content":"b"},{"from":"user","value":"c"},{"from":"assistant","value":"d"}]}"#,
+    ))
+    .unwrap();
+    let Content::Messages(turns) = &data.rows[0].content else {
+        panic!("{:?}", data.rows[0]);
+    };
+    let turns: Vec<(&str, &str)> = turns
+        .iter()
+        .map(|turn| (turn.role.as_str(), turn.content.as_str()))
+        .collect();
+    let expected = [
+        ("system", "s"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+    ];
+    assert_eq!(turns, expected);
+    assert_eq!(data.rows[0].content, data.rows[1].content);
+    assert_eq!(data.rows[0].content, data.rows[2].content);
+}
+
+#[test]
+fn columns_may_have_other_names() {
+    let text =
+        "{\"question\":\"q\",\"context\":\"c\",\"answer\":\"a\",\"text\":\"no\",\"kind\":\"k\"}\n";
+    let names = [
+        ("instruction", "question"),
+        ("input", "context"),
+        ("output", "answer"),
+        ("intent", "kind"),
+    ];
+    let data = renamed(text, &names).unwrap();
+    assert_eq!(data.rows[0].input(), "q\n\nc");
+    assert_eq!(data.rows[0].output(), "a");
+    assert_eq!(data.rows[0].intent.as_deref(), Some("k"));
+    // A column that another field takes no longer stands for its own.
+    let swapped = [("prompt", "completion"), ("completion", "prompt")];
+    let data = renamed("{\"prompt\":\"a\",\"completion\":\"q\"}", &swapped).unwrap();
+    assert_eq!(
+        (data.rows[0].input().as_str(), data.rows[0].output()),
+        ("q", "a")
+    );
+    let dialog =
+        "{\"dialog\":[{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\"a\"}]}";
+    let data = renamed(dialog, &[("conversations", "dialog")]).unwrap();
+    assert_eq!(data.rows[0].output(), "a");
+
+    let said = |text: &str, pairs: &[(&str, &str)]| renamed(text, pairs).unwrap_err().to_string();
+    assert_eq!(
+        said(
+            "{\"question\":\"q\",\"answer\":3}",
+            &[("instruction", "question"), ("output", "answer")]
+        ),
+        "rows.jsonl:1: field `answer`: (read as `output`) must be a string, this is a number"
+    );
+    assert!(
+        said("{\"q\":\"q\"}", &[("text", "body")]).contains("found `q`")
+            && said("{\"q\":\"q\"}", &[("text", "body")]).contains("with `body` read as `text`")
+    );
+    assert!(
+        said(
+            "{\"dialog\":[{\"from\":\"bot\",\"value\":\"q\"}]}",
+            &[("conversations", "dialog")]
+        )
+        .contains("field `dialog[0].from`: (read as `conversations`) role `bot`")
+    );
+}
+
+#[test]
+fn columns_are_a_table_of_settings() {
+    let settings: Settings =
+        serde_json::from_str(r#"{"columns":{"instruction":"question","output":"answer"}}"#)
+            .unwrap();
+    assert_eq!(
+        settings.columns,
+        columns(&[("instruction", "question"), ("output", "answer")])
+    );
+    let said = |text: &str| {
+        serde_json::from_str::<Settings>(text)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(
+        said(r#"{"columns":{"question":"instruction"}}"#)
+            .contains("rows have no field `question`; the fields are messages")
+    );
+    assert!(
+        said(r#"{"columns":{"prompt":"x","text":"x"}}"#)
+            .contains("column `x` cannot be both `prompt` and `text`")
+    );
+    assert!(said(r#"{"columns":{"prompt":""}}"#).contains("`prompt` needs the name of a column"));
+    // What is not set is not written, so that runs of before are resumed.
+    assert!(
+        !serde_json::to_string(&Settings::default())
+            .unwrap()
+            .contains("columns")
+    );
+}
+
+#[test]
+fn a_broken_row_is_named_by_file_line_and_field() {
+    let good = "{\"prompt\":\"p\",\"completion\":\"c\"}\n";
+    let long: Vec<String> = (0..=MAX_TURNS)
+        .map(|_| "{\"role\":\"user\",\"content\":\"x\"}".to_owned())
+        .collect();
+    let long = format!("{{\"messages\":[{}]}}", long.join(","));
+    let cases = [
+        (
+            "{\"instruction\":\"a\",\"output\":\"  \"}",
+            "field `output`: the answer is empty",
+        ),
+        ("{\"instruction\":\"a\"}", "field `output`: is missing"),
+        (
+            "{\"instruction\":\"a\",\"output\":3}",
+            "field `output`: must be a string, this is a number",
+        ),
+        (
+            "{\"instruction\":\"a\",\"input\":[],\"output\":\"b\"}",
+            "field `input`: must be a string or null",
+        ),
+        ("{\"prompt\":\"a\"}", "field `completion`: is missing"),
+        ("{\"text\":\"\"}", "field `text`: is empty"),
+        (
+            "{\"text\":\"a\\u0000b\"}",
+            "field `text`: has a NUL at character 2",
+        ),
+        ("{\"messages\":[]}", "field `messages`: the list is empty"),
+        ("{\"messages\":{}}", "field `messages`: must be a list"),
+        (
+            "{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}",
+            "field `messages[0].role`: role `tool`",
+        ),
+        (
+            "{\"messages\":[{\"role\":\"user\",\"content\":[]}]}",
+            "field `messages[0].content`: must be a string",
+        ),
+        (
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}",
+            "the last message must be the assistant's",
+        ),
+        (
+            "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\"}]}",
+            "field `messages[0].content`: the answer",
+        ),
+        (
+            "{\"conversations\":[{\"from\":\"human\"}]}",
+            "field `conversations[0].value`: is missing",
+        ),
+        (
+            "{\"conversations\":[{\"from\":\"human\",\"value\":\"x\"},{\"from\":\"system\",\"value\":\"x\"}]}",
+            "field `conversations[1].from`: a system message may stand only at the beginning",
+        ),
+        (
+            "{\"conversations\":[\"x\"]}",
+            "field `conversations[0]`: must be an object",
+        ),
+        (&long, "field `messages`: has 1001 turns; at most 1000"),
+        ("{\"q\":1}", "found `q`"),
+        ("{\"\\u001b[2J\":1}", "found `\u{fffd}[2J`"),
+        ("[1,2]", "a row must be a JSON object, this is a list"),
+        ("{\"prompt\":", "not valid JSON at column 10"),
+        ("{\"prompt\":", "a row must be whole on its line"),
+        ("[", "write one object a line, without the list's brackets"),
+        ("{\"text\":\"\\ud800\"}", "not valid JSON"),
+        ("{\"text\":\"a\u{0}b\"}", "not valid JSON"),
+        ("\u{0}\u{0}", "not valid JSON at column 1"),
+    ];
+    for (row, expected) in cases {
+        let said = error(&format!("{good}{row}\n"));
+        assert!(said.starts_with("rows.jsonl:2: "), "{said}");
+        assert!(said.contains(expected), "{said} lacks {expected}");
+    }
+}
+
+#[test]
+fn every_broken_line_is_counted_and_the_rows_between_are_read() {
+    let text = "nope\n{\"text\":\"a\"}\n\n{\"text\":1}\r\n{\"text\":\"b\"}\n";
+    let scan = scan(text.as_bytes());
+    let lines: Vec<usize> = scan.data.rows.iter().map(|row| row.place.line).collect();
+    assert_eq!(lines, [2, 5]);
+    assert_eq!(scan.broken_lines, 2);
+    let said = scan.whole().unwrap_err().to_string();
+    assert!(
+        said.starts_with("rows.jsonl: 2 lines are broken:\n  rows.jsonl:1: not valid JSON"),
+        "{said}"
+    );
+    assert!(said.contains("\n  rows.jsonl:4: field `text`: must be a string"));
+
+    let many = Dataset::scan_from(
+        "x\n".repeat(1500).as_bytes(),
+        "rows.jsonl",
+        &Columns::default(),
+    );
+    let many = many.unwrap();
+    assert_eq!((many.broken.len(), many.broken_lines), (MAX_BROKEN, 1500));
+    let said = many.whole().unwrap_err().to_string();
+    assert!(said.starts_with("rows.jsonl: 1500 lines are broken:"));
+    assert!(said.ends_with("and 1490 more"), "{said}");
+    assert_eq!(said.lines().count(), 12);
+}
+
+#[test]
+fn limits_and_hostile_bytes_are_refused_by_line() {
+    let text = |length: usize| format!("{{\"text\":\"{}\"}}", "x".repeat(length - 11));
+    assert_eq!(text(MAX_LINE).len(), MAX_LINE);
+    for end in ["", "\n", "\r\n"] {
+        let all = format!("{}{end}", text(MAX_LINE));
+        assert_eq!(parse(&all).unwrap().rows.len(), 1);
+        // The lines behind one that is too long, however long, are read.
+        for too_long in [1, 2, 3, 70_000, 3 * MAX_LINE] {
+            let all = format!("{}{end}\n{}", text(MAX_LINE + too_long), text(20));
+            let scan = scan(all.as_bytes());
+            assert_eq!((scan.data.rows.len(), scan.broken_lines), (1, 1));
+            let said = scan.broken[0].to_string();
+            assert!(said.starts_with("rows.jsonl:1: the line is longer than 1048576 bytes"));
+        }
+    }
+    let bytes = b"{\"text\":\"a\"}\n{\"text\":\"\xff\"}\n";
+    let said = scan(bytes).whole().unwrap_err().to_string();
+    assert!(
+        said.starts_with("rows.jsonl:2: not UTF-8 text at byte 10"),
+        "{said}"
+    );
+    let utf16 = Dataset::parse(&b"\xff\xfe{\0\"\0"[..], "rows.jsonl").unwrap_err();
+    assert_eq!(
+        utf16.to_string(),
+        "rows.jsonl: the file is UTF-16; save it as UTF-8"
+    );
+    let deep = error(&format!("{{\"text\":{}}}", "[".repeat(10_000)));
+    assert!(
+        deep.contains("not valid JSON at column ") && deep.contains("127 levels of nesting"),
+        "{deep}"
+    );
+    assert!(error("\n \n").contains("holds no rows"));
+    assert!(error("").contains("holds no rows"));
+}
+
+fn numbered(numbers: impl Iterator<Item = usize>) -> Vec<Row> {
+    let lines: Vec<String> = numbers
+        .map(|i| format!("{{\"prompt\":\"p{i}\",\"completion\":\"c\"}}"))
+        .collect();
+    parse(&lines.join("\n")).unwrap().rows
+}
+
+#[test]
+fn a_row_falls_on_its_side_whatever_stands_around_it() {
+    let sides = |rows: &[Row]| -> BTreeMap<String, bool> {
+        let inputs = rows.iter().map(Row::input);
+        inputs.zip(held_out(rows, 0.1)).collect()
+    };
+    let rows = numbered(0..300);
+    let known = sides(&rows);
+    let count = known.values().filter(|held_out| **held_out).count();
+    assert!((15..50).contains(&count), "{count}");
+    // In another order, with rows added, with rows taken away, on other lines.
+    for other in [
+        numbered((0..300).rev()),
+        numbered((0..900).map(|i| i * 7 % 900)),
+        numbered(100..300),
+    ] {
+        let found = sides(&other);
+        let same = found.iter().filter(|(row, _)| known.contains_key(*row));
+        let mut compared = 0;
+        for (row, held_out) in same {
+            assert_eq!(known[row], *held_out, "{row}");
+            compared += 1;
+        }
+        assert!(compared >= 200);
+    }
+}
+
+#[test]
+fn copies_of_a_row_never_straddle_the_split() {
+    let text = |i: usize| {
+        format!(
+            "{{\"prompt\":\"Where is order {i}?\",\"completion\":\"On its way\"}}\n\
+             {{\"prompt\":\"where  is ORDER {i}?\",\"completion\":\"On its way \"}}\n\
+             {{\"instruction\":\"Where is order {i}?\",\"output\":\"On its way\"}}\n"
+        )
+    };
+    let rows = parse(&(0..200).map(text).collect::<String>()).unwrap().rows;
+    let sides = held_out(&rows, 0.3);
+    assert!(sides.iter().any(|held_out| *held_out));
+    for copies in sides.chunks(3) {
+        assert!(copies.iter().all(|side| *side == copies[0]));
+    }
+}
+
+#[test]
+fn the_split_leaves_both_sides_something() {
+    let lines: Vec<String> = (0..500)
+        .map(|i| format!("{{\"prompt\":\"p{}\",\"completion\":\"c\"}}", i % 400))
+        .collect();
+    let (train, held) = parse(&lines.join("\n")).unwrap().split(0.2);
+    assert_eq!(train.len() + held.len(), 500);
+    assert!((60..140).contains(&held.len()), "{}", held.len());
+    assert!(
+        held.iter()
+            .all(|row| train.iter().all(|other| other.input() != row.input()))
+    );
+    let (train, held) = parse(&lines[..2].join("\n")).unwrap().split(0.01);
+    assert_eq!((train.len(), held.len()), (1, 1));
+    let (train, held) = parse(&lines[..1].join("\n")).unwrap().split(0.5);
+    assert_eq!((train.len(), held.len()), (1, 0));
+    let (train, held) = parse(&lines.join("\n")).unwrap().split(0.0);
+    assert_eq!((train.len(), held.len()), (500, 0));
+}
+
+/// The examples of the documentation are rows, and its settings are settings.
+#[test]
+fn the_documentation_is_read() {
+    let page = include_str!("../../../docs/data.md");
+    let blocks = |language: &str| -> Vec<&str> {
+        let start = format!("```{language}\n");
+        let parts = page.split(start.as_str()).skip(1);
+        parts
+            .map(|part| part.split("```").next().unwrap())
+            .collect()
+    };
+    let rows: Vec<Row> = blocks("jsonl")
+        .iter()
+        .flat_map(|block| parse(block).unwrap().rows)
+        .collect();
+    let with = |shape: fn(&Content) -> bool| rows.iter().any(|row| shape(&row.content));
+    assert!(with(|content| matches!(content, Content::Alpaca { .. })));
+    assert!(with(|content| matches!(
+        content,
+        Content::Completion { .. }
+    )));
+    assert!(with(|content| matches!(content, Content::Messages(_))));
+    assert!(with(|content| matches!(content, Content::Text(_))));
+    let renamed = blocks("json");
+    let names = columns(&[("instruction", "question"), ("output", "answer")]);
+    let data = Dataset::scan_from(renamed[0].as_bytes(), "page", &names).unwrap();
+    assert_eq!(data.whole().unwrap().rows.len(), 1);
+}

@@ -1,0 +1,278 @@
+//! What the linter finds, and where.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use formats::chat_template::ChatTemplate;
+use formats::gguf::Gguf;
+use formats::tokenizer::Tokenizer;
+use train::dataset::{Columns, Content, Dataset, Place, Row};
+use train::example::{Encoder, Mask, TooLong};
+use train::lint::{Options, Problem, Report, lint};
+
+fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<Row> {
+    let row = |(i, (prompt, completion)): (usize, &(&str, &str))| Row {
+        place: Place {
+            file: file.into(),
+            line: i + 1,
+        },
+        content: Content::Completion {
+            prompt: (*prompt).into(),
+            completion: (*completion).into(),
+        },
+        intent: None,
+    };
+    pairs.iter().enumerate().map(row).collect()
+}
+
+fn said(report: &Report) -> Vec<(Problem, usize, &str)> {
+    report
+        .findings
+        .iter()
+        .map(|f| (f.problem, f.line, f.about.as_str()))
+        .collect()
+}
+
+#[test]
+fn alike_rows_are_found_each_once() {
+    let rows = rows(
+        "a.jsonl",
+        &[
+            ("Where is order #1234?", "It left us today: 1234"),
+            ("Where is order #1234?", "It left us today: 1234 "),
+            ("where is order #998-B", "It left us today: 998"),
+            ("Has my parcel 55 gone?", "It left us today: 55"),
+            ("Where is order #7?", "Let me have a look at 7."),
+            (
+                "Do you sell red hats for dogs and cats?",
+                "Yes, we have red hats in three sizes.",
+            ),
+            (
+                "Do you sell red hats for dogs and cows?",
+                "Yes, we have red hats in three sizes!",
+            ),
+        ],
+    );
+    let report = lint(
+        &rows,
+        &[],
+        &Options {
+            near: 0.8,
+            ..Options::default()
+        },
+    );
+    assert_eq!(
+        said(&report),
+        [
+            (Problem::Duplicate, 2, "a.jsonl:1"),
+            (Problem::DuplicateButNumbers, 3, "a.jsonl:1"),
+            (Problem::SameOutput, 4, "a.jsonl:1"),
+            (Problem::SameInput, 5, "a.jsonl:1"),
+            (Problem::NearDuplicate, 7, "a.jsonl:6"),
+            (Problem::SameOutput, 7, "a.jsonl:6"),
+        ]
+    );
+    assert_eq!(report.count(Problem::Duplicate), 1);
+    assert_eq!(
+        report.findings[0].to_string(),
+        "a.jsonl:2: the same row as a.jsonl:1"
+    );
+}
+
+#[test]
+fn questions_of_the_other_set_leak() {
+    let train = rows(
+        "t.jsonl",
+        &[("Is 12 in stock?", "a"), ("What does shipping cost?", "b")],
+    );
+    let eval = rows(
+        "e.jsonl",
+        &[("May I return it?", "c"), ("is 99 in stock", "d")],
+    );
+    let report = lint(&train, &eval, &Options::default());
+    assert_eq!(said(&report), [(Problem::Leak, 1, "e.jsonl:2")]);
+}
+
+#[test]
+fn numbers_must_come_from_the_input() {
+    let rows = rows(
+        "a.jsonl",
+        &[
+            (
+                "I paid 1,299 for ORD-4471x",
+                "1299 was paid for 4471, in 24 hours",
+            ),
+            ("Where is it?", "Call 5550 100, or 5550. Bye"),
+            ("Empty?", " "),
+        ],
+    );
+    let report = lint(&rows, &[], &Options::default());
+    assert_eq!(
+        said(&report),
+        [
+            (Problem::NumberFromNowhere, 2, "100"),
+            (Problem::NumberFromNowhere, 2, "5550"),
+            (Problem::EmptyOutput, 3, ""),
+        ]
+    );
+}
+
+#[test]
+fn intents_are_counted() {
+    let text = "{\"prompt\":\"a\",\"completion\":\"x\",\"intent\":\"refund\"}\n{\"prompt\":\"b\",\"completion\":\"y\"}\n";
+    let data = Dataset::parse(text.as_bytes(), "a.jsonl").unwrap();
+    let report = lint(&data.rows, &[], &Options::default());
+    assert_eq!(report.intents, BTreeMap::from([("refund".to_owned(), 1)]));
+    assert_eq!(report.rows, 2);
+}
+
+#[test]
+fn broken_lines_are_findings_and_do_not_hide_the_rest() {
+    let text = "{\"prompt\":1}\n{\"prompt\":\"a\",\"completion\":\" \"}\n{\"prompt\":\"b\",\"completion\":\"y\"}\nno\n";
+    let scan = Dataset::scan_from(text.as_bytes(), "a.jsonl", &Columns::default()).unwrap();
+    let mut report = lint(&scan.data.rows, &[], &Options::default());
+    report.add_broken(&scan);
+    assert_eq!((report.rows, report.broken_lines), (1, 3));
+    let lines: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines[0],
+        "a.jsonl:1: field `prompt`: must be a string, this is a number"
+    );
+    assert_eq!(lines[1], "a.jsonl:2: the output is empty");
+    assert!(lines[2].starts_with("a.jsonl:4: not valid JSON at column"));
+    assert_eq!(report.count(Problem::Broken), 2);
+    assert_eq!(report.count(Problem::EmptyOutput), 1);
+}
+
+#[test]
+fn answers_that_stop_in_the_middle_are_found() {
+    let whole: Vec<(String, String)> = (0..40)
+        .map(|i| {
+            (
+                format!("question {i}"),
+                format!("This is what we say of it, word {}.", "x".repeat(i)),
+            )
+        })
+        .collect();
+    let mut pairs: Vec<(&str, &str)> = whole
+        .iter()
+        .map(|(q, a)| (q.as_str(), a.as_str()))
+        .collect();
+    pairs.extend([
+        ("what is in stock", "We have hats, gloves,"),
+        ("code please", "```rust\nfn main() {}"),
+        ("and what then", "We shall write to you as soon as we kno"),
+        ("yes or no", "Yes"),
+    ]);
+    let report = lint(&rows("a.jsonl", &pairs), &[], &Options::default());
+    let cut = |report: &Report| -> Vec<usize> {
+        let of_kind = report
+            .findings
+            .iter()
+            .filter(|f| f.problem == Problem::CutOff);
+        of_kind.map(|f| f.line).collect()
+    };
+    assert_eq!(cut(&report), [41, 42, 43]);
+    assert!(report.findings.iter().any(|f| f.to_string()
+        == "a.jsonl:43: the output seems to be cut off: …l write to you as soon as we kno"));
+    // Where nobody ends a sentence, one without an end says nothing.
+    let bare: Vec<(&str, &str)> = pairs
+        .iter()
+        .map(|(q, a)| (*q, a.trim_end_matches('.')))
+        .collect();
+    assert_eq!(
+        cut(&lint(&rows("a.jsonl", &bare), &[], &Options::default())),
+        [41, 42]
+    );
+}
+
+#[test]
+fn a_row_many_times_over_is_found_each_time() {
+    let text: Vec<String> = (0..20_000)
+        .map(|i| {
+            format!("{{\"prompt\":\"Where is it?\",\"completion\":\"number {i} of many words\"}}")
+        })
+        .collect();
+    let data = Dataset::parse(text.join("\n").as_bytes(), "a.jsonl").unwrap();
+    let report = lint(&data.rows, &[], &Options::default());
+    assert_eq!(report.count(Problem::DuplicateButNumbers), 19_999);
+}
+
+#[test]
+fn tokens_show_what_would_not_be_trained() {
+    let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
+    let silent = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
+    let mut encoder = Encoder {
+        tokenizer: &tokenizer,
+        template: &template,
+        system: None,
+        mask: Mask::Completion,
+        max_length: 120,
+        too_long: TooLong::Truncate,
+    };
+    let lines = [
+        r#"{"prompt":"p","completion":"q"}"#.to_owned(),
+        format!(r#"{{"prompt":"p","completion":"{}"}}"#, "x".repeat(300)),
+        format!(r#"{{"prompt":"{}","completion":"q"}}"#, "x".repeat(300)),
+        r#"{"text":"<|im_end|>"}"#.to_owned(),
+        r#"{"prompt":"a<|im_end|>b","completion":"c"}"#.to_owned(),
+        r#"{"text":"<|im_start|>as it is<|im_end|>"}"#.to_owned(),
+    ];
+    let data = Dataset::parse(lines.join("\n").as_bytes(), "a.jsonl").unwrap();
+    let look = |encoder: &Encoder<'_>| {
+        let mut report = Report::default();
+        report.add_tokens(&data.rows, encoder);
+        report
+    };
+    let report = look(&encoder);
+    let kinds: Vec<(Problem, usize)> = report
+        .findings
+        .iter()
+        .map(|f| (f.problem, f.line))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (Problem::TooLong, 2),
+            (Problem::TooLong, 3),
+            (Problem::NothingTrained, 4),
+            (Problem::ControlToken, 5),
+        ]
+    );
+    assert!(
+        report.findings[0]
+            .about
+            .ends_with("tokens, more than 120; it would be cut")
+    );
+    assert!(
+        report.findings[1]
+            .about
+            .ends_with("tokens, more than 120; it would be left out")
+    );
+    assert_eq!(report.findings[3].about, "<|im_end|>");
+    let lengths = report.lengths.unwrap();
+    let whole: Vec<usize> = data
+        .rows
+        .iter()
+        .map(|row| encoder.render(row).unwrap().tokens.len())
+        .collect();
+    assert_eq!(lengths.rows, 6);
+    assert_eq!(lengths.tokens, whole.iter().sum::<usize>());
+    assert_eq!(
+        (lengths.shortest, lengths.longest),
+        (1, *whole.iter().max().unwrap())
+    );
+    assert_eq!((lengths.cut, lengths.left_out), (1, 1));
+    assert_eq!(lengths.histogram.iter().map(|b| b.rows).sum::<usize>(), 6);
+
+    encoder.template = &silent;
+    let report = look(&encoder);
+    assert_eq!(report.count(Problem::Refused), 4);
+    assert!(
+        report.findings[0]
+            .to_string()
+            .starts_with("a.jsonl:1: the chat template leaves the answer")
+    );
+}
