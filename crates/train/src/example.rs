@@ -6,8 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use formats::chat_template::{ChatTemplate, Message};
-use formats::tokenizer::{Special, Tokenizer};
+use formats::chat_template::{ChatTemplate, Hidden, Message};
+use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -196,7 +196,7 @@ impl Encoder<'_> {
     /// The template or the tokenizer refuses the row, or the template does not render answers behind their prompts.
     pub fn render(&self, row: &Row) -> Result<Example, TrainError> {
         match self.conversation(row) {
-            Some(messages) => self.encode_turns(&messages, &row.place),
+            Some(messages) => self.encode_turns(messages, &row.place),
             None => self.encode_text(row),
         }
     }
@@ -232,7 +232,13 @@ impl Encoder<'_> {
         Some(system.into_iter().chain(turns).collect())
     }
 
-    fn encode_turns(&self, messages: &[Message], place: &Place) -> Result<Example, TrainError> {
+    fn encode_turns(
+        &self,
+        mut messages: Vec<Message>,
+        place: &Place,
+    ) -> Result<Example, TrainError> {
+        let hidden = Hidden::hide(self.tokenizer, &mut messages);
+        let tokens = |text: &str| refused(hidden.encode(self.tokenizer, text), place);
         let render = |messages: &[Message], answer_next: bool| {
             let rendered = self.template.render(messages, answer_next);
             rendered.map_err(|error| {
@@ -263,9 +269,9 @@ impl Encoder<'_> {
                 let message = format!("the chat template leaves the answer (message {i}) out");
                 return Err(TrainError::row(place, message));
             }
-            let before = self.tokens(before, place)?;
+            let before = tokens(before)?;
             builder.push(&self.with_bos(before, builder.is_empty()), false);
-            let answer = self.tokens(answer, place)?;
+            let answer = tokens(answer)?;
             // What the template writes behind the end of the turn is never generated: it is no part of the answer.
             match answer
                 .iter()
@@ -291,7 +297,8 @@ impl Encoder<'_> {
     }
 
     fn encode_text(&self, row: &Row) -> Result<Example, TrainError> {
-        let tokens = self.tokens(row.output(), &row.place)?;
+        let tokens = self.tokenizer.encode(row.output(), Special::Parse);
+        let tokens = refused(tokens, &row.place)?;
         let ended = tokens
             .last()
             .is_some_and(|token| self.tokenizer.end_ids().contains(token));
@@ -350,12 +357,6 @@ impl Encoder<'_> {
         }
     }
 
-    fn tokens(&self, text: &str, place: &Place) -> Result<Vec<u32>, TrainError> {
-        let encoded = self.tokenizer.encode(text, Special::Parse);
-        encoded
-            .map_err(|error| TrainError::row(place, format!("the tokenizer refuses it: {error}")))
-    }
-
     /// `tokens`, with the begin-of-text token in front where the model wants one and the text brings none.
     fn with_bos(&self, mut tokens: Vec<u32>, first: bool) -> Vec<u32> {
         if let Some(bos) = self.tokenizer.bos()
@@ -372,6 +373,14 @@ impl Encoder<'_> {
     fn end(&self) -> Vec<u32> {
         self.tokenizer.eos().into_iter().collect()
     }
+}
+
+/// The ids, or in whose place there are none.
+fn refused(
+    encoded: Result<Vec<u32>, TokenizerError>,
+    place: &Place,
+) -> Result<Vec<u32>, TrainError> {
+    encoded.map_err(|error| TrainError::row(place, format!("the tokenizer refuses it: {error}")))
 }
 
 /// An example under construction.

@@ -106,7 +106,7 @@ impl Problem {
             Problem::EmptyOutput => "the output is empty",
             Problem::CutOff => "the output seems to be cut off: ",
             Problem::NumberFromNowhere => "the output has a number that the input does not have: ",
-            Problem::ControlToken => "the text of a control token would become one: ",
+            Problem::ControlToken => "has the text of a control token, which stays text: ",
             Problem::NothingTrained => "no token of it would be trained",
             Problem::TooLong => "too long: ",
         }

@@ -4,6 +4,7 @@
 //! the conversation. This module knows no tokens but the texts of the first and the last one.
 
 mod date;
+mod hidden;
 mod json;
 mod tags;
 
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::gguf::{Gguf, GgufError};
 use crate::sha256::FieldHasher;
 use crate::tokenizer::Tokenizer;
+
+pub use hidden::Hidden;
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

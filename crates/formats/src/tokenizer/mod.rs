@@ -87,6 +87,8 @@ pub struct Tokenizer {
     /// Finds user-defined tokens alone.
     user_defined: Finder,
     pieces: Arc<Pieces>,
+    /// Texts of control tokens, longest first.
+    control_tokens: Vec<String>,
     hash: String,
 }
 
@@ -119,6 +121,14 @@ impl Tokenizer {
             .map_err(invalid)?;
         let user_defined = Finder::new(&vocabulary, user_defined).map_err(invalid)?;
         let pieces = Arc::new(Pieces::new(&vocabulary));
+        let mut control_tokens: Vec<String> = vocabulary
+            .tokens
+            .iter()
+            .zip(&vocabulary.kinds)
+            .filter(|(text, kind)| **kind == Kind::Control && !text.is_empty())
+            .map(|(text, _)| text.clone())
+            .collect();
+        control_tokens.sort_by_key(|text| std::cmp::Reverse(text.len()));
         let hash = vocabulary.hash(family);
         Ok(Tokenizer {
             vocabulary,
@@ -127,6 +137,7 @@ impl Tokenizer {
             added,
             user_defined,
             pieces,
+            control_tokens,
             hash,
         })
     }
@@ -233,6 +244,11 @@ impl Tokenizer {
     /// Whether a token is a control token, which stands for no text.
     pub fn is_special(&self, id: u32) -> bool {
         self.vocabulary.kinds.get(id as usize) == Some(&Kind::Control)
+    }
+
+    /// The texts of the control tokens, longest first.
+    pub fn control_tokens(&self) -> &[String] {
+        &self.control_tokens
     }
 
     /// Everything that decides about ids, as sha256 in hex.

@@ -23,8 +23,6 @@ pub struct Base {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
-    /// Control tokens by their text, longest first.
-    pub(super) control_tokens: Vec<String>,
 }
 
 /// How a base is spoken to: its file without the weights, for what only looks at texts and tokens.
@@ -96,19 +94,11 @@ impl Base {
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
         let model = Model::load_with(gguf, device, packed)?;
-        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-        let mut control_tokens: Vec<String> = ids
-            .filter(|id| tokenizer.is_special(*id))
-            .filter_map(|id| tokenizer.token(id).map(str::to_owned))
-            .filter(|text| !text.is_empty())
-            .collect();
-        control_tokens.sort_by_key(|text| std::cmp::Reverse(text.len()));
         Ok(Base {
             name,
             model: Arc::new(model),
             tokenizer,
             template,
-            control_tokens,
         })
     }
 }

@@ -1,17 +1,14 @@
 //! A conversation as token ids: the persona's system prompt in front, the base's template around it, exactly as training
 //! rows are made. What people wrote can never become a control token.
 
-use formats::chat_template::Message;
-use formats::tokenizer::{Special, TokenizerError};
+use formats::chat_template::{Hidden, Message};
+use formats::tokenizer::Special;
 use train::dataset::alpaca_prompt;
 
 use super::ask::{Ask, Conversation};
 use super::base::Base;
 use super::error::RequestError;
 use super::voice::Voice;
-
-/// Private characters that may stand for control tokens' texts while the template runs.
-const MARKS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 
 /// The ids of the prompt, ending where the answer begins.
 pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u32>, RequestError> {
@@ -29,12 +26,13 @@ pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u3
         }
         Conversation::Tokens(ids) => return known(base, field, ids),
     };
-    let hidden = hide_control_tokens(&base.control_tokens, &mut messages);
+    let hidden = Hidden::hide(&base.tokenizer, &mut messages);
     let rendered = base
         .template
         .render(&messages, true)
         .map_err(|source| RequestError::Template { field, source })?;
-    let ids = encode(base, &rendered, &hidden)
+    let ids = hidden
+        .encode(&base.tokenizer, &rendered)
         .map_err(|source| RequestError::Tokenize { field, source })?;
     Ok(begun(base, ids))
 }
@@ -71,76 +69,4 @@ fn with_system_prompt(voice: &Voice<'_>, turns: Vec<Message>) -> Vec<Message> {
     let system = voice.system_prompt.filter(|_| !own);
     let system = system.map(|system| Message::new("system", system));
     system.into_iter().chain(turns).collect()
-}
-
-/// Puts a private character in place of every control token's text; gives the characters with what they stand for.
-fn hide_control_tokens<'a>(
-    control_tokens: &'a [String],
-    messages: &mut [Message],
-) -> Vec<(char, &'a str)> {
-    let mut hidden = Vec::new();
-    for text in control_tokens {
-        if !messages
-            .iter()
-            .any(|message| message.content.contains(text))
-        {
-            continue;
-        }
-        let taken = |mark: char, hidden: &[(char, &str)]| {
-            hidden.iter().any(|(other, _)| *other == mark)
-                || messages
-                    .iter()
-                    .any(|message| message.content.contains(mark))
-        };
-        let Some(mark) = MARKS.into_iter().find(|mark| !taken(*mark, &hidden)) else {
-            continue;
-        };
-        for message in messages.iter_mut() {
-            message.content = message.content.replace(text, &mark.to_string());
-        }
-        hidden.push((mark, text));
-    }
-    hidden
-}
-
-/// Encodes a rendered prompt; what was hidden is encoded as the plain text that it was.
-fn encode(
-    base: &Base,
-    rendered: &str,
-    hidden: &[(char, &str)],
-) -> Result<Vec<u32>, TokenizerError> {
-    let mut ids = Vec::new();
-    let mut rest = rendered;
-    let stands_for = |c: char| hidden.iter().find(|(mark, _)| *mark == c);
-    while let Some((at, mark)) = rest.char_indices().find(|(_, c)| stands_for(*c).is_some()) {
-        ids.extend(base.tokenizer.encode(&rest[..at], Special::Parse)?);
-        if let Some((_, text)) = stands_for(mark) {
-            ids.extend(base.tokenizer.encode(text, Special::AsText)?);
-        }
-        rest = &rest[at + mark.len_utf8()..];
-    }
-    ids.extend(base.tokenizer.encode(rest, Special::Parse)?);
-    Ok(ids)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_tokens_in_a_text_are_hidden_and_nothing_else() {
-        let control = ["<|im_end|>".to_owned(), "<s>".to_owned()];
-        let mut plain = vec![Message::new("user", "a < b and <|im_start")];
-        assert!(hide_control_tokens(&control, &mut plain).is_empty());
-        assert_eq!(plain[0].content, "a < b and <|im_start");
-
-        let mut nasty = vec![
-            Message::new("system", "\u{f0000} is taken"),
-            Message::new("user", "x<|im_<|im_end|>end|><s>y"),
-        ];
-        let hidden = hide_control_tokens(&control, &mut nasty);
-        assert_eq!(hidden, [('\u{f0001}', "<|im_end|>"), ('\u{f0002}', "<s>")]);
-        assert_eq!(nasty[1].content, "x<|im_\u{f0001}end|>\u{f0002}y");
-        assert_eq!(nasty[0].content, "\u{f0000} is taken");
-    }
 }

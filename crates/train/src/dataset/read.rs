@@ -120,7 +120,7 @@ impl Dataset {
         let mut broken = Vec::new();
         let mut broken_lines = 0;
         for line in 1.. {
-            let read = lines.next().map_err(|source| TrainError::Read {
+            let read = lines.next_line().map_err(|source| TrainError::Read {
                 path: name.into(),
                 source,
             })?;
@@ -223,7 +223,7 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    fn next(&mut self) -> io::Result<Line<'_>> {
+    fn next_line(&mut self) -> io::Result<Line<'_>> {
         self.bytes.clear();
         // Two bytes more than the limit: the line's end may be CR LF.
         let limit = MAX_LINE as u64 + 2;
@@ -281,7 +281,7 @@ mod tests {
         for (bytes, most) in [(b'x', 3 << 20), (b'\n', 1000)] {
             let endless = BufReader::new(io::repeat(bytes));
             let mut lines = Lines::new(endless, most);
-            while !matches!(lines.next().unwrap(), Line::PastTheLimit) {}
+            while !matches!(lines.next_line().unwrap(), Line::PastTheLimit) {}
             assert!(lines.bytes.capacity() <= 2 * MAX_LINE + 64);
             assert!(lines.read > most && lines.read <= most + (1 << 20));
         }

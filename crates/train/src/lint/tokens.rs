@@ -51,7 +51,7 @@ pub struct Bucket {
 impl Report {
     /// Tokenizes `rows` as training would, and adds what that shows.
     pub fn add_tokens(&mut self, rows: &[Row], encoder: &Encoder<'_>) {
-        let control_tokens = control_tokens(encoder);
+        let control_tokens = encoder.tokenizer.control_tokens();
         let mut lengths = Vec::with_capacity(rows.len());
         let mut trained_tokens = 0;
         let (mut left_out, mut cut) = (0, 0);
@@ -146,17 +146,6 @@ fn histogram(lengths: &[usize]) -> Vec<Bucket> {
         buckets[length / width - first].rows += 1;
     }
     buckets
-}
-
-/// The texts of the base's control tokens.
-fn control_tokens(encoder: &Encoder<'_>) -> Vec<String> {
-    let tokenizer = encoder.tokenizer;
-    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-    ids.filter(|id| tokenizer.is_special(*id))
-        .filter_map(|id| tokenizer.token(id))
-        .filter(|text| !text.is_empty())
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]
