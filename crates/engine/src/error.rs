@@ -99,6 +99,19 @@ pub enum PoolError {
         /// The pool's bytes.
         limit: u64,
     },
+    /// The adapters of one request are larger together than the pool.
+    #[error(
+        "the {adapters} adapters of this blend take {bytes} bytes and the adapter memory is {limit}; blend fewer or give \
+         it more memory"
+    )]
+    TogetherTooLarge {
+        /// How many.
+        adapters: usize,
+        /// Their bytes.
+        bytes: u64,
+        /// The pool's bytes.
+        limit: u64,
+    },
     /// Requests hold so many adapters that eviction cannot make room.
     #[error(
         "adapter {id} takes {bytes} bytes; of the adapter memory of {limit}, requests under way hold {leased}; \
@@ -117,6 +130,23 @@ pub enum PoolError {
     /// No such adapter.
     #[error("adapter {0} is not loaded")]
     Unknown(AdapterId),
+}
+
+/// Why a request's adapters were not claimed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ClaimError {
+    /// They can never be here all at once.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The time was over first.
+    #[error("there was no time to wait for the adapters")]
+    Late,
+    /// Whoever wanted them is not there any more.
+    #[error("the request was given up")]
+    Gone,
+    /// The engine has ended.
+    #[error("the engine has stopped")]
+    Stopped,
 }
 
 /// Why the engine did not start.

@@ -55,10 +55,10 @@ pub enum FinishReason {
     Error(String),
 }
 
-/// A request's times, all counted from its submission.
+/// A request's times, all counted from its submission, or from when it took its seat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Until the scheduler first took it up (or it ended waiting).
+    /// Until the scheduler first took it up (or it ended waiting), the wait for its adapters included.
     pub queue: Duration,
     /// Until its first token was sampled, if one was.
     pub first_token: Option<Duration>,
@@ -92,10 +92,11 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    pub fn new(sink: Sink, prompt_tokens: usize) -> Self {
+    /// Times are counted from `submitted`.
+    pub fn new(sink: Sink, prompt_tokens: usize, submitted: Instant) -> Self {
         Outlet {
             sink: Some(sink),
-            submitted: Instant::now(),
+            submitted,
             started: None,
             first_token: None,
             prompt_tokens,
@@ -184,7 +185,7 @@ mod tests {
             sender.send(event).unwrap();
             Flow::Continue
         });
-        (Outlet::new(sink, 3), events)
+        (Outlet::new(sink, 3, Instant::now()), events)
     }
 
     fn reasons(events: &Receiver<Event>) -> Vec<FinishReason> {

@@ -1,6 +1,6 @@
 //! How the rest of the program reaches the engine: start it, submit requests, keep adapters, read numbers.
 //! Every method may be called from any thread, the sinks on the engine's own thread included; none waits for a step,
-//! except [`Handle::shutdown`] and the drop of the last handle.
+//! except [`Handle::shutdown`] and the drop of the last handle, and [`Handle::claim`], which waits for adapters.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::adapters::{AdapterId, AdapterInfo, AdapterPool, Lease};
 use crate::blocks::BlockTable;
-use crate::error::{PoolError, StartError, SubmitError};
+use crate::claim::{Claim, Patience};
+use crate::error::{ClaimError, PoolError, StartError, SubmitError};
 use crate::event::{Event, Flow, Outlet, Sink};
 use crate::lookup::Lookup;
 use crate::runner::{Limits, Runner};
@@ -42,6 +43,8 @@ pub struct EngineConfig {
     pub max_wait: Duration,
     /// Bytes that resident adapters may take.
     pub adapter_memory: u64,
+    /// The most adapters that are read at once. More hide a slow disk better, and each takes a few times its file meanwhile.
+    pub adapter_loads: usize,
     /// The most tokens that are guessed ahead for one sequence in one step, from what it has said before; 0 turns it off.
     /// As many are as pay, by what rows cost and how often guesses were right; what is said is the same either way.
     pub draft_tokens: usize,
@@ -59,6 +62,7 @@ impl Default for EngineConfig {
             step_latency: Duration::from_millis(100),
             max_wait: Duration::from_secs(5),
             adapter_memory: 256 << 20,
+            adapter_loads: 4,
             draft_tokens: 8,
             prefix_cache: true,
         }
@@ -70,6 +74,7 @@ impl EngineConfig {
         for (field, value) in [
             ("max_batch", self.max_batch),
             ("prefill_chunk", self.prefill_chunk),
+            ("adapter_loads", self.adapter_loads),
             ("vocab_size", limits.vocab_size),
             ("context_length", limits.context_length),
             ("block_tokens", limits.block_tokens),
@@ -162,6 +167,13 @@ impl Iterator for Stream {
     }
 }
 
+/// A place among the requests that the engine takes, for one that has yet to get its adapters. Dropped, it is free again.
+#[must_use = "dropping the seat gives it up"]
+pub struct Seat {
+    place: Place,
+    came: Instant,
+}
+
 /// The engine itself; see [`Engine::start`].
 pub struct Engine;
 
@@ -179,7 +191,7 @@ impl Engine {
         config.check(&limits)?;
         let (commands, receiver) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let pool = AdapterPool::new(config.adapter_memory);
+        let pool = AdapterPool::new(config.adapter_memory, config.adapter_loads, config.max_wait);
         let board = Arc::new(Board::default());
         let engine = EngineLoop {
             runner,
@@ -239,8 +251,17 @@ impl<A: Send + Sync + 'static> Handle<A> {
     /// # Errors
     /// The first thing wrong with the request, or that there is no room; the sink is then never called.
     pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, SubmitError> {
-        let owner = &*self.0;
         self.check(&request)?;
+        self.submit_from(self.take_seat()?, request, sink)
+    }
+
+    /// Takes a place among the requests of the engine, before the request itself is ready. It counts as waiting, and its times
+    /// and its deadline run from here.
+    ///
+    /// # Errors
+    /// [`SubmitError::QueueFull`] and [`SubmitError::Stopped`].
+    pub fn take_seat(&self) -> Result<Seat, SubmitError> {
+        let owner = &*self.0;
         if owner.stop.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
@@ -250,6 +271,23 @@ impl<A: Send + Sync + 'static> Handle<A> {
             limit,
             retry_after: self.stats().retry_after(),
         })?;
+        let came = Instant::now();
+        Ok(Seat { place, came })
+    }
+
+    /// [`Handle::submit`] with a seat that was taken before.
+    ///
+    /// # Errors
+    /// As [`Handle::submit`], but for a full queue.
+    pub fn submit_from(
+        &self,
+        seat: Seat,
+        request: Request,
+        sink: Sink,
+    ) -> Result<Ticket, SubmitError> {
+        let owner = &*self.0;
+        self.check(&request)?;
+        let Seat { place, came } = seat;
         let adapters = request
             .adapters
             .iter()
@@ -259,9 +297,8 @@ impl<A: Send + Sync + 'static> Handle<A> {
             })
             .collect::<Result<Vec<_>, SubmitError>>()?;
         let cancelled = Arc::new(AtomicBool::new(false));
-        let came = Instant::now();
         let sequence = Box::new(Sequence {
-            outlet: Outlet::new(sink, request.prompt.len()),
+            outlet: Outlet::new(sink, request.prompt.len(), came),
             choice: Choice {
                 seed: request.sampling.seed_or_random(),
                 history: History::new(&request.sampling, &request.prompt),
@@ -332,6 +369,24 @@ impl<A: Send + Sync + 'static> Handle<A> {
         self.0.pool.lease(id)
     }
 
+    /// All adapters of a request at once, each with the bytes that it will probably take: those that are here, those that
+    /// others read, and promised room for those that the caller must read. Waits for room, in turn.
+    ///
+    /// # Errors
+    /// [`ClaimError`].
+    pub fn claim(
+        &self,
+        wanted: &[(AdapterId, u64)],
+        patience: &Patience<'_>,
+    ) -> Result<Claim<A>, ClaimError> {
+        self.0.pool.claim(wanted, patience)
+    }
+
+    /// Adapters that requests wait for: being read, or without room.
+    pub fn awaited_adapters(&self) -> Vec<AdapterId> {
+        self.0.pool.awaited()
+    }
+
     /// Hides an adapter from new requests at once; requests that lease it go on, the last one frees it.
     ///
     /// # Errors
@@ -349,7 +404,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
     pub fn stats(&self) -> Stats {
         let mut stats = self.0.board.lock().clone();
         stats.in_flight = self.0.taken.load(Ordering::Acquire);
-        (stats.adapters, stats.adapter_bytes, stats.adapter_limit) = self.0.pool.residency();
+        stats.adapters = self.0.pool.stats();
         stats
     }
 
@@ -369,7 +424,11 @@ impl<A: Send + Sync + 'static> Handle<A> {
         self.0.shutdown();
     }
 
-    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+    /// Whether the engine would take a request, its adapters and the queue aside.
+    ///
+    /// # Errors
+    /// The first thing wrong with it.
+    pub fn check(&self, request: &Request) -> Result<(), SubmitError> {
         let limits = &self.0.limits;
         let prompt = request.prompt.len();
         let limit = limits.context_length;
@@ -433,6 +492,7 @@ fn check_settings(request: &Request) -> Result<(), SubmitError> {
 impl<A: Send + Sync + 'static> Owner<A> {
     fn shutdown(&self) {
         self.stop.store(true, Ordering::Release);
+        self.pool.close();
         // Fails only if the thread has ended.
         let _ = self.commands.send(Command::Wake);
         if thread::current().id() == self.thread_id {

@@ -10,11 +10,12 @@
 //! - [`runner`] and [`plan`]: what the engine asks of a model, as plain data
 //! - `step`: the loop; `scheduler`: who runs next; `sequence`: one request under way; `blocks`: the KV cache's blocks
 //! - [`sampling`], `sampler` and `softmax`: the settings, the draw, and its passes over the vocabulary
-//! - [`adapters`]: the pool of resident adapters, by content hash, with leases
+//! - [`adapters`]: the pool of resident adapters, by content hash, with leases; [`claim`]: how requests wait for others
 //! - [`event`], [`handle`], [`stats`], [`error`]: what callers see
 
 pub mod adapters;
 mod blocks;
+pub mod claim;
 pub mod error;
 pub mod event;
 pub mod handle;
@@ -33,10 +34,11 @@ pub mod stats;
 mod step;
 
 pub use adapters::{AdapterId, AdapterInfo, Lease};
-pub use error::{ParseAdapterIdError, PoolError, StartError, SubmitError};
+pub use claim::{Claim, Patience};
+pub use error::{ClaimError, ParseAdapterIdError, PoolError, StartError, SubmitError};
 pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
-pub use handle::{Engine, EngineConfig, Handle, Request, Stream, Ticket};
+pub use handle::{Engine, EngineConfig, Handle, Request, Seat, Stream, Ticket};
 pub use plan::{Batch, SequenceRows};
 pub use runner::{Limits, Runner};
 pub use sampling::{MAX_TOP_LOGPROBS, Sampling};
-pub use stats::Stats;
+pub use stats::{AdapterStats, LoadTimes, Stats};

@@ -20,12 +20,8 @@ pub struct Stats {
     pub free_blocks: usize,
     /// Of those, the ones that hold what an earlier request computed.
     pub cached_blocks: usize,
-    /// Adapters in the pool, removed ones that are still leased included.
-    pub adapters: usize,
-    /// Bytes of those.
-    pub adapter_bytes: u64,
-    /// Bytes that the pool may take.
-    pub adapter_limit: u64,
+    /// The adapter pool.
+    pub adapters: AdapterStats,
     /// Steps that the model ran, failed ones included.
     pub steps: u64,
     /// Rows that the model ran.
@@ -58,6 +54,67 @@ pub struct Stats {
     pub finished_cancelled: u64,
     /// Requests that the model failed.
     pub finished_error: u64,
+}
+
+/// The adapter pool's numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdapterStats {
+    /// Adapters in memory, removed ones that are still leased included.
+    pub resident: usize,
+    /// Adapters that have room and are being read, or will be next.
+    pub loading: usize,
+    /// Bytes of both.
+    pub bytes: u64,
+    /// Bytes that the pool may take.
+    pub limit: u64,
+    /// Requests that wait for room.
+    pub waiting: usize,
+    /// Adapters of requests that were in memory when the request came, counted for each request.
+    pub hits: u64,
+    /// Those that were not.
+    pub misses: u64,
+    /// Adapters that made room for others.
+    pub evictions: u64,
+    /// Times that a request had to wait for room.
+    pub waits: u64,
+    /// Reads that came to nothing.
+    pub load_failures: u64,
+    /// Bytes of files read.
+    pub bytes_read: u64,
+    /// How long it took to read and pack an adapter.
+    pub loads: LoadTimes,
+}
+
+/// A histogram of times.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadTimes {
+    /// How many took no longer than each of [`LoadTimes::BOUNDS`] and longer than the one before; the last: longer than all.
+    pub counts: [u64; LoadTimes::BOUNDS.len() + 1],
+    /// All together.
+    pub total: Duration,
+    /// The latest.
+    pub last: Duration,
+    /// The longest.
+    pub longest: Duration,
+}
+
+impl LoadTimes {
+    /// Seconds.
+    pub const BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+    /// How many there were.
+    pub fn count_all(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    pub(crate) fn count(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = Self::BOUNDS.iter().position(|bound| seconds <= *bound);
+        self.counts[bucket.unwrap_or(Self::BOUNDS.len())] += 1;
+        self.total += took;
+        self.last = took;
+        self.longest = self.longest.max(took);
+    }
 }
 
 impl Stats {

@@ -4,6 +4,7 @@ mod drafts;
 mod leases;
 mod lifecycle;
 mod order;
+mod pool;
 mod prefix;
 mod refusals;
 mod same_tokens;

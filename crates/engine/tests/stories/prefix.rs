@@ -1,11 +1,15 @@
 //! What the prefix cache saves, and that it changes nothing else. The fake model panics where a block holds anything but what
 //! its sequence would have computed, so an answer that comes to its end has been checked row by row.
 
-use engine::{EngineConfig, FinishReason, Request};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{EngineConfig, FinishReason, Patience, Request};
 use testkit::{FakeModel, Fault};
 
 use crate::scene::{
-    BLOCK, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_at_rest, collect, greedy, limits, start, tone,
+    BLOCK, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_at_rest, collect, fake_adapter, greedy,
+    limits, start, tone,
 };
 
 /// `tokens` tokens that begin alike for the same name, and end in `last`.
@@ -166,4 +170,71 @@ fn under_churn_no_block_is_taken_for_another() {
             );
         }
     }
+}
+
+/// Everybody asks the same few prompts: names whose adapters are replaced now and then, at several scales and in blends, in a
+/// pool for six and with few blocks. Adapters and blocks come and go, and no token changes.
+#[test]
+fn tones_that_are_replaced_and_evicted_find_no_block_of_another() {
+    const NAMES: usize = 9;
+    let mut dice = Dice::new(5);
+    let mut versions = [0u8; NAMES];
+    let mut requests = Vec::new();
+    for _ in 0..500 {
+        let name = dice.below(NAMES);
+        // Another content under the same name: another id.
+        versions[name] += u8::from(dice.below(12) == 0);
+        let id = |name: usize| tone(20 + 20 * name as u8 + versions[name]);
+        let mut adapters = vec![(id(name), dice.pick(&[1.0, 1.0, 0.5]))];
+        if dice.below(4) == 0 {
+            adapters.push((id((name + 1) % NAMES), 0.3));
+        }
+        let tokens = 10 + dice.pick(&[0, 10, 30]);
+        let question = prompt(dice.below(2) as u32, tokens, dice.below(3) as u32);
+        requests.push(Request {
+            adapters,
+            ..greedy(question, 1 + dice.below(12))
+        });
+    }
+    assert!(versions.iter().all(|version| (1..20).contains(version)));
+    let answers = |prefix_cache: bool| {
+        let config = EngineConfig {
+            max_batch: 6,
+            max_queue: 1000,
+            step_tokens: 40,
+            prefill_chunk: 9,
+            adapter_memory: 60,
+            prefix_cache,
+            ..EngineConfig::default()
+        };
+        let handle = start(FakeModel::new(limits(60)), config);
+        let mut streams = Vec::new();
+        for request in &requests {
+            let wanted: Vec<_> = request.adapters.iter().map(|(id, _)| (*id, 10)).collect();
+            let patience = Patience::default();
+            let mut claim = handle.claim(&wanted, &patience).unwrap();
+            while let Some(id) = claim.next(&patience).unwrap() {
+                let adapter = Arc::new(fake_adapter(id.0[0]));
+                claim.fill(adapter, 10, 10, Duration::ZERO).unwrap();
+            }
+            let leases = claim.into_leases();
+            streams.push(handle.stream(request.clone()).unwrap());
+            drop(leases);
+        }
+        let answers: Vec<_> = streams.into_iter().map(collect).collect();
+        assert_at_rest(&handle);
+        (answers, handle.stats())
+    };
+    let (expected, off) = answers(false);
+    assert_eq!(off.cached_tokens, 0);
+    let (answers, stats) = answers(true);
+    for (expected, answer) in expected.iter().zip(&answers) {
+        assert_eq!(expected.content(), answer.content());
+    }
+    assert_eq!(stats.finished_error, 0);
+    assert!(
+        stats.cached_tokens > 500 && stats.cache_evictions > 100,
+        "{stats:?}"
+    );
+    assert!(stats.adapters.evictions > 50, "{stats:?}");
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use engine::{EngineConfig, Event, FinishReason, Flow, Request, Sink};
 use testkit::FakeModel;
 
-use crate::scene::{FakeHandle, assert_at_rest, collect, greedy, limits, settled, start, tone};
+use crate::scene::{
+    CONTEXT_BLOCKS, FakeHandle, assert_at_rest, collect, greedy, limits, settled, start, tone,
+};
 
 /// One seat, and no wait is too long.
 fn one_seat() -> EngineConfig {
@@ -234,6 +236,31 @@ fn a_prompt_holds_up_an_answer_no_longer_than_was_promised() {
     // Nor are they needlessly short, however slow the machine: prompts go on.
     let whole = &chunks[..chunks.len() - 1];
     assert!(whole.iter().all(|rows| *rows >= 8), "{chunks:?}");
+}
+
+#[test]
+fn where_blocks_run_out_the_less_important_gives_way_though_it_is_older() {
+    let (model, gate) = FakeModel::new(limits(CONTEXT_BLOCKS)).gated();
+    let config = EngineConfig {
+        max_batch: 2,
+        max_wait: Duration::MAX,
+        ..EngineConfig::default()
+    };
+    let handle = start(model, config);
+    let ends = Ends::default();
+    // Each grows to 32 blocks of 40.
+    for (name, priority) in [("older", 1), ("more important", 0)] {
+        let request = Request {
+            priority,
+            ..of(1, 28, 100)
+        };
+        ends.submit(&handle, name, request);
+    }
+    gate.open();
+    let order = ends.once_all_ended(&handle);
+    assert_eq!(order, ["more important", "older"]);
+    assert!(handle.stats().preemptions > 0);
+    assert_at_rest(&handle);
 }
 
 /// Whoever runs, whatever their priorities: blocks for two, and all end.

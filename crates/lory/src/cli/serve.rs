@@ -17,6 +17,9 @@ use crate::service::{Service, Settings};
 
 /// How many personas are named at the start.
 const SHOWN: usize = 12;
+/// The most threads on which requests are read and wait for their adapters; the default `--max-batch` and `--max-queue` need
+/// 288. They are started when they are needed.
+const REQUEST_THREADS: usize = 1024;
 
 /// Serve the base and its personas over HTTP
 #[derive(Debug, clap::Args)]
@@ -147,6 +150,7 @@ pub(super) fn serve(
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(REQUEST_THREADS)
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;

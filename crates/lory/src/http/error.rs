@@ -143,10 +143,14 @@ impl From<RequestError> for ApiError {
             | RequestError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
             RequestError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             RequestError::Adapter { source, .. } => match &**source {
-                AdapterError::Pool(_) => (StatusCode::TOO_MANY_REQUESTS, "adapter_memory_full"),
+                AdapterError::Pool(_) => {
+                    (StatusCode::INSUFFICIENT_STORAGE, "adapter_memory_too_small")
+                }
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "adapter_unusable"),
             },
             RequestError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            // Nobody reads it.
+            RequestError::GivenUp => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };

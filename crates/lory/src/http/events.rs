@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::response::IntoResponse;
 use axum::response::Response;
@@ -23,7 +24,8 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// Queues the request. Tokenizing, and reading an adapter that was evicted, happen off the async threads.
+    /// Queues the request. Tokenizing, reading adapters and waiting for them happen off the async threads; if the client leaves
+    /// meanwhile, the wait ends.
     pub async fn submit(service: Arc<Service>, ask: Ask) -> Result<Incoming, ApiError> {
         // At most `max_new_tokens` events, so the channel is bounded by what the request may hold.
         let (sender, events) = unbounded_channel();
@@ -31,7 +33,10 @@ impl Incoming {
             Ok(()) => Flow::Continue,
             Err(_) => Flow::Stop,
         });
-        let submitted = tokio::task::spawn_blocking(move || service.submit(&ask, sink)).await;
+        let client = Client::default();
+        let gone = Arc::clone(&client.gone);
+        let submit = move || service.submit_unless(&ask, sink, &gone);
+        let submitted = tokio::task::spawn_blocking(submit).await;
         let accepted =
             submitted.map_err(|_| ApiError::internal("the request could not be read"))??;
         Ok(Incoming {
@@ -72,6 +77,18 @@ impl Incoming {
         Sse::new(events)
             .keep_alive(KeepAlive::default())
             .into_response()
+    }
+}
+
+/// Whoever waits for a response; dropped, it says so.
+#[derive(Default)]
+struct Client {
+    gone: Arc<AtomicBool>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,8 @@ mod events;
 mod generate;
 mod health;
 mod json;
+mod lora_adapters;
+mod metrics;
 mod models;
 
 use std::future::Future;
@@ -40,6 +42,8 @@ fn router(slot: Slot) -> Router {
         )
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::models))
+        .route("/v1/lora_adapters", get(lora_adapters::lora_adapters))
+        .route("/metrics", get(metrics::metrics))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .fallback(error::not_found)

@@ -1,9 +1,14 @@
-//! Brings adapters from disk into the engine's memory, when they are not there: at the start, and again when they were
-//! evicted. Knows no personas.
+//! Brings adapters from disk into the engine's memory, when they are not there: at the start, when a request asks for one, and
+//! again when it was evicted. Knows no personas.
+//!
+//! Reading and packing happen on the thread of the request, never on the engine's: a request's adapters are on their way
+//! from the moment it came. Who waits for whom is the engine's pool's business ([`engine::claim`]).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
-use engine::{AdapterId, Handle, Lease, PoolError};
+use engine::{AdapterId, ClaimError, Handle, Lease, Patience, PoolError};
 use formats::peft::{self, PeftError};
 use model::{Model, ModelError};
 use registry::AdapterRef;
@@ -46,9 +51,18 @@ pub enum AdapterError {
         /// The content hash now.
         found: String,
     },
-    /// The adapter memory has no room for it.
+    /// The adapter memory can never hold it, or not with the others of its blend.
     #[error(transparent)]
-    Pool(#[from] PoolError),
+    Pool(PoolError),
+}
+
+/// Why a request's adapters are not all in memory.
+#[derive(Debug)]
+pub(super) enum LeaseError {
+    /// This one cannot be used.
+    Unusable(AdapterId, Box<AdapterError>),
+    /// It was not waited for: late, gone, or the engine has ended.
+    Unclaimed(ClaimError),
 }
 
 /// The way from [`AdapterRef`]s to leases.
@@ -57,8 +71,6 @@ pub(super) struct Adapters {
     engine: Handle<model::Adapter>,
     /// What an adapter may record of its base: the key, what it is, and the base's own.
     recorded: [(&'static str, &'static str, String); 2],
-    /// Held while one is read, so that none is read twice at a time.
-    reading: Mutex<()>,
 }
 
 impl Adapters {
@@ -71,30 +83,60 @@ impl Adapters {
                 ("lory.tokenizer_hash", "tokenizer", tokenizer),
                 ("lory.template_hash", "chat template", base.template.hash()),
             ],
-            reading: Mutex::new(()),
         }
     }
 
     /// Whether another one as large as those that are in memory fits beside them.
     pub fn has_room(&self) -> bool {
-        let stats = self.engine.stats();
-        let each = stats.adapter_bytes / (stats.adapters as u64).max(1);
-        stats.adapter_bytes + each <= stats.adapter_limit
+        let pool = self.engine.stats().adapters;
+        let each = pool.bytes / (pool.resident as u64).max(1);
+        pool.bytes + each <= pool.limit
     }
 
-    /// Holds the adapter in the engine's memory, reading it first if it is not there.
-    ///
-    /// # Errors
-    /// [`AdapterError`].
-    pub fn lease(&self, adapter: &AdapterRef) -> Result<Lease<model::Adapter>, AdapterError> {
-        let id = AdapterId(adapter.sha256);
-        if let Some(lease) = self.engine.lease_adapter(id) {
-            return Ok(lease);
+    /// Holds all of these adapters in the engine's memory, reading first what is not there, and waiting for room and for what
+    /// others read.
+    pub fn lease(
+        &self,
+        wanted: &[(AdapterId, &AdapterRef)],
+        patience: &Patience<'_>,
+    ) -> Result<Vec<Lease<model::Adapter>>, LeaseError> {
+        let Some((first, _)) = wanted.first() else {
+            return Ok(Vec::new());
+        };
+        let sources: HashMap<AdapterId, &AdapterRef> = wanted.iter().copied().collect();
+        let sizes: Vec<(AdapterId, u64)> = wanted
+            .iter()
+            .map(|(id, source)| (*id, bytes_on_disk(source)))
+            .collect();
+        let unclaimed = |error| match error {
+            ClaimError::Pool(error) => {
+                LeaseError::Unusable(*first, Box::new(AdapterError::Pool(error)))
+            }
+            other => LeaseError::Unclaimed(other),
+        };
+        'claim: loop {
+            let mut claim = self.engine.claim(&sizes, patience).map_err(unclaimed)?;
+            while let Some(id) = claim.next(patience).map_err(unclaimed)? {
+                let began = Instant::now();
+                let packed = self
+                    .read(id, sources[&id])
+                    .map_err(|error| LeaseError::Unusable(id, Box::new(error)))?;
+                let bytes = packed.bytes();
+                let read = bytes_on_disk(sources[&id]);
+                if claim
+                    .fill(Arc::new(packed), bytes, read, began.elapsed())
+                    .is_err()
+                {
+                    // It takes more than its file; now that this is known there will be room, or none ever.
+                    continue 'claim;
+                }
+            }
+            return Ok(claim.into_leases());
         }
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lease) = self.engine.lease_adapter(id) {
-            return Ok(lease);
-        }
+    }
+
+    /// Reads, checks and packs an adapter.
+    fn read(&self, id: AdapterId, adapter: &AdapterRef) -> Result<model::Adapter, AdapterError> {
         let path = || adapter.path.display().to_string();
         let (read, found) = peft::Adapter::read_hashed(&adapter.path)?;
         if found != id.to_string() {
@@ -111,14 +153,17 @@ impl Adapters {
                 });
             }
         }
-        let packed = self
-            .model
+        self.model
             .load_adapter(&read)
             .map_err(|source| AdapterError::Model {
                 path: path(),
                 source: Box::new(source),
-            })?;
-        let bytes = packed.bytes();
-        Ok(self.engine.insert_adapter(id, Arc::new(packed), bytes)?)
+            })
     }
+}
+
+/// The weights' file, which is about what they take in memory; 0 where there is none, which reading it will say better.
+fn bytes_on_disk(adapter: &AdapterRef) -> u64 {
+    let file = adapter.path.join(peft::WEIGHTS_FILE);
+    file.metadata().map_or(0, |metadata| metadata.len())
 }

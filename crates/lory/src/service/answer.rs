@@ -6,6 +6,7 @@ use engine::{Event, Flow};
 use formats::tokenizer::Detokenizer;
 
 use super::error::RequestError;
+use super::meters::Meter;
 use super::stop::StopWatcher;
 use super::voice::Speaker;
 
@@ -105,21 +106,24 @@ pub(super) struct Writer {
     detokenizer: Detokenizer,
     stops: StopWatcher,
     sink: TextSink,
+    meter: Meter,
     /// A stop string was met.
     stopped: bool,
 }
 
 impl Writer {
-    pub fn new(detokenizer: Detokenizer, stops: &[String], sink: TextSink) -> Writer {
+    pub fn new(detokenizer: Detokenizer, stops: &[String], sink: TextSink, meter: Meter) -> Writer {
         Writer {
             detokenizer,
             stops: StopWatcher::new(stops),
             sink,
+            meter,
             stopped: false,
         }
     }
 
     pub fn take(&mut self, event: Event) -> Flow {
+        self.meter.see(&event, self.stopped);
         match event {
             Event::Token(token) => {
                 let text = self.detokenizer.push(token.id);

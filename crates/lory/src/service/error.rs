@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::SubmitError;
+use engine::{ClaimError, SubmitError};
 use registry::LookupError;
 
-use super::adapters::AdapterError;
+use super::adapters::{AdapterError, LeaseError};
 use super::ask::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
 
 /// Why a service did not open.
@@ -183,12 +183,31 @@ pub enum RequestError {
     /// The model failed in a step of this request.
     #[error("the model failed: {0}")]
     Failed(String),
+    /// Whoever asked went away before it was queued.
+    #[error("the client went away")]
+    GivenUp,
     /// The engine has ended, or is ending.
     #[error("the service is shutting down")]
     Stopped,
     /// The engine refused what this module should have.
     #[error("the engine refused the request: {0}")]
     Refused(SubmitError),
+}
+
+impl From<LeaseError> for RequestError {
+    fn from(error: LeaseError) -> RequestError {
+        match error {
+            LeaseError::Unusable(id, source) => RequestError::Adapter {
+                adapter: id.to_string(),
+                source,
+            },
+            LeaseError::Unclaimed(ClaimError::Late) => RequestError::Timeout,
+            LeaseError::Unclaimed(ClaimError::Gone) => RequestError::GivenUp,
+            LeaseError::Unclaimed(ClaimError::Stopped | ClaimError::Pool(_)) => {
+                RequestError::Stopped
+            }
+        }
+    }
 }
 
 impl RequestError {
@@ -233,6 +252,7 @@ impl RequestError {
             RequestError::QueueFull { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
+            | RequestError::GivenUp
             | RequestError::Stopped
             | RequestError::Refused(_) => None,
         }

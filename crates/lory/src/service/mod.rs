@@ -12,6 +12,7 @@
 //! - [`base`]: the model, its tokenizer and its template, from one file
 //! - [`ask`]: a request, as plain data
 //! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
+//! - [`meters`]: what is counted
 //! - `prompt`: the conversation as token ids
 //! - [`answer`]: tokens back into text; `stop`: stop strings
 //! - [`error`]: what can go wrong, by field
@@ -21,15 +22,20 @@ pub mod answer;
 pub mod ask;
 pub mod base;
 pub mod error;
+pub mod meters;
 mod prompt;
 mod stop;
 mod voice;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use engine::{Engine, EngineConfig, Flow, Handle, Limits, Request, Sampling, Ticket};
+use engine::{
+    AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Patience, Request, Sampling, Ticket,
+};
 use registry::Personas;
 
 pub use adapters::AdapterError;
@@ -37,10 +43,11 @@ pub use answer::{Answer, End, FinishReason, TextEvent, TextSink};
 pub use ask::{Ask, Conversation, FieldNames, Overrides};
 pub use base::{Base, Wording};
 pub use error::{OpenError, RequestError};
+pub use meters::Meters;
 pub use voice::{AdapterUse, Speaker};
 
 use crate::runner::ModelRunner;
-use adapters::Adapters;
+use adapters::{Adapters, LeaseError};
 use answer::Writer;
 use voice::Voice;
 
@@ -79,6 +86,7 @@ pub struct Service {
     personas: Personas,
     adapters: Adapters,
     engine: Handle<model::Adapter>,
+    meters: Arc<Meters>,
 }
 
 impl Service {
@@ -123,18 +131,23 @@ impl Service {
             if !adapters.has_room() {
                 break;
             }
-            adapters
-                .lease(adapter)
-                .map_err(|source| OpenError::Adapter {
-                    persona: persona.name.clone(),
-                    source: Box::new(source),
-                })?;
+            let wanted = [(AdapterId(adapter.sha256), adapter)];
+            match adapters.lease(&wanted, &Patience::default()) {
+                Ok(_) => {}
+                Err(LeaseError::Unusable(_, source)) => {
+                    let persona = persona.name.clone();
+                    return Err(OpenError::Adapter { persona, source });
+                }
+                // Nobody else is here to wait for.
+                Err(LeaseError::Unclaimed(_)) => break,
+            }
         }
         Ok(Service {
             base,
             personas,
             adapters,
             engine,
+            meters: Arc::default(),
         })
     }
 
@@ -153,33 +166,62 @@ impl Service {
         &self.engine
     }
 
+    /// What was counted of requests.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
     /// Queues a request. `sink` receives the text on the engine's thread, so it must hand it on and return; its last
     /// event is [`TextEvent::End`]. The ticket, dropped, cancels the request.
+    ///
+    /// Returns when all its adapters are in memory, which may take a while: they may have to be read, and to wait for room.
+    /// Meanwhile the request has its place in the queue.
     ///
     /// # Errors
     /// [`RequestError`]; the sink is then never called.
     pub fn submit(&self, ask: &Ask, sink: TextSink) -> Result<Accepted, RequestError> {
+        self.submit_unless(ask, sink, &AtomicBool::new(false))
+    }
+
+    /// [`Service::submit`] for a caller who may go away while it waits for its adapters, and then sets `gone`.
+    ///
+    /// # Errors
+    /// As [`Service::submit`].
+    pub fn submit_unless(
+        &self,
+        ask: &Ask,
+        sink: TextSink,
+        gone: &AtomicBool,
+    ) -> Result<Accepted, RequestError> {
         let came = Instant::now();
+        let counted = |speaker: Option<&Speaker>, error: RequestError| {
+            self.meters.refused(speaker, &error);
+            error
+        };
+        let voice = ask
+            .check()
+            .and_then(|()| Voice::resolve(&self.base, &self.personas, ask))
+            .map_err(|error| counted(None, error))?;
+        let speaker = voice.speaker.clone();
+        self.submit_as(voice, ask, sink, came, gone)
+            .map_err(|error| counted(Some(&speaker), error))
+    }
+
+    fn submit_as(
+        &self,
+        voice: Voice<'_>,
+        ask: &Ask,
+        sink: TextSink,
+        came: Instant,
+        gone: &AtomicBool,
+    ) -> Result<Accepted, RequestError> {
         let names = &ask.names;
-        ask.check()?;
-        let voice = Voice::resolve(&self.base, &self.personas, ask)?;
         let prompt = prompt::tokens(&self.base, &voice, ask)?;
         let sampling = sampling(&voice, &ask.overrides);
         let max_new_tokens = self.max_new_tokens(&voice, ask, prompt.len())?;
         let stop = ask.stop.as_ref().unwrap_or(&voice.stop);
 
-        // Held until the engine holds its own.
-        let mut leases = Vec::new();
-        for (id, source) in &voice.adapters {
-            leases.push(
-                self.adapters
-                    .lease(source)
-                    .map_err(|source| RequestError::Adapter {
-                        adapter: id.to_string(),
-                        source: Box::new(source),
-                    })?,
-            );
-        }
+        let within = ask.timeout_ms.map(Duration::from_millis);
         let request = Request {
             prompt,
             adapters: voice
@@ -196,16 +238,25 @@ impl Service {
             },
             top_logprobs: None,
             priority: ask.priority,
-            // The time to read the prompt and bring its adapters counts too.
-            deadline: ask
-                .timeout_ms
-                .map(|ms| Duration::from_millis(ms).saturating_sub(came.elapsed())),
+            // The time to read the prompt counts too.
+            deadline: within.map(|within| within.saturating_sub(came.elapsed())),
         };
-        let mut writer = Writer::new(self.base.tokenizer.detokenizer(), stop, sink);
+        let refused = |error| RequestError::refused(error, names);
+        self.engine.check(&request).map_err(refused)?;
+        let seat = self.engine.take_seat().map_err(refused)?;
+        let patience = Patience {
+            until: within.and_then(|within| came.checked_add(within)),
+            gone: Some(gone),
+        };
+        // Held until the engine holds its own.
+        let _leases = self.adapters.lease(&voice.adapters, &patience)?;
+        let meter = self.meters.meter(&voice.speaker, came);
+        let mut writer = Writer::new(self.base.tokenizer.detokenizer(), stop, sink, meter);
+        let sink = Box::new(move |event| writer.take(event));
         let ticket = self
             .engine
-            .submit(request, Box::new(move |event| writer.take(event)))
-            .map_err(|error| RequestError::refused(error, names))?;
+            .submit_from(seat, request, sink)
+            .map_err(refused)?;
         Ok(Accepted {
             speaker: voice.speaker,
             ticket,

@@ -24,6 +24,13 @@ pub struct Speaker {
     pub adapters: Vec<AdapterUse>,
 }
 
+impl Speaker {
+    /// Whether it is several personas at once.
+    pub fn is_blend(&self) -> bool {
+        self.version.is_none() && self.name.contains('+')
+    }
+}
+
 /// One adapter at work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdapterUse {

@@ -7,5 +7,8 @@ mod completions;
 mod departure;
 mod generate;
 mod life;
+mod metrics;
 mod opening;
+#[cfg(unix)]
+mod pool;
 mod scene;

@@ -49,6 +49,14 @@ impl House {
         adapter.write(&files, Dtype::F32, "tiny").unwrap();
     }
 
+    /// Where a persona's weights lie.
+    pub fn weights(&self, name: &str) -> PathBuf {
+        let personas = self.0.path().join("personas");
+        personas
+            .join(name)
+            .join("adapter/adapter_model.safetensors")
+    }
+
     pub fn open(&self, settings: &Settings) -> Result<Service, OpenError> {
         let personas = Personas::open(&self.0.path().join("personas")).unwrap();
         Service::open(&self.base(), personas, settings)

@@ -24,7 +24,7 @@ pub(super) struct SettingsArgs {
     /// Scale by alpha / sqrt(rank) instead [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     rslora: Option<bool>,
-    /// Dropout on the adapter's input; only 0 is supported [default: 0]
+    /// Share of the adapter's inputs that are set to zero in a step [default: 0]
     #[arg(long, value_name = "SHARE")]
     dropout: Option<f32>,
     /// Linears that get a pair, with commas between them [default: all seven, q_proj to down_proj]

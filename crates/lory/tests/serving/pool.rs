@@ -1,0 +1,226 @@
+//! More tones than memory, and slow disks. A slow disk is a named pipe in the place of an adapter's weights: reading it lasts
+//! until the test writes.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::EngineConfig;
+use lory::service::{Ask, Service, Settings};
+use serde_json::{Value, json};
+
+use crate::scene::{House, Server, tone};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A house with `tones` tones more, a service with room for all, and the bytes that one takes in memory.
+fn crowded(tones: u64) -> (House, Service, u64) {
+    let house = House::new();
+    for n in 0..tones {
+        let text = format!("system_prompt = \"You are number {n}.\"");
+        house.persona(&format!("t{n:02}"), &text, &tone(100 + n));
+    }
+    let roomy = house.open(&Settings::default()).unwrap();
+    let adapters = roomy.engine().adapters();
+    let each = adapters.iter().map(|info| info.bytes).max().unwrap();
+    (house, roomy, each)
+}
+
+/// What a service with room for all answers to [`ask`].
+fn expected(roomy: &Service, who: &str) -> Value {
+    let ask = Ask {
+        max_new_tokens: Some(12),
+        ..Ask::new(Some(who), "Hello!")
+    };
+    json!(roomy.generate(&ask).unwrap().text)
+}
+
+fn settings(adapter_memory: u64) -> Settings {
+    Settings {
+        engine: EngineConfig {
+            adapter_memory,
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    }
+}
+
+/// A request in a thread of its own.
+fn ask(server: &Arc<Server>, who: &str) -> Receiver<Value> {
+    let (sender, answer) = channel();
+    let server = Arc::clone(server);
+    let body = json!({"prompt": "Hello!", "user_type": who, "max_new_tokens": 12});
+    thread::spawn(move || sender.send(server.generate(body)));
+    answer
+}
+
+fn wait_until(service: &Service, wish: impl Fn(&engine::AdapterStats) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let stats = service.engine().stats().adapters;
+        if wish(&stats) {
+            return;
+        }
+        assert!(Instant::now() < end, "{stats:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Puts a pipe in the place of a file; what was in it.
+fn pipe(path: &Path) -> Vec<u8> {
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    bytes
+}
+
+/// Opens a pipe for writing, which lasts until somebody reads it. None: nobody did.
+fn once_read(path: &Path) -> Option<std::fs::File> {
+    let (sender, opened) = channel();
+    let path = path.to_owned();
+    thread::spawn(move || sender.send(OpenOptions::new().write(true).open(path).unwrap()));
+    opened.recv_timeout(PATIENCE).ok()
+}
+
+#[test]
+fn cold_adapters_load_side_by_side_and_stall_nobody() {
+    let (house, roomy, each) = crowded(4);
+    // `formal` and the first two are read at the start; the others lie behind pipes then.
+    let service = Arc::new(house.open(&settings(3 * each)).unwrap());
+    assert_eq!(service.engine().adapters().len(), 3);
+    let [first, second] = ["t02", "t03"].map(|name| house.weights(name));
+    let [bytes, more_bytes] = [&first, &second].map(|path| pipe(path));
+    let server = Arc::new(Server::start(service.clone()));
+    let before = service.engine().stats().adapters;
+
+    let slow = [ask(&server, "t02"), ask(&server, "t03")];
+    // A second request for the same one does not read it again.
+    let again = ask(&server, "t02");
+    // Both are being read at the same time: neither has got a byte yet.
+    let mut first = once_read(&first).expect("the first is read");
+    let mut second = once_read(&second).expect("the second is read beside it");
+    wait_until(&service, |stats| stats.misses == before.misses + 3);
+    // Meanwhile others are answered, in full: one that is in memory, and the base.
+    for who in ["formal", "base"] {
+        let answer = ask(&server, who).recv_timeout(PATIENCE).unwrap();
+        assert_eq!(answer["response"], expected(&roomy, who));
+    }
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(server.get("/v1/lora_adapters").json()["pool"]["loading"], 2);
+    for slow in slow.iter().chain([&again]) {
+        assert!(slow.try_recv().is_err(), "it cannot have been answered");
+    }
+    second.write_all(&more_bytes).unwrap();
+    drop(second);
+    let answer = slow[1].recv_timeout(PATIENCE).unwrap();
+    assert_eq!(answer["response"], expected(&roomy, "t03"));
+    first.write_all(&bytes).unwrap();
+    drop(first);
+    for slow in [&slow[0], &again] {
+        let answer = slow.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(answer["response"], expected(&roomy, "t02"));
+    }
+    let stats = service.engine().stats().adapters;
+    let loads = stats.loads.count_all() - before.loads.count_all();
+    assert_eq!(loads, 2, "{stats:?}");
+    assert!(stats.bytes <= stats.limit, "{stats:?}");
+}
+
+#[test]
+fn a_read_that_fails_fails_its_own_requests_alone() {
+    let (house, roomy, each) = crowded(2);
+    let service = Arc::new(house.open(&settings(2 * each)).unwrap());
+    let slow = house.weights("t01");
+    let bytes = pipe(&slow);
+    let server = Arc::new(Server::start(service.clone()));
+    let body = json!({"prompt": "Hello!", "user_type": "t01"});
+    let broken = thread::scope(|scope| {
+        let asked = scope.spawn(|| server.post("/generate", &body));
+        let mut writer = once_read(&slow).expect("it is read");
+        writer.write_all(&bytes[..bytes.len() / 2]).unwrap();
+        drop(writer);
+        asked.join().unwrap()
+    });
+    let (status, code, _, message) = broken.error();
+    assert_eq!((status, code.as_str()), (500, "adapter_unusable"));
+    assert!(message.contains("t01"), "{message}");
+    let stats = service.engine().stats().adapters;
+    assert_eq!((stats.load_failures, stats.loading), (1, 0), "{stats:?}");
+    // Whole again, it is read again.
+    std::fs::remove_file(&slow).unwrap();
+    std::fs::write(&slow, bytes).unwrap();
+    let answer = ask(&server, "t01").recv_timeout(PATIENCE).unwrap();
+    assert_eq!(answer["response"], expected(&roomy, "t01"));
+}
+
+#[test]
+fn more_tones_than_memory_fail_no_request_and_change_no_answer() {
+    let (house, roomy, each) = crowded(8);
+    let service = Arc::new(house.open(&settings(2 * each)).unwrap());
+    let server = Arc::new(Server::start(service.clone()));
+    let mut voices: Vec<String> = (0..8).map(|n| format!("t{n:02}")).collect();
+    voices.extend(["warm", "formal", "base", "t01+t05", "warm*0.5+t03"].map(str::to_owned));
+    let expected: Vec<Value> = voices.iter().map(|who| expected(&roomy, who)).collect();
+    let asked: Vec<_> = (0..104)
+        .map(|i| (i * 7) % voices.len())
+        .map(|who| (who, ask(&server, &voices[who])))
+        .collect();
+    for (who, answer) in asked {
+        let answer = answer.recv_timeout(PATIENCE).expect("an answer");
+        assert_eq!(answer["response"], expected[who], "{}", voices[who]);
+        let stats = service.engine().stats().adapters;
+        assert!(stats.bytes <= stats.limit, "{stats:?}");
+    }
+    let stats = service.engine().stats().adapters;
+    assert!(stats.evictions > 8 && stats.waits > 8, "{stats:?}");
+    assert_eq!((stats.waiting, stats.loading), (0, 0));
+    let adapters = service.engine().adapters();
+    assert!(adapters.iter().all(|adapter| adapter.leases == 0));
+}
+
+#[test]
+fn a_wait_for_memory_ends_with_the_clients_time_or_the_client() {
+    let (house, _, each) = crowded(1);
+    let service = Arc::new(house.open(&settings(each)).unwrap());
+    let server = Server::start(service.clone());
+    // Held by a request that lasts as long as this.
+    let held = service
+        .engine()
+        .lease_adapter(service.engine().adapters()[0].id)
+        .unwrap();
+    let mut body = json!({"prompt": "Hello!", "user_type": "t00", "timeout_ms": 30});
+    let (status, code, param, _) = server.post("/generate", &body).error();
+    assert_eq!((status, code.as_str()), (504, "timeout"));
+    assert_eq!(param, "timeout_ms");
+    body["timeout_ms"] = json!(60_000);
+    let body = body.to_string();
+    let mut socket = std::net::TcpStream::connect(server.address).unwrap();
+    let head = "POST /generate HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n";
+    let length = body.len();
+    write!(socket, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
+    wait_until(&service, |stats| stats.waiting == 1);
+    assert_eq!(service.engine().stats().in_flight, 1, "it has its place");
+    drop(socket);
+    wait_until(&service, |stats| stats.waiting == 0);
+    drop(held);
+    server.generate(json!({"prompt": "Hello!", "user_type": "t00"}));
+    let end = Instant::now() + PATIENCE;
+    let counted = |metrics: &str| {
+        ["timeout", "cancelled"].iter().all(|outcome| {
+            let labels = format!("persona=\"t00\",outcome=\"{outcome}\"");
+            metrics.contains(&format!("lory_requests_total{{{labels}}} 1"))
+        })
+    };
+    loop {
+        let metrics = server.get("/metrics").text;
+        if counted(&metrics) {
+            return;
+        }
+        assert!(Instant::now() < end, "{metrics}");
+    }
+}
