@@ -153,7 +153,16 @@ impl Dataset {
     /// # Errors
     /// A line longer than [`MAX_LINE`], more rows than [`MAX_ROWS`], a line that is not UTF-8 or not a JSON object, a
     /// shape that is none of the four, a field of the wrong type, an empty question or answer; each names its line.
-    pub fn parse(mut reader: impl BufRead, name: &str) -> Result<Self, TrainError> {
+    pub fn parse(reader: impl BufRead, name: &str) -> Result<Self, TrainError> {
+        Self::parse_with(reader, name, &mut parse_row)
+    }
+
+    /// [`Dataset::parse`] for rows of another shape: `row` reads one line, without its end.
+    pub(crate) fn parse_with(
+        mut reader: impl BufRead,
+        name: &str,
+        row: &mut dyn FnMut(&str, Place) -> Result<Row, TrainError>,
+    ) -> Result<Self, TrainError> {
         let file: Arc<str> = name.into();
         let mut hasher = Sha256::new();
         let mut rows = Vec::new();
@@ -199,7 +208,7 @@ impl Dataset {
                     format!("more than {MAX_ROWS} rows; split the file"),
                 ));
             }
-            rows.push(parse_row(text, place)?);
+            rows.push(row(text, place)?);
         }
         if rows.is_empty() {
             return Err(TrainError::Data {

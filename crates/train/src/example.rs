@@ -229,7 +229,11 @@ impl Encoder<'_> {
     }
 
     /// The example at its allowed length; none where it is left out.
-    fn fit(&self, mut example: Example, place: &Place) -> Result<Option<Example>, TrainError> {
+    pub(crate) fn fit(
+        &self,
+        mut example: Example,
+        place: &Place,
+    ) -> Result<Option<Example>, TrainError> {
         if example.tokens.len() <= self.max_length {
             return Ok(Some(example));
         }
