@@ -33,6 +33,7 @@ pub mod vary;
 mod backward;
 mod durable;
 mod run;
+mod start;
 
 pub use error::TrainError;
 pub use example::Example;

@@ -528,6 +528,7 @@ impl<'o> Run<'o> {
                 best,
                 steps,
                 stopped_early,
+                start: adapter.job.start,
                 metrics,
             }
         };

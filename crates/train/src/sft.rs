@@ -70,6 +70,8 @@ pub struct Trained {
     pub steps: u64,
     /// Whether its patience was over before its last step.
     pub stopped_early: bool,
+    /// Hash of the adapter that it started from; none for fresh numbers.
+    pub start: Option<String>,
     /// The text of its metrics (see [`crate::metrics::records`]).
     pub metrics: String,
 }

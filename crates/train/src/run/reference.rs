@@ -65,19 +65,19 @@ impl Run<'_> {
                     else {
                         return Ok(false);
                     };
+                    if found.iter().flatten().any(|number| !number.is_finite()) {
+                        return Err(TrainError::NotFinite {
+                            adapter: job.name.clone(),
+                            step: self.step,
+                            what: "reference log-probability",
+                        });
+                    }
                     if let Some(file) = file {
                         reference::write(file, &key, &found)?;
                     }
                     found
                 }
             };
-            if found.iter().flatten().any(|number| !number.is_finite()) {
-                return Err(TrainError::NotFinite {
-                    adapter: job.name.clone(),
-                    step: self.step,
-                    what: "reference log-probability",
-                });
-            }
             let job = &mut self.adapters[index].job;
             let (of_train, of_validation) = found.split_at(job.train.len());
             if let Some(preference) = &mut job.preference {
