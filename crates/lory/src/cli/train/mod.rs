@@ -147,6 +147,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     plan.check()?;
 
     stop_on_signal(&stop)?;
+    for target in &targets {
+        preference::keep(target, &checkpoint)?;
+    }
     let folder = checkpoint.parent().unwrap_or(Path::new("."));
     let mut watcher = Watcher::new(&targets, &checkpoint, plan);
     match prepared.train(&mut learner, &mut watcher, &stop)? {

@@ -130,9 +130,6 @@ fn kept(target: &Target, checkpoint: &Path) -> PathBuf {
 }
 
 /// Lets `job` start from the adapter of its target.
-///
-/// An adapter that the run itself will replace is copied beside the checkpoint first: if the run is killed just after it
-/// has written the new one, the same command still finds what it started from.
 pub(super) fn start(
     job: &mut Job,
     target: &Target,
@@ -142,19 +139,36 @@ pub(super) fn start(
     let Some(from) = &target.from else {
         return Ok(());
     };
-    let mut folder = from.clone();
-    if same(from, &target.out) {
-        folder = kept(target, checkpoint);
-        if !checkpoint.exists() || !folder.exists() {
-            copy(from, &folder).with_context(|| folder.display().to_string())?;
-        }
-    }
-    let (adapter, hash) = peft::Adapter::read_hashed(&folder)?;
+    let kept = kept(target, checkpoint);
+    let folder = if is_kept(target, from, checkpoint) {
+        &kept
+    } else {
+        from
+    };
+    let (adapter, hash) = peft::Adapter::read_hashed(folder)?;
     job.start_from(&adapter, hash, base.model.config())
         .with_context(|| format!("--from {}", from.display()))
 }
 
-/// Removes what [`start`] kept.
+/// Copies an adapter that the run starts from and will replace beside the checkpoint: if the run is killed just after it has
+/// written the new one, the same command still finds what it started from.
+pub(super) fn keep(target: &Target, checkpoint: &Path) -> anyhow::Result<()> {
+    let Some(from) = &target.from else {
+        return Ok(());
+    };
+    if !same(from, &target.out) || is_kept(target, from, checkpoint) {
+        return Ok(());
+    }
+    let kept = kept(target, checkpoint);
+    copy(from, &kept).with_context(|| kept.display().to_string())
+}
+
+/// Whether a run that is under way has a copy of what it started from.
+fn is_kept(target: &Target, from: &Path, checkpoint: &Path) -> bool {
+    same(from, &target.out) && checkpoint.exists() && kept(target, checkpoint).exists()
+}
+
+/// Removes what [`keep`] copied.
 pub(super) fn finished(target: &Target, checkpoint: &Path) {
     if target.from.is_some() {
         std::fs::remove_dir_all(kept(target, checkpoint)).ok();
