@@ -64,7 +64,9 @@ impl Job {
             )));
         }
         self.settings.rank = first.rank;
+        // Whatever rule the scale was made by, alpha / rank gives it again.
         self.settings.alpha = first.scale * first.rank as f32;
+        self.settings.rslora = false;
         self.settings.target_modules = modules.iter().map(|m| m.name().to_owned()).collect();
         self.settings.check()?;
         self.init = LoraParams {

@@ -26,7 +26,7 @@ pub(super) struct PreferenceArgs {
     #[arg(long, value_name = "X")]
     sft_weight: Option<f64>,
     /// Start from this adapter, a PEFT folder, with its rank, scale and modules
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "rslora", "target_modules"])]
     from: Option<PathBuf>,
 }
 
