@@ -21,6 +21,9 @@
 //! eval = "eval.jsonl"
 //! rank = 16
 //!
+//! [train.preference]  # answers of another persona that are rejected
+//! against = "partner"
+//!
 //! [eval]
 //! any_of = ['[😊🎉]']
 //! none_of = ['(?i)\bhereby\b']

@@ -48,6 +48,9 @@ pub struct AdapterIdentity {
     pub validation_hash: String,
     /// Layer, module, rank, inputs and outputs of every pair.
     pub shapes: Vec<String>,
+    /// Hash of the adapter that it started from; none for fresh numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
 }
 
 /// Where a run stands.
@@ -394,6 +397,16 @@ fn differences(was: &Identity, now: &Identity) -> Vec<String> {
         }
         if was.shapes != now.shapes {
             found.push(format!("`{name}`: the shapes of its tensors have changed"));
+        }
+        if was.start != now.start {
+            let from = |start: &Option<String>| match start {
+                None => "fresh numbers".to_owned(),
+                Some(hash) => format!("the adapter {hash}"),
+            };
+            let (was, now) = (from(&was.start), from(&now.start));
+            found.push(format!(
+                "`{name}`: it started from {was}, now it would from {now}"
+            ));
         }
     }
     found

@@ -62,6 +62,9 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
     if let Some(loss) = last_loss(&trained.metrics) {
         put("training_loss", loss.to_string());
     }
+    if let Some(start) = &trained.start {
+        put("started_from_sha256", start.clone());
+    }
     if let Some(best) = trained.best {
         put("validation_loss", best.loss.to_string());
         put("kept_step", best.step.to_string());

@@ -24,7 +24,7 @@ pub struct Forecast {
     pub plan: Plan,
     /// Tokens that are trained on in all its steps, those whose loss does not count among them.
     pub tokens: u64,
-    /// Tokens of all its validations.
+    /// Tokens of all its validations, and of the reference that preferences are measured from.
     pub validation_tokens: u64,
     /// What it will hold in memory.
     pub memory: Memory,

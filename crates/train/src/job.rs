@@ -11,6 +11,7 @@ use crate::error::TrainError;
 use crate::example::{Encoder, Example, Examples};
 use crate::lora_init::{linears, lora_init};
 use crate::params::LoraParams;
+use crate::preference::Preference;
 use crate::rng::Rng;
 use crate::settings::Settings;
 use crate::vary::varied;
@@ -18,7 +19,7 @@ use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
 
 /// The label of the random numbers that vary identifiers.
-const VARY: u64 = 0x7661_7279;
+pub(crate) const VARY: u64 = 0x7661_7279;
 
 /// Where an adapter's data comes from, and how it is trained.
 #[derive(Debug, Clone)]
@@ -54,6 +55,10 @@ pub struct Job {
     pub metrics: Option<PathBuf>,
     /// What became of over-long rows, and which files were read.
     pub loaded: Loaded,
+    /// The rejected answers beside `train` and `validation`, where the settings ask for preferences.
+    pub preference: Option<Preference>,
+    /// SHA-256 of the adapter that `init` came from; none for fresh numbers.
+    pub start: Option<String>,
 }
 
 /// What loading an adapter's data found.
@@ -72,7 +77,8 @@ pub struct Loaded {
 }
 
 impl Job {
-    /// Reads, splits and encodes the data of `source` and draws its first numbers.
+    /// Reads, splits and encodes the data of `source` and draws its first numbers. Jobs of preferences are read by
+    /// [`crate::preference::load`].
     ///
     /// # Errors
     /// Settings out of range, a file that cannot be read, a broken or over-long row (see [`crate::dataset`] and
@@ -122,7 +128,46 @@ impl Job {
             init,
             metrics: source.metrics,
             loaded,
+            preference: None,
+            start: None,
         })
+    }
+}
+
+impl Job {
+    /// The rejected answers beside the training and the validation rows; empty where there are none.
+    pub(crate) fn rejected(&self) -> (&[Example], &[Example]) {
+        self.preference.as_ref().map_or((&[], &[]), |preference| {
+            (&preference.train.examples, &preference.validation.examples)
+        })
+    }
+
+    /// What keeps its pairs from being trained, if anything does.
+    pub(crate) fn preference_problem(&self) -> Option<String> {
+        if self.settings.preference.is_some() != self.preference.is_some() {
+            return Some(
+                "its settings and its rows disagree on whether preferences are trained".to_owned(),
+            );
+        }
+        self.preference.as_ref()?;
+        let (train, validation) = self.rejected();
+        let sides = [(&self.train, train), (&self.validation, validation)];
+        for (chosen, rejected) in sides {
+            if chosen.len() != rejected.len() {
+                return Some(format!(
+                    "{} chosen and {} rejected answers",
+                    chosen.len(),
+                    rejected.len()
+                ));
+            }
+            if let Some(row) = rejected.iter().position(|row| row.trained_tokens() == 0) {
+                return Some(format!(
+                    "the rejected answer of row {} has no token",
+                    row + 1
+                ));
+            }
+        }
+        None
     }
 }
 

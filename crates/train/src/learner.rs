@@ -79,4 +79,64 @@ pub trait Learner {
         params: &[LoraParams],
         batch: &[Item<'_>],
     ) -> Result<Vec<LossSum>, TrainError>;
+
+    /// The loss of every item by itself, in the batch's order.
+    ///
+    /// # Errors
+    /// As [`Learner::losses`].
+    fn item_losses(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+    ) -> Result<Vec<LossSum>, TrainError> {
+        let mut each = Vec::with_capacity(batch.len());
+        for item in batch {
+            let sums = self.losses(params, std::slice::from_ref(item))?;
+            each.push(sums.get(item.adapter).copied().unwrap_or_default());
+        }
+        Ok(each)
+    }
+
+    /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum over a's items of weight * loss), and returns the loss of
+    /// every item, in the batch's order.
+    ///
+    /// `weigh` is given those losses and says the items' weights, which count as constants: by the chain rule they are
+    /// the derivatives of whatever objective is made of the losses. What stands here is the definition, with two
+    /// forward passes; a learner that can weigh between its forward and its backward needs one.
+    ///
+    /// # Errors
+    /// As [`Learner::forward_backward`]; and when there are not as many weights as items.
+    fn forward_backward_weighted(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+        loss_scale: &[f32],
+        weigh: Weigh<'_>,
+        grads: &mut [LoraGrads],
+    ) -> Result<Vec<LossSum>, TrainError> {
+        let losses = self.item_losses(params, batch)?;
+        let weights = weights(weigh, &losses)?;
+        for (item, weight) in batch.iter().zip(weights) {
+            let mut scale = vec![0.0; params.len()];
+            scale[item.adapter] = loss_scale[item.adapter] * weight;
+            self.forward_backward(params, std::slice::from_ref(item), &scale, grads)?;
+        }
+        Ok(losses)
+    }
+}
+
+/// From the items' losses to their weights.
+pub type Weigh<'a> = &'a dyn Fn(&[LossSum]) -> Vec<f32>;
+
+/// What `weigh` says of `losses`, one weight an item.
+pub(crate) fn weights(weigh: Weigh<'_>, losses: &[LossSum]) -> Result<Vec<f32>, TrainError> {
+    let weights = weigh(losses);
+    if weights.len() == losses.len() {
+        return Ok(weights);
+    }
+    Err(TrainError::Learner(format!(
+        "{} weights for {} rows",
+        weights.len(),
+        losses.len()
+    )))
 }

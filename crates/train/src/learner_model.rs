@@ -10,7 +10,7 @@ use model::{Adapter, Batch, Buffers, Model};
 
 use crate::backward::{Pass, Scratch, Slots, places};
 use crate::error::TrainError;
-use crate::learner::{Item, Learner, LossSum};
+use crate::learner::{Item, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
 
 /// Rows that go through the head at once: the logits of so many rows are in memory.
@@ -34,8 +34,24 @@ struct Layout {
     sequences: Vec<(usize, usize)>,
     blocks: Vec<Vec<u32>>,
     runs: Vec<Run>,
-    /// Rows whose next token is trained, with that token and the adapter.
-    trained: Vec<(u32, u32, usize)>,
+    trained: Vec<TrainedRow>,
+}
+
+/// A row whose next token is trained.
+#[derive(Clone, Copy)]
+struct TrainedRow {
+    row: u32,
+    next: u32,
+    adapter: usize,
+    /// Its example's place in the batch.
+    item: usize,
+}
+
+/// What a pass with a backward needs.
+struct Gradients<'a> {
+    loss_scale: &'a [f32],
+    weigh: Weigh<'a>,
+    grads: &'a mut [LoraGrads],
 }
 
 impl Layout {
@@ -51,7 +67,8 @@ impl Layout {
         let mut next_block = 0u32;
         for adapter in 0..adapters {
             let first = layout.tokens.len();
-            for item in batch.iter().filter(|item| item.adapter == adapter) {
+            let of_adapter = |(_, item): &(usize, &Item<'_>)| item.adapter == adapter;
+            for (index, item) in batch.iter().enumerate().filter(of_adapter) {
                 // The last token predicts nothing that is trained: it needs no row.
                 let tokens = &item.example.tokens[..item.example.tokens.len().saturating_sub(1)];
                 let at = layout.tokens.len();
@@ -65,9 +82,12 @@ impl Layout {
                 next_block += blocks;
                 for (i, trained) in item.example.trained.iter().enumerate().skip(1) {
                     if *trained {
-                        layout
-                            .trained
-                            .push(((at + i - 1) as u32, item.example.tokens[i], adapter));
+                        layout.trained.push(TrainedRow {
+                            row: (at + i - 1) as u32,
+                            next: item.example.tokens[i],
+                            adapter,
+                            item: index,
+                        });
                     }
                 }
             }
@@ -118,12 +138,12 @@ impl ModelLearner {
         }
     }
 
-    /// Forward; and backward too, where there are gradients to gather.
+    /// Forward; and backward too, where there are gradients to gather. The loss of every item, in the batch's order.
     fn run(
         &mut self,
         params: &[LoraParams],
         batch: &[Item<'_>],
-        mut gradients: Option<(&[f32], &mut [LoraGrads])>,
+        mut gradients: Option<Gradients<'_>>,
     ) -> Result<Vec<LossSum>, TrainError> {
         let model = self.model.clone();
         let (config, device) = (model.config(), model.device());
@@ -143,10 +163,10 @@ impl ModelLearner {
                 )));
             }
         }
-        let mut sums = vec![LossSum::default(); params.len()];
+        let mut losses = vec![LossSum::default(); batch.len()];
         let layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
-            return Ok(sums);
+            return Ok(losses);
         }
         let packed: Vec<Adapter> = params
             .iter()
@@ -192,12 +212,13 @@ impl ModelLearner {
         self.head(
             &x,
             &layout,
-            gradients.as_ref().map(|(scale, _)| *scale),
+            gradients.as_ref().map(|gradients| gradients.loss_scale),
             &mut dx,
-            &mut sums,
+            &mut losses,
         );
 
-        if let Some((_, grads)) = &mut gradients {
+        if let Some(Gradients { weigh, grads, .. }) = &mut gradients {
+            weigh_rows(&mut dx, &layout, &weights(*weigh, &losses)?);
             let places = places(params, config.layers);
             let pass = Pass {
                 model: &model,
@@ -226,7 +247,7 @@ impl ModelLearner {
             }
         }
         self.cache = Some(cache);
-        Ok(sums)
+        Ok(losses)
     }
 
     /// Losses of the trained rows, and with scales their gradient by the residual stream, chunk by chunk.
@@ -236,17 +257,17 @@ impl ModelLearner {
         layout: &Layout,
         scale: Option<&[f32]>,
         dx: &mut Tensor,
-        sums: &mut [LossSum],
+        losses: &mut [LossSum],
     ) {
         let (model, device) = (&self.model, self.model.device());
         let (mut selected, mut dnormed, mut dselected) =
             (Tensor::default(), Tensor::default(), Tensor::default());
         for chunk in layout.trained.chunks(HEAD_ROWS) {
-            let rows: Vec<u32> = chunk.iter().map(|t| t.0).collect();
-            let targets: Vec<u32> = chunk.iter().map(|t| t.1).collect();
+            let rows: Vec<u32> = chunk.iter().map(|t| t.row).collect();
+            let targets: Vec<u32> = chunk.iter().map(|t| t.next).collect();
             let scales: Vec<f32> = chunk
                 .iter()
-                .map(|t| scale.map_or(0.0, |s| s[t.2]))
+                .map(|t| scale.map_or(0.0, |s| s[t.adapter]))
                 .collect();
             device.gather(x, &rows, &mut selected);
             model.project_head(
@@ -255,9 +276,9 @@ impl ModelLearner {
                 self.forward,
                 &mut self.logits,
             );
-            let losses = device.cross_entropy(&mut self.logits, &targets, &scales);
-            for (loss, &(_, _, adapter)) in losses.iter().zip(chunk) {
-                sums[adapter].add(LossSum {
+            let of_rows = device.cross_entropy(&mut self.logits, &targets, &scales);
+            for (loss, trained) in of_rows.iter().zip(chunk) {
+                losses[trained.item].add(LossSum {
                     loss: f64::from(*loss),
                     tokens: 1,
                 });
@@ -279,6 +300,26 @@ impl ModelLearner {
     }
 }
 
+/// Multiplies the gradient of every trained row by its example's weight. The gradient is linear in the loss, so the head can
+/// go back before the weights are known; a weight of 1 leaves the bits alone.
+fn weigh_rows(dx: &mut Tensor, layout: &Layout, weights: &[f32]) {
+    let columns = dx.columns();
+    for trained in &layout.trained {
+        let weight = weights[trained.item];
+        let row = &mut dx.values_mut()[trained.row as usize * columns..][..columns];
+        row.iter_mut().for_each(|x| *x *= weight);
+    }
+}
+
+/// The items' losses as one sum per adapter.
+fn by_adapter(losses: &[LossSum], batch: &[Item<'_>], adapters: usize) -> Vec<LossSum> {
+    let mut sums = vec![LossSum::default(); adapters];
+    for (loss, item) in losses.iter().zip(batch) {
+        sums[item.adapter].add(*loss);
+    }
+    sums
+}
+
 impl Learner for ModelLearner {
     fn forward_backward(
         &mut self,
@@ -287,7 +328,9 @@ impl Learner for ModelLearner {
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError> {
-        self.run(params, batch, Some((loss_scale, grads)))
+        let alike = |losses: &[LossSum]| vec![1.0; losses.len()];
+        let losses = self.forward_backward_weighted(params, batch, loss_scale, &alike, grads)?;
+        Ok(by_adapter(&losses, batch, params.len()))
     }
 
     fn losses(
@@ -295,6 +338,31 @@ impl Learner for ModelLearner {
         params: &[LoraParams],
         batch: &[Item<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
+        let losses = self.item_losses(params, batch)?;
+        Ok(by_adapter(&losses, batch, params.len()))
+    }
+
+    fn item_losses(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+    ) -> Result<Vec<LossSum>, TrainError> {
         self.run(params, batch, None)
+    }
+
+    fn forward_backward_weighted(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+        loss_scale: &[f32],
+        weigh: Weigh<'_>,
+        grads: &mut [LoraGrads],
+    ) -> Result<Vec<LossSum>, TrainError> {
+        let gradients = Gradients {
+            loss_scale,
+            weigh,
+            grads,
+        };
+        self.run(params, batch, Some(gradients))
     }
 }

@@ -84,7 +84,7 @@ const SAFE: f64 = 0.1;
 /// `seen` is told every step. A call of the learner has at most `batch_tokens` tokens (0: no limit).
 ///
 /// # Errors
-/// A job without rows, a sweep of less than two steps or without a range, a learner that fails.
+/// A job without rows or of preferences, a sweep of less than two steps or without a range, a learner that fails.
 pub fn lr_find(
     job: &Job,
     sweep: Sweep,
@@ -97,6 +97,12 @@ pub fn lr_find(
     if job.train.is_empty() || sweep.steps < 2 || !(0.0 < sweep.from && sweep.from < sweep.to) {
         return Err(TrainError::Plan(format!(
             "adapter `{}`: a sweep needs training rows, two steps and a range of rates",
+            job.name
+        )));
+    }
+    if job.preference.is_some() {
+        return Err(TrainError::Plan(format!(
+            "adapter `{}`: a sweep is over the loss of answers, not over preferences; find a rate without them",
             job.name
         )));
     }

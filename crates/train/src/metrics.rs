@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::error::TrainError;
+use crate::preference::PreferenceStats;
 use crate::tensorboard;
 
 /// One line of `metrics.jsonl`.
@@ -32,6 +33,9 @@ pub enum Record {
         lr: f64,
         /// Global norm of the adapter's gradient before clipping.
         grad_norm: f64,
+        /// What the step's pairs say, where preferences are trained: then `loss` is the mean of a pair's objective.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preference: Option<PreferenceStats>,
     },
     /// A pass over the validation rows.
     Validation {
@@ -45,6 +49,9 @@ pub enum Record {
         tokens: usize,
         /// Whether it is the lowest so far.
         best: bool,
+        /// What the validation pairs say, where preferences are trained.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preference: Option<PreferenceStats>,
     },
 }
 
@@ -149,6 +156,7 @@ mod tests {
             tokens: 7,
             lr: 1e-3,
             grad_norm: 0.5,
+            preference: None,
         }
     }
 
@@ -193,6 +201,7 @@ mod tests {
             loss: 0.25,
             tokens: 9,
             best: true,
+            preference: None,
         };
         let line = serde_json::to_string(&seen).unwrap();
         assert_eq!(

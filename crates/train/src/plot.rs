@@ -376,6 +376,7 @@ mod tests {
                     tokens: 1,
                     lr: 0.1,
                     grad_norm: 1.0,
+                    preference: None,
                 };
                 let seen = Record::Validation {
                     step,
@@ -383,6 +384,7 @@ mod tests {
                     loss,
                     tokens: 1,
                     best: true,
+                    preference: None,
                 };
                 if step % 10 == 0 {
                     vec![train, seen]

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::preference::PreferenceStats;
+
 /// What a run is going to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -73,6 +75,8 @@ pub struct AdapterStep {
     pub lr: f64,
     /// Global norm of its gradient before clipping.
     pub grad_norm: f64,
+    /// What its pairs say, where it trains preferences.
+    pub preference: Option<PreferenceStats>,
 }
 
 /// A pass over an adapter's validation rows.
@@ -86,6 +90,22 @@ pub struct Validation {
     pub loss: f64,
     /// Whether it is the lowest so far.
     pub best: bool,
+    /// What the pairs say, where preferences are trained: then `loss` is the mean of a pair's objective.
+    pub preference: Option<PreferenceStats>,
+}
+
+/// How a run comes by the log-probabilities that its preferences are measured from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reference<'a> {
+    /// An earlier run kept them in this file.
+    Read(&'a Path),
+    /// This file is damaged: they are computed again.
+    Damaged(&'a Path),
+    /// They are being computed.
+    Computing {
+        /// Pairs done.
+        done: usize,
+    },
 }
 
 /// Someone who watches a run. Every function does nothing unless it is written.
@@ -93,6 +113,11 @@ pub trait Observer {
     /// The run begins; `resumed` is the step it goes on from, where a checkpoint was found.
     fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
         let _ = (plan, resumed);
+    }
+
+    /// The adapter of job `adapter` needs the reference log-probabilities of `pairs` pairs.
+    fn reference(&mut self, adapter: usize, pairs: usize, from: Reference<'_>) {
+        let _ = (adapter, pairs, from);
     }
 
     /// A step was done.

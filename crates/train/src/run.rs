@@ -3,6 +3,8 @@
 //! One owner for everything that changes while training; [`crate::sft`] says in which order.
 
 mod adapter;
+mod reference;
+mod unit;
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +16,14 @@ use crate::error::TrainError;
 use crate::forecast::{Forecast, Part};
 use crate::job::Job;
 use crate::learner::{Item, Learner, LossSum};
-use crate::metrics::{MetricsLog, Record};
+use crate::metrics::{MetricsLog, Record, records};
 use crate::optimizer::{self, AdamW, Hyper};
 use crate::params::{LoraGrads, LoraParams};
+use crate::preference::PreferenceStats;
 use crate::progress::{AdapterPlan, AdapterStep, Observer, Plan, StepMetrics, Validation};
 use crate::sft::{Outcome, RunOptions, Trained};
 use adapter::Adapter;
+use unit::{Tally, Unit};
 
 /// A run, between two optimizer steps.
 pub(crate) struct Run<'o> {
@@ -100,16 +104,15 @@ impl<'o> Run<'o> {
     pub(crate) fn forecast(&self, config: &ModelConfig) -> Forecast {
         let (mut tokens, mut validation_tokens, mut parts) = (0, 0, Vec::new());
         for (adapter, plan) in self.adapters.iter().zip(&self.plan.adapters) {
-            let validation: Vec<usize> = adapter
-                .job
-                .validation
-                .iter()
-                .map(|row| row.tokens.len())
-                .collect();
+            let validation = adapter.validation_lengths();
             let share = plan.steps as f64 / plan.steps_per_epoch as f64;
             tokens += (plan.tokens as f64 * share).round() as u64;
             validation_tokens +=
                 adapter.validations_due(plan.steps) * validation.iter().sum::<usize>() as u64;
+            if adapter.job.preference.is_some() {
+                // The reference is a forward pass over all of it, as a validation is.
+                validation_tokens += (plan.tokens + validation.iter().sum::<usize>()) as u64;
+            }
             parts.push(Part::new(
                 &adapter.job.settings,
                 plan.parameters,
@@ -206,25 +209,26 @@ impl<'o> Run<'o> {
             if adapter.validations >= adapter.validations_due(self.step) {
                 continue;
             }
-            let rows = &adapter.job.validation;
+            let rows = adapter.validation(index).units();
             observer.validating(index, rows.len());
-            let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
-            let mut sum = LossSum::default();
+            let mut tallies = vec![Tally::default(); self.params.len()];
+            let lengths: Vec<usize> = rows.iter().map(Unit::tokens).collect();
             for piece in batch::pieces(&lengths, self.options.batch_tokens) {
                 if stop() {
                     return Ok(false);
                 }
-                let items: Vec<Item<'_>> = rows[piece]
-                    .iter()
-                    .map(|example| Item {
-                        adapter: index,
-                        example,
-                    })
-                    .collect();
-                let losses = learner.losses(&self.params, &items)?;
-                sum.add(check_losses(&losses, &items, self.params.len())?[index]);
+                let units = &rows[piece];
+                let items: Vec<Item<'_>> = units.iter().flat_map(Unit::items).collect();
+                if units.iter().any(Unit::is_pair) {
+                    let losses = learner.item_losses(&self.params, &items)?;
+                    unit::tally(units, check_item_losses(&losses, &items)?, &mut tallies);
+                } else {
+                    let losses = learner.losses(&self.params, &items)?;
+                    tallies[index].add(check_losses(&losses, &items, self.params.len())?[index]);
+                }
             }
-            let (step, loss) = (self.step.min(self.adapters[index].steps()), sum.mean());
+            let seen = tallies[index];
+            let (step, loss) = (self.step.min(self.adapters[index].steps()), seen.loss());
             self.finite(index, "validation loss", loss)?;
             let adapter = &mut self.adapters[index];
             let best = adapter.best.as_ref().is_none_or(|best| loss < best.loss);
@@ -242,8 +246,9 @@ impl<'o> Run<'o> {
                 step,
                 epoch,
                 loss,
-                tokens: sum.tokens,
+                tokens: seen.tokens(),
                 best,
+                preference: seen.preference(),
             })?;
             observer.validated(
                 index,
@@ -252,6 +257,7 @@ impl<'o> Run<'o> {
                     epoch,
                     loss,
                     best,
+                    preference: seen.preference(),
                 },
             );
             if self.adapters[index].patience_is_over(best, step) {
@@ -266,7 +272,7 @@ impl<'o> Run<'o> {
         &mut self,
         learner: &mut dyn Learner,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<LossSum>>, TrainError> {
+    ) -> Result<Option<Vec<Tally>>, TrainError> {
         self.clock.step_began = Instant::now();
         let step = self.step;
         self.grads.iter_mut().for_each(LoraGrads::clear);
@@ -275,17 +281,10 @@ impl<'o> Run<'o> {
             .iter_mut()
             .map(|adapter| adapter.rows_of(step).to_vec())
             .collect();
-        // By tokens of the whole step, not of a micro-batch: accumulation must equal the large batch.
-        let scale = |(adapter, rows): (&Adapter, &Vec<usize>)| {
-            let tokens: usize = rows
-                .iter()
-                .map(|&row| adapter.job.train[row].trained_tokens())
-                .sum();
-            if tokens == 0 {
-                0.0
-            } else {
-                (1.0 / tokens as f64) as f32
-            }
+        // By tokens (or pairs) of the whole step, not of a micro-batch: accumulation must equal the large batch.
+        let scale = |(adapter, rows): (&Adapter, &Vec<usize>)| match adapter.counted(rows) {
+            0 => 0.0,
+            counted => (1.0 / counted as f64) as f32,
         };
         let loss_scale: Vec<f32> = self.adapters.iter().zip(&rows).map(scale).collect();
         let micro_batches = self
@@ -295,44 +294,49 @@ impl<'o> Run<'o> {
             .map(|(adapter, rows)| rows.len().div_ceil(adapter.job.settings.batch_rows))
             .max()
             .unwrap_or(0);
-        let mut sums = vec![LossSum::default(); self.params.len()];
+        let mut tallies = vec![Tally::default(); self.params.len()];
         for micro_batch in 0..micro_batches {
-            let mut items: Vec<Item<'_>> = Vec::new();
+            let mut units: Vec<Unit<'_>> = Vec::new();
             for (index, (adapter, rows)) in self.adapters.iter().zip(&rows).enumerate() {
                 let of_micro_batch = rows
                     .chunks(adapter.job.settings.batch_rows)
                     .nth(micro_batch)
                     .unwrap_or(&[]);
-                let item = |&row: &usize| Item {
-                    adapter: index,
-                    example: &adapter.job.train[row],
-                };
-                items.extend(of_micro_batch.iter().map(item));
+                let training = adapter.training(index);
+                units.extend(of_micro_batch.iter().map(|&row| training.unit(row)));
             }
-            let lengths: Vec<usize> = items.iter().map(|item| item.example.tokens.len()).collect();
+            let lengths: Vec<usize> = units.iter().map(Unit::tokens).collect();
             for piece in batch::pieces(&lengths, self.options.batch_tokens) {
                 if stop() {
                     return Ok(None);
                 }
-                let items = &items[piece];
-                let losses =
-                    learner.forward_backward(&self.params, items, &loss_scale, &mut self.grads)?;
-                for (sum, loss) in
-                    sums.iter_mut()
-                        .zip(check_losses(&losses, items, self.params.len())?)
-                {
-                    sum.add(*loss);
+                let units = &units[piece];
+                let items: Vec<Item<'_>> = units.iter().flat_map(Unit::items).collect();
+                let (params, grads) = (&self.params, &mut self.grads);
+                if units.iter().any(Unit::is_pair) {
+                    let weigh = |losses: &[LossSum]| unit::weights(units, losses);
+                    let losses = learner.forward_backward_weighted(
+                        params,
+                        &items,
+                        &loss_scale,
+                        &weigh,
+                        grads,
+                    )?;
+                    unit::tally(units, check_item_losses(&losses, &items)?, &mut tallies);
+                } else {
+                    let losses = learner.forward_backward(params, &items, &loss_scale, grads)?;
+                    let losses = check_losses(&losses, &items, params.len())?;
+                    for (tally, loss) in tallies.iter_mut().zip(losses) {
+                        tally.add(*loss);
+                    }
                 }
-                self.clock.tokens += items
-                    .iter()
-                    .map(|item| item.example.tokens.len())
-                    .sum::<usize>();
+                self.clock.tokens += units.iter().map(Unit::tokens).sum::<usize>();
             }
         }
-        for (index, sum) in sums.iter().enumerate() {
-            self.finite(index, "loss", sum.loss)?;
+        for (index, tally) in tallies.iter().enumerate() {
+            self.finite(index, "loss", tally.loss())?;
         }
-        Ok(Some(sums))
+        Ok(Some(tallies))
     }
 
     /// Clips each adapter's gradient by its own norm; returns the norms before.
@@ -377,7 +381,7 @@ impl<'o> Run<'o> {
     /// Writes the step down and tells the observer.
     pub(crate) fn log(
         &mut self,
-        losses: &[LossSum],
+        tallies: &[Tally],
         norms: &[f64],
         rates: &[f64],
         observer: &mut dyn Observer,
@@ -390,9 +394,10 @@ impl<'o> Run<'o> {
                 continue;
             }
             tokens += adapter.tokens_of(done);
-            let (epoch, loss) = (adapter.epoch_of(done), losses[index].mean());
-            let (trained_tokens, lr, grad_norm) =
-                (losses[index].tokens, rates[index], norms[index]);
+            let (epoch, loss) = (adapter.epoch_of(done), tallies[index].loss());
+            let (trained_tokens, preference) =
+                (tallies[index].tokens(), tallies[index].preference());
+            let (lr, grad_norm) = (rates[index], norms[index]);
             let record = Record::Step {
                 step: self.step,
                 epoch,
@@ -400,6 +405,7 @@ impl<'o> Run<'o> {
                 tokens: trained_tokens,
                 lr,
                 grad_norm,
+                preference,
             };
             adapter.metrics.push(&record)?;
             steps.push(AdapterStep {
@@ -409,6 +415,7 @@ impl<'o> Run<'o> {
                 trained_tokens,
                 lr,
                 grad_norm,
+                preference,
             });
         }
         observer.step(&StepMetrics {
@@ -510,6 +517,7 @@ impl<'o> Run<'o> {
                         epoch,
                         loss,
                         best: true,
+                        preference: preference_of_best(&metrics),
                     }),
                 ),
             };
@@ -520,6 +528,7 @@ impl<'o> Run<'o> {
                 best,
                 steps,
                 stopped_early,
+                start: adapter.job.start,
                 metrics,
             }
         };
@@ -566,4 +575,34 @@ fn check_losses<'l>(
         return Err(TrainError::Learner(message));
     }
     Ok(losses)
+}
+
+/// The learner's losses of `items`, once they are seen to be theirs.
+fn check_item_losses<'l>(
+    losses: &'l [LossSum],
+    items: &[Item<'_>],
+) -> Result<&'l [LossSum], TrainError> {
+    let fits = |(loss, item): (&LossSum, &Item<'_>)| loss.tokens == item.example.trained_tokens();
+    if losses.len() == items.len() && losses.iter().zip(items).all(fits) {
+        return Ok(losses);
+    }
+    let message = format!(
+        "it returned {} losses, not of the trained tokens of the {} rows that it was given",
+        losses.len(),
+        items.len()
+    );
+    Err(TrainError::Learner(message))
+}
+
+/// What the pairs said when the best parameters were seen; none where no preferences were trained.
+fn preference_of_best(metrics: &str) -> Option<PreferenceStats> {
+    let best = |record: Record| match record {
+        Record::Validation {
+            best: true,
+            preference,
+            ..
+        } => preference,
+        _ => None,
+    };
+    records(metrics).into_iter().rev().find_map(best)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::Columns;
 use crate::error::TrainError;
 use crate::example::{Mask, TooLong};
+use crate::preference::PreferenceSettings;
 use crate::schedule::Decay;
 
 /// The settings of one adapter's training.
@@ -81,6 +82,9 @@ pub struct Settings {
     pub patience: u64,
     /// A checkpoint every so many optimizer steps, besides those at the end of an epoch; 0 for none.
     pub save_every: u64,
+    /// Trains on pairs of answers, one to prefer and one to reject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceSettings>,
 }
 
 impl Default for Settings {
@@ -119,6 +123,7 @@ impl Default for Settings {
             validate_every: 0,
             patience: 0,
             save_every: 50,
+            preference: None,
         }
     }
 }
@@ -172,6 +177,9 @@ impl Settings {
         within("epsilon", self.epsilon, 1e-30..=1.0)?;
         within("max_length", self.max_length as u64, 2..=1 << 20)?;
         within("vary_identifiers", self.vary_identifiers, 0..=64)?;
+        if let Some(preference) = &self.preference {
+            preference.check()?;
+        }
         within("validation_fraction", self.validation_fraction, 0.0..=0.9)?;
         within("validate_every", self.validate_every, 0..=1_000_000_000)?;
         within("patience", self.patience, 0..=1_000_000)?;
@@ -235,7 +243,7 @@ impl Settings {
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(
+pub(crate) fn within<T: PartialOrd + std::fmt::Display>(
     name: &'static str,
     value: T,
     range: RangeInclusive<T>,

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning of several adapters in one run: the loop, as a table of contents.
+//! Fine-tuning of several adapters in one run, supervised or by preferences: the loop, as a table of contents.
 //!
 //! Knows no model (see [`Learner`]), no text (see [`crate::job`]) and no screen (see [`Observer`]). What each verb does is
 //! in `run.rs`.
@@ -70,6 +70,8 @@ pub struct Trained {
     pub steps: u64,
     /// Whether its patience was over before its last step.
     pub stopped_early: bool,
+    /// Hash of the adapter that it started from; none for fresh numbers.
+    pub start: Option<String>,
     /// The text of its metrics (see [`crate::metrics::records`]).
     pub metrics: String,
 }
@@ -102,6 +104,7 @@ impl Prepared<'_> {
         interrupt: &AtomicBool,
     ) -> Result<Option<Measured>, TrainError> {
         let stop = || interrupt.load(Ordering::Relaxed);
+        self.0.without_reference();
         let began = Instant::now();
         if self.0.forward_backward(learner, &stop)?.is_none() {
             return Ok(None);
@@ -133,6 +136,9 @@ impl Prepared<'_> {
         let resumed = run.resume()?;
         run.open_metrics()?;
         observer.started(&run.plan, resumed);
+        if !run.reference(learner, observer, &stop)? {
+            return run.interrupted(observer);
+        }
         loop {
             if !run.validate(learner, observer, &stop)? {
                 return run.interrupted(observer);

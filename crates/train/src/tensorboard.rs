@@ -23,8 +23,8 @@ pub fn start() -> Vec<u8> {
     record(&event)
 }
 
-/// One event a record of the metrics: its numbers as scalars `<kind>/<field>`, at its step. Nothing for a record without
-/// a step.
+/// One event a record of the metrics: its numbers as scalars `<kind>/<field>` (`<kind>/<field>/<part>` where a field is an
+/// object), at its step. Nothing for a record without a step.
 #[must_use]
 pub fn event(metrics: &impl Serialize) -> Vec<u8> {
     let Ok(Value::Object(fields)) = serde_json::to_value(metrics) else {
@@ -38,15 +38,23 @@ pub fn event(metrics: &impl Serialize) -> Vec<u8> {
         Some(kind) => kind,
     };
     let mut summary = Vec::new();
-    for (name, value) in &fields {
-        let Some(scalar) = value.as_f64().filter(|_| name != "step") else {
-            continue;
+    let mut scalar = |name: &str, value: &Value| {
+        let Some(scalar) = value.as_f64() else {
+            return;
         };
         let mut entry = Vec::new();
         bytes(&mut entry, 1, format!("{kind}/{name}").as_bytes());
         entry.push(2 << 3 | 5);
         entry.extend_from_slice(&(scalar as f32).to_le_bytes());
         bytes(&mut summary, 1, &entry);
+    };
+    for (name, value) in fields.iter().filter(|(name, _)| *name != "step") {
+        match value {
+            Value::Object(parts) => parts
+                .iter()
+                .for_each(|(part, value)| scalar(&format!("{name}/{part}"), value)),
+            value => scalar(name, value),
+        }
     }
     let mut event = Vec::new();
     number(&mut event, 1, step as f64);
@@ -126,9 +134,13 @@ mod tests {
             loss: 0.25,
             tokens: 9,
             best: true,
+            preference: None,
         };
         // The same, over Event(wall_time=300, step=300, summary=[validation/epoch, validation/loss, validation/tokens]).
         assert_eq!(hex(&event(&seen)), EXPECTED);
+        let parts = event(&serde_json::json!({"step": 3, "preference": {"margin": 0.5}}));
+        let parts = String::from_utf8_lossy(&parts).into_owned();
+        assert!(parts.contains("train/preference/margin"), "{parts}");
     }
 
     const EXPECTED: &str = "59000000000000008a1d65b6090000000000c0724010ac022a4b\

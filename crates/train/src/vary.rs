@@ -15,27 +15,35 @@ const LEAST_DIGITS: usize = 3;
 /// `row` with other digits in every identifier that its answer copies; none where there is no such identifier.
 #[must_use]
 pub fn varied(row: &Row, rng: &mut Rng) -> Option<Row> {
-    let mut content = row.content.clone();
-    let mut texts = texts(&mut content);
-    let answer = texts.pop()?;
-    let new: BTreeMap<String, String> = tokens_with_digit(answer)
-        .filter(|token| is_identifier(token))
-        .filter(|token| {
-            let holds = |text: &&mut String| tokens_with_digit(text).any(|other| other == *token);
-            texts.iter().any(holds)
-        })
-        .map(|token| (token.to_owned(), redrawn(token, rng)))
-        .collect();
+    varied_together([row], rng).map(|[row]| row)
+}
+
+/// `rows`, several answers to one question, each with the same other digits in every identifier that one of their answers
+/// copies; none where there is no such identifier.
+#[must_use]
+pub fn varied_together<const N: usize>(rows: [&Row; N], rng: &mut Rng) -> Option<[Row; N]> {
+    let mut new: BTreeMap<String, String> = BTreeMap::new();
+    for row in rows {
+        let mut content = row.content.clone();
+        let mut texts = texts(&mut content);
+        let answer = texts.pop()?;
+        for token in tokens_with_digit(answer).filter(|token| is_identifier(token)) {
+            let holds = |text: &&mut String| tokens_with_digit(text).any(|other| other == token);
+            if texts.iter().any(holds) {
+                new.insert(token.to_owned(), redrawn(token, rng));
+            }
+        }
+    }
     if new.is_empty() {
         return None;
     }
-    for text in texts.into_iter().chain([answer]) {
-        *text = replaced(text, &new);
-    }
-    Some(Row {
-        content,
-        ..row.clone()
-    })
+    Some(rows.map(|row| {
+        let mut row = row.clone();
+        for text in texts(&mut row.content) {
+            *text = replaced(text, &new);
+        }
+        row
+    }))
 }
 
 /// All texts of a row, the answer last; none where there is no question.
@@ -157,6 +165,23 @@ mod tests {
             seen.insert(id);
         }
         assert!(seen.len() > 15, "{seen:?}");
+    }
+
+    #[test]
+    fn two_answers_to_a_question_get_the_same_digits() {
+        let question = "Where is order #12345 of invoice 777001?";
+        let one = row(question, "", "Yay, #12345!");
+        let other = row(question, "", "Order 12345, invoice 777001, is traced.");
+        let [one, other] = varied_together([&one, &other], &mut Rng::new(4, &[])).unwrap();
+        let ([asked, _, yay], [same, _, traced]) = (parts(&one), parts(&other));
+        assert_eq!(asked, same);
+        let id = &yay["Yay, #".len()..yay.len() - 1];
+        assert!(
+            id != "12345" && asked.contains(&format!("#{id} of")),
+            "{asked}"
+        );
+        assert!(traced.starts_with(&format!("Order {id}, ")), "{traced}");
+        assert!(!traced.contains("777001"), "{traced}");
     }
 
     #[test]

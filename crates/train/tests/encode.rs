@@ -430,6 +430,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         settings: job.settings,
         params: job.init,
         best: None,
+        start: None,
         steps: 3,
         stopped_early: false,
         metrics: "{\"kind\":\"step\",\"step\":3,\"epoch\":1,\"loss\":2.5,\"tokens\":7,\"lr\":0.1,\"grad_norm\":1}\n".into(),

@@ -7,6 +7,7 @@ mod generate;
 #[cfg(unix)]
 mod killed;
 mod persona;
+mod preference;
 mod pull;
 mod scene;
 mod train_and_eval;

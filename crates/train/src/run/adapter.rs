@@ -5,6 +5,7 @@
 use formats::peft::LoraPair;
 use serde_json::Value;
 
+use super::unit::Rows;
 use crate::batch::Ordering;
 use crate::checkpoint::{AdapterIdentity, Best, Stopping};
 use crate::error::TrainError;
@@ -13,6 +14,7 @@ use crate::job::Job;
 use crate::metrics::MetricsLog;
 use crate::optimizer::{AdamW, Hyper};
 use crate::params;
+use crate::preference::{Preference, Rejected};
 use crate::progress::AdapterPlan;
 use crate::schedule::Schedule;
 
@@ -62,6 +64,9 @@ impl Adapter {
                     .to_owned(),
             );
         }
+        if let Some(problem) = job.preference_problem() {
+            return refuse(problem);
+        }
         let ordering = Ordering {
             seed: settings.seed,
             rows_per_step: settings.rows_per_step(),
@@ -75,7 +80,7 @@ impl Adapter {
             schedule: Schedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
             ordering,
             steps_per_epoch,
-            lengths: job.train.iter().map(|row| row.tokens.len()).collect(),
+            lengths: lengths(&job.train, job.rejected().0),
             order: None,
             optimizer: AdamW::new(&job.init, Hyper::of(settings)),
             validations: 0,
@@ -145,6 +150,46 @@ impl Adapter {
         &order[(step % self.steps_per_epoch) as usize]
     }
 
+    /// Its training rows; it is the run's adapter number `index`.
+    pub(super) fn training(&self, index: usize) -> Rows<'_> {
+        self.rows(index, &self.job.train, |preference| &preference.train)
+    }
+
+    /// Its validation rows; it is the run's adapter number `index`.
+    pub(super) fn validation(&self, index: usize) -> Rows<'_> {
+        self.rows(index, &self.job.validation, |preference| {
+            &preference.validation
+        })
+    }
+
+    fn rows<'a>(
+        &'a self,
+        adapter: usize,
+        examples: &'a [Example],
+        side: impl Fn(&'a Preference) -> &'a Rejected,
+    ) -> Rows<'a> {
+        let settings = self.job.settings.preference.as_ref();
+        Rows {
+            adapter,
+            examples,
+            preference: settings.zip(self.job.preference.as_ref().map(side)),
+        }
+    }
+
+    /// Tokens of each validation row.
+    pub(super) fn validation_lengths(&self) -> Vec<usize> {
+        lengths(&self.job.validation, self.job.rejected().1)
+    }
+
+    /// What the mean loss of a step over `rows` is a mean of: their trained tokens, or their pairs.
+    pub(super) fn counted(&self, rows: &[usize]) -> usize {
+        let tokens = |&row: &usize| self.job.train[row].trained_tokens();
+        match self.job.preference {
+            None => rows.iter().map(tokens).sum(),
+            Some(_) => rows.len(),
+        }
+    }
+
     /// Tokens of the step counted from 0.
     pub(super) fn tokens_of(&mut self, step: u64) -> usize {
         let rows = self.rows_of(step).to_vec();
@@ -159,7 +204,12 @@ impl Adapter {
             rows: job.train.len(),
             validation_rows: job.validation.len(),
             tokens: self.lengths.iter().sum(),
-            trained_tokens: job.train.iter().map(Example::trained_tokens).sum(),
+            trained_tokens: job
+                .train
+                .iter()
+                .chain(job.rejected().0)
+                .map(Example::trained_tokens)
+                .sum(),
             longest: self.lengths.iter().copied().max().unwrap_or(0),
             steps_per_epoch: self.steps_per_epoch,
             steps: self.schedule.steps,
@@ -186,12 +236,14 @@ impl Adapter {
                 p.outputs
             )
         };
+        let (rejected_train, rejected_validation) = self.job.rejected();
         AdapterIdentity {
             name: self.job.name.clone(),
             settings,
-            train_hash: examples_hash(&self.job.train),
-            validation_hash: examples_hash(&self.job.validation),
+            train_hash: rows_hash(&self.job.train, rejected_train),
+            validation_hash: rows_hash(&self.job.validation, rejected_validation),
             shapes: self.job.init.pairs.iter().map(shape).collect(),
+            start: self.job.start.clone(),
         }
     }
 }
@@ -199,4 +251,22 @@ impl Adapter {
 /// The greatest common divisor, of which neither is 0.
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Tokens of each row, with those of its rejected answer where it has one.
+fn lengths(rows: &[Example], rejected: &[Example]) -> Vec<usize> {
+    let mut lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+    for (length, rejected) in lengths.iter_mut().zip(rejected) {
+        *length += rejected.tokens.len();
+    }
+    lengths
+}
+
+/// A hash of rows and of the rejected answers beside them, if there are any.
+fn rows_hash(rows: &[Example], rejected: &[Example]) -> String {
+    if rejected.is_empty() {
+        examples_hash(rows)
+    } else {
+        examples_hash(&[rows, rejected].concat())
+    }
 }

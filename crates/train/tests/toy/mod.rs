@@ -1,7 +1,7 @@
 //! A learner of a few lines: each trained token pulls the adapter towards a target that the token names.
 
 use formats::peft::{LoraPair, Module};
-use train::progress::{Observer, Plan, StepMetrics, Validation};
+use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
 use train::{Example, Item, Job, Learner, LoraGrads, LoraParams, LossSum, Settings, TrainError};
 
 /// loss(token) = 1/2 * sum over weights w_i of (w_i - target(token, i))^2 / weights.
@@ -84,7 +84,11 @@ impl Learner for Toy {
         params: &[LoraParams],
         batch: &[Item<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
-        Ok(Self::run(params, batch, None))
+        let mut sums = Self::run(params, batch, None);
+        if self.diverges_at == Some(0) {
+            sums[0].loss = f64::NAN;
+        }
+        Ok(sums)
     }
 }
 
@@ -137,6 +141,8 @@ pub fn job(name: &str, count: usize, from: u32) -> Job {
         init: params(),
         metrics: None,
         loaded: train::job::Loaded::default(),
+        preference: None,
+        start: None,
     }
 }
 
@@ -150,6 +156,8 @@ pub struct Notes {
     pub checkpoints: Vec<u64>,
     pub stopped_early: Vec<(usize, u64)>,
     pub finished: Option<u64>,
+    /// Where each job's reference came from, as (job, how).
+    pub references: Vec<(usize, &'static str)>,
     /// Raises its flag once this step was seen.
     pub stop_at: Option<(u64, &'static std::sync::atomic::AtomicBool)>,
 }
@@ -167,6 +175,15 @@ impl Observer for Notes {
         {
             flag.store(true, std::sync::atomic::Ordering::Relaxed);
         }
+    }
+
+    fn reference(&mut self, adapter: usize, _: usize, from: Reference<'_>) {
+        let how = match from {
+            Reference::Read(_) => "read",
+            Reference::Damaged(_) => "damaged",
+            Reference::Computing { .. } => "computing",
+        };
+        self.references.push((adapter, how));
     }
 
     fn validated(&mut self, adapter: usize, validation: &Validation) {

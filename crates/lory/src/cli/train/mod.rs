@@ -2,6 +2,7 @@
 
 mod lr_find;
 mod plan;
+mod preference;
 mod publish;
 mod settings;
 mod watch;
@@ -27,6 +28,7 @@ use super::{Usage, Verdict, print};
 use crate::memory::{self, Available, Limit};
 use crate::service::Base;
 use plan::Plan;
+use preference::PreferenceArgs;
 use publish::Target;
 use settings::SettingsArgs;
 use watch::Watcher;
@@ -40,6 +42,7 @@ Examples:
   lory train --persona customer --persona partner
   lory train --persona customer --plan
   lory train --persona customer --lr-find
+  lory train --persona customer --prefer-over partner --from personas/customer/adapter
   lory train --data mine.jsonl --eval held-out.jsonl --out my-adapter --epochs 2")]
 pub(super) struct Args {
     /// Train this persona from its persona.toml; several share batches
@@ -70,6 +73,8 @@ pub(super) struct Args {
     settings: SettingsArgs,
     #[command(flatten)]
     columns: ColumnsArgs,
+    #[command(flatten)]
+    preference: PreferenceArgs,
     /// Print what the run would do, need and take, and stop; takes one step to measure it
     #[arg(long)]
     plan: bool,
@@ -103,10 +108,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 
     let mut jobs = Vec::new();
     for target in &targets {
-        jobs.push(load(target, &base)?);
+        jobs.push(load(target, &base, &checkpoint)?);
     }
-    for note in jobs.iter().flat_map(notes) {
-        eprintln!("{note}");
+    for (job, target) in jobs.iter().zip(&targets) {
+        if let Some(preference) = &job.preference {
+            preference::tell(&target.name, &job.settings, &preference.matched);
+        }
+        for note in notes(job) {
+            eprintln!("{note}");
+        }
     }
 
     let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
@@ -137,6 +147,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     plan.check()?;
 
     stop_on_signal(&stop)?;
+    for target in &targets {
+        preference::keep(target, &checkpoint)?;
+    }
     let folder = checkpoint.parent().unwrap_or(Path::new("."));
     let mut watcher = Watcher::new(&targets, &checkpoint, plan);
     match prepared.train(&mut learner, &mut watcher, &stop)? {
@@ -168,6 +181,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
             }
             // The adapters are on the disk; a checkpoint that stays would only be taken up for nothing.
             std::fs::remove_file(&checkpoint).ok();
+            for target in &targets {
+                preference::finished(target, &checkpoint);
+            }
             if folder.file_name().is_some_and(|name| name == STATE) {
                 std::fs::remove_dir(folder).ok();
             }
@@ -222,12 +238,25 @@ fn order(args: &Args) -> anyhow::Result<Order> {
             || "adapter".to_owned(),
             |name| name.to_string_lossy().into_owned(),
         );
+        let settings = args.columns.over(args.settings.over(Settings::default()))?;
+        let settings = args.preference.over(&name, data, settings)?;
+        let rejects = settings
+            .preference
+            .as_ref()
+            .is_some_and(|p| !p.against.is_empty());
+        let siblings = if rejects {
+            preference::siblings(&settings, &args.personas.open()?)?
+        } else {
+            Vec::new()
+        };
         let target = Target {
             name,
             data: data.clone(),
             eval: args.eval.clone(),
             system_prompt: args.system_prompt.clone(),
-            settings: args.columns.over(args.settings.over(Settings::default()))?,
+            settings,
+            siblings,
+            from: args.preference.from().cloned(),
             out: out.clone(),
         };
         let checkpoint = out.join(STATE).join("checkpoint.safetensors");
@@ -243,9 +272,7 @@ fn order(args: &Args) -> anyhow::Result<Order> {
         if targets.iter().any(|target| target.name == *who) {
             return Err(Usage(format!("--persona {who} stands twice")).into());
         }
-        let mut target = persona(&personas, who, &args.settings)?;
-        target.settings = args.columns.over(target.settings)?;
-        targets.push(target);
+        targets.push(persona(&personas, who, args)?);
     }
     let mut names = args.who.join("+");
     // A file's name has a limit, and any of them will do that this run alone has.
@@ -256,7 +283,7 @@ fn order(args: &Args) -> anyhow::Result<Order> {
     })
 }
 
-fn persona(personas: &Personas, who: &str, flags: &SettingsArgs) -> anyhow::Result<Target> {
+fn persona(personas: &Personas, who: &str, args: &Args) -> anyhow::Result<Target> {
     let parts =
         registry::spec::parse(who).map_err(|error| Usage(format!("--persona {who}: {error}")))?;
     let [part] = parts.as_slice() else {
@@ -275,17 +302,21 @@ fn persona(personas: &Personas, who: &str, flags: &SettingsArgs) -> anyhow::Resu
             persona.dir.join(registry::file::FILE).display()
         );
     };
+    let settings = args.columns.over(args.settings.over(train.settings()?))?;
+    let settings = args.preference.over(who, &train.data, settings)?;
     Ok(Target {
         name: persona.name.clone(),
         data: train.data.clone(),
         eval: train.eval.clone(),
         system_prompt: persona.system_prompt.clone(),
-        settings: flags.over(train.settings()?),
+        siblings: preference::siblings(&settings, personas)?,
+        from: args.preference.from().cloned(),
+        settings,
         out: persona.dir.join(registry::personas::ADAPTER),
     })
 }
 
-fn load(target: &Target, base: &Base) -> anyhow::Result<Job> {
+fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> {
     let source = Source {
         name: &target.name,
         train: &target.data,
@@ -294,12 +325,14 @@ fn load(target: &Target, base: &Base) -> anyhow::Result<Job> {
         settings: target.settings.clone(),
         metrics: Some(target.out.join("metrics.jsonl")),
     };
-    Ok(Job::load(
-        source,
-        base.model.config(),
-        &base.tokenizer,
-        &base.template,
-    )?)
+    let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);
+    let mut job = if target.settings.preference.is_some() {
+        train::preference::load(source, &target.siblings, config, tokenizer, template)?
+    } else {
+        Job::load(source, config, tokenizer, template)?
+    };
+    preference::start(&mut job, target, checkpoint, base)?;
+    Ok(job)
 }
 
 /// The first signal ends the run after its step, with a checkpoint; the second one ends the process.

@@ -8,6 +8,7 @@ use train::export::{Provenance, peft_adapter};
 use train::job::Loaded;
 use train::metrics::records;
 use train::plot::{Curve, loss_curve};
+use train::preference::Sibling;
 use train::sft::Trained;
 
 use crate::cli::base::Located;
@@ -22,6 +23,10 @@ pub(super) struct Target {
     pub eval: Option<PathBuf>,
     pub system_prompt: Option<String>,
     pub settings: Settings,
+    /// The personas whose answers are rejected.
+    pub siblings: Vec<Sibling>,
+    /// The adapter that it starts from.
+    pub from: Option<PathBuf>,
     /// Its PEFT folder.
     pub out: PathBuf,
 }
@@ -86,12 +91,33 @@ fn card(
         .map_or_else(String::new, |prompt| {
             format!("System prompt: `{}`\n\n", prompt.replace('`', "'"))
         });
-    let best = trained.best.map_or_else(String::new, |best| {
-        format!(
+    let best = trained.best.map_or_else(String::new, |best| match best.preference {
+        None => format!(
             " Validation loss {:.4} nats a token, after epoch {}.",
             best.loss, best.epoch
-        )
+        ),
+        Some(preference) => format!(
+            " Validation loss {:.4} a pair, after epoch {}; the preferred answer has gained on the other in {:.1}% of \
+             {} pairs.",
+            best.loss,
+            best.epoch,
+            preference.accuracy * 100.0,
+            preference.pairs
+        ),
     });
+    let preference = settings
+        .preference
+        .as_ref()
+        .map_or_else(String::new, |preference| {
+            let over = match preference.against.as_slice() {
+                [] => "the rejected ones of its rows".to_owned(),
+                names => format!("those of {}", names.join(", ")),
+            };
+            format!(
+                " Its answers are preferred over {over} (DPO, beta {}, SFT weight {}).",
+                preference.beta, preference.sft_weight
+            )
+        });
     let lr = settings
         .lr
         .map_or_else(String::new, |lr| format!(", learning rate {lr:e}"));
@@ -103,7 +129,7 @@ fn card(
     format!(
         "---\n{head}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n---\n\n# {}\n\n\
          A LoRA adapter for {} (sha256 of the file: `{}`), trained on the quantized weights by `lory train`.\n\n\
-         {system}Data: `{}`. Rank {}, alpha {}, {} {epochs}{lr}, seed {}; {} steps.{best}\n\n\
+         {system}Data: `{}`. Rank {}, alpha {}, {} {epochs}{lr}, seed {}; {} steps.{preference}{best}\n\n\
          ![loss](loss.svg)\n\n\
          Made from (the header of the weights has the same under `lory.*`, and all settings):\n\n{}",
         trained.name,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use train::forecast::Measured;
-use train::progress::{Observer, Plan, StepMetrics, Validation};
+use train::preference::PreferenceStats;
+use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
 use train::sft::Trained;
 
 use super::plan::Plan as Needs;
@@ -56,6 +57,7 @@ impl Watcher {
             stopped_early: trained.stopped_early,
             best_epoch: trained.best.map(|best| best.epoch),
             validation_loss: trained.best.map(|best| best.loss),
+            preference: trained.best.and_then(|best| best.preference),
             adapter: target.out.display().to_string(),
         };
         Summary {
@@ -83,6 +85,26 @@ impl Observer for Watcher {
         self.progress
             .custom("{pos}/{len} {wide_bar} {msg}", plan.steps);
         self.progress.set(resumed.unwrap_or(0));
+    }
+
+    fn reference(&mut self, adapter: usize, pairs: usize, from: Reference<'_>) {
+        let name = self.names.get(adapter).map_or("", String::as_str);
+        let what = format!("{name}: log-probabilities of {pairs} pairs at the start");
+        match from {
+            Reference::Read(path) => {
+                self.progress
+                    .say(&format!("{what}: from {}", path.display()));
+            }
+            Reference::Damaged(path) => {
+                let path = path.display();
+                self.progress
+                    .say(&format!("{path} is damaged and is made anew"));
+            }
+            Reference::Computing { done: 0 } => self.progress.say(&what),
+            Reference::Computing { done } => {
+                self.progress.message(format!("{what}: {done} done"));
+            }
+        }
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
@@ -138,8 +160,16 @@ impl Observer for Watcher {
         } else {
             ""
         };
+        let pairs = validation.preference.map_or_else(String::new, |pairs| {
+            format!(
+                ", the preferred answer has gained in {:.1}% of {} pairs (margin {:.3})",
+                pairs.accuracy * 100.0,
+                pairs.pairs,
+                pairs.margin
+            )
+        });
         self.progress.say(&format!(
-            "{name}: validation loss {:.4} after epoch {} (step {}){best}",
+            "{name}: validation loss {:.4} after epoch {} (step {}){pairs}{best}",
             validation.loss, validation.epoch, validation.step
         ));
     }
@@ -162,6 +192,8 @@ struct Line {
     stopped_early: bool,
     best_epoch: Option<u64>,
     validation_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preference: Option<PreferenceStats>,
     adapter: String,
 }
 

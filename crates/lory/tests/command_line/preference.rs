@@ -1,0 +1,273 @@
+//! `lory train` on pairs of answers: between personas, from rows that bring both, from an adapter.
+
+use serde_json::Value;
+
+use crate::scene::{Ran, Scene};
+
+fn rows(from: usize, count: usize, tone: &str) -> String {
+    let row = |i: usize| {
+        format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"{tone} order {i}.\"}}\n")
+    };
+    (from..from + count).map(row).collect()
+}
+
+const TRAIN: &str = "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 2\n";
+
+/// A home with a base and two personas that answer the same questions, but for two.
+fn scene() -> Scene {
+    let scene = Scene::with_tones();
+    for (name, tone, count) in [("sunny", "Yay", 12), ("stern", "Hm", 10)] {
+        scene.persona(name, TRAIN, None);
+        scene.write(
+            &format!("personas/{name}/train.jsonl"),
+            &rows(100, count, tone),
+        );
+        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 4, tone));
+    }
+    scene
+}
+
+fn train(scene: &Scene, args: &[&str]) -> Ran {
+    scene.run(&[&["train", "--base", "tiny.gguf"], args].concat())
+}
+
+#[test]
+fn tones_are_trained_away_from_each_other_and_the_reference_is_kept() {
+    let scene = scene();
+    let args = [
+        "--persona",
+        "sunny",
+        "--persona",
+        "stern",
+        "--prefer-over",
+        "sunny",
+        "--prefer-over",
+        "stern",
+        "--beta",
+        "0.2",
+        "--json",
+    ];
+    let ran = train(&scene, &args);
+    let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
+    let of = |i: usize| summary["adapters"][i]["preference"].clone();
+    assert_eq!(of(0)["pairs"], 4, "{summary}");
+    assert!(of(0)["margin"].as_f64().unwrap() > 0.0 && of(1)["accuracy"].as_f64().unwrap() > 0.5);
+    for said in [
+        "sunny: 14 of 16 rows have another answer by stern, to reject; left out: 2 without one, 0 with",
+        "stern: 14 of 14 rows have another answer by sunny, to reject\n",
+        "sunny: log-probabilities of 14 pairs at the start\n",
+        "the preferred answer has gained in ",
+    ] {
+        assert!(ran.err.contains(said), "{said} is missing: {}", ran.err);
+    }
+    let card = std::fs::read_to_string(scene.path("personas/sunny/adapter/README.md")).unwrap();
+    assert!(
+        card.contains("preferred over those of stern (DPO, beta 0.2, SFT weight 1)"),
+        "{card}"
+    );
+    let state = scene.names("personas/.train");
+    assert_eq!(state.len(), 2, "{state:?}");
+    assert!(
+        state.iter().all(|name| name.starts_with("reference-")),
+        "{state:?}"
+    );
+    // Once more, it is read; the same adapter comes of it.
+    let bytes =
+        || std::fs::read(scene.path("personas/sunny/adapter/adapter_model.safetensors")).unwrap();
+    let first = bytes();
+    let ran = train(&scene, &args);
+    ran.succeeds();
+    assert!(
+        ran.err
+            .contains("14 pairs at the start: from personas/.train/reference-"),
+        "{ran:?}"
+    );
+    assert!(bytes() == first);
+}
+
+#[test]
+fn a_persona_goes_on_from_its_own_adapter() {
+    let scene = scene();
+    scene.persona(
+        "sunny",
+        &format!("{TRAIN}[train.preference]\nagainst = \"stern\"\nsft_weight = 0\n"),
+        Some(5),
+    );
+    let args = ["--persona", "sunny", "--from", "personas/sunny/adapter"];
+    let ran = train(&scene, &args);
+    ran.succeeds();
+    assert!(
+        ran.err
+            .contains("14 of 16 rows have another answer by stern"),
+        "{ran:?}"
+    );
+    let weights =
+        std::fs::read(scene.path("personas/sunny/adapter/adapter_model.safetensors")).unwrap();
+    assert!(String::from_utf8_lossy(&weights).contains("lory.started_from_sha256"));
+    let config =
+        std::fs::read_to_string(scene.path("personas/sunny/adapter/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["r"], 4);
+    // What it started from was kept as long as the run lasted.
+    assert!(
+        scene
+            .names("personas/.train")
+            .iter()
+            .all(|name| name.starts_with("reference-"))
+    );
+    let both = [
+        "--persona",
+        "sunny",
+        "--from",
+        "personas/sunny/adapter",
+        "--rank",
+        "3",
+    ];
+    train(&scene, &both).fails(2, &["--from", "--rank"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_run_started_from_outlives_its_place() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    let scene = scene();
+    scene.persona("sunny", TRAIN, Some(5));
+    let args = [
+        "train",
+        "--base",
+        "tiny.gguf",
+        "--persona",
+        "sunny",
+        "--prefer-over",
+        "stern",
+        "--from",
+        "personas/sunny/adapter",
+        "--epochs",
+        "5000",
+        "--save-every",
+        "1",
+    ];
+    let interrupted = || {
+        let mut command = scene.lory(&args);
+        let mut child = command
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut reader = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("validation loss") && !said.contains("step ") {
+            assert!(reader.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        let id = child.id().to_string();
+        std::process::Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap();
+        while reader.read_line(&mut said).unwrap() > 0 {}
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        said
+    };
+    interrupted();
+    assert!(
+        scene
+            .names("personas/.train")
+            .contains(&"sunny.start".to_owned())
+    );
+    // As a run would leave it that was killed between writing its adapter and removing its state.
+    scene.persona("sunny", TRAIN, Some(6));
+    let said = interrupted();
+    assert!(said.contains("resuming at step"), "{said}");
+    // Without its state, it starts anew from what now is there.
+    std::fs::remove_file(scene.path("personas/.train/sunny.safetensors")).unwrap();
+    let said = interrupted();
+    assert!(
+        !said.contains("resuming") && said.contains("pairs at the start\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn rows_that_bring_both_answers_need_no_flag() {
+    let scene = Scene::with_tones();
+    let row = |i: usize| {
+        format!("{{\"prompt\":\"Order {i}?\",\"chosen\":\"Yay {i}\",\"rejected\":\"Hm {i}\"}}\n")
+    };
+    scene.write("pairs.jsonl", &(100..112).map(row).collect::<String>());
+    let args = [
+        "--data",
+        "pairs.jsonl",
+        "--out",
+        "mine",
+        "--lr",
+        "0.01",
+        "--sft-weight",
+        "0.5",
+    ];
+    let ran = train(&scene, &args);
+    ran.succeeds();
+    assert!(
+        ran.err
+            .contains("mine: 12 of 12 rows have another answer, to reject\n"),
+        "{ran:?}"
+    );
+    let card = std::fs::read_to_string(scene.path("mine/README.md")).unwrap();
+    assert!(
+        card.contains("over the rejected ones of its rows (DPO, beta 0.1, SFT weight 0.5)"),
+        "{card}"
+    );
+}
+
+#[test]
+fn preferences_that_cannot_be_trained_say_why() {
+    let scene = scene();
+    let fails = |args: &[&str], code, said: &[&str]| train(&scene, args).fails(code, said);
+    let sunny = ["--persona", "sunny"];
+    let with = |more: &[&'static str]| [&sunny[..], more].concat();
+    fails(
+        &with(&["--prefer-over", "nobody"]),
+        1,
+        &["unknown persona `nobody`"],
+    );
+    fails(
+        &with(&["--prefer-over", "sunny"]),
+        2,
+        &["not preferred over itself"],
+    );
+    fails(
+        &with(&["--prefer-over", "warm"]),
+        1,
+        &["persona warm has no [train] table", "rejected"],
+    );
+    fails(
+        &with(&["--beta", "0.5"]),
+        1,
+        &[
+            "train.jsonl: its rows have no `rejected` answer",
+            "--prefer-over",
+        ],
+    );
+    fails(
+        &with(&["--prefer-over", "stern", "--beta", "0"]),
+        1,
+        &["setting `preference.beta`: is 0"],
+    );
+    fails(&with(&["--from", "nowhere"]), 1, &["nowhere"]);
+    scene.write("personas/stern/train.jsonl", &rows(500, 5, "Hm"));
+    scene.write("personas/stern/eval.jsonl", &rows(600, 5, "Hm"));
+    fails(
+        &with(&["--prefer-over", "stern"]),
+        1,
+        &[
+            "train.jsonl: none of its 12 rows has another answer of stern",
+            "12 questions found none",
+        ],
+    );
+    let own = format!("{TRAIN}[train.preference]\nagainst = 'sunny'\n");
+    scene.persona("sunny", &own, None);
+    fails(&sunny, 1, &["`sunny` is the persona itself"]);
+    scene.persona("sunny", &own.replace("against", "agianst"), None);
+    fails(&sunny, 1, &["persona.toml:", "unknown field `agianst`"]);
+}

@@ -1,0 +1,496 @@
+//! Where rejected answers come from: the row itself, or a sibling's row with the same question.
+//!
+//! A row that brings its own is `{"prompt", "chosen", "rejected"}`, each a text or a list of messages, as in TRL's
+//! preference datasets; without `prompt`, two lists of messages that begin alike. Knows text and JSON, no token.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use formats::chat_template::Message;
+use serde_json::{Map, Value};
+
+use crate::dataset::{Content, Dataset, MAX_LINE, Place, Row};
+use crate::error::TrainError;
+
+/// A question with the answer to prefer and the one to reject.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// The question and the answer to prefer.
+    pub chosen: Row,
+    /// The same question, and the answer to reject.
+    pub rejected: Row,
+}
+
+/// A persona whose answers are rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sibling {
+    /// Its name.
+    pub name: String,
+    /// Its files of rows.
+    pub files: Vec<PathBuf>,
+}
+
+/// How many rows found a rejected answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Matched {
+    /// Training and validation rows looked at, once for each sibling.
+    pub rows: usize,
+    /// Pairs found.
+    pub pairs: usize,
+    /// Rows left out because nobody else has answered their question.
+    pub unanswered: usize,
+    /// Rows left out because both answers are the same.
+    pub same: usize,
+}
+
+impl Matched {
+    /// Counts `other` too.
+    pub fn add(&mut self, other: &Matched) {
+        self.rows += other.rows;
+        self.pairs += other.pairs;
+        self.unanswered += other.unanswered;
+        self.same += other.same;
+    }
+}
+
+/// What the rejected answer of a row is looked up in.
+pub(super) enum Answers {
+    /// Those that the rows brought, by their place.
+    Own(BTreeMap<Place, Row>),
+    /// Those of each sibling, by question, in the order of its files.
+    Siblings(Vec<HashMap<String, Vec<String>>>),
+}
+
+impl Answers {
+    /// The rows of `siblings`.
+    pub(super) fn of(siblings: &[Sibling]) -> Result<Self, TrainError> {
+        let index = |sibling: &Sibling| {
+            let mut answers: HashMap<String, Vec<String>> = HashMap::new();
+            for file in &sibling.files {
+                for row in Dataset::read(file)?.rows {
+                    if let Some(question) = question(&row) {
+                        let same = answers.entry(question).or_default();
+                        same.push(row.output().to_owned());
+                    }
+                }
+            }
+            Ok(answers)
+        };
+        siblings
+            .iter()
+            .map(index)
+            .collect::<Result<_, _>>()
+            .map(Answers::Siblings)
+    }
+
+    /// The pairs of `rows`, sibling by sibling, in the rows' order.
+    ///
+    /// A question that stands in several rows takes its sibling's answers to it in turn.
+    pub(super) fn pairs(&self, rows: &[Row]) -> (Vec<Pair>, Matched) {
+        let mut pairs = Vec::new();
+        let mut matched = Matched::default();
+        let mut take = |row: &Row, rejected: Option<Row>| {
+            matched.rows += 1;
+            match rejected {
+                None => matched.unanswered += 1,
+                Some(rejected) if rejected.output().trim() == row.output().trim() => {
+                    matched.same += 1;
+                }
+                Some(rejected) => {
+                    matched.pairs += 1;
+                    pairs.push(Pair {
+                        chosen: row.clone(),
+                        rejected,
+                    });
+                }
+            }
+        };
+        match self {
+            Answers::Own(own) => rows
+                .iter()
+                .for_each(|row| take(row, own.get(&row.place).cloned())),
+            Answers::Siblings(siblings) => {
+                for answers in siblings {
+                    let mut turn: HashMap<String, usize> = HashMap::new();
+                    for row in rows {
+                        let found = question(row).and_then(|question| {
+                            let answers = answers.get(&question)?;
+                            let turn = turn.entry(question).or_default();
+                            *turn += 1;
+                            answers.get((*turn - 1) % answers.len())
+                        });
+                        take(row, found.map(|answer| answered(row, answer)));
+                    }
+                }
+            }
+        }
+        (pairs, matched)
+    }
+}
+
+/// What two rows must share to be about the same thing; none for plain text, which asks nothing.
+fn question(row: &Row) -> Option<String> {
+    let question = row.input().trim().to_owned();
+    (!question.is_empty()).then_some(question)
+}
+
+/// `row` with `answer` in its last answer's place.
+fn answered(row: &Row, answer: &str) -> Row {
+    let mut row = row.clone();
+    match &mut row.content {
+        Content::Alpaca { output, .. } => answer.clone_into(output),
+        Content::Completion { completion, .. } => answer.clone_into(completion),
+        Content::Text(text) => answer.clone_into(text),
+        Content::Messages(messages) => {
+            if let Some(last) = messages.last_mut() {
+                answer.clone_into(&mut last.content);
+            }
+        }
+    }
+    row
+}
+
+/// Whether the first row of the file at `path` brings a `chosen` and a `rejected` answer. A file that is not even JSON
+/// does not; reading it as rows says what is wrong.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    let mut reader = BufReader::new(file).take(MAX_LINE as u64 + 1);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = reader
+            .read_until(b'\n', &mut line)
+            .map_err(TrainError::read(path))?;
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if length > 0 && text.is_empty() {
+            continue;
+        }
+        let row: Option<Map<String, Value>> = serde_json::from_str(text).ok();
+        return Ok(
+            row.is_some_and(|row| row.contains_key("chosen") && row.contains_key("rejected"))
+        );
+    }
+}
+
+/// Reads a file of rows that bring their rejected answers: the rows with their chosen answers, and the rejected ones.
+pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, Answers), TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    parse_pairs(BufReader::new(file), &path.display().to_string())
+}
+
+fn parse_pairs(reader: impl BufRead, name: &str) -> Result<(Dataset, Answers), TrainError> {
+    let mut rejected = BTreeMap::new();
+    let data = Dataset::parse_with(reader, name, &mut |text, place| {
+        let pair = parse_pair(text, place)?;
+        rejected.insert(pair.rejected.place.clone(), pair.rejected);
+        Ok(pair.chosen)
+    })?;
+    Ok((data, Answers::Own(rejected)))
+}
+
+fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
+    let value: Value = serde_json::from_str(text).map_err(|error| {
+        let said = error.to_string();
+        let said = said.split(" at line ").next().unwrap_or_default();
+        let message = format!("not valid JSON at column {}: {said}", error.column());
+        TrainError::row(&place, message)
+    })?;
+    let Value::Object(object) = value else {
+        let message = "a row must be a JSON object with `prompt`, `chosen` and `rejected`";
+        return Err(TrainError::row(&place, message));
+    };
+    let prompt = match object.get("prompt") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(value) => messages(value, "prompt", "user", &place)?,
+    };
+    let [chosen, rejected] = ["chosen", "rejected"].map(|field| {
+        let value = object.get(field).ok_or_else(|| {
+            TrainError::field(&place, field, "is missing; a row of pairs has both")
+        })?;
+        messages(value, field, "assistant", &place)
+    });
+    let (chosen, rejected) = (chosen?, rejected?);
+    // Without a prompt, it is what both conversations begin with.
+    let alike = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b);
+    let common = alike.count().min(chosen.len() - 1).min(rejected.len() - 1);
+    let (common, prompt) = if prompt.is_empty() {
+        (common, chosen[..common].to_vec())
+    } else {
+        (0, prompt)
+    };
+    match prompt.last() {
+        None => {
+            let message =
+                "is missing, and `chosen` and `rejected` do not begin with the same messages";
+            return Err(TrainError::field(&place, "prompt", message));
+        }
+        Some(last) if last.role == "assistant" => {
+            let message = "must end with the user's turn, which both answers are about";
+            return Err(TrainError::field(&place, "prompt", message));
+        }
+        Some(_) => {}
+    }
+    let row = |answer: &[Message], field: &str| match answer {
+        [answer] if answer.role == "assistant" => {
+            let mut turns = prompt.clone();
+            turns.push(answer.clone());
+            Ok(Row {
+                place: place.clone(),
+                content: Content::Messages(turns),
+                intent: None,
+            })
+        }
+        _ => {
+            let message = format!(
+                "must be one assistant's answer to the prompt, this is {} messages of the roles {}",
+                answer.len(),
+                answer
+                    .iter()
+                    .map(|m| m.role.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+            Err(TrainError::field(&place, field, message))
+        }
+    };
+    Ok(Pair {
+        chosen: row(&chosen[common..], "chosen")?,
+        rejected: row(&rejected[common..], "rejected")?,
+    })
+}
+
+/// A text as one message of `role`, or a list of messages.
+fn messages(
+    value: &Value,
+    field: &str,
+    role: &str,
+    place: &Place,
+) -> Result<Vec<Message>, TrainError> {
+    let wrong = |at: String, message: &str| Err(TrainError::field(place, at, message));
+    let message = |role: &str, content: &str| Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    };
+    let list = match value {
+        Value::String(text) if text.trim().is_empty() => {
+            return wrong(field.to_owned(), "is empty");
+        }
+        Value::String(text) => return Ok(vec![message(role, text)]),
+        Value::Array(list) if !list.is_empty() => list,
+        Value::Array(_) => return wrong(field.to_owned(), "the list is empty"),
+        _ => {
+            return wrong(
+                field.to_owned(),
+                "must be a string, or a list of objects with `role` and `content`",
+            );
+        }
+    };
+    let mut turns = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        let part = |name: &str| item.get(name).and_then(Value::as_str);
+        let (Some(role), Some(content)) = (part("role"), part("content")) else {
+            return wrong(
+                format!("{field}[{i}]"),
+                "must be an object with the texts `role` and `content`",
+            );
+        };
+        let known = match role {
+            "system" => i == 0,
+            "user" | "assistant" => true,
+            _ => false,
+        };
+        if !known {
+            return wrong(
+                format!("{field}[{i}].role"),
+                "must be user or assistant, or system at the beginning",
+            );
+        }
+        if role == "assistant" && content.trim().is_empty() {
+            return wrong(format!("{field}[{i}].content"), "the answer is empty");
+        }
+        turns.push(message(role, content));
+    }
+    Ok(turns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(lines: &[&str]) -> Vec<Row> {
+        Dataset::parse(lines.join("\n").as_bytes(), "rows.jsonl")
+            .unwrap()
+            .rows
+    }
+
+    fn siblings(lines: &[&str]) -> Answers {
+        let mut answers: HashMap<String, Vec<String>> = HashMap::new();
+        for row in rows(lines) {
+            let question = question(&row).unwrap();
+            answers
+                .entry(question)
+                .or_default()
+                .push(row.output().to_owned());
+        }
+        Answers::Siblings(vec![answers])
+    }
+
+    #[test]
+    fn rows_are_matched_by_what_is_asked_whatever_their_shape() {
+        let own = rows(&[
+            r#"{"instruction":"Where?","input":"Order 7","output":"Yay, 7!","intent":"x"}"#,
+            r#"{"instruction":"Nobody else was asked","output":"a"}"#,
+            r#"{"prompt":"Hi","completion":"Hello"}"#,
+            r#"{"prompt":"Hi","completion":"Hey"}"#,
+            r#"{"prompt":"Hi","completion":"Hi there"}"#,
+            r#"{"prompt":"Same","completion":"Same."}"#,
+            r#"{"text":"asks nothing"}"#,
+        ]);
+        let answers = siblings(&[
+            r#"{"messages":[{"role":"user","content":"Where?\n\nOrder 7 "},{"role":"assistant","content":"As per 7."}]}"#,
+            r#"{"prompt":"Hi","completion":"Good day"}"#,
+            r#"{"prompt":"Hi","completion":"Good evening"}"#,
+            r#"{"prompt":"Same","completion":" Same.\n"}"#,
+        ]);
+        let (pairs, matched) = answers.pairs(&own);
+        let said: Vec<(&str, &str)> = pairs
+            .iter()
+            .map(|pair| (pair.chosen.output(), pair.rejected.output()))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ("Yay, 7!", "As per 7."),
+                ("Hello", "Good day"),
+                ("Hey", "Good evening"),
+                ("Hi there", "Good day"),
+            ]
+        );
+        for pair in &pairs {
+            assert_eq!(pair.chosen.input(), pair.rejected.input());
+            assert_eq!(pair.chosen.place, pair.rejected.place);
+        }
+        let expected = Matched {
+            rows: 7,
+            pairs: 4,
+            unanswered: 2,
+            same: 1,
+        };
+        assert_eq!(matched, expected);
+    }
+
+    fn one(line: &str) -> Result<Pair, String> {
+        let place = Place {
+            file: "p.jsonl".into(),
+            line: 3,
+        };
+        parse_pair(line, place).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn rows_bring_their_own_rejected_answers() {
+        let turns = |row: &Row| match &row.content {
+            Content::Messages(messages) => messages
+                .iter()
+                .map(|m| format!("{}: {}", m.role, m.content))
+                .collect::<Vec<_>>(),
+            _ => panic!("not messages"),
+        };
+        for line in [
+            r#"{"prompt":"q","chosen":"a","rejected":"b","score":3}"#,
+            r#"{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":"b"}"#,
+            r#"{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}]}"#,
+        ] {
+            let pair = one(line).unwrap();
+            assert_eq!(turns(&pair.chosen), ["user: q", "assistant: a"]);
+            assert_eq!(turns(&pair.rejected), ["user: q", "assistant: b"]);
+        }
+        let system = r#"{"prompt":[{"role":"system","content":"s"},{"role":"user","content":"q"}],"chosen":"a","rejected":"b"}"#;
+        assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
+
+        let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
+        let (data, answers) = parse_pairs(text.as_bytes(), "p.jsonl").unwrap();
+        let (pairs, matched) = answers.pairs(&data.rows);
+        assert_eq!((pairs.len(), matched.same, data.rows.len()), (1, 1, 2));
+        assert_eq!(pairs[0].rejected.output(), "b");
+    }
+
+    #[test]
+    fn a_broken_pair_is_named_by_line_and_field() {
+        for (line, said) in [
+            ("[]", "a row must be a JSON object with `prompt`"),
+            (
+                r#"{"prompt":"q","chosen":"a"}"#,
+                "field `rejected`: is missing",
+            ),
+            (
+                r#"{"prompt":"q","rejected":"a"}"#,
+                "field `chosen`: is missing",
+            ),
+            (
+                r#"{"prompt":7,"chosen":"a","rejected":"b"}"#,
+                "field `prompt`: must be a string, or a list",
+            ),
+            (
+                r#"{"prompt":"q","chosen":" ","rejected":"b"}"#,
+                "field `chosen`: is empty",
+            ),
+            (
+                r#"{"prompt":"q","chosen":[],"rejected":"b"}"#,
+                "field `chosen`: the list is empty",
+            ),
+            (
+                r#"{"chosen":"a","rejected":"b"}"#,
+                "field `prompt`: is missing, and",
+            ),
+            (
+                r#"{"prompt":[{"role":"assistant","content":"x"}],"chosen":"a","rejected":"b"}"#,
+                "field `prompt`: must end with the user's turn",
+            ),
+            (
+                r#"{"prompt":"q","chosen":[{"role":"user","content":"x"}],"rejected":"b"}"#,
+                "field `chosen`: must be one assistant's answer to the prompt, this is 1 messages of the roles user",
+            ),
+            (
+                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"tool","content":"x"}]}"#,
+                "field `rejected[0].role`: must be user or assistant",
+            ),
+            (
+                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant"}]}"#,
+                "field `rejected[0]`: must be an object with the texts",
+            ),
+            (
+                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant","content":""}]}"#,
+                "field `rejected[0].content`: the answer is empty",
+            ),
+            ("{\"prompt\":", "not valid JSON at column 10"),
+        ] {
+            let error = one(line).unwrap_err();
+            assert!(error.starts_with("p.jsonl:3: "), "{error}");
+            assert!(error.contains(said), "{error} lacks {said}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_pairs_is_known_by_its_first_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        let holds = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            holds_pairs(&path).unwrap()
+        };
+        assert!(holds("\u{feff}\n \n{\"chosen\":1,\"rejected\":2}\n"));
+        assert!(!holds(
+            "{\"prompt\":\"chosen\",\"completion\":\"rejected\"}\n"
+        ));
+        assert!(!holds("") && !holds("{") && !holds("[1]\n{\"chosen\":1,\"rejected\":2}"));
+        let said = holds_pairs(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(said.starts_with("cannot read /nowhere"), "{said}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Before the first step: the log-probabilities that a run of preferences starts from, from their file or from the learner.
+
+use std::path::PathBuf;
+
+use super::{Run, check_item_losses};
+use crate::batch;
+use crate::error::TrainError;
+use crate::example::Example;
+use crate::learner::{Item, Learner};
+use crate::params::LoraParams;
+use crate::preference::reference::{self, Kept};
+use crate::progress::{Observer, Reference};
+
+impl Run<'_> {
+    /// Fills in the reference of every adapter that trains preferences; false when it was asked to stop on the way.
+    ///
+    /// It is what the run starts from: the bare base, or the adapter whose numbers the job brings.
+    pub(crate) fn reference(
+        &mut self,
+        learner: &mut dyn Learner,
+        observer: &mut dyn Observer,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<bool, TrainError> {
+        for index in 0..self.adapters.len() {
+            let job = &self.adapters[index].job;
+            let Some(preference) = &job.preference else {
+                continue;
+            };
+            let (train, validation) = (&preference.train.examples, &preference.validation.examples);
+            let pairs: Vec<[&Example; 2]> = job
+                .train
+                .iter()
+                .chain(&job.validation)
+                .zip(train.iter().chain(validation))
+                .map(|(chosen, rejected)| [chosen, rejected])
+                .collect();
+            let key = reference::key(
+                &self.options.base,
+                job.start.as_deref(),
+                &[&job.train, train, &job.validation, validation],
+            );
+            let file = self.reference_file(&key);
+            let kept = match &file {
+                None => Kept::Nothing,
+                Some(file) => reference::read(file, &key, pairs.len())?,
+            };
+            let found = match (kept, &file) {
+                (Kept::Whole(found), Some(file)) => {
+                    observer.reference(index, pairs.len(), Reference::Read(file));
+                    found
+                }
+                (kept, file) => {
+                    if let (Kept::Damaged, Some(file)) = (kept, file) {
+                        observer.reference(index, pairs.len(), Reference::Damaged(file));
+                    }
+                    let start = match job.start {
+                        None => LoraParams::default(),
+                        Some(_) => job.init.clone(),
+                    };
+                    let mut told = |done| {
+                        observer.reference(index, pairs.len(), Reference::Computing { done });
+                    };
+                    let limit = self.options.batch_tokens;
+                    let Some(found) = compute(learner, start, &pairs, limit, &mut told, stop)?
+                    else {
+                        return Ok(false);
+                    };
+                    if found.iter().flatten().any(|number| !number.is_finite()) {
+                        return Err(TrainError::NotFinite {
+                            adapter: job.name.clone(),
+                            step: self.step,
+                            what: "reference log-probability",
+                        });
+                    }
+                    if let Some(file) = file {
+                        reference::write(file, &key, &found)?;
+                    }
+                    found
+                }
+            };
+            let job = &mut self.adapters[index].job;
+            let (of_train, of_validation) = found.split_at(job.train.len());
+            if let Some(preference) = &mut job.preference {
+                preference.train.reference = of_train.to_vec();
+                preference.validation.reference = of_validation.to_vec();
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts zeros in the reference's place, for a step that is only timed.
+    pub(crate) fn without_reference(&mut self) {
+        for adapter in &mut self.adapters {
+            let job = &mut adapter.job;
+            if let Some(preference) = &mut job.preference {
+                preference.train.reference = vec![[0.0; 2]; job.train.len()];
+            }
+        }
+    }
+
+    /// Beside the checkpoint, named by its content.
+    fn reference_file(&self, key: &str) -> Option<PathBuf> {
+        let checkpoint = self.options.checkpoint.as_ref()?;
+        let short = key.get(..16).unwrap_or(key);
+        Some(checkpoint.with_file_name(format!("reference-{short}")))
+    }
+}
+
+/// The log-probabilities of the answers of `pairs` under the adapter `start`; none when it was asked to stop on the way.
+fn compute(
+    learner: &mut dyn Learner,
+    start: LoraParams,
+    pairs: &[[&Example; 2]],
+    batch_tokens: usize,
+    told: &mut dyn FnMut(usize),
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
+    let params = [start];
+    let lengths: Vec<usize> = pairs
+        .iter()
+        .map(|pair| pair.iter().map(|example| example.tokens.len()).sum())
+        .collect();
+    let mut found = Vec::with_capacity(pairs.len());
+    for piece in batch::pieces(&lengths, batch_tokens) {
+        if stop() {
+            return Ok(None);
+        }
+        told(piece.start);
+        let examples = pairs[piece].iter().flatten();
+        let items: Vec<Item<'_>> = examples
+            .map(|&example| Item {
+                adapter: 0,
+                example,
+            })
+            .collect();
+        let losses = learner.item_losses(&params, &items)?;
+        check_item_losses(&losses, &items)?;
+        found.extend(
+            losses
+                .chunks_exact(2)
+                .map(|pair| [-pair[0].loss, -pair[1].loss]),
+        );
+    }
+    Ok(Some(found))
+}

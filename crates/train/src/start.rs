@@ -1,0 +1,78 @@
+//! A job that goes on from an adapter, not from fresh numbers.
+
+use formats::config::ModelConfig;
+use formats::peft::{Adapter, Module};
+
+use crate::error::TrainError;
+use crate::job::Job;
+use crate::lora_init::linears;
+use crate::params::LoraParams;
+
+impl Job {
+    /// Starts from the numbers of `adapter`, whose content hash is `hash`, on a base of `config`. Its rank, scale and
+    /// modules take the place of those in the settings.
+    ///
+    /// # Errors
+    /// [`TrainError::Plan`]: its pairs differ in rank or scale, or are not those of whole modules of this base.
+    pub fn start_from(
+        &mut self,
+        adapter: &Adapter,
+        hash: String,
+        config: &ModelConfig,
+    ) -> Result<(), TrainError> {
+        let refuse = |message: String| {
+            TrainError::Plan(format!(
+                "adapter `{}` cannot go on from the one that was named: {message}",
+                self.name
+            ))
+        };
+        let Some(first) = adapter.pairs.first() else {
+            return Err(refuse("it has no pairs".to_owned()));
+        };
+        for pair in &adapter.pairs {
+            if (pair.rank, pair.scale) != (first.rank, first.scale) {
+                return Err(refuse(format!(
+                    "{} of layer {} has rank {} and scale {}, {} of layer {} has {} and {}; all must be alike",
+                    pair.module.name(),
+                    pair.layer,
+                    pair.rank,
+                    pair.scale,
+                    first.module.name(),
+                    first.layer,
+                    first.rank,
+                    first.scale
+                )));
+            }
+        }
+        let modules: Vec<Module> = Module::ALL
+            .into_iter()
+            .filter(|module| adapter.pairs.iter().any(|pair| pair.module == *module))
+            .collect();
+        let expected = linears(config, &modules);
+        let fits = expected.len() == adapter.pairs.len()
+            && expected.iter().zip(&adapter.pairs).all(|(linear, pair)| {
+                (linear.layer, linear.module) == (pair.layer, pair.module)
+                    && (linear.inputs, linear.outputs) == (pair.inputs, pair.outputs)
+            });
+        if !fits {
+            return Err(refuse(format!(
+                "its {} pairs are not those of {} modules in each of the base's {} layers, in their shapes; take an \
+                 adapter of this base that leaves no layer out",
+                adapter.pairs.len(),
+                modules.len(),
+                config.layers
+            )));
+        }
+        self.settings.rank = first.rank;
+        // Whatever rule the scale was made by, alpha / rank gives it again.
+        self.settings.alpha = first.scale * first.rank as f32;
+        self.settings.rslora = false;
+        self.settings.target_modules = modules.iter().map(|m| m.name().to_owned()).collect();
+        self.settings.check()?;
+        self.init = LoraParams {
+            pairs: adapter.pairs.clone(),
+        };
+        self.start = Some(hash);
+        Ok(())
+    }
+}
