@@ -26,8 +26,8 @@ PRECISIONS = ["f32", "bf16", "autocast"]
 BATCH = 4
 
 
-def measured(command, **more):
-    """What a command prints, and the most memory that it had."""
+def printed_by(command, **more):
+    """What a command prints, if it ends well."""
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
     printed, errors = process.communicate()
     if process.returncode:
@@ -36,9 +36,10 @@ def measured(command, **more):
 
 
 def peak_of(command, **more):
+    """What a command prints, and the most memory that it had resident."""
     script = ("import json, resource, subprocess, sys; p = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE); "
               "print(json.dumps([p.returncode, p.stdout.decode(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]))")
-    code, printed, peak = json.loads(measured([sys.executable, "-c", script, *command], **more))
+    code, printed, peak = json.loads(printed_by([sys.executable, "-c", script, *map(str, command)], **more))
     if code:
         sys.exit(f"{' '.join(map(str, command))} ended with {code}")
     return printed, peak
@@ -80,7 +81,7 @@ def rows_as_tokens(args, length):
     """The rows of a run, as Lory tokenizes them."""
     file = args.work / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": row}) + "\n" for row in texts(args.steps * BATCH, 2 * length, 1)))
-    shown = measured([args.lory, "data", "show", file, "--base", args.base, "--max-length", length, "--too-long", "truncate",
+    shown = printed_by([args.lory, "data", "show", file, "--base", args.base, "--max-length", length, "--too-long", "truncate",
                       "--limit", args.steps * BATCH, "--json"])
     rows = [row["tokens"] for row in json.loads(shown)["rows"]]
     assert len(rows) == args.steps * BATCH and all(len(row) == length for row in rows), [len(row) for row in rows]
@@ -90,7 +91,7 @@ def rows_as_tokens(args, length):
 
 
 def peft(args, length, precision):
-    return json.loads(measured([args.torch, HERE / "peers/peft_train.py", args.base, args.work / f"rows-{length}.json",
+    return json.loads(printed_by([args.torch, HERE / "peers/peft_train.py", args.base, args.work / f"rows-{length}.json",
                                 "--precision", precision, "--steps", args.steps, "--batch", BATCH, "--threads", args.threads]))
 
 

@@ -1,0 +1,42 @@
+//! Writes what `bench/peers/make_curve_fixture.py` trains with PEFT: `base.gguf`, the adapter that the run starts from and
+//! `run.json` with rows and settings.
+//!
+//! ```sh
+//! cargo run -p train --example curve -- DIR
+//! ```
+
+#[path = "../tests/curve/scene.rs"]
+mod scene;
+
+use std::path::Path;
+
+use formats::peft::{Adapter, AdapterConfig, Dtype};
+
+fn main() {
+    let dir = std::env::args().nth(1).expect("a folder to write to");
+    let dir = Path::new(&dir);
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("base.gguf"), scene::base()).unwrap();
+    let job = scene::job(&scene::model(), None);
+    let settings = &job.settings;
+    let start = Adapter {
+        config: AdapterConfig::new(
+            settings.rank,
+            f64::from(settings.alpha),
+            &settings.modules().unwrap(),
+        ),
+        pairs: job.init.pairs.clone(),
+        dtype: Dtype::F32,
+        metadata: Default::default(),
+    };
+    start
+        .write(&dir.join("start"), Dtype::F32, "The start of a run.\n")
+        .unwrap();
+    let rows: Vec<_> = job
+        .train
+        .iter()
+        .map(|row| serde_json::json!({"tokens": row.tokens, "trained": row.trained}))
+        .collect();
+    let run = serde_json::json!({"settings": settings, "rows": rows});
+    std::fs::write(dir.join("run.json"), run.to_string()).unwrap();
+}

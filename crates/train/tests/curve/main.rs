@@ -1,0 +1,64 @@
+//! The loss curve of a whole run against PEFT's: the same base, rows, order, first numbers and settings.
+//!
+//! `peft.json` was written by `bench/peers/make_curve_fixture.py`.
+
+mod scene;
+
+use std::sync::atomic::AtomicBool;
+
+use kernels::Compute;
+use train::ModelLearner;
+use train::metrics::{Record, records};
+use train::progress::Observer;
+use train::sft::{Outcome, RunOptions, train};
+
+struct Silent;
+impl Observer for Silent {}
+
+#[test]
+fn fifty_steps_follow_peft() {
+    let fixture: serde_json::Value = serde_json::from_str(include_str!("peft.json")).unwrap();
+    let numbers = |key: &str| -> Vec<f64> {
+        let list = fixture[key].as_array().unwrap();
+        list.iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let model = scene::model();
+    let outcome = train(
+        vec![scene::job(&model, None)],
+        &RunOptions::default(),
+        &mut ModelLearner::new(model, Compute::F32),
+        &mut Silent,
+        &AtomicBool::new(false),
+    )
+    .unwrap();
+    let Outcome::Finished(trained) = outcome else {
+        panic!("nobody interrupted")
+    };
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for record in records(&trained[0].metrics) {
+        if let Record::Step {
+            loss, grad_norm, ..
+        } = record
+        {
+            losses.push(loss);
+            norms.push(grad_norm);
+        }
+    }
+    for (name, ours, peft) in [
+        ("loss", losses, numbers("losses")),
+        ("gradient norm", norms, numbers("gradient_norms")),
+    ] {
+        assert_eq!((ours.len(), peft.len()), (50, 50));
+        for (step, (ours, peft)) in ours.iter().zip(&peft).enumerate() {
+            let off = (ours - peft).abs() / peft;
+            assert!(
+                off < 1e-3,
+                "{name} of step {}: {ours}, PEFT's is {peft}",
+                step + 1
+            );
+        }
+    }
+    // A curve that does not fall would follow any other.
+    let peft = numbers("losses");
+    assert!(peft[49] < 0.7 * peft[0], "{} {}", peft[0], peft[49]);
+}

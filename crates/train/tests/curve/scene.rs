@@ -1,0 +1,71 @@
+//! A small training run, the same here and in PEFT: the test runs it, and `examples/curve.rs` writes it down for
+//! `bench/peers/make_curve_fixture.py`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use formats::gguf::{GgmlType, Gguf};
+use kernels::Device;
+use model::Model;
+use testkit::tiny_gguf_as;
+use train::job::Loaded;
+use train::lora_init::{linears, lora_init};
+use train::schedule::Decay;
+use train::{Example, Job, Settings};
+
+/// The base, as the bytes of a GGUF file in f32.
+pub fn base() -> Vec<u8> {
+    tiny_gguf_as(5, GgmlType::F32)
+}
+
+/// The base, loaded.
+pub fn model() -> Arc<Model> {
+    let gguf = Gguf::parse(Arc::new(base()), "tiny").unwrap();
+    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+}
+
+/// 20 rows, 4 a step, 10 epochs: 50 steps in the rows' own order.
+pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
+    let settings = Settings {
+        rank: 4,
+        alpha: 8.0,
+        lr: Some(5e-3),
+        schedule: Decay::Linear,
+        warmup_ratio: 0.1,
+        epochs: 10,
+        batch_rows: 4,
+        weight_decay: 0.01,
+        clip: 1.0,
+        seed: 42,
+        shuffle: false,
+        group_by_length: false,
+        ..Settings::default()
+    };
+    let config = model.config();
+    let init = lora_init(
+        &linears(config, &settings.modules().unwrap()),
+        settings.rank,
+        settings.alpha,
+        settings.seed,
+    );
+    Job {
+        name: "curve".to_owned(),
+        train: (0..20).map(row).collect(),
+        validation: Vec::new(),
+        init,
+        settings,
+        metrics,
+        loaded: Loaded::default(),
+    }
+}
+
+/// Rows of different lengths with a pattern that can be learned; what comes before `prompt` is not trained.
+fn row(index: u32) -> Example {
+    let length = 12 + (index * 7) % 23;
+    let prompt = 3 + index % 5;
+    let tokens = (0..length).map(|i| 3 + (index * 13 + i * (1 + index % 3)) % 97);
+    Example {
+        tokens: tokens.collect(),
+        trained: (0..length).map(|i| i >= prompt).collect(),
+    }
+}
