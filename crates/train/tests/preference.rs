@@ -753,6 +753,7 @@ fn load(
         .map(|(name, file)| Sibling {
             name: (*name).to_owned(),
             files: vec![folder.join(file)],
+            columns: train::dataset::Columns::default(),
         })
         .collect();
     let train = folder.join("train.jsonl");

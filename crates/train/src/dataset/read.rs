@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::row::parse_row;
-use super::{Columns, Dataset, Place, hex};
+use super::{Columns, Dataset, Place, Row, hex};
 use crate::error::TrainError;
 
 /// Longest line of a data file, in bytes, its end not counted.
@@ -110,6 +110,17 @@ impl Dataset {
         name: &str,
         columns: &Columns,
     ) -> Result<Scan, TrainError> {
+        Self::scan_with(reader, name, &mut |text, place| {
+            parse_row(text, place, columns)
+        })
+    }
+
+    /// As [`Dataset::scan_from`], for rows of another shape: `row` reads one line, without its end.
+    pub(crate) fn scan_with(
+        reader: impl BufRead,
+        name: &str,
+        row: &mut dyn FnMut(&str, Place) -> Result<Row, TrainError>,
+    ) -> Result<Scan, TrainError> {
         let file: Arc<str> = name.into();
         let whole = |message: String| TrainError::Data {
             file: name.to_owned(),
@@ -149,7 +160,7 @@ impl Dataset {
                     }
                     match text(bytes, &place) {
                         Ok("") => continue,
-                        Ok(text) => parse_row(text, place, columns),
+                        Ok(text) => row(text, place),
                         Err(error) => Err(error),
                     }
                 }

@@ -8,7 +8,7 @@ use super::pairs::{Answers, Matched, Pair, Sibling, holds_pairs, read_pairs};
 use super::{Preference, Rejected};
 use crate::dataset::{Dataset, Row};
 use crate::error::TrainError;
-use crate::example::{Encoder, Example};
+use crate::example::{Encoder, Example, Fitted};
 use crate::job::{Job, Loaded, Source, VARY};
 use crate::lora_init::{linears, lora_init};
 use crate::rng::Rng;
@@ -108,7 +108,7 @@ fn read(source: &Source<'_>, siblings: &[Sibling]) -> Result<Parts, TrainError> 
         if own {
             read_pairs(path)
         } else {
-            Ok((Dataset::read(path)?, Answers::of(siblings)?))
+            Ok((Dataset::read_as(path, &source.settings.columns)?, Answers::of(siblings)?))
         }
     };
     let (data, answers) = side(source.train)?;
@@ -126,6 +126,7 @@ fn read(source: &Source<'_>, siblings: &[Sibling]) -> Result<Parts, TrainError> 
     let ((train, mut matched), (validation, of_validation)) = match source.validation {
         None => {
             let (rows, held_out) = data.split(source.settings.validation_fraction);
+            loaded.held_out = held_out.len();
             (pairs(&rows, &answers)?, answers.pairs(&held_out))
         }
         Some(path) => {
@@ -181,22 +182,19 @@ fn encode(
 ) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
     let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
     for pair in pairs {
-        let whole = [
-            encoder.encode(&pair.chosen)?,
-            encoder.encode(&pair.rejected)?,
-        ];
-        let longest = whole.iter().map(|example| example.tokens.len()).max();
-        let [one, other] = whole;
-        let fitted = (
-            encoder.fit(one, &pair.chosen.place)?,
-            encoder.fit(other, &pair.rejected.place)?,
-        );
-        let (Some(one), Some(other)) = fitted else {
+        let fitted = [&pair.chosen, &pair.rejected].map(|row| encoder.fit(encoder.encode(row)?, row));
+        let [one, other] = fitted;
+        let (one, other) = (one?, other?);
+        let cut = matches!(one, Fitted::Cut(_)) || matches!(other, Fitted::Cut(_));
+        let (
+            Fitted::Whole(one) | Fitted::Cut(one),
+            Fitted::Whole(other) | Fitted::Cut(other),
+        ) = (one, other)
+        else {
             loaded.dropped += 1;
             continue;
         };
-        let kept = one.tokens.len().max(other.tokens.len());
-        loaded.truncated += usize::from(longest.is_some_and(|longest| longest > kept));
+        loaded.truncated += usize::from(cut);
         chosen.push(one);
         rejected.push(other);
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use formats::chat_template::Message;
 use serde_json::{Map, Value};
 
-use crate::dataset::{Content, Dataset, MAX_LINE, Place, Row};
+use crate::dataset::{Columns, Content, Dataset, MAX_LINE, Place, Row};
 use crate::error::TrainError;
 
 /// A question with the answer to prefer and the one to reject.
@@ -30,6 +30,8 @@ pub struct Sibling {
     pub name: String,
     /// Its files of rows.
     pub files: Vec<PathBuf>,
+    /// Which of their columns stand for which fields of a row.
+    pub columns: Columns,
 }
 
 /// How many rows found a rejected answer.
@@ -69,7 +71,7 @@ impl Answers {
         let index = |sibling: &Sibling| {
             let mut answers: HashMap<String, Vec<String>> = HashMap::new();
             for file in &sibling.files {
-                for row in Dataset::read(file)?.rows {
+                for row in Dataset::read_as(file, &sibling.columns)?.rows {
                     if let Some(question) = question(&row) {
                         let same = answers.entry(question).or_default();
                         same.push(row.output().to_owned());
@@ -186,11 +188,12 @@ pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, Answers), TrainError> 
 
 fn parse_pairs(reader: impl BufRead, name: &str) -> Result<(Dataset, Answers), TrainError> {
     let mut rejected = BTreeMap::new();
-    let data = Dataset::parse_with(reader, name, &mut |text, place| {
+    let data = Dataset::scan_with(reader, name, &mut |text, place| {
         let pair = parse_pair(text, place)?;
         rejected.insert(pair.rejected.place.clone(), pair.rejected);
         Ok(pair.chosen)
-    })?;
+    })?
+    .whole()?;
     Ok((data, Answers::Own(rejected)))
 }
 

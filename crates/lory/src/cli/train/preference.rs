@@ -95,6 +95,7 @@ pub(super) fn siblings(settings: &Settings, personas: &Personas) -> anyhow::Resu
                 .chain(&train.eval)
                 .cloned()
                 .collect(),
+            columns: train.settings::<Settings>()?.columns,
         })
     };
     against.map(sibling).collect()
