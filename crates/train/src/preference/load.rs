@@ -108,7 +108,10 @@ fn read(source: &Source<'_>, siblings: &[Sibling]) -> Result<Parts, TrainError> 
         if own {
             read_pairs(path)
         } else {
-            Ok((Dataset::read_as(path, &source.settings.columns)?, Answers::of(siblings)?))
+            Ok((
+                Dataset::read_as(path, &source.settings.columns)?,
+                Answers::of(siblings)?,
+            ))
         }
     };
     let (data, answers) = side(source.train)?;
@@ -182,14 +185,13 @@ fn encode(
 ) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
     let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
     for pair in pairs {
-        let fitted = [&pair.chosen, &pair.rejected].map(|row| encoder.fit(encoder.encode(row)?, row));
+        let fitted =
+            [&pair.chosen, &pair.rejected].map(|row| encoder.fit(encoder.encode(row)?, row));
         let [one, other] = fitted;
         let (one, other) = (one?, other?);
         let cut = matches!(one, Fitted::Cut(_)) || matches!(other, Fitted::Cut(_));
-        let (
-            Fitted::Whole(one) | Fitted::Cut(one),
-            Fitted::Whole(other) | Fitted::Cut(other),
-        ) = (one, other)
+        let (Fitted::Whole(one) | Fitted::Cut(one), Fitted::Whole(other) | Fitted::Cut(other)) =
+            (one, other)
         else {
             loaded.dropped += 1;
             continue;

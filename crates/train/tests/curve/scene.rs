@@ -42,16 +42,13 @@ pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
         ..Settings::default()
     };
     let config = model.config();
-    let init = lora_init(
-        &linears(config, &settings.modules().unwrap()),
-        settings.rank,
-        settings.alpha,
-        settings.seed,
-    );
+    let init = lora_init(&linears(config, &settings.modules().unwrap()), &settings);
     Job {
         name: "curve".to_owned(),
         train: (0..20).map(row).collect(),
         validation: Vec::new(),
+        preference: None,
+        start: None,
         init,
         settings,
         metrics,
