@@ -68,8 +68,9 @@ fn a_tone_with_many_requests_leaves_the_others_their_part() {
             order.iter().position(|end| *end == name).unwrap()
         })
         .collect();
-    // Every other turn, and each tone in its own order.
-    assert_eq!(places, [1, 3, 5], "{order:?}");
+    // Every other turn, and each tone in its own order; one turn later where the first of the loud was served before the
+    // quiet ones had come.
+    assert!(places == [1, 3, 5] || places == [1, 4, 6], "{order:?}");
     let loud: Vec<_> = order.iter().filter(|end| end.starts_with("loud")).collect();
     assert!(
         (0..20).all(|n| *loud[n] == format!("loud {n}")),
@@ -249,10 +250,10 @@ fn where_blocks_run_out_the_less_important_gives_way_though_it_is_older() {
     let handle = start(model, config);
     let ends = Ends::default();
     // Each grows to 32 blocks of 40.
-    for (name, priority) in [("older", 1), ("more important", 0)] {
+    for (n, name, priority) in [(1, "older", 1), (2, "more important", 0)] {
         let request = Request {
             priority,
-            ..of(1, 28, 100)
+            ..of(n, 28, 100)
         };
         ends.submit(&handle, name, request);
     }
