@@ -358,7 +358,7 @@ fn validations(trained: &Trained) -> Vec<(f64, bool, PreferenceStats)> {
 }
 
 #[test]
-fn training_raises_the_margin_and_the_best_is_by_preference() {
+fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
     let mut job = pair_job("one", 22, 0);
     // The toy has no base to start from: it is measured from the first numbers themselves.
     job.start = Some("the first numbers".into());
@@ -376,18 +376,17 @@ fn training_raises_the_margin_and_the_best_is_by_preference() {
     let (loss, first) = steps[0];
     assert_eq!((first.pairs, first.accuracy, first.margin), (4, 0.0, 0.0));
     assert!(loss > 2f64.ln() && loss < 2f64.ln() + 0.2 * 2.0, "{loss}");
-    let margin = |steps: &[(f64, PreferenceStats)]| {
-        let sum: f64 = steps
-            .iter()
-            .map(|step| step.1.margin * step.1.pairs as f64)
-            .sum();
+    // What falls is the whole loss. (Of the margin alone `a_model_learns_which_answer_to_prefer` tells: the toy's few numbers
+    // cannot please all pairs at once.)
+    let mean = |steps: &[(f64, PreferenceStats)]| {
+        let sum: f64 = steps.iter().map(|(loss, at)| loss * at.pairs as f64).sum();
         sum / 22.0
     };
-    let (first, last) = (margin(&steps[..6]), margin(&steps[12..]));
-    assert!(last > 0.0 && last > first, "{first} {last}");
+    let (first, last) = (mean(&steps[..6]), mean(&steps[12..]));
+    assert!(last < first, "{first} {last}");
     let seen = validations(&trained);
     assert_eq!(seen.len(), 3);
-    assert!(seen[2].2.margin > seen[0].2.margin, "{seen:?}");
+    assert!(seen[2].0 < seen[0].0, "{seen:?}");
     let lowest = seen.iter().map(|v| v.0).fold(f64::INFINITY, f64::min);
     let best = trained.best.unwrap();
     assert_eq!(best.loss, lowest);
