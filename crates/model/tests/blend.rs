@@ -11,7 +11,7 @@ use testkit::{tiny_adapter, tiny_config, tiny_gguf};
 
 /// Tokens of each sequence.
 const TOKENS: usize = 21;
-/// The largest difference of a logit, as a part of the largest logit. Sums in another order differ by about 1e-6 here.
+/// The largest difference of a logit, as a part of the largest logit: sums in another order.
 const TOLERANCE: f32 = 2e-5;
 
 fn parse(bytes: Vec<u8>) -> Gguf {
