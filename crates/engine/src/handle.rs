@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::adapters::{AdapterId, AdapterInfo, AdapterPool, Lease};
 use crate::blocks::BlockTable;
 use crate::claim::{Claim, Patience};
+use crate::constraint::{Grammar, mask_words};
 use crate::error::{ClaimError, PoolError, StartError, SubmitError};
 use crate::event::{Event, Flow, Outlet, Sink};
 use crate::lookup::Lookup;
@@ -117,6 +118,8 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// `Some(n)`: every token carries its log-probability and those of the `n` most probable tokens (0 to 20).
     pub top_logprobs: Option<u8>,
+    /// What the answer must look like; the rules are the caller's.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// The lower goes first, of those that wait and where blocks run out; 0 is the usual.
     pub priority: i32,
     /// In how long from its submission it must have ended; then it ends as [`FinishReason::Deadline`], wherever it is.
@@ -202,6 +205,7 @@ impl Engine {
             board: Arc::clone(&board),
             sampler: Sampler::default(),
             logits: Vec::new(),
+            mask: vec![0; mask_words(limits.vocab_size)],
             last_end: None,
         };
         engine.publish(&mut board.lock());
@@ -302,6 +306,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
             choice: Choice {
                 seed: request.sampling.seed_or_random(),
                 history: History::new(&request.sampling, &request.prompt),
+                constraint: request.grammar.as_ref().map(|grammar| grammar.start()),
                 sampling: request.sampling,
                 top_logprobs: request.top_logprobs,
                 stop_tokens: request.stop_tokens,
@@ -448,6 +453,14 @@ impl<A: Send + Sync + 'static> Handle<A> {
             });
         }
         check_settings(request)?;
+        let biases = &request.sampling.logit_bias;
+        if let Some((token, _)) = biases.iter().find(|(token, _)| outside(token)) {
+            let message = format!(
+                "names the token {token}; the vocabulary's are 0 to {}",
+                limits.vocab_size.saturating_sub(1)
+            );
+            return Err(invalid("logit_bias", message));
+        }
         let max_new_tokens = request.max_new_tokens;
         if max_new_tokens > limit - prompt {
             return Err(SubmitError::PastContext {

@@ -10,12 +10,14 @@
 //! - [`runner`] and [`plan`]: what the engine asks of a model, as plain data
 //! - `step`: the loop; `scheduler`: who runs next; `sequence`: one request under way; `blocks`: the KV cache's blocks
 //! - [`sampling`], `sampler` and `softmax`: the settings, the draw, and its passes over the vocabulary
+//! - [`constraint`]: what may be drawn, where the caller decides it token by token
 //! - [`adapters`]: the pool of resident adapters, by content hash, with leases; [`claim`]: how requests wait for others
 //! - [`event`], [`handle`], [`stats`], [`error`]: what callers see
 
 pub mod adapters;
 mod blocks;
 pub mod claim;
+pub mod constraint;
 pub mod error;
 pub mod event;
 pub mod handle;
@@ -35,10 +37,11 @@ mod step;
 
 pub use adapters::{AdapterId, AdapterInfo, Lease};
 pub use claim::{Claim, Patience};
+pub use constraint::{Constraint, Grammar, Progress};
 pub use error::{ClaimError, ParseAdapterIdError, PoolError, StartError, SubmitError};
 pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
 pub use handle::{Engine, EngineConfig, Handle, Request, Seat, Stream, Ticket};
 pub use plan::{Batch, SequenceRows};
 pub use runner::{Limits, Runner};
-pub use sampling::{MAX_TOP_LOGPROBS, Sampling};
+pub use sampling::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, Sampling};
 pub use stats::{AdapterStats, LoadTimes, Stats};

@@ -8,9 +8,14 @@ use crate::event::Token;
 use crate::sampling::Sampling;
 use crate::softmax::{argmax, exp, largest, log_sum_exp, weights};
 
-/// A row of logits that is no distribution: it holds a NaN or +inf, or nothing above -inf.
+/// Why there is nothing to draw from.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NotADistribution;
+pub(crate) enum DrawError {
+    /// The row is no distribution: it holds a NaN or +inf, or nothing above -inf.
+    NotADistribution,
+    /// The request's constraint allows no token that the model could say.
+    NothingAllowed,
+}
 
 /// The tokens that penalties look at. Kept only for requests that have penalties.
 pub(crate) struct History {
@@ -40,14 +45,40 @@ pub(crate) struct Draw<'a> {
     /// The position that the new token takes in its sequence.
     pub position: usize,
     pub history: &'a History,
+    /// A bit for each token that may be drawn; `None`: all may.
+    pub allowed: Option<&'a [u32]>,
     /// How many alternatives to report; `None`: no log-probabilities at all.
     pub top_logprobs: Option<u8>,
+}
+
+impl Draw<'_> {
+    fn changes_logits(&self) -> bool {
+        self.history.seen.is_some()
+            || !self.sampling.logit_bias.is_empty()
+            || self.allowed.is_some()
+    }
+
+    fn change(&self, logits: &mut [f32]) {
+        if let Some(seen) = &self.history.seen {
+            penalise(logits, seen, self.sampling);
+        }
+        for (id, bias) in &self.sampling.logit_bias {
+            let logit = &mut logits[*id as usize];
+            if *logit != f32::NEG_INFINITY {
+                *logit = (*logit + bias).clamp(f32::MIN, f32::MAX);
+            }
+        }
+        if let Some(allowed) = self.allowed {
+            forbid(logits, allowed);
+        }
+    }
 }
 
 /// The draw, with its working memory.
 #[derive(Default)]
 pub(crate) struct Sampler {
-    penalised: Vec<f32>,
+    /// The logits after penalties, biases and constraint.
+    changed: Vec<f32>,
     weights: Vec<f32>,
     /// What is left to draw from: ids with their weights.
     kept: Vec<(u32, f32)>,
@@ -56,19 +87,18 @@ pub(crate) struct Sampler {
 
 impl Sampler {
     /// Draws from `logits`, one number for each token of the vocabulary.
-    pub fn draw(&mut self, logits: &[f32], draw: &Draw<'_>) -> Result<Token, NotADistribution> {
-        let max = largest(logits).ok_or(NotADistribution)?;
-        let id = match &draw.history.seen {
-            Some(seen) => {
-                let mut penalised = std::mem::take(&mut self.penalised);
-                penalised.clear();
-                penalised.extend_from_slice(logits);
-                penalise(&mut penalised, seen, draw.sampling);
-                let id = largest(&penalised).map(|max| self.pick(&penalised, max, draw));
-                self.penalised = penalised;
-                id.ok_or(NotADistribution)?
-            }
-            None => self.pick(logits, max, draw),
+    pub fn draw(&mut self, logits: &[f32], draw: &Draw<'_>) -> Result<Token, DrawError> {
+        let max = largest(logits).ok_or(DrawError::NotADistribution)?;
+        let id = if draw.changes_logits() {
+            let mut changed = std::mem::take(&mut self.changed);
+            changed.clear();
+            changed.extend_from_slice(logits);
+            draw.change(&mut changed);
+            let id = largest(&changed).map(|max| self.pick(&changed, max, draw));
+            self.changed = changed;
+            id.ok_or(DrawError::NothingAllowed)?
+        } else {
+            self.pick(logits, max, draw)
         };
         let mut token = Token {
             id,
@@ -241,6 +271,20 @@ fn draw_from(kept: &[(u32, f32)], at: f64) -> u32 {
     last
 }
 
+/// Leaves only the tokens whose bits are set.
+fn forbid(logits: &mut [f32], allowed: &[u32]) {
+    for (logits, word) in logits.chunks_mut(32).zip(allowed) {
+        if *word == u32::MAX {
+            continue;
+        }
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
 fn penalise(logits: &mut [f32], seen: &HashMap<u32, u32>, sampling: &Sampling) {
     for (&id, &times) in seen {
         let logit = &mut logits[id as usize];
@@ -286,6 +330,7 @@ mod tests {
             seed,
             position,
             history: &history,
+            allowed: None,
             top_logprobs: None,
         };
         Sampler::default().draw(logits, &draw).unwrap().id
@@ -400,6 +445,60 @@ mod tests {
     }
 
     #[test]
+    fn a_mask_and_biases_decide_what_is_drawn_and_no_log_probability() {
+        for round in 0..500u64 {
+            let pick = |n: u64, of: u64| mix(round * 17 + n) % of;
+            let vocab = 1 + pick(1, 200) as usize;
+            let logits = random_logits(round, vocab);
+            let mut allowed = vec![0u32; crate::constraint::mask_words(vocab)];
+            for id in 0..vocab {
+                if pick(10 + id as u64, 3) == 0 {
+                    allowed[id / 32] |= 1 << (id % 32);
+                }
+            }
+            let biased = pick(2, vocab as u64) as usize;
+            let sampling = Sampling {
+                temperature: [0.0, 0.8, 1.5][pick(3, 3) as usize],
+                top_k: [0, 3][pick(4, 2) as usize],
+                top_p: [1.0, 0.7][pick(5, 2) as usize],
+                logit_bias: vec![(biased as u32, [-100.0, 2.5, 100.0][pick(6, 3) as usize])],
+                ..Sampling::default()
+            };
+            // The slow way: change the logits one by one, and draw from those as they are.
+            let mut changed = logits.clone();
+            changed[biased] += sampling.logit_bias[0].1;
+            for (id, logit) in changed.iter_mut().enumerate() {
+                if allowed[id / 32] >> (id % 32) & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+            let history = History::new(&sampling, &[]);
+            let draw = Draw {
+                sampling: &sampling,
+                seed: round,
+                position: 3,
+                history: &history,
+                allowed: Some(&allowed),
+                top_logprobs: Some(2),
+            };
+            let drawn = Sampler::default().draw(&logits, &draw);
+            if changed.iter().all(|logit| *logit == f32::NEG_INFINITY) {
+                assert_eq!(drawn, Err(DrawError::NothingAllowed));
+                continue;
+            }
+            let token = drawn.unwrap();
+            let unbiased = Sampling {
+                logit_bias: Vec::new(),
+                ..sampling.clone()
+            };
+            assert_eq!(token.id, plain(&unbiased, round, 3, &changed));
+            let norm: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
+            let expected = f64::from(logits[token.id as usize]) - norm;
+            assert!((f64::from(token.logprob.unwrap()) - expected).abs() < 1e-5);
+        }
+    }
+
+    #[test]
     fn log_probabilities_are_the_models_own_and_sorted() {
         let sampling = Sampling {
             repetition_penalty: 10.0,
@@ -411,6 +510,7 @@ mod tests {
             seed: 0,
             position: 0,
             history: &history,
+            allowed: None,
             top_logprobs: Some(3),
         };
         let logits = [0.25f32.ln(), 0.5f32.ln(), 0.125f32.ln(), 0.125f32.ln()];
@@ -437,6 +537,7 @@ mod tests {
             seed: 3,
             position: 9,
             history: &history,
+            allowed: None,
             top_logprobs: Some(20),
         };
         for wrong in [
@@ -446,7 +547,7 @@ mod tests {
         ] {
             assert_eq!(
                 Sampler::default().draw(&wrong, &draw),
-                Err(NotADistribution)
+                Err(DrawError::NotADistribution)
             );
         }
         let token = Sampler::default().draw(&[-3e38, 3e38], &draw).unwrap();

@@ -6,6 +6,8 @@ use crate::error::SubmitError;
 
 /// The most alternatives that a request may ask log-probabilities for.
 pub const MAX_TOP_LOGPROBS: u8 = 20;
+/// The most tokens that a request may bias.
+pub const MAX_LOGIT_BIAS: usize = 1024;
 
 /// Sampling settings, applied in the order of the fields. A setting at its neutral value costs nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +19,9 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Taken off a token's logit if the completion holds it. -2 to 2; neutral at 0.
     pub presence_penalty: f32,
+    /// Added to the logits of these tokens, each at most once in the list; at most [`MAX_LOGIT_BIAS`] of them, each from -100 to
+    /// 100. Neutral when empty.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Divides the logits. 0 to 2; at 0 the most probable token is taken (the lowest id of equals) and what follows here
     /// plays no part.
     pub temperature: f32,
@@ -37,6 +42,7 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            logit_bias: Vec::new(),
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
@@ -63,6 +69,14 @@ impl Sampling {
         in_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?;
         in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        if self.logit_bias.len() > MAX_LOGIT_BIAS {
+            let tokens = self.logit_bias.len();
+            let message = format!("may name at most {MAX_LOGIT_BIAS} tokens, not {tokens}");
+            return Err(invalid("logit_bias", message));
+        }
+        for (_, bias) in &self.logit_bias {
+            in_range("logit_bias", *bias, -100.0, 100.0)?;
+        }
         in_range("temperature", self.temperature, 0.0, 2.0)?;
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(invalid(
@@ -111,7 +125,7 @@ mod tests {
         assert_eq!(Sampling::default().check(), Ok(()));
         assert_eq!(Sampling::greedy().check(), Ok(()));
         type Set = fn(&mut Sampling, f32);
-        let fields: [(&str, Set, &[f32]); 6] = [
+        let fields: [(&str, Set, &[f32]); 7] = [
             (
                 "repetition_penalty",
                 |s, v| s.repetition_penalty = v,
@@ -130,6 +144,11 @@ mod tests {
             ("temperature", |s, v| s.temperature = v, &[-0.1, 2.1]),
             ("top_p", |s, v| s.top_p = v, &[0.0, -0.5, 1.1]),
             ("min_p", |s, v| s.min_p = v, &[-0.1, 1.1]),
+            (
+                "logit_bias",
+                |s, v| s.logit_bias = vec![(1, 0.0), (2, v)],
+                &[-100.5, 101.0],
+            ),
         ];
         for (name, set, wrong) in fields {
             for value in wrong.iter().copied().chain([f32::NAN, f32::INFINITY]) {
@@ -142,6 +161,17 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn biases_are_bounded_in_number() {
+        let with = |tokens: usize| Sampling {
+            logit_bias: (0..tokens as u32).map(|id| (id, 1.0)).collect(),
+            ..Sampling::default()
+        };
+        assert_eq!(with(MAX_LOGIT_BIAS).check(), Ok(()));
+        let error = with(MAX_LOGIT_BIAS + 1).check().unwrap_err().to_string();
+        assert!(error.contains("logit_bias") && error.contains("1024"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::adapters::Lease;
 use crate::blocks::{BlockPool, BlockTable};
+use crate::constraint::{Constraint, Progress};
 use crate::event::Outlet;
 use crate::lookup::{self, Guess, Lookup};
 use crate::prefix::Root;
@@ -53,6 +54,8 @@ pub(crate) struct Choice {
     pub sampling: Sampling,
     pub seed: u64,
     pub history: History,
+    /// What may come next, where the request's grammar decides it.
+    pub constraint: Option<Box<dyn Constraint>>,
     pub top_logprobs: Option<u8>,
     pub stop_tokens: Vec<u32>,
     pub max_new_tokens: usize,
@@ -102,21 +105,42 @@ impl<A> Sequence<A> {
         lookup::guess(&self.tokens, most.min(after_next))
     }
 
-    /// The draw of the next token.
-    pub fn draw(&self) -> Draw<'_> {
+    /// Writes into `mask` what may come next; false if all may.
+    ///
+    /// # Errors
+    /// The constraint's.
+    pub fn constrain(&mut self, mask: &mut [u32]) -> Result<bool, String> {
+        let Some(constraint) = &mut self.choice.constraint else {
+            return Ok(false);
+        };
+        mask.fill(0);
+        constraint.mask(mask)?;
+        Ok(true)
+    }
+
+    /// The draw of the next token, among those `allowed`.
+    pub fn draw<'a>(&'a self, allowed: Option<&'a [u32]>) -> Draw<'a> {
         Draw {
             sampling: &self.choice.sampling,
             seed: self.choice.seed,
             position: self.tokens.len(),
             history: &self.choice.history,
+            allowed,
             top_logprobs: self.choice.top_logprobs,
         }
     }
 
-    /// Appends a sampled token.
-    pub fn push(&mut self, token: u32) {
+    /// Appends a sampled token, and says whether more may come.
+    ///
+    /// # Errors
+    /// The constraint's.
+    pub fn push(&mut self, token: u32) -> Result<Progress, String> {
         self.tokens.push(token);
         self.choice.history.push(token);
+        match &mut self.choice.constraint {
+            Some(constraint) => constraint.commit(token),
+            None => Ok(Progress::Open),
+        }
     }
 
     /// Gives everything back and leaves the way out.

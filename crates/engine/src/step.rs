@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use crate::constraint::Progress;
 use crate::event::{FinishReason, Flow, Token};
 use crate::plan::{Batch, Part, Plan};
 use crate::runner::{Limits, Runner};
-use crate::sampler::Sampler;
+use crate::sampler::{DrawError, Sampler};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use crate::stats::{Board, Stats};
@@ -33,6 +34,8 @@ pub(crate) struct EngineLoop<R: Runner> {
     pub board: Arc<Board>,
     pub sampler: Sampler,
     pub logits: Vec<f32>,
+    /// What the constraint of the sequence in hand allows, a bit for each token.
+    pub mask: Vec<u32>,
     /// When a request last ended.
     pub last_end: Option<Instant>,
 }
@@ -149,14 +152,13 @@ impl<R: Runner> EngineLoop<R> {
             .and_then(|guess| guess.tokens.first().copied());
         let (mut drawn, mut right, mut end) = (0, 0, None);
         for row in first..=first + part.drafts.len() {
-            let draw = sequence.draw();
             let logits = &self.logits[row * vocab..(row + 1) * vocab];
-            let Ok(token) = self.sampler.draw(logits, &draw) else {
-                let position = sequence.tokens.len();
-                end = Some(FinishReason::Error(format!(
-                    "the model's logits for position {position} are not numbers"
-                )));
-                break;
+            let token = match draw(sequence, &mut self.sampler, logits, &mut self.mask) {
+                Ok(token) => token,
+                Err(message) => {
+                    end = Some(FinishReason::Error(message));
+                    break;
+                }
             };
             let id = token.id;
             drawn += 1;
@@ -225,15 +227,42 @@ impl<R: Runner> EngineLoop<R> {
     }
 }
 
+/// Draws one token from a row of logits.
+fn draw<A>(
+    sequence: &mut Sequence<A>,
+    sampler: &mut Sampler,
+    logits: &[f32],
+    mask: &mut [u32],
+) -> Result<Token, String> {
+    let constrained = sequence.constrain(mask)?;
+    let allowed = constrained.then_some(&*mask);
+    let position = sequence.tokens.len();
+    let drawn = sampler.draw(logits, &sequence.draw(allowed));
+    drawn.map_err(|error| match error {
+        DrawError::NotADistribution => {
+            format!("the model's logits for position {position} are not numbers")
+        }
+        DrawError::NothingAllowed => {
+            format!("the request's grammar allows no token at position {position}")
+        }
+    })
+}
+
 /// Gives one token to its sequence and its sink. Some: that was the last.
 fn deliver<A>(sequence: &mut Sequence<A>, token: Token) -> Option<FinishReason> {
     sequence.outlet.count();
     if sequence.choice.stop_tokens.contains(&token.id) {
         return Some(FinishReason::Stop);
     }
-    sequence.push(token.id);
+    let progress = match sequence.push(token.id) {
+        Ok(progress) => progress,
+        Err(message) => return Some(FinishReason::Error(message)),
+    };
     if sequence.outlet.token(token) == Flow::Stop {
         return Some(FinishReason::Cancelled);
+    }
+    if progress == Progress::Complete {
+        return Some(FinishReason::Stop);
     }
     let full = sequence.outlet.completion_tokens() >= sequence.choice.max_new_tokens;
     full.then_some(FinishReason::Length)

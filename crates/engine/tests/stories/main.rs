@@ -1,5 +1,6 @@
 //! The engine against the fake model: stories of many requests.
 
+mod constraints;
 mod drafts;
 mod leases;
 mod lifecycle;

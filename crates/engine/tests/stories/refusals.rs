@@ -3,7 +3,7 @@
 use engine::{Engine, EngineConfig, Limits, Request, Sampling, StartError, SubmitError};
 use testkit::FakeModel;
 
-use crate::scene::{CONTEXT, assert_at_rest, collect, greedy, limits, start, tone};
+use crate::scene::{CONTEXT, VOCAB, assert_at_rest, collect, greedy, limits, start, tone};
 
 #[test]
 fn a_request_that_cannot_run_is_refused_by_name_and_nothing_is_clamped() {
@@ -63,6 +63,13 @@ fn a_request_that_cannot_run_is_refused_by_name_and_nothing_is_clamped() {
             },
             ..greedy(vec![1], 1)
         },
+        Request {
+            sampling: Sampling {
+                logit_bias: vec![(0, 1.0), (VOCAB as u32, 1.0)],
+                ..Sampling::default()
+            },
+            ..greedy(vec![1], 1)
+        },
     ];
     let names: Vec<_> = fields
         .map(|request| match refused(request) {
@@ -77,7 +84,8 @@ fn a_request_that_cannot_run_is_refused_by_name_and_nothing_is_clamped() {
             "top_logprobs",
             "adapters",
             "adapters",
-            "top_p"
+            "top_p",
+            "logit_bias"
         ]
     );
     assert_at_rest(&handle);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{
-    AdapterId, Engine, EngineConfig, Event, FinishReason, Finished, Handle, Limits, Request,
-    Sampling, Stats, Stream, Token,
+    AdapterId, Constraint, Engine, EngineConfig, Event, FinishReason, Finished, Grammar, Handle,
+    Limits, Progress, Request, Sampling, Stats, Stream, Token,
 };
 use testkit::{FakeAdapter, FakeModel};
 
@@ -55,6 +55,7 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
         max_new_tokens,
         stop_tokens: Vec::new(),
         top_logprobs: None,
+        grammar: None,
         priority: 0,
         deadline: None,
     }
@@ -125,6 +126,55 @@ pub fn settled(handle: &FakeHandle, wish: impl Fn(&Stats) -> bool) -> Stats {
     }
 }
 
+/// A grammar whose next token depends on all tokens before: of `beats` classes of ids, the sum of what was said chooses the one
+/// that is silent. After `length` tokens nothing may come.
+#[derive(Debug)]
+pub struct Rhythm {
+    pub beats: u32,
+    pub length: usize,
+}
+
+impl Rhythm {
+    pub fn allows(&self, said: &[u32], token: u32) -> bool {
+        token % self.beats != said.iter().sum::<u32>() % self.beats
+    }
+}
+
+impl Grammar for Rhythm {
+    fn start(&self) -> Box<dyn Constraint> {
+        Box::new(Beat {
+            rhythm: Rhythm { ..*self },
+            said: Vec::new(),
+        })
+    }
+}
+
+struct Beat {
+    rhythm: Rhythm,
+    said: Vec<u32>,
+}
+
+impl Constraint for Beat {
+    fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
+        assert!(allowed.iter().all(|word| *word == 0), "a mask that is not clean");
+        for token in 0..VOCAB as u32 {
+            if self.rhythm.allows(&self.said, token) {
+                allowed[token as usize / 32] |= 1 << (token % 32);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, token: u32) -> Result<Progress, String> {
+        assert!(self.rhythm.allows(&self.said, token), "a token that was not allowed");
+        self.said.push(token);
+        Ok(match self.said.len() < self.rhythm.length {
+            true => Progress::Open,
+            false => Progress::Complete,
+        })
+    }
+}
+
 /// Seeded dice (xorshift).
 pub struct Dice(u64);
 
@@ -164,6 +214,10 @@ impl Dice {
             repetition_penalty: self.pick(&[1.0, 1.3]),
             frequency_penalty: self.pick(&[0.0, 0.4]),
             presence_penalty: self.pick(&[0.0, -0.4]),
+            logit_bias: match self.below(3) {
+                0 => vec![(self.below(VOCAB) as u32, 3.0)],
+                _ => Vec::new(),
+            },
             seed: Some(self.below(1000) as u64),
         };
         Request {
@@ -179,6 +233,13 @@ impl Dice {
                 Vec::new()
             },
             top_logprobs: self.pick(&[None, Some(0), Some(3)]),
+            grammar: match self.below(4) {
+                0 => Some(Arc::new(Rhythm {
+                    beats: 2 + self.below(3) as u32,
+                    length: 1 + self.below(60),
+                })),
+                _ => None,
+            },
             priority: self.pick(&[0, 0, -1, 3]),
             deadline: None,
         }

@@ -82,6 +82,7 @@ fn request(i: usize) -> Request {
         max_new_tokens: 12,
         stop_tokens: vec![],
         top_logprobs: Some(0),
+        grammar: None,
         priority: 0,
         deadline: None,
     }
