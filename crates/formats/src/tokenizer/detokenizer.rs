@@ -93,6 +93,11 @@ impl Detokenizer {
         }
     }
 
+    /// A token's bytes as they stand in a text, control tokens included.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.pieces.bytes(id, false)
+    }
+
     /// What is left at the end: U+FFFD where a character stayed incomplete.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()

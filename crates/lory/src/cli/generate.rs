@@ -7,8 +7,8 @@ use super::columns;
 use super::personas::PersonasArgs;
 use super::{Usage, Verdict, print};
 use crate::service::{
-    Answer, Ask, Conversation, FieldNames, Overrides, RequestError, Service, Settings, TextEvent,
-    TextStream,
+    Answer, Ask, Conversation, FieldNames, Gathered, Overrides, RequestError, Service, Settings,
+    TextEvent, TextStream,
 };
 
 /// Ask one question of one persona, or of several at once
@@ -149,20 +149,15 @@ fn collect(
     mut stream: TextStream,
     mut show: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
-    let mut text = String::new();
+    let mut gathered = Gathered::default();
     for event in &mut stream {
         match event {
             TextEvent::Delta(delta) => {
-                show(&delta)?;
-                text.push_str(&delta);
+                show(&delta.text)?;
+                gathered.add(delta);
             }
             TextEvent::End(end) => {
-                end.check()?;
-                return Ok(Answer {
-                    text,
-                    speaker: stream.speaker.clone(),
-                    end,
-                });
+                return Ok(gathered.end(stream.speaker.clone(), end)?);
             }
         }
     }

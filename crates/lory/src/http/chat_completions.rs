@@ -1,391 +1,103 @@
-//! `POST /v1/chat/completions`: OpenAI's wire format. What OpenAI defines and Lory does not do is refused by name, unless
-//! it has the value that means nothing.
-
-use std::hash::{BuildHasher, Hasher, RandomState};
+//! `POST /v1/chat/completions`: OpenAI's wire format, whole and streamed.
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use formats::chat_template::Message;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::Slot;
+use super::chat_request::ChatRequest;
+use super::envelope::Envelope;
 use super::error::ApiError;
-use super::events::{Incoming, Wire};
-use super::json::{Body, Texts};
-use super::{Slot, seconds_since_1970};
-use crate::service::{Ask, Conversation, End, FieldNames, Overrides, Speaker};
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ChatRequest {
-    model: String,
-    messages: Vec<ChatMessage>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
-    seed: Option<i64>,
-    stop: Option<Texts>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    n: Option<u64>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    // Not OpenAI's; servers of open models take them.
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-    priority: Option<i32>,
-    timeout_ms: Option<u64>,
-    // Labels, which change nothing.
-    #[serde(rename = "user")]
-    _user: Option<Value>,
-    #[serde(rename = "metadata")]
-    _metadata: Option<Value>,
-    #[serde(rename = "safety_identifier")]
-    _safety_identifier: Option<Value>,
-    #[serde(rename = "prompt_cache_key")]
-    _prompt_cache_key: Option<Value>,
-    #[serde(rename = "prompt_cache_retention")]
-    _prompt_cache_retention: Option<Value>,
-    // Not done here.
-    audio: Option<Value>,
-    function_call: Option<Value>,
-    functions: Option<Value>,
-    logit_bias: Option<Value>,
-    logprobs: Option<Value>,
-    modalities: Option<Value>,
-    moderation: Option<Value>,
-    parallel_tool_calls: Option<Value>,
-    prediction: Option<Value>,
-    reasoning_effort: Option<Value>,
-    response_format: Option<Value>,
-    service_tier: Option<Value>,
-    store: Option<Value>,
-    tool_choice: Option<Value>,
-    tools: Option<Value>,
-    top_logprobs: Option<Value>,
-    verbosity: Option<Value>,
-    web_search_options: Option<Value>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StreamOptions {
-    pub(super) include_usage: Option<bool>,
-    #[serde(rename = "include_obfuscation")]
-    _include_obfuscation: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ChatMessage {
-    role: String,
-    #[serde(default)]
-    content: Option<Content>,
-    #[serde(rename = "name")]
-    _name: Option<String>,
-    // An assistant's turn that comes back as it was received.
-    #[serde(rename = "refusal")]
-    _refusal: Option<Value>,
-    #[serde(rename = "annotations")]
-    _annotations: Option<Value>,
-    audio: Option<Value>,
-    function_call: Option<Value>,
-    tool_calls: Option<Value>,
-    tool_call_id: Option<Value>,
-}
-
-/// A text, or parts of one.
-#[derive(Debug)]
-struct Content(String);
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TextPart {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-    #[serde(rename = "image_url")]
-    _image_url: Option<Value>,
-    #[serde(rename = "input_audio")]
-    _input_audio: Option<Value>,
-    #[serde(rename = "file")]
-    _file: Option<Value>,
-    #[serde(rename = "refusal")]
-    _refusal: Option<Value>,
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Content;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a text or a list of text parts")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-                Ok(Content(text.to_owned()))
-            }
-
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(
-                self,
-                mut parts: A,
-            ) -> Result<Content, A::Error> {
-                use serde::de::Error;
-                let mut whole = String::new();
-                while let Some(part) = parts.next_element::<TextPart>()? {
-                    if part.kind != "text" {
-                        let kind: String = part.kind.chars().take(40).collect();
-                        let message =
-                            format!("a part of type {kind:?} is not supported; send \"text\"");
-                        return Err(A::Error::custom(message));
-                    }
-                    whole += &part.text.ok_or_else(|| A::Error::missing_field("text"))?;
-                }
-                Ok(Content(whole))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl ChatRequest {
-    /// Refuses what is not done here, by name.
-    fn check(&self) -> Result<(), ApiError> {
-        let off = |value: &Value| value == &json!(false);
-        let empty = |value: &Value| {
-            value.as_array().is_some_and(Vec::is_empty)
-                || value.as_object().is_some_and(serde_json::Map::is_empty)
-        };
-        let never = |_: &Value| false;
-        // A field, what was given, and which values of it change nothing.
-        type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let fields: [(&str, &Option<Value>, Neutral<'_>); 18] = [
-            ("audio", &self.audio, &never),
-            ("function_call", &self.function_call, &|v| v == "none"),
-            ("functions", &self.functions, &empty),
-            ("logit_bias", &self.logit_bias, &empty),
-            ("logprobs", &self.logprobs, &off),
-            ("modalities", &self.modalities, &|v| v == &json!(["text"])),
-            ("moderation", &self.moderation, &never),
-            ("parallel_tool_calls", &self.parallel_tool_calls, &|v| {
-                v.is_boolean()
-            }),
-            ("prediction", &self.prediction, &never),
-            ("reasoning_effort", &self.reasoning_effort, &|v| v == "none"),
-            ("response_format", &self.response_format, &|v| {
-                v == &json!({"type": "text"})
-            }),
-            ("service_tier", &self.service_tier, &|v| {
-                v == "auto" || v == "default"
-            }),
-            ("store", &self.store, &off),
-            ("tool_choice", &self.tool_choice, &|v| {
-                v == "none" || v == "auto"
-            }),
-            ("tools", &self.tools, &empty),
-            ("top_logprobs", &self.top_logprobs, &|v| v == &json!(0)),
-            ("verbosity", &self.verbosity, &|v| v == "medium"),
-            ("web_search_options", &self.web_search_options, &never),
-        ];
-        for (field, value, neutral) in fields {
-            if value.as_ref().is_some_and(|value| !neutral(value)) {
-                return Err(ApiError::unsupported(
-                    field,
-                    format!("{field} is not supported; leave it out"),
-                ));
-            }
-        }
-        if let Some(n) = self.n.filter(|n| *n != 1) {
-            return Err(ApiError::unsupported(
-                "n",
-                format!("n must be 1, not {n}; ask again for another answer"),
-            ));
-        }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            return Err(ApiError::unsupported(
-                "stream_options",
-                "stream_options is only for requests with \"stream\": true",
-            ));
-        }
-        if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
-            return Err(ApiError::unsupported(
-                "max_tokens",
-                "max_tokens and max_completion_tokens say the same; give one",
-            ));
-        }
-        for (i, message) in self.messages.iter().enumerate() {
-            for (field, value) in [
-                ("audio", &message.audio),
-                ("function_call", &message.function_call),
-                ("tool_calls", &message.tool_calls),
-                ("tool_call_id", &message.tool_call_id),
-            ] {
-                let given = value.as_ref().is_some_and(|value| !empty(value));
-                if given {
-                    let field = format!("messages[{i}].{field}");
-                    let message = format!("{field} is not supported; leave it out");
-                    return Err(ApiError::unsupported(&field, message));
-                }
-            }
-            if message.content.is_none() {
-                let field = format!("messages[{i}].content");
-                let message = format!("{field} is missing");
-                return Err(ApiError::bad_request("missing_field", message, Some(field)));
-            }
-        }
-        Ok(())
-    }
-
-    fn into_ask(self) -> Ask {
-        let limit = if self.max_tokens.is_some() {
-            "max_tokens"
-        } else {
-            "max_completion_tokens"
-        };
-        let turn = |message: ChatMessage| {
-            // OpenAI's newer name for the same thing.
-            let role = match message.role.as_str() {
-                "developer" => "system".to_owned(),
-                _ => message.role,
-            };
-            let Content(content) = message.content.unwrap_or(Content(String::new()));
-            Message { role, content }
-        };
-        Ask {
-            persona: Some(self.model),
-            conversation: Conversation::Messages(self.messages.into_iter().map(turn).collect()),
-            overrides: Overrides {
-                temperature: self.temperature,
-                top_p: self.top_p,
-                top_k: self.top_k,
-                min_p: self.min_p,
-                repetition_penalty: self.repetition_penalty,
-                frequency_penalty: self.frequency_penalty,
-                presence_penalty: self.presence_penalty,
-                // Any 64 bits are a seed.
-                seed: self.seed.map(i64::cast_unsigned),
-            },
-            stop: self.stop.map(|Texts(stops)| stops),
-            max_new_tokens: self.max_tokens.or(self.max_completion_tokens),
-            ignore_eos: false,
-            priority: self.priority.unwrap_or(0),
-            timeout_ms: self.timeout_ms,
-            names: FieldNames {
-                persona: "model",
-                prompt: "messages",
-                max_new_tokens: limit,
-            },
-        }
-    }
-}
+use super::events::{Incoming, Usage, Wire};
+use super::json::Body;
+use super::logprobs;
+use crate::service::{Delta, End, Speaker};
 
 pub(super) async fn chat_completions(
     State(slot): State<Slot>,
     Body(request): Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
-    request.check()?;
     let stream = request.stream == Some(true);
-    let usage = request
-        .stream_options
-        .as_ref()
-        .and_then(|options| options.include_usage)
-        .unwrap_or(false);
-    let envelope = Envelope {
-        id: format!(
-            "chatcmpl-{:016x}",
-            RandomState::new().build_hasher().finish()
-        ),
-        created: seconds_since_1970(),
-        model: request.model.clone(),
-        usage,
-    };
-    let incoming = Incoming::submit(service, request.into_ask()).await?;
+    let usage = request.usage();
+    let model = request.model.clone();
+    let ask = request.into_ask()?;
+    let logprobs = ask.logprobs.is_some();
+    let incoming = Incoming::submit(service, ask).await?;
     if stream {
-        return Ok(incoming.stream(envelope));
+        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", model, &incoming.speaker);
+        return Ok(incoming.stream(Chunks {
+            envelope,
+            logprobs,
+            usage,
+        }));
     }
-    let answer = incoming.whole().await?;
-    Ok(Json(json!({
-        "id": envelope.id,
-        "object": "chat.completion",
-        "created": envelope.created,
-        "model": envelope.model,
-        "choices": [{
-            "index": 0,
+    let envelope = Envelope::new("chatcmpl", "chat.completion", model, &incoming.speaker);
+    let (answers, usage) = incoming.whole().await?;
+    let choices = answers.iter().enumerate().map(|(index, answer)| {
+        json!({
+            "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": null},
-            "logprobs": null,
+            "logprobs": logprobs.then(|| logprobs::of_chat(&answer.tokens)),
             "finish_reason": answer.end.reason.name(),
-        }],
-        "usage": usage_of(&answer.end),
-    }))
-    .into_response())
+        })
+    });
+    let mut body = envelope.with(choices.collect());
+    body["usage"] = usage.json();
+    Ok(Json(body).into_response())
 }
 
-pub(super) fn usage_of(end: &End) -> Value {
-    json!({
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.completion_tokens,
-        "total_tokens": end.prompt_tokens + end.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
-    })
-}
-
-/// What every chunk of a stream repeats.
-struct Envelope {
-    id: String,
-    created: u64,
-    model: String,
+/// A stream's chunks.
+struct Chunks {
+    envelope: Envelope,
+    /// Whether the request asked for log-probabilities.
+    logprobs: bool,
     /// Whether a last chunk tells the usage.
     usage: bool,
 }
 
-impl Envelope {
-    fn chunk(&self, choices: Value, usage: Value) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
+impl Chunks {
+    fn chunk(&self, choices: Vec<Value>) -> Value {
+        let mut chunk = self.envelope.with(choices);
         if self.usage {
-            chunk["usage"] = usage;
+            chunk["usage"] = Value::Null;
         }
         chunk
     }
 
-    fn choice(&self, delta: Value, finish_reason: Option<&str>) -> Value {
-        let choice = json!({
-            "index": 0,
+    fn choice(&self, index: usize, delta: Value, logprobs: Value, reason: Option<&str>) -> Value {
+        self.chunk(vec![json!({
+            "index": index,
             "delta": delta,
-            "logprobs": null,
-            "finish_reason": finish_reason,
-        });
-        self.chunk(json!([choice]), Value::Null)
+            "logprobs": logprobs,
+            "finish_reason": reason,
+        })])
     }
 }
 
-impl Wire for Envelope {
-    fn begin(&self) -> Vec<String> {
-        let delta = json!({"role": "assistant", "content": ""});
-        vec![self.choice(delta, None).to_string()]
+impl Wire for Chunks {
+    fn begin(&mut self, answers: usize) -> Vec<String> {
+        let delta = || json!({"role": "assistant", "content": "", "refusal": null});
+        (0..answers)
+            .map(|index| self.choice(index, delta(), Value::Null, None).to_string())
+            .collect()
     }
 
-    fn delta(&self, text: &str) -> Value {
-        self.choice(json!({"content": text}), None)
+    fn delta(&mut self, number: usize, delta: &Delta) -> Value {
+        let logprobs = match self.logprobs {
+            true => logprobs::of_chat(&delta.tokens),
+            false => Value::Null,
+        };
+        self.choice(number, json!({"content": delta.text}), logprobs, None)
     }
 
-    fn end(&self, _speaker: &Speaker, end: &End) -> Vec<String> {
-        let mut data = vec![self.choice(json!({}), Some(end.reason.name())).to_string()];
-        if self.usage {
-            data.push(self.chunk(json!([]), usage_of(end)).to_string());
-        }
-        data.push("[DONE]".to_owned());
-        data
+    fn end(&mut self, number: usize, _speaker: &Speaker, end: &End) -> Vec<String> {
+        let reason = Some(end.reason.name());
+        vec![self.choice(number, json!({}), Value::Null, reason).to_string()]
+    }
+
+    fn last(&mut self, usage: &Usage) -> Vec<String> {
+        self.envelope.last(self.usage.then_some(usage))
     }
 }

@@ -1,7 +1,5 @@
-//! `POST /v1/completions`: OpenAI's older wire format. A text, or token ids, that the model goes on with: no template and no
+//! `POST /v1/completions`: OpenAI's older wire format. Texts, or token ids, that the model goes on with: no template and no
 //! system prompt, which is also what a measurement wants.
-
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 use axum::Json;
 use axum::extract::State;
@@ -9,15 +7,19 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat_completions::{StreamOptions, usage_of};
+use super::Slot;
+use super::chat_request::StreamOptions;
+use super::envelope::Envelope;
 use super::error::ApiError;
-use super::events::{Incoming, Wire};
-use super::json::{Body, Texts};
-use super::{Slot, seconds_since_1970};
-use crate::service::{Ask, Conversation, End, FieldNames, Overrides, Speaker};
+use super::events::{Incoming, Usage, Wire};
+use super::json::{Biases, Body, Texts};
+use super::logprobs::{self, Columns};
+use crate::service::{Ask, Conversation, Delta, End, FieldNames, Overrides, SpokenToken, Speaker};
 
 /// OpenAI's default, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
+/// The most prompts of a request.
+const MAX_PROMPTS: usize = 16;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +33,11 @@ pub(super) struct CompletionRequest {
     stop: Option<Texts>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
-    n: Option<u64>,
+    logit_bias: Option<Biases>,
+    logprobs: Option<u64>,
+    echo: Option<bool>,
+    n: Option<usize>,
+    best_of: Option<usize>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     // Not OpenAI's; servers of open models take them.
@@ -45,56 +51,69 @@ pub(super) struct CompletionRequest {
     #[serde(rename = "user")]
     _user: Option<Value>,
     // Not done here.
-    best_of: Option<Value>,
-    echo: Option<Value>,
-    logit_bias: Option<Value>,
-    logprobs: Option<Value>,
     suffix: Option<Value>,
 }
 
-/// A text or token ids.
+/// One text or token ids, or several of either.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a text or a list of token ids")]
+#[serde(
+    untagged,
+    expecting = "expected a text, a list of token ids, or a list of either"
+)]
 enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    TokenLists(Vec<Vec<u32>>),
+}
+
+impl Prompt {
+    fn conversations(self) -> Vec<Conversation> {
+        match self {
+            Prompt::Text(text) => vec![Conversation::Text(text)],
+            Prompt::Tokens(ids) => vec![Conversation::Tokens(ids)],
+            Prompt::Texts(texts) => texts.into_iter().map(Conversation::Text).collect(),
+            Prompt::TokenLists(lists) => lists.into_iter().map(Conversation::Tokens).collect(),
+        }
+    }
 }
 
 impl CompletionRequest {
     /// Refuses what is not done here, by name.
     fn check(&self) -> Result<(), ApiError> {
-        type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let fields: [(&str, &Option<Value>, Neutral<'_>); 5] = [
-            ("best_of", &self.best_of, &|v| v == &json!(1)),
-            ("echo", &self.echo, &|v| v == &json!(false)),
-            ("logit_bias", &self.logit_bias, &|v| v == &json!({})),
-            ("logprobs", &self.logprobs, &|_| false),
-            ("suffix", &self.suffix, &|v| v == &json!("")),
-        ];
-        for (field, value, neutral) in fields {
-            if value.as_ref().is_some_and(|value| !neutral(value)) {
-                let message = format!("{field} is not supported; leave it out");
-                return Err(ApiError::unsupported(field, message));
-            }
+        let suffix = self.suffix.as_ref();
+        if suffix.is_some_and(|suffix| suffix != &json!("")) {
+            let message = "suffix is not supported; leave it out";
+            return Err(ApiError::unsupported("suffix", message));
         }
-        if let Some(n) = self.n.filter(|n| *n != 1) {
-            let message = format!("n must be 1, not {n}; ask again for another answer");
-            return Err(ApiError::unsupported("n", message));
+        if let Some(best_of) = self.best_of.filter(|best_of| *best_of != self.n.unwrap_or(1)) {
+            let message = format!(
+                "best_of must be n ({}), not {best_of}: every answer is returned; ask for more with n",
+                self.n.unwrap_or(1)
+            );
+            return Err(ApiError::unsupported("best_of", message));
         }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            let message = "stream_options is only for requests with \"stream\": true";
-            return Err(ApiError::unsupported("stream_options", message));
+        if self.echo == Some(true) && self.logprobs.is_some() {
+            let message = "echo cannot be combined with logprobs: those of a prompt are not computed";
+            return Err(ApiError::unsupported("echo", message));
         }
-        Ok(())
+        StreamOptions::check(&self.stream_options, self.stream)
     }
 
-    fn into_ask(self) -> Ask {
-        Ask {
-            persona: Some(self.model),
-            conversation: match self.prompt {
-                Prompt::Text(text) => Conversation::Text(text),
-                Prompt::Tokens(ids) => Conversation::Tokens(ids),
-            },
+    /// One request for each prompt, in the service's words.
+    fn into_asks(self) -> Result<Vec<Ask>, ApiError> {
+        self.check()?;
+        let prompts = self.prompt.conversations();
+        if prompts.len() > MAX_PROMPTS {
+            let message = format!(
+                "prompt has {} prompts; give at most {MAX_PROMPTS} in one request",
+                prompts.len()
+            );
+            let param = Some("prompt".to_owned());
+            return Err(ApiError::bad_request("invalid_value", message, param));
+        }
+        let logprobs = self.logprobs.map(|asked| logprobs::count("logprobs", asked));
+        let ask = Ask {
             overrides: Overrides {
                 temperature: self.temperature,
                 top_p: self.top_p,
@@ -103,10 +122,15 @@ impl CompletionRequest {
                 repetition_penalty: self.repetition_penalty,
                 frequency_penalty: self.frequency_penalty,
                 presence_penalty: self.presence_penalty,
+                // Any 64 bits are a seed.
                 seed: self.seed.map(i64::cast_unsigned),
             },
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+            choices: self.n.unwrap_or(1),
+            logprobs: logprobs.transpose()?,
+            logit_bias: self.logit_bias.map_or(Vec::new(), |Biases(biases)| biases),
+            echo: self.echo == Some(true),
             ignore_eos: self.ignore_eos == Some(true),
             priority: self.priority.unwrap_or(0),
             timeout_ms: self.timeout_ms,
@@ -115,7 +139,13 @@ impl CompletionRequest {
                 prompt: "prompt",
                 max_new_tokens: "max_tokens",
             },
-        }
+            ..Ask::new(Some(&self.model), "")
+        };
+        let with = |conversation| Ask {
+            conversation,
+            ..ask.clone()
+        };
+        Ok(prompts.into_iter().map(with).collect())
     }
 }
 
@@ -124,75 +154,85 @@ pub(super) async fn completions(
     Body(request): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
-    request.check()?;
     let stream = request.stream == Some(true);
-    let options = request.stream_options.as_ref();
-    let envelope = Envelope {
-        id: format!("cmpl-{:016x}", RandomState::new().build_hasher().finish()),
-        created: seconds_since_1970(),
-        model: request.model.clone(),
-        usage: options.and_then(|options| options.include_usage) == Some(true),
-    };
-    let incoming = Incoming::submit(service, request.into_ask()).await?;
+    let usage = StreamOptions::usage(&request.stream_options);
+    let model = request.model.clone();
+    let asks = request.into_asks()?;
+    let logprobs = asks.first().and_then(|ask| ask.logprobs);
+    let incoming = Incoming::submit_all(service, asks).await?;
+    let envelope = Envelope::new("cmpl", "text_completion", model, &incoming.speaker);
     if stream {
-        return Ok(incoming.stream(envelope));
+        return Ok(incoming.stream(Chunks {
+            envelope,
+            logprobs,
+            columns: Vec::new(),
+            usage,
+        }));
     }
-    let answer = incoming.whole().await?;
-    let mut body = envelope.choice(&answer.text, Some(answer.end.reason.name()));
-    body["usage"] = usage_of(&answer.end);
+    let (answers, usage) = incoming.whole().await?;
+    let choices = answers.iter().enumerate().map(|(index, answer)| {
+        let mut columns = logprobs.map(|top| Columns::new(top, 0));
+        let logprobs = logprobs_of(columns.as_mut(), &answer.tokens);
+        choice(index, &answer.text, logprobs, Some(answer.end.reason.name()))
+    });
+    let mut body = envelope.with(choices.collect());
+    body["usage"] = usage.json();
     Ok(Json(body).into_response())
 }
 
-/// What every chunk of a stream repeats.
-struct Envelope {
-    id: String,
-    created: u64,
-    model: String,
+fn choice(index: usize, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Value {
+    json!({
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+    })
+}
+
+fn logprobs_of(columns: Option<&mut Columns>, tokens: &[SpokenToken]) -> Value {
+    columns.map_or(Value::Null, |columns| columns.next(tokens))
+}
+
+/// A stream's chunks.
+struct Chunks {
+    envelope: Envelope,
+    /// As the request asked for.
+    logprobs: Option<u8>,
+    /// Where each answer's log-probabilities are, if they were asked for.
+    columns: Vec<Columns>,
     /// Whether a last chunk tells the usage.
     usage: bool,
 }
 
-impl Envelope {
-    fn chunk(&self, choices: Value, usage: Value) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
+impl Chunks {
+    fn chunk(&self, choice: Value) -> Value {
+        let mut chunk = self.envelope.with(vec![choice]);
         if self.usage {
-            chunk["usage"] = usage;
+            chunk["usage"] = Value::Null;
         }
         chunk
     }
-
-    fn choice(&self, text: &str, finish_reason: Option<&str>) -> Value {
-        let choice = json!({
-            "index": 0,
-            "text": text,
-            "logprobs": null,
-            "finish_reason": finish_reason,
-        });
-        self.chunk(json!([choice]), Value::Null)
-    }
 }
 
-impl Wire for Envelope {
-    fn begin(&self) -> Vec<String> {
+impl Wire for Chunks {
+    fn begin(&mut self, answers: usize) -> Vec<String> {
+        if let Some(top) = self.logprobs {
+            self.columns = vec![Columns::new(top, 0); answers];
+        }
         Vec::new()
     }
 
-    fn delta(&self, text: &str) -> Value {
-        self.choice(text, None)
+    fn delta(&mut self, number: usize, delta: &Delta) -> Value {
+        let logprobs = logprobs_of(self.columns.get_mut(number), &delta.tokens);
+        self.chunk(choice(number, &delta.text, logprobs, None))
     }
 
-    fn end(&self, _speaker: &Speaker, end: &End) -> Vec<String> {
-        let mut data = vec![self.choice("", Some(end.reason.name())).to_string()];
-        if self.usage {
-            data.push(self.chunk(json!([]), usage_of(end)).to_string());
-        }
-        data.push("[DONE]".to_owned());
-        data
+    fn end(&mut self, number: usize, _speaker: &Speaker, end: &End) -> Vec<String> {
+        let choice = choice(number, "", Value::Null, Some(end.reason.name()));
+        vec![self.chunk(choice).to_string()]
+    }
+
+    fn last(&mut self, usage: &Usage) -> Vec<String> {
+        self.envelope.last(self.usage.then_some(usage))
     }
 }

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::Slot;
 use super::error::ApiError;
-use super::events::{Incoming, Wire};
+use super::events::{Incoming, Usage, Wire};
 use super::json::{Body, Texts};
-use crate::service::{Ask, Conversation, End, FieldNames, Overrides, Speaker};
+use crate::service::{Ask, Conversation, Delta, End, Overrides, Speaker};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,7 +34,6 @@ pub(super) struct GenerateRequest {
 impl GenerateRequest {
     fn into_ask(self) -> Ask {
         Ask {
-            persona: Some(self.user_type),
             conversation: Conversation::Prompt {
                 prompt: self.prompt,
                 input: self.input.unwrap_or_default(),
@@ -48,10 +47,9 @@ impl GenerateRequest {
             },
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_new_tokens,
-            ignore_eos: false,
             priority: self.priority.unwrap_or(0),
             timeout_ms: self.timeout_ms,
-            names: FieldNames::GENERATE,
+            ..Ask::new(Some(&self.user_type), "")
         }
     }
 }
@@ -67,9 +65,10 @@ pub(super) async fn generate(
     if stream {
         return Ok(incoming.stream(Events { user_type }));
     }
-    let answer = incoming.whole().await?;
-    let mut body = json!({"response": answer.text});
-    append(&mut body, summary(&user_type, &answer.speaker, &answer.end));
+    let (answers, _) = incoming.whole().await?;
+    let one = answers.first().ok_or_else(|| ApiError::internal("there is no answer"))?;
+    let mut body = json!({"response": one.text});
+    append(&mut body, summary(&user_type, &one.speaker, &one.end));
     Ok(Json(body).into_response())
 }
 
@@ -112,15 +111,19 @@ struct Events {
 }
 
 impl Wire for Events {
-    fn begin(&self) -> Vec<String> {
+    fn begin(&mut self, _answers: usize) -> Vec<String> {
         Vec::new()
     }
 
-    fn delta(&self, text: &str) -> Value {
-        json!({"delta": text})
+    fn delta(&mut self, _number: usize, delta: &Delta) -> Value {
+        json!({"delta": delta.text})
     }
 
-    fn end(&self, speaker: &Speaker, end: &End) -> Vec<String> {
+    fn end(&mut self, _number: usize, speaker: &Speaker, end: &End) -> Vec<String> {
         vec![summary(&self.user_type, speaker, end).to_string()]
+    }
+
+    fn last(&mut self, _usage: &Usage) -> Vec<String> {
+        Vec::new()
     }
 }

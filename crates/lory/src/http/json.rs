@@ -1,5 +1,7 @@
 //! Reads JSON bodies and says what is wrong with them: where they are no JSON, and which field is not what it must be.
 
+use std::collections::BTreeMap;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
@@ -118,6 +120,7 @@ fn people_words(said: &str) -> String {
         ("expected i32", "expected a whole number"),
         ("expected a sequence", "expected a list"),
         ("expected struct", "expected an object, a"),
+        ("expected a map", "expected an object"),
         (": map,", ": an object,"),
         (": sequence,", ": a list,"),
     ] {
@@ -159,6 +162,28 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
+/// Biases by token id, as `logit_bias` gives them: `{"50256": -100}`. Ids rise.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Biases(pub Vec<(u32, f32)>);
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let by_text = BTreeMap::<String, f32>::deserialize(deserializer)?;
+        let mut biases = BTreeMap::new();
+        for (text, bias) in by_text {
+            let id: u32 = text.parse().map_err(|_| {
+                let text: String = text.chars().take(40).collect();
+                D::Error::custom(format!("{text:?} is no token id; the keys are token ids"))
+            })?;
+            if biases.insert(id, bias).is_some() {
+                return Err(D::Error::custom(format!("the token id {id} stands there twice")));
+            }
+        }
+        Ok(Biases(biases.into_iter().collect()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +197,7 @@ mod tests {
         heat: Option<f32>,
         count: Option<usize>,
         stop: Option<Texts>,
+        bias: Option<Biases>,
         #[serde(default)]
         inner: Vec<Inner>,
     }
@@ -272,6 +298,30 @@ mod tests {
                 "out of range",
             ),
             (r#"{"heat": 1}"#, "missing_field", "name", "is missing"),
+            (
+                r#"{"name": "a", "bias": {"5": 1, "x": 2}}"#,
+                "invalid_value",
+                "bias",
+                "\"x\" is no token id",
+            ),
+            (
+                r#"{"name": "a", "bias": {"5": 1, "05": 2}}"#,
+                "invalid_value",
+                "bias",
+                "twice",
+            ),
+            (
+                r#"{"name": "a", "bias": {"5": "much"}}"#,
+                "invalid_type",
+                "bias.5",
+                "expected a number",
+            ),
+            (
+                r#"{"name": "a", "bias": [5]}"#,
+                "invalid_type",
+                "bias",
+                "expected an object",
+            ),
         ] {
             let (found, message, named) = refused(body);
             assert_eq!(

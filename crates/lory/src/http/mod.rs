@@ -4,12 +4,16 @@
 //! Files are named for what a client does; `json` reads bodies, `error` is the one place where errors get a status.
 
 mod chat_completions;
+mod chat_request;
 mod completions;
+mod embeddings;
+mod envelope;
 mod error;
 mod events;
 mod generate;
 mod health;
 mod json;
+mod logprobs;
 mod lora_adapters;
 mod metrics;
 mod models;
@@ -41,6 +45,7 @@ fn router(slot: Slot) -> Router {
             post(chat_completions::chat_completions),
         )
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models::models))
         .route("/v1/lora_adapters", get(lora_adapters::lora_adapters))
         .route("/metrics", get(metrics::metrics))

@@ -2,7 +2,9 @@
 //! than a microsecond a token, so that a stop string ends the request before another token is sampled and the counts
 //! never depend on timing.
 
-use engine::{Event, Flow};
+use std::collections::VecDeque;
+
+use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
 
 use super::error::RequestError;
@@ -13,10 +15,30 @@ use super::voice::Speaker;
 /// Part of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TextEvent {
-    /// More text; never empty, always whole characters.
-    Delta(String),
+    /// More of it.
+    Delta(Delta),
     /// The end; nothing follows.
     End(End),
+}
+
+/// More of an answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Delta {
+    /// The text: whole characters, and never empty unless there are tokens.
+    pub text: String,
+    /// The tokens that began in it, where the request asked for log-probabilities.
+    pub tokens: Vec<SpokenToken>,
+}
+
+/// A token of an answer with its log-probabilities.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpokenToken {
+    /// Its bytes; they need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Its natural log-probability under the model itself.
+    pub logprob: f32,
+    /// The most probable tokens, falling, as many as were asked for.
+    pub top: Vec<(Vec<u8>, f32)>,
 }
 
 /// Receives the text of one answer on the engine's thread: it must hand it on and return, never wait. [`Flow::Stop`] ends
@@ -86,18 +108,40 @@ impl End {
 pub struct Answer {
     /// What was said, without a stop string.
     pub text: String,
+    /// Its tokens, where the request asked for log-probabilities.
+    pub tokens: Vec<SpokenToken>,
     /// Who said it.
     pub speaker: Speaker,
     /// How it ended.
     pub end: End,
 }
 
-impl Answer {
+/// An answer under way, of which nothing is lost.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    text: String,
+    tokens: Vec<SpokenToken>,
+}
+
+impl Gathered {
+    /// Takes in more.
+    pub fn add(&mut self, delta: Delta) {
+        self.text.push_str(&delta.text);
+        self.tokens.extend(delta.tokens);
+    }
+
+    /// The whole answer.
+    ///
     /// # Errors
     /// Those of [`End::check`].
-    pub(crate) fn new(text: String, speaker: Speaker, end: End) -> Result<Answer, RequestError> {
+    pub fn end(self, speaker: Speaker, end: End) -> Result<Answer, RequestError> {
         end.check()?;
-        Ok(Answer { text, speaker, end })
+        Ok(Answer {
+            text: self.text,
+            tokens: self.tokens,
+            speaker,
+            end,
+        })
     }
 }
 
@@ -107,6 +151,12 @@ pub(super) struct Writer {
     stops: StopWatcher,
     sink: TextSink,
     meter: Meter,
+    /// What the answer begins with, before the first token.
+    echo: Option<String>,
+    /// Bytes of text that the tokens have given so far.
+    decoded: usize,
+    /// Tokens with log-probabilities whose text is not shown yet, each with the byte where it begins.
+    unshown: VecDeque<(usize, SpokenToken)>,
     /// A stop string was met.
     stopped: bool,
 }
@@ -118,14 +168,30 @@ impl Writer {
             stops: StopWatcher::new(stops),
             sink,
             meter,
+            echo: None,
+            decoded: 0,
+            unshown: VecDeque::new(),
             stopped: false,
         }
     }
 
+    /// Begins the answer with this text.
+    pub fn echo(&mut self, text: String) {
+        self.echo = Some(text);
+    }
+
     pub fn take(&mut self, event: Event) -> Flow {
         self.meter.see(&event, self.stopped);
+        if let Some(text) = self.echo.take()
+            && self.send(text, Vec::new()) == Flow::Stop
+        {
+            return Flow::Stop;
+        }
         match event {
             Event::Token(token) => {
+                if let Some(spoken) = self.spoken(&token) {
+                    self.unshown.push_back((self.decoded, spoken));
+                }
                 let text = self.detokenizer.push(token.id);
                 self.write(&text)
             }
@@ -140,7 +206,8 @@ impl Writer {
                     self.write(&last);
                     if !self.stopped {
                         let held = self.stops.finish();
-                        self.delta(held);
+                        let tokens = self.unshown.drain(..).map(|(_, token)| token).collect();
+                        self.send(held, tokens);
                     }
                 }
                 let reason = match finished.reason {
@@ -166,18 +233,33 @@ impl Writer {
         if text.is_empty() || self.stopped {
             return Flow::Continue;
         }
+        self.decoded += text.len();
         let (shown, stopped) = self.stops.push(text);
         self.stopped = stopped;
-        match self.delta(shown) {
+        let shown_to = self.decoded - self.stops.held();
+        let mut tokens = Vec::new();
+        while let Some((_, token)) = self.unshown.pop_front_if(|(begin, _)| *begin < shown_to) {
+            tokens.push(token);
+        }
+        match self.send(shown, tokens) {
             Flow::Continue if stopped => Flow::Stop,
             flow => flow,
         }
     }
 
-    fn delta(&mut self, text: String) -> Flow {
-        if text.is_empty() {
+    fn send(&mut self, text: String, tokens: Vec<SpokenToken>) -> Flow {
+        if text.is_empty() && tokens.is_empty() {
             return Flow::Continue;
         }
-        (self.sink)(TextEvent::Delta(text))
+        (self.sink)(TextEvent::Delta(Delta { text, tokens }))
+    }
+
+    fn spoken(&self, token: &Token) -> Option<SpokenToken> {
+        let bytes = |id: u32| self.detokenizer.bytes(id).to_vec();
+        Some(SpokenToken {
+            bytes: bytes(token.id),
+            logprob: token.logprob?,
+            top: token.top.iter().map(|(id, logprob)| (bytes(*id), *logprob)).collect(),
+        })
     }
 }

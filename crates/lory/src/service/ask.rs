@@ -8,6 +8,8 @@ use super::error::RequestError;
 pub const MAX_STOPS: usize = 4;
 /// The longest stop string, in bytes.
 pub const MAX_STOP_BYTES: usize = 256;
+/// The most answers to one request.
+pub const MAX_CHOICES: usize = 8;
 /// The longest `timeout_ms`: a day.
 pub const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -25,6 +27,15 @@ pub struct Ask {
     pub stop: Option<Vec<String>>,
     /// The most new tokens; without, the persona's, or [`super::DEFAULT_MAX_NEW_TOKENS`], as far as they fit.
     pub max_new_tokens: Option<usize>,
+    /// How many answers, from 1 to [`MAX_CHOICES`]; each draws with a seed of its own, the first with the request's.
+    pub choices: usize,
+    /// `Some(n)`: every token comes with its log-probability and those of the `n` most probable tokens, at most
+    /// [`engine::MAX_TOP_LOGPROBS`].
+    pub logprobs: Option<u8>,
+    /// Added to the logits of these tokens; see [`engine::Sampling::logit_bias`].
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Begin the answer with the prompt; only for a text or token ids.
+    pub echo: bool,
     /// Go on past the tokens that end an answer, up to `max_new_tokens`: for measurements.
     pub ignore_eos: bool,
     /// The lower goes first, where requests wait; 0 is the usual.
@@ -100,6 +111,10 @@ impl Ask {
             overrides: Overrides::default(),
             stop: None,
             max_new_tokens: None,
+            choices: 1,
+            logprobs: None,
+            logit_bias: Vec::new(),
+            echo: false,
             ignore_eos: false,
             priority: 0,
             timeout_ms: None,
@@ -128,6 +143,12 @@ impl Ask {
             return Err(RequestError::OutOfRange {
                 field: self.names.max_new_tokens,
                 message: "must be at least 1, not 0".to_owned(),
+            });
+        }
+        if !(1..=MAX_CHOICES).contains(&self.choices) {
+            return Err(RequestError::OutOfRange {
+                field: "n",
+                message: format!("must be from 1 to {MAX_CHOICES}, not {}", self.choices),
             });
         }
         if let Some(timeout) = self.timeout_ms
@@ -207,6 +228,10 @@ mod tests {
         assert!(said(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
         assert!(said(&[("robot", "s")]).starts_with("prompt[0].role"));
         assert!(refused(|ask| ask.max_new_tokens = Some(0)).starts_with("max_new_tokens must be"));
+        for choices in [0, MAX_CHOICES + 1] {
+            let said = refused(|ask| ask.choices = choices);
+            assert!(said.starts_with("n must be from 1 to 8"), "{said}");
+        }
         for timeout in [0, MAX_TIMEOUT_MS + 1] {
             let said = refused(|ask| ask.timeout_ms = Some(timeout));
             assert!(

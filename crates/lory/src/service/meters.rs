@@ -223,6 +223,7 @@ mod tests {
             scale: 1.0,
         };
         Speaker {
+            base: "tiny".to_owned(),
             name: name.to_owned(),
             version,
             adapters: vec![one; adapters],

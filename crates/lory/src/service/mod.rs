@@ -13,6 +13,7 @@
 //! - [`ask`]: a request, as plain data
 //! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
 //! - [`meters`]: what is counted
+//! - `choices`: several answers to one prompt
 //! - `prompt`: the conversation as token ids
 //! - [`answer`]: tokens back into text; `stop`: stop strings
 //! - [`error`]: what can go wrong, by field
@@ -21,6 +22,7 @@ mod adapters;
 pub mod answer;
 pub mod ask;
 pub mod base;
+mod choices;
 pub mod error;
 pub mod meters;
 mod prompt;
@@ -34,14 +36,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use engine::{
-    AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Patience, Request, Sampling, Ticket,
+    AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Patience, Request, Sampling, Sink,
 };
 use registry::Personas;
 
 pub use adapters::AdapterError;
-pub use answer::{Answer, End, FinishReason, TextEvent, TextSink};
-pub use ask::{Ask, Conversation, FieldNames, Overrides};
+pub use answer::{
+    Answer, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink,
+};
+pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
+pub use choices::Tickets;
 pub use error::{OpenError, RequestError};
 pub use meters::Meters;
 pub use voice::{AdapterUse, Speaker};
@@ -172,7 +177,7 @@ impl Service {
     }
 
     /// Queues a request. `sink` receives the text on the engine's thread, so it must hand it on and return; its last
-    /// event is [`TextEvent::End`]. The ticket, dropped, cancels the request.
+    /// event is [`TextEvent::End`]. The tickets, dropped, cancel the request.
     ///
     /// Returns when all its adapters are in memory, which may take a while: they may have to be read, and to wait for room.
     /// Meanwhile the request has its place in the queue.
@@ -180,17 +185,21 @@ impl Service {
     /// # Errors
     /// [`RequestError`]; the sink is then never called.
     pub fn submit(&self, ask: &Ask, sink: TextSink) -> Result<Accepted, RequestError> {
-        self.submit_unless(ask, sink, &AtomicBool::new(false))
+        let mut sink = Some(sink);
+        // What comes of further answers is for nobody.
+        let mut one = |_| sink.take().unwrap_or_else(|| Box::new(|_| Flow::Stop));
+        self.submit_unless(ask, &mut one, &AtomicBool::new(false))
     }
 
-    /// [`Service::submit`] for a caller who may go away while it waits for its adapters, and then sets `gone`.
+    /// [`Service::submit`] with a sink for each answer, by its number, and for a caller who may go away while it waits for its
+    /// adapters, and then sets `gone`.
     ///
     /// # Errors
     /// As [`Service::submit`].
     pub fn submit_unless(
         &self,
         ask: &Ask,
-        sink: TextSink,
+        sinks: &mut dyn FnMut(usize) -> TextSink,
         gone: &AtomicBool,
     ) -> Result<Accepted, RequestError> {
         let came = Instant::now();
@@ -203,7 +212,7 @@ impl Service {
             .and_then(|()| Voice::resolve(&self.base, &self.personas, ask))
             .map_err(|error| counted(None, error))?;
         let speaker = voice.speaker.clone();
-        self.submit_as(voice, ask, sink, came, gone)
+        self.submit_as(voice, ask, sinks, came, gone)
             .map_err(|error| counted(Some(&speaker), error))
     }
 
@@ -211,13 +220,13 @@ impl Service {
         &self,
         voice: Voice<'_>,
         ask: &Ask,
-        sink: TextSink,
+        sinks: &mut dyn FnMut(usize) -> TextSink,
         came: Instant,
         gone: &AtomicBool,
     ) -> Result<Accepted, RequestError> {
         let names = &ask.names;
         let prompt = prompt::tokens(&self.base, &voice, ask)?;
-        let sampling = sampling(&voice, &ask.overrides);
+        let echo = ask.echo.then(|| prompt::text(&self.base, ask));
         let max_new_tokens = self.max_new_tokens(&voice, ask, prompt.len())?;
         let stop = ask.stop.as_ref().unwrap_or(&voice.stop);
 
@@ -230,36 +239,43 @@ impl Service {
                 .iter()
                 .map(|adapter| (adapter.id, adapter.scale))
                 .collect(),
-            sampling,
+            sampling: sampling(&voice, ask),
             max_new_tokens,
             stop_tokens: match ask.ignore_eos {
                 true => Vec::new(),
                 false => self.base.tokenizer.end_ids().to_vec(),
             },
-            top_logprobs: None,
+            top_logprobs: ask.logprobs,
+            grammar: None,
             priority: ask.priority,
             // The time to read the prompt counts too.
             deadline: within.map(|within| within.saturating_sub(came.elapsed())),
         };
         let refused = |error| RequestError::refused(error, names);
         self.engine.check(&request).map_err(refused)?;
-        let seat = self.engine.take_seat().map_err(refused)?;
+        let seats = (0..ask.choices)
+            .map(|_| self.engine.take_seat())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(refused)?;
         let patience = Patience {
             until: within.and_then(|within| came.checked_add(within)),
             gone: Some(gone),
         };
         // Held until the engine holds its own.
-        let _leases = self.adapters.lease(&voice.adapters, &patience)?;
-        let meter = self.meters.meter(&voice.speaker, came);
-        let mut writer = Writer::new(self.base.tokenizer.detokenizer(), stop, sink, meter);
-        let sink = Box::new(move |event| writer.take(event));
-        let ticket = self
-            .engine
-            .submit_from(seat, request, sink)
-            .map_err(refused)?;
+        let leases = self.adapters.lease(&voice.adapters, &patience)?;
+        let sink = |choice: usize| -> Sink {
+            let meter = self.meters.meter(&voice.speaker, came);
+            let detokenizer = self.base.tokenizer.detokenizer();
+            let mut writer = Writer::new(detokenizer, stop, sinks(choice), meter);
+            if let Some(text) = &echo {
+                writer.echo(text.clone());
+            }
+            Box::new(move |event| writer.take(event))
+        };
+        let tickets = choices::submit(&self.engine, seats, &request, leases, sink);
         Ok(Accepted {
+            tickets: tickets.map_err(refused)?,
             speaker: voice.speaker,
-            ticket,
         })
     }
 
@@ -273,11 +289,11 @@ impl Service {
             Ok(()) => Flow::Continue,
             Err(_) => Flow::Stop,
         });
-        let Accepted { speaker, ticket } = self.submit(ask, sink)?;
+        let Accepted { speaker, tickets } = self.submit(ask, sink)?;
         Ok(TextStream {
             speaker,
             events,
-            _ticket: ticket,
+            _tickets: tickets,
         })
     }
 
@@ -288,13 +304,11 @@ impl Service {
     /// ended meanwhile.
     pub fn generate(&self, ask: &Ask) -> Result<Answer, RequestError> {
         let mut stream = self.stream(ask)?;
-        let mut text = String::new();
+        let mut gathered = Gathered::default();
         for event in &mut stream {
             match event {
-                TextEvent::Delta(delta) => text.push_str(&delta),
-                TextEvent::End(end) => {
-                    return Answer::new(text, stream.speaker, end);
-                }
+                TextEvent::Delta(delta) => gathered.add(delta),
+                TextEvent::End(end) => return gathered.end(stream.speaker, end),
             }
         }
         Err(RequestError::Stopped)
@@ -345,8 +359,8 @@ fn room(limits: &Limits, prompt: usize) -> usize {
 }
 
 /// The request's settings over the persona's over the defaults.
-fn sampling(voice: &Voice<'_>, overrides: &Overrides) -> Sampling {
-    let (own, neutral) = (voice.sampling, Sampling::default());
+fn sampling(voice: &Voice<'_>, ask: &Ask) -> Sampling {
+    let (own, overrides, neutral) = (voice.sampling, &ask.overrides, Sampling::default());
     Sampling {
         temperature: overrides
             .temperature
@@ -361,6 +375,7 @@ fn sampling(voice: &Voice<'_>, overrides: &Overrides) -> Sampling {
             .unwrap_or(neutral.repetition_penalty),
         frequency_penalty: overrides.frequency_penalty.unwrap_or(0.0),
         presence_penalty: overrides.presence_penalty.unwrap_or(0.0),
+        logit_bias: ask.logit_bias.clone(),
         seed: overrides.seed.or(own.seed),
     }
 }
@@ -370,8 +385,8 @@ fn sampling(voice: &Voice<'_>, overrides: &Overrides) -> Sampling {
 pub struct Accepted {
     /// Who answers.
     pub speaker: Speaker,
-    /// Dropped, it cancels the request.
-    pub ticket: Ticket,
+    /// Dropped, they cancel the request.
+    pub tickets: Tickets,
 }
 
 /// The text of one answer as it comes; the last event is [`TextEvent::End`]. Dropped early, it cancels the request.
@@ -380,7 +395,7 @@ pub struct TextStream {
     /// Who answers.
     pub speaker: Speaker,
     events: Receiver<TextEvent>,
-    _ticket: Ticket,
+    _tickets: Tickets,
 }
 
 impl Iterator for TextStream {

@@ -37,6 +37,15 @@ pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u3
     Ok(begun(base, ids))
 }
 
+/// The prompt as text, for one that stands without a template; none of a conversation.
+pub(super) fn text(base: &Base, ask: &Ask) -> String {
+    match &ask.conversation {
+        Conversation::Text(text) => text.clone(),
+        Conversation::Tokens(ids) => base.tokenizer.decode(ids, true),
+        Conversation::Prompt { .. } | Conversation::Messages(_) => String::new(),
+    }
+}
+
 /// With the token that every sequence begins with, where the base wants one and it is not there yet.
 fn begun(base: &Base, mut ids: Vec<u32>) -> Vec<u32> {
     let tokenizer = &base.tokenizer;

@@ -31,12 +31,16 @@ impl StopWatcher {
             })
             .min();
         if let Some((_, start)) = first {
-            let mut shown = std::mem::take(&mut self.held);
-            shown.truncate(start);
-            return (shown, true);
+            let cut = self.held.split_off(start);
+            return (std::mem::replace(&mut self.held, cut), true);
         }
         let rest = self.held.split_off(self.held.len() - self.pending());
         (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// Bytes that are held back, or were cut off by a stop string.
+    pub fn held(&self) -> usize {
+        self.held.len()
     }
 
     /// What is held back, when no more text comes.

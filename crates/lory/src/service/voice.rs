@@ -16,6 +16,8 @@ const BASE: &str = "base";
 /// Who answers, as an answer tells it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Speaker {
+    /// The base's name.
+    pub base: String,
     /// The persona or blend as it was asked for, or the base's name.
     pub name: String,
     /// The persona's version; none for a blend and for the base.
@@ -107,6 +109,7 @@ impl<'a> Voice<'a> {
     fn base(base: &Base) -> Voice<'a> {
         Voice {
             speaker: Speaker {
+                base: base.name.clone(),
                 name: base.name.clone(),
                 version: None,
                 adapters: Vec::new(),

@@ -126,6 +126,9 @@ fn settings_that_mean_nothing_are_taken() {
         ("user", json!("someone")),
         ("metadata", json!({"a": "b"})),
         ("logprobs", json!(false)),
+        ("logit_bias", json!({})),
+        ("store", json!(false)),
+        ("service_tier", json!("auto")),
         ("tools", json!([])),
         ("response_format", json!({"type": "text"})),
         ("frequency_penalty", json!(0)),
@@ -151,6 +154,111 @@ fn penalties_change_the_answer() {
 }
 
 #[test]
+fn log_probabilities_are_told_token_by_token() {
+    let mut body = ask("warm", json!("Hello!"));
+    let plain = chat(&body);
+    body["logprobs"] = json!(true);
+    body["top_logprobs"] = json!(2);
+    let answer = chat(&body);
+    assert_eq!(content(&answer), content(&plain));
+    assert_eq!(plain["choices"][0]["logprobs"], Value::Null);
+    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    assert_eq!(tokens.len(), 16);
+    let bytes: Vec<u8> = tokens
+        .iter()
+        .flat_map(|token| token["bytes"].as_array().unwrap().clone())
+        .map(|byte| byte.as_u64().unwrap() as u8)
+        .collect();
+    assert_eq!(String::from_utf8_lossy(&bytes), content(&answer));
+    for token in &tokens {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!((top.len(), &top[0]["token"]), (2, &token["token"]));
+        assert!(top[0]["logprob"].as_f64() > top[1]["logprob"].as_f64());
+    }
+    let streamed: Vec<Value> = Server::shared()
+        .events("/v1/chat/completions", &body)
+        .iter()
+        .filter_map(|event| serde_json::from_str::<Value>(event).ok())
+        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array().cloned())
+        .flatten()
+        .collect();
+    assert_eq!(streamed, tokens);
+
+    // Of what a stop string cuts off, nothing is told.
+    let text = content(&answer).to_owned();
+    let cut: String = text.chars().skip(6).take(3).collect();
+    body["stop"] = json!(cut);
+    let stopped = chat(&body);
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    let shown = content(&stopped);
+    assert!(text.starts_with(shown) && shown.len() < text.len());
+    let told = stopped["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(told[..], tokens[..told.len()]);
+    let told: usize = told.iter().map(|token| token["bytes"].as_array().unwrap().len()).sum();
+    assert!(told >= shown.len() && told < shown.len() + 4, "{told} for {shown:?}");
+}
+
+#[test]
+fn several_answers_have_seeds_of_their_own() {
+    let mut body = ask("warm", json!("Hello!"));
+    body["temperature"] = json!(1);
+    body["seed"] = json!(11);
+    let alone = chat(&body);
+    body["n"] = json!(4);
+    let answer = chat(&body);
+    assert_eq!(chat(&body)["choices"], answer["choices"]);
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<&Value> = choices.iter().map(|c| &c["message"]["content"]).collect();
+    assert_eq!(texts[0], content(&alone));
+    for (i, text) in texts.iter().enumerate() {
+        assert!(!texts[i + 1..].contains(text));
+    }
+    let count = |answer: &Value, key: &str| answer["usage"][key].as_u64().unwrap();
+    assert_eq!(count(&answer, "prompt_tokens"), count(&alone, "prompt_tokens"));
+    assert_eq!(count(&answer, "completion_tokens"), 64);
+
+    let mut streamed = vec![String::new(); 4];
+    let mut roles = [0; 4];
+    for event in Server::shared().events("/v1/chat/completions", &body) {
+        let Ok(chunk) = serde_json::from_str::<Value>(&event) else {
+            continue;
+        };
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        roles[index] += usize::from(choice["delta"]["role"] == "assistant");
+        streamed[index] += choice["delta"]["content"].as_str().unwrap_or_default();
+    }
+    assert_eq!(roles, [1; 4]);
+    for (text, streamed) in texts.iter().zip(&streamed) {
+        assert_eq!(*text, streamed);
+    }
+}
+
+#[test]
+fn the_fingerprint_names_what_computed_the_answer() {
+    let fingerprint = |model: &str| {
+        let answer = chat(&ask(model, json!("Hello!")));
+        answer["system_fingerprint"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(fingerprint(BASE), BASE);
+    let [warm, formal, both] = ["warm", "formal", "warm*0.5+formal"].map(fingerprint);
+    assert!(warm.starts_with("tiny+") && warm.ends_with("*1"), "{warm}");
+    assert!(formal.ends_with("*0.5"), "{formal}");
+    assert_eq!(both.matches('+').count(), 2);
+    let hash = |fingerprint: &str| fingerprint[5..17].to_owned();
+    assert_eq!(hash(&both), hash(&warm));
+    assert_ne!(hash(&formal), hash(&warm));
+}
+
+#[test]
+fn embeddings_are_refused_by_name() {
+    let reply = Server::shared().post("/v1/embeddings", &json!({"model": BASE, "input": "Hi"}));
+    let (status, code, _, message) = reply.error();
+    assert_eq!((status, code.as_str()), (400, "unsupported_endpoint"));
+    assert!(message.starts_with("embeddings are not supported"), "{message}");
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     let refused = |key: &str, value: Value| {
         let mut body = ask("warm", json!("Hello!"));
@@ -162,11 +270,15 @@ fn what_is_not_supported_is_refused_by_name() {
         param.as_str().unwrap().to_owned()
     };
     for (key, value) in [
-        ("n", json!(2)),
+        ("n", json!(0)),
+        ("n", json!(9)),
+        ("store", json!(true)),
         ("tools", json!([{"type": "function"}])),
-        ("logprobs", json!(true)),
+        ("top_logprobs", json!(1)),
         ("response_format", json!({"type": "json_object"})),
-        ("logit_bias", json!({"5": 1})),
+        ("logit_bias", json!({"5": -101})),
+        ("functions", json!([{"name": "f"}])),
+        ("audio", json!({})),
         ("stream_options", json!({"include_usage": true})),
         ("max_completion_tokens", json!(4)),
         ("frequency_penalty", json!(3)),

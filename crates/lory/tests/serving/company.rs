@@ -7,6 +7,46 @@ use serde_json::{Value, json};
 use crate::scene::{BASE, Server};
 
 #[test]
+fn penalties_biases_and_several_answers_in_company_answer_as_alone() {
+    let server = Server::shared();
+    let requests: Vec<Value> = (0..12)
+        .map(|i| {
+            json!({
+                "model": (["warm", "formal", BASE][i % 3]),
+                "messages": [{"role": "user", "content": format!("Question {i}: {}", "why? ".repeat(i))}],
+                "temperature": ([0.0, 0.9][i % 2]),
+                "seed": i,
+                "n": 1 + i % 3,
+                "max_tokens": 40,
+                "frequency_penalty": 0.3 * (i % 4) as f64,
+                "presence_penalty": -0.5,
+                "repetition_penalty": 1.0 + 0.1 * (i % 2) as f64,
+                "logit_bias": {"68": (i % 5) as f64, "70": -3},
+                "logprobs": true,
+                "top_logprobs": 2,
+            })
+        })
+        .collect();
+    let ask = |request: &Value| {
+        let reply = server.post("/v1/chat/completions", request);
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()["choices"].clone()
+    };
+    let alone: Vec<Value> = requests.iter().map(ask).collect();
+    let together: Vec<Value> = thread::scope(|scope| {
+        let asked: Vec<_> = requests
+            .iter()
+            .map(|request| scope.spawn(|| ask(request)))
+            .collect();
+        asked
+            .into_iter()
+            .map(|asked| asked.join().unwrap())
+            .collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
 fn mixed_tones_at_once_answer_as_alone() {
     let server = Server::shared();
     let voices = [BASE, "warm", "formal", "warm*0.5+formal", "formal*-1"];

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::scene::{BASE, Server};
+use lory::service::Settings;
+
+use crate::scene::{self, BASE, Server};
 
 const PATH: &str = "/v1/completions";
 
@@ -25,6 +27,7 @@ fn a_text_goes_on_without_a_template() {
     let choice = &answer["choices"][0];
     assert_eq!(choice["index"], 0);
     assert_eq!(choice["logprobs"], Value::Null);
+    assert_eq!(answer["system_fingerprint"], BASE);
     let count = |key: &str| answer["usage"][key].as_u64().unwrap();
     let chat = json!({"model": BASE, "messages": [{"role": "user", "content": "Hello"}]});
     let chat = Server::shared().post("/v1/chat/completions", &chat).json();
@@ -83,6 +86,146 @@ fn a_stream_says_what_the_whole_does() {
 }
 
 #[test]
+fn several_prompts_and_several_answers_are_choices_in_order() {
+    let prompts = json!([[5, 6, 7, 8], [9, 4, 7]]);
+    let mut body = json!({
+        "model": "warm", "prompt": prompts, "max_tokens": 12, "ignore_eos": true, "n": 3,
+        "temperature": 1, "seed": 7,
+    });
+    let answer = complete(&body);
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<&str> = choices.iter().map(|c| c["text"].as_str().unwrap()).collect();
+    assert_eq!(texts.len(), 6);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        assert_eq!(choice["finish_reason"], "length");
+        assert!(!texts[index + 1..].contains(&texts[index]), "{texts:?}");
+    }
+    let usage = &answer["usage"];
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(7), &json!(72)));
+
+    // The first answer to each prompt is the one that it gets alone.
+    for (at, prompt) in prompts.as_array().unwrap().iter().enumerate() {
+        let alone = json!({
+            "model": "warm", "prompt": prompt, "max_tokens": 12, "ignore_eos": true,
+            "temperature": 1, "seed": 7,
+        });
+        assert_eq!(text(&complete(&alone)), texts[3 * at]);
+    }
+
+    body["stream_options"] = json!({"include_usage": true});
+    let mut streamed = vec![String::new(); 6];
+    let mut ended = [0; 6];
+    let mut events = Server::shared().events(PATH, &body);
+    assert_eq!(events.pop().unwrap(), "[DONE]");
+    let last: Value = serde_json::from_str(&events.pop().unwrap()).unwrap();
+    assert_eq!(last["usage"]["completion_tokens"], 72);
+    for event in &events {
+        let chunk: Value = serde_json::from_str(event).unwrap();
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        streamed[index] += choice["text"].as_str().unwrap();
+        ended[index] += usize::from(choice["finish_reason"] == "length");
+    }
+    assert_eq!(streamed, texts);
+    assert_eq!(ended, [1; 6]);
+}
+
+#[test]
+fn answers_to_a_long_prompt_share_its_blocks() {
+    let prompt: Vec<u32> = (0..200).map(|i| 3 + (i * 31 + 5) % 200).collect();
+    let server = Server::start(scene::service(&Settings::default()));
+    let body = json!({
+        "model": "formal", "prompt": prompt, "max_tokens": 4, "ignore_eos": true, "n": 4,
+        "temperature": 1,
+    });
+    let reply = server.post(PATH, &body);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let metrics = server.get("/metrics").text;
+    let cached = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("lory_prefix_cache_hit_tokens_total "))
+        .or_else(|| panic!("{metrics}"));
+    // Three of the four found all blocks but the last.
+    let cached: f64 = cached.unwrap().parse().unwrap();
+    assert!(cached >= 3.0 * 160.0, "{cached}");
+}
+
+#[test]
+fn echo_begins_with_the_prompt() {
+    let mut body = json!({"model": BASE, "prompt": "Hello the", "max_tokens": 8, "ignore_eos": true});
+    let plain = complete(&body);
+    body["echo"] = json!(true);
+    // A stop string is looked for in the answer alone.
+    body["stop"] = json!("Hello");
+    let echoed = complete(&body);
+    assert_eq!(text(&echoed), format!("Hello the{}", text(&plain)));
+    assert_eq!(echoed["usage"]["completion_tokens"], 8);
+    let streamed = Server::shared().events(PATH, &body);
+    assert!(streamed[0].contains("Hello the"), "{}", streamed[0]);
+    body["logprobs"] = json!(1);
+    assert_eq!(Server::shared().post(PATH, &body).error().2, "echo");
+}
+
+#[test]
+fn log_probabilities_come_in_columns() {
+    let body = json!({
+        "model": "warm", "prompt": [9, 4, 7], "max_tokens": 20, "ignore_eos": true, "logprobs": 3,
+    });
+    let whole = complete(&body);
+    let columns = &whole["choices"][0]["logprobs"];
+    let column = |name: &str| columns[name].as_array().unwrap().clone();
+    assert_eq!(column("tokens").len(), 20);
+    assert_eq!(column("text_offset")[0], 0);
+    for at in 0..20 {
+        let top = column("top_logprobs")[at].as_object().unwrap().clone();
+        assert_eq!(top.len(), 3);
+        let token = column("tokens")[at].as_str().unwrap().to_owned();
+        // Greedy: the most probable one.
+        let best = top.values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
+        assert_eq!(top[&token].as_f64().unwrap(), best);
+        assert_eq!(column("token_logprobs")[at].as_f64().unwrap(), best);
+        assert!(best < 0.0);
+    }
+    let mut streamed: Vec<Value> = Vec::new();
+    let mut offsets: Vec<Value> = Vec::new();
+    let mut events = Server::shared().events(PATH, &body);
+    events.pop();
+    for event in &events {
+        let chunk: Value = serde_json::from_str(event).unwrap();
+        if let Some(tokens) = chunk["choices"][0]["logprobs"]["tokens"].as_array() {
+            streamed.extend(tokens.clone());
+            offsets.extend(chunk["choices"][0]["logprobs"]["text_offset"].as_array().unwrap().clone());
+        }
+    }
+    assert_eq!(streamed, column("tokens"));
+    assert_eq!(offsets, column("text_offset"));
+    let mut none = body.clone();
+    none["logprobs"] = json!(0);
+    let none = complete(&none);
+    assert_eq!(none["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
+    assert_eq!(none["choices"][0]["logprobs"]["token_logprobs"], columns["token_logprobs"]);
+}
+
+#[test]
+fn a_bias_forces_and_forbids() {
+    let mut body = json!({"model": BASE, "prompt": [5, 6], "max_tokens": 6, "ignore_eos": true});
+    body["logit_bias"] = json!({"68": 100});
+    assert_eq!(text(&complete(&body)), "AAAAAA");
+    body["logit_bias"] = json!({});
+    let plain = complete(&body);
+    body["logprobs"] = json!(0);
+    let first = complete(&body)["choices"][0]["logprobs"]["tokens"][0].clone();
+    let first = first.as_str().unwrap();
+    assert!(text(&plain).starts_with(first));
+    // Printable bytes have the ids 3 + byte in the tiny vocabulary.
+    if let [byte] = first.as_bytes() {
+        body["logit_bias"] = json!({(3 + u32::from(*byte)).to_string(): -100});
+        assert!(!text(&complete(&body)).starts_with(first));
+    }
+}
+
+#[test]
 fn what_is_wrong_is_refused_by_name() {
     let refused = |key: &str, value: Value| {
         let mut body = json!({"model": BASE, "prompt": "Hello"});
@@ -96,12 +239,17 @@ fn what_is_wrong_is_refused_by_name() {
         ("prompt", json!([])),
         ("prompt", json!([1, 4_000_000_000_u32])),
         ("prompt", json!([-1])),
-        ("prompt", json!(["two", "prompts"])),
-        ("n", json!(2)),
+        ("prompt", json!(["one", ""])),
+        ("prompt", json!(["one", [2]])),
+        ("prompt", json!(vec!["one"; 17])),
+        ("n", json!(0)),
+        ("n", json!(9)),
         ("best_of", json!(2)),
-        ("echo", json!(true)),
-        ("logprobs", json!(1)),
-        ("logit_bias", json!({"5": 1})),
+        ("logprobs", json!(21)),
+        ("logprobs", json!(true)),
+        ("logit_bias", json!({"5": 101})),
+        ("logit_bias", json!({"4000000": 1})),
+        ("logit_bias", json!({"the": 1})),
         ("suffix", json!("x")),
         ("stream_options", json!({"include_usage": true})),
         ("max_tokens", json!(0)),

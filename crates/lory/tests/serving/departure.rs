@@ -19,6 +19,33 @@ fn long_stream(server: &Server) -> Open {
     open
 }
 
+#[test]
+fn a_client_that_leaves_takes_all_its_answers_along() {
+    let service = scene::service(&Settings {
+        engine: EngineConfig {
+            max_batch: 2,
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    });
+    let server = Server::start(service.clone());
+    let body = json!({
+        "model": "warm", "prompt": [9, 4, 7], "max_tokens": 400, "ignore_eos": true, "n": 8,
+        "temperature": 1, "stream": true,
+    });
+    for _ in 0..3 {
+        let body = body.to_string();
+        let mut open = server.send("POST", "/v1/completions", JSON, body.as_bytes());
+        open.first_bytes();
+        drop(open);
+        idle(&service);
+    }
+    let stats = service.engine().stats();
+    assert_eq!(stats.in_flight, 0);
+    assert!(stats.finished_cancelled >= 3, "{stats:?}");
+    assert!(stats.sampled_tokens < 24 * 400, "{stats:?}");
+}
+
 fn idle(service: &Service) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {

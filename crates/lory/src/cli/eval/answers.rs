@@ -214,7 +214,7 @@ fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {
     let mut text = String::new();
     for event in stream {
         match event {
-            TextEvent::Delta(delta) => text.push_str(&delta),
+            TextEvent::Delta(delta) => text.push_str(&delta.text),
             TextEvent::End(end) => {
                 end.check()?;
                 return Ok((text, end.completion_tokens));
