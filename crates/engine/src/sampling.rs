@@ -171,7 +171,10 @@ mod tests {
         };
         assert_eq!(with(MAX_LOGIT_BIAS).check(), Ok(()));
         let error = with(MAX_LOGIT_BIAS + 1).check().unwrap_err().to_string();
-        assert!(error.contains("logit_bias") && error.contains("1024"), "{error}");
+        assert!(
+            error.contains("logit_bias") && error.contains("1024"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -24,11 +24,22 @@ fn only_what_is_allowed_is_said_and_the_end_of_the_grammar_is_the_end() {
         let answer = collect(handle.stream(request.clone()).unwrap());
         let said = answer.ids();
         assert_eq!(answer.finished.reason, FinishReason::Stop);
-        assert_eq!((said.len(), answer.finished.completion_tokens), (length, length));
+        assert_eq!(
+            (said.len(), answer.finished.completion_tokens),
+            (length, length)
+        );
         for at in 0..said.len() {
             assert!(rhythm.allows(&said[..at], said[at]), "{said:?}");
         }
-        let free = collect(handle.stream(Request { grammar: None, ..request }).unwrap()).ids();
+        let free = collect(
+            handle
+                .stream(Request {
+                    grammar: None,
+                    ..request
+                })
+                .unwrap(),
+        )
+        .ids();
         assert_ne!(free[..length.min(free.len())], said[..]);
     }
     assert_at_rest(&handle);
@@ -103,11 +114,21 @@ fn a_grammar_that_fails_ends_its_own_request_alone() {
     };
     let broken = |in_mask| Arc::new(Broken { said: 0, in_mask });
     assert_eq!(fails(broken(true)), (2, "the mask is too hard".to_owned()));
-    assert_eq!(fails(broken(false)), (2, "the token is too hard".to_owned()));
+    assert_eq!(
+        fails(broken(false)),
+        (2, "the token is too hard".to_owned())
+    );
     let (tokens, message) = fails(Arc::new(Closed));
     assert_eq!(tokens, 0);
-    assert!(message.contains("allows no token at position 2"), "{message}");
+    assert!(
+        message.contains("allows no token at position 2"),
+        "{message}"
+    );
     assert_eq!(collect(neighbour).ids(), expected);
-    assert_eq!(VOCAB % 32, 29, "the last word of a mask has bits past the vocabulary");
+    assert_eq!(
+        VOCAB % 32,
+        29,
+        "the last word of a mask has bits past the vocabulary"
+    );
     assert_at_rest(&handle);
 }

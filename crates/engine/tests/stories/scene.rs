@@ -156,7 +156,10 @@ struct Beat {
 
 impl Constraint for Beat {
     fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
-        assert!(allowed.iter().all(|word| *word == 0), "a mask that is not clean");
+        assert!(
+            allowed.iter().all(|word| *word == 0),
+            "a mask that is not clean"
+        );
         for token in 0..VOCAB as u32 {
             if self.rhythm.allows(&self.said, token) {
                 allowed[token as usize / 32] |= 1 << (token % 32);
@@ -166,7 +169,10 @@ impl Constraint for Beat {
     }
 
     fn commit(&mut self, token: u32) -> Result<Progress, String> {
-        assert!(self.rhythm.allows(&self.said, token), "a token that was not allowed");
+        assert!(
+            self.rhythm.allows(&self.said, token),
+            "a token that was not allowed"
+        );
         self.said.push(token);
         Ok(match self.said.len() < self.rhythm.length {
             true => Progress::Open,

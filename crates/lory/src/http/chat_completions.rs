@@ -26,7 +26,12 @@ pub(super) async fn chat_completions(
     let logprobs = ask.logprobs.is_some();
     let incoming = Incoming::submit(service, ask).await?;
     if stream {
-        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", model, &incoming.speaker);
+        let envelope = Envelope::new(
+            "chatcmpl",
+            "chat.completion.chunk",
+            model,
+            &incoming.speaker,
+        );
         return Ok(incoming.stream(Chunks {
             envelope,
             logprobs,
@@ -94,7 +99,10 @@ impl Wire for Chunks {
 
     fn end(&mut self, number: usize, _speaker: &Speaker, end: &End) -> Vec<String> {
         let reason = Some(end.reason.name());
-        vec![self.choice(number, json!({}), Value::Null, reason).to_string()]
+        vec![
+            self.choice(number, json!({}), Value::Null, reason)
+                .to_string(),
+        ]
     }
 
     fn last(&mut self, usage: &Usage) -> Vec<String> {

@@ -256,7 +256,10 @@ impl ChatRequest {
     pub(super) fn into_ask(self) -> Result<Ask, ApiError> {
         self.check()?;
         let logprobs = match self.logprobs {
-            Some(true) => Some(logprobs::count("top_logprobs", self.top_logprobs.unwrap_or(0))?),
+            Some(true) => Some(logprobs::count(
+                "top_logprobs",
+                self.top_logprobs.unwrap_or(0),
+            )?),
             _ => None,
         };
         let limit = if self.max_tokens.is_some() {

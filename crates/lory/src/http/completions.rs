@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Biases, Body, Texts};
 use super::logprobs::{self, Columns};
-use crate::service::{Ask, Conversation, Delta, End, FieldNames, Overrides, SpokenToken, Speaker};
+use crate::service::{Ask, Conversation, Delta, End, FieldNames, Overrides, Speaker, SpokenToken};
 
 /// OpenAI's default, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -86,7 +86,10 @@ impl CompletionRequest {
             let message = "suffix is not supported; leave it out";
             return Err(ApiError::unsupported("suffix", message));
         }
-        if let Some(best_of) = self.best_of.filter(|best_of| *best_of != self.n.unwrap_or(1)) {
+        if let Some(best_of) = self
+            .best_of
+            .filter(|best_of| *best_of != self.n.unwrap_or(1))
+        {
             let message = format!(
                 "best_of must be n ({}), not {best_of}: every answer is returned; ask for more with n",
                 self.n.unwrap_or(1)
@@ -94,7 +97,8 @@ impl CompletionRequest {
             return Err(ApiError::unsupported("best_of", message));
         }
         if self.echo == Some(true) && self.logprobs.is_some() {
-            let message = "echo cannot be combined with logprobs: those of a prompt are not computed";
+            let message =
+                "echo cannot be combined with logprobs: those of a prompt are not computed";
             return Err(ApiError::unsupported("echo", message));
         }
         StreamOptions::check(&self.stream_options, self.stream)
@@ -112,7 +116,9 @@ impl CompletionRequest {
             let param = Some("prompt".to_owned());
             return Err(ApiError::bad_request("invalid_value", message, param));
         }
-        let logprobs = self.logprobs.map(|asked| logprobs::count("logprobs", asked));
+        let logprobs = self
+            .logprobs
+            .map(|asked| logprobs::count("logprobs", asked));
         let ask = Ask {
             overrides: Overrides {
                 temperature: self.temperature,
@@ -173,7 +179,12 @@ pub(super) async fn completions(
     let choices = answers.iter().enumerate().map(|(index, answer)| {
         let mut columns = logprobs.map(|top| Columns::new(top, 0));
         let logprobs = logprobs_of(columns.as_mut(), &answer.tokens);
-        choice(index, &answer.text, logprobs, Some(answer.end.reason.name()))
+        choice(
+            index,
+            &answer.text,
+            logprobs,
+            Some(answer.end.reason.name()),
+        )
     });
     let mut body = envelope.with(choices.collect());
     body["usage"] = usage.json();

@@ -93,7 +93,10 @@ mod tests {
             let id = AdapterId([byte; 32]);
             speaker.adapters.push(AdapterUse { id, scale });
         }
-        assert_eq!(fingerprint(&speaker), "tiny+abababababab*1+010101010101*0.3");
+        assert_eq!(
+            fingerprint(&speaker),
+            "tiny+abababababab*1+010101010101*0.3"
+        );
     }
 
     #[test]

@@ -105,7 +105,10 @@ impl Incoming {
             events,
             ends: vec![None; answers],
             choices,
-            _tickets: accepted.into_iter().map(|accepted| accepted.tickets).collect(),
+            _tickets: accepted
+                .into_iter()
+                .map(|accepted| accepted.tickets)
+                .collect(),
         })
     }
 
@@ -172,7 +175,10 @@ fn kept_alive(
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // Proxies that gather responses would hold a stream back; this header turns it off in those that know it.
     let headers = response.headers_mut();
-    headers.insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    headers.insert(
+        "x-accel-buffering",
+        axum::http::HeaderValue::from_static("no"),
+    );
     response
 }
 
@@ -249,9 +255,8 @@ mod tests {
         assert_eq!(response.headers()["x-accel-buffering"], "no");
         let mut body = response.into_body().into_data_stream();
         for _ in 0..2 {
-            let comment = std::future::poll_fn(|context| {
-                std::pin::Pin::new(&mut body).poll_next(context)
-            });
+            let comment =
+                std::future::poll_fn(|context| std::pin::Pin::new(&mut body).poll_next(context));
             assert_eq!(comment.await.unwrap().unwrap(), ": keep-alive\n\n");
         }
     }

@@ -66,7 +66,9 @@ pub(super) async fn generate(
         return Ok(incoming.stream(Events { user_type }));
     }
     let (answers, _) = incoming.whole().await?;
-    let one = answers.first().ok_or_else(|| ApiError::internal("there is no answer"))?;
+    let one = answers
+        .first()
+        .ok_or_else(|| ApiError::internal("there is no answer"))?;
     let mut body = json!({"response": one.text});
     append(&mut body, summary(&user_type, &one.speaker, &one.end));
     Ok(Json(body).into_response())

@@ -177,7 +177,9 @@ impl<'de> Deserialize<'de> for Biases {
                 D::Error::custom(format!("{text:?} is no token id; the keys are token ids"))
             })?;
             if biases.insert(id, bias).is_some() {
-                return Err(D::Error::custom(format!("the token id {id} stands there twice")));
+                return Err(D::Error::custom(format!(
+                    "the token id {id} stands there twice"
+                )));
             }
         }
         Ok(Biases(biases.into_iter().collect()))

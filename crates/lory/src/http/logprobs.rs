@@ -117,7 +117,10 @@ mod tests {
         SpokenToken {
             bytes: bytes.to_vec(),
             logprob,
-            top: vec![(bytes.to_vec(), logprob), (b"x".to_vec(), f32::NEG_INFINITY)],
+            top: vec![
+                (bytes.to_vec(), logprob),
+                (b"x".to_vec(), f32::NEG_INFINITY),
+            ],
         }
     }
 

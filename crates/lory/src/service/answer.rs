@@ -259,7 +259,11 @@ impl Writer {
         Some(SpokenToken {
             bytes: bytes(token.id),
             logprob: token.logprob?,
-            top: token.top.iter().map(|(id, logprob)| (bytes(*id), *logprob)).collect(),
+            top: token
+                .top
+                .iter()
+                .map(|(id, logprob)| (bytes(*id), *logprob))
+                .collect(),
         })
     }
 }

@@ -41,9 +41,7 @@ use engine::{
 use registry::Personas;
 
 pub use adapters::AdapterError;
-pub use answer::{
-    Answer, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink,
-};
+pub use answer::{Answer, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink};
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
 pub use choices::Tickets;

@@ -162,7 +162,10 @@ fn log_probabilities_are_told_token_by_token() {
     let answer = chat(&body);
     assert_eq!(content(&answer), content(&plain));
     assert_eq!(plain["choices"][0]["logprobs"], Value::Null);
-    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    let tokens = answer["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap()
+        .clone();
     assert_eq!(tokens.len(), 16);
     let bytes: Vec<u8> = tokens
         .iter()
@@ -179,7 +182,11 @@ fn log_probabilities_are_told_token_by_token() {
         .events("/v1/chat/completions", &body)
         .iter()
         .filter_map(|event| serde_json::from_str::<Value>(event).ok())
-        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array().cloned())
+        .filter_map(|chunk| {
+            chunk["choices"][0]["logprobs"]["content"]
+                .as_array()
+                .cloned()
+        })
         .flatten()
         .collect();
     assert_eq!(streamed, tokens);
@@ -192,10 +199,18 @@ fn log_probabilities_are_told_token_by_token() {
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
     let shown = content(&stopped);
     assert!(text.starts_with(shown) && shown.len() < text.len());
-    let told = stopped["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let told = stopped["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap();
     assert_eq!(told[..], tokens[..told.len()]);
-    let told: usize = told.iter().map(|token| token["bytes"].as_array().unwrap().len()).sum();
-    assert!(told >= shown.len() && told < shown.len() + 4, "{told} for {shown:?}");
+    let told: usize = told
+        .iter()
+        .map(|token| token["bytes"].as_array().unwrap().len())
+        .sum();
+    assert!(
+        told >= shown.len() && told < shown.len() + 4,
+        "{told} for {shown:?}"
+    );
 }
 
 #[test]
@@ -214,7 +229,10 @@ fn several_answers_have_seeds_of_their_own() {
         assert!(!texts[i + 1..].contains(text));
     }
     let count = |answer: &Value, key: &str| answer["usage"][key].as_u64().unwrap();
-    assert_eq!(count(&answer, "prompt_tokens"), count(&alone, "prompt_tokens"));
+    assert_eq!(
+        count(&answer, "prompt_tokens"),
+        count(&alone, "prompt_tokens")
+    );
     assert_eq!(count(&answer, "completion_tokens"), 64);
 
     let mut streamed = vec![String::new(); 4];
@@ -255,7 +273,10 @@ fn embeddings_are_refused_by_name() {
     let reply = Server::shared().post("/v1/embeddings", &json!({"model": BASE, "input": "Hi"}));
     let (status, code, _, message) = reply.error();
     assert_eq!((status, code.as_str()), (400, "unsupported_endpoint"));
-    assert!(message.starts_with("embeddings are not supported"), "{message}");
+    assert!(
+        message.starts_with("embeddings are not supported"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -94,7 +94,10 @@ fn several_prompts_and_several_answers_are_choices_in_order() {
     });
     let answer = complete(&body);
     let choices = answer["choices"].as_array().unwrap();
-    let texts: Vec<&str> = choices.iter().map(|c| c["text"].as_str().unwrap()).collect();
+    let texts: Vec<&str> = choices
+        .iter()
+        .map(|c| c["text"].as_str().unwrap())
+        .collect();
     assert_eq!(texts.len(), 6);
     for (index, choice) in choices.iter().enumerate() {
         assert_eq!(choice["index"], index);
@@ -102,7 +105,10 @@ fn several_prompts_and_several_answers_are_choices_in_order() {
         assert!(!texts[index + 1..].contains(&texts[index]), "{texts:?}");
     }
     let usage = &answer["usage"];
-    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(7), &json!(72)));
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"]),
+        (&json!(7), &json!(72))
+    );
 
     // The first answer to each prompt is the one that it gets alone.
     for (at, prompt) in prompts.as_array().unwrap().iter().enumerate() {
@@ -153,7 +159,8 @@ fn answers_to_a_long_prompt_share_its_blocks() {
 
 #[test]
 fn echo_begins_with_the_prompt() {
-    let mut body = json!({"model": BASE, "prompt": "Hello the", "max_tokens": 8, "ignore_eos": true});
+    let mut body =
+        json!({"model": BASE, "prompt": "Hello the", "max_tokens": 8, "ignore_eos": true});
     let plain = complete(&body);
     body["echo"] = json!(true);
     // A stop string is looked for in the answer alone.
@@ -182,7 +189,10 @@ fn log_probabilities_come_in_columns() {
         assert_eq!(top.len(), 3);
         let token = column("tokens")[at].as_str().unwrap().to_owned();
         // Greedy: the most probable one.
-        let best = top.values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
+        let best = top
+            .values()
+            .map(|v| v.as_f64().unwrap())
+            .fold(f64::MIN, f64::max);
         assert_eq!(top[&token].as_f64().unwrap(), best);
         assert_eq!(column("token_logprobs")[at].as_f64().unwrap(), best);
         assert!(best < 0.0);
@@ -195,7 +205,12 @@ fn log_probabilities_come_in_columns() {
         let chunk: Value = serde_json::from_str(event).unwrap();
         if let Some(tokens) = chunk["choices"][0]["logprobs"]["tokens"].as_array() {
             streamed.extend(tokens.clone());
-            offsets.extend(chunk["choices"][0]["logprobs"]["text_offset"].as_array().unwrap().clone());
+            offsets.extend(
+                chunk["choices"][0]["logprobs"]["text_offset"]
+                    .as_array()
+                    .unwrap()
+                    .clone(),
+            );
         }
     }
     assert_eq!(streamed, column("tokens"));
@@ -204,7 +219,10 @@ fn log_probabilities_come_in_columns() {
     none["logprobs"] = json!(0);
     let none = complete(&none);
     assert_eq!(none["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
-    assert_eq!(none["choices"][0]["logprobs"]["token_logprobs"], columns["token_logprobs"]);
+    assert_eq!(
+        none["choices"][0]["logprobs"]["token_logprobs"],
+        columns["token_logprobs"]
+    );
 }
 
 #[test]
