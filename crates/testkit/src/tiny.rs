@@ -57,7 +57,18 @@ pub fn tiny_gguf(seed: u64) -> Vec<u8> {
 /// # Panics
 /// For a `dtype` that `formats::gguf::quantize` does not write.
 pub fn tiny_gguf_as(seed: u64, dtype: GgmlType) -> Vec<u8> {
-    let config = tiny_config();
+    tiny_gguf_of(seed, dtype, tiny_config().context_length)
+}
+
+/// [`tiny_gguf_as`] with another context, for conversations that are longer; the weights are the same.
+///
+/// # Panics
+/// As [`tiny_gguf_as`].
+pub fn tiny_gguf_of(seed: u64, dtype: GgmlType, context_length: usize) -> Vec<u8> {
+    let config = ModelConfig {
+        context_length,
+        ..tiny_config()
+    };
     let mut writer = GgufWriter::new();
     config.write_metadata(&mut writer);
     writer.metadata("general.name", "tiny");

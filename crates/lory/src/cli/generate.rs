@@ -156,6 +156,7 @@ fn collect(
                 show(&delta.text)?;
                 gathered.add(delta);
             }
+            TextEvent::Call(call) => gathered.call(call),
             TextEvent::End(end) => {
                 return Ok(gathered.end(stream.speaker.clone(), end)?);
             }

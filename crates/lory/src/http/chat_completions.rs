@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::Slot;
 use super::chat_request::ChatRequest;
-use super::envelope::Envelope;
+use super::envelope::{Envelope, random_id};
 use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::Body;
 use super::logprobs;
-use crate::service::{Delta, End, Speaker};
+use crate::service::{Call, CallDelta, Delta, End, Speaker};
 
 pub(super) async fn chat_completions(
     State(slot): State<Slot>,
@@ -43,7 +43,7 @@ pub(super) async fn chat_completions(
     let choices = answers.iter().enumerate().map(|(index, answer)| {
         json!({
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": null},
+            "message": message(&answer.text, &answer.calls),
             "logprobs": logprobs.then(|| logprobs::of_chat(&answer.tokens)),
             "finish_reason": answer.end.reason.name(),
         })
@@ -51,6 +51,25 @@ pub(super) async fn chat_completions(
     let mut body = envelope.with(choices.collect());
     body["usage"] = usage.json();
     Ok(Json(body).into_response())
+}
+
+/// A whole answer; one that only calls tools has no content.
+fn message(text: &str, calls: &[Call]) -> Value {
+    let mut message = json!({"role": "assistant", "content": text, "refusal": null});
+    if !calls.is_empty() {
+        let calls = calls.iter().map(|call| {
+            json!({
+                "id": random_id("call"),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            })
+        });
+        if text.is_empty() {
+            message["content"] = Value::Null;
+        }
+        message["tool_calls"] = calls.collect();
+    }
+    message
 }
 
 /// A stream's chunks.
@@ -95,6 +114,21 @@ impl Wire for Chunks {
             false => Value::Null,
         };
         self.choice(number, json!({"content": delta.text}), logprobs, None)
+    }
+
+    fn call(&mut self, number: usize, call: &CallDelta) -> Option<Value> {
+        let call = match call {
+            CallDelta::Begin { index, name } => json!({
+                "index": index,
+                "id": random_id("call"),
+                "type": "function",
+                "function": {"name": name, "arguments": ""},
+            }),
+            CallDelta::Arguments { index, text } => {
+                json!({"index": index, "function": {"arguments": text}})
+            }
+        };
+        Some(self.choice(number, json!({"tool_calls": [call]}), Value::Null, None))
     }
 
     fn end(&mut self, number: usize, _speaker: &Speaker, end: &End) -> Vec<String> {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::chat_tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, tools};
 use super::json::{Biases, Texts};
 use super::logprobs;
 use crate::service::{Ask, Conversation, FieldNames, Overrides};
@@ -26,6 +27,10 @@ pub(super) struct ChatRequest {
     logit_bias: Option<Biases>,
     logprobs: Option<bool>,
     top_logprobs: Option<u64>,
+    response_format: Option<ResponseFormat>,
+    tools: Option<Vec<ToolField>>,
+    tool_choice: Option<ToolChoiceField>,
+    parallel_tool_calls: Option<bool>,
     n: Option<usize>,
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -53,14 +58,10 @@ pub(super) struct ChatRequest {
     functions: Option<Value>,
     modalities: Option<Value>,
     moderation: Option<Value>,
-    parallel_tool_calls: Option<Value>,
     prediction: Option<Value>,
     reasoning_effort: Option<Value>,
-    response_format: Option<Value>,
     service_tier: Option<Value>,
     store: Option<Value>,
-    tool_choice: Option<Value>,
-    tools: Option<Value>,
     verbosity: Option<Value>,
     web_search_options: Option<Value>,
 }
@@ -88,8 +89,10 @@ struct ChatMessage {
     _annotations: Option<Value>,
     audio: Option<Value>,
     function_call: Option<Value>,
-    tool_calls: Option<Value>,
-    tool_call_id: Option<Value>,
+    tool_calls: Option<Vec<CalledTool>>,
+    // Which call a turn of the role `tool` answers: they stand in order.
+    #[serde(rename = "tool_call_id")]
+    _tool_call_id: Option<String>,
 }
 
 /// A text, or parts of one.
@@ -180,37 +183,29 @@ impl ChatRequest {
         let never = |_: &Value| false;
         // A field, what was given, and which values of it change nothing.
         type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let fields: [(&str, &Option<Value>, Neutral<'_>); 15] = [
+        let fields: [(&str, &Option<Value>, Neutral<'_>); 11] = [
             ("audio", &self.audio, &never),
             ("function_call", &self.function_call, &|v| v == "none"),
             ("functions", &self.functions, &empty),
             ("modalities", &self.modalities, &|v| v == &json!(["text"])),
             ("moderation", &self.moderation, &never),
-            ("parallel_tool_calls", &self.parallel_tool_calls, &|v| {
-                v.is_boolean()
-            }),
             ("prediction", &self.prediction, &never),
             ("reasoning_effort", &self.reasoning_effort, &|v| v == "none"),
-            ("response_format", &self.response_format, &|v| {
-                v == &json!({"type": "text"})
-            }),
             ("service_tier", &self.service_tier, &|v| {
                 v == "auto" || v == "default"
             }),
             ("store", &self.store, &off),
-            ("tool_choice", &self.tool_choice, &|v| {
-                v == "none" || v == "auto"
-            }),
-            ("tools", &self.tools, &empty),
             ("verbosity", &self.verbosity, &|v| v == "medium"),
             ("web_search_options", &self.web_search_options, &never),
         ];
         for (field, value, neutral) in fields {
             if value.as_ref().is_some_and(|value| !neutral(value)) {
-                return Err(ApiError::unsupported(
-                    field,
-                    format!("{field} is not supported; leave it out"),
-                ));
+                let instead = match field {
+                    "functions" | "function_call" => "use tools and tool_choice",
+                    _ => "leave it out",
+                };
+                let message = format!("{field} is not supported; {instead}");
+                return Err(ApiError::unsupported(field, message));
             }
         }
         StreamOptions::check(&self.stream_options, self.stream)?;
@@ -230,8 +225,6 @@ impl ChatRequest {
             for (field, value) in [
                 ("audio", &message.audio),
                 ("function_call", &message.function_call),
-                ("tool_calls", &message.tool_calls),
-                ("tool_call_id", &message.tool_call_id),
             ] {
                 let given = value.as_ref().is_some_and(|value| !empty(value));
                 if given {
@@ -240,7 +233,12 @@ impl ChatRequest {
                     return Err(ApiError::unsupported(&field, message));
                 }
             }
-            if message.content.is_none() {
+            if message.tool_calls.is_some() && message.role != "assistant" {
+                let field = format!("messages[{i}].tool_calls");
+                let message = format!("{field} is only for messages of the role assistant");
+                return Err(ApiError::unsupported(&field, message));
+            }
+            if message.content.is_none() && message.tool_calls.is_none() {
                 let field = format!("messages[{i}].content");
                 let message = format!("{field} is missing");
                 return Err(ApiError::bad_request("missing_field", message, Some(field)));
@@ -267,17 +265,24 @@ impl ChatRequest {
         } else {
             "max_completion_tokens"
         };
-        let turn = |message: ChatMessage| {
+        let format = self.response_format.map(ResponseFormat::read).transpose()?;
+        let tools = tools(self.tools, self.tool_choice, self.parallel_tool_calls)?;
+        let mut turns = Vec::with_capacity(self.messages.len());
+        for (index, message) in self.messages.into_iter().enumerate() {
             // OpenAI's newer name for the same thing.
             let role = match message.role.as_str() {
                 "developer" => "system".to_owned(),
                 _ => message.role,
             };
             let Content(content) = message.content.unwrap_or(Content(String::new()));
-            Message { role, content }
-        };
+            let called = message.tool_calls.unwrap_or_default();
+            let content = CalledTool::said(&content, called, index)?;
+            turns.push(Message { role, content });
+        }
         Ok(Ask {
-            conversation: Conversation::Messages(self.messages.into_iter().map(turn).collect()),
+            conversation: Conversation::Messages(turns),
+            format: format.unwrap_or_default(),
+            tools,
             overrides: Overrides {
                 temperature: self.temperature,
                 top_p: self.top_p,

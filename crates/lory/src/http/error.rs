@@ -130,11 +130,13 @@ impl From<RequestError> for ApiError {
                 }
             },
             RequestError::NoPersona { .. } => (StatusCode::BAD_REQUEST, "invalid_persona"),
+            RequestError::Schema { .. } => (StatusCode::BAD_REQUEST, "invalid_schema"),
             RequestError::EmptyPrompt { .. } => (StatusCode::BAD_REQUEST, "empty_prompt"),
             RequestError::PromptTooLong { .. } | RequestError::PastContext { .. } => {
                 (StatusCode::BAD_REQUEST, "context_length_exceeded")
             }
             RequestError::UnknownRole { .. }
+            | RequestError::Tool { .. }
             | RequestError::Template { .. }
             | RequestError::Tokenize { .. }
             | RequestError::OutOfRange { .. }
@@ -148,6 +150,7 @@ impl From<RequestError> for ApiError {
                 }
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "adapter_unusable"),
             },
+            RequestError::GrammarsBusy => (StatusCode::SERVICE_UNAVAILABLE, "grammars_busy"),
             RequestError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
             // Nobody reads it.
             RequestError::GivenUp => (StatusCode::REQUEST_TIMEOUT, "client_gone"),

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
 use crate::service::{
-    Answer, Ask, Delta, End, Gathered, RequestError, Service, Speaker, TextEvent, TextSink, Tickets,
+    Answer, Ask, CallDelta, Delta, End, Gathered, RequestError, Service, Speaker, TextEvent, TextSink, Tickets,
 };
 
 /// A stream that is silent for so long gets a comment, so that nothing between takes it for dead.
@@ -138,10 +138,14 @@ impl Incoming {
         let mut gathered: Vec<Gathered> = Vec::new();
         gathered.resize_with(self.answers(), Gathered::default);
         let usage = loop {
-            if let (number, TextEvent::Delta(delta)) = self.next().await? {
-                gathered[number].add(delta);
-            } else if let Some(usage) = self.usage() {
-                break usage;
+            match self.next().await? {
+                (number, TextEvent::Delta(delta)) => gathered[number].add(delta),
+                (number, TextEvent::Call(call)) => gathered[number].call(call),
+                (_, TextEvent::End(_)) => {
+                    if let Some(usage) = self.usage() {
+                        break usage;
+                    }
+                }
             }
         };
         let mut answers = Vec::with_capacity(gathered.len());
@@ -200,6 +204,10 @@ pub(super) trait Wire: Send + 'static {
     fn begin(&mut self, answers: usize) -> Vec<String>;
     /// More of an answer.
     fn delta(&mut self, number: usize, delta: &Delta) -> Value;
+    /// More of an answer's calls, where the interface offers tools.
+    fn call(&mut self, _number: usize, _call: &CallDelta) -> Option<Value> {
+        None
+    }
     /// What comes after all of an answer.
     fn end(&mut self, number: usize, speaker: &Speaker, end: &End) -> Vec<String>;
     /// What comes after all answers.
@@ -222,6 +230,10 @@ impl<W: Wire> Streaming<W> {
                 Ok((number, TextEvent::Delta(delta))) => {
                     let data = self.wire.delta(number, &delta);
                     self.ready.push_back(data.to_string());
+                }
+                Ok((number, TextEvent::Call(call))) => {
+                    let data = self.wire.call(number, &call);
+                    self.ready.extend(data.map(|data| data.to_string()));
                 }
                 Ok((number, TextEvent::End(end))) => {
                     self.ready

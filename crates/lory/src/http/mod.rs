@@ -5,6 +5,7 @@
 
 mod chat_completions;
 mod chat_request;
+mod chat_tools;
 mod completions;
 mod embeddings;
 mod envelope;

@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
 
+use super::calls::{CallReader, Piece};
 use super::error::RequestError;
 use super::meters::Meter;
 use super::stop::StopWatcher;
+use super::tools::Call;
 use super::voice::Speaker;
 
 /// Part of an answer.
@@ -17,6 +19,8 @@ use super::voice::Speaker;
 pub enum TextEvent {
     /// More of it.
     Delta(Delta),
+    /// More of its calls of tools.
+    Call(CallDelta),
     /// The end; nothing follows.
     End(End),
 }
@@ -28,6 +32,25 @@ pub struct Delta {
     pub text: String,
     /// The tokens that began in it, where the request asked for log-probabilities.
     pub tokens: Vec<SpokenToken>,
+}
+
+/// More of an answer's calls, which are counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallDelta {
+    /// A call begins.
+    Begin {
+        /// Its number.
+        index: usize,
+        /// The tool's name.
+        name: String,
+    },
+    /// More of a call's arguments.
+    Arguments {
+        /// The call's number.
+        index: usize,
+        /// More of the JSON; never empty.
+        text: String,
+    },
 }
 
 /// A token of an answer with its log-probabilities.
@@ -65,6 +88,8 @@ pub struct End {
 pub enum FinishReason {
     /// The model ended it, or a stop string.
     Stop,
+    /// The model called tools and ended it.
+    ToolCalls,
     /// `max_new_tokens` were sampled.
     Length,
     /// Its `timeout_ms` passed first.
@@ -76,10 +101,11 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// The reason as it stands in answers: `stop`, `length` or `timeout`, or `cancelled` or `error`.
+    /// The reason as it stands in answers: `stop`, `tool_calls`, `length` or `timeout`, or `cancelled` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
+            FinishReason::ToolCalls => "tool_calls",
             FinishReason::Length => "length",
             FinishReason::Timeout => "timeout",
             FinishReason::Cancelled => "cancelled",
@@ -96,7 +122,10 @@ impl End {
     pub fn check(&self) -> Result<(), RequestError> {
         match &self.reason {
             FinishReason::Timeout if self.completion_tokens == 0 => Err(RequestError::Timeout),
-            FinishReason::Stop | FinishReason::Length | FinishReason::Timeout => Ok(()),
+            FinishReason::Stop
+            | FinishReason::ToolCalls
+            | FinishReason::Length
+            | FinishReason::Timeout => Ok(()),
             FinishReason::Cancelled => Err(RequestError::Stopped),
             FinishReason::Failed(message) => Err(RequestError::Failed(message.clone())),
         }
@@ -110,6 +139,8 @@ pub struct Answer {
     pub text: String,
     /// Its tokens, where the request asked for log-probabilities.
     pub tokens: Vec<SpokenToken>,
+    /// The tools that it calls.
+    pub calls: Vec<Call>,
     /// Who said it.
     pub speaker: Speaker,
     /// How it ended.
@@ -121,6 +152,7 @@ pub struct Answer {
 pub struct Gathered {
     text: String,
     tokens: Vec<SpokenToken>,
+    calls: Vec<Call>,
 }
 
 impl Gathered {
@@ -128,6 +160,21 @@ impl Gathered {
     pub fn add(&mut self, delta: Delta) {
         self.text.push_str(&delta.text);
         self.tokens.extend(delta.tokens);
+    }
+
+    /// Takes in more of its calls.
+    pub fn call(&mut self, delta: CallDelta) {
+        match delta {
+            CallDelta::Begin { name, .. } => self.calls.push(Call {
+                name,
+                arguments: String::new(),
+            }),
+            CallDelta::Arguments { index, text } => {
+                if let Some(call) = self.calls.get_mut(index) {
+                    call.arguments += &text;
+                }
+            }
+        }
     }
 
     /// The whole answer.
@@ -139,6 +186,7 @@ impl Gathered {
         Ok(Answer {
             text: self.text,
             tokens: self.tokens,
+            calls: self.calls,
             speaker,
             end,
         })
@@ -148,6 +196,11 @@ impl Gathered {
 /// Turns one request's events into text.
 pub(super) struct Writer {
     detokenizer: Detokenizer,
+    /// Where the answer may call tools.
+    reader: Option<CallReader>,
+    /// Calls so far.
+    calls: usize,
+    /// Watches the text beside calls.
     stops: StopWatcher,
     sink: TextSink,
     meter: Meter,
@@ -165,6 +218,8 @@ impl Writer {
     pub fn new(detokenizer: Detokenizer, stops: &[String], sink: TextSink, meter: Meter) -> Writer {
         Writer {
             detokenizer,
+            reader: None,
+            calls: 0,
             stops: StopWatcher::new(stops),
             sink,
             meter,
@@ -173,6 +228,11 @@ impl Writer {
             unshown: VecDeque::new(),
             stopped: false,
         }
+    }
+
+    /// Reads calls of tools out of the text.
+    pub fn read_calls(&mut self) {
+        self.reader = Some(CallReader::default());
     }
 
     /// Begins the answer with this text.
@@ -204,6 +264,10 @@ impl Writer {
                 if !self.stopped && !cut {
                     let last = self.detokenizer.finish();
                     self.write(&last);
+                    let held = self.reader.as_mut().and_then(CallReader::finish);
+                    if let Some(piece) = held.filter(|_| !self.stopped) {
+                        self.piece(piece);
+                    }
                     if !self.stopped {
                         let held = self.stops.finish();
                         let tokens = self.unshown.drain(..).map(|(_, token)| token).collect();
@@ -212,6 +276,7 @@ impl Writer {
                 }
                 let reason = match finished.reason {
                     _ if self.stopped => FinishReason::Stop,
+                    engine::FinishReason::Stop if self.calls > 0 => FinishReason::ToolCalls,
                     engine::FinishReason::Stop => FinishReason::Stop,
                     engine::FinishReason::Length => FinishReason::Length,
                     engine::FinishReason::Deadline => FinishReason::Timeout,
@@ -234,17 +299,60 @@ impl Writer {
             return Flow::Continue;
         }
         self.decoded += text.len();
+        let pieces = match &mut self.reader {
+            Some(reader) => reader.push(text),
+            None => vec![Piece::Text(text.to_owned())],
+        };
+        for piece in pieces {
+            if self.piece(piece) == Flow::Stop {
+                return Flow::Stop;
+            }
+        }
+        // Tokens inside a call have no text of their own to go with.
+        let tokens = self.shown_tokens();
+        self.send(String::new(), tokens)
+    }
+
+    fn piece(&mut self, piece: Piece) -> Flow {
+        match piece {
+            Piece::Text(text) => self.text(&text),
+            Piece::Call(name) => {
+                // Nothing that came before a call can become a stop string with what comes after it.
+                let held = self.stops.finish();
+                let tokens = self.shown_tokens();
+                if self.send(held, tokens) == Flow::Stop {
+                    return Flow::Stop;
+                }
+                let index = self.calls;
+                self.calls += 1;
+                (self.sink)(TextEvent::Call(CallDelta::Begin { index, name }))
+            }
+            Piece::Arguments(text) => {
+                let index = self.calls.saturating_sub(1);
+                (self.sink)(TextEvent::Call(CallDelta::Arguments { index, text }))
+            }
+        }
+    }
+
+    fn text(&mut self, text: &str) -> Flow {
         let (shown, stopped) = self.stops.push(text);
         self.stopped = stopped;
-        let shown_to = self.decoded - self.stops.held();
-        let mut tokens = Vec::new();
-        while let Some((_, token)) = self.unshown.pop_front_if(|(begin, _)| *begin < shown_to) {
-            tokens.push(token);
-        }
+        let tokens = self.shown_tokens();
         match self.send(shown, tokens) {
             Flow::Continue if stopped => Flow::Stop,
             flow => flow,
         }
+    }
+
+    /// The tokens that began in what is shown by now.
+    fn shown_tokens(&mut self) -> Vec<SpokenToken> {
+        let held = self.reader.as_ref().map_or(0, CallReader::held) + self.stops.held();
+        let shown = self.decoded - held;
+        let mut tokens = Vec::new();
+        while let Some((_, token)) = self.unshown.pop_front_if(|(begin, _)| *begin < shown) {
+            tokens.push(token);
+        }
+        tokens
     }
 
     fn send(&mut self, text: String, tokens: Vec<SpokenToken>) -> Flow {

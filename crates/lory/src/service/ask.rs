@@ -3,6 +3,8 @@
 use formats::chat_template::Message;
 
 use super::error::RequestError;
+use super::grammar::Format;
+use super::tools::{ToolChoice, Tools};
 
 /// The most stop strings of a request.
 pub const MAX_STOPS: usize = 4;
@@ -34,6 +36,10 @@ pub struct Ask {
     pub logprobs: Option<u8>,
     /// Added to the logits of these tokens; see [`engine::Sampling::logit_bias`].
     pub logit_bias: Vec<(u32, f32)>,
+    /// What the answer must look like; other than [`Format::Text`] only without tools.
+    pub format: Format,
+    /// What may be called.
+    pub tools: Option<Tools>,
     /// Begin the answer with the prompt; only for a text or token ids.
     pub echo: bool,
     /// Go on past the tokens that end an answer, up to `max_new_tokens`: for measurements.
@@ -57,7 +63,7 @@ pub enum Conversation {
         /// What the instruction is about; may be empty.
         input: String,
     },
-    /// Turns of the roles `system`, `user` and `assistant`. A system turn in front replaces the persona's own.
+    /// Turns of the roles `system`, `user` and `assistant`, and `tool` for what a call gave. A system turn in front replaces the persona's own.
     Messages(Vec<Message>),
     /// A text that goes on as it is: no template, no system prompt.
     Text(String),
@@ -114,6 +120,8 @@ impl Ask {
             choices: 1,
             logprobs: None,
             logit_bias: Vec::new(),
+            format: Format::Text,
+            tools: None,
             echo: false,
             ignore_eos: false,
             priority: 0,
@@ -159,6 +167,23 @@ impl Ask {
                 message: format!("must be from 1 to {MAX_TIMEOUT_MS}, not {timeout}"),
             });
         }
+        if let Some(tools) = &self.tools {
+            tools.check()?;
+        }
+        if self.calls_tools() && self.format != Format::Text {
+            return Err(RequestError::OutOfRange {
+                field: "response_format",
+                message: "cannot be combined with tools; ask for one of them, or set tool_choice to \"none\""
+                    .to_owned(),
+            });
+        }
+        if self.ignore_eos && (self.calls_tools() || self.format != Format::Text) {
+            return Err(RequestError::OutOfRange {
+                field: "ignore_eos",
+                message: "cannot be combined with response_format or tools, which end an answer"
+                    .to_owned(),
+            });
+        }
         let stops = self.stop.as_deref().unwrap_or_default();
         if stops.len() > MAX_STOPS {
             return Err(RequestError::TooManyStops { count: stops.len() });
@@ -174,6 +199,12 @@ impl Ask {
         Ok(())
     }
 
+    /// Whether the answer may call tools.
+    pub(super) fn calls_tools(&self) -> bool {
+        let tools = self.tools.as_ref();
+        tools.is_some_and(|tools| tools.choice != ToolChoice::None)
+    }
+
     fn check_messages(&self, messages: &[Message]) -> Result<(), RequestError> {
         let field = self.names.prompt;
         if messages.is_empty() {
@@ -182,7 +213,7 @@ impl Ask {
             });
         }
         for (index, message) in messages.iter().enumerate() {
-            if !matches!(message.role.as_str(), "system" | "user" | "assistant") {
+            if !matches!(message.role.as_str(), "system" | "user" | "assistant" | "tool") {
                 return Err(RequestError::UnknownRole {
                     field: format!("{field}[{index}].role"),
                     role: message.role.chars().take(40).collect(),

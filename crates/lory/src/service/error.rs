@@ -85,12 +85,31 @@ pub enum RequestError {
         field: String,
     },
     /// A role that no template here knows.
-    #[error("{field} {role:?} is not known; a role is system, user or assistant")]
+    #[error("{field} {role:?} is not known; a role is system, user, assistant or tool")]
     UnknownRole {
         /// The field.
         field: String,
         /// The role.
         role: String,
+    },
+    /// A schema that no grammar can be made of.
+    #[error("{field} cannot be used: {message}")]
+    Schema {
+        /// The field.
+        field: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Schemas of others are being compiled, and take long.
+    #[error("schemas of other requests are being compiled and take too long; try again later")]
+    GrammarsBusy,
+    /// Tools that cannot be called as they are given.
+    #[error("{field} {message}")]
+    Tool {
+        /// The field.
+        field: String,
+        /// What is wrong.
+        message: String,
     },
     /// The base's template does not take the conversation.
     #[error("{field}: {source}")]
@@ -243,15 +262,17 @@ impl RequestError {
             | RequestError::PromptTooLong { field, .. }
             | RequestError::PastContext { field, .. }
             | RequestError::OutOfRange { field, .. } => Some((*field).to_owned()),
-            RequestError::EmptyPrompt { field } | RequestError::UnknownRole { field, .. } => {
-                Some(field.clone())
-            }
+            RequestError::EmptyPrompt { field }
+            | RequestError::UnknownRole { field, .. }
+            | RequestError::Schema { field, .. }
+            | RequestError::Tool { field, .. } => Some(field.clone()),
             RequestError::TooManyStops { .. } => Some("stop".to_owned()),
             RequestError::StopLength { index, .. } => Some(format!("stop[{index}]")),
             RequestError::Timeout => Some("timeout_ms".to_owned()),
             RequestError::QueueFull { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
+            | RequestError::GrammarsBusy
             | RequestError::GivenUp
             | RequestError::Stopped
             | RequestError::Refused(_) => None,

@@ -122,7 +122,7 @@ impl Meters {
     /// A request was refused; `speaker` if it is known who was asked.
     pub fn refused(&self, speaker: Option<&Speaker>, error: &RequestError) {
         let outcome = match error {
-            RequestError::QueueFull { .. } => "queue_full",
+            RequestError::QueueFull { .. } | RequestError::GrammarsBusy => "queue_full",
             RequestError::Timeout => "timeout",
             RequestError::GivenUp => "cancelled",
             RequestError::Adapter { .. } | RequestError::Failed(_) => "error",

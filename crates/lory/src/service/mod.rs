@@ -13,20 +13,24 @@
 //! - [`ask`]: a request, as plain data
 //! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
 //! - [`meters`]: what is counted
+//! - [`tools`]: what a model may call; [`grammar`]: what an answer must look like, token by token
 //! - `choices`: several answers to one prompt
 //! - `prompt`: the conversation as token ids
-//! - [`answer`]: tokens back into text; `stop`: stop strings
+//! - [`answer`]: tokens back into text; `stop`: stop strings; `calls`: calls of tools
 //! - [`error`]: what can go wrong, by field
 
 mod adapters;
 pub mod answer;
 pub mod ask;
 pub mod base;
+mod calls;
 mod choices;
 pub mod error;
+pub mod grammar;
 pub mod meters;
 mod prompt;
 mod stop;
+pub mod tools;
 mod voice;
 
 use std::path::Path;
@@ -41,17 +45,20 @@ use engine::{
 use registry::Personas;
 
 pub use adapters::AdapterError;
-pub use answer::{Answer, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink};
+pub use answer::{    Answer, CallDelta, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink};
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
 pub use choices::Tickets;
 pub use error::{OpenError, RequestError};
+pub use grammar::Format;
 pub use meters::Meters;
+pub use tools::{Call, Tool, ToolChoice, Tools};
 pub use voice::{AdapterUse, Speaker};
 
 use crate::runner::ModelRunner;
 use adapters::{Adapters, LeaseError};
 use answer::Writer;
+use grammar::Grammars;
 use voice::Voice;
 
 /// The most new tokens where neither the request nor its persona says; fewer where the context ends before.
@@ -89,6 +96,7 @@ pub struct Service {
     personas: Personas,
     adapters: Adapters,
     engine: Handle<model::Adapter>,
+    grammars: Grammars,
     meters: Arc<Meters>,
 }
 
@@ -150,6 +158,7 @@ impl Service {
             personas,
             adapters,
             engine,
+            grammars: Grammars::default(),
             meters: Arc::default(),
         })
     }
@@ -244,7 +253,7 @@ impl Service {
                 false => self.base.tokenizer.end_ids().to_vec(),
             },
             top_logprobs: ask.logprobs,
-            grammar: None,
+            grammar: self.grammars.find(&self.base, &ask.format, ask.tools.as_ref())?,
             priority: ask.priority,
             // The time to read the prompt counts too.
             deadline: within.map(|within| within.saturating_sub(came.elapsed())),
@@ -265,6 +274,9 @@ impl Service {
             let meter = self.meters.meter(&voice.speaker, came);
             let detokenizer = self.base.tokenizer.detokenizer();
             let mut writer = Writer::new(detokenizer, stop, sinks(choice), meter);
+            if ask.calls_tools() {
+                writer.read_calls();
+            }
             if let Some(text) = &echo {
                 writer.echo(text.clone());
             }
@@ -306,6 +318,7 @@ impl Service {
         for event in &mut stream {
             match event {
                 TextEvent::Delta(delta) => gathered.add(delta),
+                TextEvent::Call(call) => gathered.call(call),
                 TextEvent::End(end) => return gathered.end(stream.speaker, end),
             }
         }

@@ -8,6 +8,7 @@ use train::dataset::alpaca_prompt;
 use super::ask::{Ask, Conversation};
 use super::base::Base;
 use super::error::RequestError;
+use super::tools;
 use super::voice::Voice;
 
 /// The ids of the prompt, ending where the answer begins.
@@ -16,9 +17,12 @@ pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u3
     let mut messages = match &ask.conversation {
         Conversation::Prompt { prompt, input } => {
             let turn = Message::new("user", alpaca_prompt(prompt, input));
-            with_system_prompt(voice, vec![turn])
+            with_system_prompt(voice, ask, vec![turn])
         }
-        Conversation::Messages(messages) => with_system_prompt(voice, messages.clone()),
+        Conversation::Messages(messages) => {
+            let turns = tools::with_responses(messages.clone());
+            with_system_prompt(voice, ask, turns)
+        }
         Conversation::Text(text) => {
             let encoded = base.tokenizer.encode(text, Special::AsText);
             let ids = encoded.map_err(|source| RequestError::Tokenize { field, source })?;
@@ -73,9 +77,20 @@ fn known(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, Requ
     }
 }
 
-fn with_system_prompt(voice: &Voice<'_>, turns: Vec<Message>) -> Vec<Message> {
+/// The persona's system prompt in front, where there is no other, and the tools behind it.
+fn with_system_prompt(voice: &Voice<'_>, ask: &Ask, mut turns: Vec<Message>) -> Vec<Message> {
     let own = turns.first().is_some_and(|turn| turn.role == "system");
-    let system = voice.system_prompt.filter(|_| !own);
-    let system = system.map(|system| Message::new("system", system));
-    system.into_iter().chain(turns).collect()
+    if let Some(system) = voice.system_prompt.filter(|_| !own) {
+        turns.insert(0, Message::new("system", system));
+    }
+    if let Some(instructions) = ask.tools.as_ref().and_then(tools::Tools::instructions) {
+        match turns.first_mut().filter(|turn| turn.role == "system") {
+            Some(system) => {
+                system.content += "\n\n";
+                system.content += &instructions;
+            }
+            None => turns.insert(0, Message::new("system", instructions)),
+        }
+    }
+    turns
 }

@@ -294,9 +294,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("n", json!(0)),
         ("n", json!(9)),
         ("store", json!(true)),
-        ("tools", json!([{"type": "function"}])),
         ("top_logprobs", json!(1)),
-        ("response_format", json!({"type": "json_object"})),
         ("logit_bias", json!({"5": -101})),
         ("functions", json!([{"name": "f"}])),
         ("audio", json!({})),
@@ -311,7 +309,7 @@ fn what_is_not_supported_is_refused_by_name() {
     }
     let message = |message: Value| refused("messages", json!([message]));
     assert_eq!(
-        message(json!({"role": "tool", "content": "x"})),
+        message(json!({"role": "robot", "content": "x"})),
         "messages[0].role"
     );
     assert_eq!(message(json!({"role": "user"})), "messages[0].content");

@@ -46,6 +46,26 @@ fn a_client_that_leaves_takes_all_its_answers_along() {
     assert!(stats.sampled_tokens < 24 * 400, "{stats:?}");
 }
 
+#[test]
+fn an_error_in_mid_stream_is_an_event_and_the_last() {
+    let service = scene::service(&Settings::default());
+    let server = Server::start(service.clone());
+    let body = json!({
+        "model": "warm", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 400,
+        "ignore_eos": true, "n": 2, "stream": true,
+    });
+    let body = body.to_string();
+    let mut open = server.send("POST", "/v1/chat/completions", JSON, body.as_bytes());
+    open.first_bytes();
+    service.engine().shutdown();
+    let events = scene::events_of(&open.whole().text);
+    let (last, before) = events.split_last().unwrap();
+    assert!(before.iter().all(|event| event.contains("chat.completion.chunk")));
+    let error: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(error["error"]["code"], "shutting_down");
+    assert_eq!(error["error"]["type"], "server_error");
+}
+
 fn idle(service: &Service) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {

@@ -5,6 +5,7 @@ mod chat_completions;
 mod company;
 mod completions;
 mod departure;
+mod formats;
 mod generate;
 mod life;
 mod metrics;

@@ -14,7 +14,7 @@ use lory::service::{OpenError, Service, Settings};
 use registry::Personas;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as};
+use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as, tiny_gguf_of};
 use tokio::sync::oneshot;
 
 /// What the scene's base is called.
@@ -34,6 +34,12 @@ impl House {
             &tone(12),
         );
         house
+    }
+
+    /// With a base of another context; the base is the same otherwise.
+    pub fn with_context(self, tokens: usize) -> House {
+        std::fs::write(self.base(), tiny_gguf_of(1, GgmlType::Q4_1, tokens)).unwrap();
+        self
     }
 
     pub fn base(&self) -> PathBuf {

@@ -215,6 +215,8 @@ fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {
     for event in stream {
         match event {
             TextEvent::Delta(delta) => text.push_str(&delta.text),
+            // No tools are offered.
+            TextEvent::Call(_) => {}
             TextEvent::End(end) => {
                 end.check()?;
                 return Ok((text, end.completion_tokens));
