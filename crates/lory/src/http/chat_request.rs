@@ -5,8 +5,8 @@ use formats::chat_template::Message;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::error::ApiError;
 use super::chat_tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, tools};
+use super::error::ApiError;
 use super::json::{Biases, Texts};
 use super::logprobs;
 use crate::service::{Ask, Conversation, FieldNames, Overrides};

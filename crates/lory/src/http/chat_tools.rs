@@ -34,7 +34,10 @@ impl ResponseFormat {
         };
         if self.kind != "json_schema" && self.json_schema.is_some() {
             let message = "response_format.json_schema is only for the type json_schema";
-            return Err(ApiError::unsupported("response_format.json_schema", message));
+            return Err(ApiError::unsupported(
+                "response_format.json_schema",
+                message,
+            ));
         }
         match self.kind.as_str() {
             "text" => Ok(Format::Text),
@@ -43,8 +46,7 @@ impl ResponseFormat {
                 let given = self.json_schema;
                 let given = given.ok_or_else(|| missing("response_format.json_schema"))?;
                 let schema = given.schema;
-                let schema =
-                    schema.ok_or_else(|| missing("response_format.json_schema.schema"))?;
+                let schema = schema.ok_or_else(|| missing("response_format.json_schema.schema"))?;
                 Ok(Format::JsonSchema {
                     schema,
                     strict: given.strict == Some(true),

@@ -213,7 +213,10 @@ impl Ask {
             });
         }
         for (index, message) in messages.iter().enumerate() {
-            if !matches!(message.role.as_str(), "system" | "user" | "assistant" | "tool") {
+            if !matches!(
+                message.role.as_str(),
+                "system" | "user" | "assistant" | "tool"
+            ) {
                 return Err(RequestError::UnknownRole {
                     field: format!("{field}[{index}].role"),
                     role: message.role.chars().take(40).collect(),

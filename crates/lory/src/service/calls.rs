@@ -197,8 +197,14 @@ mod tests {
         };
         let cases = [
             ("no call at all <tool", vec![]),
-            ("", vec![call("weather", "{\"city\": \"Zürich }\\n</tool_call>\"}")]),
-            ("First. ", vec![call("a", "{}"), call("b", "{\"x\": [1, {\"y\": \"}\"}]}")]),
+            (
+                "",
+                vec![call("weather", "{\"city\": \"Zürich }\\n</tool_call>\"}")],
+            ),
+            (
+                "First. ",
+                vec![call("a", "{}"), call("b", "{\"x\": [1, {\"y\": \"}\"}]}")],
+            ),
         ];
         for (text, calls) in cases {
             let whole = match (text, calls.as_slice()) {

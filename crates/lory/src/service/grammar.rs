@@ -105,7 +105,9 @@ impl Grammars {
             message,
         };
         let factory = self.factory.get_or_init(|| factory(base).map(Arc::new));
-        let factory = factory.as_ref().map_err(|message| refused(message.clone()))?;
+        let factory = factory
+            .as_ref()
+            .map_err(|message| refused(message.clone()))?;
         if let Some(compiled) = self.kept(&text) {
             return Ok(Some(compiled));
         }
@@ -116,12 +118,13 @@ impl Grammars {
             Err(CompileError::Slow) => return Err(refused(CompileError::slow())),
             // The grammar's own words have the place in the text that was made of the schemas; a schema alone has not.
             Err(CompileError::Refused(message)) => {
-                let culprit = schemas(format, tools, field).find_map(|(field, schema)| {
-                    match compile(TopLevelGrammar::from_json_schema(schema)) {
-                        Err(CompileError::Refused(message)) => Some((field, message)),
-                        _ => None,
-                    }
-                });
+                let culprit =
+                    schemas(format, tools, field).find_map(|(field, schema)| {
+                        match compile(TopLevelGrammar::from_json_schema(schema)) {
+                            Err(CompileError::Refused(message)) => Some((field, message)),
+                            _ => None,
+                        }
+                    });
                 let (field, message) = culprit.unwrap_or((field.to_owned(), message));
                 return Err(RequestError::Schema { field, message });
             }
@@ -146,7 +149,9 @@ impl Grammars {
 fn factory(base: &Base) -> Result<ParserFactory, String> {
     let tokenizer = &base.tokenizer;
     let ends = tokenizer.end_ids();
-    let first = *ends.first().ok_or("the base has no token that ends an answer")?;
+    let first = *ends
+        .first()
+        .ok_or("the base has no token that ends an answer")?;
     let vocabulary = base.model.config().vocab_size;
     let mut words = Vec::with_capacity(vocabulary);
     for id in 0..vocabulary as u32 {
@@ -218,7 +223,8 @@ impl Compilers {
         };
         let thread = std::thread::Builder::new().name("lory-grammar".to_owned());
         let started = thread.stack_size(COMPILER_STACK).spawn(work);
-        started.map_err(|error| CompileError::Refused(format!("no thread to compile on: {error}")))?;
+        started
+            .map_err(|error| CompileError::Refused(format!("no thread to compile on: {error}")))?;
         match compiled.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(compiled) => compiled.map_err(CompileError::Refused),
             Err(RecvTimeoutError::Timeout) => Err(CompileError::Slow),
@@ -233,7 +239,9 @@ impl Compilers {
     fn turn(self: &Arc<Self>, deadline: Instant) -> Option<Turn> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let patience = deadline.saturating_duration_since(Instant::now());
-        let waited = self.freed.wait_timeout_while(free, patience, |free| *free == 0);
+        let waited = self
+            .freed
+            .wait_timeout_while(free, patience, |free| *free == 0);
         let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
         *free = free.checked_sub(1)?;
         Some(Turn(Arc::clone(self)))
@@ -411,7 +419,9 @@ impl Constraint for Walk {
     }
 
     fn commit(&mut self, token: u32) -> Result<Progress, String> {
-        self.0.consume_token(token).map_err(|error| failed(&error))?;
+        self.0
+            .consume_token(token)
+            .map_err(|error| failed(&error))?;
         match self.0.stop_reason() {
             reason if !reason.is_ok() => Err(failed(&reason)),
             _ if self.0.is_stopped() => Ok(Progress::Complete),
@@ -465,7 +475,9 @@ mod tests {
         let tool = |bytes: usize| Tool {
             name: format!("t{bytes}"),
             description: None,
-            parameters: json!({"description": "x".repeat(bytes)}).as_object().cloned(),
+            parameters: json!({"description": "x".repeat(bytes)})
+                .as_object()
+                .cloned(),
             strict: false,
         };
         let tools = |sizes: &[usize]| Tools {

@@ -45,7 +45,9 @@ use engine::{
 use registry::Personas;
 
 pub use adapters::AdapterError;
-pub use answer::{    Answer, CallDelta, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink};
+pub use answer::{
+    Answer, CallDelta, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink,
+};
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
 pub use choices::Tickets;
@@ -253,7 +255,9 @@ impl Service {
                 false => self.base.tokenizer.end_ids().to_vec(),
             },
             top_logprobs: ask.logprobs,
-            grammar: self.grammars.find(&self.base, &ask.format, ask.tools.as_ref())?,
+            grammar: self
+                .grammars
+                .find(&self.base, &ask.format, ask.tools.as_ref())?,
             priority: ask.priority,
             // The time to read the prompt counts too.
             deadline: within.map(|within| within.saturating_sub(came.elapsed())),

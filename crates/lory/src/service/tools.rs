@@ -79,7 +79,10 @@ impl Tools {
     pub(super) fn check(&self) -> Result<(), RequestError> {
         let refused = |field: String, message: String| RequestError::Tool { field, message };
         if self.tools.is_empty() || self.tools.len() > MAX_TOOLS {
-            let message = format!("must have from 1 to {MAX_TOOLS} tools, not {}", self.tools.len());
+            let message = format!(
+                "must have from 1 to {MAX_TOOLS} tools, not {}",
+                self.tools.len()
+            );
             return Err(refused("tools".to_owned(), message));
         }
         for (index, tool) in self.tools.iter().enumerate() {
@@ -92,7 +95,10 @@ impl Tools {
                 );
                 return Err(refused(field, message));
             }
-            if self.tools[..index].iter().any(|other| other.name == tool.name) {
+            if self.tools[..index]
+                .iter()
+                .any(|other| other.name == tool.name)
+            {
                 return Err(refused(field, format!("{name:?} stands there twice")));
             }
         }
@@ -141,7 +147,9 @@ pub fn said(text: &str, calls: &[Call]) -> String {
             turn.push('\n');
         }
         let Call { name, arguments } = call;
-        turn += &format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>");
+        turn += &format!(
+            "<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
+        );
     }
     turn
 }
@@ -211,7 +219,9 @@ mod tests {
         let tool = |name: &&str| Tool {
             name: (*name).to_owned(),
             description: Some("Says \"it\".".to_owned()),
-            parameters: json!({"properties": {"x": {"type": "integer"}}}).as_object().cloned(),
+            parameters: json!({"properties": {"x": {"type": "integer"}}})
+                .as_object()
+                .cloned(),
             strict: false,
         };
         Tools {
@@ -230,14 +240,19 @@ mod tests {
                  \"parameters\": {{\"properties\": {{\"x\": {{\"type\": \"integer\"}}}}}}}}}}\n"
             )
         };
-        assert!(text.contains(&format!("<tools>\n{}{}</tools>", line("a"), line("b"))), "{text}");
+        assert!(
+            text.contains(&format!("<tools>\n{}{}</tools>", line("a"), line("b"))),
+            "{text}"
+        );
         assert_eq!(tools(&["a"], ToolChoice::None).instructions(), None);
     }
 
     #[test]
     fn what_is_wrong_with_tools_is_named() {
         let refused = |tools: Tools| tools.check().unwrap_err().to_string();
-        tools(&["a-1", "b_2"], ToolChoice::Named("b_2".to_owned())).check().unwrap();
+        tools(&["a-1", "b_2"], ToolChoice::Named("b_2".to_owned()))
+            .check()
+            .unwrap();
         assert!(refused(tools(&[], ToolChoice::Auto)).starts_with("tools must have from 1 to 128"));
         for name in ["", "a b", "ü", "a\"", &"x".repeat(65)] {
             let said = refused(tools(&["ok", name], ToolChoice::Auto));
@@ -250,8 +265,16 @@ mod tests {
 
     #[test]
     fn responses_side_by_side_are_one_turn() {
-        let turns = [("user", "q"), ("tool", "1"), ("tool", "2"), ("assistant", "a"), ("tool", "3")];
-        let turns = turns.map(|(role, content)| Message::new(role, content)).to_vec();
+        let turns = [
+            ("user", "q"),
+            ("tool", "1"),
+            ("tool", "2"),
+            ("assistant", "a"),
+            ("tool", "3"),
+        ];
+        let turns = turns
+            .map(|(role, content)| Message::new(role, content))
+            .to_vec();
         let told = with_responses(turns);
         let roles: Vec<&str> = told.iter().map(|turn| turn.role.as_str()).collect();
         assert_eq!(roles, ["user", "user", "assistant", "user"]);

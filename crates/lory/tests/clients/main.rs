@@ -23,7 +23,9 @@ static CLIENTS: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fn here(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
 }
 
 fn passes(what: &str, output: std::io::Result<Output>) {
@@ -53,7 +55,15 @@ impl Serving {
             std::fs::write(path("personas").join(name).join("persona.toml"), "").unwrap();
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_lory"))
-            .args(["serve", "--base", "tiny.gguf", "--personas", "personas", "--port", "0"])
+            .args([
+                "serve",
+                "--base",
+                "tiny.gguf",
+                "--personas",
+                "personas",
+                "--port",
+                "0",
+            ])
             .current_dir(home.path())
             .env("LORY_HOME", path("home"))
             .env_remove("RUST_LOG")
@@ -84,7 +94,10 @@ impl Drop for Serving {
 fn the_python_client() {
     let python = CLIENTS.join("python/bin/python");
     let serving = Serving::start();
-    let run = Command::new(python).arg(here("client.py")).arg(&serving.address).output();
+    let run = Command::new(python)
+        .arg(here("client.py"))
+        .arg(&serving.address)
+        .output();
     passes("client.py", run);
 }
 
@@ -98,6 +111,8 @@ fn the_node_client() {
     }
     let serving = Serving::start();
     let mut run = Command::new("node");
-    run.arg(here("client.mjs")).arg(&serving.address).arg(&folder);
+    run.arg(here("client.mjs"))
+        .arg(&serving.address)
+        .arg(&folder);
     passes("client.mjs", run.output());
 }

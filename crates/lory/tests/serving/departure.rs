@@ -60,7 +60,11 @@ fn an_error_in_mid_stream_is_an_event_and_the_last() {
     service.engine().shutdown();
     let events = scene::events_of(&open.whole().text);
     let (last, before) = events.split_last().unwrap();
-    assert!(before.iter().all(|event| event.contains("chat.completion.chunk")));
+    assert!(
+        before
+            .iter()
+            .all(|event| event.contains("chat.completion.chunk"))
+    );
     let error: serde_json::Value = serde_json::from_str(last).unwrap();
     assert_eq!(error["error"]["code"], "shutting_down");
     assert_eq!(error["error"]["type"], "server_error");

@@ -129,7 +129,10 @@ fn a_streamed_answer_is_the_whole_one() {
             content.map(str::to_owned)
         })
         .collect();
-    assert_eq!(text, whole["choices"][0]["message"]["content"].as_str().unwrap());
+    assert_eq!(
+        text,
+        whole["choices"][0]["message"]["content"].as_str().unwrap()
+    );
 }
 
 #[test]
@@ -146,7 +149,11 @@ fn a_required_call_is_a_call_of_a_tool_with_its_arguments() {
         let choice = &answer["choices"][0];
         assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
         assert_eq!(choice["message"]["content"], Value::Null);
-        let [call] = choice["message"]["tool_calls"].as_array().unwrap().as_slice() else {
+        let [call] = choice["message"]["tool_calls"]
+            .as_array()
+            .unwrap()
+            .as_slice()
+        else {
             panic!("{answer}")
         };
         assert_eq!(call["type"], "function");
@@ -167,9 +174,14 @@ fn a_required_call_is_a_call_of_a_tool_with_its_arguments() {
     body["tool_choice"] = json!({"type": "function", "function": {"name": "the-clock_2"}});
     body["parallel_tool_calls"] = Value::Null;
     let answer = chat(&body);
-    let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap();
+    let calls = answer["choices"][0]["message"]["tool_calls"]
+        .as_array()
+        .unwrap();
     assert_eq!(calls.len(), 1);
-    assert_eq!(calls[0]["function"], json!({"name": "the-clock_2", "arguments": "{}"}));
+    assert_eq!(
+        calls[0]["function"],
+        json!({"name": "the-clock_2", "arguments": "{}"})
+    );
 }
 
 #[test]
@@ -231,7 +243,10 @@ fn with_auto_a_text_stays_a_text() {
     assert!(prompt(&with) > prompt(&without) + 100);
     body["tool_choice"] = json!("none");
     let none = chat(&body);
-    assert_eq!(none["choices"][0]["message"], without["choices"][0]["message"]);
+    assert_eq!(
+        none["choices"][0]["message"],
+        without["choices"][0]["message"]
+    );
     assert_eq!(prompt(&none), prompt(&without));
 }
 
@@ -245,16 +260,24 @@ fn earlier_calls_and_what_they_gave_are_part_of_the_conversation() {
     let said = |text: &str| json!({"role": "assistant", "content": text});
     let turns = |assistant: Value, response: Value| {
         let mut body = body.clone();
-        body["messages"].as_array_mut().unwrap().extend([assistant, response]);
+        body["messages"]
+            .as_array_mut()
+            .unwrap()
+            .extend([assistant, response]);
         let answer = chat(&body);
-        (answer["usage"]["prompt_tokens"].clone(), answer["choices"].clone())
+        (
+            answer["usage"]["prompt_tokens"].clone(),
+            answer["choices"].clone(),
+        )
     };
     let structured = turns(
         json!({"role": "assistant", "content": null, "tool_calls": [call]}),
         json!({"role": "tool", "tool_call_id": "call-1", "content": "Rain."}),
     );
     let spelled = turns(
-        said("<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\", \"days\": 1}}\n</tool_call>"),
+        said(
+            "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\", \"days\": 1}}\n</tool_call>",
+        ),
         json!({"role": "user", "content": "<tool_response>\nRain.\n</tool_response>"}),
     );
     assert_eq!(structured, spelled);
@@ -316,7 +339,10 @@ fn what_no_grammar_can_be_made_of_is_refused_by_name() {
         }
         let (status, _, param, message) = server().post(PATH, &body).error();
         assert_eq!(status, 400, "{message}");
-        let param = param.as_str().unwrap_or_else(|| panic!("{message}")).to_owned();
+        let param = param
+            .as_str()
+            .unwrap_or_else(|| panic!("{message}"))
+            .to_owned();
         (param, message)
     };
     let schema_field = "response_format.json_schema.schema";
@@ -324,23 +350,36 @@ fn what_no_grammar_can_be_made_of_is_refused_by_name() {
         (json!({"type": "objekt"}), "Invalid type: objekt"),
         (json!({"type": "string", "pattern": "(a"}), "unclosed group"),
         (json!({"not": {"type": "string"}}), "not"),
-        (json!({"type": "integer", "minimum": 5, "maximum": 3}), "minimum (5) is greater"),
+        (
+            json!({"type": "integer", "minimum": 5, "maximum": 3}),
+            "minimum (5) is greater",
+        ),
         (json!({"$ref": "https://example.com/schema"}), "$ref"),
         (json!([]), "object"),
-        (json!({"type": "string", "description": "x".repeat(70_000)}), "65536"),
+        (
+            json!({"type": "string", "description": "x".repeat(70_000)}),
+            "65536",
+        ),
         (json!({"$ref": "#"}), "nothing that can be said fits it"),
     ] {
         let (param, message) = refused(json!({"response_format": of_schema(&schema)}));
         assert_eq!(param, schema_field, "{message}");
-        assert!(message.contains(said) && message.starts_with(schema_field), "{message}");
+        assert!(
+            message.contains(said) && message.starts_with(schema_field),
+            "{message}"
+        );
         assert!(message.len() < 500, "{message}");
     }
-    let tool = |name: &str, parameters: Value| {
-        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
-    };
+    let tool = |name: &str, parameters: Value| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     for (change, named) in [
-        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
-        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (
+            json!({"response_format": {"type": "xml"}}),
+            "response_format.type",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.json_schema",
+        ),
         (
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
             schema_field,
@@ -349,17 +388,32 @@ fn what_no_grammar_can_be_made_of_is_refused_by_name() {
             json!({"response_format": {"type": "json_object"}, "tools": [weather()]}),
             "response_format",
         ),
-        (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos"),
+        (
+            json!({"response_format": {"type": "json_object"}, "ignore_eos": true}),
+            "ignore_eos",
+        ),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
-        (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
-        (json!({"tools": [weather(), weather()]}), "tools[1].function.name"),
-        (json!({"tools": [tool("a b", json!({}))]}), "tools[0].function.name"),
+        (
+            json!({"tools": [{"type": "function"}]}),
+            "tools[0].function",
+        ),
+        (
+            json!({"tools": [weather(), weather()]}),
+            "tools[1].function.name",
+        ),
+        (
+            json!({"tools": [tool("a b", json!({}))]}),
+            "tools[0].function.name",
+        ),
         (
             json!({"tools": [weather(), tool("x", json!({"type": "objekt"}))]}),
             "tools[1].function.parameters",
         ),
         (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"tools": [weather()], "tool_choice": "sometimes"}), "tool_choice"),
+        (
+            json!({"tools": [weather()], "tool_choice": "sometimes"}),
+            "tool_choice",
+        ),
         (
             json!({
                 "tools": [weather()],
