@@ -143,18 +143,13 @@ unsafe fn tail<E: Element>(g: &Gemm<E>, from: usize) {
 /// # Safety
 /// As `block`.
 #[inline(always)]
-unsafe fn columns<S: Simd, E: Element, const N: usize>(g: &Gemm<E>, column: usize) {
-    let mut row = 0;
+unsafe fn columns<S: Simd, E: Element, const N: usize>(g: &Gemm<E>, from: usize, column: usize) {
+    let mut row = from;
     // SAFETY: the caller's contract.
     unsafe {
         while S::REGISTERS >= 32 && g.m - row >= 8 {
             block::<S, E, 8, N>(g, row, column);
             row += 8;
-        }
-        // 6 rows of one vector, which is two registers where there are 16: sums, the panel's and a factor fill 15.
-        while S::REGISTERS < 32 && N == 1 && g.m - row >= 6 {
-            block::<S, E, 6, N>(g, row, column);
-            row += 6;
         }
         while g.m - row >= 4 {
             block::<S, E, 4, N>(g, row, column);
@@ -174,20 +169,28 @@ unsafe fn columns<S: Simd, E: Element, const N: usize>(g: &Gemm<E>, column: usiz
 /// As `block`.
 #[inline(always)]
 unsafe fn product<S: Simd, E: Element>(g: Gemm<E>) {
-    let mut column = 0;
+    let (mut row, mut column) = (0, 0);
     // SAFETY: the caller's contract.
     unsafe {
+        // Where there are 16 registers, 6 rows of one vector, which is two of them: sums, the panel's and a factor fill 15.
+        // The rows stay in the first cache for all columns; the panel is in the second.
+        while S::REGISTERS < 32 && g.m - row >= 6 {
+            for column in (0..g.n / LANES * LANES).step_by(LANES) {
+                block::<S, E, 6, 1>(&g, row, column);
+            }
+            row += 6;
+        }
         // One row has little to hide the latency of a chain behind: take more columns at once.
-        while g.m < 4 && g.n - column >= 4 * LANES {
-            columns::<S, E, 4>(&g, column);
+        while g.m - row < 4 && g.n - column >= 4 * LANES {
+            columns::<S, E, 4>(&g, row, column);
             column += 4 * LANES;
         }
-        while (S::REGISTERS >= 32 || g.m < 4) && g.n - column >= 2 * LANES {
-            columns::<S, E, 2>(&g, column);
+        while (S::REGISTERS >= 32 || g.m - row < 4) && g.n - column >= 2 * LANES {
+            columns::<S, E, 2>(&g, row, column);
             column += 2 * LANES;
         }
         while g.n - column >= LANES {
-            columns::<S, E, 1>(&g, column);
+            columns::<S, E, 1>(&g, row, column);
             column += LANES;
         }
         if g.n > column {
