@@ -18,7 +18,7 @@ use crate::weights::{GROUP, Layout};
 pub(crate) const CHUNK: usize = 16;
 
 /// How far in front of the products weights are asked for, in bytes.
-const AHEAD: usize = 8192;
+const AHEAD: usize = 4096;
 
 /// Offsets are 0 or a power of two from here on: `corrections` hold a multiple of it.
 const LEAST_OFFSET: i32 = 8;
@@ -214,7 +214,7 @@ unsafe fn rows<
         let x = job.rows;
         // 4; of several rows, kept from the compiler, which would write the loop out and hold a whole group's vectors, most of
         // them on the stack.
-        let pairs = if ROWS < 4 {
+        let pairs = if ROWS < 4 || S::REGISTERS >= 32 {
             GROUP / 8
         } else {
             std::hint::black_box(GROUP / 8)

@@ -17,7 +17,6 @@ use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
 use crate::weights::{Data, GROUP, Layout, Weights};
 use std::cell::RefCell;
-use std::ops::Range;
 
 /// What products are computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,19 +296,30 @@ impl Device {
                 path,
             })
             .collect();
-        let sizes: Vec<(usize, usize)> = parts
+        // Tasks small enough to even out, large enough to stream; panels of the float paths are two tiles wide.
+        let total: usize = parts.iter().map(|p| p.weights.tiles()).sum();
+        let per_task = total
+            .div_ceil(self.pool().threads() * 6)
+            .clamp(2, 64)
+            .next_multiple_of(2);
+        let tasks: Vec<(usize, usize)> = parts
             .iter()
-            .map(|p| (p.weights.tiles(), p.weights.bytes() / p.weights.tiles()))
+            .enumerate()
+            .flat_map(|(i, p)| {
+                (0..p.weights.tiles())
+                    .step_by(per_task)
+                    .map(move |t| (i, t))
+            })
             .collect();
-        let tasks = share_out(&sizes, self.pool().threads());
         let isa = self.isa();
         self.pool().run(tasks.len(), &|task| {
-            let (i, Range { start, end: last }) = tasks[task].clone();
+            let (i, first) = tasks[task];
             let part = &parts[i];
+            let last = (first + per_task).min(part.weights.tiles());
             let outputs = part.weights.outputs;
             // SAFETY: tasks write disjoint columns; pointers cover the shapes asserted in `linear`.
             unsafe {
-                for tile in (start..last).step_by(2) {
+                for tile in (first..last).step_by(2) {
                     let tiles = tile..(tile + 2).min(last);
                     let columns = tile * LANES..(tiles.end * LANES).min(outputs);
                     let out = Target {
@@ -352,28 +362,6 @@ impl Device {
             }
         });
     }
-}
-
-/// Splits parts of (tiles, bytes a tile) into tasks: (part, tiles). Large ones first, which stream, and ever smaller ones, so
-/// that all threads are done at about the same time. An even number of tiles each, as panels of the float paths are two wide.
-fn share_out(parts: &[(usize, usize)], threads: usize) -> Vec<(usize, Range<usize>)> {
-    /// Less is not worth handing out.
-    const LEAST_BYTES: usize = 24 << 10;
-    const MOST_TILES: usize = 64;
-    let mut left: usize = parts.iter().map(|part| part.0).sum();
-    let mut tasks = Vec::new();
-    for (i, &(tiles, tile_bytes)) in parts.iter().enumerate() {
-        let least = LEAST_BYTES.div_ceil(tile_bytes.max(1)).min(MOST_TILES);
-        let mut start = 0;
-        while start < tiles {
-            let count = (left / (threads * 3)).clamp(least, MOST_TILES);
-            let end = (start + count.next_multiple_of(2)).min(tiles);
-            tasks.push((i, start..end));
-            left -= end - start;
-            start = end;
-        }
-    }
-    tasks
 }
 
 /// The type in which one projection is computed.
@@ -436,7 +424,7 @@ unsafe fn int8_tiles(
     isa: crate::Isa,
     weights: &Weights,
     x: &Int8Rows,
-    tiles: Range<usize>,
+    tiles: std::ops::Range<usize>,
     out: Target,
 ) {
     let Data::Quantized { layout, bytes } = &weights.data else {
@@ -498,7 +486,7 @@ unsafe fn f32_tiles(
     isa: crate::Isa,
     weights: &Weights,
     x: &Tensor,
-    tiles: Range<usize>,
+    tiles: std::ops::Range<usize>,
     out: Target,
 ) {
     let inputs = weights.inputs;
@@ -577,7 +565,7 @@ unsafe fn bf16_tiles(
     weights: &Weights,
     x: &[u32],
     rows: usize,
-    tiles: Range<usize>,
+    tiles: std::ops::Range<usize>,
     out: Target,
 ) {
     let pairs = weights.inputs.div_ceil(2);
@@ -614,35 +602,5 @@ unsafe fn bf16_tiles(
                 }
             }
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tasks_cover_every_tile_once_and_end_small() {
-        for parts in [
-            vec![(1, 100)],
-            vec![(36, 5760), (12, 5760), (12, 5760)],
-            vec![(896, 1 << 16), (7, 1 << 16)],
-            vec![(3, 0), (0, 64)],
-        ] {
-            for threads in [1, 2, 16, 256] {
-                let tasks = share_out(&parts, threads);
-                for (i, &(tiles, _)) in parts.iter().enumerate() {
-                    let mut next = 0;
-                    for (_, range) in tasks.iter().filter(|task| task.0 == i) {
-                        assert!(range.start == next && range.end > next && next.is_multiple_of(2));
-                        next = range.end;
-                    }
-                    assert_eq!(next, tiles);
-                }
-            }
-        }
-        let large = share_out(&[(896, 1 << 16)], 2);
-        assert_eq!(large.first().unwrap().1.len(), 64);
-        assert_eq!(large.last().unwrap().1.len(), 2);
     }
 }

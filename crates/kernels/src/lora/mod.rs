@@ -511,7 +511,7 @@ struct Shrink {
 }
 
 /// How far in front of the products A is asked for, in bytes.
-const AHEAD: usize = 8192;
+const AHEAD: usize = 4096;
 
 /// Chains that a sum over the inputs is split into: one alone would wait for each addition before the next.
 const CHAINS: usize = 4;
