@@ -4,6 +4,7 @@
 //! this module's. It knows no adapter: names mean nothing here.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -62,21 +63,17 @@ impl Dtype {
         }
     }
 
-    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+    /// The values of `bytes`, widened, in place of what `to` holds.
+    pub(crate) fn decode(self, bytes: &[u8], to: &mut Vec<f32>) {
         let pairs = || bytes.as_chunks::<2>().0.iter();
+        to.clear();
         match self {
-            Dtype::F32 => bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&chunk| f32::from_le_bytes(chunk))
-                .collect(),
-            Dtype::F16 => pairs()
-                .map(|&chunk| f16::from_le_bytes(chunk).to_f32())
-                .collect(),
-            Dtype::BF16 => pairs()
-                .map(|&chunk| bf16::from_le_bytes(chunk).to_f32())
-                .collect(),
+            Dtype::F32 => {
+                let words = bytes.as_chunks::<4>().0.iter();
+                to.extend(words.map(|&word| f32::from_le_bytes(word)));
+            }
+            Dtype::F16 => to.extend(pairs().map(|&pair| f16::from_le_bytes(pair).to_f32())),
+            Dtype::BF16 => to.extend(pairs().map(|&pair| bf16::from_le_bytes(pair).to_f32())),
         }
     }
 }
@@ -155,43 +152,85 @@ pub enum SafetensorsError {
 /// Most tensors that a file may have.
 const MAX_TENSORS: usize = 65_536;
 
-/// Reads all tensors of a file.
+/// Where a tensor's values lie in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The type in the file.
+    pub dtype: Dtype,
+    /// Dimensions, the contiguous one last.
+    pub shape: Vec<usize>,
+    /// The bytes of the file.
+    pub bytes: Range<usize>,
+}
+
+/// A file's header: its free strings, and where each tensor lies.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Index {
+    /// The free strings of the header, `format` among them.
+    pub metadata: BTreeMap<String, String>,
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, Place>,
+}
+
+/// Reads where a file's tensors lie, without their values.
 ///
 /// # Errors
 /// [`SafetensorsError`]: a malformed or truncated file, or a type that is not read, naming the tensor.
-pub fn read(bytes: &[u8]) -> Result<File, SafetensorsError> {
-    let (_, header) = SafeTensors::read_metadata(bytes)?;
-    let metadata = header
-        .metadata()
-        .as_ref()
-        .map(|map| map.clone().into_iter().collect())
-        .unwrap_or_default();
-    let parsed = SafeTensors::deserialize(bytes)?;
-    if parsed.len() > MAX_TENSORS {
-        return Err(SafetensorsError::TooMany {
-            found: parsed.len(),
-        });
+pub fn index(bytes: &[u8]) -> Result<Index, SafetensorsError> {
+    // Checks that the tensors lie one after the other, fit their shapes, and end where the file does.
+    let (header_bytes, header) = SafeTensors::read_metadata(bytes)?;
+    // The length of the header stands in front of it, in 8 bytes.
+    let data = header_bytes + 8;
+    let metadata = header.metadata().clone();
+    let metadata = metadata.map(|map| map.into_iter().collect());
+    let found = header.tensors();
+    if found.len() > MAX_TENSORS {
+        let found = found.len();
+        return Err(SafetensorsError::TooMany { found });
     }
     let mut tensors = BTreeMap::new();
-    for (name, view) in parsed.iter() {
-        let dtype = match view.dtype() {
+    for (name, info) in found {
+        let dtype = match info.dtype {
             safetensors::Dtype::F32 => Dtype::F32,
             safetensors::Dtype::F16 => Dtype::F16,
             safetensors::Dtype::BF16 => Dtype::BF16,
             other => {
-                return Err(SafetensorsError::Dtype {
-                    name: name.to_owned(),
-                    dtype: other.to_string(),
-                });
+                let dtype = other.to_string();
+                return Err(SafetensorsError::Dtype { name, dtype });
             }
         };
+        let (start, end) = info.data_offsets;
+        let place = Place {
+            dtype,
+            shape: info.shape.clone(),
+            bytes: data + start..data + end,
+        };
+        tensors.insert(name, place);
+    }
+    Ok(Index {
+        metadata: metadata.unwrap_or_default(),
+        tensors,
+    })
+}
+
+/// Reads all tensors of a file.
+///
+/// # Errors
+/// As [`index`].
+pub fn read(bytes: &[u8]) -> Result<File, SafetensorsError> {
+    let Index { metadata, tensors } = index(bytes)?;
+    let tensors = tensors.into_iter().map(|(name, place)| {
+        let mut values = Vec::new();
+        place.dtype.decode(&bytes[place.bytes], &mut values);
+        let (dtype, shape) = (place.dtype, place.shape);
         let tensor = Tensor {
             dtype,
-            shape: view.shape().to_vec(),
-            values: dtype.decode(view.data()),
+            shape,
+            values,
         };
-        tensors.insert(name.to_owned(), tensor);
-    }
+        (name, tensor)
+    });
+    let tensors = tensors.collect();
     Ok(File { metadata, tensors })
 }
 

@@ -1,7 +1,7 @@
 //! An adapter as the kernels run it.
 
 use crate::{Model, ModelError};
-use formats::peft::{self, LoraPair, Module};
+use formats::peft::{self, LoraPair, Module, PairShape};
 use formats::safetensors::Dtype;
 use kernels::{LoraArena, LoraPack, LoraType};
 
@@ -30,12 +30,23 @@ impl Model {
     /// Shapes or layers of another model, by tensor name.
     pub fn load_adapter(&self, adapter: &peft::Adapter) -> Result<Adapter, ModelError> {
         adapter.check(self.config())?;
-        let dtype = match adapter.dtype {
-            Dtype::F32 => LoraType::F32,
-            Dtype::F16 => LoraType::F16,
-            Dtype::BF16 => LoraType::Bf16,
-        };
-        self.pack_adapter(&adapter.pairs, dtype)
+        self.pack_adapter(&adapter.pairs, lora_type(adapter.dtype))
+    }
+
+    /// [`Model::load_adapter`] of a folder whose values are widened on the way, a pair at a time.
+    ///
+    /// # Errors
+    /// As there; and a value that is no number.
+    pub fn load_adapter_file(&self, adapter: &peft::AdapterFile) -> Result<Adapter, ModelError> {
+        adapter.check(self.config())?;
+        let shapes: Vec<PairShape> = adapter.shapes().collect();
+        let mut packing = self.packing(&shapes, lora_type(adapter.dtype))?;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for (i, shape) in shapes.iter().enumerate() {
+            adapter.values(i, &mut a, &mut b)?;
+            packing.add(shape, &a, &b)?;
+        }
+        Ok(packing.adapter)
     }
 
     /// Packs pairs whose shapes are already right.
@@ -43,28 +54,60 @@ impl Model {
     /// # Errors
     /// They are not.
     pub fn pack_adapter(&self, pairs: &[LoraPair], dtype: LoraType) -> Result<Adapter, ModelError> {
-        let mut layers: Vec<[Option<LoraPack>; Module::ALL.len()]> = (0..self.config().layers)
-            .map(|_| Default::default())
-            .collect();
-        let shapes = pairs.iter().map(|p| (p.outputs, p.inputs, p.rank));
-        let arena = LoraArena::for_shapes(shapes, dtype).map_err(|source| ModelError::Kernel {
-            origin: "adapter".into(),
-            name: "all".into(),
-            source,
-        })?;
         // In the order in which a step reads them.
         let mut pairs: Vec<&LoraPair> = pairs.iter().collect();
         pairs.sort_by_key(|pair| (pair.layer, pair.module as usize));
-        for pair in pairs {
-            let shape = (pair.outputs, pair.inputs, pair.rank);
-            let pack = LoraPack::new(&arena, &pair.a, &pair.b, shape, pair.scale, dtype);
-            let pack = pack.map_err(|source| ModelError::Kernel {
-                origin: "adapter".into(),
-                name: pair.module.path(pair.layer),
-                source,
-            })?;
-            layers[pair.layer][pair.module as usize] = Some(pack);
+        let shapes: Vec<PairShape> = pairs.iter().map(|pair| pair.shape()).collect();
+        let mut packing = self.packing(&shapes, dtype)?;
+        for (pair, shape) in pairs.iter().zip(&shapes) {
+            packing.add(shape, &pair.a, &pair.b)?;
         }
-        Ok(Adapter { layers })
+        Ok(packing.adapter)
+    }
+
+    fn packing(&self, shapes: &[PairShape], dtype: LoraType) -> Result<Packing, ModelError> {
+        let room = shapes.iter().map(|p| (p.outputs, p.inputs, p.rank));
+        let arena = LoraArena::for_shapes(room, dtype);
+        let layers = (0..self.config().layers).map(|_| Default::default());
+        Ok(Packing {
+            arena: arena.map_err(|source| kernel_error("all".into(), source))?,
+            dtype,
+            adapter: Adapter {
+                layers: layers.collect(),
+            },
+        })
+    }
+}
+
+/// An adapter that is being packed, pair by pair, in the order in which a step reads them.
+struct Packing {
+    arena: LoraArena,
+    dtype: LoraType,
+    adapter: Adapter,
+}
+
+impl Packing {
+    fn add(&mut self, pair: &PairShape, a: &[f32], b: &[f32]) -> Result<(), ModelError> {
+        let shape = (pair.outputs, pair.inputs, pair.rank);
+        let pack = LoraPack::new(&self.arena, a, b, shape, pair.scale, self.dtype)
+            .map_err(|source| kernel_error(pair.module.path(pair.layer), source))?;
+        self.adapter.layers[pair.layer][pair.module as usize] = Some(pack);
+        Ok(())
+    }
+}
+
+fn lora_type(dtype: Dtype) -> LoraType {
+    match dtype {
+        Dtype::F32 => LoraType::F32,
+        Dtype::F16 => LoraType::F16,
+        Dtype::BF16 => LoraType::Bf16,
+    }
+}
+
+fn kernel_error(name: String, source: kernels::KernelError) -> ModelError {
+    ModelError::Kernel {
+        origin: "adapter".into(),
+        name,
+        source,
     }
 }

@@ -16,7 +16,7 @@ mod write;
 pub use config::{AdapterConfig, Targets};
 pub use error::PeftError;
 pub use module::Module;
-pub use read::content_hash;
+pub use read::{AdapterFile, content_hash};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,6 +61,38 @@ pub struct LoraPair {
     pub b: Vec<f32>,
 }
 
+/// What a pair is, without its values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairShape {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Which linear of the layer.
+    pub module: Module,
+    /// Rank, 1 to [`MAX_RANK`].
+    pub rank: usize,
+    /// Inputs of the linear.
+    pub inputs: usize,
+    /// Outputs of the linear.
+    pub outputs: usize,
+    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    pub scale: f32,
+}
+
+impl LoraPair {
+    /// What it is, without its values.
+    #[must_use]
+    pub fn shape(&self) -> PairShape {
+        PairShape {
+            layer: self.layer,
+            module: self.module,
+            rank: self.rank,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            scale: self.scale,
+        }
+    }
+}
+
 /// An adapter in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
@@ -81,49 +113,57 @@ impl Adapter {
     /// # Errors
     /// [`PeftError::Tensor`], naming the first tensor that does not fit or is missing.
     pub fn check(&self, model: &ModelConfig) -> Result<(), PeftError> {
-        let error = |name: String, problem: String| PeftError::Tensor {
-            path: Path::new(WEIGHTS_FILE).to_owned(),
-            name,
-            problem,
-        };
-        for pair in &self.pairs {
-            let (inputs, outputs) = pair.module.shape(model);
-            if pair.layer >= model.layers {
-                let problem = format!("the model has only {} layers", model.layers);
-                return Err(error(tensor_name(pair.layer, pair.module, 'A'), problem));
-            }
-            let rank = pair.rank;
-            if pair.inputs != inputs {
-                let problem = format!(
-                    "shape [{rank}, {}], but the model needs [{rank}, {inputs}]",
-                    pair.inputs
-                );
-                return Err(error(tensor_name(pair.layer, pair.module, 'A'), problem));
-            }
-            if pair.outputs != outputs {
-                let problem = format!(
-                    "shape [{}, {rank}], but the model needs [{outputs}, {rank}]",
-                    pair.outputs
-                );
-                return Err(error(tensor_name(pair.layer, pair.module, 'B'), problem));
-            }
-        }
-        let matcher = self.config.matcher(Path::new(CONFIG_FILE))?;
-        for layer in 0..model.layers {
-            for module in Module::ALL {
-                let present = self
-                    .pairs
-                    .iter()
-                    .any(|pair| (pair.layer, pair.module) == (layer, module));
-                if !present && matcher.targets(&module.path(layer)) {
-                    let problem =
-                        format!("missing, but target_modules of {CONFIG_FILE} asks for it");
-                    return Err(error(tensor_name(layer, module, 'A'), problem));
-                }
-            }
-        }
-        Ok(())
+        let shapes: Vec<PairShape> = self.pairs.iter().map(LoraPair::shape).collect();
+        check(&shapes, &self.config, model)
     }
+}
+
+/// [`Adapter::check`] of what is read of one.
+fn check(
+    pairs: &[PairShape],
+    config: &AdapterConfig,
+    model: &ModelConfig,
+) -> Result<(), PeftError> {
+    let error = |name: String, problem: String| PeftError::Tensor {
+        path: Path::new(WEIGHTS_FILE).to_owned(),
+        name,
+        problem,
+    };
+    for pair in pairs {
+        let (inputs, outputs) = pair.module.shape(model);
+        if pair.layer >= model.layers {
+            let problem = format!("the model has only {} layers", model.layers);
+            return Err(error(tensor_name(pair.layer, pair.module, 'A'), problem));
+        }
+        let rank = pair.rank;
+        if pair.inputs != inputs {
+            let problem = format!(
+                "shape [{rank}, {}], but the model needs [{rank}, {inputs}]",
+                pair.inputs
+            );
+            return Err(error(tensor_name(pair.layer, pair.module, 'A'), problem));
+        }
+        if pair.outputs != outputs {
+            let problem = format!(
+                "shape [{}, {rank}], but the model needs [{outputs}, {rank}]",
+                pair.outputs
+            );
+            return Err(error(tensor_name(pair.layer, pair.module, 'B'), problem));
+        }
+    }
+    let matcher = config.matcher(Path::new(CONFIG_FILE))?;
+    for layer in 0..model.layers {
+        for module in Module::ALL {
+            let present = pairs
+                .iter()
+                .any(|pair| (pair.layer, pair.module) == (layer, module));
+            if !present && matcher.targets(&module.path(layer)) {
+                let problem = format!("missing, but target_modules of {CONFIG_FILE} asks for it");
+                return Err(error(tensor_name(layer, module, 'A'), problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The name of A or B in the weights, as PEFT writes it.

@@ -2,72 +2,77 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::Path;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 
 use super::config::Matcher;
 use super::{
     Adapter, AdapterConfig, CONFIG_FILE, Dtype, LoraPair, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_RANK,
-    MAX_WEIGHTS_BYTES, MAX_WIDTH, Module, PeftError, WEIGHTS_FILE, tensor_name,
+    MAX_WEIGHTS_BYTES, MAX_WIDTH, Module, PairShape, PeftError, WEIGHTS_FILE, check, tensor_name,
 };
-use crate::safetensors::{self, Tensor};
+use crate::config::ModelConfig;
+use crate::safetensors::{self, Place};
 
 /// A and B of one linear with their names, where they were found.
-type Sides = [Option<(String, Tensor)>; 2];
+type Sides = [Option<(String, Place)>; 2];
 
-impl Adapter {
+/// An adapter folder whose files are read and checked, but for the values: those are widened pair by pair, where they are
+/// needed. To widen all of them first takes longer than all the rest, most of it for the memory that the system hands out.
+pub struct AdapterFile {
+    /// Its configuration.
+    pub config: AdapterConfig,
+    /// The type of the weights (F32 where a file mixes types).
+    pub dtype: Dtype,
+    /// Free strings kept in the weights' header, beside PEFT's own `format`.
+    pub metadata: BTreeMap<String, String>,
+    pairs: Vec<PairPlace>,
+    files: [Vec<u8>; 2],
+    /// Of the weights, for messages.
+    path: PathBuf,
+}
+
+struct PairPlace {
+    shape: PairShape,
+    a: (String, Place),
+    b: (String, Place),
+}
+
+impl AdapterFile {
     /// Reads and checks an adapter folder.
     ///
     /// # Errors
     /// [`PeftError`], naming the file and the field or tensor.
-    pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
-        Adapter::read_whole(dir, |_| {})
-    }
-
-    /// [`Adapter::read`] with the [`content_hash`] of the very bytes that were read.
-    ///
-    /// # Errors
-    /// As [`Adapter::read`].
-    pub fn read_hashed(dir: &Path) -> Result<(Adapter, String), PeftError> {
-        let mut hasher = Sha256::new();
-        let adapter = Adapter::read_whole(dir, |bytes| hasher.update(bytes))?;
-        Ok((adapter, crate::sha256::hex(&hasher.finalize())))
-    }
-
-    /// Reads the folder; `saw` is given the bytes of its files, in the order of [`content_hash`].
-    fn read_whole(dir: &Path, mut saw: impl FnMut(&[u8])) -> Result<Adapter, PeftError> {
-        let config_path = dir.join(CONFIG_FILE);
-        let weights_path = dir.join(WEIGHTS_FILE);
-        let bytes = read_limited(&config_path, MAX_CONFIG_BYTES)?;
-        saw(&bytes);
-        let config = AdapterConfig::parse(&bytes, &config_path)?;
-        if !weights_path.exists() && dir.join("adapter_model.bin").exists() {
+    pub fn open(dir: &Path) -> Result<AdapterFile, PeftError> {
+        let (config_path, path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
+        let config_bytes = read_limited(&config_path, MAX_CONFIG_BYTES)?;
+        let config = AdapterConfig::parse(&config_bytes, &config_path)?;
+        if !path.exists() && dir.join("adapter_model.bin").exists() {
             return Err(PeftError::Pickle {
                 path: dir.to_owned(),
             });
         }
-        let bytes = read_limited(&weights_path, MAX_WEIGHTS_BYTES)?;
-        saw(&bytes);
-        Adapter::parse(config, &bytes, &weights_path)
+        let weights = read_limited(&path, MAX_WEIGHTS_BYTES)?;
+        AdapterFile::parse(config, [config_bytes, weights], path)
     }
 
-    /// Reads the bytes of `adapter_model.safetensors` under a configuration; `path` names the file in messages.
-    ///
-    /// # Errors
-    /// [`PeftError`], naming the tensor.
-    pub fn parse(config: AdapterConfig, bytes: &[u8], path: &Path) -> Result<Adapter, PeftError> {
-        let file = safetensors::read(bytes).map_err(|source| PeftError::Safetensors {
-            path: path.to_owned(),
+    fn parse(
+        config: AdapterConfig,
+        files: [Vec<u8>; 2],
+        path: PathBuf,
+    ) -> Result<AdapterFile, PeftError> {
+        let index = safetensors::index(&files[1]).map_err(|source| PeftError::Safetensors {
+            path: path.clone(),
             source,
         })?;
-        let matcher = config.matcher(path)?;
-        let dtype = common_dtype(file.tensors.values());
+        let matcher = config.matcher(&path)?;
+        let dtype = common_dtype(index.tensors.values().map(|place| place.dtype));
 
         let mut sides: BTreeMap<(usize, Module), Sides> = BTreeMap::new();
-        for (name, tensor) in file.tensors {
+        for (name, place) in index.tensors {
             let error = |problem: String| PeftError::Tensor {
-                path: path.to_owned(),
+                path: path.clone(),
                 name: name.clone(),
                 problem,
             };
@@ -76,17 +81,15 @@ impl Adapter {
             if let Some((other, _)) = slot {
                 return Err(error(format!("the same tensor as {other}")));
             }
-            *slot = Some((name, tensor));
+            *slot = Some((name, place));
         }
         if sides.is_empty() {
-            return Err(PeftError::Empty {
-                path: path.to_owned(),
-            });
+            return Err(PeftError::Empty { path });
         }
         let mut pairs = Vec::with_capacity(sides.len());
         for ((layer, module), [a, b]) in sides {
             let missing = |have: &str, side| PeftError::Tensor {
-                path: path.to_owned(),
+                path: path.clone(),
                 name: tensor_name(layer, module, side),
                 problem: format!("missing, but {have} is there"),
             };
@@ -96,16 +99,129 @@ impl Adapter {
                 (None, Some((name, _))) => return Err(missing(&name, 'A')),
                 (None, None) => continue,
             };
-            pairs.push(pair(&matcher, layer, module, a, b, path)?);
+            pairs.push(pair(&matcher, layer, module, a, b, &path)?);
         }
-        let mut metadata = file.metadata;
+        let mut metadata = index.metadata;
         metadata.remove("format");
-        Ok(Adapter {
+        Ok(AdapterFile {
             config,
-            pairs,
             dtype,
             metadata,
+            pairs,
+            files,
+            path,
         })
+    }
+
+    /// Its pairs, sorted by layer and module.
+    pub fn shapes(&self) -> impl ExactSizeIterator<Item = PairShape> {
+        self.pairs.iter().map(|pair| pair.shape)
+    }
+
+    /// Widens A (`[rank x inputs]`) and B (`[outputs x rank]`) of the pair at `index` into `a` and `b`, in place of what they hold.
+    ///
+    /// # Errors
+    /// A value that is no number, by tensor name.
+    ///
+    /// # Panics
+    /// There is no such pair.
+    pub fn values(
+        &self,
+        index: usize,
+        a: &mut Vec<f32>,
+        b: &mut Vec<f32>,
+    ) -> Result<(), PeftError> {
+        let pair = &self.pairs[index];
+        for ((name, place), values) in [(&pair.a, a), (&pair.b, b)] {
+            place
+                .dtype
+                .decode(&self.files[1][place.bytes.clone()], values);
+            check_values(values, name, &self.path)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Adapter::check`].
+    ///
+    /// # Errors
+    /// As [`Adapter::check`].
+    pub fn check(&self, model: &ModelConfig) -> Result<(), PeftError> {
+        let shapes: Vec<PairShape> = self.shapes().collect();
+        check(&shapes, &self.config, model)
+    }
+
+    /// Does `work` and computes the [`content_hash`] of the very bytes that were read meanwhile, on a thread of its own: it
+    /// takes about as long as packing does.
+    pub fn hash_beside<R>(&self, work: impl FnOnce() -> R) -> (R, String) {
+        std::thread::scope(|scope| {
+            let hashing = scope.spawn(|| {
+                let hasher = self.files.iter().fold(Sha256::new(), Digest::chain_update);
+                crate::sha256::hex(&hasher.finalize())
+            });
+            let done = work();
+            let hash = hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
+            (done, hash)
+        })
+    }
+
+    fn widened(self) -> Result<Adapter, PeftError> {
+        let mut pairs = Vec::with_capacity(self.pairs.len());
+        for (i, shape) in self.shapes().enumerate() {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            self.values(i, &mut a, &mut b)?;
+            let PairShape {
+                layer,
+                module,
+                rank,
+                inputs,
+                outputs,
+                scale,
+            } = shape;
+            pairs.push(LoraPair {
+                layer,
+                module,
+                rank,
+                inputs,
+                outputs,
+                scale,
+                a,
+                b,
+            });
+        }
+        Ok(Adapter {
+            config: self.config,
+            pairs,
+            dtype: self.dtype,
+            metadata: self.metadata,
+        })
+    }
+}
+
+impl Adapter {
+    /// Reads and checks an adapter folder.
+    ///
+    /// # Errors
+    /// [`PeftError`], naming the file and the field or tensor.
+    pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
+        AdapterFile::open(dir)?.widened()
+    }
+
+    /// [`Adapter::read`] with the [`content_hash`] of the very bytes that were read.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`].
+    pub fn read_hashed(dir: &Path) -> Result<(Adapter, String), PeftError> {
+        let file = AdapterFile::open(dir)?;
+        let ((), hash) = file.hash_beside(|| ());
+        Ok((file.widened()?, hash))
+    }
+
+    /// Reads the bytes of `adapter_model.safetensors` under a configuration; `path` names the file in messages.
+    ///
+    /// # Errors
+    /// [`PeftError`], naming the tensor.
+    pub fn parse(config: AdapterConfig, bytes: &[u8], path: &Path) -> Result<Adapter, PeftError> {
+        AdapterFile::parse(config, [Vec::new(), bytes.to_owned()], path.to_owned())?.widened()
     }
 }
 
@@ -143,6 +259,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {
     let found = file.metadata().map_err(error)?.len();
     let mut bytes = Vec::new();
     if found <= limit {
+        bytes.reserve_exact(found as usize + 1);
         // One byte more than the limit, so that a file that grows meanwhile is noticed.
         file.take(limit + 1)
             .read_to_end(&mut bytes)
@@ -159,9 +276,9 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {
     Ok(bytes)
 }
 
-fn common_dtype<'a>(mut tensors: impl Iterator<Item = &'a Tensor>) -> Dtype {
-    let first = tensors.next().map_or(Dtype::F32, |tensor| tensor.dtype);
-    if tensors.all(|tensor| tensor.dtype == first) {
+fn common_dtype(mut tensors: impl Iterator<Item = Dtype>) -> Dtype {
+    let first = tensors.next().unwrap_or(Dtype::F32);
+    if tensors.all(|dtype| dtype == first) {
         first
     } else {
         Dtype::F32
@@ -217,53 +334,48 @@ fn pair(
     matcher: &Matcher,
     layer: usize,
     module: Module,
-    (a_name, a): (String, Tensor),
-    (b_name, b): (String, Tensor),
+    a: (String, Place),
+    b: (String, Place),
     path: &Path,
-) -> Result<LoraPair, PeftError> {
+) -> Result<PairPlace, PeftError> {
     let error = |name: &str, problem: String| PeftError::Tensor {
         path: path.to_owned(),
         name: name.to_owned(),
         problem,
     };
-    let matrix = |name: &str, tensor: &Tensor, form: &str| match tensor.shape[..] {
+    let matrix = |(name, place): &(String, Place), form: &str| match place.shape[..] {
         [rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
         _ => Err(error(
             name,
-            format!(
-                "shape {:?}; {form}, none of them 0, is needed",
-                tensor.shape
-            ),
+            format!("shape {:?}; {form}, none of them 0, is needed", place.shape),
         )),
     };
-    let (rank, inputs) = matrix(&a_name, &a, "[rank, inputs]")?;
-    let (outputs, b_rank) = matrix(&b_name, &b, "[outputs, rank]")?;
+    let (rank, inputs) = matrix(&a, "[rank, inputs]")?;
+    let (outputs, b_rank) = matrix(&b, "[outputs, rank]")?;
     if b_rank != rank {
         return Err(error(
-            &b_name,
-            format!("shape {:?}, but {a_name} has rank {rank}", b.shape),
+            &b.0,
+            format!("shape {:?}, but {} has rank {rank}", b.1.shape, a.0),
         ));
     }
     let module_path = module.path(layer);
-    let pair = LoraPair {
+    let shape = PairShape {
         layer,
         module,
         rank,
         inputs,
         outputs,
         scale: matcher.scale(&module_path),
-        a: a.values,
-        b: b.values,
     };
-    check_pair(&pair, matcher, [&a_name, &b_name], path)?;
-    Ok(pair)
+    check_shape(&shape, matcher, &a.0, path)?;
+    Ok(PairPlace { shape, a, b })
 }
 
-/// What must hold for a pair that is read or written.
-pub(super) fn check_pair(
-    pair: &LoraPair,
+/// What must hold for the shape of a pair that is read or written.
+pub(super) fn check_shape(
+    pair: &PairShape,
     matcher: &Matcher,
-    [a_name, b_name]: [&str; 2],
+    a_name: &str,
     path: &Path,
 ) -> Result<(), PeftError> {
     let error = |name: &str, problem: String| {
@@ -304,19 +416,27 @@ pub(super) fn check_pair(
             format!("scale {}, but {CONFIG_FILE} says {scale}", pair.scale),
         );
     }
-    for (name, values, needs) in [
-        (a_name, &pair.a, rank * pair.inputs),
-        (b_name, &pair.b, rank * pair.outputs),
-    ] {
-        if values.len() != needs || needs == 0 {
-            return error(
-                name,
-                format!("{} values where {needs} are needed", values.len()),
-            );
-        }
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            return error(name, format!("element {index} is {}", values[index]));
-        }
-    }
     Ok(())
+}
+
+/// What must hold for the values of a tensor that is read or written.
+pub(super) fn check_values(values: &[f32], name: &str, path: &Path) -> Result<(), PeftError> {
+    // All of them at once, which is many times faster than to look for the first.
+    if values
+        .iter()
+        .fold(true, |all, value| all & value.is_finite())
+    {
+        return Ok(());
+    }
+    let wrong = values
+        .iter()
+        .enumerate()
+        .find(|(_, value)| !value.is_finite());
+    wrong.map_or(Ok(()), |(index, value)| {
+        Err(PeftError::Tensor {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            problem: format!("element {index} is {value}"),
+        })
+    })
 }

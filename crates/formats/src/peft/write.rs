@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
-use super::read::check_pair;
+use super::read::{check_shape, check_values};
 use super::{Adapter, CONFIG_FILE, Dtype, PeftError, WEIGHTS_FILE, tensor_name};
 use crate::safetensors::{self, Tensor};
 
@@ -70,8 +70,7 @@ impl Adapter {
         let mut tensors = BTreeMap::new();
         for pair in &self.pairs {
             let names = ['A', 'B'].map(|side| tensor_name(pair.layer, pair.module, side));
-            let [a_name, b_name] = &names;
-            check_pair(pair, &matcher, [a_name, b_name], path)?;
+            check_shape(&pair.shape(), &matcher, &names[0], path)?;
             let shapes = [vec![pair.rank, pair.inputs], vec![pair.outputs, pair.rank]];
             for ((name, values), shape) in names.into_iter().zip([&pair.a, &pair.b]).zip(shapes) {
                 let error = |problem: String| PeftError::Tensor {
@@ -79,6 +78,12 @@ impl Adapter {
                     name: name.clone(),
                     problem,
                 };
+                let needs = shape[0] * shape[1];
+                if values.len() != needs || needs == 0 {
+                    let has = values.len();
+                    return Err(error(format!("{has} values where {needs} are needed")));
+                }
+                check_values(values, &name, path)?;
                 if let Some(value) = values
                     .iter()
                     .find(|value| !dtype.round(**value).is_finite())

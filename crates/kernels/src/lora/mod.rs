@@ -166,18 +166,27 @@ impl Transposed {
     }
 
     fn fill<E: Packed>(self, source: &[f32], to: &mut [E]) {
+        // Columns that are turned at once: what is read of a row and written of a column are whole vectors.
+        const WIDTH: usize = 16;
         let step = if E::PAIRED { 2 } else { 1 };
         let rows: Vec<&[f32]> = source.chunks_exact(self.columns).collect();
-        for (tile, rows) in rows.chunks(self.stride).enumerate() {
-            let tile = tile * self.tile;
-            for column in 0..self.columns {
-                let at = if E::PAIRED {
-                    column / 2 * 2 * self.stride + column % 2
-                } else {
-                    column * self.stride
-                };
-                for (lane, row) in rows.iter().enumerate() {
-                    to[tile + at + lane * step] = E::from_f32(row[column]);
+        for (rows, to) in rows.chunks(self.stride).zip(to.chunks_exact_mut(self.tile)) {
+            for (lanes, rows) in rows.chunks(LANES).enumerate() {
+                for first in (0..self.columns).step_by(WIDTH) {
+                    let width = WIDTH.min(self.columns - first);
+                    let mut block = [[E::default(); WIDTH]; LANES];
+                    for (block, row) in block.iter_mut().zip(rows) {
+                        for (block, value) in block.iter_mut().zip(&row[first..first + width]) {
+                            *block = E::from_f32(*value);
+                        }
+                    }
+                    for column in (0..width).step_by(step) {
+                        let at = (first + column) * self.stride + lanes * LANES * step;
+                        let to = to[at..at + LANES * step].chunks_exact_mut(step);
+                        for (to, block) in to.zip(&block) {
+                            to.copy_from_slice(&block[column..column + step]);
+                        }
+                    }
                 }
             }
         }

@@ -138,13 +138,14 @@ impl Adapters {
     /// Reads, checks and packs an adapter.
     fn read(&self, id: AdapterId, adapter: &AdapterRef) -> Result<model::Adapter, AdapterError> {
         let path = || adapter.path.display().to_string();
-        let (read, found) = peft::Adapter::read_hashed(&adapter.path)?;
+        let file = peft::AdapterFile::open(&adapter.path)?;
+        let (packed, found) = file.hash_beside(|| self.model.load_adapter_file(&file));
         if found != id.to_string() {
             let path = path();
             return Err(AdapterError::Changed { path, found });
         }
         for (key, what, base) in &self.recorded {
-            if let Some(found) = read.metadata.get(*key).filter(|found| *found != base) {
+            if let Some(found) = file.metadata.get(*key).filter(|found| *found != base) {
                 return Err(AdapterError::OtherBase {
                     path: path(),
                     what,
@@ -153,12 +154,10 @@ impl Adapters {
                 });
             }
         }
-        self.model
-            .load_adapter(&read)
-            .map_err(|source| AdapterError::Model {
-                path: path(),
-                source: Box::new(source),
-            })
+        packed.map_err(|source| AdapterError::Model {
+            path: path(),
+            source: Box::new(source),
+        })
     }
 }
 

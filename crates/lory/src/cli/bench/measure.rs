@@ -1,11 +1,12 @@
 //! One case, timed: rows laid out as the scheduler would, through the runner that serves.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Batch, Limits, Runner as _, SequenceRows};
-use formats::peft::{LoraPair, Module};
+use formats::peft::{self, AdapterConfig, AdapterFile, Dtype, LoraPair, Module};
 use kernels::{KvType, LoraType};
 use model::{Adapter, Model};
 
@@ -27,7 +28,7 @@ pub(super) enum Case {
         new: usize,
         adapters: usize,
     },
-    /// Bytes of a PEFT file in memory to an adapter ready to run.
+    /// A PEFT folder that the system has in its file cache to an adapter ready to run: read, checked, hashed and packed.
     AdapterLoad,
 }
 
@@ -67,7 +68,8 @@ pub(super) struct Rig {
     runner: ModelRunner,
     limits: Limits,
     adapters: Vec<Arc<Adapter>>,
-    pairs: Vec<LoraPair>,
+    /// An adapter on disk.
+    folder: tempfile::TempDir,
     logits: Vec<f32>,
     random: Random,
 }
@@ -97,7 +99,14 @@ impl Rig {
             );
         }
         let mut random = Random(1);
-        let pairs = random_pairs(&model, rank, &mut random);
+        let folder = tempfile::tempdir()?;
+        let on_disk = peft::Adapter {
+            config: AdapterConfig::new(rank, rank as f64, &Module::ALL),
+            pairs: random_pairs(&model, rank, &mut random),
+            dtype: Dtype::BF16,
+            metadata: BTreeMap::new(),
+        };
+        on_disk.write(folder.path(), Dtype::BF16, "")?;
         let adapters = (0..adapters)
             .map(|_| {
                 let pairs = random_pairs(&model, rank, &mut random);
@@ -109,7 +118,7 @@ impl Rig {
             runner,
             limits,
             adapters,
-            pairs,
+            folder,
             logits: Vec::new(),
             random,
         })
@@ -135,7 +144,9 @@ impl Rig {
             } => self.decode(rows, past, new, adapters),
             Case::AdapterLoad => {
                 let started = Instant::now();
-                black_box(self.model.pack_adapter(&self.pairs, LoraType::Bf16)?);
+                let file = AdapterFile::open(self.folder.path())?;
+                let (packed, hash) = file.hash_beside(|| self.model.load_adapter_file(&file));
+                black_box((packed?, hash));
                 Ok(Sample {
                     tokens: 0,
                     steps: 1,
