@@ -3,9 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// What a request's sink receives: any number of tokens, then exactly one [`Event::Finished`].
+/// What a request's sink receives: its prompt's tokens if it asked for their log-probabilities, any number of tokens, then exactly
+/// one [`Event::Finished`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The next token of the prompt, from the second on: nothing comes before the first, so it has no probability.
+    Prompt(Token),
     /// The next token of the completion.
     Token(Token),
     /// The end; nothing follows.
@@ -123,6 +126,10 @@ impl Outlet {
         self.completion_tokens
     }
 
+    pub fn prompt(&mut self, token: Token) -> Flow {
+        self.send(Event::Prompt(token))
+    }
+
     pub fn token(&mut self, token: Token) -> Flow {
         self.send(Event::Token(token))
     }
@@ -191,7 +198,7 @@ mod tests {
     fn reasons(events: &Receiver<Event>) -> Vec<FinishReason> {
         let reason = |event| match event {
             Event::Finished(finished) => finished.reason,
-            Event::Token(token) => panic!("{token:?}"),
+            Event::Prompt(token) | Event::Token(token) => panic!("{token:?}"),
         };
         events.iter().map(reason).collect()
     }

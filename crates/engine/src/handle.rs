@@ -118,6 +118,9 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// `Some(n)`: every token carries its log-probability and those of the `n` most probable tokens (0 to 20).
     pub top_logprobs: Option<u8>,
+    /// Whether the prompt's tokens are told with their log-probabilities too, as many as `top_logprobs` says. They are computed
+    /// anew then, whatever the cache has.
+    pub prompt_logprobs: bool,
     /// What the answer must look like; the rules are the caller's.
     pub grammar: Option<Arc<dyn Grammar>>,
     /// The lower goes first, of those that wait and where blocks run out; 0 is the usual.
@@ -312,6 +315,10 @@ impl<A: Send + Sync + 'static> Handle<A> {
                 stop_tokens: request.stop_tokens,
                 max_new_tokens: request.max_new_tokens,
             },
+            untold: match request.prompt_logprobs {
+                true => 1..request.prompt.len(),
+                false => 0..0,
+            },
             tokens: request.prompt,
             computed: 0,
             blocks: BlockTable::default(),
@@ -487,6 +494,10 @@ fn check_settings(request: &Request) -> Result<(), SubmitError> {
     if let Some(n) = request.top_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
         let message = format!("must be at most {MAX_TOP_LOGPROBS}, not {n}");
         return Err(invalid("top_logprobs", message));
+    }
+    if request.prompt_logprobs && request.top_logprobs.is_none() {
+        let message = "needs top_logprobs".to_owned();
+        return Err(invalid("prompt_logprobs", message));
     }
     if request.adapters.len() > MAX_ADAPTERS {
         let n = request.adapters.len();

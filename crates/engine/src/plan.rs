@@ -66,6 +66,8 @@ pub(crate) struct Plan<A> {
     pub batch: Batch<A>,
     /// One for each of `batch.sequences`, in the same order.
     pub parts: Vec<Part>,
+    /// Rows of logits that tell of prompts, and give no token.
+    pub telling_rows: usize,
     slot_ids: Vec<AdapterId>,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Part {
     pub sequence: Arrival,
     /// Rows of its own tokens.
     pub rows: usize,
+    /// Which row of the logits is the first that tells of its prompt, and how many do.
+    pub telling: (usize, usize),
     /// Which row of the logits is that of its last token, if it reaches that in this step. Those of its drafts follow.
     pub logits: Option<usize>,
     /// Guesses of the tokens that come next, run as if they had been drawn.
@@ -85,6 +89,7 @@ impl<A> Plan<A> {
         Plan {
             batch: Batch::empty(),
             parts: Vec::new(),
+            telling_rows: 0,
             slot_ids: Vec::new(),
         }
     }
@@ -126,6 +131,11 @@ impl<A> Plan<A> {
             blocks: sequence.blocks.ids().to_vec(),
             adapters,
         });
+        let telling = sequence.telling(rows);
+        let told = (self.batch.logit_rows.len(), telling.len());
+        let rows_of = telling.map(|position| (first_row + position - past) as u32);
+        self.batch.logit_rows.extend(rows_of);
+        self.telling_rows += told.1;
         let logits = (end == sequence.tokens.len()).then(|| {
             let first = self.batch.logit_rows.len();
             let wanted = first_row + rows - 1..first_row + run;
@@ -135,6 +145,7 @@ impl<A> Plan<A> {
         self.parts.push(Part {
             sequence: arrival,
             rows,
+            telling: told,
             logits,
             drafts,
         });

@@ -100,19 +100,31 @@ impl Sampler {
         } else {
             self.pick(logits, max, draw)
         };
-        let mut token = Token {
-            id,
-            logprob: None,
-            top: Vec::new(),
-        };
-        if let Some(count) = draw.top_logprobs {
-            let norm = log_sum_exp(logits, max);
-            let logprob = |id: u32| (f64::from(logits[id as usize]) - norm) as f32;
-            token.logprob = Some(logprob(id));
-            let top = self.ranks.most_probable(logits, usize::from(count));
-            token.top = top.iter().map(|id| (*id, logprob(*id))).collect();
+        match draw.top_logprobs {
+            Some(count) => Ok(self.describe(logits, max, id, count)),
+            None => Ok(Token {
+                id,
+                logprob: None,
+                top: Vec::new(),
+            }),
         }
-        Ok(token)
+    }
+
+    /// A token that stands already, with its log-probability in `logits` and those of the `count` most probable.
+    pub fn judge(&mut self, logits: &[f32], id: u32, count: u8) -> Result<Token, DrawError> {
+        let max = largest(logits).ok_or(DrawError::NotADistribution)?;
+        Ok(self.describe(logits, max, id, count))
+    }
+
+    fn describe(&mut self, logits: &[f32], max: f32, id: u32, count: u8) -> Token {
+        let norm = log_sum_exp(logits, max);
+        let logprob = |id: u32| (f64::from(logits[id as usize]) - norm) as f32;
+        let top = self.ranks.most_probable(logits, usize::from(count));
+        Token {
+            id,
+            logprob: Some(logprob(id)),
+            top: top.iter().map(|id| (*id, logprob(*id))).collect(),
+        }
     }
 
     fn pick(&mut self, logits: &[f32], max: f32, draw: &Draw<'_>) -> u32 {

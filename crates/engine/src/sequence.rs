@@ -1,5 +1,6 @@
 //! One request under way: its tokens, how far the model has computed them, and what it holds meanwhile.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -28,6 +29,8 @@ pub(crate) struct Sequence<A> {
     pub tokens: Vec<u32>,
     /// Tokens whose keys and values are written, by this sequence or one that began alike. A preemption sets it to 0.
     pub computed: usize,
+    /// Where in the prompt the tokens stand whose log-probabilities are yet to be told.
+    pub untold: Range<usize>,
     pub blocks: BlockTable,
     pub adapters: Vec<(Lease<A>, f32)>,
     /// What the cache knows those by.
@@ -82,6 +85,10 @@ impl<A> Sequence<A> {
 
     /// Holds the blocks that are known to begin as its tokens do, and says how many tokens need not run.
     pub fn reuse_blocks(&mut self, pool: &BlockPool) -> usize {
+        // What is to be told of a token comes from the row before it, which must run.
+        if !self.untold.is_empty() {
+            return 0;
+        }
         self.computed = self.blocks.reuse(&self.tokens, &self.root, pool);
         self.computed
     }
@@ -96,6 +103,13 @@ impl<A> Sequence<A> {
     pub fn advance(&mut self, rows: usize) {
         self.computed += rows;
         self.blocks.keep(&self.tokens[..self.computed], &self.root);
+    }
+
+    /// The positions among the next `rows` whose logits tell of a token of the prompt.
+    pub fn telling(&self, rows: usize) -> Range<usize> {
+        let next = self.computed..self.computed + rows;
+        let telling = self.untold.start.saturating_sub(1)..self.untold.end.saturating_sub(1);
+        next.start.max(telling.start)..next.end.min(telling.end)
     }
 
     /// A guess of at most `most` of the tokens that come next; none goes past the last that may be sampled.

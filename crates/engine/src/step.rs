@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::constraint::Progress;
 use crate::event::{FinishReason, Flow, Token};
-use crate::plan::{Batch, Part, Plan};
+use crate::plan::{Part, Plan};
 use crate::runner::{Limits, Runner};
 use crate::sampler::{DrawError, Sampler};
 use crate::scheduler::Scheduler;
@@ -47,7 +47,7 @@ impl<R: Runner> EngineLoop<R> {
             let now = Instant::now();
             self.drop_ended(now);
             let plan = self.schedule(now);
-            let outcome = self.forward(&plan.batch);
+            let outcome = self.forward(&plan);
             self.speak(plan, outcome);
         }
         self.cancel_all();
@@ -100,7 +100,8 @@ impl<R: Runner> EngineLoop<R> {
     }
 
     /// Runs the batch. A panic of the model is an error like any other.
-    fn forward(&mut self, batch: &Batch<R::Adapter>) -> Result<(), String> {
+    fn forward(&mut self, plan: &Plan<R::Adapter>) -> Result<(), String> {
+        let batch = &plan.batch;
         if batch.rows() == 0 {
             return Ok(());
         }
@@ -108,7 +109,7 @@ impl<R: Runner> EngineLoop<R> {
         let run = AssertUnwindSafe(|| self.runner.run(batch, &mut self.logits));
         let outcome = catch_unwind(run).unwrap_or_else(|panic| Err(panic_message(&*panic)));
         let took = started.elapsed();
-        self.count_step(batch, took);
+        self.count_step(plan, took);
         self.scheduler.observe(batch.rows(), took);
         outcome?;
         let expected = batch.logit_rows.len() * self.limits.vocab_size;
@@ -139,11 +140,18 @@ impl<R: Runner> EngineLoop<R> {
     /// the end.
     fn advance(&mut self, part: &Part) -> Option<FinishReason> {
         let sequence = self.scheduler.get(part.sequence)?;
+        let vocab = self.limits.vocab_size;
+        let (told, count) = part.telling;
+        for row in told..told + count {
+            let logits = &self.logits[row * vocab..(row + 1) * vocab];
+            if let Some(end) = tell(sequence, &mut self.sampler, logits) {
+                return Some(end);
+            }
+        }
         let Some(first) = part.logits else {
             sequence.advance(part.rows);
             return None;
         };
-        let vocab = self.limits.vocab_size;
         // A guess that did not run costs nothing to check, as far as its first token.
         let guess = sequence.guess(1);
         let kind = guess.map(|guess| guess.kind);
@@ -206,11 +214,13 @@ impl<R: Runner> EngineLoop<R> {
         }
     }
 
-    fn count_step(&self, batch: &Batch<R::Adapter>, took: Duration) {
+    fn count_step(&self, plan: &Plan<R::Adapter>, took: Duration) {
+        let batch = &plan.batch;
+        let speaking = batch.logit_rows.len() - plan.telling_rows;
         let mut stats = self.board.lock();
         stats.steps += 1;
         stats.rows += batch.rows() as u64;
-        stats.prefill_rows += (batch.rows() - batch.logit_rows.len()) as u64;
+        stats.prefill_rows += (batch.rows() - speaking) as u64;
         stats.model_time += took;
     }
 
@@ -225,6 +235,23 @@ impl<R: Runner> EngineLoop<R> {
         stats.cached_tokens = self.scheduler.cached_tokens();
         stats.cache_evictions = self.scheduler.blocks().evictions();
     }
+}
+
+/// Tells of the next token of the prompt, from the logits of the row before it. Some: that was the end.
+fn tell<A>(
+    sequence: &mut Sequence<A>,
+    sampler: &mut Sampler,
+    logits: &[f32],
+) -> Option<FinishReason> {
+    let position = sequence.untold.next()?;
+    let count = sequence.choice.top_logprobs.unwrap_or(0);
+    let Ok(token) = sampler.judge(logits, sequence.tokens[position], count) else {
+        return Some(FinishReason::Error(format!(
+            "the model's logits for position {position} are not numbers"
+        )));
+    };
+    let flow = sequence.outlet.prompt(token);
+    (flow == Flow::Stop).then_some(FinishReason::Cancelled)
 }
 
 /// Draws one token from a row of logits.

@@ -119,6 +119,55 @@ fn greedy_answers_are_those_of_the_slow_model() {
 }
 
 #[test]
+fn a_prompt_is_told_as_if_its_tokens_had_been_drawn() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let prompt = vec![3, 9, 27, 20, 60, 3, 9, 27, 1, 0, 5];
+    let ask = |prompt: &[u32], told| {
+        let request = Request {
+            adapters: vec![(tone(1), 0.7)],
+            top_logprobs: Some(2),
+            prompt_logprobs: told,
+            ..greedy(prompt.to_vec(), 3)
+        };
+        handle.stream(request)
+    };
+    let told = collect(ask(&prompt, true).unwrap());
+    assert_eq!(told.prompt.len(), prompt.len() - 1);
+    // The slow way: each beginning of the prompt is asked for a token that a bias leaves no choice.
+    for (at, token) in told.prompt.iter().enumerate() {
+        let request = Request {
+            adapters: vec![(tone(1), 0.7)],
+            top_logprobs: Some(2),
+            sampling: engine::Sampling {
+                logit_bias: vec![(prompt[at + 1], 100.0)],
+                ..engine::Sampling::greedy()
+            },
+            ..greedy(prompt[..=at].to_vec(), 1)
+        };
+        assert_eq!(*token, collect(handle.stream(request).unwrap()).tokens[0]);
+    }
+    // The cache has all of it by now; what is told and said is the same.
+    assert_eq!(
+        collect(ask(&prompt, true).unwrap()).content(),
+        told.content()
+    );
+    let untold = collect(ask(&prompt, false).unwrap());
+    assert_eq!((untold.prompt.len(), &untold.tokens), (0, &told.tokens));
+    // And a prompt of one token has nothing to tell.
+    assert_eq!(collect(ask(&prompt[..1], true).unwrap()).prompt, []);
+    assert!(matches!(
+        handle.stream(Request {
+            prompt_logprobs: true,
+            ..greedy(vec![1], 1)
+        }),
+        Err(engine::SubmitError::InvalidSampling {
+            field: "prompt_logprobs",
+            ..
+        })
+    ));
+}
+
+#[test]
 fn adapters_scales_and_seeds_do_change_the_result() {
     let handle = start(FakeModel::new(limits(200)), EngineConfig::default());
     let base = Request {
@@ -171,7 +220,7 @@ fn a_storm_of_cancellations_changes_no_token_and_leaks_nothing() {
                         let begin: Vec<_> = read
                             .filter_map(|event| match event {
                                 engine::Event::Token(token) => Some(token),
-                                engine::Event::Finished(_) => None,
+                                engine::Event::Prompt(_) | engine::Event::Finished(_) => None,
                             })
                             .collect();
                         assert!(expected[at].tokens.starts_with(&begin));

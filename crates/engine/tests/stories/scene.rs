@@ -55,6 +55,7 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
         max_new_tokens,
         stop_tokens: Vec::new(),
         top_logprobs: None,
+        prompt_logprobs: false,
         grammar: None,
         priority: 0,
         deadline: None,
@@ -64,6 +65,8 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
 /// The events of one request.
 #[derive(Debug)]
 pub struct Answer {
+    /// Those of the prompt, where they were asked for.
+    pub prompt: Vec<Token>,
     pub tokens: Vec<Token>,
     pub finished: Finished,
 }
@@ -74,9 +77,10 @@ impl Answer {
     }
 
     /// Everything but the times.
-    pub fn content(&self) -> (&[Token], &FinishReason, usize, usize) {
+    pub fn content(&self) -> (&[Token], &[Token], &FinishReason, usize, usize) {
         let f = &self.finished;
         (
+            &self.prompt,
             &self.tokens,
             &f.reason,
             f.prompt_tokens,
@@ -87,17 +91,22 @@ impl Answer {
 
 /// Reads a stream to its end, and checks that its end is one `Finished`, the last event.
 pub fn collect(stream: Stream) -> Answer {
-    let mut tokens = Vec::new();
+    let (mut prompt, mut tokens) = (Vec::new(), Vec::new());
     let mut finished = None;
     for event in stream {
         assert!(finished.is_none(), "an event after the end: {event:?}");
         match event {
+            Event::Prompt(token) => prompt.push(token),
             Event::Token(token) => tokens.push(token),
             Event::Finished(end) => finished = Some(end),
         }
     }
     let finished = finished.expect("a stream that ended without Finished");
-    Answer { tokens, finished }
+    Answer {
+        prompt,
+        tokens,
+        finished,
+    }
 }
 
 /// Nothing is held any more.
@@ -212,6 +221,7 @@ impl Dice {
                 )
             })
             .collect();
+        let top_logprobs = self.pick(&[None, Some(0), Some(3)]);
         let sampling = Sampling {
             temperature: self.pick(&[0.0, 0.5, 1.0]),
             top_k: self.pick(&[0, 5, 40]),
@@ -238,7 +248,8 @@ impl Dice {
             } else {
                 Vec::new()
             },
-            top_logprobs: self.pick(&[None, Some(0), Some(3)]),
+            top_logprobs,
+            prompt_logprobs: top_logprobs.is_some() && self.below(3) == 0,
             grammar: match self.below(4) {
                 0 => Some(Arc::new(Rhythm {
                     beats: 2 + self.below(3) as u32,

@@ -35,6 +35,10 @@ impl Pieces {
         pieces
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        self.control.get(id as usize) == Some(&true)
+    }
+
     /// The bytes of a token; none for an id past the vocabulary, or a control token to be skipped.
     pub(super) fn bytes(&self, id: u32, skip_special: bool) -> &[u8] {
         let id = id as usize;
@@ -96,6 +100,11 @@ impl Detokenizer {
     /// A token's bytes as they stand in a text, control tokens included.
     pub fn bytes(&self, id: u32) -> &[u8] {
         self.pieces.bytes(id, false)
+    }
+
+    /// Whether a token is a control token, which stands for no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.pieces.is_special(id)
     }
 
     /// What is left at the end: U+FFFD where a character stayed incomplete.

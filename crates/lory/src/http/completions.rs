@@ -96,11 +96,6 @@ impl CompletionRequest {
             );
             return Err(ApiError::unsupported("best_of", message));
         }
-        if self.echo == Some(true) && self.logprobs.is_some() {
-            let message =
-                "echo cannot be combined with logprobs: those of a prompt are not computed";
-            return Err(ApiError::unsupported("echo", message));
-        }
         StreamOptions::check(&self.stream_options, self.stream)
     }
 
@@ -177,7 +172,7 @@ pub(super) async fn completions(
     }
     let (answers, usage) = incoming.whole().await?;
     let choices = answers.iter().enumerate().map(|(index, answer)| {
-        let mut columns = logprobs.map(|top| Columns::new(top, 0));
+        let mut columns = logprobs.map(|top| Columns::new(top));
         let logprobs = logprobs_of(columns.as_mut(), &answer.tokens);
         choice(
             index,
@@ -228,7 +223,7 @@ impl Chunks {
 impl Wire for Chunks {
     fn begin(&mut self, answers: usize) -> Vec<String> {
         if let Some(top) = self.logprobs {
-            self.columns = vec![Columns::new(top, 0); answers];
+            self.columns = vec![Columns::new(top); answers];
         }
         Vec::new()
     }

@@ -35,7 +35,8 @@ pub(super) fn of_chat(tokens: &[SpokenToken]) -> Value {
         .map(|token| {
             let top = token.top.iter();
             let top: Vec<Value> = top.map(|(bytes, logprob)| one(bytes, *logprob)).collect();
-            let mut value = one(&token.bytes, token.logprob);
+            // Nothing is echoed in a chat, so every token has one.
+            let mut value = one(&token.bytes, token.logprob.unwrap_or(LOWEST));
             value["top_logprobs"] = top.into();
             value
         })
@@ -55,11 +56,11 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// From a text that begins with so many characters that are no tokens of the answer's.
-    pub fn new(top: u8, echoed: usize) -> Columns {
+    /// From the beginning of a text.
+    pub fn new(top: u8) -> Columns {
         Columns {
             top: top > 0,
-            offset: echoed,
+            offset: 0,
             pending: Vec::new(),
         }
     }
@@ -69,6 +70,9 @@ impl Columns {
         let mut offsets = Vec::with_capacity(tokens.len());
         for token in tokens {
             offsets.push(self.offset);
+            if token.special {
+                continue;
+            }
             self.pending.extend_from_slice(&token.bytes);
             let text = String::from_utf8_lossy(&self.pending);
             // A character at the end that is not whole yet counts with its last token.
@@ -81,6 +85,9 @@ impl Columns {
             self.pending.drain(..whole);
         }
         let top = |token: &SpokenToken| -> Value {
+            if token.logprob.is_none() {
+                return Value::Null;
+            }
             let top = token.top.iter();
             top.map(|(bytes, logprob)| (name(bytes), json!(logprob.max(LOWEST))))
                 .collect::<Map<_, _>>()
@@ -88,7 +95,10 @@ impl Columns {
         };
         let alternatives: Option<Vec<Value>> = self.top.then(|| tokens.iter().map(top).collect());
         let names: Vec<String> = tokens.iter().map(|token| name(&token.bytes)).collect();
-        let logprobs: Vec<f32> = tokens.iter().map(|t| t.logprob.max(LOWEST)).collect();
+        let logprobs = tokens.iter().map(|token| token.logprob);
+        let logprobs: Vec<Option<f32>> = logprobs
+            .map(|logprob| logprob.map(|logprob| logprob.max(LOWEST)))
+            .collect();
         json!({
             "tokens": names,
             "token_logprobs": logprobs,
@@ -116,7 +126,8 @@ mod tests {
     fn token(bytes: &[u8], logprob: f32) -> SpokenToken {
         SpokenToken {
             bytes: bytes.to_vec(),
-            logprob,
+            special: false,
+            logprob: Some(logprob),
             top: vec![
                 (bytes.to_vec(), logprob),
                 (b"x".to_vec(), f32::NEG_INFINITY),
@@ -146,16 +157,27 @@ mod tests {
             token(&smile[5..], -1.0),
             token(b"c", -2.0),
         ];
-        let mut columns = Columns::new(2, 7);
+        let mut columns = Columns::new(2);
         let first = columns.next(&tokens[..2]);
         let rest = columns.next(&tokens[2..]);
-        assert_eq!(first["text_offset"], json!([7, 9]));
-        assert_eq!(rest["text_offset"], json!([10, 10, 11]));
+        assert_eq!(first["text_offset"], json!([0, 2]));
+        assert_eq!(rest["text_offset"], json!([3, 3, 4]));
         assert_eq!(first["tokens"], json!(["ab", "bytes:\\xc3\\xa9\\xf0"]));
         assert_eq!(first["top_logprobs"][0], json!({"ab": -0.5, "x": -9999.0}));
         assert_eq!(first["token_logprobs"], json!([-0.5, -1.0]));
-        let without = Columns::new(0, 0).next(&tokens[..1]);
+        let without = Columns::new(0).next(&tokens[..1]);
         assert_eq!(without["top_logprobs"], Value::Null);
+        // The first token of a prompt, and a control token, which has no text.
+        let begin = SpokenToken {
+            special: true,
+            logprob: None,
+            top: Vec::new(),
+            ..token(b"<s>", 0.0)
+        };
+        let echoed = Columns::new(1).next(&[begin, token(b"a", -1.0)]);
+        assert_eq!(echoed["text_offset"], json!([0, 0]));
+        assert_eq!(echoed["token_logprobs"], json!([null, -1.0]));
+        assert_eq!(echoed["top_logprobs"][0], Value::Null);
     }
 
     #[test]

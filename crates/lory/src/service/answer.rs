@@ -30,7 +30,7 @@ pub enum TextEvent {
 pub struct Delta {
     /// The text: whole characters, and never empty unless there are tokens.
     pub text: String,
-    /// The tokens that began in it, where the request asked for log-probabilities.
+    /// The tokens that began in it, where the request asked for log-probabilities; those of the prompt too, where it is echoed.
     pub tokens: Vec<SpokenToken>,
 }
 
@@ -58,8 +58,10 @@ pub enum CallDelta {
 pub struct SpokenToken {
     /// Its bytes; they need not be whole characters.
     pub bytes: Vec<u8>,
-    /// Its natural log-probability under the model itself.
-    pub logprob: f32,
+    /// Whether it is a control token, which stands for no text.
+    pub special: bool,
+    /// Its natural log-probability under the model itself; none for the first of a prompt.
+    pub logprob: Option<f32>,
     /// The most probable tokens, falling, as many as were asked for.
     pub top: Vec<(Vec<u8>, f32)>,
 }
@@ -204,8 +206,8 @@ pub(super) struct Writer {
     stops: StopWatcher,
     sink: TextSink,
     meter: Meter,
-    /// What the answer begins with, before the first token.
-    echo: Option<String>,
+    /// What the answer begins with, before the first token: the prompt's text, and its tokens.
+    echo: Option<(String, Vec<SpokenToken>)>,
     /// Bytes of text that the tokens have given so far.
     decoded: usize,
     /// Tokens with log-probabilities whose text is not shown yet, each with the byte where it begins.
@@ -235,19 +237,34 @@ impl Writer {
         self.reader = Some(CallReader::default());
     }
 
-    /// Begins the answer with this text.
-    pub fn echo(&mut self, text: String) {
-        self.echo = Some(text);
+    /// Begins the answer with the prompt's text, and with its tokens where the engine tells of them: all but the first.
+    pub fn echo(&mut self, text: String, first: Option<u32>) {
+        let first = first.map(|id| SpokenToken {
+            bytes: self.detokenizer.bytes(id).to_vec(),
+            special: self.detokenizer.is_special(id),
+            logprob: None,
+            top: Vec::new(),
+        });
+        self.echo = Some((text, first.into_iter().collect()));
     }
 
     pub fn take(&mut self, event: Event) -> Flow {
         self.meter.see(&event, self.stopped);
-        if let Some(text) = self.echo.take()
-            && self.send(text, Vec::new()) == Flow::Stop
+        if let Event::Prompt(token) = &event {
+            let spoken = self.spoken(token);
+            if let Some((_, tokens)) = &mut self.echo {
+                tokens.extend(spoken);
+            }
+            return Flow::Continue;
+        }
+        if let Some((text, tokens)) = self.echo.take()
+            && self.send(text, tokens) == Flow::Stop
         {
             return Flow::Stop;
         }
         match event {
+            // Taken above.
+            Event::Prompt(_) => Flow::Continue,
             Event::Token(token) => {
                 if let Some(spoken) = self.spoken(&token) {
                     self.unshown.push_back((self.decoded, spoken));
@@ -366,7 +383,8 @@ impl Writer {
         let bytes = |id: u32| self.detokenizer.bytes(id).to_vec();
         Some(SpokenToken {
             bytes: bytes(token.id),
-            logprob: token.logprob?,
+            special: self.detokenizer.is_special(token.id),
+            logprob: Some(token.logprob?),
             top: token
                 .top
                 .iter()

@@ -58,7 +58,10 @@ pub(super) fn submit(
         });
         let mut own = first.sink;
         first.sink = Box::new(move |event| {
-            if let Some(followers) = followers.take() {
+            // What is told of the prompt comes while it is computed.
+            if !matches!(event, Event::Prompt(_))
+                && let Some(followers) = followers.take()
+            {
                 followers.start(&event);
             }
             own(event)

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::base::Base;
 use super::error::RequestError;
+use super::schema;
 use super::tools::{Tool, ToolChoice, Tools};
 
 /// The longest schema, and the most that all tools' schemas take together, in bytes of compact JSON.
@@ -341,6 +342,7 @@ fn bounded(
             "it takes {bytes} bytes, with those before it if there are; at most {MAX_SCHEMA_BYTES} are compiled"
         )));
     }
+    schema::check(schema).map_err(refused)?;
     Ok(compact(schema, strict))
 }
 

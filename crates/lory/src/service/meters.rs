@@ -178,6 +178,7 @@ impl Meter {
     pub fn see(&mut self, event: &Event, stopped: bool) {
         let meters = &self.meters;
         match event {
+            Event::Prompt(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
                 match self.last_token.replace(now) {

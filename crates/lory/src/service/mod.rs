@@ -13,7 +13,8 @@
 //! - [`ask`]: a request, as plain data
 //! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
 //! - [`meters`]: what is counted
-//! - [`tools`]: what a model may call; [`grammar`]: what an answer must look like, token by token
+//! - [`tools`]: what a model may call; [`grammar`]: what an answer must look like, token by token;
+//!   `schema`: what no grammar is made of
 //! - `choices`: several answers to one prompt
 //! - `prompt`: the conversation as token ids
 //! - [`answer`]: tokens back into text; `stop`: stop strings; `calls`: calls of tools
@@ -29,6 +30,7 @@ pub mod error;
 pub mod grammar;
 pub mod meters;
 mod prompt;
+mod schema;
 mod stop;
 pub mod tools;
 mod voice;
@@ -255,6 +257,7 @@ impl Service {
                 false => self.base.tokenizer.end_ids().to_vec(),
             },
             top_logprobs: ask.logprobs,
+            prompt_logprobs: ask.echo && ask.logprobs.is_some(),
             grammar: self
                 .grammars
                 .find(&self.base, &ask.format, ask.tools.as_ref())?,
@@ -282,7 +285,7 @@ impl Service {
                 writer.read_calls();
             }
             if let Some(text) = &echo {
-                writer.echo(text.clone());
+                writer.echo(text.clone(), request.prompt.first().copied());
             }
             Box::new(move |event| writer.take(event))
         };

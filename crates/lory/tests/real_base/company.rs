@@ -82,6 +82,7 @@ fn request(i: usize) -> Request {
         max_new_tokens: 12,
         stop_tokens: vec![],
         top_logprobs: Some(0),
+        prompt_logprobs: false,
         grammar: None,
         priority: 0,
         deadline: None,
@@ -93,6 +94,7 @@ fn answer(events: impl Iterator<Item = Event>) -> Vec<(u32, u32)> {
     let mut tokens = Vec::new();
     for event in events {
         match event {
+            Event::Prompt(_) => unreachable!("it was not asked for"),
             Event::Token(token) => tokens.push((token.id, token.logprob.unwrap().to_bits())),
             Event::Finished(finished) => assert_eq!(finished.completion_tokens, tokens.len()),
         }

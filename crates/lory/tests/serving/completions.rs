@@ -170,8 +170,35 @@ fn echo_begins_with_the_prompt() {
     assert_eq!(echoed["usage"]["completion_tokens"], 8);
     let streamed = Server::shared().events(PATH, &body);
     assert!(streamed[0].contains("Hello the"), "{}", streamed[0]);
-    body["logprobs"] = json!(1);
-    assert_eq!(Server::shared().post(PATH, &body).error().2, "echo");
+    body["logprobs"] = json!(2);
+    body["n"] = json!(2);
+    let told = complete(&body);
+    assert_eq!(text(&told), text(&echoed));
+    let columns = &told["choices"][0]["logprobs"];
+    let column = |name: &str| columns[name].as_array().unwrap().clone();
+    let prompt = told["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(column("tokens").len(), prompt + 8);
+    let spelled: String = column("tokens")
+        .iter()
+        .map(|t| t.as_str().unwrap())
+        .collect();
+    assert!(spelled.starts_with("Hello the"), "{spelled}");
+    assert_eq!(column("token_logprobs")[0], Value::Null);
+    assert_eq!(column("top_logprobs")[0], Value::Null);
+    assert!(
+        column("token_logprobs")[1..]
+            .iter()
+            .all(|logprob| logprob.as_f64().unwrap() < 0.0)
+    );
+    assert_eq!(column("text_offset")[prompt], "Hello the".len());
+    assert_eq!(told["choices"][1]["logprobs"], *columns);
+    // What the model would have said is what it says when it is asked.
+    let begun = json!({
+        "model": BASE, "prompt": "Hello", "max_tokens": 1, "logprobs": 2, "ignore_eos": true,
+    });
+    let next = complete(&begun)["choices"][0]["logprobs"]["top_logprobs"][0].clone();
+    let hello = complete(&begun)["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(column("top_logprobs")[hello], next);
 }
 
 #[test]

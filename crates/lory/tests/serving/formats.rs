@@ -360,7 +360,12 @@ fn what_no_grammar_can_be_made_of_is_refused_by_name() {
             json!({"type": "string", "description": "x".repeat(70_000)}),
             "65536",
         ),
-        (json!({"$ref": "#"}), "nothing that can be said fits it"),
+        (json!({"$ref": "#"}), "nested too deep"),
+        (
+            json!({"allOf": vec![json!({"type": "string", "pattern": "a"}); 30]}),
+            "30 patterns",
+        ),
+        (json!({"allOf": [{"const": 1}, {"const": 2}]}), ""),
     ] {
         let (param, message) = refused(json!({"response_format": of_schema(&schema)}));
         assert_eq!(param, schema_field, "{message}");
