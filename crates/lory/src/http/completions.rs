@@ -172,7 +172,7 @@ pub(super) async fn completions(
     }
     let (answers, usage) = incoming.whole().await?;
     let choices = answers.iter().enumerate().map(|(index, answer)| {
-        let mut columns = logprobs.map(|top| Columns::new(top));
+        let mut columns = logprobs.map(Columns::new);
         let logprobs = logprobs_of(columns.as_mut(), &answer.tokens);
         choice(
             index,
