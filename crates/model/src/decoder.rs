@@ -32,6 +32,12 @@ pub struct Layer {
     pub down: Weights,
 }
 
+/// Products that are added beside the base's, linear by linear: those of adapters whose input is not the plain one.
+pub trait Beside {
+    /// Adds to `out` (rows x outputs) what belongs beside linear `module` of `layer`, whose input is `x` (rows x inputs).
+    fn add(&mut self, layer: usize, module: Module, x: &Tensor, out: &mut Tensor);
+}
+
 impl Layer {
     fn project<'a>(
         &'a self,
@@ -258,6 +264,22 @@ impl Model {
         buffers: &mut Buffers,
         compute: Compute,
     ) {
+        self.layer_beside(layer, x, batch, cache, pages, buffers, compute, None);
+    }
+
+    /// As [`Model::layer`], with products of the caller's own beside those of the batch's adapters.
+    #[allow(clippy::too_many_arguments)]
+    pub fn layer_beside(
+        &self,
+        layer: usize,
+        x: &mut Tensor,
+        batch: Batch,
+        cache: &mut KvCache,
+        pages: usize,
+        buffers: &mut Buffers,
+        compute: Compute,
+        mut beside: Option<&mut (dyn Beside + '_)>,
+    ) {
         let (device, w, b) = (&self.device, &self.layers[layer], buffers);
         let packs: [Vec<Option<&LoraPack>>; Module::ALL.len()] =
             Module::ALL.map(|m| batch.adapters.iter().map(|a| a.pack(layer, m)).collect());
@@ -274,6 +296,12 @@ impl Model {
             w.project(Module::V, bias(2), lora(Module::V), &mut b.v, false),
         ];
         device.linear(&mut b.attention_input, x, norm, &mut qkv, compute);
+        if let Some(beside) = beside.as_deref_mut() {
+            let input = b.attention_input.normed();
+            beside.add(layer, Module::Q, input, &mut b.q);
+            beside.add(layer, Module::K, input, &mut b.k);
+            beside.add(layer, Module::V, input, &mut b.v);
+        }
         device.rope_store(
             &self.rope,
             &mut b.q,
@@ -286,6 +314,9 @@ impl Model {
         device.attention(&b.q, batch.spans, cache, pages, &mut b.attention);
         let mut o = [w.project(Module::O, None, lora(Module::O), &mut *x, true)];
         device.linear(&mut b.other_input, &b.attention, None, &mut o, compute);
+        if let Some(beside) = beside.as_deref_mut() {
+            beside.add(layer, Module::O, &b.attention, x);
+        }
         if b.keep_middle {
             b.middle.copy_from(x);
         }
@@ -296,8 +327,16 @@ impl Model {
             w.project(Module::Up, None, lora(Module::Up), &mut b.up, false),
         ];
         device.linear(&mut b.ffn_input, x, norm, &mut gate_up, compute);
+        if let Some(beside) = beside.as_deref_mut() {
+            let input = b.ffn_input.normed();
+            beside.add(layer, Module::Gate, input, &mut b.gate);
+            beside.add(layer, Module::Up, input, &mut b.up);
+        }
         device.swiglu(&b.gate, &b.up, &mut b.activated);
         let mut down = [w.project(Module::Down, None, lora(Module::Down), x, true)];
         device.linear(&mut b.other_input, &b.activated, None, &mut down, compute);
+        if let Some(beside) = beside {
+            beside.add(layer, Module::Down, &b.activated, x);
+        }
     }
 }

@@ -9,7 +9,7 @@ mod load;
 mod merge;
 
 pub use adapter::Adapter;
-pub use decoder::{Batch, Buffers, Layer, Model};
+pub use decoder::{Batch, Beside, Buffers, Layer, Model};
 pub use merge::merge;
 
 /// What can be wrong with a model or an adapter.

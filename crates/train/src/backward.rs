@@ -11,8 +11,9 @@
 
 use formats::peft::Module;
 use kernels::{AttentionInputs, Compute, KvCache, LoraGrad, Tensor};
-use model::{Batch, Buffers, Model};
+use model::{Batch, Beside, Buffers, Model};
 
+use crate::dropout::Dropped;
 use crate::params::{LoraGrads, LoraParams};
 
 /// Where the gradients of a batch's slots are gathered: for each slot, its masters and its gradients.
@@ -21,6 +22,8 @@ pub(crate) struct Slots<'a> {
     pub grads: &'a mut [LoraGrads],
     /// `places[slot][layer * 7 + module]`: the pair's index, if the adapter has one there.
     pub places: &'a [Vec<Option<usize>>],
+    /// The rows whose adapters have dropout, if there are any.
+    pub dropped: Option<Dropped<'a>>,
 }
 
 impl Slots<'_> {
@@ -106,7 +109,8 @@ impl Pass<'_> {
         // The layer again, for its activations.
         s.out.copy_from(x);
         buffers.keep_middle = true;
-        model.layer(
+        let beside = slots.dropped.as_mut().map(|d| d as &mut dyn Beside);
+        model.layer_beside(
             layer,
             &mut s.out,
             self.batch,
@@ -114,6 +118,7 @@ impl Pass<'_> {
             0,
             buffers,
             self.forward,
+            beside,
         );
         let b = &*buffers;
 
@@ -177,6 +182,10 @@ impl Pass<'_> {
         );
         device.linear_backward(dy, weights, dx, self.backward);
         device.lora_backward(x, dy, self.batch.runs, &mut slots.at(layer, module), dx);
+        if let Some(mut dropped) = slots.dropped.take() {
+            dropped.backward(layer, module, x, dy, &mut slots.at(layer, module), dx);
+            slots.dropped = Some(dropped);
+        }
     }
 }
 

@@ -40,6 +40,8 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
         &settings.modules()?,
     );
     config.use_rslora = settings.rslora;
+    // The decimal that was written: 0.1, not the nearest f32.
+    config.lora_dropout = settings.dropout.to_string().parse().unwrap_or(0.0);
     config.base_model_name_or_path = Some(provenance.base_name.clone());
     let mut metadata = BTreeMap::new();
     let mut put = |key: &str, value: String| metadata.insert(format!("lory.{key}"), value);

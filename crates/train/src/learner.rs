@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use crate::dropout::RowMask;
 use crate::error::TrainError;
 use crate::example::Example;
 use crate::params::{LoraGrads, LoraParams};
@@ -15,6 +16,20 @@ pub struct Item<'a> {
     pub adapter: usize,
     /// The row.
     pub example: &'a Example,
+    /// Names what is dropped of its adapter's inputs; none where nothing is.
+    pub mask: Option<RowMask>,
+}
+
+impl<'a> Item<'a> {
+    /// A row of `adapter`, of whose inputs nothing is dropped.
+    #[must_use]
+    pub fn new(adapter: usize, example: &'a Example) -> Self {
+        Self {
+            adapter,
+            example,
+            mask: None,
+        }
+    }
 }
 
 /// Losses summed over trained tokens.
@@ -53,8 +68,8 @@ impl LossSum {
 /// A frozen base that computes losses and gradients of adapters.
 ///
 /// A row's loss is the sum of -ln p(tokens\[i\] | tokens\[..i\]) over the i with trained\[i\]. Rows do not see each
-/// other. Both functions return one sum per adapter of `params`, zero for an adapter that has no row in the batch, and
-/// give the same bits for the same arguments. An adapter without pairs is the bare base.
+/// other. What an item's mask names is dropped, in every function that is given it. Both functions return one sum per
+/// adapter of `params`, zero for an adapter that has no row in the batch, and give the same bits for the same arguments. An adapter without pairs is the bare base.
 pub trait Learner {
     /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum of the losses of a's rows), for every adapter a.
     ///

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, LoraType, Run, Span, Tensor};
-use model::{Adapter, Batch, Buffers, Model};
+use model::{Adapter, Batch, Beside, Buffers, Model};
 
 use crate::backward::{Pass, Scratch, Slots, places};
+use crate::dropout::{Dropped, DroppedRows, RowMask};
 use crate::error::TrainError;
 use crate::learner::{Item, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
@@ -103,6 +104,33 @@ impl Layout {
         layout
     }
 
+    /// Takes the rows whose items have a mask out of the batch's plain runs: their products are
+    /// computed beside.
+    fn take_dropped(&mut self, adapters: usize, batch: &[Item<'_>]) -> DroppedRows {
+        let of = |adapter: usize| {
+            let items = batch.iter();
+            items.filter(move |item| item.adapter == adapter)
+        };
+        let items = (0..adapters).flat_map(of);
+        let sequences: Vec<(usize, usize, RowMask)> = self
+            .sequences
+            .iter()
+            .zip(items)
+            .filter(|((_, rows), _)| *rows > 0)
+            .filter_map(|(&(first, rows), item)| Some((first, rows, item.mask?)))
+            .collect();
+        let mut runs = Vec::new();
+        for run in &mut self.runs {
+            let rows = run.first..run.first + run.rows;
+            if sequences.iter().any(|sequence| rows.contains(&sequence.0))
+                && let Some((slot, _)) = run.slots.pop()
+            {
+                runs.push((slot as usize, run.first, run.rows));
+            }
+        }
+        DroppedRows { runs, sequences }
+    }
+
     fn blocks(&self) -> usize {
         self.blocks.iter().map(Vec::len).sum()
     }
@@ -164,7 +192,7 @@ impl ModelLearner {
             }
         }
         let mut losses = vec![LossSum::default(); batch.len()];
-        let layout = Layout::new(params.len(), batch);
+        let mut layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
             return Ok(losses);
         }
@@ -174,6 +202,14 @@ impl ModelLearner {
             .collect::<Result<_, _>>()
             .map_err(|e| TrainError::Learner(e.to_string()))?;
         let adapters: Vec<&Adapter> = packed.iter().collect();
+        let places = places(params, config.layers);
+        let dropped_rows = layout.take_dropped(params.len(), batch);
+        let mut dropped = if dropped_rows.runs.is_empty() {
+            None
+        } else {
+            let dropped = Dropped::new(device, params, &places, dropped_rows);
+            Some(dropped.map_err(|e| TrainError::Learner(e.to_string()))?)
+        };
         let spans = layout.spans();
         let rows = Batch {
             tokens: &layout.tokens,
@@ -197,7 +233,8 @@ impl ModelLearner {
             if gradients.is_some() {
                 inputs.push(x.clone());
             }
-            model.layer(
+            let beside = dropped.as_mut().map(|d| d as &mut dyn Beside);
+            model.layer_beside(
                 layer,
                 &mut x,
                 rows,
@@ -205,6 +242,7 @@ impl ModelLearner {
                 0,
                 &mut self.buffers,
                 self.forward,
+                beside,
             );
         }
 
@@ -219,7 +257,6 @@ impl ModelLearner {
 
         if let Some(Gradients { weigh, grads, .. }) = &mut gradients {
             weigh_rows(&mut dx, &layout, &weights(*weigh, &losses)?);
-            let places = places(params, config.layers);
             let pass = Pass {
                 model: &model,
                 batch: rows,
@@ -232,6 +269,7 @@ impl ModelLearner {
                 params,
                 grads,
                 places: &places,
+                dropped,
             };
             while let Some(x) = inputs.pop() {
                 let layer = inputs.len();

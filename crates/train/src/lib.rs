@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod dataset;
+pub mod dropout;
 pub mod error;
 pub mod evaluate;
 pub mod example;
@@ -35,6 +36,7 @@ mod durable;
 mod run;
 mod start;
 
+pub use dropout::RowMask;
 pub use error::TrainError;
 pub use example::Example;
 pub use forecast::Forecast;

@@ -141,10 +141,7 @@ pub fn lr_find(
                 }
                 let items: Vec<Item<'_>> = micro_batch[piece]
                     .iter()
-                    .map(|&example| Item {
-                        adapter: 0,
-                        example,
-                    })
+                    .map(|&example| Item::new(0, example))
                     .collect();
                 // The first step's rows are seen in the start state, and change by nothing.
                 if step > 0 {

@@ -302,7 +302,7 @@ impl<'o> Run<'o> {
                     .chunks(adapter.job.settings.batch_rows)
                     .nth(micro_batch)
                     .unwrap_or(&[]);
-                let training = adapter.training(index);
+                let training = adapter.training(index, step);
                 units.extend(of_micro_batch.iter().map(|&row| training.unit(row)));
             }
             let lengths: Vec<usize> = units.iter().map(Unit::tokens).collect();

@@ -24,7 +24,7 @@ pub struct Settings {
     /// Scales by alpha / sqrt(rank) instead, so that the size of an update does not fall with the rank (Kalajdzievski,
     /// "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
     pub rslora: bool,
-    /// Dropout on the adapter's input; only 0 is supported.
+    /// Share of the adapter's inputs that a training step sets to zero (see [`crate::dropout`]).
     pub dropout: f32,
     /// Linears that get a pair (`q_proj` .. `down_proj`).
     pub target_modules: Vec<String>,
@@ -144,16 +144,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), TrainError> {
         within("rank", self.rank as u64, 1..=512)?;
         within("alpha", f64::from(self.alpha), 1e-6..=1e6)?;
-        if self.dropout != 0.0 {
-            let message = format!(
-                "is {}, but dropout is not supported yet; set it to 0",
-                self.dropout
-            );
-            return Err(TrainError::Setting {
-                name: "dropout",
-                message,
-            });
-        }
+        within("dropout", self.dropout, 0.0..=0.9)?;
         self.modules()?;
         if let Some(lr) = self.lr {
             within("lr", lr, 1e-9..=1.0)?;
@@ -307,8 +298,8 @@ mod tests {
             "setting `rank`: is 0; it must lie between 1 and 512"
         );
         assert!(
-            check(|s| s.dropout = 0.1)
-                .contains("setting `dropout`: is 0.1, but dropout is not supported")
+            check(|s| s.dropout = 1.0)
+                .contains("setting `dropout`: is 1; it must lie between 0 and 0.9")
         );
         assert!(check(|s| s.lr = Some(f64::NAN)).starts_with("setting `lr`: is NaN"));
         assert!(

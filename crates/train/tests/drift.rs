@@ -108,10 +108,7 @@ fn drift_is_the_divergence_of_the_distributions() {
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
     let both = [LoraParams::default(), adapter];
     for (adapter, seen) in [(0, found.base_loss), (1, found.loss)] {
-        let items = [Item {
-            adapter,
-            example: &example,
-        }];
+        let items = [Item::new(adapter, &example)];
         let loss = learner.losses(&both, &items).unwrap()[adapter].mean();
         assert!((loss - seen).abs() < 1e-5, "{loss} {seen}");
     }

@@ -31,10 +31,7 @@ fn example(seed: u32, tokens: usize, prompt: usize) -> Example {
 fn items(examples: &[(usize, Example)]) -> Vec<Item<'_>> {
     examples
         .iter()
-        .map(|(adapter, example)| Item {
-            adapter: *adapter,
-            example,
-        })
+        .map(|(adapter, example)| Item::new(*adapter, example))
         .collect()
 }
 

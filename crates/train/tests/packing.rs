@@ -36,10 +36,7 @@ fn examples() -> Vec<Example> {
 
 /// One item an example; `adapter` says which adapter it trains.
 fn items(examples: &[Example], adapter: fn(usize) -> usize) -> Vec<Item<'_>> {
-    let item = |(i, example)| Item {
-        adapter: adapter(i),
-        example,
-    };
+    let item = |(i, example)| Item::new(adapter(i), example);
     examples.iter().enumerate().map(item).collect()
 }
 
@@ -51,10 +48,7 @@ fn a_packed_example_has_the_loss_that_it_has_alone_bit_for_bit() {
         let alone: Vec<LossSum> = examples
             .iter()
             .map(|example| {
-                let item = [Item {
-                    adapter: 0,
-                    example,
-                }];
+                let item = [Item::new(0, example)];
                 learner
                     .losses(std::slice::from_ref(&params), &item)
                     .unwrap()[0]

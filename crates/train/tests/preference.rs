@@ -64,7 +64,7 @@ fn items(pairs: &[(usize, [Example; 2])]) -> Vec<Item<'_>> {
     let mut items = Vec::new();
     for (adapter, pair) in pairs {
         let adapter = *adapter;
-        items.extend(pair.iter().map(|example| Item { adapter, example }));
+        items.extend(pair.iter().map(|example| Item::new(adapter, example)));
     }
     items
 }
@@ -470,10 +470,7 @@ fn an_adapter_gets_the_steps_that_it_would_get_alone() {
     let pair = [(0, [example(1, 8, 11, 12), example(1, 8, 21, 5)])];
     let row = example(7, 4, 9, 9);
     let mut batch = items(&pair);
-    batch.push(Item {
-        adapter: 1,
-        example: &row,
-    });
+    batch.push(Item::new(1, &row));
     let scale = [1.0, 0.3];
     let zeros = || params.iter().map(LoraGrads::zeros_like).collect::<Vec<_>>();
     let (mut shared, mut alone) = (zeros(), zeros());

@@ -380,7 +380,7 @@ fn what_cannot_be_trained_is_refused_before_it_starts() {
         }))
         .contains("`patience` counts validations")
     );
-    assert!(said(change(|job| job.settings.dropout = 0.5)).contains("setting `dropout`"));
+    assert!(said(change(|job| job.settings.dropout = 1.0)).contains("setting `dropout`"));
 }
 
 #[test]

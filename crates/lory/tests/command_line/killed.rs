@@ -19,8 +19,11 @@ fn scene() -> Scene {
         (from..from + count).map(row).collect()
     };
     for name in ["sunny", "happy"] {
-        let table = "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 10\n";
-        scene.persona(name, table, None);
+        let dropout = if name == "sunny" { 0.1 } else { 0.0 };
+        let table = format!(
+            "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 10\ndropout = {dropout}\n"
+        );
+        scene.persona(name, &table, None);
         scene.write(&format!("personas/{name}/train.jsonl"), &rows(100, 30));
         scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 4));
     }

@@ -1,6 +1,6 @@
 //! `lory train` and `lory eval`, on a tiny base.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::scene::Scene;
 
@@ -230,8 +230,7 @@ fn rates_are_tried_without_training() {
 #[test]
 fn settings_of_the_table_and_of_flags_reach_the_adapter() {
     let scene = scene();
-    let table =
-        "rslora = true\nrank = 4\nlora_plus_ratio = 4.0\nvalidate_every = 1\npatience = 50\n";
+    let table = "rslora = true\nrank = 4\ndropout = 0.1\nlora_plus_ratio = 4.0\nvalidate_every = 1\npatience = 50\n";
     scene.persona("sunny", &format!("{TRAIN}{table}"), None);
     let args = [
         "train",
@@ -253,8 +252,8 @@ fn settings_of_the_table_and_of_flags_reach_the_adapter() {
     let config = scene.path("personas/sunny/adapter/adapter_config.json");
     let config: Value = serde_json::from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
     assert_eq!(
-        (&config["use_rslora"], &config["r"]),
-        (&true.into(), &4.into())
+        [&config["use_rslora"], &config["r"], &config["lora_dropout"]],
+        [&json!(true), &json!(4), &json!(0.1)]
     );
     let metrics =
         std::fs::read_to_string(scene.path("personas/sunny/adapter/metrics.jsonl")).unwrap();

@@ -41,7 +41,7 @@ pub fn loss_table(
         for adapter in 0..adapters.len() {
             let items: Vec<Item<'_>> = examples
                 .iter()
-                .map(|example| Item { adapter, example })
+                .map(|example| Item::new(adapter, example))
                 .collect();
             row.push(losses_of(learner, &params, &items, batch_tokens)?[adapter]);
         }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::unit::Rows;
 use crate::batch::Ordering;
 use crate::checkpoint::{AdapterIdentity, Best, Stopping};
+use crate::dropout::RowMask;
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
 use crate::job::Job;
@@ -150,9 +151,19 @@ impl Adapter {
         &order[(step % self.steps_per_epoch) as usize]
     }
 
-    /// Its training rows; it is the run's adapter number `index`.
-    pub(super) fn training(&self, index: usize) -> Rows<'_> {
-        self.rows(index, &self.job.train, |preference| &preference.train)
+    /// Its training rows in the step counted from 0; it is the run's adapter number `index`.
+    pub(super) fn training(&self, index: usize, step: u64) -> Rows<'_> {
+        let settings = &self.job.settings;
+        let mask = RowMask {
+            share: settings.dropout,
+            seed: settings.seed,
+            step,
+            row: 0,
+        };
+        Rows {
+            mask: (settings.dropout > 0.0).then_some(mask),
+            ..self.rows(index, &self.job.train, |preference| &preference.train)
+        }
     }
 
     /// Its validation rows; it is the run's adapter number `index`.
@@ -173,6 +184,7 @@ impl Adapter {
             adapter,
             examples,
             preference: settings.zip(self.job.preference.as_ref().map(side)),
+            mask: None,
         }
     }
 

@@ -127,12 +127,7 @@ fn compute(
         }
         told(piece.start);
         let examples = pairs[piece].iter().flatten();
-        let items: Vec<Item<'_>> = examples
-            .map(|&example| Item {
-                adapter: 0,
-                example,
-            })
-            .collect();
+        let items: Vec<Item<'_>> = examples.map(|&example| Item::new(0, example)).collect();
         let losses = learner.item_losses(&params, &items)?;
         check_item_losses(&losses, &items)?;
         found.extend(

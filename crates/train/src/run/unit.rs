@@ -1,6 +1,7 @@
 //! A row as the loop takes it, and what a pass over rows adds up to: one example and its loss, or a pair of answers and
 //! what it says of the preference.
 
+use crate::dropout::RowMask;
 use crate::example::Example;
 use crate::learner::{Item, LossSum};
 use crate::preference::{PairSum, PreferenceSettings, PreferenceStats, Rejected, pair_loss};
@@ -12,6 +13,8 @@ pub(super) struct Rows<'a> {
     pub examples: &'a [Example],
     /// Where preferences are trained: how, and the rejected answers.
     pub preference: Option<(&'a PreferenceSettings, &'a Rejected)>,
+    /// Names the step's masks, of which every sequence has one of its own; none where nothing is dropped.
+    pub mask: Option<RowMask>,
 }
 
 impl<'a> Rows<'a> {
@@ -21,10 +24,15 @@ impl<'a> Rows<'a> {
             reference: rejected.reference[row],
             settings,
         });
+        let mask = self.mask.map(|mask| RowMask {
+            row: 2 * row as u64,
+            ..mask
+        });
         Unit {
             adapter: self.adapter,
             example: &self.examples[row],
             pair,
+            mask,
         }
     }
 
@@ -40,6 +48,8 @@ pub(super) struct Unit<'a> {
     /// The example, or the chosen answer.
     example: &'a Example,
     pair: Option<Other<'a>>,
+    /// The masks of the example, or of the chosen answer.
+    mask: Option<RowMask>,
 }
 
 /// The rejected answer of a pair.
@@ -54,9 +64,22 @@ impl<'a> Unit<'a> {
     /// The sequences, the chosen one first.
     pub fn items(&self) -> impl Iterator<Item = Item<'a>> + use<'a> {
         let adapter = self.adapter;
-        let examples = [Some(self.example), self.pair.map(|other| other.example)];
-        let item = move |example| Item { adapter, example };
-        examples.into_iter().flatten().map(item)
+        let rejected = self.mask.map(|mask| RowMask {
+            row: mask.row + 1,
+            ..mask
+        });
+        let sequences = [
+            Some((self.example, self.mask)),
+            self.pair.map(|other| (other.example, rejected)),
+        ];
+        sequences
+            .into_iter()
+            .flatten()
+            .map(move |(example, mask)| Item {
+                adapter,
+                example,
+                mask,
+            })
     }
 
     /// Tokens of its sequences.

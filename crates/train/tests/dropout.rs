@@ -1,0 +1,323 @@
+//! Dropout on the adapters' input, on a tiny random model: its gradients, what it leaves alone, and that nothing shows how a
+//! run was cut.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use formats::gguf::{GgmlType, Gguf};
+use kernels::{Compute, Device};
+use model::Model;
+use testkit::{tiny_adapter, tiny_gguf_as};
+use train::preference::{Matched, Preference, Rejected};
+use train::progress::{Observer, StepMetrics, Unobserved};
+use train::sft::{Outcome, RunOptions, Trained, train};
+use train::{
+    Example, Item, Job, Learner, LoraGrads, LoraParams, LossSum, ModelLearner, PreferenceSettings,
+    RowMask, Settings, TrainError,
+};
+
+fn tiny() -> Arc<Model> {
+    let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
+    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+}
+
+fn adapter(model: &Model, seed: u64) -> LoraParams {
+    LoraParams {
+        pairs: tiny_adapter(seed, model.config(), 4, 1.5).pairs,
+    }
+}
+
+fn example(seed: u32, tokens: usize) -> Example {
+    let tokens: Vec<u32> = (0..tokens as u32)
+        .map(|i| (seed * 7919 + i * 104_729) % 250)
+        .collect();
+    let trained = (0..tokens.len()).map(|i| i >= 4).collect();
+    Example { tokens, trained }
+}
+
+fn mask(row: u64) -> Option<RowMask> {
+    Some(RowMask {
+        share: 0.3,
+        seed: 5,
+        step: 2,
+        row,
+    })
+}
+
+/// Losses and gradients of a batch under `masks`.
+fn run(
+    learner: &mut ModelLearner,
+    params: &[LoraParams],
+    batch: &[(usize, Example)],
+    masks: &[Option<RowMask>],
+) -> (Vec<f64>, Vec<LoraGrads>) {
+    let items: Vec<Item<'_>> = batch
+        .iter()
+        .zip(masks)
+        .map(|((adapter, example), mask)| Item {
+            adapter: *adapter,
+            example,
+            mask: *mask,
+        })
+        .collect();
+    let mut grads: Vec<LoraGrads> = params.iter().map(LoraGrads::zeros_like).collect();
+    let losses = learner
+        .forward_backward(params, &items, &vec![0.05; params.len()], &mut grads)
+        .unwrap();
+    (losses.iter().map(|sum| sum.loss).collect(), grads)
+}
+
+#[test]
+fn gradients_follow_finite_differences_of_the_same_masks() {
+    let model = tiny();
+    let mut learner = ModelLearner::new(model.clone(), Compute::F32);
+    let mut params = vec![adapter(&model, 1)];
+    let batch = [(0, example(1, 11)), (0, example(2, 17))];
+    let masks = [mask(0), mask(1)];
+    let (losses, grads) = run(&mut learner, &params, &batch, &masks);
+    let (plain, _) = run(&mut learner, &params, &batch, &[None, None]);
+    assert_ne!(losses, plain, "nothing was dropped");
+    for p in 0..params[0].pairs.len() {
+        for b in [false, true] {
+            let pair = &grads[0].pairs[p];
+            let grad = if b { pair.b.clone() } else { pair.a.clone() };
+            let length = grad
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let (layer, module) = (params[0].pairs[p].layer, params[0].pairs[p].module);
+            let what = format!("layer {layer} {module:?} {}", if b { "B" } else { "A" });
+            assert!(length > 1e-7, "{what}: no gradient");
+            let step = 5e-3;
+            let mut moved = |sign: f64| {
+                let pair = &mut params[0].pairs[p];
+                let values = if b { &mut pair.b } else { &mut pair.a };
+                let before = values.clone();
+                for (v, g) in values.iter_mut().zip(&grad) {
+                    *v += (sign * step * f64::from(*g) / length) as f32;
+                }
+                let loss = run(&mut learner, &params, &batch, &masks).0[0] * 0.05;
+                let pair = &mut params[0].pairs[p];
+                *(if b { &mut pair.b } else { &mut pair.a }) = before;
+                loss
+            };
+            let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+            assert!(
+                (slope - length).abs() < 0.02 * length + 2e-5,
+                "{what}: finite difference {slope:.6}, gradient {length:.6}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_adapter_without_dropout_does_not_notice_its_neighbour_with_it() {
+    let model = tiny();
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
+    let params = vec![adapter(&model, 1), adapter(&model, 2)];
+    let batch = [(1, example(1, 20)), (0, example(2, 33)), (1, example(3, 9))];
+    let masks = [mask(0), None, mask(1)];
+    let (losses, grads) = run(&mut learner, &params, &batch, &masks);
+    let (alone, alone_grads) = run(&mut learner, &params, &batch[1..2], &[None]);
+    assert_eq!((losses[0], &grads[0]), (alone[0], &alone_grads[0]));
+    let rest = [batch[0].clone(), batch[2].clone()];
+    let (alone, alone_grads) = run(&mut learner, &params, &rest, &[mask(0), mask(1)]);
+    assert_eq!((losses[1], &grads[1]), (alone[1], &alone_grads[1]));
+}
+
+fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
+    Job {
+        name: "one".into(),
+        settings: Settings {
+            lr: Some(5e-3),
+            dropout: 0.2,
+            rank: 4,
+            batch_rows,
+            gradient_accumulation,
+            epochs: 2,
+            save_every: 1,
+            ..Settings::default()
+        },
+        train: (0..12).map(|i| example(i, 8 + i as usize)).collect(),
+        validation: vec![example(40, 16)],
+        init: adapter(model, 1),
+        metrics: None,
+        loaded: train::job::Loaded::default(),
+        preference: None,
+        start: None,
+    }
+}
+
+fn trained(job: Job, model: &Arc<Model>, options: &RunOptions) -> Trained {
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
+    let never = AtomicBool::new(false);
+    match train(vec![job], options, &mut learner, &mut Unobserved, &never).unwrap() {
+        Outcome::Finished(mut trained) => trained.remove(0),
+        Outcome::Interrupted { .. } => panic!("nobody interrupted"),
+    }
+}
+
+/// Stops after a step.
+struct StopAt<'a>(u64, &'a AtomicBool);
+
+impl Observer for StopAt<'_> {
+    fn step(&mut self, metrics: &StepMetrics) {
+        if metrics.step == self.0 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_drops_what_the_whole_one_drops() {
+    let model = tiny();
+    let whole = trained(job(&model, 4, 1), &model, &RunOptions::default());
+    let mut plain = job(&model, 4, 1);
+    plain.settings.dropout = 0.0;
+    assert_ne!(
+        whole.params,
+        trained(plain, &model, &RunOptions::default()).params
+    );
+    for stop in [1, 4] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = RunOptions {
+            checkpoint: Some(folder.path().join("checkpoint")),
+            ..RunOptions::default()
+        };
+        let flag = AtomicBool::new(false);
+        let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
+        let jobs = vec![job(&model, 4, 1)];
+        train(
+            jobs,
+            &options,
+            &mut learner,
+            &mut StopAt(stop, &flag),
+            &flag,
+        )
+        .unwrap();
+        assert!(flag.load(Ordering::Relaxed));
+        assert!(
+            trained(job(&model, 4, 1), &model, &options) == whole,
+            "stopped at {stop}"
+        );
+    }
+}
+
+/// Loss and norm of the gradient of the first step.
+fn first_step(mut job: Job, model: &Arc<Model>, batch_tokens: usize) -> [f64; 2] {
+    job.settings.max_steps = Some(1);
+    let options = RunOptions {
+        batch_tokens,
+        ..RunOptions::default()
+    };
+    let trained = trained(job, model, &options);
+    let mut lines = trained
+        .metrics
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let line = lines.find(|line| line["kind"] == "step").unwrap();
+    ["loss", "grad_norm"].map(|key| line[key].as_f64().unwrap())
+}
+
+#[test]
+fn micro_batches_drop_what_the_large_batch_drops() {
+    let model = tiny();
+    for pairs in [false, true] {
+        let job = |rows, accumulation| {
+            let job = job(&model, rows, accumulation);
+            if pairs { paired(job) } else { job }
+        };
+        let large = first_step(job(4, 1), &model, 0);
+        for (rows, accumulation, tokens) in [(2, 2, 0), (1, 4, 0), (4, 1, 20)] {
+            let cut = first_step(job(rows, accumulation), &model, tokens);
+            for (cut, large) in cut.iter().zip(large) {
+                assert!((cut - large).abs() < 1e-4 * large, "{cut} {large}");
+            }
+        }
+        let mut other = job(4, 1);
+        other.settings.dropout = 0.0;
+        assert_ne!(first_step(other, &model, 0), large);
+    }
+}
+
+/// The job with a rejected answer beside every row.
+fn paired(mut job: Job) -> Job {
+    let rejected = |rows: &[Example], from: u32| Rejected {
+        examples: (0..rows.len() as u32)
+            .map(|i| example(from + i, 12))
+            .collect(),
+        reference: Vec::new(),
+    };
+    job.preference = Some(Preference {
+        train: rejected(&job.train, 60),
+        validation: rejected(&job.validation, 90),
+        matched: Matched::default(),
+    });
+    job.settings.preference = Some(PreferenceSettings::default());
+    job
+}
+
+/// Writes down the masks of the rows that it passes on.
+struct Seen {
+    learner: ModelLearner,
+    of_losses: Vec<Option<RowMask>>,
+    of_steps: Vec<Option<RowMask>>,
+}
+
+impl Learner for Seen {
+    fn forward_backward(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+        loss_scale: &[f32],
+        grads: &mut [LoraGrads],
+    ) -> Result<Vec<LossSum>, TrainError> {
+        self.of_steps.extend(batch.iter().map(|item| item.mask));
+        self.learner
+            .forward_backward(params, batch, loss_scale, grads)
+    }
+
+    fn losses(
+        &mut self,
+        params: &[LoraParams],
+        batch: &[Item<'_>],
+    ) -> Result<Vec<LossSum>, TrainError> {
+        self.of_losses.extend(batch.iter().map(|item| item.mask));
+        self.learner.losses(params, batch)
+    }
+}
+
+#[test]
+fn every_row_of_every_step_has_a_mask_of_its_own_and_validation_has_none() {
+    let model = tiny();
+    let mut seen = Seen {
+        learner: ModelLearner::new(model.clone(), Compute::Int8),
+        of_losses: Vec::new(),
+        of_steps: Vec::new(),
+    };
+    let (options, never) = (RunOptions::default(), AtomicBool::new(false));
+    let jobs = vec![job(&model, 4, 1)];
+    train(jobs, &options, &mut seen, &mut Unobserved, &never).unwrap();
+    assert!(!seen.of_losses.is_empty() && seen.of_losses.iter().all(Option::is_none));
+    // Two epochs of 12 rows.
+    let masks: Vec<RowMask> = seen.of_steps.into_iter().map(Option::unwrap).collect();
+    assert_eq!(masks.len(), 24);
+    for (i, mask) in masks.iter().enumerate() {
+        assert!(!masks[..i].contains(mask), "{mask:?}");
+        assert_eq!((mask.step, mask.share, mask.seed), (i as u64 / 4, 0.2, 42));
+    }
+}
+
+#[test]
+fn the_same_run_twice_has_the_same_bytes_and_another_seed_has_others() {
+    let model = tiny();
+    let run = |seed| {
+        let mut job = job(&model, 4, 1);
+        job.settings.seed = seed;
+        job.settings.shuffle = false;
+        trained(job, &model, &RunOptions::default()).params
+    };
+    assert!(run(1) == run(1));
+    assert!(run(1) != run(2));
+}
