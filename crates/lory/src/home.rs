@@ -50,4 +50,16 @@ impl Home {
     pub fn personas(&self) -> PathBuf {
         self.data.join("personas")
     }
+
+    /// The registry of personas that this installation published.
+    #[must_use]
+    pub fn registry(&self) -> PathBuf {
+        self.data.join("registry")
+    }
+
+    /// Copies of adapters from registries elsewhere, by content hash.
+    #[must_use]
+    pub fn registry_cache(&self) -> PathBuf {
+        self.cache.join("adapters")
+    }
 }

@@ -44,15 +44,13 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use crate::error::PersonaError;
 use crate::persona::{EvalSpec, SamplingDefaults, TrainSpec};
+use crate::settings::{MAX_NEW_TOKENS, MAX_STOPS, MAX_SYSTEM_PROMPT};
 use crate::spec::MAX_SCALE;
 
 /// The file's name.
 pub const FILE: &str = "persona.toml";
 
 const MAX_BYTES: u64 = 1 << 20;
-const MAX_SYSTEM_PROMPT: usize = 64 << 10;
-const MAX_NEW_TOKENS: usize = 1 << 20;
-const MAX_STOPS: usize = 16;
 /// The largest bound of a measure that is no share.
 const MAX_BOUND: f32 = 100.0;
 

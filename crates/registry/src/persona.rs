@@ -1,7 +1,13 @@
 //! One persona, as plain data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use formats::peft::{self, PeftError};
+use serde::{Deserialize, Serialize};
+
+use crate::blob::{self, Source};
+use crate::error::ReadError;
 
 /// A tone of voice: its words to the model, its way of drawing tokens, and its adapter.
 #[derive(Debug, Clone)]
@@ -28,20 +34,62 @@ pub struct Persona {
     pub train: Option<TrainSpec>,
     /// What its answers are known by; without, `lory eval` measures only its loss.
     pub eval: Option<EvalSpec>,
-    /// Its folder.
+    /// Its folder, or the place of the registry that it comes from.
     pub dir: PathBuf,
+    /// When it was published, in seconds since 1970; none for one that lies in a folder.
+    pub published: Option<u64>,
 }
 
-/// A trained adapter on the disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A trained adapter: on the disk, or in a registry that it is copied from when it is needed.
+#[derive(Clone)]
 pub struct AdapterRef {
-    /// The PEFT folder.
+    /// The PEFT folder. In one of a registry elsewhere the files are only after [`AdapterRef::read`].
     pub path: PathBuf,
     /// SHA-256 of its content (see [`formats::peft::content_hash`]).
     pub sha256: [u8; 32],
+    /// Bytes of its weights' file, which is about what they take in memory; 0 where it is not known.
+    pub bytes: u64,
+    pub(crate) source: Option<Source>,
 }
 
+impl std::fmt::Debug for AdapterRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdapterRef")
+            .field("path", &self.path)
+            .field("sha256", &self.sha256_hex())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for AdapterRef {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, self.sha256) == (&other.path, other.sha256)
+    }
+}
+
+impl Eq for AdapterRef {}
+
 impl AdapterRef {
+    /// Reads the adapter, from wherever it lies, and holds it to its hash.
+    ///
+    /// # Errors
+    /// [`ReadError`], naming the file, and both hashes where they differ.
+    pub fn read(&self) -> Result<peft::Adapter, ReadError> {
+        self.read_with(peft::Adapter::read_hashed)
+    }
+
+    /// [`AdapterRef::read`] by other means: `read` gets the PEFT folder and returns what it read with the content hash of the
+    /// very bytes.
+    ///
+    /// # Errors
+    /// As [`AdapterRef::read`].
+    pub fn read_with<T>(
+        &self,
+        read: impl Fn(&Path) -> Result<(T, String), PeftError>,
+    ) -> Result<T, ReadError> {
+        blob::read_adapter(&self.path, &self.sha256_hex(), self.source.as_ref(), read)
+    }
+
     /// The hash as 64 hexadecimal digits.
     #[must_use]
     pub fn sha256_hex(&self) -> String {
@@ -53,20 +101,35 @@ impl AdapterRef {
 }
 
 /// Sampling settings that a persona sets; `None` leaves them to the request or the server.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct SamplingDefaults {
     /// 0 to 2; 0 always takes the most probable token.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
     /// Above 0, to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f32>,
     /// 0 for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f32>,
     /// 0.01 to 10; 1 is neutral.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f32>,
     /// Makes equal requests give equal answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+}
+
+impl SamplingDefaults {
+    /// Whether nothing is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == SamplingDefaults::default()
+    }
 }
 
 /// The table `[train]`: where the data lies, and settings that only the trainer understands.

@@ -1,14 +1,21 @@
-//! A folder of personas, `<name>/persona.toml` and `<name>/adapter/`, and looking one up.
+//! Everyone who can be asked, from a folder of `<name>/persona.toml` and `<name>/adapter/` or from the registry, and
+//! looking one up.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
 
 use formats::peft;
+use sha2::{Digest as _, Sha256};
 
+use crate::blob;
 use crate::error::{LookupError, PersonaError};
 use crate::file;
 use crate::persona::{AdapterRef, Persona};
 use crate::spec::{self, Part};
+use crate::state::{Record, Split, Target};
 
 /// The folder of a persona's adapter.
 pub const ADAPTER: &str = "adapter";
@@ -17,7 +24,22 @@ const MAX_PERSONAS: usize = 100_000;
 
 /// The personas that there are, by name.
 #[derive(Debug, Clone, Default)]
-pub struct Personas(Vec<Persona>);
+pub struct Personas {
+    /// By name and version.
+    all: Vec<Arc<Persona>>,
+    named: BTreeMap<String, Named>,
+    aliases: BTreeMap<String, Target>,
+}
+
+/// The versions of one name in [`Personas::all`].
+#[derive(Debug, Clone)]
+struct Named {
+    versions: Range<usize>,
+    /// The version that the name alone means.
+    current: u32,
+    canary: Option<Split>,
+    shadow: Option<Split>,
+}
 
 /// One persona of a blend, with the scale that its adapter runs at.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +48,8 @@ pub struct Chosen<'a> {
     pub persona: &'a Persona,
     /// The weight asked for (1 if none) times the persona's own scale.
     pub scale: f32,
+    /// Another version that is to answer too, for comparison.
+    pub shadow: Option<&'a Persona>,
 }
 
 impl Personas {
@@ -70,86 +94,198 @@ impl Personas {
                 })
                 .collect()
         });
-        opened
-            .into_iter()
-            .flatten()
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let opened: Result<Vec<Persona>, _> = opened.into_iter().flatten().collect();
+        opened.map(Personas::new)
     }
 
     /// Personas that come from elsewhere; of two with the same name and version the later one is kept.
     #[must_use]
     pub fn new(personas: impl IntoIterator<Item = Persona>) -> Self {
-        let mut all: Vec<Persona> = Vec::new();
+        let mut by_name: BTreeMap<String, BTreeMap<u32, Arc<Persona>>> = BTreeMap::new();
         for persona in personas {
-            all.retain(|other| (&other.name, other.version) != (&persona.name, persona.version));
-            all.push(persona);
+            let versions = by_name.entry(persona.name.clone()).or_default();
+            versions.insert(persona.version, Arc::new(persona));
         }
-        all.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-        Self(all)
+        let mut all = Personas::default();
+        for versions in by_name.into_values() {
+            all.insert(versions.into_values(), None);
+        }
+        all
+    }
+
+    /// Adds the versions, rising, of a name that is not there yet; the newest is current where no record says otherwise.
+    pub(crate) fn insert(
+        &mut self,
+        versions: impl IntoIterator<Item = Arc<Persona>>,
+        record: Option<&Record>,
+    ) {
+        let start = self.all.len();
+        self.all.extend(versions);
+        let Some(newest) = self.all[start..].last() else {
+            return;
+        };
+        let named = Named {
+            versions: start..self.all.len(),
+            current: record.map_or(newest.version, |record| record.current),
+            canary: record.and_then(|record| record.canary),
+            shadow: record.and_then(|record| record.shadow),
+        };
+        self.named.insert(newest.name.clone(), named);
+    }
+
+    pub(crate) fn alias(&mut self, alias: &str, target: Target) {
+        self.aliases.insert(alias.to_owned(), target);
     }
 
     /// The names, each once, in order.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.0.iter().map(|persona| persona.name.as_str()).collect();
-        names.dedup();
-        names
+        self.named.keys().map(String::as_str).collect()
     }
 
-    /// The newest persona of this name.
+    /// The aliases and what they stand for.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &Target)> {
+        self.aliases
+            .iter()
+            .map(|(alias, target)| (alias.as_str(), target))
+    }
+
+    /// The persona that the name alone means.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Persona> {
-        self.0.iter().rfind(|persona| persona.name == name)
+        let named = self.named.get(name)?;
+        self.version(named, named.current)
     }
 
-    /// All personas, by name and version.
+    /// The versions of a name, rising.
+    pub fn versions(&self, name: &str) -> impl Iterator<Item = &Arc<Persona>> {
+        let named = self.named.get(name);
+        let versions = named.map_or(&[][..], |named| &self.all[named.versions.clone()]);
+        versions.iter()
+    }
+
+    /// All personas, each in all its versions.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Persona> {
-        self.0.iter()
+        self.all.iter().map(|persona| &**persona)
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
+    }
+
+    fn version(&self, named: &Named, version: u32) -> Option<&Persona> {
+        let versions = &self.all[named.versions.clone()];
+        let index = versions.binary_search_by_key(&version, |persona| persona.version);
+        index.ok().map(|index| &*versions[index])
     }
 
     /// The persona that `part` names, in its version.
     ///
     /// # Errors
-    /// [`LookupError::Unknown`] with the names that there are, [`LookupError::NoVersion`] with the versions.
+    /// [`LookupError::Unknown`] with the names that there are, [`LookupError::NoVersion`] with the versions,
+    /// [`LookupError::VersionOfAlias`].
     pub fn find(&self, part: &Part) -> Result<&Persona, LookupError> {
-        let newest = self.get(&part.name).ok_or_else(|| LookupError::Unknown {
-            name: part.name.clone(),
-            known: self.names().into_iter().map(str::to_owned).collect(),
-        })?;
-        let Some(version) = part.version else {
-            return Ok(newest);
+        let (named, version) = self.named(part)?;
+        self.found(named, version.unwrap_or(named.current))
+    }
+
+    /// Where the versions of the part's name are, and which of them it asks for.
+    fn named(&self, part: &Part) -> Result<(&Named, Option<u32>), LookupError> {
+        let target = self.aliases.get(&part.name);
+        if let (Some(target), Some(_)) = (target, part.version) {
+            return Err(LookupError::VersionOfAlias {
+                alias: part.name.clone(),
+                target: target.name.clone(),
+            });
+        }
+        let (name, version) = match target {
+            Some(target) => (&target.name, target.version),
+            None => (&part.name, part.version),
         };
-        let mut versions = self.0.iter().filter(|persona| persona.name == part.name);
-        versions
-            .clone()
-            .find(|persona| persona.version == version)
+        let unknown = || LookupError::Unknown {
+            name: part.name.clone(),
+            known: self.named.keys().cloned().collect(),
+        };
+        let named = self.named.get(name).ok_or_else(unknown)?;
+        Ok((named, version))
+    }
+
+    fn found(&self, named: &Named, version: u32) -> Result<&Persona, LookupError> {
+        let versions = &self.all[named.versions.clone()];
+        self.version(named, version)
             .ok_or_else(|| LookupError::NoVersion {
-                name: part.name.clone(),
+                name: versions
+                    .first()
+                    .map_or_else(String::new, |p| p.name.clone()),
                 version,
-                there: versions.by_ref().map(|persona| persona.version).collect(),
+                there: versions.iter().map(|persona| persona.version).collect(),
             })
     }
 
-    /// Reads a spec such as `customer@3*0.7+partner*0.3` and finds its personas.
+    /// Reads a spec such as `customer@3*0.7+partner*0.3` and finds its personas, the current version of each that has none
+    /// in the spec.
     ///
     /// # Errors
     /// [`LookupError`]: what is wrong with the text, or who is not there.
     pub fn resolve(&self, text: &str) -> Result<Vec<Chosen<'_>>, LookupError> {
         let choose = |part: &Part| {
             let persona = self.find(part)?;
+            Ok(Chosen::new(persona, part))
+        };
+        spec::parse(text)?.iter().map(choose).collect()
+    }
+
+    /// [`Personas::resolve`] for one request of many: a name alone may lead to its canary, and bring its shadow. `draw` is
+    /// the request's own number, evenly drawn; equal numbers give equal answers. A canary of 10 % takes the same requests at
+    /// 20 % and more.
+    ///
+    /// # Errors
+    /// As [`Personas::resolve`].
+    pub fn resolve_for(&self, text: &str, draw: u64) -> Result<Vec<Chosen<'_>>, LookupError> {
+        let choose = |part: &Part| {
+            let (named, version) = self.named(part)?;
+            if version.is_some() {
+                return Ok(Chosen::new(self.found(named, version.unwrap_or(0))?, part));
+            }
+            // The two draws must not be one, or a shadow would see only what the canary takes.
+            let canary = named.canary.filter(|split| split.takes(draw, "canary"));
+            let version = canary.map_or(named.current, |split| split.version);
+            let shadow = named
+                .shadow
+                .filter(|split| split.version != version && split.takes(draw, "shadow"));
+            let shadow = shadow.and_then(|split| self.version(named, split.version));
             Ok(Chosen {
-                persona,
-                scale: part.scale.unwrap_or(1.0) * persona.scale,
+                shadow,
+                ..Chosen::new(self.found(named, version)?, part)
             })
         };
         spec::parse(text)?.iter().map(choose).collect()
+    }
+}
+
+impl<'a> Chosen<'a> {
+    fn new(persona: &'a Persona, part: &Part) -> Self {
+        Chosen {
+            persona,
+            scale: part.scale.unwrap_or(1.0) * persona.scale,
+            shadow: None,
+        }
+    }
+}
+
+impl Split {
+    /// Whether it takes the request with this number.
+    fn takes(&self, draw: u64, what: &str) -> bool {
+        let mut hasher = Sha256::new();
+        hasher.update(draw.to_le_bytes());
+        hasher.update(what);
+        let hash = hasher.finalize();
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        let share = u64::from_le_bytes(first) as f64 / 2f64.powi(64);
+        share * 100.0 < self.percent
     }
 }
 
@@ -181,6 +317,7 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
         train: settings.train,
         eval: settings.eval,
         dir: dir.to_owned(),
+        published: None,
     })
 }
 
@@ -190,14 +327,12 @@ fn adapter(path: &Path) -> Result<Option<AdapterRef>, PersonaError> {
         return Ok(None);
     }
     let hash = peft::content_hash(path)?;
-    let mut sha256 = [0; 32];
-    for (byte, digits) in sha256.iter_mut().zip(hash.as_bytes().chunks_exact(2)) {
-        let digit = |c: u8| char::from(c).to_digit(16).unwrap_or(0) as u8;
-        *byte = digit(digits[0]) << 4 | digit(digits[1]);
-    }
+    let weights = path.join(peft::WEIGHTS_FILE).metadata();
     Ok(Some(AdapterRef {
         path: path.to_owned(),
-        sha256,
+        sha256: blob::digest(&hash).unwrap_or_default(),
+        bytes: weights.map_or(0, |weights| weights.len()),
+        source: None,
     }))
 }
 
@@ -268,7 +403,8 @@ mod tests {
     #[test]
     fn several_versions_are_kept_apart() {
         let dir = folder(&[("a", "version = 2")]);
-        let two = Personas::open(dir.path()).unwrap().0.remove(0);
+        let folder = Personas::open(dir.path()).unwrap();
+        let two = folder.get("a").unwrap().clone();
         let one = Persona {
             version: 1,
             ..two.clone()

@@ -8,7 +8,8 @@ use registry::{Persona, Personas};
 
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
-use super::serve::{listen, serve};
+use super::registry::RegistryArgs;
+use super::serve::{POLL, listen, serve};
 use super::{Verdict, columns, generate, print};
 use crate::service::{Ask, Service, Settings};
 
@@ -32,21 +33,25 @@ pub(super) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
-    let personas = args.personas.open()?;
+    let catalog = args.registry.catalog(&args.personas)?;
     let located = args.base.locate()?;
     let start = Instant::now();
-    let titles = titles(&personas);
+    let titles = titles(&catalog.personas());
     let settings = Settings {
         base_name: located.name.clone(),
+        base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()
     };
-    let service = Service::open(&located.path, personas, &settings)?;
+    let service = Service::open(&located.path, catalog, &settings)?;
     let loaded = start.elapsed();
 
-    let names = std::iter::once(None).chain(service.personas().names().into_iter().map(Some));
+    let personas = service.personas();
+    let names = std::iter::once(None).chain(personas.names().into_iter().map(Some));
     let asks: Vec<Ask> = names.map(|who| Ask::new(who, QUESTION)).collect();
     let answers = generate::together(&service, &asks)?;
     let took = start.elapsed();
@@ -68,7 +73,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     ))?;
     if !args.once {
         print("\n")?;
-        serve(free_port(args.port)?, || Ok(service))?;
+        serve(free_port(args.port)?, Some(POLL), || Ok(service))?;
     } else {
         service.engine().shutdown();
     }

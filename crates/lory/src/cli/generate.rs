@@ -5,6 +5,7 @@ use serde_json::json;
 use super::base::BaseArgs;
 use super::columns;
 use super::personas::PersonasArgs;
+use super::registry::RegistryArgs;
 use super::{Usage, Verdict, print};
 use crate::service::{
     Answer, Ask, Conversation, FieldNames, Gathered, Overrides, RequestError, Service, Settings,
@@ -43,6 +44,8 @@ pub(super) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// The question
     prompt: String,
 }
@@ -78,17 +81,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         registry::spec::parse(who).map_err(|error| Usage(format!("--persona {who}: {error}")))?;
     }
     // The base alone needs no personas.
-    let personas = if args.who.is_empty() && args.personas.dir.is_none() {
-        registry::Personas::default()
+    let catalog = if args.who.is_empty() && args.personas.dir.is_none() {
+        registry::Personas::default().into()
     } else {
-        args.personas.open()?
+        args.registry.catalog(&args.personas)?
     };
     let located = args.base.locate()?;
     let settings = Settings {
         base_name: located.name,
+        base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()
     };
-    let service = Service::open(&located.path, personas, &settings)?;
+    let service = Service::open(&located.path, catalog, &settings)?;
     match args.who.as_slice() {
         [] if !args.json => stream(&service, &args.ask(None))?,
         [who] if !args.json => stream(&service, &args.ask(Some(who)))?,

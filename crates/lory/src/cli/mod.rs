@@ -10,6 +10,7 @@ mod generate;
 mod persona;
 mod personas;
 mod pull;
+mod registry;
 mod rows;
 mod serve;
 mod table;

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use engine::EngineConfig;
 
 use super::base::{BaseArgs, Located};
 use super::personas::PersonasArgs;
+use super::registry::RegistryArgs;
 use super::{Verdict, print};
 use crate::http::{self, Slot};
 use crate::service::{Service, Settings};
@@ -20,6 +22,9 @@ const SHOWN: usize = 12;
 /// The most threads on which requests are read and wait for their adapters; the default `--max-batch` and `--max-queue` need
 /// 288. They are started when they are needed.
 const REQUEST_THREADS: usize = 1024;
+
+/// How often the registry is looked at where nobody says.
+pub(super) const POLL: Duration = Duration::from_secs(2);
 
 /// Serve the base and its personas over HTTP
 #[derive(Debug, clap::Args)]
@@ -34,6 +39,14 @@ pub(super) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// How often the registry is looked at for what other processes published
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = poll)]
+    registry_poll: Duration,
+    /// The folder under which clients may name adapters to load (POST /v1/load_lora_adapter); without it they may not
+    #[arg(long, value_name = "DIR")]
+    adapter_root: Option<PathBuf>,
     /// The address to listen on; 0.0.0.0 for every one of the machine's
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -81,12 +94,22 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// How long between two looks at the registry.
+fn poll(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_millis(10)..=Duration::from_secs(3600);
+    match humantime::parse_duration(text) {
+        Ok(every) if range.contains(&every) => Ok(every),
+        _ => Err("must be a time from 10ms to 1h, such as 2s".to_owned()),
+    }
+}
+
 impl EngineArgs {
     pub fn settings(&self, base: &Located) -> Settings {
         let max_batch = self.max_batch as usize;
         let defaults = EngineConfig::default();
         Settings {
             base_name: base.name.clone(),
+            base_sha256: base.sha256.map(str::to_owned),
             kv_memory: self.kv_memory.as_u64(),
             engine: EngineConfig {
                 max_batch,
@@ -105,7 +128,16 @@ impl EngineArgs {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
-    let personas = args.personas.open()?;
+    let catalog = args.registry.catalog(&args.personas)?;
+    if let Some(root) = &args.adapter_root {
+        let real = root.canonicalize();
+        let real = real.with_context(|| format!("--adapter-root {}", root.display()))?;
+        anyhow::ensure!(
+            real.is_dir(),
+            "--adapter-root {}: is no folder",
+            root.display()
+        );
+    }
     // A port that is taken should not cost the time to load a model.
     let listener = listen(SocketAddr::new(args.host, args.port)).map_err(|error| {
         anyhow::anyhow!(
@@ -115,10 +147,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
             described(&error, args.port)
         )
     })?;
-    serve(listener, move || {
+    serve(listener, Some(args.registry_poll), move || {
         let located = args.base.locate()?;
-        let settings = args.engine.settings(&located);
-        Ok(Service::open(&located.path, personas, &settings)?)
+        let settings = Settings {
+            adapter_root: args.adapter_root,
+            ..args.engine.settings(&located)
+        };
+        Ok(Service::open(&located.path, catalog, &settings)?)
     })?;
     Ok(Verdict::Good)
 }
@@ -142,8 +177,10 @@ fn described(error: &std::io::Error, port: u16) -> String {
 }
 
 /// Serves what `load` opens until the process is told to stop, and says where. While it loads, `/health` answers already.
+/// The registry is followed, looked at every so often, if there is one.
 pub(super) fn serve(
     listener: TcpListener,
+    follow: Option<Duration>,
     load: impl FnOnce() -> anyhow::Result<Service> + Send + 'static,
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
@@ -163,6 +200,10 @@ pub(super) fn serve(
             ended = &mut server => return Ok(ended??),
             loaded = tokio::task::spawn_blocking(load) => Arc::new(loaded??),
         };
+        if let Some(every) = follow {
+            service.follow(every);
+            service.compare_shadows();
+        }
         slot.fill(Arc::clone(&service));
         print(&welcome(&service, address))?;
         let ended = server.await;
@@ -175,7 +216,8 @@ pub(super) fn serve(
 }
 
 fn welcome(service: &Service, address: SocketAddr) -> String {
-    let names = service.personas().names();
+    let personas = service.personas();
+    let names = personas.names();
     let who = names.first().copied().unwrap_or("base");
     let personas = match names.len() {
         0 => "none".to_owned(),

@@ -4,11 +4,11 @@
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use registry::LookupError;
+use registry::{LookupError, RegistryError};
 use serde_json::{Value, json};
 
 use super::MAX_BODY;
-use crate::service::{AdapterError, RequestError};
+use crate::service::{AdapterError, PublishError, RequestError};
 
 /// Seconds after which a client may try again, where nothing says how long it will take.
 const RETRY_AFTER: u64 = 1;
@@ -52,6 +52,27 @@ impl ApiError {
             param,
             ..ApiError::new(StatusCode::BAD_REQUEST, code, message)
         }
+    }
+
+    /// What a field names is not there.
+    pub fn missing(code: &'static str, message: impl Into<String>, field: &str) -> Self {
+        ApiError {
+            param: Some(field.to_owned()),
+            ..ApiError::new(StatusCode::NOT_FOUND, code, message)
+        }
+    }
+
+    /// With the field that it is about: the one that names a persona, or the one that names an adapter.
+    pub fn about(mut self, persona: &str, adapter: &str) -> Self {
+        self.param = match self.code {
+            "adapter_path_refused" | "adapter_not_found" | "adapter_unusable" => {
+                Some(adapter.to_owned())
+            }
+            "adapter_of_another_base" => Some(adapter.to_owned()),
+            "persona_not_found" | "persona_refused" | "persona_exists" => Some(persona.to_owned()),
+            _ => self.param,
+        };
+        self
     }
 
     /// A field with a value that is not supported.
@@ -124,7 +145,9 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> ApiError {
         let (status, code) = match &error {
             RequestError::Persona { source, .. } => match source {
-                LookupError::Spec(_) => (StatusCode::BAD_REQUEST, "invalid_persona"),
+                LookupError::Spec(_) | LookupError::VersionOfAlias { .. } => {
+                    (StatusCode::BAD_REQUEST, "invalid_persona")
+                }
                 LookupError::Unknown { .. } | LookupError::NoVersion { .. } => {
                     (StatusCode::NOT_FOUND, "persona_not_found")
                 }
@@ -145,6 +168,9 @@ impl From<RequestError> for ApiError {
             | RequestError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
             RequestError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             RequestError::Adapter { source, .. } => match &**source {
+                AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
+                    (StatusCode::CONFLICT, "adapter_of_another_base")
+                }
                 AdapterError::Pool(_) => {
                     (StatusCode::INSUFFICIENT_STORAGE, "adapter_memory_too_small")
                 }
@@ -170,6 +196,46 @@ impl From<RequestError> for ApiError {
             retry_after,
             ..api
         }
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> ApiError {
+        let (status, code) = match &error {
+            PublishError::NoRegistry => (StatusCode::CONFLICT, "no_registry"),
+            PublishError::NameOfBase { .. } => (StatusCode::CONFLICT, "persona_refused"),
+            PublishError::InFolder { .. } => (StatusCode::CONFLICT, "persona_refused"),
+            PublishError::NoAdapterRoot | PublishError::OutsideRoot { .. } => {
+                (StatusCode::FORBIDDEN, "adapter_path_refused")
+            }
+            PublishError::NoSuchFolder { .. } => (StatusCode::NOT_FOUND, "adapter_not_found"),
+            PublishError::Adapter(error) => match **error {
+                AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
+                    (StatusCode::BAD_REQUEST, "adapter_of_another_base")
+                }
+                _ => (StatusCode::BAD_REQUEST, "adapter_unusable"),
+            },
+            PublishError::Registry(error) => match error {
+                RegistryError::Unknown { .. } | RegistryError::NoVersion { .. } => {
+                    (StatusCode::NOT_FOUND, "persona_not_found")
+                }
+                RegistryError::Refused { .. } => (StatusCode::BAD_REQUEST, "persona_refused"),
+                RegistryError::Exists { .. } => (StatusCode::CONFLICT, "persona_exists"),
+                RegistryError::Adapter(_) | RegistryError::TooLarge { .. } => {
+                    (StatusCode::BAD_REQUEST, "adapter_unusable")
+                }
+                RegistryError::Contended => (StatusCode::SERVICE_UNAVAILABLE, "registry_busy"),
+                RegistryError::Location { .. }
+                | RegistryError::Store { .. }
+                | RegistryError::Folder { .. }
+                | RegistryError::Entry { .. }
+                | RegistryError::Corrupt { .. }
+                | RegistryError::Missing { .. } => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "registry_failed")
+                }
+            },
+        };
+        ApiError::new(status, code, error.to_string())
     }
 }
 

@@ -1,4 +1,5 @@
-//! `GET /v1/lora_adapters`: every adapter that is known, by content hash, and what the pool does with it.
+//! `GET /v1/lora_adapters`: every adapter that is known, by content hash, and what the pool does with it. Loading and unloading
+//! one by name, in vLLM's wire format, is `load_lora_adapter.rs`.
 
 use std::collections::BTreeMap;
 

@@ -27,6 +27,7 @@ pub(super) async fn metrics(State(slot): State<Slot>) -> Result<Response, ApiErr
     let service = slot.service()?;
     let mut registry = Registry::default();
     service.meters().register(&mut registry);
+    service.shadows().register(&mut registry);
     registry.register_collector(Box::new(Snapshot::take(&service)));
     let mut text = String::new();
     text::encode(&mut text, &registry)
@@ -42,31 +43,44 @@ struct Snapshot {
     running: String,
     waiting: String,
     time: u64,
+    /// Tokens of a block.
+    block_tokens: usize,
 }
 
 impl Snapshot {
     fn take(service: &Service) -> Snapshot {
-        let mut names: HashMap<AdapterId, &str> = HashMap::new();
-        for persona in service.personas().iter() {
+        // What a request would have to say to be answered by the adapter.
+        let mut names: HashMap<AdapterId, Vec<String>> = HashMap::new();
+        let personas = service.personas();
+        for persona in personas.iter() {
+            let current = personas.get(&persona.name).map(|current| current.version);
             if let Some(adapter) = &persona.adapter {
-                names.insert(AdapterId(adapter.sha256), &persona.name);
+                let name = match current == Some(persona.version) {
+                    true => persona.name.clone(),
+                    false => format!("{}@{}", persona.name, persona.version),
+                };
+                names
+                    .entry(AdapterId(adapter.sha256))
+                    .or_default()
+                    .push(name);
             }
         }
-        let named = |id: &AdapterId| names.get(id).copied();
+        let named = |id: &AdapterId| names.get(id).into_iter().flatten().map(String::as_str);
         let resident = service.engine().adapters();
         let running: BTreeSet<&str> = resident
             .iter()
             .filter(|info| !info.loading)
-            .filter_map(|info| named(&info.id))
+            .flat_map(|info| named(&info.id))
             .collect();
         let awaited = service.engine().awaited_adapters();
-        let waiting: BTreeSet<&str> = awaited.iter().filter_map(named).collect();
+        let waiting: BTreeSet<&str> = awaited.iter().flat_map(named).collect();
         let joined = |names: Vec<&str>| names[..names.len().min(MAX_NAMES)].join(",");
         Snapshot {
             stats: service.engine().stats(),
             waiting: joined(waiting.difference(&running).copied().collect()),
             running: joined(running.into_iter().collect()),
             time: seconds_since_1970(),
+            block_tokens: service.engine().limits().block_tokens,
         }
     }
 
@@ -277,6 +291,21 @@ impl Collector for Snapshot {
                 &buckets,
                 None,
             )?;
+
+        let (name, help) = (
+            "vllm:cache_config_info",
+            "How keys and values are kept; the value is 1",
+        );
+        // vLLM's names: the blocks need not be a GPU's.
+        let labels = [
+            ("block_size", self.block_tokens.to_string()),
+            ("cache_dtype", "float16".to_owned()),
+            ("num_gpu_blocks", self.stats.blocks.to_string()),
+        ];
+        encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_family(&labels)?
+            .encode_gauge(&1u64)?;
 
         let (name, help) = (
             "vllm:lora_requests_info",

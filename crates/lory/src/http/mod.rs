@@ -14,10 +14,12 @@ mod events;
 mod generate;
 mod health;
 mod json;
+mod load_lora_adapter;
 mod logprobs;
 mod lora_adapters;
 mod metrics;
 mod models;
+mod personas;
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -52,6 +54,7 @@ fn router(slot: Slot) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
+        .merge(personas::router())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))

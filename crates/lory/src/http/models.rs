@@ -1,4 +1,5 @@
-//! `GET /v1/models`: the base and the personas, in OpenAI's shape.
+//! `GET /v1/models`: the base and the personas, in OpenAI's shape with vLLM's `root` (where the adapter lies) and `parent` (the
+//! base).
 
 use axum::Json;
 use axum::extract::State;
@@ -10,19 +11,31 @@ use super::error::ApiError;
 pub(super) async fn models(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
     let base = &service.base().name;
-    let model = |id: &str, root: &str, parent: Option<&str>| {
+    let model = |id: &str, created: u64, root: &str, parent: Option<&str>| {
         json!({
             "id": id,
             "object": "model",
-            "created": slot.created(),
+            "created": created,
             "owned_by": "lory",
             "root": root,
             "parent": parent,
         })
     };
-    let mut data = vec![model(base, base, None)];
-    for name in service.personas().names() {
-        data.push(model(name, base, Some(base)));
+    let started = slot.created();
+    let mut data = vec![model(base, started, base, None)];
+    let personas = service.personas();
+    for persona in personas
+        .names()
+        .into_iter()
+        .filter_map(|name| personas.get(name))
+    {
+        let adapter = persona.adapter.as_ref();
+        let root = adapter.map_or_else(
+            || base.clone(),
+            |adapter| adapter.path.display().to_string(),
+        );
+        let created = persona.published.unwrap_or(started);
+        data.push(model(&persona.name, created, &root, Some(base)));
     }
     Ok(Json(json!({"object": "list", "data": data})))
 }

@@ -4,23 +4,25 @@
 //! Reading and packing happen on the thread of the request, never on the engine's: a request's adapters are on their way
 //! from the moment it came. Who waits for whom is the engine's pool's business ([`engine::claim`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{AdapterId, ClaimError, Handle, Lease, Patience, PoolError};
-use formats::peft::{self, PeftError};
+use formats::peft;
 use model::{Model, ModelError};
-use registry::AdapterRef;
+use registry::blob::BASE_KEY;
+use registry::{AdapterRef, ReadError};
 
-use super::base::Base;
+use super::base::{Base, Fingerprint};
 
 /// Why an adapter is not in memory.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// Its files cannot be read.
+    /// Its files cannot be read, or are not what they were.
     #[error(transparent)]
-    Read(#[from] PeftError),
+    Read(#[from] ReadError),
     /// It does not fit the base.
     #[error("{path}: {source}")]
     Model {
@@ -43,13 +45,18 @@ pub enum AdapterError {
         /// The base's.
         base: String,
     },
-    /// Its files are not those that were there when the personas were read.
-    #[error("{path}: the files have changed since the start (now {found}); restart to use them")]
-    Changed {
+    /// It was trained on another base file: other weights, or the same ones quantized otherwise.
+    #[error(
+        "{path}: trained on the base with sha256 {found}, and the base here has {base}; use the one that it was trained \
+         on, or train it on this one"
+    )]
+    OtherFile {
         /// Its folder.
         path: String,
-        /// The content hash now.
+        /// The hash of the base that it was trained on.
         found: String,
+        /// The base's here.
+        base: String,
     },
     /// The adapter memory can never hold it, or not with the others of its blend.
     #[error(transparent)]
@@ -71,6 +78,7 @@ pub(super) struct Adapters {
     engine: Handle<model::Adapter>,
     /// What an adapter may record of its base: the key, what it is, and the base's own.
     recorded: [(&'static str, &'static str, String); 2],
+    fingerprint: Arc<Fingerprint>,
 }
 
 impl Adapters {
@@ -83,6 +91,7 @@ impl Adapters {
                 ("lory.tokenizer_hash", "tokenizer", tokenizer),
                 ("lory.template_hash", "chat template", base.template.hash()),
             ],
+            fingerprint: Arc::clone(&base.fingerprint),
         }
     }
 
@@ -119,7 +128,7 @@ impl Adapters {
             while let Some(id) = claim.next(patience).map_err(unclaimed)? {
                 let began = Instant::now();
                 let packed = self
-                    .read(id, sources[&id])
+                    .read(sources[&id])
                     .map_err(|error| LeaseError::Unusable(id, Box::new(error)))?;
                 let bytes = packed.bytes();
                 let read = bytes_on_disk(sources[&id]);
@@ -136,16 +145,35 @@ impl Adapters {
     }
 
     /// Reads, checks and packs an adapter.
-    fn read(&self, id: AdapterId, adapter: &AdapterRef) -> Result<model::Adapter, AdapterError> {
-        let path = || adapter.path.display().to_string();
-        let file = peft::AdapterFile::open(&adapter.path)?;
-        let (packed, found) = file.hash_beside(|| self.model.load_adapter_file(&file));
-        if found != id.to_string() {
-            let path = path();
-            return Err(AdapterError::Changed { path, found });
-        }
+    fn read(&self, adapter: &AdapterRef) -> Result<model::Adapter, AdapterError> {
+        let read = adapter.read_with(|dir| {
+            let file = peft::AdapterFile::open(dir)?;
+            let (packed, found) = file.hash_beside(|| self.model.load_adapter_file(&file));
+            Ok(((packed, file.metadata), found))
+        });
+        let (packed, metadata) = read?;
+        self.check(&metadata, &adapter.path)?;
+        packed.map_err(|source| AdapterError::Model {
+            path: adapter.path.display().to_string(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Whether this base can run an adapter that was read from `path`, so that nothing is published that cannot be served.
+    pub fn try_on(&self, adapter: &peft::Adapter, path: &Path) -> Result<(), AdapterError> {
+        self.check(&adapter.metadata, path)?;
+        let packed = self.model.load_adapter(adapter);
+        packed.map(|_| ()).map_err(|source| AdapterError::Model {
+            path: path.display().to_string(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Holds what an adapter records to the base.
+    fn check(&self, metadata: &BTreeMap<String, String>, path: &Path) -> Result<(), AdapterError> {
+        let path = || path.display().to_string();
         for (key, what, base) in &self.recorded {
-            if let Some(found) = file.metadata.get(*key).filter(|found| *found != base) {
+            if let Some(found) = metadata.get(*key).filter(|found| *found != base) {
                 return Err(AdapterError::OtherBase {
                     path: path(),
                     what,
@@ -154,15 +182,20 @@ impl Adapters {
                 });
             }
         }
-        packed.map_err(|source| AdapterError::Model {
-            path: path(),
-            source: Box::new(source),
-        })
+        match (metadata.get(BASE_KEY), self.fingerprint.sha256()) {
+            (Some(found), Some(base)) if found != base => Err(AdapterError::OtherFile {
+                path: path(),
+                found: found.clone(),
+                base: base.to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
-/// The weights' file, which is about what they take in memory; 0 where there is none, which reading it will say better.
+/// The weights' file, which is about what they take in memory, as it is, or as it was said to be where it is not here yet.
 fn bytes_on_disk(adapter: &AdapterRef) -> u64 {
     let file = adapter.path.join(peft::WEIGHTS_FILE);
-    file.metadata().map_or(0, |metadata| metadata.len())
+    file.metadata()
+        .map_or(adapter.bytes, |metadata| metadata.len())
 }

@@ -1,6 +1,7 @@
 //! A request, as plain data, and what can be said about it before anything is looked up.
 
 use formats::chat_template::Message;
+use sha2::{Digest as _, Sha256};
 
 use super::error::RequestError;
 use super::grammar::Format;
@@ -128,6 +129,38 @@ impl Ask {
             timeout_ms: None,
             names: FieldNames::GENERATE,
         }
+    }
+
+    /// The number by which a canary or a shadow takes the request or does not: the same question to the same persona always
+    /// gets the same, on every server.
+    pub(super) fn draw(&self) -> u64 {
+        let mut hasher = Sha256::new();
+        let mut feed = |text: &str| {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        };
+        feed(self.persona.as_deref().unwrap_or_default());
+        match &self.conversation {
+            Conversation::Prompt { prompt, input } => {
+                feed(prompt);
+                feed(input);
+            }
+            Conversation::Messages(messages) => {
+                for message in messages {
+                    feed(&message.role);
+                    feed(&message.content);
+                }
+            }
+            Conversation::Text(text) => feed(text),
+            Conversation::Tokens(ids) => {
+                for id in ids {
+                    feed(&id.to_string());
+                }
+            }
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&hasher.finalize()[..8]);
+        u64::from_le_bytes(first)
     }
 
     /// What is wrong without knowing any persona. The ranges of sampling settings are the engine's to check.

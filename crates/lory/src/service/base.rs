@@ -1,8 +1,8 @@
 //! A base model's file, opened: weights, tokenizer and chat template. Serving, training and evaluation open it here, so
 //! they cannot differ.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
@@ -12,6 +12,7 @@ use kernels::Device;
 use model::Model;
 
 use super::error::OpenError;
+use crate::pull;
 
 /// An open base.
 pub struct Base {
@@ -23,6 +24,28 @@ pub struct Base {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
+    /// What its file is known by.
+    pub fingerprint: Arc<Fingerprint>,
+}
+
+/// The sha256 of a base's file. Reading all of it takes seconds for a large base, so it is done when somebody asks.
+#[derive(Debug, Default)]
+pub struct Fingerprint {
+    file: Option<PathBuf>,
+    sha256: OnceLock<Option<String>>,
+}
+
+impl Fingerprint {
+    /// One that is known already.
+    pub fn known(&self, sha256: &str) {
+        let _ = self.sha256.set(Some(sha256.to_owned()));
+    }
+
+    /// In hex; none for a base that came from no file, or whose file cannot be read any more.
+    pub fn sha256(&self) -> Option<&str> {
+        let hash = || pull::hash_file(self.file.as_ref()?).ok();
+        self.sha256.get_or_init(hash).as_deref()
+    }
 }
 
 /// How a base is spoken to: its file without the weights, for what only looks at texts and tokens.
@@ -74,7 +97,12 @@ impl Base {
                 .map_or("base".into(), |stem| stem.to_string_lossy().to_lowercase())
         };
         let name = name.map_or_else(stem, str::to_owned);
-        Base::load(&gguf, name, device, &|bytes| mapped.release(bytes))
+        let mut base = Base::load(&gguf, name, device, &|bytes| mapped.release(bytes))?;
+        base.fingerprint = Arc::new(Fingerprint {
+            file: Some(path.to_owned()),
+            ..Fingerprint::default()
+        });
+        Ok(base)
     }
 
     /// [`Base::open`] with a file that is parsed already.
@@ -99,6 +127,7 @@ impl Base {
             model: Arc::new(model),
             tokenizer,
             template,
+            fingerprint: Arc::default(),
         })
     }
 }

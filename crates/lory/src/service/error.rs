@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::{ClaimError, SubmitError};
-use registry::LookupError;
+use registry::{LookupError, RegistryError};
 
 use super::adapters::{AdapterError, LeaseError};
 use super::ask::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
@@ -55,6 +55,52 @@ pub enum OpenError {
         /// The persona's folder.
         path: PathBuf,
     },
+}
+
+/// Why nothing was published, or changed in the registry.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// There is no registry.
+    #[error("there is no registry to publish to; name one with --registry DIR, or set LORY_HOME")]
+    NoRegistry,
+    /// The name is the base's.
+    #[error("{name:?} is the name of the base; publish under another name")]
+    NameOfBase {
+        /// The name.
+        name: String,
+    },
+    /// The persona lies in the folder, and is not published.
+    #[error("{name} is not published: it lies in {}; remove it there", path.display())]
+    InFolder {
+        /// The persona.
+        name: String,
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// Clients may not name folders.
+    #[error(
+        "loading adapters by path is off; start lory serve with --adapter-root DIR, and only what lies under it can be \
+         loaded"
+    )]
+    NoAdapterRoot,
+    /// The folder lies elsewhere.
+    #[error("{path:?} does not lie under --adapter-root; only adapters under it can be loaded")]
+    OutsideRoot {
+        /// What was asked.
+        path: String,
+    },
+    /// There is no such folder.
+    #[error("no adapter found at {path:?}: there is no such folder under --adapter-root")]
+    NoSuchFolder {
+        /// What was asked.
+        path: String,
+    },
+    /// The base cannot run it.
+    #[error(transparent)]
+    Adapter(Box<AdapterError>),
+    /// The registry refused it, or failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
 }
 
 /// Why a request was not answered.

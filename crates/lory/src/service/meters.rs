@@ -150,7 +150,7 @@ impl Meters {
             .inc();
     }
 
-    fn label(&self, speaker: &Speaker) -> String {
+    pub(super) fn label(&self, speaker: &Speaker) -> String {
         if speaker.is_blend() {
             return BLEND.to_owned();
         }

@@ -16,6 +16,7 @@
 //! - [`tools`]: what a model may call; [`grammar`]: what an answer must look like, token by token;
 //!   `schema`: what no grammar is made of
 //! - `choices`: several answers to one prompt
+//! - [`publishing`]: new versions, while others are served; [`shadow`]: versions that answer only to be compared
 //! - `prompt`: the conversation as token ids
 //! - [`answer`]: tokens back into text; `stop`: stop strings; `calls`: calls of tools
 //! - [`error`]: what can go wrong, by field
@@ -30,12 +31,14 @@ pub mod error;
 pub mod grammar;
 pub mod meters;
 mod prompt;
+pub mod publishing;
+pub mod shadow;
 mod schema;
 mod stop;
 pub mod tools;
 mod voice;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
@@ -53,12 +56,15 @@ pub use answer::{
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
 pub use choices::Tickets;
-pub use error::{OpenError, RequestError};
 pub use grammar::Format;
 pub use meters::Meters;
+pub use error::{OpenError, PublishError, RequestError};
 pub use tools::{Call, Tool, ToolChoice, Tools};
+pub use publishing::NewVersion;
+pub use shadow::Shadows;
 pub use voice::{AdapterUse, Speaker};
 
+use crate::catalog::Catalog;
 use crate::runner::ModelRunner;
 use adapters::{Adapters, LeaseError};
 use answer::Writer;
@@ -75,6 +81,10 @@ pub const DEFAULT_TEMPERATURE: f32 = 0.0;
 pub struct Settings {
     /// What requests call the base; without, the file's name without `.gguf`, in lower case.
     pub base_name: Option<String>,
+    /// The sha256 of the base's file, where it is known; without, the file is read for it when an adapter records one.
+    pub base_sha256: Option<String>,
+    /// The folder under which clients may name adapters to load; without, they may not.
+    pub adapter_root: Option<PathBuf>,
     /// Threads of the device; without, as many as the machine gives.
     pub threads: Option<usize>,
     /// Bytes for keys and values.
@@ -87,6 +97,8 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             base_name: None,
+            base_sha256: None,
+            adapter_root: None,
             threads: None,
             kv_memory: 512 << 20,
             engine: EngineConfig::default(),
@@ -97,11 +109,13 @@ impl Default for Settings {
 /// A base and its personas, answering.
 pub struct Service {
     base: Base,
-    personas: Personas,
+    catalog: Catalog,
     adapters: Adapters,
     engine: Handle<model::Adapter>,
     grammars: Grammars,
     meters: Arc<Meters>,
+    shadows: Shadows,
+    adapter_root: Option<PathBuf>,
 }
 
 impl Service {
@@ -112,23 +126,23 @@ impl Service {
     /// [`OpenError`], naming the file.
     pub fn open(
         path: &Path,
-        personas: Personas,
+        catalog: impl Into<Catalog>,
         settings: &Settings,
     ) -> Result<Service, OpenError> {
         let device = kernels::Device::cpu(settings.threads)?;
         let base = Base::open(path, settings.base_name.as_deref(), device)?;
-        Service::start(base, personas, settings)
+        if let Some(sha256) = &settings.base_sha256 {
+            base.fingerprint.known(sha256);
+        }
+        Service::start(base, catalog.into(), settings)
     }
 
     /// [`Service::open`] with a base that is open already.
     ///
     /// # Errors
     /// As [`Service::open`].
-    pub fn start(
-        base: Base,
-        personas: Personas,
-        settings: &Settings,
-    ) -> Result<Service, OpenError> {
+    pub fn start(base: Base, catalog: Catalog, settings: &Settings) -> Result<Service, OpenError> {
+        let personas = catalog.personas();
         if let Some(persona) = personas.get(&base.name) {
             return Err(OpenError::NameTaken {
                 name: base.name.clone(),
@@ -139,7 +153,7 @@ impl Service {
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = Adapters::new(&base, engine.clone());
         // As many as memory holds are read now, so that what is wrong with them is said now; the others when they are asked.
-        for persona in personas.iter() {
+        for persona in personas.names().into_iter().filter_map(|n| personas.get(n)) {
             let Some(adapter) = &persona.adapter else {
                 continue;
             };
@@ -149,6 +163,10 @@ impl Service {
             let wanted = [(AdapterId(adapter.sha256), adapter)];
             match adapters.lease(&wanted, &Patience::default()) {
                 Ok(_) => {}
+                // One of hundreds that were published must not keep the others from being served after a restart.
+                Err(LeaseError::Unusable(_, source)) if persona.published.is_some() => {
+                    tracing::error!("persona {} cannot answer: {source}", persona.name);
+                }
                 Err(LeaseError::Unusable(_, source)) => {
                     let persona = persona.name.clone();
                     return Err(OpenError::Adapter { persona, source });
@@ -159,11 +177,13 @@ impl Service {
         }
         Ok(Service {
             base,
-            personas,
+            catalog,
             adapters,
             engine,
             grammars: Grammars::default(),
             meters: Arc::default(),
+            shadows: Shadows::default(),
+            adapter_root: settings.adapter_root.clone(),
         })
     }
 
@@ -172,9 +192,14 @@ impl Service {
         &self.base
     }
 
-    /// The personas.
-    pub fn personas(&self) -> &Personas {
-        &self.personas
+    /// Everyone who can be asked now. What is published later is not in it.
+    pub fn personas(&self) -> Arc<Personas> {
+        self.catalog.personas()
+    }
+
+    /// Where they come from.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// The engine, for its numbers and its end ([`Handle::shutdown`]).
@@ -213,17 +238,34 @@ impl Service {
         sinks: &mut dyn FnMut(usize) -> TextSink,
         gone: &AtomicBool,
     ) -> Result<Accepted, RequestError> {
+        self.submit_counted(ask, sinks, gone, &self.meters)
+    }
+
+    /// [`Service::submit_unless`], counted in `meters`.
+    fn submit_counted(
+        &self,
+        ask: &Ask,
+        sinks: &mut dyn FnMut(usize) -> TextSink,
+        gone: &AtomicBool,
+        meters: &Arc<Meters>,
+    ) -> Result<Accepted, RequestError> {
         let came = Instant::now();
         let counted = |speaker: Option<&Speaker>, error: RequestError| {
-            self.meters.refused(speaker, &error);
+            meters.refused(speaker, &error);
             error
         };
+        let personas = self.personas();
         let voice = ask
             .check()
-            .and_then(|()| Voice::resolve(&self.base, &self.personas, ask))
+            .and_then(|()| Voice::resolve(&self.base, &personas, ask))
             .map_err(|error| counted(None, error))?;
         let speaker = voice.speaker.clone();
-        self.submit_as(voice, ask, sinks, came, gone)
+        let shadow = voice.shadow.clone();
+        let mut sinks = |choice| match &shadow {
+            Some(shadow) if choice == 0 => self.shadowed(ask, &speaker, shadow, sinks(choice)),
+            _ => sinks(choice),
+        };
+        self.submit_as(voice, ask, &mut sinks, came, gone, meters)
             .map_err(|error| counted(Some(&speaker), error))
     }
 
@@ -234,6 +276,7 @@ impl Service {
         sinks: &mut dyn FnMut(usize) -> TextSink,
         came: Instant,
         gone: &AtomicBool,
+        meters: &Arc<Meters>,
     ) -> Result<Accepted, RequestError> {
         let names = &ask.names;
         let prompt = prompt::tokens(&self.base, &voice, ask)?;
@@ -278,7 +321,7 @@ impl Service {
         // Held until the engine holds its own.
         let leases = self.adapters.lease(&voice.adapters, &patience)?;
         let sink = |choice: usize| -> Sink {
-            let meter = self.meters.meter(&voice.speaker, came);
+            let meter = meters.meter(&voice.speaker, came);
             let detokenizer = self.base.tokenizer.detokenizer();
             let mut writer = Writer::new(detokenizer, stop, sinks(choice), meter);
             if ask.calls_tools() {

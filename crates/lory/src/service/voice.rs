@@ -4,7 +4,7 @@
 //! length) is that of the part with the largest scale, the first of equals.
 
 use engine::AdapterId;
-use registry::{AdapterRef, Personas, SamplingDefaults};
+use registry::{AdapterRef, Personas, SamplingDefaults, Target};
 
 use super::ask::Ask;
 use super::base::Base;
@@ -52,6 +52,8 @@ pub(super) struct Voice<'a> {
     pub sampling: SamplingDefaults,
     pub max_new_tokens: Option<usize>,
     pub stop: Vec<String>,
+    /// The version that answers too, for comparison.
+    pub shadow: Option<Target>,
 }
 
 impl<'a> Voice<'a> {
@@ -71,13 +73,14 @@ impl<'a> Voice<'a> {
         if spec == base.name || (spec == BASE && personas.get(BASE).is_none()) {
             return Ok(Voice::base(base));
         }
-        let parts = personas
-            .resolve(spec)
-            .map_err(|source| RequestError::Persona {
-                field,
-                source,
-                base: base.name.clone(),
-            })?;
+        let parts =
+            personas
+                .resolve_for(spec, ask.draw())
+                .map_err(|source| RequestError::Persona {
+                    field,
+                    source,
+                    base: base.name.clone(),
+                })?;
         let lead = parts
             .iter()
             .rev()
@@ -88,6 +91,10 @@ impl<'a> Voice<'a> {
         if let [only] = parts.as_slice() {
             voice.speaker.name.clone_from(&only.persona.name);
             voice.speaker.version = Some(only.persona.version);
+            voice.shadow = only.shadow.map(|shadow| Target {
+                name: shadow.name.clone(),
+                version: Some(shadow.version),
+            });
         }
         if let Some(lead) = lead {
             voice.system_prompt = lead.system_prompt.as_deref();
@@ -119,6 +126,7 @@ impl<'a> Voice<'a> {
             sampling: SamplingDefaults::default(),
             max_new_tokens: None,
             stop: Vec::new(),
+            shadow: None,
         }
     }
 }

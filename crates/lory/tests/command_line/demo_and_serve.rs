@@ -1,65 +1,9 @@
 //! `lory demo` and `lory serve`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Stdio};
+use std::net::TcpListener;
 
 use crate::scene::Scene;
-
-/// The program while it serves; dropped, it is killed.
-struct Serving {
-    child: Child,
-    /// What it said up to the curl line.
-    said: String,
-}
-
-impl Serving {
-    fn start(scene: &Scene, args: &[&str]) -> Serving {
-        let mut child = scene.lory(args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut reader = BufReader::new(child.stdout.take().unwrap());
-        let mut said = String::new();
-        while !said.contains("curl") && reader.read_line(&mut said).unwrap() > 0 {}
-        Serving { child, said }
-    }
-
-    fn address(&self) -> &str {
-        let rest = self.said.split("Serving http://").nth(1).unwrap();
-        rest.lines().next().unwrap()
-    }
-
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.address()).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: lory\r\nConnection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    /// Asks it to stop; its exit code.
-    #[cfg(unix)]
-    fn stop(mut self) -> Option<i32> {
-        let id = self.child.id().to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args(["-TERM", &id])
-                .status()
-                .unwrap()
-                .success()
-        );
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::serving::Serving;
 
 #[test]
 fn the_demo_answers_in_every_tone_side_by_side() {

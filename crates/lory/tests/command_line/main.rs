@@ -9,6 +9,8 @@ mod killed;
 mod persona;
 mod preference;
 mod pull;
+mod registry;
 mod scene;
+mod serving;
 mod train_and_eval;
 mod usage;

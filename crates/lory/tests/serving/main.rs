@@ -12,4 +12,5 @@ mod metrics;
 mod opening;
 #[cfg(unix)]
 mod pool;
+mod publishing;
 mod scene;

@@ -92,6 +92,11 @@ fn requests_tokens_and_times_are_counted() {
         "{labels}"
     );
     assert!(*time > 1.7e9, "{time}");
+    let blocks = seen["lory_kv_blocks"];
+    let cache = format!(
+        "vllm:cache_config_info{{block_size=\"16\",cache_dtype=\"float16\",num_gpu_blocks=\"{blocks}\"}}"
+    );
+    assert_eq!(seen.get(&cache), Some(&1.0), "{cache}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Everything that was measured, as plain data: by persona, and as matrices over them.
 
-use formats::peft;
 use kernels::Compute;
 use serde_json::{Map, Value, json};
 use train::evaluate::{
@@ -183,7 +182,7 @@ fn adapters(candidates: &[Candidate]) -> anyhow::Result<Vec<Option<LoraParams>>>
         let Some(adapter) = &candidate.persona.adapter else {
             return Ok(None);
         };
-        let mut pairs = peft::Adapter::read(&adapter.path)?.pairs;
+        let mut pairs = adapter.read()?.pairs;
         for pair in &mut pairs {
             pair.scale *= candidate.persona.scale;
         }

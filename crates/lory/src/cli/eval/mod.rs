@@ -73,6 +73,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let (questions, common) = answers::questions(&candidates);
     let settings = Settings {
         base_name: located.name.clone(),
+        base_sha256: located.sha256.map(str::to_owned),
         engine: EngineConfig {
             max_queue: questions.len(),
             ..EngineConfig::default()

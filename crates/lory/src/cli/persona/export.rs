@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{choose, keep_base};
 use crate::cli::base::BaseArgs;
 use crate::cli::personas::PersonasArgs;
+use crate::cli::registry::RegistryArgs;
 use crate::cli::{Verdict, print};
 
 /// Write a persona's adapter as a GGUF for llama.cpp (llama-server --lora FILE)
@@ -41,10 +42,15 @@ pub(in crate::cli) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let chosen = choose(&args.personas.open()?, &args.gguf)?;
+    let chosen = choose(
+        &args.registry.catalog(&args.personas)?.personas(),
+        &args.gguf,
+    )?;
     let located = args.base.locate()?;
     keep_base(&args.out, &located.path)?;
     let path = located.path.display().to_string();

@@ -13,6 +13,7 @@ use train::{Example, LoraParams, LossSum};
 use super::{Chosen, choose, keep_base};
 use crate::cli::base::BaseArgs;
 use crate::cli::personas::PersonasArgs;
+use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
 use crate::cli::{Verdict, eval, print, train as train_command};
 use crate::progress::Progress;
@@ -47,6 +48,8 @@ pub(in crate::cli) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 /// A type, or none for the base's own.
@@ -78,7 +81,10 @@ struct Measured {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let chosen = choose(&args.personas.open()?, &args.name)?;
+    let chosen = choose(
+        &args.registry.catalog(&args.personas)?.personas(),
+        &args.name,
+    )?;
     let located = args.base.locate()?;
     keep_base(&args.out, &located.path)?;
     let base = Base::open(&located.path, located.name.as_deref(), Device::cpu(None)?)?;

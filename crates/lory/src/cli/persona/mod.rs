@@ -1,7 +1,11 @@
-//! `lory persona`: personas as files for other programs.
+//! `lory persona`: publishing personas and what becomes of them, and personas as files for other programs.
 
+mod change;
 mod export;
+mod look;
 mod merge;
+mod publish;
+mod tend;
 
 use std::path::Path;
 
@@ -12,17 +16,51 @@ use registry::{Persona, Personas};
 
 use super::{Usage, Verdict};
 
-/// Take a persona's adapter to other programs
+/// Publish personas, go back, look after them; take an adapter to other programs
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    Publish(publish::Args),
+    List(look::List),
+    Show(look::Show),
+    History(look::History),
+    Rollback(change::Rollback),
+    Alias(change::Alias),
+    Canary(change::Canary),
+    Shadow(change::Shadow),
+    Remove(change::Remove),
+    Verify(tend::Verify),
+    Gc(tend::Gc),
     Export(export::Args),
     Merge(merge::Args),
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
     match command {
+        Command::Publish(args) => publish::run(&args),
+        Command::List(args) => look::list(&args),
+        Command::Show(args) => look::show(&args),
+        Command::History(args) => look::history(&args),
+        Command::Rollback(args) => change::rollback(&args),
+        Command::Alias(args) => change::alias(&args),
+        Command::Canary(args) => change::canary(&args),
+        Command::Shadow(args) => change::shadow(&args),
+        Command::Remove(args) => change::remove(&args),
+        Command::Verify(args) => tend::verify(&args),
+        Command::Gc(args) => tend::gc(&args),
         Command::Export(args) => export::run(&args),
         Command::Merge(args) => merge::run(&args),
+    }
+}
+
+/// One persona, and the version of it if one was named.
+fn named(text: &str) -> anyhow::Result<(String, Option<u32>)> {
+    let parts = registry::spec::parse(text).map_err(|error| Usage(format!("{text}: {error}")))?;
+    match parts.as_slice() {
+        [part] if part.scale.is_none() => Ok((part.name.clone(), part.version)),
+        _ => Err(Usage(format!(
+            "{text}: name one persona, such as customer or customer@3"
+        ))
+        .into()),
     }
 }
 
@@ -50,41 +88,18 @@ fn choose(personas: &Personas, name: &str) -> anyhow::Result<Chosen> {
             one.persona.name
         );
     };
-    let (read, sha256) = Adapter::read_hashed(&adapter.path)?;
     Ok(Chosen {
         persona: one.persona.clone(),
-        adapter: read,
-        sha256,
+        adapter: adapter.read()?,
+        sha256: adapter.sha256_hex(),
         scale: one.scale,
     })
 }
 
 impl Chosen {
-    /// Refuses a base of another tokenizer or chat template than those that the adapter records.
+    /// [`fits`].
     fn fits(&self, tokenizer: &Tokenizer, template: &ChatTemplate) -> anyhow::Result<()> {
-        let base = [
-            (
-                "lory.tokenizer_hash",
-                "tokenizer",
-                tokenizer.hash().to_owned(),
-            ),
-            ("lory.template_hash", "chat template", template.hash()),
-        ];
-        for (key, what, base) in base {
-            if let Some(found) = self
-                .adapter
-                .metadata
-                .get(key)
-                .filter(|found| **found != base)
-            {
-                anyhow::bail!(
-                    "persona {}: it was trained with another {what} ({found}) than the base's ({base}); name the base \
-                     that it was trained on with --base",
-                    self.persona.name
-                );
-            }
-        }
-        Ok(())
+        fits(&self.persona.name, &self.adapter, tokenizer, template)
     }
 
     /// What the file does not hold and whoever uses it must know.
@@ -101,6 +116,32 @@ impl Chosen {
         }
         remarks
     }
+}
+
+/// Refuses a base of another tokenizer or chat template than those that the adapter of persona `name` records.
+fn fits(
+    name: &str,
+    adapter: &Adapter,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+) -> anyhow::Result<()> {
+    let base = [
+        (
+            "lory.tokenizer_hash",
+            "tokenizer",
+            tokenizer.hash().to_owned(),
+        ),
+        ("lory.template_hash", "chat template", template.hash()),
+    ];
+    for (key, what, base) in base {
+        if let Some(found) = adapter.metadata.get(key).filter(|found| **found != base) {
+            anyhow::bail!(
+                "persona {name}: it was trained with another {what} ({found}) than the base's ({base}); name the base that \
+                 it was trained on with --base"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to write over the base, which may be the only copy.

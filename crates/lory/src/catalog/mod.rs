@@ -1,0 +1,102 @@
+//! Who can be asked, at this moment: the personas of a folder and those of the registry, as one snapshot that is replaced
+//! whole. Whoever resolves a name holds a snapshot for as long as it looks, so nobody sees half of a change. Knows no engine
+//! and no HTTP.
+
+pub mod shown;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use registry::{Entry, Personas, Registry, RegistryError};
+
+/// Folder and registry together.
+pub struct Catalog {
+    /// What lies in the folder, as it was read at the start.
+    folder: Personas,
+    registry: Option<Arc<Registry>>,
+    now: RwLock<Snapshot>,
+}
+
+/// Everyone after so many entries of the log.
+struct Snapshot {
+    head: u64,
+    personas: Arc<Personas>,
+    hidden: Vec<String>,
+}
+
+impl From<Personas> for Catalog {
+    /// A folder alone.
+    fn from(folder: Personas) -> Catalog {
+        let personas = Arc::new(folder.clone());
+        Catalog {
+            folder,
+            registry: None,
+            now: RwLock::new(Snapshot {
+                head: 0,
+                personas,
+                hidden: Vec::new(),
+            }),
+        }
+    }
+}
+
+impl Catalog {
+    /// A folder's personas and a registry's, whose log is read to its end.
+    ///
+    /// # Errors
+    /// As [`Registry::refresh`].
+    pub fn open(folder: Personas, registry: Registry) -> Result<Catalog, RegistryError> {
+        let catalog = Catalog {
+            registry: Some(Arc::new(registry)),
+            ..Catalog::from(folder)
+        };
+        catalog.refresh()?;
+        Ok(catalog)
+    }
+
+    /// Everyone who can be asked now.
+    pub fn personas(&self) -> Arc<Personas> {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&now.personas)
+    }
+
+    /// The folder's personas, hidden ones too.
+    pub fn folder(&self) -> &Personas {
+        &self.folder
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> Option<&Arc<Registry>> {
+        self.registry.as_ref()
+    }
+
+    /// The folder's names that are published, and so hidden.
+    pub fn hidden(&self) -> Vec<String> {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        now.hidden.clone()
+    }
+
+    /// Reads the registry's log on and takes what is new into the snapshot; returns the new entries.
+    ///
+    /// # Errors
+    /// As [`Registry::refresh`]; what was read before the error is taken in.
+    pub fn refresh(&self) -> Result<Vec<Arc<Entry>>, RegistryError> {
+        let Some(registry) = &self.registry else {
+            return Ok(Vec::new());
+        };
+        let read = registry.refresh();
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have read further meanwhile.
+        let state = registry.state();
+        let before = usize::try_from(now.head).unwrap_or(usize::MAX);
+        let new: Vec<_> = state.entries.iter().skip(before).cloned().collect();
+        if !new.is_empty() {
+            let (personas, hidden) = registry.personas(&state, &self.folder);
+            *now = Snapshot {
+                head: state.head,
+                personas: Arc::new(personas),
+                hidden,
+            };
+        }
+        read.map(|_| new)
+    }
+}

@@ -1,0 +1,173 @@
+//! `lory persona publish`: a new version, from the folder of personas or from a PEFT folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use formats::chat_template::ChatTemplate;
+use formats::config::ModelConfig;
+use formats::gguf::Gguf;
+use formats::tokenizer::Tokenizer;
+use registry::{Content, Persona, PersonaSettings, Publication};
+use serde_json::json;
+
+use super::fits;
+use crate::cli::base::BaseArgs;
+use crate::cli::personas::PersonasArgs;
+use crate::cli::registry::RegistryArgs;
+use crate::cli::{Verdict, print};
+use crate::home::Home;
+use crate::pull;
+
+/// Publish a persona as a new version; servers that run take it within seconds
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without --adapter the persona is taken from the folder of personas: its adapter, its system prompt and its other settings.
+With --adapter only the adapter is new, and the settings stay those of the version that is current.
+
+Examples:
+  lory persona publish customer
+  lory persona publish customer --adapter out/adapter --not-current
+  lory persona publish customer --as customer-eu")]
+pub(in crate::cli) struct Args {
+    /// The persona
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Publish it under another name
+    #[arg(long = "as", value_name = "NAME")]
+    as_name: Option<String>,
+    /// A PEFT folder with the new adapter
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Leave the current version as it is; the new one is reached as NAME@VERSION, by a canary, or by a rollback to it
+    #[arg(long)]
+    not_current: bool,
+    /// Refuse a name that is published already
+    #[arg(long)]
+    only_new: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    personas: PersonasArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let registry = args.registry.open()?;
+    let name = args.as_name.as_ref().unwrap_or(&args.name);
+    let (folder, settings) = match &args.adapter {
+        Some(adapter) => (Some(adapter.clone()), None),
+        None => {
+            let persona = in_folder(args)?;
+            let adapter = persona.adapter.as_ref().map(|adapter| adapter.path.clone());
+            (adapter, Some(PersonaSettings::of(&persona)))
+        }
+    };
+    let content = match &folder {
+        Some(folder) => {
+            let content = Content::read(folder)?;
+            check(&content, &args.base, name)?;
+            Some(content)
+        }
+        None => None,
+    };
+    let published = registry.publish(&Publication {
+        name,
+        content: content.as_ref(),
+        settings,
+        current: !args.not_current,
+        only_new: args.only_new,
+    })?;
+    let text = if args.json {
+        let report = json!({
+            "name": published.name,
+            "version": published.version,
+            "current": !args.not_current,
+            "sha256": published.sha256,
+            "sequence": published.sequence,
+            "registry": registry.name(),
+        });
+        format!("{report}\n")
+    } else {
+        let adapter = published.sha256.as_deref().unwrap_or("none");
+        format!(
+            "{}@{} is published{}\n  adapter   {adapter}\n  registry  {}\n",
+            published.name,
+            published.version,
+            if args.not_current {
+                ", not current"
+            } else {
+                ""
+            },
+            registry.name(),
+        )
+    };
+    print(&text)?;
+    Ok(Verdict::Good)
+}
+
+/// The persona in the folder of personas.
+fn in_folder(args: &Args) -> anyhow::Result<Persona> {
+    let personas = args.personas.open()?;
+    let part = registry::Part {
+        name: args.name.clone(),
+        version: None,
+        scale: None,
+    };
+    let persona = personas.find(&part)?.clone();
+    if persona.adapter.is_none() && persona.train.is_some() {
+        anyhow::bail!(
+            "{}: persona {} has no adapter yet; lory train --persona {1} makes one",
+            persona.dir.display(),
+            persona.name
+        );
+    }
+    Ok(persona)
+}
+
+/// Holds the adapter to the base, as far as that can be told without fetching it.
+fn check(content: &Content, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
+    let path = Path::new(&base.base);
+    let known = pull::known(&base.base).filter(|_| !path.is_file());
+    let (path, sha256) = match known {
+        Some(known) => {
+            let path = Home::find().map(|home| home.base(known.id).join(known.file));
+            (
+                path.ok().filter(|path| path.is_file()),
+                known.sha256.to_owned(),
+            )
+        }
+        None => {
+            let located = base.locate()?;
+            let sha256 = located.fingerprint()?;
+            (Some(located.path), sha256)
+        }
+    };
+    if let Some(found) = content.base_sha256().filter(|found| *found != sha256) {
+        anyhow::bail!(
+            "{name}: trained on the base with sha256 {found}, and --base {} has {sha256}; name the base that it was \
+             trained on with --base",
+            base.base
+        );
+    }
+    let Some(path) = path else { return Ok(()) };
+    let origin = path.display().to_string();
+    let mapped = kernels::map_file(&path).with_context(|| origin.clone())?;
+    let gguf = Gguf::parse(Arc::new(mapped), &origin)?;
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    fits(
+        name,
+        &content.adapter,
+        &tokenizer,
+        &ChatTemplate::from_gguf(&gguf, &tokenizer)?,
+    )?;
+    let config = ModelConfig::from_gguf(&gguf)?;
+    content
+        .adapter
+        .check(&config)
+        .with_context(|| format!("{name} does not fit --base {}", base.base))
+}

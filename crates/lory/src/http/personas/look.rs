@@ -1,0 +1,55 @@
+//! `GET /v1/personas...`: who is there, and how that came.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::Value;
+
+use super::{named, unknown, whole, with_state};
+use crate::catalog::shown;
+use crate::http::Slot;
+use crate::http::error::ApiError;
+
+pub(in crate::http) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
+    let service = slot.service()?;
+    Ok(Json(shown::list(service.catalog())))
+}
+
+pub(in crate::http) async fn show(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let (name, version) = named(&name)?;
+    let service = slot.service()?;
+    let personas = service.personas();
+    let in_folder = personas
+        .get(&name)
+        .filter(|persona| persona.published.is_none());
+    if let Some(persona) = in_folder {
+        return match version.is_none_or(|version| version == persona.version) {
+            true => Ok(Json(shown::folder_version(persona))),
+            false => Err(unknown(format!("{name}@{}", version.unwrap_or(0))).into()),
+        };
+    }
+    let shown = with_state(service, move |_, state| {
+        Ok(shown::version(state, &name, version)?)
+    });
+    shown.await.map(Json)
+}
+
+pub(in crate::http) async fn history(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let name = whole(&name)?;
+    let shown = with_state(slot.service()?, move |_, state| {
+        let history = shown::history(state, Some(&name));
+        match history["data"]
+            .as_array()
+            .is_some_and(|data| !data.is_empty())
+        {
+            true => Ok(history),
+            false => Err(unknown(name)),
+        }
+    });
+    shown.await.map(Json)
+}

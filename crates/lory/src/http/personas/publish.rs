@@ -1,0 +1,61 @@
+//! `POST /v1/personas/{name}/versions`: a new version.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use registry::PersonaSettings;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{blocking, whole};
+use crate::catalog::shown;
+use crate::http::Slot;
+use crate::http::error::ApiError;
+use crate::http::json::Body;
+use crate::service::{NewVersion, PublishError};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct Publish {
+    /// A PEFT folder under `--adapter-root`; without, the version has no adapter.
+    adapter_path: Option<String>,
+    /// Without, those of the persona as it is.
+    settings: Option<PersonaSettings>,
+    /// Whether the name alone means it from now on; it does unless this is false.
+    current: Option<bool>,
+    /// Refuse a name that is there.
+    only_new: Option<bool>,
+}
+
+pub(in crate::http) async fn publish(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+    Body(request): Body<Publish>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let name = whole(&name)?;
+    let service = slot.service()?;
+    if request.adapter_path.is_none() && request.settings.is_none() {
+        return Err(ApiError::bad_request(
+            "missing_field",
+            "adapter_path and settings are both missing; a version has one of them at least",
+            Some("adapter_path".to_owned()),
+        ));
+    }
+    let published = blocking(move || {
+        let adapter = request.adapter_path.as_deref();
+        let adapter = adapter.map(|path| service.under_adapter_root(path));
+        let published = service.publish(&NewVersion {
+            name: name.clone(),
+            adapter: adapter.transpose()?,
+            settings: request.settings,
+            current: request.current != Some(false),
+            only_new: request.only_new == Some(true),
+        })?;
+        let state = service.registry()?.state();
+        Ok::<Value, PublishError>(shown::version(&state, &name, Some(published.version))?)
+    });
+    let shown = published
+        .await?
+        .map_err(|error| ApiError::from(error).about("name", "adapter_path"))?;
+    Ok((StatusCode::CREATED, Json(shown)))
+}

@@ -1,0 +1,44 @@
+//! `POST /v1/registry/verify` and `POST /v1/registry/gc`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::blocking;
+use crate::catalog::shown;
+use crate::http::Slot;
+use crate::http::error::ApiError;
+use crate::http::json::Body;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct Collect {
+    /// Seconds since an adapter was written, or last used, before it is garbage; a day without.
+    older_than: Option<u64>,
+    /// Only say what would be removed.
+    dry_run: Option<bool>,
+}
+
+/// How old garbage must be where nobody says.
+pub(crate) const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(in crate::http) async fn verify(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
+    let service = slot.service()?;
+    let verified = blocking(move || service.change(registry::Registry::verify));
+    Ok(Json(shown::verified(&verified.await??)))
+}
+
+pub(in crate::http) async fn collect_garbage(
+    State(slot): State<Slot>,
+    Body(request): Body<Collect>,
+) -> Result<Json<Value>, ApiError> {
+    let service = slot.service()?;
+    let older_than = request.older_than.map_or(A_DAY, Duration::from_secs);
+    let dry_run = request.dry_run == Some(true);
+    let collected =
+        blocking(move || service.change(|registry| registry.collect_garbage(older_than, dry_run)));
+    Ok(Json(shown::collected(&collected.await??, dry_run)))
+}

@@ -1,0 +1,238 @@
+//! `lory persona publish` and its kin, and servers that are killed.
+
+use serde_json::{Value, json};
+
+use crate::scene::Scene;
+use crate::serving::Serving;
+
+fn json_of(scene: &Scene, args: &[&str]) -> Value {
+    let ran = scene.run(args);
+    serde_json::from_str(ran.succeeds()).unwrap()
+}
+
+const BASE: [&str; 2] = ["--base", "tiny.gguf"];
+
+#[test]
+fn a_persona_is_published_shown_and_taken_back() {
+    let scene = Scene::with_tones();
+    let publish = |args: &[&str]| {
+        let args = [&["persona", "publish"], args, &BASE[..], &["--json"]].concat();
+        json_of(&scene, &args)
+    };
+    let first = publish(&["warm"]);
+    assert_eq!(
+        (&first["version"], &first["sequence"]),
+        (&json!(1), &json!(1))
+    );
+    scene.persona("warm", "description = \"Warmer\"", Some(13));
+    assert_eq!(publish(&["warm"])["version"], 2);
+    assert_eq!(publish(&["formal", "--as", "stiff"])["name"], "stiff");
+    assert_eq!(
+        publish(&[
+            "warm",
+            "--adapter",
+            "personas/formal/adapter",
+            "--not-current"
+        ])["version"],
+        3
+    );
+
+    let list = scene.run(&["persona", "list"]);
+    let lines: Vec<&str> = list.succeeds().lines().collect();
+    assert!(
+        lines[0].starts_with("persona  version  versions  from"),
+        "{}",
+        list.out
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.starts_with("formal         2         1  folder")),
+        "{}",
+        list.out
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.starts_with("warm           2         3  registry")),
+        "{}",
+        list.out
+    );
+    assert!(
+        list.err
+            .contains("published, so not taken from the folder of personas: warm")
+    );
+    let shown = scene.run(&["persona", "show", "warm"]);
+    assert!(
+        shown.succeeds().contains("description  Warmer"),
+        "{}",
+        shown.out
+    );
+
+    scene
+        .run(&["persona", "alias", "cosy", "warm@1"])
+        .succeeds();
+    scene
+        .run(&["persona", "canary", "warm@3", "--percent", "10"])
+        .succeeds();
+    scene
+        .run(&["persona", "canary", "warm", "--off"])
+        .succeeds();
+    assert_eq!(
+        json_of(&scene, &["persona", "rollback", "warm", "--json"])["version"],
+        1
+    );
+    scene.run(&["persona", "remove", "warm@2"]).succeeds();
+    let history = scene.run(&["persona", "history", "warm"]);
+    let history = history.succeeds();
+    for part in [
+        "warm@1 published (",
+        "cosy stands for warm@1",
+        "canary of warm: version 3 at 10 %",
+        "warm is version 1",
+        "warm@2 removed",
+    ] {
+        assert!(history.contains(part), "{part}: {history}");
+    }
+    let verified = scene.run(&["persona", "verify"]);
+    assert!(
+        verified.succeeds().contains("2 adapters, 0 broken"),
+        "{}",
+        verified.out
+    );
+    let gc = json_of(&scene, &["persona", "gc", "--older-than", "0s", "--json"]);
+    assert_eq!(gc["removed"].as_array().unwrap().len(), 1, "{gc}");
+
+    // What is published answers, wherever it is asked.
+    let args = [
+        "generate",
+        "--persona",
+        "cosy",
+        "--persona",
+        "stiff",
+        "--json",
+        "Hi",
+        "--base",
+        "tiny.gguf",
+    ];
+    let ran = scene.run(&args);
+    let answers: Vec<Value> = ran
+        .succeeds()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers[0]["persona"]["name"], "warm");
+    assert_eq!(answers[0]["persona"]["version"], 1);
+    assert_eq!(answers[1]["persona"]["name"], "stiff");
+}
+
+#[test]
+fn what_is_wrong_is_said_with_what_to_do() {
+    let scene = Scene::with_tones();
+    let fails = |args: &[&str], code: i32, parts: &[&str]| {
+        scene.run(&[&["persona"], args].concat()).fails(code, parts);
+    };
+    fails(
+        &["show", "warm"],
+        1,
+        &["no persona warm is published; lory persona list"],
+    );
+    fails(
+        &["publish", "nobody", "--base", "tiny.gguf"],
+        1,
+        &["unknown persona `nobody`", "formal, warm"],
+    );
+    fails(&["rollback", "warm@2"], 2, &["leave the version out"]);
+    fails(
+        &["canary", "warm", "--percent", "10"],
+        2,
+        &["say which version, as in warm@4"],
+    );
+    fails(&["canary", "warm@2"], 2, &["--percent"]);
+    fails(&["alias", "x"], 2, &["NAME[@VERSION]"]);
+    fails(
+        &["list", "--registry", "gs://bucket"],
+        1,
+        &["--registry", "a folder, or s3://bucket/prefix"],
+    );
+    fails(
+        &["history", "nobody"],
+        1,
+        &["no persona nobody is published"],
+    );
+
+    // Another base, as far as the adapter knows its own.
+    let folder = scene.path("personas/warm/adapter");
+    let mut adapter = formats::peft::Adapter::read(&folder).unwrap();
+    adapter
+        .metadata
+        .insert("lory.base_sha256".to_owned(), "ab".repeat(32));
+    adapter
+        .write(&folder, formats::peft::Dtype::F32, "tiny")
+        .unwrap();
+    fails(
+        &["publish", "warm", "--base", "tiny.gguf"],
+        1,
+        &[&"ab".repeat(32), "--base tiny.gguf has"],
+    );
+    fails(&["publish", "warm"], 1, &[&"ab".repeat(32)]);
+    scene
+        .run(&["generate", "--persona", "warm", "Hi", "--base", "tiny.gguf"])
+        .fails(1, &[&"ab".repeat(32), "use the one that it was trained on"]);
+
+    // A broken blob fails the verification and is named.
+    scene
+        .run(&["persona", "publish", "formal", "--base", "tiny.gguf"])
+        .succeeds();
+    let sha256 = scene.names("home/registry/adapters").remove(0);
+    scene.write(
+        &format!("home/registry/adapters/{sha256}/adapter_config.json"),
+        "{}",
+    );
+    let verified = scene.run(&["persona", "verify"]);
+    assert_eq!(verified.code, 1, "{verified:?}");
+    assert!(
+        verified.out.contains("formal@1") && verified.out.contains("is corrupt"),
+        "{}",
+        verified.out
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_is_killed_after_a_load_serves_it_when_it_is_back() {
+    let scene = Scene::with_tones();
+    let start = || {
+        Serving::start(
+            &scene,
+            &[
+                "serve",
+                "--base",
+                "tiny.gguf",
+                "--port",
+                "0",
+                "--kv-memory",
+                "16MiB",
+                "--adapter-root",
+                "personas",
+            ],
+        )
+    };
+    let serving = start();
+    let load = json!({"lora_name": "loaded", "lora_path": "warm/adapter"});
+    assert_eq!(serving.post("/v1/load_lora_adapter", &load).0, 200);
+    let ask = json!({"prompt": "Hello!", "user_type": "loaded", "max_new_tokens": 6});
+    let (status, before) = serving.post("/generate", &ask);
+    assert_eq!(status, 200, "{before}");
+    // Killed, not told to stop.
+    drop(serving);
+    let serving = start();
+    let (status, after) = serving.post("/generate", &ask);
+    assert_eq!(status, 200, "{after}");
+    let of = |text: &str| -> Value {
+        let answer: Value = serde_json::from_str(text).unwrap();
+        json!([answer["response"], answer["persona"]])
+    };
+    assert_eq!(of(&after), of(&before));
+    assert_eq!(of(&after)[1]["version"], 1);
+}

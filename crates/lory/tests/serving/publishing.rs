@@ -1,0 +1,502 @@
+//! Publishing into a server that runs: who gets what from when on, and what is refused.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use formats::peft::Dtype;
+use lory::catalog::Catalog;
+use lory::service::{Service, Settings};
+use registry::{Location, Personas, Registry};
+use serde_json::{Value, json};
+
+use crate::scene::{BASE, House, Server, tone};
+
+/// A house with a registry, and adapters under a root that clients may name.
+struct Press {
+    house: House,
+    folder: tempfile::TempDir,
+}
+
+impl Press {
+    fn new() -> Press {
+        let press = Press {
+            house: House::new(),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        for seed in [21, 22, 23] {
+            press.adapter(&format!("root/a{seed}"), seed, &[]);
+        }
+        press
+    }
+
+    /// Writes a PEFT folder, with what it records.
+    fn adapter(&self, path: &str, seed: u64, records: &[(&str, &str)]) -> PathBuf {
+        let mut adapter = tone(seed);
+        for (key, value) in records {
+            adapter
+                .metadata
+                .insert((*key).to_owned(), (*value).to_owned());
+        }
+        let path = self.folder.path().join(path);
+        adapter.write(&path, Dtype::F32, "tiny").unwrap();
+        path
+    }
+
+    fn registry(&self) -> Registry {
+        let location = Location::Folder(self.folder.path().join("registry"));
+        Registry::open(&location, &self.folder.path().join("cache")).unwrap()
+    }
+
+    fn service(&self, root: bool) -> Arc<Service> {
+        let personas = Personas::open(&self.house.base().parent().unwrap().join("personas"));
+        let catalog = Catalog::open(personas.unwrap(), self.registry()).unwrap();
+        let settings = Settings {
+            adapter_root: root.then(|| self.folder.path().join("root")),
+            ..Settings::default()
+        };
+        Arc::new(Service::open(&self.house.base(), catalog, &settings).unwrap())
+    }
+}
+
+fn load(server: &Server, name: &str, path: &str) -> crate::scene::Reply {
+    server.post(
+        "/v1/load_lora_adapter",
+        &json!({"lora_name": name, "lora_path": path}),
+    )
+}
+
+fn ask(server: &Server, who: &str) -> Value {
+    server.generate(json!({"prompt": "Hello!", "user_type": who, "max_new_tokens": 4}))
+}
+
+/// The version that answered, and the adapter's hash.
+fn answered(answer: &Value) -> (u64, String) {
+    let persona = &answer["persona"];
+    let sha256 = persona["adapters"][0]["sha256"]
+        .as_str()
+        .unwrap_or_default();
+    (persona["version"].as_u64().unwrap(), sha256.to_owned())
+}
+
+#[test]
+fn vllms_words_for_loading_and_unloading() {
+    let press = Press::new();
+    let server = Server::start(press.service(true));
+    let reply = load(&server, "sql", "a21");
+    assert_eq!(
+        (reply.status, reply.text.as_str()),
+        (200, "Success: LoRA adapter 'sql' added successfully.")
+    );
+    let (version, first) = answered(&ask(&server, "sql"));
+    assert_eq!(version, 1);
+    // A blend with it, and the other routes' `model`.
+    ask(&server, "sql*0.5+warm*0.5");
+    let completion = json!({"model": "sql", "prompt": "a", "max_tokens": 1});
+    assert_eq!(server.post("/v1/completions", &completion).status, 200);
+
+    let (status, code, param, message) = load(&server, "sql", "a22").error();
+    assert_eq!(
+        (status, code.as_str(), &param),
+        (400, "already_loaded", &json!("lora_name"))
+    );
+    assert_eq!(
+        message,
+        "The lora adapter 'sql' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to \
+         True."
+    );
+    let inplace = json!({"lora_name": "sql", "lora_path": "a22", "load_inplace": true});
+    assert_eq!(server.post("/v1/load_lora_adapter", &inplace).status, 200);
+    let (version, second) = answered(&ask(&server, "sql"));
+    assert_eq!((version, second != first), (2, true));
+    assert_eq!(answered(&ask(&server, "sql@1")), (1, first));
+
+    let models = server.get("/v1/models").json();
+    let card = models["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|m| m["id"] == "sql")
+        .unwrap();
+    assert_eq!(card["parent"], BASE);
+    assert!(card["root"].as_str().unwrap().ends_with(&second), "{card}");
+    assert_eq!(models["data"][0]["parent"], Value::Null);
+
+    let unload = |name: &str| server.post("/v1/unload_lora_adapter", &json!({"lora_name": name}));
+    let reply = unload("sql");
+    assert_eq!(
+        (reply.status, reply.text.as_str()),
+        (200, "Success: LoRA adapter 'sql' removed successfully.")
+    );
+    let (status, _, _, message) = unload("sql").error();
+    assert_eq!(
+        (status, message.as_str()),
+        (404, "The lora adapter 'sql' cannot be found.")
+    );
+    let (status, _, _, message) = unload("").error();
+    assert_eq!(status, 400);
+    assert_eq!(
+        message,
+        "'lora_name' needs to be provided to unload a LoRA adapter."
+    );
+    let (status, _, _, message) = load(&server, "x", "").error();
+    assert_eq!(status, 400);
+    assert_eq!(
+        message,
+        "Both 'lora_name' and 'lora_path' must be provided."
+    );
+    let gone = json!({"prompt": "Hello!", "user_type": "sql"});
+    assert_eq!(server.post("/generate", &gone).status, 404);
+    // It lies in the folder, where nothing is changed by requests.
+    let (status, _, _, message) = unload("warm").error();
+    assert_eq!(status, 409);
+    assert!(message.contains("personas/warm"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn only_what_lies_under_the_root_is_loaded() {
+    let press = Press::new();
+    let server = Server::start(press.service(true));
+    let outside = press.adapter("elsewhere", 5, &[]);
+    std::os::unix::fs::symlink(&outside, press.folder.path().join("root/link")).unwrap();
+    let inside = press.folder.path().join("root/a21");
+    for path in [
+        outside.to_str().unwrap(),
+        "../elsewhere",
+        "a21/../../elsewhere",
+        "link",
+        "/etc",
+        "../nothing",
+        "/nothing/there",
+    ] {
+        let (status, code, param, message) = load(&server, "x", path).error();
+        assert_eq!(
+            (status, code.as_str()),
+            (403, "adapter_path_refused"),
+            "{path}: {message}"
+        );
+        assert_eq!(param, "lora_path");
+    }
+    let (status, code, _, message) = load(&server, "x", "nothing").error();
+    assert_eq!(
+        (status, code.as_str()),
+        (404, "adapter_not_found"),
+        "{message}"
+    );
+    std::fs::create_dir(press.folder.path().join("root/empty")).unwrap();
+    let (status, code, _, message) = load(&server, "x", "empty").error();
+    assert_eq!(
+        (status, code.as_str()),
+        (400, "adapter_unusable"),
+        "{message}"
+    );
+    assert!(message.contains("adapter_config.json"), "{message}");
+    assert_eq!(load(&server, "x", inside.to_str().unwrap()).status, 200);
+
+    let closed = Server::start(press.service(false));
+    let (status, _, _, message) = load(&closed, "y", "a21").error();
+    assert_eq!(status, 403);
+    assert!(message.contains("--adapter-root"), "{message}");
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused_with_both_hashes() {
+    let press = Press::new();
+    let service = press.service(true);
+    let own = service.base().fingerprint.sha256().unwrap().to_owned();
+    let other = "ab".repeat(32);
+    press.adapter("root/own", 31, &[("lory.base_sha256", &own)]);
+    press.adapter("root/other", 32, &[("lory.base_sha256", &other)]);
+    press.adapter("root/words", 33, &[("lory.tokenizer_hash", "abc")]);
+    let server = Server::start(service);
+    assert_eq!(load(&server, "own", "own").status, 200);
+    let (status, code, _, message) = load(&server, "other", "other").error();
+    assert_eq!((status, code.as_str()), (400, "adapter_of_another_base"));
+    assert!(
+        message.contains(&own) && message.contains(&other),
+        "{message}"
+    );
+    assert_eq!(load(&server, "words", "words").error().0, 400);
+    assert_eq!(press.registry().refresh().unwrap().head, 1);
+
+    // Published elsewhere, into the same registry: it is not served here, and the others are.
+    let content = registry::Content::read(&press.folder.path().join("root/other")).unwrap();
+    let publication = registry::Publication {
+        name: "other",
+        content: Some(&content),
+        settings: None,
+        current: true,
+        only_new: true,
+    };
+    press.registry().publish(&publication).unwrap();
+    let again = Server::start(press.service(true));
+    let body = json!({"prompt": "Hello!", "user_type": "other"});
+    let (status, code, _, message) = again.post("/generate", &body).error();
+    assert_eq!(
+        (status, code.as_str()),
+        (409, "adapter_of_another_base"),
+        "{message}"
+    );
+    assert!(
+        message.contains(&own) && message.contains(&other),
+        "{message}"
+    );
+    ask(&again, "own");
+}
+
+#[test]
+fn a_request_under_way_ends_with_its_version_and_the_next_gets_the_new_one() {
+    let press = Press::new();
+    let service = press.service(true);
+    let server = Server::start(Arc::clone(&service));
+    assert_eq!(load(&server, "tone", "a21").status, 200);
+    let long = json!({
+        "prompt": "Hello!", "user_type": "tone", "max_new_tokens": 40, "temperature": 1.0, "seed": 3,
+    });
+    let alone = server.generate(long.clone());
+    let mut body = long.clone();
+    body["stream"] = json!(true);
+    let text = body.to_string();
+    let mut open = server.send(
+        "POST",
+        "/generate",
+        &[("Content-Type", "application/json")],
+        text.as_bytes(),
+    );
+    open.first_bytes();
+    let inplace = json!({"lora_name": "tone", "lora_path": "a22", "load_inplace": true});
+    assert_eq!(server.post("/v1/load_lora_adapter", &inplace).status, 200);
+    let next = server.generate(long);
+    let events = crate::scene::events_of(&open.whole().text);
+    let end: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(answered(&end), answered(&alone));
+    assert_eq!(answered(&next).0, 2);
+    let deltas: String = events[..events.len() - 1]
+        .iter()
+        .map(|event| {
+            serde_json::from_str::<Value>(event).unwrap()["delta"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    assert_eq!(deltas, alone["response"].as_str().unwrap());
+}
+
+#[test]
+fn what_another_process_publishes_is_followed() {
+    let press = Press::new();
+    let service = press.service(true);
+    service.follow(Duration::from_millis(20));
+    let server = Server::start(Arc::clone(&service));
+    let content = registry::Content::read(&press.folder.path().join("root/a21")).unwrap();
+    let publication = registry::Publication {
+        name: "late",
+        content: Some(&content),
+        settings: None,
+        current: true,
+        only_new: true,
+    };
+    press.registry().publish(&publication).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let body = json!({"prompt": "Hello!", "user_type": "late", "max_new_tokens": 1});
+    while server.post("/generate", &body).status != 200 {
+        assert!(Instant::now() < end, "it never came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_admin_routes_are_the_registrys_operations() {
+    let press = Press::new();
+    let server = Server::start(press.service(true));
+    let publish = |body: Value| server.post("/v1/personas/shop/versions", &body);
+    let settings =
+        json!({"system_prompt": "You sell.", "sampling": {"temperature": 0.5}, "scale": 0.5});
+    let reply = publish(json!({"adapter_path": "a21", "settings": settings}));
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    let shown = reply.json();
+    assert_eq!(
+        (&shown["version"], &shown["current"]),
+        (&json!(1), &json!(true))
+    );
+    assert_eq!(shown["settings"]["sampling"], json!({"temperature": 0.5}));
+    let second = publish(json!({"adapter_path": "a22", "current": false})).json();
+    assert_eq!(
+        (&second["version"], &second["current"]),
+        (&json!(2), &json!(false))
+    );
+    // What is not said stays as it was.
+    assert_eq!(second["settings"]["system_prompt"], "You sell.");
+    assert_eq!(answered(&ask(&server, "shop")).0, 1);
+    assert_eq!(answered(&ask(&server, "shop@2")).0, 2);
+
+    let put = |path: &str, body: Value| {
+        let body = body.to_string();
+        let headers = [("Content-Type", "application/json")];
+        server.send("PUT", path, &headers, body.as_bytes()).whole()
+    };
+    let delete = |path: &str| server.send("DELETE", path, &[], b"").whole();
+    let reply = put(
+        "/v1/personas/shop/canary",
+        json!({"version": 2, "percent": 100}),
+    );
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(answered(&ask(&server, "shop")).0, 2);
+    assert_eq!(answered(&ask(&server, "shop@1")).0, 1);
+    assert_eq!(delete("/v1/personas/shop/canary").status, 200);
+    assert_eq!(answered(&ask(&server, "shop")).0, 1);
+    assert_eq!(delete("/v1/personas/shop/canary").status, 400);
+
+    assert_eq!(
+        put("/v1/persona_aliases/store", json!({"target": "shop@2"})).status,
+        200
+    );
+    let answer = ask(&server, "store");
+    assert_eq!(
+        (&answer["persona"]["name"], answered(&answer).0),
+        (&json!("shop"), 2)
+    );
+    let reply = server.post("/v1/personas/shop/rollback", &json!({"version": 2}));
+    assert_eq!(reply.json()["version"], 2);
+    assert_eq!(
+        server.post("/v1/personas/shop/rollback", &json!({})).json()["version"],
+        1
+    );
+
+    let list = server.get("/v1/personas").json();
+    let names: Vec<&Value> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| &p["name"])
+        .collect();
+    assert_eq!(names, ["formal", "shop", "warm"]);
+    assert_eq!(list["aliases"], json!({"store": "shop@2"}));
+    let one = server.get("/v1/personas/shop@2").json();
+    assert_eq!(one["aliases"], json!(["store"]));
+    assert_eq!(server.get("/v1/personas/warm").json()["source"], "folder");
+    let history = server.get("/v1/personas/shop/history").json();
+    let ops: Vec<&Value> = history["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| &e["change"]["op"])
+        .collect();
+    assert_eq!(
+        ops,
+        [
+            "publish", "publish", "canary", "canary", "alias", "rollback", "rollback"
+        ]
+    );
+    let verified = server
+        .send("POST", "/v1/registry/verify", &[], b"")
+        .whole()
+        .json();
+    assert_eq!(
+        (
+            &verified["broken"],
+            verified["data"].as_array().unwrap().len()
+        ),
+        (&json!(0), 2)
+    );
+
+    assert_eq!(delete("/v1/personas/shop@2").error().1, "persona_refused");
+    assert_eq!(delete("/v1/persona_aliases/store").status, 200);
+    assert_eq!(delete("/v1/personas/shop@2").status, 200);
+    assert_eq!(delete("/v1/personas/shop").status, 200);
+    let gc = server
+        .post("/v1/registry/gc", &json!({"older_than": 0}))
+        .json();
+    assert_eq!(gc["removed"].as_array().unwrap().len(), 2, "{gc}");
+
+    for (path, status, code) in [
+        ("/v1/personas/shop", 404, "persona_not_found"),
+        ("/v1/personas/shop@9", 404, "persona_not_found"),
+        ("/v1/personas/Shop", 400, "invalid_persona"),
+        ("/v1/personas/warm@9", 404, "persona_not_found"),
+        ("/v1/personas/nobody/history", 404, "persona_not_found"),
+    ] {
+        let (found, named, _, message) = server.get(path).error();
+        assert_eq!((found, named.as_str()), (status, code), "{path}: {message}");
+    }
+    let wrong = |body: Value| publish(body).error();
+    assert_eq!(wrong(json!({})).1, "missing_field");
+    assert_eq!(wrong(json!({"colour": 1})).1, "unknown_field");
+    let hot = wrong(json!({"settings": {"sampling": {"temperature": 9}}}));
+    assert!(hot.3.contains("temperature must be from 0 to 2"), "{hot:?}");
+    let taken = server.post("/v1/personas/tiny/versions", &json!({"settings": {}}));
+    assert!(taken.error().3.contains("is the name of the base"));
+}
+
+#[test]
+fn without_a_registry_nothing_is_published() {
+    let (status, code, _, message) = load(Server::shared(), "x", "y").error();
+    assert_eq!(
+        (status, code.as_str()),
+        (403, "adapter_path_refused"),
+        "{message}"
+    );
+    let body = json!({"settings": {}});
+    let (status, code, _, _) = Server::shared()
+        .post("/v1/personas/x/versions", &body)
+        .error();
+    assert_eq!((status, code.as_str()), (409, "no_registry"));
+}
+
+#[test]
+fn a_shadow_answers_too_and_only_the_comparison_is_seen() {
+    let press = Press::new();
+    let service = press.service(true);
+    service.compare_shadows();
+    let server = Server::start(Arc::clone(&service));
+    let publish = |path: &str, current: bool| {
+        let body = json!({"adapter_path": path, "current": current});
+        assert_eq!(server.post("/v1/personas/tone/versions", &body).status, 201);
+    };
+    publish("a21", true);
+    publish("a21", false);
+    publish("a22", false);
+    let shadow = |version: u32| {
+        let body = json!({"version": version, "percent": 100}).to_string();
+        let headers = [("Content-Type", "application/json")];
+        let reply = server.send("PUT", "/v1/personas/tone/shadow", &headers, body.as_bytes());
+        assert_eq!(reply.whole().status, 200);
+    };
+    let body = json!({"prompt": "Hello!", "user_type": "tone", "max_new_tokens": 24});
+    let counted = |line: &str| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !server
+            .get("/metrics")
+            .text
+            .lines()
+            .any(|found| found == line)
+        {
+            assert!(
+                Instant::now() < end,
+                "{line} is missing: {}",
+                server.get("/metrics").text
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let alone = server.generate(body.clone());
+    // The same adapter under another number says the same.
+    shadow(2);
+    let answer = server.generate(body.clone());
+    assert_eq!(
+        (answered(&answer), &answer["response"]),
+        (answered(&alone), &alone["response"])
+    );
+    counted("lory_shadow_requests_total{persona=\"tone\",outcome=\"same\"} 1");
+    shadow(3);
+    let answer = server.generate(body);
+    assert_eq!(answer["response"], alone["response"]);
+    counted("lory_shadow_requests_total{persona=\"tone\",outcome=\"different\"} 1");
+    // Clients asked three times, whatever shadows answered.
+    let reason = alone["finish_reason"].as_str().unwrap();
+    counted(&format!(
+        "lory_requests_total{{persona=\"tone\",outcome=\"{reason}\"}} 3"
+    ));
+}

@@ -1,0 +1,115 @@
+//! What a persona is beside its adapter, as it is published: words, sampling, limits.
+
+use serde::{Deserialize, Serialize};
+
+use crate::persona::{Persona, SamplingDefaults};
+use crate::spec::MAX_SCALE;
+
+/// The longest system prompt, in bytes.
+pub const MAX_SYSTEM_PROMPT: usize = 64 << 10;
+/// The longest description, in bytes.
+pub const MAX_DESCRIPTION: usize = 4 << 10;
+/// The largest `max_new_tokens`.
+pub const MAX_NEW_TOKENS: usize = 1 << 20;
+/// The most stop strings.
+pub const MAX_STOPS: usize = 16;
+
+/// The settings of one version of a persona. What is missing is the request's or the server's to say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PersonaSettings {
+    /// A line for people; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// Stands in front of every conversation that brings no system prompt of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<String>,
+    /// How tokens are drawn.
+    #[serde(skip_serializing_if = "SamplingDefaults::is_empty")]
+    pub sampling: SamplingDefaults,
+    /// The most tokens of an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
+    /// Texts that end an answer and are not shown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// Multiplies the adapter, and the weight that a request gives it.
+    pub scale: f32,
+}
+
+impl Default for PersonaSettings {
+    fn default() -> Self {
+        PersonaSettings {
+            description: String::new(),
+            system_prompt: None,
+            sampling: SamplingDefaults::default(),
+            max_new_tokens: None,
+            stop: Vec::new(),
+            scale: 1.0,
+        }
+    }
+}
+
+impl PersonaSettings {
+    /// Those of a persona.
+    #[must_use]
+    pub fn of(persona: &Persona) -> Self {
+        PersonaSettings {
+            description: persona.description.clone(),
+            system_prompt: persona.system_prompt.clone(),
+            sampling: persona.sampling,
+            max_new_tokens: persona.max_new_tokens,
+            stop: persona.stop.clone(),
+            scale: persona.scale,
+        }
+    }
+
+    /// Holds every setting to its range, the same as in `persona.toml`.
+    ///
+    /// # Errors
+    /// The first one that is out of range, by name, and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        let within = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
+            Some(value) if !(least..=most).contains(&value) => Err(format!(
+                "{name} must be from {least} to {most}, not {value}"
+            )),
+            _ => Ok(()),
+        };
+        if self.description.len() > MAX_DESCRIPTION {
+            return Err(format!(
+                "description is longer than {MAX_DESCRIPTION} bytes"
+            ));
+        }
+        let prompt = self.system_prompt.as_ref().map_or(0, String::len);
+        if prompt > MAX_SYSTEM_PROMPT {
+            return Err(format!(
+                "system_prompt is longer than {MAX_SYSTEM_PROMPT} bytes"
+            ));
+        }
+        if let Some(most) = self
+            .max_new_tokens
+            .filter(|n| !(1..=MAX_NEW_TOKENS).contains(n))
+        {
+            return Err(format!(
+                "max_new_tokens must be from 1 to {MAX_NEW_TOKENS}, not {most}"
+            ));
+        }
+        if self.stop.len() > MAX_STOPS {
+            return Err(format!("stop has more than {MAX_STOPS} texts"));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err("stop: an empty text would end every answer".to_owned());
+        }
+        let sampling = &self.sampling;
+        within("temperature", sampling.temperature, 0.0, 2.0)?;
+        within("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
+        within("min_p", sampling.min_p, 0.0, 1.0)?;
+        within(
+            "repetition_penalty",
+            sampling.repetition_penalty,
+            0.01,
+            10.0,
+        )?;
+        within("scale", Some(self.scale), -MAX_SCALE, MAX_SCALE)
+    }
+}

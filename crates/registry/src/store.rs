@@ -1,0 +1,321 @@
+//! Objects by path: a local folder, or a bucket of S3 and its kin. The one file that knows the asynchronous crate beneath;
+//! its own face is blocking, and what it promises is little: a write is whole or not there, and of two that create the same
+//! path one is told so.
+
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{
+    ClientConfigKey, Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
+
+use crate::error::RegistryError;
+
+/// How long a request to a bucket may take, the bytes included.
+const REQUEST_TIMEOUT: &str = "300 seconds";
+/// How many objects are read side by side.
+const SIDE_BY_SIDE: usize = 32;
+
+/// Where a registry lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A folder of this machine. It is made with the first write; until then it is an empty registry.
+    Folder(PathBuf),
+    /// `s3://bucket/prefix`. Keys, region and endpoint come from the environment: `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`.
+    S3(String),
+}
+
+impl Location {
+    /// Reads what a person wrote: a URL that begins with `s3://`, or a folder.
+    ///
+    /// # Errors
+    /// [`RegistryError::Location`] for a URL of another kind.
+    pub fn parse(text: &str) -> Result<Location, RegistryError> {
+        let error = |message: &str| RegistryError::Location {
+            text: text.to_owned(),
+            message: message.to_owned(),
+        };
+        match text.split_once("://") {
+            Some(("s3", rest)) if rest.split('/').next().is_some_and(|b| !b.is_empty()) => {
+                Ok(Location::S3(text.trim_end_matches('/').to_owned()))
+            }
+            Some(("s3", _)) => Err(error("the bucket is missing; write s3://bucket/prefix")),
+            Some(("file", path)) if path.starts_with('/') => Ok(Location::Folder(path.into())),
+            Some(_) => Err(error("write a folder, or s3://bucket/prefix")),
+            None if text.is_empty() => Err(error("write a folder, or s3://bucket/prefix")),
+            None => Ok(Location::Folder(text.into())),
+        }
+    }
+}
+
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Location::Folder(path) => write!(f, "{}", path.display()),
+            Location::S3(url) => f.write_str(url),
+        }
+    }
+}
+
+/// One object of a listing.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    /// The last part of its path.
+    pub name: String,
+    /// When it was written, in seconds since 1970.
+    pub modified: u64,
+}
+
+/// Objects by path, read and written in blocking calls.
+pub(crate) struct Store {
+    /// What messages call it.
+    pub name: String,
+    objects: OnceLock<Arc<dyn ObjectStore>>,
+    /// The folder that `objects` will be over, as soon as there is something to write.
+    folder: Option<PathBuf>,
+    /// None only while it is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Store {
+    pub fn open(location: &Location) -> Result<Store, RegistryError> {
+        let objects = OnceLock::new();
+        let folder = match location {
+            Location::Folder(folder) => Some(folder.clone()),
+            Location::S3(url) => {
+                let _ = objects.set(s3(url)?);
+                None
+            }
+        };
+        Store::new(location.to_string(), objects, folder)
+    }
+
+    /// A store that is open already, under the name that messages give it.
+    pub fn over(objects: Arc<dyn ObjectStore>, name: &str) -> Result<Store, RegistryError> {
+        Store::new(name.to_owned(), OnceLock::from(objects), None)
+    }
+
+    fn new(
+        name: String,
+        objects: OnceLock<Arc<dyn ObjectStore>>,
+        folder: Option<PathBuf>,
+    ) -> Result<Store, RegistryError> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| RegistryError::Folder {
+                path: folder.clone().unwrap_or_default(),
+                source,
+            })?;
+        Ok(Store {
+            name,
+            objects,
+            folder,
+            runtime: Some(runtime),
+        })
+    }
+
+    /// The object's bytes; none where there is no such object.
+    pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some(objects) = self.there()? else {
+            return Ok(None);
+        };
+        let read = self.wait(async { objects.get(&Path::from(path)).await?.bytes().await });
+        found(read.map(Vec::from)).map_err(|source| self.failed("read", path, source))
+    }
+
+    /// [`Store::get`] of many, in their order.
+    pub fn get_all(&self, paths: &[String]) -> Result<Vec<Option<Vec<u8>>>, RegistryError> {
+        let Some(objects) = self.there()? else {
+            return Ok(vec![None; paths.len()]);
+        };
+        let mut all = Vec::with_capacity(paths.len());
+        for some in paths.chunks(SIDE_BY_SIDE) {
+            let mut reads = JoinSet::new();
+            for (index, path) in some.iter().enumerate() {
+                let (objects, path) = (Arc::clone(&objects), Path::from(path.as_str()));
+                let read = async move {
+                    let bytes = async { objects.get(&path).await?.bytes().await };
+                    (index, bytes.await.map(Vec::from))
+                };
+                reads.spawn_on(read, self.runtime().handle());
+            }
+            let mut joined = self.wait(reads.join_all());
+            joined.sort_by_key(|(index, _)| *index);
+            for (index, read) in joined {
+                let path = &some[index];
+                all.push(found(read).map_err(|source| self.failed("read", path, source))?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes an object that must not be there yet; whether it was written.
+    pub fn create(&self, path: &str, bytes: Vec<u8>) -> Result<bool, RegistryError> {
+        match self.write(path, bytes, PutMode::Create) {
+            Ok(()) => Ok(true),
+            Err(Error::AlreadyExists { .. }) => Ok(false),
+            Err(source) => Err(self.failed("write", path, source)),
+        }
+    }
+
+    /// Writes an object, whether it is there or not.
+    pub fn put(&self, path: &str, bytes: Vec<u8>) -> Result<(), RegistryError> {
+        self.write(path, bytes, PutMode::Overwrite)
+            .map_err(|source| self.failed("write", path, source))
+    }
+
+    fn write(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<(), Error> {
+        let objects = self.made()?;
+        let options = PutOptions::from(mode);
+        let payload = PutPayload::from(bytes);
+        self.wait(objects.put_opts(&Path::from(path), payload, options))
+            .map(|_| ())
+    }
+
+    /// Removes an object; one that is not there is no error.
+    pub fn delete(&self, path: &str) -> Result<(), RegistryError> {
+        let Some(objects) = self.there()? else {
+            return Ok(());
+        };
+        let deleted = self.wait(async { objects.delete(&Path::from(path)).await });
+        found(deleted)
+            .map(|_| ())
+            .map_err(|source| self.failed("remove", path, source))
+    }
+
+    /// The objects right under a path.
+    pub fn list(&self, path: &str) -> Result<Vec<Listed>, RegistryError> {
+        let Some(objects) = self.there()? else {
+            return Ok(Vec::new());
+        };
+        let path = Path::from(path);
+        let listed = self
+            .wait(objects.list_with_delimiter(Some(&path)))
+            .map_err(|source| self.failed("list", path.as_ref(), source))?;
+        let objects = listed.objects.into_iter().filter_map(|meta| {
+            let seconds = meta.last_modified.timestamp();
+            Some(Listed {
+                name: meta.location.filename()?.to_owned(),
+                modified: u64::try_from(seconds).unwrap_or(0),
+            })
+        });
+        Ok(objects.collect())
+    }
+
+    /// The names of the folders right under a path.
+    pub fn folders(&self, path: &str) -> Result<Vec<String>, RegistryError> {
+        let Some(objects) = self.there()? else {
+            return Ok(Vec::new());
+        };
+        let path = Path::from(path);
+        let listed = self
+            .wait(objects.list_with_delimiter(Some(&path)))
+            .map_err(|source| self.failed("list", path.as_ref(), source))?;
+        let names = listed.common_prefixes.iter().filter_map(Path::filename);
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// The objects, if there can be any.
+    fn there(&self) -> Result<Option<Arc<dyn ObjectStore>>, RegistryError> {
+        match (self.objects.get(), &self.folder) {
+            (Some(objects), _) => Ok(Some(Arc::clone(objects))),
+            (None, Some(folder)) if folder.exists() => self
+                .made()
+                .map(Some)
+                .map_err(|source| self.failed("open", "", source)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// The objects; a folder is made if it is missing.
+    fn made(&self) -> Result<Arc<dyn ObjectStore>, Error> {
+        if let (None, Some(folder)) = (self.objects.get(), &self.folder) {
+            let _ = self.objects.set(local(folder)?);
+        }
+        self.objects.get().cloned().ok_or(Error::NotImplemented {
+            operation: "open".to_owned(),
+            implementer: self.name.clone(),
+        })
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("it is there until the drop")
+    }
+
+    fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime().block_on(future)
+    }
+
+    fn failed(&self, verb: &'static str, path: &str, source: Error) -> RegistryError {
+        RegistryError::Store {
+            verb,
+            path: format!("{}/{path}", self.name),
+            source: Box::new(source),
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Dropped on a server's own threads, a runtime that waits for its tasks would panic.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Not being there as a value.
+fn found<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn local(folder: &FilePath) -> Result<Arc<dyn ObjectStore>, Error> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::Generic {
+        store: "folder",
+        source: Box::new(source),
+    })?;
+    // What is published must be there after a power cut too.
+    Ok(Arc::new(
+        LocalFileSystem::new_with_prefix(folder)?
+            .with_fsync(true)
+            .with_automatic_cleanup(true),
+    ))
+}
+
+fn s3(url: &str) -> Result<Arc<dyn ObjectStore>, RegistryError> {
+    // Fails only where a provider is installed already, which then serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let http = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"]
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .any(|endpoint| endpoint.starts_with("http://"));
+    let mut bucket = AmazonS3Builder::from_env().with_url(url).with_config(
+        AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
+        REQUEST_TIMEOUT,
+    );
+    if http {
+        bucket = bucket.with_allow_http(true);
+    }
+    let bucket = bucket.build().map_err(|source| RegistryError::Store {
+        verb: "open",
+        path: url.to_owned(),
+        source: Box::new(source),
+    })?;
+    let rest = url.strip_prefix("s3://").unwrap_or(url);
+    Ok(match rest.split_once('/') {
+        Some((_, prefix)) if !prefix.is_empty() => Arc::new(PrefixStore::new(bucket, prefix)),
+        _ => Arc::new(bucket),
+    })
+}

@@ -1,0 +1,219 @@
+//! Killed at every step, lines that die, blobs that are overwritten, logs that are damaged.
+
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+use registry::{Personas, ReadError, RegistryError};
+
+use crate::scene::{Fault, Faulty, Scene, publish};
+
+/// What a fresh process sees in the store: the current version, and whether its adapter is the right one.
+fn seen(scene: &Scene, objects: &Arc<InMemory>, name: &str) -> Option<u32> {
+    let cache = tempfile::tempdir_in(scene.0.path()).unwrap();
+    let registry = Faulty::new(objects, None).registry(cache.path());
+    let state = registry.refresh().unwrap();
+    let (personas, _) = registry.personas(&state, &Personas::default());
+    let broken = registry.verify().unwrap();
+    assert!(
+        broken.iter().all(|adapter| adapter.problem.is_none()),
+        "{broken:?}"
+    );
+    let persona = personas.get(name)?;
+    persona.adapter.as_ref().unwrap().read().unwrap();
+    Some(persona.version)
+}
+
+/// A store with one version of `tone`, published by seed 1.
+fn begun(scene: &Scene) -> Arc<InMemory> {
+    let objects = Arc::new(InMemory::new());
+    let registry = Faulty::new(&objects, None).registry(&scene.path("cache"));
+    publish(&registry, "tone", &scene.content(1)).unwrap();
+    objects
+}
+
+/// How many operations a second publication takes.
+fn steps(scene: &Scene) -> usize {
+    let store = Faulty::new(&begun(scene), None);
+    publish(
+        &store.registry(&scene.path("cache")),
+        "tone",
+        &scene.content(2),
+    )
+    .unwrap();
+    store.count()
+}
+
+#[test]
+fn killed_at_any_step_of_a_publication_it_leaves_the_old_version_or_the_whole_new_one() {
+    let scene = Scene::new();
+    let steps = steps(&scene);
+    assert!(steps > 6, "{steps}");
+    let mut old = 0;
+    for n in 1..=steps {
+        for fault in [Fault::Before(n), Fault::After(n)] {
+            let objects = begun(&scene);
+            let store = Faulty::new(&objects, Some(fault));
+            let registry = store.registry(&scene.path("cache"));
+            let result = publish(&registry, "tone", &scene.content(2));
+            let version = seen(&scene, &objects, "tone").unwrap();
+            // What was acknowledged is there.
+            assert!(result.is_err() || version == 2, "{fault:?}");
+            old += usize::from(version == 1);
+            // Whoever comes next is not hindered by what lies about.
+            let next = Faulty::new(&objects, None).registry(&scene.path("cache"));
+            let published = publish(&next, "tone", &scene.content(2)).unwrap();
+            assert_eq!(published.version, version + 1, "{fault:?}");
+            assert_eq!(
+                seen(&scene, &objects, "tone"),
+                Some(version + 1),
+                "{fault:?}"
+            );
+        }
+    }
+    // Most steps come before the entry that makes it visible.
+    assert!(old > steps, "{old} of {}", 2 * steps);
+}
+
+#[test]
+fn an_answer_that_is_lost_publishes_once_or_is_an_error() {
+    let scene = Scene::new();
+    for n in 1..=steps(&scene) {
+        let objects = begun(&scene);
+        let store = Faulty::new(&objects, Some(Fault::Lost(n)));
+        let registry = store.registry(&scene.path("cache"));
+        let result = publish(&registry, "tone", &scene.content(2));
+        let version = seen(&scene, &objects, "tone").unwrap();
+        let state = Faulty::new(&objects, None)
+            .registry(&scene.path("cache"))
+            .refresh()
+            .unwrap();
+        assert!(state.head <= 2, "{n}: published twice");
+        if let Ok(published) = result {
+            assert_eq!((published.version, version), (2, 2), "{n}");
+        }
+    }
+}
+
+#[test]
+fn the_entry_that_was_written_though_the_store_said_otherwise_is_known_as_ones_own() {
+    let scene = Scene::new();
+    let content = scene.content(2);
+    let mut own = 0;
+    for n in 1..=steps(&scene) {
+        let objects = begun(&scene);
+        let store = Faulty::new(&objects, Some(Fault::Lost(n)));
+        let result = publish(&store.registry(&scene.path("cache")), "tone", &content);
+        own += usize::from(result.is_ok());
+    }
+    // Of all operations only the entry's own may fail and still end well, and what only looks at blobs.
+    assert!(own >= 1);
+}
+
+#[test]
+fn a_corrupt_or_overwritten_blob_is_refused_by_hash_and_publishing_it_again_heals_it() {
+    let scene = Scene::new();
+    let registry = scene.registry();
+    let content = scene.content(1);
+    publish(&registry, "tone", &content).unwrap();
+    let blob = scene.path("registry/adapters").join(&content.sha256);
+    let other = scene.adapter(2);
+    let state = registry.refresh().unwrap();
+    let (personas, _) = registry.personas(&state, &Personas::default());
+    let adapter = personas.get("tone").unwrap().adapter.clone().unwrap();
+    adapter.read().unwrap();
+
+    type Damage = fn(&std::path::Path, &std::path::Path);
+    let overwritten: Damage = |blob, other| {
+        let file = "adapter_model.safetensors";
+        std::fs::copy(other.join(file), blob.join(file)).unwrap();
+    };
+    let flipped: Damage = |blob, _| {
+        let path = blob.join("adapter_model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    let cut: Damage = |blob, _| std::fs::write(blob.join("adapter_config.json"), "{").unwrap();
+    for damage in [overwritten, flipped, cut] {
+        damage(&blob, &other);
+        let error = adapter.read().unwrap_err();
+        let ReadError::Registry(RegistryError::Corrupt { path, found }) = &error else {
+            panic!("{error}")
+        };
+        assert!(
+            path.ends_with(&content.sha256) && *found != content.sha256,
+            "{error}"
+        );
+        let verified = registry.verify().unwrap();
+        let problem = verified[0].problem.as_ref().unwrap();
+        assert!(problem.contains("corrupt"), "{problem}");
+        assert_eq!(verified[0].used_by[0].to_string(), "tone@1");
+        publish(&registry, "tone", &content).unwrap();
+        assert_eq!(registry.verify().unwrap()[0].problem, None);
+        adapter.read().unwrap();
+    }
+
+    std::fs::remove_file(blob.join("manifest.json")).unwrap();
+    let error = adapter.read().unwrap_err().to_string();
+    assert!(
+        error.contains("missing; publish the same adapter again"),
+        "{error}"
+    );
+    assert_eq!(
+        registry.verify().unwrap()[0].problem.as_deref(),
+        Some("is missing")
+    );
+}
+
+#[test]
+fn a_copy_that_went_bad_is_fetched_again() {
+    let scene = Scene::new();
+    let objects = begun(&scene);
+    let registry = Faulty::new(&objects, None).registry(&scene.path("copies"));
+    let state = registry.refresh().unwrap();
+    let (personas, _) = registry.personas(&state, &Personas::default());
+    let adapter = personas.get("tone").unwrap().adapter.clone().unwrap();
+    assert!(!adapter.path.exists());
+    adapter.read().unwrap();
+    std::fs::write(adapter.path.join("adapter_model.safetensors"), "bad").unwrap();
+    adapter.read().unwrap();
+    assert!(
+        std::fs::metadata(adapter.path.join("adapter_model.safetensors"))
+            .unwrap()
+            .len()
+            > 3
+    );
+}
+
+#[test]
+fn a_damaged_log_is_refused_by_its_entry() {
+    let scene = Scene::new();
+    let registry = scene.registry();
+    for _ in 0..3 {
+        publish(&registry, "tone", &scene.content(1)).unwrap();
+    }
+    let entry = |n: u64| scene.path(&format!("registry/log/{n:020}.json"));
+    let second = std::fs::read_to_string(entry(2)).unwrap();
+    let refused = |text: Option<&str>| {
+        match text {
+            Some(text) => std::fs::write(entry(2), text).unwrap(),
+            None => std::fs::remove_file(entry(2)).unwrap(),
+        }
+        let error = scene.registry().refresh().unwrap_err().to_string();
+        std::fs::write(entry(2), &second).unwrap();
+        assert!(error.contains("log/00000000000000000002.json"), "{error}");
+        error
+    };
+    assert!(refused(None).contains("is missing, though there are later ones up to 3"));
+    refused(Some(""));
+    refused(Some("{\"format\": 1}"));
+    assert!(
+        refused(Some(&second.replace("\"format\": 1", "\"format\": 2"))).contains("newer lory")
+    );
+    assert!(
+        refused(Some(&second.replace("\"sequence\": 2", "\"sequence\": 3"))).contains("number 3")
+    );
+    let skipped = second.replace("\"version\": 2", "\"version\": 5");
+    assert!(refused(Some(&skipped)).contains("the next version is 2, not 5"));
+    scene.registry().refresh().unwrap();
+}

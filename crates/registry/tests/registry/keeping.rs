@@ -1,0 +1,86 @@
+//! Garbage: what is collected, and what must not be.
+
+use std::time::Duration;
+
+use crate::scene::{Scene, publish};
+
+const NONE: Duration = Duration::ZERO;
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn only_what_no_version_uses_is_collected_and_only_when_it_is_old() {
+    let scene = Scene::new();
+    let registry = scene.registry();
+    let (first, second) = (scene.content(1), scene.content(2));
+    publish(&registry, "a", &first).unwrap();
+    publish(&registry, "b", &first).unwrap();
+    publish(&registry, "b", &second).unwrap();
+    let blob = |sha256: &str| {
+        scene
+            .path("registry/adapters")
+            .join(sha256)
+            .join("manifest.json")
+    };
+
+    // Every version can be gone back to, so every one is in use.
+    let collected = registry.collect_garbage(NONE, false).unwrap();
+    assert_eq!((collected.used, collected.removed.len()), (2, 0));
+    registry.remove("b", None).unwrap();
+    let young = registry.collect_garbage(HOUR, false).unwrap();
+    assert_eq!(
+        (young.removed.len(), young.too_young),
+        (0, vec![second.sha256.clone()])
+    );
+    assert!(blob(&second.sha256).exists());
+    let tried = registry.collect_garbage(NONE, true).unwrap();
+    assert_eq!(tried.removed, std::slice::from_ref(&second.sha256));
+    assert!(blob(&second.sha256).exists());
+    let collected = registry.collect_garbage(NONE, false).unwrap();
+    assert_eq!(
+        (collected.used, collected.removed),
+        (1, vec![second.sha256.clone()])
+    );
+    assert!(!blob(&second.sha256).exists());
+    assert!(blob(&first.sha256).exists());
+    assert!(
+        registry
+            .collect_garbage(NONE, false)
+            .unwrap()
+            .removed
+            .is_empty()
+    );
+    // It can be published again.
+    publish(&registry, "b", &second).unwrap();
+    assert!(
+        registry
+            .verify()
+            .unwrap()
+            .iter()
+            .all(|one| one.problem.is_none())
+    );
+}
+
+#[test]
+fn an_upload_without_its_entry_is_garbage_after_a_while() {
+    let scene = Scene::new();
+    let registry = scene.registry();
+    let content = scene.content(1);
+    publish(&registry, "a", &content).unwrap();
+    // Somebody was cut off before the manifest.
+    let half = scene.path("registry/adapters").join("0".repeat(64));
+    std::fs::create_dir(&half).unwrap();
+    std::fs::write(half.join("adapter_config.json"), "{}").unwrap();
+    assert_eq!(
+        registry
+            .collect_garbage(HOUR, false)
+            .unwrap()
+            .too_young
+            .len(),
+        1
+    );
+    assert_eq!(
+        registry.collect_garbage(NONE, false).unwrap().removed,
+        ["0".repeat(64)]
+    );
+    assert!(!half.join("adapter_config.json").exists());
+}

@@ -1,0 +1,103 @@
+//! Many publishers at once, each a registry of its own over the same folder or store, as processes are.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+use registry::{Registry, RegistryError};
+
+use crate::scene::{Faulty, Scene, publish};
+
+const PUBLISHERS: u64 = 4;
+const EACH: u32 = 6;
+
+/// All publish into one name and one of their own; nothing is lost, doubled or torn.
+fn race(open: impl Fn() -> Registry + Sync, scene: &Scene) {
+    let contents: Vec<_> = (0..PUBLISHERS).map(|n| scene.content(n)).collect();
+    let versions: Vec<u32> = std::thread::scope(|scope| {
+        let threads: Vec<_> = contents
+            .iter()
+            .enumerate()
+            .map(|(n, content)| {
+                let open = &open;
+                scope.spawn(move || {
+                    let registry = open();
+                    let own = format!("own-{n}");
+                    let publish_both = |_| {
+                        publish(&registry, &own, content).unwrap();
+                        publish(&registry, "shared", content).unwrap().version
+                    };
+                    (0..EACH).map(publish_both).collect::<Vec<u32>>()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let all = PUBLISHERS as u32 * EACH;
+    let distinct: BTreeSet<u32> = versions.iter().copied().collect();
+    assert_eq!(distinct, (1..=all).collect());
+
+    let registry = open();
+    let state = registry.refresh().unwrap();
+    assert_eq!(state.head, u64::from(2 * all));
+    for n in 0..PUBLISHERS {
+        assert_eq!(state.release(&format!("own-{n}"), None).unwrap().0, EACH);
+    }
+    // Everyone agrees on the order.
+    assert_eq!(open().refresh().unwrap().entries, state.entries);
+    assert!(
+        registry
+            .verify()
+            .unwrap()
+            .iter()
+            .all(|one| one.problem.is_none())
+    );
+}
+
+#[test]
+fn publishers_over_a_folder_lose_nothing() {
+    let scene = Scene::new();
+    race(|| scene.registry(), &scene);
+}
+
+#[test]
+fn publishers_over_a_store_lose_nothing() {
+    let scene = Scene::new();
+    let objects = Arc::new(InMemory::new());
+    race(
+        || Faulty::new(&objects, None).registry(&scene.path("cache")),
+        &scene,
+    );
+}
+
+#[test]
+fn of_two_that_want_a_new_name_one_gets_it() {
+    let scene = Scene::new();
+    let content = scene.content(1);
+    for round in 0..8 {
+        let name = format!("name-{round}");
+        let only_new = |_| {
+            let registry = scene.registry();
+            registry.publish(&registry::Publication {
+                name: &name,
+                content: Some(&content),
+                settings: None,
+                current: true,
+                only_new: true,
+            })
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2).map(|n| scope.spawn(move || only_new(n))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+        let refused = results.into_iter().find_map(Result::err).unwrap();
+        assert!(matches!(refused, RegistryError::Exists { .. }), "{refused}");
+    }
+}
