@@ -10,6 +10,7 @@ mod persona;
 mod preference;
 mod pull;
 mod registry;
+mod s3;
 mod scene;
 mod serving;
 mod train_and_eval;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::scene::Scene;
 
@@ -15,7 +15,11 @@ pub struct Serving {
 
 impl Serving {
     pub fn start(scene: &Scene, args: &[&str]) -> Serving {
-        let mut child = scene.lory(args).stdout(Stdio::piped()).spawn().unwrap();
+        Serving::spawn(scene.lory(args))
+    }
+
+    pub fn spawn(mut command: Command) -> Serving {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut reader = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         while !said.contains("curl") && reader.read_line(&mut said).unwrap() > 0 {}
@@ -63,7 +67,7 @@ impl Serving {
     pub fn stop(mut self) -> Option<i32> {
         let id = self.child.id().to_string();
         assert!(
-            std::process::Command::new("kill")
+            Command::new("kill")
                 .args(["-TERM", &id])
                 .status()
                 .unwrap()
