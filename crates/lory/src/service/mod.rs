@@ -32,8 +32,8 @@ pub mod grammar;
 pub mod meters;
 mod prompt;
 pub mod publishing;
-pub mod shadow;
 mod schema;
+pub mod shadow;
 mod stop;
 pub mod tools;
 mod voice;
@@ -56,12 +56,12 @@ pub use answer::{
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
 pub use choices::Tickets;
+pub use error::{OpenError, PublishError, RequestError};
 pub use grammar::Format;
 pub use meters::Meters;
-pub use error::{OpenError, PublishError, RequestError};
-pub use tools::{Call, Tool, ToolChoice, Tools};
 pub use publishing::NewVersion;
 pub use shadow::Shadows;
+pub use tools::{Call, Tool, ToolChoice, Tools};
 pub use voice::{AdapterUse, Speaker};
 
 use crate::catalog::Catalog;

@@ -11,11 +11,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use registry::Target;
 
-use super::answer::{FinishReason, TextEvent, TextSink};
+use super::answer::{CallDelta, FinishReason, TextEvent, TextSink};
 use super::ask::Ask;
 use super::meters::Meters;
 use super::voice::Speaker;
-use super::{Accepted, Gathered, RequestError, Service};
+use super::{RequestError, Service};
 
 /// How many comparisons may wait; one more is skipped.
 const MAX_WAITING: usize = 64;
@@ -109,18 +109,16 @@ impl Service {
             answer: String::new(),
         });
         Box::new(move |event| {
-            match (&event, &mut job) {
-                (TextEvent::Delta(delta), Some(job)) => job.answer.push_str(&delta.text),
+            if let Some(job) = &mut job {
+                tell(&event, &mut job.answer);
+            }
+            if let TextEvent::End(end) = &event
                 // What was cut off says nothing about the other version.
-                (TextEvent::End(end), job) => {
-                    let whole = matches!(end.reason, FinishReason::Stop | FinishReason::Length);
-                    if let Some(job) = job.take().filter(|_| whole)
-                        && let Err(TrySendError::Full(job)) = jobs.try_send(job)
-                    {
-                        count(&outcomes, &job.label, "skipped");
-                    }
-                }
-                _ => {}
+                && matches!(end.reason, FinishReason::Stop | FinishReason::Length)
+                && let Some(job) = job.take()
+                && let Err(TrySendError::Full(job)) = jobs.try_send(job)
+            {
+                count(&outcomes, &job.label, "skipped");
             }
             sink(event)
         })
@@ -129,6 +127,16 @@ impl Service {
     /// What was compared.
     pub fn shadows(&self) -> &Shadows {
         &self.shadows
+    }
+}
+
+/// What an event says, calls of tools included.
+fn tell(event: &TextEvent, told: &mut String) {
+    match event {
+        TextEvent::Delta(delta) => told.push_str(&delta.text),
+        TextEvent::Call(CallDelta::Begin { name, .. }) => told.push_str(name),
+        TextEvent::Call(CallDelta::Arguments { text, .. }) => told.push_str(text),
+        TextEvent::End(_) => {}
     }
 }
 
@@ -193,13 +201,12 @@ impl Service {
                 .unwrap_or_else(|| Box::new(|_| engine::Flow::Stop))
         };
         let gone = std::sync::atomic::AtomicBool::new(false);
-        let Accepted { speaker, tickets } = self.submit_counted(ask, &mut one, &gone, meters)?;
-        let _tickets = tickets;
-        let mut gathered = Gathered::default();
+        let _accepted = self.submit_counted(ask, &mut one, &gone, meters)?;
+        let mut told = String::new();
         for event in events {
-            match event {
-                TextEvent::Delta(delta) => gathered.add(delta),
-                TextEvent::End(end) => return gathered.end(speaker, end).map(|answer| answer.text),
+            tell(&event, &mut told);
+            if let TextEvent::End(end) = event {
+                return end.check().map(|()| told);
             }
         }
         Err(RequestError::Stopped)

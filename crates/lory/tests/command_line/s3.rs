@@ -27,7 +27,8 @@ struct Bucket {
 
 impl Bucket {
     fn start() -> Bucket {
-        let program = std::env::var("LORY_MOTO_SERVER").expect("LORY_MOTO_SERVER names moto_server");
+        let program =
+            std::env::var("LORY_MOTO_SERVER").expect("LORY_MOTO_SERVER names moto_server");
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -44,7 +45,11 @@ impl Bucket {
             std::thread::sleep(Duration::from_millis(50));
         }
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        write!(stream, "PUT /tones HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "PUT /tones HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n\r\n"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.contains(" 200 "), "{answer}");
@@ -94,31 +99,64 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
             .map(|from| {
                 let (scene, bucket) = (&scene, &bucket);
                 scope.spawn(move || {
-                    let args = ["persona", "publish", from, "--as", "shared", "--base", "tiny.gguf", "--json"];
+                    let args = [
+                        "persona",
+                        "publish",
+                        from,
+                        "--as",
+                        "shared",
+                        "--base",
+                        "tiny.gguf",
+                        "--json",
+                    ];
                     let publish = |_| bucket.json(scene, &args)["version"].as_u64().unwrap();
                     (0..EACH).map(publish).collect::<Vec<u64>>()
                 })
             })
             .collect();
-        publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect()
+        publishers
+            .into_iter()
+            .flat_map(|publisher| publisher.join().unwrap())
+            .collect()
     });
     let all = (PUBLISHERS * EACH) as u64;
     let distinct: BTreeSet<u64> = versions.into_iter().collect();
     assert_eq!(distinct, (1..=all).collect());
     let history = bucket.json(&scene, &["persona", "history", "--json"]);
     assert_eq!(history["data"].as_array().unwrap().len() as u64, all);
-    bucket.run(&scene, &["persona", "alias", "other", "shared@1"]).succeeds();
+    bucket
+        .run(&scene, &["persona", "alias", "other", "shared@1"])
+        .succeeds();
     let verified = bucket.json(&scene, &["persona", "verify", "--json"]);
-    assert_eq!((&verified["broken"], verified["data"].as_array().unwrap().len()), (&0.into(), 2));
+    assert_eq!(
+        (
+            &verified["broken"],
+            verified["data"].as_array().unwrap().len()
+        ),
+        (&0.into(), 2)
+    );
 
     // Another machine: no folder of personas, no copies of adapters yet.
     let elsewhere = Scene::new();
     std::fs::copy(scene.path("tiny.gguf"), elsewhere.path("tiny.gguf")).unwrap();
-    let args = ["generate", "--persona", "shared", "--persona", "other", "--json", "Hi", "--base", "tiny.gguf"];
+    let args = [
+        "generate",
+        "--persona",
+        "shared",
+        "--persona",
+        "other",
+        "--json",
+        "Hi",
+        "--base",
+        "tiny.gguf",
+    ];
     for _ in 0..2 {
         let ran = bucket.run(&elsewhere, &args);
-        let answers: Vec<Value> =
-            ran.succeeds().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let answers: Vec<Value> = ran
+            .succeeds()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         assert_eq!(answers[0]["persona"]["version"], all);
         assert_eq!(answers[1]["persona"]["version"], 1);
     }
@@ -127,9 +165,32 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
 
     // A server there follows the bucket.
     std::fs::create_dir(elsewhere.path("none")).unwrap();
-    let args = ["serve", "--base", "tiny.gguf", "--port", "0", "--kv-memory", "16MiB", "--registry-poll", "50ms"];
+    let args = [
+        "serve",
+        "--base",
+        "tiny.gguf",
+        "--port",
+        "0",
+        "--kv-memory",
+        "16MiB",
+        "--registry-poll",
+        "50ms",
+    ];
     let serving = Serving::spawn(bucket.lory(&elsewhere, &args));
-    bucket.run(&scene, &["persona", "publish", "warm", "--as", "late", "--base", "tiny.gguf"]).succeeds();
+    bucket
+        .run(
+            &scene,
+            &[
+                "persona",
+                "publish",
+                "warm",
+                "--as",
+                "late",
+                "--base",
+                "tiny.gguf",
+            ],
+        )
+        .succeeds();
     let ask = serde_json::json!({"prompt": "Hi", "user_type": "late", "max_new_tokens": 1});
     let end = Instant::now() + Duration::from_secs(60);
     while serving.post("/generate", &ask).0 != 200 {
@@ -137,9 +198,15 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
         std::thread::sleep(Duration::from_millis(50));
     }
 
-    bucket.run(&scene, &["persona", "remove", "late"]).succeeds();
-    bucket.run(&scene, &["persona", "alias", "other", "--remove"]).succeeds();
-    bucket.run(&scene, &["persona", "remove", "shared"]).succeeds();
+    bucket
+        .run(&scene, &["persona", "remove", "late"])
+        .succeeds();
+    bucket
+        .run(&scene, &["persona", "alias", "other", "--remove"])
+        .succeeds();
+    bucket
+        .run(&scene, &["persona", "remove", "shared"])
+        .succeeds();
     let gc = bucket.json(&scene, &["persona", "gc", "--older-than", "0s", "--json"]);
     assert_eq!(gc["removed"].as_array().unwrap().len(), 2, "{gc}");
 }
@@ -148,7 +215,10 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
 #[ignore = "needs moto_server"]
 fn a_bucket_that_is_not_there_is_said() {
     let (scene, bucket) = (Scene::with_tones(), Bucket::start());
-    let mut command = bucket.lory(&scene, &["persona", "publish", "warm", "--base", "tiny.gguf"]);
+    let mut command = bucket.lory(
+        &scene,
+        &["persona", "publish", "warm", "--base", "tiny.gguf"],
+    );
     command.env("LORY_REGISTRY", "s3://nowhere");
     ran(command.output().unwrap()).fails(1, &["s3://nowhere", "NoSuchBucket"]);
 }
