@@ -136,8 +136,9 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
         (&0.into(), 2)
     );
 
-    // Another machine: no folder of personas, no copies of adapters yet.
+    // Another machine: no personas of its own, no copies of adapters yet.
     let elsewhere = Scene::new();
+    std::fs::create_dir(elsewhere.path("personas")).unwrap();
     std::fs::copy(scene.path("tiny.gguf"), elsewhere.path("tiny.gguf")).unwrap();
     let args = [
         "generate",
@@ -164,7 +165,6 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
     assert!((1..=2).contains(&copies.len()), "{copies:?}");
 
     // A server there follows the bucket.
-    std::fs::create_dir(elsewhere.path("none")).unwrap();
     let args = [
         "serve",
         "--base",
