@@ -31,8 +31,12 @@ HERE = Path(__file__).resolve().parent
 CLIENTS, PROMPT, NEW = 8, 128, 64
 
 
-def output(*command):
-    return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+def output(*command, **more):
+    """What a command prints, if it ends well."""
+    process = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    if process.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{process.stderr.decode(errors='replace')[-2000:]}")
+    return process.stdout
 
 
 def free_port():
@@ -216,6 +220,26 @@ def machine(args):
             "commit": commit, "date": datetime.date.today().isoformat()}
 
 
+def run_rounds(args, found, of_rounds):
+    """Runs every contender of `found` once in each round, prints the table that `of_rounds` makes, and keeps it where `--out` says."""
+    rounds = []
+    for number in range(args.rounds):
+        figures = {}
+        # Another one goes first each time.
+        for name in sorted(found, key=lambda name: (list(found).index(name) + number) % len(found)):
+            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
+            figures[name] = found[name]()
+        rounds.append({name: figures[name] for name in found})
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            about = machine(args)
+            args.out.with_suffix(".json").write_text(json.dumps({"machine": about, "rounds": rounds}, indent=1) + "\n")
+            words = f"{about['cpu']}, {about['threads']} threads, {about['date']}, commit {about['commit']}; medians of " \
+                    f"{len(rounds)} rounds\n\n"
+            args.out.with_suffix(".md").write_text(words + of_rounds(rounds))
+    print(of_rounds(rounds))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("work", type=Path, help="what peers/llama_cpp.py left, and personas/")
@@ -236,22 +260,7 @@ def main():
     found = contenders(args)
     if args.torch:
         found["PyTorch bf16 / PEFT"] = lambda: torch_figures(args)
-    rounds = []
-    for number in range(args.rounds):
-        figures = {}
-        # Another one goes first each time.
-        for name in sorted(found, key=lambda name: (list(found).index(name) + number) % len(found)):
-            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
-            figures[name] = found[name]()
-        rounds.append({name: figures[name] for name in found})
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            about = machine(args)
-            args.out.with_suffix(".json").write_text(json.dumps({"machine": about, "rounds": rounds}, indent=1) + "\n")
-            words = f"{about['cpu']}, {about['threads']} threads, {about['date']}, commit {about['commit']}; medians of " \
-                    f"{len(rounds)} rounds\n\n"
-            args.out.with_suffix(".md").write_text(words + table(rounds))
-    print(table(rounds))
+    run_rounds(args, found, table)
 
 
 if __name__ == "__main__":

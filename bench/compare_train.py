@@ -15,31 +15,21 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from compare import HERE, machine
+from compare import HERE, output, run_rounds
 from load import WORDS
 
 PRECISIONS = ["f32", "bf16", "autocast"]
 BATCH = 4
 
 
-def printed_by(command, **more):
-    """What a command prints, if it ends well."""
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
-    printed, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{errors.decode(errors='replace')[-2000:]}")
-    return printed
-
-
 def peak_of(command, **more):
     """What a command prints, and the most memory that it had resident."""
     script = ("import json, resource, subprocess, sys; p = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE); "
               "print(json.dumps([p.returncode, p.stdout.decode(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]))")
-    code, printed, peak = json.loads(printed_by([sys.executable, "-c", script, *map(str, command)], **more))
+    code, printed, peak = json.loads(output(sys.executable, "-c", script, *command, **more))
     if code:
         sys.exit(f"{' '.join(map(str, command))} ended with {code}")
     return printed, peak
@@ -81,8 +71,8 @@ def rows_as_tokens(args, length):
     """The rows of a run, as Lory tokenizes them."""
     file = args.work / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": row}) + "\n" for row in texts(args.steps * BATCH, 2 * length, 1)))
-    shown = printed_by([args.lory, "data", "show", file, "--base", args.base, "--max-length", length, "--too-long", "truncate",
-                      "--limit", args.steps * BATCH, "--json"])
+    shown = output(args.lory, "data", "show", file, "--base", args.base, "--max-length", length, "--too-long", "truncate",
+                   "--limit", args.steps * BATCH, "--json")
     rows = [row["tokens"] for row in json.loads(shown)["rows"]]
     assert len(rows) == args.steps * BATCH and all(len(row) == length for row in rows), [len(row) for row in rows]
     path = args.work / f"rows-{length}.json"
@@ -91,8 +81,8 @@ def rows_as_tokens(args, length):
 
 
 def peft(args, length, precision):
-    return json.loads(printed_by([args.torch, HERE / "peers/peft_train.py", args.base, args.work / f"rows-{length}.json",
-                                "--precision", precision, "--steps", args.steps, "--batch", BATCH, "--threads", args.threads]))
+    return json.loads(output(args.torch, HERE / "peers/peft_train.py", args.base, args.work / f"rows-{length}.json",
+                             "--precision", precision, "--steps", args.steps, "--batch", BATCH, "--threads", args.threads))
 
 
 def table(rounds, lengths):
@@ -141,21 +131,7 @@ def main():
             rows_as_tokens(args, length)
             for precision in PRECISIONS:
                 found[f"PEFT {precision}@{length}"] = lambda length=length, precision=precision: peft(args, length, precision)
-    rounds = []
-    for number in range(args.rounds):
-        figures = {}
-        for name in sorted(found, key=lambda name: (list(found).index(name) + number) % len(found)):
-            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
-            figures[name] = found[name]()
-        rounds.append({name: figures[name] for name in found})
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            about = machine(args)
-            args.out.with_suffix(".json").write_text(json.dumps({"machine": about, "rounds": rounds}, indent=1) + "\n")
-            words = f"{about['cpu']}, {about['threads']} threads, {about['date']}, commit {about['commit']}; medians of " \
-                    f"{len(rounds)} rounds\n\n"
-            args.out.with_suffix(".md").write_text(words + table(rounds, args.lengths))
-    print(table(rounds, args.lengths))
+    run_rounds(args, found, lambda rounds: table(rounds, args.lengths))
 
 
 if __name__ == "__main__":

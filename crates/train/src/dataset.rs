@@ -26,7 +26,7 @@ use formats::chat_template::Message;
 
 pub use columns::Columns;
 pub use read::{MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, Scan};
-pub(crate) use row::EMPTY_ANSWER;
+pub(crate) use row::{EMPTY_ANSWER, object};
 pub use split::held_out;
 pub use turns::MAX_TURNS;
 

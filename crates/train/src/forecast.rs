@@ -14,6 +14,8 @@ use crate::settings::Settings;
 
 /// A validation token costs a forward pass; a training token costs that, the layer again, and the backward.
 const VALIDATION_SHARE: f64 = 1.0 / 3.0;
+/// Bytes of the reference of a pair: two log-probabilities.
+const PAIR: u64 = 16;
 /// Packed adapters are padded to so many columns.
 const PADDED_RANK: usize = 16;
 
@@ -49,6 +51,8 @@ pub struct Memory {
     pub cache: u64,
     /// Logits of the rows that go through the head at once.
     pub logits: u64,
+    /// The log-probabilities that preferences are measured from.
+    pub reference: u64,
 }
 
 impl Memory {
@@ -62,6 +66,7 @@ impl Memory {
             + self.activations
             + self.cache
             + self.logits
+            + self.reference
     }
 }
 
@@ -75,6 +80,10 @@ pub(crate) struct Part {
     pub lengths: Vec<usize>,
     /// Tokens of the validation rows.
     pub validation: Vec<usize>,
+    /// Whether its rows are pairs, with a reference.
+    pub pairs: bool,
+    /// Whether it has dropout.
+    pub dropout: bool,
 }
 
 impl Part {
@@ -90,6 +99,8 @@ impl Part {
             batch_rows: settings.batch_rows,
             lengths: lengths.to_vec(),
             validation,
+            pairs: settings.preference.is_some(),
+            dropout: settings.dropout > 0.0,
         }
     }
 }
@@ -133,6 +144,10 @@ impl WhatIf {
             let parameters = part.parameters / part.rank.max(1) * rank;
             let packed = parameters / rank.max(1) * rank.next_multiple_of(PADDED_RANK);
             memory.adapters += 4 * (parameters + packed) as u64;
+            if part.dropout {
+                // Packed once more, without the padding, for products beside the others.
+                memory.adapters += 4 * parameters as u64;
+            }
             memory.gradients += 4 * parameters as u64;
             memory.optimizer += 8 * parameters as u64;
             if !part.validation.is_empty() {
@@ -150,11 +165,19 @@ impl WhatIf {
             let one_row = in_validation.iter().copied().max().unwrap_or(0);
             validated = validated.max(self.limit(in_validation.iter().sum()).max(one_row));
             rows = rows.max(part.validation.len());
+            if part.pairs {
+                let pairs = part.lengths.len() + part.validation.len();
+                memory.reference += PAIR * pairs as u64;
+            }
         }
         let tokens = self.limit(tokens).max(longest);
         let wide = s.query.max(s.intermediate);
         let kept = s.layers * s.hidden;
-        let both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
+        let mut both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
+        if self.parts.iter().any(|part| part.dropout) {
+            // The masked input and the product of the forward, both kept; the same of the backward, and its gradient.
+            both += 4 * wide + s.hidden + widest_rank;
+        }
         let (forward, backward) = (4 * s.hidden + both, 3 * s.hidden + both);
         // Rounded copies for the products: bytes with their scales and pairs of bf16, forward and backward.
         let rounded = 4 * (2 * s.hidden + wide) + 2 * wide;
@@ -348,7 +371,28 @@ mod tests {
             batch_rows,
             lengths: lengths.to_vec(),
             validation: vec![10; 4],
+            pairs: false,
+            dropout: false,
         }
+    }
+
+    #[test]
+    fn pairs_hold_their_reference_and_dropout_its_masked_rows() {
+        let plain = forecast(vec![part(4, &[128; 20])]).memory;
+        let pairs = Part {
+            pairs: true,
+            ..part(4, &[128; 20])
+        };
+        let with_pairs = forecast(vec![pairs]).memory;
+        assert_eq!((plain.reference, with_pairs.reference), (0, 16 * 24));
+        assert_eq!(with_pairs.total(), plain.total() + 16 * 24);
+        let dropout = Part {
+            dropout: true,
+            ..part(4, &[128; 20])
+        };
+        let with_dropout = forecast(vec![dropout]).memory;
+        assert_eq!(with_dropout.adapters, plain.adapters + 4 * 4_884_480);
+        assert!(with_dropout.activations > plain.activations);
     }
 
     #[test]

@@ -72,11 +72,13 @@ pub enum Problem {
     NothingTrained,
     /// The row has more tokens than a row may have.
     TooLong,
+    /// The answer to prefer and the one to reject are the same.
+    SameAnswers,
 }
 
 impl Problem {
     /// Every problem, in the order of reports.
-    pub const ALL: [Problem; 14] = [
+    pub const ALL: [Problem; 15] = [
         Problem::Broken,
         Problem::Duplicate,
         Problem::DuplicateButNumbers,
@@ -91,6 +93,7 @@ impl Problem {
         Problem::Refused,
         Problem::NothingTrained,
         Problem::TooLong,
+        Problem::SameAnswers,
     ];
 
     /// Comes before what a finding is about.
@@ -109,6 +112,9 @@ impl Problem {
             Problem::ControlToken => "has the text of a control token, which stays text: ",
             Problem::NothingTrained => "no token of it would be trained",
             Problem::TooLong => "too long: ",
+            Problem::SameAnswers => {
+                "its chosen and its rejected answer are the same; training leaves it out"
+            }
         }
     }
 }
@@ -193,6 +199,18 @@ impl Report {
                 let about = format!("{}{message}", field.unwrap_or_default());
                 Finding::new(Problem::Broken, &place, about)
             });
+        }
+        self.sort();
+    }
+
+    /// Adds what the rejected answers of `rows` show beside the chosen ones.
+    pub fn add_rejected(&mut self, rows: &[Row], rejected: &BTreeMap<Place, Row>) {
+        for row in rows {
+            let same = |other: &Row| other.output().trim() == row.output().trim();
+            if rejected.get(&row.place).is_some_and(same) {
+                self.findings
+                    .push(Finding::new(Problem::SameAnswers, &row.place, ""));
+            }
         }
         self.sort();
     }

@@ -17,7 +17,7 @@ use crate::settings::within;
 
 pub use load::load;
 pub use loss::{PairLoss, PairSum, pair_loss};
-pub use pairs::{Matched, Sibling, holds_pairs};
+pub use pairs::{Matched, PairScan, Sibling, holds_pairs, scan_pairs};
 
 /// Most personas whose answers are rejected.
 const MAX_SIBLINGS: usize = 16;

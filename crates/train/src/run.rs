@@ -1,9 +1,10 @@
-//! The state of a run and its verbs: plan, resume, validate, forward and backward, clip, step, log, checkpoint.
+//! The state of a run and its verbs: plan, validate, forward and backward, clip, step, log; those about files are in `saved`.
 //!
 //! One owner for everything that changes while training; [`crate::sft`] says in which order.
 
 mod adapter;
 mod reference;
+mod saved;
 mod unit;
 
 use std::time::{Duration, Instant};
@@ -11,17 +12,16 @@ use std::time::{Duration, Instant};
 use formats::config::ModelConfig;
 
 use crate::batch;
-use crate::checkpoint::{self, AdapterView, Best, Identity};
+use crate::checkpoint::{Best, Identity};
 use crate::error::TrainError;
 use crate::forecast::{Forecast, Part};
 use crate::job::Job;
 use crate::learner::{Item, Learner, LossSum};
-use crate::metrics::{MetricsLog, Record, records};
-use crate::optimizer::{self, AdamW, Hyper};
+use crate::metrics::Record;
+use crate::optimizer;
 use crate::params::{LoraGrads, LoraParams};
-use crate::preference::PreferenceStats;
 use crate::progress::{AdapterPlan, AdapterStep, Observer, Plan, StepMetrics, Validation};
-use crate::sft::{Outcome, RunOptions, Trained};
+use crate::sft::RunOptions;
 use adapter::Adapter;
 use unit::{Tally, Unit};
 
@@ -136,56 +136,6 @@ impl<'o> Run<'o> {
         let step = self.step.saturating_sub(1);
         let adapters = self.adapters.iter_mut();
         adapters.map(|adapter| adapter.tokens_of(step)).sum()
-    }
-
-    /// Goes on from the checkpoint, where there is one; returns its step.
-    pub(crate) fn resume(&mut self) -> Result<Option<u64>, TrainError> {
-        let Some(path) = &self.options.checkpoint else {
-            return Ok(None);
-        };
-        let shapes: Vec<&LoraParams> = self.params.iter().collect();
-        let Some(found) = checkpoint::load(path, &self.identity, &shapes)? else {
-            return Ok(None);
-        };
-        if found.step > self.plan.steps {
-            let message = format!(
-                "it is at step {}, the run has {}",
-                found.step, self.plan.steps
-            );
-            return Err(TrainError::CheckpointBroken {
-                path: path.clone(),
-                message,
-            });
-        }
-        for ((adapter, params), state) in self
-            .adapters
-            .iter_mut()
-            .zip(&mut self.params)
-            .zip(found.adapters)
-        {
-            *params = state.params;
-            adapter.optimizer = AdamW {
-                hyper: Hyper::of(&adapter.job.settings),
-                ..state.optimizer
-            };
-            adapter.validations = state.validations;
-            adapter.best = state.best;
-            adapter.stopping = state.stopping;
-            adapter.metrics = MetricsLog::start(None, state.metrics)?;
-        }
-        self.step = found.step;
-        self.clock.first_step = found.step;
-        self.saved = Some((self.step, self.validations()));
-        Ok(Some(found.step))
-    }
-
-    /// Makes the metrics files hold exactly what the run has measured so far.
-    pub(crate) fn open_metrics(&mut self) -> Result<(), TrainError> {
-        for adapter in &mut self.adapters {
-            let text = adapter.metrics.text().to_owned();
-            adapter.metrics = MetricsLog::start(adapter.job.metrics.clone(), text)?;
-        }
-        Ok(())
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -445,100 +395,6 @@ impl<'o> Run<'o> {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
-    /// Whether what was done since the last checkpoint is worth one now.
-    pub(crate) fn checkpoint_is_due(&self) -> bool {
-        let now = (self.step, self.validations());
-        let before = self.saved.unwrap_or((0, 0));
-        let every = |adapter: &Adapter| match adapter.job.settings.save_every {
-            0 => false,
-            every => self.step / every > before.0 / every,
-        };
-        self.options.checkpoint.is_some()
-            && now != before
-            && (now.1 != before.1 || self.is_done() || self.adapters.iter().any(every))
-    }
-
-    /// Writes the checkpoint.
-    pub(crate) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let Some(path) = &self.options.checkpoint else {
-            return Ok(());
-        };
-        let views: Vec<AdapterView<'_>> = self
-            .adapters
-            .iter()
-            .zip(&self.params)
-            .map(|(adapter, params)| AdapterView {
-                params,
-                optimizer: &adapter.optimizer,
-                validations: adapter.validations,
-                best: adapter.best.as_ref(),
-                stopping: adapter.stopping,
-                metrics: adapter.metrics.text(),
-            })
-            .collect();
-        checkpoint::save(path, &self.identity, self.step, &views)?;
-        self.saved = Some((self.step, self.validations()));
-        observer.checkpointed(path, self.step);
-        Ok(())
-    }
-
-    /// Ends the run before its end, with a checkpoint of the last whole step.
-    pub(crate) fn interrupted(
-        &mut self,
-        observer: &mut dyn Observer,
-    ) -> Result<Outcome, TrainError> {
-        if self.saved != Some((self.step, self.validations())) {
-            self.checkpoint(observer)?;
-        }
-        let checkpoint = self.options.checkpoint.clone();
-        Ok(Outcome::Interrupted {
-            step: self.step,
-            steps: self.steps(),
-            checkpoint,
-        })
-    }
-
-    /// The trained adapters: the best of each by validation loss, or the last.
-    pub(crate) fn finish(self) -> Vec<Trained> {
-        let trained = |(adapter, last): (Adapter, LoraParams)| {
-            let (steps, stopped_early) = (adapter.steps(), adapter.stopping.stopped.is_some());
-            let metrics = adapter.metrics.text().to_owned();
-            let (params, best) = match adapter.best {
-                None => (last, None),
-                Some(Best {
-                    params,
-                    loss,
-                    step,
-                    epoch,
-                }) => (
-                    params,
-                    Some(Validation {
-                        step,
-                        epoch,
-                        loss,
-                        best: true,
-                        preference: preference_of_best(&metrics),
-                    }),
-                ),
-            };
-            Trained {
-                name: adapter.job.name,
-                settings: adapter.job.settings,
-                params,
-                best,
-                steps,
-                stopped_early,
-                start: adapter.job.start,
-                metrics,
-            }
-        };
-        self.adapters
-            .into_iter()
-            .zip(self.params)
-            .map(trained)
-            .collect()
-    }
-
     fn validations(&self) -> u64 {
         self.adapters
             .iter()
@@ -592,17 +448,4 @@ fn check_item_losses<'l>(
         items.len()
     );
     Err(TrainError::Learner(message))
-}
-
-/// What the pairs said when the best parameters were seen; none where no preferences were trained.
-fn preference_of_best(metrics: &str) -> Option<PreferenceStats> {
-    let best = |record: Record| match record {
-        Record::Validation {
-            best: true,
-            preference,
-            ..
-        } => preference,
-        _ => None,
-    };
-    records(metrics).into_iter().rev().find_map(best)
 }

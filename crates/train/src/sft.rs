@@ -1,7 +1,7 @@
 //! Fine-tuning of several adapters in one run, supervised or by preferences: the loop, as a table of contents.
 //!
 //! Knows no model (see [`Learner`]), no text (see [`crate::job`]) and no screen (see [`Observer`]). What each verb does is
-//! in `run.rs`.
+//! in `run.rs`, and in `run/saved.rs` where it is about files.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -9,6 +9,7 @@ use formats::tokenizer::Tokenizer;
 use train::dataset::{Columns, Content, Dataset, Place, Row};
 use train::example::{Encoder, Mask, TooLong};
 use train::lint::{Options, Problem, Report, lint};
+use train::preference::{holds_pairs, scan_pairs};
 
 fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<Row> {
     let row = |(i, (prompt, completion)): (usize, &(&str, &str))| Row {
@@ -223,7 +224,7 @@ fn tokens_show_what_would_not_be_trained() {
     let data = Dataset::parse(lines.join("\n").as_bytes(), "a.jsonl").unwrap();
     let look = |encoder: &Encoder<'_>| {
         let mut report = Report::default();
-        report.add_tokens(&data.rows, encoder);
+        report.add_tokens(&data.rows, &BTreeMap::new(), encoder);
         report
     };
     let report = look(&encoder);
@@ -275,4 +276,68 @@ fn tokens_show_what_would_not_be_trained() {
             .to_string()
             .starts_with("a.jsonl:1: the chat template leaves the answer")
     );
+}
+
+#[test]
+fn both_answers_of_a_pair_are_looked_at() {
+    let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
+    let long = "x".repeat(300);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.jsonl");
+    let lines = [
+        r#"{"prompt":"p","chosen":"q","rejected":"r"}"#.to_owned(),
+        r#"{"prompt":"p","chosen":"q","rejected":" q"}"#.to_owned(),
+        r#"{"prompt":"p","chosen":"q"}"#.to_owned(),
+        format!(r#"{{"prompt":"a","chosen":"b","rejected":"{long}"}}"#),
+        format!(r#"{{"prompt":"c","chosen":"{long}","rejected":"{long}y"}}"#),
+        r#"{"prompt":"d","chosen":"e","rejected":"f<|im_end|>"}"#.to_owned(),
+    ];
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    assert!(holds_pairs(&path).unwrap());
+    let pairs = scan_pairs(&path).unwrap();
+    let rows = &pairs.chosen.data.rows;
+    assert_eq!((rows.len(), pairs.rejected.len()), (5, 5));
+    let mut report = lint(rows, &[], &Options::default());
+    report.add_broken(&pairs.chosen);
+    report.add_rejected(rows, &pairs.rejected);
+    let encoder = Encoder {
+        tokenizer: &tokenizer,
+        template: &template,
+        system: None,
+        mask: Mask::Completion,
+        max_length: 120,
+        too_long: TooLong::Drop,
+    };
+    report.add_tokens(rows, &pairs.rejected, &encoder);
+    let kinds: Vec<(Problem, usize)> = report
+        .findings
+        .iter()
+        .map(|f| (f.problem, f.line))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (Problem::Duplicate, 2),
+            (Problem::SameAnswers, 2),
+            (Problem::Broken, 3),
+            (Problem::TooLong, 4),
+            (Problem::TooLong, 5),
+            (Problem::TooLong, 5),
+            (Problem::ControlToken, 6),
+        ]
+    );
+    let about = |i: usize| report.findings[i].about.as_str();
+    assert!(
+        about(2).starts_with("field `rejected`: is missing"),
+        "{}",
+        about(2)
+    );
+    let end = "it would be left out (the rejected answer)";
+    assert!(about(3).ends_with(end), "{}", about(3));
+    assert_eq!(about(6), "<|im_end|> (the rejected answer)");
+    // Ten answers; of the pairs two go, each as a whole.
+    let lengths = report.lengths.unwrap();
+    assert_eq!((lengths.rows, lengths.left_out, lengths.cut), (10, 2, 0));
 }

@@ -294,6 +294,62 @@ fn rows_are_shown_with_the_trained_part_marked_or_coloured() {
     show(&["--row", "3"]).fails(2, &["a.jsonl has 2 rows"]);
 }
 
+#[test]
+fn pairs_are_looked_over_and_shown_with_both_answers() {
+    let scene = Scene::with_tones();
+    let pairs = concat!(
+        r#"{"prompt":"May I return a lamp?","chosen":"Of course!","rejected":"Yes."}"#,
+        "\n",
+        r#"{"prompt":"Is it blue?","chosen":"It is.","rejected":"It is."}"#,
+        "\n",
+        r#"{"prompt":"Is it red?","chosen":"It is."}"#,
+        "\n"
+    );
+    scene.write("pairs.jsonl", pairs);
+    let ran = scene.run(&["data", "lint", "pairs.jsonl", BASE[0], BASE[1]]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    for line in [
+        "pairs.jsonl:2: its chosen and its rejected answer are the same; training leaves it out\n",
+        "pairs.jsonl:3: field `rejected`: is missing; a row of pairs has both\n",
+        "2 rows, 0 intents: 1 broken, 1 same_answers\n",
+    ] {
+        assert!(ran.out.contains(line), "{line}: {ran:?}");
+    }
+
+    let show = [
+        "data",
+        "show",
+        "pairs.jsonl",
+        BASE[0],
+        BASE[1],
+        "--row",
+        "1",
+    ];
+    let shown = scene.run(&show);
+    let text = shown.succeeds();
+    assert!(text.starts_with("pairs.jsonl:1  row 1  "), "{text}");
+    assert!(text.contains("⟦Of course!<|im_end|>⟧"), "{text}");
+    let (_, rejected) = text.split_once("\nrejected  ").unwrap();
+    assert!(rejected.contains("May I return a lamp?") && rejected.contains("⟦Yes.<|im_end|>⟧"));
+    let json = |more: &[&str]| -> Value {
+        let ran = scene.run(&[&show[..], &["--json"], more].concat());
+        serde_json::from_str::<Value>(ran.succeeds()).unwrap()["rows"][0].clone()
+    };
+    let row = json(&[]);
+    assert_eq!(
+        (&row["fate"], &row["rejected"]["fate"]),
+        (&"whole".into(), &"whole".into())
+    );
+    // The longer answer decides about both.
+    let most = row["rejected"]["row_tokens"].as_u64().unwrap();
+    assert!(row["row_tokens"].as_u64().unwrap() > most);
+    let row = json(&["--max-length", &most.to_string()]);
+    assert_eq!(
+        (&row["fate"], &row["rejected"]["fate"]),
+        (&"left out".into(), &"whole".into())
+    );
+}
+
 fn ran_with(command: &mut std::process::Command) -> String {
     ran(command.output().unwrap()).succeeds().to_owned()
 }

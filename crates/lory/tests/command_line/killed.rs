@@ -24,13 +24,13 @@ fn scene() -> Scene {
             "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 10\ndropout = {dropout}\n"
         );
         scene.persona(name, &table, None);
-        scene.write(&format!("personas/{name}/train.jsonl"), &rows(100, 30));
-        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 4));
+        scene.write(&format!("personas/{name}/train.jsonl"), &rows(100, 12));
+        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 2));
     }
     scene
 }
 
-/// 80 steps in 10 epochs, a checkpoint after each, so that writing takes a good part of the time.
+/// 30 steps in 10 epochs, a checkpoint after each, so that writing takes a good part of the time.
 const ARGS: [&str; 9] = [
     "train",
     "--base",
@@ -112,7 +112,7 @@ fn a_run_killed_over_and_over_ends_with_the_same_bytes() {
     };
     // Before its first step, in the middle of epochs, about validations.
     let mut killed = 0;
-    for least in [0, 1, 5, 9, 12, 25, 40] {
+    for least in [0, 1, 3, 5, 9, 15, 25] {
         killed += usize::from(kill_when(&scene, || lines() >= least));
     }
     assert!(killed >= 5, "{killed} kills hit");
@@ -223,7 +223,7 @@ fn a_disk_that_fills_up_at_the_end_loses_nothing() {
     std::fs::remove_dir_all(scene.path(weights)).unwrap();
     let last = scene.run(&ARGS);
     last.succeeds();
-    assert!(last.err.contains("resuming at step 80 of 80"), "{last:?}");
+    assert!(last.err.contains("resuming at step 30 of 30"), "{last:?}");
     assert_same(&files(&scene.path("personas")), uninterrupted());
 }
 

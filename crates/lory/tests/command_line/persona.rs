@@ -101,6 +101,16 @@ fn a_merged_file_is_a_base_that_answers_as_the_persona_does() {
     scene
         .run(&["generate", "--base", "f32.gguf", "hi"])
         .succeeds();
+    // Of the first row alone, and of none.
+    let limited = |limit: &str| {
+        let ran = scene.run(&[&merge[..], &["few.gguf", "--json", "--limit", limit]].concat());
+        serde_json::from_str::<Value>(ran.succeeds()).unwrap()
+    };
+    let few = limited("1");
+    assert_eq!(few["losses"].as_array().unwrap().len(), 3);
+    assert_ne!(few["losses"][0]["loss"], report["losses"][0]["loss"]);
+    assert_eq!(limited("9999")["losses"][0], report["losses"][0]);
+    assert_eq!(limited("0")["losses"].as_array().unwrap().len(), 0);
     // Without evaluation rows there is nothing to measure on, and the file is written all the same.
     let ran = scene.run(&[
         "persona",

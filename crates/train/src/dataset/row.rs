@@ -10,16 +10,22 @@ use crate::error::TrainError;
 /// What is said of an answer without a word.
 pub(crate) const EMPTY_ANSWER: &str = "the answer is empty";
 
-pub(super) fn parse_row(text: &str, place: Place, columns: &Columns) -> Result<Row, TrainError> {
+/// The object of a line, whatever its columns are.
+pub(crate) fn object(text: &str, place: &Place) -> Result<Map<String, Value>, TrainError> {
     let value: Value = serde_json::from_str(text)
-        .map_err(|error| TrainError::row(&place, no_json(text, &error)))?;
+        .map_err(|error| TrainError::row(place, no_json(text, &error)))?;
     let Value::Object(object) = value else {
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
             kind(&value)
         );
-        return Err(TrainError::row(&place, message));
+        return Err(TrainError::row(place, message));
     };
+    Ok(object)
+}
+
+pub(super) fn parse_row(text: &str, place: Place, columns: &Columns) -> Result<Row, TrainError> {
+    let object = object(text, &place)?;
     let fields = Fields {
         object: &object,
         columns,

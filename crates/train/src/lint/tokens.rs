@@ -1,19 +1,23 @@
 //! What a base's template and tokenizer make of the rows: how long they are, and what of them would be trained.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{Finding, Problem, Report};
-use crate::dataset::{Content, Row};
+use crate::dataset::{Content, Place, Row};
 use crate::error::TrainError;
 use crate::example::{Encoder, Fitted};
 
 /// Most buckets of a histogram.
 const BUCKETS: usize = 12;
+/// Stands behind what is found in a rejected answer.
+const REJECTED: &str = " (the rejected answer)";
 
 /// How long rows are, in tokens, before any is cut.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lengths {
-    /// Rows that could be tokenized.
+    /// Rows that could be tokenized; a pair counts once for each of its answers.
     pub rows: usize,
     /// Tokens of them all.
     pub tokens: usize,
@@ -29,9 +33,9 @@ pub struct Lengths {
     pub longest: usize,
     /// Most tokens of a row.
     pub max_length: usize,
-    /// Longer rows that would be left out.
+    /// Rows that would be left out for their length; a pair as a whole.
     pub left_out: usize,
-    /// Longer rows that would be cut.
+    /// Rows that would be cut.
     pub cut: usize,
     /// Rows by their length, without gaps.
     pub histogram: Vec<Bucket>,
@@ -49,62 +53,40 @@ pub struct Bucket {
 }
 
 impl Report {
-    /// Tokenizes `rows` as training would, and adds what that shows.
-    pub fn add_tokens(&mut self, rows: &[Row], encoder: &Encoder<'_>) {
-        let control_tokens = encoder.tokenizer.control_tokens();
-        let mut lengths = Vec::with_capacity(rows.len());
-        let mut trained_tokens = 0;
-        let (mut left_out, mut cut) = (0, 0);
-        let mut say = |problem, row: &Row, about: String| {
-            self.findings.push(Finding::new(problem, &row.place, about));
+    /// Tokenizes `rows` as training would, with the `rejected` answers of those that have one, and adds what that shows.
+    pub fn add_tokens(
+        &mut self,
+        rows: &[Row],
+        rejected: &BTreeMap<Place, Row>,
+        encoder: &Encoder<'_>,
+    ) {
+        let mut seen = Seen {
+            encoder,
+            control_tokens: encoder.tokenizer.control_tokens(),
+            lengths: Vec::with_capacity(rows.len() + rejected.len()),
+            trained_tokens: 0,
+            findings: &mut self.findings,
         };
+        let (mut left_out, mut cut) = (0, 0);
         for row in rows {
-            // Plain text may hold control tokens: that is how it says where its turns are.
-            if !matches!(row.content, Content::Text(_)) {
-                let (input, output) = (row.input(), row.output());
-                let holds = |token: &&String| {
-                    input.contains(token.as_str()) || output.contains(token.as_str())
-                };
-                for token in control_tokens.iter().filter(holds) {
-                    say(Problem::ControlToken, row, token.clone());
-                }
+            let fates = [
+                Some(seen.look(row, "")),
+                rejected
+                    .get(&row.place)
+                    .map(|other| seen.look(other, REJECTED)),
+            ];
+            // A pair stays or goes as a whole.
+            if fates.contains(&Some(Fate::LeftOut)) {
+                left_out += 1;
+            } else if fates.contains(&Some(Fate::Cut)) {
+                cut += 1;
             }
-            let example = match encoder.render(row) {
-                Ok(example) => example,
-                Err(TrainError::Row { message, .. }) => {
-                    say(Problem::Refused, row, message);
-                    continue;
-                }
-                Err(other) => {
-                    say(Problem::Refused, row, other.to_string());
-                    continue;
-                }
-            };
-            let length = example.tokens.len();
-            lengths.push(length);
-            trained_tokens += example.trained_tokens();
-            if example.trained_tokens() == 0 {
-                say(Problem::NothingTrained, row, String::new());
-                continue;
-            }
-            let becomes = match encoder.fit(example, row) {
-                Ok(Fitted::Whole(_)) => continue,
-                Ok(Fitted::Cut(_)) => {
-                    cut += 1;
-                    "it would be cut"
-                }
-                Ok(Fitted::LeftOut) => {
-                    left_out += 1;
-                    "it would be left out"
-                }
-                Err(_) => "training would refuse it",
-            };
-            let about = format!(
-                "{length} tokens, more than {}; {becomes}",
-                encoder.max_length
-            );
-            say(Problem::TooLong, row, about);
         }
+        let Seen {
+            mut lengths,
+            trained_tokens,
+            ..
+        } = seen;
         lengths.sort_unstable();
         let at =
             |share: usize| lengths.get((lengths.len() * share).div_ceil(100).saturating_sub(1));
@@ -123,6 +105,78 @@ impl Report {
             histogram: histogram(&lengths),
         });
         self.sort();
+    }
+}
+
+/// What is looked at of the answers so far.
+struct Seen<'a> {
+    encoder: &'a Encoder<'a>,
+    control_tokens: &'a [String],
+    lengths: Vec<usize>,
+    trained_tokens: usize,
+    findings: &'a mut Vec<Finding>,
+}
+
+/// What becomes of an answer for its length.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Cut,
+    LeftOut,
+    /// It is not too long, or nothing becomes of it for another reason.
+    Other,
+}
+
+impl Seen<'_> {
+    /// Tokenizes a row; `whose` stands behind what is found.
+    fn look(&mut self, row: &Row, whose: &str) -> Fate {
+        let findings = &mut *self.findings;
+        let mut say = |problem, about: String| {
+            let about = format!("{about}{whose}");
+            findings.push(Finding::new(problem, &row.place, about));
+        };
+        // Plain text may hold control tokens: that is how it says where its turns are.
+        if !matches!(row.content, Content::Text(_)) {
+            // What is asked is looked at once, with the chosen answer.
+            let input = if whose.is_empty() {
+                row.input()
+            } else {
+                String::new()
+            };
+            let output = row.output();
+            let holds =
+                |token: &&String| input.contains(token.as_str()) || output.contains(token.as_str());
+            for token in self.control_tokens.iter().filter(holds) {
+                say(Problem::ControlToken, token.clone());
+            }
+        }
+        let example = match self.encoder.render(row) {
+            Ok(example) => example,
+            Err(TrainError::Row { message, .. }) => {
+                say(Problem::Refused, message);
+                return Fate::Other;
+            }
+            Err(other) => {
+                say(Problem::Refused, other.to_string());
+                return Fate::Other;
+            }
+        };
+        let length = example.tokens.len();
+        self.lengths.push(length);
+        self.trained_tokens += example.trained_tokens();
+        if example.trained_tokens() == 0 {
+            say(Problem::NothingTrained, String::new());
+            return Fate::Other;
+        }
+        let (fate, becomes) = match self.encoder.fit(example, row) {
+            Ok(Fitted::Whole(_)) => return Fate::Other,
+            Ok(Fitted::Cut(_)) => (Fate::Cut, "it would be cut"),
+            Ok(Fitted::LeftOut) => (Fate::LeftOut, "it would be left out"),
+            Err(_) => (Fate::Other, "training would refuse it"),
+        };
+        let most = self.encoder.max_length;
+        let about = format!("{length} tokens, more than {most}; {becomes}");
+        say(Problem::TooLong, about);
+        fate
     }
 }
 

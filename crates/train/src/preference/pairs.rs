@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use formats::chat_template::Message;
 use serde_json::{Map, Value};
 
-use crate::dataset::{Columns, Content, Dataset, MAX_LINE, Place, Row};
+use crate::dataset::{Columns, Content, Dataset, MAX_LINE, Place, Row, Scan, object};
 use crate::error::TrainError;
 
 /// A question with the answer to prefer and the one to reject.
@@ -180,34 +180,42 @@ pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
     }
 }
 
-/// Reads a file of rows that bring their rejected answers: the rows with their chosen answers, and the rejected ones.
-pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, Answers), TrainError> {
-    let file = File::open(path).map_err(TrainError::read(path))?;
-    parse_pairs(BufReader::new(file), &path.display().to_string())
+/// A file of rows that bring their rejected answers, with all that is wrong in it.
+#[derive(Debug)]
+pub struct PairScan {
+    /// The rows with their chosen answers.
+    pub chosen: Scan,
+    /// The same rows with their rejected answers, by their place.
+    pub rejected: BTreeMap<Place, Row>,
 }
 
-fn parse_pairs(reader: impl BufRead, name: &str) -> Result<(Dataset, Answers), TrainError> {
+/// Reads the file at `path`, whose rows bring their rejected answers (see [`holds_pairs`]), to its end, whatever its lines are.
+///
+/// # Errors
+/// As [`Dataset::scan`].
+pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    scan_pairs_from(BufReader::new(file), &path.display().to_string())
+}
+
+fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainError> {
     let mut rejected = BTreeMap::new();
-    let data = Dataset::scan_with(reader, name, &mut |text, place| {
+    let chosen = Dataset::scan_with(reader, name, &mut |text, place| {
         let pair = parse_pair(text, place)?;
         rejected.insert(pair.rejected.place.clone(), pair.rejected);
         Ok(pair.chosen)
-    })?
-    .whole()?;
-    Ok((data, Answers::Own(rejected)))
+    })?;
+    Ok(PairScan { chosen, rejected })
+}
+
+/// Reads a file of rows that bring their rejected answers, none of which is broken.
+pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, Answers), TrainError> {
+    let PairScan { chosen, rejected } = scan_pairs(path)?;
+    Ok((chosen.whole()?, Answers::Own(rejected)))
 }
 
 fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
-    let value: Value = serde_json::from_str(text).map_err(|error| {
-        let said = error.to_string();
-        let said = said.split(" at line ").next().unwrap_or_default();
-        let message = format!("not valid JSON at column {}: {said}", error.column());
-        TrainError::row(&place, message)
-    })?;
-    let Value::Object(object) = value else {
-        let message = "a row must be a JSON object with `prompt`, `chosen` and `rejected`";
-        return Err(TrainError::row(&place, message));
-    };
+    let object = object(text, &place)?;
     let prompt = match object.get("prompt") {
         None | Some(Value::Null) => Vec::new(),
         Some(value) => messages(value, "prompt", "user", &place)?,
@@ -418,7 +426,8 @@ mod tests {
         assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
 
         let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
-        let (data, answers) = parse_pairs(text.as_bytes(), "p.jsonl").unwrap();
+        let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl").unwrap();
+        let (data, answers) = (chosen.whole().unwrap(), Answers::Own(rejected));
         let (pairs, matched) = answers.pairs(&data.rows);
         assert_eq!((pairs.len(), matched.same, data.rows.len()), (1, 1, 2));
         assert_eq!(pairs[0].rejected.output(), "b");
@@ -427,7 +436,7 @@ mod tests {
     #[test]
     fn a_broken_pair_is_named_by_line_and_field() {
         for (line, said) in [
-            ("[]", "a row must be a JSON object with `prompt`"),
+            ("[]", "a row must be a JSON object, this is a list"),
             (
                 r#"{"prompt":"q","chosen":"a"}"#,
                 "field `rejected`: is missing",

@@ -1,12 +1,13 @@
 //! `lory data lint`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
-use train::dataset::{Columns, Dataset, Row, held_out};
+use train::dataset::{Columns, Row, held_out};
 use train::lint::{self, Lengths, Options, Problem, Report};
 
-use super::{Reader, ReaderArgs};
+use super::{Reader, ReaderArgs, scan};
 use crate::cli::{Verdict, print};
 
 /// Widest bar of the histogram, in characters.
@@ -79,10 +80,11 @@ fn report(
     against: &[PathBuf],
 ) -> anyhow::Result<Report> {
     let mut broken = Vec::new();
+    let mut rejected = BTreeMap::new();
     let mut read = |files: &[PathBuf], columns: &Columns| -> anyhow::Result<Vec<Row>> {
         let mut rows = Vec::new();
         for file in files {
-            let mut scan = Dataset::scan(file, columns)?;
+            let mut scan = scan(file, columns, &mut rejected)?;
             if scan.data.rows.is_empty() && scan.broken_lines == 0 {
                 scan.whole()?;
                 continue;
@@ -103,9 +105,10 @@ fn report(
     for scan in &broken {
         report.add_broken(scan);
     }
+    report.add_rejected(&rows, &rejected);
     if !args.text_only {
         let wording = args.reader.wording()?;
-        report.add_tokens(&rows, &reader.encoder(&wording));
+        report.add_tokens(&rows, &rejected, &reader.encoder(&wording));
     }
     if against.is_empty() {
         let sides = held_out(&rows, reader.settings.validation_fraction);

@@ -3,10 +3,13 @@
 mod lint;
 mod show;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use train::Settings;
+use train::dataset::{Columns, Dataset, Place, Row, Scan};
 use train::example::Encoder;
+use train::preference::{holds_pairs, scan_pairs};
+use train::{Settings, TrainError};
 
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
@@ -52,6 +55,20 @@ struct Reader {
     /// The persona's training rows, and its evaluation rows.
     files: Vec<PathBuf>,
     eval: Option<PathBuf>,
+}
+
+/// The rows of the file at `path`; of pairs, those with the chosen answers, and the others go into `rejected`.
+fn scan(
+    path: &Path,
+    columns: &Columns,
+    rejected: &mut BTreeMap<Place, Row>,
+) -> Result<Scan, TrainError> {
+    if !holds_pairs(path)? {
+        return Dataset::scan(path, columns);
+    }
+    let mut pairs = scan_pairs(path)?;
+    rejected.append(&mut pairs.rejected);
+    Ok(pairs.chosen)
 }
 
 impl ReaderArgs {

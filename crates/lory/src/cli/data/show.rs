@@ -1,15 +1,16 @@
 //! `lory data show`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use console::Style;
 use formats::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use train::Example;
-use train::dataset::{Dataset, Row, held_out};
+use train::dataset::{Row, held_out};
 use train::example::{Encoder, Fitted};
 
-use super::ReaderArgs;
+use super::{ReaderArgs, scan};
 use crate::cli::{Usage, Verdict, print};
 
 /// What stands around the trained part where there is no colour.
@@ -58,18 +59,30 @@ struct Shown<'r> {
     /// Counted from 1.
     number: usize,
     held_out: bool,
-    /// What is trained on; all of the row where it is left out.
+    /// The answer, or the one to prefer.
+    answer: Answer,
+    /// The answer to reject, where the row is a pair.
+    rejected: Option<Answer>,
+}
+
+/// An answer behind its question, as training sees it.
+struct Answer {
+    /// What is trained on; all of it where it is left out.
     example: Example,
-    /// Tokens of the row before it was cut.
+    /// Its tokens before it was cut.
     length: usize,
     fate: &'static str,
 }
+
+/// What may become of an answer, the worst last.
+const FATES: [&str; 5] = ["whole", "cut", "left out", "refused", "not trained"];
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     let reader = args.reader.reader()?;
     let named: Vec<PathBuf> = args.file.iter().cloned().collect();
     let file = reader.files_or(&named)?.remove(0);
-    let scan = Dataset::scan(&file, &reader.settings.columns)?;
+    let mut rejected = BTreeMap::new();
+    let scan = scan(&file, &reader.settings.columns, &mut rejected)?;
     if let Some(line) = args.line {
         let at = |error: &&train::TrainError| matches!(error, train::TrainError::Row { line: at, .. } if *at == line);
         if let Some(error) = scan.broken.iter().find(at) {
@@ -112,16 +125,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut shown = Vec::new();
     let mut refused = Vec::new();
     for (i, row) in rows.iter().enumerate().skip(first).take(most) {
-        match look(&encoder, row) {
-            Ok((example, length, fate)) => shown.push(Shown {
+        let other = rejected.get(&row.place);
+        let answers = (
+            look(&encoder, row),
+            other.map(|row| look(&encoder, row)).transpose(),
+        );
+        match answers {
+            (Ok(answer), Ok(rejected)) => shown.push(Shown {
                 row,
                 number: i + 1,
                 held_out: sides[i],
-                example,
-                length,
-                fate,
+                answer,
+                rejected,
             }),
-            Err(error) => refused.push(error.to_string()),
+            (Err(error), _) | (_, Err(error)) => refused.push(error.to_string()),
         }
     }
     let tokenizer = encoder.tokenizer;
@@ -136,7 +153,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     for error in &refused {
         eprintln!("{error}");
     }
-    let trains = |row: &Shown<'_>| row.example.trained_tokens() > 0;
+    let trains = |row: &Shown<'_>| row.answers().all(|a| a.example.trained_tokens() > 0);
     Ok(if refused.is_empty() && shown.iter().all(trains) {
         Verdict::Good
     } else {
@@ -144,32 +161,34 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     })
 }
 
-/// The example of `row`, its whole length, and what becomes of it.
-fn look(
-    encoder: &Encoder<'_>,
-    row: &Row,
-) -> Result<(Example, usize, &'static str), train::TrainError> {
+/// The example of `row`, and what becomes of it.
+fn look(encoder: &Encoder<'_>, row: &Row) -> Result<Answer, train::TrainError> {
     let whole = encoder.render(row)?;
     let length = whole.tokens.len();
     if whole.trained_tokens() == 0 {
-        return Ok((whole, length, "not trained"));
+        return Ok(Answer {
+            example: whole,
+            length,
+            fate: "not trained",
+        });
     }
-    Ok(match encoder.fit(whole.clone(), row) {
-        Ok(Fitted::Whole(example)) => (example, length, "whole"),
-        Ok(Fitted::Cut(example)) => (example, length, "cut"),
-        Ok(Fitted::LeftOut) => (whole, length, "left out"),
-        Err(_) => (whole, length, "refused"),
+    let (example, fate) = match encoder.fit(whole.clone(), row) {
+        Ok(Fitted::Whole(example)) => (example, "whole"),
+        Ok(Fitted::Cut(example)) => (example, "cut"),
+        Ok(Fitted::LeftOut) => (whole, "left out"),
+        Err(_) => (whole, "refused"),
+    };
+    Ok(Answer {
+        example,
+        length,
+        fate,
     })
 }
 
-impl Shown<'_> {
+impl Answer {
     fn json(&self, tokenizer: &Tokenizer) -> Value {
         let Example { tokens, trained } = &self.example;
         json!({
-            "file": self.row.place.file.as_ref(),
-            "line": self.row.place.line,
-            "row": self.number,
-            "held_out": self.held_out,
             "fate": self.fate,
             "row_tokens": self.length,
             "trained_tokens": self.example.trained_tokens(),
@@ -179,25 +198,21 @@ impl Shown<'_> {
         })
     }
 
-    fn text(&self, tokenizer: &Tokenizer, paint: &Paint) -> String {
-        let mut head = format!(
-            "{}  row {}  {} tokens, {} of them trained",
-            self.row.place,
-            self.number,
-            self.example.tokens.len(),
-            self.example.trained_tokens(),
-        );
+    /// How long it is, and what becomes of it where that is not what one would think.
+    fn head(&self) -> String {
+        let (tokens, trained) = (self.example.tokens.len(), self.example.trained_tokens());
+        let said = format!("{tokens} tokens, {trained} of them trained");
         match self.fate {
-            "whole" => (),
-            "cut" => head += &format!("  cut from {} tokens", self.length),
-            fate => head += &format!("  {fate}"),
+            "whole" => said,
+            "cut" => format!("{said}  cut from {} tokens", self.length),
+            fate => format!("{said}  {fate}"),
         }
-        if self.held_out {
-            head += "  held out for validation";
-        }
-        let mut out = paint.head(&head) + "\n";
+    }
+
+    /// Its text, in a line of its own at least.
+    fn text(&self, tokenizer: &Tokenizer, paint: &Paint) -> String {
         let Example { tokens, trained } = &self.example;
-        let mut start = 0;
+        let (mut out, mut start) = (String::new(), 0);
         for run in trained.chunk_by(|a, b| a == b) {
             let part = tokenizer.decode(&tokens[start..start + run.len()], false);
             start += run.len();
@@ -209,6 +224,46 @@ impl Shown<'_> {
         }
         if !out.ends_with('\n') {
             out.push('\n');
+        }
+        out
+    }
+}
+
+impl Shown<'_> {
+    fn answers(&self) -> impl Iterator<Item = &Answer> {
+        std::iter::once(&self.answer).chain(&self.rejected)
+    }
+
+    /// What becomes of the row: a pair stays or goes as a whole.
+    fn fate(&self) -> &'static str {
+        let worst = |fate: &&str| FATES.iter().position(|known| known == fate);
+        let fates = self.answers().map(|answer| answer.fate);
+        fates.max_by_key(worst).unwrap_or(FATES[0])
+    }
+
+    fn json(&self, tokenizer: &Tokenizer) -> Value {
+        let mut row = self.answer.json(tokenizer);
+        row["file"] = json!(self.row.place.file.as_ref());
+        row["line"] = json!(self.row.place.line);
+        row["row"] = json!(self.number);
+        row["held_out"] = json!(self.held_out);
+        row["fate"] = json!(self.fate());
+        if let Some(rejected) = &self.rejected {
+            row["rejected"] = rejected.json(tokenizer);
+        }
+        row
+    }
+
+    fn text(&self, tokenizer: &Tokenizer, paint: &Paint) -> String {
+        let answer = self.answer.head();
+        let mut head = format!("{}  row {}  {answer}", self.row.place, self.number);
+        if self.held_out {
+            head += "  held out for validation";
+        }
+        let mut out = paint.head(&head) + "\n" + &self.answer.text(tokenizer, paint);
+        if let Some(rejected) = &self.rejected {
+            let head = format!("rejected  {}", rejected.head());
+            out += &(paint.head(&head) + "\n" + &rejected.text(tokenizer, paint));
         }
         out
     }

@@ -21,6 +21,8 @@ use crate::service::Base;
 
 /// Most tokens of one call of the learner.
 const BATCH_TOKENS: usize = 2048;
+/// Rows that are measured before the progress moves.
+const AT_ONCE: usize = 8;
 
 /// Write base and adapter as one model, and measure what that loses
 #[derive(Debug, clap::Args)]
@@ -30,7 +32,7 @@ adapter beside the base, as it is served, and with the merged file.
 
 Examples:
   lory persona merge customer --out customer.gguf
-  lory persona merge customer --out customer-f16.gguf --type f16")]
+  lory persona merge customer --out customer-f16.gguf --type f16 --limit 50")]
 pub(in crate::cli) struct Args {
     /// The persona: a name, a version (customer@2), or a scale (customer*0.5)
     #[arg(value_name = "NAME")]
@@ -41,6 +43,9 @@ pub(in crate::cli) struct Args {
     /// Type of the merged weights: keep (the base's own), f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0
     #[arg(long = "type", value_name = "TYPE", default_value = "keep", value_parser = target)]
     to: Target,
+    /// Measure on the first N evaluation rows alone; 0 measures nothing [default: all of them]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -122,7 +127,11 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
         return Ok(Vec::new());
     };
     let rows = crate::cli::rows::read(&rows, &chosen.persona)?;
-    let examples = eval::examples(&base, &chosen.persona, &rows)?;
+    let rows = &rows[..args.limit.unwrap_or(rows.len()).min(rows.len())];
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let examples = eval::examples(&base, &chosen.persona, rows)?;
     let mut adapter = LoraParams {
         pairs: chosen.adapter.pairs.clone(),
     };
@@ -130,13 +139,16 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
         pair.scale *= chosen.scale;
     }
     let mut progress = Progress::stderr();
-    progress.spin("Measuring losses");
+    progress.count("Measuring losses", 3 * examples.len() as u64);
     let bare = LoraParams::default();
-    let mut losses = losses(&base, &examples, &[("base", &bare), ("adapter", &adapter)])?;
+    let beside = [("base", &bare), ("adapter", &adapter)];
+    let mut losses = losses(&base, &examples, &beside, &progress)?;
     // One model in memory at a time.
     drop(base);
     let merged = Base::open(&args.out, None, Device::cpu(None)?)?;
-    losses.extend(self::losses(&merged, &examples, &[("merged", &bare)])?);
+    let alone = [("merged", &bare)];
+    losses.extend(self::losses(&merged, &examples, &alone, &progress)?);
+    progress.clear();
     let merged = match args.to.0 {
         None => "merged, in the base's types".to_owned(),
         Some(dtype) => format!("merged, in {dtype}"),
@@ -153,10 +165,18 @@ fn losses(
     base: &Base,
     examples: &[Example],
     adapters: &[(&str, &LoraParams)],
+    progress: &Progress,
 ) -> anyhow::Result<Vec<LossSum>> {
     let mut learner = train_command::learner(base);
-    let table = loss_table(&mut learner, &[("rows", examples)], adapters, BATCH_TOKENS)?;
-    Ok(table.losses.into_iter().flatten().collect())
+    let mut sums = vec![LossSum::default(); adapters.len()];
+    for rows in examples.chunks(AT_ONCE) {
+        let table = loss_table(&mut learner, &[("rows", rows)], adapters, BATCH_TOKENS)?;
+        for (sum, loss) in sums.iter_mut().zip(table.losses.into_iter().flatten()) {
+            sum.add(loss);
+        }
+        progress.add((adapters.len() * rows.len()) as u64);
+    }
+    Ok(sums)
 }
 
 fn report(chosen: &Chosen, measured: &[Measured], args: &Args) -> anyhow::Result<()> {
@@ -196,6 +216,7 @@ fn report(chosen: &Chosen, measured: &[Measured], args: &Args) -> anyhow::Result
             "\n{}\nmerging changes the loss by {change:+.4} nats a token\n",
             table.render()
         ),
+        None if args.limit == Some(0) => "not measured: --limit 0\n".to_owned(),
         None => format!(
             "not measured: persona {} has no evaluation rows (`eval` in the [train] table of its persona.toml)\n",
             chosen.persona.name

@@ -90,8 +90,13 @@ impl Plan {
             ("activations", needed.activations),
             ("keys and values", needed.cache),
             ("logits", needed.logits),
+            ("reference of the pairs", needed.reference),
             ("needed by the run", self.memory_needed),
         ] {
+            // Only where preferences are trained.
+            if bytes == 0 && what.starts_with("reference") {
+                continue;
+            }
             memory.row([what.to_owned(), size(bytes)]);
         }
         if let Some(available) = self.memory_available {

@@ -1,0 +1,250 @@
+//! What a run of preferences learns, of which rows, and from where.
+
+use std::sync::atomic::AtomicBool;
+
+use kernels::Compute;
+use testkit::tiny_adapter;
+use train::metrics::{Record, records};
+use train::preference::{Preference, PreferenceStats};
+use train::sft::{RunOptions, Trained};
+use train::{Example, Item, Job, Learner, LoraGrads, LossSum, ModelLearner};
+
+use super::toy::{self, Notes, Toy};
+use super::{adapter, example, finished, items, pair_job, run, run_on, settings, tiny};
+
+fn validations(trained: &Trained) -> Vec<(f64, bool, PreferenceStats)> {
+    records(&trained.metrics)
+        .into_iter()
+        .filter_map(|record| match record {
+            Record::Validation {
+                loss,
+                best,
+                preference,
+                ..
+            } => Some((loss, best, preference.unwrap())),
+            Record::Step { .. } => None,
+        })
+        .collect()
+}
+
+#[test]
+fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
+    let mut job = pair_job("one", 22, 0);
+    // The toy has no base to start from: it is measured from the first numbers themselves.
+    job.start = Some("the first numbers".into());
+    let trained = run(vec![job]).remove(0);
+    let steps: Vec<(f64, PreferenceStats)> = records(&trained.metrics)
+        .into_iter()
+        .filter_map(|record| match record {
+            Record::Step {
+                loss, preference, ..
+            } => Some((loss, preference.unwrap())),
+            Record::Validation { .. } => None,
+        })
+        .collect();
+    // At the start there is no margin, and the loss is ln 2 beside the chosen answers' own.
+    let (loss, first) = steps[0];
+    assert_eq!((first.pairs, first.accuracy, first.margin), (4, 0.0, 0.0));
+    assert!(loss > 2f64.ln() && loss < 2f64.ln() + 0.2 * 2.0, "{loss}");
+    // What falls is the whole loss. (Of the margin alone `a_model_learns_which_answer_to_prefer` tells: the toy's few numbers
+    // cannot please all pairs at once.)
+    let mean = |steps: &[(f64, PreferenceStats)]| {
+        let sum: f64 = steps.iter().map(|(loss, at)| loss * at.pairs as f64).sum();
+        sum / 22.0
+    };
+    let (first, last) = (mean(&steps[..6]), mean(&steps[12..]));
+    assert!(last < first, "{first} {last}");
+    let seen = validations(&trained);
+    assert_eq!(seen.len(), 3);
+    assert!(seen[2].0 < seen[0].0, "{seen:?}");
+    let lowest = seen.iter().map(|v| v.0).fold(f64::INFINITY, f64::min);
+    let best = trained.best.unwrap();
+    assert_eq!(best.loss, lowest);
+    let of_best = seen.iter().rfind(|v| v.1).unwrap().2;
+    assert_eq!(best.preference, Some(of_best));
+    assert_eq!(of_best.pairs, 9);
+}
+
+#[test]
+fn a_model_learns_which_answer_to_prefer() {
+    let model = tiny();
+    let mut job = pair_job("one", 0, 0);
+    let pairs: Vec<[Example; 2]> = (0..6)
+        .map(|i| [example(i, 6, 40 + i % 2, 6), example(i, 6, 50 + i % 2, 7)])
+        .collect();
+    let side = |i: usize| pairs.iter().map(|pair| pair[i].clone()).collect::<Vec<_>>();
+    (job.train, job.validation) = (side(0), side(0));
+    let preference = job.preference.as_mut().unwrap();
+    (preference.train.examples, preference.validation.examples) = (side(1), side(1));
+    job.settings.preference = Some(settings(0.1, 0.0));
+    job.settings.batch_rows = 2;
+    job.settings.lr = Some(2e-3);
+    let config = model.config();
+    (job.settings.rank, job.settings.alpha) = (4, 8.0);
+    job.init = train::lora_init::lora_init(
+        &train::lora_init::linears(config, &job.settings.modules().unwrap()),
+        &job.settings,
+    );
+    let mut learner = ModelLearner::new(model, Compute::F32);
+    let options = RunOptions::default();
+    let outcome = run_on(vec![job], &options, &mut learner, &mut Notes::default()).unwrap();
+    let trained = finished(outcome).remove(0);
+    let seen = validations(&trained);
+    let (first, last) = (seen[0].2, seen.last().unwrap().2);
+    assert_eq!(last.accuracy, 1.0, "{last:?}");
+    assert!(
+        last.margin > 2.0 * first.margin && first.margin > 0.0,
+        "{first:?} {last:?}"
+    );
+    assert!(last.rejected_loss > last.chosen_loss, "{last:?}");
+}
+
+#[test]
+fn accumulation_equals_the_large_batch_by_pairs() {
+    let with = |batch_rows, gradient_accumulation, batch_tokens| {
+        let mut job = pair_job("one", 24, 0);
+        job.settings.batch_rows = batch_rows;
+        job.settings.gradient_accumulation = gradient_accumulation;
+        let options = RunOptions {
+            batch_tokens,
+            ..RunOptions::default()
+        };
+        let outcome = run_on(
+            vec![job],
+            &options,
+            &mut Toy::default(),
+            &mut Notes::default(),
+        );
+        finished(outcome.unwrap()).remove(0).params
+    };
+    let large = with(8, 1, 0);
+    // The toy adds row by row in the same order, so even the bits agree.
+    assert_eq!(large, with(2, 4, 0));
+    assert_eq!(large, with(1, 8, 0));
+    // A limit below a pair's tokens still keeps the pair together.
+    assert_eq!(large, with(8, 1, 1));
+}
+
+#[test]
+fn an_adapter_gets_the_steps_that_it_would_get_alone() {
+    let supervised = || toy::job("two", 15, 500);
+    let both = run(vec![pair_job("one", 22, 0), supervised()]);
+    assert_eq!(both[0].params, run(vec![pair_job("one", 22, 0)])[0].params);
+    assert_eq!(both[1].params, run(vec![supervised()])[0].params);
+    assert_eq!(both[1].best.unwrap().preference, None);
+
+    // The same of the model, whose rows share their products.
+    let model = tiny();
+    let mut learner = ModelLearner::new(model.clone(), Compute::F32);
+    let params = vec![adapter(&model, 1), adapter(&model, 2)];
+    let pair = [(0, [example(1, 8, 11, 12), example(1, 8, 21, 5)])];
+    let row = example(7, 4, 9, 9);
+    let mut batch = items(&pair);
+    batch.push(Item::new(1, &row));
+    let scale = [1.0, 0.3];
+    let zeros = || params.iter().map(LoraGrads::zeros_like).collect::<Vec<_>>();
+    let (mut shared, mut alone) = (zeros(), zeros());
+    let weigh = |_: &[LossSum]| vec![0.7, -0.2, 1.0];
+    learner
+        .forward_backward_weighted(&params, &batch, &scale, &weigh, &mut shared)
+        .unwrap();
+    learner
+        .forward_backward(&params, &batch[2..], &scale, &mut alone)
+        .unwrap();
+    assert_eq!(shared[1], alone[1]);
+}
+
+#[test]
+fn pairs_that_do_not_fit_together_are_refused() {
+    let said = |change: fn(&mut Job)| {
+        let mut job = pair_job("one", 6, 0);
+        change(&mut job);
+        let options = RunOptions::default();
+        let ran = run_on(
+            vec![job],
+            &options,
+            &mut Toy::default(),
+            &mut Notes::default(),
+        );
+        ran.unwrap_err().to_string()
+    };
+    fn preference(job: &mut Job) -> &mut Preference {
+        job.preference.as_mut().unwrap()
+    }
+    assert!(said(|job| job.settings.preference = None).contains("disagree on whether"));
+    assert!(said(|job| job.preference = None).contains("disagree on whether"));
+    assert!(
+        said(|job| drop(preference(job).train.examples.pop()))
+            .contains("6 chosen and 5 rejected answers")
+    );
+    assert!(
+        said(|job| preference(job).validation.examples[1].trained.fill(false))
+            .contains("the rejected answer of row 2 has no token")
+    );
+    assert!(
+        said(|job| job.settings.preference.as_mut().unwrap().beta = -1.0)
+            .contains("setting `preference.beta`: is -1")
+    );
+    // A reference that is no number is not trained on.
+    let mut learner = Toy {
+        diverges_at: Some(0),
+        ..Toy::default()
+    };
+    let job = pair_job("one", 6, 0);
+    let ran = run_on(
+        vec![job],
+        &RunOptions::default(),
+        &mut learner,
+        &mut Notes::default(),
+    );
+    let said = ran.unwrap_err().to_string();
+    assert!(
+        said.contains("the reference log-probability is not a finite number"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_step_is_timed_without_a_reference_and_no_rate_is_swept() {
+    let job = pair_job("one", 22, 0);
+    let longest = |job: &Job| job.train.iter().map(|row| row.tokens.len()).max().unwrap();
+    let longest = longest(&job);
+    let options = RunOptions::default();
+    let prepared = train::sft::prepare(vec![job], &options).unwrap();
+    let config = testkit::tiny::tiny_config();
+    assert!(prepared.forecast(&config).plan.adapters[0].longest > longest);
+    let never = AtomicBool::new(false);
+    let measured = prepared.measure(&mut Toy::default(), &never).unwrap();
+    assert!(measured.unwrap().tokens > 0);
+    let said = train::lr_find::lr_find(
+        &pair_job("one", 22, 0),
+        train::lr_find::Sweep::default(),
+        0,
+        &mut Toy::default(),
+        &mut |_| (),
+        &|| false,
+    );
+    let said = said.unwrap_err().to_string();
+    assert!(said.contains("not over preferences"), "{said}");
+}
+
+#[test]
+fn a_job_goes_on_from_an_adapter_of_its_base() {
+    let config = testkit::tiny::tiny_config();
+    let start = |change: fn(&mut formats::peft::Adapter)| {
+        let mut from = tiny_adapter(3, &config, 6, 1.5);
+        change(&mut from);
+        let mut job = pair_job("one", 4, 0);
+        job.start_from(&from, "h".into(), &config)
+            .map(|()| (job, from))
+    };
+    let (job, from) = start(|_| ()).unwrap();
+    assert_eq!((job.settings.rank, job.start.as_deref()), (6, Some("h")));
+    assert_eq!(job.settings.alpha / 6.0, from.pairs[0].scale);
+    assert_eq!(job.init.pairs, from.pairs);
+    let said = |change| start(change).unwrap_err().to_string();
+    assert!(said(|from| from.pairs.clear()).contains("it has no pairs"));
+    assert!(said(|from| from.pairs[1].scale *= 2.0).contains("all must be alike"));
+    assert!(said(|from| drop(from.pairs.pop())).contains("leaves no layer out"));
+    assert!(said(|from| from.pairs[0].inputs += 1).contains("in their shapes"));
+}

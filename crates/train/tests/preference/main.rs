@@ -1,0 +1,158 @@
+//! Preference tuning: its gradient against finite differences and against a slow twin on a tiny model, and what the loop
+//! promises about it on a learner of a few lines.
+
+mod data;
+mod gradient;
+mod learning;
+mod resumed;
+#[expect(dead_code, reason = "a job in it is for tests of early stopping")]
+#[path = "../toy/mod.rs"]
+mod toy;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use formats::gguf::{GgmlType, Gguf};
+use kernels::Device;
+use model::Model;
+use testkit::{tiny_adapter, tiny_gguf_as};
+use toy::{Notes, Toy};
+use train::preference::{Matched, Preference, Rejected};
+use train::sft::{Outcome, RunOptions, Trained, train};
+use train::{Example, Item, Job, Learner, LoraParams, PreferenceSettings, TrainError};
+
+fn settings(beta: f64, sft_weight: f64) -> PreferenceSettings {
+    PreferenceSettings {
+        beta,
+        sft_weight,
+        ..PreferenceSettings::default()
+    }
+}
+
+fn tiny() -> Arc<Model> {
+    let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::F32)), "tiny").unwrap();
+    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+}
+
+fn adapter(model: &Model, seed: u64) -> LoraParams {
+    LoraParams {
+        pairs: tiny_adapter(seed, model.config(), 4, 1.5).pairs,
+    }
+}
+
+/// A prompt that `seed` names and an answer that `answer` names.
+fn example(seed: u32, prompt: u32, answer: u32, length: u32) -> Example {
+    let asked = (0..prompt).map(|i| (seed * 7919 + i * 104_729) % 250);
+    let said = (0..length).map(|i| (answer * 6007 + i * 31_337) % 250);
+    Example {
+        tokens: asked.chain(said).collect(),
+        trained: (0..prompt + length).map(|i| i >= prompt).collect(),
+    }
+}
+
+fn items(pairs: &[(usize, [Example; 2])]) -> Vec<Item<'_>> {
+    let mut items = Vec::new();
+    for (adapter, pair) in pairs {
+        let adapter = *adapter;
+        items.extend(pair.iter().map(|example| Item::new(adapter, example)));
+    }
+    items
+}
+
+/// A job over `count` pairs, whose chosen answers are the toy's rows.
+fn pair_job(name: &str, count: usize, from: u32) -> Job {
+    let mut job = toy::job(name, count, from);
+    let rejected = |rows: &[Example]| Rejected {
+        examples: rows
+            .iter()
+            .map(|row| {
+                // Now shorter, now longer than the chosen answer, and of other tokens.
+                let mut other = row.clone();
+                let tokens = other.tokens.iter_mut().enumerate().skip(1);
+                tokens.for_each(|(t, token)| *token = (*token * 3 + t as u32 + 5) % 50);
+                if row.tokens[0].is_multiple_of(2) {
+                    other.tokens.push(7);
+                    other.trained.push(true);
+                }
+                other
+            })
+            .collect(),
+        reference: Vec::new(),
+    };
+    job.settings.preference = Some(settings(0.5, 0.2));
+    job.preference = Some(Preference {
+        train: rejected(&job.train),
+        validation: rejected(&job.validation),
+        matched: Matched::default(),
+    });
+    job
+}
+
+fn run_on(
+    jobs: Vec<Job>,
+    options: &RunOptions,
+    learner: &mut dyn Learner,
+    notes: &mut Notes,
+) -> Result<Outcome, TrainError> {
+    let never = AtomicBool::new(false);
+    let flag = notes.stop_at.map_or(&never, |stop| stop.1);
+    train(jobs, options, learner, notes, flag)
+}
+
+fn finished(outcome: Outcome) -> Vec<Trained> {
+    match outcome {
+        Outcome::Finished(trained) => trained,
+        Outcome::Interrupted { step, .. } => panic!("interrupted at {step}"),
+    }
+}
+
+fn run(jobs: Vec<Job>) -> Vec<Trained> {
+    let options = RunOptions::default();
+    finished(run_on(jobs, &options, &mut Toy::default(), &mut Notes::default()).unwrap())
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn options(&self) -> RunOptions {
+        RunOptions {
+            base: "a base".into(),
+            checkpoint: Some(self.path("run/checkpoint.safetensors")),
+            ..RunOptions::default()
+        }
+    }
+
+    fn jobs(&self) -> Vec<Job> {
+        let (mut one, two) = (pair_job("one", 22, 0), toy::job("two", 15, 500));
+        one.metrics = Some(self.path("one/metrics.jsonl"));
+        vec![one, two]
+    }
+
+    /// The files of the run's state, by name.
+    fn state(&self) -> Vec<(String, Vec<u8>)> {
+        let entries = fs::read_dir(self.path("run")).unwrap();
+        let mut files: Vec<(String, Vec<u8>)> = entries
+            .map(|entry| {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                (name, fs::read(path).unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn run(&self, notes: &mut Notes) -> Result<Outcome, TrainError> {
+        run_on(self.jobs(), &self.options(), &mut Toy::default(), notes)
+    }
+}

@@ -1,0 +1,160 @@
+//! A run that is stopped and goes on, and the reference that is kept meanwhile.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use train::Job;
+use train::metrics::{Record, records};
+use train::sft::Outcome;
+
+use super::toy::{Notes, Toy, params};
+use super::{Folder, finished, pair_job, run, run_on};
+
+fn flag() -> &'static AtomicBool {
+    Box::leak(Box::new(AtomicBool::new(false)))
+}
+
+#[test]
+fn stopped_at_any_step_it_ends_with_the_same_bytes() {
+    let whole = Folder::new();
+    let expected = finished(whole.run(&mut Notes::default()).unwrap());
+    for stop in [0, 1, 5, 6, 17] {
+        let folder = Folder::new();
+        let mut notes = Notes {
+            stop_at: Some((stop, flag())),
+            ..Notes::default()
+        };
+        if stop == 0 {
+            // Before the reference is whole.
+            notes
+                .stop_at
+                .unwrap()
+                .1
+                .store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        match folder.run(&mut notes).unwrap() {
+            Outcome::Interrupted { step, .. } => assert_eq!(step, stop),
+            Outcome::Finished(_) => panic!("not stopped at {stop}"),
+        }
+        let mut notes = Notes::default();
+        let trained = finished(folder.run(&mut notes).unwrap());
+        assert!(trained == expected, "stopped at {stop}");
+        assert!(folder.state() == whole.state(), "stopped at {stop}");
+        let metrics = |folder: &Folder| fs::read(folder.path("one/metrics.jsonl")).unwrap();
+        assert!(metrics(&folder) == metrics(&whole), "stopped at {stop}");
+        // The reference is computed once, and only for the job that has preferences.
+        let how = if stop == 0 { "computing" } else { "read" };
+        assert_eq!(notes.references, [(0, how)], "stopped at {stop}");
+    }
+}
+
+fn reference_file(folder: &Folder) -> PathBuf {
+    let state = folder.state();
+    let named = |(name, _): &&(String, Vec<u8>)| name.starts_with("reference-");
+    folder
+        .path("run")
+        .join(&state.iter().find(named).unwrap().0)
+}
+
+#[test]
+fn a_damaged_reference_is_computed_again() {
+    let folder = Folder::new();
+    let expected = finished(folder.run(&mut Notes::default()).unwrap());
+    let file = reference_file(&folder);
+    let whole = fs::read(&file).unwrap();
+    for at in [0, 40, 64, 80, whole.len() - 1] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1;
+        fs::write(&file, flipped).unwrap();
+        fs::remove_file(folder.path("run/checkpoint.safetensors")).unwrap();
+        let mut notes = Notes::default();
+        assert!(finished(folder.run(&mut notes).unwrap()) == expected);
+        assert_eq!(notes.references[0].1, "damaged");
+        assert!(fs::read(&file).unwrap() == whole);
+    }
+    // Other answers have another reference, and the old one stays.
+    fs::remove_file(folder.path("run/checkpoint.safetensors")).unwrap();
+    let mut jobs = folder.jobs();
+    jobs[0].preference.as_mut().unwrap().train.examples[3].tokens[1] += 1;
+    let mut notes = Notes::default();
+    run_on(jobs, &folder.options(), &mut Toy::default(), &mut notes).unwrap();
+    assert_eq!(notes.references[0].1, "computing");
+    assert_eq!(folder.state().len(), 3);
+}
+
+#[test]
+fn the_reference_is_where_the_run_starts() {
+    let mut start = params();
+    start.pairs[0].b = vec![0.3, -0.2, 0.1];
+    let started = |hash: Option<&str>| {
+        let mut job = pair_job("one", 22, 0);
+        job.init = start.clone();
+        job.start = hash.map(str::to_owned);
+        let trained = run(vec![job]).remove(0);
+        match records(&trained.metrics).remove(0) {
+            Record::Step { preference, .. } => preference.unwrap().margin,
+            Record::Validation { .. } => panic!("validated first"),
+        }
+    };
+    assert_eq!(started(Some("an adapter")), 0.0);
+    // Measured from the bare base, numbers that are not fresh are some way off already.
+    assert!(started(None).abs() > 1e-3);
+
+    // And another start is another run.
+    let folder = Folder::new();
+    let mut notes = Notes {
+        stop_at: Some((4, flag())),
+        ..Notes::default()
+    };
+    folder.run(&mut notes).unwrap();
+    let mut jobs = folder.jobs();
+    jobs[0].start = Some("abc".into());
+    let said = run_on(
+        jobs,
+        &folder.options(),
+        &mut Toy::default(),
+        &mut Notes::default(),
+    );
+    let said = said.unwrap_err().to_string();
+    assert!(
+        said.contains("`one`: it started from fresh numbers, now it would from the adapter abc"),
+        "{said}"
+    );
+}
+
+#[test]
+fn another_preference_does_not_take_up_the_checkpoint() {
+    let folder = Folder::new();
+    let mut notes = Notes {
+        stop_at: Some((4, flag())),
+        ..Notes::default()
+    };
+    folder.run(&mut notes).unwrap();
+    let said = |change: fn(&mut Job)| {
+        let mut jobs = folder.jobs();
+        change(&mut jobs[0]);
+        let ran = run_on(
+            jobs,
+            &folder.options(),
+            &mut Toy::default(),
+            &mut Notes::default(),
+        );
+        ran.unwrap_err().to_string()
+    };
+    let beta = said(|job| job.settings.preference.as_mut().unwrap().beta = 0.7);
+    assert!(
+        beta.contains("setting `preference` was") && beta.contains("0.7"),
+        "{beta}"
+    );
+    let rows = said(|job| job.preference.as_mut().unwrap().train.examples[0].tokens[1] += 1);
+    assert!(
+        rows.contains("`one`: the training rows have changed"),
+        "{rows}"
+    );
+    let rows = said(|job| job.preference.as_mut().unwrap().validation.examples[0].tokens[1] += 1);
+    assert!(
+        rows.contains("`one`: the validation rows have changed"),
+        "{rows}"
+    );
+}
