@@ -5,6 +5,7 @@
 //! from the moment it came. Who waits for whom is the engine's pool's business ([`engine::claim`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -127,8 +128,7 @@ impl Adapters {
             let mut claim = self.engine.claim(&sizes, patience).map_err(unclaimed)?;
             while let Some(id) = claim.next(patience).map_err(unclaimed)? {
                 let began = Instant::now();
-                let packed = self
-                    .read(sources[&id])
+                let packed = beside_streams(|| self.read(sources[&id]))
                     .map_err(|error| LeaseError::Unusable(id, Box::new(error)))?;
                 let bytes = packed.bytes();
                 let read = bytes_on_disk(sources[&id]);
@@ -191,6 +191,24 @@ impl Adapters {
             _ => Ok(()),
         }
     }
+}
+
+/// Does `work` on a thread of its own that runs where the threads of a step leave time, for the most part: the machine has as many
+/// of those as cores, and a step is done when the last of them is. Threads that `work` starts do the same.
+fn beside_streams<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    /// A tenth of a step's thread's share, by Linux's weights.
+    #[cfg(target_os = "linux")]
+    const NICE: i32 = 10;
+    let work = || {
+        // Of this thread alone, on Linux. Without leave to do that, it is done at once.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::setpriority_process(None, NICE);
+        work()
+    };
+    std::thread::scope(|scope| {
+        let done = scope.spawn(work).join();
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// The weights' file, which is about what they take in memory, as it is, or as it was said to be where it is not here yet.
