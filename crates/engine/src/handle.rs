@@ -20,6 +20,7 @@ use crate::sampler::{History, Sampler};
 use crate::sampling::{MAX_TOP_LOGPROBS, Sampling, invalid};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Choice, Place, Sequence};
+use crate::shares::Client;
 use crate::stats::{Board, Stats};
 use crate::step::{Command, EngineLoop};
 
@@ -125,6 +126,8 @@ pub struct Request {
     pub grammar: Option<Arc<dyn Grammar>>,
     /// The lower goes first, of those that wait and where blocks run out; 0 is the usual.
     pub priority: i32,
+    /// For whom it is, where several share the engine; none: for nobody in particular.
+    pub client: Option<Client>,
     /// In how long from its submission it must have ended; then it ends as [`FinishReason::Deadline`], wherever it is.
     ///
     /// [`FinishReason::Deadline`]: crate::FinishReason::Deadline
@@ -333,6 +336,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
             // A time past what the clock can say is no deadline.
             deadline: request.deadline.and_then(|within| came.checked_add(within)),
             priority: request.priority,
+            client: request.client,
             overdue: false,
             cancelled: Arc::clone(&cancelled),
             place,

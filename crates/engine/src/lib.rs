@@ -44,4 +44,5 @@ pub use handle::{Engine, EngineConfig, Handle, Request, Seat, Stream, Ticket};
 pub use plan::{Batch, SequenceRows};
 pub use runner::{Limits, Runner};
 pub use sampling::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, Sampling};
+pub use shares::Client;
 pub use stats::{AdapterStats, LoadTimes, Stats};

@@ -6,8 +6,8 @@
 //!    keeps the step within its latency, [`MIN_PROMPT_ROWS`] at least, so that prompts go on.
 //! 3. Waiting sequences are admitted while there is budget, a seat in the batch, and blocks.
 //!
-//! Turns, for 2 and 3: those that have waited for `max_wait`, in order of arrival; then by priority; then the tone that has
-//! been served least; then by arrival. Where the first does not fit, none overtakes it.
+//! Turns, for 2 and 3: those that have waited for `max_wait`, in order of arrival; then by priority; then the client that
+//! has been served least for its weight, and of its tones the one that has been; then by arrival. Where the first does not fit, none overtakes it.
 //!
 //! When blocks run out, the least urgent running sequence gives its own up and is computed again later: one that was not
 //! admitted for its long wait before one that was, then by priority, then the youngest. So the oldest of those that waited
@@ -23,7 +23,7 @@ use crate::pace::Pace;
 use crate::plan::Plan;
 use crate::runner::Limits;
 use crate::sequence::{Arrival, Sequence};
-use crate::shares::Shares;
+use crate::shares::Served;
 
 /// Rows of prompts that a step has room for, however slow the model is.
 pub(crate) const MIN_PROMPT_ROWS: usize = 8;
@@ -32,7 +32,7 @@ pub(crate) struct Scheduler<A> {
     waiting: BTreeMap<Arrival, Sequence<A>>,
     running: BTreeMap<Arrival, Sequence<A>>,
     blocks: BlockPool,
-    shares: Shares,
+    served: Served,
     pace: Pace,
     max_batch: usize,
     step_tokens: usize,
@@ -46,7 +46,7 @@ pub(crate) struct Scheduler<A> {
 }
 
 /// Whose turn it is; the lower goes first.
-type Turn = (bool, i32, u64, Arrival);
+type Turn = (bool, i32, (u64, u64), Arrival);
 
 impl<A> Scheduler<A> {
     pub fn new(config: &EngineConfig, limits: &Limits) -> Self {
@@ -54,7 +54,7 @@ impl<A> Scheduler<A> {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             blocks: BlockPool::new(limits.blocks, limits.block_tokens, config.prefix_cache),
-            shares: Shares::default(),
+            served: Served::default(),
             pace: Pace::default(),
             max_batch: config.max_batch,
             step_tokens: config.step_tokens,
@@ -69,7 +69,7 @@ impl<A> Scheduler<A> {
     }
 
     pub fn enqueue(&mut self, sequence: Sequence<A>) {
-        self.shares.join(&sequence.root);
+        self.served.join(&sequence);
         self.waiting.insert(self.arrivals, sequence);
         self.arrivals += 1;
     }
@@ -111,7 +111,7 @@ impl<A> Scheduler<A> {
     /// Takes a running sequence out.
     pub fn take(&mut self, sequence: Arrival) -> Option<Sequence<A>> {
         let sequence = self.running.remove(&sequence)?;
-        self.shares.leave(&sequence.root);
+        self.served.leave(&sequence);
         Some(sequence)
     }
 
@@ -126,7 +126,7 @@ impl<A> Scheduler<A> {
             );
         }
         for sequence in &taken {
-            self.shares.leave(&sequence.root);
+            self.served.leave(sequence);
         }
         taken
     }
@@ -175,7 +175,7 @@ impl<A> Scheduler<A> {
                     .cover(sequence.tokens.len(), &self.blocks)
                     .is_ok()
                 {
-                    self.shares.charge(&sequence.root, 1);
+                    self.served.charge(sequence, 1);
                     let most = self.draft_tokens.min(room);
                     let drafts = drafts(sequence, &self.blocks, price, most);
                     room -= drafts.len();
@@ -218,7 +218,7 @@ impl<A> Scheduler<A> {
             };
             let rows = self.chunk(plan, budget, sequence);
             if rows > 0 {
-                self.shares.charge(&sequence.root, rows);
+                self.served.charge(sequence, rows);
                 plan.add(arrival, sequence, rows);
             }
         }
@@ -232,9 +232,9 @@ impl<A> Scheduler<A> {
 
     fn turn(&self, arrival: Arrival, sequence: &Sequence<A>, overdue: bool) -> Turn {
         if overdue {
-            return (false, 0, 0, arrival);
+            return (false, 0, (0, 0), arrival);
         }
-        let served = self.shares.served(&sequence.root);
+        let served = self.served.of(sequence);
         (true, sequence.priority, served, arrival)
     }
 
@@ -274,7 +274,7 @@ impl<A> Scheduler<A> {
             self.cached_tokens += cached as u64;
             sequence.outlet.start(cached);
             let rows = self.chunk(plan, budget, &sequence);
-            self.shares.charge(&sequence.root, rows);
+            self.served.charge(&sequence, rows);
             plan.add(arrival, &sequence, rows);
             self.running.insert(arrival, sequence);
         }

@@ -13,6 +13,7 @@ use crate::lookup::{self, Guess, Lookup};
 use crate::prefix::Root;
 use crate::sampler::{Draw, History};
 use crate::sampling::Sampling;
+use crate::shares::Client;
 
 /// The order in which requests came; the lower is the older, and goes first.
 pub(crate) type Arrival = u64;
@@ -44,6 +45,8 @@ pub(crate) struct Sequence<A> {
     pub deadline: Option<Instant>,
     /// The lower goes first.
     pub priority: i32,
+    /// For whom it runs.
+    pub client: Option<Client>,
     /// It was admitted because it had waited too long.
     pub overdue: bool,
     pub cancelled: Arc<AtomicBool>,

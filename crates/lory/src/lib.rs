@@ -1,5 +1,6 @@
 //! The binary's parts, as a library: so that they can be tested as a user meets them.
 
+pub mod access;
 pub mod catalog;
 pub mod cli;
 pub mod home;

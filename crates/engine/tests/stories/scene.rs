@@ -58,6 +58,7 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
         prompt_logprobs: false,
         grammar: None,
         priority: 0,
+        client: None,
         deadline: None,
     }
 }
@@ -258,6 +259,7 @@ impl Dice {
                 _ => None,
             },
             priority: self.pick(&[0, 0, -1, 3]),
+            client: None,
             deadline: None,
         }
     }

@@ -1,10 +1,11 @@
 //! Whose turn it is: shares, priorities, long waits, deadlines, and how long a step may take.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::{EngineConfig, Event, FinishReason, Flow, Request, Sink};
+use engine::{Client, EngineConfig, Event, FinishReason, Flow, Request, Sink};
 use testkit::FakeModel;
 
 use crate::scene::{
@@ -78,6 +79,36 @@ fn a_tone_with_many_requests_leaves_the_others_their_part() {
         (0..20).all(|n| *loud[n] == format!("loud {n}")),
         "{order:?}"
     );
+    assert_at_rest(&handle);
+}
+
+#[test]
+fn a_client_gets_its_share_whatever_the_others_ask_for() {
+    let (model, gate) = FakeModel::new(limits(100)).gated();
+    let handle = start(model, one_seat());
+    let ends = Ends::default();
+    let client = |id, weight| {
+        let weight = NonZeroU32::new(weight).unwrap();
+        Some(Client { id, weight })
+    };
+    ends.submit(&handle, "opener", of(3, 10, 4));
+    settled(&handle, |stats| stats.running == 1);
+    // One client asks for two tones, the other for one of them; a share is not had twice by asking for more tones.
+    for n in 0..12 {
+        for (name, tone, client) in [
+            ("loud", 1 + n % 2, client(1, 1)),
+            ("heavy", 1, client(2, 3)),
+        ] {
+            let mut request = of(tone, 10, 1);
+            // Prompts that the cache does not know, all of the same cost.
+            request.prompt[0] = 20 + u32::from(n) + 12 * u32::from(name == "loud");
+            ends.submit(&handle, name, Request { client, ..request });
+        }
+    }
+    gate.open();
+    let order = ends.once_all_ended(&handle);
+    let heavy = order[1..17].iter().filter(|end| *end == "heavy").count();
+    assert_eq!(heavy, 12, "{order:?}");
     assert_at_rest(&handle);
 }
 

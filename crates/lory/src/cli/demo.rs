@@ -11,6 +11,7 @@ use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::serve::{POLL, listen, serve};
 use super::{Verdict, columns, generate, print};
+use crate::http::ServerSettings;
 use crate::service::{Ask, Service, Settings};
 
 const QUESTION: &str = "What is the status of my order #12345?";
@@ -73,7 +74,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     ))?;
     if !args.once {
         print("\n")?;
-        serve(free_port(args.port)?, Some(POLL), || Ok(service))?;
+        let settings = ServerSettings::default();
+        serve(free_port(args.port)?, settings, Some(POLL), || Ok(service))?;
     } else {
         service.engine().shutdown();
     }

@@ -3,16 +3,20 @@
 mod base;
 mod bench;
 mod columns;
+mod config;
 mod data;
 mod demo;
 mod eval;
 mod generate;
+mod key;
+mod logs;
 mod persona;
 mod personas;
 mod pull;
 mod registry;
 mod rows;
 mod serve;
+mod server;
 mod table;
 mod train;
 
@@ -20,8 +24,7 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use config::Parsed;
 
 /// Many tones of voice from one language model: serve them, train them.
 #[derive(Debug, Parser)]
@@ -34,7 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Generate(generate::Args),
     Pull(pull::Args),
     Train(Box<train::Args>),
@@ -44,24 +47,27 @@ enum Command {
     Persona(persona::Command),
     #[command(subcommand)]
     Data(data::Data),
+    #[command(subcommand)]
+    Key(key::Command),
 }
 
 /// Runs the program; its exit code is 0, 1 where something failed, or 2 where the command line is not understood.
 #[must_use]
 pub fn main() -> ExitCode {
     kernels::return_freed_memory();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::builder()
-                .with_default_directive(LevelFilter::WARN.into())
-                .from_env_lossy(),
-        )
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
     // Clap prints help and complaints, and ends with 0 or 2.
-    let cli = Cli::parse();
-    match run(cli.command) {
+    let parsed = match config::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match &parsed.cli.command {
+        Command::Serve(args) => logs::serving(args.log_format),
+        _ => logs::quiet(),
+    }
+    match run(parsed) {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
         Err(error) if reader_left(&error) => ExitCode::SUCCESS,
@@ -72,10 +78,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<Verdict> {
-    match command {
+fn run(parsed: Parsed) -> anyhow::Result<Verdict> {
+    match parsed.cli.command {
         Command::Demo(args) => demo::run(args),
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) if args.print_config => {
+            print(&parsed.in_force.unwrap_or_default())?;
+            Ok(Verdict::Good)
+        }
+        Command::Serve(args) => serve::run(*args, parsed.file.as_deref()),
         Command::Generate(args) => generate::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Train(args) => train::run(*args),
@@ -83,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Bench(args) => bench::run(args),
         Command::Persona(command) => persona::run(command),
         Command::Data(args) => data::run(args),
+        Command::Key(command) => key::run(command),
     }
 }
 
@@ -126,11 +137,10 @@ fn reader_left(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        config::command().debug_assert();
     }
 
     #[test]
@@ -171,6 +181,6 @@ mod tests {
                 );
             }
         }
-        check(&Cli::command());
+        check(&config::command());
     }
 }

@@ -1,8 +1,8 @@
 //! `lory serve`.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +11,12 @@ use bytesize::ByteSize;
 use engine::EngineConfig;
 
 use super::base::{BaseArgs, Located};
+use super::logs::LogFormat;
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
+use super::server::ServerArgs;
 use super::{Verdict, print};
-use crate::http::{self, Slot};
+use crate::http::{self, ServerSettings, Slot};
 use crate::service::{Service, Settings};
 
 /// How many personas are named at the start.
@@ -33,7 +35,8 @@ Sizes take units: 256MiB, 1.5GB. So do times: 100ms, 5s.
 
 Examples:
   lory serve
-  lory serve --base my.gguf --personas tones --port 9000 --kv-memory 2GiB")]
+  lory serve --base my.gguf --personas tones --port 9000 --kv-memory 2GiB
+  lory serve --host 0.0.0.0 --keys keys.toml --tls-cert cert.pem --tls-key key.pem")]
 pub(super) struct Args {
     #[command(flatten)]
     base: BaseArgs,
@@ -47,18 +50,25 @@ pub(super) struct Args {
     /// The folder under which clients may name adapters to load (POST /v1/load_lora_adapter); without it they may not
     #[arg(long, value_name = "DIR")]
     adapter_root: Option<PathBuf>,
-    /// The address to listen on; 0.0.0.0 for every one of the machine's
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    host: IpAddr,
-    /// The port; 0 takes a free one
-    #[arg(long, default_value_t = 8000)]
-    port: u16,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// What the log on stderr looks like: a line of text or a JSON object for each event; RUST_LOG chooses the events
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// A file with any of these flags, by their names: port = 9000 [default: lory.toml, if there is one in the working folder].
+    /// What stands on the command line goes before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print what is in force, and where each setting comes from, and end
+    #[arg(long)]
+    pub print_config: bool,
 }
 
 /// What the engine may take.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Engine")]
 pub(super) struct EngineArgs {
     /// Memory for resident adapters
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
@@ -127,7 +137,10 @@ impl EngineArgs {
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+pub(super) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<Verdict> {
+    if let Some(config) = config {
+        eprintln!("settings from {}", config.display());
+    }
     let catalog = args.registry.catalog(&args.personas)?;
     if let Some(root) = &args.adapter_root {
         let real = root.canonicalize();
@@ -139,15 +152,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         );
     }
     // A port that is taken should not cost the time to load a model.
-    let listener = listen(SocketAddr::new(args.host, args.port)).map_err(|error| {
-        anyhow::anyhow!(
-            "cannot listen on {}:{}: {}",
-            args.host,
-            args.port,
-            described(&error, args.port)
-        )
+    let (host, port) = (args.server.host, args.server.port);
+    let server = args.server.settings()?;
+    let listener = listen(SocketAddr::new(host, port)).map_err(|error| {
+        let said = described(&error, port);
+        anyhow::anyhow!("cannot listen on {host}:{port}: {said}")
     })?;
-    serve(listener, Some(args.registry_poll), move || {
+    serve(listener, server, Some(args.registry_poll), move || {
         let located = args.base.locate()?;
         let settings = Settings {
             adapter_root: args.adapter_root,
@@ -180,6 +191,7 @@ fn described(error: &std::io::Error, port: u16) -> String {
 /// The registry is followed, looked at every so often, if there is one.
 pub(super) fn serve(
     listener: TcpListener,
+    settings: ServerSettings,
     follow: Option<Duration>,
     load: impl FnOnce() -> anyhow::Result<Service> + Send + 'static,
 ) -> anyhow::Result<()> {
@@ -194,7 +206,9 @@ pub(super) fn serve(
     let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let slot = Slot::loading();
-        let mut server = tokio::spawn(http::serve(slot.clone(), listener, http::shutdown_signal()));
+        let reached = Reached::new(address, &settings);
+        let served = http::serve(slot.clone(), listener, settings, http::shutdown_signal());
+        let mut server = tokio::spawn(served);
         let service = tokio::select! {
             // Told to stop before there was anything to serve.
             ended = &mut server => return Ok(ended??),
@@ -205,7 +219,7 @@ pub(super) fn serve(
             service.compare_shadows();
         }
         slot.fill(Arc::clone(&service));
-        print(&welcome(&service, address))?;
+        print(&welcome(&service, &reached))?;
         let ended = server.await;
         service.engine().shutdown();
         Ok(ended??)
@@ -215,7 +229,34 @@ pub(super) fn serve(
     served
 }
 
-fn welcome(service: &Service, address: SocketAddr) -> String {
+/// How a client reaches the server, as it is said at the start.
+struct Reached {
+    address: SocketAddr,
+    scheme: &'static str,
+    /// How many keys there are, if any are wanted.
+    keys: Option<usize>,
+}
+
+impl Reached {
+    fn new(address: SocketAddr, settings: &ServerSettings) -> Reached {
+        Reached {
+            address,
+            scheme: if settings.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            },
+            keys: settings.keys.as_ref().map(|keys| keys.count()),
+        }
+    }
+}
+
+fn welcome(service: &Service, reached: &Reached) -> String {
+    let Reached {
+        address,
+        scheme,
+        keys,
+    } = reached;
     let personas = service.personas();
     let names = personas.names();
     let who = names.first().copied().unwrap_or("base");
@@ -224,15 +265,28 @@ fn welcome(service: &Service, address: SocketAddr) -> String {
         n if n > SHOWN => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
         _ => names.join(", "),
     };
+    let access = match keys {
+        Some(1) => "1 key".to_owned(),
+        Some(n) => format!("{n} keys"),
+        None if address.ip().is_loopback() => {
+            "no keys: every program on this machine may ask, nobody else can (--keys)".to_owned()
+        }
+        None => "no keys: everybody who can connect may ask (--keys)".to_owned(),
+    };
     // What listens everywhere is reached here.
-    let reached = if address.ip().is_unspecified() {
+    let here = if address.ip().is_unspecified() {
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
     } else {
-        address
+        *address
+    };
+    let bearer = match keys {
+        Some(_) => " -H \"Authorization: Bearer $LORY_KEY\"",
+        None => "",
     };
     format!(
-        "Serving http://{address}\n  base      {}\n  personas  {personas}\nTry:\n  curl -s http://{reached}/generate -H \
-         'content-type: application/json' -d '{{\"prompt\": \"Where is my order #12345?\", \"user_type\": \"{who}\"}}'\n",
+        "Serving {scheme}://{address}\n  base      {}\n  personas  {personas}\n  access    {access}\nTry:\n  curl -s \
+         {scheme}://{here}/generate{bearer} -H 'content-type: application/json' -d '{{\"prompt\": \"Where is my order \
+         #12345?\", \"user_type\": \"{who}\"}}'\n",
         service.base().name
     )
 }

@@ -12,10 +12,11 @@ use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::Body;
 use super::logprobs;
-use crate::service::{Call, CallDelta, Delta, End, Speaker};
+use crate::service::{Call, CallDelta, Caller, Delta, End, Speaker};
 
 pub(super) async fn chat_completions(
     State(slot): State<Slot>,
+    caller: Caller,
     Body(request): Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
@@ -24,7 +25,7 @@ pub(super) async fn chat_completions(
     let model = request.model.clone();
     let ask = request.into_ask()?;
     let logprobs = ask.logprobs.is_some();
-    let incoming = Incoming::submit(service, ask).await?;
+    let incoming = Incoming::submit(service, caller, ask).await?;
     if stream {
         let envelope = Envelope::new(
             "chatcmpl",

@@ -14,7 +14,9 @@ use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Biases, Body, Texts};
 use super::logprobs::{self, Columns};
-use crate::service::{Ask, Conversation, Delta, End, FieldNames, Overrides, Speaker, SpokenToken};
+use crate::service::{
+    Ask, Caller, Conversation, Delta, End, FieldNames, Overrides, Speaker, SpokenToken,
+};
 
 /// OpenAI's default, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -152,6 +154,7 @@ impl CompletionRequest {
 
 pub(super) async fn completions(
     State(slot): State<Slot>,
+    caller: Caller,
     Body(request): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
@@ -160,7 +163,7 @@ pub(super) async fn completions(
     let model = request.model.clone();
     let asks = request.into_asks()?;
     let logprobs = asks.first().and_then(|ask| ask.logprobs);
-    let incoming = Incoming::submit_all(service, asks).await?;
+    let incoming = Incoming::submit_all(service, caller, asks).await?;
     let envelope = Envelope::new("cmpl", "text_completion", model, &incoming.speaker);
     if stream {
         return Ok(incoming.stream(Chunks {

@@ -1,13 +1,16 @@
 //! Errors as clients see them: always `{"error":{"message","type","code","param"}}`. The one place where an error gets its
 //! HTTP status.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use registry::{LookupError, RegistryError};
 use serde_json::{Value, json};
 
-use super::MAX_BODY;
+use super::{MAX_BODY, MAX_HEADERS};
+use crate::access::Denied;
 use crate::service::{AdapterError, PublishError, RequestError};
 
 /// Seconds after which a client may try again, where nothing says how long it will take.
@@ -106,6 +109,75 @@ impl ApiError {
         )
     }
 
+    /// The server is stopping, in at most `within`.
+    pub fn draining(within: Duration) -> Self {
+        ApiError {
+            retry_after: Some(whole_seconds(within)),
+            ..ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "shutting_down",
+                "the server is stopping and takes no new requests; ask another one, or this one when it is back",
+            )
+        }
+    }
+
+    pub fn headers_too_large() -> Self {
+        ApiError::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers_too_large",
+            format!("the headers are larger than {MAX_HEADERS} bytes"),
+        )
+    }
+
+    pub fn slow_headers(limit: Duration) -> Self {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "headers_too_slow",
+            format!("the headers took longer than {limit:?} to come"),
+        )
+    }
+
+    pub fn slow_body(limit: Duration) -> Self {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_too_slow",
+            format!("the body took longer than {limit:?} to come"),
+        )
+    }
+
+    pub fn too_many_connections(limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            format!("{limit} connections are open already, as many as may be"),
+        )
+    }
+
+    /// A web page from elsewhere.
+    pub fn origin() -> Self {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "a web page of another origin asked; name the origin with --cors-origin if it may",
+        )
+    }
+
+    /// The whole response in bytes, for a connection on which nothing speaks HTTP any more.
+    pub fn raw(&self) -> Vec<u8> {
+        let body = self.json().to_string();
+        let reason = self.status.canonical_reason().unwrap_or_default();
+        let retry = match self.retry_after {
+            Some(seconds) => format!("retry-after: {seconds}\r\n"),
+            None => String::new(),
+        };
+        let head = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\n{retry}connection: close\r\ncontent-length: {}\r\n\r\n",
+            self.status.as_u16(),
+            body.len()
+        );
+        [head, body].concat().into_bytes()
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -117,6 +189,8 @@ impl ApiError {
     /// The body.
     pub fn json(&self) -> Value {
         let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
@@ -137,7 +211,47 @@ impl IntoResponse for ApiError {
             let value = HeaderValue::from(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, value);
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+        }
         response
+    }
+}
+
+/// What `Retry-After` says of a time.
+fn whole_seconds(time: Duration) -> u64 {
+    let seconds = time.as_secs_f64().ceil() as u64;
+    seconds.clamp(RETRY_AFTER, MAX_RETRY_AFTER)
+}
+
+fn of_denied(denied: &Denied) -> (StatusCode, &'static str) {
+    match denied {
+        Denied::NoKey => (StatusCode::UNAUTHORIZED, "missing_api_key"),
+        Denied::UnknownKey => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
+        Denied::NotAdmin { .. } => (StatusCode::FORBIDDEN, "admin_only"),
+        Denied::Persona { .. } => (StatusCode::FORBIDDEN, "persona_not_allowed"),
+        Denied::Priority { .. } => (StatusCode::FORBIDDEN, "priority_not_allowed"),
+        Denied::Requests { .. } => (StatusCode::TOO_MANY_REQUESTS, "request_rate_exceeded"),
+        Denied::Tokens { .. } => (StatusCode::TOO_MANY_REQUESTS, "token_rate_exceeded"),
+    }
+}
+
+/// A bucket is measured, so what it says is not cut as a guess is: who took more than a minute's worth waits for it.
+fn after_denied(denied: &Denied) -> Option<u64> {
+    let time = denied.retry_after()?;
+    Some((time.as_secs_f64().ceil() as u64).max(RETRY_AFTER))
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> ApiError {
+        let (status, code) = of_denied(&denied);
+        ApiError {
+            retry_after: after_denied(&denied),
+            ..ApiError::new(status, code, denied.to_string())
+        }
     }
 }
 
@@ -181,14 +295,13 @@ impl From<RequestError> for ApiError {
             // Nobody reads it.
             RequestError::GivenUp => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
+            RequestError::Denied { source, .. } => of_denied(source),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };
         let api = ApiError::new(status, code, error.to_string());
         let retry_after = match &error {
-            RequestError::QueueFull { retry_after, .. } => {
-                let seconds = retry_after.as_secs_f64().ceil() as u64;
-                Some(seconds.clamp(RETRY_AFTER, MAX_RETRY_AFTER))
-            }
+            RequestError::QueueFull { retry_after, .. } => Some(whole_seconds(*retry_after)),
+            RequestError::Denied { source, .. } => after_denied(source),
             _ => api.retry_after,
         };
         ApiError {

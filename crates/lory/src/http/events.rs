@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
 use crate::service::{
-    Answer, Ask, CallDelta, Delta, End, Gathered, RequestError, Service, Speaker, TextEvent,
+    Answer, Ask, CallDelta, Caller, Delta, End, Gathered, RequestError, Service, Speaker, TextEvent,
     TextSink, Tickets,
 };
 
@@ -70,13 +70,24 @@ impl Usage {
 
 impl Incoming {
     /// Queues one request.
-    pub async fn submit(service: Arc<Service>, ask: Ask) -> Result<Incoming, ApiError> {
-        Incoming::submit_all(service, vec![ask]).await
+    pub async fn submit(
+        service: Arc<Service>,
+        caller: Caller,
+        ask: Ask,
+    ) -> Result<Incoming, ApiError> {
+        Incoming::submit_all(service, caller, vec![ask]).await
     }
 
     /// Queues requests that one response answers; they ask the same of several prompts. Tokenizing, reading adapters and waiting
     /// for them happen off the async threads; if the client leaves meanwhile, the wait ends.
-    pub async fn submit_all(service: Arc<Service>, asks: Vec<Ask>) -> Result<Incoming, ApiError> {
+    pub async fn submit_all(
+        service: Arc<Service>,
+        caller: Caller,
+        mut asks: Vec<Ask>,
+    ) -> Result<Incoming, ApiError> {
+        for ask in &mut asks {
+            ask.caller = caller.clone();
+        }
         // At most `max_new_tokens` events of each answer, so the channel is bounded by what the request may hold.
         let (sender, events) = unbounded_channel();
         let client = Client::default();

@@ -10,7 +10,7 @@ use super::Slot;
 use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Body, Texts};
-use crate::service::{Ask, Conversation, Delta, End, Overrides, Speaker};
+use crate::service::{Ask, Caller, Conversation, Delta, End, Overrides, Speaker};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,12 +56,13 @@ impl GenerateRequest {
 
 pub(super) async fn generate(
     State(slot): State<Slot>,
+    caller: Caller,
     Body(request): Body<GenerateRequest>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
     let user_type = request.user_type.clone();
     let stream = request.stream.unwrap_or(false);
-    let incoming = Incoming::submit(service, request.into_ask()).await?;
+    let incoming = Incoming::submit(service, caller, request.into_ask()).await?;
     if stream {
         return Ok(incoming.stream(Events { user_type }));
     }

@@ -1,21 +1,31 @@
-//! `GET /health`: the server is alive. `GET /ready`: the base is loaded.
+//! `GET /health`: the server is alive. `GET /ready`: the base is loaded, and the server does not stop.
 
-use axum::Json;
+use std::sync::Arc;
+
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Slot;
 use super::error::ApiError;
+use super::front::Front;
 
 pub(super) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-pub(super) async fn ready(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn ready(
+    State(slot): State<Slot>,
+    Extension(front): Extension<Arc<Front>>,
+) -> Result<Json<Value>, ApiError> {
+    if front.is_draining() {
+        return Err(ApiError::draining(front.settings.drain_timeout));
+    }
     let service = slot.service()?;
-    Ok(Json(json!({
-        "status": "ready",
-        "base": service.base().name,
-        "personas": service.personas().names(),
-    })))
+    let mut ready = json!({"status": "ready", "base": service.base().name});
+    // Where keys say who may use whom, nobody is told without one who is there.
+    if front.settings.keys.is_none() {
+        ready["personas"] = json!(service.personas().names());
+    }
+    Ok(Json(ready))
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -15,6 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::error::ApiError;
+use super::front::Front;
 use super::{Slot, seconds_since_1970};
 use crate::service::Service;
 
@@ -23,9 +26,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// The most names in one label of `vllm:lora_requests_info`.
 const MAX_NAMES: usize = 200;
 
-pub(super) async fn metrics(State(slot): State<Slot>) -> Result<Response, ApiError> {
+pub(super) async fn metrics(
+    State(slot): State<Slot>,
+    Extension(front): Extension<Arc<Front>>,
+) -> Result<Response, ApiError> {
     let service = slot.service()?;
     let mut registry = Registry::default();
+    front.register(&mut registry);
     service.meters().register(&mut registry);
     service.shadows().register(&mut registry);
     registry.register_collector(Box::new(Snapshot::take(&service)));

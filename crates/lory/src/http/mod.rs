@@ -1,7 +1,8 @@
 //! The HTTP server: JSON and server-sent events on one side, [`crate::service`] on the other. Knows no tokens, no
 //! templates and no persona folders.
 //!
-//! Files are named for what a client does; `json` reads bodies, `error` is the one place where errors get a status.
+//! Files are named for what a client does; `json` reads bodies, `error` is the one place where errors get a status. In front of
+//! the routes are `front` (every request) and `guard` (those that need a key); `server` is the loop, `tls` its certificate.
 
 mod chat_completions;
 mod chat_request;
@@ -11,7 +12,9 @@ mod embeddings;
 mod envelope;
 mod error;
 mod events;
+mod front;
 mod generate;
+mod guard;
 mod health;
 mod json;
 mod load_lora_adapter;
@@ -20,28 +23,37 @@ mod lora_adapters;
 mod metrics;
 mod models;
 mod personas;
+mod server;
+mod settings;
+mod tls;
 
-use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, Method, header};
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tower_http::cors::CorsLayer;
+
+pub use server::{serve, shutdown_signal};
+pub use settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
+pub use tls::{Tls, TlsError};
 
 use crate::service::Service;
 use error::ApiError;
+use front::Front;
 
-/// The largest body of a request, in bytes.
-pub const MAX_BODY: usize = 4 << 20;
-/// How long requests under way may go on after the signal to stop.
-const GRACE: Duration = Duration::from_secs(30);
-
-/// Every route.
-fn router(slot: Slot) -> Router {
-    Router::new()
+/// Every route, by who may ask it.
+fn router(slot: Slot, front: &Arc<Front>) -> Router {
+    let open = Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready));
+    let metrics = Router::new()
+        .route("/metrics", get(metrics::metrics))
+        .route_layer(from_fn(guard::metrics));
+    let asking = Router::new()
         .route("/generate", post(generate::generate))
         .route(
             "/v1/chat/completions",
@@ -50,15 +62,39 @@ fn router(slot: Slot) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models::models))
+        .route_layer(from_fn(guard::any_key));
+    let admin = Router::new()
         .route("/v1/lora_adapters", get(lora_adapters::lora_adapters))
-        .route("/metrics", get(metrics::metrics))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
         .merge(personas::router())
+        .route_layer(from_fn(guard::admin));
+    let mut router = open
+        .merge(metrics)
+        .merge(asking)
+        .merge(admin)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    // Without origins nothing of it is there, and a browser keeps the pages of others away.
+    if !front.settings.origins.is_empty() {
+        router = router.layer(cors(front));
+    }
+    router
+        .layer(from_fn_with_state(Arc::clone(front), front::front))
         .with_state(slot)
+}
+
+/// Lets web pages of the origins that were named ask.
+fn cors(front: &Front) -> CorsLayer {
+    let request_id = HeaderName::from_static("x-request-id");
+    CorsLayer::new()
+        .allow_origin(front.settings.origins.clone())
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            request_id.clone(),
+        ])
+        .expose_headers([header::RETRY_AFTER, request_id])
 }
 
 /// Where the service will be once its base is loaded; the server may run before. Clones are the same place.
@@ -106,58 +142,4 @@ impl From<Arc<Service>> for Slot {
 fn seconds_since_1970() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
-}
-
-/// Serves until `shutdown` resolves, then takes no new connection and lets requests under way finish, for half a minute at
-/// most.
-///
-/// # Errors
-/// The system's, from the listener.
-pub async fn serve(
-    service: impl Into<Slot>,
-    listener: TcpListener,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let (stop, mut stopping) = watch::channel(false);
-    let signal = async move {
-        shutdown.await;
-        stop.send_replace(true);
-    };
-    let server = axum::serve(listener, router(service.into())).with_graceful_shutdown(signal);
-    let overdue = async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        ended = async { server.await } => ended,
-        () = overdue => {
-            tracing::warn!("requests still under way after {GRACE:?} are cut off");
-            Ok(())
-        }
-    }
-}
-
-/// Resolves on Ctrl-C, or SIGTERM where there is one.
-pub async fn shutdown_signal() {
-    let interrupt = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-    tokio::select! {
-        () = interrupt => {}
-        () = terminate => {}
-    }
 }

@@ -1,5 +1,5 @@
-//! `GET /v1/models`: the base and the personas, in OpenAI's shape with vLLM's `root` (where the adapter lies) and `parent` (the
-//! base).
+//! `GET /v1/models`: the base and the personas that the caller may use, in OpenAI's shape with vLLM's `root` (where the adapter
+//! lies) and `parent` (the base).
 
 use axum::Json;
 use axum::extract::State;
@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 
 use super::Slot;
 use super::error::ApiError;
+use crate::service::Caller;
 
-pub(super) async fn models(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn models(
+    State(slot): State<Slot>,
+    caller: Caller,
+) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
     let base = &service.base().name;
     let model = |id: &str, created: u64, root: &str, parent: Option<&str>| {
@@ -22,11 +26,15 @@ pub(super) async fn models(State(slot): State<Slot>) -> Result<Json<Value>, ApiE
         })
     };
     let started = slot.created();
-    let mut data = vec![model(base, started, base, None)];
+    let mut data = Vec::new();
+    if caller.check_base(base).is_ok() {
+        data.push(model(base, started, base, None));
+    }
     let personas = service.personas();
     for persona in personas
         .names()
         .into_iter()
+        .filter(|name| caller.may_use(name))
         .filter_map(|name| personas.get(name))
     {
         let adapter = persona.adapter.as_ref();

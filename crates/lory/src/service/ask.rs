@@ -3,6 +3,7 @@
 use formats::chat_template::Message;
 use sha2::{Digest as _, Sha256};
 
+use super::caller::Caller;
 use super::error::RequestError;
 use super::grammar::Format;
 use super::tools::{ToolChoice, Tools};
@@ -52,6 +53,8 @@ pub struct Ask {
     pub timeout_ms: Option<u64>,
     /// What the caller's interface calls the fields.
     pub names: FieldNames,
+    /// Who asks.
+    pub caller: Caller,
 }
 
 /// What was said so far.
@@ -128,6 +131,7 @@ impl Ask {
             priority: 0,
             timeout_ms: None,
             names: FieldNames::GENERATE,
+            caller: Caller::default(),
         }
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use engine::{ClaimError, SubmitError};
 use registry::{LookupError, RegistryError};
 
+use crate::access::Denied;
+
 use super::adapters::{AdapterError, LeaseError};
 use super::ask::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
 
@@ -254,6 +256,14 @@ pub enum RequestError {
     /// The engine has ended, or is ending.
     #[error("the service is shutting down")]
     Stopped,
+    /// The caller's key does not allow it.
+    #[error("{}{source}", field.map_or(String::new(), |field| format!("{field}: ")))]
+    Denied {
+        /// The field that asks for it.
+        field: Option<&'static str>,
+        /// Why not.
+        source: Denied,
+    },
     /// The engine refused what this module should have.
     #[error("the engine refused the request: {0}")]
     Refused(SubmitError),
@@ -315,6 +325,7 @@ impl RequestError {
             RequestError::TooManyStops { .. } => Some("stop".to_owned()),
             RequestError::StopLength { index, .. } => Some(format!("stop[{index}]")),
             RequestError::Timeout => Some("timeout_ms".to_owned()),
+            RequestError::Denied { field, .. } => field.map(str::to_owned),
             RequestError::QueueFull { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)

@@ -15,8 +15,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::caller::Account;
 use super::error::RequestError;
 use super::voice::Speaker;
+use crate::access::{Denied, Hold};
 
 /// The most personas with a label of their own.
 pub const MAX_PERSONAS: usize = 100;
@@ -120,15 +122,30 @@ impl Meters {
     }
 
     /// A request was refused; `speaker` if it is known who was asked.
-    pub fn refused(&self, speaker: Option<&Speaker>, error: &RequestError) {
+    pub(super) fn refused(
+        &self,
+        speaker: Option<&Speaker>,
+        account: Option<&Account>,
+        error: &RequestError,
+    ) {
         let outcome = match error {
             RequestError::QueueFull { .. } | RequestError::GrammarsBusy => "queue_full",
             RequestError::Timeout => "timeout",
             RequestError::GivenUp => "cancelled",
             RequestError::Adapter { .. } | RequestError::Failed(_) => "error",
             RequestError::Stopped => "stopped",
+            RequestError::Denied { source, .. } => match source {
+                Denied::Requests { .. } | Denied::Tokens { .. } => "over_rate",
+                _ => "denied",
+            },
             _ => "refused",
         };
+        if let Some(account) = account {
+            if let Some(speaker) = speaker {
+                account.asked(speaker);
+            }
+            account.note(|notes| notes.outcome = Some(outcome));
+        }
         let persona = speaker.map_or_else(|| NONE.to_owned(), |speaker| self.label(speaker));
         self.count(persona, outcome);
     }
@@ -138,6 +155,9 @@ impl Meters {
         Meter {
             meters: Arc::clone(self),
             persona: self.label(speaker),
+            account: None,
+            hold: Hold::default(),
+            first: true,
             came,
             last_token: None,
         }
@@ -169,11 +189,23 @@ impl Meters {
 pub(super) struct Meter {
     meters: Arc<Meters>,
     persona: String,
+    account: Option<Arc<Account>>,
+    hold: Hold,
+    /// Whether it is the first answer to its prompt, which all of them share.
+    first: bool,
     came: Instant,
     last_token: Option<Instant>,
 }
 
 impl Meter {
+    /// Writes what becomes of it into the caller's account, and gives back what of the caller's tokens was not used.
+    pub fn for_caller(mut self, account: Option<Arc<Account>>, hold: Hold, first: bool) -> Meter {
+        self.account = account;
+        self.hold = hold;
+        self.first = first;
+        self
+    }
+
     /// `stopped`: a stop string has ended the answer, though the engine calls it cancelled.
     pub fn see(&mut self, event: &Event, stopped: bool) {
         let meters = &self.meters;
@@ -195,6 +227,11 @@ impl Meter {
                     FinishReason::Cancelled => "cancelled",
                     FinishReason::Error(_) => "error",
                 };
+                let prompt = if self.first { end.prompt_tokens } else { 0 };
+                self.hold.used((prompt + end.completion_tokens) as u64);
+                if let Some(account) = &self.account {
+                    account.ended(outcome, end, self.first);
+                }
                 meters.count(self.persona.clone(), outcome);
                 let persona = Persona {
                     persona: self.persona.clone(),

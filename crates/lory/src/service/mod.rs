@@ -12,7 +12,7 @@
 //! - [`base`]: the model, its tokenizer and its template, from one file
 //! - [`ask`]: a request, as plain data
 //! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
-//! - [`meters`]: what is counted
+//! - [`caller`]: who asks, and the account of what became of it; [`meters`]: what is counted
 //! - [`tools`]: what a model may call; [`grammar`]: what an answer must look like, token by token;
 //!   `schema`: what no grammar is made of
 //! - `choices`: several answers to one prompt
@@ -26,6 +26,7 @@ pub mod answer;
 pub mod ask;
 pub mod base;
 mod calls;
+pub mod caller;
 mod choices;
 pub mod error;
 pub mod grammar;
@@ -55,6 +56,7 @@ pub use answer::{
 };
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
 pub use base::{Base, Wording};
+pub use caller::{Account, Caller, Notes};
 pub use choices::Tickets;
 pub use error::{OpenError, PublishError, RequestError};
 pub use grammar::Format;
@@ -251,7 +253,7 @@ impl Service {
     ) -> Result<Accepted, RequestError> {
         let came = Instant::now();
         let counted = |speaker: Option<&Speaker>, error: RequestError| {
-            meters.refused(speaker, &error);
+            meters.refused(speaker, ask.caller.account().as_deref(), &error);
             error
         };
         let personas = self.personas();
@@ -305,11 +307,22 @@ impl Service {
                 .grammars
                 .find(&self.base, &ask.format, ask.tools.as_ref())?,
             priority: ask.priority,
+            client: ask.caller.client(),
             // The time to read the prompt counts too.
             deadline: within.map(|within| within.saturating_sub(came.elapsed())),
         };
         let refused = |error| RequestError::refused(error, names);
         self.engine.check(&request).map_err(refused)?;
+        let holds = ask.caller.admit(
+            ask.priority,
+            request.prompt.len(),
+            max_new_tokens,
+            ask.choices,
+        )?;
+        let mut holds = holds.into_iter();
+        if let Some(account) = ask.caller.account() {
+            account.asked(&voice.speaker);
+        }
         let seats = (0..ask.choices)
             .map(|_| self.engine.take_seat())
             .collect::<Result<Vec<_>, _>>()
@@ -321,7 +334,10 @@ impl Service {
         // Held until the engine holds its own.
         let leases = self.adapters.lease(&voice.adapters, &patience)?;
         let sink = |choice: usize| -> Sink {
+            let account = ask.caller.account();
+            let hold = holds.next().unwrap_or_default();
             let meter = meters.meter(&voice.speaker, came);
+            let meter = meter.for_caller(account, hold, choice == 0);
             let detokenizer = self.base.tokenizer.detokenizer();
             let mut writer = Writer::new(detokenizer, stop, sinks(choice), meter);
             if ask.calls_tools() {

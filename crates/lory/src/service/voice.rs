@@ -63,7 +63,12 @@ impl<'a> Voice<'a> {
         ask: &Ask,
     ) -> Result<Voice<'a>, RequestError> {
         let field = ask.names.persona;
+        let denied = |source| RequestError::Denied {
+            field: Some(field),
+            source,
+        };
         let Some(spec) = ask.persona.as_deref().map(str::trim) else {
+            ask.caller.check_base(&base.name).map_err(denied)?;
             return Ok(Voice::base(base));
         };
         if spec.is_empty() {
@@ -71,14 +76,19 @@ impl<'a> Voice<'a> {
             return Err(RequestError::NoPersona { field, base });
         }
         if spec == base.name || (spec == BASE && personas.get(BASE).is_none()) {
+            ask.caller.check_base(&base.name).map_err(denied)?;
             return Ok(Voice::base(base));
+        }
+        // Before it is looked up: who may not use a persona shall not learn whether it is there.
+        for part in registry::spec::parse(spec).into_iter().flatten() {
+            ask.caller.check_persona(&part.name).map_err(denied)?;
         }
         let parts =
             personas
                 .resolve_for(spec, ask.draw())
                 .map_err(|source| RequestError::Persona {
                     field,
-                    source,
+                    source: ask.caller.seen(source),
                     base: base.name.clone(),
                 })?;
         let lead = parts

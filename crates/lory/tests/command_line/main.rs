@@ -4,8 +4,11 @@ mod data;
 mod demo_and_serve;
 mod eval;
 mod generate;
+mod keys;
 #[cfg(unix)]
 mod killed;
+#[cfg(unix)]
+mod operations;
 mod persona;
 mod preference;
 mod pull;

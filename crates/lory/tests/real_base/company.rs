@@ -85,6 +85,7 @@ fn request(i: usize) -> Request {
         prompt_logprobs: false,
         grammar: None,
         priority: 0,
+        client: None,
         deadline: None,
     }
 }

@@ -1,5 +1,6 @@
 //! The service and the server as a client meets them, over a tiny random base with two tones.
 
+mod access;
 mod bad_input;
 mod chat_completions;
 mod company;
@@ -8,6 +9,7 @@ mod departure;
 mod formats;
 mod generate;
 mod life;
+mod limits;
 mod metrics;
 mod opening;
 #[cfg(unix)]

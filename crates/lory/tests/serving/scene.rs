@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use formats::gguf::GgmlType;
 use formats::peft::{Adapter, Dtype};
-use lory::http::{self, Slot};
+use lory::http::{self, ServerSettings, Slot};
 use lory::service::{OpenError, Service, Settings};
 use registry::Personas;
 use serde_json::{Value, json};
@@ -88,6 +88,10 @@ pub struct Server {
 
 impl Server {
     pub fn start(service: impl Into<Slot>) -> Server {
+        Server::start_as(service, ServerSettings::default())
+    }
+
+    pub fn start_as(service: impl Into<Slot>, settings: ServerSettings) -> Server {
         let slot = service.into();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -100,7 +104,7 @@ impl Server {
                 let stopped = async {
                     let _ = stopped.await;
                 };
-                http::serve(slot, listener, stopped).await
+                http::serve(slot, listener, settings, stopped).await
             })
         });
         Server {

@@ -1,0 +1,295 @@
+//! Keys as a client meets them: who comes in, for whom, and how often.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::http::HeaderValue;
+use lory::access::Keys;
+use lory::access::secret::Digest;
+use lory::http::ServerSettings;
+use lory::service::Settings;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::scene::{self, Reply, Server};
+
+/// A server with these keys; the secret of each is `secret-` and its name.
+struct Guarded {
+    server: Server,
+    file: PathBuf,
+    _folder: TempDir,
+}
+
+fn table(name: &str, more: &str) -> String {
+    let sha256 = Digest::of(&format!("secret-{name}"));
+    format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
+}
+
+impl Guarded {
+    fn new(keys: &[(&str, &str)], settings: ServerSettings) -> Guarded {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys.toml");
+        let text: String = keys.iter().map(|(name, more)| table(name, more)).collect();
+        std::fs::write(&file, text).unwrap();
+        let keys = Keys::open(Some(&file), None).unwrap().map(Arc::new);
+        let settings = ServerSettings { keys, ..settings };
+        Guarded {
+            server: Server::start_as(scene::service(&Settings::default()), settings),
+            file,
+            _folder: folder,
+        }
+    }
+
+    fn send(&self, key: &str, method: &str, path: &str, body: &Value) -> Reply {
+        let bearer = format!("Bearer secret-{key}");
+        let headers = [
+            ("Content-Type", "application/json"),
+            ("Authorization", &*bearer),
+        ];
+        let body = match body {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        self.server
+            .send(method, path, &headers, body.as_bytes())
+            .whole()
+    }
+
+    fn ask(&self, key: &str, who: &str, max_new_tokens: usize) -> Reply {
+        let body = json!({"prompt": "Hi", "user_type": who, "max_new_tokens": max_new_tokens});
+        self.send(key, "POST", "/generate", &body)
+    }
+}
+
+#[track_caller]
+fn refused(reply: &Reply, status: u16, code: &str, said: &str) {
+    let (found, found_code, _, message) = reply.error();
+    assert_eq!((found, found_code.as_str()), (status, code), "{message}");
+    assert!(message.contains(said), "{message}");
+    assert!(!message.contains("secret-"), "{message}");
+}
+
+#[test]
+fn without_a_key_only_the_probes_answer() {
+    let guarded = Guarded::new(&[("a", "")], ServerSettings::default());
+    let server = &guarded.server;
+    assert_eq!(server.get("/health").status, 200);
+    let ready = server.get("/ready");
+    // Names of personas are for those who may use them.
+    assert_eq!((ready.status, ready.json().get("personas")), (200, None));
+    let hello = json!({"prompt": "Hi", "user_type": "warm"});
+    for reply in [
+        server.get("/v1/models"),
+        server.get("/metrics"),
+        server.get("/v1/lora_adapters"),
+        server.post("/generate", &hello),
+        server.post("/v1/chat/completions", &json!({"no": "JSON of ours"})),
+        server.post("/v1/completions", &hello),
+    ] {
+        refused(&reply, 401, "missing_api_key", "Authorization: Bearer");
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+        assert_eq!(reply.json()["error"]["type"], "authentication_error");
+    }
+    for wrong in ["b", "a ", "", "A"] {
+        let reply = guarded.ask(wrong, "warm", 1);
+        let code = if wrong == "a " { "" } else { "invalid_api_key" };
+        match code {
+            // Spaces at the end belong to the header, not to the key.
+            "" => assert_eq!(reply.status, 200),
+            code => refused(&reply, 401, code, "not known here"),
+        }
+    }
+    assert_eq!(guarded.ask("a", "warm", 1).status, 200);
+}
+
+#[test]
+fn a_key_reaches_its_own_personas_and_hears_of_no_others() {
+    let guarded = Guarded::new(
+        &[
+            ("one", "personas = ['warm']"),
+            ("tenant", "personas = ['acme-*']\nbase = true"),
+            ("all", "base = false"),
+        ],
+        ServerSettings::default(),
+    );
+    assert_eq!(guarded.ask("one", "warm", 1).status, 200);
+    assert_eq!(guarded.ask("one", "warm@1*0.5", 1).status, 200);
+    for who in [
+        "formal",
+        "warm*0.5+formal*0.5",
+        "tiny",
+        "base",
+        "nobody",
+        "formal@99",
+    ] {
+        let reply = guarded.ask("one", who, 1);
+        refused(&reply, 403, "persona_not_allowed", "key one may not use");
+        assert_eq!(reply.error().2, "user_type");
+        assert_eq!(reply.json()["error"]["type"], "permission_error");
+    }
+    // What it may use and is not there is not found, and the names of others are not told.
+    let reply = guarded.ask("tenant", "acme-warm", 1);
+    refused(
+        &reply,
+        404,
+        "persona_not_found",
+        "unknown persona `acme-warm`",
+    );
+    assert!(!reply.text.contains("formal"), "{}", reply.text);
+    assert_eq!(guarded.ask("tenant", "tiny", 1).status, 200);
+    assert_eq!(guarded.ask("all", "formal", 1).status, 200);
+    refused(
+        &guarded.ask("all", "base", 1),
+        403,
+        "persona_not_allowed",
+        "every persona",
+    );
+
+    let models = |key: &str| -> Vec<String> {
+        let list = guarded.send(key, "GET", "/v1/models", &Value::Null).json();
+        let data = list["data"].as_array().unwrap().clone();
+        data.iter()
+            .map(|model| model["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(models("one"), ["warm"]);
+    assert_eq!(models("tenant"), ["tiny"]);
+    assert_eq!(models("all"), ["formal", "warm"]);
+
+    let chat = json!({"model": "formal", "messages": [{"role": "user", "content": "Hi"}]});
+    let reply = guarded.send("one", "POST", "/v1/chat/completions", &chat);
+    refused(&reply, 403, "persona_not_allowed", "formal");
+    let text = json!({"model": "tiny", "prompt": "Hi"});
+    let reply = guarded.send("one", "POST", "/v1/completions", &text);
+    refused(&reply, 403, "persona_not_allowed", "tiny");
+}
+
+#[test]
+fn admin_routes_are_for_admins() {
+    let keys = [("user", ""), ("ops", "admin = true")];
+    let guarded = Guarded::new(&keys, ServerSettings::default());
+    for path in ["/metrics", "/v1/lora_adapters"] {
+        let reply = guarded.send("user", "GET", path, &Value::Null);
+        refused(&reply, 403, "admin_only", "key user has no admin rights");
+        assert_eq!(guarded.send("ops", "GET", path, &Value::Null).status, 200);
+    }
+    let first = json!({"prompt": "Hi", "user_type": "warm", "max_new_tokens": 1, "priority": -1});
+    let reply = guarded.send("user", "POST", "/generate", &first);
+    refused(&reply, 403, "priority_not_allowed", "below 0");
+    assert_eq!(guarded.send("ops", "POST", "/generate", &first).status, 200);
+
+    let open = ServerSettings {
+        open_metrics: true,
+        ..ServerSettings::default()
+    };
+    let guarded = Guarded::new(&keys, open);
+    assert_eq!(guarded.server.get("/metrics").status, 200);
+    assert_eq!(guarded.server.get("/v1/lora_adapters").status, 401);
+}
+
+#[test]
+fn over_its_rate_a_key_is_told_when_to_come_back() {
+    let keys = [
+        ("few", "requests_per_minute = 2"),
+        ("short", "tokens_per_minute = 300"),
+        ("free", ""),
+    ];
+    let guarded = Guarded::new(&keys, ServerSettings::default());
+    assert_eq!(guarded.ask("few", "warm", 1).status, 200);
+    assert_eq!(guarded.ask("few", "nobody", 1).status, 404);
+    let reply = guarded.ask("few", "warm", 1);
+    refused(
+        &reply,
+        429,
+        "request_rate_exceeded",
+        "key few may make 2 requests a minute",
+    );
+    let after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=30).contains(&after), "{after}");
+    assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
+
+    // What an answer could have taken and did not is there for the next.
+    let used = |reply: &Reply| {
+        let usage = &reply.json()["usage"];
+        usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
+    };
+    let first = guarded.ask("short", "warm", 60);
+    assert_eq!(first.status, 200, "{}", first.text);
+    let left = 300 - used(&first);
+    let prompt = first.json()["usage"]["prompt_tokens"].as_u64().unwrap();
+    // The bucket fills by five tokens a second meanwhile: a slow machine has ten seconds.
+    let too_many = usize::try_from(left + 50 - prompt).unwrap();
+    let reply = guarded.ask("short", "warm", too_many);
+    refused(
+        &reply,
+        429,
+        "token_rate_exceeded",
+        "key short may use 300 tokens a minute",
+    );
+    assert!(reply.header("retry-after").is_some());
+    for _ in 0..5 {
+        assert_eq!(guarded.ask("free", "warm", 1).status, 200);
+    }
+}
+
+#[test]
+fn keys_that_change_are_taken_up_while_it_runs() {
+    let guarded = Guarded::new(&[("old", "")], ServerSettings::default());
+    assert_eq!(guarded.ask("old", "warm", 1).status, 200);
+    std::fs::write(&guarded.file, table("new", "")).unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while guarded.ask("new", "warm", 1).status != 200 {
+        assert!(
+            std::time::Instant::now() < end,
+            "the new key was never taken"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(guarded.ask("old", "warm", 1).status, 401);
+}
+
+#[test]
+fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
+    let settings = ServerSettings {
+        origins: vec![HeaderValue::from_static("https://shop.example")],
+        ..ServerSettings::default()
+    };
+    let server = Server::start_as(scene::service(&Settings::default()), settings);
+    let body = json!({"prompt": "Hi", "user_type": "warm", "max_new_tokens": 1}).to_string();
+    let ask = |origin: &str| {
+        let headers = [("Content-Type", "application/json"), ("Origin", origin)];
+        server
+            .send("POST", "/generate", &headers, body.as_bytes())
+            .whole()
+    };
+    let named = ask("https://shop.example");
+    assert_eq!(named.status, 200, "{}", named.text);
+    let allowed = named.header("access-control-allow-origin");
+    assert_eq!(allowed, Some("https://shop.example"));
+    // The page that this server itself would show.
+    assert_eq!(ask("http://test").status, 200);
+    let other = ask("https://evil.example");
+    assert_eq!(
+        (other.error().0, other.error().1.as_str()),
+        (403, "origin_not_allowed")
+    );
+    assert_eq!(other.header("access-control-allow-origin"), None);
+    let preflight = |server: &Server, origin: &str| {
+        let headers = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "POST"),
+            (
+                "Access-Control-Request-Headers",
+                "authorization,content-type",
+            ),
+        ];
+        let reply = server.send("OPTIONS", "/generate", &headers, b"").whole();
+        reply
+            .header("access-control-allow-origin")
+            .map(str::to_owned)
+    };
+    let allowed = preflight(&server, "https://shop.example");
+    assert_eq!(allowed.as_deref(), Some("https://shop.example"));
+    assert_eq!(preflight(&server, "https://evil.example"), None);
+    assert_eq!(preflight(Server::shared(), "https://shop.example"), None);
+}

@@ -1,0 +1,182 @@
+//! What a client may not do to the server: be slow, be large, be many; and what it hears when the server stops.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use lory::http::{MAX_HEADERS, ServerSettings};
+use lory::service::Settings;
+use serde_json::{Value, json};
+
+use crate::scene::{self, Server, events_of};
+
+const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
+
+fn serve(settings: ServerSettings) -> Server {
+    Server::start_as(scene::service(&Settings::default()), settings)
+}
+
+/// Sends bytes and reads until the server closes.
+fn raw(server: &Server, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn error_of(answer: &str) -> Value {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.to_lowercase().contains("application/json"), "{head}");
+    let value: Value = serde_json::from_str(body).unwrap();
+    value["error"].clone()
+}
+
+#[test]
+fn whoever_is_too_slow_is_told_so_and_cut_off() {
+    let server = serve(ServerSettings {
+        header_timeout: Duration::from_millis(200),
+        body_timeout: Duration::from_millis(200),
+        ..ServerSettings::default()
+    });
+    let answer = raw(
+        &server,
+        b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-",
+    );
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let error = error_of(&answer);
+    assert_eq!(error["code"], "headers_too_slow");
+    assert!(
+        error["message"].as_str().unwrap().contains("200ms"),
+        "{error}"
+    );
+
+    let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{\"prompt\"";
+    let answer = raw(&server, begun);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(error_of(&answer)["code"], "body_too_slow");
+    // Nobody who only waits for a long answer is slow.
+    let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300});
+    assert_eq!(server.post("/generate", &body).status, 200);
+    // Who sends nothing is closed without a word, as is usual.
+    assert_eq!(raw(&server, b""), "");
+}
+
+#[test]
+fn what_is_too_large_is_refused_with_its_number() {
+    let server = Server::shared();
+    let long = "x".repeat(MAX_HEADERS);
+    let reply = server
+        .send("GET", "/health", &[("X-Long", &long)], b"")
+        .whole();
+    assert_eq!(
+        (reply.error().0, reply.error().1.as_str()),
+        (431, "headers_too_large")
+    );
+    assert!(reply.error().3.contains(&MAX_HEADERS.to_string()));
+}
+
+#[test]
+fn one_connection_too_many_is_refused() {
+    let server = serve(ServerSettings {
+        max_connections: 1,
+        ..ServerSettings::default()
+    });
+    let held = TcpStream::connect(server.address).unwrap();
+    // The first is taken before the second is looked at.
+    let answer = raw(&server, b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("retry-after: "), "{answer}");
+    assert_eq!(error_of(&answer)["code"], "too_many_connections");
+    drop(held);
+}
+
+#[test]
+fn a_request_s_id_comes_back() {
+    let server = Server::shared();
+    let id = |given: &str| {
+        let reply = server
+            .send("GET", "/health", &[("X-Request-Id", given)], b"")
+            .whole();
+        reply.header("x-request-id").unwrap().to_owned()
+    };
+    assert_eq!(id("order-7"), "order-7");
+    assert!(id("has spaces").starts_with("req-"));
+    assert!(server.get("/nowhere").header("x-request-id").is_some());
+    assert!(
+        server
+            .post("/generate", &json!({}))
+            .header("x-request-id")
+            .is_some()
+    );
+}
+
+#[test]
+fn a_drain_refuses_new_requests_and_lets_old_ones_end() {
+    let mut server = serve(ServerSettings::default());
+    let body =
+        json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
+    let mut open = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
+    open.first_bytes();
+    server.stop();
+    // The signal reaches the server a moment later.
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while server.get("/ready").status == 200 {
+        assert!(std::time::Instant::now() < end);
+    }
+    let ready = server.get("/ready");
+    assert_eq!(
+        (ready.error().0, ready.error().1.as_str()),
+        (503, "shutting_down")
+    );
+    let hello = json!({"prompt": "Hello!", "user_type": "warm"});
+    let refused = server.post("/generate", &hello);
+    assert_eq!(
+        (refused.error().0, refused.error().1.as_str()),
+        (503, "shutting_down")
+    );
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(server.get("/health").status, 200);
+    let events = events_of(&open.whole().text);
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["usage"]["completion_tokens"], 400);
+    server.join();
+}
+
+#[test]
+fn what_does_not_end_in_time_is_cut_off() {
+    let mut server = serve(ServerSettings {
+        drain_timeout: Duration::from_millis(50),
+        ..ServerSettings::default()
+    });
+    // A client that never sends its body keeps its request under way.
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{";
+    stream.write_all(begun).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    server.stop();
+    server.join();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[test]
+fn responses_are_counted_by_route_and_status() {
+    let server = serve(ServerSettings::default());
+    server.get("/nowhere");
+    server.get("/nowhere/else?key=value");
+    server.post("/generate", &json!({}));
+    let text = server.get("/metrics").text;
+    for line in [
+        "lory_http_responses_total{route=\"none\",status=\"404\"} 2",
+        "lory_http_responses_total{route=\"/generate\",status=\"400\"} 1",
+        "lory_http_connections_refused_total 0",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
