@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::answers::ChatAnswer;
 use super::Slot;
 use super::chat_request::ChatRequest;
 use super::envelope::{Envelope, random_id};
@@ -14,6 +15,20 @@ use super::json::Body;
 use super::logprobs;
 use crate::service::{Call, CallDelta, Caller, Delta, End, Speaker};
 
+/// Answer a chat, in OpenAI's wire format
+///
+/// `model` names a persona, a version of one, a blend, or the base.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answers", content(
+            (ChatAnswer = "application/json"),
+            (String = "text/event-stream"),
+        )),
+    )
+)]
 pub(super) async fn chat_completions(
     State(slot): State<Slot>,
     caller: Caller,

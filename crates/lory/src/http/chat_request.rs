@@ -11,7 +11,7 @@ use super::json::{Biases, Texts};
 use super::logprobs;
 use crate::service::{Ask, Conversation, FieldNames, Overrides};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChatRequest {
     pub(super) model: String,
@@ -66,7 +66,7 @@ pub(super) struct ChatRequest {
     web_search_options: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StreamOptions {
     include_usage: Option<bool>,
@@ -74,7 +74,7 @@ pub(super) struct StreamOptions {
     _include_obfuscation: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ChatMessage {
     role: String,
@@ -99,7 +99,7 @@ struct ChatMessage {
 #[derive(Debug)]
 struct Content(String);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TextPart {
     #[serde(rename = "type")]
@@ -114,6 +114,17 @@ struct TextPart {
     #[serde(rename = "refusal")]
     _refusal: Option<Value>,
 }
+
+impl utoipa::PartialSchema for Content {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::OneOfBuilder::new()
+            .item(<String as utoipa::PartialSchema>::schema())
+            .item(utoipa::openapi::ArrayBuilder::new().items(<TextPart as utoipa::PartialSchema>::schema()))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Content {}
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

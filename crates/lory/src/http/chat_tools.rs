@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use crate::service::{Call, Format, Tool, ToolChoice, Tools, tools};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResponseFormat {
     #[serde(rename = "type")]
@@ -14,7 +14,7 @@ pub(super) struct ResponseFormat {
     json_schema: Option<JsonSchema>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct JsonSchema {
     // A label, which changes nothing.
@@ -63,7 +63,7 @@ impl ResponseFormat {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ToolField {
     #[serde(rename = "type")]
@@ -71,17 +71,18 @@ pub(super) struct ToolField {
     function: Option<Function>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Function {
     name: String,
     description: Option<String>,
+    #[schema(value_type = Option<Object>)]
     parameters: Option<Map<String, Value>>,
     strict: Option<bool>,
 }
 
 /// `none`, `auto`, `required`, or a function by its name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(
     untagged,
     expecting = "expected \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}"
@@ -91,7 +92,7 @@ pub(super) enum ToolChoiceField {
     Function(NamedTool),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NamedTool {
     #[serde(rename = "type")]
@@ -99,7 +100,7 @@ pub(super) struct NamedTool {
     function: NamedFunction,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NamedFunction {
     name: String,
@@ -169,7 +170,7 @@ pub(super) fn tools(
 }
 
 /// A call that an earlier turn of the assistant's made.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CalledTool {
     #[serde(rename = "id")]
@@ -182,7 +183,7 @@ pub(super) struct CalledTool {
     function: CalledFunction,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CalledFunction {
     name: String,

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::answers::CompletionAnswer;
 use super::Slot;
 use super::chat_request::StreamOptions;
 use super::envelope::Envelope;
@@ -23,7 +24,7 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 /// The most prompts of a request.
 const MAX_PROMPTS: usize = 16;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CompletionRequest {
     model: String,
@@ -68,6 +69,19 @@ enum Prompt {
     Texts(Vec<String>),
     TokenLists(Vec<Vec<u32>>),
 }
+
+impl utoipa::PartialSchema for Prompt {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::OneOfBuilder::new()
+            .item(<String as utoipa::PartialSchema>::schema())
+            .item(<Vec<u32> as utoipa::PartialSchema>::schema())
+            .item(<Vec<String> as utoipa::PartialSchema>::schema())
+            .item(<Vec<Vec<u32>> as utoipa::PartialSchema>::schema())
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Prompt {}
 
 impl Prompt {
     fn conversations(self) -> Vec<Conversation> {
@@ -152,6 +166,20 @@ impl CompletionRequest {
     }
 }
 
+/// Go on with a text, in OpenAI's wire format
+///
+/// No template and no system prompt; `model` names whose adapters write.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The continuations", content(
+            (CompletionAnswer = "application/json"),
+            (String = "text/event-stream"),
+        )),
+    )
+)]
 pub(super) async fn completions(
     State(slot): State<Slot>,
     caller: Caller,

@@ -6,27 +6,41 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::answers::GenerateAnswer;
 use super::Slot;
 use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Body, Texts};
 use crate::service::{Ask, Caller, Conversation, Delta, End, Overrides, Speaker};
 
-#[derive(Debug, Deserialize)]
+/// A question.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GenerateRequest {
+    /// What is asked.
     prompt: String,
+    /// A persona, `persona@version`, a blend such as `customer*0.7+partner*0.3`, or the base.
     user_type: String,
+    /// What the question is about.
     #[serde(default)]
     input: Option<String>,
+    /// The most tokens of the answer; without, as the persona says.
     max_new_tokens: Option<usize>,
+    /// 0 to 2; 0 always takes the most probable token.
     temperature: Option<f32>,
+    /// Above 0, to 1.
     top_p: Option<f32>,
+    /// 0 for all.
     top_k: Option<usize>,
+    /// Makes equal requests give equal answers.
     seed: Option<u64>,
+    /// At most 4 texts of at most 256 bytes that end the answer and are not shown.
     stop: Option<Texts>,
+    /// The lower goes first, where requests wait; below 0 needs admin rights.
     priority: Option<i32>,
+    /// 1 to 86400000: the answer ends then as it is.
     timeout_ms: Option<u64>,
+    /// Whether the answer comes as server-sent events.
     #[serde(default)]
     stream: Option<bool>,
 }
@@ -54,6 +68,20 @@ impl GenerateRequest {
     }
 }
 
+/// Ask one question of one persona
+///
+/// With `stream` the answer comes as events: `{"delta"}` for each piece of text, then the whole object without `response`.
+#[utoipa::path(
+    post,
+    path = "/generate",
+    request_body = GenerateRequest,
+    responses(
+        (status = 200, description = "The answer", content(
+            (GenerateAnswer = "application/json"),
+            (String = "text/event-stream"),
+        )),
+    )
+)]
 pub(super) async fn generate(
     State(slot): State<Slot>,
     caller: Caller,

@@ -6,14 +6,27 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 
+use super::answers::{Health, Ready};
 use super::Slot;
 use super::error::ApiError;
 use super::front::Front;
 
+/// Whether the server is alive
+#[utoipa::path(
+    get,
+    path = "/health",
+    responses((status = 200, description = "It is", body = Health))
+)]
 pub(super) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
+/// Whether the base is loaded, and the server takes requests
+#[utoipa::path(
+    get,
+    path = "/ready",
+    responses((status = 200, description = "It does", body = Ready))
+)]
 pub(super) async fn ready(
     State(slot): State<Slot>,
     Extension(front): Extension<Arc<Front>>,

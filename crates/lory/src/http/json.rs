@@ -133,6 +133,17 @@ fn people_words(said: &str) -> String {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Texts(pub Vec<String>);
 
+impl utoipa::PartialSchema for Texts {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::OneOfBuilder::new()
+            .item(<String as utoipa::PartialSchema>::schema())
+            .item(<Vec<String> as utoipa::PartialSchema>::schema())
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Texts {}
+
 impl<'de> Deserialize<'de> for Texts {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
@@ -165,6 +176,14 @@ impl<'de> Deserialize<'de> for Texts {
 /// Biases by token id, as `logit_bias` gives them: `{"50256": -100}`. Ids rise.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Biases(pub Vec<(u32, f32)>);
+
+impl utoipa::PartialSchema for Biases {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        <BTreeMap<String, f32> as utoipa::PartialSchema>::schema()
+    }
+}
+
+impl utoipa::ToSchema for Biases {}
 
 impl<'de> Deserialize<'de> for Biases {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -8,9 +8,18 @@ use axum::extract::State;
 use engine::AdapterId;
 use serde_json::{Value, json};
 
+use super::answers::AdapterList;
 use super::Slot;
 use super::error::ApiError;
 
+/// Every adapter that is known, and the pool that holds them
+///
+/// For keys with admin rights.
+#[utoipa::path(
+    get,
+    path = "/v1/lora_adapters",
+    responses((status = 200, description = "The list", body = AdapterList))
+)]
 pub(super) async fn lora_adapters(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
     let mut names: BTreeMap<AdapterId, Vec<Value>> = BTreeMap::new();

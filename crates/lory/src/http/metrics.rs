@@ -26,6 +26,14 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// The most names in one label of `vllm:lora_requests_info`.
 const MAX_NAMES: usize = 200;
 
+/// What is counted, for Prometheus
+///
+/// For keys with admin rights, unless the server was started with `--open-metrics`.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses((status = 200, description = "OpenMetrics' text", body = String, content_type = "application/openmetrics-text"))
+)]
 pub(super) async fn metrics(
     State(slot): State<Slot>,
     Extension(front): Extension<Arc<Front>>,

@@ -4,6 +4,7 @@
 //! Files are named for what a client does; `json` reads bodies, `error` is the one place where errors get a status. In front of
 //! the routes are `front` (every request) and `guard` (those that need a key); `server` is the loop, `tls` its certificate.
 
+mod answers;
 mod chat_completions;
 mod chat_request;
 mod chat_tools;
@@ -22,6 +23,7 @@ mod logprobs;
 mod lora_adapters;
 mod metrics;
 mod models;
+mod openapi;
 mod personas;
 mod server;
 mod settings;
@@ -49,7 +51,9 @@ use front::Front;
 fn router(slot: Slot, front: &Arc<Front>) -> Router {
     let open = Router::new()
         .route("/health", get(health::health))
-        .route("/ready", get(health::ready));
+        .route("/ready", get(health::ready))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::docs));
     let metrics = Router::new()
         .route("/metrics", get(metrics::metrics))
         .route_layer(from_fn(guard::metrics));

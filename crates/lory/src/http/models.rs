@@ -5,10 +5,17 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
+use super::answers::ModelList;
 use super::Slot;
 use super::error::ApiError;
 use crate::service::Caller;
 
+/// The base and the personas that the key may use
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    responses((status = 200, description = "The list", body = ModelList))
+)]
 pub(super) async fn models(
     State(slot): State<Slot>,
     caller: Caller,

@@ -11,8 +11,10 @@ mod generate;
 mod life;
 mod limits;
 mod metrics;
+mod openapi;
 mod opening;
 #[cfg(unix)]
 mod pool;
 mod publishing;
 mod scene;
+mod tls;

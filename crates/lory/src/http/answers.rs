@@ -1,0 +1,208 @@
+//! The shapes of answers, for the document alone: `tests/serving/openapi.rs` holds them against real answers.
+#![allow(dead_code, reason = "read by the derive macros, never made")]
+
+use utoipa::ToSchema;
+
+/// An error.
+#[derive(ToSchema)]
+pub(super) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(ToSchema)]
+struct ErrorDetail {
+    /// What is wrong, and what would be right.
+    message: String,
+    /// `invalid_request_error`, `authentication_error`, `permission_error`, `rate_limit_error` or `server_error`.
+    r#type: String,
+    /// A name for programs, such as `persona_not_found`.
+    code: String,
+    /// The field that it is about.
+    #[schema(required)]
+    param: Option<String>,
+}
+
+/// An answer of `/generate`.
+#[derive(ToSchema)]
+pub(super) struct GenerateAnswer {
+    /// The text.
+    response: String,
+    /// Who was asked for, as in the request.
+    user_type: String,
+    persona: PersonaUse,
+    /// `stop`, `length` or `timeout`.
+    finish_reason: String,
+    usage: GenerateUsage,
+    timings: Timings,
+}
+
+/// Who answered.
+#[derive(ToSchema)]
+struct PersonaUse {
+    /// A persona, a blend, or the base.
+    name: String,
+    /// None for a blend and for the base.
+    #[schema(required)]
+    version: Option<u32>,
+    adapters: Vec<AdapterUse>,
+}
+
+#[derive(ToSchema)]
+struct AdapterUse {
+    /// The content hash.
+    sha256: String,
+    scale: f64,
+}
+
+#[derive(ToSchema)]
+struct GenerateUsage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+}
+
+/// In milliseconds.
+#[derive(ToSchema)]
+struct Timings {
+    /// Until it was taken up.
+    queue_ms: f64,
+    /// Until its first token.
+    #[schema(required)]
+    first_token_ms: Option<f64>,
+    total_ms: f64,
+}
+
+/// A chat's answer, in OpenAI's shape.
+#[derive(ToSchema)]
+pub(super) struct ChatAnswer {
+    id: String,
+    /// `chat.completion`.
+    object: String,
+    /// A Unix time.
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: Vec<ChatChoice>,
+    usage: Usage,
+}
+
+#[derive(ToSchema)]
+struct ChatChoice {
+    index: u64,
+    message: serde_json::Value,
+    #[schema(required)]
+    logprobs: Option<serde_json::Value>,
+    /// `stop`, `length`, `tool_calls` or `timeout`.
+    finish_reason: String,
+}
+
+/// A text's continuations, in OpenAI's shape.
+#[derive(ToSchema)]
+pub(super) struct CompletionAnswer {
+    id: String,
+    /// `text_completion`.
+    object: String,
+    /// A Unix time.
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: Vec<CompletionChoice>,
+    usage: Usage,
+}
+
+#[derive(ToSchema)]
+struct CompletionChoice {
+    index: u64,
+    text: String,
+    #[schema(required)]
+    logprobs: Option<serde_json::Value>,
+    /// `stop`, `length` or `timeout`.
+    finish_reason: String,
+}
+
+#[derive(ToSchema)]
+struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(ToSchema)]
+struct PromptDetails {
+    /// Tokens that did not run, as an earlier request had begun alike.
+    cached_tokens: u64,
+}
+
+/// The base and the personas that the key may use.
+#[derive(ToSchema)]
+pub(super) struct ModelList {
+    /// `list`.
+    object: String,
+    data: Vec<ModelCard>,
+}
+
+#[derive(ToSchema)]
+struct ModelCard {
+    id: String,
+    /// `model`.
+    object: String,
+    /// A Unix time.
+    created: u64,
+    owned_by: String,
+    /// The base.
+    root: String,
+    /// The base, for a persona.
+    #[schema(required)]
+    parent: Option<String>,
+}
+
+/// Adapters and the pool that holds them.
+#[derive(ToSchema)]
+pub(super) struct AdapterList {
+    /// `list`.
+    object: String,
+    data: Vec<AdapterState>,
+    pool: serde_json::Value,
+}
+
+#[derive(ToSchema)]
+struct AdapterState {
+    /// The content hash.
+    sha256: String,
+    /// `lora_adapter`.
+    object: String,
+    names: Vec<AdapterName>,
+    /// Packed and ready.
+    resident: bool,
+    /// Being read, or next.
+    loading: bool,
+    /// What it takes in memory.
+    bytes: u64,
+    /// Requests that hold it.
+    leases: u64,
+}
+
+#[derive(ToSchema)]
+struct AdapterName {
+    name: String,
+    version: u32,
+}
+
+/// The server is alive.
+#[derive(ToSchema)]
+pub(super) struct Health {
+    /// `ok`.
+    status: String,
+}
+
+/// The server takes requests.
+#[derive(ToSchema)]
+pub(super) struct Ready {
+    /// `ready`.
+    status: String,
+    /// The base's name.
+    base: String,
+    /// Only where the server wants no keys.
+    personas: Option<Vec<String>>,
+}

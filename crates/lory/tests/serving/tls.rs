@@ -1,0 +1,95 @@
+//! HTTPS: with a certificate, and with one that changes.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lory::http::{ServerSettings, Tls};
+use lory::service::Settings;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
+
+use crate::scene::{self, Server};
+
+const CERT: &str = include_str!("tls/cert.pem");
+const KEY: &str = include_str!("tls/key.pem");
+
+fn client() -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(CERT.as_bytes()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+fn get(server: &Server, path: &str) -> String {
+    let mut socket = TcpStream::connect(server.address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut connection = ClientConnection::new(client(), name).unwrap();
+    let mut stream = Stream::new(&mut connection, &mut socket);
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+fn write_pair(folder: &Path, cert: &str, key: &str) {
+    std::fs::write(folder.join("cert.pem"), cert).unwrap();
+    std::fs::write(folder.join("key.pem"), key).unwrap();
+}
+
+fn open(folder: &Path) -> Result<Tls, String> {
+    Tls::open(&folder.join("cert.pem"), &folder.join("key.pem")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn https_is_spoken_and_plain_http_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    write_pair(folder.path(), CERT, KEY);
+    let settings = ServerSettings {
+        tls: Some(Arc::new(open(folder.path()).unwrap())),
+        header_timeout: Duration::from_secs(2),
+        ..ServerSettings::default()
+    };
+    let server = Server::start_as(scene::service(&Settings::default()), settings);
+    let answer = get(&server, "/v1/models");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"warm\""), "{answer}");
+    let mut plain = TcpStream::connect(server.address).unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    // Who never begins the handshake does not keep its place.
+    let mut silent = TcpStream::connect(server.address).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
+    // A broken pair leaves the one that was.
+    write_pair(folder.path(), "no certificate", KEY);
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(get(&server, "/health").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_pair_that_cannot_be_used_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(open(folder.path()).err().unwrap().contains("cert.pem: "));
+    for (cert, key, said) in [
+        ("", KEY, "cert.pem: holds no certificate"),
+        (CERT, "", "key.pem: "),
+        (CERT, CERT, "key.pem: "),
+        (KEY, KEY, "cert.pem: holds no certificate"),
+    ] {
+        write_pair(folder.path(), cert, key);
+        let error = open(folder.path()).err().unwrap();
+        assert!(error.contains(said), "{error}");
+        assert!(!error.contains("PRIVATE KEY-----\nM"), "{error}");
+    }
+}
