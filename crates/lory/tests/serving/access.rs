@@ -293,3 +293,30 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
     assert_eq!(preflight(&server, "https://evil.example"), None);
     assert_eq!(preflight(Server::shared(), "https://shop.example"), None);
 }
+
+#[test]
+fn every_route_but_the_open_ones_wants_a_key() {
+    let guarded = Guarded::new(&[("user", "")], ServerSettings::default());
+    let document = guarded.server.get("/openapi.json").json();
+    let mut open = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let filled = path.replace(['{', '}'], "");
+        for method in item.as_object().unwrap().keys() {
+            let reply = guarded.server.send(&method.to_uppercase(), &filled, &[], b"").whole();
+            match reply.status {
+                401 => {}
+                _ => open.push(path.clone()),
+            }
+            // What changes who is served is for admins alone.
+            if ["/v1/personas", "/v1/registry", "/v1/persona_aliases", "/v1/load", "/v1/unload"]
+                .iter()
+                .any(|beginning| path.starts_with(beginning))
+            {
+                let reply = guarded.send("user", &method.to_uppercase(), &filled, &json!({}));
+                refused(&reply, 403, "admin_only", "no admin rights");
+            }
+        }
+    }
+    open.sort();
+    assert_eq!(open, ["/docs", "/health", "/openapi.json", "/ready"]);
+}
