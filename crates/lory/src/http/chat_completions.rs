@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::answers::ChatAnswer;
 use super::Slot;
+use super::answers::ChatAnswer;
 use super::chat_request::ChatRequest;
 use super::envelope::{Envelope, random_id};
 use super::error::ApiError;

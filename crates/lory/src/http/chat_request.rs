@@ -119,7 +119,10 @@ impl utoipa::PartialSchema for Content {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
         utoipa::openapi::OneOfBuilder::new()
             .item(<String as utoipa::PartialSchema>::schema())
-            .item(utoipa::openapi::ArrayBuilder::new().items(<TextPart as utoipa::PartialSchema>::schema()))
+            .item(
+                utoipa::openapi::ArrayBuilder::new()
+                    .items(<TextPart as utoipa::PartialSchema>::schema()),
+            )
             .into()
     }
 }

@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answers::CompletionAnswer;
 use super::Slot;
+use super::answers::CompletionAnswer;
 use super::chat_request::StreamOptions;
 use super::envelope::Envelope;
 use super::error::ApiError;

@@ -17,8 +17,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
 use crate::service::{
-    Answer, Ask, CallDelta, Caller, Delta, End, Gathered, RequestError, Service, Speaker, TextEvent,
-    TextSink, Tickets,
+    Answer, Ask, CallDelta, Caller, Delta, End, Gathered, RequestError, Service, Speaker,
+    TextEvent, TextSink, Tickets,
 };
 
 /// A stream that is silent for so long gets a comment, so that nothing between takes it for dead.

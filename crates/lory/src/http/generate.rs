@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answers::GenerateAnswer;
 use super::Slot;
+use super::answers::GenerateAnswer;
 use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Body, Texts};

@@ -6,8 +6,8 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 
-use super::answers::{Health, Ready};
 use super::Slot;
+use super::answers::{Health, Ready};
 use super::error::ApiError;
 use super::front::Front;
 

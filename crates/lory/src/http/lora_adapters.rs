@@ -8,8 +8,8 @@ use axum::extract::State;
 use engine::AdapterId;
 use serde_json::{Value, json};
 
-use super::answers::AdapterList;
 use super::Slot;
+use super::answers::AdapterList;
 use super::error::ApiError;
 
 /// Every adapter that is known, and the pool that holds them

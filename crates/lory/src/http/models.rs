@@ -5,8 +5,8 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use super::answers::ModelList;
 use super::Slot;
+use super::answers::ModelList;
 use super::error::ApiError;
 use crate::service::Caller;
 

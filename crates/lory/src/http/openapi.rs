@@ -24,8 +24,7 @@ const OPEN: [&str; 4] = ["/health", "/ready", "/openapi.json", "/docs"];
 /// The page; it asks this server for the document and nobody for anything else.
 const PAGE: &str = include_str!("docs.html");
 /// Holds the page to that.
-const PAGE_POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'";
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'";
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -142,9 +141,14 @@ mod tests {
                 if path.extension().is_none_or(|extension| extension != "rs") {
                     continue;
                 }
-                let text: String = std::fs::read_to_string(&path).unwrap().split_whitespace().collect();
+                let text: String = std::fs::read_to_string(&path)
+                    .unwrap()
+                    .split_whitespace()
+                    .collect();
                 for route in text.split(".route(\"").skip(1) {
-                    let Some((path, rest)) = route.split_once("\",") else { continue };
+                    let Some((path, rest)) = route.split_once("\",") else {
+                        continue;
+                    };
                     let methods = rest.split(".route").next().unwrap();
                     for method in ["get", "post", "put", "patch", "delete"] {
                         let (first, further) = (format!("{method}("), format!(".{method}("));
@@ -167,7 +171,9 @@ mod tests {
             .iter()
             .flat_map(|(path, item)| {
                 let methods = item.as_object().unwrap().keys();
-                methods.map(|method| (method.clone(), path.clone())).collect::<Vec<_>>()
+                methods
+                    .map(|method| (method.clone(), path.clone()))
+                    .collect::<Vec<_>>()
             })
             .collect();
         let routes = routes();
@@ -181,8 +187,14 @@ mod tests {
         for (path, item) in document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
                 let place = format!("{method} {path}");
-                assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{place}");
-                let error = &operation["responses"]["default"]["content"]["application/json"]["schema"];
+                assert!(
+                    operation["summary"]
+                        .as_str()
+                        .is_some_and(|text| !text.is_empty()),
+                    "{place}"
+                );
+                let error =
+                    &operation["responses"]["default"]["content"]["application/json"]["schema"];
                 assert_eq!(error["$ref"], "#/components/schemas/ErrorBody", "{place}");
                 let open = OPEN.contains(&path.as_str());
                 assert_eq!(operation.get("security").is_none(), open, "{place}");
@@ -192,7 +204,10 @@ mod tests {
         let text = document.to_string();
         for name in text.split("\"#/components/schemas/").skip(1) {
             let name = name.split('"').next().unwrap();
-            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+            assert!(
+                document["components"]["schemas"].get(name).is_some(),
+                "{name}"
+            );
         }
     }
 }

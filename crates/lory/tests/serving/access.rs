@@ -302,15 +302,24 @@ fn every_route_but_the_open_ones_wants_a_key() {
     for (path, item) in document["paths"].as_object().unwrap() {
         let filled = path.replace(['{', '}'], "");
         for method in item.as_object().unwrap().keys() {
-            let reply = guarded.server.send(&method.to_uppercase(), &filled, &[], b"").whole();
+            let reply = guarded
+                .server
+                .send(&method.to_uppercase(), &filled, &[], b"")
+                .whole();
             match reply.status {
                 401 => {}
                 _ => open.push(path.clone()),
             }
             // What changes who is served is for admins alone.
-            if ["/v1/personas", "/v1/registry", "/v1/persona_aliases", "/v1/load", "/v1/unload"]
-                .iter()
-                .any(|beginning| path.starts_with(beginning))
+            if [
+                "/v1/personas",
+                "/v1/registry",
+                "/v1/persona_aliases",
+                "/v1/load",
+                "/v1/unload",
+            ]
+            .iter()
+            .any(|beginning| path.starts_with(beginning))
             {
                 let reply = guarded.send("user", &method.to_uppercase(), &filled, &json!({}));
                 refused(&reply, 403, "admin_only", "no admin rights");

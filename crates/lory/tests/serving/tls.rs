@@ -20,7 +20,9 @@ const KEY: &str = include_str!("tls/key.pem");
 
 fn client() -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(CERT.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(CERT.as_bytes()).unwrap())
+        .unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -31,11 +33,17 @@ fn client() -> Arc<ClientConfig> {
 
 fn get(server: &Server, path: &str) -> String {
     let mut socket = TcpStream::connect(server.address).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let mut connection = ClientConnection::new(client(), name).unwrap();
     let mut stream = Stream::new(&mut connection, &mut socket);
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
@@ -61,15 +69,22 @@ fn https_is_spoken_and_plain_http_is_not() {
     };
     let server = Server::start_as(scene::service(&Settings::default()), settings);
     let answer = get(&server, "/v1/models");
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"warm\""), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("\"warm\""),
+        "{answer}"
+    );
     let mut plain = TcpStream::connect(server.address).unwrap();
-    plain.write_all(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    plain
+        .write_all(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     // Who never begins the handshake does not keep its place.
     let mut silent = TcpStream::connect(server.address).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    silent
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
     assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
     // A broken pair leaves the one that was.
     write_pair(folder.path(), "no certificate", KEY);
