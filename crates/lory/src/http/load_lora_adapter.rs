@@ -12,7 +12,7 @@ use super::personas::blocking;
 use crate::service::{NewVersion, PublishError};
 use registry::RegistryError;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Load {
     #[serde(default)]
@@ -24,7 +24,7 @@ pub(super) struct Load {
     is_3d_lora_weight: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Unload {
     #[serde(default)]
@@ -34,6 +34,13 @@ pub(super) struct Unload {
     _lora_int_id: Option<Value>,
 }
 
+/// Publish an adapter, as vLLM loads one
+#[utoipa::path(
+    post,
+    path = "/v1/load_lora_adapter",
+    request_body = Load,
+    responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
+)]
 pub(super) async fn load(
     State(slot): State<Slot>,
     Body(load): Body<Load>,
@@ -91,6 +98,13 @@ pub(super) async fn load(
     }
 }
 
+/// Remove a persona, as vLLM unloads an adapter
+#[utoipa::path(
+    post,
+    path = "/v1/unload_lora_adapter",
+    request_body = Unload,
+    responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
+)]
 pub(super) async fn unload(
     State(slot): State<Slot>,
     Body(unload): Body<Unload>,

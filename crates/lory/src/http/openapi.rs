@@ -14,7 +14,8 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::answers::ErrorBody;
 use super::{
-    chat_completions, completions, embeddings, generate, health, lora_adapters, metrics, models,
+    chat_completions, completions, embeddings, generate, health, load_lora_adapter, lora_adapters,
+    metrics, models, personas,
 };
 
 /// The name of the one way in.
@@ -42,6 +43,22 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         metrics::metrics,
         health::health,
         health::ready,
+        personas::look::list,
+        personas::look::show,
+        personas::look::history,
+        personas::publish::publish,
+        personas::change::rollback,
+        personas::change::remove,
+        personas::change::canary,
+        personas::change::end_canary,
+        personas::change::shadow,
+        personas::change::end_shadow,
+        personas::change::alias,
+        personas::change::remove_alias,
+        personas::tend::verify,
+        personas::tend::collect_garbage,
+        load_lora_adapter::load,
+        load_lora_adapter::unload,
         document,
         docs,
     ),

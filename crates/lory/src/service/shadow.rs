@@ -13,6 +13,7 @@ use registry::Target;
 
 use super::answer::{CallDelta, FinishReason, TextEvent, TextSink};
 use super::ask::Ask;
+use super::caller::Caller;
 use super::meters::Meters;
 use super::voice::Speaker;
 use super::{RequestError, Service};
@@ -101,6 +102,8 @@ impl Service {
                 persona: Some(shadow.to_string()),
                 choices: 1,
                 priority: i32::MAX,
+                // It is the operator's, not the caller's: it counts against no key.
+                caller: Caller::default(),
                 ..ask.clone()
             },
             speaker: speaker.clone(),

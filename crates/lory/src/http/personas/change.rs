@@ -16,14 +16,14 @@ use crate::http::error::ApiError;
 use crate::http::json::Body;
 use crate::service::{PublishError, Service};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Rollback {
     /// Without, the one that was current before.
     version: Option<u32>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Part {
     version: u32,
@@ -31,7 +31,7 @@ pub(in crate::http) struct Part {
     percent: f64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Alias {
     /// `name`, or `name@version`.
@@ -52,6 +52,14 @@ async fn changed(
     Ok(Json(done.await??))
 }
 
+/// Make another version the current one
+#[utoipa::path(
+    post,
+    path = "/v1/personas/{name}/rollback",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Rollback,
+    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+)]
 pub(in crate::http) async fn rollback(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -63,6 +71,13 @@ pub(in crate::http) async fn rollback(
     changed(slot.service()?, name, back).await
 }
 
+/// Remove a persona, or one version of it
+#[utoipa::path(
+    delete,
+    path = "/v1/personas/{name}",
+    params(("name" = String, Path, description = "A persona's name, or name@version")),
+    responses((status = 200, description = "What was removed", body = serde_json::Value))
+)]
 pub(in crate::http) async fn remove(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -83,6 +98,14 @@ pub(in crate::http) async fn remove(
     })))
 }
 
+/// Send a part of the requests to another version
+#[utoipa::path(
+    put,
+    path = "/v1/personas/{name}/canary",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Part,
+    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+)]
 pub(in crate::http) async fn canary(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -91,6 +114,13 @@ pub(in crate::http) async fn canary(
     split(slot, &name, Some(part), Registry::canary).await
 }
 
+/// End a canary
+#[utoipa::path(
+    delete,
+    path = "/v1/personas/{name}/canary",
+    params(("name" = String, Path, description = "A persona's name")),
+    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+)]
 pub(in crate::http) async fn end_canary(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -98,6 +128,14 @@ pub(in crate::http) async fn end_canary(
     split(slot, &name, None, Registry::canary).await
 }
 
+/// Send a part of the requests to another version too, for comparison
+#[utoipa::path(
+    put,
+    path = "/v1/personas/{name}/shadow",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Part,
+    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+)]
 pub(in crate::http) async fn shadow(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -106,6 +144,13 @@ pub(in crate::http) async fn shadow(
     split(slot, &name, Some(part), Registry::shadow).await
 }
 
+/// End a shadow
+#[utoipa::path(
+    delete,
+    path = "/v1/personas/{name}/shadow",
+    params(("name" = String, Path, description = "A persona's name")),
+    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+)]
 pub(in crate::http) async fn end_shadow(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -130,6 +175,14 @@ async fn split(
     .await
 }
 
+/// Give a persona, or a version of it, another name
+#[utoipa::path(
+    put,
+    path = "/v1/persona_aliases/{alias}",
+    params(("alias" = String, Path, description = "The other name")),
+    request_body = Alias,
+    responses((status = 200, description = "The alias", body = serde_json::Value))
+)]
 pub(in crate::http) async fn alias(
     State(slot): State<Slot>,
     Path(alias): Path<String>,
@@ -144,6 +197,13 @@ pub(in crate::http) async fn alias(
     Ok(Json(shown))
 }
 
+/// Take another name away
+#[utoipa::path(
+    delete,
+    path = "/v1/persona_aliases/{alias}",
+    params(("alias" = String, Path, description = "The other name")),
+    responses((status = 200, description = "What was removed", body = serde_json::Value))
+)]
 pub(in crate::http) async fn remove_alias(
     State(slot): State<Slot>,
     Path(alias): Path<String>,

@@ -9,11 +9,24 @@ use crate::catalog::shown;
 use crate::http::Slot;
 use crate::http::error::ApiError;
 
+/// Every persona, and the aliases
+#[utoipa::path(
+    get,
+    path = "/v1/personas",
+    responses((status = 200, description = "The list", body = serde_json::Value))
+)]
 pub(in crate::http) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
     Ok(Json(shown::list(service.catalog())))
 }
 
+/// One persona, with its settings
+#[utoipa::path(
+    get,
+    path = "/v1/personas/{name}",
+    params(("name" = String, Path, description = "A persona's name, or name@version")),
+    responses((status = 200, description = "The persona", body = serde_json::Value))
+)]
 pub(in crate::http) async fn show(
     State(slot): State<Slot>,
     Path(name): Path<String>,
@@ -36,6 +49,13 @@ pub(in crate::http) async fn show(
     shown.await.map(Json)
 }
 
+/// What happened to a persona
+#[utoipa::path(
+    get,
+    path = "/v1/personas/{name}/history",
+    params(("name" = String, Path, description = "A persona's name")),
+    responses((status = 200, description = "Its entries in the log", body = serde_json::Value))
+)]
 pub(in crate::http) async fn history(
     State(slot): State<Slot>,
     Path(name): Path<String>,

@@ -14,10 +14,10 @@
 //! POST   /v1/registry/verify, /v1/registry/gc      look after what is stored
 //! ```
 
-mod change;
-mod look;
-mod publish;
-mod tend;
+pub(super) mod change;
+pub(super) mod look;
+pub(super) mod publish;
+pub(super) mod tend;
 
 use std::sync::Arc;
 

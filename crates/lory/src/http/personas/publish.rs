@@ -14,12 +14,13 @@ use crate::http::error::ApiError;
 use crate::http::json::Body;
 use crate::service::{NewVersion, PublishError};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Publish {
     /// A PEFT folder under `--adapter-root`; without, the version has no adapter.
     adapter_path: Option<String>,
     /// Without, those of the persona as it is.
+    #[schema(value_type = Option<Object>)]
     settings: Option<PersonaSettings>,
     /// Whether the name alone means it from now on; it does unless this is false.
     current: Option<bool>,
@@ -27,6 +28,14 @@ pub(in crate::http) struct Publish {
     only_new: Option<bool>,
 }
 
+/// Publish a new version
+#[utoipa::path(
+    post,
+    path = "/v1/personas/{name}/versions",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Publish,
+    responses((status = 201, description = "The version", body = serde_json::Value))
+)]
 pub(in crate::http) async fn publish(
     State(slot): State<Slot>,
     Path(name): Path<String>,

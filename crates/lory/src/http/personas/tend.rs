@@ -13,7 +13,7 @@ use crate::http::Slot;
 use crate::http::error::ApiError;
 use crate::http::json::Body;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Collect {
     /// Seconds since an adapter was written, or last used, before it is garbage; a day without.
@@ -25,12 +25,25 @@ pub(in crate::http) struct Collect {
 /// How old garbage must be where nobody says.
 pub(crate) const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Read every stored adapter and compare its hash
+#[utoipa::path(
+    post,
+    path = "/v1/registry/verify",
+    responses((status = 200, description = "What was found", body = serde_json::Value))
+)]
 pub(in crate::http) async fn verify(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
     let verified = blocking(move || service.change(registry::Registry::verify));
     Ok(Json(shown::verified(&verified.await??)))
 }
 
+/// Remove adapters that nothing names any more
+#[utoipa::path(
+    post,
+    path = "/v1/registry/gc",
+    request_body = Collect,
+    responses((status = 200, description = "What was removed, or would be", body = serde_json::Value))
+)]
 pub(in crate::http) async fn collect_garbage(
     State(slot): State<Slot>,
     Body(request): Body<Collect>,
