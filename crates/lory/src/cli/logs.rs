@@ -1,5 +1,7 @@
 //! The log, on stderr. What it says of requests is in docs/operations.md.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 /// What an event looks like.
@@ -30,6 +32,8 @@ fn start(format: LogFormat, events: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A file or a journal keeps colours as rubbish between the words.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     match format {
         LogFormat::Text => log.init(),
