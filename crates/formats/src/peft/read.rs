@@ -19,7 +19,7 @@ use crate::safetensors::{self, Place};
 type Sides = [Option<(String, Place)>; 2];
 
 /// An adapter folder whose files are read and checked, but for the values: those are widened pair by pair, where they are
-/// needed. To widen all of them first takes longer than all the rest, most of it for the memory that the system hands out.
+/// needed. To widen all of them first needs four bytes a value, which the system has to hand out for each adapter that is read.
 pub struct AdapterFile {
     /// Its configuration.
     pub config: AdapterConfig,

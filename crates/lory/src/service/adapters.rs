@@ -1,8 +1,8 @@
 //! Brings adapters from disk into the engine's memory, when they are not there: at the start, when a request asks for one, and
 //! again when it was evicted. Knows no personas.
 //!
-//! Reading and packing happen on the thread of the request, never on the engine's: a request's adapters are on their way
-//! from the moment it came. Who waits for whom is the engine's pool's business ([`engine::claim`]).
+//! Reading and packing happen on threads of low priority, never on the engine's: a request's adapters are on their way from
+//! the moment it came. Who waits for whom is the engine's pool's business ([`engine::claim`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::resume_unwind;
