@@ -23,6 +23,7 @@ mod norm;
 mod pool;
 mod simd;
 mod tensor;
+mod turns;
 mod weights;
 
 pub use attention::{RopeTable, Span};

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
+use crate::turns::Turns;
+
 /// Spins before a worker parks: about 50 microseconds, longer than the gap between two regions of a step.
 const SPINS: u32 = 20_000;
 
@@ -29,7 +31,7 @@ struct Shared {
     stop: AtomicBool,
 }
 
-// SAFETY: `region` is written only by the thread that holds `Pool::turn`, while no worker is between the epoch's bump and
+// SAFETY: `region` is written only by the thread whose turn it is (`Pool::turns`), while no worker is between the epoch's bump and
 // its check-out (`working` is 0); the release of the epoch publishes it.
 unsafe impl Sync for Shared {}
 // SAFETY: the raw task pointer is dereferenced only inside a region, which outlives neither the task nor the caller.
@@ -66,10 +68,10 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A fixed set of threads that run regions of independent tasks.
+/// A fixed set of threads that run regions of independent tasks. Several threads may drive it: their regions take turns.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    turn: Mutex<()>,
+    turns: Turns,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
 }
 
@@ -100,7 +102,7 @@ impl Pool {
             .collect();
         Pool {
             shared,
-            turn: Mutex::new(()),
+            turns: Turns::default(),
             workers,
         }
     }
@@ -119,9 +121,9 @@ impl Pool {
             }
             return;
         }
-        let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
+        let turn = self.turns.take();
         let s = &*self.shared;
-        // SAFETY: `turn` is held and `working` is 0, so no other thread looks at the region. The lifetime is erased, but
+        // SAFETY: it is this thread's turn and `working` is 0, so no other thread looks at the region. The lifetime is erased, but
         // this function does not return before every worker has checked out.
         unsafe {
             let task: Task = std::mem::transmute::<&(dyn Fn(usize) + Sync), Task>(task);
@@ -152,7 +154,7 @@ impl Pool {
         }
         let panic = s.panicked.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
-            drop(_turn);
+            drop(turn);
             resume_unwind(panic);
         }
     }
@@ -276,6 +278,26 @@ mod tests {
             });
         }
         assert_eq!(sum.load(Relaxed), 3 * 4 * 10);
+    }
+
+    #[test]
+    fn several_threads_may_drive_it() {
+        let pool = Pool::new(2);
+        std::thread::scope(|scope| {
+            for driver in 0..3usize {
+                let pool = &pool;
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        let seen: Vec<AtomicUsize> = (0..17).map(|_| AtomicUsize::new(0)).collect();
+                        pool.run(seen.len(), &|i| {
+                            seen[i].fetch_add(1 + driver + round, Relaxed);
+                        });
+                        let right = |seen: &AtomicUsize| seen.load(Relaxed) == 1 + driver + round;
+                        assert!(seen.iter().all(right));
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -57,6 +57,12 @@ impl Home {
         self.data.join("registry")
     }
 
+    /// The queue of training jobs, with their files.
+    #[must_use]
+    pub fn jobs(&self) -> PathBuf {
+        self.data.join("jobs")
+    }
+
     /// Copies of adapters from registries elsewhere, by content hash.
     #[must_use]
     pub fn registry_cache(&self) -> PathBuf {

@@ -3,10 +3,14 @@
 pub mod access;
 pub mod catalog;
 pub mod cli;
+mod evaluation;
 pub mod home;
 pub mod http;
+pub mod jobs;
 pub mod memory;
 pub mod progress;
 pub mod pull;
 pub mod runner;
 pub mod service;
+pub mod sharing;
+mod training;

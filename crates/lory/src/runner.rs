@@ -5,6 +5,33 @@ use std::sync::Arc;
 use engine::{Batch, Limits};
 use kernels::{BLOCK_TOKENS, Compute, KernelError, KvCache, KvType, Run, Span, Tensor};
 use model::{Adapter, Buffers, Model};
+use train::Gate;
+
+use crate::sharing::Sharing;
+
+/// Whose turn the machine is while a step runs.
+#[derive(Clone)]
+pub enum Turns {
+    /// The service's own: training waits for it.
+    Own(Arc<Sharing>),
+    /// Lent, as to a training job: it waits for the service.
+    Lent(Arc<dyn Gate>),
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Turns::Own(Arc::default())
+    }
+}
+
+impl std::fmt::Debug for Turns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Turns::Own(_) => "Own",
+            Turns::Lent(_) => "Lent",
+        })
+    }
+}
 
 /// A model with its pages and buffers.
 pub struct ModelRunner {
@@ -12,6 +39,7 @@ pub struct ModelRunner {
     cache: KvCache,
     buffers: Buffers,
     logits: Tensor,
+    turns: Turns,
 }
 
 impl ModelRunner {
@@ -19,7 +47,7 @@ impl ModelRunner {
     ///
     /// # Errors
     /// The system has no memory.
-    pub fn new(model: Arc<Model>, kv_bytes: u64) -> Result<ModelRunner, KernelError> {
+    pub fn new(model: Arc<Model>, kv_bytes: u64, turns: Turns) -> Result<ModelRunner, KernelError> {
         let block = model.block_bytes(KvType::F16) as u64;
         let blocks = (kv_bytes / block).clamp(1, u64::from(u32::MAX)) as usize;
         let cache = model.new_cache(model.config().layers, blocks, KvType::F16)?;
@@ -28,6 +56,7 @@ impl ModelRunner {
             cache,
             buffers: Buffers::default(),
             logits: Tensor::default(),
+            turns,
         })
     }
 }
@@ -77,14 +106,29 @@ impl engine::Runner for ModelRunner {
             runs: &runs,
             adapters: &adapters,
         };
-        self.model.forward(
-            rows,
-            &mut self.cache,
-            &mut self.buffers,
-            &batch.logit_rows,
-            Compute::Int8,
-            &mut self.logits,
-        );
+        let mut forward = || {
+            self.model.forward(
+                rows,
+                &mut self.cache,
+                &mut self.buffers,
+                &batch.logit_rows,
+                Compute::Int8,
+                &mut self.logits,
+            );
+        };
+        match &self.turns {
+            Turns::Own(sharing) => {
+                let _step = sharing.step();
+                forward();
+            }
+            Turns::Lent(gate) => {
+                if !gate.enter() {
+                    return Err("stopped before it was done".to_owned());
+                }
+                forward();
+                gate.leave();
+            }
+        }
         logits.clear();
         logits.extend_from_slice(self.logits.values());
         Ok(())

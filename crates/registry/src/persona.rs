@@ -70,6 +70,25 @@ impl PartialEq for AdapterRef {
 impl Eq for AdapterRef {}
 
 impl AdapterRef {
+    /// The adapter in the PEFT folder `path`, hashed and not read. Its configuration is written last, so without it there is
+    /// no adapter yet.
+    ///
+    /// # Errors
+    /// Its files cannot be read.
+    pub fn in_folder(path: &Path) -> Result<Option<AdapterRef>, PeftError> {
+        if !path.join(peft::CONFIG_FILE).exists() {
+            return Ok(None);
+        }
+        let hash = peft::content_hash(path)?;
+        let weights = path.join(peft::WEIGHTS_FILE).metadata();
+        Ok(Some(AdapterRef {
+            path: path.to_owned(),
+            sha256: blob::digest(&hash).unwrap_or_default(),
+            bytes: weights.map_or(0, |weights| weights.len()),
+            source: None,
+        }))
+    }
+
     /// Reads the adapter, from wherever it lies, and holds it to its hash.
     ///
     /// # Errors

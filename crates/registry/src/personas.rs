@@ -7,10 +7,8 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
-use formats::peft;
 use sha2::{Digest as _, Sha256};
 
-use crate::blob;
 use crate::error::{LookupError, PersonaError};
 use crate::file;
 use crate::persona::{AdapterRef, Persona};
@@ -313,27 +311,12 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
         max_new_tokens: settings.max_new_tokens,
         stop: settings.stop,
         scale: settings.scale,
-        adapter: adapter(&dir.join(ADAPTER))?,
+        adapter: AdapterRef::in_folder(&dir.join(ADAPTER))?,
         train: settings.train,
         eval: settings.eval,
         dir: dir.to_owned(),
         published: None,
     })
-}
-
-/// The adapter in the folder `path`. Its configuration is written last, so without it there is no adapter yet.
-fn adapter(path: &Path) -> Result<Option<AdapterRef>, PersonaError> {
-    if !path.join(peft::CONFIG_FILE).exists() {
-        return Ok(None);
-    }
-    let hash = peft::content_hash(path)?;
-    let weights = path.join(peft::WEIGHTS_FILE).metadata();
-    Ok(Some(AdapterRef {
-        path: path.to_owned(),
-        sha256: blob::digest(&hash).unwrap_or_default(),
-        bytes: weights.map_or(0, |weights| weights.len()),
-        source: None,
-    }))
 }
 
 #[cfg(test)]

@@ -125,6 +125,9 @@ pub enum TrainError {
         /// What to change.
         advice: String,
     },
+    /// A gate said to stop (see [`crate::gate`]); a run that meets it ends as one that was interrupted.
+    #[error("stopped before it was done")]
+    Stopped,
     /// The model that computes losses and gradients failed.
     #[error("the model failed: {0}")]
     Learner(String),

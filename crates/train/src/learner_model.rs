@@ -11,6 +11,7 @@ use model::{Adapter, Batch, Beside, Buffers, Model};
 use crate::backward::{Pass, Scratch, Slots, places};
 use crate::dropout::{Dropped, DroppedRows, RowMask};
 use crate::error::TrainError;
+use crate::gate::{Gate, Passage};
 use crate::learner::{Item, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
 
@@ -26,6 +27,7 @@ pub struct ModelLearner {
     buffers: Buffers,
     scratch: Scratch,
     logits: Tensor,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 /// Where a batch's examples lie in the rows.
@@ -163,7 +165,15 @@ impl ModelLearner {
             buffers: Buffers::default(),
             scratch: Scratch::default(),
             logits: Tensor::default(),
+            gate: None,
         }
+    }
+
+    /// The same learner, with a gate between its layers.
+    #[must_use]
+    pub fn behind(mut self, gate: Arc<dyn Gate>) -> ModelLearner {
+        self.gate = Some(gate);
+        self
     }
 
     /// Forward; and backward too, where there are gradients to gather. The loss of every item, in the batch's order.
@@ -175,6 +185,8 @@ impl ModelLearner {
     ) -> Result<Vec<LossSum>, TrainError> {
         let model = self.model.clone();
         let (config, device) = (model.config(), model.device());
+        let gate = self.gate.clone();
+        let passage = Passage::new(gate.as_deref());
         for item in batch {
             let tokens = &item.example.tokens;
             if tokens.len() > config.context_length {
@@ -230,6 +242,7 @@ impl ModelLearner {
         device.embed(model.embedding(), rows.tokens, &mut x);
         self.buffers.keep_middle = false;
         for layer in 0..config.layers {
+            passage.layer()?;
             if gradients.is_some() {
                 inputs.push(x.clone());
             }
@@ -253,7 +266,8 @@ impl ModelLearner {
             gradients.as_ref().map(|gradients| gradients.loss_scale),
             &mut dx,
             &mut losses,
-        );
+            &passage,
+        )?;
 
         if let Some(Gradients { weigh, grads, .. }) = &mut gradients {
             weigh_rows(&mut dx, &layout, &weights(*weigh, &losses)?);
@@ -272,6 +286,7 @@ impl ModelLearner {
                 dropped,
             };
             while let Some(x) = inputs.pop() {
+                passage.layer()?;
                 let layer = inputs.len();
                 pass.layer(
                     layer,
@@ -296,11 +311,13 @@ impl ModelLearner {
         scale: Option<&[f32]>,
         dx: &mut Tensor,
         losses: &mut [LossSum],
-    ) {
+        passage: &Passage<'_>,
+    ) -> Result<(), TrainError> {
         let (model, device) = (&self.model, self.model.device());
         let (mut selected, mut dnormed, mut dselected) =
             (Tensor::default(), Tensor::default(), Tensor::default());
         for chunk in layout.trained.chunks(HEAD_ROWS) {
+            passage.layer()?;
             let rows: Vec<u32> = chunk.iter().map(|t| t.row).collect();
             let targets: Vec<u32> = chunk.iter().map(|t| t.next).collect();
             let scales: Vec<f32> = chunk
@@ -335,6 +352,7 @@ impl ModelLearner {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -106,7 +106,7 @@ impl Prepared<'_> {
         let stop = || interrupt.load(Ordering::Relaxed);
         self.0.without_reference();
         let began = Instant::now();
-        if self.0.forward_backward(learner, &stop)?.is_none() {
+        if or_stopped(self.0.forward_backward(learner, &stop), None)?.is_none() {
             return Ok(None);
         }
         self.0.clip()?;
@@ -136,11 +136,11 @@ impl Prepared<'_> {
         let resumed = run.resume()?;
         run.open_metrics()?;
         observer.started(&run.plan, resumed);
-        if !run.reference(learner, observer, &stop)? {
+        if !or_stopped(run.reference(learner, observer, &stop), false)? {
             return run.interrupted(observer);
         }
         loop {
-            if !run.validate(learner, observer, &stop)? {
+            if !or_stopped(run.validate(learner, observer, &stop), false)? {
                 return run.interrupted(observer);
             }
             if run.checkpoint_is_due() {
@@ -149,7 +149,7 @@ impl Prepared<'_> {
             if run.is_done() {
                 break;
             }
-            let Some(losses) = run.forward_backward(learner, &stop)? else {
+            let Some(losses) = or_stopped(run.forward_backward(learner, &stop), None)? else {
                 return run.interrupted(observer);
             };
             let norms = run.clip()?;
@@ -158,6 +158,14 @@ impl Prepared<'_> {
         }
         observer.finished(run.step);
         Ok(Outcome::Finished(run.finish()))
+    }
+}
+
+/// What a verb says; `stopped` where the learner's gate stopped it.
+fn or_stopped<T>(said: Result<T, TrainError>, stopped: T) -> Result<T, TrainError> {
+    match said {
+        Err(TrainError::Stopped) => Ok(stopped),
+        said => said,
     }
 }
 

@@ -44,6 +44,12 @@ pub enum Denied {
         /// The key's name.
         key: String,
     },
+    /// The route is for keys that may train.
+    #[error("key {key} may not train; give it `train = true`, or make it anew with --train")]
+    NoTraining {
+        /// The key's name.
+        key: String,
+    },
     /// The persona is not among those that the key may use.
     #[error("key {key} may not use {asked:?}; it may use {may}")]
     Persona {

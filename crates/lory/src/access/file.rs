@@ -7,6 +7,7 @@
 //! personas = ["customer", "acme-*"]   # without: every persona; a name that ends in * stands for all that begin so
 //! base = false                        # may ask the base without a persona; without: only a key for every persona may
 //! admin = false                       # may change personas, read /metrics, and go before others
+//! train = false                       # may upload files and run training jobs, for the personas that it may use
 //! requests_per_minute = 60            # without: no limit
 //! tokens_per_minute = 20000           # prompts and answers; without: no limit
 //! share = 1                           # its weight where requests wait, 1 to 100
@@ -49,6 +50,8 @@ pub struct Entry {
     pub base: bool,
     /// Whether it has admin rights.
     pub admin: bool,
+    /// Whether it may train; with admin rights it may anyway.
+    pub train: bool,
     /// The most requests a minute.
     pub requests_per_minute: Option<u32>,
     /// The most tokens a minute.
@@ -73,6 +76,8 @@ struct RawKey {
     base: Option<bool>,
     #[serde(default)]
     admin: bool,
+    #[serde(default)]
+    train: bool,
     requests_per_minute: Option<Spanned<i64>>,
     tokens_per_minute: Option<Spanned<i64>>,
     share: Option<Spanned<i64>>,
@@ -140,6 +145,7 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
                 .personas
                 .map(|names| names.into_iter().map(Spanned::into_inner).collect()),
             admin: key.admin,
+            train: key.train,
             name,
             sha256,
         });
@@ -193,6 +199,7 @@ pub fn parse_variable(variable: &str, text: &str) -> Result<Vec<Entry>, KeysErro
             personas: None,
             base: true,
             admin,
+            train: false,
             requests_per_minute: None,
             tokens_per_minute: None,
             share: 1,
@@ -248,6 +255,9 @@ pub fn write(entry: &Entry) -> String {
     }
     if entry.admin {
         text += "admin = true\n";
+    }
+    if entry.train {
+        text += "train = true\n";
     }
     for (field, value) in [
         ("requests_per_minute", entry.requests_per_minute),
@@ -375,6 +385,7 @@ mod tests {
             personas: Some(vec!["customer".to_owned(), "acme-*".to_owned()]),
             base: true,
             admin: true,
+            train: true,
             requests_per_minute: Some(60),
             tokens_per_minute: Some(20_000),
             share: 3,
@@ -389,6 +400,7 @@ mod tests {
                 personas: None,
                 base: false,
                 admin: false,
+                train: false,
                 requests_per_minute: None,
                 tokens_per_minute: None,
                 share: 1,

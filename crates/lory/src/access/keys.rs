@@ -119,6 +119,16 @@ impl Key {
     }
 
     /// # Errors
+    /// [`Denied::NoTraining`].
+    pub fn check_train(&self) -> Result<(), Denied> {
+        if self.entry.train || self.entry.admin {
+            return Ok(());
+        }
+        let key = self.entry.name.clone();
+        Err(Denied::NoTraining { key })
+    }
+
+    /// # Errors
     /// [`Denied::Priority`] for one that goes before others' 0.
     pub fn check_priority(&self, priority: i32) -> Result<(), Denied> {
         if priority >= 0 || self.entry.admin {

@@ -11,6 +11,7 @@ use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::serve::{POLL, listen, serve};
 use super::{Verdict, columns, generate, print};
+use crate::home::Home;
 use crate::http::ServerSettings;
 use crate::service::{Ask, Service, Settings};
 
@@ -75,7 +76,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     if !args.once {
         print("\n")?;
         let settings = ServerSettings::default();
-        serve(free_port(args.port)?, settings, Some(POLL), || Ok(service))?;
+        let jobs = Home::find().ok().map(|home| home.jobs());
+        let listener = free_port(args.port)?;
+        serve(listener, settings, Some(POLL), jobs, || {
+            Ok((service, located.name))
+        })?;
     } else {
         service.engine().shutdown();
     }

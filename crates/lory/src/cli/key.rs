@@ -48,6 +48,9 @@ pub(super) struct NewArgs {
     /// May change personas, read /metrics, and go before others
     #[arg(long)]
     admin: bool,
+    /// May upload files and run training jobs, for the personas that it may use
+    #[arg(long)]
+    train: bool,
     /// The most requests a minute [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests_per_minute: Option<u32>,
@@ -108,6 +111,7 @@ fn new(args: NewArgs) -> anyhow::Result<Verdict> {
         personas: (!everybody).then_some(args.personas),
         base: everybody || args.base,
         admin: args.admin,
+        train: args.train,
         requests_per_minute: args.requests_per_minute,
         tokens_per_minute: args.tokens_per_minute,
         share: args.share,

@@ -16,8 +16,12 @@ use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::server::ServerArgs;
 use super::{Verdict, print};
+use crate::home::Home;
 use crate::http::{self, ServerSettings, Slot};
+use crate::jobs::{JobError, JobSettings, Jobs};
+use crate::runner::Turns;
 use crate::service::{Service, Settings};
+use crate::sharing::Sharing;
 
 /// How many personas are named at the start.
 const SHOWN: usize = 12;
@@ -52,6 +56,8 @@ pub(super) struct Args {
     adapter_root: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
     #[command(flatten)]
     server: ServerArgs,
     /// What the log on stderr looks like: a line of text or a JSON object for each event; RUST_LOG chooses the events
@@ -94,6 +100,36 @@ pub(super) struct EngineArgs {
     /// Compute every prompt whole, instead of keeping what earlier requests in the same tone began with
     #[arg(long)]
     no_prefix_cache: bool,
+}
+
+/// Training jobs beside the answers.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Training jobs")]
+pub(super) struct TrainingArgs {
+    /// Where uploaded files and training jobs are kept [default: jobs in LORY_HOME]
+    #[arg(long, value_name = "DIR")]
+    jobs_dir: Option<PathBuf>,
+    /// From token to token a stream may take so long while a job trains, for 19 of 20 tokens, as far as it does without a job;
+    /// training waits for it between two layers
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = budget)]
+    train_latency_budget: Duration,
+}
+
+impl TrainingArgs {
+    /// Where jobs are kept, if there is a place for them.
+    pub fn jobs_dir(&self) -> Option<PathBuf> {
+        let home = || Home::find().ok().map(|home| home.jobs());
+        self.jobs_dir.clone().or_else(home)
+    }
+}
+
+/// How long a stream may wait for training.
+fn budget(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(60);
+    match humantime::parse_duration(text) {
+        Ok(budget) if range.contains(&budget) => Ok(budget),
+        _ => Err("must be a time from 1ms to 60s, such as 100ms".to_owned()),
+    }
 }
 
 /// A size with its unit; zero is none.
@@ -158,14 +194,24 @@ pub(super) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<Verdict> 
         let said = described(&error, port);
         anyhow::anyhow!("cannot listen on {host}:{port}: {said}")
     })?;
-    serve(listener, server, Some(args.registry_poll), move || {
-        let located = args.base.locate()?;
-        let settings = Settings {
-            adapter_root: args.adapter_root,
-            ..args.engine.settings(&located)
-        };
-        Ok(Service::open(&located.path, catalog, &settings)?)
-    })?;
+    let jobs = args.training.jobs_dir();
+    let budget = args.training.train_latency_budget;
+    serve(
+        listener,
+        server,
+        Some(args.registry_poll),
+        jobs,
+        move || {
+            let located = args.base.locate()?;
+            let settings = Settings {
+                adapter_root: args.adapter_root,
+                turns: Turns::Own(Arc::new(Sharing::within(budget))),
+                ..args.engine.settings(&located)
+            };
+            let service = Service::open(&located.path, catalog, &settings)?;
+            Ok((service, located.name))
+        },
+    )?;
     Ok(Verdict::Good)
 }
 
@@ -188,12 +234,14 @@ fn described(error: &std::io::Error, port: u16) -> String {
 }
 
 /// Serves what `load` opens until the process is told to stop, and says where. While it loads, `/health` answers already.
-/// The registry is followed, looked at every so often, if there is one.
+/// The registry is followed, looked at every so often, if there is one. `load` also says by which name Lory knows the base, if it
+/// does; `jobs` is the folder of training jobs.
 pub(super) fn serve(
     listener: TcpListener,
     settings: ServerSettings,
     follow: Option<Duration>,
-    load: impl FnOnce() -> anyhow::Result<Service> + Send + 'static,
+    jobs: Option<PathBuf>,
+    load: impl FnOnce() -> anyhow::Result<(Service, Option<String>)> + Send + 'static,
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
@@ -209,24 +257,51 @@ pub(super) fn serve(
         let reached = Reached::new(address, &settings);
         let served = http::serve(slot.clone(), listener, settings, http::shutdown_signal());
         let mut server = tokio::spawn(served);
-        let service = tokio::select! {
+        let (service, known) = tokio::select! {
             // Told to stop before there was anything to serve.
             ended = &mut server => return Ok(ended??),
-            loaded = tokio::task::spawn_blocking(load) => Arc::new(loaded??),
+            loaded = tokio::task::spawn_blocking(load) => loaded??,
         };
+        let service = Arc::new(service);
         if let Some(every) = follow {
             service.follow(every);
             service.compare_shadows();
         }
+        let queue = queue(&service, jobs, known);
+        slot.train(queue.clone());
         slot.fill(Arc::clone(&service));
         print(&welcome(&service, &reached))?;
         let ended = server.await;
+        if let Ok(queue) = queue {
+            // It writes its checkpoint first.
+            tokio::task::spawn_blocking(move || queue.shutdown()).await?;
+        }
         service.engine().shutdown();
         Ok(ended??)
     });
     // What still loads is not worth waiting for.
     runtime.shutdown_background();
     served
+}
+
+/// The queue of training jobs in the folder `dir`, or why there is none; answers are given either way.
+fn queue(
+    service: &Arc<Service>,
+    dir: Option<PathBuf>,
+    known: Option<String>,
+) -> Result<Arc<Jobs>, String> {
+    let dir = dir.ok_or_else(|| {
+        "this user has no home folder to keep them in; name a folder with --jobs-dir".to_owned()
+    })?;
+    let started = Jobs::start(Arc::clone(service), &JobSettings { dir, known });
+    started.map(Arc::new).map_err(|error| {
+        let why = match error {
+            JobError::NoJobs { why } => why,
+            error => error.to_string(),
+        };
+        tracing::warn!("no training jobs: {why}");
+        why
+    })
 }
 
 /// How a client reaches the server, as it is said at the start.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{MAX_BODY, MAX_HEADERS};
 use crate::access::Denied;
+use crate::jobs::JobError;
 use crate::service::{AdapterError, PublishError, RequestError};
 
 /// Seconds after which a client may try again, where nothing says how long it will take.
@@ -232,6 +233,7 @@ fn of_denied(denied: &Denied) -> (StatusCode, &'static str) {
         Denied::NoKey => (StatusCode::UNAUTHORIZED, "missing_api_key"),
         Denied::UnknownKey => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
         Denied::NotAdmin { .. } => (StatusCode::FORBIDDEN, "admin_only"),
+        Denied::NoTraining { .. } => (StatusCode::FORBIDDEN, "training_not_allowed"),
         Denied::Persona { .. } => (StatusCode::FORBIDDEN, "persona_not_allowed"),
         Denied::Priority { .. } => (StatusCode::FORBIDDEN, "priority_not_allowed"),
         Denied::Requests { .. } => (StatusCode::TOO_MANY_REQUESTS, "request_rate_exceeded"),
@@ -349,6 +351,37 @@ impl From<PublishError> for ApiError {
             },
         };
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> ApiError {
+        let (status, code) = match &error {
+            JobError::NoFile { .. } => (StatusCode::NOT_FOUND, "file_not_found"),
+            JobError::NoJob { .. } => (StatusCode::NOT_FOUND, "job_not_found"),
+            JobError::NoPage { .. } => (StatusCode::BAD_REQUEST, "invalid_page"),
+            JobError::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
+            JobError::Rows(_) => (StatusCode::BAD_REQUEST, "invalid_file"),
+            JobError::Plan(_) => (StatusCode::BAD_REQUEST, "invalid_job"),
+            JobError::FileTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "file_too_large"),
+            JobError::TooManyFiles { .. } | JobError::NoRoom { .. } => {
+                (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")
+            }
+            JobError::FileInUse { .. } => (StatusCode::CONFLICT, "file_in_use"),
+            JobError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            JobError::State { .. } | JobError::Publishing { .. } => {
+                (StatusCode::CONFLICT, "job_state")
+            }
+            JobError::NoJobs { .. } => (StatusCode::CONFLICT, "no_jobs"),
+            JobError::Denied(denied) => of_denied(denied),
+            JobError::Io { .. } | JobError::Damaged { .. } | JobError::Random(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed")
+            }
+        };
+        ApiError {
+            param: error.field().map(str::to_owned),
+            ..ApiError::new(status, code, error.to_string())
+        }
     }
 }
 

@@ -25,6 +25,11 @@ pub(super) async fn admin(request: Request, next: Next) -> Result<Response, ApiE
     admit(request, next, Key::check_admin).await
 }
 
+/// Routes for keys that may train.
+pub(super) async fn training(request: Request, next: Next) -> Result<Response, ApiError> {
+    admit(request, next, Key::check_train).await
+}
+
 /// `/metrics`: for admins, unless the server was told that everybody may read it.
 pub(super) async fn metrics(request: Request, next: Next) -> Result<Response, ApiError> {
     if front_of(&request).is_some_and(|front| front.settings.open_metrics) {

@@ -19,6 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::error::ApiError;
 use super::front::Front;
 use super::{Slot, seconds_since_1970};
+use crate::jobs::meters::JobNumbers;
 use crate::service::Service;
 
 /// What the text is.
@@ -44,6 +45,9 @@ pub(super) async fn metrics(
     service.meters().register(&mut registry);
     service.shadows().register(&mut registry);
     registry.register_collector(Box::new(Snapshot::take(&service)));
+    if let Ok(jobs) = slot.jobs() {
+        registry.register_collector(Box::new(Training(jobs.numbers())));
+    }
     let mut text = String::new();
     text::encode(&mut text, &registry)
         .map_err(|_| ApiError::internal("the metrics could not be written"))?;
@@ -272,6 +276,33 @@ impl Snapshot {
         let a = &self.stats.adapters;
         let mean = a.bytes.checked_div((a.resident + a.loading) as u64);
         mean.and_then(|mean| a.limit.checked_div(mean)).unwrap_or(0)
+    }
+}
+
+/// The queue's numbers at one moment.
+#[derive(Debug)]
+struct Training(JobNumbers);
+
+impl Collector for Training {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut gauge = encoder.encode_descriptor(
+            "lory_training_jobs",
+            "Training jobs that are kept, by status",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (status, count) in &self.0.jobs {
+            gauge
+                .encode_family(&[("status", *status)])?
+                .encode_gauge(count)?;
+        }
+        let counter = ConstCounter::new(self.0.trained_tokens);
+        counter.encode(encoder.encode_descriptor(
+            "lory_training_tokens",
+            "Tokens that jobs have trained on",
+            None,
+            MetricType::Counter,
+        )?)
     }
 }
 

@@ -13,6 +13,8 @@ mod embeddings;
 mod envelope;
 mod error;
 mod events;
+mod files;
+mod fine_tuning;
 mod front;
 mod generate;
 mod guard;
@@ -25,6 +27,7 @@ mod metrics;
 mod models;
 mod openapi;
 mod personas;
+mod query;
 mod server;
 mod settings;
 mod tls;
@@ -43,6 +46,7 @@ pub use server::{serve, shutdown_signal};
 pub use settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
 pub use tls::{Tls, TlsError};
 
+use crate::jobs::{JobError, Jobs};
 use crate::service::Service;
 use error::ApiError;
 use front::Front;
@@ -71,8 +75,12 @@ fn router(slot: Slot, front: &Arc<Front>) -> Router {
         .route("/v1/lora_adapters", get(lora_adapters::lora_adapters))
         .merge(personas::router())
         .route_layer(from_fn(guard::admin));
+    let training = files::router()
+        .merge(fine_tuning::router())
+        .route_layer(from_fn(guard::training));
     let mut router = open
         .merge(metrics)
+        .merge(training)
         .merge(asking)
         .merge(admin)
         .fallback(error::not_found)
@@ -107,6 +115,8 @@ pub struct Slot(Arc<Place>);
 
 struct Place {
     service: OnceLock<Arc<Service>>,
+    /// The queue, or why there is none.
+    jobs: OnceLock<Result<Arc<Jobs>, String>>,
     /// When the server began, in seconds since 1970: what `/v1/models` gives as `created`.
     created: u64,
 }
@@ -116,6 +126,7 @@ impl Slot {
     pub fn loading() -> Slot {
         Slot(Arc::new(Place {
             service: OnceLock::new(),
+            jobs: OnceLock::new(),
             created: seconds_since_1970(),
         }))
     }
@@ -123,6 +134,22 @@ impl Slot {
     /// Puts the service in its place; the first one stays.
     pub fn fill(&self, service: Arc<Service>) {
         let _ = self.0.service.set(service);
+    }
+
+    /// Puts the queue of training jobs in its place, or why there is none; the first one stays. Comes before [`Slot::fill`], so
+    /// that whoever finds the service finds this too.
+    pub fn train(&self, jobs: Result<Arc<Jobs>, String>) {
+        let _ = self.0.jobs.set(jobs);
+    }
+
+    fn jobs(&self) -> Result<Arc<Jobs>, ApiError> {
+        self.service()?;
+        let why = match self.0.jobs.get() {
+            Some(Ok(jobs)) => return Ok(Arc::clone(jobs)),
+            Some(Err(why)) => why.clone(),
+            None => "it was started without a folder for them".to_owned(),
+        };
+        Err(JobError::NoJobs { why }.into())
     }
 
     fn service(&self) -> Result<Arc<Service>, ApiError> {

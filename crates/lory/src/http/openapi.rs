@@ -14,8 +14,8 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::answers::ErrorBody;
 use super::{
-    chat_completions, completions, embeddings, generate, health, load_lora_adapter, lora_adapters,
-    metrics, models, personas,
+    chat_completions, completions, embeddings, files, fine_tuning, generate, health,
+    load_lora_adapter, lora_adapters, metrics, models, personas,
 };
 
 /// The name of the one way in.
@@ -57,6 +57,22 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         personas::change::remove_alias,
         personas::tend::verify,
         personas::tend::collect_garbage,
+        files::create,
+        files::list,
+        files::retrieve,
+        files::content,
+        files::delete,
+        files::lint,
+        files::rows,
+        fine_tuning::create,
+        fine_tuning::plan,
+        fine_tuning::list,
+        fine_tuning::retrieve,
+        fine_tuning::cancel,
+        fine_tuning::pause,
+        fine_tuning::resume,
+        fine_tuning::events,
+        fine_tuning::checkpoints,
         load_lora_adapter::load,
         load_lora_adapter::unload,
         document,

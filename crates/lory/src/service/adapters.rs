@@ -17,6 +17,7 @@ use registry::blob::BASE_KEY;
 use registry::{AdapterRef, ReadError};
 
 use super::base::{Base, Fingerprint};
+use crate::sharing;
 
 /// Why an adapter is not in memory.
 #[derive(Debug, thiserror::Error)]
@@ -196,13 +197,8 @@ impl Adapters {
 /// Does `work` on a thread of its own that runs where the threads of a step leave time, for the most part: the machine has as many
 /// of those as cores, and a step is done when the last of them is. Threads that `work` starts do the same.
 fn beside_streams<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    /// A tenth of a step's thread's share, by Linux's weights.
-    #[cfg(target_os = "linux")]
-    const NICE: i32 = 10;
     let work = || {
-        // Of this thread alone, on Linux. Without leave to do that, it is done at once.
-        #[cfg(target_os = "linux")]
-        let _ = rustix::process::setpriority_process(None, NICE);
+        sharing::give_way();
         work()
     };
     std::thread::scope(|scope| {

@@ -67,7 +67,8 @@ pub use tools::{Call, Tool, ToolChoice, Tools};
 pub use voice::{AdapterUse, Speaker};
 
 use crate::catalog::Catalog;
-use crate::runner::ModelRunner;
+use crate::runner::{ModelRunner, Turns};
+use crate::sharing::Sharing;
 use adapters::{Adapters, LeaseError};
 use answer::Writer;
 use grammar::Grammars;
@@ -91,6 +92,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// Bytes for keys and values.
     pub kv_memory: u64,
+    /// Whose turn the machine is while it answers.
+    pub turns: Turns,
     /// Batch, queue and adapter memory.
     pub engine: EngineConfig,
 }
@@ -103,6 +106,7 @@ impl Default for Settings {
             adapter_root: None,
             threads: None,
             kv_memory: 512 << 20,
+            turns: Turns::default(),
             engine: EngineConfig::default(),
         }
     }
@@ -110,7 +114,7 @@ impl Default for Settings {
 
 /// A base and its personas, answering.
 pub struct Service {
-    base: Base,
+    base: Arc<Base>,
     catalog: Catalog,
     adapters: Adapters,
     engine: Handle<model::Adapter>,
@@ -118,6 +122,7 @@ pub struct Service {
     meters: Arc<Meters>,
     shadows: Shadows,
     adapter_root: Option<PathBuf>,
+    turns: Turns,
 }
 
 impl Service {
@@ -143,7 +148,12 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::open`].
-    pub fn start(base: Base, catalog: Catalog, settings: &Settings) -> Result<Service, OpenError> {
+    pub fn start(
+        base: impl Into<Arc<Base>>,
+        catalog: Catalog,
+        settings: &Settings,
+    ) -> Result<Service, OpenError> {
+        let base = base.into();
         let personas = catalog.personas();
         if let Some(persona) = personas.get(&base.name) {
             return Err(OpenError::NameTaken {
@@ -151,7 +161,11 @@ impl Service {
                 path: persona.dir.clone(),
             });
         }
-        let runner = ModelRunner::new(base.model.clone(), settings.kv_memory)?;
+        let runner = ModelRunner::new(
+            base.model.clone(),
+            settings.kv_memory,
+            settings.turns.clone(),
+        )?;
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = Adapters::new(&base, engine.clone());
         // As many as memory holds are read now, so that what is wrong with them is said now; the others when they are asked.
@@ -186,11 +200,12 @@ impl Service {
             meters: Arc::default(),
             shadows: Shadows::default(),
             adapter_root: settings.adapter_root.clone(),
+            turns: settings.turns.clone(),
         })
     }
 
-    /// The base.
-    pub fn base(&self) -> &Base {
+    /// The base, which others may share: there is one copy of its weights.
+    pub fn base(&self) -> &Arc<Base> {
         &self.base
     }
 
@@ -202,6 +217,14 @@ impl Service {
     /// Where they come from.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// The turns that training takes beside its answers.
+    pub fn sharing(&self) -> Arc<Sharing> {
+        match &self.turns {
+            Turns::Own(sharing) => Arc::clone(sharing),
+            Turns::Lent(_) => Arc::default(),
+        }
     }
 
     /// The engine, for its numbers and its end ([`Handle::shutdown`]).

@@ -6,6 +6,7 @@ The base is a tiny random one, so what is checked is the shape of answers, not w
 import asyncio
 import json
 import sys
+import time
 from typing import Literal
 
 import openai
@@ -172,6 +173,57 @@ async def at_once():
         assert [answer.choices[0].message.content for answer in together] == first
 
 
+def finished(job):
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        time.sleep(0.05)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    return job
+
+
+def fine_tuning():
+    said = lambda i: [{"role": "user", "content": f"Where is order {i}?"}, {"role": "assistant", "content": f"Yay, order {i}."}]
+    rows = "".join(json.dumps({"messages": said(i)}) + "\n" for i in range(100, 124)).encode()
+    file = client.files.create(file=("rows.jsonl", rows), purpose="fine-tune")
+    assert (file.object, file.purpose, file.bytes, file.status) == ("file", "fine-tune", len(rows), "processed")
+    assert client.files.content(file.id).read() == rows
+    assert [one.id for one in client.files.list(purpose="fine-tune")] == [file.id]
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "rank": 4}}}
+    job = client.fine_tuning.jobs.create(
+        model="tiny", training_file=file.id, suffix="sunny", seed=3, method=method, metadata={"team": "care"}
+    )
+    assert job.object == "fine_tuning.job" and job.fine_tuned_model is None and job.user_provided_suffix == "sunny"
+    job = finished(job)
+    assert (job.status, job.fine_tuned_model) == ("succeeded", "sunny@1"), job
+    assert job.trained_tokens > 0 and job.error is None and job.hyperparameters.n_epochs == 2
+    # All of them, page by page.
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=4))
+    assert len(events) > 8 and len({event.id for event in events}) == len(events)
+    assert events[0].message == "The job has successfully completed"
+    assert [event.data["step"] for event in events if event.type == "metrics"][0] > 0
+    states = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
+    assert [state.fine_tuned_model_checkpoint for state in states].count("sunny@1") == 1
+    assert all(state.metrics.full_valid_loss > 0 and state.step_number > 0 for state in states)
+    answer = client.chat.completions.create(model=job.fine_tuned_model, messages=HELLO, max_completion_tokens=4)
+    assert answer.usage.completion_tokens == 4
+
+    method["supervised"]["hyperparameters"]["n_epochs"] = 10000
+    long = client.fine_tuning.jobs.create(model="sunny", training_file=file.id, method=method)
+    while client.fine_tuning.jobs.retrieve(long.id).status != "running":
+        time.sleep(0.05)
+    assert client.fine_tuning.jobs.pause(long.id).status == "paused"
+    assert client.fine_tuning.jobs.resume(long.id).status == "queued"
+    assert client.fine_tuning.jobs.cancel(long.id).status == "cancelled"
+    assert [one.id for one in client.fine_tuning.jobs.list(limit=1)] == [long.id, job.id]
+    assert [one.id for one in client.fine_tuning.jobs.list(metadata={"team": "care"})] == [job.id]
+    refused(openai.ConflictError, None, lambda: client.fine_tuning.jobs.cancel(long.id))
+    refused(openai.BadRequestError, "file", lambda: client.files.create(file=("bad.jsonl", b"{}\n"), purpose="fine-tune"))
+    refused(
+        openai.BadRequestError, "hyperparameters.n_epochs",
+        lambda: client.fine_tuning.jobs.create(model="tiny", training_file=file.id, hyperparameters={"n_epochs": 0}),
+    )
+    assert client.files.delete(file.id).deleted
+
+
 models()
 chat_stream(chat())
 several_answers_with_log_probabilities()
@@ -179,5 +231,6 @@ parsed()
 tools_stream(tools())
 completions()
 errors()
+fine_tuning()
 asyncio.run(at_once())
 print(json.dumps({"client": f"openai {openai.__version__}", "ok": True}))

@@ -4,6 +4,8 @@ mod data;
 mod demo_and_serve;
 mod eval;
 mod generate;
+#[cfg(unix)]
+mod jobs;
 mod keys;
 #[cfg(unix)]
 mod killed;

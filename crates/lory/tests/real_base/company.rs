@@ -6,7 +6,7 @@ use std::sync::Arc;
 use engine::{AdapterId, Engine, EngineConfig, Event, Handle, Request, Sampling};
 use formats::peft::{LoraPair, Module};
 use kernels::LoraType;
-use lory::runner::ModelRunner;
+use lory::runner::{ModelRunner, Turns};
 use model::Adapter;
 
 use crate::BASE;
@@ -48,7 +48,7 @@ fn adapter(seed: u64) -> Arc<Adapter> {
 
 fn start(config: EngineConfig) -> Handle<Adapter> {
     let handle = Engine::start(
-        ModelRunner::new(BASE.model.clone(), 64 << 20).unwrap(),
+        ModelRunner::new(BASE.model.clone(), 64 << 20, Turns::default()).unwrap(),
         config,
     )
     .unwrap();

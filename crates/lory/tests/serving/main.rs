@@ -8,6 +8,7 @@ mod completions;
 mod departure;
 mod formats;
 mod generate;
+mod jobs;
 mod life;
 mod limits;
 mod metrics;

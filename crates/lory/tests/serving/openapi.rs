@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::scene::Server;
 
 /// What of `value` is not as `schema` says, with its path.
-fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String> {
+pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String> {
     if let Some(name) = schema["$ref"].as_str() {
         let found = &document["components"]["schemas"][name.rsplit('/').next().unwrap()];
         return complaints(document, found, value, path);

@@ -154,6 +154,12 @@ fn answered(row: &Row, answer: &str) -> Row {
     row
 }
 
+/// What the prompt, the chosen and the rejected answer are called: by most, and by OpenAI, whose prompt is `input.messages`.
+const NAMES: [[&str; 3]; 2] = [
+    ["prompt", "chosen", "rejected"],
+    ["input.messages", "preferred_output", "non_preferred_output"],
+];
+
 /// Whether the first row of the file at `path` brings a `chosen` and a `rejected` answer. A file that is not even JSON
 /// does not; reading it as rows says what is wrong.
 ///
@@ -174,9 +180,13 @@ pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
             continue;
         }
         let row: Option<Map<String, Value>> = serde_json::from_str(text).ok();
-        return Ok(
-            row.is_some_and(|row| row.contains_key("chosen") && row.contains_key("rejected"))
-        );
+        let pair = |row: &Map<String, Value>| {
+            let mut each = NAMES.iter();
+            each.any(|[_, chosen, rejected]| {
+                row.contains_key(*chosen) && row.contains_key(*rejected)
+            })
+        };
+        return Ok(row.as_ref().is_some_and(pair));
     }
 }
 
@@ -216,11 +226,20 @@ pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, Answers), TrainError> 
 
 fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
     let object = object(text, &place)?;
-    let prompt = match object.get("prompt") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(value) => messages(value, "prompt", "user", &place)?,
+    let [plain, openai] = NAMES;
+    let [prompt_name, chosen_name, rejected_name] = match object.contains_key(openai[1]) {
+        true => openai,
+        false => plain,
     };
-    let [chosen, rejected] = ["chosen", "rejected"].map(|field| {
+    let prompt = match prompt_name.split_once('.') {
+        Some((outer, inner)) => object.get(outer).and_then(|input| input.get(inner)),
+        None => object.get(prompt_name),
+    };
+    let prompt = match prompt {
+        None | Some(Value::Null) => Vec::new(),
+        Some(value) => messages(value, prompt_name, "user", &place)?,
+    };
+    let [chosen, rejected] = [chosen_name, rejected_name].map(|field| {
         let value = object.get(field).ok_or_else(|| {
             TrainError::field(&place, field, "is missing; a row of pairs has both")
         })?;
@@ -237,13 +256,14 @@ fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
     };
     match prompt.last() {
         None => {
-            let message =
-                "is missing, and `chosen` and `rejected` do not begin with the same messages";
-            return Err(TrainError::field(&place, "prompt", message));
+            let message = format!(
+                "is missing, and `{chosen_name}` and `{rejected_name}` do not begin with the same messages"
+            );
+            return Err(TrainError::field(&place, prompt_name, message));
         }
         Some(last) if last.role == "assistant" => {
             let message = "must end with the user's turn, which both answers are about";
-            return Err(TrainError::field(&place, "prompt", message));
+            return Err(TrainError::field(&place, prompt_name, message));
         }
         Some(_) => {}
     }
@@ -271,8 +291,8 @@ fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
         }
     };
     Ok(Pair {
-        chosen: row(&chosen[common..], "chosen")?,
-        rejected: row(&rejected[common..], "rejected")?,
+        chosen: row(&chosen[common..], chosen_name)?,
+        rejected: row(&rejected[common..], rejected_name)?,
     })
 }
 
@@ -416,6 +436,7 @@ mod tests {
         for line in [
             r#"{"prompt":"q","chosen":"a","rejected":"b","score":3}"#,
             r#"{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":"b"}"#,
+            r#"{"input":{"messages":[{"role":"user","content":"q"}],"tools":[]},"preferred_output":[{"role":"assistant","content":"a"}],"non_preferred_output":[{"role":"assistant","content":"b"}]}"#,
             r#"{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}]}"#,
         ] {
             let pair = one(line).unwrap();
@@ -481,6 +502,10 @@ mod tests {
                 r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant","content":""}]}"#,
                 "field `rejected[0].content`: the answer is empty",
             ),
+            (
+                r#"{"input":{},"preferred_output":"a","non_preferred_output":"b"}"#,
+                "field `input.messages`: is missing, and `preferred_output` and",
+            ),
             ("{\"prompt\":", "not valid JSON at column 10"),
         ] {
             let error = one(line).unwrap_err();
@@ -498,6 +523,7 @@ mod tests {
             holds_pairs(&path).unwrap()
         };
         assert!(holds("\u{feff}\n \n{\"chosen\":1,\"rejected\":2}\n"));
+        assert!(holds("{\"preferred_output\":1,\"non_preferred_output\":2}"));
         assert!(!holds(
             "{\"prompt\":\"chosen\",\"completion\":\"rejected\"}\n"
         ));

@@ -10,7 +10,7 @@ use formats::peft::{self, AdapterConfig, AdapterFile, Dtype, LoraPair, Module};
 use kernels::{KvType, LoraType};
 use model::{Adapter, Model};
 
-use crate::runner::ModelRunner;
+use crate::runner::{ModelRunner, Turns};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Rig {
         let block_tokens = kernels::BLOCK_TOKENS;
         let blocks = cases.iter().map(|case| case.blocks(block_tokens)).max();
         let bytes = blocks.unwrap_or(1).max(1) * model.block_bytes(KvType::F16);
-        let runner = ModelRunner::new(model.clone(), bytes as u64)?;
+        let runner = ModelRunner::new(model.clone(), bytes as u64, Turns::default())?;
         let limits = runner.limits();
         for case in cases {
             let longest = match *case {

@@ -1,18 +1,9 @@
 //! Who is examined, and on which rows.
 
 use registry::{Persona, Personas};
-use train::dataset::{Content, Row};
-use train::evaluate::Markers;
 
 use super::Args;
-
-/// A persona under examination.
-pub(super) struct Candidate {
-    pub persona: Persona,
-    pub rows: Vec<Row>,
-    /// What its tone is known by; none where persona.toml does not say.
-    pub markers: Option<Markers>,
-}
+use crate::evaluation::Candidate;
 
 /// The personas that the command line names, or all that have rows.
 pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>> {
@@ -52,20 +43,9 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
                 persona.dir.display()
             );
         };
-        let mut rows = crate::cli::rows::read(&path, persona)?;
-        // Plain text has no question that could be asked.
-        rows.retain(|row| !matches!(row.content, Content::Text(_)));
-        rows.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
-        let markers = match &persona.eval {
-            Some(eval) if eval.any_of.is_empty() && eval.none_of.is_empty() => None,
-            Some(eval) => Some(Markers::new(&eval.any_of, &eval.none_of)?),
-            None => None,
-        };
-        candidates.push(Candidate {
-            persona: persona.clone(),
-            rows,
-            markers,
-        });
+        let rows = crate::cli::rows::read(&path, persona)?;
+        let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
+        candidates.push(Candidate::new(persona.clone(), rows, limit)?);
     }
     Ok(candidates)
 }

@@ -1,18 +1,11 @@
 //! `lory eval`: what the personas are worth, on rows that training never saw.
 //!
-//! Answers come from the engine, base and personas mixed in its batches, always the most probable token. The base is given
-//! the persona's own system prompt, so that what differs is the adapter. Losses and drift run in the arithmetic that
-//! serves, each adapter at its persona's scale.
+//! What is measured, and how, is in [`crate::evaluation`].
 //!
-//! - `candidate`: who is examined; `answers`: all questions, asked at once
-//! - `measures`: what the answers, rows and adapters are worth, as plain data
-//! - `gate`: the thresholds of persona.toml
+//! - `candidate`: who is examined
 //! - `tables`, `report`: for the terminal, and as a page
 
-mod answers;
 mod candidate;
-mod gate;
-mod measures;
 mod report;
 mod tables;
 
@@ -26,9 +19,10 @@ use serde_json::json;
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
 use super::{Verdict, print};
+use crate::evaluation::{answers, gate, measures};
+use crate::progress::Progress;
 use crate::service::{Service, Settings};
-
-pub(super) use measures::examples;
+use crate::training;
 
 /// Measure personas on their evaluation rows, and hold them to their thresholds
 #[derive(Debug, clap::Args)]
@@ -83,7 +77,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let service = Service::open(&located.path, personas, &settings)?;
 
     let start = Instant::now();
-    let answers = answers::answer(&service, &candidates, &questions, common)?;
+    let mut progress = Progress::stderr();
+    let answers = answers::answer(
+        &service,
+        &candidates,
+        &questions,
+        common,
+        questions.len(),
+        &mut progress,
+    )?;
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = answers.all.iter().map(|answer| answer.tokens).sum();
     service.engine().shutdown();
@@ -91,7 +93,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         answers::write(path, &candidates, &answers).with_context(|| path.display().to_string())?;
     }
 
-    let measures = measures::measure(service.base(), &candidates, &answers)?;
+    let measures = measures::measure(
+        service.base(),
+        &candidates,
+        &answers,
+        &mut training::learner(service.base()),
+        &mut progress,
+    )?;
     let checks = gate::check(&candidates, &measures);
     if let Some(path) = &args.report {
         let page = report::page(&candidates, &answers, &measures, &checks);

@@ -2,8 +2,8 @@
 
 use train::LossSum;
 
-use super::measures::{Measures, Told};
 use crate::cli::table::Table;
+use crate::evaluation::measures::{Measures, Told};
 
 /// All tables, one under the other.
 pub(super) fn render(measures: &Measures) -> String {

@@ -15,9 +15,11 @@ use crate::cli::base::BaseArgs;
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
-use crate::cli::{Verdict, eval, print, train as train_command};
+use crate::cli::{Verdict, print};
+use crate::evaluation;
 use crate::progress::Progress;
 use crate::service::Base;
+use crate::training;
 
 /// Most tokens of one call of the learner.
 const BATCH_TOKENS: usize = 2048;
@@ -131,7 +133,7 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let examples = eval::examples(&base, &chosen.persona, rows)?;
+    let examples = evaluation::examples(&base, &chosen.persona, rows)?;
     let mut adapter = LoraParams {
         pairs: chosen.adapter.pairs.clone(),
     };
@@ -167,7 +169,7 @@ fn losses(
     adapters: &[(&str, &LoraParams)],
     progress: &Progress,
 ) -> anyhow::Result<Vec<LossSum>> {
-    let mut learner = train_command::learner(base);
+    let mut learner = training::learner(base);
     let mut sums = vec![LossSum::default(); adapters.len()];
     for rows in examples.chunks(AT_ONCE) {
         let table = loss_table(&mut learner, &[("rows", rows)], adapters, BATCH_TOKENS)?;

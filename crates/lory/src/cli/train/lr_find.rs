@@ -11,10 +11,10 @@ use train::plot::{RateCurve, rate_curve};
 use train::sft::RunOptions;
 use train::{Job, ModelLearner};
 
-use super::publish::Target;
 use crate::cli::table::Table;
 use crate::cli::{Verdict, print};
 use crate::progress::Progress;
+use crate::training::Target;
 
 /// The picture's name, in the adapter's folder.
 const FILE: &str = "lr-find.svg";

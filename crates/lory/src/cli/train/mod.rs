@@ -3,7 +3,6 @@
 mod lr_find;
 mod plan;
 mod preference;
-mod publish;
 mod settings;
 mod watch;
 
@@ -13,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
-use kernels::{Compute, Device};
+use kernels::Device;
 use registry::Personas;
 use serde_json::json;
 use train::job::{Loaded, Source};
 use train::sft::{self, Outcome, RunOptions};
-use train::{Job, ModelLearner, Settings};
+use train::{Job, Settings};
 
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
@@ -27,9 +26,10 @@ use super::serve::size;
 use super::{Usage, Verdict, print};
 use crate::memory::{self, Available, Limit};
 use crate::service::Base;
-use plan::Plan;
+use crate::training::folder::{self, Origin};
+use crate::training::plan::Plan;
+use crate::training::{Target, learner};
 use preference::PreferenceArgs;
-use publish::Target;
 use settings::SettingsArgs;
 use watch::Watcher;
 
@@ -143,7 +143,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         }
         return show(&plan, args.json);
     }
-    eprint!("{}", plan.table());
+    eprint!("{}", plan::table(&plan));
     plan.check()?;
 
     stop_on_signal(&stop)?;
@@ -163,13 +163,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         }
         Outcome::Finished(trained) => {
             watcher.clear();
-            let origin = publish::Origin {
+            let origin = Origin {
                 base: &base,
-                located: &located,
+                known: located.name.as_deref(),
                 sha256: &fingerprint,
             };
             for ((trained, target), loaded) in trained.iter().zip(&targets).zip(&loaded) {
-                publish::write(trained, target, loaded, &origin).with_context(|| {
+                folder::write(trained, target, loaded, &origin).with_context(|| {
                     format!(
                         "cannot write the adapter of {}; all that was trained is kept in {}: make room in {} or let it be \
                          written, then run the same command again",
@@ -213,20 +213,12 @@ fn show(plan: &Plan, json: bool) -> anyhow::Result<Verdict> {
     let text = if json {
         format!("{}\n", json!(plan))
     } else {
-        let time = plan
-            .time()
-            .map_or_else(String::new, |time| format!("\n{time}\n"));
-        format!("{}{time}", plan.table())
+        let time = plan::time(plan).map_or_else(String::new, |time| format!("\n{time}\n"));
+        format!("{}{time}", plan::table(plan))
     };
     print(&text)?;
     plan.check()?;
     Ok(Verdict::Good)
-}
-
-/// The decoder as the trainer drives it: forward in the arithmetic that serves, so that what is learnt is learnt on what the
-/// adapter will meet, and backward in bf16 where the machine has it.
-pub(super) fn learner(base: &Base) -> ModelLearner {
-    ModelLearner::new(base.model.clone(), Compute::Int8)
 }
 
 /// The folder of a run's state, hidden beside what it trains.

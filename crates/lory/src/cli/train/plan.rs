@@ -1,128 +1,80 @@
-//! What a run will do and need, as a table for people and as JSON for scripts.
+//! What a run will do and need, as a table for people.
 
 use std::time::Duration;
 
-use serde::Serialize;
-use train::Forecast;
-use train::forecast::Measured;
-
 use crate::cli::table::Table;
-use crate::memory::Available;
+use crate::training::plan::Plan;
 
-/// The plan of a run.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Plan {
-    #[serde(flatten)]
-    forecast: Forecast,
-    /// Bytes that the run will add to those in use.
-    memory_needed: u64,
-    /// Bytes in use before it starts: the base and the rows.
-    memory_in_use: Option<u64>,
-    /// What it may take.
-    memory_available: Option<Available>,
-    /// The step that the time is estimated from.
-    measured: Option<Measured>,
-    /// The estimated time, in seconds.
-    seconds: Option<f64>,
+/// For people: what is trained, and what memory it takes.
+pub(super) fn table(plan: &Plan) -> String {
+    let mut adapters = Table::new(&[
+        "adapter",
+        "rows",
+        "to validate",
+        "tokens",
+        "trained",
+        "longest",
+        "parameters",
+        "steps",
+        "epochs",
+        "learning rate",
+    ]);
+    for adapter in &plan.forecast.plan.adapters {
+        adapters.row([
+            adapter.name.clone(),
+            grouped(adapter.rows as u64),
+            grouped(adapter.validation_rows as u64),
+            grouped(adapter.tokens as u64),
+            grouped(adapter.trained_tokens as u64),
+            grouped(adapter.longest as u64),
+            grouped(adapter.parameters as u64),
+            grouped(adapter.steps),
+            grouped(adapter.epochs),
+            format!("{:.2e}", adapter.lr),
+        ]);
+    }
+    let mut memory = Table::new(&["memory", "size"]);
+    let needed = &plan.forecast.memory;
+    for (what, bytes) in [
+        ("adapters", needed.adapters),
+        ("gradients", needed.gradients),
+        ("optimizer", needed.optimizer),
+        ("best state", needed.best),
+        ("activations", needed.activations),
+        ("keys and values", needed.cache),
+        ("logits", needed.logits),
+        ("reference of the pairs", needed.reference),
+        ("needed by the run", plan.memory_needed),
+    ] {
+        // Only where preferences are trained.
+        if bytes == 0 && what.starts_with("reference") {
+            continue;
+        }
+        memory.row([what.to_owned(), size(bytes)]);
+    }
+    if let Some(available) = plan.memory_available {
+        memory.row([available.limit.words().to_owned(), size(available.bytes)]);
+    }
+    if let Some(in_use) = plan.memory_in_use {
+        memory.row(["in use already (base and rows)".to_owned(), size(in_use)]);
+    }
+    format!("{}\n{}", adapters.render(), memory.render())
 }
 
-impl Plan {
-    pub fn new(forecast: Forecast, in_use: Option<u64>, available: Option<Available>) -> Self {
-        Self {
-            memory_needed: forecast.memory.total(),
-            memory_in_use: in_use,
-            memory_available: available,
-            forecast,
-            measured: None,
-            seconds: None,
-        }
-    }
-
-    /// Whether it fits, as far as that is known.
-    pub fn check(&self) -> anyhow::Result<()> {
-        match self.memory_available {
-            None => Ok(()),
-            Some(available) => Ok(self.forecast.check(available.bytes)?),
-        }
-    }
-
-    /// Takes up how long a step took.
-    pub fn measured(&mut self, step: Measured) {
-        self.seconds = Some(self.forecast.seconds(step.tokens_per_s()));
-        self.measured = Some(step);
-    }
-
-    /// For people: what is trained, and what memory it takes.
-    pub fn table(&self) -> String {
-        let mut adapters = Table::new(&[
-            "adapter",
-            "rows",
-            "to validate",
-            "tokens",
-            "trained",
-            "longest",
-            "parameters",
-            "steps",
-            "epochs",
-            "learning rate",
-        ]);
-        for adapter in &self.forecast.plan.adapters {
-            adapters.row([
-                adapter.name.clone(),
-                grouped(adapter.rows as u64),
-                grouped(adapter.validation_rows as u64),
-                grouped(adapter.tokens as u64),
-                grouped(adapter.trained_tokens as u64),
-                grouped(adapter.longest as u64),
-                grouped(adapter.parameters as u64),
-                grouped(adapter.steps),
-                grouped(adapter.epochs),
-                format!("{:.2e}", adapter.lr),
-            ]);
-        }
-        let mut memory = Table::new(&["memory", "size"]);
-        let needed = &self.forecast.memory;
-        for (what, bytes) in [
-            ("adapters", needed.adapters),
-            ("gradients", needed.gradients),
-            ("optimizer", needed.optimizer),
-            ("best state", needed.best),
-            ("activations", needed.activations),
-            ("keys and values", needed.cache),
-            ("logits", needed.logits),
-            ("reference of the pairs", needed.reference),
-            ("needed by the run", self.memory_needed),
-        ] {
-            // Only where preferences are trained.
-            if bytes == 0 && what.starts_with("reference") {
-                continue;
-            }
-            memory.row([what.to_owned(), size(bytes)]);
-        }
-        if let Some(available) = self.memory_available {
-            memory.row([available.limit.words().to_owned(), size(available.bytes)]);
-        }
-        if let Some(in_use) = self.memory_in_use {
-            memory.row(["in use already (base and rows)".to_owned(), size(in_use)]);
-        }
-        format!("{}\n{}", adapters.render(), memory.render())
-    }
-
-    /// For people: how long it will take, once a step was measured.
-    pub fn time(&self) -> Option<String> {
-        let (step, seconds) = (self.measured?, self.seconds?);
-        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        Some(format!(
-            "about {} for {} steps over {} tokens and {} of validation: a step of {} tokens took {:.2} s, {:.0} tokens/s",
-            indicatif::HumanDuration(time),
-            grouped(self.forecast.plan.steps),
-            grouped(self.forecast.tokens),
-            grouped(self.forecast.validation_tokens),
-            grouped(step.tokens as u64),
-            step.seconds,
-            step.tokens_per_s(),
-        ))
-    }
+/// For people: how long it will take, once a step was measured.
+pub(super) fn time(plan: &Plan) -> Option<String> {
+    let (step, seconds) = (plan.measured?, plan.seconds?);
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    Some(format!(
+        "about {} for {} steps over {} tokens and {} of validation: a step of {} tokens took {:.2} s, {:.0} tokens/s",
+        indicatif::HumanDuration(time),
+        grouped(plan.forecast.plan.steps),
+        grouped(plan.forecast.tokens),
+        grouped(plan.forecast.validation_tokens),
+        grouped(step.tokens as u64),
+        step.seconds,
+        step.tokens_per_s(),
+    ))
 }
 
 /// Digits in groups of three.

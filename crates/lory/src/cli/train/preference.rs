@@ -8,9 +8,9 @@ use registry::{Part, Personas};
 use train::preference::{Matched, Sibling, holds_pairs};
 use train::{Job, Settings};
 
-use super::publish::Target;
 use crate::cli::Usage;
 use crate::service::Base;
+use crate::training::Target;
 
 /// What makes a run one of preferences, and what it starts from.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -9,10 +9,11 @@ use train::preference::PreferenceStats;
 use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
 use train::sft::Trained;
 
-use super::plan::Plan as Needs;
-use super::publish::Target;
+use super::plan;
 use crate::cli::table::Table;
 use crate::progress::Progress;
+use crate::training::Target;
+use crate::training::plan::Plan as Needs;
 
 /// Where nobody watches a bar, a line so often.
 const QUIET: Duration = Duration::from_secs(10);
@@ -114,7 +115,8 @@ impl Observer for Watcher {
                 tokens: metrics.tokens,
                 seconds: metrics.tokens as f64 / metrics.tokens_per_s.max(1e-9),
             });
-            self.progress.say(&self.plan.time().unwrap_or_default());
+            self.progress
+                .say(&plan::time(&self.plan).unwrap_or_default());
         }
         self.tokens_per_s = metrics.tokens_per_s;
         self.last_step = metrics.step;

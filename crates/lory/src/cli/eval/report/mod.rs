@@ -8,11 +8,11 @@ use std::fmt::Write as _;
 use train::metrics::records;
 use train::plot::{Curve, escaped, loss_curve};
 
-use super::answers::Answers;
-use super::candidate::Candidate;
-use super::gate::Check;
-use super::measures::{Examined, Measures};
 use super::tables::percent;
+use crate::evaluation::Candidate;
+use crate::evaluation::answers::Answers;
+use crate::evaluation::gate::Check;
+use crate::evaluation::measures::{Examined, Measures};
 
 const STYLE: &str = include_str!("page.css");
 /// The measurements of a training run, in an adapter's folder.

@@ -6,11 +6,10 @@ use train::evaluate::{
     Drift, Lengths, LossTable, Score, distinctness, drift, loss_table, neutral, repetition_of,
 };
 use train::example::Encoder;
-use train::{Example, LoraParams};
+use train::{Example, Learner, LoraParams};
 
+use super::Candidate;
 use super::answers::{Answers, Question, Speaker};
-use super::candidate::Candidate;
-use crate::cli::train as train_command;
 use crate::progress::Progress;
 use crate::service::Base;
 
@@ -19,7 +18,7 @@ const BATCH_TOKENS: usize = 2048;
 
 /// What the answers of one speaker to one persona's rows are worth.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Told {
+pub(crate) struct Told {
     pub score: Score,
     pub lengths: Lengths,
     /// Mean share of repeated 4-grams.
@@ -28,7 +27,7 @@ pub(super) struct Told {
 
 /// One persona, measured.
 #[derive(Debug, Clone)]
-pub(super) struct Examined {
+pub(crate) struct Examined {
     pub name: String,
     pub version: u32,
     pub adapter: Option<String>,
@@ -41,7 +40,7 @@ pub(super) struct Examined {
 
 /// All measures.
 #[derive(Debug, Clone)]
-pub(super) struct Measures {
+pub(crate) struct Measures {
     pub base: String,
     pub personas: Vec<Examined>,
     pub losses: LossTable,
@@ -82,19 +81,21 @@ impl Measures {
 }
 
 /// Computes everything from the answers, the rows and the adapters.
-pub(super) fn measure(
+pub(crate) fn measure(
     base: &Base,
     candidates: &[Candidate],
     answers: &Answers,
+    learner: &mut dyn Learner,
+    progress: &mut Progress,
 ) -> anyhow::Result<Measures> {
     let adapters = adapters(candidates)?;
-    let losses = losses(base, candidates, &adapters)?;
+    progress.spin("Computing losses");
+    let losses = losses(base, candidates, &adapters, learner)?;
     let text = neutral(
         &base.tokenizer,
         &base.template,
         base.model.config().context_length,
     )?;
-    let mut progress = Progress::stderr();
     progress.spin("Measuring drift");
     let mut personas = Vec::new();
     for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
@@ -196,6 +197,7 @@ fn losses(
     base: &Base,
     candidates: &[Candidate],
     params: &[Option<LoraParams>],
+    learner: &mut dyn Learner,
 ) -> anyhow::Result<LossTable> {
     let mut sets: Vec<(&str, Vec<Example>)> = Vec::new();
     let bare = LoraParams::default();
@@ -210,18 +212,11 @@ fn losses(
         .iter()
         .map(|(name, examples)| (*name, examples.as_slice()))
         .collect();
-    let mut progress = Progress::stderr();
-    progress.spin("Computing losses");
-    Ok(loss_table(
-        &mut train_command::learner(base),
-        &sets,
-        &adapters,
-        BATCH_TOKENS,
-    )?)
+    Ok(loss_table(learner, &sets, &adapters, BATCH_TOKENS)?)
 }
 
 /// A persona's rows as its training masks them.
-pub(in crate::cli) fn examples(
+pub(crate) fn examples(
     base: &Base,
     persona: &registry::Persona,
     rows: &[train::dataset::Row],

@@ -11,13 +11,12 @@ use train::plot::{Curve, loss_curve};
 use train::preference::Sibling;
 use train::sft::Trained;
 
-use crate::cli::base::Located;
 use crate::pull;
 use crate::service::Base;
 
 /// One adapter to train.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
+pub(crate) struct Target {
     pub name: String,
     pub data: PathBuf,
     pub eval: Option<PathBuf>,
@@ -32,14 +31,15 @@ pub(super) struct Target {
 }
 
 /// What an adapter was trained on.
-pub(super) struct Origin<'a> {
+pub(crate) struct Origin<'a> {
     pub base: &'a Base,
-    pub located: &'a Located,
+    /// The name of a base that Lory knows; none for a file.
+    pub known: Option<&'a str>,
     pub sha256: &'a str,
 }
 
 /// Writes the folder of `target`. The curve comes before the adapter's own files, whose last one makes it visible.
-pub(super) fn write(
+pub(crate) fn write(
     trained: &Trained,
     target: &Target,
     loaded: &Loaded,
@@ -51,9 +51,7 @@ pub(super) fn write(
     std::fs::write(target.out.join("loss.svg"), loss_curve(&title, &[curve]))?;
 
     let upstream = origin
-        .located
-        .name
-        .as_deref()
+        .known
         .and_then(pull::known)
         .map(|known| known.upstream);
     let provenance = Provenance {

@@ -3,13 +3,13 @@
 use registry::EvalSpec;
 use serde::Serialize;
 
-use super::candidate::Candidate;
+use super::Candidate;
 use super::measures::Measures;
 
 /// Which side of a bound is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Bound {
+pub(crate) enum Bound {
     AtLeast,
     AtMost,
 }
@@ -23,7 +23,7 @@ enum Form {
 
 /// One threshold, checked.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Check {
+pub(crate) struct Check {
     pub persona: String,
     /// Its key in persona.toml.
     pub key: &'static str,
@@ -80,7 +80,7 @@ impl Check {
 }
 
 /// Checks every threshold of every persona; a persona without `[eval]` has none.
-pub(super) fn check(candidates: &[Candidate], measures: &Measures) -> Vec<Check> {
+pub(crate) fn check(candidates: &[Candidate], measures: &Measures) -> Vec<Check> {
     let mut checks = Vec::new();
     for (index, candidate) in candidates.iter().enumerate() {
         if let Some(spec) = &candidate.persona.eval {

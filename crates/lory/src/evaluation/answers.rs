@@ -4,7 +4,7 @@
 //! persona also answers questions that all of them get: those that stand in everybody's rows, and where these are few,
 //! some of each persona's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use registry::Persona;
 use serde_json::json;
 use train::dataset::{Content, Row};
 
-use super::candidate::Candidate;
+use super::Candidate;
 use crate::progress::Progress;
 use crate::service::{Ask, Conversation, Overrides, Service, TextEvent, TextStream};
 
@@ -23,7 +23,7 @@ const COMMON: usize = 24;
 
 /// Who answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Speaker {
+pub(crate) enum Speaker {
     /// The base, behind the system prompt of the persona whose row it is.
     Base,
     /// A persona, by its place among the candidates.
@@ -32,7 +32,7 @@ pub(super) enum Speaker {
 
 /// A row put to a speaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Question {
+pub(crate) struct Question {
     /// The candidate whose row it is.
     pub of: usize,
     /// The row.
@@ -42,14 +42,14 @@ pub(super) struct Question {
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub(super) struct Answered {
+pub(crate) struct Answered {
     pub question: Question,
     pub text: String,
     pub tokens: usize,
 }
 
 /// All answers, in the order of the questions.
-pub(super) struct Answers {
+pub(crate) struct Answers {
     pub all: Vec<Answered>,
     /// Questions that every persona has answered, as (candidate, row).
     pub common: Vec<(usize, usize)>,
@@ -84,7 +84,7 @@ impl Answers {
 }
 
 /// All questions: each candidate's rows to itself and to the base, then what the comparison of tones needs besides.
-pub(super) fn questions(candidates: &[Candidate]) -> (Vec<Question>, Vec<(usize, usize)>) {
+pub(crate) fn questions(candidates: &[Candidate]) -> (Vec<Question>, Vec<(usize, usize)>) {
     let mut questions = Vec::new();
     for (of, candidate) in candidates.iter().enumerate() {
         for row in 0..candidate.rows.len() {
@@ -148,28 +148,35 @@ fn by_input(candidates: &[Candidate]) -> Vec<HashMap<String, usize>> {
     candidates.iter().map(of).collect()
 }
 
-/// Asks and waits.
-pub(super) fn answer(
+/// Asks, at most `at_once` questions at a time, and waits.
+pub(crate) fn answer(
     service: &Service,
     candidates: &[Candidate],
     questions: &[Question],
     common: Vec<(usize, usize)>,
+    at_once: usize,
+    progress: &mut Progress,
 ) -> anyhow::Result<Answers> {
-    let mut streams: Vec<TextStream> = Vec::with_capacity(questions.len());
-    for question in questions {
-        let row = &candidates[question.of].rows[question.row];
-        let (persona, own) = match question.to {
-            Speaker::Base => (&candidates[question.of].persona, false),
-            Speaker::Persona(index) => (&candidates[index].persona, true),
-        };
-        let stream = service.stream(&ask(persona, row, own));
-        streams.push(stream.with_context(|| row.place.to_string())?);
-    }
-    let mut progress = Progress::stderr();
-    progress.count("Answering", streams.len() as u64);
-    let mut all = Vec::with_capacity(streams.len());
+    progress.count("Answering", questions.len() as u64);
+    let mut all = Vec::with_capacity(questions.len());
     let mut at = HashMap::new();
-    for (&question, stream) in questions.iter().zip(streams) {
+    let mut asked: VecDeque<(Question, TextStream)> = VecDeque::new();
+    let mut rest = questions.iter();
+    loop {
+        while asked.len() < at_once.max(1)
+            && let Some(&question) = rest.next()
+        {
+            let row = &candidates[question.of].rows[question.row];
+            let (persona, own) = match question.to {
+                Speaker::Base => (&candidates[question.of].persona, false),
+                Speaker::Persona(index) => (&candidates[index].persona, true),
+            };
+            let stream = service.stream(&ask(persona, row, own));
+            asked.push_back((question, stream.with_context(|| row.place.to_string())?));
+        }
+        let Some((question, stream)) = asked.pop_front() else {
+            break;
+        };
         let (text, tokens) = whole(stream)?;
         progress.add(1);
         at.insert(question, all.len());
@@ -227,7 +234,7 @@ fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {
 }
 
 /// Writes what was asked of the base and of each persona on its own rows, one JSON object a line.
-pub(super) fn write(
+pub(crate) fn write(
     path: &Path,
     candidates: &[Candidate],
     answers: &Answers,

@@ -1,0 +1,854 @@
+//! Training as a service: a queue of jobs, run one at a time beside the answers, on the very base that serves. Knows no HTTP.
+//!
+//! ```text
+//! request -> a record, validating_files -> its rows are read (thread `lory-jobs`) -> queued
+//!         -> running (thread `lory-trainer`): train -> the adapter's folder -> examined -> published -> succeeded
+//! ```
+//!
+//! Everything lies in one folder, and every change of a job's state is on the disk before it is told. A process that is killed
+//! anywhere goes on with what it was at: the run from its checkpoint, to the same bytes.
+//!
+//! ```text
+//! lock                         held by the process that runs the queue
+//! files/<id>/                  uploaded files
+//! jobs/<id>/job.json           the record; events.jsonl, state/checkpoint.safetensors, adapter/ beside it
+//! ```
+//!
+//! - [`request`]: what is asked for, made into a record; [`record`]: a job as it is kept; [`thresholds`]: its gate
+//! - [`files`]: uploads; `events`: what happened
+//! - `run`: one job, from its rows to its version; `watch`: what it tells on the way; `examine`: its gate
+//! - `look`: plans, findings and rows, for those who want to see first
+//! - [`meters`]: what is counted
+
+mod disk;
+pub mod error;
+mod events;
+mod examine;
+pub mod files;
+pub mod look;
+pub mod meters;
+pub mod record;
+pub mod request;
+mod run;
+pub mod thresholds;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+pub use error::JobError;
+pub use files::{StoredFile, Upload};
+pub use record::{Event, Record, Status};
+pub use request::NewJob;
+
+use crate::service::{Caller, Service};
+use crate::sharing;
+use disk::{get, now, put};
+use events::Events;
+use files::Files;
+use record::{Failure, Metrics};
+use run::Ended;
+
+/// The most jobs that are not over.
+pub const MAX_OPEN: usize = 64;
+/// The most jobs that are kept; the oldest that are over make room.
+pub const MAX_KEPT: usize = 1000;
+/// The longest page of a list.
+pub const MAX_PAGE: usize = 100;
+
+/// Who wants to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    name: Option<String>,
+    all: bool,
+}
+
+impl Who {
+    /// Someone who sees everything: an admin, and everybody on a server without keys.
+    #[must_use]
+    pub fn everybody() -> Who {
+        Who {
+            name: None,
+            all: true,
+        }
+    }
+
+    /// The holder of a key, who sees what is the key's own; with admin rights, everything.
+    #[must_use]
+    pub fn of(caller: &Caller) -> Who {
+        match caller.key() {
+            None => Who::everybody(),
+            Some(key) => Who {
+                name: Some(key.name().to_owned()),
+                all: key.check_admin().is_ok(),
+            },
+        }
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    fn sees(&self, owner: Option<&str>) -> bool {
+        self.all || (owner.is_some() && owner == self.name())
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// It begins behind this one.
+    pub after: Option<String>,
+    /// The most items.
+    pub limit: usize,
+    /// The newest first.
+    pub newest_first: bool,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Page {
+            after: None,
+            limit: MAX_PAGE,
+            newest_first: true,
+        }
+    }
+}
+
+impl Page {
+    /// The page of `all`, which are in the order of arrival, and whether there are more behind it.
+    fn of<T>(&self, mut all: Vec<T>, id: impl Fn(&T) -> &str) -> Result<(Vec<T>, bool), JobError> {
+        if self.newest_first {
+            all.reverse();
+        }
+        if let Some(after) = &self.after {
+            let found = all.iter().position(|item| id(item) == after);
+            let found = found.ok_or_else(|| JobError::NoPage {
+                id: after.chars().take(80).collect(),
+            })?;
+            all.drain(..=found);
+        }
+        let more = all.len() > self.limit;
+        all.truncate(self.limit);
+        Ok((all, more))
+    }
+}
+
+/// A state of a run that was validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validated {
+    /// The event that told of it.
+    pub id: String,
+    /// When, in seconds since 1970.
+    pub created_at: u64,
+    /// Its numbers, with the loss of the step before it.
+    pub metrics: Metrics,
+    /// Whether it is the best so far.
+    pub kept: bool,
+}
+
+/// Where a queue lies, and what it is told of the base.
+#[derive(Debug, Clone)]
+pub struct JobSettings {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The name of a base that Lory knows; none for a file.
+    pub known: Option<String>,
+}
+
+/// The queue with the threads that work on it. Dropped, it is shut down.
+pub struct Jobs {
+    queue: Arc<Queue>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// The queue.
+pub struct Queue {
+    service: Arc<Service>,
+    files: Files,
+    dir: PathBuf,
+    known: Option<String>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Tokens trained on by this process.
+    trained: AtomicU64,
+    /// Tokens a second of the latest step that was taken.
+    pace: Mutex<Option<f64>>,
+    /// Held by who measures a step.
+    measuring: Mutex<()>,
+    /// Held for as long as the queue is: one process runs it.
+    _lock: File,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: BTreeMap<String, Record>,
+    /// The job that the trainer works on, and what makes it stop.
+    current: Option<(String, Arc<AtomicBool>)>,
+    closing: bool,
+}
+
+impl Deref for Jobs {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.queue
+    }
+}
+
+impl Jobs {
+    /// Opens the queue in the folder of `settings` and goes on with what is in it.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or another process runs the queue in it.
+    pub fn start(service: Arc<Service>, settings: &JobSettings) -> Result<Jobs, JobError> {
+        let queue = Arc::new(Queue::open(service, settings)?);
+        let mut threads = Vec::new();
+        for (name, work) in [
+            ("lory-jobs", Queue::validate as fn(&Queue)),
+            ("lory-trainer", Queue::train),
+        ] {
+            let queue = Arc::clone(&queue);
+            let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+                // Answers go first, where cores are short.
+                sharing::give_way();
+                work(&queue);
+            });
+            threads.push(spawned.map_err(JobError::io(Path::new(name)))?);
+        }
+        Ok(Jobs {
+            queue,
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Ends the threads. The job under way writes its checkpoint; the next process goes on with it.
+    pub fn shutdown(&self) {
+        {
+            let mut state = self.queue.lock();
+            state.closing = true;
+            if let Some((_, stop)) = &state.current {
+                stop.store(true, Ordering::SeqCst);
+            }
+        }
+        self.queue.changed.notify_all();
+        let threads = self.threads.lock();
+        let mut threads = threads.unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Queue {
+    fn open(service: Arc<Service>, settings: &JobSettings) -> Result<Queue, JobError> {
+        let dir = settings.dir.join("jobs");
+        std::fs::create_dir_all(&dir).map_err(JobError::io(&dir))?;
+        let lock = settings.dir.join("lock");
+        let file = File::create(&lock).map_err(JobError::io(&lock))?;
+        if let Err(error) = file.try_lock() {
+            return Err(match error {
+                std::fs::TryLockError::WouldBlock => JobError::NoJobs {
+                    why: format!(
+                        "another process runs the jobs in {}; name another folder with --jobs-dir",
+                        settings.dir.display()
+                    ),
+                },
+                std::fs::TryLockError::Error(source) => JobError::io(&lock)(source),
+            });
+        }
+        let mut jobs = BTreeMap::new();
+        for entry in std::fs::read_dir(&dir).map_err(JobError::io(&dir))? {
+            let folder = entry.map_err(JobError::io(&dir))?.path();
+            let path = folder.join("job.json");
+            if path.exists() {
+                let record: Record = get(&path)?;
+                jobs.insert(record.id.clone(), record);
+            } else {
+                // Its creation did not come to its end: nobody was told its id.
+                std::fs::remove_dir_all(&folder).map_err(JobError::io(&folder))?;
+            }
+        }
+        Ok(Queue {
+            files: Files::open(&settings.dir.join("files"))?,
+            service,
+            dir,
+            known: settings.known.clone(),
+            state: Mutex::new(State {
+                jobs,
+                ..State::default()
+            }),
+            changed: Condvar::new(),
+            trained: AtomicU64::new(0),
+            pace: Mutex::new(None),
+            measuring: Mutex::new(()),
+            _lock: file,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The service that jobs run beside.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// Most tokens of a row on this base.
+    pub fn context_length(&self) -> usize {
+        self.service.base().model.config().context_length
+    }
+
+    fn folder(&self, id: &str) -> PathBuf {
+        self.dir.join(id)
+    }
+
+    fn events_of(&self, id: &str) -> Events {
+        Events::of(&self.folder(id))
+    }
+
+    /// Begins to take a file; its bytes follow, then [`Queue::keep`].
+    ///
+    /// # Errors
+    /// There are too many, or the disk's.
+    pub fn upload(&self) -> Result<Upload, JobError> {
+        self.files.upload()
+    }
+
+    /// Takes a file whose bytes are all there, if each of its lines is a row.
+    ///
+    /// # Errors
+    /// [`JobError::Rows`] with the lines that are broken.
+    pub fn keep(
+        &self,
+        upload: Upload,
+        filename: &str,
+        caller: &Caller,
+    ) -> Result<StoredFile, JobError> {
+        let owner = Who::of(caller).name().map(str::to_owned);
+        self.files.finish(upload, filename, owner)
+    }
+
+    /// A file.
+    ///
+    /// # Errors
+    /// [`JobError::NoFile`].
+    pub fn file(&self, who: &Who, id: &str) -> Result<StoredFile, JobError> {
+        self.files.find(who, id, "file_id")
+    }
+
+    /// Where a file's bytes lie.
+    pub fn path_of(&self, file: &StoredFile) -> PathBuf {
+        self.files.path(file)
+    }
+
+    /// Files, and whether there are more.
+    ///
+    /// # Errors
+    /// [`JobError::NoPage`].
+    pub fn list_files(&self, who: &Who, page: &Page) -> Result<(Vec<StoredFile>, bool), JobError> {
+        self.files.list(who, page)
+    }
+
+    /// Deletes a file that no job needs any more.
+    ///
+    /// # Errors
+    /// [`JobError::NoFile`], [`JobError::FileInUse`], or the disk's.
+    pub fn delete_file(&self, who: &Who, id: &str) -> Result<(), JobError> {
+        let file = self.file(who, id)?;
+        // Held until it is gone, so that no job is created on it meanwhile.
+        let state = self.lock();
+        let needs = |job: &&Record| {
+            !job.status.is_over()
+                && (job.training_file == id || job.validation_file.as_deref() == Some(id))
+        };
+        if let Some(job) = state.jobs.values().find(needs) {
+            return Err(JobError::FileInUse {
+                id: id.to_owned(),
+                job: job.id.clone(),
+            });
+        }
+        self.files.delete(&file)
+    }
+
+    /// Creates a job. Its files are read in the background next.
+    ///
+    /// # Errors
+    /// What is wrong with the request, [`JobError::QueueFull`], or the disk's.
+    pub fn create(&self, caller: &Caller, new: &NewJob) -> Result<Record, JobError> {
+        let who = Who::of(caller);
+        if let Err(error) = self.service.registry() {
+            let why = error.to_string();
+            return Err(JobError::NoJobs { why });
+        }
+        let mut record = new.record(self, caller, &who)?;
+        let mut state = self.lock();
+        let open = state.jobs.values().filter(|job| !job.status.is_over());
+        if open.count() >= MAX_OPEN {
+            return Err(JobError::QueueFull { limit: MAX_OPEN });
+        }
+        // Looked at again under the lock that a deletion takes.
+        for (id, field) in [
+            (Some(&record.training_file), "training_file"),
+            (record.validation_file.as_ref(), "validation_file"),
+        ] {
+            if let Some(id) = id {
+                self.files.find(&who, id, field)?;
+            }
+        }
+        let numbers = state.jobs.values().map(|job| job.number);
+        record.number = numbers.max().unwrap_or(0) + 1;
+        self.make_room(&mut state);
+        let folder = self.folder(&record.id);
+        std::fs::create_dir_all(&folder).map_err(JobError::io(&folder))?;
+        self.events_of(&record.id).push(
+            "info",
+            format!("Created fine-tuning job: {}", record.id),
+            None,
+        );
+        put(&folder.join("job.json"), &record)?;
+        state.jobs.insert(record.id.clone(), record.clone());
+        drop(state);
+        self.changed.notify_all();
+        Ok(record)
+    }
+
+    /// Forgets the oldest jobs that are over, where there are too many.
+    fn make_room(&self, state: &mut State) {
+        while state.jobs.len() >= MAX_KEPT {
+            let over = state.jobs.values().filter(|job| job.status.is_over());
+            let Some(oldest) = over.min_by_key(|job| job.number).map(|job| job.id.clone()) else {
+                return;
+            };
+            if let Err(error) = std::fs::remove_dir_all(self.folder(&oldest)) {
+                tracing::warn!("job {oldest} cannot be removed: {error}");
+            }
+            state.jobs.remove(&oldest);
+        }
+    }
+
+    /// A job.
+    ///
+    /// # Errors
+    /// [`JobError::NoJob`].
+    pub fn job(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+        seen(&self.lock(), who, id)
+    }
+
+    /// Jobs with all of the metadata `with`, and whether there are more.
+    ///
+    /// # Errors
+    /// [`JobError::NoPage`].
+    pub fn list(
+        &self,
+        who: &Who,
+        page: &Page,
+        with: &[(String, String)],
+    ) -> Result<(Vec<Record>, bool), JobError> {
+        let has = |job: &Record| {
+            let mut each = with.iter();
+            each.all(|(key, value)| job.metadata.get(key) == Some(value))
+        };
+        let state = self.lock();
+        let mut jobs: Vec<Record> = state
+            .jobs
+            .values()
+            .filter(|job| who.sees(job.owner.as_deref()) && has(job))
+            .cloned()
+            .collect();
+        drop(state);
+        jobs.sort_by_key(|job| job.number);
+        page.of(jobs, |job| &job.id)
+    }
+
+    /// What happened to a job, and whether there is more.
+    ///
+    /// # Errors
+    /// [`JobError::NoJob`], [`JobError::NoPage`], or the disk's.
+    pub fn events(&self, who: &Who, id: &str, page: &Page) -> Result<(Vec<Event>, bool), JobError> {
+        let record = self.job(who, id)?;
+        page.of(self.events_of(&record.id).all()?, |event| &event.id)
+    }
+
+    /// The validations of a job, each of a state of its run, and whether there are more.
+    ///
+    /// # Errors
+    /// As [`Queue::events`].
+    pub fn checkpoints(
+        &self,
+        who: &Who,
+        id: &str,
+        page: &Page,
+    ) -> Result<(Vec<Validated>, bool), JobError> {
+        let record = self.job(who, id)?;
+        let mut validations: Vec<Validated> = Vec::new();
+        let mut train_loss = None;
+        for event in self.events_of(&record.id).all()? {
+            let Some(data) = event.data else {
+                continue;
+            };
+            train_loss = data.train_loss.or(train_loss);
+            if data.full_valid_loss.is_some() {
+                validations.push(Validated {
+                    id: event.id,
+                    created_at: event.created_at,
+                    metrics: Metrics { train_loss, ..data },
+                    kept: false,
+                });
+            }
+        }
+        // The last that was the best so far is the best of all.
+        let best = |validated: &&mut Validated| validated.metrics.best == Some(true);
+        if let Some(kept) = validations.iter_mut().rev().find(best) {
+            kept.kept = true;
+        }
+        page.of(validations, |validated| &validated.id)
+    }
+
+    /// Gives a job up.
+    ///
+    /// # Errors
+    /// It is over, or publishes at this moment.
+    pub fn cancel(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+        let wanted = "only a job that is not over can be cancelled";
+        let cancelled = self.turn(who, id, Status::Cancelled, wanted, |status| {
+            !status.is_over()
+        })?;
+        self.events_of(id)
+            .push("info", "The job was cancelled", None);
+        Ok(cancelled)
+    }
+
+    /// Lets a job rest; its run writes its checkpoint first.
+    ///
+    /// # Errors
+    /// It neither waits nor runs, or publishes at this moment.
+    pub fn pause(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+        let wanted = "only one that is queued or running can be paused";
+        let paused = self.turn(who, id, Status::Paused, wanted, |status| {
+            matches!(status, Status::Queued | Status::Running)
+        })?;
+        self.events_of(id).push("info", "The job was paused", None);
+        Ok(paused)
+    }
+
+    /// Puts a job that rests back into its place in the queue.
+    ///
+    /// # Errors
+    /// It does not rest.
+    pub fn resume(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+        let wanted = "only one that is paused can be resumed";
+        let resumed = self.turn(who, id, Status::Queued, wanted, |status| {
+            status == Status::Paused
+        })?;
+        self.events_of(id).push("info", "The job was resumed", None);
+        Ok(resumed)
+    }
+
+    /// Turns a job's status into `to`, if `may` says so of what it is, and stops the trainer if it works on it.
+    fn turn(
+        &self,
+        who: &Who,
+        id: &str,
+        to: Status,
+        wanted: &'static str,
+        may: impl Fn(Status) -> bool,
+    ) -> Result<Record, JobError> {
+        let mut state = self.lock();
+        let mut record = seen(&state, who, id)?;
+        if !may(record.status) {
+            return Err(JobError::State {
+                id: id.to_owned(),
+                status: record.status,
+                wanted,
+            });
+        }
+        if record.publishing.is_some() && record.status == Status::Running {
+            return Err(JobError::Publishing { id: id.to_owned() });
+        }
+        record.status = to;
+        record.finished_at = to.is_over().then(now);
+        self.save(&mut state, &record)?;
+        let at_work = match &state.current {
+            Some((current, stop)) if current == id => {
+                stop.store(true, Ordering::SeqCst);
+                true
+            }
+            _ => false,
+        };
+        if record.status == Status::Cancelled && !at_work {
+            self.clear_state(id);
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(record)
+    }
+
+    /// Writes a record, and only then lets it be seen.
+    fn save(&self, state: &mut State, record: &Record) -> Result<(), JobError> {
+        put(&self.folder(&record.id).join("job.json"), record)?;
+        state.jobs.insert(record.id.clone(), record.clone());
+        Ok(())
+    }
+
+    /// Changes the record of a job that still has the status `from`; none where it has another one by now.
+    fn change(
+        &self,
+        id: &str,
+        from: Status,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<Option<Record>, JobError> {
+        let mut state = self.lock();
+        let Some(mut record) = state.jobs.get(id).filter(|job| job.status == from).cloned() else {
+            return Ok(None);
+        };
+        change(&mut record);
+        self.save(&mut state, &record)?;
+        drop(state);
+        self.changed.notify_all();
+        Ok(Some(record))
+    }
+
+    /// Notes how far a job is, in memory alone: the next save takes it along.
+    fn note(&self, id: &str, write: impl FnOnce(&mut record::Progress)) {
+        if let Some(record) = self.lock().jobs.get_mut(id) {
+            write(&mut record.progress);
+        }
+    }
+
+    /// Removes what a run would go on from.
+    fn clear_state(&self, id: &str) {
+        std::fs::remove_dir_all(self.folder(id).join(run::STATE)).ok();
+    }
+
+    /// Waits for a job for which `wanted` holds, the one with the lowest of its numbers; none at the end.
+    fn wait_for<K: Ord>(&self, wanted: impl Fn(&Record) -> Option<K>) -> Option<Record> {
+        let mut state = self.lock();
+        loop {
+            if state.closing {
+                return None;
+            }
+            let found = state
+                .jobs
+                .values()
+                .filter_map(|job| Some((wanted(job)?, job)));
+            if let Some((_, job)) = found.min_by(|(a, _), (b, _)| a.cmp(b)) {
+                return Some(job.clone());
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The thread that reads new jobs' files.
+    fn validate(&self) {
+        let new = |job: &Record| (job.status == Status::ValidatingFiles).then_some(job.number);
+        while let Some(record) = self.wait_for(new) {
+            let looked = catch_unwind(AssertUnwindSafe(|| self.plan_of(&record, None)));
+            let looked = looked.unwrap_or_else(|_| {
+                Err(JobError::Plan(
+                    "reading the files broke off; the log says why".to_owned(),
+                ))
+            });
+            let events = self.events_of(&record.id);
+            let changed = match looked {
+                Ok(plan) => {
+                    events.push("info", "Files validated, moving job to queued state", None);
+                    self.change(&record.id, Status::ValidatingFiles, |record| {
+                        record.status = Status::Queued;
+                        record.progress.steps = plan.forecast.plan.steps;
+                        record.plan = serde_json::to_value(&plan).ok();
+                    })
+                }
+                Err(error) => {
+                    let failure = Failure {
+                        code: "invalid_training_file".to_owned(),
+                        message: error.to_string(),
+                        param: Some("training_file".to_owned()),
+                    };
+                    events.push("error", failure.message.clone(), None);
+                    self.fail(&record.id, Status::ValidatingFiles, failure)
+                }
+            };
+            if let Err(error) = changed {
+                self.give_up(&record.id, &error);
+            }
+        }
+    }
+
+    fn fail(&self, id: &str, from: Status, failure: Failure) -> Result<Option<Record>, JobError> {
+        self.change(id, from, |record| {
+            record.status = Status::Failed;
+            record.finished_at = Some(now());
+            record.error = Some(failure);
+        })
+    }
+
+    /// The disk does not take a job's state any more: the job fails in memory, so that the queue goes on.
+    fn give_up(&self, id: &str, error: &JobError) {
+        tracing::error!("job {id}: {error}");
+        if let Some(record) = self.lock().jobs.get_mut(id) {
+            record.status = Status::Failed;
+            record.finished_at = Some(now());
+            record.error = Some(Failure {
+                code: "state_not_written".to_owned(),
+                message: error.to_string(),
+                param: None,
+            });
+        }
+    }
+
+    /// The thread that trains.
+    fn train(&self) {
+        // What was under way when the process before ended goes first.
+        let next = |job: &Record| match job.status {
+            Status::Running => Some((0, job.number)),
+            Status::Queued => Some((1, job.number)),
+            _ => None,
+        };
+        while let Some(record) = self.wait_for(next) {
+            let stop = Arc::new(AtomicBool::new(false));
+            let began = self.begin(&record, &stop);
+            match began {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    self.give_up(&record.id, &error);
+                    continue;
+                }
+            }
+            let ran = catch_unwind(AssertUnwindSafe(|| run::run(self, &record, &stop)));
+            let ended = ran.unwrap_or_else(|_| {
+                Ended::Failed(Failure {
+                    code: "server_error".to_owned(),
+                    message: "the run broke off; the log says why".to_owned(),
+                    param: None,
+                })
+            });
+            if let Err(error) = self.ended(&record.id, ended) {
+                self.give_up(&record.id, &error);
+            }
+        }
+    }
+
+    /// Takes a job up, unless something else became of it meanwhile.
+    fn begin(&self, record: &Record, stop: &Arc<AtomicBool>) -> Result<bool, JobError> {
+        let mut state = self.lock();
+        let Some(mut record) = state.jobs.get(&record.id).cloned() else {
+            return Ok(false);
+        };
+        if state.closing || !matches!(record.status, Status::Queued | Status::Running) {
+            return Ok(false);
+        }
+        if record.status != Status::Running {
+            record.status = Status::Running;
+            self.save(&mut state, &record)?;
+        }
+        state.current = Some((record.id, Arc::clone(stop)));
+        Ok(true)
+    }
+
+    /// Writes down what became of a run.
+    fn ended(&self, id: &str, ended: Ended) -> Result<(), JobError> {
+        let events = self.events_of(id);
+        let over = |record: &mut Record, status: Status| {
+            record.status = status;
+            record.finished_at = Some(now());
+            record.progress.phase = None;
+            record.progress.estimated_finish = None;
+        };
+        match ended {
+            // Whoever stopped it has said what it is now.
+            Ended::Stopped => {}
+            Ended::Published { model, tokens } => {
+                events.push(
+                    "info",
+                    format!("New fine-tuned model created: {model}"),
+                    None,
+                );
+                events.push("info", "The job has successfully completed", None);
+                self.change(id, Status::Running, |record| {
+                    over(record, Status::Succeeded);
+                    record.trained_tokens = Some(tokens);
+                    record.fine_tuned_model = Some(model);
+                })?;
+            }
+            Ended::Failed(failure) => {
+                events.push("error", failure.message.clone(), None);
+                self.change(id, Status::Running, |record| {
+                    over(record, Status::Failed);
+                    record.error = Some(failure);
+                })?;
+            }
+        }
+        let mut state = self.lock();
+        state.current = None;
+        let is_over = state.jobs.get(id).is_none_or(|job| job.status.is_over());
+        drop(state);
+        if is_over {
+            self.clear_state(id);
+        }
+        Ok(())
+    }
+}
+
+fn seen(state: &State, who: &Who, id: &str) -> Result<Record, JobError> {
+    let found = state
+        .jobs
+        .get(id)
+        .filter(|job| who.sees(job.owner.as_deref()));
+    found.cloned().ok_or_else(|| JobError::NoJob {
+        id: id.chars().take(80).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_begins_behind_what_it_names() {
+        let all = || ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        let page = |after: Option<&str>, limit, newest_first| {
+            let page = Page {
+                after: after.map(str::to_owned),
+                limit,
+                newest_first,
+            };
+            page.of(all(), |item| item)
+                .map(|(items, more)| (items.concat(), more))
+        };
+        assert_eq!(page(None, 3, true).unwrap(), ("dcb".to_owned(), true));
+        assert_eq!(page(Some("c"), 3, true).unwrap(), ("ba".to_owned(), false));
+        assert_eq!(page(Some("b"), 1, false).unwrap(), ("c".to_owned(), true));
+        assert!(matches!(
+            page(Some("x"), 1, true),
+            Err(JobError::NoPage { .. })
+        ));
+    }
+
+    #[test]
+    fn a_key_sees_its_own_and_an_admin_all() {
+        let one = Who {
+            name: Some("one".to_owned()),
+            all: false,
+        };
+        assert!(one.sees(Some("one")) && !one.sees(Some("two")) && !one.sees(None));
+        assert!(Who::everybody().sees(Some("two")) && Who::everybody().sees(None));
+    }
+}

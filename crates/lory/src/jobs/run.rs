@@ -1,0 +1,304 @@
+//! One job: its rows, its training, its adapter's folder, its examination, its publication. Every part may be done again by the
+//! next process, and comes to the same.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use formats::chat_template::ChatTemplate;
+use registry::{Content, PersonaSettings};
+use train::Gate;
+use train::job::{Loaded, Source};
+use train::sft::{self, Outcome, RunOptions};
+
+use super::record::{Failure, Record, Status};
+use super::watch::Watch;
+use super::{JobError, Queue, examine};
+use crate::service::{NewVersion, Service};
+use crate::sharing::Sharing;
+use crate::training::folder::{self, Origin};
+use crate::training::{self, Target};
+
+/// The folder of a run's state.
+pub(super) const STATE: &str = "state";
+/// The folder of a run's adapter.
+const ADAPTER: &str = "adapter";
+/// Most tokens of one call of the learner. Fewer than `lory train` takes, as a layer of so many is what an answer may have to
+/// wait for.
+pub(super) const BATCH_TOKENS: usize = 1024;
+
+/// What became of a run.
+pub(super) enum Ended {
+    /// Its adapter is published.
+    Published {
+        /// `name@version`.
+        model: String,
+        /// Tokens that were trained on.
+        tokens: u64,
+    },
+    /// It came to nothing.
+    Failed(Failure),
+    /// It was told to stop, and can go on.
+    Stopped,
+}
+
+/// The gate between a job's layers: the machine's turns, and whether the job is to stop.
+pub(super) struct JobGate {
+    service: Arc<Service>,
+    sharing: Arc<Sharing>,
+    stop: Arc<AtomicBool>,
+}
+
+impl JobGate {
+    pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobGate> {
+        Arc::new(JobGate {
+            service: Arc::clone(service),
+            sharing: service.sharing(),
+            stop: Arc::clone(stop),
+        })
+    }
+}
+
+impl Gate for JobGate {
+    fn enter(&self) -> bool {
+        let busy = || self.service.engine().stats().in_flight > 0;
+        self.sharing
+            .layer(&busy, &|| self.stop.load(Ordering::SeqCst))
+    }
+
+    fn leave(&self) {
+        self.sharing.rest();
+    }
+}
+
+/// Runs `record` until it is over, or `stop` is set.
+pub(super) fn run(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> Ended {
+    match attempt(queue, record, stop) {
+        Ok(ended) => ended,
+        Err(_) if stop.load(Ordering::SeqCst) => Ended::Stopped,
+        Err(error) => {
+            let message = queue.as_called(record, &format!("{error:#}"));
+            let code = match error.downcast_ref() {
+                Some(train::TrainError::Row { .. } | train::TrainError::Rows { .. }) => {
+                    "invalid_training_file"
+                }
+                Some(train::TrainError::NotFinite { .. }) => "diverged",
+                Some(train::TrainError::Memory { .. }) => "out_of_memory",
+                _ => "training_failed",
+            };
+            Ended::Failed(Failure {
+                code: code.to_owned(),
+                message,
+                param: None,
+            })
+        }
+    }
+}
+
+fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Result<Ended> {
+    let Ready { job, target } = queue.ready(record)?;
+    let loaded = job.loaded.clone();
+    let base = queue.service.base();
+    let fingerprint = base.fingerprint.sha256().unwrap_or_default();
+    let options = RunOptions {
+        base: fingerprint.to_owned(),
+        checkpoint: Some(
+            queue
+                .folder(&record.id)
+                .join(STATE)
+                .join("checkpoint.safetensors"),
+        ),
+        batch_tokens: BATCH_TOKENS,
+    };
+    let gate = JobGate::new(&queue.service, stop);
+    let mut learner = training::learner(base).behind(gate.clone());
+    let mut watch = Watch::new(queue, &record.id);
+    let trained = match sft::prepare(vec![job], &options)?.train(&mut learner, &mut watch, stop)? {
+        Outcome::Interrupted { .. } => return Ok(Ended::Stopped),
+        Outcome::Finished(trained) => trained,
+    };
+    let trained = trained.first().context("no adapter was trained")?;
+    write(trained, &target, &loaded, queue, fingerprint)?;
+
+    queue.note(&record.id, |progress| {
+        progress.phase = Some("examining".to_owned());
+    });
+    let checked = examine::examine(queue, record, &target, &mut learner, gate)?;
+    let missed: Vec<&str> = checked
+        .iter()
+        .filter(|check| !check.passed)
+        .map(|check| check.said.as_str())
+        .collect();
+    let refused = (!missed.is_empty()).then(|| Failure {
+        code: "gate_refused".to_owned(),
+        message: format!(
+            "not published: {}; the adapter is kept in {}",
+            missed.join("; "),
+            target.out.display()
+        ),
+        param: Some("gate".to_owned()),
+    });
+    let saved = queue.change(&record.id, Status::Running, |record| {
+        record.checked = checked.clone();
+    })?;
+    if saved.is_none() {
+        return Ok(Ended::Stopped);
+    }
+    if let Some(failure) = refused {
+        return Ok(Ended::Failed(failure));
+    }
+    let Some(model) = publish(queue, record, &target.out)? else {
+        return Ok(Ended::Stopped);
+    };
+    // The registry has them now; what tells how they came to be stays.
+    std::fs::remove_file(target.out.join(formats::peft::WEIGHTS_FILE)).ok();
+    Ok(Ended::Published {
+        model,
+        tokens: queue.tokens_of(&record.id),
+    })
+}
+
+/// The adapter's folder, with its curve and its card.
+fn write(
+    trained: &train::sft::Trained,
+    target: &Target,
+    loaded: &Loaded,
+    queue: &Queue,
+    sha256: &str,
+) -> anyhow::Result<()> {
+    let origin = Origin {
+        base: queue.service.base(),
+        known: queue.known.as_deref(),
+        sha256,
+    };
+    folder::write(trained, target, loaded, &origin)
+        .with_context(|| format!("cannot write the adapter into {}", target.out.display()))
+}
+
+/// Publishes the adapter at `path` as a new version of the job's persona, which the next request gets; none where the job was
+/// stopped before. Done twice it is published once.
+fn publish(queue: &Queue, record: &Record, path: &Path) -> anyhow::Result<Option<String>> {
+    let sha256 = Content::read(path)?.sha256;
+    let before = queue.job(&super::Who::everybody(), &record.id)?.publishing;
+    let service = &queue.service;
+    if before.as_deref() == Some(&sha256) {
+        // A process before this one was at it. Whether it came to its end the registry knows.
+        service.catalog().refresh()?;
+        let personas = service.personas();
+        let there = personas.versions(&record.persona).filter(|version| {
+            let adapter = version.adapter.as_ref();
+            adapter.is_some_and(|adapter| adapter.sha256_hex() == sha256)
+        });
+        if let Some(version) = there.map(|version| version.version).max() {
+            return Ok(Some(format!("{}@{version}", record.persona)));
+        }
+    }
+    let begun = queue.change(&record.id, Status::Running, |record| {
+        record.publishing = Some(sha256);
+        record.progress.phase = Some("publishing".to_owned());
+    })?;
+    if begun.is_none() {
+        return Ok(None);
+    }
+    let personas = service.personas();
+    let there = personas.get(&record.persona);
+    let settings = PersonaSettings {
+        system_prompt: record.system_prompt.clone(),
+        ..there.map(PersonaSettings::of).unwrap_or_default()
+    };
+    let published = service.publish(&NewVersion {
+        name: record.persona.clone(),
+        adapter: Some(path.to_owned()),
+        settings: Some(settings),
+        current: true,
+        only_new: false,
+    })?;
+    Ok(Some(format!("{}@{}", published.name, published.version)))
+}
+
+/// A job whose rows are read.
+pub(super) struct Ready {
+    pub job: train::Job,
+    pub target: Target,
+}
+
+impl Queue {
+    /// The adapter's folder of a job.
+    pub(super) fn adapter_of(&self, id: &str) -> PathBuf {
+        self.folder(id).join(ADAPTER)
+    }
+
+    fn path_of_id(&self, id: &str) -> Result<PathBuf, JobError> {
+        let everybody = super::Who::everybody();
+        let file = self.files.find(&everybody, id, "training_file")?;
+        Ok(self.files.path(&file))
+    }
+
+    /// Reads and encodes the rows of `record`.
+    pub(super) fn ready(&self, record: &Record) -> anyhow::Result<Ready> {
+        let validation = record.validation_file.as_deref();
+        let target = Target {
+            name: record.persona.clone(),
+            data: self.path_of_id(&record.training_file)?,
+            eval: validation.map(|id| self.path_of_id(id)).transpose()?,
+            system_prompt: record.system_prompt.clone(),
+            settings: record.settings.clone(),
+            siblings: Vec::new(),
+            from: None,
+            out: self.adapter_of(&record.id),
+        };
+        let base = self.service.base();
+        let source = Source {
+            name: &target.name,
+            train: &target.data,
+            validation: target.eval.as_deref(),
+            system: target.system_prompt.as_deref(),
+            settings: target.settings.clone(),
+            metrics: Some(target.out.join("metrics.jsonl")),
+        };
+        let (config, tokenizer) = (base.model.config(), &base.tokenizer);
+        let template: &ChatTemplate = &base.template;
+        let mut job = if target.settings.preference.is_some() {
+            train::preference::load(source, &[], config, tokenizer, template)?
+        } else {
+            train::Job::load(source, config, tokenizer, template)?
+        };
+        if let Some(start) = &record.start {
+            let personas = self.service.personas();
+            let found = personas
+                .iter()
+                .filter_map(|persona| persona.adapter.as_ref())
+                .find(|adapter| adapter.sha256_hex() == start.sha256)
+                .with_context(|| {
+                    format!(
+                        "{} is not here any more; it was to start from it",
+                        start.persona
+                    )
+                })?;
+            job.start_from(&found.read()?, start.sha256.clone(), config)?;
+        }
+        Ok(Ready { job, target })
+    }
+
+    /// `text` with the files of `record` called as the client calls them.
+    pub(super) fn as_called(&self, record: &Record, text: &str) -> String {
+        let everybody = super::Who::everybody();
+        let ids = [Some(&record.training_file), record.validation_file.as_ref()];
+        let mut text = text.to_owned();
+        for id in ids.into_iter().flatten() {
+            if let Ok(file) = self.files.find(&everybody, id, "training_file") {
+                let path = self.files.path(&file).display().to_string();
+                text = text.replace(&path, &file.filename);
+            }
+        }
+        text
+    }
+
+    /// Tokens of all steps of a job.
+    fn tokens_of(&self, id: &str) -> u64 {
+        let all = self.events_of(id).all().unwrap_or_default();
+        let tokens = |event: &super::Event| event.data.as_ref()?.tokens;
+        all.iter().filter_map(tokens).sum()
+    }
+}

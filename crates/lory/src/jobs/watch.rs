@@ -1,0 +1,133 @@
+//! What a run tells on its way: events for those who wait for it, numbers for those who look.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
+
+use super::Queue;
+use super::disk::now;
+use super::events::Events;
+use super::record::Metrics;
+
+/// Watches the run of one job, which trains one adapter.
+pub(super) struct Watch<'q> {
+    queue: &'q Queue,
+    id: &'q str,
+    events: Events,
+    steps: u64,
+}
+
+impl<'q> Watch<'q> {
+    pub fn new(queue: &'q Queue, id: &'q str) -> Watch<'q> {
+        Watch {
+            queue,
+            id,
+            events: queue.events_of(id),
+            steps: 0,
+        }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+        self.steps = plan.steps;
+        let step = resumed.unwrap_or(0);
+        if let Err(error) = self.events.go_back_to(step) {
+            tracing::error!("job {}: {error}", self.id);
+        }
+        match resumed {
+            None => self.events.push("info", "Fine-tuning job started", None),
+            Some(step) => self.events.push(
+                "info",
+                format!("Fine-tuning goes on at step {step} of {}", plan.steps),
+                None,
+            ),
+        }
+        self.queue.note(self.id, |progress| {
+            progress.step = step;
+            progress.steps = plan.steps;
+            progress.phase = None;
+        });
+    }
+
+    fn reference(&mut self, _adapter: usize, pairs: usize, from: Reference<'_>) {
+        if let Reference::Computing { done: 0 } = from {
+            let said = format!("Computing what {pairs} pairs start from");
+            self.events.push("info", said, None);
+        }
+    }
+
+    fn step(&mut self, metrics: &StepMetrics) {
+        self.queue
+            .trained
+            .fetch_add(metrics.tokens as u64, Ordering::Relaxed);
+        let pace = self.queue.pace.lock();
+        *pace.unwrap_or_else(PoisonError::into_inner) = Some(metrics.tokens_per_s);
+        // One adapter a job.
+        let Some(adapter) = metrics.adapters.first() else {
+            return;
+        };
+        let data = Metrics {
+            step: metrics.step,
+            total_steps: metrics.steps,
+            epoch: adapter.epoch,
+            train_loss: Some(adapter.loss),
+            learning_rate: Some(adapter.lr),
+            grad_norm: Some(adapter.grad_norm),
+            tokens: Some(metrics.tokens as u64),
+            preference_accuracy: adapter.preference.map(|pairs| pairs.accuracy),
+            ..Metrics::default()
+        };
+        let said = format!(
+            "Step {}/{}: training loss={:.4}",
+            metrics.step, metrics.steps, adapter.loss
+        );
+        self.events.push("info", said, Some(data));
+        self.queue.note(self.id, |progress| {
+            progress.step = metrics.step;
+            progress.steps = metrics.steps;
+            progress.train_loss = Some(adapter.loss);
+            progress.tokens_per_s = Some(metrics.tokens_per_s);
+            progress.estimated_finish = Some(now().saturating_add(metrics.eta.as_secs()));
+        });
+    }
+
+    fn validated(&mut self, _adapter: usize, validation: &Validation) {
+        let data = Metrics {
+            step: validation.step,
+            total_steps: self.steps,
+            epoch: validation.epoch,
+            full_valid_loss: Some(validation.loss),
+            best: Some(validation.best),
+            preference_accuracy: validation.preference.map(|pairs| pairs.accuracy),
+            ..Metrics::default()
+        };
+        let best = if validation.best {
+            ", the best so far"
+        } else {
+            ""
+        };
+        let said = format!(
+            "Step {}/{}: full validation loss={:.4}{best}",
+            validation.step, self.steps, validation.loss
+        );
+        self.events.push("info", said, Some(data));
+        if validation.best {
+            self.queue.note(self.id, |progress| {
+                progress.best_validation_loss = Some(validation.loss);
+            });
+        }
+    }
+
+    fn stopped_early(&mut self, _adapter: usize, step: u64) {
+        let said =
+            format!("No better for as long as its patience is: training ends at step {step}");
+        self.events.push("info", said, None);
+    }
+
+    fn checkpointed(&mut self, _path: &Path, step: u64) {
+        tracing::debug!(job = self.id, step, "checkpoint");
+    }
+}

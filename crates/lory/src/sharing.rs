@@ -1,0 +1,310 @@
+//! Who has the machine, a step of the engine or a layer of training, so that answers under way keep their pace while a job
+//! trains. Knows neither engine nor trainer, only when their turns begin and end.
+//!
+//! One computes at a time: both use every core, so side by side neither would be faster, and nobody could say what a turn
+//! costs. A step waits for the layer that is running, and never for a second one that would not fit: with steps under way a
+//! layer starts only between two of them, and
+//!
+//! - if the time of a step, the layers that were let in since the last one, and the longest layer of late are within the
+//!   budget together, which is then what a stream sees from token to token;
+//! - or, where a layer is longer than that, once in [`RARE`] steps: 19 of 20 gaps are then as they are without it.
+//!
+//! Without requests every layer starts at once.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A layer that breaks the budget may start once in so many steps: fewer than 1 in 20, with some room for the machine's own
+/// noise.
+pub const RARE: u32 = 32;
+/// The budget where nobody says.
+pub const DEFAULT_BUDGET: Duration = Duration::from_millis(100);
+/// Steps whose times are kept; the longest of them is what the next is expected to take.
+const STEPS: usize = 8;
+/// A longer rest between two steps is no part of an answer's pace.
+const REST: Duration = Duration::from_millis(50);
+/// Requests that run no step for so long wait for something else than the machine, such as an adapter from a bucket.
+const STALLED: Duration = Duration::from_millis(100);
+/// How often a waiting layer looks whether anybody still has requests, if nobody wakes it.
+const LOOK: Duration = Duration::from_millis(5);
+/// How fast the longest layer is forgotten, a layer.
+const FADE: f64 = 0.995;
+
+/// Lets this thread, and those that it starts, run where the threads of a step leave time, for the most part: the machine has as
+/// many of those as cores, and a step is done when the last of them is.
+pub fn give_way() {
+    /// A tenth of a step's thread's share, by Linux's weights.
+    #[cfg(target_os = "linux")]
+    const NICE: i32 = 10;
+    // Of this thread alone, on Linux. Without leave to do that, it runs like the others.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
+/// The machine's turns.
+#[derive(Debug)]
+pub struct Sharing {
+    budget: Duration,
+    turns: Mutex<Turns>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    /// A step runs since.
+    step: Option<Instant>,
+    /// A step waits for the layer that runs.
+    step_waits: bool,
+    /// A layer runs since.
+    layer: Option<Instant>,
+    /// When the last step ended.
+    last_end: Option<Instant>,
+    /// What the latest steps took, from the end of the one before to their own, without the layers in between.
+    steps: VecDeque<Duration>,
+    /// What the layers since the last step took.
+    layers: Duration,
+    /// The longest layer of late.
+    longest: Duration,
+    /// Steps since a layer broke the budget.
+    since_rare: u32,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Sharing::within(DEFAULT_BUDGET)
+    }
+}
+
+impl Sharing {
+    /// Turns that keep the time from token to token within `budget` for 19 of 20 tokens, as far as the steps themselves do.
+    #[must_use]
+    pub fn within(budget: Duration) -> Sharing {
+        Sharing {
+            budget,
+            turns: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The budget.
+    #[must_use]
+    pub fn budget(&self) -> Duration {
+        self.budget
+    }
+
+    /// A step's turn, which ends when it is dropped. Waits for the layer that runs, if one does.
+    pub fn step(&self) -> Step<'_> {
+        let mut turns = self.lock();
+        turns.step_waits = true;
+        while turns.layer.is_some() {
+            let woken = self.changed.wait(turns);
+            turns = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        turns.step_waits = false;
+        turns.step = Some(Instant::now());
+        Step(self)
+    }
+
+    /// A layer's turn, which lasts until the next call, or [`Sharing::rest`]. Waits until it fits beside the steps; `busy` says
+    /// whether anybody has requests, `stopped` whether to give up, which is false.
+    pub fn layer(&self, busy: &dyn Fn() -> bool, stopped: &dyn Fn() -> bool) -> bool {
+        self.rest();
+        let asked = Instant::now();
+        loop {
+            if stopped() {
+                return false;
+            }
+            // Asked outside the lock, which a step needs to begin.
+            let idle = !busy();
+            let mut turns = self.lock();
+            let now = Instant::now();
+            if turns.may_start(idle, asked, now, self.budget) {
+                turns.layer = Some(now);
+                return true;
+            }
+            drop(
+                self.changed
+                    .wait_timeout(turns, LOOK)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+
+    /// No layer runs for now.
+    pub fn rest(&self) {
+        let mut turns = self.lock();
+        if let Some(began) = turns.layer.take() {
+            turns.layer_ended(began.elapsed());
+            drop(turns);
+            self.changed.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turns {
+    /// Whether a layer that was asked for at `asked` may start now; `idle`: nobody has requests.
+    fn may_start(&mut self, idle: bool, asked: Instant, now: Instant, budget: Duration) -> bool {
+        if self.step.is_some() {
+            return false;
+        }
+        let last = self.last_end.map_or(asked, |end| end.max(asked));
+        if !self.step_waits && (idle || now.saturating_duration_since(last) > STALLED) {
+            return true;
+        }
+        let step = self.steps.iter().max().copied().unwrap_or_default();
+        if step + self.layers + self.longest <= budget {
+            return true;
+        }
+        // Not behind a layer that fitted: that one would be over the budget too, then.
+        if self.layers.is_zero() && self.since_rare >= RARE {
+            self.since_rare = 0;
+            return true;
+        }
+        false
+    }
+
+    fn layer_ended(&mut self, took: Duration) {
+        self.layers += took;
+        self.longest = took.max(self.longest.mul_f64(FADE));
+    }
+
+    fn step_ended(&mut self, began: Instant, now: Instant) {
+        let between = self.last_end.map_or(Duration::ZERO, |end| {
+            began
+                .saturating_duration_since(end)
+                .saturating_sub(self.layers)
+        });
+        let between = if between > REST {
+            Duration::ZERO
+        } else {
+            between
+        };
+        self.steps.push_back(now - began + between);
+        if self.steps.len() > STEPS {
+            self.steps.pop_front();
+        }
+        self.layers = Duration::ZERO;
+        self.last_end = Some(now);
+        self.since_rare = self.since_rare.saturating_add(1);
+    }
+}
+
+/// A step's turn.
+#[must_use = "dropping it ends the turn"]
+pub struct Step<'s>(&'s Sharing);
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.0.lock();
+        if let Some(began) = turns.step.take() {
+            turns.step_ended(began, Instant::now());
+        }
+        drop(turns);
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    use super::*;
+
+    const BUDGET: Duration = Duration::from_millis(100);
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// Steps and layers on a clock of their own: `steps` steps of `step`, and as many layers of `layer` between them as are let
+    /// in. The gaps from step to step, and how many layers ran.
+    fn played(step: Duration, layer: Duration, steps: usize) -> (Vec<Duration>, usize) {
+        let mut turns = Turns {
+            longest: layer,
+            ..Turns::default()
+        };
+        let (mut now, mut gaps, mut layers) = (Instant::now(), Vec::new(), 0);
+        let mut last = now;
+        for _ in 0..steps {
+            // The step after this one is there already: somebody always has requests.
+            while turns.may_start(false, now, now, BUDGET) {
+                now += layer;
+                turns.layer_ended(layer);
+                layers += 1;
+            }
+            let began = now;
+            turns.step = Some(began);
+            assert!(!turns.may_start(true, now, now, BUDGET));
+            turns.step = None;
+            now += step;
+            turns.step_ended(began, now);
+            gaps.push(now - last);
+            last = now;
+        }
+        (gaps, layers)
+    }
+
+    #[test]
+    fn layers_that_fit_fill_the_budget_and_no_more() {
+        // The first step's time is not known before it ran.
+        let (gaps, layers) = played(ms(20), ms(30), 200);
+        assert!(gaps[2..].iter().all(|gap| *gap == ms(80)), "{gaps:?}");
+        assert!((395..=405).contains(&layers), "{layers}");
+    }
+
+    #[test]
+    fn a_layer_that_does_not_fit_is_rare_and_never_starves() {
+        for (step, layer) in [(20, 90), (70, 40), (150, 10)] {
+            let (gaps, layers) = played(ms(step), ms(layer), 1000);
+            let slow = gaps[2..].iter().filter(|gap| **gap > ms(step)).count();
+            assert!(slow * 20 < gaps.len(), "{slow} of {} gaps", gaps.len());
+            assert!(layers >= 1000 / RARE as usize, "{layers} layers");
+            assert!(gaps[2..].iter().all(|gap| *gap <= ms(step + layer)));
+        }
+    }
+
+    #[test]
+    fn without_requests_every_layer_starts_and_with_stalled_ones_too() {
+        let now = Instant::now();
+        let mut turns = Turns {
+            longest: ms(500),
+            ..Turns::default()
+        };
+        assert!(turns.may_start(true, now, now, BUDGET));
+        assert!(!turns.may_start(false, now, now + ms(90), BUDGET));
+        assert!(turns.may_start(false, now, now + ms(110), BUDGET));
+        // But not while a step waits for its turn.
+        turns.step_waits = true;
+        assert!(!turns.may_start(true, now, now + ms(110), BUDGET));
+    }
+
+    #[test]
+    fn a_step_and_a_layer_never_run_at_once() {
+        let sharing = Sharing::within(ms(2));
+        let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let alone = |work: Duration| {
+            assert!(!inside.swap(true, SeqCst), "two at once");
+            std::thread::sleep(work);
+            inside.store(false, SeqCst);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while sharing.layer(&|| true, &|| stop.load(SeqCst)) {
+                    alone(Duration::from_micros(300));
+                }
+            });
+            for _ in 0..200 {
+                let _step = sharing.step();
+                alone(Duration::from_micros(100));
+            }
+            stop.store(true, SeqCst);
+        });
+        // Stopped, it let go of its turn.
+        drop(sharing.step());
+    }
+}

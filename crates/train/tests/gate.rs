@@ -1,0 +1,155 @@
+//! A gate between the layers: passed before each of them, left after each pass, and a run that it stops anywhere goes on to
+//! the same bytes.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use formats::gguf::{GgmlType, Gguf};
+use kernels::{Compute, Device};
+use model::Model;
+use testkit::tiny_gguf_as;
+use train::job::Loaded;
+use train::lora_init::{linears, lora_init};
+use train::progress::Unobserved;
+use train::sft::{Outcome, RunOptions, Trained, train};
+use train::{Example, Gate, Item, Job, Learner, ModelLearner, Settings, TrainError};
+
+/// Counts, and says stop at one of its calls.
+#[derive(Default)]
+struct Counting {
+    entered: AtomicU64,
+    stop_at: AtomicU64,
+    left: AtomicU64,
+    order: Mutex<Vec<char>>,
+}
+
+impl Gate for Counting {
+    fn enter(&self) -> bool {
+        self.order.lock().unwrap().push('e');
+        self.entered.fetch_add(1, SeqCst) + 1 != self.stop_at.load(SeqCst)
+    }
+
+    fn leave(&self) {
+        self.order.lock().unwrap().push('l');
+        self.left.fetch_add(1, SeqCst);
+    }
+}
+
+fn model() -> Arc<Model> {
+    let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
+    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+}
+
+fn example(seed: u32) -> Example {
+    let tokens: Vec<u32> = (0..14).map(|i| (seed * 7919 + i * 104_729) % 250).collect();
+    let trained = (0..tokens.len()).map(|i| i >= 6).collect();
+    Example { tokens, trained }
+}
+
+fn job(model: &Model) -> Job {
+    let settings = Settings {
+        rank: 2,
+        batch_rows: 2,
+        epochs: 2,
+        lr: Some(1e-3),
+        ..Settings::default()
+    };
+    let linears = linears(model.config(), &settings.modules().unwrap());
+    Job {
+        name: "gated".to_owned(),
+        init: lora_init(&linears, &settings),
+        train: (0..6).map(example).collect(),
+        validation: (10..12).map(example).collect(),
+        settings,
+        metrics: None,
+        loaded: Loaded::default(),
+        preference: None,
+        start: None,
+    }
+}
+
+fn options(folder: &Path) -> RunOptions {
+    RunOptions {
+        base: "tiny".to_owned(),
+        checkpoint: Some(folder.join("checkpoint.safetensors")),
+        ..RunOptions::default()
+    }
+}
+
+fn run(model: &Arc<Model>, folder: &Path, gate: &Arc<Counting>) -> Outcome {
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).behind(gate.clone());
+    let never = AtomicBool::new(false);
+    let jobs = vec![job(model)];
+    train(
+        jobs,
+        &options(folder),
+        &mut learner,
+        &mut Unobserved,
+        &never,
+    )
+    .unwrap()
+}
+
+fn finished(outcome: Outcome) -> Vec<Trained> {
+    match outcome {
+        Outcome::Finished(trained) => trained,
+        Outcome::Interrupted { step, .. } => panic!("interrupted at {step}"),
+    }
+}
+
+#[test]
+fn every_layer_passes_the_gate_and_every_pass_leaves_it() {
+    let model = model();
+    let gate = Arc::new(Counting::default());
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).behind(gate.clone());
+    let job = job(&model);
+    let params = [job.init.clone()];
+    let batch: Vec<Item<'_>> = job.train.iter().map(|row| Item::new(0, row)).collect();
+    learner.losses(&params, &batch).unwrap();
+    // Every layer forward, and one chunk of the head.
+    let forward = model.config().layers as u64 + 1;
+    assert_eq!(gate.entered.swap(0, SeqCst), forward);
+    let mut grads = [train::LoraGrads::zeros_like(&params[0])];
+    learner
+        .forward_backward(&params, &batch, &[1.0], &mut grads)
+        .unwrap();
+    let backward = model.config().layers as u64;
+    assert_eq!(gate.entered.swap(0, SeqCst), forward + backward);
+    assert_eq!(gate.left.load(SeqCst), 2);
+
+    // Stopped in the middle, it says so and leaves too; afterwards it computes what it did before.
+    gate.stop_at.store(2, SeqCst);
+    let stopped = learner.losses(&params, &batch);
+    assert!(matches!(stopped, Err(TrainError::Stopped)), "{stopped:?}");
+    assert_eq!(gate.left.load(SeqCst), 3);
+    assert_eq!(gate.order.lock().unwrap().last(), Some(&'l'));
+}
+
+#[test]
+fn a_run_that_a_gate_stops_anywhere_ends_with_the_same_bytes() {
+    let model = model();
+    let whole = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Counting::default());
+    let expected = finished(run(&model, whole.path(), &gate));
+    let layers = gate.entered.load(SeqCst);
+    let state = |folder: &Path| fs::read(folder.join("checkpoint.safetensors")).unwrap();
+
+    let mut stopped = 0;
+    for stop_at in (1..layers).step_by(3) {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = Arc::new(Counting::default());
+        gate.stop_at.store(stop_at, SeqCst);
+        let first = run(&model, folder.path(), &gate);
+        stopped += usize::from(matches!(first, Outcome::Interrupted { .. }));
+        // Once more, now with a gate that only lets it through.
+        gate.stop_at.store(0, SeqCst);
+        assert_eq!(finished(run(&model, folder.path(), &gate)), expected);
+        assert!(
+            state(folder.path()) == state(whole.path()),
+            "at layer {stop_at}"
+        );
+    }
+    assert!(stopped > 5, "{stopped} of them were stopped");
+}
