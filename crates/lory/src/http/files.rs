@@ -8,7 +8,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Request, Sta
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use futures_util::stream;
 use serde::Serialize;
@@ -36,7 +36,9 @@ pub(super) fn router() -> Router<Slot> {
     Router::new()
         .route(
             "/v1/files",
-            get(list).merge(post(create).layer(DefaultBodyLimit::max(MAX_FILE as usize + FORM))),
+            get(list)
+                .post(create)
+                .layer(DefaultBodyLimit::max(MAX_FILE as usize + FORM)),
         )
         .route("/v1/files/{file_id}", get(retrieve).delete(delete))
         .route("/v1/files/{file_id}/content", get(content))

@@ -406,7 +406,7 @@ pub(super) async fn resume(
     params(
         ("job_id" = String, Path, description = "The job's id"),
         ("after" = Option<String>, Query, description = "Those behind this id"),
-        ("limit" = Option<usize>, Query, description = "At most so many, 1 to 100; 20 without"),
+        ("limit" = Option<usize>, Query, description = "At most so many, 1 to 1000; 20 without"),
     ),
     responses((status = 200, description = "Events", body = EventList))
 )]
@@ -417,7 +417,8 @@ pub(super) async fn events(
     mut query: Query,
 ) -> Result<Json<EventList>, ApiError> {
     let jobs = slot.jobs()?;
-    let page = query.short_page()?;
+    // A page with a curve wants every step.
+    let page = query.page(20, crate::jobs::MAX_EVENTS, false)?;
     query.end()?;
     let found = blocking(move || jobs.events(&Who::of(&caller), &id, &page));
     let (events, has_more) = found.await??;

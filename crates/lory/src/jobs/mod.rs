@@ -61,6 +61,8 @@ pub const MAX_OPEN: usize = 64;
 pub const MAX_KEPT: usize = 1000;
 /// The longest page of a list.
 pub const MAX_PAGE: usize = 100;
+/// The longest page of events.
+pub const MAX_EVENTS: usize = 1000;
 
 /// Who wants to see.
 #[derive(Debug, Clone, PartialEq, Eq)]

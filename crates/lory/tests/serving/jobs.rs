@@ -456,6 +456,28 @@ fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
 }
 
 #[test]
+fn answers_are_the_same_beside_a_job_and_both_go_on() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let ask = |seed: u64| {
+        let body = json!({
+            "prompt": "Where is my order?", "user_type": "warm", "max_new_tokens": 24, "temperature": 1, "seed": seed,
+        });
+        open.server.generate(body)["response"].clone()
+    };
+    let alone: Vec<Value> = (0..6).map(ask).collect();
+    let id = open.created(&endless(&file, "beside"));
+    let before = open.at_step(&id, 2)["lory"]["progress"]["step"].as_u64();
+    for _ in 0..5 {
+        let beside: Vec<Value> = (0..6).map(ask).collect();
+        assert_eq!(beside, alone);
+    }
+    open.at_step(&id, before.unwrap() + 2);
+    assert_eq!(open.turn(&id, "cancel").status, 200);
+}
+
+#[test]
 fn a_cancelled_job_leaves_nothing_and_the_next_one_runs() {
     let school = School::new();
     let open = school.open();
@@ -472,7 +494,7 @@ fn a_cancelled_job_leaves_nothing_and_the_next_one_runs() {
         .whole();
     let (status, code, _, message) = kept.error();
     assert_eq!((status, code.as_str()), (409, "file_in_use"));
-    assert!(message.contains(&running), "{message}");
+    assert!(message.contains("still needs the file"), "{message}");
     for id in [&waiting, &running] {
         assert_eq!(open.turn(id, "cancel").json()["status"], "cancelled");
         assert_eq!(open.turn(id, "cancel").error().1, "job_state");
