@@ -12,12 +12,14 @@ use crate::simd::LANES;
 use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
 use crate::weights::{GROUP, Weights};
+use crate::whole;
 use std::cell::RefCell;
 
 /// Outputs whose panel is in memory at a time.
-const PANEL_TILES: usize = 64;
+const PANEL_TILES: usize = whole::PANEL / LANES;
 
 thread_local! {
+    static WHOLE: RefCell<whole::Panel> = RefCell::default();
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -52,7 +54,7 @@ pub struct AttentionInputs<'a> {
 }
 
 impl Device {
-    /// dx += dy W, the gradient of `x W^T` by x.
+    /// dx += dy W, the gradient of `x W^T` by x. `Int8` has no backward of its own: it is that of `F32`.
     ///
     /// # Panics
     /// Shapes that do not fit.
@@ -70,8 +72,8 @@ impl Device {
             return;
         }
         let isa = self.isa();
-        // int8 has no backward of its own: the gradient is that of the dequantized weights.
         let bf16 = self.path(weights, compute) == Path::Bf16;
+        let whole = compute == Compute::Bits16 && !bf16 && weights.is_whole();
         let pairs = outputs.div_ceil(2);
         let mut words = vec![0u32; if bf16 { rows * pairs } else { 0 }];
         if bf16 {
@@ -80,6 +82,20 @@ impl Device {
                 for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
                     // SAFETY: one task a row.
                     pair_bf16(isa, dy.row(row), unsafe { to.part(row * pairs, pairs) });
+                }
+            });
+        }
+        let panels = weights.tiles().div_ceil(PANEL_TILES);
+        let mut largest = vec![0f32; if whole { rows * panels } else { 0 }];
+        if whole {
+            let to = Scatter::new(&mut largest);
+            self.pool().run(rows.div_ceil(CHUNK), &|task| {
+                for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
+                    // SAFETY: one task a row.
+                    let to = unsafe { to.part(row * panels, panels) };
+                    for (to, dy) in to.iter_mut().zip(dy.row(row).chunks(whole::PANEL)) {
+                        *to = whole::largest(isa, dy);
+                    }
                 }
             });
         }
@@ -100,7 +116,19 @@ impl Device {
                 };
                 // SAFETY: each task writes columns first..first + 32 of every row, or its own buffer.
                 unsafe {
-                    if bf16 {
+                    if whole {
+                        WHOLE.with_borrow_mut(|panel| {
+                            weights.backward_panel_whole(isa, g, tiles.clone(), panel);
+                            let gradient = whole::Rows {
+                                values: &dy.values()[from..],
+                                stride: outputs,
+                                outputs: n,
+                                largest: &largest[tile / PANEL_TILES..],
+                                largest_stride: panels,
+                            };
+                            panel.multiply(isa, rows, gradient, to, to_row);
+                        });
+                    } else if bf16 {
                         PAIR_PANEL.with_borrow_mut(|panel| {
                             panel.resize(tiles.len() * LANES / 2 * GROUP, 0);
                             weights.backward_panel_bf16(isa, g, tiles.clone(), panel);

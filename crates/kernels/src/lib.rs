@@ -25,6 +25,7 @@ mod simd;
 mod tensor;
 mod turns;
 mod weights;
+mod whole;
 
 pub use attention::{RopeTable, Span};
 pub use backward::{AttentionInputs, LoraGrad};

@@ -25,8 +25,9 @@ pub enum Compute {
     Int8,
     /// Weights as f32 (dequantized inside the product) against f32 activations.
     F32,
-    /// Weights and activations rounded to bf16, sums in f32, where the machine has a bf16 dot product; else as `F32`.
-    Bf16,
+    /// Both sides rounded to 16 bits, in the form that the machine multiplies fastest: bf16 with sums in f32 where it has a bf16
+    /// dot product; else, in a backward through quantized weights, whole numbers with exact sums; else as `F32`.
+    Bits16,
 }
 
 /// An RMS norm in front of a product.
@@ -148,7 +149,7 @@ impl Device {
     pub(crate) fn path(&self, weights: &Weights, compute: Compute) -> Path {
         match compute {
             Compute::Int8 if weights.is_quantized() => Path::Int8,
-            Compute::Bf16 if self.bf16_dot() => Path::Bf16,
+            Compute::Bits16 if self.bf16_dot() => Path::Bf16,
             _ => Path::F32,
         }
     }

@@ -124,7 +124,7 @@ fn products_match_the_reference_in_every_type() {
                 let want = reference::linear(x.values(), &rows_of(&w), rows, outputs, inputs);
                 let float = project(&d, &x, &w, Lora::NONE, Compute::F32);
                 let int8 = project(&d, &x, &w, Lora::NONE, Compute::Int8);
-                let bf16 = project(&d, &x, &w, Lora::NONE, Compute::Bf16);
+                let bf16 = project(&d, &x, &w, Lora::NONE, Compute::Bits16);
                 let name = format!("{source:?} {outputs}x{inputs} on {}", d.describe());
                 assert!(difference(float.values(), &want) < 2e-6, "float {name}");
                 assert!(difference(int8.values(), &want) < 1.5e-2, "int8 {name}");
@@ -209,7 +209,7 @@ fn a_row_does_not_depend_on_its_batch() {
                 runs: &runs,
                 packs: &packs,
             };
-            for compute in [Compute::Int8, Compute::F32, Compute::Bf16] {
+            for compute in [Compute::Int8, Compute::F32, Compute::Bits16] {
                 let all = project(&d, &x, &w, lora, compute);
                 for row in 0..rows {
                     let alone: Vec<Run> = runs
@@ -479,7 +479,7 @@ fn backward_of_products_matches_finite_differences_of_the_forward() {
         let scale = 1.5f32;
         for d in devices() {
             let w = d.pack(source, &bytes, (outputs, inputs), None).unwrap();
-            for compute in [Compute::F32, Compute::Bf16] {
+            for compute in [Compute::F32, Compute::Bits16] {
                 let tolerance = if compute == Compute::F32 {
                     1e-5
                 } else {

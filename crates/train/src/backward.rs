@@ -1,7 +1,7 @@
 //! The decoder's backward, by hand: dX through the frozen base, dA and dB for the adapters, never dW.
 //!
-//! The forward keeps each layer's input. The backward runs a layer again to have its activations, then goes through it
-//! from the last operation to the first:
+//! The forward keeps each layer's input, and of the last layers their activations too ([`crate::kept`]). The backward runs the
+//! other layers again to have theirs, then goes through a layer from the last operation to the first:
 //!
 //! ```text
 //! x ─ norm ─ q,k,v ─ rope ─ attention ─ o ─(+)─ middle ─ norm ─ gate,up ─ swiglu ─ down ─(+)─ out
@@ -14,6 +14,7 @@ use kernels::{AttentionInputs, Compute, KvCache, LoraGrad, Tensor};
 use model::{Batch, Beside, Buffers, Model};
 
 use crate::dropout::Dropped;
+use crate::kept::Kept;
 use crate::params::{LoraGrads, LoraParams};
 
 /// Where the gradients of a batch's slots are gathered: for each slot, its masters and its gradients.
@@ -66,6 +67,8 @@ pub(crate) fn places(params: &[LoraParams], layers: usize) -> Vec<Vec<Option<usi
 #[derive(Default)]
 pub(crate) struct Scratch {
     out: Tensor,
+    attention_input: Tensor,
+    ffn_input: Tensor,
     activated: Tensor,
     gate: Tensor,
     up: Tensor,
@@ -100,27 +103,44 @@ impl Pass<'_> {
         dx: &mut Tensor,
         slots: &mut Slots<'_>,
         cache: &mut KvCache,
+        kept: &mut Kept,
         buffers: &mut Buffers,
         s: &mut Scratch,
     ) {
         let (model, device) = (self.model, self.model.device());
         let w = model.layer_weights(layer);
 
-        // The layer again, for its activations.
-        s.out.copy_from(x);
-        buffers.keep_middle = true;
-        let beside = slots.dropped.as_mut().map(|d| d as &mut dyn Beside);
-        model.layer_beside(
-            layer,
-            &mut s.out,
-            self.batch,
-            cache,
-            0,
-            buffers,
-            self.forward,
-            beside,
-        );
+        let kept = kept.swap(model.config().layers - 1 - layer, buffers);
+        if kept {
+            let norms = [
+                (x, &w.attention_norm, &mut s.attention_input),
+                (&buffers.middle, &w.ffn_norm, &mut s.ffn_input),
+            ];
+            for (from, weight, to) in norms {
+                device.rmsnorm(from, model.norm(weight), to);
+            }
+            device.swiglu(&buffers.gate, &buffers.up, &mut buffers.activated);
+        } else {
+            s.out.copy_from(x);
+            buffers.keep_middle = true;
+            let beside = slots.dropped.as_mut().map(|d| d as &mut dyn Beside);
+            model.layer_beside(
+                layer,
+                &mut s.out,
+                self.batch,
+                cache,
+                0,
+                buffers,
+                self.forward,
+                beside,
+            );
+        }
         let b = &*buffers;
+        let (attention_input, ffn_input) = if kept {
+            (&s.attention_input, &s.ffn_input)
+        } else {
+            (b.attention_input.normed(), b.ffn_input.normed())
+        };
 
         zeros_like(&mut s.activated, &b.activated);
         self.linear(
@@ -133,7 +153,7 @@ impl Pass<'_> {
         );
         device.swiglu_backward(&s.activated, &b.gate, &b.up, &mut s.gate, &mut s.up);
         zeros_like(&mut s.normed, x);
-        let input = b.ffn_input.normed();
+        let input = ffn_input;
         self.linear(layer, Module::Gate, input, &s.gate, slots, &mut s.normed);
         self.linear(layer, Module::Up, input, &s.up, slots, &mut s.normed);
         device.rmsnorm_backward(&s.normed, &b.middle, model.norm(&w.ffn_norm), dx);
@@ -159,7 +179,7 @@ impl Pass<'_> {
         device.rope_backward(model.rope(), self.positions, head_dim, &mut s.q);
         device.rope_backward(model.rope(), self.positions, head_dim, &mut s.k);
         zeros_like(&mut s.normed, x);
-        let input = b.attention_input.normed();
+        let input = attention_input;
         self.linear(layer, Module::Q, input, &s.q, slots, &mut s.normed);
         self.linear(layer, Module::K, input, &s.k, slots, &mut s.normed);
         self.linear(layer, Module::V, input, &s.v, slots, &mut s.normed);

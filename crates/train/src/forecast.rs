@@ -8,7 +8,8 @@ use kernels::BLOCK_TOKENS;
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::learner_model::HEAD_ROWS;
+use crate::kept;
+use crate::learner_model::{HEAD_ROWS, KEPT};
 use crate::progress::Plan;
 use crate::settings::Settings;
 
@@ -47,6 +48,8 @@ pub struct Memory {
     pub best: u64,
     /// Layer inputs, and the tensors of one layer, forward and backward.
     pub activations: u64,
+    /// Activations of whole layers that need not run again; with less room, fewer are kept.
+    pub kept: u64,
     /// Keys and values of one layer.
     pub cache: u64,
     /// Logits of the rows that go through the head at once.
@@ -64,6 +67,7 @@ impl Memory {
             + self.optimizer
             + self.best
             + self.activations
+            + self.kept
             + self.cache
             + self.logits
             + self.reference
@@ -122,6 +126,8 @@ struct WhatIf {
     shape: Shape,
     parts: Vec<Part>,
     batch_tokens: usize,
+    /// Most bytes of activations that are kept.
+    kept: u64,
 }
 
 /// Upper limits on the settings of all adapters.
@@ -172,7 +178,7 @@ impl WhatIf {
         }
         let tokens = self.limit(tokens).max(longest);
         let wide = s.query.max(s.intermediate);
-        let kept = s.layers * s.hidden;
+        let inputs = s.layers * s.hidden;
         let mut both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
         if self.parts.iter().any(|part| part.dropout) {
             // The masked input and the product of the forward, both kept; the same of the backward, and its gradient.
@@ -184,7 +190,10 @@ impl WhatIf {
         // Only training keeps layer inputs and goes back; a forward's buffers are as large as the larger call needs.
         let larger = tokens.max(validated);
         memory.activations =
-            (tokens * 4 * (kept + backward) + larger * (4 * forward + rounded)) as u64;
+            (tokens * 4 * (inputs + backward) + larger * (4 * forward + rounded)) as u64;
+        let row = kept::bytes_of(s.query, s.key, s.hidden, s.intermediate);
+        let layers_kept = kept::layers_kept(self.kept, row, tokens, s.layers);
+        memory.kept = row * (tokens * layers_kept) as u64;
         memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
         let head_rows = larger.min(HEAD_ROWS);
         memory.logits = (head_rows * (6 * s.vocab + 4 * 4 * s.hidden)) as u64;
@@ -211,7 +220,10 @@ impl WhatIf {
     /// In words, which single changes would make the run fit into `available` bytes.
     fn advice(&self, available: u64) -> String {
         let now = self.now();
-        let fits = |limits: Limits| self.memory(limits).total() <= available;
+        let fits = |limits: Limits| {
+            let memory = self.memory(limits);
+            memory.total() - memory.kept <= available
+        };
         let largest = |now: usize, least: usize, with: &dyn Fn(usize) -> Limits| {
             let mut value = now;
             while value > least && !fits(with(value)) {
@@ -249,7 +261,7 @@ impl WhatIf {
             max_length: now.max_length.min(64),
             rank: 1,
         });
-        if least.total() <= available {
+        if least.total() - least.kept <= available {
             return "lower batch_rows, max_length and rank together".to_owned();
         }
         let adapters = if self.parts.len() > 1 {
@@ -282,6 +294,7 @@ impl Forecast {
             shape,
             parts,
             batch_tokens,
+            kept: KEPT,
         };
         Forecast {
             plan,
@@ -297,6 +310,15 @@ impl Forecast {
     pub fn seconds(&self, tokens_per_s: f64) -> f64 {
         let validation = self.validation_tokens as f64 * VALIDATION_SHARE;
         (self.tokens as f64 + validation) / tokens_per_s.max(1e-9)
+    }
+
+    /// Keeps no more activations than fit into `available` bytes with everything else. Returns the bytes that may be kept, for
+    /// [`crate::ModelLearner::keep`].
+    pub fn keep_within(&mut self, available: u64) -> u64 {
+        let others = self.memory.total() - self.memory.kept;
+        self.what_if.kept = KEPT.min(available.saturating_sub(others));
+        self.memory = self.what_if.memory(self.what_if.now());
+        self.what_if.kept
     }
 
     /// Refuses a run that needs more than `available` bytes.
@@ -351,6 +373,7 @@ mod tests {
             shape: SHAPE,
             parts,
             batch_tokens: 2048,
+            kept: KEPT,
         };
         Forecast {
             plan: Plan {
@@ -450,6 +473,20 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(said.contains("is enough: rank 8"), "{said}");
+    }
+
+    #[test]
+    fn activations_are_kept_as_far_as_there_is_room() {
+        let mut forecast = forecast(vec![part(4, &[128; 20])]);
+        // 5184 floats a row and layer.
+        let layer = 4 * 5184 * 512;
+        assert_eq!(forecast.memory.kept, 25 * layer);
+        let others = forecast.memory.total() - forecast.memory.kept;
+        assert_eq!(forecast.keep_within(others + 3 * layer + 1), 3 * layer + 1);
+        assert_eq!(forecast.memory.kept, 3 * layer);
+        assert_eq!(forecast.keep_within(others - 1), 0);
+        assert_eq!(forecast.memory.total(), others);
+        forecast.check(others - 1).unwrap_err();
     }
 
     #[test]

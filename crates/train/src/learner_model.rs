@@ -12,11 +12,15 @@ use crate::backward::{Pass, Scratch, Slots, places};
 use crate::dropout::{Dropped, DroppedRows, RowMask};
 use crate::error::TrainError;
 use crate::gate::{Gate, Passage};
+use crate::kept::Kept;
 use crate::learner::{Item, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
 
 /// Rows that go through the head at once: the logits of so many rows are in memory.
 pub(crate) const HEAD_ROWS: usize = 256;
+
+/// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] says otherwise.
+pub const KEPT: u64 = 512 << 20;
 
 /// A model that learns adapters.
 pub struct ModelLearner {
@@ -24,6 +28,7 @@ pub struct ModelLearner {
     forward: Compute,
     backward: Compute,
     cache: Option<KvCache>,
+    kept: Kept,
     buffers: Buffers,
     scratch: Scratch,
     logits: Tensor,
@@ -152,16 +157,17 @@ impl Layout {
 impl ModelLearner {
     /// Learns on `model`, its forward in `forward`: with `Int8` an adapter learns on the very products it will be
     /// served with, rounding included, and the gradient passes through the rounding as if it were not there. The
-    /// backward, whose values have no such fixed range, is in f32 for `F32` and in bf16 otherwise.
+    /// backward, whose values have no such fixed range, is in f32 for `F32` and in 16 bits otherwise.
     pub fn new(model: Arc<Model>, forward: Compute) -> ModelLearner {
         ModelLearner {
             model,
             forward,
             backward: match forward {
                 Compute::F32 => Compute::F32,
-                Compute::Int8 | Compute::Bf16 => Compute::Bf16,
+                Compute::Int8 | Compute::Bits16 => Compute::Bits16,
             },
             cache: None,
+            kept: Kept::new(KEPT),
             buffers: Buffers::default(),
             scratch: Scratch::default(),
             logits: Tensor::default(),
@@ -174,6 +180,12 @@ impl ModelLearner {
     pub fn behind(mut self, gate: Arc<dyn Gate>) -> ModelLearner {
         self.gate = Some(gate);
         self
+    }
+
+    /// Keeps at most `bytes` of activations from the forward to the backward; layers that find no room are run again, to the
+    /// same bits.
+    pub fn keep(&mut self, bytes: u64) {
+        self.kept = Kept::new(bytes);
     }
 
     /// Forward; and backward too, where there are gradients to gather. The loss of every item, in the batch's order.
@@ -236,16 +248,20 @@ impl ModelLearner {
                 .map_err(|e| TrainError::Learner(e.to_string()))?,
         };
 
-        // Forward, keeping every layer's input where there is a backward.
+        // Forward, keeping every layer's input where there is a backward, and the last layers' activations.
         let mut inputs = Vec::new();
         let mut x = Tensor::default();
         device.embed(model.embedding(), rows.tokens, &mut x);
-        self.buffers.keep_middle = false;
+        let first_kept = match gradients {
+            Some(_) => self.kept.begin(config, x.rows()),
+            None => config.layers,
+        };
         for layer in 0..config.layers {
             passage.layer()?;
             if gradients.is_some() {
                 inputs.push(x.clone());
             }
+            self.buffers.keep_middle = layer >= first_kept;
             let beside = dropped.as_mut().map(|d| d as &mut dyn Beside);
             model.layer_beside(
                 layer,
@@ -257,6 +273,9 @@ impl ModelLearner {
                 self.forward,
                 beside,
             );
+            if layer >= first_kept {
+                self.kept.swap(config.layers - 1 - layer, &mut self.buffers);
+            }
         }
 
         let mut dx = Tensor::zeros(if gradients.is_some() { x.rows() } else { 0 }, x.columns());
@@ -294,6 +313,7 @@ impl ModelLearner {
                     &mut dx,
                     &mut slots,
                     &mut cache,
+                    &mut self.kept,
                     &mut self.buffers,
                     &mut self.scratch,
                 );

@@ -34,6 +34,7 @@ pub mod vary;
 
 mod backward;
 mod durable;
+mod kept;
 mod run;
 mod start;
 

@@ -126,6 +126,32 @@ fn an_adapter_without_dropout_does_not_notice_its_neighbour_with_it() {
     assert_eq!((losses[1], &grads[1]), (alone[1], &alone_grads[1]));
 }
 
+#[test]
+fn activations_that_are_kept_are_those_of_a_layer_that_runs_again() {
+    let model = tiny();
+    let params = vec![adapter(&model, 1), adapter(&model, 2)];
+    let short = [(1, example(1, 20)), (0, example(2, 33)), (1, example(3, 9))];
+    let long = [(1, example(1, 40)), (0, example(2, 63))];
+    let masks = [mask(0), None, mask(1)];
+    for compute in [Compute::F32, Compute::Int8] {
+        let mut keeping = ModelLearner::new(model.clone(), compute);
+        let mut again = ModelLearner::new(model.clone(), compute);
+        again.keep(0);
+        // 2048 bytes a row and layer: room for one of two layers, of the 59 rows of the short batch and of 101.
+        let mut some = ModelLearner::new(model.clone(), compute);
+        some.keep(210_000);
+        for (batch, masks) in [
+            (&short[..], &masks[..]),
+            (&long, &masks[..2]),
+            (&short, &masks),
+        ] {
+            let want = run(&mut again, &params, batch, masks);
+            assert!(run(&mut keeping, &params, batch, masks) == want);
+            assert!(run(&mut some, &params, batch, masks) == want);
+        }
+    }
+}
+
 fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
     Job {
         name: "one".into(),

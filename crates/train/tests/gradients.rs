@@ -187,7 +187,7 @@ fn rounded_gradients_point_where_f32_ones_do() {
         grads.remove(0)
     };
     let exact = gradients(Compute::F32);
-    for (compute, least) in [(Compute::Bf16, 0.999), (Compute::Int8, 0.99)] {
+    for (compute, least) in [(Compute::Bits16, 0.999), (Compute::Int8, 0.99)] {
         for (x, y) in exact.tensors().zip(gradients(compute).tensors()) {
             let dot =
                 |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();

@@ -42,7 +42,7 @@ fn items(examples: &[Example], adapter: fn(usize) -> usize) -> Vec<Item<'_>> {
 
 #[test]
 fn a_packed_example_has_the_loss_that_it_has_alone_bit_for_bit() {
-    for compute in [Compute::F32, Compute::Bf16, Compute::Int8] {
+    for compute in [Compute::F32, Compute::Bits16, Compute::Int8] {
         let (mut learner, params) = learner(compute);
         let examples = examples();
         let alone: Vec<LossSum> = examples

@@ -5,54 +5,81 @@ use crate::Isa;
 use crate::gemm::Element;
 use crate::isa::per_isa;
 use crate::simd::LANES;
+use crate::whole::Panel;
 use half::f16;
 
 /// 32 inputs x 16 outputs.
 type Block = [[f32; LANES]; GROUP];
 
+/// Row `row` of the scales and minima behind a block's integers.
+#[inline(always)]
+fn read_row(layout: &Layout, block: &[u8], row: usize) -> [f32; LANES] {
+    let at = &block[layout.quants() + row * layout.scale_bytes()..];
+    let mut to = [0f32; LANES];
+    if layout.wide_scales {
+        for (to, b) in to.iter_mut().zip(at.as_chunks::<4>().0) {
+            *to = f32::from_le_bytes(*b);
+        }
+    } else {
+        for (to, b) in to.iter_mut().zip(at.as_chunks::<2>().0) {
+            *to = f16::from_le_bytes(*b).to_f32();
+        }
+    }
+    to
+}
+
+/// Calls `f(input, integers)` for each of a block's 32 inputs, offset taken away.
+#[inline(always)]
+fn each_input(layout: &Layout, block: &[u8], mut f: impl FnMut(usize, [i32; LANES])) {
+    let mask = if layout.bits == 4 { 15 } else { 255 };
+    for step in 0..GROUP / 4 {
+        let (at, shift) = if layout.bits == 4 {
+            (step / 2 * 64, 4 * (step % 2) as u32)
+        } else {
+            (step * 64, 0)
+        };
+        let mut words = [0u32; LANES];
+        for (w, b) in words.iter_mut().zip(block[at..at + 64].as_chunks::<4>().0) {
+            *w = u32::from_le_bytes(*b);
+        }
+        for byte in 0..4 {
+            let q = |word: u32| ((word >> (8 * byte as u32 + shift)) & mask) as i32 - layout.offset;
+            f(step * 4 + byte, words.map(q));
+        }
+    }
+}
+
 per_isa! {
     fn unpack_block(layout: &Layout, block: &[u8], out: &mut Block) {
-        let mut scale = [[0f32; LANES]; 2];
+        let mut scale = [read_row(layout, block, 0); 2];
         let mut minimum = [0f32; LANES];
-        let read = |row: usize, to: &mut [f32; LANES]| {
-            let at = &block[layout.quants() + row * layout.scale_bytes()..];
-            if layout.wide_scales {
-                for (to, b) in to.iter_mut().zip(at.as_chunks::<4>().0) {
-                    *to = f32::from_le_bytes(*b);
-                }
-            } else {
-                for (to, b) in to.iter_mut().zip(at.as_chunks::<2>().0) {
-                    *to = f16::from_le_bytes(*b).to_f32();
-                }
-            }
-        };
-        read(0, &mut scale[0]);
-        scale[1] = scale[0];
         if layout.halves {
-            read(1, &mut scale[1]);
+            scale[1] = read_row(layout, block, 1);
         }
         if layout.minimum {
-            read(1 + usize::from(layout.halves), &mut minimum);
+            minimum = read_row(layout, block, 1 + usize::from(layout.halves));
         }
-        for step in 0..GROUP / 4 {
-            let (at, shift) = if layout.bits == 4 {
-                (step / 2 * 64, 4 * (step % 2) as u32)
-            } else {
-                (step * 64, 0)
-            };
-            let mask = if layout.bits == 4 { 15 } else { 255 };
-            let mut words = [0u32; LANES];
-            for (w, b) in words.iter_mut().zip(block[at..at + 64].as_chunks::<4>().0) {
-                *w = u32::from_le_bytes(*b);
+        each_input(layout, block, |input, q| {
+            let (scale, out) = (&scale[input / (GROUP / 2)], &mut out[input]);
+            for lane in 0..LANES {
+                out[lane] = (q[lane] as f32).mul_add(scale[lane], minimum[lane]);
             }
-            let scale = &scale[step / 4];
-            for byte in 0..4 {
-                let out = &mut out[step * 4 + byte];
-                for lane in 0..LANES {
-                    let q = (words[lane] >> (8 * byte as u32 + shift)) & mask;
-                    let q = (q as i32 - layout.offset) as f32;
-                    out[lane] = q.mul_add(scale[lane], minimum[lane]);
-                }
+        });
+    }
+}
+
+per_isa! {
+    /// Pairs of outputs: word [p][k] holds the integers of outputs 2p (low half) and 2p + 1 for input k.
+    fn integer_pairs(layout: &Layout, block: &[u8], out: &mut [[u32; GROUP]; LANES / 2]) {
+        let mut words = [[0u32; LANES / 2]; GROUP];
+        each_input(layout, block, |input, q| {
+            for (word, pair) in words[input].iter_mut().zip(q.as_chunks::<2>().0) {
+                *word = pair[0] as u32 & 0xffff | (pair[1] as u32) << 16;
+            }
+        });
+        for (pair, out) in out.iter_mut().enumerate() {
+            for (out, words) in out.iter_mut().zip(&words) {
+                *out = words[pair];
             }
         }
     }
@@ -230,5 +257,37 @@ impl Weights {
         for (t, out) in tiles.zip(rows.as_chunks_mut::<{ LANES / 2 }>().0) {
             self.blocks(isa, t, g..g + 1, |_, block| output_pairs(isa, block, out));
         }
+    }
+
+    /// Whether [`Weights::backward_panel_whole`] has an answer: one scale a group.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(&self.data, Data::Quantized { layout, .. } if !layout.halves)
+    }
+
+    /// The same as whole numbers with their scales; nothing for weights that are floats or have two scales a group.
+    pub(crate) fn backward_panel_whole(
+        &self,
+        isa: Isa,
+        g: usize,
+        tiles: std::ops::Range<usize>,
+        out: &mut Panel,
+    ) {
+        let Data::Quantized { layout, bytes } = &self.data else {
+            return;
+        };
+        out.words.resize(tiles.len() * LANES / 2 * GROUP, 0);
+        out.factors.clear();
+        out.minima.clear();
+        let (rows, _) = out.words.as_chunks_mut::<GROUP>();
+        let size = layout.block();
+        for (tile, words) in tiles.zip(rows.as_chunks_mut::<{ LANES / 2 }>().0) {
+            let block = &bytes[(tile * self.groups() + g) * size..][..size];
+            integer_pairs(isa, layout, block, words);
+            out.factors.extend(read_row(layout, block, 0));
+            if layout.minimum {
+                out.minima.extend(read_row(layout, block, 1));
+            }
+        }
+        out.scaled(isa, layout.bits);
     }
 }

@@ -122,6 +122,7 @@ impl Queue {
                     let stop = Arc::new(AtomicBool::new(false));
                     let gate = JobGate::new(&self.service, &stop);
                     let mut learner = training::learner(base).behind(gate);
+                    learner.keep(plan.keep);
                     if let Some(step) = prepared.measure(&mut learner, &stop)? {
                         self.learn(step);
                         plan.measured(step);

@@ -15,9 +15,11 @@ use train::sft::{self, Outcome, RunOptions};
 use super::record::{Failure, Record, Status};
 use super::watch::Watch;
 use super::{JobError, Queue, examine};
+use crate::memory;
 use crate::service::{NewVersion, Service};
 use crate::sharing::Sharing;
 use crate::training::folder::{self, Origin};
+use crate::training::plan::Plan;
 use crate::training::{self, Target};
 
 /// The folder of a run's state.
@@ -114,7 +116,10 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     let gate = JobGate::new(&queue.service, stop);
     let mut learner = training::learner(base).behind(gate.clone());
     let mut watch = Watch::new(queue, &record.id);
-    let trained = match sft::prepare(vec![job], &options)?.train(&mut learner, &mut watch, stop)? {
+    let prepared = sft::prepare(vec![job], &options)?;
+    let forecast = prepared.forecast(base.model.config());
+    learner.keep(Plan::new(forecast, memory::in_use(), memory::available()).keep);
+    let trained = match prepared.train(&mut learner, &mut watch, stop)? {
         Outcome::Interrupted { .. } => return Ok(Ended::Stopped),
         Outcome::Finished(trained) => trained,
     };

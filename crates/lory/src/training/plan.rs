@@ -13,6 +13,9 @@ pub(crate) struct Plan {
     pub forecast: Forecast,
     /// Bytes that the run will add to those in use.
     pub memory_needed: u64,
+    /// Most bytes of activations that the run may keep, for [`train::ModelLearner::keep`].
+    #[serde(skip)]
+    pub keep: u64,
     /// Bytes in use before it starts: the base and the rows.
     pub memory_in_use: Option<u64>,
     /// What it may take.
@@ -24,8 +27,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub fn new(forecast: Forecast, in_use: Option<u64>, available: Option<Available>) -> Self {
+    pub fn new(mut forecast: Forecast, in_use: Option<u64>, available: Option<Available>) -> Self {
+        let keep = forecast.keep_within(available.map_or(u64::MAX, |available| available.bytes));
         Self {
+            keep,
             memory_needed: forecast.memory.total(),
             memory_in_use: in_use,
             memory_available: available,

@@ -134,7 +134,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     // Looked at before anything of the run is there.
     let (in_use, available) = (memory::in_use(), available(args.memory));
     let prepared = sft::prepare(jobs, &options)?;
-    let mut plan = Plan::new(prepared.forecast(base.model.config()), in_use, available);
+    let forecast = prepared.forecast(base.model.config());
+    let mut plan = Plan::new(forecast, in_use, available);
+    learner.keep(plan.keep);
     if args.plan {
         if plan.check().is_ok()
             && let Some(step) = prepared.measure(&mut learner, &stop)?
