@@ -3,7 +3,7 @@
 use crate::bf16::{PairGemm, pair_gemm};
 use crate::device::Device;
 use crate::elementwise::CHUNK;
-use crate::gemm::gemm;
+use crate::gemm::{Gemm, gemm, gemm_f32};
 use crate::grad::{self, AdamW, AttentionShape};
 use crate::linear::{Compute, Norm, Path};
 use crate::lora::Run;
@@ -12,7 +12,7 @@ use crate::simd::LANES;
 use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
 use crate::weights::{GROUP, Weights};
-use crate::whole;
+use crate::whole::{self, WholeRows, round_row};
 use std::cell::RefCell;
 
 /// Outputs whose panel is in memory at a time.
@@ -85,17 +85,21 @@ impl Device {
                 }
             });
         }
-        let panels = weights.tiles().div_ceil(PANEL_TILES);
-        let mut largest = vec![0f32; if whole { rows * panels } else { 0 }];
+        let mut whole_rows = WholeRows::new(if whole { rows } else { 0 }, outputs);
         if whole {
-            let to = Scatter::new(&mut largest);
+            let (padded, panels) = (whole_rows.padded, whole_rows.panels);
+            let values = Scatter::new(&mut whole_rows.values);
+            let largest = Scatter::new(&mut whole_rows.largest);
             self.pool().run(rows.div_ceil(CHUNK), &|task| {
                 for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
                     // SAFETY: one task a row.
-                    let to = unsafe { to.part(row * panels, panels) };
-                    for (to, dy) in to.iter_mut().zip(dy.row(row).chunks(whole::PANEL)) {
-                        *to = whole::largest(isa, dy);
-                    }
+                    let (values, largest) = unsafe {
+                        (
+                            values.part(row * padded, padded),
+                            largest.part(row * panels, panels),
+                        )
+                    };
+                    round_row(isa, dy.row(row), values, largest);
                 }
             });
         }
@@ -119,14 +123,8 @@ impl Device {
                     if whole {
                         WHOLE.with_borrow_mut(|panel| {
                             weights.backward_panel_whole(isa, g, tiles.clone(), panel);
-                            let gradient = whole::Rows {
-                                values: &dy.values()[from..],
-                                stride: outputs,
-                                outputs: n,
-                                largest: &largest[tile / PANEL_TILES..],
-                                largest_stride: panels,
-                            };
-                            panel.multiply(isa, rows, gradient, to, to_row);
+                            let index = tile / PANEL_TILES;
+                            panel.multiply(isa, &whole_rows, index, to, to_row);
                         });
                     } else if bf16 {
                         PAIR_PANEL.with_borrow_mut(|panel| {
@@ -149,9 +147,9 @@ impl Device {
                         PANEL.with_borrow_mut(|panel| {
                             panel.resize(tiles.len() * LANES * GROUP, 0.0);
                             weights.backward_panel(isa, g, tiles.clone(), panel);
-                            crate::gemm::gemm_f32(
+                            gemm_f32(
                                 isa,
-                                crate::gemm::Gemm {
+                                Gemm {
                                     m: rows,
                                     n: GROUP,
                                     p: n,
@@ -266,50 +264,45 @@ impl Device {
                         gemm(isa, (m, inputs, r), dh, (r, 1), a, inputs, dx, inputs, true);
                     });
                 }
-                // dB by blocks of outputs, dA by blocks of inputs: each element is one chain over the rows, in order.
+                // dB by blocks of outputs, dA by blocks of inputs: each element is one chain over the rows, in order. A block's
+                // columns are brought together first: read where they lie, every row is a cache line of its own.
                 let (da, db) = (Scatter::new(pair.da), Scatter::new(pair.db));
                 let block = 64;
                 let db_tasks = outputs.div_ceil(block);
                 self.pool().run(db_tasks + inputs.div_ceil(block), &|task| {
-                    if task < db_tasks {
-                        let from = task * block;
-                        let m = block.min(outputs - from);
-                        // SAFETY: each task takes its own outputs.
-                        let db = unsafe { db.part(from * r, m * r) };
-                        gemm(
-                            isa,
-                            (m, r, n),
-                            &dy[from..],
-                            (1, outputs),
-                            &h,
-                            r,
-                            db,
-                            r,
-                            true,
-                        );
-                    } else {
-                        let from = (task - db_tasks) * block;
-                        let width = block.min(inputs - from);
-                        // SAFETY: each task writes its own columns of da's rows; the pointer covers r rows of `inputs`.
-                        unsafe {
-                            crate::gemm::gemm_f32(
-                                isa,
-                                crate::gemm::Gemm {
-                                    m: r,
-                                    n: width,
-                                    p: n,
-                                    a: dh.as_ptr(),
-                                    a_row: 1,
-                                    a_column: r,
-                                    b: x[from..].as_ptr(),
-                                    b_row: inputs,
-                                    out: da.pointer(from),
-                                    out_row: inputs,
-                                    accumulate: true,
-                                },
-                            );
+                    SCRATCH.with_borrow_mut(|columns| {
+                        if task < db_tasks {
+                            let from = task * block;
+                            let m = block.min(outputs - from);
+                            gather_columns(dy, outputs, from..from + m, columns);
+                            // SAFETY: each task takes its own outputs.
+                            let db = unsafe { db.part(from * r, m * r) };
+                            gemm(isa, (m, r, n), columns, (1, m), &h, r, db, r, true);
+                        } else {
+                            let from = (task - db_tasks) * block;
+                            let width = block.min(inputs - from);
+                            gather_columns(x, inputs, from..from + width, columns);
+                            // SAFETY: each task writes its own columns of da's rows; the pointer covers r rows of `inputs`.
+                            unsafe {
+                                gemm_f32(
+                                    isa,
+                                    Gemm {
+                                        m: r,
+                                        n: width,
+                                        p: n,
+                                        a: dh.as_ptr(),
+                                        a_row: 1,
+                                        a_column: r,
+                                        b: columns.as_ptr(),
+                                        b_row: width,
+                                        out: da.pointer(from),
+                                        out_row: inputs,
+                                        accumulate: true,
+                                    },
+                                );
+                            }
                         }
-                    }
+                    });
                 });
             }
         }
@@ -479,5 +472,13 @@ impl Device {
         clip_scale: f32,
     ) {
         grad::adamw(self.isa(), param, grad, m, v, settings, clip_scale);
+    }
+}
+
+/// Some columns of rows of `width` values, row after row.
+fn gather_columns(x: &[f32], width: usize, columns: std::ops::Range<usize>, out: &mut Vec<f32>) {
+    out.clear();
+    for row in x.chunks_exact(width) {
+        out.extend_from_slice(&row[columns.clone()]);
     }
 }

@@ -330,14 +330,36 @@ unsafe fn rows<
                     y[m] = scaled(y[m], S::add_group(start(m), acc[m]), low, m)
                 });
             } else {
-                let mut acc = [S::splat_i(0); ROWS];
-                unroll!(ROWS, |m| { acc[m] = start(m) });
-                unroll!(4, |i| {
+                // By nibbles, which need no widening within a group: first the low ones, then the high ones.
+                let mut acc = [S::zero_group(); ROWS];
+                for i in 0..pairs {
                     let (even, odd) = pair(i);
-                    unroll!(ROWS, |m| { acc[m] = dot(acc[m], even, m, 2 * i) });
-                    unroll!(ROWS, |m| { acc[m] = dot(acc[m], odd, m, 2 * i + 1) });
+                    let (even, odd) = (S::low_nibbles(even), S::low_nibbles(odd));
+                    let x = quants.add(8 * i);
+                    unroll!(ROWS, |m| {
+                        acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
+                        acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
+                    });
+                }
+                let mut low_sums = [S::splat_i(0); ROWS];
+                unroll!(ROWS, |m| {
+                    low_sums[m] = S::add_group(start(m), acc[m]);
+                    acc[m] = S::zero_group();
                 });
-                unroll!(ROWS, |m| { y[m] = scaled(y[m], acc[m], low, m) });
+                for i in 0..pairs {
+                    let (even, odd) = pair(i);
+                    let (even, odd) = (S::high_nibbles(even), S::high_nibbles(odd));
+                    let x = quants.add(8 * i);
+                    unroll!(ROWS, |m| {
+                        acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
+                        acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
+                    });
+                }
+                unroll!(ROWS, |m| {
+                    let mut high = S::add_group(S::splat_i(0), acc[m]);
+                    unroll!(4, |_doubled| { high = S::add_i(high, high) });
+                    y[m] = scaled(y[m], S::add_i(low_sums[m], high), low, m)
+                });
             }
             if MIN {
                 unroll!(ROWS, |m| {

@@ -276,18 +276,18 @@ impl Weights {
             return;
         };
         out.words.resize(tiles.len() * LANES / 2 * GROUP, 0);
-        out.factors.clear();
+        out.scales.clear();
         out.minima.clear();
         let (rows, _) = out.words.as_chunks_mut::<GROUP>();
         let size = layout.block();
         for (tile, words) in tiles.zip(rows.as_chunks_mut::<{ LANES / 2 }>().0) {
             let block = &bytes[(tile * self.groups() + g) * size..][..size];
             integer_pairs(isa, layout, block, words);
-            out.factors.extend(read_row(layout, block, 0));
+            out.scales.extend(read_row(layout, block, 0));
             if layout.minimum {
                 out.minima.extend(read_row(layout, block, 1));
             }
         }
-        out.scaled(isa, layout.bits);
+        out.round(isa, layout.bits);
     }
 }
