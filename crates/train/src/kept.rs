@@ -6,7 +6,7 @@
 
 use formats::config::ModelConfig;
 use kernels::Tensor;
-use model::{Buffers, Model};
+use model::Buffers;
 
 /// One layer's activations.
 #[derive(Default)]
