@@ -321,6 +321,8 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
 
 #[cfg(test)]
 mod tests {
+    use formats::peft;
+
     use super::*;
 
     fn folder(personas: &[(&str, &str)]) -> tempfile::TempDir {
