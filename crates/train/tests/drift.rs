@@ -80,6 +80,7 @@ fn drift_is_the_divergence_of_the_distributions() {
         Compute::Int8,
         &adapter,
         std::slice::from_ref(&example),
+        None,
     )
     .unwrap();
 
@@ -124,13 +125,13 @@ fn the_base_does_not_drift_from_itself() {
     let mut untrained = tiny_adapter(2, model.config(), 4, 1.5).pairs;
     untrained.iter_mut().for_each(|pair| pair.b.fill(0.0));
     let adapter = LoraParams { pairs: untrained };
-    let found = drift(&model, Compute::Int8, &adapter, &examples[..3]).unwrap();
+    let found = drift(&model, Compute::Int8, &adapter, &examples[..3], None).unwrap();
     assert_eq!((found.kl, found.loss), (0.0, found.base_loss));
     assert!(found.tokens > 30 && found.loss > 0.0);
     let wild = Example {
         tokens: vec![1, 9999],
         trained: vec![false, true],
     };
-    let said = drift(&model, Compute::Int8, &adapter, &[wild]).unwrap_err();
+    let said = drift(&model, Compute::Int8, &adapter, &[wild], None).unwrap_err();
     assert!(said.to_string().contains("vocabulary"), "{said}");
 }

@@ -6,7 +6,7 @@ use train::evaluate::{
     Drift, Lengths, LossTable, Score, distinctness, drift, loss_table, neutral, repetition_of,
 };
 use train::example::Encoder;
-use train::{Example, Learner, LoraParams};
+use train::{Example, Gate, Learner, LoraParams};
 
 use super::Candidate;
 use super::answers::{Answers, Question, Speaker};
@@ -80,12 +80,13 @@ impl Measures {
     }
 }
 
-/// Computes everything from the answers, the rows and the adapters.
+/// Computes everything from the answers, the rows and the adapters; drift behind `gate`, if there is one, as `learner` may be.
 pub(crate) fn measure(
     base: &Base,
     candidates: &[Candidate],
     answers: &Answers,
     learner: &mut dyn Learner,
+    gate: Option<&dyn Gate>,
     progress: &mut Progress,
 ) -> anyhow::Result<Measures> {
     let adapters = adapters(candidates)?;
@@ -100,7 +101,7 @@ pub(crate) fn measure(
     let mut personas = Vec::new();
     for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
         let moved = match adapter {
-            Some(adapter) => Some(drift(&base.model, Compute::Int8, adapter, &text)?),
+            Some(adapter) => Some(drift(&base.model, Compute::Int8, adapter, &text, gate)?),
             None => None,
         };
         let persona = &candidate.persona;

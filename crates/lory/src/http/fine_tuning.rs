@@ -13,7 +13,7 @@ use super::error::ApiError;
 use super::json::Body;
 use super::personas::blocking;
 use super::query::Query;
-use crate::jobs::record::{Checked, Failure, Method, Metrics, Progress};
+use crate::jobs::record::{Checked, Failure, Method, Metrics, Progress, Sample};
 use crate::jobs::{Event, NewJob, Queue, Record, Status, Who};
 use crate::service::Caller;
 
@@ -118,6 +118,8 @@ struct Extras {
     plan: Option<Value>,
     /// The thresholds that its adapter was held to.
     gate: Vec<Checked>,
+    /// Up to three answers of its adapter to questions that training did not see.
+    samples: Vec<Sample>,
     /// The persona that it starts from, as `name@version`.
     #[schema(required)]
     started_from: Option<String>,
@@ -163,6 +165,7 @@ impl From<Record> for JobObject {
                 settings: json!(job.settings),
                 plan: job.plan,
                 gate: job.checked,
+                samples: job.samples,
                 started_from: job.start.map(|start| start.persona),
                 system_prompt: job.system_prompt,
             },

@@ -1,4 +1,5 @@
-//! A job's gate: its adapter asked and measured as `lory eval` does it, before anybody else can ask it.
+//! A job's gate: its adapter asked and measured as `lory eval` does it, before anybody else can ask it; and a few of its answers,
+//! for people to read.
 
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use registry::{AdapterRef, Persona, PersonaSettings, Personas};
 use train::dataset::{Row, held_out};
 use train::{Gate, Learner};
 
-use super::record::{Checked, Record};
+use super::record::{Checked, Record, Sample};
+use super::thresholds::Thresholds;
 use super::{Queue, files};
 use crate::catalog::Catalog;
 use crate::evaluation::answers::{self, Speaker};
@@ -19,6 +21,8 @@ use crate::training::Target;
 
 /// The most rows that are asked.
 const MAX_ROWS: usize = 100;
+/// The answers that are kept.
+const SAMPLES: usize = 3;
 /// Questions that are asked at once.
 const AT_ONCE: usize = 8;
 /// Memory for the keys and values of those.
@@ -26,17 +30,15 @@ const KV_MEMORY: u64 = 128 << 20;
 /// The least memory for the adapter.
 const ADAPTER_MEMORY: u64 = 256 << 20;
 
-/// What the job's thresholds are held against; nothing where it has none. Takes the machine in turns, through `machine`.
+/// What is held against the job's thresholds, if it has any, and some answers. Takes the machine in turns, through `machine`.
 pub(super) fn examine(
     queue: &Queue,
     record: &Record,
     target: &Target,
     learner: &mut dyn Learner,
     machine: Arc<dyn Gate>,
-) -> anyhow::Result<Vec<Checked>> {
-    let Some(thresholds) = &record.thresholds else {
-        return Ok(Vec::new());
-    };
+) -> anyhow::Result<(Vec<Checked>, Vec<Sample>)> {
+    let thresholds = record.thresholds.as_ref();
     let personas = queue.service.personas();
     let there = personas.get(&record.persona);
     let settings = there.map(PersonaSettings::of).unwrap_or_default();
@@ -51,11 +53,19 @@ pub(super) fn examine(
         scale: settings.scale,
         adapter: AdapterRef::in_folder(&target.out)?,
         train: None,
-        eval: Some(thresholds.spec()),
+        eval: thresholds.map(Thresholds::spec),
         dir: target.out.clone(),
         published: None,
     };
-    let candidate = Candidate::new(persona.clone(), rows(record, target)?, MAX_ROWS)?;
+    let most = if thresholds.is_some() {
+        MAX_ROWS
+    } else {
+        SAMPLES
+    };
+    let candidate = Candidate::new(persona.clone(), rows(record, target)?, most)?;
+    if candidate.rows.is_empty() && thresholds.is_none() {
+        return Ok((Vec::new(), Vec::new()));
+    }
     anyhow::ensure!(
         !candidate.rows.is_empty(),
         "the gate has no rows to ask: none are held out, or they are plain texts; give a validation_file with questions"
@@ -65,7 +75,7 @@ pub(super) fn examine(
     let settings = Settings {
         base_name: Some(queue.service.base().name.clone()),
         kv_memory: KV_MEMORY,
-        turns: Turns::Lent(machine),
+        turns: Turns::Lent(Arc::clone(&machine)),
         engine: EngineConfig {
             max_batch: AT_ONCE,
             max_queue: AT_ONCE,
@@ -89,8 +99,28 @@ pub(super) fn examine(
         AT_ONCE,
         &mut progress,
     )?;
+    let samples = answers.all.iter().take(SAMPLES).map(|answered| {
+        let row = &candidates[0].rows[answered.question.row];
+        Sample {
+            question: row.input(),
+            reference: row.output().to_owned(),
+            answer: answered.text.clone(),
+        }
+    });
+    let samples = samples.collect();
+    if thresholds.is_none() {
+        service.engine().shutdown();
+        return Ok((Vec::new(), samples));
+    }
     let base = service.base();
-    let measures = measures::measure(base, &candidates, &answers, learner, &mut progress)?;
+    let measures = measures::measure(
+        base,
+        &candidates,
+        &answers,
+        learner,
+        Some(&*machine),
+        &mut progress,
+    )?;
     service.engine().shutdown();
     let checks = gate::check(&candidates, &measures);
     let checked = checks.into_iter().map(|check| Checked {
@@ -100,7 +130,7 @@ pub(super) fn examine(
         passed: check.passed,
         said: check.line(),
     });
-    Ok(checked.collect())
+    Ok((checked.collect(), samples))
 }
 
 /// The rows that training did not see: those of the validation file, or those that were held out.

@@ -212,18 +212,21 @@ impl Jobs {
     pub fn start(service: Arc<Service>, settings: &JobSettings) -> Result<Jobs, JobError> {
         let queue = Arc::new(Queue::open(service, settings)?);
         let mut threads = Vec::new();
-        for (name, work) in [
-            ("lory-jobs", Queue::validate as fn(&Queue)),
-            ("lory-trainer", Queue::train),
-        ] {
+        let mut spawn = |name: &str, work: fn(&Queue)| -> Result<(), JobError> {
             let queue = Arc::clone(&queue);
-            let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
-                // Answers go first, where cores are short.
-                sharing::give_way();
-                work(&queue);
-            });
+            let spawned = thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || work(&queue));
             threads.push(spawned.map_err(JobError::io(Path::new(name)))?);
-        }
+            Ok(())
+        };
+        spawn("lory-jobs", |queue| {
+            // Answers go first, where cores are short. The trainer takes turns with them instead: a step that waits for a layer
+            // should not wait for one of low priority.
+            sharing::give_way();
+            queue.validate();
+        })?;
+        spawn("lory-trainer", Queue::train)?;
         Ok(Jobs {
             queue,
             threads: Mutex::new(threads),

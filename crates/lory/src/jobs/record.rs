@@ -139,6 +139,17 @@ pub struct Checked {
     pub said: String,
 }
 
+/// A question that training did not see, and what the adapter said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Sample {
+    /// What was asked.
+    pub question: String,
+    /// What the row answers.
+    pub reference: String,
+    /// What the adapter answered, at temperature 0.
+    pub answer: String,
+}
+
 /// A job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -178,6 +189,9 @@ pub struct Record {
     pub thresholds: Option<Thresholds>,
     /// What was measured of that.
     pub checked: Vec<Checked>,
+    /// Some answers of the adapter.
+    #[serde(default)]
+    pub samples: Vec<Sample>,
     /// The client's own.
     pub metadata: BTreeMap<String, String>,
     /// How far it is.

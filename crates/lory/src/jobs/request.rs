@@ -175,6 +175,7 @@ fn chosen(
     settings.batch_rows = batch.unwrap_or(settings.batch_rows);
     settings.seed = seed.unwrap_or(settings.seed);
     let default = default_lr(hidden_size);
+    let given_lr = settings.lr;
     if let Some(multiplier) = multiplier {
         if !(1e-4..=1e3).contains(&multiplier) {
             let message = format!("must be from 0.0001 to 1000, not {multiplier}");
@@ -213,7 +214,12 @@ fn chosen(
         }
         error => JobError::invalid("hyperparameters", error.to_string()),
     })?;
-    let multiplier = settings.lr.unwrap_or(default) / default;
+    // As it was given, or as it follows from a rate that was.
+    let multiplier = match (multiplier, given_lr) {
+        (Some(multiplier), _) => multiplier,
+        (None, Some(lr)) => lr / default,
+        (None, None) => 1.0,
+    };
     Ok(Chosen {
         settings,
         multiplier,
@@ -374,6 +380,7 @@ impl NewJob {
             system_prompt,
             thresholds,
             checked: Vec::new(),
+            samples: Vec::new(),
             metadata,
             progress: Progress::default(),
             trained_tokens: None,
@@ -430,11 +437,7 @@ mod tests {
             json!({"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"});
         let plain = of(Method::Supervised, auto).unwrap();
         assert_eq!(plain.settings, Settings::default().for_base(576));
-        assert!(
-            (plain.multiplier - 1.0).abs() < 0.01,
-            "{}",
-            plain.multiplier
-        );
+        assert_eq!(plain.multiplier, 1.0);
         let given = json!({"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2.0, "rank": 8, "alpha": 8.0});
         let Chosen {
             settings,

@@ -129,7 +129,7 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     queue.note(&record.id, |progress| {
         progress.phase = Some("examining".to_owned());
     });
-    let checked = examine::examine(queue, record, &target, &mut learner, gate)?;
+    let (checked, samples) = examine::examine(queue, record, &target, &mut learner, gate)?;
     let missed: Vec<&str> = checked
         .iter()
         .filter(|check| !check.passed)
@@ -146,6 +146,7 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     });
     let saved = queue.change(&record.id, Status::Running, |record| {
         record.checked = checked.clone();
+        record.samples = samples;
     })?;
     if saved.is_none() {
         return Ok(Ended::Stopped);

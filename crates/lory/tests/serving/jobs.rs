@@ -206,6 +206,12 @@ fn a_job_becomes_a_version_that_answers() {
     let steps = job["lory"]["plan"]["plan"]["steps"].as_u64().unwrap();
     assert_eq!(job["lory"]["progress"]["step"].as_u64().unwrap(), steps);
 
+    // Answers to questions that training did not see.
+    let samples = job["lory"]["samples"].as_array().unwrap();
+    assert!((1..=3).contains(&samples.len()), "{job:#}");
+    let question = samples[0]["question"].as_str().unwrap();
+    assert!(question.starts_with("Where is order ") && samples[0]["answer"].is_string());
+
     let first = open.hash("sunny@1");
     let shown = open.server.get("/v1/personas/sunny").json();
     assert_eq!(

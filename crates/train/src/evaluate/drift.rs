@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::dataset::{Content, Place, Row};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, Mask, TooLong};
+use crate::gate::{Gate, Passage};
 use crate::learner::LossSum;
 use crate::params::LoraParams;
 
@@ -63,16 +64,17 @@ pub fn neutral(
     Ok(encoder.encode_all(&rows)?.examples)
 }
 
-/// Compares the base with the base under `adapter` on `examples`, one after the other.
+/// Compares the base with the base under `adapter` on `examples`, one after the other, each behind `gate` if there is one.
 ///
 /// # Errors
-/// [`TrainError::Learner`]: the adapter is of another model, an example is longer than the model's context or has a token
+/// [`TrainError::Stopped`] by the gate; [`TrainError::Learner`]: the adapter is of another model, an example is longer than the model's context or has a token
 /// that it does not know.
 pub fn drift(
     model: &Model,
     compute: Compute,
     adapter: &LoraParams,
     examples: &[Example],
+    gate: Option<&dyn Gate>,
 ) -> Result<Drift, TrainError> {
     let failed = |message: String| TrainError::Learner(message);
     let packed = model
@@ -129,7 +131,10 @@ pub fn drift(
             runs: std::slice::from_ref(&run),
             adapters: &[&packed],
         };
+        let passage = Passage::new(gate);
+        passage.layer()?;
         model.forward(batch, &mut cache, &mut buffers, &both, compute, &mut logits);
+        drop(passage);
         for (i, &row) in trained.iter().enumerate() {
             let target = example.tokens[row as usize + 1] as usize;
             let p = log_softmax(logits.row(i));

@@ -98,6 +98,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         &candidates,
         &answers,
         &mut training::learner(service.base()),
+        None,
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);
