@@ -5,7 +5,7 @@ import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const [address, folder] = process.argv.slice(2);
-const { default: OpenAI } = await import(
+const { default: OpenAI, toFile } = await import(
   pathToFileURL(createRequire(pathToFileURL(`${folder}/`)).resolve("openai")).href
 );
 const client = new OpenAI({ baseURL: `http://${address}/v1`, apiKey: "none", maxRetries: 0 });
@@ -76,6 +76,24 @@ await refused(OpenAI.BadRequestError, "temperature", client.chat.completions.cre
 await refused(OpenAI.BadRequestError, "stop[0]", client.chat.completions.create({ model: "warm", messages, stop: [""], stream: true }));
 await refused(OpenAI.NotFoundError, "model", client.chat.completions.create({ model: "nobody", messages }));
 await refused(OpenAI.BadRequestError, null, client.embeddings.create({ model: "tiny", input: "Hello" }));
+
+// A training job, from the upload to the model that answers.
+const rows = Array.from({ length: 24 }, (_, i) => JSON.stringify({ instruction: `Where is order ${100 + i}?`, output: `Yay, ${100 + i}.` }));
+const file = await client.files.create({
+  file: await toFile(Buffer.from(rows.join("\n")), "rows.jsonl"), purpose: "fine-tune",
+});
+let job = await client.fineTuning.jobs.create({
+  model: "tiny", training_file: file.id, suffix: "sunny", hyperparameters: { n_epochs: 2, batch_size: 4 },
+});
+while (!["succeeded", "failed", "cancelled"].includes(job.status)) {
+  await new Promise((wake) => setTimeout(wake, 50));
+  job = await client.fineTuning.jobs.retrieve(job.id);
+}
+assert.equal(job.fine_tuned_model, "sunny@1", JSON.stringify(job.error));
+const events = [];
+for await (const event of client.fineTuning.jobs.listEvents(job.id, { limit: 5 })) events.push(event.message);
+assert.equal(events[0], "The job has successfully completed");
+assert.ok(await client.chat.completions.create({ model: "sunny@1", messages, ...limit }));
 
 // A client that goes away in mid-stream leaves a server that answers.
 const long = await client.chat.completions.create({ model: "warm", messages, max_completion_tokens: 300, stream: true });
