@@ -12,9 +12,12 @@ JSON with --json.
 """
 import argparse
 import json
+import os
 import statistics
+import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 
@@ -28,7 +31,7 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("url")
     p.add_argument("rows", help="a file of training rows")
-    p.add_argument("--persona", default=None, help="whom the streams ask; the base without")
+    p.add_argument("--persona", default="base", help="whom the streams ask")
     p.add_argument("--streams", default="1,4", help="how many at once, one measurement each")
     p.add_argument("--seconds", type=float, default=20, help="of a round")
     p.add_argument("--rounds", type=int, default=3)
@@ -40,9 +43,16 @@ def arguments():
 def ask(url, path, body=None, method=None, headers=None):
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     headers = headers or {"content-type": "application/json"}
-    request = urllib.request.Request(url + path, data, headers, method=method)
-    with urllib.request.urlopen(request) as response:
+    with opened(urllib.request.Request(url + path, data, headers, method=method)) as response:
         return response.read()
+
+
+def opened(request):
+    try:
+        return urllib.request.urlopen(request)
+    except urllib.error.HTTPError as error:
+        print(error.read().decode(), file=sys.stderr)
+        os._exit(1)
 
 
 def upload(url, path):
@@ -85,13 +95,12 @@ class Round:
             asked += 1
             question = QUESTIONS[(number + asked) % len(QUESTIONS)].format(10_000 + 100 * number + asked)
             body = {"prompt": question, "max_new_tokens": self.args.new, "stream": True, "temperature": 0.8, "seed": asked}
-            if self.args.persona:
-                body["user_type"] = self.args.persona
+            body["user_type"] = self.args.persona
             request = urllib.request.Request(
                 self.args.url + "/generate", json.dumps(body).encode(), {"content-type": "application/json"})
             last = began = time.perf_counter()
             first, gaps = None, []
-            with urllib.request.urlopen(request) as response:
+            with opened(request) as response:
                 for line in response:
                     if not line.startswith(b"data: ") or b'"delta"' not in line:
                         continue
