@@ -4,7 +4,7 @@
     cargo build --release
     python bench/fifty_rows.py WORK [--base ID|PATH] [--rows 50] [--rounds 3]
 
-Takes 50 rows of the shipped customer tone, spread over its intents, holds the adapter to the gate below on 24 of its held-out
+Takes 50 rows of the shipped customer tone, spread over its intents, holds the adapter to the gate below on 16 of its held-out
 questions, and prints both times in seconds, medians over the rounds, with what the gate measured.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TONE = HERE.parent / "personas/customer"
-QUESTIONS = 24
+QUESTIONS = 16
 
 
 def spread(file, count):
@@ -56,7 +56,7 @@ def main():
     p.add_argument("--lory", type=Path, default=HERE.parent / "target/release/lory")
     p.add_argument("--rows", type=int, default=50)
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--epochs", type=int, default=3)
+    p.add_argument("--epochs", type=int, default=2)
     p.add_argument("--lr", default="2e-3")
     p.add_argument("--batch-rows", type=int, default=4)
     p.add_argument("--tone-at-least", type=float, default=0.9)
