@@ -117,6 +117,8 @@ def main():
     p.add_argument("--torch", type=Path, help="a Python with torch and peft; without, Lory alone")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=12)
+    p.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=PRECISIONS, help="of PEFT; without AVX-512's or AMX's "
+                   "bf16 instructions PyTorch takes minutes a step in bf16")
     p.add_argument("--lengths", type=int, nargs="*", default=[128, 256])
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--out", type=Path)
@@ -129,7 +131,7 @@ def main():
         found[f"Lory, {BATCH} adapters together@{length}"] = lambda length=length: lory(args, length, BATCH)
         if args.torch:
             rows_as_tokens(args, length)
-            for precision in PRECISIONS:
+            for precision in args.precisions:
                 found[f"PEFT {precision}@{length}"] = lambda length=length, precision=precision: peft(args, length, precision)
     run_rounds(args, found, lambda rounds: table(rounds, args.lengths))
 
