@@ -63,6 +63,18 @@ impl Home {
         self.data.join("jobs")
     }
 
+    /// Results of evaluations, and votes.
+    #[must_use]
+    pub fn judgements(&self) -> PathBuf {
+        self.data.join("judgements")
+    }
+
+    /// Adapters that clients sent and nobody has published yet.
+    #[must_use]
+    pub fn uploads(&self) -> PathBuf {
+        self.cache.join("uploads")
+    }
+
     /// Copies of adapters from registries elsewhere, by content hash.
     #[must_use]
     pub fn registry_cache(&self) -> PathBuf {

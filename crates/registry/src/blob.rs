@@ -1,5 +1,5 @@
 //! Adapters as immutable blobs: `adapters/<sha256>/` with the two files of a PEFT folder and, written last, `manifest.json`.
-//! Without its manifest a blob is not there, whatever else is.
+//! Without its manifest a blob is not there, whatever else is. Of blobs that lie elsewhere there are copies, see [`copies`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::entry::AdapterRecord;
+use crate::copies;
 use crate::error::{ReadError, RegistryError};
 use crate::store::Store;
 
@@ -215,7 +216,11 @@ pub(crate) struct Source {
 impl Source {
     /// Fetches the blob into `dir`, where it is not there yet.
     fn fetch(&self, sha256: &str, dir: &Path) -> Result<(), ReadError> {
-        if !self.remote || dir.join(peft::CONFIG_FILE).exists() {
+        if !self.remote {
+            return Ok(());
+        }
+        if dir.join(peft::CONFIG_FILE).exists() {
+            copies::used(dir);
             return Ok(());
         }
         let missing = || RegistryError::Missing {
@@ -229,14 +234,17 @@ impl Source {
         let cache = dir.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(cache).map_err(io)?;
         let fetched = tempfile::Builder::new()
-            .prefix(".fetch-")
+            .prefix(copies::UNFINISHED)
             .tempdir_in(cache)
             .map_err(io)?;
         let file = |name: &str, bytes: &[u8]| std::fs::write(fetched.path().join(name), bytes);
         file(peft::WEIGHTS_FILE, &weights).map_err(io)?;
         file(peft::CONFIG_FILE, &config).map_err(io)?;
         match std::fs::rename(fetched.path(), dir) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                copies::prune(cache, dir, copies::MAX_BYTES);
+                Ok(())
+            }
             // Somebody else was faster.
             Err(_) if dir.join(peft::CONFIG_FILE).exists() => Ok(()),
             Err(source) => Err(io(source).into()),
@@ -287,7 +295,11 @@ pub(crate) fn read_adapter<T>(
         path: dir.to_owned(),
         source,
     };
-    std::fs::remove_dir_all(dir).map_err(io)?;
+    match std::fs::remove_dir_all(dir) {
+        // Somebody made room meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        removed => removed.map_err(io)?,
+    }
     source.fetch(sha256, dir)?;
     match read(dir)? {
         (adapter, found) if found == sha256 => Ok(adapter),

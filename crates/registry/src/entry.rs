@@ -41,7 +41,7 @@ pub enum Change {
         /// Its adapter; without, it speaks through its settings alone.
         adapter: Option<AdapterRecord>,
         /// Everything else.
-        settings: PersonaSettings,
+        settings: Box<PersonaSettings>,
         /// Whether the name alone means this version from now on.
         current: bool,
     },

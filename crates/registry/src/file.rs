@@ -8,6 +8,10 @@
 //! stop = ["\n\n"]
 //! scale = 1.0
 //!
+//! [variables]         # what {{name}} in the system prompt stands for where a request does not say
+//! shop = "an online shop"
+//! tenant = { required = true }
+//!
 //! [sampling]          # each of them optional
 //! temperature = 0.0
 //! top_p = 0.9
@@ -46,6 +50,7 @@ use crate::error::PersonaError;
 use crate::persona::{EvalSpec, SamplingDefaults, TrainSpec};
 use crate::settings::{MAX_NEW_TOKENS, MAX_STOPS, MAX_SYSTEM_PROMPT};
 use crate::spec::MAX_SCALE;
+use crate::variables::{self, Variables};
 
 /// The file's name.
 pub const FILE: &str = "persona.toml";
@@ -60,6 +65,7 @@ pub(crate) struct Settings {
     pub version: u32,
     pub description: String,
     pub system_prompt: Option<String>,
+    pub variables: Variables,
     pub sampling: SamplingDefaults,
     pub max_new_tokens: Option<usize>,
     pub stop: Vec<String>,
@@ -76,6 +82,7 @@ struct Raw {
     #[serde(default)]
     description: String,
     system_prompt: Option<Spanned<String>>,
+    variables: Option<Spanned<Variables>>,
     #[serde(default)]
     sampling: RawSampling,
     max_new_tokens: Option<Spanned<usize>>,
@@ -240,6 +247,10 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
         let message = format!("system_prompt is longer than {MAX_SYSTEM_PROMPT} bytes");
         return Err(source.error(prompt.span(), message));
     }
+    let variables = raw.variables.unwrap_or_else(|| Spanned::new(0..0, Variables::new()));
+    let prompt = raw.system_prompt.as_ref().map(|prompt| &**prompt.get_ref());
+    variables::check(prompt, variables.get_ref())
+        .map_err(|message| source.error(variables.span(), message))?;
     if let Some(most) = &raw.max_new_tokens
         && !(1..=MAX_NEW_TOKENS).contains(most.get_ref())
     {
@@ -272,6 +283,7 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
         version: raw.version.into_inner(),
         description: raw.description,
         system_prompt: raw.system_prompt.map(Spanned::into_inner),
+        variables: variables.into_inner(),
         sampling,
         max_new_tokens: raw.max_new_tokens.map(Spanned::into_inner),
         stop: raw.stop.into_iter().map(Spanned::into_inner).collect(),
@@ -373,6 +385,7 @@ impl TrainSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::variables::Variable;
 
     fn read_text(text: &str) -> Result<Settings, PersonaError> {
         parse(text, Path::new("personas/x/persona.toml"))
@@ -393,10 +406,11 @@ mod tests {
         let text = r#"
 description = "d"
 version = 3
-system_prompt = "s"
+system_prompt = "s {{a}} {{b}}"
 max_new_tokens = 12
 stop = ["a", "b"]
 scale = -0.5
+variables = { a = "x", b = { required = true } }
 [sampling]
 temperature = 0
 top_p = 0.5
@@ -420,6 +434,8 @@ drift_at_most = 0.35
             (3, -0.5, Some(12))
         );
         assert_eq!(settings.stop, ["a", "b"]);
+        assert_eq!(settings.variables["a"], Variable::Default("x".to_owned()));
+        assert_eq!(settings.variables["b"], Variable::required());
         let sampling = settings.sampling;
         assert_eq!(
             (sampling.temperature, sampling.top_k, sampling.seed),
@@ -459,6 +475,12 @@ drift_at_most = 0.35
             ("\nscale = 5", 2, "scale must be from -4 to 4"),
             ("max_new_tokens = 0", 1, "max_new_tokens must be"),
             ("stop = ['']", 1, "an empty text"),
+            (
+                "system_prompt = '{{a}} {{b}}'\n[variables]\na = 'x'",
+                2,
+                "{{b}} is no variable",
+            ),
+            ("\n[variables]\na = 5", 3, "its default, or"),
             (stops.as_str(), 1, "more than 16"),
             ("\n\n[train]\nrank = 8", 3, "needs `data`"),
             ("[train]\ndata = 7", 1, "must name a file"),

@@ -8,10 +8,11 @@
 //! - [`persona`]: one persona, as plain data
 //! - [`file`](mod@file): `persona.toml`, read with a line for every complaint
 //! - [`spec`], such as `customer@3*0.7+partner*0.3`
-//! - [`registry`]: publishing, and all other changes; [`entry`]: the log, [`state`]: what it adds up to, [`blob`]: adapters,
-//!   [`store`]: where all of it lies; [`settings`]: what is published beside an adapter
+//! - [`registry`]: publishing, and all other changes; [`entry`]: the log, [`state`]: what it adds up to, [`blob`]: adapters, `copies`: those that were fetched,
+//!   [`store`]: where all of it lies; [`settings`]: what is published beside an adapter; [`variables`] of its system prompt
 
 pub mod blob;
+mod copies;
 pub mod entry;
 pub mod error;
 pub mod file;
@@ -22,6 +23,7 @@ pub mod settings;
 pub mod spec;
 pub mod state;
 pub mod store;
+pub mod variables;
 
 pub use blob::Content;
 pub use entry::{Change, Entry};
@@ -33,3 +35,4 @@ pub use settings::PersonaSettings;
 pub use spec::{Part, SpecError};
 pub use state::{Record, Release, Split, State, Target};
 pub use store::Location;
+pub use variables::{Variable, VariableError, Variables};

@@ -1,5 +1,6 @@
 //! One persona, as plain data.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::{self, Source};
 use crate::error::ReadError;
+use crate::variables::{self, VariableError, Variables};
 
 /// A tone of voice: its words to the model, its way of drawing tokens, and its adapter.
 #[derive(Debug, Clone)]
@@ -19,7 +21,10 @@ pub struct Persona {
     /// A line for people; may be empty.
     pub description: String,
     /// Stands in front of every conversation that brings no system prompt of its own.
+    /// Where it declares variables, [`Persona::system_prompt_with`] is what is said.
     pub system_prompt: Option<String>,
+    /// What `{{name}}` in the system prompt stands for.
+    pub variables: Variables,
     /// How tokens are drawn where a request does not say.
     pub sampling: SamplingDefaults,
     /// The most tokens of an answer where a request does not say.
@@ -38,6 +43,30 @@ pub struct Persona {
     pub dir: PathBuf,
     /// When it was published, in seconds since 1970; none for one that lies in a folder.
     pub published: Option<u64>,
+}
+
+impl Persona {
+    /// The system prompt with these values in the place of its variables, and their defaults where none is given.
+    ///
+    /// # Errors
+    /// [`VariableError::Missing`] for a required one that is not given.
+    pub fn system_prompt_with(
+        &self,
+        given: &BTreeMap<String, String>,
+    ) -> Result<Option<String>, VariableError> {
+        let prompt = self.system_prompt.as_deref();
+        prompt
+            .map(|prompt| variables::fill(&self.name, prompt, &self.variables, given))
+            .transpose()
+    }
+
+    /// The system prompt with every variable's default: what the persona is trained and measured with.
+    ///
+    /// # Errors
+    /// [`VariableError::Missing`] for a required one.
+    pub fn system_prompt_by_default(&self) -> Result<Option<String>, VariableError> {
+        self.system_prompt_with(&BTreeMap::new())
+    }
 }
 
 /// A trained adapter: on the disk, or in a registry that it is copied from when it is needed.

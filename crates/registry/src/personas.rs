@@ -307,6 +307,7 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
         version: settings.version,
         description: settings.description,
         system_prompt: settings.system_prompt,
+        variables: settings.variables,
         sampling: settings.sampling,
         max_new_tokens: settings.max_new_tokens,
         stop: settings.stop,

@@ -268,7 +268,7 @@ impl Registry {
                 name: (*name).to_owned(),
                 version: state.next_version(name),
                 adapter: content.map(Content::record),
-                settings: publication.settings.clone().unwrap_or_else(kept),
+                settings: Box::new(publication.settings.clone().unwrap_or_else(kept)),
                 current: publication.current,
             })
         };
@@ -490,6 +490,7 @@ impl Registry {
             version,
             description: settings.description,
             system_prompt: settings.system_prompt,
+            variables: settings.variables,
             sampling: settings.sampling,
             max_new_tokens: settings.max_new_tokens,
             stop: settings.stop,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::persona::{Persona, SamplingDefaults};
 use crate::spec::MAX_SCALE;
+use crate::variables::{self, Variables};
 
 /// The longest system prompt, in bytes.
 pub const MAX_SYSTEM_PROMPT: usize = 64 << 10;
@@ -24,6 +25,9 @@ pub struct PersonaSettings {
     /// Stands in front of every conversation that brings no system prompt of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,
+    /// What `{{name}}` in the system prompt stands for.
+    #[serde(skip_serializing_if = "Variables::is_empty")]
+    pub variables: Variables,
     /// How tokens are drawn.
     #[serde(skip_serializing_if = "SamplingDefaults::is_empty")]
     pub sampling: SamplingDefaults,
@@ -42,6 +46,7 @@ impl Default for PersonaSettings {
         PersonaSettings {
             description: String::new(),
             system_prompt: None,
+            variables: Variables::new(),
             sampling: SamplingDefaults::default(),
             max_new_tokens: None,
             stop: Vec::new(),
@@ -57,6 +62,7 @@ impl PersonaSettings {
         PersonaSettings {
             description: persona.description.clone(),
             system_prompt: persona.system_prompt.clone(),
+            variables: persona.variables.clone(),
             sampling: persona.sampling,
             max_new_tokens: persona.max_new_tokens,
             stop: persona.stop.clone(),
@@ -86,6 +92,7 @@ impl PersonaSettings {
                 "system_prompt is longer than {MAX_SYSTEM_PROMPT} bytes"
             ));
         }
+        variables::check(self.system_prompt.as_deref(), &self.variables)?;
         if let Some(most) = self
             .max_new_tokens
             .filter(|n| !(1..=MAX_NEW_TOKENS).contains(n))

@@ -318,7 +318,7 @@ impl State {
                 let record = self.records.entry(name).or_default();
                 let release = Release {
                     adapter,
-                    settings,
+                    settings: *settings,
                     time: entry.time,
                 };
                 record.versions.insert(version, release);

@@ -35,7 +35,7 @@ fn published(state: &State, name: &str) -> Value {
         "source": "registry",
         "version": record.current,
         "versions": record.versions.keys().collect::<Vec<_>>(),
-        "description": current.map(|release| &release.settings.description),
+        "description": current.map_or("", |release| &release.settings.description),
         "adapter": adapter,
         "published": current.map(|release| release.time),
         "canary": record.canary,
@@ -47,9 +47,6 @@ fn in_folder(persona: Option<&Persona>) -> Value {
     let Some(persona) = persona else {
         return Value::Null;
     };
-    let adapter = persona.adapter.as_ref().map(
-        |adapter| json!({"sha256": adapter.sha256_hex(), "bytes": adapter.bytes, "base_sha256": null}),
-    );
     json!({
         "object": "persona",
         "name": persona.name,
@@ -57,11 +54,17 @@ fn in_folder(persona: Option<&Persona>) -> Value {
         "version": persona.version,
         "versions": [persona.version],
         "description": persona.description,
-        "adapter": adapter,
+        "adapter": folder_adapter(persona),
         "published": null,
         "canary": null,
         "shadow": null,
     })
+}
+
+fn folder_adapter(persona: &Persona) -> Option<Value> {
+    persona.adapter.as_ref().map(
+        |adapter| json!({"sha256": adapter.sha256_hex(), "bytes": adapter.bytes, "base_sha256": null}),
+    )
 }
 
 /// One version of a published persona, with its settings; the current one without a number.
@@ -91,12 +94,32 @@ pub fn version(state: &State, name: &str, version: Option<u32>) -> Result<Value,
     }))
 }
 
+/// Every version of a published persona, the newest first.
+///
+/// # Errors
+/// [`RegistryError::Unknown`].
+pub fn versions(state: &State, name: &str) -> Result<Value, RegistryError> {
+    let record = state.record(name)?;
+    let each = record.versions.keys().rev();
+    let data: Result<Vec<Value>, _> = each.map(|one| version(state, name, Some(*one))).collect();
+    Ok(json!({"object": "list", "data": data?}))
+}
+
 /// A version of a persona that lies in a folder.
 pub fn folder_version(persona: &Persona) -> Value {
-    let mut shown = in_folder(Some(persona));
-    shown["object"] = json!("persona.version");
-    shown["settings"] = json!(PersonaSettings::of(persona));
-    shown
+    json!({
+        "object": "persona.version",
+        "name": persona.name,
+        "source": "folder",
+        "version": persona.version,
+        "current": true,
+        "published": null,
+        "adapter": folder_adapter(persona),
+        "settings": PersonaSettings::of(persona),
+        "canary": null,
+        "shadow": null,
+        "aliases": [],
+    })
 }
 
 /// The aliases that lead to a version now.

@@ -9,7 +9,7 @@ use registry::{Persona, Personas};
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
-use super::serve::{POLL, listen, serve};
+use super::serve::{POLL, at_home, listen, serve};
 use super::{Verdict, columns, generate, print};
 use crate::home::Home;
 use crate::http::ServerSettings;
@@ -44,11 +44,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let located = args.base.locate()?;
     let start = Instant::now();
     let titles = titles(&catalog.personas());
-    let settings = Settings {
+    let settings = at_home(Settings {
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()
-    };
+    });
     let service = Service::open(&located.path, catalog, &settings)?;
     let loaded = start.elapsed();
 

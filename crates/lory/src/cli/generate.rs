@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// What the question is about, such as an order's record
     #[arg(long, value_name = "TEXT", default_value = "")]
     input: String,
+    /// A value for a variable of the persona's system prompt; may be given several times
+    #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, String)>,
     /// The most new tokens [default: the persona's]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
@@ -50,6 +53,13 @@ pub(super) struct Args {
     prompt: String,
 }
 
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("must be NAME=VALUE, such as shop=\"the shoe shop\"")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// What errors call the fields.
 const NAMES: FieldNames = FieldNames {
     persona: "--persona",
@@ -64,6 +74,7 @@ impl Args {
                 prompt: self.prompt.clone(),
                 input: self.input.clone(),
             },
+            variables: self.variables.iter().cloned().collect(),
             overrides: Overrides {
                 temperature: self.temperature,
                 seed: self.seed,

@@ -206,13 +206,23 @@ pub(super) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<Verdict> 
             let settings = Settings {
                 adapter_root: args.adapter_root,
                 turns: Turns::Own(Arc::new(Sharing::within(budget))),
-                ..args.engine.settings(&located)
+                ..at_home(args.engine.settings(&located))
             };
             let service = Service::open(&located.path, catalog, &settings)?;
             Ok((service, located.name))
         },
     )?;
     Ok(Verdict::Good)
+}
+
+/// With the folders in which a server keeps what clients send and say, where there is a home for them.
+pub(super) fn at_home(settings: Settings) -> Settings {
+    let home = Home::find().ok();
+    Settings {
+        uploads: home.as_ref().map(Home::uploads),
+        judgements: home.as_ref().map(Home::judgements),
+        ..settings
+    }
 }
 
 /// Takes a port.

@@ -46,6 +46,9 @@ pub(super) struct ServerArgs {
     /// How long the body of a request may take
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     body_timeout: Duration,
+    /// How long a client may take none of its answer; then it is let go, and its request ends
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    write_timeout: Duration,
     /// The most connections at once; one more is refused
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections: u32,
@@ -98,6 +101,7 @@ impl ServerArgs {
             tls,
             header_timeout: self.header_timeout,
             body_timeout: self.body_timeout,
+            write_timeout: self.write_timeout,
             max_connections: self.max_connections as usize,
             drain_timeout: self.drain_timeout,
         })

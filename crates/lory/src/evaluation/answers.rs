@@ -171,7 +171,7 @@ pub(crate) fn answer(
                 Speaker::Base => (&candidates[question.of].persona, false),
                 Speaker::Persona(index) => (&candidates[index].persona, true),
             };
-            let stream = service.stream(&ask(persona, row, own));
+            let stream = service.stream(&ask(persona, row, own)?);
             asked.push_back((question, stream.with_context(|| row.place.to_string())?));
         }
         let Some((question, stream)) = asked.pop_front() else {
@@ -195,17 +195,17 @@ pub(crate) fn answer(
 }
 
 /// The row's question, to the persona or to the base behind the persona's system prompt.
-fn ask(persona: &Persona, row: &Row, own: bool) -> Ask {
+fn ask(persona: &Persona, row: &Row, own: bool) -> anyhow::Result<Ask> {
     let mut turns = match &row.content {
         Content::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
         _ => vec![Message::new("user", row.input())],
     };
-    if let Some(system) = &persona.system_prompt
+    if let Some(system) = persona.system_prompt_by_default()?
         && turns.first().is_none_or(|turn| turn.role != "system")
     {
         turns.insert(0, Message::new("system", system));
     }
-    Ask {
+    Ok(Ask {
         conversation: Conversation::Messages(turns),
         overrides: Overrides {
             temperature: Some(0.0),
@@ -214,7 +214,7 @@ fn ask(persona: &Persona, row: &Row, own: bool) -> Ask {
         stop: Some(persona.stop.clone()),
         max_new_tokens: persona.max_new_tokens,
         ..Ask::new(own.then_some(persona.name.as_str()), "")
-    }
+    })
 }
 
 fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {

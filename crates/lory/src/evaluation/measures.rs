@@ -226,10 +226,11 @@ pub(crate) fn examples(
         Some(train) => train.settings::<train::Settings>()?,
         None => train::Settings::default(),
     };
+    let system = persona.system_prompt_by_default()?;
     let encoder = Encoder {
         tokenizer: &base.tokenizer,
         template: &base.template,
-        system: persona.system_prompt.as_deref(),
+        system: system.as_deref(),
         mask: settings.mask,
         max_length: settings.max_length.min(base.model.config().context_length),
         too_long: settings.too_long,

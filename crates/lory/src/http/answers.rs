@@ -150,11 +150,14 @@ struct ModelCard {
     /// A Unix time.
     created: u64,
     owned_by: String,
-    /// The base.
+    /// Where the adapter lies, for keys with admin rights; else the base.
     root: String,
     /// The base, for a persona.
     #[schema(required)]
     parent: Option<String>,
+    /// The variables of its system prompt, where it has any: their defaults, or `{"required": true}`.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>)]
+    variables: Option<()>,
 }
 
 /// Adapters and the pool that holds them.
@@ -205,4 +208,54 @@ pub(super) struct Ready {
     base: String,
     /// Only where the server wants no keys.
     personas: Option<Vec<String>>,
+}
+
+/// Evaluations, the newest first.
+#[derive(ToSchema)]
+pub(super) struct EvaluationList {
+    /// `list`.
+    object: String,
+    data: Vec<EvaluationCard>,
+}
+
+#[derive(ToSchema)]
+struct EvaluationCard {
+    /// `evaluation`.
+    object: String,
+    id: String,
+    /// A Unix time.
+    time: u64,
+    base: String,
+    personas: Vec<Evaluated>,
+    /// The thresholds that were missed, in words.
+    missed: Vec<String>,
+}
+
+#[derive(ToSchema)]
+struct Evaluated {
+    name: String,
+    version: u32,
+    /// The content hash.
+    #[schema(required)]
+    adapter: Option<String>,
+}
+
+/// Pairs of speakers and the votes on them.
+#[derive(ToSchema)]
+pub(super) struct VoteList {
+    /// `list`.
+    object: String,
+    data: Vec<TallyShown>,
+}
+
+/// How two speakers stand.
+#[derive(ToSchema)]
+pub(super) struct TallyShown {
+    /// `vote.tally`.
+    object: String,
+    a: String,
+    b: String,
+    a_wins: u64,
+    b_wins: u64,
+    ties: u64,
 }

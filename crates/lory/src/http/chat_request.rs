@@ -1,6 +1,8 @@
 //! What `POST /v1/chat/completions` takes: OpenAI's fields and a few more. What OpenAI defines and Lory does not do is refused by
 //! name, unless it has the value that means nothing.
 
+use std::collections::BTreeMap;
+
 use formats::chat_template::Message;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,7 +11,8 @@ use super::chat_tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, 
 use super::error::ApiError;
 use super::json::{Biases, Texts};
 use super::logprobs;
-use crate::service::{Ask, Conversation, FieldNames, Overrides};
+use super::sampling::overrides;
+use crate::service::{Ask, Conversation, FieldNames};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +44,8 @@ pub(super) struct ChatRequest {
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     timeout_ms: Option<u64>,
+    /// Lory's own: values for the variables of the persona's system prompt, by name.
+    variables: Option<BTreeMap<String, String>>,
     // Labels, which change nothing.
     #[serde(rename = "user")]
     _user: Option<Value>,
@@ -297,17 +302,8 @@ impl ChatRequest {
             conversation: Conversation::Messages(turns),
             format: format.unwrap_or_default(),
             tools,
-            overrides: Overrides {
-                temperature: self.temperature,
-                top_p: self.top_p,
-                top_k: self.top_k,
-                min_p: self.min_p,
-                repetition_penalty: self.repetition_penalty,
-                frequency_penalty: self.frequency_penalty,
-                presence_penalty: self.presence_penalty,
-                // Any 64 bits are a seed.
-                seed: self.seed.map(i64::cast_unsigned),
-            },
+            overrides: overrides!(self),
+            variables: self.variables.unwrap_or_default(),
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_tokens.or(self.max_completion_tokens),
             choices: self.n.unwrap_or(1),

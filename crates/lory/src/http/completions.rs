@@ -15,8 +15,9 @@ use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Biases, Body, Texts};
 use super::logprobs::{self, Columns};
+use super::sampling::overrides;
 use crate::service::{
-    Ask, Caller, Conversation, Delta, End, FieldNames, Overrides, Speaker, SpokenToken,
+    Ask, Caller, Conversation, Delta, End, FieldNames, Speaker, SpokenToken,
 };
 
 /// OpenAI's default, where a request does not say.
@@ -131,17 +132,7 @@ impl CompletionRequest {
             .logprobs
             .map(|asked| logprobs::count("logprobs", asked));
         let ask = Ask {
-            overrides: Overrides {
-                temperature: self.temperature,
-                top_p: self.top_p,
-                top_k: self.top_k,
-                min_p: self.min_p,
-                repetition_penalty: self.repetition_penalty,
-                frequency_penalty: self.frequency_penalty,
-                presence_penalty: self.presence_penalty,
-                // Any 64 bits are a seed.
-                seed: self.seed.map(i64::cast_unsigned),
-            },
+            overrides: overrides!(self),
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
             choices: self.n.unwrap_or(1),

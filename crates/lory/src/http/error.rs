@@ -6,12 +6,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use registry::{LookupError, RegistryError};
+use registry::{LookupError, RegistryError, VariableError};
 use serde_json::{Value, json};
 
 use super::{MAX_BODY, MAX_HEADERS};
 use crate::access::Denied;
 use crate::jobs::JobError;
+use crate::judgements::JudgementError;
+use crate::service::uploads::UploadError;
 use crate::service::{AdapterError, PublishError, RequestError};
 
 /// Seconds after which a client may try again, where nothing says how long it will take.
@@ -99,6 +101,14 @@ impl ApiError {
             format!(
                 "the body must be JSON; send the header Content-Type: application/json, not {found}"
             ),
+        )
+    }
+
+    pub fn not_zip(found: &str) -> Self {
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            format!("the body must be a zip archive; send the header Content-Type: application/zip, not {found}"),
         )
     }
 
@@ -270,6 +280,11 @@ impl From<RequestError> for ApiError {
             },
             RequestError::NoPersona { .. } => (StatusCode::BAD_REQUEST, "invalid_persona"),
             RequestError::Schema { .. } => (StatusCode::BAD_REQUEST, "invalid_schema"),
+            RequestError::Variable(error) => match error {
+                VariableError::Unknown { .. } => (StatusCode::BAD_REQUEST, "unknown_variable"),
+                VariableError::Missing { .. } => (StatusCode::BAD_REQUEST, "missing_variable"),
+                VariableError::TooLong { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
+            },
             RequestError::EmptyPrompt { .. } => (StatusCode::BAD_REQUEST, "empty_prompt"),
             RequestError::PromptTooLong { .. } | RequestError::PastContext { .. } => {
                 (StatusCode::BAD_REQUEST, "context_length_exceeded")
@@ -314,6 +329,20 @@ impl From<RequestError> for ApiError {
     }
 }
 
+impl From<JudgementError> for ApiError {
+    fn from(error: JudgementError) -> ApiError {
+        let (status, code) = match &error {
+            JudgementError::Off => (StatusCode::CONFLICT, "judgements_off"),
+            JudgementError::Unknown(_) => (StatusCode::NOT_FOUND, "evaluation_not_found"),
+            JudgementError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
+            JudgementError::Broken { .. } | JudgementError::Io { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "judgements_failed")
+            }
+        };
+        ApiError::new(status, code, error.to_string())
+    }
+}
+
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> ApiError {
         let (status, code) = match &error {
@@ -324,6 +353,17 @@ impl From<PublishError> for ApiError {
                 (StatusCode::FORBIDDEN, "adapter_path_refused")
             }
             PublishError::NoSuchFolder { .. } => (StatusCode::NOT_FOUND, "adapter_not_found"),
+            PublishError::NotInFolder { .. } => (StatusCode::NOT_FOUND, "persona_not_found"),
+            PublishError::Upload(error) => match error {
+                UploadError::Off => (StatusCode::CONFLICT, "uploads_off"),
+                UploadError::Archive(_) | UploadError::Entry { .. } | UploadError::Missing { .. } => {
+                    (StatusCode::BAD_REQUEST, "archive_refused")
+                }
+                UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
+                UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+                UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
+                UploadError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed"),
+            },
             PublishError::Adapter(error) => match **error {
                 AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
                     (StatusCode::BAD_REQUEST, "adapter_of_another_base")

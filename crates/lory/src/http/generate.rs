@@ -1,5 +1,7 @@
 //! `POST /generate`: one question to one persona.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -24,6 +26,8 @@ pub(super) struct GenerateRequest {
     /// What the question is about.
     #[serde(default)]
     input: Option<String>,
+    /// Values for the variables of the persona's system prompt, by name.
+    variables: Option<BTreeMap<String, String>>,
     /// The most tokens of the answer; without, as the persona says.
     max_new_tokens: Option<usize>,
     /// 0 to 2; 0 always takes the most probable token.
@@ -52,6 +56,7 @@ impl GenerateRequest {
                 prompt: self.prompt,
                 input: self.input.unwrap_or_default(),
             },
+            variables: self.variables.unwrap_or_default(),
             overrides: Overrides {
                 temperature: self.temperature,
                 top_p: self.top_p,

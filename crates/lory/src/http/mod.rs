@@ -20,16 +20,20 @@ mod generate;
 mod guard;
 mod health;
 mod json;
+mod judgements;
 mod load_lora_adapter;
 mod logprobs;
 mod lora_adapters;
 mod metrics;
 mod models;
 mod openapi;
+mod patient;
 mod personas;
 mod query;
+mod sampling;
 mod server;
 mod settings;
+mod studio;
 mod tls;
 
 use std::sync::{Arc, OnceLock};
@@ -54,6 +58,8 @@ use front::Front;
 /// Every route, by who may ask it.
 fn router(slot: Slot, front: &Arc<Front>) -> Router {
     let open = Router::new()
+        .route("/", get(studio::page))
+        .route("/studio/{file}", get(studio::file))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/openapi.json", get(openapi::document))
@@ -70,9 +76,12 @@ fn router(slot: Slot, front: &Arc<Front>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models::models))
+        .route("/v1/votes", get(judgements::votes).post(judgements::vote))
         .route_layer(from_fn(guard::any_key));
     let admin = Router::new()
         .route("/v1/lora_adapters", get(lora_adapters::lora_adapters))
+        .route("/v1/evaluations", get(judgements::evaluations))
+        .route("/v1/evaluations/{id}", get(judgements::evaluation))
         .merge(personas::router())
         .route_layer(from_fn(guard::admin));
     let training = files::router()

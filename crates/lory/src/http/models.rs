@@ -1,5 +1,5 @@
 //! `GET /v1/models`: the base and the personas that the caller may use, in OpenAI's shape with vLLM's `root` (where the adapter
-//! lies) and `parent` (the base).
+//! lies, for admins; the base for others) and `parent` (the base).
 
 use axum::Json;
 use axum::extract::State;
@@ -45,12 +45,19 @@ pub(super) async fn models(
         .filter_map(|name| personas.get(name))
     {
         let adapter = persona.adapter.as_ref();
+        // Where files lie is for those who put them there.
+        let adapter = adapter.filter(|_| caller.is_admin());
         let root = adapter.map_or_else(
             || base.clone(),
             |adapter| adapter.path.display().to_string(),
         );
         let created = persona.published.unwrap_or(started);
-        data.push(model(&persona.name, created, &root, Some(base)));
+        let mut card = model(&persona.name, created, &root, Some(base));
+        // What whoever asks it may or must give.
+        if !persona.variables.is_empty() {
+            card["variables"] = json!(persona.variables);
+        }
+        data.push(card);
     }
     Ok(Json(json!({"object": "list", "data": data})))
 }

@@ -14,14 +14,21 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::answers::ErrorBody;
 use super::{
-    chat_completions, completions, embeddings, files, fine_tuning, generate, health,
-    load_lora_adapter, lora_adapters, metrics, models, personas,
+    chat_completions, completions, embeddings, files, fine_tuning, generate, health, judgements,
+    load_lora_adapter, lora_adapters, metrics, models, personas, studio,
 };
 
 /// The name of the one way in.
 const KEY: &str = "key";
 /// Routes that want no key.
-const OPEN: [&str; 4] = ["/health", "/ready", "/openapi.json", "/docs"];
+const OPEN: [&str; 6] = [
+    "/health",
+    "/ready",
+    "/openapi.json",
+    "/docs",
+    "/",
+    "/studio/{file}",
+];
 /// The page; it asks this server for the document and nobody for anything else.
 const PAGE: &str = include_str!("docs.html");
 /// Holds the page to that.
@@ -46,6 +53,7 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         personas::look::list,
         personas::look::show,
         personas::look::history,
+        personas::look::versions,
         personas::publish::publish,
         personas::change::rollback,
         personas::change::remove,
@@ -55,6 +63,8 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         personas::change::end_shadow,
         personas::change::alias,
         personas::change::remove_alias,
+        personas::upload::upload,
+        personas::upload::forget,
         personas::tend::verify,
         personas::tend::collect_garbage,
         files::create,
@@ -73,10 +83,16 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         fine_tuning::resume,
         fine_tuning::events,
         fine_tuning::checkpoints,
+        judgements::evaluations,
+        judgements::evaluation,
+        judgements::vote,
+        judgements::votes,
         load_lora_adapter::load,
         load_lora_adapter::unload,
         document,
         docs,
+        studio::page,
+        studio::file,
     ),
     components(schemas(ErrorBody)),
     modifiers(&Everywhere)

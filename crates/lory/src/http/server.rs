@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use super::error::ApiError;
 use super::front::{Front, Peer};
+use super::patient::Patient;
 use super::settings::{MAX_HEADERS, ServerSettings};
 use super::{Slot, router};
 
@@ -178,6 +179,7 @@ impl Connection {
     async fn run(self, stream: TcpStream, _place: OwnedSemaphorePermit) {
         // Tokens are small and shall not wait for each other.
         let _ = stream.set_nodelay(true);
+        let stream = Patient::new(stream, self.front.settings.write_timeout);
         let Some(tls) = &self.front.settings.tls else {
             return self.speak(stream).await;
         };

@@ -28,6 +28,8 @@ pub struct ServerSettings {
     pub header_timeout: Duration,
     /// How long the body of a request may take.
     pub body_timeout: Duration,
+    /// How long a client may take none of what is sent to it.
+    pub write_timeout: Duration,
     /// The most connections at once.
     pub max_connections: usize,
     /// How long requests under way may go on after the signal to stop.
@@ -43,6 +45,7 @@ impl Default for ServerSettings {
             tls: None,
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             max_connections: 512,
             drain_timeout: Duration::from_secs(30),
         }

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use engine::EngineConfig;
-use registry::{AdapterRef, Persona, PersonaSettings, Personas};
+use registry::{AdapterRef, Persona, Personas};
 use train::dataset::{Row, held_out};
 use train::{Gate, Learner};
 
 use super::record::{Checked, Record, Sample};
+use super::run::settings_of;
 use super::thresholds::Thresholds;
 use super::{Queue, files};
 use crate::catalog::Catalog;
@@ -41,12 +42,13 @@ pub(super) fn examine(
     let thresholds = record.thresholds.as_ref();
     let personas = queue.service.personas();
     let there = personas.get(&record.persona);
-    let settings = there.map(PersonaSettings::of).unwrap_or_default();
+    let settings = settings_of(record, there);
     let persona = Persona {
         name: record.persona.clone(),
         version: 1,
         description: settings.description,
-        system_prompt: record.system_prompt.clone(),
+        system_prompt: settings.system_prompt,
+        variables: settings.variables,
         sampling: settings.sampling,
         max_new_tokens: settings.max_new_tokens,
         stop: settings.stop,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
-use registry::{Content, PersonaSettings};
+use registry::{Content, Persona, PersonaSettings};
 use train::Gate;
 use train::job::{Loaded, Source};
 use train::sft::{self, Outcome, RunOptions};
@@ -209,10 +209,7 @@ fn publish(queue: &Queue, record: &Record, path: &Path) -> anyhow::Result<Option
     }
     let personas = service.personas();
     let there = personas.get(&record.persona);
-    let settings = PersonaSettings {
-        system_prompt: record.system_prompt.clone(),
-        ..there.map(PersonaSettings::of).unwrap_or_default()
-    };
+    let settings = settings_of(record, there);
     let published = service.publish(&NewVersion {
         name: record.persona.clone(),
         adapter: Some(path.to_owned()),
@@ -221,6 +218,17 @@ fn publish(queue: &Queue, record: &Record, path: &Path) -> anyhow::Result<Option
         only_new: false,
     })?;
     Ok(Some(format!("{}@{}", published.name, published.version)))
+}
+
+/// What is published beside the adapter: the persona's settings as they are, with the job's system prompt. Variables belong to the
+/// prompt that they stand in.
+pub(super) fn settings_of(record: &Record, there: Option<&Persona>) -> PersonaSettings {
+    let mut settings = there.map(PersonaSettings::of).unwrap_or_default();
+    if settings.system_prompt != record.system_prompt {
+        settings.system_prompt.clone_from(&record.system_prompt);
+        settings.variables.clear();
+    }
+    settings
 }
 
 /// A job whose rows are read.
@@ -248,7 +256,7 @@ impl Queue {
             name: record.persona.clone(),
             data: self.path_of_id(&record.training_file)?,
             eval: validation.map(|id| self.path_of_id(id)).transpose()?,
-            system_prompt: record.system_prompt.clone(),
+            system_prompt: self.spoken(record)?,
             settings: record.settings.clone(),
             siblings: Vec::new(),
             from: None,
@@ -285,6 +293,16 @@ impl Queue {
             job.start_from(&found.read()?, start.sha256.clone(), config)?;
         }
         Ok(Ready { job, target })
+    }
+
+    /// The system prompt that rows are trained with: a persona's own has its variables' defaults in it.
+    fn spoken(&self, record: &Record) -> anyhow::Result<Option<String>> {
+        let personas = self.service.personas();
+        let same = |persona: &&Persona| persona.system_prompt == record.system_prompt;
+        Ok(match personas.get(&record.persona).filter(same) {
+            Some(persona) => persona.system_prompt_by_default()?,
+            None => record.system_prompt.clone(),
+        })
     }
 
     /// `text` with the files of `record` called as the client calls them.

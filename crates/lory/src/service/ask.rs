@@ -1,5 +1,7 @@
 //! A request, as plain data, and what can be said about it before anything is looked up.
 
+use std::collections::BTreeMap;
+
 use formats::chat_template::Message;
 use sha2::{Digest as _, Sha256};
 
@@ -25,6 +27,8 @@ pub struct Ask {
     pub persona: Option<String>,
     /// What is said to it.
     pub conversation: Conversation,
+    /// Values for the variables of its system prompt, by name.
+    pub variables: BTreeMap<String, String>,
     /// Sampling settings; what is not given is the persona's.
     pub overrides: Overrides,
     /// Texts that end the answer and are not shown, at most [`MAX_STOPS`]; they replace the persona's.
@@ -118,6 +122,7 @@ impl Ask {
                 prompt: prompt.to_owned(),
                 input: String::new(),
             },
+            variables: BTreeMap::new(),
             overrides: Overrides::default(),
             stop: None,
             max_new_tokens: None,
@@ -204,6 +209,13 @@ impl Ask {
                 message: format!("must be from 1 to {MAX_TIMEOUT_MS}, not {timeout}"),
             });
         }
+        if !self.variables.is_empty() && !self.takes_system_prompt() {
+            return Err(RequestError::OutOfRange {
+                field: "variables",
+                message: "are for the persona's system prompt, and this request does not use it; leave them out"
+                    .to_owned(),
+            });
+        }
         if let Some(tools) = &self.tools {
             tools.check()?;
         }
@@ -234,6 +246,15 @@ impl Ask {
             }
         }
         Ok(())
+    }
+
+    /// Whether the persona's system prompt stands in front: a text has none, and a conversation may bring its own.
+    pub(super) fn takes_system_prompt(&self) -> bool {
+        match &self.conversation {
+            Conversation::Prompt { .. } => true,
+            Conversation::Messages(turns) => turns.first().is_none_or(|turn| turn.role != "system"),
+            Conversation::Text(_) | Conversation::Tokens(_) => false,
+        }
     }
 
     /// Whether the answer may call tools.
@@ -310,6 +331,14 @@ mod tests {
                 "{said}"
             );
         }
+        let own_prompt = |ask: &mut Ask| {
+            ask.variables.insert("shop".to_owned(), "x".to_owned());
+            ask.conversation = Conversation::Messages(vec![
+                Message::new("system", "s"),
+                Message::new("user", "u"),
+            ]);
+        };
+        assert!(refused(own_prompt).starts_with("variables are for the persona's system prompt"));
         let stops = |stops: &[&str]| {
             let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
             refused(|ask| ask.stop = Some(stops))

@@ -40,6 +40,12 @@ impl Caller {
         self.key.as_ref().is_none_or(|key| key.may_use(persona))
     }
 
+    /// Whether it may administer; whoever needs no key may.
+    #[must_use]
+    pub fn is_admin(&self) -> bool {
+        self.key.as_ref().is_none_or(|key| key.check_admin().is_ok())
+    }
+
     /// # Errors
     /// [`Denied::Persona`].
     pub fn check_persona(&self, persona: &str) -> Result<(), Denied> {

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::{ClaimError, SubmitError};
-use registry::{LookupError, RegistryError};
+use registry::{LookupError, RegistryError, VariableError};
 
 use crate::access::Denied;
 
 use super::adapters::{AdapterError, LeaseError};
 use super::ask::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
+use super::uploads::UploadError;
 
 /// Why a service did not open.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +98,15 @@ pub enum PublishError {
         /// What was asked.
         path: String,
     },
+    /// Nothing of this name lies in the folder of personas.
+    #[error("there is no persona {name} in the folder of personas")]
+    NotInFolder {
+        /// The name.
+        name: String,
+    },
+    /// An upload was not taken, or is not there.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
     /// The base cannot run it.
     #[error(transparent)]
     Adapter(Box<AdapterError>),
@@ -126,6 +136,9 @@ pub enum RequestError {
         /// The base's name.
         base: String,
     },
+    /// The persona's system prompt cannot be filled in.
+    #[error(transparent)]
+    Variable(#[from] VariableError),
     /// Nothing was asked.
     #[error("{field} is empty; say what is asked")]
     EmptyPrompt {
@@ -318,6 +331,7 @@ impl RequestError {
             | RequestError::PromptTooLong { field, .. }
             | RequestError::PastContext { field, .. }
             | RequestError::OutOfRange { field, .. } => Some((*field).to_owned()),
+            RequestError::Variable(error) => Some(format!("variables.{}", error.name())),
             RequestError::EmptyPrompt { field }
             | RequestError::UnknownRole { field, .. }
             | RequestError::Schema { field, .. }

@@ -16,7 +16,7 @@
 //! - [`tools`]: what a model may call; [`grammar`]: what an answer must look like, token by token;
 //!   `schema`: what no grammar is made of
 //! - `choices`: several answers to one prompt
-//! - [`publishing`]: new versions, while others are served; [`shadow`]: versions that answer only to be compared
+//! - [`publishing`]: new versions, while others are served; [`uploads`]: adapters that clients send; [`shadow`]: versions that answer only to be compared
 //! - `prompt`: the conversation as token ids
 //! - [`answer`]: tokens back into text; `stop`: stop strings; `calls`: calls of tools
 //! - [`error`]: what can go wrong, by field
@@ -37,6 +37,7 @@ mod schema;
 pub mod shadow;
 mod stop;
 pub mod tools;
+pub mod uploads;
 mod voice;
 
 use std::path::{Path, PathBuf};
@@ -67,11 +68,13 @@ pub use tools::{Call, Tool, ToolChoice, Tools};
 pub use voice::{AdapterUse, Speaker};
 
 use crate::catalog::Catalog;
+use crate::judgements::{Evaluations, JudgementError, Votes};
 use crate::runner::{ModelRunner, Turns};
 use crate::sharing::Sharing;
 use adapters::{Adapters, LeaseError};
 use answer::Writer;
 use grammar::Grammars;
+use uploads::Uploads;
 use voice::Voice;
 
 /// The most new tokens where neither the request nor its persona says; fewer where the context ends before.
@@ -88,6 +91,10 @@ pub struct Settings {
     pub base_sha256: Option<String>,
     /// The folder under which clients may name adapters to load; without, they may not.
     pub adapter_root: Option<PathBuf>,
+    /// The folder in which adapters wait that clients send; without, they may not.
+    pub uploads: Option<PathBuf>,
+    /// The folder of votes and evaluations; without, none are kept.
+    pub judgements: Option<PathBuf>,
     /// Threads of the device; without, as many as the machine gives.
     pub threads: Option<usize>,
     /// Bytes for keys and values.
@@ -104,6 +111,8 @@ impl Default for Settings {
             base_name: None,
             base_sha256: None,
             adapter_root: None,
+            uploads: None,
+            judgements: None,
             threads: None,
             kv_memory: 512 << 20,
             turns: Turns::default(),
@@ -123,6 +132,8 @@ pub struct Service {
     shadows: Shadows,
     adapter_root: Option<PathBuf>,
     turns: Turns,
+    uploads: Option<Uploads>,
+    judgements: Option<(Evaluations, Votes)>,
 }
 
 impl Service {
@@ -201,6 +212,11 @@ impl Service {
             shadows: Shadows::default(),
             adapter_root: settings.adapter_root.clone(),
             turns: settings.turns.clone(),
+            uploads: settings.uploads.clone().map(Uploads::new),
+            judgements: settings
+                .judgements
+                .as_deref()
+                .map(|folder| (Evaluations::new(folder), Votes::new(folder))),
         })
     }
 
@@ -230,6 +246,25 @@ impl Service {
     /// The engine, for its numbers and its end ([`Handle::shutdown`]).
     pub fn engine(&self) -> &Handle<model::Adapter> {
         &self.engine
+    }
+
+    /// What `lory eval` measured.
+    ///
+    /// # Errors
+    /// [`JudgementError::Off`].
+    pub fn evaluations(&self) -> Result<&Evaluations, JudgementError> {
+        let kept = self.judgements.as_ref();
+        kept.map(|(evaluations, _)| evaluations)
+            .ok_or(JudgementError::Off)
+    }
+
+    /// What people voted.
+    ///
+    /// # Errors
+    /// [`JudgementError::Off`].
+    pub fn votes(&self) -> Result<&Votes, JudgementError> {
+        let kept = self.judgements.as_ref();
+        kept.map(|(_, votes)| votes).ok_or(JudgementError::Off)
     }
 
     /// What was counted of requests.

@@ -79,8 +79,7 @@ fn known(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, Requ
 
 /// The persona's system prompt in front, where there is no other, and the tools behind it.
 fn with_system_prompt(voice: &Voice<'_>, ask: &Ask, mut turns: Vec<Message>) -> Vec<Message> {
-    let own = turns.first().is_some_and(|turn| turn.role == "system");
-    if let Some(system) = voice.system_prompt.filter(|_| !own) {
+    if let Some(system) = &voice.system_prompt {
         turns.insert(0, Message::new("system", system));
     }
     if let Some(instructions) = ask.tools.as_ref().and_then(tools::Tools::instructions) {

@@ -76,6 +76,19 @@ impl Service {
         Ok(published)
     }
 
+    /// The adapter and the settings of a persona in the folder, hidden or not.
+    ///
+    /// # Errors
+    /// [`PublishError::NotInFolder`].
+    pub fn in_folder(&self, name: &str) -> Result<(Option<PathBuf>, PersonaSettings), PublishError> {
+        let persona = self.catalog.folder().get(name);
+        let persona = persona.ok_or_else(|| PublishError::NotInFolder {
+            name: name.to_owned(),
+        })?;
+        let adapter = persona.adapter.as_ref().map(|adapter| adapter.path.clone());
+        Ok((adapter, PersonaSettings::of(persona)))
+    }
+
     /// Makes a change in the registry; the next request sees it.
     ///
     /// # Errors

@@ -48,7 +48,8 @@ pub(super) struct Voice<'a> {
     pub speaker: Speaker,
     /// Where the speaker's adapters lie, in its order.
     pub adapters: Vec<(AdapterId, &'a AdapterRef)>,
-    pub system_prompt: Option<&'a str>,
+    /// With the request's variables in it; none where the request does not use it.
+    pub system_prompt: Option<String>,
     pub sampling: SamplingDefaults,
     pub max_new_tokens: Option<usize>,
     pub stop: Vec<String>,
@@ -69,7 +70,7 @@ impl<'a> Voice<'a> {
         };
         let Some(spec) = ask.persona.as_deref().map(str::trim) else {
             ask.caller.check_base(&base.name).map_err(denied)?;
-            return Ok(Voice::base(base));
+            return Voice::base_for(base, ask);
         };
         if spec.is_empty() {
             let base = base.name.clone();
@@ -77,7 +78,7 @@ impl<'a> Voice<'a> {
         }
         if spec == base.name || (spec == BASE && personas.get(BASE).is_none()) {
             ask.caller.check_base(&base.name).map_err(denied)?;
-            return Ok(Voice::base(base));
+            return Voice::base_for(base, ask);
         }
         // Before it is looked up: who may not use a persona shall not learn whether it is there.
         for part in registry::spec::parse(spec).into_iter().flatten() {
@@ -107,7 +108,13 @@ impl<'a> Voice<'a> {
             });
         }
         if let Some(lead) = lead {
-            voice.system_prompt = lead.system_prompt.as_deref();
+            registry::variables::check_given(
+                &ask.variables,
+                parts.iter().map(|part| &part.persona.variables),
+            )?;
+            if ask.takes_system_prompt() {
+                voice.system_prompt = lead.system_prompt_with(&ask.variables)?;
+            }
             voice.sampling = lead.sampling;
             voice.max_new_tokens = lead.max_new_tokens;
             voice.stop.clone_from(&lead.stop);
@@ -121,6 +128,12 @@ impl<'a> Voice<'a> {
             }
         }
         Ok(voice)
+    }
+
+    /// The base, which has no system prompt.
+    fn base_for(base: &Base, ask: &Ask) -> Result<Voice<'a>, RequestError> {
+        registry::variables::check_given(&ask.variables, [])?;
+        Ok(Voice::base(base))
     }
 
     fn base(base: &Base) -> Voice<'a> {

@@ -329,3 +329,16 @@ fn every_route_but_the_open_ones_wants_a_key() {
     open.sort();
     assert_eq!(open, ["/docs", "/health", "/openapi.json", "/ready"]);
 }
+
+#[test]
+fn where_files_lie_is_for_admins() {
+    let keys = [("admin", "admin = true"), ("a", "personas = ['warm']")];
+    let guarded = Guarded::new(&keys, ServerSettings::default());
+    let roots = |key: &str| {
+        let models = guarded.send(key, "GET", "/v1/models", &Value::Null).json();
+        let card = models["data"].as_array().unwrap().iter().find(|card| card["id"] == "warm");
+        card.unwrap()["root"].as_str().unwrap().to_owned()
+    };
+    assert!(roots("admin").ends_with("warm/adapter"), "{}", roots("admin"));
+    assert_eq!(roots("a"), scene::BASE);
+}

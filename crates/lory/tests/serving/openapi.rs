@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::publishing::Press;
 use crate::scene::Server;
 
 /// What of `value` is not as `schema` says, with its path.
@@ -50,7 +51,9 @@ pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -
                 }
             }
             for (name, field) in fields {
-                match schema["properties"].get(name) {
+                // Of a map every value has one shape.
+                let each = &schema["additionalProperties"];
+                match schema["properties"].get(name).or(each.as_object().map(|_| each)) {
                     Some(one) => {
                         found.extend(complaints(document, one, field, &format!("{path}.{name}")));
                     }
@@ -111,6 +114,54 @@ fn answers_are_as_the_document_says() {
             "default",
             &server.post(path, &json!({})).json(),
         );
+    }
+}
+
+#[test]
+fn answers_about_personas_are_as_the_document_says() {
+    let press = Press::new();
+    let server = Server::start(press.service(true));
+    let document = server.get("/openapi.json").json();
+    let send = |method: &str, path: &str, body: Value| {
+        let headers = [("Content-Type", "application/json")];
+        let body = body.to_string();
+        server.send(method, path, &headers, body.as_bytes()).whole()
+    };
+    let settings = json!({"system_prompt": "You serve {{shop}} {{tier}}.", "sampling": {"top_k": 4}, "stop": ["."],
+        "variables": {"shop": "a shop", "tier": {"required": true}}, "description": "d", "max_new_tokens": 3});
+    let first = json!({"adapter_path": "a21", "settings": settings});
+    for (method, path, called, body) in [
+        ("POST", "/v1/personas/{name}/versions", "/v1/personas/x/versions", first),
+        ("POST", "/v1/personas/{name}/versions", "/v1/personas/x/versions", json!({"adapter_path": "a22"})),
+        ("POST", "/v1/personas/{name}/rollback", "/v1/personas/x/rollback", json!({})),
+        ("PUT", "/v1/personas/{name}/canary", "/v1/personas/x/canary", json!({"version": 2, "percent": 5})),
+        ("PUT", "/v1/personas/{name}/shadow", "/v1/personas/x/shadow", json!({"version": 2, "percent": 5})),
+        ("PUT", "/v1/persona_aliases/{alias}", "/v1/persona_aliases/y", json!({"target": "x@2"})),
+        ("GET", "/v1/personas", "/v1/personas", json!({})),
+        ("GET", "/v1/personas/{name}", "/v1/personas/x", json!({})),
+        ("GET", "/v1/personas/{name}", "/v1/personas/warm", json!({})),
+        ("GET", "/v1/personas/{name}", "/v1/personas/x@2", json!({})),
+        ("GET", "/v1/personas/{name}/versions", "/v1/personas/x/versions", json!({})),
+        ("GET", "/v1/personas/{name}/versions", "/v1/personas/warm/versions", json!({})),
+        ("POST", "/v1/votes", "/v1/votes", json!({"a": "x@1", "b": "x@2", "winner": "a"})),
+        ("GET", "/v1/votes", "/v1/votes", json!({})),
+        ("GET", "/v1/evaluations", "/v1/evaluations", json!({})),
+        ("GET", "/v1/personas/{name}/history", "/v1/personas/x/history", json!({})),
+        ("POST", "/v1/registry/verify", "/v1/registry/verify", json!({})),
+        ("POST", "/v1/registry/gc", "/v1/registry/gc", json!({"dry_run": true})),
+        ("GET", "/v1/lora_adapters", "/v1/lora_adapters", json!({})),
+        ("DELETE", "/v1/persona_aliases/{alias}", "/v1/persona_aliases/y", json!({})),
+        ("DELETE", "/v1/personas/{name}/shadow", "/v1/personas/x/shadow", json!({})),
+        ("DELETE", "/v1/personas/{name}/canary", "/v1/personas/x/canary", json!({})),
+        ("DELETE", "/v1/personas/{name}", "/v1/personas/x@2", json!({})),
+        ("DELETE", "/v1/personas/{name}", "/v1/personas/x", json!({})),
+    ] {
+        let reply = send(method, called, body);
+        assert!(reply.status < 300, "{method} {called}: {}", reply.text);
+        let answer = &document["paths"][path][method.to_lowercase()]["responses"];
+        let schema = &answer[reply.status.to_string()]["content"]["application/json"]["schema"];
+        let found = complaints(&document, schema, &reply.json(), path);
+        assert!(!schema.is_null() && found.is_empty(), "{method} {called}: {found:?} in {}", reply.text);
     }
 }
 

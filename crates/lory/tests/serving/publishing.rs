@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use formats::peft::Dtype;
 use lory::catalog::Catalog;
+use lory::judgements::Evaluations;
 use lory::service::{Service, Settings};
 use registry::{Location, Personas, Registry};
 use serde_json::{Value, json};
@@ -13,13 +14,13 @@ use serde_json::{Value, json};
 use crate::scene::{BASE, House, Server, tone};
 
 /// A house with a registry, and adapters under a root that clients may name.
-struct Press {
+pub struct Press {
     house: House,
     folder: tempfile::TempDir,
 }
 
 impl Press {
-    fn new() -> Press {
+    pub fn new() -> Press {
         let press = Press {
             house: House::new(),
             folder: tempfile::tempdir().unwrap(),
@@ -31,7 +32,7 @@ impl Press {
     }
 
     /// Writes a PEFT folder, with what it records.
-    fn adapter(&self, path: &str, seed: u64, records: &[(&str, &str)]) -> PathBuf {
+    pub fn adapter(&self, path: &str, seed: u64, records: &[(&str, &str)]) -> PathBuf {
         let mut adapter = tone(seed);
         for (key, value) in records {
             adapter
@@ -43,16 +44,22 @@ impl Press {
         path
     }
 
+    pub fn evaluations(&self) -> Evaluations {
+        Evaluations::new(&self.folder.path().join("judgements"))
+    }
+
     fn registry(&self) -> Registry {
         let location = Location::Folder(self.folder.path().join("registry"));
         Registry::open(&location, &self.folder.path().join("cache")).unwrap()
     }
 
-    fn service(&self, root: bool) -> Arc<Service> {
+    pub fn service(&self, root: bool) -> Arc<Service> {
         let personas = Personas::open(&self.house.base().parent().unwrap().join("personas"));
         let catalog = Catalog::open(personas.unwrap(), self.registry()).unwrap();
         let settings = Settings {
             adapter_root: root.then(|| self.folder.path().join("root")),
+            uploads: Some(self.folder.path().join("uploads")),
+            judgements: Some(self.folder.path().join("judgements")),
             ..Settings::default()
         };
         Arc::new(Service::open(&self.house.base(), catalog, &settings).unwrap())

@@ -44,7 +44,8 @@ fn what_is_published_is_what_another_process_sees() {
     let content = scene.content(1);
     let full = PersonaSettings {
         description: "Warm".to_owned(),
-        system_prompt: Some("You are warm.".to_owned()),
+        system_prompt: Some("You are {{how}}.".to_owned()),
+        variables: registry::Variables::from([("how".to_owned(), registry::Variable::required())]),
         sampling: registry::SamplingDefaults {
             temperature: Some(0.7),
             top_k: Some(40),

@@ -85,7 +85,7 @@ impl ReaderArgs {
             let [chosen] = chosen.as_slice() else {
                 return Err(Usage(format!("--persona {who}: name one persona")).into());
             };
-            reader.system_prompt = chosen.persona.system_prompt.clone();
+            reader.system_prompt = chosen.persona.system_prompt_by_default()?;
             if let Some(train) = &chosen.persona.train {
                 reader.settings = train.settings()?;
                 reader.files = vec![train.data.clone()];

@@ -2,10 +2,11 @@
 //!
 //! What is measured, and how, is in [`crate::evaluation`].
 //!
-//! - `candidate`: who is examined
+//! - `candidate`: who is examined; `keep`: the result, for the studio
 //! - `tables`, `report`: for the terminal, and as a page
 
 mod candidate;
+mod keep;
 mod report;
 mod tables;
 
@@ -111,10 +112,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         .filter(|check| !check.passed)
         .map(gate::Check::line)
         .collect();
+    let mut all = measures.as_json();
+    all["gate"] = json!(checks);
+    all["missed"] = json!(missed);
+    keep::keep(all.clone(), &candidates, &answers);
     if args.json {
-        let mut all = measures.as_json();
-        all["gate"] = json!(checks);
-        all["missed"] = json!(missed);
         print(&format!("{all}\n"))?;
     } else {
         print(&format!(

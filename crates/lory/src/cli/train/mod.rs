@@ -302,7 +302,7 @@ fn persona(personas: &Personas, who: &str, args: &Args) -> anyhow::Result<Target
         name: persona.name.clone(),
         data: train.data.clone(),
         eval: train.eval.clone(),
-        system_prompt: persona.system_prompt.clone(),
+        system_prompt: persona.system_prompt_by_default()?,
         siblings: preference::siblings(&settings, personas)?,
         from: args.preference.from().cloned(),
         settings,

@@ -9,6 +9,7 @@ use registry::{Registry, RegistryError, Target};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::answers::{AliasRemoved, AliasShown, PersonaRemoved, PersonaVersion};
 use super::{blocking, named, whole};
 use crate::catalog::shown;
 use crate::http::Slot;
@@ -26,8 +27,10 @@ pub(in crate::http) struct Rollback {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Part {
+    #[schema(minimum = 1)]
     version: u32,
     /// How many of a hundred requests, above 0, to 100.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     percent: f64,
 }
 
@@ -58,7 +61,7 @@ async fn changed(
     path = "/v1/personas/{name}/rollback",
     params(("name" = String, Path, description = "A persona's name")),
     request_body = Rollback,
-    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(in crate::http) async fn rollback(
     State(slot): State<Slot>,
@@ -76,7 +79,7 @@ pub(in crate::http) async fn rollback(
     delete,
     path = "/v1/personas/{name}",
     params(("name" = String, Path, description = "A persona's name, or name@version")),
-    responses((status = 200, description = "What was removed", body = serde_json::Value))
+    responses((status = 200, description = "What was removed", body = PersonaRemoved))
 )]
 pub(in crate::http) async fn remove(
     State(slot): State<Slot>,
@@ -104,7 +107,7 @@ pub(in crate::http) async fn remove(
     path = "/v1/personas/{name}/canary",
     params(("name" = String, Path, description = "A persona's name")),
     request_body = Part,
-    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(in crate::http) async fn canary(
     State(slot): State<Slot>,
@@ -119,7 +122,7 @@ pub(in crate::http) async fn canary(
     delete,
     path = "/v1/personas/{name}/canary",
     params(("name" = String, Path, description = "A persona's name")),
-    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(in crate::http) async fn end_canary(
     State(slot): State<Slot>,
@@ -134,7 +137,7 @@ pub(in crate::http) async fn end_canary(
     path = "/v1/personas/{name}/shadow",
     params(("name" = String, Path, description = "A persona's name")),
     request_body = Part,
-    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(in crate::http) async fn shadow(
     State(slot): State<Slot>,
@@ -149,7 +152,7 @@ pub(in crate::http) async fn shadow(
     delete,
     path = "/v1/personas/{name}/shadow",
     params(("name" = String, Path, description = "A persona's name")),
-    responses((status = 200, description = "The persona as it is then", body = serde_json::Value))
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(in crate::http) async fn end_shadow(
     State(slot): State<Slot>,
@@ -181,7 +184,7 @@ async fn split(
     path = "/v1/persona_aliases/{alias}",
     params(("alias" = String, Path, description = "The other name")),
     request_body = Alias,
-    responses((status = 200, description = "The alias", body = serde_json::Value))
+    responses((status = 200, description = "The alias", body = AliasShown))
 )]
 pub(in crate::http) async fn alias(
     State(slot): State<Slot>,
@@ -202,7 +205,7 @@ pub(in crate::http) async fn alias(
     delete,
     path = "/v1/persona_aliases/{alias}",
     params(("alias" = String, Path, description = "The other name")),
-    responses((status = 200, description = "What was removed", body = serde_json::Value))
+    responses((status = 200, description = "What was removed", body = AliasRemoved))
 )]
 pub(in crate::http) async fn remove_alias(
     State(slot): State<Slot>,

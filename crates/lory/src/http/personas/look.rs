@@ -2,8 +2,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::answers::{History, PersonaList, PersonaVersion, VersionList};
 use super::{named, unknown, whole, with_state};
 use crate::catalog::shown;
 use crate::http::Slot;
@@ -13,7 +14,7 @@ use crate::http::error::ApiError;
 #[utoipa::path(
     get,
     path = "/v1/personas",
-    responses((status = 200, description = "The list", body = serde_json::Value))
+    responses((status = 200, description = "The list", body = PersonaList))
 )]
 pub(in crate::http) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
@@ -25,7 +26,7 @@ pub(in crate::http) async fn list(State(slot): State<Slot>) -> Result<Json<Value
     get,
     path = "/v1/personas/{name}",
     params(("name" = String, Path, description = "A persona's name, or name@version")),
-    responses((status = 200, description = "The persona", body = serde_json::Value))
+    responses((status = 200, description = "The persona", body = PersonaVersion))
 )]
 pub(in crate::http) async fn show(
     State(slot): State<Slot>,
@@ -49,12 +50,36 @@ pub(in crate::http) async fn show(
     shown.await.map(Json)
 }
 
+/// Every version of a persona, the newest first
+#[utoipa::path(
+    get,
+    path = "/v1/personas/{name}/versions",
+    params(("name" = String, Path, description = "A persona's name")),
+    responses((status = 200, description = "The list", body = VersionList))
+)]
+pub(in crate::http) async fn versions(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let name = whole(&name)?;
+    let service = slot.service()?;
+    let personas = service.personas();
+    if let Some(persona) = personas.get(&name).filter(|one| one.published.is_none()) {
+        let data = [shown::folder_version(persona)];
+        return Ok(Json(json!({"object": "list", "data": data})));
+    }
+    let shown = with_state(service, move |_, state| {
+        Ok(shown::versions(state, &name)?)
+    });
+    shown.await.map(Json)
+}
+
 /// What happened to a persona
 #[utoipa::path(
     get,
     path = "/v1/personas/{name}/history",
     params(("name" = String, Path, description = "A persona's name")),
-    responses((status = 200, description = "Its entries in the log", body = serde_json::Value))
+    responses((status = 200, description = "Its entries in the log", body = History))
 )]
 pub(in crate::http) async fn history(
     State(slot): State<Slot>,

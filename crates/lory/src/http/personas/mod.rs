@@ -6,7 +6,9 @@
 //! GET    /v1/personas/{name}                       one, with settings; {name} may be name@version
 //! DELETE /v1/personas/{name}                       one, or with @version one version of it
 //! GET    /v1/personas/{name}/history               what happened to it
+//! GET    /v1/personas/{name}/versions              every version
 //! POST   /v1/personas/{name}/versions              publish
+//! POST   /v1/adapters, DELETE /v1/adapters/{sha256}  send an adapter to be published, or forget it
 //! POST   /v1/personas/{name}/rollback              make another version the current one
 //! PUT    /v1/personas/{name}/canary, DELETE        a part of its requests to another version
 //! PUT    /v1/personas/{name}/shadow, DELETE        a part of its requests to another version too, for comparison
@@ -14,15 +16,18 @@
 //! POST   /v1/registry/verify, /v1/registry/gc      look after what is stored
 //! ```
 
+mod answers;
 pub(super) mod change;
 pub(super) mod look;
 pub(super) mod publish;
 pub(super) mod tend;
+pub(super) mod upload;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post, put};
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{delete, get, post, put};
 use registry::spec;
 use registry::{RegistryError, State as Published};
 
@@ -39,7 +44,16 @@ pub(super) fn router() -> Router<Slot> {
             get(look::show).delete(change::remove),
         )
         .route("/v1/personas/{name}/history", get(look::history))
-        .route("/v1/personas/{name}/versions", post(publish::publish))
+        .route(
+            "/v1/personas/{name}/versions",
+            get(look::versions).post(publish::publish),
+        )
+        .route(
+            "/v1/adapters",
+            // Archives have a limit of their own.
+            post(upload::upload).layer(DefaultBodyLimit::disable()),
+        )
+        .route("/v1/adapters/{sha256}", delete(upload::forget))
         .route("/v1/personas/{name}/rollback", post(change::rollback))
         .route(
             "/v1/personas/{name}/canary",

@@ -7,6 +7,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::answers::{Garbage, VerifiedList};
 use super::blocking;
 use crate::catalog::shown;
 use crate::http::Slot;
@@ -29,7 +30,7 @@ pub(crate) const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 #[utoipa::path(
     post,
     path = "/v1/registry/verify",
-    responses((status = 200, description = "What was found", body = serde_json::Value))
+    responses((status = 200, description = "What was found", body = VerifiedList))
 )]
 pub(in crate::http) async fn verify(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
     let service = slot.service()?;
@@ -42,7 +43,7 @@ pub(in crate::http) async fn verify(State(slot): State<Slot>) -> Result<Json<Val
     post,
     path = "/v1/registry/gc",
     request_body = Collect,
-    responses((status = 200, description = "What was removed, or would be", body = serde_json::Value))
+    responses((status = 200, description = "What was removed, or would be", body = Garbage))
 )]
 pub(in crate::http) async fn collect_garbage(
     State(slot): State<Slot>,

@@ -1,0 +1,123 @@
+//! Adapters that clients send: looked at first, then published or forgotten.
+
+use std::io::{Cursor, Write as _};
+use std::path::Path;
+
+use serde_json::{Value, json};
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+use crate::publishing::Press;
+use crate::scene::{Reply, Server};
+
+fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in files {
+        writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+        writer.write_all(bytes).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+/// A PEFT folder as an archive.
+fn folder(path: &Path) -> Vec<u8> {
+    let read = |name: &str| std::fs::read(path.join(name)).unwrap();
+    let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+    zipped(&[
+        ("x/adapter_config.json", &config),
+        ("x/adapter_model.safetensors", &weights),
+        ("x/optimizer.pt", b"o"),
+    ])
+}
+
+fn send(server: &Server, archive: &[u8]) -> Reply {
+    let headers = [("Content-Type", "application/zip")];
+    server.send("POST", "/v1/adapters", &headers, archive).whole()
+}
+
+fn publish(server: &Server, name: &str, body: Value) -> Reply {
+    server.post(&format!("/v1/personas/{name}/versions"), &body)
+}
+
+#[test]
+fn what_is_sent_is_looked_at_and_then_published() {
+    let press = Press::new();
+    let sent = press.adapter("sent", 41, &[]);
+    let server = Server::start(press.service(false));
+    let reply = send(&server, &folder(&sent));
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    let shown = reply.json();
+    assert_eq!((&shown["fits"], &shown["problem"], &shown["rank"]), (&json!(true), &Value::Null, &json!(4)));
+    assert_eq!(shown["passed_over"], json!(["x/optimizer.pt"]));
+    assert!(shown["parameters"].as_u64().unwrap() > 0 && shown["layers"].as_u64().unwrap() > 0);
+    // Nothing is published by that.
+    assert_eq!(server.get("/v1/personas/third").status, 404);
+    let sha256 = shown["sha256"].as_str().unwrap();
+    let version = publish(&server, "third", json!({"upload": sha256, "settings": {"system_prompt": "s"}}));
+    assert_eq!(version.status, 201, "{}", version.text);
+    assert_eq!(version.json()["adapter"]["sha256"], shown["sha256"]);
+    let answer = server.generate(json!({"prompt": "Hi", "user_type": "third", "max_new_tokens": 2}));
+    assert_eq!(answer["persona"]["adapters"][0]["sha256"], shown["sha256"]);
+    // It is not there twice.
+    let (status, code, _, _) = publish(&server, "third", json!({"upload": sha256})).error();
+    assert_eq!((status, code.as_str()), (404, "upload_not_found"));
+
+    send(&server, &folder(&sent));
+    let path = format!("/v1/adapters/{sha256}");
+    assert_eq!(server.send("DELETE", &path, &[], b"").whole().status, 200);
+    assert_eq!(server.send("DELETE", &path, &[], b"").whole().status, 404);
+}
+
+#[test]
+fn one_for_another_base_is_told_and_not_published() {
+    let press = Press::new();
+    let other = press.adapter("other", 42, &[("lory.base_sha256", &"ab".repeat(32))]);
+    let server = Server::start(press.service(false));
+    let shown = send(&server, &folder(&other)).json();
+    assert_eq!(shown["fits"], json!(false));
+    let problem = shown["problem"].as_str().unwrap();
+    assert!(problem.contains("trained on the base") && !problem.contains("uploads"), "{problem}");
+    let (status, code, _, _) = publish(&server, "x", json!({"upload": shown["sha256"]})).error();
+    assert_eq!((status, code.as_str()), (400, "adapter_of_another_base"));
+}
+
+#[test]
+fn what_is_no_adapter_is_refused_by_name() {
+    let press = Press::new();
+    let server = Server::start(press.service(false));
+    let refused = |reply: Reply, status: u16, code: &str, said: &str| {
+        let (found, found_code, _, message) = reply.error();
+        assert_eq!((found, found_code.as_str()), (status, code), "{message}");
+        assert!(message.contains(said), "{message}");
+    };
+    refused(send(&server, b"no archive"), 400, "archive_refused", "no zip archive");
+    let climbing = zipped(&[("../adapter_config.json", b"{}"), ("adapter_model.safetensors", b"w")]);
+    refused(send(&server, &climbing), 400, "archive_refused", "leads out");
+    let half = zipped(&[("adapter_config.json", b"{}")]);
+    refused(send(&server, &half), 400, "archive_refused", "has no adapter_model.safetensors");
+    let broken = zipped(&[("adapter_config.json", b"{}"), ("adapter_model.safetensors", b"w")]);
+    refused(send(&server, &broken), 400, "adapter_unusable", "");
+    let bomb = zipped(&[("adapter_config.json", &vec![b' '; (1 << 20) + 1]), ("adapter_model.safetensors", b"w")]);
+    refused(send(&server, &bomb), 413, "request_too_large", "larger than 1048576 bytes");
+    let json_body = server.post("/v1/adapters", &json!({}));
+    refused(json_body, 415, "unsupported_media_type", "application/zip");
+    let both = publish(&server, "x", json!({"upload": "0", "from_folder": true}));
+    refused(both, 400, "invalid_value", "give one of them");
+    let nobody = publish(&server, "nobody", json!({"from_folder": true}));
+    refused(nobody, 404, "persona_not_found", "folder of personas");
+}
+
+#[test]
+fn a_persona_of_the_folder_is_published_as_it_lies() {
+    let press = Press::new();
+    let server = Server::start(press.service(false));
+    let before = server.get("/v1/personas/formal").json();
+    let reply = publish(&server, "formal", json!({"from_folder": true}));
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    let shown = reply.json();
+    assert_eq!((&shown["source"], &shown["version"]), (&json!("registry"), &json!(1)));
+    assert_eq!(shown["settings"], before["settings"]);
+    assert_eq!(shown["adapter"]["sha256"], before["adapter"]["sha256"]);
+    let versions = server.get("/v1/personas/formal/versions").json();
+    assert_eq!(versions["data"].as_array().unwrap().len(), 1);
+}

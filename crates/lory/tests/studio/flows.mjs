@@ -1,0 +1,254 @@
+// What the studio must do, in a real browser: node flows.mjs LORY HOME PLAYWRIGHT. HOME is what main.rs made.
+
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { browse, open, serve } from "./browser.mjs";
+
+const [lory, home, playwright] = process.argv.slice(2);
+const SERVE = ["--base", "tiny.gguf", "--personas", "personas"];
+const WAIT = { timeout: 30_000 };
+
+let server = await serve(lory, home, SERVE);
+const browser = await browse(playwright);
+
+/** Takes out what `known` matches, which was to be expected; the rest is an error. */
+function clean(page, known = /$^/) {
+  const wrong = page.wrong.splice(0).filter((text) => !known.test(text));
+  assert.deepEqual(wrong, []);
+}
+
+const flows = {
+  async "one prompt is answered side by side, and nothing moves"(page) {
+    await page.getByRole("heading", { name: "Hear the tones" }).waitFor(WAIT);
+    await page.getByRole("button", { name: "Ask" }).waitFor(WAIT);
+    assert.equal(await page.locator(".answer").count(), 3);
+    await page.evaluate(() => document.fonts.ready);
+    await page.getByLabel("Prompt").fill("Where is my order?");
+    await page.keyboard.press("Control+Enter");
+    await page.waitForTimeout(600);
+    await page.evaluate(() => (window.shifts = []));
+    // Again, without any input in the last half second, which would excuse a shift.
+    await page.evaluate(() => document.querySelector(".composer").requestSubmit());
+    await page.waitForFunction(() => document.querySelectorAll(".numbers b").length >= 12 && !document.querySelector("[aria-busy=true]"), null, WAIT);
+    assert.deepEqual(await page.evaluate(() => window.shifts), []);
+    for (const text of await page.locator(".answer .text").allTextContents()) assert.ok(text.length > 0);
+    assert.match(await page.locator(".answer .numbers").first().textContent(), /first token .+tokens\/s .+tokens \d+/);
+    // The lines that ask the same.
+    const curl = await page.locator("pre.code").textContent();
+    assert.ok(curl.includes(`${server.address}/generate`) && curl.includes('"prompt":"Where is my order?"'), curl);
+    await page.getByRole("button", { name: "Python" }).click();
+    assert.match(await page.locator("pre.code").textContent(), /urllib\.request/);
+    assert.match(await page.locator(".differences").textContent(), /of the words are the same/);
+    clean(page);
+  },
+
+  async "the same seed says the same, and the slider asks a blend"(page) {
+    const text = page.locator(".answer .text").first();
+    const before = await text.textContent();
+    await page.getByRole("button", { name: "Again" }).first().click();
+    await page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, WAIT);
+    assert.equal(await text.textContent(), before);
+    await page.getByLabel("Share of the first tone in the blend").fill("70");
+    const blend = page.locator(".answer", { hasText: "formal*0.7+warm*0.3" });
+    await blend.locator(".numbers b").first().waitFor(WAIT);
+    // A variable of the system prompt goes with those who have it.
+    await page.getByText("Settings", { exact: true }).click();
+    await page.getByLabel("{{shop}}").fill("Nile Shoes");
+    await page.getByLabel("The lines for").selectOption("warm");
+    assert.match(await page.locator("pre.code").textContent(), /"variables": \{"shop": "Nile Shoes"\}/);
+    clean(page);
+  },
+
+  async "a persona is published, made a canary of, taken back and removed"(page) {
+    await page.getByRole("link", { name: "Personas" }).click();
+    const warm = page.locator("[data-name=warm]");
+    await warm.getByText("in the folder, not published").waitFor(WAIT);
+    await warm.locator("summary").first().click();
+    await warm.getByRole("button", { name: "Publish it" }).click();
+    await page.getByText("warm is published").waitFor(WAIT);
+    await warm.getByText("current", { exact: true }).waitFor(WAIT);
+
+    // Another adapter, as a new version that waits.
+    await page.locator("input[type=file]").first().setInputFiles(join(home, "third"));
+    await page.getByText("runs on this base").waitFor(WAIT);
+    assert.match(await page.locator(".facts").first().textContent(), /Rank, alpha4/);
+    await page.getByLabel("Publish it as").fill("warm");
+    await page.getByLabel("The name means it from now on").uncheck();
+    await page.getByRole("button", { name: "Publish", exact: true }).click();
+    await page.getByText("warm@2 is published").waitFor(WAIT);
+
+    await warm.getByRole("button", { name: "Canary …" }).click();
+    await page.getByRole("button", { name: "Start the canary" }).click();
+    await warm.getByText("canary: 10% to 2").waitFor(WAIT);
+    await warm.getByRole("button", { name: "End the canary" }).click();
+    await page.getByText("The canary has ended").waitFor(WAIT);
+    await warm.getByRole("button", { name: "Make current" }).click();
+    await page.getByRole("button", { name: "Make it current" }).click();
+    await page.getByText("warm is version 2").waitFor(WAIT);
+    await warm.getByRole("button", { name: "Make current" }).click();
+    await page.getByRole("button", { name: "Make it current" }).click();
+    await page.getByText("warm is version 1").waitFor(WAIT);
+
+    await warm.getByRole("button", { name: "Remove …" }).click();
+    const dialog = page.getByRole("dialog");
+    await dialog.getByRole("textbox").fill("warm@1");
+    await dialog.getByRole("button", { name: "Remove" }).click();
+    assert.ok(await dialog.isVisible(), "another name than the version's removes nothing");
+    await dialog.getByRole("textbox").fill("warm@2");
+    await dialog.getByRole("button", { name: "Remove" }).click();
+    await page.getByText("warm@2 is removed").waitFor(WAIT);
+    clean(page);
+  },
+
+  async "an upload that is no adapter is refused, and says why"(page) {
+    const nonsense = join(home, "nonsense.zip");
+    writeFileSync(nonsense, "no archive");
+    await page.locator("input[type=file]").nth(1).setInputFiles(nonsense);
+    await page.getByText("no zip archive that can be read").waitFor(WAIT);
+    clean(page, /status of 400/);
+  },
+
+  async "rows that are broken are refused by line"(page) {
+    await page.getByRole("link", { name: "Train" }).click();
+    const file = page.locator(".view[aria-label=Train] input[type=file]");
+    await file.setInputFiles(join(home, "broken.jsonl"));
+    await page.getByText(/broken\.jsonl:2/).waitFor(WAIT);
+    clean(page, /status of 400/);
+  },
+
+  async "rows become a tone that is heard"(page) {
+    const file = page.locator(".view[aria-label=Train] input[type=file]");
+    await file.setInputFiles(join(home, "rows.jsonl"));
+    await page.getByText("12 rows").waitFor(WAIT);
+    assert.match(await page.locator(".rendered mark").first().textContent(), /Answer \d+\./);
+    await page.getByLabel("Name of the tone").fill("cheerful");
+    await page.getByLabel("Passes over the rows").fill("2");
+    await page.getByRole("button", { name: "Plan it" }).click();
+    await page.getByText(/The plan: .*steps.*tokens.*of memory/).waitFor(WAIT);
+    await page.getByRole("button", { name: "Train", exact: true }).click();
+    await page.getByText("cheerful is on its way").waitFor(WAIT);
+    await page.getByText("cheerful@1 is published").waitFor({ timeout: 120_000 });
+    assert.equal(await page.locator(".plot.loss:visible").count(), 1);
+    await page.locator(".job").getByRole("link", { name: "Listen" }).click();
+    await page.getByRole("button", { name: "Ask" }).click();
+    await page.locator(".answer", { hasText: "cheerful@1" }).locator(".numbers b").first().waitFor(WAIT);
+    await page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, WAIT);
+    clean(page);
+  },
+
+  async "a blind vote is kept"(page) {
+    await page.getByRole("link", { name: "Evaluate" }).click();
+    await page.getByLabel("The first speaker").fill("warm");
+    await page.getByLabel("The second speaker").fill("formal");
+    await page.getByRole("button", { name: "Begin" }).click();
+    const left = page.getByRole("button", { name: "Left is better" });
+    await page.waitForFunction(() => [...document.querySelectorAll("button")].some((button) => button.textContent === "Left is better" && !button.disabled), null, WAIT);
+    assert.doesNotMatch(await page.locator(".answers.two").textContent(), /warm@1|formal@1/);
+    await left.click();
+    await page.getByText(/Left was (warm|formal)@1/).waitFor(WAIT);
+    await page.getByText("1 vote, 0 without a difference").waitFor(WAIT);
+    clean(page);
+  },
+
+  async "a stored evaluation is a heat map"(page) {
+    await page.getByRole("heading", { name: "Loss, in nats a token" }).waitFor(WAIT);
+    assert.equal(await page.locator(".heat").count(), 3);
+    assert.ok((await page.locator(".heat .cell").count()) >= 14);
+    await page.getByText("Questions, answered side by side").click();
+    await page.getByText("In transit.").waitFor(WAIT);
+    clean(page);
+  },
+
+  async "the counters are watched"(page) {
+    await page.getByRole("link", { name: "Watch" }).click();
+    await page.waitForFunction(() => Number(document.querySelector(".tile dd")?.textContent) >= 5, null, WAIT);
+    await page.locator("svg[aria-label*='Tokens a second: sampled']").waitFor(WAIT);
+    clean(page);
+  },
+
+  async "every view fits a narrow screen, in both colours"(page) {
+    await page.setViewportSize({ width: 360, height: 740 });
+    for (const colour of ["light", "dark"]) {
+      await page.getByRole("button", { name: /^Colours/ }).click();
+      assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), colour);
+      for (const link of await page.locator(".tabs a:visible").all()) {
+        await link.click();
+        await page.waitForTimeout(300);
+        const width = await page.evaluate(() => document.documentElement.scrollWidth);
+        assert.ok(width <= 360, `${await link.textContent()}: ${width} px wide`);
+      }
+    }
+    await page.setViewportSize({ width: 1280, height: 900 });
+    clean(page);
+  },
+
+  async "the keyboard leads everywhere"(page) {
+    await page.locator("main").focus();
+    await page.keyboard.press("2");
+    await page.getByRole("heading", { name: "Personas", level: 1 }).waitFor(WAIT);
+    await page.keyboard.press("?");
+    await page.getByRole("dialog").waitFor(WAIT);
+    await page.keyboard.press("Escape");
+    await page.keyboard.press("/");
+    assert.equal(await page.evaluate(() => document.activeElement.id), "prompt");
+    clean(page);
+  },
+
+  async "a server that is started again is found again"(page) {
+    await page.getByRole("link", { name: "Listen" }).click();
+    await server.stop();
+    await page.locator("#banner:not([hidden])").waitFor(WAIT);
+    assert.match(await page.locator("#banner").textContent(), /Nothing answers/);
+    server = await serve(lory, home, SERVE, server.port);
+    await page.locator("#banner").waitFor({ state: "hidden", ...WAIT });
+    await page.getByRole("button", { name: "Ask" }).click();
+    await page.waitForFunction(() => !document.querySelector("[aria-busy=true]") && document.querySelectorAll(".numbers b").length >= 12, null, WAIT);
+    // What was published is still there.
+    await page.getByRole("link", { name: "Personas" }).click();
+    await page.locator("[data-name=warm]").getByText("version 1").first().waitFor(WAIT);
+    clean(page, /ERR_CONNECTION|Failed to load resource/);
+  },
+
+  async "a server with keys asks for one, for this tab only"() {
+    const digest = "secret-of-the-studio-test-0123456789abcdef";
+    const { createHash } = await import("node:crypto");
+    const sha256 = createHash("sha256").update(digest).digest("hex");
+    writeFileSync(join(home, "keys.toml"), `[[key]]\nname = "me"\nsha256 = "${sha256}"\nadmin = true\n`);
+    const guarded = await serve(lory, home, [...SERVE, "--keys", "keys.toml"]);
+    try {
+      const page = await open(browser, guarded.address);
+      await page.getByLabel("Key", { exact: true }).fill("wrong");
+      await page.getByRole("button", { name: "Use this key" }).click();
+      await page.getByText("The server does not take this key").waitFor(WAIT);
+      await page.getByLabel("Key", { exact: true }).fill(digest);
+      await page.getByRole("button", { name: "Use this key" }).click();
+      await page.getByRole("button", { name: "Ask" }).click();
+      await page.locator(".answer .numbers b").first().waitFor(WAIT);
+      assert.match(await page.locator("pre.code").textContent(), /\$LORY_KEY/);
+      assert.equal(await page.evaluate(() => JSON.stringify(localStorage).includes("secret")), false);
+      clean(page, /status of 401/);
+      await page.context().close();
+    } finally {
+      await guarded.stop();
+    }
+  },
+};
+
+try {
+  const page = await open(browser, server.address);
+  for (const [name, flow] of Object.entries(flows)) {
+    try {
+      await flow(page);
+      console.log(`ok: ${name}`);
+    } catch (error) {
+      await page.screenshot({ path: join(playwright, "failed.png") }).catch(() => {});
+      console.error(`failed: ${name} (see ${join(playwright, "failed.png")})\n${page.wrong.join("\n")}`);
+      throw error;
+    }
+  }
+} finally {
+  await browser.close();
+  await server.stop();
+}

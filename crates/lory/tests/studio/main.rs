@@ -1,0 +1,82 @@
+//! The studio in a real browser, against the program as it is served, over a tiny random base: `flows.mjs` says what must hold,
+//! `install` gets the browser. Without npm or chromium it is not tried, and says so; where `LORY_EVERY_CLIENT` is set that is an error.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use formats::gguf::GgmlType;
+use formats::peft::Dtype;
+use serde_json::json;
+use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_of};
+
+fn here(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/studio")
+        .join(name)
+}
+
+fn there(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// Writes what a server needs, and what is dropped onto the page.
+fn scene(home: &Path) {
+    std::fs::write(home.join("tiny.gguf"), tiny_gguf_of(1, GgmlType::Q4_1, 2048)).unwrap();
+    for (folder, seed) in [("personas/warm/adapter", 11), ("personas/formal/adapter", 12), ("third", 13)] {
+        let folder = home.join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let adapter = tiny_adapter(seed, &tiny_config(), 4, 1.0);
+        adapter.write(&folder, Dtype::F32, "tiny").unwrap();
+    }
+    let toml = |name: &str, text: &str| {
+        std::fs::write(home.join("personas").join(name).join("persona.toml"), text).unwrap();
+    };
+    toml("warm", "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n");
+    toml("formal", "description = \"Formal\"\n");
+    let rows: String = (0..12)
+        .map(|n| format!("{}\n", json!({"instruction": format!("Question {n}?"), "output": format!("Answer {n}.")})))
+        .collect();
+    std::fs::write(home.join("rows.jsonl"), rows).unwrap();
+    std::fs::write(home.join("broken.jsonl"), "{\"instruction\": \"a\", \"output\": \"b\"}\n{oops\n").unwrap();
+    let told = json!({"tone_share": 0.5, "copied_share": 1.0, "repetition": 0.1, "length_ratio": 1.2});
+    let matrix = json!({"warm": {"warm": 0.9, "formal": 0.1}, "formal": {"warm": 0.2, "formal": 0.8}});
+    let persona = |name: &str| json!({"name": name, "version": 1, "adapter": "ab".repeat(32), "persona": told, "loss": 1.5});
+    let evaluation = json!({
+        "base": "tiny", "personas": [persona("warm"), persona("formal")], "missed": ["warm: tone is 50.0%"],
+        "losses": {"warm": {"tiny": 3.0, "warm": 1.5, "formal": 3.5}, "formal": {"tiny": 2.7, "warm": 3.0, "formal": 1.6}},
+        "tones": matrix, "distinct": matrix,
+        "samples": [{"question": "Where is it?", "base": "I am a model.", "answers": {"warm": "Soon!", "formal": "In transit."}}],
+    });
+    let kept = lory::judgements::Evaluations::new(&lory::home::Home::at(&home.join("home")).judgements());
+    kept.keep(1_764_000_000, evaluation).unwrap();
+}
+
+#[test]
+fn the_flows() {
+    let every = std::env::var_os("LORY_EVERY_CLIENT").is_some();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("studio");
+    let installed = Command::new(here("install")).arg(&folder).output().unwrap();
+    let said = String::from_utf8_lossy(&installed.stderr);
+    assert!(installed.status.success() || !every, "install: {said}");
+    if !folder.join("installed").is_file() || !there("chromium") || !there("node") {
+        assert!(!every, "there is no npm or no chromium: {said}");
+        eprintln!("no npm or no chromium: the studio was not tried");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    scene(home.path());
+    let run = Command::new("node")
+        .arg(here("flows.mjs"))
+        .arg(env!("CARGO_BIN_EXE_lory"))
+        .arg(home.path())
+        .arg(&folder)
+        .env("LORY_HOME", home.path().join("home"))
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap();
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(run.status.success(), "{}\n{}", said(&run.stdout), said(&run.stderr));
+}

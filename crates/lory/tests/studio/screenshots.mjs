@@ -1,0 +1,62 @@
+// Makes the pictures of docs/studio.md: node screenshots.mjs LORY PLAYWRIGHT OUT [BASE]. LORY is the program, PLAYWRIGHT the folder
+// that `install` made, BASE a GGUF file; without it `lory` finds or fetches the demo base. Asks the two shipped personas.
+
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+
+import { browse, open, serve } from "./browser.mjs";
+
+const [lory, playwright, out, base] = process.argv.slice(2).map((path) => resolve(path));
+const repository = resolve(import.meta.dirname, "../../../..");
+process.env.LORY_HOME ??= mkdtempSync(join(tmpdir(), "lory-studio-"));
+const server = await serve(lory, repository, ["--personas", "personas", ...(base ? ["--base", base] : [])]);
+const browser = await browse(resolve(playwright));
+
+const idle = (page) => page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, { timeout: 120_000 });
+
+/** What is done in a view before its picture is taken. */
+const views = {
+  async listen(page) {
+    await page.getByLabel("Share of the first tone in the blend").fill("50");
+    await page.getByRole("button", { name: "Ask" }).click();
+    await page.waitForTimeout(500);
+    await idle(page);
+  },
+  async personas(page) {
+    await page.locator("[data-name=customer] summary").first().click();
+    await page.locator("[data-name=customer] table").waitFor();
+  },
+  async train(page) {
+    await page.locator("input[type=file]").first().setInputFiles(join(repository, "personas/customer/test.jsonl"));
+    await page.getByRole("button", { name: "Plan it" }).waitFor({ timeout: 60_000 });
+  },
+  async evaluate(page) {
+    await page.getByRole("button", { name: "Begin" }).click();
+    await page.waitForTimeout(500);
+    await idle(page);
+  },
+  async watch(page) {
+    const ask = (prompt) => fetch(`${server.address}/generate`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ prompt, user_type: "partner" }) });
+    const asked = Promise.all(["Where is my order?", "May I return it?", "Who pays the postage?"].map(ask));
+    await page.waitForTimeout(14_000);
+    await asked;
+  },
+};
+
+try {
+  for (const [view, act] of Object.entries(views)) {
+    for (const [width, scheme] of [[1280, "light"], [1280, "dark"], [360, "light"]]) {
+      const page = await open(browser, `${server.address}/#${view}`, { viewport: { width, height: 800 }, colorScheme: scheme });
+      await page.waitForTimeout(1500);
+      if (!(await page.locator(`.tabs a[data-view=${view}]:visible`).count())) continue;
+      await act(page);
+      const name = width === 1280 ? `${view}-${scheme}` : `${view}-narrow`;
+      await page.screenshot({ path: join(out, `${name}.png`), fullPage: width === 1280 });
+      await page.context().close();
+    }
+  }
+} finally {
+  await browser.close();
+  await server.stop("SIGTERM");
+}

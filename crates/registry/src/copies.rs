@@ -1,0 +1,110 @@
+//! Copies of adapters that lie elsewhere, in a folder of this machine: `<sha256>/` each. Whatever is fetched makes room by removing
+//! what was used longest ago. A copy is only a copy: whoever misses one fetches it again.
+
+use std::fs::{self, File, FileTimes};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use formats::peft;
+
+/// The most bytes of all copies together; the one that was fetched last stays, whatever its size.
+pub const MAX_BYTES: u64 = 8 << 30;
+/// What the name of a copy begins with that is not whole yet.
+pub(crate) const UNFINISHED: &str = ".fetch-";
+/// What the name of a copy begins with that is being removed.
+const LEAVING: &str = ".leaving-";
+/// How old something unfinished is that nobody will finish.
+const ABANDONED: Duration = Duration::from_secs(60 * 60);
+
+/// Notes that a copy was used now.
+pub(crate) fn used(dir: &Path) {
+    // Where the time cannot be set the copy only goes earlier.
+    if let Ok(file) = File::options().write(true).open(dir.join(peft::CONFIG_FILE)) {
+        let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
+    }
+}
+
+struct Copy {
+    dir: PathBuf,
+    used: SystemTime,
+    bytes: u64,
+}
+
+/// Removes the copies that were used longest ago until all of them take at most `limit` bytes; not `keep`. What cannot be removed
+/// stays, and is tried again after the next fetch.
+pub(crate) fn prune(cache: &Path, keep: &Path, limit: u64) {
+    let mut copies = Vec::new();
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let dir = entry.path();
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(UNFINISHED) || name.starts_with(LEAVING) {
+            let age = entry.metadata().and_then(|data| data.modified());
+            let age = age.ok().and_then(|time| time.elapsed().ok());
+            if age.is_some_and(|age| age > ABANDONED) {
+                let _ = fs::remove_dir_all(&dir);
+            }
+            continue;
+        }
+        let Ok(config) = dir.join(peft::CONFIG_FILE).metadata() else {
+            continue;
+        };
+        let weights = dir.join(peft::WEIGHTS_FILE).metadata();
+        copies.push(Copy {
+            used: config.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            bytes: config.len() + weights.map_or(0, |weights| weights.len()),
+            dir,
+        });
+    }
+    copies.sort_by_key(|copy| copy.used);
+    let mut bytes: u64 = copies.iter().map(|copy| copy.bytes).sum();
+    for copy in copies {
+        if bytes <= limit {
+            return;
+        }
+        if copy.dir == keep {
+            continue;
+        }
+        let name = copy.dir.file_name().unwrap_or_default().to_string_lossy();
+        let leaving = cache.join(format!("{LEAVING}{name}"));
+        // First out of the way as a whole: nobody reads half a copy.
+        if fs::rename(&copy.dir, &leaving).is_ok() {
+            let _ = fs::remove_dir_all(&leaving);
+            bytes -= copy.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_longest_ago_makes_room() {
+        let cache = tempfile::tempdir().unwrap();
+        let copy = |name: &str, hours: u64| {
+            let dir = cache.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join(peft::CONFIG_FILE), [0; 20]).unwrap();
+            fs::write(dir.join(peft::WEIGHTS_FILE), [0; 80]).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(hours * 3600);
+            let file = File::options().write(true).open(dir.join(peft::CONFIG_FILE)).unwrap();
+            file.set_times(FileTimes::new().set_modified(then)).unwrap();
+            dir
+        };
+        let (old, older, oldest, new) = (copy("b", 2), copy("c", 3), copy("d", 4), copy("a", 0));
+        let unfinished = cache.path().join(".fetch-x");
+        fs::create_dir(&unfinished).unwrap();
+        prune(cache.path(), &new, 400);
+        assert!(oldest.exists());
+        prune(cache.path(), &new, 399);
+        assert!(!oldest.exists() && older.exists());
+        used(&older);
+        prune(cache.path(), &new, 200);
+        assert!(older.exists() && !old.exists());
+        // The one that was just fetched stays, also where it is larger than all may be.
+        prune(cache.path(), &new, 10);
+        assert!(new.exists() && !older.exists() && unfinished.exists());
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 2);
+    }
+}
