@@ -8,8 +8,8 @@ use formats::peft::{self, AdapterConfig, PeftError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::AdapterRecord;
 use crate::copies;
+use crate::entry::AdapterRecord;
 use crate::error::{ReadError, RegistryError};
 use crate::store::Store;
 

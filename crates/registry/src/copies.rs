@@ -19,7 +19,10 @@ const ABANDONED: Duration = Duration::from_secs(60 * 60);
 /// Notes that a copy was used now.
 pub(crate) fn used(dir: &Path) {
     // Where the time cannot be set the copy only goes earlier.
-    if let Ok(file) = File::options().write(true).open(dir.join(peft::CONFIG_FILE)) {
+    if let Ok(file) = File::options()
+        .write(true)
+        .open(dir.join(peft::CONFIG_FILE))
+    {
         let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
     }
 }
@@ -88,7 +91,10 @@ mod tests {
             fs::write(dir.join(peft::CONFIG_FILE), [0; 20]).unwrap();
             fs::write(dir.join(peft::WEIGHTS_FILE), [0; 80]).unwrap();
             let then = SystemTime::now() - Duration::from_secs(hours * 3600);
-            let file = File::options().write(true).open(dir.join(peft::CONFIG_FILE)).unwrap();
+            let file = File::options()
+                .write(true)
+                .open(dir.join(peft::CONFIG_FILE))
+                .unwrap();
             file.set_times(FileTimes::new().set_modified(then)).unwrap();
             dir
         };

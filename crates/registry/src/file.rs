@@ -247,7 +247,9 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
         let message = format!("system_prompt is longer than {MAX_SYSTEM_PROMPT} bytes");
         return Err(source.error(prompt.span(), message));
     }
-    let variables = raw.variables.unwrap_or_else(|| Spanned::new(0..0, Variables::new()));
+    let variables = raw
+        .variables
+        .unwrap_or_else(|| Spanned::new(0..0, Variables::new()));
     let prompt = raw.system_prompt.as_ref().map(|prompt| &**prompt.get_ref());
     variables::check(prompt, variables.get_ref())
         .map_err(|message| source.error(variables.span(), message))?;

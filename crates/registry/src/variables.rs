@@ -120,9 +120,7 @@ pub fn check(prompt: Option<&str>, declared: &Variables) -> Result<(), String> {
         }
         match variable {
             Variable::Default(text) if text.len() > MAX_VALUE => {
-                return Err(format!(
-                    "variables.{name} is longer than {MAX_VALUE} bytes"
-                ));
+                return Err(format!("variables.{name} is longer than {MAX_VALUE} bytes"));
             }
             Variable::Required(Required { required: false }) => {
                 return Err(format!(
@@ -189,7 +187,11 @@ pub fn check_given<'a>(
     for (name, value) in given {
         let mut any = declared.clone().into_iter();
         if !any.any(|variables| variables.contains_key(name)) {
-            let mut known: Vec<String> = declared.into_iter().flatten().map(|(n, _)| n.clone()).collect();
+            let mut known: Vec<String> = declared
+                .into_iter()
+                .flatten()
+                .map(|(n, _)| n.clone())
+                .collect();
             known.sort_unstable();
             known.dedup();
             return Err(VariableError::Unknown {
@@ -310,9 +312,18 @@ mod tests {
         assert!(refused("{{A}}", &[("A", None)]).contains("is no name"));
         let long = "x".repeat(MAX_VALUE + 1);
         assert!(refused("{{a}}", &[("a", Some(&long))]).contains("longer than 4096"));
-        let off = Variables::from([("a".to_owned(), Variable::Required(Required { required: false }))]);
-        assert!(check(Some("{{a}}"), &off).unwrap_err().contains("says nothing"));
-        let many: Variables = (0..=MAX_VARIABLES).map(|n| (format!("v{n}"), Variable::required())).collect();
+        let off = Variables::from([(
+            "a".to_owned(),
+            Variable::Required(Required { required: false }),
+        )]);
+        assert!(
+            check(Some("{{a}}"), &off)
+                .unwrap_err()
+                .contains("says nothing")
+        );
+        let many: Variables = (0..=MAX_VARIABLES)
+            .map(|n| (format!("v{n}"), Variable::required()))
+            .collect();
         assert!(check(Some(""), &many).unwrap_err().contains("at most 32"));
         assert!(check(None, &variables(&[("a", None)])).is_err());
     }
@@ -322,12 +333,24 @@ mod tests {
         let (one, other) = (variables(&[("a", None)]), variables(&[("b", Some("x"))]));
         let both = [&one, &other];
         check_given(&given(&[("a", "1"), ("b", "2")]), both).unwrap();
-        let unknown = check_given(&given(&[("c", "1")]), both).unwrap_err().to_string();
-        assert_eq!(unknown, "variables.c: there is no such variable; there are: a, b");
-        let none = check_given(&given(&[("c", "1")]), []).unwrap_err().to_string();
+        let unknown = check_given(&given(&[("c", "1")]), both)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            unknown,
+            "variables.c: there is no such variable; there are: a, b"
+        );
+        let none = check_given(&given(&[("c", "1")]), [])
+            .unwrap_err()
+            .to_string();
         assert!(none.ends_with("none can be given here"), "{none}");
         let long = given(&[("a", &"x".repeat(MAX_VALUE + 1))]);
-        assert!(check_given(&long, both).unwrap_err().to_string().contains("4097 bytes"));
+        assert!(
+            check_given(&long, both)
+                .unwrap_err()
+                .to_string()
+                .contains("4097 bytes")
+        );
     }
 
     #[test]

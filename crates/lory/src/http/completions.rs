@@ -16,9 +16,7 @@ use super::events::{Incoming, Usage, Wire};
 use super::json::{Biases, Body, Texts};
 use super::logprobs::{self, Columns};
 use super::sampling::overrides;
-use crate::service::{
-    Ask, Caller, Conversation, Delta, End, FieldNames, Speaker, SpokenToken,
-};
+use crate::service::{Ask, Caller, Conversation, Delta, End, FieldNames, Speaker, SpokenToken};
 
 /// OpenAI's default, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;

@@ -108,7 +108,9 @@ impl ApiError {
         ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            format!("the body must be a zip archive; send the header Content-Type: application/zip, not {found}"),
+            format!(
+                "the body must be a zip archive; send the header Content-Type: application/zip, not {found}"
+            ),
         )
     }
 
@@ -356,11 +358,13 @@ impl From<PublishError> for ApiError {
             PublishError::NotInFolder { .. } => (StatusCode::NOT_FOUND, "persona_not_found"),
             PublishError::Upload(error) => match error {
                 UploadError::Off => (StatusCode::CONFLICT, "uploads_off"),
-                UploadError::Archive(_) | UploadError::Entry { .. } | UploadError::Missing { .. } => {
-                    (StatusCode::BAD_REQUEST, "archive_refused")
-                }
+                UploadError::Archive(_)
+                | UploadError::Entry { .. }
+                | UploadError::Missing { .. } => (StatusCode::BAD_REQUEST, "archive_refused"),
                 UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
-                UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+                UploadError::TooLarge { .. } => {
+                    (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large")
+                }
                 UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
                 UploadError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed"),
             },

@@ -90,14 +90,25 @@ pub(super) async fn vote(
         speaker(&service, &caller, field, who)?;
     }
     let wrong = |field: &str, message: String| {
-        Err(ApiError::bad_request("invalid_value", message, Some(field.to_owned())))
+        Err(ApiError::bad_request(
+            "invalid_value",
+            message,
+            Some(field.to_owned()),
+        ))
     };
     if new.a == new.b {
         return wrong("b", "b is the same as a; a vote is between two".to_owned());
     }
-    if let Some(prompt) = new.prompt.as_ref().filter(|prompt| prompt.len() > MAX_PROMPT) {
+    if let Some(prompt) = new
+        .prompt
+        .as_ref()
+        .filter(|prompt| prompt.len() > MAX_PROMPT)
+    {
         let bytes = prompt.len();
-        return wrong("prompt", format!("prompt has {bytes} bytes; at most {MAX_PROMPT} are kept"));
+        return wrong(
+            "prompt",
+            format!("prompt has {bytes} bytes; at most {MAX_PROMPT} are kept"),
+        );
     }
     let vote = Vote {
         time: seconds_since_1970(),
@@ -158,9 +169,12 @@ fn speaker(service: &Service, caller: &Caller, field: &str, who: &str) -> Result
     for part in names(who) {
         caller.check_persona(&part.name)?;
     }
-    let wrong = |message: String| ApiError::bad_request("invalid_persona", message, Some(field.to_owned()));
+    let wrong =
+        |message: String| ApiError::bad_request("invalid_persona", message, Some(field.to_owned()));
     let personas = service.personas();
-    personas.resolve(who).map_err(|error| wrong(format!("{field}: {error}")))?;
+    personas
+        .resolve(who)
+        .map_err(|error| wrong(format!("{field}: {error}")))?;
     match names(who).find(|part| part.version.is_none()) {
         Some(part) => Err(wrong(format!(
             "{field}: {} has no version; a vote is on a version, such as {}@1",

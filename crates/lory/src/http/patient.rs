@@ -110,6 +110,9 @@ mod tests {
         let mut near = Patient::new(near, Duration::from_millis(5));
         let error = near.write_all(&[7; 64]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
-        assert!(error.to_string().contains("took nothing for 5ms"), "{error}");
+        assert!(
+            error.to_string().contains("took nothing for 5ms"),
+            "{error}"
+        );
     }
 }

@@ -119,7 +119,10 @@ mod tests {
         assert_eq!(ids.len(), MAX_KEPT);
         assert_eq!(kept.read(&ids[0]).unwrap()["time"], json!(MAX_KEPT + 1));
         for wrong in ["", "../votes", &"0".repeat(20)] {
-            assert!(matches!(kept.read(wrong), Err(JudgementError::Unknown(_))), "{wrong}");
+            assert!(
+                matches!(kept.read(wrong), Err(JudgementError::Unknown(_))),
+                "{wrong}"
+            );
         }
     }
 }

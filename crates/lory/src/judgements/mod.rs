@@ -13,7 +13,9 @@ pub use votes::{MAX_PROMPT, MAX_VOTES, Tally, Vote, Votes, Winner};
 #[derive(Debug, thiserror::Error)]
 pub enum JudgementError {
     /// There is no folder.
-    #[error("there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again")]
+    #[error(
+        "there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again"
+    )]
     Off,
     /// There is no such evaluation.
     #[error("there is no evaluation {0:?}; GET /v1/evaluations lists them")]

@@ -88,7 +88,10 @@ impl Known {
             b_wins: 0,
             ties: 0,
         };
-        let tally = self.tallies.entry((a.clone(), b.clone())).or_insert_with(empty);
+        let tally = self
+            .tallies
+            .entry((a.clone(), b.clone()))
+            .or_insert_with(empty);
         match (vote.winner, swapped) {
             (Winner::Tie, _) => tally.ties += 1,
             (Winner::A, false) | (Winner::B, true) => tally.a_wins += 1,
@@ -122,7 +125,10 @@ impl Votes {
             if let Some(folder) = self.path.parent() {
                 fs::create_dir_all(folder).map_err(io)?;
             }
-            let file = OpenOptions::new().create(true).append(true).open(&self.path);
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.path);
             let mut file = file.map_err(io)?;
             let line = serde_json::to_string(vote).map_err(|error| io(error.into()))?;
             file.write_all(format!("{line}\n").as_bytes()).map_err(io)?;

@@ -43,7 +43,9 @@ impl Caller {
     /// Whether it may administer; whoever needs no key may.
     #[must_use]
     pub fn is_admin(&self) -> bool {
-        self.key.as_ref().is_none_or(|key| key.check_admin().is_ok())
+        self.key
+            .as_ref()
+            .is_none_or(|key| key.check_admin().is_ok())
     }
 
     /// # Errors

@@ -80,7 +80,10 @@ impl Service {
     ///
     /// # Errors
     /// [`PublishError::NotInFolder`].
-    pub fn in_folder(&self, name: &str) -> Result<(Option<PathBuf>, PersonaSettings), PublishError> {
+    pub fn in_folder(
+        &self,
+        name: &str,
+    ) -> Result<(Option<PathBuf>, PersonaSettings), PublishError> {
         let persona = self.catalog.folder().get(name);
         let persona = persona.ok_or_else(|| PublishError::NotInFolder {
             name: name.to_owned(),

@@ -35,7 +35,9 @@ const TOLD: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// There is no folder for uploads.
-    #[error("there is nowhere to keep uploads; set LORY_HOME to a folder and start the server again")]
+    #[error(
+        "there is nowhere to keep uploads; set LORY_HOME to a folder and start the server again"
+    )]
     Off,
     /// It is no archive, or a broken one.
     #[error("the upload is no zip archive that can be read: {0}")]
@@ -49,7 +51,9 @@ pub enum UploadError {
         message: String,
     },
     /// A file that makes an adapter is not in it.
-    #[error("the archive has no {file}; put adapter_config.json and adapter_model.safetensors into it, as PEFT saves them")]
+    #[error(
+        "the archive has no {file}; put adapter_config.json and adapter_model.safetensors into it, as PEFT saves them"
+    )]
     Missing {
         /// The file.
         file: &'static str,
@@ -157,7 +161,10 @@ impl Uploads {
         let mut waiting: Vec<(Duration, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let age = entry.metadata().and_then(|data| data.modified());
-            let age = age.ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+            let age = age
+                .ok()
+                .and_then(|time| time.elapsed().ok())
+                .unwrap_or_default();
             waiting.push((age, entry.path()));
         }
         waiting.sort();
@@ -201,19 +208,32 @@ impl Service {
         let problem = self.adapters.try_on(adapter, dir.path()).err();
         // Where it lies meanwhile is nobody's business.
         let problem = problem.map(|error| error.to_string().replace(&here, "the adapter"));
-        let modules: BTreeSet<&str> = adapter.pairs.iter().map(|pair| pair.module.name()).collect();
+        let modules: BTreeSet<&str> = adapter
+            .pairs
+            .iter()
+            .map(|pair| pair.module.name())
+            .collect();
         let layers: BTreeSet<usize> = adapter.pairs.iter().map(|pair| pair.layer).collect();
         let weights = dir.path().join(peft::WEIGHTS_FILE).metadata();
         let uploaded = Uploaded {
             sha256: content.sha256.clone(),
             bytes: weights.map_or(0, |file| file.len()),
             dtype: adapter.dtype,
-            rank: adapter.pairs.iter().map(|pair| pair.rank).max().unwrap_or(0),
+            rank: adapter
+                .pairs
+                .iter()
+                .map(|pair| pair.rank)
+                .max()
+                .unwrap_or(0),
             alpha: adapter.config.lora_alpha,
             modules: modules.into_iter().collect(),
             layers: layers.len(),
             pairs: adapter.pairs.len(),
-            parameters: adapter.pairs.iter().map(|pair| pair.a.len() + pair.b.len()).sum(),
+            parameters: adapter
+                .pairs
+                .iter()
+                .map(|pair| pair.a.len() + pair.b.len())
+                .sum(),
             base_name: adapter.config.base_model_name_or_path.clone(),
             base_sha256: content.base_sha256().map(str::to_owned),
             problem,
@@ -249,7 +269,10 @@ fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
     let file = File::open(archive).map_err(|error| broken(&error))?;
     let mut archive = ZipArchive::new(file).map_err(|error| broken(&error))?;
     if archive.len() > MAX_ENTRIES {
-        let said = format!("it has {} files; at most {MAX_ENTRIES} are looked at", archive.len());
+        let said = format!(
+            "it has {} files; at most {MAX_ENTRIES} are looked at",
+            archive.len()
+        );
         return Err(UploadError::Archive(said));
     }
     let mut passed_over = Vec::new();
@@ -264,7 +287,8 @@ fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
             message: message.to_owned(),
         };
         let path = entry.enclosed_name();
-        let path = path.filter(|_| !name.contains('\\') && !name.starts_with('/') && !name.contains(".."));
+        let path =
+            path.filter(|_| !name.contains('\\') && !name.starts_with('/') && !name.contains(".."));
         let Some(path) = path else {
             return Err(refused("leads out of the archive"));
         };
@@ -274,15 +298,22 @@ fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
         if entry.is_dir() {
             continue;
         }
-        let wanted = [(peft::CONFIG_FILE, MAX_CONFIG), (peft::WEIGHTS_FILE, registry::blob::MAX_WEIGHTS)];
-        let wanted = wanted.into_iter().find(|(file, _)| path.file_name().is_some_and(|name| name == *file));
+        let wanted = [
+            (peft::CONFIG_FILE, MAX_CONFIG),
+            (peft::WEIGHTS_FILE, registry::blob::MAX_WEIGHTS),
+        ];
+        let wanted = wanted
+            .into_iter()
+            .find(|(file, _)| path.file_name().is_some_and(|name| name == *file));
         let Some((file, limit)) = wanted else {
             passed_over.push(name);
             continue;
         };
         let parent = path.parent().unwrap_or(Path::new("")).to_owned();
         if !found.insert(file) || home.as_ref().is_some_and(|home| *home != parent) {
-            return Err(refused("is there besides another adapter; send one adapter at a time"));
+            return Err(refused(
+                "is there besides another adapter; send one adapter at a time",
+            ));
         }
         home = Some(parent);
         let target = dir.join(file);
@@ -357,7 +388,12 @@ mod tests {
     #[test]
     fn paths_bombs_and_others_are_refused() {
         let refused = |files: &[(&str, &[u8])]| unpacked(files).unwrap_err().to_string();
-        for path in ["../adapter_config.json", "/etc/adapter_config.json", "a/../../adapter_config.json", "..\\adapter_config.json"] {
+        for path in [
+            "../adapter_config.json",
+            "/etc/adapter_config.json",
+            "a/../../adapter_config.json",
+            "..\\adapter_config.json",
+        ] {
             let said = refused(&[(path, b"{}"), WEIGHTS]);
             assert!(said.contains("leads out of the archive"), "{path}: {said}");
         }
@@ -374,7 +410,9 @@ mod tests {
         let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
         assert!(refused(&many).contains("at most 1000"));
         let none = NamedTempFile::new().unwrap();
-        let said = unpack(none.path(), Path::new("nowhere")).unwrap_err().to_string();
+        let said = unpack(none.path(), Path::new("nowhere"))
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("no zip archive"), "{said}");
     }
 

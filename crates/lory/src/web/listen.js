@@ -31,8 +31,8 @@ export function listen(studio) {
 
   const prompt = el("textarea", { id: "prompt", rows: 3, value: EXAMPLES[0], maxlength: 20000, onkeydown: keys });
   const chips = el("div.chips", { role: "group", "aria-label": "Who answers" });
-  const temperature = el("input", { type: "number", min: 0, max: 2, step: 0.1, value: "0", oninput: code });
-  const limit = el("input", { type: "number", min: 1, max: 4096, step: 1, value: "120", oninput: code });
+  const temperature = el("input", { type: "number", min: 0, max: 2, step: 0.1, placeholder: "its own", oninput: code });
+  const limit = el("input", { type: "number", min: 1, max: 4096, step: 1, placeholder: "its own", oninput: code });
   const seed = el("input", { type: "number", min: 0, max: 2 ** 48, step: 1, value: String(newSeed()), oninput: code });
   const more = el("input", { placeholder: "customer@2, a*0.5+b*0.5", "aria-label": "Another speaker: a version or a blend" });
   const variables = el("div.settings", { hidden: true });
@@ -124,7 +124,6 @@ export function listen(studio) {
     answers,
     below,
   );
-
 
   function keys(event) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -289,12 +288,9 @@ export function listen(studio) {
     put(card.numbers);
     card.node.setAttribute("aria-busy", "true");
     busy();
-    const began = performance.now();
-    let first = null;
     try {
       for await (const event of events("/generate", { ...bodyFor(card.name, body), stream: true }, controller.signal)) {
         if ("delta" in event) {
-          first ??= performance.now();
           // Who reads further up is left there.
           const follows = card.body.scrollHeight - card.body.scrollTop - card.body.clientHeight < 40;
           card.text.appendData(event.delta);
@@ -320,7 +316,6 @@ export function listen(studio) {
         compare();
       }
     }
-    return first && first - began;
   }
 
   function end(card, last) {

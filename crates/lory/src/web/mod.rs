@@ -63,7 +63,11 @@ impl File {
         let tags = TAGS.get_or_init(|| {
             let tag = |file: &File| {
                 let hash = Sha256::digest(file.text);
-                let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                let hex: String = hash
+                    .iter()
+                    .take(8)
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
                 HeaderValue::try_from(format!("\"{hex}\""))
             };
             FILES.iter().filter_map(|file| tag(file).ok()).collect()
@@ -78,7 +82,9 @@ impl File {
         let tag = self.tag();
         let known = asked.get_all(IF_NONE_MATCH).iter().any(|known| {
             let known = known.to_str().unwrap_or_default().split(',');
-            known.map(str::trim).any(|known| known.as_bytes() == tag.as_bytes())
+            known
+                .map(str::trim)
+                .any(|known| known.as_bytes() == tag.as_bytes())
         });
         // Asked again each time, so that after an update no old script meets a new page.
         let headers = [
@@ -139,8 +145,16 @@ mod tests {
     fn nothing_comes_from_elsewhere_or_is_made_markup() {
         for file in FILES {
             let text = file.text.replace("http://www.w3.org/2000/svg", "");
-            assert!(!text.contains("http://") && !text.contains("https://"), "{}", file.name);
-            assert!(!text.contains("innerHTML") && !text.contains("insertAdjacentHTML"), "{}", file.name);
+            assert!(
+                !text.contains("http://") && !text.contains("https://"),
+                "{}",
+                file.name
+            );
+            assert!(
+                !text.contains("innerHTML") && !text.contains("insertAdjacentHTML"),
+                "{}",
+                file.name
+            );
         }
     }
 

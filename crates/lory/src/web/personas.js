@@ -6,6 +6,9 @@ import { bytes, number, short, when } from "./format.js";
 import { read, sum } from "./metrics.js";
 import { uploader } from "./upload.js";
 
+/** A server without a home keeps no evaluations; who may not see them may not see the rest either. */
+const nothing = () => ({ data: [] });
+
 const path = (name, ...rest) => ["/v1/personas", encodeURIComponent(name), ...rest].join("/");
 
 export function personas(studio) {
@@ -27,8 +30,15 @@ export function personas(studio) {
   async function refresh() {
     let answer;
     try {
-      const [listed, pool, counters] = await Promise.all([get("/v1/personas"), get("/v1/lora_adapters"), read()]);
-      answer = { listed, pool: new Map(pool.data.map((one) => [one.sha256, one])), counters };
+      const [listed, pool, counters, measured] = await Promise.all([get("/v1/personas"), get("/v1/lora_adapters"), read(), get("/v1/evaluations").catch(nothing)]);
+      // The newest come first, and the first of an adapter is kept.
+      const evaluations = new Map();
+      for (const { time, missed, personas } of measured.data) {
+        for (const { name, adapter } of personas) {
+          if (adapter && !evaluations.has(adapter)) evaluations.set(adapter, { time, missed: missed.filter((line) => line.startsWith(`${name}: `)) });
+        }
+      }
+      answer = { listed, pool: new Map(pool.data.map((one) => [one.sha256, one])), counters, evaluations };
     } catch (error) {
       tools.hidden = true;
       known = [];
@@ -164,6 +174,7 @@ export function personas(studio) {
         one.adapter
           ? el("button.plain.small.mono", { type: "button", title: `${one.adapter.sha256}\nCopy`, onclick: () => copy(one.adapter.sha256, "The hash is copied") }, short(one.adapter.sha256))
           : el("span.soft", {}, "none"),
+        evaluation(one.adapter && answer.evaluations.get(one.adapter.sha256)),
         one.adapter?.base_sha256 && el("div.small.soft", { title: one.adapter.base_sha256 }, `base ${short(one.adapter.base_sha256)}`),
       ),
       el("td.num", {}, one.adapter ? bytes(one.adapter.bytes) : "–"),
@@ -181,6 +192,16 @@ export function personas(studio) {
       ),
     );
   }
+
+  /** What `lory eval` said of an adapter when it was last asked. */
+  const evaluation = (found) =>
+    found &&
+    el(
+      "div.small",
+      {},
+      el(`span.tag.${found.missed.length ? "off" : "on"}`, { title: found.missed.join("\n") || "every threshold was met" }, found.missed.length ? `missed ${found.missed.length}` : "gate passed"),
+      el("span.soft", {}, ` measured ${when(found.time)}`),
+    );
 
   function settings(version) {
     const { settings } = version;

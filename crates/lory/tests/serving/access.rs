@@ -315,6 +315,8 @@ fn every_route_but_the_open_ones_wants_a_key() {
                 "/v1/personas",
                 "/v1/registry",
                 "/v1/persona_aliases",
+                "/v1/adapters",
+                "/v1/evaluations",
                 "/v1/load",
                 "/v1/unload",
             ]
@@ -327,7 +329,15 @@ fn every_route_but_the_open_ones_wants_a_key() {
         }
     }
     open.sort();
-    assert_eq!(open, ["/docs", "/health", "/openapi.json", "/ready"]);
+    let known = [
+        "/",
+        "/docs",
+        "/health",
+        "/openapi.json",
+        "/ready",
+        "/studio/{file}",
+    ];
+    assert_eq!(open, known);
 }
 
 #[test]
@@ -336,9 +346,17 @@ fn where_files_lie_is_for_admins() {
     let guarded = Guarded::new(&keys, ServerSettings::default());
     let roots = |key: &str| {
         let models = guarded.send(key, "GET", "/v1/models", &Value::Null).json();
-        let card = models["data"].as_array().unwrap().iter().find(|card| card["id"] == "warm");
+        let card = models["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|card| card["id"] == "warm");
         card.unwrap()["root"].as_str().unwrap().to_owned()
     };
-    assert!(roots("admin").ends_with("warm/adapter"), "{}", roots("admin"));
+    assert!(
+        roots("admin").ends_with("warm/adapter"),
+        "{}",
+        roots("admin")
+    );
     assert_eq!(roots("a"), scene::BASE);
 }

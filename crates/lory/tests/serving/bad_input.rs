@@ -299,7 +299,7 @@ fn other_media_types_routes_and_methods_are_errors_in_json() {
     assert_eq!((status, code.as_str()), (415, "unsupported_media_type"));
     assert!(message.contains("application/json"), "{message}");
 
-    for path in ["/", "/nothing", "/v1", "/generate/"] {
+    for path in ["/studio", "/nothing", "/v1", "/generate/"] {
         let (status, code, param, _) = server.get(path).error();
         assert_eq!(
             (status, code.as_str(), param),

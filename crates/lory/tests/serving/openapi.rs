@@ -53,7 +53,10 @@ pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -
             for (name, field) in fields {
                 // Of a map every value has one shape.
                 let each = &schema["additionalProperties"];
-                match schema["properties"].get(name).or(each.as_object().map(|_| each)) {
+                match schema["properties"]
+                    .get(name)
+                    .or(each.as_object().map(|_| each))
+                {
                     Some(one) => {
                         found.extend(complaints(document, one, field, &format!("{path}.{name}")));
                     }
@@ -131,29 +134,109 @@ fn answers_about_personas_are_as_the_document_says() {
         "variables": {"shop": "a shop", "tier": {"required": true}}, "description": "d", "max_new_tokens": 3});
     let first = json!({"adapter_path": "a21", "settings": settings});
     for (method, path, called, body) in [
-        ("POST", "/v1/personas/{name}/versions", "/v1/personas/x/versions", first),
-        ("POST", "/v1/personas/{name}/versions", "/v1/personas/x/versions", json!({"adapter_path": "a22"})),
-        ("POST", "/v1/personas/{name}/rollback", "/v1/personas/x/rollback", json!({})),
-        ("PUT", "/v1/personas/{name}/canary", "/v1/personas/x/canary", json!({"version": 2, "percent": 5})),
-        ("PUT", "/v1/personas/{name}/shadow", "/v1/personas/x/shadow", json!({"version": 2, "percent": 5})),
-        ("PUT", "/v1/persona_aliases/{alias}", "/v1/persona_aliases/y", json!({"target": "x@2"})),
+        (
+            "POST",
+            "/v1/personas/{name}/versions",
+            "/v1/personas/x/versions",
+            first,
+        ),
+        (
+            "POST",
+            "/v1/personas/{name}/versions",
+            "/v1/personas/x/versions",
+            json!({"adapter_path": "a22"}),
+        ),
+        (
+            "POST",
+            "/v1/personas/{name}/rollback",
+            "/v1/personas/x/rollback",
+            json!({}),
+        ),
+        (
+            "PUT",
+            "/v1/personas/{name}/canary",
+            "/v1/personas/x/canary",
+            json!({"version": 2, "percent": 5}),
+        ),
+        (
+            "PUT",
+            "/v1/personas/{name}/shadow",
+            "/v1/personas/x/shadow",
+            json!({"version": 2, "percent": 5}),
+        ),
+        (
+            "PUT",
+            "/v1/persona_aliases/{alias}",
+            "/v1/persona_aliases/y",
+            json!({"target": "x@2"}),
+        ),
         ("GET", "/v1/personas", "/v1/personas", json!({})),
         ("GET", "/v1/personas/{name}", "/v1/personas/x", json!({})),
         ("GET", "/v1/personas/{name}", "/v1/personas/warm", json!({})),
         ("GET", "/v1/personas/{name}", "/v1/personas/x@2", json!({})),
-        ("GET", "/v1/personas/{name}/versions", "/v1/personas/x/versions", json!({})),
-        ("GET", "/v1/personas/{name}/versions", "/v1/personas/warm/versions", json!({})),
-        ("POST", "/v1/votes", "/v1/votes", json!({"a": "x@1", "b": "x@2", "winner": "a"})),
+        (
+            "GET",
+            "/v1/personas/{name}/versions",
+            "/v1/personas/x/versions",
+            json!({}),
+        ),
+        (
+            "GET",
+            "/v1/personas/{name}/versions",
+            "/v1/personas/warm/versions",
+            json!({}),
+        ),
+        (
+            "POST",
+            "/v1/votes",
+            "/v1/votes",
+            json!({"a": "x@1", "b": "x@2", "winner": "a"}),
+        ),
         ("GET", "/v1/votes", "/v1/votes", json!({})),
         ("GET", "/v1/evaluations", "/v1/evaluations", json!({})),
-        ("GET", "/v1/personas/{name}/history", "/v1/personas/x/history", json!({})),
-        ("POST", "/v1/registry/verify", "/v1/registry/verify", json!({})),
-        ("POST", "/v1/registry/gc", "/v1/registry/gc", json!({"dry_run": true})),
+        (
+            "GET",
+            "/v1/personas/{name}/history",
+            "/v1/personas/x/history",
+            json!({}),
+        ),
+        (
+            "POST",
+            "/v1/registry/verify",
+            "/v1/registry/verify",
+            json!({}),
+        ),
+        (
+            "POST",
+            "/v1/registry/gc",
+            "/v1/registry/gc",
+            json!({"dry_run": true}),
+        ),
         ("GET", "/v1/lora_adapters", "/v1/lora_adapters", json!({})),
-        ("DELETE", "/v1/persona_aliases/{alias}", "/v1/persona_aliases/y", json!({})),
-        ("DELETE", "/v1/personas/{name}/shadow", "/v1/personas/x/shadow", json!({})),
-        ("DELETE", "/v1/personas/{name}/canary", "/v1/personas/x/canary", json!({})),
-        ("DELETE", "/v1/personas/{name}", "/v1/personas/x@2", json!({})),
+        (
+            "DELETE",
+            "/v1/persona_aliases/{alias}",
+            "/v1/persona_aliases/y",
+            json!({}),
+        ),
+        (
+            "DELETE",
+            "/v1/personas/{name}/shadow",
+            "/v1/personas/x/shadow",
+            json!({}),
+        ),
+        (
+            "DELETE",
+            "/v1/personas/{name}/canary",
+            "/v1/personas/x/canary",
+            json!({}),
+        ),
+        (
+            "DELETE",
+            "/v1/personas/{name}",
+            "/v1/personas/x@2",
+            json!({}),
+        ),
         ("DELETE", "/v1/personas/{name}", "/v1/personas/x", json!({})),
     ] {
         let reply = send(method, called, body);
@@ -161,7 +244,11 @@ fn answers_about_personas_are_as_the_document_says() {
         let answer = &document["paths"][path][method.to_lowercase()]["responses"];
         let schema = &answer[reply.status.to_string()]["content"]["application/json"]["schema"];
         let found = complaints(&document, schema, &reply.json(), path);
-        assert!(!schema.is_null() && found.is_empty(), "{method} {called}: {found:?} in {}", reply.text);
+        assert!(
+            !schema.is_null() && found.is_empty(),
+            "{method} {called}: {found:?} in {}",
+            reply.text
+        );
     }
 }
 

@@ -13,7 +13,9 @@ use crate::scene::{Reply, Server};
 fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in files {
-        writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+        writer
+            .start_file(*name, SimpleFileOptions::default())
+            .unwrap();
         writer.write_all(bytes).unwrap();
     }
     writer.finish().unwrap().into_inner()
@@ -22,7 +24,10 @@ fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// A PEFT folder as an archive.
 fn folder(path: &Path) -> Vec<u8> {
     let read = |name: &str| std::fs::read(path.join(name)).unwrap();
-    let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+    let (config, weights) = (
+        read("adapter_config.json"),
+        read("adapter_model.safetensors"),
+    );
     zipped(&[
         ("x/adapter_config.json", &config),
         ("x/adapter_model.safetensors", &weights),
@@ -32,7 +37,9 @@ fn folder(path: &Path) -> Vec<u8> {
 
 fn send(server: &Server, archive: &[u8]) -> Reply {
     let headers = [("Content-Type", "application/zip")];
-    server.send("POST", "/v1/adapters", &headers, archive).whole()
+    server
+        .send("POST", "/v1/adapters", &headers, archive)
+        .whole()
 }
 
 fn publish(server: &Server, name: &str, body: Value) -> Reply {
@@ -47,16 +54,24 @@ fn what_is_sent_is_looked_at_and_then_published() {
     let reply = send(&server, &folder(&sent));
     assert_eq!(reply.status, 201, "{}", reply.text);
     let shown = reply.json();
-    assert_eq!((&shown["fits"], &shown["problem"], &shown["rank"]), (&json!(true), &Value::Null, &json!(4)));
+    assert_eq!(
+        (&shown["fits"], &shown["problem"], &shown["rank"]),
+        (&json!(true), &Value::Null, &json!(4))
+    );
     assert_eq!(shown["passed_over"], json!(["x/optimizer.pt"]));
     assert!(shown["parameters"].as_u64().unwrap() > 0 && shown["layers"].as_u64().unwrap() > 0);
     // Nothing is published by that.
     assert_eq!(server.get("/v1/personas/third").status, 404);
     let sha256 = shown["sha256"].as_str().unwrap();
-    let version = publish(&server, "third", json!({"upload": sha256, "settings": {"system_prompt": "s"}}));
+    let version = publish(
+        &server,
+        "third",
+        json!({"upload": sha256, "settings": {"system_prompt": "s"}}),
+    );
     assert_eq!(version.status, 201, "{}", version.text);
     assert_eq!(version.json()["adapter"]["sha256"], shown["sha256"]);
-    let answer = server.generate(json!({"prompt": "Hi", "user_type": "third", "max_new_tokens": 2}));
+    let answer =
+        server.generate(json!({"prompt": "Hi", "user_type": "third", "max_new_tokens": 2}));
     assert_eq!(answer["persona"]["adapters"][0]["sha256"], shown["sha256"]);
     // It is not there twice.
     let (status, code, _, _) = publish(&server, "third", json!({"upload": sha256})).error();
@@ -76,7 +91,10 @@ fn one_for_another_base_is_told_and_not_published() {
     let shown = send(&server, &folder(&other)).json();
     assert_eq!(shown["fits"], json!(false));
     let problem = shown["problem"].as_str().unwrap();
-    assert!(problem.contains("trained on the base") && !problem.contains("uploads"), "{problem}");
+    assert!(
+        problem.contains("trained on the base") && !problem.contains("uploads"),
+        "{problem}"
+    );
     let (status, code, _, _) = publish(&server, "x", json!({"upload": shown["sha256"]})).error();
     assert_eq!((status, code.as_str()), (400, "adapter_of_another_base"));
 }
@@ -90,15 +108,44 @@ fn what_is_no_adapter_is_refused_by_name() {
         assert_eq!((found, found_code.as_str()), (status, code), "{message}");
         assert!(message.contains(said), "{message}");
     };
-    refused(send(&server, b"no archive"), 400, "archive_refused", "no zip archive");
-    let climbing = zipped(&[("../adapter_config.json", b"{}"), ("adapter_model.safetensors", b"w")]);
-    refused(send(&server, &climbing), 400, "archive_refused", "leads out");
+    refused(
+        send(&server, b"no archive"),
+        400,
+        "archive_refused",
+        "no zip archive",
+    );
+    let climbing = zipped(&[
+        ("../adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", b"w"),
+    ]);
+    refused(
+        send(&server, &climbing),
+        400,
+        "archive_refused",
+        "leads out",
+    );
     let half = zipped(&[("adapter_config.json", b"{}")]);
-    refused(send(&server, &half), 400, "archive_refused", "has no adapter_model.safetensors");
-    let broken = zipped(&[("adapter_config.json", b"{}"), ("adapter_model.safetensors", b"w")]);
+    refused(
+        send(&server, &half),
+        400,
+        "archive_refused",
+        "has no adapter_model.safetensors",
+    );
+    let broken = zipped(&[
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", b"w"),
+    ]);
     refused(send(&server, &broken), 400, "adapter_unusable", "");
-    let bomb = zipped(&[("adapter_config.json", &vec![b' '; (1 << 20) + 1]), ("adapter_model.safetensors", b"w")]);
-    refused(send(&server, &bomb), 413, "request_too_large", "larger than 1048576 bytes");
+    let bomb = zipped(&[
+        ("adapter_config.json", &vec![b' '; (1 << 20) + 1]),
+        ("adapter_model.safetensors", b"w"),
+    ]);
+    refused(
+        send(&server, &bomb),
+        413,
+        "request_too_large",
+        "larger than 1048576 bytes",
+    );
     let json_body = server.post("/v1/adapters", &json!({}));
     refused(json_body, 415, "unsupported_media_type", "application/zip");
     let both = publish(&server, "x", json!({"upload": "0", "from_folder": true}));
@@ -115,7 +162,10 @@ fn a_persona_of_the_folder_is_published_as_it_lies() {
     let reply = publish(&server, "formal", json!({"from_folder": true}));
     assert_eq!(reply.status, 201, "{}", reply.text);
     let shown = reply.json();
-    assert_eq!((&shown["source"], &shown["version"]), (&json!("registry"), &json!(1)));
+    assert_eq!(
+        (&shown["source"], &shown["version"]),
+        (&json!("registry"), &json!(1))
+    );
     assert_eq!(shown["settings"], before["settings"]);
     assert_eq!(shown["adapter"]["sha256"], before["adapter"]["sha256"]);
     let versions = server.get("/v1/personas/formal/versions").json();

@@ -27,7 +27,8 @@ fn ask(server: &Server, who: &str, variables: Value) -> Value {
 
 /// The text and the tokens of the prompt of a chat whose system message is `system`.
 fn with_words(server: &Server, system: &str) -> (Value, Value) {
-    let turns = json!([{"role": "system", "content": system}, {"role": "user", "content": "Hello!"}]);
+    let turns =
+        json!([{"role": "system", "content": system}, {"role": "user", "content": "Hello!"}]);
     let reply = server.post(
         "/v1/chat/completions",
         &json!({"model": "shop", "messages": turns}),

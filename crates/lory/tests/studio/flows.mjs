@@ -19,6 +19,9 @@ function clean(page, known = /$^/) {
   assert.deepEqual(wrong, []);
 }
 
+/** Waits until the page says this in passing. */
+const toast = (page, text, timeout = WAIT.timeout) => page.locator(".toast", { hasText: text }).first().waitFor({ timeout });
+
 const flows = {
   async "one prompt is answered side by side, and nothing moves"(page) {
     await page.getByRole("heading", { name: "Hear the tones" }).waitFor(WAIT);
@@ -44,6 +47,61 @@ const flows = {
     clean(page);
   },
 
+  async "the parts compute what they should"(page) {
+    const found = await page.evaluate(async () => {
+      const { diff, alike } = await import("/studio/diff.js");
+      const { quantile, rate } = await import("/studio/metrics.js");
+      const { ceiling } = await import("/studio/chart.js");
+      const { curl } = await import("/studio/code.js");
+      const { bytes, duration } = await import("/studio/format.js");
+      const { zip } = await import("/studio/zip.js");
+      const series = (counts, total) => ({
+        at: total,
+        series: new Map([
+          ["t_bucket", Object.entries(counts).map(([le, value]) => ({ labels: { le }, value }))],
+          ["n", [{ labels: {}, value: total * 3 }]],
+        ]),
+      });
+      const [before, now] = [series({ 1: 0, 2: 0, "+Inf": 0 }, 0), series({ 1: 5, 2: 10, "+Inf": 10 }, 10)];
+      const archive = new Uint8Array(await (await zip([{ name: "a", file: new Blob(["abc"]) }])).arrayBuffer());
+      return {
+        diff: diff("the red car stops", "the blue car stops now"),
+        alike: alike(diff("a b c d", "a b c e")),
+        nothing: alike(diff("", "")),
+        median: quantile(before, now, "t", 0.5),
+        high: quantile(before, now, "t", 0.9),
+        none: quantile(now, now, "t", 0.5),
+        rate: rate(before, now, "n"),
+        restarted: rate(now, { ...before, at: 20 }, "n"),
+        ceiling: [0, 0.3, 1, 7, 120].map(ceiling),
+        curl: curl({ prompt: "it's" }, false).split("\n").at(-1),
+        said: [bytes(9_740_000), duration(75)],
+        // CRC-32 of "abc" is 0x352441c2.
+        crc: [...archive.slice(14, 18)],
+      };
+    });
+    assert.deepEqual(found, {
+      diff: [
+        { text: "the ", in: "both" },
+        { text: "red ", in: "left" },
+        { text: "blue ", in: "right" },
+        { text: "car stops ", in: "both" },
+        { text: "now", in: "right" },
+      ],
+      alike: 0.75,
+      nothing: 1,
+      median: 1,
+      high: 1.8,
+      none: null,
+      rate: 3,
+      restarted: 0,
+      ceiling: [1, 0.5, 1, 10, 200],
+      curl: `  -d '{"prompt":"it'\\''s"}'`,
+      said: ["9.3 MiB", "1 min 15 s"],
+      crc: [0xc2, 0x41, 0x24, 0x35],
+    });
+  },
+
   async "the same seed says the same, and the slider asks a blend"(page) {
     const text = page.locator(".answer .text").first();
     const before = await text.textContent();
@@ -67,7 +125,7 @@ const flows = {
     await warm.getByText("in the folder, not published").waitFor(WAIT);
     await warm.locator("summary").first().click();
     await warm.getByRole("button", { name: "Publish it" }).click();
-    await page.getByText("warm is published").waitFor(WAIT);
+    await toast(page, "warm is published");
     await warm.getByText("current", { exact: true }).waitFor(WAIT);
 
     // Another adapter, as a new version that waits.
@@ -77,19 +135,19 @@ const flows = {
     await page.getByLabel("Publish it as").fill("warm");
     await page.getByLabel("The name means it from now on").uncheck();
     await page.getByRole("button", { name: "Publish", exact: true }).click();
-    await page.getByText("warm@2 is published").waitFor(WAIT);
+    await toast(page, "warm@2 is published");
 
     await warm.getByRole("button", { name: "Canary …" }).click();
     await page.getByRole("button", { name: "Start the canary" }).click();
     await warm.getByText("canary: 10% to 2").waitFor(WAIT);
     await warm.getByRole("button", { name: "End the canary" }).click();
-    await page.getByText("The canary has ended").waitFor(WAIT);
+    await toast(page, "The canary has ended");
     await warm.getByRole("button", { name: "Make current" }).click();
     await page.getByRole("button", { name: "Make it current" }).click();
-    await page.getByText("warm is version 2").waitFor(WAIT);
+    await toast(page, "warm is version 2");
     await warm.getByRole("button", { name: "Make current" }).click();
     await page.getByRole("button", { name: "Make it current" }).click();
-    await page.getByText("warm is version 1").waitFor(WAIT);
+    await toast(page, "warm is version 1");
 
     await warm.getByRole("button", { name: "Remove …" }).click();
     const dialog = page.getByRole("dialog");
@@ -98,7 +156,7 @@ const flows = {
     assert.ok(await dialog.isVisible(), "another name than the version's removes nothing");
     await dialog.getByRole("textbox").fill("warm@2");
     await dialog.getByRole("button", { name: "Remove" }).click();
-    await page.getByText("warm@2 is removed").waitFor(WAIT);
+    await toast(page, "warm@2 is removed");
     clean(page);
   },
 
@@ -121,15 +179,15 @@ const flows = {
   async "rows become a tone that is heard"(page) {
     const file = page.locator(".view[aria-label=Train] input[type=file]");
     await file.setInputFiles(join(home, "rows.jsonl"));
-    await page.getByText("12 rows").waitFor(WAIT);
+    await page.getByText("12 rows,").waitFor(WAIT);
     assert.match(await page.locator(".rendered mark").first().textContent(), /Answer \d+\./);
     await page.getByLabel("Name of the tone").fill("cheerful");
     await page.getByLabel("Passes over the rows").fill("2");
     await page.getByRole("button", { name: "Plan it" }).click();
     await page.getByText(/The plan: .*steps.*tokens.*of memory/).waitFor(WAIT);
     await page.getByRole("button", { name: "Train", exact: true }).click();
-    await page.getByText("cheerful is on its way").waitFor(WAIT);
-    await page.getByText("cheerful@1 is published").waitFor({ timeout: 120_000 });
+    await toast(page, "cheerful is on its way");
+    await toast(page, "cheerful@1 is published", 120_000);
     assert.equal(await page.locator(".plot.loss:visible").count(), 1);
     await page.locator(".job").getByRole("link", { name: "Listen" }).click();
     await page.getByRole("button", { name: "Ask" }).click();

@@ -24,8 +24,16 @@ fn there(program: &str) -> bool {
 
 /// Writes what a server needs, and what is dropped onto the page.
 fn scene(home: &Path) {
-    std::fs::write(home.join("tiny.gguf"), tiny_gguf_of(1, GgmlType::Q4_1, 2048)).unwrap();
-    for (folder, seed) in [("personas/warm/adapter", 11), ("personas/formal/adapter", 12), ("third", 13)] {
+    std::fs::write(
+        home.join("tiny.gguf"),
+        tiny_gguf_of(1, GgmlType::Q4_1, 2048),
+    )
+    .unwrap();
+    for (folder, seed) in [
+        ("personas/warm/adapter", 11),
+        ("personas/formal/adapter", 12),
+        ("third", 13),
+    ] {
         let folder = home.join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         let adapter = tiny_adapter(seed, &tiny_config(), 4, 1.0);
@@ -34,15 +42,29 @@ fn scene(home: &Path) {
     let toml = |name: &str, text: &str| {
         std::fs::write(home.join("personas").join(name).join("persona.toml"), text).unwrap();
     };
-    toml("warm", "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n");
+    toml(
+        "warm",
+        "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n",
+    );
     toml("formal", "description = \"Formal\"\n");
     let rows: String = (0..12)
-        .map(|n| format!("{}\n", json!({"instruction": format!("Question {n}?"), "output": format!("Answer {n}.")})))
+        .map(|n| {
+            format!(
+                "{}\n",
+                json!({"instruction": format!("Question {n}?"), "output": format!("Answer {n}.")})
+            )
+        })
         .collect();
     std::fs::write(home.join("rows.jsonl"), rows).unwrap();
-    std::fs::write(home.join("broken.jsonl"), "{\"instruction\": \"a\", \"output\": \"b\"}\n{oops\n").unwrap();
-    let told = json!({"tone_share": 0.5, "copied_share": 1.0, "repetition": 0.1, "length_ratio": 1.2});
-    let matrix = json!({"warm": {"warm": 0.9, "formal": 0.1}, "formal": {"warm": 0.2, "formal": 0.8}});
+    std::fs::write(
+        home.join("broken.jsonl"),
+        "{\"instruction\": \"a\", \"output\": \"b\"}\n{oops\n",
+    )
+    .unwrap();
+    let told =
+        json!({"tone_share": 0.5, "copied_share": 1.0, "repetition": 0.1, "length_ratio": 1.2});
+    let matrix =
+        json!({"warm": {"warm": 0.9, "formal": 0.1}, "formal": {"warm": 0.2, "formal": 0.8}});
     let persona = |name: &str| json!({"name": name, "version": 1, "adapter": "ab".repeat(32), "persona": told, "loss": 1.5});
     let evaluation = json!({
         "base": "tiny", "personas": [persona("warm"), persona("formal")], "missed": ["warm: tone is 50.0%"],
@@ -50,7 +72,8 @@ fn scene(home: &Path) {
         "tones": matrix, "distinct": matrix,
         "samples": [{"question": "Where is it?", "base": "I am a model.", "answers": {"warm": "Soon!", "formal": "In transit."}}],
     });
-    let kept = lory::judgements::Evaluations::new(&lory::home::Home::at(&home.join("home")).judgements());
+    let kept =
+        lory::judgements::Evaluations::new(&lory::home::Home::at(&home.join("home")).judgements());
     kept.keep(1_764_000_000, evaluation).unwrap();
 }
 
@@ -78,5 +101,10 @@ fn the_flows() {
         .output()
         .unwrap();
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(run.status.success(), "{}\n{}", said(&run.stdout), said(&run.stderr));
+    assert!(
+        run.status.success(),
+        "{}\n{}",
+        said(&run.stdout),
+        said(&run.stderr)
+    );
 }

@@ -68,9 +68,7 @@ pub(in crate::http) async fn versions(
         let data = [shown::folder_version(persona)];
         return Ok(Json(json!({"object": "list", "data": data})));
     }
-    let shown = with_state(service, move |_, state| {
-        Ok(shown::versions(state, &name)?)
-    });
+    let shown = with_state(service, move |_, state| Ok(shown::versions(state, &name)?));
     shown.await.map(Json)
 }
 

@@ -48,9 +48,9 @@ pub(super) fn router() -> Router<Slot> {
             "/v1/personas/{name}/versions",
             get(look::versions).post(publish::publish),
         )
+        // Archives have a limit of their own.
         .route(
             "/v1/adapters",
-            // Archives have a limit of their own.
             post(upload::upload).layer(DefaultBodyLimit::disable()),
         )
         .route("/v1/adapters/{sha256}", delete(upload::forget))
