@@ -17,12 +17,6 @@ const idle = (page) => page.waitForFunction(() => !document.querySelector("[aria
 
 /** What is done in a view before its picture is taken. */
 const views = {
-  async listen(page) {
-    await page.getByLabel("Share of the first tone in the blend").fill("50");
-    await page.getByRole("button", { name: "Ask" }).click();
-    await page.waitForTimeout(500);
-    await idle(page);
-  },
   async personas(page) {
     await page.locator("[data-name=customer] summary").first().click();
     await page.locator("[data-name=customer] table").waitFor();
@@ -42,17 +36,22 @@ const views = {
     await page.waitForTimeout(14_000);
     await asked;
   },
+  async listen(page) {
+    await page.getByLabel("Share of the first tone in the blend").fill("50");
+    await page.getByRole("button", { name: "Ask" }).click();
+    await page.waitForTimeout(500);
+    await idle(page);
+  },
 };
 
 try {
   for (const [view, act] of Object.entries(views)) {
-    for (const [width, scheme] of [[1280, "light"], [1280, "dark"], [360, "light"]]) {
+    for (const [width, scheme] of [[1080, "light"]]) {
       const page = await open(browser, `${server.address}/#${view}`, { viewport: { width, height: 800 }, colorScheme: scheme });
       await page.waitForTimeout(1500);
       if (!(await page.locator(`.tabs a[data-view=${view}]:visible`).count())) continue;
       await act(page);
-      const name = width === 1280 ? `${view}-${scheme}` : `${view}-narrow`;
-      await page.screenshot({ path: join(out, `${name}.png`), fullPage: width === 1280 });
+      await page.screenshot({ path: join(out, `${view}-${scheme}.png`), fullPage: true });
       await page.context().close();
     }
   }
