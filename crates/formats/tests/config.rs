@@ -22,6 +22,7 @@ fn config() -> ModelConfig {
         rms_norm_eps: 1e-5,
         tie_word_embeddings: true,
         qkv_bias: false,
+        qk_norm: false,
     }
 }
 
@@ -82,10 +83,41 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn qwen3_norms_its_heads() {
+    let qwen = ModelConfig {
+        architecture: "qwen3".into(),
+        rope_style: RopeStyle::HalfSplit,
+        qk_norm: true,
+        ..config()
+    };
+    assert_eq!(read(&writer(&qwen)).unwrap(), qwen);
+}
+
+#[test]
+fn a_sliding_window_bounds_the_context() {
+    for (window, context) in [(64u32, 64), (4096, 128), (0, 128)] {
+        let mut file = writer(&config());
+        file.metadata("llama.attention.sliding_window", window);
+        assert_eq!(read(&file).unwrap().context_length, context, "{window}");
+    }
+}
+
+#[test]
+fn linear_scaling_divides_every_frequency() {
+    let mut file = writer(&config());
+    file.metadata("llama.rope.scaling.type", "linear")
+        .metadata("llama.rope.scaling.factor", 4.0f32);
+    assert_eq!(read(&file).unwrap().rope_freq_factors, Some(vec![4.0; 8]));
+    file.tensor("rope_freqs.weight", GgmlType::F32, &[8], f32s(&[1.0; 8]))
+        .unwrap();
+    assert!(read(&file).unwrap_err().contains("at once"));
+}
+
+#[test]
 fn what_is_not_supported_or_senseless_is_refused_by_name() {
     let changed =
         |key: &str, value: Value| read(writer(&config()).metadata(key, value)).unwrap_err();
-    let cases: [(&str, Value, &str); 22] = [
+    let cases: [(&str, Value, &str); 20] = [
         (
             "general.architecture",
             "falcon".into(),
@@ -97,24 +129,14 @@ fn what_is_not_supported_or_senseless_is_refused_by_name() {
             "mixture of experts (llama.expert_count)",
         ),
         (
-            "llama.attention.sliding_window",
-            4096u32.into(),
-            "sliding window",
-        ),
-        (
             "llama.rope.scaling.type",
             "yarn".into(),
             "rope scaling \"yarn\"",
         ),
         (
             "llama.rope.scaling.factor",
-            4.0f32.into(),
-            "rope scaling (llama.rope.scaling.factor",
-        ),
-        (
-            "llama.rope.scale_linear",
-            2.0f32.into(),
-            "rope scaling (llama.rope.scale_linear",
+            0.5f32.into(),
+            "llama.rope.scaling.factor: 0.5 is not from 1",
         ),
         (
             "llama.logit_scale",

@@ -92,6 +92,7 @@ fn model() -> Vec<u8> {
         rms_norm_eps: 1e-5,
         tie_word_embeddings: true,
         qkv_bias: false,
+        qk_norm: false,
     };
     let strings = |list: &[&str]| {
         list.iter()

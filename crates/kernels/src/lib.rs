@@ -12,6 +12,7 @@ mod device;
 mod elementwise;
 mod gemm;
 mod grad;
+mod head_norm;
 mod heap;
 mod int8;
 mod isa;

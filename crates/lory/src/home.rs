@@ -45,6 +45,12 @@ impl Home {
         self.cache.join("models").join(id)
     }
 
+    /// Bases that were quantized here.
+    #[must_use]
+    pub fn kept(&self) -> PathBuf {
+        self.cache.join("quantized")
+    }
+
     /// The folder of personas that belong to this installation.
     #[must_use]
     pub fn personas(&self) -> PathBuf {

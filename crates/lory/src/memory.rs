@@ -46,6 +46,28 @@ pub fn available() -> Option<Available> {
     available_under(Path::new("/"))
 }
 
+/// All that this process may ever have, in bytes: the machine's memory, or the tightest limit of its control groups. None
+/// where the system does not say.
+#[must_use]
+pub fn total() -> Option<u64> {
+    total_under(Path::new("/"))
+}
+
+fn total_under(root: &Path) -> Option<u64> {
+    let machine = fs::read_to_string(root.join("proc/meminfo"))
+        .ok()
+        .and_then(|text| kibibytes(&text, "MemTotal:"));
+    let limit = |group: PathBuf| -> Option<u64> {
+        let names = ["memory.max", "memory.limit_in_bytes"];
+        let text = names
+            .iter()
+            .find_map(|name| fs::read_to_string(group.join(name)).ok())?;
+        text.trim().parse().ok()
+    };
+    let groups = groups(root).into_iter().filter_map(limit);
+    groups.chain(machine).min()
+}
+
 /// What this process holds now, in bytes; none where the system does not say.
 #[must_use]
 pub fn in_use() -> Option<u64> {
@@ -198,6 +220,26 @@ mod tests {
                 limit: Limit::Cgroup
             })
         );
+    }
+
+    #[test]
+    fn the_whole_is_the_machines_or_the_tightest_limit() {
+        let total = |files: &[(&str, &str)]| {
+            let root = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                let path = root.path().join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            total_under(root.path())
+        };
+        assert_eq!(total(&[]), None);
+        assert_eq!(total(&[MEMINFO]), Some(16_000_000 << 10));
+        let own = ("proc/self/cgroup", "0::/jobs/mine\n");
+        let unlimited = ("sys/fs/cgroup/jobs/mine/memory.max", "max\n");
+        assert_eq!(total(&[MEMINFO, own, unlimited]), Some(16_000_000 << 10));
+        let above = ("sys/fs/cgroup/jobs/memory.max", "3000000\n");
+        assert_eq!(total(&[MEMINFO, own, unlimited, above]), Some(3_000_000));
     }
 
     #[test]

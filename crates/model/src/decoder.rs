@@ -20,6 +20,8 @@ pub struct Layer {
     pub v: Weights,
     /// Biases of query, key and value (Qwen2).
     pub biases: Option<[Vec<f32>; 3]>,
+    /// The norms of each head of the queries and of the keys (Qwen3).
+    pub head_norms: Option<[Vec<f32>; 2]>,
     /// Output projection.
     pub o: Weights,
     /// The norm in front of the feed-forward part.
@@ -106,6 +108,10 @@ pub struct Buffers {
     pub ffn_input: Workspace,
     /// The rows in front of o, down and the head.
     pub other_input: Workspace,
+    /// Queries in front of the norm of their heads, where there is one.
+    pub plain_q: Tensor,
+    /// Keys in front of the norm of their heads, where there is one.
+    pub plain_k: Tensor,
     /// Queries, rotated.
     pub q: Tensor,
     /// Keys, rotated.
@@ -290,17 +296,25 @@ impl Model {
         let bias = |i: usize| w.biases.as_ref().map(|b| b[i].as_slice());
 
         let norm = Some(self.norm(&w.attention_norm));
+        let (q, k) = match w.head_norms {
+            Some(_) => (&mut b.plain_q, &mut b.plain_k),
+            None => (&mut b.q, &mut b.k),
+        };
         let mut qkv = [
-            w.project(Module::Q, bias(0), lora(Module::Q), &mut b.q, false),
-            w.project(Module::K, bias(1), lora(Module::K), &mut b.k, false),
+            w.project(Module::Q, bias(0), lora(Module::Q), &mut *q, false),
+            w.project(Module::K, bias(1), lora(Module::K), &mut *k, false),
             w.project(Module::V, bias(2), lora(Module::V), &mut b.v, false),
         ];
         device.linear(&mut b.attention_input, x, norm, &mut qkv, compute);
         if let Some(beside) = beside.as_deref_mut() {
             let input = b.attention_input.normed();
-            beside.add(layer, Module::Q, input, &mut b.q);
-            beside.add(layer, Module::K, input, &mut b.k);
+            beside.add(layer, Module::Q, input, q);
+            beside.add(layer, Module::K, input, k);
             beside.add(layer, Module::V, input, &mut b.v);
+        }
+        if let Some([q_norm, k_norm]) = &w.head_norms {
+            device.norm_heads(&b.plain_q, self.norm(q_norm), &mut b.q);
+            device.norm_heads(&b.plain_k, self.norm(k_norm), &mut b.k);
         }
         device.rope_store(
             &self.rope,

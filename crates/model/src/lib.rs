@@ -7,10 +7,15 @@ mod adapter;
 mod decoder;
 mod load;
 mod merge;
+mod precision;
+mod sizes;
 
 pub use adapter::Adapter;
 pub use decoder::{Batch, Beside, Buffers, Layer, Model};
+pub use load::Loading;
 pub use merge::merge;
+pub use precision::{Precision, QUANTIZER};
+pub use sizes::ModelSizes;
 
 /// What can be wrong with a model or an adapter.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +35,10 @@ pub enum ModelError {
         /// `general.architecture`.
         architecture: String,
     },
-    /// A tensor has another shape than the metadata announce.
-    #[error("{origin}: tensor {name:?} has shape {found:?}, the metadata say {expected:?}")]
+    /// A tensor has another shape than the configuration announces.
+    #[error(
+        "{origin}: tensor {name:?} has shape {found:?} (the inner dimension first), the configuration says {expected:?}"
+    )]
     Shape {
         /// The file.
         origin: String,
@@ -55,6 +62,16 @@ pub enum ModelError {
         dtype: &'static str,
         /// What is run.
         runs: &'static str,
+    },
+    /// A tensor cannot be held in the precision that is asked for.
+    #[error("{origin}: tensor {name:?}: {problem}")]
+    Convert {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// Why.
+        problem: String,
     },
     /// The kernels do not take it.
     #[error("{origin}: tensor {name:?}: {source}")]

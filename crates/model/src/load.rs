@@ -1,8 +1,10 @@
-//! A model from a GGUF: tensors found by name, checked against the metadata, packed for the device.
+//! A model from a checkpoint: tensors found by name, checked against the metadata, packed for the device.
 
-use crate::{Layer, Model, ModelError};
+use crate::precision::{convert, is_float};
+use crate::{Layer, Model, ModelError, Precision};
+use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
-use formats::gguf::{GgmlType, Gguf, dequantize};
+use formats::gguf::{GgmlType, TensorView, dequantize};
 use kernels::{Device, RopeTable, SourceType, Weights};
 
 const RUNS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
@@ -10,7 +12,7 @@ const RUNS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6
 /// Most positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
 const MAX_CONTEXT: usize = 1 << 20;
 
-fn source_type(dtype: GgmlType) -> Option<SourceType> {
+pub(crate) fn source_type(dtype: GgmlType) -> Option<SourceType> {
     Some(match dtype {
         GgmlType::F32 => SourceType::F32,
         GgmlType::F16 => SourceType::F16,
@@ -27,23 +29,47 @@ fn source_type(dtype: GgmlType) -> Option<SourceType> {
     })
 }
 
+/// Told of each tensor that was converted: its name in GGUF files, and its bytes in the type in which it is held.
+pub type Converted<'a> = &'a dyn Fn(&str, &[u8]);
+
+/// How a checkpoint is loaded.
+#[derive(Clone, Copy)]
+pub struct Loading<'a> {
+    /// In what float tensors are held; without, as they are in the file.
+    pub precision: Option<Precision>,
+    /// Told of each tensor's bytes in the file once nothing needs them any more: a caller that mapped the file gives their
+    /// memory back, so that file and weights are never in memory together.
+    pub packed: &'a dyn Fn(&[u8]),
+    /// Told of each tensor that was converted, in the order of [`Model::converted`].
+    pub converted: Converted<'a>,
+}
+
+impl Default for Loading<'_> {
+    fn default() -> Self {
+        Loading {
+            precision: None,
+            packed: &|_| (),
+            converted: &|_, _| (),
+        }
+    }
+}
+
 struct Loader<'a> {
-    gguf: &'a Gguf,
-    packed: &'a dyn Fn(&[u8]),
+    checkpoint: &'a dyn Checkpoint,
+    loading: Loading<'a>,
     device: &'a Device,
     config: &'a ModelConfig,
 }
 
 impl Loader<'_> {
-    fn tensor(
-        &self,
-        name: &str,
-        expected: &[u64],
-    ) -> Result<formats::gguf::TensorView<'_>, ModelError> {
-        let tensor = self.gguf.tensor(name).ok_or_else(|| ModelError::Missing {
-            origin: self.gguf.origin().into(),
-            name: name.into(),
-            architecture: self.config.architecture.clone(),
+    fn tensor(&self, name: &str, expected: &[u64]) -> Result<TensorView<'_>, ModelError> {
+        let tensor = self.checkpoint.tensor(name).ok_or_else(|| {
+            let (origin, name) = self.checkpoint.place(name);
+            ModelError::Missing {
+                origin,
+                name,
+                architecture: self.config.architecture.clone(),
+            }
         })?;
         // Trailing dimensions of 1 mean nothing.
         let mut found = tensor.dims.to_vec();
@@ -51,9 +77,10 @@ impl Loader<'_> {
             found.pop();
         }
         if found != expected {
+            let (origin, name) = self.checkpoint.place(name);
             return Err(ModelError::Shape {
-                origin: self.gguf.origin().into(),
-                name: name.into(),
+                origin,
+                name,
                 found,
                 expected: expected.into(),
             });
@@ -68,17 +95,38 @@ impl Loader<'_> {
         order: Option<&[u32]>,
     ) -> Result<Weights, ModelError> {
         let tensor = self.tensor(name, &[inputs as u64, outputs as u64])?;
-        let source = source_type(tensor.dtype).ok_or_else(|| self.not_run(name, tensor.dtype))?;
-        let weights = self
-            .device
-            .pack(source, tensor.data, (outputs, inputs), order)
-            .map_err(|source| ModelError::Kernel {
-                origin: self.gguf.origin().into(),
-                name: name.into(),
-                source,
-            })?;
-        (self.packed)(tensor.data);
-        Ok(weights)
+        let held = match self.loading.precision {
+            Some(precision) => precision.held(name, tensor.dtype, inputs),
+            None => tensor.dtype,
+        };
+        let source = source_type(held).ok_or_else(|| self.not_run(name, held))?;
+        let pack = |bytes: &[u8]| {
+            let packed = self.device.pack(source, bytes, (outputs, inputs), order);
+            packed.map_err(|source| {
+                let (origin, name) = self.checkpoint.place(name);
+                ModelError::Kernel {
+                    origin,
+                    name,
+                    source,
+                }
+            })
+        };
+        if held == tensor.dtype {
+            let weights = pack(tensor.data)?;
+            (self.loading.packed)(tensor.data);
+            return Ok(weights);
+        }
+        let bytes = convert(&tensor, held, inputs, self.device.threads()).map_err(|problem| {
+            let (origin, name) = self.checkpoint.place(name);
+            ModelError::Convert {
+                origin,
+                name,
+                problem,
+            }
+        })?;
+        (self.loading.packed)(tensor.data);
+        (self.loading.converted)(name, &bytes);
+        pack(&bytes)
     }
 
     fn vector(&self, name: &str, n: usize, order: Option<&[u32]>) -> Result<Vec<f32>, ModelError> {
@@ -93,9 +141,10 @@ impl Loader<'_> {
     }
 
     fn not_run(&self, name: &str, dtype: GgmlType) -> ModelError {
+        let (origin, name) = self.checkpoint.place(name);
         ModelError::Type {
-            origin: self.gguf.origin().into(),
-            name: name.into(),
+            origin,
+            name,
             dtype: dtype.name(),
             runs: RUNS,
         }
@@ -115,12 +164,21 @@ impl Loader<'_> {
         } else {
             None
         };
+        let head_norms = if c.qk_norm {
+            Some([
+                self.vector(&name("attn_q_norm.weight"), c.head_dim, None)?,
+                self.vector(&name("attn_k_norm.weight"), c.head_dim, None)?,
+            ])
+        } else {
+            None
+        };
         Ok(Layer {
             attention_norm: self.vector(&name("attn_norm.weight"), hidden, None)?,
             q: self.linear(&name("attn_q.weight"), (q, hidden), q_order.as_deref())?,
             k: self.linear(&name("attn_k.weight"), (kv, hidden), k_order.as_deref())?,
             v: self.linear(&name("attn_v.weight"), (kv, hidden), None)?,
             biases,
+            head_norms,
             o: self.linear(&name("attn_output.weight"), (hidden, q), None)?,
             ffn_norm: self.vector(&name("ffn_norm.weight"), hidden, None)?,
             gate: self.linear(
@@ -143,51 +201,53 @@ impl Model {
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, or of a type that is not run, by name.
-    pub fn load(gguf: &Gguf, device: Device) -> Result<Model, ModelError> {
-        Model::load_with(gguf, device, &|_| ())
+    pub fn load(checkpoint: &dyn Checkpoint, device: Device) -> Result<Model, ModelError> {
+        Model::load_with(checkpoint, device, Loading::default())
     }
 
-    /// [`Model::load`], telling of each tensor's bytes once they are packed: a caller that mapped the file gives their
-    /// memory back, so that file and weights are never in memory together.
+    /// [`Model::load`], in another precision, and telling what was done.
+    ///
+    /// Tensors are converted one by one: beside the packed weights there is never more in memory than one tensor.
     ///
     /// # Errors
-    /// As [`Model::load`].
+    /// As [`Model::load`]; and a weight that the precision does not hold.
     pub fn load_with(
-        gguf: &Gguf,
+        checkpoint: &dyn Checkpoint,
         device: Device,
-        packed: &dyn Fn(&[u8]),
+        loading: Loading<'_>,
     ) -> Result<Model, ModelError> {
-        let config = ModelConfig::from_gguf(gguf)?;
+        let config = checkpoint.config()?;
         if !config.head_dim.is_multiple_of(16) {
             return Err(ModelError::HeadDim {
-                origin: gguf.origin().into(),
+                origin: checkpoint.place("token_embd.weight").0,
                 head_dim: config.head_dim,
             });
         }
         if config.context_length > MAX_CONTEXT {
             return Err(ModelError::Context {
-                origin: gguf.origin().into(),
+                origin: checkpoint.place("token_embd.weight").0,
                 context_length: config.context_length,
                 limit: MAX_CONTEXT,
             });
         }
         let loader = Loader {
-            gguf,
-            packed,
+            checkpoint,
+            loading,
             device: &device,
             config: &config,
         };
         let vocabulary = (config.vocab_size, config.hidden_size);
         let embedding = loader.linear("token_embd.weight", vocabulary, None)?;
-        let layers = (0..config.layers)
-            .map(|i| loader.layer(i))
-            .collect::<Result<Vec<_>, _>>()?;
-        let norm = loader.vector("output_norm.weight", config.hidden_size, None)?;
+        // The largest tensors first: while one is converted, little else is in memory yet.
         let head = if config.tie_word_embeddings {
             None
         } else {
             Some(loader.linear("output.weight", vocabulary, None)?)
         };
+        let layers = (0..config.layers)
+            .map(|i| loader.layer(i))
+            .collect::<Result<Vec<_>, _>>()?;
+        let norm = loader.vector("output_norm.weight", config.hidden_size, None)?;
         let factors = config.rope_freq_factors.as_deref();
         let rope = RopeTable::new(
             config.head_dim,
@@ -204,5 +264,31 @@ impl Model {
             config,
             device,
         })
+    }
+
+    /// The tensors that [`Model::load_with`] converts for a precision, in its order: GGUF's names, types and dimensions.
+    ///
+    /// # Errors
+    /// As [`Model::load`], as far as it can be told without reading weights.
+    pub fn converted(
+        checkpoint: &dyn Checkpoint,
+        precision: Precision,
+    ) -> Result<Vec<(String, GgmlType, Vec<u64>)>, ModelError> {
+        let all = crate::sizes::Matrix::all(checkpoint)?;
+        let changed = all.iter().filter_map(|matrix| {
+            let held = precision.held(&matrix.name, matrix.dtype, matrix.inputs);
+            let dims = vec![matrix.inputs as u64, matrix.outputs as u64];
+            (held != matrix.dtype).then(|| (matrix.name.clone(), held, dims))
+        });
+        Ok(changed.collect())
+    }
+
+    /// Whether there are float matrices in a checkpoint, which a precision would change.
+    ///
+    /// # Errors
+    /// As [`Model::converted`].
+    pub fn is_float(checkpoint: &dyn Checkpoint) -> Result<bool, ModelError> {
+        let all = crate::sizes::Matrix::all(checkpoint)?;
+        Ok(all.iter().any(|matrix| is_float(matrix.dtype)))
     }
 }

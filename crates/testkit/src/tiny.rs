@@ -43,6 +43,7 @@ pub fn tiny_config() -> ModelConfig {
         rms_norm_eps: 1e-5,
         tie_word_embeddings: true,
         qkv_bias: false,
+        qk_norm: false,
     }
 }
 

@@ -4,7 +4,7 @@
 //! other layers again to have theirs, then goes through a layer from the last operation to the first:
 //!
 //! ```text
-//! x ─ norm ─ q,k,v ─ rope ─ attention ─ o ─(+)─ middle ─ norm ─ gate,up ─ swiglu ─ down ─(+)─ out
+//! x ─ norm ─ q,k,v ─ (norm of heads) ─ rope ─ attention ─ o ─(+)─ middle ─ norm ─ gate,up ─ swiglu ─ down ─(+)─ out
 //! ```
 //!
 //! It knows rows and tensors; which rows belong to which example is [`crate::learner_model`]'s business.
@@ -77,6 +77,7 @@ pub(crate) struct Scratch {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    plain: Tensor,
 }
 
 /// What every layer of one backward shares.
@@ -178,6 +179,14 @@ impl Pass<'_> {
         );
         device.rope_backward(model.rope(), self.positions, head_dim, &mut s.q);
         device.rope_backward(model.rope(), self.positions, head_dim, &mut s.k);
+        if let Some([q_norm, k_norm]) = &w.head_norms {
+            zeros_like(&mut s.plain, &s.q);
+            device.norm_heads_backward(&s.q, &b.plain_q, model.norm(q_norm), &mut s.plain);
+            std::mem::swap(&mut s.q, &mut s.plain);
+            zeros_like(&mut s.plain, &s.k);
+            device.norm_heads_backward(&s.k, &b.plain_k, model.norm(k_norm), &mut s.plain);
+            std::mem::swap(&mut s.k, &mut s.plain);
+        }
         zeros_like(&mut s.normed, x);
         let input = attention_input;
         self.linear(layer, Module::Q, input, &s.q, slots, &mut s.normed);

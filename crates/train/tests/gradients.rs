@@ -1,8 +1,10 @@
 //! The hand-written backward against finite differences of the loss, on a tiny random model; and the one forward: what
 //! training computes is what serving computes.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use formats::folder::Folder;
 use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device, KvType, LoraType, Run, Span, Tensor};
 use model::{Batch, Buffers, Model};
@@ -48,10 +50,26 @@ fn total(
         .sum()
 }
 
+/// A tiny model of a family with parts of its own, from its folder.
+fn of_family(family: &str) -> Arc<Model> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../model/tests/fixtures/families")
+        .join(family);
+    let read = |path: &Path| Ok(Arc::new(std::fs::read(path)?) as formats::gguf::Bytes);
+    let folder = Folder::open(&folder, &read).unwrap();
+    Arc::new(Model::load(&folder, Device::cpu(Some(2)).unwrap()).unwrap())
+}
+
 #[test]
 fn every_adapter_tensor_follows_finite_differences() {
-    for dtype in [GgmlType::F32, GgmlType::Q4_1] {
-        let model = tiny(dtype);
+    let models = [
+        ("F32", tiny(GgmlType::F32)),
+        ("Q4_1", tiny(GgmlType::Q4_1)),
+        ("biases of q, k and v", of_family("qwen2")),
+        ("norms of heads", of_family("qwen3")),
+        ("scaled positions", of_family("llama3")),
+    ];
+    for (kind, model) in models {
         let mut learner = ModelLearner::new(model.clone(), Compute::F32);
         let mut params = vec![adapter(&model, 1, 4), adapter(&model, 2, 8)];
         // Three examples of two adapters, interleaved; one is longer than two blocks.
@@ -83,7 +101,7 @@ fn every_adapter_tensor_follows_finite_differences() {
                         .sum::<f64>()
                         .sqrt();
                     let what = format!(
-                        "{dtype:?} adapter {a} layer {layer} {module:?} {}",
+                        "{kind}: adapter {a} layer {layer} {module:?} {}",
                         if b { "B" } else { "A" }
                     );
                     assert!(length > 1e-7, "{what}: no gradient");

@@ -51,13 +51,15 @@ impl<'a> Hidden<'a> {
         let mut rest = rendered;
         let stands_for = |c: char| self.0.iter().find(|(mark, _)| *mark == c);
         while let Some((at, mark)) = rest.char_indices().find(|(_, c)| stands_for(*c).is_some()) {
-            ids.extend(tokenizer.encode(&rest[..at], Special::Parse)?);
+            let begins = ids.is_empty();
+            ids.extend(tokenizer.encode_part(&rest[..at], Special::Parse, begins)?);
             if let Some((_, text)) = stands_for(mark) {
-                ids.extend(tokenizer.encode(text, Special::AsText)?);
+                let begins = ids.is_empty();
+                ids.extend(tokenizer.encode_part(text, Special::AsText, begins)?);
             }
             rest = &rest[at + mark.len_utf8()..];
         }
-        ids.extend(tokenizer.encode(rest, Special::Parse)?);
+        ids.extend(tokenizer.encode_part(rest, Special::Parse, ids.is_empty())?);
         Ok(ids)
     }
 }

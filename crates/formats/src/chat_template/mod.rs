@@ -54,6 +54,18 @@ pub enum TemplateError {
         /// The file.
         origin: String,
     },
+    /// The folder has no template.
+    #[error(
+        "{origin}: neither chat_template.jinja nor a chat_template in tokenizer_config.json: a base model without chat, not an \
+         instruct model?"
+    )]
+    None {
+        /// The folder.
+        origin: String,
+    },
+    /// A file of the folder could not be read.
+    #[error(transparent)]
+    Folder(Box<crate::folder::FolderError>),
     /// Longer than any template.
     #[error("the chat template has {found} bytes; at most {MAX_TEMPLATE} are read")]
     TooLarge {
@@ -110,6 +122,14 @@ impl ChatTemplate {
                 .ok_or_else(|| TemplateError::Missing {
                     origin: gguf.origin().to_owned(),
                 })?;
+        ChatTemplate::of(source, tokenizer)
+    }
+
+    /// Compiles the template of a model with this tokenizer.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn of(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
         ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
     }

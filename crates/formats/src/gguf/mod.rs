@@ -17,6 +17,7 @@ mod file;
 mod ggml_type;
 mod quantize;
 mod read;
+mod search;
 mod value;
 mod write;
 
@@ -25,8 +26,9 @@ pub use error::GgufError;
 pub use file::{Bytes, Gguf, TensorView};
 pub use ggml_type::GgmlType;
 pub use quantize::quantize;
+pub use search::quantize_q4_searched;
 pub use value::{Array, Value, ValueType};
-pub use write::GgufWriter;
+pub use write::{GgufStream, GgufWriter};
 
 /// The alignment of tensor data where the file does not give one.
 const DEFAULT_ALIGNMENT: u64 = 32;

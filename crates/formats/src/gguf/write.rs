@@ -129,29 +129,16 @@ impl GgufWriter {
 
     /// Everything in front of the tensors' data, padded.
     fn header(&self, alignment: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.extend_from_slice(b"GGUF");
-        out.extend_from_slice(&3u32.to_le_bytes());
-        out.extend_from_slice(&(self.tensors.len() as u64).to_le_bytes());
-        out.extend_from_slice(&(self.metadata.len() as u64).to_le_bytes());
-        for (key, value) in &self.metadata {
-            put_string(&mut out, key);
-            out.extend_from_slice(&(value.value_type() as u32).to_le_bytes());
-            put_value(&mut out, value);
-        }
-        let mut offset = 0u64;
-        for tensor in &self.tensors {
-            put_string(&mut out, &tensor.name);
-            out.extend_from_slice(&(tensor.dims.len() as u32).to_le_bytes());
-            for dim in &tensor.dims {
-                out.extend_from_slice(&dim.to_le_bytes());
-            }
-            out.extend_from_slice(&tensor.dtype.id().to_le_bytes());
-            out.extend_from_slice(&offset.to_le_bytes());
-            offset += (tensor.data.len() as u64).next_multiple_of(alignment as u64);
-        }
-        out.resize(out.len().next_multiple_of(alignment), 0);
-        out
+        let tensors = self.tensors.iter().map(|tensor| {
+            let bytes = tensor.data.len() as u64;
+            (
+                tensor.name.as_str(),
+                tensor.dtype,
+                tensor.dims.as_slice(),
+                bytes,
+            )
+        });
+        header(&self.metadata, tensors, alignment)
     }
 
     fn alignment(&self) -> Result<u64, GgufError> {
@@ -171,6 +158,113 @@ impl GgufWriter {
                 ),
             }),
         }
+    }
+}
+
+/// All that stands in front of the data: (name, type, dimensions, bytes) of every tensor, in the order of the data.
+fn header<'a>(
+    metadata: &BTreeMap<String, Value>,
+    tensors: impl ExactSizeIterator<Item = (&'a str, GgmlType, &'a [u64], u64)>,
+    alignment: usize,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend_from_slice(b"GGUF");
+    out.extend_from_slice(&3u32.to_le_bytes());
+    out.extend_from_slice(&(tensors.len() as u64).to_le_bytes());
+    out.extend_from_slice(&(metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        put_string(&mut out, key);
+        out.extend_from_slice(&(value.value_type() as u32).to_le_bytes());
+        put_value(&mut out, value);
+    }
+    let mut offset = 0u64;
+    for (name, dtype, dims, bytes) in tensors {
+        put_string(&mut out, name);
+        out.extend_from_slice(&(dims.len() as u32).to_le_bytes());
+        for dim in dims {
+            out.extend_from_slice(&dim.to_le_bytes());
+        }
+        out.extend_from_slice(&dtype.id().to_le_bytes());
+        out.extend_from_slice(&offset.to_le_bytes());
+        offset += bytes.next_multiple_of(alignment as u64);
+    }
+    out.resize(out.len().next_multiple_of(alignment), 0);
+    out
+}
+
+/// A GGUF that is written tensor by tensor, of names, types and dimensions that are known before: for files that are larger
+/// than memory.
+#[derive(Debug)]
+pub struct GgufStream {
+    file: BufWriter<File>,
+    /// Bytes of the tensors that are still to come, the next one first.
+    expected: std::collections::VecDeque<(String, u64)>,
+}
+
+impl GgufStream {
+    /// Writes the header to `file`.
+    ///
+    /// # Errors
+    /// Dimensions that are no whole blocks, by tensor name; or the file cannot be written.
+    pub fn begin(
+        file: File,
+        metadata: &BTreeMap<String, Value>,
+        tensors: &[(String, GgmlType, Vec<u64>)],
+    ) -> std::io::Result<GgufStream> {
+        let mut listed = Vec::with_capacity(tensors.len());
+        for (name, dtype, dims) in tensors {
+            let elements = dims
+                .iter()
+                .try_fold(1u64, |product, &dim| product.checked_mul(dim));
+            let bytes = elements.and_then(|elements| dtype.bytes_for(elements));
+            let bytes = bytes.ok_or_else(|| {
+                std::io::Error::other(format!("{name}: {dims:?} are no whole {dtype} blocks"))
+            })?;
+            listed.push((name.as_str(), *dtype, dims.as_slice(), bytes));
+        }
+        let expected = listed
+            .iter()
+            .map(|(name, .., bytes)| ((*name).to_owned(), *bytes));
+        let expected = expected.collect();
+        let mut file = BufWriter::new(file);
+        file.write_all(&header(
+            metadata,
+            listed.into_iter(),
+            DEFAULT_ALIGNMENT as usize,
+        ))?;
+        Ok(GgufStream { file, expected })
+    }
+
+    /// Writes the data of the tensor whose turn it is.
+    ///
+    /// # Errors
+    /// It is another one's turn, or the length is not the announced one, or the file cannot be written.
+    pub fn put(&mut self, name: &str, data: &[u8]) -> std::io::Result<()> {
+        match self.expected.pop_front() {
+            Some((expected, bytes)) if expected == name && bytes == data.len() as u64 => {
+                self.file.write_all(data)?;
+                let padded = data.len().next_multiple_of(DEFAULT_ALIGNMENT as usize);
+                self.file
+                    .write_all(&[0; DEFAULT_ALIGNMENT as usize][..padded - data.len()])
+            }
+            next => Err(std::io::Error::other(format!(
+                "{name} of {} bytes, where {next:?} was announced",
+                data.len()
+            ))),
+        }
+    }
+
+    /// Writes everything to the disk.
+    ///
+    /// # Errors
+    /// Tensors are missing, or the file cannot be written.
+    pub fn finish(self) -> std::io::Result<File> {
+        if let Some((name, _)) = self.expected.front() {
+            return Err(std::io::Error::other(format!("{name} was never written")));
+        }
+        let file = self.file.into_inner()?;
+        file.sync_all()?;
+        Ok(file)
     }
 }
 

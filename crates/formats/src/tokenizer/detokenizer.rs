@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::alphabet;
-use super::vocabulary::{Kind, Vocabulary};
+use super::splitter::{SPACE, Spelling};
+use super::vocabulary::{Kind, Vocabulary, byte_token};
 
 /// The bytes of every token, end to end.
 pub(super) struct Pieces {
@@ -11,15 +12,18 @@ pub(super) struct Pieces {
     /// Where token `i` starts; one more than there are tokens.
     starts: Vec<usize>,
     control: Vec<bool>,
+    /// Whether texts begin with a space that nobody wrote.
+    prefixed: bool,
 }
 
 impl Pieces {
-    pub(super) fn new(vocabulary: &Vocabulary) -> Pieces {
+    pub(super) fn new(vocabulary: &Vocabulary, spelling: Spelling, prefixed: bool) -> Pieces {
         let table = alphabet::byte_table();
         let mut pieces = Pieces {
             bytes: Vec::new(),
             starts: vec![0],
             control: Vec::new(),
+            prefixed,
         };
         for (token, kind) in vocabulary.tokens.iter().zip(&vocabulary.kinds) {
             match kind {
@@ -27,12 +31,26 @@ impl Pieces {
                 Kind::Control | Kind::UserDefined => {
                     pieces.bytes.extend_from_slice(token.as_bytes())
                 }
-                Kind::Normal => pieces.bytes.extend(alphabet::bytes_of(token, &table)),
+                Kind::Normal => match (spelling, byte_token(token)) {
+                    (Spelling::Bytes, _) => {
+                        pieces.bytes.extend(alphabet::bytes_of(token, &table));
+                    }
+                    (Spelling::Pieces, Some(byte)) => pieces.bytes.push(byte),
+                    (Spelling::Pieces, None) => {
+                        let text = token.replace(SPACE, " ");
+                        pieces.bytes.extend_from_slice(text.as_bytes());
+                    }
+                },
             }
             pieces.starts.push(pieces.bytes.len());
             pieces.control.push(*kind == Kind::Control);
         }
         pieces
+    }
+
+    /// Whether texts begin with a space that nobody wrote.
+    pub(super) fn prefixed(&self) -> bool {
+        self.prefixed
     }
 
     fn is_special(&self, id: u32) -> bool {
@@ -54,6 +72,8 @@ pub struct Detokenizer {
     pieces: Arc<Pieces>,
     /// The beginning of a character: at most three bytes between calls.
     pending: Vec<u8>,
+    /// Whether nothing was said yet.
+    fresh: bool,
 }
 
 impl std::fmt::Debug for Detokenizer {
@@ -69,12 +89,20 @@ impl Detokenizer {
         Detokenizer {
             pieces,
             pending: Vec::new(),
+            fresh: true,
         }
     }
 
     /// The text that this id completes; empty while a character is incomplete, and for control tokens.
     pub fn push(&mut self, id: u32) -> String {
-        self.pending.extend_from_slice(self.pieces.bytes(id, true));
+        let mut bytes = self.pieces.bytes(id, true);
+        if self.fresh && !bytes.is_empty() {
+            self.fresh = false;
+            if self.pieces.prefixed() {
+                bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+            }
+        }
+        self.pending.extend_from_slice(bytes);
         let mut text = String::new();
         loop {
             match std::str::from_utf8(&self.pending) {

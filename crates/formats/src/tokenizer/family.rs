@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use serde_json::Value;
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -15,8 +16,8 @@ use tokenizers::{
 use super::TokenizerError;
 use crate::gguf::Gguf;
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
 
 /// Contractions, words with one leading character, numbers of `{digits}`, punctuation, line ends, spaces.
 macro_rules! split_expression {
@@ -29,10 +30,11 @@ macro_rules! split_expression {
     };
 }
 
-static LLAMA_SPLIT: LazyLock<Result<Split, String>> =
-    LazyLock::new(|| split(split_expression!(r"\p{N}{1,3}")));
-static QWEN_SPLIT: LazyLock<Result<Split, String>> =
-    LazyLock::new(|| split(split_expression!(r"\p{N}")));
+const LLAMA_EXPRESSION: &str = split_expression!(r"\p{N}{1,3}");
+const QWEN_EXPRESSION: &str = split_expression!(r"\p{N}");
+
+static LLAMA_SPLIT: LazyLock<Result<Split, String>> = LazyLock::new(|| split(LLAMA_EXPRESSION));
+static QWEN_SPLIT: LazyLock<Result<Split, String>> = LazyLock::new(|| split(QWEN_EXPRESSION));
 
 fn split(expression: &str) -> Result<Split, String> {
     Split::new(
@@ -41,6 +43,10 @@ fn split(expression: &str) -> Result<Split, String> {
         false,
     )
     .map_err(|error| error.to_string())
+}
+
+fn kind(value: &Value) -> Option<&str> {
+    value.get("type").and_then(Value::as_str)
 }
 
 /// A family of byte-level tokenizers.
@@ -76,7 +82,7 @@ impl Family {
             return Err(unsupported(
                 MODEL,
                 model,
-                "byte-level BPE tokenizers (\"gpt2\")",
+                "byte-level BPE (\"gpt2\") and SentencePiece's BPE (\"llama\")",
             ));
         }
         match required(PRE)? {
@@ -85,6 +91,46 @@ impl Family {
             "llama-bpe" | "llama3" | "llama-v3" => Ok(Family::Llama3),
             "qwen2" => Ok(Family::Qwen2),
             other => Err(unsupported(PRE, other, "gpt2, smollm, llama-bpe and qwen2")),
+        }
+    }
+
+    /// The family whose `tokenizer.json` has these parts, so that a tokenizer has one hash, whatever file it comes from.
+    pub(super) fn from_json(
+        normalizer: &Value,
+        pre_tokenizer: &Value,
+        ignore_merges: bool,
+    ) -> Option<Family> {
+        let bytes = |value: &Value, use_regex: bool| {
+            // What a file does not say is true, as in the library.
+            let flag = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(true);
+            kind(value) == Some("ByteLevel")
+                && !flag("add_prefix_space")
+                && flag("use_regex") == use_regex
+        };
+        let steps = pre_tokenizer.get("pretokenizers").and_then(Value::as_array);
+        if normalizer.is_null() && !ignore_merges && bytes(pre_tokenizer, true) {
+            return Some(Family::Gpt2);
+        }
+        let [first, second] = steps?.as_slice() else {
+            return None;
+        };
+        let splits = |expression: &str| {
+            kind(first) == Some("Split")
+                && first.pointer("/pattern/Regex").and_then(Value::as_str) == Some(expression)
+                && first.get("behavior").and_then(Value::as_str) == Some("Isolated")
+                && first.get("invert") == Some(&Value::Bool(false))
+                && bytes(second, false)
+        };
+        let digits = kind(first) == Some("Digits")
+            && first.get("individual_digits") == Some(&Value::Bool(true))
+            && bytes(second, true);
+        match kind(normalizer) {
+            None if normalizer.is_null() && digits && !ignore_merges => Some(Family::SmolLm),
+            None if normalizer.is_null() && splits(LLAMA_EXPRESSION) && ignore_merges => {
+                Some(Family::Llama3)
+            }
+            Some("NFC") if splits(QWEN_EXPRESSION) && !ignore_merges => Some(Family::Qwen2),
+            _ => None,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Text to token ids and back: byte-level BPE, built from a GGUF's own metadata.
+//! Text to token ids and back: BPE, over bytes or SentencePiece's pieces, built from a GGUF's own metadata or from a
+//! `tokenizer.json`.
 //!
 //! The ids are those of the Hugging Face tokenizer of the same model, which is what the model was trained with. Text is
 //! cut at the added tokens first, then normalized and pre-tokenized as its family does, then merged:
@@ -12,6 +13,7 @@
 mod alphabet;
 mod detokenizer;
 mod family;
+mod splitter;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
@@ -19,12 +21,13 @@ pub use detokenizer::Detokenizer;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use serde_json::Value;
 use tokenizers::Model as _;
 use tokenizers::models::bpe::BPE;
 
 use crate::gguf::{Gguf, GgufError};
 use detokenizer::Pieces;
-use family::Family;
+use splitter::Splitter;
 use vocabulary::{Kind, Vocabulary};
 
 /// What becomes of the text of a control token, such as `<|im_end|>`, inside a text.
@@ -36,12 +39,28 @@ pub enum Special {
     AsText,
 }
 
+/// What the files beside a `tokenizer.json` say about its tokens.
+#[derive(Debug, Clone, Default)]
+pub struct Roles {
+    /// The text of the token that begins a text.
+    pub bos: Option<String>,
+    /// The text of the token that ends a text.
+    pub eos: Option<String>,
+    /// Whether prompts begin with `bos`; where nobody says, the post-processor decides.
+    pub add_bos: Option<bool>,
+    /// Ids that end an answer, beside `eos` and those that are known by their names.
+    pub ends: Vec<u64>,
+}
+
 /// A tokenizer that could not be built, or a text that it could not encode.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The metadata could not be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A file of the folder could not be read.
+    #[error(transparent)]
+    Folder(Box<crate::folder::FolderError>),
     /// A key that is needed is absent.
     #[error("{origin}: metadata {key:?} is missing, so there is no tokenizer")]
     Missing {
@@ -81,7 +100,7 @@ pub enum TokenizerError {
 pub struct Tokenizer {
     vocabulary: Vocabulary,
     bpe: BPE,
-    family: Family,
+    splitter: Splitter,
     /// Finds control and user-defined tokens, and their ids.
     added: Finder,
     /// Finds user-defined tokens alone.
@@ -95,7 +114,7 @@ pub struct Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
-            .field("family", &self.family)
+            .field("splitter", &self.splitter.name())
             .field("tokens", &self.vocab_size())
             .finish()
     }
@@ -107,11 +126,33 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError`]: metadata that is missing, contradictory, or of a kind that is not supported, by name.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
-        let family = Family::from_gguf(gguf)?;
-        let vocabulary = Vocabulary::from_gguf(gguf, family)?;
-        let bpe = vocabulary.bpe(gguf, family)?;
+        let splitter = Splitter::from_gguf(gguf)?;
+        let vocabulary = Vocabulary::from_gguf(gguf, &splitter)?;
+        Tokenizer::build(splitter, vocabulary, gguf.origin())
+    }
+
+    /// Builds the tokenizer of a `tokenizer.json`; `origin` names the file in errors.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_gguf`].
+    pub fn from_json(
+        json: &Value,
+        roles: &Roles,
+        origin: &str,
+    ) -> Result<Tokenizer, TokenizerError> {
+        let splitter = Splitter::from_json(json, origin)?;
+        let vocabulary = Vocabulary::from_json(json, roles, origin, &splitter)?;
+        Tokenizer::build(splitter, vocabulary, origin)
+    }
+
+    fn build(
+        splitter: Splitter,
+        vocabulary: Vocabulary,
+        origin: &str,
+    ) -> Result<Tokenizer, TokenizerError> {
+        let bpe = vocabulary.bpe(origin, &splitter)?;
         let invalid = |problem: String| TokenizerError::Invalid {
-            origin: gguf.origin().to_owned(),
+            origin: origin.to_owned(),
             key: vocabulary::TOKENS,
             problem,
         };
@@ -120,7 +161,11 @@ impl Tokenizer {
         let added = Finder::new(&vocabulary, |kind| control(kind) || user_defined(kind))
             .map_err(invalid)?;
         let user_defined = Finder::new(&vocabulary, user_defined).map_err(invalid)?;
-        let pieces = Arc::new(Pieces::new(&vocabulary));
+        let pieces = Arc::new(Pieces::new(
+            &vocabulary,
+            splitter.spelling(),
+            splitter.has_prefix(),
+        ));
         let mut control_tokens: Vec<String> = vocabulary
             .tokens
             .iter()
@@ -129,11 +174,11 @@ impl Tokenizer {
             .map(|(text, _)| text.clone())
             .collect();
         control_tokens.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        let hash = vocabulary.hash(family);
+        let hash = vocabulary.hash(&splitter);
         Ok(Tokenizer {
             vocabulary,
             bpe,
-            family,
+            splitter,
             added,
             user_defined,
             pieces,
@@ -150,6 +195,20 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`], which no text is known to cause.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_part(text, special, true)
+    }
+
+    /// [`Tokenizer::encode`] of a part of a text, which `begins` it or goes on in its midst: some tokenizers put a space in
+    /// front of a text.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode_part(
+        &self,
+        text: &str,
+        special: Special,
+        begins: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let finder = match special {
             Special::Parse => &self.added,
             Special::AsText => &self.user_defined,
@@ -157,21 +216,27 @@ impl Tokenizer {
         let mut ids = Vec::new();
         let mut from = 0;
         for (start, end, id) in finder.find(text) {
-            self.encode_plain(&text[from..start], &mut ids)?;
+            self.encode_plain(&text[from..start], begins && from == 0, from > 0, &mut ids)?;
             ids.push(id);
             from = end;
         }
-        self.encode_plain(&text[from..], &mut ids)?;
+        self.encode_plain(&text[from..], begins && from == 0, from > 0, &mut ids)?;
         Ok(ids)
     }
 
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    fn encode_plain(
+        &self,
+        text: &str,
+        begins: bool,
+        follows: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
         if text.is_empty() {
             return Ok(());
         }
         for word in self
-            .family
-            .words(text)
+            .splitter
+            .words(text, begins, follows)
             .map_err(|error| TokenizerError::Encode(error.to_string()))?
         {
             let tokens = self
@@ -188,6 +253,9 @@ impl Tokenizer {
         let mut bytes = Vec::new();
         for &id in ids {
             bytes.extend_from_slice(self.pieces.bytes(id, skip_special));
+        }
+        if self.pieces.prefixed() && bytes.first() == Some(&b' ') {
+            bytes.remove(0);
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }

@@ -1,17 +1,19 @@
-//! The vocabulary in a GGUF's metadata, checked: tokens, their kinds, merges, and the tokens with a role.
+//! The vocabulary in a GGUF's metadata or a `tokenizer.json`, checked: tokens, their kinds, merges, and the tokens with a role.
 
 use std::collections::HashMap;
 
+use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 
-use super::TokenizerError;
-use super::family::Family;
+use super::splitter::{Spelling, Splitter};
+use super::{Roles, TokenizerError};
 use crate::gguf::Gguf;
 use crate::sha256::FieldHasher;
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
 
 /// Most tokens, and longest token in bytes.
 const MAX_TOKENS: usize = 1 << 22;
@@ -47,11 +49,23 @@ pub(super) struct Vocabulary {
     pub(super) eos: Option<u32>,
     pub(super) add_bos: bool,
     pub(super) end_ids: Vec<u32>,
-    merges: Vec<String>,
+    merges: Vec<(String, String)>,
+    unknown: Option<String>,
+}
+
+/// The byte that a token such as `<0x0A>` stands for.
+pub(super) fn byte_token(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2)
+        .then(|| u8::from_str_radix(digits, 16).ok())
+        .flatten()
 }
 
 impl Vocabulary {
-    pub(super) fn from_gguf(gguf: &Gguf, family: Family) -> Result<Vocabulary, TokenizerError> {
+    pub(super) fn from_gguf(
+        gguf: &Gguf,
+        splitter: &Splitter,
+    ) -> Result<Vocabulary, TokenizerError> {
         let missing = |key| TokenizerError::Missing {
             origin: gguf.origin().to_owned(),
             key,
@@ -60,11 +74,7 @@ impl Vocabulary {
             .get_str_array(TOKENS)?
             .ok_or_else(|| missing(TOKENS))?
             .to_vec();
-        let merges = gguf
-            .get_str_array(MERGES)?
-            .ok_or_else(|| missing(MERGES))?
-            .to_vec();
-        let invalid = |key, problem| invalid(gguf, key, problem);
+        let invalid = |key, problem| invalid(gguf.origin(), key, problem);
         if tokens.is_empty() || tokens.len() > MAX_TOKENS {
             return Err(invalid(
                 TOKENS,
@@ -87,6 +97,8 @@ impl Vocabulary {
                 .iter()
                 .map(|kind| match kind {
                     3 => Kind::Control,
+                    // SentencePiece's unknown token is written for nothing.
+                    2 if splitter.spelling() == Spelling::Pieces => Kind::Control,
                     4 => Kind::UserDefined,
                     _ => Kind::Normal,
                 })
@@ -109,17 +121,34 @@ impl Vocabulary {
         let eos = role("tokenizer.ggml.eos_token_id")?;
         let add_bos = gguf
             .get_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(family.adds_bos());
-        let named = (0u32..)
-            .zip(tokens.iter().zip(&kinds))
-            .filter(|(_, (token, kind))| {
-                **kind == Kind::Control && END_TOKENS.contains(&token.as_str())
-            });
-        let mut end_ids: Vec<u32> = named.map(|(id, _)| id).chain(eos).collect();
+            .unwrap_or(splitter.adds_bos());
+        let mut end_ids = named_ends(&tokens, &kinds, eos);
         end_ids.extend(role("tokenizer.ggml.eot_token_id")?);
         end_ids.extend(role("tokenizer.ggml.eom_token_id")?);
         end_ids.sort_unstable();
         end_ids.dedup();
+        let merges = match (splitter.spelling(), gguf.get_str_array(MERGES)?) {
+            (_, Some(merges)) => merges
+                .iter()
+                .enumerate()
+                .map(|(index, merge)| {
+                    let pair = merge.split_once(' ');
+                    let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
+                    pair.ok_or_else(|| invalid(MERGES, unspaced(index, merge)))
+                })
+                .collect::<Result<_, _>>()?,
+            (Spelling::Bytes, None) => return Err(missing(MERGES)),
+            (Spelling::Pieces, None) => {
+                let scores = gguf.get_f32_array(SCORES)?.ok_or_else(|| missing(SCORES))?;
+                if scores.len() != tokens.len() {
+                    let problem = format!("{} scores for {} tokens", scores.len(), tokens.len());
+                    return Err(invalid(SCORES, problem));
+                }
+                merges_by_score(&tokens, &kinds, scores)
+            }
+        };
+        let unknown = role("tokenizer.ggml.unknown_token_id")?;
+        let unknown = unknown.map(|id| tokens[id as usize].clone());
         Ok(Vocabulary {
             tokens,
             kinds,
@@ -128,66 +157,206 @@ impl Vocabulary {
             add_bos,
             end_ids,
             merges,
+            unknown,
+        })
+    }
+
+    /// The vocabulary of a `tokenizer.json`.
+    pub(super) fn from_json(
+        json: &Value,
+        roles: &Roles,
+        origin: &str,
+        splitter: &Splitter,
+    ) -> Result<Vocabulary, TokenizerError> {
+        let invalid = |key, problem| invalid(origin, key, problem);
+        let model = json.get("model").unwrap_or(&Value::Null);
+        let kind = model.get("type").and_then(Value::as_str).unwrap_or("none");
+        if kind != "BPE" {
+            return Err(TokenizerError::Unsupported {
+                origin: origin.to_owned(),
+                key: "model.type",
+                found: kind.to_owned(),
+                supported: "models of type \"BPE\"",
+            });
+        }
+        let vocab = model.get("vocab").and_then(Value::as_object);
+        let vocab = vocab.ok_or_else(|| invalid("model.vocab", "missing".to_owned()))?;
+        let added = json.get("added_tokens").and_then(Value::as_array);
+        let mut listed: Vec<(u64, &str, Kind)> = Vec::new();
+        for (token, id) in vocab {
+            let id = id
+                .as_u64()
+                .ok_or_else(|| invalid("model.vocab", format!("{token:?} has no id")))?;
+            listed.push((id, token, Kind::Normal));
+        }
+        for token in added.into_iter().flatten() {
+            let id = token.get("id").and_then(Value::as_u64);
+            let text = token.get("content").and_then(Value::as_str);
+            let (Some(id), Some(text)) = (id, text) else {
+                return Err(invalid(
+                    "added_tokens",
+                    "a token without id or content".to_owned(),
+                ));
+            };
+            let flag = |key: &str| token.get(key).and_then(Value::as_bool) == Some(true);
+            // They would swallow spaces beside them, or not stand within words.
+            for key in ["lstrip", "rstrip", "single_word"] {
+                if flag(key) {
+                    let problem = format!("{text:?} has {key}, which is not supported");
+                    return Err(invalid("added_tokens", problem));
+                }
+            }
+            let kind = if flag("special") {
+                Kind::Control
+            } else {
+                Kind::UserDefined
+            };
+            listed.push((id, text, kind));
+        }
+        let count = listed.iter().map(|token| token.0 + 1).max().unwrap_or(0);
+        // Ids may have gaps, but no more of them than tokens.
+        if count == 0 || count > MAX_TOKENS as u64 || count > 2 * listed.len() as u64 {
+            let problem = format!(
+                "ids up to {count} for {} tokens; 1 to {MAX_TOKENS} are read, without large gaps",
+                listed.len()
+            );
+            return Err(invalid("model.vocab", problem));
+        }
+        let mut tokens = vec![String::new(); count as usize];
+        let mut kinds = vec![Kind::Normal; count as usize];
+        for (id, text, kind) in listed {
+            if text.len() > MAX_TOKEN_BYTES {
+                let length = text.len();
+                let problem =
+                    format!("token {id} has {length} bytes; at most {MAX_TOKEN_BYTES} are read");
+                return Err(invalid("model.vocab", problem));
+            }
+            tokens[id as usize] = text.to_owned();
+            kinds[id as usize] = kind;
+        }
+        let role = |text: &Option<String>| {
+            let text = text.as_deref()?;
+            let place = tokens.iter().position(|token| token == text)?;
+            u32::try_from(place).ok()
+        };
+        let (bos, eos) = (role(&roles.bos), role(&roles.eos));
+        let add_bos = match roles.add_bos {
+            Some(add_bos) => add_bos,
+            None => first_special(json.get("post_processor"))
+                .is_some_and(|first| Some(first) == roles.bos.as_deref()),
+        };
+        let mut end_ids = named_ends(&tokens, &kinds, eos);
+        for &id in &roles.ends {
+            if id >= count {
+                let problem = format!("eos_token_id {id}, but there are only {count} tokens");
+                return Err(invalid("generation_config.json", problem));
+            }
+            end_ids.push(id as u32);
+        }
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        let merges = model.get("merges").and_then(Value::as_array);
+        let merges = merges.ok_or_else(|| invalid("model.merges", "missing".to_owned()))?;
+        let merges = merges
+            .iter()
+            .enumerate()
+            .map(|(index, merge)| {
+                let pair = match merge {
+                    Value::String(merge) => merge.split_once(' '),
+                    Value::Array(pair) => match pair.as_slice() {
+                        [left, right] => left.as_str().zip(right.as_str()),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
+                pair.ok_or_else(|| invalid("model.merges", unspaced(index, &merge.to_string())))
+            })
+            .collect::<Result<_, _>>()?;
+        let unknown = model.get("unk_token").and_then(Value::as_str);
+        let unknown = unknown.filter(|_| splitter.spelling() == Spelling::Pieces);
+        Ok(Vocabulary {
+            tokens,
+            kinds,
+            bos,
+            eos,
+            add_bos,
+            end_ids,
+            merges,
+            unknown: unknown.map(str::to_owned),
         })
     }
 
     /// The merger. Everything that it relies on is checked here, where the message can name the merge.
-    pub(super) fn bpe(&self, gguf: &Gguf, family: Family) -> Result<BPE, TokenizerError> {
+    pub(super) fn bpe(&self, origin: &str, splitter: &Splitter) -> Result<BPE, TokenizerError> {
         let mut vocab: HashMap<&str, u32> = HashMap::with_capacity(self.tokens.len());
         for ((id, token), kind) in (0u32..).zip(&self.tokens).zip(&self.kinds) {
             // Where a whole word may become its token, text must never become a control token.
-            if *kind == Kind::Control && family.ignore_merges() {
+            if *kind == Kind::Control && splitter.ignore_merges() {
                 continue;
             }
             vocab.entry(token).or_insert(id);
         }
-        let mut merges = Vec::with_capacity(self.merges.len());
         let mut joined = String::new();
-        for (index, merge) in self.merges.iter().enumerate() {
-            let error = |problem: String| {
-                invalid(
-                    gguf,
-                    MERGES,
-                    format!("merge {index} ({merge:?}): {problem}"),
-                )
-            };
-            let (left, right) = merge
-                .split_once(' ')
-                .ok_or_else(|| error("two tokens with a space between are needed".to_owned()))?;
+        for (index, (left, right)) in self.merges.iter().enumerate() {
             joined.clear();
             joined.push_str(left);
             joined.push_str(right);
             if let Some(unknown) = [left, right, &joined]
                 .into_iter()
-                .find(|token| !vocab.contains_key(token))
+                .find(|token| !vocab.contains_key(token.as_str()))
             {
-                return Err(error(format!("{unknown:?} is not among the tokens")));
+                let merge = format!("{left} {right}");
+                let problem =
+                    format!("merge {index} ({merge:?}): {unknown:?} is not among the tokens");
+                return Err(invalid(origin, MERGES, problem));
             }
-            merges.push((left.to_owned(), right.to_owned()));
+        }
+        let pieces = splitter.spelling() == Spelling::Pieces;
+        // Without all of them a byte that no piece has would be left out.
+        if pieces
+            && let Some(byte) = (0..=255u8).find(|byte| {
+                let token = format!("<0x{byte:02X}>");
+                !vocab.contains_key(token.as_str())
+            })
+        {
+            let problem = format!("there is no token <0x{byte:02X}> for the byte");
+            return Err(invalid(origin, TOKENS, problem));
         }
         let vocab: Vec<(String, u32)> = vocab
             .into_iter()
             .map(|(token, id)| (token.to_owned(), id))
             .collect();
-        BPE::builder()
-            .vocab_and_merges(vocab.into_iter().collect::<HashMap<_, _, _>>(), merges)
-            .ignore_merges(family.ignore_merges())
+        let mut builder = BPE::builder()
+            .vocab_and_merges(
+                vocab.into_iter().collect::<HashMap<_, _, _>>(),
+                self.merges.clone(),
+            )
+            .ignore_merges(splitter.ignore_merges());
+        if pieces {
+            builder = builder.byte_fallback(true).fuse_unk(true);
+            if let Some(unknown) = &self.unknown {
+                builder = builder.unk_token(unknown.clone());
+            }
+        }
+        builder
             .build()
-            .map_err(|error| invalid(gguf, MERGES, error.to_string()))
+            .map_err(|error| invalid(origin, MERGES, error.to_string()))
     }
 
     /// Everything that decides about ids.
-    pub(super) fn hash(&self, family: Family) -> String {
+    pub(super) fn hash(&self, splitter: &Splitter) -> String {
         let mut hasher = FieldHasher::new();
         hasher
             .field(b"byte-level bpe")
-            .field(family.name().as_bytes());
+            .field(splitter.name().as_bytes());
         for (token, kind) in self.tokens.iter().zip(&self.kinds) {
             hasher.field(token.as_bytes()).field(&[*kind as u8]);
         }
         hasher.field(b"merges");
         for merge in &self.merges {
-            hasher.field(merge.as_bytes());
+            let (left, right) = merge;
+            hasher.field(format!("{left} {right}").as_bytes());
         }
         let role = |id: Option<u32>| id.map_or([0xff; 8], |id| u64::from(id).to_le_bytes());
         hasher
@@ -201,9 +370,72 @@ impl Vocabulary {
     }
 }
 
-fn invalid(gguf: &Gguf, key: &'static str, problem: String) -> TokenizerError {
+/// The control tokens that end an answer by their names, and the one with the role.
+fn named_ends(tokens: &[String], kinds: &[Kind], eos: Option<u32>) -> Vec<u32> {
+    let named = (0u32..).zip(tokens.iter().zip(kinds));
+    let named = named.filter(|(_, (token, kind))| {
+        **kind == Kind::Control && END_TOKENS.contains(&token.as_str())
+    });
+    named.map(|(id, _)| id).chain(eos).collect()
+}
+
+/// The merges of a SentencePiece vocabulary: every way to make a token of two, the highest score first. Source:
+/// `generate_merges` of transformers (`convert_slow_tokenizer.py`).
+fn merges_by_score(tokens: &[String], kinds: &[Kind], scores: &[f32]) -> Vec<(String, String)> {
+    let ids: HashMap<&str, usize> = tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| (token.as_str(), id))
+        .collect();
+    let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
+    for ((token, kind), score) in tokens.iter().zip(kinds).zip(scores) {
+        if *kind != Kind::Normal || byte_token(token).is_some() {
+            continue;
+        }
+        let mut ways: Vec<(usize, usize, &str, &str)> = token
+            .char_indices()
+            .skip(1)
+            .filter_map(|(at, _)| {
+                let (left, right) = token.split_at(at);
+                Some((*ids.get(left)?, *ids.get(right)?, left, right))
+            })
+            .collect();
+        ways.sort_by_key(|way| (way.0, way.1));
+        merges.extend(ways.into_iter().map(|(_, _, left, right)| {
+            (
+                *score,
+                left.chars().count(),
+                right.chars().count(),
+                left,
+                right,
+            )
+        }));
+    }
+    // Stable, so that equal ones stay in the order of the vocabulary.
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))));
+    let pairs = merges.into_iter();
+    pairs
+        .map(|(.., left, right)| (left.to_owned(), right.to_owned()))
+        .collect()
+}
+
+/// The special token that a post-processor puts in front of a text.
+fn first_special(processor: Option<&Value>) -> Option<&str> {
+    let processor = processor?;
+    if let Some(all) = processor.get("processors").and_then(Value::as_array) {
+        return all.iter().find_map(|one| first_special(Some(one)));
+    }
+    let first = processor.get("single")?.as_array()?.first()?;
+    first.pointer("/SpecialToken/id")?.as_str()
+}
+
+fn unspaced(index: usize, merge: &str) -> String {
+    format!("merge {index} ({merge:?}): two tokens with a space between are needed")
+}
+
+fn invalid(origin: &str, key: &'static str, problem: String) -> TokenizerError {
     TokenizerError::Invalid {
-        origin: gguf.origin().to_owned(),
+        origin: origin.to_owned(),
         key,
         problem,
     }

@@ -30,6 +30,7 @@ fn model() -> ModelConfig {
         rms_norm_eps: 1e-5,
         tie_word_embeddings: true,
         qkv_bias: false,
+        qk_norm: false,
     }
 }
 

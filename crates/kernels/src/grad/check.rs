@@ -3,12 +3,12 @@
 use crate::isa::Isa;
 
 /// The instruction sets that this machine can run; the scalar one comes first.
-pub(super) fn isas() -> impl Iterator<Item = Isa> {
+pub(crate) fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available())
 }
 
 /// `n` numbers in -1..1, the same for the same `seed`.
-pub(super) fn numbers(seed: u64, n: usize) -> Vec<f32> {
+pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..n)
         .map(|_| {
@@ -20,12 +20,12 @@ pub(super) fn numbers(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
-pub(super) fn to_f64(x: &[f32]) -> Vec<f64> {
+pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// The gradient of `f` at `x` by central differences, with an error near 1e-9 for numbers of size one.
-pub(super) fn finite_difference(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+pub(crate) fn finite_difference(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     const STEP: f64 = 1e-5;
     let mut x = to_f64(x);
     (0..x.len())
@@ -42,13 +42,13 @@ pub(super) fn finite_difference(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64
 }
 
 /// The sum of `a * b`: with made-up `a`, a scalar loss whose gradient by `b` is `a`.
-pub(super) fn weighted(a: &[f32], b: &[f64]) -> f64 {
+pub(crate) fn weighted(a: &[f32], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum()
 }
 
 /// Every element of `got` within `tolerance` of `expected`, relative to the largest element.
 #[track_caller]
-pub(super) fn assert_near(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
+pub(crate) fn assert_near(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     let largest = expected.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
@@ -61,7 +61,7 @@ pub(super) fn assert_near(what: &str, got: &[f32], expected: &[f64], tolerance: 
 }
 
 #[track_caller]
-pub(super) fn assert_same_bits(isa: Isa, got: &[f32], expected: &[f32]) {
+pub(crate) fn assert_same_bits(isa: Isa, got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len());
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert!(

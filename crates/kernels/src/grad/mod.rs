@@ -7,7 +7,7 @@
 mod adamw;
 mod attention;
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 mod loss;
 pub(crate) mod math;
 mod norm;

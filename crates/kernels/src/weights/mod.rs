@@ -69,6 +69,19 @@ impl SourceType {
         }
     }
 
+    /// Bytes that a matrix of this type takes once it is packed; none where rows are no whole blocks.
+    pub fn packed_bytes(self, outputs: usize, inputs: usize) -> Option<u64> {
+        if !inputs.is_multiple_of(self.block_values()) {
+            return None;
+        }
+        let tiles = outputs.div_ceil(LANES) as u64;
+        let tile = match self.layout() {
+            Some(layout) => layout.block() * (inputs / GROUP),
+            None => self.block_bytes() * inputs * LANES,
+        };
+        tiles.checked_mul(tile as u64)
+    }
+
     fn layout(self) -> Option<Layout> {
         use SourceType::*;
         let (bits, offset, wide_scales, minimum, halves) = match self {

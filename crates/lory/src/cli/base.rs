@@ -1,30 +1,75 @@
-//! `--base`: a known name, fetched when it is missing, or the path of a GGUF file.
+//! `--base`: a known name, fetched when it is missing, or the path of a GGUF file or of a Hugging Face folder.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use formats::folder;
+use model::{ModelSizes, Precision};
 
 use crate::home::Home;
+use crate::kept::Kept;
+use crate::plan::{self, Demand, HardwareProfile};
 use crate::progress::Progress;
-use crate::pull::{self, HubSettings, Source};
+use crate::pull::{self, HubSettings, RepositoryId, Source};
+use crate::service::{BaseFiles, Held, files};
 
 /// The flag, for every command that needs a base.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct BaseArgs {
-    /// The base model: smollm2-135m (fetched when it is missing), or the path of a GGUF file
+    /// The base model: smollm2-135m (fetched when it is missing), a repository that was pulled (owner/name), or the path of a GGUF
+    /// file or of a Hugging Face folder
     #[arg(long, value_name = "ID|PATH", default_value = pull::KNOWN[0].id)]
     pub base: String,
+}
+
+/// The flag, for every command that loads a base's weights.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct PrecisionArgs {
+    /// How exactly the weights of a float base are held: auto, f32, bf16, f16, q8 or q4. auto takes q8 where the machine's memory
+    /// has room for it, else q4. Weights that are quantized in the file keep their values
+    #[arg(long, value_name = "PRECISION", default_value = "auto", value_parser = precision)]
+    precision: Choice,
+}
+
+/// A precision, or the planner's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Choice(Option<Precision>);
+
+fn precision(text: &str) -> Result<Choice, String> {
+    if text == "auto" {
+        return Ok(Choice(None));
+    }
+    let named = text.parse();
+    named
+        .map(|precision| Choice(Some(precision)))
+        .map_err(|_| "must be auto, f32, bf16, f16, q8 or q4".to_owned())
+}
+
+impl PrecisionArgs {
+    /// What is asked for; none where the planner is to choose.
+    pub fn wanted(&self) -> Option<Precision> {
+        self.precision.0
+    }
 }
 
 /// Where a base lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Located {
-    /// What requests call it; none for a file, which is called by its name.
+    /// What requests call it; none for a path, which is called by its name.
     pub name: Option<String>,
-    /// The GGUF file.
+    /// The GGUF file, or the folder.
     pub path: PathBuf,
     /// Its sha256, where it is known without reading it.
     pub sha256: Option<&'static str>,
+}
+
+/// How a base will run.
+#[derive(Debug, Clone)]
+pub(super) struct Planned {
+    /// The plan in a line, for people.
+    pub line: String,
+    /// How its weights are held.
+    pub held: Held,
 }
 
 impl BaseArgs {
@@ -32,7 +77,7 @@ impl BaseArgs {
     pub fn locate(&self) -> anyhow::Result<Located> {
         let path = Path::new(&self.base);
         match pull::known(&self.base) {
-            Some(known) if !path.is_file() => {
+            Some(known) if !path.exists() => {
                 let mut progress = Progress::stderr();
                 let pulled = pull::pull(
                     known,
@@ -49,13 +94,34 @@ impl BaseArgs {
                     sha256: Some(known.sha256),
                 })
             }
-            _ if path.is_file() => Ok(Located {
+            _ if path.is_dir() && !folder::is_folder(path) => anyhow::bail!(
+                "--base {}: a folder without config.json; give the folder that holds it, or a GGUF file",
+                self.base
+            ),
+            _ if path.exists() => Ok(Located {
                 name: None,
                 path: path.to_owned(),
                 sha256: None,
             }),
+            _ if RepositoryId::parse(&self.base).is_some() => {
+                // A path that is not there may look like one, too.
+                let id = RepositoryId::parse(&self.base);
+                let found = id.and_then(|id| pull::fetched(&id, &Home::find().ok()?));
+                let Some(path) = found else {
+                    anyhow::bail!(
+                        "--base {0}: no such file or folder, and no repository that was pulled; lory pull {0} fetches it",
+                        self.base
+                    )
+                };
+                let name = self.base.rsplit('/').next().unwrap_or(&self.base);
+                Ok(Located {
+                    name: Some(name.to_lowercase()),
+                    path,
+                    sha256: None,
+                })
+            }
             _ => anyhow::bail!(
-                "--base {}: no such file, and no known base; the known ones are {}",
+                "--base {}: no such file or folder, and no known base; the known ones are {}",
                 self.base,
                 pull::known_ids()
             ),
@@ -64,11 +130,35 @@ impl BaseArgs {
 }
 
 impl Located {
-    /// The file's sha256, in hex.
+    /// Plans how the base runs on this machine, and refuses what does not fit before any of it is loaded.
+    ///
+    /// # Errors
+    /// The base's files are not understood, or it does not fit, with numbers.
+    pub fn planned(&self, precision: &PrecisionArgs, demand: Demand) -> anyhow::Result<Planned> {
+        let hardware = HardwareProfile::of_this_machine()?;
+        let sizes = ModelSizes::of(BaseFiles::open(&self.path)?.checkpoint())?;
+        let demand = Demand {
+            precision: precision.wanted(),
+            ..demand
+        };
+        let plan = plan::plan(&hardware, &sizes, &demand);
+        plan.check(&hardware, &sizes, &demand)
+            .with_context(|| format!("--base {} does not fit", self.path.display()))?;
+        Ok(Planned {
+            line: plan.line(),
+            held: Held {
+                precision: plan.chosen.precision,
+                // Without a home the base is quantized at every start.
+                kept: Home::find().ok().map(|home| Kept::in_folder(home.kept())),
+            },
+        })
+    }
+
+    /// The sha256 that the base is known by, in hex.
     pub fn fingerprint(&self) -> anyhow::Result<String> {
         match self.sha256 {
             Some(sha256) => Ok(sha256.to_owned()),
-            None => pull::hash_file(&self.path).with_context(|| self.path.display().to_string()),
+            None => files::sha256(&self.path).with_context(|| self.path.display().to_string()),
         }
     }
 }

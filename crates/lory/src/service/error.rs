@@ -27,6 +27,9 @@ pub enum OpenError {
     /// The base is no GGUF file, or a broken one.
     #[error(transparent)]
     Gguf(#[from] formats::gguf::GgufError),
+    /// The base is a folder that is not understood, or not run.
+    #[error(transparent)]
+    Folder(#[from] formats::folder::FolderError),
     /// The base has no tokenizer that is supported.
     #[error(transparent)]
     Tokenizer(#[from] formats::tokenizer::TokenizerError),

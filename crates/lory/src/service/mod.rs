@@ -9,7 +9,7 @@
 //! Every call is synchronous. [`Service::submit`] returns once the request is queued and hands text to a sink;
 //! [`Service::stream`] and [`Service::generate`] wait for it.
 //!
-//! - [`base`]: the model, its tokenizer and its template, from one file
+//! - [`base`]: the model, its tokenizer and its template, from [`files`]
 //! - [`ask`]: a request, as plain data
 //! - `voice`: whom it asks for; `adapters`: into the engine's memory, and back in when they were evicted
 //! - [`caller`]: who asks, and the account of what became of it; [`meters`]: what is counted
@@ -29,6 +29,7 @@ pub mod caller;
 mod calls;
 mod choices;
 pub mod error;
+pub mod files;
 pub mod grammar;
 pub mod meters;
 mod prompt;
@@ -56,10 +57,11 @@ pub use answer::{
     Answer, CallDelta, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink,
 };
 pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
-pub use base::{Base, Wording};
+pub use base::{Base, Held};
 pub use caller::{Account, Caller, Notes};
 pub use choices::Tickets;
 pub use error::{OpenError, PublishError, RequestError};
+pub use files::{BaseFiles, Wording};
 pub use grammar::Format;
 pub use meters::Meters;
 pub use publishing::NewVersion;
@@ -89,6 +91,8 @@ pub struct Settings {
     pub base_name: Option<String>,
     /// The sha256 of the base's file, where it is known; without, the file is read for it when an adapter records one.
     pub base_sha256: Option<String>,
+    /// How exactly the base's float weights are held.
+    pub held: Held,
     /// The folder under which clients may name adapters to load; without, they may not.
     pub adapter_root: Option<PathBuf>,
     /// The folder in which adapters wait that clients send; without, they may not.
@@ -110,6 +114,7 @@ impl Default for Settings {
         Settings {
             base_name: None,
             base_sha256: None,
+            held: Held::default(),
             adapter_root: None,
             uploads: None,
             judgements: None,
@@ -148,7 +153,7 @@ impl Service {
         settings: &Settings,
     ) -> Result<Service, OpenError> {
         let device = kernels::Device::cpu(settings.threads)?;
-        let base = Base::open(path, settings.base_name.as_deref(), device)?;
+        let base = Base::open_in(path, settings.base_name.as_deref(), device, &settings.held)?;
         if let Some(sha256) = &settings.base_sha256 {
             base.fingerprint.known(sha256);
         }

@@ -1,5 +1,6 @@
 //! The program as a user meets it: the built binary, over a tiny random base.
 
+mod bases;
 mod data;
 mod demo_and_serve;
 mod eval;
@@ -14,6 +15,7 @@ mod operations;
 mod persona;
 mod preference;
 mod pull;
+mod pull_repository;
 mod registry;
 mod s3;
 mod scene;

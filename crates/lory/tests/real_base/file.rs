@@ -26,6 +26,7 @@ fn the_real_base_is_understood() {
         rms_norm_eps: 1e-5,
         tie_word_embeddings: true,
         qkv_bias: false,
+        qk_norm: false,
     };
     assert_eq!(config, expected);
 }

@@ -4,18 +4,17 @@
 
 mod measure;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
-use formats::gguf::Gguf;
-use model::Model;
 use serde_json::{Value, json};
 
-use super::base::BaseArgs;
+use super::base::{BaseArgs, PrecisionArgs};
 use super::table::Table;
 use super::{Verdict, print};
+use crate::plan::Demand;
 use crate::progress::Progress;
+use crate::service::BaseFiles;
+use crate::service::base::load;
 use measure::{Case, Rig, Sample};
 
 /// Measure prefill, decode by batch size, mixed tones and adapter loading
@@ -31,6 +30,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     base: BaseArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Prompt lengths to prefill, in tokens
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [512], value_parser = clap::value_parser!(u32).range(1..=65_536))]
     prefill: Vec<u32>,
@@ -90,10 +91,13 @@ impl Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let located = args.base.locate()?;
-    let model = Arc::new(open(
-        &located.path,
-        args.threads.map(|threads| threads as usize),
-    )?);
+    let planned = located.planned(&args.precision, Demand::default())?;
+    let device = kernels::Device::cpu(args.threads.map(|threads| threads as usize))?;
+    // The weights alone: a base without a tokenizer can be measured too.
+    let files = BaseFiles::open(&located.path)?;
+    let model = load(&located.path, &files, device, &planned.held)?;
+    drop(files);
+    let model = Arc::new(model);
     let cases = args.cases();
     let most = args.adapters.iter().max().copied().unwrap_or(0) as usize;
     let mut rig = Rig::new(model.clone(), &cases, most, args.rank as usize)?;
@@ -123,6 +127,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let config = model.config();
         let report = json!({
             "base": args.base.base,
+            "precision": planned.held.precision.map_or("as in the file", model::Precision::name),
             "device": model.device().describe(),
             "threads": model.device().threads(),
             "weight_bytes": model.weight_bytes(),
@@ -157,16 +162,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         table.render()
     ))?;
     Ok(Verdict::Good)
-}
-
-/// The weights alone: a base without a tokenizer can be measured too.
-fn open(path: &Path, threads: Option<usize>) -> anyhow::Result<Model> {
-    let name = path.display().to_string();
-    let device = kernels::Device::cpu(threads)?;
-    let mapped = Arc::new(kernels::map_file(path).with_context(|| name.clone())?);
-    let gguf = Gguf::parse(mapped.clone(), &name)?;
-    let release = |bytes: &[u8]| mapped.release(bytes);
-    Ok(Model::load_with(&gguf, device, &release)?)
 }
 
 fn median(values: &[f64]) -> f64 {

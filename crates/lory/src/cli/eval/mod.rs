@@ -17,11 +17,12 @@ use anyhow::Context as _;
 use engine::EngineConfig;
 use serde_json::json;
 
-use super::base::BaseArgs;
+use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
 use super::{Verdict, print};
 use crate::evaluation::{answers, gate, measures};
 use crate::progress::Progress;
+use crate::plan::Demand;
 use crate::service::{Service, Settings};
 use crate::training;
 
@@ -58,6 +59,8 @@ pub(super) struct Args {
     #[command(flatten)]
     base: BaseArgs,
     #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
     personas: PersonasArgs,
 }
 
@@ -66,7 +69,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let candidates = candidate::candidates(&personas, &args)?;
     let located = args.base.locate()?;
     let (questions, common) = answers::questions(&candidates);
+    let planned = located.planned(&args.precision, Demand::default())?;
     let settings = Settings {
+        held: planned.held,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         engine: EngineConfig {

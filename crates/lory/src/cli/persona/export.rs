@@ -1,14 +1,8 @@
 //! `lory persona export`: a persona's adapter as a GGUF that llama.cpp loads beside the base.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::Context as _;
-use formats::chat_template::ChatTemplate;
-use formats::config::ModelConfig;
-use formats::gguf::Gguf;
 use formats::peft::Dtype;
-use formats::tokenizer::Tokenizer;
 use serde_json::json;
 
 use super::{choose, keep_base};
@@ -16,6 +10,7 @@ use crate::cli::base::BaseArgs;
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::{Verdict, print};
+use crate::service::Wording;
 
 /// Write a persona's adapter as a GGUF for llama.cpp (llama-server --lora FILE)
 #[derive(Debug, clap::Args)]
@@ -53,13 +48,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     )?;
     let located = args.base.locate()?;
     keep_base(&args.out, &located.path)?;
-    let path = located.path.display().to_string();
-    let mapped = kernels::map_file(&located.path).with_context(|| path.clone())?;
-    let base = Gguf::parse(Arc::new(mapped), &path)?;
-    let tokenizer = Tokenizer::from_gguf(&base)?;
-    chosen.fits(&tokenizer, &ChatTemplate::from_gguf(&base, &tokenizer)?)?;
+    let base = Wording::open(&located.path)?;
+    chosen.fits(&base.tokenizer, &base.template)?;
 
-    let config = ModelConfig::from_gguf(&base)?;
+    let config = base.config.as_in_gguf();
     let mut file = chosen.adapter.to_gguf(&config, chosen.scale, args.dtype)?;
     file.metadata("general.name", chosen.persona.name.as_str());
     file.metadata("lory.adapter_sha256", chosen.sha256.as_str());

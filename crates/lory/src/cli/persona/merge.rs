@@ -93,6 +93,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
         &args.name,
     )?;
     let located = args.base.locate()?;
+    anyhow::ensure!(
+        !located.path.is_dir(),
+        "--base {}: a folder; merging writes the base's GGUF file anew, so it needs one: convert the folder with llama.cpp's \
+         convert_hf_to_gguf.py",
+        located.path.display()
+    );
     keep_base(&args.out, &located.path)?;
     let base = Base::open(&located.path, located.name.as_deref(), Device::cpu(None)?)?;
     chosen.fits(&base.tokenizer, &base.template)?;

@@ -1,13 +1,8 @@
 //! `lory persona publish`: a new version, from the folder of personas or from a PEFT folder.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context as _;
-use formats::chat_template::ChatTemplate;
-use formats::config::ModelConfig;
-use formats::gguf::Gguf;
-use formats::tokenizer::Tokenizer;
 use registry::{Content, Persona, PersonaSettings, Publication};
 use serde_json::json;
 
@@ -18,6 +13,7 @@ use crate::cli::registry::RegistryArgs;
 use crate::cli::{Verdict, print};
 use crate::home::Home;
 use crate::pull;
+use crate::service::Wording;
 
 /// Publish a persona as a new version; servers that run take it within seconds
 #[derive(Debug, clap::Args)]
@@ -132,7 +128,7 @@ fn in_folder(args: &Args) -> anyhow::Result<Persona> {
 /// Holds the adapter to the base, as far as that can be told without fetching it.
 fn check(content: &Content, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
     let path = Path::new(&base.base);
-    let known = pull::known(&base.base).filter(|_| !path.is_file());
+    let known = pull::known(&base.base).filter(|_| !path.exists());
     let (path, sha256) = match known {
         Some(known) => {
             let path = Home::find().map(|home| home.base(known.id).join(known.file));
@@ -155,19 +151,15 @@ fn check(content: &Content, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
         );
     }
     let Some(path) = path else { return Ok(()) };
-    let origin = path.display().to_string();
-    let mapped = kernels::map_file(&path).with_context(|| origin.clone())?;
-    let gguf = Gguf::parse(Arc::new(mapped), &origin)?;
-    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let wording = Wording::open(&path)?;
     fits(
         name,
         &content.adapter,
-        &tokenizer,
-        &ChatTemplate::from_gguf(&gguf, &tokenizer)?,
+        &wording.tokenizer,
+        &wording.template,
     )?;
-    let config = ModelConfig::from_gguf(&gguf)?;
     content
         .adapter
-        .check(&config)
+        .check(&wording.config)
         .with_context(|| format!("{name} does not fit --base {}", base.base))
 }

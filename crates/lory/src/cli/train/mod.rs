@@ -19,12 +19,13 @@ use train::job::{Loaded, Source};
 use train::sft::{self, Outcome, RunOptions};
 use train::{Job, Settings};
 
-use super::base::BaseArgs;
+use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
 use super::rows::{ColumnsArgs, notes};
 use super::serve::size;
 use super::{Usage, Verdict, print};
 use crate::memory::{self, Available, Limit};
+use crate::plan::Demand;
 use crate::service::Base;
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
@@ -70,6 +71,8 @@ pub(super) struct Args {
     #[command(flatten)]
     base: BaseArgs,
     #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
     columns: ColumnsArgs,
@@ -103,7 +106,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         checkpoint,
     } = order(&args)?;
     let located = args.base.locate()?;
-    let base = Base::open(&located.path, located.name.as_deref(), Device::cpu(None)?)?;
+    // What the run takes beside the base is planned below, from its rows.
+    let beside = Demand {
+        kv_memory: 0,
+        adapter_memory: 0,
+        rows: 0,
+        logit_rows: 0,
+        ..Demand::default()
+    };
+    let planned = located.planned(&args.precision, beside)?;
+    eprintln!("{}", planned.line);
+    let name = located.name.as_deref();
+    let base = Base::open_in(&located.path, name, Device::cpu(None)?, &planned.held)?;
     let fingerprint = located.fingerprint()?;
 
     let mut jobs = Vec::new();
@@ -121,7 +135,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 
     let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
     let options = RunOptions {
-        base: fingerprint.clone(),
+        // Another precision computes other numbers: a run goes on with the one that it began with.
+        base: match planned.held.precision {
+            Some(precision) => format!("{fingerprint} {precision}"),
+            None => fingerprint.clone(),
+        },
         checkpoint: Some(checkpoint.clone()),
         ..RunOptions::default()
     };

@@ -1,102 +1,10 @@
-//! What a model is made of, read from a GGUF's metadata and tensor list, with sane limits on every number.
-//!
-//! What the decoder does not do (experts, scaled rotary positions, sliding windows, ...) is refused here by name, so
-//! that nothing above computes silently wrong.
+//! The configuration of a model in a GGUF's metadata and tensor list.
 
-use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, Value, dequantize};
-
-/// How the rows of the query and key weights pair up for the rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// Neighbours 2i and 2i+1 of a head rotate together. GGUF files of architecture `llama` store the query and key
-    /// rows in this order: row 2i of a head is Hugging Face's row i, row 2i+1 its row i + head_dim/2. An adapter in
-    /// PEFT's layout must have the rows of B for q_proj and k_proj reordered likewise.
-    Interleaved,
-    /// Elements i and i + head_dim/2 rotate together, as in Hugging Face's layout.
-    HalfSplit,
-}
-
-/// The dimensions and constants of a Llama-family decoder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelConfig {
-    /// `general.architecture`: `llama` or `qwen2`.
-    pub architecture: String,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Number of layers.
-    pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head; even.
-    pub head_dim: usize,
-    /// Width of the feed-forward part.
-    pub intermediate_size: usize,
-    /// Number of tokens: rows of the embedding.
-    pub vocab_size: usize,
-    /// Most positions that the model was trained for.
-    pub context_length: usize,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f32,
-    /// How query and key rows are paired.
-    pub rope_style: RopeStyle,
-    /// Divisors of the `head_dim / 2` rotary frequencies (tensor `rope_freqs.weight`, as in Llama 3.1 and later).
-    pub rope_freq_factors: Option<Vec<f32>>,
-    /// The epsilon of the RMS norms.
-    pub rms_norm_eps: f32,
-    /// Whether the embedding is also the head (no `output.weight`).
-    pub tie_word_embeddings: bool,
-    /// Whether query, key and value projections have a bias.
-    pub qkv_bias: bool,
-}
-
-/// A model that is not understood, or not supported.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The metadata could not be read.
-    #[error(transparent)]
-    Gguf(#[from] GgufError),
-    /// A key that every model has is absent.
-    #[error("{origin}: metadata {key:?} is missing")]
-    Missing {
-        /// The file.
-        origin: String,
-        /// The key.
-        key: String,
-    },
-    /// A number that makes no sense.
-    #[error("{origin}: {key}: {problem}")]
-    Invalid {
-        /// The file.
-        origin: String,
-        /// The key or tensor.
-        key: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Something that this decoder does not do.
-    #[error("{origin}: {feature} is not supported; {instead}")]
-    Unsupported {
-        /// The file.
-        origin: String,
-        /// What it is, by name.
-        feature: String,
-        /// What is.
-        instead: &'static str,
-    },
-}
-
-const FAMILY: &str =
-    "models of architecture llama or qwen2 without experts or scaled positions are run";
-
-/// Limits that no real model of the family comes near.
-const MAX_WIDTH: usize = 1 << 18;
-const MAX_LAYERS: usize = 4096;
-const MAX_HEADS: usize = 4096;
-const MAX_HEAD_DIM: usize = 1024;
-const MAX_VOCAB: usize = 1 << 22;
-const MAX_CONTEXT: usize = 1 << 28;
+use super::{
+    ConfigError, FAMILY, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH,
+    ModelConfig, RopeStyle,
+};
+use crate::gguf::{GgmlType, Gguf, dequantize};
 
 impl ModelConfig {
     /// Reads and checks the configuration of a model.
@@ -116,7 +24,7 @@ impl ModelConfig {
             .to_owned();
         let rope_style = match architecture.as_str() {
             "llama" => RopeStyle::Interleaved,
-            "qwen2" => RopeStyle::HalfSplit,
+            "qwen2" | "qwen3" => RopeStyle::HalfSplit,
             other => return Err(keys.unsupported(format!("architecture {other:?}"))),
         };
         let keys = Keys {
@@ -145,63 +53,17 @@ impl ModelConfig {
             head_dim,
             intermediate_size: keys.number("feed_forward_length", 1..=MAX_WIDTH)?,
             vocab_size,
-            context_length: keys.number("context_length", 1..=MAX_CONTEXT)?,
+            context_length: keys.context_length()?,
             rope_theta: keys.float("rope.freq_base", Some(10_000.0), 1.0..=1e12)?,
             rope_style,
             rope_freq_factors: keys.rope_freq_factors(head_dim)?,
             rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon", None, 1e-12..=1.0)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
             qkv_bias: gguf.tensor("blk.0.attn_q.bias").is_some(),
+            qk_norm: architecture == "qwen3",
             architecture: architecture.clone(),
         };
         Ok(config)
-    }
-
-    /// Where the query or key rows of Hugging Face's order, over `heads` heads, lie in the file; none where the file has
-    /// them in that order too (see [`RopeStyle`]).
-    pub fn rotary_order(&self, heads: usize) -> Option<Vec<u32>> {
-        if self.rope_style == RopeStyle::HalfSplit {
-            return None;
-        }
-        let dim = self.head_dim;
-        let row = |i: usize| {
-            let (head, i) = (i / dim, i % dim);
-            head * dim
-                + if i < dim / 2 {
-                    2 * i
-                } else {
-                    2 * (i - dim / 2) + 1
-                }
-        };
-        Some((0..heads * dim).map(|i| row(i) as u32).collect())
-    }
-
-    /// Writes the metadata that [`ModelConfig::from_gguf`] reads. What it reads from tensors (the tied head, the biases,
-    /// the frequency factors) is there when the tensors are.
-    pub fn write_metadata(&self, writer: &mut GgufWriter) {
-        let arch = &self.architecture;
-        writer.metadata("general.architecture", arch.as_str());
-        let mut number = |key: &str, value: usize| {
-            writer.metadata(
-                &format!("{arch}.{key}"),
-                Value::U32(u32::try_from(value).unwrap_or(u32::MAX)),
-            );
-        };
-        number("block_count", self.layers);
-        number("context_length", self.context_length);
-        number("embedding_length", self.hidden_size);
-        number("feed_forward_length", self.intermediate_size);
-        number("attention.head_count", self.heads);
-        number("attention.head_count_kv", self.kv_heads);
-        number("attention.key_length", self.head_dim);
-        number("attention.value_length", self.head_dim);
-        number("rope.dimension_count", self.head_dim);
-        number("vocab_size", self.vocab_size);
-        writer.metadata(&format!("{arch}.rope.freq_base"), self.rope_theta);
-        writer.metadata(
-            &format!("{arch}.attention.layer_norm_rms_epsilon"),
-            self.rms_norm_eps,
-        );
     }
 }
 
@@ -292,31 +154,6 @@ impl Keys<'_> {
                 return Err(self.unsupported(format!("a mixture of experts ({})", self.full(key))));
             }
         }
-        if self
-            .gguf
-            .get_u64(&self.full("attention.sliding_window"))?
-            .is_some_and(|window| window > 0)
-        {
-            return Err(self.unsupported(format!(
-                "a sliding window ({})",
-                self.full("attention.sliding_window")
-            )));
-        }
-        let key = self.full("rope.scaling.type");
-        match self.gguf.get_str(&key)? {
-            None | Some("none" | "") => {
-                for key in ["rope.scaling.factor", "rope.scale_linear"] {
-                    let factor = self.gguf.get_f32(&self.full(key))?;
-                    if factor.is_some_and(|factor| factor != 1.0 && factor != 0.0) {
-                        return Err(self
-                            .unsupported(format!("rope scaling ({} {factor:?})", self.full(key))));
-                    }
-                }
-            }
-            Some(scaling) => {
-                return Err(self.unsupported(format!("rope scaling {scaling:?} ({key})")));
-            }
-        }
         let refused_scales = [
             "attention.clamp_kqv",
             "attention.max_alibi_bias",
@@ -338,14 +175,14 @@ impl Keys<'_> {
             "ffn_gate.bias",
             "ffn_up.bias",
             "ffn_down.bias",
-            "attn_q_norm.weight",
-            "attn_k_norm.weight",
             "attn_qkv.weight",
             "ffn_gate_inp.weight",
             "attn_norm.bias",
             "ffn_norm.bias",
         ];
-        for tensor in refused_tensors {
+        let head_norms = ["attn_q_norm.weight", "attn_k_norm.weight"];
+        let head_norms = head_norms.iter().filter(|_| self.architecture != "qwen3");
+        for tensor in refused_tensors.iter().chain(head_norms) {
             if self.gguf.tensor(&format!("blk.0.{tensor}")).is_some() {
                 return Err(self.unsupported(format!("the tensor blk.0.{tensor}")));
             }
@@ -433,10 +270,44 @@ impl Keys<'_> {
         Ok(vocab_size)
     }
 
+    /// The context, or the sliding window where that is shorter: up to the window's length it changes nothing.
+    fn context_length(&self) -> Result<usize, ConfigError> {
+        let context = self.number("context_length", 1..=MAX_CONTEXT)?;
+        let window = self.gguf.get_u64(&self.full("attention.sliding_window"))?;
+        let window = window.filter(|&window| window > 0);
+        Ok(window.map_or(context, |window| (context as u64).min(window) as usize))
+    }
+
+    /// By how much positions are scaled down, all alike; 1 if they are not.
+    fn linear_scaling(&self) -> Result<f32, ConfigError> {
+        let key = self.full("rope.scaling.type");
+        let mut factor = 1.0;
+        for name in ["rope.scaling.factor", "rope.scale_linear"] {
+            if let Some(found) = self.gguf.get_f32(&self.full(name))?
+                && found != 0.0
+            {
+                factor = self.float(name, Some(found), 1.0..=1024.0)?;
+            }
+        }
+        match self.gguf.get_str(&key)? {
+            Some("linear") => Ok(factor),
+            // A factor without a type is how linear scaling was written at first.
+            None => Ok(factor),
+            Some("none" | "") => Ok(1.0),
+            Some(scaling) => Err(self.unsupported(format!("rope scaling {scaling:?} ({key})"))),
+        }
+    }
+
     fn rope_freq_factors(&self, head_dim: usize) -> Result<Option<Vec<f32>>, ConfigError> {
+        let linear = self.linear_scaling()?;
         let Some(tensor) = self.gguf.tensor("rope_freqs.weight") else {
-            return Ok(None);
+            return Ok((linear != 1.0).then(|| vec![linear; head_dim / 2]));
         };
+        if linear != 1.0 {
+            return Err(self.unsupported(
+                "rope scaling by the tensor rope_freqs.weight and by a factor at once".to_owned(),
+            ));
+        }
         let tensor_error = |problem: String| ConfigError::Invalid {
             origin: self.gguf.origin().to_owned(),
             key: "tensor rope_freqs.weight".to_owned(),

@@ -1,0 +1,169 @@
+//! What a model is made of, read from a GGUF's metadata and tensor list or from a `config.json`, with sane limits on every
+//! number.
+//!
+//! What the decoder does not do (experts, other rotary scalings than linear and Llama 3's, ...) is refused here by name, so
+//! that nothing above computes silently wrong.
+
+mod from_gguf;
+mod from_json;
+mod rope;
+
+use crate::gguf::{GgufError, GgufWriter, Value};
+
+/// How the rows of the query and key weights pair up for the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours 2i and 2i+1 of a head rotate together. GGUF files of architecture `llama` store the query and key
+    /// rows in this order: row 2i of a head is Hugging Face's row i, row 2i+1 its row i + head_dim/2. An adapter in
+    /// PEFT's layout must have the rows of B for q_proj and k_proj reordered likewise.
+    Interleaved,
+    /// Elements i and i + head_dim/2 rotate together, as in Hugging Face's layout.
+    HalfSplit,
+}
+
+/// The dimensions and constants of a Llama-family decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// `llama` (Mistral and SmolLM too), `qwen2` or `qwen3`, as GGUF files call it.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Width of the feed-forward part.
+    pub intermediate_size: usize,
+    /// Number of tokens: rows of the embedding.
+    pub vocab_size: usize,
+    /// Most positions that the model was trained for; with a sliding window no more than it, since up to there it changes
+    /// nothing.
+    pub context_length: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// How query and key rows are paired.
+    pub rope_style: RopeStyle,
+    /// Divisors of the `head_dim / 2` rotary frequencies: of Llama 3.1 and later (in a GGUF the tensor `rope_freqs.weight`),
+    /// or of linear scaling.
+    pub rope_freq_factors: Option<Vec<f32>>,
+    /// The epsilon of the RMS norms.
+    pub rms_norm_eps: f32,
+    /// Whether the embedding is also the head (no `output.weight`).
+    pub tie_word_embeddings: bool,
+    /// Whether query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// Whether each head of the queries and keys is normed before it is rotated (Qwen3).
+    pub qk_norm: bool,
+}
+
+/// A model that is not understood, or not supported.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The metadata could not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A key that every model has is absent.
+    #[error("{origin}: metadata {key:?} is missing")]
+    Missing {
+        /// The file.
+        origin: String,
+        /// The key.
+        key: String,
+    },
+    /// A number that makes no sense.
+    #[error("{origin}: {key}: {problem}")]
+    Invalid {
+        /// The file.
+        origin: String,
+        /// The key or tensor.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Something that this decoder does not do.
+    #[error("{origin}: {feature} is not supported; {instead}")]
+    Unsupported {
+        /// The file.
+        origin: String,
+        /// What it is, by name.
+        feature: String,
+        /// What is.
+        instead: &'static str,
+    },
+}
+
+const FAMILY: &str = "the families that are run are Llama, Mistral, Qwen2, Qwen3 and SmolLM2, without experts, with plain, linear \
+                      or Llama 3 rotary positions";
+
+/// Limits that no real model of the family comes near.
+const MAX_WIDTH: usize = 1 << 18;
+const MAX_LAYERS: usize = 4096;
+const MAX_HEADS: usize = 4096;
+const MAX_HEAD_DIM: usize = 1024;
+const MAX_VOCAB: usize = 1 << 22;
+const MAX_CONTEXT: usize = 1 << 28;
+
+impl ModelConfig {
+    /// Where the query or key rows of Hugging Face's order, over `heads` heads, lie in the file; none where the file has
+    /// them in that order too (see [`RopeStyle`]).
+    pub fn rotary_order(&self, heads: usize) -> Option<Vec<u32>> {
+        if self.rope_style == RopeStyle::HalfSplit {
+            return None;
+        }
+        let dim = self.head_dim;
+        let row = |i: usize| {
+            let (head, i) = (i / dim, i % dim);
+            head * dim
+                + if i < dim / 2 {
+                    2 * i
+                } else {
+                    2 * (i - dim / 2) + 1
+                }
+        };
+        Some((0..heads * dim).map(|i| row(i) as u32).collect())
+    }
+
+    /// The same model as a GGUF file of its architecture has it: there the rows of `llama` lie in another order.
+    pub fn as_in_gguf(&self) -> ModelConfig {
+        let rope_style = match self.architecture.as_str() {
+            "llama" => RopeStyle::Interleaved,
+            _ => RopeStyle::HalfSplit,
+        };
+        ModelConfig {
+            rope_style,
+            ..self.clone()
+        }
+    }
+
+    /// Writes the metadata that [`ModelConfig::from_gguf`] reads. What it reads from tensors (the tied head, the biases,
+    /// the frequency factors) is there when the tensors are.
+    pub fn write_metadata(&self, writer: &mut GgufWriter) {
+        let arch = &self.architecture;
+        writer.metadata("general.architecture", arch.as_str());
+        let mut number = |key: &str, value: usize| {
+            writer.metadata(
+                &format!("{arch}.{key}"),
+                Value::U32(u32::try_from(value).unwrap_or(u32::MAX)),
+            );
+        };
+        number("block_count", self.layers);
+        number("context_length", self.context_length);
+        number("embedding_length", self.hidden_size);
+        number("feed_forward_length", self.intermediate_size);
+        number("attention.head_count", self.heads);
+        number("attention.head_count_kv", self.kv_heads);
+        number("attention.key_length", self.head_dim);
+        number("attention.value_length", self.head_dim);
+        number("rope.dimension_count", self.head_dim);
+        number("vocab_size", self.vocab_size);
+        writer.metadata(&format!("{arch}.rope.freq_base"), self.rope_theta);
+        writer.metadata(
+            &format!("{arch}.attention.layer_norm_rms_epsilon"),
+            self.rms_norm_eps,
+        );
+    }
+}

@@ -1,0 +1,90 @@
+//! A model as Hugging Face's libraries save it: a folder of `config.json`, `tokenizer.json` and safetensors, in one file or in
+//! shards with an index.
+//!
+//! The folder is a stranger's: every file has a limit, a shard is a file of the folder itself, and a tensor that the decoder
+//! would not use is refused by name rather than left out of the sum.
+
+mod description;
+mod error;
+mod names;
+mod shards;
+
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, ModelConfig};
+use crate::gguf::TensorView;
+
+pub use description::Description;
+pub use error::FolderError;
+pub use shards::{Map, weight_files};
+
+use shards::Shards;
+
+const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// Whether a path is a folder of this kind, rather than a GGUF file or something else.
+#[must_use]
+pub fn is_folder(path: &Path) -> bool {
+    path.is_dir() && path.join(CONFIG).is_file()
+}
+
+/// The files that say what a folder's model is and how it is spoken to, beside its weights. Not all are there in each.
+#[must_use]
+pub fn description_files() -> [&'static str; 5] {
+    [CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE]
+}
+
+/// A folder with its weights mapped.
+pub struct Folder {
+    description: Description,
+    shards: Shards,
+}
+
+impl std::fmt::Debug for Folder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Folder")
+            .field("description", &self.description)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Folder {
+    /// Reads what the folder says about itself, and lists the tensors of its weights, whose files `map` opens.
+    ///
+    /// # Errors
+    /// [`FolderError`], naming the file and the field or the tensor.
+    pub fn open(path: &Path, map: Map<'_>) -> Result<Folder, FolderError> {
+        let description = Description::read(path)?;
+        let shards = Shards::open(path, map)?;
+        shards.refuse_others(description.config())?;
+        Ok(Folder {
+            description,
+            shards,
+        })
+    }
+
+    /// What the folder says about itself.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+}
+
+impl Checkpoint for Folder {
+    fn config(&self) -> Result<ModelConfig, ConfigError> {
+        Ok(self.description.config().clone())
+    }
+
+    fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        self.shards.tensor(&names::hugging_face(name)?)
+    }
+
+    fn place(&self, name: &str) -> (String, String) {
+        let own = names::hugging_face(name).unwrap_or_else(|| name.to_owned());
+        (self.shards.file_of(&own), own)
+    }
+}

@@ -1,0 +1,284 @@
+//! How a text is cut into words before pieces are merged, in all the ways that are run: the families that GGUF files name,
+//! SentencePiece's spaces, and what else a `tokenizer.json` spells out.
+
+use serde::Deserialize as _;
+use serde_json::Value;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{
+    NormalizedString, Normalizer as _, OffsetReferential, OffsetType, PreTokenizedString,
+    PreTokenizer as _,
+};
+
+use super::TokenizerError;
+use super::family::{Family, MODEL, PRE};
+use crate::gguf::Gguf;
+
+/// The character that stands for a space in SentencePiece's vocabularies.
+pub(super) const SPACE: &str = "▁";
+
+/// What a token's text in the vocabulary stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// Each character for a byte (GPT-2's alphabet).
+    Bytes,
+    /// Itself, with [`SPACE`] for a space and `<0x0A>` for a byte (SentencePiece's).
+    Pieces,
+}
+
+/// Where SentencePiece puts a space that nobody wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prefix {
+    Never,
+    /// In front of the text.
+    First,
+    /// In front of the text, and behind every added token.
+    Always,
+}
+
+/// How texts are cut.
+pub(super) enum Splitter {
+    Family(Family),
+    /// A text is one word, its spaces written as [`SPACE`].
+    Metaspace {
+        prefix: Prefix,
+        /// Only where no space stands there already.
+        unless_there: bool,
+    },
+    Other(Box<Other>),
+}
+
+/// What a `tokenizer.json` spells out and no family is.
+pub(super) struct Other {
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    spelling: Spelling,
+    ignore_merges: bool,
+    /// Both parts as JSON, for the hash.
+    source: String,
+}
+
+impl Splitter {
+    /// What a GGUF's metadata name.
+    pub(super) fn from_gguf(gguf: &Gguf) -> Result<Splitter, TokenizerError> {
+        if gguf.get_str(MODEL)? != Some("llama") {
+            return Ok(Splitter::Family(Family::from_gguf(gguf)?));
+        }
+        // SentencePiece's BPE; some files name a pre-tokenizer beside it, which has nothing to cut.
+        if let Some(other) = gguf.get_str(PRE)?
+            && !matches!(other, "default" | "llama" | "")
+        {
+            return Err(TokenizerError::Unsupported {
+                origin: gguf.origin().to_owned(),
+                key: PRE,
+                found: other.to_owned(),
+                supported: "\"default\" beside the model \"llama\"",
+            });
+        }
+        let added = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
+        Ok(Splitter::Metaspace {
+            prefix: match added {
+                Some(false) => Prefix::Never,
+                _ => Prefix::Always,
+            },
+            unless_there: false,
+        })
+    }
+
+    /// What a `tokenizer.json` spells out.
+    pub(super) fn from_json(json: &Value, origin: &str) -> Result<Splitter, TokenizerError> {
+        let part = |key: &str| json.get(key).unwrap_or(&Value::Null);
+        let (normalizer, pre_tokenizer) = (part("normalizer"), part("pre_tokenizer"));
+        let model = part("model");
+        let flag = |key: &str| model.get(key).and_then(Value::as_bool) == Some(true);
+        let ignore_merges = flag("ignore_merges");
+        if let Some(family) = Family::from_json(normalizer, pre_tokenizer, ignore_merges) {
+            return Ok(Splitter::Family(family));
+        }
+        if let Some(metaspace) = metaspace(normalizer, pre_tokenizer) {
+            return Ok(metaspace);
+        }
+        let spelling = if names(pre_tokenizer, "ByteLevel") {
+            Spelling::Bytes
+        } else if flag("byte_fallback") {
+            Spelling::Pieces
+        } else {
+            return Err(TokenizerError::Unsupported {
+                origin: origin.to_owned(),
+                key: "pre_tokenizer",
+                found: name_of(pre_tokenizer),
+                supported: "byte-level BPE, and BPE with byte_fallback,",
+            });
+        };
+        let invalid = |key, error: serde_json::Error| TokenizerError::Invalid {
+            origin: origin.to_owned(),
+            key,
+            problem: error.to_string(),
+        };
+        let normalizer_of = Option::<NormalizerWrapper>::deserialize(normalizer)
+            .map_err(|error| invalid("normalizer", error))?;
+        let pre_tokenizer_of = Option::<PreTokenizerWrapper>::deserialize(pre_tokenizer)
+            .map_err(|error| invalid("pre_tokenizer", error))?;
+        Ok(Splitter::Other(Box::new(Other {
+            normalizer: normalizer_of,
+            pre_tokenizer: pre_tokenizer_of,
+            spelling,
+            ignore_merges,
+            source: format!("{normalizer} {pre_tokenizer}"),
+        })))
+    }
+
+    /// What tells it from every other, for the tokenizer's hash.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Splitter::Family(family) => family.name().to_owned(),
+            Splitter::Metaspace {
+                prefix,
+                unless_there,
+            } => format!("metaspace {prefix:?} {unless_there}"),
+            Splitter::Other(other) => format!("{} {}", other.source, other.ignore_merges),
+        }
+    }
+
+    pub(super) fn spelling(&self) -> Spelling {
+        match self {
+            Splitter::Family(_) => Spelling::Bytes,
+            Splitter::Metaspace { .. } => Spelling::Pieces,
+            Splitter::Other(other) => other.spelling,
+        }
+    }
+
+    /// Whether a word that is a token is taken as that token, whatever the merges say.
+    pub(super) fn ignore_merges(&self) -> bool {
+        match self {
+            Splitter::Family(family) => family.ignore_merges(),
+            Splitter::Metaspace { .. } => false,
+            Splitter::Other(other) => other.ignore_merges,
+        }
+    }
+
+    /// Whether prompts begin with the beginning token where the file does not say.
+    pub(super) fn adds_bos(&self) -> bool {
+        match self {
+            Splitter::Family(family) => family.adds_bos(),
+            Splitter::Metaspace { .. } => true,
+            Splitter::Other(_) => false,
+        }
+    }
+
+    /// Whether a text begins with a space that nobody wrote.
+    pub(super) fn has_prefix(&self) -> bool {
+        matches!(self, Splitter::Metaspace { prefix, .. } if *prefix != Prefix::Never)
+    }
+
+    /// The words of a text. `begins`: it stands at the beginning of what is encoded; `follows`: behind an added token.
+    pub(super) fn words(
+        &self,
+        text: &str,
+        begins: bool,
+        follows: bool,
+    ) -> Result<Vec<String>, tokenizers::Error> {
+        match self {
+            Splitter::Family(family) => family.words(text),
+            Splitter::Metaspace {
+                prefix,
+                unless_there,
+            } => {
+                let mut word = text.replace(' ', SPACE);
+                let wanted = match prefix {
+                    Prefix::Never => false,
+                    Prefix::First => begins,
+                    Prefix::Always => begins || follows,
+                };
+                if wanted && !(*unless_there && word.starts_with(SPACE)) {
+                    word.insert_str(0, SPACE);
+                }
+                Ok(vec![word])
+            }
+            Splitter::Other(other) => {
+                let mut text = NormalizedString::from(text);
+                if let Some(normalizer) = &other.normalizer {
+                    normalizer.normalize(&mut text)?;
+                }
+                let mut words = PreTokenizedString::from(text);
+                if let Some(pre_tokenizer) = &other.pre_tokenizer {
+                    pre_tokenizer.pre_tokenize(&mut words)?;
+                }
+                let splits = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
+                Ok(splits
+                    .into_iter()
+                    .map(|(word, ..)| word.to_owned())
+                    .collect())
+            }
+        }
+    }
+}
+
+/// SentencePiece's spaces, as the converters of transformers write them: as a normalizer at first, as a pre-tokenizer later.
+fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<Splitter> {
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let is = |value: &Value, kind: &str| text(value, "type").as_deref() == Some(kind);
+    let replaces = |value: &Value| {
+        is(value, "Replace")
+            && value.pointer("/pattern/String").and_then(Value::as_str) == Some(" ")
+            && text(value, "content").as_deref() == Some(SPACE)
+    };
+    let prepends =
+        |value: &Value| is(value, "Prepend") && text(value, "prepend").as_deref() == Some(SPACE);
+    if pre_tokenizer.is_null() {
+        let always = match normalizer.get("normalizers").and_then(Value::as_array) {
+            Some(steps) => match steps.as_slice() {
+                [first, second] => prepends(first) && replaces(second),
+                _ => false,
+            },
+            None => false,
+        };
+        if always || replaces(normalizer) {
+            return Some(Splitter::Metaspace {
+                prefix: if always {
+                    Prefix::Always
+                } else {
+                    Prefix::Never
+                },
+                unless_there: false,
+            });
+        }
+        return None;
+    }
+    let whole = is(pre_tokenizer, "Metaspace")
+        && text(pre_tokenizer, "replacement").as_deref() == Some(SPACE)
+        && pre_tokenizer.get("split") == Some(&Value::Bool(false));
+    if !whole || !normalizer.is_null() {
+        return None;
+    }
+    let prefix = match text(pre_tokenizer, "prepend_scheme").as_deref() {
+        Some("first") => Prefix::First,
+        Some("never") => Prefix::Never,
+        Some("always") => Prefix::Always,
+        _ => return None,
+    };
+    Some(Splitter::Metaspace {
+        prefix,
+        unless_there: true,
+    })
+}
+
+/// Whether a part, or one within it, is of this type.
+fn names(value: &Value, kind: &str) -> bool {
+    match value {
+        Value::Object(map) => {
+            map.get("type").and_then(Value::as_str) == Some(kind)
+                || map.values().any(|value| names(value, kind))
+        }
+        Value::Array(values) => values.iter().any(|value| names(value, kind)),
+        _ => false,
+    }
+}
+
+fn name_of(value: &Value) -> String {
+    value
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or("none")
+        .to_owned()
+}

@@ -1,0 +1,567 @@
+//! Models' folders: what is read, and what a stranger's folder is refused for, by file and field.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use formats::chat_template::Message;
+use formats::folder::{Description, Folder, weight_files};
+use formats::gguf::{Bytes, Gguf, GgufWriter, Value};
+use formats::tokenizer::{Special, Tokenizer};
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+fn fixture(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../model/tests/fixtures/families")
+        .join(family)
+}
+
+/// A copy that may be changed.
+fn copy(family: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(fixture(family)).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+fn open(folder: &Path) -> Result<Folder, String> {
+    let read = |path: &Path| Ok(Arc::new(std::fs::read(path)?) as Bytes);
+    Folder::open(folder, &read).map_err(|error| error.to_string())
+}
+
+fn read_json(path: &Path) -> Json {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The error after `change` was made to a JSON file of a family's folder.
+fn changed(family: &str, file: &str, change: impl Fn(&mut Json)) -> String {
+    let folder = copy(family);
+    let path = folder.path().join(file);
+    let mut json = read_json(&path);
+    change(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+    open(folder.path()).err().expect("it is refused")
+}
+
+#[test]
+fn what_is_not_supported_or_senseless_is_refused_by_file_and_field() {
+    let cases: [(&str, &str, Json, &str); 24] = [
+        (
+            "llama",
+            "model_type",
+            json!("falcon"),
+            "model_type \"falcon\" is not supported",
+        ),
+        ("llama", "model_type", Json::Null, "model_type: missing"),
+        (
+            "llama",
+            "architectures",
+            json!(["LlamaForSequenceClassification"]),
+            "not LlamaForCausalLM",
+        ),
+        ("llama", "num_experts", json!(8), "num_experts"),
+        (
+            "llama",
+            "quantization_config",
+            json!({"quant_method": "awq"}),
+            "quantization_config",
+        ),
+        (
+            "llama",
+            "attention_bias",
+            json!(true),
+            "attention_bias = true",
+        ),
+        ("llama", "mlp_bias", json!(true), "mlp_bias = true"),
+        ("llama", "hidden_act", json!("gelu"), "hidden_act \"gelu\""),
+        ("llama", "text_config", json!({}), "text_config"),
+        (
+            "llama",
+            "num_attention_heads",
+            json!(3),
+            "3 heads cannot share",
+        ),
+        (
+            "llama",
+            "num_attention_heads",
+            json!(0),
+            "num_attention_heads: 0 is no number from 1 to",
+        ),
+        ("llama", "head_dim", json!(15), "a head of 15"),
+        (
+            "llama",
+            "hidden_size",
+            json!("32"),
+            "hidden_size: \"32\" is no number",
+        ),
+        ("llama", "num_hidden_layers", json!(1), "model.layers.1."),
+        ("llama", "vocab_size", json!(-1), "vocab_size: -1"),
+        ("llama", "rms_norm_eps", Json::Null, "rms_norm_eps: missing"),
+        (
+            "llama",
+            "rope_parameters",
+            json!({"rope_type": "yarn"}),
+            "rope_parameters.rope_type \"yarn\"",
+        ),
+        (
+            "llama",
+            "rope_parameters",
+            json!({"rope_type": "longrope"}),
+            "longrope",
+        ),
+        (
+            "llama",
+            "rope_parameters",
+            json!({"type": "linear"}),
+            "rope_parameters.factor: missing",
+        ),
+        (
+            "llama",
+            "rope_parameters",
+            json!({"rope_theta": 0.5}),
+            "rope_parameters.rope_theta: 0.5",
+        ),
+        (
+            "llama",
+            "rope_parameters",
+            json!([]),
+            "rope_parameters: is no object",
+        ),
+        (
+            "llama3",
+            "rope_parameters",
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+            "high_freq_factor": 1.0, "original_max_position_embeddings": 8192}),
+            "rope_parameters.high_freq_factor: 1",
+        ),
+        (
+            "qwen2",
+            "layer_types",
+            json!(["linear_attention"]),
+            "layer_types with \"linear_attention\"",
+        ),
+        (
+            "qwen3",
+            "model_type",
+            json!("llama"),
+            "not LlamaForCausalLM",
+        ),
+    ];
+    for (family, field, value, expected) in cases {
+        let error = changed(family, "config.json", |json| json[field] = value.clone());
+        assert!(error.contains(expected), "{field} {value}: {error}");
+        assert!(
+            error.contains("config.json") || error.contains("safetensors"),
+            "{error}"
+        );
+    }
+    let error = changed("llama", "config.json", |json| {
+        json["model_type"] = json!("mixtral");
+        json["num_local_experts"] = json!(8);
+    });
+    assert!(
+        error.contains("mixture of experts (num_local_experts)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn older_files_have_their_rotary_fields_elsewhere() {
+    let folder = copy("llama3");
+    let path = folder.path().join("config.json");
+    let new = open(folder.path()).unwrap().description().config().clone();
+    let mut json = read_json(&path);
+    let mut rope = json["rope_parameters"].take();
+    json["rope_theta"] = rope["rope_theta"].take();
+    json["rope_scaling"] = rope;
+    std::fs::write(&path, json.to_string()).unwrap();
+    assert_eq!(open(folder.path()).unwrap().description().config(), &new);
+}
+
+#[test]
+fn an_index_names_files_of_its_folder_and_tensors_that_are_there() {
+    let index = "model.safetensors.index.json";
+    for elsewhere in [
+        "../model-00001-of-00003.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        "..",
+        "x.bin",
+        "a\\b.safetensors",
+    ] {
+        let error = changed("llama3", index, |json| {
+            json["weight_map"]["model.norm.weight"] = json!(elsewhere);
+        });
+        assert!(
+            error.contains("weight_map.model.norm.weight")
+                && error.contains("no .safetensors file of this folder"),
+            "{elsewhere}: {error}"
+        );
+    }
+    let error = changed("llama3", index, |json| {
+        json["weight_map"]["model.layers.0.mlp.up_proj.weight"] =
+            json!("model-00001-of-00003.safetensors");
+    });
+    assert!(error.contains("model-00001-of-00003.safetensors: tensor \"model.layers.0.mlp.up_proj.weight\": missing"), "{error}");
+    let error = changed("llama3", index, |json| json["weight_map"] = json!({}));
+    assert!(error.contains("weight_map: names 0 files"), "{error}");
+    let error = changed("llama3", index, |json| json["weight_map"] = json!([1]));
+    assert!(error.contains("weight_map: missing"), "{error}");
+
+    let folder = copy("llama3");
+    std::fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
+    assert!(
+        open(folder.path())
+            .err()
+            .unwrap()
+            .contains("model-00002-of-00003.safetensors")
+    );
+    assert_eq!(
+        weight_files(folder.path()).unwrap().len(),
+        4,
+        "the index and three shards"
+    );
+}
+
+#[test]
+fn weights_that_are_no_safetensors_are_refused() {
+    let folder = copy("llama");
+    let weights = folder.path().join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let with_header = |change: &dyn Fn(&mut Json)| {
+        let mut json: Json = serde_json::from_slice(&whole[8..8 + header]).unwrap();
+        change(&mut json);
+        let json = json.to_string();
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        bytes.extend(&whole[8 + header..]);
+        bytes
+    };
+    let overlapping = with_header(&|json| {
+        json["model.norm.weight"]["data_offsets"] =
+            json["model.layers.0.input_layernorm.weight"]["data_offsets"].clone();
+    });
+    let integers = with_header(&|json| json["model.norm.weight"]["dtype"] = json!("I16"));
+    let more = with_header(&|json| {
+        let moved = json["model.norm.weight"].take();
+        json.as_object_mut().unwrap().remove("model.norm.weight");
+        json["model.layers.0.self_attn.o_proj.bias"] = moved;
+    });
+    let cases: [(Vec<u8>, &str); 6] = [
+        (
+            whole[..whole.len() - 2].to_vec(),
+            "not a whole safetensors file",
+        ),
+        (Vec::new(), "not a whole safetensors file"),
+        (
+            u64::MAX.to_le_bytes().repeat(2),
+            "at most 33554432 are read",
+        ),
+        (overlapping, "not a whole safetensors file"),
+        (integers, "type I16 is not read"),
+        (
+            more,
+            "o_proj.bias\": is no part of a model of 2 layers of architecture llama",
+        ),
+    ];
+    for (bytes, expected) in cases {
+        std::fs::write(&weights, bytes).unwrap();
+        let error = open(folder.path()).err().unwrap();
+        assert!(
+            error.contains(expected) && error.contains("model.safetensors"),
+            "{error}"
+        );
+    }
+    std::fs::remove_file(&weights).unwrap();
+    assert!(
+        open(folder.path())
+            .err()
+            .unwrap()
+            .contains("there are no weights")
+    );
+    std::fs::write(folder.path().join("pytorch_model.bin"), "pickle").unwrap();
+    assert!(
+        open(folder.path())
+            .err()
+            .unwrap()
+            .contains("a pickle, which is not read")
+    );
+    std::fs::write(folder.path().join("config.json"), vec![b' '; 5 << 20]).unwrap();
+    assert!(
+        open(folder.path())
+            .err()
+            .unwrap()
+            .contains("at most 4194304 are read")
+    );
+    std::fs::write(folder.path().join("config.json"), "{").unwrap();
+    assert!(
+        open(folder.path())
+            .err()
+            .unwrap()
+            .contains("config.json: not JSON")
+    );
+}
+
+#[test]
+fn tokens_are_those_of_the_tokenizers_library() {
+    for family in ["llama3", "mistral"] {
+        let tokenizer = Description::read(&fixture(family))
+            .unwrap()
+            .tokenizer()
+            .unwrap();
+        let rows = read_json(&fixture(family).join("texts.json"));
+        for row in rows.as_array().unwrap() {
+            let text = row["text"].as_str().unwrap();
+            let want: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+            let got = tokenizer.encode(text, Special::Parse).unwrap();
+            assert_eq!(got, want, "{family}: {text:?}");
+            assert_eq!(
+                tokenizer.decode(&got, true),
+                row["decoded"].as_str().unwrap(),
+                "{family}: {text:?}"
+            );
+            let mut detokenizer = tokenizer.detokenizer();
+            let pushed: String = got.iter().map(|id| detokenizer.push(*id)).collect();
+            assert_eq!(pushed + &detokenizer.finish(), tokenizer.decode(&got, true));
+        }
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos()),
+            (Some(1), Some(2)),
+            "{family}"
+        );
+        assert!(
+            tokenizer.add_bos() && tokenizer.end_ids().contains(&2),
+            "{family}"
+        );
+    }
+}
+
+#[test]
+fn a_tokenizer_has_one_hash_whatever_file_it_comes_from() {
+    // Llama 3's pattern is known by name in a GGUF and spelled out in tokenizer.json.
+    let description = Description::read(&fixture("llama3")).unwrap();
+    let json = read_json(&fixture("llama3").join("tokenizer.json"));
+    let spelled = description.tokenizer().unwrap();
+    let gguf = gguf_of(&json, "gpt2", |writer| {
+        writer
+            .metadata("tokenizer.ggml.pre", "llama-bpe")
+            .metadata("tokenizer.ggml.merges", strings(&merges(&json)))
+            .metadata("tokenizer.ggml.add_bos_token", Value::Bool(true));
+    });
+    assert_eq!(Tokenizer::from_gguf(&gguf).unwrap().hash(), spelled.hash());
+}
+
+#[test]
+fn sentencepiece_in_a_gguf_is_merged_by_its_scores() {
+    let json = read_json(&fixture("mistral").join("tokenizer.json"));
+    let spelled = Description::read(&fixture("mistral"))
+        .unwrap()
+        .tokenizer()
+        .unwrap();
+    // Of what merges make, the earlier is the better; letters have no score of their own.
+    let order = merges(&json);
+    let tokens = tokens(&json);
+    let score = |token: &String| {
+        let made = order
+            .iter()
+            .position(|merge| merge.replace(' ', "") == *token);
+        made.map_or(-1000.0, |place| -(place as f32))
+    };
+    let scores: Vec<f32> = tokens.iter().map(score).collect();
+    let gguf = gguf_of(&json, "llama", |writer| {
+        writer
+            .metadata(
+                "tokenizer.ggml.scores",
+                Value::Array(formats::gguf::Array::F32(scores.clone())),
+            )
+            .metadata("tokenizer.ggml.unknown_token_id", 0u32);
+    });
+    let scored = Tokenizer::from_gguf(&gguf).unwrap();
+    for row in read_json(&fixture("mistral").join("texts.json"))
+        .as_array()
+        .unwrap()
+    {
+        let text = row["text"].as_str().unwrap();
+        for special in [Special::Parse, Special::AsText] {
+            assert_eq!(
+                scored.encode(text, special).unwrap(),
+                spelled.encode(text, special).unwrap(),
+                "{text:?}"
+            );
+        }
+    }
+    assert!(scored.is_special(0) && scored.add_bos());
+    let bare = gguf_of(&json, "llama", |_| ());
+    let error = Tokenizer::from_gguf(&bare).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.ggml.scores"), "{error}");
+}
+
+#[test]
+fn a_part_in_the_midst_of_a_text_gets_no_space_of_its_own() {
+    let tokenizer = Description::read(&fixture("mistral"))
+        .unwrap()
+        .tokenizer()
+        .unwrap();
+    let whole = tokenizer.encode_part("the", Special::AsText, true).unwrap();
+    let part = tokenizer
+        .encode_part("the", Special::AsText, false)
+        .unwrap();
+    assert_ne!(whole, part);
+    assert_eq!(tokenizer.decode(&whole, true), "the");
+}
+
+#[test]
+fn tokenizers_of_other_kinds_are_refused_by_name() {
+    let change = |family: &str, change: &dyn Fn(&mut Json)| {
+        let folder = copy(family);
+        let path = folder.path().join("tokenizer.json");
+        let mut json = read_json(&path);
+        change(&mut json);
+        std::fs::write(&path, json.to_string()).unwrap();
+        let description = Description::read(folder.path()).unwrap();
+        description.tokenizer().unwrap_err().to_string()
+    };
+    let cases: [(&str, &dyn Fn(&mut Json), &str); 8] = [
+        (
+            "llama3",
+            &|json| json["model"]["type"] = json!("Unigram"),
+            "model.type \"Unigram\" is not supported",
+        ),
+        (
+            "llama3",
+            &|json| json["pre_tokenizer"] = json!({"type": "Whitespace"}),
+            "pre_tokenizer \"Whitespace\"",
+        ),
+        (
+            "llama3",
+            &|json| json["model"]["merges"] = json!(["ab"]),
+            "merge 0",
+        ),
+        (
+            "llama3",
+            &|json| json["model"]["merges"] = json!([["zz", "qq"]]),
+            "\"zz\" is not among the tokens",
+        ),
+        (
+            "llama3",
+            &|json| json["model"]["vocab"]["far"] = json!(4_000_000),
+            "without large gaps",
+        ),
+        (
+            "llama3",
+            &|json| json["added_tokens"][0]["lstrip"] = json!(true),
+            "has lstrip",
+        ),
+        (
+            "mistral",
+            &|json| {
+                json["model"]["vocab"]
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("<0x41>");
+            },
+            "no token <0x41>",
+        ),
+        (
+            "mistral",
+            &|json| json["pre_tokenizer"] = json!({"type": "Nonsense"}),
+            "pre_tokenizer",
+        ),
+    ];
+    for (family, by, expected) in cases {
+        let error = change(family, by);
+        assert!(
+            error.contains(expected) && error.contains("tokenizer.json"),
+            "{error}"
+        );
+    }
+    let folder = copy("llama3");
+    std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let error = Description::read(folder.path())
+        .unwrap()
+        .tokenizer()
+        .unwrap_err();
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}
+
+#[test]
+fn the_chat_template_comes_from_its_own_file_or_from_the_tokenizers() {
+    let messages = [Message::new("user", "hello")];
+    let expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n";
+    for family in ["llama3", "mistral"] {
+        let description = Description::read(&fixture(family)).unwrap();
+        let tokenizer = description.tokenizer().unwrap();
+        let template = description.chat_template(&tokenizer).unwrap();
+        assert_eq!(
+            template.render(&messages, true).unwrap(),
+            expected,
+            "{family}"
+        );
+    }
+    let folder = copy("llama3");
+    std::fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    let description = Description::read(folder.path()).unwrap();
+    let tokenizer = description.tokenizer().unwrap();
+    let error = description
+        .chat_template(&tokenizer)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("neither chat_template.jinja nor"), "{error}");
+}
+
+fn tokens(json: &Json) -> Vec<String> {
+    let vocab = json["model"]["vocab"].as_object().unwrap();
+    let mut tokens = vec![String::new(); vocab.len()];
+    for (token, id) in vocab {
+        tokens[id.as_u64().unwrap() as usize] = token.clone();
+    }
+    tokens
+}
+
+fn merges(json: &Json) -> Vec<String> {
+    let pair = |merge: &Json| {
+        format!(
+            "{} {}",
+            merge[0].as_str().unwrap(),
+            merge[1].as_str().unwrap()
+        )
+    };
+    json["model"]["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(pair)
+        .collect()
+}
+
+fn strings(list: &[String]) -> Value {
+    Value::Array(formats::gguf::Array::String(list.to_vec()))
+}
+
+/// The vocabulary of a `tokenizer.json` in a GGUF.
+fn gguf_of(json: &Json, model: &str, more: impl Fn(&mut GgufWriter)) -> Gguf {
+    let tokens = tokens(json);
+    let special = json["added_tokens"].as_array().unwrap();
+    let kind = |token: &String| {
+        let control = special
+            .iter()
+            .any(|special| special["content"] == token.as_str());
+        if control { 3 } else { 1 }
+    };
+    let kinds: Vec<i32> = tokens.iter().map(kind).collect();
+    let mut writer = GgufWriter::new();
+    writer
+        .metadata("tokenizer.ggml.model", model)
+        .metadata("tokenizer.ggml.tokens", strings(&tokens))
+        .metadata(
+            "tokenizer.ggml.token_type",
+            Value::Array(formats::gguf::Array::I32(kinds)),
+        )
+        .metadata("tokenizer.ggml.bos_token_id", 1u32)
+        .metadata("tokenizer.ggml.eos_token_id", 2u32);
+    more(&mut writer);
+    Gguf::parse(Arc::new(writer.to_bytes().unwrap()), "vocabulary.gguf").unwrap()
+}

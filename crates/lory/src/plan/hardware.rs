@@ -1,0 +1,232 @@
+//! What the machine has, as the operating system tells it: no vendor's library is asked, and nothing needs to be installed.
+
+use std::fs;
+use std::path::Path;
+
+use kernels::Isa;
+use serde::Serialize;
+
+use crate::memory::{self, Available};
+
+/// Who makes a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names are the makers' own")]
+pub enum Vendor {
+    Nvidia,
+    Amd,
+    Intel,
+    Apple,
+    Other,
+}
+
+/// A GPU that the system lists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// What it is called.
+    pub name: String,
+    /// Who makes it.
+    pub vendor: Vendor,
+    /// Bytes of its own memory, where the system says.
+    pub memory: Option<u64>,
+    /// Whether it shares the machine's memory.
+    pub unified: bool,
+}
+
+/// What the planner knows of a machine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HardwareProfile {
+    /// Threads that affinity and the control group's quota allow.
+    pub threads: usize,
+    /// The instruction sets that the kernels know and the machine has, the best one last.
+    pub instruction_sets: Vec<&'static str>,
+    /// The one in use.
+    pub instruction_set: &'static str,
+    /// Bytes of memory that the process may have in all: the machine's, or the control group's limit. The same at every start.
+    pub memory: Option<u64>,
+    /// What of it is left now.
+    pub available: Option<Available>,
+    /// The GPUs.
+    pub gpus: Vec<Gpu>,
+}
+
+impl HardwareProfile {
+    /// This machine's.
+    ///
+    /// # Errors
+    /// `LORY_ISA` names what this machine lacks.
+    pub fn of_this_machine() -> Result<HardwareProfile, kernels::KernelError> {
+        let sets = Isa::ALL.into_iter().filter(|isa| isa.available());
+        let mut gpus = gpus_under(Path::new("/"));
+        if cfg!(all(target_os = "macos", target_arch = "aarch64")) {
+            gpus.push(Gpu {
+                name: "Apple GPU".to_owned(),
+                vendor: Vendor::Apple,
+                memory: None,
+                unified: true,
+            });
+        }
+        Ok(HardwareProfile {
+            threads: std::thread::available_parallelism().map_or(1, Into::into),
+            instruction_sets: sets.map(Isa::name).collect(),
+            instruction_set: Isa::from_env()?.name(),
+            memory: memory::total(),
+            available: memory::available(),
+            gpus,
+        })
+    }
+}
+
+/// The GPUs that Linux lists below `root`: the driver's own list for NVIDIA, the cards of the direct rendering manager for all.
+fn gpus_under(root: &Path) -> Vec<Gpu> {
+    let mut gpus = nvidia(root);
+    let drm = root.join("sys/class/drm");
+    let mut cards: Vec<_> = fs::read_dir(&drm)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        // card0, not card0-HDMI-A-1 or renderD128.
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let number = name.strip_prefix("card").unwrap_or("no");
+            !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+        })
+        .collect();
+    cards.sort();
+    for card in cards {
+        let device = card.join("device");
+        let Some(vendor) = hex(&device.join("vendor")) else {
+            continue;
+        };
+        let (vendor, maker) = match vendor {
+            // The driver's own list has names; without the driver there is only this.
+            0x10de if gpus.iter().any(|gpu| gpu.vendor == Vendor::Nvidia) => continue,
+            0x10de => (Vendor::Nvidia, "NVIDIA"),
+            0x1002 => (Vendor::Amd, "AMD"),
+            0x8086 => (Vendor::Intel, "Intel"),
+            // Screens of virtual machines and of servers' management are no GPUs.
+            _ => continue,
+        };
+        let id = hex(&device.join("device")).unwrap_or(0);
+        let memory = fs::read_to_string(device.join("mem_info_vram_total"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        gpus.push(Gpu {
+            name: format!("{maker} GPU {id:04x}"),
+            vendor,
+            memory,
+            unified: vendor == Vendor::Intel && memory.is_none(),
+        });
+    }
+    gpus
+}
+
+/// `/proc/driver/nvidia/gpus/<bus>/information`. The memory is not told there; the largest window to it is.
+fn nvidia(root: &Path) -> Vec<Gpu> {
+    let folder = root.join("proc/driver/nvidia/gpus");
+    let mut cards: Vec<_> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    cards.sort();
+    let gpu = |card: &Path| {
+        let text = fs::read_to_string(card.join("information")).ok()?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.trim_start_matches(':').trim().to_owned())
+        };
+        let bus = card.file_name()?.to_string_lossy().to_lowercase();
+        let resource = root.join("sys/bus/pci/devices").join(bus).join("resource");
+        Some(Gpu {
+            name: field("Model").unwrap_or_else(|| "NVIDIA GPU".to_owned()),
+            vendor: Vendor::Nvidia,
+            memory: fs::read_to_string(resource)
+                .ok()
+                .and_then(|text| window(&text)),
+            unified: false,
+        })
+    };
+    cards.iter().filter_map(|card| gpu(card)).collect()
+}
+
+/// The largest window of a PCI device's resources, if it is large enough to be all of a card's memory: with resizable windows it
+/// is, without them it is 256 MiB, which says nothing.
+fn window(resources: &str) -> Option<u64> {
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    let length = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (start, end) = (number(fields.next()?)?, number(fields.next()?)?);
+        (end > start).then(|| end - start + 1)
+    };
+    let largest = resources.lines().filter_map(length).max()?;
+    (largest > 1 << 30).then_some(largest)
+}
+
+fn hex(path: &Path) -> Option<u32> {
+    let text = fs::read_to_string(path).ok()?;
+    u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> Vec<Gpu> {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        gpus_under(root.path())
+    }
+
+    #[test]
+    fn cards_are_found_and_screens_are_none() {
+        assert_eq!(machine(&[]), []);
+        let found = machine(&[
+            ("sys/class/drm/card0/device/vendor", "0x1234\n"),
+            ("sys/class/drm/card1/device/vendor", "0x1002\n"),
+            ("sys/class/drm/card1/device/device", "0x744c\n"),
+            (
+                "sys/class/drm/card1/device/mem_info_vram_total",
+                "25753026560\n",
+            ),
+            ("sys/class/drm/card1-DP-1/device/vendor", "0x1002\n"),
+            ("sys/class/drm/renderD128/device/vendor", "0x1002\n"),
+            ("sys/class/drm/card2/device/vendor", "0x8086\n"),
+            ("sys/class/drm/card2/device/device", "0x46a6\n"),
+        ]);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].name, "AMD GPU 744c");
+        assert_eq!(found[0].memory, Some(25_753_026_560));
+        assert!(found[1].unified && found[1].vendor == Vendor::Intel);
+    }
+
+    #[test]
+    fn nvidias_driver_tells_names_and_the_bus_tells_memory() {
+        let information = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 69\n";
+        let resource = "0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200\n\
+                        0x0000030000000000 0x0000031fffffffff 0x000000000014220c\n\
+                        0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
+        let found = machine(&[
+            (
+                "proc/driver/nvidia/gpus/0000:1B:00.0/information",
+                information,
+            ),
+            ("sys/bus/pci/devices/0000:1b:00.0/resource", resource),
+            ("sys/class/drm/card0/device/vendor", "0x10de\n"),
+        ]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, "NVIDIA H100 80GB HBM3");
+        assert_eq!(found[0].memory, Some(128 << 30));
+        let small = resource.replace("0x0000031fffffffff", "0x000003000fffffff");
+        assert_eq!(window(&small), None);
+        // Without the driver there is the card alone.
+        let found = machine(&[("sys/class/drm/card0/device/vendor", "0x10de\n")]);
+        assert_eq!((found[0].vendor, found[0].memory), (Vendor::Nvidia, None));
+    }
+}

@@ -1,0 +1,278 @@
+//! The planner's rules.
+
+use model::{ModelSizes, Precision};
+
+use super::hardware::{Gpu, HardwareProfile, Vendor};
+use super::{Demand, DeviceKind, DevicePlan, Memory, size};
+
+/// The part of a machine's memory that a base may take; the rest is the system's.
+const CPU_SHARE: f64 = 0.85;
+/// The part of a card's own memory; its driver and its libraries take some.
+const CARD_SHARE: f64 = 0.9;
+/// What Apple's GPUs may take of a machine's memory: two thirds up to 32 GiB, three quarters beyond
+/// (`recommendedMaxWorkingSetSize` of Metal on machines of these sizes).
+const APPLE_SMALL_SHARE: f64 = 2.0 / 3.0;
+const APPLE_LARGE_SHARE: f64 = 0.75;
+const APPLE_LARGE: u64 = 32 << 30;
+/// The program, its tokenizer and its threads.
+const PROGRAM: u64 = 96 << 20;
+/// A card with so many times the memory that bf16 takes loses nothing by it.
+const AMPLE: u64 = 3;
+
+fn memory(sizes: &ModelSizes, demand: &Demand, precision: Option<Precision>) -> Memory {
+    Memory {
+        weights: sizes.weight_bytes(precision),
+        kv: demand.kv_memory,
+        adapters: demand.adapter_memory,
+        working: PROGRAM + sizes.rope_bytes() + sizes.step_bytes(demand.rows, demand.logit_rows),
+        loading: sizes.loading_bytes(precision),
+    }
+}
+
+fn share(bytes: u64, part: f64) -> u64 {
+    (bytes as f64 * part) as u64
+}
+
+/// The first precision of `order` that fits, else the last.
+fn first_that_fits(
+    order: &[Precision],
+    sizes: &ModelSizes,
+    demand: &Demand,
+    capacity: u64,
+) -> Precision {
+    let fits = |p: &&Precision| memory(sizes, demand, Some(**p)).peak() <= capacity;
+    *order
+        .iter()
+        .find(fits)
+        .or(order.last())
+        .unwrap_or(&Precision::Q4)
+}
+
+/// What is said where the choice is not the planner's; none where it is.
+fn given(sizes: &ModelSizes, demand: &Demand) -> Option<(Option<Precision>, String)> {
+    if !sizes.is_float() {
+        let types: Vec<&str> = sizes.types().iter().map(|dtype| dtype.name()).collect();
+        let kept = format!(
+            "the file's weights are quantized ({}), and their values are kept",
+            types.join(", ")
+        );
+        return Some((None, kept));
+    }
+    let asked = demand.precision?;
+    Some((Some(asked), format!("{asked} is what --precision asks for")))
+}
+
+fn finish(
+    device: DeviceKind,
+    runnable: bool,
+    precision: Option<Precision>,
+    capacity: u64,
+    sizes: &ModelSizes,
+    demand: &Demand,
+    mut reasons: Vec<String>,
+) -> DevicePlan {
+    let memory = memory(sizes, demand, precision);
+    let fits = memory.peak() <= capacity;
+    if !fits {
+        reasons.push(format!(
+            "{} are needed at the peak, and {} are there for it",
+            size(memory.peak()),
+            size(capacity)
+        ));
+    }
+    if !runnable {
+        reasons.push("Lory does not run on this device yet".to_owned());
+    }
+    DevicePlan {
+        device,
+        runnable,
+        precision,
+        memory,
+        capacity,
+        fits,
+        kv_blocks: demand.kv_memory / sizes.kv_block_bytes().max(1),
+        reasons,
+    }
+}
+
+/// How the model runs on the processor.
+pub(super) fn on_cpu(
+    hardware: &HardwareProfile,
+    sizes: &ModelSizes,
+    demand: &Demand,
+) -> DevicePlan {
+    let capacity = hardware
+        .memory
+        .map_or(u64::MAX, |bytes| share(bytes, CPU_SHARE));
+    let (precision, reasons) = match given(sizes, demand) {
+        Some((precision, reason)) => (precision, vec![reason]),
+        None => {
+            let order = [Precision::Q8, Precision::Q4];
+            let precision = first_that_fits(&order, sizes, demand, capacity);
+            let f16 = sizes.weight_bytes(Some(Precision::F16));
+            let held = sizes.weight_bytes(Some(precision));
+            let mut reasons = vec![format!(
+                "a token reads all weights once, so what they take is how fast it goes: {precision} takes {}, f16 would take {}",
+                size(held),
+                size(f16)
+            )];
+            reasons.push(match precision {
+                Precision::Q8 => {
+                    "8 bits lose next to nothing (docs/bases.md), so float16 is not needed where memory is tight"
+                        .to_owned()
+                }
+                _ => format!(
+                    "8 bits would need {} at the peak, and {} are there; 4 bits fit where neither they nor float16 do",
+                    size(memory(sizes, demand, Some(Precision::Q8)).peak()),
+                    size(capacity)
+                ),
+            });
+            (Some(precision), reasons)
+        }
+    };
+    finish(
+        DeviceKind::Cpu,
+        true,
+        precision,
+        capacity,
+        sizes,
+        demand,
+        reasons,
+    )
+}
+
+/// How the model would run on a graphics card.
+pub(super) fn on_gpu(
+    gpu: &Gpu,
+    hardware: &HardwareProfile,
+    sizes: &ModelSizes,
+    demand: &Demand,
+) -> DevicePlan {
+    let total = gpu.memory.or(hardware.memory.filter(|_| gpu.unified));
+    let unknown = total.is_none();
+    let total = total.unwrap_or(0);
+    let part = match gpu.vendor {
+        Vendor::Apple if total > APPLE_LARGE => APPLE_LARGE_SHARE,
+        Vendor::Apple => APPLE_SMALL_SHARE,
+        _ => CARD_SHARE,
+    };
+    let capacity = share(total, part);
+    let (precision, mut reasons) = match given(sizes, demand) {
+        Some((precision, reason)) => (precision, vec![reason]),
+        None => {
+            let (precision, reason) = match gpu.vendor {
+                Vendor::Apple => on_apple(sizes, demand, total, capacity),
+                _ => on_card(sizes, demand, capacity),
+            };
+            (Some(precision), vec![reason])
+        }
+    };
+    if unknown {
+        reasons.push("the system does not say how much memory it has".to_owned());
+    }
+    finish(
+        DeviceKind::Gpu(gpu.name.clone()),
+        false,
+        precision,
+        capacity,
+        sizes,
+        demand,
+        reasons,
+    )
+}
+
+/// 4 bits on a card, unless it has memory to spare.
+fn on_card(sizes: &ModelSizes, demand: &Demand, capacity: u64) -> (Precision, String) {
+    let bf16 = memory(sizes, demand, Some(Precision::Bf16)).peak();
+    if bf16.saturating_mul(AMPLE) <= capacity {
+        let reason = format!(
+            "bf16 takes {} of {}, so 4 bits would save what nobody needs and cost quality",
+            size(bf16),
+            size(capacity)
+        );
+        return (Precision::Bf16, reason);
+    }
+    let q4 = sizes.weight_bytes(Some(Precision::Q4));
+    let reason = format!(
+        "4 bits on a card: {} of weights, and the rest of its {} for keys, values and adapters",
+        size(q4),
+        size(capacity)
+    );
+    (Precision::Q4, reason)
+}
+
+/// Float32 on Apple's GPUs with more than 32 GiB where it fits, else the most exact one that does.
+fn on_apple(sizes: &ModelSizes, demand: &Demand, total: u64, capacity: u64) -> (Precision, String) {
+    let f32_peak = memory(sizes, demand, Some(Precision::F32)).peak();
+    if total > APPLE_LARGE && f32_peak <= capacity {
+        let reason = format!(
+            "float32 on Apple's GPU with more than 32 GiB: {} of the {} that it may take",
+            size(f32_peak),
+            size(capacity)
+        );
+        return (Precision::F32, reason);
+    }
+    let order = [Precision::Bf16, Precision::Q8, Precision::Q4];
+    let precision = first_that_fits(&order, sizes, demand, capacity);
+    let reason = if total > APPLE_LARGE {
+        format!(
+            "float32 needs {} of the {} that the GPU may take of {}; {precision} is the most exact one that fits",
+            size(f32_peak),
+            size(capacity),
+            size(total)
+        )
+    } else {
+        format!(
+            "with up to 32 GiB not float32 but the most exact one that fits into the {} that the GPU may take",
+            size(capacity)
+        )
+    };
+    (precision, reason)
+}
+
+/// What would make it fit into `available` bytes.
+pub(super) fn advice(
+    sizes: &ModelSizes,
+    demand: &Demand,
+    precision: Option<Precision>,
+    available: u64,
+) -> String {
+    if sizes.is_float() {
+        let smaller = Precision::ALL
+            .into_iter()
+            .filter(|p| precision.is_none_or(|now| *p < now));
+        let fits = |p: &Precision| memory(sizes, demand, Some(*p)).peak() <= available;
+        if let Some(smaller) = smaller.into_iter().find(fits) {
+            let needs = memory(sizes, demand, Some(smaller)).peak();
+            return format!("--precision {smaller} would need {}", size(needs));
+        }
+    }
+    let least = Demand {
+        kv_memory: sizes.kv_block_bytes().max(32 << 20),
+        adapter_memory: 16 << 20,
+        ..*demand
+    };
+    let lowest = if sizes.is_float() {
+        Some(Precision::Q4)
+    } else {
+        None
+    };
+    let precision = if sizes.is_float() && precision != lowest {
+        " with --precision q4"
+    } else {
+        ""
+    };
+    let needs = memory(sizes, &least, lowest).peak();
+    if needs <= available {
+        return format!(
+            "--kv-memory {} and --adapter-memory {}{precision} would need {}",
+            size(least.kv_memory),
+            size(least.adapter_memory),
+            size(needs)
+        );
+    }
+    format!(
+        "no setting makes it fit: take a smaller base, or give it {}",
+        size(needs)
+    )
+}

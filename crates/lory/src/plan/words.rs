@@ -1,0 +1,85 @@
+//! A plan in words.
+
+use super::{DeviceKind, DevicePlan, Plan};
+
+/// Bytes for people.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    const GIB: f64 = (1u64 << 30) as f64;
+    const MIB: f64 = (1u64 << 20) as f64;
+    let bytes = bytes as f64;
+    if bytes >= GIB {
+        format!("{:.1} GiB", bytes / GIB)
+    } else {
+        format!("{:.0} MiB", bytes / MIB)
+    }
+}
+
+/// What the memory is for.
+pub(super) fn parts(plan: &DevicePlan) -> String {
+    let memory = &plan.memory;
+    format!(
+        "weights {} ({}), keys and values {}, adapters {}, working memory {}",
+        size(memory.weights),
+        precision(plan),
+        size(memory.kv),
+        size(memory.adapters),
+        size(memory.working),
+    )
+}
+
+fn precision(plan: &DevicePlan) -> &'static str {
+    plan.precision.map_or("as in the file", |p| p.name())
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceKind::Cpu => f.write_str("cpu"),
+            DeviceKind::Gpu(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Plan {
+    /// In one line, as it is said at the start.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let chosen = &self.chosen;
+        format!(
+            "plan: {}, {}: {}; {} at the peak",
+            chosen.device,
+            precision(chosen),
+            parts(chosen),
+            size(chosen.memory.peak())
+        )
+    }
+}
+
+impl DevicePlan {
+    /// In some lines, reasons and all.
+    #[must_use]
+    pub fn lines(&self) -> String {
+        let verdict = match (self.runnable, self.fits) {
+            (true, true) => "",
+            (true, false) => " (does not fit)",
+            (false, true) => " (not yet runnable)",
+            (false, false) => " (not yet runnable, and does not fit)",
+        };
+        let mut text = format!(
+            "{}{verdict}\n  precision  {}\n  memory     {}\n             {} at the peak",
+            self.device,
+            precision(self),
+            parts(self),
+            size(self.memory.peak())
+        );
+        if self.capacity != u64::MAX {
+            text += &format!(", {} there for it", size(self.capacity));
+        }
+        text += &format!("\n  kv blocks  {} of 16 tokens\n", self.kv_blocks);
+        for reason in &self.reasons {
+            text += &format!("  because    {reason}\n");
+        }
+        text
+    }
+}

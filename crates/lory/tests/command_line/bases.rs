@@ -1,0 +1,220 @@
+//! Bases as users bring them: folders of several families, precisions, what is kept of them, and the plan.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::scene::{Ran, Scene};
+
+fn family(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../model/tests/fixtures/families")
+        .join(name)
+}
+
+fn answer(scene: &Scene, base: &Path, more: &[&str]) -> Ran {
+    let base = base.to_str().unwrap();
+    let args = [
+        "generate",
+        "--base",
+        base,
+        "--max-new-tokens",
+        "6",
+        "--json",
+        "where is the order?",
+    ];
+    scene.run(&[&args[..], more].concat())
+}
+
+fn json(ran: &Ran) -> Value {
+    serde_json::from_str(ran.succeeds()).unwrap()
+}
+
+#[test]
+fn folders_answer_in_every_precision_and_quantized_ones_are_kept() {
+    let scene = Scene::new();
+    let of = |precision| {
+        json(&answer(
+            &scene,
+            &family("llama3"),
+            &["--precision", precision],
+        ))
+    };
+    let whole = of("f32");
+    assert_eq!(
+        whole["response"],
+        of("bf16")["response"],
+        "bf16 is what the file has"
+    );
+    for precision in ["f16", "q8", "q4", "auto"] {
+        let prompt = "/usage/prompt_tokens";
+        assert_eq!(
+            of(precision).pointer(prompt),
+            whole.pointer(prompt),
+            "{precision}"
+        );
+    }
+    // auto took q8; q4 and q8 are kept, and read the second time.
+    let kept = scene.names("home/quantized");
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    let bytes = |name: &String| {
+        let path = scene.path("home/quantized").join(name);
+        std::fs::read(path).unwrap()
+    };
+    let before: Vec<Vec<u8>> = kept.iter().map(bytes).collect();
+    let first = json(&answer(&scene, &family("llama3"), &["--precision", "q4"]));
+    let again = json(&answer(&scene, &family("llama3"), &["--precision", "q4"]));
+    assert_eq!(first["response"], again["response"]);
+    assert_eq!(before, kept.iter().map(bytes).collect::<Vec<_>>());
+
+    let doctor = json(&scene.run(&["doctor", "--json"]));
+    assert_eq!(doctor["quantized"].as_array().unwrap().len(), 2);
+    // A kept file that is broken is made anew.
+    for name in &kept {
+        std::fs::write(scene.path("home/quantized").join(name), "broken").unwrap();
+    }
+    let anew = json(&answer(&scene, &family("llama3"), &["--precision", "q4"]));
+    assert_eq!(anew["response"], first["response"]);
+}
+
+#[test]
+fn a_folder_is_trained_on_and_serves_what_it_trained() {
+    let scene = Scene::new();
+    let rows: String = (0..12)
+        .map(|i| {
+            format!("{{\"prompt\": \"order {i}\", \"completion\": \"the order {i} is there\"}}\n")
+        })
+        .collect();
+    scene.write("rows.jsonl", &rows);
+    let base = family("llama3");
+    let base = base.to_str().unwrap();
+    let train = |precision| {
+        let args = [
+            "train",
+            "--base",
+            base,
+            "--data",
+            "rows.jsonl",
+            "--out",
+            "out",
+            "--epochs",
+            "1",
+            "--json",
+        ];
+        scene.run(&[&args[..], &["--precision", precision]].concat())
+    };
+    let trained = train("q4");
+    trained.succeeds();
+    assert!(trained.err.contains("plan: cpu, q4:"), "{trained:?}");
+    let scale = std::fs::read_to_string(scene.path("out/adapter_config.json")).unwrap();
+    assert!(scale.contains("q_proj"), "{scale}");
+    scene.write("personas/warm/persona.toml", "description = \"Warm\"");
+    std::fs::rename(scene.path("out"), scene.path("personas/warm/adapter")).unwrap();
+    for precision in ["q4", "q8", "bf16"] {
+        let base = family("llama3");
+        let asked = answer(
+            &scene,
+            &base,
+            &["--persona", "warm", "--precision", precision],
+        );
+        assert_eq!(json(&asked)["persona"]["name"], "warm", "{precision}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_numbers_before_it_is_loaded() {
+    let scene = Scene::with_tones();
+    for command in [
+        &["serve", "--personas", "personas", "--port", "0"][..],
+        &["doctor", "--no-probe"],
+    ] {
+        let args = [command, &["--base", "tiny.gguf", "--kv-memory", "999TiB"]].concat();
+        let ran = scene.run(&args);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        let said = format!("{}{}", ran.out, ran.err);
+        for part in ["needed and", "keys and values 1022976.0 GiB", "--kv-memory"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+}
+
+#[test]
+fn doctor_tells_the_machine_and_the_plan() {
+    let scene = Scene::with_tones();
+    let machine = scene.run(&["doctor"]);
+    for part in ["threads", "instruction sets", "memory", "GPU"] {
+        assert!(machine.succeeds().contains(part), "{part}: {machine:?}");
+    }
+    let folder = family("qwen3");
+    let folder = folder.to_str().unwrap();
+    let report = json(&scene.run(&["doctor", "--base", folder, "--json"]));
+    assert_eq!(report["plan"]["chosen"]["device"]["kind"], "cpu");
+    assert_eq!(report["plan"]["chosen"]["precision"], "q8");
+    assert!(
+        report["probe"]["tokens_per_s"].as_f64().unwrap() > 0.0,
+        "{report}"
+    );
+    assert!(report["plan"]["peak_bytes"].as_u64().unwrap() > 700 << 20);
+    let asked = scene.run(&[
+        "doctor",
+        "--base",
+        folder,
+        "--precision",
+        "q4",
+        "--no-probe",
+    ]);
+    for part in [
+        "qwen3 of ",
+        "precision  q4",
+        "because    q4 is what --precision asks for",
+        "kv blocks",
+    ] {
+        assert!(asked.succeeds().contains(part), "{part}: {asked:?}");
+    }
+    let kept = scene.run(&["doctor", "--base", "tiny.gguf", "--no-probe"]);
+    assert!(
+        kept.succeeds().contains("weights are quantized (Q4_1)"),
+        "{kept:?}"
+    );
+}
+
+#[test]
+fn broken_folders_are_refused_by_file() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.path("empty")).unwrap();
+    answer(&scene, &scene.path("empty"), &[]).fails(1, &["empty", "a folder without config.json"]);
+    scene.write(
+        "moe/config.json",
+        r#"{"model_type": "mixtral", "num_local_experts": 8}"#,
+    );
+    answer(&scene, &scene.path("moe"), &[]).fails(
+        1,
+        &[
+            "moe/config.json",
+            "a mixture of experts (num_local_experts)",
+        ],
+    );
+    answer(&scene, &family("qwen2"), &[]).fails(1, &["qwen2/tokenizer.json"]);
+    answer(&scene, &family("llama3"), &["--precision", "q5"])
+        .fails(2, &["must be auto, f32, bf16, f16, q8 or q4"]);
+    let merge = ["persona", "merge", "warm", "--out", "x.gguf", "--base"];
+    let base = family("llama3");
+    scene.persona("warm", "description = \"Warm\"", Some(1));
+    scene
+        .run(&[&merge[..], &[base.to_str().unwrap()]].concat())
+        .fails(1, &["convert_hf_to_gguf.py"]);
+}
+
+#[test]
+fn completions_and_manual_pages_are_made_from_the_commands() {
+    let scene = Scene::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = scene.run(&["completions", shell]);
+        assert!(ran.succeeds().contains("doctor"), "{shell}");
+    }
+    scene.run(&["man", "--out", "man"]).succeeds();
+    let pages = scene.names("man");
+    for page in ["lory.1", "lory-serve.1", "lory-doctor.1"] {
+        assert!(pages.iter().any(|name| name == page), "{page}: {pages:?}");
+    }
+}

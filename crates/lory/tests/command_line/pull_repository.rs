@@ -1,0 +1,304 @@
+//! `lory pull OWNER/NAME` from a hub that is this test: axum on a port of its own, with a way to break off.
+
+use std::collections::BTreeMap;
+use std::path::Path as FilePath;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::scene::{Ran, Scene, ran};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the hub has, and how it behaves.
+#[derive(Default)]
+struct Shop {
+    files: BTreeMap<String, Vec<u8>>,
+    /// Answers break off after so many bytes, so often.
+    cut: Mutex<(usize, u32)>,
+    gated: bool,
+    /// The hash that it claims for weights, if not the right one.
+    lies: Option<String>,
+    /// Requests for files: name and range.
+    asked: Mutex<Vec<(String, Option<String>)>>,
+}
+
+fn coded(status: StatusCode, code: &'static str) -> Response {
+    (status, [("x-error-code", code)], "no").into_response()
+}
+
+async fn listing(
+    State(shop): State<Arc<Shop>>,
+    Path((owner, name, revision)): Path<(String, String, String)>,
+) -> Response {
+    if shop.gated {
+        return coded(StatusCode::UNAUTHORIZED, "GatedRepo");
+    }
+    if (owner.as_str(), name.as_str()) != ("nobody", "tiny") {
+        return coded(StatusCode::NOT_FOUND, "RepoNotFound");
+    }
+    if !["main", "v1", COMMIT].contains(&revision.as_str()) {
+        return coded(StatusCode::NOT_FOUND, "RevisionNotFound");
+    }
+    let sibling = |(name, bytes): (&String, &Vec<u8>)| {
+        let mut one = json!({"rfilename": name, "size": bytes.len()});
+        if name.ends_with("safetensors") {
+            let hash: String = Sha256::digest(bytes)
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
+            one["lfs"] = json!({"sha256": shop.lies.clone().unwrap_or(hash), "size": bytes.len()});
+        }
+        one
+    };
+    let siblings: Vec<Value> = shop.files.iter().map(sibling).collect();
+    axum::Json(json!({"sha": COMMIT, "siblings": siblings})).into_response()
+}
+
+async fn file(
+    State(shop): State<Arc<Shop>>,
+    Path((_, _, commit, name)): Path<(String, String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    assert_eq!(commit, COMMIT, "files are asked for by commit");
+    let range = headers
+        .get("range")
+        .map(|range| range.to_str().unwrap().to_owned());
+    shop.asked
+        .lock()
+        .unwrap()
+        .push((name.clone(), range.clone()));
+    let Some(bytes) = shop.files.get(&name) else {
+        return coded(StatusCode::NOT_FOUND, "EntryNotFound");
+    };
+    let from = range.map_or(0, |range| {
+        range
+            .trim_start_matches("bytes=")
+            .trim_end_matches('-')
+            .parse::<usize>()
+            .unwrap()
+    });
+    let status = if from > 0 {
+        StatusCode::PARTIAL_CONTENT
+    } else {
+        StatusCode::OK
+    };
+    let rest = bytes[from..].to_vec();
+    let length = rest.len();
+    let mut cut = shop.cut.lock().unwrap();
+    if name.ends_with("safetensors") && cut.1 > 0 {
+        cut.1 -= 1;
+        // A length that does not come: the connection ends before it.
+        let some = rest[..cut.0.min(length)].to_vec();
+        let pieces = [Ok(some), Err(std::io::Error::other("cut"))];
+        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        return (status, [("content-length", length.to_string())], body).into_response();
+    }
+    (status, rest).into_response()
+}
+
+/// A hub with a family's folder under `nobody/tiny`.
+fn open(change: impl FnOnce(&mut Shop)) -> (String, Arc<Shop>) {
+    let folder =
+        FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/families/llama3");
+    let mut shop = Shop::default();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name != "oracle.safetensors" {
+            shop.files.insert(name, std::fs::read(&path).unwrap());
+        }
+    }
+    change(&mut shop);
+    let shop = Arc::new(shop);
+    let router = Router::new()
+        .route(
+            "/api/models/{owner}/{name}/revision/{revision}",
+            get(listing),
+        )
+        .route("/{owner}/{name}/resolve/{commit}/{file}", get(file))
+        .with_state(Arc::clone(&shop));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            axum::serve(listener, router).await.unwrap();
+        });
+    });
+    (address, shop)
+}
+
+fn pull(scene: &Scene, endpoint: &str, args: &[&str], token: Option<&str>) -> Ran {
+    let args: Vec<&str> = ["pull"].iter().chain(args).copied().collect();
+    let mut command = scene.lory(&args);
+    command.env("HF_ENDPOINT", endpoint);
+    if let Some(token) = token {
+        command.env("HF_TOKEN", token);
+    }
+    ran(command.output().unwrap())
+}
+
+#[test]
+fn a_repository_is_pinned_and_then_a_base_by_its_id() {
+    let scene = Scene::new();
+    let (endpoint, shop) = open(|_| ());
+    let said: Value =
+        serde_json::from_str(pull(&scene, &endpoint, &["nobody/tiny", "--json"], None).succeeds())
+            .unwrap();
+    assert_eq!(said["revision"], COMMIT);
+    let path = said["path"].as_str().unwrap();
+    assert!(
+        path.contains("nobody--tiny") && path.ends_with(COMMIT),
+        "{path}"
+    );
+    let weights = FilePath::new(path).join("model-00002-of-00003.safetensors");
+    assert_eq!(
+        std::fs::read(&weights).unwrap(),
+        shop.files["model-00002-of-00003.safetensors"]
+    );
+    assert!(
+        !FilePath::new(path).join("texts.json").exists(),
+        "what is no part of a base stays there"
+    );
+
+    let asked = shop.asked.lock().unwrap().len();
+    let again = pull(
+        &scene,
+        &endpoint,
+        &["nobody/tiny", "--revision", "v1"],
+        None,
+    );
+    assert!(again.succeeds().contains("was here already"), "{again:?}");
+    assert_eq!(
+        shop.asked.lock().unwrap().len(),
+        asked,
+        "nothing is fetched twice"
+    );
+
+    let answered = scene.run(&[
+        "generate",
+        "--base",
+        "nobody/tiny",
+        "--max-new-tokens",
+        "3",
+        "--json",
+        "hello",
+    ]);
+    let answered: Value = serde_json::from_str(answered.succeeds()).unwrap();
+    assert_eq!(answered["usage"]["completion_tokens"], 3);
+    scene
+        .run(&["generate", "--base", "nobody/other", "hello"])
+        .fails(1, &["nobody/other", "lory pull nobody/other"]);
+}
+
+#[test]
+fn what_breaks_off_goes_on_where_it_was() {
+    let scene = Scene::new();
+    // Within one run.
+    let (endpoint, shop) = open(|shop| shop.cut = Mutex::new((1000, 2)));
+    pull(&scene, &endpoint, &["nobody/tiny"], None).succeeds();
+    let asked = shop.asked.lock().unwrap().clone();
+    let resumed: Vec<&String> = asked
+        .iter()
+        .filter_map(|(_, range)| range.as_ref())
+        .collect();
+    assert_eq!(resumed, ["bytes=1000-", "bytes=2000-"], "{asked:?}");
+
+    // And in the next one.
+    let scene = Scene::new();
+    let (endpoint, shop) = open(|shop| shop.cut = Mutex::new((500, 1000)));
+    pull(&scene, &endpoint, &["nobody/tiny"], None).fails(
+        1,
+        &[
+            "model-00001-of-00003.safetensors",
+            "broke off after 2000",
+            "the same command goes on",
+        ],
+    );
+    assert!(!scene.path("home/models/nobody--tiny/current").exists());
+    shop.cut.lock().unwrap().1 = 0;
+    shop.asked.lock().unwrap().clear();
+    pull(&scene, &endpoint, &["nobody/tiny"], None).succeeds();
+    let asked = shop.asked.lock().unwrap().clone();
+    assert!(
+        asked.contains(&(
+            "model-00001-of-00003.safetensors".to_owned(),
+            Some("bytes=2000-".to_owned())
+        )),
+        "{asked:?}"
+    );
+    assert!(
+        !asked.iter().any(|(name, _)| name == "config.json"),
+        "what is whole is not asked for"
+    );
+    let got = scene.path(&format!(
+        "home/models/nobody--tiny/{COMMIT}/model-00001-of-00003.safetensors"
+    ));
+    assert_eq!(
+        std::fs::read(got).unwrap(),
+        shop.files["model-00001-of-00003.safetensors"]
+    );
+}
+
+#[test]
+fn wrong_bytes_do_not_stay() {
+    let scene = Scene::new();
+    let (endpoint, _) = open(|shop| shop.lies = Some("00".repeat(32)));
+    pull(&scene, &endpoint, &["nobody/tiny"], None).fails(
+        1,
+        &["model-00001-of-00003.safetensors", "the hub says 0000"],
+    );
+    let names = scene.names(&format!("home/models/nobody--tiny/{COMMIT}"));
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.contains("safetensors") && !name.ends_with(".json")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let scene = Scene::new();
+    let (endpoint, _) = open(|shop| shop.gated = true);
+    let page = format!("accept its terms at {endpoint}/nobody/tiny");
+    pull(&scene, &endpoint, &["nobody/tiny"], None).fails(1, &["is gated", &page, "set HF_TOKEN"]);
+    let said = pull(&scene, &endpoint, &["nobody/tiny"], Some("hf_secret"));
+    said.fails(1, &["the account of HF_TOKEN", &page]);
+    assert!(!said.err.contains("hf_secret"), "{said:?}");
+
+    let (endpoint, _) = open(|_| ());
+    pull(&scene, &endpoint, &["nobody/else"], None)
+        .fails(1, &["no such repository", "check the id"]);
+    pull(
+        &scene,
+        &endpoint,
+        &["nobody/tiny", "--revision", "v9"],
+        None,
+    )
+    .fails(1, &["no such revision"]);
+    pull(
+        &scene,
+        &endpoint,
+        &["nobody/tiny", "--file", "a.gguf"],
+        None,
+    )
+    .fails(1, &["no file \"a.gguf\""]);
+    pull(&scene, "http://127.0.0.1:9", &["nobody/tiny"], None)
+        .fails(1, &["127.0.0.1:9/nobody/tiny"]);
+    pull(&scene, &endpoint, &["nonsense"], None)
+        .fails(2, &["unknown base `nonsense`", "owner/name"]);
+}
