@@ -17,6 +17,9 @@ pub trait Checkpoint: Sync {
 
     /// The file that holds (or would hold) a tensor, and its name there: for errors.
     fn place(&self, name: &str) -> (String, String);
+
+    /// Whether whoever made the file chose its types for running, as with a GGUF: they are kept where nobody asks for others.
+    fn types_are_chosen(&self) -> bool;
 }
 
 impl Checkpoint for Gguf {
@@ -30,5 +33,9 @@ impl Checkpoint for Gguf {
 
     fn place(&self, name: &str) -> (String, String) {
         (self.origin().to_owned(), name.to_owned())
+    }
+
+    fn types_are_chosen(&self) -> bool {
+        true
     }
 }

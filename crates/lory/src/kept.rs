@@ -251,6 +251,10 @@ impl Checkpoint for Overlaid<'_> {
             None => self.source.place(name),
         }
     }
+
+    fn types_are_chosen(&self) -> bool {
+        self.source.types_are_chosen()
+    }
 }
 
 #[cfg(test)]

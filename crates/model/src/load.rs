@@ -1,6 +1,6 @@
 //! A model from a checkpoint: tensors found by name, checked against the metadata, packed for the device.
 
-use crate::precision::{convert, is_float};
+use crate::precision::convert;
 use crate::{Layer, Model, ModelError, Precision};
 use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
@@ -281,14 +281,5 @@ impl Model {
             (held != matrix.dtype).then(|| (matrix.name.clone(), held, dims))
         });
         Ok(changed.collect())
-    }
-
-    /// Whether there are float matrices in a checkpoint, which a precision would change.
-    ///
-    /// # Errors
-    /// As [`Model::converted`].
-    pub fn is_float(checkpoint: &dyn Checkpoint) -> Result<bool, ModelError> {
-        let all = crate::sizes::Matrix::all(checkpoint)?;
-        Ok(all.iter().any(|matrix| is_float(matrix.dtype)))
     }
 }

@@ -59,6 +59,8 @@ impl Matrix {
 pub struct ModelSizes {
     /// Its sizes and constants.
     pub config: ModelConfig,
+    /// Whether the file's types are kept where nobody asks for others.
+    pub types_are_chosen: bool,
     matrices: Vec<Matrix>,
 }
 
@@ -70,6 +72,7 @@ impl ModelSizes {
     pub fn of(checkpoint: &dyn Checkpoint) -> Result<ModelSizes, ModelError> {
         Ok(ModelSizes {
             config: checkpoint.config()?,
+            types_are_chosen: checkpoint.types_are_chosen(),
             matrices: Matrix::all(checkpoint)?,
         })
     }
@@ -96,6 +99,7 @@ impl ModelSizes {
         }
         ModelSizes {
             config: config.clone(),
+            types_are_chosen: false,
             matrices,
         }
     }

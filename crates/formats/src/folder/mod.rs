@@ -87,4 +87,8 @@ impl Checkpoint for Folder {
         let own = names::hugging_face(name).unwrap_or_else(|| name.to_owned());
         (self.shards.file_of(&own), own)
     }
+
+    fn types_are_chosen(&self) -> bool {
+        false
+    }
 }

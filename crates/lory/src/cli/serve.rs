@@ -19,8 +19,8 @@ use super::{Verdict, print};
 use crate::home::Home;
 use crate::http::{self, ServerSettings, Slot};
 use crate::jobs::{JobError, JobSettings, Jobs};
-use crate::runner::Turns;
 use crate::plan::Demand;
+use crate::runner::Turns;
 use crate::service::{Service, Settings};
 use crate::sharing::Sharing;
 

@@ -104,7 +104,7 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     let base = queue.service.base();
     let fingerprint = base.fingerprint.sha256().unwrap_or_default();
     let options = RunOptions {
-        base: fingerprint.to_owned(),
+        base: base.bound(fingerprint),
         checkpoint: Some(
             queue
                 .folder(&record.id)

@@ -58,8 +58,14 @@ fn given(sizes: &ModelSizes, demand: &Demand) -> Option<(Option<Precision>, Stri
         );
         return Some((None, kept));
     }
-    let asked = demand.precision?;
-    Some((Some(asked), format!("{asked} is what --precision asks for")))
+    match demand.precision {
+        Some(asked) => Some((Some(asked), format!("{asked} is what --precision asks for"))),
+        None if sizes.types_are_chosen => {
+            let kept = "a GGUF file's types are kept where --precision does not ask for others";
+            Some((None, kept.to_owned()))
+        }
+        None => None,
+    }
 }
 
 fn finish(

@@ -25,6 +25,8 @@ pub struct Base {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
+    /// In what its float weights are held; none where they are as in the file.
+    pub precision: Option<Precision>,
     /// What its file is known by.
     pub fingerprint: Arc<Fingerprint>,
 }
@@ -86,6 +88,7 @@ impl Base {
             model: Arc::new(load(path, &files, device, held)?),
             tokenizer,
             template,
+            precision: held.precision,
             fingerprint: Arc::new(Fingerprint {
                 file: Some(path.to_owned()),
                 ..Fingerprint::default()
@@ -106,8 +109,18 @@ impl Base {
             model: Arc::new(model),
             tokenizer,
             template,
+            precision: None,
             fingerprint: Arc::default(),
         })
+    }
+
+    /// What a training run is bound to: the base's hash, and the precision, which computes other numbers.
+    #[must_use]
+    pub fn bound(&self, sha256: &str) -> String {
+        match self.precision {
+            Some(precision) => format!("{sha256} {precision}"),
+            None => sha256.to_owned(),
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
 use super::{Verdict, print};
 use crate::evaluation::{answers, gate, measures};
-use crate::progress::Progress;
 use crate::plan::Demand;
+use crate::progress::Progress;
 use crate::service::{Service, Settings};
 use crate::training;
 

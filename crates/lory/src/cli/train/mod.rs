@@ -135,11 +135,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 
     let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
     let options = RunOptions {
-        // Another precision computes other numbers: a run goes on with the one that it began with.
-        base: match planned.held.precision {
-            Some(precision) => format!("{fingerprint} {precision}"),
-            None => fingerprint.clone(),
-        },
+        base: base.bound(&fingerprint),
         checkpoint: Some(checkpoint.clone()),
         ..RunOptions::default()
     };
