@@ -236,6 +236,11 @@ fn on_apple(sizes: &ModelSizes, demand: &Demand, total: u64, capacity: u64) -> (
     (precision, reason)
 }
 
+/// A size as flags take it.
+fn flag(bytes: u64) -> String {
+    size(bytes).replace(' ', "")
+}
+
 /// What would make it fit into `available` bytes.
 pub(super) fn advice(
     sizes: &ModelSizes,
@@ -272,8 +277,8 @@ pub(super) fn advice(
     if needs <= available {
         return format!(
             "--kv-memory {} and --adapter-memory {}{precision} would need {}",
-            size(least.kv_memory),
-            size(least.adapter_memory),
+            flag(least.kv_memory),
+            flag(least.adapter_memory),
             size(needs)
         );
     }

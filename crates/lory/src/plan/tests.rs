@@ -245,7 +245,7 @@ fn the_way_out_is_one() {
         .check(&machine, &sizes, &demand)
         .unwrap_err()
         .to_string();
-    assert!(said.contains("--kv-memory 32 MiB"), "{said}");
+    assert!(said.contains("--kv-memory 32MiB"), "{said}");
     let mut small = machine.clone();
     small.available = Some(Available {
         bytes: GIB,
