@@ -79,9 +79,9 @@ fn what_is_not_supported_or_senseless_is_refused_by_file_and_field() {
         ("llama", "text_config", json!({}), "text_config"),
         (
             "llama",
-            "num_attention_heads",
+            "num_key_value_heads",
             json!(3),
-            "3 heads cannot share",
+            "2 heads cannot share 3",
         ),
         (
             "llama",

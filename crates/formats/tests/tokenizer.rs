@@ -187,7 +187,7 @@ fn what_is_not_supported_is_refused_by_name() {
             .contains("\"deepseek-coder\" is not supported")
     );
     assert!(
-        changed("tokenizer.ggml.model", "llama".into()).contains("tokenizer.ggml.model \"llama\"")
+        changed("tokenizer.ggml.model", "bert".into()).contains("tokenizer.ggml.model \"bert\"")
     );
     let merges = |merge: &str| {
         changed(

@@ -118,6 +118,7 @@ struct Shape {
     key: usize,
     intermediate: usize,
     vocab: usize,
+    qk_norm: bool,
 }
 
 /// The run's memory as a function of what a user can change.
@@ -191,7 +192,7 @@ impl WhatIf {
         let larger = tokens.max(validated);
         memory.activations =
             (tokens * 4 * (inputs + backward) + larger * (4 * forward + rounded)) as u64;
-        let row = kept::bytes_of(s.query, s.key, s.hidden, s.intermediate);
+        let row = kept::bytes_of(s.query, s.key, s.hidden, s.intermediate, s.qk_norm);
         let layers_kept = kept::layers_kept(self.kept, row, tokens, s.layers);
         memory.kept = row * (tokens * layers_kept) as u64;
         memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
@@ -289,6 +290,7 @@ impl Forecast {
             key: config.kv_heads * config.head_dim,
             intermediate: config.intermediate_size,
             vocab: config.vocab_size,
+            qk_norm: config.qk_norm,
         };
         let what_if = WhatIf {
             shape,
@@ -366,6 +368,7 @@ mod tests {
         key: 192,
         intermediate: 1536,
         vocab: 49152,
+        qk_norm: false,
     };
 
     fn forecast(parts: Vec<Part>) -> Forecast {

@@ -11,6 +11,9 @@ use model::Buffers;
 /// One layer's activations.
 #[derive(Default)]
 struct Layer {
+    /// In front of the norms of heads, where there are any.
+    plain_q: Tensor,
+    plain_k: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -36,12 +39,25 @@ pub(crate) fn row_bytes(config: &ModelConfig) -> u64 {
         config.heads * config.head_dim,
         config.kv_heads * config.head_dim,
     );
-    bytes_of(query, key, config.hidden_size, config.intermediate_size)
+    bytes_of(
+        query,
+        key,
+        config.hidden_size,
+        config.intermediate_size,
+        config.qk_norm,
+    )
 }
 
-/// The same from widths: queries, keys, the residual stream, the feed-forward part.
-pub(crate) fn bytes_of(query: usize, key: usize, hidden: usize, intermediate: usize) -> u64 {
-    4 * (2 * query + 2 * key + hidden + 2 * intermediate) as u64
+/// The same from widths: queries, keys, the residual stream, the feed-forward part; and whether heads are normed.
+pub(crate) fn bytes_of(
+    query: usize,
+    key: usize,
+    hidden: usize,
+    intermediate: usize,
+    qk_norm: bool,
+) -> u64 {
+    let plain = if qk_norm { query + key } else { 0 };
+    4 * (2 * query + 2 * key + plain + hidden + 2 * intermediate) as u64
 }
 
 /// How many of `layers` are kept of a call of `rows` rows.
@@ -83,6 +99,8 @@ impl Kept {
             return false;
         };
         for (kept, buffer) in [
+            (&mut layer.plain_q, &mut b.plain_q),
+            (&mut layer.plain_k, &mut b.plain_k),
             (&mut layer.q, &mut b.q),
             (&mut layer.k, &mut b.k),
             (&mut layer.v, &mut b.v),
