@@ -131,6 +131,29 @@ fn every_adapter_tensor_follows_finite_differences() {
 }
 
 #[test]
+fn norms_of_heads_go_back_alike_whether_their_inputs_were_kept_or_not() {
+    let model = of_family("qwen3");
+    let params = vec![adapter(&model, 1, 4)];
+    let examples = [(0, example(1, 40, 8))];
+    let gradients = |kept: Option<u64>| {
+        let mut learner = ModelLearner::new(model.clone(), Compute::F32);
+        if let Some(bytes) = kept {
+            learner.keep(bytes);
+        }
+        let mut grads = vec![LoraGrads::zeros_like(&params[0])];
+        learner
+            .forward_backward(&params, &items(&examples), &[1.0], &mut grads)
+            .unwrap();
+        grads.remove(0)
+    };
+    let all = gradients(None);
+    // None of the two layers, and one of them.
+    for bytes in [0, 45_000] {
+        assert_eq!(gradients(Some(bytes)), all, "{bytes}");
+    }
+}
+
+#[test]
 fn two_adapters_in_one_batch_train_as_each_alone() {
     let model = tiny(GgmlType::Q8_0);
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
