@@ -79,7 +79,7 @@ impl Grid {
         };
         let mut integers = [0f32; BLOCK];
         for (q, x) in integers.iter_mut().zip(x) {
-            let place = ((x - self.minimum) * inverse).max(0.0).min(TOP);
+            let place = ((x - self.minimum) * inverse).clamp(0.0, TOP);
             *q = (place + ROUND) - ROUND;
         }
         integers
