@@ -42,7 +42,7 @@ fn changed(family: &str, file: &str, change: impl Fn(&mut Json)) -> String {
     let mut json = read_json(&path);
     change(&mut json);
     std::fs::write(&path, json.to_string()).unwrap();
-    open(folder.path()).err().expect("it is refused")
+    open(folder.path()).expect_err("it is refused")
 }
 
 #[test]
@@ -424,7 +424,8 @@ fn tokenizers_of_other_kinds_are_refused_by_name() {
         let description = Description::read(folder.path()).unwrap();
         description.tokenizer().unwrap_err().to_string()
     };
-    let cases: [(&str, &dyn Fn(&mut Json), &str); 8] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&mut Json), &'a str);
+    let cases: [Case; 8] = [
         (
             "llama3",
             &|json| json["model"]["type"] = json!("Unigram"),

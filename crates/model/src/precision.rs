@@ -155,7 +155,10 @@ fn check(values: &[f32], to: GgmlType) -> Result<(), String> {
         GgmlType::F16 | GgmlType::Q8_0 | GgmlType::Q4_1 => 65_504.0,
         _ => f32::MAX,
     };
-    match values.iter().find(|value| !(value.abs() <= limit)) {
+    match values
+        .iter()
+        .find(|value| value.is_nan() || value.abs() > limit)
+    {
         None => Ok(()),
         Some(value) => Err(format!(
             "a weight of {value}, which {to} does not hold; take the weights as they are, or as f32 or bf16"

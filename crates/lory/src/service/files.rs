@@ -25,7 +25,7 @@ pub struct BaseFiles {
 
 enum Kind {
     Gguf(Gguf),
-    Folder(Folder),
+    Folder(Box<Folder>),
 }
 
 impl BaseFiles {
@@ -43,7 +43,7 @@ impl BaseFiles {
             };
             let folder = Folder::open(path, &map_one)?;
             return Ok(BaseFiles {
-                kind: Kind::Folder(folder),
+                kind: Kind::Folder(Box::new(folder)),
                 mapped: mapped.into_inner(),
             });
         }
@@ -59,7 +59,7 @@ impl BaseFiles {
     pub fn checkpoint(&self) -> &dyn Checkpoint {
         match &self.kind {
             Kind::Gguf(gguf) => gguf,
-            Kind::Folder(folder) => folder,
+            Kind::Folder(folder) => folder.as_ref(),
         }
     }
 

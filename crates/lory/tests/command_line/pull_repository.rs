@@ -261,7 +261,7 @@ fn wrong_bytes_do_not_stay() {
         1,
         &["model-00001-of-00003.safetensors", "the hub says 0000"],
     );
-    let names = scene.names(&format!("home/models/nobody--tiny/{COMMIT}"));
+    let names = scene.names(format!("home/models/nobody--tiny/{COMMIT}"));
     assert!(
         !names
             .iter()
