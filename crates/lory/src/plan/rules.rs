@@ -124,7 +124,7 @@ pub(super) fn on_cpu(
             )];
             reasons.push(match precision {
                 Precision::Q8 => {
-                    "8 bits lose next to nothing (docs/bases.md), so float16 is not needed where memory is tight"
+                    "8 bits take half of what float16 takes and fit, so float16 is not needed where memory is tight"
                         .to_owned()
                 }
                 _ => format!(
