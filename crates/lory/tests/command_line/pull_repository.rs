@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,6 +11,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -97,8 +99,13 @@ async fn file(
         cut.1 -= 1;
         // A length that does not come: the connection ends before it.
         let some = rest[..cut.0.min(length)].to_vec();
-        let pieces = [Ok(some), Err(std::io::Error::other("cut"))];
-        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        let cut = async {
+            // What came before is on its way by then: an error at once would take it along.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(std::io::Error::other("cut"))
+        };
+        let pieces = stream::once(async { Ok(some) }).chain(stream::once(cut));
+        let body = Body::from_stream(pieces);
         return (status, [("content-length", length.to_string())], body).into_response();
     }
     (status, rest).into_response()
