@@ -18,6 +18,9 @@ use crate::params::{LoraGrads, LoraParams};
 
 /// Rows that go through the head at once: the logits of so many rows are in memory.
 pub(crate) const HEAD_ROWS: usize = 256;
+/// The same behind a gate: whoever waits there waits for one piece of the head no longer than for a layer. Rows do not depend on
+/// each other, so the results are the same.
+const GATED_HEAD_ROWS: usize = 32;
 
 /// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] says otherwise.
 pub const KEPT: u64 = 512 << 20;
@@ -336,7 +339,12 @@ impl ModelLearner {
         let (model, device) = (&self.model, self.model.device());
         let (mut selected, mut dnormed, mut dselected) =
             (Tensor::default(), Tensor::default(), Tensor::default());
-        for chunk in layout.trained.chunks(HEAD_ROWS) {
+        let at_once = if self.gate.is_some() {
+            GATED_HEAD_ROWS
+        } else {
+            HEAD_ROWS
+        };
+        for chunk in layout.trained.chunks(at_once) {
             passage.layer()?;
             let rows: Vec<u32> = chunk.iter().map(|t| t.row).collect();
             let targets: Vec<u32> = chunk.iter().map(|t| t.next).collect();
