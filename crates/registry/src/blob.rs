@@ -1,5 +1,5 @@
 //! Adapters as immutable blobs: `adapters/<sha256>/` with the two files of a PEFT folder and, written last, `manifest.json`.
-//! Without its manifest a blob is not there, whatever else is. Of blobs that lie elsewhere there are copies, see [`copies`].
+//! Without its manifest a blob is not there, whatever else is. Of blobs that lie elsewhere there are copies, kept within a bound.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
