@@ -108,8 +108,11 @@ fn every_layer_passes_the_gate_and_every_pass_leaves_it() {
     let params = [job.init.clone()];
     let batch: Vec<Item<'_>> = job.train.iter().map(|row| Item::new(0, row)).collect();
     learner.losses(&params, &batch).unwrap();
-    // Every layer forward, and one chunk of the head.
-    let forward = model.config().layers as u64 + 1;
+    // Every layer forward, and pieces of the head of 32 trained rows.
+    let trained = |row: &train::Example| row.trained.iter().skip(1).filter(|t| **t).count();
+    let pieces = job.train.iter().map(trained).sum::<usize>().div_ceil(32);
+    assert!(pieces > 1);
+    let forward = (model.config().layers + pieces) as u64;
     assert_eq!(gate.entered.swap(0, SeqCst), forward);
     let mut grads = [train::LoraGrads::zeros_like(&params[0])];
     learner
@@ -118,6 +121,12 @@ fn every_layer_passes_the_gate_and_every_pass_leaves_it() {
     let backward = model.config().layers as u64;
     assert_eq!(gate.entered.swap(0, SeqCst), forward + backward);
     assert_eq!(gate.left.load(SeqCst), 2);
+    // Without a gate the head goes in larger pieces, to the same bits.
+    let mut free = [train::LoraGrads::zeros_like(&params[0])];
+    ModelLearner::new(model.clone(), Compute::Int8)
+        .forward_backward(&params, &batch, &[1.0], &mut free)
+        .unwrap();
+    assert_eq!(grads, free);
 
     // Stopped in the middle, it says so and leaves too; afterwards it computes what it did before.
     gate.stop_at.store(2, SeqCst);
