@@ -16,10 +16,12 @@
 //!
 //! - [`request`]: what is asked for, made into a record; [`record`]: a job as it is kept; [`thresholds`]: its gate
 //! - [`files`]: uploads; `events`: what happened
+//! - `asking`: who asks, and for which part of a list; `workers`: the queue's two threads
 //! - `run`: one job, from its rows to its version; `watch`: what it tells on the way; `examine`: its gate
 //! - `look`: plans, findings and rows, for those who want to see first
 //! - [`meters`]: what is counted
 
+mod asking;
 mod disk;
 pub mod error;
 mod events;
@@ -32,16 +34,17 @@ pub mod request;
 mod run;
 pub mod thresholds;
 mod watch;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+pub use asking::{Page, Who};
 pub use error::JobError;
 pub use files::{StoredFile, Upload};
 pub use record::{Event, Record, Status};
@@ -52,8 +55,7 @@ use crate::sharing;
 use disk::{get, now, put};
 use events::Events;
 use files::Files;
-use record::{Failure, Metrics};
-use run::Ended;
+use record::Metrics;
 
 /// The most jobs that are not over.
 pub const MAX_OPEN: usize = 64;
@@ -63,84 +65,6 @@ pub const MAX_KEPT: usize = 1000;
 pub const MAX_PAGE: usize = 100;
 /// The longest page of events.
 pub const MAX_EVENTS: usize = 1000;
-
-/// Who wants to see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
-    name: Option<String>,
-    all: bool,
-}
-
-impl Who {
-    /// Someone who sees everything: an admin, and everybody on a server without keys.
-    #[must_use]
-    pub fn everybody() -> Who {
-        Who {
-            name: None,
-            all: true,
-        }
-    }
-
-    /// The holder of a key, who sees what is the key's own; with admin rights, everything.
-    #[must_use]
-    pub fn of(caller: &Caller) -> Who {
-        match caller.key() {
-            None => Who::everybody(),
-            Some(key) => Who {
-                name: Some(key.name().to_owned()),
-                all: key.check_admin().is_ok(),
-            },
-        }
-    }
-
-    fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    fn sees(&self, owner: Option<&str>) -> bool {
-        self.all || (owner.is_some() && owner == self.name())
-    }
-}
-
-/// A part of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// It begins behind this one.
-    pub after: Option<String>,
-    /// The most items.
-    pub limit: usize,
-    /// The newest first.
-    pub newest_first: bool,
-}
-
-impl Default for Page {
-    fn default() -> Self {
-        Page {
-            after: None,
-            limit: MAX_PAGE,
-            newest_first: true,
-        }
-    }
-}
-
-impl Page {
-    /// The page of `all`, which are in the order of arrival, and whether there are more behind it.
-    fn of<T>(&self, mut all: Vec<T>, id: impl Fn(&T) -> &str) -> Result<(Vec<T>, bool), JobError> {
-        if self.newest_first {
-            all.reverse();
-        }
-        if let Some(after) = &self.after {
-            let found = all.iter().position(|item| id(item) == after);
-            let found = found.ok_or_else(|| JobError::NoPage {
-                id: after.chars().take(80).collect(),
-            })?;
-            all.drain(..=found);
-        }
-        let more = all.len() > self.limit;
-        all.truncate(self.limit);
-        Ok((all, more))
-    }
-}
 
 /// A state of a run that was validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -638,178 +562,6 @@ impl Queue {
     fn clear_state(&self, id: &str) {
         std::fs::remove_dir_all(self.folder(id).join(run::STATE)).ok();
     }
-
-    /// Waits for a job for which `wanted` holds, the one with the lowest of its numbers; none at the end.
-    fn wait_for<K: Ord>(&self, wanted: impl Fn(&Record) -> Option<K>) -> Option<Record> {
-        let mut state = self.lock();
-        loop {
-            if state.closing {
-                return None;
-            }
-            let found = state
-                .jobs
-                .values()
-                .filter_map(|job| Some((wanted(job)?, job)));
-            if let Some((_, job)) = found.min_by(|(a, _), (b, _)| a.cmp(b)) {
-                return Some(job.clone());
-            }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// The thread that reads new jobs' files.
-    fn validate(&self) {
-        let new = |job: &Record| (job.status == Status::ValidatingFiles).then_some(job.number);
-        while let Some(record) = self.wait_for(new) {
-            let looked = catch_unwind(AssertUnwindSafe(|| self.plan_of(&record, None)));
-            let looked = looked.unwrap_or_else(|_| {
-                Err(JobError::Plan(
-                    "reading the files broke off; the log says why".to_owned(),
-                ))
-            });
-            let events = self.events_of(&record.id);
-            let changed = match looked {
-                Ok(plan) => {
-                    events.push("info", "Files validated, moving job to queued state", None);
-                    self.change(&record.id, Status::ValidatingFiles, |record| {
-                        record.status = Status::Queued;
-                        record.progress.steps = plan.forecast.plan.steps;
-                        record.plan = serde_json::to_value(&plan).ok();
-                    })
-                }
-                Err(error) => {
-                    let failure = Failure {
-                        code: "invalid_training_file".to_owned(),
-                        message: error.to_string(),
-                        param: Some("training_file".to_owned()),
-                    };
-                    events.push("error", failure.message.clone(), None);
-                    self.fail(&record.id, Status::ValidatingFiles, failure)
-                }
-            };
-            if let Err(error) = changed {
-                self.give_up(&record.id, &error);
-            }
-        }
-    }
-
-    fn fail(&self, id: &str, from: Status, failure: Failure) -> Result<Option<Record>, JobError> {
-        self.change(id, from, |record| {
-            record.status = Status::Failed;
-            record.finished_at = Some(now());
-            record.error = Some(failure);
-        })
-    }
-
-    /// The disk does not take a job's state any more: the job fails in memory, so that the queue goes on.
-    fn give_up(&self, id: &str, error: &JobError) {
-        tracing::error!("job {id}: {error}");
-        if let Some(record) = self.lock().jobs.get_mut(id) {
-            record.status = Status::Failed;
-            record.finished_at = Some(now());
-            record.error = Some(Failure {
-                code: "state_not_written".to_owned(),
-                message: error.to_string(),
-                param: None,
-            });
-        }
-    }
-
-    /// The thread that trains.
-    fn train(&self) {
-        // What was under way when the process before ended goes first.
-        let next = |job: &Record| match job.status {
-            Status::Running => Some((0, job.number)),
-            Status::Queued => Some((1, job.number)),
-            _ => None,
-        };
-        while let Some(record) = self.wait_for(next) {
-            let stop = Arc::new(AtomicBool::new(false));
-            let began = self.begin(&record, &stop);
-            match began {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(error) => {
-                    self.give_up(&record.id, &error);
-                    continue;
-                }
-            }
-            let ran = catch_unwind(AssertUnwindSafe(|| run::run(self, &record, &stop)));
-            let ended = ran.unwrap_or_else(|_| {
-                Ended::Failed(Failure {
-                    code: "server_error".to_owned(),
-                    message: "the run broke off; the log says why".to_owned(),
-                    param: None,
-                })
-            });
-            if let Err(error) = self.ended(&record.id, ended) {
-                self.give_up(&record.id, &error);
-            }
-        }
-    }
-
-    /// Takes a job up, unless something else became of it meanwhile.
-    fn begin(&self, record: &Record, stop: &Arc<AtomicBool>) -> Result<bool, JobError> {
-        let mut state = self.lock();
-        let Some(mut record) = state.jobs.get(&record.id).cloned() else {
-            return Ok(false);
-        };
-        if state.closing || !matches!(record.status, Status::Queued | Status::Running) {
-            return Ok(false);
-        }
-        if record.status != Status::Running {
-            record.status = Status::Running;
-            self.save(&mut state, &record)?;
-        }
-        state.current = Some((record.id, Arc::clone(stop)));
-        Ok(true)
-    }
-
-    /// Writes down what became of a run.
-    fn ended(&self, id: &str, ended: Ended) -> Result<(), JobError> {
-        let events = self.events_of(id);
-        let over = |record: &mut Record, status: Status| {
-            record.status = status;
-            record.finished_at = Some(now());
-            record.progress.phase = None;
-            record.progress.estimated_finish = None;
-        };
-        match ended {
-            // Whoever stopped it has said what it is now.
-            Ended::Stopped => {}
-            Ended::Published { model, tokens } => {
-                events.push(
-                    "info",
-                    format!("New fine-tuned model created: {model}"),
-                    None,
-                );
-                events.push("info", "The job has successfully completed", None);
-                self.change(id, Status::Running, |record| {
-                    over(record, Status::Succeeded);
-                    record.trained_tokens = Some(tokens);
-                    record.fine_tuned_model = Some(model);
-                })?;
-            }
-            Ended::Failed(failure) => {
-                events.push("error", failure.message.clone(), None);
-                self.change(id, Status::Running, |record| {
-                    over(record, Status::Failed);
-                    record.error = Some(failure);
-                })?;
-            }
-        }
-        let mut state = self.lock();
-        state.current = None;
-        let is_over = state.jobs.get(id).is_none_or(|job| job.status.is_over());
-        drop(state);
-        if is_over {
-            self.clear_state(id);
-        }
-        Ok(())
-    }
 }
 
 fn seen(state: &State, who: &Who, id: &str) -> Result<Record, JobError> {
@@ -820,40 +572,4 @@ fn seen(state: &State, who: &Who, id: &str) -> Result<Record, JobError> {
     found.cloned().ok_or_else(|| JobError::NoJob {
         id: id.chars().take(80).collect(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_begins_behind_what_it_names() {
-        let all = || ["a", "b", "c", "d"].map(str::to_owned).to_vec();
-        let page = |after: Option<&str>, limit, newest_first| {
-            let page = Page {
-                after: after.map(str::to_owned),
-                limit,
-                newest_first,
-            };
-            page.of(all(), |item| item)
-                .map(|(items, more)| (items.concat(), more))
-        };
-        assert_eq!(page(None, 3, true).unwrap(), ("dcb".to_owned(), true));
-        assert_eq!(page(Some("c"), 3, true).unwrap(), ("ba".to_owned(), false));
-        assert_eq!(page(Some("b"), 1, false).unwrap(), ("c".to_owned(), true));
-        assert!(matches!(
-            page(Some("x"), 1, true),
-            Err(JobError::NoPage { .. })
-        ));
-    }
-
-    #[test]
-    fn a_key_sees_its_own_and_an_admin_all() {
-        let one = Who {
-            name: Some("one".to_owned()),
-            all: false,
-        };
-        assert!(one.sees(Some("one")) && !one.sees(Some("two")) && !one.sees(None));
-        assert!(Who::everybody().sees(Some("two")) && Who::everybody().sees(None));
-    }
 }
