@@ -13,13 +13,16 @@ use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
 use crate::weights::{GROUP, Weights};
 use crate::whole::{self, WholeRows, round_row};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
-/// Outputs whose panel is in memory at a time.
-const PANEL_TILES: usize = whole::PANEL / LANES;
+/// Tiles of outputs whose panel is in memory at a time: as floats, and as whole numbers.
+const PANEL_TILES: usize = 64;
+const WHOLE_TILES: usize = whole::PANEL / LANES;
 
 thread_local! {
-    static WHOLE: RefCell<whole::Panel> = RefCell::default();
+    static WHOLE_PANEL: RefCell<Vec<[u32; GROUP]>> = const { RefCell::new(Vec::new()) };
+    /// Of the thread that asks: a head's rows are many, and fresh memory costs as much as a pass over them.
+    static WHOLE_ROWS: Cell<WholeRows> = Cell::default();
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -73,7 +76,7 @@ impl Device {
         }
         let isa = self.isa();
         let bf16 = self.path(weights, compute) == Path::Bf16;
-        let whole = compute == Compute::Bits16 && !bf16 && weights.is_whole();
+        let whole = compute == Compute::Bits16 && !bf16;
         let pairs = outputs.div_ceil(2);
         let mut words = vec![0u32; if bf16 { rows * pairs } else { 0 }];
         if bf16 {
@@ -85,21 +88,24 @@ impl Device {
                 }
             });
         }
-        let mut whole_rows = WholeRows::new(if whole { rows } else { 0 }, outputs);
+        let mut whole_rows = WHOLE_ROWS.take();
+        let mut units: &[f32] = &[];
         if whole {
+            units = weights.units(isa, self.pool());
+            whole_rows.resize(rows, outputs);
             let (padded, panels) = (whole_rows.padded, whole_rows.panels);
             let values = Scatter::new(&mut whole_rows.values);
-            let largest = Scatter::new(&mut whole_rows.largest);
+            let steps = Scatter::new(&mut whole_rows.steps);
             self.pool().run(rows.div_ceil(CHUNK), &|task| {
                 for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
                     // SAFETY: one task a row.
-                    let (values, largest) = unsafe {
+                    let (values, steps) = unsafe {
                         (
                             values.part(row * padded, padded),
-                            largest.part(row * panels, panels),
+                            steps.part(row * panels, panels),
                         )
                     };
-                    round_row(isa, dy.row(row), values, largest);
+                    round_row(isa, dy.row(row), units, values, steps);
                 }
             });
         }
@@ -109,8 +115,9 @@ impl Device {
             let columns = GROUP.min(inputs - first);
             // A short last group of inputs goes through a buffer of whole vectors.
             let mut short = vec![0f32; if columns < GROUP { rows * GROUP } else { 0 }];
-            for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
-                let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
+            let at_once = if whole { WHOLE_TILES } else { PANEL_TILES };
+            for tile in (0..weights.tiles()).step_by(at_once) {
+                let tiles = tile..(tile + at_once).min(weights.tiles());
                 let from = tile * LANES;
                 let n = (tiles.end * LANES).min(outputs) - from;
                 let (to, to_row) = if columns < GROUP {
@@ -121,10 +128,11 @@ impl Device {
                 // SAFETY: each task writes columns first..first + 32 of every row, or its own buffer.
                 unsafe {
                     if whole {
-                        WHOLE.with_borrow_mut(|panel| {
-                            weights.backward_panel_whole(isa, g, tiles.clone(), panel);
-                            let index = tile / PANEL_TILES;
-                            panel.multiply(isa, &whole_rows, index, to, to_row);
+                        WHOLE_PANEL.with_borrow_mut(|panel| {
+                            panel.resize(tiles.len() * LANES / 2, [0; GROUP]);
+                            weights.backward_panel_whole(isa, g, tiles.clone(), units, panel);
+                            let index = tile / WHOLE_TILES;
+                            whole::multiply(isa, &whole_rows, index, panel, to, to_row);
                         });
                     } else if bf16 {
                         PAIR_PANEL.with_borrow_mut(|panel| {
@@ -175,6 +183,7 @@ impl Device {
                 }
             }
         });
+        WHOLE_ROWS.set(whole_rows);
     }
 
     /// The backward of the adapters beside a product: gradients of each pair, and dx.

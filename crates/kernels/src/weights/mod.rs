@@ -20,6 +20,7 @@ use crate::simd::LANES;
 use bytemuck::Pod;
 use decode::{Group, decode_group};
 use half::{bf16, f16};
+use std::sync::OnceLock;
 
 /// Inputs that share a scale.
 pub(crate) const GROUP: usize = 32;
@@ -146,6 +147,8 @@ pub struct Weights {
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
     pub(crate) data: Data,
+    /// The outputs' units for [`crate::whole`], found when a backward first asks.
+    units: OnceLock<Vec<f32>>,
 }
 
 impl Weights {
@@ -252,6 +255,7 @@ impl Weights {
             outputs,
             inputs,
             data,
+            units: OnceLock::new(),
         })
     }
 

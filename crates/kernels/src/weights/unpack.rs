@@ -4,8 +4,9 @@ use super::{Data, GROUP, Layout, Weights};
 use crate::Isa;
 use crate::gemm::Element;
 use crate::isa::per_isa;
+use crate::pool::{Pool, Scatter};
 use crate::simd::LANES;
-use crate::whole::Panel;
+use crate::whole;
 use half::f16;
 
 /// 32 inputs x 16 outputs.
@@ -65,23 +66,6 @@ per_isa! {
                 out[lane] = (q[lane] as f32).mul_add(scale[lane], minimum[lane]);
             }
         });
-    }
-}
-
-per_isa! {
-    /// Pairs of outputs: word [p][k] holds the integers of outputs 2p (low half) and 2p + 1 for input k.
-    fn integer_pairs(layout: &Layout, block: &[u8], out: &mut [[u32; GROUP]; LANES / 2]) {
-        let mut words = [[0u32; LANES / 2]; GROUP];
-        each_input(layout, block, |input, q| {
-            for (word, pair) in words[input].iter_mut().zip(q.as_chunks::<2>().0) {
-                *word = pair[0] as u32 & 0xffff | (pair[1] as u32) << 16;
-            }
-        });
-        for (pair, out) in out.iter_mut().enumerate() {
-            for (out, words) in out.iter_mut().zip(&words) {
-                *out = words[pair];
-            }
-        }
     }
 }
 
@@ -259,35 +243,52 @@ impl Weights {
         }
     }
 
-    /// Whether [`Weights::backward_panel_whole`] has an answer: one scale a group.
-    pub(crate) fn is_whole(&self) -> bool {
-        matches!(&self.data, Data::Quantized { layout, .. } if !layout.halves)
+    /// What a whole number of each output counts ([`whole`]), zeros for the last tile's outputs that are none. All weights are
+    /// read for it once.
+    pub(crate) fn units(&self, isa: Isa, pool: &Pool) -> &[f32] {
+        self.units.get_or_init(|| {
+            let mut units = vec![0f32; self.tiles() * LANES];
+            let to = Scatter::new(&mut units);
+            pool.run(self.tiles(), &|tile| {
+                let mut largest = [0u32; LANES];
+                self.blocks(isa, tile, 0..self.input_blocks(), |_, block| {
+                    magnitudes(isa, block, &mut largest);
+                });
+                // SAFETY: one task a tile.
+                let units = unsafe { to.part(tile * LANES, LANES) };
+                for (unit, largest) in units.iter_mut().zip(largest) {
+                    *unit = whole::unit(f32::from_bits(largest));
+                }
+            });
+            units
+        })
     }
 
-    /// The same as whole numbers with their scales; nothing for weights that are floats or have two scales a group.
+    /// The same as whole numbers, in pairs of outputs: `outputs / 2 x 32` words.
     pub(crate) fn backward_panel_whole(
         &self,
         isa: Isa,
         g: usize,
         tiles: std::ops::Range<usize>,
-        out: &mut Panel,
+        units: &[f32],
+        out: &mut [[u32; GROUP]],
     ) {
-        let Data::Quantized { layout, bytes } = &self.data else {
-            return;
-        };
-        out.words.resize(tiles.len() * LANES / 2 * GROUP, 0);
-        out.scales.clear();
-        out.minima.clear();
-        let (rows, _) = out.words.as_chunks_mut::<GROUP>();
-        let size = layout.block();
-        for (tile, words) in tiles.zip(rows.as_chunks_mut::<{ LANES / 2 }>().0) {
-            let block = &bytes[(tile * self.groups() + g) * size..][..size];
-            integer_pairs(isa, layout, block, words);
-            out.scales.extend(read_row(layout, block, 0));
-            if layout.minimum {
-                out.minima.extend(read_row(layout, block, 1));
+        let units = &units.as_chunks::<LANES>().0[tiles.clone()];
+        for ((t, units), out) in tiles.zip(units).zip(out.as_chunks_mut::<{ LANES / 2 }>().0) {
+            self.blocks(isa, t, g..g + 1, |_, block| {
+                whole::round_block(isa, block, units, out)
+            });
+        }
+    }
+}
+
+per_isa! {
+    /// The bits of the largest magnitudes of a block's outputs; those of NaN come last.
+    fn magnitudes(block: &Block, largest: &mut [u32; LANES]) {
+        for row in block {
+            for lane in 0..LANES {
+                largest[lane] = largest[lane].max(row[lane].to_bits() & 0x7fff_ffff);
             }
         }
-        out.round(isa, layout.bits);
     }
 }
