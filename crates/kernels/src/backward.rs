@@ -26,6 +26,8 @@ thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// One head's gradients of queries, keys and values.
+    static HEAD: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// One adapter's pair for one linear layer while it trains, with the gradients it gathers.
@@ -57,7 +59,7 @@ pub struct AttentionInputs<'a> {
 }
 
 impl Device {
-    /// dx += dy W, the gradient of `x W^T` by x. `Int8` has no backward of its own: it is that of `F32`.
+    /// dx = dy W, the gradient of `x W^T` by x; or added to dx. `Int8` has no backward of its own: it is that of `F32`.
     ///
     /// # Panics
     /// Shapes that do not fit.
@@ -66,11 +68,16 @@ impl Device {
         dy: &Tensor,
         weights: &Weights,
         dx: &mut Tensor,
+        add: bool,
         compute: Compute,
     ) {
         let (rows, inputs, outputs) = (dy.rows(), weights.inputs, weights.outputs);
         assert_eq!(dy.columns(), outputs);
-        assert_eq!((dx.rows(), dx.columns()), (rows, inputs));
+        if add {
+            assert_eq!((dx.rows(), dx.columns()), (rows, inputs));
+        } else {
+            dx.resize(rows, inputs);
+        }
         if rows == 0 {
             return;
         }
@@ -120,6 +127,7 @@ impl Device {
                 let tiles = tile..(tile + at_once).min(weights.tiles());
                 let from = tile * LANES;
                 let n = (tiles.end * LANES).min(outputs) - from;
+                let add = add || tile > 0;
                 let (to, to_row) = if columns < GROUP {
                     (short.as_mut_ptr(), GROUP)
                 } else {
@@ -132,7 +140,7 @@ impl Device {
                             panel.resize(tiles.len() * LANES / 2, [0; GROUP]);
                             weights.backward_panel_whole(isa, g, tiles.clone(), units, panel);
                             let index = tile / WHOLE_TILES;
-                            whole::multiply(isa, &whole_rows, index, panel, to, to_row);
+                            whole::multiply(isa, &whole_rows, index, panel, to, to_row, add);
                         });
                     } else if bf16 {
                         PAIR_PANEL.with_borrow_mut(|panel| {
@@ -148,7 +156,7 @@ impl Device {
                                 b_row: GROUP,
                                 out: to,
                                 out_row: to_row,
-                                accumulate: true,
+                                accumulate: add,
                             });
                         });
                     } else {
@@ -168,7 +176,7 @@ impl Device {
                                     b_row: GROUP,
                                     out: to,
                                     out_row: to_row,
-                                    accumulate: true,
+                                    accumulate: add,
                                 },
                             );
                         });
@@ -179,7 +187,7 @@ impl Device {
                 // SAFETY: this task's columns.
                 let to = unsafe { out.part(row * inputs + first, columns) };
                 for (to, s) in to.iter_mut().zip(short) {
-                    *to += s;
+                    *to = if add { *to + s } else { *s };
                 }
             }
         });
@@ -417,35 +425,37 @@ impl Device {
                 out_stride: q_columns,
                 ..AttentionShape::contiguous(tokens, group, head_dim)
             };
-            let mut grads = vec![0f32; tokens * (width + 2 * head_dim)];
-            let (gq, rest) = grads.split_at_mut(tokens * width);
-            let (gk, gv) = rest.split_at_mut(tokens * head_dim);
             SCRATCH.with_borrow_mut(|scratch| {
-                grad::attention_backward(
-                    self.isa(),
-                    shape,
-                    &inputs.q.values()[q_at..],
-                    &inputs.k.values()[kv_at..],
-                    &inputs.v.values()[kv_at..],
-                    &inputs.out.values()[q_at..],
-                    &dout.values()[q_at..],
-                    gq,
-                    gk,
-                    gv,
-                    scratch,
-                );
+                HEAD.with_borrow_mut(|grads| {
+                    grads.resize(tokens * (width + 2 * head_dim), 0.0);
+                    let (gq, rest) = grads.split_at_mut(tokens * width);
+                    let (gk, gv) = rest.split_at_mut(tokens * head_dim);
+                    grad::attention_backward(
+                        self.isa(),
+                        shape,
+                        &inputs.q.values()[q_at..],
+                        &inputs.k.values()[kv_at..],
+                        &inputs.v.values()[kv_at..],
+                        &inputs.out.values()[q_at..],
+                        &dout.values()[q_at..],
+                        gq,
+                        gk,
+                        gv,
+                        scratch,
+                    );
+                    for t in 0..tokens {
+                        // SAFETY: each task writes its own sequence's rows and head's columns.
+                        unsafe {
+                            dq.part(q_at + t * q_columns, width)
+                                .copy_from_slice(&gq[t * width..][..width]);
+                            dk.part(kv_at + t * columns, head_dim)
+                                .copy_from_slice(&gk[t * head_dim..][..head_dim]);
+                            dv.part(kv_at + t * columns, head_dim)
+                                .copy_from_slice(&gv[t * head_dim..][..head_dim]);
+                        }
+                    }
+                });
             });
-            for t in 0..tokens {
-                // SAFETY: each task writes its own sequence's rows and head's columns.
-                unsafe {
-                    dq.part(q_at + t * q_columns, width)
-                        .copy_from_slice(&gq[t * width..][..width]);
-                    dk.part(kv_at + t * columns, head_dim)
-                        .copy_from_slice(&gk[t * head_dim..][..head_dim]);
-                    dv.part(kv_at + t * columns, head_dim)
-                        .copy_from_slice(&gv[t * head_dim..][..head_dim]);
-                }
-            }
         });
     }
 

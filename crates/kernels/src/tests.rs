@@ -470,8 +470,12 @@ fn norms_match_the_reference() {
 fn backward_of_products_matches_finite_differences_of_the_forward() {
     // y = x W^T + scale (x A^T) B^T is linear in each of x, A, B: the gradient of sum(g * y) is exact in the reference.
     let mut r = Random(19);
-    let (rows, outputs, inputs, rank) = (21, 40, 96, 4);
-    for source in [SourceType::F32, SourceType::Q4_1, SourceType::Q8_0] {
+    let (rows, rank) = (21, 4);
+    for (source, outputs, inputs) in [
+        (SourceType::F32, 1100, 72),
+        (SourceType::Q4_1, 1100, 96),
+        (SourceType::Q8_0, 40, 96),
+    ] {
         let bytes = random_bytes(source, outputs * inputs, &mut r);
         let (a, b) = (r.values(rank * inputs), r.values(rank * outputs));
         let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
@@ -485,8 +489,11 @@ fn backward_of_products_matches_finite_differences_of_the_forward() {
                 } else {
                     1.5e-2
                 };
-                let mut dx = Tensor::zeros(rows, inputs);
-                d.linear_backward(&g, &w, &mut dx, compute);
+                let before = r.values(rows * inputs);
+                let mut sum = Tensor::from_vec(rows, inputs, before.clone());
+                d.linear_backward(&g, &w, &mut sum, true, compute);
+                let mut dx = Tensor::from_vec(2, 1, vec![f32::NAN; 2]);
+                d.linear_backward(&g, &w, &mut dx, false, compute);
                 let flat = rows_of(&w);
                 let transposed: Vec<f32> = (0..inputs * outputs)
                     .map(|i| flat[i % outputs * inputs + i / outputs])
@@ -495,6 +502,16 @@ fn backward_of_products_matches_finite_differences_of_the_forward() {
                 assert!(
                     difference(dx.values(), &want) < tolerance,
                     "dx {source:?} {compute:?} {}",
+                    d.describe()
+                );
+                let want_sum: Vec<f64> = want
+                    .iter()
+                    .zip(&before)
+                    .map(|(x, before)| x + f64::from(*before))
+                    .collect();
+                assert!(
+                    difference(sum.values(), &want_sum) < tolerance,
+                    "sum {source:?} {compute:?} {}",
                     d.describe()
                 );
 

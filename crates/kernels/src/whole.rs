@@ -144,8 +144,8 @@ per_isa! {
     }
 }
 
-/// Adds the product of all rows with a panel, whose first output is `PANEL * index`, to `out`, 32 columns, rows `out_row`
-/// apart.
+/// The product of all rows with a panel, whose first output is `PANEL * index`, onto `out`, 32 columns, rows `out_row` apart: in
+/// place of what is there, or added to it.
 ///
 /// # Safety
 /// `out` covers the rows, and no other thread touches these columns.
@@ -156,6 +156,7 @@ pub(crate) unsafe fn multiply(
     words: &[[u32; GROUP]],
     out: *mut f32,
     out_row: usize,
+    add: bool,
 ) {
     let count = rows.steps.len() / rows.panels;
     let outputs = 2 * words.len();
@@ -173,6 +174,7 @@ pub(crate) unsafe fn multiply(
                 // SAFETY: inside, by the caller's contract.
                 out: unsafe { out.add(first * out_row + half * LANES) },
                 out_row,
+                add,
             };
             let now = ROWS.min(count - first);
             assert!(job.values.len() >= (now - 1) * rows.padded + outputs);
@@ -194,6 +196,7 @@ struct Job<'a> {
     steps_row: usize,
     out: *mut f32,
     out_row: usize,
+    add: bool,
 }
 
 /// # Safety
@@ -223,13 +226,14 @@ unsafe fn some_rows(isa: Isa, count: usize, job: Job) {
             job.words,
             job.half,
             job.steps[m * job.steps_row],
+            job.add,
             out,
         );
     }
 }
 
 per_isa! {
-    fn one_row(row: &[i16], words: &[[u32; GROUP]], half: usize, step: f32, out: &mut [f32; LANES]) {
+    fn one_row(row: &[i16], words: &[[u32; GROUP]], half: usize, step: f32, add: bool, out: &mut [f32; LANES]) {
         let mut sums = [0i32; LANES];
         for (z, words) in row.as_chunks::<2>().0.iter().zip(words) {
             for (sum, word) in sums.iter_mut().zip(&words[half * LANES..][..LANES]) {
@@ -237,7 +241,7 @@ per_isa! {
             }
         }
         for (out, sum) in out.iter_mut().zip(sums) {
-            *out = (sum as f32).mul_add(step, *out);
+            *out = (sum as f32).mul_add(step, if add { *out } else { 0.0 });
         }
     }
 }
@@ -273,7 +277,12 @@ mod x86 {
                 unroll!(2, |n| {
                     let to = job.out.add(m * job.out_row + 8 * n);
                     let sum = _mm256_cvtepi32_ps(acc[m][n]);
-                    _mm256_storeu_ps(to, _mm256_fmadd_ps(sum, step, _mm256_loadu_ps(to)));
+                    let before = if job.add {
+                        _mm256_loadu_ps(to)
+                    } else {
+                        _mm256_setzero_ps()
+                    };
+                    _mm256_storeu_ps(to, _mm256_fmadd_ps(sum, step, before));
                 });
             });
         }
@@ -340,9 +349,9 @@ mod tests {
     fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
         let mut r = Random(3);
         for (outputs, rows, heavy) in [
-            (512, 13, 1),
+            (512, 113, 1),
             (512, 6, 9),
-            (500, 1, 1),
+            (1100, 7, 3),
             (40, 4, 5),
             (37, 3, 1),
         ] {
@@ -361,11 +370,16 @@ mod tests {
                 let gradient = rounded(isa, &x, rows, stride, outputs, &units);
                 let mut got = start.clone();
                 // SAFETY: rows of 40 columns, of which 32 are written.
-                unsafe { multiply(isa, &gradient, 0, &words, got.as_mut_ptr(), 40) };
+                unsafe {
+                    for (index, words) in words.chunks(PANEL / 2).enumerate() {
+                        multiply(isa, &gradient, index, words, got.as_mut_ptr(), 40, true);
+                    }
+                }
                 for m in 0..rows {
                     let x = &x[m * stride..][..outputs];
                     // Either factor is off by half a step at most, with either sign, and the result is an f32.
-                    let step = f64::from(gradient.steps[m]);
+                    let steps = &gradient.steps[m * gradient.panels..][..gradient.panels];
+                    let step = f64::from(steps.iter().fold(0f32, |most, step| most.max(*step)));
                     let off = |x: f32, unit: f32| {
                         (0.5 * f64::from((x * unit).abs())).powi(2)
                             + (0.5 * step * f64::from(LARGEST)).powi(2)
@@ -399,9 +413,9 @@ mod tests {
             for isa in isas() {
                 let (units, words) = words(isa, &[[0.5; GROUP]; PANEL]);
                 let gradient = rounded(isa, &x, 1, PANEL, PANEL, &units);
-                let mut out = [0f32; GROUP];
+                let mut out = [7f32; GROUP];
                 // SAFETY: one row of 32.
-                unsafe { multiply(isa, &gradient, 0, &words, out.as_mut_ptr(), GROUP) };
+                unsafe { multiply(isa, &gradient, 0, &words, out.as_mut_ptr(), GROUP, false) };
                 let want = -0.5 * large as f32;
                 assert!(
                     out.iter().all(|x| (x / want - 1.0).abs() < 1e-3),
@@ -423,9 +437,9 @@ mod tests {
         for isa in isas() {
             let (units, words) = words(isa, &weights);
             let rows = rounded(isa, &x, 4, 32, 32, &units);
-            let mut out = vec![0f32; 4 * GROUP];
+            let mut out = vec![7f32; 4 * GROUP];
             // SAFETY: four rows of 32.
-            unsafe { multiply(isa, &rows, 0, &words, out.as_mut_ptr(), GROUP) };
+            unsafe { multiply(isa, &rows, 0, &words, out.as_mut_ptr(), GROUP, false) };
             assert!(out[..GROUP].iter().all(|x| *x == 0.0));
             assert!(out[GROUP..3 * GROUP].iter().all(|x| x.is_nan()));
             assert!(out[3 * GROUP..].iter().all(|x| *x == 0.0));

@@ -143,24 +143,22 @@ impl Pass<'_> {
             (b.attention_input.normed(), b.ffn_input.normed())
         };
 
-        zeros_like(&mut s.activated, &b.activated);
         self.linear(
-            layer,
-            Module::Down,
+            (layer, Module::Down),
             &b.activated,
             dx,
             slots,
             &mut s.activated,
+            false,
         );
         device.swiglu_backward(&s.activated, &b.gate, &b.up, &mut s.gate, &mut s.up);
-        zeros_like(&mut s.normed, x);
-        let input = ffn_input;
-        self.linear(layer, Module::Gate, input, &s.gate, slots, &mut s.normed);
-        self.linear(layer, Module::Up, input, &s.up, slots, &mut s.normed);
+        let (gate, up) = ((layer, Module::Gate), (layer, Module::Up));
+        self.linear(gate, ffn_input, &s.gate, slots, &mut s.normed, false);
+        self.linear(up, ffn_input, &s.up, slots, &mut s.normed, true);
         device.rmsnorm_backward(&s.normed, &b.middle, model.norm(&w.ffn_norm), dx);
 
-        zeros_like(&mut s.attention, &b.attention);
-        self.linear(layer, Module::O, &b.attention, dx, slots, &mut s.attention);
+        let o = (layer, Module::O);
+        self.linear(o, &b.attention, dx, slots, &mut s.attention, false);
         let inputs = AttentionInputs {
             q: &b.q,
             k: &b.k,
@@ -187,29 +185,32 @@ impl Pass<'_> {
             device.norm_heads_backward(&s.k, &b.plain_k, model.norm(k_norm), &mut s.plain);
             std::mem::swap(&mut s.k, &mut s.plain);
         }
-        zeros_like(&mut s.normed, x);
-        let input = attention_input;
-        self.linear(layer, Module::Q, input, &s.q, slots, &mut s.normed);
-        self.linear(layer, Module::K, input, &s.k, slots, &mut s.normed);
-        self.linear(layer, Module::V, input, &s.v, slots, &mut s.normed);
+        for (module, dy, add) in [
+            (Module::Q, &s.q, false),
+            (Module::K, &s.k, true),
+            (Module::V, &s.v, true),
+        ] {
+            let at = (layer, module);
+            self.linear(at, attention_input, dy, slots, &mut s.normed, add);
+        }
         device.rmsnorm_backward(&s.normed, x, model.norm(&w.attention_norm), dx);
     }
 
-    /// dx += dy through one linear layer and the adapters beside it.
+    /// dx, or what is added to it, by dy through one linear layer and the adapters beside it.
     fn linear(
         &self,
-        layer: usize,
-        module: Module,
+        (layer, module): (usize, Module),
         x: &Tensor,
         dy: &Tensor,
         slots: &mut Slots<'_>,
         dx: &mut Tensor,
+        add: bool,
     ) {
         let (device, weights) = (
             self.model.device(),
             self.model.layer_weights(layer).weights(module),
         );
-        device.linear_backward(dy, weights, dx, self.backward);
+        device.linear_backward(dy, weights, dx, add, self.backward);
         device.lora_backward(x, dy, self.batch.runs, &mut slots.at(layer, module), dx);
         if let Some(mut dropped) = slots.dropped.take() {
             dropped.backward(layer, module, x, dy, &mut slots.at(layer, module), dx);

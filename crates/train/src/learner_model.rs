@@ -32,6 +32,8 @@ pub struct ModelLearner {
     backward: Compute,
     cache: Option<KvCache>,
     kept: Kept,
+    /// Every layer's input, from the forward to the backward.
+    inputs: Vec<Tensor>,
     buffers: Buffers,
     scratch: Scratch,
     logits: Tensor,
@@ -171,6 +173,7 @@ impl ModelLearner {
             },
             cache: None,
             kept: Kept::new(KEPT),
+            inputs: Vec::new(),
             buffers: Buffers::default(),
             scratch: Scratch::default(),
             logits: Tensor::default(),
@@ -252,7 +255,7 @@ impl ModelLearner {
         };
 
         // Forward, keeping every layer's input where there is a backward, and the last layers' activations.
-        let mut inputs = Vec::new();
+        self.inputs.resize_with(config.layers, Tensor::default);
         let mut x = Tensor::default();
         device.embed(model.embedding(), rows.tokens, &mut x);
         let first_kept = match gradients {
@@ -262,7 +265,7 @@ impl ModelLearner {
         for layer in 0..config.layers {
             passage.layer()?;
             if gradients.is_some() {
-                inputs.push(x.clone());
+                self.inputs[layer].copy_from(&x);
             }
             self.buffers.keep_middle = layer >= first_kept;
             let beside = dropped.as_mut().map(|d| d as &mut dyn Beside);
@@ -307,12 +310,11 @@ impl ModelLearner {
                 places: &places,
                 dropped,
             };
-            while let Some(x) = inputs.pop() {
+            for (layer, x) in self.inputs.iter().enumerate().rev() {
                 passage.layer()?;
-                let layer = inputs.len();
                 pass.layer(
                     layer,
-                    &x,
+                    x,
                     &mut dx,
                     &mut slots,
                     &mut cache,
@@ -367,9 +369,8 @@ impl ModelLearner {
                 });
             }
             if scale.is_some() {
-                dnormed.resize(rows.len(), x.columns());
-                dnormed.clear();
-                device.linear_backward(&self.logits, model.head(), &mut dnormed, self.backward);
+                let head = model.head();
+                device.linear_backward(&self.logits, head, &mut dnormed, false, self.backward);
                 dselected.resize(rows.len(), x.columns());
                 dselected.clear();
                 device.rmsnorm_backward(&dnormed, &selected, model.head_norm(), &mut dselected);

@@ -5,9 +5,12 @@ use crate::Isa;
 use crate::gemm::Element;
 use crate::isa::per_isa;
 use crate::pool::{Pool, Scatter};
-use crate::simd::LANES;
+use crate::simd::{LANES, prefetch};
 use crate::whole;
 use half::f16;
+
+/// How many tiles ahead a group's block is asked for.
+const TILES_AHEAD: usize = 4;
 
 /// 32 inputs x 16 outputs.
 type Block = [[f32; LANES]; GROUP];
@@ -184,6 +187,26 @@ impl Weights {
         }
     }
 
+    /// Calls `f` for the block of group `g` of a tile. Those of the next tiles lie apart, where the hardware does not see them
+    /// come: one is asked for.
+    fn block_of_group(&self, isa: Isa, tile: usize, g: usize, mut f: impl FnMut(&Block)) {
+        self.prefetch(isa, tile + TILES_AHEAD, g);
+        self.blocks(isa, tile, g..g + 1, |_, block| f(block));
+    }
+
+    /// Asks for the block of group `g` of a tile, which may be none.
+    fn prefetch(&self, isa: Isa, tile: usize, g: usize) {
+        let (start, bytes) = match &self.data {
+            Data::Quantized { layout, bytes } => (bytes.as_ptr(), layout.block()),
+            Data::F32(v) => (v.as_ptr().cast(), GROUP * LANES * 4),
+            Data::F16(v) | Data::Bf16(v) => (v.as_ptr().cast(), GROUP * LANES * 2),
+        };
+        let row = bytes / GROUP * self.inputs;
+        for line in (0..bytes).step_by(64) {
+            prefetch(isa, start.wrapping_add(tile * row + g * bytes + line));
+        }
+    }
+
     /// Groups of 32 inputs, the last one perhaps short.
     pub(crate) fn input_blocks(&self) -> usize {
         self.inputs.div_ceil(GROUP)
@@ -225,7 +248,7 @@ impl Weights {
     ) {
         let (rows, _) = out.as_chunks_mut::<GROUP>();
         for (t, out) in tiles.zip(rows.as_chunks_mut::<LANES>().0) {
-            self.blocks(isa, t, g..g + 1, |_, block| transpose(isa, block, out));
+            self.block_of_group(isa, t, g, |block| transpose(isa, block, out));
         }
     }
 
@@ -239,7 +262,7 @@ impl Weights {
     ) {
         let (rows, _) = out.as_chunks_mut::<GROUP>();
         for (t, out) in tiles.zip(rows.as_chunks_mut::<{ LANES / 2 }>().0) {
-            self.blocks(isa, t, g..g + 1, |_, block| output_pairs(isa, block, out));
+            self.block_of_group(isa, t, g, |block| output_pairs(isa, block, out));
         }
     }
 
@@ -275,7 +298,7 @@ impl Weights {
     ) {
         let units = &units.as_chunks::<LANES>().0[tiles.clone()];
         for ((t, units), out) in tiles.zip(units).zip(out.as_chunks_mut::<{ LANES / 2 }>().0) {
-            self.blocks(isa, t, g..g + 1, |_, block| {
+            self.block_of_group(isa, t, g, |block| {
                 whole::round_block(isa, block, units, out)
             });
         }
