@@ -12,15 +12,14 @@ use crate::simd::LANES;
 use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
 use crate::weights::{GROUP, Weights};
-use crate::whole::{self, WholeRows, round_row};
+use crate::whole::{self, Panel, WholeRows};
 use std::cell::{Cell, RefCell};
 
-/// Tiles of outputs whose panel is in memory at a time: as floats, and as whole numbers.
-const PANEL_TILES: usize = 64;
-const WHOLE_TILES: usize = whole::PANEL / LANES;
+/// Tiles of outputs whose panel is in memory at a time.
+const PANEL_TILES: usize = whole::PANEL / LANES;
 
 thread_local! {
-    static WHOLE_PANEL: RefCell<Vec<[u32; GROUP]>> = const { RefCell::new(Vec::new()) };
+    static WHOLE_PANEL: RefCell<Panel> = RefCell::default();
     /// Of the thread that asks: a head's rows are many, and fresh memory costs as much as a pass over them.
     static WHOLE_ROWS: Cell<WholeRows> = Cell::default();
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -100,19 +99,11 @@ impl Device {
         if whole {
             units = weights.units(isa, self.pool());
             whole_rows.resize(rows, outputs);
-            let (padded, panels) = (whole_rows.padded, whole_rows.panels);
-            let values = Scatter::new(&mut whole_rows.values);
-            let steps = Scatter::new(&mut whole_rows.steps);
+            let to = whole_rows.writer();
             self.pool().run(rows.div_ceil(CHUNK), &|task| {
                 for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
                     // SAFETY: one task a row.
-                    let (values, steps) = unsafe {
-                        (
-                            values.part(row * padded, padded),
-                            steps.part(row * panels, panels),
-                        )
-                    };
-                    round_row(isa, dy.row(row), units, values, steps);
+                    unsafe { to.write(isa, row, dy.row(row), units) };
                 }
             });
         }
@@ -122,9 +113,8 @@ impl Device {
             let columns = GROUP.min(inputs - first);
             // A short last group of inputs goes through a buffer of whole vectors.
             let mut short = vec![0f32; if columns < GROUP { rows * GROUP } else { 0 }];
-            let at_once = if whole { WHOLE_TILES } else { PANEL_TILES };
-            for tile in (0..weights.tiles()).step_by(at_once) {
-                let tiles = tile..(tile + at_once).min(weights.tiles());
+            for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
+                let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
                 let from = tile * LANES;
                 let n = (tiles.end * LANES).min(outputs) - from;
                 let add = add || tile > 0;
@@ -137,9 +127,8 @@ impl Device {
                 unsafe {
                     if whole {
                         WHOLE_PANEL.with_borrow_mut(|panel| {
-                            panel.resize(tiles.len() * LANES / 2, [0; GROUP]);
                             weights.backward_panel_whole(isa, g, tiles.clone(), units, panel);
-                            let index = tile / WHOLE_TILES;
+                            let index = tile / PANEL_TILES;
                             whole::multiply(isa, &whole_rows, index, panel, to, to_row, add);
                         });
                     } else if bf16 {

@@ -14,13 +14,14 @@
 
 use crate::Isa;
 use crate::isa::per_isa;
+use crate::pool::Scatter;
 use crate::simd::LANES;
 use crate::weights::GROUP;
 
 /// Most rows at a time: their sums for 16 inputs fill 12 of 16 registers.
 const ROWS: usize = 6;
-/// Most outputs of a panel: the words of 16 inputs stay in a first cache of 32 KiB, with some rows.
-pub(crate) const PANEL: usize = 512;
+/// Most outputs of a panel: some rows' values stay in the first cache, the words in the second.
+pub(crate) const PANEL: usize = 1024;
 /// The largest magnitude of a whole weight.
 const LARGEST: f32 = 4095.0;
 /// The largest magnitude of a whole gradient.
@@ -43,43 +44,89 @@ pub(crate) fn unit(largest: f32) -> f32 {
     }
 }
 
-/// Rows of the gradient as whole numbers.
+/// Rows of the gradient as whole numbers, in the order in which they are read: panel by panel, in a panel [`ROWS`] rows at a time,
+/// of these pair by pair of outputs, row by row.
 #[derive(Default)]
 pub(crate) struct WholeRows {
-    /// Row after row, each a whole number of tiles, zeros past its end.
-    pub(crate) values: Vec<i16>,
+    /// Two outputs a word, low half first.
+    words: Vec<u32>,
     /// What a whole number counts, for each panel of each row; NaN where a value is not finite.
-    pub(crate) steps: Vec<f32>,
-    /// Values of a row.
-    pub(crate) padded: usize,
-    /// Panels of a row.
-    pub(crate) panels: usize,
+    steps: Vec<f32>,
+    rows: usize,
+    /// Outputs, to whole tiles.
+    padded: usize,
 }
 
 impl WholeRows {
     /// Makes room; what it held before is forgotten.
     pub(crate) fn resize(&mut self, rows: usize, outputs: usize) {
-        (self.padded, self.panels) = (outputs.next_multiple_of(LANES), outputs.div_ceil(PANEL));
-        self.values.resize(rows * self.padded, 0);
-        self.steps.resize(rows * self.panels, 0.0);
+        (self.rows, self.padded) = (rows, outputs.next_multiple_of(LANES));
+        self.words.resize(rows * self.padded / 2, 0);
+        self.steps.resize(rows * self.panels(), 0.0);
+    }
+
+    fn panels(&self) -> usize {
+        self.padded.div_ceil(PANEL)
+    }
+
+    pub(crate) fn writer(&mut self) -> WholeWriter<'_> {
+        WholeWriter {
+            rows: self.rows,
+            padded: self.padded,
+            panels: self.panels(),
+            words: Scatter::new(&mut self.words),
+            steps: Scatter::new(&mut self.steps),
+        }
     }
 }
 
-/// Rounds a row of the gradient, panel by panel. `units` and `values` are whole tiles.
-pub(crate) fn round_row(isa: Isa, x: &[f32], units: &[f32], values: &mut [i16], steps: &mut [f32]) {
-    for (((x, units), values), step) in x
-        .chunks(PANEL)
-        .zip(units.chunks(PANEL))
-        .zip(values.chunks_mut(PANEL))
-        .zip(steps)
-    {
-        *step = round(isa, x, units, values);
+/// Where the first word of panel `index` of rows `first..`, a group's, lies.
+fn group_at(rows: usize, padded: usize, index: usize, first: usize) -> usize {
+    let width = PANEL.min(padded - index * PANEL);
+    (rows * index * PANEL + first * width) / 2
+}
+
+/// Writes rows of [`WholeRows`], from several threads.
+pub(crate) struct WholeWriter<'a> {
+    rows: usize,
+    padded: usize,
+    panels: usize,
+    words: Scatter<'a, u32>,
+    steps: Scatter<'a, f32>,
+}
+
+impl WholeWriter<'_> {
+    /// Rounds row `row`, panel by panel. `units` are whole tiles.
+    ///
+    /// # Safety
+    /// No other thread writes this row meanwhile.
+    pub(crate) unsafe fn write(&self, isa: Isa, row: usize, x: &[f32], units: &[f32]) {
+        assert!(row < self.rows && units.len() == self.padded);
+        assert!(x.len() <= units.len() && x.len().div_ceil(PANEL) == self.panels);
+        let first = row / ROWS * ROWS;
+        for (index, (x, units)) in x.chunks(PANEL).zip(units.chunks(PANEL)).enumerate() {
+            let at = group_at(self.rows, self.padded, index, first) + row - first;
+            let to = Cells {
+                words: self.words.pointer(at),
+                stride: ROWS.min(self.rows - first),
+            };
+            let step = round(isa, x, units, to);
+            // SAFETY: the caller's contract.
+            unsafe { *self.steps.pointer(row * self.panels + index) = step };
+        }
     }
+}
+
+/// Where the pairs of one row's panel go, `stride` words apart. Made by [`WholeWriter::write`] alone, which saw that there is room.
+#[derive(Clone, Copy)]
+struct Cells {
+    words: *mut u32,
+    stride: usize,
 }
 
 per_isa! {
-    /// `values = round(x * units / step)`, zeros past the end of `x`; returns the step.
-    fn round(x: &[f32], units: &[f32], values: &mut [i16]) -> f32 {
+    /// `round(x * units / step)`, zeros past the end of `x`; returns the step.
+    fn round(x: &[f32], units: &[f32], to: Cells) -> f32 {
         let mut largest = [0u32; LANES];
         let mut sums = [0f32; LANES];
         let (chunks, rest) = x.as_chunks::<LANES>();
@@ -107,9 +154,15 @@ per_isa! {
             0.0
         };
         let factor = if step > 0.0 { 1.0 / step } else { 0.0 };
-        for ((x, unit), values) in all().zip(values.as_chunks_mut::<LANES>().0) {
+        for (tile, (x, unit)) in all().enumerate() {
+            let mut bits = [0u32; LANES];
             for lane in 0..LANES {
-                values[lane] = (x[lane] * unit[lane] * factor + MAGIC).to_bits() as i16;
+                bits[lane] = (x[lane] * unit[lane] * factor + MAGIC).to_bits();
+            }
+            for (i, pair) in bits.as_chunks::<2>().0.iter().enumerate() {
+                let word = pair[0] & 0xffff | pair[1] << 16;
+                // SAFETY: `Cells` has room for the pairs of all units, and its maker's caller keeps other threads off them.
+                unsafe { *to.words.add((tile * LANES / 2 + i) * to.stride) = word };
             }
         }
         step
@@ -117,30 +170,53 @@ per_isa! {
 }
 
 per_isa! {
-    /// Weights of 16 outputs, as whole numbers in pairs of outputs: word [p][k] holds outputs 2p (low half) and 2p + 1 for
-    /// input k.
+    /// Weights of 16 outputs, as whole numbers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for
+    /// input k of 16.
     pub(crate) fn round_block(
         block: &[[f32; LANES]; GROUP],
         units: &[f32; LANES],
-        words: &mut [[u32; GROUP]; LANES / 2],
+        words: [&mut [[u32; LANES]; LANES / 2]; 2],
     ) {
         let inverse = units.map(|unit| if unit > 0.0 { 1.0 / unit } else { 0.0 });
-        // Rounded first, so that what is transposed is words.
-        let mut pairs = [[0u32; LANES / 2]; GROUP];
-        for (pairs, row) in pairs.iter_mut().zip(block) {
-            let mut bits = [0u32; LANES];
-            for lane in 0..LANES {
-                bits[lane] = (row[lane] * inverse[lane] + MAGIC).to_bits();
+        for (block, words) in block.as_chunks::<LANES>().0.iter().zip(words) {
+            // Rounded first, so that what is transposed is words.
+            let mut pairs = [[0u32; LANES / 2]; LANES];
+            for (pairs, row) in pairs.iter_mut().zip(block) {
+                let mut bits = [0u32; LANES];
+                for lane in 0..LANES {
+                    bits[lane] = (row[lane] * inverse[lane] + MAGIC).to_bits();
+                }
+                for (word, pair) in pairs.iter_mut().zip(bits.as_chunks::<2>().0) {
+                    *word = pair[0] & 0xffff | pair[1] << 16;
+                }
             }
-            for (word, pair) in pairs.iter_mut().zip(bits.as_chunks::<2>().0) {
-                *word = pair[0] & 0xffff | pair[1] << 16;
+            for (pair, words) in words.iter_mut().enumerate() {
+                for (word, pairs) in words.iter_mut().zip(&pairs) {
+                    *word = pairs[pair];
+                }
             }
         }
-        for (pair, words) in words.iter_mut().enumerate() {
-            for (word, pairs) in words.iter_mut().zip(&pairs) {
-                *word = pairs[pair];
-            }
-        }
+    }
+}
+
+/// Weights of a panel: 32 inputs of whole tiles of outputs.
+#[derive(Default)]
+pub(crate) struct Panel {
+    /// Pairs of outputs for the first 16 inputs, then for the others.
+    halves: [Vec<[u32; LANES]>; 2],
+}
+
+impl Panel {
+    /// Makes room, and gives it tile by tile.
+    pub(crate) fn tiles(
+        &mut self,
+        tiles: usize,
+    ) -> impl Iterator<Item = [&mut [[u32; LANES]; LANES / 2]; 2]> {
+        let [low, high] = self.halves.each_mut().map(|half| {
+            half.resize(tiles * LANES / 2, [0; LANES]);
+            half.as_chunks_mut::<{ LANES / 2 }>().0.iter_mut()
+        });
+        low.zip(high).map(|(low, high)| [low, high])
     }
 }
 
@@ -153,33 +229,30 @@ pub(crate) unsafe fn multiply(
     isa: Isa,
     rows: &WholeRows,
     index: usize,
-    words: &[[u32; GROUP]],
+    panel: &Panel,
     out: *mut f32,
     out_row: usize,
     add: bool,
 ) {
-    let count = rows.steps.len() / rows.panels;
-    let outputs = 2 * words.len();
-    assert!(outputs <= PANEL && index * PANEL + outputs <= rows.padded);
-    // The words of 16 inputs stay in the first cache while all rows pass by.
-    for half in 0..2 {
-        for first in (0..count).step_by(ROWS) {
+    let width = PANEL.min(rows.padded - index * PANEL);
+    let panels = rows.panels();
+    for first in (0..rows.rows).step_by(ROWS) {
+        let count = ROWS.min(rows.rows - first);
+        let at = group_at(rows.rows, rows.padded, index, first);
+        for (half, words) in panel.halves.iter().enumerate() {
+            assert_eq!(2 * words.len(), width);
             let job = Job {
                 words,
-                half,
-                values: &rows.values[first * rows.padded + index * PANEL..],
-                values_row: rows.padded,
-                steps: &rows.steps[first * rows.panels + index..],
-                steps_row: rows.panels,
+                values: &rows.words[at..][..count * width / 2],
+                steps: &rows.steps[first * panels + index..][..(count - 1) * panels + 1],
+                steps_row: panels,
                 // SAFETY: inside, by the caller's contract.
                 out: unsafe { out.add(first * out_row + half * LANES) },
                 out_row,
                 add,
             };
-            let now = ROWS.min(count - first);
-            assert!(job.values.len() >= (now - 1) * rows.padded + outputs);
-            // SAFETY: the caller's contract, and the lengths asserted above.
-            unsafe { some_rows(isa, now, job) };
+            // SAFETY: the caller's contract, and the slices' lengths.
+            unsafe { some_rows(isa, count, job) };
         }
     }
 }
@@ -187,11 +260,8 @@ pub(crate) unsafe fn multiply(
 /// A few rows against 16 inputs of a panel.
 #[derive(Clone, Copy)]
 struct Job<'a> {
-    words: &'a [[u32; GROUP]],
-    /// 0 or 1: which 16 of the 32 inputs.
-    half: usize,
-    values: &'a [i16],
-    values_row: usize,
+    words: &'a [[u32; LANES]],
+    values: &'a [u32],
     steps: &'a [f32],
     steps_row: usize,
     out: *mut f32,
@@ -217,38 +287,32 @@ unsafe fn some_rows(isa: Isa, count: usize, job: Job) {
         }
     }
     for m in 0..count {
-        let row = &job.values[m * job.values_row..][..2 * job.words.len()];
+        let row = job.values[m..].iter().step_by(count);
+        let mut sums = [0i32; LANES];
+        for (z, words) in row.zip(job.words) {
+            multiply_pair(*z, words, &mut sums);
+        }
         // SAFETY: the caller's contract.
         let out = unsafe { &mut *job.out.add(m * job.out_row).cast::<[f32; LANES]>() };
-        one_row(
-            isa,
-            row,
-            job.words,
-            job.half,
-            job.steps[m * job.steps_row],
-            job.add,
-            out,
-        );
+        for (out, sum) in out.iter_mut().zip(sums) {
+            let before = if job.add { *out } else { 0.0 };
+            *out = (sum as f32).mul_add(job.steps[m * job.steps_row], before);
+        }
     }
 }
 
-per_isa! {
-    fn one_row(row: &[i16], words: &[[u32; GROUP]], half: usize, step: f32, add: bool, out: &mut [f32; LANES]) {
-        let mut sums = [0i32; LANES];
-        for (z, words) in row.as_chunks::<2>().0.iter().zip(words) {
-            for (sum, word) in sums.iter_mut().zip(&words[half * LANES..][..LANES]) {
-                *sum += i32::from(z[0]) * i32::from(*word as i16) + i32::from(z[1]) * i32::from((word >> 16) as i16);
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = (sum as f32).mul_add(step, if add { *out } else { 0.0 });
-        }
+fn multiply_pair(z: u32, words: &[u32; LANES], sums: &mut [i32; LANES]) {
+    let halves = |word: u32| [i32::from(word as i16), i32::from((word >> 16) as i16)];
+    let z = halves(z);
+    for (sum, word) in sums.iter_mut().zip(words) {
+        let w = halves(*word);
+        *sum += z[0] * w[0] + z[1] * w[1];
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{GROUP, Job, LANES};
+    use super::Job;
     use crate::simd::unroll;
     use std::arch::x86_64::*;
 
@@ -257,16 +321,14 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn products<const M: usize>(job: Job) {
         let mut acc = [[_mm256_setzero_si256(); 2]; M];
-        // SAFETY: the caller's contract; pairs of values are read without alignment.
+        // SAFETY: the caller's contract.
         unsafe {
-            let words = job.words.as_ptr().cast::<u32>().add(job.half * LANES);
-            let values = job.values.as_ptr();
+            let words = job.words.as_ptr().cast::<__m256i>();
+            let values = job.values.as_ptr().cast::<i32>();
             for p in 0..job.words.len() {
-                let w = words.add(p * GROUP).cast::<__m256i>();
-                let w = [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))];
+                let w = [0, 1].map(|n| _mm256_loadu_si256(words.add(2 * p + n)));
                 unroll!(M, |m| {
-                    let z = values.add(m * job.values_row + 2 * p).cast::<i32>();
-                    let z = _mm256_set1_epi32(z.read_unaligned());
+                    let z = _mm256_set1_epi32(*values.add(p * M + m));
                     unroll!(2, |n| {
                         acc[m][n] = _mm256_add_epi32(acc[m][n], _mm256_madd_epi16(w[n], z));
                     });
@@ -315,41 +377,45 @@ mod tests {
     ) -> WholeRows {
         let mut whole = WholeRows::default();
         whole.resize(rows, outputs);
+        let to = whole.writer();
         for m in 0..rows {
-            round_row(
-                isa,
-                &x[m * stride..][..outputs],
-                units,
-                &mut whole.values[m * whole.padded..][..whole.padded],
-                &mut whole.steps[m * whole.panels..][..whole.panels],
-            );
+            // SAFETY: one thread.
+            unsafe { to.write(isa, m, &x[m * stride..][..outputs], units) };
         }
         whole
     }
 
-    /// Weights of whole tiles of outputs, [output][input], their units, and their words.
-    fn words(isa: Isa, weights: &[[f32; GROUP]]) -> (Vec<f32>, Vec<[u32; GROUP]>) {
+    /// Weights of whole tiles of outputs, [output][input]: their units, and their panels.
+    fn panels(isa: Isa, weights: &[[f32; GROUP]]) -> (Vec<f32>, Vec<Panel>) {
         let largest = |w: &[f32; GROUP]| w.iter().fold(0f32, |most, w| most.max(w.abs()));
         let units: Vec<f32> = weights.iter().map(|w| unit(largest(w))).collect();
-        let mut words = vec![[0u32; GROUP]; weights.len() / 2];
-        let tiles = weights
-            .as_chunks::<LANES>()
-            .0
-            .iter()
-            .zip(units.as_chunks::<LANES>().0);
-        for ((tile, units), words) in tiles.zip(words.as_chunks_mut::<{ LANES / 2 }>().0) {
-            let block: [[f32; LANES]; GROUP] =
-                std::array::from_fn(|k| std::array::from_fn(|lane| tile[lane][k]));
-            round_block(isa, &block, units, words);
-        }
-        (units, words)
+        let panel = |(weights, units): (&[[f32; GROUP]], &[f32])| {
+            let mut panel = Panel::default();
+            let tiles = weights
+                .as_chunks::<LANES>()
+                .0
+                .iter()
+                .zip(units.as_chunks::<LANES>().0);
+            for ((tile, units), words) in tiles.zip(panel.tiles(weights.len() / LANES)) {
+                let block: [[f32; LANES]; GROUP] =
+                    std::array::from_fn(|k| std::array::from_fn(|lane| tile[lane][k]));
+                round_block(isa, &block, units, words);
+            }
+            panel
+        };
+        let panels = weights
+            .chunks(PANEL)
+            .zip(units.chunks(PANEL))
+            .map(panel)
+            .collect();
+        (units, panels)
     }
 
     #[test]
     fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
         let mut r = Random(3);
         for (outputs, rows, heavy) in [
-            (512, 113, 1),
+            (1024, 113, 1),
             (512, 6, 9),
             (1100, 7, 3),
             (40, 4, 5),
@@ -366,19 +432,19 @@ mod tests {
             let start: Vec<f32> = (0..rows * 40).map(|_| r.unit()).collect();
             let mut first: Option<Vec<f32>> = None;
             for isa in isas() {
-                let (units, words) = words(isa, &weights);
+                let (units, panels) = panels(isa, &weights);
                 let gradient = rounded(isa, &x, rows, stride, outputs, &units);
                 let mut got = start.clone();
                 // SAFETY: rows of 40 columns, of which 32 are written.
                 unsafe {
-                    for (index, words) in words.chunks(PANEL / 2).enumerate() {
-                        multiply(isa, &gradient, index, words, got.as_mut_ptr(), 40, true);
+                    for (index, panel) in panels.iter().enumerate() {
+                        multiply(isa, &gradient, index, panel, got.as_mut_ptr(), 40, true);
                     }
                 }
                 for m in 0..rows {
                     let x = &x[m * stride..][..outputs];
                     // Either factor is off by half a step at most, with either sign, and the result is an f32.
-                    let steps = &gradient.steps[m * gradient.panels..][..gradient.panels];
+                    let steps = &gradient.steps[m * gradient.panels()..][..gradient.panels()];
                     let step = f64::from(steps.iter().fold(0f32, |most, step| most.max(*step)));
                     let off = |x: f32, unit: f32| {
                         (0.5 * f64::from((x * unit).abs())).powi(2)
@@ -411,11 +477,21 @@ mod tests {
             let mut x = [0f32; PANEL];
             x[..large].fill(-1.0);
             for isa in isas() {
-                let (units, words) = words(isa, &[[0.5; GROUP]; PANEL]);
+                let (units, panels) = panels(isa, &[[0.5; GROUP]; PANEL]);
                 let gradient = rounded(isa, &x, 1, PANEL, PANEL, &units);
                 let mut out = [7f32; GROUP];
                 // SAFETY: one row of 32.
-                unsafe { multiply(isa, &gradient, 0, &words, out.as_mut_ptr(), GROUP, false) };
+                unsafe {
+                    multiply(
+                        isa,
+                        &gradient,
+                        0,
+                        &panels[0],
+                        out.as_mut_ptr(),
+                        GROUP,
+                        false,
+                    )
+                };
                 let want = -0.5 * large as f32;
                 assert!(
                     out.iter().all(|x| (x / want - 1.0).abs() < 1e-3),
@@ -435,11 +511,11 @@ mod tests {
         x[64 + 3] = f32::INFINITY;
         x[96 + 3] = 1e-35;
         for isa in isas() {
-            let (units, words) = words(isa, &weights);
+            let (units, panels) = panels(isa, &weights);
             let rows = rounded(isa, &x, 4, 32, 32, &units);
             let mut out = vec![7f32; 4 * GROUP];
             // SAFETY: four rows of 32.
-            unsafe { multiply(isa, &rows, 0, &words, out.as_mut_ptr(), GROUP, false) };
+            unsafe { multiply(isa, &rows, 0, &panels[0], out.as_mut_ptr(), GROUP, false) };
             assert!(out[..GROUP].iter().all(|x| *x == 0.0));
             assert!(out[GROUP..3 * GROUP].iter().all(|x| x.is_nan()));
             assert!(out[3 * GROUP..].iter().all(|x| *x == 0.0));

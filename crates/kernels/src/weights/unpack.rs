@@ -6,7 +6,7 @@ use crate::gemm::Element;
 use crate::isa::per_isa;
 use crate::pool::{Pool, Scatter};
 use crate::simd::{LANES, prefetch};
-use crate::whole;
+use crate::whole::{self, Panel, round_block};
 use half::f16;
 
 /// How many tiles ahead a group's block is asked for.
@@ -266,7 +266,7 @@ impl Weights {
         }
     }
 
-    /// What a whole number of each output counts ([`whole`]), zeros for the last tile's outputs that are none. All weights are
+    /// What a whole number of each output counts ([`crate::whole`]), zeros for the last tile's outputs that are none. All weights are
     /// read for it once.
     pub(crate) fn units(&self, isa: Isa, pool: &Pool) -> &[f32] {
         self.units.get_or_init(|| {
@@ -287,19 +287,21 @@ impl Weights {
         })
     }
 
-    /// The same as whole numbers, in pairs of outputs: `outputs / 2 x 32` words.
+    /// The same as whole numbers.
     pub(crate) fn backward_panel_whole(
         &self,
         isa: Isa,
         g: usize,
         tiles: std::ops::Range<usize>,
         units: &[f32],
-        out: &mut [[u32; GROUP]],
+        out: &mut Panel,
     ) {
         let units = &units.as_chunks::<LANES>().0[tiles.clone()];
-        for ((t, units), out) in tiles.zip(units).zip(out.as_chunks_mut::<{ LANES / 2 }>().0) {
+        let out = out.tiles(tiles.len());
+        for ((t, units), out) in tiles.zip(units).zip(out) {
+            let [low, high] = out;
             self.block_of_group(isa, t, g, |block| {
-                whole::round_block(isa, block, units, out)
+                round_block(isa, block, units, [&mut *low, &mut *high])
             });
         }
     }
