@@ -8,7 +8,7 @@ FROM rust:1-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p lory
+RUN CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked -p lory
 
 FROM debian:bookworm-slim
 # pip fetches the demo base from PyPI; what is pulled from a hub needs the certificates alone.

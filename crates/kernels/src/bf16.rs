@@ -2,6 +2,7 @@
 
 /// `out[m][n] (+)= sum over pairs p of a[m][p].lo * b[p][n].lo + a[m][p].hi * b[p][n].hi`, n in whole vectors of 16.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
 pub(crate) struct PairGemm {
     pub(crate) m: usize,
     pub(crate) n: usize,

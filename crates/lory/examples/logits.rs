@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use formats::peft;
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Run, Span, Tensor};
+use kernels::{Compute, Device, KvType};
 use lory::service::Base;
-use model::{Adapter, Batch, Buffers};
+use model::Adapter;
 use safetensors::tensor::{Dtype, TensorView};
 
 fn main() -> anyhow::Result<()> {
@@ -37,47 +37,14 @@ fn main() -> anyhow::Result<()> {
         "-" => vec![],
         dir => vec![model.load_adapter(&peft::Adapter::read(Path::new(dir))?)?],
     };
-    let adapters: Vec<&Adapter> = adapters.iter().collect();
-    let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut cache = model.new_cache(model.config().layers, blocks.len(), KvType::F32)?;
-    let rows = tokens.len();
-    let run = Run {
-        first: 0,
-        rows,
-        slots: vec![(0, 1.0)],
-    };
-    let span = Span {
-        first: 0,
-        rows,
-        past: 0,
-        blocks: &blocks,
-    };
-    let batch = Batch {
-        tokens: &tokens,
-        spans: &[span],
-        runs: if adapters.is_empty() {
-            &[]
-        } else {
-            std::slice::from_ref(&run)
-        },
-        adapters: &adapters,
-    };
-    let mut logits = Tensor::default();
-    let all: Vec<u32> = (0..rows as u32).collect();
-    model.forward(
-        batch,
-        &mut cache,
-        &mut Buffers::default(),
-        &all,
-        Compute::F32,
-        &mut logits,
-    );
+    let adapter = adapters.first().map(|adapter| (adapter, 1.0));
+    let logits = testkit::logits(model, &tokens, adapter, Compute::F32, KvType::F32);
     let bytes: Vec<u8> = logits
         .values()
         .iter()
         .flat_map(|x| x.to_le_bytes())
         .collect();
-    let view = TensorView::new(Dtype::F32, vec![rows, logits.columns()], &bytes)?;
+    let view = TensorView::new(Dtype::F32, vec![tokens.len(), logits.columns()], &bytes)?;
     safetensors::serialize_to_file(BTreeMap::from([("logits", view)]), None, Path::new(out))?;
     Ok(())
 }

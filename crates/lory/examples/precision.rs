@@ -1,102 +1,148 @@
 //! What each precision loses on a text: perplexity, and how far the next token's probabilities are from those in f32.
 //!
 //! ```text
-//! cargo run --release --example precision -- BASE TEXT.txt [WORDING]
+//! cargo run --release --example precision -- BASE WORDING TEXT...
 //! ```
 //!
-//! BASE is a Hugging Face folder of float weights; WORDING is another base whose tokenizer is taken, where the folder has none.
-//! Products run as in serving: float weights in f32, quantized ones against int8 activations. docs/bases.md keeps what it said.
+//! BASE is a Hugging Face folder of float weights; WORDING is the base whose tokenizer is taken, which may be BASE itself. A TEXT that
+//! ends in .jsonl gives all strings of its rows. Products run as in serving: float weights in f32, quantized ones against int8
+//! activations. docs/bases.md keeps what it said.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use anyhow::Context as _;
+use formats::gguf::{Gguf, GgufWriter, dequantize, quantize};
 use formats::tokenizer::Special;
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Span, Tensor};
+use kernels::{Compute, Device, KvType};
+use lory::kept::Overlaid;
 use lory::service::base::load;
 use lory::service::{BaseFiles, Held, Wording};
-use model::{Batch, Buffers, Model, Precision};
+use model::{Loading, Model, Precision};
+use serde_json::Value;
+use testkit::{log_probabilities, logits};
 
-/// Most tokens of the text that are looked at.
-const TOKENS: usize = 1024;
+/// Most tokens of the texts that are looked at, and of them in one sequence.
+const TOKENS: usize = 8192;
+const WINDOW: usize = 512;
+
+/// What one way of holding the weights does to the text.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    divergence: f64,
+    same: usize,
+}
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [base, text, wording @ ..] = args.as_slice() else {
-        anyhow::bail!("usage: precision BASE TEXT.txt [WORDING]");
+    let [base, wording, texts @ ..] = args.as_slice() else {
+        anyhow::bail!("usage: precision BASE WORDING TEXT...");
     };
-    let wording = Wording::open(Path::new(wording.first().unwrap_or(base)))?;
-    let text = std::fs::read_to_string(text)?;
+    let base = Path::new(base);
+    let wording = Wording::open(Path::new(wording))?;
+    let mut text = String::new();
+    for path in texts {
+        text += &read(Path::new(path)).with_context(|| path.clone())?;
+    }
     let mut tokens = wording.tokenizer.encode(&text, Special::AsText)?;
-    tokens.truncate(TOKENS.min(wording.context_length));
-    println!("{} tokens", tokens.len());
-    println!("| precision | weights | perplexity | KL to f32 | same first choice |");
-    println!("|---|---|---|---|---|");
-    let mut exact: Option<Vec<Vec<f64>>> = None;
+    tokens.truncate(TOKENS);
+    anyhow::ensure!(tokens.len() > 1, "the texts have no two tokens");
+
+    let device = Device::cpu(None)?;
+    let mut models = Vec::new();
     for precision in Precision::ALL {
-        let files = BaseFiles::open(Path::new(base))?;
+        let files = BaseFiles::open(base)?;
         let held = Held {
             precision: Some(precision),
             kept: None,
         };
-        let model = load(Path::new(base), &files, Device::cpu(None)?, &held)?;
-        let rows = log_probabilities(&model, &tokens)?;
-        let next = |i: usize| rows[i][tokens[i + 1] as usize];
-        let n = tokens.len() - 1;
-        let perplexity = (-(0..n).map(next).sum::<f64>() / n as f64).exp();
-        let exact = exact.get_or_insert_with(|| rows.clone());
-        let divergence: f64 = exact
-            .iter()
-            .zip(&rows)
-            .map(|(p, q)| p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>())
-            .sum::<f64>()
-            / rows.len() as f64;
-        let best = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
-        let same = exact
-            .iter()
-            .zip(&rows)
-            .filter(|(p, q)| best(p) == best(q))
-            .count();
+        let model = load(base, &files, device.clone(), &held)?;
+        models.push((precision.name(), model));
+    }
+    models.push(("q4, plain rounding", plainly_rounded(base, &device)?));
+
+    let mut sums: Vec<Sums> = models.iter().map(|_| Sums::default()).collect();
+    let (mut predicted, mut rows) = (0, 0);
+    for window in tokens.chunks(WINDOW.min(wording.context_length)) {
+        let mut exact: Vec<Vec<f64>> = Vec::new();
+        for ((_, model), sum) in models.iter().zip(&mut sums) {
+            let said = logits(model, window, None, Compute::Int8, KvType::F16);
+            for i in 0..window.len() {
+                let row = log_probabilities(said.row(i));
+                if exact.len() == i {
+                    exact.push(row.clone());
+                }
+                sum.add(&exact[i], &row, window.get(i + 1));
+            }
+        }
+        predicted += window.len() - 1;
+        rows += window.len();
+    }
+    println!("{} tokens, {predicted} of them predicted", tokens.len());
+    println!("| precision | weights | perplexity | divergence from f32 | same first choice |");
+    println!("|---|---|---|---|---|");
+    for ((name, model), sum) in models.iter().zip(&sums) {
         println!(
-            "| {precision} | {:.1} MB | {perplexity:.4} | {divergence:.6} | {:.1}% |",
+            "| {name} | {:.1} MB | {:.3} | {:.6} | {:.2}% |",
             model.weight_bytes() as f64 / 1e6,
-            100.0 * same as f64 / rows.len() as f64
+            (sum.loss / predicted as f64).exp(),
+            sum.divergence / rows as f64,
+            100.0 * sum.same as f64 / rows as f64
         );
     }
     Ok(())
 }
 
-/// The log-probabilities of every next token, row by row.
-fn log_probabilities(model: &Model, tokens: &[u32]) -> anyhow::Result<Vec<Vec<f64>>> {
-    let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut cache = model.new_cache(model.config().layers, blocks.len(), KvType::F16)?;
-    let span = Span {
-        first: 0,
-        rows: tokens.len(),
-        past: 0,
-        blocks: &blocks,
+impl Sums {
+    fn add(&mut self, exact: &[f64], row: &[f64], next: Option<&u32>) {
+        if let Some(next) = next {
+            self.loss -= row[*next as usize];
+        }
+        // Kullback and Leibler's divergence, in nats.
+        let terms = exact.iter().zip(row).map(|(p, q)| p.exp() * (p - q));
+        self.divergence += terms.sum::<f64>();
+        let first = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+        self.same += usize::from(first(exact) == first(row));
+    }
+}
+
+/// The types of q4, scale and minimum of each group taken from its smallest and its largest weight: what the search is held against.
+fn plainly_rounded(base: &Path, device: &Device) -> anyhow::Result<Model> {
+    let files = BaseFiles::open(base)?;
+    let source = files.checkpoint();
+    let mut writer = GgufWriter::new();
+    for (name, dtype, dims) in Model::converted(source, Precision::Q4)? {
+        let tensor = source.tensor(&name).context(name.clone())?;
+        let mut values = vec![0f32; dims.iter().product::<u64>() as usize];
+        dequantize(tensor.dtype, tensor.data, &mut values)?;
+        writer.tensor(&name, dtype, &dims, quantize(dtype, &values)?)?;
+    }
+    let kept = Gguf::parse(Arc::new(writer.to_bytes()?), "plainly rounded")?;
+    let overlaid = Overlaid {
+        kept: &kept,
+        source,
     };
-    let batch = Batch {
-        tokens,
-        spans: &[span],
-        runs: &[],
-        adapters: &[],
+    let loading = Loading {
+        precision: Some(Precision::Q4),
+        ..Loading::default()
     };
-    let rows: Vec<u32> = (0..tokens.len() as u32).collect();
-    let mut logits = Tensor::default();
-    let mut buffers = Buffers::default();
-    model.forward(
-        batch,
-        &mut cache,
-        &mut buffers,
-        &rows,
-        Compute::Int8,
-        &mut logits,
-    );
-    let row = |i: usize| {
-        let row = logits.row(i);
-        let largest = row.iter().copied().fold(f32::MIN, f32::max);
-        let sum: f64 = row.iter().map(|l| f64::from(l - largest).exp()).sum();
-        let norm = f64::from(largest) + sum.ln();
-        row.iter().map(|l| f64::from(*l) - norm).collect()
-    };
-    Ok((0..tokens.len()).map(row).collect())
+    Ok(Model::load_with(&overlaid, device.clone(), loading)?)
+}
+
+/// A text, or all strings of the rows of a .jsonl, a line each.
+fn read(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    if path.extension().is_none_or(|e| e != "jsonl") {
+        return Ok(text);
+    }
+    let mut lines = String::new();
+    for row in text.lines() {
+        let row: serde_json::Map<String, Value> = serde_json::from_str(row)?;
+        for text in row.values().filter_map(Value::as_str) {
+            lines += text;
+            lines.push('\n');
+        }
+    }
+    Ok(lines)
 }

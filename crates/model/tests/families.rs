@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use formats::checkpoint::Checkpoint;
 use formats::folder::Folder;
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Span, Tensor};
-use model::{Batch, Buffers, Model};
+use kernels::{Compute, Device, KvType};
+use model::Model;
+use testkit::logits;
 
 const FAMILIES: [&str; 6] = ["llama", "llama3", "linear", "mistral", "qwen2", "qwen3"];
 
@@ -20,29 +21,6 @@ fn path(family: &str) -> PathBuf {
 fn open(family: &str) -> Folder {
     let read = |path: &Path| Ok(Arc::new(std::fs::read(path)?) as formats::gguf::Bytes);
     Folder::open(&path(family), &read).unwrap()
-}
-
-/// The logits after each of `tokens`.
-fn logits(model: &Model, tokens: &[u32], compute: Compute) -> Tensor {
-    let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-    let layers = model.config().layers;
-    let mut cache = model.new_cache(layers, blocks.len(), KvType::F32).unwrap();
-    let span = Span {
-        first: 0,
-        rows: tokens.len(),
-        past: 0,
-        blocks: &blocks,
-    };
-    let batch = Batch {
-        tokens,
-        spans: &[span],
-        runs: &[],
-        adapters: &[],
-    };
-    let rows: Vec<u32> = (0..tokens.len() as u32).collect();
-    let (mut logits, mut buffers) = (Tensor::default(), Buffers::default());
-    model.forward(batch, &mut cache, &mut buffers, &rows, compute, &mut logits);
-    logits
 }
 
 #[test]
@@ -64,7 +42,7 @@ fn every_family_computes_what_transformers_computes() {
         let model = Model::load(&open(family), Device::cpu(Some(2)).unwrap()).unwrap();
         let tied = std::ptr::eq(model.head(), model.embedding());
         assert_eq!(model.config().tie_word_embeddings, tied, "{family}");
-        let got = logits(&model, &tokens, Compute::F32);
+        let got = logits(&model, &tokens, None, Compute::F32, KvType::F32);
         assert_eq!(want.len(), got.values().len(), "{family}");
         let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
         let worst = got

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use formats::gguf::{GgmlType, Gguf};
 use formats::peft::Adapter;
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Run, Span, Tensor};
-use model::{Batch, Buffers, Model, merge};
+use kernels::{Compute, Device, KvType};
+use model::{Model, merge};
 use testkit::{tiny_adapter, tiny_config, tiny_gguf_as};
 
 fn open(bytes: Vec<u8>) -> (Gguf, Model) {
@@ -21,42 +21,10 @@ fn logits(model: &Model, adapter: Option<(&Adapter, f32)>) -> Vec<f32> {
         .iter()
         .map(|a| model.load_adapter(a.0).unwrap())
         .collect();
-    let rows = tokens.len();
-    let blocks: Vec<u32> = (0..rows.div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut cache = model
-        .new_cache(model.config().layers, blocks.len(), KvType::F32)
-        .unwrap();
-    let runs: Vec<Run> = adapter
-        .iter()
-        .map(|(_, scale)| Run {
-            first: 0,
-            rows,
-            slots: vec![(0, *scale)],
-        })
-        .collect();
-    let span = Span {
-        first: 0,
-        rows,
-        past: 0,
-        blocks: &blocks,
-    };
-    let batch = Batch {
-        tokens: &tokens,
-        spans: &[span],
-        runs: &runs,
-        adapters: &packed.iter().collect::<Vec<_>>(),
-    };
-    let all: Vec<u32> = (0..rows as u32).collect();
-    let mut logits = Tensor::default();
-    model.forward(
-        batch,
-        &mut cache,
-        &mut Buffers::default(),
-        &all,
-        Compute::F32,
-        &mut logits,
-    );
-    logits.values().to_vec()
+    let adapter = packed.iter().zip(adapter.map(|(_, scale)| scale)).next();
+    testkit::logits(model, &tokens, adapter, Compute::F32, KvType::F32)
+        .values()
+        .to_vec()
 }
 
 /// The largest difference by the largest logit.

@@ -5,6 +5,7 @@ use super::{ExpandTo, Expansion};
 
 /// Some rows through A.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
 pub(super) struct Shrink {
     /// Rows as bf16 pairs, `pairs` words each.
     pub(super) x: *const u32,

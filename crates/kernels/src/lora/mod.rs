@@ -67,7 +67,6 @@ impl Values {
     ///
     /// # Panics
     /// These are no pairs.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     fn words(&self, at: usize) -> *const u32 {
         match self {
             Values::Bf16(v) => v[2 * at..].as_ptr().cast(),

