@@ -400,6 +400,10 @@ impl From<PublishError> for ApiError {
 
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> ApiError {
+        let error = match error {
+            JobError::Publish(error) => return ApiError::from(error),
+            error => error,
+        };
         let (status, code) = match &error {
             JobError::NoFile { .. } => (StatusCode::NOT_FOUND, "file_not_found"),
             JobError::NoJob { .. } => (StatusCode::NOT_FOUND, "job_not_found"),
@@ -418,6 +422,7 @@ impl From<JobError> for ApiError {
             }
             JobError::NoJobs { .. } => (StatusCode::CONFLICT, "no_jobs"),
             JobError::Denied(denied) => of_denied(denied),
+            JobError::Publish(_) => (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed"),
             JobError::Io { .. } | JobError::Damaged { .. } | JobError::Random(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed")
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Slot;
@@ -30,6 +30,7 @@ pub(super) fn router() -> Router<Slot> {
         .route("/v1/fine_tuning/jobs/{job_id}/cancel", post(cancel))
         .route("/v1/fine_tuning/jobs/{job_id}/pause", post(pause))
         .route("/v1/fine_tuning/jobs/{job_id}/resume", post(resume))
+        .route("/v1/fine_tuning/jobs/{job_id}/publish", post(publish))
         .route("/v1/fine_tuning/jobs/{job_id}/events", get(events))
         .route(
             "/v1/fine_tuning/jobs/{job_id}/checkpoints",
@@ -118,6 +119,10 @@ struct Extras {
     plan: Option<Value>,
     /// The thresholds that its adapter was held to.
     gate: Vec<Checked>,
+    /// Whether it publishes its adapter by itself.
+    publish: bool,
+    /// Whether its adapter is kept and not published, and can be.
+    kept: bool,
     /// Up to three answers of its adapter to questions that training did not see.
     samples: Vec<Sample>,
     /// The persona that it starts from, as `name@version`.
@@ -165,6 +170,8 @@ impl From<Record> for JobObject {
                 settings: json!(job.settings),
                 plan: job.plan,
                 gate: job.checked,
+                publish: job.publish,
+                kept: job.kept,
                 samples: job.samples,
                 started_from: job.start.map(|start| start.persona),
                 system_prompt: job.system_prompt,
@@ -400,6 +407,36 @@ pub(super) async fn resume(
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
     turned(&slot, caller, id, Queue::resume).await
+}
+
+/// How a kept adapter is published.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PublishJob {
+    /// Whether the persona's name alone means it from now on; it does unless this is false.
+    current: Option<bool>,
+}
+
+/// Publish what a training job kept
+///
+/// Of a job that was created with `publish: false`, or, with admin rights, of one whose gate refused its adapter.
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/jobs/{job_id}/publish",
+    params(("job_id" = String, Path, description = "The job's id")),
+    request_body = PublishJob,
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn publish(
+    State(slot): State<Slot>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(how): Body<PublishJob>,
+) -> Result<Json<JobObject>, ApiError> {
+    let jobs = slot.jobs()?;
+    let current = how.current != Some(false);
+    let record = blocking(move || jobs.publish(&caller, &id, current)).await??;
+    Ok(Json(record.into()))
 }
 
 /// What happened to a training job

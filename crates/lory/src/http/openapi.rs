@@ -81,6 +81,7 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         fine_tuning::cancel,
         fine_tuning::pause,
         fine_tuning::resume,
+        fine_tuning::publish,
         fine_tuning::events,
         fine_tuning::checkpoints,
         judgements::evaluations,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::access::Denied;
+use crate::service::PublishError;
 
 use super::record::Status;
 
@@ -101,6 +102,9 @@ pub enum JobError {
         /// Why.
         why: String,
     },
+    /// The job's adapter cannot be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// The job's plan or its rows cannot be made.
     #[error("{0}")]
     Plan(String),

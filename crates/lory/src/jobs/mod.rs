@@ -18,6 +18,7 @@
 //! - [`files`]: uploads; `events`: what happened
 //! - `asking`: who asks, and for which part of a list; `workers`: the queue's two threads
 //! - `run`: one job, from its rows to its version; `watch`: what it tells on the way; `examine`: its gate
+//! - `publish`: its adapter becomes a version
 //! - `look`: plans, findings and rows, for those who want to see first
 //! - [`meters`]: what is counted
 
@@ -29,6 +30,7 @@ mod examine;
 pub mod files;
 pub mod look;
 pub mod meters;
+mod publish;
 pub mod record;
 pub mod request;
 mod run;
@@ -108,6 +110,8 @@ pub struct Queue {
     pace: Mutex<Option<f64>>,
     /// Held by who measures a step.
     measuring: Mutex<()>,
+    /// Held by who publishes what a job kept.
+    publishing: Mutex<()>,
     /// Held for as long as the queue is: one process runs it.
     _lock: File,
 }
@@ -223,6 +227,7 @@ impl Queue {
             trained: AtomicU64::new(0),
             pace: Mutex::new(None),
             measuring: Mutex::new(()),
+            publishing: Mutex::new(()),
             _lock: file,
         })
     }

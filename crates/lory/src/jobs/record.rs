@@ -21,7 +21,7 @@ pub enum Status {
     Running,
     /// It rests until it is resumed.
     Paused,
-    /// Its adapter is published.
+    /// Its adapter is published, or kept for whoever publishes it.
     Succeeded,
     /// It came to nothing; its error says why.
     Failed,
@@ -189,6 +189,12 @@ pub struct Record {
     pub thresholds: Option<Thresholds>,
     /// What was measured of that.
     pub checked: Vec<Checked>,
+    /// Whether it publishes its adapter by itself.
+    #[serde(default = "by_itself")]
+    pub publish: bool,
+    /// Whether its adapter waits in its folder, not published: it was not to be, or its gate refused it.
+    #[serde(default)]
+    pub kept: bool,
     /// Some answers of the adapter.
     #[serde(default)]
     pub samples: Vec<Sample>,
@@ -206,6 +212,10 @@ pub struct Record {
     pub fine_tuned_model: Option<String>,
     /// Why it failed.
     pub error: Option<Failure>,
+}
+
+fn by_itself() -> bool {
+    true
 }
 
 /// What happened to a job.

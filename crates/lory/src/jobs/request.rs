@@ -56,6 +56,9 @@ pub struct NewJob {
     /// Not OpenAI's: what the adapter must measure up to before it is published; without, the `[eval]` table of the persona in
     /// the server's folder, if it has one.
     pub gate: Option<Thresholds>,
+    /// Not OpenAI's: whether it publishes its adapter by itself once that has passed the gate; it does unless this is false. Then
+    /// the adapter is kept until somebody publishes it.
+    pub publish: Option<bool>,
 }
 
 /// How a job trains, and how much.
@@ -380,6 +383,8 @@ impl NewJob {
             system_prompt,
             thresholds,
             checked: Vec::new(),
+            publish: self.publish != Some(false),
+            kept: false,
             samples: Vec::new(),
             metadata,
             progress: Progress::default(),

@@ -1,13 +1,13 @@
 //! One job: its rows, its training, its adapter's folder, its examination, its publication. Every part may be done again by the
 //! next process, and comes to the same.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
-use registry::{Content, Persona, PersonaSettings};
+use registry::{Persona, PersonaSettings};
 use train::Gate;
 use train::job::{Loaded, Source};
 use train::sft::{self, Outcome, RunOptions};
@@ -16,7 +16,7 @@ use super::record::{Failure, Record, Status};
 use super::watch::Watch;
 use super::{JobError, Queue, examine};
 use crate::memory;
-use crate::service::{NewVersion, Service};
+use crate::service::Service;
 use crate::sharing::Sharing;
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
@@ -36,6 +36,11 @@ pub(super) enum Ended {
     Published {
         /// `name@version`.
         model: String,
+        /// Tokens that were trained on.
+        tokens: u64,
+    },
+    /// Its adapter is kept for whoever publishes it.
+    Kept {
         /// Tokens that were trained on.
         tokens: u64,
     },
@@ -147,6 +152,7 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     let saved = queue.change(&record.id, Status::Running, |record| {
         record.checked = checked.clone();
         record.samples = samples;
+        record.kept = refused.is_some() || !record.publish;
     })?;
     if saved.is_none() {
         return Ok(Ended::Stopped);
@@ -154,14 +160,16 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     if let Some(failure) = refused {
         return Ok(Ended::Failed(failure));
     }
-    let Some(model) = publish(queue, record, &target.out)? else {
-        return Ok(Ended::Stopped);
-    };
-    // The registry has them now; what tells how they came to be stays.
-    std::fs::remove_file(target.out.join(formats::peft::WEIGHTS_FILE)).ok();
-    Ok(Ended::Published {
-        model,
-        tokens: queue.tokens_of(&record.id),
+    let tokens = queue.tokens_of(&record.id);
+    if !record.publish {
+        return Ok(Ended::Kept { tokens });
+    }
+    Ok(match queue.store(&record.id, Status::Running, true)? {
+        Some(model) => {
+            queue.let_go(&record.id);
+            Ended::Published { model, tokens }
+        }
+        None => Ended::Stopped,
     })
 }
 
@@ -180,44 +188,6 @@ fn write(
     };
     folder::write(trained, target, loaded, &origin)
         .with_context(|| format!("cannot write the adapter into {}", target.out.display()))
-}
-
-/// Publishes the adapter at `path` as a new version of the job's persona, which the next request gets; none where the job was
-/// stopped before. Done twice it is published once.
-fn publish(queue: &Queue, record: &Record, path: &Path) -> anyhow::Result<Option<String>> {
-    let sha256 = Content::read(path)?.sha256;
-    let before = queue.job(&super::Who::everybody(), &record.id)?.publishing;
-    let service = &queue.service;
-    if before.as_deref() == Some(&sha256) {
-        // A process before this one was at it. Whether it came to its end the registry knows.
-        service.catalog().refresh()?;
-        let personas = service.personas();
-        let there = personas.versions(&record.persona).filter(|version| {
-            let adapter = version.adapter.as_ref();
-            adapter.is_some_and(|adapter| adapter.sha256_hex() == sha256)
-        });
-        if let Some(version) = there.map(|version| version.version).max() {
-            return Ok(Some(format!("{}@{version}", record.persona)));
-        }
-    }
-    let begun = queue.change(&record.id, Status::Running, |record| {
-        record.publishing = Some(sha256);
-        record.progress.phase = Some("publishing".to_owned());
-    })?;
-    if begun.is_none() {
-        return Ok(None);
-    }
-    let personas = service.personas();
-    let there = personas.get(&record.persona);
-    let settings = settings_of(record, there);
-    let published = service.publish(&NewVersion {
-        name: record.persona.clone(),
-        adapter: Some(path.to_owned()),
-        settings: Some(settings),
-        current: true,
-        only_new: false,
-    })?;
-    Ok(Some(format!("{}@{}", published.name, published.version)))
 }
 
 /// What is published beside the adapter: the persona's settings as they are, with the job's system prompt. Variables belong to the

@@ -164,6 +164,15 @@ impl Queue {
                     record.fine_tuned_model = Some(model);
                 })?;
             }
+            Ended::Kept { tokens } => {
+                let told =
+                    "The job has successfully completed; its adapter is kept until it is published";
+                events.push("info", told, None);
+                self.change(id, Status::Running, |record| {
+                    over(record, Status::Succeeded);
+                    record.trained_tokens = Some(tokens);
+                })?;
+            }
             Ended::Failed(failure) => {
                 events.push("error", failure.message.clone(), None);
                 self.change(id, Status::Running, |record| {

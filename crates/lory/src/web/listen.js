@@ -3,7 +3,7 @@
 
 import { events, key } from "./api.js";
 import { curl, python } from "./code.js";
-import { alike, diff } from "./diff.js";
+import { differences as differing } from "./compare.js";
 import { copy, debounce, el, put } from "./dom.js";
 import { milliseconds, number, percent, short } from "./format.js";
 
@@ -121,6 +121,7 @@ export function listen(studio) {
       ),
       blendPanel,
     ),
+    el("h2.hide-from-sight", {}, "Answers"),
     answers,
     below,
   );
@@ -396,13 +397,7 @@ export function listen(studio) {
       put(differences, el("p.soft.small", {}, a === b ? "Choose two speakers to compare their answers." : "When both have answered, what differs is marked here."));
       return;
     }
-    const pieces = diff(a.text.data, b.text.data);
-    const marks = { both: "span", left: "del", right: "ins" };
-    put(
-      differences,
-      el("p.small.soft", {}, `${percent(alike(pieces))} of the words are the same. Struck out: only ${a.title.textContent}. Marked: only ${b.title.textContent}.`),
-      pieces.map((piece) => el(marks[piece.in], {}, piece.text)),
-    );
+    put(differences, differing({ name: a.title.textContent, text: a.text.data }, { name: b.title.textContent, text: b.text.data }));
   }
 
   /* Variables of system prompts */

@@ -45,6 +45,8 @@ static FILES: &[File] = files![
     "format.js" SCRIPT,
     "diff.js" SCRIPT,
     "code.js" SCRIPT,
+    "compare.js" SCRIPT,
+    "trial.js" SCRIPT,
     "listen.js" SCRIPT,
     "personas.js" SCRIPT,
     "upload.js" SCRIPT,

@@ -128,7 +128,7 @@ export function personas(studio) {
         el(
           "table",
           {},
-          el("thead", {}, el("tr", {}, ["Version", "Adapter", "Size", "", ""].map((title) => el("th", { scope: "col" }, title)))),
+          el("thead", {}, el("tr", {}, ["Version", "Adapter", "Size"].map((title) => el("th", { scope: "col" }, title)), ["Memory", "What to do"].map((title) => el("th", { scope: "col" }, el("span.hide-from-sight", {}, title))))),
           el("tbody", {}, versions.map((one) => row(persona, one, answer))),
         ),
       ),

@@ -3,8 +3,9 @@
 
 import { get, json, post } from "./api.js";
 import { ceiling } from "./chart.js";
-import { confirm, el, empty, failure, put, svg, toast } from "./dom.js";
+import { add, confirm, el, empty, failure, put, svg, toast } from "./dom.js";
 import { bytes, duration, number, when } from "./format.js";
+import { trial } from "./trial.js";
 
 /** How often jobs are looked at, in milliseconds: often while one is under way. */
 const EVERY = { under_way: 1500, idle: 10000 };
@@ -12,6 +13,15 @@ const EVERY = { under_way: 1500, idle: 10000 };
 const [PAGE, PAGES] = [100, 40];
 /** Rows that are shown. */
 const ROWS = 4;
+
+/** Rows to begin with. */
+const EXAMPLE = [
+  ["Where is my order #12345?", "Oh, how exciting, #12345 is nearly with you! Let me find out just where it is."],
+  ["Can I return these shoes?", "Of course you can! Send them back in the box they came in, and we are happy to help."],
+  ["My parcel is damaged.", "Oh no, that must not be! A quick photo, and a new one sets out to you today."],
+]
+  .map(([instruction, output]) => `${JSON.stringify({ instruction, output })}\n`)
+  .join("");
 
 const OVER = ["succeeded", "failed", "cancelled"];
 
@@ -37,7 +47,8 @@ export function train(studio) {
     el("button", { type: "button", onclick: () => file.click() }, "Choose a file"),
     file,
   );
-  const shape = el("p.small.soft", {}, "A line reads ", el("code", {}, '{"instruction": "Where is my order?", "output": "It is on its way."}'), ", or has ", el("code", {}, "messages"), ", ", el("code", {}, "prompt"), " and ", el("code", {}, "completion"), "; for preferences ", el("code", {}, "chosen"), " and ", el("code", {}, "rejected"), ".");
+  const example = el("a", { href: URL.createObjectURL(new Blob([EXAMPLE], { type: "application/jsonl" })), download: "example.jsonl" }, "Save an example");
+  const shape = el("p.small.soft", {}, "Each line is one question with the answer in your tone: ", el("code", {}, '{"instruction": "Where is my order?", "output": "It is on its way."}'), ". A line may also have ", el("code", {}, "messages"), ", ", el("code", {}, "prompt"), " and ", el("code", {}, "completion"), "; for preferences ", el("code", {}, "chosen"), " and ", el("code", {}, "rejected"), ". ", example, " and write on from it.");
   const root = el("section.view", { "aria-label": "Train" }, el("h1", {}, "Train a tone"), place, shape, stage, el("h2", {}, "Jobs"), jobs);
 
   let timer = 0;
@@ -84,7 +95,7 @@ export function train(studio) {
     return el(
       "details",
       {},
-      el("summary", {}, [...counts].map(([problem, count]) => el("span.tag.warn", {}, `${problem.replaceAll("_", " ")}: ${count}`))),
+      el("summary", {}, [...counts].map(([problem, count]) => el("span.tag.warn", {}, `${problem.replaceAll("_", " ")}: ${count}`)), el("span.small", {}, " Worth a look; training goes ahead all the same.")),
       el("ul.small", {}, report.findings.slice(0, 50).map((one) => el("li", {}, `line ${one.line}: ${one.problem.replaceAll("_", " ")}`, one.about && ` – ${one.about}`))),
     );
   }
@@ -101,21 +112,40 @@ export function train(studio) {
   /* Settings and the plan */
 
   function settings(kept) {
-    const name = el("input", { name: "suffix", required: true, pattern: "[a-z0-9_\\-]{1,64}", title: "1 to 64 of a-z, 0-9, - and _", autocomplete: "off" });
+    // What the file is called is a first guess.
+    const guess = kept.filename.toLowerCase().replace(/\.[a-z]+$/, "").replace(/[^a-z0-9_-]+/g, "-").replace(/^[-_]+|-+$/g, "").slice(0, 64);
+    const name = el("input", { name: "suffix", required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "1 to 64 of a-z, 0-9, - and _, beginning with a letter or a digit", autocomplete: "off", value: guess, oninput: () => naming() });
+    const meaning = el("small");
+    const naming = () => {
+      const there = studio.personas.includes(name.value);
+      meaning.textContent = !name.value ? "Clients will ask for it by this name." : there ? `A new version of ${name.value}, which is there already.` : "A new one: clients will ask for it by this name.";
+    };
+    naming();
+    const publish = el("input", { type: "checkbox", checked: true });
     const from = el("select", { name: "model" }, el("option", { value: studio.base }, `the base (${studio.base})`), studio.personas.map((one) => el("option", { value: one }, one)));
-    const plan = el("p.plan", { role: "status" }, "The plan comes here.");
+    const plan = el("p.plan", { role: "status" });
     const form = el(
       "form.stack.tight",
       { onsubmit: start, onchange: () => draft() },
       el(
         "div.settings",
         {},
-        el("label.field", {}, "Name of the tone", name),
-        el("label.field", {}, "Starts from", from),
-        el("label.field", {}, "Passes over the rows", el("input", { type: "number", name: "n_epochs", min: 1, max: 100, value: "3" })),
-        el("label.field", {}, "Rows of a step", el("input", { type: "number", name: "batch_size", min: 1, max: 256, value: "8" })),
-        el("label.field", {}, "Rank", el("input", { type: "number", name: "rank", min: 1, max: 256, value: "16" })),
-        el("label.field", {}, "Learning rate, × the default", el("input", { type: "number", name: "learning_rate_multiplier", min: 0.01, max: 100, step: 0.01, value: "1" })),
+        el("label.field", {}, "Name of the tone", name, meaning),
+        el("label.field", {}, "Passes over the rows", el("input", { type: "number", name: "n_epochs", min: 1, max: 100, value: "3" }), el("small", {}, "More learn the rows better, and take longer.")),
+      ),
+      el("label.check", {}, publish, el("span", {}, "Publish it when it is ready", el("span.soft", {}, " – otherwise it waits, and you publish it when you have heard it"))),
+      el(
+        "details",
+        {},
+        el("summary", {}, "More settings"),
+        el(
+          "div.settings",
+          {},
+          el("label.field", {}, "Starts from", from),
+          el("label.field", {}, "Rows of a step", el("input", { type: "number", name: "batch_size", min: 1, max: 256, value: "8" })),
+          el("label.field", {}, "Rank (size of the adapter)", el("input", { type: "number", name: "rank", min: 1, max: 256, value: "16" })),
+          el("label.field", {}, "Learning rate, × the default", el("input", { type: "number", name: "learning_rate_multiplier", min: 0.01, max: 100, step: 0.01, value: "1" })),
+        ),
       ),
       el(
         "details",
@@ -132,7 +162,7 @@ export function train(studio) {
         ),
       ),
       plan,
-      el("div.row", {}, el("button.primary", { type: "submit" }, "Train"), el("button", { type: "button", onclick: () => draft(true) }, "Plan it"), el("button.plain", { type: "button", onclick: () => forget(kept) }, "Forget the file")),
+      el("div.row", {}, el("button.primary", { type: "submit" }, "Train"), el("button.plain", { type: "button", onclick: () => forget(kept) }, "Forget the file")),
     );
 
     function body() {
@@ -149,6 +179,7 @@ export function train(studio) {
       if (gate.any_of || gate.none_of) gate.tone_at_least = Number(data.get("tone_at_least"));
       if (data.get("copied_at_least")) gate.copied_at_least = Number(data.get("copied_at_least"));
       if (Object.keys(gate).length) asked.gate = gate;
+      if (!publish.checked) asked.publish = false;
       return asked;
     }
 
@@ -156,8 +187,7 @@ export function train(studio) {
     async function draft(wanted = false) {
       latest += 1;
       const mine = latest;
-      if (wanted) plan.textContent = "Reading the rows and measuring a step …";
-      else if (plan.textContent === "The plan comes here.") return;
+      if (wanted) put(plan, "Measuring a step, to say how long it takes …");
       try {
         const found = await post("/v1/fine_tuning/plan", body());
         if (mine !== latest) return;
@@ -166,10 +196,9 @@ export function train(studio) {
           steps !== undefined && `${number(steps)} steps`,
           `${number(found.tokens)} tokens`,
           `${bytes(found.memory_needed)} of memory`,
-          found.seconds ? `about ${duration(found.seconds)}` : "a time that is not known yet",
         ].filter(Boolean);
         plan.className = "plan";
-        plan.textContent = `The plan: ${facts.join(", ")}. Requests are answered meanwhile.`;
+        put(plan, el("b", {}, found.seconds ? `About ${duration(found.seconds)}` : "The time is known after its first steps"), `: ${facts.join(", ")}. Requests are answered meanwhile, and go first.`);
       } catch (error) {
         if (mine !== latest) return;
         plan.className = "plan wrong";
@@ -189,6 +218,8 @@ export function train(studio) {
         plan.textContent = error.message;
       }
     }
+    // How long it takes is known before anything is started.
+    draft(true);
     return form;
   }
 
@@ -234,7 +265,9 @@ export function train(studio) {
     const said = el("ol.history");
     const curve = losses();
     const gate = el("ul.small");
-    const node = el("article.panel.job", {}, el("div.row.between", {}, el("div.row", {}, title, tag), actions), bar, line, curve.node, gate, el("details", {}, el("summary", {}, "What happened"), said));
+    const heard = el("details", { hidden: true }, el("summary", {}, "What it answers to questions that it did not learn from"));
+    const outcome = trial(studio, look);
+    const node = el("article.panel.job", {}, el("div.row.between", {}, el("div.row", {}, title, tag), actions), bar, line, curve.node, gate, heard, outcome.node, el("details", {}, el("summary", {}, "What happened"), said));
     const events = new Map();
     let drawn = "";
     let wasOver = null;
@@ -260,6 +293,11 @@ export function train(studio) {
           .filter(Boolean)
           .join(" · ") || "It waits for its turn.",
       );
+      outcome.update(job);
+      if (heard.hidden && job.lory.samples.length) {
+        heard.hidden = false;
+        add(heard, job.lory.samples.map((one) => el("section.sample", {}, el("p.asked", {}, one.question), el("div.sides", {}, side("It answers", one.answer), side("The row answers", one.reference)))));
+      }
       put(gate, job.error && el("li.wrong", {}, job.error.message), job.lory.gate.map((one) => el("li", {}, el(`span.tag.${one.passed ? "on" : "off"}`, {}, one.passed ? "passed" : "missed"), ` ${one.said}`)));
       buttons(job);
       const over = OVER.includes(job.status);
@@ -269,7 +307,8 @@ export function train(studio) {
         await read();
       }
       if (over && wasOver === false) {
-        toast(job.status === "succeeded" ? `${job.fine_tuned_model} is published` : `${job.lory.persona}: ${job.status}`, job.status === "succeeded" ? "good" : "bad");
+        const well = job.fine_tuned_model ? `${job.fine_tuned_model} is published` : `${job.lory.persona} is trained, and waits to be published`;
+        toast(job.status === "succeeded" ? well : `${job.lory.persona}: ${job.status}`, job.status === "succeeded" ? "good" : "bad");
         studio.refresh().catch(() => {});
       }
       wasOver = over;
@@ -320,6 +359,8 @@ export function train(studio) {
     return { node, update };
   }
 
+  const side = (title, text) => el("div", {}, el("h4.small.soft", {}, title), el("p.said", {}, text));
+
   /** Training loss by step as a line, validation loss as points. */
   function losses() {
     const [width, height] = [600, 140];
@@ -327,7 +368,7 @@ export function train(studio) {
     const points = svg("path", { fill: "none", "stroke-width": 7, "stroke-linecap": "round", "vector-effect": "non-scaling-stroke", class: "validated" });
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": "Loss" }, [0, height / 2, height].map((y) => svg("line", { class: "grid", x1: 0, x2: width, y1: y, y2: y })), line, points);
     const most = el("span.most.num");
-    const node = el("div.plot.loss", { hidden: true }, picture, most);
+    const node = el("figure", { hidden: true }, el("div.plot.loss", {}, picture, most), el("figcaption.small.soft", {}, el("i.key.trained"), "loss on the rows that it learns from, ", el("i.key.validated"), "on rows held out to check it. Lower is better."));
     function draw(metrics) {
       const trained = metrics.filter((one) => typeof one.train_loss === "number");
       const validated = metrics.filter((one) => typeof one.full_valid_loss === "number");
@@ -339,7 +380,7 @@ export function train(studio) {
       const y = (loss) => (height - (loss / limit) * height).toFixed(1);
       line.setAttribute("d", trained.map((one, at) => `${at ? "L" : "M"}${x(one)} ${y(one.train_loss)}`).join(""));
       points.setAttribute("d", validated.map((one) => `M${x(one)} ${y(one.full_valid_loss)}h0`).join(""));
-      most.textContent = `${limit} nats`;
+      most.textContent = String(limit);
       const last = trained.at(-1);
       picture.setAttribute("aria-label", `Loss: ${last.train_loss.toFixed(3)} after step ${last.step} of ${steps}`);
     }

@@ -43,6 +43,7 @@ export function watch(studio) {
     "div.stack",
     {},
     overview,
+    el("h2.hide-from-sight", {}, "Over time"),
     el("div.charts", {}, Object.values(charts).map((one) => one.node)),
     el(
       "div.below",

@@ -580,6 +580,60 @@ fn the_gate_lets_through_what_measures_up() {
 }
 
 #[test]
+fn what_a_job_kept_is_published_when_somebody_says_so() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "held");
+    wanted["publish"] = json!(false);
+    let id = open.created(&wanted);
+    let job = open.succeeded(&id);
+    assert_eq!(
+        (&job["fine_tuned_model"], &job["lory"]["kept"]),
+        (&Value::Null, &json!(true))
+    );
+    let asked = json!({"prompt": "Hi", "user_type": "held"});
+    assert_eq!(open.server.post("/generate", &asked).status, 404);
+
+    // The first version of a persona cannot wait.
+    let publish = |id: &str, body: Value| {
+        let path = format!("/v1/fine_tuning/jobs/{id}/publish");
+        open.server.post(&path, &body)
+    };
+    let waiting = publish(&id, json!({"current": false}));
+    assert!(
+        waiting.status == 409 && waiting.text.contains("must be current"),
+        "{}",
+        waiting.text
+    );
+    let published = publish(&id, json!({})).json();
+    assert_eq!(
+        (&published["fine_tuned_model"], &published["lory"]["kept"]),
+        (&json!("held@1"), &json!(false))
+    );
+    assert_eq!(publish(&id, json!({})).error().1, "job_state");
+    let first = open.hash("held");
+
+    // What a gate refused can be published too, and waits beside the one in service; also by the next process.
+    wanted["seed"] = json!(8);
+    wanted["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
+    let id = open.created(&wanted);
+    while open.job(&id)["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(open);
+    let open = school.open();
+    let path = format!("/v1/fine_tuning/jobs/{id}/publish");
+    let job = open.server.post(&path, &json!({"current": false})).json();
+    assert_eq!(
+        (&job["status"], &job["fine_tuned_model"]),
+        (&json!("failed"), &json!("held@2"))
+    );
+    assert_eq!(open.hash("held"), first);
+    assert_ne!(open.hash("held@2"), first);
+}
+
+#[test]
 fn a_broken_file_is_refused_with_its_lines() {
     let school = School::new();
     let open = school.open();
@@ -954,4 +1008,18 @@ fn a_key_that_may_train_sees_its_own() {
             1
         );
     }
+    // What the gate refused is published by who may administer.
+    let mut refused = body(&file, "acme-b");
+    refused["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
+    let text = refused.to_string();
+    let jobs = "/v1/fine_tuning/jobs";
+    let job = send("one", "POST", jobs, json_kind, text.as_bytes()).json();
+    let path = format!("{jobs}/{}", job["id"].as_str().unwrap());
+    while get("one", &path).json()["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let publish = |key: &str| send(key, "POST", &format!("{path}/publish"), json_kind, b"{}");
+    assert_eq!(publish("two").error().1, "job_not_found");
+    assert_eq!(publish("one").error().1, "admin_only");
+    assert_eq!(publish("ops").json()["fine_tuned_model"], json!("acme-b@1"));
 }

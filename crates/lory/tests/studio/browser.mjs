@@ -31,6 +31,14 @@ export async function browse(folder) {
   return chromium.launch({ executablePath: "/usr/bin/chromium", headless: true, args: quiet });
 }
 
+/** What axe-core, in the same folder, finds wrong with the page: the rule, and the elements that break it. */
+export async function barriers(page, folder) {
+  const { source } = createRequire(`${folder}/`)("axe-core");
+  await page.evaluate(source);
+  const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  return found.violations.map((one) => `${one.impact} ${one.id}: ${one.nodes.map((node) => node.html.slice(0, 120)).join(" ")}`);
+}
+
 /** A page that remembers what was wrong: errors of its console, and shifts of its layout that nobody's input caused. */
 export async function open(browser, address, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, reducedMotion: "reduce", ...options });

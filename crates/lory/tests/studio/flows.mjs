@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-import { browse, open, serve } from "./browser.mjs";
+import { barriers, browse, open, serve } from "./browser.mjs";
 
 const [lory, home, playwright] = process.argv.slice(2);
 const SERVE = ["--base", "tiny.gguf", "--personas", "personas"];
@@ -181,18 +181,44 @@ const flows = {
     await file.setInputFiles(join(home, "rows.jsonl"));
     await page.getByText("12 rows,").waitFor(WAIT);
     assert.match(await page.locator(".rendered mark").first().textContent(), /Answer \d+\./);
+    assert.equal(await page.getByLabel("Name of the tone").inputValue(), "rows");
     await page.getByLabel("Name of the tone").fill("cheerful");
     await page.getByLabel("Passes over the rows").fill("2");
-    await page.getByRole("button", { name: "Plan it" }).click();
-    await page.getByText(/The plan: .*steps.*tokens.*of memory/).waitFor(WAIT);
+    await page.getByText(/steps, .*tokens, .*of memory/).waitFor(WAIT);
     await page.getByRole("button", { name: "Train", exact: true }).click();
     await toast(page, "cheerful is on its way");
     await toast(page, "cheerful@1 is published", 120_000);
     assert.equal(await page.locator(".plot.loss:visible").count(), 1);
+    await page.getByText("What it answers to questions that it did not learn from").click();
+    await page.getByRole("heading", { name: "The row answers" }).first().waitFor(WAIT);
     await page.locator(".job").getByRole("link", { name: "Listen" }).click();
     await page.getByRole("button", { name: "Ask" }).click();
     await page.locator(".answer", { hasText: "cheerful@1" }).locator(".numbers b").first().waitFor(WAIT);
     await page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, WAIT);
+    clean(page);
+  },
+
+  async "what is trained waits, is heard beside the version in service, and published"(page) {
+    await page.getByRole("link", { name: "Train" }).click();
+    await page.locator(".view[aria-label=Train] input[type=file]").setInputFiles(join(home, "rows.jsonl"));
+    await page.getByText("12 rows,").waitFor(WAIT);
+    await page.getByLabel("Name of the tone").fill("cheerful");
+    await page.getByText("A new version of cheerful").waitFor(WAIT);
+    await page.getByLabel("Passes over the rows").fill("1");
+    await page.getByLabel(/Publish it when it is ready/).uncheck();
+    await page.getByText("System prompt, and what").click();
+    // No answer of a tiny random base says this, so the gate refuses it.
+    await page.getByLabel(/^An answer matches/).fill("^never said$");
+    await page.getByRole("button", { name: "Train", exact: true }).click();
+    const job = page.locator(".job").first();
+    await job.getByText("Its gate refused it; it is kept and not published.").waitFor({ timeout: 120_000 });
+    await job.getByRole("button", { name: "Hear it beside cheerful@1" }).click();
+    await toast(page, "cheerful@2 waits beside the one in service");
+    await job.getByText(/of the words are the same\. Struck out: only cheerful@1\. Marked: only cheerful@2/).waitFor(WAIT);
+    await job.getByRole("button", { name: "Make it current" }).click();
+    await job.getByText("cheerful means cheerful@2 now.").waitFor(WAIT);
+    await job.getByRole("button", { name: "Go back to cheerful@1" }).click();
+    await job.getByText("cheerful means version 1; cheerful@2 waits.").waitFor(WAIT);
     clean(page);
   },
 
@@ -226,7 +252,7 @@ const flows = {
     clean(page);
   },
 
-  async "every view fits a narrow screen, in both colours"(page) {
+  async "every view fits a narrow screen in both colours, and has no barriers"(page) {
     await page.setViewportSize({ width: 360, height: 740 });
     for (const colour of ["light", "dark"]) {
       await page.getByRole("button", { name: /^Colours/ }).click();
@@ -236,6 +262,7 @@ const flows = {
         await page.waitForTimeout(300);
         const width = await page.evaluate(() => document.documentElement.scrollWidth);
         assert.ok(width <= 360, `${await link.textContent()}: ${width} px wide`);
+        assert.deepEqual(await barriers(page, playwright), [], `${await link.textContent()}, ${colour}`);
       }
     }
     await page.setViewportSize({ width: 1280, height: 900 });
@@ -251,6 +278,28 @@ const flows = {
     await page.keyboard.press("Escape");
     await page.keyboard.press("/");
     assert.equal(await page.evaluate(() => document.activeElement.id), "prompt");
+    // In every view, whatever the tabulator reaches can be seen, has a name and shows that it has the focus.
+    for (const link of await page.locator(".tabs a:visible").all()) {
+      await link.click();
+      await page.waitForTimeout(200);
+      await page.evaluate(() => document.activeElement?.blur());
+      const reached = new Set();
+      for (let press = 0; press < 60; press += 1) {
+        await page.keyboard.press("Tab");
+        const at = await page.evaluate(() => {
+          const node = document.activeElement;
+          if (!node || node === document.body) return null;
+          node.dataset.reached ??= String(document.querySelectorAll("[data-reached]").length);
+          const box = node.getBoundingClientRect();
+          const name = node.getAttribute("aria-label") ?? node.labels?.[0]?.textContent ?? node.textContent ?? "";
+          return { id: node.dataset.reached, html: node.outerHTML.slice(0, 120), seen: box.width > 1 && box.height > 1, ring: getComputedStyle(node).outlineStyle !== "none", named: name.trim() !== "" };
+        });
+        if (!at || reached.has(at.id)) break;
+        reached.add(at.id);
+        assert.ok(at.seen && at.ring && at.named, JSON.stringify(at));
+      }
+      assert.ok(reached.size >= 8, `${await link.textContent()}: the tabulator reaches ${reached.size} elements`);
+    }
     clean(page);
   },
 

@@ -1,7 +1,9 @@
 // Makes the pictures of docs/studio.md: node screenshots.mjs LORY PLAYWRIGHT OUT [BASE]. LORY is the program, PLAYWRIGHT the folder
-// that `install` made, BASE a GGUF file; without it `lory` finds or fetches the demo base. Asks the two shipped personas.
+// that `install` made, BASE a GGUF file; without it `lory` finds or fetches the demo base. Asks the two shipped personas. Each view is
+// taken in light, in dark, and 360 px wide, in 64 colours.
 
-import { mkdtempSync } from "node:fs";
+import { mkdtempSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
@@ -9,13 +11,15 @@ import { browse, open, serve } from "./browser.mjs";
 
 const [lory, playwright, out, base] = process.argv.slice(2).map((path) => resolve(path));
 const repository = resolve(import.meta.dirname, "../../../..");
+const png = createRequire(`${playwright}/`)("upng-js");
+const COLOURS = 64;
 process.env.LORY_HOME ??= mkdtempSync(join(tmpdir(), "lory-studio-"));
 const server = await serve(lory, repository, ["--personas", "personas", ...(base ? ["--base", base] : [])]);
-const browser = await browse(resolve(playwright));
+const browser = await browse(playwright);
 
 const idle = (page) => page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, { timeout: 120_000 });
 
-/** What is done in a view before its picture is taken. */
+/** What is done in a view before its pictures are taken. */
 const views = {
   async personas(page) {
     await page.locator("[data-name=customer] summary").first().click();
@@ -23,7 +27,7 @@ const views = {
   },
   async train(page) {
     await page.locator("input[type=file]").first().setInputFiles(join(repository, "personas/customer/test.jsonl"));
-    await page.getByRole("button", { name: "Plan it" }).waitFor({ timeout: 60_000 });
+    await page.getByText(/of memory/).waitFor({ timeout: 60_000 });
   },
   async evaluate(page) {
     await page.getByRole("button", { name: "Begin" }).click();
@@ -44,16 +48,29 @@ const views = {
   },
 };
 
+const KINDS = [
+  ["light", 1080, "light"],
+  ["dark", 1080, "dark"],
+  ["narrow", 360, "light"],
+];
+
+async function take(page, path) {
+  const picture = png.decode(await page.screenshot({ fullPage: true }));
+  writeFileSync(path, Buffer.from(png.encode(png.toRGBA8(picture), picture.width, picture.height, COLOURS)));
+}
+
 try {
   for (const [view, act] of Object.entries(views)) {
-    for (const [width, scheme] of [[1080, "light"]]) {
-      const page = await open(browser, `${server.address}/#${view}`, { viewport: { width, height: 800 }, colorScheme: scheme });
-      await page.waitForTimeout(1500);
-      if (!(await page.locator(`.tabs a[data-view=${view}]:visible`).count())) continue;
-      await act(page);
-      await page.screenshot({ path: join(out, `${view}-${scheme}.png`), fullPage: true });
-      await page.context().close();
+    const page = await open(browser, `${server.address}/#${view}`, { viewport: { width: 1080, height: 800 } });
+    await page.waitForTimeout(1500);
+    await act(page);
+    for (const [kind, width, scheme] of KINDS) {
+      await page.setViewportSize({ width, height: 800 });
+      await page.emulateMedia({ colorScheme: scheme });
+      await page.waitForTimeout(400);
+      await take(page, join(out, `${view}-${kind}.png`));
     }
+    await page.context().close();
   }
 } finally {
   await browser.close();
