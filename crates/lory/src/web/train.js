@@ -274,7 +274,8 @@ export function train(studio) {
 
     async function update(job) {
       const { progress } = job.lory;
-      const state = progress.phase && job.status === "running" ? progress.phase : job.status.replace("_", " ");
+      const refused = job.error?.code === "gate_refused";
+      const state = refused ? "missed its thresholds" : progress.phase && job.status === "running" ? progress.phase : job.status.replace("_", " ");
       put(title, job.fine_tuned_model ?? job.lory.persona);
       put(tag, state);
       tag.className = `tag ${{ succeeded: "on", failed: "off", running: "warn" }[job.status] ?? ""}`;
@@ -298,7 +299,7 @@ export function train(studio) {
         heard.hidden = false;
         add(heard, job.lory.samples.map((one) => el("section.sample", {}, el("p.asked", {}, one.question), el("div.sides", {}, side("It answers", one.answer), side("The row answers", one.reference)))));
       }
-      put(gate, job.error && el("li.wrong", {}, job.error.message), job.lory.gate.map((one) => el("li", {}, el(`span.tag.${one.passed ? "on" : "off"}`, {}, one.passed ? "passed" : "missed"), ` ${one.said}`)));
+      put(gate, job.error && !refused && el("li.wrong", {}, job.error.message), job.lory.gate.map((one) => el("li", {}, el(`span.tag.${one.passed ? "on" : "off"}`, {}, one.passed ? "passed" : "missed"), ` ${one.said}`)));
       buttons(job);
       const over = OVER.includes(job.status);
       const now = `${job.status} ${progress.step} ${progress.phase}`;
