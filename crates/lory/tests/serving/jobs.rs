@@ -602,7 +602,7 @@ fn what_a_job_kept_is_published_when_somebody_says_so() {
     };
     let waiting = publish(&id, json!({"current": false}));
     assert!(
-        waiting.status == 409 && waiting.text.contains("must be current"),
+        waiting.status == 400 && waiting.text.contains("must be current"),
         "{}",
         waiting.text
     );
