@@ -40,7 +40,7 @@ pub struct Loading<'a> {
     /// Told of each tensor's bytes in the file once nothing needs them any more: a caller that mapped the file gives their
     /// memory back, so that file and weights are never in memory together.
     pub packed: &'a dyn Fn(&[u8]),
-    /// Told of each tensor that was converted, in the order of [`Model::converted`].
+    /// Told of each tensor that was converted, in the order of [`Model::converted`], while its bytes in the file are still there.
     pub converted: Converted<'a>,
 }
 
@@ -124,8 +124,8 @@ impl Loader<'_> {
                 problem,
             }
         })?;
-        (self.loading.packed)(tensor.data);
         (self.loading.converted)(name, &bytes);
+        (self.loading.packed)(tensor.data);
         pack(&bytes)
     }
 

@@ -13,7 +13,7 @@ use model::{Loading, Model, Precision};
 
 use super::error::OpenError;
 use super::files::{self, BaseFiles};
-use crate::kept::{Kept, Overlaid};
+use crate::kept::{Kept, Overlaid, Source};
 
 /// An open base.
 pub struct Base {
@@ -142,12 +142,16 @@ pub fn load(
     let Some(precision) = held.precision.filter(|p| is_changed(source, *p)) else {
         return Ok(Model::load_with(source, device, as_in_file)?);
     };
+    let tensors = Model::converted(source, precision)?;
+    let made_of = Source {
+        path,
+        checkpoint: source,
+        precision,
+        tensors: &tensors,
+        release: &|bytes| files.release(bytes),
+    };
     let place = held.kept.as_ref().filter(|_| precision.is_quantized());
-    // A base whose key cannot be had is loaded all the same; it is read below, and then the error is told.
-    let place = place.and_then(|kept| Some((kept, Kept::key(path, precision).ok()?)));
-    if let Some((kept, key)) = &place
-        && let Some(found) = kept.find(key)
-    {
+    if let Some(found) = place.and_then(|kept| kept.find(&made_of, device.threads())) {
         let overlaid = Overlaid {
             kept: found.checkpoint(),
             source,
@@ -162,11 +166,7 @@ pub fn load(
         };
         return Ok(Model::load_with(&overlaid, device, loading)?);
     }
-    let tensors = Model::converted(source, precision)?;
-    let keeping = place.and_then(|(kept, key)| {
-        let begun = kept.begin(&key, path, precision, &tensors);
-        begun.inspect_err(not_kept).ok()
-    });
+    let keeping = place.and_then(|kept| kept.begin(made_of).inspect_err(not_kept).ok());
     let loading = Loading {
         precision: Some(precision),
         packed: &|bytes| files.release(bytes),

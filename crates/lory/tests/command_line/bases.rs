@@ -55,7 +55,11 @@ fn folders_answer_in_every_precision_and_quantized_ones_are_kept() {
         );
     }
     // auto took q8; q4 and q8 are kept, and read the second time.
-    let kept = scene.names("home/quantized");
+    let kept: Vec<String> = {
+        let names = scene.names("home/quantized");
+        let whole = |name: &String| name.ends_with(".gguf");
+        names.into_iter().filter(whole).collect()
+    };
     assert_eq!(kept.len(), 2, "{kept:?}");
     let bytes = |name: &String| {
         let path = scene.path("home/quantized").join(name);
@@ -66,6 +70,16 @@ fn folders_answer_in_every_precision_and_quantized_ones_are_kept() {
     let again = json(&answer(&scene, &family("llama3"), &["--precision", "q4"]));
     assert_eq!(first["response"], again["response"]);
     assert_eq!(before, kept.iter().map(bytes).collect::<Vec<_>>());
+
+    // A copy elsewhere is the same base.
+    let copy = scene.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(family("llama3")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let copied = json(&answer(&scene, &copy, &["--precision", "q4"]));
+    assert_eq!(copied["response"], first["response"]);
 
     let doctor = json(&scene.run(&["doctor", "--json"]));
     assert_eq!(doctor["quantized"].as_array().unwrap().len(), 2);
