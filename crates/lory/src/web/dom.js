@@ -51,9 +51,14 @@ export function toast(text, kind = "good") {
   setTimeout(() => node.remove(), 6000);
 }
 
-/** A picture of nothing being there, with what to do about it. */
+/** A picture of nothing being there, with what to do about it. Its title is no heading: it stands wherever it is needed. */
 export function empty(title, ...more) {
-  return el("div.empty", {}, el("h3", {}, title), ...more.map((one) => (typeof one === "string" ? el("p", {}, one) : one)));
+  return el("div.empty", {}, el("p.title", {}, title), ...more.map((one) => (typeof one === "string" ? el("p", {}, one) : one)));
+}
+
+/** A wide thing that scrolls sideways in its own frame, by the keyboard too. */
+export function scroller(label, wide) {
+  return el("div.scroll", { tabindex: 0, role: "region", "aria-label": label }, wide);
 }
 
 /** An error as a person reads it. */
@@ -61,7 +66,7 @@ export function failure(error, again) {
   return el(
     "div.empty.bad",
     { role: "alert" },
-    el("h3", {}, error.title ?? "That did not work"),
+    el("p.title", {}, error.title ?? "That did not work"),
     el("p", {}, error.message),
     again && el("button", { type: "button", onclick: again }, "Try again"),
   );

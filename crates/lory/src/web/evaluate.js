@@ -2,7 +2,7 @@
 // best, how tones differ, and answers side by side.
 
 import { events, get, post } from "./api.js";
-import { el, empty, failure, put, toast } from "./dom.js";
+import { el, empty, failure, put, scroller, toast } from "./dom.js";
 import { number, percent, short, when } from "./format.js";
 
 const PROMPTS = [
@@ -239,9 +239,8 @@ function measurements() {
       ["Repetition", (one) => share(one.persona.repetition)],
       ["Length", (one) => plain(one.persona.length_ratio)],
     ];
-    return el(
-      "div.scroll",
-      {},
+    return scroller(
+      "What was measured",
       el("table", {}, el("thead", {}, el("tr", {}, columns.map(([title]) => el("th", { scope: "col" }, title)))), el("tbody", {}, found.personas.map((one) => el("tr", {}, columns.map(([, cell]) => el("td.num", {}, cell(one))))))),
     );
   }
@@ -261,9 +260,8 @@ function measurements() {
       "figure.heat",
       {},
       el("figcaption", {}, el("h3", {}, title), el("p.small.soft", {}, about)),
-      el(
-        "div.scroll",
-        {},
+      scroller(
+        title,
         el(
           "table",
           {},

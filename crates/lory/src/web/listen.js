@@ -208,7 +208,7 @@ export function listen(studio) {
     }
     for (const name of speaking) if (!cards.has(name)) cards.set(name, makeCard(name));
     put(answers, speaking.map((name) => cards.get(name).node));
-    if (!speaking.length) put(answers, el("div.empty", {}, el("h3", {}, "Nobody is chosen"), el("p", {}, "Choose who answers, above.")));
+    if (!speaking.length) put(answers, el("div.empty", {}, el("p.title", {}, "Nobody is chosen"), el("p", {}, "Choose who answers, above.")));
     mixedLine();
     lists();
     fields();

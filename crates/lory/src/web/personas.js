@@ -1,7 +1,7 @@
 // Personas: who is there, in which versions, and what is done with them: publish, go back, canary, remove, add an adapter.
 
 import { get, json } from "./api.js";
-import { confirm, copy, el, empty, failure, put, toast } from "./dom.js";
+import { confirm, copy, el, empty, failure, put, scroller, toast } from "./dom.js";
 import { bytes, number, short, when } from "./format.js";
 import { read, sum } from "./metrics.js";
 import { uploader } from "./upload.js";
@@ -122,9 +122,8 @@ export function personas(studio) {
     const current = versions.find((one) => one.current);
     put(
       body,
-      el(
-        "div.scroll",
-        {},
+      scroller(
+        `Versions of ${persona.name}`,
         el(
           "table",
           {},

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { chart } from "./chart.js";
-import { el, failure, put } from "./dom.js";
+import { el, failure, put, scroller } from "./dom.js";
 import { bytes, milliseconds, number, percent, short } from "./format.js";
 import { quantile, rate, read, sum } from "./metrics.js";
 
@@ -48,8 +48,8 @@ export function watch(studio) {
     el(
       "div.below",
       {},
-      el("section.panel", {}, el("h2", {}, "Adapters"), el("div.scroll", {}, el("table", {}, el("thead", {}, el("tr", {}, ["Adapter", "Who", "Memory", "In use by"].map((name) => el("th", { scope: "col" }, name)))), adapters))),
-      el("section.panel", {}, el("h2", {}, "Traffic by persona"), el("div.scroll", {}, el("table", {}, el("thead", {}, el("tr", {}, ["Persona", "Requests", "Tokens in", "Tokens out"].map((name) => el("th", { scope: "col" }, name)))), traffic))),
+      el("section.panel", {}, el("h2", {}, "Adapters"), scroller("Adapters", el("table", {}, el("thead", {}, el("tr", {}, ["Adapter", "Who", "Memory", "In use by"].map((name) => el("th", { scope: "col" }, name)))), adapters))),
+      el("section.panel", {}, el("h2", {}, "Traffic by persona"), scroller("Traffic by persona", el("table", {}, el("thead", {}, el("tr", {}, ["Persona", "Requests", "Tokens in", "Tokens out"].map((name) => el("th", { scope: "col" }, name)))), traffic))),
     ),
   );
   const root = el(

@@ -298,7 +298,8 @@ const flows = {
         reached.add(at.id);
         assert.ok(at.seen && at.ring && at.named, JSON.stringify(at));
       }
-      assert.ok(reached.size >= 8, `${await link.textContent()}: the tabulator reaches ${reached.size} elements`);
+      // From the view's own link on: the counters have the fewest.
+      assert.ok(reached.size >= 4, `${await link.textContent()}: the tabulator reaches ${reached.size} elements`);
     }
     clean(page);
   },
