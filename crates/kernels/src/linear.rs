@@ -26,7 +26,7 @@ pub enum Compute {
     /// Weights as f32 (dequantized inside the product) against f32 activations.
     F32,
     /// Both sides rounded to 16 bits, in the form that the machine multiplies fastest: bf16 with sums in f32 where it has a bf16
-    /// dot product; else, in a backward through quantized weights, whole numbers with exact sums; else as `F32`.
+    /// dot product; else, in a backward, whole numbers with exact sums; else as `F32`.
     Bits16,
 }
 
