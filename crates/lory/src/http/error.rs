@@ -347,63 +347,61 @@ impl From<JudgementError> for ApiError {
 
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> ApiError {
-        let (status, code) = match &error {
-            PublishError::NoRegistry => (StatusCode::CONFLICT, "no_registry"),
-            PublishError::NameOfBase { .. } => (StatusCode::CONFLICT, "persona_refused"),
-            PublishError::InFolder { .. } => (StatusCode::CONFLICT, "persona_refused"),
-            PublishError::NoAdapterRoot | PublishError::OutsideRoot { .. } => {
-                (StatusCode::FORBIDDEN, "adapter_path_refused")
-            }
-            PublishError::NoSuchFolder { .. } => (StatusCode::NOT_FOUND, "adapter_not_found"),
-            PublishError::NotInFolder { .. } => (StatusCode::NOT_FOUND, "persona_not_found"),
-            PublishError::Upload(error) => match error {
-                UploadError::Off => (StatusCode::CONFLICT, "uploads_off"),
-                UploadError::Archive(_)
-                | UploadError::Entry { .. }
-                | UploadError::Missing { .. } => (StatusCode::BAD_REQUEST, "archive_refused"),
-                UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
-                UploadError::TooLarge { .. } => {
-                    (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large")
-                }
-                UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
-                UploadError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed"),
-            },
-            PublishError::Adapter(error) => match **error {
-                AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
-                    (StatusCode::BAD_REQUEST, "adapter_of_another_base")
-                }
-                _ => (StatusCode::BAD_REQUEST, "adapter_unusable"),
-            },
-            PublishError::Registry(error) => match error {
-                RegistryError::Unknown { .. } | RegistryError::NoVersion { .. } => {
-                    (StatusCode::NOT_FOUND, "persona_not_found")
-                }
-                RegistryError::Refused { .. } => (StatusCode::BAD_REQUEST, "persona_refused"),
-                RegistryError::Exists { .. } => (StatusCode::CONFLICT, "persona_exists"),
-                RegistryError::Adapter(_) | RegistryError::TooLarge { .. } => {
-                    (StatusCode::BAD_REQUEST, "adapter_unusable")
-                }
-                RegistryError::Contended => (StatusCode::SERVICE_UNAVAILABLE, "registry_busy"),
-                RegistryError::Location { .. }
-                | RegistryError::Store { .. }
-                | RegistryError::Folder { .. }
-                | RegistryError::Entry { .. }
-                | RegistryError::Corrupt { .. }
-                | RegistryError::Missing { .. } => {
-                    (StatusCode::INTERNAL_SERVER_ERROR, "registry_failed")
-                }
-            },
-        };
+        let (status, code) = of_publish(&error);
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+fn of_publish(error: &PublishError) -> (StatusCode, &'static str) {
+    match error {
+        PublishError::NoRegistry => (StatusCode::CONFLICT, "no_registry"),
+        PublishError::NameOfBase { .. } => (StatusCode::CONFLICT, "persona_refused"),
+        PublishError::InFolder { .. } => (StatusCode::CONFLICT, "persona_refused"),
+        PublishError::NoAdapterRoot | PublishError::OutsideRoot { .. } => {
+            (StatusCode::FORBIDDEN, "adapter_path_refused")
+        }
+        PublishError::NoSuchFolder { .. } => (StatusCode::NOT_FOUND, "adapter_not_found"),
+        PublishError::NotInFolder { .. } => (StatusCode::NOT_FOUND, "persona_not_found"),
+        PublishError::Upload(error) => match error {
+            UploadError::Off => (StatusCode::CONFLICT, "uploads_off"),
+            UploadError::Archive(_) | UploadError::Entry { .. } | UploadError::Missing { .. } => {
+                (StatusCode::BAD_REQUEST, "archive_refused")
+            }
+            UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
+            UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
+            UploadError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed"),
+        },
+        PublishError::Adapter(error) => match **error {
+            AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
+                (StatusCode::BAD_REQUEST, "adapter_of_another_base")
+            }
+            _ => (StatusCode::BAD_REQUEST, "adapter_unusable"),
+        },
+        PublishError::Registry(error) => match error {
+            RegistryError::Unknown { .. } | RegistryError::NoVersion { .. } => {
+                (StatusCode::NOT_FOUND, "persona_not_found")
+            }
+            RegistryError::Refused { .. } => (StatusCode::BAD_REQUEST, "persona_refused"),
+            RegistryError::Exists { .. } => (StatusCode::CONFLICT, "persona_exists"),
+            RegistryError::Adapter(_) | RegistryError::TooLarge { .. } => {
+                (StatusCode::BAD_REQUEST, "adapter_unusable")
+            }
+            RegistryError::Contended => (StatusCode::SERVICE_UNAVAILABLE, "registry_busy"),
+            RegistryError::Location { .. }
+            | RegistryError::Store { .. }
+            | RegistryError::Folder { .. }
+            | RegistryError::Entry { .. }
+            | RegistryError::Corrupt { .. }
+            | RegistryError::Missing { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "registry_failed")
+            }
+        },
     }
 }
 
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> ApiError {
-        let error = match error {
-            JobError::Publish(error) => return ApiError::from(error),
-            error => error,
-        };
         let (status, code) = match &error {
             JobError::NoFile { .. } => (StatusCode::NOT_FOUND, "file_not_found"),
             JobError::NoJob { .. } => (StatusCode::NOT_FOUND, "job_not_found"),
@@ -422,7 +420,7 @@ impl From<JobError> for ApiError {
             }
             JobError::NoJobs { .. } => (StatusCode::CONFLICT, "no_jobs"),
             JobError::Denied(denied) => of_denied(denied),
-            JobError::Publish(_) => (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed"),
+            JobError::Publish(error) => of_publish(error),
             JobError::Io { .. } | JobError::Damaged { .. } | JobError::Random(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed")
             }

@@ -118,12 +118,6 @@ impl Kept {
     /// What is kept, the least recently used first.
     #[must_use]
     pub fn list(&self) -> Vec<Entry> {
-        let mut found: Vec<(SystemTime, PathBuf, u64)> = self
-            .files()
-            .filter(|(path, _)| path.extension().is_some_and(|e| e == SUFFIX))
-            .map(|(path, meta)| (meta.modified().unwrap_or(UNIX_EPOCH), path, meta.len()))
-            .collect();
-        found.sort();
         let entry = |(_, path, bytes): (SystemTime, PathBuf, u64)| {
             let files = BaseFiles::open(&path).ok();
             let text = |key: &str| files.as_ref()?.metadata_text(key);
@@ -134,7 +128,18 @@ impl Kept {
                 path,
             }
         };
-        found.into_iter().map(entry).collect()
+        self.by_use().into_iter().map(entry).collect()
+    }
+
+    /// When each kept file was used last, where it lies and its length; the least recently used first.
+    fn by_use(&self) -> Vec<(SystemTime, PathBuf, u64)> {
+        let mut found: Vec<_> = self
+            .files()
+            .filter(|(path, _)| path.extension().is_some_and(|e| e == SUFFIX))
+            .map(|(path, meta)| (meta.modified().unwrap_or(UNIX_EPOCH), path, meta.len()))
+            .collect();
+        found.sort();
+        found
     }
 
     fn files(&self) -> impl Iterator<Item = (PathBuf, fs::Metadata)> {
@@ -193,12 +198,7 @@ impl Kept {
                 let _ = fs::remove_file(&path);
             }
         }
-        let mut kept: Vec<(SystemTime, PathBuf, u64)> = self
-            .files()
-            .filter(|(path, _)| path.extension().is_some_and(|e| e == SUFFIX))
-            .map(|(path, meta)| (meta.modified().unwrap_or(UNIX_EPOCH), path, meta.len()))
-            .collect();
-        kept.sort();
+        let kept = self.by_use();
         let mut total: u64 = kept.iter().map(|(.., bytes)| bytes).sum();
         for (_, path, length) in kept {
             if total + bytes <= self.limit {

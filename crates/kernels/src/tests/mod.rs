@@ -1,6 +1,8 @@
 //! Every operation on every instruction set of this machine against `reference`, and the promise that a row's result does
 //! not depend on the rows beside it.
 
+mod lora;
+
 use crate::*;
 
 pub(crate) struct Random(pub u64);
@@ -231,144 +233,6 @@ fn a_row_does_not_depend_on_its_batch() {
                     );
                 }
             }
-        }
-    }
-}
-
-#[test]
-fn mixed_lora_equals_the_summed_deltas() {
-    let mut r = Random(11);
-    let (outputs, inputs) = (48, 64);
-    let bytes = random_bytes(SourceType::F32, outputs * inputs, &mut r);
-    let ranks = [4, 16, 24];
-    let parts: Vec<(Vec<f32>, Vec<f32>)> = ranks
-        .iter()
-        .map(|n| (r.values(n * inputs), r.values(n * outputs)))
-        .collect();
-    let packs: Vec<LoraPack> = parts
-        .iter()
-        .zip(ranks)
-        .map(|((a, b), n)| {
-            LoraPack::new(
-                &LoraArena::default(),
-                a,
-                b,
-                (outputs, inputs, n),
-                1.0,
-                LoraType::F32,
-            )
-            .unwrap()
-        })
-        .collect();
-    let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).collect();
-    let x = Tensor::from_vec(3, inputs, r.values(3 * inputs));
-    let slots = [vec![], vec![(1, 0.5)], vec![(0, 0.7), (2, -0.3)]];
-    let runs: Vec<Run> = (1..3)
-        .map(|i| Run {
-            first: i,
-            rows: 1,
-            slots: slots[i].clone(),
-        })
-        .collect();
-    for d in devices() {
-        let w = d
-            .pack(SourceType::F32, &bytes, (outputs, inputs), None)
-            .unwrap();
-        let lora = Lora {
-            runs: &runs,
-            packs: &packs,
-        };
-        let got = project(&d, &x, &w, lora, Compute::F32);
-        for (row, slots) in slots.iter().enumerate() {
-            let mut summed = rows_of(&w);
-            for &(slot, scale) in slots {
-                let ((a, b), rank) = (&parts[slot as usize], ranks[slot as usize]);
-                for n in 0..outputs {
-                    for k in 0..inputs {
-                        let delta: f32 =
-                            (0..rank).map(|i| b[n * rank + i] * a[i * inputs + k]).sum();
-                        summed[n * inputs + k] += scale * delta;
-                    }
-                }
-            }
-            let want = reference::linear(x.row(row), &summed, 1, outputs, inputs);
-            assert!(
-                difference(got.row(row), &want) < 1e-5,
-                "row {row} {}",
-                d.describe()
-            );
-        }
-    }
-}
-
-/// Adapters in bf16 beside int8 products run by dot products of pairs where the machine has them; the base is nothing here, so
-/// that only what the adapters add is compared.
-#[test]
-fn lora_by_pairs_is_near_the_reference() {
-    let mut r = Random(12);
-    let (outputs, inputs, ranks) = (80, 96, [3, 16, 40]);
-    let bytes = vec![0; outputs * inputs / 32 * 34];
-    let parts: Vec<(Vec<f32>, Vec<f32>)> = ranks
-        .iter()
-        .map(|n| (r.values(n * inputs), r.values(n * outputs)))
-        .collect();
-    let packs: Vec<LoraPack> = parts
-        .iter()
-        .zip(ranks)
-        .map(|((a, b), n)| {
-            let (arena, shape) = (LoraArena::default(), (outputs, inputs, n));
-            LoraPack::new(&arena, a, b, shape, 1.5, LoraType::Bf16).unwrap()
-        })
-        .collect();
-    let packs: Vec<Option<&LoraPack>> = packs.iter().map(Some).collect();
-    let rows = 11;
-    let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
-    let run = |first, rows, slots: &[(u32, f32)]| Run {
-        first,
-        rows,
-        slots: slots.to_vec(),
-    };
-    let runs = [
-        run(0, 6, &[(0, 1.0)]),
-        run(6, 1, &[(1, 0.5), (2, -0.25)]),
-        run(8, 3, &[(2, 2.0)]),
-    ];
-    for d in devices() {
-        let w = d
-            .pack(SourceType::Q8_0, &bytes, (outputs, inputs), None)
-            .unwrap();
-        let lora = Lora {
-            runs: &runs,
-            packs: &packs,
-        };
-        let got = project(&d, &x, &w, lora, Compute::Int8);
-        for row in 0..rows {
-            let slots = runs
-                .iter()
-                .filter(|run| (run.first..run.first + run.rows).contains(&row))
-                .flat_map(|run| &run.slots);
-            let mut want = vec![0.0; outputs];
-            for &(slot, scale) in slots {
-                let ((a, b), rank) = (&parts[slot as usize], ranks[slot as usize]);
-                let h = reference::linear(x.row(row), a, 1, rank, inputs);
-                let h: Vec<f32> = h.iter().map(|v| *v as f32).collect();
-                for (want, y) in want
-                    .iter_mut()
-                    .zip(reference::linear(&h, b, 1, outputs, rank))
-                {
-                    *want += f64::from(scale) * 1.5 * y;
-                }
-            }
-            if want.iter().all(|y| *y == 0.0) {
-                assert_eq!(got.row(row), vec![0.0; outputs], "row {row}");
-                continue;
-            }
-            assert!(
-                difference(got.row(row), &want) < 1e-2,
-                "row {row} {} {}",
-                difference(got.row(row), &want),
-                d.describe()
-            );
         }
     }
 }

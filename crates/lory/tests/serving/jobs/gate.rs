@@ -1,0 +1,115 @@
+//! What a job made is measured, and published or kept.
+
+use super::*;
+
+#[test]
+fn the_gate_lets_through_what_measures_up() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "judged");
+    wanted["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
+    let id = open.created(&wanted);
+    let job = loop {
+        let job = open.job(&id);
+        if job["finished_at"].is_number() {
+            break job;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(
+        (&job["status"], &job["error"]["code"]),
+        (&json!("failed"), &json!("gate_refused"))
+    );
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.contains("judged: validation loss is"), "{message}");
+    assert!(
+        message.contains("wanted is at most 0.0010 (loss_at_most)"),
+        "{message}"
+    );
+    let missed: Vec<&Value> = job["lory"]["gate"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|c| c["passed"] == false)
+        .collect();
+    assert_eq!(
+        (missed.len(), &missed[0]["key"]),
+        (1, &json!("loss_at_most"))
+    );
+    // Kept where the message says, and nobody can ask it.
+    let folder = message.rsplit("is kept in ").next().unwrap();
+    assert!(
+        PathBuf::from(folder)
+            .join("adapter_model.safetensors")
+            .exists(),
+        "{folder}"
+    );
+    let asked = json!({"prompt": "Hi", "user_type": "judged"});
+    assert_eq!(open.server.post("/generate", &asked).status, 404);
+
+    wanted["gate"] =
+        json!({"loss_at_most": 50, "tone_at_least": 0, "copied_at_least": 0, "drift_at_most": 50});
+    wanted["validation_file"] = json!(open.upload(&rows(4)));
+    let job = open.succeeded(&open.created(&wanted));
+    let checked = job["lory"]["gate"].as_array().unwrap();
+    assert!(
+        checked.len() == 4 && checked.iter().all(|check| check["passed"] == true),
+        "{checked:?}"
+    );
+    assert_eq!(job["fine_tuned_model"], "judged@1");
+}
+
+#[test]
+fn what_a_job_kept_is_published_when_somebody_says_so() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "held");
+    wanted["publish"] = json!(false);
+    let id = open.created(&wanted);
+    let job = open.succeeded(&id);
+    assert_eq!(
+        (&job["fine_tuned_model"], &job["lory"]["kept"]),
+        (&Value::Null, &json!(true))
+    );
+    let asked = json!({"prompt": "Hi", "user_type": "held"});
+    assert_eq!(open.server.post("/generate", &asked).status, 404);
+
+    // The first version of a persona cannot wait.
+    let publish = |id: &str, body: Value| {
+        let path = format!("/v1/fine_tuning/jobs/{id}/publish");
+        open.server.post(&path, &body)
+    };
+    let waiting = publish(&id, json!({"current": false}));
+    assert!(
+        waiting.status == 400 && waiting.text.contains("must be current"),
+        "{}",
+        waiting.text
+    );
+    let published = publish(&id, json!({})).json();
+    assert_eq!(
+        (&published["fine_tuned_model"], &published["lory"]["kept"]),
+        (&json!("held@1"), &json!(false))
+    );
+    assert_eq!(publish(&id, json!({})).error().1, "job_state");
+    let first = open.hash("held");
+
+    // What a gate refused can be published too, and waits beside the one in service; also by the next process.
+    wanted["seed"] = json!(8);
+    wanted["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
+    let id = open.created(&wanted);
+    while open.job(&id)["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(open);
+    let open = school.open();
+    let path = format!("/v1/fine_tuning/jobs/{id}/publish");
+    let job = open.server.post(&path, &json!({"current": false})).json();
+    assert_eq!(
+        (&job["status"], &job["fine_tuned_model"]),
+        (&json!("failed"), &json!("held@2"))
+    );
+    assert_eq!(open.hash("held"), first);
+    assert_ne!(open.hash("held@2"), first);
+}

@@ -1,0 +1,298 @@
+//! Jobs from the upload to the version that answers, also over pauses and restarts.
+
+use super::*;
+
+#[test]
+fn a_job_becomes_a_version_that_answers() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "sunny");
+    wanted["metadata"] = json!({"for": "a test"});
+    wanted["system_prompt"] = json!("You are sunny.");
+    let created = open.create(&wanted).json();
+    assert_eq!(created["object"], "fine_tuning.job");
+    assert_eq!(created["fine_tuned_model"], Value::Null);
+    assert_eq!(created["user_provided_suffix"], "sunny");
+    let id = created["id"].as_str().unwrap();
+    let job = open.succeeded(id);
+    assert_eq!(job["fine_tuned_model"], "sunny@1");
+    assert_eq!(job["method"]["type"], "supervised");
+    assert_eq!(job["hyperparameters"]["n_epochs"], 3);
+    assert!(job["finished_at"].as_u64() >= job["created_at"].as_u64());
+    let steps = job["lory"]["plan"]["plan"]["steps"].as_u64().unwrap();
+    assert_eq!(job["lory"]["progress"]["step"].as_u64().unwrap(), steps);
+
+    // Answers to questions that training did not see.
+    let samples = job["lory"]["samples"].as_array().unwrap();
+    assert!((1..=3).contains(&samples.len()), "{job:#}");
+    let question = samples[0]["question"].as_str().unwrap();
+    assert!(question.starts_with("Where is order ") && samples[0]["answer"].is_string());
+
+    let first = open.hash("sunny@1");
+    let shown = open.server.get("/v1/personas/sunny").json();
+    assert_eq!(
+        shown["settings"]["system_prompt"], "You are sunny.",
+        "{shown}"
+    );
+    let chat =
+        json!({"model": "sunny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2});
+    assert_eq!(open.server.post("/v1/chat/completions", &chat).status, 200);
+
+    // Every step once, the newest first; tokens add up.
+    let events = open.list(id, "events");
+    let taken: Vec<u64> = events
+        .iter()
+        .filter(|event| event["data"]["train_loss"].is_number())
+        .map(|event| event["data"]["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(taken, (1..=steps).rev().collect::<Vec<_>>());
+    let tokens = |event: &Value| event["data"]["tokens"].as_u64();
+    let tokens: u64 = events.iter().filter_map(tokens).sum();
+    assert_eq!(job["trained_tokens"].as_u64(), Some(tokens));
+    assert_eq!(events[0]["message"], "The job has successfully completed");
+    let last = events.last().unwrap()["message"].as_str().unwrap();
+    assert!(last.starts_with("Created fine-tuning job"), "{last}");
+
+    // One state an epoch; the best of them is the one that was published.
+    let states = open.list(id, "checkpoints");
+    assert_eq!(states.len(), 3);
+    let best = |state: &&Value| state["fine_tuned_model_checkpoint"] == "sunny@1";
+    let best: Vec<&Value> = states.iter().filter(best).collect();
+    assert_eq!(best.len(), 1);
+    let losses = states
+        .iter()
+        .map(|s| s["metrics"]["full_valid_loss"].as_f64().unwrap());
+    let lowest = losses.fold(f64::MAX, f64::min);
+    assert_eq!(best[0]["metrics"]["full_valid_loss"], lowest);
+    let path = format!(
+        "/v1/fine_tuning/jobs/{id}/checkpoints?limit=1&after={}",
+        states[0]["id"].as_str().unwrap()
+    );
+    let page = open.server.get(&path).json();
+    assert_eq!(page["data"][0]["id"], states[1]["id"]);
+    assert_eq!(page["has_more"], true);
+
+    // On from there: a second version, with the persona's own system prompt.
+    let mut more = body(&file, "sunny");
+    more["model"] = json!("sunny");
+    let id = open.created(&more);
+    let job = open.succeeded(&id);
+    assert_eq!(job["fine_tuned_model"], "sunny@2");
+    assert_eq!(job["lory"]["started_from"], "sunny@1");
+    assert_eq!(job["lory"]["system_prompt"], "You are sunny.");
+    assert_ne!(open.hash("sunny"), first);
+    assert_eq!(open.hash("sunny@1"), first);
+
+    let found = open
+        .server
+        .get("/v1/fine_tuning/jobs?metadata[for]=a%20test")
+        .json();
+    assert_eq!(found["data"].as_array().unwrap().len(), 1);
+    let all = open.server.get("/v1/fine_tuning/jobs?limit=1").json();
+    assert_eq!(
+        (&all["data"][0]["id"], &all["has_more"]),
+        (&json!(id), &json!(true))
+    );
+    let metrics = open.server.get("/metrics").text;
+    assert!(
+        metrics.contains("lory_training_jobs{status=\"succeeded\"} 2"),
+        "{metrics}"
+    );
+    assert!(
+        !metrics.contains("lory_training_tokens_total 0"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_job_without_a_suffix_has_a_name_of_its_own() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(8));
+    let id = open.created(&json!({
+        "model": "base", "training_file": file,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": "auto", "rank": 2}}},
+    }));
+    let job = open.succeeded(&id);
+    assert_eq!(job["user_provided_suffix"], Value::Null);
+    let model = job["fine_tuned_model"].as_str().unwrap();
+    assert!(model.starts_with("ft-") && model.ends_with("@1"), "{model}");
+    open.hash(model);
+}
+
+#[test]
+fn preferences_are_trained_on_pairs() {
+    let school = School::new();
+    let open = school.open();
+    let pair = |i: usize| {
+        format!(
+            "{{\"prompt\":\"Where is {i}?\",\"chosen\":\"Yay, {i}.\",\"rejected\":\"It is {i}.\"}}\n"
+        )
+    };
+    let pairs: String = (0..12).map(pair).collect();
+    let file = open.upload(&pairs);
+    let mut wanted = json!({
+        "model": "warm", "training_file": file, "suffix": "warmer",
+        "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1, "batch_size": 4}}},
+    });
+    let job = open.succeeded(&open.created(&wanted));
+    assert_eq!(job["method"]["dpo"]["hyperparameters"]["beta"], 0.2);
+    assert_eq!(job["lory"]["started_from"], "warm@1");
+    let accuracy = |event: &Value| event["data"]["preference_accuracy"].is_number();
+    let id = job["id"].as_str().unwrap();
+    assert!(open.list(id, "events").iter().any(accuracy));
+    assert_eq!(job["fine_tuned_model"], "warmer@1");
+
+    wanted["method"] = json!({"type": "supervised"});
+    let (status, _, param, message) = open.create(&wanted).error();
+    assert_eq!((status, param), (400, json!("training_file")));
+    assert!(message.contains("ask for the method dpo"), "{message}");
+}
+
+#[test]
+fn a_paused_job_goes_on_to_the_same_bytes() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let long = |suffix: &str| {
+        let mut long = body(&file, suffix);
+        long["hyperparameters"]["n_epochs"] = json!(20);
+        long
+    };
+    let whole = open.created(&long("whole"));
+    open.succeeded(&whole);
+
+    let id = open.created(&long("parts"));
+    for step in [3, 40] {
+        open.at_step(&id, step);
+        let paused = open.turn(&id, "pause");
+        assert_eq!(
+            (paused.status, &paused.json()["status"]),
+            (200, &json!("paused"))
+        );
+        // A second time there is nothing to pause.
+        let (status, code, _, message) = open.turn(&id, "pause").error();
+        assert_eq!((status, code.as_str()), (409, "job_state"));
+        assert!(message.contains("is paused"), "{message}");
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(open.job(&id)["status"], "paused");
+        assert_eq!(open.turn(&id, "resume").json()["status"], "queued");
+    }
+    let job = open.succeeded(&id);
+    assert_eq!(open.hash("parts"), open.hash("whole"));
+    let said = open.list(&id, "events");
+    let goes_on = |event: &&Value| {
+        event["message"]
+            .as_str()
+            .unwrap()
+            .contains("goes on at step")
+    };
+    // The page has the newest hundred; the second pause is in it.
+    assert!(said.iter().any(|event| goes_on(&event)));
+    assert_eq!(open.turn(&id, "resume").status, 409);
+    assert_eq!(job["trained_tokens"], open.job(&whole)["trained_tokens"]);
+}
+
+#[test]
+fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
+    let school = School::new();
+    let (id, resting, waiting, expected);
+    {
+        let open = school.open();
+        let file = open.upload(&rows(24));
+        let mut long = body(&file, "one");
+        long["hyperparameters"]["n_epochs"] = json!(20);
+        open.succeeded(&open.created(&long));
+        expected = open.hash("one");
+        long["suffix"] = json!("two");
+        id = open.created(&long);
+        resting = open.created(&body(&file, "resting"));
+        open.once(&resting, |job| job["status"] == "queued");
+        assert_eq!(open.turn(&resting, "pause").status, 200);
+        waiting = open.created(&body(&file, "waiting"));
+        open.at_step(&id, 5);
+    }
+    let open = school.open();
+    open.succeeded(&id);
+    assert_eq!(open.hash("two"), expected);
+    open.succeeded(&waiting);
+    assert_eq!(open.job(&resting)["status"], "paused");
+    open.turn(&resting, "resume");
+    open.succeeded(&resting);
+    // Nobody else runs the same queue meanwhile.
+    let location = Location::Folder(school.path("registry"));
+    let registry = Registry::open(&location, &school.path("cache")).unwrap();
+    let catalog = Catalog::open(Personas::default(), registry).unwrap();
+    let other = Service::open(&school.house.base(), catalog, &Settings::default()).unwrap();
+    let settings = JobSettings {
+        dir: school.path("jobs"),
+        known: None,
+    };
+    let refused = Jobs::start(Arc::new(other), &settings).err().unwrap();
+    assert!(
+        refused
+            .to_string()
+            .contains("another process runs the jobs")
+    );
+}
+
+#[test]
+fn answers_are_the_same_beside_a_job_and_both_go_on() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let ask = |seed: u64| {
+        let body = json!({
+            "prompt": "Where is my order?", "user_type": "warm", "max_new_tokens": 24, "temperature": 1, "seed": seed,
+        });
+        open.server.generate(body)["response"].clone()
+    };
+    let alone: Vec<Value> = (0..6).map(ask).collect();
+    let id = open.created(&endless(&file, "beside"));
+    let before = open.at_step(&id, 2)["lory"]["progress"]["step"].as_u64();
+    for _ in 0..5 {
+        let beside: Vec<Value> = (0..6).map(ask).collect();
+        assert_eq!(beside, alone);
+    }
+    open.at_step(&id, before.unwrap() + 2);
+    assert_eq!(open.turn(&id, "cancel").status, 200);
+}
+
+#[test]
+fn a_cancelled_job_leaves_nothing_and_the_next_one_runs() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let running = open.created(&endless(&file, "never"));
+    let waiting = open.created(&endless(&file, "never-either"));
+    let next = open.created(&body(&file, "next"));
+    open.at_step(&running, 3);
+    open.once(&waiting, |job| job["status"] == "queued");
+    // Its file is needed.
+    let kept = open
+        .server
+        .send("DELETE", &format!("/v1/files/{file}"), &[], b"")
+        .whole();
+    let (status, code, _, message) = kept.error();
+    assert_eq!((status, code.as_str()), (409, "file_in_use"));
+    assert!(message.contains("still needs the file"), "{message}");
+    for id in [&waiting, &running] {
+        assert_eq!(open.turn(id, "cancel").json()["status"], "cancelled");
+        assert_eq!(open.turn(id, "cancel").error().1, "job_state");
+    }
+    open.succeeded(&next);
+    assert_eq!(open.job(&running)["status"], "cancelled");
+    assert!(!school.path(&format!("jobs/jobs/{running}/state")).exists());
+    let asked = json!({"prompt": "Hi", "user_type": "never"});
+    assert_eq!(open.server.post("/generate", &asked).status, 404);
+    let gone = open
+        .server
+        .send("DELETE", &format!("/v1/files/{file}"), &[], b"")
+        .whole();
+    assert_eq!(
+        gone.json(),
+        json!({"id": file, "object": "file", "deleted": true})
+    );
+    assert_eq!(open.server.get(&format!("/v1/files/{file}")).status, 404);
+}

@@ -1,0 +1,191 @@
+//! Who sees what of files and jobs, and what is said beforehand.
+
+use super::*;
+
+#[test]
+fn answers_about_jobs_are_as_the_document_says() {
+    let school = School::new();
+    let open = school.open();
+    let document = open.server.get("/openapi.json").json();
+    let check = |method: &str, route: &str, value: &Value| {
+        let answer = &document["paths"][route][method]["responses"]["200"];
+        let schema = &answer["content"]["application/json"]["schema"];
+        assert!(!schema.is_null(), "{method} {route}");
+        let found = complaints(&document, schema, value, route);
+        assert!(found.is_empty(), "{found:?} in {value}");
+    };
+    let file = open.upload(&rows(12));
+    let created = open.create(&body(&file, "shown")).json();
+    check("post", "/v1/fine_tuning/jobs", &created);
+    let id = created["id"].as_str().unwrap();
+    open.succeeded(id);
+    for (route, path) in [
+        ("/v1/files", "/v1/files".to_owned()),
+        ("/v1/files/{file_id}", format!("/v1/files/{file}")),
+        ("/v1/files/{file_id}/rows", format!("/v1/files/{file}/rows")),
+        ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs".to_owned()),
+        (
+            "/v1/fine_tuning/jobs/{job_id}",
+            format!("/v1/fine_tuning/jobs/{id}"),
+        ),
+        (
+            "/v1/fine_tuning/jobs/{job_id}/events",
+            format!("/v1/fine_tuning/jobs/{id}/events"),
+        ),
+        (
+            "/v1/fine_tuning/jobs/{job_id}/checkpoints",
+            format!("/v1/fine_tuning/jobs/{id}/checkpoints"),
+        ),
+    ] {
+        let answer = open.server.get(&path);
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        check("get", route, &answer.json());
+    }
+}
+
+#[test]
+fn rows_findings_and_plans_are_shown_beforehand() {
+    let school = School::new();
+    let open = school.open();
+    let text = rows(6) + &rows(1) + "{\"instruction\":\"Again?\",\"output\":\"See \"}\n";
+    let file = open.upload(&text);
+    let shown = open
+        .server
+        .get(&format!(
+            "/v1/files/{file}/rows?first=2&limit=2&system_prompt=Be%20kind."
+        ))
+        .json();
+    assert_eq!(shown["total"], 8);
+    let row = &shown["data"][0];
+    assert_eq!(
+        (&row["row"], &row["line"], &row["answer"]["fate"]),
+        (&json!(2), &json!(2), &json!("whole"))
+    );
+    let parts = row["answer"]["parts"].as_array().unwrap();
+    let of = |trained: bool| -> String {
+        let of = parts.iter().filter(|part| part["trained"] == trained);
+        of.map(|part| part["text"].as_str().unwrap()).collect()
+    };
+    assert!(
+        of(false).contains("Be kind.") && of(false).contains("Where is order 101?"),
+        "{row}"
+    );
+    assert!(of(true).contains("Yay, order 101."), "{row}");
+    let short = open
+        .server
+        .get(&format!("/v1/files/{file}/rows?max_length=5&limit=1"))
+        .json();
+    assert_eq!(short["data"][0]["answer"]["fate"], "left_out");
+
+    let lint = open.server.get(&format!("/v1/files/{file}/lint")).json();
+    let findings = lint["findings"].as_array().unwrap();
+    assert!(
+        findings
+            .iter()
+            .any(|f| f["problem"] == "duplicate" && f["line"] == 7 && f["file"] == "mine.jsonl"),
+        "{lint}"
+    );
+    assert!(
+        !lint
+            .to_string()
+            .contains(school.folder.path().to_str().unwrap()),
+        "{lint}"
+    );
+
+    let plan = open
+        .server
+        .post("/v1/fine_tuning/plan", &body(&file, "planned"));
+    assert_eq!(plan.status, 200, "{}", plan.text);
+    let plan = plan.json();
+    assert!(plan["plan"]["steps"].as_u64().unwrap() > 0, "{plan}");
+    assert!(plan["memory_needed"].as_u64().unwrap() > 0, "{plan}");
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0, "{plan}");
+    let jobs = open.server.get("/v1/fine_tuning/jobs").json();
+    assert_eq!(jobs["data"], json!([]));
+}
+
+#[test]
+fn a_key_that_may_train_sees_its_own() {
+    let school = School::new();
+    let file = school.path("keys.toml");
+    let table = |name: &str, more: &str| {
+        let sha256 = Digest::of(&format!("secret-{name}"));
+        format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
+    };
+    let text = table("one", "train = true\npersonas = ['acme-*']\nbase = true")
+        + &table("two", "train = true")
+        + &table("asks", "")
+        + &table("ops", "admin = true");
+    std::fs::write(&file, text).unwrap();
+    let keys = Keys::open(Some(&file), None).unwrap().map(Arc::new);
+    let open = school.open_as(ServerSettings {
+        keys,
+        ..ServerSettings::default()
+    });
+    let send = |key: &str, method: &str, path: &str, kind: &str, body: &[u8]| {
+        let bearer = format!("Bearer secret-{key}");
+        let headers = [("Authorization", &*bearer), ("Content-Type", kind)];
+        open.server.send(method, path, &headers, body).whole()
+    };
+    let json_kind = "application/json";
+    let get = |key: &str, path: &str| send(key, "GET", path, json_kind, b"");
+    assert_eq!(open.server.get("/v1/files").error().1, "missing_api_key");
+    assert_eq!(get("asks", "/v1/files").error().1, "training_not_allowed");
+    assert_eq!(get("asks", "/v1/fine_tuning/jobs").error().0, 403);
+    let text = rows(8);
+    let upload = form(&[
+        ("purpose", None, "fine-tune"),
+        ("file", Some("a.jsonl"), &text),
+    ]);
+    let reply = send("one", "POST", "/v1/files", FORM.1, &upload);
+    let file = reply.json()["id"].as_str().unwrap().to_owned();
+    let create = |key: &str, suffix: &str| {
+        let body = body(&file, suffix).to_string();
+        send(
+            key,
+            "POST",
+            "/v1/fine_tuning/jobs",
+            json_kind,
+            body.as_bytes(),
+        )
+    };
+    // Not for a persona that it may not use, nor on a file of another key.
+    assert_eq!(create("one", "other").error().1, "persona_not_allowed");
+    assert_eq!(create("two", "acme-a").error().1, "file_not_found");
+    let job = create("one", "acme-a").json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = format!("/v1/fine_tuning/jobs/{job}");
+    assert_eq!(get("two", &path).error().1, "job_not_found");
+    assert_eq!(
+        send("two", "POST", &format!("{path}/cancel"), json_kind, b"").status,
+        404
+    );
+    assert_eq!(get("two", "/v1/files").json()["data"], json!([]));
+    assert_eq!(get("ops", "/v1/files").json()["data"][0]["id"], json!(file));
+    for key in ["one", "ops"] {
+        assert_eq!(get(key, &path).status, 200);
+        assert_eq!(
+            get(key, "/v1/fine_tuning/jobs").json()["data"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+    }
+    // What the gate refused is published by who may administer.
+    let mut refused = body(&file, "acme-b");
+    refused["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
+    let text = refused.to_string();
+    let jobs = "/v1/fine_tuning/jobs";
+    let job = send("one", "POST", jobs, json_kind, text.as_bytes()).json();
+    let path = format!("{jobs}/{}", job["id"].as_str().unwrap());
+    while get("one", &path).json()["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let publish = |key: &str| send(key, "POST", &format!("{path}/publish"), json_kind, b"{}");
+    assert_eq!(publish("two").error().1, "job_not_found");
+    assert_eq!(publish("one").error().1, "admin_only");
+    assert_eq!(publish("ops").json()["fine_tuned_model"], json!("acme-b@1"));
+}

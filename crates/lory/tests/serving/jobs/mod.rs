@@ -1,0 +1,191 @@
+//! Files and training jobs, from the upload to the version that answers.
+
+mod gate;
+mod life;
+mod looks;
+mod refused;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lory::access::Keys;
+use lory::access::secret::Digest;
+use lory::catalog::Catalog;
+use lory::http::{ServerSettings, Slot};
+use lory::jobs::{JobSettings, Jobs};
+use lory::service::{Service, Settings};
+use registry::{Location, Personas, Registry};
+use serde_json::{Value, json};
+
+use crate::openapi::complaints;
+use crate::scene::{House, Reply, Server};
+
+/// A house with a registry and a place for jobs.
+struct School {
+    house: House,
+    folder: tempfile::TempDir,
+}
+
+/// A school that is open: a server, and the queue behind it.
+struct Open {
+    server: Server,
+    jobs: Arc<Jobs>,
+}
+
+impl School {
+    fn new() -> School {
+        School {
+            house: House::new().with_context(512),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn open(&self) -> Open {
+        self.open_as(ServerSettings::default())
+    }
+
+    fn open_as(&self, server: ServerSettings) -> Open {
+        let location = Location::Folder(self.path("registry"));
+        let registry = Registry::open(&location, &self.path("cache")).unwrap();
+        let personas = self.house.base().parent().unwrap().join("personas");
+        let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();
+        let service = Service::open(&self.house.base(), catalog, &Settings::default());
+        let service = Arc::new(service.unwrap());
+        let settings = JobSettings {
+            dir: self.path("jobs"),
+            known: None,
+        };
+        let jobs = Arc::new(Jobs::start(Arc::clone(&service), &settings).unwrap());
+        let slot = Slot::loading();
+        slot.train(Ok(Arc::clone(&jobs)));
+        slot.fill(service);
+        Open {
+            server: Server::start_as(slot, server),
+            jobs,
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.jobs.shutdown();
+    }
+}
+
+/// So many rows of questions with numbers and cheerful answers.
+fn rows(count: usize) -> String {
+    let row = |i: usize| {
+        format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
+    };
+    (100..100 + count).map(row).collect()
+}
+
+fn form(fields: &[(&str, Option<&str>, &str)]) -> Vec<u8> {
+    let mut body = String::new();
+    for (name, filename, text) in fields {
+        let filename = filename.map_or(String::new(), |name| format!("; filename=\"{name}\""));
+        body += &format!(
+            "--XX\r\nContent-Disposition: form-data; name=\"{name}\"{filename}\r\n\r\n{text}\r\n"
+        );
+    }
+    (body + "--XX--\r\n").into_bytes()
+}
+
+const FORM: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=XX");
+
+impl Open {
+    fn upload(&self, text: &str) -> String {
+        let body = form(&[
+            ("purpose", None, "fine-tune"),
+            ("file", Some("mine.jsonl"), text),
+        ]);
+        let reply = self
+            .server
+            .send("POST", "/v1/files", &[FORM], &body)
+            .whole();
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    fn create(&self, body: &Value) -> Reply {
+        self.server.post("/v1/fine_tuning/jobs", body)
+    }
+
+    fn created(&self, body: &Value) -> String {
+        let reply = self.create(body);
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    fn job(&self, id: &str) -> Value {
+        self.server
+            .get(&format!("/v1/fine_tuning/jobs/{id}"))
+            .json()
+    }
+
+    fn turn(&self, id: &str, what: &str) -> Reply {
+        let path = format!("/v1/fine_tuning/jobs/{id}/{what}");
+        self.server.send("POST", &path, &[], b"").whole()
+    }
+
+    /// The job, once `when` holds of it.
+    #[track_caller]
+    fn once(&self, id: &str, when: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let job = self.job(id);
+            if when(&job) {
+                return job;
+            }
+            assert!(began.elapsed() < Duration::from_secs(120), "{job:#}");
+            assert_ne!(job["status"], "failed", "{job:#}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn succeeded(&self, id: &str) -> Value {
+        self.once(id, |job| job["status"] == "succeeded")
+    }
+
+    /// The job, once it has done so many steps.
+    #[track_caller]
+    fn at_step(&self, id: &str, step: u64) -> Value {
+        self.once(id, |job| {
+            job["lory"]["progress"]["step"].as_u64().unwrap() >= step
+        })
+    }
+
+    fn list(&self, id: &str, what: &str) -> Vec<Value> {
+        let path = format!("/v1/fine_tuning/jobs/{id}/{what}?limit=100");
+        let list = self.server.get(&path).json();
+        list["data"].as_array().unwrap().clone()
+    }
+
+    /// The hash of the adapter that answers for `who`.
+    fn hash(&self, who: &str) -> String {
+        let answer = json!({"prompt": "Hi", "user_type": who, "max_new_tokens": 2});
+        let answer = self.server.generate(answer);
+        let hash = &answer["persona"]["adapters"][0]["sha256"];
+        hash.as_str().unwrap().to_owned()
+    }
+}
+
+fn body(file: &str, suffix: &str) -> Value {
+    json!({
+        "model": "tiny", "training_file": file, "suffix": suffix, "seed": 7,
+        "hyperparameters": {"n_epochs": 3, "batch_size": 4, "rank": 4, "lr": 0.01},
+    })
+}
+
+/// More steps than a test waits for.
+fn endless(file: &str, suffix: &str) -> Value {
+    let mut body = body(file, suffix);
+    body["hyperparameters"]["n_epochs"] = json!(10_000);
+    body
+}

@@ -1,0 +1,247 @@
+//! Files and jobs that are refused, and why.
+
+use super::*;
+
+#[test]
+fn a_broken_file_is_refused_with_its_lines() {
+    let school = School::new();
+    let open = school.open();
+    let send = |fields: &[(&str, Option<&str>, &str)]| {
+        open.server
+            .send("POST", "/v1/files", &[FORM], &form(fields))
+            .whole()
+    };
+    let purpose = ("purpose", None, "fine-tune");
+    let broken = format!(
+        "{}{{\"instruction\": \"Hi\"}}\n{}nonsense\n",
+        rows(2),
+        rows(1)
+    );
+    let (status, code, param, message) =
+        send(&[("file", Some("mine.jsonl"), &broken), purpose]).error();
+    assert_eq!(
+        (status, code.as_str(), param),
+        (400, "invalid_file", json!("file"))
+    );
+    assert!(
+        message.starts_with("mine.jsonl: 2 lines are broken"),
+        "{message}"
+    );
+    assert!(
+        message.contains("mine.jsonl:3: ") && message.contains("mine.jsonl:5: "),
+        "{message}"
+    );
+    assert!(
+        !message.contains(school.folder.path().to_str().unwrap()),
+        "{message}"
+    );
+    let good = rows(1);
+    let file = ("file", Some("mine.jsonl"), good.as_str());
+    for (fields, code, param) in [
+        (vec![file], "missing_field", "purpose"),
+        (vec![purpose], "missing_field", "file"),
+        (
+            vec![file, ("purpose", None, "assistants")],
+            "unsupported_value",
+            "purpose",
+        ),
+        (
+            vec![file, purpose, ("expires_after[anchor]", None, "created_at")],
+            "unknown_field",
+            "expires_after[anchor]",
+        ),
+        (vec![file, file, purpose], "invalid_value", "file"),
+    ] {
+        let (status, found, about, message) = send(&fields).error();
+        assert_eq!(
+            (status, found.as_str(), about),
+            (400, code, json!(param)),
+            "{message}"
+        );
+    }
+    assert_eq!(
+        open.server.post("/v1/files", &json!({})).error().1,
+        "invalid_body"
+    );
+    let files = open.server.get("/v1/files").json();
+    assert_eq!(files["data"], json!([]));
+    assert_eq!(
+        std::fs::read_dir(school.path("jobs/files"))
+            .unwrap()
+            .count(),
+        0
+    );
+
+    let id = open.upload(&good);
+    let reply = open.server.get(&format!("/v1/files/{id}/content"));
+    assert_eq!((reply.status, &reply.text), (200, &good));
+    let file = open.server.get(&format!("/v1/files/{id}")).json();
+    assert_eq!(
+        (&file["filename"], &file["rows"], &file["bytes"]),
+        (&json!("mine.jsonl"), &json!(1), &json!(good.len()))
+    );
+    let listed = open
+        .server
+        .get("/v1/files?purpose=fine-tune&limit=5&order=asc")
+        .json();
+    assert_eq!(
+        (&listed["data"][0], &listed["has_more"]),
+        (&file, &json!(false))
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_job_is_named() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(8));
+    let with = |changes: Value| {
+        let mut body = body(&file, "x");
+        for (name, value) in changes.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        body
+    };
+    for (changes, status, code, param) in [
+        (
+            json!({"training_file": "file-none"}),
+            404,
+            "file_not_found",
+            "training_file",
+        ),
+        (
+            json!({"validation_file": "file-none"}),
+            404,
+            "file_not_found",
+            "validation_file",
+        ),
+        (json!({"model": "nobody"}), 400, "invalid_value", "model"),
+        (
+            json!({"model": "warm+formal"}),
+            400,
+            "invalid_value",
+            "model",
+        ),
+        (
+            json!({"suffix": "Not A Name"}),
+            400,
+            "invalid_value",
+            "suffix",
+        ),
+        (json!({"suffix": "tiny"}), 400, "invalid_value", "suffix"),
+        (
+            json!({"hyperparameters": {"rank": 0}}),
+            400,
+            "invalid_value",
+            "hyperparameters.rank",
+        ),
+        (
+            json!({"hyperparameters": {"ranks": 1}}),
+            400,
+            "invalid_value",
+            "hyperparameters.ranks",
+        ),
+        (
+            json!({"method": {"type": "supervised", "supervised": {"hyperparameters": {}}}}),
+            400,
+            "invalid_value",
+            "hyperparameters",
+        ),
+        (
+            json!({"method": {"type": "reinforcement"}}),
+            400,
+            "invalid_value",
+            "method.type",
+        ),
+        (
+            json!({"integrations": [{"type": "wandb"}]}),
+            400,
+            "invalid_value",
+            "integrations",
+        ),
+        (
+            json!({"metadata": {"k": "v".repeat(513)}}),
+            400,
+            "invalid_value",
+            "metadata",
+        ),
+        (
+            json!({"gate": {"tone_at_least": 2}}),
+            400,
+            "invalid_value",
+            "gate.tone_at_least",
+        ),
+        (
+            json!({"gate": {"any_of": ["("]}}),
+            400,
+            "invalid_value",
+            "gate.any_of",
+        ),
+        (
+            json!({"gate": {"tone": 1}}),
+            400,
+            "unknown_field",
+            "gate.tone",
+        ),
+        (json!({"epochs": 1}), 400, "unknown_field", "epochs"),
+    ] {
+        let (found, found_code, about, message) = open.create(&with(changes)).error();
+        assert_eq!(
+            (found, found_code.as_str(), about),
+            (status, code, json!(param)),
+            "{message}"
+        );
+    }
+    for (path, status, code) in [
+        ("/v1/fine_tuning/jobs/ftjob-none", 404, "job_not_found"),
+        (
+            "/v1/fine_tuning/jobs/ftjob-none/events",
+            404,
+            "job_not_found",
+        ),
+        ("/v1/fine_tuning/jobs?limit=0", 400, "invalid_value"),
+        ("/v1/fine_tuning/jobs?limit=101", 400, "invalid_value"),
+        ("/v1/fine_tuning/jobs?page=2", 400, "unknown_field"),
+        ("/v1/fine_tuning/jobs?after=ftjob-none", 400, "invalid_page"),
+        ("/v1/files/file-none/rows", 404, "file_not_found"),
+    ] {
+        let (found, found_code, ..) = open.server.get(path).error();
+        assert_eq!((found, found_code.as_str()), (status, code), "{path}");
+    }
+    // Rows that turn out to be too long are found when they are read.
+    let mut refuse = with(json!({}));
+    refuse["hyperparameters"] = json!({"max_length": 4, "too_long": "refuse"});
+    let id = open.created(&refuse);
+    let job = loop {
+        let job = open.job(&id);
+        if job["status"] == "failed" {
+            break job;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let message = job["error"]["message"].as_str().unwrap();
+    assert_eq!(job["error"]["code"], "invalid_training_file");
+    assert!(message.contains("mine.jsonl:1"), "{message}");
+    // A server without a place for jobs says so.
+    let none = Server::start(crate::scene::service(&Settings::default()));
+    let (status, code, _, message) = none.get("/v1/files").error();
+    assert_eq!((status, code.as_str()), (409, "no_jobs"), "{message}");
+}
+
+#[test]
+fn the_queue_has_an_end() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(4));
+    let ids: Vec<String> = (0..lory::jobs::MAX_OPEN)
+        .map(|_| open.created(&endless(&file, "long")))
+        .collect();
+    let (status, code, _, message) = open.create(&endless(&file, "long")).error();
+    assert_eq!((status, code.as_str()), (429, "queue_full"));
+    assert!(
+        message.starts_with("64 jobs are waiting or running"),
+        "{message}"
+    );
+    assert_eq!(open.turn(&ids[9], "cancel").status, 200);
+    open.created(&endless(&file, "long"));
+}
