@@ -286,6 +286,7 @@ unsafe fn some_rows(isa: Isa, count: usize, job: Job) {
             };
         }
     }
+    let _ = isa;
     for m in 0..count {
         let row = job.values[m..].iter().step_by(count);
         let mut sums = [0i32; LANES];
