@@ -148,17 +148,25 @@ impl Located {
             line: plan.line(),
             held: Held {
                 precision: plan.chosen.precision,
-                // Without a home the base is quantized at every start.
-                kept: Home::find().ok().map(|home| Kept::in_folder(home.kept())),
+                kept: kept(),
             },
         })
     }
 
     /// The sha256 that the base is known by, in hex.
     pub fn fingerprint(&self) -> anyhow::Result<String> {
-        match self.sha256 {
-            Some(sha256) => Ok(sha256.to_owned()),
-            None => files::sha256(&self.path).with_context(|| self.path.display().to_string()),
+        if let Some(sha256) = self.sha256 {
+            return Ok(sha256.to_owned());
         }
+        let hash = match kept() {
+            Some(kept) => kept.fingerprint(&self.path),
+            None => files::sha256(&self.path),
+        };
+        hash.with_context(|| self.path.display().to_string())
     }
+}
+
+/// Where bases are kept; without a home a base is quantized, and read for its hash, at every start.
+fn kept() -> Option<Kept> {
+    Home::find().ok().map(|home| Kept::in_folder(home.kept()))
 }

@@ -4,6 +4,7 @@
 //! quantized/
 //!   <outline>-<content>.gguf    the converted tensors alone, named by what they were made of (`source.rs`)
 //!   <identity>.known            the name of such a file: what the base with these files on the disk is, without reading it
+//!   <listing>.sha256            what the base with these files on the disk is known by, without reading it
 //! ```
 //!
 //! A file appears under its name when it is whole. The folder is bounded; the file that was used least recently goes first.
@@ -15,14 +16,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use formats::checkpoint::Checkpoint;
 use formats::config::{ConfigError, ModelConfig};
 use formats::gguf::{GgufStream, TensorView, Value};
+use sha2::{Digest as _, Sha256};
 
 use self::source::{Content, file_name};
+use crate::pull;
 use crate::service::BaseFiles;
+use crate::service::files::sha256;
 
 pub use self::source::Source;
 
@@ -31,6 +35,10 @@ pub const LIMIT: u64 = 64 << 30;
 const SUFFIX: &str = "gguf";
 /// What says which kept file a base's files are.
 const KNOWN: &str = "known";
+/// What says what a base's files are known by.
+const SHA256: &str = "sha256";
+/// So long that is taken from there; a base is read again then.
+const REMEMBERED: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How files that are being written begin; those of processes that ended are removed after a day.
 const PARTIAL: &str = ".partial-";
 
@@ -102,17 +110,46 @@ impl Kept {
         Some(self.folder.join(format!("{identity}.{KNOWN}")))
     }
 
-    /// Without the marker the base is read again at the next start, so what goes wrong is not told.
     fn remember(&self, marker: Option<&Path>, name: &Path) {
-        let Some(marker) = marker else { return };
+        if let Some(marker) = marker {
+            self.mark(marker, name.as_os_str().as_encoded_bytes());
+        }
+    }
+
+    /// Without the marker the base is read again at the next start, so what goes wrong is not told.
+    fn mark(&self, marker: &Path, text: &[u8]) {
         let write = || {
             let mut file = tempfile::Builder::new()
                 .prefix(PARTIAL)
                 .tempfile_in(&self.folder)?;
-            file.write_all(name.as_os_str().as_encoded_bytes())?;
+            file.write_all(text)?;
             file.persist(marker).map_err(|error| error.error)
         };
         let _: io::Result<File> = write();
+    }
+
+    /// The sha256 that the base at `path` is known by, in hex, as [`sha256`] has it. Its files are read for it once, and then
+    /// not for some months, as long as they stay as they are.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn fingerprint(&self, path: &Path) -> io::Result<String> {
+        // Taken before the files are read: were they changed meanwhile, they would not be found by it.
+        let listing = pull::hex(&Sha256::digest(source::listing(path)?));
+        let marker = self.folder.join(format!("{listing}.{SHA256}"));
+        if age(&marker).is_some_and(|age| age < REMEMBERED)
+            && let Ok(known) = fs::read_to_string(&marker)
+            && known.len() == 64
+            && known.bytes().all(|c| c.is_ascii_hexdigit())
+        {
+            return Ok(known);
+        }
+        let hash = sha256(path)?;
+        if fs::create_dir_all(&self.folder).is_ok() {
+            self.sweep();
+            self.mark(&marker, hash.as_bytes());
+        }
+        Ok(hash)
     }
 
     /// What is kept, the least recently used first.
@@ -185,19 +222,26 @@ impl Kept {
         })
     }
 
-    /// Removes what was used least recently until `bytes` more fit, on the disk too.
-    fn make_room(&self, bytes: u64) -> io::Result<()> {
-        let day = std::time::Duration::from_secs(24 * 3600);
-        for (path, meta) in self.files() {
+    /// Removes what is of no use any more: files that were left half-written, and markers that say nothing.
+    fn sweep(&self) {
+        let day = Duration::from_secs(24 * 3600);
+        for (path, _) in self.files() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let old = meta.modified().ok().and_then(|at| at.elapsed().ok());
-            let left = name.starts_with(PARTIAL) && old.is_some_and(|old| old > day);
-            let points_nowhere = path.extension().is_some_and(|e| e == KNOWN)
-                && known(&path).is_none_or(|name| !self.folder.join(name).exists());
-            if left || points_nowhere {
+            let older = |than: Duration| age(&path).is_some_and(|age| age > than);
+            let is = |kind: &str| path.extension().is_some_and(|e| e == kind);
+            let left = name.starts_with(PARTIAL) && older(day);
+            let points_nowhere =
+                is(KNOWN) && known(&path).is_none_or(|name| !self.folder.join(name).exists());
+            let forgotten = is(SHA256) && older(REMEMBERED);
+            if left || points_nowhere || forgotten {
                 let _ = fs::remove_file(&path);
             }
         }
+    }
+
+    /// Removes what was used least recently until `bytes` more fit, on the disk too.
+    fn make_room(&self, bytes: u64) -> io::Result<()> {
+        self.sweep();
         let kept = self.by_use();
         let mut total: u64 = kept.iter().map(|(.., bytes)| bytes).sum();
         for (_, path, length) in kept {
@@ -216,6 +260,11 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// How long ago a file was written.
+fn age(path: &Path) -> Option<Duration> {
+    fs::metadata(path).ok()?.modified().ok()?.elapsed().ok()
 }
 
 /// The name in a marker, if it is one of a file in the same folder.
@@ -420,6 +469,43 @@ mod tests {
         // And the base itself is found by its content, and known from then on.
         assert_eq!(base.found(&kept, Precision::Q8), Some(7));
         assert!(kept.find(&unread, 1).is_some());
+    }
+
+    #[test]
+    fn a_base_is_read_once_for_what_it_is_known_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = kept_in(folder.path());
+        let base = folder.path().join("base");
+        fs::create_dir(&base).unwrap();
+        let weights = base.join("model.safetensors");
+        fs::write(&weights, "one").unwrap();
+        let first = kept.fingerprint(&base).unwrap();
+        assert_eq!(first, sha256(&base).unwrap());
+        let marker = || {
+            let mut all = kept.files().map(|(path, _)| path);
+            all.find(|path| path.extension().is_some_and(|e| e == SHA256))
+        };
+        // What stands there is taken, unless it is no hash or too old.
+        let other = "0".repeat(64);
+        fs::write(marker().unwrap(), &other).unwrap();
+        assert_eq!(kept.fingerprint(&base).unwrap(), other);
+        fs::write(marker().unwrap(), "0").unwrap();
+        assert_eq!(kept.fingerprint(&base).unwrap(), first);
+        fs::write(marker().unwrap(), &other).unwrap();
+        let file = File::options().append(true).open(marker().unwrap());
+        let long_ago = SystemTime::now() - REMEMBERED - Duration::from_secs(60);
+        file.unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(kept.fingerprint(&base).unwrap(), first);
+        kept.sweep();
+        assert!(marker().is_some());
+        // As long, and another.
+        fs::write(&weights, "two").unwrap();
+        let second = kept.fingerprint(&base).unwrap();
+        assert_eq!(second, sha256(&base).unwrap());
+        assert_ne!(second, first);
+        // A folder that cannot be written is no error.
+        let nowhere = Kept::in_folder(weights.join("kept"));
+        assert_eq!(nowhere.fingerprint(&base).unwrap(), second);
     }
 
     #[test]

@@ -81,30 +81,39 @@ impl Source<'_> {
         content.finish()
     }
 
-    /// The hash of which files these are, in hex: precision, place, length, times of change, and number on the disk. Where it is the
-    /// same as before, the content is taken to be.
+    /// The hash of which files these are, and of the precision, in hex. Where it is the same as before, the content is taken to be.
     ///
     /// # Errors
     /// A file of the base cannot be looked at.
     pub(super) fn identity(&self) -> io::Result<String> {
         let mut hasher = begin(self.precision);
-        for file in all_files(self.path).map_err(io::Error::other)? {
-            let file = file.canonicalize()?;
-            let meta = std::fs::metadata(&file)?;
-            let changed = meta.modified()?.duration_since(UNIX_EPOCH);
-            let changed = changed.unwrap_or_default().as_nanos();
-            hasher.update(format!("{} {} {changed}", file.display(), meta.len()));
-            // The time of the last change of any kind cannot be set back, as the other can.
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::MetadataExt as _;
-                let (ino, s, ns) = (meta.ino(), meta.ctime(), meta.ctime_nsec());
-                hasher.update(format!(" {ino} {s}.{ns}"));
-            }
-            hasher.update("\n");
-        }
+        hasher.update(listing(self.path)?);
         Ok(hex(&hasher.finalize()))
     }
+}
+
+/// Which files a base has on the disk, a line each: place, length, times of change, and number on the disk.
+///
+/// # Errors
+/// A file cannot be looked at.
+pub(super) fn listing(base: &Path) -> io::Result<String> {
+    let mut lines = String::new();
+    for file in all_files(base).map_err(io::Error::other)? {
+        let file = file.canonicalize()?;
+        let meta = std::fs::metadata(&file)?;
+        let changed = meta.modified()?.duration_since(UNIX_EPOCH);
+        let changed = changed.unwrap_or_default().as_nanos();
+        lines += &format!("{} {} {changed}", file.display(), meta.len());
+        // The time of the last change of any kind cannot be set back, as the other can.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let (ino, s, ns) = (meta.ino(), meta.ctime(), meta.ctime_nsec());
+            lines += &format!(" {ino} {s}.{ns}");
+        }
+        lines.push('\n');
+    }
+    Ok(lines)
 }
 
 /// The hash of the content, tensor by tensor in their order.

@@ -183,8 +183,12 @@ impl Adapters {
                 });
             }
         }
-        match (metadata.get(BASE_KEY), self.fingerprint.sha256()) {
-            (Some(found), Some(base)) if found != base => Err(AdapterError::OtherFile {
+        // The base's own hash takes a while where it is not known yet: only for those that record one.
+        let Some(found) = metadata.get(BASE_KEY) else {
+            return Ok(());
+        };
+        match self.fingerprint.sha256() {
+            Some(base) if found != base => Err(AdapterError::OtherFile {
                 path: path(),
                 found: found.clone(),
                 base: base.to_owned(),

@@ -31,19 +31,21 @@ pub struct Base {
     pub fingerprint: Arc<Fingerprint>,
 }
 
-/// How exactly a base's float weights are held, and where the result is kept.
+/// How exactly a base's float weights are held, and where what takes long to find out about a base is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
     /// The precision; without, as in the file.
     pub precision: Option<Precision>,
-    /// Where quantized bases are kept; without, nowhere.
+    /// Where quantized bases and hashes of bases are kept; without, nowhere.
     pub kept: Option<Kept>,
 }
 
-/// The sha256 of a base's files. Reading all of it takes seconds for a large base, so it is done when somebody asks.
+/// The sha256 of a base's files. Reading all of it takes seconds for a large base, so it is done when somebody asks, and
+/// remembered from start to start where there is a place for it.
 #[derive(Debug, Default)]
 pub struct Fingerprint {
     file: Option<PathBuf>,
+    kept: Option<Kept>,
     sha256: OnceLock<Option<String>>,
 }
 
@@ -55,7 +57,14 @@ impl Fingerprint {
 
     /// In hex; none for a base that came from no file, or whose file cannot be read any more.
     pub fn sha256(&self) -> Option<&str> {
-        let hash = || files::sha256(self.file.as_ref()?).ok();
+        let hash = || {
+            let file = self.file.as_ref()?;
+            let hash = match &self.kept {
+                Some(kept) => kept.fingerprint(file),
+                None => files::sha256(file),
+            };
+            hash.ok()
+        };
         self.sha256.get_or_init(hash).as_deref()
     }
 }
@@ -91,6 +100,7 @@ impl Base {
             precision: held.precision,
             fingerprint: Arc::new(Fingerprint {
                 file: Some(path.to_owned()),
+                kept: held.kept.clone(),
                 ..Fingerprint::default()
             }),
         })
