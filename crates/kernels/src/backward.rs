@@ -12,7 +12,7 @@ use crate::simd::LANES;
 use crate::tensor::Tensor;
 use crate::weights::unpack::pair_bf16;
 use crate::weights::{GROUP, Weights};
-use crate::whole::{self, Panel, WholeRows};
+use crate::whole::{self, Panel, SparseRows, WholeRows};
 use std::cell::{Cell, RefCell};
 
 /// Tiles of outputs whose panel is in memory at a time.
@@ -22,6 +22,7 @@ thread_local! {
     static WHOLE_PANEL: RefCell<Panel> = RefCell::default();
     /// Of the thread that asks: a head's rows are many, and fresh memory costs as much as a pass over them.
     static WHOLE_ROWS: Cell<WholeRows> = Cell::default();
+    static SPARSE_ROWS: Cell<SparseRows> = Cell::default();
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -181,6 +182,55 @@ impl Device {
             }
         });
         WHOLE_ROWS.set(whole_rows);
+    }
+
+    /// [`Device::linear_backward`] of a head, in place of dx: `dy` is the gradient of a softmax over the outputs, most of whose values
+    /// are nothing beside the row's largest. In `Bits16` without bf16 dot products, those below 2^-16 of it, each weighed by its
+    /// output's largest weight, count as the mean of all outputs; otherwise they count as they are.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn head_backward(&self, dy: &Tensor, weights: &Weights, dx: &mut Tensor, compute: Compute) {
+        let (rows, inputs) = (dy.rows(), weights.inputs);
+        let whole = compute == Compute::Bits16 && self.path(weights, compute) != Path::Bf16;
+        if !whole || rows == 0 {
+            return self.linear_backward(dy, weights, dx, false, compute);
+        }
+        assert_eq!(dy.columns(), weights.outputs);
+        let (isa, pool) = (self.isa(), self.pool());
+        let units = weights.units(isa, pool);
+        let mean = weights.mean(isa, pool);
+        let mut sparse = SPARSE_ROWS.take();
+        sparse.fill(isa, pool, dy.values(), rows, units);
+        dx.resize(rows, inputs);
+        let out = Scatter::new(dx.values_mut());
+        pool.run(weights.input_blocks(), &|g| {
+            let first = g * GROUP;
+            let columns = GROUP.min(inputs - first);
+            SCRATCH.with_borrow_mut(|sums| {
+                // Whole vectors, where the sums of many panels stay in a near cache.
+                sums.clear();
+                sums.resize(rows * GROUP, 0.0);
+                for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
+                    let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
+                    WHOLE_PANEL.with_borrow_mut(|panel| {
+                        weights.backward_panel_whole(isa, g, tiles, units, panel);
+                        let index = tile / PANEL_TILES;
+                        // SAFETY: the buffer is this task's own.
+                        unsafe { sparse.multiply(isa, index, panel, sums.as_mut_ptr(), GROUP) };
+                    });
+                }
+                let mean = &mean[first..][..columns];
+                for (row, (sums, rest)) in sums.chunks_exact(GROUP).zip(sparse.rest()).enumerate() {
+                    // SAFETY: this task's columns.
+                    let to = unsafe { out.part(row * inputs + first, columns) };
+                    for ((to, sum), mean) in to.iter_mut().zip(sums).zip(mean) {
+                        *to = rest.mul_add(*mean, *sum);
+                    }
+                }
+            });
+        });
+        SPARSE_ROWS.set(sparse);
     }
 
     /// The backward of the adapters beside a product: gradients of each pair, and dx.

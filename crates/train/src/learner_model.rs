@@ -23,7 +23,7 @@ pub(crate) const HEAD_ROWS: usize = 256;
 const GATED_HEAD_ROWS: usize = 32;
 
 /// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] says otherwise.
-pub const KEPT: u64 = 512 << 20;
+pub const KEPT: u64 = 640 << 20;
 
 /// A model that learns adapters.
 pub struct ModelLearner {
@@ -370,7 +370,7 @@ impl ModelLearner {
             }
             if scale.is_some() {
                 let head = model.head();
-                device.linear_backward(&self.logits, head, &mut dnormed, false, self.backward);
+                device.head_backward(&self.logits, head, &mut dnormed, self.backward);
                 dselected.resize(rows.len(), x.columns());
                 dselected.clear();
                 device.rmsnorm_backward(&dnormed, &selected, model.head_norm(), &mut dselected);

@@ -331,6 +331,48 @@ fn norms_match_the_reference() {
 }
 
 #[test]
+fn backward_of_a_head_is_that_of_products_and_each_rows_own() {
+    let mut r = Random(23);
+    let rows = 14;
+    for (source, outputs, inputs) in [
+        (SourceType::F32, 2100, 72),
+        (SourceType::Q8_0, 2100, 96),
+        (SourceType::Q4_1, 40, 96),
+    ] {
+        let bytes = random_bytes(source, outputs * inputs, &mut r);
+        let mut logits = Tensor::from_vec(rows, outputs, r.values(rows * outputs));
+        for value in logits.values_mut() {
+            *value *= 30.0;
+        }
+        let targets: Vec<u32> = (0..rows as u32).map(|m| m * 149 % outputs as u32).collect();
+        for d in devices() {
+            let w = d.pack(source, &bytes, (outputs, inputs), None).unwrap();
+            let mut g = logits.clone();
+            d.cross_entropy(&mut g, &targets, &[0.25; 14]);
+            for compute in [Compute::F32, Compute::Bits16] {
+                let (mut want, mut got) =
+                    (Tensor::default(), Tensor::from_vec(1, 1, vec![f32::NAN]));
+                d.linear_backward(&g, &w, &mut want, false, Compute::F32);
+                d.head_backward(&g, &w, &mut got, compute);
+                let want: Vec<f64> = want.values().iter().map(|x| f64::from(*x)).collect();
+                let tolerance = if compute == Compute::F32 { 1e-6 } else { 1e-2 };
+                let off = difference(got.values(), &want);
+                assert!(
+                    off < tolerance,
+                    "{source:?} {compute:?} {}: {off}",
+                    d.describe()
+                );
+                // In other company, a row is the same to the bit.
+                let (some, mut alone) = (&g.values()[3 * outputs..5 * outputs], Tensor::default());
+                let some = Tensor::from_vec(2, outputs, some.to_vec());
+                d.head_backward(&some, &w, &mut alone, compute);
+                assert_eq!(alone.values(), &got.values()[3 * inputs..5 * inputs]);
+            }
+        }
+    }
+}
+
+#[test]
 fn backward_of_products_matches_finite_differences_of_the_forward() {
     // y = x W^T + scale (x A^T) B^T is linear in each of x, A, B: the gradient of sum(g * y) is exact in the reference.
     let mut r = Random(19);

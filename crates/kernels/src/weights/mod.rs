@@ -149,6 +149,8 @@ pub struct Weights {
     pub(crate) data: Data,
     /// The outputs' units for [`crate::whole`], found when a backward first asks.
     units: OnceLock<Vec<f32>>,
+    /// The outputs' mean, found when a backward first asks.
+    mean: OnceLock<Vec<f32>>,
 }
 
 impl Weights {
@@ -256,6 +258,7 @@ impl Weights {
             inputs,
             data,
             units: OnceLock::new(),
+            mean: OnceLock::new(),
         })
     }
 

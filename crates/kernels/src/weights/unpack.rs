@@ -287,7 +287,29 @@ impl Weights {
         })
     }
 
-    /// The same as whole numbers.
+    /// The mean of all outputs' weights, by input. All weights are read for it once.
+    pub(crate) fn mean(&self, isa: Isa, pool: &Pool) -> &[f32] {
+        self.mean.get_or_init(|| {
+            let mut mean = vec![0f32; self.input_blocks() * GROUP];
+            let to = Scatter::new(&mut mean);
+            pool.run(self.input_blocks(), &|g| {
+                // A lane's sum has thousands of terms, and there are 16 of them.
+                let mut sums = [[0f32; LANES]; GROUP];
+                for tile in 0..self.tiles() {
+                    self.block_of_group(isa, tile, g, |block| add_block(isa, block, &mut sums));
+                }
+                // SAFETY: one task a group.
+                let mean = unsafe { to.part(g * GROUP, GROUP) };
+                for (mean, sums) in mean.iter_mut().zip(sums) {
+                    *mean = sums.iter().sum::<f32>() / self.outputs as f32;
+                }
+            });
+            mean.truncate(self.inputs);
+            mean
+        })
+    }
+
+    /// [`Weights::backward_panel`] as whole numbers.
     pub(crate) fn backward_panel_whole(
         &self,
         isa: Isa,
@@ -303,6 +325,16 @@ impl Weights {
             self.block_of_group(isa, t, g, |block| {
                 round_block(isa, block, units, [&mut *low, &mut *high])
             });
+        }
+    }
+}
+
+per_isa! {
+    fn add_block(block: &Block, sums: &mut Block) {
+        for (sums, row) in sums.iter_mut().zip(block) {
+            for lane in 0..LANES {
+                sums[lane] += row[lane];
+            }
         }
     }
 }

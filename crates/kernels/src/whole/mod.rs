@@ -12,6 +12,10 @@
 //! magnitudes times 4095, and that is what bounds a step where the largest value does not: z has 10 to 15 bits, and q 12. bf16
 //! rounds every value to 8. `vpmaddwd` multiplies and adds twice as many pairs in a cycle as AVX2 has multiply-adds in f32.
 
+mod sparse;
+
+pub(crate) use self::sparse::SparseRows;
+
 use crate::Isa;
 use crate::isa::per_isa;
 use crate::pool::Scatter;
@@ -243,6 +247,7 @@ pub(crate) unsafe fn multiply(
             assert_eq!(2 * words.len(), width);
             let job = Job {
                 words,
+                places: None,
                 values: &rows.words[at..][..count * width / 2],
                 steps: &rows.steps[first * panels + index..][..(count - 1) * panels + 1],
                 steps_row: panels,
@@ -261,6 +266,9 @@ pub(crate) unsafe fn multiply(
 #[derive(Clone, Copy)]
 struct Job<'a> {
     words: &'a [[u32; LANES]],
+    /// Which of the words are multiplied; without, all.
+    places: Option<&'a [u16]>,
+    /// Those of each pair of outputs that is multiplied, row by row.
     values: &'a [u32],
     steps: &'a [f32],
     steps_row: usize,
@@ -270,19 +278,16 @@ struct Job<'a> {
 }
 
 /// # Safety
-/// The job's slices and pointer cover `count` rows, of at most [`ROWS`].
+/// The job's slices and pointer cover `count` rows, of at most [`ROWS`]; its places are among the words.
 unsafe fn some_rows(isa: Isa, count: usize, job: Job) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         // SAFETY: such a device exists only where AVX2 is; the caller's contract.
         unsafe {
-            return match count {
-                6 => x86::products::<6>(job),
-                5 => x86::products::<5>(job),
-                4 => x86::products::<4>(job),
-                3 => x86::products::<3>(job),
-                2 => x86::products::<2>(job),
-                _ => x86::products::<1>(job),
+            return if job.places.is_some() {
+                x86::some_rows::<true>(count, job)
+            } else {
+                x86::some_rows::<false>(count, job)
             };
         }
     }
@@ -290,8 +295,17 @@ unsafe fn some_rows(isa: Isa, count: usize, job: Job) {
     for m in 0..count {
         let row = job.values[m..].iter().step_by(count);
         let mut sums = [0i32; LANES];
-        for (z, words) in row.zip(job.words) {
-            multiply_pair(*z, words, &mut sums);
+        match job.places {
+            Some(places) => {
+                for (z, place) in row.zip(places) {
+                    multiply_pair(*z, &job.words[usize::from(*place)], &mut sums);
+                }
+            }
+            None => {
+                for (z, words) in row.zip(job.words) {
+                    multiply_pair(*z, words, &mut sums);
+                }
+            }
         }
         // SAFETY: the caller's contract.
         let out = unsafe { &mut *job.out.add(m * job.out_row).cast::<[f32; LANES]>() };
@@ -318,18 +332,46 @@ mod x86 {
     use std::arch::x86_64::*;
 
     /// # Safety
-    /// AVX2 and FMA; the job covers M rows.
+    /// AVX2 and FMA; the job covers `count` rows, and has places if it is sparse.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn products<const M: usize>(job: Job) {
+    pub(super) unsafe fn some_rows<const SPARSE: bool>(count: usize, job: Job) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match count {
+                6 => products::<6, SPARSE>(job),
+                5 => products::<5, SPARSE>(job),
+                4 => products::<4, SPARSE>(job),
+                3 => products::<3, SPARSE>(job),
+                2 => products::<2, SPARSE>(job),
+                _ => products::<1, SPARSE>(job),
+            }
+        }
+    }
+
+    /// # Safety
+    /// AVX2 and FMA; the job covers M rows, and has places if it is sparse.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn products<const M: usize, const SPARSE: bool>(job: Job) {
+        let places = job.places.unwrap_or_default();
+        let count = if SPARSE {
+            places.len()
+        } else {
+            job.words.len()
+        };
         let mut acc = [[_mm256_setzero_si256(); 2]; M];
         // SAFETY: the caller's contract.
         unsafe {
             let words = job.words.as_ptr().cast::<__m256i>();
             let values = job.values.as_ptr().cast::<i32>();
-            for p in 0..job.words.len() {
+            for i in 0..count {
+                let p = if SPARSE {
+                    usize::from(*places.get_unchecked(i))
+                } else {
+                    i
+                };
                 let w = [0, 1].map(|n| _mm256_loadu_si256(words.add(2 * p + n)));
                 unroll!(M, |m| {
-                    let z = _mm256_set1_epi32(*values.add(p * M + m));
+                    let z = _mm256_set1_epi32(*values.add(i * M + m));
                     unroll!(2, |n| {
                         acc[m][n] = _mm256_add_epi32(acc[m][n], _mm256_madd_epi16(w[n], z));
                     });
@@ -355,6 +397,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Pool;
 
     struct Random(u32);
     impl Random {
@@ -465,6 +508,75 @@ mod tests {
                         );
                     }
                 }
+                let first = first.get_or_insert_with(|| got.clone());
+                assert_eq!(*first, got, "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
+        let mut r = Random(7);
+        for (outputs, rows) in [(5000, 13), (1024, 6), (37, 3), (2049, 1)] {
+            let padded = usize::next_multiple_of(outputs, LANES);
+            let mut weights = vec![[0f32; GROUP]; padded];
+            let tilt: [f32; GROUP] = std::array::from_fn(|_| 0.3 * r.unit());
+            for weights in &mut weights[..outputs] {
+                *weights = tilt.map(|tilt| tilt + r.unit());
+            }
+            let mean: [f32; GROUP] =
+                std::array::from_fn(|k| weights.iter().map(|w| w[k]).sum::<f32>() / outputs as f32);
+            // From what nobody is sure of to what everybody is; and one that is wrong, where the small ones count together.
+            let x: Vec<f32> = (0..rows)
+                .flat_map(|m| {
+                    let target = m * 7 % outputs;
+                    let sure = (20 * m + 1) as f32;
+                    let mut x: Vec<f32> = (0..outputs)
+                        .map(|_| (sure * (r.unit() - 1.0)).exp())
+                        .collect();
+                    if m + 1 == rows {
+                        x.fill_with(|| 0.7 + 0.3 * r.unit());
+                        x[target + 1] = 1e5;
+                    }
+                    let sum: f32 = x.iter().sum();
+                    x.into_iter()
+                        .enumerate()
+                        .map(move |(o, x)| x / sum - f32::from(u8::from(o == target)))
+                })
+                .collect();
+            let mut first: Option<Vec<f32>> = None;
+            for isa in isas() {
+                let (units, panels) = panels(isa, &weights);
+                let mut gradient = SparseRows::default();
+                // What was there before is forgotten.
+                for _ in 0..2 {
+                    gradient.fill(isa, &Pool::new(3), &x, rows, &units);
+                }
+                let mut got = vec![0f32; rows * 40];
+                // SAFETY: rows of 40 columns, of which 32 are written.
+                unsafe {
+                    for (index, panel) in panels.iter().enumerate() {
+                        gradient.multiply(isa, index, panel, got.as_mut_ptr(), 40);
+                    }
+                }
+                for (m, rest) in gradient.rest().enumerate() {
+                    for (got, mean) in got[m * 40..].iter_mut().zip(mean) {
+                        *got += rest * mean;
+                    }
+                }
+                for m in 0..rows {
+                    let (mut off, mut size) = (0f64, 0f64);
+                    for k in 0..GROUP {
+                        let each = x[m * outputs..][..outputs].iter().zip(&weights);
+                        let want: f64 = each.map(|(x, w)| f64::from(*x) * f64::from(w[k])).sum();
+                        off += (f64::from(got[m * 40 + k]) - want).powi(2);
+                        size += want.powi(2);
+                    }
+                    let off = (off / size).sqrt();
+                    assert!(off < 1e-3, "{outputs} outputs, row {m}: {off}");
+                }
+                let all = rows.div_ceil(ROWS) * padded / 2;
+                assert!(outputs < 5000 || 3 * gradient.counted() < 2 * all);
                 let first = first.get_or_insert_with(|| got.clone());
                 assert_eq!(*first, got, "{}", isa.name());
             }
