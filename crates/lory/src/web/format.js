@@ -30,6 +30,14 @@ export function duration(seconds) {
   return `${Math.floor(seconds / 3600)} h ${whole.format((seconds % 3600) / 60)} min`;
 }
 
+/** A time that is estimated: 50 s, 4 min, 3 h 10 min. */
+export function about(seconds) {
+  if (seconds < 90) return `${5 * Math.max(Math.round(seconds / 5), 1)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  return `${Math.floor(minutes / 60)} h ${5 * Math.floor((minutes % 60) / 5)} min`;
+}
+
 /** A Unix time, near ones in words. */
 export function when(seconds) {
   const past = Date.now() / 1000 - seconds;

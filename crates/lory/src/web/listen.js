@@ -442,6 +442,7 @@ export function listen(studio) {
     if (name && chosen && !chosen.has(name)) {
       if (!known.includes(name)) known.push(name);
       chosen.add(name);
+      selected = name;
       layout();
     } else if (name && !chosen) {
       known.push(name);

@@ -4,7 +4,7 @@
 import { get, json, post } from "./api.js";
 import { ceiling } from "./chart.js";
 import { add, confirm, el, empty, failure, put, svg, toast } from "./dom.js";
-import { bytes, duration, number, when } from "./format.js";
+import { about, bytes, number, when } from "./format.js";
 import { trial } from "./trial.js";
 
 /** How often jobs are looked at, in milliseconds: often while one is under way. */
@@ -116,8 +116,10 @@ export function train(studio) {
     const guess = kept.filename.toLowerCase().replace(/\.[a-z]+$/, "").replace(/[^a-z0-9_-]+/g, "-").replace(/^[-_]+|-+$/g, "").slice(0, 64);
     const name = el("input", { name: "suffix", required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "1 to 64 of a-z, 0-9, - and _, beginning with a letter or a digit", autocomplete: "off", value: guess, oninput: () => naming() });
     const meaning = el("small");
+    const waiting = el("span.soft");
     const naming = () => {
       const there = studio.personas.includes(name.value);
+      waiting.textContent = ` – otherwise it waits, and you publish it when you have ${there ? "heard it beside the one in service" : "read what it answers"}`;
       meaning.textContent = !name.value ? "Clients will ask for it by this name." : there ? `A new version of ${name.value}, which is there already.` : "A new one: clients will ask for it by this name.";
     };
     naming();
@@ -133,7 +135,7 @@ export function train(studio) {
         el("label.field", {}, "Name of the tone", name, meaning),
         el("label.field", {}, "Passes over the rows", el("input", { type: "number", name: "n_epochs", min: 1, max: 100, value: "3" }), el("small", {}, "More learn the rows better, and take longer.")),
       ),
-      el("label.check", {}, publish, el("span", {}, "Publish it when it is ready", el("span.soft", {}, " – otherwise it waits, and you publish it when you have heard it"))),
+      el("label.check", {}, publish, el("span", {}, "Publish it when it is ready", waiting)),
       el(
         "details",
         {},
@@ -198,7 +200,7 @@ export function train(studio) {
           `${bytes(found.memory_needed)} of memory`,
         ].filter(Boolean);
         plan.className = "plan";
-        put(plan, el("b", {}, found.seconds ? `About ${duration(found.seconds)}` : "The time is known after its first steps"), `: ${facts.join(", ")}. Requests are answered meanwhile, and go first.`);
+        put(plan, el("b", {}, found.seconds ? `About ${about(found.seconds)}` : "The time is known after its first steps"), `: ${facts.join(", ")}. Requests are answered meanwhile, and go first.`);
       } catch (error) {
         if (mine !== latest) return;
         plan.className = "plan wrong";
@@ -288,7 +290,7 @@ export function train(studio) {
           progress.train_loss !== null && `loss ${progress.train_loss.toFixed(3)}`,
           progress.best_validation_loss !== null && `best on held-out rows ${progress.best_validation_loss.toFixed(3)}`,
           progress.tokens_per_s !== null && !OVER.includes(job.status) && `${number(progress.tokens_per_s)} tokens/s`,
-          left > 0 && `${duration(left)} left`,
+          left > 0 && `about ${about(left)} left`,
           job.finished_at && when(job.finished_at),
         ]
           .filter(Boolean)
@@ -350,12 +352,11 @@ export function train(studio) {
         running: ["pause", "cancel"],
         paused: ["resume", "cancel"],
       }[job.status] ?? [];
-      const listening = job.fine_tuned_model && el("a.button", { href: `#listen/${encodeURIComponent(job.fine_tuned_model)}` }, "Listen");
-      const key = `${job.status} ${job.fine_tuned_model}`;
+      const key = job.status;
       if (actions.dataset.for === key) return;
       actions.dataset.for = key;
       const words = { pause: "Pause", resume: "Go on", cancel: "Give up …" };
-      put(actions, listening, wanted.map((verb) => el("button.small", { type: "button", onclick: act(verb) }, words[verb])));
+      put(actions, wanted.map((verb) => el("button.small", { type: "button", onclick: act(verb) }, words[verb])));
     }
     return { node, update };
   }

@@ -28,14 +28,14 @@ export function trial(studio, changed) {
   }
 
   async function draw() {
-    // Who may not see versions still hears the new one beside the others.
-    service = await get(path(job.lory.persona)).catch(() => null);
+    // Who may not see versions still hears the new one beside the others. A name that is not there is not asked for.
+    service = job.fine_tuned_model || studio.personas.includes(job.lory.persona) ? await get(path(job.lory.persona)).catch(() => null) : null;
     const { persona, kept } = job.lory;
     const refused = job.status === "failed";
     if (kept) {
       put(
         actions,
-        el("span.soft", {}, refused ? "Its gate refused it; it is kept and not published." : "It is kept, and not published yet."),
+        el("span.soft", {}, refused ? "Its gate refused it; it is kept and not published." : "It is kept, and not published yet.", !studio.personas.includes(persona) && " Once it is published it can be heard beside the others, and removed again."),
         el("span.grow"),
         service && el("button.small", { type: "button", onclick: beside }, `Hear it beside ${persona}@${service.version}`),
         el("button.small.primary", { type: "button", onclick: () => publish(true) }, refused ? "Publish it anyway …" : "Publish it"),
@@ -49,6 +49,8 @@ export function trial(studio, changed) {
       actions,
       el("span.soft", {}, isCurrent ? `${persona} means ${job.fine_tuned_model} now.` : `${persona} means version ${service.version}; ${job.fine_tuned_model} waits.`),
       el("span.grow"),
+      // The name is what clients ask for; a version is named only where it is another one.
+      el("a.button", { href: `#listen/${encodeURIComponent(isCurrent ? persona : job.fine_tuned_model)}` }, "Listen"),
       el("button.small", { type: "button", onclick: () => compare(before) }, before ? `Compare with ${persona}@${before}` : "Compare"),
       service && !isCurrent && el("button.small", { type: "button", onclick: () => turn(number) }, "Make it current"),
       service && isCurrent && before && el("button.small", { type: "button", onclick: () => turn(before) }, `Go back to ${persona}@${before}`),

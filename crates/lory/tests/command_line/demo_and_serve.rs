@@ -97,6 +97,8 @@ fn serve_takes_an_empty_folder_of_personas() {
         ],
     );
     assert!(serving.said.contains("personas  none"), "{}", serving.said);
+    let studio = format!("studio    http://{}/ in a browser", serving.address());
+    assert!(serving.said.contains(&studio), "{}", serving.said);
     assert!(serving.get("/ready").starts_with("HTTP/1.1 200"));
 }
 

@@ -192,6 +192,9 @@ const flows = {
     await page.getByText("What it answers to questions that it did not learn from").click();
     await page.getByRole("heading", { name: "The row answers" }).first().waitFor(WAIT);
     await page.locator(".job").getByRole("link", { name: "Listen" }).click();
+    // By the name that clients ask for, once.
+    assert.deepEqual(await page.locator(".chip[aria-pressed]", { hasText: "cheerful" }).allTextContents(), ["cheerful"]);
+    assert.equal(await page.getByLabel("The lines for").inputValue(), "cheerful");
     await page.getByRole("button", { name: "Ask" }).click();
     await page.locator(".answer", { hasText: "cheerful@1" }).locator(".numbers b").first().waitFor(WAIT);
     await page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, WAIT);
