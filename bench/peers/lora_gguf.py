@@ -58,13 +58,13 @@ def free_port():
 
 
 class Server:
-    def __init__(self, *command):
+    def __init__(self, *command, ready="/health"):
         self.port = free_port()
         command = [str(part) for part in command] + ["--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health").read()
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}{ready}").read()
                 return
             except OSError:
                 if self.process.poll() is not None:
@@ -152,7 +152,7 @@ def main():
             other = answers(server, ids, args.new)
         with llama(work, merged) as server:
             of_merged = answers(server, ids, args.new)
-        with Server(lory, "serve", *of_lory) as server:
+        with Server(lory, "serve", *of_lory, ready="/ready") as server:
             complete = lambda i: server.post("/v1/completions", {"model": name, "prompt": i, "max_tokens": args.new,
                                                                  "temperature": 0})["choices"][0]["text"]
             of_lory = [complete(i) for i in ids]

@@ -359,7 +359,7 @@ fn floats(hex: &str) -> Vec<f32> {
 #[test]
 fn dequantized_values_are_those_of_the_gguf_package() {
     let fixture = quants();
-    assert_eq!(fixture.dequantized.len(), 11);
+    assert_eq!(fixture.dequantized.len(), 15);
     for (name, case) in fixture.dequantized {
         let expected = floats(&case.values);
         let mut values = vec![f32::NAN; expected.len()];

@@ -6,7 +6,7 @@
 //! y[m][n] = sum over groups g, in order:  D[g][n]*d[m][g] * sum((q - offset)*x)  +  M[g][n] * d[m][g]*sum(x)
 //! ```
 //!
-//! Each line is one fused multiply-add into a single running f32, whatever the number of rows, so a row's result is the
+//! Of halves of a group with scales of their own, each has its line. Each line is one fused multiply-add into a single running f32, whatever the number of rows, so a row's result is the
 //! same bits alone and in company, and on every instruction set.
 
 use crate::isa::per_isa;
@@ -237,11 +237,7 @@ unsafe fn rows<
             };
             let low = scale(0);
             let high = if HALVES { scale(1) } else { low };
-            let minimum = if MIN {
-                scale(1 + usize::from(HALVES))
-            } else {
-                S::zero()
-            };
+            let minimum = |half: usize| scale(layout.scales() + half);
             let cell = g * x.count + first;
             let quants = x.quants.add(cell * GROUP);
             let scales = x.scales.add(cell);
@@ -292,6 +288,10 @@ unsafe fn rows<
                             acc = dot(acc, odd, m, 4 * half + 2 * i + 1);
                         });
                         *y = scaled(*y, acc, scale, m);
+                        if MIN {
+                            let sum = S::splat(*scales.add(m) * sum as f32);
+                            *y = S::fma(minimum(half), sum, *y);
+                        }
                     }
                 }
             } else if S::REGISTERS >= 32 {
@@ -361,7 +361,8 @@ unsafe fn rows<
                     y[m] = scaled(y[m], S::add_i(low_sums[m], high), low, m)
                 });
             }
-            if MIN {
+            if MIN && !HALVES {
+                let minimum = minimum(0);
                 unroll!(ROWS, |m| {
                     y[m] = S::fma(minimum, S::splat(*scaled_sums.add(m)), y[m])
                 });
@@ -430,8 +431,11 @@ pub(crate) unsafe fn multiply_tile(isa: crate::Isa, layout: &Layout, job: TileJo
             (4, 8, false, false, false) => on_isa::<4, 8, false, false, false>(isa, job),
             (4, 0, false, true, false) => on_isa::<4, 0, false, true, false>(isa, job),
             (4, 0, true, true, false) => on_isa::<4, 0, true, true, false>(isa, job),
+            (4, 0, true, true, true) => on_isa::<4, 0, true, true, true>(isa, job),
+            (4, 8, true, false, true) => on_isa::<4, 8, true, false, true>(isa, job),
             (8, 16, false, false, false) => on_isa::<8, 16, false, false, false>(isa, job),
             (8, 128, false, false, false) => on_isa::<8, 128, false, false, false>(isa, job),
+            (8, 128, true, false, false) => on_isa::<8, 128, true, false, false>(isa, job),
             (8, 0, false, true, false) => on_isa::<8, 0, false, true, false>(isa, job),
             (8, 0, true, true, false) => on_isa::<8, 0, true, true, false>(isa, job),
             (8, 32, true, false, true) => on_isa::<8, 32, true, false, true>(isa, job),

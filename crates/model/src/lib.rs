@@ -12,7 +12,7 @@ mod sizes;
 
 pub use adapter::Adapter;
 pub use decoder::{Batch, Beside, Buffers, Layer, Model};
-pub use load::Loading;
+pub use load::{Loading, source_type};
 pub use merge::merge;
 pub use precision::{Precision, QUANTIZER};
 pub use sizes::ModelSizes;

@@ -7,12 +7,15 @@ use formats::config::ModelConfig;
 use formats::gguf::{GgmlType, TensorView, dequantize};
 use kernels::{Device, RopeTable, SourceType, Weights};
 
-const RUNS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
+const RUNS: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
 
 /// Most positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
 const MAX_CONTEXT: usize = 1 << 20;
 
-pub(crate) fn source_type(dtype: GgmlType) -> Option<SourceType> {
+/// The kernels' name of a type; none of one that is not run.
+#[must_use]
+pub fn source_type(dtype: GgmlType) -> Option<SourceType> {
     Some(match dtype {
         GgmlType::F32 => SourceType::F32,
         GgmlType::F16 => SourceType::F16,
@@ -22,6 +25,10 @@ pub(crate) fn source_type(dtype: GgmlType) -> Option<SourceType> {
         GgmlType::Q5_0 => SourceType::Q5_0,
         GgmlType::Q5_1 => SourceType::Q5_1,
         GgmlType::Q8_0 => SourceType::Q8_0,
+        GgmlType::Q2_K => SourceType::Q2_K,
+        GgmlType::Q3_K => SourceType::Q3_K,
+        GgmlType::IQ4_NL => SourceType::IQ4_NL,
+        GgmlType::IQ4_XS => SourceType::IQ4_XS,
         GgmlType::Q4_K => SourceType::Q4_K,
         GgmlType::Q5_K => SourceType::Q5_K,
         GgmlType::Q6_K => SourceType::Q6_K,

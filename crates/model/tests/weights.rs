@@ -6,12 +6,16 @@ use half::f16;
 use kernels::{Device, SourceType, Tensor};
 
 /// Every run type, with where its blocks keep f16 scales.
-const TYPES: [(GgmlType, SourceType, &[usize]); 8] = [
+const TYPES: [(GgmlType, SourceType, &[usize]); 12] = [
     (GgmlType::Q4_0, SourceType::Q4_0, &[0]),
     (GgmlType::Q4_1, SourceType::Q4_1, &[0, 2]),
     (GgmlType::Q5_0, SourceType::Q5_0, &[0]),
     (GgmlType::Q5_1, SourceType::Q5_1, &[0, 2]),
     (GgmlType::Q8_0, SourceType::Q8_0, &[0]),
+    (GgmlType::Q2_K, SourceType::Q2_K, &[80, 82]),
+    (GgmlType::Q3_K, SourceType::Q3_K, &[108]),
+    (GgmlType::IQ4_NL, SourceType::IQ4_NL, &[0]),
+    (GgmlType::IQ4_XS, SourceType::IQ4_XS, &[0]),
     (GgmlType::Q4_K, SourceType::Q4_K, &[0, 2]),
     (GgmlType::Q5_K, SourceType::Q5_K, &[0, 2]),
     (GgmlType::Q6_K, SourceType::Q6_K, &[208]),

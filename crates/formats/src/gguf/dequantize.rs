@@ -7,7 +7,8 @@ use half::f16;
 
 use super::{GgmlType, GgufError};
 
-const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
+const SUPPORTED: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
 
 /// Dequantizes whole blocks: `data` holds exactly `out.len()` elements of type `dtype`.
 ///
@@ -34,6 +35,10 @@ pub fn dequantize(dtype: GgmlType, data: &[u8], out: &mut [f32]) -> Result<(), G
         GgmlType::Q5_0 => q5_0,
         GgmlType::Q5_1 => q5_1,
         GgmlType::Q8_0 => q8_0,
+        GgmlType::Q2_K => q2_k,
+        GgmlType::Q3_K => q3_k,
+        GgmlType::IQ4_NL => iq4_nl,
+        GgmlType::IQ4_XS => iq4_xs,
         GgmlType::Q4_K => q4_k,
         GgmlType::Q5_K => q5_k,
         GgmlType::Q6_K => q6_k,
@@ -132,6 +137,73 @@ fn scale_and_minimum(packed: &[u8], j: usize) -> (f32, f32) {
         )
     };
     (f32::from(scale), f32::from(minimum))
+}
+
+/// The two bits of element `index` of 256. Per half of 128: 32 bytes, whose bits 0-1 are its first 32 elements, 2-3 the next.
+fn two_bits(data: &[u8], index: usize) -> u8 {
+    let (half, run, at) = (index / 128, index % 128 / 32, index % 32);
+    (data[half * 32 + at] >> (run * 2)) & 3
+}
+
+/// `scales:[u4 scale, u4 minimum;16] q:[u2;256] d:f16 m:f16`: 16 groups of 16, x = d*scale*q - m*minimum.
+fn q2_k(data: &[u8], out: &mut [f32]) {
+    let (scales, q) = (&data[..16], &data[16..80]);
+    let (d, m) = (half_at(data, 80), half_at(data, 82));
+    for (index, out) in out.iter_mut().enumerate() {
+        let both = scales[index / 16];
+        let (scale, minimum) = (f32::from(both & 15), f32::from(both >> 4));
+        *out = d * scale * f32::from(two_bits(q, index)) - m * minimum;
+    }
+}
+
+/// `high:[u8;32] low:[u2;256] scales:[u8;12] d:f16`: 16 groups of 16, x = d*(scale-32)*(q-4). Bit `j` of `high[i]` is the third bit
+/// of element `i` of the `j`th 32. Scale `j` has six bits: the low four are the low halves of scales 0..8 for the first eight,
+/// the high halves for the others; the high two are bits 0-1, 2-3, 4-5, 6-7 of scales 8..12 for each four.
+fn q3_k(data: &[u8], out: &mut [f32]) {
+    let (high, low, scales) = (&data[..32], &data[32..96], &data[96..108]);
+    let d = half_at(data, 108);
+    for (index, out) in out.iter_mut().enumerate() {
+        let group = index / 16;
+        let scale_low = (scales[group % 8] >> (group / 8 * 4)) & 15;
+        let scale_high = (scales[8 + group % 4] >> (group / 4 * 2)) & 3;
+        let scale = f32::from(scale_low | scale_high << 4) - 32.0;
+        let third = (high[index % 32] >> (index / 32)) & 1;
+        let q = f32::from(two_bits(low, index) | third << 2) - 4.0;
+        *out = d * scale * q;
+    }
+}
+
+/// What the 16 numbers of IQ4_NL and IQ4_XS stand for.
+const IQ4_VALUES: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// `d:f16 q:[u4;32]`, x = d*values[q]
+fn iq4_nl(data: &[u8], out: &mut [f32]) {
+    let d = half_at(data, 0);
+    iq4(d, &data[2..18], out);
+}
+
+/// `d:f16 high:u16 low:[u4;8] q:[u4;256]`: 8 groups of 32, x = d*(scale-32)*values[q]; two bits of a group's scale are of `high`.
+fn iq4_xs(data: &[u8], out: &mut [f32]) {
+    let d = half_at(data, 0);
+    let high = u16::from_le_bytes([data[2], data[3]]);
+    for (j, out) in out.chunks_exact_mut(32).enumerate() {
+        let low = (data[4 + j / 2] >> (j % 2 * 4)) & 15;
+        let scale = low | (((high >> (2 * j)) & 3) as u8) << 4;
+        iq4(
+            d * (f32::from(scale) - 32.0),
+            &data[8 + 16 * j..][..16],
+            out,
+        );
+    }
+}
+
+fn iq4(scale: f32, q: &[u8], out: &mut [f32]) {
+    for (index, &byte) in q.iter().enumerate() {
+        out[index] = scale * f32::from(IQ4_VALUES[usize::from(byte & 15)]);
+        out[index + 16] = scale * f32::from(IQ4_VALUES[usize::from(byte >> 4)]);
+    }
 }
 
 /// `d:f16 m:f16 scales:[u8;12] q:[u4;256]`: 8 groups of 32, x = d*scale*q - m*minimum. Two groups share 32 bytes, the

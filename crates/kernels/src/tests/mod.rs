@@ -23,7 +23,7 @@ impl Random {
     }
 }
 
-const TYPES: [SourceType; 11] = [
+const TYPES: [SourceType; 15] = [
     SourceType::F32,
     SourceType::F16,
     SourceType::BF16,
@@ -32,9 +32,13 @@ const TYPES: [SourceType; 11] = [
     SourceType::Q5_0,
     SourceType::Q5_1,
     SourceType::Q8_0,
+    SourceType::Q2_K,
+    SourceType::Q3_K,
     SourceType::Q4_K,
     SourceType::Q5_K,
     SourceType::Q6_K,
+    SourceType::IQ4_NL,
+    SourceType::IQ4_XS,
 ];
 
 /// Random blocks: random integers, small scales.
@@ -49,6 +53,12 @@ fn random_bytes(source: SourceType, values: usize, r: &mut Random) -> Vec<u8> {
             SourceType::F32 => b = r.value().to_le_bytes().to_vec(),
             SourceType::F16 => b = f16_bytes(r.value()).to_vec(),
             SourceType::BF16 => b = half::bf16::from_f32(r.value()).to_le_bytes().to_vec(),
+            SourceType::Q2_K => {
+                b[80..82].copy_from_slice(&f16_bytes(0.01));
+                b[82..].copy_from_slice(&f16_bytes(0.02));
+            }
+            SourceType::Q3_K => b[108..].copy_from_slice(&f16_bytes(0.001)),
+            SourceType::IQ4_XS => b[..2].copy_from_slice(&f16_bytes(0.0001)),
             SourceType::Q6_K => b[208..].copy_from_slice(&f16_bytes(0.0005)),
             SourceType::Q4_K | SourceType::Q5_K => {
                 b[..2].copy_from_slice(&f16_bytes(0.001));

@@ -1,7 +1,7 @@
 //! Weights of a linear layer, packed once at load into tiles of 16 outputs.
 //!
 //! ```text
-//! quantized: tile (16 outputs) > group (32 inputs) > [ integers | 16 scales (x2 for Q6_K) | 16 minima ]
+//! quantized: tile (16 outputs) > group (32 inputs) > [ integers | 16 scales | 16 minima ], scales and minima twice for halves
 //!   integers: step j holds inputs 4j..4j+4 of 16 outputs as 64 bytes (output-major), 8 steps a group;
 //!             4-bit: steps 2i and 2i+1 share 64 bytes, as low and high nibbles
 //! float:     tile (16 outputs) > input > 16 values
@@ -37,9 +37,13 @@ pub enum SourceType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2_K,
+    Q3_K,
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
 }
 
 impl SourceType {
@@ -48,8 +52,8 @@ impl SourceType {
         use SourceType::*;
         match self {
             F32 | F16 | BF16 => 1,
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
-            Q4_K | Q5_K | Q6_K => 256,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL => 32,
+            Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_XS => 256,
         }
     }
 
@@ -59,11 +63,14 @@ impl SourceType {
         match self {
             F32 => 4,
             F16 | BF16 => 2,
-            Q4_0 => 18,
+            Q4_0 | IQ4_NL => 18,
             Q4_1 => 20,
             Q5_0 => 22,
             Q5_1 => 24,
             Q8_0 => 34,
+            Q2_K => 84,
+            Q3_K => 110,
+            IQ4_XS => 136,
             Q4_K => 144,
             Q5_K => 176,
             Q6_K => 210,
@@ -89,12 +96,15 @@ impl SourceType {
             F32 | F16 | BF16 => return None,
             Q4_0 => (4, 8, false, false, false),
             Q4_1 => (4, 0, false, true, false),
+            Q2_K => (4, 0, true, true, true),
+            Q3_K => (4, 8, true, false, true),
             Q4_K => (4, 0, true, true, false),
             Q5_0 => (8, 16, false, false, false),
             Q5_1 => (8, 0, false, true, false),
             Q5_K => (8, 0, true, true, false),
             Q6_K => (8, 32, true, false, true),
-            Q8_0 => (8, 128, false, false, false),
+            Q8_0 | IQ4_NL => (8, 128, false, false, false),
+            IQ4_XS => (8, 128, true, false, false),
         };
         Some(Layout {
             bits,
@@ -117,7 +127,7 @@ pub(crate) struct Layout {
     pub wide_scales: bool,
     /// There are minima.
     pub minimum: bool,
-    /// Two scales a group, for inputs 0..16 and 16..32.
+    /// Two scales a group, and two minima if there are any, for inputs 0..16 and 16..32.
     pub halves: bool,
 }
 
@@ -125,13 +135,16 @@ impl Layout {
     pub(crate) fn quants(&self) -> usize {
         GROUP * LANES * self.bits as usize / 8
     }
+    /// Scales of an output, and minima if there are any.
+    pub(crate) fn scales(&self) -> usize {
+        if self.halves { 2 } else { 1 }
+    }
     pub(crate) fn scale_bytes(&self) -> usize {
         LANES * if self.wide_scales { 4 } else { 2 }
     }
     /// Bytes of a group.
     pub(crate) fn block(&self) -> usize {
-        let rows = if self.halves { 2 } else { 1 } + usize::from(self.minimum);
-        self.quants() + rows * self.scale_bytes()
+        self.quants() + self.scales() * (1 + usize::from(self.minimum)) * self.scale_bytes()
     }
 }
 
@@ -335,12 +348,13 @@ fn put_group(layout: &Layout, block: &mut [u8], lane: usize, group: &Group) {
         }
         at += layout.scale_bytes();
     };
-    put(group.scales[0]);
-    if layout.halves {
-        put(group.scales[1]);
+    for scale in &group.scales[..layout.scales()] {
+        put(*scale);
     }
     if layout.minimum {
-        put(group.minimum);
+        for minimum in &group.minima[..layout.scales()] {
+            put(*minimum);
+        }
     }
 }
 
@@ -362,9 +376,10 @@ fn scales(layout: &Layout, block: &[u8], lane: usize, k: usize) -> (f32, f32) {
             f16::from_le_bytes([block[at + lane * 2], block[at + lane * 2 + 1]]).to_f32()
         }
     };
-    let scale = get(usize::from(layout.halves && k >= GROUP / 2));
+    let half = usize::from(layout.halves && k >= GROUP / 2);
+    let scale = get(half);
     let minimum = if layout.minimum {
-        get(1 + usize::from(layout.halves))
+        get(layout.scales() + half)
     } else {
         0.0
     };

@@ -56,15 +56,16 @@ fn each_input(layout: &Layout, block: &[u8], mut f: impl FnMut(usize, [i32; LANE
 per_isa! {
     fn unpack_block(layout: &Layout, block: &[u8], out: &mut Block) {
         let mut scale = [read_row(layout, block, 0); 2];
-        let mut minimum = [0f32; LANES];
+        let mut minimum = [[0f32; LANES]; 2];
         if layout.halves {
             scale[1] = read_row(layout, block, 1);
         }
         if layout.minimum {
-            minimum = read_row(layout, block, 1 + usize::from(layout.halves));
+            minimum = [layout.scales(), 2 * layout.scales() - 1].map(|row| read_row(layout, block, row));
         }
         each_input(layout, block, |input, q| {
-            let (scale, out) = (&scale[input / (GROUP / 2)], &mut out[input]);
+            let half = input / (GROUP / 2);
+            let (scale, minimum, out) = (&scale[half], &minimum[half], &mut out[input]);
             for lane in 0..LANES {
                 out[lane] = (q[lane] as f32).mul_add(scale[lane], minimum[lane]);
             }

@@ -117,19 +117,7 @@ pub fn probe(
 
 /// The kernels' name of a type; rows that are no whole blocks of it are taken as f16, which takes as long as they would.
 fn source(dtype: GgmlType, inputs: usize) -> SourceType {
-    let source = match dtype {
-        GgmlType::F32 => SourceType::F32,
-        GgmlType::BF16 => SourceType::BF16,
-        GgmlType::Q4_0 => SourceType::Q4_0,
-        GgmlType::Q4_1 => SourceType::Q4_1,
-        GgmlType::Q4_K => SourceType::Q4_K,
-        GgmlType::Q5_0 => SourceType::Q5_0,
-        GgmlType::Q5_1 => SourceType::Q5_1,
-        GgmlType::Q5_K => SourceType::Q5_K,
-        GgmlType::Q6_K => SourceType::Q6_K,
-        GgmlType::Q8_0 => SourceType::Q8_0,
-        _ => SourceType::F16,
-    };
+    let source = model::source_type(dtype).unwrap_or(SourceType::F16);
     if inputs.is_multiple_of(source.block_values()) {
         source
     } else {
