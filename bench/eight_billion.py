@@ -6,8 +6,8 @@
 
 Writes a Hugging Face folder of Llama 3.1 8B's shape (random_folder.py: sharded bf16) and three random adapters of rank 8, has `lory
 doctor` announce the peak of memory, serves with --precision q4 and compares the peak (VmHWM) with it; asks the three tones, a blend
-and the base at once. Then it starts again, from what was kept, and asks them one by one: the answers must be the same, to the bits of
-their log-probabilities. With --moved it starts once more with the folder elsewhere. At the end it asks for f32, which must be refused before
+and the base at once. Then it starts again, from what was kept, and asks them one by one: the answers must be the same, with
+equal log-probabilities. With --moved it starts once more with the folder elsewhere. At the end it asks for f32, which must be refused before
 anything is allocated. What the model says is noise: this is about memory and time. Linux; Python's standard library alone.
 """
 

@@ -61,7 +61,7 @@ pub enum ModelError {
         /// Its type.
         dtype: &'static str,
         /// What is run.
-        runs: &'static str,
+        runs: String,
     },
     /// A tensor cannot be held in the precision that is asked for.
     #[error("{origin}: tensor {name:?}: {problem}")]

@@ -7,9 +7,6 @@ use formats::config::ModelConfig;
 use formats::gguf::{GgmlType, TensorView, dequantize};
 use kernels::{Device, RopeTable, SourceType, Weights};
 
-const RUNS: &str =
-    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
-
 /// Most positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
 const MAX_CONTEXT: usize = 1 << 20;
 
@@ -149,11 +146,13 @@ impl Loader<'_> {
 
     fn not_run(&self, name: &str, dtype: GgmlType) -> ModelError {
         let (origin, name) = self.checkpoint.place(name);
+        let runs = GgmlType::all().filter(|dtype| source_type(*dtype).is_some());
+        let runs: Vec<&str> = runs.map(GgmlType::name).collect();
         ModelError::Type {
             origin,
             name,
             dtype: dtype.name(),
-            runs: RUNS,
+            runs: runs.join(", "),
         }
     }
 

@@ -197,7 +197,9 @@ impl WhatIf {
         memory.kept = row * (tokens * layers_kept) as u64;
         memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
         let head_rows = larger.min(HEAD_ROWS);
-        memory.logits = (head_rows * (6 * s.vocab + 4 * 4 * s.hidden)) as u64;
+        // Logits, and as much as half of them rounded, with the places of those that count, for six rows together.
+        let logits = s.vocab * (6 * head_rows + head_rows.div_ceil(6));
+        memory.logits = (logits + head_rows * 4 * 4 * s.hidden) as u64;
         memory
     }
 

@@ -10,7 +10,8 @@
 //! Leaving out what is small in the head's gradient is from Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models",
 //! 2024, section 4.3; there it is what falls below 2^-12, and nothing stands for it.
 
-use super::{Job, LEAST, MAGIC, MOST, PANEL, Panel, ROWS, WHOLE, some_rows};
+use super::products::{Job, some_rows};
+use super::{MAGIC, PANEL, Panel, ROWS, step_of, weigh};
 use crate::Isa;
 use crate::isa::per_isa;
 use crate::pool::{Pool, Scatter};
@@ -117,33 +118,17 @@ per_isa! {
         group.places.clear();
         group.words.clear();
         group.ends.clear();
+        // Room for all pairs is memory that is not there until it is written; growing would copy, and leave half unused.
+        group.places.reserve_exact(units.len() / 2);
+        group.words.reserve_exact(count * units.len() / 2);
         let mut factors = [0f32; ROWS];
         for (m, row) in rows.chunks_exact(outputs).enumerate() {
             let mut largest = [0u32; LANES];
             let mut sum = 0f32;
             for (x, units) in row.chunks(PANEL).zip(units.chunks(PANEL)) {
-                let mut sums = [0f32; LANES];
-                let (chunks, tail) = x.as_chunks::<LANES>();
-                let mut last = [0f32; LANES];
-                last[..tail.len()].copy_from_slice(tail);
-                let tiles = chunks.iter().chain(std::iter::once(&last));
-                for (x, unit) in tiles.zip(units.as_chunks::<LANES>().0) {
-                    for lane in 0..LANES {
-                        let size = (x[lane] * unit[lane]).to_bits() & 0x7fff_ffff;
-                        largest[lane] = largest[lane].max(size);
-                        sums[lane] += f32::from_bits(size);
-                    }
-                }
-                sum = sum.max(sums.iter().sum());
+                sum = sum.max(weigh(x, units, &mut largest));
             }
-            let most = f32::from_bits(largest.into_iter().max().unwrap_or(0));
-            group.steps[m] = if !most.is_finite() {
-                f32::NAN
-            } else if most > LEAST {
-                (most / WHOLE).max(sum / MOST)
-            } else {
-                0.0
-            };
+            group.steps[m] = step_of(largest, sum);
             factors[m] = if group.steps[m] > 0.0 { 1.0 / group.steps[m] } else { 0.0 };
         }
         let mut rest = [[0f32; LANES]; ROWS];

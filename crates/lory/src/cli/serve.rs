@@ -389,8 +389,8 @@ fn welcome(service: &Service, reached: &Reached) -> String {
     };
     format!(
         "Serving {scheme}://{address}\n  base      {}\n  personas  {personas}\n  access    {access}\n  studio    {scheme}://{here}/ \
-         in a browser: hear the tones, train one of your own\nTry:\n  curl -s {scheme}://{here}/generate{bearer} -H 'content-type: application/json' -d '{{\"prompt\": \"Where is my order \
-         #12345?\", \"user_type\": \"{who}\"}}'\n",
+         in a browser: hear the tones, train one of your own\nTry:\n  curl -s {scheme}://{here}/generate{bearer} \
+         -H 'content-type: application/json' -d '{{\"prompt\": \"Where is my order #12345?\", \"user_type\": \"{who}\"}}'\n",
         service.base().name
     )
 }
