@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub struct Progress {
     bar: ProgressBar,
     watched: bool,
+    hidden: bool,
 }
 
 impl Progress {
@@ -18,7 +19,11 @@ impl Progress {
     pub fn stderr() -> Self {
         let watched = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        Self { bar, watched }
+        Self {
+            bar,
+            watched,
+            hidden: false,
+        }
     }
 
     /// Progress that nobody sees.
@@ -28,6 +33,7 @@ impl Progress {
         Self {
             bar,
             watched: false,
+            hidden: true,
         }
     }
 
@@ -105,7 +111,7 @@ impl Progress {
         bar.set_style(style.progress_chars("━━╌"));
         bar.set_message(what.to_owned());
         self.bar = bar;
-        if !self.watched && !what.is_empty() {
+        if !self.watched && !self.hidden && !what.is_empty() {
             eprintln!("{what}");
         }
     }

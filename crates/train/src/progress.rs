@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::params::LoraParams;
 use crate::preference::PreferenceStats;
 
 /// What a run is going to do.
@@ -108,6 +109,17 @@ pub enum Reference<'a> {
     },
 }
 
+/// The adapters between two steps.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing<'a> {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Whether no further step comes.
+    pub done: bool,
+    /// Their parameters as they are now, in the order of the jobs; not those of the lowest validation loss.
+    pub adapters: &'a [LoraParams],
+}
+
 /// Someone who watches a run. Every function does nothing unless it is written.
 pub trait Observer {
     /// The run begins; `resumed` is the step it goes on from, where a checkpoint was found.
@@ -143,6 +155,12 @@ pub trait Observer {
     /// All that is needed to go on from `step` lies at `path`.
     fn checkpointed(&mut self, path: &Path, step: u64) {
         let _ = (path, step);
+    }
+
+    /// The adapters as they stand before the next step, and after the last one; told once more where a run goes on. What was
+    /// validated of them has been told, and what is due to be kept is on the disk.
+    fn standing(&mut self, standing: &Standing<'_>) {
+        let _ = standing;
     }
 
     /// All steps are done.

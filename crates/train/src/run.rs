@@ -20,7 +20,9 @@ use crate::learner::{Item, Learner, LossSum};
 use crate::metrics::Record;
 use crate::optimizer;
 use crate::params::{LoraGrads, LoraParams};
-use crate::progress::{AdapterPlan, AdapterStep, Observer, Plan, StepMetrics, Validation};
+use crate::progress::{
+    AdapterPlan, AdapterStep, Observer, Plan, Standing, StepMetrics, Validation,
+};
 use crate::sft::RunOptions;
 use adapter::Adapter;
 use unit::{Tally, Unit};
@@ -140,6 +142,15 @@ impl<'o> Run<'o> {
 
     pub(crate) fn is_done(&self) -> bool {
         self.step >= self.steps()
+    }
+
+    /// The adapters as they are now.
+    pub(crate) fn standing(&self) -> Standing<'_> {
+        Standing {
+            step: self.step,
+            done: self.is_done(),
+            adapters: &self.params,
+        }
     }
 
     /// Steps of the run: those of the adapter that has the most, now that some may have stopped early.

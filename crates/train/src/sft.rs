@@ -146,6 +146,7 @@ impl Prepared<'_> {
             if run.checkpoint_is_due() {
                 run.checkpoint(observer)?;
             }
+            observer.standing(&run.standing());
             if run.is_done() {
                 break;
             }

@@ -64,8 +64,17 @@ fn flag() -> &'static AtomicBool {
 #[test]
 fn stopped_at_any_step_it_ends_with_the_same_bytes() {
     let whole = Folder::new();
-    let expected = finished(run(whole.jobs(), &whole.options(), &mut Notes::default()).unwrap());
+    let mut all = Notes::default();
+    let expected = finished(run(whole.jobs(), &whole.options(), &mut all).unwrap());
     let expected_state = fs::read(whole.path("run/checkpoint.safetensors")).unwrap();
+    // Told of every state, from the first numbers to those behind the last step.
+    let told: Vec<(u64, bool)> = all
+        .standing
+        .iter()
+        .map(|(s, done, _)| (*s, *done))
+        .collect();
+    assert_eq!(told, (0..=18).map(|s| (s, s == 18)).collect::<Vec<_>>());
+    assert!(all.standing[0].2 == toy::params() && all.standing[0].2 != all.standing[1].2);
     for stop in [1, 2, 3, 6, 8, 11, 17] {
         let folder = Folder::new();
         let mut notes = Notes {
@@ -86,6 +95,7 @@ fn stopped_at_any_step_it_ends_with_the_same_bytes() {
         let trained = finished(run(folder.jobs(), &folder.options(), &mut notes).unwrap());
         assert_eq!(notes.resumed, Some(stop));
         assert_eq!(notes.steps.first().map(|s| s.step), Some(stop + 1));
+        assert!(notes.standing == all.standing[stop as usize..]);
         assert!(trained == expected, "stopped at {stop}");
         assert!(folder.metrics() == whole.metrics(), "stopped at {stop}");
         assert!(

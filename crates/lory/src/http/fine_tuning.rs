@@ -14,7 +14,7 @@ use super::json::Body;
 use super::personas::blocking;
 use super::query::Query;
 use crate::jobs::record::{Checked, Failure, Method, Metrics, Progress, Sample};
-use crate::jobs::{Event, NewJob, Queue, Record, Status, Who};
+use crate::jobs::{Event, NewJob, Queue, Record, Said, Status, Who};
 use crate::service::Caller;
 
 /// What the id of an event begins with, and that of a state.
@@ -36,6 +36,7 @@ pub(super) fn router() -> Router<Slot> {
             "/v1/fine_tuning/jobs/{job_id}/checkpoints",
             get(checkpoints),
         )
+        .route("/v1/fine_tuning/jobs/{job_id}/samples", get(samples))
 }
 
 /// A training job.
@@ -125,6 +126,9 @@ struct Extras {
     kept: bool,
     /// Up to three answers of its adapter to questions that training did not see.
     samples: Vec<Sample>,
+    /// What its adapter is asked while it is trained, as it was asked for.
+    #[schema(required)]
+    sample_prompts: Option<Vec<String>>,
     /// The persona that it starts from, as `name@version`.
     #[schema(required)]
     started_from: Option<String>,
@@ -173,6 +177,7 @@ impl From<Record> for JobObject {
                 publish: job.publish,
                 kept: job.kept,
                 samples: job.samples,
+                sample_prompts: job.sample_prompts,
                 started_from: job.start.map(|start| start.persona),
                 system_prompt: job.system_prompt,
             },
@@ -265,6 +270,40 @@ pub(super) struct CheckpointList {
     first_id: Option<String>,
     #[schema(required)]
     last_id: Option<String>,
+    has_more: bool,
+}
+
+/// A question to the adapter as it stood after some step, and what it said.
+#[derive(Serialize, utoipa::ToSchema)]
+struct SampleObject {
+    /// `fine_tuning.job.sample`.
+    object: &'static str,
+    /// Optimizer steps done; 0 before the first.
+    step: u64,
+    /// What it was asked.
+    prompt: String,
+    /// What it said at temperature 0, at most 64 tokens.
+    answer: String,
+}
+
+impl From<Said> for SampleObject {
+    fn from(said: Said) -> SampleObject {
+        SampleObject {
+            object: "fine_tuning.job.sample",
+            step: said.step,
+            prompt: said.prompt,
+            answer: said.answer,
+        }
+    }
+}
+
+/// What an adapter said on its way, by step and then as it was asked.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct SampleList {
+    /// `list`.
+    object: &'static str,
+    data: Vec<SampleObject>,
+    /// Always false: the list is whole.
     has_more: bool,
 }
 
@@ -517,5 +556,30 @@ pub(super) async fn checkpoints(
         last_id: data.last().map(|one| one.id.clone()),
         data,
         has_more,
+    }))
+}
+
+/// What the adapter of a training job said on its way
+///
+/// Asked before the first step, after validations and at the end; at most 17 times, up to four questions each.
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs/{job_id}/samples",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "All of them", body = SampleList))
+)]
+pub(super) async fn samples(
+    State(slot): State<Slot>,
+    caller: Caller,
+    Path(id): Path<String>,
+    query: Query,
+) -> Result<Json<SampleList>, ApiError> {
+    query.end()?;
+    let jobs = slot.jobs()?;
+    let said = blocking(move || jobs.samples(&Who::of(&caller), &id)).await??;
+    Ok(Json(SampleList {
+        object: "list",
+        data: said.into_iter().map(SampleObject::from).collect(),
+        has_more: false,
     }))
 }

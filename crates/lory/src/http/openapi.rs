@@ -84,6 +84,7 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         fine_tuning::publish,
         fine_tuning::events,
         fine_tuning::checkpoints,
+        fine_tuning::samples,
         judgements::evaluations,
         judgements::evaluation,
         judgements::vote,

@@ -11,13 +11,14 @@
 //! ```text
 //! lock                         held by the process that runs the queue
 //! files/<id>/                  uploaded files
-//! jobs/<id>/job.json           the record; events.jsonl, state/checkpoint.safetensors, adapter/ beside it
+//! jobs/<id>/job.json           the record; events.jsonl, samples.json, state/checkpoint.safetensors, adapter/ beside it
 //! ```
 //!
 //! - [`request`]: what is asked for, made into a record; [`record`]: a job as it is kept; [`thresholds`]: its gate
-//! - [`files`]: uploads; `events`: what happened
+//! - [`files`]: uploads; `events`: what happened; [`samples`]: what its adapter said on the way
 //! - `asking`: who asks, and for which part of a list; `workers`: the queue's two threads
-//! - `run`: one job, from its rows to its version; `watch`: what it tells on the way; `examine`: its gate
+//! - `run`: one job, from its rows to its version; `watch`: what it tells on the way; `sampling`: what it is asked there;
+//!   `examine`: its gate; `rehearse`: how an adapter answers that nobody else can ask
 //! - `publish`: its adapter becomes a version
 //! - `look`: plans, findings and rows, for those who want to see first
 //! - [`meters`]: what is counted
@@ -32,8 +33,11 @@ pub mod look;
 pub mod meters;
 mod publish;
 pub mod record;
+mod rehearse;
 pub mod request;
 mod run;
+pub mod samples;
+mod sampling;
 pub mod thresholds;
 mod watch;
 mod workers;
@@ -51,6 +55,7 @@ pub use error::JobError;
 pub use files::{StoredFile, Upload};
 pub use record::{Event, Record, Status};
 pub use request::NewJob;
+pub use samples::Said;
 
 use crate::service::{Caller, Service};
 use crate::sharing;
@@ -58,6 +63,7 @@ use disk::{get, now, put};
 use events::Events;
 use files::Files;
 use record::Metrics;
+use samples::Samples;
 
 /// The most jobs that are not over.
 pub const MAX_OPEN: usize = 64;
@@ -450,6 +456,15 @@ impl Queue {
             kept.kept = true;
         }
         page.of(validations, |validated| &validated.id)
+    }
+
+    /// What the adapter of a job said while it was trained, by step and then as it was asked.
+    ///
+    /// # Errors
+    /// [`JobError::NoJob`], or the disk's.
+    pub fn samples(&self, who: &Who, id: &str) -> Result<Vec<Said>, JobError> {
+        let record = self.job(who, id)?;
+        Samples::of(&self.folder(&record.id)).all()
     }
 
     /// Gives a job up.

@@ -118,7 +118,7 @@ pub struct Progress {
     /// When its training will be over at the pace so far, as a Unix time.
     #[schema(required)]
     pub estimated_finish: Option<u64>,
-    /// What it does beside training: `examining` or `publishing`.
+    /// What it does beside training: `sampling`, `examining` or `publishing`.
     #[schema(required)]
     pub phase: Option<String>,
 }
@@ -198,6 +198,9 @@ pub struct Record {
     /// Some answers of the adapter.
     #[serde(default)]
     pub samples: Vec<Sample>,
+    /// What the adapter is asked while it is trained; without, questions of the rows that training does not see.
+    #[serde(default)]
+    pub sample_prompts: Option<Vec<String>>,
     /// The client's own.
     pub metadata: BTreeMap<String, String>,
     /// How far it is.

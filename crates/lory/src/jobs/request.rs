@@ -14,7 +14,7 @@ use super::disk::{fresh_id, now};
 use super::error::JobError;
 use super::record::{Method, Progress, Record, Start, Status};
 use super::thresholds::Thresholds;
-use super::{Queue, Who};
+use super::{Queue, Who, sampling};
 use crate::service::Caller;
 
 /// The most pairs of `metadata`, and the most characters of a key and of a value: OpenAI's.
@@ -59,6 +59,9 @@ pub struct NewJob {
     /// Not OpenAI's: whether it publishes its adapter by itself once that has passed the gate; it does unless this is false. Then
     /// the adapter is kept until somebody publishes it.
     pub publish: Option<bool>,
+    /// Not OpenAI's: up to 4 texts of at most 4096 bytes that the adapter is asked while it is trained; without, up to three questions
+    /// of the rows that training does not see. Empty: nothing is asked.
+    pub sample_prompts: Option<Vec<String>>,
 }
 
 /// How a job trains, and how much.
@@ -310,6 +313,7 @@ impl NewJob {
             let message = format!("is longer than {MAX_SYSTEM_PROMPT} bytes");
             return Err(JobError::invalid("system_prompt", message));
         }
+        sampling::check(self.sample_prompts.as_deref().unwrap_or_default(), base)?;
         let training = jobs.files.find(who, &self.training_file, "training_file")?;
         let validation = match &self.validation_file {
             None => None,
@@ -386,6 +390,7 @@ impl NewJob {
             publish: self.publish != Some(false),
             kept: false,
             samples: Vec::new(),
+            sample_prompts: self.sample_prompts.clone(),
             metadata,
             progress: Progress::default(),
             trained_tokens: None,

@@ -13,6 +13,7 @@ use train::job::{Loaded, Source};
 use train::sft::{self, Outcome, RunOptions};
 
 use super::record::{Failure, Record, Status};
+use super::sampling::Sampling;
 use super::watch::Watch;
 use super::{JobError, Queue, examine};
 use crate::memory;
@@ -120,7 +121,14 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     };
     let gate = JobGate::new(&queue.service, stop);
     let mut learner = training::learner(base).behind(gate.clone());
-    let mut watch = Watch::new(queue, &record.id);
+    let sampling = Sampling::new(queue, record, &target, &job, gate.clone(), stop);
+    let sampling = sampling.unwrap_or_else(|error| {
+        let said = format!("The adapter is not asked on the way: {error:#}");
+        let said = queue.as_called(record, &said);
+        queue.events_of(&record.id).push("warn", said, None);
+        None
+    });
+    let mut watch = Watch::new(queue, &record.id, sampling);
     let prepared = sft::prepare(vec![job], &options)?;
     let forecast = prepared.forecast(base.model.config());
     learner.keep(Plan::new(forecast, memory::in_use(), memory::available()).keep);

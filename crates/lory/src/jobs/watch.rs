@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
+use train::progress::{Observer, Plan, Reference, Standing, StepMetrics, Validation};
 
 use super::Queue;
 use super::disk::now;
 use super::events::Events;
 use super::record::Metrics;
+use super::sampling::Sampling;
 
 /// Watches the run of one job, which trains one adapter.
 pub(super) struct Watch<'q> {
@@ -17,15 +18,18 @@ pub(super) struct Watch<'q> {
     id: &'q str,
     events: Events,
     steps: u64,
+    /// Asks the adapter on the way; none where nothing is to be asked.
+    sampling: Option<Sampling<'q>>,
 }
 
 impl<'q> Watch<'q> {
-    pub fn new(queue: &'q Queue, id: &'q str) -> Watch<'q> {
+    pub fn new(queue: &'q Queue, id: &'q str, sampling: Option<Sampling<'q>>) -> Watch<'q> {
         Watch {
             queue,
             id,
             events: queue.events_of(id),
             steps: 0,
+            sampling,
         }
     }
 }
@@ -50,6 +54,12 @@ impl Observer for Watch<'_> {
             progress.steps = plan.steps;
             progress.phase = None;
         });
+        let sampling = self.sampling.as_mut();
+        if let Some(Err(error)) = sampling.map(|sampling| sampling.started(plan, step)) {
+            self.sampling = None;
+            let said = format!("The adapter is not asked on the way: {error}");
+            self.events.push("warn", said, None);
+        }
     }
 
     fn reference(&mut self, _adapter: usize, pairs: usize, from: Reference<'_>) {
@@ -95,6 +105,9 @@ impl Observer for Watch<'_> {
     }
 
     fn validated(&mut self, _adapter: usize, validation: &Validation) {
+        if let Some(sampling) = &mut self.sampling {
+            sampling.validated(validation.step);
+        }
         let data = Metrics {
             step: validation.step,
             total_steps: self.steps,
@@ -125,6 +138,27 @@ impl Observer for Watch<'_> {
         let said =
             format!("No better for as long as its patience is: training ends at step {step}");
         self.events.push("info", said, None);
+    }
+
+    fn standing(&mut self, standing: &Standing<'_>) {
+        let due = |sampling: &&mut Sampling<'_>| sampling.is_due(standing);
+        let Some(sampling) = self.sampling.as_mut().filter(due) else {
+            return;
+        };
+        let id = self.id;
+        let phase = |phase: Option<&str>| {
+            let phase = phase.map(str::to_owned);
+            self.queue.note(id, |progress| progress.phase = phase);
+        };
+        phase(Some("sampling"));
+        if let Err(error) = sampling.ask(standing) {
+            let said = format!(
+                "The adapter could not be asked after step {}: {error:#}",
+                standing.step
+            );
+            self.events.push("warn", said, None);
+        }
+        phase(None);
     }
 
     fn checkpointed(&mut self, _path: &Path, step: u64) {

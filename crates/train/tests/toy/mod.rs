@@ -1,7 +1,7 @@
 //! A learner of a few lines: each trained token pulls the adapter towards a target that the token names.
 
 use formats::peft::{LoraPair, Module};
-use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
+use train::progress::{Observer, Plan, Reference, Standing, StepMetrics, Validation};
 use train::{Example, Item, Job, Learner, LoraGrads, LoraParams, LossSum, Settings, TrainError};
 
 /// loss(token) = 1/2 * sum over weights w_i of (w_i - target(token, i))^2 / weights.
@@ -156,6 +156,8 @@ pub struct Notes {
     pub checkpoints: Vec<u64>,
     pub stopped_early: Vec<(usize, u64)>,
     pub finished: Option<u64>,
+    /// The step, whether it was the last, and the first adapter as it stood.
+    pub standing: Vec<(u64, bool, LoraParams)>,
     /// Where each job's reference came from, as (job, how).
     pub references: Vec<(usize, &'static str)>,
     /// Raises its flag once this step was seen.
@@ -196,6 +198,11 @@ impl Observer for Notes {
 
     fn stopped_early(&mut self, adapter: usize, step: u64) {
         self.stopped_early.push((adapter, step));
+    }
+
+    fn standing(&mut self, standing: &Standing<'_>) {
+        let first = standing.adapters[0].clone();
+        self.standing.push((standing.step, standing.done, first));
     }
 
     fn finished(&mut self, steps: u64) {

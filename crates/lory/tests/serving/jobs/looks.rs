@@ -36,6 +36,10 @@ fn answers_about_jobs_are_as_the_document_says() {
             "/v1/fine_tuning/jobs/{job_id}/checkpoints",
             format!("/v1/fine_tuning/jobs/{id}/checkpoints"),
         ),
+        (
+            "/v1/fine_tuning/jobs/{job_id}/samples",
+            format!("/v1/fine_tuning/jobs/{id}/samples"),
+        ),
     ] {
         let answer = open.server.get(&path);
         assert_eq!(answer.status, 200, "{}", answer.text);

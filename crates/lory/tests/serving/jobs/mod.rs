@@ -4,6 +4,7 @@ mod gate;
 mod life;
 mod looks;
 mod refused;
+mod samples;
 
 use std::path::PathBuf;
 use std::sync::Arc;

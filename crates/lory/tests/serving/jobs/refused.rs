@@ -183,6 +183,30 @@ fn what_is_wrong_with_a_job_is_named() {
             "unknown_field",
             "gate.tone",
         ),
+        (
+            json!({"sample_prompts": ["a", "b", "c", "d", "e"]}),
+            400,
+            "invalid_value",
+            "sample_prompts",
+        ),
+        (
+            json!({"sample_prompts": ["a", " "]}),
+            400,
+            "invalid_value",
+            "sample_prompts[1]",
+        ),
+        (
+            json!({"sample_prompts": ["a".repeat(4097)]}),
+            400,
+            "invalid_value",
+            "sample_prompts[0]",
+        ),
+        (
+            json!({"sample_prompts": ["x7 ".repeat(1000)]}),
+            400,
+            "invalid_value",
+            "sample_prompts[0]",
+        ),
         (json!({"epochs": 1}), 400, "unknown_field", "epochs"),
     ] {
         let (found, found_code, about, message) = open.create(&with(changes)).error();
@@ -198,6 +222,16 @@ fn what_is_wrong_with_a_job_is_named() {
             "/v1/fine_tuning/jobs/ftjob-none/events",
             404,
             "job_not_found",
+        ),
+        (
+            "/v1/fine_tuning/jobs/ftjob-none/samples",
+            404,
+            "job_not_found",
+        ),
+        (
+            "/v1/fine_tuning/jobs/ftjob-none/samples?limit=1",
+            400,
+            "unknown_field",
         ),
         ("/v1/fine_tuning/jobs?limit=0", 400, "invalid_value"),
         ("/v1/fine_tuning/jobs?limit=101", 400, "invalid_value"),

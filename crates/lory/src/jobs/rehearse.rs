@@ -1,0 +1,87 @@
+//! An adapter that is not published answers, to its job alone: on an engine of its own over the weights that serve, whose steps take
+//! the machine in the job's turns.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::EngineConfig;
+use registry::{AdapterRef, Persona, Personas};
+use train::Gate;
+
+use super::Queue;
+use super::record::Record;
+use super::run::settings_of;
+use crate::catalog::Catalog;
+use crate::evaluation::Candidate;
+use crate::evaluation::answers::{self, Answers, Question};
+use crate::progress::Progress;
+use crate::runner::Turns;
+use crate::service::{Service, Settings};
+
+/// Questions that are asked at once.
+const AT_ONCE: usize = 8;
+/// Memory for the keys and values of those.
+const KV_MEMORY: u64 = 128 << 20;
+/// The least memory for adapters.
+const ADAPTER_MEMORY: u64 = 256 << 20;
+
+/// The persona that `record` is about to make, with the adapter in the folder `adapter`.
+pub(super) fn persona(queue: &Queue, record: &Record, adapter: &Path) -> anyhow::Result<Persona> {
+    let personas = queue.service.personas();
+    let settings = settings_of(record, personas.get(&record.persona));
+    Ok(Persona {
+        name: record.persona.clone(),
+        version: 1,
+        description: settings.description,
+        system_prompt: settings.system_prompt,
+        variables: settings.variables,
+        sampling: settings.sampling,
+        max_new_tokens: settings.max_new_tokens,
+        stop: settings.stop,
+        scale: settings.scale,
+        adapter: AdapterRef::in_folder(adapter)?,
+        train: None,
+        eval: None,
+        dir: adapter.to_owned(),
+        published: None,
+    })
+}
+
+/// Puts `questions` to `candidates`, whom nobody else can ask.
+pub(super) fn answers(
+    queue: &Queue,
+    candidates: &[Candidate],
+    questions: &[Question],
+    common: Vec<(usize, usize)>,
+    machine: Arc<dyn Gate>,
+) -> anyhow::Result<Answers> {
+    let personas: Vec<Persona> = candidates.iter().map(|one| one.persona.clone()).collect();
+    let adapters = personas
+        .iter()
+        .filter_map(|persona| persona.adapter.as_ref());
+    let bytes: u64 = adapters.map(|adapter| adapter.bytes).sum();
+    let settings = Settings {
+        base_name: Some(queue.service.base().name.clone()),
+        kv_memory: KV_MEMORY,
+        turns: Turns::Lent(machine),
+        engine: EngineConfig {
+            max_batch: AT_ONCE,
+            max_queue: AT_ONCE,
+            adapter_memory: ADAPTER_MEMORY.max(4 * bytes),
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    };
+    let catalog = Catalog::from(Personas::new(personas));
+    let service = Service::start(Arc::clone(queue.service.base()), catalog, &settings)?;
+    let answers = answers::answer(
+        &service,
+        candidates,
+        questions,
+        common,
+        AT_ONCE,
+        &mut Progress::hidden(),
+    );
+    service.engine().shutdown();
+    answers
+}

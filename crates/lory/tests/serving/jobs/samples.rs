@@ -1,0 +1,207 @@
+//! What an adapter is asked while it is trained.
+
+use super::*;
+
+impl Open {
+    fn samples(&self, id: &str) -> Vec<Value> {
+        let path = format!("/v1/fine_tuning/jobs/{id}/samples");
+        let list = self.server.get(&path).json();
+        assert_eq!(
+            (&list["object"], &list["has_more"]),
+            (&json!("list"), &json!(false))
+        );
+        list["data"].as_array().unwrap().clone()
+    }
+
+    fn warnings(&self, id: &str) -> Vec<String> {
+        let warns = |event: &&Value| event["level"] == "warn";
+        let said = |event: &Value| event["message"].as_str().unwrap().to_owned();
+        self.list(id, "events")
+            .iter()
+            .filter(warns)
+            .map(said)
+            .collect()
+    }
+}
+
+#[test]
+fn an_adapter_is_asked_on_its_way_and_its_bytes_stay_the_same() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "asked");
+    wanted["system_prompt"] = json!("You are sunny.");
+    wanted["sample_prompts"] = json!(["Where is order 7?", "Hi"]);
+    let asked = open.created(&wanted);
+    let job = open.succeeded(&asked);
+    assert_eq!(job["lory"]["sample_prompts"], wanted["sample_prompts"]);
+    let steps = job["lory"]["progress"]["steps"].as_u64().unwrap();
+    let said = open.samples(&asked);
+    let order: Vec<(u64, &str)> = said
+        .iter()
+        .map(|one| {
+            (
+                one["step"].as_u64().unwrap(),
+                one["prompt"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let at = |epoch: u64| epoch * steps / 3;
+    let expected: Vec<(u64, &str)> = (0..=3)
+        .flat_map(|epoch| [(at(epoch), "Where is order 7?"), (at(epoch), "Hi")])
+        .collect();
+    assert_eq!(order, expected);
+    assert!(
+        said.iter()
+            .all(|one| one["object"] == "fine_tuning.job.sample")
+    );
+
+    // At first it is the base behind the system prompt; what it is at the state that was kept, the version is.
+    let answer = |model: &str, turns: Value| {
+        let chat = json!({"model": model, "messages": turns, "max_tokens": 64, "temperature": 0});
+        let reply = open.server.post("/v1/chat/completions", &chat).json();
+        reply["choices"][0]["message"]["content"].clone()
+    };
+    let question = json!({"role": "user", "content": "Where is order 7?"});
+    let base = answer(
+        "tiny",
+        json!([{"role": "system", "content": "You are sunny."}, question]),
+    );
+    assert_eq!(said[0]["answer"], base);
+    let states = open.list(&asked, "checkpoints");
+    let kept = |state: &&Value| state["fine_tuned_model_checkpoint"] == "asked@1";
+    let kept = states.iter().find(kept).unwrap()["step_number"].clone();
+    let there = said.iter().find(|one| one["step"] == kept).unwrap();
+    assert_eq!(there["answer"], answer("asked", json!([question])));
+    assert_ne!(there["answer"], base);
+
+    // With other questions, of the rows that it does not see, and without any it becomes the same.
+    wanted["suffix"] = json!("by-itself");
+    wanted.as_object_mut().unwrap().remove("sample_prompts");
+    let by_itself = open.created(&wanted);
+    wanted["suffix"] = json!("silent");
+    wanted["sample_prompts"] = json!([]);
+    let silent = open.created(&wanted);
+    let job = open.succeeded(&by_itself);
+    assert_eq!(job["lory"]["sample_prompts"], Value::Null);
+    let said = open.samples(&by_itself);
+    let first = said.iter().filter(|one| one["step"] == 0).count();
+    assert!((1..=3).contains(&first), "{said:?}");
+    assert_eq!(said.len(), 4 * first);
+    let samples = &job["lory"]["samples"][0];
+    assert_eq!(said[0]["prompt"], samples["question"]);
+    open.succeeded(&silent);
+    assert!(open.samples(&silent).is_empty());
+    assert_eq!(open.hash("asked"), open.hash("silent"));
+    assert_eq!(open.hash("by-itself"), open.hash("silent"));
+
+    // They outlast the server.
+    let before = open.samples(&asked);
+    drop(open);
+    assert_eq!(school.open().samples(&asked), before);
+}
+
+#[test]
+fn a_job_that_goes_on_is_asked_once_after_each_step() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let long = |suffix: &str| {
+        let mut long = body(&file, suffix);
+        long["hyperparameters"]["n_epochs"] = json!(12);
+        long["sample_prompts"] = json!(["Hi"]);
+        long
+    };
+    let whole = open.created(&long("whole"));
+    open.succeeded(&whole);
+    let expected = open.samples(&whole);
+    assert!(expected.len() > 10, "{expected:?}");
+    let id = open.created(&long("parts"));
+    for step in [8, 30] {
+        open.at_step(&id, step);
+        open.turn(&id, "pause");
+        // A kill may leave what was said of steps that come again.
+        let path = school.path(&format!("jobs/jobs/{id}/samples.json"));
+        std::thread::sleep(Duration::from_millis(100));
+        let mut kept: Vec<Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        kept.push(json!({"step": 1000, "prompt": "Hi", "answer": "from a life that was not"}));
+        std::fs::write(&path, serde_json::to_vec(&kept).unwrap()).unwrap();
+        open.turn(&id, "resume");
+    }
+    open.succeeded(&id);
+    assert_eq!(open.samples(&id), expected);
+    assert_eq!(open.hash("parts"), open.hash("whole"));
+}
+
+#[test]
+fn a_job_that_is_being_asked_stops_when_it_is_told() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "first");
+    wanted["sample_prompts"] = json!(["Hi"]);
+    let sharing = open.jobs.service().sharing();
+    // Nobody else has the machine meanwhile.
+    let step = sharing.step();
+    let sampling = |job: &Value| job["lory"]["progress"]["phase"] == "sampling";
+    let first = open.created(&wanted);
+    open.once(&first, sampling);
+    wanted["suffix"] = json!("second");
+    let second = open.created(&wanted);
+    assert_eq!(open.turn(&first, "pause").status, 200);
+    open.once(&second, sampling);
+    wanted["suffix"] = json!("third");
+    let third = open.created(&wanted);
+    assert_eq!(open.turn(&second, "cancel").status, 200);
+    open.once(&third, sampling);
+    drop(step);
+    open.succeeded(&third);
+    assert_eq!(open.turn(&first, "resume").status, 200);
+    open.succeeded(&first);
+    assert_eq!(open.samples(&first), open.samples(&third));
+    assert!(open.samples(&second).is_empty());
+    assert!(open.warnings(&first).is_empty());
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_fails_no_job() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(12));
+    let mut wanted = body(&file, "wordy");
+    // Either fits the context, both together do not.
+    wanted["system_prompt"] = json!("go ".repeat(110));
+    wanted["sample_prompts"] = json!(["go ".repeat(140)]);
+    let id = open.created(&wanted);
+    let job = open.succeeded(&id);
+    assert_eq!(job["fine_tuned_model"], "wordy@1");
+    assert!(open.samples(&id).is_empty());
+    let warned = open.warnings(&id);
+    assert!(
+        warned.len() == 4 && warned[3].starts_with("The adapter could not be asked after step 0: "),
+        "{warned:?}"
+    );
+}
+
+#[test]
+fn a_jobs_folder_of_before_still_opens() {
+    let school = School::new();
+    let id = {
+        let open = school.open();
+        let file = open.upload(&rows(12));
+        let id = open.created(&body(&file, "old"));
+        open.succeeded(&id);
+        id
+    };
+    let folder = school.path(&format!("jobs/jobs/{id}"));
+    std::fs::remove_file(folder.join("samples.json")).unwrap();
+    let path = folder.join("job.json");
+    let mut record: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for field in ["sample_prompts", "samples", "kept", "publish"] {
+        assert!(record.as_object_mut().unwrap().remove(field).is_some());
+    }
+    std::fs::write(&path, record.to_string()).unwrap();
+    let open = school.open();
+    assert_eq!(open.job(&id)["fine_tuned_model"], "old@1");
+    assert!(open.samples(&id).is_empty());
+}
