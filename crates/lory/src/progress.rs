@@ -1,6 +1,8 @@
 //! What takes longer than a moment, on stderr: a bar where someone watches, plain lines where a file does.
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,6 +13,8 @@ pub struct Progress {
     bar: ProgressBar,
     watched: bool,
     hidden: bool,
+    /// What was added since it began, for whoever looks from elsewhere.
+    counter: Option<Arc<AtomicU64>>,
 }
 
 impl Progress {
@@ -23,6 +27,7 @@ impl Progress {
             bar,
             watched,
             hidden: false,
+            counter: None,
         }
     }
 
@@ -34,7 +39,16 @@ impl Progress {
             bar,
             watched: false,
             hidden: true,
+            counter: None,
         }
+    }
+
+    /// Progress that nobody sees but whoever looks at `counter`.
+    #[must_use]
+    pub fn counted(counter: Arc<AtomicU64>) -> Self {
+        let mut progress = Progress::hidden();
+        progress.counter = Some(counter);
+        progress
     }
 
     /// Writes a line that stays.
@@ -74,6 +88,9 @@ impl Progress {
 
     /// `amount` more is done.
     pub fn add(&self, amount: u64) {
+        if let Some(counter) = &self.counter {
+            counter.fetch_add(amount, Ordering::Relaxed);
+        }
         self.bar.inc(amount);
     }
 

@@ -9,9 +9,10 @@
 //!   budget together, which is then what a stream sees from token to token;
 //! - or, where a layer is longer than that, once in [`RARE`] steps: 19 of 20 gaps are then as they are without it.
 //!
-//! Without requests every layer starts at once.
+//! Without requests every layer starts at once. Several who compute beside the answers take their layers in turn.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,12 @@ pub struct Sharing {
     budget: Duration,
     turns: Mutex<Turns>,
     changed: Condvar,
+    borrowers: AtomicU64,
 }
+
+/// Somebody who computes beside the answers, a job or an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Borrower(u64);
 
 #[derive(Debug, Default)]
 struct Turns {
@@ -56,8 +62,10 @@ struct Turns {
     step: Option<Instant>,
     /// A step waits for the layer that runs.
     step_waits: bool,
-    /// A layer runs since.
-    layer: Option<Instant>,
+    /// Whose layer runs, and since when.
+    layer: Option<(Borrower, Instant)>,
+    /// Who waits for a layer's turn, in the order of asking.
+    waiting: VecDeque<Borrower>,
     /// When the last step ended.
     last_end: Option<Instant>,
     /// What the latest steps took, from the end of the one before to their own, without the layers in between.
@@ -84,7 +92,13 @@ impl Sharing {
             budget,
             turns: Mutex::default(),
             changed: Condvar::new(),
+            borrowers: AtomicU64::new(0),
         }
+    }
+
+    /// Somebody new.
+    pub fn borrower(&self) -> Borrower {
+        Borrower(self.borrowers.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The budget.
@@ -106,21 +120,32 @@ impl Sharing {
         Step(self)
     }
 
-    /// A layer's turn, which lasts until the next call, or [`Sharing::rest`]. Waits until it fits beside the steps; `busy` says
-    /// whether anybody has requests, `stopped` whether to give up, which is false.
-    pub fn layer(&self, busy: &dyn Fn() -> bool, stopped: &dyn Fn() -> bool) -> bool {
-        self.rest();
+    /// A layer's turn, which lasts until the same one's next call, or [`Sharing::rest`]. Waits until it fits beside the steps, and
+    /// for the layers of others, who take turns; `busy` says whether anybody has requests, `stopped` whether to give up, which is
+    /// false.
+    pub fn layer(
+        &self,
+        who: Borrower,
+        busy: &dyn Fn() -> bool,
+        stopped: &dyn Fn() -> bool,
+    ) -> bool {
+        self.rest(who);
+        self.lock().waiting.push_back(who);
         let asked = Instant::now();
         loop {
             if stopped() {
+                self.lock().waiting.retain(|other| *other != who);
+                self.changed.notify_all();
                 return false;
             }
             // Asked outside the lock, which a step needs to begin.
             let idle = !busy();
             let mut turns = self.lock();
             let now = Instant::now();
-            if turns.may_start(idle, asked, now, self.budget) {
-                turns.layer = Some(now);
+            let next = turns.layer.is_none() && turns.waiting.front() == Some(&who);
+            if next && turns.may_start(idle, asked, now, self.budget) {
+                turns.waiting.pop_front();
+                turns.layer = Some((who, now));
                 return true;
             }
             drop(
@@ -131,10 +156,10 @@ impl Sharing {
         }
     }
 
-    /// No layer runs for now.
-    pub fn rest(&self) {
+    /// No layer of this one runs for now.
+    pub fn rest(&self, who: Borrower) {
         let mut turns = self.lock();
-        if let Some(began) = turns.layer.take() {
+        if let Some((_, began)) = turns.layer.take_if(|(other, _)| *other == who) {
             turns.layer_ended(began.elapsed());
             drop(turns);
             self.changed.notify_all();
@@ -284,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_and_a_layer_never_run_at_once() {
+    fn a_step_and_the_layers_of_several_never_run_at_once() {
         let sharing = Sharing::within(ms(2));
         let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let alone = |work: Duration| {
@@ -292,19 +317,32 @@ mod tests {
             std::thread::sleep(work);
             inside.store(false, SeqCst);
         };
+        let layers = [AtomicU64::new(0), AtomicU64::new(0)];
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while sharing.layer(&|| true, &|| stop.load(SeqCst)) {
-                    alone(Duration::from_micros(300));
-                }
-            });
+            for layers in &layers {
+                let who = sharing.borrower();
+                let (sharing, stop, alone) = (&sharing, &stop, &alone);
+                scope.spawn(move || {
+                    while sharing.layer(who, &|| true, &|| stop.load(SeqCst)) {
+                        alone(Duration::from_micros(300));
+                        layers.fetch_add(1, SeqCst);
+                    }
+                });
+            }
             for _ in 0..200 {
                 let _step = sharing.step();
                 alone(Duration::from_micros(100));
             }
+            // Neither keeps the other out.
+            while layers.iter().any(|layers| layers.load(SeqCst) < 20) {
+                std::thread::yield_now();
+            }
             stop.store(true, SeqCst);
         });
-        // Stopped, it let go of its turn.
+        // Stopped, they let go of their turns.
         drop(sharing.step());
+        let who = sharing.borrower();
+        assert!(sharing.layer(who, &|| false, &|| false));
+        sharing.rest(who);
     }
 }

@@ -1,9 +1,6 @@
 //! How rows are read and made into tokens: flags of training and of `lory data`, and notes on what became of the rows.
 
-use std::path::Path;
-
-use registry::Persona;
-use train::dataset::{Columns, Dataset, Row};
+use train::dataset::Columns;
 use train::example::{Mask, TooLong};
 use train::{Job, Settings};
 
@@ -72,15 +69,6 @@ impl RowsArgs {
             .unwrap_or(settings.validation_fraction);
         Ok(settings)
     }
-}
-
-/// The rows of the file at `path`, whose columns have the names that `persona` says.
-pub(super) fn read(path: &Path, persona: &Persona) -> anyhow::Result<Vec<Row>> {
-    let columns = match &persona.train {
-        Some(train) => train.settings::<Settings>()?.columns,
-        None => Columns::default(),
-    };
-    Ok(Dataset::read_as(path, &columns)?.rows)
 }
 
 /// What became of a job's rows, where it is not what one would think.

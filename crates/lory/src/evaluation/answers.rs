@@ -205,6 +205,7 @@ fn ask(persona: &Persona, row: &Row, own: bool) -> anyhow::Result<Ask> {
     {
         turns.insert(0, Message::new("system", system));
     }
+    let who = own.then(|| format!("{}@{}", persona.name, persona.version));
     Ok(Ask {
         conversation: Conversation::Messages(turns),
         overrides: Overrides {
@@ -213,7 +214,7 @@ fn ask(persona: &Persona, row: &Row, own: bool) -> anyhow::Result<Ask> {
         },
         stop: Some(persona.stop.clone()),
         max_new_tokens: persona.max_new_tokens,
-        ..Ask::new(own.then_some(persona.name.as_str()), "")
+        ..Ask::new(who.as_deref(), "")
     })
 }
 

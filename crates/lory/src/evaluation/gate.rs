@@ -132,7 +132,7 @@ fn of_persona(spec: &EvalSpec, index: usize, measures: &Measures) -> Vec<Check> 
             AtMost,
             Number,
             spec.loss_at_most,
-            Some(measures.own_loss(index)),
+            measures.own_loss(index),
             "",
         ),
         (
@@ -194,7 +194,7 @@ fn of_persona(spec: &EvalSpec, index: usize, measures: &Measures) -> Vec<Check> 
         .filter_map(|(key, measure, bound, form, wanted, value, missing)| {
             let wanted = wanted?;
             Some(Check {
-                persona: persona.name.clone(),
+                persona: persona.called.clone(),
                 key,
                 measure,
                 bound,

@@ -29,12 +29,14 @@ pub(crate) struct Told {
 #[derive(Debug, Clone)]
 pub(crate) struct Examined {
     pub name: String,
+    /// What it is called in the matrices.
+    pub called: String,
     pub version: u32,
     pub adapter: Option<String>,
     pub scale: f32,
     pub own: Told,
     pub base: Told,
-    /// What its adapter changes on neutral text; none without an adapter.
+    /// What its adapter changes on neutral text; none without an adapter, and where it is there for comparison.
     pub drift: Option<Drift>,
 }
 
@@ -72,12 +74,20 @@ impl Measures {
             .reduce(f64::min)
     }
 
-    /// Loss of a persona's rows under its own adapter, at its own scale; under the base where it has none.
-    pub fn own_loss(&self, persona: usize) -> f64 {
-        let name = &self.personas[persona].name;
-        let column = self.losses.adapters.iter().position(|other| other == name);
-        self.losses.losses[persona][column.unwrap_or(0)].mean()
+    /// Loss of a persona's rows under its own adapter, at its own scale; under the base where it has none. None for one that is there
+    /// for comparison.
+    pub fn own_loss(&self, persona: usize) -> Option<f64> {
+        let called = &self.personas[persona].called;
+        let row = self.losses.sets.iter().position(|set| set == called)?;
+        let mut columns = self.losses.adapters.iter();
+        let column = columns.position(|other| other == called);
+        Some(self.losses.losses[row][column.unwrap_or(0)].mean())
     }
+}
+
+/// How many parts [`measure`] adds to its progress: the losses, and each candidate's drift.
+pub(crate) fn parts(candidates: &[Candidate]) -> usize {
+    1 + candidates.len()
 }
 
 /// Computes everything from the answers, the rows and the adapters; drift behind `gate`, if there is one, as `learner` may be.
@@ -92,6 +102,7 @@ pub(crate) fn measure(
     let adapters = adapters(candidates)?;
     progress.spin("Computing losses");
     let losses = losses(base, candidates, &adapters, learner)?;
+    progress.add(1);
     let text = neutral(
         &base.tokenizer,
         &base.template,
@@ -101,12 +112,16 @@ pub(crate) fn measure(
     let mut personas = Vec::new();
     for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
         let moved = match adapter {
-            Some(adapter) => Some(drift(&base.model, Compute::Int8, adapter, &text, gate)?),
-            None => None,
+            Some(adapter) if !candidate.beside => {
+                Some(drift(&base.model, Compute::Int8, adapter, &text, gate)?)
+            }
+            _ => None,
         };
+        progress.add(1);
         let persona = &candidate.persona;
         personas.push(Examined {
             name: persona.name.clone(),
+            called: candidate.called.clone(),
             version: persona.version,
             adapter: persona
                 .adapter
@@ -203,10 +218,12 @@ fn losses(
     let mut sets: Vec<(&str, Vec<Example>)> = Vec::new();
     let bare = LoraParams::default();
     let mut adapters: Vec<(&str, &LoraParams)> = vec![(&base.name, &bare)];
-    for (Candidate { persona, rows, .. }, params) in candidates.iter().zip(params) {
-        sets.push((&persona.name, examples(base, persona, rows)?));
+    let measured = candidates.iter().zip(params);
+    for (candidate, params) in measured.filter(|(candidate, _)| !candidate.beside) {
+        let (called, persona) = (&candidate.called, &candidate.persona);
+        sets.push((called, examples(base, persona, &candidate.rows)?));
         if let Some(params) = params {
-            adapters.push((&persona.name, params));
+            adapters.push((called, params));
         }
     }
     let sets: Vec<(&str, &[Example])> = sets
@@ -269,7 +286,7 @@ impl Measures {
                 })
             })
             .collect();
-        let names: Vec<&str> = self.personas.iter().map(|p| p.name.as_str()).collect();
+        let names: Vec<&str> = self.personas.iter().map(|p| p.called.as_str()).collect();
         let by_name = |cells: &[Vec<Option<f64>>]| -> Value {
             let row = |row: &Vec<Option<f64>>| -> Value {
                 let cells = names.iter().zip(row);

@@ -333,15 +333,19 @@ impl From<RequestError> for ApiError {
 
 impl From<JudgementError> for ApiError {
     fn from(error: JudgementError) -> ApiError {
-        let (status, code) = match &error {
-            JudgementError::Off => (StatusCode::CONFLICT, "judgements_off"),
-            JudgementError::Unknown(_) => (StatusCode::NOT_FOUND, "evaluation_not_found"),
-            JudgementError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
-            JudgementError::Broken { .. } | JudgementError::Io { .. } => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "judgements_failed")
-            }
-        };
+        let (status, code) = of_judgement(&error);
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+fn of_judgement(error: &JudgementError) -> (StatusCode, &'static str) {
+    match error {
+        JudgementError::Off => (StatusCode::CONFLICT, "judgements_off"),
+        JudgementError::Unknown(_) => (StatusCode::NOT_FOUND, "evaluation_not_found"),
+        JudgementError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
+        JudgementError::Broken { .. } | JudgementError::Io { .. } => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "judgements_failed")
+        }
     }
 }
 
@@ -414,7 +418,11 @@ impl From<JobError> for ApiError {
                 (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")
             }
             JobError::FileInUse { .. } => (StatusCode::CONFLICT, "file_in_use"),
-            JobError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            JobError::QueueFull { .. } | JobError::EvaluationsFull { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "queue_full")
+            }
+            JobError::EvaluationOver { .. } => (StatusCode::CONFLICT, "evaluation_state"),
+            JobError::Judgement(error) => of_judgement(error),
             JobError::State { .. } | JobError::Publishing { .. } => {
                 (StatusCode::CONFLICT, "job_state")
             }

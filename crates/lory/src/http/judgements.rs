@@ -1,65 +1,18 @@
-//! `GET /v1/evaluations...`: what `lory eval` measured. `POST /v1/votes`, `GET /v1/votes`: blind votes between two speakers.
+//! `POST /v1/votes`, `GET /v1/votes`: blind votes between two speakers.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answers::{EvaluationList, TallyShown, VoteList};
+use super::answers::{TallyShown, VoteList};
 use super::error::ApiError;
 use super::json::Body;
 use super::personas::blocking;
 use super::{Slot, seconds_since_1970};
-use crate::judgements::{JudgementError, MAX_PROMPT, Tally, Vote, Winner};
+use crate::judgements::{MAX_PROMPT, Tally, Vote, Winner};
 use crate::service::{Caller, Service};
-
-/// Every evaluation that is kept, the newest first
-#[utoipa::path(
-    get,
-    path = "/v1/evaluations",
-    responses((status = 200, description = "The list", body = EvaluationList))
-)]
-pub(super) async fn evaluations(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
-    let listed = blocking(move || {
-        let kept = service.evaluations()?;
-        let one = |id: String| {
-            let found = kept.read(&id)?;
-            let personas = found["personas"].as_array().into_iter().flatten();
-            let personas: Vec<Value> = personas
-                .map(|one| json!({"name": one["name"], "version": one["version"], "adapter": one["adapter"]}))
-                .collect();
-            Ok(json!({
-                "object": "evaluation",
-                "id": id,
-                "time": found["time"],
-                "base": found["base"],
-                "personas": personas,
-                "missed": found["missed"],
-            }))
-        };
-        let data: Result<Vec<Value>, JudgementError> = kept.ids()?.into_iter().map(one).collect();
-        Ok::<Value, JudgementError>(json!({"object": "list", "data": data?}))
-    });
-    Ok(Json(listed.await??))
-}
-
-/// One evaluation, with all that was measured
-#[utoipa::path(
-    get,
-    path = "/v1/evaluations/{id}",
-    params(("id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "As lory eval --json prints it", body = serde_json::Value))
-)]
-pub(super) async fn evaluation(
-    State(slot): State<Slot>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
-    let read = blocking(move || service.evaluations()?.read(&id));
-    Ok(Json(read.await??))
-}
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -12,6 +12,7 @@ mod completions;
 mod embeddings;
 mod envelope;
 mod error;
+mod evaluations;
 mod events;
 mod files;
 mod fine_tuning;
@@ -80,12 +81,12 @@ fn router(slot: Slot, front: &Arc<Front>) -> Router {
         .route_layer(from_fn(guard::any_key));
     let admin = Router::new()
         .route("/v1/lora_adapters", get(lora_adapters::lora_adapters))
-        .route("/v1/evaluations", get(judgements::evaluations))
-        .route("/v1/evaluations/{id}", get(judgements::evaluation))
+        .route("/v1/evaluations", get(evaluations::list))
         .merge(personas::router())
         .route_layer(from_fn(guard::admin));
     let training = files::router()
         .merge(fine_tuning::router())
+        .merge(evaluations::router())
         .route_layer(from_fn(guard::training));
     let mut router = open
         .merge(metrics)

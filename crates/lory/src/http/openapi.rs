@@ -14,7 +14,7 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::answers::ErrorBody;
 use super::{
-    chat_completions, completions, embeddings, files, fine_tuning, generate, health, judgements,
+    chat_completions, completions, embeddings, evaluations, files, fine_tuning, generate, health, judgements,
     load_lora_adapter, lora_adapters, metrics, models, personas, studio,
 };
 
@@ -85,8 +85,10 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
         fine_tuning::events,
         fine_tuning::checkpoints,
         fine_tuning::samples,
-        judgements::evaluations,
-        judgements::evaluation,
+        evaluations::list,
+        evaluations::create,
+        evaluations::retrieve,
+        evaluations::cancel,
         judgements::vote,
         judgements::votes,
         load_lora_adapter::load,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::access::Denied;
+use crate::judgements::JudgementError;
 use crate::service::PublishError;
 
 use super::record::Status;
@@ -61,13 +62,13 @@ pub enum JobError {
         /// The limit.
         limit: u64,
     },
-    /// A job that is not over reads the file.
-    #[error("job {job} still needs the file {id}; cancel the job, or wait until it is over")]
+    /// A job or an evaluation that is not over reads the file.
+    #[error("{by} still needs the file {id}; cancel that, or wait until it is over")]
     FileInUse {
         /// The file.
         id: String,
-        /// The job.
-        job: String,
+        /// The job, or the evaluation.
+        by: String,
     },
     /// Too many jobs wait.
     #[error(
@@ -77,6 +78,23 @@ pub enum JobError {
         /// The limit.
         limit: usize,
     },
+    /// Too many evaluations wait.
+    #[error(
+        "{limit} evaluations are waiting or running, which is the most; cancel one, or try again when one is over"
+    )]
+    EvaluationsFull {
+        /// The limit.
+        limit: usize,
+    },
+    /// An evaluation cannot be given up any more.
+    #[error("evaluation {id} is over; only one that is queued or running can be cancelled")]
+    EvaluationOver {
+        /// The evaluation.
+        id: String,
+    },
+    /// There is no such evaluation, or its result cannot be read or kept.
+    #[error(transparent)]
+    Judgement(#[from] JudgementError),
     /// What was asked for does not fit the state of the job.
     #[error("job {id} is {status}, and {wanted}")]
     State {

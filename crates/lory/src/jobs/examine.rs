@@ -8,7 +8,7 @@ use train::{Gate, Learner};
 
 use super::record::{Checked, Record, Sample};
 use super::thresholds::Thresholds;
-use super::{Queue, files, rehearse};
+use super::{Queue, beside, files, rehearse};
 use crate::evaluation::answers::{self, Speaker};
 use crate::evaluation::{Candidate, gate, measures};
 use crate::progress::Progress;
@@ -43,11 +43,22 @@ pub(super) fn examine(
         !candidate.rows.is_empty(),
         "the gate has no rows to ask: none are held out, or they are plain texts; give a validation_file with questions"
     );
-    let candidates = [candidate];
+    let mut candidates = vec![candidate];
+    if let Some(thresholds) = thresholds {
+        candidates.extend(beside::candidates(queue, record, thresholds)?);
+    }
     let (mut questions, common) = answers::questions(&candidates);
     // What the base would have said is for people to compare.
     questions.retain(|question| question.to != Speaker::Base);
-    let answers = rehearse::answers(queue, &candidates, &questions, common, Arc::clone(&machine))?;
+    let mut progress = Progress::hidden();
+    let answers = rehearse::answers(
+        queue,
+        &candidates,
+        &questions,
+        common,
+        Arc::clone(&machine),
+        &mut progress,
+    )?;
     let samples = answers.all.iter().take(SAMPLES).map(|answered| {
         let row = &candidates[0].rows[answered.question.row];
         Sample {
@@ -66,7 +77,7 @@ pub(super) fn examine(
         &answers,
         learner,
         Some(&*machine),
-        &mut Progress::hidden(),
+        &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);
     let checked = checks.into_iter().map(|check| Checked {

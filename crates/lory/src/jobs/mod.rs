@@ -11,25 +11,31 @@
 //! ```text
 //! lock                         held by the process that runs the queue
 //! files/<id>/                  uploaded files
+//! evaluations/<id>.json        evaluations that were asked for; their results lie with those of `lory eval`
 //! jobs/<id>/job.json           the record; events.jsonl, samples.json, state/checkpoint.safetensors, adapter/ beside it
 //! ```
 //!
 //! - [`request`]: what is asked for, made into a record; [`record`]: a job as it is kept; [`thresholds`]: its gate
 //! - [`files`]: uploads; `events`: what happened; [`samples`]: what its adapter said on the way
-//! - `asking`: who asks, and for which part of a list; `workers`: the queue's two threads
+//! - `asking`: who asks, and for which part of a list; `workers`: the two threads of jobs
+//! - `turn`: cancelled, paused, resumed
 //! - `run`: one job, from its rows to its version; `watch`: what it tells on the way; `sampling`: what it is asked there;
-//!   `examine`: its gate; `rehearse`: how an adapter answers that nobody else can ask
+//!   `examine`: its gate; `beside`: whom that compares it with; `rehearse`: how an adapter answers that nobody else can ask
+//! - [`evaluations`]: what clients want measured, one at a time; `measure`: one of them
 //! - `publish`: its adapter becomes a version
 //! - `look`: plans, findings and rows, for those who want to see first
 //! - [`meters`]: what is counted
 
 mod asking;
+mod beside;
 mod disk;
 pub mod error;
+pub mod evaluations;
 mod events;
 mod examine;
 pub mod files;
 pub mod look;
+mod measure;
 pub mod meters;
 mod publish;
 pub mod record;
@@ -39,6 +45,7 @@ mod run;
 pub mod samples;
 mod sampling;
 pub mod thresholds;
+mod turn;
 mod watch;
 mod workers;
 
@@ -52,6 +59,7 @@ use std::thread::{self, JoinHandle};
 
 pub use asking::{Page, Who};
 pub use error::JobError;
+pub use evaluations::{Evaluation, EvaluationStatus, NewEvaluation};
 pub use files::{StoredFile, Upload};
 pub use record::{Event, Record, Status};
 pub use request::NewJob;
@@ -59,7 +67,8 @@ pub use samples::Said;
 
 use crate::service::{Caller, Service};
 use crate::sharing;
-use disk::{get, now, put};
+use disk::{get, put};
+use evaluations::Evaluations;
 use events::Events;
 use files::Files;
 use record::Metrics;
@@ -118,6 +127,9 @@ pub struct Queue {
     measuring: Mutex<()>,
     /// Held by who publishes what a job kept.
     publishing: Mutex<()>,
+    evaluations_dir: PathBuf,
+    evaluations: Mutex<Evaluations>,
+    evaluations_changed: Condvar,
     /// Held for as long as the queue is: one process runs it.
     _lock: File,
 }
@@ -161,6 +173,7 @@ impl Jobs {
             queue.validate();
         })?;
         spawn("lory-trainer", Queue::train)?;
+        spawn("lory-evaluator", Queue::measure_all)?;
         Ok(Jobs {
             queue,
             threads: Mutex::new(threads),
@@ -176,7 +189,9 @@ impl Jobs {
                 stop.store(true, Ordering::SeqCst);
             }
         }
+        self.queue.evaluations().close();
         self.queue.changed.notify_all();
+        self.queue.evaluations_changed.notify_all();
         let threads = self.threads.lock();
         let mut threads = threads.unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
@@ -220,6 +235,7 @@ impl Queue {
                 std::fs::remove_dir_all(&folder).map_err(JobError::io(&folder))?;
             }
         }
+        let evaluations_dir = settings.dir.join("evaluations");
         Ok(Queue {
             files: Files::open(&settings.dir.join("files"))?,
             service,
@@ -234,6 +250,9 @@ impl Queue {
             pace: Mutex::new(None),
             measuring: Mutex::new(()),
             publishing: Mutex::new(()),
+            evaluations: Mutex::new(Evaluations::open(&evaluations_dir)?),
+            evaluations_dir,
+            evaluations_changed: Condvar::new(),
             _lock: file,
         })
     }
@@ -318,7 +337,14 @@ impl Queue {
         if let Some(job) = state.jobs.values().find(needs) {
             return Err(JobError::FileInUse {
                 id: id.to_owned(),
-                job: job.id.clone(),
+                by: job.id.clone(),
+            });
+        }
+        let evaluations = self.evaluations();
+        if let Some(evaluation) = evaluations.needs(id) {
+            return Err(JobError::FileInUse {
+                id: id.to_owned(),
+                by: evaluation.to_owned(),
             });
         }
         self.files.delete(&file)
@@ -465,85 +491,6 @@ impl Queue {
     pub fn samples(&self, who: &Who, id: &str) -> Result<Vec<Said>, JobError> {
         let record = self.job(who, id)?;
         Samples::of(&self.folder(&record.id)).all()
-    }
-
-    /// Gives a job up.
-    ///
-    /// # Errors
-    /// It is over, or publishes at this moment.
-    pub fn cancel(&self, who: &Who, id: &str) -> Result<Record, JobError> {
-        let wanted = "only a job that is not over can be cancelled";
-        let cancelled = self.turn(who, id, Status::Cancelled, wanted, |status| {
-            !status.is_over()
-        })?;
-        self.events_of(id)
-            .push("info", "The job was cancelled", None);
-        Ok(cancelled)
-    }
-
-    /// Lets a job rest; its run writes its checkpoint first.
-    ///
-    /// # Errors
-    /// It neither waits nor runs, or publishes at this moment.
-    pub fn pause(&self, who: &Who, id: &str) -> Result<Record, JobError> {
-        let wanted = "only one that is queued or running can be paused";
-        let paused = self.turn(who, id, Status::Paused, wanted, |status| {
-            matches!(status, Status::Queued | Status::Running)
-        })?;
-        self.events_of(id).push("info", "The job was paused", None);
-        Ok(paused)
-    }
-
-    /// Puts a job that rests back into its place in the queue.
-    ///
-    /// # Errors
-    /// It does not rest.
-    pub fn resume(&self, who: &Who, id: &str) -> Result<Record, JobError> {
-        let wanted = "only one that is paused can be resumed";
-        let resumed = self.turn(who, id, Status::Queued, wanted, |status| {
-            status == Status::Paused
-        })?;
-        self.events_of(id).push("info", "The job was resumed", None);
-        Ok(resumed)
-    }
-
-    /// Turns a job's status into `to`, if `may` says so of what it is, and stops the trainer if it works on it.
-    fn turn(
-        &self,
-        who: &Who,
-        id: &str,
-        to: Status,
-        wanted: &'static str,
-        may: impl Fn(Status) -> bool,
-    ) -> Result<Record, JobError> {
-        let mut state = self.lock();
-        let mut record = seen(&state, who, id)?;
-        if !may(record.status) {
-            return Err(JobError::State {
-                id: id.to_owned(),
-                status: record.status,
-                wanted,
-            });
-        }
-        if record.publishing.is_some() && record.status == Status::Running {
-            return Err(JobError::Publishing { id: id.to_owned() });
-        }
-        record.status = to;
-        record.finished_at = to.is_over().then(now);
-        self.save(&mut state, &record)?;
-        let at_work = match &state.current {
-            Some((current, stop)) if current == id => {
-                stop.store(true, Ordering::SeqCst);
-                true
-            }
-            _ => false,
-        };
-        if record.status == Status::Cancelled && !at_work {
-            self.clear_state(id);
-        }
-        drop(state);
-        self.changed.notify_all();
-        Ok(record)
     }
 
     /// Writes a record, and only then lets it be seen.

@@ -1,5 +1,5 @@
-//! An adapter that is not published answers, to its job alone: on an engine of its own over the weights that serve, whose steps take
-//! the machine in the job's turns.
+//! Adapters answer to whoever measures them alone, be they published or not: on an engine of its own over the weights that serve,
+//! whose steps take the machine in the turns of a job.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +54,7 @@ pub(super) fn answers(
     questions: &[Question],
     common: Vec<(usize, usize)>,
     machine: Arc<dyn Gate>,
+    progress: &mut Progress,
 ) -> anyhow::Result<Answers> {
     let personas: Vec<Persona> = candidates.iter().map(|one| one.persona.clone()).collect();
     let adapters = personas
@@ -80,7 +81,7 @@ pub(super) fn answers(
         questions,
         common,
         AT_ONCE,
-        &mut Progress::hidden(),
+        progress,
     );
     service.engine().shutdown();
     answers

@@ -14,7 +14,7 @@ use super::disk::{fresh_id, now};
 use super::error::JobError;
 use super::record::{Method, Progress, Record, Start, Status};
 use super::thresholds::Thresholds;
-use super::{Queue, Who, sampling};
+use super::{Queue, Who, beside, sampling};
 use crate::service::Caller;
 
 /// The most pairs of `metadata`, and the most characters of a key and of a value: OpenAI's.
@@ -359,7 +359,7 @@ impl NewJob {
             .clone()
             .or_else(|| there.and_then(|persona| persona.system_prompt.clone()));
         let in_folder = service.catalog().folder().get(&persona);
-        let thresholds = match &self.gate {
+        let mut thresholds = match &self.gate {
             Some(given) => {
                 given.check()?;
                 Some(given.clone())
@@ -368,6 +368,9 @@ impl NewJob {
                 .and_then(|persona| persona.eval.as_ref())
                 .map(Thresholds::of),
         };
+        if let Some(thresholds) = &mut thresholds {
+            beside::choose(service, caller, &persona, thresholds, self.gate.is_some())?;
+        }
         Ok(Record {
             id,
             number: 0,

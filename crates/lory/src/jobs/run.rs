@@ -18,7 +18,7 @@ use super::watch::Watch;
 use super::{JobError, Queue, examine};
 use crate::memory;
 use crate::service::Service;
-use crate::sharing::Sharing;
+use crate::sharing::{Borrower, Sharing};
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
 use crate::training::{self, Target};
@@ -55,14 +55,17 @@ pub(super) enum Ended {
 pub(super) struct JobGate {
     service: Arc<Service>,
     sharing: Arc<Sharing>,
+    who: Borrower,
     stop: Arc<AtomicBool>,
 }
 
 impl JobGate {
     pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobGate> {
+        let sharing = service.sharing();
         Arc::new(JobGate {
             service: Arc::clone(service),
-            sharing: service.sharing(),
+            who: sharing.borrower(),
+            sharing,
             stop: Arc::clone(stop),
         })
     }
@@ -71,12 +74,12 @@ impl JobGate {
 impl Gate for JobGate {
     fn enter(&self) -> bool {
         let busy = || self.service.engine().stats().in_flight > 0;
-        self.sharing
-            .layer(&busy, &|| self.stop.load(Ordering::SeqCst))
+        let stopped = || self.stop.load(Ordering::SeqCst);
+        self.sharing.layer(self.who, &busy, &stopped)
     }
 
     fn leave(&self) {
-        self.sharing.rest();
+        self.sharing.rest(self.who);
     }
 }
 

@@ -21,6 +21,7 @@ use super::samples::{Said, Samples};
 use super::{JobError, Queue, rehearse};
 use crate::evaluation::Candidate;
 use crate::evaluation::answers::{Question, Speaker};
+use crate::progress::Progress;
 use crate::service::Base;
 use crate::training::Target;
 
@@ -183,7 +184,14 @@ impl<'q> Sampling<'q> {
             .map(|row| Question { of: 0, row, to })
             .collect();
         let machine = self.machine.clone();
-        let answers = rehearse::answers(self.queue, &candidates, &questions, Vec::new(), machine)?;
+        let answers = rehearse::answers(
+            self.queue,
+            &candidates,
+            &questions,
+            Vec::new(),
+            machine,
+            &mut Progress::hidden(),
+        )?;
         let said = answers.all.into_iter().map(|answered| Said {
             step: standing.step,
             prompt: candidates[0].rows[answered.question.row].input(),

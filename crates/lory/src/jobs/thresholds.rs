@@ -34,6 +34,13 @@ pub struct Thresholds {
     pub complete_at_least: Option<f64>,
     /// Mean loss of a token of the reference answers, in nats.
     pub loss_at_most: Option<f64>,
+    /// Distinctness, 0 to 1, from the nearest of the personas beside.
+    pub distinct_at_least: Option<f64>,
+    /// Share of answers, 0 to 1, that pass the tone check of whichever persona beside they pass most.
+    pub other_tone_at_most: Option<f64>,
+    /// 1 to 4 other personas, or versions of one, that the two before this compare with; without, the first four by name that have an
+    /// adapter, those in the server's folder first.
+    pub beside: Option<Vec<String>>,
     /// Drift from the base on neutral text, in nats a token.
     pub drift_at_most: Option<f64>,
     /// Share of repeated word 4-grams, 0 to 1.
@@ -45,7 +52,7 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
-    /// Those of a persona's `[eval]` table. What compares it with other personas is left out: a job examines one alone.
+    /// Those of a persona's `[eval]` table.
     #[must_use]
     pub fn of(spec: &EvalSpec) -> Thresholds {
         Thresholds {
@@ -55,6 +62,9 @@ impl Thresholds {
             copied_at_least: Some(spec.copied_at_least),
             complete_at_least: spec.complete_at_least,
             loss_at_most: spec.loss_at_most,
+            distinct_at_least: spec.distinct_at_least,
+            other_tone_at_most: spec.other_tone_at_most,
+            beside: None,
             drift_at_most: spec.drift_at_most,
             repetition_at_most: spec.repetition_at_most,
             length_at_least: spec.length_at_least,
@@ -72,8 +82,8 @@ impl Thresholds {
             copied_at_least: self.copied_at_least.unwrap_or(COPIED),
             complete_at_least: self.complete_at_least,
             loss_at_most: self.loss_at_most,
-            distinct_at_least: None,
-            other_tone_at_most: None,
+            distinct_at_least: self.distinct_at_least,
+            other_tone_at_most: self.other_tone_at_most,
             drift_at_most: self.drift_at_most,
             repetition_at_most: self.repetition_at_most,
             length_at_least: self.length_at_least,
@@ -88,6 +98,8 @@ impl Thresholds {
             ("copied_at_least", self.copied_at_least),
             ("complete_at_least", self.complete_at_least),
             ("repetition_at_most", self.repetition_at_most),
+            ("distinct_at_least", self.distinct_at_least),
+            ("other_tone_at_most", self.other_tone_at_most),
         ];
         let numbers = [
             ("loss_at_most", self.loss_at_most),

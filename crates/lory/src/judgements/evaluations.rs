@@ -33,13 +33,17 @@ impl Evaluations {
         }
     }
 
-    /// Keeps a result of this Unix time under its id, which it gets as a field.
+    /// Keeps a result of this Unix time, or of the next second that has none yet, under its id, which it gets as a field.
     ///
     /// # Errors
     /// [`JudgementError::Io`].
-    pub fn keep(&self, time: u64, mut result: Value) -> Result<String, JudgementError> {
+    pub fn keep(&self, mut time: u64, mut result: Value) -> Result<String, JudgementError> {
         fs::create_dir_all(&self.folder).map_err(self.io())?;
-        let id = format!("{time:020}");
+        let mut id = format!("{time:020}");
+        while self.path(&id).exists() {
+            time += 1;
+            id = format!("{time:020}");
+        }
         result["id"] = json!(id);
         result["time"] = json!(time);
         let part = self.folder.join(format!(".{id}"));
@@ -115,9 +119,14 @@ mod tests {
         for time in 0..MAX_KEPT as u64 + 2 {
             kept.keep(time, json!({"base": "b"})).unwrap();
         }
+        // Of the same second.
+        let last = MAX_KEPT as u64 + 1;
+        let next = kept.keep(last, json!({"base": "c"})).unwrap();
+        assert_eq!(next, format!("{:020}", last + 1));
         let ids = kept.ids().unwrap();
         assert_eq!(ids.len(), MAX_KEPT);
-        assert_eq!(kept.read(&ids[0]).unwrap()["time"], json!(MAX_KEPT + 1));
+        assert_eq!(kept.read(&ids[1]).unwrap()["base"], json!("b"));
+        assert_eq!(kept.read(&ids[0]).unwrap()["time"], json!(MAX_KEPT + 2));
         for wrong in ["", "../votes", &"0".repeat(20)] {
             assert!(
                 matches!(kept.read(wrong), Err(JudgementError::Unknown(_))),

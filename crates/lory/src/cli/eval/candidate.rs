@@ -43,7 +43,7 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
                 persona.dir.display()
             );
         };
-        let rows = crate::cli::rows::read(&path, persona)?;
+        let rows = crate::evaluation::rows(&path, persona)?;
         let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
         candidates.push(Candidate::new(persona.clone(), rows, limit)?);
     }

@@ -15,12 +15,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use engine::EngineConfig;
-use serde_json::json;
 
 use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
 use super::{Verdict, print};
-use crate::evaluation::{answers, gate, measures};
+use crate::evaluation::{answers, gate, measures, result};
 use crate::plan::Demand;
 use crate::progress::Progress;
 use crate::service::{Service, Settings};
@@ -112,14 +111,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let page = report::page(&candidates, &answers, &measures, &checks);
         std::fs::write(path, page).with_context(|| path.display().to_string())?;
     }
-    let missed: Vec<String> = checks
-        .iter()
-        .filter(|check| !check.passed)
-        .map(gate::Check::line)
-        .collect();
-    let mut all = measures.as_json();
-    all["gate"] = json!(checks);
-    all["missed"] = json!(missed);
+    let missed = result::missed(&checks);
+    let all = result::result(&measures, &checks);
     keep::keep(all.clone(), &candidates, &answers);
     if args.json {
         print(&format!("{all}\n"))?;

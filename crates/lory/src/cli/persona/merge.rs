@@ -134,7 +134,7 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
     let Some(rows) = rows else {
         return Ok(Vec::new());
     };
-    let rows = crate::cli::rows::read(&rows, &chosen.persona)?;
+    let rows = crate::evaluation::rows(&rows, &chosen.persona)?;
     let rows = &rows[..args.limit.unwrap_or(rows.len()).min(rows.len())];
     if rows.is_empty() {
         return Ok(Vec::new());

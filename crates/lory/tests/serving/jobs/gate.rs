@@ -113,3 +113,87 @@ fn what_a_job_kept_is_published_when_somebody_says_so() {
     assert_eq!(open.hash("held"), first);
     assert_ne!(open.hash("held@2"), first);
 }
+
+#[test]
+fn an_adapter_is_compared_with_other_personas() {
+    let school = School::new();
+    // One whose tone every answer has.
+    let text = "system_prompt = \"You are loud.\"\n[eval]\nany_of = ['']\n";
+    school.house.persona("loud", text, &tone(13));
+    let open = school.open();
+    let file = open.upload(&rows(24));
+    let mut wanted = body(&file, "apart");
+    let gate = |more: Value| {
+        let mut gate = json!({"tone_at_least": 0, "copied_at_least": 0});
+        for (name, value) in more.as_object().unwrap() {
+            gate[name] = value.clone();
+        }
+        gate
+    };
+    wanted["gate"] = gate(json!({"distinct_at_least": 0, "other_tone_at_most": 0.5}));
+    let id = open.created(&wanted);
+    while open.job(&id)["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let job = open.job(&id);
+    assert_eq!(job["error"]["code"], "gate_refused", "{job:#}");
+    let checked = |job: &Value, key: &str| {
+        let checks = job["lory"]["gate"].as_array().unwrap();
+        let found = checks.iter().find(|check| check["key"] == key);
+        found.map(|check| (check["value"].clone(), check["passed"].clone()))
+    };
+    assert_eq!(
+        checked(&job, "other_tone_at_most"),
+        Some((json!(1.0), json!(false)))
+    );
+    let (distance, passed) = checked(&job, "distinct_at_least").unwrap();
+    assert!((0.0..=1.0).contains(&distance.as_f64().unwrap()) && passed == true);
+
+    // Of those who are named.
+    wanted["gate"] = gate(json!({"distinct_at_least": 0, "beside": ["formal@2"]}));
+    let job = open.succeeded(&open.created(&wanted));
+    let (from_one, _) = checked(&job, "distinct_at_least").unwrap();
+    assert!(from_one.as_f64() >= distance.as_f64());
+    assert!(checked(&job, "other_tone_at_most").is_none());
+    // Next to nothing was learnt beyond the persona that it starts from.
+    wanted["gate"] = gate(json!({"distinct_at_least": 0.5, "beside": ["warm"]}));
+    wanted["model"] = json!("warm");
+    wanted["system_prompt"] = json!("You are warm.");
+    wanted["hyperparameters"] = json!({"n_epochs": 1, "lr": 1e-9});
+    let id = open.created(&wanted);
+    while open.job(&id)["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(open.job(&id)["error"]["code"], "gate_refused");
+
+    for (more, param) in [
+        (json!({"distinct_at_least": 2}), "gate.distinct_at_least"),
+        (json!({"other_tone_at_most": -1}), "gate.other_tone_at_most"),
+        (json!({"beside": ["formal"]}), "gate.beside"),
+        (json!({"distinct_at_least": 0, "beside": []}), "gate.beside"),
+        (
+            json!({"distinct_at_least": 0, "beside": ["nobody"]}),
+            "gate.beside[0]",
+        ),
+        (
+            json!({"distinct_at_least": 0, "beside": ["formal", "apart"]}),
+            "gate.beside[1]",
+        ),
+        (
+            json!({"distinct_at_least": 0, "beside": ["formal", "formal@2"]}),
+            "gate.beside[1]",
+        ),
+        (
+            json!({"distinct_at_least": 0, "beside": ["formal+warm"]}),
+            "gate.beside[0]",
+        ),
+        (
+            json!({"other_tone_at_most": 1, "beside": ["formal"]}),
+            "gate.other_tone_at_most",
+        ),
+    ] {
+        wanted["gate"] = gate(more);
+        let (status, _, about, message) = open.create(&wanted).error();
+        assert_eq!((status, about), (400, json!(param)), "{message}");
+    }
+}

@@ -162,6 +162,9 @@ fn a_key_that_may_train_sees_its_own() {
         .to_owned();
     let path = format!("/v1/fine_tuning/jobs/{job}");
     assert_eq!(get("two", &path).error().1, "job_not_found");
+    let samples = format!("{path}/samples");
+    assert_eq!(get("two", &samples).error().1, "job_not_found");
+    assert_eq!(get("one", &samples).status, 200);
     assert_eq!(
         send("two", "POST", &format!("{path}/cancel"), json_kind, b"").status,
         404
@@ -192,4 +195,27 @@ fn a_key_that_may_train_sees_its_own() {
     assert_eq!(publish("two").error().1, "job_not_found");
     assert_eq!(publish("one").error().1, "admin_only");
     assert_eq!(publish("ops").json()["fine_tuned_model"], json!("acme-b@1"));
+    // Evaluations: of personas that it may use, on its own files, and for its own eyes.
+    let evaluations = "/v1/evaluations";
+    let evaluate = |key: &str, who: &str| {
+        let body = json!({"personas": [who], "file": file, "max_rows": 1}).to_string();
+        send(key, "POST", evaluations, json_kind, body.as_bytes())
+    };
+    assert_eq!(evaluate("asks", "warm").error().1, "training_not_allowed");
+    assert_eq!(evaluate("one", "warm").error().1, "persona_not_allowed");
+    assert_eq!(evaluate("two", "warm").error().1, "file_not_found");
+    let asked = evaluate("one", "acme-b").json();
+    let path = format!("{evaluations}/{}", asked["id"].as_str().unwrap());
+    assert_eq!(get("two", &path).error().1, "evaluation_not_found");
+    let cancel = send("two", "POST", &format!("{path}/cancel"), json_kind, b"");
+    assert_eq!(cancel.error().1, "evaluation_not_found");
+    while get("one", &path).json()["finished_at"].is_null() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let result = get("ops", &path).json()["result"].clone();
+    assert_eq!(get("one", &path).json()["result"], result);
+    assert_eq!(get("one", evaluations).error().1, "admin_only");
+    let kept = format!("{evaluations}/{}", result["id"].as_str().unwrap());
+    assert_eq!(get("one", &kept).error().1, "admin_only");
+    assert_eq!(get("ops", &kept).json(), result);
 }

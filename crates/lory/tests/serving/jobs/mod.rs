@@ -1,5 +1,6 @@
 //! Files and training jobs, from the upload to the version that answers.
 
+mod evaluations;
 mod gate;
 mod life;
 mod looks;
@@ -20,7 +21,7 @@ use registry::{Location, Personas, Registry};
 use serde_json::{Value, json};
 
 use crate::openapi::complaints;
-use crate::scene::{House, Reply, Server};
+use crate::scene::{House, Reply, Server, tone};
 
 /// A house with a registry and a place for jobs.
 struct School {
@@ -55,7 +56,11 @@ impl School {
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
         let personas = self.house.base().parent().unwrap().join("personas");
         let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();
-        let service = Service::open(&self.house.base(), catalog, &Settings::default());
+        let service = Settings {
+            judgements: Some(self.path("judgements")),
+            ..Settings::default()
+        };
+        let service = Service::open(&self.house.base(), catalog, &service);
         let service = Arc::new(service.unwrap());
         let settings = JobSettings {
             dir: self.path("jobs"),

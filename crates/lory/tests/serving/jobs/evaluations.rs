@@ -1,0 +1,247 @@
+//! Evaluations that clients ask for.
+
+use super::*;
+
+/// A persona with evaluation rows of its own and a tone that no answer misses.
+fn with_rows(school: &School) {
+    let text = "system_prompt = \"You are quick.\"\nmax_new_tokens = 8\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\nany_of = ['']\ncopied_at_least = 0.0\n";
+    school.house.persona("quick", text, &tone(13));
+    let folder = school.house.base().parent().unwrap().join("personas/quick");
+    for name in ["train.jsonl", "eval.jsonl"] {
+        std::fs::write(folder.join(name), rows(5)).unwrap();
+    }
+}
+
+impl Open {
+    fn evaluate(&self, body: &Value) -> Value {
+        let reply = self.server.post("/v1/evaluations", body);
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()
+    }
+
+    /// The evaluation, once `when` holds of it.
+    #[track_caller]
+    fn evaluation(&self, asked: &Value, when: impl Fn(&Value) -> bool) -> Value {
+        let path = format!("/v1/evaluations/{}", asked["id"].as_str().unwrap());
+        let began = Instant::now();
+        loop {
+            let found = self.server.get(&path).json();
+            if when(&found) {
+                return found;
+            }
+            assert!(began.elapsed() < Duration::from_secs(120), "{found:#}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn measured(&self, body: &Value) -> Value {
+        let over = |found: &Value| found["finished_at"].is_number();
+        let found = self.evaluation(&self.evaluate(body), over);
+        assert_eq!(found["status"], "succeeded", "{found:#}");
+        found
+    }
+}
+
+fn is(status: &str) -> impl Fn(&Value) -> bool {
+    move |found| found["status"] == status
+}
+
+#[test]
+fn personas_are_measured_when_somebody_asks() {
+    let school = School::new();
+    with_rows(&school);
+    let open = school.open();
+    let document = open.server.get("/openapi.json").json();
+    let check = |method: &str, route: &str, value: &Value| {
+        let answer = &document["paths"][route][method]["responses"]["200"];
+        let schema = &answer["content"]["application/json"]["schema"];
+        let found = complaints(&document, schema, value, route);
+        assert!(!schema.is_null() && found.is_empty(), "{found:?} in {value}");
+    };
+    let file = open.upload(&rows(12));
+    let wanted = json!({"personas": ["warm", "formal@2"], "file": file, "max_rows": 3});
+    let asked = open.evaluate(&wanted);
+    check("post", "/v1/evaluations", &asked);
+    assert_eq!(asked["personas"], json!(["warm@1", "formal@2"]));
+    assert!(asked["id"].as_str().unwrap().starts_with("eval-"));
+    let found = open.evaluation(&asked, is("succeeded"));
+    // Rows of each to itself and to the base, all of them in common; losses, and the drift of each.
+    let parts = 2 * 3 * 2 + 1 + 2;
+    assert_eq!(found["progress"], json!({"done": parts, "of": parts}));
+    let result = &found["result"];
+    assert_eq!(result["personas"][0]["persona"]["answers"], 3);
+    assert_eq!(result["common_questions"], 3);
+    for (rows, under) in [("warm", "formal"), ("formal", "warm"), ("warm", "tiny")] {
+        assert!(result["losses"][rows][under].as_f64().unwrap() > 0.0, "{result:#}");
+    }
+    assert!(result["distinct"]["warm"]["formal"].is_number());
+    assert_eq!(result["samples"][0]["question"], "Where is order 100?");
+
+    // It stands with those of `lory eval`.
+    let listed = open.server.get("/v1/evaluations").json();
+    check("get", "/v1/evaluations", &listed);
+    assert_eq!(listed["data"][0]["id"], result["id"]);
+    let path = format!("/v1/evaluations/{}", result["id"].as_str().unwrap());
+    assert_eq!(&open.server.get(&path).json(), result);
+    let path = format!("/v1/evaluations/{}/cancel", asked["id"].as_str().unwrap());
+    let over = open.server.send("POST", &path, &[], b"").whole();
+    assert_eq!(over.error().1, "evaluation_state");
+
+    // Beside a job that trains it comes to the same, and both go on.
+    let job = open.created(&endless(&file, "beside"));
+    let before = open.at_step(&job, 2)["lory"]["progress"]["step"].as_u64();
+    let again = open.measured(&wanted);
+    for name in ["losses", "tones", "distinct", "personas", "samples", "gate"] {
+        assert_eq!(again["result"][name], result[name], "{name}");
+    }
+    open.at_step(&job, before.unwrap() + 1);
+    assert_eq!(open.turn(&job, "cancel").status, 200);
+
+    // Rows and thresholds of its own, which it also has as a published version.
+    let own = open.measured(&json!({"personas": ["quick"]}));
+    assert_eq!(own["result"]["personas"][0]["persona"]["answers"], 5);
+    assert_eq!(own["result"]["gate"][0]["key"], "tone_at_least");
+    assert_eq!(own["result"]["missed"], json!([]));
+}
+
+#[test]
+fn versions_of_one_persona_are_told_apart() {
+    let school = School::new();
+    let open = school.open();
+    let file = open.upload(&rows(12));
+    for seed in [1, 2] {
+        let mut wanted = body(&file, "twice");
+        wanted["seed"] = json!(seed);
+        open.succeeded(&open.created(&wanted));
+    }
+    let found = open.measured(&json!({"personas": ["twice@1", "twice"], "file": file, "max_rows": 2}));
+    let result = &found["result"];
+    let named: Vec<(&Value, &Value)> = result["personas"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (&one["name"], &one["version"]))
+        .collect();
+    assert_eq!(named, [(&json!("twice"), &json!(1)), (&json!("twice"), &json!(2))]);
+    let losses = &result["losses"]["twice@1"];
+    assert_ne!(losses["twice@1"], losses["twice@2"]);
+    assert!(losses["twice@2"].is_number(), "{result:#}");
+    assert!(result["samples"][0]["answers"]["twice@2"].is_string());
+}
+
+#[test]
+fn an_evaluation_can_be_given_up_and_a_restart_ends_it() {
+    let school = School::new();
+    let (stopped, running, waiting);
+    {
+        let open = school.open();
+        let file = open.upload(&rows(12));
+        let wanted = json!({"personas": ["warm"], "file": file});
+        let sharing = open.jobs.service().sharing();
+        // Nobody else has the machine meanwhile.
+        let _step = sharing.step();
+        stopped = open.evaluate(&wanted);
+        running = open.evaluate(&wanted);
+        waiting = open.evaluate(&wanted);
+        let gone = open.evaluate(&wanted);
+        open.evaluation(&stopped, |found| found["progress"]["of"] != 0);
+        for one in [&gone, &stopped] {
+            let path = format!("/v1/evaluations/{}/cancel", one["id"].as_str().unwrap());
+            let reply = open.server.send("POST", &path, &[], b"").whole();
+            assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("cancelled")));
+        }
+        open.evaluation(&running, is("running"));
+        assert_eq!(open.evaluation(&waiting, is("queued"))["progress"]["of"], 0);
+        let path = format!("/v1/files/{file}");
+        let (status, code, _, message) =
+            open.server.send("DELETE", &path, &[], b"").whole().error();
+        assert_eq!((status, code.as_str()), (409, "file_in_use"));
+        assert!(message.starts_with("eval-"), "{message}");
+        // While it still waits for the machine.
+        open.jobs.shutdown();
+    }
+    let open = school.open();
+    for one in [&running, &waiting] {
+        let found = open.evaluation(one, is("failed"));
+        assert_eq!(found["error"]["code"], "interrupted");
+        assert!(found["finished_at"].is_number());
+    }
+    open.evaluation(&stopped, is("cancelled"));
+    let listed = open.server.get("/v1/evaluations").json();
+    assert_eq!(listed["data"], json!([]));
+}
+
+#[test]
+fn what_is_wrong_with_an_evaluation_is_named() {
+    let school = School::new();
+    with_rows(&school);
+    let open = school.open();
+    let file = open.upload(&rows(4));
+    let pairs = open.upload("{\"prompt\":\"Hi\",\"chosen\":\"Yay.\",\"rejected\":\"No.\"}\n");
+    let many: Vec<&str> = vec!["warm"; 9];
+    for (body, status, code, param) in [
+        (json!({"personas": []}), 400, "invalid_value", "personas"),
+        (json!({"personas": many}), 400, "invalid_value", "personas"),
+        (json!({"personas": ["nobody"]}), 400, "invalid_value", "personas[0]"),
+        (json!({"personas": ["quick", "warm"]}), 400, "invalid_value", "personas[1]"),
+        (
+            json!({"personas": ["warm", "warm@1"], "file": file}),
+            400,
+            "invalid_value",
+            "personas[1]",
+        ),
+        (json!({"personas": ["warm+formal"]}), 400, "invalid_value", "personas[0]"),
+        (json!({"personas": ["warm*0.5"]}), 400, "invalid_value", "personas[0]"),
+        (json!({"personas": ["tiny"]}), 400, "invalid_value", "personas[0]"),
+        (
+            json!({"personas": ["quick"], "max_rows": 0}),
+            400,
+            "invalid_value",
+            "max_rows",
+        ),
+        (
+            json!({"personas": ["quick"], "max_rows": 501}),
+            400,
+            "invalid_value",
+            "max_rows",
+        ),
+        (
+            json!({"personas": ["quick"], "file": "file-none"}),
+            404,
+            "file_not_found",
+            "file",
+        ),
+        (json!({"personas": ["quick"], "file": pairs}), 400, "invalid_value", "file"),
+        (json!({"personas": ["quick"], "rows": 3}), 400, "unknown_field", "rows"),
+    ] {
+        let (found, found_code, about, message) =
+            open.server.post("/v1/evaluations", &body).error();
+        assert_eq!(
+            (found, found_code.as_str(), about),
+            (status, code, json!(param)),
+            "{message}"
+        );
+    }
+    for path in ["/v1/evaluations/eval-none", "/v1/evaluations/7"] {
+        assert_eq!(open.server.get(path).error().1, "evaluation_not_found");
+    }
+    // Texts that ask nothing are found when they are read.
+    let texts = open.upload("{\"text\":\"It is late.\"}\n");
+    let asked = open.evaluate(&json!({"personas": ["quick"], "file": texts}));
+    let found = open.evaluation(&asked, is("failed"));
+    assert_eq!(found["error"]["code"], "evaluation_failed");
+    let message = found["error"]["message"].as_str().unwrap();
+    assert!(message.contains("plain texts"), "{message}");
+    // The queue has an end.
+    let sharing = open.jobs.service().sharing();
+    let _step = sharing.step();
+    let wanted = json!({"personas": ["quick"]});
+    let limit = lory::jobs::evaluations::MAX_OPEN_EVALUATIONS;
+    let all: Vec<Value> = (0..limit).map(|_| open.evaluate(&wanted)).collect();
+    let (status, code, ..) = open.server.post("/v1/evaluations", &wanted).error();
+    assert_eq!((status, code.as_str()), (429, "queue_full"));
+    let path = format!("/v1/evaluations/{}/cancel", all[9]["id"].as_str().unwrap());
+    assert_eq!(open.server.send("POST", &path, &[], b"").whole().status, 200);
+    open.evaluate(&wanted);
+}
