@@ -113,6 +113,8 @@ impl<'q> Sampling<'q> {
             },
             provenance: Provenance {
                 base_name: base.name.clone(),
+                // An adapter that records another base, or an empty hash, is refused.
+                base_hash: base.fingerprint.sha256().unwrap_or_default().to_owned(),
                 tokenizer_hash: base.tokenizer.hash().to_owned(),
                 template_hash: base.template.hash(),
                 ..Provenance::default()
