@@ -14,8 +14,8 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::answers::ErrorBody;
 use super::{
-    chat_completions, completions, embeddings, evaluations, files, fine_tuning, generate, health, judgements,
-    load_lora_adapter, lora_adapters, metrics, models, personas, studio,
+    chat_completions, completions, embeddings, evaluations, files, fine_tuning, generate, health,
+    judgements, load_lora_adapter, lora_adapters, metrics, models, personas, studio,
 };
 
 /// The name of the one way in.

@@ -51,10 +51,7 @@ pub(super) fn choose(
         let eval = persona.eval.as_ref();
         eval.is_some_and(|eval| !eval.any_of.is_empty() || !eval.none_of.is_empty())
     };
-    if !others.iter().any(has_tone)
-        && thresholds.other_tone_at_most.take().is_some()
-        && given
-    {
+    if !others.iter().any(has_tone) && thresholds.other_tone_at_most.take().is_some() && given {
         let why = "needs a persona beside whose tone is known by patterns in the server's folder; leave it out, or name one as `beside`";
         return Err(refuse("other_tone_at_most", why));
     }
@@ -83,7 +80,9 @@ fn named(
             _ => return Err(refuse("is a blend; name one persona".to_owned())),
         };
         caller.check_persona(&part.name)?;
-        let other = personas.find(part).map_err(|error| refuse(error.to_string()))?;
+        let other = personas
+            .find(part)
+            .map_err(|error| refuse(error.to_string()))?;
         other
             .system_prompt_by_default()
             .map_err(|error| refuse(error.to_string()))?;
@@ -106,7 +105,10 @@ fn first(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
     // Each group stays in the order of names.
     names.sort_by_key(|name| folder.get(name).is_none());
     let may = |name: &&str| *name != persona && caller.may_use(name);
-    let others = names.into_iter().filter(may).filter_map(|name| personas.get(name));
+    let others = names
+        .into_iter()
+        .filter(may)
+        .filter_map(|name| personas.get(name));
     others
         .filter(|other| other.adapter.is_some() && other.system_prompt_by_default().is_ok())
         .take(MAX_BESIDE)
@@ -127,7 +129,8 @@ pub(super) fn candidates(
         match parts.first().map(|part| personas.find(part)) {
             Some(Ok(other)) => candidates.push(Candidate::beside(known(&queue.service, other))?),
             _ => {
-                let said = format!("{pinned} is not here any more, so the gate does not compare with it");
+                let said =
+                    format!("{pinned} is not here any more, so the gate does not compare with it");
                 queue.events_of(&record.id).push("warn", said, None);
             }
         }

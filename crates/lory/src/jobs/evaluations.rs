@@ -128,7 +128,8 @@ impl Evaluations {
                 continue;
             }
             let mut evaluation: Evaluation = get(&path)?;
-            if !evaluation.status.is_over() {
+            // One that broke the process would break the next one too.
+            if evaluation.status == EvaluationStatus::Running {
                 evaluation.status = EvaluationStatus::Failed;
                 evaluation.finished_at = Some(now());
                 evaluation.error = Some(Failure {
@@ -243,9 +244,7 @@ impl Queue {
         let personas = self.service.personas();
         let mut measured: Vec<String> = Vec::with_capacity(names.len());
         for (index, name) in names.iter().enumerate() {
-            let refuse = |message: String| {
-                JobError::invalid(format!("personas[{index}]"), message)
-            };
+            let refuse = |message: String| JobError::invalid(format!("personas[{index}]"), message);
             let pinned = self.pinned(caller, &personas, name, new.file.is_some(), &refuse)?;
             if measured.contains(&pinned) {
                 return Err(refuse(format!("{pinned} stands there already")));
@@ -313,9 +312,7 @@ impl Queue {
         let mut evaluations = self.evaluations();
         let mut evaluation = evaluations.find(who, id)?;
         if evaluation.status.is_over() {
-            return Err(JobError::EvaluationOver {
-                id: evaluation.id,
-            });
+            return Err(JobError::EvaluationOver { id: evaluation.id });
         }
         evaluation.status = EvaluationStatus::Cancelled;
         evaluation.finished_at = Some(now());

@@ -113,7 +113,10 @@ fn candidates(queue: &Queue, evaluation: &Evaluation) -> anyhow::Result<Vec<Cand
             !candidate.rows.is_empty(),
             "there is nothing to ask {pinned}: its rows are plain texts; give rows with questions"
         );
-        if candidates.iter().any(|other| other.persona.name == part.name) {
+        if candidates
+            .iter()
+            .any(|other| other.persona.name == part.name)
+        {
             for other in &mut candidates {
                 if other.persona.name == part.name {
                     other.called = format!("{}@{}", part.name, other.persona.version);

@@ -75,14 +75,7 @@ pub(super) fn answers(
     };
     let catalog = Catalog::from(Personas::new(personas));
     let service = Service::start(Arc::clone(queue.service.base()), catalog, &settings)?;
-    let answers = answers::answer(
-        &service,
-        candidates,
-        questions,
-        common,
-        AT_ONCE,
-        progress,
-    );
+    let answers = answers::answer(&service, candidates, questions, common, AT_ONCE, progress);
     service.engine().shutdown();
     answers
 }
