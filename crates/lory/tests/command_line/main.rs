@@ -4,6 +4,8 @@ mod bases;
 mod data;
 mod demo_and_serve;
 mod eval;
+#[cfg(unix)]
+mod examples;
 mod generate;
 #[cfg(unix)]
 mod jobs;
