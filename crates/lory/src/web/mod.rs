@@ -52,6 +52,7 @@ static FILES: &[File] = files![
     "upload.js" SCRIPT,
     "zip.js" SCRIPT,
     "train.js" SCRIPT,
+    "samples.js" SCRIPT,
     "evaluate.js" SCRIPT,
     "watch.js" SCRIPT,
     "metrics.js" SCRIPT,

@@ -5,6 +5,7 @@ import { get, json, post } from "./api.js";
 import { ceiling } from "./chart.js";
 import { add, confirm, el, empty, failure, put, svg, toast } from "./dom.js";
 import { about, bytes, number, when } from "./format.js";
+import { promptsField, timeline } from "./samples.js";
 import { trial } from "./trial.js";
 
 /** How often jobs are looked at, in milliseconds: often while one is under way. */
@@ -125,6 +126,7 @@ export function train(studio) {
     naming();
     const publish = el("input", { type: "checkbox", checked: true });
     const from = el("select", { name: "model" }, el("option", { value: studio.base }, `the base (${studio.base})`), studio.personas.map((one) => el("option", { value: one }, one)));
+    const prompts = promptsField();
     const plan = el("p.plan", { role: "status" });
     const form = el(
       "form.stack.tight",
@@ -134,7 +136,9 @@ export function train(studio) {
         {},
         el("label.field", {}, "Name of the tone", name, meaning),
         el("label.field", {}, "Passes over the rows", el("input", { type: "number", name: "n_epochs", min: 1, max: 100, value: "3" }), el("small", {}, "More learn the rows better, and take longer.")),
+        prompts.field,
       ),
+      prompts.own,
       el("label.check", {}, publish, el("span", {}, "Publish it when it is ready", waiting)),
       el(
         "details",
@@ -171,7 +175,7 @@ export function train(studio) {
       const data = new FormData(form);
       const numbers = ["n_epochs", "batch_size", "learning_rate_multiplier"].concat(from.value === studio.base ? ["rank"] : []);
       const hyperparameters = Object.fromEntries(numbers.filter((key) => data.get(key) !== "").map((key) => [key, Number(data.get(key))]));
-      const asked = { model: data.get("model"), training_file: kept.id, hyperparameters };
+      const asked = { model: data.get("model"), training_file: kept.id, hyperparameters, ...prompts.asked() };
       if (data.get("suffix")) asked.suffix = data.get("suffix");
       if (data.get("system_prompt").trim()) asked.system_prompt = data.get("system_prompt").trim();
       if (kept.pairs) asked.method = { type: "dpo" };
@@ -266,10 +270,11 @@ export function train(studio) {
     const actions = el("div.row");
     const said = el("ol.history");
     const curve = losses();
+    const answers = timeline(id);
     const gate = el("ul.small");
     const heard = el("details", { hidden: true }, el("summary", {}, "What it answers to questions that it did not learn from"));
     const outcome = trial(studio, look);
-    const node = el("article.panel.job", {}, el("div.row.between", {}, el("div.row", {}, title, tag), actions), bar, line, curve.node, gate, heard, outcome.node, el("details", {}, el("summary", {}, "What happened"), said));
+    const node = el("article.panel.job", {}, el("div.row.between", {}, el("div.row", {}, title, tag), actions), bar, line, curve.node, answers.node, gate, heard, outcome.node, el("details", {}, el("summary", {}, "What happened"), said));
     const events = new Map();
     let drawn = "";
     let wasOver = null;
@@ -307,7 +312,9 @@ export function train(studio) {
       const now = `${job.status} ${progress.step} ${progress.phase}`;
       if (now !== drawn) {
         drawn = now;
-        await read();
+        const well = await Promise.all([read(), answers.read(over)]);
+        // The next look asks again.
+        if (well.includes(false)) drawn = "";
       }
       if (over && wasOver === false) {
         const well = job.fine_tuned_model ? `${job.fine_tuned_model} is published` : `${job.lory.persona} is trained, and waits to be published`;
@@ -317,7 +324,7 @@ export function train(studio) {
       wasOver = over;
     }
 
-    /** The newest events, back to those that are known. */
+    /** The newest events, back to those that are known; whether that went well. */
     async function read() {
       let after = "";
       for (let page = 0; page < PAGES; page += 1) {
@@ -325,7 +332,7 @@ export function train(studio) {
         try {
           some = await get(`/v1/fine_tuning/jobs/${id}/events?limit=${PAGE}${after}`);
         } catch {
-          return;
+          return false;
         }
         const known = some.data.some((event) => events.has(event.id));
         for (const event of some.data) events.set(event.id, event);
@@ -335,6 +342,7 @@ export function train(studio) {
       const all = [...events.values()].sort((a, b) => a.created_at - b.created_at || (a.data?.step ?? 0) - (b.data?.step ?? 0));
       curve.draw(all.filter((event) => event.data).map((event) => event.data));
       put(said, all.filter((event) => !event.data || event.data.full_valid_loss !== undefined).reverse().slice(0, 40).map((event) => el("li", {}, el("span.soft", {}, when(event.created_at)), " ", event.message)));
+      return true;
     }
 
     function buttons(job) {

@@ -225,6 +225,47 @@ const flows = {
     clean(page);
   },
 
+  async "answers come while it trains, and one can go back through them"(page) {
+    await page.locator(".view[aria-label=Train] input[type=file]").setInputFiles(join(home, "rows.jsonl"));
+    await page.getByText("12 rows,").waitFor(WAIT);
+    await page.getByLabel("Name of the tone").fill("patient");
+    await page.getByLabel("Passes over the rows").fill("100");
+    await page.getByLabel("While it trains, it answers").selectOption("own");
+    const own = page.getByLabel("Prompts, one a line");
+    await own.fill("a\nb\nc\nd\ne");
+    assert.match(await own.evaluate((node) => node.validationMessage), /5 prompts; at most 4/);
+    await own.fill("Where is it?\n\nWho are you?");
+    assert.equal(await own.evaluate((node) => node.validationMessage), "");
+    await page.getByText("More settings").click();
+    await page.getByLabel("Rows of a step").fill("1");
+    await page.getByRole("button", { name: "Train", exact: true }).click();
+    await toast(page, "patient is on its way");
+    const job = page.locator(".job").first();
+    const slider = job.getByLabel("Step of the answers");
+    // Two steps behind the first one: there is something to go back to.
+    await job.locator(".stepping:visible").waitFor({ timeout: 120_000 });
+    assert.deepEqual(await job.locator(".samples .asked").allTextContents(), ["Where is it?", "Who are you?"]);
+    assert.equal(await job.getByRole("heading", { name: "Before training" }).count(), 2);
+    assert.equal(await job.locator(".pages > [data-on]").count(), 2);
+    assert.match(await slider.getAttribute("aria-valuetext"), /^step \d+, the newest$/);
+    assert.deepEqual(await barriers(page, playwright), []);
+    // Who has gone back stays there, whatever comes.
+    await job.getByLabel("An earlier step").click();
+    const earlier = await slider.inputValue();
+    const most = await slider.getAttribute("max");
+    await page.waitForFunction((most) => Number(document.querySelector(".stepping input").max) > Number(most), most, { timeout: 60_000 });
+    assert.equal(await slider.inputValue(), earlier);
+    assert.doesNotMatch(await slider.getAttribute("aria-valuetext"), /newest/);
+    // And whoever is at the newest one goes along.
+    await slider.fill(await slider.getAttribute("max"));
+    await page.waitForFunction((most) => Number(document.querySelector(".stepping input").value) > Number(most), await slider.getAttribute("max"), { timeout: 60_000 });
+    assert.match(await job.locator(".tag").first().textContent(), /^(running|sampling)$/);
+    await job.getByRole("button", { name: "Give up" }).click();
+    await page.getByRole("button", { name: "Give it up" }).click();
+    await toast(page, "patient: cancelled");
+    clean(page);
+  },
+
   async "a blind vote is kept"(page) {
     await page.getByRole("link", { name: "Evaluate" }).click();
     await page.getByLabel("The first speaker").fill("warm");

@@ -1,6 +1,6 @@
 // Makes the pictures of docs/studio.md: node screenshots.mjs LORY PLAYWRIGHT OUT [BASE]. LORY is the program, PLAYWRIGHT the folder
-// that `install` made, BASE a GGUF file; without it `lory` finds or fetches the demo base. Asks the two shipped personas. Each view is
-// taken in light, in dark, and 360 px wide, in 64 colours.
+// that `install` made, BASE a GGUF file; without it `lory` finds or fetches the demo base. Asks the two shipped personas, and trains a third
+// one on the rows of pirate.jsonl, which were written for this. Each view is taken in light, in dark, and 360 px wide, in 64 colours.
 
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -29,6 +29,15 @@ const views = {
     await page.locator("input[type=file]").first().setInputFiles(join(repository, "personas/customer/test.jsonl"));
     await page.getByText(/of memory/).waitFor({ timeout: 60_000 });
   },
+  async job(page) {
+    await page.locator("input[type=file]").first().setInputFiles(join(import.meta.dirname, "pirate.jsonl"));
+    await page.getByLabel("Passes over the rows").fill("4");
+    await page.getByLabel("While it trains, it answers").selectOption("own");
+    await page.getByLabel("Prompts, one a line").fill("What is the status of my order #12345?\nMy parcel arrived with a dent. What now?");
+    await page.getByRole("button", { name: "Train", exact: true }).click();
+    await page.getByText("pirate@1 is published").waitFor({ timeout: 600_000 });
+    await page.locator(".toast").first().waitFor({ state: "detached" });
+  },
   async evaluate(page) {
     await page.getByRole("button", { name: "Begin" }).click();
     await page.waitForTimeout(500);
@@ -48,6 +57,9 @@ const views = {
   },
 };
 
+/** Where a view is that has another one's address. */
+const PLACES = { job: "train" };
+
 const KINDS = [
   ["light", 1080, "light"],
   ["dark", 1080, "dark"],
@@ -61,7 +73,7 @@ async function take(page, path) {
 
 try {
   for (const [view, act] of Object.entries(views)) {
-    const page = await open(browser, `${server.address}/#${view}`, { viewport: { width: 1080, height: 800 } });
+    const page = await open(browser, `${server.address}/#${PLACES[view] ?? view}`, { viewport: { width: 1080, height: 800 } });
     await page.waitForTimeout(1500);
     await act(page);
     for (const [kind, width, scheme] of KINDS) {
