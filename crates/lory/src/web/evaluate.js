@@ -1,9 +1,10 @@
-// Evaluate: votes between two versions by people who do not see which is which, and what `lory eval` measured: who speaks whose rows
-// best, how tones differ, and answers side by side.
+// Evaluate: votes between two versions by people who do not see which is which, and what was measured, here or by `lory eval`: who
+// speaks whose rows best, how tones differ, and answers side by side.
 
 import { events, get, post } from "./api.js";
 import { el, empty, failure, put, scroller, toast } from "./dom.js";
 import { number, percent, short, when } from "./format.js";
+import { measuring } from "./measure.js";
 
 const PROMPTS = [
   "What is the status of my order #12345?",
@@ -16,11 +17,13 @@ const PROMPTS = [
 export function evaluate(studio) {
   const voting = votes(studio);
   const measured = measurements();
-  const root = el("section.view", { "aria-label": "Evaluate" }, el("h1", {}, "Which tone is better?"), voting.root, measured.root);
+  const start = measuring(studio, (result) => measured.show(result));
+  const root = el("section.view", { "aria-label": "Evaluate" }, el("h1", {}, "Which tone is better?"), voting.root, start.root, measured.root);
   return {
     root,
     show() {
       voting.show();
+      start.show();
       measured.show();
     },
   };
@@ -173,43 +176,51 @@ function votes(studio) {
   return { root, show };
 }
 
-/* What `lory eval` measured */
+/* What was measured */
 
 function measurements() {
-  const choice = el("select", { "aria-label": "Which evaluation", onchange: draw });
+  const choice = el("select", { "aria-label": "Which evaluation", onchange: () => read() });
   const content = el("div.stack");
   const head = el("div.row.between", {}, el("h2", {}, "What was measured"), choice);
   const root = el("section.panel.stack", {}, head, content);
 
-  async function show() {
+  /** Reads the list, and shows `result`, which is new, or else the one that was chosen. */
+  async function show(result) {
     let listed;
     try {
       listed = (await get("/v1/evaluations")).data;
     } catch (error) {
       choice.hidden = true;
+      // Who may measure and not administer sees what was measured just now.
+      if (result && error.status === 403) {
+        draw(result);
+        return;
+      }
       const title = error.status === 403 ? "Measurements are for keys with admin rights" : undefined;
-      put(content, failure(title ? Object.assign(new Error(error.message), { title }) : error, show));
+      put(content, failure(title ? Object.assign(new Error(error.message), { title }) : error, () => show(result)));
       return;
     }
     choice.hidden = listed.length === 0;
     if (!listed.length) {
-      put(content, empty("Nothing was measured yet", el("p", {}, el("code", {}, "lory eval"), " measures the personas on rows that training never saw, and its results are shown here: losses under each adapter, how distinct the tones are, and answers side by side.")));
+      put(content, empty("Nothing was measured yet", el("p", {}, "Measure above, or with ", el("code", {}, "lory eval"), ": losses under each adapter, how distinct the tones are, and answers side by side are shown here then.")));
       return;
     }
     const before = choice.value;
     put(choice, listed.map((one) => el("option", { value: one.id }, `${when(one.time)}: ${one.personas.map((persona) => `${persona.name}@${persona.version}`).join(", ")}`)));
-    if (listed.some((one) => one.id === before)) choice.value = before;
-    await draw();
+    const wanted = [result?.id, before].find((id) => listed.some((one) => one.id === id));
+    if (wanted) choice.value = wanted;
+    await read();
   }
 
-  async function draw() {
-    let found;
+  async function read() {
     try {
-      found = await get(`/v1/evaluations/${encodeURIComponent(choice.value)}`);
+      draw(await get(`/v1/evaluations/${encodeURIComponent(choice.value)}`));
     } catch (error) {
-      put(content, failure(error, draw));
-      return;
+      put(content, failure(error, read));
     }
+  }
+
+  function draw(found) {
     put(
       content,
       found.missed.length > 0

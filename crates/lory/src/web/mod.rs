@@ -54,6 +54,7 @@ static FILES: &[File] = files![
     "train.js" SCRIPT,
     "samples.js" SCRIPT,
     "evaluate.js" SCRIPT,
+    "measure.js" SCRIPT,
     "watch.js" SCRIPT,
     "metrics.js" SCRIPT,
     "chart.js" SCRIPT,

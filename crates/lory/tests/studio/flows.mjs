@@ -289,6 +289,41 @@ const flows = {
     clean(page);
   },
 
+  async "an evaluation is measured on demand, and another one cancelled"(page) {
+    const before = await page.getByLabel("Which evaluation").inputValue();
+    for (const name of ["cheerful", "warm", "formal"]) assert.equal(await page.locator(".chip", { hasText: name }).getAttribute("aria-pressed"), "true");
+    await page.getByRole("button", { name: "cheerful" }).click();
+    await page.getByLabel("Add a version").selectOption("cheerful@1");
+    await page.locator(".view[aria-label=Evaluate] input[type=file]").setInputFiles(join(home, "rows.jsonl"));
+    await page.getByLabel("On these rows").locator("option:checked", { hasText: "rows.jsonl (12 rows)" }).waitFor({ state: "attached", ...WAIT });
+    await page.getByLabel("Rows of each, at most").fill("3");
+    await page.getByRole("button", { name: "Measure" }).click();
+    const card = page.locator(".measuring").first();
+    await card.getByText(/(warm@1, formal@1|formal@1, warm@1), cheerful@1/).waitFor(WAIT);
+    assert.deepEqual(await barriers(page, playwright), []);
+    await toast(page, "cheerful@1: measured", 120_000);
+    await page.waitForFunction((before) => document.querySelector("[aria-label='Which evaluation']").value !== before, before, WAIT);
+    const losses = page.locator(".heat", { has: page.getByRole("heading", { name: "Loss, in nats a token" }) });
+    await losses.getByRole("rowheader", { name: "cheerful" }).waitFor(WAIT);
+    assert.equal(await losses.getByRole("rowheader").count(), 3);
+    assert.equal(await page.locator(".measuring").count(), 0);
+    // Many rows take long enough to be found again after a reload, and cancelled.
+    await page.locator(".view[aria-label=Evaluate] input[type=file]").setInputFiles(join(home, "long.jsonl"));
+    await page.getByLabel("On these rows").locator("option:checked", { hasText: "long.jsonl" }).waitFor({ state: "attached", ...WAIT });
+    await page.getByLabel("Rows of each, at most").fill("500");
+    await page.getByRole("button", { name: "Measure" }).click();
+    await card.getByText(/\d of \d/).waitFor(WAIT);
+    await page.reload();
+    await card.getByRole("button", { name: "Cancel" }).click();
+    await card.getByText("cancelled").waitFor(WAIT);
+    await card.getByRole("button", { name: "Forget" }).click();
+    assert.equal(await page.locator(".measuring").count(), 0);
+    for (const name of ["cheerful", "warm", "formal"]) await page.getByRole("button", { name }).click();
+    await page.getByRole("button", { name: "Measure" }).click();
+    await page.getByText("Choose at least one persona").waitFor(WAIT);
+    clean(page);
+  },
+
   async "the counters are watched"(page) {
     await page.getByRole("link", { name: "Watch" }).click();
     await page.waitForFunction(() => Number(document.querySelector(".tile dd")?.textContent) >= 5, null, WAIT);

@@ -47,15 +47,17 @@ fn scene(home: &Path) {
         "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n",
     );
     toml("formal", "description = \"Formal\"\n");
-    let rows: String = (0..12)
-        .map(|n| {
-            format!(
-                "{}\n",
-                json!({"instruction": format!("Question {n}?"), "output": format!("Answer {n}.")})
-            )
-        })
-        .collect();
-    std::fs::write(home.join("rows.jsonl"), rows).unwrap();
+    for (name, count) in [("rows.jsonl", 12), ("long.jsonl", 2000)] {
+        let rows: String = (0..count)
+            .map(|n| {
+                format!(
+                    "{}\n",
+                    json!({"instruction": format!("Question {n}?"), "output": format!("Answer {n}.")})
+                )
+            })
+            .collect();
+        std::fs::write(home.join(name), rows).unwrap();
+    }
     std::fs::write(
         home.join("broken.jsonl"),
         "{\"instruction\": \"a\", \"output\": \"b\"}\n{oops\n",
