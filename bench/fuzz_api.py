@@ -5,7 +5,7 @@ an evaluation, a registry and a canary to act upon.
 
     pip install schemathesis
     cargo build --release && bench/fuzz_api.py target/release/lory                    # some minutes
-    bench/fuzz_api.py target/release/lory --examples 200 --seed 7 --report DIR
+    bench/fuzz_api.py target/release/lory --examples 200 --seed 7 --keep DIR
 
 Ends with schemathesis' exit code; what it found is printed with a curl line each.
 """
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import zipfile
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -98,7 +99,7 @@ class Server:
 
 
 def scene(server):
-    """Something of each kind; what paths name, by operation."""
+    """Makes something of each kind; schemathesis' configuration, which names it in paths, and its environment."""
     kept, given_up = server.upload(), server.upload()
     job = {"model": "base", "training_file": kept, "suffix": "tried", "publish": False}
     job = server.ask("/v1/fine_tuning/jobs", {**job, "hyperparameters": {"n_epochs": 1}})["id"]
@@ -108,23 +109,54 @@ def scene(server):
     server.waits(f"/v1/fine_tuning/jobs/{job}")
     server.waits(f"/v1/evaluations/{evaluation}")
     named = {"name": "acted", "alias": "other", "job_id": job, "id": evaluation, "file_id": kept, "file": "dom.js"}
+    # Of bodies.
+    bodies = {
+        "model": "customer",
+        "user_type": "partner*0.5+customer*0.5",
+        "messages": [{"role": "user", "content": "Where is my order?"}],
+        "prompt": "Where is it?",
+        "max_tokens": 4,
+        "max_completion_tokens": 4,
+        "max_new_tokens": 4,
+        "training_file": kept,
+        "validation_file": kept,
+        "file": kept,
+        "hyperparameters": {"n_epochs": 1},
+        "suffix": "tried",
+        "personas": ["customer", "partner@1"],
+        "adapter_path": "partner/adapter",
+        "lora_name": "loaded",
+        "lora_path": "customer/adapter",
+        "target": "acted@1",
+        "version": 1,
+        "a": "customer@1",
+        "b": "partner@1",
+    }
+    os.environ["FUZZ_API_NAMED"] = json.dumps(bodies)
     lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in named.items())]
     lines += ["", "[[operations]]", 'include-path = "/v1/files/{file_id}"', 'include-method = "DELETE"']
     lines += [f'parameters = {{ "path.file_id" = "{given_up}" }}']
+    archive = server.home / "adapter.zip"
+    with zipfile.ZipFile(archive, "w") as parts:
+        for part in (server.home / "personas/customer/adapter").glob("adapter_*"):
+            parts.write(part, part.name)
+    os.environ["FUZZ_API_ARCHIVE"] = str(archive)
+    os.environ["PYTHONPATH"] = str(REPOSITORY / "bench")
+    os.environ["SCHEMATHESIS_HOOKS"] = "fuzz_api_hooks"
     return "\n".join(lines) + "\n"
 
 
 def main():
     given = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        home = given.keep or pathlib.Path(folder)
+        home = (given.keep or pathlib.Path(folder)).resolve()
         home.mkdir(parents=True, exist_ok=True)
         server = Server(given.lory, home)
         (home / "schemathesis.toml").write_text(scene(server))
         words = [given.schemathesis, "--config-file", home / "schemathesis.toml", "run", server.address + "/openapi.json"]
         words += ["--checks", given.checks, "--max-examples", str(given.examples), "--seed", str(given.seed)]
         try:
-            code = subprocess.run(words).returncode
+            code = subprocess.run(words, cwd=home).returncode
             alive = server.process.poll() is None and server.ask("/health")
             print("the server answers" if alive else "the server is gone")
         finally:

@@ -7,6 +7,7 @@
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
+pub mod decimal;
 pub mod folder;
 pub mod gguf;
 pub mod peft;

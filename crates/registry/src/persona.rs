@@ -153,19 +153,31 @@ impl AdapterRef {
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingDefaults {
     /// 0 to 2; 0 always takes the most probable token.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "formats::decimal::maybe"
+    )]
     pub temperature: Option<f32>,
     /// Above 0, to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "formats::decimal::maybe"
+    )]
     pub top_p: Option<f32>,
     /// 0 for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "formats::decimal::maybe"
+    )]
     pub min_p: Option<f32>,
     /// 0.01 to 10; 1 is neutral.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "formats::decimal::maybe"
+    )]
     pub repetition_penalty: Option<f32>,
     /// Makes equal requests give equal answers.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -38,6 +38,7 @@ pub struct PersonaSettings {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
     /// Multiplies the adapter, and the weight that a request gives it.
+    #[serde(serialize_with = "formats::decimal::one")]
     pub scale: f32,
 }
 
@@ -118,5 +119,33 @@ impl PersonaSettings {
             10.0,
         )?;
         within("scale", Some(self.scale), -MAX_SCALE, MAX_SCALE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_as_they_were_written_and_lie_as_before() {
+        let settings = PersonaSettings {
+            sampling: SamplingDefaults {
+                temperature: Some(0.2),
+                repetition_penalty: Some(0.01),
+                ..SamplingDefaults::default()
+            },
+            scale: 0.7,
+            ..PersonaSettings::default()
+        };
+        let sampling = serde_json::json!({"temperature": 0.2, "repetition_penalty": 0.01});
+        assert_eq!(
+            serde_json::to_value(&settings).unwrap(),
+            serde_json::json!({"sampling": sampling, "scale": 0.7})
+        );
+        let lies = serde_json::to_string(&settings).unwrap();
+        let wanted = r#"{"sampling":{"temperature":0.2,"repetition_penalty":0.01},"scale":0.7}"#;
+        assert_eq!(lies, wanted);
+        let read: PersonaSettings = serde_json::from_str(&lies).unwrap();
+        assert_eq!(read, settings);
     }
 }

@@ -1,5 +1,6 @@
 //! `lory generate`: one question, one answer of each persona.
 
+use formats::decimal::shortest;
 use serde_json::json;
 
 use super::base::{BaseArgs, PrecisionArgs};
@@ -191,7 +192,7 @@ fn as_json(answer: &Answer) -> serde_json::Value {
         .speaker
         .adapters
         .iter()
-        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": adapter.scale}))
+        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": shortest(adapter.scale)}))
         .collect();
     let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
     json!({

@@ -1,5 +1,6 @@
 //! Everything that was measured, as plain data: by persona, and as matrices over them.
 
+use formats::decimal::shortest;
 use kernels::Compute;
 use serde_json::{Map, Value, json};
 use train::evaluate::{
@@ -276,7 +277,7 @@ impl Measures {
                     "name": persona.name,
                     "version": persona.version,
                     "adapter": persona.adapter,
-                    "scale": persona.scale,
+                    "scale": shortest(persona.scale),
                     "persona": told(&persona.own),
                     "base": told(&persona.base),
                     "loss": self.own_loss(i),

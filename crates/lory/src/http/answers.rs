@@ -72,6 +72,13 @@ struct Timings {
     total_ms: f64,
 }
 
+/// One server-sent event of a stream.
+#[derive(ToSchema)]
+pub(super) struct StreamEvent {
+    /// A JSON object; where the wire is OpenAI's, `[DONE]` at the end.
+    data: String,
+}
+
 /// A chat's answer, in OpenAI's shape.
 #[derive(ToSchema)]
 pub(super) struct ChatAnswer {

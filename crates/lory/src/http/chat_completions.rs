@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Slot;
-use super::answers::ChatAnswer;
+use super::answers::{ChatAnswer, StreamEvent};
 use super::chat_request::ChatRequest;
 use super::envelope::{Envelope, random_id};
 use super::error::ApiError;
@@ -25,7 +25,7 @@ use crate::service::{Call, CallDelta, Caller, Delta, End, Speaker};
     responses(
         (status = 200, description = "The answers", content(
             (ChatAnswer = "application/json"),
-            (String = "text/event-stream"),
+            (StreamEvent = "text/event-stream"),
         )),
     )
 )]

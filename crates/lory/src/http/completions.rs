@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Slot;
-use super::answers::CompletionAnswer;
+use super::answers::{CompletionAnswer, StreamEvent};
 use super::chat_request::StreamOptions;
 use super::envelope::Envelope;
 use super::error::ApiError;
@@ -165,7 +165,7 @@ impl CompletionRequest {
     responses(
         (status = 200, description = "The continuations", content(
             (CompletionAnswer = "application/json"),
-            (String = "text/event-stream"),
+            (StreamEvent = "text/event-stream"),
         )),
     )
 )]

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use formats::decimal::shortest;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Slot;
-use super::answers::GenerateAnswer;
+use super::answers::{GenerateAnswer, StreamEvent};
 use super::error::ApiError;
 use super::events::{Incoming, Usage, Wire};
 use super::json::{Body, Texts};
@@ -83,7 +84,7 @@ impl GenerateRequest {
     responses(
         (status = 200, description = "The answer", content(
             (GenerateAnswer = "application/json"),
-            (String = "text/event-stream"),
+            (StreamEvent = "text/event-stream"),
         )),
     )
 )]
@@ -113,7 +114,7 @@ fn summary(user_type: &str, speaker: &Speaker, end: &End) -> Value {
     let adapters: Vec<Value> = speaker
         .adapters
         .iter()
-        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": adapter.scale}))
+        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": shortest(adapter.scale)}))
         .collect();
     let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
     json!({

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use formats::decimal::shortest;
 use formats::peft::Dtype;
 use serde_json::json;
 
@@ -63,7 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
         let report = json!({
             "persona": chosen.persona.name,
             "adapter": chosen.sha256,
-            "scale": scale,
+            "scale": shortest(scale),
             "out": args.out,
             "type": args.dtype.name(),
             "tensors": tensors,

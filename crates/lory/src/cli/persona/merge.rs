@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use formats::decimal::shortest;
 use formats::gguf::{GgmlType, Gguf};
 use kernels::Device;
 use serde_json::json;
@@ -201,7 +202,7 @@ fn report(chosen: &Chosen, measured: &[Measured], args: &Args) -> anyhow::Result
         let report = json!({
             "persona": chosen.persona.name,
             "adapter": chosen.sha256,
-            "scale": chosen.scale,
+            "scale": shortest(chosen.scale),
             "out": args.out,
             "bytes": bytes,
             "losses": losses,

@@ -1,0 +1,45 @@
+//! An f32 in JSON as a person wrote it: a `serde_json::Value` holds an f64, in which an f32 of 0.2 reads 0.20000000298023224.
+
+use serde::Serializer;
+
+/// The f64 that the shortest decimal of `value` reads as; as an f32 it is `value` again.
+#[must_use]
+pub fn shortest(value: f32) -> f64 {
+    value
+        .to_string()
+        .parse()
+        .unwrap_or_else(|_| f64::from(value))
+}
+
+/// A field's `serialize_with`.
+///
+/// # Errors
+/// The serializer's.
+pub fn one<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(shortest(*value))
+}
+
+/// A field's `serialize_with`, where there may be none.
+///
+/// # Errors
+/// The serializer's.
+pub fn maybe<S: Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => one(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortest;
+
+    #[test]
+    fn numbers_read_as_they_were_written_and_are_the_same() {
+        assert_eq!(shortest(0.2), 0.2);
+        assert_eq!(shortest(0.01), 0.01);
+        for value in [f32::MIN_POSITIVE, f32::MAX, 1e-45, -4.0, 3.3, 0.1 + 0.2] {
+            assert_eq!(shortest(value) as f32, value);
+        }
+    }
+}
