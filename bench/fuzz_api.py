@@ -148,12 +148,13 @@ def scene(server):
 
 def main():
     given = arguments()
+    program = shutil.which(given.schemathesis) or sys.exit(f"{given.schemathesis}: there is no such program; pip install schemathesis")
     with tempfile.TemporaryDirectory() as folder:
         home = (given.keep or pathlib.Path(folder)).resolve()
         home.mkdir(parents=True, exist_ok=True)
         server = Server(given.lory, home)
         (home / "schemathesis.toml").write_text(scene(server))
-        words = [given.schemathesis, "--config-file", home / "schemathesis.toml", "run", server.address + "/openapi.json"]
+        words = [os.path.abspath(program), "--config-file", home / "schemathesis.toml", "run", server.address + "/openapi.json"]
         words += ["--checks", given.checks, "--max-examples", str(given.examples), "--seed", str(given.seed)]
         try:
             code = subprocess.run(words, cwd=home).returncode

@@ -296,7 +296,15 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
 
 #[test]
 fn every_route_but_the_open_ones_wants_a_key() {
-    let guarded = Guarded::new(&[("user", "")], ServerSettings::default());
+    let keys = [("user", ""), ("trainer", "train = true")];
+    let guarded = Guarded::new(&keys, ServerSettings::default());
+    let kept = guarded.send(
+        "trainer",
+        "GET",
+        "/v1/evaluations/00000000001764000000",
+        &json!({}),
+    );
+    refused(&kept, 403, "admin_only", "no admin rights");
     let document = guarded.server.get("/openapi.json").json();
     let mut open = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -316,7 +324,6 @@ fn every_route_but_the_open_ones_wants_a_key() {
                 "/v1/registry",
                 "/v1/persona_aliases",
                 "/v1/adapters",
-                "/v1/evaluations",
                 "/v1/load",
                 "/v1/unload",
             ]
@@ -325,6 +332,17 @@ fn every_route_but_the_open_ones_wants_a_key() {
             {
                 let reply = guarded.send("user", &method.to_uppercase(), &filled, &json!({}));
                 refused(&reply, 403, "admin_only", "no admin rights");
+            }
+            // To measure is a matter of training; what others measured is for admins.
+            if path.starts_with("/v1/evaluations") {
+                let listed = path == "/v1/evaluations" && method == "get";
+                let (code, why) = if listed {
+                    ("admin_only", "no admin rights")
+                } else {
+                    ("training_not_allowed", "may not train")
+                };
+                let reply = guarded.send("user", &method.to_uppercase(), &filled, &json!({}));
+                refused(&reply, 403, code, why);
             }
         }
     }

@@ -226,8 +226,8 @@ const flows = {
   },
 
   async "answers come while it trains, and one can go back through them"(page) {
-    await page.locator(".view[aria-label=Train] input[type=file]").setInputFiles(join(home, "rows.jsonl"));
-    await page.getByText("12 rows,").waitFor(WAIT);
+    await page.locator(".view[aria-label=Train] input[type=file]").setInputFiles(join(home, "many.jsonl"));
+    await page.getByText("60 rows,").waitFor(WAIT);
     await page.getByLabel("Name of the tone").fill("patient");
     await page.getByLabel("Passes over the rows").fill("100");
     await page.getByLabel("While it trains, it answers").selectOption("own");

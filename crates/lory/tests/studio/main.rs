@@ -47,7 +47,7 @@ fn scene(home: &Path) {
         "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n",
     );
     toml("formal", "description = \"Formal\"\n");
-    for (name, count) in [("rows.jsonl", 12), ("long.jsonl", 2000)] {
+    for (name, count) in [("rows.jsonl", 12), ("many.jsonl", 60), ("long.jsonl", 2000)] {
         let rows: String = (0..count)
             .map(|n| {
                 format!(
