@@ -20,6 +20,9 @@ use crate::service::{Service, Settings};
 
 /// Questions that are asked at once.
 const AT_ONCE: usize = 8;
+/// The most rows of one step, which is what an answer beside may have to wait for: a step of more would not fit between two of the
+/// service's, and make all that follow it rare.
+const STEP_TOKENS: usize = 64;
 /// Memory for the keys and values of those.
 const KV_MEMORY: u64 = 128 << 20;
 /// The least memory for adapters.
@@ -68,6 +71,8 @@ pub(super) fn answers(
         engine: EngineConfig {
             max_batch: AT_ONCE,
             max_queue: AT_ONCE,
+            step_tokens: STEP_TOKENS,
+            prefill_chunk: STEP_TOKENS,
             adapter_memory: ADAPTER_MEMORY.max(4 * bytes),
             ..EngineConfig::default()
         },
