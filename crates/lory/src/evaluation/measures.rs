@@ -2,6 +2,7 @@
 
 use formats::decimal::shortest;
 use kernels::Compute;
+use registry::EvalSpec;
 use serde_json::{Map, Value, json};
 use train::evaluate::{
     Drift, Lengths, LossTable, Score, distinctness, drift, loss_table, neutral, repetition_of,
@@ -37,7 +38,7 @@ pub(crate) struct Examined {
     pub scale: f32,
     pub own: Told,
     pub base: Told,
-    /// What its adapter changes on neutral text; none without an adapter, and where it is there for comparison.
+    /// What its adapter changes on neutral text; none without an adapter, and where nobody asks.
     pub drift: Option<Drift>,
 }
 
@@ -75,14 +76,30 @@ impl Measures {
             .reduce(f64::min)
     }
 
-    /// Loss of a persona's rows under its own adapter, at its own scale; under the base where it has none. None for one that is there
-    /// for comparison.
+    /// Loss of a persona's rows under its own adapter, at its own scale; under the base where it has none. None where nobody asks.
     pub fn own_loss(&self, persona: usize) -> Option<f64> {
         let called = &self.personas[persona].called;
         let row = self.losses.sets.iter().position(|set| set == called)?;
         let mut columns = self.losses.adapters.iter();
         let column = columns.position(|other| other == called);
         Some(self.losses.losses[row][column.unwrap_or(0)].mean())
+    }
+}
+
+/// How much of losses and drift is computed, which take longer than the answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All of it, for people to look at.
+    All,
+    /// What a threshold asks for.
+    Thresholds,
+}
+
+impl Extent {
+    fn wants(self, candidate: &Candidate, threshold: impl Fn(&EvalSpec) -> Option<f64>) -> bool {
+        let eval = candidate.persona.eval.as_ref();
+        !candidate.beside
+            && (self == Extent::All || eval.is_some_and(|eval| threshold(eval).is_some()))
     }
 }
 
@@ -96,13 +113,14 @@ pub(crate) fn measure(
     base: &Base,
     candidates: &[Candidate],
     answers: &Answers,
+    extent: Extent,
     learner: &mut dyn Learner,
     gate: Option<&dyn Gate>,
     progress: &mut Progress,
 ) -> anyhow::Result<Measures> {
     let adapters = adapters(candidates)?;
     progress.spin("Computing losses");
-    let losses = losses(base, candidates, &adapters, learner)?;
+    let losses = losses(base, candidates, &adapters, extent, learner)?;
     progress.add(1);
     let text = neutral(
         &base.tokenizer,
@@ -113,7 +131,7 @@ pub(crate) fn measure(
     let mut personas = Vec::new();
     for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
         let moved = match adapter {
-            Some(adapter) if !candidate.beside => {
+            Some(adapter) if extent.wants(candidate, |eval| eval.drift_at_most) => {
                 Some(drift(&base.model, Compute::Int8, adapter, &text, gate)?)
             }
             _ => None,
@@ -214,13 +232,23 @@ fn losses(
     base: &Base,
     candidates: &[Candidate],
     params: &[Option<LoraParams>],
+    extent: Extent,
     learner: &mut dyn Learner,
 ) -> anyhow::Result<LossTable> {
     let mut sets: Vec<(&str, Vec<Example>)> = Vec::new();
     let bare = LoraParams::default();
-    let mut adapters: Vec<(&str, &LoraParams)> = vec![(&base.name, &bare)];
+    let wanted = |candidate: &Candidate| extent.wants(candidate, |eval| eval.loss_at_most);
     let measured = candidates.iter().zip(params);
-    for (candidate, params) in measured.filter(|(candidate, _)| !candidate.beside) {
+    let mut adapters: Vec<(&str, &LoraParams)> = Vec::new();
+    // The loss of a persona without an adapter is the base's.
+    if extent == Extent::All
+        || measured
+            .clone()
+            .any(|(one, params)| wanted(one) && params.is_none())
+    {
+        adapters.push((&base.name, &bare));
+    }
+    for (candidate, params) in measured.filter(|(candidate, _)| wanted(candidate)) {
         let (called, persona) = (&candidate.called, &candidate.persona);
         sets.push((called, examples(base, persona, &candidate.rows)?));
         if let Some(params) = params {

@@ -18,6 +18,11 @@ pub(crate) fn result(measures: &Measures, checks: &[Check]) -> Value {
     all
 }
 
+/// The thresholds alone.
+pub(crate) fn gate(checks: &[Check]) -> Value {
+    json!({"gate": checks, "missed": missed(checks)})
+}
+
 /// The thresholds that were missed, a line each.
 pub(crate) fn missed(checks: &[Check]) -> Vec<String> {
     let missed = checks.iter().filter(|check| !check.passed);

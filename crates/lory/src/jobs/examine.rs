@@ -75,6 +75,7 @@ pub(super) fn examine(
         queue.service.base(),
         &candidates,
         &answers,
+        measures::Extent::Thresholds,
         learner,
         Some(&*machine),
         &mut progress,

@@ -69,6 +69,7 @@ fn attempt(
         base,
         &candidates,
         &answers,
+        measures::Extent::All,
         &mut learner,
         Some(&*machine),
         &mut progress,

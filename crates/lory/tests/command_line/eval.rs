@@ -188,3 +188,48 @@ fn the_page_needs_nothing_else_and_escapes_everything() {
         .run(&["eval", BASE[0], BASE[1], "--report", "no/such/folder.html"])
         .fails(1, &["no/such/folder.html"]);
 }
+
+#[test]
+fn the_gate_alone_says_what_it_says_among_all_measures() {
+    let lenient = "loss_at_most = 50.0\ndistinct_at_least = 0.0\nother_tone_at_most = 1.0\nrepetition_at_most = 1.0";
+    let scene = scene(lenient, "drift_at_most = 0.0\nlength_at_most = 90.0");
+    let asked = |more: &[&str], code: i32| {
+        let ran = scene.run(&[&["eval", BASE[0], BASE[1], "--json"], more].concat());
+        assert_eq!(ran.code, code, "{ran:?}");
+        serde_json::from_str::<Value>(&ran.out).unwrap()
+    };
+    let all = asked(&[], 1);
+    let alone = asked(&["--gate"], 1);
+    assert_eq!(alone["gate"], all["gate"]);
+    assert_eq!(alone["missed"], all["missed"]);
+    assert_eq!(alone["gate"].as_array().unwrap().len(), 10, "{alone:#}");
+    assert!(
+        alone["missed"][0]
+            .as_str()
+            .unwrap()
+            .contains("stern: drift")
+    );
+    assert_eq!(alone.as_object().unwrap().len(), 2, "{alone:#}");
+    // Among nobody else there is nothing of the others to compute.
+    let one = asked(&["--gate", "--persona", "stern"], 1);
+    assert_eq!(one["gate"].as_array().unwrap().len(), 4, "{one:#}");
+
+    let shown = scene.run(&["eval", BASE[0], BASE[1], "--gate"]);
+    assert!(
+        shown.out.contains("drift_at_most") && shown.out.contains("missed"),
+        "{}",
+        shown.out
+    );
+    assert!(!shown.out.contains("perplexity"), "{}", shown.out);
+    let none = scene.run(&[
+        "eval",
+        BASE[0],
+        BASE[1],
+        "--gate",
+        "--persona",
+        "warm",
+        "--rows",
+        "../sunny/eval.jsonl",
+    ]);
+    none.fails(2, &["no persona here has thresholds"]);
+}

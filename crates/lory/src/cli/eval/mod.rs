@@ -18,7 +18,8 @@ use engine::EngineConfig;
 
 use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
-use super::{Verdict, print};
+use super::{Usage, Verdict, print};
+use crate::evaluation::answers::Speaker;
 use crate::evaluation::{answers, gate, measures, result};
 use crate::plan::Demand;
 use crate::progress::Progress;
@@ -34,6 +35,7 @@ neutral text, repetition and length. Exit code 1 where a persona misses a thresh
 Examples:
   lory eval
   lory eval --report eval.html
+  lory eval --gate --persona customer
   lory eval --rows test.jsonl
   lory eval --persona customer --limit 20 --answers answers.jsonl")]
 pub(super) struct Args {
@@ -52,6 +54,10 @@ pub(super) struct Args {
     /// Write a page with everything that was measured, and answers side by side
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    /// Check the thresholds and nothing else, which is quicker: the base is not asked, and losses and drift are computed where a
+    /// threshold is about them
+    #[arg(long, conflicts_with = "report")]
+    gate: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -67,7 +73,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let personas = args.personas.open()?;
     let candidates = candidate::candidates(&personas, &args)?;
     let located = args.base.locate()?;
-    let (questions, common) = answers::questions(&candidates);
+    let (mut questions, common) = answers::questions(&candidates);
+    if args.gate {
+        if candidates.iter().all(|one| one.persona.eval.is_none()) {
+            let why = "--gate: no persona here has thresholds; write them into [eval] of its persona.toml";
+            return Err(Usage(why.to_owned()).into());
+        }
+        questions.retain(|question| question.to != Speaker::Base);
+    }
     let planned = located.planned(&args.precision, Demand::default())?;
     let settings = Settings {
         held: planned.held,
@@ -102,6 +115,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         service.base(),
         &candidates,
         &answers,
+        if args.gate {
+            measures::Extent::Thresholds
+        } else {
+            measures::Extent::All
+        },
         &mut training::learner(service.base()),
         None,
         &mut progress,
@@ -112,15 +130,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         std::fs::write(path, page).with_context(|| path.display().to_string())?;
     }
     let missed = result::missed(&checks);
-    let all = result::result(&measures, &checks);
-    keep::keep(all.clone(), &candidates, &answers);
-    if args.json {
-        print(&format!("{all}\n"))?;
+    let (shown, tables) = if args.gate {
+        (result::gate(&checks), tables::gate(&checks))
     } else {
+        let all = result::result(&measures, &checks);
+        keep::keep(all.clone(), &candidates, &answers);
+        (all, tables::render(&measures))
+    };
+    if args.json {
+        print(&format!("{shown}\n"))?;
+    } else {
+        let count = answers.all.len();
         print(&format!(
-            "{}\n{} answers, {tokens} tokens in {seconds:.1} s\n",
-            tables::render(&measures),
-            answers.all.len(),
+            "{tables}\n{count} answers, {tokens} tokens in {seconds:.1} s\n"
         ))?;
         for line in &missed {
             eprintln!("{line}");

@@ -3,6 +3,7 @@
 use train::LossSum;
 
 use crate::cli::table::Table;
+use crate::evaluation::gate::Check;
 use crate::evaluation::measures::{Measures, Told};
 
 /// All tables, one under the other.
@@ -28,6 +29,22 @@ pub(super) fn render(measures: &Measures) -> String {
         );
     }
     out
+}
+
+/// The thresholds alone.
+pub(super) fn gate(checks: &[Check]) -> String {
+    let mut table = Table::new(&["persona", "measure", "is", "wanted", "threshold", ""]);
+    for check in checks {
+        table.row([
+            check.persona.clone(),
+            check.measure.to_owned(),
+            check.value_text(),
+            check.wanted_text(),
+            check.key.to_owned(),
+            if check.passed { "passed" } else { "missed" }.to_owned(),
+        ]);
+    }
+    table.render()
 }
 
 fn speakers(measures: &Measures) -> impl Iterator<Item = (&str, &str, &Told)> {
