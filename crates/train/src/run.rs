@@ -45,6 +45,7 @@ pub(crate) struct Run<'o> {
 
 /// What this process has spent; never part of the metrics file.
 struct Clock {
+    /// Its first step; what is computed once, before that, says nothing about the rest.
     started: Instant,
     first_step: u64,
     training: Duration,
@@ -234,7 +235,11 @@ impl<'o> Run<'o> {
         learner: &mut dyn Learner,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<Tally>>, TrainError> {
-        self.clock.step_began = Instant::now();
+        let now = Instant::now();
+        if self.clock.tokens == 0 {
+            self.clock.started = now;
+        }
+        self.clock.step_began = now;
         let step = self.step;
         self.grads.iter_mut().for_each(LoraGrads::clear);
         let rows: Vec<Vec<usize>> = self
@@ -390,7 +395,7 @@ impl<'o> Run<'o> {
         Ok(())
     }
 
-    /// Time for the rest of the run, from what this process has spent on its part (validation included).
+    /// Time for the rest of the run, from what this process has spent on its steps (validation between them included).
     fn eta(&self) -> Duration {
         let between = |from: u64, to: u64| -> f64 {
             let tokens = |(adapter, plan): (&Adapter, &AdapterPlan)| {

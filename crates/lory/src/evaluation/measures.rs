@@ -119,7 +119,12 @@ pub(crate) fn measure(
     progress: &mut Progress,
 ) -> anyhow::Result<Measures> {
     let adapters = adapters(candidates)?;
-    progress.spin("Computing losses");
+    if candidates
+        .iter()
+        .any(|one| extent.wants(one, |eval| eval.loss_at_most))
+    {
+        progress.spin("Computing losses");
+    }
     let losses = losses(base, candidates, &adapters, extent, learner)?;
     progress.add(1);
     let text = neutral(
@@ -127,7 +132,12 @@ pub(crate) fn measure(
         &base.template,
         base.model.config().context_length,
     )?;
-    progress.spin("Measuring drift");
+    if candidates
+        .iter()
+        .any(|one| extent.wants(one, |eval| eval.drift_at_most))
+    {
+        progress.spin("Measuring drift");
+    }
     let mut personas = Vec::new();
     for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
         let moved = match adapter {
