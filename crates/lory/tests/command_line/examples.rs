@@ -1,4 +1,5 @@
-//! The curl lines of the documents, typed one after the other, as a reader would.
+//! The curl lines of the documents, typed one after the other, as a reader would. Without curl they are not tried, and that is said;
+//! where `LORY_EVERY_CLIENT` is set that is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -17,6 +18,18 @@ use crate::serving::Serving;
 const ADDRESS: &str = "127.0.0.1:8000";
 /// What is refused whatever is asked, as the document says.
 const REFUSED: &str = "/v1/embeddings";
+
+fn has_curl() -> bool {
+    let there = Command::new("curl").arg("--version").output().is_ok();
+    assert!(
+        there || std::env::var_os("LORY_EVERY_CLIENT").is_none(),
+        "there is no curl"
+    );
+    if !there {
+        eprintln!("not tried: there is no curl");
+    }
+    there
+}
 
 fn repository(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -174,6 +187,9 @@ fn typed(path: &str) -> BTreeSet<(String, String)> {
 
 #[test]
 fn the_api_document_asks_every_route() {
+    if !has_curl() {
+        return;
+    }
     let asked = typed("docs/api.md");
     let scene = Scene::with_tones();
     let serving = Serving::start(&scene, &["serve", "--base", "tiny.gguf", "--port", "0"]);
@@ -208,6 +224,9 @@ fn the_api_document_asks_every_route() {
 
 #[test]
 fn lines_of_other_documents_work() {
+    if !has_curl() {
+        return;
+    }
     for (path, lines) in [
         ("docs/registry.md", 6),
         ("docs/evaluation.md", 4),
