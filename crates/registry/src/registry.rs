@@ -484,22 +484,11 @@ impl Registry {
     }
 
     fn persona(&self, name: &str, version: u32, release: &Release) -> Persona {
+        let adapter = release.adapter.as_ref().map(|a| self.adapter(a));
         let settings = release.settings.clone();
         Persona {
-            name: name.to_owned(),
-            version,
-            description: settings.description,
-            system_prompt: settings.system_prompt,
-            variables: settings.variables,
-            sampling: settings.sampling,
-            max_new_tokens: settings.max_new_tokens,
-            stop: settings.stop,
-            scale: settings.scale,
-            adapter: release.adapter.as_ref().map(|a| self.adapter(a)),
-            train: None,
-            eval: None,
-            dir: self.store.name.clone().into(),
             published: Some(release.time),
+            ..settings.into_persona(name, version, adapter, self.store.name.clone().into())
         }
     }
 

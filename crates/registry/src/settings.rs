@@ -1,8 +1,10 @@
 //! What a persona is beside its adapter, as it is published: words, sampling, limits.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-use crate::persona::{Persona, SamplingDefaults};
+use crate::persona::{AdapterRef, Persona, SamplingDefaults};
 use crate::spec::MAX_SCALE;
 use crate::variables::{self, Variables};
 
@@ -68,6 +70,33 @@ impl PersonaSettings {
             max_new_tokens: persona.max_new_tokens,
             stop: persona.stop.clone(),
             scale: persona.scale,
+        }
+    }
+
+    /// A persona with these, which knows of no training and no evaluation; `dir` is where it comes from.
+    #[must_use]
+    pub fn into_persona(
+        self,
+        name: &str,
+        version: u32,
+        adapter: Option<AdapterRef>,
+        dir: PathBuf,
+    ) -> Persona {
+        Persona {
+            name: name.to_owned(),
+            version,
+            description: self.description,
+            system_prompt: self.system_prompt,
+            variables: self.variables,
+            sampling: self.sampling,
+            max_new_tokens: self.max_new_tokens,
+            stop: self.stop,
+            scale: self.scale,
+            adapter,
+            train: None,
+            eval: None,
+            dir,
+            published: None,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Evaluations that clients ask for: what `lory eval` does, one at a time beside the answers. A result joins those of `lory eval`. One
-//! that the process before this did not come to the end of has failed.
+//! Evaluations that clients ask for: what `lory eval` does, one at a time beside the answers. A result joins those of `lory eval`.
+//! One that was under way when the process before this ended has failed; those that wait go on waiting.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -127,7 +127,14 @@ impl Evaluations {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let mut evaluation: Evaluation = get(&path)?;
+            // What it measured lies elsewhere; a damaged record is no reason not to serve.
+            let mut evaluation: Evaluation = match get(&path) {
+                Err(error @ JobError::Damaged { .. }) => {
+                    tracing::warn!("an evaluation is passed over: {error}");
+                    continue;
+                }
+                read => read?,
+            };
             // One that broke the process would break the next one too.
             if evaluation.status == EvaluationStatus::Running {
                 evaluation.status = EvaluationStatus::Failed;
@@ -419,5 +426,36 @@ impl Queue {
         if let Some(evaluation) = self.evaluations().all.get_mut(id) {
             evaluation.progress.of = of as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_record_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = Evaluation {
+            id: "eval-1".to_owned(),
+            number: 1,
+            owner: None,
+            created_at: 1,
+            finished_at: None,
+            status: EvaluationStatus::Queued,
+            personas: vec!["warm@1".to_owned()],
+            file: None,
+            max_rows: 3,
+            progress: Done::default(),
+            error: None,
+            result: None,
+        };
+        put(&folder.path().join("eval-1.json"), &whole).unwrap();
+        let text = std::fs::read(folder.path().join("eval-1.json")).unwrap();
+        let cut = folder.path().join("eval-2.json");
+        std::fs::write(&cut, &text[..text.len() / 2]).unwrap();
+        let opened = Evaluations::open(folder.path()).unwrap();
+        assert_eq!(opened.all.into_values().collect::<Vec<_>>(), [whole]);
+        assert!(cut.exists());
     }
 }

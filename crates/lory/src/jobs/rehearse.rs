@@ -20,11 +20,11 @@ use crate::service::{Service, Settings};
 
 /// Questions that are asked at once.
 const AT_ONCE: usize = 8;
+/// Memory for the keys and values of those.
+const KV_MEMORY: u64 = 128 << 20;
 /// The most rows of one step, which is what an answer beside may have to wait for: a step of more would not fit between two of the
 /// service's, and make all that follow it rare.
 const STEP_TOKENS: usize = 64;
-/// Memory for the keys and values of those.
-const KV_MEMORY: u64 = 128 << 20;
 /// The least memory for adapters.
 const ADAPTER_MEMORY: u64 = 256 << 20;
 
@@ -32,22 +32,8 @@ const ADAPTER_MEMORY: u64 = 256 << 20;
 pub(super) fn persona(queue: &Queue, record: &Record, adapter: &Path) -> anyhow::Result<Persona> {
     let personas = queue.service.personas();
     let settings = settings_of(record, personas.get(&record.persona));
-    Ok(Persona {
-        name: record.persona.clone(),
-        version: 1,
-        description: settings.description,
-        system_prompt: settings.system_prompt,
-        variables: settings.variables,
-        sampling: settings.sampling,
-        max_new_tokens: settings.max_new_tokens,
-        stop: settings.stop,
-        scale: settings.scale,
-        adapter: AdapterRef::in_folder(adapter)?,
-        train: None,
-        eval: None,
-        dir: adapter.to_owned(),
-        published: None,
-    })
+    let found = AdapterRef::in_folder(adapter)?;
+    Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
 }
 
 /// Puts `questions` to `candidates`, whom nobody else can ask.
