@@ -17,6 +17,8 @@ use std::cell::{Cell, RefCell};
 
 /// Tiles of outputs whose panel is in memory at a time.
 const PANEL_TILES: usize = whole::PANEL / LANES;
+/// Rows of which an adapter's gradients are added up at a time.
+const GRADIENT_ROWS: usize = 64;
 
 thread_local! {
     static WHOLE_PANEL: RefCell<Panel> = RefCell::default();
@@ -101,11 +103,9 @@ impl Device {
             units = weights.units(isa, self.pool());
             whole_rows.resize(rows, outputs);
             let to = whole_rows.writer();
-            self.pool().run(rows.div_ceil(CHUNK), &|task| {
-                for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
-                    // SAFETY: one task a row.
-                    unsafe { to.write(isa, row, dy.row(row), units) };
-                }
+            self.pool().run(to.groups(), &|group| {
+                // SAFETY: one task a group.
+                unsafe { to.write(isa, group, dy.values(), units) };
             });
         }
         let out = Scatter::new(dx.values_mut());
@@ -321,41 +321,48 @@ impl Device {
                     });
                 }
                 // dB by blocks of outputs, dA by blocks of inputs: each element is one chain over the rows, in order. A block's
-                // columns are brought together first: read where they lie, every row is a cache line of its own.
+                // columns are brought together first, of as many rows as fit the first cache: read where they lie, rows would
+                // take each other's place in it.
                 let (da, db) = (Scatter::new(pair.da), Scatter::new(pair.db));
                 let block = 64;
                 let db_tasks = outputs.div_ceil(block);
                 self.pool().run(db_tasks + inputs.div_ceil(block), &|task| {
                     SCRATCH.with_borrow_mut(|columns| {
-                        if task < db_tasks {
-                            let from = task * block;
-                            let m = block.min(outputs - from);
-                            gather_columns(dy, outputs, from..from + m, columns);
-                            // SAFETY: each task takes its own outputs.
-                            let db = unsafe { db.part(from * r, m * r) };
-                            gemm(isa, (m, r, n), columns, (1, m), &h, r, db, r, true);
-                        } else {
-                            let from = (task - db_tasks) * block;
-                            let width = block.min(inputs - from);
-                            gather_columns(x, inputs, from..from + width, columns);
-                            // SAFETY: each task writes its own columns of da's rows; the pointer covers r rows of `inputs`.
-                            unsafe {
-                                gemm_f32(
-                                    isa,
-                                    Gemm {
-                                        m: r,
-                                        n: width,
-                                        p: n,
-                                        a: dh.as_ptr(),
-                                        a_row: 1,
-                                        a_column: r,
-                                        b: columns.as_ptr(),
-                                        b_row: width,
-                                        out: da.pointer(from),
-                                        out_row: inputs,
-                                        accumulate: true,
-                                    },
-                                );
+                        for first in (0..n).step_by(GRADIENT_ROWS) {
+                            let m = GRADIENT_ROWS.min(n - first);
+                            if task < db_tasks {
+                                let from = task * block;
+                                let width = block.min(outputs - from);
+                                let dy = &dy[first * outputs..][..m * outputs];
+                                gather_columns(dy, outputs, from..from + width, columns);
+                                // SAFETY: each task takes its own outputs.
+                                let db = unsafe { db.part(from * r, width * r) };
+                                let h = &h[first * r..];
+                                gemm(isa, (width, r, m), columns, (1, width), h, r, db, r, true);
+                            } else {
+                                let from = (task - db_tasks) * block;
+                                let width = block.min(inputs - from);
+                                let x = &x[first * inputs..][..m * inputs];
+                                gather_columns(x, inputs, from..from + width, columns);
+                                // SAFETY: each task writes its own columns of da's rows; the pointer covers r rows of `inputs`.
+                                unsafe {
+                                    gemm_f32(
+                                        isa,
+                                        Gemm {
+                                            m: r,
+                                            n: width,
+                                            p: m,
+                                            a: dh[first * r..].as_ptr(),
+                                            a_row: 1,
+                                            a_column: r,
+                                            b: columns.as_ptr(),
+                                            b_row: width,
+                                            out: da.pointer(from),
+                                            out_row: inputs,
+                                            accumulate: true,
+                                        },
+                                    );
+                                }
                             }
                         }
                     });

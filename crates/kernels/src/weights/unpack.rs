@@ -6,14 +6,14 @@ use crate::gemm::Element;
 use crate::isa::per_isa;
 use crate::pool::{Pool, Scatter};
 use crate::simd::{LANES, prefetch};
-use crate::whole::{self, Panel, round_block};
+use crate::whole::{self, Panel, words};
 use half::f16;
 
 /// How many tiles ahead a group's block is asked for.
 const TILES_AHEAD: usize = 4;
 
 /// 32 inputs x 16 outputs.
-type Block = [[f32; LANES]; GROUP];
+pub(crate) type Block = [[f32; LANES]; GROUP];
 
 /// Row `row` of the scales and minima behind a block's integers.
 #[inline(always)]
@@ -30,6 +30,38 @@ fn read_row(layout: &Layout, block: &[u8], row: usize) -> [f32; LANES] {
         }
     }
     to
+}
+
+/// Scales and minima of a block's first 16 inputs, and of the others.
+pub(crate) struct Lines {
+    pub(crate) scale: [[f32; LANES]; 2],
+    pub(crate) minimum: [[f32; LANES]; 2],
+}
+
+impl Lines {
+    #[inline(always)]
+    fn of(layout: &Layout, block: &[u8]) -> Lines {
+        let mut scale = [read_row(layout, block, 0); 2];
+        let mut minimum = [[0f32; LANES]; 2];
+        if layout.halves {
+            scale[1] = read_row(layout, block, 1);
+        }
+        if layout.minimum {
+            minimum =
+                [layout.scales(), 2 * layout.scales() - 1].map(|row| read_row(layout, block, row));
+        }
+        Lines { scale, minimum }
+    }
+
+    pub(crate) fn read(isa: Isa, layout: &Layout, block: &[u8]) -> Lines {
+        read_lines(isa, layout, block)
+    }
+}
+
+per_isa! {
+    fn read_lines(layout: &Layout, block: &[u8]) -> Lines {
+        Lines::of(layout, block)
+    }
 }
 
 /// Calls `f(input, integers)` for each of a block's 32 inputs, offset taken away.
@@ -54,15 +86,8 @@ fn each_input(layout: &Layout, block: &[u8], mut f: impl FnMut(usize, [i32; LANE
 }
 
 per_isa! {
-    fn unpack_block(layout: &Layout, block: &[u8], out: &mut Block) {
-        let mut scale = [read_row(layout, block, 0); 2];
-        let mut minimum = [[0f32; LANES]; 2];
-        if layout.halves {
-            scale[1] = read_row(layout, block, 1);
-        }
-        if layout.minimum {
-            minimum = [layout.scales(), 2 * layout.scales() - 1].map(|row| read_row(layout, block, row));
-        }
+    pub(crate) fn unpack_block(layout: &Layout, block: &[u8], out: &mut Block) {
+        let Lines { scale, minimum } = Lines::of(layout, block);
         each_input(layout, block, |input, q| {
             let half = input / (GROUP / 2);
             let (scale, minimum, out) = (&scale[half], &minimum[half], &mut out[input]);
@@ -321,11 +346,18 @@ impl Weights {
     ) {
         let units = &units.as_chunks::<LANES>().0[tiles.clone()];
         let out = out.tiles(tiles.len());
-        for ((t, units), out) in tiles.zip(units).zip(out) {
-            let [low, high] = out;
-            self.block_of_group(isa, t, g, |block| {
-                round_block(isa, block, units, [&mut *low, &mut *high])
-            });
+        for ((tile, units), out) in tiles.zip(units).zip(out) {
+            if let Data::Quantized { layout, bytes } = &self.data {
+                self.prefetch(isa, tile + TILES_AHEAD, g);
+                let size = layout.block();
+                let block = &bytes[(tile * self.groups() + g) * size..][..size];
+                words::of_quantized(isa, layout, block, units, out);
+            } else {
+                let [low, high] = out;
+                self.block_of_group(isa, tile, g, |block| {
+                    words::of_floats(isa, block, units, [&mut *low, &mut *high]);
+                });
+            }
         }
     }
 }

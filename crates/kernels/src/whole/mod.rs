@@ -16,6 +16,7 @@ mod products;
 mod sparse;
 #[cfg(test)]
 mod tests;
+pub(crate) mod words;
 
 pub(crate) use self::sparse::SparseRows;
 
@@ -24,7 +25,6 @@ use crate::Isa;
 use crate::isa::per_isa;
 use crate::pool::Scatter;
 use crate::simd::LANES;
-use crate::weights::GROUP;
 
 /// Most rows at a time: their sums for 16 inputs fill 12 of 16 registers.
 const ROWS: usize = 6;
@@ -104,32 +104,55 @@ pub(crate) struct WholeWriter<'a> {
 }
 
 impl WholeWriter<'_> {
-    /// Rounds row `row`, panel by panel. `units` are whole tiles.
+    /// How many groups of rows there are to write.
+    pub(crate) fn groups(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// Rounds the rows of group `group`, panel by panel. `x` holds all rows, of as many values as there are outputs; `units` are
+    /// whole tiles.
     ///
     /// # Safety
-    /// No other thread writes this row meanwhile.
-    pub(crate) unsafe fn write(&self, isa: Isa, row: usize, x: &[f32], units: &[f32]) {
-        assert!(row < self.rows && units.len() == self.padded);
-        assert!(x.len() <= units.len() && x.len().div_ceil(PANEL) == self.panels);
-        let first = row / ROWS * ROWS;
-        for (index, (x, units)) in x.chunks(PANEL).zip(units.chunks(PANEL)).enumerate() {
-            let at = group_at(self.rows, self.padded, index, first) + row - first;
-            let to = Cells {
-                words: self.words.pointer(at),
-                stride: ROWS.min(self.rows - first),
-            };
-            let step = round(isa, x, units, to);
+    /// No other thread writes this group meanwhile.
+    pub(crate) unsafe fn write(&self, isa: Isa, group: usize, x: &[f32], units: &[f32]) {
+        let first = group * ROWS;
+        let count = ROWS.min(self.rows - first);
+        let outputs = x.len() / self.rows;
+        assert!(x.len() == self.rows * outputs && units.len() == self.padded);
+        assert!(outputs <= self.padded && outputs.div_ceil(PANEL) == self.panels);
+        // Row by row first: stores that lie together.
+        let mut rounded = [[0u32; PANEL / 2]; ROWS];
+        for (index, units) in units.chunks(PANEL).enumerate() {
+            let pairs = units.len() / 2;
+            for (m, rounded) in rounded[..count].iter_mut().enumerate() {
+                let row = &x[(first + m) * outputs..][..outputs];
+                let row = &row[index * PANEL..outputs.min((index + 1) * PANEL)];
+                let step = round(isa, row, units, &mut rounded[..pairs]);
+                // SAFETY: the caller's contract.
+                unsafe { *self.steps.pointer((first + m) * self.panels + index) = step };
+            }
+            let at = group_at(self.rows, self.padded, index, first);
             // SAFETY: the caller's contract.
-            unsafe { *self.steps.pointer(row * self.panels + index) = step };
+            let to = unsafe { self.words.part(at, count * pairs) };
+            match count {
+                ROWS => interleave::<ROWS>(&rounded, to),
+                _ => {
+                    for (m, row) in rounded[..count].iter().enumerate() {
+                        for (to, word) in to[m..].iter_mut().step_by(count).zip(row) {
+                            *to = *word;
+                        }
+                    }
+                }
+            }
         }
     }
 }
 
-/// Where the pairs of one row's panel go, `stride` words apart. Made by [`WholeWriter::write`] alone, which saw that there is room.
-#[derive(Clone, Copy)]
-struct Cells {
-    words: *mut u32,
-    stride: usize,
+/// Word i of each row, then word i + 1 of each.
+fn interleave<const M: usize>(rows: &[[u32; PANEL / 2]; M], to: &mut [u32]) {
+    for (i, to) in to.as_chunks_mut::<M>().0.iter_mut().enumerate() {
+        *to = std::array::from_fn(|m| rows[m][i]);
+    }
 }
 
 /// The sum of a panel's magnitudes, each in its output's units; `largest` takes the bits of the largest ones.
@@ -166,8 +189,8 @@ fn step_of(largest: [u32; LANES], sum: f32) -> f32 {
 }
 
 per_isa! {
-    /// `round(x * units / step)`, zeros past the end of `x`; returns the step.
-    fn round(x: &[f32], units: &[f32], to: Cells) -> f32 {
+    /// `round(x * units / step)`, zeros past the end of `x`, two a word; returns the step.
+    fn round(x: &[f32], units: &[f32], to: &mut [u32]) -> f32 {
         let mut largest = [0u32; LANES];
         let sum = weigh(x, units, &mut largest);
         let step = step_of(largest, sum);
@@ -179,48 +202,16 @@ per_isa! {
         let last = &last[..last_units.len()];
         let all = chunks.iter().zip(units).chain(last.iter().zip(last_units));
         let factor = if step > 0.0 { 1.0 / step } else { 0.0 };
-        for (tile, (x, unit)) in all.enumerate() {
+        for ((x, unit), to) in all.zip(to.as_chunks_mut::<{ LANES / 2 }>().0) {
             let mut bits = [0u32; LANES];
             for lane in 0..LANES {
                 bits[lane] = (x[lane] * unit[lane] * factor + MAGIC).to_bits();
             }
-            for (i, pair) in bits.as_chunks::<2>().0.iter().enumerate() {
-                let word = pair[0] & 0xffff | pair[1] << 16;
-                // SAFETY: `Cells` has room for the pairs of all units, and its maker's caller keeps other threads off them.
-                unsafe { *to.words.add((tile * LANES / 2 + i) * to.stride) = word };
+            for (to, pair) in to.iter_mut().zip(bits.as_chunks::<2>().0) {
+                *to = pair[0] & 0xffff | pair[1] << 16;
             }
         }
         step
-    }
-}
-
-per_isa! {
-    /// Weights of 16 outputs, as whole numbers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for
-    /// input k of 16.
-    pub(crate) fn round_block(
-        block: &[[f32; LANES]; GROUP],
-        units: &[f32; LANES],
-        words: [&mut [[u32; LANES]; LANES / 2]; 2],
-    ) {
-        let inverse = units.map(|unit| if unit > 0.0 { 1.0 / unit } else { 0.0 });
-        for (block, words) in block.as_chunks::<LANES>().0.iter().zip(words) {
-            // Rounded first, so that what is transposed is words.
-            let mut pairs = [[0u32; LANES / 2]; LANES];
-            for (pairs, row) in pairs.iter_mut().zip(block) {
-                let mut bits = [0u32; LANES];
-                for lane in 0..LANES {
-                    bits[lane] = (row[lane] * inverse[lane] + MAGIC).to_bits();
-                }
-                for (word, pair) in pairs.iter_mut().zip(bits.as_chunks::<2>().0) {
-                    *word = pair[0] & 0xffff | pair[1] << 16;
-                }
-            }
-            for (pair, words) in words.iter_mut().enumerate() {
-                for (word, pairs) in words.iter_mut().zip(&pairs) {
-                    *word = pairs[pair];
-                }
-            }
-        }
     }
 }
 
@@ -233,10 +224,7 @@ pub(crate) struct Panel {
 
 impl Panel {
     /// Makes room, and gives it tile by tile.
-    pub(crate) fn tiles(
-        &mut self,
-        tiles: usize,
-    ) -> impl Iterator<Item = [&mut [[u32; LANES]; LANES / 2]; 2]> {
+    pub(crate) fn tiles(&mut self, tiles: usize) -> impl Iterator<Item = words::Words<'_>> {
         let [low, high] = self.halves.each_mut().map(|half| {
             half.resize(tiles * LANES / 2, [0; LANES]);
             half.as_chunks_mut::<{ LANES / 2 }>().0.iter_mut()

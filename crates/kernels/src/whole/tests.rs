@@ -1,5 +1,7 @@
 use super::*;
 use crate::pool::Pool;
+use crate::weights::unpack::unpack_block;
+use crate::weights::{GROUP, Layout};
 
 struct Random(u32);
 impl Random {
@@ -13,20 +15,13 @@ fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available())
 }
 
-fn rounded(
-    isa: Isa,
-    x: &[f32],
-    rows: usize,
-    stride: usize,
-    outputs: usize,
-    units: &[f32],
-) -> WholeRows {
+fn rounded(isa: Isa, x: &[f32], rows: usize, units: &[f32]) -> WholeRows {
     let mut whole = WholeRows::default();
-    whole.resize(rows, outputs);
+    whole.resize(rows, x.len() / rows);
     let to = whole.writer();
-    for m in 0..rows {
+    for group in 0..to.groups() {
         // SAFETY: one thread.
-        unsafe { to.write(isa, m, &x[m * stride..][..outputs], units) };
+        unsafe { to.write(isa, group, x, units) };
     }
     whole
 }
@@ -45,7 +40,7 @@ fn panels(isa: Isa, weights: &[[f32; GROUP]]) -> (Vec<f32>, Vec<Panel>) {
         for ((tile, units), words) in tiles.zip(panel.tiles(weights.len() / LANES)) {
             let block: [[f32; LANES]; GROUP] =
                 std::array::from_fn(|k| std::array::from_fn(|lane| tile[lane][k]));
-            round_block(isa, &block, units, words);
+            words::of_floats(isa, &block, units, words);
         }
         panel
     };
@@ -73,13 +68,12 @@ fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
             let size = 10f32.powf(2.0 * r.unit());
             weights.fill_with(|| size * r.unit());
         }
-        let stride = outputs + 5;
-        let x: Vec<f32> = (0..rows * stride).map(|_| r.unit().powi(heavy)).collect();
+        let x: Vec<f32> = (0..rows * outputs).map(|_| r.unit().powi(heavy)).collect();
         let start: Vec<f32> = (0..rows * 40).map(|_| r.unit()).collect();
         let mut first: Option<Vec<f32>> = None;
         for isa in isas() {
             let (units, panels) = panels(isa, &weights);
-            let gradient = rounded(isa, &x, rows, stride, outputs, &units);
+            let gradient = rounded(isa, &x, rows, &units);
             let mut got = start.clone();
             // SAFETY: rows of 40 columns, of which 32 are written.
             unsafe {
@@ -88,7 +82,7 @@ fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
                 }
             }
             for m in 0..rows {
-                let x = &x[m * stride..][..outputs];
+                let x = &x[m * outputs..][..outputs];
                 // Either factor is off by half a step at most, with either sign, and the result is an f32.
                 let steps = &gradient.steps[m * gradient.panels()..][..gradient.panels()];
                 let step = f64::from(steps.iter().fold(0f32, |most, step| most.max(*step)));
@@ -186,6 +180,67 @@ fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
 }
 
 #[test]
+fn quantized_weights_round_as_their_values_do_on_every_isa() {
+    let mut r = Random(11);
+    for (bits, offset, wide_scales, minimum, halves) in [
+        (4, 8, false, false, false),
+        (4, 0, false, true, false),
+        (4, 0, true, true, true),
+        (8, 128, false, false, false),
+        (8, 16, false, false, false),
+        (8, 32, true, false, true),
+        (8, 0, true, true, false),
+    ] {
+        let layout = Layout {
+            bits,
+            offset,
+            wide_scales,
+            minimum,
+            halves,
+        };
+        let mut bytes = vec![0u8; layout.block()];
+        bytes.fill_with(|| (r.unit().to_bits() >> 8) as u8);
+        let lines = &mut bytes[layout.quants()..];
+        if wide_scales {
+            for value in lines.as_chunks_mut::<4>().0 {
+                *value = r.unit().to_le_bytes();
+            }
+        } else {
+            for value in lines.as_chunks_mut::<2>().0 {
+                *value = half::f16::from_f32(r.unit()).to_le_bytes();
+            }
+        }
+        let mut values = [[0f32; LANES]; GROUP];
+        unpack_block(Isa::Scalar, &layout, &bytes, &mut values);
+        let mut units: [f32; LANES] = std::array::from_fn(|lane| {
+            unit(
+                values
+                    .iter()
+                    .fold(0f32, |most, row| most.max(row[lane].abs())),
+            )
+        });
+        units[3] = 0.0;
+        for isa in isas() {
+            let mut panel = Panel::default();
+            for words in panel.tiles(1) {
+                words::of_quantized(isa, &layout, &bytes, &units, words);
+            }
+            for (k, row) in values.iter().enumerate() {
+                for (lane, value) in row.iter().enumerate() {
+                    let word = panel.halves[k / LANES][lane / 2][k % LANES];
+                    let got = (word >> (16 * (lane % 2))) as i16;
+                    let want = match units[lane] {
+                        0.0 => 0.0,
+                        unit => (value * (1.0 / unit)).round_ties_even(),
+                    };
+                    assert_eq!(f32::from(got), want, "{layout:?} {} {k} {lane}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn the_largest_sums_fit() {
     // One value that fills 16 bits, values that fill the sum, and something between.
     for large in [1, 10, 100, PANEL] {
@@ -193,7 +248,7 @@ fn the_largest_sums_fit() {
         x[..large].fill(-1.0);
         for isa in isas() {
             let (units, panels) = panels(isa, &[[0.5; GROUP]; PANEL]);
-            let gradient = rounded(isa, &x, 1, PANEL, PANEL, &units);
+            let gradient = rounded(isa, &x, 1, &units);
             let mut out = [7f32; GROUP];
             // SAFETY: one row of 32.
             unsafe {
@@ -226,7 +281,7 @@ fn rows_that_are_zero_or_not_finite_stay_so() {
     x[96 + 3] = 1e-35;
     for isa in isas() {
         let (units, panels) = panels(isa, &weights);
-        let rows = rounded(isa, &x, 4, 32, 32, &units);
+        let rows = rounded(isa, &x, 4, &units);
         let mut out = vec![7f32; 4 * GROUP];
         // SAFETY: four rows of 32.
         unsafe { multiply(isa, &rows, 0, &panels[0], out.as_mut_ptr(), GROUP, false) };
