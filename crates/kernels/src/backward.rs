@@ -3,10 +3,9 @@
 use crate::bf16::{PairGemm, pair_gemm};
 use crate::device::Device;
 use crate::elementwise::CHUNK;
-use crate::gemm::{Gemm, gemm, gemm_f32};
+use crate::gemm::{Gemm, gemm_f32};
 use crate::grad::{self, AdamW, AttentionShape};
 use crate::linear::{Compute, Norm, Path};
-use crate::lora::Run;
 use crate::pool::Scatter;
 use crate::simd::LANES;
 use crate::tensor::Tensor;
@@ -17,8 +16,6 @@ use std::cell::{Cell, RefCell};
 
 /// Tiles of outputs whose panel is in memory at a time.
 const PANEL_TILES: usize = whole::PANEL / LANES;
-/// Rows of which an adapter's gradients are added up at a time.
-const GRADIENT_ROWS: usize = 64;
 
 thread_local! {
     static WHOLE_PANEL: RefCell<Panel> = RefCell::default();
@@ -30,22 +27,6 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// One head's gradients of queries, keys and values.
     static HEAD: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// One adapter's pair for one linear layer while it trains, with the gradients it gathers.
-pub struct LoraGrad<'a> {
-    /// rank x inputs.
-    pub a: &'a [f32],
-    /// outputs x rank.
-    pub b: &'a [f32],
-    /// Rank.
-    pub rank: usize,
-    /// The scale of the forward.
-    pub scale: f32,
-    /// Gradient of `a`, added to.
-    pub da: &'a mut [f32],
-    /// Gradient of `b`, added to.
-    pub db: &'a mut [f32],
 }
 
 /// What attention read and wrote in the forward.
@@ -233,144 +214,6 @@ impl Device {
         SPARSE_ROWS.set(sparse);
     }
 
-    /// The backward of the adapters beside a product: gradients of each pair, and dx.
-    ///
-    /// With h = x A^T and y = scale * h B^T:  dh = scale * dy B,  dB += scale * dy^T h,  dA += dh^T x,  dx += dh A.
-    /// `runs[i]` names the rows of one adapter; its `slots` say which of `pairs` (the scale is the pair's).
-    ///
-    /// # Panics
-    /// Shapes that do not fit.
-    pub fn lora_backward(
-        &self,
-        x: &Tensor,
-        dy: &Tensor,
-        runs: &[Run],
-        pairs: &mut [Option<LoraGrad>],
-        dx: &mut Tensor,
-    ) {
-        let (inputs, outputs, isa) = (x.columns(), dy.columns(), self.isa());
-        assert_eq!(x.rows(), dy.rows());
-        assert_eq!((dx.rows(), dx.columns()), (x.rows(), inputs));
-        for run in runs {
-            for &(slot, _) in &run.slots {
-                let Some(pair) = &mut pairs[slot as usize] else {
-                    continue;
-                };
-                let r = pair.rank;
-                assert!(pair.a.len() == r * inputs && pair.da.len() == r * inputs);
-                assert!(pair.b.len() == r * outputs && pair.db.len() == r * outputs);
-                let n = run.rows;
-                let x = &x.values()[run.first * inputs..][..n * inputs];
-                let dy = &dy.values()[run.first * outputs..][..n * outputs];
-                let dx = &mut dx.values_mut()[run.first * inputs..][..n * inputs];
-                // A^T, so that lanes run over the rank; h and dh are rows x rank.
-                let mut at = vec![0f32; r * inputs];
-                for (i, row) in pair.a.chunks_exact(inputs).enumerate() {
-                    for (k, v) in row.iter().enumerate() {
-                        at[k * r + i] = *v;
-                    }
-                }
-                let (mut h, mut dh) = (vec![0f32; n * r], vec![0f32; n * r]);
-                {
-                    let (h, dh, dx) = (
-                        Scatter::new(&mut h),
-                        Scatter::new(&mut dh),
-                        Scatter::new(dx),
-                    );
-                    let (a, b, scale) = (pair.a, pair.b, pair.scale);
-                    self.pool().run(n.div_ceil(CHUNK), &|task| {
-                        let from = task * CHUNK;
-                        let m = CHUNK.min(n - from);
-                        // SAFETY: each task takes its own rows.
-                        let (h, dh, dx) = unsafe {
-                            (
-                                h.part(from * r, m * r),
-                                dh.part(from * r, m * r),
-                                dx.part(from * inputs, m * inputs),
-                            )
-                        };
-                        gemm(
-                            isa,
-                            (m, r, inputs),
-                            &x[from * inputs..],
-                            (inputs, 1),
-                            &at,
-                            r,
-                            h,
-                            r,
-                            false,
-                        );
-                        gemm(
-                            isa,
-                            (m, r, outputs),
-                            &dy[from * outputs..],
-                            (outputs, 1),
-                            b,
-                            r,
-                            dh,
-                            r,
-                            false,
-                        );
-                        for v in dh.iter_mut() {
-                            *v *= scale;
-                        }
-                        for v in h.iter_mut() {
-                            *v *= scale;
-                        }
-                        gemm(isa, (m, inputs, r), dh, (r, 1), a, inputs, dx, inputs, true);
-                    });
-                }
-                // dB by blocks of outputs, dA by blocks of inputs: each element is one chain over the rows, in order. A block's
-                // columns are brought together first, of as many rows as fit the first cache: read where they lie, rows would
-                // take each other's place in it.
-                let (da, db) = (Scatter::new(pair.da), Scatter::new(pair.db));
-                let block = 64;
-                let db_tasks = outputs.div_ceil(block);
-                self.pool().run(db_tasks + inputs.div_ceil(block), &|task| {
-                    SCRATCH.with_borrow_mut(|columns| {
-                        for first in (0..n).step_by(GRADIENT_ROWS) {
-                            let m = GRADIENT_ROWS.min(n - first);
-                            if task < db_tasks {
-                                let from = task * block;
-                                let width = block.min(outputs - from);
-                                let dy = &dy[first * outputs..][..m * outputs];
-                                gather_columns(dy, outputs, from..from + width, columns);
-                                // SAFETY: each task takes its own outputs.
-                                let db = unsafe { db.part(from * r, width * r) };
-                                let h = &h[first * r..];
-                                gemm(isa, (width, r, m), columns, (1, width), h, r, db, r, true);
-                            } else {
-                                let from = (task - db_tasks) * block;
-                                let width = block.min(inputs - from);
-                                let x = &x[first * inputs..][..m * inputs];
-                                gather_columns(x, inputs, from..from + width, columns);
-                                // SAFETY: each task writes its own columns of da's rows; the pointer covers r rows of `inputs`.
-                                unsafe {
-                                    gemm_f32(
-                                        isa,
-                                        Gemm {
-                                            m: r,
-                                            n: width,
-                                            p: m,
-                                            a: dh[first * r..].as_ptr(),
-                                            a_row: 1,
-                                            a_column: r,
-                                            b: columns.as_ptr(),
-                                            b_row: width,
-                                            out: da.pointer(from),
-                                            out_row: inputs,
-                                            accumulate: true,
-                                        },
-                                    );
-                                }
-                            }
-                        }
-                    });
-                });
-            }
-        }
-    }
-
     /// dx += the gradient of an RMS norm of x.
     pub fn rmsnorm_backward(&self, dy: &Tensor, x: &Tensor, norm: Norm, dx: &mut Tensor) {
         assert_eq!((dx.rows(), dx.columns()), (x.rows(), x.columns()));
@@ -537,13 +380,5 @@ impl Device {
         clip_scale: f32,
     ) {
         grad::adamw(self.isa(), param, grad, m, v, settings, clip_scale);
-    }
-}
-
-/// Some columns of rows of `width` values, row after row.
-fn gather_columns(x: &[f32], width: usize, columns: std::ops::Range<usize>, out: &mut Vec<f32>) {
-    out.clear();
-    for row in x.chunks_exact(width) {
-        out.extend_from_slice(&row[columns.clone()]);
     }
 }

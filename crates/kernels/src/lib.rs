@@ -29,14 +29,14 @@ mod weights;
 mod whole;
 
 pub use attention::{RopeTable, Span};
-pub use backward::{AttentionInputs, LoraGrad};
+pub use backward::AttentionInputs;
 pub use device::Device;
 pub use grad::AdamW;
 pub use heap::return_freed_memory;
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvCache, KvType};
 pub use linear::{Compute, Norm, Projection, Workspace};
-pub use lora::{Lora, LoraArena, LoraPack, LoraType, Run};
+pub use lora::{Dropout, Lora, LoraArena, LoraGrad, LoraPack, LoraType, RowDropout, Run};
 pub use mapped::{MappedFile, map_file};
 pub use tensor::Tensor;
 pub use weights::{SourceType, Weights};

@@ -105,6 +105,7 @@ impl engine::Runner for ModelRunner {
             spans: &spans,
             runs: &runs,
             adapters: &adapters,
+            dropout: &[],
         };
         let mut forward = || {
             self.model.forward(

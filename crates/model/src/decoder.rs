@@ -4,8 +4,8 @@ use crate::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{
-    Compute, Device, KernelError, KvCache, KvType, Lora, LoraPack, Norm, Projection, RopeTable,
-    Run, Span, Tensor, Weights, Workspace,
+    Compute, Device, Dropout, KernelError, KvCache, KvType, Lora, LoraPack, Norm, Projection,
+    RopeTable, RowDropout, Run, Span, Tensor, Weights, Workspace,
 };
 
 /// One layer's frozen weights. Query and key rows are in Hugging Face's order, whatever the file's.
@@ -32,12 +32,6 @@ pub struct Layer {
     pub up: Weights,
     /// Down projection.
     pub down: Weights,
-}
-
-/// Products that are added beside the base's, linear by linear: those of adapters whose input is not the plain one.
-pub trait Beside {
-    /// Adds to `out` (rows x outputs) what belongs beside linear `module` of `layer`, whose input is `x` (rows x inputs).
-    fn add(&mut self, layer: usize, module: Module, x: &Tensor, out: &mut Tensor);
 }
 
 impl Layer {
@@ -95,6 +89,18 @@ pub struct Batch<'a> {
     pub runs: &'a [Run],
     /// The adapters of this step.
     pub adapters: &'a [&'a Adapter],
+    /// What each row's adapters do not see of their inputs, in training; empty: they see all.
+    pub dropout: &'a [RowDropout],
+}
+
+impl<'a> Batch<'a> {
+    /// Dropout at one linear layer.
+    pub fn dropout_at(&self, layer: usize, module: Module) -> Option<Dropout<'a>> {
+        (!self.dropout.is_empty()).then_some(Dropout {
+            rows: self.dropout,
+            linear: (layer * Module::ALL.len() + module as usize) as u32,
+        })
+    }
 }
 
 /// What a step writes on its way. Kept from step to step, so that a step allocates nothing.
@@ -270,28 +276,13 @@ impl Model {
         buffers: &mut Buffers,
         compute: Compute,
     ) {
-        self.layer_beside(layer, x, batch, cache, pages, buffers, compute, None);
-    }
-
-    /// As [`Model::layer`], with products of the caller's own beside those of the batch's adapters.
-    #[allow(clippy::too_many_arguments)]
-    pub fn layer_beside(
-        &self,
-        layer: usize,
-        x: &mut Tensor,
-        batch: Batch,
-        cache: &mut KvCache,
-        pages: usize,
-        buffers: &mut Buffers,
-        compute: Compute,
-        mut beside: Option<&mut (dyn Beside + '_)>,
-    ) {
         let (device, w, b) = (&self.device, &self.layers[layer], buffers);
         let packs: [Vec<Option<&LoraPack>>; Module::ALL.len()] =
             Module::ALL.map(|m| batch.adapters.iter().map(|a| a.pack(layer, m)).collect());
         let lora = |module: Module| Lora {
             runs: batch.runs,
             packs: &packs[module as usize],
+            dropout: batch.dropout_at(layer, module),
         };
         let bias = |i: usize| w.biases.as_ref().map(|b| b[i].as_slice());
 
@@ -306,12 +297,6 @@ impl Model {
             w.project(Module::V, bias(2), lora(Module::V), &mut b.v, false),
         ];
         device.linear(&mut b.attention_input, x, norm, &mut qkv, compute);
-        if let Some(beside) = beside.as_deref_mut() {
-            let input = b.attention_input.normed();
-            beside.add(layer, Module::Q, input, q);
-            beside.add(layer, Module::K, input, k);
-            beside.add(layer, Module::V, input, &mut b.v);
-        }
         if let Some([q_norm, k_norm]) = &w.head_norms {
             device.norm_heads(&b.plain_q, self.norm(q_norm), &mut b.q);
             device.norm_heads(&b.plain_k, self.norm(k_norm), &mut b.k);
@@ -328,9 +313,6 @@ impl Model {
         device.attention(&b.q, batch.spans, cache, pages, &mut b.attention);
         let mut o = [w.project(Module::O, None, lora(Module::O), &mut *x, true)];
         device.linear(&mut b.other_input, &b.attention, None, &mut o, compute);
-        if let Some(beside) = beside.as_deref_mut() {
-            beside.add(layer, Module::O, &b.attention, x);
-        }
         if b.keep_middle {
             b.middle.copy_from(x);
         }
@@ -341,16 +323,8 @@ impl Model {
             w.project(Module::Up, None, lora(Module::Up), &mut b.up, false),
         ];
         device.linear(&mut b.ffn_input, x, norm, &mut gate_up, compute);
-        if let Some(beside) = beside.as_deref_mut() {
-            let input = b.ffn_input.normed();
-            beside.add(layer, Module::Gate, input, &mut b.gate);
-            beside.add(layer, Module::Up, input, &mut b.up);
-        }
         device.swiglu(&b.gate, &b.up, &mut b.activated);
         let mut down = [w.project(Module::Down, None, lora(Module::Down), x, true)];
         device.linear(&mut b.other_input, &b.activated, None, &mut down, compute);
-        if let Some(beside) = beside {
-            beside.add(layer, Module::Down, &b.activated, x);
-        }
     }
 }

@@ -11,7 +11,7 @@ mod precision;
 mod sizes;
 
 pub use adapter::Adapter;
-pub use decoder::{Batch, Beside, Buffers, Layer, Model};
+pub use decoder::{Batch, Buffers, Layer, Model};
 pub use load::{Loading, source_type};
 pub use merge::merge;
 pub use precision::{Precision, QUANTIZER};

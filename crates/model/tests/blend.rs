@@ -59,6 +59,7 @@ fn last_logits(
         spans: &spans,
         runs: &runs,
         adapters,
+        dropout: &[],
     };
     let pages = sequences.len() * blocks as usize;
     let layers = model.config().layers;

@@ -89,6 +89,7 @@ fn every_weight_type_gives_near_the_same_logits() {
             spans: &[span],
             runs: &[],
             adapters: &[],
+            dropout: &[],
         };
         let mut logits = Tensor::default();
         model.forward(

@@ -37,6 +37,7 @@ pub fn logits(
         spans: &[span],
         runs: &runs,
         adapters: &adapters,
+        dropout: &[],
     };
     let all: Vec<u32> = (0..rows as u32).collect();
     let (mut logits, mut buffers) = (Tensor::default(), Buffers::default());

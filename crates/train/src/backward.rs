@@ -11,9 +11,8 @@
 
 use formats::peft::Module;
 use kernels::{AttentionInputs, Compute, KvCache, LoraGrad, Tensor};
-use model::{Batch, Beside, Buffers, Model};
+use model::{Batch, Buffers, Model};
 
-use crate::dropout::Dropped;
 use crate::kept::Kept;
 use crate::params::{LoraGrads, LoraParams};
 
@@ -23,8 +22,6 @@ pub(crate) struct Slots<'a> {
     pub grads: &'a mut [LoraGrads],
     /// `places[slot][layer * 7 + module]`: the pair's index, if the adapter has one there.
     pub places: &'a [Vec<Option<usize>>],
-    /// The rows whose adapters have dropout, if there are any.
-    pub dropped: Option<Dropped<'a>>,
 }
 
 impl Slots<'_> {
@@ -124,17 +121,8 @@ impl Pass<'_> {
         } else {
             s.out.copy_from(x);
             buffers.keep_middle = true;
-            let beside = slots.dropped.as_mut().map(|d| d as &mut dyn Beside);
-            model.layer_beside(
-                layer,
-                &mut s.out,
-                self.batch,
-                cache,
-                0,
-                buffers,
-                self.forward,
-                beside,
-            );
+            let (out, batch) = (&mut s.out, self.batch);
+            model.layer(layer, out, batch, cache, 0, buffers, self.forward);
         }
         let b = &*buffers;
         let (attention_input, ffn_input) = if kept {
@@ -211,11 +199,9 @@ impl Pass<'_> {
             self.model.layer_weights(layer).weights(module),
         );
         device.linear_backward(dy, weights, dx, add, self.backward);
-        device.lora_backward(x, dy, self.batch.runs, &mut slots.at(layer, module), dx);
-        if let Some(mut dropped) = slots.dropped.take() {
-            dropped.backward(layer, module, x, dy, &mut slots.at(layer, module), dx);
-            slots.dropped = Some(dropped);
-        }
+        let dropout = self.batch.dropout_at(layer, module);
+        let mut pairs = slots.at(layer, module);
+        device.lora_backward(x, dy, self.batch.runs, &mut pairs, dropout, dx);
     }
 }
 

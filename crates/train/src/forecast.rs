@@ -86,8 +86,6 @@ pub(crate) struct Part {
     pub validation: Vec<usize>,
     /// Whether its rows are pairs, with a reference.
     pub pairs: bool,
-    /// Whether it has dropout.
-    pub dropout: bool,
 }
 
 impl Part {
@@ -104,7 +102,6 @@ impl Part {
             lengths: lengths.to_vec(),
             validation,
             pairs: settings.preference.is_some(),
-            dropout: settings.dropout > 0.0,
         }
     }
 }
@@ -151,10 +148,6 @@ impl WhatIf {
             let parameters = part.parameters / part.rank.max(1) * rank;
             let packed = parameters / rank.max(1) * rank.next_multiple_of(PADDED_RANK);
             memory.adapters += 4 * (parameters + packed) as u64;
-            if part.dropout {
-                // Packed once more, without the padding, for products beside the others.
-                memory.adapters += 4 * parameters as u64;
-            }
             memory.gradients += 4 * parameters as u64;
             memory.optimizer += 8 * parameters as u64;
             if !part.validation.is_empty() {
@@ -180,11 +173,7 @@ impl WhatIf {
         let tokens = self.limit(tokens).max(longest);
         let wide = s.query.max(s.intermediate);
         let inputs = s.layers * s.hidden;
-        let mut both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
-        if self.parts.iter().any(|part| part.dropout) {
-            // The masked input and the product of the forward, both kept; the same of the backward, and its gradient.
-            both += 4 * wide + s.hidden + widest_rank;
-        }
+        let both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
         let (forward, backward) = (4 * s.hidden + both, 3 * s.hidden + both);
         // Rounded copies for the products: bytes with their scales and pairs of bf16, forward and backward.
         let rounded = 4 * (2 * s.hidden + wide) + 2 * wide;
@@ -400,12 +389,11 @@ mod tests {
             lengths: lengths.to_vec(),
             validation: vec![10; 4],
             pairs: false,
-            dropout: false,
         }
     }
 
     #[test]
-    fn pairs_hold_their_reference_and_dropout_its_masked_rows() {
+    fn pairs_hold_their_reference() {
         let plain = forecast(vec![part(4, &[128; 20])]).memory;
         let pairs = Part {
             pairs: true,
@@ -414,13 +402,6 @@ mod tests {
         let with_pairs = forecast(vec![pairs]).memory;
         assert_eq!((plain.reference, with_pairs.reference), (0, 16 * 24));
         assert_eq!(with_pairs.total(), plain.total() + 16 * 24);
-        let dropout = Part {
-            dropout: true,
-            ..part(4, &[128; 20])
-        };
-        let with_dropout = forecast(vec![dropout]).memory;
-        assert_eq!(with_dropout.adapters, plain.adapters + 4 * 4_884_480);
-        assert!(with_dropout.activations > plain.activations);
     }
 
     #[test]

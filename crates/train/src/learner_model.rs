@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, LoraType, Run, Span, Tensor};
-use model::{Adapter, Batch, Beside, Buffers, Model};
+use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, LoraType, RowDropout, Run, Span, Tensor};
+use model::{Adapter, Batch, Buffers, Model};
 
 use crate::backward::{Pass, Scratch, Slots, places};
-use crate::dropout::{Dropped, DroppedRows, RowMask};
 use crate::error::TrainError;
 use crate::gate::{Gate, Passage};
 use crate::kept::Kept;
@@ -48,6 +47,8 @@ struct Layout {
     blocks: Vec<Vec<u32>>,
     runs: Vec<Run>,
     trained: Vec<TrainedRow>,
+    /// By row; empty where nobody drops anything.
+    dropout: Vec<RowDropout>,
 }
 
 /// A row whose next token is trained.
@@ -76,7 +77,9 @@ impl Layout {
             blocks: Vec::new(),
             runs: Vec::new(),
             trained: Vec::new(),
+            dropout: Vec::new(),
         };
+        let drops = batch.iter().any(|item| item.mask.is_some());
         let mut next_block = 0u32;
         for adapter in 0..adapters {
             let first = layout.tokens.len();
@@ -88,6 +91,13 @@ impl Layout {
                 layout.tokens.extend_from_slice(tokens);
                 layout.positions.extend(0..tokens.len() as u32);
                 layout.sequences.push((at, tokens.len()));
+                match item.mask {
+                    Some(mask) => layout.dropout.extend(mask.rows(tokens.len())),
+                    None if drops => layout
+                        .dropout
+                        .resize(layout.tokens.len(), RowDropout::default()),
+                    None => {}
+                }
                 let blocks = tokens.len().div_ceil(BLOCK_TOKENS) as u32;
                 layout
                     .blocks
@@ -114,33 +124,6 @@ impl Layout {
             }
         }
         layout
-    }
-
-    /// Takes the rows whose items have a mask out of the batch's plain runs: their products are
-    /// computed beside.
-    fn take_dropped(&mut self, adapters: usize, batch: &[Item<'_>]) -> DroppedRows {
-        let of = |adapter: usize| {
-            let items = batch.iter();
-            items.filter(move |item| item.adapter == adapter)
-        };
-        let items = (0..adapters).flat_map(of);
-        let sequences: Vec<(usize, usize, RowMask)> = self
-            .sequences
-            .iter()
-            .zip(items)
-            .filter(|((_, rows), _)| *rows > 0)
-            .filter_map(|(&(first, rows), item)| Some((first, rows, item.mask?)))
-            .collect();
-        let mut runs = Vec::new();
-        for run in &mut self.runs {
-            let rows = run.first..run.first + run.rows;
-            if sequences.iter().any(|sequence| rows.contains(&sequence.0))
-                && let Some((slot, _)) = run.slots.pop()
-            {
-                runs.push((slot as usize, run.first, run.rows));
-            }
-        }
-        DroppedRows { runs, sequences }
     }
 
     fn blocks(&self) -> usize {
@@ -222,7 +205,7 @@ impl ModelLearner {
             }
         }
         let mut losses = vec![LossSum::default(); batch.len()];
-        let mut layout = Layout::new(params.len(), batch);
+        let layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
             return Ok(losses);
         }
@@ -233,19 +216,13 @@ impl ModelLearner {
             .map_err(|e| TrainError::Learner(e.to_string()))?;
         let adapters: Vec<&Adapter> = packed.iter().collect();
         let places = places(params, config.layers);
-        let dropped_rows = layout.take_dropped(params.len(), batch);
-        let mut dropped = if dropped_rows.runs.is_empty() {
-            None
-        } else {
-            let dropped = Dropped::new(device, params, &places, dropped_rows);
-            Some(dropped.map_err(|e| TrainError::Learner(e.to_string()))?)
-        };
         let spans = layout.spans();
         let rows = Batch {
             tokens: &layout.tokens,
             spans: &spans,
             runs: &layout.runs,
             adapters: &adapters,
+            dropout: &layout.dropout,
         };
         let mut cache = match self.cache.take() {
             Some(cache) if cache.blocks() >= layout.blocks() => cache,
@@ -268,17 +245,8 @@ impl ModelLearner {
                 self.inputs[layer].copy_from(&x);
             }
             self.buffers.keep_middle = layer >= first_kept;
-            let beside = dropped.as_mut().map(|d| d as &mut dyn Beside);
-            model.layer_beside(
-                layer,
-                &mut x,
-                rows,
-                &mut cache,
-                0,
-                &mut self.buffers,
-                self.forward,
-                beside,
-            );
+            let buffers = &mut self.buffers;
+            model.layer(layer, &mut x, rows, &mut cache, 0, buffers, self.forward);
             if layer >= first_kept {
                 self.kept.swap(config.layers - 1 - layer, &mut self.buffers);
             }
@@ -308,7 +276,6 @@ impl ModelLearner {
                 params,
                 grads,
                 places: &places,
-                dropped,
             };
             for (layer, x) in self.inputs.iter().enumerate().rev() {
                 passage.layer()?;

@@ -41,6 +41,7 @@ fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<
         spans: &[span],
         runs: &[run],
         adapters: &[&adapter],
+        dropout: &[],
     };
     let mut logits = Tensor::default();
     let all: Vec<u32> = (0..rows as u32).collect();

@@ -271,6 +271,7 @@ fn training_and_serving_run_one_forward() {
                 slots: vec![(0, 1.0)],
             }],
             adapters: &[&packed],
+            dropout: &[],
         },
         &mut cache,
         &mut buffers,

@@ -135,8 +135,10 @@ impl Device {
             .iter()
             .map(|p| self.path(p.weights, compute))
             .collect();
-        // Where activations are rounded anyway, LoRA may round them too.
-        let lora_dot = compute != Compute::F32 && self.bf16_dot();
+        // Where activations are rounded anyway, LoRA may round them too; masks are of what is not.
+        let lora_dot = compute != Compute::F32
+            && self.bf16_dot()
+            && projections.iter().all(|p| p.lora.dropout.is_none());
         self.prepare(workspace, x, norm, projections, &paths, lora_dot);
         self.multiply(workspace, x, norm.is_some(), projections, &paths, lora_dot);
     }
@@ -234,6 +236,14 @@ impl Device {
                         let Some(run) = p.lora.runs.get(i) else {
                             continue;
                         };
+                        let plain = &source[(from - first) * columns..][..n * columns];
+                        let mut masked = Vec::new();
+                        let dropout = p.lora.dropout.filter(|d| d.drops(from..from + n));
+                        if let Some(dropout) = dropout {
+                            masked.extend_from_slice(plain);
+                            dropout.apply_rows(isa, from, columns, &mut masked);
+                        }
+                        let x = if dropout.is_some() { &masked } else { plain };
                         for (e, &(slot, scale)) in run.slots.iter().enumerate() {
                             let Some(pack) = p.lora.packs[slot as usize] else {
                                 continue;
@@ -243,8 +253,7 @@ impl Device {
                                 let x = words.pointer(from * pairs);
                                 pack.shrink_dot(x, n, scale, h, shape.stride());
                             } else {
-                                let x = source.as_ptr().add((from - first) * columns);
-                                pack.shrink(isa, x, n, scale, h, shape.stride());
+                                pack.shrink(isa, x.as_ptr(), n, scale, h, shape.stride());
                             }
                         }
                     }

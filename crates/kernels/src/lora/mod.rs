@@ -3,13 +3,17 @@
 //! Both matrices lie with the summed dimension outside and 16 lanes inside. Values of 16 bits of bf16 lie in pairs, as their
 //! dot product takes them: those of sums 2p and 2p + 1 share a word.
 
+mod backward;
 mod dot;
+mod dropout;
 mod layout;
 
 use crate::gemm::{Bf16Bits, F16Bits};
 use crate::simd::{LANES, Simd, instantiate, prefetch, unroll};
 use crate::{Isa, KernelError};
+pub use backward::LoraGrad;
 pub(crate) use dot::expand as expand_dot;
+pub use dropout::{Dropout, RowDropout};
 pub use layout::{LoraArena, LoraType};
 use layout::{Packed, Transposed, Values};
 
@@ -410,6 +414,8 @@ pub struct Lora<'a> {
     pub runs: &'a [Run],
     /// By slot: the adapter's pair for this linear layer, if it has one.
     pub packs: &'a [Option<&'a LoraPack>],
+    /// What the adapters do not see of their inputs, in training.
+    pub dropout: Option<Dropout<'a>>,
 }
 
 impl Lora<'_> {
@@ -417,5 +423,6 @@ impl Lora<'_> {
     pub const NONE: Lora<'static> = Lora {
         runs: &[],
         packs: &[],
+        dropout: None,
     };
 }

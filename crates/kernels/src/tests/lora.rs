@@ -44,6 +44,7 @@ fn mixed_lora_equals_the_summed_deltas() {
         let lora = Lora {
             runs: &runs,
             packs: &packs,
+            dropout: None,
         };
         let got = project(&d, &x, &w, lora, Compute::F32);
         for (row, slots) in slots.iter().enumerate() {
@@ -107,6 +108,7 @@ fn lora_by_pairs_is_near_the_reference() {
         let lora = Lora {
             runs: &runs,
             packs: &packs,
+            dropout: None,
         };
         let got = project(&d, &x, &w, lora, Compute::Int8);
         for row in 0..rows {
@@ -136,6 +138,99 @@ fn lora_by_pairs_is_near_the_reference() {
                 difference(got.row(row), &want),
                 d.describe()
             );
+        }
+    }
+}
+
+/// Dropout against loops, beside rows that see all of their inputs; more rows than are taken at a time.
+#[test]
+fn dropout_is_a_masked_input_of_the_adapter_alone() {
+    let mut r = Random(13);
+    let (outputs, inputs, rank, rows, scale) = (48, 96, 5, 150, 1.5f32);
+    let bytes = random_bytes(SourceType::F32, outputs * inputs, &mut r);
+    let (a, b) = (r.values(rank * inputs), r.values(rank * outputs));
+    let arena = LoraArena::default();
+    let shape = (outputs, inputs, rank);
+    let pack = LoraPack::new(&arena, &a, &b, shape, scale, LoraType::F32).unwrap();
+    let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
+    let dy = Tensor::from_vec(rows, outputs, r.values(rows * outputs));
+    let runs = [Run {
+        first: 3,
+        rows: 140,
+        slots: vec![(0, 1.0)],
+    }];
+    // Two of three rows drop something.
+    let drops: Vec<RowDropout> = (0..rows as u32)
+        .map(|row| RowDropout {
+            share: [0.0, 0.2, 0.5][row as usize % 3],
+            key: row * 77,
+        })
+        .collect();
+    let dropout = Dropout {
+        rows: &drops,
+        linear: 4,
+    };
+    let mut mask = vec![1f32; rows * inputs];
+    dropout.apply_rows(Isa::Scalar, 0, inputs, &mut mask);
+    let masked: Vec<f32> = x.values().iter().zip(&mask).map(|(x, m)| x * m).collect();
+    let narrow = |wide: Vec<f64>| wide.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+    let h = narrow(reference::linear(&masked, &a, rows, rank, inputs));
+    let through = reference::linear(&h, &b, rows, outputs, rank);
+    for d in devices() {
+        let w = d
+            .pack(SourceType::F32, &bytes, (outputs, inputs), None)
+            .unwrap();
+        let lora = Lora {
+            runs: &runs,
+            packs: &[Some(&pack)],
+            dropout: Some(dropout),
+        };
+        let got = project(&d, &x, &w, lora, Compute::F32);
+        let mut want = reference::linear(x.values(), &rows_of(&w), rows, outputs, inputs);
+        for i in 3 * outputs..143 * outputs {
+            want[i] += f64::from(scale) * through[i];
+        }
+        assert!(
+            difference(got.values(), &want) < 1e-5,
+            "forward {}",
+            d.describe()
+        );
+
+        let before = r.values(rows * inputs);
+        let mut dx = Tensor::from_vec(rows, inputs, before.clone());
+        let (mut da, mut db) = (vec![0f32; rank * inputs], vec![0f32; rank * outputs]);
+        let pair = LoraGrad {
+            a: &a,
+            b: &b,
+            rank,
+            scale,
+            da: &mut da,
+            db: &mut db,
+        };
+        d.lora_backward(&x, &dy, &runs, &mut [Some(pair)], Some(dropout), &mut dx);
+        let mut want: Vec<f64> = before.iter().map(|v| f64::from(*v)).collect();
+        let (mut want_da, mut want_db) = (vec![0f64; rank * inputs], vec![0f64; rank * outputs]);
+        for m in 3..143 {
+            for i in 0..rank {
+                let dh: f64 = (0..outputs)
+                    .map(|n| f64::from(scale * dy.row(m)[n] * b[n * rank + i]))
+                    .sum();
+                for n in 0..outputs {
+                    want_db[n * rank + i] += f64::from(scale * dy.row(m)[n] * h[m * rank + i]);
+                }
+                for k in 0..inputs {
+                    let at = m * inputs + k;
+                    want_da[i * inputs + k] += dh * f64::from(masked[at]);
+                    want[at] += dh * f64::from(a[i * inputs + k] * mask[at]);
+                }
+            }
+        }
+        for (what, got, want) in [
+            ("da", &da[..], &want_da),
+            ("db", &db, &want_db),
+            ("dx", dx.values(), &want),
+        ] {
+            assert!(difference(got, want) < 1e-5, "{what} {}", d.describe());
         }
     }
 }

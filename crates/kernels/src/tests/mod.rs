@@ -220,6 +220,7 @@ fn a_row_does_not_depend_on_its_batch() {
             let lora = Lora {
                 runs: &runs,
                 packs: &packs,
+                dropout: None,
             };
             for compute in [Compute::Int8, Compute::F32, Compute::Bits16] {
                 let all = project(&d, &x, &w, lora, compute);
@@ -233,6 +234,7 @@ fn a_row_does_not_depend_on_its_batch() {
                     let lora = Lora {
                         runs: &alone,
                         packs: &packs,
+                        dropout: None,
                     };
                     let got = project(&d, &one, &w, lora, compute);
                     assert_eq!(
@@ -446,7 +448,7 @@ fn backward_of_products_matches_finite_differences_of_the_forward() {
                     da: &mut da,
                     db: &mut db,
                 })];
-                d.lora_backward(&x, &g, &runs, &mut pairs, &mut dx);
+                d.lora_backward(&x, &g, &runs, &mut pairs, None, &mut dx);
                 let (mut want_da, mut want_db) =
                     (vec![0f64; rank * inputs], vec![0f64; rank * outputs]);
                 for m in 3..18 {

@@ -130,6 +130,7 @@ pub fn drift(
             spans: &[span(0, first), span(rows, second)],
             runs: std::slice::from_ref(&run),
             adapters: &[&packed],
+            dropout: &[],
         };
         let passage = Passage::new(gate);
         passage.layer()?;

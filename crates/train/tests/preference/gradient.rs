@@ -86,6 +86,7 @@ fn log_prob(model: &Model, params: &LoraParams, example: &Example) -> f64 {
                 slots: vec![(0, 1.0)],
             }],
             adapters: &[&packed],
+            dropout: &[],
         },
         &mut cache,
         &mut buffers,
