@@ -6,7 +6,8 @@ step. Each round runs every contender once, another one first each time; the tab
     python bench/compare_train.py WORK BASE.gguf --torch PYTHON --out bench/runs/NAME
 
 WORK is a folder for what the run needs; --torch names a Python with torch, transformers, peft, gguf and safetensors. Writes
-NAME.json with every figure and NAME.md with the table. Close everything else on the machine first.
+NAME.json with every figure and NAME.md with the table. Speeds are those of warm steps: Lory's without its first step, PEFT's
+without its first two. Close everything else on the machine first.
 """
 
 import argparse
@@ -64,7 +65,13 @@ def lory(args, length, adapters):
     printed, peak = peak_of(command, env={**os.environ, "LORY_HOME": str(args.work / "home")})
     with open(folder / names[0] / "adapter/metrics.jsonl") as file:
         steps = [record for record in map(json.loads, file) if record["kind"] == "step"]
-    return {"tokens_per_s": json.loads(printed)["tokens_per_s"], "peak_bytes": peak, "losses": [r["loss"] for r in steps]}
+    return {"tokens_per_s": warm(json.loads(printed)), "peak_bytes": peak, "losses": [r["loss"] for r in steps]}
+
+
+def warm(summary):
+    """Tokens per second after the first step, in which memory is mapped and what the backward needs of the weights is found."""
+    tokens, first = summary["plan"]["tokens"], summary["plan"]["measured"]
+    return (tokens - first["tokens"]) / (tokens / summary["tokens_per_s"] - first["seconds"])
 
 
 def rows_as_tokens(args, length):

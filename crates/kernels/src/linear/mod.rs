@@ -71,6 +71,8 @@ impl Workspace {
 
 /// Most rows that one task of region 1 takes; fewer where there are few, so that all threads have some.
 const ROW_CHUNK: usize = 16;
+/// From so many rows on, two tiles take longer than it takes to begin a task.
+const MANY_ROWS: usize = 128;
 
 /// Where a projection's shrunk rows lie: row-major, `entries` slots of `padded` values a row.
 #[derive(Clone, Copy)]
@@ -303,10 +305,14 @@ impl Device {
             .collect();
         // Tasks small enough to even out, large enough to stream; panels of the float paths are two tiles wide.
         let total: usize = parts.iter().map(|p| p.weights.tiles()).sum();
-        let per_task = total
-            .div_ceil(self.pool().threads() * 6)
-            .clamp(2, 64)
-            .next_multiple_of(2);
+        let per_task = if rows >= MANY_ROWS {
+            2
+        } else {
+            total
+                .div_ceil(self.pool().threads() * 6)
+                .clamp(2, 64)
+                .next_multiple_of(2)
+        };
         let tasks: Vec<(usize, usize)> = parts
             .iter()
             .enumerate()

@@ -327,19 +327,35 @@ unsafe fn shrink_rows<S: Simd, E: Packed, const M: usize>(job: &Shrink, a: *cons
             let mut acc = [[S::zero(); M]; CHAINS];
             let from = a.add(if E::PAIRED { 2 * lane } else { lane });
             let whole = job.inputs / CHAINS * CHAINS;
-            for k in (0..whole).step_by(CHAINS) {
-                let ahead = from.cast::<u8>();
-                let ahead = ahead.wrapping_add(k * job.padded * size_of::<E>() + AHEAD);
-                for line in 0..(CHAINS * LANES * size_of::<E>()).div_ceil(64) {
-                    S::prefetch(ahead.wrapping_add(64 * line));
+            let ahead = |k: usize, columns: usize| {
+                let at = k * job.padded * size_of::<E>() + AHEAD;
+                for line in 0..(columns * LANES * size_of::<E>()).div_ceil(64) {
+                    S::prefetch(from.cast::<u8>().wrapping_add(at + 64 * line));
                 }
-                unroll!(2, |pair| {
-                    let (even, odd) = E::columns::<S>(from, job.padded, k / 2 + pair);
-                    unroll!(M, |m| {
-                        let (even_x, odd_x) = (x(m, k + 2 * pair), x(m, k + 2 * pair + 1));
-                        acc[2 * pair][m] = S::fma(even_x, even, acc[2 * pair][m]);
-                        acc[2 * pair + 1][m] = S::fma(odd_x, odd, acc[2 * pair + 1][m]);
+            };
+            if S::REGISTERS >= 32 || M < 4 {
+                for k in (0..whole).step_by(CHAINS) {
+                    ahead(k, CHAINS);
+                    unroll!(2, |pair| {
+                        let (even, odd) = E::columns::<S>(from, job.padded, k / 2 + pair);
+                        unroll!(M, |m| {
+                            let (even_x, odd_x) = (x(m, k + 2 * pair), x(m, k + 2 * pair + 1));
+                            acc[2 * pair][m] = S::fma(even_x, even, acc[2 * pair][m]);
+                            acc[2 * pair + 1][m] = S::fma(odd_x, odd, acc[2 * pair + 1][m]);
+                        });
                     });
+                }
+            } else {
+                // Chain after chain: the sums of all of them would not fit the registers.
+                unroll!(4, |chain| {
+                    let mut sums = [S::zero(); M];
+                    for k in (0..whole).step_by(CHAINS) {
+                        ahead(k + chain, 1);
+                        let (even, odd) = E::columns::<S>(from, job.padded, (k + chain) / 2);
+                        let w = if chain % 2 == 0 { even } else { odd };
+                        unroll!(M, |m| { sums[m] = S::fma(x(m, k + chain), w, sums[m]) });
+                    }
+                    acc[chain] = sums;
                 });
             }
             for k in whole..job.inputs {
