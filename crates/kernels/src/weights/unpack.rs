@@ -52,14 +52,10 @@ impl Lines {
         }
         Lines { scale, minimum }
     }
-
-    pub(crate) fn read(isa: Isa, layout: &Layout, block: &[u8]) -> Lines {
-        read_lines(isa, layout, block)
-    }
 }
 
 per_isa! {
-    fn read_lines(layout: &Layout, block: &[u8]) -> Lines {
+    pub(crate) fn read_lines(layout: &Layout, block: &[u8]) -> Lines {
         Lines::of(layout, block)
     }
 }

@@ -4,7 +4,7 @@ use super::MAGIC;
 use crate::Isa;
 use crate::isa::per_isa;
 use crate::simd::LANES;
-use crate::weights::unpack::{Block, Lines, unpack_block};
+use crate::weights::unpack::{Block, read_lines, unpack_block};
 use crate::weights::{GROUP, Layout};
 
 /// A tile's whole numbers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for input k of 16.
@@ -36,7 +36,7 @@ pub(crate) fn of_quantized(
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         assert!(block.len() >= layout.quants());
-        let (inverse, lines) = (inverse(units), Lines::read(isa, layout, block));
+        let (inverse, lines) = (inverse(units), read_lines(isa, layout, block));
         // SAFETY: such a device exists only where AVX2 and FMA are; the block holds its integers.
         return unsafe {
             match layout.bits {
@@ -75,8 +75,9 @@ per_isa! {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Block, LANES, Lines, Words};
+    use super::{Block, LANES, Words};
     use crate::simd::unroll;
+    use crate::weights::unpack::Lines;
     use std::arch::x86_64::*;
 
     /// # Safety
