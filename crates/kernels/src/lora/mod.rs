@@ -352,7 +352,7 @@ unsafe fn shrink_rows<S: Simd, E: Packed, const M: usize>(job: &Shrink, a: *cons
                     for k in (0..whole).step_by(CHAINS) {
                         ahead(k + chain, 1);
                         let (even, odd) = E::columns::<S>(from, job.padded, (k + chain) / 2);
-                        let w = if chain % 2 == 0 { even } else { odd };
+                        let w = if chain.is_multiple_of(2) { even } else { odd };
                         unroll!(M, |m| { sums[m] = S::fma(x(m, k + chain), w, sums[m]) });
                     }
                     acc[chain] = sums;
