@@ -121,6 +121,7 @@ impl Device {
             } else {
                 p.out.resize(rows, outputs);
             }
+            assert!(p.lora.dropout.is_none_or(|d| d.rows.len() == rows));
             for run in p.lora.runs {
                 assert!(run.first + run.rows <= rows);
                 for &(slot, _) in &run.slots {

@@ -72,6 +72,7 @@ impl Device {
         let (inputs, outputs) = (x.columns(), dy.columns());
         assert_eq!(x.rows(), dy.rows());
         assert_eq!((dx.rows(), dx.columns()), (x.rows(), inputs));
+        assert!(dropout.is_none_or(|dropout| dropout.rows.len() == x.rows()));
         for run in runs {
             let of_run = run.first..run.first + run.rows;
             let part = |columns: usize| run.first * columns..of_run.end * columns;

@@ -55,6 +55,7 @@ impl Lines {
 }
 
 per_isa! {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub(crate) fn read_lines(layout: &Layout, block: &[u8]) -> Lines {
         Lines::of(layout, block)
     }

@@ -4,7 +4,7 @@ use super::MAGIC;
 use crate::Isa;
 use crate::isa::per_isa;
 use crate::simd::LANES;
-use crate::weights::unpack::{Block, read_lines, unpack_block};
+use crate::weights::unpack::{Block, unpack_block};
 use crate::weights::{GROUP, Layout};
 
 /// A tile's whole numbers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for input k of 16.
@@ -36,7 +36,8 @@ pub(crate) fn of_quantized(
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         assert!(block.len() >= layout.quants());
-        let (inverse, lines) = (inverse(units), read_lines(isa, layout, block));
+        let lines = crate::weights::unpack::read_lines(isa, layout, block);
+        let inverse = inverse(units);
         // SAFETY: such a device exists only where AVX2 and FMA are; the block holds its integers.
         return unsafe {
             match layout.bits {
