@@ -135,6 +135,7 @@ impl WholeWriter<'_> {
             // SAFETY: the caller's contract.
             let to = unsafe { self.words.part(at, count * pairs) };
             match count {
+                // As nearly all groups are: a number that the compiler knows.
                 ROWS => interleave::<ROWS>(&rounded, to),
                 _ => {
                     for (m, row) in rounded[..count].iter().enumerate() {
