@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use engine::{Batch, Limits};
 use kernels::{BLOCK_TOKENS, Compute, KernelError, KvCache, KvType, Run, Span, Tensor};
-use model::{Adapter, Buffers, Model};
-use train::Gate;
+use model::{Adapter, Buffers, Model, YieldPoint};
 
 use crate::sharing::Sharing;
 
@@ -15,7 +14,7 @@ pub enum Turns {
     /// The service's own: training waits for it.
     Own(Arc<Sharing>),
     /// Lent, as to a training job: it waits for the service.
-    Lent(Arc<dyn Gate>),
+    Lent(Arc<dyn YieldPoint>),
 }
 
 impl Default for Turns {
@@ -122,12 +121,12 @@ impl engine::Runner for ModelRunner {
                 let _step = sharing.step();
                 forward();
             }
-            Turns::Lent(gate) => {
-                if !gate.enter() {
+            Turns::Lent(yield_point) => {
+                if !yield_point.wait() {
                     return Err("stopped before it was done".to_owned());
                 }
                 forward();
-                gate.leave();
+                yield_point.release();
             }
         }
         logits.clear();

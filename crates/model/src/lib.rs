@@ -9,6 +9,7 @@ mod load;
 mod merge;
 mod precision;
 mod sizes;
+mod yield_point;
 
 pub use adapter::Adapter;
 pub use decoder::{Batch, Buffers, Layer, Model};
@@ -16,6 +17,7 @@ pub use load::{Loading, source_type};
 pub use merge::merge;
 pub use precision::{Precision, QUANTIZER};
 pub use sizes::ModelSizes;
+pub use yield_point::YieldPoint;
 
 /// What can be wrong with a model or an adapter.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ mod turns;
 use std::fmt;
 use std::sync::Arc;
 
-use formats::chat_template::Message;
+use formats::chat_template::{Message, alpaca_prompt};
 
 pub use columns::Columns;
 pub use read::{MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, Scan};
@@ -123,16 +123,6 @@ pub struct Dataset {
     pub rows: Vec<Row>,
     /// SHA-256 of the file's bytes, in hex.
     pub hash: String,
-}
-
-/// The user's turn of an alpaca row: the instruction, and after an empty line the input, where there is one.
-#[must_use]
-pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
-    if input.is_empty() {
-        instruction.to_owned()
-    } else {
-        format!("{instruction}\n\n{input}")
-    }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

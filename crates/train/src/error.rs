@@ -125,7 +125,7 @@ pub enum TrainError {
         /// What to change.
         advice: String,
     },
-    /// A gate said to stop (see [`crate::gate`]); a run that meets it ends as one that was interrupted.
+    /// A yield point stopped the run ([`model::YieldPoint`]), which then ends as an interrupted one.
     #[error("stopped before it was done")]
     Stopped,
     /// The model that computes losses and gradients failed.

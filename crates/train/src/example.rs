@@ -6,12 +6,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use formats::chat_template::{ChatTemplate, Hidden, Message};
+use formats::chat_template::{ChatTemplate, Hidden, Message, alpaca_prompt};
 use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Content, Place, Row, alpaca_prompt, hex};
+use crate::dataset::{Content, Place, Row, hex};
 use crate::error::TrainError;
 
 /// One training sequence.

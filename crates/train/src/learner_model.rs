@@ -6,20 +6,20 @@
 use std::sync::Arc;
 
 use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, LoraType, RowDropout, Run, Span, Tensor};
-use model::{Adapter, Batch, Buffers, Model};
+use model::{Adapter, Batch, Buffers, Model, YieldPoint};
 
 use crate::backward::{Pass, Scratch, Slots, places};
 use crate::error::TrainError;
-use crate::gate::{Gate, Passage};
 use crate::kept::Kept;
 use crate::learner::{Item, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
+use crate::yield_guard::YieldGuard;
 
 /// Rows that go through the head at once: the logits of so many rows are in memory.
 pub(crate) const HEAD_ROWS: usize = 256;
 /// The same behind a gate: whoever waits there waits for one piece of the head no longer than for a layer. Rows do not depend on
 /// each other, so the results are the same.
-const GATED_HEAD_ROWS: usize = 32;
+const YIELDING_HEAD_ROWS: usize = 32;
 
 /// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] says otherwise.
 pub const KEPT: u64 = 640 << 20;
@@ -36,7 +36,7 @@ pub struct ModelLearner {
     buffers: Buffers,
     scratch: Scratch,
     logits: Tensor,
-    gate: Option<Arc<dyn Gate>>,
+    yield_point: Option<Arc<dyn YieldPoint>>,
 }
 
 /// Where a batch's examples lie in the rows.
@@ -160,14 +160,14 @@ impl ModelLearner {
             buffers: Buffers::default(),
             scratch: Scratch::default(),
             logits: Tensor::default(),
-            gate: None,
+            yield_point: None,
         }
     }
 
-    /// The same learner, with a gate between its layers.
+    /// The same learner, with a yield point before each layer.
     #[must_use]
-    pub fn behind(mut self, gate: Arc<dyn Gate>) -> ModelLearner {
-        self.gate = Some(gate);
+    pub fn yielding(mut self, yield_point: Arc<dyn YieldPoint>) -> ModelLearner {
+        self.yield_point = Some(yield_point);
         self
     }
 
@@ -186,8 +186,8 @@ impl ModelLearner {
     ) -> Result<Vec<LossSum>, TrainError> {
         let model = self.model.clone();
         let (config, device) = (model.config(), model.device());
-        let gate = self.gate.clone();
-        let passage = Passage::new(gate.as_deref());
+        let yield_point = self.yield_point.clone();
+        let guard = YieldGuard::new(yield_point.as_deref());
         for item in batch {
             let tokens = &item.example.tokens;
             if tokens.len() > config.context_length {
@@ -240,7 +240,7 @@ impl ModelLearner {
             None => config.layers,
         };
         for layer in 0..config.layers {
-            passage.layer()?;
+            guard.wait()?;
             if gradients.is_some() {
                 self.inputs[layer].copy_from(&x);
             }
@@ -259,7 +259,7 @@ impl ModelLearner {
             gradients.as_ref().map(|gradients| gradients.loss_scale),
             &mut dx,
             &mut losses,
-            &passage,
+            &guard,
         )?;
 
         if let Some(Gradients { weigh, grads, .. }) = &mut gradients {
@@ -278,7 +278,7 @@ impl ModelLearner {
                 places: &places,
             };
             for (layer, x) in self.inputs.iter().enumerate().rev() {
-                passage.layer()?;
+                guard.wait()?;
                 pass.layer(
                     layer,
                     x,
@@ -303,18 +303,18 @@ impl ModelLearner {
         scale: Option<&[f32]>,
         dx: &mut Tensor,
         losses: &mut [LossSum],
-        passage: &Passage<'_>,
+        guard: &YieldGuard<'_>,
     ) -> Result<(), TrainError> {
         let (model, device) = (&self.model, self.model.device());
         let (mut selected, mut dnormed, mut dselected) =
             (Tensor::default(), Tensor::default(), Tensor::default());
-        let at_once = if self.gate.is_some() {
-            GATED_HEAD_ROWS
+        let at_once = if self.yield_point.is_some() {
+            YIELDING_HEAD_ROWS
         } else {
             HEAD_ROWS
         };
         for chunk in layout.trained.chunks(at_once) {
-            passage.layer()?;
+            guard.wait()?;
             let rows: Vec<u32> = chunk.iter().map(|t| t.row).collect();
             let targets: Vec<u32> = chunk.iter().map(|t| t.next).collect();
             let scales: Vec<f32> = chunk

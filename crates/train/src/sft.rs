@@ -162,7 +162,7 @@ impl Prepared<'_> {
     }
 }
 
-/// What a verb says; `stopped` where the learner's gate stopped it.
+/// What a verb says; `stopped` where the learner's yield point stopped it.
 fn or_stopped<T>(said: Result<T, TrainError>, stopped: T) -> Result<T, TrainError> {
     match said {
         Err(TrainError::Stopped) => Ok(stopped),

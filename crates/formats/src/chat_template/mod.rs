@@ -3,6 +3,7 @@
 //! Templates are programs of strangers: each rendering has a budget of work and memory, and a template sees nothing but
 //! the conversation. This module knows no tokens but the texts of the first and the last one.
 
+mod alpaca;
 mod date;
 mod hidden;
 mod json;
@@ -19,6 +20,7 @@ use crate::gguf::{Gguf, GgufError};
 use crate::sha256::FieldHasher;
 use crate::tokenizer::Tokenizer;
 
+pub use alpaca::alpaca_prompt;
 pub use hidden::Hidden;
 
 /// A message of a conversation.

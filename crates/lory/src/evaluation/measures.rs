@@ -2,13 +2,14 @@
 
 use formats::decimal::shortest;
 use kernels::Compute;
+use model::YieldPoint;
 use registry::EvalSpec;
 use serde_json::{Map, Value, json};
 use train::evaluate::{
     Drift, Lengths, LossTable, Score, distinctness, drift, loss_table, neutral, repetition_of,
 };
 use train::example::Encoder;
-use train::{Example, Gate, Learner, LoraParams};
+use train::{Example, Learner, LoraParams};
 
 use super::Candidate;
 use super::answers::{Answers, Question, Speaker};
@@ -108,14 +109,14 @@ pub(crate) fn parts(candidates: &[Candidate]) -> usize {
     1 + candidates.len()
 }
 
-/// Computes everything from the answers, the rows and the adapters; drift behind `gate`, if there is one, as `learner` may be.
+/// Computes everything from the answers, the rows and the adapters; drift yields at `yield_point`, as `learner` may.
 pub(crate) fn measure(
     base: &Base,
     candidates: &[Candidate],
     answers: &Answers,
     extent: Extent,
     learner: &mut dyn Learner,
-    gate: Option<&dyn Gate>,
+    yield_point: Option<&dyn YieldPoint>,
     progress: &mut Progress,
 ) -> anyhow::Result<Measures> {
     let adapters = adapters(candidates)?;
@@ -141,9 +142,13 @@ pub(crate) fn measure(
     let mut personas = Vec::new();
     for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
         let moved = match adapter {
-            Some(adapter) if extent.wants(candidate, |eval| eval.drift_at_most) => {
-                Some(drift(&base.model, Compute::Int8, adapter, &text, gate)?)
-            }
+            Some(adapter) if extent.wants(candidate, |eval| eval.drift_at_most) => Some(drift(
+                &base.model,
+                Compute::Int8,
+                adapter,
+                &text,
+                yield_point,
+            )?),
             _ => None,
         };
         progress.add(1);

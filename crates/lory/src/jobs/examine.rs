@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use model::YieldPoint;
+use train::Learner;
 use train::dataset::{Row, held_out};
-use train::{Gate, Learner};
 
 use super::record::{Checked, Record, Sample};
 use super::thresholds::Thresholds;
@@ -25,7 +26,7 @@ pub(super) fn examine(
     record: &Record,
     target: &Target,
     learner: &mut dyn Learner,
-    machine: Arc<dyn Gate>,
+    machine: Arc<dyn YieldPoint>,
 ) -> anyhow::Result<(Vec<Checked>, Vec<Sample>)> {
     let thresholds = record.thresholds.as_ref();
     let mut persona = rehearse::persona(queue, record, &target.out)?;

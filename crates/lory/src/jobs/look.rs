@@ -16,7 +16,7 @@ use train::{Example, Settings, TrainError};
 
 use super::files::called;
 use super::record::Record;
-use super::run::{BATCH_TOKENS, JobGate};
+use super::run::{BATCH_TOKENS, JobYieldPoint};
 use super::{JobError, NewJob, Queue, StoredFile, Who};
 use crate::memory;
 use crate::service::Caller;
@@ -120,8 +120,8 @@ impl Queue {
                 }
                 Some(None) => {
                     let stop = Arc::new(AtomicBool::new(false));
-                    let gate = JobGate::new(&self.service, &stop);
-                    let mut learner = training::learner(base).behind(gate);
+                    let yield_point = JobYieldPoint::new(&self.service, &stop);
+                    let mut learner = training::learner(base).yielding(yield_point);
                     learner.keep(plan.keep);
                     if let Some(step) = prepared.measure(&mut learner, &stop)? {
                         self.learn(step);

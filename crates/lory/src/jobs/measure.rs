@@ -11,7 +11,7 @@ use registry::{Persona, spec};
 use super::disk::now;
 use super::evaluations::Evaluation;
 use super::record::Failure;
-use super::run::JobGate;
+use super::run::JobYieldPoint;
 use super::{Queue, Who, files, rehearse};
 use crate::evaluation::{self, Candidate, answers, gate, measures, result};
 use crate::progress::Progress;
@@ -53,7 +53,7 @@ fn attempt(
         &evaluation.id,
         questions.len() + measures::parts(&candidates),
     );
-    let machine = JobGate::new(&queue.service, stop);
+    let machine = JobYieldPoint::new(&queue.service, stop);
     let mut progress = Progress::counted(Arc::clone(done));
     let answers = rehearse::answers(
         queue,
@@ -64,7 +64,7 @@ fn attempt(
         &mut progress,
     )?;
     let base = queue.service.base();
-    let mut learner = training::learner(base).behind(machine.clone());
+    let mut learner = training::learner(base).yielding(machine.clone());
     let measures = measures::measure(
         base,
         &candidates,

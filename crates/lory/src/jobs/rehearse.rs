@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::EngineConfig;
+use model::YieldPoint;
 use registry::{AdapterRef, Persona, Personas};
-use train::Gate;
 
 use super::Queue;
 use super::record::Record;
@@ -42,7 +42,7 @@ pub(super) fn answers(
     candidates: &[Candidate],
     questions: &[Question],
     common: Vec<(usize, usize)>,
-    machine: Arc<dyn Gate>,
+    machine: Arc<dyn YieldPoint>,
     progress: &mut Progress,
 ) -> anyhow::Result<Answers> {
     let personas: Vec<Persona> = candidates.iter().map(|one| one.persona.clone()).collect();

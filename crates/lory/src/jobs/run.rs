@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
+use model::YieldPoint;
 use registry::{Persona, PersonaSettings};
-use train::Gate;
 use train::job::{Loaded, Source};
 use train::sft::{self, Outcome, RunOptions};
 
@@ -51,18 +51,18 @@ pub(super) enum Ended {
     Stopped,
 }
 
-/// The gate between a job's layers: the machine's turns, and whether the job is to stop.
-pub(super) struct JobGate {
+/// The yield point of a job: waits until the service lets the next layer run, and reports whether the job must stop.
+pub(super) struct JobYieldPoint {
     service: Arc<Service>,
     sharing: Arc<Sharing>,
     who: Borrower,
     stop: Arc<AtomicBool>,
 }
 
-impl JobGate {
-    pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobGate> {
+impl JobYieldPoint {
+    pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobYieldPoint> {
         let sharing = service.sharing();
-        Arc::new(JobGate {
+        Arc::new(JobYieldPoint {
             service: Arc::clone(service),
             who: sharing.borrower(),
             sharing,
@@ -71,14 +71,14 @@ impl JobGate {
     }
 }
 
-impl Gate for JobGate {
-    fn enter(&self) -> bool {
+impl YieldPoint for JobYieldPoint {
+    fn wait(&self) -> bool {
         let busy = || self.service.engine().stats().in_flight > 0;
         let stopped = || self.stop.load(Ordering::SeqCst);
         self.sharing.layer(self.who, &busy, &stopped)
     }
 
-    fn leave(&self) {
+    fn release(&self) {
         self.sharing.rest(self.who);
     }
 }
@@ -122,9 +122,9 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
         ),
         batch_tokens: BATCH_TOKENS,
     };
-    let gate = JobGate::new(&queue.service, stop);
-    let mut learner = training::learner(base).behind(gate.clone());
-    let sampling = Sampling::new(queue, record, &target, &job, gate.clone(), stop);
+    let yield_point = JobYieldPoint::new(&queue.service, stop);
+    let mut learner = training::learner(base).yielding(yield_point.clone());
+    let sampling = Sampling::new(queue, record, &target, &job, yield_point.clone(), stop);
     let sampling = sampling.unwrap_or_else(|error| {
         let said = format!("The adapter is not asked on the way: {error:#}");
         let said = queue.as_called(record, &said);
@@ -145,7 +145,7 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     queue.note(&record.id, |progress| {
         progress.phase = Some("examining".to_owned());
     });
-    let (checked, samples) = examine::examine(queue, record, &target, &mut learner, gate)?;
+    let (checked, samples) = examine::examine(queue, record, &target, &mut learner, yield_point)?;
     let missed: Vec<&str> = checked
         .iter()
         .filter(|check| !check.passed)

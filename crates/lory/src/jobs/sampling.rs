@@ -16,7 +16,7 @@ use train::sft::Trained;
 
 use super::examine::held_out_rows;
 use super::record::Record;
-use super::run::{JobGate, STATE};
+use super::run::{JobYieldPoint, STATE};
 use super::samples::{Said, Samples};
 use super::{JobError, Queue, rehearse};
 use crate::evaluation::Candidate;
@@ -45,7 +45,7 @@ pub(super) struct Sampling<'q> {
     /// What the adapter is made from, without its parameters.
     shell: Trained,
     provenance: Provenance,
-    machine: Arc<JobGate>,
+    machine: Arc<JobYieldPoint>,
     stop: Arc<AtomicBool>,
     moments: Moments,
 }
@@ -80,7 +80,7 @@ impl<'q> Sampling<'q> {
         record: &'q Record,
         target: &Target,
         job: &Job,
-        machine: Arc<JobGate>,
+        machine: Arc<JobYieldPoint>,
         stop: &Arc<AtomicBool>,
     ) -> anyhow::Result<Option<Sampling<'q>>> {
         let rows = match &record.sample_prompts {

@@ -1,9 +1,8 @@
 //! A conversation as token ids: the persona's system prompt in front, the base's template around it, exactly as training
 //! rows are made. What people wrote can never become a control token.
 
-use formats::chat_template::{Hidden, Message};
+use formats::chat_template::{Hidden, Message, alpaca_prompt};
 use formats::tokenizer::Special;
-use train::dataset::alpaca_prompt;
 
 use super::ask::{Ask, Conversation};
 use super::base::Base;

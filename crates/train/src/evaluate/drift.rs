@@ -6,15 +6,15 @@
 use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
 use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span, Tensor};
-use model::{Batch, Buffers, Model};
+use model::{Batch, Buffers, Model, YieldPoint};
 use serde::Serialize;
 
 use crate::dataset::{Content, Place, Row};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, Mask, TooLong};
-use crate::gate::{Gate, Passage};
 use crate::learner::LossSum;
 use crate::params::LoraParams;
+use crate::yield_guard::YieldGuard;
 
 /// The neutral text that ships, one sentence a line.
 const NEUTRAL: &str = include_str!("neutral.txt");
@@ -64,17 +64,17 @@ pub fn neutral(
     Ok(encoder.encode_all(&rows)?.examples)
 }
 
-/// Compares the base with the base under `adapter` on `examples`, one after the other, each behind `gate` if there is one.
+/// Compares the base with the base under `adapter` on `examples`, one after the other, yielding before each at `yield_point`.
 ///
 /// # Errors
-/// [`TrainError::Stopped`] by the gate; [`TrainError::Learner`]: the adapter is of another model, an example is longer than the model's context or has a token
+/// [`TrainError::Stopped`] by the yield point; [`TrainError::Learner`]: the adapter is of another model, an example is longer than the model's context or has a token
 /// that it does not know.
 pub fn drift(
     model: &Model,
     compute: Compute,
     adapter: &LoraParams,
     examples: &[Example],
-    gate: Option<&dyn Gate>,
+    yield_point: Option<&dyn YieldPoint>,
 ) -> Result<Drift, TrainError> {
     let failed = |message: String| TrainError::Learner(message);
     let packed = model
@@ -132,10 +132,10 @@ pub fn drift(
             adapters: &[&packed],
             dropout: &[],
         };
-        let passage = Passage::new(gate);
-        passage.layer()?;
+        let guard = YieldGuard::new(yield_point);
+        guard.wait()?;
         model.forward(batch, &mut cache, &mut buffers, &both, compute, &mut logits);
-        drop(passage);
+        drop(guard);
         for (i, &row) in trained.iter().enumerate() {
             let target = example.tokens[row as usize + 1] as usize;
             let p = log_softmax(logits.row(i));

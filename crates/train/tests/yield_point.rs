@@ -8,32 +8,32 @@ use std::sync::{Arc, Mutex};
 
 use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device};
-use model::Model;
+use model::{Model, YieldPoint};
 use testkit::tiny_gguf_as;
 use train::job::Loaded;
 use train::lora_init::{linears, lora_init};
 use train::progress::Unobserved;
 use train::sft::{Outcome, RunOptions, Trained, train};
-use train::{Example, Gate, Item, Job, Learner, ModelLearner, Settings, TrainError};
+use train::{Example, Item, Job, Learner, ModelLearner, Settings, TrainError};
 
-/// Counts, and says stop at one of its calls.
+/// Counts its calls and stops the run at one of them.
 #[derive(Default)]
-struct Counting {
-    entered: AtomicU64,
+struct CountingYieldPoint {
+    waits: AtomicU64,
     stop_at: AtomicU64,
-    left: AtomicU64,
+    releases: AtomicU64,
     order: Mutex<Vec<char>>,
 }
 
-impl Gate for Counting {
-    fn enter(&self) -> bool {
+impl YieldPoint for CountingYieldPoint {
+    fn wait(&self) -> bool {
         self.order.lock().unwrap().push('e');
-        self.entered.fetch_add(1, SeqCst) + 1 != self.stop_at.load(SeqCst)
+        self.waits.fetch_add(1, SeqCst) + 1 != self.stop_at.load(SeqCst)
     }
 
-    fn leave(&self) {
+    fn release(&self) {
         self.order.lock().unwrap().push('l');
-        self.left.fetch_add(1, SeqCst);
+        self.releases.fetch_add(1, SeqCst);
     }
 }
 
@@ -78,8 +78,8 @@ fn options(folder: &Path) -> RunOptions {
     }
 }
 
-fn run(model: &Arc<Model>, folder: &Path, gate: &Arc<Counting>) -> Outcome {
-    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).behind(gate.clone());
+fn run(model: &Arc<Model>, folder: &Path, yield_point: &Arc<CountingYieldPoint>) -> Outcome {
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
     let never = AtomicBool::new(false);
     let jobs = vec![job(model)];
     train(
@@ -100,10 +100,10 @@ fn finished(outcome: Outcome) -> Vec<Trained> {
 }
 
 #[test]
-fn every_layer_passes_the_gate_and_every_pass_leaves_it() {
+fn every_layer_waits_and_every_pass_releases() {
     let model = model();
-    let gate = Arc::new(Counting::default());
-    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).behind(gate.clone());
+    let yield_point = Arc::new(CountingYieldPoint::default());
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
     let job = job(&model);
     let params = [job.init.clone()];
     let batch: Vec<Item<'_>> = job.train.iter().map(|row| Item::new(0, row)).collect();
@@ -113,48 +113,48 @@ fn every_layer_passes_the_gate_and_every_pass_leaves_it() {
     let pieces = job.train.iter().map(trained).sum::<usize>().div_ceil(32);
     assert!(pieces > 1);
     let forward = (model.config().layers + pieces) as u64;
-    assert_eq!(gate.entered.swap(0, SeqCst), forward);
+    assert_eq!(yield_point.waits.swap(0, SeqCst), forward);
     let mut grads = [train::LoraGrads::zeros_like(&params[0])];
     learner
         .forward_backward(&params, &batch, &[1.0], &mut grads)
         .unwrap();
     let backward = model.config().layers as u64;
-    assert_eq!(gate.entered.swap(0, SeqCst), forward + backward);
-    assert_eq!(gate.left.load(SeqCst), 2);
-    // Without a gate the head goes in larger pieces, to the same bits.
+    assert_eq!(yield_point.waits.swap(0, SeqCst), forward + backward);
+    assert_eq!(yield_point.releases.load(SeqCst), 2);
+    // Without a yield point the head runs in larger chunks, to the same bits.
     let mut free = [train::LoraGrads::zeros_like(&params[0])];
     ModelLearner::new(model.clone(), Compute::Int8)
         .forward_backward(&params, &batch, &[1.0], &mut free)
         .unwrap();
     assert_eq!(grads, free);
 
-    // Stopped in the middle, it says so and leaves too; afterwards it computes what it did before.
-    gate.stop_at.store(2, SeqCst);
+    // Stopped in the middle, the learner returns the error and releases the device; afterwards it computes as before.
+    yield_point.stop_at.store(2, SeqCst);
     let stopped = learner.losses(&params, &batch);
     assert!(matches!(stopped, Err(TrainError::Stopped)), "{stopped:?}");
-    assert_eq!(gate.left.load(SeqCst), 3);
-    assert_eq!(gate.order.lock().unwrap().last(), Some(&'l'));
+    assert_eq!(yield_point.releases.load(SeqCst), 3);
+    assert_eq!(yield_point.order.lock().unwrap().last(), Some(&'l'));
 }
 
 #[test]
-fn a_run_that_a_gate_stops_anywhere_ends_with_the_same_bytes() {
+fn a_run_stopped_at_any_layer_ends_with_the_same_bytes() {
     let model = model();
     let whole = tempfile::tempdir().unwrap();
-    let gate = Arc::new(Counting::default());
-    let expected = finished(run(&model, whole.path(), &gate));
-    let layers = gate.entered.load(SeqCst);
+    let yield_point = Arc::new(CountingYieldPoint::default());
+    let expected = finished(run(&model, whole.path(), &yield_point));
+    let layers = yield_point.waits.load(SeqCst);
     let state = |folder: &Path| fs::read(folder.join("checkpoint.safetensors")).unwrap();
 
     let mut stopped = 0;
     for stop_at in (1..layers).step_by(3) {
         let folder = tempfile::tempdir().unwrap();
-        let gate = Arc::new(Counting::default());
-        gate.stop_at.store(stop_at, SeqCst);
-        let first = run(&model, folder.path(), &gate);
+        let yield_point = Arc::new(CountingYieldPoint::default());
+        yield_point.stop_at.store(stop_at, SeqCst);
+        let first = run(&model, folder.path(), &yield_point);
         stopped += usize::from(matches!(first, Outcome::Interrupted { .. }));
-        // Once more, now with a gate that only lets it through.
-        gate.stop_at.store(0, SeqCst);
-        assert_eq!(finished(run(&model, folder.path(), &gate)), expected);
+        // The same run again, now never stopped.
+        yield_point.stop_at.store(0, SeqCst);
+        assert_eq!(finished(run(&model, folder.path(), &yield_point)), expected);
         assert!(
             state(folder.path()) == state(whole.path()),
             "at layer {stop_at}"
