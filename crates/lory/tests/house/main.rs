@@ -2,6 +2,7 @@
 
 mod crates;
 mod cycles;
+mod docs;
 mod modules;
 
 use std::collections::BTreeMap;
