@@ -10,6 +10,8 @@ use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use base16ct::HexDisplay;
+
 use crate::claim::Line;
 use crate::error::{ParseAdapterIdError, PoolError};
 use crate::stats::AdapterStats;
@@ -20,7 +22,7 @@ pub struct AdapterId(pub [u8; 32]);
 
 impl fmt::Display for AdapterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        fmt::LowerHex::fmt(&HexDisplay(&self.0), f)
     }
 }
 
@@ -35,16 +37,11 @@ impl FromStr for AdapterId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || ParseAdapterIdError(text.chars().take(80).collect());
-        let digits = text.as_bytes();
-        if digits.len() != 64 {
-            return Err(wrong());
-        }
-        let digit = |byte: u8| (byte as char).to_digit(16).ok_or_else(wrong);
         let mut id = [0; 32];
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
+        match base16ct::mixed::decode(text, &mut id) {
+            Ok(decoded) if decoded.len() == 32 => Ok(AdapterId(id)),
+            _ => Err(wrong()),
         }
-        Ok(AdapterId(id))
     }
 }
 

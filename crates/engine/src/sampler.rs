@@ -4,6 +4,9 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+
 use crate::event::Token;
 use crate::sampling::Sampling;
 use crate::softmax::{argmax, exp, largest, log_sum_exp, weights};
@@ -320,20 +323,45 @@ fn penalise(logits: &mut [f32], seen: &HashMap<u32, u32>, sampling: &Sampling) {
 /// A number from 0 to 1 (1 excluded), a pure function of seed and position: no state that a preemption could lose or a
 /// neighbour could advance (counter-based generation, Salmon et al. 2011; the mixing is SplitMix64's).
 fn uniform(seed: u64, position: u64) -> f64 {
-    let bits = mix(mix(seed) ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let bits = mix(mix(seed) ^ position.wrapping_mul(POSITION_STRIDE));
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// 2^64 divided by the golden ratio: spreads neighbouring positions over all bits.
+const POSITION_STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// One step of SplitMix64 from `state`.
 fn mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    SplitMix64::seed_from_u64(state).next_u64()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Published answers are reproducible by their seed, so these bits may never change.
+    #[test]
+    fn random_numbers_are_stable() {
+        assert_eq!(
+            [0, 1, 7, u64::MAX].map(mix),
+            [
+                0xe220_a839_7b1d_cdaf,
+                0x910a_2dec_8902_5cc1,
+                0x63cb_e1e4_5932_0dd7,
+                0xe4d9_7177_1b65_2c20,
+            ]
+        );
+        let bits = |seed, position| (uniform(seed, position) * (1u64 << 53) as f64) as u64;
+        assert_eq!(
+            [bits(0, 0), bits(7, 0), bits(7, 1), bits(u64::MAX, 4095)],
+            [
+                0x14_e0db_a5e9_a32f,
+                0x17_1698_52ef_d579,
+                0x0d_cf9c_094c_758f,
+                0x1e_5c8e_3721_3f29,
+            ]
+        );
+    }
 
     fn plain(sampling: &Sampling, seed: u64, position: usize, logits: &[f32]) -> u32 {
         let history = History::new(&Sampling::greedy(), &[]);

@@ -4,6 +4,7 @@
 //! Everything read here is hostile until parsed: sizes are checked before memory is taken, and an error names the
 //! file, the tensor or the field. This crate runs no model and knows nothing of threads, devices or servers.
 
+pub mod atomic_file;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;

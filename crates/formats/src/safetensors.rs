@@ -3,11 +3,13 @@
 //! The container itself is parsed by the `safetensors` crate, which checks its offsets; limits, types and rounding are
 //! this module's. It knows no adapter: names mean nothing here.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use safetensors::SafeTensors;
+use safetensors::{SafeTensors, View};
 use serde_json::{Map, Value, json};
 
 /// The float types that adapters come in.
@@ -240,15 +242,7 @@ pub fn read(bytes: &[u8]) -> Result<File, SafetensorsError> {
 /// # Errors
 /// A tensor whose values are not as many as its shape says.
 pub fn write(file: &File) -> Result<Vec<u8>, SafetensorsError> {
-    let mut header = Map::new();
-    if !file.metadata.is_empty() {
-        header.insert("__metadata__".to_owned(), json!(file.metadata));
-    }
-    // Wider types first, so that every tensor is aligned to its own size.
-    let mut ordered: Vec<(&String, &Tensor)> = file.tensors.iter().collect();
-    ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.size()));
-    let mut data = Vec::new();
-    for (name, tensor) in ordered {
+    for (name, tensor) in &file.tensors {
         let needs = tensor
             .shape
             .iter()
@@ -260,19 +254,70 @@ pub fn write(file: &File) -> Result<Vec<u8>, SafetensorsError> {
                 has: tensor.values.len(),
             });
         }
-        let start = data.len();
-        data.extend(tensor.dtype.encode(&tensor.values));
+    }
+    let mut bytes = Vec::new();
+    write_to(&mut bytes, &file.metadata, &file.tensors).expect("writing to memory does not fail");
+    Ok(bytes)
+}
+
+/// Writes a file to `out`, one tensor at a time, so that no copy of all tensors is in memory.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn write_to<N: AsRef<str> + Ord, V: View>(
+    out: &mut impl io::Write,
+    metadata: &BTreeMap<String, String>,
+    tensors: impl IntoIterator<Item = (N, V)>,
+) -> io::Result<()> {
+    let mut tensors: Vec<(N, V)> = tensors.into_iter().collect();
+    // Wider types first, so that every tensor is aligned to its own size.
+    tensors.sort_by(|(a, left), (b, right)| {
+        let (left, right) = (left.dtype().bitsize(), right.dtype().bitsize());
+        right.cmp(&left).then_with(|| a.cmp(b))
+    });
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".to_owned(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        let start = end;
+        end += tensor.data_len();
         let entry = json!({
-            "dtype": tensor.dtype.name(),
-            "shape": tensor.shape,
-            "data_offsets": [start, data.len()],
+            "dtype": tensor.dtype().to_string(),
+            "shape": tensor.shape(),
+            "data_offsets": [start, end],
         });
-        header.insert(name.clone(), entry);
+        header.insert(name.as_ref().to_owned(), entry);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header);
-    bytes.extend(data);
-    Ok(bytes)
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for (_, tensor) in &tensors {
+        out.write_all(&tensor.data())?;
+    }
+    Ok(())
+}
+
+impl View for &Tensor {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::BF16 => safetensors::Dtype::BF16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.dtype.encode(&self.values))
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * self.dtype.size()
+    }
 }

@@ -18,19 +18,8 @@ impl FieldHasher {
     }
 
     pub(crate) fn finish(self) -> String {
-        hex(&self.0.finalize())
+        base16ct::lower::encode_string(&self.0.finalize())
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 use formats::gguf::{GgmlType, dequantize};
 use half::f16;
 use kernels::{Device, SourceType, Tensor};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 /// Every run type, with where its blocks keep f16 scales.
 const TYPES: [(GgmlType, SourceType, &[usize]); 12] = [
@@ -28,9 +30,8 @@ fn packed_rows_are_the_formats_values() {
     for (dtype, source, scales) in TYPES {
         assert_eq!(dtype.type_size(), source.block_bytes());
         let blocks = outputs * inputs / source.block_values();
-        let mut bytes: Vec<u8> = (0..blocks * source.block_bytes())
-            .map(|i| ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 37) as u8)
-            .collect();
+        let mut bytes = vec![0; blocks * source.block_bytes()];
+        SplitMix64::seed_from_u64(1).fill_bytes(&mut bytes);
         for (i, block) in bytes.chunks_exact_mut(source.block_bytes()).enumerate() {
             for &at in scales {
                 let scale = f16::from_f32(0.003 * (1 + i % 7) as f32 - 0.001 * at as f32 / 2.0);

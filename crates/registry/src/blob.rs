@@ -113,25 +113,14 @@ fn hash(config: &[u8], weights: &[u8]) -> String {
     let mut hasher = Sha256::new();
     hasher.update(config);
     hasher.update(weights);
-    hex(&hasher.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    base16ct::lower::encode_string(&hasher.finalize())
 }
 
 /// The bytes of 64 hexadecimal digits in lower case.
 pub(crate) fn digest(text: &str) -> Option<[u8; 32]> {
     let mut sha256 = [0; 32];
-    let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if text.len() != 64 || !text.bytes().all(lower) {
-        return None;
-    }
-    for (byte, digits) in sha256.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let digit = |c: u8| char::from(c).to_digit(16).unwrap_or(0) as u8;
-        *byte = digit(digits[0]) << 4 | digit(digits[1]);
-    }
-    Some(sha256)
+    let decoded = base16ct::lower::decode(text, &mut sha256).ok()?;
+    (decoded.len() == 32).then_some(sha256)
 }
 
 pub(crate) fn path(sha256: &str, file: &str) -> String {

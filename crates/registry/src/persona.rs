@@ -141,10 +141,7 @@ impl AdapterRef {
     /// The hash as 64 hexadecimal digits.
     #[must_use]
     pub fn sha256_hex(&self) -> String {
-        self.sha256
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        base16ct::lower::encode_string(&self.sha256)
     }
 }
 

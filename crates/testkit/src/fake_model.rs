@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::{Batch, Limits, Runner, SequenceRows};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 /// An adapter: a number that changes every logit.
 #[derive(Debug, PartialEq, Eq)]
@@ -277,12 +279,9 @@ fn logit(chain: u64, id: usize) -> f32 {
     (bits >> 40) as f32 / (1u64 << 24) as f32 * 8.0 - 4.0
 }
 
-/// SplitMix64's mixing.
+/// One step of SplitMix64 from `state`.
 fn mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    SplitMix64::seed_from_u64(state).next_u64()
 }
 
 /// Lets a test stop the model between steps. Dropped, it opens for good.

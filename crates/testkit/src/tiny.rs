@@ -7,6 +7,8 @@
 use formats::config::{ModelConfig, RopeStyle};
 use formats::gguf::{Array, GgmlType, GgufWriter, Value, quantize};
 use formats::peft::{Adapter, AdapterConfig, Dtype, LoraPair, Module};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 /// Control tokens, with the ids 0, 1, 2.
 const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -202,25 +204,17 @@ fn byte_char(byte: u8) -> char {
     char::from_u32(0x100 + before).expect("a Latin letter")
 }
 
-/// SplitMix64 (Steele et al. 2014): small, and the same everywhere.
-struct Random(u64);
+/// Random weights, the same on every machine.
+struct Random(SplitMix64);
 
 impl Random {
     fn new(seed: u64) -> Self {
-        Random(seed)
-    }
-
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        Random(SplitMix64::seed_from_u64(seed))
     }
 
     /// From 0 to 1, both excluded.
     fn unit(&mut self) -> f32 {
-        ((self.bits() >> 40) as f32 + 0.5) / (1u64 << 24) as f32
+        ((self.0.next_u64() >> 40) as f32 + 0.5) / (1u64 << 24) as f32
     }
 
     /// Nearly normal numbers of the given standard deviation, none zero: the sum of twelve uniform ones, less six, has

@@ -5,12 +5,12 @@
 //! random numbers are functions of seed and step (`batch`, `rng`), so the step is their state. Knows nothing of the loop.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -196,13 +196,11 @@ pub fn save(
         tensors.push((format!("{i}/metrics"), Numbers::Text([text.len()], text)));
     }
     let state = serde_json::to_string(&state).expect("a state of numbers and strings is JSON");
-    let metadata = HashMap::from([("state".to_owned(), state)]);
-    durable::replace(path, |beside| {
-        safetensors::serialize_to_file(tensors, Some(metadata), beside).map_err(|error| match error
-        {
-            SafeTensorError::IoError(error) => error,
-            other => io::Error::other(other.to_string()),
-        })
+    let metadata = BTreeMap::from([("state".to_owned(), state)]);
+    durable::replace(path, |file| {
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        formats::safetensors::write_to(&mut file, &metadata, tensors)?;
+        file.flush()
     })
 }
 

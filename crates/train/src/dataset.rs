@@ -124,7 +124,3 @@ pub struct Dataset {
     /// SHA-256 of the file's bytes, in hex.
     pub hash: String,
 }
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

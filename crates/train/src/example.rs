@@ -11,7 +11,7 @@ use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Content, Place, Row, hex};
+use crate::dataset::{Content, Place, Row};
 use crate::error::TrainError;
 
 /// One training sequence.
@@ -417,5 +417,5 @@ pub fn examples_hash(examples: &[Example]) -> String {
             hasher.update([u8::from(*trained)]);
         }
     }
-    hex(&hasher.finalize())
+    base16ct::lower::encode_string(&hasher.finalize())
 }

@@ -4,7 +4,7 @@
 //! Only what is the same in every repetition of the run stands here: no clock, no speed. So a run that was killed and
 //! resumed leaves the same bytes as one that was not. Knows nothing of what is computed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ struct Appended {
 impl Appended {
     /// Makes the file hold exactly `bytes`.
     fn start(path: PathBuf, bytes: &[u8]) -> Result<Self, TrainError> {
-        durable::replace(&path, |beside| fs::write(beside, bytes))?;
+        durable::replace(&path, |file| file.write_all(bytes))?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)

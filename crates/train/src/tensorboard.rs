@@ -111,6 +111,8 @@ fn crc32c(data: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use base16ct::lower::encode_string;
+
     use super::*;
     use crate::metrics::Record;
 
@@ -125,7 +127,7 @@ mod tests {
     fn an_event_is_what_tensorboards_own_writer_writes() {
         // Made with tensorboard 2.21: its RecordWriter over Event(file_version="brain.Event:2").
         assert_eq!(
-            hex(&start()),
+            encode_string(&start()),
             "0f000000000000006d532b091a0d627261696e2e4576656e743a32fc985129"
         );
         let seen = Record::Validation {
@@ -137,7 +139,7 @@ mod tests {
             preference: None,
         };
         // The same, over Event(wall_time=300, step=300, summary=[validation/epoch, validation/loss, validation/tokens]).
-        assert_eq!(hex(&event(&seen)), EXPECTED);
+        assert_eq!(encode_string(&event(&seen)), EXPECTED);
         let parts = event(&serde_json::json!({"step": 3, "preference": {"margin": 0.5}}));
         let parts = String::from_utf8_lossy(&parts).into_owned();
         assert!(parts.contains("train/preference/margin"), "{parts}");
@@ -148,8 +150,4 @@ mod tests {
         0a160a0f76616c69646174696f6e2f6c6f7373150000803e\
         0a180a1176616c69646174696f6e2f746f6b656e731500001041\
         7a77e9b4";
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
 }

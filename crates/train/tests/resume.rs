@@ -160,7 +160,11 @@ fn killed_between_checkpoints_it_ends_with_the_same_bytes() {
     };
     run(folder.jobs(), &folder.options(), &mut notes).unwrap();
     fs::write(folder.path("run/checkpoint.safetensors"), at_seven).unwrap();
-    fs::write(folder.path("run/checkpoint.safetensors.partial"), b"half").unwrap();
+    fs::write(
+        folder.path(&format!("run/{}x", formats::atomic_file::MARK)),
+        b"half",
+    )
+    .unwrap();
     let mut torn = fs::read(folder.path("one/metrics.jsonl")).unwrap();
     torn.extend_from_slice(b"{\"kind\":\"st");
     fs::write(folder.path("one/metrics.jsonl"), torn).unwrap();

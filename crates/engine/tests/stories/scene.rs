@@ -7,6 +7,8 @@ use engine::{
     AdapterId, Constraint, Engine, EngineConfig, Event, FinishReason, Finished, Grammar, Handle,
     Limits, Progress, Request, Sampling, Stats, Stream, Token,
 };
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use testkit::{FakeAdapter, FakeModel};
 
 pub const VOCAB: usize = 61;
@@ -191,20 +193,17 @@ impl Constraint for Beat {
     }
 }
 
-/// Seeded dice (xorshift).
-pub struct Dice(u64);
+/// Seeded dice.
+pub struct Dice(SplitMix64);
 
 impl Dice {
     pub fn new(seed: u64) -> Self {
-        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Dice(SplitMix64::seed_from_u64(seed))
     }
 
     /// A number below `sides`.
     pub fn below(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 20) % sides as u64) as usize
+        (self.0.next_u64() % sides as u64) as usize
     }
 
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {

@@ -161,18 +161,17 @@ fn search(x: &[f32; BLOCK]) -> Grid {
 
 #[cfg(test)]
 mod tests {
+    use rand_xoshiro::SplitMix64;
+    use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+
     use super::*;
     use crate::gguf::{dequantize, quantize};
 
-    /// Even numbers from 0 to 1, the same everywhere (SplitMix64).
+    /// Uniform numbers from 0 to 1, the same on every machine.
     fn units(seed: u64) -> impl Iterator<Item = f64> {
-        let mut state = seed;
+        let mut random = SplitMix64::seed_from_u64(seed);
         std::iter::repeat_with(move || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + 1e-12
+            (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 + 1e-12
         })
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::{
     ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, MAX_ALIGNMENT, MAX_DIMS, Value,
 };
+use crate::atomic_file;
 
 struct Tensor {
     name: String,
@@ -97,18 +98,15 @@ impl GgufWriter {
         Ok(out)
     }
 
-    /// Writes the file: beside `path` first, flushed to the disk, then renamed, so that nobody sees half of it.
+    /// Writes the file in one step (see [`atomic_file`]).
     ///
     /// # Errors
-    /// Those of [`GgufWriter::to_bytes`], or the system's; what was at `path` before is then still there.
+    /// Those of [`GgufWriter::to_bytes`], or the system's; `path` then still has its old content.
     pub fn write(&self, path: &Path) -> Result<(), GgufError> {
         let alignment = self.alignment()? as usize;
         let header = self.header(alignment);
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.partial", std::process::id()));
-        let beside = path.with_file_name(name);
-        let put = || -> std::io::Result<()> {
-            let mut file = BufWriter::new(File::create(&beside)?);
+        let written = atomic_file::replace(path, |file| {
+            let mut file = BufWriter::new(file);
             file.write_all(&header)?;
             let zeros = vec![0; alignment];
             for tensor in &self.tensors {
@@ -116,14 +114,11 @@ impl GgufWriter {
                 let length = tensor.data.len();
                 file.write_all(&zeros[..length.next_multiple_of(alignment) - length])?;
             }
-            file.into_inner()?.sync_all()?;
-            std::fs::rename(&beside, path)
-        };
-        put().map_err(|source| {
-            // Nothing more can be done about a leftover than to try.
-            let _ = std::fs::remove_file(&beside);
-            let origin = path.display().to_string();
-            GgufError::Io { origin, source }
+            file.flush()
+        });
+        written.map_err(|source| GgufError::Io {
+            origin: path.display().to_string(),
+            source,
         })
     }
 

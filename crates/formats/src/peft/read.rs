@@ -156,7 +156,7 @@ impl AdapterFile {
         std::thread::scope(|scope| {
             let hashing = scope.spawn(|| {
                 let hasher = self.files.iter().fold(Sha256::new(), Digest::chain_update);
-                crate::sha256::hex(&hasher.finalize())
+                base16ct::lower::encode_string(&hasher.finalize())
             });
             let done = work();
             let hash = hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -247,7 +247,7 @@ pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
             }
         }
     }
-    Ok(crate::sha256::hex(&hasher.finalize()))
+    Ok(base16ct::lower::encode_string(&hasher.finalize()))
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {

@@ -1,19 +1,19 @@
 //! Writes an adapter folder, so that a reader never sees half of it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
 use super::read::{check_shape, check_values};
 use super::{Adapter, CONFIG_FILE, Dtype, PeftError, WEIGHTS_FILE, tensor_name};
+use crate::atomic_file;
 use crate::safetensors::{self, Tensor};
 
 impl Adapter {
     /// Writes the adapter as PEFT would, its weights rounded to `dtype` (nearest, ties to even).
     ///
-    /// Each file is written under another name, flushed to the disk and renamed; `adapter_config.json` comes last, and an
-    /// old one that differs goes first, so that a crash never leaves a configuration beside weights of another.
+    /// Each file is written in one step (see [`atomic_file`]). `adapter_config.json` comes last, and an old one that differs is
+    /// removed first, so that a crash never leaves a configuration next to the weights of another adapter.
     ///
     /// # Errors
     /// [`PeftError`]: pairs that do not agree with the configuration, values that `dtype` cannot hold, or the system's.
@@ -31,7 +31,7 @@ impl Adapter {
             && std::fs::read(&config_path).map_err(error(&config_path))? != config.as_bytes()
         {
             std::fs::remove_file(&config_path).map_err(error(&config_path))?;
-            flush_folder(dir)?;
+            atomic_file::sync_folder(dir).map_err(error(dir))?;
         }
         for (name, bytes) in [
             ("README.md", readme.as_bytes()),
@@ -39,16 +39,7 @@ impl Adapter {
             (CONFIG_FILE, config.as_bytes()),
         ] {
             let path = dir.join(name);
-            let hidden = dir.join(format!(".{name}.{}", std::process::id()));
-            let written = File::create(&hidden)
-                .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-                .and_then(|()| std::fs::rename(&hidden, &path));
-            if let Err(source) = written {
-                // Nothing more can be done about a leftover than to try.
-                let _ = std::fs::remove_file(&hidden);
-                return Err(PeftError::Io { path, source });
-            }
-            flush_folder(dir)?;
+            atomic_file::replace(&path, |file| file.write_all(bytes)).map_err(error(&path))?;
         }
         Ok(())
     }
@@ -112,17 +103,4 @@ impl Adapter {
             }
         })
     }
-}
-
-/// Makes a rename last; only Unix can open a folder for that.
-fn flush_folder(dir: &Path) -> Result<(), PeftError> {
-    if cfg!(unix) {
-        File::open(dir)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| PeftError::Io {
-                path: dir.to_owned(),
-                source,
-            })?;
-    }
-    Ok(())
 }

@@ -9,15 +9,7 @@ pub(crate) fn isas() -> impl Iterator<Item = Isa> {
 
 /// `n` numbers in -1..1, the same for the same `seed`.
 pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    crate::tests::Random::new(seed).values(n)
 }
 
 pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn mixed_lora_equals_the_summed_deltas() {
-    let mut r = Random(11);
+    let mut r = Random::new(11);
     let (outputs, inputs) = (48, 64);
     let bytes = random_bytes(SourceType::F32, outputs * inputs, &mut r);
     let ranks = [4, 16, 24];
@@ -73,7 +73,7 @@ fn mixed_lora_equals_the_summed_deltas() {
 /// that only what the adapters add is compared.
 #[test]
 fn lora_by_pairs_is_near_the_reference() {
-    let mut r = Random(12);
+    let mut r = Random::new(12);
     let (outputs, inputs, ranks) = (80, 96, [3, 16, 40]);
     let bytes = vec![0; outputs * inputs / 32 * 34];
     let parts: Vec<(Vec<f32>, Vec<f32>)> = ranks
@@ -145,7 +145,7 @@ fn lora_by_pairs_is_near_the_reference() {
 /// Dropout against loops, beside rows that see all of their inputs; more rows than are taken at a time.
 #[test]
 fn dropout_is_a_masked_input_of_the_adapter_alone() {
-    let mut r = Random(13);
+    let mut r = Random::new(13);
     let (outputs, inputs, rank, rows, scale) = (48, 96, 5, 150, 1.5f32);
     let bytes = random_bytes(SourceType::F32, outputs * inputs, &mut r);
     let (a, b) = (r.values(rank * inputs), r.values(rank * outputs));

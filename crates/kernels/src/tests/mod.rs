@@ -3,17 +3,19 @@
 
 mod lora;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+
 use crate::*;
 
-pub(crate) struct Random(pub u64);
+pub(crate) struct Random(SplitMix64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(SplitMix64::seed_from_u64(seed))
+    }
     pub(crate) fn next(&mut self) -> u64 {
-        // SplitMix64 (Steele et al., 2014).
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        self.0.next_u64()
     }
     pub(crate) fn value(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
@@ -126,7 +128,7 @@ fn difference(got: &[f32], want: &[f64]) -> f64 {
 fn products_match_the_reference_in_every_type() {
     for source in TYPES {
         for (outputs, inputs) in [(48, 256), (21, 512)] {
-            let mut r = Random(source as u64 + outputs as u64);
+            let mut r = Random::new(source as u64 + outputs as u64);
             let bytes = random_bytes(source, outputs * inputs, &mut r);
             let rows = 11;
             let x = Tensor::from_vec(rows, inputs, r.values(rows * inputs));
@@ -154,7 +156,7 @@ fn products_match_the_reference_in_every_type() {
 #[test]
 fn int8_products_are_exact_in_their_own_arithmetic() {
     // What the int8 path computes, spelled out: quantize the row, dequantize it, multiply in f64.
-    let mut r = Random(5);
+    let mut r = Random::new(5);
     let (outputs, inputs) = (32, 256);
     for source in TYPES.into_iter().filter(|t| t.block_values() > 1) {
         let bytes = random_bytes(source, outputs * inputs, &mut r);
@@ -183,7 +185,7 @@ fn int8_products_are_exact_in_their_own_arithmetic() {
 
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    let mut r = Random(9);
+    let mut r = Random::new(9);
     let (outputs, inputs, rank) = (80, 256, 8);
     for source in [SourceType::Q4_1, SourceType::Q6_K, SourceType::F16] {
         let bytes = random_bytes(source, outputs * inputs, &mut r);
@@ -252,7 +254,7 @@ fn a_row_does_not_depend_on_its_batch() {
 #[test]
 fn paged_attention_matches_the_reference_whatever_the_chunks() {
     let (heads, kv_heads, dim, tokens) = (6, 2, 32, 75);
-    let mut r = Random(13);
+    let mut r = Random::new(13);
     let table = RopeTable::new(dim, 128, 10_000.0, None);
     let q = Tensor::from_vec(tokens, heads * dim, r.values(tokens * heads * dim));
     let k = Tensor::from_vec(tokens, kv_heads * dim, r.values(tokens * kv_heads * dim));
@@ -323,7 +325,7 @@ fn paged_attention_matches_the_reference_whatever_the_chunks() {
 
 #[test]
 fn norms_match_the_reference() {
-    let mut r = Random(17);
+    let mut r = Random::new(17);
     for columns in [64, 70] {
         let x = Tensor::from_vec(5, columns, r.values(5 * columns));
         let weight = r.values(columns);
@@ -344,7 +346,7 @@ fn norms_match_the_reference() {
 
 #[test]
 fn backward_of_a_head_is_that_of_products_and_each_rows_own() {
-    let mut r = Random(23);
+    let mut r = Random::new(23);
     let rows = 14;
     for (source, outputs, inputs) in [
         (SourceType::F32, 2100, 72),
@@ -387,7 +389,7 @@ fn backward_of_a_head_is_that_of_products_and_each_rows_own() {
 #[test]
 fn backward_of_products_matches_finite_differences_of_the_forward() {
     // y = x W^T + scale (x A^T) B^T is linear in each of x, A, B: the gradient of sum(g * y) is exact in the reference.
-    let mut r = Random(19);
+    let mut r = Random::new(19);
     let (rows, rank) = (21, 4);
     for (source, outputs, inputs) in [
         (SourceType::F32, 1100, 72),

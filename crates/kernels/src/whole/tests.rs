@@ -1,15 +1,8 @@
 use super::*;
 use crate::pool::Pool;
+use crate::tests::Random;
 use crate::weights::unpack::unpack_block;
 use crate::weights::{GROUP, Layout};
-
-struct Random(u32);
-impl Random {
-    fn unit(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available())
@@ -54,7 +47,7 @@ fn panels(isa: Isa, weights: &[[f32; GROUP]]) -> (Vec<f32>, Vec<Panel>) {
 
 #[test]
 fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
-    let mut r = Random(3);
+    let mut r = Random::new(3);
     for (outputs, rows, heavy) in [
         (1024, 113, 1),
         (512, 6, 9),
@@ -65,11 +58,11 @@ fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
         let padded = usize::next_multiple_of(outputs, LANES);
         let mut weights = vec![[0f32; GROUP]; padded];
         for weights in &mut weights[..outputs] {
-            let size = 10f32.powf(2.0 * r.unit());
-            weights.fill_with(|| size * r.unit());
+            let size = 10f32.powf(2.0 * r.value());
+            weights.fill_with(|| size * r.value());
         }
-        let x: Vec<f32> = (0..rows * outputs).map(|_| r.unit().powi(heavy)).collect();
-        let start: Vec<f32> = (0..rows * 40).map(|_| r.unit()).collect();
+        let x: Vec<f32> = (0..rows * outputs).map(|_| r.value().powi(heavy)).collect();
+        let start: Vec<f32> = (0..rows * 40).map(|_| r.value()).collect();
         let mut first: Option<Vec<f32>> = None;
         for isa in isas() {
             let (units, panels) = panels(isa, &weights);
@@ -112,13 +105,13 @@ fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
 
 #[test]
 fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
-    let mut r = Random(7);
+    let mut r = Random::new(7);
     for (outputs, rows) in [(5000, 13), (1024, 6), (37, 3), (2049, 1)] {
         let padded = usize::next_multiple_of(outputs, LANES);
         let mut weights = vec![[0f32; GROUP]; padded];
-        let tilt: [f32; GROUP] = std::array::from_fn(|_| 0.3 * r.unit());
+        let tilt: [f32; GROUP] = std::array::from_fn(|_| 0.3 * r.value());
         for weights in &mut weights[..outputs] {
-            *weights = tilt.map(|tilt| tilt + r.unit());
+            *weights = tilt.map(|tilt| tilt + r.value());
         }
         let mean: [f32; GROUP] =
             std::array::from_fn(|k| weights.iter().map(|w| w[k]).sum::<f32>() / outputs as f32);
@@ -128,10 +121,10 @@ fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
                 let target = m * 7 % outputs;
                 let sure = (20 * m + 1) as f32;
                 let mut x: Vec<f32> = (0..outputs)
-                    .map(|_| (sure * (r.unit() - 1.0)).exp())
+                    .map(|_| (sure * (r.value() - 1.0)).exp())
                     .collect();
                 if m + 1 == rows {
-                    x.fill_with(|| 0.7 + 0.3 * r.unit());
+                    x.fill_with(|| 0.7 + 0.3 * r.value());
                     x[target + 1] = 1e5;
                 }
                 let sum: f32 = x.iter().sum();
@@ -181,7 +174,7 @@ fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
 
 #[test]
 fn quantized_weights_round_as_their_values_do_on_every_isa() {
-    let mut r = Random(11);
+    let mut r = Random::new(11);
     for (bits, offset, wide_scales, minimum, halves) in [
         (4, 8, false, false, false),
         (4, 0, false, true, false),
@@ -199,15 +192,15 @@ fn quantized_weights_round_as_their_values_do_on_every_isa() {
             halves,
         };
         let mut bytes = vec![0u8; layout.block()];
-        bytes.fill_with(|| (r.unit().to_bits() >> 8) as u8);
+        bytes.fill_with(|| (r.value().to_bits() >> 8) as u8);
         let lines = &mut bytes[layout.quants()..];
         if wide_scales {
             for value in lines.as_chunks_mut::<4>().0 {
-                *value = r.unit().to_le_bytes();
+                *value = r.value().to_le_bytes();
             }
         } else {
             for value in lines.as_chunks_mut::<2>().0 {
-                *value = half::f16::from_f32(r.unit()).to_le_bytes();
+                *value = half::f16::from_f32(r.value()).to_le_bytes();
             }
         }
         let mut values = [[0f32; LANES]; GROUP];
@@ -273,8 +266,10 @@ fn the_largest_sums_fit() {
 
 #[test]
 fn rows_that_are_zero_or_not_finite_stay_so() {
-    let mut r = Random(5);
-    let weights: Vec<[f32; GROUP]> = (0..32).map(|_| std::array::from_fn(|_| r.unit())).collect();
+    let mut r = Random::new(5);
+    let weights: Vec<[f32; GROUP]> = (0..32)
+        .map(|_| std::array::from_fn(|_| r.value()))
+        .collect();
     let mut x = vec![0f32; 4 * 32];
     x[32 + 3] = f32::NAN;
     x[64 + 3] = f32::INFINITY;

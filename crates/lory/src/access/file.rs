@@ -20,6 +20,7 @@ use std::collections::HashSet;
 use std::io::Write as _;
 use std::path::Path;
 
+use formats::atomic_file;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -360,16 +361,10 @@ pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
 
 /// Puts a new text in the place of the old one, in one step, with the permissions that it had.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-    file.write_all(text.as_bytes())?;
-    file.as_file()
-        .set_permissions(path.metadata()?.permissions())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    atomic_file::replace_private(path, |file| {
+        file.write_all(text.as_bytes())?;
+        file.set_permissions(path.metadata()?.permissions())
+    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use formats::atomic_file;
+
 use super::disk::{fresh_id, now};
 use super::error::JobError;
 use super::record::{Event, Metrics};
@@ -68,14 +70,8 @@ impl Events {
             text += &serde_json::to_string(event).unwrap_or_default();
             text.push('\n');
         }
-        let replace = || -> io::Result<()> {
-            let folder = self.path.parent().unwrap_or(Path::new("."));
-            let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-            beside.write_all(text.as_bytes())?;
-            beside.persist(&self.path)?;
-            Ok(())
-        };
-        replace().map_err(JobError::io(&self.path))
+        atomic_file::replace_private(&self.path, |file| file.write_all(text.as_bytes()))
+            .map_err(JobError::io(&self.path))
     }
 }
 

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use formats::atomic_file;
 use serde::{Deserialize, Serialize};
 use train::dataset::{Columns, Dataset, Scan};
 use train::preference::{holds_pairs, scan_pairs};
@@ -180,9 +181,7 @@ impl Files {
         put(&beside.path().join(ENTRY), &stored)?;
         let folder = self.dir.join(&stored.id);
         std::fs::rename(beside.keep(), &folder).map_err(JobError::io(&folder))?;
-        if let Ok(dir) = File::open(&self.dir) {
-            let _ = dir.sync_all();
-        }
+        let _ = atomic_file::sync_folder(&self.dir);
         all.insert(stored.id.clone(), stored.clone());
         Ok(stored)
     }

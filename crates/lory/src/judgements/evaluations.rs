@@ -1,9 +1,10 @@
 //! The results of `lory eval`, a file each: `evaluations/<20 digits>.json`, the digits being the Unix time.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
+use formats::atomic_file;
 use serde_json::{Value, json};
 
 use super::JudgementError;
@@ -46,9 +47,9 @@ impl Evaluations {
         }
         result["id"] = json!(id);
         result["time"] = json!(time);
-        let part = self.folder.join(format!(".{id}"));
-        fs::write(&part, result.to_string()).map_err(self.io())?;
-        fs::rename(part, self.path(&id)).map_err(self.io())?;
+        let text = result.to_string();
+        atomic_file::replace(&self.path(&id), |file| file.write_all(text.as_bytes()))
+            .map_err(self.io())?;
         for old in self.ids()?.iter().skip(MAX_KEPT) {
             // The next one tries again.
             let _ = fs::remove_file(self.path(old));

@@ -18,13 +18,13 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use formats::atomic_file::{self, AtomicFile};
 use formats::checkpoint::Checkpoint;
 use formats::config::{ConfigError, ModelConfig};
 use formats::gguf::{GgufStream, TensorView, Value};
 use sha2::{Digest as _, Sha256};
 
 use self::source::{Content, file_name};
-use crate::pull;
 use crate::service::BaseFiles;
 use crate::service::files::sha256;
 
@@ -39,8 +39,6 @@ const KNOWN: &str = "known";
 const SHA256: &str = "sha256";
 /// So long that is taken from there; a base is read again then.
 const REMEMBERED: Duration = Duration::from_secs(90 * 24 * 3600);
-/// How files that are being written begin; those of processes that ended are removed after a day.
-const PARTIAL: &str = ".partial-";
 
 /// The folder of kept bases.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,14 +116,7 @@ impl Kept {
 
     /// Without the marker the base is read again at the next start, so what goes wrong is not told.
     fn mark(&self, marker: &Path, text: &[u8]) {
-        let write = || {
-            let mut file = tempfile::Builder::new()
-                .prefix(PARTIAL)
-                .tempfile_in(&self.folder)?;
-            file.write_all(text)?;
-            file.persist(marker).map_err(|error| error.error)
-        };
-        let _: io::Result<File> = write();
+        let _ = atomic_file::replace_private(marker, |file| file.write_all(text));
     }
 
     /// The sha256 that the base at `path` is known by, in hex, as [`sha256`] has it. Its files are read for it once, and then
@@ -135,7 +126,7 @@ impl Kept {
     /// A file cannot be read.
     pub fn fingerprint(&self, path: &Path) -> io::Result<String> {
         // Taken before the files are read: were they changed meanwhile, they would not be found by it.
-        let listing = pull::hex(&Sha256::digest(source::listing(path)?));
+        let listing = base16ct::lower::encode_string(&Sha256::digest(source::listing(path)?));
         let marker = self.folder.join(format!("{listing}.{SHA256}"));
         if age(&marker).is_some_and(|age| age < REMEMBERED)
             && let Ok(known) = fs::read_to_string(&marker)
@@ -196,9 +187,7 @@ impl Kept {
             .sum();
         fs::create_dir_all(&self.folder)?;
         self.make_room(bytes)?;
-        let file = tempfile::Builder::new()
-            .prefix(PARTIAL)
-            .tempfile_in(&self.folder)?;
+        let mut file = AtomicFile::create_private_in(&self.folder)?;
         let metadata = BTreeMap::from([
             (
                 "lory.source".to_owned(),
@@ -209,7 +198,7 @@ impl Kept {
                 Value::from(source.precision.name()),
             ),
         ]);
-        let stream = GgufStream::begin(file.reopen()?, &metadata, source.tensors)?;
+        let stream = GgufStream::begin(file.file().try_clone()?, &metadata, source.tensors)?;
         Ok(Keeping {
             stream: RefCell::new(Ok(stream)),
             content: RefCell::new(Content::begin(source.precision)),
@@ -224,16 +213,14 @@ impl Kept {
 
     /// Removes what is of no use any more: files that were left half-written, and markers that say nothing.
     fn sweep(&self) {
-        let day = Duration::from_secs(24 * 3600);
+        atomic_file::remove_leftovers(&self.folder);
         for (path, _) in self.files() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
             let older = |than: Duration| age(&path).is_some_and(|age| age > than);
             let is = |kind: &str| path.extension().is_some_and(|e| e == kind);
-            let left = name.starts_with(PARTIAL) && older(day);
             let points_nowhere =
                 is(KNOWN) && known(&path).is_none_or(|name| !self.folder.join(name).exists());
             let forgotten = is(SHA256) && older(REMEMBERED);
-            if left || points_nowhere || forgotten {
+            if points_nowhere || forgotten {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -281,7 +268,7 @@ pub struct Keeping<'a> {
     content: RefCell<Content>,
     marker: Option<PathBuf>,
     outline: String,
-    file: tempfile::NamedTempFile,
+    file: AtomicFile,
     kept: &'a Kept,
     source: Source<'a>,
 }
@@ -308,10 +295,7 @@ impl Keeping<'_> {
         self.stream.into_inner()?.finish()?;
         let name = file_name(&self.outline, &self.content.into_inner().finish());
         let path = self.kept.folder.join(&name);
-        self.file.persist(path).map_err(|error| error.error)?;
-        if cfg!(unix) {
-            File::open(&self.kept.folder)?.sync_all()?;
-        }
+        self.file.commit(&path)?;
         self.kept.remember(self.marker.as_deref(), &name);
         Ok(())
     }

@@ -8,13 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use base16ct::lower::encode_string;
 use formats::checkpoint::Checkpoint;
 use formats::gguf::{GgmlType, TensorView};
 use model::{Precision, QUANTIZER};
 use sha2::{Digest as _, Sha256};
 
 use super::SUFFIX;
-use crate::pull::hex;
 use crate::service::files::all_files;
 
 /// How much of each tensor the outline has.
@@ -45,7 +45,7 @@ impl Source<'_> {
                 data[..data.len().min(HEAD)].to_vec()
             });
         }
-        let mut text = hex(&hasher.finalize());
+        let mut text = encode_string(&hasher.finalize());
         text.truncate(16);
         text
     }
@@ -88,7 +88,7 @@ impl Source<'_> {
     pub(super) fn identity(&self) -> io::Result<String> {
         let mut hasher = begin(self.precision);
         hasher.update(listing(self.path)?);
-        Ok(hex(&hasher.finalize()))
+        Ok(encode_string(&hasher.finalize()))
     }
 }
 
@@ -130,7 +130,7 @@ impl Content {
     }
 
     pub(super) fn finish(self) -> String {
-        hex(&self.0.finalize())
+        encode_string(&self.0.finalize())
     }
 }
 

@@ -17,7 +17,6 @@ use crate::progress::Progress;
 
 pub use hub::HubSettings;
 pub use place::hash_file;
-pub(crate) use place::hex;
 pub use repository::{Fetched, RepositoryId, Wanted, fetched, pull_repository};
 
 /// A base that can be had by name.

@@ -6,15 +6,13 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use formats::atomic_file::{self, AtomicFile};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
 use super::KnownBase;
 use crate::progress::Progress;
-
-/// How files of a fetch under way begin; with the turn, those that are found are leftovers.
-const PARTIAL: &str = ".partial-";
 
 /// The turn to fetch into a folder, one process at a time. Given back when dropped, or when the process ends.
 pub(super) struct Turn {
@@ -45,8 +43,9 @@ impl Turn {
             if entry
                 .file_name()
                 .as_encoded_bytes()
-                .starts_with(PARTIAL.as_bytes())
+                .starts_with(atomic_file::MARK.as_bytes())
             {
+                // With the turn, all that are found are leftovers.
                 let path = entry.path();
                 // A leftover that cannot be removed takes room and does no harm.
                 let _ = if path.is_dir() {
@@ -62,17 +61,10 @@ impl Turn {
         })
     }
 
-    /// A file that is gone when it is dropped.
-    pub fn file(&self) -> io::Result<NamedTempFile> {
-        tempfile::Builder::new()
-            .prefix(PARTIAL)
-            .tempfile_in(&self.folder)
-    }
-
     /// A folder that is gone when it is dropped.
     pub fn folder(&self) -> io::Result<TempDir> {
         tempfile::Builder::new()
-            .prefix(PARTIAL)
+            .prefix(atomic_file::MARK)
             .tempdir_in(&self.folder)
     }
 
@@ -85,7 +77,7 @@ impl Turn {
         progress: &Progress,
     ) -> Result<(), String> {
         let io = |error: io::Error| format!("{}: {error}", self.folder.display());
-        let mut file = self.file().map_err(io)?;
+        let mut file = AtomicFile::create_in(&self.folder).map_err(io)?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 18];
         let mut length = 0u64;
@@ -104,14 +96,16 @@ impl Turn {
                 ));
             }
             hasher.update(&buffer[..count]);
-            file.write_all(&buffer[..count]).map_err(io)?;
+            file.file().write_all(&buffer[..count]).map_err(io)?;
             progress.add(count as u64);
         }
-        agree(base, length, &hex(&hasher.finalize()))?;
-        file.as_file().sync_all().map_err(io)?;
-        open_to_others(file.as_file()).map_err(io)?;
-        let file = file.persist(path).map_err(|error| io(error.error))?;
-        sync_folder(&self.folder).map_err(io)?;
+        agree(
+            base,
+            length,
+            &base16ct::lower::encode_string(&hasher.finalize()),
+        )?;
+        open_to_others(file.file()).map_err(io)?;
+        let file = file.commit(path).map_err(io)?;
         // Without a stamp the next start hashes the file once more: slower, no less right.
         let _ = file
             .metadata()
@@ -137,7 +131,7 @@ fn agree(base: &KnownBase, length: u64, sha256: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Temporary files are the owner's alone; a cache may be shared.
+/// A cache may be shared, whatever the process's umask is.
 fn open_to_others(file: &File) -> io::Result<()> {
     #[cfg(unix)]
     {
@@ -145,13 +139,6 @@ fn open_to_others(file: &File) -> io::Result<()> {
         file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     }
     let _ = file;
-    Ok(())
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
-    }
     Ok(())
 }
 
@@ -183,15 +170,10 @@ fn stamp_path(path: &Path) -> PathBuf {
 
 fn write_stamp(meta: &std::fs::Metadata, sha256: &str, path: &Path) -> io::Result<()> {
     let text = serde_json::to_string(&stamp(meta, sha256)?)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(PARTIAL)
-        .tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    open_to_others(file.as_file())?;
-    file.persist(stamp_path(path))
-        .map_err(|error| error.error)?;
-    Ok(())
+    atomic_file::replace(&stamp_path(path), |file| {
+        file.write_all(text.as_bytes())?;
+        open_to_others(file)
+    })
 }
 
 /// Whether `base` lies whole at `path`: by the stamp of an earlier check, else by its hash. `Ok(false)` if there is no
@@ -226,15 +208,10 @@ pub fn hash_file(path: &Path) -> io::Result<String> {
     let mut buffer = vec![0; 1 << 18];
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hasher.finalize())),
+            0 => return Ok(base16ct::lower::encode_string(&hasher.finalize())),
             count => hasher.update(&buffer[..count]),
         }
     }
-}
-
-/// Bytes in lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -256,7 +233,11 @@ mod tests {
     fn only_the_right_bytes_reach_their_place() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(TINY.file);
-        std::fs::write(folder.path().join(format!("{PARTIAL}old")), "left").unwrap();
+        std::fs::write(
+            folder.path().join(format!("{}old", atomic_file::MARK)),
+            "left",
+        )
+        .unwrap();
         let turn = Turn::wait(folder.path(), &Progress::hidden()).unwrap();
         let store = |bytes: &[u8]| turn.store(&TINY, &mut &bytes[..], &path, &Progress::hidden());
         assert!(

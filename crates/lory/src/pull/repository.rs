@@ -13,6 +13,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use formats::atomic_file;
 use serde::Deserialize;
 
 use super::place::Turn;
@@ -154,11 +155,8 @@ pub fn pull_repository(
         file: wanted.file.clone().or_else(|| single_gguf(&files)),
     };
     let text = serde_json::to_vec(&current).unwrap_or_default();
-    let mut kept = tempfile::NamedTempFile::new_in(&folder).map_err(io(&folder))?;
-    kept.write_all(&text).map_err(io(&folder))?;
-    kept.as_file().sync_all().map_err(io(&folder))?;
-    kept.persist(folder.join(CURRENT))
-        .map_err(|error| io(&folder)(error.error))?;
+    atomic_file::replace_private(&folder.join(CURRENT), |file| file.write_all(&text))
+        .map_err(io(&folder))?;
     Ok(Fetched {
         path: current.file.map_or(at.clone(), |file| at.join(file)),
         commit: listing.sha,

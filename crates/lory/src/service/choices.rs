@@ -4,6 +4,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{Event, FinishReason, Handle, Lease, Request, Seat, Sink, SubmitError, Ticket};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 /// Dropped, they cancel every answer of a request, those that have not started too.
 #[derive(Debug)]
@@ -117,16 +119,10 @@ impl Followers {
     }
 }
 
-/// The seed of an answer by its number: the request's own for the first, and from there one far from the other (SplitMix64's
-/// step and mixing).
+/// The seed of choice number `choice`: the request's seed for the first choice, then the numbers that SplitMix64 draws from it.
 fn nth_seed(seed: u64, choice: usize) -> u64 {
-    if choice == 0 {
-        return seed;
-    }
-    let z = seed.wrapping_add((choice as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    let mut random = SplitMix64::seed_from_u64(seed);
+    (0..choice).fold(seed, |_, _| random.next_u64())
 }
 
 #[cfg(test)]
@@ -141,5 +137,19 @@ mod tests {
             assert!(!seeds[i + 1..].contains(seed));
         }
         assert_ne!(nth_seed(7, 1), nth_seed(8, 1));
+    }
+
+    /// A request with a seed gives the same choices in every release.
+    #[test]
+    fn seeds_of_choices_are_stable() {
+        assert_eq!(
+            [1, 2, 3].map(|choice| nth_seed(7, choice)),
+            [
+                0x63cb_e1e4_5932_0dd7,
+                0x044c_3cd7_f43c_661c,
+                0xe698_4080_bab1_2a02,
+            ]
+        );
+        assert_eq!(nth_seed(u64::MAX, 127), 0xc257_4768_9aa5_6714);
     }
 }

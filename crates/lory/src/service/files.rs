@@ -178,5 +178,5 @@ pub fn sha256(path: &Path) -> std::io::Result<String> {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         all.update(format!("{name} {}\n", pull::hash_file(&file)?));
     }
-    Ok(pull::hex(&all.finalize()))
+    Ok(base16ct::lower::encode_string(&all.finalize()))
 }

@@ -67,11 +67,7 @@ impl File {
         let tags = TAGS.get_or_init(|| {
             let tag = |file: &File| {
                 let hash = Sha256::digest(file.text);
-                let hex: String = hash
-                    .iter()
-                    .take(8)
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect();
+                let hex = base16ct::lower::encode_string(&hash[..8]);
                 HeaderValue::try_from(format!("\"{hex}\""))
             };
             FILES.iter().filter_map(|file| tag(file).ok()).collect()

@@ -173,7 +173,9 @@ fn a_run_killed_in_the_middle_of_a_checkpoint_ends_with_the_same_bytes() {
     assert!(signal.is_some(), "{killed:?}");
     let folder = scene.names("personas/.train");
     assert!(
-        folder.iter().any(|name| name.ends_with(".partial")),
+        folder
+            .iter()
+            .any(|name| name.starts_with(formats::atomic_file::MARK)),
         "{folder:?}"
     );
     let last = scene.run(&ARGS);

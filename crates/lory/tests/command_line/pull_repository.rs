@@ -52,10 +52,7 @@ async fn listing(
     let sibling = |(name, bytes): (&String, &Vec<u8>)| {
         let mut one = json!({"rfilename": name, "size": bytes.len()});
         if name.ends_with("safetensors") {
-            let hash: String = Sha256::digest(bytes)
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            let hash = base16ct::lower::encode_string(&Sha256::digest(bytes));
             one["lfs"] = json!({"sha256": shop.lies.clone().unwrap_or(hash), "size": bytes.len()});
         }
         one

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::row::parse_row;
-use super::{Columns, Dataset, Place, Row, hex};
+use super::{Columns, Dataset, Place, Row};
 use crate::error::TrainError;
 
 /// Longest line of a data file, in bytes, its end not counted.
@@ -182,7 +182,7 @@ impl Dataset {
             data: Dataset {
                 file,
                 rows,
-                hash: hex(&lines.hasher.finalize()),
+                hash: base16ct::lower::encode_string(&lines.hasher.finalize()),
             },
             broken,
             broken_lines,

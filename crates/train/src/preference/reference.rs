@@ -8,11 +8,11 @@
 
 use std::fs;
 use std::io;
+use std::io::Write as _;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::dataset::hex;
 use crate::durable;
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
@@ -34,7 +34,7 @@ pub(crate) fn key(base: &str, start: Option<&str>, answers: &[&[Example]]) -> St
     for examples in answers {
         put(&examples_hash(examples));
     }
-    hex(&hasher.finalize())
+    base16ct::lower::encode_string(&hasher.finalize())
 }
 
 /// What a file of a reference holds.
@@ -82,7 +82,7 @@ pub(crate) fn write(path: &Path, key: &str, pairs: &[[f64; 2]]) -> Result<(), Tr
     bytes.extend(pairs.iter().flatten().flat_map(|x| x.to_le_bytes()));
     let hash = Sha256::digest(&bytes);
     bytes.extend(hash);
-    durable::replace(path, |beside| fs::write(beside, &bytes))
+    durable::replace(path, |file| file.write_all(&bytes))
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use engine::{Batch, Limits, Runner as _, SequenceRows};
 use formats::peft::{self, AdapterConfig, AdapterFile, Dtype, LoraPair, Module};
 use kernels::{KvType, LoraType};
 use model::{Adapter, Model};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::runner::{ModelRunner, Turns};
 
@@ -71,7 +73,7 @@ pub(super) struct Rig {
     /// An adapter on disk.
     folder: tempfile::TempDir,
     logits: Vec<f32>,
-    random: Random,
+    random: SplitMix64,
 }
 
 impl Rig {
@@ -98,7 +100,7 @@ impl Rig {
                 limits.context_length
             );
         }
-        let mut random = Random(1);
+        let mut random = SplitMix64::seed_from_u64(1);
         let folder = tempfile::tempdir()?;
         let on_disk = peft::Adapter {
             config: AdapterConfig::new(rank, rank as f64, &Module::ALL),
@@ -238,7 +240,7 @@ impl Rig {
             let vocabulary = self.limits.vocab_size as u64;
             batch
                 .tokens
-                .extend((0..rows).map(|_| (self.random.next() % vocabulary) as u32));
+                .extend((0..rows).map(|_| (self.random.next_u64() % vocabulary) as u32));
             batch.positions.extend(past as u32..(past + rows) as u32);
             let first_block = i as u32 * blocks;
             batch.sequences.push(SequenceRows {
@@ -260,7 +262,7 @@ impl Rig {
 }
 
 /// An adapter of the model's shapes on all seven linear layers, small random values.
-fn random_pairs(model: &Model, rank: usize, random: &mut Random) -> Vec<LoraPair> {
+fn random_pairs(model: &Model, rank: usize, random: &mut SplitMix64) -> Vec<LoraPair> {
     let mut pairs = Vec::new();
     for layer in 0..model.config().layers {
         for module in Module::ALL {
@@ -273,28 +275,15 @@ fn random_pairs(model: &Model, rank: usize, random: &mut Random) -> Vec<LoraPair
                 inputs,
                 outputs,
                 scale: 1.0,
-                a: (0..rank * inputs).map(|_| random.small()).collect(),
-                b: (0..outputs * rank).map(|_| random.small()).collect(),
+                a: (0..rank * inputs).map(|_| small(random)).collect(),
+                b: (0..outputs * rank).map(|_| small(random)).collect(),
             });
         }
     }
     pairs
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Around zero, below 0.01.
-    fn small(&mut self) -> f32 {
-        ((self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.02
-    }
+/// A number around zero, below 0.01.
+fn small(random: &mut SplitMix64) -> f32 {
+    ((random.next_u64() >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.02
 }
