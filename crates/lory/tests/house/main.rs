@@ -4,6 +4,7 @@ mod crates;
 mod cycles;
 mod docs;
 mod modules;
+mod wording;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
