@@ -1,44 +1,44 @@
-// The server as this page sees it: the public API and nothing else. Knows no elements.
+// The HTTP client: the server's public API, and the API key of this tab. Must not know elements or views.
 
 const KEY = "lory.key";
 
-/** What the server said went wrong. */
+/** An error response of the server. */
 export class ApiError extends Error {
   constructor(status, body) {
-    super(body?.message ?? `The server answered with status ${status}`);
+    super(body?.message ?? `The server responded with status ${status}`);
     this.status = status;
     this.code = body?.code ?? null;
     this.param = body?.param ?? null;
     this.title = {
-      401: "This server wants a key",
-      403: "This key may not do that",
-      404: "That is not there",
-      413: "That is too large",
+      401: "An API key is required",
+      403: "This key does not have permission",
+      404: "Not found",
+      413: "Too large",
       429: "The server is busy",
       503: "The server is not ready",
     }[status];
   }
 }
 
-/** The server did not answer at all. */
+/** The server did not respond. */
 export class Unreachable extends Error {
   constructor() {
-    super("Nothing answers at this address. The page tries again by itself.");
-    this.title = "The server cannot be reached";
+    super("The server does not respond. This page retries automatically.");
+    this.title = "Cannot reach the server";
     this.status = 0;
   }
 }
 
-/** The key of this tab; it is kept for the tab only. */
+/** The API key, stored for this tab only. */
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
   set: (secret) => (secret ? sessionStorage.setItem(KEY, secret) : sessionStorage.removeItem(KEY)),
 };
 
-/** Called when the server wants a key; resolves to whether one was given. */
-let askForKey = async () => false;
-export const onKeyWanted = (ask) => {
-  askForKey = ask;
+/** Called when the server requires a key; resolves to whether the user entered one. */
+let requestKey = async () => false;
+export const onKeyRequired = (handler) => {
+  requestKey = handler;
 };
 
 async function send(method, path, body, options = {}) {
@@ -56,25 +56,25 @@ async function send(method, path, body, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Unreachable();
   }
-  if (response.status === 401 && (await askForKey())) return send(method, path, body, options);
+  if (response.status === 401 && (await requestKey())) return send(method, path, body, options);
   if (!response.ok) {
-    let said = null;
+    let errorBody = null;
     try {
-      said = (await response.json()).error;
+      errorBody = (await response.json()).error;
     } catch {
-      // A proxy may have answered with something else.
+      // A proxy may respond with something other than JSON.
     }
-    throw new ApiError(response.status, said);
+    throw new ApiError(response.status, errorBody);
   }
   return response;
 }
 
-/** JSON from a route. */
+/** The JSON response of a route. */
 export async function json(method, path, body, options) {
   return (await send(method, path, body, options)).json();
 }
 
-/** Text from a route. */
+/** The text response of a route. */
 export async function text(path, options) {
   return (await send("GET", path, undefined, options)).text();
 }
@@ -82,11 +82,22 @@ export async function text(path, options) {
 export const get = (path, options) => json("GET", path, undefined, options);
 export const post = (path, body, options) => json("POST", path, body ?? {}, options);
 
-/** The data of each server-sent event of a POST, parsed. */
-export async function* events(path, body, signal) {
+/** The route of a persona, or of something below it: `personaPath("customer", "versions")`. */
+export const personaPath = (name, ...rest) => ["/v1/personas", encodeURIComponent(name), ...rest].join("/");
+
+/** Uploads a dataset file and returns its record. The server checks every line. */
+export function uploadDataset(file) {
+  const form = new FormData();
+  form.append("purpose", "fine-tune");
+  form.append("file", file, file.name);
+  return json("POST", "/v1/files", form);
+}
+
+/** The parsed data of each server-sent event of a POST. */
+export async function* streamEvents(path, body, signal) {
   const response = await send("POST", path, body, { signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
+  let buffer = "";
   for (;;) {
     let chunk;
     try {
@@ -96,11 +107,11 @@ export async function* events(path, body, signal) {
       throw new Unreachable();
     }
     if (chunk.done) return;
-    held += chunk.value;
+    buffer += chunk.value;
     let end;
-    while ((end = held.indexOf("\n\n")) >= 0) {
-      const event = held.slice(0, end);
-      held = held.slice(end + 2);
+    while ((end = buffer.indexOf("\n\n")) >= 0) {
+      const event = buffer.slice(0, end);
+      buffer = buffer.slice(end + 2);
       if (!event.startsWith("data: ")) continue;
       const data = event.slice(6);
       if (data === "[DONE]") return;
@@ -111,15 +122,15 @@ export async function* events(path, body, signal) {
   }
 }
 
-/** Whether the server is there: `ready` (with the base's name), `loading`, `stopping`, or `away`. */
-export async function state() {
+/** The server's `status`: `ready` (with the base's name as `base`), `loading`, `stopping` or `unreachable`. */
+export async function serverStatus() {
   let response;
   try {
     response = await fetch("/ready", { cache: "no-store" });
   } catch {
-    return { is: "away" };
+    return { status: "unreachable" };
   }
-  if (response.ok) return { is: "ready", ...(await response.json()) };
+  if (response.ok) return { ...(await response.json()), status: "ready" };
   const code = (await response.json().catch(() => null))?.error?.code;
-  return { is: code === "shutting_down" ? "stopping" : "loading" };
+  return { status: code === "shutting_down" ? "stopping" : "loading" };
 }

@@ -1,13 +1,13 @@
-// A chart of one or a few lines over the last minutes, drawn as SVG. Its size is fixed by the style sheet, so nothing moves when
-// numbers come.
+// A line chart of the last minutes as SVG. The style sheet fixes its size, so nothing moves when values arrive. Must not know where the
+// values come from.
 
-import { el, put, svg } from "./dom.js";
+import { el, setChildren, svg } from "./dom.js";
 
 const [WIDTH, HEIGHT] = [300, 96];
-/** How many readings a chart shows. */
+/** The number of readings that a chart shows. */
 const LENGTH = 90;
 
-/** A rounder number at or above `n`: 1, 2 or 5 times a power of ten. */
+/** The next of 1, 2 or 5 times a power of ten at or above `n`. */
 export function ceiling(n) {
   if (!(n > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(n));
@@ -15,21 +15,21 @@ export function ceiling(n) {
 }
 
 /**
- * A chart titled `title` of `lines`, each `{ name, color }`; `say` words a value. `push` takes a value for each line, null where there
- * is none.
+ * A chart of `lines`, each `{ name, color }`; `format` turns a value into text, `max` fixes the top of the axis. `push` takes one value
+ * for each line, or null where there is none.
  */
-export function chart({ title, lines, say, top }) {
+export function chart({ title, lines, format, max }) {
   const history = lines.map(() => []);
-  const figures = lines.map(({ name, color }) => {
-    const value = el("b.num", {}, "–");
-    return { value, node: el("span.legend", { style: { "--tone": color } }, el("i.dot"), `${name} `, value) };
+  const legend = lines.map(({ name, color }) => {
+    const value = el("b.numeric", {}, "–");
+    return { value, node: el("span.legend", { style: { "--swatch": color } }, el("i.dot"), `${name} `, value) };
   });
-  const paths = lines.map(({ color }, at) => {
-    const path = svg("path", { fill: "none", "stroke-width": 2, "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke", "stroke-dasharray": at === 0 ? null : at === 1 ? "6 3" : "2 3" });
+  const paths = lines.map(({ color }, index) => {
+    const path = svg("path", { fill: "none", "stroke-width": 2, "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke", "stroke-dasharray": index === 0 ? null : index === 1 ? "6 3" : "2 3" });
     path.style.setProperty("stroke", color);
     return path;
   });
-  const most = el("span.most.num", {}, "");
+  const axisMax = el("span.axis-max.numeric", {}, "");
   const picture = svg(
     "svg",
     { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
@@ -38,31 +38,32 @@ export function chart({ title, lines, say, top }) {
     svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: HEIGHT - 1, y2: HEIGHT - 1 }),
     paths,
   );
-  const node = el("figure.chart", {}, el("figcaption", {}, el("h3", {}, title), el("div.legends", {}, figures.map((one) => one.node))), el("div.plot", {}, picture, most));
+  const node = el("figure.chart", {}, el("figcaption", {}, el("h3", {}, title), el("div.legends", {}, legend.map((one) => one.node))), el("div.plot", {}, picture, axisMax));
 
   function push(...values) {
-    for (const [at, value] of values.entries()) {
-      history[at].push(value);
-      if (history[at].length > LENGTH) history[at].shift();
-      put(figures[at].value, value === null ? "–" : say(value));
+    for (const [index, value] of values.entries()) {
+      history[index].push(value);
+      if (history[index].length > LENGTH) history[index].shift();
+      setChildren(legend[index].value, value === null ? "–" : format(value));
     }
-    const limit = top ?? ceiling(Math.max(...history.flat().filter((value) => value !== null), 0));
-    most.textContent = say(limit);
-    for (const [at, path] of paths.entries()) {
-      let [d, pen] = ["", "M"];
-      for (const [i, value] of history[at].entries()) {
+    const limit = max ?? ceiling(Math.max(...history.flat().filter((value) => value !== null), 0));
+    axisMax.textContent = format(limit);
+    for (const [index, path] of paths.entries()) {
+      // A gap in the values starts a new stroke.
+      let [d, command] = ["", "M"];
+      for (const [i, value] of history[index].entries()) {
         if (value === null) {
-          pen = "M";
+          command = "M";
           continue;
         }
-        const x = WIDTH - ((history[at].length - 1 - i) / (LENGTH - 1)) * WIDTH;
+        const x = WIDTH - ((history[index].length - 1 - i) / (LENGTH - 1)) * WIDTH;
         const y = HEIGHT - 1 - (Math.min(value, limit) / limit) * (HEIGHT - 2);
-        d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
-        pen = "L";
+        d += `${command}${x.toFixed(1)} ${y.toFixed(1)}`;
+        command = "L";
       }
       path.setAttribute("d", d);
     }
-    picture.setAttribute("aria-label", `${title}: ${lines.map(({ name }, at) => `${name} ${figures[at].value.textContent}`).join(", ")}`);
+    picture.setAttribute("aria-label", `${title}: ${lines.map(({ name }, index) => `${name} ${legend[index].value.textContent}`).join(", ")}`);
   }
   return { node, push };
 }

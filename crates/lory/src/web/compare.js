@@ -1,53 +1,53 @@
-// Two answers to one prompt, side by side, and what differs between them word by word. A part of views, no view itself.
+// Shows two answers to one prompt side by side, and the difference between them word by word. Must not know the views that use it.
 
-import { events } from "./api.js";
-import { alike, diff } from "./diff.js";
-import { el, failure, put } from "./dom.js";
+import { streamEvents } from "./api.js";
+import { diff, similarity } from "./diff.js";
+import { el, errorState, setChildren } from "./dom.js";
 import { percent } from "./format.js";
 
-const MARKS = { both: "span", left: "del", right: "ins" };
+const TAGS = { both: "span", left: "del", right: "ins" };
 
-/** What differs between two answers, each `{ name, text }`. */
+/** Elements that show the difference between two answers, each `{ name, text }`. */
 export function differences(a, b) {
-  const pieces = diff(a.text, b.text);
+  const runs = diff(a.text, b.text);
   return [
-    el("p.small.soft", {}, `${percent(alike(pieces))} of the words are the same. Struck out: only ${a.name}. Marked: only ${b.name}.`),
-    pieces.map((piece) => el(MARKS[piece.in], {}, piece.text)),
+    el("p.small.muted", {}, `${percent(similarity(runs))} of the words are the same. Struck out: only ${a.name}. Highlighted: only ${b.name}.`),
+    runs.map((run) => el(TAGS[run.in], {}, run.text)),
   ];
 }
 
 /**
- * A panel that asks two speakers the same with the same seed. `speakers` are those to choose from, `left` and `right` the first two,
- * `prompts` are offered.
+ * A panel that sends one prompt to two models with the same seed. `models` are the names to choose from, `left` and `right` the first
+ * choice, `prompts` the suggestions. `generate` sends the prompt.
  */
-export function comparison({ studio, speakers, left, right, prompts }) {
-  const list = `p${Math.random().toString(36).slice(2)}`;
-  const prompt = el("input.wide", { value: prompts[0] ?? "", list, "aria-label": "Prompt", autocomplete: "off", required: true, maxlength: 20000 });
-  const choice = (label, value) => {
-    const select = el("select", { "aria-label": label }, speakers.map((name) => el("option", { value: name }, name === studio.base ? `${name} (base)` : name)));
+export function comparison({ studio, models, left, right, prompts }) {
+  const listId = `p${Math.random().toString(36).slice(2)}`;
+  const prompt = el("input.wide", { value: prompts[0] ?? "", list: listId, "aria-label": "Prompt", autocomplete: "off", required: true, maxlength: 20000 });
+  const modelSelect = (label, value) => {
+    const select = el("select", { "aria-label": label }, models.map((name) => el("option", { value: name }, name === studio.base ? `${name} (base)` : name)));
     select.value = value;
     return select;
   };
-  const sides = [choice("Left", left), choice("Right", right)].map((select) => {
+  const sides = [modelSelect("Left", left), modelSelect("Right", right)].map((select) => {
     const text = document.createTextNode("");
-    const body = el("div.text.idle", { tabindex: 0, role: "region", "aria-label": "Answer" }, "Ask, and the answer comes here.");
+    const body = el("div.text.placeholder", { tabindex: 0, role: "region", "aria-label": "Answer" }, "The answer appears here.");
     const node = el("article.answer", { "aria-busy": "false" }, el("header", {}, select), body);
-    const colour = () => {
-      node.style.setProperty("--tone", studio.tone(select.value));
-      body.setAttribute("aria-label", `The answer of ${select.value}`);
+    const applyModel = () => {
+      node.style.setProperty("--swatch", studio.color(select.value));
+      body.setAttribute("aria-label", `Answer of ${select.value}`);
     };
     select.addEventListener("change", () => {
-      colour();
-      ask();
+      applyModel();
+      generate();
     });
-    colour();
+    applyModel();
     return { select, text, body, node };
   });
-  const said = el("div.differences");
-  const status = el("p.hide-from-sight", { role: "status" });
+  const difference = el("div.differences");
+  const status = el("p.visually-hidden", { role: "status" });
   let controller = null;
 
-  async function ask() {
+  async function generate() {
     if (!prompt.value.trim()) {
       prompt.focus();
       return;
@@ -56,26 +56,26 @@ export function comparison({ studio, speakers, left, right, prompts }) {
     controller = new AbortController();
     const { signal } = controller;
     const seed = Math.floor(Math.random() * 1_000_000);
-    put(said);
+    setChildren(difference);
     try {
-      await Promise.all(sides.map((side) => speak(side, { prompt: prompt.value.trim(), user_type: side.select.value, seed, max_new_tokens: 120 }, signal)));
+      await Promise.all(sides.map((side) => stream(side, { prompt: prompt.value.trim(), user_type: side.select.value, seed, max_new_tokens: 120 }, signal)));
     } catch (error) {
       if (error.name === "AbortError") return;
       controller.abort();
       for (const side of sides) side.node.setAttribute("aria-busy", "false");
-      put(said, failure(error, ask));
+      setChildren(difference, errorState(error, generate));
       return;
     }
-    put(said, differences(...sides.map((side) => ({ name: side.select.value, text: side.text.data }))));
-    status.textContent = "Both have answered.";
+    setChildren(difference, differences(...sides.map((side) => ({ name: side.select.value, text: side.text.data }))));
+    status.textContent = "Both answers are complete.";
   }
 
-  async function speak(side, body, signal) {
+  async function stream(side, body, signal) {
     side.text.data = "";
     side.body.className = "text";
-    put(side.body, side.text);
+    setChildren(side.body, side.text);
     side.node.setAttribute("aria-busy", "true");
-    for await (const event of events("/generate", { ...body, stream: true }, signal)) {
+    for await (const event of streamEvents("/generate", { ...body, stream: true }, signal)) {
       if ("delta" in event) side.text.appendData(event.delta);
     }
     side.node.setAttribute("aria-busy", "false");
@@ -89,16 +89,16 @@ export function comparison({ studio, speakers, left, right, prompts }) {
       {
         onsubmit: (event) => {
           event.preventDefault();
-          ask();
+          generate();
         },
       },
       prompt,
-      el("datalist", { id: list }, prompts.map((text) => el("option", { value: text }))),
-      el("button", { type: "submit" }, "Ask both"),
+      el("datalist", { id: listId }, prompts.map((text) => el("option", { value: text }))),
+      el("button", { type: "submit" }, "Generate both"),
     ),
     el("div.answers.two", {}, sides.map((side) => side.node)),
-    said,
+    difference,
     status,
   );
-  return { node, ask };
+  return { node, generate };
 }

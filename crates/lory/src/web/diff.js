@@ -1,17 +1,17 @@
-// The difference of two texts by words: the longest common subsequence, as the words that both have in the same order.
+// The difference of two texts by words, from their longest common subsequence. Must not know elements.
 
-/** Words, each with the space behind it. */
+/** Splits a text into words, each with the white space after it. */
 export const words = (text) => text.match(/\S+\s*/gu) ?? [];
 
 /**
- * Runs of words in order, each `{ text, in }` with `in` one of `both`, `left`, `right`; what differs in one place is one run of each
- * side. Takes time by the product of the lengths, so what is longer than `limit` words is cut off.
+ * The runs of words in order, each `{ text, in }` with `in` one of `both`, `left` or `right`. Takes time in proportion to the product
+ * of the lengths, so each text is cut off after `limit` words.
  */
 export function diff(left, right, limit = 1500) {
   const a = words(left).slice(0, limit);
   const b = words(right).slice(0, limit);
   const same = (i, j) => a[i].trim() === b[j].trim();
-  // length[i][j]: of the longest common subsequence of what is left from i and j on.
+  // length[i][j] is the length of the longest common subsequence of a[i..] and b[j..].
   const width = b.length + 1;
   const length = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i -= 1) {
@@ -22,35 +22,35 @@ export function diff(left, right, limit = 1500) {
     }
   }
   const runs = [];
-  // What differs is gathered until both agree again.
-  let [cut, added] = ["", ""];
-  const settle = () => {
-    if (cut) runs.push({ text: cut, in: "left" });
+  // Collects the words that differ, until both texts agree again: one run for each side.
+  let [removed, added] = ["", ""];
+  const flush = () => {
+    if (removed) runs.push({ text: removed, in: "left" });
     if (added) runs.push({ text: added, in: "right" });
-    [cut, added] = ["", ""];
+    [removed, added] = ["", ""];
   };
   let [i, j] = [0, 0];
   while (i < a.length || j < b.length) {
     if (i < a.length && j < b.length && same(i, j)) {
-      settle();
+      flush();
       const last = runs.at(-1);
       if (last?.in === "both") last.text += b[j];
       else runs.push({ text: b[j], in: "both" });
       [i, j] = [i + 1, j + 1];
     } else if (j >= b.length || (i < a.length && length[(i + 1) * width + j] >= length[i * width + j + 1])) {
-      cut += a[i];
+      removed += a[i];
       i += 1;
     } else {
       added += b[j];
       j += 1;
     }
   }
-  settle();
+  flush();
   return runs;
 }
 
-/** The share of words that both have, 0 to 1. */
-export function alike(runs) {
+/** The share of words that both texts have, 0 to 1. */
+export function similarity(runs) {
   const count = (where) => runs.filter((run) => run.in === where).reduce((sum, run) => sum + words(run.text).length, 0);
   const both = 2 * count("both");
   const all = both + count("left") + count("right");

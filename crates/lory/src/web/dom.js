@@ -1,82 +1,121 @@
-// Small words for making elements. Text is always set as text: nothing that a model or a server says becomes markup.
+// Helpers that make elements, messages and dialogs. Text is always set as text: nothing from a model or a server becomes markup.
+// Must not know the server.
 
 /**
- * An element: `el("p.note", {id: "x", onclick: f}, "text", child)`. Properties that are functions become listeners; `null` and
- * `false` leave an attribute out, `true` sets it bare.
+ * Makes an element: `el("p.note", {id: "x", onclick: f}, "text", child)`. A function becomes a listener, `null` and `false` leave an
+ * attribute out, and `true` sets it without a value.
  */
 export function el(name, properties, ...children) {
   const [tag, ...classes] = name.split(".");
   const node = document.createElement(tag || "div");
   if (classes.length) node.className = classes.join(" ");
   for (const [key, value] of Object.entries(properties ?? {})) {
-    // ARIA's false is a word; elsewhere it is no attribute.
+    // ARIA attributes take the word "false"; others are left out.
     if (value === null || value === undefined || (value === false && !key.startsWith("aria-"))) continue;
     if (typeof value === "function") node.addEventListener(key.replace(/^on/, ""), value);
     else if (key === "value" || key === "checked" || key === "disabled") node[key] = value;
     else if (key === "style") for (const [name, text] of Object.entries(value)) node.style.setProperty(name, text);
     else node.setAttribute(key, value === true && !key.startsWith("aria-") ? "" : String(value));
   }
-  add(node, children);
+  append(node, children);
   return node;
 }
 
-/** Adds children: nodes, texts, lists of them; nothing for null and false. */
-export function add(node, children) {
-  for (const child of [children].flat(Infinity)) {
+/** Appends nodes, texts and lists of them; skips null and false. */
+export function append(node, ...children) {
+  for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
     node.append(child instanceof Node ? child : String(child));
   }
   return node;
 }
 
-/** Puts children in the place of all that is there. */
-export function put(node, ...children) {
+/** Replaces all children. */
+export function setChildren(node, ...children) {
   node.replaceChildren();
-  return add(node, children);
+  return append(node, children);
 }
 
-/** An element of SVG, which has a namespace of its own. */
+/** Makes an SVG element. */
 export function svg(tag, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [key, value] of Object.entries(attributes ?? {})) {
     if (value !== null && value !== undefined) node.setAttribute(key, String(value));
   }
-  return add(node, children);
+  return append(node, children);
 }
 
-/** A line that goes away by itself, read out by screen readers. */
+/** Shows a short message for six seconds; screen readers read it out. */
 export function toast(text, kind = "good") {
   const node = el(`p.toast.${kind}`, {}, text);
   document.getElementById("toasts").append(node);
   setTimeout(() => node.remove(), 6000);
 }
 
-/** A picture of nothing being there, with what to do about it. Its title is no heading: it stands wherever it is needed. */
-export function empty(title, ...more) {
+/** A placeholder for an empty list, with what to do about it. Its title is not a heading, so it fits under any heading level. */
+export function emptyState(title, ...more) {
   return el("div.empty", {}, el("p.title", {}, title), ...more.map((one) => (typeof one === "string" ? el("p", {}, one) : one)));
 }
 
-/** A wide thing that scrolls sideways in its own frame, by the keyboard too. */
-export function scroller(label, wide) {
-  return el("div.scroll", { tabindex: 0, role: "region", "aria-label": label }, wide);
-}
-
-/** An error as a person reads it. */
-export function failure(error, again) {
+/** An error with an optional retry button. `titles` maps an HTTP status to a title that is more specific than the error's own. */
+export function errorState(error, retry, titles = {}) {
   return el(
     "div.empty.bad",
     { role: "alert" },
-    el("p.title", {}, error.title ?? "That did not work"),
+    el("p.title", {}, titles[error.status] ?? error.title ?? "Something went wrong"),
     el("p", {}, error.message),
-    again && el("button", { type: "button", onclick: again }, "Try again"),
+    retry && el("button", { type: "button", onclick: retry }, "Try again"),
   );
 }
 
+/** Wraps a wide element so that it scrolls sideways in its own frame, also by keyboard. */
+export function scrollable(label, wide) {
+  return el("div.scroll", { tabindex: 0, role: "region", "aria-label": label }, wide);
+}
+
+/** An area for dropped files: `onDrop` receives the DataTransfer. */
+export function dropzone(onDrop, ...children) {
+  const node = el(
+    "div.dropzone",
+    {
+      ondragover: (event) => {
+        event.preventDefault();
+        node.dataset.dragOver = "";
+      },
+      ondragleave: () => delete node.dataset.dragOver,
+      ondrop: (event) => {
+        event.preventDefault();
+        delete node.dataset.dragOver;
+        onDrop(event.dataTransfer);
+      },
+    },
+    children,
+  );
+  return node;
+}
+
+/** A hidden file input; a button opens it with `click()`. `onFiles` receives the chosen files, if there are any. */
+export function fileInput(attributes, onFiles) {
+  return el("input.visually-hidden", {
+    type: "file",
+    tabindex: -1,
+    "aria-hidden": "true",
+    ...attributes,
+    onchange: (event) => {
+      const files = [...event.target.files];
+      // Without this, choosing the same file again would not be a change.
+      event.target.value = "";
+      if (files.length) onFiles(files);
+    },
+  });
+}
+
 /**
- * Asks in a dialog, and resolves to what was answered: `true`, a form's data where `body` has fields, or `null`.
+ * Opens a dialog and resolves to its form data when the user confirms, or to `null`. `confirm` and `cancel` are the buttons' labels; a
+ * dialog without `cancel` has one button.
  * @returns {Promise<FormData | null>}
  */
-export function confirm({ title, body, yes, danger = false }) {
+export function openDialog({ title, body, confirm, cancel = "Cancel", danger = false }) {
   return new Promise((resolve) => {
     const id = `d${Math.random().toString(36).slice(2)}`;
     const form = el(
@@ -87,42 +126,42 @@ export function confirm({ title, body, yes, danger = false }) {
       el(
         "div.actions",
         {},
-        el("button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
-        el(`button.${danger ? "danger" : "primary"}`, { type: "submit", value: "yes" }, yes),
+        cancel && el("button", { type: "button", onclick: () => dialog.close() }, cancel),
+        el(`button.${danger ? "danger" : "primary"}`, { type: "submit", value: "yes" }, confirm),
       ),
     );
-    const dialog = el("dialog.ask", { "aria-labelledby": id }, form);
-    let answer = null;
+    const dialog = el("dialog.modal", { "aria-labelledby": id }, form);
+    let result = null;
     form.addEventListener("submit", () => {
-      answer = new FormData(form);
+      result = new FormData(form);
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
-      resolve(answer);
+      resolve(result);
     });
     document.body.append(dialog);
     dialog.showModal();
-    // A dialog that destroys something does not begin on the button that does it.
+    // Focus the first field, or else the cancel button, so that Enter does not confirm a deletion.
     (form.querySelector("input, textarea, select") ?? form.querySelector("button"))?.focus();
   });
 }
 
-/** Copies a text, and says so. */
-export async function copy(text, what = "Copied") {
+/** Copies a text to the clipboard and shows a message. */
+export async function copyText(text, message = "Copied") {
   try {
     await navigator.clipboard.writeText(text);
-    toast(what);
+    toast(message);
   } catch {
-    // Without HTTPS beyond this machine there is no clipboard.
-    toast("The browser does not let this page copy; select the text instead", "bad");
+    // Browsers offer the clipboard to HTTPS pages and to localhost only.
+    toast("The browser does not allow copying here. Select the text and copy it instead.", "bad");
   }
 }
 
-/** Runs `work` when nobody has called for `ms`. */
+/** Runs `work` once no call has come for `ms` milliseconds. */
 export function debounce(work, ms) {
   let timer = 0;
-  return (...given) => {
+  return (...args) => {
     clearTimeout(timer);
-    timer = setTimeout(() => work(...given), ms);
+    timer = setTimeout(() => work(...args), ms);
   };
 }

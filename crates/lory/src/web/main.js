@@ -1,31 +1,31 @@
-// The frame: which view is shown, the colours, the key, whether the server is there. Each view is a module of its own and knows
-// nothing of the others.
+// The page's frame: the tabs and the view that is shown, the theme, the API key, the server's status and the keyboard. Each view is its
+// own module; views must not know each other.
 
-import { get, key, onKeyWanted, state } from "./api.js";
-import { confirm, el, put } from "./dom.js";
+import { get, key, onKeyRequired, serverStatus } from "./api.js";
+import { el, openDialog, setChildren } from "./dom.js";
 import { evaluate } from "./evaluate.js";
-import { listen } from "./listen.js";
+import { monitor } from "./monitor.js";
 import { personas } from "./personas.js";
+import { playground } from "./playground.js";
 import { train } from "./train.js";
-import { watch } from "./watch.js";
 
-/** How often the server is asked whether it is there, in milliseconds: seldom while it is, often while it is not. */
-const LOOK = { ready: 5000, other: 1500 };
+/** How often the server's status is polled, in milliseconds. */
+const POLL = { ready: 5000, other: 1500 };
 
 const main = document.getElementById("main");
 
-/** What all views share. Views subscribe to `changed`, which is fired when personas may have changed. */
+/** State that all views share. Listen to `changed` on `events`: it fires when the list of personas may have changed. */
 const studio = {
-  /** The base's name, once known. */
+  /** The base model's name, once it is known. */
   base: null,
-  /** Names that may be asked, personas only. */
+  /** Whether this key may send requests to the base itself. */
+  baseAllowed: false,
+  /** The names of the personas that this key may use. */
   personas: [],
-  /** The variables of those that have any: their defaults, or `{ required: true }`. */
+  /** Persona name -> its system prompt's variables, each a default value or `{ required: true }`. */
   variables: new Map(),
-  /** Whether the key may administer; null while that is not known. */
-  admin: null,
   events: new EventTarget(),
-  /** Reads again who is there. */
+  /** Reads the list of personas again. */
   async refresh() {
     const models = (await get("/v1/models")).data;
     studio.base = models.find((model) => model.parent === null)?.id ?? models[0]?.parent ?? null;
@@ -35,165 +35,173 @@ const studio = {
     studio.variables = new Map(personas.map((model) => [model.id, model.variables ?? {}]));
     studio.events.dispatchEvent(new Event("changed"));
   },
-  /** The colour of a speaker: the base is grey, personas have one each in the order of their names. */
-  tone(name) {
-    const place = studio.personas.indexOf(name.split("@")[0]);
-    return place < 0 ? "var(--tone-base)" : `var(--tone-${place % 6})`;
+  /** A persona's colour, by its place in the list; the base is grey. */
+  color(name) {
+    const index = studio.personas.indexOf(name.split("@")[0]);
+    return index < 0 ? "var(--palette-base)" : `var(--palette-${index % 6})`;
   },
 };
 
-const views = { listen, personas, train, evaluate, watch };
-for (const link of document.querySelectorAll(".tabs a")) link.hidden = !(link.dataset.view in views);
-const tabs = () => [...document.querySelectorAll(".tabs a:not([hidden])")];
-const shown = new Map();
+/* Views */
+
+const views = { playground, personas, train, evaluate, monitor };
+/** Earlier fragments of views, which bookmarks may still use. */
+const RENAMED = { listen: "playground", watch: "monitor" };
+const tabs = [...document.querySelectorAll(".tabs a")];
+const opened = new Map();
 let current = null;
 
-function show() {
-  const [wanted, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  const name = wanted in views ? wanted : "listen";
-  for (const link of document.querySelectorAll(".tabs a")) {
+function showView() {
+  const [fragment, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponent);
+  const wanted = RENAMED[fragment] ?? fragment;
+  const name = wanted in views ? wanted : "playground";
+  for (const link of tabs) {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   if (current === name) {
-    shown.get(name).show?.(rest);
+    opened.get(name).show?.(rest);
     return;
   }
-  shown.get(current)?.hide?.();
-  if (!shown.has(name)) shown.set(name, views[name](studio));
-  const view = shown.get(name);
-  put(main, view.root);
+  opened.get(current)?.hide?.();
+  if (!opened.has(name)) opened.set(name, views[name](studio));
+  const view = opened.get(name);
+  setChildren(main, view.root);
   current = name;
-  document.title = `${name[0].toUpperCase()}${name.slice(1)} · Lory studio`;
+  document.title = `${tabs.find((link) => link.dataset.view === name).textContent} · Lory studio`;
   view.show?.(rest);
 }
 
-/* Colours */
+/* Theme */
 
 const THEMES = {
-  system: { next: "light", said: "Colours: as the system has them", icon: "◐" },
-  light: { next: "dark", said: "Colours: light", icon: "☀" },
-  dark: { next: "system", said: "Colours: dark", icon: "☾" },
+  system: { next: "light", icon: "◐" },
+  light: { next: "dark", icon: "☀" },
+  dark: { next: "system", icon: "☾" },
 };
 const themeButton = document.getElementById("theme");
-function theme(name) {
+function setTheme(name) {
   document.documentElement.dataset.theme = name;
   themeButton.textContent = THEMES[name].icon;
-  themeButton.setAttribute("aria-label", `${THEMES[name].said}. Change`);
-  themeButton.title = THEMES[name].said;
+  themeButton.setAttribute("aria-label", `Theme: ${name}. Change`);
+  themeButton.title = `Theme: ${name}`;
 }
 themeButton.addEventListener("click", () => {
   const { next } = THEMES[document.documentElement.dataset.theme];
-  theme(next);
+  setTheme(next);
   try {
     localStorage.setItem("lory.theme", next);
   } catch {
-    // It holds for this page then.
+    // Storage may be disabled; the theme then lasts until the page is closed.
   }
 });
-theme(document.documentElement.dataset.theme in THEMES ? document.documentElement.dataset.theme : "system");
+setTheme(document.documentElement.dataset.theme in THEMES ? document.documentElement.dataset.theme : "system");
 
-/* The key */
+/* API key */
 
 const keyButton = document.getElementById("key");
-let asking = null;
-function askForKey() {
-  asking ??= confirm({
-    title: key.get() ? "The server does not take this key" : "This server wants a key",
+let pendingKey = null;
+/** Asks for a key once, however many requests need it. Resolves to whether one was entered. */
+function requestKey() {
+  pendingKey ??= openDialog({
+    title: key.get() ? "The server rejected this key" : "This server requires an API key",
     body: [
-      el("p", {}, "Keys are made with ", el("code", {}, "lory key new NAME"), ". The page keeps it until this tab is closed."),
-      el("label.field", {}, "Key", el("input", { type: "password", name: "key", autocomplete: "off", required: true })),
+      el("p", {}, "Create a key with ", el("code", {}, "lory key new NAME"), ". The page keeps it until you close this tab."),
+      el("label.field", {}, "API key", el("input", { type: "password", name: "key", autocomplete: "off", required: true })),
     ],
-    yes: "Use this key",
+    confirm: "Use this key",
   }).then((form) => {
-    asking = null;
-    const given = form?.get("key")?.trim();
-    if (!given) return false;
-    key.set(given);
+    pendingKey = null;
+    const entered = form?.get("key")?.trim();
+    if (!entered) return false;
+    key.set(entered);
     keyButton.hidden = false;
     return true;
   });
-  return asking;
+  return pendingKey;
 }
-onKeyWanted(askForKey);
+onKeyRequired(requestKey);
 keyButton.hidden = !key.get();
 keyButton.addEventListener("click", async () => {
-  const form = await confirm({
-    title: "The key of this tab",
-    body: el("p", {}, "Forget it, and the page asks for another one when the server wants it."),
-    yes: "Forget the key",
+  const form = await openDialog({
+    title: "Remove the API key from this tab?",
+    body: el("p", {}, "The page asks for a key again when the server requires one."),
+    confirm: "Remove key",
   });
   if (!form) return;
   key.set("");
   location.reload();
 });
 
-/* Whether the server is there */
+/* Server status */
 
-const stateLine = document.getElementById("state");
+const statusLine = document.getElementById("server-status");
 const banner = document.getElementById("banner");
-const SAID = {
-  loading: ["The base is loading", "The server is loading its base. The page goes on by itself when it is there."],
-  stopping: ["Stopping", "The server is stopping. The page goes on by itself when it is back."],
-  away: ["No answer", "Nothing answers at this address. The page goes on by itself when the server is back."],
+const STATUS = {
+  loading: ["Loading model", "The server is loading the base model. This page continues automatically when it is ready."],
+  stopping: ["Shutting down", "The server is shutting down. This page reconnects automatically."],
+  unreachable: ["Not connected", "The server does not respond. This page reconnects automatically."],
 };
-let was = null;
-async function look() {
-  const now = await state();
-  if (now.is !== was) {
-    stateLine.dataset.is = now.is;
-    stateLine.lastElementChild.textContent = now.is === "ready" ? now.base : SAID[now.is][0];
-    stateLine.title = now.is === "ready" ? `Ready, serving ${now.base}` : SAID[now.is][1];
-    banner.hidden = now.is === "ready";
-    banner.textContent = now.is === "ready" ? "" : SAID[now.is][1];
-    was = now.is;
-    if (now.is === "ready") {
+let lastStatus = null;
+async function pollStatus() {
+  const { status, base } = await serverStatus();
+  if (status !== lastStatus) {
+    const ready = status === "ready";
+    const [label, message] = ready ? [base, ""] : STATUS[status];
+    statusLine.dataset.status = status;
+    statusLine.lastElementChild.textContent = label;
+    statusLine.title = ready ? `Ready, serving ${base}` : message;
+    banner.hidden = ready;
+    banner.textContent = message;
+    lastStatus = status;
+    if (ready) {
       await studio.refresh().catch(() => {
-        // The views say what is wrong when they ask.
+        // The views show the error of their own requests.
         studio.events.dispatchEvent(new Event("changed"));
       });
-      // What failed while the server was away is asked anew.
-      if (current) shown.get(current).show?.([]);
+      // Repeats what failed while the server was not ready.
+      if (current) opened.get(current).show?.([]);
     }
   }
-  // The first view comes when it is known who is there.
-  if (!current) show();
-  setTimeout(look, now.is === "ready" ? LOOK.ready : LOOK.other);
+  // The first view opens once the personas are known.
+  if (!current) showView();
+  setTimeout(pollStatus, status === "ready" ? POLL.ready : POLL.other);
 }
 
-/* The keyboard */
+/* Keyboard */
 
-function help() {
-  const keys = [
-    [`1 – ${tabs().length}`, tabs().map((link) => link.textContent).join(", ")],
+function showShortcuts() {
+  const shortcuts = [
+    [`1 – ${tabs.length}`, tabs.map((link) => link.textContent).join(", ")],
     ["/", "Write a prompt"],
-    ["Ctrl Enter", "Ask"],
-    ["Esc", "Stop the answers"],
-    ["?", "This list"],
+    ["Ctrl Enter", "Generate"],
+    ["Esc", "Stop generating"],
+    ["?", "Show this list"],
   ];
-  return confirm({
-    title: "Keyboard",
-    body: el("div.keys", {}, keys.map(([name, what]) => [el("kbd", {}, name), el("span", {}, what)])),
-    yes: "Good",
+  return openDialog({
+    title: "Keyboard shortcuts",
+    body: el("div.shortcuts", {}, shortcuts.map(([keys, action]) => [el("kbd", {}, keys), el("span", {}, action)])),
+    confirm: "Close",
+    cancel: null,
   });
 }
-document.getElementById("help").addEventListener("click", help);
+document.getElementById("help").addEventListener("click", showShortcuts);
 addEventListener("keydown", (event) => {
   const typing = event.target.closest?.("input, textarea, select, dialog");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const link = tabs()[Number(event.key) - 1];
+  const link = tabs[Number(event.key) - 1];
   if (link) {
     location.hash = link.hash;
     main.focus();
   } else if (event.key === "?") {
-    help();
+    showShortcuts();
   } else if (event.key === "/") {
     event.preventDefault();
-    location.hash = "#listen";
-    show();
+    location.hash = "#playground";
+    showView();
     document.getElementById("prompt")?.focus();
   }
 });
 
-addEventListener("hashchange", show);
-look();
+addEventListener("hashchange", showView);
+pollStatus();

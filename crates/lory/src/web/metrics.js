@@ -1,9 +1,9 @@
-// The server's counters as numbers: OpenMetrics' text (the exposition format, version 1.0.0) as `name{labels} value`.
+// Reads and evaluates the server's metrics: the text format of OpenMetrics 1.0.0, with lines `name{labels} value`. Must not know elements.
 
 import { text } from "./api.js";
 
-/** `Map(name -> [{ labels, value }])` of one reading, with the time in seconds at which it was taken. */
-export async function read(options) {
+/** One reading of `/metrics`: `series` is a `Map(name -> [{ labels, value }])`, `at` the time in seconds when it was taken. */
+export async function readMetrics(options) {
   const series = new Map();
   for (const line of (await text("/metrics", options)).split("\n")) {
     const match = /^([A-Za-z_:][\w:]*)(?:\{(.*?)\})? (\S+)/.exec(line);
@@ -18,21 +18,22 @@ export async function read(options) {
   return { series, at: performance.now() / 1000 };
 }
 
-/** The sum of a metric over all of its labels, 0 where it is not there. */
-export const sum = (reading, name, wanted = () => true) =>
-  (reading.series.get(name) ?? []).filter((one) => wanted(one.labels)).reduce((total, one) => total + one.value, 0);
+/** The sum of a metric over the labels that `matches` accepts; 0 for a missing metric. */
+export const sum = (reading, name, matches = () => true) =>
+  (reading.series.get(name) ?? []).filter((one) => matches(one.labels)).reduce((total, one) => total + one.value, 0);
 
-/** How much a counter rose between two readings. A server that was started again begins at 0. */
-export const rise = (before, now, name, wanted) => {
-  const [a, b] = [sum(before, name, wanted), sum(now, name, wanted)];
+/** The increase of a counter between two readings. After a restart the counter starts again at 0. */
+export const increase = (before, now, name, matches) => {
+  const [a, b] = [sum(before, name, matches), sum(now, name, matches)];
   return b >= a ? b - a : b;
 };
 
-/** A counter's rise per second between two readings. */
-export const rate = (before, now, name, wanted) => rise(before, now, name, wanted) / Math.max(now.at - before.at, 0.001);
+/** A counter's increase per second between two readings. */
+export const rate = (before, now, name, matches) => increase(before, now, name, matches) / Math.max(now.at - before.at, 0.001);
 
 /**
- * The quantile `q` of what a histogram saw between two readings, in its own unit, linear within a bucket; null where it saw nothing.
+ * The quantile `q` of a histogram's values between two readings, in the metric's unit, interpolated within a bucket; null where there
+ * were no values.
  */
 export function quantile(before, now, name, q) {
   const buckets = (now.series.get(`${name}_bucket`) ?? [])
@@ -40,17 +41,17 @@ export function quantile(before, now, name, q) {
     .filter((le, at, all) => all.indexOf(le) === at)
     .map((le) => ({
       le: le === "+Inf" ? Infinity : Number(le),
-      count: rise(before, now, `${name}_bucket`, (labels) => labels.le === le),
+      count: increase(before, now, `${name}_bucket`, (labels) => labels.le === le),
     }))
     .sort((a, b) => a.le - b.le);
-  const all = buckets.at(-1)?.count ?? 0;
-  if (all <= 0) return null;
-  const wanted = q * all;
+  const total = buckets.at(-1)?.count ?? 0;
+  if (total <= 0) return null;
+  const rank = q * total;
   let [low, below] = [0, 0];
   for (const { le, count } of buckets) {
-    if (count >= wanted) {
+    if (count >= rank) {
       if (le === Infinity) return low;
-      return count === below ? le : low + ((wanted - below) / (count - below)) * (le - low);
+      return count === below ? le : low + ((rank - below) / (count - below)) * (le - low);
     }
     [low, below] = [le, count];
   }

@@ -1,5 +1,8 @@
-//! The studio, a page at `/`: files that a browser takes as they are, held in the program. Knows no service: whatever the page does it
-//! asks of the public API, and it asks nobody else.
+//! Serves the studio, the web page at `/`: HTML, CSS and JavaScript modules, embedded in the binary and sent to the browser as they are.
+//! Must not know the service: the page uses the public API only.
+//!
+//! `index.html` and `main.js` are the frame; `playground.js`, `personas.js`, `train.js`, `evaluate.js` and `monitor.js` are the views;
+//! `colors.css` has every colour. The first comment of each file says what it shows.
 
 use std::sync::OnceLock;
 
@@ -11,7 +14,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest as _, Sha256};
 
-/// Holds the page to its own files and to this server: no script, style or picture from elsewhere or from within a text.
+/// The content security policy: the page loads its own files and sends requests to this server only. Inline scripts and styles are not
+/// allowed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
@@ -20,49 +24,58 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const PICTURE: &str = "image/svg+xml";
 
-/// A file of the page.
+/// An embedded file.
 struct File {
     name: &'static str,
-    kind: &'static str,
+    content_type: &'static str,
     text: &'static str,
 }
 
 macro_rules! files {
-    ($($name:literal $kind:ident),* $(,)?) => {
-        &[$(File { name: $name, kind: $kind, text: include_str!($name) }),*]
+    ($($name:literal $content_type:ident),* $(,)?) => {
+        &[$(File { name: $name, content_type: $content_type, text: include_str!($name) }),*]
     };
 }
 
-/// All of them; the first is the page itself.
+/// All files; the first is the page itself.
 static FILES: &[File] = files![
     "index.html" HTML,
+    "colors.css" STYLE,
     "studio.css" STYLE,
     "icon.svg" PICTURE,
     "theme.js" SCRIPT,
     "main.js" SCRIPT,
+    "playground.js" SCRIPT,
+    "answer-card.js" SCRIPT,
+    "blend.js" SCRIPT,
+    "snippets.js" SCRIPT,
+    "compare.js" SCRIPT,
+    "personas.js" SCRIPT,
+    "adapter-upload.js" SCRIPT,
+    "zip.js" SCRIPT,
+    "train.js" SCRIPT,
+    "training-form.js" SCRIPT,
+    "training-job.js" SCRIPT,
+    "loss-chart.js" SCRIPT,
+    "samples.js" SCRIPT,
+    "review.js" SCRIPT,
+    "evaluate.js" SCRIPT,
+    "blind-vote.js" SCRIPT,
+    "evaluation-run.js" SCRIPT,
+    "evaluation-results.js" SCRIPT,
+    "monitor.js" SCRIPT,
+    "chart.js" SCRIPT,
+    "metrics.js" SCRIPT,
     "api.js" SCRIPT,
     "dom.js" SCRIPT,
     "format.js" SCRIPT,
     "diff.js" SCRIPT,
-    "code.js" SCRIPT,
-    "compare.js" SCRIPT,
-    "trial.js" SCRIPT,
-    "listen.js" SCRIPT,
-    "personas.js" SCRIPT,
-    "upload.js" SCRIPT,
-    "zip.js" SCRIPT,
-    "train.js" SCRIPT,
-    "samples.js" SCRIPT,
-    "evaluate.js" SCRIPT,
-    "measure.js" SCRIPT,
-    "watch.js" SCRIPT,
-    "metrics.js" SCRIPT,
-    "chart.js" SCRIPT,
+    "example-prompts.js" SCRIPT,
 ];
 
 impl File {
-    /// Names this very content.
-    fn tag(&self) -> HeaderValue {
+    /// The `ETag`: the first 8 bytes of the content's SHA-256, in hex.
+    fn etag(&self) -> HeaderValue {
         static TAGS: OnceLock<Vec<HeaderValue>> = OnceLock::new();
         let tags = TAGS.get_or_init(|| {
             let tag = |file: &File| {
@@ -77,40 +90,38 @@ impl File {
             .unwrap_or_else(|| HeaderValue::from_static("\"\""))
     }
 
-    /// The file, or that the browser has it already.
-    fn answer(&self, asked: &HeaderMap) -> Response {
-        let tag = self.tag();
-        let known = asked.get_all(IF_NONE_MATCH).iter().any(|known| {
-            let known = known.to_str().unwrap_or_default().split(',');
-            known
-                .map(str::trim)
-                .any(|known| known.as_bytes() == tag.as_bytes())
+    /// The response with the file, or 304 if the request's `If-None-Match` has its `ETag`.
+    fn response(&self, request: &HeaderMap) -> Response {
+        let etag = self.etag();
+        let cached = request.get_all(IF_NONE_MATCH).iter().any(|tags| {
+            let mut tags = tags.to_str().unwrap_or_default().split(',');
+            tags.any(|tag| tag.trim().as_bytes() == etag.as_bytes())
         });
-        // Asked again each time, so that after an update no old script meets a new page.
+        // The browser revalidates every file, so that an update never mixes old scripts with a new page.
         let headers = [
-            (ETAG, tag),
+            (ETAG, etag),
             (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-            (CONTENT_TYPE, HeaderValue::from_static(self.kind)),
+            (CONTENT_TYPE, HeaderValue::from_static(self.content_type)),
             (CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
             (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
             (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         ];
-        match known {
+        match cached {
             true => (StatusCode::NOT_MODIFIED, headers).into_response(),
             false => (headers, self.text).into_response(),
         }
     }
 }
 
-/// The page.
-pub(crate) fn page(asked: &HeaderMap) -> Response {
-    FILES[0].answer(asked)
+/// The response for the page itself.
+pub(crate) fn page(request: &HeaderMap) -> Response {
+    FILES[0].response(request)
 }
 
-/// The file of this name, if there is one.
-pub(crate) fn file(name: &str, asked: &HeaderMap) -> Option<Response> {
+/// The response for the file `name`; `None` if there is no such file.
+pub(crate) fn file(name: &str, request: &HeaderMap) -> Option<Response> {
     let file = FILES.iter().find(|file| file.name == name)?;
-    Some(file.answer(asked))
+    Some(file.response(request))
 }
 
 #[cfg(test)]
@@ -120,15 +131,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_of_the_folder_is_served_and_every_import_leads_to_one() {
+    fn every_file_of_the_folder_is_served_and_every_import_exists() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/web");
-        let there: BTreeSet<String> = std::fs::read_dir(folder)
+        let in_folder: BTreeSet<String> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| !name.ends_with(".rs"))
             .collect();
         let served: BTreeSet<String> = FILES.iter().map(|file| file.name.to_owned()).collect();
-        assert_eq!(there, served);
+        assert_eq!(in_folder, served);
         for file in FILES {
             for name in file.text.split("from \"./").skip(1) {
                 let name = name.split('"').next().unwrap();
@@ -136,13 +147,13 @@ mod tests {
             }
             for name in file.text.split("\"/studio/").skip(1) {
                 let name = name.split('"').next().unwrap();
-                assert!(served.contains(name), "{} names {name}", file.name);
+                assert!(served.contains(name), "{} refers to {name}", file.name);
             }
         }
     }
 
     #[test]
-    fn nothing_comes_from_elsewhere_or_is_made_markup() {
+    fn no_file_loads_from_another_host_or_turns_text_into_markup() {
         for file in FILES {
             let text = file.text.replace("http://www.w3.org/2000/svg", "");
             assert!(
@@ -159,13 +170,21 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_that_has_a_file_is_told_so() {
-        let first = FILES[0].answer(&HeaderMap::new());
+    fn colours_are_defined_in_one_file() {
+        let sheet = FILES.iter().find(|file| file.name == "studio.css").unwrap();
+        for notation in ["#", "rgb(", "hsl(", "oklch(", "light-dark("] {
+            assert!(!sheet.text.contains(notation), "{notation}");
+        }
+    }
+
+    #[test]
+    fn an_unchanged_file_is_304() {
+        let first = FILES[0].response(&HeaderMap::new());
         assert_eq!(first.status(), StatusCode::OK);
-        let mut asked = HeaderMap::new();
-        asked.insert(IF_NONE_MATCH, first.headers()[ETAG].clone());
-        assert_eq!(FILES[0].answer(&asked).status(), StatusCode::NOT_MODIFIED);
-        assert_eq!(FILES[1].answer(&asked).status(), StatusCode::OK);
+        let mut request = HeaderMap::new();
+        request.insert(IF_NONE_MATCH, first.headers()[ETAG].clone());
+        assert_eq!(FILES[0].response(&request).status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(FILES[1].response(&request).status(), StatusCode::OK);
         let policy = first.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
         assert!(policy.contains("script-src 'self'") && !policy.contains("unsafe"));
     }

@@ -1,62 +1,62 @@
-// Personas: who is there, in which versions, and what is done with them: publish, go back, canary, remove, add an adapter.
+// Personas: the list of personas and their versions, and the actions on them: publish, make current, canary, remove, add an adapter.
 
-import { get, json } from "./api.js";
-import { confirm, copy, el, empty, failure, put, scroller, toast } from "./dom.js";
-import { bytes, number, short, when } from "./format.js";
-import { read, sum } from "./metrics.js";
-import { uploader } from "./upload.js";
+import { get, json, personaPath } from "./api.js";
+import { adapterUpload } from "./adapter-upload.js";
+import { copyText, el, emptyState, errorState, openDialog, scrollable, setChildren, toast } from "./dom.js";
+import { bytes, number, relativeTime, shortHash } from "./format.js";
+import { readMetrics, sum } from "./metrics.js";
 
-/** A server without a home keeps no evaluations; who may not see them may not see the rest either. */
-const nothing = () => ({ data: [] });
-
-const path = (name, ...rest) => ["/v1/personas", encodeURIComponent(name), ...rest].join("/");
+/** A server without a home folder keeps no evaluations; the list is shown without them. */
+const noEvaluations = () => ({ data: [] });
 
 export function personas(studio) {
   const list = el("div.stack");
-  const search = el("input", { type: "search", placeholder: "Find", "aria-label": "Find a persona", oninput: filter });
-  const add = uploader({ names: () => known.map((one) => one.name), done: refresh });
-  const tools = el("div.stack", { hidden: true }, add.root, el("div.row", {}, search, el("span.grow"), el("button", { type: "button", onclick: refresh }, "Look again")));
+  const search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search personas", oninput: filter });
+  const upload = adapterUpload({ personaNames: () => listed.map((one) => one.name), onPublish: refresh });
+  const toolbar = el("div.stack", { hidden: true }, upload.root, el("div.row", {}, search, el("span.spacer"), el("button", { type: "button", onclick: refresh }, "Refresh")));
   const root = el(
     "section.view",
     { "aria-label": "Personas" },
     el("h1", {}, "Personas"),
-    el("p.lead", {}, "A persona is what a request names. Each of its versions is an adapter, known by the hash of its content, with its settings; the name alone means the current one."),
-    tools,
+    el("p.intro", {}, "A persona is the name that a request uses. Each version of a persona is one adapter, identified by the hash of its content, with its settings. The bare name means the current version."),
+    toolbar,
     list,
   );
-  let known = [];
+  let listed = [];
+  /** The names whose details are open, so that they stay open after a refresh. */
   const open = new Set();
 
   async function refresh() {
-    let answer;
+    let state;
     try {
-      const [listed, pool, counters, measured] = await Promise.all([get("/v1/personas"), get("/v1/lora_adapters"), read(), get("/v1/evaluations").catch(nothing)]);
-      // The newest come first, and the first of an adapter is kept.
-      const evaluations = new Map();
-      for (const { time, missed, personas } of measured.data) {
-        for (const { name, adapter } of personas) {
-          if (adapter && !evaluations.has(adapter)) evaluations.set(adapter, { time, missed: missed.filter((line) => line.startsWith(`${name}: `)) });
-        }
-      }
-      answer = { listed, pool: new Map(pool.data.map((one) => [one.sha256, one])), counters, evaluations };
+      const [personas, pool, metrics, evaluations] = await Promise.all([get("/v1/personas"), get("/v1/lora_adapters"), readMetrics(), get("/v1/evaluations").catch(noEvaluations)]);
+      state = { personas, pool: new Map(pool.data.map((one) => [one.sha256, one])), metrics, evaluations: newestByAdapter(evaluations.data) };
     } catch (error) {
-      tools.hidden = true;
-      known = [];
-      const title = error.status === 403 ? "Personas are for keys with admin rights" : undefined;
-      put(list, failure(title ? Object.assign(new Error(error.message), { title }) : error, refresh));
+      toolbar.hidden = true;
+      listed = [];
+      setChildren(list, errorState(error, refresh, { 403: "Managing personas requires an admin key" }));
       return;
     }
-    tools.hidden = false;
-    known = answer.listed.data;
-    const aliases = Object.entries(answer.listed.aliases);
-    put(
+    toolbar.hidden = false;
+    listed = state.personas.data;
+    const aliases = Object.entries(state.personas.aliases);
+    setChildren(
       list,
-      known.length
-        ? known.map((persona) => card(persona, answer))
-        : empty("No personas yet", "Drop a PEFT folder or a zip of one above, or train a tone."),
-      aliases.length > 0 && el("p.small.soft", {}, "Other names: ", aliases.map(([alias, target]) => `${alias} → ${target}`).join(", ")),
+      listed.length ? listed.map((persona) => card(persona, state)) : emptyState("No personas yet", "Drop a PEFT adapter folder or a zip of one above, or train a persona."),
+      aliases.length > 0 && el("p.small.muted", {}, "Aliases: ", aliases.map(([alias, target]) => `${alias} → ${target}`).join(", ")),
     );
     filter();
+  }
+
+  /** Adapter hash -> its newest evaluation, as the time and the thresholds that it missed. The server lists the newest first. */
+  function newestByAdapter(evaluations) {
+    const newest = new Map();
+    for (const { time, missed, personas } of evaluations) {
+      for (const { name, adapter } of personas) {
+        if (adapter && !newest.has(adapter)) newest.set(adapter, { time, missed: missed.filter((line) => line.startsWith(`${name}: `)) });
+      }
+    }
+    return newest;
   }
 
   function filter() {
@@ -64,208 +64,213 @@ export function personas(studio) {
     for (const node of list.querySelectorAll("[data-name]")) node.hidden = !node.dataset.name.includes(wanted);
   }
 
-  function residency(adapter, pool) {
-    const one = adapter && pool.get(adapter.sha256);
+  function memoryTag(adapter, pool) {
     if (!adapter) return el("span.tag", {}, "no adapter");
-    if (one?.resident) return el("span.tag.on", { title: `${bytes(one.bytes)} in memory, in use by ${one.leases}` }, "in memory");
-    return el("span.tag", {}, one?.loading ? "being read" : "on disk");
+    const entry = pool.get(adapter.sha256);
+    if (entry?.resident) return el("span.tag.on", { title: `${bytes(entry.bytes)} in memory, used by ${entry.leases} requests` }, "in memory");
+    return el("span.tag", {}, entry?.loading ? "loading" : "on disk");
   }
 
-  function card(persona, answer) {
+  function card(persona, state) {
     const { name, source, version, versions, adapter, canary } = persona;
-    const own = (labels) => labels.persona === name;
     const body = el("div.versions");
-    const more = el(
+    const node = el(
       "details.panel.persona",
       {
         "data-name": name,
         ontoggle: () => {
-          if (!more.open) {
+          if (!node.open) {
             open.delete(name);
           } else if (!body.childNodes.length) {
             open.add(name);
-            details(persona, body, answer);
+            showDetails(persona, body, state);
           }
         },
       },
       el(
         "summary",
         {},
-        el("i.dot", { style: { "--tone": studio.tone(name) } }),
+        el("i.dot", { style: { "--swatch": studio.color(name) } }),
         el("h2", {}, name),
         el("span.tag", {}, `version ${version}`),
-        source === "folder" ? el("span.tag.warn", {}, "in the folder, not published") : versions.length > 1 && el("span.tag", {}, `${versions.length} versions`),
-        canary && el("span.tag.warn", {}, `canary: ${canary.percent}% to ${canary.version}`),
-        residency(adapter, answer.pool),
-        el("span.grow"),
-        el("span.small.soft.num", {}, `${number(sum(answer.counters, "lory_requests_total", own))} requests`),
-        el("span.about.soft", {}, persona.description || "No description"),
+        source === "folder" ? el("span.tag.warn", { title: "It exists in the server's personas folder only" }, "not published") : versions.length > 1 && el("span.tag", {}, `${versions.length} versions`),
+        canary && el("span.tag.warn", {}, `canary: ${canary.percent}% to version ${canary.version}`),
+        memoryTag(adapter, state.pool),
+        el("span.spacer"),
+        el("span.small.muted.numeric", {}, `${number(sum(state.metrics, "lory_requests_total", (labels) => labels.persona === name))} requests`),
+        el("span.about.muted", {}, persona.description || "No description"),
       ),
       body,
     );
-    if (open.has(name)) more.open = true;
-    return more;
+    if (open.has(name)) node.open = true;
+    return node;
   }
 
-  async function details(persona, body, answer) {
+  async function showDetails(persona, body, state) {
     const { name, source } = persona;
-    put(body, el("p.soft", {}, "Reading its versions …"));
+    setChildren(body, el("p.muted", {}, "Loading versions …"));
     let versions;
     let history = { data: [] };
     try {
-      versions = (await get(path(name, "versions"))).data;
-      if (source === "registry") history = await get(path(name, "history"));
+      versions = (await get(personaPath(name, "versions"))).data;
+      if (source === "registry") history = await get(personaPath(name, "history"));
     } catch (error) {
-      put(body, failure(error, () => details(persona, body, answer)));
+      setChildren(body, errorState(error, () => showDetails(persona, body, state)));
       return;
     }
-    const current = versions.find((one) => one.current);
-    put(
+    setChildren(
       body,
-      scroller(
-        `Versions of ${persona.name}`,
+      scrollable(
+        `Versions of ${name}`,
         el(
           "table",
           {},
-          el("thead", {}, el("tr", {}, ["Version", "Adapter", "Size"].map((title) => el("th", { scope: "col" }, title)), ["Memory", "What to do"].map((title) => el("th", { scope: "col" }, el("span.hide-from-sight", {}, title))))),
-          el("tbody", {}, versions.map((one) => row(persona, one, answer))),
+          el("thead", {}, el("tr", {}, ["Version", "Adapter", "Size"].map((title) => el("th", { scope: "col" }, title)), ["Memory", "Actions"].map((title) => el("th", { scope: "col" }, el("span.visually-hidden", {}, title))))),
+          el("tbody", {}, versions.map((version) => versionRow(persona, version, state))),
         ),
       ),
-      settings(current),
+      settingsList(versions.find((version) => version.current)),
       el(
         "div.row",
         {},
-        source === "folder" && el("button", { type: "button", onclick: () => publish(name) }, "Publish it"),
-        source === "registry" && versions.length > 1 && !persona.canary && el("button", { type: "button", onclick: () => canary(persona, versions) }, "Canary …"),
-        persona.canary && el("button", { type: "button", onclick: () => change("DELETE", path(name, "canary"), undefined, "The canary has ended") }, "End the canary"),
-        source === "registry" && el("button", { type: "button", onclick: () => remove(name) }, "Remove the persona …"),
+        source === "folder" && el("button", { type: "button", onclick: () => publish(name) }, "Publish"),
+        source === "registry" && versions.length > 1 && !persona.canary && el("button", { type: "button", onclick: () => startCanary(name, versions) }, "Start a canary …"),
+        persona.canary && el("button", { type: "button", onclick: () => change("DELETE", personaPath(name, "canary"), undefined, "Canary ended") }, "End canary"),
+        source === "registry" && el("button", { type: "button", onclick: () => remove(name) }, "Remove persona …"),
       ),
       history.data.length > 0 &&
         el(
           "details",
           {},
-          el("summary", {}, "What happened to it"),
-          el("ol.history", {}, [...history.data].reverse().map((entry) => el("li", {}, el("span.soft.num", {}, when(entry.time)), " ", entry.summary))),
+          el("summary", {}, "History"),
+          el("ol.history", {}, [...history.data].reverse().map((entry) => el("li", {}, el("span.muted.numeric", {}, relativeTime(entry.time)), " ", entry.summary))),
         ),
     );
   }
 
-  function row(persona, one, answer) {
-    const { name } = persona;
-    const pinned = `${name}@${one.version}`;
+  function versionRow({ name }, version, state) {
+    const { adapter } = version;
+    const pinned = `${name}@${version.version}`;
     return el(
       "tr",
       {},
       el(
         "td",
         {},
-        el("b.num", {}, one.version),
+        el("b.numeric", {}, version.version),
         " ",
-        one.current && el("span.tag.on", {}, "current"),
-        one.canary && el("span.tag.warn", {}, `canary ${one.canary.percent}%`),
-        one.shadow && el("span.tag", {}, `shadow ${one.shadow.percent}%`),
-        one.aliases.map((alias) => el("span.tag", {}, `also ${alias}`)),
-        el("div.small.soft", {}, one.published ? when(one.published) : "in the folder"),
+        version.current && el("span.tag.on", {}, "current"),
+        version.canary && el("span.tag.warn", {}, `canary ${version.canary.percent}%`),
+        version.shadow && el("span.tag", {}, `shadow ${version.shadow.percent}%`),
+        version.aliases.map((alias) => el("span.tag", {}, `alias ${alias}`)),
+        el("div.small.muted", {}, version.published ? relativeTime(version.published) : "in the personas folder"),
       ),
       el(
         "td",
         {},
-        one.adapter
-          ? el("button.plain.small.mono", { type: "button", title: `${one.adapter.sha256}\nCopy`, onclick: () => copy(one.adapter.sha256, "The hash is copied") }, short(one.adapter.sha256))
-          : el("span.soft", {}, "none"),
-        evaluation(one.adapter && answer.evaluations.get(one.adapter.sha256)),
-        one.adapter?.base_sha256 && el("div.small.soft", { title: one.adapter.base_sha256 }, `base ${short(one.adapter.base_sha256)}`),
+        adapter
+          ? el("button.plain.small.mono", { type: "button", title: `${adapter.sha256}\nCopy`, onclick: () => copyText(adapter.sha256, "Hash copied") }, shortHash(adapter.sha256))
+          : el("span.muted", {}, "none"),
+        evaluationTag(adapter && state.evaluations.get(adapter.sha256)),
+        adapter?.base_sha256 && el("div.small.muted", { title: adapter.base_sha256 }, `base ${shortHash(adapter.base_sha256)}`),
       ),
-      el("td.num", {}, one.adapter ? bytes(one.adapter.bytes) : "–"),
-      el("td", {}, residency(one.adapter, answer.pool)),
+      el("td.numeric", {}, adapter ? bytes(adapter.bytes) : "–"),
+      el("td", {}, memoryTag(adapter, state.pool)),
       el(
         "td",
         {},
         el(
           "div.row.end",
           {},
-          el("a.button", { href: `#listen/${encodeURIComponent(pinned)}` }, "Listen"),
-          !one.current && el("button.small", { type: "button", onclick: () => makeCurrent(name, one.version) }, "Make current"),
-          !one.current && el("button.small", { type: "button", onclick: () => remove(pinned) }, "Remove …"),
+          el("a.button", { href: `#playground/${encodeURIComponent(pinned)}` }, "Try it"),
+          !version.current && el("button.small", { type: "button", onclick: () => makeCurrent(name, version.version) }, "Make current"),
+          !version.current && el("button.small", { type: "button", onclick: () => remove(pinned) }, "Remove …"),
         ),
       ),
     );
   }
 
-  /** What `lory eval` said of an adapter when it was last asked. */
-  const evaluation = (found) =>
-    found &&
+  /** The result of an adapter's newest evaluation. */
+  const evaluationTag = (evaluation) =>
+    evaluation &&
     el(
       "div.small",
       {},
-      el(`span.tag.${found.missed.length ? "off" : "on"}`, { title: found.missed.join("\n") || "every threshold was met" }, found.missed.length ? `missed ${found.missed.length}` : "gate passed"),
-      el("span.soft", {}, ` measured ${when(found.time)}`),
+      evaluation.missed.length
+        ? el("span.tag.off", { title: evaluation.missed.join("\n") }, `eval gate: ${evaluation.missed.length} missed`)
+        : el("span.tag.on", { title: "Every threshold was met" }, "eval gate passed"),
+      el("span.muted", {}, ` evaluated ${relativeTime(evaluation.time)}`),
     );
 
-  function settings(version) {
-    const { settings } = version;
+  function settingsList({ settings }) {
     const facts = [
       ["System prompt", settings.system_prompt],
       ["Variables", settings.variables && Object.keys(settings.variables).join(", ")],
-      ["Sampling", settings.sampling && Object.entries(settings.sampling).map(([key, value]) => `${key} ${value}`).join(", ")],
-      ["Most tokens", settings.max_new_tokens],
-      ["Stop strings", settings.stop?.map((one) => JSON.stringify(one)).join(", ")],
+      ["Sampling", settings.sampling && Object.entries(settings.sampling).map(([name, value]) => `${name} ${value}`).join(", ")],
+      ["Max tokens", settings.max_new_tokens],
+      ["Stop strings", settings.stop?.map((text) => JSON.stringify(text)).join(", ")],
       ["Scale", settings.scale],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "");
-    return el("dl.facts", {}, facts.map(([what, value]) => [el("dt", {}, what), el("dd", {}, String(value))]));
+    return el("dl.facts", {}, facts.map(([label, value]) => [el("dt", {}, label), el("dd", {}, String(value))]));
   }
 
-  /** Makes a change, says so, and looks again. */
-  async function change(method, where, body, said) {
+  /* Actions */
+
+  /** Sends a change, shows `message`, and reads the list again. */
+  async function change(method, route, body, message) {
     try {
-      await json(method, where, body);
-      toast(said);
+      await json(method, route, body);
+      toast(message);
     } catch (error) {
       toast(error.message, "bad");
     }
     await Promise.all([refresh(), studio.refresh().catch(() => {})]);
   }
 
-  const publish = (name) => change("POST", path(name, "versions"), { from_folder: true }, `${name} is published`);
+  const publish = (name) => change("POST", personaPath(name, "versions"), { from_folder: true }, `Published ${name}`);
 
   async function makeCurrent(name, version) {
-    const sure = await confirm({
+    const confirmed = await openDialog({
       title: `Make ${name}@${version} the current version?`,
-      body: el("p", {}, `From the next request on, ${name} means version ${version}. Requests under way end with theirs.`),
-      yes: "Make it current",
+      body: el("p", {}, `New requests for ${name} use version ${version}. Running requests finish with the version they started with.`),
+      confirm: "Make current",
     });
-    if (sure) await change("POST", path(name, "rollback"), { version }, `${name} is version ${version}`);
+    if (confirmed) await change("POST", personaPath(name, "rollback"), { version }, `${name} now uses version ${version}`);
   }
 
-  async function canary({ name }, versions) {
-    const others = versions.filter((one) => !one.current);
-    const share = el("input", { type: "range", name: "percent", min: 1, max: 100, value: "10", oninput: () => put(said, `${share.value}%`) });
-    const said = el("b.num", {}, "10%");
-    const form = await confirm({
-      title: `A canary of ${name}`,
+  async function startCanary(name, versions) {
+    const others = versions.filter((version) => !version.current);
+    const shown = el("b.numeric", {}, "10%");
+    const share = el("input", { type: "range", name: "percent", min: 1, max: 100, value: "10", oninput: () => setChildren(shown, `${share.value}%`) });
+    const form = await openDialog({
+      title: `Start a canary for ${name}`,
       body: [
-        el("p", {}, "A part of the requests for the bare name goes to another version. The same question always goes the same way."),
-        el("label.field", {}, "Version", el("select", { name: "version" }, others.map((one) => el("option", { value: one.version }, `${name}@${one.version}`)))),
-        el("label.field", {}, el("span", {}, "Share of the requests: ", said), share),
+        el("p", {}, "A share of the requests for the bare name goes to another version. The same prompt always goes to the same version."),
+        el("label.field", {}, "Version", el("select", { name: "version" }, others.map(({ version }) => el("option", { value: version }, `${name}@${version}`)))),
+        el("label.field", {}, el("span", {}, "Share of requests: ", shown), share),
       ],
-      yes: "Start the canary",
+      confirm: "Start canary",
     });
     if (!form) return;
-    const part = { version: Number(form.get("version")), percent: Number(form.get("percent")) };
-    await change("PUT", path(name, "canary"), part, `${part.percent}% of ${name} goes to version ${part.version}`);
+    const canary = { version: Number(form.get("version")), percent: Number(form.get("percent")) };
+    await change("PUT", personaPath(name, "canary"), canary, `${canary.percent}% of ${name} requests go to version ${canary.version}`);
   }
 
+  /** Removes a version (`customer@2`) or a whole persona, after the user has typed its name. */
   async function remove(name) {
-    const form = await confirm({
+    const consequence = name.includes("@")
+      ? "Requests can no longer use this version. Its number is not used again."
+      : "This removes all versions of the persona. Requests for this name will fail. Running requests finish.";
+    const form = await openDialog({
       title: `Remove ${name}?`,
       body: [
-        el("p", {}, name.includes("@") ? "This version cannot be asked any more, and its number is not given again." : "All of its versions go, and with them what clients ask by this name. Requests under way end with theirs."),
-        el("label.field", {}, `Type ${name} to go on`, el("input", { name: "name", autocomplete: "off", required: true, pattern: name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), title: `Type ${name}` })),
+        el("p", {}, consequence),
+        el("label.field", {}, `Type ${name} to confirm`, el("input", { name: "name", autocomplete: "off", required: true, pattern: name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), title: `Type ${name}` })),
       ],
-      yes: "Remove",
+      confirm: "Remove",
       danger: true,
     });
-    if (form?.get("name") === name) await change("DELETE", path(name), undefined, `${name} is removed`);
+    if (form?.get("name") === name) await change("DELETE", personaPath(name), undefined, `Removed ${name}`);
   }
 
   return { root, show: refresh };

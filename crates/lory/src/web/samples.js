@@ -1,70 +1,72 @@
-// What a job answers to the same prompts while it trains: the part of the form that says which prompts, and the part of a job's card
-// that steps through the answers.
+// Sampled answers: while a job trains, it answers the same prompts again and again. The form field that chooses the prompts, and the
+// history of answers that the user can step through. Must not know the rest of the form or of the job.
 
 import { get } from "./api.js";
-import { alike, diff } from "./diff.js";
-import { el, put } from "./dom.js";
+import { diff, similarity } from "./diff.js";
+import { el, setChildren } from "./dom.js";
 import { number } from "./format.js";
 
 /** The most prompts of a job. */
-const MOST = 4;
+const MAX_PROMPTS = 4;
 
-/** The parts of the form: the choice, the prompts of one's own, and `asked`, what goes into the request. */
-export function promptsField() {
-  const which = el(
+/** The form's parts: the choice, the user's own prompts, and `requestFields`, their part of the job's request. */
+export function samplePromptsField() {
+  const choice = el(
     "select",
-    { name: "samples", onchange: choose },
-    el("option", { value: "held-out" }, "questions held out from the rows"),
-    el("option", { value: "own" }, "prompts of your own"),
-    el("option", { value: "none" }, "nothing"),
+    { name: "samples", onchange: applyChoice },
+    el("option", { value: "held-out" }, "held-out questions"),
+    el("option", { value: "own" }, "your own prompts"),
+    el("option", { value: "none" }, "none"),
   );
-  const own = el("textarea", { rows: MOST, "aria-label": "Prompts, one a line", placeholder: "Where is my order #12345?", oninput: check });
-  const about = el("small");
-  const field = el("label.field", {}, "While it trains, it answers", which, about);
-  const written = () => own.value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const ownPrompts = el("textarea", { rows: MAX_PROMPTS, "aria-label": "Prompts, one per line", placeholder: "Where is my order #12345?", oninput: validate });
+  const hint = el("small");
+  const field = el("label.field", {}, "Sample prompts during training", choice, hint);
+  const written = () => ownPrompts.value.split("\n").map((line) => line.trim()).filter(Boolean);
 
-  function choose() {
-    own.hidden = which.value !== "own";
-    about.textContent = {
-      "held-out": "Up to three, so that you can read how the tone comes.",
-      own: `Up to ${MOST}, one a line.`,
-      none: "Only the losses will tell how it goes.",
-    }[which.value];
-    check();
-    if (!own.hidden) own.focus();
+  function applyChoice() {
+    ownPrompts.hidden = choice.value !== "own";
+    hint.textContent = {
+      "held-out": "Up to three, so that you can read how the tone develops.",
+      own: `Up to ${MAX_PROMPTS}, one per line.`,
+      none: "You see only the losses.",
+    }[choice.value];
+    validate();
+    if (!ownPrompts.hidden) ownPrompts.focus();
   }
 
-  function check() {
+  function validate() {
     const count = written().length;
-    const wrong = own.hidden ? "" : count === 0 ? "Write a prompt, or choose the held-out questions" : count > MOST ? `These are ${count} prompts; at most ${MOST}, one a line` : "";
-    own.setCustomValidity(wrong);
+    let message = "";
+    if (!ownPrompts.hidden && count === 0) message = "Write a prompt, or choose held-out questions";
+    if (!ownPrompts.hidden && count > MAX_PROMPTS) message = `There are ${count} prompts; at most ${MAX_PROMPTS} are allowed, one per line`;
+    ownPrompts.setCustomValidity(message);
   }
 
-  choose();
+  applyChoice();
   return {
     field,
-    own,
-    /** The field of a job's request; nothing where the server is to choose. */
-    asked: () => (which.value === "held-out" ? {} : { sample_prompts: which.value === "none" ? [] : written() }),
+    ownPrompts,
+    /** No field lets the server choose held-out questions. */
+    requestFields: () => (choice.value === "held-out" ? {} : { sample_prompts: choice.value === "none" ? [] : written() }),
   };
 }
 
-/** The answers of the job `id`, step by step: the base's beside those of the step that is chosen, at first the newest. */
-export function timeline(id) {
-  const slider = el("input", { type: "range", min: 0, max: 0, step: 1, value: "0", "aria-label": "Step of the answers", oninput: turn });
-  const back = el("button.small", { type: "button", "aria-label": "An earlier step", onclick: () => go(-1) }, "◂");
-  const on = el("button.small", { type: "button", "aria-label": "A later step", onclick: () => go(1) }, "▸");
-  const at = el("b.num");
-  const legend = el("p.small.soft");
+/** The answers of the job `id` by step: those before training on the left, those of the chosen step, at first the newest, on the right. */
+export function sampleHistory(id) {
+  const slider = el("input", { type: "range", min: 0, max: 0, step: 1, value: "0", "aria-label": "Training step of the answers", oninput: showStep });
+  const back = el("button.small", { type: "button", "aria-label": "Earlier step", onclick: () => moveBy(-1) }, "◂");
+  const forward = el("button.small", { type: "button", "aria-label": "Later step", onclick: () => moveBy(1) }, "▸");
+  const position = el("b.numeric");
+  const legend = el("p.small.muted");
   const list = el("div.stack");
-  const controls = el("div.stepping", {}, back, slider, on, at);
-  const node = el("details.samples", { hidden: true, open: true }, el("summary", {}, "What it answers, step by step"), controls, legend, list);
+  const controls = el("div.step-controls", {}, back, slider, forward, position);
+  const node = el("details.samples", { hidden: true, open: true }, el("summary", {}, "Answers during training"), controls, legend, list);
   let drawn = "";
   let steps = [];
-  /** For each prompt the parts that change with the step. */
-  let shown = [];
+  /** For each prompt the elements that change with the step: the heading, and one answer for each step. */
+  let changing = [];
 
-  /** Reads the answers, and says whether that went well; `over` says that no more will come. */
+  /** Reads the answers; whether the request succeeded. `over` means that the job has ended. */
   async function read(over) {
     let samples;
     try {
@@ -72,58 +74,62 @@ export function timeline(id) {
     } catch {
       return false;
     }
-    // Of a job that is over, other things come first.
+    // A job that had already ended starts folded.
     if (node.hidden && over) node.open = false;
     node.hidden = !samples.length;
-    const key = JSON.stringify(samples);
-    if (key === drawn) return true;
-    drawn = key;
-    const follows = Number(slider.value) >= steps.length - 1;
-    steps = [...new Set(samples.map((one) => one.step))].sort((a, b) => a - b);
+    const state = JSON.stringify(samples);
+    if (state === drawn) return true;
+    drawn = state;
+    // Moves on to the newest step, unless the user has gone back.
+    const atNewest = Number(slider.value) >= steps.length - 1;
+    steps = [...new Set(samples.map((sample) => sample.step))].sort((a, b) => a - b);
     draw(samples);
     slider.max = String(Math.max(steps.length - 1, 0));
-    // Who has gone back to an earlier step stays there.
-    if (follows) slider.value = slider.max;
-    turn();
+    if (atNewest) slider.value = slider.max;
+    showStep();
     return true;
   }
 
   function draw(samples) {
-    const answers = new Map();
-    for (const one of samples) {
-      if (!answers.has(one.prompt)) answers.set(one.prompt, new Map());
-      answers.get(one.prompt).set(one.step, one.answer);
+    const byPrompt = new Map();
+    for (const { prompt, step, answer } of samples) {
+      if (!byPrompt.has(prompt)) byPrompt.set(prompt, new Map());
+      byPrompt.get(prompt).set(step, answer);
     }
-    shown = [];
-    put(
+    const [first, ...later] = steps;
+    changing = [];
+    setChildren(
       list,
-      [...answers].map(([prompt, byStep]) => {
-        const [first, ...later] = steps;
-        const heading = el("h4.small.soft");
-        // All steps lie on one another, so that the place is as high as the longest of them and nothing moves from step to step.
-        const pages = later.map((step, index) => el("p.said", {}, marked(byStep, index === 0 ? null : later[index - 1], step)));
-        const waits = el("p.said.soft", {}, "The first answer comes when it has learnt something.");
-        const stack = el("div.pages", {}, pages.length ? pages : waits);
-        shown.push({ heading, pages });
+      [...byPrompt].map(([prompt, answers]) => {
+        const heading = el("h4.small.muted");
+        // The answers of all steps overlap, so the area is as high as the longest one and nothing moves from step to step.
+        const pages = later.map((step, index) => el("p.quote", {}, highlightNew(answers, index === 0 ? null : later[index - 1], step)));
+        const pending = el("p.quote.muted", {}, "The first answer comes after some training.");
+        changing.push({ heading, pages });
         return el(
           "section.sample",
           {},
-          el("p.asked", {}, prompt),
-          el("div.sides", {}, el("div", {}, el("h4.small.soft", {}, first === 0 ? "Before training" : `Step ${number(first)}`), el("p.said", {}, said(byStep.get(first)))), el("div", {}, heading, stack)),
+          el("p.prompt-text", {}, prompt),
+          el(
+            "div.columns",
+            {},
+            el("div", {}, el("h4.small.muted", {}, first === 0 ? "Before training" : `Step ${number(first)}`), el("p.quote", {}, answerText(answers.get(first)))),
+            el("div", {}, heading, el("div.step-answers", {}, pages.length ? pages : pending)),
+          ),
         );
       }),
     );
   }
 
-  const said = (text) => (text === undefined ? "–" : text || "(nothing)");
+  const answerText = (text) => (text === undefined ? "–" : text || "(empty answer)");
 
-  /** An answer with the words marked that the one before did not have; the first is new as a whole. */
-  function marked(byStep, before, step) {
-    const now = byStep.get(step);
-    const then = byStep.get(before);
-    if (!now || !then) return said(now);
-    const runs = diff(then, now);
-    if (alike(runs) === 1) return now;
+  /** The answer at `step`, with the words highlighted that the answer at `before` did not have. */
+  function highlightNew(answers, before, step) {
+    const now = answers.get(step);
+    const previous = answers.get(before);
+    if (!now || !previous) return answerText(now);
+    const runs = diff(previous, now);
+    if (similarity(runs) === 1) return now;
     return runs
       .filter((run) => run.in !== "left")
       .map(({ text, in: where }) => {
@@ -132,27 +138,27 @@ export function timeline(id) {
       });
   }
 
-  function turn() {
-    // The first step stands on the left all the time; the slider goes through those behind it.
-    const place = Math.max(Number(slider.value), steps.length > 1 ? 1 : 0);
+  function showStep() {
+    // The first step is always on the left; the slider covers the steps after it.
+    const index = Math.max(Number(slider.value), steps.length > 1 ? 1 : 0);
     slider.min = steps.length > 1 ? "1" : "0";
-    const step = steps[place];
-    const newest = place === steps.length - 1;
-    for (const { heading, pages } of shown) {
-      heading.textContent = place === 0 ? "After training" : `After step ${number(step)}`;
-      for (const [index, page] of pages.entries()) page.toggleAttribute("data-on", index === place - 1);
+    const step = steps[index];
+    const newest = index === steps.length - 1;
+    for (const { heading, pages } of changing) {
+      heading.textContent = index === 0 ? "After training" : `After step ${number(step)}`;
+      for (const [page, answer] of pages.entries()) answer.toggleAttribute("data-shown", page === index - 1);
     }
     controls.hidden = steps.length < 3;
-    at.textContent = steps.length > 1 ? `step ${number(step)}${newest ? ", the newest" : ""}` : "";
-    slider.setAttribute("aria-valuetext", at.textContent);
-    back.disabled = place <= 1;
-    on.disabled = newest;
-    legend.textContent = place > 1 ? `Marked: words that are new since step ${number(steps[place - 1])}.` : "";
+    position.textContent = steps.length > 1 ? `step ${number(step)}${newest ? " (newest)" : ""}` : "";
+    slider.setAttribute("aria-valuetext", position.textContent);
+    back.disabled = index <= 1;
+    forward.disabled = newest;
+    legend.textContent = index > 1 ? `Highlighted: words that are new since step ${number(steps[index - 1])}.` : "";
   }
 
-  function go(by) {
-    slider.value = String(Number(slider.value) + by);
-    turn();
+  function moveBy(count) {
+    slider.value = String(Number(slider.value) + count);
+    showStep();
   }
 
   return { node, read };

@@ -1,6 +1,7 @@
-// A zip archive without compression (APPNOTE 6.3, sections 4.3.7, 4.3.12 and 4.3.16): a dropped folder goes to the server as one body.
+// Writes a zip archive without compression (APPNOTE 6.3, sections 4.3.7, 4.3.12 and 4.3.16), so that a dropped folder can be uploaded as
+// one body. Must not know elements.
 
-const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   let c = n;
   for (let bit = 0; bit < 8; bit += 1) c = c & 1 ? 0xedb88320 ^ (c >>> 1) : c >>> 1;
   return c >>> 0;
@@ -8,11 +9,11 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
 
 function crc32(bytes) {
   let c = 0xffffffff;
-  for (const byte of bytes) c = TABLE[(c ^ byte) & 0xff] ^ (c >>> 8);
+  for (const byte of bytes) c = CRC_TABLE[(c ^ byte) & 0xff] ^ (c >>> 8);
   return (c ^ 0xffffffff) >>> 0;
 }
 
-/** Little-endian numbers, each `[width in bytes, value]`. */
+/** Packs little-endian numbers, each `[width in bytes, value]`. */
 function record(...fields) {
   const bytes = new Uint8Array(fields.reduce((sum, [width]) => sum + width, 0));
   const view = new DataView(bytes.buffer);
@@ -25,7 +26,7 @@ function record(...fields) {
   return bytes;
 }
 
-/** A zip of files, `[{ name, file }]`; each is read whole. Together they must stay under 4 GiB. */
+/** A zip of `files`, each `{ name, file }`. Reads each file into memory; all together must be smaller than 4 GiB. */
 export async function zip(files) {
   const parts = [];
   const directory = [];

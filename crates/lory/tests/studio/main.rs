@@ -1,5 +1,5 @@
-//! The studio in a real browser, against the program as it is served, over a tiny random base: `flows.mjs` says what must hold,
-//! `install` gets the browser. Without npm or chromium it is not tried, and says so; where `LORY_EVERY_CLIENT` is set that is an error.
+//! Tests the studio in a real browser, served by the binary with a tiny random base. `flows.mjs` has the test cases, `install` installs
+//! the browser. Without npm or chromium the test prints a message and passes; with `LORY_EVERY_CLIENT` set it fails.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,21 +9,21 @@ use formats::peft::Dtype;
 use serde_json::json;
 use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_of};
 
-fn here(name: &str) -> PathBuf {
+fn test_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/studio")
         .join(name)
 }
 
-fn there(program: &str) -> bool {
+fn is_installed(program: &str) -> bool {
     Command::new(program)
         .arg("--version")
         .output()
         .is_ok_and(|output| output.status.success())
 }
 
-/// Writes what a server needs, and what is dropped onto the page.
-fn scene(home: &Path) {
+/// Writes the files that the server needs, and those that the test drops onto the page.
+fn prepare(home: &Path) {
     std::fs::write(
         home.join("tiny.gguf"),
         tiny_gguf_of(1, GgmlType::Q4_1, 2048),
@@ -63,11 +63,11 @@ fn scene(home: &Path) {
         "{\"instruction\": \"a\", \"output\": \"b\"}\n{oops\n",
     )
     .unwrap();
-    let told =
+    let scores =
         json!({"tone_share": 0.5, "copied_share": 1.0, "repetition": 0.1, "length_ratio": 1.2});
     let matrix =
         json!({"warm": {"warm": 0.9, "formal": 0.1}, "formal": {"warm": 0.2, "formal": 0.8}});
-    let persona = |name: &str| json!({"name": name, "version": 1, "adapter": "ab".repeat(32), "persona": told, "loss": 1.5});
+    let persona = |name: &str| json!({"name": name, "version": 1, "adapter": "ab".repeat(32), "persona": scores, "loss": 1.5});
     let evaluation = json!({
         "base": "tiny", "personas": [persona("warm"), persona("formal")], "missed": ["warm: tone is 50.0%"],
         "losses": {"warm": {"tiny": 3.0, "warm": 1.5, "formal": 3.5}, "formal": {"tiny": 2.7, "warm": 3.0, "formal": 1.6}},
@@ -80,21 +80,21 @@ fn scene(home: &Path) {
 }
 
 #[test]
-fn the_flows() {
-    let every = std::env::var_os("LORY_EVERY_CLIENT").is_some();
+fn the_studio_works_in_a_browser() {
+    let required = std::env::var_os("LORY_EVERY_CLIENT").is_some();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("studio");
-    let installed = Command::new(here("install")).arg(&folder).output().unwrap();
-    let said = String::from_utf8_lossy(&installed.stderr);
-    assert!(installed.status.success() || !every, "install: {said}");
-    if !folder.join("installed").is_file() || !there("chromium") || !there("node") {
-        assert!(!every, "there is no npm or no chromium: {said}");
-        eprintln!("no npm or no chromium: the studio was not tried");
+    let installed = Command::new(test_file("install")).arg(&folder).output().unwrap();
+    let stderr = String::from_utf8_lossy(&installed.stderr);
+    assert!(installed.status.success() || !required, "install: {stderr}");
+    if !folder.join("installed").is_file() || !is_installed("chromium") || !is_installed("node") {
+        assert!(!required, "npm, node or chromium is missing: {stderr}");
+        eprintln!("npm, node or chromium is missing: the studio was not tested");
         return;
     }
     let home = tempfile::tempdir().unwrap();
-    scene(home.path());
+    prepare(home.path());
     let run = Command::new("node")
-        .arg(here("flows.mjs"))
+        .arg(test_file("flows.mjs"))
         .arg(env!("CARGO_BIN_EXE_lory"))
         .arg(home.path())
         .arg(&folder)
@@ -102,11 +102,11 @@ fn the_flows() {
         .env_remove("RUST_LOG")
         .output()
         .unwrap();
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         run.status.success(),
         "{}\n{}",
-        said(&run.stdout),
-        said(&run.stderr)
+        text(&run.stdout),
+        text(&run.stderr)
     );
 }

@@ -1,6 +1,7 @@
-// Makes the pictures of docs/studio.md: node screenshots.mjs LORY PLAYWRIGHT OUT [BASE]. LORY is the program, PLAYWRIGHT the folder
-// that `install` made, BASE a GGUF file; without it `lory` finds or fetches the demo base. Asks the two shipped personas, and trains a third
-// one on the rows of pirate.jsonl, which were written for this. Each view is taken in light, in dark, and 360 px wide, in 64 colours.
+// Makes the pictures of docs/studio.md: node screenshots.mjs LORY PLAYWRIGHT OUT [BASE]. LORY is the binary, PLAYWRIGHT the folder that
+// `install` prepared, OUT the folder of the pictures, BASE a GGUF file; by default `lory` finds or downloads the demo base. It uses the two
+// shipped personas and trains a third one on pirate.jsonl, whose rows were written for this. It takes each view in the light theme, in
+// the dark theme and 360 px wide, each as a PNG with 64 colours.
 
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -17,9 +18,9 @@ process.env.LORY_HOME ??= mkdtempSync(join(tmpdir(), "lory-studio-"));
 const server = await serve(lory, repository, ["--personas", "personas", ...(base ? ["--base", base] : [])]);
 const browser = await browse(playwright);
 
-const idle = (page) => page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, { timeout: 120_000 });
+const waitForAnswers = (page) => page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, { timeout: 120_000 });
 
-/** What is done in a view before its pictures are taken. */
+/** What to do in each view before its pictures are taken. */
 const views = {
   async personas(page) {
     await page.locator("[data-name=customer] summary").first().click();
@@ -31,56 +32,56 @@ const views = {
   },
   async job(page) {
     await page.locator("input[type=file]").first().setInputFiles(join(import.meta.dirname, "pirate.jsonl"));
-    await page.getByLabel("Passes over the rows").fill("4");
-    await page.getByLabel("While it trains, it answers").selectOption("own");
-    await page.getByLabel("Prompts, one a line").fill("What is the status of my order #12345?\nMy parcel arrived with a dent. What now?");
-    await page.getByRole("button", { name: "Train", exact: true }).click();
-    await page.getByText("pirate@1 is published").waitFor({ timeout: 600_000 });
+    await page.getByLabel("Epochs").fill("4");
+    await page.getByLabel("Sample prompts during training").selectOption("own");
+    await page.getByLabel("Prompts, one per line").fill("What is the status of my order #12345?\nMy parcel arrived with a dent. What now?");
+    await page.getByRole("button", { name: "Start training" }).click();
+    await page.locator(".toast", { hasText: "Published pirate@1" }).waitFor({ timeout: 600_000 });
     await page.locator(".toast").first().waitFor({ state: "detached" });
   },
   async evaluate(page) {
-    await page.getByRole("button", { name: "Begin" }).click();
+    await page.getByRole("button", { name: "Start voting" }).click();
     await page.waitForTimeout(500);
-    await idle(page);
+    await waitForAnswers(page);
   },
-  async watch(page) {
-    const ask = (prompt) => fetch(`${server.address}/generate`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ prompt, user_type: "partner" }) });
-    const asked = Promise.all(["Where is my order?", "May I return it?", "Who pays the postage?"].map(ask));
+  async monitor(page) {
+    const generate = (prompt) => fetch(`${server.address}/generate`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ prompt, user_type: "partner" }) });
+    const answers = Promise.all(["Where is my order?", "May I return it?", "Who pays the postage?"].map(generate));
     await page.waitForTimeout(14_000);
-    await asked;
+    await answers;
   },
-  async listen(page) {
-    await page.getByLabel("Share of the first tone in the blend").fill("50");
-    await page.getByRole("button", { name: "Ask" }).click();
+  async playground(page) {
+    await page.getByLabel("Share of the first persona in the blend").fill("50");
+    await page.getByRole("button", { name: "Generate", exact: true }).click();
     await page.waitForTimeout(500);
-    await idle(page);
+    await waitForAnswers(page);
   },
 };
 
-/** Where a view is that has another one's address. */
-const PLACES = { job: "train" };
+/** The address of a picture's view, where it differs from the picture's name. */
+const ADDRESSES = { job: "train" };
 
-const KINDS = [
+const VARIANTS = [
   ["light", 1080, "light"],
   ["dark", 1080, "dark"],
   ["narrow", 360, "light"],
 ];
 
-async function take(page, path) {
+async function savePicture(page, path) {
   const picture = png.decode(await page.screenshot({ fullPage: true }));
   writeFileSync(path, Buffer.from(png.encode(png.toRGBA8(picture), picture.width, picture.height, COLOURS)));
 }
 
 try {
-  for (const [view, act] of Object.entries(views)) {
-    const page = await open(browser, `${server.address}/#${PLACES[view] ?? view}`, { viewport: { width: 1080, height: 800 } });
+  for (const [view, prepare] of Object.entries(views)) {
+    const page = await open(browser, `${server.address}/#${ADDRESSES[view] ?? view}`, { viewport: { width: 1080, height: 800 } });
     await page.waitForTimeout(1500);
-    await act(page);
-    for (const [kind, width, scheme] of KINDS) {
+    await prepare(page);
+    for (const [variant, width, scheme] of VARIANTS) {
       await page.setViewportSize({ width, height: 800 });
       await page.emulateMedia({ colorScheme: scheme });
       await page.waitForTimeout(400);
-      await take(page, join(out, `${view}-${kind}.png`));
+      await savePicture(page, join(out, `${view}-${variant}.png`));
     }
     await page.context().close();
   }
