@@ -4,7 +4,7 @@
 import { get, post, streamEvents } from "./api.js";
 import { el, errorState, setChildren, toast } from "./dom.js";
 import { EXAMPLE_PROMPTS } from "./example-prompts.js";
-import { number, versionedName } from "./format.js";
+import { count, versionedName } from "./format.js";
 
 export function blindVote(studio) {
   const options = el("datalist", { id: "vote-models" });
@@ -72,7 +72,7 @@ export function blindVote(studio) {
       el("span", {}, el("b.numeric", {}, pair.a_wins), ` ${pair.a}`),
       bar,
       el("span", {}, `${pair.b} `, el("b.numeric", {}, pair.b_wins)),
-      el("small.muted", {}, `${number(all)} ${all === 1 ? "vote" : "votes"}, ${number(pair.ties)} ${pair.ties === 1 ? "tie" : "ties"}`),
+      el("small.muted", {}, `${count(all, "vote")}, ${count(pair.ties, "tie")}`),
     );
   }
 

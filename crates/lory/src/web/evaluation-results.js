@@ -3,7 +3,7 @@
 
 import { get } from "./api.js";
 import { el, emptyState, errorState, scrollable, setChildren } from "./dom.js";
-import { percent, relativeTime, shortHash } from "./format.js";
+import { count, percent, relativeTime, shortHash } from "./format.js";
 
 export function evaluationResults() {
   const choice = el("select", { "aria-label": "Evaluation", onchange: () => load() });
@@ -137,7 +137,7 @@ export function evaluationResults() {
     return el(
       "details",
       {},
-      el("summary", {}, `Answers side by side (${samples.length} questions)`),
+      el("summary", {}, `Answers side by side (${count(samples.length, "question")})`),
       el(
         "div.stack",
         {},

@@ -2,7 +2,7 @@
 
 import { get, post, uploadDataset } from "./api.js";
 import { el, errorState, fileInput, setChildren, toast } from "./dom.js";
-import { number } from "./format.js";
+import { count, number } from "./format.js";
 
 /** How often a running evaluation is polled, in milliseconds. */
 const POLL = 1000;
@@ -106,7 +106,7 @@ export function evaluationRun(studio, onResult) {
     } catch {
       // A key without permission to train has no files.
     }
-    setChildren(rows, el("option", { value: "" }, "each persona's own"), files.map((one) => el("option", { value: one.id }, `${one.filename} (${number(one.rows)} rows)`)));
+    setChildren(rows, el("option", { value: "" }, "each persona's own"), files.map((one) => el("option", { value: one.id }, `${one.filename} (${count(one.rows, "row")})`)));
     rows.value = files.some((one) => one.id === before) ? before : "";
   }
 

@@ -6,6 +6,9 @@ const decimal = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 /** 12,345; 9.4 for small fractions. */
 export const number = (n) => (Math.abs(n) >= 100 || Number.isInteger(n) ? integer : decimal).format(n);
 
+/** A count with its noun: 1 vote, 2 votes. */
+export const count = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
+
 /** 1.2 MiB. */
 export function bytes(n) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];

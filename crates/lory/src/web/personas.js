@@ -3,7 +3,7 @@
 import { get, json, personaPath } from "./api.js";
 import { adapterUpload } from "./adapter-upload.js";
 import { copyText, el, emptyState, errorState, openDialog, scrollable, setChildren, toast } from "./dom.js";
-import { bytes, number, relativeTime, shortHash } from "./format.js";
+import { bytes, count, relativeTime, shortHash } from "./format.js";
 import { readMetrics, sum } from "./metrics.js";
 
 /** A server without a home folder keeps no evaluations; the list is shown without them. */
@@ -67,7 +67,7 @@ export function personas(studio) {
   function memoryTag(adapter, pool) {
     if (!adapter) return el("span.tag", {}, "no adapter");
     const entry = pool.get(adapter.sha256);
-    if (entry?.resident) return el("span.tag.on", { title: `${bytes(entry.bytes)} in memory, used by ${entry.leases} requests` }, "in memory");
+    if (entry?.resident) return el("span.tag.on", { title: `${bytes(entry.bytes)} in memory, used by ${count(entry.leases, "request")}` }, "in memory");
     return el("span.tag", {}, entry?.loading ? "loading" : "on disk");
   }
 
@@ -97,7 +97,7 @@ export function personas(studio) {
         canary && el("span.tag.warn", {}, `canary: ${canary.percent}% to version ${canary.version}`),
         memoryTag(adapter, state.pool),
         el("span.spacer"),
-        el("span.small.muted.numeric", {}, `${number(sum(state.metrics, "lory_requests_total", (labels) => labels.persona === name))} requests`),
+        el("span.small.muted.numeric", {}, count(sum(state.metrics, "lory_requests_total", (labels) => labels.persona === name), "request")),
         el("span.about.muted", {}, persona.description || "No description"),
       ),
       body,

@@ -3,7 +3,7 @@
 
 import { get, json, uploadDataset } from "./api.js";
 import { dropzone, el, emptyState, errorState, fileInput, setChildren, toast } from "./dom.js";
-import { bytes, number } from "./format.js";
+import { bytes, count, number } from "./format.js";
 import { trainingForm } from "./training-form.js";
 import { isOver, trainingJob } from "./training-job.js";
 
@@ -87,7 +87,7 @@ export function train(studio) {
       el(
         "section.panel.stack",
         {},
-        el("div.row.between", {}, el("h2", {}, uploaded.filename), el("span.muted.small", {}, `${number(uploaded.rows)} ${uploaded.pairs ? "pairs" : "rows"}, ${bytes(uploaded.bytes)}`)),
+        el("div.row.between", {}, el("h2", {}, uploaded.filename), el("span.muted.small", {}, `${count(uploaded.rows, uploaded.pairs ? "pair" : "row")}, ${bytes(uploaded.bytes)}`)),
         findingsList(lint),
         el("details", { open: true }, el("summary", {}, "Rows as the model sees them; the highlighted part is trained"), el("div.rows", {}, rows.map(renderedRow))),
         trainingForm({ studio, dataset: uploaded, onStart, onDelete: () => deleteDataset(uploaded) }),
@@ -96,7 +96,7 @@ export function train(studio) {
   }
 
   function findingsList(lint) {
-    if (!lint.findings.length) return el("p", {}, el("span.tag.on", {}, "no problems found"), ` in ${number(lint.rows)} rows`);
+    if (!lint.findings.length) return el("p", {}, el("span.tag.on", {}, "no problems found"), ` in ${count(lint.rows, "row")}`);
     const label = (problem) => problem.replaceAll("_", " ");
     const counts = new Map();
     for (const { problem } of lint.findings) counts.set(problem, (counts.get(problem) ?? 0) + 1);
@@ -113,7 +113,7 @@ export function train(studio) {
     return el(
       "figure.rendered",
       {},
-      el("figcaption.small.muted", {}, `line ${line}`, heldOut && ", held out", `, ${answer.tokens} tokens, ${answer.trained_tokens} trained`, answer.fate !== "whole" && `, ${answer.reason ?? answer.fate.replace("_", " ")}`),
+      el("figcaption.small.muted", {}, `line ${line}`, heldOut && ", held out", `, ${count(answer.tokens, "token")}, ${number(answer.trained_tokens)} trained`, answer.fate !== "whole" && `, ${answer.reason ?? answer.fate.replace("_", " ")}`),
       el("pre", {}, parts(answer, "mark")),
       rejected && el("pre", { "aria-label": "rejected" }, parts(rejected, "del")),
     );

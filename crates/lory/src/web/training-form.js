@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { el, setChildren } from "./dom.js";
-import { approximateDuration, bytes, number } from "./format.js";
+import { approximateDuration, bytes, count } from "./format.js";
 import { samplePromptsField } from "./samples.js";
 
 /** A persona name made from a file's name. */
@@ -103,8 +103,8 @@ export function trainingForm({ studio, dataset, onStart, onDelete }) {
       if (own !== latest) return;
       const steps = estimate.plan?.steps ?? estimate.plan?.adapters?.[0]?.steps;
       const facts = [
-        steps !== undefined && `${number(steps)} steps`,
-        `${number(estimate.tokens)} tokens`,
+        steps !== undefined && count(steps, "step"),
+        count(estimate.tokens, "token"),
         `${bytes(estimate.memory_needed)} of memory`,
       ].filter(Boolean);
       plan.className = "plan";
