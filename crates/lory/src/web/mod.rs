@@ -183,7 +183,10 @@ mod tests {
         assert_eq!(first.status(), StatusCode::OK);
         let mut request = HeaderMap::new();
         request.insert(IF_NONE_MATCH, first.headers()[ETAG].clone());
-        assert_eq!(FILES[0].response(&request).status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(
+            FILES[0].response(&request).status(),
+            StatusCode::NOT_MODIFIED
+        );
         assert_eq!(FILES[1].response(&request).status(), StatusCode::OK);
         let policy = first.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
         assert!(policy.contains("script-src 'self'") && !policy.contains("unsafe"));

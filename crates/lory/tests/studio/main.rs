@@ -83,7 +83,10 @@ fn prepare(home: &Path) {
 fn the_studio_works_in_a_browser() {
     let required = std::env::var_os("LORY_EVERY_CLIENT").is_some();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("studio");
-    let installed = Command::new(test_file("install")).arg(&folder).output().unwrap();
+    let installed = Command::new(test_file("install"))
+        .arg(&folder)
+        .output()
+        .unwrap();
     let stderr = String::from_utf8_lossy(&installed.stderr);
     assert!(installed.status.success() || !required, "install: {stderr}");
     if !folder.join("installed").is_file() || !is_installed("chromium") || !is_installed("node") {
