@@ -12,6 +12,7 @@ pub mod decimal;
 pub mod folder;
 pub mod gguf;
 pub mod peft;
+pub mod persona_name;
 pub mod safetensors;
 pub mod tokenizer;
 

@@ -9,9 +9,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use base::Base;
 use formats::peft;
 use kernels::{Compute, Device, KvType};
-use lory::service::Base;
 use model::Adapter;
 use safetensors::tensor::{Dtype, TensorView};
 

@@ -12,12 +12,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use base::open::load;
+use base::quant_cache::Overlaid;
+use base::{BaseFiles, Held, Wording};
 use formats::gguf::{Gguf, GgufWriter, dequantize, quantize};
 use formats::tokenizer::Special;
 use kernels::{Compute, Device, KvType};
-use lory::kept::Overlaid;
-use lory::service::base::load;
-use lory::service::{BaseFiles, Held, Wording};
 use model::{Loading, Model, Precision};
 use serde_json::Value;
 use testkit::{log_probabilities, logits};

@@ -91,6 +91,6 @@ fn the_adapters_are_whole_in_bf16_and_of_one_base() {
         }
         bases.insert(adapter.metadata["lory.base_sha256"].clone());
     }
-    let known = BTreeSet::from([lory::pull::KNOWN[0].sha256.to_owned()]);
+    let known = BTreeSet::from([base::hub::KNOWN[0].sha256.to_owned()]);
     assert_eq!(bases, known);
 }

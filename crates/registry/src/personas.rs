@@ -7,6 +7,7 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
+use formats::persona_name::is_persona_name;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{LookupError, PersonaError};
@@ -291,7 +292,7 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
     let name = dir
         .file_name()
         .and_then(|name| name.to_str())
-        .filter(|name| spec::is_name(name));
+        .filter(|name| is_persona_name(name));
     let name = name.ok_or_else(|| PersonaError::Name {
         path: dir.to_owned(),
     })?;

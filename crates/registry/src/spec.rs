@@ -9,12 +9,12 @@
 
 use std::fmt;
 
+use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
+
 /// Most parts of a blend.
 pub const MAX_PARTS: usize = 8;
 /// A scale lies from -`MAX_SCALE` to `MAX_SCALE`.
 pub const MAX_SCALE: f32 = 4.0;
-/// Longest name, in characters.
-pub const MAX_NAME: usize = 64;
 
 /// One persona of a blend.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,16 +48,6 @@ pub struct SpecError {
     pub position: usize,
     /// What is wrong, and what would be right.
     pub message: String,
-}
-
-/// Whether `name` may name a persona: 1 to 64 of a-z, 0-9, `-` and `_`, the first a letter or a digit.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
-    name.len() <= MAX_NAME
-        && name.bytes().enumerate().all(|(i, byte)| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || (i > 0 && b"-_".contains(&byte))
-        })
-        && !name.is_empty()
 }
 
 /// Reads a spec.
@@ -119,11 +109,11 @@ fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
     if name.is_empty() {
         return error(indent, "a persona's name is missing".to_owned());
     }
-    if !is_name(name) {
+    if !is_persona_name(name) {
         return error(
             indent,
             format!(
-                "`{}` is no persona's name; a name has 1 to {MAX_NAME} of a-z, 0-9, - and _, and begins with a letter or \
+                "`{}` is no persona's name; a name has 1 to {MAX_PERSONA_NAME} of a-z, 0-9, - and _, and begins with a letter or \
                  a digit",
                 shortened(name)
             ),

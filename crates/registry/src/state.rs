@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{AdapterRecord, Change, Entry};
 use crate::error::RegistryError;
 use crate::settings::PersonaSettings;
-use crate::spec;
 
 /// The most versions of one persona; what is older can be removed.
 pub const MAX_VERSIONS: usize = 10_000;
@@ -415,13 +415,13 @@ impl Record {
 }
 
 fn check_name(name: &str) -> Result<(), RegistryError> {
-    match spec::is_name(name) {
+    match is_persona_name(name) {
         true => Ok(()),
         false => Err(RegistryError::Refused {
             message: format!(
                 "{name:?} is no persona's name; a name has 1 to {} of a-z, 0-9, - and _, and begins with a letter or a \
                  digit",
-                spec::MAX_NAME
+                MAX_PERSONA_NAME
             ),
         }),
     }

@@ -6,19 +6,19 @@ use anyhow::Context as _;
 use formats::folder;
 use model::{ModelSizes, Precision};
 
-use crate::home::Home;
-use crate::kept::Kept;
-use crate::plan::{self, Demand, HardwareProfile};
-use crate::progress::Progress;
-use crate::pull::{self, HubSettings, RepositoryId, Source};
-use crate::service::{BaseFiles, Held, files};
+use base::home::Home;
+use base::hub::{self, HubSettings, RepositoryId, Source};
+use base::plan::{self, Demand, HardwareProfile};
+use base::progress::Progress;
+use base::quant_cache::Kept;
+use base::{BaseFiles, Held, files};
 
 /// The flag, for every command that needs a base.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct BaseArgs {
     /// The base model: smollm2-135m (fetched when it is missing), a repository that was pulled (owner/name), or the path of a GGUF
     /// file or of a Hugging Face folder
-    #[arg(long, value_name = "ID|PATH", default_value = pull::KNOWN[0].id)]
+    #[arg(long, value_name = "ID|PATH", default_value = hub::KNOWN[0].id)]
     pub base: String,
 }
 
@@ -76,10 +76,10 @@ impl BaseArgs {
     /// Finds the file, fetching it if need be.
     pub fn locate(&self) -> anyhow::Result<Located> {
         let path = Path::new(&self.base);
-        match pull::known(&self.base) {
+        match hub::known(&self.base) {
             Some(known) if !path.exists() => {
                 let mut progress = Progress::stderr();
-                let pulled = pull::pull(
+                let pulled = hub::pull(
                     known,
                     &Home::find()?,
                     &HubSettings::from_env(),
@@ -106,7 +106,7 @@ impl BaseArgs {
             _ if RepositoryId::parse(&self.base).is_some() => {
                 // A path that is not there may look like one, too.
                 let id = RepositoryId::parse(&self.base);
-                let found = id.and_then(|id| pull::fetched(&id, &Home::find().ok()?));
+                let found = id.and_then(|id| hub::fetched(&id, &Home::find().ok()?));
                 let Some(path) = found else {
                     anyhow::bail!(
                         "--base {0}: no such file or folder, and no repository that was pulled; lory pull {0} fetches it",
@@ -123,7 +123,7 @@ impl BaseArgs {
             _ => anyhow::bail!(
                 "--base {}: no such file or folder, and no known base; the known ones are {}",
                 self.base,
-                pull::known_ids()
+                hub::known_ids()
             ),
         }
     }

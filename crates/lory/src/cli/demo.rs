@@ -11,10 +11,10 @@ use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::serve::{POLL, at_home, listen, serve};
 use super::{Verdict, columns, generate, print};
-use crate::home::Home;
-use crate::http::ServerSettings;
-use crate::plan::Demand;
-use crate::service::{Ask, Service, Settings};
+use base::home::Home;
+use base::plan::Demand;
+use server::ServerSettings;
+use service::{Ask, Service, Settings};
 
 const QUESTION: &str = "What is the status of my order #12345?";
 /// Ports tried after one that is taken.

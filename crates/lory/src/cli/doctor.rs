@@ -9,11 +9,11 @@ use super::base::{BaseArgs, PrecisionArgs};
 use super::serve::size as bytes_of;
 use super::table::Table;
 use super::{Verdict, print};
-use crate::home::Home;
-use crate::kept::{Entry, Kept};
-use crate::plan::{self, Demand, HardwareProfile, Probe, size};
-use crate::progress::Progress;
-use crate::service::BaseFiles;
+use base::BaseFiles;
+use base::home::Home;
+use base::plan::{self, Demand, HardwareProfile, Probe, size};
+use base::progress::Progress;
+use base::quant_cache::{Entry, Kept};
 
 /// Look at the machine, and plan how a base runs on it
 #[derive(Debug, clap::Args)]

@@ -8,8 +8,8 @@ use super::columns;
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::{Usage, Verdict, print};
-use crate::plan::Demand;
-use crate::service::{
+use base::plan::Demand;
+use service::{
     Answer, Ask, Conversation, FieldNames, Gathered, Overrides, RequestError, Service, Settings,
     TextEvent, TextStream,
 };

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::table::Table;
 use super::{Usage, Verdict, print};
-use crate::access::file::{self, Entry, MAX_SHARE};
-use crate::access::secret::{self, Digest};
+use auth::file::{self, Entry, MAX_SHARE};
+use auth::secret::{self, Digest};
 
 /// Make, list and revoke the API keys of a server
 #[derive(Debug, clap::Subcommand)]
@@ -103,7 +103,7 @@ fn new(args: NewArgs) -> anyhow::Result<Verdict> {
     for persona in &args.personas {
         file::check_pattern(persona).map_err(|said| Usage(format!("--persona: {said}")))?;
     }
-    let secret = secret::fresh().map_err(crate::access::KeysError::Random)?;
+    let secret = secret::fresh().map_err(auth::KeysError::Random)?;
     let everybody = args.personas.is_empty();
     let entry = Entry {
         name: args.name,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use registry::Personas;
 
-use crate::home::Home;
+use base::home::Home;
 
 /// The flag, for every command that needs personas.
 #[derive(Debug, Clone, clap::Args)]

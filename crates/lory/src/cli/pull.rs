@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::{Usage, Verdict, print};
-use crate::home::Home;
-use crate::progress::Progress;
-use crate::pull::{self, HubSettings, RepositoryId, Source, Wanted};
+use base::home::Home;
+use base::hub::{self, HubSettings, RepositoryId, Source, Wanted};
+use base::progress::Progress;
 
 /// Fetch a base model into the cache
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ Examples:
   lory pull owner/name-GGUF --file name.Q4_K_M.gguf --revision main")]
 pub(super) struct Args {
     /// Which base: a known one, or a repository of the Hugging Face hub (owner/name)
-    #[arg(default_value = pull::KNOWN[0].id)]
+    #[arg(default_value = hub::KNOWN[0].id)]
     id: String,
     /// The branch, tag or commit of a repository; the commit that it is at now is kept [default: main]
     #[arg(long, value_name = "REVISION")]
@@ -34,7 +34,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
-    let Some(base) = pull::known(&args.id) else {
+    let Some(base) = hub::known(&args.id) else {
         return repository(args);
     };
     if args.revision.is_some() || args.file.is_some() {
@@ -45,7 +45,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         return Err(Usage(why).into());
     }
     let mut progress = Progress::stderr();
-    let pulled = pull::pull(
+    let pulled = hub::pull(
         base,
         &Home::find()?,
         &HubSettings::from_env(),
@@ -72,7 +72,7 @@ fn repository(args: Args) -> anyhow::Result<Verdict> {
         Usage(format!(
             "unknown base `{}`; the known ones are {}, all others are repositories of the hub: owner/name",
             args.id,
-            pull::known_ids()
+            hub::known_ids()
         ))
     })?;
     let wanted = Wanted {
@@ -82,7 +82,7 @@ fn repository(args: Args) -> anyhow::Result<Verdict> {
     };
     let mut progress = Progress::stderr();
     let settings = HubSettings::from_env();
-    let fetched = pull::pull_repository(&wanted, &Home::find()?, &settings, &mut progress)?;
+    let fetched = hub::pull_repository(&wanted, &Home::find()?, &settings, &mut progress)?;
     progress.clear();
     let path = fetched.path.display().to_string();
     let id = wanted.id.as_str();

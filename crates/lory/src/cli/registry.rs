@@ -4,8 +4,8 @@ use anyhow::Context as _;
 use registry::{Location, Personas, Registry};
 
 use super::personas::PersonasArgs;
-use crate::catalog::Catalog;
-use crate::home::Home;
+use base::home::Home;
+use service::catalog::Catalog;
 
 /// The flag, for every command that asks published personas or changes them.
 #[derive(Debug, Clone, clap::Args)]

@@ -16,13 +16,13 @@ use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
 use super::server::ServerArgs;
 use super::{Verdict, print};
-use crate::home::Home;
-use crate::http::{self, ServerSettings, Slot};
-use crate::jobs::{JobError, JobSettings, Jobs};
-use crate::plan::Demand;
-use crate::runner::Turns;
-use crate::service::{Service, Settings};
-use crate::sharing::Sharing;
+use base::home::Home;
+use base::plan::Demand;
+use jobs::{EvaluationResults, JobError, JobSettings, Jobs};
+use server::{self, ServerSettings, Slot};
+use service::runner::Turns;
+use service::sharing::Sharing;
+use service::{Service, Settings};
 
 /// How many personas are named at the start.
 const SHOWN: usize = 12;
@@ -239,7 +239,7 @@ pub(super) fn at_home(settings: Settings) -> Settings {
     let home = Home::find().ok();
     Settings {
         uploads: home.as_ref().map(Home::uploads),
-        judgements: home.as_ref().map(Home::judgements),
+        votes: home.as_ref().map(Home::judgements),
         ..settings
     }
 }
@@ -284,7 +284,7 @@ pub(super) fn serve(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let slot = Slot::loading();
         let reached = Reached::new(address, &settings);
-        let served = http::serve(slot.clone(), listener, settings, http::shutdown_signal());
+        let served = server::serve(slot.clone(), listener, settings, server::shutdown_signal());
         let mut server = tokio::spawn(served);
         let (service, known) = tokio::select! {
             // Told to stop before there was anything to serve.
@@ -296,7 +296,12 @@ pub(super) fn serve(
             service.follow(every);
             service.compare_shadows();
         }
-        let queue = queue(&service, jobs, known);
+        let results = Home::find().ok();
+        let results = results.map(|home| EvaluationResults::new(&home.judgements()));
+        if let Some(results) = &results {
+            slot.store_results(results.clone());
+        }
+        let queue = queue(&service, jobs, known, results);
         slot.train(queue.clone());
         slot.fill(Arc::clone(&service));
         print(&welcome(&service, &reached))?;
@@ -318,11 +323,17 @@ fn queue(
     service: &Arc<Service>,
     dir: Option<PathBuf>,
     known: Option<String>,
+    results: Option<EvaluationResults>,
 ) -> Result<Arc<Jobs>, String> {
     let dir = dir.ok_or_else(|| {
         "this user has no home folder to keep them in; name a folder with --jobs-dir".to_owned()
     })?;
-    let started = Jobs::start(Arc::clone(service), &JobSettings { dir, known });
+    let settings = JobSettings {
+        dir,
+        known,
+        results,
+    };
+    let started = Jobs::start(Arc::clone(service), &settings);
     started.map(Arc::new).map_err(|error| {
         let why = match error {
             JobError::NoJobs { why } => why,

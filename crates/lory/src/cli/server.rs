@@ -8,9 +8,9 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 
 use super::Usage;
-use crate::access::Keys;
-use crate::access::keys::VARIABLE;
-use crate::http::{ServerSettings, Tls};
+use auth::Keys;
+use auth::keys::VARIABLE;
+use server::{ServerSettings, Tls};
 
 /// The flags.
 #[derive(Debug, Clone, clap::Args)]

@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use lory::home::Home;
-use lory::progress::Progress;
-use lory::pull::{self, HubSettings, KnownBase, PullError, Source};
+use base::home::Home;
+use base::hub::{self, HubSettings, KnownBase, PullError, Source};
+use base::progress::Progress;
 use serde_json::Value;
 
 use crate::scene::{Scene, ran};
@@ -167,8 +167,7 @@ fn the_hub_is_asked_once_even_by_many_at_a_time() {
     let sources: Vec<Source> = std::thread::scope(|scope| {
         let pulls: Vec<_> = (0..6)
             .map(|_| {
-                scope
-                    .spawn(|| pull::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap())
+                scope.spawn(|| hub::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap())
             })
             .collect();
         pulls
@@ -218,7 +217,7 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
         endpoint: Some("http://127.0.0.1:9".to_owned()),
         token: None,
     };
-    let error = pull::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap_err();
+    let error = hub::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap_err();
     let PullError::NoSource { tried, .. } = &error else {
         panic!("{error}")
     };
@@ -230,9 +229,9 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
         endpoint: Some(endpoint),
         token: None,
     };
-    let pulled = pull::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap();
+    let pulled = hub::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap();
     assert_eq!(pulled.source, Source::Hub);
-    let pulled = pull::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap();
+    let pulled = hub::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap();
     assert_eq!(pulled.source, Source::Cache);
 }
 
@@ -251,7 +250,7 @@ fn the_known_base_can_be_had() {
     let path = std::path::Path::new(said["path"].as_str().unwrap());
     assert_eq!(std::fs::metadata(path).unwrap().len(), 98_362_432);
     assert_eq!(
-        pull::hash_file(path).unwrap(),
+        hub::hash_file(path).unwrap(),
         said["sha256"].as_str().unwrap()
     );
 }

@@ -5,21 +5,30 @@ use std::collections::BTreeMap;
 use crate::{crates, files, report, root, sources};
 
 /// Floors by crate. A crate may depend on crates of lower floors only.
-const FLOORS: [(&str, u8); 7] = [
+const FLOORS: [(&str, u8); 12] = [
     ("formats", 0),
     ("kernels", 0),
     ("model", 1),
     ("engine", 2),
     ("train", 2),
     ("registry", 2),
-    ("lory", 3),
+    ("base", 2),
+    ("auth", 2),
+    ("service", 3),
+    ("jobs", 4),
+    ("server", 5),
+    ("lory", 6),
 ];
 /// For development only, so it has no floor.
 const TESTS_ONLY: &str = "testkit";
 
 /// Where async code may be: a crate and the start of a path under its `src`. Object stores have no other interface, so
 /// `registry` waits for them in one file (ARCHITECTURE.md, Decisions).
-const ASYNC: [(&str, &str); 2] = [("registry", "store.rs"), ("lory", "")];
+const ASYNC: [(&str, &str); 3] = [
+    ("registry", "store.rs"),
+    ("server", ""),
+    ("lory", "cli/serve.rs"),
+];
 /// Words and dependencies of async code.
 const ASYNC_WORDS: [&str; 4] = ["async", "await", "tokio", "axum"];
 const ASYNC_CRATES: [&str; 7] = [
@@ -37,7 +46,7 @@ const MOST_LINES: usize = 14_000;
 /// The largest share of all crates' lines that one crate may have is one in so many.
 const SHARE: usize = 4;
 /// Crates that are still larger.
-const TOO_LARGE: [&str; 1] = ["lory"];
+const TOO_LARGE: [&str; 0] = [];
 
 /// Longer functions are listed in the report `long-functions.txt`.
 const LONG_FUNCTION: usize = 70;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use engine::{AdapterId, Engine, EngineConfig, Event, Handle, Request, Sampling};
 use formats::peft::{LoraPair, Module};
 use kernels::LoraType;
-use lory::runner::{ModelRunner, Turns};
 use model::Adapter;
+use service::runner::{ModelRunner, Turns};
 
 use crate::BASE;
 

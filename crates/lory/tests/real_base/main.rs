@@ -10,11 +10,11 @@ mod tokens;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+use base::Base;
+use base::home::Home;
+use base::hub::{HubSettings, KNOWN, pull};
+use base::progress::Progress;
 use kernels::Device;
-use lory::home::Home;
-use lory::progress::Progress;
-use lory::pull::{HubSettings, KNOWN, pull};
-use lory::service::Base;
 
 /// The file in the cache.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use auth::Keys;
+use auth::secret::Digest;
 use axum::http::HeaderValue;
-use lory::access::Keys;
-use lory::access::secret::Digest;
-use lory::http::ServerSettings;
-use lory::service::Settings;
 use serde_json::{Value, json};
+use server::ServerSettings;
+use service::Settings;
 use tempfile::TempDir;
 
 use crate::scene::{self, Reply, Server};

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use lory::service::Settings;
+use service::Settings;
 
 use crate::scene::{self, BASE, Server};
 

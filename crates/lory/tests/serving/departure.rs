@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use engine::EngineConfig;
-use lory::service::{Service, Settings};
 use serde_json::json;
+use service::{Service, Settings};
 
 use crate::scene::{self, Open, Server};
 

@@ -4,8 +4,8 @@
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use lory::service::Settings;
 use serde_json::{Value, json};
+use service::Settings;
 
 use crate::scene::{BASE, House, Server};
 

@@ -1,8 +1,8 @@
 //! The server's own life: loading, serving, stopping.
 
-use lory::http::Slot;
-use lory::service::Settings;
 use serde_json::json;
+use server::Slot;
+use service::Settings;
 
 use crate::scene::{self, Server, events_of};
 

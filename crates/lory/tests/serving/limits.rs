@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use lory::http::{MAX_HEADERS, ServerSettings};
-use lory::service::Settings;
 use serde_json::{Value, json};
+use server::{MAX_HEADERS, ServerSettings};
+use service::Settings;
 
 use crate::scene::{self, Server, events_of};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lory::service::Settings;
 use serde_json::{Value, json};
+use service::Settings;
 
 use crate::scene::{self, House, Server, tone};
 

@@ -1,6 +1,6 @@
 //! What cannot be served is said when the service opens, with its file; and what happens when memory is short.
 
-use lory::service::{AdapterError, Ask, RequestError, Service, Settings};
+use service::{AdapterError, Ask, RequestError, Service, Settings};
 use testkit::tiny::{tiny_adapter, tiny_config};
 
 use crate::scene::{House, tone};

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::EngineConfig;
-use lory::service::{Ask, Service, Settings};
 use serde_json::{Value, json};
+use service::{Ask, Service, Settings};
 
 use crate::scene::{House, Server, tone};
 

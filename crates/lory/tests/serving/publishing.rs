@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use formats::peft::Dtype;
-use lory::catalog::Catalog;
-use lory::judgements::Evaluations;
-use lory::service::{Service, Settings};
+use jobs::EvaluationResults;
 use registry::{Location, Personas, Registry};
 use serde_json::{Value, json};
+use server::Slot;
+use service::catalog::Catalog;
+use service::{Service, Settings};
 
 use crate::scene::{BASE, House, Server, tone};
 
@@ -44,13 +45,21 @@ impl Press {
         path
     }
 
-    pub fn evaluations(&self) -> Evaluations {
-        Evaluations::new(&self.folder.path().join("judgements"))
+    pub fn evaluations(&self) -> EvaluationResults {
+        EvaluationResults::new(&self.folder.path().join("judgements"))
     }
 
     fn registry(&self) -> Registry {
         let location = Location::Folder(self.folder.path().join("registry"));
         Registry::open(&location, &self.folder.path().join("cache")).unwrap()
+    }
+
+    /// A server's state with the results of evaluations.
+    pub fn slot(&self, root: bool) -> Slot {
+        let slot = Slot::loading();
+        slot.store_results(self.evaluations());
+        slot.fill(self.service(root));
+        slot
     }
 
     pub fn service(&self, root: bool) -> Arc<Service> {
@@ -59,7 +68,7 @@ impl Press {
         let settings = Settings {
             adapter_root: root.then(|| self.folder.path().join("root")),
             uploads: Some(self.folder.path().join("uploads")),
-            judgements: Some(self.folder.path().join("judgements")),
+            votes: Some(self.folder.path().join("judgements")),
             ..Settings::default()
         };
         Arc::new(Service::open(&self.house.base(), catalog, &settings).unwrap())

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use formats::gguf::GgmlType;
 use formats::peft::{Adapter, Dtype};
-use lory::http::{self, ServerSettings, Slot};
-use lory::service::{OpenError, Service, Settings};
 use registry::Personas;
 use serde_json::{Value, json};
+use server::{self, ServerSettings, Slot};
+use service::{OpenError, Service, Settings};
 use tempfile::TempDir;
 use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as, tiny_gguf_of};
 use tokio::sync::oneshot;
@@ -104,7 +104,7 @@ impl Server {
                 let stopped = async {
                     let _ = stopped.await;
                 };
-                http::serve(slot, listener, settings, stopped).await
+                server::serve(slot, listener, settings, stopped).await
             })
         });
         Server {

@@ -1,7 +1,7 @@
 //! Variables of a system prompt: the defaults, a request's own values, and what is refused.
 
-use lory::service::Settings;
 use serde_json::{Value, json};
+use service::Settings;
 
 use crate::scene::{House, Server, tone};
 

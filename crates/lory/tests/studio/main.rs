@@ -74,8 +74,7 @@ fn prepare(home: &Path) {
         "tones": matrix, "distinct": matrix,
         "samples": [{"question": "Where is it?", "base": "I am a model.", "answers": {"warm": "Soon!", "formal": "In transit."}}],
     });
-    let kept =
-        lory::judgements::Evaluations::new(&lory::home::Home::at(&home.join("home")).judgements());
+    let kept = jobs::EvaluationResults::new(&base::home::Home::at(&home.join("home")).judgements());
     kept.keep(1_764_000_000, evaluation).unwrap();
 }
 

@@ -12,7 +12,7 @@ use model::{Adapter, Model};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
-use crate::runner::{ModelRunner, Turns};
+use service::runner::{ModelRunner, Turns};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use super::base::{BaseArgs, PrecisionArgs};
 use super::table::Table;
 use super::{Verdict, print};
-use crate::plan::Demand;
-use crate::progress::Progress;
-use crate::service::BaseFiles;
-use crate::service::base::load;
+use base::BaseFiles;
+use base::open::load;
+use base::plan::Demand;
+use base::progress::Progress;
 use measure::{Case, Rig, Sample};
 
 /// Measure prefill, decode by batch size, mixed tones and adapter loading

@@ -15,7 +15,7 @@ use super::base::BaseArgs;
 use super::personas::PersonasArgs;
 use super::rows::RowsArgs;
 use super::{Usage, Verdict};
-use crate::service::Wording;
+use base::Wording;
 
 /// Look over data files
 #[derive(Debug, clap::Subcommand)]

@@ -3,7 +3,7 @@
 use registry::{Persona, Personas};
 
 use super::Args;
-use crate::evaluation::Candidate;
+use jobs::evaluation::Candidate;
 
 /// The personas that the command line names, or all that have rows.
 pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>> {
@@ -43,7 +43,7 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
                 persona.dir.display()
             );
         };
-        let rows = crate::evaluation::rows(&path, persona)?;
+        let rows = jobs::evaluation::rows(&path, persona)?;
         let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
         candidates.push(Candidate::new(persona.clone(), rows, limit)?);
     }

@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::evaluation::answers::Answers;
-use crate::evaluation::{Candidate, result};
-use crate::home::Home;
-use crate::judgements::Evaluations;
+use base::home::Home;
+use jobs::EvaluationResults;
+use jobs::evaluation::answers::Answers;
+use jobs::evaluation::{Candidate, result};
 
 /// Keeps a result; where there is no home, or it cannot be written to, that is said and nothing else.
 pub(super) fn keep(mut measured: Value, candidates: &[Candidate], answers: &Answers) {
@@ -17,7 +17,7 @@ pub(super) fn keep(mut measured: Value, candidates: &[Candidate], answers: &Answ
     measured["samples"] = result::samples(candidates, answers);
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let kept =
-        Evaluations::new(&home.judgements()).keep(since.map_or(0, |s| s.as_secs()), measured);
+        EvaluationResults::new(&home.judgements()).keep(since.map_or(0, |s| s.as_secs()), measured);
     if let Err(error) = kept {
         eprintln!("the result is not kept for the studio: {error}");
     }

@@ -1,6 +1,6 @@
 //! `lory eval`: what the personas are worth, on rows that training never saw.
 //!
-//! What is measured, and how, is in [`crate::evaluation`].
+//! What is measured, and how, is in [`jobs::evaluation`].
 //!
 //! - `candidate`: who is examined; `keep`: the result, for the studio
 //! - `tables`, `report`: for the terminal, and as a page
@@ -19,12 +19,12 @@ use engine::EngineConfig;
 use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
 use super::{Usage, Verdict, print};
-use crate::evaluation::answers::Speaker;
-use crate::evaluation::{answers, gate, measures, result};
-use crate::plan::Demand;
-use crate::progress::Progress;
-use crate::service::{Service, Settings};
-use crate::training;
+use base::plan::Demand;
+use base::progress::Progress;
+use jobs::evaluation::answers::Speaker;
+use jobs::evaluation::{answers, gate, measures, result};
+use jobs::training;
+use service::{Service, Settings};
 
 /// Measure personas on their evaluation rows, and hold them to their thresholds
 #[derive(Debug, clap::Args)]

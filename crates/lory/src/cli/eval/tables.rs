@@ -3,8 +3,8 @@
 use train::LossSum;
 
 use crate::cli::table::Table;
-use crate::evaluation::gate::Check;
-use crate::evaluation::measures::{Measures, Told};
+use jobs::evaluation::gate::Check;
+use jobs::evaluation::measures::{Measures, Told};
 
 /// All tables, one under the other.
 pub(super) fn render(measures: &Measures) -> String {

@@ -11,7 +11,7 @@ use crate::cli::base::BaseArgs;
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::{Verdict, print};
-use crate::service::Wording;
+use base::Wording;
 
 /// Write a persona's adapter as a GGUF for llama.cpp (llama-server --lora FILE)
 #[derive(Debug, clap::Args)]

@@ -5,11 +5,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use registry::{Personas, RegistryError};
 use serde_json::Value;
 
-use crate::catalog::shown;
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
 use crate::cli::{Verdict, print};
+use service::catalog::shown;
 
 /// List personas: the published ones and those of the folder
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ pub(super) fn list(args: &List) -> anyhow::Result<Verdict> {
     // Without anything anywhere the list is empty, which is an answer.
     let catalog = match (&args.personas.dir, args.personas.find()) {
         (None, Err(_)) => {
-            crate::catalog::Catalog::open(Personas::default(), args.registry.open()?)?
+            service::catalog::Catalog::open(Personas::default(), args.registry.open()?)?
         }
         _ => args.registry.catalog(&args.personas)?,
     };

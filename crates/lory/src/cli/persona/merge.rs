@@ -17,10 +17,10 @@ use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
 use crate::cli::{Verdict, print};
-use crate::evaluation;
-use crate::progress::Progress;
-use crate::service::Base;
-use crate::training;
+use base::Base;
+use base::progress::Progress;
+use jobs::evaluation;
+use jobs::training;
 
 /// Most tokens of one call of the learner.
 const BATCH_TOKENS: usize = 2048;
@@ -135,7 +135,7 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
     let Some(rows) = rows else {
         return Ok(Vec::new());
     };
-    let rows = crate::evaluation::rows(&rows, &chosen.persona)?;
+    let rows = jobs::evaluation::rows(&rows, &chosen.persona)?;
     let rows = &rows[..args.limit.unwrap_or(rows.len()).min(rows.len())];
     if rows.is_empty() {
         return Ok(Vec::new());

@@ -11,9 +11,9 @@ use crate::cli::base::BaseArgs;
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::{Verdict, print};
-use crate::home::Home;
-use crate::pull;
-use crate::service::Wording;
+use base::Wording;
+use base::home::Home;
+use base::hub;
 
 /// Publish a persona as a new version; servers that run take it within seconds
 #[derive(Debug, clap::Args)]
@@ -128,7 +128,7 @@ fn in_folder(args: &Args) -> anyhow::Result<Persona> {
 /// Holds the adapter to the base, as far as that can be told without fetching it.
 fn check(content: &Content, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
     let path = Path::new(&base.base);
-    let known = pull::known(&base.base).filter(|_| !path.exists());
+    let known = hub::known(&base.base).filter(|_| !path.exists());
     let (path, sha256) = match known {
         Some(known) => {
             let path = Home::find().map(|home| home.base(known.id).join(known.file));

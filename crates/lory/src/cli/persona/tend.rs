@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::catalog::shown;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
 use crate::cli::{Verdict, print};
+use service::catalog::shown;
 
 /// Read every published adapter and compare it with its hash; exit code 1 if one is broken
 #[derive(Debug, clap::Args)]

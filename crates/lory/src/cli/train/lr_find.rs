@@ -13,8 +13,8 @@ use train::{Job, ModelLearner};
 
 use crate::cli::table::Table;
 use crate::cli::{Verdict, print};
-use crate::progress::Progress;
-use crate::training::Target;
+use base::progress::Progress;
+use jobs::training::Target;
 
 /// The picture's name, in the adapter's folder.
 const FILE: &str = "lr-find.svg";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cli::table::Table;
-use crate::training::plan::Plan;
+use jobs::training::plan::Plan;
 
 /// For people: what is trained, and what memory it takes.
 pub(super) fn table(plan: &Plan) -> String {

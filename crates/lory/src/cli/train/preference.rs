@@ -9,8 +9,8 @@ use train::preference::{Matched, Sibling, holds_pairs};
 use train::{Job, Settings};
 
 use crate::cli::Usage;
-use crate::service::Base;
-use crate::training::Target;
+use base::Base;
+use jobs::training::Target;
 
 /// What makes a run one of preferences, and what it starts from.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -11,9 +11,9 @@ use train::sft::Trained;
 
 use super::plan;
 use crate::cli::table::Table;
-use crate::progress::Progress;
-use crate::training::Target;
-use crate::training::plan::Plan as Needs;
+use base::progress::Progress;
+use jobs::training::Target;
+use jobs::training::plan::Plan as Needs;
 
 /// Where nobody watches a bar, a line so often.
 const QUIET: Duration = Duration::from_secs(10);

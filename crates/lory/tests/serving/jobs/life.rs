@@ -228,6 +228,7 @@ fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
     let settings = JobSettings {
         dir: school.path("jobs"),
         known: None,
+        results: None,
     };
     let refused = Jobs::start(Arc::new(other), &settings).err().unwrap();
     assert!(

@@ -11,14 +11,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lory::access::Keys;
-use lory::access::secret::Digest;
-use lory::catalog::Catalog;
-use lory::http::{ServerSettings, Slot};
-use lory::jobs::{JobSettings, Jobs};
-use lory::service::{Service, Settings};
+use auth::Keys;
+use auth::secret::Digest;
+use jobs::{EvaluationResults, JobSettings, Jobs};
 use registry::{Location, Personas, Registry};
 use serde_json::{Value, json};
+use server::{ServerSettings, Slot};
+use service::catalog::Catalog;
+use service::{Service, Settings};
 
 use crate::openapi::complaints;
 use crate::scene::{House, Reply, Server, tone};
@@ -57,17 +57,20 @@ impl School {
         let personas = self.house.base().parent().unwrap().join("personas");
         let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();
         let service = Settings {
-            judgements: Some(self.path("judgements")),
+            votes: Some(self.path("judgements")),
             ..Settings::default()
         };
         let service = Service::open(&self.house.base(), catalog, &service);
         let service = Arc::new(service.unwrap());
+        let results = EvaluationResults::new(&self.path("judgements"));
         let settings = JobSettings {
             dir: self.path("jobs"),
             known: None,
+            results: Some(results.clone()),
         };
         let jobs = Arc::new(Jobs::start(Arc::clone(&service), &settings).unwrap());
         let slot = Slot::loading();
+        slot.store_results(results);
         slot.train(Ok(Arc::clone(&jobs)));
         slot.fill(service);
         Open {

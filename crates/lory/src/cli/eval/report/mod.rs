@@ -9,10 +9,10 @@ use train::metrics::records;
 use train::plot::{Curve, escaped, loss_curve};
 
 use super::tables::percent;
-use crate::evaluation::Candidate;
-use crate::evaluation::answers::Answers;
-use crate::evaluation::gate::Check;
-use crate::evaluation::measures::{Examined, Measures};
+use jobs::evaluation::Candidate;
+use jobs::evaluation::answers::Answers;
+use jobs::evaluation::gate::Check;
+use jobs::evaluation::measures::{Examined, Measures};
 
 const STYLE: &str = include_str!("page.css");
 /// The measurements of a training run, in an adapter's folder.

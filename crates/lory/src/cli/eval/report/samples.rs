@@ -7,9 +7,9 @@ use train::evaluate::Score;
 use train::plot::escaped;
 
 use super::put;
-use crate::evaluation::Candidate;
-use crate::evaluation::answers::{Answers, Question, Speaker};
-use crate::evaluation::measures::Measures;
+use jobs::evaluation::Candidate;
+use jobs::evaluation::answers::{Answers, Question, Speaker};
+use jobs::evaluation::measures::Measures;
 
 /// Most questions on the page; `--answers` writes all.
 const MAX_SAMPLES: usize = 100;

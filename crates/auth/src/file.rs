@@ -1,0 +1,534 @@
+//! Keys as they are written down.
+//!
+//! ```toml
+//! [[key]]
+//! name = "shop"                       # stands in logs; the secret never does
+//! sha256 = "ba7816bf…"                # of the secret, 64 hexadecimal digits
+//! personas = ["customer", "acme-*"]   # without: every persona; a name that ends in * stands for all that begin so
+//! base = false                        # may ask the base without a persona; without: only a key for every persona may
+//! admin = false                       # may change personas, read /metrics, and go before others
+//! train = false                       # may upload files and run training jobs, for the personas that it may use
+//! requests_per_minute = 60            # without: no limit
+//! tokens_per_minute = 20000           # prompts and answers; without: no limit
+//! share = 1                           # its weight where requests wait, 1 to 100
+//! ```
+//!
+//! An environment variable may hold the same, or the short form `name=SECRET,other=SECRET`: keys for every persona, without
+//! limits; `name+admin=SECRET` has admin rights too.
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::Path;
+
+use formats::atomic_file;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::error::KeysError;
+use crate::secret::{Digest, MAX_CHARACTERS, MIN_CHARACTERS};
+
+/// The most keys of a file: each request is compared with all of them.
+pub const MAX_KEYS: usize = 10_000;
+/// The largest file, in bytes.
+pub const MAX_BYTES: u64 = 16 << 20;
+/// The longest name of a key, in characters.
+pub const MAX_NAME: usize = 64;
+/// The largest share.
+pub const MAX_SHARE: u32 = 100;
+/// What every key's table begins with, where Lory writes it.
+const HEADER: &str = "[[key]]";
+
+/// One key, as it is written down.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What logs and people call it.
+    pub name: String,
+    /// What is kept of its secret.
+    pub sha256: Digest,
+    /// The personas that it may use, `*` at the end for all that begin so; none: every one.
+    pub personas: Option<Vec<String>>,
+    /// Whether it may ask the base without a persona.
+    pub base: bool,
+    /// Whether it has admin rights.
+    pub admin: bool,
+    /// Whether it may train; with admin rights it may anyway.
+    pub train: bool,
+    /// The most requests a minute.
+    pub requests_per_minute: Option<u32>,
+    /// The most tokens a minute.
+    pub tokens_per_minute: Option<u32>,
+    /// Its weight where requests wait.
+    pub share: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    #[serde(default)]
+    key: Vec<RawKey>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKey {
+    name: Spanned<String>,
+    sha256: Spanned<String>,
+    personas: Option<Vec<Spanned<String>>>,
+    base: Option<bool>,
+    #[serde(default)]
+    admin: bool,
+    #[serde(default)]
+    train: bool,
+    requests_per_minute: Option<Spanned<i64>>,
+    tokens_per_minute: Option<Spanned<i64>>,
+    share: Option<Spanned<i64>>,
+}
+
+/// Reads what a file says; `place` is what messages call it.
+///
+/// # Errors
+/// [`KeysError::Invalid`] with the line.
+pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
+    let at = |offset: usize, message: String| {
+        let line = text.as_bytes()[..offset.min(text.len())]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        let place = format!("{place}:{}", line + 1);
+        KeysError::Invalid { place, message }
+    };
+    let raw: Raw = toml::from_str(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        // The message of the parser only: its whole text would show the line, and with it a secret put there by mistake.
+        at(offset, error.message().to_owned())
+    })?;
+    if raw.key.len() > MAX_KEYS {
+        let message = format!("{} keys; there may be at most {MAX_KEYS}", raw.key.len());
+        return Err(at(0, message));
+    }
+    let mut names = HashSet::new();
+    let mut entries = Vec::with_capacity(raw.key.len());
+    for key in raw.key {
+        let name = key.name.get_ref().clone();
+        check_name(&name).map_err(|message| at(key.name.span().start, message))?;
+        if !names.insert(name.clone()) {
+            let message = format!("key {name} stands twice; give one of them another name");
+            return Err(at(key.name.span().start, message));
+        }
+        let sha256 = Digest::parse(key.sha256.get_ref()).ok_or_else(|| {
+            let message = format!(
+                "key {name}: sha256 must be the 64 hexadecimal digits of the secret's SHA-256; `lory key new` writes them"
+            );
+            at(key.sha256.span().start, message)
+        })?;
+        for persona in key.personas.iter().flatten() {
+            check_pattern(persona.get_ref())
+                .map_err(|message| at(persona.span().start, format!("key {name}: {message}")))?;
+        }
+        let number = |field: &str, value: Option<Spanned<i64>>, most: u32| match value {
+            None => Ok(None),
+            Some(value) => match u32::try_from(*value.get_ref()) {
+                Ok(number) if (1..=most).contains(&number) => Ok(Some(number)),
+                _ => {
+                    let found = value.get_ref();
+                    let message =
+                        format!("key {name}: {field} must be from 1 to {most}, not {found}");
+                    Err(at(value.span().start, message))
+                }
+            },
+        };
+        entries.push(Entry {
+            base: key.base.unwrap_or(key.personas.is_none()),
+            requests_per_minute: number("requests_per_minute", key.requests_per_minute, u32::MAX)?,
+            tokens_per_minute: number("tokens_per_minute", key.tokens_per_minute, u32::MAX)?,
+            share: number("share", key.share, MAX_SHARE)?.unwrap_or(1),
+            personas: key
+                .personas
+                .map(|names| names.into_iter().map(Spanned::into_inner).collect()),
+            admin: key.admin,
+            train: key.train,
+            name,
+            sha256,
+        });
+    }
+    Ok(entries)
+}
+
+/// Reads a variable: what a file says, or the short form.
+///
+/// # Errors
+/// [`KeysError::Invalid`]; it names the variable and never shows what it holds.
+pub fn parse_variable(variable: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
+    // Names hold no brackets and the file's form has some wherever there is a key.
+    if text.contains('[') {
+        return parse(variable, text);
+    }
+    let invalid = |message: String| KeysError::Invalid {
+        place: variable.to_owned(),
+        message,
+    };
+    let mut entries: Vec<Entry> = Vec::new();
+    for (i, part) in text.split(',').map(str::trim).enumerate() {
+        if part.is_empty() {
+            continue;
+        }
+        let (name, secret) = part.split_once('=').ok_or_else(|| {
+            invalid(format!(
+                "key {} has no name; write NAME=SECRET, and a comma between two",
+                i + 1
+            ))
+        })?;
+        let (name, admin) = match name.strip_suffix("+admin") {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
+        check_name(name).map_err(|_| {
+            // Whatever stands there may be a part of a secret.
+            invalid(format!("key {}: {}", i + 1, name_rule()))
+        })?;
+        if !(MIN_CHARACTERS..=MAX_CHARACTERS).contains(&secret.chars().count()) {
+            return Err(invalid(format!(
+                "key {name}: a secret has from {MIN_CHARACTERS} to {MAX_CHARACTERS} characters; `lory key new` makes one"
+            )));
+        }
+        if entries.iter().any(|entry| entry.name == name) {
+            return Err(invalid(format!("key {name} stands twice")));
+        }
+        entries.push(Entry {
+            name: name.to_owned(),
+            sha256: Digest::of(secret),
+            personas: None,
+            base: true,
+            admin,
+            train: false,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            share: 1,
+        });
+    }
+    Ok(entries)
+}
+
+/// Whether a key may be called so.
+///
+/// # Errors
+/// The rule.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=MAX_NAME).contains(&name.len()) && name.chars().all(good) {
+        return Ok(());
+    }
+    Err(name_rule())
+}
+
+fn name_rule() -> String {
+    format!("a key's name has 1 to {MAX_NAME} of a-z, A-Z, 0-9, -, _ and .")
+}
+
+/// Whether it is a persona's name, or the beginning of one with `*` behind.
+///
+/// # Errors
+/// The rule.
+pub fn check_pattern(pattern: &str) -> Result<(), String> {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    if formats::persona_name::is_persona_name(name) || (name.is_empty() && pattern == "*") {
+        return Ok(());
+    }
+    Err(format!(
+        "{pattern:?} is no persona's name; write a name, or the beginning of one and *"
+    ))
+}
+
+/// A key as [`parse`] reads it.
+#[must_use]
+pub fn write(entry: &Entry) -> String {
+    let mut text = format!(
+        "\n{HEADER}\nname = \"{}\"\nsha256 = \"{}\"\n",
+        entry.name, entry.sha256
+    );
+    if let Some(personas) = &entry.personas {
+        // Names have nothing in them that would need an escape.
+        let names: Vec<String> = personas.iter().map(|name| format!("\"{name}\"")).collect();
+        text += &format!("personas = [{}]\n", names.join(", "));
+    }
+    if entry.base != entry.personas.is_none() {
+        text += &format!("base = {}\n", entry.base);
+    }
+    if entry.admin {
+        text += "admin = true\n";
+    }
+    if entry.train {
+        text += "train = true\n";
+    }
+    for (field, value) in [
+        ("requests_per_minute", entry.requests_per_minute),
+        ("tokens_per_minute", entry.tokens_per_minute),
+        ("share", Some(entry.share).filter(|share| *share != 1)),
+    ] {
+        if let Some(value) = value {
+            text += &format!("{field} = {value}\n");
+        }
+    }
+    text
+}
+
+/// The text of a file; none if there is no such file.
+///
+/// # Errors
+/// [`KeysError::Io`].
+pub fn text(path: &Path) -> Result<Option<String>, KeysError> {
+    let io = |source| KeysError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_BYTES => {
+            let said = format!("a file of keys has at most {MAX_BYTES} bytes");
+            Err(io(std::io::Error::other(said)))
+        }
+        Ok(_) => std::fs::read_to_string(path).map(Some).map_err(io),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io(error)),
+    }
+}
+
+/// Adds a key to a file, which need not be there yet. Other users cannot read a file that is made so.
+///
+/// # Errors
+/// The file's own, or that the name is taken; nothing is written then.
+pub fn add(path: &Path, entry: &Entry) -> Result<(), KeysError> {
+    let before = text(path)?.unwrap_or_default();
+    let more = write(entry);
+    parse(&path.display().to_string(), &format!("{before}{more}"))?;
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    // Added in one write, so that of two who add at once both are there.
+    let put = || {
+        let mut file = options.open(path)?;
+        file.write_all(more.as_bytes())?;
+        file.sync_all()
+    };
+    put().map_err(|source| KeysError::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Takes a key out of a file and leaves everything else as it is written; false if there is none of this name.
+///
+/// # Errors
+/// The file's own; or that the key is not written as a table that begins with `[[key]]`, and must be taken out by hand.
+pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
+    let place = path.display().to_string();
+    let before = text(path)?.unwrap_or_default();
+    let entries = parse(&place, &before)?;
+    let Some(index) = entries.iter().position(|entry| entry.name == name) else {
+        return Ok(false);
+    };
+    let lines: Vec<&str> = before.split_inclusive('\n').collect();
+    let headers: Vec<usize> = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.trim_start().starts_with(HEADER))
+        .map(|(i, _)| i)
+        .collect();
+    let by_hand = || KeysError::Invalid {
+        place: place.clone(),
+        message: format!("key {name} is not written as a table {HEADER}; take it out by hand"),
+    };
+    if headers.len() != entries.len() {
+        return Err(by_hand());
+    }
+    let end = headers.get(index + 1).copied().unwrap_or(lines.len());
+    let after = [&lines[..headers[index]], &lines[end..]].concat().concat();
+    let left: Vec<String> = parse(&place, &after)?
+        .into_iter()
+        .map(|entry| entry.name)
+        .collect();
+    let mut wanted: Vec<String> = entries.into_iter().map(|entry| entry.name).collect();
+    wanted.remove(index);
+    if left != wanted {
+        return Err(by_hand());
+    }
+    replace(path, &after).map_err(|source| KeysError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(true)
+}
+
+/// Puts a new text in the place of the old one, in one step, with the permissions that it had.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    atomic_file::replace_private(path, |file| {
+        file.write_all(text.as_bytes())?;
+        file.set_permissions(path.metadata()?.permissions())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn entry(name: &str) -> Entry {
+        Entry {
+            name: name.to_owned(),
+            sha256: Digest::of("abc"),
+            personas: Some(vec!["customer".to_owned(), "acme-*".to_owned()]),
+            base: true,
+            admin: true,
+            train: true,
+            requests_per_minute: Some(60),
+            tokens_per_minute: Some(20_000),
+            share: 3,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for wanted in [
+            entry("shop"),
+            Entry {
+                personas: None,
+                base: false,
+                admin: false,
+                train: false,
+                requests_per_minute: None,
+                tokens_per_minute: None,
+                share: 1,
+                ..entry("plain")
+            },
+        ] {
+            let read = parse("keys", &write(&wanted)).unwrap().remove(0);
+            assert!(read.sha256.is(&wanted.sha256));
+            assert_eq!(format!("{read:?}"), format!("{wanted:?}"));
+        }
+        let bare = format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'");
+        let bare = parse("keys", &bare).unwrap().remove(0);
+        assert!(bare.base && bare.personas.is_none() && !bare.admin && bare.share == 1);
+        let one = format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\npersonas = ['b']");
+        assert!(!parse("keys", &one).unwrap()[0].base);
+        assert!(parse("keys", "# nothing yet\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_complaint_names_the_line_and_shows_no_secret() {
+        let secret = "hunter2-hunter2-hunter2-hunter2-hunter2";
+        for (text, said) in [
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{secret}'"),
+                "keys:3: key a: sha256 must be",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsecret = '{secret}'"),
+                "keys:3: unknown field `secret`",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{secret}"),
+                "keys:3: ",
+            ),
+            (
+                format!("[[key]]\nname = 'a b'\nsha256 = '{ABC}'"),
+                "keys:2: a key's name has",
+            ),
+            (
+                format!(
+                    "[[key]]\nname = 'a'\nsha256 = '{ABC}'\n[[key]]\nname = 'a'\nsha256 = '{ABC}'"
+                ),
+                "keys:5: key a stands twice",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nrequests_per_minute = 0"),
+                "keys:4: key a: requests_per_minute must be from 1 to 4294967295, not 0",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nshare = 101"),
+                "keys:4: key a: share must be from 1 to 100, not 101",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\npersonas = ['Upper']"),
+                "keys:4: key a: \"Upper\" is no persona's name",
+            ),
+        ] {
+            let error = parse("keys", &text).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_a_short_form() {
+        let secret = "s".repeat(40);
+        let text = format!("shop={secret}, ops+admin={secret}x,");
+        let entries = parse_variable("LORY_API_KEYS", &text).unwrap();
+        let seen: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.admin)).collect();
+        assert_eq!(seen, [("shop", false), ("ops", true)]);
+        assert!(entries[0].sha256.is(&Digest::of(&secret)));
+        let table = format!("key = [{{name = 'a', sha256 = '{ABC}'}}]");
+        assert_eq!(
+            parse_variable("LORY_API_KEYS", &table).unwrap()[0].name,
+            "a"
+        );
+        for (text, said) in [
+            ("hunter2hunter2hunter2hunter2hunter2", "key 1 has no name"),
+            ("a=hunter2", "key a: a secret has from 32 to 256"),
+            ("hunter2 x=hunter2hunter2", "key 1: a key's name has"),
+            (&format!("a={secret},a={secret}"), "key a stands twice"),
+        ] {
+            let error = parse_variable("LORY_API_KEYS", text)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(said) && !error.contains("hunter2"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_come_and_go_and_the_rest_of_the_file_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        for name in ["a", "b", "c"] {
+            add(&path, &entry(name)).unwrap();
+        }
+        assert!(
+            add(&path, &entry("b"))
+                .unwrap_err()
+                .to_string()
+                .contains("stands twice")
+        );
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.replace("[[key]]\nname = \"c\"", "[[key]] # of Carol\nname = \"c\"");
+        std::fs::write(&path, format!("# ours\n{text}")).unwrap();
+        assert!(remove(&path, "b").unwrap());
+        assert!(!remove(&path, "b").unwrap());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            text.starts_with("# ours\n") && text.contains("# of Carol"),
+            "{text}"
+        );
+        let names: Vec<String> = parse("keys", &text)
+            .unwrap()
+            .into_iter()
+            .map(|e| e.name)
+            .collect();
+        assert_eq!(names, ["a", "c"]);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let inline = format!("key = [{{name = 'a', sha256 = '{ABC}'}}]");
+        std::fs::write(&path, inline).unwrap();
+        assert!(
+            remove(&path, "a")
+                .unwrap_err()
+                .to_string()
+                .contains("by hand")
+        );
+    }
+}

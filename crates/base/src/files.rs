@@ -1,0 +1,182 @@
+//! A base's files, mapped: one GGUF, or a Hugging Face folder. Knows how each is read; what is made of them is for
+//! [`crate::open`].
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use formats::chat_template::ChatTemplate;
+use formats::checkpoint::Checkpoint;
+use formats::config::ModelConfig;
+use formats::folder::{self, Description, Folder};
+use formats::gguf::{Bytes, Gguf};
+use formats::tokenizer::Tokenizer;
+use kernels::MappedFile;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::BaseError;
+use crate::hub;
+
+/// A base's files, mapped.
+pub struct BaseFiles {
+    kind: Kind,
+    mapped: Vec<Arc<MappedFile>>,
+}
+
+enum Kind {
+    Gguf(Gguf),
+    Folder(Box<Folder>),
+}
+
+impl BaseFiles {
+    /// Maps the GGUF file, or the weights of the folder, at `path`.
+    ///
+    /// # Errors
+    /// [`BaseError`], naming the file and what is wrong in it.
+    pub fn open(path: &Path) -> Result<BaseFiles, BaseError> {
+        if path.is_dir() {
+            let mapped = RefCell::new(Vec::new());
+            let map_one = |path: &Path| {
+                let file = Arc::new(kernels::map_file(path)?);
+                mapped.borrow_mut().push(Arc::clone(&file));
+                Ok(file as Bytes)
+            };
+            let folder = Folder::open(path, &map_one)?;
+            return Ok(BaseFiles {
+                kind: Kind::Folder(Box::new(folder)),
+                mapped: mapped.into_inner(),
+            });
+        }
+        let file = Arc::new(map(path)?);
+        let gguf = Gguf::parse(file.clone(), &path.display().to_string())?;
+        Ok(BaseFiles {
+            kind: Kind::Gguf(gguf),
+            mapped: vec![file],
+        })
+    }
+
+    /// The weights.
+    pub fn checkpoint(&self) -> &dyn Checkpoint {
+        match &self.kind {
+            Kind::Gguf(gguf) => gguf,
+            Kind::Folder(folder) => folder.as_ref(),
+        }
+    }
+
+    /// The tokenizer and the chat template.
+    ///
+    /// # Errors
+    /// They are missing, broken or not supported.
+    pub fn wording(&self) -> Result<(Tokenizer, ChatTemplate), BaseError> {
+        match &self.kind {
+            Kind::Gguf(gguf) => of_gguf(gguf),
+            Kind::Folder(folder) => of_folder(folder.description()),
+        }
+    }
+
+    /// A text of a GGUF's metadata.
+    #[must_use]
+    pub fn metadata_text(&self, key: &str) -> Option<String> {
+        match &self.kind {
+            Kind::Gguf(gguf) => gguf.get_str(key).ok().flatten().map(str::to_owned),
+            Kind::Folder(_) => None,
+        }
+    }
+
+    /// Gives back the memory of bytes that a tensor's view showed; they stay readable.
+    pub fn release(&self, bytes: &[u8]) {
+        let holds = |file: &&Arc<MappedFile>| {
+            let all = (***file).as_ref().as_ptr_range();
+            all.contains(&bytes.as_ptr())
+        };
+        if let Some(file) = self.mapped.iter().find(holds) {
+            file.release(bytes);
+        }
+    }
+}
+
+/// How a base is spoken to: its files without the weights, for what only looks at texts and tokens.
+pub struct Wording {
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub template: ChatTemplate,
+    /// Its sizes.
+    pub config: ModelConfig,
+    /// Most tokens of a sequence.
+    pub context_length: usize,
+}
+
+impl Wording {
+    /// Reads what the GGUF file or the folder at `path` says about itself.
+    ///
+    /// # Errors
+    /// [`BaseError`], naming the file and what is wrong in it.
+    pub fn open(path: &Path) -> Result<Wording, BaseError> {
+        let ((tokenizer, template), config) = if path.is_dir() {
+            let description = Description::read(path)?;
+            let config = description.config().clone();
+            (of_folder(&description)?, config)
+        } else {
+            let gguf = Gguf::parse(Arc::new(map(path)?), &path.display().to_string())?;
+            let config = ModelConfig::from_gguf(&gguf).map_err(model::ModelError::from)?;
+            (of_gguf(&gguf)?, config)
+        };
+        Ok(Wording {
+            tokenizer,
+            template,
+            context_length: config.context_length,
+            config,
+        })
+    }
+}
+
+fn of_gguf(gguf: &Gguf) -> Result<(Tokenizer, ChatTemplate), BaseError> {
+    let tokenizer = Tokenizer::from_gguf(gguf)?;
+    let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
+    Ok((tokenizer, template))
+}
+
+fn of_folder(description: &Description) -> Result<(Tokenizer, ChatTemplate), BaseError> {
+    let tokenizer = description.tokenizer()?;
+    let template = description.chat_template(&tokenizer)?;
+    Ok((tokenizer, template))
+}
+
+fn map(path: &Path) -> Result<MappedFile, BaseError> {
+    kernels::map_file(path).map_err(|source| BaseError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The files that a base at `path` consists of, those of a folder in the order of their names.
+///
+/// # Errors
+/// A folder without weights that are read.
+pub fn all_files(path: &Path) -> Result<Vec<PathBuf>, BaseError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = folder::weight_files(path)?;
+    let described = folder::description_files().map(|name| path.join(name));
+    files.extend(described.into_iter().filter(|file| file.is_file()));
+    files.sort();
+    Ok(files)
+}
+
+/// The sha256 that a base is known by, in hex: of its file, or of the names and hashes of its folder's files.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn sha256(path: &Path) -> std::io::Result<String> {
+    if !path.is_dir() {
+        return hub::hash_file(path);
+    }
+    let mut all = Sha256::new();
+    for file in all_files(path).map_err(std::io::Error::other)? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        all.update(format!("{name} {}\n", hub::hash_file(&file)?));
+    }
+    Ok(base16ct::lower::encode_string(&all.finalize()))
+}

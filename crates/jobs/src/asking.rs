@@ -1,0 +1,123 @@
+//! Who asks, and for which part of a list.
+
+use crate::MAX_PAGE;
+use crate::error::JobError;
+use service::Caller;
+
+/// Who wants to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    name: Option<String>,
+    all: bool,
+}
+
+impl Who {
+    /// Someone who sees everything: an admin, and everybody on a server without keys.
+    #[must_use]
+    pub fn everybody() -> Who {
+        Who {
+            name: None,
+            all: true,
+        }
+    }
+
+    /// The holder of a key, who sees what is the key's own; with admin rights, everything.
+    #[must_use]
+    pub fn of(caller: &Caller) -> Who {
+        match caller.key() {
+            None => Who::everybody(),
+            Some(key) => Who {
+                name: Some(key.name().to_owned()),
+                all: key.check_admin().is_ok(),
+            },
+        }
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    pub(super) fn sees(&self, owner: Option<&str>) -> bool {
+        self.all || (owner.is_some() && owner == self.name())
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// It begins behind this one.
+    pub after: Option<String>,
+    /// The most items.
+    pub limit: usize,
+    /// The newest first.
+    pub newest_first: bool,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Page {
+            after: None,
+            limit: MAX_PAGE,
+            newest_first: true,
+        }
+    }
+}
+
+impl Page {
+    /// The page of `all`, which are in the order of arrival, and whether there are more behind it.
+    pub(super) fn of<T>(
+        &self,
+        mut all: Vec<T>,
+        id: impl Fn(&T) -> &str,
+    ) -> Result<(Vec<T>, bool), JobError> {
+        if self.newest_first {
+            all.reverse();
+        }
+        if let Some(after) = &self.after {
+            let found = all.iter().position(|item| id(item) == after);
+            let found = found.ok_or_else(|| JobError::NoPage {
+                id: after.chars().take(80).collect(),
+            })?;
+            all.drain(..=found);
+        }
+        let more = all.len() > self.limit;
+        all.truncate(self.limit);
+        Ok((all, more))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_begins_behind_what_it_names() {
+        let all = || ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        let page = |after: Option<&str>, limit, newest_first| {
+            let page = Page {
+                after: after.map(str::to_owned),
+                limit,
+                newest_first,
+            };
+            page.of(all(), |item| item)
+                .map(|(items, more)| (items.concat(), more))
+        };
+        assert_eq!(page(None, 3, true).unwrap(), ("dcb".to_owned(), true));
+        assert_eq!(page(Some("c"), 3, true).unwrap(), ("ba".to_owned(), false));
+        assert_eq!(page(Some("b"), 1, false).unwrap(), ("c".to_owned(), true));
+        assert!(matches!(
+            page(Some("x"), 1, true),
+            Err(JobError::NoPage { .. })
+        ));
+    }
+
+    #[test]
+    fn a_key_sees_its_own_and_an_admin_all() {
+        let one = Who {
+            name: Some("one".to_owned()),
+            all: false,
+        };
+        assert!(one.sees(Some("one")) && !one.sees(Some("two")) && !one.sees(None));
+        assert!(Who::everybody().sees(Some("two")) && Who::everybody().sees(None));
+    }
+}

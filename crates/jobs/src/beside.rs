@@ -1,0 +1,140 @@
+//! Whom a job's adapter is compared with by its gate: other personas, who answer the same questions.
+
+use registry::{Persona, spec};
+
+use crate::error::JobError;
+use crate::evaluation::Candidate;
+use crate::measure::known;
+use crate::queue::Queue;
+use crate::record::Record;
+use crate::thresholds::Thresholds;
+use service::{Caller, Service};
+
+/// The most of them.
+pub(super) const MAX_BESIDE: usize = 4;
+
+/// Writes into `thresholds` of a job for `persona` whom they compare with: those that the client named, or else the first by name that
+/// have an adapter and that the client may use, those in the server's folder first. Where there is nobody, thresholds that the
+/// client gave are refused, and those of the server's folder (`given` is false) are left out.
+pub(super) fn choose(
+    service: &Service,
+    caller: &Caller,
+    persona: &str,
+    thresholds: &mut Thresholds,
+    given: bool,
+) -> Result<(), JobError> {
+    if thresholds.distinct_at_least.is_none() && thresholds.other_tone_at_most.is_none() {
+        return match &thresholds.beside {
+            None => Ok(()),
+            Some(_) => Err(JobError::invalid(
+                "gate.beside",
+                "is for distinct_at_least and other_tone_at_most; give one of them, or leave it out",
+            )),
+        };
+    }
+    let others = match &thresholds.beside {
+        Some(names) => named(service, caller, persona, names)?,
+        None => first(service, caller, persona),
+    };
+    let refuse = |name: &str, why: &str| JobError::invalid(format!("gate.{name}"), why);
+    if others.is_empty() {
+        let why = "compares with other personas, and there is none with an adapter that may be asked; leave it out";
+        for (name, wanted) in [
+            ("distinct_at_least", &mut thresholds.distinct_at_least),
+            ("other_tone_at_most", &mut thresholds.other_tone_at_most),
+        ] {
+            if wanted.take().is_some() && given {
+                return Err(refuse(name, why));
+            }
+        }
+    }
+    let has_tone = |persona: &Persona| {
+        let eval = persona.eval.as_ref();
+        eval.is_some_and(|eval| !eval.any_of.is_empty() || !eval.none_of.is_empty())
+    };
+    if !others.iter().any(has_tone) && thresholds.other_tone_at_most.take().is_some() && given {
+        let why = "needs a persona beside whose tone is known by patterns in the server's folder; leave it out, or name one as `beside`";
+        return Err(refuse("other_tone_at_most", why));
+    }
+    let pinned = |other: &Persona| format!("{}@{}", other.name, other.version);
+    thresholds.beside = Some(others.iter().map(pinned).collect());
+    Ok(())
+}
+
+fn named(
+    service: &Service,
+    caller: &Caller,
+    persona: &str,
+    names: &[String],
+) -> Result<Vec<Persona>, JobError> {
+    if !(1..=MAX_BESIDE).contains(&names.len()) {
+        let message = format!("has {} names; give 1 to {MAX_BESIDE}", names.len());
+        return Err(JobError::invalid("gate.beside", message));
+    }
+    let personas = service.personas();
+    let mut others: Vec<Persona> = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let refuse = |message: String| JobError::invalid(format!("gate.beside[{index}]"), message);
+        let parts = spec::parse(name).map_err(|error| refuse(error.to_string()))?;
+        let part = match parts.as_slice() {
+            [part] if part.scale.is_none() => part,
+            _ => return Err(refuse("is a blend; name one persona".to_owned())),
+        };
+        caller.check_persona(&part.name)?;
+        let other = personas
+            .find(part)
+            .map_err(|error| refuse(error.to_string()))?;
+        other
+            .system_prompt_by_default()
+            .map_err(|error| refuse(error.to_string()))?;
+        if other.name == persona {
+            let why = "is the persona that the job makes; name others";
+            return Err(refuse(why.to_owned()));
+        }
+        if others.iter().any(|there| there.name == other.name) {
+            return Err(refuse(format!("{} stands there already", other.name)));
+        }
+        others.push(known(service, other));
+    }
+    Ok(others)
+}
+
+fn first(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
+    let personas = service.personas();
+    let folder = service.catalog().folder();
+    let mut names = personas.names();
+    // Each group stays in the order of names.
+    names.sort_by_key(|name| folder.get(name).is_none());
+    let may = |name: &&str| *name != persona && caller.may_use(name);
+    let others = names
+        .into_iter()
+        .filter(may)
+        .filter_map(|name| personas.get(name));
+    others
+        .filter(|other| other.adapter.is_some() && other.system_prompt_by_default().is_ok())
+        .take(MAX_BESIDE)
+        .map(|other| known(service, other))
+        .collect()
+}
+
+/// Those that `thresholds` compare with. One that is not there any more is passed over, which is said.
+pub(super) fn candidates(
+    queue: &Queue,
+    record: &Record,
+    thresholds: &Thresholds,
+) -> anyhow::Result<Vec<Candidate>> {
+    let personas = queue.service.personas();
+    let mut candidates = Vec::new();
+    for pinned in thresholds.beside.iter().flatten() {
+        let parts = spec::parse(pinned)?;
+        match parts.first().map(|part| personas.find(part)) {
+            Some(Ok(other)) => candidates.push(Candidate::beside(known(&queue.service, other))?),
+            _ => {
+                let said =
+                    format!("{pinned} is not here any more, so the gate does not compare with it");
+                queue.events_of(&record.id).push("warn", said, None);
+            }
+        }
+    }
+    Ok(candidates)
+}

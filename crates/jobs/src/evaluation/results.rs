@@ -1,0 +1,167 @@
+//! The results of `lory eval`, a file each: `evaluations/<20 digits>.json`, the digits being the Unix time.
+
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use formats::atomic_file;
+use serde_json::{Value, json};
+
+/// Why a result is not stored or not found.
+#[derive(Debug, thiserror::Error)]
+pub enum ResultError {
+    /// There is no folder.
+    #[error(
+        "there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again"
+    )]
+    Off,
+    /// There is no such evaluation.
+    #[error("there is no evaluation {0:?}; GET /v1/evaluations lists them")]
+    Unknown(String),
+    /// A file is not JSON.
+    #[error("{}:{line}: {message}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// The folder cannot be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system reported.
+        source: std::io::Error,
+    },
+}
+
+/// How many are kept; of more the oldest are removed.
+pub const MAX_KEPT: usize = 50;
+
+/// The folder of results.
+#[derive(Debug, Clone)]
+pub struct EvaluationResults {
+    folder: PathBuf,
+}
+
+impl EvaluationResults {
+    /// Those in a folder, which need not be there yet.
+    #[must_use]
+    pub fn new(folder: &Path) -> EvaluationResults {
+        EvaluationResults {
+            folder: folder.join("evaluations"),
+        }
+    }
+
+    fn io(&self) -> impl Fn(std::io::Error) -> ResultError + '_ {
+        |source| ResultError::Io {
+            path: self.folder.clone(),
+            source,
+        }
+    }
+
+    /// Keeps a result of this Unix time, or of the next second that has none yet, under its id, which it gets as a field.
+    ///
+    /// # Errors
+    /// [`ResultError::Io`].
+    pub fn keep(&self, mut time: u64, mut result: Value) -> Result<String, ResultError> {
+        fs::create_dir_all(&self.folder).map_err(self.io())?;
+        let mut id = format!("{time:020}");
+        while self.path(&id).exists() {
+            time += 1;
+            id = format!("{time:020}");
+        }
+        result["id"] = json!(id);
+        result["time"] = json!(time);
+        let text = result.to_string();
+        atomic_file::replace(&self.path(&id), |file| file.write_all(text.as_bytes()))
+            .map_err(self.io())?;
+        for old in self.ids()?.iter().skip(MAX_KEPT) {
+            // The next one tries again.
+            let _ = fs::remove_file(self.path(old));
+        }
+        Ok(id)
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("{id}.json"))
+    }
+
+    /// Their ids, the newest first.
+    ///
+    /// # Errors
+    /// [`ResultError::Io`].
+    pub fn ids(&self) -> Result<Vec<String>, ResultError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(self.io()(error)),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(self.io())?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            ids.extend(id.filter(|id| is_id(id)).map(str::to_owned));
+        }
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(ids)
+    }
+
+    /// One of them, whole.
+    ///
+    /// # Errors
+    /// [`ResultError::Unknown`], [`ResultError::Broken`], [`ResultError::Io`].
+    pub fn read(&self, id: &str) -> Result<Value, ResultError> {
+        let unknown = || ResultError::Unknown(id.chars().take(40).collect());
+        if !is_id(id) {
+            return Err(unknown());
+        }
+        let path = self.path(id);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(unknown()),
+            Err(error) => return Err(self.io()(error)),
+        };
+        serde_json::from_slice(&text).map_err(|error| ResultError::Broken {
+            path,
+            line: error.line(),
+            message: error.to_string(),
+        })
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == 20 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = EvaluationResults::new(folder.path());
+        assert!(kept.ids().unwrap().is_empty());
+        for time in 0..MAX_KEPT as u64 + 2 {
+            kept.keep(time, json!({"base": "b"})).unwrap();
+        }
+        // Of the same second.
+        let last = MAX_KEPT as u64 + 1;
+        let next = kept.keep(last, json!({"base": "c"})).unwrap();
+        assert_eq!(next, format!("{:020}", last + 1));
+        let ids = kept.ids().unwrap();
+        assert_eq!(ids.len(), MAX_KEPT);
+        assert_eq!(kept.read(&ids[1]).unwrap()["base"], json!("b"));
+        assert_eq!(kept.read(&ids[0]).unwrap()["time"], json!(MAX_KEPT + 2));
+        for wrong in ["", "../votes", &"0".repeat(20)] {
+            assert!(
+                matches!(kept.read(wrong), Err(ResultError::Unknown(_))),
+                "{wrong}"
+            );
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Adapters answer to whoever measures them alone, be they published or not: on an engine of its own over the weights that serve,
+//! whose steps take the machine in the turns of a job.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::EngineConfig;
+use model::YieldPoint;
+use registry::{AdapterRef, Persona, Personas};
+
+use crate::evaluation::Candidate;
+use crate::evaluation::answers::{self, Answers, Question};
+use crate::queue::Queue;
+use crate::record::Record;
+use crate::run::settings_of;
+use base::progress::Progress;
+use service::catalog::Catalog;
+use service::runner::Turns;
+use service::{Service, Settings};
+
+/// Questions that are asked at once.
+const AT_ONCE: usize = 8;
+/// Memory for the keys and values of those.
+const KV_MEMORY: u64 = 128 << 20;
+/// The most rows of one step, which is what an answer beside may have to wait for: a step of more would not fit between two of the
+/// service's, and make all that follow it rare.
+const STEP_TOKENS: usize = 64;
+/// The least memory for adapters.
+const ADAPTER_MEMORY: u64 = 256 << 20;
+
+/// The persona that `record` is about to make, with the adapter in the folder `adapter`.
+pub(super) fn persona(queue: &Queue, record: &Record, adapter: &Path) -> anyhow::Result<Persona> {
+    let personas = queue.service.personas();
+    let settings = settings_of(record, personas.get(&record.persona));
+    let found = AdapterRef::in_folder(adapter)?;
+    Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
+}
+
+/// Puts `questions` to `candidates`, whom nobody else can ask.
+pub(super) fn answers(
+    queue: &Queue,
+    candidates: &[Candidate],
+    questions: &[Question],
+    common: Vec<(usize, usize)>,
+    machine: Arc<dyn YieldPoint>,
+    progress: &mut Progress,
+) -> anyhow::Result<Answers> {
+    let personas: Vec<Persona> = candidates.iter().map(|one| one.persona.clone()).collect();
+    let adapters = personas
+        .iter()
+        .filter_map(|persona| persona.adapter.as_ref());
+    let bytes: u64 = adapters.map(|adapter| adapter.bytes).sum();
+    let settings = Settings {
+        base_name: Some(queue.service.base().name.clone()),
+        kv_memory: KV_MEMORY,
+        turns: Turns::Lent(machine),
+        engine: EngineConfig {
+            max_batch: AT_ONCE,
+            max_queue: AT_ONCE,
+            step_tokens: STEP_TOKENS,
+            prefill_chunk: STEP_TOKENS,
+            adapter_memory: ADAPTER_MEMORY.max(4 * bytes),
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    };
+    let catalog = Catalog::from(Personas::new(personas));
+    let service = Service::start(Arc::clone(queue.service.base()), catalog, &settings)?;
+    let answers = answers::answer(&service, candidates, questions, common, AT_ONCE, progress);
+    service.engine().shutdown();
+    answers
+}

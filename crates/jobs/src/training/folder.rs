@@ -1,0 +1,162 @@
+//! Writes a trained adapter: its PEFT folder, and its loss curve beside it.
+
+use std::path::PathBuf;
+
+use formats::peft::Dtype;
+use train::Settings;
+use train::export::{Provenance, peft_adapter};
+use train::job::Loaded;
+use train::metrics::records;
+use train::plot::{Curve, loss_curve};
+use train::preference::Sibling;
+use train::sft::Trained;
+
+use base::Base;
+use base::hub;
+
+/// One adapter to train.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub name: String,
+    pub data: PathBuf,
+    pub eval: Option<PathBuf>,
+    pub system_prompt: Option<String>,
+    pub settings: Settings,
+    /// The personas whose answers are rejected.
+    pub siblings: Vec<Sibling>,
+    /// The adapter that it starts from.
+    pub from: Option<PathBuf>,
+    /// Its PEFT folder.
+    pub out: PathBuf,
+}
+
+/// What an adapter was trained on.
+pub struct Origin<'a> {
+    pub base: &'a Base,
+    /// The name of a base that Lory knows; none for a file.
+    pub known: Option<&'a str>,
+    pub sha256: &'a str,
+}
+
+/// Writes the folder of `target`. The curve comes before the adapter's own files, whose last one makes it visible.
+pub fn write(
+    trained: &Trained,
+    target: &Target,
+    loaded: &Loaded,
+    origin: &Origin<'_>,
+) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&target.out)?;
+    let curve = Curve::new(&trained.name, &records(&trained.metrics));
+    let title = format!("{} on {}", trained.name, origin.base.name);
+    std::fs::write(target.out.join("loss.svg"), loss_curve(&title, &[curve]))?;
+
+    let upstream = origin
+        .known
+        .and_then(hub::known)
+        .map(|known| known.upstream);
+    let provenance = Provenance {
+        base_name: upstream.unwrap_or(&origin.base.name).to_owned(),
+        base_hash: origin.sha256.to_owned(),
+        tokenizer_hash: origin.base.tokenizer.hash().to_owned(),
+        template_hash: origin.base.template.hash(),
+        system: target.system_prompt.clone(),
+        data: loaded.clone(),
+    };
+    let adapter = peft_adapter(trained, &provenance)?;
+    let card = card(trained, target, upstream, &provenance);
+    adapter.write(&target.out, Dtype::BF16, &card)?;
+    Ok(())
+}
+
+/// The model card.
+fn card(
+    trained: &Trained,
+    target: &Target,
+    upstream: Option<&str>,
+    provenance: &Provenance,
+) -> String {
+    let settings = &trained.settings;
+    let file = |path: &PathBuf| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let head = upstream.map_or_else(String::new, |upstream| format!("base_model: {upstream}\n"));
+    let system = target
+        .system_prompt
+        .as_ref()
+        .map_or_else(String::new, |prompt| {
+            format!("System prompt: `{}`\n\n", prompt.replace('`', "'"))
+        });
+    let best = trained.best.map_or_else(String::new, |best| match best.preference {
+        None => format!(
+            " Validation loss {:.4} nats a token, after epoch {}.",
+            best.loss, best.epoch
+        ),
+        Some(preference) => format!(
+            " Validation loss {:.4} a pair, after epoch {}; the preferred answer has gained on the other in {:.1}% of \
+             {} pairs.",
+            best.loss,
+            best.epoch,
+            preference.accuracy * 100.0,
+            preference.pairs
+        ),
+    });
+    let preference = settings
+        .preference
+        .as_ref()
+        .map_or_else(String::new, |preference| {
+            let over = match preference.against.as_slice() {
+                [] => "the rejected ones of its rows".to_owned(),
+                names => format!("those of {}", names.join(", ")),
+            };
+            format!(
+                " Its answers are preferred over {over} (DPO, beta {}, SFT weight {}).",
+                preference.beta, preference.sft_weight
+            )
+        });
+    let lr = settings
+        .lr
+        .map_or_else(String::new, |lr| format!(", learning rate {lr:e}"));
+    let epochs = if settings.epochs == 1 {
+        "epoch"
+    } else {
+        "epochs"
+    };
+    format!(
+        "---\n{head}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n---\n\n# {}\n\n\
+         A LoRA adapter for {} (sha256 of the file: `{}`), trained on the quantized weights by `lory train`.\n\n\
+         {system}Data: `{}`. Rank {}, alpha {}, {} {epochs}{lr}, seed {}; {} steps.{preference}{best}\n\n\
+         ![loss](loss.svg)\n\n\
+         Made from (the header of the weights has the same under `lory.*`, and all settings):\n\n{}",
+        trained.name,
+        provenance.base_name,
+        provenance.base_hash,
+        file(&target.data),
+        settings.rank,
+        settings.alpha,
+        settings.epochs,
+        settings.seed,
+        trained.steps,
+        origins(target, provenance, &file),
+    )
+}
+
+/// The provenance as a table: what it was made from, and the hash of it.
+fn origins(target: &Target, provenance: &Provenance, file: &dyn Fn(&PathBuf) -> String) -> String {
+    let mut table = "| what | sha256 |\n|---|---|\n".to_owned();
+    let mut row = |what: &str, hash: &str| table += &format!("| {what} | `{hash}` |\n");
+    row("base, the file", &provenance.base_hash);
+    row("tokenizer", &provenance.tokenizer_hash);
+    row("chat template", &provenance.template_hash);
+    let data = &provenance.data;
+    row(
+        &format!("data, `{}`", file(&target.data)),
+        &data.train_file_hash,
+    );
+    if let (Some(eval), Some(hash)) = (&target.eval, &data.validation_file_hash) {
+        row(&format!("validation data, `{}`", file(eval)), hash);
+    }
+    table
+}

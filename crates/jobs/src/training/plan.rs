@@ -1,0 +1,56 @@
+//! What a run will do and need, as plain data, which is JSON for scripts.
+
+use serde::Serialize;
+use train::Forecast;
+use train::forecast::Measured;
+
+use base::memory::Available;
+
+/// The plan of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    #[serde(flatten)]
+    pub forecast: Forecast,
+    /// Bytes that the run will add to those in use.
+    pub memory_needed: u64,
+    /// Most bytes of activations that the run may keep, for [`train::ModelLearner::keep`].
+    #[serde(skip)]
+    pub keep: u64,
+    /// Bytes in use before it starts: the base and the rows.
+    pub memory_in_use: Option<u64>,
+    /// What it may take.
+    pub memory_available: Option<Available>,
+    /// The step that the time is estimated from.
+    pub measured: Option<Measured>,
+    /// The estimated time, in seconds.
+    pub seconds: Option<f64>,
+}
+
+impl Plan {
+    pub fn new(mut forecast: Forecast, in_use: Option<u64>, available: Option<Available>) -> Self {
+        let keep = forecast.keep_within(available.map_or(u64::MAX, |available| available.bytes));
+        Self {
+            keep,
+            memory_needed: forecast.memory.total(),
+            memory_in_use: in_use,
+            memory_available: available,
+            forecast,
+            measured: None,
+            seconds: None,
+        }
+    }
+
+    /// Whether it fits, as far as that is known.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.memory_available {
+            None => Ok(()),
+            Some(available) => Ok(self.forecast.check(available.bytes)?),
+        }
+    }
+
+    /// Takes up how long a step took.
+    pub fn measured(&mut self, step: Measured) {
+        self.seconds = Some(self.forecast.seconds(step.tokens_per_s()));
+        self.measured = Some(step);
+    }
+}

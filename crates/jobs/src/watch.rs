@@ -1,0 +1,167 @@
+//! What a run tells on its way: events for those who wait for it, numbers for those who look.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use train::progress::{Observer, Plan, Reference, Standing, StepMetrics, Validation};
+
+use crate::disk::now;
+use crate::events::Events;
+use crate::queue::Queue;
+use crate::record::Metrics;
+use crate::sampling::Sampling;
+
+/// Watches the run of one job, which trains one adapter.
+pub(super) struct Watch<'q> {
+    queue: &'q Queue,
+    id: &'q str,
+    events: Events,
+    steps: u64,
+    /// Asks the adapter on the way; none where nothing is to be asked.
+    sampling: Option<Sampling<'q>>,
+}
+
+impl<'q> Watch<'q> {
+    pub fn new(queue: &'q Queue, id: &'q str, sampling: Option<Sampling<'q>>) -> Watch<'q> {
+        Watch {
+            queue,
+            id,
+            events: queue.events_of(id),
+            steps: 0,
+            sampling,
+        }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+        self.steps = plan.steps;
+        let step = resumed.unwrap_or(0);
+        if let Err(error) = self.events.go_back_to(step) {
+            tracing::error!("job {}: {error}", self.id);
+        }
+        match resumed {
+            None => self.events.push("info", "Fine-tuning job started", None),
+            Some(step) => self.events.push(
+                "info",
+                format!("Fine-tuning goes on at step {step} of {}", plan.steps),
+                None,
+            ),
+        }
+        self.queue.note(self.id, |progress| {
+            progress.step = step;
+            progress.steps = plan.steps;
+            progress.phase = None;
+        });
+        let sampling = self.sampling.as_mut();
+        if let Some(Err(error)) = sampling.map(|sampling| sampling.started(plan, step)) {
+            self.sampling = None;
+            let said = format!("The adapter is not asked on the way: {error}");
+            self.events.push("warn", said, None);
+        }
+    }
+
+    fn reference(&mut self, _adapter: usize, pairs: usize, from: Reference<'_>) {
+        if let Reference::Computing { done: 0 } = from {
+            let said = format!("Computing what {pairs} pairs start from");
+            self.events.push("info", said, None);
+        }
+    }
+
+    fn step(&mut self, metrics: &StepMetrics) {
+        self.queue
+            .trained
+            .fetch_add(metrics.tokens as u64, Ordering::Relaxed);
+        let pace = self.queue.pace.lock();
+        *pace.unwrap_or_else(PoisonError::into_inner) = Some(metrics.tokens_per_s);
+        // One adapter a job.
+        let Some(adapter) = metrics.adapters.first() else {
+            return;
+        };
+        let data = Metrics {
+            step: metrics.step,
+            total_steps: metrics.steps,
+            epoch: adapter.epoch,
+            train_loss: Some(adapter.loss),
+            learning_rate: Some(adapter.lr),
+            grad_norm: Some(adapter.grad_norm),
+            tokens: Some(metrics.tokens as u64),
+            preference_accuracy: adapter.preference.map(|pairs| pairs.accuracy),
+            ..Metrics::default()
+        };
+        let said = format!(
+            "Step {}/{}: training loss={:.4}",
+            metrics.step, metrics.steps, adapter.loss
+        );
+        self.events.push("info", said, Some(data));
+        self.queue.note(self.id, |progress| {
+            progress.step = metrics.step;
+            progress.steps = metrics.steps;
+            progress.train_loss = Some(adapter.loss);
+            progress.tokens_per_s = Some(metrics.tokens_per_s);
+            progress.estimated_finish = Some(now().saturating_add(metrics.eta.as_secs()));
+        });
+    }
+
+    fn validated(&mut self, _adapter: usize, validation: &Validation) {
+        if let Some(sampling) = &mut self.sampling {
+            sampling.validated(validation.step);
+        }
+        let data = Metrics {
+            step: validation.step,
+            total_steps: self.steps,
+            epoch: validation.epoch,
+            full_valid_loss: Some(validation.loss),
+            best: Some(validation.best),
+            preference_accuracy: validation.preference.map(|pairs| pairs.accuracy),
+            ..Metrics::default()
+        };
+        let best = if validation.best {
+            ", the best so far"
+        } else {
+            ""
+        };
+        let said = format!(
+            "Step {}/{}: full validation loss={:.4}{best}",
+            validation.step, self.steps, validation.loss
+        );
+        self.events.push("info", said, Some(data));
+        if validation.best {
+            self.queue.note(self.id, |progress| {
+                progress.best_validation_loss = Some(validation.loss);
+            });
+        }
+    }
+
+    fn stopped_early(&mut self, _adapter: usize, step: u64) {
+        let said =
+            format!("No better for as long as its patience is: training ends at step {step}");
+        self.events.push("info", said, None);
+    }
+
+    fn standing(&mut self, standing: &Standing<'_>) {
+        let due = |sampling: &&mut Sampling<'_>| sampling.is_due(standing);
+        let Some(sampling) = self.sampling.as_mut().filter(due) else {
+            return;
+        };
+        let id = self.id;
+        let phase = |phase: Option<&str>| {
+            let phase = phase.map(str::to_owned);
+            self.queue.note(id, |progress| progress.phase = phase);
+        };
+        phase(Some("sampling"));
+        if let Err(error) = sampling.ask(standing) {
+            let said = format!(
+                "The adapter could not be asked after step {}: {error:#}",
+                standing.step
+            );
+            self.events.push("warn", said, None);
+        }
+        phase(None);
+    }
+
+    fn checkpointed(&mut self, _path: &Path, step: u64) {
+        tracing::debug!(job = self.id, step, "checkpoint");
+    }
+}

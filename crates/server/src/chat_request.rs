@@ -1,0 +1,323 @@
+//! What `POST /v1/chat/completions` takes: OpenAI's fields and a few more. What OpenAI defines and Lory does not do is refused by
+//! name, unless it has the value that means nothing.
+
+use std::collections::BTreeMap;
+
+use formats::chat_template::Message;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::chat_tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, tools};
+use crate::error::ApiError;
+use crate::json::{Biases, Texts};
+use crate::logprobs;
+use crate::sampling::overrides;
+use service::{Ask, Conversation, FieldNames};
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChatRequest {
+    pub(super) model: String,
+    messages: Vec<ChatMessage>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    max_tokens: Option<usize>,
+    max_completion_tokens: Option<usize>,
+    seed: Option<i64>,
+    stop: Option<Texts>,
+    frequency_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    logit_bias: Option<Biases>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u64>,
+    response_format: Option<ResponseFormat>,
+    tools: Option<Vec<ToolField>>,
+    tool_choice: Option<ToolChoiceField>,
+    parallel_tool_calls: Option<bool>,
+    n: Option<usize>,
+    pub(super) stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    // Not OpenAI's; servers of open models take them.
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    ignore_eos: Option<bool>,
+    priority: Option<i32>,
+    timeout_ms: Option<u64>,
+    /// Lory's own: values for the variables of the persona's system prompt, by name.
+    variables: Option<BTreeMap<String, String>>,
+    // Labels, which change nothing.
+    #[serde(rename = "user")]
+    _user: Option<Value>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<Value>,
+    #[serde(rename = "safety_identifier")]
+    _safety_identifier: Option<Value>,
+    #[serde(rename = "prompt_cache_key")]
+    _prompt_cache_key: Option<Value>,
+    #[serde(rename = "prompt_cache_retention")]
+    _prompt_cache_retention: Option<Value>,
+    // Not done here.
+    audio: Option<Value>,
+    function_call: Option<Value>,
+    functions: Option<Value>,
+    modalities: Option<Value>,
+    moderation: Option<Value>,
+    prediction: Option<Value>,
+    reasoning_effort: Option<Value>,
+    service_tier: Option<Value>,
+    store: Option<Value>,
+    verbosity: Option<Value>,
+    web_search_options: Option<Value>,
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StreamOptions {
+    include_usage: Option<bool>,
+    #[serde(rename = "include_obfuscation")]
+    _include_obfuscation: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ChatMessage {
+    role: String,
+    #[serde(default)]
+    content: Option<Content>,
+    #[serde(rename = "name")]
+    _name: Option<String>,
+    // An assistant's turn that comes back as it was received.
+    #[serde(rename = "refusal")]
+    _refusal: Option<Value>,
+    #[serde(rename = "annotations")]
+    _annotations: Option<Value>,
+    audio: Option<Value>,
+    function_call: Option<Value>,
+    tool_calls: Option<Vec<CalledTool>>,
+    // Which call a turn of the role `tool` answers: they stand in order.
+    #[serde(rename = "tool_call_id")]
+    _tool_call_id: Option<String>,
+}
+
+/// A text, or parts of one.
+#[derive(Debug)]
+struct Content(String);
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct TextPart {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    #[serde(rename = "image_url")]
+    _image_url: Option<Value>,
+    #[serde(rename = "input_audio")]
+    _input_audio: Option<Value>,
+    #[serde(rename = "file")]
+    _file: Option<Value>,
+    #[serde(rename = "refusal")]
+    _refusal: Option<Value>,
+}
+
+impl utoipa::PartialSchema for Content {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::OneOfBuilder::new()
+            .item(<String as utoipa::PartialSchema>::schema())
+            .item(
+                utoipa::openapi::ArrayBuilder::new()
+                    .items(<TextPart as utoipa::PartialSchema>::schema()),
+            )
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Content {}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Content;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text or a list of text parts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+                Ok(Content(text.to_owned()))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut parts: A,
+            ) -> Result<Content, A::Error> {
+                use serde::de::Error;
+                let mut whole = String::new();
+                while let Some(part) = parts.next_element::<TextPart>()? {
+                    if part.kind != "text" {
+                        let kind: String = part.kind.chars().take(40).collect();
+                        let message =
+                            format!("a part of type {kind:?} is not supported; send \"text\"");
+                        return Err(A::Error::custom(message));
+                    }
+                    whole += &part.text.ok_or_else(|| A::Error::missing_field("text"))?;
+                }
+                Ok(Content(whole))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl StreamOptions {
+    /// Refuses options of a stream where there is none.
+    pub(super) fn check(options: &Option<Self>, stream: Option<bool>) -> Result<(), ApiError> {
+        if options.is_some() && stream != Some(true) {
+            let message = "stream_options is only for requests with \"stream\": true";
+            return Err(ApiError::unsupported("stream_options", message));
+        }
+        Ok(())
+    }
+
+    /// Whether a stream's last chunk is to tell the usage.
+    pub(super) fn usage(options: &Option<Self>) -> bool {
+        options.as_ref().and_then(|options| options.include_usage) == Some(true)
+    }
+}
+
+impl ChatRequest {
+    /// Whether a stream's last chunk is to tell the usage.
+    pub(super) fn usage(&self) -> bool {
+        StreamOptions::usage(&self.stream_options)
+    }
+
+    /// Refuses what is not done here, by name.
+    fn check(&self) -> Result<(), ApiError> {
+        let off = |value: &Value| value == &json!(false);
+        let empty = |value: &Value| {
+            value.as_array().is_some_and(Vec::is_empty)
+                || value.as_object().is_some_and(serde_json::Map::is_empty)
+        };
+        let never = |_: &Value| false;
+        // A field, what was given, and which values of it change nothing.
+        type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
+        let fields: [(&str, &Option<Value>, Neutral<'_>); 11] = [
+            ("audio", &self.audio, &never),
+            ("function_call", &self.function_call, &|v| v == "none"),
+            ("functions", &self.functions, &empty),
+            ("modalities", &self.modalities, &|v| v == &json!(["text"])),
+            ("moderation", &self.moderation, &never),
+            ("prediction", &self.prediction, &never),
+            ("reasoning_effort", &self.reasoning_effort, &|v| v == "none"),
+            ("service_tier", &self.service_tier, &|v| {
+                v == "auto" || v == "default"
+            }),
+            ("store", &self.store, &off),
+            ("verbosity", &self.verbosity, &|v| v == "medium"),
+            ("web_search_options", &self.web_search_options, &never),
+        ];
+        for (field, value, neutral) in fields {
+            if value.as_ref().is_some_and(|value| !neutral(value)) {
+                let instead = match field {
+                    "functions" | "function_call" => "use tools and tool_choice",
+                    _ => "leave it out",
+                };
+                let message = format!("{field} is not supported; {instead}");
+                return Err(ApiError::unsupported(field, message));
+            }
+        }
+        StreamOptions::check(&self.stream_options, self.stream)?;
+        if self.top_logprobs.is_some_and(|top| top > 0) && self.logprobs != Some(true) {
+            return Err(ApiError::unsupported(
+                "top_logprobs",
+                "top_logprobs is only for requests with \"logprobs\": true",
+            ));
+        }
+        if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
+            return Err(ApiError::unsupported(
+                "max_tokens",
+                "max_tokens and max_completion_tokens say the same; give one",
+            ));
+        }
+        for (i, message) in self.messages.iter().enumerate() {
+            for (field, value) in [
+                ("audio", &message.audio),
+                ("function_call", &message.function_call),
+            ] {
+                let given = value.as_ref().is_some_and(|value| !empty(value));
+                if given {
+                    let field = format!("messages[{i}].{field}");
+                    let message = format!("{field} is not supported; leave it out");
+                    return Err(ApiError::unsupported(&field, message));
+                }
+            }
+            if message.tool_calls.is_some() && message.role != "assistant" {
+                let field = format!("messages[{i}].tool_calls");
+                let message = format!("{field} is only for messages of the role assistant");
+                return Err(ApiError::unsupported(&field, message));
+            }
+            if message.content.is_none() && message.tool_calls.is_none() {
+                let field = format!("messages[{i}].content");
+                let message = format!("{field} is missing");
+                return Err(ApiError::bad_request("missing_field", message, Some(field)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The request in the service's words.
+    ///
+    /// # Errors
+    /// What is wrong or not done here, by field.
+    pub(super) fn into_ask(self) -> Result<Ask, ApiError> {
+        self.check()?;
+        let logprobs = match self.logprobs {
+            Some(true) => Some(logprobs::count(
+                "top_logprobs",
+                self.top_logprobs.unwrap_or(0),
+            )?),
+            _ => None,
+        };
+        let limit = if self.max_tokens.is_some() {
+            "max_tokens"
+        } else {
+            "max_completion_tokens"
+        };
+        let format = self.response_format.map(ResponseFormat::read).transpose()?;
+        let tools = tools(self.tools, self.tool_choice, self.parallel_tool_calls)?;
+        let mut turns = Vec::with_capacity(self.messages.len());
+        for (index, message) in self.messages.into_iter().enumerate() {
+            // OpenAI's newer name for the same thing.
+            let role = match message.role.as_str() {
+                "developer" => "system".to_owned(),
+                _ => message.role,
+            };
+            let Content(content) = message.content.unwrap_or(Content(String::new()));
+            let called = message.tool_calls.unwrap_or_default();
+            let content = CalledTool::said(&content, called, index)?;
+            turns.push(Message { role, content });
+        }
+        Ok(Ask {
+            conversation: Conversation::Messages(turns),
+            format: format.unwrap_or_default(),
+            tools,
+            overrides: overrides!(self),
+            variables: self.variables.unwrap_or_default(),
+            stop: self.stop.map(|Texts(stops)| stops),
+            max_new_tokens: self.max_tokens.or(self.max_completion_tokens),
+            choices: self.n.unwrap_or(1),
+            logprobs,
+            logit_bias: self.logit_bias.map_or(Vec::new(), |Biases(biases)| biases),
+            ignore_eos: self.ignore_eos == Some(true),
+            priority: self.priority.unwrap_or(0),
+            timeout_ms: self.timeout_ms,
+            names: FieldNames {
+                persona: "model",
+                prompt: "messages",
+                max_new_tokens: limit,
+            },
+            ..Ask::new(Some(&self.model), "")
+        })
+    }
+}

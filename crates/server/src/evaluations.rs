@@ -1,0 +1,168 @@
+//! `/v1/evaluations`: what was measured of personas, by `lory eval` or because a client asked for it.
+
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::Slot;
+use crate::answers::EvaluationList;
+use crate::error::ApiError;
+use crate::guard::ApiCaller;
+use crate::json::Body;
+use crate::personas::blocking;
+use jobs::ResultError;
+use jobs::evaluations::Done;
+use jobs::record::Failure;
+use jobs::{Evaluation, EvaluationStatus, NewEvaluation, Who};
+use service::Caller;
+
+/// The routes of evaluations, but for the list, which is for admins.
+pub(super) fn router() -> Router<Slot> {
+    Router::new()
+        .route("/v1/evaluations", post(create))
+        .route("/v1/evaluations/{id}", get(retrieve))
+        .route("/v1/evaluations/{id}/cancel", post(cancel))
+}
+
+/// An evaluation that was asked for.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct EvaluationObject {
+    id: String,
+    /// `evaluation`.
+    object: &'static str,
+    status: EvaluationStatus,
+    /// A Unix time.
+    created_at: u64,
+    /// A Unix time.
+    #[schema(required)]
+    finished_at: Option<u64>,
+    /// Who is measured, each as `name@version`.
+    personas: Vec<String>,
+    /// The file whose rows they are asked; none for each one's own.
+    #[schema(required)]
+    file: Option<String>,
+    /// The most rows of each.
+    max_rows: usize,
+    progress: Done,
+    #[schema(required)]
+    error: Option<Failure>,
+    /// What was measured, as `lory eval --json` prints it, with the id that the list has it by.
+    #[schema(required)]
+    result: Option<Value>,
+}
+
+impl EvaluationObject {
+    fn new(evaluation: Evaluation, result: Option<Value>) -> EvaluationObject {
+        EvaluationObject {
+            id: evaluation.id,
+            object: "evaluation",
+            status: evaluation.status,
+            created_at: evaluation.created_at,
+            finished_at: evaluation.finished_at,
+            personas: evaluation.personas,
+            file: evaluation.file,
+            max_rows: evaluation.max_rows,
+            progress: evaluation.progress,
+            error: evaluation.error,
+            result,
+        }
+    }
+}
+
+/// Every evaluation that is kept, the newest first
+#[utoipa::path(
+    get,
+    path = "/v1/evaluations",
+    responses((status = 200, description = "The list", body = EvaluationList))
+)]
+pub(super) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
+    slot.service()?;
+    let listed = blocking(move || {
+        let kept = slot.results()?;
+        let one = |id: String| {
+            let found = kept.read(&id)?;
+            let personas = found["personas"].as_array().into_iter().flatten();
+            let personas: Vec<Value> = personas
+                .map(|one| json!({"name": one["name"], "version": one["version"], "adapter": one["adapter"]}))
+                .collect();
+            Ok(json!({
+                "object": "evaluation",
+                "id": id,
+                "time": found["time"],
+                "base": found["base"],
+                "personas": personas,
+                "missed": found["missed"],
+            }))
+        };
+        let data: Result<Vec<Value>, ResultError> = kept.ids()?.into_iter().map(one).collect();
+        Ok::<Value, ResultError>(json!({"object": "list", "data": data?}))
+    });
+    Ok(Json(listed.await??))
+}
+
+/// Have personas measured
+///
+/// What `lory eval` does, one at a time in the background, beside the answers. The result joins the list.
+#[utoipa::path(
+    post,
+    path = "/v1/evaluations",
+    request_body = NewEvaluation,
+    responses((status = 200, description = "The evaluation, which waits", body = EvaluationObject))
+)]
+pub(super) async fn create(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Body(new): Body<NewEvaluation>,
+) -> Result<Json<EvaluationObject>, ApiError> {
+    let jobs = slot.jobs()?;
+    let asked = blocking(move || jobs.evaluate(&caller, &new)).await??;
+    Ok(Json(EvaluationObject::new(asked, None)))
+}
+
+/// One evaluation
+///
+/// By the id that asking for it gave: how far it is, and then what was measured, as the answer of the POST is. By an id of the list, for
+/// admins: what was measured.
+#[utoipa::path(
+    get,
+    path = "/v1/evaluations/{id}",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "The evaluation; or its result, as `lory eval --json` prints it", body = serde_json::Value))
+)]
+pub(super) async fn retrieve(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    if id.starts_with(jobs::evaluations::ID) {
+        let jobs = slot.jobs()?;
+        let found = blocking(move || jobs.evaluation(&Who::of(&caller), &id));
+        let (evaluation, result) = found.await??;
+        return Ok(Json(json!(EvaluationObject::new(evaluation, result))));
+    }
+    if let Some(key) = caller.key() {
+        key.check_admin()?;
+    }
+    slot.service()?;
+    let read = blocking(move || slot.results()?.read(&id));
+    Ok(Json(read.await??))
+}
+
+/// Give an evaluation up
+#[utoipa::path(
+    post,
+    path = "/v1/evaluations/{id}/cancel",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "The evaluation", body = EvaluationObject))
+)]
+pub(super) async fn cancel(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<EvaluationObject>, ApiError> {
+    let jobs = slot.jobs()?;
+    let cancelled = blocking(move || jobs.cancel_evaluation(&Who::of(&caller), &id));
+    Ok(Json(EvaluationObject::new(cancelled.await??, None)))
+}

@@ -1,0 +1,399 @@
+//! `/v1/files`: what jobs are trained on, as OpenAI has it; and what a page shows of a file before anything is trained.
+
+use std::io::Read as _;
+
+use axum::body::{Body, Bytes};
+use axum::extract::multipart::MultipartError;
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use futures_util::stream;
+use serde::Serialize;
+
+use crate::Slot;
+use crate::error::ApiError;
+use crate::guard::ApiCaller;
+use crate::personas::blocking;
+use crate::query::Query;
+use jobs::files::{MAX_FILE, PURPOSE};
+use jobs::look::{MAX_SHOWN, Reading, ShownRow};
+use jobs::{JobError, StoredFile, Who};
+use service::Caller;
+
+/// What a form takes beside the file in it.
+const FORM: usize = 64 << 10;
+/// The longest `purpose`, in bytes.
+const MAX_FIELD: usize = 1 << 10;
+/// The longest page of files: OpenAI's.
+const MAX_FILES_PAGE: usize = 10_000;
+/// How much of a file is on its way at once.
+const CHUNK: usize = 64 << 10;
+
+/// The routes of files.
+pub(super) fn router() -> Router<Slot> {
+    Router::new()
+        .route(
+            "/v1/files",
+            get(list)
+                .post(create)
+                .layer(DefaultBodyLimit::max(MAX_FILE as usize + FORM)),
+        )
+        .route("/v1/files/{file_id}", get(retrieve).delete(delete))
+        .route("/v1/files/{file_id}/content", get(content))
+        .route("/v1/files/{file_id}/lint", get(lint))
+        .route("/v1/files/{file_id}/rows", get(rows))
+}
+
+/// A file.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct FileObject {
+    id: String,
+    /// `file`.
+    object: &'static str,
+    bytes: u64,
+    /// A Unix time.
+    created_at: u64,
+    filename: String,
+    /// `fine-tune`.
+    purpose: &'static str,
+    /// `processed`: its lines were checked before it was taken.
+    status: &'static str,
+    /// Not OpenAI's: its rows.
+    rows: usize,
+    /// Not OpenAI's: whether its rows bring a chosen and a rejected answer, for the method `dpo`.
+    pairs: bool,
+}
+
+impl From<StoredFile> for FileObject {
+    fn from(file: StoredFile) -> FileObject {
+        FileObject {
+            id: file.id,
+            object: "file",
+            bytes: file.bytes,
+            created_at: file.created_at,
+            filename: file.filename,
+            purpose: PURPOSE,
+            status: "processed",
+            rows: file.rows,
+            pairs: file.pairs,
+        }
+    }
+}
+
+/// Files, a page of them.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct FileList {
+    /// `list`.
+    object: &'static str,
+    data: Vec<FileObject>,
+    #[schema(required)]
+    first_id: Option<String>,
+    #[schema(required)]
+    last_id: Option<String>,
+    has_more: bool,
+}
+
+/// A file that was deleted.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Deleted {
+    id: String,
+    /// `file`.
+    object: &'static str,
+    deleted: bool,
+}
+
+/// A form with a file.
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "read by the derive macro, never made")]
+pub(super) struct FileForm {
+    /// JSON lines, at most 256 MiB.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// `fine-tune`.
+    purpose: String,
+}
+
+/// Rows as training sees them.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct RowList {
+    /// `list`.
+    object: &'static str,
+    data: Vec<ShownRow>,
+    /// The rows of the file.
+    total: usize,
+}
+
+fn broken_form(error: &MultipartError) -> ApiError {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => JobError::FileTooLarge { limit: MAX_FILE }.into(),
+        _ => ApiError::bad_request("invalid_body", error.body_text(), None),
+    }
+}
+
+fn missing(field: &str) -> ApiError {
+    ApiError::bad_request(
+        "missing_field",
+        format!("{field} is missing"),
+        Some(field.to_owned()),
+    )
+}
+
+/// Upload a file of rows
+///
+/// A multipart form. Every line is checked; a file with a broken one is refused, and its lines are named.
+#[utoipa::path(
+    post,
+    path = "/v1/files",
+    request_body(content = FileForm, content_type = "multipart/form-data"),
+    responses((status = 200, description = "The file", body = FileObject))
+)]
+pub(super) async fn create(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    request: Request,
+) -> Result<Json<FileObject>, ApiError> {
+    let jobs = slot.jobs()?;
+    let form = Multipart::from_request(request, &slot).await;
+    let mut form = form
+        .map_err(|rejection| ApiError::bad_request("invalid_body", rejection.body_text(), None))?;
+    let (mut taken, mut purpose) = (None, None);
+    while let Some(mut field) = form.next_field().await.map_err(|e| broken_form(&e))? {
+        match field.name().unwrap_or_default() {
+            "file" if taken.is_none() => {
+                let filename = field.file_name().unwrap_or("rows.jsonl").to_owned();
+                let mut upload = jobs.upload()?;
+                while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
+                    upload.write(&bytes)?;
+                }
+                taken = Some((upload, filename));
+            }
+            "purpose" if purpose.is_none() => {
+                let mut text = Vec::new();
+                while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
+                    text.extend_from_slice(&bytes);
+                    if text.len() > MAX_FIELD {
+                        let message = format!("purpose is longer than {MAX_FIELD} bytes");
+                        return Err(ApiError::unsupported("purpose", message));
+                    }
+                }
+                purpose = Some(String::from_utf8_lossy(&text).into_owned());
+            }
+            name @ ("file" | "purpose") => {
+                let message = format!("{name} stands twice");
+                let name = Some(name.to_owned());
+                return Err(ApiError::bad_request("invalid_value", message, name));
+            }
+            name => {
+                let name: String = name.chars().take(80).collect();
+                let message = format!("unknown field {name:?}; a form has file and purpose");
+                return Err(ApiError::bad_request("unknown_field", message, Some(name)));
+            }
+        }
+    }
+    let purpose = purpose.ok_or_else(|| missing("purpose"))?;
+    if purpose != PURPOSE {
+        let shown: String = purpose.chars().take(40).collect();
+        let message = format!("purpose must be {PURPOSE:?}, not {shown:?}");
+        return Err(ApiError::unsupported("purpose", message));
+    }
+    let (upload, filename) = taken.ok_or_else(|| missing("file"))?;
+    let kept = blocking(move || jobs.keep(upload, &filename, &caller)).await??;
+    Ok(Json(kept.into()))
+}
+
+/// List files
+#[utoipa::path(
+    get,
+    path = "/v1/files",
+    params(
+        ("purpose" = Option<String>, Query, description = "`fine-tune`, the only one that there is"),
+        ("limit" = Option<usize>, Query, description = "At most so many, 1 to 10000"),
+        ("order" = Option<String>, Query, description = "`desc`, the newest first, or `asc`"),
+        ("after" = Option<String>, Query, description = "Those behind this id"),
+    ),
+    responses((status = 200, description = "Files", body = FileList))
+)]
+pub(super) async fn list(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    mut query: Query,
+) -> Result<Json<FileList>, ApiError> {
+    let jobs = slot.jobs()?;
+    let purpose = query.text("purpose")?;
+    let page = query.page(MAX_FILES_PAGE, MAX_FILES_PAGE, true)?;
+    query.end()?;
+    let (files, has_more) = jobs.list_files(&Who::of(&caller), &page)?;
+    let none_of_it = purpose.is_some_and(|purpose| purpose != PURPOSE);
+    let data: Vec<FileObject> = match none_of_it {
+        true => Vec::new(),
+        false => files.into_iter().map(FileObject::from).collect(),
+    };
+    Ok(Json(FileList {
+        object: "list",
+        first_id: data.first().map(|file| file.id.clone()),
+        last_id: data.last().map(|file| file.id.clone()),
+        data,
+        has_more: has_more && !none_of_it,
+    }))
+}
+
+/// One file
+#[utoipa::path(
+    get,
+    path = "/v1/files/{file_id}",
+    params(("file_id" = String, Path, description = "The file's id")),
+    responses((status = 200, description = "The file", body = FileObject))
+)]
+pub(super) async fn retrieve(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<FileObject>, ApiError> {
+    let file = slot.jobs()?.file(&Who::of(&caller), &id)?;
+    Ok(Json(file.into()))
+}
+
+/// A file's bytes
+#[utoipa::path(
+    get,
+    path = "/v1/files/{file_id}/content",
+    params(("file_id" = String, Path, description = "The file's id")),
+    responses((status = 200, description = "The bytes that were uploaded", body = String, content_type = "application/jsonl"))
+)]
+pub(super) async fn content(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let jobs = slot.jobs()?;
+    let file = jobs.file(&Who::of(&caller), &id)?;
+    let path = jobs.path_of(&file);
+    let opened = blocking(move || std::fs::File::open(path)).await?;
+    let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
+    // Piece by piece: a file is larger than what a response should hold in memory.
+    let pieces = stream::unfold(Some(opened), |file| async move {
+        let mut file = file?;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut piece = vec![0; CHUNK];
+            let count = file.read(&mut piece)?;
+            piece.truncate(count);
+            Ok((Bytes::from(piece), file))
+        });
+        match read.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+            Ok((piece, _)) if piece.is_empty() => None,
+            Ok((piece, file)) => Some((Ok(piece), Some(file))),
+            Err(error) => Some((Err(error), None)),
+        }
+    });
+    // Its name has nothing in it that a header could mind but letters of other scripts.
+    let name: String = file
+        .filename
+        .chars()
+        .map(|c| if c.is_ascii() { c } else { '_' })
+        .collect();
+    let headers = [
+        (CONTENT_TYPE, "application/jsonl".to_owned()),
+        (
+            CONTENT_DISPOSITION,
+            format!("attachment; filename=\"{name}\""),
+        ),
+    ];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+/// Delete a file that no job needs any more
+#[utoipa::path(
+    delete,
+    path = "/v1/files/{file_id}",
+    params(("file_id" = String, Path, description = "The file's id")),
+    responses((status = 200, description = "That it is deleted", body = Deleted))
+)]
+pub(super) async fn delete(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<Deleted>, ApiError> {
+    let jobs = slot.jobs()?;
+    let gone = id.clone();
+    blocking(move || jobs.delete_file(&Who::of(&caller), &gone)).await??;
+    Ok(Json(Deleted {
+        id,
+        object: "file",
+        deleted: true,
+    }))
+}
+
+/// How rows are read, by the parameters that all routes that look at them have.
+fn reading(query: &mut Query, context: usize) -> Result<Reading, ApiError> {
+    Ok(Reading {
+        system_prompt: query.text("system_prompt")?,
+        max_length: query.number("max_length", 2, context)?,
+    })
+}
+
+/// What a linter finds in a file
+#[utoipa::path(
+    get,
+    path = "/v1/files/{file_id}/lint",
+    params(
+        ("file_id" = String, Path, description = "The file's id"),
+        ("validation_file" = Option<String>, Query, description = "A file whose questions must not stand in this one"),
+        ("system_prompt" = Option<String>, Query, description = "The system prompt of rows that bring none"),
+        ("max_length" = Option<usize>, Query, description = "Most tokens of a row; 1024 without"),
+    ),
+    responses((status = 200, description = "As `lory data lint --json`: the findings by line, and the lengths", body = serde_json::Value))
+)]
+pub(super) async fn lint(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+    mut query: Query,
+) -> Result<Response, ApiError> {
+    let jobs = slot.jobs()?;
+    let who = Who::of(&caller);
+    let file = jobs.file(&who, &id)?;
+    let against = match query.text("validation_file")? {
+        None => None,
+        Some(id) => Some(jobs.file(&who, &id)?),
+    };
+    let reading = reading(&mut query, jobs.context_length())?;
+    query.end()?;
+    let report = blocking(move || jobs.lint(&file, against.as_ref(), &reading)).await??;
+    Ok(Json(report).into_response())
+}
+
+/// Rows as training sees them
+#[utoipa::path(
+    get,
+    path = "/v1/files/{file_id}/rows",
+    params(
+        ("file_id" = String, Path, description = "The file's id"),
+        ("first" = Option<usize>, Query, description = "The number of the first row, from 1"),
+        ("limit" = Option<usize>, Query, description = "At most so many, 1 to 100; 10 without"),
+        ("system_prompt" = Option<String>, Query, description = "The system prompt of rows that bring none"),
+        ("max_length" = Option<usize>, Query, description = "Most tokens of a row; 1024 without"),
+    ),
+    responses((status = 200, description = "The rows, with the parts that are trained", body = RowList))
+)]
+pub(super) async fn rows(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+    mut query: Query,
+) -> Result<Json<RowList>, ApiError> {
+    let jobs = slot.jobs()?;
+    let file = jobs.file(&Who::of(&caller), &id)?;
+    let first = query.number("first", 1, usize::MAX)?.unwrap_or(1);
+    let limit = query.number("limit", 1, MAX_SHOWN)?.unwrap_or(10);
+    let reading = reading(&mut query, jobs.context_length())?;
+    query.end()?;
+    let (data, total) = blocking(move || jobs.rows(&file, first, limit, &reading)).await??;
+    Ok(Json(RowList {
+        object: "list",
+        data,
+        total,
+    }))
+}

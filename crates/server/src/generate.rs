@@ -1,0 +1,167 @@
+//! `POST /generate`: one question to one persona.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use formats::decimal::shortest;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::Slot;
+use crate::answers::{GenerateAnswer, StreamEvent};
+use crate::error::ApiError;
+use crate::events::{Incoming, Usage, Wire};
+use crate::guard::ApiCaller;
+use crate::json::{Body, Texts};
+use service::{Ask, Caller, Conversation, Delta, End, Overrides, Speaker};
+
+/// A question.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GenerateRequest {
+    /// What is asked.
+    prompt: String,
+    /// A persona, `persona@version`, a blend such as `customer*0.7+partner*0.3`, or the base.
+    user_type: String,
+    /// What the question is about.
+    #[serde(default)]
+    input: Option<String>,
+    /// Values for the variables of the persona's system prompt, by name.
+    variables: Option<BTreeMap<String, String>>,
+    /// The most tokens of the answer; without, as the persona says.
+    max_new_tokens: Option<usize>,
+    /// 0 to 2; 0 always takes the most probable token.
+    temperature: Option<f32>,
+    /// Above 0, to 1.
+    top_p: Option<f32>,
+    /// 0 for all.
+    top_k: Option<usize>,
+    /// Makes equal requests give equal answers.
+    seed: Option<u64>,
+    /// At most 4 texts of at most 256 bytes that end the answer and are not shown.
+    stop: Option<Texts>,
+    /// The lower goes first, where requests wait; below 0 needs admin rights.
+    priority: Option<i32>,
+    /// 1 to 86400000: the answer ends then as it is.
+    timeout_ms: Option<u64>,
+    /// Whether the answer comes as server-sent events.
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+impl GenerateRequest {
+    fn into_ask(self) -> Ask {
+        Ask {
+            conversation: Conversation::Prompt {
+                prompt: self.prompt,
+                input: self.input.unwrap_or_default(),
+            },
+            variables: self.variables.unwrap_or_default(),
+            overrides: Overrides {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k,
+                seed: self.seed,
+                ..Overrides::default()
+            },
+            stop: self.stop.map(|Texts(stops)| stops),
+            max_new_tokens: self.max_new_tokens,
+            priority: self.priority.unwrap_or(0),
+            timeout_ms: self.timeout_ms,
+            ..Ask::new(Some(&self.user_type), "")
+        }
+    }
+}
+
+/// Ask one question of one persona
+///
+/// With `stream` the answer comes as events: `{"delta"}` for each piece of text, then the whole object without `response`.
+#[utoipa::path(
+    post,
+    path = "/generate",
+    request_body = GenerateRequest,
+    responses(
+        (status = 200, description = "The answer", content(
+            (GenerateAnswer = "application/json"),
+            (StreamEvent = "text/event-stream"),
+        )),
+    )
+)]
+pub(super) async fn generate(
+    State(slot): State<Slot>,
+    ApiCaller(caller): ApiCaller,
+    Body(request): Body<GenerateRequest>,
+) -> Result<Response, ApiError> {
+    let service = slot.service()?;
+    let user_type = request.user_type.clone();
+    let stream = request.stream.unwrap_or(false);
+    let incoming = Incoming::submit(service, caller, request.into_ask()).await?;
+    if stream {
+        return Ok(incoming.stream(Events { user_type }));
+    }
+    let (answers, _) = incoming.whole().await?;
+    let one = answers
+        .first()
+        .ok_or_else(|| ApiError::internal("there is no answer"))?;
+    let mut body = json!({"response": one.text});
+    append(&mut body, summary(&user_type, &one.speaker, &one.end));
+    Ok(Json(body).into_response())
+}
+
+/// Everything but the text.
+fn summary(user_type: &str, speaker: &Speaker, end: &End) -> Value {
+    let adapters: Vec<Value> = speaker
+        .adapters
+        .iter()
+        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": shortest(adapter.scale)}))
+        .collect();
+    let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+    json!({
+        "user_type": user_type,
+        "persona": {
+            "name": speaker.name,
+            "version": speaker.version,
+            "adapters": adapters,
+        },
+        "finish_reason": end.reason.name(),
+        "usage": {
+            "prompt_tokens": end.prompt_tokens,
+            "completion_tokens": end.completion_tokens,
+        },
+        "timings": {
+            "queue_ms": ms(end.timings.queue),
+            "first_token_ms": end.timings.first_token.map(ms),
+            "total_ms": ms(end.timings.total),
+        },
+    })
+}
+
+fn append(body: &mut Value, more: Value) {
+    if let (Value::Object(body), Value::Object(more)) = (body, more) {
+        body.extend(more);
+    }
+}
+
+struct Events {
+    user_type: String,
+}
+
+impl Wire for Events {
+    fn begin(&mut self, _answers: usize) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn delta(&mut self, _number: usize, delta: &Delta) -> Value {
+        json!({"delta": delta.text})
+    }
+
+    fn end(&mut self, _number: usize, speaker: &Speaker, end: &End) -> Vec<String> {
+        vec![summary(&self.user_type, speaker, end).to_string()]
+    }
+
+    fn last(&mut self, _usage: &Usage) -> Vec<String> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,361 @@
+//! Reads JSON bodies and says what is wrong with them: where they are no JSON, and which field is not what it must be.
+
+use std::collections::BTreeMap;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use crate::error::ApiError;
+
+/// A body that was JSON of the right shape.
+pub(super) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        // A web page may send text or form data anywhere without asking; JSON it may not.
+        if let Some(found) = request.headers().get(header::CONTENT_TYPE) {
+            let found = found.to_str().unwrap_or("something else");
+            let essence = found.split(';').next().unwrap_or_default().trim();
+            if !essence.eq_ignore_ascii_case("application/json") {
+                return Err(ApiError::media_type(essence));
+            }
+        }
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| {
+                let message = rejection.body_text();
+                match rejection.into_response().status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(),
+                    _ => ApiError::bad_request("invalid_body", message, None),
+                }
+            })?;
+        parse(&bytes).map(Body)
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        describe(&path, error.inner())
+    })?;
+    reader.end().map_err(|error| describe(".", &error))?;
+    Ok(value)
+}
+
+fn describe(path: &str, error: &serde_json::Error) -> ApiError {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    let said = text
+        .rsplit_once(" at line ")
+        .map_or(&*text, |(said, _)| said);
+    if said == "number out of range" && path != "." {
+        let message = format!("{path}: {said} (line {line}, column {column})");
+        return ApiError::bad_request("invalid_value", message, Some(path.to_owned()));
+    }
+    if error.classify() != Category::Data {
+        let message = format!("the body is not JSON: {said} at line {line} column {column}");
+        return ApiError::bad_request("invalid_json", message, None);
+    }
+    let quoted = |prefix: &str| {
+        let rest = said.strip_prefix(prefix)?.strip_prefix('`')?;
+        rest.split('`').next()
+    };
+    let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
+    if let Some(field) = quoted("unknown field ") {
+        // The path ends in the field, or in what holds it, depending on how far the parser was.
+        let param = if path == "." || path.is_empty() || path == field {
+            field.to_owned()
+        } else if path.ends_with(&format!(".{field}")) {
+            path.to_owned()
+        } else {
+            format!("{path}.{field}")
+        };
+        let known = said
+            .split_once(", ")
+            .map_or(String::new(), |(_, known)| format!("; {known}"));
+        let message = format!("unknown field {param:?}{known}");
+        return ApiError::bad_request("unknown_field", message, Some(param));
+    }
+    if let Some(field) = quoted("missing field ") {
+        let holder = if path == "." { parent } else { path };
+        let param = if holder.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{holder}.{field}")
+        };
+        let message = format!("{param} is missing");
+        return ApiError::bad_request("missing_field", message, Some(param));
+    }
+    let said = people_words(said);
+    let (code, param) = if said.starts_with("invalid type") {
+        ("invalid_type", path)
+    } else {
+        ("invalid_value", path)
+    };
+    if path == "." {
+        let message = format!("the body is not as it must be: {said}");
+        return ApiError::bad_request(code, message, None);
+    }
+    let message = format!("{param}: {said} (line {line}, column {column})");
+    ApiError::bad_request(code, message, Some(param.to_owned()))
+}
+
+/// Without the names of Rust's types.
+fn people_words(said: &str) -> String {
+    let mut said = said.to_owned();
+    for (from, to) in [
+        ("expected f32", "expected a number"),
+        ("expected f64", "expected a number"),
+        ("expected usize", "expected a whole number from 0"),
+        ("expected u64", "expected a whole number from 0"),
+        ("expected i64", "expected a whole number"),
+        ("expected i32", "expected a whole number"),
+        ("expected a sequence", "expected a list"),
+        ("expected struct", "expected an object, a"),
+        ("expected a map", "expected an object"),
+        (": map,", ": an object,"),
+        (": sequence,", ": a list,"),
+    ] {
+        said = said.replace(from, to);
+    }
+    said
+}
+
+/// One text or a list of them, as `stop` may be.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Texts(pub Vec<String>);
+
+impl utoipa::PartialSchema for Texts {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::OneOfBuilder::new()
+            .item(<String as utoipa::PartialSchema>::schema())
+            .item(<Vec<String> as utoipa::PartialSchema>::schema())
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Texts {}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<Texts, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = list.next_element()? {
+                    texts.push(text);
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Biases by token id, as `logit_bias` gives them: `{"50256": -100}`. Ids rise.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Biases(pub Vec<(u32, f32)>);
+
+impl utoipa::PartialSchema for Biases {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        <BTreeMap<String, f32> as utoipa::PartialSchema>::schema()
+    }
+}
+
+impl utoipa::ToSchema for Biases {}
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let by_text = BTreeMap::<String, f32>::deserialize(deserializer)?;
+        let mut biases = BTreeMap::new();
+        for (text, bias) in by_text {
+            let id: u32 = text.parse().map_err(|_| {
+                let text: String = text.chars().take(40).collect();
+                D::Error::custom(format!("{text:?} is no token id; the keys are token ids"))
+            })?;
+            if biases.insert(id, bias).is_some() {
+                return Err(D::Error::custom(format!(
+                    "the token id {id} stands there twice"
+                )));
+            }
+        }
+        Ok(Biases(biases.into_iter().collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[allow(dead_code, reason = "only the reading is tested")]
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        name: String,
+        heat: Option<f32>,
+        count: Option<usize>,
+        stop: Option<Texts>,
+        bias: Option<Biases>,
+        #[serde(default)]
+        inner: Vec<Inner>,
+    }
+
+    #[allow(dead_code, reason = "only the reading is tested")]
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        role: String,
+    }
+
+    fn refused(body: &str) -> (String, String, Value) {
+        let error = parse::<Outer>(body.as_bytes()).unwrap_err().json();
+        let text = |key: &str| error["error"][key].as_str().unwrap().to_owned();
+        (
+            text("code"),
+            text("message"),
+            error["error"]["param"].clone(),
+        )
+    }
+
+    #[test]
+    fn what_is_no_json_is_given_a_place() {
+        for (body, place) in [
+            ("{\"name\": \n oops}", "line 2 column 2"),
+            ("", "line 1 column 0"),
+            ("{\"name\": \"a\"", "line 1 column 12"),
+            ("{\"name\": \"a\"} x", "line 1 column 15"),
+        ] {
+            let (code, message, param) = refused(body);
+            assert_eq!(code, "invalid_json", "{message}");
+            assert!(message.ends_with(place), "{message}");
+            assert!(param.is_null());
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        for (body, code, param, said) in [
+            (
+                r#"{"name": 3}"#,
+                "invalid_type",
+                "name",
+                "expected a string",
+            ),
+            (
+                r#"{"name": "a", "heat": "hot"}"#,
+                "invalid_type",
+                "heat",
+                "expected a number",
+            ),
+            (
+                r#"{"name": "a", "count": -1}"#,
+                "invalid_value",
+                "count",
+                "expected a whole number from 0",
+            ),
+            (
+                r#"{"name": "a", "count": 1.5}"#,
+                "invalid_type",
+                "count",
+                "whole number",
+            ),
+            (
+                r#"{"name": "a", "stop": 5}"#,
+                "invalid_type",
+                "stop",
+                "a text or a list",
+            ),
+            (
+                r#"{"name": "a", "stop": ["x", 5]}"#,
+                "invalid_type",
+                "stop[1]",
+                "expected a string",
+            ),
+            (
+                r#"{"name": "a", "colour": 1}"#,
+                "unknown_field",
+                "colour",
+                "expected one of",
+            ),
+            (
+                r#"{"name": "a", "inner": [{"role": "r", "x": 1}]}"#,
+                "unknown_field",
+                "inner[0].x",
+                "expected `role`",
+            ),
+            (
+                r#"{"name": "a", "inner": [{"role": "r"}, {}]}"#,
+                "missing_field",
+                "inner[1].role",
+                "is missing",
+            ),
+            (
+                r#"{"name": "a", "heat": 1e400}"#,
+                "invalid_value",
+                "heat",
+                "out of range",
+            ),
+            (r#"{"heat": 1}"#, "missing_field", "name", "is missing"),
+            (
+                r#"{"name": "a", "bias": {"5": 1, "x": 2}}"#,
+                "invalid_value",
+                "bias",
+                "\"x\" is no token id",
+            ),
+            (
+                r#"{"name": "a", "bias": {"5": 1, "05": 2}}"#,
+                "invalid_value",
+                "bias",
+                "twice",
+            ),
+            (
+                r#"{"name": "a", "bias": {"5": "much"}}"#,
+                "invalid_type",
+                "bias.5",
+                "expected a number",
+            ),
+            (
+                r#"{"name": "a", "bias": [5]}"#,
+                "invalid_type",
+                "bias",
+                "expected an object",
+            ),
+        ] {
+            let (found, message, named) = refused(body);
+            assert_eq!(
+                (found.as_str(), named.as_str()),
+                (code, Some(param)),
+                "{message}"
+            );
+            assert!(
+                message.contains(said) && message.contains(param),
+                "{message}"
+            );
+        }
+        let (code, message, _) = refused("[1]");
+        assert_eq!(code, "invalid_type", "{message}");
+    }
+}

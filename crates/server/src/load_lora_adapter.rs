@@ -1,0 +1,135 @@
+//! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, as vLLM has them: its bodies, statuses and texts, with
+//! errors in the shape that all errors have here. Unlike there, a load is published: it is still there after a restart.
+
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::Slot;
+use crate::error::ApiError;
+use crate::json::Body;
+use crate::personas::blocking;
+use registry::RegistryError;
+use service::{NewVersion, PublishError};
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Load {
+    #[serde(default)]
+    lora_name: String,
+    #[serde(default)]
+    lora_path: String,
+    load_inplace: Option<bool>,
+    // vLLM's own, for another kind of adapter than those that are run here.
+    is_3d_lora_weight: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Unload {
+    #[serde(default)]
+    lora_name: String,
+    // Names are enough here.
+    #[serde(rename = "lora_int_id")]
+    _lora_int_id: Option<Value>,
+}
+
+/// Publish an adapter, as vLLM loads one
+#[utoipa::path(
+    post,
+    path = "/v1/load_lora_adapter",
+    request_body = Load,
+    responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
+)]
+pub(super) async fn load(
+    State(slot): State<Slot>,
+    Body(load): Body<Load>,
+) -> Result<String, ApiError> {
+    let service = slot.service()?;
+    let Load {
+        lora_name: name,
+        lora_path: path,
+        ..
+    } = load;
+    if name.is_empty() || path.is_empty() {
+        let field = if name.is_empty() {
+            "lora_name"
+        } else {
+            "lora_path"
+        };
+        return Err(ApiError::bad_request(
+            "missing_field",
+            "Both 'lora_name' and 'lora_path' must be provided.",
+            Some(field.to_owned()),
+        ));
+    }
+    if load.is_3d_lora_weight == Some(true) {
+        return Err(ApiError::unsupported(
+            "is_3d_lora_weight",
+            "is_3d_lora_weight is not supported; leave it out",
+        ));
+    }
+    let only_new = load.load_inplace != Some(true);
+    let said = name.clone();
+    let published = blocking(move || {
+        let adapter = service.under_adapter_root(&path)?;
+        service.publish(&NewVersion {
+            name,
+            adapter: Some(adapter),
+            settings: None,
+            current: true,
+            only_new,
+        })
+    })
+    .await?;
+    match published {
+        Ok(_) => Ok(format!(
+            "Success: LoRA adapter '{said}' added successfully."
+        )),
+        Err(PublishError::Registry(RegistryError::Exists { name })) => Err(ApiError::bad_request(
+            "already_loaded",
+            format!(
+                "The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set \
+                 'load_inplace' to True."
+            ),
+            Some("lora_name".to_owned()),
+        )),
+        Err(error) => Err(ApiError::from(error).about("lora_name", "lora_path")),
+    }
+}
+
+/// Remove a persona, as vLLM unloads an adapter
+#[utoipa::path(
+    post,
+    path = "/v1/unload_lora_adapter",
+    request_body = Unload,
+    responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
+)]
+pub(super) async fn unload(
+    State(slot): State<Slot>,
+    Body(unload): Body<Unload>,
+) -> Result<String, ApiError> {
+    let service = slot.service()?;
+    let name = unload.lora_name;
+    if name.is_empty() {
+        return Err(ApiError::bad_request(
+            "missing_field",
+            "'lora_name' needs to be provided to unload a LoRA adapter.",
+            Some("lora_name".to_owned()),
+        ));
+    }
+    let said = name.clone();
+    match blocking(move || service.unpublish(&name)).await? {
+        Ok(()) => Ok(format!(
+            "Success: LoRA adapter '{said}' removed successfully."
+        )),
+        Err(PublishError::Registry(RegistryError::Unknown { alias: None, .. })) => {
+            Err(ApiError::missing(
+                "persona_not_found",
+                format!("The lora adapter '{said}' cannot be found."),
+                "lora_name",
+            ))
+        }
+        Err(error) => Err(ApiError::from(error).about("lora_name", "lora_path")),
+    }
+}

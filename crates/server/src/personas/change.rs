@@ -1,0 +1,219 @@
+//! What changes without a new version: going back, removing, other names, canaries and shadows. Each answers with the persona as
+//! it is then.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use registry::{Registry, RegistryError, Target};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answers::{AliasRemoved, AliasShown, PersonaRemoved, PersonaVersion};
+use super::{blocking, named, whole};
+use crate::Slot;
+use crate::error::ApiError;
+use crate::json::Body;
+use service::catalog::shown;
+use service::{PublishError, Service};
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rollback {
+    /// Without, the one that was current before.
+    version: Option<u32>,
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Part {
+    #[schema(minimum = 1)]
+    version: u32,
+    /// How many of a hundred requests, above 0, to 100.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
+    percent: f64,
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Alias {
+    /// `name`, or `name@version`.
+    target: String,
+}
+
+/// Makes a change, and shows the persona as it is then.
+async fn changed(
+    service: Arc<Service>,
+    name: String,
+    change: impl FnOnce(&Registry) -> Result<(), RegistryError> + Send + 'static,
+) -> Result<Json<Value>, ApiError> {
+    let done = blocking(move || {
+        service.change(change)?;
+        let state = service.registry()?.state();
+        Ok::<Value, PublishError>(shown::version(&state, &name, None)?)
+    });
+    Ok(Json(done.await??))
+}
+
+/// Make another version the current one
+#[utoipa::path(
+    post,
+    path = "/v1/personas/{name}/rollback",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Rollback,
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+)]
+pub(crate) async fn rollback(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+    Body(request): Body<Rollback>,
+) -> Result<Json<Value>, ApiError> {
+    let name = whole(&name)?;
+    let of = name.clone();
+    let back = move |registry: &Registry| registry.rollback(&of, request.version).map(|_| ());
+    changed(slot.service()?, name, back).await
+}
+
+/// Remove a persona, or one version of it
+#[utoipa::path(
+    delete,
+    path = "/v1/personas/{name}",
+    params(("name" = String, Path, description = "A persona's name, or name@version")),
+    responses((status = 200, description = "What was removed", body = PersonaRemoved))
+)]
+pub(crate) async fn remove(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let (name, version) = named(&name)?;
+    let service = slot.service()?;
+    let of = name.clone();
+    let removed = blocking(move || match version {
+        Some(_) => service.change(|registry| registry.remove(&of, version)),
+        None => service.unpublish(&of),
+    });
+    removed.await??;
+    Ok(Json(json!({
+        "object": "persona.removed",
+        "name": name,
+        "version": version,
+        "removed": true,
+    })))
+}
+
+/// Send a part of the requests to another version
+#[utoipa::path(
+    put,
+    path = "/v1/personas/{name}/canary",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Part,
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+)]
+pub(crate) async fn canary(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+    Body(part): Body<Part>,
+) -> Result<Json<Value>, ApiError> {
+    split(slot, &name, Some(part), Registry::canary).await
+}
+
+/// End a canary
+#[utoipa::path(
+    delete,
+    path = "/v1/personas/{name}/canary",
+    params(("name" = String, Path, description = "A persona's name")),
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+)]
+pub(crate) async fn end_canary(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    split(slot, &name, None, Registry::canary).await
+}
+
+/// Send a part of the requests to another version too, for comparison
+#[utoipa::path(
+    put,
+    path = "/v1/personas/{name}/shadow",
+    params(("name" = String, Path, description = "A persona's name")),
+    request_body = Part,
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+)]
+pub(crate) async fn shadow(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+    Body(part): Body<Part>,
+) -> Result<Json<Value>, ApiError> {
+    split(slot, &name, Some(part), Registry::shadow).await
+}
+
+/// End a shadow
+#[utoipa::path(
+    delete,
+    path = "/v1/personas/{name}/shadow",
+    params(("name" = String, Path, description = "A persona's name")),
+    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+)]
+pub(crate) async fn end_shadow(
+    State(slot): State<Slot>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    split(slot, &name, None, Registry::shadow).await
+}
+
+type Splitting = fn(&Registry, &str, Option<(u32, f64)>) -> Result<(), RegistryError>;
+
+async fn split(
+    slot: Slot,
+    name: &str,
+    part: Option<Part>,
+    what: Splitting,
+) -> Result<Json<Value>, ApiError> {
+    let name = whole(name)?;
+    let of = name.clone();
+    let part = part.map(|part| (part.version, part.percent));
+    changed(slot.service()?, name, move |registry| {
+        what(registry, &of, part)
+    })
+    .await
+}
+
+/// Give a persona, or a version of it, another name
+#[utoipa::path(
+    put,
+    path = "/v1/persona_aliases/{alias}",
+    params(("alias" = String, Path, description = "The other name")),
+    request_body = Alias,
+    responses((status = 200, description = "The alias", body = AliasShown))
+)]
+pub(crate) async fn alias(
+    State(slot): State<Slot>,
+    Path(alias): Path<String>,
+    Body(request): Body<Alias>,
+) -> Result<Json<Value>, ApiError> {
+    let alias = whole(&alias)?;
+    let (name, version) = named(&request.target)?;
+    let target = Target { name, version };
+    let shown = json!({"object": "persona.alias", "alias": alias, "target": target.to_string()});
+    let service = slot.service()?;
+    blocking(move || service.change(|registry| registry.alias(&alias, &target))).await??;
+    Ok(Json(shown))
+}
+
+/// Take another name away
+#[utoipa::path(
+    delete,
+    path = "/v1/persona_aliases/{alias}",
+    params(("alias" = String, Path, description = "The other name")),
+    responses((status = 200, description = "What was removed", body = AliasRemoved))
+)]
+pub(crate) async fn remove_alias(
+    State(slot): State<Slot>,
+    Path(alias): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let alias = whole(&alias)?;
+    let shown = json!({"object": "persona.alias.removed", "alias": alias, "removed": true});
+    let service = slot.service()?;
+    blocking(move || service.change(|registry| registry.remove_alias(&alias))).await??;
+    Ok(Json(shown))
+}

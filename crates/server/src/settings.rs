@@ -1,0 +1,53 @@
+//! How the server treats whoever connects, as plain data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+
+use crate::tls::Tls;
+use auth::Keys;
+
+/// The largest headers of a request, in bytes of names and values.
+pub const MAX_HEADERS: usize = 32 << 10;
+/// The largest body of a request, in bytes.
+pub const MAX_BODY: usize = 4 << 20;
+
+/// See the module.
+#[derive(Clone)]
+pub struct ServerSettings {
+    /// Who may ask; none: everybody who can connect.
+    pub keys: Option<Arc<Keys>>,
+    /// Whether `/metrics` is open to everybody.
+    pub open_metrics: bool,
+    /// The origins whose web pages may ask.
+    pub origins: Vec<HeaderValue>,
+    /// The certificate; none: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
+    /// How long the headers of a request may take, a TLS handshake, and a connection without a request.
+    pub header_timeout: Duration,
+    /// How long the body of a request may take.
+    pub body_timeout: Duration,
+    /// How long a client may take none of what is sent to it.
+    pub write_timeout: Duration,
+    /// The most connections at once.
+    pub max_connections: usize,
+    /// How long requests under way may go on after the signal to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        ServerSettings {
+            keys: None,
+            open_metrics: false,
+            origins: Vec::new(),
+            tls: None,
+            header_timeout: Duration::from_secs(20),
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            max_connections: 512,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}

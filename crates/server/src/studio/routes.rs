@@ -1,0 +1,48 @@
+//! `GET /` and what it is made of: see [`crate::studio`].
+
+use axum::extract::Path;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::{IntoResponse, Response};
+
+use super::{file as studio_file, page as studio_page};
+use crate::error;
+
+/// The studio, a page for people
+#[utoipa::path(
+    get,
+    path = "/",
+    responses(
+        (status = 200, description = "The page", body = String, content_type = "text/html"),
+        (status = 304, description = "The browser has it already"),
+    )
+)]
+pub(crate) async fn page(headers: HeaderMap) -> Response {
+    studio_page(&headers)
+}
+
+/// A file of the studio
+#[utoipa::path(
+    get,
+    path = "/studio/{file}",
+    params(("file" = String, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The file", content(
+            (String = "text/javascript"),
+            (String = "text/css"),
+            (String = "image/svg+xml"),
+            (String = "text/html"),
+        )),
+        (status = 304, description = "The browser has it already"),
+    )
+)]
+pub(crate) async fn file(
+    Path(name): Path<String>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    match studio_file(&name, &headers) {
+        Some(file) => file,
+        None => error::not_found(method, uri).await.into_response(),
+    }
+}

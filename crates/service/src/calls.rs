@@ -1,0 +1,249 @@
+//! Reads calls of tools out of an answer while it comes. It relies on the answer's grammar: a call reads as `service::tools` says,
+//! byte by byte.
+
+const OPEN: &str = "<tool_call>";
+const HEAD: &str = "\n{\"name\": \"";
+const NAMED: &str = "\", \"arguments\": ";
+const CLOSE: &str = "}\n</tool_call>";
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Text beside calls.
+    Text(String),
+    /// A call begins, with this name.
+    Call(String),
+    /// More of the arguments of the call that began last.
+    Arguments(String),
+}
+
+/// Takes an answer apart.
+#[derive(Debug, Default)]
+pub(super) struct CallReader {
+    state: State,
+    held: String,
+    /// Of the arguments that were let through.
+    depth: Depth,
+}
+
+/// Where in a JSON value its text has come.
+#[derive(Debug, Default)]
+struct Depth {
+    /// Objects and lists that are open.
+    open: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Depth {
+    fn pass(&mut self, text: &str) {
+        for c in text.chars() {
+            match c {
+                _ if self.escaped => self.escaped = false,
+                '\\' => self.escaped = self.in_string,
+                '"' => self.in_string = !self.in_string,
+                '{' | '[' if !self.in_string => self.open += 1,
+                '}' | ']' if !self.in_string => self.open = self.open.saturating_sub(1),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Text,
+    /// Behind a call: a line break that leads to the next is nobody's text.
+    Between,
+    Head,
+    Arguments,
+}
+
+impl CallReader {
+    /// Takes more text; gives what is certain by now.
+    pub fn push(&mut self, text: &str) -> Vec<Piece> {
+        self.held.push_str(text);
+        let mut pieces = Vec::new();
+        while self.step(&mut pieces) {}
+        pieces
+    }
+
+    /// Bytes that are held back.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// What is held back, when no more text comes.
+    pub fn finish(&mut self) -> Option<Piece> {
+        let held = std::mem::take(&mut self.held);
+        match self.state {
+            _ if held.is_empty() => None,
+            State::Text | State::Between => Some(Piece::Text(held)),
+            // A call without a whole name is none.
+            State::Head => None,
+            // Behind a whole value, only the end of the call can come.
+            State::Arguments => (self.depth.open > 0).then_some(Piece::Arguments(held)),
+        }
+    }
+
+    /// Goes as far as the next change; false: more text is needed.
+    fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        match self.state {
+            State::Between if self.held.starts_with('\n') => {
+                let next = &self.held[1..];
+                if let Some(rest) = next.strip_prefix(OPEN) {
+                    self.held = rest.to_owned();
+                    self.state = State::Head;
+                    return true;
+                }
+                if OPEN.starts_with(next) {
+                    return false;
+                }
+                self.state = State::Text;
+                true
+            }
+            State::Between if self.held.is_empty() => false,
+            State::Between | State::Text => {
+                self.state = State::Text;
+                let found = self.pass(OPEN, pieces, Piece::Text);
+                if found {
+                    self.state = State::Head;
+                }
+                found
+            }
+            State::Head => {
+                let Some(rest) = self.held.strip_prefix(HEAD) else {
+                    return false;
+                };
+                let Some((name, rest)) = rest.split_once(NAMED) else {
+                    return false;
+                };
+                pieces.push(Piece::Call(name.to_owned()));
+                self.held = rest.to_owned();
+                self.depth = Depth::default();
+                self.state = State::Arguments;
+                true
+            }
+            State::Arguments => {
+                let found = self.pass(CLOSE, pieces, Piece::Arguments);
+                if found {
+                    self.state = State::Between;
+                }
+                found
+            }
+        }
+    }
+
+    /// Lets everything through up to `mark`, which is dropped; whether it was there. A tail that may become it is held.
+    fn pass(&mut self, mark: &str, pieces: &mut Vec<Piece>, piece: fn(String) -> Piece) -> bool {
+        let (let_through, found) = match self.held.find(mark) {
+            Some(at) => {
+                let rest = self.held.split_off(at + mark.len());
+                let mut through = std::mem::replace(&mut self.held, rest);
+                through.truncate(at);
+                (through, true)
+            }
+            None => {
+                let tails = self.held.char_indices().map(|(at, _)| at);
+                let mut tails = tails.filter(|at| mark.starts_with(&self.held[*at..]));
+                let at = tails.next().unwrap_or(self.held.len());
+                let rest = self.held.split_off(at);
+                (std::mem::replace(&mut self.held, rest), false)
+            }
+        };
+        if !let_through.is_empty() {
+            if self.state == State::Arguments {
+                self.depth.pass(&let_through);
+            }
+            pieces.push(piece(let_through));
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::{Call, said};
+
+    /// All text and all calls of an answer that comes in these parts.
+    fn read<'a>(parts: impl IntoIterator<Item = &'a str>) -> (String, Vec<Call>) {
+        let mut reader = CallReader::default();
+        let (mut text, mut calls) = (String::new(), Vec::<Call>::new());
+        let mut pieces = Vec::new();
+        for part in parts {
+            pieces.extend(reader.push(part));
+        }
+        pieces.extend(reader.finish());
+        for piece in pieces {
+            match piece {
+                Piece::Text(more) => text += &more,
+                Piece::Call(name) => calls.push(Call {
+                    name,
+                    arguments: String::new(),
+                }),
+                Piece::Arguments(more) => calls.last_mut().unwrap().arguments += &more,
+            }
+        }
+        (text, calls)
+    }
+
+    #[test]
+    fn any_cut_gives_the_same_text_and_calls() {
+        let call = |name: &str, arguments: &str| Call {
+            name: name.to_owned(),
+            arguments: arguments.to_owned(),
+        };
+        let cases = [
+            ("no call at all <tool", vec![]),
+            (
+                "",
+                vec![call("weather", "{\"city\": \"Zürich }\\n</tool_call>\"}")],
+            ),
+            (
+                "First. ",
+                vec![call("a", "{}"), call("b", "{\"x\": [1, {\"y\": \"}\"}]}")],
+            ),
+        ];
+        for (text, calls) in cases {
+            let whole = match (text, calls.as_slice()) {
+                ("First. ", calls) => format!("First. {}", said("", calls)),
+                (text, calls) => said(text, calls),
+            };
+            let expected = (text.to_owned(), calls);
+            assert_eq!(read([whole.as_str()]), expected);
+            let characters: Vec<String> = whole.chars().map(String::from).collect();
+            assert_eq!(read(characters.iter().map(String::as_str)), expected);
+            for (cut, _) in whole.char_indices() {
+                let (a, b) = whole.split_at(cut);
+                assert_eq!(read([a, b]), expected, "{a:?} {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_broken_off_is_as_much_of_a_call_as_came() {
+        let call = |arguments: &str| {
+            vec![Call {
+                name: "f".to_owned(),
+                arguments: arguments.to_owned(),
+            }]
+        };
+        let whole = said("", &call("{\"a\": [\"}\\\"\"]}"));
+        let end = whole.find("}\n</").unwrap();
+        for (cut, _) in whole.char_indices() {
+            let (text, calls) = read([&whole[..cut]]);
+            let begun = whole.find("{\"a\"").unwrap();
+            if cut < OPEN.len() {
+                assert_eq!((text.as_str(), calls), (&whole[..cut], Vec::new()));
+            } else if cut < begun {
+                // The name is not certain before what follows it.
+                assert_eq!((text.as_str(), calls), ("", Vec::new()));
+            } else {
+                let arguments = &calls[0].arguments;
+                assert_eq!(*arguments, whole[begun..cut.min(end)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What the service counts of its requests, for `/metrics`: outcomes, tokens and times. The engine's own numbers are in
+//! [`engine::Stats`].
+//!
+//! Every label has a bounded number of values: of personas the first [`MAX_PERSONAS`] that are asked have one of their own, all
+//! others share [`OTHER`], and blends share [`BLEND`].
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use engine::{Event, FinishReason};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::caller::Account;
+use crate::error::RequestError;
+use crate::voice::Speaker;
+use auth::{Denied, Hold};
+
+/// The most personas with a label of their own.
+pub const MAX_PERSONAS: usize = 100;
+/// The label of all other personas.
+pub const OTHER: &str = "other";
+/// The label of blends, whose names are the clients' own.
+pub const BLEND: &str = "blend";
+/// The label of requests that were refused before their persona was known.
+pub const NONE: &str = "none";
+
+/// Seconds: first tokens, whole answers.
+const LONG: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+/// Seconds: from token to token.
+const SHORT: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    persona: String,
+    outcome: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Persona {
+    persona: String,
+}
+
+/// The service's counters and histograms.
+#[derive(Debug)]
+pub struct Meters {
+    requests: Family<Outcome, Counter>,
+    prompt_tokens: Family<Persona, Counter>,
+    completion_tokens: Family<Persona, Counter>,
+    queue: Histogram,
+    first_token: Histogram,
+    inter_token: Histogram,
+    total: Histogram,
+    personas: Mutex<HashSet<String>>,
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        Meters {
+            requests: Family::default(),
+            prompt_tokens: Family::default(),
+            completion_tokens: Family::default(),
+            queue: Histogram::new(LONG),
+            first_token: Histogram::new(LONG),
+            inter_token: Histogram::new(SHORT),
+            total: Histogram::new(LONG),
+            personas: Mutex::default(),
+        }
+    }
+}
+
+impl Meters {
+    /// Adds all of them to a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "lory_requests",
+            "Requests that ended, by persona and outcome",
+            self.requests.clone(),
+        );
+        registry.register(
+            "lory_prompt_tokens",
+            "Tokens of prompts, cached ones included",
+            self.prompt_tokens.clone(),
+        );
+        registry.register(
+            "lory_completion_tokens",
+            "Tokens sampled",
+            self.completion_tokens.clone(),
+        );
+        for (name, help, histogram) in [
+            (
+                "lory_queue_time",
+                "From a request's arrival until it was taken up",
+                &self.queue,
+            ),
+            (
+                "lory_time_to_first_token",
+                "From a request's arrival to its first token",
+                &self.first_token,
+            ),
+            (
+                "lory_inter_token_time",
+                "From one token of an answer to the next",
+                &self.inter_token,
+            ),
+            (
+                "lory_request_time",
+                "From a request's arrival to its end",
+                &self.total,
+            ),
+        ] {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        }
+    }
+
+    /// A request was refused; `speaker` if it is known who was asked.
+    pub(super) fn refused(
+        &self,
+        speaker: Option<&Speaker>,
+        account: Option<&Account>,
+        error: &RequestError,
+    ) {
+        let outcome = match error {
+            RequestError::QueueFull { .. } | RequestError::GrammarsBusy => "queue_full",
+            RequestError::Timeout => "timeout",
+            RequestError::GivenUp => "cancelled",
+            RequestError::Adapter { .. } | RequestError::Failed(_) => "error",
+            RequestError::Stopped => "stopped",
+            RequestError::Denied { source, .. } => match source {
+                Denied::Requests { .. } | Denied::Tokens { .. } => "over_rate",
+                _ => "denied",
+            },
+            _ => "refused",
+        };
+        if let Some(account) = account {
+            if let Some(speaker) = speaker {
+                account.asked(speaker);
+            }
+            account.note(|notes| notes.outcome = Some(outcome));
+        }
+        let persona = speaker.map_or_else(|| NONE.to_owned(), |speaker| self.label(speaker));
+        self.count(persona, outcome);
+    }
+
+    /// The meter of a request that came at `came`.
+    pub(super) fn meter(self: &Arc<Self>, speaker: &Speaker, came: Instant) -> Meter {
+        Meter {
+            meters: Arc::clone(self),
+            persona: self.label(speaker),
+            account: None,
+            hold: Hold::default(),
+            first: true,
+            came,
+            last_token: None,
+        }
+    }
+
+    fn count(&self, persona: String, outcome: &str) {
+        let outcome = outcome.to_owned();
+        self.requests
+            .get_or_create(&Outcome { persona, outcome })
+            .inc();
+    }
+
+    pub(super) fn label(&self, speaker: &Speaker) -> String {
+        if speaker.is_blend() {
+            return BLEND.to_owned();
+        }
+        let personas = self.personas.lock();
+        let mut personas = personas.unwrap_or_else(PoisonError::into_inner);
+        let name = &speaker.name;
+        if personas.len() < MAX_PERSONAS {
+            personas.insert(name.clone());
+        }
+        let known = personas.contains(name);
+        if known { name } else { OTHER }.to_owned()
+    }
+}
+
+/// Measures one request on the engine's thread.
+pub(super) struct Meter {
+    meters: Arc<Meters>,
+    persona: String,
+    account: Option<Arc<Account>>,
+    hold: Hold,
+    /// Whether it is the first answer to its prompt, which all of them share.
+    first: bool,
+    came: Instant,
+    last_token: Option<Instant>,
+}
+
+impl Meter {
+    /// Writes what becomes of it into the caller's account, and gives back what of the caller's tokens was not used.
+    pub fn for_caller(mut self, account: Option<Arc<Account>>, hold: Hold, first: bool) -> Meter {
+        self.account = account;
+        self.hold = hold;
+        self.first = first;
+        self
+    }
+
+    /// `stopped`: a stop string has ended the answer, though the engine calls it cancelled.
+    pub fn see(&mut self, event: &Event, stopped: bool) {
+        let meters = &self.meters;
+        match event {
+            Event::Prompt(_) => {}
+            Event::Token(_) => {
+                let now = Instant::now();
+                match self.last_token.replace(now) {
+                    None => meters.first_token.observe((now - self.came).as_secs_f64()),
+                    Some(last) => meters.inter_token.observe((now - last).as_secs_f64()),
+                }
+            }
+            Event::Finished(end) => {
+                let outcome = match end.reason {
+                    _ if stopped => "stop",
+                    FinishReason::Stop => "stop",
+                    FinishReason::Length => "length",
+                    FinishReason::Deadline => "timeout",
+                    FinishReason::Cancelled => "cancelled",
+                    FinishReason::Error(_) => "error",
+                };
+                let prompt = if self.first { end.prompt_tokens } else { 0 };
+                self.hold.used((prompt + end.completion_tokens) as u64);
+                if let Some(account) = &self.account {
+                    account.ended(outcome, end, self.first);
+                }
+                meters.count(self.persona.clone(), outcome);
+                let persona = Persona {
+                    persona: self.persona.clone(),
+                };
+                meters
+                    .prompt_tokens
+                    .get_or_create(&persona)
+                    .inc_by(end.prompt_tokens as u64);
+                meters
+                    .completion_tokens
+                    .get_or_create(&persona)
+                    .inc_by(end.completion_tokens as u64);
+                meters.queue.observe(end.timings.queue.as_secs_f64());
+                meters.total.observe(self.came.elapsed().as_secs_f64());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speaker(name: &str, version: Option<u32>, adapters: usize) -> Speaker {
+        let one = crate::voice::AdapterUse {
+            id: engine::AdapterId([1; 32]),
+            scale: 1.0,
+        };
+        Speaker {
+            base: "tiny".to_owned(),
+            name: name.to_owned(),
+            version,
+            adapters: vec![one; adapters],
+        }
+    }
+
+    #[test]
+    fn labels_are_bounded_whatever_clients_ask() {
+        let meters = Meters::default();
+        for n in 0..3 * MAX_PERSONAS {
+            meters.count(meters.label(&speaker(&format!("p{n}"), Some(1), 1)), "stop");
+            let blend = speaker(&format!("p1*0.{n}+p2"), None, 2);
+            meters.count(meters.label(&blend), "stop");
+        }
+        let mut registry = Registry::default();
+        meters.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let series = text
+            .lines()
+            .filter(|l| l.starts_with("lory_requests_total{"));
+        assert_eq!(series.count(), MAX_PERSONAS + 2);
+        assert_eq!(meters.label(&speaker("p3", Some(1), 1)), "p3");
+        assert_eq!(meters.label(&speaker("p299", Some(1), 1)), OTHER);
+        assert_eq!(meters.label(&speaker("a+b", None, 2)), BLEND);
+    }
+}
