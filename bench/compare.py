@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Lory beside llama.cpp and PEFT on this machine: each round runs every contender once, one after the other, and the table has
-the medians over the rounds. Absolute figures drift with the machine; the ratios are what counts.
+"""Compares Lory with llama.cpp and PEFT on this machine. Each round runs every system once, one after the other; the table has
+the medians of the rounds. Absolute figures drift with the machine, so compare the ratios.
 
     cargo build --release
     bench/make_personas.py personas/customer WORK/personas 8
     python bench/peers/llama_cpp.py WORK BASE.gguf WORK/personas/*
     python bench/compare.py WORK BASE.gguf --out bench/runs/NAME
 
-Writes NAME.json with every single figure and NAME.md with the table. --torch PYTHON adds PyTorch and PEFT, run by that
-interpreter (bench/peers/pytorch.py says what it needs). Close everything else on the machine first.
+Writes NAME.json with every figure and NAME.md with the table. --torch PYTHON adds PyTorch and PEFT, run with that
+interpreter (bench/peers/pytorch.py lists what it needs). Close all other programs first.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CLIENTS, PROMPT, NEW = 8, 128, 64
 
 
 def output(*command, **more):
-    """What a command prints, if it ends well."""
+    """The output of a command; exits if the command fails."""
     process = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
     if process.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{process.stderr.decode(errors='replace')[-2000:]}")
@@ -46,7 +46,7 @@ def free_port():
 
 
 class Server:
-    """A server that runs from its first 200 at `ready` to the end of the block."""
+    """A server process: entering the block waits for a 200 at `ready`, leaving it ends the process."""
 
     def __init__(self, command, port, ready):
         self.url, self.ready = f"http://127.0.0.1:{port}", ready
@@ -63,7 +63,7 @@ class Server:
                 return self
             except OSError:
                 time.sleep(0.1)
-        sys.exit(f"nothing at {self.url}{self.ready} after a minute")
+        sys.exit(f"no response from {self.url}{self.ready} after a minute")
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
@@ -137,7 +137,7 @@ def llama_serving(args, model):
     loras = sorted(args.work.glob("lora*.gguf"))[:CLIENTS]
     command = [args.work / "bin/llama-server", "-m", model, "-t", args.threads, "-c", CLIENTS * 256, "-np", CLIENTS,
                "--port", port]
-    # Without adapters its slots share batches; with them loaded, requests with different ones do not.
+    # Slots share batches if no adapter is loaded; with adapters loaded, requests with different ones do not.
     with Server(command, port, "/health") as server:
         figures["base"] = load(server.url, "--api", "llama", "--requests", args.requests, "--tones", "none", "--seed", 2)
     for lora in loras:
@@ -221,11 +221,11 @@ def machine(args):
 
 
 def run_rounds(args, found, of_rounds):
-    """Runs every contender of `found` once in each round, prints the table that `of_rounds` makes, and keeps it where `--out` says."""
+    """Runs every system of `found` once in each round, prints the table that `of_rounds` makes, and writes it to `--out`."""
     rounds = []
     for number in range(args.rounds):
         figures = {}
-        # Another one goes first each time.
+        # A different one is first in each round.
         for name in sorted(found, key=lambda name: (list(found).index(name) + number) % len(found)):
             print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
             figures[name] = found[name]()
@@ -242,13 +242,13 @@ def run_rounds(args, found, of_rounds):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("work", type=Path, help="what peers/llama_cpp.py left, and personas/")
+    p.add_argument("work", type=Path, help="the folder that peers/llama_cpp.py filled, with personas/")
     p.add_argument("base", type=Path)
     p.add_argument("--lory", type=Path, default=HERE.parent / "target/release/lory")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--requests", type=int, default=2, help="of each client in each round")
+    p.add_argument("--requests", type=int, default=2, help="requests of each client in each round")
     p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--same-file", action="store_true", help="llama.cpp on the base's own file too")
+    p.add_argument("--same-file", action="store_true", help="also run llama.cpp on the base's own file")
     p.add_argument("--torch", type=Path, help="a Python with torch, transformers and peft")
     p.add_argument("--out", type=Path)
     args = p.parse_args()
@@ -256,7 +256,7 @@ def main():
     if not shutil.which(args.lory):
         p.error(f"there is no {args.lory}; run cargo build --release")
     if len(args.names) < CLIENTS:
-        p.error(f"{args.work}/personas has fewer than {CLIENTS} personas; make_personas.py makes them")
+        p.error(f"{args.work}/personas has fewer than {CLIENTS} personas; create them with make_personas.py")
     found = contenders(args)
     if args.torch:
         found["PyTorch bf16 / PEFT"] = lambda: torch_figures(args)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Training beside PEFT on this machine: rows of one length, the same for all, LoRA of rank 16 on all seven linears, 4 rows a
-step. Each round runs every contender once, another one first each time; the table has the medians over the rounds.
+"""Compares training with PEFT on this machine: the same rows of one length, LoRA of rank 16 on all seven linear layers, 4 rows
+per step. Each round runs every system once, a different one first; the table has the medians of the rounds.
 
     cargo build --release
     python bench/compare_train.py WORK BASE.gguf --torch PYTHON --out bench/runs/NAME
 
 WORK is a folder for what the run needs; --torch names a Python with torch, transformers, peft, gguf and safetensors. Writes
-NAME.json with every figure and NAME.md with the table. Speeds are those of warm steps: Lory's without its first step, PEFT's
-without its first two. Close everything else on the machine first.
+NAME.json with every figure and NAME.md with the table. Speeds are of warm steps: Lory's exclude the first step, PEFT's
+the first two. Close all other programs first.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCH = 4
 
 
 def peak_of(command, **more):
-    """What a command prints, and the most memory that it had resident."""
+    """The output of a command, and its peak resident memory."""
     script = ("import json, resource, subprocess, sys; p = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE); "
               "print(json.dumps([p.returncode, p.stdout.decode(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]))")
     code, printed, peak = json.loads(output(sys.executable, "-c", script, *command, **more))
@@ -50,7 +50,7 @@ def persona(folder, name, rows, table):
 
 
 def lory(args, length, adapters):
-    """One run over `adapters` personas that share each step's rows: tokens per second, peak memory, losses of the first."""
+    """One run over `adapters` personas that share each step's rows: tokens per second, peak memory, losses of the first persona."""
     folder = args.work / "train"
     shutil.rmtree(folder, ignore_errors=True)
     names = [f"a{i}" for i in range(adapters)]
@@ -69,7 +69,7 @@ def lory(args, length, adapters):
 
 
 def warm(summary):
-    """Tokens per second after the first step, in which memory is mapped and what the backward needs of the weights is found."""
+    """Tokens per second after the first step, which also maps memory and prepares the weights for the backward pass."""
     tokens, first = summary["plan"]["tokens"], summary["plan"]["measured"]
     return (tokens - first["tokens"]) / (tokens / summary["tokens_per_s"] - first["seconds"])
 
@@ -121,11 +121,11 @@ def main():
     p.add_argument("work", type=Path)
     p.add_argument("base", type=Path)
     p.add_argument("--lory", type=Path, default=HERE.parent / "target/release/lory")
-    p.add_argument("--torch", type=Path, help="a Python with torch and peft; without, Lory alone")
+    p.add_argument("--torch", type=Path, help="a Python with torch and peft; default: measure Lory only")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=12)
-    p.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=PRECISIONS, help="of PEFT; without AVX-512's or AMX's "
-                   "bf16 instructions PyTorch takes minutes a step in bf16")
+    p.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=PRECISIONS, help="precisions of PEFT; on a machine that "
+                   "lacks the bf16 instructions of AVX-512 or AMX, PyTorch takes minutes per step in bf16")
     p.add_argument("--lengths", type=int, nargs="*", default=[128, 256])
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--out", type=Path)

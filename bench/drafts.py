@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What guessed tokens (lory serve --draft-tokens) are worth on the rows that a persona is evaluated on: the same questions with
-and without, one after the other and several at a time, in alternating rounds. Answers must be the same to the letter.
+"""Measures the gain from prompt lookup (lory serve --draft-tokens) on the evaluation rows of a persona: the same questions with
+it on and off, one after the other and several at a time, in alternating rounds. Answers must be identical.
 
     bench/drafts.py personas/customer --rows 40 --rounds 3
 """
@@ -69,10 +69,10 @@ def main():
         for process, _ in servers.values():
             process.terminate()
     print(f"{len(rows)} answers, {sum(tokens for _, tokens in answers[0])} tokens, prompts included in the time")
-    print(f"{'at once':>8}{'without':>12}{'with':>12}{'ratio':>8}   new tok/s, medians of {args.rounds} rounds")
+    print(f"{'at once':>8}{'off':>12}{'on':>12}{'ratio':>8}   new tok/s, medians of {args.rounds} rounds")
     for at_once in args.at_once:
-        without, with_drafts = (statistics.median(speeds[at_once, n]) for n in (0, 8))
-        print(f"{at_once:8}{without:12.1f}{with_drafts:12.1f}{with_drafts / without:8.2f}")
+        off, on = (statistics.median(speeds[at_once, n]) for n in (0, 8))
+        print(f"{at_once:8}{off:12.1f}{on:12.1f}{on / off:8.2f}")
 
 
 if __name__ == "__main__":

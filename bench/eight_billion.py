@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A base of 8 billion random weights in 4 bits, as the planner announces it and as it runs: memory, starts, tones in one batch.
+"""Runs a base of 8 billion random weights in 4 bits and compares the plan with the measured memory; times starts and a mixed batch.
 
     cargo build --release
-    bench/eight_billion.py WORK --out bench/runs/NAME            # 16 GB for the folder, 5.5 GB for what is kept; both are removed
+    bench/eight_billion.py WORK --out bench/runs/NAME            # 16 GB for the folder, 5.5 GB for the quant cache; both are removed
 
-Writes a Hugging Face folder of Llama 3.1 8B's shape (random_folder.py: sharded bf16) and three random adapters of rank 8, has `lory
-doctor` announce the peak of memory, serves with --precision q4 and compares the peak (VmHWM) with it; asks the three tones, a blend
-and the base at once. Then it starts again, from what was kept, and asks them one by one: the answers must be the same, with
-equal log-probabilities. With --moved it starts once more with the folder elsewhere. At the end it asks for f32, which must be refused before
-anything is allocated. What the model says is noise: this is about memory and time. Linux; Python's standard library alone.
+Writes a Hugging Face folder of Llama 3.1 8B's shape (random_folder.py: sharded bf16) and three random adapters of rank 8, reads the
+planned peak memory from `lory doctor`, serves with --precision q4 and compares the measured peak (VmHWM) with the plan; it sends requests to
+the three tones, a blend and the base at once. Then it starts again from the quant cache and sends the requests one by one: the answers must be the
+same, with equal log-probabilities. With --moved it moves the folder and starts a third time. At the end it starts with f32, which must be
+refused before memory is allocated. The answers are noise: the measurement is about memory and time. Needs Linux and only Python's standard library.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def adapter(folder, seed):
 
 
 class Serving:
-    """A running `lory serve`: ready after `seconds`."""
+    """A running `lory serve`, which was ready after `seconds`."""
 
     def __init__(self, lory, base, work, env):
         with socket.socket() as free:
@@ -91,7 +91,7 @@ class Serving:
         self.seconds = time.monotonic() - began
 
     def ask(self, model, tokens=24):
-        """The log-probability of every token of the answer: other tones have others even where their words are the same."""
+        """The log-probability of every token of the answer; these differ between tones even if the words are the same."""
         body = json.dumps({"model": model, "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
                            "logprobs": 1}).encode()
         request = urllib.request.Request(self.url + "/v1/completions", body, {"Content-Type": "application/json"})
@@ -118,8 +118,8 @@ def main():
     p.add_argument("work", type=Path)
     p.add_argument("--lory", type=Path, default=HERE.parent / "target/release/lory")
     p.add_argument("--out", type=Path, help="NAME: writes NAME.json and NAME.md")
-    p.add_argument("--moved", action="store_true", help="start a third time, with the folder moved")
-    p.add_argument("--keep", action="store_true", help="leave the folder and what was kept")
+    p.add_argument("--moved", action="store_true", help="move the folder and start a third time")
+    p.add_argument("--keep", action="store_true", help="do not remove the folder and the quant cache")
     a = p.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     base, moved, home = a.work / "base", a.work / "moved", a.work / "home"
@@ -151,7 +151,7 @@ def main():
              "tokens a step, at once": sampled / steps, "different answers": len(set(together)),
              "peak of the first start, GiB": first.end() / GIB}
 
-    # Nothing of the prompts is cached here: a time that can be held against the one above.
+    # The prefix cache is empty here, so the time can be compared with the one above.
     second = Serving(a.lory, base, a.work, env)
     began = time.monotonic()
     alone = [second.ask(name) for name in asked]

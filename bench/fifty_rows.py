@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""From 50 rows to an adapter that passes its gate: how long `lory train` and `lory eval` take together.
+"""Measures the time from 50 rows to an adapter that passes its gate: `lory train` plus `lory eval`.
 
     cargo build --release
     python bench/fifty_rows.py WORK [--base ID|PATH] [--rows 50] [--rounds 3]
 
-Takes 50 rows of the shipped customer tone, spread over its intents, holds the adapter to the gate below on 16 of its held-out
-questions, and prints both times in seconds, medians over the rounds, with what the gate measured.
+Takes 50 rows of the shipped customer tone, spread over its intents, checks the adapter against the gate below on 16 of its held-out
+questions, and prints both times in seconds, medians of the rounds, and the values that the gate measured.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def persona(folder, args):
     (folder / "persona.toml").write_text(
         'description = "fifty rows"\nversion = 1\nsystem_prompt = "You are the support assistant of an online shop."\n'
         "max_new_tokens = 80\n\n[sampling]\ntemperature = 0.0\n\n"
-        # Nothing is held out and validated: the gate's questions are the judge.
+        # No validation rows: the questions of the gate decide.
         f'[train]\ndata = "train.jsonl"\nepochs = {args.epochs}\nlr = {args.lr}\nbatch_rows = {args.batch_rows}\n'
         "validation_fraction = 0.0\nsave_every = 0\n\n"
         f"{gate}tone_at_least = {args.tone_at_least}\ncopied_at_least = {args.copied_at_least}\n")

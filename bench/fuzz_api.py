@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Sends the server what its OpenAPI document allows, and what it forbids, with schemathesis, and wants no 5xx and no answer that its
-document does not describe. The base is small and random; two personas are trained for a step, so that there is a file, a job,
-an evaluation, a registry and a canary to act upon.
+"""Uses schemathesis to send requests that the OpenAPI document allows or forbids. Fails on a 5xx and on a response that the
+document does not describe. The base is small and random. Two personas are trained for one step, so that a file, a job,
+an evaluation, a registry and a canary exist.
 
     pip install schemathesis
     cargo build --release && bench/fuzz_api.py target/release/lory                    # some minutes
     bench/fuzz_api.py target/release/lory --examples 200 --seed 7 --keep DIR
 
-Ends with schemathesis' exit code; what it found is printed with a curl line each.
+Exits with schemathesis' exit code; each finding is printed with a curl command.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lory", type=pathlib.Path)
     parser.add_argument("--schemathesis", default="schemathesis", help="the program")
-    parser.add_argument("--examples", type=int, default=50, help="examples of each operation")
+    parser.add_argument("--examples", type=int, default=50, help="examples per operation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--checks", default=CHECKS)
     parser.add_argument("--keep", type=pathlib.Path, help="a folder for the server's log and schemathesis' configuration")
@@ -39,7 +39,7 @@ def arguments():
 
 
 class Server:
-    """`lory serve` in a home of its own."""
+    """`lory serve` with a temporary home folder."""
 
     def __init__(self, lory, home):
         self.home = home
@@ -99,7 +99,7 @@ class Server:
 
 
 def scene(server):
-    """Makes something of each kind; schemathesis' configuration, which names it in paths, and its environment."""
+    """Creates one object of each kind. Returns schemathesis' configuration, with their names for paths, and its environment."""
     kept, given_up = server.upload(), server.upload()
     job = {"model": "base", "training_file": kept, "suffix": "tried", "publish": False}
     job = server.ask("/v1/fine_tuning/jobs", {**job, "hyperparameters": {"n_epochs": 1}})["id"]
@@ -109,7 +109,7 @@ def scene(server):
     server.waits(f"/v1/fine_tuning/jobs/{job}")
     server.waits(f"/v1/evaluations/{evaluation}")
     named = {"name": "acted", "alias": "other", "job_id": job, "id": evaluation, "file_id": kept, "file": "dom.js"}
-    # Of bodies.
+    # Names for request bodies.
     bodies = {
         "model": "customer",
         "user_type": "partner*0.5+customer*0.5",
@@ -148,7 +148,7 @@ def scene(server):
 
 def main():
     given = arguments()
-    program = shutil.which(given.schemathesis) or sys.exit(f"{given.schemathesis}: there is no such program; pip install schemathesis")
+    program = shutil.which(given.schemathesis) or sys.exit(f"{given.schemathesis}: program not found; pip install schemathesis")
     with tempfile.TemporaryDirectory() as folder:
         home = (given.keep or pathlib.Path(folder)).resolve()
         home.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def main():
         try:
             code = subprocess.run(words, cwd=home).returncode
             alive = server.process.poll() is None and server.ask("/health")
-            print("the server answers" if alive else "the server is gone")
+            print("the server responds" if alive else "the server has ended")
         finally:
             server.process.terminate()
             server.process.wait()

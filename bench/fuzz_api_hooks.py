@@ -1,5 +1,6 @@
-"""What bench/fuzz_api.py tells schemathesis. Three of four bodies get names that are there, and lose most of their other fields, so that
-requests get behind the checks of one field; the fourth stays as it was drawn. And archives, which schemathesis cannot write."""
+"""Hooks of schemathesis for bench/fuzz_api.py. Three of four bodies get names that exist, and lose most of their other fields, so
+that requests get past the first field's checks; the fourth body is sent as generated. Also serializes zip archives, which
+schemathesis cannot write."""
 
 import json
 import os
@@ -15,7 +16,7 @@ ARCHIVE = pathlib.Path(os.environ["FUZZ_API_ARCHIVE"]).read_bytes()
 @schemathesis.serializer("application/zip")
 def archive(context, value):
     drawn = value if isinstance(value, bytes) else json.dumps(value, default=repr).encode()
-    # Whole; cut off; with something in its middle; or no archive at all.
+    # A valid archive; a truncated one; one with bytes inserted in the middle; not an archive.
     half = len(ARCHIVE) // 2
     return (ARCHIVE, ARCHIVE[: half + len(drawn) % half], ARCHIVE[:half] + drawn + ARCHIVE[half:], drawn)[len(drawn) % 4]
 

@@ -7,7 +7,7 @@
 Numbers are hashed as the server prints them, which is the shortest text that reads back as the same float, so equal hashes mean
 equal bits. Results depend on the processor's instruction sets, so compare files of one machine only. Each entry is one hash;
 `--compare` names those that differ and exits with 1. `--results DIR` also writes what was hashed, for finding out where two
-binaries part. The base comes from LORY_HOME and is fetched there if missing. Takes about a minute; only Python's
+binaries differ. The base comes from LORY_HOME and is fetched there if missing. Takes about a minute; only Python's
 standard library is needed.
 """
 
@@ -109,7 +109,7 @@ class Lory:
 
 
 class Server:
-    """`lory serve` on a free port, with no state but what lies in `work`."""
+    """`lory serve` on a free port, with all of its state in `work`."""
 
     def __init__(self, lory, work, *args, env=None):
         state = ["--registry", work / "registry", "--jobs-dir", work / "jobs", "--port", 0]
@@ -155,7 +155,7 @@ class Server:
 
 
 def logits(golden, name, server, model):
-    """Log-probabilities of prompts and of what follows, with the 20 most probable tokens at each place."""
+    """Log-probabilities of prompts and of their completions, with the 20 most probable tokens at each position."""
     body = {"model": model, "max_tokens": 8, "logprobs": 20, "echo": True, "ignore_eos": True, "temperature": 0}
     answer = server.post("/v1/completions", prompt=PROMPTS, **body)
     golden.add(name, [{"text": c["text"], "logprobs": c["logprobs"]} for c in answer["choices"]])
@@ -211,7 +211,7 @@ def small_personas(work):
 
 
 def adapter(golden, name, folder):
-    """The tensors, the whole file with its header, and what was measured at each step."""
+    """The tensors, the whole file with its header, and the metrics of each step."""
     data = (folder / "adapter_model.safetensors").read_bytes()
     golden.add(f"{name} tensors", data[8 + int.from_bytes(data[:8], "little"):])
     golden.add(f"{name} file", data)
@@ -220,7 +220,7 @@ def adapter(golden, name, folder):
 
 
 def trained(golden, lory, work):
-    """Supervised training of two tones in one run, preference tuning of one, and what is measured of them and made of them."""
+    """Supervised training of two tones in one run, preference tuning of one, their evaluation, and exported and merged files."""
     personas = small_personas(work)
     run = ["--base", BASE, "--personas", personas]
     lory.run("train", *run, "--persona", "customer", "--persona", "partner", "--max-steps", 3, "--dropout", 0.1, "--rank", 8)

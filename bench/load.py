@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Load for a server that streams: Lory, llama-server, or anything that speaks OpenAI's completions.
+"""Generates load for a streaming server: Lory, llama-server, or any server with OpenAI's completions API.
 
-Every client is one connection at a time that sends a prompt of random words, reads the stream to its end, and sends the
-next (closed loop), or requests start by a Poisson clock whoever is still busy (open loop, --rate). Only the Python standard
-library is needed. Prints a table, and JSON with --json.
+In a closed loop, each client has one connection at a time: it sends a prompt of random words, reads the stream to its end, and sends the
+next. In an open loop (--rate), requests start at random times (Poisson), even if earlier ones still run. Only the Python standard
+library is needed. Prints a table, and writes JSON with --json.
 
     bench/load.py --url http://127.0.0.1:8000 --clients 8 --tones one-each --personas customer,partner
     bench/load.py --api llama --url http://127.0.0.1:8080 --clients 8 --tones one-each --personas 0,1,2,3,4,5,6,7
 
-What counts: time to first token from the moment the request is sent to its first text; tokens as the server counts them.
+The time to first token is from sending the request to its first text. Tokens are counted by the server.
 """
 import argparse
 import asyncio
@@ -32,18 +32,18 @@ def arguments():
     p.add_argument("--api", choices=["openai", "llama"], default="openai",
                    help="openai: POST /v1/completions; llama: llama-server's own POST /completion with its lora field")
     p.add_argument("--clients", type=int, default=8)
-    p.add_argument("--requests", type=int, default=2, help="requests of each client (closed loop), or in all (open loop)")
-    p.add_argument("--rate", type=float, help="open loop: requests a second, at random times")
-    p.add_argument("--prompt", type=int, default=128, help="tokens of a prompt, about (exactly with --ids)")
+    p.add_argument("--requests", type=int, default=2, help="requests per client (closed loop) or in total (open loop)")
+    p.add_argument("--rate", type=float, help="open loop: requests per second, at random times")
+    p.add_argument("--prompt", type=int, default=128, help="tokens of a prompt, approximately (exactly with --ids)")
     p.add_argument("--ids", type=int, metavar="VOCABULARY", help="send token ids below this instead of words")
     p.add_argument("--new", type=int, default=64, help="tokens to generate")
     p.add_argument("--tones", default="none", help="none | one-each | uniform | zipf:S, over --personas")
     p.add_argument("--personas", default="", help="names, comma-separated, or NAME%%d:COUNT for numbered ones")
-    p.add_argument("--base", default="base", help="what the base is called")
-    p.add_argument("--shared-prefix", type=int, default=0, help="words at the front of every prompt")
+    p.add_argument("--base", default="base", help="name of the base")
+    p.add_argument("--shared-prefix", type=int, default=0, help="number of words that all prompts start with")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--timeout", type=float, default=300)
-    p.add_argument("--json", metavar="FILE", help="write the figures and every request's times here")
+    p.add_argument("--json", metavar="FILE", help="write the figures and the times of every request to this file")
     p.add_argument("--label", default="")
     args = p.parse_args()
     names = args.personas
@@ -87,7 +87,7 @@ def body(args, persona, number):
         words = WORDS[: args.shared_prefix] + [rng.choice(WORDS) for _ in range(args.prompt - args.shared_prefix)]
         prompt = " ".join(words)
     if args.api == "llama":
-        # All adapters that the server has, off but one: what a request does not name keeps the server's own scale.
+        # Names all adapters of the server, with scale 0 for all but one: an adapter that a request does not name keeps the server's scale.
         lora = [{"id": int(name), "scale": 1.0 if name == persona else 0.0} for name in args.names]
         return "/completion", {"prompt": prompt, "n_predict": args.new, "temperature": 0, "ignore_eos": True,
                                "cache_prompt": False, "stream": True, "lora": lora}
@@ -96,7 +96,7 @@ def body(args, persona, number):
 
 
 async def ask(args, persona, number):
-    """One request: times and token counts, or what went wrong."""
+    """Sends one request; returns its times and token counts, or its error."""
     url = urlsplit(args.url)
     path, content = body(args, persona, number)
     data = json.dumps(content).encode()
@@ -136,7 +136,7 @@ async def ask(args, persona, number):
         if first is None:
             raise RuntimeError("the stream held no text")
         result |= {"ttft": first - result["sent"], "total": time.perf_counter() - result["sent"], "gaps": gaps}
-    except Exception as error:  # what a server does wrong is a figure, not a crash
+    except Exception as error:  # a failure of the server is counted; it does not stop the measurement
         result["error"] = f"{type(error).__name__}: {error}"
     finally:
         if writer:

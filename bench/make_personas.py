@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes COUNT personas out of one adapter: each its own folder, each with seeded noise of its own in the adapter, so that
-no two have the same content hash. For load tests; the tones are those of the adapter they come from.
+"""Makes COUNT personas from one adapter, each in its own folder and with different seeded noise in the adapter, so that
+no two have the same content hash. For load tests; all of them have the tone of the original adapter.
 
     bench/make_personas.py personas/customer /tmp/many 1000
 """
@@ -29,7 +29,7 @@ def main():
         rng = random.Random(args.seed * 1_000_003 + i)
         values = array.array("H")
         values.frombytes(blob[8 + head :])
-        # The lowest bit of the mantissa, in a few thousand places: another content, the same tone.
+        # Changes the lowest bit of the mantissa of a few thousand values: a different hash, the same tone.
         for at in rng.sample(range(len(values)), 4096):
             values[at] ^= 1
         folder = args.to / f"tone{i}"

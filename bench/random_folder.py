@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes a Hugging Face folder of the Llama architecture with random bf16 weights, in shards: for trying a size whose real weights
-are not at hand. What it says is noise. Only the Python standard library is needed.
+"""Writes a Hugging Face folder of the Llama architecture with random bf16 weights, in shards, to try a size whose real weights
+are not available. Its answers are noise. Only the Python standard library is needed.
 
     bench/random_folder.py OUT_DIR                   # the shape of Llama 3.1 8B, 16 GB
     bench/random_folder.py OUT_DIR --layers 4 --hidden 512 --ffn 1536 --heads 8 --kv-heads 4 --vocab 4096
@@ -24,7 +24,7 @@ CHAT = (
 
 
 def byte_alphabet():
-    """The characters that stand for bytes in byte-level vocabularies."""
+    """The characters that represent bytes in byte-level vocabularies."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]
@@ -96,7 +96,7 @@ def main():
             shards.append([])
         shards[-1].append(tensor)
 
-    # Normal weights, so that sums of `hidden` products stay near 1: a pool of them, from a new place for every piece.
+    # Normal weights, scaled so that sums of `hidden` products stay near 1. They come from a pool, from a new offset for every piece.
     rng = random.Random(a.seed)
     pool = array.array("H", (
         struct.unpack("<I", struct.pack("<f", rng.gauss(0, a.hidden**-0.5)))[0] >> 16 for _ in range(2_000_003))).tobytes()

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes a GGUF of the Llama architecture with random Q4_0 weights: for measurements of a size whose real weights are not at
-hand. What it says is noise. Only the Python standard library is needed.
+"""Writes a GGUF of the Llama architecture with random Q4_0 weights, to measure a size whose real weights are not
+available. Its answers are noise. Only the Python standard library is needed.
 
     bench/random_gguf.py OUT.gguf                    # the shape of Llama 3.1 8B, 4.5 GB
     bench/random_gguf.py OUT.gguf --layers 4 --hidden 512 --ffn 1536 --heads 8 --kv-heads 4 --vocab 4096
@@ -16,7 +16,7 @@ ALIGNMENT = 32
 
 
 def byte_alphabet():
-    """The characters that stand for bytes in byte-level vocabularies."""
+    """The characters that represent bytes in byte-level vocabularies."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]

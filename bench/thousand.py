@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What knowing many personas costs, beside knowing eight or none: one server each, asked in alternating rounds.
+"""Measures the cost of many personas, compared with eight or none, with one server each and in alternating rounds.
 
     cargo build --release
     bench/make_personas.py personas/customer WORK/many 1000        # 10 GB
     bench/make_personas.py personas/customer WORK/personas 8
     python bench/thousand.py WORK BASE.gguf --out bench/runs/NAME
 
-Eight clients with eight tones against eight clients whose tones follow Zipf's law over all of WORK/many, within
---adapter-memory; the base's clients on a server that knows all and on one that knows none; and the pace of one open stream
-of the base while another client asks, one request after the other, for a tone that is in memory, and for tones that have to
-be read. Without prompt lookup, so that a stream's tokens come one a step. Writes NAME.json and NAME.md. Close everything else on the machine first.
+It compares eight clients with eight tones and eight clients whose tones follow Zipf's law over all of WORK/many, within
+--adapter-memory; clients of the base on a server with all personas and on one that has none; and the gaps of one stream
+of the base while another client requests, one after the other, a tone that is in memory, or tones that must
+be read. Prompt lookup is off, so that each step gives one token of a stream. Writes NAME.json and NAME.md. Close all other programs first.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def figures_of(url, base, *more):
 
 
 async def pace(url, base, personas):
-    """The gaps of one stream of the base, in seconds, while one client asks `personas` for one token each, in turn; and how
-    many it asked."""
+    """The gaps of one stream of the base, in seconds, while one client requests one token of each of `personas` in turn; and the
+    number of its requests."""
     request = SimpleNamespace(url=url, api="openai", base=base, seed=3, ids=None, shared_prefix=0)
     stream = SimpleNamespace(**vars(request), prompt=16, new=STREAM)
     other = SimpleNamespace(**vars(request), prompt=8, new=1)
@@ -90,12 +90,12 @@ def table(rounds, count):
                   row(f"{words}: failed", rounds, kind, "failed")]
     for kind, words in (("none", "base, no personas known"), ("known", f"base, {count} personas known")):
         lines.append(row(f"{words}: new tok/s", rounds, kind, "new_tokens_per_s", digits=1))
-    for kind, words in (("alone", "alone"), ("resident", "beside one in memory"), ("cold", "beside one read each time")):
+    for kind, words in (("alone", "alone"), ("resident", "with a tone in memory"), ("cold", "with a tone read each time")):
         lines += [row(f"one stream, {words}: gap p50, ms", rounds, "pace", kind, "gap_p50_ms", digits=1),
                   row(f"one stream, {words}: gap p95, ms", rounds, "pace", kind, "gap_p95_ms", digits=1),
                   row(f"one stream, {words}: longest gap, ms", rounds, "pace", kind, "gap_max_ms", digits=1)]
         if kind != "alone":
-            lines.append(row(f"one stream, {words}: requests beside it", rounds, "pace", kind, "asked"))
+            lines.append(row(f"one stream, {words}: other requests", rounds, "pace", kind, "asked"))
     lines.append(row("resident memory of the server that knows all, MB", rounds, "resident_mb"))
     return "\n".join(lines) + "\n"
 
@@ -106,14 +106,14 @@ def main():
     p.add_argument("base", type=Path)
     p.add_argument("--lory", type=Path, default=HERE.parent / "target/release/lory")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--requests", type=int, default=4, help="of each client in each round")
+    p.add_argument("--requests", type=int, default=4, help="requests of each client in each round")
     p.add_argument("--adapter-memory", default="256MiB")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--out", type=Path)
     args = p.parse_args()
     empty = tempfile.TemporaryDirectory()
     many = sorted(p.name for p in (args.work / "many").iterdir())
-    # In the order of their numbers, so that rank 1 of Zipf's law is the first that was made.
+    # In numerical order, so that rank 1 of Zipf's law is the first persona.
     many.sort(key=lambda name: (len(name), name))
 
     def server(personas):

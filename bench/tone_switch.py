@@ -1,11 +1,11 @@
-"""What switching tones between requests costs: the same requests in blocks of one tone, and alternating between two.
+"""Measures the cost of switching tones between requests: the same requests in blocks of one tone, and alternating between two.
 
-Needs a running server with at least two personas, and nothing but Python's standard library:
+Needs a running server with at least two personas, and only Python's standard library:
     lory serve --port 8000 &
     python bench/tone_switch.py http://127.0.0.1:8000 customer partner
 
-Both kinds of round ask each tone equally often, and rounds alternate, so that drift of the machine hits both alike; prints
-medians over all requests. One request at a time, 32 new tokens at most, greedy.
+Both kinds of round use each tone equally often, and they alternate, so that drift of the machine affects both equally. Prints
+medians of all requests. One request at a time, 32 new tokens at most, greedy.
 """
 
 import json

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What a training job costs the streams beside it: the times from token to token without a job and with one.
+"""Measures the cost of a training job for running streams: inter-token latency with and without a job.
 
-Needs a running server, rows to train on, and nothing but Python's standard library:
+Needs a running server, rows to train on, and only Python's standard library:
     lory serve --train-latency-budget 100ms --draft-tokens 0 --port 8000 &
     python bench/train_beside.py http://127.0.0.1:8000 personas/customer/train.jsonl --streams 1,4
 
-Streams follow each other on so many connections, alternating in rounds: without a job, then with one that is resumed for the
-round and paused after it. A gap is the time between two events of a stream, as the client reads them; the first event of a
-stream is the time to its first token and counts by itself. Without --draft-tokens 0, tokens that were guessed right come together
-and make gaps of nothing. Tokens that were trained on come from /metrics. Prints a table, and
-JSON with --json.
+Each connection sends one stream after the other, in alternating rounds: first with the job paused, then with the job
+resumed. A gap is the time between two events of a stream, as the client reads them; the first event of a
+stream is the time to first token and is counted separately. Use --draft-tokens 0: accepted tokens of prompt lookup arrive together
+and would give gaps of 0. The number of trained tokens comes from /metrics. Prints a table, and
+writes JSON with --json.
 """
 import argparse
 import json
@@ -32,11 +32,11 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("url")
     p.add_argument("rows", help="a file of training rows")
-    p.add_argument("--persona", default="base", help="whom the streams ask")
-    p.add_argument("--streams", default="1,4", help="how many at once, one measurement each")
-    p.add_argument("--seconds", type=float, default=20, help="of a round")
+    p.add_argument("--persona", default="base", help="persona of the streams")
+    p.add_argument("--streams", default="1,4", help="numbers of streams at once, one measurement each")
+    p.add_argument("--seconds", type=float, default=20, help="length of a round")
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--new", type=int, default=96, help="tokens of an answer")
+    p.add_argument("--new", type=int, default=96, help="tokens per answer")
     p.add_argument("--json", metavar="FILE")
     return p.parse_args()
 
@@ -76,7 +76,7 @@ def metric(url, name):
 
 
 class Round:
-    """Streams for some seconds."""
+    """Runs streams for some seconds."""
 
     def __init__(self, args, count):
         self.args, self.count = args, count
@@ -128,7 +128,7 @@ def main():
     args.url = url
     base = json.loads(ask(url, "/ready"))["base"]
     job = json.loads(ask(url, "/v1/fine_tuning/jobs", {
-        "model": base, "training_file": upload(url, args.rows), "suffix": "beside",
+        "model": base, "training_file": upload(url, args.rows), "suffix": "bench",
         "hyperparameters": {"n_epochs": 1000},
     }))["id"]
     path = f"/v1/fine_tuning/jobs/{job}"

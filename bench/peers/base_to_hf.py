@@ -1,4 +1,4 @@
-"""The demo base as transformers sees it: a GGUF of the Llama architecture, dequantized to float32, as a Hugging Face model.
+"""Converts a GGUF of the Llama architecture (the demo base) to float32 and loads it as a Hugging Face model.
 
 Needs: pip install torch transformers gguf
     python bench/peers/base_to_hf.py BASE.gguf OUT_DIR

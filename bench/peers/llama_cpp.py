@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Builds llama.cpp for comparison, from the sources that llama-cpp-python 0.3.36 carries, and gives it what Lory has: the
-same base, requantized to Q4_0 (the format that llama.cpp computes fastest), and the same adapters as GGUF.
+"""Builds llama.cpp for comparison, from the sources in llama-cpp-python 0.3.36, and converts Lory's inputs for it: the
+same base, requantized to Q4_0 (llama.cpp's fastest format), and the same adapters as GGUF.
 
 Needs: a C++ compiler, and: pip install cmake scikit-build-core torch transformers gguf safetensors
     python bench/peers/llama_cpp.py WORK BASE.gguf [PERSONA ...]
 
-Leaves in WORK: bin/ (llama-bench, llama-batched-bench, llama-server), q4_0.gguf, lora0.gguf, lora1.gguf, ... What is there
-already is not made again.
+Leaves in WORK: bin/ (llama-bench, llama-batched-bench, llama-server), q4_0.gguf, lora0.gguf, lora1.gguf, ... Existing files are
+not made again.
 """
 
 import argparse

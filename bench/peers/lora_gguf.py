@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""What `lory persona export` and `lory persona merge` write, against llama.cpp.
+"""Checks the files of `lory persona export` and `lory persona merge` with llama.cpp.
 
-Each persona's exported file is compared, tensor by tensor, with what llama.cpp's own converter makes of the same PEFT folder.
+Each persona's exported file is compared, tensor by tensor, with the output of llama.cpp's own converter for the same PEFT folder.
 Then llama-server answers evaluation questions greedily with either file, and with the merged one, and Lory answers them too.
 
-Needs what bench/peers/llama_cpp.py leaves in WORK (with at least one persona, so that WORK/hf is there), and:
+Needs the files of bench/peers/llama_cpp.py in WORK (run with at least one persona, so that WORK/hf exists), and:
     pip install torch transformers gguf safetensors
     python bench/peers/lora_gguf.py WORK BASE.gguf target/release/lory personas [NAME ...] [--questions 20]
 
-Prints a line a persona. Exit code 1 where a tensor differs by more than the rounding of f32, or where llama.cpp answers
-otherwise with our file than with the converter's. Against Lory texts may part at near ties: llama.cpp rounds activations
-otherwise; how far they agree is printed.
+Prints one line per persona. The exit code is 1 if a tensor differs by more than the rounding of f32, or if llama.cpp's answers
+differ between our file and the converter's. Lory's texts may diverge from them at near ties, because llama.cpp rounds activations
+differently; the script prints how far they agree.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def answers(server, ids, new):
 
 
 def agreement(a, b):
-    """(texts that are the same, mean share of the shorter text before they part)"""
+    """(number of equal texts, mean share of the shorter text before they diverge)"""
     shares = []
     for x, y in zip(a, b):
         common = next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y)))

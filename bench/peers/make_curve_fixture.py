@@ -1,4 +1,4 @@
-"""Trains with PEFT what crates/train/tests/curve trains with Lory, in float32, and writes the losses for that test.
+"""Trains with PEFT, in float32, on the same data as crates/train/tests/curve, and writes the losses for that test.
 
 Needs: pip install torch transformers peft gguf safetensors
     cargo run -p train --example curve -- DIR
@@ -30,7 +30,7 @@ warmup = math.ceil(settings["warmup_ratio"] * steps)
 
 
 def rate(step):
-    """Warm-up on a line that starts one step later than that of transformers, then a line to 0."""
+    """A linear warm-up that starts one step later than that of transformers, then a linear decay to 0."""
     return (step + 1) / warmup if step < warmup else 1 - (step - warmup) / (steps - warmup)
 
 

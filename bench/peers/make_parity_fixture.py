@@ -3,7 +3,7 @@
 Needs: pip install torch transformers gguf safetensors
     python bench/peers/make_parity_fixture.py BASE.gguf crates/lory/tests/real_base/parity.safetensors
 
-The fixture holds `tokens` (the input ids, of no meaning), `columns` (which of the vocabulary) and `logits` (tokens x
+The fixture holds `tokens` (meaningless input ids), `columns` (indices into the vocabulary) and `logits` (tokens x
 columns, float32, computed in float32).
 """
 

@@ -1,4 +1,4 @@
-"""PEFT loads a Lory adapter on the dequantized base; its logits against Lory's float path.
+"""Loads a Lory adapter with PEFT on the dequantized base, and compares its logits with Lory's float path.
 
 Needs: pip install torch transformers peft gguf safetensors, and a Rust toolchain.
     python bench/peers/peft_parity.py BASE.gguf personas/customer/adapter [more adapters]

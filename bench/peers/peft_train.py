@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What PEFT makes of the same rows: LoRA of rank 16 on all seven linears, AdamW, fixed-length rows, in float32, in bf16 weights
-or in bf16 autocast.
+"""Trains with PEFT on the same rows: LoRA of rank 16 on all seven linear layers, AdamW, fixed-length rows, in float32, in bf16
+weights or in bf16 autocast.
 
 Needs: pip install torch transformers peft gguf safetensors
     python bench/peers/peft_train.py BASE.gguf ROWS.json --precision f32|bf16|autocast [--steps 12] [--batch 4]
@@ -27,7 +27,7 @@ MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class Peak:
-    """The most resident memory from here on; loading the model does not count."""
+    """Peak resident memory from here on, excluding the load of the model."""
 
     def __enter__(self):
         self.bytes, self.ends = 0, threading.Event()

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What transformers and PEFT do with the same base and adapters, in bfloat16: prefill, decode, and eight clients with a tone
-each, served in the two ways that PEFT has: a lock and set_adapter, and one batch with adapter_names.
+"""Measures transformers and PEFT with the same base and adapters, in bfloat16: prefill, decode, and eight clients with one
+tone each, served in PEFT's two modes: a lock and set_adapter, and one batch with adapter_names.
 
 Needs: pip install torch transformers peft gguf safetensors
     python bench/peers/pytorch.py BASE.gguf [--personas DIR] [--clients 8] [--prompt 128] [--new 64]
@@ -44,7 +44,7 @@ def decode(model, rows, past, new, **more):
 
 
 def with_lock(model, names, args):
-    """Each client is a thread; whoever has the lock sets its adapter and answers."""
+    """Each client is a thread; the one with the lock sets its adapter and answers."""
     lock, ttft = threading.Lock(), []
 
     def client(name):
@@ -68,7 +68,7 @@ def with_lock(model, names, args):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("base")
-    p.add_argument("--personas", help="a folder of personas; without, no adapters")
+    p.add_argument("--personas", help="a folder of personas; default: no adapters")
     p.add_argument("--clients", type=int, default=8)
     p.add_argument("--prompt", type=int, default=128)
     p.add_argument("--new", type=int, default=64)

@@ -1,7 +1,7 @@
-"""Trains a small Llama from nothing and writes it as a Hugging Face folder of float32 weights: a real float model, whose
-perplexity means something, for the table of precisions in docs/bases.md where no published float checkpoint is at hand.
+"""Trains a small Llama from scratch and writes it as a Hugging Face folder of float32 weights: a real float model, with a
+meaningful perplexity, for the table of precisions in docs/bases.md, since no published float checkpoint was available.
 
-What it reads is Python's standard library, source and docstrings as they lie on this machine; every 40th file is held out and
+It reads Python's standard library, source and docstrings as installed on this machine; every 40th file is held out and
 written to OUT_DIR/held_out.txt. The tokenizer is a byte-level BPE of 2048 tokens, trained on the same files.
 
 Needs: pip install torch transformers tokenizers
