@@ -23,6 +23,7 @@ use std::path::Path;
 use formats::atomic_file;
 use serde::Deserialize;
 use toml::Spanned;
+use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::error::KeysError;
 use crate::secret::{Digest, MAX_CHARACTERS, MIN_CHARACTERS};
@@ -35,8 +36,8 @@ pub const MAX_BYTES: u64 = 16 << 20;
 pub const MAX_NAME: usize = 64;
 /// The largest share.
 pub const MAX_SHARE: u32 = 100;
-/// What every key's table begins with, where Lory writes it.
-const HEADER: &str = "[[key]]";
+/// The array of tables in which a file lists its keys.
+const KEY: &str = "key";
 
 /// One key, as it is written down.
 #[derive(Debug, Clone)]
@@ -242,34 +243,34 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
 /// A key as [`parse`] reads it.
 #[must_use]
 pub fn write(entry: &Entry) -> String {
-    let mut text = format!(
-        "\n{HEADER}\nname = \"{}\"\nsha256 = \"{}\"\n",
-        entry.name, entry.sha256
-    );
+    let mut table = Table::new();
+    table.decor_mut().set_prefix("\n");
+    table["name"] = value(&entry.name);
+    table["sha256"] = value(entry.sha256.to_string());
     if let Some(personas) = &entry.personas {
-        // Names have nothing in them that would need an escape.
-        let names: Vec<String> = personas.iter().map(|name| format!("\"{name}\"")).collect();
-        text += &format!("personas = [{}]\n", names.join(", "));
+        table["personas"] = value(personas.iter().collect::<Array>());
     }
     if entry.base != entry.personas.is_none() {
-        text += &format!("base = {}\n", entry.base);
+        table["base"] = value(entry.base);
     }
     if entry.admin {
-        text += "admin = true\n";
+        table["admin"] = value(true);
     }
     if entry.train {
-        text += "train = true\n";
+        table["train"] = value(true);
     }
-    for (field, value) in [
+    for (field, number) in [
         ("requests_per_minute", entry.requests_per_minute),
         ("tokens_per_minute", entry.tokens_per_minute),
         ("share", Some(entry.share).filter(|share| *share != 1)),
     ] {
-        if let Some(value) = value {
-            text += &format!("{field} = {value}\n");
+        if let Some(number) = number {
+            table[field] = value(i64::from(number));
         }
     }
-    text
+    let mut document = DocumentMut::new();
+    document[KEY] = Item::ArrayOfTables([table].into_iter().collect());
+    document.to_string()
 }
 
 /// The text of a file; none if there is no such file.
@@ -327,31 +328,34 @@ pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
     let Some(index) = entries.iter().position(|entry| entry.name == name) else {
         return Ok(false);
     };
-    let lines: Vec<&str> = before.split_inclusive('\n').collect();
-    let headers: Vec<usize> = lines
-        .iter()
-        .enumerate()
-        .filter(|(_, line)| line.trim_start().starts_with(HEADER))
-        .map(|(i, _)| i)
-        .collect();
-    let by_hand = || KeysError::Invalid {
+    let invalid = |message: String| KeysError::Invalid {
         place: place.clone(),
-        message: format!("key {name} is not written as a table {HEADER}; take it out by hand"),
+        message,
     };
-    if headers.len() != entries.len() {
-        return Err(by_hand());
+    let mut document: DocumentMut = before
+        .parse()
+        .map_err(|error: toml_edit::TomlError| invalid(error.message().to_owned()))?;
+    let Some(tables) = document[KEY].as_array_of_tables_mut() else {
+        return Err(invalid(format!(
+            "key {name} is not written as a table [[{KEY}]]; take it out by hand"
+        )));
+    };
+    // What is written above a table is a comment of the user's, so it stays.
+    let above = tables.get(index).and_then(|table| table.decor().prefix());
+    let above = above.and_then(|prefix| prefix.as_str()).unwrap_or("");
+    let above = above.trim_end_matches('\n').to_owned();
+    tables.remove(index);
+    if above.trim().is_empty() {
+    } else if let Some(next) = tables.get_mut(index) {
+        let prefix = next.decor().prefix().and_then(|prefix| prefix.as_str());
+        let prefix = format!("{above}\n{}", prefix.unwrap_or(""));
+        next.decor_mut().set_prefix(prefix);
+    } else {
+        let trailing = document.trailing().as_str().unwrap_or("");
+        let trailing = format!("{above}\n{trailing}");
+        document.set_trailing(trailing);
     }
-    let end = headers.get(index + 1).copied().unwrap_or(lines.len());
-    let after = [&lines[..headers[index]], &lines[end..]].concat().concat();
-    let left: Vec<String> = parse(&place, &after)?
-        .into_iter()
-        .map(|entry| entry.name)
-        .collect();
-    let mut wanted: Vec<String> = entries.into_iter().map(|entry| entry.name).collect();
-    wanted.remove(index);
-    if left != wanted {
-        return Err(by_hand());
-    }
+    let after = document.to_string();
     replace(path, &after).map_err(|source| KeysError::Io {
         path: path.to_owned(),
         source,

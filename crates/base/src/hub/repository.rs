@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use formats::atomic_file;
 use serde::Deserialize;
 
+use super::PullError;
+use super::client::{Hub, HubSettings, Sibling};
 use super::place::Turn;
-use super::transfer::{Hub, Sibling};
-use super::{HubSettings, PullError};
 use crate::home::Home;
 use crate::progress::Progress;
 
@@ -134,7 +134,7 @@ pub fn pull_repository(
     };
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let _turn = Turn::wait(&folder, progress).map_err(io(&folder))?;
-    let hub = Hub::new(&wanted.id, hub);
+    let hub = Hub::new(wanted.id.as_str(), hub);
     progress.spin(&format!("Asking {} for {}", hub.endpoint, wanted.id));
     let listing = hub.listing(&wanted.revision)?;
     if !is_commit(&listing.sha) {

@@ -1,4 +1,6 @@
-//! What passes between Lory and a hub: a repository's listing, and its files, taken up where they broke off.
+//! The HTTP client of a hub: lists a repository's files and downloads them. An interrupted download resumes where it stopped.
+//!
+//! `HF_ENDPOINT` names another hub than Hugging Face's, `HF_TOKEN` the account.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -10,8 +12,8 @@ use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
+use super::PullError;
 use super::place::hash_file;
-use super::{HubSettings, PullError, RepositoryId};
 use crate::progress::Progress;
 
 /// Time limits: to connect, until an answer begins, and between two pieces of it.
@@ -51,16 +53,49 @@ pub(super) struct Lfs {
     sha256: String,
 }
 
-/// A hub that is asked for one repository.
+/// Which hub to use, and the account.
+#[derive(Clone, Default)]
+pub struct HubSettings {
+    /// Its address; the default is Hugging Face's.
+    pub endpoint: Option<String>,
+    /// The token to send, if any.
+    pub token: Option<String>,
+}
+
+impl std::fmt::Debug for HubSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A token does not belong in a log.
+        let token = self.token.as_ref().map(|_| "…");
+        f.debug_struct("HubSettings")
+            .field("endpoint", &self.endpoint)
+            .field("token", &token)
+            .finish()
+    }
+}
+
+impl HubSettings {
+    /// The settings of `HF_ENDPOINT` and `HF_TOKEN`.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            endpoint: set("HF_ENDPOINT"),
+            token: set("HF_TOKEN"),
+        }
+    }
+}
+
+/// A client for one repository of a hub.
 pub(super) struct Hub<'a> {
     agent: Agent,
     pub(super) endpoint: String,
     token: Option<&'a str>,
-    id: &'a RepositoryId,
+    /// `owner/name`.
+    repository: &'a str,
 }
 
 impl<'a> Hub<'a> {
-    pub(super) fn new(id: &'a RepositoryId, settings: &'a HubSettings) -> Hub<'a> {
+    pub(super) fn new(repository: &'a str, settings: &'a HubSettings) -> Hub<'a> {
         let agent = Agent::config_builder()
             .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(RESPONSE))
@@ -79,13 +114,13 @@ impl<'a> Hub<'a> {
                 .trim_end_matches('/')
                 .to_owned(),
             token: settings.token.as_deref(),
-            id,
+            repository,
         }
     }
 
     pub(super) fn failed(&self, why: String) -> PullError {
         PullError::Repository {
-            at: format!("{}/{}", self.endpoint, self.id),
+            at: format!("{}/{}", self.endpoint, self.repository),
             why,
         }
     }
@@ -111,7 +146,7 @@ impl<'a> Hub<'a> {
         let revision = revision.replace('/', "%2F");
         let url = format!(
             "{}/api/models/{}/revision/{revision}?blobs=true",
-            self.endpoint, self.id
+            self.endpoint, self.repository
         );
         let mut response = self.get(&url, 0)?;
         if !response.status().is_success() {
@@ -132,7 +167,7 @@ impl<'a> Hub<'a> {
             .get("x-error-code")
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
-        let page = format!("{}/{}", self.endpoint, self.id);
+        let page = format!("{}/{}", self.endpoint, self.repository);
         let status = response.status();
         match (code, status) {
             ("GatedRepo", _) if self.token.is_none() => format!(
@@ -178,27 +213,15 @@ impl<'a> Hub<'a> {
             return Ok(0);
         }
         let part = folder.join(format!("{name}{PART}"));
-        let mut bytes = 0;
-        let mut attempt = 1;
-        loop {
-            match self.go_on(commit, name, file.size, &part, progress, &mut bytes) {
-                Ok(()) => break,
-                // Broken off: the next attempt goes on there.
-                Err((true, error)) if attempt < ATTEMPTS => {
-                    progress.say(&format!("{name}: {error}; going on"));
-                    std::thread::sleep(Duration::from_millis(250 << attempt));
-                    attempt += 1;
-                }
-                Err((again, error)) => {
-                    let more = if again {
-                        "; the same command goes on from there"
-                    } else {
-                        ""
-                    };
-                    return Err(self.failed(format!("{name}: {error}{more}")));
-                }
-            }
-        }
+        let fetched = self.download(commit, name, file.size, &part, progress);
+        let bytes = fetched.map_err(|error| {
+            let more = if error.resumable {
+                "; the same command goes on from there"
+            } else {
+                ""
+            };
+            self.failed(format!("{name}: {}{more}", error.why))
+        })?;
         let io = |source| PullError::Folder {
             path: part.clone(),
             source,
@@ -221,17 +244,43 @@ impl<'a> Hub<'a> {
         Ok(bytes)
     }
 
-    /// Takes a file up where it broke off. Errors say whether it may be tried again.
-    fn go_on(
+    /// Downloads a file to `part`, in several attempts where the connection breaks; returns the bytes received.
+    pub(super) fn download(
         &self,
-        commit: &str,
+        revision: &str,
+        name: &str,
+        size: Option<u64>,
+        part: &Path,
+        progress: &Progress,
+    ) -> Result<u64, DownloadError> {
+        let mut bytes = 0;
+        let mut attempt = 1;
+        loop {
+            match self.resume(revision, name, size, part, progress, &mut bytes) {
+                Ok(()) => return Ok(bytes),
+                Err(error) if error.resumable && attempt < ATTEMPTS => {
+                    progress.say(&format!("{name}: {}; going on", error.why));
+                    std::thread::sleep(Duration::from_millis(250 << attempt));
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Downloads what `part` does not hold yet, in one attempt; adds the bytes received to `bytes`.
+    fn resume(
+        &self,
+        revision: &str,
         name: &str,
         size: Option<u64>,
         part: &Path,
         progress: &Progress,
         bytes: &mut u64,
-    ) -> Result<(), (bool, String)> {
-        let disk = |error: std::io::Error| (false, format!("{}: {error}", part.display()));
+    ) -> Result<(), DownloadError> {
+        let last = DownloadError::last;
+        let resumable = DownloadError::resumable;
+        let disk = |error: std::io::Error| last(format!("{}: {error}", part.display()));
         let mut out = File::options()
             .create(true)
             .append(true)
@@ -245,17 +294,20 @@ impl<'a> Hub<'a> {
         if size == Some(has) && has > 0 {
             return Ok(());
         }
-        let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, self.id);
+        let url = format!(
+            "{}/{}/resolve/{revision}/{name}",
+            self.endpoint, self.repository
+        );
         let mut response = self.get(&url, has).map_err(|error| match error {
-            PullError::Repository { why, .. } => (true, why),
-            other => (true, other.to_string()),
+            PullError::Repository { why, .. } => resumable(why),
+            other => resumable(other.to_string()),
         })?;
         let status = response.status();
         if status.is_server_error() {
-            return Err((true, format!("the hub answers {status}")));
+            return Err(resumable(format!("the hub answers {status}")));
         }
         if !status.is_success() {
-            return Err((false, self.refusal(&response, "the file")));
+            return Err(last(self.refusal(&response, "the file")));
         }
         if has > 0 && status != StatusCode::PARTIAL_CONTENT {
             // It sends everything again.
@@ -268,7 +320,7 @@ impl<'a> Hub<'a> {
         loop {
             let count = reader
                 .read(&mut buffer)
-                .map_err(|error| (true, format!("broke off after {has} bytes ({error})")))?;
+                .map_err(|error| resumable(format!("broke off after {has} bytes ({error})")))?;
             if count == 0 {
                 break;
             }
@@ -278,20 +330,37 @@ impl<'a> Hub<'a> {
             progress.add(count as u64);
             if size.is_some_and(|size| has > size) {
                 let _ = fs::remove_file(part);
-                return Err((
-                    false,
-                    format!(
-                        "longer than the {} bytes that the hub says",
-                        size.unwrap_or(0)
-                    ),
-                ));
+                return Err(last(format!(
+                    "longer than the {} bytes that the hub says",
+                    size.unwrap_or(0)
+                )));
             }
         }
         match size {
             Some(size) if has < size => {
-                Err((true, format!("broke off after {has} of {size} bytes")))
+                Err(resumable(format!("broke off after {has} of {size} bytes")))
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Why a file did not arrive.
+pub(super) struct DownloadError {
+    pub(super) why: String,
+    /// Whether another attempt can continue where this one stopped.
+    resumable: bool,
+}
+
+impl DownloadError {
+    fn resumable(why: String) -> DownloadError {
+        let resumable = true;
+        DownloadError { why, resumable }
+    }
+
+    /// An error that another attempt would meet again.
+    fn last(why: String) -> DownloadError {
+        let resumable = false;
+        DownloadError { why, resumable }
     }
 }
