@@ -1,4 +1,4 @@
-//! `GET /` and what it is made of: see [`crate::studio`].
+//! The routes of the studio: its page and its files.
 
 use axum::extract::Path;
 use axum::http::{HeaderMap, Method, Uri};
@@ -7,24 +7,24 @@ use axum::response::{IntoResponse, Response};
 use super::{file as studio_file, page as studio_page};
 use crate::error;
 
-/// The studio, a page for people
+/// The studio, a web page
 #[utoipa::path(
     get,
     path = "/",
     responses(
         (status = 200, description = "The page", body = String, content_type = "text/html"),
-        (status = 304, description = "The browser has it already"),
+        (status = 304, description = "Not modified: the browser's copy is current"),
     )
 )]
 pub(crate) async fn page(headers: HeaderMap) -> Response {
     studio_page(&headers)
 }
 
-/// A file of the studio
+/// A file of the studio's page
 #[utoipa::path(
     get,
     path = "/studio/{file}",
-    params(("file" = String, Path, description = "Its name")),
+    params(("file" = String, Path, description = "The file's name")),
     responses(
         (status = 200, description = "The file", content(
             (String = "text/javascript"),
@@ -32,7 +32,7 @@ pub(crate) async fn page(headers: HeaderMap) -> Response {
             (String = "image/svg+xml"),
             (String = "text/html"),
         )),
-        (status = 304, description = "The browser has it already"),
+        (status = 304, description = "Not modified: the browser's copy is current"),
     )
 )]
 pub(crate) async fn file(
