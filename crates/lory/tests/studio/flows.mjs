@@ -188,7 +188,7 @@ const flows = {
     await page.getByText(/steps, .*tokens, .*of memory/).waitFor(WAIT);
     await page.getByRole("button", { name: "Start training" }).click();
     await waitForToast(page, "Training job for cheerful created");
-    await waitForToast(page, "Published cheerful@1", 120_000);
+    await waitForToast(page, "Published cheerful@1", 300_000);
     assert.equal(await page.locator(".plot.loss:visible").count(), 1);
     await page.getByText("Answers to held-out questions").click();
     await page.getByRole("heading", { name: "Answer in the data" }).first().waitFor(WAIT);
@@ -215,7 +215,7 @@ const flows = {
     await page.getByLabel(/^Answers must match/).fill("^never said$");
     await page.getByRole("button", { name: "Start training" }).click();
     const job = page.locator(".job").first();
-    await job.getByText("The eval gate failed, so the adapter was not published.").waitFor({ timeout: 120_000 });
+    await job.getByText("The eval gate failed, so the adapter was not published.").waitFor({ timeout: 300_000 });
     await job.getByRole("button", { name: "Compare with cheerful@1" }).click();
     await waitForToast(page, "Published cheerful@2; the current version stays");
     await job.getByText(/of the words are the same\. Struck out: only cheerful@1\. Highlighted: only cheerful@2/).waitFor(WAIT);
@@ -244,7 +244,7 @@ const flows = {
     const job = page.locator(".job").first();
     const slider = job.getByLabel("Training step of the answers");
     // The controls appear with the second step after the first one.
-    await job.locator(".step-controls:visible").waitFor({ timeout: 120_000 });
+    await job.locator(".step-controls:visible").waitFor({ timeout: 300_000 });
     assert.deepEqual(await job.locator(".samples .prompt-text").allTextContents(), ["Where is it?", "Who are you?"]);
     assert.equal(await job.getByRole("heading", { name: "Before training" }).count(), 2);
     assert.equal(await job.locator(".step-answers > [data-shown]").count(), 2);
@@ -254,12 +254,12 @@ const flows = {
     await job.getByLabel("Earlier step").click();
     const earlier = await slider.inputValue();
     const most = await slider.getAttribute("max");
-    await page.waitForFunction((most) => Number(document.querySelector(".step-controls input").max) > Number(most), most, { timeout: 60_000 });
+    await page.waitForFunction((most) => Number(document.querySelector(".step-controls input").max) > Number(most), most, { timeout: 120_000 });
     assert.equal(await slider.inputValue(), earlier);
     assert.doesNotMatch(await slider.getAttribute("aria-valuetext"), /newest/);
     // At the newest step, the slider follows new answers.
     await slider.fill(await slider.getAttribute("max"));
-    await page.waitForFunction((most) => Number(document.querySelector(".step-controls input").value) > Number(most), await slider.getAttribute("max"), { timeout: 60_000 });
+    await page.waitForFunction((most) => Number(document.querySelector(".step-controls input").value) > Number(most), await slider.getAttribute("max"), { timeout: 120_000 });
     assert.match(await job.locator(".tag").first().textContent(), /^(running|sampling)$/);
     await job.getByRole("button", { name: "Cancel …" }).click();
     await page.getByRole("button", { name: "Cancel training" }).click();
@@ -302,7 +302,7 @@ const flows = {
     const card = page.locator(".evaluation").first();
     await card.getByText(/(warm@1, formal@1|formal@1, warm@1), cheerful@1/).waitFor(WAIT);
     assert.deepEqual(await accessibilityViolations(page, playwright), []);
-    await waitForToast(page, /^Evaluated .*cheerful@1/, 120_000);
+    await waitForToast(page, /^Evaluated .*cheerful@1/, 300_000);
     await page.waitForFunction((before) => document.querySelector("[aria-label='Evaluation']").value !== before, before, WAIT);
     const losses = page.locator(".heat-map", { has: page.getByRole("heading", { name: "Loss (nats per token)" }) });
     await losses.getByRole("rowheader", { name: "cheerful" }).waitFor(WAIT);
