@@ -9,7 +9,7 @@ import { accessibilityViolations, browse, open, serve } from "./browser.mjs";
 
 const [lory, home, playwright] = process.argv.slice(2);
 const SERVE = ["--base", "tiny.gguf", "--personas", "personas"];
-const WAIT = { timeout: 30_000 };
+const WAIT = { timeout: 120_000 };
 
 let server = await serve(lory, home, SERVE);
 const browser = await browse(playwright);
