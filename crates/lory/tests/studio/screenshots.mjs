@@ -18,7 +18,7 @@ process.env.LORY_HOME ??= mkdtempSync(join(tmpdir(), "lory-studio-"));
 const server = await serve(lory, repository, ["--personas", "personas", ...(base ? ["--base", base] : [])]);
 const browser = await browse(playwright);
 
-const waitForAnswers = (page) => page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, { timeout: 120_000 });
+const waitForAnswers = (page) => page.waitForFunction(() => !document.querySelector("[aria-busy=true]"), null, { timeout: 600_000 });
 
 /** What to do in each view before its pictures are taken. */
 const views = {
@@ -28,7 +28,7 @@ const views = {
   },
   async train(page) {
     await page.locator("input[type=file]").first().setInputFiles(join(repository, "personas/customer/test.jsonl"));
-    await page.getByText(/of memory/).waitFor({ timeout: 60_000 });
+    await page.getByText(/of memory/).waitFor({ timeout: 600_000 });
   },
   async job(page) {
     await page.locator("input[type=file]").first().setInputFiles(join(import.meta.dirname, "pirate.jsonl"));
@@ -36,7 +36,7 @@ const views = {
     await page.getByLabel("Sample prompts during training").selectOption("own");
     await page.getByLabel("Prompts, one per line").fill("What is the status of my order #12345?\nMy parcel arrived with a dent. What now?");
     await page.getByRole("button", { name: "Start training" }).click();
-    await page.locator(".toast", { hasText: "Published pirate@1" }).waitFor({ timeout: 600_000 });
+    await page.locator(".toast", { hasText: "Published pirate@1" }).waitFor({ timeout: 1_800_000 });
     await page.locator(".toast").first().waitFor({ state: "detached" });
   },
   async evaluate(page) {
