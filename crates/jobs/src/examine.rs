@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use model::YieldPoint;
 use train::Learner;
-use train::dataset::{Row, held_out};
+use train::dataset::{DataRow, held_out};
 
 use crate::beside;
 use crate::evaluation::answers::{self, Speaker};
@@ -96,7 +96,7 @@ pub(super) fn examine(
 }
 
 /// The rows that training did not see: those of the validation file, or those that were held out.
-pub(super) fn held_out_rows(record: &Record, target: &Target) -> anyhow::Result<Vec<Row>> {
+pub(super) fn held_out_rows(record: &Record, target: &Target) -> anyhow::Result<Vec<DataRow>> {
     let pairs = record.settings.preference.is_some();
     if let Some(path) = &target.eval {
         return Ok(files::scan(path, pairs)?.whole()?.rows);

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::atomic_file;
 use serde::{Deserialize, Serialize};
-use train::dataset::{Columns, Dataset, Scan};
+use train::dataset::{Columns, Dataset, DatasetScan};
 use train::preference::{holds_pairs, scan_pairs};
 
 use crate::asking::{Page, Who};
@@ -158,7 +158,7 @@ impl Files {
         let named = |error: train::TrainError| JobError::Rows(called(&error, &path, &filename));
         let pairs = holds_pairs(&path).map_err(named)?;
         let rows = scan(&path, pairs)
-            .and_then(Scan::whole)
+            .and_then(DatasetScan::whole)
             .map_err(named)?
             .rows
             .len();
@@ -231,7 +231,7 @@ impl Files {
 }
 
 /// The rows of a file with all that is wrong in it; of pairs those with the chosen answers.
-pub(super) fn scan(path: &Path, pairs: bool) -> Result<Scan, train::TrainError> {
+pub(super) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::TrainError> {
     match pairs {
         true => Ok(scan_pairs(path)?.chosen),
         false => Dataset::scan(path, &Columns::default()),

@@ -6,13 +6,13 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
-use train::dataset::{Columns, Dataset, Place, Row, held_out};
+use train::dataset::{Columns, DataRow, Dataset, RowLocation, held_out};
 use train::example::{Encoder, Fitted};
-use train::forecast::Measured;
-use train::lint::{self, Options, Report};
+use train::forecast::MeasuredStep;
+use train::lint::{self, LintOptions, LintReport};
 use train::preference::scan_pairs;
 use train::sft::{self, RunOptions};
-use train::{Example, Settings, TrainError};
+use train::{Example, TrainError, TrainSettings};
 
 use crate::asking::Who;
 use crate::error::JobError;
@@ -138,14 +138,14 @@ impl Queue {
         make().map_err(|error| JobError::Plan(self.as_called(record, &format!("{error:#}"))))
     }
 
-    fn learn(&self, step: Measured) {
+    fn learn(&self, step: MeasuredStep) {
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         pace.get_or_insert(step.tokens_per_s());
     }
 
     fn encoder<'a>(&'a self, reading: &'a Reading) -> Encoder<'a> {
         let base = self.service.base();
-        let neutral = Settings::default();
+        let neutral = TrainSettings::default();
         Encoder {
             tokenizer: &base.tokenizer,
             template: &base.template,
@@ -160,7 +160,10 @@ impl Queue {
     }
 
     /// The rows of a file, of pairs those with the chosen answers; and those with the rejected ones, by their place.
-    fn rows_of(&self, file: &StoredFile) -> Result<(Vec<Row>, BTreeMap<Place, Row>), JobError> {
+    fn rows_of(
+        &self,
+        file: &StoredFile,
+    ) -> Result<(Vec<DataRow>, BTreeMap<RowLocation, DataRow>), JobError> {
         let path = self.files.path(file);
         let named = |error: TrainError| JobError::Rows(called(&error, &path, &file.filename));
         if file.pairs {
@@ -180,17 +183,17 @@ impl Queue {
         file: &StoredFile,
         against: Option<&StoredFile>,
         reading: &Reading,
-    ) -> Result<Report, JobError> {
+    ) -> Result<LintReport, JobError> {
         let (rows, rejected) = self.rows_of(file)?;
         let others = match against {
             None => Vec::new(),
             Some(file) => self.rows_of(file)?.0,
         };
-        let mut report = lint::lint(&rows, &others, &Options::default());
+        let mut report = lint::lint(&rows, &others, &LintOptions::default());
         report.add_rejected(&rows, &rejected);
         report.add_tokens(&rows, &rejected, &self.encoder(reading));
         if against.is_none() {
-            let sides = held_out(&rows, Settings::default().validation_fraction);
+            let sides = held_out(&rows, TrainSettings::default().validation_fraction);
             report.held_out = Some(sides.into_iter().filter(|held_out| *held_out).count());
         }
         for finding in &mut report.findings {
@@ -216,9 +219,10 @@ impl Queue {
     ) -> Result<(Vec<ShownRow>, usize), JobError> {
         let path = self.files.path(file);
         let (rows, rejected) = self.rows_of(file)?;
-        let sides = held_out(&rows, Settings::default().validation_fraction);
+        let sides = held_out(&rows, TrainSettings::default().validation_fraction);
         let encoder = self.encoder(reading);
-        let look = |row: &Row| look(&encoder, row, |error| called(&error, &path, &file.filename));
+        let look =
+            |row: &DataRow| look(&encoder, row, |error| called(&error, &path, &file.filename));
         let shown = rows
             .iter()
             .enumerate()
@@ -226,17 +230,17 @@ impl Queue {
             .take(limit)
             .map(|(index, row)| ShownRow {
                 row: index + 1,
-                line: row.place.line,
+                line: row.location.line,
                 held_out: sides[index],
                 answer: look(row),
-                rejected: rejected.get(&row.place).map(look),
+                rejected: rejected.get(&row.location).map(look),
             })
             .collect();
         Ok((shown, rows.len()))
     }
 }
 
-fn look(encoder: &Encoder<'_>, row: &Row, said: impl Fn(TrainError) -> String) -> ShownAnswer {
+fn look(encoder: &Encoder<'_>, row: &DataRow, said: impl Fn(TrainError) -> String) -> ShownAnswer {
     let refused = |reason: String| ShownAnswer {
         fate: "refused".to_owned(),
         reason: Some(reason),
@@ -254,8 +258,8 @@ fn look(encoder: &Encoder<'_>, row: &Row, said: impl Fn(TrainError) -> String) -
     }
     let (example, fate) = match encoder.fit(whole.clone(), row) {
         Ok(Fitted::Whole(example)) => (example, "whole"),
-        Ok(Fitted::Cut(example)) => (example, "cut"),
-        Ok(Fitted::LeftOut) => (whole, "left_out"),
+        Ok(Fitted::Truncated(example)) => (example, "cut"),
+        Ok(Fitted::Dropped) => (whole, "left_out"),
         Err(error) => return refused(said(error)),
     };
     ShownAnswer {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use train::Settings;
+use train::TrainSettings;
 
 use crate::thresholds::Thresholds;
 
@@ -180,7 +180,7 @@ pub struct Record {
     /// The learning rate by the default one.
     pub learning_rate_multiplier: f64,
     /// All settings; the learning rate is set.
-    pub settings: Settings,
+    pub settings: TrainSettings,
     /// The adapter that it starts from.
     pub start: Option<Start>,
     /// The system prompt of rows that bring none, and of the persona.

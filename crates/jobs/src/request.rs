@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use train::preference::PreferenceSettings;
 use train::settings::default_lr;
-use train::{Settings, TrainError};
+use train::{TrainError, TrainSettings};
 
 use crate::asking::Who;
 use crate::beside;
@@ -136,7 +136,7 @@ fn number<T: serde::de::DeserializeOwned>(
 
 /// What the hyperparameters of a request come to.
 struct Chosen {
-    settings: Settings,
+    settings: TrainSettings,
     multiplier: f64,
 }
 
@@ -172,8 +172,8 @@ fn chosen(
             return Err(JobError::invalid(field(key), message));
         }
     }
-    let mut settings: Settings =
-        serde_path_to_error::deserialize(Value::Object(given)).map_err(|error| {
+    let mut settings: TrainSettings = serde_path_to_error::deserialize(Value::Object(given))
+        .map_err(|error| {
             let path = error.path().to_string();
             let said = error.inner().to_string();
             match path.as_str() {
@@ -453,7 +453,7 @@ mod tests {
         let auto =
             json!({"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"});
         let plain = of(Method::Supervised, auto).unwrap();
-        assert_eq!(plain.settings, Settings::default().for_base(576));
+        assert_eq!(plain.settings, TrainSettings::default().for_base(576));
         assert_eq!(plain.multiplier, 1.0);
         let given = json!({"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2.0, "rank": 8, "alpha": 8.0});
         let Chosen {

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
 use model::YieldPoint;
 use registry::{Persona, PersonaSettings};
-use train::job::{Loaded, Source};
+use train::job::{DataReport, JobSpec};
 use train::sft::{self, Outcome, RunOptions};
 
 use crate::asking::Who;
@@ -189,9 +189,9 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
 
 /// The adapter's folder, with its curve and its card.
 fn write(
-    trained: &train::sft::Trained,
+    trained: &train::sft::TrainedAdapter,
     target: &Target,
-    loaded: &Loaded,
+    loaded: &DataReport,
     queue: &Queue,
     sha256: &str,
 ) -> anyhow::Result<()> {
@@ -247,7 +247,7 @@ impl Queue {
             out: self.adapter_of(&record.id),
         };
         let base = self.service.base();
-        let source = Source {
+        let source = JobSpec {
             name: &target.name,
             train: &target.data,
             validation: target.eval.as_deref(),

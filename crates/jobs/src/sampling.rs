@@ -9,10 +9,10 @@ use anyhow::Context as _;
 use formats::peft::Dtype;
 use formats::tokenizer::Special;
 use train::Job;
-use train::dataset::{Content, Place, Row};
+use train::dataset::{DataRow, RowContent, RowLocation};
 use train::export::{Provenance, peft_adapter};
-use train::progress::{Plan, Standing};
-use train::sft::Trained;
+use train::progress::{RunPlan, Snapshot};
+use train::sft::TrainedAdapter;
 
 use crate::error::JobError;
 use crate::evaluation::Candidate;
@@ -42,10 +42,10 @@ const PARTS: u64 = 16;
 pub(super) struct Sampling<'q> {
     queue: &'q Queue,
     record: &'q Record,
-    rows: Vec<Row>,
+    rows: Vec<DataRow>,
     samples: Samples,
     /// What the adapter is made from, without its parameters.
-    shell: Trained,
+    shell: TrainedAdapter,
     provenance: Provenance,
     machine: Arc<JobYieldPoint>,
     stop: Arc<AtomicBool>,
@@ -89,7 +89,7 @@ impl<'q> Sampling<'q> {
             Some(prompts) => prompts.iter().map(|prompt| row_of(prompt)).collect(),
             None => {
                 let mut rows = held_out_rows(record, target)?;
-                rows.retain(|row| !matches!(row.content, Content::Text(_)));
+                rows.retain(|row| !matches!(row.content, RowContent::Text(_)));
                 rows.truncate(FROM_ROWS);
                 rows
             }
@@ -103,7 +103,7 @@ impl<'q> Sampling<'q> {
             record,
             rows,
             samples: Samples::of(&queue.folder(&record.id)),
-            shell: Trained {
+            shell: TrainedAdapter {
                 name: job.name.clone(),
                 settings: job.settings.clone(),
                 params: train::LoraParams::default(),
@@ -128,7 +128,7 @@ impl<'q> Sampling<'q> {
     }
 
     /// The run begins, or goes on from the step `from`; what was said after that will be said again.
-    pub fn started(&mut self, plan: &Plan, from: u64) -> Result<(), JobError> {
+    pub fn started(&mut self, plan: &RunPlan, from: u64) -> Result<(), JobError> {
         self.samples.go_back_to(from)?;
         let said = self.samples.all()?;
         // Killed after a state was kept and before it was asked, it is asked now.
@@ -151,12 +151,12 @@ impl<'q> Sampling<'q> {
     }
 
     /// Whether the adapter is to be asked as it stands.
-    pub fn is_due(&self, standing: &Standing<'_>) -> bool {
+    pub fn is_due(&self, standing: &Snapshot<'_>) -> bool {
         self.moments.is_due(standing.step, standing.done)
     }
 
     /// Asks the adapter as it stands and keeps what it says. Stopped on the way it keeps nothing, and the next process asks.
-    pub fn ask(&mut self, standing: &Standing<'_>) -> anyhow::Result<()> {
+    pub fn ask(&mut self, standing: &Snapshot<'_>) -> anyhow::Result<()> {
         self.moments.asked.insert(standing.step);
         match self.answers(standing) {
             Err(_) if self.stop.load(Ordering::SeqCst) => Ok(()),
@@ -164,10 +164,10 @@ impl<'q> Sampling<'q> {
         }
     }
 
-    fn answers(&self, standing: &Standing<'_>) -> anyhow::Result<Vec<Said>> {
+    fn answers(&self, standing: &Snapshot<'_>) -> anyhow::Result<Vec<Said>> {
         // One adapter a job.
         let params = standing.adapters.first().context("there is no adapter")?;
-        let trained = Trained {
+        let trained = TrainedAdapter {
             params: params.clone(),
             steps: standing.step,
             ..self.shell.clone()
@@ -206,13 +206,13 @@ impl<'q> Sampling<'q> {
 }
 
 /// A question that a client names, as a row that has no answer yet.
-fn row_of(prompt: &str) -> Row {
-    Row {
-        place: Place {
+fn row_of(prompt: &str) -> DataRow {
+    DataRow {
+        location: RowLocation {
             file: "sample_prompts".into(),
             line: 1,
         },
-        content: Content::Completion {
+        content: RowContent::Completion {
             prompt: prompt.to_owned(),
             completion: String::new(),
         },

@@ -2,7 +2,7 @@
 
 use registry::EvalSpec;
 use serde::{Deserialize, Serialize};
-use train::evaluate::Markers;
+use train::evaluate::ToneMarkers;
 
 use crate::error::JobError;
 
@@ -129,7 +129,7 @@ impl Thresholds {
                 let message = format!("has a pattern of more than {MAX_PATTERN} bytes");
                 return Err(JobError::invalid(field, message));
             }
-            Markers::new(patterns, &[])
+            ToneMarkers::new(patterns, &[])
                 .map_err(|error| JobError::invalid(field, error.to_string()))?;
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use train::progress::{Observer, Plan, Reference, Standing, StepMetrics, Validation};
+use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
 
 use crate::disk::now;
 use crate::events::Events;
@@ -35,7 +35,7 @@ impl<'q> Watch<'q> {
 }
 
 impl Observer for Watch<'_> {
-    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+    fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         self.steps = plan.steps;
         let step = resumed.unwrap_or(0);
         if let Err(error) = self.events.go_back_to(step) {
@@ -62,8 +62,8 @@ impl Observer for Watch<'_> {
         }
     }
 
-    fn reference(&mut self, _adapter: usize, pairs: usize, from: Reference<'_>) {
-        if let Reference::Computing { done: 0 } = from {
+    fn reference(&mut self, _adapter: usize, pairs: usize, from: ReferenceProgress<'_>) {
+        if let ReferenceProgress::Computing { done: 0 } = from {
             let said = format!("Computing what {pairs} pairs start from");
             self.events.push("info", said, None);
         }
@@ -140,7 +140,7 @@ impl Observer for Watch<'_> {
         self.events.push("info", said, None);
     }
 
-    fn standing(&mut self, standing: &Standing<'_>) {
+    fn standing(&mut self, standing: &Snapshot<'_>) {
         let due = |sampling: &&mut Sampling<'_>| sampling.is_due(standing);
         let Some(sampling) = self.sampling.as_mut().filter(due) else {
             return;

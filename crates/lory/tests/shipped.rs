@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use formats::peft::{Adapter, Dtype};
 use registry::Personas;
-use train::dataset::{Dataset, Row};
-use train::evaluate::Markers;
-use train::lint::{Options, lint};
+use train::dataset::{DataRow, Dataset};
+use train::evaluate::ToneMarkers;
+use train::lint::{LintOptions, lint};
 
 const TONES: [&str; 2] = ["customer", "partner"];
 
@@ -15,7 +15,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../personas")
 }
 
-fn rows(tone: &str, file: &str) -> Vec<Row> {
+fn rows(tone: &str, file: &str) -> Vec<DataRow> {
     Dataset::read(&folder().join(tone).join(file)).unwrap().rows
 }
 
@@ -24,10 +24,10 @@ fn the_rows_are_clean_and_many() {
     for tone in TONES {
         let (train, eval) = (rows(tone, "train.jsonl"), rows(tone, "eval.jsonl"));
         assert!(train.len() >= 400 && eval.len() >= 80);
-        let report = lint(&train, &eval, &Options::default());
+        let report = lint(&train, &eval, &LintOptions::default());
         assert!(report.findings.is_empty(), "{tone}: {}", report.findings[0]);
         assert!(report.intents.len() >= 30);
-        let held_out = lint(&eval, &[], &Options::default());
+        let held_out = lint(&eval, &[], &LintOptions::default());
         assert!(
             held_out.findings.is_empty(),
             "{tone}: {}",
@@ -61,15 +61,15 @@ fn every_reference_answer_has_its_own_tone_and_not_the_others() {
     let personas = Personas::open(&folder()).unwrap();
     let markers = TONES.map(|tone| {
         let eval = personas.get(tone).unwrap().eval.as_ref().unwrap();
-        Markers::new(&eval.any_of, &eval.none_of).unwrap()
+        ToneMarkers::new(&eval.any_of, &eval.none_of).unwrap()
     });
     for (i, tone) in TONES.iter().enumerate() {
         for row in rows(tone, "train.jsonl")
             .iter()
             .chain(&rows(tone, "eval.jsonl"))
         {
-            assert!(markers[i].hold(row.output()), "{}", row.place);
-            assert!(!markers[1 - i].hold(row.output()), "{}", row.place);
+            assert!(markers[i].hold(row.output()), "{}", row.location);
+            assert!(!markers[1 - i].hold(row.output()), "{}", row.location);
         }
     }
 }

@@ -13,7 +13,7 @@ use formats::peft::Module;
 use kernels::{AttentionInputs, Compute, KvCache, LoraGrad, Tensor};
 use model::{Batch, Buffers, Model};
 
-use crate::kept::Kept;
+use crate::kept::ActivationCache;
 use crate::params::{LoraGrads, LoraParams};
 
 /// Where the gradients of a batch's slots are gathered: for each slot, its masters and its gradients.
@@ -101,7 +101,7 @@ impl Pass<'_> {
         dx: &mut Tensor,
         slots: &mut Slots<'_>,
         cache: &mut KvCache,
-        kept: &mut Kept,
+        kept: &mut ActivationCache,
         buffers: &mut Buffers,
         s: &mut Scratch,
     ) {

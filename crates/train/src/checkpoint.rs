@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::durable;
 use crate::error::TrainError;
-use crate::optimizer::{AdamW, Hyper};
+use crate::optimizer::{AdamW, AdamWConfig};
 use crate::params::{self, LoraGrads, LoraParams};
 
 /// Version of the file's layout.
@@ -26,7 +26,7 @@ const MAX_BYTES: u64 = 64 << 30;
 
 /// What a run is, as far as resuming it must be the same run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct RunIdentity {
     /// The base, by fingerprint.
     pub base: String,
     /// Most tokens of one call of the learner.
@@ -72,16 +72,16 @@ pub struct AdapterState {
     /// Validation passes done.
     pub validations: u64,
     /// The parameters of the lowest validation loss, and that pass.
-    pub best: Option<Best>,
+    pub best: Option<BestParams>,
     /// Where it stands with its patience.
-    pub stopping: Stopping,
+    pub stopping: EarlyStopping,
     /// The text of its metrics.
     pub metrics: String,
 }
 
 /// The best parameters so far.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Best {
+pub struct BestParams {
     /// The parameters.
     pub params: LoraParams,
     /// Their validation loss.
@@ -94,7 +94,7 @@ pub struct Best {
 
 /// What early stopping must remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Stopping {
+pub struct EarlyStopping {
     /// Validation passes since the lowest loss.
     pub since_best: u64,
     /// The step after which its patience was over.
@@ -105,7 +105,7 @@ pub struct Stopping {
 #[derive(Serialize, Deserialize)]
 struct State {
     version: u32,
-    identity: Identity,
+    identity: RunIdentity,
     step: u64,
     adapters: Vec<SmallState>,
 }
@@ -115,7 +115,7 @@ struct SmallState {
     optimizer_step: u64,
     validations: u64,
     best: Option<SmallBest>,
-    stopping: Stopping,
+    stopping: EarlyStopping,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,9 +134,9 @@ pub struct AdapterView<'a> {
     /// Validation passes done.
     pub validations: u64,
     /// The best so far.
-    pub best: Option<&'a Best>,
+    pub best: Option<&'a BestParams>,
     /// Where it stands with its patience.
-    pub stopping: Stopping,
+    pub stopping: EarlyStopping,
     /// The text of its metrics.
     pub metrics: &'a str,
 }
@@ -147,7 +147,7 @@ pub struct AdapterView<'a> {
 /// The file cannot be written.
 pub fn save(
     path: &Path,
-    identity: &Identity,
+    identity: &RunIdentity,
     step: u64,
     adapters: &[AdapterView<'_>],
 ) -> Result<(), TrainError> {
@@ -211,7 +211,7 @@ pub fn save(
 /// The file cannot be read, is damaged, or belongs to a run that is not this one: then all differences are named.
 pub fn load(
     path: &Path,
-    identity: &Identity,
+    identity: &RunIdentity,
     shapes: &[&LoraParams],
 ) -> Result<Option<Checkpoint>, TrainError> {
     let size = match fs::metadata(path) {
@@ -286,7 +286,7 @@ pub fn load(
                 let mut params = (*shape).clone();
                 floats("best", &mut params::tensors_mut(&mut params))?;
                 let loss = f64::from_bits(best.loss_bits);
-                Some(Best {
+                Some(BestParams {
                     params,
                     loss,
                     step: best.step,
@@ -302,7 +302,7 @@ pub fn load(
             .map_err(|_| broken(format!("tensor `{name}` is not UTF-8 text")))?;
         // What the optimizer is told is a setting; the loop puts it in.
         let optimizer = AdamW {
-            hyper: Hyper::default(),
+            hyper: AdamWConfig::default(),
             step: small.optimizer_step,
             mean,
             square,
@@ -338,9 +338,9 @@ fn read_floats(found: &TensorView<'_>, into: &mut [f32]) -> Result<(), String> {
 }
 
 /// In words, what keeps a checkpoint of `was` from being used by a run that is `now`.
-fn differences(was: &Identity, now: &Identity) -> Vec<String> {
+fn differences(was: &RunIdentity, now: &RunIdentity) -> Vec<String> {
     let mut found = Vec::new();
-    let names = |identity: &Identity| {
+    let names = |identity: &RunIdentity| {
         identity
             .adapters
             .iter()

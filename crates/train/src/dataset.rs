@@ -25,21 +25,21 @@ use std::sync::Arc;
 use formats::chat_template::{Message, alpaca_prompt};
 
 pub use columns::Columns;
-pub use read::{MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, Scan};
+pub use read::{DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS};
 pub(crate) use row::{EMPTY_ANSWER, object};
 pub use split::held_out;
 pub use turns::MAX_TURNS;
 
 /// Where a row was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct RowLocation {
     /// The data file, as it was named.
     pub file: Arc<str>,
     /// The line, from 1.
     pub line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RowLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Place {
 
 /// What a row says.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Content {
+pub enum RowContent {
     /// An instruction, what it is about, and the answer.
     Alpaca {
         /// What is asked.
@@ -72,25 +72,25 @@ pub enum Content {
 
 /// One row of a data file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct DataRow {
     /// Where it was written.
-    pub place: Place,
+    pub location: RowLocation,
     /// What it says.
-    pub content: Content,
+    pub content: RowContent,
     /// The optional column `intent`: what kind of question it is.
     pub intent: Option<String>,
 }
 
-impl Row {
+impl DataRow {
     /// What the model is given: the user's side, without the persona's system prompt. Empty for plain text.
     #[must_use]
     pub fn input(&self) -> String {
         match &self.content {
-            Content::Alpaca {
+            RowContent::Alpaca {
                 instruction, input, ..
             } => alpaca_prompt(instruction, input),
-            Content::Completion { prompt, .. } => prompt.clone(),
-            Content::Messages(messages) => {
+            RowContent::Completion { prompt, .. } => prompt.clone(),
+            RowContent::Messages(messages) => {
                 let given = &messages[..messages.len().saturating_sub(1)];
                 given
                     .iter()
@@ -98,7 +98,7 @@ impl Row {
                     .collect::<Vec<_>>()
                     .join("\n\n")
             }
-            Content::Text(_) => String::new(),
+            RowContent::Text(_) => String::new(),
         }
     }
 
@@ -106,10 +106,10 @@ impl Row {
     #[must_use]
     pub fn output(&self) -> &str {
         match &self.content {
-            Content::Alpaca { output, .. } => output,
-            Content::Completion { completion, .. } => completion,
-            Content::Messages(messages) => messages.last().map_or("", |m| &m.content),
-            Content::Text(text) => text,
+            RowContent::Alpaca { output, .. } => output,
+            RowContent::Completion { completion, .. } => completion,
+            RowContent::Messages(messages) => messages.last().map_or("", |m| &m.content),
+            RowContent::Text(text) => text,
         }
     }
 }
@@ -120,7 +120,7 @@ pub struct Dataset {
     /// The file, as it was named.
     pub file: Arc<str>,
     /// Its rows in the file's order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<DataRow>,
     /// SHA-256 of the file's bytes, in hex.
     pub hash: String,
 }

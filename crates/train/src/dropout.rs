@@ -13,7 +13,7 @@ const DROP: u64 = 0x6472_6f70_0000;
 
 /// Names the masks of one sequence in one step, wherever in a batch it lies.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowMask {
+pub struct DropoutMask {
     /// Share of the inputs that are set to zero.
     pub share: f32,
     /// The adapter's seed.
@@ -24,7 +24,7 @@ pub struct RowMask {
     pub row: u64,
 }
 
-impl RowMask {
+impl DropoutMask {
     /// The masks of the sequence's first `tokens` tokens, each by its own name.
     pub(crate) fn rows(self, tokens: usize) -> impl Iterator<Item = RowDropout> {
         let mut rng = Rng::new(self.seed, &[DROP, self.step, self.row]);
@@ -40,7 +40,7 @@ impl RowMask {
 mod tests {
     use super::*;
 
-    const MASK: RowMask = RowMask {
+    const MASK: DropoutMask = DropoutMask {
         share: 0.25,
         seed: 7,
         step: 3,
@@ -49,15 +49,16 @@ mod tests {
 
     #[test]
     fn seed_step_row_and_token_name_a_mask() {
-        let keys = |mask: RowMask, tokens| mask.rows(tokens).map(|row| row.key).collect::<Vec<_>>();
+        let keys =
+            |mask: DropoutMask, tokens| mask.rows(tokens).map(|row| row.key).collect::<Vec<_>>();
         let these = keys(MASK, 100);
         assert_eq!(these[..30], keys(MASK, 30));
         assert!(MASK.rows(3).all(|row| row.share == 0.25));
         let mut all = these.clone();
         for other in [
-            RowMask { seed: 8, ..MASK },
-            RowMask { step: 4, ..MASK },
-            RowMask { row: 3, ..MASK },
+            DropoutMask { seed: 8, ..MASK },
+            DropoutMask { step: 4, ..MASK },
+            DropoutMask { row: 3, ..MASK },
         ] {
             all.extend(keys(other, 100));
         }

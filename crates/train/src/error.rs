@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::Place;
+use crate::dataset::RowLocation;
 
 /// Everything that a training run, a linter or an evaluation may refuse or fail at.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ pub enum TrainError {
     },
     /// The jobs of a run do not fit together or lack something.
     #[error("cannot start the run: {0}")]
-    Plan(String),
+    Job(String),
     /// The run would not fit into memory.
     #[error(
         "the run needs {} MiB of memory beside what it holds already, and {} MiB are available; {advice}",
@@ -134,11 +134,11 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// A row's error, at `place`, with no field named.
-    pub(crate) fn row(place: &Place, message: impl Into<String>) -> Self {
+    /// A row's error, at `location`, with no field named.
+    pub(crate) fn row(location: &RowLocation, message: impl Into<String>) -> Self {
         TrainError::Row {
-            file: place.file.to_string(),
-            line: place.line,
+            file: location.file.to_string(),
+            line: location.line,
             field: None,
             message: message.into(),
         }
@@ -146,13 +146,13 @@ impl TrainError {
 
     /// A row's error at one field.
     pub(crate) fn field(
-        place: &Place,
+        location: &RowLocation,
         field: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
         TrainError::Row {
-            file: place.file.to_string(),
-            line: place.line,
+            file: location.file.to_string(),
+            line: location.line,
             field: Some(field.into()),
             message: message.into(),
         }

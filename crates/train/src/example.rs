@@ -11,7 +11,7 @@ use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Content, Place, Row};
+use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 
 /// One training sequence.
@@ -34,7 +34,7 @@ impl Example {
 /// Which tokens of a conversation are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mask {
+pub enum LossMask {
     /// The last answer and its end-of-turn token.
     #[default]
     Completion,
@@ -42,15 +42,15 @@ pub enum Mask {
     Assistant,
 }
 
-impl FromStr for Mask {
+impl FromStr for LossMask {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         named(
             text,
             &[
-                ("completion", Mask::Completion),
-                ("assistant", Mask::Assistant),
+                ("completion", LossMask::Completion),
+                ("assistant", LossMask::Assistant),
             ],
         )
     }
@@ -115,7 +115,7 @@ pub struct Encoder<'a> {
     /// The persona's system prompt, for conversations that bring none.
     pub system: Option<&'a str>,
     /// Which tokens are trained.
-    pub mask: Mask,
+    pub mask: LossMask,
     /// Most tokens of an example.
     pub max_length: usize,
     /// What happens to a longer row.
@@ -128,9 +128,9 @@ pub enum Fitted {
     /// It is short enough.
     Whole(Example),
     /// It was cut.
-    Cut(Example),
+    Truncated(Example),
     /// It is too long, and nothing of it is used.
-    LeftOut,
+    Dropped,
 }
 
 /// The examples of a data set, and what became of over-long rows.
@@ -149,21 +149,21 @@ impl Encoder<'_> {
     ///
     /// # Errors
     /// As [`Encoder::encode`]; and when rows were given but all of them are too long.
-    pub fn encode_all(&self, rows: &[Row]) -> Result<Examples, TrainError> {
+    pub fn encode_all(&self, rows: &[DataRow]) -> Result<Examples, TrainError> {
         let mut all = Examples::default();
         for row in rows {
             match self.fit(self.encode(row)?, row)? {
                 Fitted::Whole(example) => all.examples.push(example),
-                Fitted::Cut(example) => {
+                Fitted::Truncated(example) => {
                     all.truncated += 1;
                     all.examples.push(example);
                 }
-                Fitted::LeftOut => all.dropped += 1,
+                Fitted::Dropped => all.dropped += 1,
             }
         }
         match rows.first() {
             Some(row) if all.examples.is_empty() => Err(TrainError::Data {
-                file: row.place.file.to_string(),
+                file: row.location.file.to_string(),
                 message: format!(
                     "every one of the {} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
                      it; raise `max_length`, or set `too_long` otherwise",
@@ -180,12 +180,12 @@ impl Encoder<'_> {
     /// # Errors
     /// The template or the tokenizer refuses it, the template does not render answers behind their prompts, or no token
     /// of it would be trained.
-    pub fn encode(&self, row: &Row) -> Result<Example, TrainError> {
+    pub fn encode(&self, row: &DataRow) -> Result<Example, TrainError> {
         let example = self.render(row)?;
         if example.trained_tokens() == 0 {
             let message =
                 "no token of this row would be trained: its answer is empty once it is tokenized";
-            return Err(TrainError::row(&row.place, message));
+            return Err(TrainError::row(&row.location, message));
         }
         Ok(example)
     }
@@ -194,21 +194,21 @@ impl Encoder<'_> {
     ///
     /// # Errors
     /// The template or the tokenizer refuses the row, or the template does not render answers behind their prompts.
-    pub fn render(&self, row: &Row) -> Result<Example, TrainError> {
+    pub fn render(&self, row: &DataRow) -> Result<Example, TrainError> {
         match self.conversation(row) {
-            Some(messages) => self.encode_turns(messages, &row.place),
+            Some(messages) => self.encode_turns(messages, &row.location),
             None => self.encode_text(row),
         }
     }
 
     /// The turns of a row with the system prompt in front; none for plain text.
-    fn conversation(&self, row: &Row) -> Option<Vec<Message>> {
+    fn conversation(&self, row: &DataRow) -> Option<Vec<Message>> {
         let message = |role: &str, content: &str| Message {
             role: role.to_owned(),
             content: content.to_owned(),
         };
         let turns = match &row.content {
-            Content::Alpaca {
+            RowContent::Alpaca {
                 instruction,
                 input,
                 output,
@@ -218,11 +218,11 @@ impl Encoder<'_> {
                     message("assistant", output),
                 ]
             }
-            Content::Completion { prompt, completion } => {
+            RowContent::Completion { prompt, completion } => {
                 vec![message("user", prompt), message("assistant", completion)]
             }
-            Content::Messages(messages) => messages.clone(),
-            Content::Text(_) => return None,
+            RowContent::Messages(messages) => messages.clone(),
+            RowContent::Text(_) => return None,
         };
         let own = turns.first().is_some_and(|turn| turn.role == "system");
         let system = self
@@ -235,21 +235,21 @@ impl Encoder<'_> {
     fn encode_turns(
         &self,
         mut messages: Vec<Message>,
-        place: &Place,
+        location: &RowLocation,
     ) -> Result<Example, TrainError> {
         let hidden = Hidden::hide(self.tokenizer, &mut messages);
-        let tokens = |text: &str| refused(hidden.encode(self.tokenizer, text), place);
+        let tokens = |text: &str| refused(hidden.encode(self.tokenizer, text), location);
         let render = |messages: &[Message], answer_next: bool| {
             let rendered = self.template.render(messages, answer_next);
             rendered.map_err(|error| {
-                TrainError::row(place, format!("the chat template refuses it: {error}"))
+                TrainError::row(location, format!("the chat template refuses it: {error}"))
             })
         };
         let mut builder = Builder::default();
         let mut done = String::new();
         for (i, turn) in messages.iter().enumerate() {
             let last = i + 1 == messages.len();
-            if turn.role != "assistant" || (self.mask == Mask::Completion && !last) {
+            if turn.role != "assistant" || (self.mask == LossMask::Completion && !last) {
                 continue;
             }
             let prompt = render(&messages[..i], true)?;
@@ -258,7 +258,7 @@ impl Encoder<'_> {
                 (prompt.strip_prefix(&done), whole.strip_prefix(&prompt))
             else {
                 return Err(TrainError::row(
-                    place,
+                    location,
                     format!(
                         "the chat template does not put the answer (message {i}) behind the prompt as it renders it for \
                          generation, so what to train cannot be told; use a template that only appends"
@@ -267,7 +267,7 @@ impl Encoder<'_> {
             };
             if answer.trim().is_empty() {
                 let message = format!("the chat template leaves the answer (message {i}) out");
-                return Err(TrainError::row(place, message));
+                return Err(TrainError::row(location, message));
             }
             let before = tokens(before)?;
             builder.push(&self.with_bos(before, builder.is_empty()), false);
@@ -296,9 +296,9 @@ impl Encoder<'_> {
         Ok(builder.finish())
     }
 
-    fn encode_text(&self, row: &Row) -> Result<Example, TrainError> {
+    fn encode_text(&self, row: &DataRow) -> Result<Example, TrainError> {
         let tokens = self.tokenizer.encode(row.output(), Special::Parse);
-        let tokens = refused(tokens, &row.place)?;
+        let tokens = refused(tokens, &row.location)?;
         let ended = tokens
             .last()
             .is_some_and(|token| self.tokenizer.end_ids().contains(token));
@@ -314,13 +314,13 @@ impl Encoder<'_> {
     ///
     /// # Errors
     /// It is longer, and [`TooLong::Refuse`] is what is asked for.
-    pub fn fit(&self, mut example: Example, row: &Row) -> Result<Fitted, TrainError> {
+    pub fn fit(&self, mut example: Example, row: &DataRow) -> Result<Fitted, TrainError> {
         let (length, limit) = (example.tokens.len(), self.max_length);
         if length <= limit {
             return Ok(Fitted::Whole(example));
         }
         match self.too_long {
-            TooLong::Drop => return Ok(Fitted::LeftOut),
+            TooLong::Drop => return Ok(Fitted::Dropped),
             TooLong::Truncate => {
                 example.tokens.truncate(limit);
                 example.trained.truncate(limit);
@@ -329,25 +329,25 @@ impl Encoder<'_> {
             TooLong::Refuse => {
                 let message =
                     format!("the row has {length} tokens, more than `max_length` = {limit}");
-                return Err(TrainError::row(&row.place, message));
+                return Err(TrainError::row(&row.location, message));
             }
         }
         Ok(if example.trained_tokens() > 0 {
-            Fitted::Cut(example)
+            Fitted::Truncated(example)
         } else {
-            Fitted::LeftOut
+            Fitted::Dropped
         })
     }
 
     /// Cuts the beginning off, behind the begin-of-text token.
-    fn cut_start(&self, example: &mut Example, row: &Row) {
+    fn cut_start(&self, example: &mut Example, row: &DataRow) {
         let first = example.tokens.first().copied();
         let begun = self.tokenizer.add_bos() && first.is_some() && first == self.tokenizer.bos();
         let start = usize::from(begun);
         let end = start + example.tokens.len() - self.max_length;
         example.tokens.drain(start..end);
         example.trained.drain(start..end);
-        if matches!(row.content, Content::Text(_)) {
+        if matches!(row.content, RowContent::Text(_)) {
             example.trained[0] = false;
         } else {
             // What is left of an answer without its question says nothing about how to answer.
@@ -378,9 +378,9 @@ impl Encoder<'_> {
 /// The ids, or in whose place there are none.
 fn refused(
     encoded: Result<Vec<u32>, TokenizerError>,
-    place: &Place,
+    location: &RowLocation,
 ) -> Result<Vec<u32>, TrainError> {
-    encoded.map_err(|error| TrainError::row(place, format!("the tokenizer refuses it: {error}")))
+    encoded.map_err(|error| TrainError::row(location, format!("the tokenizer refuses it: {error}")))
 }
 
 /// An example under construction.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use formats::peft::{Adapter, AdapterConfig, Dtype};
 
 use crate::error::TrainError;
-use crate::job::Loaded;
-use crate::metrics::{Record, records};
-use crate::sft::Trained;
+use crate::job::DataReport;
+use crate::metrics::{MetricsRecord, parse_metrics};
+use crate::sft::TrainedAdapter;
 
 /// What an adapter was made from. It only serves the base, tokenizer and template that it was trained with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,14 +25,17 @@ pub struct Provenance {
     /// The persona's system prompt, which conversations began with.
     pub system: Option<String>,
     /// The data files.
-    pub data: Loaded,
+    pub data: DataReport,
 }
 
 /// The PEFT adapter of what was trained; `provenance` goes into the header of its weights, under `lory.*`.
 ///
 /// # Errors
 /// Settings that name no module.
-pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapter, TrainError> {
+pub fn peft_adapter(
+    trained: &TrainedAdapter,
+    provenance: &Provenance,
+) -> Result<Adapter, TrainError> {
     let settings = &trained.settings;
     let mut config = AdapterConfig::new(
         settings.rank,
@@ -82,9 +85,9 @@ pub fn peft_adapter(trained: &Trained, provenance: &Provenance) -> Result<Adapte
 
 /// The loss of the last step.
 fn last_loss(metrics: &str) -> Option<f64> {
-    let of_step = |record: &Record| match record {
-        Record::Step { loss, .. } => Some(*loss),
+    let of_step = |record: &MetricsRecord| match record {
+        MetricsRecord::Step { loss, .. } => Some(*loss),
         _ => None,
     };
-    records(metrics).iter().rev().find_map(of_step)
+    parse_metrics(metrics).iter().rev().find_map(of_step)
 }

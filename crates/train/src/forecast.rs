@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::error::TrainError;
 use crate::kept;
 use crate::learner_model::{HEAD_ROWS, KEPT};
-use crate::progress::Plan;
-use crate::settings::Settings;
+use crate::progress::RunPlan;
+use crate::settings::TrainSettings;
 
 /// A validation token costs a forward pass; a training token costs that, the layer again, and the backward.
 const VALIDATION_SHARE: f64 = 1.0 / 3.0;
@@ -22,22 +22,22 @@ const PADDED_RANK: usize = 16;
 
 /// What a run will do and need.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Forecast {
+pub struct RunEstimate {
     /// Its steps, by adapter.
-    pub plan: Plan,
+    pub plan: RunPlan,
     /// Tokens that are trained on in all its steps, those whose loss does not count among them.
     pub tokens: u64,
     /// Tokens of all its validations, and of the reference that preferences are measured from.
     pub validation_tokens: u64,
     /// What it will hold in memory.
-    pub memory: Memory,
+    pub memory: MemoryEstimate,
     #[serde(skip)]
     what_if: WhatIf,
 }
 
 /// What a run holds in memory at its peak, in bytes, beside the base and the data that are loaded already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Memory {
+pub struct MemoryEstimate {
     /// The adapters as they are, and as the products take them; what they start from is among the data.
     pub adapters: u64,
     /// Their gradients.
@@ -58,7 +58,7 @@ pub struct Memory {
     pub reference: u64,
 }
 
-impl Memory {
+impl MemoryEstimate {
     /// All of it.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -90,7 +90,7 @@ pub(crate) struct Part {
 
 impl Part {
     pub fn new(
-        settings: &Settings,
+        settings: &TrainSettings,
         parameters: usize,
         lengths: &[usize],
         validation: Vec<usize>,
@@ -137,9 +137,9 @@ struct Limits {
 }
 
 impl WhatIf {
-    fn memory(&self, limits: Limits) -> Memory {
+    fn memory(&self, limits: Limits) -> MemoryEstimate {
         let s = self.shape;
-        let mut memory = Memory::default();
+        let mut memory = MemoryEstimate::default();
         let clipped = |length: &usize| (*length).min(limits.max_length);
         let (mut longest, mut rows, mut tokens) = (0, 0, 0usize);
         let (mut validated, mut widest_rank) = (0, 0);
@@ -265,15 +265,15 @@ impl WhatIf {
     }
 }
 
-impl Forecast {
+impl RunEstimate {
     pub(crate) fn new(
-        plan: Plan,
+        plan: RunPlan,
         tokens: u64,
         validation_tokens: u64,
         parts: Vec<Part>,
         batch_tokens: usize,
         config: &ModelConfig,
-    ) -> Forecast {
+    ) -> RunEstimate {
         let shape = Shape {
             layers: config.layers,
             hidden: config.hidden_size,
@@ -289,7 +289,7 @@ impl Forecast {
             batch_tokens,
             kept: KEPT,
         };
-        Forecast {
+        RunEstimate {
             plan,
             tokens,
             validation_tokens,
@@ -333,14 +333,14 @@ impl Forecast {
 
 /// How fast a step went.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Measured {
+pub struct MeasuredStep {
     /// Tokens of the step.
     pub tokens: usize,
     /// Time that it took.
     pub seconds: f64,
 }
 
-impl Measured {
+impl MeasuredStep {
     /// Tokens a second.
     #[must_use]
     pub fn tokens_per_s(&self) -> f64 {
@@ -362,15 +362,15 @@ mod tests {
         qk_norm: false,
     };
 
-    fn forecast(parts: Vec<Part>) -> Forecast {
+    fn forecast(parts: Vec<Part>) -> RunEstimate {
         let what_if = WhatIf {
             shape: SHAPE,
             parts,
             batch_tokens: 2048,
             kept: KEPT,
         };
-        Forecast {
-            plan: Plan {
+        RunEstimate {
+            plan: RunPlan {
                 steps: 10,
                 adapters: Vec::new(),
             },
@@ -480,7 +480,7 @@ mod tests {
     #[test]
     fn time_is_that_of_the_measured_step() {
         let forecast = forecast(vec![part(4, &[128; 20])]);
-        let measured = Measured {
+        let measured = MeasuredStep {
             tokens: 512,
             seconds: 2.0,
         };

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use formats::config::ModelConfig;
 
-use crate::dataset::{Dataset, Row};
+use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, Examples};
-use crate::lora_init::{linears, lora_init};
+use crate::lora_init::{lora_init, target_linears};
 use crate::params::LoraParams;
-use crate::preference::Preference;
+use crate::preference::PreferenceData;
 use crate::rng::Rng;
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 use crate::vary::varied;
 use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
@@ -23,7 +23,7 @@ pub(crate) const VARY: u64 = 0x7661_7279;
 
 /// Where an adapter's data comes from, and how it is trained.
 #[derive(Debug, Clone)]
-pub struct Source<'a> {
+pub struct JobSpec<'a> {
     /// The adapter's (or persona's) name.
     pub name: &'a str,
     /// The training rows.
@@ -33,7 +33,7 @@ pub struct Source<'a> {
     /// The persona's system prompt.
     pub system: Option<&'a str>,
     /// How it is trained; the learning rate is filled in where it is not given.
-    pub settings: Settings,
+    pub settings: TrainSettings,
     /// Where the metrics are written, if anywhere.
     pub metrics: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ pub struct Job {
     /// The adapter's name.
     pub name: String,
     /// How it is trained. The learning rate is set.
-    pub settings: Settings,
+    pub settings: TrainSettings,
     /// What it is trained on.
     pub train: Vec<Example>,
     /// What decides which of its states is the best; without any, the last one is kept.
@@ -54,16 +54,16 @@ pub struct Job {
     /// Where the metrics are written, if anywhere.
     pub metrics: Option<PathBuf>,
     /// What became of over-long rows, and which files were read.
-    pub loaded: Loaded,
+    pub loaded: DataReport,
     /// The rejected answers beside `train` and `validation`, where the settings ask for preferences.
-    pub preference: Option<Preference>,
+    pub preference: Option<PreferenceData>,
     /// SHA-256 of the adapter that `init` came from; none for fresh numbers.
     pub start: Option<String>,
 }
 
 /// What loading an adapter's data found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Loaded {
+pub struct DataReport {
     /// SHA-256 of the training file.
     pub train_file_hash: String,
     /// SHA-256 of the validation file, where there is one.
@@ -84,7 +84,7 @@ impl Job {
     /// Settings out of range, a file that cannot be read, a broken or over-long row (see [`crate::dataset`] and
     /// [`crate::example`]).
     pub fn load(
-        source: Source<'_>,
+        source: JobSpec<'_>,
         config: &ModelConfig,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
@@ -108,7 +108,7 @@ impl Job {
             max_length: settings.max_length,
             too_long: settings.too_long,
         };
-        let mut encode = |rows: &[Row]| -> Result<Vec<Example>, TrainError> {
+        let mut encode = |rows: &[DataRow]| -> Result<Vec<Example>, TrainError> {
             let Examples {
                 examples,
                 dropped,
@@ -119,7 +119,7 @@ impl Job {
             Ok(examples)
         };
         let (train, validation) = (encode(&rows)?, encode(&held_out)?);
-        let init = lora_init(&linears(config, &settings.modules()?), &settings);
+        let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         Ok(Self {
             name: source.name.to_owned(),
             settings,
@@ -175,12 +175,12 @@ impl Job {
 fn read(
     train: &Path,
     validation: Option<&Path>,
-    settings: &Settings,
-) -> Result<(Vec<Row>, Vec<Row>, Loaded), TrainError> {
+    settings: &TrainSettings,
+) -> Result<(Vec<DataRow>, Vec<DataRow>, DataReport), TrainError> {
     let data = Dataset::read_as(train, &settings.columns)?;
-    let mut loaded = Loaded {
+    let mut loaded = DataReport {
         train_file_hash: data.hash.clone(),
-        ..Loaded::default()
+        ..DataReport::default()
     };
     let (rows, held_out) = match validation {
         None => {

@@ -26,7 +26,7 @@ struct Layer {
 }
 
 /// Activations of the last layers, as many as there is room for.
-pub(crate) struct Kept {
+pub(crate) struct ActivationCache {
     /// Bytes that may be kept.
     limit: u64,
     /// By layer, counted from the last one.
@@ -66,7 +66,7 @@ pub(crate) fn layers_kept(limit: u64, row_bytes: u64, rows: usize, layers: usize
     usize::try_from(fit).unwrap_or(usize::MAX).min(layers)
 }
 
-impl Kept {
+impl ActivationCache {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             limit,

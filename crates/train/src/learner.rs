@@ -4,23 +4,23 @@
 
 use serde::Serialize;
 
-use crate::dropout::RowMask;
+use crate::dropout::DropoutMask;
 use crate::error::TrainError;
 use crate::example::Example;
 use crate::params::{LoraGrads, LoraParams};
 
 /// One row of a batch: which adapter it trains, and its tokens.
 #[derive(Debug, Clone, Copy)]
-pub struct Item<'a> {
+pub struct BatchItem<'a> {
     /// Index into the parameters.
     pub adapter: usize,
     /// The row.
     pub example: &'a Example,
     /// Names what is dropped of its adapter's inputs; none where nothing is.
-    pub mask: Option<RowMask>,
+    pub mask: Option<DropoutMask>,
 }
 
-impl<'a> Item<'a> {
+impl<'a> BatchItem<'a> {
     /// A row of `adapter`, of whose inputs nothing is dropped.
     #[must_use]
     pub fn new(adapter: usize, example: &'a Example) -> Self {
@@ -80,7 +80,7 @@ pub trait Learner {
     fn forward_backward(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError>;
@@ -92,7 +92,7 @@ pub trait Learner {
     fn losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError>;
 
     /// The loss of every item by itself, in the batch's order.
@@ -102,7 +102,7 @@ pub trait Learner {
     fn item_losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
         let mut each = Vec::with_capacity(batch.len());
         for item in batch {
@@ -124,7 +124,7 @@ pub trait Learner {
     fn forward_backward_weighted(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         weigh: Weigh<'_>,
         grads: &mut [LoraGrads],

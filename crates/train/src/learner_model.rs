@@ -10,8 +10,8 @@ use model::{Adapter, Batch, Buffers, Model, YieldPoint};
 
 use crate::backward::{Pass, Scratch, Slots, places};
 use crate::error::TrainError;
-use crate::kept::Kept;
-use crate::learner::{Item, Learner, LossSum, Weigh, weights};
+use crate::kept::ActivationCache;
+use crate::learner::{BatchItem, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
 use crate::yield_guard::YieldGuard;
 
@@ -30,7 +30,7 @@ pub struct ModelLearner {
     forward: Compute,
     backward: Compute,
     cache: Option<KvCache>,
-    kept: Kept,
+    kept: ActivationCache,
     /// Every layer's input, from the forward to the backward.
     inputs: Vec<Tensor>,
     buffers: Buffers,
@@ -69,7 +69,7 @@ struct Gradients<'a> {
 }
 
 impl Layout {
-    fn new(adapters: usize, batch: &[Item<'_>]) -> Layout {
+    fn new(adapters: usize, batch: &[BatchItem<'_>]) -> Layout {
         let mut layout = Layout {
             tokens: Vec::new(),
             positions: Vec::new(),
@@ -83,7 +83,7 @@ impl Layout {
         let mut next_block = 0u32;
         for adapter in 0..adapters {
             let first = layout.tokens.len();
-            let of_adapter = |(_, item): &(usize, &Item<'_>)| item.adapter == adapter;
+            let of_adapter = |(_, item): &(usize, &BatchItem<'_>)| item.adapter == adapter;
             for (index, item) in batch.iter().enumerate().filter(of_adapter) {
                 // The last token predicts nothing that is trained: it needs no row.
                 let tokens = &item.example.tokens[..item.example.tokens.len().saturating_sub(1)];
@@ -155,7 +155,7 @@ impl ModelLearner {
                 Compute::Int8 | Compute::Bits16 => Compute::Bits16,
             },
             cache: None,
-            kept: Kept::new(KEPT),
+            kept: ActivationCache::new(KEPT),
             inputs: Vec::new(),
             buffers: Buffers::default(),
             scratch: Scratch::default(),
@@ -174,14 +174,14 @@ impl ModelLearner {
     /// Keeps at most `bytes` of activations from the forward to the backward; layers that find no room are run again, to the
     /// same bits.
     pub fn keep(&mut self, bytes: u64) {
-        self.kept = Kept::new(bytes);
+        self.kept = ActivationCache::new(bytes);
     }
 
     /// Forward; and backward too, where there are gradients to gather. The loss of every item, in the batch's order.
     fn run(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         mut gradients: Option<Gradients<'_>>,
     ) -> Result<Vec<LossSum>, TrainError> {
         let model = self.model.clone();
@@ -364,7 +364,7 @@ fn weigh_rows(dx: &mut Tensor, layout: &Layout, weights: &[f32]) {
 }
 
 /// The items' losses as one sum per adapter.
-fn by_adapter(losses: &[LossSum], batch: &[Item<'_>], adapters: usize) -> Vec<LossSum> {
+fn by_adapter(losses: &[LossSum], batch: &[BatchItem<'_>], adapters: usize) -> Vec<LossSum> {
     let mut sums = vec![LossSum::default(); adapters];
     for (loss, item) in losses.iter().zip(batch) {
         sums[item.adapter].add(*loss);
@@ -376,7 +376,7 @@ impl Learner for ModelLearner {
     fn forward_backward(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError> {
@@ -388,7 +388,7 @@ impl Learner for ModelLearner {
     fn losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
         let losses = self.item_losses(params, batch)?;
         Ok(by_adapter(&losses, batch, params.len()))
@@ -397,7 +397,7 @@ impl Learner for ModelLearner {
     fn item_losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
         self.run(params, batch, None)
     }
@@ -405,7 +405,7 @@ impl Learner for ModelLearner {
     fn forward_backward_weighted(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         weigh: Weigh<'_>,
         grads: &mut [LoraGrads],

@@ -38,13 +38,13 @@ mod run;
 mod start;
 mod yield_guard;
 
-pub use dropout::RowMask;
+pub use dropout::DropoutMask;
 pub use error::TrainError;
 pub use example::Example;
-pub use forecast::Forecast;
+pub use forecast::RunEstimate;
 pub use job::Job;
-pub use learner::{Item, Learner, LossSum};
+pub use learner::{BatchItem, Learner, LossSum};
 pub use learner_model::ModelLearner;
 pub use params::{LoraGrads, LoraParams, PairGrads};
 pub use preference::PreferenceSettings;
-pub use settings::Settings;
+pub use settings::TrainSettings;

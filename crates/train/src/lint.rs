@@ -1,7 +1,7 @@
 //! Looks over data files before they cost a training run: lines that are broken, rows that say the same, rows that leak,
 //! answers that stop in the middle, numbers from nowhere, rows of which nothing would be trained.
 //!
-//! [`lint`] works on the texts of rows alone; [`Report::add_tokens`] on what a base's template and tokenizer make of them.
+//! [`lint`] works on the texts of rows alone; [`LintReport::add_tokens`] on what a base's template and tokenizer make of them.
 //! Every finding names file and line.
 
 mod alike;
@@ -14,14 +14,14 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::dataset::{EMPTY_ANSWER, Place, Row, Scan};
+use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, RowLocation};
 use crate::error::TrainError;
 
-pub use tokens::{Bucket, Lengths};
+pub use tokens::{LengthBucket, TokenLengths};
 
 /// What is counted as alike.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Options {
+pub struct LintOptions {
     /// Word-set Jaccard similarity, from 0 to 1, from which two rows are near-duplicates.
     pub near: f64,
     /// The same for questions of the training rows against those of the others.
@@ -30,7 +30,7 @@ pub struct Options {
     pub digits: usize,
 }
 
-impl Default for Options {
+impl Default for LintOptions {
     fn default() -> Self {
         Self {
             near: 0.9,
@@ -43,7 +43,7 @@ impl Default for Options {
 /// What is wrong with a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Problem {
+pub enum LintProblem {
     /// The line is no row.
     Broken,
     /// Input and output are those of another row.
@@ -76,43 +76,45 @@ pub enum Problem {
     SameAnswers,
 }
 
-impl Problem {
+impl LintProblem {
     /// Every problem, in the order of reports.
-    pub const ALL: [Problem; 15] = [
-        Problem::Broken,
-        Problem::Duplicate,
-        Problem::DuplicateButNumbers,
-        Problem::NearDuplicate,
-        Problem::SameOutput,
-        Problem::SameInput,
-        Problem::Leak,
-        Problem::EmptyOutput,
-        Problem::CutOff,
-        Problem::NumberFromNowhere,
-        Problem::ControlToken,
-        Problem::Refused,
-        Problem::NothingTrained,
-        Problem::TooLong,
-        Problem::SameAnswers,
+    pub const ALL: [LintProblem; 15] = [
+        LintProblem::Broken,
+        LintProblem::Duplicate,
+        LintProblem::DuplicateButNumbers,
+        LintProblem::NearDuplicate,
+        LintProblem::SameOutput,
+        LintProblem::SameInput,
+        LintProblem::Leak,
+        LintProblem::EmptyOutput,
+        LintProblem::CutOff,
+        LintProblem::NumberFromNowhere,
+        LintProblem::ControlToken,
+        LintProblem::Refused,
+        LintProblem::NothingTrained,
+        LintProblem::TooLong,
+        LintProblem::SameAnswers,
     ];
 
     /// Comes before what a finding is about.
     fn words(self) -> &'static str {
         match self {
-            Problem::Broken | Problem::Refused => "",
-            Problem::Duplicate => "the same row as ",
-            Problem::DuplicateButNumbers => "the same but for its numbers as ",
-            Problem::NearDuplicate => "nearly the same as ",
-            Problem::SameOutput => "the same output, numbers aside, as ",
-            Problem::SameInput => "the same input, numbers aside, as ",
-            Problem::Leak => "its input also stands in ",
-            Problem::EmptyOutput => "the output is empty",
-            Problem::CutOff => "the output seems to be cut off: ",
-            Problem::NumberFromNowhere => "the output has a number that the input does not have: ",
-            Problem::ControlToken => "has the text of a control token, which stays text: ",
-            Problem::NothingTrained => "no token of it would be trained",
-            Problem::TooLong => "too long: ",
-            Problem::SameAnswers => {
+            LintProblem::Broken | LintProblem::Refused => "",
+            LintProblem::Duplicate => "the same row as ",
+            LintProblem::DuplicateButNumbers => "the same but for its numbers as ",
+            LintProblem::NearDuplicate => "nearly the same as ",
+            LintProblem::SameOutput => "the same output, numbers aside, as ",
+            LintProblem::SameInput => "the same input, numbers aside, as ",
+            LintProblem::Leak => "its input also stands in ",
+            LintProblem::EmptyOutput => "the output is empty",
+            LintProblem::CutOff => "the output seems to be cut off: ",
+            LintProblem::NumberFromNowhere => {
+                "the output has a number that the input does not have: "
+            }
+            LintProblem::ControlToken => "has the text of a control token, which stays text: ",
+            LintProblem::NothingTrained => "no token of it would be trained",
+            LintProblem::TooLong => "too long: ",
+            LintProblem::SameAnswers => {
                 "its chosen and its rejected answer are the same; training leaves it out"
             }
         }
@@ -123,7 +125,7 @@ impl Problem {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
     /// What is wrong.
-    pub problem: Problem,
+    pub problem: LintProblem,
     /// The data file.
     pub file: String,
     /// Its line, from 1.
@@ -133,11 +135,11 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(problem: Problem, place: &Place, about: impl Into<String>) -> Self {
+    fn new(problem: LintProblem, location: &RowLocation, about: impl Into<String>) -> Self {
         Self {
             problem,
-            file: place.file.to_string(),
-            line: place.line,
+            file: location.file.to_string(),
+            line: location.line,
             about: about.into(),
         }
     }
@@ -152,7 +154,7 @@ impl fmt::Display for Finding {
 
 /// What the linter saw.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Report {
+pub struct LintReport {
     /// Rows looked at.
     pub rows: usize,
     /// Lines that are no rows; where there are very many, not every one has its finding.
@@ -162,21 +164,21 @@ pub struct Report {
     /// Rows of each intent, where the data has that column.
     pub intents: BTreeMap<String, usize>,
     /// How long the rows are, where they were tokenized.
-    pub lengths: Option<Lengths>,
+    pub lengths: Option<TokenLengths>,
     /// Rows that training would hold out for validation, where it has no other rows for that.
     pub held_out: Option<usize>,
 }
 
-impl Report {
+impl LintReport {
     /// How many findings are of one kind.
     #[must_use]
-    pub fn count(&self, problem: Problem) -> usize {
+    pub fn count(&self, problem: LintProblem) -> usize {
         let of_kind = |finding: &&Finding| finding.problem == problem;
         self.findings.iter().filter(of_kind).count()
     }
 
     /// Adds the broken lines of a file.
-    pub fn add_broken(&mut self, scan: &Scan) {
+    pub fn add_broken(&mut self, scan: &DatasetScan) {
         self.broken_lines += scan.broken_lines;
         for error in &scan.broken {
             let TrainError::Row {
@@ -188,28 +190,28 @@ impl Report {
             else {
                 continue;
             };
-            let place = Place {
+            let location = RowLocation {
                 file: file.as_str().into(),
                 line: *line,
             };
             let field = field.as_ref().map(|field| format!("field `{field}`: "));
             self.findings.push(if message == EMPTY_ANSWER {
-                Finding::new(Problem::EmptyOutput, &place, "")
+                Finding::new(LintProblem::EmptyOutput, &location, "")
             } else {
                 let about = format!("{}{message}", field.unwrap_or_default());
-                Finding::new(Problem::Broken, &place, about)
+                Finding::new(LintProblem::Broken, &location, about)
             });
         }
         self.sort();
     }
 
     /// Adds what the rejected answers of `rows` show beside the chosen ones.
-    pub fn add_rejected(&mut self, rows: &[Row], rejected: &BTreeMap<Place, Row>) {
+    pub fn add_rejected(&mut self, rows: &[DataRow], rejected: &BTreeMap<RowLocation, DataRow>) {
         for row in rows {
-            let same = |other: &Row| other.output().trim() == row.output().trim();
-            if rejected.get(&row.place).is_some_and(same) {
+            let same = |other: &DataRow| other.output().trim() == row.output().trim();
+            if rejected.get(&row.location).is_some_and(same) {
                 self.findings
-                    .push(Finding::new(Problem::SameAnswers, &row.place, ""));
+                    .push(Finding::new(LintProblem::SameAnswers, &row.location, ""));
             }
         }
         self.sort();
@@ -226,7 +228,7 @@ impl Report {
 ///
 /// Of several alike rows each but the first gets one finding, which names the first one alike.
 #[must_use]
-pub fn lint(rows: &[Row], others: &[Row], options: &Options) -> Report {
+pub fn lint(rows: &[DataRow], others: &[DataRow], options: &LintOptions) -> LintReport {
     let mut findings = Vec::new();
     alone::alone(rows, options, &mut findings);
     alike::alike(rows, options, &mut findings);
@@ -235,7 +237,7 @@ pub fn lint(rows: &[Row], others: &[Row], options: &Options) -> Report {
     for intent in rows.iter().filter_map(|row| row.intent.as_ref()) {
         *intents.entry(intent.clone()).or_insert(0) += 1;
     }
-    let mut report = Report {
+    let mut report = LintReport {
         rows: rows.len(),
         broken_lines: 0,
         findings,

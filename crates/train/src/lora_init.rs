@@ -8,11 +8,11 @@ use formats::peft::{LoraPair, Module};
 
 use crate::params::LoraParams;
 use crate::rng::Rng;
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 
 /// One linear layer of the base that gets a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Linear {
+pub struct TargetLinear {
     /// The decoder layer, from 0.
     pub layer: usize,
     /// Which of its linears.
@@ -25,14 +25,14 @@ pub struct Linear {
 
 /// The linears of a model that `modules` name, sorted by layer, in the order of [`Module::ALL`] within one.
 #[must_use]
-pub fn linears(config: &ModelConfig, modules: &[Module]) -> Vec<Linear> {
+pub fn target_linears(config: &ModelConfig, modules: &[Module]) -> Vec<TargetLinear> {
     let of_layer = |layer: usize| {
         Module::ALL
             .into_iter()
             .filter(|module| modules.contains(module))
             .map(move |module| {
                 let (inputs, outputs) = module.shape(config);
-                Linear {
+                TargetLinear {
                     layer,
                     module,
                     inputs,
@@ -47,9 +47,9 @@ pub fn linears(config: &ModelConfig, modules: &[Module]) -> Vec<Linear> {
 ///
 /// A is Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(inputs); B is zero.
 #[must_use]
-pub fn lora_init(linears: &[Linear], settings: &Settings) -> LoraParams {
+pub fn lora_init(linears: &[TargetLinear], settings: &TrainSettings) -> LoraParams {
     let (rank, scale, seed) = (settings.rank, settings.scale(), settings.seed);
-    let pair = |linear: &Linear| {
+    let pair = |linear: &TargetLinear| {
         let module = Module::ALL
             .into_iter()
             .position(|module| module == linear.module)
@@ -81,8 +81,8 @@ const INIT: u64 = 0x696e_6974_0000;
 mod tests {
     use super::*;
 
-    fn linear(layer: usize, module: Module) -> Linear {
-        Linear {
+    fn linear(layer: usize, module: Module) -> TargetLinear {
+        TargetLinear {
             layer,
             module,
             inputs: 576,
@@ -90,11 +90,11 @@ mod tests {
         }
     }
 
-    fn of(rank: usize, seed: u64) -> Settings {
-        Settings {
+    fn of(rank: usize, seed: u64) -> TrainSettings {
+        TrainSettings {
             rank,
             seed,
-            ..Settings::default()
+            ..TrainSettings::default()
         }
     }
 

@@ -10,13 +10,13 @@ use crate::batch::{Ordering, pieces};
 use crate::error::TrainError;
 use crate::example::Example;
 use crate::job::Job;
-use crate::learner::{Item, Learner, LossSum};
-use crate::optimizer::{self, AdamW, Hyper};
+use crate::learner::{BatchItem, Learner, LossSum};
+use crate::optimizer::{self, AdamW, AdamWConfig};
 use crate::params::LoraGrads;
 
 /// Which rates are tried.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sweep {
+pub struct LrSweep {
     /// The lowest rate.
     pub from: f64,
     /// The highest rate.
@@ -25,7 +25,7 @@ pub struct Sweep {
     pub steps: usize,
 }
 
-impl Default for Sweep {
+impl Default for LrSweep {
     /// Five decades in 40 steps.
     fn default() -> Self {
         Self {
@@ -36,7 +36,7 @@ impl Default for Sweep {
     }
 }
 
-impl Sweep {
+impl LrSweep {
     /// The rate of step `step`, from 0.
     fn rate(&self, step: usize) -> f64 {
         let last = self.steps.saturating_sub(1).max(1);
@@ -46,7 +46,7 @@ impl Sweep {
 
 /// One step of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Point {
+pub struct LrSweepPoint {
     /// The rate of the step.
     pub lr: f64,
     /// Mean loss of the next step's rows after it, in nats.
@@ -59,11 +59,11 @@ pub struct Point {
 
 /// What a sweep found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Found {
+pub struct LrSweepResult {
     /// The adapter.
     pub name: String,
     /// The steps, up to where the loss rose to half as much again as in the start state.
-    pub points: Vec<Point>,
+    pub points: Vec<LrSweepPoint>,
     /// The rate at which the loss was lowest.
     pub lowest: Option<f64>,
     /// A tenth of it: what to train with. None where no rate lowered the loss by a hundredth.
@@ -87,21 +87,21 @@ const SAFE: f64 = 0.1;
 /// A job without rows or of preferences, a sweep of less than two steps or without a range, a learner that fails.
 pub fn lr_find(
     job: &Job,
-    sweep: Sweep,
+    sweep: LrSweep,
     batch_tokens: usize,
     learner: &mut dyn Learner,
-    seen: &mut dyn FnMut(&Point),
+    seen: &mut dyn FnMut(&LrSweepPoint),
     stop: &dyn Fn() -> bool,
-) -> Result<Option<Found>, TrainError> {
+) -> Result<Option<LrSweepResult>, TrainError> {
     job.settings.check()?;
     if job.train.is_empty() || sweep.steps < 2 || !(0.0 < sweep.from && sweep.from < sweep.to) {
-        return Err(TrainError::Plan(format!(
+        return Err(TrainError::Job(format!(
             "adapter `{}`: a sweep needs training rows, two steps and a range of rates",
             job.name
         )));
     }
     if job.preference.is_some() {
-        return Err(TrainError::Plan(format!(
+        return Err(TrainError::Job(format!(
             "adapter `{}`: a sweep is over the loss of answers, not over preferences; find a rate without them",
             job.name
         )));
@@ -118,7 +118,7 @@ pub fn lr_find(
     let start = vec![job.init.clone()];
     let mut params = start.clone();
     let mut grads = vec![LoraGrads::zeros_like(&job.init)];
-    let mut optimizer = AdamW::new(&job.init, Hyper::of(settings));
+    let mut optimizer = AdamW::new(&job.init, AdamWConfig::of(settings));
     let (mut smoothed, mut weight, mut points) = (0.0, 0.0, Vec::new());
     let mut steps: Vec<Vec<usize>> = Vec::new();
     for step in 0..=sweep.steps {
@@ -139,9 +139,9 @@ pub fn lr_find(
                 if stop() {
                     return Ok(None);
                 }
-                let items: Vec<Item<'_>> = micro_batch[piece]
+                let items: Vec<BatchItem<'_>> = micro_batch[piece]
                     .iter()
-                    .map(|&example| Item::new(0, example))
+                    .map(|&example| BatchItem::new(0, example))
                     .collect();
                 // The first step's rows are seen in the start state, and change by nothing.
                 if step > 0 {
@@ -154,7 +154,7 @@ pub fn lr_find(
             let change = now.mean() - before.mean();
             smoothed = KEEP * smoothed + (1.0 - KEEP) * change;
             weight = KEEP * weight + (1.0 - KEEP);
-            let point = Point {
+            let point = LrSweepPoint {
                 lr: sweep.rate(step - 1),
                 loss: now.mean(),
                 start_loss: before.mean(),
@@ -181,13 +181,13 @@ pub fn lr_find(
     Ok(Some(judge(job.name.clone(), points)))
 }
 
-fn judge(name: String, points: Vec<Point>) -> Found {
+fn judge(name: String, points: Vec<LrSweepPoint>) -> LrSweepResult {
     let lowest = points
         .iter()
         .min_by(|a, b| a.change.total_cmp(&b.change))
         .filter(|point| point.change < -BETTER * point.start_loss);
     let rounded = |lr: f64| format!("{lr:.1e}").parse().unwrap_or(lr);
-    Found {
+    LrSweepResult {
         name,
         lowest: lowest.map(|point| point.lr),
         suggestion: lowest.map(|point| rounded(point.lr * SAFE)),

@@ -18,7 +18,7 @@ use crate::tensorboard;
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Record {
+pub enum MetricsRecord {
     /// An optimizer step.
     Step {
         /// The step, from 1.
@@ -100,7 +100,7 @@ impl MetricsLog {
             return Ok(Self { text, files: None });
         };
         let mut events = tensorboard::start();
-        for record in records(&text) {
+        for record in parse_metrics(&text) {
             events.extend(tensorboard::event(&record));
         }
         let beside = path.with_file_name(TENSORBOARD).join(tensorboard::FILE);
@@ -118,7 +118,7 @@ impl MetricsLog {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn push(&mut self, record: &Record) -> Result<(), TrainError> {
+    pub fn push(&mut self, record: &MetricsRecord) -> Result<(), TrainError> {
         let mut line = serde_json::to_string(record).expect("a record of numbers is JSON");
         line.push('\n');
         self.text.push_str(&line);
@@ -138,7 +138,7 @@ impl MetricsLog {
 
 /// Reads the lines of a `metrics.jsonl`; lines of an unknown kind are left out.
 #[must_use]
-pub fn records(text: &str) -> Vec<Record> {
+pub fn parse_metrics(text: &str) -> Vec<MetricsRecord> {
     text.lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect()
@@ -148,8 +148,8 @@ pub fn records(text: &str) -> Vec<Record> {
 mod tests {
     use super::*;
 
-    fn step(step: u64) -> Record {
-        Record::Step {
+    fn step(step: u64) -> MetricsRecord {
+        MetricsRecord::Step {
             step,
             epoch: 1,
             loss: 0.1 + step as f64,
@@ -169,14 +169,14 @@ mod tests {
         let kept = log.text().to_owned();
         log.push(&step(2)).unwrap();
         assert_eq!(
-            records(&std::fs::read_to_string(&path).unwrap()),
+            parse_metrics(&std::fs::read_to_string(&path).unwrap()),
             [step(1), step(2)]
         );
         drop(log);
         let mut log = MetricsLog::start(Some(path.clone()), kept).unwrap();
         log.push(&step(3)).unwrap();
         assert_eq!(
-            records(&std::fs::read_to_string(&path).unwrap()),
+            parse_metrics(&std::fs::read_to_string(&path).unwrap()),
             [step(1), step(3)]
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), log.text());
@@ -195,7 +195,7 @@ mod tests {
             line,
             r#"{"kind":"step","step":1,"epoch":1,"loss":1.1,"tokens":7,"lr":0.001,"grad_norm":0.5}"#
         );
-        let seen = Record::Validation {
+        let seen = MetricsRecord::Validation {
             step: 4,
             epoch: 2,
             loss: 0.25,
@@ -209,7 +209,7 @@ mod tests {
             r#"{"kind":"validation","step":4,"epoch":2,"loss":0.25,"tokens":9,"best":true}"#
         );
         assert_eq!(
-            records(&format!("{line}\n{{\"kind\":\"later\"}}\n")),
+            parse_metrics(&format!("{line}\n{{\"kind\":\"later\"}}\n")),
             [seen]
         );
     }

@@ -4,11 +4,11 @@
 //! number after the other, so that a run has the same bits each time.
 
 use crate::params::{self, LoraGrads, LoraParams};
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 
 /// What AdamW is told once.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Hyper {
+pub struct AdamWConfig {
     /// Decay of the weights a step, times the learning rate.
     pub weight_decay: f64,
     /// How much of the mean of gradients a step keeps.
@@ -22,16 +22,16 @@ pub struct Hyper {
     pub lora_plus_ratio: f64,
 }
 
-impl Default for Hyper {
+impl Default for AdamWConfig {
     fn default() -> Self {
-        Self::of(&Settings::default())
+        Self::of(&TrainSettings::default())
     }
 }
 
-impl Hyper {
+impl AdamWConfig {
     /// Those that `settings` say.
     #[must_use]
-    pub fn of(settings: &Settings) -> Self {
+    pub fn of(settings: &TrainSettings) -> Self {
         Self {
             weight_decay: settings.weight_decay,
             beta1: settings.beta1,
@@ -46,7 +46,7 @@ impl Hyper {
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
     /// What it was told.
-    pub hyper: Hyper,
+    pub hyper: AdamWConfig,
     /// Steps done.
     pub step: u64,
     /// Running means of the gradients.
@@ -58,7 +58,7 @@ pub struct AdamW {
 impl AdamW {
     /// The state before the first step.
     #[must_use]
-    pub fn new(params: &LoraParams, hyper: Hyper) -> Self {
+    pub fn new(params: &LoraParams, hyper: AdamWConfig) -> Self {
         let zeros = LoraGrads::zeros_like(params);
         Self {
             hyper,
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn two_steps_by_hand() {
         let mut p = params(&[1.0], &[-2.0]);
-        let mut adam = AdamW::new(&p, Hyper::default());
+        let mut adam = AdamW::new(&p, AdamWConfig::default());
         adam.step(&mut p, &grads(&[0.5], &[-1e-3]), 0.1);
         assert!((p.pairs[0].a[0] - 0.9).abs() < 1e-6);
         assert!((p.pairs[0].b[0] + 1.9).abs() < 1e-5);
@@ -172,11 +172,11 @@ mod tests {
     /// The paper's algorithm 2 in f64, written down once more without regard to speed; LoRA+ moves B at a rate of its own.
     #[test]
     fn a_hundred_steps_follow_the_paper() {
-        let usual = Hyper {
+        let usual = AdamWConfig {
             weight_decay: 0.1,
-            ..Hyper::default()
+            ..AdamWConfig::default()
         };
-        let unusual = Hyper {
+        let unusual = AdamWConfig {
             beta1: 0.7,
             beta2: 0.95,
             epsilon: 1e-3,

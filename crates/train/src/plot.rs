@@ -7,13 +7,13 @@ mod rates;
 
 use std::fmt::Write as _;
 
-pub use rates::{RateCurve, rate_curve};
+pub use rates::{LrCurve, lr_curve};
 
-use crate::metrics::Record;
+use crate::metrics::MetricsRecord;
 
 /// The curve of one adapter.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Curve {
+pub struct LossCurve {
     /// The adapter's name, for the legend.
     pub name: String,
     /// (optimizer step, mean loss of its tokens).
@@ -22,18 +22,20 @@ pub struct Curve {
     pub validation: Vec<(f64, f64)>,
 }
 
-impl Curve {
+impl LossCurve {
     /// The curve that the records of one adapter draw.
     #[must_use]
-    pub fn new(name: &str, records: &[Record]) -> Self {
-        let mut curve = Curve {
+    pub fn new(name: &str, records: &[MetricsRecord]) -> Self {
+        let mut curve = LossCurve {
             name: name.to_owned(),
-            ..Curve::default()
+            ..LossCurve::default()
         };
         for record in records {
             match *record {
-                Record::Step { step, loss, .. } => curve.train.push((step as f64, loss)),
-                Record::Validation { step, loss, .. } => curve.validation.push((step as f64, loss)),
+                MetricsRecord::Step { step, loss, .. } => curve.train.push((step as f64, loss)),
+                MetricsRecord::Validation { step, loss, .. } => {
+                    curve.validation.push((step as f64, loss))
+                }
             }
         }
         curve
@@ -62,7 +64,7 @@ const COLOURS: [(&str, &str); 6] = [
 
 /// Draws the curves under `title`.
 #[must_use]
-pub fn loss_curve(title: &str, curves: &[Curve]) -> String {
+pub fn loss_curve(title: &str, curves: &[LossCurve]) -> String {
     let finite = |&&(x, y): &&(f64, f64)| x.is_finite() && y.is_finite();
     let points = || {
         curves
@@ -112,7 +114,7 @@ pub fn loss_curve(title: &str, curves: &[Curve]) -> String {
                 r#"<circle class="{class} dot" cx="{:.1}" cy="{:.1}" r="3.5"><title>{}, step {x}: {y:.4}</title></circle>"#,
                 frame.x(x),
                 frame.y(y),
-                escaped(&curve.name)
+                escape_xml(&curve.name)
             );
         }
     }
@@ -139,7 +141,7 @@ impl Frame {
 }
 
 fn head(svg: &mut String, title: &str, curves: usize) {
-    let title = escaped(title);
+    let title = escape_xml(title);
     let _ = writeln!(
         svg,
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{title}">"#
@@ -234,7 +236,7 @@ fn axes(svg: &mut String, frame: &Frame, x_ticks: &Ticks, y_ticks: &Ticks, words
     );
 }
 
-fn legend(svg: &mut String, curves: &[Curve]) {
+fn legend(svg: &mut String, curves: &[LossCurve]) {
     let shown = &curves[..curves.len().min(MAX_LEGEND)];
     let names: Vec<String> = shown
         .iter()
@@ -250,7 +252,7 @@ fn legend(svg: &mut String, curves: &[Curve]) {
     let mut y = TOP + 12.0;
     for (i, (curve, name)) in shown.iter().zip(names).enumerate() {
         let class = format!("c{}", i % COLOURS.len());
-        let name = escaped(&name);
+        let name = escape_xml(&name);
         let mut entry = |kind: &str, words: &str| {
             let _ = writeln!(
                 svg,
@@ -343,7 +345,7 @@ fn label(tick: f64, ticks: &[f64]) -> String {
 
 /// `text` as the content or the quoted attribute of XML or HTML.
 #[must_use]
-pub fn escaped(text: &str) -> String {
+pub fn escape_xml(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -365,11 +367,11 @@ pub fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn curve(name: &str, steps: usize) -> Curve {
-        let records: Vec<Record> = (1..=steps as u64)
+    fn curve(name: &str, steps: usize) -> LossCurve {
+        let records: Vec<MetricsRecord> = (1..=steps as u64)
             .flat_map(|step| {
                 let loss = 3.0 / step as f64;
-                let train = Record::Step {
+                let train = MetricsRecord::Step {
                     step,
                     epoch: 1,
                     loss,
@@ -378,7 +380,7 @@ mod tests {
                     grad_norm: 1.0,
                     preference: None,
                 };
-                let seen = Record::Validation {
+                let seen = MetricsRecord::Validation {
                     step,
                     epoch: 1,
                     loss,
@@ -393,7 +395,7 @@ mod tests {
                 }
             })
             .collect();
-        Curve::new(name, &records)
+        LossCurve::new(name, &records)
     }
 
     #[test]
@@ -417,19 +419,19 @@ mod tests {
 
     #[test]
     fn odd_curves_still_make_a_picture() {
-        let odd = Curve {
+        let odd = LossCurve {
             name: "odd\u{0}".into(),
             train: vec![(1.0, f64::NAN), (2.0, f64::INFINITY), (3.0, 1.0)],
             validation: vec![],
         };
-        let flat = Curve {
+        let flat = LossCurve {
             name: "flat".into(),
             train: vec![(1.0, 2.0), (2.0, 2.0)],
             validation: vec![(2.0, 2.0)],
         };
         for curves in [
             vec![],
-            vec![Curve::default()],
+            vec![LossCurve::default()],
             vec![odd],
             vec![flat],
             vec![curve("long", 5000)],

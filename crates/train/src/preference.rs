@@ -16,8 +16,8 @@ use crate::example::Example;
 use crate::settings::within;
 
 pub use load::load;
-pub use loss::{PairLoss, PairSum, pair_loss};
-pub use pairs::{Matched, PairScan, Sibling, holds_pairs, scan_pairs};
+pub use loss::{DpoLoss, DpoTotals, dpo_loss};
+pub use pairs::{PairCounts, PairScan, RejectedPersona, holds_pairs, scan_pairs};
 
 /// Most personas whose answers are rejected.
 const MAX_SIBLINGS: usize = 16;
@@ -91,18 +91,18 @@ fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Err
 
 /// What makes a job one of preferences: the rejected answers to its rows.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Preference {
+pub struct PreferenceData {
     /// Beside `Job::train`.
-    pub train: Rejected,
+    pub train: RejectedExamples,
     /// Beside `Job::validation`.
-    pub validation: Rejected,
+    pub validation: RejectedExamples,
     /// Rows that found a rejected answer, and those that did not.
-    pub matched: Matched,
+    pub matched: PairCounts,
 }
 
 /// The rejected answers beside a list of chosen ones, one each, to the same questions.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Rejected {
+pub struct RejectedExamples {
     /// The rejected answers behind their questions.
     pub examples: Vec<Example>,
     /// Log-probabilities of the chosen and the rejected answer where the run starts, summed over their trained tokens,

@@ -10,7 +10,7 @@ use crate::preference::PreferenceStats;
 
 /// What a run is going to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
+pub struct RunPlan {
     /// Optimizer steps of the whole run: those of the adapter with the most.
     pub steps: u64,
     /// The adapters, in the order of the jobs.
@@ -97,7 +97,7 @@ pub struct Validation {
 
 /// How a run comes by the log-probabilities that its preferences are measured from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reference<'a> {
+pub enum ReferenceProgress<'a> {
     /// An earlier run kept them in this file.
     Read(&'a Path),
     /// This file is damaged: they are computed again.
@@ -111,7 +111,7 @@ pub enum Reference<'a> {
 
 /// The adapters between two steps.
 #[derive(Debug, Clone, Copy)]
-pub struct Standing<'a> {
+pub struct Snapshot<'a> {
     /// Optimizer steps done.
     pub step: u64,
     /// Whether no further step comes.
@@ -123,12 +123,12 @@ pub struct Standing<'a> {
 /// Someone who watches a run. Every function does nothing unless it is written.
 pub trait Observer {
     /// The run begins; `resumed` is the step it goes on from, where a checkpoint was found.
-    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+    fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         let _ = (plan, resumed);
     }
 
     /// The adapter of job `adapter` needs the reference log-probabilities of `pairs` pairs.
-    fn reference(&mut self, adapter: usize, pairs: usize, from: Reference<'_>) {
+    fn reference(&mut self, adapter: usize, pairs: usize, from: ReferenceProgress<'_>) {
         let _ = (adapter, pairs, from);
     }
 
@@ -159,7 +159,7 @@ pub trait Observer {
 
     /// The adapters as they stand before the next step, and after the last one; told once more where a run goes on. What was
     /// validated of them has been told, and what is due to be kept is on the disk.
-    fn standing(&mut self, standing: &Standing<'_>) {
+    fn standing(&mut self, standing: &Snapshot<'_>) {
         let _ = standing;
     }
 
@@ -171,6 +171,6 @@ pub trait Observer {
 
 /// Watches nothing.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
+pub struct NoObserver;
 
-impl Observer for Unobserved {}
+impl Observer for NoObserver {}

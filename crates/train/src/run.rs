@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 use formats::config::ModelConfig;
 
 use crate::batch;
-use crate::checkpoint::{Best, Identity};
+use crate::checkpoint::{BestParams, RunIdentity};
 use crate::error::TrainError;
-use crate::forecast::{Forecast, Part};
+use crate::forecast::{Part, RunEstimate};
 use crate::job::Job;
-use crate::learner::{Item, Learner, LossSum};
-use crate::metrics::Record;
+use crate::learner::{BatchItem, Learner, LossSum};
+use crate::metrics::MetricsRecord;
 use crate::optimizer;
 use crate::params::{LoraGrads, LoraParams};
 use crate::progress::{
-    AdapterPlan, AdapterStep, Observer, Plan, Standing, StepMetrics, Validation,
+    AdapterPlan, AdapterStep, Observer, RunPlan, Snapshot, StepMetrics, Validation,
 };
 use crate::sft::RunOptions;
 use adapter::Adapter;
@@ -30,8 +30,8 @@ use unit::{Tally, Unit};
 /// A run, between two optimizer steps.
 pub(crate) struct Run<'o> {
     options: &'o RunOptions,
-    identity: Identity,
-    pub(crate) plan: Plan,
+    identity: RunIdentity,
+    pub(crate) plan: RunPlan,
     /// Optimizer steps done.
     pub(crate) step: u64,
     adapters: Vec<Adapter>,
@@ -57,11 +57,11 @@ impl<'o> Run<'o> {
     /// Checks the jobs and counts what is to be done; nothing is computed yet.
     pub(crate) fn plan(jobs: Vec<Job>, options: &'o RunOptions) -> Result<Self, TrainError> {
         if jobs.is_empty() {
-            return Err(TrainError::Plan("there is no adapter to train".to_owned()));
+            return Err(TrainError::Job("there is no adapter to train".to_owned()));
         }
         for (i, job) in jobs.iter().enumerate() {
             if jobs[..i].iter().any(|other| other.name == job.name) {
-                return Err(TrainError::Plan(format!(
+                return Err(TrainError::Job(format!(
                     "two adapters are named `{}`",
                     job.name
                 )));
@@ -73,12 +73,12 @@ impl<'o> Run<'o> {
             .into_iter()
             .map(Adapter::plan)
             .collect::<Result<Vec<_>, _>>()?;
-        let identity = Identity {
+        let identity = RunIdentity {
             base: options.base.clone(),
             batch_tokens: options.batch_tokens,
             adapters: adapters.iter().map(Adapter::identity).collect(),
         };
-        let plan = Plan {
+        let plan = RunPlan {
             steps: adapters.iter().map(Adapter::steps).max().unwrap_or(0),
             adapters: adapters.iter().map(Adapter::summary).collect(),
         };
@@ -104,7 +104,7 @@ impl<'o> Run<'o> {
     }
 
     /// What the run will do and need on a base of `config`.
-    pub(crate) fn forecast(&self, config: &ModelConfig) -> Forecast {
+    pub(crate) fn forecast(&self, config: &ModelConfig) -> RunEstimate {
         let (mut tokens, mut validation_tokens, mut parts) = (0, 0, Vec::new());
         for (adapter, plan) in self.adapters.iter().zip(&self.plan.adapters) {
             let validation = adapter.validation_lengths();
@@ -124,7 +124,7 @@ impl<'o> Run<'o> {
             ));
         }
         let batch_tokens = self.options.batch_tokens;
-        Forecast::new(
+        RunEstimate::new(
             self.plan.clone(),
             tokens,
             validation_tokens,
@@ -146,8 +146,8 @@ impl<'o> Run<'o> {
     }
 
     /// The adapters as they are now.
-    pub(crate) fn standing(&self) -> Standing<'_> {
-        Standing {
+    pub(crate) fn standing(&self) -> Snapshot<'_> {
+        Snapshot {
             step: self.step,
             done: self.is_done(),
             adapters: &self.params,
@@ -180,7 +180,7 @@ impl<'o> Run<'o> {
                     return Ok(false);
                 }
                 let units = &rows[piece];
-                let items: Vec<Item<'_>> = units.iter().flat_map(Unit::items).collect();
+                let items: Vec<BatchItem<'_>> = units.iter().flat_map(Unit::items).collect();
                 if units.iter().any(Unit::is_pair) {
                     let losses = learner.item_losses(&self.params, &items)?;
                     unit::tally(units, check_item_losses(&losses, &items)?, &mut tallies);
@@ -196,7 +196,7 @@ impl<'o> Run<'o> {
             let best = adapter.best.as_ref().is_none_or(|best| loss < best.loss);
             let epoch = adapter.epoch_of(step.saturating_sub(1));
             if best {
-                adapter.best = Some(Best {
+                adapter.best = Some(BestParams {
                     params: self.params[index].clone(),
                     loss,
                     step,
@@ -204,7 +204,7 @@ impl<'o> Run<'o> {
                 });
             }
             adapter.validations += 1;
-            adapter.metrics.push(&Record::Validation {
+            adapter.metrics.push(&MetricsRecord::Validation {
                 step,
                 epoch,
                 loss,
@@ -277,7 +277,7 @@ impl<'o> Run<'o> {
                     return Ok(None);
                 }
                 let units = &units[piece];
-                let items: Vec<Item<'_>> = units.iter().flat_map(Unit::items).collect();
+                let items: Vec<BatchItem<'_>> = units.iter().flat_map(Unit::items).collect();
                 let (params, grads) = (&self.params, &mut self.grads);
                 if units.iter().any(Unit::is_pair) {
                     let weigh = |losses: &[LossSum]| unit::weights(units, losses);
@@ -364,7 +364,7 @@ impl<'o> Run<'o> {
             let (trained_tokens, preference) =
                 (tallies[index].tokens(), tallies[index].preference());
             let (lr, grad_norm) = (rates[index], norms[index]);
-            let record = Record::Step {
+            let record = MetricsRecord::Step {
                 step: self.step,
                 epoch,
                 loss,
@@ -434,7 +434,7 @@ impl<'o> Run<'o> {
 /// The learner's sums, once they are seen to be of the rows that it was given.
 fn check_losses<'l>(
     losses: &'l [LossSum],
-    items: &[Item<'_>],
+    items: &[BatchItem<'_>],
     adapters: usize,
 ) -> Result<&'l [LossSum], TrainError> {
     let given: usize = items.iter().map(|item| item.example.trained_tokens()).sum();
@@ -452,9 +452,10 @@ fn check_losses<'l>(
 /// The learner's losses of `items`, once they are seen to be theirs.
 fn check_item_losses<'l>(
     losses: &'l [LossSum],
-    items: &[Item<'_>],
+    items: &[BatchItem<'_>],
 ) -> Result<&'l [LossSum], TrainError> {
-    let fits = |(loss, item): (&LossSum, &Item<'_>)| loss.tokens == item.example.trained_tokens();
+    let fits =
+        |(loss, item): (&LossSum, &BatchItem<'_>)| loss.tokens == item.example.trained_tokens();
     if losses.len() == items.len() && losses.iter().zip(items).all(fits) {
         return Ok(losses);
     }

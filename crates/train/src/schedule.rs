@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What the learning rate does after its warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Decay {
+pub enum LrDecay {
     /// Stays at its peak.
     Constant,
     /// Falls in a straight line, to 0 just after the last step.
@@ -19,9 +19,9 @@ pub enum Decay {
 
 /// The learning rate of a whole run, as plain numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
+pub struct LrSchedule {
     /// What follows the warm-up.
-    pub decay: Decay,
+    pub decay: LrDecay,
     /// The highest rate.
     pub peak: f64,
     /// Optimizer steps of warm-up.
@@ -30,10 +30,10 @@ pub struct Schedule {
     pub steps: u64,
 }
 
-impl Schedule {
+impl LrSchedule {
     /// A schedule over `steps` steps, of which the share `warmup_ratio` (rounded up) warms up.
     #[must_use]
-    pub fn new(decay: Decay, peak: f64, warmup_ratio: f64, steps: u64) -> Self {
+    pub fn new(decay: LrDecay, peak: f64, warmup_ratio: f64, steps: u64) -> Self {
         let warmup = ((warmup_ratio * steps as f64).ceil() as u64).min(steps);
         Self {
             decay,
@@ -55,9 +55,9 @@ impl Schedule {
         let rest = (self.steps - self.warmup).max(1) as f64;
         let progress = ((step - self.warmup) as f64 / rest).min(1.0);
         match self.decay {
-            Decay::Constant => self.peak,
-            Decay::Linear => self.peak * (1.0 - progress),
-            Decay::Cosine => self.peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            LrDecay::Constant => self.peak,
+            LrDecay::Linear => self.peak * (1.0 - progress),
+            LrDecay::Cosine => self.peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         }
     }
 }
@@ -66,14 +66,14 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn rates(decay: Decay, ratio: f64, steps: u64) -> Vec<f64> {
-        let schedule = Schedule::new(decay, 1.0, ratio, steps);
+    fn rates(decay: LrDecay, ratio: f64, steps: u64) -> Vec<f64> {
+        let schedule = LrSchedule::new(decay, 1.0, ratio, steps);
         (0..steps).map(|step| schedule.rate(step)).collect()
     }
 
     #[test]
     fn linear_rises_to_the_peak_and_never_rests_at_zero() {
-        let rates = rates(Decay::Linear, 0.2, 10);
+        let rates = rates(LrDecay::Linear, 0.2, 10);
         assert_eq!(
             rates,
             [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn cosine_is_half_way_in_the_middle() {
-        let schedule = Schedule::new(Decay::Cosine, 2.0, 0.0, 100);
+        let schedule = LrSchedule::new(LrDecay::Cosine, 2.0, 0.0, 100);
         assert_eq!(schedule.rate(0), 2.0);
         assert!((schedule.rate(50) - 1.0).abs() < 1e-12);
         assert!(schedule.rate(99) > 0.0 && schedule.rate(99) < 0.01);
@@ -91,9 +91,9 @@ mod tests {
 
     #[test]
     fn constant_holds_and_tiny_runs_work() {
-        assert_eq!(rates(Decay::Constant, 0.05, 3), [1.0, 1.0, 1.0]);
-        assert_eq!(rates(Decay::Linear, 0.05, 1), [1.0]);
-        assert!(rates(Decay::Linear, 0.99, 3).iter().all(|r| *r > 0.0));
-        assert!(rates(Decay::Linear, 0.0, 0).is_empty());
+        assert_eq!(rates(LrDecay::Constant, 0.05, 3), [1.0, 1.0, 1.0]);
+        assert_eq!(rates(LrDecay::Linear, 0.05, 1), [1.0]);
+        assert!(rates(LrDecay::Linear, 0.99, 3).iter().all(|r| *r > 0.0));
+        assert!(rates(LrDecay::Linear, 0.0, 0).is_empty());
     }
 }

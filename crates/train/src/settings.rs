@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Columns;
 use crate::error::TrainError;
-use crate::example::{Mask, TooLong};
+use crate::example::{LossMask, TooLong};
 use crate::preference::PreferenceSettings;
-use crate::schedule::Decay;
+use crate::schedule::LrDecay;
 
 /// The settings of one adapter's training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Settings {
+pub struct TrainSettings {
     /// Rank of every pair.
     pub rank: usize,
-    /// The product of a pair is scaled by alpha / rank (see [`Settings::rslora`]).
+    /// The product of a pair is scaled by alpha / rank (see [`TrainSettings::rslora`]).
     #[serde(serialize_with = "formats::decimal::one")]
     pub alpha: f32,
     /// Scales by alpha / sqrt(rank) instead, so that the size of an update does not fall with the rank (Kalajdzievski,
@@ -36,7 +36,7 @@ pub struct Settings {
     /// The learning rate of every B is this many times that of its A (Hayou et al., "LoRA+", 2024).
     pub lora_plus_ratio: f64,
     /// What the learning rate does after its warm-up.
-    pub schedule: Decay,
+    pub schedule: LrDecay,
     /// Share of the steps that warm up.
     pub warmup_ratio: f64,
     /// Passes over the training rows.
@@ -65,7 +65,7 @@ pub struct Settings {
     /// What happens to a longer row.
     pub too_long: TooLong,
     /// Which tokens of a conversation are trained.
-    pub mask: Mask,
+    pub mask: LossMask,
     /// Which columns of the data files stand for which fields of a row.
     #[serde(skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
@@ -89,7 +89,7 @@ pub struct Settings {
     pub preference: Option<PreferenceSettings>,
 }
 
-impl Default for Settings {
+impl Default for TrainSettings {
     fn default() -> Self {
         Self {
             rank: 16,
@@ -102,7 +102,7 @@ impl Default for Settings {
                 .collect(),
             lr: None,
             lora_plus_ratio: 1.0,
-            schedule: Decay::Linear,
+            schedule: LrDecay::Linear,
             warmup_ratio: 0.05,
             epochs: 3,
             max_steps: None,
@@ -116,7 +116,7 @@ impl Default for Settings {
             seed: 42,
             max_length: 1024,
             too_long: TooLong::Drop,
-            mask: Mask::Completion,
+            mask: LossMask::Completion,
             columns: Columns::default(),
             shuffle: true,
             group_by_length: true,
@@ -138,7 +138,7 @@ pub fn default_lr(hidden_size: usize) -> f64 {
     5e-4 * (2000.0 / hidden_size.max(1) as f64).powf(0.781)
 }
 
-impl Settings {
+impl TrainSettings {
     /// Checks every number.
     ///
     /// # Errors
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_design() {
-        let settings = Settings::default();
+        let settings = TrainSettings::default();
         settings.check().unwrap();
         assert_eq!(
             (settings.rank, settings.alpha, settings.dropout),
@@ -273,16 +273,16 @@ mod tests {
 
     #[test]
     fn a_table_names_only_what_it_changes() {
-        let settings: Settings =
+        let settings: TrainSettings =
             serde_json::from_str(r#"{"rank":8,"schedule":"cosine","lr":0.01}"#).unwrap();
-        let expected = Settings {
+        let expected = TrainSettings {
             rank: 8,
-            schedule: Decay::Cosine,
+            schedule: LrDecay::Cosine,
             lr: Some(0.01),
-            ..Settings::default()
+            ..TrainSettings::default()
         };
         assert_eq!(settings, expected);
-        let said = serde_json::from_str::<Settings>(r#"{"ranks":8}"#)
+        let said = serde_json::from_str::<TrainSettings>(r#"{"ranks":8}"#)
             .unwrap_err()
             .to_string();
         assert!(said.contains("unknown field `ranks`"), "{said}");
@@ -290,8 +290,8 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_named() {
-        let check = |change: fn(&mut Settings)| {
-            let mut settings = Settings::default();
+        let check = |change: fn(&mut TrainSettings)| {
+            let mut settings = TrainSettings::default();
             change(&mut settings);
             settings.check().unwrap_err().to_string()
         };
@@ -321,11 +321,11 @@ mod tests {
     #[test]
     fn the_scale_is_that_of_peft() {
         let scale = |rank, alpha, rslora| {
-            let settings = Settings {
+            let settings = TrainSettings {
                 rank,
                 alpha,
                 rslora,
-                ..Settings::default()
+                ..TrainSettings::default()
             };
             settings.scale()
         };
@@ -337,10 +337,10 @@ mod tests {
     #[test]
     fn the_learning_rate_follows_the_width() {
         assert!((default_lr(2000) - 5e-4).abs() < 1e-12);
-        assert_eq!(Settings::default().for_base(576).lr, Some(1.32e-3));
-        let given = Settings {
+        assert_eq!(TrainSettings::default().for_base(576).lr, Some(1.32e-3));
+        let given = TrainSettings {
             lr: Some(1e-4),
-            ..Settings::default()
+            ..TrainSettings::default()
         };
         assert_eq!(given.for_base(576).lr, Some(1e-4));
     }

@@ -10,13 +10,13 @@ use std::time::Instant;
 use formats::config::ModelConfig;
 
 use crate::error::TrainError;
-use crate::forecast::{Forecast, Measured};
+use crate::forecast::{MeasuredStep, RunEstimate};
 use crate::job::Job;
 use crate::learner::Learner;
 use crate::params::LoraParams;
 use crate::progress::{Observer, Validation};
 use crate::run::Run;
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 
 /// What holds for a whole run, whatever its adapters are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Default for RunOptions {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// All steps are done. The checkpoint stays: remove it once the adapters are written.
-    Finished(Vec<Trained>),
+    Finished(Vec<TrainedAdapter>),
     /// It was asked to stop, and did after a whole step.
     Interrupted {
         /// Optimizer steps done.
@@ -57,11 +57,11 @@ pub enum Outcome {
 
 /// A trained adapter.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Trained {
+pub struct TrainedAdapter {
     /// Its name.
     pub name: String,
     /// How it was trained.
-    pub settings: Settings,
+    pub settings: TrainSettings,
     /// Its parameters of the lowest validation loss; the last ones where nothing was validated.
     pub params: LoraParams,
     /// The validation pass that chose them.
@@ -72,37 +72,37 @@ pub struct Trained {
     pub stopped_early: bool,
     /// Hash of the adapter that it started from; none for fresh numbers.
     pub start: Option<String>,
-    /// The text of its metrics (see [`crate::metrics::records`]).
+    /// The text of its metrics (see [`crate::metrics::parse_metrics`]).
     pub metrics: String,
 }
 
 /// A run that is ready to start: its jobs are checked and its steps are counted, and nothing is computed or written yet.
-pub struct Prepared<'o>(Run<'o>);
+pub struct PreparedRun<'o>(Run<'o>);
 
 /// Checks the jobs and counts what is to be done.
 ///
 /// # Errors
 /// Jobs that cannot be trained.
-pub fn prepare(jobs: Vec<Job>, options: &RunOptions) -> Result<Prepared<'_>, TrainError> {
-    Ok(Prepared(Run::plan(jobs, options)?))
+pub fn prepare(jobs: Vec<Job>, options: &RunOptions) -> Result<PreparedRun<'_>, TrainError> {
+    Ok(PreparedRun(Run::plan(jobs, options)?))
 }
 
-impl Prepared<'_> {
+impl PreparedRun<'_> {
     /// What the run will do and need on a base of `config`.
     #[must_use]
-    pub fn forecast(&self, config: &ModelConfig) -> Forecast {
+    pub fn forecast(&self, config: &ModelConfig) -> RunEstimate {
         self.0.forecast(config)
     }
 
     /// Takes the first step to see how long a step takes, and throws it away with the run; none when it was asked to stop.
     ///
     /// # Errors
-    /// As [`Prepared::train`].
+    /// As [`PreparedRun::train`].
     pub fn measure(
         mut self,
         learner: &mut dyn Learner,
         interrupt: &AtomicBool,
-    ) -> Result<Option<Measured>, TrainError> {
+    ) -> Result<Option<MeasuredStep>, TrainError> {
         let stop = || interrupt.load(Ordering::Relaxed);
         self.0.without_reference();
         let began = Instant::now();
@@ -111,7 +111,7 @@ impl Prepared<'_> {
         }
         self.0.clip()?;
         self.0.optimizer_step();
-        Ok(Some(Measured {
+        Ok(Some(MeasuredStep {
             tokens: self.0.tokens_of_last_step(),
             seconds: began.elapsed().as_secs_f64(),
         }))
@@ -170,7 +170,7 @@ fn or_stopped<T>(said: Result<T, TrainError>, stopped: T) -> Result<T, TrainErro
     }
 }
 
-/// [`prepare`] and [`Prepared::train`] in one.
+/// [`prepare`] and [`PreparedRun::train`] in one.
 ///
 /// # Errors
 /// Those of both.

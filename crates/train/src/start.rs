@@ -5,7 +5,7 @@ use formats::peft::{Adapter, Module};
 
 use crate::error::TrainError;
 use crate::job::Job;
-use crate::lora_init::linears;
+use crate::lora_init::target_linears;
 use crate::params::LoraParams;
 
 impl Job {
@@ -13,7 +13,7 @@ impl Job {
     /// modules take the place of those in the settings.
     ///
     /// # Errors
-    /// [`TrainError::Plan`]: its pairs differ in rank or scale, or are not those of whole modules of this base.
+    /// [`TrainError::Job`]: its pairs differ in rank or scale, or are not those of whole modules of this base.
     pub fn start_from(
         &mut self,
         adapter: &Adapter,
@@ -21,7 +21,7 @@ impl Job {
         config: &ModelConfig,
     ) -> Result<(), TrainError> {
         let refuse = |message: String| {
-            TrainError::Plan(format!(
+            TrainError::Job(format!(
                 "adapter `{}` cannot go on from the one that was named: {message}",
                 self.name
             ))
@@ -48,7 +48,7 @@ impl Job {
             .into_iter()
             .filter(|module| adapter.pairs.iter().any(|pair| pair.module == *module))
             .collect();
-        let expected = linears(config, &modules);
+        let expected = target_linears(config, &modules);
         let fits = expected.len() == adapter.pairs.len()
             && expected.iter().zip(&adapter.pairs).all(|(linear, pair)| {
                 (linear.layer, linear.module) == (pair.layer, pair.module)

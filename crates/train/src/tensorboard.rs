@@ -114,7 +114,7 @@ mod tests {
     use base16ct::lower::encode_string;
 
     use super::*;
-    use crate::metrics::Record;
+    use crate::metrics::MetricsRecord;
 
     #[test]
     fn the_checksum_is_castagnolis() {
@@ -130,7 +130,7 @@ mod tests {
             encode_string(&start()),
             "0f000000000000006d532b091a0d627261696e2e4576656e743a32fc985129"
         );
-        let seen = Record::Validation {
+        let seen = MetricsRecord::Validation {
             step: 300,
             epoch: 2,
             loss: 0.25,

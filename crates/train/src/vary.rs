@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::dataset::{Content, Row};
+use crate::dataset::{DataRow, RowContent};
 use crate::evaluate::tokens_with_digit;
 use crate::rng::Rng;
 
@@ -14,14 +14,14 @@ const LEAST_DIGITS: usize = 3;
 
 /// `row` with other digits in every identifier that its answer copies; none where there is no such identifier.
 #[must_use]
-pub fn varied(row: &Row, rng: &mut Rng) -> Option<Row> {
+pub fn varied(row: &DataRow, rng: &mut Rng) -> Option<DataRow> {
     varied_together([row], rng).map(|[row]| row)
 }
 
 /// `rows`, several answers to one question, each with the same other digits in every identifier that one of their answers
 /// copies; none where there is no such identifier.
 #[must_use]
-pub fn varied_together<const N: usize>(rows: [&Row; N], rng: &mut Rng) -> Option<[Row; N]> {
+pub fn varied_together<const N: usize>(rows: [&DataRow; N], rng: &mut Rng) -> Option<[DataRow; N]> {
     let mut new: BTreeMap<String, String> = BTreeMap::new();
     for row in rows {
         let mut content = row.content.clone();
@@ -47,16 +47,16 @@ pub fn varied_together<const N: usize>(rows: [&Row; N], rng: &mut Rng) -> Option
 }
 
 /// All texts of a row, the answer last; none where there is no question.
-fn texts(content: &mut Content) -> Vec<&mut String> {
+fn texts(content: &mut RowContent) -> Vec<&mut String> {
     match content {
-        Content::Alpaca {
+        RowContent::Alpaca {
             instruction,
             input,
             output,
         } => vec![instruction, input, output],
-        Content::Completion { prompt, completion } => vec![prompt, completion],
-        Content::Messages(messages) => messages.iter_mut().map(|m| &mut m.content).collect(),
-        Content::Text(_) => Vec::new(),
+        RowContent::Completion { prompt, completion } => vec![prompt, completion],
+        RowContent::Messages(messages) => messages.iter_mut().map(|m| &mut m.content).collect(),
+        RowContent::Text(_) => Vec::new(),
     }
 }
 
@@ -102,15 +102,15 @@ fn replaced(text: &str, new: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::Place;
+    use crate::dataset::RowLocation;
 
-    fn row(instruction: &str, input: &str, output: &str) -> Row {
-        Row {
-            place: Place {
+    fn row(instruction: &str, input: &str, output: &str) -> DataRow {
+        DataRow {
+            location: RowLocation {
                 file: "a.jsonl".into(),
                 line: 1,
             },
-            content: Content::Alpaca {
+            content: RowContent::Alpaca {
                 instruction: instruction.into(),
                 input: input.into(),
                 output: output.into(),
@@ -119,9 +119,9 @@ mod tests {
         }
     }
 
-    fn parts(row: &Row) -> [String; 3] {
+    fn parts(row: &DataRow) -> [String; 3] {
         match &row.content {
-            Content::Alpaca {
+            RowContent::Alpaca {
                 instruction,
                 input,
                 output,

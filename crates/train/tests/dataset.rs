@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use train::dataset::{
-    Columns, Content, Dataset, MAX_BROKEN, MAX_LINE, MAX_TURNS, Row, Scan, held_out,
+    Columns, DataRow, Dataset, DatasetScan, MAX_BROKEN, MAX_LINE, MAX_TURNS, RowContent, held_out,
 };
-use train::{Settings, TrainError};
+use train::{TrainError, TrainSettings};
 
 fn parse(text: &str) -> Result<Dataset, TrainError> {
     Dataset::parse(text.as_bytes(), "rows.jsonl")
@@ -15,7 +15,7 @@ fn error(text: &str) -> String {
     parse(text).unwrap_err().to_string()
 }
 
-fn scan(text: &[u8]) -> Scan {
+fn scan(text: &[u8]) -> DatasetScan {
     Dataset::scan_from(text, "rows.jsonl", &Columns::default()).unwrap()
 }
 
@@ -45,7 +45,7 @@ fn reads_every_shape_and_ignores_other_columns() {
     let said: Vec<(usize, String, &str)> = data
         .rows
         .iter()
-        .map(|row| (row.place.line, row.input(), row.output()))
+        .map(|row| (row.location.line, row.input(), row.output()))
         .collect();
     assert_eq!(
         said,
@@ -71,7 +71,7 @@ fn conversations_are_read_in_both_spellings_and_become_the_same_turns() {
         r#"{"messages":[{"from":"system","value":"s"},{"role":"human","content":"a"},{"role":"gpt","content":"b"},{"from":"user","value":"c"},{"from":"assistant","value":"d"}]}"#,
     ))
     .unwrap();
-    let Content::Messages(turns) = &data.rows[0].content else {
+    let RowContent::Messages(turns) = &data.rows[0].content else {
         panic!("{:?}", data.rows[0]);
     };
     let turns: Vec<(&str, &str)> = turns
@@ -139,7 +139,7 @@ fn columns_may_have_other_names() {
 
 #[test]
 fn columns_are_a_table_of_settings() {
-    let settings: Settings =
+    let settings: TrainSettings =
         serde_json::from_str(r#"{"columns":{"instruction":"question","output":"answer"}}"#)
             .unwrap();
     assert_eq!(
@@ -147,7 +147,7 @@ fn columns_are_a_table_of_settings() {
         columns(&[("instruction", "question"), ("output", "answer")])
     );
     let said = |text: &str| {
-        serde_json::from_str::<Settings>(text)
+        serde_json::from_str::<TrainSettings>(text)
             .unwrap_err()
             .to_string()
     };
@@ -162,7 +162,7 @@ fn columns_are_a_table_of_settings() {
     assert!(said(r#"{"columns":{"prompt":""}}"#).contains("`prompt` needs the name of a column"));
     // What is not set is not written, so that runs of before are resumed.
     assert!(
-        !serde_json::to_string(&Settings::default())
+        !serde_json::to_string(&TrainSettings::default())
             .unwrap()
             .contains("columns")
     );
@@ -247,7 +247,7 @@ fn a_broken_row_is_named_by_file_line_and_field() {
 fn every_broken_line_is_counted_and_the_rows_between_are_read() {
     let text = "nope\n{\"text\":\"a\"}\n\n{\"text\":1}\r\n{\"text\":\"b\"}\n";
     let scan = scan(text.as_bytes());
-    let lines: Vec<usize> = scan.data.rows.iter().map(|row| row.place.line).collect();
+    let lines: Vec<usize> = scan.data.rows.iter().map(|row| row.location.line).collect();
     assert_eq!(lines, [2, 5]);
     assert_eq!(scan.broken_lines, 2);
     let said = scan.whole().unwrap_err().to_string();
@@ -306,7 +306,7 @@ fn limits_and_hostile_bytes_are_refused_by_line() {
     assert!(error("").contains("holds no rows"));
 }
 
-fn numbered(numbers: impl Iterator<Item = usize>) -> Vec<Row> {
+fn numbered(numbers: impl Iterator<Item = usize>) -> Vec<DataRow> {
     let lines: Vec<String> = numbers
         .map(|i| format!("{{\"prompt\":\"p{i}\",\"completion\":\"c\"}}"))
         .collect();
@@ -315,8 +315,8 @@ fn numbered(numbers: impl Iterator<Item = usize>) -> Vec<Row> {
 
 #[test]
 fn a_row_falls_on_its_side_whatever_stands_around_it() {
-    let sides = |rows: &[Row]| -> BTreeMap<String, bool> {
-        let inputs = rows.iter().map(Row::input);
+    let sides = |rows: &[DataRow]| -> BTreeMap<String, bool> {
+        let inputs = rows.iter().map(DataRow::input);
         inputs.zip(held_out(rows, 0.1)).collect()
     };
     let rows = numbered(0..300);
@@ -388,18 +388,18 @@ fn the_documentation_is_read() {
             .map(|part| part.split("```").next().unwrap())
             .collect()
     };
-    let rows: Vec<Row> = blocks("jsonl")
+    let rows: Vec<DataRow> = blocks("jsonl")
         .iter()
         .flat_map(|block| parse(block).unwrap().rows)
         .collect();
-    let with = |shape: fn(&Content) -> bool| rows.iter().any(|row| shape(&row.content));
-    assert!(with(|content| matches!(content, Content::Alpaca { .. })));
+    let with = |shape: fn(&RowContent) -> bool| rows.iter().any(|row| shape(&row.content));
+    assert!(with(|content| matches!(content, RowContent::Alpaca { .. })));
     assert!(with(|content| matches!(
         content,
-        Content::Completion { .. }
+        RowContent::Completion { .. }
     )));
-    assert!(with(|content| matches!(content, Content::Messages(_))));
-    assert!(with(|content| matches!(content, Content::Text(_))));
+    assert!(with(|content| matches!(content, RowContent::Messages(_))));
+    assert!(with(|content| matches!(content, RowContent::Text(_))));
     let renamed = blocks("json");
     let names = columns(&[("instruction", "question"), ("output", "answer")]);
     let data = Dataset::scan_from(renamed[0].as_bytes(), "page", &names).unwrap();

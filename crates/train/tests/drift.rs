@@ -9,7 +9,7 @@ use kernels::{BLOCK_TOKENS, Compute, Device, KvType, LoraType, Run, Span, Tensor
 use model::{Batch, Buffers, Model};
 use testkit::{tiny_adapter, tiny_gguf_as};
 use train::evaluate::{drift, neutral};
-use train::{Example, Item, Learner, LoraParams, ModelLearner};
+use train::{BatchItem, Example, Learner, LoraParams, ModelLearner};
 
 fn tiny() -> (Gguf, Arc<Model>) {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
@@ -110,7 +110,7 @@ fn drift_is_the_divergence_of_the_distributions() {
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
     let both = [LoraParams::default(), adapter];
     for (adapter, seen) in [(0, found.base_loss), (1, found.loss)] {
-        let items = [Item::new(adapter, &example)];
+        let items = [BatchItem::new(adapter, &example)];
         let loss = learner.losses(&both, &items).unwrap()[adapter].mean();
         assert!((loss - seen).abs() < 1e-5, "{loss} {seen}");
     }

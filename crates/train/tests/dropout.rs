@@ -8,12 +8,12 @@ use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device};
 use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
-use train::preference::{Matched, Preference, Rejected};
-use train::progress::{Observer, StepMetrics, Unobserved};
-use train::sft::{Outcome, RunOptions, Trained, train};
+use train::preference::{PairCounts, PreferenceData, RejectedExamples};
+use train::progress::{NoObserver, Observer, StepMetrics};
+use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
 use train::{
-    Example, Item, Job, Learner, LoraGrads, LoraParams, LossSum, ModelLearner, PreferenceSettings,
-    RowMask, Settings, TrainError,
+    BatchItem, DropoutMask, Example, Job, Learner, LoraGrads, LoraParams, LossSum, ModelLearner,
+    PreferenceSettings, TrainError, TrainSettings,
 };
 
 fn tiny() -> Arc<Model> {
@@ -35,8 +35,8 @@ fn example(seed: u32, tokens: usize) -> Example {
     Example { tokens, trained }
 }
 
-fn mask(row: u64) -> Option<RowMask> {
-    Some(RowMask {
+fn mask(row: u64) -> Option<DropoutMask> {
+    Some(DropoutMask {
         share: 0.3,
         seed: 5,
         step: 2,
@@ -49,12 +49,12 @@ fn run(
     learner: &mut ModelLearner,
     params: &[LoraParams],
     batch: &[(usize, Example)],
-    masks: &[Option<RowMask>],
+    masks: &[Option<DropoutMask>],
 ) -> (Vec<f64>, Vec<LoraGrads>) {
-    let items: Vec<Item<'_>> = batch
+    let items: Vec<BatchItem<'_>> = batch
         .iter()
         .zip(masks)
-        .map(|((adapter, example), mask)| Item {
+        .map(|((adapter, example), mask)| BatchItem {
             adapter: *adapter,
             example,
             mask: *mask,
@@ -155,7 +155,7 @@ fn activations_that_are_kept_are_those_of_a_layer_that_runs_again() {
 fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
     Job {
         name: "one".into(),
-        settings: Settings {
+        settings: TrainSettings {
             lr: Some(5e-3),
             dropout: 0.2,
             rank: 4,
@@ -163,22 +163,22 @@ fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
             gradient_accumulation,
             epochs: 2,
             save_every: 1,
-            ..Settings::default()
+            ..TrainSettings::default()
         },
         train: (0..12).map(|i| example(i, 8 + i as usize)).collect(),
         validation: vec![example(40, 16)],
         init: adapter(model, 1),
         metrics: None,
-        loaded: train::job::Loaded::default(),
+        loaded: train::job::DataReport::default(),
         preference: None,
         start: None,
     }
 }
 
-fn trained(job: Job, model: &Arc<Model>, options: &RunOptions) -> Trained {
+fn trained(job: Job, model: &Arc<Model>, options: &RunOptions) -> TrainedAdapter {
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
     let never = AtomicBool::new(false);
-    match train(vec![job], options, &mut learner, &mut Unobserved, &never).unwrap() {
+    match train(vec![job], options, &mut learner, &mut NoObserver, &never).unwrap() {
         Outcome::Finished(mut trained) => trained.remove(0),
         Outcome::Interrupted { .. } => panic!("nobody interrupted"),
     }
@@ -269,16 +269,16 @@ fn micro_batches_drop_what_the_large_batch_drops() {
 
 /// The job with a rejected answer beside every row.
 fn paired(mut job: Job) -> Job {
-    let rejected = |rows: &[Example], from: u32| Rejected {
+    let rejected = |rows: &[Example], from: u32| RejectedExamples {
         examples: (0..rows.len() as u32)
             .map(|i| example(from + i, 12))
             .collect(),
         reference: Vec::new(),
     };
-    job.preference = Some(Preference {
+    job.preference = Some(PreferenceData {
         train: rejected(&job.train, 60),
         validation: rejected(&job.validation, 90),
-        matched: Matched::default(),
+        matched: PairCounts::default(),
     });
     job.settings.preference = Some(PreferenceSettings::default());
     job
@@ -287,15 +287,15 @@ fn paired(mut job: Job) -> Job {
 /// Writes down the masks of the rows that it passes on.
 struct Seen {
     learner: ModelLearner,
-    of_losses: Vec<Option<RowMask>>,
-    of_steps: Vec<Option<RowMask>>,
+    of_losses: Vec<Option<DropoutMask>>,
+    of_steps: Vec<Option<DropoutMask>>,
 }
 
 impl Learner for Seen {
     fn forward_backward(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError> {
@@ -307,7 +307,7 @@ impl Learner for Seen {
     fn losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
         self.of_losses.extend(batch.iter().map(|item| item.mask));
         self.learner.losses(params, batch)
@@ -324,10 +324,10 @@ fn every_row_of_every_step_has_a_mask_of_its_own_and_validation_has_none() {
     };
     let (options, never) = (RunOptions::default(), AtomicBool::new(false));
     let jobs = vec![job(&model, 4, 1)];
-    train(jobs, &options, &mut seen, &mut Unobserved, &never).unwrap();
+    train(jobs, &options, &mut seen, &mut NoObserver, &never).unwrap();
     assert!(!seen.of_losses.is_empty() && seen.of_losses.iter().all(Option::is_none));
     // Two epochs of 12 rows.
-    let masks: Vec<RowMask> = seen.of_steps.into_iter().map(Option::unwrap).collect();
+    let masks: Vec<DropoutMask> = seen.of_steps.into_iter().map(Option::unwrap).collect();
     assert_eq!(masks.len(), 24);
     for (i, mask) in masks.iter().enumerate() {
         assert!(!masks[..i].contains(mask), "{mask:?}");

@@ -7,12 +7,12 @@ use formats::chat_template::ChatTemplate;
 use formats::gguf::Gguf;
 use formats::peft::Adapter;
 use formats::tokenizer::{Special, Tokenizer};
-use train::dataset::{Dataset, Row};
-use train::example::{Encoder, Fitted, Mask, TooLong, examples_hash};
+use train::dataset::{DataRow, Dataset};
+use train::example::{Encoder, Fitted, LossMask, TooLong, examples_hash};
 use train::export::{Provenance, peft_adapter};
-use train::job::{Job, Source};
-use train::sft::Trained;
-use train::{Example, Settings};
+use train::job::{Job, JobSpec};
+use train::sft::TrainedAdapter;
+use train::{Example, TrainSettings};
 
 fn tiny() -> (Tokenizer, ChatTemplate) {
     let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
@@ -26,13 +26,13 @@ fn encoder<'a>(tokenizer: &'a Tokenizer, template: &'a ChatTemplate) -> Encoder<
         tokenizer,
         template,
         system: None,
-        mask: Mask::Completion,
+        mask: LossMask::Completion,
         max_length: 500,
         too_long: TooLong::Drop,
     }
 }
 
-fn rows(lines: &[&str]) -> Vec<Row> {
+fn rows(lines: &[&str]) -> Vec<DataRow> {
     Dataset::parse(lines.join("\n").as_bytes(), "rows.jsonl")
         .unwrap()
         .rows
@@ -91,7 +91,7 @@ fn every_shape_has_its_mask() {
         ..encoder(&tokenizer, &template)
     };
     let every = Encoder {
-        mask: Mask::Assistant,
+        mask: LossMask::Assistant,
         ..last
     };
     let seen = |encoder: &Encoder<'_>, row| texts(&tokenizer, &encoder.encode(row).unwrap());
@@ -162,7 +162,7 @@ fn a_template_without_an_end_gets_the_end_of_text() {
     // In the middle of a conversation nothing is put in that a request would not have.
     let talk = r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"d"}]}"#;
     let every = Encoder {
-        mask: Mask::Assistant,
+        mask: LossMask::Assistant,
         ..encoder(&tokenizer, &template)
     };
     let example = every.encode(&rows(&[talk])[0]).unwrap();
@@ -279,7 +279,7 @@ fn a_row_that_loses_its_beginning_keeps_its_answer() {
     let encoder = Encoder {
         max_length: 60,
         too_long: TooLong::TruncateStart,
-        mask: Mask::Assistant,
+        mask: LossMask::Assistant,
         ..encoder(&tokenizer, &template)
     };
     let fit = |i: usize| {
@@ -288,7 +288,7 @@ fn a_row_that_loses_its_beginning_keeps_its_answer() {
             .unwrap()
     };
     let cut = |i: usize| match fit(i) {
-        Fitted::Cut(example) => {
+        Fitted::Truncated(example) => {
             assert_eq!(example.tokens.len(), 60);
             assert_eq!(example.trained.len(), 60);
             assert!(!example.trained[0]);
@@ -303,7 +303,7 @@ fn a_row_that_loses_its_beginning_keeps_its_answer() {
     );
     assert_eq!(trained, "q<|im_end|>");
     // Nothing of an answer is left that could be trained with a question before it.
-    assert_eq!(fit(1), Fitted::LeftOut);
+    assert_eq!(fit(1), Fitted::Dropped);
     // The first answer has lost its question: it is context, not trained.
     let (all, trained) = cut(2);
     assert!(all.starts_with('x') && all.contains("y<|im_end|>"), "{all}");
@@ -348,7 +348,7 @@ fn a_begin_of_text_token_survives_a_cut() {
 #[test]
 fn the_names_of_masks_and_policies_are_those_of_persona_toml() {
     for name in ["completion", "assistant"] {
-        let mask: Mask = name.parse().unwrap();
+        let mask: LossMask = name.parse().unwrap();
         assert_eq!(serde_json::to_value(mask).unwrap(), name);
     }
     for name in ["drop", "truncate", "truncate_start", "refuse"] {
@@ -356,7 +356,7 @@ fn the_names_of_masks_and_policies_are_those_of_persona_toml() {
         assert_eq!(serde_json::to_value(too_long).unwrap(), name);
         assert_eq!(too_long.to_string(), name);
     }
-    let said = "all".parse::<Mask>().unwrap_err();
+    let said = "all".parse::<LossMask>().unwrap_err();
     assert_eq!(said, "must be one of completion, assistant");
 }
 
@@ -388,16 +388,16 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         .map(|i| format!(r#"{{"prompt":"question {i}","completion":"answer {i}"}}"#))
         .collect();
     fs::write(&train, lines.join("\n")).unwrap();
-    let source = || Source {
+    let source = || JobSpec {
         name: "tone",
         train: &train,
         validation: None,
         system: None,
-        settings: Settings {
+        settings: TrainSettings {
             rank: 3,
             rslora: true,
             target_modules: vec!["v_proj".into(), "q_proj".into()],
-            ..Settings::default()
+            ..TrainSettings::default()
         },
         metrics: None,
     };
@@ -410,7 +410,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     assert!(job.settings.lr.is_some());
     assert_eq!(job.init.pairs.len(), 2 * config.layers);
     let with_eval = Job::load(
-        Source {
+        JobSpec {
             validation: Some(&train),
             ..source()
         },
@@ -425,7 +425,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     );
     assert_eq!(with_eval.loaded.held_out, 0);
 
-    let trained = Trained {
+    let trained = TrainedAdapter {
         name: job.name,
         settings: job.settings,
         params: job.init,
@@ -452,7 +452,8 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     assert_eq!(read.metadata["lory.base_sha256"], "abc");
     assert_eq!(read.metadata["lory.data_sha256"].len(), 64);
     assert_eq!(read.metadata["lory.training_loss"], "2.5");
-    let settings: train::Settings = serde_json::from_str(&read.metadata["lory.settings"]).unwrap();
+    let settings: train::TrainSettings =
+        serde_json::from_str(&read.metadata["lory.settings"]).unwrap();
     assert_eq!(settings, trained.settings);
 
     fs::write(&train, "{\"prompt\":\"p\",\"completion\":\"\"}\n").unwrap();

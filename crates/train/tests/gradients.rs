@@ -9,7 +9,7 @@ use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device, KvType, LoraType, Run, Span, Tensor};
 use model::{Batch, Buffers, Model};
 use testkit::{tiny_adapter, tiny_gguf_as};
-use train::{Example, Item, Learner, LoraGrads, LoraParams, ModelLearner};
+use train::{BatchItem, Example, Learner, LoraGrads, LoraParams, ModelLearner};
 
 fn tiny(dtype: GgmlType) -> Arc<Model> {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, dtype)), "tiny").unwrap();
@@ -30,17 +30,17 @@ fn example(seed: u32, tokens: usize, prompt: usize) -> Example {
     Example { tokens, trained }
 }
 
-fn items(examples: &[(usize, Example)]) -> Vec<Item<'_>> {
+fn items(examples: &[(usize, Example)]) -> Vec<BatchItem<'_>> {
     examples
         .iter()
-        .map(|(adapter, example)| Item::new(*adapter, example))
+        .map(|(adapter, example)| BatchItem::new(*adapter, example))
         .collect()
 }
 
 fn total(
     learner: &mut ModelLearner,
     params: &[LoraParams],
-    batch: &[Item<'_>],
+    batch: &[BatchItem<'_>],
     scale: &[f32],
 ) -> f64 {
     let sums = learner.losses(params, batch).unwrap();

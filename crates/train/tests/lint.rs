@@ -6,18 +6,18 @@ use std::sync::Arc;
 use formats::chat_template::ChatTemplate;
 use formats::gguf::Gguf;
 use formats::tokenizer::Tokenizer;
-use train::dataset::{Columns, Content, Dataset, Place, Row};
-use train::example::{Encoder, Mask, TooLong};
-use train::lint::{Options, Problem, Report, lint};
+use train::dataset::{Columns, DataRow, Dataset, RowContent, RowLocation};
+use train::example::{Encoder, LossMask, TooLong};
+use train::lint::{LintOptions, LintProblem, LintReport, lint};
 use train::preference::{holds_pairs, scan_pairs};
 
-fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<Row> {
-    let row = |(i, (prompt, completion)): (usize, &(&str, &str))| Row {
-        place: Place {
+fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<DataRow> {
+    let row = |(i, (prompt, completion)): (usize, &(&str, &str))| DataRow {
+        location: RowLocation {
             file: file.into(),
             line: i + 1,
         },
-        content: Content::Completion {
+        content: RowContent::Completion {
             prompt: (*prompt).into(),
             completion: (*completion).into(),
         },
@@ -26,7 +26,7 @@ fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<Row> {
     pairs.iter().enumerate().map(row).collect()
 }
 
-fn said(report: &Report) -> Vec<(Problem, usize, &str)> {
+fn said(report: &LintReport) -> Vec<(LintProblem, usize, &str)> {
     report
         .findings
         .iter()
@@ -57,23 +57,23 @@ fn alike_rows_are_found_each_once() {
     let report = lint(
         &rows,
         &[],
-        &Options {
+        &LintOptions {
             near: 0.8,
-            ..Options::default()
+            ..LintOptions::default()
         },
     );
     assert_eq!(
         said(&report),
         [
-            (Problem::Duplicate, 2, "a.jsonl:1"),
-            (Problem::DuplicateButNumbers, 3, "a.jsonl:1"),
-            (Problem::SameOutput, 4, "a.jsonl:1"),
-            (Problem::SameInput, 5, "a.jsonl:1"),
-            (Problem::NearDuplicate, 7, "a.jsonl:6"),
-            (Problem::SameOutput, 7, "a.jsonl:6"),
+            (LintProblem::Duplicate, 2, "a.jsonl:1"),
+            (LintProblem::DuplicateButNumbers, 3, "a.jsonl:1"),
+            (LintProblem::SameOutput, 4, "a.jsonl:1"),
+            (LintProblem::SameInput, 5, "a.jsonl:1"),
+            (LintProblem::NearDuplicate, 7, "a.jsonl:6"),
+            (LintProblem::SameOutput, 7, "a.jsonl:6"),
         ]
     );
-    assert_eq!(report.count(Problem::Duplicate), 1);
+    assert_eq!(report.count(LintProblem::Duplicate), 1);
     assert_eq!(
         report.findings[0].to_string(),
         "a.jsonl:2: the same row as a.jsonl:1"
@@ -90,8 +90,8 @@ fn questions_of_the_other_set_leak() {
         "e.jsonl",
         &[("May I return it?", "c"), ("is 99 in stock", "d")],
     );
-    let report = lint(&train, &eval, &Options::default());
-    assert_eq!(said(&report), [(Problem::Leak, 1, "e.jsonl:2")]);
+    let report = lint(&train, &eval, &LintOptions::default());
+    assert_eq!(said(&report), [(LintProblem::Leak, 1, "e.jsonl:2")]);
 }
 
 #[test]
@@ -107,13 +107,13 @@ fn numbers_must_come_from_the_input() {
             ("Empty?", " "),
         ],
     );
-    let report = lint(&rows, &[], &Options::default());
+    let report = lint(&rows, &[], &LintOptions::default());
     assert_eq!(
         said(&report),
         [
-            (Problem::NumberFromNowhere, 2, "100"),
-            (Problem::NumberFromNowhere, 2, "5550"),
-            (Problem::EmptyOutput, 3, ""),
+            (LintProblem::NumberFromNowhere, 2, "100"),
+            (LintProblem::NumberFromNowhere, 2, "5550"),
+            (LintProblem::EmptyOutput, 3, ""),
         ]
     );
 }
@@ -122,7 +122,7 @@ fn numbers_must_come_from_the_input() {
 fn intents_are_counted() {
     let text = "{\"prompt\":\"a\",\"completion\":\"x\",\"intent\":\"refund\"}\n{\"prompt\":\"b\",\"completion\":\"y\"}\n";
     let data = Dataset::parse(text.as_bytes(), "a.jsonl").unwrap();
-    let report = lint(&data.rows, &[], &Options::default());
+    let report = lint(&data.rows, &[], &LintOptions::default());
     assert_eq!(report.intents, BTreeMap::from([("refund".to_owned(), 1)]));
     assert_eq!(report.rows, 2);
 }
@@ -131,7 +131,7 @@ fn intents_are_counted() {
 fn broken_lines_are_findings_and_do_not_hide_the_rest() {
     let text = "{\"prompt\":1}\n{\"prompt\":\"a\",\"completion\":\" \"}\n{\"prompt\":\"b\",\"completion\":\"y\"}\nno\n";
     let scan = Dataset::scan_from(text.as_bytes(), "a.jsonl", &Columns::default()).unwrap();
-    let mut report = lint(&scan.data.rows, &[], &Options::default());
+    let mut report = lint(&scan.data.rows, &[], &LintOptions::default());
     report.add_broken(&scan);
     assert_eq!((report.rows, report.broken_lines), (1, 3));
     let lines: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
@@ -141,8 +141,8 @@ fn broken_lines_are_findings_and_do_not_hide_the_rest() {
     );
     assert_eq!(lines[1], "a.jsonl:2: the output is empty");
     assert!(lines[2].starts_with("a.jsonl:4: not valid JSON at column"));
-    assert_eq!(report.count(Problem::Broken), 2);
-    assert_eq!(report.count(Problem::EmptyOutput), 1);
+    assert_eq!(report.count(LintProblem::Broken), 2);
+    assert_eq!(report.count(LintProblem::EmptyOutput), 1);
 }
 
 #[test]
@@ -165,12 +165,12 @@ fn answers_that_stop_in_the_middle_are_found() {
         ("and what then", "We shall write to you as soon as we kno"),
         ("yes or no", "Yes"),
     ]);
-    let report = lint(&rows("a.jsonl", &pairs), &[], &Options::default());
-    let cut = |report: &Report| -> Vec<usize> {
+    let report = lint(&rows("a.jsonl", &pairs), &[], &LintOptions::default());
+    let cut = |report: &LintReport| -> Vec<usize> {
         let of_kind = report
             .findings
             .iter()
-            .filter(|f| f.problem == Problem::CutOff);
+            .filter(|f| f.problem == LintProblem::CutOff);
         of_kind.map(|f| f.line).collect()
     };
     assert_eq!(cut(&report), [41, 42, 43]);
@@ -182,7 +182,7 @@ fn answers_that_stop_in_the_middle_are_found() {
         .map(|(q, a)| (*q, a.trim_end_matches('.')))
         .collect();
     assert_eq!(
-        cut(&lint(&rows("a.jsonl", &bare), &[], &Options::default())),
+        cut(&lint(&rows("a.jsonl", &bare), &[], &LintOptions::default())),
         [41, 42]
     );
 }
@@ -195,8 +195,8 @@ fn a_row_many_times_over_is_found_each_time() {
         })
         .collect();
     let data = Dataset::parse(text.join("\n").as_bytes(), "a.jsonl").unwrap();
-    let report = lint(&data.rows, &[], &Options::default());
-    assert_eq!(report.count(Problem::DuplicateButNumbers), 19_999);
+    let report = lint(&data.rows, &[], &LintOptions::default());
+    assert_eq!(report.count(LintProblem::DuplicateButNumbers), 19_999);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn tokens_show_what_would_not_be_trained() {
         tokenizer: &tokenizer,
         template: &template,
         system: None,
-        mask: Mask::Completion,
+        mask: LossMask::Completion,
         max_length: 120,
         too_long: TooLong::Truncate,
     };
@@ -223,12 +223,12 @@ fn tokens_show_what_would_not_be_trained() {
     ];
     let data = Dataset::parse(lines.join("\n").as_bytes(), "a.jsonl").unwrap();
     let look = |encoder: &Encoder<'_>| {
-        let mut report = Report::default();
+        let mut report = LintReport::default();
         report.add_tokens(&data.rows, &BTreeMap::new(), encoder);
         report
     };
     let report = look(&encoder);
-    let kinds: Vec<(Problem, usize)> = report
+    let kinds: Vec<(LintProblem, usize)> = report
         .findings
         .iter()
         .map(|f| (f.problem, f.line))
@@ -236,10 +236,10 @@ fn tokens_show_what_would_not_be_trained() {
     assert_eq!(
         kinds,
         [
-            (Problem::TooLong, 2),
-            (Problem::TooLong, 3),
-            (Problem::NothingTrained, 4),
-            (Problem::ControlToken, 5),
+            (LintProblem::TooLong, 2),
+            (LintProblem::TooLong, 3),
+            (LintProblem::NothingTrained, 4),
+            (LintProblem::ControlToken, 5),
         ]
     );
     assert!(
@@ -270,7 +270,7 @@ fn tokens_show_what_would_not_be_trained() {
 
     encoder.template = &silent;
     let report = look(&encoder);
-    assert_eq!(report.count(Problem::Refused), 4);
+    assert_eq!(report.count(LintProblem::Refused), 4);
     assert!(
         report.findings[0]
             .to_string()
@@ -299,19 +299,19 @@ fn both_answers_of_a_pair_are_looked_at() {
     let pairs = scan_pairs(&path).unwrap();
     let rows = &pairs.chosen.data.rows;
     assert_eq!((rows.len(), pairs.rejected.len()), (5, 5));
-    let mut report = lint(rows, &[], &Options::default());
+    let mut report = lint(rows, &[], &LintOptions::default());
     report.add_broken(&pairs.chosen);
     report.add_rejected(rows, &pairs.rejected);
     let encoder = Encoder {
         tokenizer: &tokenizer,
         template: &template,
         system: None,
-        mask: Mask::Completion,
+        mask: LossMask::Completion,
         max_length: 120,
         too_long: TooLong::Drop,
     };
     report.add_tokens(rows, &pairs.rejected, &encoder);
-    let kinds: Vec<(Problem, usize)> = report
+    let kinds: Vec<(LintProblem, usize)> = report
         .findings
         .iter()
         .map(|f| (f.problem, f.line))
@@ -319,13 +319,13 @@ fn both_answers_of_a_pair_are_looked_at() {
     assert_eq!(
         kinds,
         [
-            (Problem::Duplicate, 2),
-            (Problem::SameAnswers, 2),
-            (Problem::Broken, 3),
-            (Problem::TooLong, 4),
-            (Problem::TooLong, 5),
-            (Problem::TooLong, 5),
-            (Problem::ControlToken, 6),
+            (LintProblem::Duplicate, 2),
+            (LintProblem::SameAnswers, 2),
+            (LintProblem::Broken, 3),
+            (LintProblem::TooLong, 4),
+            (LintProblem::TooLong, 5),
+            (LintProblem::TooLong, 5),
+            (LintProblem::ControlToken, 6),
         ]
     );
     let about = |i: usize| report.findings[i].about.as_str();

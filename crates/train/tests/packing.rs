@@ -8,7 +8,7 @@ use kernels::{Compute, Device};
 use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use train::batch::pieces;
-use train::{Example, Item, Learner, LoraGrads, LoraParams, LossSum, ModelLearner};
+use train::{BatchItem, Example, Learner, LoraGrads, LoraParams, LossSum, ModelLearner};
 
 fn learner(compute: Compute) -> (ModelLearner, LoraParams) {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
@@ -35,8 +35,8 @@ fn examples() -> Vec<Example> {
 }
 
 /// One item an example; `adapter` says which adapter it trains.
-fn items(examples: &[Example], adapter: fn(usize) -> usize) -> Vec<Item<'_>> {
-    let item = |(i, example)| Item::new(adapter(i), example);
+fn items(examples: &[Example], adapter: fn(usize) -> usize) -> Vec<BatchItem<'_>> {
+    let item = |(i, example)| BatchItem::new(adapter(i), example);
     examples.iter().enumerate().map(item).collect()
 }
 
@@ -48,7 +48,7 @@ fn a_packed_example_has_the_loss_that_it_has_alone_bit_for_bit() {
         let alone: Vec<LossSum> = examples
             .iter()
             .map(|example| {
-                let item = [Item::new(0, example)];
+                let item = [BatchItem::new(0, example)];
                 learner
                     .losses(std::slice::from_ref(&params), &item)
                     .unwrap()[0]

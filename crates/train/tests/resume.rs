@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use toy::{Notes, Toy, job};
-use train::sft::{Outcome, RunOptions, Trained, train};
+use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
 use train::{Job, TrainError};
 
 struct Folder(tempfile::TempDir);
@@ -50,7 +50,7 @@ fn run(jobs: Vec<Job>, options: &RunOptions, notes: &mut Notes) -> Result<Outcom
     train(jobs, options, &mut Toy::default(), notes, flag)
 }
 
-fn finished(outcome: Outcome) -> Vec<Trained> {
+fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
     match outcome {
         Outcome::Finished(trained) => trained,
         Outcome::Interrupted { step, .. } => panic!("interrupted at {step}"),

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use toy::{Notes, Toy, job, rows};
 use train::evaluate::loss_table;
-use train::metrics::{Record, records};
-use train::sft::{Outcome, RunOptions, Trained, train};
-use train::{Job, LoraParams, Settings, TrainError};
+use train::metrics::{MetricsRecord, parse_metrics};
+use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{Job, LoraParams, TrainError, TrainSettings};
 
 fn run_with(
     jobs: Vec<Job>,
@@ -19,7 +19,7 @@ fn run_with(
     train(jobs, options, learner, notes, &AtomicBool::new(false))
 }
 
-fn run(jobs: Vec<Job>) -> Vec<Trained> {
+fn run(jobs: Vec<Job>) -> Vec<TrainedAdapter> {
     match run_with(
         jobs,
         &RunOptions::default(),
@@ -48,14 +48,14 @@ fn close(a: &LoraParams, b: &LoraParams, within: f32) -> bool {
 
 /// The same but for the last bit of a loss: sums of micro-batches are added up.
 fn assert_metrics_close(a: &str, b: &str) {
-    let (a, b) = (records(a), records(b));
+    let (a, b) = (parse_metrics(a), parse_metrics(b));
     assert_eq!(a.len(), b.len());
     for (a, b) in a.into_iter().zip(b) {
         let (mut a, mut b) = (a, b);
         let mut losses = [0.0; 2];
         for (record, seen) in [&mut a, &mut b].into_iter().zip(&mut losses) {
             match record {
-                Record::Step { loss, .. } | Record::Validation { loss, .. } => {
+                MetricsRecord::Step { loss, .. } | MetricsRecord::Validation { loss, .. } => {
                     *seen = std::mem::take(loss)
                 }
             }
@@ -98,7 +98,7 @@ fn a_run_learns_validates_each_epoch_and_tells_the_observer() {
     );
     assert!(notes.validations[2].1.loss < notes.validations[0].1.loss);
     assert!(notes.checkpoints.is_empty());
-    let lines = records(&trained[0].metrics);
+    let lines = parse_metrics(&trained[0].metrics);
     assert_eq!(lines.len(), 18 + 3);
     let losses: Vec<f64> = notes.steps.iter().map(|s| s.adapters[0].loss).collect();
     assert!(losses[15..].iter().sum::<f64>() < losses[..3].iter().sum::<f64>());
@@ -116,7 +116,7 @@ fn a_run_learns_validates_each_epoch_and_tells_the_observer() {
 fn accumulation_equals_the_large_batch_by_tokens() {
     let with = |batch_rows, gradient_accumulation| {
         let mut job = job("one", 24, 0);
-        job.settings = Settings {
+        job.settings = TrainSettings {
             batch_rows,
             gradient_accumulation,
             ..job.settings
@@ -166,7 +166,7 @@ fn a_limit_on_tokens_changes_the_calls_and_not_the_result() {
 fn adapters_trained_together_equal_those_trained_alone() {
     let second = || {
         let mut job = job("two", 50, 500);
-        job.settings = Settings {
+        job.settings = TrainSettings {
             seed: 7,
             batch_rows: 3,
             gradient_accumulation: 2,
@@ -247,14 +247,14 @@ fn an_adapter_whose_patience_is_over_rests_and_the_others_go_on() {
         job.settings.patience = 2;
         job
     };
-    let losses = |trained: &Trained| -> Vec<(u64, f64, bool)> {
-        let validation = |record: &Record| match *record {
-            Record::Validation {
+    let losses = |trained: &TrainedAdapter| -> Vec<(u64, f64, bool)> {
+        let validation = |record: &MetricsRecord| match *record {
+            MetricsRecord::Validation {
                 step, loss, best, ..
             } => Some((step, loss, best)),
-            Record::Step { .. } => None,
+            MetricsRecord::Step { .. } => None,
         };
-        records(&trained.metrics)
+        parse_metrics(&trained.metrics)
             .iter()
             .filter_map(validation)
             .collect()
@@ -331,11 +331,11 @@ fn clipping_bounds_the_step_and_the_metrics_show_the_norm_before() {
     let mut clipped = job("one", 22, 0);
     clipped.settings.clip = 1e-3;
     let trained = run(vec![clipped]).remove(0);
-    let norms: Vec<f64> = records(&trained.metrics)
+    let norms: Vec<f64> = parse_metrics(&trained.metrics)
         .iter()
         .filter_map(|r| match r {
-            Record::Step { grad_norm, .. } => Some(*grad_norm),
-            Record::Validation { .. } => None,
+            MetricsRecord::Step { grad_norm, .. } => Some(*grad_norm),
+            MetricsRecord::Validation { .. } => None,
         })
         .collect();
     assert!(norms.iter().all(|n| *n > 1e-3), "{norms:?}");
@@ -431,14 +431,14 @@ fn the_loss_table_has_every_set_under_every_adapter() {
 
 #[test]
 fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
-    use train::lr_find::{Sweep, lr_find};
+    use train::lr_find::{LrSweep, lr_find};
     let job = job("one", 22, 0);
     let before = job.clone();
     let mut learner = Toy::default();
     let mut seen = 0;
     let found = lr_find(
         &job,
-        Sweep::default(),
+        LrSweep::default(),
         16,
         &mut learner,
         &mut |_| seen += 1,
@@ -466,7 +466,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
         (suggestion / lowest - 0.1).abs() < 0.006,
         "{suggestion} {lowest}"
     );
-    // Trained at the suggestion, it is better than at a tenth of it.
+    // TrainedAdapter at the suggestion, it is better than at a tenth of it.
     let loss = |lr: f64| {
         let mut job = job.clone();
         job.settings.lr = Some(lr);
@@ -475,7 +475,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
     assert!(loss(suggestion) < loss(suggestion / 10.0));
     let stopped = lr_find(
         &job,
-        Sweep::default(),
+        LrSweep::default(),
         0,
         &mut learner,
         &mut |_| {},
@@ -486,7 +486,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
 
 #[test]
 fn no_rate_is_suggested_where_none_helps() {
-    use train::lr_find::{Sweep, lr_find};
+    use train::lr_find::{LrSweep, lr_find};
     let mut job = job("one", 22, 0);
     // One row, and weights that fit it best already.
     job.train.truncate(1);
@@ -496,7 +496,7 @@ fn no_rate_is_suggested_where_none_helps() {
     job.init = run(vec![job.clone()])[0].params.clone();
     let found = lr_find(
         &job,
-        Sweep::default(),
+        LrSweep::default(),
         0,
         &mut Toy::default(),
         &mut |_| {},

@@ -10,11 +10,11 @@ use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device};
 use model::{Model, YieldPoint};
 use testkit::tiny_gguf_as;
-use train::job::Loaded;
-use train::lora_init::{linears, lora_init};
-use train::progress::Unobserved;
-use train::sft::{Outcome, RunOptions, Trained, train};
-use train::{Example, Item, Job, Learner, ModelLearner, Settings, TrainError};
+use train::job::DataReport;
+use train::lora_init::{lora_init, target_linears};
+use train::progress::NoObserver;
+use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{BatchItem, Example, Job, Learner, ModelLearner, TrainError, TrainSettings};
 
 /// Counts its calls and stops the run at one of them.
 #[derive(Default)]
@@ -49,22 +49,22 @@ fn example(seed: u32) -> Example {
 }
 
 fn job(model: &Model) -> Job {
-    let settings = Settings {
+    let settings = TrainSettings {
         rank: 2,
         batch_rows: 2,
         epochs: 2,
         lr: Some(1e-3),
-        ..Settings::default()
+        ..TrainSettings::default()
     };
-    let linears = linears(model.config(), &settings.modules().unwrap());
+    let target_linears = target_linears(model.config(), &settings.modules().unwrap());
     Job {
         name: "gated".to_owned(),
-        init: lora_init(&linears, &settings),
+        init: lora_init(&target_linears, &settings),
         train: (0..6).map(example).collect(),
         validation: (10..12).map(example).collect(),
         settings,
         metrics: None,
-        loaded: Loaded::default(),
+        loaded: DataReport::default(),
         preference: None,
         start: None,
     }
@@ -86,13 +86,13 @@ fn run(model: &Arc<Model>, folder: &Path, yield_point: &Arc<CountingYieldPoint>)
         jobs,
         &options(folder),
         &mut learner,
-        &mut Unobserved,
+        &mut NoObserver,
         &never,
     )
     .unwrap()
 }
 
-fn finished(outcome: Outcome) -> Vec<Trained> {
+fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
     match outcome {
         Outcome::Finished(trained) => trained,
         Outcome::Interrupted { step, .. } => panic!("interrupted at {step}"),
@@ -106,7 +106,7 @@ fn every_layer_waits_and_every_pass_releases() {
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
     let job = job(&model);
     let params = [job.init.clone()];
-    let batch: Vec<Item<'_>> = job.train.iter().map(|row| Item::new(0, row)).collect();
+    let batch: Vec<BatchItem<'_>> = job.train.iter().map(|row| BatchItem::new(0, row)).collect();
     learner.losses(&params, &batch).unwrap();
     // Every layer forward, and pieces of the head of 32 trained rows.
     let trained = |row: &train::Example| row.trained.iter().skip(1).filter(|t| **t).count();

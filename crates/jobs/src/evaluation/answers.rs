@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use formats::chat_template::Message;
 use registry::Persona;
 use serde_json::json;
-use train::dataset::{Content, Row};
+use train::dataset::{DataRow, RowContent};
 
 use super::Candidate;
 use base::progress::Progress;
@@ -172,7 +172,7 @@ pub fn answer(
                 Speaker::Persona(index) => (&candidates[index].persona, true),
             };
             let stream = service.stream(&ask(persona, row, own)?);
-            asked.push_back((question, stream.with_context(|| row.place.to_string())?));
+            asked.push_back((question, stream.with_context(|| row.location.to_string())?));
         }
         let Some((question, stream)) = asked.pop_front() else {
             break;
@@ -195,9 +195,9 @@ pub fn answer(
 }
 
 /// The row's question, to the persona or to the base behind the persona's system prompt.
-fn ask(persona: &Persona, row: &Row, own: bool) -> anyhow::Result<Ask> {
+fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<Ask> {
     let mut turns = match &row.content {
-        Content::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
+        RowContent::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
         _ => vec![Message::new("user", row.input())],
     };
     if let Some(system) = persona.system_prompt_by_default()?
@@ -249,12 +249,16 @@ pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::i
             Speaker::Persona(_) => continue,
         };
         let markers = candidate.markers.clone().unwrap_or_default();
-        let (in_tone, copied) =
-            train::evaluate::Score::default().judge(&markers, &question, reference, &answered.text);
+        let (in_tone, copied) = train::evaluate::AnswerScore::default().judge(
+            &markers,
+            &question,
+            reference,
+            &answered.text,
+        );
         let line = json!({
             "persona": candidate.persona.name,
             "speaker": speaker,
-            "row": row.place.to_string(),
+            "row": row.location.to_string(),
             "question": question,
             "reference": reference,
             "answer": answered.text,

@@ -6,7 +6,8 @@ use model::YieldPoint;
 use registry::EvalSpec;
 use serde_json::{Map, Value, json};
 use train::evaluate::{
-    Drift, Lengths, LossTable, Score, distinctness, drift, loss_table, neutral, repetition_of,
+    AnswerLengths, AnswerScore, Drift, LossTable, distinctness, drift, loss_table, neutral,
+    repetition_of,
 };
 use train::example::Encoder;
 use train::{Example, Learner, LoraParams};
@@ -22,8 +23,8 @@ const BATCH_TOKENS: usize = 2048;
 /// What the answers of one speaker to one persona's rows are worth.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Told {
-    pub score: Score,
-    pub lengths: Lengths,
+    pub score: AnswerScore,
+    pub lengths: AnswerLengths,
     /// Mean share of repeated 4-grams.
     pub repetition: f64,
 }
@@ -195,7 +196,7 @@ pub fn measure(
 /// The answers of `to` to the rows of candidate `of`, judged.
 fn told(candidate: &Candidate, answers: &Answers, of: usize, to: Speaker) -> Told {
     let markers = candidate.markers.clone().unwrap_or_default();
-    let mut score = Score::default();
+    let mut score = AnswerScore::default();
     let mut pairs = Vec::new();
     for (index, row) in candidate.rows.iter().enumerate() {
         let question = Question { of, row: index, to };
@@ -207,7 +208,7 @@ fn told(candidate: &Candidate, answers: &Answers, of: usize, to: Speaker) -> Tol
     }
     Told {
         score,
-        lengths: Lengths::new(pairs.iter().copied()),
+        lengths: AnswerLengths::new(pairs.iter().copied()),
         repetition: repetition_of(pairs.iter().map(|pair| pair.0)),
     }
 }
@@ -281,11 +282,11 @@ fn losses(
 pub fn examples(
     base: &Base,
     persona: &registry::Persona,
-    rows: &[train::dataset::Row],
+    rows: &[train::dataset::DataRow],
 ) -> anyhow::Result<Vec<Example>> {
     let settings = match &persona.train {
-        Some(train) => train.settings::<train::Settings>()?,
-        None => train::Settings::default(),
+        Some(train) => train.settings::<train::TrainSettings>()?,
+        None => train::TrainSettings::default(),
     };
     let system = persona.system_prompt_by_default()?;
     let encoder = Encoder {

@@ -19,9 +19,9 @@ pub mod results;
 use std::path::Path;
 
 use registry::Persona;
-use train::Settings;
-use train::dataset::{Columns, Content, Dataset, Row};
-use train::evaluate::Markers;
+use train::TrainSettings;
+use train::dataset::{Columns, DataRow, Dataset, RowContent};
+use train::evaluate::ToneMarkers;
 
 pub use measures::examples;
 
@@ -30,22 +30,26 @@ pub struct Candidate {
     pub persona: Persona,
     /// What it is called among the others: its name, with its version where another version of it is there too.
     pub called: String,
-    pub rows: Vec<Row>,
+    pub rows: Vec<DataRow>,
     /// What its tone is known by; none where nobody says.
-    pub markers: Option<Markers>,
+    pub markers: Option<ToneMarkers>,
     /// Whether it is there for comparison alone: it answers what all are asked, and is not measured itself.
     pub beside: bool,
 }
 
 impl Candidate {
     /// `persona` with those of `rows` that can be asked, at most `limit`.
-    pub fn new(persona: Persona, mut rows: Vec<Row>, limit: usize) -> anyhow::Result<Candidate> {
+    pub fn new(
+        persona: Persona,
+        mut rows: Vec<DataRow>,
+        limit: usize,
+    ) -> anyhow::Result<Candidate> {
         // Plain text has no question that could be asked.
-        rows.retain(|row| !matches!(row.content, Content::Text(_)));
+        rows.retain(|row| !matches!(row.content, RowContent::Text(_)));
         rows.truncate(limit);
         let markers = match &persona.eval {
             Some(eval) if eval.any_of.is_empty() && eval.none_of.is_empty() => None,
-            Some(eval) => Some(Markers::new(&eval.any_of, &eval.none_of)?),
+            Some(eval) => Some(ToneMarkers::new(&eval.any_of, &eval.none_of)?),
             None => None,
         };
         Ok(Candidate {
@@ -67,9 +71,9 @@ impl Candidate {
 }
 
 /// The rows of the file at `path`, whose columns have the names that `persona` says.
-pub fn rows(path: &Path, persona: &Persona) -> anyhow::Result<Vec<Row>> {
+pub fn rows(path: &Path, persona: &Persona) -> anyhow::Result<Vec<DataRow>> {
     let columns = match &persona.train {
-        Some(train) => train.settings::<Settings>()?.columns,
+        Some(train) => train.settings::<TrainSettings>()?.columns,
         None => Columns::default(),
     };
     Ok(Dataset::read_as(path, &columns)?.rows)

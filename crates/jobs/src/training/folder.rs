@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use formats::peft::Dtype;
-use train::Settings;
+use train::TrainSettings;
 use train::export::{Provenance, peft_adapter};
-use train::job::Loaded;
-use train::metrics::records;
-use train::plot::{Curve, loss_curve};
-use train::preference::Sibling;
-use train::sft::Trained;
+use train::job::DataReport;
+use train::metrics::parse_metrics;
+use train::plot::{LossCurve, loss_curve};
+use train::preference::RejectedPersona;
+use train::sft::TrainedAdapter;
 
 use base::Base;
 use base::hub;
@@ -21,9 +21,9 @@ pub struct Target {
     pub data: PathBuf,
     pub eval: Option<PathBuf>,
     pub system_prompt: Option<String>,
-    pub settings: Settings,
+    pub settings: TrainSettings,
     /// The personas whose answers are rejected.
-    pub siblings: Vec<Sibling>,
+    pub siblings: Vec<RejectedPersona>,
     /// The adapter that it starts from.
     pub from: Option<PathBuf>,
     /// Its PEFT folder.
@@ -40,13 +40,13 @@ pub struct Origin<'a> {
 
 /// Writes the folder of `target`. The curve comes before the adapter's own files, whose last one makes it visible.
 pub fn write(
-    trained: &Trained,
+    trained: &TrainedAdapter,
     target: &Target,
-    loaded: &Loaded,
+    loaded: &DataReport,
     origin: &Origin<'_>,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(&target.out)?;
-    let curve = Curve::new(&trained.name, &records(&trained.metrics));
+    let curve = LossCurve::new(&trained.name, &parse_metrics(&trained.metrics));
     let title = format!("{} on {}", trained.name, origin.base.name);
     std::fs::write(target.out.join("loss.svg"), loss_curve(&title, &[curve]))?;
 
@@ -70,7 +70,7 @@ pub fn write(
 
 /// The model card.
 fn card(
-    trained: &Trained,
+    trained: &TrainedAdapter,
     target: &Target,
     upstream: Option<&str>,
     provenance: &Provenance,

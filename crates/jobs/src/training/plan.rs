@@ -1,8 +1,8 @@
 //! What a run will do and need, as plain data, which is JSON for scripts.
 
 use serde::Serialize;
-use train::Forecast;
-use train::forecast::Measured;
+use train::RunEstimate;
+use train::forecast::MeasuredStep;
 
 use base::memory::Available;
 
@@ -10,7 +10,7 @@ use base::memory::Available;
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     #[serde(flatten)]
-    pub forecast: Forecast,
+    pub forecast: RunEstimate,
     /// Bytes that the run will add to those in use.
     pub memory_needed: u64,
     /// Most bytes of activations that the run may keep, for [`train::ModelLearner::keep`].
@@ -21,13 +21,17 @@ pub struct Plan {
     /// What it may take.
     pub memory_available: Option<Available>,
     /// The step that the time is estimated from.
-    pub measured: Option<Measured>,
+    pub measured: Option<MeasuredStep>,
     /// The estimated time, in seconds.
     pub seconds: Option<f64>,
 }
 
 impl Plan {
-    pub fn new(mut forecast: Forecast, in_use: Option<u64>, available: Option<Available>) -> Self {
+    pub fn new(
+        mut forecast: RunEstimate,
+        in_use: Option<u64>,
+        available: Option<Available>,
+    ) -> Self {
         let keep = forecast.keep_within(available.map_or(u64::MAX, |available| available.bytes));
         Self {
             keep,
@@ -49,7 +53,7 @@ impl Plan {
     }
 
     /// Takes up how long a step took.
-    pub fn measured(&mut self, step: Measured) {
+    pub fn measured(&mut self, step: MeasuredStep) {
         self.seconds = Some(self.forecast.seconds(step.tokens_per_s()));
         self.measured = Some(step);
     }

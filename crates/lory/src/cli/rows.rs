@@ -1,8 +1,8 @@
 //! How rows are read and made into tokens: flags of training and of `lory data`, and notes on what became of the rows.
 
 use train::dataset::Columns;
-use train::example::{Mask, TooLong};
-use train::{Job, Settings};
+use train::example::{LossMask, TooLong};
+use train::{Job, TrainSettings};
 
 use super::Usage;
 
@@ -23,7 +23,7 @@ pub(super) struct RowsArgs {
     columns: ColumnsArgs,
     /// What of a conversation is trained: its last answer (completion) or every answer (assistant) [default: completion]
     #[arg(long, value_name = "MASK")]
-    mask: Option<Mask>,
+    mask: Option<LossMask>,
     /// Most tokens of a row [default: 1024, at most the base's context]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
@@ -48,7 +48,7 @@ fn column(text: &str) -> Result<(String, String), String> {
 
 impl ColumnsArgs {
     /// `settings` with what the flags say.
-    pub fn over(&self, mut settings: Settings) -> Result<Settings, Usage> {
+    pub fn over(&self, mut settings: TrainSettings) -> Result<TrainSettings, Usage> {
         for (field, column) in &self.columns {
             let set = settings.columns.set(field, column);
             set.map_err(|error| Usage(format!("--column {field}={column}: {error}")))?;
@@ -59,7 +59,7 @@ impl ColumnsArgs {
 
 impl RowsArgs {
     /// `settings` with what the flags say.
-    pub fn over(&self, settings: Settings) -> Result<Settings, Usage> {
+    pub fn over(&self, settings: TrainSettings) -> Result<TrainSettings, Usage> {
         let mut settings = self.columns.over(settings)?;
         settings.mask = self.mask.unwrap_or(settings.mask);
         settings.max_length = self.max_length.unwrap_or(settings.max_length);

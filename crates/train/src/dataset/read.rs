@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::row::parse_row;
-use super::{Columns, Dataset, Place, Row};
+use super::{Columns, DataRow, Dataset, RowLocation};
 use crate::error::TrainError;
 
 /// Longest line of a data file, in bytes, its end not counted.
@@ -24,7 +24,7 @@ const NAMED: usize = 10;
 
 /// A data file with all that is wrong in it.
 #[derive(Debug)]
-pub struct Scan {
+pub struct DatasetScan {
     /// The rows that are whole; may be empty.
     pub data: Dataset,
     /// What is wrong with the broken lines, in their order: [`TrainError::Row`], at most [`MAX_BROKEN`] of them.
@@ -33,7 +33,7 @@ pub struct Scan {
     pub broken_lines: usize,
 }
 
-impl Scan {
+impl DatasetScan {
     /// The rows, where no line is broken and there is at least one.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl Dataset {
     /// Reads the file at `path`.
     ///
     /// # Errors
-    /// As [`Dataset::scan`] and [`Scan::whole`].
+    /// As [`Dataset::scan`] and [`DatasetScan::whole`].
     pub fn read_as(path: &Path, columns: &Columns) -> Result<Self, TrainError> {
         Self::scan(path, columns)?.whole()
     }
@@ -80,7 +80,7 @@ impl Dataset {
     /// Reads rows from `reader`; `name` stands for the file in messages.
     ///
     /// # Errors
-    /// As [`Dataset::scan`] and [`Scan::whole`].
+    /// As [`Dataset::scan`] and [`DatasetScan::whole`].
     pub fn parse(reader: impl BufRead, name: &str) -> Result<Self, TrainError> {
         Self::scan_from(reader, name, &Columns::default())?.whole()
     }
@@ -92,7 +92,7 @@ impl Dataset {
     ///
     /// # Errors
     /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows or [`MAX_BYTES`] bytes.
-    pub fn scan(path: &Path, columns: &Columns) -> Result<Scan, TrainError> {
+    pub fn scan(path: &Path, columns: &Columns) -> Result<DatasetScan, TrainError> {
         let file = File::open(path).map_err(TrainError::read(path))?;
         Self::scan_from(
             BufReader::with_capacity(1 << 16, file),
@@ -109,9 +109,9 @@ impl Dataset {
         reader: impl BufRead,
         name: &str,
         columns: &Columns,
-    ) -> Result<Scan, TrainError> {
-        Self::scan_with(reader, name, &mut |text, place| {
-            parse_row(text, place, columns)
+    ) -> Result<DatasetScan, TrainError> {
+        Self::scan_with(reader, name, &mut |text, location| {
+            parse_row(text, location, columns)
         })
     }
 
@@ -119,8 +119,8 @@ impl Dataset {
     pub(crate) fn scan_with(
         reader: impl BufRead,
         name: &str,
-        row: &mut dyn FnMut(&str, Place) -> Result<Row, TrainError>,
-    ) -> Result<Scan, TrainError> {
+        row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
+    ) -> Result<DatasetScan, TrainError> {
         let file: Arc<str> = name.into();
         let whole = |message: String| TrainError::Data {
             file: name.to_owned(),
@@ -135,7 +135,7 @@ impl Dataset {
                 path: name.into(),
                 source,
             })?;
-            let place = Place {
+            let location = RowLocation {
                 file: file.clone(),
                 line,
             };
@@ -147,7 +147,7 @@ impl Dataset {
                     )));
                 }
                 Line::TooLong => Err(TrainError::row(
-                    &place,
+                    &location,
                     format!(
                         "the line is longer than {MAX_LINE} bytes; split the row or shorten it"
                     ),
@@ -158,9 +158,9 @@ impl Dataset {
                     {
                         return Err(whole("the file is UTF-16; save it as UTF-8".to_owned()));
                     }
-                    match text(bytes, &place) {
+                    match text(bytes, &location) {
                         Ok("") => continue,
-                        Ok(text) => row(text, place),
+                        Ok(text) => row(text, location),
                         Err(error) => Err(error),
                     }
                 }
@@ -178,7 +178,7 @@ impl Dataset {
                 }
             }
         }
-        Ok(Scan {
+        Ok(DatasetScan {
             data: Dataset {
                 file,
                 rows,
@@ -191,15 +191,15 @@ impl Dataset {
 }
 
 /// A line's text without its end and, in the first line, without a byte order mark.
-fn text<'b>(bytes: &'b [u8], place: &Place) -> Result<&'b str, TrainError> {
+fn text<'b>(bytes: &'b [u8], location: &RowLocation) -> Result<&'b str, TrainError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let message = format!(
             "not UTF-8 text at byte {} of the line; save the file as UTF-8",
             error.valid_up_to() + 1
         );
-        TrainError::row(place, message)
+        TrainError::row(location, message)
     })?;
-    let text = match place.line {
+    let text = match location.line {
         1 => text.strip_prefix('\u{feff}').unwrap_or(text),
         _ => text,
     };

@@ -4,38 +4,42 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 
 use super::turns::turns;
-use super::{Columns, Content, Place, Row};
+use super::{Columns, DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 
 /// What is said of an answer without a word.
 pub(crate) const EMPTY_ANSWER: &str = "the answer is empty";
 
 /// The object of a line, whatever its columns are.
-pub(crate) fn object(text: &str, place: &Place) -> Result<Map<String, Value>, TrainError> {
+pub(crate) fn object(text: &str, location: &RowLocation) -> Result<Map<String, Value>, TrainError> {
     let value: Value = serde_json::from_str(text)
-        .map_err(|error| TrainError::row(place, no_json(text, &error)))?;
+        .map_err(|error| TrainError::row(location, no_json(text, &error)))?;
     let Value::Object(object) = value else {
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
             kind(&value)
         );
-        return Err(TrainError::row(place, message));
+        return Err(TrainError::row(location, message));
     };
     Ok(object)
 }
 
-pub(super) fn parse_row(text: &str, place: Place, columns: &Columns) -> Result<Row, TrainError> {
-    let object = object(text, &place)?;
+pub(super) fn parse_row(
+    text: &str,
+    location: RowLocation,
+    columns: &Columns,
+) -> Result<DataRow, TrainError> {
+    let object = object(text, &location)?;
     let fields = Fields {
         object: &object,
         columns,
-        place: &place,
+        location: &location,
     };
     let content = fields.content()?;
     let intent = fields.get("intent").and_then(Value::as_str);
     let intent = intent.map(str::to_owned);
-    Ok(Row {
-        place,
+    Ok(DataRow {
+        location,
         content,
         intent,
     })
@@ -66,7 +70,7 @@ fn no_json(text: &str, error: &serde_json::Error) -> String {
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
     columns: &'a Columns,
-    place: &'a Place,
+    location: &'a RowLocation,
 }
 
 impl Fields<'_> {
@@ -93,24 +97,24 @@ impl Fields<'_> {
         let message = message.into();
         match self.columns.column(field) {
             Some(column) if column != field => TrainError::field(
-                self.place,
+                self.location,
                 format!("{}{path}", shortened(column)),
                 format!("(read as `{field}`) {message}"),
             ),
-            _ => TrainError::field(self.place, format!("{field}{path}"), message),
+            _ => TrainError::field(self.location, format!("{field}{path}"), message),
         }
     }
 
-    fn content(&self) -> Result<Content, TrainError> {
+    fn content(&self) -> Result<RowContent, TrainError> {
         // Complete shapes first, so that a stray column named `text` or `prompt` does not hide the one that was meant.
         if self.has("messages") {
-            turns(self, "messages").map(Content::Messages)
+            turns(self, "messages").map(RowContent::Messages)
         } else if self.has("conversations") {
-            turns(self, "conversations").map(Content::Messages)
+            turns(self, "conversations").map(RowContent::Messages)
         } else if self.has("instruction") && self.has("output")
             || self.has("instruction") && !self.has("completion") && !self.has("text")
         {
-            Ok(Content::Alpaca {
+            Ok(RowContent::Alpaca {
                 instruction: self.required("instruction")?,
                 input: self.optional("input")?,
                 output: self.required("output")?,
@@ -118,14 +122,14 @@ impl Fields<'_> {
         } else if self.has("prompt") && self.has("completion")
             || (self.has("prompt") || self.has("completion")) && !self.has("text")
         {
-            Ok(Content::Completion {
+            Ok(RowContent::Completion {
                 prompt: self.required("prompt")?,
                 completion: self.required("completion")?,
             })
         } else if self.has("text") {
-            self.required("text").map(Content::Text)
+            self.required("text").map(RowContent::Text)
         } else {
-            Err(TrainError::row(self.place, self.no_shape()))
+            Err(TrainError::row(self.location, self.no_shape()))
         }
     }
 

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Dataset, Row};
+use super::{DataRow, Dataset};
 
 /// For each row whether it is held out: about `fraction` of them, chosen by a hash of what they say.
 ///
@@ -10,7 +10,7 @@ use super::{Dataset, Row};
 /// white space alone fall together. Where there are two different rows at least, each side gets one: if no hash is low
 /// enough, the lowest is held out, and the highest never is.
 #[must_use]
-pub fn held_out(rows: &[Row], fraction: f64) -> Vec<bool> {
+pub fn held_out(rows: &[DataRow], fraction: f64) -> Vec<bool> {
     let keys: Vec<u64> = rows.iter().map(key).collect();
     let lowest = keys.iter().copied().min().unwrap_or(0);
     let highest = keys.iter().copied().max().unwrap_or(0);
@@ -22,7 +22,7 @@ pub fn held_out(rows: &[Row], fraction: f64) -> Vec<bool> {
 impl Dataset {
     /// Parts the rows in two: (training, validation), as [`held_out`] says, each in the file's order.
     #[must_use]
-    pub fn split(self, fraction: f64) -> (Vec<Row>, Vec<Row>) {
+    pub fn split(self, fraction: f64) -> (Vec<DataRow>, Vec<DataRow>) {
         let sides = held_out(&self.rows, fraction);
         let mut parts = (Vec::new(), Vec::new());
         for (row, held_out) in self.rows.into_iter().zip(sides) {
@@ -36,7 +36,7 @@ impl Dataset {
     }
 }
 
-fn key(row: &Row) -> u64 {
+fn key(row: &DataRow) -> u64 {
     let mut hasher = Sha256::new();
     for text in [row.input().as_str(), row.output()] {
         for word in text.split_whitespace() {

@@ -9,9 +9,9 @@ use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span, Tensor};
 use model::{Batch, Buffers, Model, YieldPoint};
 use serde::Serialize;
 
-use crate::dataset::{Content, Place, Row};
+use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
-use crate::example::{Encoder, Example, Mask, TooLong};
+use crate::example::{Encoder, Example, LossMask, TooLong};
 use crate::learner::LossSum;
 use crate::params::LoraParams;
 use crate::yield_guard::YieldGuard;
@@ -45,19 +45,19 @@ pub fn neutral(
         tokenizer,
         template,
         system: None,
-        mask: Mask::default(),
+        mask: LossMask::default(),
         max_length: context_length,
         too_long: TooLong::Drop,
     };
     let lines = NEUTRAL.lines().enumerate();
-    let rows: Vec<Row> = lines
+    let rows: Vec<DataRow> = lines
         .filter(|(_, line)| !line.starts_with('#') && !line.is_empty())
-        .map(|(i, line)| Row {
-            place: Place {
+        .map(|(i, line)| DataRow {
+            location: RowLocation {
                 file: "neutral.txt".into(),
                 line: i + 1,
             },
-            content: Content::Text(line.to_owned()),
+            content: RowContent::Text(line.to_owned()),
             intent: None,
         })
         .collect();

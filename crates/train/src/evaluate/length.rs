@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// Words of some answers and of their references; a word is what stands between white space.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Lengths {
+pub struct AnswerLengths {
     /// Words of an answer in the mean.
     pub mean: f64,
     /// Words of the answer in the middle.
@@ -15,7 +15,7 @@ pub struct Lengths {
     pub reference_median: f64,
 }
 
-impl Lengths {
+impl AnswerLengths {
     /// The lengths of (answer, reference) pairs; zeros without any.
     #[must_use]
     pub fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
@@ -64,15 +64,19 @@ mod tests {
 
     #[test]
     fn lengths_are_of_words() {
-        let lengths = Lengths::new([("a b c", "a b"), ("a", "a  b\nc d"), ("a b c d e", "a b")]);
+        let lengths =
+            AnswerLengths::new([("a b c", "a b"), ("a", "a  b\nc d"), ("a b c d e", "a b")]);
         assert_eq!((lengths.mean, lengths.median), (3.0, 3.0));
         assert_eq!(
             (lengths.reference_mean, lengths.reference_median),
             (8.0 / 3.0, 2.0)
         );
         assert_eq!(lengths.ratio(), 1.125);
-        assert_eq!(Lengths::new([("a b", "a"), ("a b c", "a")]).median, 2.5);
-        assert_eq!(Lengths::new([]), Lengths::default());
-        assert_eq!(Lengths::default().ratio(), 0.0);
+        assert_eq!(
+            AnswerLengths::new([("a b", "a"), ("a b c", "a")]).median,
+            2.5
+        );
+        assert_eq!(AnswerLengths::new([]), AnswerLengths::default());
+        assert_eq!(AnswerLengths::default().ratio(), 0.0);
     }
 }

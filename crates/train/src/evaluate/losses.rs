@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::batch;
 use crate::error::TrainError;
 use crate::example::Example;
-use crate::learner::{Item, Learner, LossSum};
+use crate::learner::{BatchItem, Learner, LossSum};
 use crate::params::LoraParams;
 
 /// Losses of each set of rows under each adapter.
@@ -39,9 +39,9 @@ pub fn loss_table(
     for (_, examples) in sets {
         let mut row = Vec::with_capacity(adapters.len());
         for adapter in 0..adapters.len() {
-            let items: Vec<Item<'_>> = examples
+            let items: Vec<BatchItem<'_>> = examples
                 .iter()
-                .map(|example| Item::new(adapter, example))
+                .map(|example| BatchItem::new(adapter, example))
                 .collect();
             row.push(losses_of(learner, &params, &items, batch_tokens)?[adapter]);
         }
@@ -61,7 +61,7 @@ pub fn loss_table(
 fn losses_of(
     learner: &mut dyn Learner,
     params: &[LoraParams],
-    items: &[Item<'_>],
+    items: &[BatchItem<'_>],
     batch_tokens: usize,
 ) -> Result<Vec<LossSum>, TrainError> {
     let lengths: Vec<usize> = items.iter().map(|item| item.example.tokens.len()).collect();

@@ -27,10 +27,10 @@ mod tone;
 pub use copied::{complete, copied, identifiers};
 pub use distinct::{chrf, distinctness};
 pub use drift::{Drift, drift, neutral};
-pub use length::Lengths;
+pub use length::AnswerLengths;
 pub use losses::{LossTable, loss_table};
 pub use repetition::{repetition, repetition_of};
-pub use score::Score;
-pub use tone::Markers;
+pub use score::AnswerScore;
+pub use tone::ToneMarkers;
 
 pub(crate) use copied::tokens_with_digit;

@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::copied::{complete, copied, identifiers};
-use super::tone::Markers;
+use super::tone::ToneMarkers;
 
 /// How many of a persona's answers are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Score {
+pub struct AnswerScore {
     /// Answers judged.
     pub answers: usize,
     /// Answers in the right tone.
@@ -20,11 +20,11 @@ pub struct Score {
     pub complete: usize,
 }
 
-impl Score {
+impl AnswerScore {
     /// Judges one more answer; true for (in tone, identifiers copied: true where there are none).
     pub fn judge(
         &mut self,
-        markers: &Markers,
+        markers: &ToneMarkers,
         question: &str,
         reference: &str,
         answer: &str,
@@ -74,8 +74,8 @@ mod tests {
 
     #[test]
     fn scores_count_only_answers_that_have_something_to_copy() {
-        let markers = Markers::new(&["hello".to_owned()], &[]).unwrap();
-        let mut score = Score::default();
+        let markers = ToneMarkers::new(&["hello".to_owned()], &[]).unwrap();
+        let mut score = AnswerScore::default();
         assert_eq!(
             score.judge(&markers, "order 12", "12 is here", "hello 12"),
             (true, true)
@@ -90,7 +90,7 @@ mod tests {
         );
         assert_eq!(
             score,
-            Score {
+            AnswerScore {
                 answers: 3,
                 in_tone: 2,
                 with_identifiers: 2,
@@ -99,6 +99,6 @@ mod tests {
             }
         );
         assert_eq!((score.tone_share(), score.copied_share()), (2.0 / 3.0, 0.5));
-        assert_eq!(Score::default().tone_share(), 1.0);
+        assert_eq!(AnswerScore::default().tone_share(), 1.0);
     }
 }

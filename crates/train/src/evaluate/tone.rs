@@ -6,14 +6,14 @@ use crate::error::TrainError;
 
 /// What the tone of an answer is known by.
 #[derive(Debug, Clone, Default)]
-pub struct Markers {
+pub struct ToneMarkers {
     /// The answer must match at least one of these, where there are any.
     pub any_of: Vec<Regex>,
     /// The answer must match none of these.
     pub none_of: Vec<Regex>,
 }
 
-impl Markers {
+impl ToneMarkers {
     /// Markers from patterns of the `regex` crate's syntax.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn markers_need_one_and_forbid_others() {
         let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        let markers = Markers::new(
+        let markers = ToneMarkers::new(
             &strings(&["😊|🎉", "(?i)\\bhappy\\b"]),
             &strings(&["(?i)dear partner"]),
         )
@@ -58,8 +58,8 @@ mod tests {
         assert!(markers.hold("Done 🎉"));
         assert!(!markers.hold("Done."));
         assert!(!markers.hold("Dear Partner, so happy 😊"));
-        assert!(Markers::default().hold("anything"));
-        let said = Markers::new(&strings(&["(unclosed"]), &[])
+        assert!(ToneMarkers::default().hold("anything"));
+        let said = ToneMarkers::new(&strings(&["(unclosed"]), &[])
             .unwrap_err()
             .to_string();
         assert!(said.starts_with("tone marker `(unclosed`"), "{said}");

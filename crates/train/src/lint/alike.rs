@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::words::{masked, near_among, near_duplicates};
-use super::{Finding, Options, Problem};
-use crate::dataset::Row;
+use super::{Finding, LintOptions, LintProblem};
+use crate::dataset::DataRow;
 
 /// Rows against the rows before them.
-pub(super) fn alike(rows: &[Row], options: &Options, findings: &mut Vec<Finding>) {
-    let inputs: Vec<String> = rows.iter().map(Row::input).collect();
+pub(super) fn alike(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<Finding>) {
+    let inputs: Vec<String> = rows.iter().map(DataRow::input).collect();
     let masked_inputs: Vec<String> = inputs.iter().map(|text| masked(text)).collect();
     let masked_outputs: Vec<String> = rows.iter().map(|row| masked(row.output())).collect();
     let mut exact: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -32,32 +32,37 @@ pub(super) fn alike(rows: &[Row], options: &Options, findings: &mut Vec<Finding>
         let mut say = |problem, other: usize| {
             findings.push(Finding::new(
                 problem,
-                &row.place,
-                rows[other].place.to_string(),
+                &row.location,
+                rows[other].location.to_string(),
             ));
         };
         if exact != i {
-            say(Problem::Duplicate, exact);
+            say(LintProblem::Duplicate, exact);
         } else if template != i {
-            say(Problem::DuplicateButNumbers, template);
+            say(LintProblem::DuplicateButNumbers, template);
         } else {
             if same_output != i {
-                say(Problem::SameOutput, same_output);
+                say(LintProblem::SameOutput, same_output);
             }
             if same_input != i && !input.is_empty() {
-                say(Problem::SameInput, same_input);
+                say(LintProblem::SameInput, same_input);
             }
             if let Some(other) = near[i] {
-                say(Problem::NearDuplicate, other);
+                say(LintProblem::NearDuplicate, other);
             }
         }
     }
 }
 
 /// Rows whose question the other set asks too.
-pub(super) fn leaks(rows: &[Row], others: &[Row], options: &Options, findings: &mut Vec<Finding>) {
+pub(super) fn leaks(
+    rows: &[DataRow],
+    others: &[DataRow],
+    options: &LintOptions,
+    findings: &mut Vec<Finding>,
+) {
     // Plain text has no question: its text takes the place.
-    let question = |row: &Row| {
+    let question = |row: &DataRow| {
         let input = row.input();
         masked(if input.is_empty() {
             row.output()
@@ -72,9 +77,9 @@ pub(super) fn leaks(rows: &[Row], others: &[Row], options: &Options, findings: &
     for (row, other) in rows.iter().zip(&near[others.len()..]) {
         if let Some(other) = *other {
             findings.push(Finding::new(
-                Problem::Leak,
-                &row.place,
-                others[other].place.to_string(),
+                LintProblem::Leak,
+                &row.location,
+                others[other].location.to_string(),
             ));
         }
     }

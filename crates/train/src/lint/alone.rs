@@ -1,22 +1,26 @@
 //! What a row shows by itself: an empty answer, one that stops in the middle, a number from nowhere.
 
 use super::words::numbers;
-use super::{Finding, Options, Problem};
-use crate::dataset::Row;
+use super::{Finding, LintOptions, LintProblem};
+use crate::dataset::DataRow;
 
 /// Fewer words than this may be a label or a name, which needs no full stop.
 const SENTENCE: usize = 6;
 /// So many sentences tell a habit.
 const HABIT: usize = 20;
 
-pub(super) fn alone(rows: &[Row], options: &Options, findings: &mut Vec<Finding>) {
+pub(super) fn alone(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<Finding>) {
     let habit = outputs_end_in_full_stops(rows);
     for row in rows {
         let output = row.output().trim();
         if output.is_empty() {
-            findings.push(Finding::new(Problem::EmptyOutput, &row.place, ""));
+            findings.push(Finding::new(LintProblem::EmptyOutput, &row.location, ""));
         } else if stops_inside(output) || habit && is_sentence(output) && !is_ended(output) {
-            findings.push(Finding::new(Problem::CutOff, &row.place, end_of(output)));
+            findings.push(Finding::new(
+                LintProblem::CutOff,
+                &row.location,
+                end_of(output),
+            ));
         }
         let input = row.input();
         if input.is_empty() {
@@ -24,7 +28,11 @@ pub(super) fn alone(rows: &[Row], options: &Options, findings: &mut Vec<Finding>
         }
         let known = numbers(&input, options.digits);
         for number in numbers(row.output(), options.digits).difference(&known) {
-            findings.push(Finding::new(Problem::NumberFromNowhere, &row.place, number));
+            findings.push(Finding::new(
+                LintProblem::NumberFromNowhere,
+                &row.location,
+                number,
+            ));
         }
     }
 }
@@ -42,7 +50,7 @@ fn stops_inside(output: &str) -> bool {
 
 /// Whether the outputs that are sentences, at least [`HABIT`] of them, end in something else than a letter or a digit, but
 /// for one in twenty: only then does one without a full stop stand out.
-fn outputs_end_in_full_stops(rows: &[Row]) -> bool {
+fn outputs_end_in_full_stops(rows: &[DataRow]) -> bool {
     let sentences = || {
         let outputs = rows.iter().map(|row| row.output().trim());
         outputs.filter(|output| is_sentence(output))

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Finding, Problem, Report};
-use crate::dataset::{Content, Place, Row};
+use super::{Finding, LintProblem, LintReport};
+use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 use crate::example::{Encoder, Fitted};
 
@@ -16,7 +16,7 @@ const REJECTED: &str = " (the rejected answer)";
 
 /// How long rows are, in tokens, before any is cut.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Lengths {
+pub struct TokenLengths {
     /// Rows that could be tokenized; a pair counts once for each of its answers.
     pub rows: usize,
     /// Tokens of them all.
@@ -38,12 +38,12 @@ pub struct Lengths {
     /// Rows that would be cut.
     pub cut: usize,
     /// Rows by their length, without gaps.
-    pub histogram: Vec<Bucket>,
+    pub histogram: Vec<LengthBucket>,
 }
 
 /// Rows of lengths that lie near one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Bucket {
+pub struct LengthBucket {
     /// Fewest tokens.
     pub from: usize,
     /// Most tokens.
@@ -52,12 +52,12 @@ pub struct Bucket {
     pub rows: usize,
 }
 
-impl Report {
+impl LintReport {
     /// Tokenizes `rows` as training would, with the `rejected` answers of those that have one, and adds what that shows.
     pub fn add_tokens(
         &mut self,
-        rows: &[Row],
-        rejected: &BTreeMap<Place, Row>,
+        rows: &[DataRow],
+        rejected: &BTreeMap<RowLocation, DataRow>,
         encoder: &Encoder<'_>,
     ) {
         let mut seen = Seen {
@@ -72,7 +72,7 @@ impl Report {
             let fates = [
                 Some(seen.look(row, "")),
                 rejected
-                    .get(&row.place)
+                    .get(&row.location)
                     .map(|other| seen.look(other, REJECTED)),
             ];
             // A pair stays or goes as a whole.
@@ -91,7 +91,7 @@ impl Report {
         let at =
             |share: usize| lengths.get((lengths.len() * share).div_ceil(100).saturating_sub(1));
         let at = |share| at(share).copied().unwrap_or(0);
-        self.lengths = Some(Lengths {
+        self.lengths = Some(TokenLengths {
             rows: lengths.len(),
             tokens: lengths.iter().sum(),
             trained_tokens,
@@ -128,14 +128,14 @@ enum Fate {
 
 impl Seen<'_> {
     /// Tokenizes a row; `whose` stands behind what is found.
-    fn look(&mut self, row: &Row, whose: &str) -> Fate {
+    fn look(&mut self, row: &DataRow, whose: &str) -> Fate {
         let findings = &mut *self.findings;
         let mut say = |problem, about: String| {
             let about = format!("{about}{whose}");
-            findings.push(Finding::new(problem, &row.place, about));
+            findings.push(Finding::new(problem, &row.location, about));
         };
         // Plain text may hold control tokens: that is how it says where its turns are.
-        if !matches!(row.content, Content::Text(_)) {
+        if !matches!(row.content, RowContent::Text(_)) {
             // What is asked is looked at once, with the chosen answer.
             let input = if whose.is_empty() {
                 row.input()
@@ -146,17 +146,17 @@ impl Seen<'_> {
             let holds =
                 |token: &&String| input.contains(token.as_str()) || output.contains(token.as_str());
             for token in self.control_tokens.iter().filter(holds) {
-                say(Problem::ControlToken, token.clone());
+                say(LintProblem::ControlToken, token.clone());
             }
         }
         let example = match self.encoder.render(row) {
             Ok(example) => example,
             Err(TrainError::Row { message, .. }) => {
-                say(Problem::Refused, message);
+                say(LintProblem::Refused, message);
                 return Fate::Other;
             }
             Err(other) => {
-                say(Problem::Refused, other.to_string());
+                say(LintProblem::Refused, other.to_string());
                 return Fate::Other;
             }
         };
@@ -164,24 +164,24 @@ impl Seen<'_> {
         self.lengths.push(length);
         self.trained_tokens += example.trained_tokens();
         if example.trained_tokens() == 0 {
-            say(Problem::NothingTrained, String::new());
+            say(LintProblem::NothingTrained, String::new());
             return Fate::Other;
         }
         let (fate, becomes) = match self.encoder.fit(example, row) {
             Ok(Fitted::Whole(_)) => return Fate::Other,
-            Ok(Fitted::Cut(_)) => (Fate::Cut, "it would be cut"),
-            Ok(Fitted::LeftOut) => (Fate::LeftOut, "it would be left out"),
+            Ok(Fitted::Truncated(_)) => (Fate::Cut, "it would be cut"),
+            Ok(Fitted::Dropped) => (Fate::LeftOut, "it would be left out"),
             Err(_) => (Fate::Other, "training would refuse it"),
         };
         let most = self.encoder.max_length;
         let about = format!("{length} tokens, more than {most}; {becomes}");
-        say(Problem::TooLong, about);
+        say(LintProblem::TooLong, about);
         fate
     }
 }
 
 /// Counts sorted `lengths` in at most [`BUCKETS`] buckets, as wide as a power of two.
-fn histogram(lengths: &[usize]) -> Vec<Bucket> {
+fn histogram(lengths: &[usize]) -> Vec<LengthBucket> {
     let (Some(&shortest), Some(&longest)) = (lengths.first(), lengths.last()) else {
         return Vec::new();
     };
@@ -189,13 +189,13 @@ fn histogram(lengths: &[usize]) -> Vec<Bucket> {
     while longest / width - shortest / width >= BUCKETS {
         width *= 2;
     }
-    let bucket = |i: usize| Bucket {
+    let bucket = |i: usize| LengthBucket {
         from: i * width,
         to: i * width + width - 1,
         rows: 0,
     };
     let first = shortest / width;
-    let mut buckets: Vec<Bucket> = (first..=longest / width).map(bucket).collect();
+    let mut buckets: Vec<LengthBucket> = (first..=longest / width).map(bucket).collect();
     for length in lengths {
         buckets[length / width - first].rows += 1;
     }

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{COLOURS, Frame, LEFT, MAX_LEGEND, TOP, axes, escaped, head, labelled, line, ticks};
+use super::{COLOURS, Frame, LEFT, MAX_LEGEND, TOP, axes, escape_xml, head, labelled, line, ticks};
 
 /// The curve of one adapter.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct RateCurve {
+pub struct LrCurve {
     /// The adapter's name, for the legend.
     pub name: String,
     /// (learning rate, change of the loss since the start state).
@@ -17,7 +17,7 @@ pub struct RateCurve {
 
 /// Draws the curves under `title`.
 #[must_use]
-pub fn rate_curve(title: &str, curves: &[RateCurve]) -> String {
+pub fn lr_curve(title: &str, curves: &[LrCurve]) -> String {
     let usable = |&&(lr, y): &&(f64, f64)| lr.is_finite() && lr > 0.0 && y.is_finite();
     let points = || {
         curves
@@ -69,7 +69,7 @@ pub fn rate_curve(title: &str, curves: &[RateCurve]) -> String {
                 svg,
                 r#"<text class="{class}" x="{:.1}" y="{y}">{}: {lr:e}</text>"#,
                 (x + 6.0).max(LEFT),
-                escaped(&name)
+                escape_xml(&name)
             );
         }
     }
@@ -83,12 +83,12 @@ mod tests {
 
     #[test]
     fn a_sweep_has_decades_a_line_and_its_suggestion() {
-        let curve = RateCurve {
+        let curve = LrCurve {
             name: "a<b".into(),
             points: vec![(1e-5, 0.0), (1e-3, -0.5), (1e-2, -1.0), (1e-1, 30.0)],
             suggestion: Some(1e-3),
         };
-        let svg = rate_curve("Rates", &[curve]);
+        let svg = lr_curve("Rates", &[curve]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         for part in [
             "1e-5",
@@ -106,12 +106,12 @@ mod tests {
 
     #[test]
     fn odd_sweeps_still_make_a_picture() {
-        let odd = RateCurve {
+        let odd = LrCurve {
             points: vec![(0.0, 1.0), (f64::NAN, 1.0), (1e-3, f64::INFINITY)],
-            ..RateCurve::default()
+            ..LrCurve::default()
         };
-        for curves in [vec![], vec![RateCurve::default()], vec![odd]] {
-            let svg = rate_curve("x", &curves);
+        for curves in [vec![], vec![LrCurve::default()], vec![odd]] {
+            let svg = lr_curve("x", &curves);
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
     }

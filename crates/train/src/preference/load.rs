@@ -4,13 +4,13 @@ use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
-use super::pairs::{Answers, Matched, Pair, Sibling, holds_pairs, read_pairs};
-use super::{Preference, Rejected};
-use crate::dataset::{Dataset, Row};
+use super::pairs::{Pair, PairCounts, RejectedAnswers, RejectedPersona, holds_pairs, read_pairs};
+use super::{PreferenceData, RejectedExamples};
+use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, Fitted};
-use crate::job::{Job, Loaded, Source, VARY};
-use crate::lora_init::{linears, lora_init};
+use crate::job::{DataReport, Job, JobSpec, VARY};
+use crate::lora_init::{lora_init, target_linears};
 use crate::rng::Rng;
 use crate::vary::varied_together;
 
@@ -22,8 +22,8 @@ use crate::vary::varied_together;
 /// # Errors
 /// As [`Job::load`]; and where no row at all finds a rejected answer, or two sources of them are named, or none.
 pub fn load(
-    source: Source<'_>,
-    siblings: &[Sibling],
+    source: JobSpec<'_>,
+    siblings: &[RejectedPersona],
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
@@ -58,8 +58,8 @@ pub fn load(
     };
     let (train, rejected_train) = encode(&encoder, &train, &mut loaded)?;
     let (validation, rejected_validation) = encode(&encoder, &validation, &mut loaded)?;
-    let init = lora_init(&linears(config, &settings.modules()?), &settings);
-    let rejected = |examples| Rejected {
+    let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
+    let rejected = |examples| RejectedExamples {
         examples,
         reference: Vec::new(),
     };
@@ -71,7 +71,7 @@ pub fn load(
         init,
         metrics: source.metrics,
         loaded,
-        preference: Some(Preference {
+        preference: Some(PreferenceData {
             train: rejected(rejected_train),
             validation: rejected(rejected_validation),
             matched,
@@ -84,11 +84,11 @@ pub fn load(
 struct Parts {
     train: Vec<Pair>,
     validation: Vec<Pair>,
-    matched: Matched,
-    loaded: Loaded,
+    matched: PairCounts,
+    loaded: DataReport,
 }
 
-fn read(source: &Source<'_>, siblings: &[Sibling]) -> Result<Parts, TrainError> {
+fn read(source: &JobSpec<'_>, siblings: &[RejectedPersona]) -> Result<Parts, TrainError> {
     let refuse = |message: String| TrainError::Data {
         file: source.train.display().to_string(),
         message,
@@ -110,16 +110,16 @@ fn read(source: &Source<'_>, siblings: &[Sibling]) -> Result<Parts, TrainError> 
         } else {
             Ok((
                 Dataset::read_as(path, &source.settings.columns)?,
-                Answers::of(siblings)?,
+                RejectedAnswers::of(siblings)?,
             ))
         }
     };
     let (data, answers) = side(source.train)?;
-    let mut loaded = Loaded {
+    let mut loaded = DataReport {
         train_file_hash: data.hash.clone(),
-        ..Loaded::default()
+        ..DataReport::default()
     };
-    let pairs = |rows: &[Row], answers: &Answers| {
+    let pairs = |rows: &[DataRow], answers: &RejectedAnswers| {
         let (pairs, matched) = answers.pairs(rows);
         if pairs.is_empty() && !rows.is_empty() {
             return Err(none_matched(rows, &matched, siblings));
@@ -150,7 +150,11 @@ fn read(source: &Source<'_>, siblings: &[Sibling]) -> Result<Parts, TrainError> 
     })
 }
 
-fn none_matched(rows: &[Row], matched: &Matched, siblings: &[Sibling]) -> TrainError {
+fn none_matched(
+    rows: &[DataRow],
+    matched: &PairCounts,
+    siblings: &[RejectedPersona],
+) -> TrainError {
     let names: Vec<&str> = siblings
         .iter()
         .map(|sibling| sibling.name.as_str())
@@ -166,7 +170,7 @@ fn none_matched(rows: &[Row], matched: &Matched, siblings: &[Sibling]) -> TrainE
         format!(" of {} ({})", names.join(", "), files.join(", "))
     };
     TrainError::Data {
-        file: rows[0].place.file.to_string(),
+        file: rows[0].location.file.to_string(),
         message: format!(
             "none of its {} rows has another answer{whose} to the same question: {} questions found none, {} found the \
              same answer; a pair needs two different answers to a question that is the same word for word",
@@ -181,7 +185,7 @@ fn none_matched(rows: &[Row], matched: &Matched, siblings: &[Sibling]) -> TrainE
 fn encode(
     encoder: &Encoder<'_>,
     pairs: &[Pair],
-    loaded: &mut Loaded,
+    loaded: &mut DataReport,
 ) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
     let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
     for pair in pairs {
@@ -189,9 +193,11 @@ fn encode(
             [&pair.chosen, &pair.rejected].map(|row| encoder.fit(encoder.encode(row)?, row));
         let [one, other] = fitted;
         let (one, other) = (one?, other?);
-        let cut = matches!(one, Fitted::Cut(_)) || matches!(other, Fitted::Cut(_));
-        let (Fitted::Whole(one) | Fitted::Cut(one), Fitted::Whole(other) | Fitted::Cut(other)) =
-            (one, other)
+        let cut = matches!(one, Fitted::Truncated(_)) || matches!(other, Fitted::Truncated(_));
+        let (
+            Fitted::Whole(one) | Fitted::Truncated(one),
+            Fitted::Whole(other) | Fitted::Truncated(other),
+        ) = (one, other)
         else {
             loaded.dropped += 1;
             continue;
@@ -202,7 +208,7 @@ fn encode(
     }
     match pairs.first() {
         Some(pair) if chosen.is_empty() => Err(TrainError::Data {
-            file: pair.chosen.place.file.to_string(),
+            file: pair.chosen.location.file.to_string(),
             message: format!(
                 "every one of the {} pairs has an answer longer than `max_length` = {} tokens; raise it",
                 pairs.len(),

@@ -14,7 +14,7 @@ use crate::learner::LossSum;
 
 /// What one pair says.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairLoss {
+pub struct DpoLoss {
     /// The objective.
     pub loss: f64,
     /// z: how far the chosen answer has gained on the rejected one, times beta.
@@ -26,18 +26,18 @@ pub struct PairLoss {
 /// The objective of a pair whose answers have the losses `chosen` and `rejected` (summed over trained tokens; a loss is a
 /// log-probability with its sign turned), and had the log-probabilities `reference` where the run started.
 #[must_use]
-pub fn pair_loss(
+pub fn dpo_loss(
     settings: &PreferenceSettings,
     chosen: LossSum,
     rejected: LossSum,
     reference: [f64; 2],
-) -> PairLoss {
+) -> DpoLoss {
     let beta = settings.beta;
     let margin = beta * ((-chosen.loss - reference[0]) - (-rejected.loss - reference[1]));
     // ln(1 + e^-z) without an overflow, and 1 - sigmoid(z), its slope with the sign turned.
     let preference = (-margin).max(0.0) + (-margin.abs()).exp().ln_1p();
     let slope = 1.0 / (1.0 + margin.exp());
-    PairLoss {
+    DpoLoss {
         loss: preference + settings.sft_weight * chosen.mean(),
         margin,
         weights: [
@@ -49,7 +49,7 @@ pub fn pair_loss(
 
 /// Pairs added up.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct PairSum {
+pub struct DpoTotals {
     pairs: usize,
     loss: f64,
     margin: f64,
@@ -58,9 +58,9 @@ pub struct PairSum {
     rejected: LossSum,
 }
 
-impl PairSum {
+impl DpoTotals {
     /// Adds a pair: what it says, and the losses of its answers.
-    pub fn add(&mut self, pair: &PairLoss, chosen: LossSum, rejected: LossSum) {
+    pub fn add(&mut self, pair: &DpoLoss, chosen: LossSum, rejected: LossSum) {
         self.pairs += 1;
         self.loss += pair.loss;
         self.margin += pair.margin;
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_pair_by_hand() {
         // logp 10 -> -8 and -12 -> -15: gains 2 and -3, so z = 0.1 * 5.
-        let pair = pair_loss(
+        let pair = dpo_loss(
             &settings(0.1, 0.0),
             sum(8.0, 4),
             sum(15.0, 6),
@@ -129,7 +129,7 @@ mod tests {
         assert!((pair.weights[0] - 0.1 * 0.377_540_668_798_145_4).abs() < 1e-12);
         assert_eq!(pair.weights[0], -pair.weights[1]);
         // Where it starts, both are as likely as they were: ln 2.
-        let start = pair_loss(
+        let start = dpo_loss(
             &settings(0.1, 2.0),
             sum(10.0, 4),
             sum(12.0, 6),
@@ -143,11 +143,10 @@ mod tests {
         for (beta, sft_weight) in [(0.1, 0.0), (0.5, 1.0), (3.0, 0.2)] {
             let settings = settings(beta, sft_weight);
             for (chosen, rejected) in [(8.0, 15.0), (30.0, 4.0), (10.0, 12.0)] {
-                let at = |c: f64, r: f64| {
-                    pair_loss(&settings, sum(c, 5), sum(r, 7), [-10.0, -12.0]).loss
-                };
+                let at =
+                    |c: f64, r: f64| dpo_loss(&settings, sum(c, 5), sum(r, 7), [-10.0, -12.0]).loss;
                 let weights =
-                    pair_loss(&settings, sum(chosen, 5), sum(rejected, 7), [-10.0, -12.0]).weights;
+                    dpo_loss(&settings, sum(chosen, 5), sum(rejected, 7), [-10.0, -12.0]).weights;
                 let h = 1e-4;
                 let by_chosen = (at(chosen + h, rejected) - at(chosen - h, rejected)) / (2.0 * h);
                 let by_rejected = (at(chosen, rejected + h) - at(chosen, rejected - h)) / (2.0 * h);
@@ -166,7 +165,7 @@ mod tests {
     #[test]
     fn the_farthest_pairs_stay_finite() {
         let far = |chosen, rejected| {
-            pair_loss(
+            dpo_loss(
                 &settings(100.0, 0.0),
                 sum(chosen, 1),
                 sum(rejected, 1),
@@ -182,11 +181,11 @@ mod tests {
     #[test]
     fn sums_are_means_over_pairs() {
         let settings = settings(1.0, 0.0);
-        let mut pairs = PairSum::default();
+        let mut pairs = DpoTotals::default();
         assert_eq!((pairs.stats(), pairs.loss()), (None, 0.0));
         for (chosen, rejected) in [(1.0, 5.0), (4.0, 2.0)] {
             let (chosen, rejected) = (sum(chosen, 1), sum(rejected, 2));
-            let pair = pair_loss(&settings, chosen, rejected, [-2.0, -2.0]);
+            let pair = dpo_loss(&settings, chosen, rejected, [-2.0, -2.0]);
             pairs.add(&pair, chosen, rejected);
         }
         let stats = pairs.stats().unwrap();

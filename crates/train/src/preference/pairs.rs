@@ -11,21 +11,23 @@ use std::path::{Path, PathBuf};
 use formats::chat_template::Message;
 use serde_json::{Map, Value};
 
-use crate::dataset::{Columns, Content, Dataset, MAX_LINE, Place, Row, Scan, object};
+use crate::dataset::{
+    Columns, DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, object,
+};
 use crate::error::TrainError;
 
 /// A question with the answer to prefer and the one to reject.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
     /// The question and the answer to prefer.
-    pub chosen: Row,
+    pub chosen: DataRow,
     /// The same question, and the answer to reject.
-    pub rejected: Row,
+    pub rejected: DataRow,
 }
 
 /// A persona whose answers are rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sibling {
+pub struct RejectedPersona {
     /// Its name.
     pub name: String,
     /// Its files of rows.
@@ -36,7 +38,7 @@ pub struct Sibling {
 
 /// How many rows found a rejected answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Matched {
+pub struct PairCounts {
     /// Training and validation rows looked at, once for each sibling.
     pub rows: usize,
     /// Pairs found.
@@ -47,9 +49,9 @@ pub struct Matched {
     pub same: usize,
 }
 
-impl Matched {
+impl PairCounts {
     /// Counts `other` too.
-    pub fn add(&mut self, other: &Matched) {
+    pub fn add(&mut self, other: &PairCounts) {
         self.rows += other.rows;
         self.pairs += other.pairs;
         self.unanswered += other.unanswered;
@@ -58,17 +60,17 @@ impl Matched {
 }
 
 /// What the rejected answer of a row is looked up in.
-pub(super) enum Answers {
+pub(super) enum RejectedAnswers {
     /// Those that the rows brought, by their place.
-    Own(BTreeMap<Place, Row>),
+    Own(BTreeMap<RowLocation, DataRow>),
     /// Those of each sibling, by question, in the order of its files.
     Siblings(Vec<HashMap<String, Vec<String>>>),
 }
 
-impl Answers {
+impl RejectedAnswers {
     /// The rows of `siblings`.
-    pub(super) fn of(siblings: &[Sibling]) -> Result<Self, TrainError> {
-        let index = |sibling: &Sibling| {
+    pub(super) fn of(siblings: &[RejectedPersona]) -> Result<Self, TrainError> {
+        let index = |sibling: &RejectedPersona| {
             let mut answers: HashMap<String, Vec<String>> = HashMap::new();
             for file in &sibling.files {
                 for row in Dataset::read_as(file, &sibling.columns)?.rows {
@@ -84,16 +86,16 @@ impl Answers {
             .iter()
             .map(index)
             .collect::<Result<_, _>>()
-            .map(Answers::Siblings)
+            .map(RejectedAnswers::Siblings)
     }
 
     /// The pairs of `rows`, sibling by sibling, in the rows' order.
     ///
     /// A question that stands in several rows takes its sibling's answers to it in turn.
-    pub(super) fn pairs(&self, rows: &[Row]) -> (Vec<Pair>, Matched) {
+    pub(super) fn pairs(&self, rows: &[DataRow]) -> (Vec<Pair>, PairCounts) {
         let mut pairs = Vec::new();
-        let mut matched = Matched::default();
-        let mut take = |row: &Row, rejected: Option<Row>| {
+        let mut matched = PairCounts::default();
+        let mut take = |row: &DataRow, rejected: Option<DataRow>| {
             matched.rows += 1;
             match rejected {
                 None => matched.unanswered += 1,
@@ -110,10 +112,10 @@ impl Answers {
             }
         };
         match self {
-            Answers::Own(own) => rows
+            RejectedAnswers::Own(own) => rows
                 .iter()
-                .for_each(|row| take(row, own.get(&row.place).cloned())),
-            Answers::Siblings(siblings) => {
+                .for_each(|row| take(row, own.get(&row.location).cloned())),
+            RejectedAnswers::Siblings(siblings) => {
                 for answers in siblings {
                     let mut turn: HashMap<String, usize> = HashMap::new();
                     for row in rows {
@@ -133,19 +135,19 @@ impl Answers {
 }
 
 /// What two rows must share to be about the same thing; none for plain text, which asks nothing.
-fn question(row: &Row) -> Option<String> {
+fn question(row: &DataRow) -> Option<String> {
     let question = row.input().trim().to_owned();
     (!question.is_empty()).then_some(question)
 }
 
 /// `row` with `answer` in its last answer's place.
-fn answered(row: &Row, answer: &str) -> Row {
+fn answered(row: &DataRow, answer: &str) -> DataRow {
     let mut row = row.clone();
     match &mut row.content {
-        Content::Alpaca { output, .. } => answer.clone_into(output),
-        Content::Completion { completion, .. } => answer.clone_into(completion),
-        Content::Text(text) => answer.clone_into(text),
-        Content::Messages(messages) => {
+        RowContent::Alpaca { output, .. } => answer.clone_into(output),
+        RowContent::Completion { completion, .. } => answer.clone_into(completion),
+        RowContent::Text(text) => answer.clone_into(text),
+        RowContent::Messages(messages) => {
             if let Some(last) = messages.last_mut() {
                 answer.clone_into(&mut last.content);
             }
@@ -194,9 +196,9 @@ pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
 #[derive(Debug)]
 pub struct PairScan {
     /// The rows with their chosen answers.
-    pub chosen: Scan,
+    pub chosen: DatasetScan,
     /// The same rows with their rejected answers, by their place.
-    pub rejected: BTreeMap<Place, Row>,
+    pub rejected: BTreeMap<RowLocation, DataRow>,
 }
 
 /// Reads the file at `path`, whose rows bring their rejected answers (see [`holds_pairs`]), to its end, whatever its lines are.
@@ -210,22 +212,22 @@ pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
 
 fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainError> {
     let mut rejected = BTreeMap::new();
-    let chosen = Dataset::scan_with(reader, name, &mut |text, place| {
-        let pair = parse_pair(text, place)?;
-        rejected.insert(pair.rejected.place.clone(), pair.rejected);
+    let chosen = Dataset::scan_with(reader, name, &mut |text, location| {
+        let pair = parse_pair(text, location)?;
+        rejected.insert(pair.rejected.location.clone(), pair.rejected);
         Ok(pair.chosen)
     })?;
     Ok(PairScan { chosen, rejected })
 }
 
 /// Reads a file of rows that bring their rejected answers, none of which is broken.
-pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, Answers), TrainError> {
+pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, RejectedAnswers), TrainError> {
     let PairScan { chosen, rejected } = scan_pairs(path)?;
-    Ok((chosen.whole()?, Answers::Own(rejected)))
+    Ok((chosen.whole()?, RejectedAnswers::Own(rejected)))
 }
 
-fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
-    let object = object(text, &place)?;
+fn parse_pair(text: &str, location: RowLocation) -> Result<Pair, TrainError> {
+    let object = object(text, &location)?;
     let [plain, openai] = NAMES;
     let [prompt_name, chosen_name, rejected_name] = match object.contains_key(openai[1]) {
         true => openai,
@@ -237,13 +239,13 @@ fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
     };
     let prompt = match prompt {
         None | Some(Value::Null) => Vec::new(),
-        Some(value) => messages(value, prompt_name, "user", &place)?,
+        Some(value) => messages(value, prompt_name, "user", &location)?,
     };
     let [chosen, rejected] = [chosen_name, rejected_name].map(|field| {
         let value = object.get(field).ok_or_else(|| {
-            TrainError::field(&place, field, "is missing; a row of pairs has both")
+            TrainError::field(&location, field, "is missing; a row of pairs has both")
         })?;
-        messages(value, field, "assistant", &place)
+        messages(value, field, "assistant", &location)
     });
     let (chosen, rejected) = (chosen?, rejected?);
     // Without a prompt, it is what both conversations begin with.
@@ -259,11 +261,11 @@ fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
             let message = format!(
                 "is missing, and `{chosen_name}` and `{rejected_name}` do not begin with the same messages"
             );
-            return Err(TrainError::field(&place, prompt_name, message));
+            return Err(TrainError::field(&location, prompt_name, message));
         }
         Some(last) if last.role == "assistant" => {
             let message = "must end with the user's turn, which both answers are about";
-            return Err(TrainError::field(&place, prompt_name, message));
+            return Err(TrainError::field(&location, prompt_name, message));
         }
         Some(_) => {}
     }
@@ -271,9 +273,9 @@ fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
         [answer] if answer.role == "assistant" => {
             let mut turns = prompt.clone();
             turns.push(answer.clone());
-            Ok(Row {
-                place: place.clone(),
-                content: Content::Messages(turns),
+            Ok(DataRow {
+                location: location.clone(),
+                content: RowContent::Messages(turns),
                 intent: None,
             })
         }
@@ -287,7 +289,7 @@ fn parse_pair(text: &str, place: Place) -> Result<Pair, TrainError> {
                     .collect::<Vec<_>>()
                     .join(", ")
             );
-            Err(TrainError::field(&place, field, message))
+            Err(TrainError::field(&location, field, message))
         }
     };
     Ok(Pair {
@@ -301,9 +303,9 @@ fn messages(
     value: &Value,
     field: &str,
     role: &str,
-    place: &Place,
+    location: &RowLocation,
 ) -> Result<Vec<Message>, TrainError> {
-    let wrong = |at: String, message: &str| Err(TrainError::field(place, at, message));
+    let wrong = |at: String, message: &str| Err(TrainError::field(location, at, message));
     let message = |role: &str, content: &str| Message {
         role: role.to_owned(),
         content: content.to_owned(),
@@ -354,13 +356,13 @@ fn messages(
 mod tests {
     use super::*;
 
-    fn rows(lines: &[&str]) -> Vec<Row> {
+    fn rows(lines: &[&str]) -> Vec<DataRow> {
         Dataset::parse(lines.join("\n").as_bytes(), "rows.jsonl")
             .unwrap()
             .rows
     }
 
-    fn siblings(lines: &[&str]) -> Answers {
+    fn siblings(lines: &[&str]) -> RejectedAnswers {
         let mut answers: HashMap<String, Vec<String>> = HashMap::new();
         for row in rows(lines) {
             let question = question(&row).unwrap();
@@ -369,7 +371,7 @@ mod tests {
                 .or_default()
                 .push(row.output().to_owned());
         }
-        Answers::Siblings(vec![answers])
+        RejectedAnswers::Siblings(vec![answers])
     }
 
     #[test]
@@ -405,9 +407,9 @@ mod tests {
         );
         for pair in &pairs {
             assert_eq!(pair.chosen.input(), pair.rejected.input());
-            assert_eq!(pair.chosen.place, pair.rejected.place);
+            assert_eq!(pair.chosen.location, pair.rejected.location);
         }
-        let expected = Matched {
+        let expected = PairCounts {
             rows: 7,
             pairs: 4,
             unanswered: 2,
@@ -417,17 +419,17 @@ mod tests {
     }
 
     fn one(line: &str) -> Result<Pair, String> {
-        let place = Place {
+        let location = RowLocation {
             file: "p.jsonl".into(),
             line: 3,
         };
-        parse_pair(line, place).map_err(|error| error.to_string())
+        parse_pair(line, location).map_err(|error| error.to_string())
     }
 
     #[test]
     fn rows_bring_their_own_rejected_answers() {
-        let turns = |row: &Row| match &row.content {
-            Content::Messages(messages) => messages
+        let turns = |row: &DataRow| match &row.content {
+            RowContent::Messages(messages) => messages
                 .iter()
                 .map(|m| format!("{}: {}", m.role, m.content))
                 .collect::<Vec<_>>(),
@@ -448,7 +450,7 @@ mod tests {
 
         let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
         let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl").unwrap();
-        let (data, answers) = (chosen.whole().unwrap(), Answers::Own(rejected));
+        let (data, answers) = (chosen.whole().unwrap(), RejectedAnswers::Own(rejected));
         let (pairs, matched) = answers.pairs(&data.rows);
         assert_eq!((pairs.len(), matched.same, data.rows.len()), (1, 1, 2));
         assert_eq!(pairs[0].rejected.output(), "b");

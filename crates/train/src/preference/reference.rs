@@ -39,25 +39,27 @@ pub(crate) fn key(base: &str, start: Option<&str>, answers: &[&[Example]]) -> St
 
 /// What a file of a reference holds.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Kept {
+pub(crate) enum CachedReference {
     /// There is none.
-    Nothing,
+    Missing,
     /// It is damaged, or not what its name says.
     Damaged,
     /// The log-probabilities of the chosen and the rejected answer of each pair.
-    Whole(Vec<[f64; 2]>),
+    Found(Vec<[f64; 2]>),
 }
 
 /// Reads the file at `path`, which should hold `pairs` pairs under `key`.
 ///
 /// # Errors
 /// There is a file that cannot be read.
-pub(crate) fn read(path: &Path, key: &str, pairs: usize) -> Result<Kept, TrainError> {
+pub(crate) fn read(path: &Path, key: &str, pairs: usize) -> Result<CachedReference, TrainError> {
     let bytes = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(CachedReference::Missing);
+        }
         found => found.map_err(TrainError::read(path))?,
     };
-    Ok(parse(&bytes, key, pairs).map_or(Kept::Damaged, Kept::Whole))
+    Ok(parse(&bytes, key, pairs).map_or(CachedReference::Damaged, CachedReference::Found))
 }
 
 fn parse(bytes: &[u8], key: &str, pairs: usize) -> Option<Vec<[f64; 2]>> {
@@ -95,20 +97,31 @@ mod tests {
         let path = folder.path().join("deep/reference");
         let key = key("base", None, &[&[]]);
         let pairs = [[-1.5, -2.25], [f64::MIN_POSITIVE, -0.0]];
-        assert_eq!(read(&path, &key, 2).unwrap(), Kept::Nothing);
+        assert_eq!(read(&path, &key, 2).unwrap(), CachedReference::Missing);
         write(&path, &key, &pairs).unwrap();
-        assert_eq!(read(&path, &key, 2).unwrap(), Kept::Whole(pairs.to_vec()));
-        assert_eq!(read(&path, &key, 3).unwrap(), Kept::Damaged);
+        assert_eq!(
+            read(&path, &key, 2).unwrap(),
+            CachedReference::Found(pairs.to_vec())
+        );
+        assert_eq!(read(&path, &key, 3).unwrap(), CachedReference::Damaged);
         let other = super::key("other", None, &[&[]]);
-        assert_eq!(read(&path, &other, 2).unwrap(), Kept::Damaged);
+        assert_eq!(read(&path, &other, 2).unwrap(), CachedReference::Damaged);
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut flipped = whole.clone();
             flipped[at] ^= 0x10;
             fs::write(&path, &flipped).unwrap();
-            assert_eq!(read(&path, &key, 2).unwrap(), Kept::Damaged, "{at}");
+            assert_eq!(
+                read(&path, &key, 2).unwrap(),
+                CachedReference::Damaged,
+                "{at}"
+            );
             fs::write(&path, &whole[..at]).unwrap();
-            assert_eq!(read(&path, &key, 2).unwrap(), Kept::Damaged, "{at}");
+            assert_eq!(
+                read(&path, &key, 2).unwrap(),
+                CachedReference::Damaged,
+                "{at}"
+            );
         }
     }
 

@@ -7,22 +7,22 @@ use serde_json::Value;
 
 use super::unit::Rows;
 use crate::batch::Ordering;
-use crate::checkpoint::{AdapterIdentity, Best, Stopping};
-use crate::dropout::RowMask;
+use crate::checkpoint::{AdapterIdentity, BestParams, EarlyStopping};
+use crate::dropout::DropoutMask;
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
 use crate::job::Job;
 use crate::metrics::MetricsLog;
-use crate::optimizer::{AdamW, Hyper};
+use crate::optimizer::{AdamW, AdamWConfig};
 use crate::params;
-use crate::preference::{Preference, Rejected};
+use crate::preference::{PreferenceData, RejectedExamples};
 use crate::progress::AdapterPlan;
-use crate::schedule::Schedule;
+use crate::schedule::LrSchedule;
 
 /// One adapter of the run, without its parameters.
 pub(super) struct Adapter {
     pub(super) job: Job,
-    pub(super) schedule: Schedule,
+    pub(super) schedule: LrSchedule,
     pub(super) ordering: Ordering,
     pub(super) steps_per_epoch: u64,
     /// Tokens of each training row.
@@ -32,8 +32,8 @@ pub(super) struct Adapter {
     pub(super) optimizer: AdamW,
     /// Validation passes done.
     pub(super) validations: u64,
-    pub(super) best: Option<Best>,
-    pub(super) stopping: Stopping,
+    pub(super) best: Option<BestParams>,
+    pub(super) stopping: EarlyStopping,
     /// Metrics from the checkpoint, until the log is opened.
     pub(super) metrics: MetricsLog,
 }
@@ -43,8 +43,7 @@ impl Adapter {
         let settings = &job.settings;
         let name = &job.name;
         settings.check()?;
-        let refuse =
-            |message: String| Err(TrainError::Plan(format!("adapter `{name}`: {message}")));
+        let refuse = |message: String| Err(TrainError::Job(format!("adapter `{name}`: {message}")));
         let Some(lr) = settings.lr else {
             return refuse("the learning rate `lr` is not set".to_owned());
         };
@@ -78,15 +77,15 @@ impl Adapter {
         let steps = steps_per_epoch.saturating_mul(settings.epochs);
         let steps = settings.max_steps.map_or(steps, |limit| steps.min(limit));
         Ok(Self {
-            schedule: Schedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
+            schedule: LrSchedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
             ordering,
             steps_per_epoch,
             lengths: lengths(&job.train, job.rejected().0),
             order: None,
-            optimizer: AdamW::new(&job.init, Hyper::of(settings)),
+            optimizer: AdamW::new(&job.init, AdamWConfig::of(settings)),
             validations: 0,
             best: None,
-            stopping: Stopping::default(),
+            stopping: EarlyStopping::default(),
             metrics: MetricsLog::default(),
             job,
         })
@@ -154,7 +153,7 @@ impl Adapter {
     /// Its training rows in the step counted from 0; it is the run's adapter number `index`.
     pub(super) fn training(&self, index: usize, step: u64) -> Rows<'_> {
         let settings = &self.job.settings;
-        let mask = RowMask {
+        let mask = DropoutMask {
             share: settings.dropout,
             seed: settings.seed,
             step,
@@ -177,7 +176,7 @@ impl Adapter {
         &'a self,
         adapter: usize,
         examples: &'a [Example],
-        side: impl Fn(&'a Preference) -> &'a Rejected,
+        side: impl Fn(&'a PreferenceData) -> &'a RejectedExamples,
     ) -> Rows<'a> {
         let settings = self.job.settings.preference.as_ref();
         Rows {

@@ -6,10 +6,10 @@ use super::{Run, check_item_losses};
 use crate::batch;
 use crate::error::TrainError;
 use crate::example::Example;
-use crate::learner::{Item, Learner};
+use crate::learner::{BatchItem, Learner};
 use crate::params::LoraParams;
-use crate::preference::reference::{self, Kept};
-use crate::progress::{Observer, Reference};
+use crate::preference::reference::{self, CachedReference};
+use crate::progress::{Observer, ReferenceProgress};
 
 impl Run<'_> {
     /// Fills in the reference of every adapter that trains preferences; false when it was asked to stop on the way.
@@ -41,24 +41,28 @@ impl Run<'_> {
             );
             let file = self.reference_file(&key);
             let kept = match &file {
-                None => Kept::Nothing,
+                None => CachedReference::Missing,
                 Some(file) => reference::read(file, &key, pairs.len())?,
             };
             let found = match (kept, &file) {
-                (Kept::Whole(found), Some(file)) => {
-                    observer.reference(index, pairs.len(), Reference::Read(file));
+                (CachedReference::Found(found), Some(file)) => {
+                    observer.reference(index, pairs.len(), ReferenceProgress::Read(file));
                     found
                 }
                 (kept, file) => {
-                    if let (Kept::Damaged, Some(file)) = (kept, file) {
-                        observer.reference(index, pairs.len(), Reference::Damaged(file));
+                    if let (CachedReference::Damaged, Some(file)) = (kept, file) {
+                        observer.reference(index, pairs.len(), ReferenceProgress::Damaged(file));
                     }
                     let start = match job.start {
                         None => LoraParams::default(),
                         Some(_) => job.init.clone(),
                     };
                     let mut told = |done| {
-                        observer.reference(index, pairs.len(), Reference::Computing { done });
+                        observer.reference(
+                            index,
+                            pairs.len(),
+                            ReferenceProgress::Computing { done },
+                        );
                     };
                     let limit = self.options.batch_tokens;
                     let Some(found) = compute(learner, start, &pairs, limit, &mut told, stop)?
@@ -127,7 +131,9 @@ fn compute(
         }
         told(piece.start);
         let examples = pairs[piece].iter().flatten();
-        let items: Vec<Item<'_>> = examples.map(|&example| Item::new(0, example)).collect();
+        let items: Vec<BatchItem<'_>> = examples
+            .map(|&example| BatchItem::new(0, example))
+            .collect();
         let losses = learner.item_losses(&params, &items)?;
         check_item_losses(&losses, &items)?;
         found.extend(

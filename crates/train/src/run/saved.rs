@@ -1,14 +1,14 @@
 //! What outlasts the process: the checkpoint that a run goes on from, its metrics, and the adapters at its end.
 
 use super::{Adapter, Run};
-use crate::checkpoint::{self, AdapterView, Best};
+use crate::checkpoint::{self, AdapterView, BestParams};
 use crate::error::TrainError;
-use crate::metrics::{MetricsLog, Record, records};
-use crate::optimizer::{AdamW, Hyper};
+use crate::metrics::{MetricsLog, MetricsRecord, parse_metrics};
+use crate::optimizer::{AdamW, AdamWConfig};
 use crate::params::LoraParams;
 use crate::preference::PreferenceStats;
 use crate::progress::{Observer, Validation};
-use crate::sft::{Outcome, Trained};
+use crate::sft::{Outcome, TrainedAdapter};
 
 impl Run<'_> {
     /// Goes on from the checkpoint, where there is one; returns its step.
@@ -38,7 +38,7 @@ impl Run<'_> {
         {
             *params = state.params;
             adapter.optimizer = AdamW {
-                hyper: Hyper::of(&adapter.job.settings),
+                hyper: AdamWConfig::of(&adapter.job.settings),
                 ..state.optimizer
             };
             adapter.validations = state.validations;
@@ -115,13 +115,13 @@ impl Run<'_> {
     }
 
     /// The trained adapters: the best of each by validation loss, or the last.
-    pub(crate) fn finish(self) -> Vec<Trained> {
+    pub(crate) fn finish(self) -> Vec<TrainedAdapter> {
         let trained = |(adapter, last): (Adapter, LoraParams)| {
             let (steps, stopped_early) = (adapter.steps(), adapter.stopping.stopped.is_some());
             let metrics = adapter.metrics.text().to_owned();
             let (params, best) = match adapter.best {
                 None => (last, None),
-                Some(Best {
+                Some(BestParams {
                     params,
                     loss,
                     step,
@@ -137,7 +137,7 @@ impl Run<'_> {
                     }),
                 ),
             };
-            Trained {
+            TrainedAdapter {
                 name: adapter.job.name,
                 settings: adapter.job.settings,
                 params,
@@ -158,13 +158,13 @@ impl Run<'_> {
 
 /// What the pairs said when the best parameters were seen; none where no preferences were trained.
 fn preference_of_best(metrics: &str) -> Option<PreferenceStats> {
-    let best = |record: Record| match record {
-        Record::Validation {
+    let best = |record: MetricsRecord| match record {
+        MetricsRecord::Validation {
             best: true,
             preference,
             ..
         } => preference,
         _ => None,
     };
-    records(metrics).into_iter().rev().find_map(best)
+    parse_metrics(metrics).into_iter().rev().find_map(best)
 }

@@ -1,10 +1,12 @@
 //! A row as the loop takes it, and what a pass over rows adds up to: one example and its loss, or a pair of answers and
 //! what it says of the preference.
 
-use crate::dropout::RowMask;
+use crate::dropout::DropoutMask;
 use crate::example::Example;
-use crate::learner::{Item, LossSum};
-use crate::preference::{PairSum, PreferenceSettings, PreferenceStats, Rejected, pair_loss};
+use crate::learner::{BatchItem, LossSum};
+use crate::preference::{
+    DpoTotals, PreferenceSettings, PreferenceStats, RejectedExamples, dpo_loss,
+};
 
 /// The rows of one adapter's training or validation.
 #[derive(Clone, Copy)]
@@ -12,9 +14,9 @@ pub(super) struct Rows<'a> {
     pub adapter: usize,
     pub examples: &'a [Example],
     /// Where preferences are trained: how, and the rejected answers.
-    pub preference: Option<(&'a PreferenceSettings, &'a Rejected)>,
+    pub preference: Option<(&'a PreferenceSettings, &'a RejectedExamples)>,
     /// Names the step's masks, of which every sequence has one of its own; none where nothing is dropped.
-    pub mask: Option<RowMask>,
+    pub mask: Option<DropoutMask>,
 }
 
 impl<'a> Rows<'a> {
@@ -24,7 +26,7 @@ impl<'a> Rows<'a> {
             reference: rejected.reference[row],
             settings,
         });
-        let mask = self.mask.map(|mask| RowMask {
+        let mask = self.mask.map(|mask| DropoutMask {
             row: 2 * row as u64,
             ..mask
         });
@@ -49,7 +51,7 @@ pub(super) struct Unit<'a> {
     example: &'a Example,
     pair: Option<Other<'a>>,
     /// The masks of the example, or of the chosen answer.
-    mask: Option<RowMask>,
+    mask: Option<DropoutMask>,
 }
 
 /// The rejected answer of a pair.
@@ -62,9 +64,9 @@ struct Other<'a> {
 
 impl<'a> Unit<'a> {
     /// The sequences, the chosen one first.
-    pub fn items(&self) -> impl Iterator<Item = Item<'a>> + use<'a> {
+    pub fn items(&self) -> impl Iterator<Item = BatchItem<'a>> + use<'a> {
         let adapter = self.adapter;
-        let rejected = self.mask.map(|mask| RowMask {
+        let rejected = self.mask.map(|mask| DropoutMask {
             row: mask.row + 1,
             ..mask
         });
@@ -75,7 +77,7 @@ impl<'a> Unit<'a> {
         sequences
             .into_iter()
             .flatten()
-            .map(move |(example, mask)| Item {
+            .map(move |(example, mask)| BatchItem {
                 adapter,
                 example,
                 mask,
@@ -98,7 +100,7 @@ pub(super) fn weights(units: &[Unit<'_>], losses: &[LossSum]) -> Vec<f32> {
     for_each(units, losses, |unit, losses| match unit.pair {
         None => weights.push(1.0),
         Some(other) => {
-            let pair = pair_loss(other.settings, losses[0], losses[1], other.reference);
+            let pair = dpo_loss(other.settings, losses[0], losses[1], other.reference);
             weights.extend(pair.weights.map(|weight| weight as f32));
         }
     });
@@ -123,7 +125,7 @@ fn for_each<'a>(
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
     losses: LossSum,
-    pairs: PairSum,
+    pairs: DpoTotals,
 }
 
 impl Tally {
@@ -158,7 +160,7 @@ pub(super) fn tally(units: &[Unit<'_>], losses: &[LossSum], tallies: &mut [Tally
         match unit.pair {
             None => tally.add(losses[0]),
             Some(other) => {
-                let pair = pair_loss(other.settings, losses[0], losses[1], other.reference);
+                let pair = dpo_loss(other.settings, losses[0], losses[1], other.reference);
                 tally.pairs.add(&pair, losses[0], losses[1]);
             }
         }

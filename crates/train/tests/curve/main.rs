@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use kernels::Compute;
 use train::ModelLearner;
-use train::metrics::{Record, records};
+use train::metrics::{MetricsRecord, parse_metrics};
 use train::progress::Observer;
 use train::sft::{Outcome, RunOptions, train};
 
@@ -35,8 +35,8 @@ fn fifty_steps_follow_peft() {
         panic!("nobody interrupted")
     };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
-    for record in records(&trained[0].metrics) {
-        if let Record::Step {
+    for record in parse_metrics(&trained[0].metrics) {
+        if let MetricsRecord::Step {
             loss, grad_norm, ..
         } = record
         {

@@ -8,10 +8,10 @@ use formats::gguf::{GgmlType, Gguf};
 use kernels::Device;
 use model::Model;
 use testkit::tiny_gguf_as;
-use train::job::Loaded;
-use train::lora_init::{linears, lora_init};
-use train::schedule::Decay;
-use train::{Example, Job, Settings};
+use train::job::DataReport;
+use train::lora_init::{lora_init, target_linears};
+use train::schedule::LrDecay;
+use train::{Example, Job, TrainSettings};
 
 /// The base, as the bytes of a GGUF file in f32.
 pub fn base() -> Vec<u8> {
@@ -26,11 +26,11 @@ pub fn model() -> Arc<Model> {
 
 /// 20 rows, 4 a step, 10 epochs: 50 steps in the rows' own order.
 pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
-    let settings = Settings {
+    let settings = TrainSettings {
         rank: 4,
         alpha: 8.0,
         lr: Some(5e-3),
-        schedule: Decay::Linear,
+        schedule: LrDecay::Linear,
         warmup_ratio: 0.1,
         epochs: 10,
         batch_rows: 4,
@@ -39,10 +39,13 @@ pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
         seed: 42,
         shuffle: false,
         group_by_length: false,
-        ..Settings::default()
+        ..TrainSettings::default()
     };
     let config = model.config();
-    let init = lora_init(&linears(config, &settings.modules().unwrap()), &settings);
+    let init = lora_init(
+        &target_linears(config, &settings.modules().unwrap()),
+        &settings,
+    );
     Job {
         name: "curve".to_owned(),
         train: (0..20).map(row).collect(),
@@ -52,7 +55,7 @@ pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
         init,
         settings,
         metrics,
-        loaded: Loaded::default(),
+        loaded: DataReport::default(),
     }
 }
 

@@ -16,31 +16,31 @@ fn load(
 ) -> Result<Job, String> {
     use formats::chat_template::ChatTemplate;
     use formats::tokenizer::Tokenizer;
-    use train::job::Source;
-    use train::preference::Sibling;
+    use train::job::JobSpec;
+    use train::preference::RejectedPersona;
 
     let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
     let mut preference = PreferenceSettings::default();
     change(&mut preference);
-    let settings = train::Settings {
+    let settings = train::TrainSettings {
         preference: Some(preference),
         vary_identifiers: 1,
         max_length: 120,
         validation_fraction: 0.3,
-        ..train::Settings::default()
+        ..train::TrainSettings::default()
     };
-    let siblings: Vec<Sibling> = siblings
+    let siblings: Vec<RejectedPersona> = siblings
         .iter()
-        .map(|(name, file)| Sibling {
+        .map(|(name, file)| RejectedPersona {
             name: (*name).to_owned(),
             files: vec![folder.join(file)],
             columns: train::dataset::Columns::default(),
         })
         .collect();
     let train = folder.join("train.jsonl");
-    let source = Source {
+    let source = JobSpec {
         name: "own",
         train: &train,
         validation: None,

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use kernels::{Compute, KvType, LoraType, Run, Span, Tensor};
 use model::{Batch, Buffers, Model};
-use train::preference::pair_loss;
+use train::preference::dpo_loss;
 use train::{
-    Example, Item, Learner, LoraGrads, LoraParams, LossSum, ModelLearner, PreferenceSettings,
+    BatchItem, Example, Learner, LoraGrads, LoraParams, LossSum, ModelLearner, PreferenceSettings,
     TrainError,
 };
 
@@ -35,7 +35,7 @@ fn references(losses: &[LossSum]) -> Vec<[f64; 2]> {
 /// The weights that the objective gives to the losses of pairs.
 fn weights(settings: &PreferenceSettings, references: &[[f64; 2]], losses: &[LossSum]) -> Vec<f32> {
     let of_pair = |(losses, reference): (&[LossSum], &[f64; 2])| {
-        pair_loss(settings, losses[0], losses[1], *reference).weights
+        dpo_loss(settings, losses[0], losses[1], *reference).weights
     };
     let pairs = losses.chunks_exact(2).zip(references);
     pairs.flat_map(of_pair).map(|w| w as f32).collect()
@@ -174,7 +174,7 @@ impl Learner for TwoPasses {
     fn forward_backward(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError> {
@@ -184,7 +184,7 @@ impl Learner for TwoPasses {
     fn losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
         self.0.losses(params, batch)
     }
@@ -233,7 +233,7 @@ fn learner_of(model: &Arc<Model>, compute: Compute) -> ModelLearner {
 fn run_error(
     mut learner: ModelLearner,
     params: &[LoraParams],
-    batch: &[Item<'_>],
+    batch: &[BatchItem<'_>],
     weigh: &dyn Fn(&[LossSum]) -> Vec<f32>,
 ) -> String {
     let mut grads: Vec<LoraGrads> = params.iter().map(LoraGrads::zeros_like).collect();

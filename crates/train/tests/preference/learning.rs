@@ -4,25 +4,25 @@ use std::sync::atomic::AtomicBool;
 
 use kernels::Compute;
 use testkit::tiny_adapter;
-use train::metrics::{Record, records};
-use train::preference::{Preference, PreferenceStats};
-use train::sft::{RunOptions, Trained};
-use train::{Example, Item, Job, Learner, LoraGrads, LossSum, ModelLearner};
+use train::metrics::{MetricsRecord, parse_metrics};
+use train::preference::{PreferenceData, PreferenceStats};
+use train::sft::{RunOptions, TrainedAdapter};
+use train::{BatchItem, Example, Job, Learner, LoraGrads, LossSum, ModelLearner};
 
 use super::toy::{self, Notes, Toy};
 use super::{adapter, example, finished, items, pair_job, run, run_on, settings, tiny};
 
-fn validations(trained: &Trained) -> Vec<(f64, bool, PreferenceStats)> {
-    records(&trained.metrics)
+fn validations(trained: &TrainedAdapter) -> Vec<(f64, bool, PreferenceStats)> {
+    parse_metrics(&trained.metrics)
         .into_iter()
         .filter_map(|record| match record {
-            Record::Validation {
+            MetricsRecord::Validation {
                 loss,
                 best,
                 preference,
                 ..
             } => Some((loss, best, preference.unwrap())),
-            Record::Step { .. } => None,
+            MetricsRecord::Step { .. } => None,
         })
         .collect()
 }
@@ -33,13 +33,13 @@ fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
     // The toy has no base to start from: it is measured from the first numbers themselves.
     job.start = Some("the first numbers".into());
     let trained = run(vec![job]).remove(0);
-    let steps: Vec<(f64, PreferenceStats)> = records(&trained.metrics)
+    let steps: Vec<(f64, PreferenceStats)> = parse_metrics(&trained.metrics)
         .into_iter()
         .filter_map(|record| match record {
-            Record::Step {
+            MetricsRecord::Step {
                 loss, preference, ..
             } => Some((loss, preference.unwrap())),
-            Record::Validation { .. } => None,
+            MetricsRecord::Validation { .. } => None,
         })
         .collect();
     // At the start there is no margin, and the loss is ln 2 beside the chosen answers' own.
@@ -82,7 +82,7 @@ fn a_model_learns_which_answer_to_prefer() {
     let config = model.config();
     (job.settings.rank, job.settings.alpha) = (4, 8.0);
     job.init = train::lora_init::lora_init(
-        &train::lora_init::linears(config, &job.settings.modules().unwrap()),
+        &train::lora_init::target_linears(config, &job.settings.modules().unwrap()),
         &job.settings,
     );
     let mut learner = ModelLearner::new(model, Compute::F32);
@@ -140,7 +140,7 @@ fn an_adapter_gets_the_steps_that_it_would_get_alone() {
     let pair = [(0, [example(1, 8, 11, 12), example(1, 8, 21, 5)])];
     let row = example(7, 4, 9, 9);
     let mut batch = items(&pair);
-    batch.push(Item::new(1, &row));
+    batch.push(BatchItem::new(1, &row));
     let scale = [1.0, 0.3];
     let zeros = || params.iter().map(LoraGrads::zeros_like).collect::<Vec<_>>();
     let (mut shared, mut alone) = (zeros(), zeros());
@@ -168,7 +168,7 @@ fn pairs_that_do_not_fit_together_are_refused() {
         );
         ran.unwrap_err().to_string()
     };
-    fn preference(job: &mut Job) -> &mut Preference {
+    fn preference(job: &mut Job) -> &mut PreferenceData {
         job.preference.as_mut().unwrap()
     }
     assert!(said(|job| job.settings.preference = None).contains("disagree on whether"));
@@ -218,7 +218,7 @@ fn a_step_is_timed_without_a_reference_and_no_rate_is_swept() {
     assert!(measured.unwrap().tokens > 0);
     let said = train::lr_find::lr_find(
         &pair_job("one", 22, 0),
-        train::lr_find::Sweep::default(),
+        train::lr_find::LrSweep::default(),
         0,
         &mut Toy::default(),
         &mut |_| (),

@@ -1,4 +1,4 @@
-//! Preference tuning: its gradient against finite differences and against a slow twin on a tiny model, and what the loop
+//! PreferenceData tuning: its gradient against finite differences and against a slow twin on a tiny model, and what the loop
 //! promises about it on a learner of a few lines.
 
 mod data;
@@ -19,9 +19,9 @@ use kernels::Device;
 use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use toy::{Notes, Toy};
-use train::preference::{Matched, Preference, Rejected};
-use train::sft::{Outcome, RunOptions, Trained, train};
-use train::{Example, Item, Job, Learner, LoraParams, PreferenceSettings, TrainError};
+use train::preference::{PairCounts, PreferenceData, RejectedExamples};
+use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{BatchItem, Example, Job, Learner, LoraParams, PreferenceSettings, TrainError};
 
 fn settings(beta: f64, sft_weight: f64) -> PreferenceSettings {
     PreferenceSettings {
@@ -52,11 +52,11 @@ fn example(seed: u32, prompt: u32, answer: u32, length: u32) -> Example {
     }
 }
 
-fn items(pairs: &[(usize, [Example; 2])]) -> Vec<Item<'_>> {
+fn items(pairs: &[(usize, [Example; 2])]) -> Vec<BatchItem<'_>> {
     let mut items = Vec::new();
     for (adapter, pair) in pairs {
         let adapter = *adapter;
-        items.extend(pair.iter().map(|example| Item::new(adapter, example)));
+        items.extend(pair.iter().map(|example| BatchItem::new(adapter, example)));
     }
     items
 }
@@ -64,7 +64,7 @@ fn items(pairs: &[(usize, [Example; 2])]) -> Vec<Item<'_>> {
 /// A job over `count` pairs, whose chosen answers are the toy's rows.
 fn pair_job(name: &str, count: usize, from: u32) -> Job {
     let mut job = toy::job(name, count, from);
-    let rejected = |rows: &[Example]| Rejected {
+    let rejected = |rows: &[Example]| RejectedExamples {
         examples: rows
             .iter()
             .map(|row| {
@@ -82,10 +82,10 @@ fn pair_job(name: &str, count: usize, from: u32) -> Job {
         reference: Vec::new(),
     };
     job.settings.preference = Some(settings(0.5, 0.2));
-    job.preference = Some(Preference {
+    job.preference = Some(PreferenceData {
         train: rejected(&job.train),
         validation: rejected(&job.validation),
-        matched: Matched::default(),
+        matched: PairCounts::default(),
     });
     job
 }
@@ -101,14 +101,14 @@ fn run_on(
     train(jobs, options, learner, notes, flag)
 }
 
-fn finished(outcome: Outcome) -> Vec<Trained> {
+fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
     match outcome {
         Outcome::Finished(trained) => trained,
         Outcome::Interrupted { step, .. } => panic!("interrupted at {step}"),
     }
 }
 
-fn run(jobs: Vec<Job>) -> Vec<Trained> {
+fn run(jobs: Vec<Job>) -> Vec<TrainedAdapter> {
     let options = RunOptions::default();
     finished(run_on(jobs, &options, &mut Toy::default(), &mut Notes::default()).unwrap())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use train::Job;
-use train::metrics::{Record, records};
+use train::metrics::{MetricsRecord, parse_metrics};
 use train::sft::Outcome;
 
 use super::toy::{Notes, Toy, params};
@@ -92,9 +92,9 @@ fn the_reference_is_where_the_run_starts() {
         job.init = start.clone();
         job.start = hash.map(str::to_owned);
         let trained = run(vec![job]).remove(0);
-        match records(&trained.metrics).remove(0) {
-            Record::Step { preference, .. } => preference.unwrap().margin,
-            Record::Validation { .. } => panic!("validated first"),
+        match parse_metrics(&trained.metrics).remove(0) {
+            MetricsRecord::Step { preference, .. } => preference.unwrap().margin,
+            MetricsRecord::Validation { .. } => panic!("validated first"),
         }
     };
     assert_eq!(started(Some("an adapter")), 0.0);

@@ -1,8 +1,10 @@
 //! A learner of a few lines: each trained token pulls the adapter towards a target that the token names.
 
 use formats::peft::{LoraPair, Module};
-use train::progress::{Observer, Plan, Reference, Standing, StepMetrics, Validation};
-use train::{Example, Item, Job, Learner, LoraGrads, LoraParams, LossSum, Settings, TrainError};
+use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
+use train::{
+    BatchItem, Example, Job, Learner, LoraGrads, LoraParams, LossSum, TrainError, TrainSettings,
+};
 
 /// loss(token) = 1/2 * sum over weights w_i of (w_i - target(token, i))^2 / weights.
 #[derive(Default)]
@@ -22,7 +24,7 @@ fn target(token: u32, index: usize) -> f64 {
 impl Toy {
     fn run(
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         mut grads: Option<(&[f32], &mut [LoraGrads])>,
     ) -> Vec<LossSum> {
         let mut sums = vec![LossSum::default(); params.len()];
@@ -61,7 +63,7 @@ impl Learner for Toy {
     fn forward_backward(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError> {
@@ -82,7 +84,7 @@ impl Learner for Toy {
     fn losses(
         &mut self,
         params: &[LoraParams],
-        batch: &[Item<'_>],
+        batch: &[BatchItem<'_>],
     ) -> Result<Vec<LossSum>, TrainError> {
         let mut sums = Self::run(params, batch, None);
         if self.diverges_at == Some(0) {
@@ -130,17 +132,17 @@ pub fn params() -> LoraParams {
 pub fn job(name: &str, count: usize, from: u32) -> Job {
     Job {
         name: name.to_owned(),
-        settings: Settings {
+        settings: TrainSettings {
             lr: Some(0.02),
             batch_rows: 4,
             save_every: 3,
-            ..Settings::default()
+            ..TrainSettings::default()
         },
         train: rows(count, from),
         validation: rows(9, from + 1000),
         init: params(),
         metrics: None,
-        loaded: train::job::Loaded::default(),
+        loaded: train::job::DataReport::default(),
         preference: None,
         start: None,
     }
@@ -149,7 +151,7 @@ pub fn job(name: &str, count: usize, from: u32) -> Job {
 /// Writes down what it is told.
 #[derive(Default)]
 pub struct Notes {
-    pub plan: Option<Plan>,
+    pub plan: Option<RunPlan>,
     pub resumed: Option<u64>,
     pub steps: Vec<StepMetrics>,
     pub validations: Vec<(usize, Validation)>,
@@ -165,7 +167,7 @@ pub struct Notes {
 }
 
 impl Observer for Notes {
-    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+    fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         self.plan = Some(plan.clone());
         self.resumed = resumed;
     }
@@ -179,11 +181,11 @@ impl Observer for Notes {
         }
     }
 
-    fn reference(&mut self, adapter: usize, _: usize, from: Reference<'_>) {
+    fn reference(&mut self, adapter: usize, _: usize, from: ReferenceProgress<'_>) {
         let how = match from {
-            Reference::Read(_) => "read",
-            Reference::Damaged(_) => "damaged",
-            Reference::Computing { .. } => "computing",
+            ReferenceProgress::Read(_) => "read",
+            ReferenceProgress::Damaged(_) => "damaged",
+            ReferenceProgress::Computing { .. } => "computing",
         };
         self.references.push((adapter, how));
     }
@@ -200,7 +202,7 @@ impl Observer for Notes {
         self.stopped_early.push((adapter, step));
     }
 
-    fn standing(&mut self, standing: &Standing<'_>) {
+    fn standing(&mut self, standing: &Snapshot<'_>) {
         let first = standing.adapters[0].clone();
         self.standing.push((standing.step, standing.done, first));
     }
@@ -213,10 +215,10 @@ impl Observer for Notes {
 /// A job whose rate is far too high, held to the end: its validation loss falls, then rises again.
 pub fn overshooting(name: &str) -> Job {
     let mut job = job(name, 12, 0);
-    job.settings = Settings {
+    job.settings = TrainSettings {
         lr: Some(0.6),
         epochs: 6,
-        schedule: train::schedule::Decay::Constant,
+        schedule: train::schedule::LrDecay::Constant,
         warmup_ratio: 0.0,
         ..job.settings
     };

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
-use train::dataset::{Columns, Row, held_out};
-use train::lint::{self, Lengths, Options, Problem, Report};
+use train::dataset::{Columns, DataRow, held_out};
+use train::lint::{self, LintOptions, LintProblem, LintReport, TokenLengths};
 
 use super::{Reader, ReaderArgs, scan};
 use crate::cli::{Verdict, print};
@@ -31,10 +31,10 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_name = "FILE")]
     against: Vec<PathBuf>,
     /// Share of words in common, 0 to 1, that makes two rows near-duplicates
-    #[arg(long, default_value_t = Options::default().near, value_parser = share)]
+    #[arg(long, default_value_t = LintOptions::default().near, value_parser = share)]
     near: f64,
     /// Share of words in common, 0 to 1, that makes a question the same as one of the evaluation
-    #[arg(long, default_value_t = Options::default().leak, value_parser = share)]
+    #[arg(long, default_value_t = LintOptions::default().leak, value_parser = share)]
     leak: f64,
     /// Leave out what needs the base's template and tokenizer: lengths, masks, control tokens
     #[arg(long)]
@@ -78,10 +78,10 @@ fn report(
     reader: &Reader,
     files: &[PathBuf],
     against: &[PathBuf],
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<LintReport> {
     let mut broken = Vec::new();
     let mut rejected = BTreeMap::new();
-    let mut read = |files: &[PathBuf], columns: &Columns| -> anyhow::Result<Vec<Row>> {
+    let mut read = |files: &[PathBuf], columns: &Columns| -> anyhow::Result<Vec<DataRow>> {
         let mut rows = Vec::new();
         for file in files {
             let mut scan = scan(file, columns, &mut rejected)?;
@@ -96,10 +96,10 @@ fn report(
     };
     let rows = read(files, &reader.settings.columns)?;
     let others = read(against, &reader.settings.columns)?;
-    let options = Options {
+    let options = LintOptions {
         near: args.near,
         leak: args.leak,
-        ..Options::default()
+        ..LintOptions::default()
     };
     let mut report = lint::lint(&rows, &others, &options);
     for scan in &broken {
@@ -117,12 +117,12 @@ fn report(
     Ok(report)
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &LintReport) -> String {
     let mut out = String::new();
     for finding in &report.findings {
         out += &format!("{finding}\n");
     }
-    let named = report.count(Problem::Broken) + report.count(Problem::EmptyOutput);
+    let named = report.count(LintProblem::Broken) + report.count(LintProblem::EmptyOutput);
     if report.broken_lines > named {
         out += &format!("{} more lines are broken\n", report.broken_lines - named);
     }
@@ -134,7 +134,7 @@ fn text(report: &Report) -> String {
             "without an evaluation file, training holds {held_out} rows out for validation\n"
         );
     }
-    let kinds: Vec<String> = Problem::ALL
+    let kinds: Vec<String> = LintProblem::ALL
         .into_iter()
         .map(|problem| (json!(problem), report.count(problem)))
         .filter(|(_, count)| *count > 0)
@@ -149,7 +149,7 @@ fn text(report: &Report) -> String {
     out + &format!("{rows} rows, {intents} intents: {found}\n")
 }
 
-fn histogram(lengths: &Lengths) -> String {
+fn histogram(lengths: &TokenLengths) -> String {
     let most = lengths.histogram.iter().map(|bucket| bucket.rows).max();
     let most = most.unwrap_or(0).max(1);
     let digits = lengths.longest.max(1).to_string().len() + 1;
@@ -188,11 +188,11 @@ fn histogram(lengths: &Lengths) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use train::lint::Bucket;
+    use train::lint::LengthBucket;
 
     #[test]
     fn a_bar_is_as_long_as_its_bucket_is_full() {
-        let lengths = Lengths {
+        let lengths = TokenLengths {
             rows: 5,
             tokens: 400,
             trained_tokens: 100,
@@ -204,7 +204,7 @@ mod tests {
             left_out: 1,
             cut: 0,
             histogram: [(64, 95, 4), (96, 127, 0), (128, 159, 1)]
-                .map(|(from, to, rows)| Bucket { from, to, rows })
+                .map(|(from, to, rows)| LengthBucket { from, to, rows })
                 .to_vec(),
         };
         let expected = format!(

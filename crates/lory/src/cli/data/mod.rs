@@ -6,10 +6,10 @@ mod show;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use train::dataset::{Columns, Dataset, Place, Row, Scan};
+use train::dataset::{Columns, DataRow, Dataset, DatasetScan, RowLocation};
 use train::example::Encoder;
 use train::preference::{holds_pairs, scan_pairs};
-use train::{Settings, TrainError};
+use train::{TrainError, TrainSettings};
 
 use super::base::BaseArgs;
 use super::personas::PersonasArgs;
@@ -50,7 +50,7 @@ struct ReaderArgs {
 
 /// What the flags and the persona say together.
 struct Reader {
-    settings: Settings,
+    settings: TrainSettings,
     system_prompt: Option<String>,
     /// The persona's training rows, and its evaluation rows.
     files: Vec<PathBuf>,
@@ -61,8 +61,8 @@ struct Reader {
 fn scan(
     path: &Path,
     columns: &Columns,
-    rejected: &mut BTreeMap<Place, Row>,
-) -> Result<Scan, TrainError> {
+    rejected: &mut BTreeMap<RowLocation, DataRow>,
+) -> Result<DatasetScan, TrainError> {
     if !holds_pairs(path)? {
         return Dataset::scan(path, columns);
     }
@@ -74,7 +74,7 @@ fn scan(
 impl ReaderArgs {
     fn reader(&self) -> anyhow::Result<Reader> {
         let mut reader = Reader {
-            settings: Settings::default(),
+            settings: TrainSettings::default(),
             system_prompt: self.system_prompt.clone(),
             files: Vec::new(),
             eval: None,

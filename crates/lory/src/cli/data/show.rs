@@ -7,7 +7,7 @@ use console::Style;
 use formats::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use train::Example;
-use train::dataset::{Row, held_out};
+use train::dataset::{DataRow, held_out};
 use train::example::{Encoder, Fitted};
 
 use super::{ReaderArgs, scan};
@@ -55,7 +55,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 /// A row as training sees it.
 struct Shown<'r> {
-    row: &'r Row,
+    row: &'r DataRow,
     /// Counted from 1.
     number: usize,
     held_out: bool,
@@ -99,7 +99,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     let rows = &scan.data.rows;
     let (first, most) = match (args.line, args.row) {
         (Some(line), _) => {
-            let found = rows.iter().position(|row| row.place.line == line);
+            let found = rows.iter().position(|row| row.location.line == line);
             let found = found.ok_or_else(|| {
                 Usage(format!(
                     "--line {line}: no row stands there in {}",
@@ -125,7 +125,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut shown = Vec::new();
     let mut refused = Vec::new();
     for (i, row) in rows.iter().enumerate().skip(first).take(most) {
-        let other = rejected.get(&row.place);
+        let other = rejected.get(&row.location);
         let answers = (
             look(&encoder, row),
             other.map(|row| look(&encoder, row)).transpose(),
@@ -162,7 +162,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 /// The example of `row`, and what becomes of it.
-fn look(encoder: &Encoder<'_>, row: &Row) -> Result<Answer, train::TrainError> {
+fn look(encoder: &Encoder<'_>, row: &DataRow) -> Result<Answer, train::TrainError> {
     let whole = encoder.render(row)?;
     let length = whole.tokens.len();
     if whole.trained_tokens() == 0 {
@@ -174,8 +174,8 @@ fn look(encoder: &Encoder<'_>, row: &Row) -> Result<Answer, train::TrainError> {
     }
     let (example, fate) = match encoder.fit(whole.clone(), row) {
         Ok(Fitted::Whole(example)) => (example, "whole"),
-        Ok(Fitted::Cut(example)) => (example, "cut"),
-        Ok(Fitted::LeftOut) => (whole, "left out"),
+        Ok(Fitted::Truncated(example)) => (example, "cut"),
+        Ok(Fitted::Dropped) => (whole, "left out"),
         Err(_) => (whole, "refused"),
     };
     Ok(Answer {
@@ -243,8 +243,8 @@ impl Shown<'_> {
 
     fn json(&self, tokenizer: &Tokenizer) -> Value {
         let mut row = self.answer.json(tokenizer);
-        row["file"] = json!(self.row.place.file.as_ref());
-        row["line"] = json!(self.row.place.line);
+        row["file"] = json!(self.row.location.file.as_ref());
+        row["line"] = json!(self.row.location.line);
         row["row"] = json!(self.number);
         row["held_out"] = json!(self.held_out);
         row["fate"] = json!(self.fate());
@@ -256,7 +256,7 @@ impl Shown<'_> {
 
     fn text(&self, tokenizer: &Tokenizer, paint: &Paint) -> String {
         let answer = self.answer.head();
-        let mut head = format!("{}  row {}  {answer}", self.row.place, self.number);
+        let mut head = format!("{}  row {}  {answer}", self.row.location, self.number);
         if self.held_out {
             head += "  held out for validation";
         }

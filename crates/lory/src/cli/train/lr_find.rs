@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
-use train::lr_find::{Found, Sweep, lr_find};
-use train::plot::{RateCurve, rate_curve};
+use train::lr_find::{LrSweep, LrSweepResult, lr_find};
+use train::plot::{LrCurve, lr_curve};
 use train::sft::RunOptions;
 use train::{Job, ModelLearner};
 
@@ -22,7 +22,7 @@ const FILE: &str = "lr-find.svg";
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
-    found: &'a Found,
+    found: &'a LrSweepResult,
     /// The picture.
     svg: String,
 }
@@ -36,10 +36,10 @@ pub(super) fn run(
     stop: &AtomicBool,
     as_json: bool,
 ) -> anyhow::Result<Verdict> {
-    let sweep = Sweep::default();
+    let sweep = LrSweep::default();
     let stop = || stop.load(Ordering::Relaxed);
     let mut reports = Vec::new();
-    let mut founds: Vec<(Found, PathBuf)> = Vec::new();
+    let mut founds: Vec<(LrSweepResult, PathBuf)> = Vec::new();
     for (job, target) in jobs.iter().zip(targets) {
         let mut progress = Progress::stderr();
         progress.count(&format!("{}: trying rates", job.name), sweep.steps as u64);
@@ -57,7 +57,7 @@ pub(super) fn run(
             return Ok(Verdict::Bad);
         };
         let svg = target.out.join(FILE);
-        let curve = RateCurve {
+        let curve = LrCurve {
             name: found.name.clone(),
             points: found.points.iter().map(|p| (p.lr, p.change)).collect(),
             suggestion: found.suggestion,
@@ -65,7 +65,7 @@ pub(super) fn run(
         std::fs::create_dir_all(&target.out)
             .and_then(|()| {
                 let title = format!("{}: learning rates", found.name);
-                std::fs::write(&svg, rate_curve(&title, &[curve]))
+                std::fs::write(&svg, lr_curve(&title, &[curve]))
             })
             .with_context(|| format!("cannot write {}", svg.display()))?;
         founds.push((found, svg));

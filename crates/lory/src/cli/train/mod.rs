@@ -15,9 +15,9 @@ use bytesize::ByteSize;
 use kernels::Device;
 use registry::Personas;
 use serde_json::json;
-use train::job::{Loaded, Source};
+use train::job::{DataReport, JobSpec};
 use train::sft::{self, Outcome, RunOptions};
-use train::{Job, Settings};
+use train::{Job, TrainSettings};
 
 use super::base::{BaseArgs, PrecisionArgs};
 use super::personas::PersonasArgs;
@@ -133,7 +133,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         }
     }
 
-    let loaded: Vec<Loaded> = jobs.iter().map(|job| job.loaded.clone()).collect();
+    let loaded: Vec<DataReport> = jobs.iter().map(|job| job.loaded.clone()).collect();
     let options = RunOptions {
         base: base.bound(&fingerprint),
         checkpoint: Some(checkpoint.clone()),
@@ -246,7 +246,9 @@ fn order(args: &Args) -> anyhow::Result<Order> {
             || "adapter".to_owned(),
             |name| name.to_string_lossy().into_owned(),
         );
-        let settings = args.columns.over(args.settings.over(Settings::default()))?;
+        let settings = args
+            .columns
+            .over(args.settings.over(TrainSettings::default()))?;
         let settings = args.preference.over(&name, data, settings)?;
         let rejects = settings
             .preference
@@ -325,7 +327,7 @@ fn persona(personas: &Personas, who: &str, args: &Args) -> anyhow::Result<Target
 }
 
 fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> {
-    let source = Source {
+    let source = JobSpec {
         name: &target.name,
         train: &target.data,
         validation: target.eval.as_deref(),

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use formats::peft;
 use registry::{Part, Personas};
-use train::preference::{Matched, Sibling, holds_pairs};
-use train::{Job, Settings};
+use train::preference::{PairCounts, RejectedPersona, holds_pairs};
+use train::{Job, TrainSettings};
 
 use crate::cli::Usage;
 use base::Base;
@@ -37,8 +37,8 @@ impl PreferenceArgs {
         &self,
         name: &str,
         data: &Path,
-        mut settings: Settings,
-    ) -> anyhow::Result<Settings> {
+        mut settings: TrainSettings,
+    ) -> anyhow::Result<TrainSettings> {
         let asked = !self.prefer_over.is_empty() || self.beta.or(self.sft_weight).is_some();
         if settings.preference.is_none() && !asked && !holds_pairs(data)? {
             return Ok(settings);
@@ -72,7 +72,10 @@ impl PreferenceArgs {
 }
 
 /// The personas whose answers `settings` reject, with their files.
-pub(super) fn siblings(settings: &Settings, personas: &Personas) -> anyhow::Result<Vec<Sibling>> {
+pub(super) fn siblings(
+    settings: &TrainSettings,
+    personas: &Personas,
+) -> anyhow::Result<Vec<RejectedPersona>> {
     let against = settings
         .preference
         .iter()
@@ -89,20 +92,20 @@ pub(super) fn siblings(settings: &Settings, personas: &Personas) -> anyhow::Resu
                 persona.dir.join(registry::file::FILE).display()
             );
         };
-        Ok(Sibling {
+        Ok(RejectedPersona {
             name: name.clone(),
             files: std::iter::once(&train.data)
                 .chain(&train.eval)
                 .cloned()
                 .collect(),
-            columns: train.settings::<Settings>()?.columns,
+            columns: train.settings::<TrainSettings>()?.columns,
         })
     };
     against.map(sibling).collect()
 }
 
 /// Says how many rows of `name` found a rejected answer.
-pub(super) fn tell(name: &str, settings: &Settings, matched: &Matched) {
+pub(super) fn tell(name: &str, settings: &TrainSettings, matched: &PairCounts) {
     let against = settings
         .preference
         .iter()

@@ -1,9 +1,9 @@
 //! The trainer's settings as flags: one flag a setting, of the same name. They win over a persona's `[train]` table.
 
 use serde::de::DeserializeOwned;
-use train::Settings;
-use train::example::{Mask, TooLong};
-use train::schedule::Decay;
+use train::TrainSettings;
+use train::example::{LossMask, TooLong};
+use train::schedule::LrDecay;
 
 /// What changes the settings of every adapter of the run.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,8 +37,8 @@ pub(super) struct SettingsArgs {
     #[arg(long, value_name = "X")]
     lora_plus_ratio: Option<f64>,
     /// What the learning rate does after its warm-up: constant, linear, cosine [default: linear]
-    #[arg(long, value_name = "NAME", value_parser = word::<Decay>)]
-    schedule: Option<Decay>,
+    #[arg(long, value_name = "NAME", value_parser = word::<LrDecay>)]
+    schedule: Option<LrDecay>,
     /// Share of the steps that warm up [default: 0.05]
     #[arg(long, value_name = "SHARE")]
     warmup_ratio: Option<f64>,
@@ -73,8 +73,8 @@ pub(super) struct SettingsArgs {
     #[arg(long, value_name = "NAME", value_parser = word::<TooLong>)]
     too_long: Option<TooLong>,
     /// Which tokens of a conversation are trained: completion, assistant [default: completion]
-    #[arg(long, value_name = "NAME", value_parser = word::<Mask>)]
-    mask: Option<Mask>,
+    #[arg(long, value_name = "NAME", value_parser = word::<LossMask>)]
+    mask: Option<LossMask>,
     /// Put the rows in a new order each epoch [default: true]
     #[arg(long, value_name = "BOOL")]
     shuffle: Option<bool>,
@@ -106,7 +106,7 @@ fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 
 impl SettingsArgs {
     /// `settings` with what the flags say.
-    pub fn over(&self, mut settings: Settings) -> Settings {
+    pub fn over(&self, mut settings: TrainSettings) -> TrainSettings {
         fn set<T: Clone>(target: &mut T, value: &Option<T>) {
             if let Some(value) = value {
                 target.clone_from(value);
@@ -168,10 +168,10 @@ mod tests {
 
     #[test]
     fn every_setting_is_a_flag_of_its_name() {
-        let default = Settings {
+        let default = TrainSettings {
             lr: Some(0.0),
             max_steps: Some(0),
-            ..Settings::default()
+            ..TrainSettings::default()
         };
         let every = serde_json::to_value(&default).unwrap();
         let changed = changed();
@@ -193,17 +193,17 @@ mod tests {
         let command = SettingsArgs::augment_args(clap::Command::new("lory"));
         let matches = command.try_get_matches_from(args).unwrap();
         let flags = SettingsArgs::from_arg_matches(&matches).unwrap();
-        let over = flags.over(Settings::default());
+        let over = flags.over(TrainSettings::default());
         assert_eq!(serde_json::to_value(over).unwrap(), Value::Object(changed));
         assert_eq!(
-            SettingsArgs::default().over(Settings::default()),
-            Settings::default()
+            SettingsArgs::default().over(TrainSettings::default()),
+            TrainSettings::default()
         );
     }
 
     #[test]
     fn an_unknown_word_is_told_which_there_are() {
-        let said = word::<Decay>("polynomial").unwrap_err();
+        let said = word::<LrDecay>("polynomial").unwrap_err();
         assert!(said.contains("`constant`, `linear`, `cosine`"), "{said}");
     }
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use train::forecast::Measured;
+use train::forecast::MeasuredStep;
 use train::preference::PreferenceStats;
-use train::progress::{Observer, Plan, Reference, StepMetrics, Validation};
-use train::sft::Trained;
+use train::progress::{Observer, ReferenceProgress, RunPlan, StepMetrics, Validation};
+use train::sft::TrainedAdapter;
 
 use super::plan;
 use crate::cli::table::Table;
@@ -50,8 +50,8 @@ impl Watcher {
         self.progress.clear();
     }
 
-    pub fn summary(&self, trained: &[Trained], targets: &[Target]) -> Summary {
-        let one = |(i, (trained, target)): (usize, (&Trained, &Target))| Line {
+    pub fn summary(&self, trained: &[TrainedAdapter], targets: &[Target]) -> Summary {
+        let one = |(i, (trained, target)): (usize, (&TrainedAdapter, &Target))| Line {
             name: trained.name.clone(),
             rows: self.rows.get(i).copied().unwrap_or(0),
             steps: trained.steps,
@@ -71,7 +71,7 @@ impl Watcher {
 }
 
 impl Observer for Watcher {
-    fn started(&mut self, plan: &Plan, resumed: Option<u64>) {
+    fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         for adapter in &plan.adapters {
             self.rows.push(adapter.rows);
         }
@@ -88,21 +88,21 @@ impl Observer for Watcher {
         self.progress.set(resumed.unwrap_or(0));
     }
 
-    fn reference(&mut self, adapter: usize, pairs: usize, from: Reference<'_>) {
+    fn reference(&mut self, adapter: usize, pairs: usize, from: ReferenceProgress<'_>) {
         let name = self.names.get(adapter).map_or("", String::as_str);
         let what = format!("{name}: log-probabilities of {pairs} pairs at the start");
         match from {
-            Reference::Read(path) => {
+            ReferenceProgress::Read(path) => {
                 self.progress
                     .say(&format!("{what}: from {}", path.display()));
             }
-            Reference::Damaged(path) => {
+            ReferenceProgress::Damaged(path) => {
                 let path = path.display();
                 self.progress
                     .say(&format!("{path} is damaged and is made anew"));
             }
-            Reference::Computing { done: 0 } => self.progress.say(&what),
-            Reference::Computing { done } => {
+            ReferenceProgress::Computing { done: 0 } => self.progress.say(&what),
+            ReferenceProgress::Computing { done } => {
                 self.progress.message(format!("{what}: {done} done"));
             }
         }
@@ -111,7 +111,7 @@ impl Observer for Watcher {
     fn step(&mut self, metrics: &StepMetrics) {
         // The first step of this process says how long all of them will take.
         if self.tokens_per_s == 0.0 {
-            self.plan.measured(Measured {
+            self.plan.measured(MeasuredStep {
                 tokens: metrics.tokens,
                 seconds: metrics.tokens as f64 / metrics.tokens_per_s.max(1e-9),
             });

@@ -5,8 +5,8 @@ mod samples;
 
 use std::fmt::Write as _;
 
-use train::metrics::records;
-use train::plot::{Curve, escaped, loss_curve};
+use train::metrics::parse_metrics;
+use train::plot::{LossCurve, escape_xml, loss_curve};
 
 use super::tables::percent;
 use jobs::evaluation::Candidate;
@@ -49,8 +49,12 @@ macro_rules! put {
 use put;
 
 fn head(page: &mut String, measures: &Measures) {
-    let names: Vec<String> = measures.personas.iter().map(|p| escaped(&p.name)).collect();
-    let title = format!("{} on {}", names.join(", "), escaped(&measures.base));
+    let names: Vec<String> = measures
+        .personas
+        .iter()
+        .map(|p| escape_xml(&p.name))
+        .collect();
+    let title = format!("{} on {}", names.join(", "), escape_xml(&measures.base));
     put!(
         page,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -67,7 +71,7 @@ fn head(page: &mut String, measures: &Measures) {
             ),
             None => "no adapter".to_owned(),
         };
-        let (name, version) = (escaped(&persona.name), persona.version);
+        let (name, version) = (escape_xml(&persona.name), persona.version);
         put!(
             page,
             "<p class=\"soft\">{name} version {version}, {adapter}, {} rows</p>",
@@ -106,8 +110,8 @@ fn gate(page: &mut String, checks: &[Check]) {
         put!(
             page,
             "<tr><td>{}</td><td>{}</td><td class=\"number\">{}</td><td>{}</td><td class=\"{class}\">{mark}</td></tr>",
-            escaped(&check.persona),
-            escaped(check.measure),
+            escape_xml(&check.persona),
+            escape_xml(check.measure),
             check.value_text(),
             check.wanted_text()
         );
@@ -131,11 +135,11 @@ fn matrix(page: &mut String, corner: &str, columns: &[&str], rows: &[(&str, Vec<
         "<div class=\"scroll\"><table><thead><tr><th>{corner}</th>"
     );
     for column in columns {
-        let _ = write!(page, "<th>{}</th>", escaped(column));
+        let _ = write!(page, "<th>{}</th>", escape_xml(column));
     }
     put!(page, "</tr></thead><tbody>");
     for (name, cells) in rows {
-        let _ = write!(page, "<tr><th>{}</th>", escaped(name));
+        let _ = write!(page, "<tr><th>{}</th>", escape_xml(name));
         for cell in cells {
             let _ = match cell {
                 None => write!(page, "<td class=\"soft\">–</td>"),
@@ -253,8 +257,8 @@ fn speakers(page: &mut String, measures: &Measures) {
                 page,
                 "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}<small>of {}</small></td><td>{}</td><td>{:.1}</td>\
                  <td>{:.1}</td><td>{:.2}</td><td>{}</td><td>{}</td></tr>",
-                escaped(name),
-                escaped(speaker),
+                escape_xml(name),
+                escape_xml(speaker),
                 percent(told.score.tone_share()),
                 percent(told.score.copied_share()),
                 told.score.with_identifiers,
@@ -282,7 +286,7 @@ fn curves(page: &mut String, candidates: &[Candidate], measures: &Measures) {
             continue;
         };
         let name = &candidate.persona.name;
-        let curve = Curve::new(name, &records(&text));
+        let curve = LossCurve::new(name, &parse_metrics(&text));
         if !curve.train.is_empty() {
             let title = format!("{name} on {}", measures.base);
             drawn.push(loss_curve(&title, &[curve]));

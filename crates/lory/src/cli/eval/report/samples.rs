@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use train::evaluate::Score;
-use train::plot::escaped;
+use train::evaluate::AnswerScore;
+use train::plot::escape_xml;
 
 use super::put;
 use jobs::evaluation::Candidate;
@@ -41,7 +41,7 @@ pub(super) fn put(
         put!(
             page,
             "<section class=\"sample\"><p class=\"asked\">{}</p><div class=\"sides\">",
-            escaped(&sample.asked)
+            escape_xml(&sample.asked)
         );
         let base = sample.rows.first().and_then(|&(of, row)| {
             let to = Speaker::Base;
@@ -51,8 +51,8 @@ pub(super) fn put(
             put!(
                 page,
                 "<div class=\"side\"><h3>{}</h3><p class=\"said\">{}</p></div>",
-                escaped(&measures.base),
-                escaped(base.text.trim())
+                escape_xml(&measures.base),
+                escape_xml(base.text.trim())
             );
         }
         for &(of, row) in &sample.rows {
@@ -81,9 +81,9 @@ fn side(page: &mut String, candidates: &[Candidate], answers: &Answers, (of, row
         page,
         "<div class=\"side\"><h3>{}</h3><p class=\"said\">{}</p><p class=\"mark\">{marks}</p>\
          <details><summary>reference</summary><p class=\"said\">{}</p></details></div>",
-        escaped(&candidate.persona.name),
-        escaped(text.trim()),
-        escaped(candidate.rows[row].output())
+        escape_xml(&candidate.persona.name),
+        escape_xml(text.trim()),
+        escape_xml(candidate.rows[row].output())
     );
 }
 
@@ -97,7 +97,8 @@ fn judged<'a>(
     let text = answers.get(Question { of, row, to })?.text.as_str();
     let markers = candidate.markers.clone().unwrap_or_default();
     let asked = &candidate.rows[row];
-    let (in_tone, copied) = Score::default().judge(&markers, &asked.input(), asked.output(), text);
+    let (in_tone, copied) =
+        AnswerScore::default().judge(&markers, &asked.input(), asked.output(), text);
     Some((in_tone, copied, text))
 }
 
