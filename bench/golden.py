@@ -30,7 +30,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PERSONAS = HERE.parent / "personas"
 BASE = "smollm2-135m"
-ROWS, EVAL_ROWS = 24, 4
+ROWS, EVAL_ROWS = 12, 2
 BLEND = "customer*0.7+partner*0.3"
 MODELS = [BASE, "customer", "partner", BLEND]
 QUESTION = "What is the status of my order #12345?"
@@ -58,6 +58,7 @@ TOOL = {
 }
 # A tiny model with random weights is enough to run every precision and both file formats.
 TINY = "--layers 2 --hidden 128 --ffn 256 --heads 4 --kv-heads 2 --vocab 1024 --context 512".split()
+PARTS = ["served", "trained", "tiny"]
 PRECISIONS = ["f32", "bf16", "f16", "q8", "q4"]
 
 
@@ -66,6 +67,7 @@ def arguments():
     p.add_argument("lory", type=Path, help="the binary")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the hashes here")
     p.add_argument("--compare", type=Path, metavar="FILE", help="compare with the hashes in this file")
+    p.add_argument("--only", choices=PARTS, help="one part alone: shipped personas served, trained, or tiny random bases")
     p.add_argument("--results", type=Path, metavar="DIR", help="write every hashed result into this folder")
     return p.parse_args()
 
@@ -100,10 +102,10 @@ class Lory:
     def environment(self, extra):
         return {**os.environ, "LORY_HOME": str(self.home), **(extra or {})}
 
-    def run(self, *args, env=None):
+    def run(self, *args, env=None, good=(0,)):
         command = [str(self.path), *map(str, args)]
         done = subprocess.run(command, env=self.environment(env), capture_output=True, text=True)
-        if done.returncode:
+        if done.returncode not in good:
             sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
         return done.stdout
 
@@ -145,6 +147,11 @@ class Server:
         except urllib.error.HTTPError as error:
             sys.exit(f"{path} {body}: {error.code}\n{error.read().decode()}")
 
+    def base(self):
+        """What the base is called."""
+        with urllib.request.urlopen(self.url + "/v1/models") as response:
+            return json.load(response)["data"][0]["id"]
+
     def __enter__(self):
         return self
 
@@ -177,13 +184,13 @@ def served(golden, lory, work):
         for i, tone in enumerate(tones):
             sampling = {"temperature": 0.6 + 0.1 * (i % 4), "top_p": 1 - 0.05 * (i % 3), "top_k": 40 * (i % 2)}
             answer = server.post(
-                "/generate", prompt=f"Where is my order #{48000 + 7 * i}?", user_type=tone, max_new_tokens=32, seed=1000 + i,
+                "/generate", prompt=f"Where is my order #{48000 + 7 * i}?", user_type=tone, max_new_tokens=16, seed=1000 + i,
                 **sampling)
             golden.add(f"answers/{i} {tone}", [answer[key] for key in ("response", "finish_reason", "usage", "persona")])
         golden.add("answers/several", chat(
-            server, "customer", n=3, temperature=0.9, max_completion_tokens=16, logprobs=True, top_logprobs=2))
+            server, "customer", n=2, temperature=0.9, max_completion_tokens=16, logprobs=True, top_logprobs=2))
         golden.add("answers/penalties", chat(
-            server, "partner", temperature=0.8, max_completion_tokens=24, min_p=0.05, repetition_penalty=1.2,
+            server, "partner", temperature=0.8, max_completion_tokens=16, min_p=0.05, repetition_penalty=1.2,
             frequency_penalty=0.3, presence_penalty=-0.2, logit_bias={"198": -5, "57": 2.5}, logprobs=True))
         schema = {"type": "json_schema", "json_schema": {"name": "ticket", "strict": True, "schema": SCHEMA}}
         for model in (BASE, "customer"):
@@ -223,14 +230,16 @@ def trained(golden, lory, work):
     """Supervised training of two tones in one run, preference tuning of one, their evaluation, and exported and merged files."""
     personas = small_personas(work)
     run = ["--base", BASE, "--personas", personas]
-    lory.run("train", *run, "--persona", "customer", "--persona", "partner", "--max-steps", 3, "--dropout", 0.1, "--rank", 8)
+    lory.run("train", *run, "--persona", "customer", "--persona", "partner", "--max-steps", 2, "--batch-rows", 3,
+             "--dropout", 0.1, "--rank", 8)
     for tone in ("customer", "partner"):
         adapter(golden, f"trained/{tone}", personas / tone / "adapter")
     lory.run("train", *run, "--persona", "customer", "--prefer-over", "partner", "--from", PERSONAS / "customer/adapter",
-             "--max-steps", 2, "--dropout", 0.05, "--lr", "2e-4")
+             "--max-steps", 2, "--batch-rows", 2, "--vary-identifiers", 0, "--dropout", 0.05, "--lr", "2e-4")
     adapter(golden, "trained/preference", personas / "customer/adapter")
 
-    report = exact(lory.run("eval", *run, "--json"))
+    # Exit code 1 says that a threshold was missed, as it is after so little training.
+    report = exact(lory.run("eval", *run, "--persona", "customer", "--limit", 2, "--json", good=(0, 1)))
     golden.add("measured", timeless(report))
     lory.run("persona", "export", "--gguf", "customer", "--out", work / "customer.gguf", *run)
     golden.add("exported", (work / "customer.gguf").read_bytes())
@@ -261,14 +270,11 @@ def tiny(golden, lory, work):
         flags = ["--base", base, "--precision", precision]
         name = f"{base.name} {precision}"
         with Server(lory, work, *flags, "--personas", work / "empty") as server:
-            logits(golden, f"logits/{name}", server, base.name)
+            logits(golden, f"logits/{name}", server, server.base())
         out = work / f"trained {name}"
         lory.run("train", *flags, "--data", work / "tiny.jsonl", "--out", out, "--max-steps", 2, "--batch-rows", 2, "--rank", 4,
                  "--validation-fraction", 0)
         adapter(golden, f"trained/{name}", out)
-    for file in sorted(work.glob("home/quantized/**/*")):
-        if file.is_file() and file.stat().st_size > 100_000:
-            golden.hashes[f"quantized/{len([n for n in golden.hashes if n.startswith('quantized/')])}"] = file_hash(file)
 
 
 def machine():
@@ -286,11 +292,11 @@ def machine():
     return found | {"LORY_ISA": os.environ.get("LORY_ISA", "")}
 
 
-def compare(ours, path):
+def compare(ours, path, only):
     theirs = json.loads(path.read_text())
     if ours["machine"] != theirs["machine"]:
         print(f"another machine: {theirs['machine']}", file=sys.stderr)
-    names = sorted(ours["hashes"].keys() | theirs["hashes"].keys())
+    names = sorted(ours["hashes"].keys() if only else ours["hashes"].keys() | theirs["hashes"].keys())
     different = [name for name in names if ours["hashes"].get(name) != theirs["hashes"].get(name)]
     for name in different:
         print(f"different: {name}")
@@ -312,6 +318,8 @@ def main():
         started = time.monotonic()
         Lory(binary, home).run("pull", BASE)
         for part, at in ((served, home), (trained, home), (tiny, work / "home")):
+            if args.only not in (None, part.__name__):
+                continue
             part(golden, Lory(binary, at), work)
             print(f"{part.__name__}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     result = {"machine": machine(), "hashes": golden.hashes}
@@ -319,7 +327,7 @@ def main():
     if args.out:
         args.out.write_text(text)
     if args.compare:
-        sys.exit(0 if compare(result, args.compare) else 1)
+        sys.exit(0 if compare(result, args.compare, args.only) else 1)
     if not args.out:
         print(text, end="")
 
