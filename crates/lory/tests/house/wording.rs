@@ -92,7 +92,7 @@ const KEPT: &[&str] = &[
 ];
 
 /// The most lines that the rules still find. The number may only shrink; it is gone when it is 0.
-const ALLOWED: usize = 1_160;
+const ALLOWED: usize = 984;
 
 /// The crate, or else the folder at the top.
 fn part(path: &str) -> String {
