@@ -4,6 +4,9 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
+/// The crates whose events `lory` selects in a filter.
+const CRATES: [&str; 6] = ["lory", "server", "jobs", "service", "auth", "base"];
+
 /// What an event looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum LogFormat {
@@ -26,8 +29,8 @@ pub(super) fn serving(format: LogFormat) {
 /// `events` is what is shown where `RUST_LOG` says nothing.
 fn start(format: LogFormat, events: &str) {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
-        Ok(chosen) if !chosen.is_empty() => EnvFilter::new(chosen),
-        _ => EnvFilter::new(events),
+        Ok(chosen) if !chosen.is_empty() => EnvFilter::new(for_every_crate(&chosen)),
+        _ => EnvFilter::new(for_every_crate(events)),
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -38,5 +41,29 @@ fn start(format: LogFormat, events: &str) {
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Repeats the directives about `lory` for each of [`CRATES`].
+fn for_every_crate(filter: &str) -> String {
+    let directives = filter.split(',').map(|directive| {
+        let level = directive.trim().strip_prefix("lory");
+        match level.filter(|level| level.is_empty() || level.starts_with('=')) {
+            Some(level) => CRATES.map(|name| format!("{name}{level}")).join(","),
+            None => directive.to_owned(),
+        }
+    });
+    directives.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lory_selects_the_events_of_every_crate() {
+        let all = "lory=info,server=info,jobs=info,service=info,auth=info,base=info";
+        assert_eq!(for_every_crate("warn,lory=info"), format!("warn,{all}"));
+        assert_eq!(for_every_crate("lory::request=off"), "lory::request=off");
     }
 }
