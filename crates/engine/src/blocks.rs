@@ -1,15 +1,15 @@
-//! The blocks of the KV cache: who holds which. Knows ids only; the bytes are the model's.
+//! The blocks of the KV cache: which sequence holds which. Knows block ids only; the bytes are the model's.
 //!
-//! A [`BlockTable`] is the only way to hold blocks, and gives them back when it is dropped, so none can leak. Several tables
-//! may hold one block, if what they computed begins alike ([`crate::prefix`]); a block that nobody holds keeps what it holds
+//! A [`BlockTable`] is the only way to hold blocks, and releases them when it is dropped, so none can leak. Several tables
+//! may hold one block if their sequences have the same prefix (`prefix_cache`). A block without a holder keeps its content
 //! until its room is needed.
 //!
-//! Whoever holds a block holds all before it, and gives the last one back first. So a block is idle for at least as long as its
-//! parent, is evicted before it, and every chain in the cache begins at its root.
+//! A table that holds a block holds all blocks before it, and releases the last one first. So a block is idle for at least as
+//! long as its parent and is evicted before it, and every cached chain begins at a sequence's first block.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::prefix::{Content, Prefixes, Root};
+use crate::prefix_cache::{AdapterSet, ContentId, PrefixCache};
 
 /// All blocks, shared with every table that holds some.
 #[derive(Clone)]
@@ -17,56 +17,56 @@ pub(crate) struct BlockPool {
     shared: Arc<Mutex<Shared>>,
     blocks: usize,
     block_tokens: usize,
-    /// Whether what was computed is kept.
-    keep: bool,
+    /// Whether computed blocks enter the prefix cache.
+    caching: bool,
 }
 
 struct Shared {
-    /// Blocks that hold nothing known.
+    /// Blocks whose content is not cached and that no table holds.
     empty: Vec<u32>,
     /// How many tables hold each block.
     holders: Vec<u32>,
-    prefixes: Prefixes,
+    cache: PrefixCache,
     evictions: u64,
 }
 
-/// There are not enough free blocks; nothing was taken.
+/// There are not enough free blocks; nothing was allocated.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OutOfBlocks;
 
 impl BlockPool {
-    /// A pool of `blocks` free blocks, each for `block_tokens` tokens. With `keep`, computed blocks are found again.
-    pub fn new(blocks: usize, block_tokens: usize, keep: bool) -> Self {
+    /// A pool of `blocks` free blocks, each for `block_tokens` tokens. With `caching`, computed blocks are reused.
+    pub fn new(blocks: usize, block_tokens: usize, caching: bool) -> Self {
         let shared = Shared {
             empty: (0..blocks as u32).rev().collect(),
             holders: vec![0; blocks],
-            prefixes: Prefixes::default(),
+            cache: PrefixCache::default(),
             evictions: 0,
         };
         BlockPool {
             shared: Arc::new(Mutex::new(shared)),
             blocks,
             block_tokens,
-            keep,
+            caching,
         }
     }
 
-    /// How many blocks `tokens` tokens take.
+    /// The number of blocks that `tokens` tokens take.
     pub fn needed(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.block_tokens)
     }
 
-    /// Blocks that nobody holds.
+    /// Blocks without a holder.
     pub fn free(&self) -> usize {
         self.lock().free()
     }
 
-    /// Blocks that nobody holds and whose contents are kept.
+    /// Blocks without a holder whose content is cached.
     pub fn cached(&self) -> usize {
-        self.lock().prefixes.idle()
+        self.lock().cache.idle()
     }
 
-    /// How often a kept content made room.
+    /// How many cached blocks were evicted.
     pub fn evictions(&self) -> u64 {
         self.lock().evictions
     }
@@ -82,29 +82,29 @@ impl BlockPool {
 
 impl Shared {
     fn free(&self) -> usize {
-        self.empty.len() + self.prefixes.idle()
+        self.empty.len() + self.cache.idle()
     }
 
-    /// One more holder of a block whose content is known.
+    /// Adds a holder to a block whose content is cached.
     fn hold(&mut self, block: u32) {
-        self.prefixes.set_held(block);
+        self.cache.set_held(block);
         self.holders[block as usize] += 1;
     }
 
     /// A block to write to.
-    fn take(&mut self) -> Option<u32> {
+    fn allocate(&mut self) -> Option<u32> {
         let block = self.empty.pop().or_else(|| {
-            self.evictions += u64::from(self.prefixes.idle() > 0);
-            self.prefixes.evict()
+            self.evictions += u64::from(self.cache.idle() > 0);
+            self.cache.evict()
         })?;
         self.holders[block as usize] = 1;
         Some(block)
     }
 
-    fn give_back(&mut self, block: u32) {
+    fn release(&mut self, block: u32) {
         let holders = &mut self.holders[block as usize];
         *holders -= 1;
-        if *holders == 0 && !self.prefixes.set_idle(block) {
+        if *holders == 0 && !self.cache.set_idle(block) {
             self.empty.push(block);
         }
     }
@@ -115,8 +115,8 @@ impl Shared {
 pub(crate) struct BlockTable {
     pool: Option<BlockPool>,
     ids: Vec<u32>,
-    /// The contents of the first blocks, as far as they are known.
-    contents: Vec<Content>,
+    /// The cached contents of the first blocks.
+    contents: Vec<ContentId>,
 }
 
 impl BlockTable {
@@ -124,18 +124,23 @@ impl BlockTable {
         &self.ids
     }
 
-    /// Holds the blocks that begin as `tokens` do, and says how many tokens they cover: never all, as the last one must run to
-    /// give logits. Only for a table that holds nothing.
-    pub fn reuse(&mut self, tokens: &[u32], root: &Root, pool: &BlockPool) -> usize {
+    /// Takes the cached blocks of a prefix of `tokens`. Returns how many tokens they cover: never all, as the last one must run
+    /// to give logits. Only for a table that holds nothing.
+    pub fn reuse_prefix(
+        &mut self,
+        tokens: &[u32],
+        adapters: &AdapterSet,
+        pool: &BlockPool,
+    ) -> usize {
         debug_assert!(self.ids.is_empty());
-        if !pool.keep {
+        if !pool.caching {
             return 0;
         }
         let mut shared = pool.lock();
         let before_last = &tokens[..tokens.len().saturating_sub(1)];
         for part in before_last.chunks_exact(pool.block_tokens) {
             let parent = self.contents.last().copied();
-            let Some((block, content)) = shared.prefixes.find(root, parent, part) else {
+            let Some((block, content)) = shared.cache.find(adapters, parent, part) else {
                 break;
             };
             shared.hold(block);
@@ -146,10 +151,10 @@ impl BlockTable {
         self.ids.len() * pool.block_tokens
     }
 
-    /// Makes what `tokens` wrote into the full ones of these blocks known. Where the same is known of another block, that one is
-    /// held instead.
-    pub fn keep(&mut self, tokens: &[u32], root: &Root) {
-        let Some(pool) = self.pool.as_ref().filter(|pool| pool.keep) else {
+    /// Inserts the full blocks into the prefix cache; `tokens` are those computed so far. A block whose content is cached
+    /// already is replaced by the cached one.
+    pub fn cache_full_blocks(&mut self, tokens: &[u32], adapters: &AdapterSet) {
+        let Some(pool) = self.pool.as_ref().filter(|pool| pool.caching) else {
             return;
         };
         let full = tokens.chunks_exact(pool.block_tokens);
@@ -159,45 +164,45 @@ impl BlockTable {
         let mut shared = pool.lock();
         for (own, part) in self.ids.iter_mut().zip(full).skip(self.contents.len()) {
             let parent = self.contents.last().copied();
-            let content = match shared.prefixes.find(root, parent, part) {
+            let content = match shared.cache.find(adapters, parent, part) {
                 Some((block, content)) => {
                     shared.hold(block);
-                    shared.give_back(std::mem::replace(own, block));
+                    shared.release(std::mem::replace(own, block));
                     content
                 }
-                None => shared.prefixes.add(root, parent, part, *own),
+                None => shared.cache.insert(adapters, parent, part, *own),
             };
             self.contents.push(content);
         }
     }
 
-    /// Takes blocks from `pool` until the table covers `tokens` tokens; all that it lacks, or none.
-    pub fn cover(&mut self, tokens: usize, pool: &BlockPool) -> Result<(), OutOfBlocks> {
-        let lacking = pool.needed(tokens).saturating_sub(self.ids.len());
-        if lacking == 0 {
+    /// Allocates blocks from `pool` until the table covers `tokens` tokens: all that are missing, or none.
+    pub fn grow_to(&mut self, tokens: usize, pool: &BlockPool) -> Result<(), OutOfBlocks> {
+        let missing = pool.needed(tokens).saturating_sub(self.ids.len());
+        if missing == 0 {
             return Ok(());
         }
         let mut shared = pool.lock();
-        if shared.free() < lacking {
+        if shared.free() < missing {
             return Err(OutOfBlocks);
         }
         self.ids
-            .extend(std::iter::from_fn(|| shared.take()).take(lacking));
+            .extend(std::iter::from_fn(|| shared.allocate()).take(missing));
         self.pool.get_or_insert_with(|| pool.clone());
         Ok(())
     }
 
-    /// How many tokens its blocks have room for.
-    pub fn room(&self, pool: &BlockPool) -> usize {
+    /// How many tokens its blocks hold.
+    pub fn capacity(&self, pool: &BlockPool) -> usize {
         self.ids.len() * pool.block_tokens
     }
 
-    /// Gives all blocks back.
+    /// Releases all blocks.
     pub fn release(&mut self) {
         if let Some(pool) = self.pool.take() {
             let mut shared = pool.lock();
             for block in self.ids.drain(..).rev() {
-                shared.give_back(block);
+                shared.release(block);
             }
             self.contents.clear();
         }
@@ -213,100 +218,101 @@ impl Drop for BlockTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::AdapterId;
+    use crate::adapter_id::AdapterId;
 
-    fn root(adapters: &[(u8, f32)]) -> Root {
+    fn adapters(adapters: &[(u8, f32)]) -> AdapterSet {
         let bits = |(id, scale): &(u8, f32)| (AdapterId([*id; 32]), scale.to_bits());
         adapters.iter().map(bits).collect()
     }
 
     /// A table that has computed `tokens`.
-    fn computed(tokens: &[u32], root: &Root, pool: &BlockPool) -> BlockTable {
+    fn computed(tokens: &[u32], adapters: &AdapterSet, pool: &BlockPool) -> BlockTable {
         let mut table = BlockTable::default();
-        table.reuse(tokens, root, pool);
-        table.cover(tokens.len(), pool).unwrap();
-        table.keep(tokens, root);
+        table.reuse_prefix(tokens, adapters, pool);
+        table.grow_to(tokens.len(), pool).unwrap();
+        table.cache_full_blocks(tokens, adapters);
         table
     }
 
-    fn found(tokens: &[u32], root: &Root, pool: &BlockPool) -> usize {
-        BlockTable::default().reuse(tokens, root, pool)
+    /// How many of the tokens are cached.
+    fn cached(tokens: &[u32], adapters: &AdapterSet, pool: &BlockPool) -> usize {
+        BlockTable::default().reuse_prefix(tokens, adapters, pool)
     }
 
     #[test]
-    fn covers_in_whole_blocks_and_takes_all_or_nothing() {
+    fn table_grows_by_whole_blocks_all_or_nothing() {
         let pool = BlockPool::new(4, 16, true);
         let mut first = BlockTable::default();
-        first.cover(17, &pool).unwrap();
+        first.grow_to(17, &pool).unwrap();
         assert_eq!(first.ids(), [0, 1]);
-        first.cover(32, &pool).unwrap();
+        first.grow_to(32, &pool).unwrap();
         assert_eq!(first.ids().len(), 2);
         let mut second = BlockTable::default();
-        assert_eq!(second.cover(33, &pool), Err(OutOfBlocks));
+        assert_eq!(second.grow_to(33, &pool), Err(OutOfBlocks));
         assert_eq!((second.ids().len(), pool.free()), (0, 2));
-        second.cover(32, &pool).unwrap();
+        second.grow_to(32, &pool).unwrap();
         assert_eq!(pool.free(), 0);
     }
 
     #[test]
-    fn a_dropped_or_released_table_gives_every_block_back_once() {
+    fn dropped_or_released_table_releases_every_block_once() {
         let pool = BlockPool::new(8, 4, true);
         {
             let mut table = BlockTable::default();
-            table.cover(32, &pool).unwrap();
+            table.grow_to(32, &pool).unwrap();
             table.release();
             table.release();
             assert_eq!(pool.free(), 8);
-            table.cover(5, &pool).unwrap();
+            table.grow_to(5, &pool).unwrap();
         }
         let mut all = BlockTable::default();
-        all.cover(32, &pool).unwrap();
+        all.grow_to(32, &pool).unwrap();
         let mut ids = all.ids().to_vec();
         ids.sort_unstable();
         assert_eq!(ids, (0..8).collect::<Vec<u32>>());
     }
 
     #[test]
-    fn a_beginning_is_found_under_the_same_adapters_only() {
+    fn prefix_is_reused_under_the_same_adapters_only() {
         let pool = BlockPool::new(16, 4, true);
-        let warm = root(&[(1, 1.0)]);
+        let warm = adapters(&[(1, 1.0)]);
         let tokens: Vec<u32> = (0..14).collect();
         let held = computed(&tokens, &warm, &pool);
-        assert_eq!(found(&tokens, &warm, &pool), 12);
-        // The last token must run, so a prompt of whole blocks finds one less.
-        assert_eq!(found(&tokens[..12], &warm, &pool), 8);
+        assert_eq!(cached(&tokens, &warm, &pool), 12);
+        // The last token must run, so a prompt of whole blocks reuses one less.
+        assert_eq!(cached(&tokens[..12], &warm, &pool), 8);
         drop(held);
         assert_eq!((pool.free(), pool.cached()), (16, 3));
-        assert_eq!(found(&tokens, &warm, &pool), 12);
+        assert_eq!(cached(&tokens, &warm, &pool), 12);
         for other in [
-            root(&[]),
-            root(&[(2, 1.0)]),
-            root(&[(1, 0.5)]),
-            root(&[(1, 1.0), (2, 1.0)]),
+            adapters(&[]),
+            adapters(&[(2, 1.0)]),
+            adapters(&[(1, 0.5)]),
+            adapters(&[(1, 1.0), (2, 1.0)]),
         ] {
-            assert_eq!(found(&tokens, &other, &pool), 0);
+            assert_eq!(cached(&tokens, &other, &pool), 0);
         }
         let mut changed = tokens.clone();
         changed[5] = 99;
-        assert_eq!(found(&changed, &warm, &pool), 4);
-        // The same block of tokens at another place is another content.
-        assert_eq!(found(&tokens[4..], &warm, &pool), 0);
+        assert_eq!(cached(&changed, &warm, &pool), 4);
+        // The same tokens at another position are another content.
+        assert_eq!(cached(&tokens[4..], &warm, &pool), 0);
     }
 
     #[test]
-    fn two_that_computed_the_same_hold_one_block_in_the_end() {
+    fn two_tables_with_the_same_content_end_up_sharing_one_block() {
         let pool = BlockPool::new(8, 4, true);
-        let root = root(&[]);
+        let base = adapters(&[]);
         let tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9];
         let [mut first, mut second] = [(); 2].map(|()| {
             let mut table = BlockTable::default();
-            table.cover(tokens.len(), &pool).unwrap();
+            table.grow_to(tokens.len(), &pool).unwrap();
             table
         });
         assert_eq!(pool.free(), 2);
-        first.keep(&tokens[..4], &root);
-        second.keep(&tokens[..8], &root);
-        first.keep(&tokens[..8], &root);
+        first.cache_full_blocks(&tokens[..4], &base);
+        second.cache_full_blocks(&tokens[..8], &base);
+        first.cache_full_blocks(&tokens[..8], &base);
         assert_eq!(first.ids()[..2], second.ids()[..2]);
         assert_ne!(first.ids()[2], second.ids()[2]);
         assert_eq!(pool.free(), 4);
@@ -317,35 +323,35 @@ mod tests {
     }
 
     #[test]
-    fn room_is_made_from_the_end_of_what_nobody_held_for_longest() {
+    fn the_chain_idle_for_longest_is_evicted_from_its_end() {
         let pool = BlockPool::new(6, 4, true);
-        let root = root(&[]);
+        let base = adapters(&[]);
         let [old, new] = [100, 200].map(|first| (first..first + 9).collect::<Vec<u32>>());
-        drop(computed(&old, &root, &pool));
-        drop(computed(&new, &root, &pool));
+        drop(computed(&old, &base, &pool));
+        drop(computed(&new, &base, &pool));
         assert_eq!((pool.free(), pool.cached()), (6, 4));
         let mut table = BlockTable::default();
-        table.cover(12, &pool).unwrap();
+        table.grow_to(12, &pool).unwrap();
         assert_eq!(pool.evictions(), 1);
         assert_eq!(
-            (found(&old, &root, &pool), found(&new, &root, &pool)),
+            (cached(&old, &base, &pool), cached(&new, &base, &pool)),
             (4, 8)
         );
-        // What someone holds is never taken.
+        // A block with a holder is never evicted.
         let mut held = BlockTable::default();
-        assert_eq!(held.reuse(&old, &root, &pool), 4);
+        assert_eq!(held.reuse_prefix(&old, &base, &pool), 4);
         let mut more = BlockTable::default();
-        assert_eq!(more.cover(12, &pool), Err(OutOfBlocks));
-        more.cover(8, &pool).unwrap();
-        assert_eq!((pool.free(), found(&old, &root, &pool)), (0, 4));
+        assert_eq!(more.grow_to(12, &pool), Err(OutOfBlocks));
+        more.grow_to(8, &pool).unwrap();
+        assert_eq!((pool.free(), cached(&old, &base, &pool)), (0, 4));
     }
 
     #[test]
-    fn nothing_is_kept_where_that_is_switched_off() {
+    fn nothing_is_cached_when_caching_is_off() {
         let pool = BlockPool::new(6, 4, false);
-        let root = root(&[]);
-        drop(computed(&[1, 2, 3, 4, 5], &root, &pool));
-        assert_eq!(found(&[1, 2, 3, 4, 5], &root, &pool), 0);
+        let base = adapters(&[]);
+        drop(computed(&[1, 2, 3, 4, 5], &base, &pool));
+        assert_eq!(cached(&[1, 2, 3, 4, 5], &base, &pool), 0);
         assert_eq!(pool.cached(), 0);
     }
 }

@@ -1,12 +1,12 @@
-//! What can go wrong, one variant for each thing that a caller can do something about.
+//! The engine's errors, one variant for each failure that a caller can handle differently.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::adapters::AdapterId;
+use crate::adapter_id::AdapterId;
 
-/// Why a request was not taken.
+/// Why a request was not accepted.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum SubmitError {
     /// The prompt has no tokens.
@@ -31,7 +31,7 @@ pub enum SubmitError {
     PastContext {
         /// Tokens in the prompt.
         prompt: usize,
-        /// The answer's limit, as asked for.
+        /// The requested length of the answer.
         max_new_tokens: usize,
         /// The context length.
         limit: usize,
@@ -52,23 +52,23 @@ pub enum SubmitError {
     /// An adapter of the request is not resident (never inserted, removed, or evicted).
     #[error("adapter {0} is not loaded; insert it and submit again")]
     UnknownAdapter(AdapterId),
-    /// As many requests are running and waiting as the engine takes.
-    #[error("the queue is full: {limit} requests wait already; try again later")]
+    /// The engine runs and queues as many requests as its settings allow.
+    #[error("the queue is full: {limit} requests are waiting; try again later")]
     QueueFull {
         /// How many may wait (`max_queue`).
         limit: usize,
-        /// In how long there will probably be room.
+        /// The estimated time until there is room.
         retry_after: Duration,
     },
     /// The KV cache could not hold this request even alone.
     #[error(
-        "the request needs {needed} KV blocks at its longest and there are {blocks}; \
+        "the request needs up to {needed} KV blocks and there are {blocks}; \
          shorten it or give the KV cache more memory"
     )]
     TooLargeForMemory {
         /// Blocks that prompt and answer may take.
         needed: usize,
-        /// Blocks in all.
+        /// All blocks.
         blocks: usize,
     },
     /// A setting is out of range.
@@ -79,12 +79,12 @@ pub enum SubmitError {
         /// What it must be, and what it was.
         message: String,
     },
-    /// The engine has ended.
+    /// The engine has shut down.
     #[error("the engine has stopped")]
     Stopped,
 }
 
-/// Why the adapter pool said no.
+/// Why the adapter pool refused an adapter.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PoolError {
     /// This adapter alone is larger than the pool.
@@ -132,19 +132,19 @@ pub enum PoolError {
     Unknown(AdapterId),
 }
 
-/// Why a request's adapters were not claimed.
+/// Why a request's adapters could not be reserved.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum ClaimError {
-    /// They can never be here all at once.
+pub enum ReservationError {
+    /// They can never be in memory all at once.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// The time was over first.
-    #[error("there was no time to wait for the adapters")]
-    Late,
-    /// Whoever wanted them is not there any more.
-    #[error("the request was given up")]
-    Gone,
-    /// The engine has ended.
+    /// The deadline passed.
+    #[error("the deadline passed while the request waited for its adapters")]
+    TimedOut,
+    /// The caller gave the request up.
+    #[error("the request was cancelled while it waited for its adapters")]
+    Cancelled,
+    /// The engine has shut down.
     #[error("the engine has stopped")]
     Stopped,
 }
@@ -152,7 +152,7 @@ pub enum ClaimError {
 /// Why the engine did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// A field of [`EngineConfig`](crate::EngineConfig) or [`Limits`](crate::Limits) makes no sense.
+    /// A field of [`EngineConfig`](crate::EngineConfig) or [`Limits`](crate::Limits) is out of range.
     #[error("{field} {message}")]
     InvalidConfig {
         /// The field's name.
@@ -160,12 +160,7 @@ pub enum StartError {
         /// What it must be, and what it was.
         message: String,
     },
-    /// The system gave no thread.
+    /// The system could not start a thread.
     #[error("cannot start the engine's thread: {0}")]
     Thread(#[from] std::io::Error),
 }
-
-/// A text that is no adapter id.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("an adapter id is 64 hexadecimal digits (a sha256), not {0:?}")]
-pub struct ParseAdapterIdError(pub String);

@@ -1,140 +1,29 @@
-//! How the rest of the program reaches the engine: start it, submit requests, keep adapters, read numbers.
-//! Every method may be called from any thread, the sinks on the engine's own thread included; none waits for a step,
-//! except [`Handle::shutdown`] and the drop of the last handle, and [`Handle::claim`], which waits for adapters.
+//! The engine's interface to the rest of the program: start it, submit requests, manage adapters, read statistics.
+//!
+//! Every method may be called from any thread, including from a sink on the engine's own thread. No method waits for a step,
+//! except [`Handle::shutdown`] and the drop of the last handle; [`Handle::reserve_adapters`] waits for adapters.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
-use std::time::{Duration, Instant};
 
-use crate::adapters::{AdapterId, AdapterInfo, AdapterPool, Lease};
-use crate::blocks::BlockTable;
-use crate::claim::{Claim, Patience};
-use crate::constraint::{Grammar, mask_words};
-use crate::error::{ClaimError, PoolError, StartError, SubmitError};
-use crate::event::{Event, Flow, Outlet, Sink};
-use crate::lookup::Lookup;
+use crate::adapter_id::AdapterId;
+use crate::adapter_pool::{AdapterInfo, AdapterPool, Lease};
+use crate::config::EngineConfig;
+use crate::error::{PoolError, ReservationError, StartError, SubmitError};
+use crate::event::{Event, Flow, Sink};
+use crate::output::OutputProcessor;
+use crate::permit::Permit;
+use crate::request::Request;
+use crate::reservation::{Reservation, WaitOptions};
 use crate::runner::{Limits, Runner};
-use crate::sampler::{History, Sampler};
-use crate::sampling::{MAX_TOP_LOGPROBS, Sampling, invalid};
 use crate::scheduler::Scheduler;
-use crate::sequence::{Choice, Place, Sequence};
-use crate::shares::Client;
-use crate::stats::{Board, Stats};
+use crate::sequence::Sequence;
+use crate::stats::{SharedStats, Stats};
 use crate::step::{Command, EngineLoop};
 
-/// The most adapters that one request may blend.
-const MAX_ADAPTERS: usize = 32;
-
-/// The engine's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EngineConfig {
-    /// The most sequences in one step.
-    pub max_batch: usize,
-    /// How many requests may wait beyond the `max_batch` that run; one more is refused.
-    pub max_queue: usize,
-    /// The most rows (tokens) in one step; at least `max_batch`.
-    pub step_tokens: usize,
-    /// The most rows of one prompt in one step. Below `step_tokens`, a short prompt need not wait behind a long one.
-    pub prefill_chunk: usize,
-    /// How long a step with decodes may take by what earlier steps took: it bounds the rows of prompts in such a step, down
-    /// to 8. Without decodes a step has `step_tokens` rows.
-    pub step_latency: Duration,
-    /// After this wait a request goes before all that have not waited as long, whatever their priority and share.
-    pub max_wait: Duration,
-    /// Bytes that resident adapters may take.
-    pub adapter_memory: u64,
-    /// The most adapters that are read at once. More hide a slow disk better, and each takes a few times its file meanwhile.
-    pub adapter_loads: usize,
-    /// The most tokens that are guessed ahead for one sequence in one step, from what it has said before; 0 turns it off.
-    /// As many are as pay, by what rows cost and how often guesses were right; what is said is the same either way.
-    pub draft_tokens: usize,
-    /// Whether KV blocks are kept when their request ends, for requests that begin alike.
-    pub prefix_cache: bool,
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        EngineConfig {
-            max_batch: 32,
-            max_queue: 256,
-            step_tokens: 256,
-            prefill_chunk: 128,
-            step_latency: Duration::from_millis(100),
-            max_wait: Duration::from_secs(5),
-            adapter_memory: 256 << 20,
-            adapter_loads: 4,
-            draft_tokens: 8,
-            prefix_cache: true,
-        }
-    }
-}
-
-impl EngineConfig {
-    fn check(&self, limits: &Limits) -> Result<(), StartError> {
-        for (field, value) in [
-            ("max_batch", self.max_batch),
-            ("prefill_chunk", self.prefill_chunk),
-            ("adapter_loads", self.adapter_loads),
-            ("vocab_size", limits.vocab_size),
-            ("context_length", limits.context_length),
-            ("block_tokens", limits.block_tokens),
-            ("blocks", limits.blocks),
-        ] {
-            // Ids, positions and rows are u32 in a plan.
-            if value == 0 || u32::try_from(value).is_err() {
-                let message = format!("must be from 1 to {}, not {value}", u32::MAX);
-                return Err(StartError::InvalidConfig { field, message });
-            }
-        }
-        if self.step_tokens < self.max_batch || u32::try_from(self.step_tokens).is_err() {
-            let message = format!(
-                "must be from max_batch ({}) to {}, not {}",
-                self.max_batch,
-                u32::MAX,
-                self.step_tokens
-            );
-            return Err(StartError::InvalidConfig {
-                field: "step_tokens",
-                message,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// What to generate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Request {
-    /// Token ids; at least one.
-    pub prompt: Vec<u32>,
-    /// Adapters with their scales, added in this order. Empty: the base alone.
-    pub adapters: Vec<(AdapterId, f32)>,
-    /// How tokens are drawn.
-    pub sampling: Sampling,
-    /// The most tokens to sample, at least 1. With the prompt it must fit the context.
-    pub max_new_tokens: usize,
-    /// Tokens that end the request when sampled, and are not shown. Empty: nothing but the length ends it.
-    pub stop_tokens: Vec<u32>,
-    /// `Some(n)`: every token carries its log-probability and those of the `n` most probable tokens (0 to 20).
-    pub top_logprobs: Option<u8>,
-    /// Whether the prompt's tokens are told with their log-probabilities too, as many as `top_logprobs` says. They are computed
-    /// anew then, whatever the cache has.
-    pub prompt_logprobs: bool,
-    /// What the answer must look like; the rules are the caller's.
-    pub grammar: Option<Arc<dyn Grammar>>,
-    /// The lower goes first, of those that wait and where blocks run out; 0 is the usual.
-    pub priority: i32,
-    /// For whom it is, where several share the engine; none: for nobody in particular.
-    pub client: Option<Client>,
-    /// In how long from its submission it must have ended; then it ends as [`FinishReason::Deadline`], wherever it is.
-    ///
-    /// [`FinishReason::Deadline`]: crate::FinishReason::Deadline
-    pub deadline: Option<Duration>,
-}
-
-/// A taken request. Dropped, it cancels the request, running or waiting; after the end it does nothing.
+/// An accepted request. Dropped, it cancels the request, running or waiting; after the request's end it has no effect.
 #[derive(Debug)]
 #[must_use = "dropping the ticket cancels the request"]
 pub struct Ticket {
@@ -147,9 +36,9 @@ impl Ticket {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Lets the request run to its end; only its sink can stop it from here on.
+    /// Lets the request run to its end; from here on only its sink can stop it.
     pub fn detach(mut self) {
-        // The drop then cancels nobody.
+        // The drop then sets a flag that no request reads.
         self.cancelled = Arc::default();
     }
 }
@@ -176,13 +65,6 @@ impl Iterator for Stream {
     }
 }
 
-/// A place among the requests that the engine takes, for one that has yet to get its adapters. Dropped, it is free again.
-#[must_use = "dropping the seat gives it up"]
-pub struct Seat {
-    place: Place,
-    came: Instant,
-}
-
 /// The engine itself; see [`Engine::start`].
 pub struct Engine;
 
@@ -190,8 +72,8 @@ impl Engine {
     /// Starts the engine's thread (`lory-engine`), which owns `runner` from here on.
     ///
     /// # Errors
-    /// [`StartError::InvalidConfig`] for settings or limits that make no sense, [`StartError::Thread`] if the system
-    /// gives no thread.
+    /// [`StartError::InvalidConfig`] for settings or limits out of range, [`StartError::Thread`] if the system cannot start
+    /// a thread.
     pub fn start<R: Runner>(
         runner: R,
         config: EngineConfig,
@@ -201,20 +83,19 @@ impl Engine {
         let (commands, receiver) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let pool = AdapterPool::new(config.adapter_memory, config.adapter_loads, config.max_wait);
-        let board = Arc::new(Board::default());
+        let stats = Arc::new(SharedStats::default());
         let engine = EngineLoop {
             runner,
             limits,
             scheduler: Scheduler::new(&config, &limits),
             commands: receiver,
             stop: Arc::clone(&stop),
-            board: Arc::clone(&board),
-            sampler: Sampler::default(),
+            stats: Arc::clone(&stats),
+            outputs: OutputProcessor::new(limits.vocab_size),
             logits: Vec::new(),
-            mask: vec![0; mask_words(limits.vocab_size)],
-            last_end: None,
+            last_finish: None,
         };
-        engine.publish(&mut board.lock());
+        engine.publish_stats(&mut stats.lock());
         let thread = thread::Builder::new()
             .name("lory-engine".to_owned())
             .spawn(move || engine.run())?;
@@ -224,16 +105,16 @@ impl Engine {
             commands,
             stop,
             pool,
-            board,
-            taken: Arc::new(AtomicUsize::new(0)),
+            stats,
+            in_flight: Arc::new(AtomicUsize::new(0)),
             limits,
             config,
         })))
     }
 }
 
-/// A way to the engine; clones reach the same one. When the last is dropped, requests under way end as cancelled and the
-/// thread is joined (unless the drop happens on it).
+/// A handle to the engine; clones share one engine. When the last is dropped, requests under way end as cancelled and the
+/// engine's thread is joined (unless the drop happens on it).
 pub struct Handle<A: Send + Sync + 'static>(Arc<Owner<A>>);
 
 struct Owner<A: Send + Sync + 'static> {
@@ -242,9 +123,9 @@ struct Owner<A: Send + Sync + 'static> {
     commands: Sender<Command<A>>,
     stop: Arc<AtomicBool>,
     pool: AdapterPool<A>,
-    board: Arc<Board>,
-    /// Requests taken and not ended.
-    taken: Arc<AtomicUsize>,
+    stats: Arc<SharedStats>,
+    /// Permits in use: requests accepted and not ended.
+    in_flight: Arc<AtomicUsize>,
     limits: Limits,
     config: EngineConfig,
 }
@@ -259,45 +140,42 @@ impl<A: Send + Sync + 'static> Handle<A> {
     /// Queues a request, with leases on its adapters. `sink` receives its events on the engine's thread.
     ///
     /// # Errors
-    /// The first thing wrong with the request, or that there is no room; the sink is then never called.
+    /// The first thing wrong with the request, or [`SubmitError::QueueFull`]; the sink is then never called.
     pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, SubmitError> {
         self.check(&request)?;
-        self.submit_from(self.take_seat()?, request, sink)
+        self.submit_with_permit(self.acquire_permit()?, request, sink)
     }
 
-    /// Takes a place among the requests of the engine, before the request itself is ready. It counts as waiting, and its times
-    /// and its deadline run from here.
+    /// Acquires the permit of a request that is not ready yet. It counts as a waiting request; the request's times and its
+    /// deadline run from here.
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`] and [`SubmitError::Stopped`].
-    pub fn take_seat(&self) -> Result<Seat, SubmitError> {
+    pub fn acquire_permit(&self) -> Result<Permit, SubmitError> {
         let owner = &*self.0;
         if owner.stop.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
         let limit = owner.config.max_queue;
         let most = owner.config.max_batch.saturating_add(limit);
-        let place = Place::take(&owner.taken, most).ok_or_else(|| SubmitError::QueueFull {
+        Permit::acquire(&owner.in_flight, most).ok_or_else(|| SubmitError::QueueFull {
             limit,
             retry_after: self.stats().retry_after(),
-        })?;
-        let came = Instant::now();
-        Ok(Seat { place, came })
+        })
     }
 
-    /// [`Handle::submit`] with a seat that was taken before.
+    /// [`Handle::submit`] with a permit that was acquired before.
     ///
     /// # Errors
-    /// As [`Handle::submit`], but for a full queue.
-    pub fn submit_from(
+    /// As [`Handle::submit`], except [`SubmitError::QueueFull`].
+    pub fn submit_with_permit(
         &self,
-        seat: Seat,
+        permit: Permit,
         request: Request,
         sink: Sink,
     ) -> Result<Ticket, SubmitError> {
         let owner = &*self.0;
         self.check(&request)?;
-        let Seat { place, came } = seat;
         let adapters = request
             .adapters
             .iter()
@@ -307,50 +185,17 @@ impl<A: Send + Sync + 'static> Handle<A> {
             })
             .collect::<Result<Vec<_>, SubmitError>>()?;
         let cancelled = Arc::new(AtomicBool::new(false));
-        let sequence = Box::new(Sequence {
-            outlet: Outlet::new(sink, request.prompt.len(), came),
-            choice: Choice {
-                seed: request.sampling.seed_or_random(),
-                history: History::new(&request.sampling, &request.prompt),
-                constraint: request.grammar.as_ref().map(|grammar| grammar.start()),
-                sampling: request.sampling,
-                top_logprobs: request.top_logprobs,
-                stop_tokens: request.stop_tokens,
-                max_new_tokens: request.max_new_tokens,
-            },
-            untold: match request.prompt_logprobs {
-                true => 1..request.prompt.len(),
-                false => 0..0,
-            },
-            tokens: request.prompt,
-            computed: 0,
-            blocks: BlockTable::default(),
-            root: request
-                .adapters
-                .iter()
-                .map(|(id, scale)| (*id, scale.to_bits()))
-                .collect(),
-            adapters,
-            lookup: Lookup::default(),
-            came,
-            // A time past what the clock can say is no deadline.
-            deadline: request.deadline.and_then(|within| came.checked_add(within)),
-            priority: request.priority,
-            client: request.client,
-            overdue: false,
-            cancelled: Arc::clone(&cancelled),
-            place,
-        });
-        if let Err(unsent) = owner.commands.send(Command::Submit(sequence)) {
+        let sequence = Sequence::new(request, adapters, permit, sink, Arc::clone(&cancelled));
+        if let Err(unsent) = owner.commands.send(Command::Submit(Box::new(sequence))) {
             if let Command::Submit(mut sequence) = unsent.0 {
-                sequence.outlet.silence();
+                sequence.response.discard();
             }
             return Err(SubmitError::Stopped);
         }
         Ok(Ticket { cancelled })
     }
 
-    /// [`Handle::submit`] with an iterator for a sink; for callers that may wait.
+    /// [`Handle::submit`] with an iterator instead of a sink, for callers that may block.
     ///
     /// # Errors
     /// As [`Handle::submit`].
@@ -365,12 +210,12 @@ impl<A: Send + Sync + 'static> Handle<A> {
     }
 
     /// Makes an adapter resident under its content hash; `bytes` count against `adapter_memory`. The least recently used
-    /// adapters that no one leases make room. One that is resident already stays.
+    /// adapters without a lease are evicted to make room. One that is resident already stays.
     ///
-    /// The lease that comes back keeps it resident until a request of the caller's is submitted; drop it freely.
+    /// The returned lease keeps it resident until the caller's request is submitted and holds its own.
     ///
     /// # Errors
-    /// [`PoolError::TooLarge`] and [`PoolError::Full`]; nothing is evicted then.
+    /// [`PoolError::TooLarge`] and [`PoolError::Full`]; then nothing is evicted.
     pub fn insert_adapter(
         &self,
         id: AdapterId,
@@ -380,30 +225,30 @@ impl<A: Send + Sync + 'static> Handle<A> {
         self.0.pool.insert(id, adapter, bytes)
     }
 
-    /// Holds an adapter, if it is resident.
+    /// A lease on an adapter, if it is resident.
     pub fn lease_adapter(&self, id: AdapterId) -> Option<Lease<A>> {
         self.0.pool.lease(id)
     }
 
-    /// All adapters of a request at once, each with the bytes that it will probably take: those that are here, those that
-    /// others read, and promised room for those that the caller must read. Waits for room, in turn.
+    /// Reserves all adapters of a request at once, each given with its estimated bytes: resident ones, ones that other
+    /// requests load, and room for those that the caller must load. Waits for room in the order of arrival.
     ///
     /// # Errors
-    /// [`ClaimError`].
-    pub fn claim(
+    /// [`ReservationError`].
+    pub fn reserve_adapters(
         &self,
         wanted: &[(AdapterId, u64)],
-        patience: &Patience<'_>,
-    ) -> Result<Claim<A>, ClaimError> {
-        self.0.pool.claim(wanted, patience)
+        options: &WaitOptions<'_>,
+    ) -> Result<Reservation<A>, ReservationError> {
+        self.0.pool.reserve(wanted, options)
     }
 
-    /// Adapters that requests wait for: being read, or without room.
-    pub fn awaited_adapters(&self) -> Vec<AdapterId> {
-        self.0.pool.awaited()
+    /// Adapters that requests wait for: loading, or waiting for room.
+    pub fn waiting_adapters(&self) -> Vec<AdapterId> {
+        self.0.pool.waiting_adapters()
     }
 
-    /// Hides an adapter from new requests at once; requests that lease it go on, the last one frees it.
+    /// Removes an adapter: new requests no longer find it. Requests that lease it continue; the last one frees it.
     ///
     /// # Errors
     /// [`PoolError::Unknown`] if it is not resident or already removed.
@@ -416,10 +261,10 @@ impl<A: Send + Sync + 'static> Handle<A> {
         self.0.pool.list()
     }
 
-    /// The numbers as of the last step boundary or end of a request; `in_flight` and those of the adapters as of now.
+    /// Statistics as of the last step boundary or end of a request; `in_flight` and the adapters' are current.
     pub fn stats(&self) -> Stats {
-        let mut stats = self.0.board.lock().clone();
-        stats.in_flight = self.0.taken.load(Ordering::Acquire);
+        let mut stats = self.0.stats.lock().clone();
+        stats.in_flight = self.0.in_flight.load(Ordering::Acquire);
         stats.adapters = self.0.pool.stats();
         stats
     }
@@ -440,80 +285,12 @@ impl<A: Send + Sync + 'static> Handle<A> {
         self.0.shutdown();
     }
 
-    /// Whether the engine would take a request, its adapters and the queue aside.
+    /// Whether the engine can run a request; does not look at its adapters or the queue.
     ///
     /// # Errors
     /// The first thing wrong with it.
     pub fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let limits = &self.0.limits;
-        let prompt = request.prompt.len();
-        let limit = limits.context_length;
-        if prompt == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        if prompt >= limit {
-            let tokens = prompt;
-            return Err(SubmitError::PromptTooLong { tokens, limit });
-        }
-        let outside = |token: &u32| *token as usize >= limits.vocab_size;
-        if let Some(position) = request.prompt.iter().position(outside) {
-            return Err(SubmitError::TokenOutOfRange {
-                position,
-                token: request.prompt[position],
-                vocab_size: limits.vocab_size,
-            });
-        }
-        check_settings(request)?;
-        let biases = &request.sampling.logit_bias;
-        if let Some((token, _)) = biases.iter().find(|(token, _)| outside(token)) {
-            let message = format!(
-                "names the token {token}; the vocabulary's are 0 to {}",
-                limits.vocab_size.saturating_sub(1)
-            );
-            return Err(invalid("logit_bias", message));
-        }
-        let max_new_tokens = request.max_new_tokens;
-        if max_new_tokens > limit - prompt {
-            return Err(SubmitError::PastContext {
-                prompt,
-                max_new_tokens,
-                limit,
-            });
-        }
-        // The last sampled token is never run, so it needs no room.
-        let needed = (prompt + max_new_tokens - 1).div_ceil(limits.block_tokens);
-        let blocks = limits.blocks;
-        if needed > blocks {
-            return Err(SubmitError::TooLargeForMemory { needed, blocks });
-        }
-        Ok(())
-    }
-}
-
-fn check_settings(request: &Request) -> Result<(), SubmitError> {
-    request.sampling.check()?;
-    if request.max_new_tokens == 0 {
-        return Err(invalid("max_new_tokens", "must be at least 1".to_owned()));
-    }
-    if let Some(n) = request.top_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
-        let message = format!("must be at most {MAX_TOP_LOGPROBS}, not {n}");
-        return Err(invalid("top_logprobs", message));
-    }
-    if request.prompt_logprobs && request.top_logprobs.is_none() {
-        let message = "needs top_logprobs".to_owned();
-        return Err(invalid("prompt_logprobs", message));
-    }
-    if request.adapters.len() > MAX_ADAPTERS {
-        let n = request.adapters.len();
-        let message = format!("may be at most {MAX_ADAPTERS} in one request, not {n}");
-        return Err(invalid("adapters", message));
-    }
-    match request.adapters.iter().find(|(_, s)| !s.is_finite()) {
-        Some((id, scale)) => {
-            let message = format!("must have finite scales; that of {id} is {scale}");
-            Err(invalid("adapters", message))
-        }
-        None => Ok(()),
+        request.check(&self.0.limits)
     }
 }
 

@@ -1,48 +1,69 @@
 //! Continuous batching over token ids: many requests, each with its own blend of adapters, share every forward step.
 //!
-//! The engine knows no text, no JSON, no HTTP and no persona. It drives a [`Runner`] (the model) on its own thread,
-//! and is reached through a [`Handle`]:
+//! The engine runs on one thread of its own. It schedules requests into steps, has a [`Runner`] (the model) execute each
+//! step, samples from the logits and passes the tokens to each request's sink:
 //!
 //! ```text
-//! Handle::submit -> channel -> step: drain, schedule, run, sample, emit -> the request's sink
+//! Handle::submit -> channel -> step: drain commands, schedule, run, sample, emit -> the request's sink
 //! ```
 //!
-//! - [`runner`] and [`plan`]: what the engine asks of a model, as plain data
-//! - `step`: the loop; `scheduler`: who runs next; `sequence`: one request under way; `blocks`: the KV cache's blocks
-//! - [`sampling`], `sampler` and `softmax`: the settings, the draw, and its passes over the vocabulary
-//! - [`constraint`]: what may be drawn, where the caller decides it token by token
-//! - [`adapters`]: the pool of resident adapters, by content hash, with leases; [`claim`]: how requests wait for others
-//! - [`event`], [`handle`], [`stats`], [`error`]: what callers see
+//! It must not know text, JSON, HTTP or personas: requests are token ids, and adapters are content hashes.
+//!
+//! Read `step` first: it is the main loop. Then, in the order of a request:
+//!
+//! - [`config`], [`request`], [`handle`]: the settings, what a request is, and how the rest of the program submits one;
+//!   `permit`: the bound on requests in the engine
+//! - [`adapter_pool`]: the adapters in memory, with leases; [`reservation`]: how a request gets all of its adapters, and
+//!   waits for them; [`adapter_id`]: the content hash they are known by
+//! - `sequence`: one request under way; `scheduler`: which sequences run in the next step, with `fair_share` (whose turn it
+//!   is), `step_cost` (how many rows fit in a step's time), `blocks` and `prefix_cache` (the KV cache), and `prompt_lookup`
+//!   (draft tokens)
+//! - [`batch`] and [`runner`]: one step as plain data, and the model that executes it; `plan`: a batch with its sequences
+//! - `output`: from logits to tokens, with [`sampling`] (the settings), `sampler`, `logits_processor` and `softmax` (the
+//!   draw), and [`constraint`] (grammars)
+//! - [`event`] and `response_sink`: what a request's caller receives; [`stats`] and [`error`]: numbers and failures
 
-pub mod adapters;
+pub mod adapter_id;
+pub mod adapter_pool;
+pub mod batch;
 mod blocks;
-pub mod claim;
+pub mod config;
 pub mod constraint;
 pub mod error;
 pub mod event;
+mod fair_share;
 pub mod handle;
-mod lookup;
-mod pace;
-pub mod plan;
-mod prefix;
+mod logits_processor;
+mod output;
+mod permit;
+mod plan;
+mod prefix_cache;
+mod prompt_lookup;
+pub mod request;
+pub mod reservation;
+mod response_sink;
 pub mod runner;
 mod sampler;
 pub mod sampling;
 mod scheduler;
 mod sequence;
-mod shares;
 mod softmax;
 pub mod stats;
 mod step;
+mod step_cost;
+mod wait_queue;
 
-pub use adapters::{AdapterId, AdapterInfo, Lease};
-pub use claim::{Claim, Patience};
+pub use adapter_id::{AdapterId, ParseAdapterIdError};
+pub use adapter_pool::{AdapterInfo, Lease};
+pub use batch::{Batch, SequenceRows};
+pub use config::EngineConfig;
 pub use constraint::{Constraint, Grammar, Progress};
-pub use error::{ClaimError, ParseAdapterIdError, PoolError, StartError, SubmitError};
+pub use error::{PoolError, ReservationError, StartError, SubmitError};
 pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
-pub use handle::{Engine, EngineConfig, Handle, Request, Seat, Stream, Ticket};
-pub use plan::{Batch, SequenceRows};
+pub use handle::{Engine, Handle, Stream, Ticket};
+pub use permit::Permit;
+pub use request::{Client, Request};
+pub use reservation::{Reservation, WaitOptions};
 pub use runner::{Limits, Runner};
 pub use sampling::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, Sampling};
-pub use shares::Client;
 pub use stats::{AdapterStats, LoadTimes, Stats};

@@ -1,29 +1,29 @@
-//! How a request wants its tokens drawn: the settings and their ranges. The draw itself is in `sampler`.
+//! A request's sampling settings and their ranges. The sampling itself is in `sampler`.
 
 use std::hash::{BuildHasher, Hasher};
 
 use crate::error::SubmitError;
 
-/// The most alternatives that a request may ask log-probabilities for.
+/// The most alternatives for which a request may ask for log-probabilities.
 pub const MAX_TOP_LOGPROBS: u8 = 20;
 /// The most tokens that a request may bias.
 pub const MAX_LOGIT_BIAS: usize = 1024;
 
-/// Sampling settings, applied in the order of the fields. A setting at its neutral value costs nothing.
+/// Sampling settings, applied in the order of the fields. A setting at its neutral value costs no time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the positive and multiplies the negative logits of every token that prompt or completion hold (Keskar et
-    /// al. 2019, as Hugging Face does). 0.01 to 10; neutral at 1.
+    /// Divides the positive and multiplies the negative logits of every token that is in the prompt or the completion
+    /// (Keskar et al. 2019, as in Hugging Face transformers). 0.01 to 10; neutral at 1.
     pub repetition_penalty: f32,
-    /// Taken off a token's logit once for each time that the completion holds it. -2 to 2; neutral at 0.
+    /// Subtracted from a token's logit once for each time that it is in the completion. -2 to 2; neutral at 0.
     pub frequency_penalty: f32,
-    /// Taken off a token's logit if the completion holds it. -2 to 2; neutral at 0.
+    /// Subtracted from a token's logit if it is in the completion. -2 to 2; neutral at 0.
     pub presence_penalty: f32,
     /// Added to the logits of these tokens, each at most once in the list; at most [`MAX_LOGIT_BIAS`] of them, each from -100 to
     /// 100. Neutral when empty.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Divides the logits. 0 to 2; at 0 the most probable token is taken (the lowest id of equals) and what follows here
-    /// plays no part.
+    /// Divides the logits. 0 to 2; at 0 the most probable token is taken (of equals the lowest id) and the settings below have
+    /// no effect.
     pub temperature: f32,
     /// Keeps the `top_k` most probable tokens; 0 keeps all.
     pub top_k: usize,
@@ -31,12 +31,12 @@ pub struct Sampling {
     pub top_p: f32,
     /// Keeps tokens at least `min_p` times as probable as the most probable one. 0 to 1; neutral at 0.
     pub min_p: f32,
-    /// The draws of equal requests with equal seeds are equal, whoever shares the batch. `None` picks a seed.
+    /// Equal requests with equal seeds give equal tokens, whatever else is in the batch. `None` picks a random seed.
     pub seed: Option<u64>,
 }
 
 impl Default for Sampling {
-    /// The model's own distribution: temperature 1, nothing else.
+    /// The model's own distribution: temperature 1, every other setting neutral.
     fn default() -> Self {
         Sampling {
             repetition_penalty: 1.0,
@@ -93,7 +93,7 @@ impl Sampling {
             || self.presence_penalty != 0.0
     }
 
-    /// The seed, or one that no one can foresee.
+    /// The seed, or a random one.
     pub(crate) fn seed_or_random(&self) -> u64 {
         self.seed.unwrap_or_else(|| {
             // The standard library keys every `RandomState` from the system's randomness.
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_out_of_range_is_named() {
+    fn field_out_of_range_is_rejected_by_name() {
         assert_eq!(Sampling::default().check(), Ok(()));
         assert_eq!(Sampling::greedy().check(), Ok(()));
         type Set = fn(&mut Sampling, f32);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_are_bounded_in_number() {
+    fn number_of_biases_is_bounded() {
         let with = |tokens: usize| Sampling {
             logit_bias: (0..tokens as u32).map(|id| (id, 1.0)).collect(),
             ..Sampling::default()
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn unseeded_requests_differ() {
+    fn unseeded_requests_get_different_seeds() {
         let sampling = Sampling::default();
         assert_ne!(sampling.seed_or_random(), sampling.seed_or_random());
     }

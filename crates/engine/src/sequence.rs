@@ -1,66 +1,64 @@
-//! One request under way: its tokens, how far the model has computed them, and what it holds meanwhile.
+//! One request under way: its tokens, how far the model has computed them, and the blocks, leases and permit that it holds.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::adapters::Lease;
+use crate::adapter_pool::Lease;
 use crate::blocks::{BlockPool, BlockTable};
 use crate::constraint::{Constraint, Progress};
-use crate::event::Outlet;
-use crate::lookup::{self, Guess, Lookup};
-use crate::prefix::Root;
-use crate::sampler::{Draw, History};
+use crate::event::Sink;
+use crate::logits_processor::{LogitsProcessor, TokenCounts};
+use crate::permit::Permit;
+use crate::prefix_cache::AdapterSet;
+use crate::prompt_lookup::{self, Draft, PromptLookup};
+use crate::request::{Client, Request};
+use crate::response_sink::ResponseSink;
+use crate::sampler::SampleParams;
 use crate::sampling::Sampling;
-use crate::shares::Client;
 
-/// The order in which requests came; the lower is the older, and goes first.
+/// The order in which requests arrived; the lower is the older, and goes first.
 pub(crate) type Arrival = u64;
 
-/// A request between its submission and its end. What it holds it gives back when dropped, blocks, leases and place
-/// before the outlet says that it ended: who hears of the end may count on what it freed.
+/// A request between its submission and its end. Dropped, it releases what it holds: blocks, leases and permit before the
+/// response reports the end, so a caller that receives the end may count on what it freed.
 ///
 /// ```text
 /// tokens    [ prompt ............... | completion ... ]
-/// computed  ^------------------^                          keys and values lie in `blocks`
+/// computed  ^------------------^                          keys and values are in `blocks`
 ///                               `- pending -------------'  to run; one left: a decode, more: a prefill
 /// ```
 pub(crate) struct Sequence<A> {
     pub tokens: Vec<u32>,
-    /// Tokens whose keys and values are written, by this sequence or one that began alike. A preemption sets it to 0.
+    /// Tokens whose keys and values are written, by this sequence or by one with the same prefix. A preemption sets it to 0.
     pub computed: usize,
-    /// Where in the prompt the tokens stand whose log-probabilities are yet to be told.
-    pub untold: Range<usize>,
+    /// Positions of the prompt tokens whose log-probabilities are yet to be emitted.
+    pub prompt_logprobs: Range<usize>,
     pub blocks: BlockTable,
     pub adapters: Vec<(Lease<A>, f32)>,
-    /// What the cache knows those by.
-    pub root: Root,
-    pub choice: Choice,
-    /// What guesses of its next tokens are worth.
-    pub lookup: Lookup,
-    /// When it came.
-    pub came: Instant,
+    /// The same adapters as the prefix cache identifies them.
+    pub adapter_set: AdapterSet,
+    pub decoding: Decoding,
+    pub prompt_lookup: PromptLookup,
     /// When it must have ended.
     pub deadline: Option<Instant>,
     /// The lower goes first.
     pub priority: i32,
-    /// For whom it runs.
     pub client: Option<Client>,
-    /// It was admitted because it had waited too long.
+    /// It was admitted because it had waited for `max_wait`.
     pub overdue: bool,
     pub cancelled: Arc<AtomicBool>,
-    #[expect(dead_code, reason = "held for its Drop")]
-    pub place: Place,
-    pub outlet: Outlet,
+    permit: Permit,
+    pub response: ResponseSink,
 }
 
-/// How a sequence picks its tokens and when it has enough.
-pub(crate) struct Choice {
+/// How a sequence samples its tokens and when it has enough.
+pub(crate) struct Decoding {
     pub sampling: Sampling,
     pub seed: u64,
-    pub history: History,
-    /// What may come next, where the request's grammar decides it.
+    pub token_counts: TokenCounts,
+    /// Which tokens may come next, if the request has a grammar.
     pub constraint: Option<Box<dyn Constraint>>,
     pub top_logprobs: Option<u8>,
     pub stop_tokens: Vec<u32>,
@@ -68,7 +66,58 @@ pub(crate) struct Choice {
 }
 
 impl<A> Sequence<A> {
-    /// Tokens that the model has yet to run before the next one can be sampled; 1 at least.
+    /// A request as it was accepted; `adapters` are the leases of its adapters, in its order.
+    pub fn new(
+        request: Request,
+        adapters: Vec<(Lease<A>, f32)>,
+        permit: Permit,
+        sink: Sink,
+        cancelled: Arc<AtomicBool>,
+    ) -> Self {
+        let arrived = permit.acquired();
+        Sequence {
+            response: ResponseSink::new(sink, request.prompt.len(), arrived),
+            decoding: Decoding {
+                seed: request.sampling.seed_or_random(),
+                token_counts: TokenCounts::new(&request.sampling, &request.prompt),
+                constraint: request.grammar.as_ref().map(|grammar| grammar.start()),
+                sampling: request.sampling,
+                top_logprobs: request.top_logprobs,
+                stop_tokens: request.stop_tokens,
+                max_new_tokens: request.max_new_tokens,
+            },
+            prompt_logprobs: match request.prompt_logprobs {
+                true => 1..request.prompt.len(),
+                false => 0..0,
+            },
+            tokens: request.prompt,
+            computed: 0,
+            blocks: BlockTable::default(),
+            adapter_set: request
+                .adapters
+                .iter()
+                .map(|(id, scale)| (*id, scale.to_bits()))
+                .collect(),
+            adapters,
+            prompt_lookup: PromptLookup::default(),
+            // A time beyond the clock's range is not a deadline.
+            deadline: request
+                .deadline
+                .and_then(|within| arrived.checked_add(within)),
+            priority: request.priority,
+            client: request.client,
+            overdue: false,
+            cancelled,
+            permit,
+        }
+    }
+
+    /// When the request arrived.
+    pub fn arrived(&self) -> Instant {
+        self.permit.acquired()
+    }
+
+    /// Tokens that the model has yet to run before the next one can be sampled; at least 1.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }
@@ -82,52 +131,57 @@ impl<A> Sequence<A> {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    pub fn is_late(&self, now: Instant) -> bool {
+    pub fn is_past_deadline(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    /// Holds the blocks that are known to begin as its tokens do, and says how many tokens need not run.
+    /// Takes the cached blocks of its prefix. Returns the number of tokens that need not run.
     pub fn reuse_blocks(&mut self, pool: &BlockPool) -> usize {
-        // What is to be told of a token comes from the row before it, which must run.
-        if !self.untold.is_empty() {
+        // The log-probability of a prompt token comes from the row before it, which must run.
+        if !self.prompt_logprobs.is_empty() {
             return 0;
         }
-        self.computed = self.blocks.reuse(&self.tokens, &self.root, pool);
+        self.computed = self
+            .blocks
+            .reuse_prefix(&self.tokens, &self.adapter_set, pool);
         self.computed
     }
 
-    /// Gives its blocks up; what they held is computed again later, unless the cache still has it then.
-    pub fn give_up_blocks(&mut self) {
+    /// Releases its blocks; their tokens are computed again later, unless they are still cached then.
+    pub fn release_blocks(&mut self) {
         self.blocks.release();
         self.computed = 0;
     }
 
-    /// Notes that its next `rows` tokens ran.
-    pub fn advance(&mut self, rows: usize) {
+    /// Its next `rows` tokens ran.
+    pub fn mark_computed(&mut self, rows: usize) {
         self.computed += rows;
-        self.blocks.keep(&self.tokens[..self.computed], &self.root);
+        self.blocks
+            .cache_full_blocks(&self.tokens[..self.computed], &self.adapter_set);
     }
 
-    /// The positions among the next `rows` whose logits tell of a token of the prompt.
-    pub fn telling(&self, rows: usize) -> Range<usize> {
+    /// The positions among the next `rows` whose logits give the log-probability of a prompt token.
+    pub fn prompt_logprob_positions(&self, rows: usize) -> Range<usize> {
         let next = self.computed..self.computed + rows;
-        let telling = self.untold.start.saturating_sub(1)..self.untold.end.saturating_sub(1);
-        next.start.max(telling.start)..next.end.min(telling.end)
+        // The logits of a row are those of the token after it.
+        let wanted = &self.prompt_logprobs;
+        let wanted = wanted.start.saturating_sub(1)..wanted.end.saturating_sub(1);
+        next.start.max(wanted.start)..next.end.min(wanted.end)
     }
 
-    /// A guess of at most `most` of the tokens that come next; none goes past the last that may be sampled.
-    pub fn guess(&self, most: usize) -> Option<Guess<'_>> {
-        let sampled = self.outlet.completion_tokens();
-        let after_next = self.choice.max_new_tokens.saturating_sub(sampled + 1);
-        lookup::guess(&self.tokens, most.min(after_next))
+    /// A draft of at most `most` next tokens; none goes past the last that may be sampled.
+    pub fn draft(&self, most: usize) -> Option<Draft<'_>> {
+        let sampled = self.response.completion_tokens();
+        let after_next = self.decoding.max_new_tokens.saturating_sub(sampled + 1);
+        prompt_lookup::draft(&self.tokens, most.min(after_next))
     }
 
-    /// Writes into `mask` what may come next; false if all may.
+    /// Writes the tokens that may come next into `mask`. Returns false if there is no constraint.
     ///
     /// # Errors
     /// The constraint's.
-    pub fn constrain(&mut self, mask: &mut [u32]) -> Result<bool, String> {
-        let Some(constraint) = &mut self.choice.constraint else {
+    pub fn fill_mask(&mut self, mask: &mut [u32]) -> Result<bool, String> {
+        let Some(constraint) = &mut self.decoding.constraint else {
             return Ok(false);
         };
         mask.fill(0);
@@ -135,54 +189,35 @@ impl<A> Sequence<A> {
         Ok(true)
     }
 
-    /// The draw of the next token, among those `allowed`.
-    pub fn draw<'a>(&'a self, allowed: Option<&'a [u32]>) -> Draw<'a> {
-        Draw {
-            sampling: &self.choice.sampling,
-            seed: self.choice.seed,
+    /// How to sample the next token, among those `allowed`.
+    pub fn sample_params<'a>(&'a self, allowed: Option<&'a [u32]>) -> SampleParams<'a> {
+        SampleParams {
+            processor: LogitsProcessor {
+                sampling: &self.decoding.sampling,
+                token_counts: &self.decoding.token_counts,
+                allowed,
+            },
+            seed: self.decoding.seed,
             position: self.tokens.len(),
-            history: &self.choice.history,
-            allowed,
-            top_logprobs: self.choice.top_logprobs,
+            top_logprobs: self.decoding.top_logprobs,
         }
     }
 
-    /// Appends a sampled token, and says whether more may come.
+    /// Appends a sampled token. Returns whether the constraint allows more.
     ///
     /// # Errors
     /// The constraint's.
-    pub fn push(&mut self, token: u32) -> Result<Progress, String> {
+    pub fn append(&mut self, token: u32) -> Result<Progress, String> {
         self.tokens.push(token);
-        self.choice.history.push(token);
-        match &mut self.choice.constraint {
+        self.decoding.token_counts.push(token);
+        match &mut self.decoding.constraint {
             Some(constraint) => constraint.commit(token),
             None => Ok(Progress::Open),
         }
     }
 
-    /// Gives everything back and leaves the way out.
-    pub fn release(self) -> Outlet {
-        self.outlet
-    }
-}
-
-/// A place among the requests that the engine takes, given back when dropped.
-pub(crate) struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    /// Takes a place if fewer than `limit` are taken.
-    pub fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Place> {
-        taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                (n < limit).then_some(n + 1)
-            })
-            .ok()
-            .map(|_| Place(Arc::clone(taken)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+    /// Releases everything but the response.
+    pub fn into_response(self) -> ResponseSink {
+        self.response
     }
 }

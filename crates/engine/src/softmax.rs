@@ -1,35 +1,35 @@
-//! The passes over a whole row of logits, written so that the compiler turns them into vector code: a row has as many
-//! numbers as the vocabulary, and every sequence of a step has one.
+//! The passes over a whole row of logits, written so that the compiler vectorizes them: a row has as many numbers as the
+//! vocabulary has tokens, and every sampled sequence of a step has one.
 
 use std::f32::consts::LOG2_E;
 
-/// Independent lanes of a pass; the compiler may keep them in vector registers.
+/// The independent lanes of a pass; the compiler may keep them in vector registers.
 const LANES: usize = 16;
 
-/// The largest of `logits`; none if they are no distribution: a NaN or +inf among them, or nothing above -inf.
+/// The largest logit; `None` if the row is not a distribution: it holds a NaN or +inf, or only -inf.
 pub(crate) fn largest(logits: &[f32]) -> Option<f32> {
     let mut max = [f32::NEG_INFINITY; LANES];
-    let mut wrong = [false; LANES];
+    let mut nan = [false; LANES];
     let (chunks, rest) = logits.as_chunks::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
             let logit = chunk[lane];
             max[lane] = if logit > max[lane] { logit } else { max[lane] };
-            wrong[lane] |= logit.is_nan();
+            nan[lane] |= logit.is_nan();
         }
     }
     let max = max.iter().chain(rest).copied();
     let max = max.fold(f32::NEG_INFINITY, f32::max);
-    let wrong = wrong.contains(&true) || rest.iter().any(|logit| logit.is_nan());
-    (!wrong && max.is_finite()).then_some(max)
+    let nan = nan.contains(&true) || rest.iter().any(|logit| logit.is_nan());
+    (!nan && max.is_finite()).then_some(max)
 }
 
-/// The id of the largest logit, the lowest of equals.
+/// The id of the largest logit; of equals the lowest.
 pub(crate) fn argmax(logits: &[f32], max: f32) -> u32 {
     logits.iter().position(|l| *l == max).unwrap_or(0) as u32
 }
 
-/// Each token's weight relative to the most probable one, which weighs 1: `exp((logit - max) / temperature)`.
+/// Each token's weight relative to the most probable one, whose weight is 1: `exp((logit - max) / temperature)`.
 pub(crate) fn weights(logits: &[f32], max: f32, temperature: f32, weights: &mut Vec<f32>) {
     weights.clear();
     weights.extend(logits.iter().map(|l| exp((l - max) / temperature)));
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_close_to_exp() {
+    fn exp_is_within_3e_7_of_the_exact_value() {
         for step in 0..1_000_000 {
             let x = step as f32 * -87.0e-6;
             let exact = f64::from(x).exp();
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_is_found_wherever_it_is_and_what_is_no_number_too() {
+    fn largest_is_found_at_every_position_and_a_non_number_too() {
         for len in 1..70 {
             for at in 0..len {
                 let mut logits = vec![-1.0; len];
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn log_sum_exp_is_the_logarithm_of_the_sum() {
+    fn log_sum_exp_matches_the_direct_sum() {
         let logits: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * 20.0).collect();
         let exact: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
         let max = largest(&logits).unwrap();

@@ -1,4 +1,4 @@
-//! Numbers for people and metrics: what the engine holds now, and what it has done since it started.
+//! Statistics for people and metrics: what the engine holds now, and what it has done since it started.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,41 +8,41 @@ use crate::event::FinishReason;
 /// A snapshot, taken at a step boundary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Requests submitted and not ended: in the channel, waiting or running.
+    /// Requests accepted and not ended: without their adapters yet, in the channel, waiting or running.
     pub in_flight: usize,
-    /// Requests waiting to be taken up, preempted ones included.
+    /// Requests waiting to be scheduled, including preempted ones.
     pub waiting: usize,
     /// Requests with KV blocks, in prefill or decode.
     pub running: usize,
-    /// KV blocks in all.
+    /// All KV blocks.
     pub blocks: usize,
-    /// KV blocks that nobody holds, those with a cached prefix included.
+    /// KV blocks that no request holds, including those with a cached prefix.
     pub free_blocks: usize,
-    /// Of those, the ones that hold what an earlier request computed.
+    /// Free KV blocks with a cached prefix.
     pub cached_blocks: usize,
     /// The adapter pool.
     pub adapters: AdapterStats,
-    /// Steps that the model ran, failed ones included.
+    /// Steps that the model ran, including failed ones.
     pub steps: u64,
     /// Rows that the model ran.
     pub rows: u64,
-    /// Rows that gave no token: prompts but for their last, and what is computed again after a preemption.
+    /// Rows without a sampled token: prompts except their last row, and tokens computed again after a preemption.
     pub prefill_rows: u64,
-    /// Rows that did not run, as the prefix cache had their blocks.
+    /// Tokens that came from the prefix cache and did not run.
     pub cached_tokens: u64,
-    /// Times that a cached block was given to another content.
+    /// Cached blocks that were evicted for another content.
     pub cache_evictions: u64,
     /// Tokens sampled.
     pub sampled_tokens: u64,
-    /// Rows that were guesses of tokens to come.
+    /// Rows of draft tokens.
     pub drafted_tokens: u64,
-    /// Those of them that were right: tokens that took no step of their own.
+    /// Draft tokens that were accepted: tokens that took no further step.
     pub accepted_tokens: u64,
-    /// Times that a running request gave its blocks up to an older one, to be recomputed later.
+    /// Running requests that released their blocks to a more urgent one, to be computed again later.
     pub preemptions: u64,
     /// Time spent in the model.
     pub model_time: Duration,
-    /// The mean time between the ends of requests, of late; zero if fewer than two have ended.
+    /// The recent mean time between the ends of requests; zero if fewer than two have ended.
     pub end_interval: Duration,
     /// Requests that ended on a stop token.
     pub finished_stop: u64,
@@ -52,45 +52,46 @@ pub struct Stats {
     pub finished_deadline: u64,
     /// Requests that were cancelled.
     pub finished_cancelled: u64,
-    /// Requests that the model failed.
+    /// Requests that ended in an error of the model or of their grammar.
     pub finished_error: u64,
 }
 
-/// The adapter pool's numbers.
+/// Statistics of the adapter pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterStats {
-    /// Adapters in memory, removed ones that are still leased included.
+    /// Adapters in memory, including removed ones that are still leased.
     pub resident: usize,
-    /// Adapters that have room and are being read, or will be next.
+    /// Adapters that have reserved room and load, or will load next.
     pub loading: usize,
-    /// Bytes of both.
+    /// Bytes of resident and loading adapters.
     pub bytes: u64,
     /// Bytes that the pool may take.
     pub limit: u64,
     /// Requests that wait for room.
     pub waiting: usize,
-    /// Adapters of requests that were in memory when the request came, counted for each request.
+    /// Adapters that were in memory when their request arrived, counted for each request.
     pub hits: u64,
-    /// Those that were not.
+    /// Adapters that were not.
     pub misses: u64,
-    /// Adapters that made room for others.
+    /// Adapters that were evicted for others.
     pub evictions: u64,
-    /// Times that a request had to wait for room.
+    /// Requests that had to wait for room.
     pub waits: u64,
-    /// Reads that came to nothing.
+    /// Loads that failed or were given up.
     pub load_failures: u64,
     /// Bytes of files read.
     pub bytes_read: u64,
-    /// How long it took to read and pack an adapter.
+    /// How long it took to load an adapter: to read and pack it.
     pub loads: LoadTimes,
 }
 
 /// A histogram of times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadTimes {
-    /// How many took no longer than each of [`LoadTimes::BOUNDS`] and longer than the one before; the last: longer than all.
+    /// The number of times in each bucket: at most a bound of [`LoadTimes::BOUNDS`] and above the one before. The last bucket
+    /// has no bound.
     pub counts: [u64; LoadTimes::BOUNDS.len() + 1],
-    /// All together.
+    /// The sum of all times.
     pub total: Duration,
     /// The latest.
     pub last: Duration,
@@ -99,10 +100,10 @@ pub struct LoadTimes {
 }
 
 impl LoadTimes {
-    /// Seconds.
+    /// The upper bounds of the buckets, in seconds.
     pub const BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-    /// How many there were.
+    /// The number of all times.
     pub fn count_all(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -118,13 +119,13 @@ impl LoadTimes {
 }
 
 impl Stats {
-    /// In how long half of those who wait now will probably have been taken up.
+    /// The estimated time until half of the waiting requests have been scheduled.
     pub fn retry_after(&self) -> Duration {
         let half = u32::try_from(self.waiting.div_ceil(2)).unwrap_or(u32::MAX);
         self.end_interval.saturating_mul(half)
     }
 
-    /// A request ended so long after the one before it.
+    /// A request ended `interval` after the one before it.
     pub(crate) fn count_interval(&mut self, interval: Duration) {
         self.end_interval = match self.end_interval {
             Duration::ZERO => interval,
@@ -143,11 +144,11 @@ impl Stats {
     }
 }
 
-/// Where the engine's thread writes its numbers and handles read them.
+/// The statistics that the engine's thread writes and handles read.
 #[derive(Default)]
-pub(crate) struct Board(Mutex<Stats>);
+pub(crate) struct SharedStats(Mutex<Stats>);
 
-impl Board {
+impl SharedStats {
     pub fn lock(&self) -> MutexGuard<'_, Stats> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

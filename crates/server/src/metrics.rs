@@ -91,8 +91,8 @@ impl Snapshot {
             .filter(|info| !info.loading)
             .flat_map(|info| named(&info.id))
             .collect();
-        let awaited = service.engine().awaited_adapters();
-        let waiting: BTreeSet<&str> = awaited.iter().flat_map(named).collect();
+        let waiting = service.engine().waiting_adapters();
+        let waiting: BTreeSet<&str> = waiting.iter().flat_map(named).collect();
         let joined = |names: Vec<&str>| names[..names.len().min(MAX_NAMES)].join(",");
         Snapshot {
             stats: service.engine().stats(),

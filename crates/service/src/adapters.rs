@@ -2,7 +2,7 @@
 //! again when it was evicted. Knows no personas.
 //!
 //! Reading and packing happen on threads of low priority, never on the engine's: a request's adapters are on their way from
-//! the moment it came. Who waits for whom is the engine's pool's business ([`engine::claim`]).
+//! the moment it came. Who waits for whom is the engine's pool's business ([`engine::reservation`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::resume_unwind;
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{AdapterId, ClaimError, Handle, Lease, Patience, PoolError};
+use engine::{AdapterId, Handle, Lease, PoolError, ReservationError, WaitOptions};
 use formats::peft;
 use model::{Model, ModelError};
 use registry::blob::BASE_KEY;
@@ -70,8 +70,8 @@ pub enum AdapterError {
 pub(super) enum LeaseError {
     /// This one cannot be used.
     Unusable(AdapterId, Box<AdapterError>),
-    /// It was not waited for: late, gone, or the engine has ended.
-    Unclaimed(ClaimError),
+    /// The wait ended: at its deadline, by cancellation, or because the engine has stopped.
+    NotReserved(ReservationError),
 }
 
 /// The way from [`AdapterRef`]s to leases.
@@ -109,7 +109,7 @@ impl Adapters {
     pub fn lease(
         &self,
         wanted: &[(AdapterId, &AdapterRef)],
-        patience: &Patience<'_>,
+        options: &WaitOptions<'_>,
     ) -> Result<Vec<Lease<model::Adapter>>, LeaseError> {
         let Some((first, _)) = wanted.first() else {
             return Ok(Vec::new());
@@ -119,29 +119,32 @@ impl Adapters {
             .iter()
             .map(|(id, source)| (*id, bytes_on_disk(source)))
             .collect();
-        let unclaimed = |error| match error {
-            ClaimError::Pool(error) => {
+        let not_reserved = |error| match error {
+            ReservationError::Pool(error) => {
                 LeaseError::Unusable(*first, Box::new(AdapterError::Pool(error)))
             }
-            other => LeaseError::Unclaimed(other),
+            other => LeaseError::NotReserved(other),
         };
-        'claim: loop {
-            let mut claim = self.engine.claim(&sizes, patience).map_err(unclaimed)?;
-            while let Some(id) = claim.next(patience).map_err(unclaimed)? {
+        'reserve: loop {
+            let mut reservation = self
+                .engine
+                .reserve_adapters(&sizes, options)
+                .map_err(not_reserved)?;
+            while let Some(id) = reservation.next_to_load(options).map_err(not_reserved)? {
                 let began = Instant::now();
                 let packed = beside_streams(|| self.read(sources[&id]))
                     .map_err(|error| LeaseError::Unusable(id, Box::new(error)))?;
                 let bytes = packed.bytes();
                 let read = bytes_on_disk(sources[&id]);
-                if claim
+                if reservation
                     .fill(Arc::new(packed), bytes, read, began.elapsed())
                     .is_err()
                 {
                     // It takes more than its file; now that this is known there will be room, or none ever.
-                    continue 'claim;
+                    continue 'reserve;
                 }
             }
-            return Ok(claim.into_leases());
+            return Ok(reservation.into_leases());
         }
     }
 

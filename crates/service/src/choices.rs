@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::{Event, FinishReason, Handle, Lease, Request, Seat, Sink, SubmitError, Ticket};
+use engine::{Event, FinishReason, Handle, Lease, Permit, Request, Sink, SubmitError, Ticket};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
@@ -29,20 +29,20 @@ fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Submits `request` once for each seat, with the sink and the seed of each answer's number; `leases` are held until then.
+/// Submits `request` once for each permit, with the sink and the seed of each answer's number; `leases` are held until then.
 pub(super) fn submit(
     engine: &Handle<model::Adapter>,
-    seats: Vec<Seat>,
+    permits: Vec<Permit>,
     request: &Request,
     leases: Vec<Lease<model::Adapter>>,
     mut sink: impl FnMut(usize) -> Sink,
 ) -> Result<Tickets, SubmitError> {
     let held = Arc::new(Mutex::new(Held::default()));
-    let mut choices = seats.into_iter().enumerate().map(|(choice, seat)| {
+    let mut choices = permits.into_iter().enumerate().map(|(choice, permit)| {
         let mut request = request.clone();
         request.sampling.seed = request.sampling.seed.map(|seed| nth_seed(seed, choice));
         Choice {
-            seat,
+            permit,
             request,
             sink: sink(choice),
         }
@@ -69,7 +69,7 @@ pub(super) fn submit(
             own(event)
         });
     }
-    let ticket = engine.submit_from(first.seat, first.request, first.sink)?;
+    let ticket = engine.submit_with_permit(first.permit, first.request, first.sink)?;
     let mut inner = lock(&held);
     inner.tickets.push(ticket);
     drop(inner);
@@ -78,7 +78,7 @@ pub(super) fn submit(
 
 /// An answer that is not submitted yet.
 struct Choice {
-    seat: Seat,
+    permit: Permit,
     request: Request,
     sink: Sink,
 }
@@ -109,9 +109,9 @@ impl Followers {
                 continue;
             }
             // Only an engine that ends refuses; the sink is dropped then, which its reader sees.
-            if let Ok(ticket) = self
-                .engine
-                .submit_from(choice.seat, choice.request, choice.sink)
+            if let Ok(ticket) =
+                self.engine
+                    .submit_with_permit(choice.permit, choice.request, choice.sink)
             {
                 held.tickets.push(ticket);
             }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::{ClaimError, SubmitError};
+use engine::{ReservationError, SubmitError};
 use registry::{LookupError, RegistryError, VariableError};
 
 use auth::Denied;
@@ -273,9 +273,9 @@ impl From<LeaseError> for RequestError {
                 adapter: id.to_string(),
                 source,
             },
-            LeaseError::Unclaimed(ClaimError::Late) => RequestError::Timeout,
-            LeaseError::Unclaimed(ClaimError::Gone) => RequestError::GivenUp,
-            LeaseError::Unclaimed(ClaimError::Stopped | ClaimError::Pool(_)) => {
+            LeaseError::NotReserved(ReservationError::TimedOut) => RequestError::Timeout,
+            LeaseError::NotReserved(ReservationError::Cancelled) => RequestError::GivenUp,
+            LeaseError::NotReserved(ReservationError::Stopped | ReservationError::Pool(_)) => {
                 RequestError::Stopped
             }
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use base::{Base, Held};
 use engine::{
-    AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Patience, Request, Sampling, Sink,
+    AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sampling, Sink, WaitOptions,
 };
 use registry::Personas;
 
@@ -142,7 +142,7 @@ impl Service {
                 break;
             }
             let wanted = [(AdapterId(adapter.sha256), adapter)];
-            match adapters.lease(&wanted, &Patience::default()) {
+            match adapters.lease(&wanted, &WaitOptions::default()) {
                 Ok(_) => {}
                 // One of hundreds that were published must not keep the others from being served after a restart.
                 Err(LeaseError::Unusable(_, source)) if persona.published.is_some() => {
@@ -153,7 +153,7 @@ impl Service {
                     return Err(OpenError::Adapter { persona, source });
                 }
                 // Nobody else is here to wait for.
-                Err(LeaseError::Unclaimed(_)) => break,
+                Err(LeaseError::NotReserved(_)) => break,
             }
         }
         Ok(Service {
@@ -321,16 +321,16 @@ impl Service {
         if let Some(account) = ask.caller.account() {
             account.asked(&voice.speaker);
         }
-        let seats = (0..ask.choices)
-            .map(|_| self.engine.take_seat())
+        let permits = (0..ask.choices)
+            .map(|_| self.engine.acquire_permit())
             .collect::<Result<Vec<_>, _>>()
             .map_err(refused)?;
-        let patience = Patience {
-            until: within.and_then(|within| came.checked_add(within)),
-            gone: Some(gone),
+        let options = WaitOptions {
+            deadline: within.and_then(|within| came.checked_add(within)),
+            cancelled: Some(gone),
         };
         // Held until the engine holds its own.
-        let leases = self.adapters.lease(&voice.adapters, &patience)?;
+        let leases = self.adapters.lease(&voice.adapters, &options)?;
         let sink = |choice: usize| -> Sink {
             let account = ask.caller.account();
             let hold = holds.next().unwrap_or_default();
@@ -346,7 +346,7 @@ impl Service {
             }
             Box::new(move |event| writer.take(event))
         };
-        let tickets = choices::submit(&self.engine, seats, &request, leases, sink);
+        let tickets = choices::submit(&self.engine, permits, &request, leases, sink);
         Ok(Accepted {
             tickets: tickets.map_err(refused)?,
             speaker: voice.speaker,

@@ -1,8 +1,8 @@
-//! A model without weights, for tests of the engine: thousands of steps a second, and nothing forgiven.
+//! A model without weights, for tests of the engine: it runs thousands of steps a second and checks every batch.
 //!
-//! Its keys and values are a hash chain over (token, adapters and scales), stored slot by slot in blocks as the plan says;
-//! its logits are numbers drawn from the chain's end. So one wrong block, a missed or doubled prefill, or a row with another
-//! row's adapter changes every later logit, and a slot that was never written, or by another sequence, is a panic.
+//! Its keys and values are a hash chain over (token, adapters and scales), stored slot by slot in the batch's blocks; its
+//! logits are random numbers seeded by the end of the chain. So one wrong block, a missing or repeated prefill, or a row with
+//! another row's adapter changes every later logit. Reading a slot that was never written, or by another sequence, panics.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 #[derive(Debug, PartialEq, Eq)]
 pub struct FakeAdapter(pub u64);
 
-/// What a [`FakeModel`] does when a chosen token comes up.
+/// How a [`FakeModel`] fails in a step that has a chosen token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// `run` panics.
@@ -25,7 +25,7 @@ pub enum Fault {
     Error,
     /// The logits of the token's sequence are NaN.
     NotNumbers,
-    /// `run` gives one logit too few.
+    /// `run` returns one logit too few.
     TooFewLogits,
 }
 
@@ -40,7 +40,7 @@ pub struct StepSeen {
     pub slots: usize,
 }
 
-/// See the module.
+/// A model without weights; see the module.
 pub struct FakeModel {
     limits: Limits,
     slots: Vec<Option<Slot>>,
@@ -55,8 +55,9 @@ pub struct FakeModel {
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     position: usize,
-    /// The chain before this token, and after it.
+    /// The chain before this token.
     before: u64,
+    /// The chain after this token.
     after: u64,
 }
 
@@ -76,21 +77,21 @@ impl FakeModel {
         }
     }
 
-    /// Takes so long for each row of a step.
+    /// Makes each row of a step take `row_time`.
     #[must_use]
     pub fn with_row_time(mut self, row_time: Duration) -> Self {
         self.row_time = row_time;
         self
     }
 
-    /// Takes so long for each step.
+    /// Makes each step take `step_time`.
     #[must_use]
     pub fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
         self
     }
 
-    /// Does `fault` in every step that has `token` in a row. The model never gives that token a chance to be sampled.
+    /// Fails with `fault` in every step that has `token` in a row. Its logit is always -inf, so it is never sampled.
     #[must_use]
     pub fn with_fault(mut self, token: u32, fault: Fault) -> Self {
         self.faults.push((token, fault));
@@ -110,7 +111,7 @@ impl FakeModel {
         Arc::clone(&self.seen)
     }
 
-    /// The slow, obvious answer: what a model without faults says greedily, one token after the other, without blocks.
+    /// The slow, obvious reference: the greedy answer of a model without faults, one token after the other, without blocks.
     pub fn greedy(
         vocab_size: usize,
         prompt: &[u32],
@@ -138,17 +139,17 @@ impl FakeModel {
     fn attend(
         &mut self,
         batch: &Batch<FakeAdapter>,
-        part: &SequenceRows,
+        sequence: &SequenceRows,
         written: &mut HashSet<usize>,
     ) -> Vec<u64> {
-        let adapters = part
+        let adapters = sequence
             .adapters
             .iter()
             .map(|(slot, scale)| (&*batch.slots[*slot as usize], *scale));
         let mark = adapter_mark(adapters);
         let mut chain = START;
-        for position in 0..part.past {
-            let at = self.slot_at(part, position);
+        for position in 0..sequence.past {
+            let at = self.slot_at(sequence, position);
             let slot = self.slots[at].unwrap_or_else(|| panic!("slot {at} was never written"));
             assert_eq!(
                 (slot.position, slot.before),
@@ -157,14 +158,14 @@ impl FakeModel {
             );
             chain = slot.after;
         }
-        let mut chains = Vec::with_capacity(part.rows);
-        for row in part.first_row..part.first_row + part.rows {
-            let position = part.past + (row - part.first_row);
+        let mut chains = Vec::with_capacity(sequence.rows);
+        for row in sequence.first_row..sequence.first_row + sequence.rows {
+            let position = sequence.past + (row - sequence.first_row);
             assert_eq!(
                 batch.positions[row] as usize, position,
                 "row {row}: position"
             );
-            let at = self.slot_at(part, position);
+            let at = self.slot_at(sequence, position);
             assert!(written.insert(at), "slot {at} is written twice in one step");
             let before = chain;
             chain = link(chain, batch.tokens[row], mark);
@@ -178,8 +179,8 @@ impl FakeModel {
         chains
     }
 
-    fn slot_at(&self, part: &SequenceRows, position: usize) -> usize {
-        let block = part.blocks[position / self.limits.block_tokens] as usize;
+    fn slot_at(&self, sequence: &SequenceRows, position: usize) -> usize {
+        let block = sequence.blocks[position / self.limits.block_tokens] as usize;
         assert!(block < self.limits.blocks, "there is no block {block}");
         block * self.limits.block_tokens + position % self.limits.block_tokens
     }
@@ -189,7 +190,7 @@ impl FakeModel {
         fault.map(|(_, fault)| *fault)
     }
 
-    fn note(&self, batch: &Batch<FakeAdapter>) {
+    fn record(&self, batch: &Batch<FakeAdapter>) {
         let step = StepSeen {
             sequences: batch.sequences.iter().map(|s| (s.past, s.rows)).collect(),
             tokens: batch.tokens.clone(),
@@ -214,23 +215,23 @@ impl Runner for FakeModel {
         if !takes.is_zero() {
             std::thread::sleep(takes);
         }
-        self.note(batch);
+        self.record(batch);
         assert!(batch.rows() > 0, "a step without rows");
         assert_eq!(batch.positions.len(), batch.rows());
         let fault = self.fault_in(&batch.tokens);
         match fault {
-            Some(Fault::Panic) => panic!("a fault that the test asked for"),
-            Some(Fault::Error) => return Err("a fault that the test asked for".to_owned()),
+            Some(Fault::Panic) => panic!("a fault that the test set"),
+            Some(Fault::Error) => return Err("a fault that the test set".to_owned()),
             _ => {}
         }
         let mut written = HashSet::new();
         let mut chains = Vec::with_capacity(batch.rows());
-        for part in &batch.sequences {
-            assert_eq!(part.first_row, chains.len(), "rows are not contiguous");
-            assert!(part.rows > 0, "a sequence without rows");
-            chains.extend(self.attend(batch, part, &mut written));
+        for sequence in &batch.sequences {
+            assert_eq!(sequence.first_row, chains.len(), "rows are not contiguous");
+            assert!(sequence.rows > 0, "a sequence without rows");
+            chains.extend(self.attend(batch, sequence, &mut written));
         }
-        assert_eq!(chains.len(), batch.rows(), "rows that no sequence has");
+        assert_eq!(chains.len(), batch.rows(), "rows without a sequence");
         logits.clear();
         for row in &batch.logit_rows {
             let chain = chains[*row as usize];
@@ -284,7 +285,7 @@ fn mix(state: u64) -> u64 {
     SplitMix64::seed_from_u64(state).next_u64()
 }
 
-/// Lets a test stop the model between steps. Dropped, it opens for good.
+/// Lets a test stop the model between steps. Dropped, it stays open.
 pub struct Gate(Arc<GateInner>);
 
 #[derive(Default)]
@@ -297,7 +298,7 @@ struct GateInner {
 struct GateState {
     open: bool,
     permits: usize,
-    /// Steps that came to the gate, let through or not.
+    /// Steps that arrived at the gate, let through or not.
     arrived: usize,
 }
 
@@ -314,7 +315,7 @@ impl Gate {
         self.0.changed.notify_all();
     }
 
-    /// Waits until `steps` steps have come to the gate, counted from the start.
+    /// Waits until `steps` steps have arrived at the gate, counted from the start.
     pub fn wait_for(&self, steps: usize) {
         let state = lock(&self.0.state);
         let waited = self.0.changed.wait_while(state, |s| s.arrived < steps);

@@ -1,19 +1,19 @@
-//! Answers that must keep to a grammar.
+//! Answers that are constrained by a grammar.
 
 use std::sync::Arc;
 
 use engine::{Constraint, EngineConfig, FinishReason, Grammar, Progress, Request, Sampling};
 use testkit::FakeModel;
 
-use crate::scene::{Rhythm, VOCAB, assert_at_rest, collect, greedy, limits, start};
+use crate::scene::{SumGrammar, VOCAB, assert_idle, collect, greedy, limits, start};
 
 #[test]
-fn only_what_is_allowed_is_said_and_the_end_of_the_grammar_is_the_end() {
+fn grammar_restricts_tokens_and_ends_the_request_when_complete() {
     let handle = start(FakeModel::new(limits(200)), EngineConfig::default());
-    for (beats, length, temperature) in [(2, 25, 0.0), (3, 1, 1.0), (4, 40, 1.5)] {
-        let rhythm = Arc::new(Rhythm { beats, length });
+    for (classes, length, temperature) in [(2, 25, 0.0), (3, 1, 1.0), (4, 40, 1.5)] {
+        let grammar = Arc::new(SumGrammar { classes, length });
         let request = Request {
-            grammar: Some(rhythm.clone()),
+            grammar: Some(grammar.clone()),
             sampling: Sampling {
                 temperature,
                 seed: Some(5),
@@ -22,14 +22,14 @@ fn only_what_is_allowed_is_said_and_the_end_of_the_grammar_is_the_end() {
             ..greedy(vec![1, 2, 3], 60)
         };
         let answer = collect(handle.stream(request.clone()).unwrap());
-        let said = answer.ids();
+        let tokens = answer.ids();
         assert_eq!(answer.finished.reason, FinishReason::Stop);
         assert_eq!(
-            (said.len(), answer.finished.completion_tokens),
+            (tokens.len(), answer.finished.completion_tokens),
             (length, length)
         );
-        for at in 0..said.len() {
-            assert!(rhythm.allows(&said[..at], said[at]), "{said:?}");
+        for at in 0..tokens.len() {
+            assert!(grammar.allows(&tokens[..at], tokens[at]), "{tokens:?}");
         }
         let free = collect(
             handle
@@ -40,15 +40,15 @@ fn only_what_is_allowed_is_said_and_the_end_of_the_grammar_is_the_end() {
                 .unwrap(),
         )
         .ids();
-        assert_ne!(free[..length.min(free.len())], said[..]);
+        assert_ne!(free[..length.min(free.len())], tokens[..]);
     }
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
-/// Fails at its third token, in one of its two ways.
+/// Fails at its third token, in `mask` or in `commit`.
 #[derive(Debug, Clone, Copy)]
 struct Broken {
-    said: usize,
+    committed: usize,
     in_mask: bool,
 }
 
@@ -60,7 +60,7 @@ impl Grammar for Broken {
 
 impl Constraint for Broken {
     fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
-        if self.in_mask && self.said == 2 {
+        if self.in_mask && self.committed == 2 {
             return Err("the mask is too hard".to_owned());
         }
         allowed.fill(u32::MAX);
@@ -68,8 +68,8 @@ impl Constraint for Broken {
     }
 
     fn commit(&mut self, _token: u32) -> Result<Progress, String> {
-        self.said += 1;
-        match self.said == 3 {
+        self.committed += 1;
+        match self.committed == 3 {
             true => Err("the token is too hard".to_owned()),
             false => Ok(Progress::Open),
         }
@@ -97,7 +97,7 @@ impl Constraint for Closed {
 }
 
 #[test]
-fn a_grammar_that_fails_ends_its_own_request_alone() {
+fn failing_grammar_ends_only_its_own_request() {
     let handle = start(FakeModel::new(limits(200)), EngineConfig::default());
     let expected = collect(handle.stream(greedy(vec![4, 5], 30)).unwrap()).ids();
     let neighbour = handle.stream(greedy(vec![4, 5], 30)).unwrap();
@@ -112,7 +112,12 @@ fn a_grammar_that_fails_ends_its_own_request_alone() {
             other => panic!("{other:?}"),
         }
     };
-    let broken = |in_mask| Arc::new(Broken { said: 0, in_mask });
+    let broken = |in_mask| {
+        Arc::new(Broken {
+            committed: 0,
+            in_mask,
+        })
+    };
     assert_eq!(fails(broken(true)), (2, "the mask is too hard".to_owned()));
     assert_eq!(
         fails(broken(false)),
@@ -130,5 +135,5 @@ fn a_grammar_that_fails_ends_its_own_request_alone() {
         29,
         "the last word of a mask has bits past the vocabulary"
     );
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }

@@ -1,27 +1,25 @@
-//! Guessed tokens: fewer steps, the same answers.
+//! Draft tokens: fewer steps, the same answers.
 
 use std::time::Duration;
 
 use engine::{EngineConfig, Limits, Request, Sampling};
 use testkit::FakeModel;
 
-use crate::scene::{
-    Answer, Dice, FakeHandle, assert_at_rest, collect, greedy, limits, start, tone,
-};
+use crate::scene::{Answer, Dice, FakeHandle, assert_idle, collect, greedy, limits, start, tone};
 
-/// So few words that the same ones come again and again.
+/// A vocabulary so small that n-grams repeat.
 const WORDS: usize = 3;
 
-fn wordy(blocks: usize) -> Limits {
+fn small_vocabulary(blocks: usize) -> Limits {
     Limits {
         vocab_size: WORDS,
         ..limits(blocks)
     }
 }
 
-/// Steps that take their time, whatever their rows: a guess is worth trying however unlikely.
+/// Steps whose time does not depend on their rows: every draft is worth running.
 fn engine(blocks: usize, draft_tokens: usize) -> FakeHandle {
-    let model = FakeModel::new(wordy(blocks)).with_step_time(Duration::from_micros(200));
+    let model = FakeModel::new(small_vocabulary(blocks)).with_step_time(Duration::from_micros(200));
     let config = EngineConfig {
         draft_tokens,
         step_tokens: 64,
@@ -68,16 +66,16 @@ fn answers(handle: &FakeHandle, requests: &[Request]) -> Vec<Answer> {
 }
 
 #[test]
-fn answers_are_the_same_and_come_in_fewer_steps() {
+fn drafts_give_the_same_answers_in_fewer_steps() {
     let (mut steps, mut accepted, mut preempted) = ([0, 0], 0, 0);
-    // Room for all, and for so few that they push each other out.
+    // KV blocks for all requests, and for so few that requests are preempted.
     for (seed, blocks) in [(1, 2000), (2, 45), (3, 60), (4, 2000)] {
         let requests = requests(seed, 24);
         let both = [0, 8].map(|draft_tokens| {
             let handle = engine(blocks, draft_tokens);
             let answers = answers(&handle, &requests);
             let stats = handle.stats();
-            assert_at_rest(&handle);
+            assert_idle(&handle);
             (answers, stats)
         });
         let [(without, stats_without), (with, stats_with)] = both;
@@ -101,28 +99,28 @@ fn answers_are_the_same_and_come_in_fewer_steps() {
 }
 
 #[test]
-fn one_answer_alone_takes_fewer_steps_than_tokens() {
+fn single_answer_takes_fewer_steps_than_tokens() {
     let handle = engine(100, 8);
     let prompt: Vec<u32> = (0..40).map(|i| i % WORDS as u32).collect();
     let answer = collect(handle.stream(greedy(prompt.clone(), 100)).unwrap());
     assert_eq!(
         answer.ids(),
         FakeModel::greedy(WORDS, &prompt, &[], 100),
-        "what the model says one token after the other"
+        "what the model generates one token after the other"
     );
     let stats = handle.stats();
     assert!(stats.accepted_tokens > 0, "{stats:?}");
     assert_eq!(
         stats.steps - 3,
         100 - 1 - stats.accepted_tokens,
-        "three steps for the prompt, one for each token that was not guessed"
+        "three steps for the prompt, one for each token that was not drafted"
     );
 }
 
-/// Where a row costs what a token costs, nothing is guessed.
+/// If a row costs as much as a token, drafts are not worth running.
 #[test]
-fn guesses_that_do_not_pay_are_not_run() {
-    let model = FakeModel::new(wordy(100)).with_row_time(Duration::from_millis(1));
+fn drafts_that_do_not_pay_are_not_run() {
+    let model = FakeModel::new(small_vocabulary(100)).with_row_time(Duration::from_millis(1));
     let handle = start(model, EngineConfig::default());
     let prompt: Vec<u32> = (0..40).map(|i| i % WORDS as u32).collect();
     collect(handle.stream(greedy(prompt, 50)).unwrap());

@@ -1,13 +1,13 @@
-//! A request keeps its adapters, whatever becomes of them in the pool.
+//! A request keeps its adapters until its end, whatever happens to them in the pool.
 
 use std::sync::Arc;
 
 use engine::{EngineConfig, FinishReason, PoolError, Request, SubmitError};
 use testkit::{FakeAdapter, FakeModel};
 
-use crate::scene::{assert_at_rest, collect, greedy, limits, start, tone};
+use crate::scene::{assert_idle, collect, greedy, limits, start, tone};
 
-fn toned(n: u8) -> Request {
+fn request_to(n: u8) -> Request {
     Request {
         adapters: vec![(tone(n), 1.0)],
         ..greedy(vec![1, 2, 3], 20)
@@ -15,7 +15,7 @@ fn toned(n: u8) -> Request {
 }
 
 #[test]
-fn a_removed_adapter_serves_its_requests_to_their_end_and_then_goes() {
+fn removed_adapter_serves_its_requests_to_their_end() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
     let config = EngineConfig {
         max_batch: 1,
@@ -26,15 +26,15 @@ fn a_removed_adapter_serves_its_requests_to_their_end_and_then_goes() {
     let weak = Arc::downgrade(&adapter);
     drop(handle.insert_adapter(tone(50), adapter, 1).unwrap());
     // One runs, one waits.
-    let running = handle.stream(toned(50)).unwrap();
+    let running = handle.stream(request_to(50)).unwrap();
     gate.wait_for(1);
-    let waiting = handle.stream(toned(50)).unwrap();
+    let waiting = handle.stream(request_to(50)).unwrap();
     handle.remove_adapter(tone(50)).unwrap();
     assert_eq!(
         handle.remove_adapter(tone(50)),
         Err(PoolError::Unknown(tone(50)))
     );
-    let refused = handle.stream(toned(50)).map(|_| ()).unwrap_err();
+    let refused = handle.stream(request_to(50)).map(|_| ()).unwrap_err();
     assert_eq!(refused, SubmitError::UnknownAdapter(tone(50)));
     let info = handle.adapters().into_iter().find(|i| i.id == tone(50));
     let info = info.expect("still in memory");
@@ -47,13 +47,13 @@ fn a_removed_adapter_serves_its_requests_to_their_end_and_then_goes() {
         running.ids(),
         FakeModel::greedy(61, &[1, 2, 3], &[(&FakeAdapter(5), 1.0)], 20)
     );
-    // Whoever hears of the end may count on what it freed.
+    // The end is reported only after the lease is released.
     assert!(weak.upgrade().is_none());
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn eviction_makes_room_but_never_passes_a_lease() {
+fn eviction_never_takes_a_leased_adapter() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
     let config = EngineConfig {
         adapter_memory: 60,
@@ -61,7 +61,9 @@ fn eviction_makes_room_but_never_passes_a_lease() {
     };
     // Six tones of ten bytes: full.
     let handle = start(model, config);
-    let running: Vec<_> = (0..4).map(|n| handle.stream(toned(n)).unwrap()).collect();
+    let running: Vec<_> = (0..4)
+        .map(|n| handle.stream(request_to(n)).unwrap())
+        .collect();
     drop(
         handle
             .insert_adapter(tone(60), Arc::new(FakeAdapter(6)), 20)
@@ -82,23 +84,23 @@ fn eviction_makes_room_but_never_passes_a_lease() {
             .unwrap(),
     );
     assert_eq!(handle.adapters().len(), 1);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn a_request_that_is_given_up_gives_its_leases_back() {
+fn cancelled_request_releases_its_leases() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
     let config = EngineConfig {
         max_batch: 1,
         ..EngineConfig::default()
     };
     let handle = start(model, config);
-    let running = handle.stream(toned(0)).unwrap();
-    let waiting = handle.stream(toned(1)).unwrap();
+    let running = handle.stream(request_to(0)).unwrap();
+    let waiting = handle.stream(request_to(1)).unwrap();
     gate.wait_for(1);
     drop(waiting);
     drop(running);
     gate.open();
-    assert_at_rest(&handle);
+    assert_idle(&handle);
     assert_eq!(handle.stats().finished_cancelled, 2);
 }

@@ -1,4 +1,4 @@
-//! Ends of all kinds: stop tokens, cancellation, a failing model, a failing sink, the end of the engine.
+//! How requests end: stop tokens, cancellation, a failing model, a failing sink, the shutdown of the engine.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -6,10 +6,10 @@ use std::sync::mpsc::channel;
 use engine::{EngineConfig, Event, FinishReason, Flow, Request, Sampling, Sink, SubmitError};
 use testkit::{FakeModel, Fault};
 
-use crate::scene::{assert_at_rest, collect, greedy, limits, settled, start, tone};
+use crate::scene::{assert_idle, collect, greedy, limits, start, tone, wait_for_stats};
 
 #[test]
-fn a_stop_token_ends_the_request_is_counted_and_not_shown() {
+fn stop_token_ends_the_request_and_is_counted_but_not_emitted() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let all = collect(handle.stream(greedy(vec![3, 4], 30)).unwrap());
     assert_eq!(all.finished.reason, FinishReason::Length);
@@ -31,7 +31,7 @@ fn a_stop_token_ends_the_request_is_counted_and_not_shown() {
 }
 
 #[test]
-fn log_probabilities_come_on_request() {
+fn log_probabilities_are_emitted_on_request() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let ask = |top_logprobs| {
         let request = Request {
@@ -55,7 +55,7 @@ fn log_probabilities_come_on_request() {
 }
 
 #[test]
-fn a_dropped_ticket_cancels_running_and_waiting_requests() {
+fn dropped_ticket_cancels_running_and_waiting_requests() {
     let model = FakeModel::new(limits(100));
     let seen = model.seen();
     let (model, gate) = model.gated();
@@ -81,7 +81,7 @@ fn a_dropped_ticket_cancels_running_and_waiting_requests() {
     cancelled.cancel();
     drop(running);
     gate.open();
-    assert_at_rest(&handle);
+    assert_idle(&handle);
     drop(sender);
     // Ends when the last sink is dropped.
     let mut ends = Vec::new();
@@ -96,12 +96,12 @@ fn a_dropped_ticket_cancels_running_and_waiting_requests() {
     assert_eq!(
         seen.lock().unwrap().len(),
         1,
-        "who waited never cost a step"
+        "a cancelled waiting request costs no step"
     );
 }
 
 #[test]
-fn a_detached_ticket_lets_the_request_run() {
+fn detached_ticket_lets_the_request_run_to_its_end() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let (sender, events) = channel();
     let sink: Sink = Box::new(move |event| {
@@ -113,7 +113,7 @@ fn a_detached_ticket_lets_the_request_run() {
 }
 
 #[test]
-fn a_sink_that_has_enough_or_panics_ends_its_request_alone() {
+fn sink_that_stops_or_panics_ends_only_its_own_request() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
     let handle = start(model, EngineConfig::default());
     let (sender, events) = channel();
@@ -135,7 +135,7 @@ fn a_sink_that_has_enough_or_panics_ends_its_request_alone() {
     ];
     gate.open();
     assert_eq!(collect(other).tokens.len(), 60);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
     drop(tickets);
     let events: Vec<_> = events.iter().collect();
     assert_eq!(events.len(), 6, "five tokens and the end: {events:?}");
@@ -150,14 +150,14 @@ fn a_sink_that_has_enough_or_panics_ends_its_request_alone() {
 }
 
 #[test]
-fn a_model_that_fails_fails_its_step_and_the_engine_goes_on() {
+fn failed_step_ends_its_requests_and_the_engine_continues() {
     let faults = [
         (
             40,
             Fault::Panic,
-            "the model panicked: a fault that the test asked for",
+            "the model panicked: a fault that the test set",
         ),
-        (41, Fault::Error, "a fault that the test asked for"),
+        (41, Fault::Error, "a fault that the test set"),
         (42, Fault::TooFewLogits, "the model gave"),
         (
             43,
@@ -184,14 +184,14 @@ fn a_model_that_fails_fails_its_step_and_the_engine_goes_on() {
         };
         assert!(text.starts_with(message), "{text}");
         assert_eq!(bad.tokens, []);
-        // A step fails as a whole; logits that are no numbers concern their own row alone.
+        // A step fails as a whole; logits that are not numbers end only their own request.
         let neighbour = collect(neighbour).finished.reason;
         if fault == Fault::NotNumbers {
             assert_eq!(neighbour, FinishReason::Length);
         } else {
             assert_eq!(neighbour, bad.finished.reason);
         }
-        assert_at_rest(&handle);
+        assert_idle(&handle);
         let after = collect(handle.stream(greedy(vec![1], 30)).unwrap());
         assert_eq!(after.finished.reason, FinishReason::Length);
     }
@@ -212,7 +212,7 @@ fn shutdown_ends_running_and_waiting_requests_as_cancelled() {
     gate.wait_for(6);
     std::thread::scope(|scope| {
         let ending = scope.spawn(|| handle.shutdown());
-        // The sixth step stands at the gate until the end is on its way.
+        // The sixth step is held at the gate until the shutdown has begun.
         while handle.stream(greedy(vec![1], 1)).is_ok() {
             std::thread::yield_now();
         }
@@ -225,11 +225,11 @@ fn shutdown_ends_running_and_waiting_requests_as_cancelled() {
     }
     let refused = handle.stream(greedy(vec![1], 1)).map(|_| ()).unwrap_err();
     assert_eq!(refused, SubmitError::Stopped);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn the_last_handle_ends_the_engine_and_a_clone_keeps_it() {
+fn dropping_the_last_handle_stops_the_engine() {
     let model = FakeModel::new(limits(100));
     let seen = model.seen();
     let handle = start(model, EngineConfig::default());
@@ -243,7 +243,7 @@ fn the_last_handle_ends_the_engine_and_a_clone_keeps_it() {
     );
     let stream = clone.stream(greedy(vec![1], 150)).unwrap();
     drop(clone);
-    // Joined: the model is gone, and with it its half of `seen`.
+    // The thread was joined: the model is dropped, and its clone of `seen` with it.
     assert_eq!(Arc::strong_count(&seen), 1);
     let reason = collect(stream).finished.reason;
     assert!(matches!(
@@ -253,7 +253,7 @@ fn the_last_handle_ends_the_engine_and_a_clone_keeps_it() {
 }
 
 #[test]
-fn a_sink_may_use_and_drop_the_last_handle_on_the_engines_thread() {
+fn sink_may_use_and_drop_the_last_handle_on_the_engines_thread() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let (sender, events) = channel();
     let mut inner = Some(handle.clone());
@@ -277,7 +277,7 @@ fn a_sink_may_use_and_drop_the_last_handle_on_the_engines_thread() {
 }
 
 #[test]
-fn requests_without_a_seed_differ_and_with_one_do_not() {
+fn requests_with_equal_seeds_are_equal_and_unseeded_ones_differ() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let ask = |seed| {
         let request = Request {
@@ -291,5 +291,5 @@ fn requests_without_a_seed_differ_and_with_one_do_not() {
     };
     assert_ne!(ask(None), ask(None));
     assert_eq!(ask(Some(4)), ask(Some(4)));
-    settled(&handle, |stats| stats.finished_length == 4);
+    wait_for_stats(&handle, |stats| stats.finished_length == 4);
 }

@@ -1,13 +1,13 @@
-//! The engine against the fake model: stories of many requests.
+//! The engine with a fake model: stories of many requests, a file for each subject.
 
 mod constraints;
 mod drafts;
+mod fairness;
 mod leases;
 mod lifecycle;
-mod order;
-mod pool;
-mod prefix;
-mod refusals;
+mod prefix_cache;
+mod rejected;
+mod reservations;
 mod same_tokens;
 mod scene;
-mod turns;
+mod scheduling;

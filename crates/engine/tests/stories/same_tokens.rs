@@ -1,14 +1,14 @@
-//! The result of a request does not depend on who shares its batch, on preemption, or on how its prompt was cut.
+//! The result of a request does not depend on the rest of its batch, on preemption, or on the chunks of its prompt.
 
 use engine::{EngineConfig, FinishReason, Request};
 use testkit::FakeModel;
 
 use crate::scene::{
-    Answer, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_at_rest, collect, fake_adapter, greedy,
-    limits, start, tone,
+    Answer, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_idle, collect, fake_adapter, greedy, limits,
+    start, tone,
 };
 
-/// Each request in an engine that has nothing else to do.
+/// Each request in an engine that runs nothing else.
 fn alone(requests: &[Request]) -> Vec<Answer> {
     let config = EngineConfig {
         max_batch: 1,
@@ -28,7 +28,7 @@ fn assert_same(requests: &[Request], expected: &[Answer], answers: &[Answer], ho
 }
 
 #[test]
-fn alone_in_company_after_preemption_and_in_any_chunks() {
+fn tokens_are_the_same_alone_batched_preempted_and_in_any_chunks() {
     // (max_batch, step_tokens, prefill_chunk, blocks)
     let settings = [
         (32, 256, 128, 2000),
@@ -51,7 +51,7 @@ fn alone_in_company_after_preemption_and_in_any_chunks() {
                 prefill_chunk,
                 ..EngineConfig::default()
             };
-            // The latest token and guesses behind it.
+            // The latest token and its draft tokens.
             let drafted = 1 + config.draft_tokens;
             let model = FakeModel::new(limits(blocks));
             let seen = model.seen();
@@ -64,7 +64,7 @@ fn alone_in_company_after_preemption_and_in_any_chunks() {
             gate.open();
             let answers: Vec<_> = streams.into_iter().map(collect).collect();
             assert_same(&requests, &expected, &answers, &format!("{config:?}"));
-            assert_at_rest(&handle);
+            assert_idle(&handle);
             let stats = handle.stats();
             preemptions += stats.preemptions;
             steps += stats.steps;
@@ -88,7 +88,7 @@ fn alone_in_company_after_preemption_and_in_any_chunks() {
 }
 
 #[test]
-fn greedy_answers_are_those_of_the_slow_model() {
+fn greedy_answers_match_the_reference_model() {
     let handle = start(FakeModel::new(limits(60)), EngineConfig::default());
     let mut dice = Dice::new(99);
     let mut requests = Vec::new();
@@ -119,22 +119,22 @@ fn greedy_answers_are_those_of_the_slow_model() {
 }
 
 #[test]
-fn a_prompt_is_told_as_if_its_tokens_had_been_drawn() {
+fn prompt_log_probabilities_match_those_of_sampled_tokens() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let prompt = vec![3, 9, 27, 20, 60, 3, 9, 27, 1, 0, 5];
-    let ask = |prompt: &[u32], told| {
+    let ask = |prompt: &[u32], prompt_logprobs| {
         let request = Request {
             adapters: vec![(tone(1), 0.7)],
             top_logprobs: Some(2),
-            prompt_logprobs: told,
+            prompt_logprobs,
             ..greedy(prompt.to_vec(), 3)
         };
         handle.stream(request)
     };
-    let told = collect(ask(&prompt, true).unwrap());
-    assert_eq!(told.prompt.len(), prompt.len() - 1);
-    // The slow way: each beginning of the prompt is asked for a token that a bias leaves no choice.
-    for (at, token) in told.prompt.iter().enumerate() {
+    let with = collect(ask(&prompt, true).unwrap());
+    assert_eq!(with.prompt.len(), prompt.len() - 1);
+    // The slow way: for each prefix of the prompt, a bias forces the next token.
+    for (at, token) in with.prompt.iter().enumerate() {
         let request = Request {
             adapters: vec![(tone(1), 0.7)],
             top_logprobs: Some(2),
@@ -146,14 +146,14 @@ fn a_prompt_is_told_as_if_its_tokens_had_been_drawn() {
         };
         assert_eq!(*token, collect(handle.stream(request).unwrap()).tokens[0]);
     }
-    // The cache has all of it by now; what is told and said is the same.
+    // The prompt is cached by now; the result is the same.
     assert_eq!(
         collect(ask(&prompt, true).unwrap()).content(),
-        told.content()
+        with.content()
     );
-    let untold = collect(ask(&prompt, false).unwrap());
-    assert_eq!((untold.prompt.len(), &untold.tokens), (0, &told.tokens));
-    // And a prompt of one token has nothing to tell.
+    let without = collect(ask(&prompt, false).unwrap());
+    assert_eq!((without.prompt.len(), &without.tokens), (0, &with.tokens));
+    // A prompt of one token has no log-probabilities.
     assert_eq!(collect(ask(&prompt[..1], true).unwrap()).prompt, []);
     assert!(matches!(
         handle.stream(Request {
@@ -168,7 +168,7 @@ fn a_prompt_is_told_as_if_its_tokens_had_been_drawn() {
 }
 
 #[test]
-fn adapters_scales_and_seeds_do_change_the_result() {
+fn adapters_scales_and_seeds_change_the_result() {
     let handle = start(FakeModel::new(limits(200)), EngineConfig::default());
     let base = Request {
         sampling: engine::Sampling {
@@ -193,10 +193,10 @@ fn adapters_scales_and_seeds_do_change_the_result() {
     }
 }
 
-/// Many threads, requests given up at any moment, adapters coming and going, little memory: who comes to an end has the
-/// right tokens, who was cut short has a right beginning, and nothing is held afterwards.
+/// Many threads, requests cancelled at any moment, little memory: a request that reaches its end has the right tokens, a
+/// cancelled one has a prefix of them, and nothing is held afterwards.
 #[test]
-fn a_storm_of_cancellations_changes_no_token_and_leaks_nothing() {
+fn many_cancellations_change_no_token_and_leak_nothing() {
     let mut dice = Dice::new(7);
     let requests: Vec<Request> = (0..400).map(|_| dice.request()).collect();
     let expected = alone(&requests);
@@ -217,13 +217,13 @@ fn a_storm_of_cancellations_changes_no_token_and_leaks_nothing() {
                     let mut stream = handle.stream(requests[at].clone()).unwrap();
                     if dice.below(3) == 0 {
                         let read = stream.by_ref().take(dice.below(10));
-                        let begin: Vec<_> = read
+                        let prefix: Vec<_> = read
                             .filter_map(|event| match event {
                                 engine::Event::Token(token) => Some(token),
                                 engine::Event::Prompt(_) | engine::Event::Finished(_) => None,
                             })
                             .collect();
-                        assert!(expected[at].tokens.starts_with(&begin));
+                        assert!(expected[at].tokens.starts_with(&prefix));
                     } else {
                         let answer = collect(stream);
                         assert_eq!(answer.content(), expected[at].content());
@@ -232,7 +232,7 @@ fn a_storm_of_cancellations_changes_no_token_and_leaks_nothing() {
             });
         }
     });
-    assert_at_rest(&handle);
+    assert_idle(&handle);
     let stats = handle.stats();
     assert!(
         stats.preemptions > 0 && stats.finished_cancelled > 0,

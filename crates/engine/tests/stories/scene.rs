@@ -1,4 +1,4 @@
-//! What the stories share: sizes, requests, and an answer collected to its end.
+//! Shared by the stories: sizes, requests, and an answer collected to its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub fn start(model: FakeModel, config: EngineConfig) -> FakeHandle {
     handle
 }
 
-/// A greedy request of the base.
+/// A greedy request to the base.
 pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
     Request {
         prompt,
@@ -68,7 +68,7 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
 /// The events of one request.
 #[derive(Debug)]
 pub struct Answer {
-    /// Those of the prompt, where they were asked for.
+    /// The prompt's tokens, if the request asked for them.
     pub prompt: Vec<Token>,
     pub tokens: Vec<Token>,
     pub finished: Finished,
@@ -79,7 +79,7 @@ impl Answer {
         self.tokens.iter().map(|token| token.id).collect()
     }
 
-    /// Everything but the times.
+    /// Everything except the times.
     pub fn content(&self) -> (&[Token], &[Token], &FinishReason, usize, usize) {
         let f = &self.finished;
         (
@@ -92,7 +92,7 @@ impl Answer {
     }
 }
 
-/// Reads a stream to its end, and checks that its end is one `Finished`, the last event.
+/// Reads a stream to its end, and checks that exactly one `Finished` is its last event.
 pub fn collect(stream: Stream) -> Answer {
     let (mut prompt, mut tokens) = (Vec::new(), Vec::new());
     let mut finished = None;
@@ -112,9 +112,9 @@ pub fn collect(stream: Stream) -> Answer {
     }
 }
 
-/// Nothing is held any more.
-pub fn assert_at_rest(handle: &FakeHandle) {
-    settled(handle, |s| {
+/// Asserts that no request holds anything any more.
+pub fn assert_idle(handle: &FakeHandle) {
+    wait_for_stats(handle, |s| {
         (s.in_flight, s.running, s.waiting, s.free_blocks) == (0, 0, 0, s.blocks)
     });
     let leased: Vec<_> = handle
@@ -125,55 +125,55 @@ pub fn assert_at_rest(handle: &FakeHandle) {
     assert_eq!(leased, [], "leases leaked");
 }
 
-/// Waits until the engine's numbers are as wished.
-pub fn settled(handle: &FakeHandle, wish: impl Fn(&Stats) -> bool) -> Stats {
+/// Waits until the engine's statistics match `condition`.
+pub fn wait_for_stats(handle: &FakeHandle, condition: impl Fn(&Stats) -> bool) -> Stats {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let stats = handle.stats();
-        if wish(&stats) {
+        if condition(&stats) {
             return stats;
         }
-        assert!(Instant::now() < deadline, "never came to be: {stats:?}");
+        assert!(Instant::now() < deadline, "timed out: {stats:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// A grammar whose next token depends on all tokens before: of `beats` classes of ids, the sum of what was said chooses the one
-/// that is silent. After `length` tokens nothing may come.
+/// A grammar whose next token depends on all tokens before it: of `classes` classes of ids, the sum of the earlier tokens
+/// chooses the one that is not allowed. It is complete after `length` tokens.
 #[derive(Debug)]
-pub struct Rhythm {
-    pub beats: u32,
+pub struct SumGrammar {
+    pub classes: u32,
     pub length: usize,
 }
 
-impl Rhythm {
-    pub fn allows(&self, said: &[u32], token: u32) -> bool {
-        token % self.beats != said.iter().sum::<u32>() % self.beats
+impl SumGrammar {
+    pub fn allows(&self, tokens: &[u32], token: u32) -> bool {
+        token % self.classes != tokens.iter().sum::<u32>() % self.classes
     }
 }
 
-impl Grammar for Rhythm {
+impl Grammar for SumGrammar {
     fn start(&self) -> Box<dyn Constraint> {
-        Box::new(Beat {
-            rhythm: Rhythm { ..*self },
-            said: Vec::new(),
+        Box::new(SumConstraint {
+            grammar: SumGrammar { ..*self },
+            tokens: Vec::new(),
         })
     }
 }
 
-struct Beat {
-    rhythm: Rhythm,
-    said: Vec<u32>,
+struct SumConstraint {
+    grammar: SumGrammar,
+    tokens: Vec<u32>,
 }
 
-impl Constraint for Beat {
+impl Constraint for SumConstraint {
     fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
         assert!(
             allowed.iter().all(|word| *word == 0),
-            "a mask that is not clean"
+            "the mask is not zeroed"
         );
         for token in 0..VOCAB as u32 {
-            if self.rhythm.allows(&self.said, token) {
+            if self.grammar.allows(&self.tokens, token) {
                 allowed[token as usize / 32] |= 1 << (token % 32);
             }
         }
@@ -182,18 +182,18 @@ impl Constraint for Beat {
 
     fn commit(&mut self, token: u32) -> Result<Progress, String> {
         assert!(
-            self.rhythm.allows(&self.said, token),
-            "a token that was not allowed"
+            self.grammar.allows(&self.tokens, token),
+            "this token was not allowed"
         );
-        self.said.push(token);
-        Ok(match self.said.len() < self.rhythm.length {
+        self.tokens.push(token);
+        Ok(match self.tokens.len() < self.grammar.length {
             true => Progress::Open,
             false => Progress::Complete,
         })
     }
 }
 
-/// Seeded dice.
+/// A seeded random generator.
 pub struct Dice(SplitMix64);
 
 impl Dice {
@@ -210,7 +210,7 @@ impl Dice {
         of[self.below(of.len())]
     }
 
-    /// A request of any kind: any tones, any settings, short and long.
+    /// A random request: any tones, any settings, short or long.
     pub fn request(&mut self) -> Request {
         let prompt_tokens = 1 + self.pick(&[3, 20, 90]).min(1 + self.below(90));
         let adapters = (0..self.pick(&[0, 1, 1, 2, 3]))
@@ -251,8 +251,8 @@ impl Dice {
             top_logprobs,
             prompt_logprobs: top_logprobs.is_some() && self.below(3) == 0,
             grammar: match self.below(4) {
-                0 => Some(Arc::new(Rhythm {
-                    beats: 2 + self.below(3) as u32,
+                0 => Some(Arc::new(SumGrammar {
+                    classes: 2 + self.below(3) as u32,
                     length: 1 + self.below(60),
                 })),
                 _ => None,

@@ -1,11 +1,11 @@
-//! Who goes first, what shares a step, and what memory allows.
+//! Which requests share a step, and which are admitted with the KV blocks that there are.
 
 use std::time::Duration;
 
 use engine::{EngineConfig, FinishReason, Request};
 use testkit::FakeModel;
 
-use crate::scene::{CONTEXT_BLOCKS, assert_at_rest, collect, greedy, limits, start};
+use crate::scene::{CONTEXT_BLOCKS, assert_idle, collect, greedy, limits, start};
 
 /// A prompt of `tokens` tokens that all name their request.
 fn named(name: u32, tokens: usize, new: usize) -> Request {
@@ -13,7 +13,7 @@ fn named(name: u32, tokens: usize, new: usize) -> Request {
 }
 
 #[test]
-fn a_running_request_decodes_beside_the_chunks_of_a_long_prompt() {
+fn running_request_decodes_in_the_steps_of_a_long_prefill() {
     let model = FakeModel::new(limits(100));
     let seen = model.seen();
     let (model, gate) = model.gated();
@@ -25,12 +25,12 @@ fn a_running_request_decodes_beside_the_chunks_of_a_long_prompt() {
         ..EngineConfig::default()
     };
     let handle = start(model, config);
-    let talker = handle.stream(named(1, 2, 30)).unwrap();
+    let decoding = handle.stream(named(1, 2, 30)).unwrap();
     gate.allow(3);
     gate.wait_for(4);
     let long = handle.stream(named(2, 50, 1)).unwrap();
     gate.open();
-    assert_eq!(collect(talker).tokens.len(), 30);
+    assert_eq!(collect(decoding).tokens.len(), 30);
     assert_eq!(collect(long).tokens.len(), 1);
     let seen = seen.lock().unwrap();
     let mixed: Vec<_> = seen
@@ -39,12 +39,12 @@ fn a_running_request_decodes_beside_the_chunks_of_a_long_prompt() {
         .map(|step| step.sequences[1])
         .collect();
     assert_eq!(mixed, [(0, 15), (15, 15), (30, 15), (45, 5)]);
-    // The talker missed no step: one row in each after its prompt.
+    // The decoding request has one row in every step after its prompt.
     assert!(seen[1..30].iter().all(|step| step.sequences[0].1 == 1));
 }
 
 #[test]
-fn a_short_prompt_need_not_wait_behind_a_long_one() {
+fn short_prompt_runs_in_the_same_step_as_a_chunk_of_a_long_one() {
     let model = FakeModel::new(limits(100));
     let seen = model.seen();
     let (model, gate) = model.gated();
@@ -64,17 +64,17 @@ fn a_short_prompt_need_not_wait_behind_a_long_one() {
     for stream in [first, long, short] {
         collect(stream);
     }
-    // The second step: the decode, a chunk of the long prompt, the whole short one.
+    // The second step: the decode, a chunk of the long prompt, and all of the short one.
     assert_eq!(seen.lock().unwrap()[1].sequences, [(1, 1), (0, 20), (0, 5)]);
 }
 
 #[test]
-fn admission_is_first_come_first_served_even_where_a_later_one_would_fit() {
+fn request_that_does_not_fit_is_not_overtaken() {
     let model = FakeModel::new(limits(CONTEXT_BLOCKS));
     let seen = model.seen();
     let (model, gate) = model.gated();
     let handle = start(model, EngineConfig::default());
-    // 120 of 160 tokens' blocks are taken by the first; the second lacks room, the third would have it.
+    // The first takes the blocks of 120 of 160 tokens; the second does not fit, the third would.
     let first = handle.stream(named(1, 118, 4)).unwrap();
     gate.wait_for(1);
     let big = handle.stream(named(2, 100, 2)).unwrap();
@@ -98,7 +98,7 @@ fn admission_is_first_come_first_served_even_where_a_later_one_would_fit() {
 }
 
 #[test]
-fn the_youngest_gives_way_and_comes_back_before_those_who_wait() {
+fn youngest_is_preempted_and_readmitted_before_waiting_requests() {
     let model = FakeModel::new(limits(CONTEXT_BLOCKS));
     let seen = model.seen();
     let config = EngineConfig {
@@ -107,7 +107,7 @@ fn the_youngest_gives_way_and_comes_back_before_those_who_wait() {
     };
     let (model, gate) = model.gated();
     let handle = start(model, config);
-    // Two that grow to 32 blocks each, of 40; and one more that waits for a seat.
+    // Two grow to 32 blocks each, of 40; a third one waits.
     let streams: Vec<_> = (1..=2)
         .map(|name| handle.stream(named(name, 28, 100)).unwrap())
         .collect();
@@ -122,18 +122,18 @@ fn the_youngest_gives_way_and_comes_back_before_those_who_wait() {
         totals.push(answer.finished.timings.total);
     }
     assert!(handle.stats().preemptions >= 2, "{:?}", handle.stats());
-    // The oldest is never computed twice: one chunk, then 99 single rows.
+    // The oldest is never computed again: one chunk, then 99 single rows.
     let seen = seen.lock().unwrap();
     let first_rows: Vec<_> = seen[..100].iter().map(|step| step.sequences[0]).collect();
     assert_eq!(first_rows[0], (0, 28));
     for (n, rows) in first_rows[1..].iter().enumerate() {
         assert_eq!(*rows, (28 + n, 1));
     }
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn a_request_that_fills_the_whole_memory_runs_to_its_end() {
+fn request_that_fills_all_blocks_runs_to_its_end() {
     let handle = start(
         FakeModel::new(limits(CONTEXT_BLOCKS)),
         EngineConfig::default(),
@@ -144,11 +144,11 @@ fn a_request_that_fills_the_whole_memory_runs_to_its_end() {
     for stream in streams {
         assert_eq!(collect(stream).tokens.len(), 60);
     }
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn a_newcomer_that_would_be_thrown_out_at_once_waits() {
+fn request_that_would_be_preempted_at_once_waits() {
     let (model, gate) = FakeModel::new(limits(CONTEXT_BLOCKS)).gated();
     let handle = start(model, EngineConfig::default());
     // The first holds 30 of 40 blocks and needs a 31st; the second would fill the rest to the last block.

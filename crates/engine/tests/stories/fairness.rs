@@ -1,4 +1,4 @@
-//! Whose turn it is: shares, priorities, long waits, deadlines, and how long a step may take.
+//! Which request goes first: fair share, priority, long waits, deadlines, and the time limit of a step.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,11 +9,11 @@ use engine::{Client, EngineConfig, Event, FinishReason, Flow, Request, Sink};
 use testkit::FakeModel;
 
 use crate::scene::{
-    CONTEXT_BLOCKS, FakeHandle, assert_at_rest, collect, greedy, limits, settled, start, tone,
+    CONTEXT_BLOCKS, FakeHandle, assert_idle, collect, greedy, limits, start, tone, wait_for_stats,
 };
 
-/// One seat, and no wait is too long.
-fn one_seat() -> EngineConfig {
+/// One request at a time, and no wait is too long.
+fn one_at_a_time() -> EngineConfig {
     EngineConfig {
         max_batch: 1,
         max_wait: Duration::MAX,
@@ -21,7 +21,7 @@ fn one_seat() -> EngineConfig {
     }
 }
 
-fn of(n: u8, prompt: usize, new: usize) -> Request {
+fn request_to(n: u8, prompt: usize, new: usize) -> Request {
     Request {
         adapters: vec![(tone(n), 1.0)],
         ..greedy(vec![u32::from(n); prompt], new)
@@ -45,62 +45,63 @@ impl Ends {
     }
 
     fn once_all_ended(&self, handle: &FakeHandle) -> Vec<String> {
-        settled(handle, |stats| stats.in_flight == 0);
+        wait_for_stats(handle, |stats| stats.in_flight == 0);
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
 #[test]
-fn a_tone_with_many_requests_leaves_the_others_their_part() {
+fn tone_with_many_requests_leaves_others_their_share() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
-    let handle = start(model, one_seat());
+    let handle = start(model, one_at_a_time());
     let ends = Ends::default();
-    // The step of another tone waits at the gate until all others have come: none of them is served before the last is here.
-    ends.submit(&handle, "opener", of(3, 10, 4));
-    settled(&handle, |stats| stats.running == 1);
+    // A step of another tone is held at the gate until all requests have arrived, so none of them is served before the last
+    // arrives.
+    ends.submit(&handle, "opener", request_to(3, 10, 4));
+    wait_for_stats(&handle, |stats| stats.running == 1);
     for n in 0..20 {
-        ends.submit(&handle, &format!("loud {n}"), of(1, 10, 4));
+        ends.submit(&handle, &format!("loud {n}"), request_to(1, 10, 4));
     }
     for n in 0..3 {
-        ends.submit(&handle, &format!("quiet {n}"), of(2, 10, 4));
+        ends.submit(&handle, &format!("quiet {n}"), request_to(2, 10, 4));
     }
     gate.open();
     let order = ends.once_all_ended(&handle);
-    let places: Vec<usize> = (0..3)
+    let positions: Vec<usize> = (0..3)
         .map(|n| {
             let name = format!("quiet {n}");
             order.iter().position(|end| *end == name).unwrap()
         })
         .collect();
-    // Every other turn after the opener's, and each tone in its own order.
-    assert_eq!(places, [2, 4, 6], "{order:?}");
+    // They take every other turn after the opener's, and each tone keeps its order.
+    assert_eq!(positions, [2, 4, 6], "{order:?}");
     let loud: Vec<_> = order.iter().filter(|end| end.starts_with("loud")).collect();
     assert!(
         (0..20).all(|n| *loud[n] == format!("loud {n}")),
         "{order:?}"
     );
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn a_client_gets_its_share_whatever_the_others_ask_for() {
+fn client_gets_its_share_whatever_tones_the_others_use() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
-    let handle = start(model, one_seat());
+    let handle = start(model, one_at_a_time());
     let ends = Ends::default();
     let client = |id, weight| {
         let weight = NonZeroU32::new(weight).unwrap();
         Some(Client { id, weight })
     };
-    ends.submit(&handle, "opener", of(3, 10, 4));
-    settled(&handle, |stats| stats.running == 1);
-    // One client asks for two tones, the other for one of them; a share is not had twice by asking for more tones.
+    ends.submit(&handle, "opener", request_to(3, 10, 4));
+    wait_for_stats(&handle, |stats| stats.running == 1);
+    // One client uses two tones, the other one of them; using more tones does not give a larger share.
     for n in 0..12 {
         for (name, tone, client) in [
             ("loud", 1 + n % 2, client(1, 1)),
             ("heavy", 1, client(2, 3)),
         ] {
-            let mut request = of(tone, 10, 1);
-            // Prompts that the cache does not know, all of the same cost.
+            let mut request = request_to(tone, 10, 1);
+            // Prompts that are not cached, all of the same cost.
             request.prompt[0] = 20 + u32::from(n) + 12 * u32::from(name == "loud");
             ends.submit(&handle, name, Request { client, ..request });
         }
@@ -109,22 +110,22 @@ fn a_client_gets_its_share_whatever_the_others_ask_for() {
     let order = ends.once_all_ended(&handle);
     let heavy = order[1..17].iter().filter(|end| *end == "heavy").count();
     assert_eq!(heavy, 12, "{order:?}");
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn long_prompts_count_for_more_than_short_ones() {
+fn long_prompts_cost_more_of_the_share_than_short_ones() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
-    let handle = start(model, one_seat());
+    let handle = start(model, one_at_a_time());
     let ends = Ends::default();
-    // Prompts that the cache does not know: each begins with another token.
+    // Prompts that are not cached: each begins with another token.
     for n in 0..4 {
-        let mut long = of(1, 100, 1);
+        let mut long = request_to(1, 100, 1);
         long.prompt[0] = 10 + n;
         ends.submit(&handle, "long", long);
     }
     for n in 0..20 {
-        let mut short = of(2, 20, 1);
+        let mut short = request_to(2, 20, 1);
         short.prompt[0] = 20 + n;
         ends.submit(&handle, "short", short);
     }
@@ -134,21 +135,21 @@ fn long_prompts_count_for_more_than_short_ones() {
         .split(|end| end == "long")
         .map(<[String]>::len)
         .collect();
-    // A first step of 100 rows is made up for by five of 20, and so on.
+    // One prompt of 100 rows costs as much as five of 20.
     assert_eq!(between, [0, 5, 5, 5, 5], "{order:?}");
 }
 
 #[test]
-fn the_lower_priority_goes_first() {
+fn lower_priority_number_goes_first() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
-    let handle = start(model, one_seat());
+    let handle = start(model, one_at_a_time());
     let ends = Ends::default();
-    ends.submit(&handle, "runs", of(1, 3, 2));
+    ends.submit(&handle, "runs", request_to(1, 3, 2));
     gate.wait_for(1);
     for priority in [5, -2, 0, i32::MIN, i32::MAX, 0] {
         let request = Request {
             priority,
-            ..of(1, 3, 2)
+            ..request_to(1, 3, 2)
         };
         ends.submit(&handle, &priority.to_string(), request);
     }
@@ -158,18 +159,18 @@ fn the_lower_priority_goes_first() {
 }
 
 #[test]
-fn a_long_wait_goes_before_everything() {
+fn overdue_requests_go_first_in_order_of_arrival() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
     let config = EngineConfig {
         max_wait: Duration::ZERO,
-        ..one_seat()
+        ..one_at_a_time()
     };
     let handle = start(model, config);
     let ends = Ends::default();
     for (name, priority) in [("first", 9), ("second", 0), ("third", -9)] {
         let request = Request {
             priority,
-            ..of(1, 3, 2)
+            ..request_to(1, 3, 2)
         };
         ends.submit(&handle, name, request);
     }
@@ -177,20 +178,20 @@ fn a_long_wait_goes_before_everything() {
     assert_eq!(ends.once_all_ended(&handle), ["first", "second", "third"]);
 }
 
-/// Somebody important is always there; what came before and is not important gets its turn all the same.
+/// Requests with a better priority keep arriving; one with the default priority still gets its turn after `max_wait`.
 #[test]
-fn nobody_starves() {
+fn low_priority_request_does_not_starve() {
     let config = EngineConfig {
         max_wait: Duration::from_millis(20),
-        ..one_seat()
+        ..one_at_a_time()
     };
     let model = FakeModel::new(limits(100)).with_row_time(Duration::from_micros(200));
     let handle = Arc::new(start(model, config));
     let stop = Arc::new(AtomicUsize::new(0));
-    let important = |handle: &FakeHandle| {
+    let urgent = |handle: &FakeHandle| {
         handle.stream(Request {
             priority: -1,
-            ..of(1, 2, 3)
+            ..request_to(1, 2, 3)
         })
     };
     let feeders: Vec<_> = (0..3)
@@ -199,15 +200,15 @@ fn nobody_starves() {
             std::thread::spawn(move || {
                 let mut count = 0;
                 while stop.load(Ordering::Relaxed) == 0 {
-                    collect(important(&handle).unwrap());
+                    collect(urgent(&handle).unwrap());
                     count += 1;
                 }
                 count
             })
         })
         .collect();
-    settled(&handle, |stats| stats.waiting >= 2);
-    let answer = collect(handle.stream(of(2, 2, 3)).unwrap());
+    wait_for_stats(&handle, |stats| stats.waiting >= 2);
+    let answer = collect(handle.stream(request_to(2, 2, 3)).unwrap());
     stop.store(1, Ordering::Relaxed);
     assert_eq!(answer.finished.reason, FinishReason::Length);
     assert!(answer.finished.timings.queue >= Duration::from_millis(20));
@@ -217,18 +218,18 @@ fn nobody_starves() {
 }
 
 #[test]
-fn a_deadline_ends_a_request_that_waits_and_one_that_runs() {
+fn deadline_ends_running_and_waiting_requests() {
     let (model, gate) = FakeModel::new(limits(100)).gated();
-    let handle = start(model, one_seat());
+    let handle = start(model, one_at_a_time());
     let within = |request: Request| Request {
         deadline: Some(Duration::from_millis(30)),
         ..request
     };
-    let runs = handle.stream(within(of(1, 3, 50))).unwrap();
+    let runs = handle.stream(within(request_to(1, 3, 50))).unwrap();
     gate.allow(2);
     gate.wait_for(3);
-    let waits = handle.stream(within(of(2, 3, 50))).unwrap();
-    let patient = handle.stream(of(3, 3, 5)).unwrap();
+    let waits = handle.stream(within(request_to(2, 3, 50))).unwrap();
+    let unlimited = handle.stream(request_to(3, 3, 5)).unwrap();
     std::thread::sleep(Duration::from_millis(40));
     gate.open();
     let runs = collect(runs);
@@ -238,13 +239,13 @@ fn a_deadline_ends_a_request_that_waits_and_one_that_runs() {
     assert_eq!(waits.finished.reason, FinishReason::Deadline);
     assert_eq!(waits.tokens.len(), 0);
     assert!(waits.finished.timings.total >= Duration::from_millis(30));
-    assert_eq!(collect(patient).finished.reason, FinishReason::Length);
+    assert_eq!(collect(unlimited).finished.reason, FinishReason::Length);
     assert_eq!(handle.stats().finished_deadline, 2);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn a_prompt_holds_up_an_answer_no_longer_than_was_promised() {
+fn prefill_chunk_keeps_the_step_within_step_latency() {
     let model = FakeModel::new(limits(100)).with_row_time(Duration::from_millis(1));
     let seen = model.seen();
     let config = EngineConfig {
@@ -252,12 +253,12 @@ fn a_prompt_holds_up_an_answer_no_longer_than_was_promised() {
         ..EngineConfig::default()
     };
     let handle = start(model, config);
-    // A prompt from which a row's time can be told.
-    let talker = handle.stream(greedy(vec![1; 50], 100)).unwrap();
-    settled(&handle, |stats| stats.steps >= 10);
+    // A prompt and its decodes, from which the engine learns the time of a row.
+    let decoding = handle.stream(greedy(vec![1; 50], 100)).unwrap();
+    wait_for_stats(&handle, |stats| stats.steps >= 10);
     let long = handle.stream(greedy(vec![2; 150], 1)).unwrap();
     collect(long);
-    drop(talker);
+    drop(decoding);
     let seen = seen.lock().unwrap();
     let chunks: Vec<usize> = seen
         .iter()
@@ -265,15 +266,15 @@ fn a_prompt_holds_up_an_answer_no_longer_than_was_promised() {
         .map(|step| step.sequences[1].1)
         .collect();
     assert_eq!(chunks.iter().sum::<usize>(), 150, "{chunks:?}");
-    // One row is the talker's. Sleep is never shorter than asked, so never more rows than those.
+    // One row is the decode. A sleep is never shorter than requested, so there are never more rows than this.
     assert!(chunks.iter().all(|rows| *rows <= 29), "{chunks:?}");
-    // Nor are they needlessly short, however slow the machine: prompts go on.
+    // Chunks keep a minimum size on a slow machine: prefills make progress.
     let whole = &chunks[..chunks.len() - 1];
     assert!(whole.iter().all(|rows| *rows >= 8), "{chunks:?}");
 }
 
 #[test]
-fn where_blocks_run_out_the_less_important_gives_way_though_it_is_older() {
+fn lower_priority_is_preempted_when_blocks_run_out() {
     let (model, gate) = FakeModel::new(limits(CONTEXT_BLOCKS)).gated();
     let config = EngineConfig {
         max_batch: 2,
@@ -283,23 +284,23 @@ fn where_blocks_run_out_the_less_important_gives_way_though_it_is_older() {
     let handle = start(model, config);
     let ends = Ends::default();
     // Each grows to 32 blocks of 40.
-    for (n, name, priority) in [(1, "older", 1), (2, "more important", 0)] {
+    for (n, name, priority) in [(1, "older", 1), (2, "urgent", 0)] {
         let request = Request {
             priority,
-            ..of(n, 28, 100)
+            ..request_to(n, 28, 100)
         };
         ends.submit(&handle, name, request);
     }
     gate.open();
     let order = ends.once_all_ended(&handle);
-    assert_eq!(order, ["more important", "older"]);
+    assert_eq!(order, ["urgent", "older"]);
     assert!(handle.stats().preemptions > 0);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
-/// Whoever runs, whatever their priorities: blocks for two, and all end.
+/// KV blocks for two requests only, any priorities.
 #[test]
-fn with_blocks_for_two_all_end() {
+fn every_request_ends_with_blocks_for_two() {
     let handle = start(
         FakeModel::new(limits(45)),
         EngineConfig {
@@ -311,7 +312,7 @@ fn with_blocks_for_two_all_end() {
         .map(|n| {
             let request = Request {
                 priority: n % 5 - 2,
-                ..of(n as u8 % 4, 30 + n as usize, 60)
+                ..request_to(n as u8 % 4, 30 + n as usize, 60)
             };
             handle.stream(request).unwrap()
         })
@@ -320,5 +321,5 @@ fn with_blocks_for_two_all_end() {
         assert_eq!(collect(stream).finished.reason, FinishReason::Length);
     }
     assert!(handle.stats().preemptions > 0);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }

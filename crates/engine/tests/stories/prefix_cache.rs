@@ -1,25 +1,25 @@
-//! What the prefix cache saves, and that it changes nothing else. The fake model panics where a block holds anything but what
-//! its sequence would have computed, so an answer that comes to its end has been checked row by row.
+//! The prefix cache saves rows and changes nothing else. The fake model panics if a block does not hold exactly what its
+//! sequence would have computed, so an answer that reaches its end has been checked row by row.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{EngineConfig, FinishReason, Patience, Request};
+use engine::{EngineConfig, FinishReason, Request, WaitOptions};
 use testkit::{FakeModel, Fault};
 
 use crate::scene::{
-    BLOCK, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_at_rest, collect, fake_adapter, greedy,
-    limits, start, tone,
+    BLOCK, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_idle, collect, fake_adapter, greedy, limits,
+    start, tone,
 };
 
-/// `tokens` tokens that begin alike for the same name, and end in `last`.
+/// `tokens` tokens: the same prefix for the same name, then `last`.
 fn prompt(name: u32, tokens: u32, last: u32) -> Vec<u32> {
-    let beginning = (0..tokens - 1).map(|i| (name + i * i) % (VOCAB as u32 - 1));
-    beginning.chain([last]).collect()
+    let prefix = (0..tokens - 1).map(|i| (name + i * i) % (VOCAB as u32 - 1));
+    prefix.chain([last]).collect()
 }
 
 #[test]
-fn a_prompt_that_begins_as_another_did_runs_only_what_is_new() {
+fn prompt_with_a_cached_prefix_runs_only_the_rest() {
     let model = FakeModel::new(limits(100));
     let seen = model.seen();
     let handle = start(model, EngineConfig::default());
@@ -40,22 +40,22 @@ fn a_prompt_that_begins_as_another_did_runs_only_what_is_new() {
     assert_eq!(rows, [(0, 20), (16, 4), (16, 4), (0, 20)]);
     drop(steps);
     assert_eq!(handle.stats().cached_tokens, 32);
-    assert_at_rest(&handle);
+    assert_idle(&handle);
 }
 
 #[test]
-fn a_conversation_goes_on_where_it_was() {
+fn next_turn_of_a_conversation_reuses_the_previous_ones() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let first = prompt(3, 10, 4);
     let answer = collect(handle.stream(greedy(first.clone(), 12)).unwrap());
-    // 10 tokens and 12 more, of which the last never ran: five whole blocks.
+    // 10 tokens and 12 more, of which the last never ran: five full blocks.
     let second = [first, answer.ids(), vec![1, 2, 3]].concat();
     let answer = collect(handle.stream(greedy(second, 4)).unwrap());
     assert_eq!(answer.finished.cached_tokens, 21 / BLOCK * BLOCK);
 }
 
 #[test]
-fn other_adapters_or_scales_compute_their_own() {
+fn other_adapters_or_scales_do_not_share_blocks() {
     let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
     let (one, two) = (tone(0), tone(1));
     for (adapters, cached) in [
@@ -79,7 +79,7 @@ fn other_adapters_or_scales_compute_their_own() {
 }
 
 #[test]
-fn a_step_that_failed_leaves_nothing_behind() {
+fn failed_step_caches_nothing() {
     let model = FakeModel::new(limits(100)).with_fault(60, Fault::Error);
     let handle = start(model, EngineConfig::default());
     let fails = collect(handle.stream(greedy(prompt(1, 20, 60), 1)).unwrap());
@@ -90,7 +90,7 @@ fn a_step_that_failed_leaves_nothing_behind() {
 }
 
 #[test]
-fn switched_off_every_prompt_runs_whole() {
+fn every_prompt_runs_completely_when_the_cache_is_off() {
     let config = EngineConfig {
         prefix_cache: false,
         ..EngineConfig::default()
@@ -104,10 +104,10 @@ fn switched_off_every_prompt_runs_whole() {
     assert_eq!((stats.cached_blocks, stats.cached_tokens), (0, 0));
 }
 
-/// Few blocks, shared beginnings of every length, tones and blends, requests given up: evictions, preemptions and hits all
+/// Few blocks, shared prefixes of every length, tones and blends, cancelled requests: evictions, preemptions and hits all
 /// happen, and no token changes.
 #[test]
-fn under_churn_no_block_is_taken_for_another() {
+fn no_token_changes_under_churn() {
     let mut dice = Dice::new(21);
     let requests: Vec<Request> = (0..600)
         .map(|_| {
@@ -141,17 +141,17 @@ fn under_churn_no_block_is_taken_for_another() {
             .iter()
             .enumerate()
             .map(|(i, request)| {
-                // Every seventh is given up at once or under way; its blocks come and go like the rest.
-                let given_up = i % 7 == 3;
+                // Every seventh is cancelled, at once or while it runs.
+                let cancelled = i % 7 == 3;
                 let mut stream = handle.stream(request.clone()).unwrap();
-                if given_up && i % 2 == 0 {
+                if cancelled && i % 2 == 0 {
                     stream.next();
                 }
-                (!given_up).then_some(stream)
+                (!cancelled).then_some(stream)
             })
             .collect();
         let answers: Vec<_> = streams.into_iter().flatten().map(collect).collect();
-        assert_at_rest(&handle);
+        assert_idle(&handle);
         (answers, handle.stats())
     };
     let (expected, off) = answers(false, 3000, 4);
@@ -172,17 +172,17 @@ fn under_churn_no_block_is_taken_for_another() {
     }
 }
 
-/// Everybody asks the same few prompts: names whose adapters are replaced now and then, at several scales and in blends, in a
-/// pool for six and with few blocks. Adapters and blocks come and go, and no token changes.
+/// All requests use the same few prompts, with adapters that are replaced now and then, at several scales and in blends, in a
+/// pool for six and with few blocks. Adapters and blocks are evicted, and no token changes.
 #[test]
-fn tones_that_are_replaced_and_evicted_find_no_block_of_another() {
+fn replaced_and_evicted_adapters_never_share_blocks() {
     const NAMES: usize = 9;
     let mut dice = Dice::new(5);
     let mut versions = [0u8; NAMES];
     let mut requests = Vec::new();
     for _ in 0..500 {
         let name = dice.below(NAMES);
-        // Another content under the same name: another id.
+        // Another content under the same name has another id.
         versions[name] += u8::from(dice.below(12) == 0);
         let id = |name: usize| tone(20 + 20 * name as u8 + versions[name]);
         let mut adapters = vec![(id(name), dice.pick(&[1.0, 1.0, 0.5]))];
@@ -211,18 +211,18 @@ fn tones_that_are_replaced_and_evicted_find_no_block_of_another() {
         let mut streams = Vec::new();
         for request in &requests {
             let wanted: Vec<_> = request.adapters.iter().map(|(id, _)| (*id, 10)).collect();
-            let patience = Patience::default();
-            let mut claim = handle.claim(&wanted, &patience).unwrap();
-            while let Some(id) = claim.next(&patience).unwrap() {
+            let options = WaitOptions::default();
+            let mut reservation = handle.reserve_adapters(&wanted, &options).unwrap();
+            while let Some(id) = reservation.next_to_load(&options).unwrap() {
                 let adapter = Arc::new(fake_adapter(id.0[0]));
-                claim.fill(adapter, 10, 10, Duration::ZERO).unwrap();
+                reservation.fill(adapter, 10, 10, Duration::ZERO).unwrap();
             }
-            let leases = claim.into_leases();
+            let leases = reservation.into_leases();
             streams.push(handle.stream(request.clone()).unwrap());
             drop(leases);
         }
         let answers: Vec<_> = streams.into_iter().map(collect).collect();
-        assert_at_rest(&handle);
+        assert_idle(&handle);
         (answers, handle.stats())
     };
     let (expected, off) = answers(false);

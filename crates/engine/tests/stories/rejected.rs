@@ -1,12 +1,12 @@
-//! What is not taken, and the message it gets.
+//! Requests and settings that are rejected, and the messages that they get.
 
 use engine::{Engine, EngineConfig, Limits, Request, Sampling, StartError, SubmitError};
 use testkit::FakeModel;
 
-use crate::scene::{CONTEXT, VOCAB, assert_at_rest, collect, greedy, limits, start, tone};
+use crate::scene::{CONTEXT, VOCAB, assert_idle, collect, greedy, limits, start, tone};
 
 #[test]
-fn a_request_that_cannot_run_is_refused_by_name_and_nothing_is_clamped() {
+fn request_that_cannot_run_is_rejected_by_name_and_nothing_is_clamped() {
     let handle = start(FakeModel::new(limits(20)), EngineConfig::default());
     let refused = |request: Request| handle.stream(request).map(|_| ()).unwrap_err();
     assert_eq!(refused(greedy(vec![], 1)), SubmitError::EmptyPrompt);
@@ -88,7 +88,7 @@ fn a_request_that_cannot_run_is_refused_by_name_and_nothing_is_clamped() {
             "logit_bias"
         ]
     );
-    assert_at_rest(&handle);
+    assert_idle(&handle);
     assert_eq!(
         collect(handle.stream(greedy(vec![1; 50], 31)).unwrap())
             .tokens
@@ -98,7 +98,7 @@ fn a_request_that_cannot_run_is_refused_by_name_and_nothing_is_clamped() {
 }
 
 #[test]
-fn settings_that_make_no_sense_do_not_start() {
+fn engine_does_not_start_with_settings_out_of_range() {
     let field = |limits: Limits, config: EngineConfig| match Engine::start(
         FakeModel::new(limits),
         config,
@@ -120,7 +120,7 @@ fn settings_that_make_no_sense_do_not_start() {
 }
 
 #[test]
-fn the_queue_has_a_bound_and_a_place_is_free_when_the_end_is_told() {
+fn queue_is_bounded_and_has_room_again_when_an_end_is_reported() {
     let config = EngineConfig {
         max_batch: 1,
         max_queue: 2,
