@@ -120,7 +120,12 @@ impl<R: Runner> EngineLoop<R> {
     /// For each sequence of the step: samples its next tokens, emits them, and finishes it at its end. A step that failed
     /// ends all of its sequences.
     fn process_outputs(&mut self, plan: Plan<R::Adapter>, outcome: Result<(), String>) {
-        for planned in plan.sequences {
+        let Plan {
+            batch, sequences, ..
+        } = plan;
+        // The batch holds adapters, which must be free when the end of their last request is emitted.
+        drop(batch);
+        for planned in sequences {
             let end = match &outcome {
                 Ok(()) => self.scheduler.get(planned.sequence).and_then(|sequence| {
                     self.outputs

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use registry::Content;
+use registry::AdapterContent;
 
 use crate::asking::Who;
 use crate::error::JobError;
@@ -57,7 +57,9 @@ impl Queue {
         let record = self.job(&Who::everybody(), id)?;
         let path = self.adapter_of(id);
         let service = &self.service;
-        let sha256 = Content::read(&path).map_err(PublishError::from)?.sha256;
+        let sha256 = AdapterContent::read(&path)
+            .map_err(PublishError::from)?
+            .sha256;
         if record.publishing.as_deref() == Some(&sha256) {
             // A process before this one was at it. Whether it came to its end the registry knows.
             service.catalog().refresh().map_err(PublishError::from)?;

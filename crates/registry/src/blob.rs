@@ -1,5 +1,6 @@
 //! Adapters as immutable blobs: `adapters/<sha256>/` with the two files of a PEFT folder and, written last, `manifest.json`.
-//! Without its manifest a blob is not there, whatever else is. Of blobs that lie elsewhere there are copies, kept within a bound.
+//! A blob exists only with its manifest. Blobs of a remote store are copied to this machine when they are needed
+//! (`blob_cache`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,23 +9,22 @@ use formats::peft::{self, AdapterConfig, PeftError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::copies;
-use crate::entry::AdapterRecord;
+use crate::blob_cache;
 use crate::error::{ReadError, RegistryError};
 use crate::store::Store;
 
 /// The folder of all blobs.
 pub(crate) const FOLDER: &str = "adapters";
-/// The file that makes a blob one.
+/// The file that completes a blob.
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// The most bytes of an adapter's weights.
 pub const MAX_WEIGHTS: u64 = 1 << 30;
 /// The most bytes of an adapter's configuration.
 const MAX_CONFIG: u64 = 1 << 20;
-/// What the base that an adapter was trained on is recorded as.
+/// The metadata key under which an adapter records the sha256 of its base.
 pub const BASE_KEY: &str = "lory.base_sha256";
 
-/// What a blob holds, so that a reader need not trust names.
+/// The contents of a blob, so that a reader need not trust its path.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Manifest {
     format: u32,
@@ -38,9 +38,21 @@ struct ManifestFile {
     bytes: u64,
 }
 
-/// An adapter read from a PEFT folder: the very bytes that were checked, so that nothing else is published.
-pub struct Content {
-    /// What they say.
+/// An adapter as the log records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterRecord {
+    /// Its content hash (see [`formats::peft::content_hash`]), 64 hexadecimal digits.
+    pub sha256: String,
+    /// The size of its weights file.
+    pub bytes: u64,
+    /// The sha256 of the base that it was trained on, if it records one.
+    pub base_sha256: Option<String>,
+}
+
+/// An adapter read from a PEFT folder, with the bytes that were checked, so that exactly these are published.
+pub struct AdapterContent {
+    /// The parsed adapter.
     pub adapter: peft::Adapter,
     /// Its content hash, in hex.
     pub sha256: String,
@@ -48,15 +60,15 @@ pub struct Content {
     weights: Vec<u8>,
 }
 
-impl Content {
+impl AdapterContent {
     /// Reads a PEFT folder.
     ///
     /// # Errors
-    /// [`RegistryError::Adapter`] for what is no adapter that this decoder runs, naming file and field;
+    /// [`RegistryError::Adapter`] for an adapter that this decoder cannot run, naming file and field;
     /// [`RegistryError::TooLarge`] above [`MAX_WEIGHTS`].
-    pub fn read(dir: &Path) -> Result<Content, RegistryError> {
+    pub fn read(dir: &Path) -> Result<AdapterContent, RegistryError> {
         let path = dir.join(peft::CONFIG_FILE);
-        let config = limited(&path, MAX_CONFIG)?;
+        let config = read_limited(&path, MAX_CONFIG)?;
         let parsed = AdapterConfig::parse(&config, &path)?;
         let path = dir.join(peft::WEIGHTS_FILE);
         if !path.exists() && dir.join("adapter_model.bin").exists() {
@@ -65,9 +77,9 @@ impl Content {
             }
             .into());
         }
-        let weights = limited(&path, MAX_WEIGHTS)?;
+        let weights = read_limited(&path, MAX_WEIGHTS)?;
         let adapter = peft::Adapter::parse(parsed, &weights, &path)?;
-        Ok(Content {
+        Ok(AdapterContent {
             adapter,
             sha256: hash(&config, &weights),
             config,
@@ -90,7 +102,7 @@ impl Content {
     }
 }
 
-fn limited(path: &Path, limit: u64) -> Result<Vec<u8>, RegistryError> {
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, RegistryError> {
     use std::io::Read as _;
     let io = |source| PeftError::Io {
         path: path.to_owned(),
@@ -127,29 +139,29 @@ pub(crate) fn path(sha256: &str, file: &str) -> String {
     format!("{FOLDER}/{sha256}/{file}")
 }
 
-/// Whether the blob is there.
+/// Whether the blob exists.
 pub(crate) fn exists(store: &Store, sha256: &str) -> Result<bool, RegistryError> {
     Ok(store.get(&path(sha256, MANIFEST))?.is_some())
 }
 
-/// Whether all of its files are there, without reading them.
+/// Whether all of its files exist; does not read them.
 pub(crate) fn complete(store: &Store, sha256: &str) -> Result<bool, RegistryError> {
     let files = store.list(&format!("{FOLDER}/{sha256}"))?;
-    let there = |name: &str| files.iter().any(|file| file.name == name);
+    let exists = |name: &str| files.iter().any(|file| file.name == name);
     Ok([peft::CONFIG_FILE, peft::WEIGHTS_FILE, MANIFEST]
         .into_iter()
-        .all(there))
+        .all(exists))
 }
 
-/// Makes the blob be there, whole. One that is there is read and compared; one that is broken is written anew, with the bytes
-/// that its name says.
-pub(crate) fn write(store: &Store, content: &Content) -> Result<(), RegistryError> {
+/// Makes sure that the blob exists with the right content: one that exists is read and checked, and a damaged one is written
+/// again.
+pub(crate) fn write(store: &Store, content: &AdapterContent) -> Result<(), RegistryError> {
     let sha256 = &content.sha256;
     if !matches!(read(store, sha256), Ok(Some(_))) {
         store.put(&path(sha256, peft::CONFIG_FILE), content.config.clone())?;
         store.put(&path(sha256, peft::WEIGHTS_FILE), content.weights.clone())?;
     }
-    // Written again where it was there: a collection of garbage goes by its age.
+    // Written again even if it exists: garbage collection looks at its age.
     let manifest = Manifest {
         format: 1,
         sha256: sha256.clone(),
@@ -168,14 +180,14 @@ pub(crate) fn write(store: &Store, content: &Content) -> Result<(), RegistryErro
     store.put(&path(sha256, MANIFEST), bytes)
 }
 
-/// The two files of a blob, whose hash was right.
-pub(crate) struct Files {
+/// The two files of a blob, with the right hash.
+pub(crate) struct BlobFiles {
     config: Vec<u8>,
     weights: Vec<u8>,
 }
 
-/// Reads both files of a blob and holds them to its name; none where it is not there.
-pub(crate) fn read(store: &Store, sha256: &str) -> Result<Option<Files>, RegistryError> {
+/// Reads both files of a blob and checks their hash; none if the blob does not exist.
+pub(crate) fn read(store: &Store, sha256: &str) -> Result<Option<BlobFiles>, RegistryError> {
     if !exists(store, sha256)? {
         return Ok(None);
     }
@@ -191,31 +203,31 @@ pub(crate) fn read(store: &Store, sha256: &str) -> Result<Option<Files>, Registr
             found,
         });
     }
-    Ok(Some(Files { config, weights }))
+    Ok(Some(BlobFiles { config, weights }))
 }
 
-/// Where the files of a blob come from, for an [`crate::AdapterRef`].
+/// The store of a blob, for an [`crate::AdapterRef`].
 #[derive(Clone)]
-pub(crate) struct Source {
+pub(crate) struct BlobSource {
     pub store: Arc<Store>,
-    /// Whether the files lie on this machine only after they were fetched.
+    /// Whether the files must be fetched to this machine before they are read.
     pub remote: bool,
 }
 
-impl Source {
-    /// Fetches the blob into `dir`, where it is not there yet.
+impl BlobSource {
+    /// Fetches the blob into `dir` if it is not there yet.
     fn fetch(&self, sha256: &str, dir: &Path) -> Result<(), ReadError> {
         if !self.remote {
             return Ok(());
         }
         if dir.join(peft::CONFIG_FILE).exists() {
-            copies::used(dir);
+            blob_cache::touch(dir);
             return Ok(());
         }
         let missing = || RegistryError::Missing {
             path: format!("{}/{FOLDER}/{sha256}", self.store.name),
         };
-        let Files { config, weights } = read(&self.store, sha256)?.ok_or_else(missing)?;
+        let BlobFiles { config, weights } = read(&self.store, sha256)?.ok_or_else(missing)?;
         let io = |source| RegistryError::Folder {
             path: dir.to_owned(),
             source,
@@ -223,7 +235,7 @@ impl Source {
         let cache = dir.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(cache).map_err(io)?;
         let fetched = tempfile::Builder::new()
-            .prefix(copies::UNFINISHED)
+            .prefix(blob_cache::UNFINISHED)
             .tempdir_in(cache)
             .map_err(io)?;
         let file = |name: &str, bytes: &[u8]| std::fs::write(fetched.path().join(name), bytes);
@@ -231,21 +243,22 @@ impl Source {
         file(peft::CONFIG_FILE, &config).map_err(io)?;
         match std::fs::rename(fetched.path(), dir) {
             Ok(()) => {
-                copies::prune(cache, dir, copies::MAX_BYTES);
+                blob_cache::prune(cache, dir, blob_cache::MAX_BYTES);
                 Ok(())
             }
-            // Somebody else was faster.
+            // Another process was faster.
             Err(_) if dir.join(peft::CONFIG_FILE).exists() => Ok(()),
             Err(source) => Err(io(source).into()),
         }
     }
 }
 
-/// Reads the adapter whose files are, or will be, in `dir`, and holds it to its hash. `read` says what it read and its hash.
+/// Reads the adapter whose files are in `dir`, after fetching them if necessary, and checks its hash. `read` returns what it
+/// read and the content hash.
 pub(crate) fn read_adapter<T>(
     dir: &Path,
     sha256: &str,
-    source: Option<&Source>,
+    source: Option<&BlobSource>,
     read: impl Fn(&Path) -> Result<(T, String), PeftError>,
 ) -> Result<T, ReadError> {
     let Some(source) = source else {
@@ -270,7 +283,7 @@ pub(crate) fn read_adapter<T>(
     match read(dir) {
         Ok((adapter, found)) if found == sha256 => return Ok(adapter),
         Ok((_, found)) if !source.remote => return Err(corrupt(found).into()),
-        // Overwritten with something that is no adapter at all.
+        // Overwritten with something that is not an adapter.
         Err(error) if !source.remote => {
             return match peft::content_hash(dir) {
                 Ok(found) if found != sha256 => Err(corrupt(found).into()),
@@ -279,13 +292,13 @@ pub(crate) fn read_adapter<T>(
         }
         _ => {}
     }
-    // A copy went bad; the original may be good.
+    // The copy is damaged; the original may be intact.
     let io = |source| RegistryError::Folder {
         path: dir.to_owned(),
         source,
     };
     match std::fs::remove_dir_all(dir) {
-        // Somebody made room meanwhile.
+        // Another process has removed the copy.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         removed => removed.map_err(io)?,
     }
@@ -296,7 +309,7 @@ pub(crate) fn read_adapter<T>(
     }
 }
 
-/// The folder of a blob's files on this machine.
+/// The folder of a blob's files under `root`.
 pub(crate) fn folder(root: &Path, sha256: &str) -> PathBuf {
     root.join(sha256)
 }

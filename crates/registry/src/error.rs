@@ -1,4 +1,4 @@
-//! What can be wrong with personas, with asking for one, and with the registry of published ones.
+//! The crate's errors: of persona folders, of looking personas up, and of the registry.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,10 @@ pub enum PersonaError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A folder whose name is no persona's.
+    /// A folder whose name is not a valid persona name.
     #[error(
         "{}: a persona's name has 1 to 64 of a-z, 0-9, - and _, and begins with a letter or a digit; rename the folder",
         path.display()
@@ -32,14 +32,14 @@ pub enum PersonaError {
         /// The folder.
         path: PathBuf,
     },
-    /// `persona.toml` says something that is not understood.
+    /// `persona.toml` is not valid.
     #[error("{}:{line}: {message}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
         /// Its line, from 1.
         line: usize,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what to write instead.
         message: String,
     },
     /// The adapter's files cannot be read.
@@ -47,25 +47,25 @@ pub enum PersonaError {
     Adapter(#[from] PeftError),
 }
 
-/// What went wrong with the registry.
+/// Why an operation of the registry failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// What was named is no place for a registry.
+    /// The text is not a location of a registry.
     #[error("registry {text}: {message}")]
     Location {
-        /// What was named.
+        /// The text.
         text: String,
-        /// What would be right.
+        /// What to write instead.
         message: String,
     },
     /// The store failed.
     #[error("cannot {verb} {path}: {source}")]
     Store {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
-        /// With what.
+        /// Its path.
         path: String,
-        /// What the store said.
+        /// The store's error.
         source: Box<object_store::Error>,
     },
     /// A folder of this machine cannot be used.
@@ -73,13 +73,13 @@ pub enum RegistryError {
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// An entry of the log that cannot be followed.
+    /// An entry of the log that cannot be applied.
     #[error("{path}: {message}")]
-    Entry {
-        /// Where it lies.
+    LogEntry {
+        /// Its path.
         path: String,
         /// What is wrong with it.
         message: String,
@@ -92,32 +92,35 @@ pub enum RegistryError {
     Unknown {
         /// The name.
         name: String,
-        /// What it stands for, if it is an alias.
+        /// What it means, if it is an alias.
         alias: Option<String>,
     },
     /// The persona has no such version.
-    #[error("persona {name} has no version {version}; there {}", versions(there))]
+    #[error(
+        "persona {name} has no version {version}; there {}",
+        versions(available)
+    )]
     NoVersion {
         /// The persona.
         name: String,
         /// The version.
         version: u32,
-        /// The versions that there are, rising.
-        there: Vec<u32>,
+        /// The existing versions, in ascending order.
+        available: Vec<u32>,
     },
-    /// The change makes no sense as things are.
+    /// The change is not allowed in the current state.
     #[error("{message}")]
     Refused {
-        /// Why, and what would.
+        /// Why, and what to do instead.
         message: String,
     },
-    /// A name that should have been new.
+    /// A name that was to be new.
     #[error("persona {name} is published already")]
     Exists {
         /// The name.
         name: String,
     },
-    /// Others always came first.
+    /// Other writers came first in every try.
     #[error("others keep publishing at the same moment; try again")]
     Contended,
     /// The adapter's files cannot be read.
@@ -131,82 +134,87 @@ pub enum RegistryError {
         /// The most bytes.
         limit: u64,
     },
-    /// A blob that is not what its name says.
+    /// A blob whose content does not have the hash in its path.
     #[error(
-        "{path}: corrupt or overwritten, its content has the hash {found}; publish the same adapter again to restore it, or \
+        "{path}: corrupt or overwritten: its content has the hash {found}; publish the same adapter again to restore it, or \
          roll back to another version"
     )]
     Corrupt {
-        /// Where it lies; the path ends in the hash that it should have.
+        /// Its path, which ends in the expected hash.
         path: String,
-        /// The hash that it has.
+        /// The hash of its content.
         found: String,
     },
-    /// A blob that is not there.
+    /// A blob that does not exist.
     #[error("{path}: missing; publish the same adapter again to restore it")]
     Missing {
-        /// Where it should lie.
+        /// Its path.
         path: String,
     },
 }
 
-/// Why an adapter that is known cannot be read.
+/// Why a persona's adapter cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// Its files cannot be read.
     #[error(transparent)]
     Adapter(#[from] PeftError),
-    /// The files of a folder are not those that were there when its personas were read.
-    #[error("{}: the files have changed since the start (now {found}); restart to use them", path.display())]
+    /// The files of a folder have changed since its personas were read.
+    #[error("{}: the files have changed since the start (their hash is now {found}); restart to use them", path.display())]
     Changed {
         /// The folder.
         path: PathBuf,
         /// The content hash now.
         found: String,
     },
-    /// The registry cannot give it.
+    /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
 
-/// Why a name leads to no persona.
+/// Why a spec cannot be resolved to personas.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum LookupError {
-    /// The text does not name personas.
+    /// The text is not a valid spec.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// No persona of this name.
-    #[error("unknown persona `{name}`; {}", names_of(known))]
+    #[error("unknown persona `{name}`; {}", list_names(available))]
     Unknown {
         /// The name.
         name: String,
-        /// The names that there are.
-        known: Vec<String>,
+        /// The existing names.
+        available: Vec<String>,
     },
-    /// An alias with a version of its own.
-    #[error("`{alias}` stands for `{target}` and has no versions; ask `{target}` for one")]
+    /// An alias with a version.
+    #[error(
+        "`{alias}` is an alias of `{target}` and has no versions; name a version of `{target}`"
+    )]
     VersionOfAlias {
         /// The alias.
         alias: String,
-        /// What it stands for.
+        /// The persona that it means.
         target: String,
     },
-    /// The persona is there, this version of it is not.
-    #[error("persona `{name}` has no version {version}; there {}", versions(there))]
+    /// The persona exists, but not this version of it.
+    #[error(
+        "persona `{name}` has no version {version}; there {}",
+        versions(available)
+    )]
     NoVersion {
         /// The persona.
         name: String,
-        /// The version asked for.
+        /// The requested version.
         version: u32,
-        /// The versions that there are, rising.
-        there: Vec<u32>,
+        /// The existing versions, in ascending order.
+        available: Vec<u32>,
     },
 }
 
-/// How many names a message shows.
+/// The most names or versions that a message lists.
 const SHOWN: usize = 20;
 
-fn names_of(names: &[String]) -> String {
+fn list_names(names: &[String]) -> String {
     match names {
         [] => "there are none".to_owned(),
         names if names.len() > SHOWN => {
@@ -217,8 +225,8 @@ fn names_of(names: &[String]) -> String {
     }
 }
 
-fn versions(there: &[u32]) -> String {
-    match there {
+fn versions(available: &[u32]) -> String {
+    match available {
         many if many.len() > SHOWN => {
             let newest = &many[many.len() - SHOWN..];
             let newest: Vec<String> = newest.iter().map(u32::to_string).collect();

@@ -1,38 +1,44 @@
-//! Personas: what a request names. A folder of them, each with its settings and its adapter's content hash; the registry
-//! of those that were published; and the language that names one, a version of one, or a blend of several.
+//! Personas: what a request names. Reads a folder of personas, publishes them to a registry of immutable versions, and looks
+//! up the spec that names one, one version, or a blend of several.
 //!
-//! Knows no engine, no trainer and no HTTP: an adapter is a path and a hash here, training settings a table. Every call
-//! blocks; what is asynchronous beneath stays in `store`.
+//! It must not know the engine, the trainer or HTTP: an adapter is a path and a hash here, and training settings are a TOML
+//! table. Every call blocks; asynchronous code is in [`store`] only.
 //!
-//! - [`personas`]: everyone who can be asked, and looking one up
-//! - [`persona`]: one persona, as plain data
-//! - [`file`](mod@file): `persona.toml`, read with a line for every complaint
-//! - [`spec`], such as `customer@3*0.7+partner*0.3`
-//! - [`registry`]: publishing, and all other changes; [`entry`]: the log, [`state`]: what it adds up to, [`blob`]: adapters, `copies`: those that were fetched,
-//!   [`store`]: where all of it lies; [`settings`]: what is published beside an adapter; [`variables`] of its system prompt
+//! Read [`persona`] first: one persona as plain data. Then:
+//!
+//! - [`personas`]: a set of personas, and the lookup of a [`spec`] such as `customer@3*0.7+partner*0.3`
+//! - [`persona_file`]: `persona.toml`, read with the line of every error (`toml_source`); [`variables`] of its system prompt
+//! - [`registry`]: publishing and all other changes; [`settings`]: what is published with an adapter; [`maintenance`]:
+//!   verification and garbage collection
+//! - [`log_entry`]: one entry of the registry's log; [`state`]: what the entries add up to
+//! - [`blob`]: adapters as immutable blobs; `blob_cache`: copies of remote ones; [`store`]: the object store of both
+//! - [`error`]: what can fail
 
 pub mod blob;
-mod copies;
-pub mod entry;
+mod blob_cache;
 pub mod error;
-pub mod file;
+pub mod log_entry;
+pub mod maintenance;
 pub mod persona;
+pub mod persona_file;
 pub mod personas;
 pub mod registry;
 pub mod settings;
 pub mod spec;
 pub mod state;
 pub mod store;
+mod toml_source;
 pub mod variables;
 
-pub use blob::Content;
-pub use entry::{Change, Entry};
+pub use blob::{AdapterContent, AdapterRecord};
 pub use error::{LookupError, PersonaError, ReadError, RegistryError};
+pub use log_entry::{LogEntry, RegistryChange};
+pub use maintenance::{CollectedGarbage, VerifiedAdapter};
 pub use persona::{AdapterRef, EvalSpec, Persona, SamplingDefaults, TrainSpec};
-pub use personas::{Chosen, Personas};
-pub use registry::{Collected, Publication, Published, Registry, Verified};
+pub use personas::{Personas, ScaledPersona};
+pub use registry::{Publication, PublishedVersion, Registry};
 pub use settings::PersonaSettings;
-pub use spec::{Part, SpecError};
-pub use state::{Record, Release, Split, State, Target};
-pub use store::Location;
+pub use spec::{BlendPart, PersonaRef, SpecError};
+pub use state::{PersonaRecord, RegistryState, Release, TrafficSplit};
+pub use store::RegistryLocation;
 pub use variables::{Variable, VariableError, Variables};

@@ -7,49 +7,49 @@ use std::sync::Arc;
 use formats::peft::{self, PeftError};
 use serde::{Deserialize, Serialize};
 
-use crate::blob::{self, Source};
+use crate::blob::{self, BlobSource};
 use crate::error::ReadError;
 use crate::variables::{self, VariableError, Variables};
 
-/// A tone of voice: its words to the model, its way of drawing tokens, and its adapter.
+/// A tone of voice: a system prompt, sampling settings, and an adapter.
 #[derive(Debug, Clone)]
 pub struct Persona {
-    /// What requests call it; also the name of its folder.
+    /// The name in requests; also the name of its folder.
     pub name: String,
     /// Its version, from 1.
     pub version: u32,
-    /// A line for people; may be empty.
+    /// One line for people; may be empty.
     pub description: String,
-    /// Stands in front of every conversation that brings no system prompt of its own.
-    /// Where it declares variables, [`Persona::system_prompt_with`] is what is said.
+    /// The system prompt of every conversation that does not bring one. Its variables are filled in by
+    /// [`Persona::system_prompt_with`].
     pub system_prompt: Option<String>,
-    /// What `{{name}}` in the system prompt stands for.
+    /// The variables of the system prompt.
     pub variables: Variables,
-    /// How tokens are drawn where a request does not say.
+    /// Sampling settings for requests that do not set them.
     pub sampling: SamplingDefaults,
-    /// The most tokens of an answer where a request does not say.
+    /// The most tokens of an answer, for requests that do not set it.
     pub max_new_tokens: Option<usize>,
-    /// Texts that end an answer and are not shown.
+    /// Texts that end an answer and are not part of it.
     pub stop: Vec<String>,
-    /// Multiplies the adapter, and the weight that a request gives it.
+    /// Multiplies the adapter, in addition to the weight in a request.
     pub scale: f32,
-    /// Its adapter; without, it speaks through its system prompt alone, or is not trained yet.
+    /// Its adapter; without one it is the base with its system prompt, or is not trained yet.
     pub adapter: Option<AdapterRef>,
-    /// How it is trained; without, `lory train` does not know it.
+    /// How it is trained; without it `lory train` does not train it.
     pub train: Option<TrainSpec>,
-    /// What its answers are known by; without, `lory eval` measures only its loss.
+    /// How its answers are evaluated; without it `lory eval` measures only the loss.
     pub eval: Option<EvalSpec>,
-    /// Its folder, or the place of the registry that it comes from.
+    /// Its folder, or the location of its registry.
     pub dir: PathBuf,
-    /// When it was published, in seconds since 1970; none for one that lies in a folder.
+    /// When it was published, in seconds since 1970; none if it comes from a folder.
     pub published: Option<u64>,
 }
 
 impl Persona {
-    /// The system prompt with these values in the place of its variables, and their defaults where none is given.
+    /// The system prompt with the `given` values of its variables, and the defaults of the others.
     ///
     /// # Errors
-    /// [`VariableError::Missing`] for a required one that is not given.
+    /// [`VariableError::Missing`] for a required variable without a value.
     pub fn system_prompt_with(
         &self,
         given: &BTreeMap<String, String>,
@@ -60,25 +60,25 @@ impl Persona {
             .transpose()
     }
 
-    /// The system prompt with every variable's default: what the persona is trained and measured with.
+    /// The system prompt with every variable's default, for training and evaluation.
     ///
     /// # Errors
-    /// [`VariableError::Missing`] for a required one.
+    /// [`VariableError::Missing`] for a required variable.
     pub fn system_prompt_by_default(&self) -> Result<Option<String>, VariableError> {
         self.system_prompt_with(&BTreeMap::new())
     }
 }
 
-/// A trained adapter: on the disk, or in a registry that it is copied from when it is needed.
+/// A trained adapter: on disk, or in a registry from which it is copied when it is needed.
 #[derive(Clone)]
 pub struct AdapterRef {
-    /// The PEFT folder. In one of a registry elsewhere the files are only after [`AdapterRef::read`].
+    /// The PEFT folder. If the adapter is in a remote registry, its files are there only after [`AdapterRef::read`].
     pub path: PathBuf,
-    /// SHA-256 of its content (see [`formats::peft::content_hash`]).
+    /// The sha256 of its content (see [`formats::peft::content_hash`]).
     pub sha256: [u8; 32],
-    /// Bytes of its weights' file, which is about what they take in memory; 0 where it is not known.
+    /// The size of its weights file, which is about what it takes in memory; 0 if unknown.
     pub bytes: u64,
-    pub(crate) source: Option<Source>,
+    pub(crate) source: Option<BlobSource>,
 }
 
 impl std::fmt::Debug for AdapterRef {
@@ -99,8 +99,8 @@ impl PartialEq for AdapterRef {
 impl Eq for AdapterRef {}
 
 impl AdapterRef {
-    /// The adapter in the PEFT folder `path`, hashed and not read. Its configuration is written last, so without it there is
-    /// no adapter yet.
+    /// The adapter in the PEFT folder `path`, hashed but not parsed. Its configuration is written last, so a folder without it
+    /// has no adapter yet.
     ///
     /// # Errors
     /// Its files cannot be read.
@@ -118,16 +118,16 @@ impl AdapterRef {
         }))
     }
 
-    /// Reads the adapter, from wherever it lies, and holds it to its hash.
+    /// Reads the adapter, after fetching it if necessary, and checks its hash.
     ///
     /// # Errors
-    /// [`ReadError`], naming the file, and both hashes where they differ.
+    /// [`ReadError`], naming the file, and the hash that was found if it differs.
     pub fn read(&self) -> Result<peft::Adapter, ReadError> {
         self.read_with(peft::Adapter::read_hashed)
     }
 
-    /// [`AdapterRef::read`] by other means: `read` gets the PEFT folder and returns what it read with the content hash of the
-    /// very bytes.
+    /// [`AdapterRef::read`] with another reader: `read` gets the PEFT folder and returns what it read with the content hash of
+    /// the bytes that it read.
     ///
     /// # Errors
     /// As [`AdapterRef::read`].
@@ -145,11 +145,11 @@ impl AdapterRef {
     }
 }
 
-/// Sampling settings that a persona sets; `None` leaves them to the request or the server.
+/// Sampling settings of a persona; a setting that is `None` is left to the request or the server.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingDefaults {
-    /// 0 to 2; 0 always takes the most probable token.
+    /// 0 to 2; at 0 the most probable token is always taken.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "formats::decimal::maybe"
@@ -161,7 +161,7 @@ pub struct SamplingDefaults {
         serialize_with = "formats::decimal::maybe"
     )]
     pub top_p: Option<f32>,
-    /// 0 for all.
+    /// 0 keeps all tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// 0 to 1.
@@ -176,34 +176,34 @@ pub struct SamplingDefaults {
         serialize_with = "formats::decimal::maybe"
     )]
     pub repetition_penalty: Option<f32>,
-    /// Makes equal requests give equal answers.
+    /// Equal requests with equal seeds give equal answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
 
 impl SamplingDefaults {
-    /// Whether nothing is set.
+    /// Whether no setting is set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == SamplingDefaults::default()
     }
 }
 
-/// The table `[train]`: where the data lies, and settings that only the trainer understands.
+/// The table `[train]`: the data files, and settings that only the trainer knows.
 #[derive(Debug, Clone)]
 pub struct TrainSpec {
     /// The training rows.
     pub data: PathBuf,
-    /// The rows that choose the best checkpoint and that `lory eval` asks.
+    /// The rows that choose the best checkpoint, and that `lory eval` uses.
     pub eval: Option<PathBuf>,
     /// The other keys of the table.
     pub settings: toml::Table,
-    /// `persona.toml` and its text, to name the line of what is wrong in `settings`.
+    /// The path and text of `persona.toml`, to name the line of an invalid setting.
     pub(crate) source: Option<(PathBuf, Arc<str>)>,
 }
 
 impl TrainSpec {
-    /// A table that came from no file.
+    /// A table that does not come from a file.
     #[must_use]
     pub fn new(data: PathBuf, eval: Option<PathBuf>, settings: toml::Table) -> Self {
         Self {
@@ -215,32 +215,32 @@ impl TrainSpec {
     }
 }
 
-/// The table `[eval]`: what the right tone is known by, and how much of what is measured is enough. What each measure
-/// means is in docs/evaluation.md; a bound that is not set is not checked.
+/// The table `[eval]`: how to recognize the right tone, and the bounds of the measures. docs/evaluation.md describes each
+/// measure; a bound that is not set is not checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalSpec {
-    /// Regular expressions, one of which an answer in the right tone matches; empty: any answer will do.
+    /// Regular expressions; an answer in the right tone matches at least one. Empty: every answer does.
     pub any_of: Vec<String>,
-    /// Regular expressions, none of which it matches.
+    /// Regular expressions; an answer in the right tone matches none.
     pub none_of: Vec<String>,
     /// Share of answers, 0 to 1, that must have the right tone.
     pub tone_at_least: f64,
-    /// Share of answers, 0 to 1, that must copy their identifiers right.
+    /// Share of answers, 0 to 1, that must copy their identifiers correctly.
     pub copied_at_least: f64,
     /// Share of answers, 0 to 1, that must leave no identifier out.
     pub complete_at_least: Option<f64>,
-    /// Mean loss of a token of the reference answers, in nats.
+    /// The mean loss on the reference answers, in nats per token.
     pub loss_at_most: Option<f64>,
     /// Distinctness, 0 to 1, from the nearest of the other tones.
     pub distinct_at_least: Option<f64>,
     /// Share of answers, 0 to 1, that may pass the tone check of another persona.
     pub other_tone_at_most: Option<f64>,
-    /// Drift from the base on neutral text, in nats a token.
+    /// Drift from the base on neutral text, in nats per token.
     pub drift_at_most: Option<f64>,
     /// Share of repeated word 4-grams, 0 to 1.
     pub repetition_at_most: Option<f64>,
-    /// Mean words of the answers by those of the references.
+    /// Mean number of words of the answers, divided by that of the references.
     pub length_at_least: Option<f64>,
-    /// Mean words of the answers by those of the references.
+    /// Mean number of words of the answers, divided by that of the references.
     pub length_at_most: Option<f64>,
 }

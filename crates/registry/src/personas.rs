@@ -1,5 +1,5 @@
-//! Everyone who can be asked, from a folder of `<name>/persona.toml` and `<name>/adapter/` or from the registry, and
-//! looking one up.
+//! The set of personas, from a folder of `<name>/persona.toml` and `<name>/adapter/` or from the registry, and the lookup of
+//! a spec in it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,52 +11,52 @@ use formats::persona_name::is_persona_name;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{LookupError, PersonaError};
-use crate::file;
 use crate::persona::{AdapterRef, Persona};
-use crate::spec::{self, Part};
-use crate::state::{Record, Split, Target};
+use crate::persona_file;
+use crate::spec::{self, BlendPart, PersonaRef};
+use crate::state::{PersonaRecord, TrafficSplit};
 
 /// The folder of a persona's adapter.
 pub const ADAPTER: &str = "adapter";
-/// Most personas of a folder.
+/// The most personas in a folder.
 const MAX_PERSONAS: usize = 100_000;
 
-/// The personas that there are, by name.
+/// A set of personas, by name and version.
 #[derive(Debug, Clone, Default)]
 pub struct Personas {
-    /// By name and version.
+    /// Sorted by name and version, so the versions of a name are contiguous.
     all: Vec<Arc<Persona>>,
-    named: BTreeMap<String, Named>,
-    aliases: BTreeMap<String, Target>,
+    named: BTreeMap<String, NamedVersions>,
+    aliases: BTreeMap<String, PersonaRef>,
 }
 
 /// The versions of one name in [`Personas::all`].
 #[derive(Debug, Clone)]
-struct Named {
+struct NamedVersions {
     versions: Range<usize>,
     /// The version that the name alone means.
     current: u32,
-    canary: Option<Split>,
-    shadow: Option<Split>,
+    canary: Option<TrafficSplit>,
+    shadow: Option<TrafficSplit>,
 }
 
-/// One persona of a blend, with the scale that its adapter runs at.
+/// One persona of a blend, with the scale of its adapter.
 #[derive(Debug, Clone, Copy)]
-pub struct Chosen<'a> {
+pub struct ScaledPersona<'a> {
     /// The persona.
     pub persona: &'a Persona,
-    /// The weight asked for (1 if none) times the persona's own scale.
+    /// The requested weight (by default 1) times the persona's own scale.
     pub scale: f32,
-    /// Another version that is to answer too, for comparison.
+    /// Another version that answers too, for comparison.
     pub shadow: Option<&'a Persona>,
 }
 
 impl Personas {
-    /// Reads every persona in `dir`, which may be empty. Files and hidden folders are passed over. Adapters are hashed,
-    /// not read.
+    /// Reads every persona in `dir`, which may be empty. Files and hidden folders are ignored. Adapters are hashed, not
+    /// parsed.
     ///
     /// # Errors
-    /// [`PersonaError`] for the first folder, by name, that is no persona.
+    /// [`PersonaError`] for the first folder, by name, that is not a valid persona.
     pub fn open(dir: &Path) -> Result<Self, PersonaError> {
         let io = |source| PersonaError::Io {
             path: dir.to_owned(),
@@ -71,14 +71,14 @@ impl Personas {
             }
         }
         if folders.len() > MAX_PERSONAS {
-            let said = format!(
+            let message = format!(
                 "{} folders; at most {MAX_PERSONAS} personas are read",
                 folders.len()
             );
-            return Err(io(std::io::Error::other(said)));
+            return Err(io(std::io::Error::other(message)));
         }
         folders.sort_unstable();
-        // Hashing is most of it, and a thousand adapters are ten gigabytes.
+        // In parallel: hashing takes most of the time, and a thousand adapters are ten gigabytes.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let share = folders.len().div_ceil(threads).max(1);
         let opened: Vec<_> = std::thread::scope(|scope| {
@@ -97,7 +97,7 @@ impl Personas {
         opened.map(Personas::new)
     }
 
-    /// Personas that come from elsewhere; of two with the same name and version the later one is kept.
+    /// A set of these personas; of two with the same name and version the later one is kept.
     #[must_use]
     pub fn new(personas: impl IntoIterator<Item = Persona>) -> Self {
         let mut by_name: BTreeMap<String, BTreeMap<u32, Arc<Persona>>> = BTreeMap::new();
@@ -112,18 +112,18 @@ impl Personas {
         all
     }
 
-    /// Adds the versions, rising, of a name that is not there yet; the newest is current where no record says otherwise.
+    /// Adds the versions of a new name, in ascending order. Without a record the newest is current.
     pub(crate) fn insert(
         &mut self,
         versions: impl IntoIterator<Item = Arc<Persona>>,
-        record: Option<&Record>,
+        record: Option<&PersonaRecord>,
     ) {
         let start = self.all.len();
         self.all.extend(versions);
         let Some(newest) = self.all[start..].last() else {
             return;
         };
-        let named = Named {
+        let named = NamedVersions {
             versions: start..self.all.len(),
             current: record.map_or(newest.version, |record| record.current),
             canary: record.and_then(|record| record.canary),
@@ -132,7 +132,7 @@ impl Personas {
         self.named.insert(newest.name.clone(), named);
     }
 
-    pub(crate) fn alias(&mut self, alias: &str, target: Target) {
+    pub(crate) fn alias(&mut self, alias: &str, target: PersonaRef) {
         self.aliases.insert(alias.to_owned(), target);
     }
 
@@ -142,8 +142,8 @@ impl Personas {
         self.named.keys().map(String::as_str).collect()
     }
 
-    /// The aliases and what they stand for.
-    pub fn aliases(&self) -> impl Iterator<Item = (&str, &Target)> {
+    /// The aliases and what they mean.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &PersonaRef)> {
         self.aliases
             .iter()
             .map(|(alias, target)| (alias.as_str(), target))
@@ -156,42 +156,42 @@ impl Personas {
         self.version(named, named.current)
     }
 
-    /// The versions of a name, rising.
+    /// The versions of a name, in ascending order.
     pub fn versions(&self, name: &str) -> impl Iterator<Item = &Arc<Persona>> {
         let named = self.named.get(name);
         let versions = named.map_or(&[][..], |named| &self.all[named.versions.clone()]);
         versions.iter()
     }
 
-    /// All personas, each in all its versions.
+    /// All versions of all personas.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Persona> {
         self.all.iter().map(|persona| &**persona)
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    fn version(&self, named: &Named, version: u32) -> Option<&Persona> {
+    fn version(&self, named: &NamedVersions, version: u32) -> Option<&Persona> {
         let versions = &self.all[named.versions.clone()];
         let index = versions.binary_search_by_key(&version, |persona| persona.version);
         index.ok().map(|index| &*versions[index])
     }
 
-    /// The persona that `part` names, in its version.
+    /// The persona and version that `part` names.
     ///
     /// # Errors
-    /// [`LookupError::Unknown`] with the names that there are, [`LookupError::NoVersion`] with the versions,
+    /// [`LookupError::Unknown`] with the existing names, [`LookupError::NoVersion`] with the existing versions,
     /// [`LookupError::VersionOfAlias`].
-    pub fn find(&self, part: &Part) -> Result<&Persona, LookupError> {
-        let (named, version) = self.named(part)?;
-        self.found(named, version.unwrap_or(named.current))
+    pub fn find(&self, part: &BlendPart) -> Result<&Persona, LookupError> {
+        let (named, version) = self.named_by(part)?;
+        self.require(named, version.unwrap_or(named.current))
     }
 
-    /// Where the versions of the part's name are, and which of them it asks for.
-    fn named(&self, part: &Part) -> Result<(&Named, Option<u32>), LookupError> {
+    /// The versions of the part's name, and the version that it requests.
+    fn named_by(&self, part: &BlendPart) -> Result<(&NamedVersions, Option<u32>), LookupError> {
         let target = self.aliases.get(&part.name);
         if let (Some(target), Some(_)) = (target, part.version) {
             return Err(LookupError::VersionOfAlias {
@@ -205,13 +205,13 @@ impl Personas {
         };
         let unknown = || LookupError::Unknown {
             name: part.name.clone(),
-            known: self.named.keys().cloned().collect(),
+            available: self.named.keys().cloned().collect(),
         };
         let named = self.named.get(name).ok_or_else(unknown)?;
         Ok((named, version))
     }
 
-    fn found(&self, named: &Named, version: u32) -> Result<&Persona, LookupError> {
+    fn require(&self, named: &NamedVersions, version: u32) -> Result<&Persona, LookupError> {
         let versions = &self.all[named.versions.clone()];
         self.version(named, version)
             .ok_or_else(|| LookupError::NoVersion {
@@ -219,54 +219,61 @@ impl Personas {
                     .first()
                     .map_or_else(String::new, |p| p.name.clone()),
                 version,
-                there: versions.iter().map(|persona| persona.version).collect(),
+                available: versions.iter().map(|persona| persona.version).collect(),
             })
     }
 
-    /// Reads a spec such as `customer@3*0.7+partner*0.3` and finds its personas, the current version of each that has none
-    /// in the spec.
+    /// Parses a spec such as `customer@3*0.7+partner*0.3` and finds its personas; a part without a version means the current
+    /// one.
     ///
     /// # Errors
-    /// [`LookupError`]: what is wrong with the text, or who is not there.
-    pub fn resolve(&self, text: &str) -> Result<Vec<Chosen<'_>>, LookupError> {
-        let choose = |part: &Part| {
+    /// [`LookupError`]: the text is not a valid spec, or a persona does not exist.
+    pub fn resolve(&self, text: &str) -> Result<Vec<ScaledPersona<'_>>, LookupError> {
+        let resolve = |part: &BlendPart| {
             let persona = self.find(part)?;
-            Ok(Chosen::new(persona, part))
+            Ok(ScaledPersona::new(persona, part))
         };
-        spec::parse(text)?.iter().map(choose).collect()
+        spec::parse(text)?.iter().map(resolve).collect()
     }
 
-    /// [`Personas::resolve`] for one request of many: a name alone may lead to its canary, and bring its shadow. `draw` is
-    /// the request's own number, evenly drawn; equal numbers give equal answers. A canary of 10 % takes the same requests at
-    /// 20 % and more.
+    /// [`Personas::resolve`] for one of many requests: a name alone may resolve to its canary, and come with its shadow. `draw`
+    /// is the request's random number, uniformly distributed; equal numbers resolve equally. The requests of a canary at 10 %
+    /// are among those of the same canary at 20 %.
     ///
     /// # Errors
     /// As [`Personas::resolve`].
-    pub fn resolve_for(&self, text: &str, draw: u64) -> Result<Vec<Chosen<'_>>, LookupError> {
-        let choose = |part: &Part| {
-            let (named, version) = self.named(part)?;
+    pub fn resolve_for(
+        &self,
+        text: &str,
+        draw: u64,
+    ) -> Result<Vec<ScaledPersona<'_>>, LookupError> {
+        let resolve = |part: &BlendPart| {
+            let (named, version) = self.named_by(part)?;
             if version.is_some() {
-                return Ok(Chosen::new(self.found(named, version.unwrap_or(0))?, part));
+                return Ok(ScaledPersona::new(
+                    self.require(named, version.unwrap_or(0))?,
+                    part,
+                ));
             }
-            // The two draws must not be one, or a shadow would see only what the canary takes.
+            // The two splits are independent: otherwise a shadow would see only requests that the canary takes.
             let canary = named.canary.filter(|split| split.takes(draw, "canary"));
             let version = canary.map_or(named.current, |split| split.version);
             let shadow = named
                 .shadow
                 .filter(|split| split.version != version && split.takes(draw, "shadow"));
             let shadow = shadow.and_then(|split| self.version(named, split.version));
-            Ok(Chosen {
+            Ok(ScaledPersona {
                 shadow,
-                ..Chosen::new(self.found(named, version)?, part)
+                ..ScaledPersona::new(self.require(named, version)?, part)
             })
         };
-        spec::parse(text)?.iter().map(choose).collect()
+        spec::parse(text)?.iter().map(resolve).collect()
     }
 }
 
-impl<'a> Chosen<'a> {
-    fn new(persona: &'a Persona, part: &Part) -> Self {
-        Chosen {
+impl<'a> ScaledPersona<'a> {
+    fn new(persona: &'a Persona, part: &BlendPart) -> Self {
+        ScaledPersona {
             persona,
             scale: part.scale.unwrap_or(1.0) * persona.scale,
             shadow: None,
@@ -274,8 +281,8 @@ impl<'a> Chosen<'a> {
     }
 }
 
-impl Split {
-    /// Whether it takes the request with this number.
+impl TrafficSplit {
+    /// Whether the request with this number is in the split.
     fn takes(&self, draw: u64, what: &str) -> bool {
         let mut hasher = Sha256::new();
         hasher.update(draw.to_le_bytes());
@@ -296,13 +303,13 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
     let name = name.ok_or_else(|| PersonaError::Name {
         path: dir.to_owned(),
     })?;
-    let path = dir.join(file::FILE);
+    let path = dir.join(persona_file::FILE);
     if !path.exists() {
         return Err(PersonaError::NoFile {
             path: dir.to_owned(),
         });
     }
-    let settings = file::read(&path)?;
+    let settings = persona_file::read(&path)?;
     Ok(Persona {
         name: name.to_owned(),
         version: settings.version,
@@ -331,13 +338,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in personas {
             std::fs::create_dir(dir.path().join(name)).unwrap();
-            std::fs::write(dir.path().join(name).join(file::FILE), text).unwrap();
+            std::fs::write(dir.path().join(name).join(persona_file::FILE), text).unwrap();
         }
         dir
     }
 
     #[test]
-    fn a_folder_is_read_and_asked() {
+    fn folder_is_read_and_specs_are_resolved() {
         let dir = folder(&[
             ("partner", "version = 2\nscale = 0.5"),
             ("customer", "description = 'warm'"),
@@ -350,7 +357,7 @@ mod tests {
         let personas = Personas::open(dir.path()).unwrap();
         assert_eq!(personas.names(), ["customer", "partner"]);
         assert_eq!(personas.get("customer").unwrap().description, "warm");
-        // A folder in which training has not written its last file yet holds no adapter.
+        // Training has not written its last file yet, so the folder has no adapter.
         assert!(personas.get("customer").unwrap().adapter.is_none());
 
         std::fs::write(adapter.join(peft::CONFIG_FILE), "abc").unwrap();
@@ -361,16 +368,16 @@ mod tests {
         let expected = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
         assert_eq!(found.sha256_hex(), expected);
 
-        let chosen = personas.resolve("customer*0.5+partner@2*0.5").unwrap();
-        let scales: Vec<_> = chosen
+        let blend = personas.resolve("customer*0.5+partner@2*0.5").unwrap();
+        let scales: Vec<_> = blend
             .iter()
-            .map(|c| (c.persona.name.as_str(), c.scale))
+            .map(|p| (p.persona.name.as_str(), p.scale))
             .collect();
         assert_eq!(scales, [("customer", 0.5), ("partner", 0.25)]);
     }
 
     #[test]
-    fn who_is_not_there_is_answered_with_who_is() {
+    fn unknown_persona_or_version_is_rejected_with_the_existing_ones() {
         let dir = folder(&[("a", ""), ("b", "version = 4")]);
         let personas = Personas::open(dir.path()).unwrap();
         let error = |text: &str| personas.resolve(text).unwrap_err().to_string();
@@ -381,14 +388,14 @@ mod tests {
         );
         assert_eq!(
             error("a*9"),
-            "persona spec at character 3: the weight 9 is out of range; it must lie from -4 to 4"
+            "persona spec at character 3: the weight 9 is out of range; it must be from -4 to 4"
         );
         let none = Personas::default().resolve("c").unwrap_err().to_string();
         assert_eq!(none, "unknown persona `c`; there are none");
     }
 
     #[test]
-    fn several_versions_are_kept_apart() {
+    fn versions_of_a_name_are_kept_apart() {
         let dir = folder(&[("a", "version = 2")]);
         let folder = Personas::open(dir.path()).unwrap();
         let two = folder.get("a").unwrap().clone();
@@ -401,7 +408,7 @@ mod tests {
         assert_eq!(personas.names(), ["a"]);
         assert_eq!(personas.get("a").unwrap().version, 2);
         let find = |version| {
-            personas.find(&Part {
+            personas.find(&BlendPart {
                 name: "a".to_owned(),
                 version,
                 scale: None,
@@ -413,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_persona_is_refused_by_its_path() {
+    fn invalid_persona_folder_is_rejected_by_path() {
         let error = |dir: &tempfile::TempDir| Personas::open(dir.path()).unwrap_err().to_string();
         assert!(error(&folder(&[("Upper", "")])).contains("Upper: a persona's name has"));
         assert!(error(&folder(&[("a", "x = 1")])).contains("persona.toml:1: unknown field"));

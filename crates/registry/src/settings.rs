@@ -1,4 +1,4 @@
-//! What a persona is beside its adapter, as it is published: words, sampling, limits.
+//! The settings of a persona that are published with its adapter: system prompt, sampling, limits.
 
 use std::path::PathBuf;
 
@@ -17,29 +17,29 @@ pub const MAX_NEW_TOKENS: usize = 1 << 20;
 /// The most stop strings.
 pub const MAX_STOPS: usize = 16;
 
-/// The settings of one version of a persona. What is missing is the request's or the server's to say.
+/// The settings of one version of a persona. A missing setting is left to the request or the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PersonaSettings {
-    /// A line for people; may be empty.
+    /// One line for people; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// Stands in front of every conversation that brings no system prompt of its own.
+    /// The system prompt of every conversation that does not bring one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,
-    /// What `{{name}}` in the system prompt stands for.
+    /// The variables of the system prompt.
     #[serde(skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
-    /// How tokens are drawn.
+    /// Sampling settings.
     #[serde(skip_serializing_if = "SamplingDefaults::is_empty")]
     pub sampling: SamplingDefaults,
     /// The most tokens of an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
-    /// Texts that end an answer and are not shown.
+    /// Texts that end an answer and are not part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Multiplies the adapter, and the weight that a request gives it.
+    /// Multiplies the adapter, in addition to the weight in a request.
     #[serde(serialize_with = "formats::decimal::one")]
     pub scale: f32,
 }
@@ -59,7 +59,7 @@ impl Default for PersonaSettings {
 }
 
 impl PersonaSettings {
-    /// Those of a persona.
+    /// The settings of a persona.
     #[must_use]
     pub fn of(persona: &Persona) -> Self {
         PersonaSettings {
@@ -73,7 +73,7 @@ impl PersonaSettings {
         }
     }
 
-    /// A persona with these, which knows of no training and no evaluation; `dir` is where it comes from.
+    /// A persona with these settings, without training and evaluation; `dir` is where it comes from.
     #[must_use]
     pub fn into_persona(
         self,
@@ -100,10 +100,10 @@ impl PersonaSettings {
         }
     }
 
-    /// Holds every setting to its range, the same as in `persona.toml`.
+    /// Checks every setting against its range, the same as in `persona.toml`.
     ///
     /// # Errors
-    /// The first one that is out of range, by name, and what it may be.
+    /// The first setting that is out of range, by name, with its range.
     pub fn check(&self) -> Result<(), String> {
         let within = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
             Some(value) if !(least..=most).contains(&value) => Err(format!(
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_read_as_they_were_written_and_lie_as_before() {
+    fn serialization_is_stable_and_numbers_keep_their_decimals() {
         let settings = PersonaSettings {
             sampling: SamplingDefaults {
                 temperature: Some(0.2),
@@ -171,10 +171,10 @@ mod tests {
             serde_json::to_value(&settings).unwrap(),
             serde_json::json!({"sampling": sampling, "scale": 0.7})
         );
-        let lies = serde_json::to_string(&settings).unwrap();
+        let json = serde_json::to_string(&settings).unwrap();
         let wanted = r#"{"sampling":{"temperature":0.2,"repetition_penalty":0.01},"scale":0.7}"#;
-        assert_eq!(lies, wanted);
-        let read: PersonaSettings = serde_json::from_str(&lies).unwrap();
+        assert_eq!(json, wanted);
+        let read: PersonaSettings = serde_json::from_str(&json).unwrap();
         assert_eq!(read, settings);
     }
 }

@@ -1,33 +1,34 @@
-//! The language that names personas: `customer`, `customer@3`, `customer*0.7+partner*0.3`.
+//! Persona specs, the syntax that names personas: `customer`, `customer@3`, `customer*0.7+partner*0.3`.
 //!
 //! ```text
-//! spec = part { "+" part }        at most 8 parts, no persona and version twice
+//! spec = part { "+" part }        at most 8 parts, each persona and version once
 //! part = name [ "@" version ] [ "*" scale ]
 //! ```
 //!
-//! Knows only text; whether a persona is there is the folder's business. Spaces around a part are passed over.
+//! Knows only text; `personas` looks up whether a persona exists. Spaces around a part are ignored.
 
 use std::fmt;
 
 use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
+use serde::{Deserialize, Serialize};
 
-/// Most parts of a blend.
+/// The most parts of a blend.
 pub const MAX_PARTS: usize = 8;
-/// A scale lies from -`MAX_SCALE` to `MAX_SCALE`.
+/// A scale is from -`MAX_SCALE` to `MAX_SCALE`.
 pub const MAX_SCALE: f32 = 4.0;
 
-/// One persona of a blend.
+/// One persona of a blend, as a spec names it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Part {
+pub struct BlendPart {
     /// Its name.
     pub name: String,
-    /// The version asked for; without, the newest.
+    /// The requested version; by default the current one.
     pub version: Option<u32>,
-    /// The weight asked for; without, 1.
+    /// The requested weight; by default 1.
     pub scale: Option<f32>,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for BlendPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;
         if let Some(version) = self.version {
@@ -40,13 +41,32 @@ impl fmt::Display for Part {
     }
 }
 
-/// What is wrong with a spec, and where.
+/// A persona, or one version of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersonaRef {
+    /// The persona's name.
+    pub name: String,
+    /// Its version; by default the current one.
+    pub version: Option<u32>,
+}
+
+impl fmt::Display for PersonaRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.version {
+            Some(version) => write!(f, "{}@{version}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// What is wrong with a spec, and at which character.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("persona spec at character {position}: {message}")]
 pub struct SpecError {
     /// The character, from 1.
     pub position: usize,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what to write instead.
     pub message: String,
 }
 
@@ -54,11 +74,11 @@ pub struct SpecError {
 ///
 /// # Errors
 /// The first thing wrong with it.
-pub fn parse(text: &str) -> Result<Vec<Part>, SpecError> {
-    let mut parts: Vec<Part> = Vec::new();
+pub fn parse(text: &str) -> Result<Vec<BlendPart>, SpecError> {
+    let mut parts: Vec<BlendPart> = Vec::new();
     let mut start = 0;
     for piece in text.split('+') {
-        // Characters, not bytes, are what a person counts.
+        // People count characters, not bytes.
         let at = |offset: usize| text[..start + offset].chars().count() + 1;
         if parts.len() == MAX_PARTS {
             let message = format!("a blend has at most {MAX_PARTS} parts");
@@ -67,10 +87,10 @@ pub fn parse(text: &str) -> Result<Vec<Part>, SpecError> {
                 message,
             });
         }
-        let part = part(piece, &at)?;
-        let same = |other: &&Part| other.name == part.name && other.version == part.version;
+        let part = parse_part(piece, &at)?;
+        let same = |other: &&BlendPart| other.name == part.name && other.version == part.version;
         if let Some(other) = parts.iter().find(same) {
-            let message = format!("`{}` stands twice; give it one weight", other.name);
+            let message = format!("`{}` is there twice; give it one weight", other.name);
             return Err(SpecError {
                 position: at(0),
                 message,
@@ -83,7 +103,7 @@ pub fn parse(text: &str) -> Result<Vec<Part>, SpecError> {
 }
 
 /// Reads one part; `at` turns an offset in `piece` into a position in the whole.
-fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
+fn parse_part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<BlendPart, SpecError> {
     let error = |offset, message| {
         Err(SpecError {
             position: at(offset),
@@ -100,7 +120,7 @@ fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
         Some((name, version)) => (name, Some((indent + name.len() + 1, version))),
         None => (named, None),
     };
-    // Spaces around `*` are as harmless as those around `+`.
+    // Spaces around `*` are ignored like those around `+`.
     let name = if version.is_none() {
         name.trim_end()
     } else {
@@ -113,7 +133,7 @@ fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
         return error(
             indent,
             format!(
-                "`{}` is no persona's name; a name has 1 to {MAX_PERSONA_NAME} of a-z, 0-9, - and _, and begins with a letter or \
+                "`{}` is not a valid persona name; a name has 1 to {MAX_PERSONA_NAME} of a-z, 0-9, - and _, and begins with a letter or \
                  a digit",
                 shortened(name)
             ),
@@ -128,7 +148,7 @@ fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
                 Ok(version) if digits && version > 0 => Some(version),
                 _ => {
                     let message = format!(
-                        "`{}` is no version; write a whole number from 1, as in {name}@3",
+                        "`{}` is not a version; write a whole number from 1, as in {name}@3",
                         shortened(text)
                     );
                     return error(offset, message);
@@ -138,12 +158,12 @@ fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
     };
     let scale = match scale {
         None => None,
-        Some((offset, text)) => match weight(text.trim()) {
+        Some((offset, text)) => match parse_weight(text.trim()) {
             Ok(scale) => Some(scale),
             Err(message) => return error(offset, message),
         },
     };
-    Ok(Part {
+    Ok(BlendPart {
         name: name.to_owned(),
         version,
         scale,
@@ -151,7 +171,7 @@ fn part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<Part, SpecError> {
 }
 
 /// Reads a weight: a plain decimal number in range.
-fn weight(text: &str) -> Result<f32, String> {
+fn parse_weight(text: &str) -> Result<f32, String> {
     let number = text.strip_prefix('-').unwrap_or(text);
     let plain = number.bytes().any(|byte| byte.is_ascii_digit())
         && number
@@ -160,11 +180,11 @@ fn weight(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(scale) if plain && scale.abs() <= MAX_SCALE => Ok(scale),
         Ok(_) if plain => Err(format!(
-            "the weight {} is out of range; it must lie from -{MAX_SCALE} to {MAX_SCALE}",
+            "the weight {} is out of range; it must be from -{MAX_SCALE} to {MAX_SCALE}",
             shortened(text)
         )),
         _ => Err(format!(
-            "`{}` is no weight; write a number such as 0.7",
+            "`{}` is not a weight; write a number such as 0.7",
             shortened(text)
         )),
     }
@@ -181,8 +201,8 @@ fn shortened(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn part(name: &str, version: Option<u32>, scale: Option<f32>) -> Part {
-        Part {
+    fn part(name: &str, version: Option<u32>, scale: Option<f32>) -> BlendPart {
+        BlendPart {
             name: name.to_owned(),
             version,
             scale,
@@ -190,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn names_versions_and_weights_are_read() {
-        let cases: [(&str, &[Part]); 6] = [
+    fn names_versions_and_weights_are_parsed() {
+        let cases: [(&str, &[BlendPart]); 6] = [
             ("customer", &[part("customer", None, None)]),
             ("customer@3", &[part("customer", Some(3), None)]),
             (
@@ -219,13 +239,17 @@ mod tests {
             assert_eq!(parse(text).unwrap(), expected, "{text}");
         }
         for text in ["customer", "customer@3*0.7+partner*-0.3"] {
-            let again: Vec<String> = parse(text).unwrap().iter().map(Part::to_string).collect();
+            let again: Vec<String> = parse(text)
+                .unwrap()
+                .iter()
+                .map(BlendPart::to_string)
+                .collect();
             assert_eq!(again.join("+"), text);
         }
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place() {
+    fn invalid_spec_is_rejected_with_its_position() {
         let long = "a".repeat(65);
         let nine = ["a"; 9]
             .iter()
@@ -238,24 +262,24 @@ mod tests {
             ("a+", 3, "name is missing"),
             ("+a", 1, "name is missing"),
             ("a++b", 3, "name is missing"),
-            ("Customer", 1, "`Customer` is no persona's name"),
-            ("a+über", 3, "`über` is no persona's name"),
+            ("Customer", 1, "`Customer` is not a valid persona name"),
+            ("a+über", 3, "`über` is not a valid persona name"),
             ("-a", 1, "begins with a letter"),
-            ("../a", 1, "is no persona's name"),
+            ("../a", 1, "is not a valid persona name"),
             (long.as_str(), 1, "1 to 64"),
-            ("a@", 3, "is no version"),
-            ("a@0", 3, "is no version"),
-            ("a@-1", 3, "is no version"),
-            ("a@4294967296", 3, "is no version"),
-            ("a@1.5", 3, "is no version"),
-            ("a*", 3, "is no weight"),
-            ("a*NaN", 3, "`NaN` is no weight"),
-            ("a*inf", 3, "is no weight"),
-            ("a*1e1", 3, "is no weight"),
-            ("a*1.2.3", 3, "is no weight"),
+            ("a@", 3, "is not a version"),
+            ("a@0", 3, "is not a version"),
+            ("a@-1", 3, "is not a version"),
+            ("a@4294967296", 3, "is not a version"),
+            ("a@1.5", 3, "is not a version"),
+            ("a*", 3, "is not a weight"),
+            ("a*NaN", 3, "`NaN` is not a weight"),
+            ("a*inf", 3, "is not a weight"),
+            ("a*1e1", 3, "is not a weight"),
+            ("a*1.2.3", 3, "is not a weight"),
             ("a*4.01", 3, "out of range"),
             ("b+a*-5", 5, "from -4 to 4"),
-            ("a*0.5+a*0.5", 7, "`a` stands twice"),
+            ("a*0.5+a*0.5", 7, "`a` is there twice"),
             (nine.as_str(), 25, "at most 8 parts"),
         ] {
             let error = parse(text).unwrap_err();
@@ -266,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_makes_it_panic() {
+    fn no_text_makes_the_parser_panic() {
         for text in [
             "é+é", "a*é", "a@é*é", "\u{0}", "a*--1", "a@+1", "**", "@@", "a@1@2", "a*1*2", "…+…",
         ] {

@@ -1,49 +1,50 @@
-//! What the log adds up to. Pure: entries in, state out; knows no store.
+//! The state of the registry that the entries of the log add up to. Pure: entries in, state out; does not know the store.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::entry::{AdapterRecord, Change, Entry};
+use crate::blob::AdapterRecord;
 use crate::error::RegistryError;
+use crate::log_entry::{LogEntry, RegistryChange};
 use crate::settings::PersonaSettings;
+use crate::spec::PersonaRef;
 
-/// The most versions of one persona; what is older can be removed.
+/// The most versions of one persona; old ones can be removed.
 pub const MAX_VERSIONS: usize = 10_000;
 
-/// Everything that is published, after `head` entries.
+/// Everything that is published, after `head` entries of the log.
 #[derive(Debug, Clone, Default)]
-pub struct State {
-    /// The number of the last entry; 0 before the first.
+pub struct RegistryState {
+    /// The sequence number of the last entry; 0 before the first.
     pub head: u64,
     /// The entries, in order.
-    pub entries: Vec<Arc<Entry>>,
-    /// Personas by name; one without versions was removed.
-    records: BTreeMap<String, Record>,
-    /// Other names.
-    pub aliases: BTreeMap<String, Target>,
-    /// When an adapter was last in use, by hash; only those that are not now.
-    released: BTreeMap<String, u64>,
+    pub entries: Vec<Arc<LogEntry>>,
+    /// Personas by name; a record without versions is a removed persona.
+    records: BTreeMap<String, PersonaRecord>,
+    /// Aliases by name.
+    pub aliases: BTreeMap<String, PersonaRef>,
+    /// When adapters that are no longer in use were last in use, by hash.
+    last_used: BTreeMap<String, u64>,
 }
 
-/// One persona.
+/// A published persona.
 #[derive(Debug, Clone, Default)]
-pub struct Record {
+pub struct PersonaRecord {
     /// Its versions.
     pub versions: BTreeMap<u32, Release>,
-    /// The one that the name alone means.
+    /// The version that the name alone means.
     pub current: u32,
-    /// The part of requests that another version answers.
-    pub canary: Option<Split>,
-    /// The part of requests that another version answers too.
-    pub shadow: Option<Split>,
-    /// The highest number that was ever given: none is given twice.
-    last: u32,
-    /// What was current before, the latest last.
-    before: Vec<u32>,
+    /// The requests that another version answers.
+    pub canary: Option<TrafficSplit>,
+    /// The requests that another version answers in addition.
+    pub shadow: Option<TrafficSplit>,
+    /// The highest version number so far: a number is never used again.
+    last_version: u32,
+    /// The versions that were current before, the latest last.
+    previous: Vec<u32>,
 }
 
 /// One version of a persona.
@@ -51,45 +52,26 @@ pub struct Record {
 pub struct Release {
     /// Its adapter.
     pub adapter: Option<AdapterRecord>,
-    /// Everything else.
+    /// Everything except the adapter.
     pub settings: PersonaSettings,
     /// When it was published, in seconds since 1970.
     pub time: u64,
 }
 
-/// A part of a persona's requests.
+/// A percentage of a persona's requests, and the version that answers them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Split {
-    /// The version that it is about.
+pub struct TrafficSplit {
+    /// The version.
     pub version: u32,
-    /// How many of a hundred requests, above 0, to 100.
+    /// The percentage of requests: above 0, to 100.
     pub percent: f64,
 }
 
-/// What an alias stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Target {
-    /// The persona.
-    pub name: String,
-    /// Its version; without, the current one.
-    pub version: Option<u32>,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.version {
-            Some(version) => write!(f, "{}@{version}", self.name),
-            None => f.write_str(&self.name),
-        }
-    }
-}
-
-impl State {
-    /// The personas that are there, by name.
-    pub fn personas(&self) -> impl Iterator<Item = (&str, &Record)> {
-        let there = |(_, record): &(&String, &Record)| !record.versions.is_empty();
-        let records = self.records.iter().filter(there);
+impl RegistryState {
+    /// The published personas, by name.
+    pub fn personas(&self) -> impl Iterator<Item = (&str, &PersonaRecord)> {
+        let published = |(_, record): &(&String, &PersonaRecord)| !record.versions.is_empty();
+        let records = self.records.iter().filter(published);
         records.map(|(name, record)| (name.as_str(), record))
     }
 
@@ -97,17 +79,17 @@ impl State {
     ///
     /// # Errors
     /// [`RegistryError::Unknown`].
-    pub fn record(&self, name: &str) -> Result<&Record, RegistryError> {
+    pub fn record(&self, name: &str) -> Result<&PersonaRecord, RegistryError> {
         let record = self.records.get(name);
         record
             .filter(|record| !record.versions.is_empty())
             .ok_or_else(|| RegistryError::Unknown {
                 name: name.to_owned(),
-                alias: self.aliases.get(name).map(Target::to_string),
+                alias: self.aliases.get(name).map(PersonaRef::to_string),
             })
     }
 
-    /// A version of a persona; the current one without a number.
+    /// A version of a persona; by default the current one.
     ///
     /// # Errors
     /// [`RegistryError::Unknown`], [`RegistryError::NoVersion`].
@@ -124,145 +106,157 @@ impl State {
             .ok_or_else(|| RegistryError::NoVersion {
                 name: name.to_owned(),
                 version,
-                there: record.versions.keys().copied().collect(),
+                available: record.versions.keys().copied().collect(),
             })
     }
 
     /// The number of a persona's next version.
     #[must_use]
     pub fn next_version(&self, name: &str) -> u32 {
-        self.records.get(name).map_or(0, |record| record.last) + 1
+        self.records
+            .get(name)
+            .map_or(0, |record| record.last_version)
+            + 1
     }
 
-    /// What was current before the version that is, and is still there.
+    /// The version that was current before the current one, without those that were removed.
     #[must_use]
-    pub fn previous(&self, name: &str) -> Option<u32> {
+    pub fn previous_version(&self, name: &str) -> Option<u32> {
         let record = self.records.get(name)?;
-        record.before.last().copied()
+        record.previous.last().copied()
     }
 
     /// The adapters in use, each with the personas and versions that use it.
     #[must_use]
-    pub fn adapters(&self) -> BTreeMap<&str, Vec<Target>> {
-        let mut adapters: BTreeMap<&str, Vec<Target>> = BTreeMap::new();
+    pub fn adapters(&self) -> BTreeMap<&str, Vec<PersonaRef>> {
+        let mut adapters: BTreeMap<&str, Vec<PersonaRef>> = BTreeMap::new();
         for (name, record) in &self.records {
             for (version, release) in &record.versions {
                 if let Some(adapter) = &release.adapter {
-                    adapters.entry(&adapter.sha256).or_default().push(Target {
-                        name: name.clone(),
-                        version: Some(*version),
-                    });
+                    adapters
+                        .entry(&adapter.sha256)
+                        .or_default()
+                        .push(PersonaRef {
+                            name: name.clone(),
+                            version: Some(*version),
+                        });
                 }
             }
         }
         adapters
     }
 
-    /// When an adapter that is in use no more was released; none if it never was in use.
+    /// When an adapter was last in use; none if it is in use or never was.
     #[must_use]
-    pub fn released(&self, sha256: &str) -> Option<u64> {
-        self.released.get(sha256).copied()
+    pub fn last_used(&self, sha256: &str) -> Option<u64> {
+        self.last_used.get(sha256).copied()
     }
 
-    /// Whether the change makes sense here.
+    /// Whether the change is allowed in this state.
     ///
     /// # Errors
-    /// What is wrong with it, and what would be right.
-    pub fn check(&self, change: &Change) -> Result<(), RegistryError> {
-        let refused = |message: String| Err(RegistryError::Refused { message });
+    /// Why it is not, and what to do instead.
+    pub fn check(&self, change: &RegistryChange) -> Result<(), RegistryError> {
         match change {
-            Change::Publish {
+            RegistryChange::Publish {
                 name,
                 version,
                 settings,
                 current,
                 ..
-            } => {
-                check_name(name)?;
-                if let Some(target) = self.aliases.get(name) {
-                    return refused(format!(
-                        "{name} is an alias of {target}; remove the alias first, or publish under another name"
-                    ));
-                }
-                if *version != self.next_version(name) {
-                    return refused(format!(
-                        "{name}: the next version is {}, not {version}",
-                        self.next_version(name)
-                    ));
-                }
-                let record = self.records.get(name);
-                if record.is_some_and(|record| record.versions.len() >= MAX_VERSIONS) {
-                    return refused(format!(
-                        "{name} has {MAX_VERSIONS} versions; remove old ones first"
-                    ));
-                }
-                if !current && self.record(name).is_err() {
-                    return refused(format!(
-                        "{name} has no version yet, so its first one must be current"
-                    ));
-                }
-                settings
-                    .check()
-                    .or_else(|message| refused(format!("{name}: {message}")))
-            }
-            Change::Rollback { name, version } => {
+            } => self.check_publish(name, *version, settings, *current),
+            RegistryChange::Rollback { name, version } => {
                 self.release(name, Some(*version))?;
                 if self.record(name)?.current == *version {
                     return refused(format!("{name} is version {version} already"));
                 }
                 Ok(())
             }
-            Change::Remove { name, version } => {
-                let record = self.record(name)?;
-                if let Some(version) = version {
-                    self.release(name, Some(*version))?;
-                    if record.current == *version {
-                        return refused(format!(
-                            "{name}@{version} is the current version; roll back to another one first, or remove {name} \
-                             as a whole"
-                        ));
-                    }
-                    for (what, split) in [("canary", record.canary), ("shadow", record.shadow)] {
-                        if split.is_some_and(|split| split.version == *version) {
-                            return refused(format!(
-                                "{name}@{version} is the {what} of {name}; end the {what} first"
-                            ));
-                        }
-                    }
-                }
-                let points = |target: &&Target| {
-                    target.name == *name && (version.is_none() || target.version == *version)
-                };
-                match self.aliases.iter().find(|(_, target)| points(target)) {
-                    Some((alias, target)) => refused(format!(
-                        "the alias {alias} stands for {target}; remove the alias first"
-                    )),
-                    None => Ok(()),
-                }
-            }
-            Change::Alias { alias, target } => {
+            RegistryChange::Remove { name, version } => self.check_remove(name, *version),
+            RegistryChange::Alias { alias, target } => {
                 check_name(alias)?;
                 if self.record(alias).is_ok() {
                     return refused(format!(
-                        "{alias} is a persona; an alias needs a name of its own"
+                        "{alias} is a persona; choose another name for the alias"
                     ));
                 }
                 self.release(&target.name, target.version).map(|_| ())
             }
-            Change::RemoveAlias { alias } => match self.aliases.contains_key(alias) {
+            RegistryChange::RemoveAlias { alias } => match self.aliases.contains_key(alias) {
                 true => Ok(()),
                 false => refused(format!("there is no alias {alias}")),
             },
-            Change::Canary {
+            RegistryChange::Canary {
                 name,
                 version,
                 percent,
             } => self.check_split("canary", name, *version, *percent),
-            Change::Shadow {
+            RegistryChange::Shadow {
                 name,
                 version,
                 percent,
             } => self.check_split("shadow", name, *version, *percent),
+        }
+    }
+
+    fn check_publish(
+        &self,
+        name: &str,
+        version: u32,
+        settings: &PersonaSettings,
+        current: bool,
+    ) -> Result<(), RegistryError> {
+        check_name(name)?;
+        if let Some(target) = self.aliases.get(name) {
+            return refused(format!(
+                "{name} is an alias of {target}; remove the alias first, or publish under another name"
+            ));
+        }
+        let next = self.next_version(name);
+        if version != next {
+            return refused(format!("{name}: the next version is {next}, not {version}"));
+        }
+        let record = self.records.get(name);
+        if record.is_some_and(|record| record.versions.len() >= MAX_VERSIONS) {
+            return refused(format!(
+                "{name} has {MAX_VERSIONS} versions; remove old ones first"
+            ));
+        }
+        if !current && self.record(name).is_err() {
+            return refused(format!(
+                "{name} has no version yet, so its first one must be current"
+            ));
+        }
+        settings
+            .check()
+            .or_else(|message| refused(format!("{name}: {message}")))
+    }
+
+    fn check_remove(&self, name: &str, version: Option<u32>) -> Result<(), RegistryError> {
+        let record = self.record(name)?;
+        if let Some(version) = version {
+            self.release(name, Some(version))?;
+            if record.current == version {
+                return refused(format!(
+                    "{name}@{version} is the current version; roll back to another one first, or remove {name} as a whole"
+                ));
+            }
+            for (what, split) in [("canary", record.canary), ("shadow", record.shadow)] {
+                if split.is_some_and(|split| split.version == version) {
+                    return refused(format!(
+                        "{name}@{version} is the {what} of {name}; end the {what} first"
+                    ));
+                }
+            }
+        }
+        let is_target = |target: &&PersonaRef| {
+            target.name == name && (version.is_none() || target.version == version)
+        };
+        match self.aliases.iter().find(|(_, target)| is_target(target)) {
+            Some((alias, target)) => refused(format!(
+                "the alias {alias} means {target}; remove the alias first"
+            )),
+            None => Ok(()),
         }
     }
 
@@ -273,7 +267,6 @@ impl State {
         version: Option<u32>,
         percent: f64,
     ) -> Result<(), RegistryError> {
-        let refused = |message: String| Err(RegistryError::Refused { message });
         let record = self.record(name)?;
         let Some(version) = version else {
             let running = if what == "canary" {
@@ -289,7 +282,7 @@ impl State {
         self.release(name, Some(version))?;
         if record.current == version {
             return refused(format!(
-                "{name} is version {version} already; a {what} is another one"
+                "{name} is version {version} already; choose another version for the {what}"
             ));
         }
         if !(percent > 0.0 && percent <= 100.0) {
@@ -298,14 +291,14 @@ impl State {
         Ok(())
     }
 
-    /// Adds an entry, which must be the next one.
+    /// Applies an entry, which must be the next one.
     ///
     /// # Errors
-    /// As [`State::check`].
-    pub fn apply(&mut self, entry: Arc<Entry>) -> Result<(), RegistryError> {
+    /// As [`RegistryState::check`].
+    pub fn apply(&mut self, entry: Arc<LogEntry>) -> Result<(), RegistryError> {
         self.check(&entry.change)?;
         match entry.change.clone() {
-            Change::Publish {
+            RegistryChange::Publish {
                 name,
                 version,
                 adapter,
@@ -313,7 +306,7 @@ impl State {
                 current,
             } => {
                 if let Some(adapter) = &adapter {
-                    self.released.remove(&adapter.sha256);
+                    self.last_used.remove(&adapter.sha256);
                 }
                 let record = self.records.entry(name).or_default();
                 let release = Release {
@@ -322,39 +315,39 @@ impl State {
                     time: entry.time,
                 };
                 record.versions.insert(version, release);
-                record.last = version;
+                record.last_version = version;
                 if current {
                     record.make_current(version);
                 }
             }
-            Change::Rollback { name, version } => {
+            RegistryChange::Rollback { name, version } => {
                 if let Some(record) = self.records.get_mut(&name) {
                     record.make_current(version);
                 }
             }
-            Change::Remove { name, version } => self.remove(&name, version, entry.time),
-            Change::Alias { alias, target } => {
+            RegistryChange::Remove { name, version } => self.remove(&name, version, entry.time),
+            RegistryChange::Alias { alias, target } => {
                 self.aliases.insert(alias, target);
             }
-            Change::RemoveAlias { alias } => {
+            RegistryChange::RemoveAlias { alias } => {
                 self.aliases.remove(&alias);
             }
-            Change::Canary {
+            RegistryChange::Canary {
                 name,
                 version,
                 percent,
             } => {
                 if let Some(record) = self.records.get_mut(&name) {
-                    record.canary = version.map(|version| Split { version, percent });
+                    record.canary = version.map(|version| TrafficSplit { version, percent });
                 }
             }
-            Change::Shadow {
+            RegistryChange::Shadow {
                 name,
                 version,
                 percent,
             } => {
                 if let Some(record) = self.records.get_mut(&name) {
-                    record.shadow = version.map(|version| Split { version, percent });
+                    record.shadow = version.map(|version| TrafficSplit { version, percent });
                 }
             }
         }
@@ -367,44 +360,44 @@ impl State {
         let Some(record) = self.records.get_mut(name) else {
             return;
         };
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         match version {
             Some(version) => {
-                gone.extend(record.versions.remove(&version));
-                record.before.retain(|other| *other != version);
+                removed.extend(record.versions.remove(&version));
+                record.previous.retain(|other| *other != version);
             }
             None => {
-                gone.extend(std::mem::take(&mut record.versions).into_values());
-                *record = Record {
-                    last: record.last,
-                    ..Record::default()
+                removed.extend(std::mem::take(&mut record.versions).into_values());
+                *record = PersonaRecord {
+                    last_version: record.last_version,
+                    ..PersonaRecord::default()
                 };
             }
         }
-        let gone: Vec<String> = gone
+        let removed: Vec<String> = removed
             .into_iter()
             .filter_map(|release| release.adapter)
             .map(|adapter| adapter.sha256)
             .collect();
         let used = self.adapters();
-        let released: Vec<String> = gone
+        let unused: Vec<String> = removed
             .into_iter()
             .filter(|sha256| !used.contains_key(sha256.as_str()))
             .collect();
-        for sha256 in released {
-            self.released.insert(sha256, time);
+        for sha256 in unused {
+            self.last_used.insert(sha256, time);
         }
     }
 }
 
-impl Record {
-    /// The name alone means `version` from now on; a canary or shadow of it has come to its end.
+impl PersonaRecord {
+    /// Makes `version` the one that the name alone means; ends a canary or shadow of that version.
     fn make_current(&mut self, version: u32) {
         if self.current != 0 {
-            self.before.retain(|other| *other != self.current);
-            self.before.push(self.current);
+            self.previous.retain(|other| *other != self.current);
+            self.previous.push(self.current);
         }
-        self.before.retain(|other| *other != version);
+        self.previous.retain(|other| *other != version);
         self.current = version;
         for split in [&mut self.canary, &mut self.shadow] {
             if split.is_some_and(|split| split.version == version) {
@@ -414,12 +407,16 @@ impl Record {
     }
 }
 
+fn refused(message: String) -> Result<(), RegistryError> {
+    Err(RegistryError::Refused { message })
+}
+
 fn check_name(name: &str) -> Result<(), RegistryError> {
     match is_persona_name(name) {
         true => Ok(()),
         false => Err(RegistryError::Refused {
             message: format!(
-                "{name:?} is no persona's name; a name has 1 to {} of a-z, 0-9, - and _, and begins with a letter or a \
+                "{name:?} is not a valid persona name; a name has 1 to {} of a-z, 0-9, - and _, and begins with a letter or a \
                  digit",
                 MAX_PERSONA_NAME
             ),

@@ -1,6 +1,6 @@
-//! Objects by path: a local folder, or a bucket of S3 and its kin. The one file that knows the asynchronous crate beneath;
-//! its own face is blocking, and what it promises is little: a write is whole or not there, and of two that create the same
-//! path one is told so.
+//! The object store: a local folder, or a bucket of S3 or a compatible service. The only module that uses the asynchronous
+//! `object_store` crate; its own calls block. It guarantees two things: a write is complete or has no effect, and of two
+//! writers that create the same path exactly one succeeds.
 
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -17,56 +17,58 @@ use tokio::task::JoinSet;
 
 use crate::error::RegistryError;
 
-/// How long a request to a bucket may take, the bytes included.
+/// How long a request to a bucket may take, including the transfer.
 const REQUEST_TIMEOUT: &str = "300 seconds";
-/// How many objects are read side by side.
-const SIDE_BY_SIDE: usize = 32;
+/// How many objects are read concurrently.
+const MAX_CONCURRENT_READS: usize = 32;
 
-/// Where a registry lies.
+/// Where a registry is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    /// A folder of this machine. It is made with the first write; until then it is an empty registry.
+pub enum RegistryLocation {
+    /// A folder of this machine. The first write creates it; until then the registry is empty.
     Folder(PathBuf),
     /// `s3://bucket/prefix`. Keys, region and endpoint come from the environment: `AWS_ACCESS_KEY_ID`,
     /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`.
     S3(String),
 }
 
-impl Location {
-    /// Reads what a person wrote: a URL that begins with `s3://`, or a folder.
+impl RegistryLocation {
+    /// Parses a URL that begins with `s3://`, or a folder.
     ///
     /// # Errors
-    /// [`RegistryError::Location`] for a URL of another kind.
-    pub fn parse(text: &str) -> Result<Location, RegistryError> {
+    /// [`RegistryError::Location`] for another kind of URL.
+    pub fn parse(text: &str) -> Result<RegistryLocation, RegistryError> {
         let error = |message: &str| RegistryError::Location {
             text: text.to_owned(),
             message: message.to_owned(),
         };
         match text.split_once("://") {
             Some(("s3", rest)) if rest.split('/').next().is_some_and(|b| !b.is_empty()) => {
-                Ok(Location::S3(text.trim_end_matches('/').to_owned()))
+                Ok(RegistryLocation::S3(text.trim_end_matches('/').to_owned()))
             }
             Some(("s3", _)) => Err(error("the bucket is missing; write s3://bucket/prefix")),
-            Some(("file", path)) if path.starts_with('/') => Ok(Location::Folder(path.into())),
+            Some(("file", path)) if path.starts_with('/') => {
+                Ok(RegistryLocation::Folder(path.into()))
+            }
             Some(_) => Err(error("write a folder, or s3://bucket/prefix")),
             None if text.is_empty() => Err(error("write a folder, or s3://bucket/prefix")),
-            None => Ok(Location::Folder(text.into())),
+            None => Ok(RegistryLocation::Folder(text.into())),
         }
     }
 }
 
-impl std::fmt::Display for Location {
+impl std::fmt::Display for RegistryLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Location::Folder(path) => write!(f, "{}", path.display()),
-            Location::S3(url) => f.write_str(url),
+            RegistryLocation::Folder(path) => write!(f, "{}", path.display()),
+            RegistryLocation::S3(url) => f.write_str(url),
         }
     }
 }
 
 /// One object of a listing.
 #[derive(Debug, Clone)]
-pub(crate) struct Listed {
+pub(crate) struct ListedObject {
     /// The last part of its path.
     pub name: String,
     /// When it was written, in seconds since 1970.
@@ -75,21 +77,21 @@ pub(crate) struct Listed {
 
 /// Objects by path, read and written in blocking calls.
 pub(crate) struct Store {
-    /// What messages call it.
+    /// The name in messages.
     pub name: String,
     objects: OnceLock<Arc<dyn ObjectStore>>,
-    /// The folder that `objects` will be over, as soon as there is something to write.
+    /// The folder of a local store, which `objects` opens when it exists or at the first write.
     folder: Option<PathBuf>,
-    /// None only while it is dropped.
+    /// None only during the drop.
     runtime: Option<Runtime>,
 }
 
 impl Store {
-    pub fn open(location: &Location) -> Result<Store, RegistryError> {
+    pub fn open(location: &RegistryLocation) -> Result<Store, RegistryError> {
         let objects = OnceLock::new();
         let folder = match location {
-            Location::Folder(folder) => Some(folder.clone()),
-            Location::S3(url) => {
+            RegistryLocation::Folder(folder) => Some(folder.clone()),
+            RegistryLocation::S3(url) => {
                 let _ = objects.set(s3(url)?);
                 None
             }
@@ -97,7 +99,7 @@ impl Store {
         Store::new(location.to_string(), objects, folder)
     }
 
-    /// A store that is open already, under the name that messages give it.
+    /// A store that is open already; `name` is its name in messages.
     pub fn over(objects: Arc<dyn ObjectStore>, name: &str) -> Result<Store, RegistryError> {
         Store::new(name.to_owned(), OnceLock::from(objects), None)
     }
@@ -122,22 +124,22 @@ impl Store {
         })
     }
 
-    /// The object's bytes; none where there is no such object.
+    /// The object's bytes; none if it does not exist.
     pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>, RegistryError> {
-        let Some(objects) = self.there()? else {
+        let Some(objects) = self.existing()? else {
             return Ok(None);
         };
         let read = self.wait(async { objects.get(&Path::from(path)).await?.bytes().await });
-        found(read.map(Vec::from)).map_err(|source| self.failed("read", path, source))
+        none_if_missing(read.map(Vec::from)).map_err(|source| self.failed("read", path, source))
     }
 
-    /// [`Store::get`] of many, in their order.
+    /// [`Store::get`] of many objects, in their order.
     pub fn get_all(&self, paths: &[String]) -> Result<Vec<Option<Vec<u8>>>, RegistryError> {
-        let Some(objects) = self.there()? else {
+        let Some(objects) = self.existing()? else {
             return Ok(vec![None; paths.len()]);
         };
         let mut all = Vec::with_capacity(paths.len());
-        for some in paths.chunks(SIDE_BY_SIDE) {
+        for some in paths.chunks(MAX_CONCURRENT_READS) {
             let mut reads = JoinSet::new();
             for (index, path) in some.iter().enumerate() {
                 let (objects, path) = (Arc::clone(&objects), Path::from(path.as_str()));
@@ -151,13 +153,15 @@ impl Store {
             joined.sort_by_key(|(index, _)| *index);
             for (index, read) in joined {
                 let path = &some[index];
-                all.push(found(read).map_err(|source| self.failed("read", path, source))?);
+                all.push(
+                    none_if_missing(read).map_err(|source| self.failed("read", path, source))?,
+                );
             }
         }
         Ok(all)
     }
 
-    /// Writes an object that must not be there yet; whether it was written.
+    /// Writes an object that must not exist yet. Returns whether it was written.
     pub fn create(&self, path: &str, bytes: Vec<u8>) -> Result<bool, RegistryError> {
         match self.write(path, bytes, PutMode::Create) {
             Ok(()) => Ok(true),
@@ -166,34 +170,34 @@ impl Store {
         }
     }
 
-    /// Writes an object, whether it is there or not.
+    /// Writes an object, whether it exists or not.
     pub fn put(&self, path: &str, bytes: Vec<u8>) -> Result<(), RegistryError> {
         self.write(path, bytes, PutMode::Overwrite)
             .map_err(|source| self.failed("write", path, source))
     }
 
     fn write(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<(), Error> {
-        let objects = self.made()?;
+        let objects = self.create_if_missing()?;
         let options = PutOptions::from(mode);
         let payload = PutPayload::from(bytes);
         self.wait(objects.put_opts(&Path::from(path), payload, options))
             .map(|_| ())
     }
 
-    /// Removes an object; one that is not there is no error.
+    /// Removes an object; a missing one is not an error.
     pub fn delete(&self, path: &str) -> Result<(), RegistryError> {
-        let Some(objects) = self.there()? else {
+        let Some(objects) = self.existing()? else {
             return Ok(());
         };
         let deleted = self.wait(async { objects.delete(&Path::from(path)).await });
-        found(deleted)
+        none_if_missing(deleted)
             .map(|_| ())
             .map_err(|source| self.failed("remove", path, source))
     }
 
-    /// The objects right under a path.
-    pub fn list(&self, path: &str) -> Result<Vec<Listed>, RegistryError> {
-        let Some(objects) = self.there()? else {
+    /// The objects directly under a path.
+    pub fn list(&self, path: &str) -> Result<Vec<ListedObject>, RegistryError> {
+        let Some(objects) = self.existing()? else {
             return Ok(Vec::new());
         };
         let path = Path::from(path);
@@ -202,7 +206,7 @@ impl Store {
             .map_err(|source| self.failed("list", path.as_ref(), source))?;
         let objects = listed.objects.into_iter().filter_map(|meta| {
             let seconds = meta.last_modified.timestamp();
-            Some(Listed {
+            Some(ListedObject {
                 name: meta.location.filename()?.to_owned(),
                 modified: u64::try_from(seconds).unwrap_or(0),
             })
@@ -210,9 +214,9 @@ impl Store {
         Ok(objects.collect())
     }
 
-    /// The names of the folders right under a path.
+    /// The names of the folders directly under a path.
     pub fn folders(&self, path: &str) -> Result<Vec<String>, RegistryError> {
-        let Some(objects) = self.there()? else {
+        let Some(objects) = self.existing()? else {
             return Ok(Vec::new());
         };
         let path = Path::from(path);
@@ -223,20 +227,20 @@ impl Store {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// The objects, if there can be any.
-    fn there(&self) -> Result<Option<Arc<dyn ObjectStore>>, RegistryError> {
+    /// The store's objects; none if its folder does not exist.
+    fn existing(&self) -> Result<Option<Arc<dyn ObjectStore>>, RegistryError> {
         match (self.objects.get(), &self.folder) {
             (Some(objects), _) => Ok(Some(Arc::clone(objects))),
             (None, Some(folder)) if folder.exists() => self
-                .made()
+                .create_if_missing()
                 .map(Some)
                 .map_err(|source| self.failed("open", "", source)),
             (None, _) => Ok(None),
         }
     }
 
-    /// The objects; a folder is made if it is missing.
-    fn made(&self) -> Result<Arc<dyn ObjectStore>, Error> {
+    /// The store's objects; creates a missing folder.
+    fn create_if_missing(&self) -> Result<Arc<dyn ObjectStore>, Error> {
         if let (None, Some(folder)) = (self.objects.get(), &self.folder) {
             let _ = self.objects.set(local(folder)?);
         }
@@ -247,7 +251,7 @@ impl Store {
     }
 
     fn runtime(&self) -> &Runtime {
-        self.runtime.as_ref().expect("it is there until the drop")
+        self.runtime.as_ref().expect("set until the drop")
     }
 
     fn wait<F: Future>(&self, future: F) -> F::Output {
@@ -265,15 +269,15 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // Dropped on a server's own threads, a runtime that waits for its tasks would panic.
+        // In a drop on an asynchronous thread, a runtime that waits for its tasks would panic.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// Not being there as a value.
-fn found<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+/// Turns a missing object into `None`.
+fn none_if_missing<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(Error::NotFound { .. }) => Ok(None),
@@ -286,7 +290,7 @@ fn local(folder: &FilePath) -> Result<Arc<dyn ObjectStore>, Error> {
         store: "folder",
         source: Box::new(source),
     })?;
-    // What is published must be there after a power cut too.
+    // A published adapter must survive a power failure.
     Ok(Arc::new(
         LocalFileSystem::new_with_prefix(folder)?
             .with_fsync(true)
@@ -295,7 +299,7 @@ fn local(folder: &FilePath) -> Result<Arc<dyn ObjectStore>, Error> {
 }
 
 fn s3(url: &str) -> Result<Arc<dyn ObjectStore>, RegistryError> {
-    // Fails only where a provider is installed already, which then serves as well.
+    // Fails only if a provider is installed already, which works too.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let http = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"]
         .iter()

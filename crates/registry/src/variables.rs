@@ -1,7 +1,7 @@
-//! Variables of a system prompt: `{{name}}` in it stands for a text that the persona sets and a request may give another of.
+//! Variables of a system prompt: `{{name}}` is replaced by the persona's default or by the value in a request.
 //!
-//! A persona that declares none has none: braces in its system prompt are then only braces. What a value says is put in as it is,
-//! once; braces in it mean nothing, and control tokens in it are text, as in everything that people write.
+//! If a persona declares no variables, braces in its system prompt are plain text. A value is inserted as it is, once: braces in
+//! it are plain text, and so are control tokens, as in all user text.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ pub const MAX_NAME: usize = 64;
 /// The longest value, in bytes.
 pub const MAX_VALUE: usize = 4 << 10;
 
-/// What a variable is where a request does not say.
+/// A variable, by what happens if a request does not set it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     untagged,
     expecting = "a variable is a text, its default, or { required = true }"
 )]
 pub enum Variable {
-    /// This text.
+    /// This text is used.
     Default(String),
-    /// Nothing: every request must give it.
+    /// The request is rejected: every request must set it.
     Required(Required),
 }
 
@@ -36,7 +36,7 @@ pub struct Required {
 }
 
 impl Variable {
-    /// One that every request must give.
+    /// A variable that every request must set.
     #[must_use]
     pub fn required() -> Self {
         Variable::Required(Required { required: true })
@@ -46,15 +46,15 @@ impl Variable {
 /// A persona's variables, by name.
 pub type Variables = BTreeMap<String, Variable>;
 
-/// A system prompt cannot be filled in.
+/// Why a system prompt cannot be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VariableError {
-    /// It has no such variable.
-    #[error("variables.{name}: there is no such variable; {}", there_are(known))]
+    /// The personas declare no such variable.
+    #[error("variables.{name}: there is no such variable; {}", list_names(known))]
     Unknown {
-        /// What was given, as far as it can be shown.
+        /// The name in the request, shortened.
         name: String,
-        /// Those that there are.
+        /// The declared names.
         known: Vec<String>,
     },
     /// A required variable was not given.
@@ -62,7 +62,7 @@ pub enum VariableError {
     Missing {
         /// The variable.
         name: String,
-        /// Whose it is.
+        /// The persona that declares it.
         persona: String,
     },
     /// A value is too long.
@@ -87,17 +87,18 @@ impl VariableError {
     }
 }
 
-fn there_are(names: &[String]) -> String {
+fn list_names(names: &[String]) -> String {
     match names {
         [] => "none can be given here".to_owned(),
         names => format!("there are: {}", names.join(", ")),
     }
 }
 
-/// Holds the variables of a persona to its system prompt: each stands there, and where there are any, nothing else does.
+/// Checks the variables of a persona against its system prompt: the prompt uses each of them, and if there are any, no other
+/// name.
 ///
 /// # Errors
-/// What is wrong, by name.
+/// What is wrong, naming the variable.
 pub fn check(prompt: Option<&str>, declared: &Variables) -> Result<(), String> {
     if declared.len() > MAX_VARIABLES {
         return Err(format!(
@@ -107,15 +108,15 @@ pub fn check(prompt: Option<&str>, declared: &Variables) -> Result<(), String> {
     }
     let used: Vec<&str> = pieces(prompt.unwrap_or_default())
         .filter_map(|piece| match piece {
-            Piece::Variable(name) => Some(name),
-            Piece::Text(_) => None,
+            PromptPiece::Variable(name) => Some(name),
+            PromptPiece::Text(_) => None,
         })
         .collect();
     for (name, variable) in declared {
         if !is_name(name) {
             let shown: String = name.chars().take(MAX_NAME).collect();
             return Err(format!(
-                "variables: {shown:?} is no name; a name has 1 to {MAX_NAME} of a-z, 0-9 and _, and begins with a letter"
+                "variables: {shown:?} is not a valid name; a name has 1 to {MAX_NAME} of a-z, 0-9 and _, and begins with a letter"
             ));
         }
         match variable {
@@ -124,26 +125,26 @@ pub fn check(prompt: Option<&str>, declared: &Variables) -> Result<(), String> {
             }
             Variable::Required(Required { required: false }) => {
                 return Err(format!(
-                    "variables.{name}: required = false says nothing; give a text, its default"
+                    "variables.{name}: required = false has no effect; give a text, its default"
                 ));
             }
             _ => {}
         }
         if !used.contains(&name.as_str()) {
             return Err(format!(
-                "variables.{name}: {{{{{name}}}}} does not stand in system_prompt"
+                "variables.{name}: {{{{{name}}}}} is not in system_prompt"
             ));
         }
     }
     match used.iter().find(|name| !declared.contains_key(**name)) {
         Some(name) if !declared.is_empty() => Err(format!(
-            "system_prompt: {{{{{name}}}}} is no variable; declare it in variables"
+            "system_prompt: {{{{{name}}}}} is not a variable; declare it in variables"
         )),
         _ => Ok(()),
     }
 }
 
-/// The system prompt with every variable's value, the given one or its default. What is given and not declared is not looked at:
+/// The system prompt with every variable's value, the given one or its default. Ignores values that are given but not declared:
 /// see [`check_given`].
 ///
 /// # Errors
@@ -160,8 +161,8 @@ pub(crate) fn fill(
     let mut filled = String::with_capacity(prompt.len());
     for piece in pieces(prompt) {
         let text = match piece {
-            Piece::Text(text) => text,
-            Piece::Variable(name) => match (given.get(name), declared.get(name)) {
+            PromptPiece::Text(text) => text,
+            PromptPiece::Variable(name) => match (given.get(name), declared.get(name)) {
                 (Some(value), _) | (None, Some(Variable::Default(value))) => value,
                 _ => {
                     return Err(VariableError::Missing {
@@ -176,7 +177,7 @@ pub(crate) fn fill(
     Ok(filled)
 }
 
-/// Holds what a request gives to what some personas declare together.
+/// Checks the values in a request against the variables that its personas declare together.
 ///
 /// # Errors
 /// [`VariableError::Unknown`], [`VariableError::TooLong`].
@@ -211,14 +212,14 @@ pub fn check_given<'a>(
 
 /// A part of a system prompt.
 #[derive(Debug, PartialEq)]
-enum Piece<'a> {
+enum PromptPiece<'a> {
     Text(&'a str),
     /// The name in a pair of braces.
     Variable(&'a str),
 }
 
-/// The prompt cut at what stands in pairs of braces and is a name. Braces around anything else are text.
-fn pieces(prompt: &str) -> impl Iterator<Item = Piece<'_>> {
+/// The prompt, split at names in pairs of braces. Braces around anything else are text.
+fn pieces(prompt: &str) -> impl Iterator<Item = PromptPiece<'_>> {
     let mut rest = prompt;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -231,18 +232,18 @@ fn pieces(prompt: &str) -> impl Iterator<Item = Piece<'_>> {
             match name.filter(|(_, name)| is_name(name)) {
                 Some((end, name)) if at == 0 => {
                     rest = &inside[end + 2..];
-                    return Some(Piece::Variable(name));
+                    return Some(PromptPiece::Variable(name));
                 }
                 Some(_) => {
-                    let (text, behind) = rest.split_at(at);
-                    rest = behind;
-                    return Some(Piece::Text(text));
+                    let (text, after) = rest.split_at(at);
+                    rest = after;
+                    return Some(PromptPiece::Text(text));
                 }
                 // The second brace may begin a pair.
                 None => from = at + 1,
             }
         }
-        Some(Piece::Text(std::mem::take(&mut rest)))
+        Some(PromptPiece::Text(std::mem::take(&mut rest)))
     })
 }
 
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_put_in_once() {
+    fn values_are_inserted_once() {
         let declared = variables(&[("shop", Some("a shop")), ("tier", None)]);
         let prompt = "You serve {{ shop }} {x} {{{tier}}} of {{shop}}.";
         check(Some(prompt), &declared).unwrap();
@@ -282,7 +283,7 @@ mod tests {
             fill(&[("tier", "gold")]).unwrap(),
             "You serve a shop {x} {gold} of a shop."
         );
-        // A value that looks like a variable is a text.
+        // A value that looks like a variable is plain text.
         assert_eq!(
             fill(&[("tier", "{{shop}}"), ("shop", "{{tier}}")]).unwrap(),
             "You serve {{tier}} {x} {{{shop}}} of {{tier}}."
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn braces_are_text_where_nothing_is_declared() {
+    fn braces_are_text_if_no_variable_is_declared() {
         let prompt = "Answer as {{json}}: {{ }} {{A b}} {{";
         check(Some(prompt), &Variables::new()).unwrap();
         let filled = fill("p", prompt, &Variables::new(), &BTreeMap::new());
@@ -303,13 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_declared_and_what_stands_there_agree() {
+    fn declared_and_used_variables_must_agree() {
         let refused = |prompt: &str, list: &[(&str, Option<&str>)]| {
             check(Some(prompt), &variables(list)).unwrap_err()
         };
-        assert!(refused("{{a}} {{b}}", &[("a", Some(""))]).contains("{{b}} is no variable"));
-        assert!(refused("{{a}}", &[("a", None), ("b", None)]).contains("{{b}} does not stand"));
-        assert!(refused("{{A}}", &[("A", None)]).contains("is no name"));
+        assert!(refused("{{a}} {{b}}", &[("a", Some(""))]).contains("{{b}} is not a variable"));
+        assert!(refused("{{a}}", &[("a", None), ("b", None)]).contains("{{b}} is not in"));
+        assert!(refused("{{A}}", &[("A", None)]).contains("is not a valid name"));
         let long = "x".repeat(MAX_VALUE + 1);
         assert!(refused("{{a}}", &[("a", Some(&long))]).contains("longer than 4096"));
         let off = Variables::from([(
@@ -319,7 +320,7 @@ mod tests {
         assert!(
             check(Some("{{a}}"), &off)
                 .unwrap_err()
-                .contains("says nothing")
+                .contains("has no effect")
         );
         let many: Variables = (0..=MAX_VARIABLES)
             .map(|n| (format!("v{n}"), Variable::required()))
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_gives_is_known_and_short() {
+    fn unknown_or_long_values_are_rejected() {
         let (one, other) = (variables(&[("a", None)]), variables(&[("b", Some("x"))]));
         let both = [&one, &other];
         check_given(&given(&[("a", "1"), ("b", "2")]), both).unwrap();
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_is_written_as_it_is_read() {
+    fn variables_serialize_as_they_were_read() {
         let text = r#"{"a":"x","b":{"required":true}}"#;
         let read: Variables = serde_json::from_str(text).unwrap();
         assert_eq!(read, variables(&[("a", Some("x")), ("b", None)]));

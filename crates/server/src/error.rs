@@ -407,7 +407,7 @@ fn of_publish(error: &PublishError) -> (StatusCode, &'static str) {
             RegistryError::Location { .. }
             | RegistryError::Store { .. }
             | RegistryError::Folder { .. }
-            | RegistryError::Entry { .. }
+            | RegistryError::LogEntry { .. }
             | RegistryError::Corrupt { .. }
             | RegistryError::Missing { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "registry_failed")

@@ -104,7 +104,7 @@ fn shown(tally: &Tally) -> Value {
 }
 
 /// The names in a speaker that is no base, without weights.
-fn names(who: &str) -> impl Iterator<Item = registry::Part> {
+fn names(who: &str) -> impl Iterator<Item = registry::BlendPart> {
     registry::spec::parse(who).into_iter().flatten()
 }
 

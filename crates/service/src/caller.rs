@@ -64,8 +64,8 @@ impl Caller {
 
     /// The same error, without the names of personas that are not its business.
     pub(super) fn seen(&self, mut error: LookupError) -> LookupError {
-        if let LookupError::Unknown { known, .. } = &mut error {
-            known.retain(|name| self.may_use(name));
+        if let LookupError::Unknown { available, .. } = &mut error {
+            available.retain(|name| self.may_use(name));
         }
         error
     }

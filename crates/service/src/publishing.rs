@@ -6,7 +6,10 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
-use registry::{Content, Entry, PersonaSettings, Publication, Published, Registry, RegistryError};
+use registry::{
+    AdapterContent, LogEntry, PersonaSettings, Publication, PublishedVersion, Registry,
+    RegistryError,
+};
 
 use crate::error::PublishError;
 use crate::service::Service;
@@ -40,7 +43,7 @@ impl Service {
     ///
     /// # Errors
     /// [`PublishError`]; nothing has changed then.
-    pub fn publish(&self, new: &NewVersion) -> Result<Published, PublishError> {
+    pub fn publish(&self, new: &NewVersion) -> Result<PublishedVersion, PublishError> {
         let registry = self.registry()?;
         let NewVersion { name, .. } = new;
         if *name == self.base.name {
@@ -54,7 +57,7 @@ impl Service {
         let content = match &new.adapter {
             None => None,
             Some(path) => {
-                let content = Content::read(path)?;
+                let content = AdapterContent::read(path)?;
                 self.adapters
                     .try_on(&content.adapter, path)
                     .map_err(|error| PublishError::Adapter(Box::new(error)))?;
@@ -194,6 +197,6 @@ fn follow(service: &Weak<Service>, every: Duration) {
     }
 }
 
-fn tell(entry: &Entry) {
+fn tell(entry: &LogEntry) {
     tracing::info!(sequence = entry.sequence, "registry: {}", entry.change);
 }

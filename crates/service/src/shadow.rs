@@ -9,7 +9,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use registry::Target;
+use registry::PersonaRef;
 
 use crate::answer::{CallDelta, FinishReason, TextEvent, TextSink};
 use crate::ask::Ask;
@@ -41,7 +41,7 @@ struct Outcome {
 struct Job {
     ask: Ask,
     speaker: Speaker,
-    shadow: Target,
+    shadow: PersonaRef,
     label: String,
     answer: String,
 }
@@ -90,7 +90,7 @@ impl Service {
         &self,
         ask: &Ask,
         speaker: &Speaker,
-        shadow: &Target,
+        shadow: &PersonaRef,
         mut sink: TextSink,
     ) -> TextSink {
         let Some(jobs) = self.shadows.jobs.get().cloned() else {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use formats::peft::{self, Dtype};
-use registry::{Content, RegistryError};
+use registry::{AdapterContent, RegistryError};
 use tempfile::{NamedTempFile, TempDir};
 use zip::ZipArchive;
 
@@ -202,7 +202,7 @@ impl Service {
         let uploads = self.uploads()?;
         let dir = TempDir::new_in(&uploads.root).map_err(uploads.io())?;
         let passed_over = unpack(archive.path(), dir.path())?;
-        let content = Content::read(dir.path())?;
+        let content = AdapterContent::read(dir.path())?;
         let adapter = &content.adapter;
         let here = dir.path().display().to_string();
         let problem = self.adapters.try_on(adapter, dir.path()).err();

@@ -4,7 +4,7 @@
 //! length) is that of the part with the largest scale, the first of equals.
 
 use engine::AdapterId;
-use registry::{AdapterRef, Personas, SamplingDefaults, Target};
+use registry::{AdapterRef, PersonaRef, Personas, SamplingDefaults};
 
 use crate::ask::Ask;
 use crate::error::RequestError;
@@ -54,7 +54,7 @@ pub(super) struct Voice<'a> {
     pub max_new_tokens: Option<usize>,
     pub stop: Vec<String>,
     /// The version that answers too, for comparison.
-    pub shadow: Option<Target>,
+    pub shadow: Option<PersonaRef>,
 }
 
 impl<'a> Voice<'a> {
@@ -102,7 +102,7 @@ impl<'a> Voice<'a> {
         if let [only] = parts.as_slice() {
             voice.speaker.name.clone_from(&only.persona.name);
             voice.speaker.version = Some(only.persona.version);
-            voice.shadow = only.shadow.map(|shadow| Target {
+            voice.shadow = only.shadow.map(|shadow| PersonaRef {
                 name: shadow.name.clone(),
                 version: Some(shadow.version),
             });

@@ -1,7 +1,7 @@
 //! `--registry`: where published personas lie.
 
 use anyhow::Context as _;
-use registry::{Location, Personas, Registry};
+use registry::{Personas, Registry, RegistryLocation};
 
 use super::personas::PersonasArgs;
 use base::home::Home;
@@ -20,13 +20,13 @@ impl RegistryArgs {
     pub fn open(&self) -> anyhow::Result<Registry> {
         let home = Home::find();
         let location = match &self.registry {
-            Some(text) => Location::parse(text).context("--registry")?,
-            None => Location::Folder(home.clone()?.registry()),
+            Some(text) => RegistryLocation::parse(text).context("--registry")?,
+            None => RegistryLocation::Folder(home.clone()?.registry()),
         };
         let cache = match home {
             Ok(home) => home.registry_cache(),
             // Only what lies elsewhere is copied.
-            Err(_) if matches!(location, Location::Folder(_)) => std::env::temp_dir(),
+            Err(_) if matches!(location, RegistryLocation::Folder(_)) => std::env::temp_dir(),
             Err(error) => return Err(error.into()),
         };
         Ok(Registry::open(&location, &cache)?)

@@ -87,7 +87,7 @@ fn a_persona_is_published_shown_and_taken_back() {
     let history = history.succeeds();
     for part in [
         "warm@1 published (",
-        "cosy stands for warm@1",
+        "cosy is an alias of warm@1",
         "canary of warm: version 3 at 10 %",
         "warm is version 1",
         "warm@2 removed",

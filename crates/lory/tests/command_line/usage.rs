@@ -46,11 +46,11 @@ fn what_is_not_understood_ends_with_2() {
         (&["generate"], "PROMPT"),
         (
             &["generate", "--persona", "warm*x", "hi"],
-            "`x` is no weight",
+            "`x` is not a weight",
         ),
         (
             &["generate", "--persona", "Warm", "hi"],
-            "is no persona's name",
+            "is not a valid persona name",
         ),
         (&["generate", tiny[0], tiny[1], " "], "the prompt is empty"),
         (

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use formats::peft::Dtype;
 use jobs::EvaluationResults;
-use registry::{Location, Personas, Registry};
+use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};
 use server::Slot;
 use service::catalog::Catalog;
@@ -50,7 +50,7 @@ impl Press {
     }
 
     fn registry(&self) -> Registry {
-        let location = Location::Folder(self.folder.path().join("registry"));
+        let location = RegistryLocation::Folder(self.folder.path().join("registry"));
         Registry::open(&location, &self.folder.path().join("cache")).unwrap()
     }
 
@@ -237,7 +237,7 @@ fn an_adapter_of_another_base_is_refused_with_both_hashes() {
     assert_eq!(press.registry().refresh().unwrap().head, 1);
 
     // Published elsewhere, into the same registry: it is not served here, and the others are.
-    let content = registry::Content::read(&press.folder.path().join("root/other")).unwrap();
+    let content = registry::AdapterContent::read(&press.folder.path().join("root/other")).unwrap();
     let publication = registry::Publication {
         name: "other",
         content: Some(&content),
@@ -306,7 +306,7 @@ fn what_another_process_publishes_is_followed() {
     let service = press.service(true);
     service.follow(Duration::from_millis(20));
     let server = Server::start(Arc::clone(&service));
-    let content = registry::Content::read(&press.folder.path().join("root/a21")).unwrap();
+    let content = registry::AdapterContent::read(&press.folder.path().join("root/a21")).unwrap();
     let publication = registry::Publication {
         name: "late",
         content: Some(&content),

@@ -1,6 +1,6 @@
-//! Publishing, going back, removing, other names, canaries and shadows: what a request gets after each.
+//! Publishing, rollback, removal, aliases, canaries and shadows: what a request gets after each.
 
-use registry::{PersonaSettings, Personas, Publication, Registry, RegistryError, Target};
+use registry::{PersonaRef, PersonaSettings, Personas, Publication, Registry, RegistryError};
 
 use crate::scene::{Scene, publish, settings};
 
@@ -12,12 +12,12 @@ fn personas(registry: &Registry) -> Personas {
 /// The version that a request for `text` gets.
 fn version(registry: &Registry, text: &str) -> Result<u32, String> {
     let personas = personas(registry);
-    let chosen = personas.resolve(text).map_err(|error| error.to_string())?;
-    Ok(chosen[0].persona.version)
+    let blend = personas.resolve(text).map_err(|error| error.to_string())?;
+    Ok(blend[0].persona.version)
 }
 
-fn target(name: &str, version: Option<u32>) -> Target {
-    Target {
+fn target(name: &str, version: Option<u32>) -> PersonaRef {
+    PersonaRef {
         name: name.to_owned(),
         version,
     }
@@ -30,7 +30,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, RegistryError>, part: &str) {
 }
 
 #[test]
-fn a_registry_that_nobody_wrote_to_is_empty_and_not_made() {
+fn new_registry_is_empty_and_its_folder_is_not_created() {
     let scene = Scene::new();
     let registry = scene.registry();
     assert_eq!(registry.refresh().unwrap().head, 0);
@@ -39,7 +39,7 @@ fn a_registry_that_nobody_wrote_to_is_empty_and_not_made() {
 }
 
 #[test]
-fn what_is_published_is_what_another_process_sees() {
+fn another_process_sees_what_was_published() {
     let scene = Scene::new();
     let content = scene.content(1);
     let full = PersonaSettings {
@@ -77,7 +77,7 @@ fn what_is_published_is_what_another_process_sees() {
     let adapter = persona.adapter.as_ref().unwrap();
     assert_eq!(adapter.sha256_hex(), content.sha256);
     assert_eq!(adapter.read().unwrap(), content.adapter);
-    // The blob is a PEFT folder as it is.
+    // The blob is a PEFT folder.
     assert!(adapter.path.join("adapter_config.json").exists());
     assert_eq!(
         formats::peft::content_hash(&adapter.path).unwrap(),
@@ -86,7 +86,7 @@ fn what_is_published_is_what_another_process_sees() {
 }
 
 #[test]
-fn versions_count_up_and_go_back_and_are_never_given_twice() {
+fn version_numbers_rise_and_are_never_used_twice() {
     let scene = Scene::new();
     let registry = scene.registry();
     for seed in 1..=3 {
@@ -96,7 +96,7 @@ fn versions_count_up_and_go_back_and_are_never_given_twice() {
     assert_eq!(version(&registry, "tone@1"), Ok(1));
     assert_eq!(registry.rollback("tone", None).unwrap(), 2);
     assert_eq!(version(&registry, "tone"), Ok(2));
-    // Back from there is where it was before.
+    // A second rollback returns to the version before.
     assert_eq!(registry.rollback("tone", None).unwrap(), 3);
     assert_eq!(registry.rollback("tone", Some(1)).unwrap(), 1);
     refused(registry.rollback("tone", Some(1)), "is version 1 already");
@@ -135,7 +135,7 @@ fn versions_count_up_and_go_back_and_are_never_given_twice() {
 }
 
 #[test]
-fn a_new_adapter_may_keep_the_settings_and_a_version_may_wait() {
+fn publication_keeps_the_settings_and_need_not_become_current() {
     let scene = Scene::new();
     let registry = scene.registry();
     let (first, second) = (scene.content(1), scene.content(2));
@@ -163,7 +163,7 @@ fn a_new_adapter_may_keep_the_settings_and_a_version_may_wait() {
 }
 
 #[test]
-fn aliases_stand_for_personas_and_versions() {
+fn alias_means_a_persona_or_a_version() {
     let scene = Scene::new();
     let registry = scene.registry();
     publish(&registry, "tone", &scene.content(1)).unwrap();
@@ -174,7 +174,7 @@ fn aliases_stand_for_personas_and_versions() {
     assert_eq!(version(&registry, "newest*0.5"), Ok(2));
     let error = version(&registry, "stable@2").unwrap_err();
     assert!(
-        error.contains("`stable` stands for `tone` and has no versions"),
+        error.contains("`stable` is an alias of `tone` and has no versions"),
         "{error}"
     );
     registry.alias("stable", &target("tone", Some(2))).unwrap();
@@ -194,16 +194,13 @@ fn aliases_stand_for_personas_and_versions() {
     );
     refused(
         registry.alias("No", &target("tone", None)),
-        "is no persona's name",
+        "is not a valid persona name",
     );
     refused(
         publish(&registry, "stable", &scene.content(1)),
         "stable is an alias of tone@2",
     );
-    refused(
-        registry.remove("tone", None),
-        "the alias newest stands for tone",
-    );
+    refused(registry.remove("tone", None), "the alias newest means tone");
     registry.remove_alias("newest").unwrap();
     registry.remove_alias("stable").unwrap();
     refused(registry.remove_alias("stable"), "there is no alias stable");
@@ -211,7 +208,7 @@ fn aliases_stand_for_personas_and_versions() {
 }
 
 #[test]
-fn what_is_out_of_range_is_refused_and_uploads_nothing() {
+fn publication_out_of_range_is_refused_and_uploads_nothing() {
     let scene = Scene::new();
     let registry = scene.registry();
     let content = scene.content(1);
@@ -224,9 +221,9 @@ fn what_is_out_of_range_is_refused_and_uploads_nothing() {
     };
     refused(
         registry.publish(&with("No", settings("s"))),
-        "is no persona's name",
+        "is not a valid persona name",
     );
-    let hot = PersonaSettings {
+    let too_hot = PersonaSettings {
         sampling: registry::SamplingDefaults {
             temperature: Some(3.0),
             ..registry::SamplingDefaults::default()
@@ -234,7 +231,7 @@ fn what_is_out_of_range_is_refused_and_uploads_nothing() {
         ..PersonaSettings::default()
     };
     refused(
-        registry.publish(&with("a", hot)),
+        registry.publish(&with("a", too_hot)),
         "temperature must be from 0 to 2, not 3",
     );
     refused(
@@ -244,19 +241,22 @@ fn what_is_out_of_range_is_refused_and_uploads_nothing() {
     assert!(!scene.path("registry").exists());
     let empty = scene.path("empty");
     std::fs::create_dir(&empty).unwrap();
-    let error = registry::Content::read(&empty).err().unwrap().to_string();
+    let error = registry::AdapterContent::read(&empty)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("adapter_config.json"), "{error}");
 }
 
-/// How many of 2,000 requests for `tone` get version 2, and how many bring a shadow of it.
-fn shares(registry: &Registry) -> (usize, usize) {
+/// How many of 2,000 requests for `tone` get version 2, and how many have it as a shadow.
+fn count_version_2(registry: &Registry) -> (usize, usize) {
     let all = personas(registry);
     let mut counts = (0, 0);
     for draw in 0..2000 {
-        let chosen = all.resolve_for("tone", draw).unwrap();
-        counts.0 += usize::from(chosen[0].persona.version == 2);
-        counts.1 += usize::from(chosen[0].shadow.is_some_and(|shadow| shadow.version == 2));
-        // A version that was asked for is what comes.
+        let blend = all.resolve_for("tone", draw).unwrap();
+        counts.0 += usize::from(blend[0].persona.version == 2);
+        counts.1 += usize::from(blend[0].shadow.is_some_and(|shadow| shadow.version == 2));
+        // A request for a version always gets it.
         let pinned = all.resolve_for("tone@1", draw).unwrap();
         assert_eq!(
             (pinned[0].persona.version, pinned[0].shadow.is_none()),
@@ -267,7 +267,7 @@ fn shares(registry: &Registry) -> (usize, usize) {
 }
 
 #[test]
-fn a_canary_gets_its_part_and_the_same_requests_again() {
+fn canary_gets_its_percentage_and_keeps_its_requests_as_it_grows() {
     let scene = Scene::new();
     let registry = scene.registry();
     publish(&registry, "tone", &scene.content(1)).unwrap();
@@ -280,10 +280,10 @@ fn a_canary_gets_its_part_and_the_same_requests_again() {
         only_new: false,
     };
     registry.publish(&waiting).unwrap();
-    assert_eq!(shares(&registry), (0, 0));
+    assert_eq!(count_version_2(&registry), (0, 0));
 
     registry.canary("tone", Some((2, 10.0))).unwrap();
-    let (canary, shadow) = shares(&registry);
+    let (canary, shadow) = count_version_2(&registry);
     assert!((140..260).contains(&canary), "{canary}");
     assert_eq!(shadow, 0);
     let takes = |draw| {
@@ -294,16 +294,16 @@ fn a_canary_gets_its_part_and_the_same_requests_again() {
     let few: Vec<u64> = (0..200).filter(|draw| takes(*draw) == 2).collect();
     assert!(!few.is_empty());
     registry.canary("tone", Some((2, 50.0))).unwrap();
-    // Who had the canary keeps it when it grows.
+    // The requests of the canary stay its requests when it grows.
     assert!(few.iter().all(|draw| takes(*draw) == 2));
     registry.canary("tone", Some((2, 100.0))).unwrap();
-    assert_eq!(shares(&registry).0, 2000);
+    assert_eq!(count_version_2(&registry).0, 2000);
     refused(registry.remove("tone", Some(2)), "is the canary of tone");
 
     registry.canary("tone", None).unwrap();
     refused(registry.canary("tone", None), "tone has no canary");
     registry.shadow("tone", Some((2, 25.0))).unwrap();
-    let (canary, shadow) = shares(&registry);
+    let (canary, shadow) = count_version_2(&registry);
     assert_eq!(canary, 0);
     assert!((400..600).contains(&shadow), "{shadow}");
 
@@ -318,13 +318,13 @@ fn a_canary_gets_its_part_and_the_same_requests_again() {
             "above 0, to 100",
         );
     }
-    // Made current, its shadow has nothing to compare.
+    // The shadow ends when its version becomes current.
     registry.rollback("tone", Some(2)).unwrap();
-    assert_eq!(shares(&registry), (2000, 0));
+    assert_eq!(count_version_2(&registry), (2000, 0));
 }
 
 #[test]
-fn a_published_name_hides_that_of_a_folder() {
+fn published_name_hides_the_same_name_in_a_folder() {
     let scene = Scene::new();
     let folder = scene.path("personas");
     for name in ["tone", "other", "word"] {

@@ -1,7 +1,7 @@
-//! The registry as its users and its accidents meet it, over a folder, over memory, and over stores that fail.
+//! The registry in a folder, in memory, and in stores that fail.
 
-mod accidents;
 mod changes;
-mod keeping;
+mod concurrency;
+mod failures;
+mod garbage;
 mod scene;
-mod together;

@@ -14,7 +14,8 @@ use object_store::{
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use registry::{
-    Content, Location, PersonaSettings, Publication, Published, Registry, RegistryError,
+    AdapterContent, PersonaSettings, Publication, PublishedVersion, Registry, RegistryError,
+    RegistryLocation,
 };
 use testkit::tiny::{tiny_adapter, tiny_config};
 
@@ -30,9 +31,9 @@ impl Scene {
         self.0.path().join(name)
     }
 
-    /// A registry in a folder; each call opens it anew.
+    /// A registry in a folder; each call opens it again.
     pub fn registry(&self) -> Registry {
-        let location = Location::Folder(self.path("registry"));
+        let location = RegistryLocation::Folder(self.path("registry"));
         Registry::open(&location, &self.path("cache")).unwrap()
     }
 
@@ -44,8 +45,8 @@ impl Scene {
         folder
     }
 
-    pub fn content(&self, seed: u64) -> Content {
-        Content::read(&self.adapter(seed)).unwrap()
+    pub fn content(&self, seed: u64) -> AdapterContent {
+        AdapterContent::read(&self.adapter(seed)).unwrap()
     }
 }
 
@@ -60,8 +61,8 @@ pub fn settings(prompt: &str) -> PersonaSettings {
 pub fn publish(
     registry: &Registry,
     name: &str,
-    content: &Content,
-) -> std::result::Result<Published, RegistryError> {
+    content: &AdapterContent,
+) -> std::result::Result<PublishedVersion, RegistryError> {
     registry.publish(&Publication {
         name,
         content: Some(content),
@@ -71,18 +72,18 @@ pub fn publish(
     })
 }
 
-/// What a store does wrong.
+/// How a store fails.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// From the n-th operation on nothing reaches the store: the process is killed before it.
+    /// The n-th operation and all after it fail without reaching the store: the process is killed before it.
     Before(usize),
-    /// The n-th operation reaches the store, its answer does not come back, and nothing after it reaches the store.
+    /// The n-th operation reaches the store and fails; those after it do not reach the store: the process is killed after it.
     After(usize),
-    /// The n-th operation reaches the store and reports an error; those after it are well.
+    /// The n-th operation reaches the store and fails; those after it succeed.
     Lost(usize),
 }
 
-/// A store in memory that fails as it is told.
+/// A store in memory that fails in a given way.
 #[derive(Debug)]
 pub struct Faulty {
     pub objects: Arc<InMemory>,
@@ -99,7 +100,7 @@ impl Faulty {
         })
     }
 
-    /// How many operations were asked of it.
+    /// The number of operations so far.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
@@ -108,12 +109,12 @@ impl Faulty {
         Registry::over(Arc::clone(self) as Arc<dyn ObjectStore>, "memory", cache).unwrap()
     }
 
-    /// Runs one operation, or does not.
+    /// Runs one operation, or fails.
     async fn operate<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let n = self.count.fetch_add(1, Ordering::SeqCst) + 1;
         let error = || Error::Generic {
             store: "faulty",
-            source: "the line is dead".into(),
+            source: "the connection is lost".into(),
         };
         match self.fault {
             Some(Fault::Before(at)) if n >= at => Err(error()),

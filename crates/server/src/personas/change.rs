@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use registry::{Registry, RegistryError, Target};
+use registry::{PersonaRef, Registry, RegistryError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -193,7 +193,7 @@ pub(crate) async fn alias(
 ) -> Result<Json<Value>, ApiError> {
     let alias = whole(&alias)?;
     let (name, version) = named(&request.target)?;
-    let target = Target { name, version };
+    let target = PersonaRef { name, version };
     let shown = json!({"object": "persona.alias", "alias": alias, "target": target.to_string()});
     let service = slot.service()?;
     blocking(move || service.change(|registry| registry.alias(&alias, &target))).await??;

@@ -29,7 +29,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post, put};
 use registry::spec;
-use registry::{RegistryError, State as Published};
+use registry::{RegistryError, RegistryState};
 
 use super::error::ApiError;
 use super::{Slot, load_lora_adapter};
@@ -84,7 +84,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 /// [`blocking`] with the newest state of the registry.
 async fn with_state<T: Send + 'static>(
     service: Arc<Service>,
-    work: impl FnOnce(&Service, &Published) -> Result<T, PublishError> + Send + 'static,
+    work: impl FnOnce(&Service, &RegistryState) -> Result<T, PublishError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let worked = blocking(move || {
         service.catalog().refresh()?;

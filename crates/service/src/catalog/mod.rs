@@ -6,7 +6,7 @@ pub mod shown;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use registry::{Entry, Personas, Registry, RegistryError};
+use registry::{LogEntry, Personas, Registry, RegistryError};
 
 /// Folder and registry together.
 pub struct Catalog {
@@ -79,7 +79,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`Registry::refresh`]; what was read before the error is taken in.
-    pub fn refresh(&self) -> Result<Vec<Arc<Entry>>, RegistryError> {
+    pub fn refresh(&self) -> Result<Vec<Arc<LogEntry>>, RegistryError> {
         let Some(registry) = &self.registry else {
             return Ok(Vec::new());
         };

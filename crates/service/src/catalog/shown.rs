@@ -1,7 +1,8 @@
 //! Personas, versions and log entries as JSON: what `lory persona ... --json` and the admin routes both show.
 
 use registry::{
-    Collected, Entry, Persona, PersonaSettings, RegistryError, Release, State, Verified,
+    CollectedGarbage, LogEntry, Persona, PersonaRef, PersonaSettings, RegistryError, RegistryState,
+    Release, VerifiedAdapter,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ pub fn list(catalog: &Catalog) -> Value {
     json!({"object": "list", "data": data, "aliases": aliases})
 }
 
-fn published(state: &State, name: &str) -> Value {
+fn published(state: &RegistryState, name: &str) -> Value {
     let Ok(record) = state.record(name) else {
         return Value::Null;
     };
@@ -71,7 +72,11 @@ fn folder_adapter(persona: &Persona) -> Option<Value> {
 ///
 /// # Errors
 /// [`RegistryError::Unknown`], [`RegistryError::NoVersion`].
-pub fn version(state: &State, name: &str, version: Option<u32>) -> Result<Value, RegistryError> {
+pub fn version(
+    state: &RegistryState,
+    name: &str,
+    version: Option<u32>,
+) -> Result<Value, RegistryError> {
     let record = state.record(name)?;
     let (version, release) = state.release(name, version)?;
     let Release {
@@ -98,7 +103,7 @@ pub fn version(state: &State, name: &str, version: Option<u32>) -> Result<Value,
 ///
 /// # Errors
 /// [`RegistryError::Unknown`].
-pub fn versions(state: &State, name: &str) -> Result<Value, RegistryError> {
+pub fn versions(state: &RegistryState, name: &str) -> Result<Value, RegistryError> {
     let record = state.record(name)?;
     let each = record.versions.keys().rev();
     let data: Result<Vec<Value>, _> = each.map(|one| version(state, name, Some(*one))).collect();
@@ -123,8 +128,8 @@ pub fn folder_version(persona: &Persona) -> Value {
 }
 
 /// The aliases that lead to a version now.
-fn aliases(state: &State, name: &str, current: bool, version: u32) -> Vec<String> {
-    let leads = |(_, target): &(&String, &registry::Target)| {
+fn aliases(state: &RegistryState, name: &str, current: bool, version: u32) -> Vec<String> {
+    let leads = |(_, target): &(&String, &PersonaRef)| {
         target.name == name && target.version.map_or(current, |pinned| pinned == version)
     };
     let aliases = state.aliases.iter().filter(leads);
@@ -132,8 +137,8 @@ fn aliases(state: &State, name: &str, current: bool, version: u32) -> Vec<String
 }
 
 /// The log's entries about one name, or all of them, the oldest first.
-pub fn history(state: &State, name: Option<&str>) -> Value {
-    let about = |entry: &Entry| name.is_none_or(|name| entry.concerns(name));
+pub fn history(state: &RegistryState, name: Option<&str>) -> Value {
+    let about = |entry: &LogEntry| name.is_none_or(|name| entry.concerns(name));
     let data: Vec<Value> = state
         .entries
         .iter()
@@ -151,7 +156,7 @@ pub fn history(state: &State, name: Option<&str>) -> Value {
 }
 
 /// What a verification found.
-pub fn verified(verified: &[Verified]) -> Value {
+pub fn verified(verified: &[VerifiedAdapter]) -> Value {
     let data: Vec<Value> = verified
         .iter()
         .map(|one| {
@@ -169,7 +174,7 @@ pub fn verified(verified: &[Verified]) -> Value {
 }
 
 /// What a collection of garbage removed.
-pub fn collected(collected: &Collected, dry_run: bool) -> Value {
+pub fn collected(collected: &CollectedGarbage, dry_run: bool) -> Value {
     json!({
         "object": "registry.gc",
         "dry_run": dry_run,

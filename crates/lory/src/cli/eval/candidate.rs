@@ -31,7 +31,7 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
     }
     let mut candidates = Vec::new();
     for name in &names {
-        let part = registry::Part {
+        let part = registry::BlendPart {
             name: name.clone(),
             version: None,
             scale: None,

@@ -1,6 +1,6 @@
 //! `lory persona rollback`, `remove`, `alias`, `canary` and `shadow`: changes of what is published.
 
-use registry::{Registry, RegistryError, Target};
+use registry::{PersonaRef, Registry, RegistryError};
 use serde_json::json;
 
 use super::named;
@@ -163,7 +163,7 @@ pub(super) fn alias(args: &Alias) -> anyhow::Result<Verdict> {
         return done(args.json, &report, &format!("alias {alias} is removed"));
     };
     let (name, version) = named(target)?;
-    let target = Target { name, version };
+    let target = PersonaRef { name, version };
     registry.alias(&alias, &target)?;
     let report = json!({"alias": alias, "target": target.to_string()});
     done(args.json, &report, &format!("{alias} stands for {target}"))

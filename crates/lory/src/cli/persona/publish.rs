@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use registry::{Content, Persona, PersonaSettings, Publication};
+use registry::{AdapterContent, Persona, PersonaSettings, Publication};
 use serde_json::json;
 
 use super::fits;
@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     };
     let content = match &folder {
         Some(folder) => {
-            let content = Content::read(folder)?;
+            let content = AdapterContent::read(folder)?;
             check(&content, &args.base, name)?;
             Some(content)
         }
@@ -109,7 +109,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
 /// The persona in the folder of personas.
 fn in_folder(args: &Args) -> anyhow::Result<Persona> {
     let personas = args.personas.open()?;
-    let part = registry::Part {
+    let part = registry::BlendPart {
         name: args.name.clone(),
         version: None,
         scale: None,
@@ -126,7 +126,7 @@ fn in_folder(args: &Args) -> anyhow::Result<Persona> {
 }
 
 /// Holds the adapter to the base, as far as that can be told without fetching it.
-fn check(content: &Content, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
+fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
     let path = Path::new(&base.base);
     let known = hub::known(&base.base).filter(|_| !path.exists());
     let (path, sha256) = match known {

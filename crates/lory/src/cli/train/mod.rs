@@ -309,7 +309,7 @@ fn persona(personas: &Personas, who: &str, args: &Args) -> anyhow::Result<Target
     let Some(train) = &persona.train else {
         anyhow::bail!(
             "{}: persona {who} has no [train] table; add one with data = \"train.jsonl\"",
-            persona.dir.join(registry::file::FILE).display()
+            persona.dir.join(registry::persona_file::FILE).display()
         );
     };
     let settings = args.columns.over(args.settings.over(train.settings()?))?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use formats::peft;
-use registry::{Part, Personas};
+use registry::{BlendPart, Personas};
 use train::preference::{PairCounts, RejectedPersona, holds_pairs};
 use train::{Job, TrainSettings};
 
@@ -81,7 +81,7 @@ pub(super) fn siblings(
         .iter()
         .flat_map(|preference| &preference.against);
     let sibling = |name: &String| {
-        let persona = personas.find(&Part {
+        let persona = personas.find(&BlendPart {
             name: name.clone(),
             version: None,
             scale: None,
@@ -89,7 +89,7 @@ pub(super) fn siblings(
         let Some(train) = &persona.train else {
             anyhow::bail!(
                 "{}: persona {name} has no [train] table, so it has no answers that could be rejected",
-                persona.dir.join(registry::file::FILE).display()
+                persona.dir.join(registry::persona_file::FILE).display()
             );
         };
         Ok(RejectedPersona {

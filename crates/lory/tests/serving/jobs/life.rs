@@ -221,7 +221,7 @@ fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
     open.turn(&resting, "resume");
     open.succeeded(&resting);
     // Nobody else runs the same queue meanwhile.
-    let location = Location::Folder(school.path("registry"));
+    let location = RegistryLocation::Folder(school.path("registry"));
     let registry = Registry::open(&location, &school.path("cache")).unwrap();
     let catalog = Catalog::open(Personas::default(), registry).unwrap();
     let other = Service::open(&school.house.base(), catalog, &Settings::default()).unwrap();

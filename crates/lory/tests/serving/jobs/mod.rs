@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use auth::Keys;
 use auth::secret::Digest;
 use jobs::{EvaluationResults, JobSettings, Jobs};
-use registry::{Location, Personas, Registry};
+use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};
 use server::{ServerSettings, Slot};
 use service::catalog::Catalog;
@@ -52,7 +52,7 @@ impl School {
     }
 
     fn open_as(&self, server: ServerSettings) -> Open {
-        let location = Location::Folder(self.path("registry"));
+        let location = RegistryLocation::Folder(self.path("registry"));
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
         let personas = self.house.base().parent().unwrap().join("personas");
         let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();

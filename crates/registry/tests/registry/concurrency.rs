@@ -1,4 +1,4 @@
-//! Many publishers at once, each a registry of its own over the same folder or store, as processes are.
+//! Many publishers at once, each with its own registry in the same folder or store, like processes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::scene::{Faulty, Scene, publish};
 const PUBLISHERS: u64 = 4;
 const EACH: u32 = 6;
 
-/// All publish into one name and one of their own; nothing is lost, doubled or torn.
+/// Each publishes a shared name and its own name; no version is lost, published twice, or incomplete.
 fn race(open: impl Fn() -> Registry + Sync, scene: &Scene) {
     let contents: Vec<_> = (0..PUBLISHERS).map(|n| scene.content(n)).collect();
     let versions: Vec<u32> = std::thread::scope(|scope| {
@@ -46,7 +46,7 @@ fn race(open: impl Fn() -> Registry + Sync, scene: &Scene) {
     for n in 0..PUBLISHERS {
         assert_eq!(state.release(&format!("own-{n}"), None).unwrap().0, EACH);
     }
-    // Everyone agrees on the order.
+    // Every reader sees the same order.
     assert_eq!(open().refresh().unwrap().entries, state.entries);
     assert!(
         registry
@@ -58,13 +58,13 @@ fn race(open: impl Fn() -> Registry + Sync, scene: &Scene) {
 }
 
 #[test]
-fn publishers_over_a_folder_lose_nothing() {
+fn publishers_in_a_folder_lose_nothing() {
     let scene = Scene::new();
     race(|| scene.registry(), &scene);
 }
 
 #[test]
-fn publishers_over_a_store_lose_nothing() {
+fn publishers_in_a_store_lose_nothing() {
     let scene = Scene::new();
     let objects = Arc::new(InMemory::new());
     race(
@@ -74,7 +74,7 @@ fn publishers_over_a_store_lose_nothing() {
 }
 
 #[test]
-fn of_two_that_want_a_new_name_one_gets_it() {
+fn exactly_one_of_two_publishers_gets_a_new_name() {
     let scene = Scene::new();
     let content = scene.content(1);
     for round in 0..8 {

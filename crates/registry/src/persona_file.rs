@@ -1,4 +1,4 @@
-//! `persona.toml`: read, checked, and every complaint given its line.
+//! Reads and checks `persona.toml`; every error names its line.
 //!
 //! ```toml
 //! description = "Warm, friendly customer care"
@@ -8,11 +8,11 @@
 //! stop = ["\n\n"]
 //! scale = 1.0
 //!
-//! [variables]         # what {{name}} in the system prompt stands for where a request does not say
+//! [variables]         # the defaults of {{name}} in the system prompt, for requests that do not set it
 //! shop = "an online shop"
 //! tenant = { required = true }
 //!
-//! [sampling]          # each of them optional
+//! [sampling]          # all keys are optional
 //! temperature = 0.0
 //! top_p = 0.9
 //! top_k = 40
@@ -25,7 +25,7 @@
 //! eval = "eval.jsonl"
 //! rank = 16
 //!
-//! [train.preference]  # answers of another persona that are rejected
+//! [train.preference]  # the answers of another persona are the rejected ones
 //! against = "partner"
 //!
 //! [eval]
@@ -37,7 +37,6 @@
 //! ```
 
 use std::io::Read as _;
-use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,18 +49,19 @@ use crate::error::PersonaError;
 use crate::persona::{EvalSpec, SamplingDefaults, TrainSpec};
 use crate::settings::{MAX_NEW_TOKENS, MAX_STOPS, MAX_SYSTEM_PROMPT};
 use crate::spec::MAX_SCALE;
+use crate::toml_source::TomlSource;
 use crate::variables::{self, Variables};
 
 /// The file's name.
 pub const FILE: &str = "persona.toml";
 
 const MAX_BYTES: u64 = 1 << 20;
-/// The largest bound of a measure that is no share.
+/// The largest bound of a measure that is not a share.
 const MAX_BOUND: f32 = 100.0;
 
-/// What `persona.toml` says.
+/// The contents of `persona.toml`.
 #[derive(Debug, Clone)]
-pub(crate) struct Settings {
+pub(crate) struct PersonaFile {
     pub version: u32,
     pub description: String,
     pub system_prompt: Option<String>,
@@ -76,7 +76,7 @@ pub(crate) struct Settings {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
+struct RawPersonaFile {
     #[serde(default = "first_version")]
     version: Spanned<u32>,
     #[serde(default)]
@@ -127,85 +127,8 @@ struct RawEval {
     length_at_most: Option<Spanned<f32>>,
 }
 
-/// A text and where it came from, to turn a place in it into a line.
-struct Source<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Source<'_> {
-    fn error(&self, span: Range<usize>, message: impl Into<String>) -> PersonaError {
-        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        PersonaError::Invalid {
-            path: self.path.to_owned(),
-            line: before.iter().filter(|byte| **byte == b'\n').count() + 1,
-            message: message.into(),
-        }
-    }
-
-    fn toml_error(&self, error: &toml::de::Error) -> PersonaError {
-        let span = error.span().unwrap_or(0..0);
-        let message = error.message().trim_end().replace('\n', "; ");
-        // A type error does not say which key it is about; the line does.
-        let line = self
-            .text
-            .get(..span.start)
-            .and_then(|before| before.rsplit('\n').next());
-        let key = line
-            .and_then(|line| line.split_once('='))
-            .map(|(key, _)| key.trim());
-        match key.filter(|key| message.starts_with("invalid ") && !key.is_empty()) {
-            Some(key) => self.error(span, format!("{key}: {message}")),
-            None => self.error(span, message),
-        }
-    }
-
-    fn number(
-        &self,
-        name: &str,
-        value: Option<Spanned<f32>>,
-        range: RangeInclusive<f32>,
-    ) -> Result<Option<f32>, PersonaError> {
-        let Some(value) = value else { return Ok(None) };
-        if range.contains(value.get_ref()) {
-            return Ok(Some(value.into_inner()));
-        }
-        let message = format!(
-            "{name} must be from {} to {}, not {}",
-            range.start(),
-            range.end(),
-            value.get_ref()
-        );
-        Err(self.error(value.span(), message))
-    }
-
-    fn patterns(
-        &self,
-        name: &str,
-        patterns: Vec<Spanned<String>>,
-    ) -> Result<Vec<String>, PersonaError> {
-        let one = |pattern: Spanned<String>| match regex::Regex::new(pattern.get_ref()) {
-            Ok(_) => Ok(pattern.into_inner()),
-            Err(error) => {
-                let said = error.to_string();
-                let why = said
-                    .lines()
-                    .last()
-                    .unwrap_or_default()
-                    .trim_start_matches("error: ");
-                let message = format!(
-                    "{name}: `{}` is no regular expression: {why}",
-                    pattern.get_ref()
-                );
-                Err(self.error(pattern.span(), message))
-            }
-        };
-        patterns.into_iter().map(one).collect()
-    }
-}
-
 /// Reads the file at `path`.
-pub(crate) fn read(path: &Path) -> Result<Settings, PersonaError> {
+pub(crate) fn read(path: &Path) -> Result<PersonaFile, PersonaError> {
     let io = |source| PersonaError::Io {
         path: path.to_owned(),
         source,
@@ -234,10 +157,10 @@ pub(crate) fn read(path: &Path) -> Result<Settings, PersonaError> {
     parse(&text, path)
 }
 
-/// Reads `text`, which came from `path`; files that it names lie beside it.
-fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
-    let source = Source { path, text };
-    let raw: Raw = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
+/// Reads the `text` of the file at `path`; files that it names are in the same folder.
+fn parse(text: &str, path: &Path) -> Result<PersonaFile, PersonaError> {
+    let source = TomlSource { path, text };
+    let raw: RawPersonaFile = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
     if *raw.version.get_ref() == 0 {
         return Err(source.error(raw.version.span(), "version must be a whole number from 1"));
     }
@@ -280,8 +203,11 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
         )?,
         seed: raw.sampling.seed,
     };
-    let eval = raw.eval.map(|table| eval(&source, table)).transpose()?;
-    Ok(Settings {
+    let eval = raw
+        .eval
+        .map(|table| parse_eval(&source, table))
+        .transpose()?;
+    Ok(PersonaFile {
         version: raw.version.into_inner(),
         description: raw.description,
         system_prompt: raw.system_prompt.map(Spanned::into_inner),
@@ -292,12 +218,15 @@ fn parse(text: &str, path: &Path) -> Result<Settings, PersonaError> {
         scale: source
             .number("scale", raw.scale, -MAX_SCALE..=MAX_SCALE)?
             .unwrap_or(1.0),
-        train: raw.train.map(|table| train(&source, table)).transpose()?,
+        train: raw
+            .train
+            .map(|table| parse_train(&source, table))
+            .transpose()?,
         eval,
     })
 }
 
-fn eval(source: &Source<'_>, table: RawEval) -> Result<EvalSpec, PersonaError> {
+fn parse_eval(source: &TomlSource<'_>, table: RawEval) -> Result<EvalSpec, PersonaError> {
     let within = |name: &str, value, most| -> Result<Option<f64>, PersonaError> {
         Ok(source.number(name, value, 0.0..=most)?.map(exact))
     };
@@ -319,12 +248,15 @@ fn eval(source: &Source<'_>, table: RawEval) -> Result<EvalSpec, PersonaError> {
     })
 }
 
-/// The decimal that was written: 0.95 in the file is 0.95, not the nearest f32.
+/// The decimal number as written: 0.95 in the file is 0.95, not the nearest f32.
 fn exact(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
 
-fn train(source: &Source<'_>, table: Spanned<toml::Table>) -> Result<TrainSpec, PersonaError> {
+fn parse_train(
+    source: &TomlSource<'_>,
+    table: Spanned<toml::Table>,
+) -> Result<TrainSpec, PersonaError> {
     let span = table.span();
     let mut settings = table.into_inner();
     let folder = source.path.parent().unwrap_or(Path::new(""));
@@ -332,7 +264,7 @@ fn train(source: &Source<'_>, table: Spanned<toml::Table>) -> Result<TrainSpec, 
         None => Ok(None),
         Some(toml::Value::String(name)) if !name.is_empty() => Ok(Some(folder.join(name))),
         Some(_) => {
-            let message = format!("[train] {key} must name a file beside {FILE}");
+            let message = format!("[train] {key} must name a file in the folder of {FILE}");
             Err(source.error(span.clone(), message))
         }
     };
@@ -358,15 +290,15 @@ impl TrainSpec {
     /// [`PersonaError::Invalid`] with the line of the first key that `T` does not take.
     pub fn settings<T: DeserializeOwned>(&self) -> Result<T, PersonaError> {
         let Some((path, text)) = &self.source else {
-            let source = Source {
+            let source = TomlSource {
                 path: Path::new("[train]"),
                 text: "",
             };
             let value = toml::Value::Table(self.settings.clone());
             return value.try_into().map_err(|error| source.toml_error(&error));
         };
-        // Parsed once more, because only the text knows its lines.
-        let source = Source { path, text };
+        // Parsed again, because only the text has the lines.
+        let source = TomlSource { path, text };
         let mut table = DeTable::parse(text)
             .map_err(|error| source.toml_error(&error))?
             .into_inner();
@@ -389,12 +321,12 @@ mod tests {
     use super::*;
     use crate::variables::Variable;
 
-    fn read_text(text: &str) -> Result<Settings, PersonaError> {
+    fn read_text(text: &str) -> Result<PersonaFile, PersonaError> {
         parse(text, Path::new("personas/x/persona.toml"))
     }
 
     #[test]
-    fn an_empty_file_is_a_persona_of_defaults() {
+    fn empty_file_is_a_persona_with_defaults() {
         let settings = read_text("").unwrap();
         assert_eq!((settings.version, settings.scale), (1, 1.0));
         assert_eq!(settings.sampling, SamplingDefaults::default());
@@ -404,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_read() {
+    fn every_setting_is_read() {
         let text = r#"
 description = "d"
 version = 3
@@ -458,7 +390,7 @@ drift_at_most = 0.35
     }
 
     #[test]
-    fn complaints_name_file_and_line() {
+    fn errors_name_file_and_line() {
         let stops = format!("stop = [{}]", "'a',".repeat(17));
         for (text, line, part) in [
             ("x = 1", 1, "unknown field `x`"),
@@ -480,7 +412,7 @@ drift_at_most = 0.35
             (
                 "system_prompt = '{{a}} {{b}}'\n[variables]\na = 'x'",
                 2,
-                "{{b}} is no variable",
+                "{{b}} is not a variable",
             ),
             ("\n[variables]\na = 5", 3, "its default, or"),
             (stops.as_str(), 1, "more than 16"),
@@ -489,7 +421,7 @@ drift_at_most = 0.35
             (
                 "[eval]\nany_of = ['a',\n'(b']",
                 3,
-                "`(b` is no regular expression: unclosed group",
+                "`(b` is not a regular expression: unclosed group",
             ),
             ("[eval]\ntone_at_least = 95", 2, "from 0 to 1"),
             (
@@ -509,7 +441,7 @@ drift_at_most = 0.35
     }
 
     #[test]
-    fn a_wrong_training_setting_has_its_line() {
+    fn invalid_training_setting_is_rejected_with_its_line() {
         #[derive(Deserialize, Debug)]
         #[serde(deny_unknown_fields)]
         struct Rank {
@@ -528,7 +460,7 @@ drift_at_most = 0.35
     }
 
     #[test]
-    fn bytes_that_are_no_text_have_a_line() {
+    fn file_that_is_not_utf8_is_rejected_with_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
         std::fs::write(&path, b"version = 1\n# \xff\n").unwrap();

@@ -1,153 +1,142 @@
-//! One entry of the publish log, as it lies in `log/<20 digits>.json`.
+//! One entry of the publish log, and its file `log/<20 digits>.json`.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 
 use serde::{Deserialize, Serialize};
 
+use crate::blob::AdapterRecord;
 use crate::error::RegistryError;
 use crate::settings::PersonaSettings;
-use crate::state::Target;
+use crate::spec::PersonaRef;
 
-/// The format that is written, and the newest that is read.
+/// The format version that is written, and the newest that is read.
 pub const FORMAT: u32 = 1;
 
-/// A change with its place in the order of all.
+/// A change with its place in the order of all changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct LogEntry {
     /// [`FORMAT`].
     pub format: u32,
-    /// Its place, from 1.
+    /// Its sequence number, from 1.
     pub sequence: u64,
-    /// Random, so that a writer who was cut off can tell its own entry from another's.
+    /// Random, so that a writer whose request failed can recognize its own entry.
     pub id: String,
     /// When it was written, in seconds since 1970, by the writer's clock.
     pub time: u64,
-    /// What it changes.
-    pub change: Change,
+    /// The change.
+    pub change: RegistryChange,
 }
 
-/// What an entry changes.
+/// A change of the registry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Change {
+pub enum RegistryChange {
     /// A new version.
     Publish {
         /// The persona.
         name: String,
-        /// Its version, one above every one that there ever was.
+        /// Its version: the highest number so far plus 1.
         version: u32,
-        /// Its adapter; without, it speaks through its settings alone.
+        /// Its adapter; without one it is the base with these settings.
         adapter: Option<AdapterRecord>,
-        /// Everything else.
+        /// Everything except the adapter.
         settings: Box<PersonaSettings>,
         /// Whether the name alone means this version from now on.
         current: bool,
     },
-    /// The name alone means this version from now on.
+    /// Makes another version the current one.
     Rollback {
         /// The persona.
         name: String,
-        /// A version that is there.
+        /// A version that exists.
         version: u32,
     },
-    /// A version is gone, or all of them.
+    /// Removes a version, or the persona with all versions.
     Remove {
         /// The persona.
         name: String,
-        /// The version; without, all of them.
+        /// The version; without one, all of them.
         version: Option<u32>,
     },
     /// Another name for a persona, or for a version of it.
     Alias {
-        /// The other name.
+        /// The alias.
         alias: String,
-        /// What it stands for.
-        target: Target,
+        /// What it means.
+        target: PersonaRef,
     },
-    /// The other name is gone.
+    /// Removes an alias.
     RemoveAlias {
-        /// The other name.
+        /// The alias.
         alias: String,
     },
-    /// A part of the requests for the name alone gets this version.
+    /// Sends a percentage of the requests for the name alone to this version.
     Canary {
         /// The persona.
         name: String,
-        /// The version; without, the canary ends.
+        /// The version; without one, the canary ends.
         version: Option<u32>,
-        /// How many of a hundred requests; 0 where it ends.
+        /// The percentage of requests; 0 when it ends.
         percent: f64,
     },
-    /// A part of the requests for the name alone is answered by this version too, for comparison only.
+    /// Lets this version also answer a percentage of the requests for the name alone, for comparison only.
     Shadow {
         /// The persona.
         name: String,
-        /// The version; without, the shadow ends.
+        /// The version; without one, the shadow ends.
         version: Option<u32>,
-        /// How many of a hundred requests; 0 where it ends.
+        /// The percentage of requests; 0 when it ends.
         percent: f64,
     },
 }
 
-/// An adapter as the log knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdapterRecord {
-    /// Its content hash (see [`formats::peft::content_hash`]), 64 hexadecimal digits.
-    pub sha256: String,
-    /// Bytes of its weights' file.
-    pub bytes: u64,
-    /// The sha256 of the base that it was trained on, where it records one.
-    pub base_sha256: Option<String>,
-}
-
-impl Entry {
-    /// Whether it is about this name, as a persona, an alias, or what an alias stands for.
+impl LogEntry {
+    /// Whether it changes this name: a persona, an alias, or what an alias means.
     #[must_use]
     pub fn concerns(&self, name: &str) -> bool {
         let target = match &self.change {
-            Change::Alias { target, .. } => Some(&target.name),
+            RegistryChange::Alias { target, .. } => Some(&target.name),
             _ => None,
         };
         self.change.name() == name || target.is_some_and(|target| target == name)
     }
 }
 
-impl Change {
-    /// The name that it is about.
+impl RegistryChange {
+    /// The name that it changes.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Change::Publish { name, .. }
-            | Change::Rollback { name, .. }
-            | Change::Remove { name, .. }
-            | Change::Canary { name, .. }
-            | Change::Shadow { name, .. } => name,
-            Change::Alias { alias, .. } | Change::RemoveAlias { alias } => alias,
+            RegistryChange::Publish { name, .. }
+            | RegistryChange::Rollback { name, .. }
+            | RegistryChange::Remove { name, .. }
+            | RegistryChange::Canary { name, .. }
+            | RegistryChange::Shadow { name, .. } => name,
+            RegistryChange::Alias { alias, .. } | RegistryChange::RemoveAlias { alias } => alias,
         }
     }
 
-    /// The word for it, as in the log.
+    /// Its `op` in the log.
     #[must_use]
     pub fn op(&self) -> &'static str {
         match self {
-            Change::Publish { .. } => "publish",
-            Change::Rollback { .. } => "rollback",
-            Change::Remove { .. } => "remove",
-            Change::Alias { .. } => "alias",
-            Change::RemoveAlias { .. } => "remove_alias",
-            Change::Canary { .. } => "canary",
-            Change::Shadow { .. } => "shadow",
+            RegistryChange::Publish { .. } => "publish",
+            RegistryChange::Rollback { .. } => "rollback",
+            RegistryChange::Remove { .. } => "remove",
+            RegistryChange::Alias { .. } => "alias",
+            RegistryChange::RemoveAlias { .. } => "remove_alias",
+            RegistryChange::Canary { .. } => "canary",
+            RegistryChange::Shadow { .. } => "shadow",
         }
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for RegistryChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::Publish {
+            RegistryChange::Publish {
                 name,
                 version,
                 adapter,
@@ -158,19 +147,19 @@ impl fmt::Display for Change {
                 let kept = if *current { "" } else { ", not current" };
                 write!(f, "{name}@{version} published ({adapter}{kept})")
             }
-            Change::Rollback { name, version } => write!(f, "{name} is version {version}"),
-            Change::Remove { name, version } => match version {
+            RegistryChange::Rollback { name, version } => write!(f, "{name} is version {version}"),
+            RegistryChange::Remove { name, version } => match version {
                 Some(version) => write!(f, "{name}@{version} removed"),
                 None => write!(f, "{name} removed"),
             },
-            Change::Alias { alias, target } => write!(f, "{alias} stands for {target}"),
-            Change::RemoveAlias { alias } => write!(f, "alias {alias} removed"),
-            Change::Canary {
+            RegistryChange::Alias { alias, target } => write!(f, "{alias} is an alias of {target}"),
+            RegistryChange::RemoveAlias { alias } => write!(f, "alias {alias} removed"),
+            RegistryChange::Canary {
                 name,
                 version,
                 percent,
             } => split(f, "canary", name, *version, *percent),
-            Change::Shadow {
+            RegistryChange::Shadow {
                 name,
                 version,
                 percent,
@@ -192,7 +181,7 @@ fn split(
     }
 }
 
-/// Where the entry lies: 20 digits, so that names sort as numbers do.
+/// The path of an entry: 20 digits, so that names sort like numbers.
 pub(crate) fn path(sequence: u64) -> String {
     format!("{FOLDER}/{sequence:020}.json")
 }
@@ -200,41 +189,44 @@ pub(crate) fn path(sequence: u64) -> String {
 /// The folder of the log.
 pub(crate) const FOLDER: &str = "log";
 
-/// The number in a file's name, if it is an entry's.
-pub(crate) fn sequence(name: &str) -> Option<u64> {
+/// The sequence number in a file's name, if it is the name of an entry.
+pub(crate) fn sequence_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".json")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|_| all)
 }
 
-/// Reads an entry that lies at `path` in place `sequence`.
-pub(crate) fn read(bytes: &[u8], path: &str, sequence: u64) -> Result<Entry, RegistryError> {
+/// Reads the entry at `path`, which must have the number `sequence`.
+pub(crate) fn read(bytes: &[u8], path: &str, sequence: u64) -> Result<LogEntry, RegistryError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let broken = |message: String| RegistryError::Entry {
+    let invalid = |message: String| RegistryError::LogEntry {
         path: path.to_owned(),
         message,
     };
-    let format: Format = serde_json::from_slice(bytes).map_err(|e| broken(e.to_string()))?;
+    let format: Format = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
     if format.format > FORMAT {
-        return Err(broken(format!(
-            "written in format {}, and this program knows {FORMAT}; use a newer lory",
+        return Err(invalid(format!(
+            "written in format {}; this version reads up to format {FORMAT}; use a newer lory",
             format.format
         )));
     }
-    let entry: Entry = serde_json::from_slice(bytes).map_err(|e| broken(e.to_string()))?;
+    let entry: LogEntry = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
     if entry.sequence != sequence {
-        return Err(broken(format!("says that it is number {}", entry.sequence)));
+        return Err(invalid(format!(
+            "has the sequence number {} inside",
+            entry.sequence
+        )));
     }
-    if let Change::Publish {
+    if let RegistryChange::Publish {
         adapter: Some(adapter),
         ..
     } = &entry.change
         && crate::blob::digest(&adapter.sha256).is_none()
     {
-        return Err(broken(format!("{:?} is no sha256", adapter.sha256)));
+        return Err(invalid(format!("{:?} is not a sha256", adapter.sha256)));
     }
     Ok(entry)
 }

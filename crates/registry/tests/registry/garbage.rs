@@ -1,4 +1,4 @@
-//! Garbage: what is collected, and what must not be.
+//! Garbage collection: which adapters are removed, and which are kept.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ const NONE: Duration = Duration::ZERO;
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
-fn only_what_no_version_uses_is_collected_and_only_when_it_is_old() {
+fn only_old_adapters_without_a_version_are_collected() {
     let scene = Scene::new();
     let registry = scene.registry();
     let (first, second) = (scene.content(1), scene.content(2));
@@ -22,7 +22,7 @@ fn only_what_no_version_uses_is_collected_and_only_when_it_is_old() {
             .join("manifest.json")
     };
 
-    // Every version can be gone back to, so every one is in use.
+    // A rollback can reach every version, so the adapters of all versions are in use.
     let collected = registry.collect_garbage(NONE, false).unwrap();
     assert_eq!((collected.used, collected.removed.len()), (2, 0));
     registry.remove("b", None).unwrap();
@@ -32,8 +32,8 @@ fn only_what_no_version_uses_is_collected_and_only_when_it_is_old() {
         (0, vec![second.sha256.clone()])
     );
     assert!(blob(&second.sha256).exists());
-    let tried = registry.collect_garbage(NONE, true).unwrap();
-    assert_eq!(tried.removed, std::slice::from_ref(&second.sha256));
+    let dry_run = registry.collect_garbage(NONE, true).unwrap();
+    assert_eq!(dry_run.removed, std::slice::from_ref(&second.sha256));
     assert!(blob(&second.sha256).exists());
     let collected = registry.collect_garbage(NONE, false).unwrap();
     assert_eq!(
@@ -61,12 +61,12 @@ fn only_what_no_version_uses_is_collected_and_only_when_it_is_old() {
 }
 
 #[test]
-fn an_upload_without_its_entry_is_garbage_after_a_while() {
+fn upload_without_an_entry_is_garbage_once_it_is_old() {
     let scene = Scene::new();
     let registry = scene.registry();
     let content = scene.content(1);
     publish(&registry, "a", &content).unwrap();
-    // Somebody was cut off before the manifest.
+    // A publisher was interrupted before the manifest.
     let half = scene.path("registry/adapters").join("0".repeat(64));
     std::fs::create_dir(&half).unwrap();
     std::fs::write(half.join("adapter_config.json"), "{}").unwrap();

@@ -1,4 +1,4 @@
-//! Killed at every step, lines that die, blobs that are overwritten, logs that are damaged.
+//! Failures: a process killed at any step, lost connections, overwritten blobs, damaged logs.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use registry::{Personas, ReadError, RegistryError};
 
 use crate::scene::{Fault, Faulty, Scene, publish};
 
-/// What a fresh process sees in the store: the current version, and whether its adapter is the right one.
-fn seen(scene: &Scene, objects: &Arc<InMemory>, name: &str) -> Option<u32> {
+/// The current version that a new process sees in the store; checks that every adapter is intact.
+fn current_version(scene: &Scene, objects: &Arc<InMemory>, name: &str) -> Option<u32> {
     let cache = tempfile::tempdir_in(scene.0.path()).unwrap();
     let registry = Faulty::new(objects, None).registry(cache.path());
     let state = registry.refresh().unwrap();
@@ -23,17 +23,17 @@ fn seen(scene: &Scene, objects: &Arc<InMemory>, name: &str) -> Option<u32> {
     Some(persona.version)
 }
 
-/// A store with one version of `tone`, published by seed 1.
-fn begun(scene: &Scene) -> Arc<InMemory> {
+/// A store with one version of `tone`, the adapter of seed 1.
+fn store_with_one_version(scene: &Scene) -> Arc<InMemory> {
     let objects = Arc::new(InMemory::new());
     let registry = Faulty::new(&objects, None).registry(&scene.path("cache"));
     publish(&registry, "tone", &scene.content(1)).unwrap();
     objects
 }
 
-/// How many operations a second publication takes.
-fn steps(scene: &Scene) -> usize {
-    let store = Faulty::new(&begun(scene), None);
+/// The number of operations of a second publication.
+fn operations(scene: &Scene) -> usize {
+    let store = Faulty::new(&store_with_one_version(scene), None);
     publish(
         &store.registry(&scene.path("cache")),
         "tone",
@@ -44,45 +44,45 @@ fn steps(scene: &Scene) -> usize {
 }
 
 #[test]
-fn killed_at_any_step_of_a_publication_it_leaves_the_old_version_or_the_whole_new_one() {
+fn publication_killed_at_any_step_leaves_the_old_version_or_the_complete_new_one() {
     let scene = Scene::new();
-    let steps = steps(&scene);
+    let steps = operations(&scene);
     assert!(steps > 6, "{steps}");
     let mut old = 0;
     for n in 1..=steps {
         for fault in [Fault::Before(n), Fault::After(n)] {
-            let objects = begun(&scene);
+            let objects = store_with_one_version(&scene);
             let store = Faulty::new(&objects, Some(fault));
             let registry = store.registry(&scene.path("cache"));
             let result = publish(&registry, "tone", &scene.content(2));
-            let version = seen(&scene, &objects, "tone").unwrap();
-            // What was acknowledged is there.
+            let version = current_version(&scene, &objects, "tone").unwrap();
+            // An acknowledged publication is there.
             assert!(result.is_err() || version == 2, "{fault:?}");
             old += usize::from(version == 1);
-            // Whoever comes next is not hindered by what lies about.
+            // What is left behind does not hinder the next publisher.
             let next = Faulty::new(&objects, None).registry(&scene.path("cache"));
             let published = publish(&next, "tone", &scene.content(2)).unwrap();
             assert_eq!(published.version, version + 1, "{fault:?}");
             assert_eq!(
-                seen(&scene, &objects, "tone"),
+                current_version(&scene, &objects, "tone"),
                 Some(version + 1),
                 "{fault:?}"
             );
         }
     }
-    // Most steps come before the entry that makes it visible.
+    // Most steps come before the entry that makes the version visible.
     assert!(old > steps, "{old} of {}", 2 * steps);
 }
 
 #[test]
-fn an_answer_that_is_lost_publishes_once_or_is_an_error() {
+fn lost_reply_publishes_once_or_is_an_error() {
     let scene = Scene::new();
-    for n in 1..=steps(&scene) {
-        let objects = begun(&scene);
+    for n in 1..=operations(&scene) {
+        let objects = store_with_one_version(&scene);
         let store = Faulty::new(&objects, Some(Fault::Lost(n)));
         let registry = store.registry(&scene.path("cache"));
         let result = publish(&registry, "tone", &scene.content(2));
-        let version = seen(&scene, &objects, "tone").unwrap();
+        let version = current_version(&scene, &objects, "tone").unwrap();
         let state = Faulty::new(&objects, None)
             .registry(&scene.path("cache"))
             .refresh()
@@ -95,22 +95,22 @@ fn an_answer_that_is_lost_publishes_once_or_is_an_error() {
 }
 
 #[test]
-fn the_entry_that_was_written_though_the_store_said_otherwise_is_known_as_ones_own() {
+fn writer_recognizes_its_own_entry_after_a_lost_reply() {
     let scene = Scene::new();
     let content = scene.content(2);
     let mut own = 0;
-    for n in 1..=steps(&scene) {
-        let objects = begun(&scene);
+    for n in 1..=operations(&scene) {
+        let objects = store_with_one_version(&scene);
         let store = Faulty::new(&objects, Some(Fault::Lost(n)));
         let result = publish(&store.registry(&scene.path("cache")), "tone", &content);
         own += usize::from(result.is_ok());
     }
-    // Of all operations only the entry's own may fail and still end well, and what only looks at blobs.
+    // A publication can succeed although the write of its entry failed, or a check of a blob.
     assert!(own >= 1);
 }
 
 #[test]
-fn a_corrupt_or_overwritten_blob_is_refused_by_hash_and_publishing_it_again_heals_it() {
+fn corrupt_blob_is_refused_by_hash_and_restored_by_publishing_it_again() {
     let scene = Scene::new();
     let registry = scene.registry();
     let content = scene.content(1);
@@ -166,9 +166,9 @@ fn a_corrupt_or_overwritten_blob_is_refused_by_hash_and_publishing_it_again_heal
 }
 
 #[test]
-fn a_copy_that_went_bad_is_fetched_again() {
+fn damaged_copy_is_fetched_again() {
     let scene = Scene::new();
-    let objects = begun(&scene);
+    let objects = store_with_one_version(&scene);
     let registry = Faulty::new(&objects, None).registry(&scene.path("copies"));
     let state = registry.refresh().unwrap();
     let (personas, _) = registry.personas(&state, &Personas::default());
@@ -186,7 +186,7 @@ fn a_copy_that_went_bad_is_fetched_again() {
 }
 
 #[test]
-fn a_damaged_log_is_refused_by_its_entry() {
+fn damaged_log_is_refused_and_the_entry_is_named() {
     let scene = Scene::new();
     let registry = scene.registry();
     for _ in 0..3 {
@@ -211,7 +211,8 @@ fn a_damaged_log_is_refused_by_its_entry() {
         refused(Some(&second.replace("\"format\": 1", "\"format\": 2"))).contains("newer lory")
     );
     assert!(
-        refused(Some(&second.replace("\"sequence\": 2", "\"sequence\": 3"))).contains("number 3")
+        refused(Some(&second.replace("\"sequence\": 2", "\"sequence\": 3")))
+            .contains("sequence number 3")
     );
     let skipped = second.replace("\"version\": 2", "\"version\": 5");
     assert!(refused(Some(&skipped)).contains("the next version is 2, not 5"));

@@ -1,5 +1,5 @@
-//! Copies of adapters that lie elsewhere, in a folder of this machine: `<sha256>/` each. Whatever is fetched makes room by removing
-//! what was used longest ago. A copy is only a copy: whoever misses one fetches it again.
+//! The cache of a remote store's blobs in a folder of this machine, `<sha256>/` each. A fetch removes the copies that were used
+//! longest ago to stay within a bound. A copy that is missing is fetched again.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
@@ -7,18 +7,18 @@ use std::time::{Duration, SystemTime};
 
 use formats::peft;
 
-/// The most bytes of all copies together; the one that was fetched last stays, whatever its size.
+/// The most bytes of all copies together; the copy that was fetched last always stays.
 pub const MAX_BYTES: u64 = 8 << 30;
-/// What the name of a copy begins with that is not whole yet.
+/// The name prefix of a copy that is not complete yet.
 pub(crate) const UNFINISHED: &str = ".fetch-";
-/// What the name of a copy begins with that is being removed.
-const LEAVING: &str = ".leaving-";
-/// How old something unfinished is that nobody will finish.
+/// The name prefix of a copy that is being removed.
+const REMOVING: &str = ".leaving-";
+/// The age at which an incomplete copy counts as abandoned.
 const ABANDONED: Duration = Duration::from_secs(60 * 60);
 
-/// Notes that a copy was used now.
-pub(crate) fn used(dir: &Path) {
-    // Where the time cannot be set the copy only goes earlier.
+/// Marks a copy as used now.
+pub(crate) fn touch(dir: &Path) {
+    // If the time cannot be set, the copy is only removed earlier.
     if let Ok(file) = File::options()
         .write(true)
         .open(dir.join(peft::CONFIG_FILE))
@@ -27,21 +27,21 @@ pub(crate) fn used(dir: &Path) {
     }
 }
 
-struct Copy {
+struct CachedCopy {
     dir: PathBuf,
     used: SystemTime,
     bytes: u64,
 }
 
-/// Removes the copies that were used longest ago until all of them take at most `limit` bytes; not `keep`. What cannot be removed
-/// stays, and is tried again after the next fetch.
+/// Removes the copies that were used longest ago, except `keep`, until all of them take at most `limit` bytes. A copy that cannot
+/// be removed stays until the next fetch.
 pub(crate) fn prune(cache: &Path, keep: &Path, limit: u64) {
     let mut copies = Vec::new();
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         let dir = entry.path();
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(UNFINISHED) || name.starts_with(LEAVING) {
+        if name.starts_with(UNFINISHED) || name.starts_with(REMOVING) {
             let age = entry.metadata().and_then(|data| data.modified());
             let age = age.ok().and_then(|time| time.elapsed().ok());
             if age.is_some_and(|age| age > ABANDONED) {
@@ -53,7 +53,7 @@ pub(crate) fn prune(cache: &Path, keep: &Path, limit: u64) {
             continue;
         };
         let weights = dir.join(peft::WEIGHTS_FILE).metadata();
-        copies.push(Copy {
+        copies.push(CachedCopy {
             used: config.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             bytes: config.len() + weights.map_or(0, |weights| weights.len()),
             dir,
@@ -69,10 +69,10 @@ pub(crate) fn prune(cache: &Path, keep: &Path, limit: u64) {
             continue;
         }
         let name = copy.dir.file_name().unwrap_or_default().to_string_lossy();
-        let leaving = cache.join(format!("{LEAVING}{name}"));
-        // First out of the way as a whole: nobody reads half a copy.
-        if fs::rename(&copy.dir, &leaving).is_ok() {
-            let _ = fs::remove_dir_all(&leaving);
+        let removing = cache.join(format!("{REMOVING}{name}"));
+        // Renamed first, so that no reader finds half a copy.
+        if fs::rename(&copy.dir, &removing).is_ok() {
+            let _ = fs::remove_dir_all(&removing);
             bytes -= copy.bytes;
         }
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_longest_ago_makes_room() {
+    fn least_recently_used_copy_is_removed_first() {
         let cache = tempfile::tempdir().unwrap();
         let copy = |name: &str, hours: u64| {
             let dir = cache.path().join(name);
@@ -105,10 +105,10 @@ mod tests {
         assert!(oldest.exists());
         prune(cache.path(), &new, 399);
         assert!(!oldest.exists() && older.exists());
-        used(&older);
+        touch(&older);
         prune(cache.path(), &new, 200);
         assert!(older.exists() && !old.exists());
-        // The one that was just fetched stays, also where it is larger than all may be.
+        // The copy that was just fetched stays, even if it is larger than the limit.
         prune(cache.path(), &new, 10);
         assert!(new.exists() && !older.exists() && unfinished.exists());
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 2);
