@@ -282,7 +282,7 @@ impl<A> PoolState<A> {
         Ok(())
     }
 
-    /// Puts an adapter into the room that was reserved for it. Fails if it takes more than that and there is no more room.
+    /// Puts an adapter into the room that was reserved for it. Fails if it takes more than that and the rest does not fit.
     pub fn fill(
         &mut self,
         id: AdapterId,

@@ -120,8 +120,8 @@ impl<A> AdapterPool<A> {
 }
 
 impl<A> PoolState<A> {
-    /// Pins all of `ids`, reserves room for those that are not in memory, and returns these. None if there is no room now;
-    /// nothing has changed then.
+    /// Pins all of `ids`, reserves room for those that are not in memory, and returns these. None if they do not fit
+    /// now; nothing has changed then.
     fn try_reserve(
         &mut self,
         ids: &[AdapterId],
@@ -233,8 +233,8 @@ impl<A> Reservation<A> {
     /// memory, the bytes `read` from its files, and how long loading took.
     ///
     /// # Errors
-    /// [`PoolError::Full`] or [`PoolError::TooLarge`], if it takes more than the estimate and there is no room for that. The
-    /// pool knows its size from here on: reserve again.
+    /// [`PoolError::Full`] or [`PoolError::TooLarge`], if it takes more than the estimate and does not fit. The pool knows
+    /// its size from here on: reserve again.
     pub fn fill(
         &mut self,
         adapter: Arc<A>,

@@ -252,7 +252,7 @@ fn draw_from(candidates: &[(u32, f32)], at: f64) -> u32 {
     last
 }
 
-/// A number from 0 to 1 (1 excluded), a pure function of seed and position: there is no state that a preemption could lose or
+/// A number from 0 to 1 (1 excluded), a pure function of seed and position, without state that a preemption could lose or
 /// another sequence could advance (counter-based generation, Salmon et al. 2011; the mixing is SplitMix64's).
 fn uniform(seed: u64, position: u64) -> f64 {
     let bits = mix(mix(seed) ^ position.wrapping_mul(POSITION_STRIDE));

@@ -176,7 +176,7 @@ impl<A> Sequence<A> {
         prompt_lookup::draft(&self.tokens, most.min(after_next))
     }
 
-    /// Writes the tokens that may come next into `mask`. Returns false if there is no constraint.
+    /// Writes the tokens that may come next into `mask`. Returns false for a request without a grammar.
     ///
     /// # Errors
     /// The constraint's.

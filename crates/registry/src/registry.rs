@@ -338,7 +338,7 @@ impl Registry {
     /// Removes an alias.
     ///
     /// # Errors
-    /// There is no such alias.
+    /// The alias does not exist.
     pub fn remove_alias(&self, alias: &str) -> Result<(), RegistryError> {
         self.append_change(RegistryChange::RemoveAlias {
             alias: alias.to_owned(),

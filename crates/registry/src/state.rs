@@ -184,7 +184,7 @@ impl RegistryState {
             }
             RegistryChange::RemoveAlias { alias } => match self.aliases.contains_key(alias) {
                 true => Ok(()),
-                false => refused(format!("there is no alias {alias}")),
+                false => refused(format!("alias {alias} does not exist")),
             },
             RegistryChange::Canary {
                 name,

@@ -50,7 +50,10 @@ pub type Variables = BTreeMap<String, Variable>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VariableError {
     /// The personas declare no such variable.
-    #[error("variables.{name}: there is no such variable; {}", list_names(known))]
+    #[error(
+        "variables.{name}: not a variable of this persona; {}",
+        list_names(known)
+    )]
     Unknown {
         /// The name in the request, shortened.
         name: String,
@@ -339,7 +342,7 @@ mod tests {
             .to_string();
         assert_eq!(
             unknown,
-            "variables.c: there is no such variable; there are: a, b"
+            "variables.c: not a variable of this persona; there are: a, b"
         );
         let none = check_given(&given(&[("c", "1")]), [])
             .unwrap_err()

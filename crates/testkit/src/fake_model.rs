@@ -181,7 +181,7 @@ impl FakeModel {
 
     fn slot_at(&self, sequence: &SequenceRows, position: usize) -> usize {
         let block = sequence.blocks[position / self.limits.block_tokens] as usize;
-        assert!(block < self.limits.blocks, "there is no block {block}");
+        assert!(block < self.limits.blocks, "block {block} does not exist");
         block * self.limits.block_tokens + position % self.limits.block_tokens
     }
 

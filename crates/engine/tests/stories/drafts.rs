@@ -78,20 +78,20 @@ fn drafts_give_the_same_answers_in_fewer_steps() {
             assert_idle(&handle);
             (answers, stats)
         });
-        let [(without, stats_without), (with, stats_with)] = both;
-        for ((without, with), request) in without.iter().zip(&with).zip(&requests) {
-            assert_eq!(without.content(), with.content(), "{request:?}");
+        let [(plain, plain_stats), (drafted, drafted_stats)] = both;
+        for ((plain, drafted), request) in plain.iter().zip(&drafted).zip(&requests) {
+            assert_eq!(plain.content(), drafted.content(), "{request:?}");
         }
         assert_eq!(
-            (stats_without.drafted_tokens, stats_without.accepted_tokens),
+            (plain_stats.drafted_tokens, plain_stats.accepted_tokens),
             (0, 0)
         );
-        assert_eq!(stats_with.sampled_tokens, stats_without.sampled_tokens);
-        assert!(stats_with.accepted_tokens <= stats_with.drafted_tokens);
-        accepted += stats_with.accepted_tokens;
-        preempted += stats_with.preemptions;
-        steps[0] += stats_without.steps;
-        steps[1] += stats_with.steps;
+        assert_eq!(drafted_stats.sampled_tokens, plain_stats.sampled_tokens);
+        assert!(drafted_stats.accepted_tokens <= drafted_stats.drafted_tokens);
+        accepted += drafted_stats.accepted_tokens;
+        preempted += drafted_stats.preemptions;
+        steps[0] += plain_stats.steps;
+        steps[1] += drafted_stats.steps;
     }
     assert!(accepted > 100, "{accepted}");
     assert!(preempted > 0);

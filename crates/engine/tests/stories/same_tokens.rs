@@ -151,8 +151,8 @@ fn prompt_log_probabilities_match_those_of_sampled_tokens() {
         collect(ask(&prompt, true).unwrap()).content(),
         with.content()
     );
-    let without = collect(ask(&prompt, false).unwrap());
-    assert_eq!((without.prompt.len(), &without.tokens), (0, &with.tokens));
+    let plain = collect(ask(&prompt, false).unwrap());
+    assert_eq!((plain.prompt.len(), &plain.tokens), (0, &with.tokens));
     // A prompt of one token has no log-probabilities.
     assert_eq!(collect(ask(&prompt[..1], true).unwrap()).prompt, []);
     assert!(matches!(

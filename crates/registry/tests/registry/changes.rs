@@ -203,7 +203,10 @@ fn alias_means_a_persona_or_a_version() {
     refused(registry.remove("tone", None), "the alias newest means tone");
     registry.remove_alias("newest").unwrap();
     registry.remove_alias("stable").unwrap();
-    refused(registry.remove_alias("stable"), "there is no alias stable");
+    refused(
+        registry.remove_alias("stable"),
+        "alias stable does not exist",
+    );
     registry.remove("tone", None).unwrap();
 }
 
