@@ -32,8 +32,8 @@ export const increase = (before, now, name, matches) => {
 export const rate = (before, now, name, matches) => increase(before, now, name, matches) / Math.max(now.at - before.at, 0.001);
 
 /**
- * The quantile `q` of a histogram's values between two readings, in the metric's unit, interpolated within a bucket; null where there
- * were no values.
+ * The quantile `q` of the values that a histogram received between two readings, in the metric's unit, interpolated within a bucket;
+ * null if it received none.
  */
 export function quantile(before, now, name, q) {
   const buckets = (now.series.get(`${name}_bucket`) ?? [])
