@@ -1,7 +1,7 @@
 // Makes the pictures of docs/studio.md: node screenshots.mjs LORY PLAYWRIGHT OUT [BASE]. LORY is the binary, PLAYWRIGHT the folder that
 // `install` prepared, OUT the folder of the pictures, BASE a GGUF file; by default `lory` finds or downloads the demo base. It uses the two
 // shipped personas and trains a third one on pirate.jsonl, whose rows were written for this. It takes each view in the light theme, in
-// the dark theme and 360 px wide, each as a PNG with 64 colours.
+// the dark theme and 360 px wide, each as a PNG with 64 colours. The rows have emoji: install a font for them (fonts-noto-color-emoji).
 
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
