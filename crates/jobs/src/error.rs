@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::evaluation::results::ResultError;
+use crate::evaluation_results::ResultError;
 use auth::Denied;
 use service::PublishError;
 
-use crate::record::Status;
+use crate::records::job::JobStatus;
 
 /// Why a file or a job is refused, or could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +101,7 @@ pub enum JobError {
         /// The job.
         id: String,
         /// Its status.
-        status: Status,
+        status: JobStatus,
         /// What would have to be so.
         wanted: &'static str,
     },
@@ -148,14 +148,14 @@ pub enum JobError {
 }
 
 impl JobError {
-    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> JobError + '_ {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> JobError + '_ {
         move |source| JobError::Io {
             path: path.to_owned(),
             source,
         }
     }
 
-    pub(super) fn invalid(field: impl Into<String>, message: impl Into<String>) -> JobError {
+    pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> JobError {
         JobError::Invalid {
             field: field.into(),
             message: message.into(),

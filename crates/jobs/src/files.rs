@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use train::dataset::{Columns, Dataset, DatasetScan};
 use train::preference::{holds_pairs, scan_pairs};
 
-use crate::asking::{Page, Who};
-use crate::disk::{fresh_id, get, now, put};
 use crate::error::JobError;
+use crate::listing::{Page, Viewer};
+use crate::record_file::{self, fresh_id, now};
 
 /// The largest file, in bytes.
 pub const MAX_FILE: u64 = 256 << 20;
@@ -54,7 +54,7 @@ pub struct StoredFile {
 }
 
 /// All files.
-pub(super) struct Files {
+pub(crate) struct Files {
     dir: PathBuf,
     all: Mutex<BTreeMap<String, StoredFile>>,
 }
@@ -97,7 +97,7 @@ impl Files {
             let folder = entry.map_err(JobError::io(dir))?.path();
             let entry = folder.join(ENTRY);
             if entry.exists() {
-                let file: StoredFile = get(&entry)?;
+                let file: StoredFile = record_file::read(&entry)?;
                 all.insert(file.id.clone(), file);
             } else {
                 // An upload, or a deletion, that did not come to its end.
@@ -178,7 +178,7 @@ impl Files {
         };
         let kept = beside.path().join(&stored.filename);
         std::fs::rename(&path, &kept).map_err(JobError::io(&kept))?;
-        put(&beside.path().join(ENTRY), &stored)?;
+        record_file::write(&beside.path().join(ENTRY), &stored)?;
         let folder = self.dir.join(&stored.id);
         std::fs::rename(beside.keep(), &folder).map_err(JobError::io(&folder))?;
         let _ = atomic_file::sync_folder(&self.dir);
@@ -187,7 +187,12 @@ impl Files {
     }
 
     /// The file of this id, which the field `field` named.
-    pub fn find(&self, who: &Who, id: &str, field: &'static str) -> Result<StoredFile, JobError> {
+    pub fn find(
+        &self,
+        who: &Viewer,
+        id: &str,
+        field: &'static str,
+    ) -> Result<StoredFile, JobError> {
         let found = self.lock().get(id).cloned();
         found
             .filter(|file| who.sees(file.owner.as_deref()))
@@ -198,7 +203,7 @@ impl Files {
     }
 
     /// Those that `who` sees, in the order of arrival or, if `page.newest_first`, the other way round.
-    pub fn list(&self, who: &Who, page: &Page) -> Result<(Vec<StoredFile>, bool), JobError> {
+    pub fn list(&self, who: &Viewer, page: &Page) -> Result<(Vec<StoredFile>, bool), JobError> {
         let mut seen: Vec<StoredFile> = self
             .lock()
             .values()
@@ -231,7 +236,7 @@ impl Files {
 }
 
 /// The rows of a file with all that is wrong in it; of pairs those with the chosen answers.
-pub(super) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::TrainError> {
+pub(crate) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::TrainError> {
     match pairs {
         true => Ok(scan_pairs(path)?.chosen),
         false => Dataset::scan(path, &Columns::default()),
@@ -239,7 +244,7 @@ pub(super) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::Train
 }
 
 /// What `error` says, with the file called as the client calls it: where it lies is the server's business.
-pub(super) fn called(error: &train::TrainError, path: &Path, filename: &str) -> String {
+pub(crate) fn called(error: &train::TrainError, path: &Path, filename: &str) -> String {
     error
         .to_string()
         .replace(&path.display().to_string(), filename)
@@ -294,7 +299,7 @@ mod tests {
         drop(files);
         let again = Files::open(folder.path()).unwrap();
         let page = Page::default();
-        let everybody = Who::everybody();
+        let everybody = Viewer::everybody();
         assert_eq!(
             again.list(&everybody, &page).unwrap(),
             (vec![one.clone()], false)

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::queue::Queue;
-use crate::record::Status;
+use crate::background_work::BackgroundWork;
+use crate::records::job::JobStatus;
 
 /// The queue's numbers at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,16 +14,16 @@ pub struct JobNumbers {
     pub trained_tokens: u64,
 }
 
-impl Queue {
+impl BackgroundWork {
     /// What is counted.
     pub fn numbers(&self) -> JobNumbers {
-        let state = self.lock();
-        let of = |status: Status| {
-            let with = state.jobs.values().filter(|job| job.status == status);
+        let state = self.jobs.lock();
+        let of = |status: JobStatus| {
+            let with = state.records.values().filter(|job| job.status == status);
             (status.name(), with.count() as u64)
         };
         JobNumbers {
-            jobs: Status::ALL.map(of).to_vec(),
+            jobs: JobStatus::ALL.map(of).to_vec(),
             trained_tokens: self.trained.load(Ordering::Relaxed),
         }
     }

@@ -13,9 +13,9 @@ use crate::guard::ApiCaller;
 use crate::json::Body;
 use crate::personas::blocking;
 use jobs::ResultError;
-use jobs::evaluations::Done;
-use jobs::record::Failure;
-use jobs::{Evaluation, EvaluationStatus, NewEvaluation, Who};
+use jobs::records::evaluation::EvaluationProgress;
+use jobs::records::failure::Failure;
+use jobs::{Evaluation, EvaluationStatus, NewEvaluation, Viewer};
 use service::Caller;
 
 /// The routes of evaluations, but for the list, which is for admins.
@@ -38,14 +38,14 @@ pub(super) struct EvaluationObject {
     /// A Unix time.
     #[schema(required)]
     finished_at: Option<u64>,
-    /// Who is measured, each as `name@version`.
+    /// Viewer is measured, each as `name@version`.
     personas: Vec<String>,
     /// The file whose rows they are asked; none for each one's own.
     #[schema(required)]
     file: Option<String>,
     /// The most rows of each.
     max_rows: usize,
-    progress: Done,
+    progress: EvaluationProgress,
     #[schema(required)]
     error: Option<Failure>,
     /// What was measured, as `lory eval --json` prints it, with the id that the list has it by.
@@ -136,9 +136,9 @@ pub(super) async fn retrieve(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    if id.starts_with(jobs::evaluations::ID) {
+    if id.starts_with(jobs::evaluation::requests::ID) {
         let jobs = slot.jobs()?;
-        let found = blocking(move || jobs.evaluation(&Who::of(&caller), &id));
+        let found = blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;
         return Ok(Json(json!(EvaluationObject::new(evaluation, result))));
     }
@@ -163,6 +163,6 @@ pub(super) async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
     let jobs = slot.jobs()?;
-    let cancelled = blocking(move || jobs.cancel_evaluation(&Who::of(&caller), &id));
+    let cancelled = blocking(move || jobs.cancel_evaluation(&Viewer::of(&caller), &id));
     Ok(Json(EvaluationObject::new(cancelled.await??, None)))
 }

@@ -19,8 +19,8 @@ use crate::guard::ApiCaller;
 use crate::personas::blocking;
 use crate::query::Query;
 use jobs::files::{MAX_FILE, PURPOSE};
-use jobs::look::{MAX_SHOWN, Reading, ShownRow};
-use jobs::{JobError, StoredFile, Who};
+use jobs::fine_tuning::preview::{MAX_SHOWN, Reading, ShownRow};
+use jobs::{JobError, StoredFile, Viewer};
 use service::Caller;
 
 /// What a form takes beside the file in it.
@@ -225,7 +225,7 @@ pub(super) async fn list(
     let purpose = query.text("purpose")?;
     let page = query.page(MAX_FILES_PAGE, MAX_FILES_PAGE, true)?;
     query.end()?;
-    let (files, has_more) = jobs.list_files(&Who::of(&caller), &page)?;
+    let (files, has_more) = jobs.list_files(&Viewer::of(&caller), &page)?;
     let none_of_it = purpose.is_some_and(|purpose| purpose != PURPOSE);
     let data: Vec<FileObject> = match none_of_it {
         true => Vec::new(),
@@ -252,7 +252,7 @@ pub(super) async fn retrieve(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<FileObject>, ApiError> {
-    let file = slot.jobs()?.file(&Who::of(&caller), &id)?;
+    let file = slot.jobs()?.file(&Viewer::of(&caller), &id)?;
     Ok(Json(file.into()))
 }
 
@@ -269,7 +269,7 @@ pub(super) async fn content(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let jobs = slot.jobs()?;
-    let file = jobs.file(&Who::of(&caller), &id)?;
+    let file = jobs.file(&Viewer::of(&caller), &id)?;
     let path = jobs.path_of(&file);
     let opened = blocking(move || std::fs::File::open(path)).await?;
     let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
@@ -318,7 +318,7 @@ pub(super) async fn delete(
 ) -> Result<Json<Deleted>, ApiError> {
     let jobs = slot.jobs()?;
     let gone = id.clone();
-    blocking(move || jobs.delete_file(&Who::of(&caller), &gone)).await??;
+    blocking(move || jobs.delete_file(&Viewer::of(&caller), &gone)).await??;
     Ok(Json(Deleted {
         id,
         object: "file",
@@ -353,7 +353,7 @@ pub(super) async fn lint(
     mut query: Query,
 ) -> Result<Response, ApiError> {
     let jobs = slot.jobs()?;
-    let who = Who::of(&caller);
+    let who = Viewer::of(&caller);
     let file = jobs.file(&who, &id)?;
     let against = match query.text("validation_file")? {
         None => None,
@@ -385,7 +385,7 @@ pub(super) async fn rows(
     mut query: Query,
 ) -> Result<Json<RowList>, ApiError> {
     let jobs = slot.jobs()?;
-    let file = jobs.file(&Who::of(&caller), &id)?;
+    let file = jobs.file(&Viewer::of(&caller), &id)?;
     let first = query.number("first", 1, usize::MAX)?.unwrap_or(1);
     let limit = query.number("limit", 1, MAX_SHOWN)?.unwrap_or(10);
     let reading = reading(&mut query, jobs.context_length())?;

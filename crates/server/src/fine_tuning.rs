@@ -14,8 +14,9 @@ use crate::guard::ApiCaller;
 use crate::json::Body;
 use crate::personas::blocking;
 use crate::query::Query;
-use jobs::record::{Checked, Failure, Method, Metrics, Progress, Sample};
-use jobs::{Event, NewJob, Queue, Record, Said, Status, Who};
+use jobs::records::failure::Failure;
+use jobs::records::job::{Method, Metrics, Progress, Sample, ThresholdResult};
+use jobs::{BackgroundWork, Event, JobRecord, JobStatus, NewJob, SampledAnswer, Viewer};
 use service::Caller;
 
 /// What the id of an event begins with, and that of a state.
@@ -60,7 +61,7 @@ pub(super) struct JobObject {
     organization_id: String,
     /// Always empty.
     result_files: Vec<String>,
-    status: Status,
+    status: JobStatus,
     training_file: String,
     #[schema(required)]
     validation_file: Option<String>,
@@ -120,7 +121,7 @@ struct Extras {
     #[schema(required)]
     plan: Option<Value>,
     /// The thresholds that its adapter was held to.
-    gate: Vec<Checked>,
+    gate: Vec<ThresholdResult>,
     /// Whether it publishes its adapter by itself.
     publish: bool,
     /// Whether its adapter is kept and not published, and can be.
@@ -137,8 +138,8 @@ struct Extras {
     system_prompt: Option<String>,
 }
 
-impl From<Record> for JobObject {
-    fn from(job: Record) -> JobObject {
+impl From<JobRecord> for JobObject {
+    fn from(job: JobRecord) -> JobObject {
         let settings = &job.settings;
         let hyperparameters = Hyperparameters {
             n_epochs: settings.epochs,
@@ -287,8 +288,8 @@ struct SampleObject {
     answer: String,
 }
 
-impl From<Said> for SampleObject {
-    fn from(said: Said) -> SampleObject {
+impl From<SampledAnswer> for SampleObject {
+    fn from(said: SampledAnswer) -> SampleObject {
         SampleObject {
             object: "fine_tuning.job.sample",
             step: said.step,
@@ -367,7 +368,7 @@ pub(super) async fn list(
     let page = query.short_page()?;
     let with = query.metadata();
     query.end()?;
-    let (records, has_more) = jobs.list(&Who::of(&caller), &page, &with)?;
+    let (records, has_more) = jobs.list(&Viewer::of(&caller), &page, &with)?;
     Ok(Json(JobList {
         object: "list",
         data: records.into_iter().map(JobObject::from).collect(),
@@ -387,11 +388,11 @@ pub(super) async fn retrieve(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    let record = slot.jobs()?.job(&Who::of(&caller), &id)?;
+    let record = slot.jobs()?.job(&Viewer::of(&caller), &id)?;
     Ok(Json(record.into()))
 }
 
-type Turning = fn(&Queue, &Who, &str) -> Result<Record, jobs::JobError>;
+type Turning = fn(&BackgroundWork, &Viewer, &str) -> Result<JobRecord, jobs::JobError>;
 
 async fn turned(
     slot: &Slot,
@@ -400,7 +401,7 @@ async fn turned(
     turn: Turning,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = slot.jobs()?;
-    let record = blocking(move || turn(&jobs, &Who::of(&caller), &id)).await??;
+    let record = blocking(move || turn(&jobs, &Viewer::of(&caller), &id)).await??;
     Ok(Json(record.into()))
 }
 
@@ -416,7 +417,7 @@ pub(super) async fn cancel(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    turned(&slot, caller, id, Queue::cancel).await
+    turned(&slot, caller, id, BackgroundWork::cancel).await
 }
 
 /// Let a training job rest
@@ -431,7 +432,7 @@ pub(super) async fn pause(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    turned(&slot, caller, id, Queue::pause).await
+    turned(&slot, caller, id, BackgroundWork::pause).await
 }
 
 /// Let a training job that rests go on
@@ -446,7 +447,7 @@ pub(super) async fn resume(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    turned(&slot, caller, id, Queue::resume).await
+    turned(&slot, caller, id, BackgroundWork::resume).await
 }
 
 /// How a kept adapter is published.
@@ -498,9 +499,9 @@ pub(super) async fn events(
 ) -> Result<Json<EventList>, ApiError> {
     let jobs = slot.jobs()?;
     // A page with a curve wants every step.
-    let page = query.page(20, jobs::MAX_EVENTS, false)?;
+    let page = query.page(20, jobs::fine_tuning::events::MAX_EVENTS, false)?;
     query.end()?;
-    let found = blocking(move || jobs.events(&Who::of(&caller), &id, &page));
+    let found = blocking(move || jobs.events(&Viewer::of(&caller), &id, &page));
     let (events, has_more) = found.await??;
     Ok(Json(EventList {
         object: "list",
@@ -533,7 +534,7 @@ pub(super) async fn checkpoints(
     page.after = page.after.map(|after| after.replace(STATE, EVENT));
     let of = id.clone();
     let found = blocking(move || {
-        let who = Who::of(&caller);
+        let who = Viewer::of(&caller);
         let record = jobs.job(&who, &of)?;
         let (validations, has_more) = jobs.checkpoints(&who, &of, &page)?;
         Ok::<_, ApiError>((record, validations, has_more))
@@ -577,7 +578,7 @@ pub(super) async fn samples(
 ) -> Result<Json<SampleList>, ApiError> {
     query.end()?;
     let jobs = slot.jobs()?;
-    let said = blocking(move || jobs.samples(&Who::of(&caller), &id)).await??;
+    let said = blocking(move || jobs.samples(&Viewer::of(&caller), &id)).await??;
     Ok(Json(SampleList {
         object: "list",
         data: said.into_iter().map(SampleObject::from).collect(),

@@ -27,7 +27,6 @@ use sha2::{Digest as _, Sha256};
 use self::source::{Content, file_name};
 use crate::files::BaseFiles;
 use crate::files::sha256;
-use crate::hub;
 
 pub use self::source::Source;
 

@@ -14,7 +14,7 @@ use registry::Persona;
 use serde_json::json;
 use train::dataset::{DataRow, RowContent};
 
-use super::Candidate;
+use super::candidate::Candidate;
 use base::progress::Progress;
 use service::{Ask, Conversation, Overrides, Service, TextEvent, TextStream};
 

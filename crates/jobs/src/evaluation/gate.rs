@@ -3,7 +3,7 @@
 use registry::EvalSpec;
 use serde::Serialize;
 
-use super::Candidate;
+use super::candidate::Candidate;
 use super::measures::Measures;
 
 /// Which side of a bound is good.

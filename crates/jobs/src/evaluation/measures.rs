@@ -12,8 +12,8 @@ use train::evaluate::{
 use train::example::Encoder;
 use train::{Example, Learner, LoraParams};
 
-use super::Candidate;
 use super::answers::{Answers, Question, Speaker};
+use super::candidate::Candidate;
 use base::Base;
 use base::progress::Progress;
 

@@ -22,7 +22,7 @@ use super::{Usage, Verdict, print};
 use base::plan::Demand;
 use base::progress::Progress;
 use jobs::evaluation::answers::Speaker;
-use jobs::evaluation::{answers, gate, measures, result};
+use jobs::evaluation::{answers, gate, measures, summary};
 use jobs::training;
 use service::{Service, Settings};
 
@@ -129,11 +129,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let page = report::page(&candidates, &answers, &measures, &checks);
         std::fs::write(path, page).with_context(|| path.display().to_string())?;
     }
-    let missed = result::missed(&checks);
+    let missed = summary::missed(&checks);
     let (shown, tables) = if args.gate {
-        (result::gate(&checks), tables::gate(&checks))
+        (summary::gate(&checks), tables::gate(&checks))
     } else {
-        let all = result::result(&measures, &checks);
+        let all = summary::result(&measures, &checks);
         keep::keep(all.clone(), &candidates, &answers);
         (all, tables::render(&measures))
     };

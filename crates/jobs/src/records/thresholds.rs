@@ -4,8 +4,6 @@ use registry::EvalSpec;
 use serde::{Deserialize, Serialize};
 use train::evaluate::ToneMarkers;
 
-use crate::error::JobError;
-
 /// The share of answers in the right tone where nobody says, as in persona.toml.
 const TONE: f64 = 0.95;
 /// The share of copied identifiers where nobody says, as in persona.toml.
@@ -92,7 +90,10 @@ impl Thresholds {
     }
 
     /// Holds every number to its range and every pattern to what a pattern may be.
-    pub(super) fn check(&self) -> Result<(), JobError> {
+    ///
+    /// # Errors
+    /// The name of the field that is wrong, and what is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), (String, String)> {
         let shares = [
             ("tone_at_least", self.tone_at_least),
             ("copied_at_least", self.copied_at_least),
@@ -116,21 +117,20 @@ impl Thresholds {
         for (name, value, most) in all {
             if let Some(value) = value.filter(|value| !(0.0..=most).contains(value)) {
                 let message = format!("must be from 0 to {most}, not {value}");
-                return Err(JobError::invalid(format!("gate.{name}"), message));
+                return Err((format!("gate.{name}"), message));
             }
         }
         for (name, patterns) in [("any_of", &self.any_of), ("none_of", &self.none_of)] {
             let field = format!("gate.{name}");
             if patterns.len() > MAX_PATTERNS {
                 let message = format!("has more than {MAX_PATTERNS} patterns");
-                return Err(JobError::invalid(field, message));
+                return Err((field, message));
             }
             if patterns.iter().any(|pattern| pattern.len() > MAX_PATTERN) {
                 let message = format!("has a pattern of more than {MAX_PATTERN} bytes");
-                return Err(JobError::invalid(field, message));
+                return Err((field, message));
             }
-            ToneMarkers::new(patterns, &[])
-                .map_err(|error| JobError::invalid(field, error.to_string()))?;
+            ToneMarkers::new(patterns, &[]).map_err(|error| (field, error.to_string()))?;
         }
         Ok(())
     }

@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 
 use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
 
-use crate::disk::now;
-use crate::events::Events;
-use crate::queue::Queue;
-use crate::record::Metrics;
-use crate::sampling::Sampling;
+use crate::background_work::BackgroundWork;
+use crate::fine_tuning::events::Events;
+use crate::fine_tuning::sample_generation::Sampling;
+use crate::record_file::now;
+use crate::records::job::Metrics;
 
 /// Watches the run of one job, which trains one adapter.
-pub(super) struct Watch<'q> {
-    queue: &'q Queue,
+pub(crate) struct RunObserver<'q> {
+    queue: &'q BackgroundWork,
     id: &'q str,
     events: Events,
     steps: u64,
@@ -22,9 +22,13 @@ pub(super) struct Watch<'q> {
     sampling: Option<Sampling<'q>>,
 }
 
-impl<'q> Watch<'q> {
-    pub fn new(queue: &'q Queue, id: &'q str, sampling: Option<Sampling<'q>>) -> Watch<'q> {
-        Watch {
+impl<'q> RunObserver<'q> {
+    pub fn new(
+        queue: &'q BackgroundWork,
+        id: &'q str,
+        sampling: Option<Sampling<'q>>,
+    ) -> RunObserver<'q> {
+        RunObserver {
             queue,
             id,
             events: queue.events_of(id),
@@ -34,7 +38,7 @@ impl<'q> Watch<'q> {
     }
 }
 
-impl Observer for Watch<'_> {
+impl Observer for RunObserver<'_> {
     fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         self.steps = plan.steps;
         let step = resumed.unwrap_or(0);

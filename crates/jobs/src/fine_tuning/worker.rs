@@ -1,42 +1,21 @@
 //! The two threads of the queue: one reads new jobs' files, one trains. What becomes of a job is written down here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, PoisonError};
 
-use crate::disk::now;
+use crate::background_queue::Running;
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
-use crate::queue::Queue;
-use crate::record::Failure;
-use crate::record::{Record, Status};
-use crate::run::{self, Ended};
+use crate::fine_tuning::run::{self, RunOutcome};
+use crate::record_file::now;
+use crate::records::failure::Failure;
+use crate::records::job::{JobRecord, JobStatus};
 
-impl Queue {
-    /// Waits for a job for which `wanted` holds, the one with the lowest of its numbers; none at the end.
-    fn wait_for<K: Ord>(&self, wanted: impl Fn(&Record) -> Option<K>) -> Option<Record> {
-        let mut state = self.lock();
-        loop {
-            if state.closing {
-                return None;
-            }
-            let found = state
-                .jobs
-                .values()
-                .filter_map(|job| Some((wanted(job)?, job)));
-            if let Some((_, job)) = found.min_by(|(a, _), (b, _)| a.cmp(b)) {
-                return Some(job.clone());
-            }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
+impl BackgroundWork {
     /// The thread that reads new jobs' files.
-    pub(super) fn validate(&self) {
-        let new = |job: &Record| (job.status == Status::ValidatingFiles).then_some(job.number);
-        while let Some(record) = self.wait_for(new) {
+    pub(crate) fn validate(&self) {
+        let new =
+            |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(job.number);
+        while let Some(record) = self.jobs.wait_for(new) {
             let looked = catch_unwind(AssertUnwindSafe(|| self.plan_of(&record, None)));
             let looked = looked.unwrap_or_else(|_| {
                 Err(JobError::Plan(
@@ -47,8 +26,8 @@ impl Queue {
             let changed = match looked {
                 Ok(plan) => {
                     events.push("info", "Files validated, moving job to queued state", None);
-                    self.change(&record.id, Status::ValidatingFiles, |record| {
-                        record.status = Status::Queued;
+                    self.change(&record.id, JobStatus::ValidatingFiles, |record| {
+                        record.status = JobStatus::Queued;
                         record.progress.steps = plan.forecast.plan.steps;
                         record.plan = serde_json::to_value(&plan).ok();
                     })
@@ -60,7 +39,7 @@ impl Queue {
                         param: Some("training_file".to_owned()),
                     };
                     events.push("error", failure.message.clone(), None);
-                    self.fail(&record.id, Status::ValidatingFiles, failure)
+                    self.fail(&record.id, JobStatus::ValidatingFiles, failure)
                 }
             };
             if let Err(error) = changed {
@@ -69,9 +48,14 @@ impl Queue {
         }
     }
 
-    fn fail(&self, id: &str, from: Status, failure: Failure) -> Result<Option<Record>, JobError> {
+    fn fail(
+        &self,
+        id: &str,
+        from: JobStatus,
+        failure: Failure,
+    ) -> Result<Option<JobRecord>, JobError> {
         self.change(id, from, |record| {
-            record.status = Status::Failed;
+            record.status = JobStatus::Failed;
             record.finished_at = Some(now());
             record.error = Some(failure);
         })
@@ -80,39 +64,37 @@ impl Queue {
     /// The disk does not take a job's state any more: the job fails in memory, so that the queue goes on.
     fn give_up(&self, id: &str, error: &JobError) {
         tracing::error!("job {id}: {error}");
-        if let Some(record) = self.lock().jobs.get_mut(id) {
-            record.status = Status::Failed;
+        self.jobs.change_in_memory(id, |record| {
+            record.status = JobStatus::Failed;
             record.finished_at = Some(now());
             record.error = Some(Failure {
                 code: "state_not_written".to_owned(),
                 message: error.to_string(),
                 param: None,
             });
-        }
+        });
     }
 
     /// The thread that trains.
-    pub(super) fn train(&self) {
+    pub(crate) fn train(&self) {
         // What was under way when the process before ended goes first.
-        let next = |job: &Record| match job.status {
-            Status::Running => Some((0, job.number)),
-            Status::Queued => Some((1, job.number)),
+        let next = |job: &JobRecord| match job.status {
+            JobStatus::Running => Some((0, job.number)),
+            JobStatus::Queued => Some((1, job.number)),
             _ => None,
         };
-        while let Some(record) = self.wait_for(next) {
-            let stop = Arc::new(AtomicBool::new(false));
-            let began = self.begin(&record, &stop);
-            match began {
-                Ok(true) => {}
-                Ok(false) => continue,
+        while let Some(record) = self.jobs.wait_for(next) {
+            let running = match self.begin(&record.id) {
+                Ok(Some(running)) => running,
+                Ok(None) => continue,
                 Err(error) => {
                     self.give_up(&record.id, &error);
                     continue;
                 }
-            }
-            let ran = catch_unwind(AssertUnwindSafe(|| run::run(self, &record, &stop)));
+            };
+            let ran = catch_unwind(AssertUnwindSafe(|| run::run(self, &record, &running.stop)));
             let ended = ran.unwrap_or_else(|_| {
-                Ended::Failed(Failure {
+                RunOutcome::Failed(Failure {
                     code: "server_error".to_owned(),
                     message: "the run broke off; the log says why".to_owned(),
                     param: None,
@@ -124,27 +106,26 @@ impl Queue {
         }
     }
 
-    /// Takes a job up, unless something else became of it meanwhile.
-    fn begin(&self, record: &Record, stop: &Arc<AtomicBool>) -> Result<bool, JobError> {
-        let mut state = self.lock();
-        let Some(mut record) = state.jobs.get(&record.id).cloned() else {
-            return Ok(false);
+    /// Takes up a job, unless its state has changed.
+    fn begin(&self, id: &str) -> Result<Option<Running>, JobError> {
+        let mut state = self.jobs.lock();
+        let Some(mut record) = state.records.get(id).cloned() else {
+            return Ok(None);
         };
-        if state.closing || !matches!(record.status, Status::Queued | Status::Running) {
-            return Ok(false);
+        if state.is_closing() || !matches!(record.status, JobStatus::Queued | JobStatus::Running) {
+            return Ok(None);
         }
-        if record.status != Status::Running {
-            record.status = Status::Running;
-            self.save(&mut state, &record)?;
+        if record.status != JobStatus::Running {
+            record.status = JobStatus::Running;
+            self.jobs.save(&mut state, &record)?;
         }
-        state.current = Some((record.id, Arc::clone(stop)));
-        Ok(true)
+        Ok(Some(state.start(id)))
     }
 
     /// Writes down what became of a run.
-    fn ended(&self, id: &str, ended: Ended) -> Result<(), JobError> {
+    fn ended(&self, id: &str, ended: RunOutcome) -> Result<(), JobError> {
         let events = self.events_of(id);
-        let over = |record: &mut Record, status: Status| {
+        let over = |record: &mut JobRecord, status: JobStatus| {
             record.status = status;
             record.finished_at = Some(now());
             record.progress.phase = None;
@@ -152,40 +133,40 @@ impl Queue {
         };
         match ended {
             // Whoever stopped it has said what it is now.
-            Ended::Stopped => {}
-            Ended::Published { model, tokens } => {
+            RunOutcome::Stopped => {}
+            RunOutcome::Published { model, tokens } => {
                 events.push(
                     "info",
                     format!("New fine-tuned model created: {model}"),
                     None,
                 );
                 events.push("info", "The job has successfully completed", None);
-                self.change(id, Status::Running, |record| {
-                    over(record, Status::Succeeded);
+                self.change(id, JobStatus::Running, |record| {
+                    over(record, JobStatus::Succeeded);
                     record.trained_tokens = Some(tokens);
                     record.fine_tuned_model = Some(model);
                 })?;
             }
-            Ended::Kept { tokens } => {
+            RunOutcome::Kept { tokens } => {
                 let told =
                     "The job has successfully completed; its adapter is kept until it is published";
                 events.push("info", told, None);
-                self.change(id, Status::Running, |record| {
-                    over(record, Status::Succeeded);
+                self.change(id, JobStatus::Running, |record| {
+                    over(record, JobStatus::Succeeded);
                     record.trained_tokens = Some(tokens);
                 })?;
             }
-            Ended::Failed(failure) => {
+            RunOutcome::Failed(failure) => {
                 events.push("error", failure.message.clone(), None);
-                self.change(id, Status::Running, |record| {
-                    over(record, Status::Failed);
+                self.change(id, JobStatus::Running, |record| {
+                    over(record, JobStatus::Failed);
                     record.error = Some(failure);
                 })?;
             }
         }
-        let mut state = self.lock();
-        state.current = None;
-        let is_over = state.jobs.get(id).is_none_or(|job| job.status.is_over());
+        let mut state = self.jobs.lock();
+        state.running = None;
+        let is_over = state.records.get(id).is_none_or(|job| job.status.is_over());
         drop(state);
         if is_over {
             self.clear_state(id);

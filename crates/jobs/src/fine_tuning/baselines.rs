@@ -2,21 +2,21 @@
 
 use registry::{Persona, spec};
 
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::evaluation::Candidate;
-use crate::measure::known;
-use crate::queue::Queue;
-use crate::record::Record;
-use crate::thresholds::Thresholds;
+use crate::evaluation::candidate::with_folder_settings;
+use crate::records::job::JobRecord;
+use crate::records::thresholds::Thresholds;
 use service::{Caller, Service};
 
 /// The most of them.
-pub(super) const MAX_BESIDE: usize = 4;
+pub(crate) const MAX_BASELINES: usize = 4;
 
 /// Writes into `thresholds` of a job for `persona` whom they compare with: those that the client named, or else the first by name that
 /// have an adapter and that the client may use, those in the server's folder first. Where there is nobody, thresholds that the
 /// client gave are refused, and those of the server's folder (`given` is false) are left out.
-pub(super) fn choose(
+pub(crate) fn choose(
     service: &Service,
     caller: &Caller,
     persona: &str,
@@ -67,8 +67,8 @@ fn named(
     persona: &str,
     names: &[String],
 ) -> Result<Vec<Persona>, JobError> {
-    if !(1..=MAX_BESIDE).contains(&names.len()) {
-        let message = format!("has {} names; give 1 to {MAX_BESIDE}", names.len());
+    if !(1..=MAX_BASELINES).contains(&names.len()) {
+        let message = format!("has {} names; give 1 to {MAX_BASELINES}", names.len());
         return Err(JobError::invalid("gate.beside", message));
     }
     let personas = service.personas();
@@ -94,7 +94,7 @@ fn named(
         if others.iter().any(|there| there.name == other.name) {
             return Err(refuse(format!("{} stands there already", other.name)));
         }
-        others.push(known(service, other));
+        others.push(with_folder_settings(service, other));
     }
     Ok(others)
 }
@@ -112,15 +112,15 @@ fn first(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
         .filter_map(|name| personas.get(name));
     others
         .filter(|other| other.adapter.is_some() && other.system_prompt_by_default().is_ok())
-        .take(MAX_BESIDE)
-        .map(|other| known(service, other))
+        .take(MAX_BASELINES)
+        .map(|other| with_folder_settings(service, other))
         .collect()
 }
 
 /// Those that `thresholds` compare with. One that is not there any more is passed over, which is said.
-pub(super) fn candidates(
-    queue: &Queue,
-    record: &Record,
+pub(crate) fn candidates(
+    queue: &BackgroundWork,
+    record: &JobRecord,
     thresholds: &Thresholds,
 ) -> anyhow::Result<Vec<Candidate>> {
     let personas = queue.service.personas();
@@ -128,7 +128,10 @@ pub(super) fn candidates(
     for pinned in thresholds.beside.iter().flatten() {
         let parts = spec::parse(pinned)?;
         match parts.first().map(|part| personas.find(part)) {
-            Some(Ok(other)) => candidates.push(Candidate::beside(known(&queue.service, other))?),
+            Some(Ok(other)) => candidates.push(Candidate::beside(with_folder_settings(
+                &queue.service,
+                other,
+            ))?),
             _ => {
                 let said =
                     format!("{pinned} is not here any more, so the gate does not compare with it");

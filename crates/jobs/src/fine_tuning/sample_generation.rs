@@ -14,23 +14,24 @@ use train::export::{Provenance, peft_adapter};
 use train::progress::{RunPlan, Snapshot};
 use train::sft::TrainedAdapter;
 
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::evaluation::Candidate;
 use crate::evaluation::answers::{Question, Speaker};
-use crate::examine::held_out_rows;
-use crate::queue::Queue;
-use crate::record::Record;
-use crate::rehearse;
-use crate::run::{JobYieldPoint, STATE};
-use crate::samples::{Said, Samples};
+use crate::evaluation::offline_engine;
+use crate::fine_tuning::eval_gate::held_out_rows;
+use crate::fine_tuning::run::{STATE, job_persona};
+use crate::fine_tuning::samples::{SampledAnswer, Samples};
+use crate::records::job::JobRecord;
 use crate::training::Target;
+use crate::yield_point::JobYieldPoint;
 use base::Base;
 use base::progress::Progress;
 
 /// The most questions of a job.
-pub(super) const MAX_PROMPTS: usize = 4;
+pub(crate) const MAX_PROMPTS: usize = 4;
 /// The longest question, in bytes.
-pub(super) const MAX_PROMPT_BYTES: usize = 4096;
+pub(crate) const MAX_PROMPT_BYTES: usize = 4096;
 /// Questions that are taken from the rows where the client names none.
 const FROM_ROWS: usize = 3;
 /// The most tokens of an answer.
@@ -39,9 +40,9 @@ const MAX_NEW_TOKENS: usize = 64;
 const PARTS: u64 = 16;
 
 /// Asks the adapter of one run.
-pub(super) struct Sampling<'q> {
-    queue: &'q Queue,
-    record: &'q Record,
+pub(crate) struct Sampling<'q> {
+    queue: &'q BackgroundWork,
+    record: &'q JobRecord,
     rows: Vec<DataRow>,
     samples: Samples,
     /// What the adapter is made from, without its parameters.
@@ -78,8 +79,8 @@ impl Moments {
 impl<'q> Sampling<'q> {
     /// With the questions of `record`, or those of the first rows that training does not see; none where there are none.
     pub fn new(
-        queue: &'q Queue,
-        record: &'q Record,
+        queue: &'q BackgroundWork,
+        record: &'q JobRecord,
         target: &Target,
         job: &Job,
         machine: Arc<JobYieldPoint>,
@@ -164,7 +165,7 @@ impl<'q> Sampling<'q> {
         }
     }
 
-    fn answers(&self, standing: &Snapshot<'_>) -> anyhow::Result<Vec<Said>> {
+    fn answers(&self, standing: &Snapshot<'_>) -> anyhow::Result<Vec<SampledAnswer>> {
         // One adapter a job.
         let params = standing.adapters.first().context("there is no adapter")?;
         let trained = TrainedAdapter {
@@ -179,7 +180,7 @@ impl<'q> Sampling<'q> {
         let folder = tempfile::tempdir_in(state)?;
         // As it would be published.
         adapter.write(folder.path(), Dtype::BF16, "")?;
-        let mut persona = rehearse::persona(self.queue, self.record, folder.path())?;
+        let mut persona = job_persona(self.queue, self.record, folder.path())?;
         let most = persona.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
         persona.max_new_tokens = Some(most.min(MAX_NEW_TOKENS));
         let candidates = [Candidate::new(persona, self.rows.clone(), MAX_PROMPTS)?];
@@ -188,7 +189,7 @@ impl<'q> Sampling<'q> {
             .map(|row| Question { of: 0, row, to })
             .collect();
         let machine = self.machine.clone();
-        let answers = rehearse::answers(
+        let answers = offline_engine::answers(
             self.queue,
             &candidates,
             &questions,
@@ -196,7 +197,7 @@ impl<'q> Sampling<'q> {
             machine,
             &mut Progress::hidden(),
         )?;
-        let said = answers.all.into_iter().map(|answered| Said {
+        let said = answers.all.into_iter().map(|answered| SampledAnswer {
             step: standing.step,
             prompt: candidates[0].rows[answered.question.row].input(),
             answer: answered.text,
@@ -221,7 +222,7 @@ fn row_of(prompt: &str) -> DataRow {
 }
 
 /// Holds a client's questions to their limits.
-pub(super) fn check(prompts: &[String], base: &Base) -> Result<(), JobError> {
+pub(crate) fn check(prompts: &[String], base: &Base) -> Result<(), JobError> {
     if prompts.len() > MAX_PROMPTS {
         let message = format!(
             "has {} texts; at most {MAX_PROMPTS} are asked",

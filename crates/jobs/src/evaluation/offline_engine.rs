@@ -1,22 +1,19 @@
 //! Adapters answer to whoever measures them alone, be they published or not: on an engine of its own over the weights that serve,
 //! whose steps take the machine in the turns of a job.
 
-use std::path::Path;
 use std::sync::Arc;
 
+use base::progress::Progress;
 use engine::EngineConfig;
 use model::YieldPoint;
-use registry::{AdapterRef, Persona, Personas};
-
-use crate::evaluation::Candidate;
-use crate::evaluation::answers::{self, Answers, Question};
-use crate::queue::Queue;
-use crate::record::Record;
-use crate::run::settings_of;
-use base::progress::Progress;
+use registry::{Persona, Personas};
 use service::catalog::Catalog;
 use service::runner::Turns;
 use service::{Service, Settings};
+
+use super::answers::{self, Answers, Question};
+use super::candidate::Candidate;
+use crate::background_work::BackgroundWork;
 
 /// Questions that are asked at once.
 const AT_ONCE: usize = 8;
@@ -28,17 +25,9 @@ const STEP_TOKENS: usize = 64;
 /// The least memory for adapters.
 const ADAPTER_MEMORY: u64 = 256 << 20;
 
-/// The persona that `record` is about to make, with the adapter in the folder `adapter`.
-pub(super) fn persona(queue: &Queue, record: &Record, adapter: &Path) -> anyhow::Result<Persona> {
-    let personas = queue.service.personas();
-    let settings = settings_of(record, personas.get(&record.persona));
-    let found = AdapterRef::in_folder(adapter)?;
-    Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
-}
-
 /// Puts `questions` to `candidates`, whom nobody else can ask.
-pub(super) fn answers(
-    queue: &Queue,
+pub(crate) fn answers(
+    queue: &BackgroundWork,
     candidates: &[Candidate],
     questions: &[Question],
     common: Vec<(usize, usize)>,

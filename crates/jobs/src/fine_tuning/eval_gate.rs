@@ -7,14 +7,15 @@ use model::YieldPoint;
 use train::Learner;
 use train::dataset::{DataRow, held_out};
 
-use crate::beside;
+use crate::background_work::BackgroundWork;
 use crate::evaluation::answers::{self, Speaker};
+use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
 use crate::files;
-use crate::queue::Queue;
-use crate::record::{Checked, Record, Sample};
-use crate::rehearse;
-use crate::thresholds::Thresholds;
+use crate::fine_tuning::baselines;
+use crate::fine_tuning::run::job_persona;
+use crate::records::job::{JobRecord, Sample, ThresholdResult};
+use crate::records::thresholds::Thresholds;
 use crate::training::Target;
 use base::progress::Progress;
 
@@ -24,15 +25,15 @@ const MAX_ROWS: usize = 100;
 const SAMPLES: usize = 3;
 
 /// What is held against the job's thresholds, if it has any, and some answers. Takes the machine in turns, through `machine`.
-pub(super) fn examine(
-    queue: &Queue,
-    record: &Record,
+pub(crate) fn check(
+    queue: &BackgroundWork,
+    record: &JobRecord,
     target: &Target,
     learner: &mut dyn Learner,
     machine: Arc<dyn YieldPoint>,
-) -> anyhow::Result<(Vec<Checked>, Vec<Sample>)> {
+) -> anyhow::Result<(Vec<ThresholdResult>, Vec<Sample>)> {
     let thresholds = record.thresholds.as_ref();
-    let mut persona = rehearse::persona(queue, record, &target.out)?;
+    let mut persona = job_persona(queue, record, &target.out)?;
     persona.eval = thresholds.map(Thresholds::spec);
     let most = if thresholds.is_some() {
         MAX_ROWS
@@ -49,13 +50,13 @@ pub(super) fn examine(
     );
     let mut candidates = vec![candidate];
     if let Some(thresholds) = thresholds {
-        candidates.extend(beside::candidates(queue, record, thresholds)?);
+        candidates.extend(baselines::candidates(queue, record, thresholds)?);
     }
     let (mut questions, common) = answers::questions(&candidates);
     // What the base would have said is for people to compare.
     questions.retain(|question| question.to != Speaker::Base);
     let mut progress = Progress::hidden();
-    let answers = rehearse::answers(
+    let answers = offline_engine::answers(
         queue,
         &candidates,
         &questions,
@@ -85,7 +86,7 @@ pub(super) fn examine(
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);
-    let checked = checks.into_iter().map(|check| Checked {
+    let checked = checks.into_iter().map(|check| ThresholdResult {
         key: check.key.to_owned(),
         value: check.value,
         wanted: check.wanted,
@@ -96,7 +97,7 @@ pub(super) fn examine(
 }
 
 /// The rows that training did not see: those of the validation file, or those that were held out.
-pub(super) fn held_out_rows(record: &Record, target: &Target) -> anyhow::Result<Vec<DataRow>> {
+pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> anyhow::Result<Vec<DataRow>> {
     let pairs = record.settings.preference.is_some();
     if let Some(path) = &target.eval {
         return Ok(files::scan(path, pairs)?.whole()?.rows);

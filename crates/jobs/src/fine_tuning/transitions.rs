@@ -1,21 +1,19 @@
 //! A job is given up, rests, or goes on.
 
-use std::sync::atomic::Ordering;
-
-use crate::asking::Who;
-use crate::disk::now;
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
-use crate::queue::{Queue, seen};
-use crate::record::{Record, Status};
+use crate::listing::Viewer;
+use crate::record_file::now;
+use crate::records::job::{JobRecord, JobStatus};
 
-impl Queue {
+impl BackgroundWork {
     /// Gives a job up.
     ///
     /// # Errors
     /// It is over, or publishes at this moment.
-    pub fn cancel(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+    pub fn cancel(&self, who: &Viewer, id: &str) -> Result<JobRecord, JobError> {
         let wanted = "only a job that is not over can be cancelled";
-        let cancelled = self.turn(who, id, Status::Cancelled, wanted, |status| {
+        let cancelled = self.turn(who, id, JobStatus::Cancelled, wanted, |status| {
             !status.is_over()
         })?;
         self.events_of(id)
@@ -27,10 +25,10 @@ impl Queue {
     ///
     /// # Errors
     /// It neither waits nor runs, or publishes at this moment.
-    pub fn pause(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+    pub fn pause(&self, who: &Viewer, id: &str) -> Result<JobRecord, JobError> {
         let wanted = "only one that is queued or running can be paused";
-        let paused = self.turn(who, id, Status::Paused, wanted, |status| {
-            matches!(status, Status::Queued | Status::Running)
+        let paused = self.turn(who, id, JobStatus::Paused, wanted, |status| {
+            matches!(status, JobStatus::Queued | JobStatus::Running)
         })?;
         self.events_of(id).push("info", "The job was paused", None);
         Ok(paused)
@@ -40,10 +38,10 @@ impl Queue {
     ///
     /// # Errors
     /// It does not rest.
-    pub fn resume(&self, who: &Who, id: &str) -> Result<Record, JobError> {
+    pub fn resume(&self, who: &Viewer, id: &str) -> Result<JobRecord, JobError> {
         let wanted = "only one that is paused can be resumed";
-        let resumed = self.turn(who, id, Status::Queued, wanted, |status| {
-            status == Status::Paused
+        let resumed = self.turn(who, id, JobStatus::Queued, wanted, |status| {
+            status == JobStatus::Paused
         })?;
         self.events_of(id).push("info", "The job was resumed", None);
         Ok(resumed)
@@ -52,14 +50,14 @@ impl Queue {
     /// Turns a job's status into `to`, if `may` says so of what it is, and stops the trainer if it works on it.
     fn turn(
         &self,
-        who: &Who,
+        who: &Viewer,
         id: &str,
-        to: Status,
+        to: JobStatus,
         wanted: &'static str,
-        may: impl Fn(Status) -> bool,
-    ) -> Result<Record, JobError> {
-        let mut state = self.lock();
-        let mut record = seen(&state, who, id)?;
+        may: impl Fn(JobStatus) -> bool,
+    ) -> Result<JobRecord, JobError> {
+        let mut state = self.jobs.lock();
+        let mut record = state.find(who, id)?;
         if !may(record.status) {
             return Err(JobError::State {
                 id: id.to_owned(),
@@ -67,24 +65,18 @@ impl Queue {
                 wanted,
             });
         }
-        if record.publishing.is_some() && record.status == Status::Running {
+        if record.publishing.is_some() && record.status == JobStatus::Running {
             return Err(JobError::Publishing { id: id.to_owned() });
         }
         record.status = to;
         record.finished_at = to.is_over().then(now);
-        self.save(&mut state, &record)?;
-        let at_work = match &state.current {
-            Some((current, stop)) if current == id => {
-                stop.store(true, Ordering::SeqCst);
-                true
-            }
-            _ => false,
-        };
-        if record.status == Status::Cancelled && !at_work {
+        self.jobs.save(&mut state, &record)?;
+        let at_work = state.stop(id);
+        if record.status == JobStatus::Cancelled && !at_work {
             self.clear_state(id);
         }
         drop(state);
-        self.changed.notify_all();
+        self.jobs.notify();
         Ok(record)
     }
 }

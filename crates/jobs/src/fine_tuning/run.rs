@@ -1,41 +1,52 @@
 //! One job: its rows, its training, its adapter's folder, its examination, its publication. Every part may be done again by the
 //! next process, and comes to the same.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
-use model::YieldPoint;
-use registry::{Persona, PersonaSettings};
+use registry::{AdapterRef, Persona, PersonaSettings};
 use train::job::{DataReport, JobSpec};
 use train::sft::{self, Outcome, RunOptions};
 
-use crate::asking::Who;
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
-use crate::examine;
-use crate::queue::Queue;
-use crate::record::{Failure, Record, Status};
-use crate::sampling::Sampling;
+use crate::fine_tuning::eval_gate;
+use crate::fine_tuning::run_observer::RunObserver;
+use crate::fine_tuning::sample_generation::Sampling;
+use crate::listing::Viewer;
+use crate::records::failure::Failure;
+use crate::records::job::{JobRecord, JobStatus};
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
 use crate::training::{self, Target};
-use crate::watch::Watch;
+use crate::yield_point::JobYieldPoint;
 use base::memory;
-use service::Service;
-use service::sharing::{Borrower, Sharing};
 
 /// The folder of a run's state.
-pub(super) const STATE: &str = "state";
+pub(crate) const STATE: &str = "state";
 /// The folder of a run's adapter.
 const ADAPTER: &str = "adapter";
 /// Most tokens of one call of the learner. Fewer than `lory train` takes, as a layer of so many is what an answer may have to
 /// wait for.
-pub(super) const BATCH_TOKENS: usize = 1024;
+pub(crate) const BATCH_TOKENS: usize = 1024;
+
+/// The persona that `record` is about to make, with the adapter in the folder `adapter`.
+pub(crate) fn job_persona(
+    queue: &BackgroundWork,
+    record: &JobRecord,
+    adapter: &Path,
+) -> anyhow::Result<Persona> {
+    let personas = queue.service.personas();
+    let settings = settings_of(record, personas.get(&record.persona));
+    let found = AdapterRef::in_folder(adapter)?;
+    Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
+}
 
 /// What became of a run.
-pub(super) enum Ended {
+pub(crate) enum RunOutcome {
     /// Its adapter is published.
     Published {
         /// `name@version`.
@@ -54,43 +65,15 @@ pub(super) enum Ended {
     Stopped,
 }
 
-/// The yield point of a job: waits until the service lets the next layer run, and reports whether the job must stop.
-pub(super) struct JobYieldPoint {
-    service: Arc<Service>,
-    sharing: Arc<Sharing>,
-    who: Borrower,
-    stop: Arc<AtomicBool>,
-}
-
-impl JobYieldPoint {
-    pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobYieldPoint> {
-        let sharing = service.sharing();
-        Arc::new(JobYieldPoint {
-            service: Arc::clone(service),
-            who: sharing.borrower(),
-            sharing,
-            stop: Arc::clone(stop),
-        })
-    }
-}
-
-impl YieldPoint for JobYieldPoint {
-    fn wait(&self) -> bool {
-        let busy = || self.service.engine().stats().in_flight > 0;
-        let stopped = || self.stop.load(Ordering::SeqCst);
-        self.sharing.layer(self.who, &busy, &stopped)
-    }
-
-    fn release(&self) {
-        self.sharing.rest(self.who);
-    }
-}
-
 /// Runs `record` until it is over, or `stop` is set.
-pub(super) fn run(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> Ended {
+pub(crate) fn run(
+    queue: &BackgroundWork,
+    record: &JobRecord,
+    stop: &Arc<AtomicBool>,
+) -> RunOutcome {
     match attempt(queue, record, stop) {
         Ok(ended) => ended,
-        Err(_) if stop.load(Ordering::SeqCst) => Ended::Stopped,
+        Err(_) if stop.load(Ordering::SeqCst) => RunOutcome::Stopped,
         Err(error) => {
             let message = queue.as_called(record, &format!("{error:#}"));
             let code = match error.downcast_ref() {
@@ -101,7 +84,7 @@ pub(super) fn run(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> End
                 Some(train::TrainError::Memory { .. }) => "out_of_memory",
                 _ => "training_failed",
             };
-            Ended::Failed(Failure {
+            RunOutcome::Failed(Failure {
                 code: code.to_owned(),
                 message,
                 param: None,
@@ -110,7 +93,11 @@ pub(super) fn run(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> End
     }
 }
 
-fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Result<Ended> {
+fn attempt(
+    queue: &BackgroundWork,
+    record: &JobRecord,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<RunOutcome> {
     let Ready { job, target } = queue.ready(record)?;
     let loaded = job.loaded.clone();
     let base = queue.service.base();
@@ -134,12 +121,12 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
         queue.events_of(&record.id).push("warn", said, None);
         None
     });
-    let mut watch = Watch::new(queue, &record.id, sampling);
+    let mut watch = RunObserver::new(queue, &record.id, sampling);
     let prepared = sft::prepare(vec![job], &options)?;
     let forecast = prepared.forecast(base.model.config());
     learner.keep(Plan::new(forecast, memory::in_use(), memory::available()).keep);
     let trained = match prepared.train(&mut learner, &mut watch, stop)? {
-        Outcome::Interrupted { .. } => return Ok(Ended::Stopped),
+        Outcome::Interrupted { .. } => return Ok(RunOutcome::Stopped),
         Outcome::Finished(trained) => trained,
     };
     let trained = trained.first().context("no adapter was trained")?;
@@ -148,7 +135,7 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
     queue.note(&record.id, |progress| {
         progress.phase = Some("examining".to_owned());
     });
-    let (checked, samples) = examine::examine(queue, record, &target, &mut learner, yield_point)?;
+    let (checked, samples) = eval_gate::check(queue, record, &target, &mut learner, yield_point)?;
     let missed: Vec<&str> = checked
         .iter()
         .filter(|check| !check.passed)
@@ -163,27 +150,27 @@ fn attempt(queue: &Queue, record: &Record, stop: &Arc<AtomicBool>) -> anyhow::Re
         ),
         param: Some("gate".to_owned()),
     });
-    let saved = queue.change(&record.id, Status::Running, |record| {
+    let saved = queue.change(&record.id, JobStatus::Running, |record| {
         record.checked = checked.clone();
         record.samples = samples;
         record.kept = refused.is_some() || !record.publish;
     })?;
     if saved.is_none() {
-        return Ok(Ended::Stopped);
+        return Ok(RunOutcome::Stopped);
     }
     if let Some(failure) = refused {
-        return Ok(Ended::Failed(failure));
+        return Ok(RunOutcome::Failed(failure));
     }
     let tokens = queue.tokens_of(&record.id);
     if !record.publish {
-        return Ok(Ended::Kept { tokens });
+        return Ok(RunOutcome::Kept { tokens });
     }
-    Ok(match queue.store(&record.id, Status::Running, true)? {
+    Ok(match queue.store(&record.id, JobStatus::Running, true)? {
         Some(model) => {
             queue.let_go(&record.id);
-            Ended::Published { model, tokens }
+            RunOutcome::Published { model, tokens }
         }
-        None => Ended::Stopped,
+        None => RunOutcome::Stopped,
     })
 }
 
@@ -192,7 +179,7 @@ fn write(
     trained: &train::sft::TrainedAdapter,
     target: &Target,
     loaded: &DataReport,
-    queue: &Queue,
+    queue: &BackgroundWork,
     sha256: &str,
 ) -> anyhow::Result<()> {
     let origin = Origin {
@@ -206,7 +193,7 @@ fn write(
 
 /// What is published beside the adapter: the persona's settings as they are, with the job's system prompt. Variables belong to the
 /// prompt that they stand in.
-pub(super) fn settings_of(record: &Record, there: Option<&Persona>) -> PersonaSettings {
+pub(crate) fn settings_of(record: &JobRecord, there: Option<&Persona>) -> PersonaSettings {
     let mut settings = there.map(PersonaSettings::of).unwrap_or_default();
     if settings.system_prompt != record.system_prompt {
         settings.system_prompt.clone_from(&record.system_prompt);
@@ -216,25 +203,25 @@ pub(super) fn settings_of(record: &Record, there: Option<&Persona>) -> PersonaSe
 }
 
 /// A job whose rows are read.
-pub(super) struct Ready {
+pub(crate) struct Ready {
     pub job: train::Job,
     pub target: Target,
 }
 
-impl Queue {
+impl BackgroundWork {
     /// The adapter's folder of a job.
-    pub(super) fn adapter_of(&self, id: &str) -> PathBuf {
+    pub(crate) fn adapter_of(&self, id: &str) -> PathBuf {
         self.folder(id).join(ADAPTER)
     }
 
     fn path_of_id(&self, id: &str) -> Result<PathBuf, JobError> {
-        let everybody = Who::everybody();
+        let everybody = Viewer::everybody();
         let file = self.files.find(&everybody, id, "training_file")?;
         Ok(self.files.path(&file))
     }
 
     /// Reads and encodes the rows of `record`.
-    pub(super) fn ready(&self, record: &Record) -> anyhow::Result<Ready> {
+    pub(crate) fn ready(&self, record: &JobRecord) -> anyhow::Result<Ready> {
         let validation = record.validation_file.as_deref();
         let target = Target {
             name: record.persona.clone(),
@@ -280,7 +267,7 @@ impl Queue {
     }
 
     /// The system prompt that rows are trained with: a persona's own has its variables' defaults in it.
-    fn spoken(&self, record: &Record) -> anyhow::Result<Option<String>> {
+    fn spoken(&self, record: &JobRecord) -> anyhow::Result<Option<String>> {
         let personas = self.service.personas();
         let same = |persona: &&Persona| persona.system_prompt == record.system_prompt;
         Ok(match personas.get(&record.persona).filter(same) {
@@ -290,8 +277,8 @@ impl Queue {
     }
 
     /// `text` with the files of `record` called as the client calls them.
-    pub(super) fn as_called(&self, record: &Record, text: &str) -> String {
-        let everybody = Who::everybody();
+    pub(crate) fn as_called(&self, record: &JobRecord, text: &str) -> String {
+        let everybody = Viewer::everybody();
         let ids = [Some(&record.training_file), record.validation_file.as_ref()];
         let mut text = text.to_owned();
         for id in ids.into_iter().flatten() {
@@ -306,7 +293,7 @@ impl Queue {
     /// Tokens of all steps of a job.
     fn tokens_of(&self, id: &str) -> u64 {
         let all = self.events_of(id).all().unwrap_or_default();
-        let tokens = |event: &crate::record::Event| event.data.as_ref()?.tokens;
+        let tokens = |event: &crate::records::job::Event| event.data.as_ref()?.tokens;
         all.iter().filter_map(tokens).sum()
     }
 }

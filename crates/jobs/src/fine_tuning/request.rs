@@ -11,14 +11,14 @@ use train::preference::PreferenceSettings;
 use train::settings::default_lr;
 use train::{TrainError, TrainSettings};
 
-use crate::asking::Who;
-use crate::beside;
-use crate::disk::{fresh_id, now};
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
-use crate::queue::Queue;
-use crate::record::{Method, Progress, Record, Start, Status};
-use crate::sampling;
-use crate::thresholds::Thresholds;
+use crate::fine_tuning::baselines;
+use crate::fine_tuning::sample_generation;
+use crate::listing::Viewer;
+use crate::record_file::{fresh_id, now};
+use crate::records::job::{JobRecord, JobStatus, Method, Progress, Start};
+use crate::records::thresholds::Thresholds;
 use service::Caller;
 
 /// The most pairs of `metadata`, and the most characters of a key and of a value: OpenAI's.
@@ -266,12 +266,12 @@ impl NewJob {
     ///
     /// # Errors
     /// The first thing wrong with it, by its field.
-    pub(super) fn record(
+    pub(crate) fn record(
         &self,
-        jobs: &Queue,
+        jobs: &BackgroundWork,
         caller: &Caller,
-        who: &Who,
-    ) -> Result<Record, JobError> {
+        who: &Viewer,
+    ) -> Result<JobRecord, JobError> {
         let service = jobs.service();
         let base = service.base();
         let id = fresh_id("ftjob-")?;
@@ -317,7 +317,7 @@ impl NewJob {
             let message = format!("is longer than {MAX_SYSTEM_PROMPT} bytes");
             return Err(JobError::invalid("system_prompt", message));
         }
-        sampling::check(self.sample_prompts.as_deref().unwrap_or_default(), base)?;
+        sample_generation::check(self.sample_prompts.as_deref().unwrap_or_default(), base)?;
         let training = jobs.files.find(who, &self.training_file, "training_file")?;
         let validation = match &self.validation_file {
             None => None,
@@ -365,7 +365,9 @@ impl NewJob {
         let in_folder = service.catalog().folder().get(&persona);
         let mut thresholds = match &self.gate {
             Some(given) => {
-                given.check()?;
+                given
+                    .check()
+                    .map_err(|(field, message)| JobError::invalid(field, message))?;
                 Some(given.clone())
             }
             None => in_folder
@@ -373,15 +375,15 @@ impl NewJob {
                 .map(Thresholds::of),
         };
         if let Some(thresholds) = &mut thresholds {
-            beside::choose(service, caller, &persona, thresholds, self.gate.is_some())?;
+            baselines::choose(service, caller, &persona, thresholds, self.gate.is_some())?;
         }
-        Ok(Record {
+        Ok(JobRecord {
             id,
             number: 0,
             owner: who.name().map(str::to_owned),
             created_at: now(),
             finished_at: None,
-            status: Status::ValidatingFiles,
+            status: JobStatus::ValidatingFiles,
             model: self.model.clone(),
             persona,
             named: self.suffix.is_some(),

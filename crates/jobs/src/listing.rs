@@ -1,21 +1,24 @@
 //! Who asks, and for which part of a list.
 
-use crate::MAX_PAGE;
-use crate::error::JobError;
 use service::Caller;
+
+use crate::error::JobError;
+
+/// The longest page of a list.
+pub const MAX_PAGE: usize = 100;
 
 /// Who wants to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
+pub struct Viewer {
     name: Option<String>,
     all: bool,
 }
 
-impl Who {
+impl Viewer {
     /// Someone who sees everything: an admin, and everybody on a server without keys.
     #[must_use]
-    pub fn everybody() -> Who {
-        Who {
+    pub fn everybody() -> Viewer {
+        Viewer {
             name: None,
             all: true,
         }
@@ -23,21 +26,21 @@ impl Who {
 
     /// The holder of a key, who sees what is the key's own; with admin rights, everything.
     #[must_use]
-    pub fn of(caller: &Caller) -> Who {
+    pub fn of(caller: &Caller) -> Viewer {
         match caller.key() {
-            None => Who::everybody(),
-            Some(key) => Who {
+            None => Viewer::everybody(),
+            Some(key) => Viewer {
                 name: Some(key.name().to_owned()),
                 all: key.check_admin().is_ok(),
             },
         }
     }
 
-    pub(super) fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    pub(super) fn sees(&self, owner: Option<&str>) -> bool {
+    pub(crate) fn sees(&self, owner: Option<&str>) -> bool {
         self.all || (owner.is_some() && owner == self.name())
     }
 }
@@ -65,7 +68,7 @@ impl Default for Page {
 
 impl Page {
     /// The page of `all`, which are in the order of arrival, and whether there are more behind it.
-    pub(super) fn of<T>(
+    pub(crate) fn of<T>(
         &self,
         mut all: Vec<T>,
         id: impl Fn(&T) -> &str,
@@ -113,11 +116,11 @@ mod tests {
 
     #[test]
     fn a_key_sees_its_own_and_an_admin_all() {
-        let one = Who {
+        let one = Viewer {
             name: Some("one".to_owned()),
             all: false,
         };
         assert!(one.sees(Some("one")) && !one.sees(Some("two")) && !one.sees(None));
-        assert!(Who::everybody().sees(Some("two")) && Who::everybody().sees(None));
+        assert!(Viewer::everybody().sees(Some("two")) && Viewer::everybody().sees(None));
     }
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Candidate;
 use super::answers::{Answers, Question, Speaker};
+use super::candidate::Candidate;
 use super::gate::Check;
 use super::measures::Measures;
 

@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use train::TrainSettings;
 
-use crate::thresholds::Thresholds;
+use crate::records::failure::Failure;
+use crate::records::thresholds::Thresholds;
 
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+#[schema(as = Status)]
+pub enum JobStatus {
     /// Its files are being read as its run will read them.
     ValidatingFiles,
     /// It waits for its turn.
@@ -29,40 +31,43 @@ pub enum Status {
     Cancelled,
 }
 
-impl Status {
+impl JobStatus {
     /// Every status.
-    pub const ALL: [Status; 7] = [
-        Status::ValidatingFiles,
-        Status::Queued,
-        Status::Running,
-        Status::Paused,
-        Status::Succeeded,
-        Status::Failed,
-        Status::Cancelled,
+    pub const ALL: [JobStatus; 7] = [
+        JobStatus::ValidatingFiles,
+        JobStatus::Queued,
+        JobStatus::Running,
+        JobStatus::Paused,
+        JobStatus::Succeeded,
+        JobStatus::Failed,
+        JobStatus::Cancelled,
     ];
 
     /// As OpenAI calls it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Status::ValidatingFiles => "validating_files",
-            Status::Queued => "queued",
-            Status::Running => "running",
-            Status::Paused => "paused",
-            Status::Succeeded => "succeeded",
-            Status::Failed => "failed",
-            Status::Cancelled => "cancelled",
+            JobStatus::ValidatingFiles => "validating_files",
+            JobStatus::Queued => "queued",
+            JobStatus::Running => "running",
+            JobStatus::Paused => "paused",
+            JobStatus::Succeeded => "succeeded",
+            JobStatus::Failed => "failed",
+            JobStatus::Cancelled => "cancelled",
         }
     }
 
     /// Whether nothing more will come of it.
     #[must_use]
     pub fn is_over(self) -> bool {
-        matches!(self, Status::Succeeded | Status::Failed | Status::Cancelled)
+        matches!(
+            self,
+            JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled
+        )
     }
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for JobStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -85,18 +90,6 @@ pub struct Start {
     pub persona: String,
     /// The adapter's content hash.
     pub sha256: String,
-}
-
-/// Why a job failed, in OpenAI's shape.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Failure {
-    /// A name for programs.
-    pub code: String,
-    /// What is wrong and what to do.
-    pub message: String,
-    /// The field that it is about, if it is about one.
-    #[schema(required)]
-    pub param: Option<String>,
 }
 
 /// How far a job is.
@@ -125,7 +118,8 @@ pub struct Progress {
 
 /// A threshold, and what was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Checked {
+#[schema(as = Checked)]
+pub struct ThresholdResult {
     /// The threshold's name.
     pub key: String,
     /// What was measured; none where it could not be, which counts as missed.
@@ -152,7 +146,7 @@ pub struct Sample {
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct JobRecord {
     /// Its id.
     pub id: String,
     /// Its place in the order of arrival, which is the order of the queue.
@@ -164,7 +158,7 @@ pub struct Record {
     /// When it was over.
     pub finished_at: Option<u64>,
     /// Where it is.
-    pub status: Status,
+    pub status: JobStatus,
     /// What it was to start from, as it was asked for: the base, or a persona.
     pub model: String,
     /// The persona that it publishes.
@@ -188,7 +182,7 @@ pub struct Record {
     /// What it must measure up to before it is published.
     pub thresholds: Option<Thresholds>,
     /// What was measured of that.
-    pub checked: Vec<Checked>,
+    pub checked: Vec<ThresholdResult>,
     /// Whether it publishes its adapter by itself.
     #[serde(default = "by_itself")]
     pub publish: bool,

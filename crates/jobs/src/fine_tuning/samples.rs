@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{get, put};
 use crate::error::JobError;
+use crate::record_file;
 
 /// A question to the adapter as it stood after some step, and what it said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Said {
+pub struct SampledAnswer {
     /// Optimizer steps done.
     pub step: u64,
     /// What it was asked.
@@ -22,7 +22,7 @@ pub struct Said {
 
 /// All that a job's adapter said.
 #[derive(Debug, Clone)]
-pub(super) struct Samples {
+pub(crate) struct Samples {
     path: PathBuf,
 }
 
@@ -35,8 +35,8 @@ impl Samples {
     }
 
     /// All of them, by step and then as they were asked.
-    pub fn all(&self) -> Result<Vec<Said>, JobError> {
-        match get(&self.path) {
+    pub fn all(&self) -> Result<Vec<SampledAnswer>, JobError> {
+        match record_file::read(&self.path) {
             Err(JobError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Ok(Vec::new())
             }
@@ -45,10 +45,10 @@ impl Samples {
     }
 
     /// Adds those of one step, which comes after all that are there, in one piece.
-    pub fn add(&self, said: Vec<Said>) -> Result<(), JobError> {
+    pub fn add(&self, said: Vec<SampledAnswer>) -> Result<(), JobError> {
         let mut all = self.all()?;
         all.extend(said);
-        put(&self.path, &all)
+        record_file::write(&self.path, &all)
     }
 
     /// Takes out what was said after `step`, which will be said again.
@@ -59,7 +59,7 @@ impl Samples {
         if all.len() == before {
             return Ok(());
         }
-        put(&self.path, &all)
+        record_file::write(&self.path, &all)
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
         let samples = Samples::of(folder.path());
         assert!(samples.all().unwrap().is_empty());
         samples.go_back_to(0).unwrap();
-        let said = |step: u64| Said {
+        let said = |step: u64| SampledAnswer {
             step,
             prompt: "Hi".to_owned(),
             answer: format!("after {step}"),

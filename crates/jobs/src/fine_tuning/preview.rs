@@ -14,16 +14,17 @@ use train::preference::scan_pairs;
 use train::sft::{self, RunOptions};
 use train::{Example, TrainError, TrainSettings};
 
-use crate::asking::Who;
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::files::StoredFile;
 use crate::files::called;
-use crate::queue::Queue;
-use crate::record::Record;
-use crate::request::NewJob;
-use crate::run::{BATCH_TOKENS, JobYieldPoint};
+use crate::fine_tuning::request::NewJob;
+use crate::fine_tuning::run::BATCH_TOKENS;
+use crate::listing::Viewer;
+use crate::records::job::JobRecord;
 use crate::training;
 use crate::training::plan::Plan;
+use crate::yield_point::JobYieldPoint;
 use base::memory;
 use service::Caller;
 
@@ -80,17 +81,17 @@ pub struct ShownPart {
     trained: bool,
 }
 
-impl Queue {
+impl BackgroundWork {
     /// What the job `new` would do and need; nothing is created. The time is estimated from the latest step of any job. Where
     /// there was none yet it is from one that is taken for it and thrown away, unless a job is at its first one just now: then
     /// there is none.
     ///
     /// # Errors
-    /// As [`Queue::create`]; and what is wrong with its rows, or that it does not fit into memory.
+    /// As [`BackgroundWork::create`]; and what is wrong with its rows, or that it does not fit into memory.
     pub fn plan(&self, caller: &Caller, new: &NewJob) -> Result<impl Serialize + use<>, JobError> {
-        let record = new.record(self, caller, &Who::of(caller))?;
+        let record = new.record(self, caller, &Viewer::of(caller))?;
         let pace = *self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let training = self.lock().current.is_some();
+        let training = self.jobs.lock().running.is_some();
         let pace = (pace.is_some() || !training).then_some(pace);
         // One measurement at a time: of two side by side neither would say anything.
         let _measuring = self
@@ -101,9 +102,9 @@ impl Queue {
     }
 
     /// The plan of `record`: without a time, or with one at the pace that is known or else measured.
-    pub(super) fn plan_of(
+    pub(crate) fn plan_of(
         &self,
-        record: &Record,
+        record: &JobRecord,
         pace: Option<Option<f64>>,
     ) -> Result<Plan, JobError> {
         let make = || -> anyhow::Result<Plan> {

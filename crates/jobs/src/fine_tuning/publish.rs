@@ -4,26 +4,26 @@ use std::sync::PoisonError;
 
 use registry::AdapterContent;
 
-use crate::asking::Who;
+use crate::background_work::BackgroundWork;
 use crate::error::JobError;
-use crate::queue::Queue;
-use crate::record::{Record, Status};
-use crate::run;
+use crate::fine_tuning::run;
+use crate::listing::Viewer;
+use crate::records::job::{JobRecord, JobStatus};
 use service::{Caller, NewVersion, PublishError};
 
-impl Queue {
+impl BackgroundWork {
     /// Publishes the adapter that a job kept, as a version that the name means from now on, or as one that waits.
     ///
     /// # Errors
     /// [`JobError::State`] where it kept none; [`JobError::Denied`] for who may not use the persona, or wants what the gate refused
     /// without admin rights; [`JobError::Publish`].
-    pub fn publish(&self, caller: &Caller, id: &str, current: bool) -> Result<Record, JobError> {
-        let who = Who::of(caller);
+    pub fn publish(&self, caller: &Caller, id: &str, current: bool) -> Result<JobRecord, JobError> {
+        let who = Viewer::of(caller);
         // Of two who want the same at once, the second finds it done.
         let one = self.publishing.lock();
         let _one = one.unwrap_or_else(PoisonError::into_inner);
         let record = self.job(&who, id)?;
-        if !record.kept || !matches!(record.status, Status::Succeeded | Status::Failed) {
+        if !record.kept || !matches!(record.status, JobStatus::Succeeded | JobStatus::Failed) {
             return Err(JobError::State {
                 id: record.id,
                 status: record.status,
@@ -31,7 +31,7 @@ impl Queue {
             });
         }
         caller.check_persona(&record.persona)?;
-        if let (Status::Failed, Some(key)) = (record.status, caller.key()) {
+        if let (JobStatus::Failed, Some(key)) = (record.status, caller.key()) {
             key.check_admin()?;
         }
         if let Some(model) = self.store(id, record.status, current)? {
@@ -48,13 +48,13 @@ impl Queue {
 
     /// Stores the adapter of a job with the status `from` as a new version of its persona, and says which; none where the job has
     /// another status by now. Done twice it is stored once.
-    pub(super) fn store(
+    pub(crate) fn store(
         &self,
         id: &str,
-        from: Status,
+        from: JobStatus,
         current: bool,
     ) -> Result<Option<String>, JobError> {
-        let record = self.job(&Who::everybody(), id)?;
+        let record = self.job(&Viewer::everybody(), id)?;
         let path = self.adapter_of(id);
         let service = &self.service;
         let sha256 = AdapterContent::read(&path)
@@ -74,7 +74,7 @@ impl Queue {
         }
         let begun = self.change(id, from, |record| {
             record.publishing = Some(sha256);
-            if from == Status::Running {
+            if from == JobStatus::Running {
                 record.progress.phase = Some("publishing".to_owned());
             }
         })?;
@@ -94,7 +94,7 @@ impl Queue {
     }
 
     /// Removes a job's weights, which the registry has now; what tells how they came to be stays.
-    pub(super) fn let_go(&self, id: &str) {
+    pub(crate) fn let_go(&self, id: &str) {
         std::fs::remove_file(self.adapter_of(id).join(formats::peft::WEIGHTS_FILE)).ok();
     }
 }

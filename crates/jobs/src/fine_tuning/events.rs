@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use formats::atomic_file;
 
-use crate::disk::{fresh_id, now};
 use crate::error::JobError;
-use crate::record::{Event, Metrics};
+use crate::record_file::{fresh_id, now};
+use crate::records::job::{Event, Metrics};
+
+/// The longest page of events.
+pub const MAX_EVENTS: usize = 1000;
 
 /// A job's events.
 #[derive(Debug, Clone)]
-pub(super) struct Events {
+pub(crate) struct Events {
     path: PathBuf,
 }
 

@@ -1,29 +1,27 @@
-//! One evaluation, from its rows to its result, on an engine of its own over the weights that serve.
+//! Runs one evaluation, from its rows to its result, on an offline engine over the weights that serve.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use anyhow::Context as _;
-use registry::{Persona, spec};
-
-use crate::asking::Who;
-use crate::disk::now;
-use crate::evaluation::{self, Candidate, answers, gate, measures, result};
-use crate::evaluations::Evaluation;
-use crate::files;
-use crate::queue::Queue;
-use crate::record::Failure;
-use crate::rehearse;
-use crate::run::JobYieldPoint;
-use crate::training;
 use base::progress::Progress;
-use service::Service;
+use registry::spec;
+
+use super::candidate::{self, Candidate, own_rows, with_folder_settings};
+use super::{answers, gate, measures, offline_engine, summary};
+use crate::background_work::BackgroundWork;
+use crate::files;
+use crate::listing::Viewer;
+use crate::record_file::now;
+use crate::records::evaluation::Evaluation;
+use crate::records::failure::Failure;
+use crate::training;
+use crate::yield_point::JobYieldPoint;
 
 /// Measures; the id under which the result is kept. `done` counts parts.
-pub(super) fn measure(
-    queue: &Queue,
+pub(crate) fn run(
+    queue: &BackgroundWork,
     evaluation: &Evaluation,
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
@@ -45,7 +43,7 @@ pub(super) fn measure(
 }
 
 fn attempt(
-    queue: &Queue,
+    queue: &BackgroundWork,
     evaluation: &Evaluation,
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
@@ -58,7 +56,7 @@ fn attempt(
     );
     let machine = JobYieldPoint::new(&queue.service, stop);
     let mut progress = Progress::counted(Arc::clone(done));
-    let answers = rehearse::answers(
+    let answers = offline_engine::answers(
         queue,
         &candidates,
         &questions,
@@ -78,17 +76,17 @@ fn attempt(
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);
-    let mut measured = result::result(&measures, &checks);
-    measured["samples"] = result::samples(&candidates, &answers);
+    let mut measured = summary::result(&measures, &checks);
+    measured["samples"] = summary::samples(&candidates, &answers);
     Ok(queue.results()?.keep(now(), measured)?)
 }
 
 /// Everyone who is measured, with the rows that they are asked.
-fn candidates(queue: &Queue, evaluation: &Evaluation) -> anyhow::Result<Vec<Candidate>> {
+fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result<Vec<Candidate>> {
     let shared = match &evaluation.file {
         None => None,
         Some(id) => {
-            let file = queue.files.find(&Who::everybody(), id, "file")?;
+            let file = queue.files.find(&Viewer::everybody(), id, "file")?;
             let scan = files::scan(&queue.files.path(&file), false);
             let rows = scan.and_then(|scan| scan.whole());
             let rows = rows.map_err(|error| {
@@ -103,13 +101,13 @@ fn candidates(queue: &Queue, evaluation: &Evaluation) -> anyhow::Result<Vec<Cand
     for pinned in &evaluation.personas {
         let parts = spec::parse(pinned)?;
         let part = parts.first().context("nobody is named")?;
-        let persona = known(&queue.service, personas.find(part)?);
+        let persona = with_folder_settings(&queue.service, personas.find(part)?);
         let rows = match &shared {
             Some(rows) => rows.clone(),
             None => {
                 let path = own_rows(&queue.service, &persona);
                 let path = path.with_context(|| format!("{pinned} has no evaluation rows"))?;
-                evaluation::rows(&path, &persona)?
+                candidate::rows(&path, &persona)?
             }
         };
         let mut candidate = Candidate::new(persona, rows, evaluation.max_rows)?;
@@ -131,20 +129,4 @@ fn candidates(queue: &Queue, evaluation: &Evaluation) -> anyhow::Result<Vec<Cand
         candidates.push(candidate);
     }
     Ok(candidates)
-}
-
-/// `persona` with what is said of its name in the server's folder and was not published with it: how it is trained, and what its
-/// answers are known by.
-pub(super) fn known(service: &Service, persona: &Persona) -> Persona {
-    let mut persona = persona.clone();
-    if let Some(in_folder) = service.catalog().folder().get(&persona.name) {
-        persona.train = persona.train.or_else(|| in_folder.train.clone());
-        persona.eval = persona.eval.or_else(|| in_folder.eval.clone());
-    }
-    persona
-}
-
-/// The file of a persona's own evaluation rows, if it has one.
-pub(super) fn own_rows(service: &Service, persona: &Persona) -> Option<PathBuf> {
-    known(service, persona).train.and_then(|train| train.eval)
 }
