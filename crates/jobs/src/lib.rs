@@ -38,7 +38,7 @@ pub mod records;
 pub mod training;
 mod yield_point;
 
-pub use background_work::{BackgroundWork, JobSettings};
+pub use background_work::{BackgroundWork, JobSettings, MAX_OPEN_EVALUATIONS, MAX_OPEN_JOBS};
 pub use error::JobError;
 pub use evaluation::requests::NewEvaluation;
 pub use evaluation_results::{EvaluationResults, ResultError};

@@ -22,7 +22,11 @@ pub struct Candidate {
 
 impl Candidate {
     /// `persona` with those of `rows` that can be asked, at most `limit`.
-    pub fn new(persona: Persona, mut rows: Vec<DataRow>, limit: usize) -> anyhow::Result<Candidate> {
+    pub fn new(
+        persona: Persona,
+        mut rows: Vec<DataRow>,
+        limit: usize,
+    ) -> anyhow::Result<Candidate> {
         // Plain text has no question that could be asked.
         rows.retain(|row| !matches!(row.content, RowContent::Text(_)));
         rows.truncate(limit);

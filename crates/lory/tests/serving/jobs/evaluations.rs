@@ -290,7 +290,7 @@ fn what_is_wrong_with_an_evaluation_is_named() {
     let sharing = open.jobs.service().sharing();
     let _step = sharing.step();
     let wanted = json!({"personas": ["quick"]});
-    let limit = jobs::evaluations::MAX_OPEN_EVALUATIONS;
+    let limit = jobs::MAX_OPEN_EVALUATIONS;
     let all: Vec<Value> = (0..limit).map(|_| open.evaluate(&wanted)).collect();
     let (status, code, ..) = open.server.post("/v1/evaluations", &wanted).error();
     assert_eq!((status, code.as_str()), (429, "queue_full"));

@@ -267,7 +267,7 @@ fn the_queue_has_an_end() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(4));
-    let ids: Vec<String> = (0..jobs::MAX_OPEN)
+    let ids: Vec<String> = (0..jobs::MAX_OPEN_JOBS)
         .map(|_| open.created(&endless(&file, "long")))
         .collect();
     let (status, code, _, message) = open.create(&endless(&file, "long")).error();
