@@ -1,96 +1,127 @@
-//! A device: where tensors live and products run. Today always the CPU.
+//! The device: where tensors are stored and products run.
+//!
+//! A device of another kind (Vulkan, Metal, CUDA) is a variant of [`Kind`], a variant of [`Form`], and an arm in each verb.
 
-use crate::arena::Arena;
-use crate::isa::has_bf16_dot;
-use crate::pool::Pool;
-use crate::weights::{SourceType, Weights};
-use crate::{Isa, KernelError};
+use crate::cpu::device::CpuDevice;
+use crate::cpu::isa::Isa;
+use crate::cpu::weights::packed_bytes;
+use crate::dtype::SourceType;
+use crate::error::KernelError;
 use std::sync::Arc;
 
-struct Cpu {
-    pool: Pool,
-    /// Where weights lie.
-    arena: Arena,
-    isa: Isa,
-    bf16_dot: bool,
+/// The device that a person asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CPU.
+    Cpu {
+        /// Threads that compute; default: as many as affinity and the cgroup's quota allow.
+        threads: Option<usize>,
+    },
 }
 
-/// A handle on a device; clones share it.
+impl Default for DeviceChoice {
+    fn default() -> Self {
+        DeviceChoice::Cpu { threads: None }
+    }
+}
+
+/// The kinds of devices, for what is known of a device before it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The CPU.
+    Cpu,
+}
+
+impl Backend {
+    /// Bytes that a matrix takes in the device's memory once it is packed; none if its rows are not whole blocks.
+    pub fn packed_bytes(self, source: SourceType, outputs: usize, inputs: usize) -> Option<u64> {
+        match self {
+            Backend::Cpu => packed_bytes(source, outputs, inputs),
+        }
+    }
+}
+
+/// A handle to a device; clones share it. Everything that computes is a method of it, and everything it computes with is made
+/// by it.
 #[derive(Clone)]
-pub struct Device(Arc<Cpu>);
+pub struct Device(Arc<Kind>);
+
+/// The kinds of devices. Each verb matches on it once.
+pub(crate) enum Kind {
+    Cpu(CpuDevice),
+}
+
+/// Something that a device made, in the form of the device's kind.
+pub(crate) enum Form<C> {
+    Cpu(C),
+}
+
+impl<C> Form<C> {
+    /// The CPU's form.
+    pub(crate) fn cpu(&self) -> &C {
+        let Form::Cpu(form) = self;
+        form
+    }
+
+    /// The CPU's form.
+    pub(crate) fn cpu_mut(&mut self) -> &mut C {
+        let Form::Cpu(form) = self;
+        form
+    }
+}
 
 impl Device {
-    /// The CPU, with `threads` threads (default: as many as affinity and the cgroup's quota allow), on the instruction set
-    /// of `LORY_ISA`, else the best.
+    /// Opens the device that was chosen. The CPU runs on the instruction set of `LORY_ISA`, by default on its best.
     ///
     /// # Errors
-    /// `LORY_ISA` names what this machine lacks.
-    pub fn cpu(threads: Option<usize>) -> Result<Device, KernelError> {
-        Device::cpu_with(threads, Isa::from_env()?)
+    /// `LORY_ISA` names an instruction set that this machine lacks.
+    pub fn open(choice: DeviceChoice) -> Result<Device, KernelError> {
+        let kind = match choice {
+            DeviceChoice::Cpu { threads } => Kind::Cpu(CpuDevice::open(threads, Isa::from_env()?)?),
+        };
+        Ok(Device(Arc::new(kind)))
     }
 
-    /// The CPU on a given instruction set.
-    ///
-    /// # Errors
-    /// This machine lacks it.
-    pub fn cpu_with(threads: Option<usize>, isa: Isa) -> Result<Device, KernelError> {
-        if !isa.available() {
-            return Err(KernelError::Isa {
-                name: isa.name().into(),
-            });
-        }
-        let threads = threads
-            .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
-            .unwrap_or(1)
-            .clamp(1, 256);
-        Ok(Device(Arc::new(Cpu {
-            pool: Pool::new(threads),
-            arena: Arena::default(),
-            isa,
-            bf16_dot: isa == Isa::Avx512 && has_bf16_dot(),
-        })))
-    }
-
-    /// What it is, for people: `cpu, 2 threads, avx512 + bf16`.
+    /// A description for people: `cpu, 2 threads, avx512 + bf16`.
     pub fn describe(&self) -> String {
-        let bf16 = if self.0.bf16_dot { " + bf16" } else { "" };
-        format!(
-            "cpu, {} threads, {}{bf16}",
-            self.threads(),
-            self.0.isa.name()
-        )
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.describe(),
+        }
     }
 
-    /// Threads that work in a region.
+    /// Its kind.
+    pub fn backend(&self) -> Backend {
+        match self.kind() {
+            Kind::Cpu(_) => Backend::Cpu,
+        }
+    }
+
+    /// Threads of this machine that work for the device: those that compute, or prepare what a card computes.
     pub fn threads(&self) -> usize {
-        self.0.pool.threads()
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.threads(),
+        }
     }
 
-    /// Packs a linear layer's weights, `outputs x inputs` row-major as `source` encodes them, for products on this device.
-    /// Output `i` is source row `order[i]` (row `i` if no order is given).
+    /// Returns when the device has computed everything that it was given. The CPU computes before a verb returns.
+    pub fn wait(&self) {
+        match self.kind() {
+            Kind::Cpu(_) => {}
+        }
+    }
+
+    /// Bytes a second at which the device reads `bytes` bytes of its memory, in order, again and again: the ceiling of a step
+    /// on weights of that size.
     ///
     /// # Errors
-    /// The bytes do not fit the shape, or there is no memory.
-    pub fn pack(
-        &self,
-        source: SourceType,
-        bytes: &[u8],
-        (outputs, inputs): (usize, usize),
-        order: Option<&[u32]>,
-    ) -> Result<Weights, KernelError> {
-        let place = (&self.0.pool, &self.0.arena);
-        Weights::pack(place, source, bytes, outputs, inputs, order)
+    /// The system has no memory for them.
+    pub fn read_bandwidth(&self, bytes: usize) -> Result<f64, KernelError> {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.read_bandwidth(bytes),
+        }
     }
 
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.0.pool
-    }
-
-    pub(crate) fn isa(&self) -> Isa {
-        self.0.isa
-    }
-
-    pub(crate) fn bf16_dot(&self) -> bool {
-        self.0.bf16_dot
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.0
     }
 }

@@ -1,144 +1,173 @@
-//! Paged keys and values: fixed blocks of 16 tokens, handed out by number.
-//!
-//! ```text
-//! block > layer > keys:   kv head > dimension > 16 tokens     (a score is a product with tokens as lanes)
-//!                 values: kv head > 16 tokens > dimension     (an output is a product with dimensions as lanes)
-//! ```
-//!
-//! Layers lie inside of blocks, so that a cache that is hardly used touches little memory, in huge pages too.
+//! Paged keys and values, and the attention over them.
 
-use crate::KernelError;
-use crate::arena::{Arena, Slab};
-use crate::gemm::{Element, F16Bits};
+use crate::cpu;
+use crate::device::{Device, Form, Kind};
+use crate::dtype::{KvShape, KvType};
+use crate::error::KernelError;
+use crate::step::Step;
+use crate::tensor::Tensor;
 
-/// Tokens in a block.
-pub const BLOCK_TOKENS: usize = 16;
-
-/// How keys and values are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// 2 bytes a value; serving.
-    F16,
-    /// 4 bytes a value; training and parity checks.
-    F32,
-}
-
-/// All pages.
-pub(crate) enum Pages {
-    F16(Slab<F16Bits>),
-    F32(Slab<f32>),
-}
-
-/// The keys and values of all layers, in blocks.
+/// The keys and values of all layers, in blocks of [`crate::BLOCK_TOKENS`] tokens that are named by number.
 pub struct KvCache {
-    pub(crate) pages: Pages,
-    pub(crate) shape: PageShape,
-    pub(crate) layers: usize,
-    pub(crate) blocks: usize,
-}
-
-/// Where what lies in the pages; offsets count values.
-#[derive(Clone, Copy)]
-pub(crate) struct PageShape {
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    layers: usize,
-}
-
-impl PageShape {
-    /// Keys, or values, of one block in one layer.
-    fn page(self) -> usize {
-        BLOCK_TOKENS * self.kv_heads * self.head_dim
-    }
-    /// From one block to the next.
-    pub(crate) fn block(self) -> usize {
-        self.layers * 2 * self.page()
-    }
-    /// The keys of a layer and head in block 0.
-    pub(crate) fn keys(self, layer: usize, head: usize) -> usize {
-        layer * 2 * self.page() + head * BLOCK_TOKENS * self.head_dim
-    }
-    /// The values of a layer and head in block 0.
-    pub(crate) fn values(self, layer: usize, head: usize) -> usize {
-        self.keys(layer, head) + self.page()
-    }
+    pub(crate) form: Form<cpu::kv::KvCache>,
 }
 
 impl KvCache {
-    /// Room for `blocks` blocks of 16 tokens in each of `layers` layers. Memory is touched when first written.
-    ///
-    /// # Errors
-    /// The system has no memory.
-    pub fn new(
-        layers: usize,
-        blocks: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        dtype: KvType,
-    ) -> Result<KvCache, KernelError> {
-        let shape = PageShape {
-            kv_heads,
-            head_dim,
-            layers,
-        };
-        let values = blocks.saturating_mul(shape.block());
-        let arena = Arena::default();
-        let pages = match dtype {
-            KvType::F16 => Pages::F16(arena.zeros(values)?),
-            KvType::F32 => Pages::F32(arena.zeros(values)?),
-        };
-        Ok(KvCache {
-            pages,
-            shape,
-            layers,
-            blocks,
-        })
-    }
-
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// Bytes that a block takes over all layers.
-    pub fn block_bytes(layers: usize, kv_heads: usize, head_dim: usize, dtype: KvType) -> usize {
-        let value = match dtype {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
-        };
-        layers * 2 * BLOCK_TOKENS * kv_heads * head_dim * value
+        match &self.form {
+            Form::Cpu(cache) => cache.blocks,
+        }
     }
 }
 
-/// Writes one token's key and value (kv_heads x head_dim each) into its block.
-///
-/// # Safety
-/// `pages` points to pages of `shape` of which `block` is one; no one else touches this token's place.
-pub(crate) unsafe fn store<E: Element>(
-    pages: *mut E,
-    shape: PageShape,
-    layer: usize,
-    block: usize,
-    token: usize,
-    key: &[f32],
-    value: &[f32],
-) {
-    let dim = shape.head_dim;
-    assert!(layer < shape.layers && token < BLOCK_TOKENS);
-    assert!(key.len() == shape.kv_heads * dim && value.len() == key.len());
-    for (head, (key, value)) in key
-        .chunks_exact(dim)
-        .zip(value.chunks_exact(dim))
-        .enumerate()
-    {
-        // SAFETY: inside the block.
-        unsafe {
-            let keys = pages.add(block * shape.block() + shape.keys(layer, head));
-            let values = pages.add(block * shape.block() + shape.values(layer, head));
-            for d in 0..dim {
-                *keys.add(d * BLOCK_TOKENS + token) = E::from_f32(key[d]);
-                *values.add(token * dim + d) = E::from_f32(value[d]);
-            }
+/// cos and sin of `position * theta^(-2i / head_dim)`, for every position of the context.
+pub struct RopeTable {
+    pub(crate) form: Form<cpu::rope::RopeTable>,
+}
+
+/// The tensors that attention read and wrote in the forward.
+pub struct AttentionInputs<'a> {
+    /// Rotated queries, rows x (heads * head_dim).
+    pub q: &'a Tensor,
+    /// Rotated keys, rows x (kv_heads * head_dim).
+    pub k: &'a Tensor,
+    /// Values, in the keys' shape.
+    pub v: &'a Tensor,
+    /// The output, in the queries' shape.
+    pub out: &'a Tensor,
+}
+
+impl Device {
+    /// Room for `blocks` blocks in each layer.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub fn kv_cache(
+        &self,
+        shape: KvShape,
+        blocks: usize,
+        dtype: KvType,
+    ) -> Result<KvCache, KernelError> {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::kv::KvCache::new(shape, blocks, dtype)?),
+        };
+        Ok(KvCache { form })
+    }
+
+    /// The rotary angles of `positions` positions, computed in f64; each pair's frequency is divided by its factor, if there
+    /// are factors. (Su et al., RoFormer, 2021.)
+    pub fn rope_table(
+        &self,
+        head_dim: usize,
+        positions: usize,
+        theta: f32,
+        factors: Option<&[f32]>,
+    ) -> RopeTable {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::rope::RopeTable::new(
+                head_dim, positions, theta, factors,
+            )),
+        };
+        RopeTable { form }
+    }
+
+    /// Rotates queries and keys by their positions, in place, and writes keys and values into layer `layer` of the cache.
+    ///
+    /// # Panics
+    /// Shapes, positions or block numbers out of range.
+    #[allow(clippy::too_many_arguments)]
+    pub fn rope_store(
+        &self,
+        table: &RopeTable,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        v: &Tensor,
+        step: &Step,
+        cache: &mut KvCache,
+        layer: usize,
+    ) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.rope_store(
+                table.form.cpu(),
+                q.form.cpu_mut(),
+                k.form.cpu_mut(),
+                v.form.cpu(),
+                &step.form.cpu().sequences,
+                cache.form.cpu_mut(),
+                layer,
+            ),
+        }
+    }
+
+    /// Attention of rotated queries over the cache: `out` = softmax(q K^T / sqrt(head_dim)) V, rows x (heads * head_dim).
+    ///
+    /// # Panics
+    /// Shapes or block numbers out of range.
+    pub fn attention(
+        &self,
+        q: &Tensor,
+        step: &Step,
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Tensor,
+    ) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.attention(
+                q.form.cpu(),
+                &step.form.cpu().sequences,
+                cache.form.cpu(),
+                layer,
+                out.form.cpu_mut(),
+            ),
+        }
+    }
+
+    /// The gradients of attention by queries, keys and values, for a step whose sequences have no past.
+    ///
+    /// # Panics
+    /// Shapes that do not fit, or a sequence with a past.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention_backward(
+        &self,
+        inputs: &AttentionInputs,
+        step: &Step,
+        head_dim: usize,
+        dout: &Tensor,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: &mut Tensor,
+    ) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.attention_backward(
+                &cpu::backward::AttentionInputs {
+                    q: inputs.q.form.cpu(),
+                    k: inputs.k.form.cpu(),
+                    v: inputs.v.form.cpu(),
+                    out: inputs.out.form.cpu(),
+                },
+                &step.form.cpu().sequences,
+                head_dim,
+                dout.form.cpu(),
+                dq.form.cpu_mut(),
+                dk.form.cpu_mut(),
+                dv.form.cpu_mut(),
+            ),
+        }
+    }
+
+    /// Rotates gradients back by the step's positions, in place.
+    ///
+    /// # Panics
+    /// Not one row for each token of the step.
+    pub fn rope_backward(&self, table: &RopeTable, step: &Step, head_dim: usize, dx: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.rope_backward(
+                table.form.cpu(),
+                &step.form.cpu().positions,
+                head_dim,
+                dx.form.cpu_mut(),
+            ),
         }
     }
 }

@@ -1,76 +1,61 @@
-//! Everything that computes: the thread pool, quantized tiles, products with mixed LoRA, paged attention, and the
-//! backward of each. The one crate with unsafe code, intrinsics and `cfg` for a device; its face is safe.
+//! Everything that computes: quantized products with mixed LoRA, paged attention, and the backward of each. The one crate
+//! with unsafe code, intrinsics and `cfg` for a device; its face is safe.
 //!
-//! It knows tensors and rows. It knows no model, no file format, no request.
+//! It knows tensors and rows. It does not know models, file formats or requests.
+//!
+//! # The face
+//!
+//! Everything is made by a [`Device`] and computed by one of its methods. What a device makes is opaque: values cross between
+//! host and device only in calls that say so ([`Device::upload`], [`Tensor::read_into`], [`Device::read_gradients`]).
+//!
+//! | module | types | methods of [`Device`] |
+//! |---|---|---|
+//! | `device` | [`Device`], [`DeviceChoice`] | `open`, `describe`, `wait` |
+//! | `tensor` | [`Tensor`], [`Vector`] | `tensor`, `upload`, `vector`, `clear`, `copy`, `gather_rows`, `scatter_rows`, `scale_rows` |
+//! | `step` | [`Step`] | `step`: a step's tokens, sequences, adapter runs and dropout, uploaded once |
+//! | `weights` | [`Weights`] | `pack`, `embed` |
+//! | `linear` | [`Projection`], [`Workspace`] | `linear`, `linear_backward`, `head_backward` |
+//! | `lora` | [`LoraPack`], [`LoraArena`], [`LoraGrad`] | `lora_pack`, `lora_backward`, `read_gradients` |
+//! | `norm` | [`Norm`] | `rmsnorm`, `norm_heads`, and their backwards |
+//! | `activation` | | `swiglu`, `swiglu_backward` |
+//! | `kv` | [`KvCache`], [`RopeTable`] | `rope_store`, `attention`, and their backwards |
+//! | `loss` | | `cross_entropy` |
+//!
+//! Plain data: `dtype` (types of values), `rows` (a step's metadata), `error`.
+//!
+//! # Devices
+//!
+//! `cpu/` is the CPU; its `mod.rs` says what to read first. A Vulkan, Metal or CUDA device is a folder next to it, a variant
+//! of `device::Kind` and of `device::Form`, and an arm in each method. Nothing above this crate changes.
+//!
+//! `host/` is about the process's memory and files; it is used with every device.
 
-mod arena;
-mod attention;
-mod backward;
-mod bandwidth;
-mod bf16;
+mod activation;
+mod cpu;
 mod device;
-mod elementwise;
-mod gemm;
-mod grad;
-mod head_norm;
-mod heap;
-mod int8;
-mod isa;
+mod dtype;
+mod error;
+mod host;
 mod kv;
 mod linear;
 mod lora;
-mod mapped;
+mod loss;
 mod norm;
-mod pool;
-mod simd;
+mod rows;
+mod step;
 mod tensor;
-mod turns;
 mod weights;
-mod whole;
 
-pub use attention::{RopeTable, Span};
-pub use backward::AttentionInputs;
-pub use device::Device;
-pub use grad::AdamW;
-pub use heap::return_freed_memory;
-pub use isa::Isa;
-pub use kv::{BLOCK_TOKENS, KvCache, KvType};
-pub use linear::{Compute, Norm, Projection, Workspace};
-pub use lora::{Dropout, Lora, LoraArena, LoraGrad, LoraPack, LoraType, RowDropout, Run};
-pub use mapped::{MappedFile, map_file};
-pub use tensor::Tensor;
-pub use weights::{SourceType, Weights};
-
-/// What can go wrong when a device is made or weights are packed.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    /// The system has no memory left.
-    #[error(
-        "no memory for {bytes} more bytes: {source}; take a smaller base, or give back other memory"
-    )]
-    Memory {
-        /// How many were asked for.
-        bytes: usize,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// `LORY_ISA` asks for what is not there.
-    #[error(
-        "LORY_ISA={name}: not an instruction set of this machine; known: scalar, neon, avx2, avx512"
-    )]
-    Isa {
-        /// What was asked for.
-        name: String,
-    },
-    /// A tensor's shape does not fit its bytes, or its neighbours.
-    #[error("shape mismatch: {what}")]
-    Shape {
-        /// What was found.
-        what: String,
-    },
-}
-
-#[cfg(test)]
-mod reference;
-#[cfg(test)]
-mod tests;
+pub use cpu::isa::Isa;
+pub use device::{Backend, Device, DeviceChoice};
+pub use dtype::{Compute, KvShape, KvType, LoraType, SourceType};
+pub use error::KernelError;
+pub use host::{MappedFile, map_file, return_freed_memory};
+pub use kv::{AttentionInputs, KvCache, RopeTable};
+pub use linear::{Projection, Workspace};
+pub use lora::{Lora, LoraArena, LoraGrad, LoraMaster, LoraPack};
+pub use norm::Norm;
+pub use rows::{BLOCK_TOKENS, RowDropout, Run, Span, StepRows};
+pub use step::Step;
+pub use tensor::{Tensor, Vector};
+pub use weights::Weights;

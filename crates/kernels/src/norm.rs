@@ -1,28 +1,70 @@
-//! RMS normalisation: y = x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich, 2019).
+//! RMS norms, of rows and of heads (Zhang and Sennrich, 2019).
 
-use crate::isa::per_isa;
-use crate::simd::LANES;
+use crate::cpu;
+use crate::device::{Device, Kind};
+use crate::tensor::{Tensor, Vector};
 
-per_isa! {
-    /// One row. The sum of squares runs in 16 interleaved chains, added up in order.
-    pub(crate) fn rmsnorm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        let mut lanes = [0f32; LANES];
-        let (chunks, rest) = x.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (sum, v) in lanes.iter_mut().zip(chunk) {
-                *sum = v.mul_add(*v, *sum);
+/// An RMS norm: y = x / sqrt(mean(x^2) + eps) * weight.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// A factor for each column.
+    pub weight: &'a Vector,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl<'a> Norm<'a> {
+    pub(crate) fn cpu(self) -> cpu::norm::Norm<'a> {
+        cpu::norm::Norm {
+            weight: self.weight.form.cpu(),
+            eps: self.eps,
+        }
+    }
+}
+
+impl Device {
+    /// Normalises rows.
+    ///
+    /// # Panics
+    /// The weight has not one factor for each column.
+    pub fn rmsnorm(&self, x: &Tensor, norm: Norm, out: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.rmsnorm(x.form.cpu(), norm.cpu(), out.form.cpu_mut()),
+        }
+    }
+
+    /// dx += the gradient of [`Device::rmsnorm`], whose input was `x`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn rmsnorm_backward(&self, dy: &Tensor, x: &Tensor, norm: Norm, dx: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => {
+                cpu.rmsnorm_backward(dy.form.cpu(), x.form.cpu(), norm.cpu(), dx.form.cpu_mut())
             }
         }
-        let mut total = 0f32;
-        for sum in lanes {
-            total += sum;
+    }
+
+    /// Normalises every head of every row: a row of `x` is heads of as many columns as the weight has factors, one after the
+    /// other. (Qwen3 does so to queries and keys.)
+    ///
+    /// # Panics
+    /// The columns are not whole heads.
+    pub fn norm_heads(&self, x: &Tensor, norm: Norm, out: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.norm_heads(x.form.cpu(), norm.cpu(), out.form.cpu_mut()),
         }
-        for v in rest {
-            total = v.mul_add(*v, total);
-        }
-        let scale = 1.0 / (total / x.len() as f32 + eps).sqrt();
-        for ((out, v), w) in out.iter_mut().zip(x).zip(weight) {
-            *out = v * scale * w;
+    }
+
+    /// dx += the gradient of [`Device::norm_heads`], whose input was `x`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn norm_heads_backward(&self, dy: &Tensor, x: &Tensor, norm: Norm, dx: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => {
+                cpu.norm_heads_backward(dy.form.cpu(), x.form.cpu(), norm.cpu(), dx.form.cpu_mut())
+            }
         }
     }
 }

@@ -1,76 +1,145 @@
-//! Rows of f32 activations.
+//! Activations: rows of f32 in the device's memory. Their values cross to the host only in [`Device::upload`] and
+//! [`Tensor::read_into`].
 
-/// `rows x columns` of f32, row-major. Keeps its memory when it shrinks, so a step allocates nothing.
-#[derive(Clone, Debug, Default)]
+use crate::cpu;
+use crate::device::{Device, Form, Kind};
+
+/// `rows x columns` of f32 on a device. Keeps its memory when it shrinks, so a step allocates nothing.
 pub struct Tensor {
-    rows: usize,
-    columns: usize,
-    data: Vec<f32>,
+    pub(crate) form: Form<cpu::tensor::Tensor>,
 }
 
 impl Tensor {
-    /// Zeros.
-    pub fn zeros(rows: usize, columns: usize) -> Tensor {
-        let mut t = Tensor::default();
-        t.resize(rows, columns);
-        t
-    }
-
-    /// From row-major values.
-    ///
-    /// # Panics
-    /// The number of values is not rows * columns.
-    pub fn from_vec(rows: usize, columns: usize, data: Vec<f32>) -> Tensor {
-        assert_eq!(data.len(), rows * columns);
-        Tensor {
-            rows,
-            columns,
-            data,
-        }
-    }
-
-    /// Another shape; the contents are unspecified until written (what was there, or zeros).
-    pub fn resize(&mut self, rows: usize, columns: usize) {
-        self.rows = rows;
-        self.columns = columns;
-        self.data.resize(rows * columns, 0.0);
-    }
-
-    /// All zeros.
-    pub fn clear(&mut self) {
-        self.data.fill(0.0);
-    }
-
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.rows
+        match &self.form {
+            Form::Cpu(tensor) => tensor.rows(),
+        }
     }
 
     /// Number of columns.
     pub fn columns(&self) -> usize {
-        self.columns
+        match &self.form {
+            Form::Cpu(tensor) => tensor.columns(),
+        }
     }
 
-    /// A row.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.columns..][..self.columns]
+    /// Copies all values to the host, row after row, in place of what `values` held. Waits for the device.
+    pub fn read_into(&self, values: &mut Vec<f32>) {
+        values.clear();
+        match &self.form {
+            Form::Cpu(tensor) => values.extend_from_slice(tensor.values()),
+        }
     }
 
-    /// All values, row after row.
-    pub fn values(&self) -> &[f32] {
-        &self.data
+    /// [`Tensor::read_into`] a new vector.
+    pub fn read(&self) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.read_into(&mut values);
+        values
+    }
+}
+
+/// A vector of f32 that a device keeps: a norm's weight or a bias.
+pub struct Vector {
+    pub(crate) form: Form<Vec<f32>>,
+}
+
+impl Vector {
+    /// Number of values.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        match &self.form {
+            Form::Cpu(vector) => vector.len(),
+        }
+    }
+}
+
+impl Device {
+    /// A tensor without rows. Whatever writes to it gives it its shape.
+    pub fn tensor(&self) -> Tensor {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::tensor::Tensor::default()),
+        };
+        Tensor { form }
     }
 
-    /// All values, row after row.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+    /// A tensor of zeros.
+    pub fn zeros(&self, rows: usize, columns: usize) -> Tensor {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::tensor::Tensor::zeros(rows, columns)),
+        };
+        Tensor { form }
     }
 
-    /// Takes over the shape and contents of another.
-    pub fn copy_from(&mut self, other: &Tensor) {
-        self.rows = other.rows;
-        self.columns = other.columns;
-        self.data.clear();
-        self.data.extend_from_slice(&other.data);
+    /// A tensor of row-major values from the host.
+    ///
+    /// # Panics
+    /// The number of values is not rows * columns.
+    pub fn upload(&self, rows: usize, columns: usize, values: &[f32]) -> Tensor {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::tensor::Tensor::from_vec(
+                rows,
+                columns,
+                values.to_vec(),
+            )),
+        };
+        Tensor { form }
+    }
+
+    /// A vector of values from the host.
+    pub fn vector(&self, values: &[f32]) -> Vector {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(values.to_vec()),
+        };
+        Vector { form }
+    }
+
+    /// `tensor` becomes rows x columns zeros.
+    pub fn clear(&self, tensor: &mut Tensor, rows: usize, columns: usize) {
+        match self.kind() {
+            Kind::Cpu(_) => {
+                let tensor = tensor.form.cpu_mut();
+                tensor.resize(rows, columns);
+                tensor.clear();
+            }
+        }
+    }
+
+    /// `to` takes the shape and values of `from`.
+    pub fn copy(&self, from: &Tensor, to: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(_) => to.form.cpu_mut().copy_from(from.form.cpu()),
+        }
+    }
+
+    /// `to` becomes some rows of `from`, in the order given.
+    ///
+    /// # Panics
+    /// A row past the last.
+    pub fn gather_rows(&self, from: &Tensor, rows: &[u32], to: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.gather_rows(from.form.cpu(), rows, to.form.cpu_mut()),
+        }
+    }
+
+    /// Writes row `i` of `from` to row `rows[i]` of `to`; the rows are distinct.
+    ///
+    /// # Panics
+    /// A row past the last, or shapes that do not fit.
+    pub fn scatter_rows(&self, from: &Tensor, rows: &[u32], to: &mut Tensor) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.scatter_rows(from.form.cpu(), rows, to.form.cpu_mut()),
+        }
+    }
+
+    /// Multiplies row `rows[i]` of `tensor` by `factors[i]`; the rows are distinct.
+    ///
+    /// # Panics
+    /// A row past the last, or not as many factors as rows.
+    pub fn scale_rows(&self, tensor: &mut Tensor, rows: &[u32], factors: &[f32]) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.scale_rows(tensor.form.cpu_mut(), rows, factors),
+        }
     }
 }

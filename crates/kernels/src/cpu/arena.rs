@@ -1,0 +1,168 @@
+//! Memory for what is written once and read at every step: pieces that start at cache lines, in huge pages where the system
+//! gives them, as 4 KiB pages cost the prefetcher and the address translation more than the products take.
+
+use crate::error::KernelError;
+use bytemuck::Pod;
+use memmap2::{MmapMut, MmapOptions};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const LINE: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
+/// What is taken from the system at once, at least. Pages are real only once they are touched.
+const CHUNK: usize = 32 << 20;
+
+/// Hands out [`Slab`]s. A chunk goes back to the system when its last slab does.
+#[derive(Default)]
+pub(crate) struct Arena {
+    open: Mutex<Option<Open>>,
+}
+
+/// The chunk that has room, and how much of it is taken.
+struct Open {
+    chunk: Arc<MmapMut>,
+    next: NonNull<u8>,
+    left: usize,
+}
+
+// SAFETY: the pointer is into the chunk, which is memory like any other.
+unsafe impl Send for Open {}
+
+impl Arena {
+    /// An arena whose first chunk holds `bytes` bytes, and not much more.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub(crate) fn with_capacity(bytes: usize) -> Result<Arena, KernelError> {
+        Ok(Arena {
+            open: Mutex::new(Some(Open::new(bytes)?)),
+        })
+    }
+
+    /// Bytes that `len` values take, the room up to the next cache line included.
+    pub(crate) fn bytes_for<T: Pod>(len: usize) -> usize {
+        len.saturating_mul(size_of::<T>()).saturating_add(LINE - 1) / LINE * LINE
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Result<Slab<T>, KernelError> {
+        const { assert!(align_of::<T>() <= LINE) };
+        let too_much = || KernelError::Memory {
+            bytes: len.saturating_mul(size_of::<T>()),
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        };
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .and_then(|bytes| bytes.checked_next_multiple_of(LINE))
+            .ok_or_else(too_much)?;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut from = match open.take() {
+            Some(open) if open.left >= bytes => open,
+            _ => Open::new(bytes.max(CHUNK))?,
+        };
+        let start = from.next;
+        // SAFETY: `left` says that so many bytes follow.
+        from.next = unsafe { start.add(bytes) };
+        from.left -= bytes;
+        let chunk = from.chunk.clone();
+        *open = Some(from);
+        Ok(Slab {
+            _chunk: chunk,
+            start,
+            len,
+            of: PhantomData,
+        })
+    }
+}
+
+impl Open {
+    fn new(bytes: usize) -> Result<Open, KernelError> {
+        let failed = |source| KernelError::Memory { bytes, source };
+        let mut map = MmapOptions::new()
+            .len(
+                bytes
+                    .max(1)
+                    .checked_add(HUGE_PAGE)
+                    .ok_or_else(|| failed(std::io::ErrorKind::OutOfMemory.into()))?,
+            )
+            .map_anon()
+            .map_err(failed)?;
+        let skipped = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // Small pages are slower, not wrong; and what fills no huge page is better off in them.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(
+            memmap2::Advice::HugePage,
+            skipped,
+            bytes / HUGE_PAGE * HUGE_PAGE,
+        );
+        let left = map.len() - skipped;
+        let next = NonNull::from(&mut map[skipped]);
+        Ok(Open {
+            chunk: Arc::new(map),
+            next,
+            left,
+        })
+    }
+}
+
+/// A slice of an [`Arena`], its only owner.
+pub(crate) struct Slab<T> {
+    _chunk: Arc<MmapMut>,
+    start: NonNull<u8>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+// SAFETY: a slab owns its bytes as a `Vec` does.
+unsafe impl<T: Send> Send for Slab<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Slab<T> {}
+
+impl<T: Pod> Deref for Slab<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: the bytes are the slab's own, aligned to a line, zeroed at first, and any bits are a `T`.
+        unsafe { std::slice::from_raw_parts(self.start.cast().as_ptr(), self.len) }
+    }
+}
+
+impl<T: Pod> DerefMut for Slab<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and no other slab has them.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast().as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_are_zeroed_aligned_and_apart() {
+        let arena = Arena::default();
+        let sizes = [1, 100, 0, CHUNK / 4, 3, 2 * CHUNK / 4, 7];
+        let mut slabs: Vec<Slab<u32>> = sizes.map(|n| arena.zeros(n).unwrap()).into();
+        for (i, slab) in slabs.iter_mut().enumerate() {
+            assert_eq!((slab.len(), slab.as_ptr() as usize % LINE), (sizes[i], 0));
+            assert!(slab.iter().all(|&x| x == 0));
+            slab.fill(i as u32 + 1);
+        }
+        drop(arena);
+        for (i, slab) in slabs.iter().enumerate() {
+            assert!(slab.iter().all(|&x| x == i as u32 + 1));
+        }
+    }
+
+    #[test]
+    fn what_no_machine_has_is_an_error() {
+        let arena = Arena::default();
+        assert!(arena.zeros::<f32>(usize::MAX / 2).is_err());
+        assert!(arena.zeros::<u8>(1 << 60).is_err());
+        assert_eq!(arena.zeros::<u8>(3).unwrap().len(), 3);
+    }
+}

@@ -1,0 +1,383 @@
+//! The backward of each operation, in parallel. Only inputs and adapters get gradients: the base is frozen.
+
+use crate::cpu::bf16::{PairGemm, pair_gemm};
+use crate::cpu::device::CpuDevice;
+use crate::cpu::gemm::{Gemm, gemm_f32};
+use crate::cpu::grad::{self, AttentionShape};
+use crate::cpu::int16::{self, Int16Rows, Panel, SparseRows};
+use crate::cpu::linear::Path;
+use crate::cpu::norm::Norm;
+use crate::cpu::pool::Scatter;
+use crate::cpu::rope::{RopeTable, rope};
+use crate::cpu::rows::CHUNK;
+use crate::cpu::simd::LANES;
+use crate::cpu::step::Sequence;
+use crate::cpu::tensor::Tensor;
+use crate::cpu::weights::unpack::pair_bf16;
+use crate::cpu::weights::{GROUP, Weights};
+use crate::dtype::Compute;
+use std::cell::{Cell, RefCell};
+
+/// Tiles of outputs whose panel is in memory at a time.
+const PANEL_TILES: usize = int16::PANEL / LANES;
+
+thread_local! {
+    static INT16_PANEL: RefCell<Panel> = RefCell::default();
+    /// Of the thread that asks: a head's rows are many, and fresh memory costs as much as a pass over them.
+    static INT16_ROWS: Cell<Int16Rows> = Cell::default();
+    static SPARSE_ROWS: Cell<SparseRows> = Cell::default();
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PAIR_PANEL: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// One head's gradients of queries, keys and values.
+    static HEAD: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What attention read and wrote in the forward.
+pub struct AttentionInputs<'a> {
+    /// Rotated queries, rows x (heads * head_dim).
+    pub q: &'a Tensor,
+    /// Rotated keys, rows x (kv_heads * head_dim).
+    pub k: &'a Tensor,
+    /// Values, as the keys.
+    pub v: &'a Tensor,
+    /// The output, as the queries.
+    pub out: &'a Tensor,
+}
+
+impl CpuDevice {
+    /// dx = dy W, the gradient of `x W^T` by x; or added to dx. `Int8` has no backward of its own: it is that of `F32`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn linear_backward(
+        &self,
+        dy: &Tensor,
+        weights: &Weights,
+        dx: &mut Tensor,
+        add: bool,
+        compute: Compute,
+    ) {
+        let (rows, inputs, outputs) = (dy.rows(), weights.inputs, weights.outputs);
+        assert_eq!(dy.columns(), outputs);
+        if add {
+            assert_eq!((dx.rows(), dx.columns()), (rows, inputs));
+        } else {
+            dx.resize(rows, inputs);
+        }
+        if rows == 0 {
+            return;
+        }
+        let isa = self.isa();
+        let bf16 = self.path(weights, compute) == Path::Bf16;
+        let int16 = compute == Compute::Bits16 && !bf16;
+        let pairs = outputs.div_ceil(2);
+        let mut words = vec![0u32; if bf16 { rows * pairs } else { 0 }];
+        if bf16 {
+            let to = Scatter::new(&mut words);
+            self.pool().run(rows.div_ceil(CHUNK), &|task| {
+                for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
+                    // SAFETY: one task a row.
+                    pair_bf16(isa, dy.row(row), unsafe { to.part(row * pairs, pairs) });
+                }
+            });
+        }
+        let mut int16_rows = INT16_ROWS.take();
+        let mut units: &[f32] = &[];
+        if int16 {
+            units = weights.units(isa, self.pool());
+            int16_rows.resize(rows, outputs);
+            let to = int16_rows.writer();
+            self.pool().run(to.groups(), &|group| {
+                // SAFETY: one task a group.
+                unsafe { to.write(isa, group, dy.values(), units) };
+            });
+        }
+        let out = Scatter::new(dx.values_mut());
+        self.pool().run(weights.input_blocks(), &|g| {
+            let first = g * GROUP;
+            let columns = GROUP.min(inputs - first);
+            // A short last group of inputs goes through a buffer of whole vectors.
+            let mut short = vec![0f32; if columns < GROUP { rows * GROUP } else { 0 }];
+            for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
+                let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
+                let from = tile * LANES;
+                let n = (tiles.end * LANES).min(outputs) - from;
+                let add = add || tile > 0;
+                let (to, to_row) = if columns < GROUP {
+                    (short.as_mut_ptr(), GROUP)
+                } else {
+                    (out.pointer(first), inputs)
+                };
+                // SAFETY: each task writes columns first..first + 32 of every row, or its own buffer.
+                unsafe {
+                    if int16 {
+                        INT16_PANEL.with_borrow_mut(|panel| {
+                            weights.backward_panel_int16(isa, g, tiles.clone(), units, panel);
+                            let index = tile / PANEL_TILES;
+                            int16::multiply(isa, &int16_rows, index, panel, to, to_row, add);
+                        });
+                    } else if bf16 {
+                        PAIR_PANEL.with_borrow_mut(|panel| {
+                            panel.resize(tiles.len() * LANES / 2 * GROUP, 0);
+                            weights.backward_panel_bf16(isa, g, tiles.clone(), panel);
+                            pair_gemm(PairGemm {
+                                m: rows,
+                                n: GROUP,
+                                pairs: n.div_ceil(2),
+                                a: words[from / 2..].as_ptr(),
+                                a_row: pairs,
+                                b: panel.as_ptr(),
+                                b_row: GROUP,
+                                out: to,
+                                out_row: to_row,
+                                accumulate: add,
+                            });
+                        });
+                    } else {
+                        PANEL.with_borrow_mut(|panel| {
+                            panel.resize(tiles.len() * LANES * GROUP, 0.0);
+                            weights.backward_panel(isa, g, tiles.clone(), panel);
+                            gemm_f32(
+                                isa,
+                                Gemm {
+                                    m: rows,
+                                    n: GROUP,
+                                    p: n,
+                                    a: dy.values()[from..].as_ptr(),
+                                    a_row: outputs,
+                                    a_column: 1,
+                                    b: panel.as_ptr(),
+                                    b_row: GROUP,
+                                    out: to,
+                                    out_row: to_row,
+                                    accumulate: add,
+                                },
+                            );
+                        });
+                    }
+                }
+            }
+            for (row, short) in short.chunks_exact(GROUP).enumerate() {
+                // SAFETY: this task's columns.
+                let to = unsafe { out.part(row * inputs + first, columns) };
+                for (to, s) in to.iter_mut().zip(short) {
+                    *to = if add { *to + s } else { *s };
+                }
+            }
+        });
+        INT16_ROWS.set(int16_rows);
+    }
+
+    /// [`CpuDevice::linear_backward`] of a head, in place of dx: `dy` is the gradient of a softmax over the outputs, most of whose values
+    /// are nothing beside the row's largest. In `Bits16` without bf16 dot products, those below 2^-16 of it, each weighed by its
+    /// output's largest weight, count as the mean of all outputs; otherwise they count as they are.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn head_backward(&self, dy: &Tensor, weights: &Weights, dx: &mut Tensor, compute: Compute) {
+        let (rows, inputs) = (dy.rows(), weights.inputs);
+        let int16 = compute == Compute::Bits16 && self.path(weights, compute) != Path::Bf16;
+        if !int16 || rows == 0 {
+            return self.linear_backward(dy, weights, dx, false, compute);
+        }
+        assert_eq!(dy.columns(), weights.outputs);
+        let (isa, pool) = (self.isa(), self.pool());
+        let units = weights.units(isa, pool);
+        let mean = weights.mean(isa, pool);
+        let mut sparse = SPARSE_ROWS.take();
+        sparse.fill(isa, pool, dy.values(), rows, units);
+        dx.resize(rows, inputs);
+        let out = Scatter::new(dx.values_mut());
+        pool.run(weights.input_blocks(), &|g| {
+            let first = g * GROUP;
+            let columns = GROUP.min(inputs - first);
+            SCRATCH.with_borrow_mut(|sums| {
+                // Whole vectors, where the sums of many panels stay in a near cache.
+                sums.clear();
+                sums.resize(rows * GROUP, 0.0);
+                for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
+                    let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
+                    INT16_PANEL.with_borrow_mut(|panel| {
+                        weights.backward_panel_int16(isa, g, tiles, units, panel);
+                        let index = tile / PANEL_TILES;
+                        // SAFETY: the buffer is this task's own.
+                        unsafe { sparse.multiply(isa, index, panel, sums.as_mut_ptr(), GROUP) };
+                    });
+                }
+                let mean = &mean[first..][..columns];
+                for (row, (sums, rest)) in sums.chunks_exact(GROUP).zip(sparse.rest()).enumerate() {
+                    // SAFETY: this task's columns.
+                    let to = unsafe { out.part(row * inputs + first, columns) };
+                    for ((to, sum), mean) in to.iter_mut().zip(sums).zip(mean) {
+                        *to = rest.mul_add(*mean, *sum);
+                    }
+                }
+            });
+        });
+        SPARSE_ROWS.set(sparse);
+    }
+
+    /// dx += the gradient of an RMS norm of x.
+    pub fn rmsnorm_backward(&self, dy: &Tensor, x: &Tensor, norm: Norm, dx: &mut Tensor) {
+        assert_eq!((dx.rows(), dx.columns()), (x.rows(), x.columns()));
+        self.by_rows(dx, |row, dx| {
+            grad::rmsnorm_backward(
+                self.isa(),
+                dy.row(row),
+                x.row(row),
+                norm.weight,
+                norm.eps,
+                dx,
+            )
+        });
+    }
+
+    /// The gradients of silu(gate) * up.
+    pub fn swiglu_backward(
+        &self,
+        dy: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+        dgate: &mut Tensor,
+        dup: &mut Tensor,
+    ) {
+        let (rows, columns) = (dy.rows(), dy.columns());
+        dgate.resize(rows, columns);
+        dup.resize(rows, columns);
+        let dup = Scatter::new(dup.values_mut());
+        self.by_rows(dgate, |row, dgate| {
+            // SAFETY: one task a row.
+            let dup = unsafe { dup.part(row * columns, columns) };
+            grad::swiglu_backward(
+                self.isa(),
+                dy.row(row),
+                gate.row(row),
+                up.row(row),
+                dgate,
+                dup,
+            );
+        });
+    }
+
+    /// Rotates gradients back, in place: row i was rotated by `positions[i]`.
+    pub fn rope_backward(
+        &self,
+        table: &RopeTable,
+        positions: &[u32],
+        head_dim: usize,
+        dx: &mut Tensor,
+    ) {
+        assert_eq!(dx.rows(), positions.len());
+        self.by_rows(dx, |row, dx| {
+            let (cos, sin) = table.at(positions[row] as usize);
+            rope(self.isa(), dx, head_dim, cos, sin, true);
+        });
+    }
+
+    /// The gradients of causal attention for whole sequences: `sequences` holds (first row, rows).
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention_backward(
+        &self,
+        inputs: &AttentionInputs,
+        sequences: &[Sequence],
+        head_dim: usize,
+        dout: &Tensor,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: &mut Tensor,
+    ) {
+        let (q_columns, columns) = (inputs.q.columns(), inputs.k.columns());
+        let kv_heads = columns / head_dim;
+        let group = q_columns / head_dim / kv_heads;
+        let rows = inputs.q.rows();
+        dq.resize(rows, q_columns);
+        dk.resize(rows, columns);
+        dv.resize(rows, columns);
+        // The kernel wants each head's gradient as its own slice, so each task computes into buffers and copies out.
+        let (dq, dk, dv) = (
+            Scatter::new(dq.values_mut()),
+            Scatter::new(dk.values_mut()),
+            Scatter::new(dv.values_mut()),
+        );
+        self.pool().run(sequences.len() * kv_heads, &|task| {
+            let Sequence {
+                first,
+                rows: tokens,
+                ..
+            } = sequences[task / kv_heads];
+            let head = task % kv_heads;
+            if tokens == 0 {
+                return;
+            }
+            assert!(first + tokens <= rows);
+            let width = group * head_dim;
+            let (q_at, kv_at) = (
+                first * q_columns + head * width,
+                first * columns + head * head_dim,
+            );
+            let shape = AttentionShape {
+                q_stride: q_columns,
+                kv_stride: columns,
+                out_stride: q_columns,
+                ..AttentionShape::contiguous(tokens, group, head_dim)
+            };
+            SCRATCH.with_borrow_mut(|scratch| {
+                HEAD.with_borrow_mut(|grads| {
+                    grads.resize(tokens * (width + 2 * head_dim), 0.0);
+                    let (gq, rest) = grads.split_at_mut(tokens * width);
+                    let (gk, gv) = rest.split_at_mut(tokens * head_dim);
+                    grad::attention_backward(
+                        self.isa(),
+                        shape,
+                        &inputs.q.values()[q_at..],
+                        &inputs.k.values()[kv_at..],
+                        &inputs.v.values()[kv_at..],
+                        &inputs.out.values()[q_at..],
+                        &dout.values()[q_at..],
+                        gq,
+                        gk,
+                        gv,
+                        scratch,
+                    );
+                    for t in 0..tokens {
+                        // SAFETY: each task writes its own sequence's rows and head's columns.
+                        unsafe {
+                            dq.part(q_at + t * q_columns, width)
+                                .copy_from_slice(&gq[t * width..][..width]);
+                            dk.part(kv_at + t * columns, head_dim)
+                                .copy_from_slice(&gk[t * head_dim..][..head_dim]);
+                            dv.part(kv_at + t * columns, head_dim)
+                                .copy_from_slice(&gv[t * head_dim..][..head_dim]);
+                        }
+                    }
+                });
+            });
+        });
+    }
+
+    /// Cross entropy by rows: `logits` become gradients times `scale[row]`, `losses[row]` each row's loss.
+    pub fn cross_entropy(
+        &self,
+        logits: &mut Tensor,
+        targets: &[u32],
+        scale: &[f32],
+        losses: &mut [f32],
+    ) {
+        let rows = logits.rows();
+        assert!(targets.len() == rows && scale.len() == rows && losses.len() == rows);
+        let columns = logits.columns();
+        let (out, values) = (Scatter::new(losses), Scatter::new(logits.values_mut()));
+        self.pool().run(rows, &|row| {
+            // SAFETY: one task a row.
+            let (logits, loss) = unsafe { (values.part(row * columns, columns), out.part(row, 1)) };
+            grad::cross_entropy(
+                self.isa(),
+                logits,
+                &targets[row..=row],
+                &scale[row..=row],
+                loss,
+            );
+        });
+    }
+}

@@ -1,0 +1,304 @@
+//! The backward of causal attention for one sequence and one kv head with its group of query heads.
+//!
+//! Queries go in blocks of [`BLOCK`], one head after the other, against all keys that they see. With `s` for the scale:
+//!
+//! ```text
+//!   P  = softmax(s Q K^T)        dV += P^T dO
+//!   dP = dO V^T                  dK += dS^T Q
+//!   dS = s P * (dP - D)          dQ  = dS K          D = rowsum(dO * O)
+//! ```
+//!
+//! `D` is that of FlashAttention (Dao et al. 2022, appendix B.2). P and dP of one block lie in scratch, so that every
+//! product here is a plain one; K and V are transposed once a call.
+
+use crate::cpu::gemm::gemm;
+use crate::cpu::isa::{Isa, per_isa};
+use crate::cpu::math::{LANES, dot, exp, larger, sum_lanes};
+
+/// Queries a block: few, as what a block computes above the diagonal is wasted.
+const BLOCK: usize = 16;
+
+/// The sizes of one call. Strides are in floats, from one token's row to the next.
+///
+/// Every slice starts at the first token's first head that the call is about: query head `h` of token `t` is at
+/// `t * q_stride + h * head_dim`, its output at `t * out_stride + h * head_dim`, the key at `t * kv_stride`.
+/// Gradients have strides of their own, so that calls on several threads can each have their own buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Length of the sequence.
+    pub tokens: usize,
+    /// Query heads that share the kv head.
+    pub heads: usize,
+    /// Floats a head.
+    pub head_dim: usize,
+    /// Stride of `q`.
+    pub q_stride: usize,
+    /// Stride of `k` and `v`.
+    pub kv_stride: usize,
+    /// Stride of `out` and `dout`.
+    pub out_stride: usize,
+    /// Stride of `dq`.
+    pub dq_stride: usize,
+    /// Stride of `dk` and `dv`.
+    pub dkv_stride: usize,
+}
+
+impl AttentionShape {
+    /// All heads of a group next to each other and nothing between the rows.
+    pub fn contiguous(tokens: usize, heads: usize, head_dim: usize) -> AttentionShape {
+        AttentionShape {
+            tokens,
+            heads,
+            head_dim,
+            q_stride: heads * head_dim,
+            kv_stride: head_dim,
+            out_stride: heads * head_dim,
+            dq_stride: heads * head_dim,
+            dkv_stride: head_dim,
+        }
+    }
+
+    /// Floats that a slice of rows of `width` must at least have.
+    fn reach(&self, stride: usize, width: usize) -> usize {
+        assert!(
+            stride >= width,
+            "stride {stride} is less than a row of {width}"
+        );
+        (self.tokens - 1) * stride + width
+    }
+
+    /// Length of a row of scores: whole vectors, and an odd number of them, as rows that are a power of two apart
+    /// would share their places in the cache.
+    fn padded(&self) -> usize {
+        (self.tokens.div_ceil(LANES) | 1) * LANES
+    }
+
+    /// What scores are multiplied by.
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// The gradients of causal attention: `out = softmax(q k^T / sqrt(head_dim)) v`, token `t` seeing tokens `0..=t`.
+///
+/// `out` is what the forward gave and `dout` its gradient. `dq`, `dk` and `dv` are overwritten where the shape
+/// says that rows lie, and not between; `dk` and `dv` are summed over the group's query heads. `scratch` is
+/// resized as needed, and needs no more memory once it has seen the longest sequence.
+///
+/// # Panics
+/// A slice is shorter than the shape says, or `heads` or `head_dim` is 0.
+#[allow(clippy::too_many_arguments)]
+pub fn attention_backward(
+    isa: Isa,
+    shape: AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    dout: &[f32],
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    let AttentionShape {
+        tokens,
+        heads,
+        head_dim,
+        q_stride,
+        kv_stride,
+        out_stride,
+        dq_stride,
+        dkv_stride,
+    } = shape;
+    if tokens == 0 {
+        return;
+    }
+    assert!(
+        heads > 0 && head_dim > 0,
+        "heads {heads}, head_dim {head_dim}"
+    );
+    let group = heads * head_dim;
+    assert!(q.len() >= shape.reach(q_stride, group), "q is too short");
+    assert!(
+        k.len() >= shape.reach(kv_stride, head_dim),
+        "k is too short"
+    );
+    assert!(
+        v.len() >= shape.reach(kv_stride, head_dim),
+        "v is too short"
+    );
+    assert!(
+        out.len() >= shape.reach(out_stride, group),
+        "out is too short"
+    );
+    assert!(
+        dout.len() >= shape.reach(out_stride, group),
+        "dout is too short"
+    );
+    assert!(dq.len() >= shape.reach(dq_stride, group), "dq is too short");
+    assert!(
+        dk.len() >= shape.reach(dkv_stride, head_dim),
+        "dk is too short"
+    );
+    assert!(
+        dv.len() >= shape.reach(dkv_stride, head_dim),
+        "dv is too short"
+    );
+
+    let padded = shape.padded();
+    scratch.resize(2 * (head_dim + BLOCK) * padded + LANES, 0.0);
+    // To a cache line, so that fewer loads of a vector cross two.
+    let start = scratch.as_ptr().align_offset(64).min(LANES);
+    let (kt, rest) = scratch[start..].split_at_mut(head_dim * padded);
+    let (vt, rest) = rest.split_at_mut(head_dim * padded);
+    let (p, rest) = rest.split_at_mut(BLOCK * padded);
+    let ds = &mut rest[..BLOCK * padded];
+    transpose(isa, k, kv_stride, tokens, kt, padded);
+    transpose(isa, v, kv_stride, tokens, vt, padded);
+    for rows in [&mut *dk, &mut *dv] {
+        for row in rows.chunks_mut(dkv_stride).take(tokens) {
+            row[..head_dim].fill(0.0);
+        }
+    }
+
+    for head in 0..heads {
+        for first in (0..tokens).step_by(BLOCK) {
+            let rows = BLOCK.min(tokens - first);
+            let seen = first + rows;
+            let wide = seen.next_multiple_of(LANES);
+            let q = &q[first * q_stride + head * head_dim..];
+            let at = first * out_stride + head * head_dim;
+            let (out, dout) = (&out[at..], &dout[at..]);
+            let dq = &mut dq[first * dq_stride + head * head_dim..];
+
+            gemm(
+                isa,
+                (rows, wide, head_dim),
+                q,
+                (q_stride, 1),
+                kt,
+                padded,
+                p,
+                padded,
+                false,
+            );
+            softmax(isa, &mut p[..rows * padded], padded, first, shape.scale());
+            gemm(
+                isa,
+                (seen, head_dim, rows),
+                p,
+                (1, padded),
+                dout,
+                out_stride,
+                dv,
+                dkv_stride,
+                true,
+            );
+            gemm(
+                isa,
+                (rows, wide, head_dim),
+                dout,
+                (out_stride, 1),
+                vt,
+                padded,
+                ds,
+                padded,
+                false,
+            );
+            score_gradients(isa, shape, first, &p[..rows * padded], out, dout, ds);
+            gemm(
+                isa,
+                (seen, head_dim, rows),
+                ds,
+                (1, padded),
+                q,
+                q_stride,
+                dk,
+                dkv_stride,
+                true,
+            );
+            gemm(
+                isa,
+                (rows, head_dim, seen),
+                ds,
+                (padded, 1),
+                k,
+                kv_stride,
+                dq,
+                dq_stride,
+                false,
+            );
+        }
+    }
+}
+
+per_isa! {
+    /// `to[d * padded + t] = from[t * stride + d]`, and 0 for the tokens that fill the last vector.
+    fn transpose(from: &[f32], stride: usize, tokens: usize, to: &mut [f32], padded: usize) {
+        let head_dim = to.len() / padded;
+        for first in (0..tokens).step_by(LANES) {
+            let present = LANES.min(tokens - first);
+            for d in 0..head_dim {
+                let to = &mut to[d * padded + first..][..LANES];
+                to[present..].fill(0.0);
+                for (j, to) in to[..present].iter_mut().enumerate() {
+                    *to = from[(first + j) * stride + d];
+                }
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// Rows of products become probabilities; row `i` belongs to token `first + i` and sees as many keys and itself.
+    fn softmax(scores: &mut [f32], padded: usize, first: usize, scale: f32) {
+        let rows = scores.len() / padded;
+        let wide = (first + rows).next_multiple_of(LANES);
+        for (row, scores) in scores.chunks_exact_mut(padded).enumerate() {
+            let seen = first + row + 1;
+            let (scores, unseen) = scores[..wide].split_at_mut(seen.next_multiple_of(LANES));
+            scores[seen..].fill(f32::NEG_INFINITY);
+            unseen.fill(0.0);
+            let scores = scores.as_chunks_mut::<LANES>().0;
+            let mut best = [f32::NEG_INFINITY; LANES];
+            for scores in scores.iter() {
+                for j in 0..LANES {
+                    best[j] = larger(scores[j], best[j]);
+                }
+            }
+            let max = best.iter().fold(f32::NEG_INFINITY, |best, x| larger(*x, best));
+            let mut lanes = [0f32; LANES];
+            for scores in scores.iter_mut() {
+                for j in 0..LANES {
+                    scores[j] = exp((scores[j] - max) * scale);
+                    lanes[j] += scores[j];
+                }
+            }
+            let inverse = 1.0 / sum_lanes(lanes);
+            for x in scores.as_flattened_mut() {
+                *x *= inverse;
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// `ds` holds dP and becomes `scale * P * (dP - rowsum(dO * O))`.
+    fn score_gradients(shape: AttentionShape, first: usize, p: &[f32], out: &[f32], dout: &[f32], ds: &mut [f32]) {
+        let padded = shape.padded();
+        let rows = p.len() / padded;
+        let wide = (first + rows).next_multiple_of(LANES);
+        for (row, (p, ds)) in p.chunks_exact(padded).zip(ds.chunks_exact_mut(padded)).enumerate() {
+            let at = row * shape.out_stride;
+            let d = dot(&out[at..at + shape.head_dim], &dout[at..at + shape.head_dim]);
+            for (p, ds) in p[..wide].iter().zip(&mut ds[..wide]) {
+                *ds = shape.scale() * p * (*ds - d);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "attention_tests.rs"]
+mod tests;

@@ -1,0 +1,397 @@
+//! The linear layers of a step: several projections of the same rows in one fork-join, mixed LoRA included.
+//!
+//! ```text
+//! region 1, by rows:     normalise, round to the path's type, shrink LoRA (h = scale * x A^T)
+//! region 2, by outputs:  a weight tile against all rows, then h B^T onto the same outputs
+//! ```
+
+mod tiles;
+
+use crate::cpu::device::CpuDevice;
+use crate::cpu::int8::Int8Rows;
+use crate::cpu::lora::{ExpandTo, Expansion, Lora, LoraPack, expand, expand_dot};
+use crate::cpu::norm::{Norm, rmsnorm_row};
+use crate::cpu::pool::Scatter;
+use crate::cpu::simd::LANES;
+use crate::cpu::tensor::Tensor;
+use crate::cpu::weights::Weights;
+use crate::cpu::weights::unpack::pair_bf16;
+use crate::dtype::Compute;
+use crate::rows::Run;
+use tiles::{Target, bf16_tiles, f32_tiles, int8_tiles};
+
+/// One projection of the shared rows.
+pub struct Projection<'a> {
+    /// Frozen weights.
+    pub weights: &'a Weights,
+    /// Added to every row before LoRA.
+    pub bias: Option<&'a [f32]>,
+    /// Adapters.
+    pub lora: Lora<'a>,
+    /// rows x outputs.
+    pub out: &'a mut Tensor,
+    /// Add to `out` (the residual stream) rather than replace it.
+    pub accumulate: bool,
+}
+
+/// Buffers that a caller keeps from step to step.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    int8: Int8Rows,
+    pairs: Vec<u32>,
+    shrunk: Vec<Vec<f32>>,
+}
+
+/// Most rows that one task of region 1 takes; fewer where there are few, so that all threads have some.
+const ROW_CHUNK: usize = 16;
+/// From so many rows on, two tiles take longer than it takes to begin a task.
+const MANY_ROWS: usize = 128;
+
+/// Where a projection's shrunk rows lie: row-major, `entries` slots of `padded` values a row.
+#[derive(Clone, Copy)]
+struct Shrunk {
+    padded: usize,
+    entries: usize,
+}
+
+impl Shrunk {
+    fn of(lora: &Lora) -> Shrunk {
+        Shrunk {
+            padded: lora
+                .packs
+                .iter()
+                .flatten()
+                .map(|p| p.padded)
+                .max()
+                .unwrap_or(0),
+            entries: lora.runs.iter().map(|r| r.slots.len()).max().unwrap_or(0),
+        }
+    }
+    fn stride(self) -> usize {
+        self.padded * self.entries
+    }
+}
+
+impl CpuDevice {
+    /// Projects the rows of `x`: for each projection, `out (+)= norm(x) W^T + bias + sum of scale * (norm(x) A^T) B^T`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit, or a run past the rows.
+    pub fn linear(
+        &self,
+        workspace: &mut Workspace,
+        normed: &mut Tensor,
+        x: &Tensor,
+        norm: Option<Norm>,
+        projections: &mut [Projection],
+        compute: Compute,
+    ) {
+        let (rows, columns) = (x.rows(), x.columns());
+        for p in projections.iter_mut() {
+            assert_eq!(p.weights.inputs, columns);
+            let outputs = p.weights.outputs;
+            if p.accumulate {
+                assert_eq!((p.out.rows(), p.out.columns()), (rows, outputs));
+            } else {
+                p.out.resize(rows, outputs);
+            }
+            assert!(p.lora.dropout.is_none_or(|d| d.rows.len() == rows));
+            for run in p.lora.runs {
+                assert!(run.first + run.rows <= rows);
+                for &(slot, _) in &run.slots {
+                    if let Some(pack) = p.lora.packs[slot as usize] {
+                        assert_eq!((pack.inputs, pack.outputs), (columns, outputs));
+                    }
+                }
+            }
+        }
+        if rows == 0 {
+            return;
+        }
+        let paths: Vec<Path> = projections
+            .iter()
+            .map(|p| self.path(p.weights, compute))
+            .collect();
+        // Where activations are rounded anyway, LoRA may round them too; masks are of what is not.
+        let lora_dot = compute != Compute::F32
+            && self.bf16_dot()
+            && projections.iter().all(|p| p.lora.dropout.is_none());
+        self.prepare(workspace, normed, x, norm, projections, &paths, lora_dot);
+        let x = if norm.is_some() { &*normed } else { x };
+        self.multiply(workspace, x, projections, &paths, lora_dot);
+    }
+
+    pub(crate) fn path(&self, weights: &Weights, compute: Compute) -> Path {
+        match compute {
+            Compute::Int8 if weights.is_quantized() => Path::Int8,
+            Compute::Bits16 if self.bf16_dot() => Path::Bf16,
+            _ => Path::F32,
+        }
+    }
+
+    fn prepare(
+        &self,
+        workspace: &mut Workspace,
+        normed: &mut Tensor,
+        x: &Tensor,
+        norm: Option<Norm>,
+        projections: &[Projection],
+        paths: &[Path],
+        lora_dot: bool,
+    ) {
+        let (rows, columns, isa) = (x.rows(), x.columns(), self.isa());
+        let int8 = paths.contains(&Path::Int8);
+        let paired = |p: &Projection| p.lora.packs.iter().flatten().any(|pack| pack.is_paired());
+        let bf16 = paths.contains(&Path::Bf16) || (lora_dot && projections.iter().any(paired));
+        let pairs = columns.div_ceil(2);
+        if norm.is_some() {
+            normed.resize(rows, columns);
+        }
+        if int8 {
+            workspace.int8.resize(rows, columns);
+        }
+        if bf16 {
+            workspace.pairs.resize(rows * pairs, 0);
+        }
+        workspace
+            .shrunk
+            .resize_with(projections.len().max(workspace.shrunk.len()), Vec::new);
+        let shapes: Vec<Shrunk> = projections.iter().map(|p| Shrunk::of(&p.lora)).collect();
+        for (h, shape) in workspace.shrunk.iter_mut().zip(&shapes) {
+            h.resize(rows * shape.stride(), 0.0);
+        }
+        let lora = shapes.iter().any(|s| s.stride() > 0);
+        // The projections of a step share their runs; those without adapters have none.
+        let runs = projections
+            .iter()
+            .map(|p| p.lora.runs)
+            .max_by_key(|runs| runs.len());
+        let runs = runs.unwrap_or_default();
+        assert!(
+            projections
+                .iter()
+                .all(|p| p.lora.runs.is_empty() || p.lora.runs == runs)
+        );
+        if norm.is_none() && !int8 && !bf16 && !lora {
+            return;
+        }
+        let normed = Scatter::new(normed.values_mut());
+        let quantized = workspace.int8.writer();
+        let words = Scatter::new(&mut workspace.pairs);
+        let shrunk: Vec<Scatter<f32>> = workspace
+            .shrunk
+            .iter_mut()
+            .map(|h| Scatter::new(h))
+            .collect();
+        let chunk = rows.div_ceil(self.pool().threads()).min(ROW_CHUNK);
+        self.pool().run(rows.div_ceil(chunk), &|task| {
+            let first = task * chunk;
+            let count = chunk.min(rows - first);
+            let mut source = &x.values()[first * columns..][..count * columns];
+            // SAFETY (this block): each task writes the parts of its own rows only.
+            unsafe {
+                if let Some(norm) = norm {
+                    let out = normed.part(first * columns, count * columns);
+                    for (out, x) in out
+                        .chunks_exact_mut(columns)
+                        .zip(source.chunks_exact(columns))
+                    {
+                        rmsnorm_row(isa, x, norm.weight, norm.eps, out);
+                    }
+                    source = out;
+                }
+                for (i, x) in source.chunks_exact(columns).enumerate() {
+                    let row = first + i;
+                    if int8 {
+                        quantized.write(isa, row, x);
+                    }
+                    if bf16 {
+                        pair_bf16(isa, x, words.part(row * pairs, pairs));
+                    }
+                }
+                // All projections of one run, then the next run: an adapter's A lie side by side.
+                for (i, from, n) in overlapping(runs, first, count) {
+                    for ((p, shape), h) in projections.iter().zip(&shapes).zip(&shrunk) {
+                        let Some(run) = p.lora.runs.get(i) else {
+                            continue;
+                        };
+                        let plain = &source[(from - first) * columns..][..n * columns];
+                        let mut masked = Vec::new();
+                        let dropout = p.lora.dropout.filter(|d| d.drops(from..from + n));
+                        if let Some(dropout) = dropout {
+                            masked.extend_from_slice(plain);
+                            dropout.apply_rows(isa, from, columns, &mut masked);
+                        }
+                        let x = if dropout.is_some() { &masked } else { plain };
+                        for (e, &(slot, scale)) in run.slots.iter().enumerate() {
+                            let Some(pack) = p.lora.packs[slot as usize] else {
+                                continue;
+                            };
+                            let h = h.pointer(from * shape.stride() + e * shape.padded);
+                            if lora_dot && pack.is_paired() {
+                                let x = words.pointer(from * pairs);
+                                pack.shrink_dot(x, n, scale, h, shape.stride());
+                            } else {
+                                pack.shrink(isa, x.as_ptr(), n, scale, h, shape.stride());
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn multiply(
+        &self,
+        workspace: &Workspace,
+        x: &Tensor,
+        projections: &mut [Projection],
+        paths: &[Path],
+        lora_dot: bool,
+    ) {
+        struct Part<'a> {
+            weights: &'a Weights,
+            bias: Option<&'a [f32]>,
+            /// Those by bf16 pairs, and the others.
+            expansions: [Vec<Expansion<'a>>; 2],
+            out: Scatter<'a, f32>,
+            accumulate: bool,
+            path: Path,
+        }
+        // SAFETY: the pointers of `expansions` are to shrunk rows, which nobody writes in this region.
+        unsafe impl Sync for Part<'_> {}
+        let rows = x.rows();
+        let parts: Vec<Part> = projections
+            .iter_mut()
+            .zip(paths)
+            .zip(&workspace.shrunk)
+            .map(|((p, &path), shrunk)| Part {
+                weights: p.weights,
+                bias: p.bias,
+                expansions: [true, false].map(|paired| {
+                    expansions(&p.lora, shrunk, |pack| {
+                        (lora_dot && pack.is_paired()) == paired
+                    })
+                }),
+                out: Scatter::new(p.out.values_mut()),
+                accumulate: p.accumulate,
+                path,
+            })
+            .collect();
+        // Tasks small enough to even out, large enough to stream; panels of the float paths are two tiles wide.
+        let total: usize = parts.iter().map(|p| p.weights.tiles()).sum();
+        let per_task = if rows >= MANY_ROWS {
+            2
+        } else {
+            total
+                .div_ceil(self.pool().threads() * 6)
+                .clamp(2, 64)
+                .next_multiple_of(2)
+        };
+        let tasks: Vec<(usize, usize)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(i, p)| {
+                (0..p.weights.tiles())
+                    .step_by(per_task)
+                    .map(move |t| (i, t))
+            })
+            .collect();
+        let isa = self.isa();
+        self.pool().run(tasks.len(), &|task| {
+            let (i, first) = tasks[task];
+            let part = &parts[i];
+            let last = (first + per_task).min(part.weights.tiles());
+            let outputs = part.weights.outputs;
+            // SAFETY: tasks write disjoint columns; pointers cover the shapes asserted in `linear`.
+            unsafe {
+                for tile in (first..last).step_by(2) {
+                    let tiles = tile..(tile + 2).min(last);
+                    let columns = tile * LANES..(tiles.end * LANES).min(outputs);
+                    let out = Target {
+                        pointer: part.out.pointer(columns.start),
+                        row: outputs,
+                        columns: columns.len(),
+                        accumulate: part.accumulate,
+                    };
+                    for run in part.expansions.iter().flatten() {
+                        run.pack.prefetch(isa, columns.clone());
+                    }
+                    match part.path {
+                        Path::Int8 => int8_tiles(isa, part.weights, &workspace.int8, tiles, out),
+                        Path::F32 => f32_tiles(isa, part.weights, x, tiles, out),
+                        Path::Bf16 => {
+                            bf16_tiles(isa, part.weights, &workspace.pairs, rows, tiles, out)
+                        }
+                    }
+                    if let Some(bias) = part.bias {
+                        for m in 0..rows {
+                            for (j, b) in bias[columns.clone()].iter().enumerate() {
+                                *out.pointer.add(m * outputs + j) += b;
+                            }
+                        }
+                    }
+                    let to = ExpandTo {
+                        out: out.pointer,
+                        out_row: outputs,
+                        first_column: columns.start,
+                        columns: columns.len(),
+                    };
+                    let [paired, others] = &part.expansions;
+                    if !paired.is_empty() {
+                        expand_dot(paired, to);
+                    }
+                    if !others.is_empty() {
+                        expand(isa, others, to);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The type in which one projection is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    Int8,
+    F32,
+    Bf16,
+}
+
+/// The runs of `lora` that `takes` takes, slot by slot in their order, with where their rows of `shrunk` lie.
+fn expansions<'a>(
+    lora: &Lora<'a>,
+    shrunk: &'a [f32],
+    takes: impl Fn(&LoraPack) -> bool,
+) -> Vec<Expansion<'a>> {
+    let shape = Shrunk::of(lora);
+    let mut expansions = Vec::new();
+    for run in lora.runs {
+        for (e, &(slot, _)) in run.slots.iter().enumerate() {
+            if let Some(pack) = lora.packs[slot as usize].filter(|pack| takes(pack)) {
+                let at = run.first * shape.stride() + e * shape.padded;
+                expansions.push(Expansion {
+                    pack,
+                    h: shrunk[at..].as_ptr(),
+                    h_row: shape.stride(),
+                    first: run.first,
+                    rows: run.rows,
+                });
+            }
+        }
+    }
+    expansions
+}
+
+/// The runs that have some of the rows `first..first + count`: (index, first row, rows).
+fn overlapping(
+    runs: &[Run],
+    first: usize,
+    count: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    runs.iter().enumerate().filter_map(move |(i, run)| {
+        let from = run.first.max(first);
+        let to = (run.first + run.rows).min(first + count);
+        (from < to).then(|| (i, from, to - from))
+    })
+}

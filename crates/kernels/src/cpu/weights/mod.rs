@@ -1,0 +1,329 @@
+//! Weights of a linear layer, packed once at load into tiles of 16 outputs.
+//!
+//! ```text
+//! quantized: tile (16 outputs) > group (32 inputs) > [ integers | 16 scales | 16 minima ], scales and minima twice for halves
+//!   integers: step j holds inputs 4j..4j+4 of 16 outputs as 64 bytes (output-major), 8 steps a group;
+//!             4-bit: steps 2i and 2i+1 share 64 bytes, as low and high nibbles
+//! float:     tile (16 outputs) > input > 16 values
+//! ```
+//!
+//! A value is `scale * (integer - offset) + minimum`, exactly what the source format says it is. A step of 64 bytes is what
+//! `vpdpbusd` multiplies at once, so the same tile serves one row and many.
+
+mod decode;
+pub(crate) mod unpack;
+
+use crate::cpu::arena::{Arena, Slab};
+use crate::cpu::device::CpuDevice;
+use crate::cpu::pool::{Pool, Scatter};
+use crate::cpu::simd::LANES;
+use crate::dtype::SourceType;
+use crate::error::KernelError;
+use bytemuck::Pod;
+use decode::{Group, decode_group};
+use half::{bf16, f16};
+use std::sync::OnceLock;
+
+/// Inputs that share a scale.
+pub(crate) const GROUP: usize = 32;
+
+/// Bytes that a matrix takes once it is packed; none if its rows are not whole blocks.
+pub(crate) fn packed_bytes(source: SourceType, outputs: usize, inputs: usize) -> Option<u64> {
+    if !inputs.is_multiple_of(source.block_values()) {
+        return None;
+    }
+    let tiles = outputs.div_ceil(LANES) as u64;
+    let tile = match layout_of(source) {
+        Some(layout) => layout.block() * (inputs / GROUP),
+        None => source.block_bytes() * inputs * LANES,
+    };
+    tiles.checked_mul(tile as u64)
+}
+
+/// The layout of a quantized type; none of a float type.
+fn layout_of(source: SourceType) -> Option<Layout> {
+    use SourceType::*;
+    let (bits, offset, wide_scales, minimum, halves) = match source {
+        F32 | F16 | BF16 => return None,
+        Q4_0 => (4, 8, false, false, false),
+        Q4_1 => (4, 0, false, true, false),
+        Q2_K => (4, 0, true, true, true),
+        Q3_K => (4, 8, true, false, true),
+        Q4_K => (4, 0, true, true, false),
+        Q5_0 => (8, 16, false, false, false),
+        Q5_1 => (8, 0, false, true, false),
+        Q5_K => (8, 0, true, true, false),
+        Q6_K => (8, 32, true, false, true),
+        Q8_0 | IQ4_NL => (8, 128, false, false, false),
+        IQ4_XS => (8, 128, true, false, false),
+    };
+    Some(Layout {
+        bits,
+        offset,
+        wide_scales,
+        minimum,
+        halves,
+    })
+}
+
+/// What a quantized tile's groups look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// 4 or 8.
+    pub bits: u8,
+    /// Taken from every integer.
+    pub offset: i32,
+    /// Scales and minima are f32 rather than f16.
+    pub wide_scales: bool,
+    /// There are minima.
+    pub minimum: bool,
+    /// Two scales a group, and two minima if there are any, for inputs 0..16 and 16..32.
+    pub halves: bool,
+}
+
+impl Layout {
+    pub(crate) fn quants(&self) -> usize {
+        GROUP * LANES * self.bits as usize / 8
+    }
+    /// Scales of an output, and minima if there are any.
+    pub(crate) fn scales(&self) -> usize {
+        if self.halves { 2 } else { 1 }
+    }
+    pub(crate) fn scale_bytes(&self) -> usize {
+        LANES * if self.wide_scales { 4 } else { 2 }
+    }
+    /// Bytes of a group.
+    pub(crate) fn block(&self) -> usize {
+        self.quants() + self.scales() * (1 + usize::from(self.minimum)) * self.scale_bytes()
+    }
+}
+
+pub(crate) enum Data {
+    Quantized { layout: Layout, bytes: Slab<u8> },
+    F32(Slab<f32>),
+    F16(Slab<u16>),
+    Bf16(Slab<u16>),
+}
+
+/// A linear layer's frozen weights, `outputs x inputs`, in the device's own layout.
+pub struct Weights {
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) data: Data,
+    /// The outputs' units for [`crate::cpu::int16`], found when a backward first asks.
+    pub(crate) units: OnceLock<Vec<f32>>,
+    /// The outputs' mean, found when a backward first asks.
+    pub(crate) mean: OnceLock<Vec<f32>>,
+}
+
+impl Weights {
+    /// Bytes held in memory.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Data::Quantized { bytes, .. } => bytes.len(),
+            Data::F32(v) => v.len() * 4,
+            Data::F16(v) | Data::Bf16(v) => v.len() * 2,
+        }
+    }
+
+    /// Whether products may run on int8 activations.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.data, Data::Quantized { .. })
+    }
+
+    pub(crate) fn tiles(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.inputs / GROUP
+    }
+
+    /// The values of output `row` (the slow, obvious way; also how embeddings are looked up).
+    pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
+        let (tile, lane) = (row / LANES, row % LANES);
+        match &self.data {
+            Data::Quantized { layout, bytes } => {
+                let block = layout.block();
+                for (g, out) in out.chunks_exact_mut(GROUP).enumerate() {
+                    let bytes = &bytes[(tile * self.groups() + g) * block..][..block];
+                    for (k, out) in out.iter_mut().enumerate() {
+                        let (scale, minimum) = scales(layout, bytes, lane, k);
+                        let q = quant(layout, bytes, lane, k) - layout.offset;
+                        *out = (q as f32).mul_add(scale, minimum);
+                    }
+                }
+            }
+            Data::F32(v) => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = v[(tile * self.inputs + k) * LANES + lane];
+                }
+            }
+            Data::F16(v) => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = f16::from_bits(v[(tile * self.inputs + k) * LANES + lane]).to_f32();
+                }
+            }
+            Data::Bf16(v) => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = bf16::from_bits(v[(tile * self.inputs + k) * LANES + lane]).to_f32();
+                }
+            }
+        }
+    }
+}
+
+impl CpuDevice {
+    /// Repacks `bytes`. `order[i]` is the source row that becomes output `i` (identity if none).
+    pub(crate) fn pack(
+        &self,
+        source: SourceType,
+        bytes: &[u8],
+        (outputs, inputs): (usize, usize),
+        order: Option<&[u32]>,
+    ) -> Result<Weights, KernelError> {
+        let (pool, arena) = (self.pool(), self.arena());
+        let shape = || KernelError::Shape {
+            what: format!(
+                "{source:?} weights of {outputs} x {inputs} in {} bytes",
+                bytes.len()
+            ),
+        };
+        let row_bytes = (inputs / source.block_values())
+            .checked_mul(source.block_bytes())
+            .ok_or_else(shape)?;
+        if outputs == 0
+            || inputs == 0
+            || !inputs.is_multiple_of(source.block_values())
+            || row_bytes.checked_mul(outputs) != Some(bytes.len())
+            || order.is_some_and(|o| o.len() != outputs || o.iter().any(|&r| r as usize >= outputs))
+        {
+            return Err(shape());
+        }
+        let row = |i: usize| {
+            let r = order.map_or(i, |o| o[i] as usize);
+            &bytes[r * row_bytes..][..row_bytes]
+        };
+        let tiles = outputs.div_ceil(LANES);
+        let data = match layout_of(source) {
+            Some(layout) => {
+                let tile_bytes = layout.block() * (inputs / GROUP);
+                let mut packed = arena.zeros(tiles * tile_bytes)?;
+                let out = Scatter::new(&mut packed);
+                pool.run(tiles, &|t| {
+                    // SAFETY: one task a tile.
+                    let tile = unsafe { out.part(t * tile_bytes, tile_bytes) };
+                    for (g, block) in tile.chunks_exact_mut(layout.block()).enumerate() {
+                        for lane in 0..LANES.min(outputs - t * LANES) {
+                            let group = decode_group(source, row(t * LANES + lane), g);
+                            put_group(&layout, block, lane, &group);
+                        }
+                    }
+                });
+                Data::Quantized {
+                    layout,
+                    bytes: packed,
+                }
+            }
+            None if source == SourceType::F32 => {
+                Data::F32(panels((pool, arena), outputs, inputs, |i, k| {
+                    f32::from_le_bytes(row(i)[4 * k..4 * k + 4].try_into().unwrap_or_default())
+                })?)
+            }
+            None => {
+                let values = panels((pool, arena), outputs, inputs, |i, k| {
+                    u16::from_le_bytes([row(i)[2 * k], row(i)[2 * k + 1]])
+                })?;
+                if source == SourceType::F16 {
+                    Data::F16(values)
+                } else {
+                    Data::Bf16(values)
+                }
+            }
+        };
+        Ok(Weights {
+            outputs,
+            inputs,
+            data,
+            units: OnceLock::new(),
+            mean: OnceLock::new(),
+        })
+    }
+}
+
+fn panels<T: Pod + Send>(
+    (pool, arena): (&Pool, &Arena),
+    outputs: usize,
+    inputs: usize,
+    value: impl Fn(usize, usize) -> T + Sync,
+) -> Result<Slab<T>, KernelError> {
+    let tiles = outputs.div_ceil(LANES);
+    let mut packed = arena.zeros(tiles * inputs * LANES)?;
+    let out = Scatter::new(&mut packed);
+    pool.run(tiles, &|t| {
+        // SAFETY: one task a tile.
+        let tile = unsafe { out.part(t * inputs * LANES, inputs * LANES) };
+        for lane in 0..LANES.min(outputs - t * LANES) {
+            for k in 0..inputs {
+                tile[k * LANES + lane] = value(t * LANES + lane, k);
+            }
+        }
+    });
+    Ok(packed)
+}
+
+fn put_group(layout: &Layout, block: &mut [u8], lane: usize, group: &Group) {
+    for (k, &q) in group.quants.iter().enumerate() {
+        let (step, byte) = (k / 4, lane * 4 + k % 4);
+        if layout.bits == 4 {
+            block[step / 2 * 64 + byte] |= q << (4 * (step % 2));
+        } else {
+            block[step * 64 + byte] = q;
+        }
+    }
+    let mut at = layout.quants();
+    let mut put = |x: f32| {
+        if layout.wide_scales {
+            block[at + lane * 4..][..4].copy_from_slice(&x.to_le_bytes());
+        } else {
+            block[at + lane * 2..][..2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+        }
+        at += layout.scale_bytes();
+    };
+    for scale in &group.scales[..layout.scales()] {
+        put(*scale);
+    }
+    if layout.minimum {
+        for minimum in &group.minima[..layout.scales()] {
+            put(*minimum);
+        }
+    }
+}
+
+fn quant(layout: &Layout, block: &[u8], lane: usize, k: usize) -> i32 {
+    let (step, byte) = (k / 4, lane * 4 + k % 4);
+    i32::from(if layout.bits == 4 {
+        block[step / 2 * 64 + byte] >> (4 * (step % 2)) & 15
+    } else {
+        block[step * 64 + byte]
+    })
+}
+
+fn scales(layout: &Layout, block: &[u8], lane: usize, k: usize) -> (f32, f32) {
+    let get = |row: usize| {
+        let at = layout.quants() + row * layout.scale_bytes();
+        if layout.wide_scales {
+            f32::from_le_bytes(block[at + lane * 4..][..4].try_into().unwrap_or_default())
+        } else {
+            f16::from_le_bytes([block[at + lane * 2], block[at + lane * 2 + 1]]).to_f32()
+        }
+    };
+    let half = usize::from(layout.halves && k >= GROUP / 2);
+    let scale = get(half);
+    let minimum = if layout.minimum {
+        get(layout.scales() + half)
+    } else {
+        0.0
+    };
+    (scale, minimum)
+}

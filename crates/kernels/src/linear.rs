@@ -1,0 +1,132 @@
+//! Products: projections with norm, bias and mixed LoRA, and their gradient by the input.
+
+use crate::cpu;
+use crate::device::{Device, Form, Kind};
+use crate::dtype::Compute;
+use crate::lora::Lora;
+use crate::norm::Norm;
+use crate::tensor::{Tensor, Vector};
+use crate::weights::Weights;
+
+/// One projection of the shared rows.
+pub struct Projection<'a> {
+    /// Frozen weights.
+    pub weights: &'a Weights,
+    /// Added to every row before LoRA.
+    pub bias: Option<&'a Vector>,
+    /// Adapters.
+    pub lora: Option<Lora<'a>>,
+    /// rows x outputs.
+    pub out: &'a mut Tensor,
+    /// Add to `out` (the residual stream) rather than replace it.
+    pub accumulate: bool,
+}
+
+/// Buffers of [`Device::linear`] that a caller keeps from step to step.
+pub struct Workspace {
+    normed: Tensor,
+    form: Form<cpu::linear::Workspace>,
+}
+
+impl Workspace {
+    /// The rows as normalised by the last [`Device::linear`] that had a norm.
+    pub fn normed(&self) -> &Tensor {
+        &self.normed
+    }
+}
+
+impl Device {
+    /// An empty workspace.
+    pub fn workspace(&self) -> Workspace {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::linear::Workspace::default()),
+        };
+        Workspace {
+            normed: self.tensor(),
+            form,
+        }
+    }
+
+    /// Projects the rows of `x`: for each projection, `out (+)= norm(x) W^T + bias + sum of scale * (norm(x) A^T) B^T`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit, or adapters on more rows than there are.
+    pub fn linear(
+        &self,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        norm: Option<Norm>,
+        projections: &mut [Projection],
+        compute: Compute,
+    ) {
+        match self.kind() {
+            Kind::Cpu(cpu) => {
+                let packs: Vec<Vec<Option<&cpu::lora::LoraPack>>> = projections
+                    .iter()
+                    .map(|p| p.lora.iter().flat_map(Lora::cpu_packs).collect())
+                    .collect();
+                let mut projections: Vec<cpu::linear::Projection> = projections
+                    .iter_mut()
+                    .zip(&packs)
+                    .map(|(p, packs)| cpu::linear::Projection {
+                        weights: p.weights.form.cpu(),
+                        bias: p.bias.map(|bias| bias.form.cpu().as_slice()),
+                        lora: match &p.lora {
+                            Some(lora) => lora.cpu(packs),
+                            None => cpu::lora::Lora::NONE,
+                        },
+                        out: p.out.form.cpu_mut(),
+                        accumulate: p.accumulate,
+                    })
+                    .collect();
+                cpu.linear(
+                    workspace.form.cpu_mut(),
+                    workspace.normed.form.cpu_mut(),
+                    x.form.cpu(),
+                    norm.map(Norm::cpu),
+                    &mut projections,
+                    compute,
+                );
+            }
+        }
+    }
+
+    /// dx = dy W, the gradient of `x W^T` by x; or added to dx. `Int8` has no backward of its own: it uses that of `F32`.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn linear_backward(
+        &self,
+        dy: &Tensor,
+        weights: &Weights,
+        dx: &mut Tensor,
+        add: bool,
+        compute: Compute,
+    ) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.linear_backward(
+                dy.form.cpu(),
+                weights.form.cpu(),
+                dx.form.cpu_mut(),
+                add,
+                compute,
+            ),
+        }
+    }
+
+    /// [`Device::linear_backward`] of an output head, in place of dx. `dy` is the gradient of a softmax over the outputs: most
+    /// of its values are tiny, and in `Bits16` a device may replace those by the mean over all outputs.
+    ///
+    /// # Panics
+    /// Shapes that do not fit.
+    pub fn head_backward(&self, dy: &Tensor, weights: &Weights, dx: &mut Tensor, compute: Compute) {
+        match self.kind() {
+            Kind::Cpu(cpu) => cpu.head_backward(
+                dy.form.cpu(),
+                weights.form.cpu(),
+                dx.form.cpu_mut(),
+                compute,
+            ),
+        }
+    }
+}

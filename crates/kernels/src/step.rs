@@ -1,0 +1,23 @@
+//! A step's metadata on the device: uploaded once, read by every layer.
+
+use crate::cpu;
+use crate::device::{Device, Form, Kind};
+use crate::rows::StepRows;
+
+/// The metadata of a step's rows, on a device.
+pub struct Step {
+    pub(crate) form: Form<cpu::step::Step>,
+}
+
+impl Device {
+    /// Uploads the metadata of a step.
+    ///
+    /// # Panics
+    /// A span past the rows, or with too few blocks.
+    pub fn step(&self, rows: StepRows) -> Step {
+        let form = match self.kind() {
+            Kind::Cpu(_) => Form::Cpu(cpu::step::Step::new(rows)),
+        };
+        Step { form }
+    }
+}
