@@ -11,7 +11,7 @@ use std::path::Path;
 
 use base::Base;
 use formats::peft;
-use kernels::{Compute, Device, KvType};
+use kernels::{Compute, Device, DeviceChoice, KvType};
 use model::Adapter;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -20,7 +20,11 @@ fn main() -> anyhow::Result<()> {
     let [base, adapter, out, tokens @ ..] = args.as_slice() else {
         anyhow::bail!("usage: logits BASE.gguf ADAPTER_DIR|- OUT.safetensors TOKEN...");
     };
-    let base = Base::open(Path::new(base), None, Device::cpu(None)?)?;
+    let base = Base::open(
+        Path::new(base),
+        None,
+        Device::open(DeviceChoice::default())?,
+    )?;
     let model = &base.model;
     let tokens = tokens
         .iter()

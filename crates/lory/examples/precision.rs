@@ -17,7 +17,7 @@ use base::quant_cache::Overlaid;
 use base::{BaseFiles, Held, Wording};
 use formats::gguf::{Gguf, GgufWriter, dequantize, quantize};
 use formats::tokenizer::Special;
-use kernels::{Compute, Device, KvType};
+use kernels::{Compute, Device, DeviceChoice, KvType};
 use model::{Loading, Model, Precision};
 use serde_json::Value;
 use testkit::{log_probabilities, logits};
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
     tokens.truncate(TOKENS);
     anyhow::ensure!(tokens.len() > 1, "the texts have no two tokens");
 
-    let device = Device::cpu(None)?;
+    let device = Device::open(DeviceChoice::default())?;
     let mut models = Vec::new();
     for precision in Precision::ALL {
         let files = BaseFiles::open(base)?;

@@ -3,7 +3,7 @@
 use crate::{Model, ModelError};
 use formats::peft::{self, LoraPair, Module, PairShape};
 use formats::safetensors::Dtype;
-use kernels::{LoraArena, LoraPack, LoraType};
+use kernels::{Device, LoraArena, LoraPack, LoraType};
 
 /// One adapter's packed pairs, by layer and module.
 pub struct Adapter {
@@ -65,11 +65,12 @@ impl Model {
         Ok(packing.adapter)
     }
 
-    fn packing(&self, shapes: &[PairShape], dtype: LoraType) -> Result<Packing, ModelError> {
+    fn packing(&self, shapes: &[PairShape], dtype: LoraType) -> Result<Packing<'_>, ModelError> {
         let room = shapes.iter().map(|p| (p.outputs, p.inputs, p.rank));
-        let arena = LoraArena::for_shapes(room, dtype);
+        let arena = self.device().lora_arena(room, dtype);
         let layers = (0..self.config().layers).map(|_| Default::default());
         Ok(Packing {
+            device: self.device(),
             arena: arena.map_err(|source| kernel_error("all".into(), source))?,
             dtype,
             adapter: Adapter {
@@ -80,16 +81,19 @@ impl Model {
 }
 
 /// An adapter that is being packed, pair by pair, in the order in which a step reads them.
-struct Packing {
+struct Packing<'a> {
+    device: &'a Device,
     arena: LoraArena,
     dtype: LoraType,
     adapter: Adapter,
 }
 
-impl Packing {
+impl Packing<'_> {
     fn add(&mut self, pair: &PairShape, a: &[f32], b: &[f32]) -> Result<(), ModelError> {
         let shape = (pair.outputs, pair.inputs, pair.rank);
-        let pack = LoraPack::new(&self.arena, a, b, shape, pair.scale, self.dtype)
+        let pack = self
+            .device
+            .lora_pack(&self.arena, a, b, shape, pair.scale, self.dtype)
             .map_err(|source| kernel_error(pair.module.path(pair.layer), source))?;
         self.adapter.layers[pair.layer][pair.module as usize] = Some(pack);
         Ok(())

@@ -4,14 +4,14 @@ use crate::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{
-    Compute, Device, Dropout, KernelError, KvCache, KvType, Lora, LoraPack, Norm, Projection,
-    RopeTable, RowDropout, Run, Span, Tensor, Weights, Workspace,
+    Compute, Device, KernelError, KvCache, KvShape, KvType, Lora, LoraPack, Norm, Projection,
+    RopeTable, RowDropout, Run, Span, StepRows, Tensor, Vector, Weights, Workspace,
 };
 
 /// One layer's frozen weights. Query and key rows are in Hugging Face's order, whatever the file's.
 pub struct Layer {
     /// The norm in front of attention.
-    pub attention_norm: Vec<f32>,
+    pub attention_norm: Vector,
     /// Query projection.
     pub q: Weights,
     /// Key projection.
@@ -19,13 +19,13 @@ pub struct Layer {
     /// Value projection.
     pub v: Weights,
     /// Biases of query, key and value (Qwen2).
-    pub biases: Option<[Vec<f32>; 3]>,
+    pub biases: Option<[Vector; 3]>,
     /// The norms of each head of the queries and of the keys (Qwen3).
-    pub head_norms: Option<[Vec<f32>; 2]>,
+    pub head_norms: Option<[Vector; 2]>,
     /// Output projection.
     pub o: Weights,
     /// The norm in front of the feed-forward part.
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: Vector,
     /// Gate projection.
     pub gate: Weights,
     /// Up projection.
@@ -38,7 +38,7 @@ impl Layer {
     fn project<'a>(
         &'a self,
         module: Module,
-        bias: Option<&'a [f32]>,
+        bias: Option<&'a Vector>,
         lora: Lora<'a>,
         out: &'a mut Tensor,
         accumulate: bool,
@@ -46,7 +46,7 @@ impl Layer {
         Projection {
             weights: self.weights(module),
             bias,
-            lora,
+            lora: Some(lora),
             out,
             accumulate,
         }
@@ -72,7 +72,7 @@ pub struct Model {
     pub(crate) device: Device,
     pub(crate) embedding: Weights,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Vec<f32>,
+    pub(crate) norm: Vector,
     /// None: the embedding is the head.
     pub(crate) head: Option<Weights>,
     pub(crate) rope: RopeTable,
@@ -93,30 +93,35 @@ pub struct Batch<'a> {
     pub dropout: &'a [RowDropout],
 }
 
-impl<'a> Batch<'a> {
-    /// Dropout at one linear layer.
-    pub fn dropout_at(&self, layer: usize, module: Module) -> Option<Dropout<'a>> {
-        (!self.dropout.is_empty()).then_some(Dropout {
-            rows: self.dropout,
-            linear: (layer * Module::ALL.len() + module as usize) as u32,
-        })
+/// The rows of one step, with their metadata on the device.
+pub struct Step<'a> {
+    rows: kernels::Step,
+    adapters: &'a [&'a Adapter],
+}
+
+impl Step<'_> {
+    /// The metadata of the rows.
+    pub fn rows(&self) -> &kernels::Step {
+        &self.rows
     }
 }
 
-/// What a step writes on its way. Kept from step to step, so that a step allocates nothing.
-///
-/// After [`Model::layer`] it holds that layer's activations, which is what the backward reads.
-#[derive(Default)]
-pub struct Buffers {
-    /// The rows in front of q, k, v (normed) with their int8 or bf16 form.
+/// The number of a linear layer, counted over all layers of the decoder. Dropout masks depend on it.
+pub fn linear_index(layer: usize, module: Module) -> usize {
+    layer * Module::ALL.len() + module as usize
+}
+
+/// The activations of one layer, which its backward reads. Reused from layer to layer, so that a step allocates nothing.
+pub struct Activations {
+    /// The rows before q, k, v: normalised, and in the form that the products read.
     pub attention_input: Workspace,
-    /// The rows in front of gate and up.
+    /// The rows before gate and up.
     pub ffn_input: Workspace,
-    /// The rows in front of o, down and the head.
+    /// The rows before o and down.
     pub other_input: Workspace,
-    /// Queries in front of the norm of their heads, where there is one.
+    /// Queries before the norm of their heads, if the model has one.
     pub plain_q: Tensor,
-    /// Keys in front of the norm of their heads, where there is one.
+    /// Keys before the norm of their heads, if the model has one.
     pub plain_k: Tensor,
     /// Queries, rotated.
     pub q: Tensor,
@@ -126,7 +131,7 @@ pub struct Buffers {
     pub v: Tensor,
     /// Attention's output.
     pub attention: Tensor,
-    /// The residual stream between attention and feed-forward; kept on request.
+    /// The residual stream between attention and feed-forward; only if `keep_middle` is set.
     pub middle: Tensor,
     /// Gate projection.
     pub gate: Tensor,
@@ -134,10 +139,50 @@ pub struct Buffers {
     pub up: Tensor,
     /// silu(gate) * up.
     pub activated: Tensor,
+    /// Whether [`Model::layer`] writes `middle`.
+    pub keep_middle: bool,
+}
+
+impl Activations {
+    /// Empty activations.
+    pub fn new(device: &Device) -> Activations {
+        Activations {
+            attention_input: device.workspace(),
+            ffn_input: device.workspace(),
+            other_input: device.workspace(),
+            plain_q: device.tensor(),
+            plain_k: device.tensor(),
+            q: device.tensor(),
+            k: device.tensor(),
+            v: device.tensor(),
+            attention: device.tensor(),
+            middle: device.tensor(),
+            gate: device.tensor(),
+            up: device.tensor(),
+            activated: device.tensor(),
+            keep_middle: false,
+        }
+    }
+}
+
+/// Everything that [`Model::forward`] writes on its way. Reused from step to step, so that a step allocates nothing.
+pub struct Buffers {
+    activations: Activations,
     residual: Tensor,
     selected: Tensor,
-    /// Whether [`Model::layer`] keeps `middle`.
-    pub keep_middle: bool,
+    head_input: Workspace,
+}
+
+impl Buffers {
+    /// Empty buffers.
+    pub fn new(device: &Device) -> Buffers {
+        Buffers {
+            activations: Activations::new(device),
+            residual: device.tensor(),
+            selected: device.tensor(),
+            head_input: device.workspace(),
+        }
+    }
 }
 
 impl Model {
@@ -177,7 +222,7 @@ impl Model {
     }
 
     /// A norm with this model's epsilon.
-    pub fn norm<'a>(&self, weight: &'a [f32]) -> Norm<'a> {
+    pub fn norm<'a>(&self, weight: &'a Vector) -> Norm<'a> {
         Norm {
             weight,
             eps: self.config.rms_norm_eps,
@@ -205,19 +250,41 @@ impl Model {
         blocks: usize,
         dtype: KvType,
     ) -> Result<KvCache, KernelError> {
-        KvCache::new(
-            layers,
-            blocks,
-            self.config.kv_heads,
-            self.config.head_dim,
-            dtype,
-        )
+        self.device.kv_cache(self.kv_shape(layers), blocks, dtype)
     }
 
     /// Bytes of one block over all layers.
     pub fn block_bytes(&self, dtype: KvType) -> usize {
-        let c = &self.config;
-        KvCache::block_bytes(c.layers, c.kv_heads, c.head_dim, dtype)
+        self.kv_shape(self.config.layers).block_bytes(dtype)
+    }
+
+    fn kv_shape(&self, layers: usize) -> KvShape {
+        KvShape {
+            layers,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+        }
+    }
+
+    /// Uploads a step's metadata to the device.
+    ///
+    /// # Panics
+    /// A span past the rows, or with too few blocks.
+    pub fn step<'a>(&self, batch: Batch<'a>) -> Step<'a> {
+        Step {
+            rows: self.device.step(StepRows {
+                tokens: batch.tokens,
+                spans: batch.spans,
+                runs: batch.runs,
+                dropout: batch.dropout,
+            }),
+            adapters: batch.adapters,
+        }
+    }
+
+    /// Looks up the embeddings of the step's tokens.
+    pub fn embed(&self, step: &Step, x: &mut Tensor) {
+        self.device.embed(&self.embedding, &step.rows, x);
     }
 
     /// Runs a step: `logits` becomes one row of the vocabulary for each of `logit_rows`.
@@ -233,16 +300,19 @@ impl Model {
         compute: Compute,
         logits: &mut Tensor,
     ) {
-        let mut x = std::mem::take(&mut buffers.residual);
-        self.device.embed(&self.embedding, batch.tokens, &mut x);
+        let step = self.step(batch);
+        let Buffers {
+            activations,
+            residual: x,
+            selected,
+            head_input,
+        } = buffers;
+        self.embed(&step, x);
         for layer in 0..self.layers.len() {
-            self.layer(layer, &mut x, batch, cache, layer, buffers, compute);
+            self.layer(layer, x, &step, cache, layer, activations, compute);
         }
-        let mut selected = std::mem::take(&mut buffers.selected);
-        self.device.gather(&x, logit_rows, &mut selected);
-        self.project_head(&selected, &mut buffers.other_input, compute, logits);
-        buffers.selected = selected;
-        buffers.residual = x;
+        self.device.gather_rows(x, logit_rows, selected);
+        self.project_head(selected, head_input, compute, logits);
     }
 
     /// Norm and head over rows of the residual stream.
@@ -256,7 +326,7 @@ impl Model {
         let head = Projection {
             weights: self.head(),
             bias: None,
-            lora: Lora::NONE,
+            lora: None,
             out: logits,
             accumulate: false,
         };
@@ -270,21 +340,21 @@ impl Model {
         &self,
         layer: usize,
         x: &mut Tensor,
-        batch: Batch,
+        step: &Step,
         cache: &mut KvCache,
         pages: usize,
-        buffers: &mut Buffers,
+        b: &mut Activations,
         compute: Compute,
     ) {
-        let (device, w, b) = (&self.device, &self.layers[layer], buffers);
+        let (device, w) = (&self.device, &self.layers[layer]);
         let packs: [Vec<Option<&LoraPack>>; Module::ALL.len()] =
-            Module::ALL.map(|m| batch.adapters.iter().map(|a| a.pack(layer, m)).collect());
+            Module::ALL.map(|m| step.adapters.iter().map(|a| a.pack(layer, m)).collect());
         let lora = |module: Module| Lora {
-            runs: batch.runs,
+            step: &step.rows,
             packs: &packs[module as usize],
-            dropout: batch.dropout_at(layer, module),
+            linear: linear_index(layer, module) as u32,
         };
-        let bias = |i: usize| w.biases.as_ref().map(|b| b[i].as_slice());
+        let bias = |i: usize| w.biases.as_ref().map(|b| &b[i]);
 
         let norm = Some(self.norm(&w.attention_norm));
         let (q, k) = match w.head_norms {
@@ -302,19 +372,13 @@ impl Model {
             device.norm_heads(&b.plain_k, self.norm(k_norm), &mut b.k);
         }
         device.rope_store(
-            &self.rope,
-            &mut b.q,
-            &mut b.k,
-            &b.v,
-            batch.spans,
-            cache,
-            pages,
+            &self.rope, &mut b.q, &mut b.k, &b.v, &step.rows, cache, pages,
         );
-        device.attention(&b.q, batch.spans, cache, pages, &mut b.attention);
+        device.attention(&b.q, &step.rows, cache, pages, &mut b.attention);
         let mut o = [w.project(Module::O, None, lora(Module::O), &mut *x, true)];
         device.linear(&mut b.other_input, &b.attention, None, &mut o, compute);
         if b.keep_middle {
-            b.middle.copy_from(x);
+            device.copy(x, &mut b.middle);
         }
 
         let norm = Some(self.norm(&w.ffn_norm));

@@ -12,7 +12,7 @@ mod sizes;
 mod yield_point;
 
 pub use adapter::Adapter;
-pub use decoder::{Batch, Buffers, Layer, Model};
+pub use decoder::{Activations, Batch, Buffers, Layer, Model, Step, linear_index};
 pub use load::{Loading, source_type};
 pub use merge::merge;
 pub use precision::{Precision, QUANTIZER};

@@ -5,7 +5,7 @@ use crate::{Layer, Model, ModelError, Precision};
 use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
 use formats::gguf::{GgmlType, TensorView, dequantize};
-use kernels::{Device, RopeTable, SourceType, Weights};
+use kernels::{Device, SourceType, Vector, Weights};
 
 /// Most positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
 const MAX_CONTEXT: usize = 1 << 20;
@@ -133,15 +133,15 @@ impl Loader<'_> {
         pack(&bytes)
     }
 
-    fn vector(&self, name: &str, n: usize, order: Option<&[u32]>) -> Result<Vec<f32>, ModelError> {
+    fn vector(&self, name: &str, n: usize, order: Option<&[u32]>) -> Result<Vector, ModelError> {
         let tensor = self.tensor(name, &[n as u64])?;
         let mut values = vec![0f32; n];
         dequantize(tensor.dtype, tensor.data, &mut values)
             .map_err(|_| self.not_run(name, tensor.dtype))?;
-        Ok(match order {
-            Some(order) => order.iter().map(|&i| values[i as usize]).collect(),
-            None => values,
-        })
+        if let Some(order) = order {
+            values = order.iter().map(|&i| values[i as usize]).collect();
+        }
+        Ok(self.device.vector(&values))
     }
 
     fn not_run(&self, name: &str, dtype: GgmlType) -> ModelError {
@@ -255,7 +255,7 @@ impl Model {
             .collect::<Result<Vec<_>, _>>()?;
         let norm = loader.vector("output_norm.weight", config.hidden_size, None)?;
         let factors = config.rope_freq_factors.as_deref();
-        let rope = RopeTable::new(
+        let rope = device.rope_table(
             config.head_dim,
             config.context_length,
             config.rope_theta,

@@ -6,7 +6,7 @@ use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
 use formats::gguf::GgmlType;
 use formats::peft::Module;
-use kernels::BLOCK_TOKENS;
+use kernels::{BLOCK_TOKENS, Backend};
 
 /// A matrix of weights, as the file has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ impl ModelSizes {
     pub fn weight_bytes(&self, precision: Option<Precision>) -> u64 {
         let packed = |matrix: &Matrix| {
             source_type(Self::held(matrix, precision))
-                .and_then(|source| source.packed_bytes(matrix.outputs, matrix.inputs))
+                .and_then(|source| Backend::Cpu.packed_bytes(source, matrix.outputs, matrix.inputs))
                 .unwrap_or(0)
         };
         self.matrices.iter().map(packed).sum()

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use formats::gguf::Gguf;
 use formats::peft;
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Run, Span, Tensor};
+use kernels::{BLOCK_TOKENS, Compute, Device, DeviceChoice, KvType, Run, Span};
 use model::{Adapter, Batch, Buffers, Model, merge};
-use testkit::{tiny_adapter, tiny_config, tiny_gguf};
+use testkit::{Logits, tiny_adapter, tiny_config, tiny_gguf};
 
 /// Tokens of each sequence.
 const TOKENS: usize = 21;
@@ -19,7 +19,11 @@ fn parse(bytes: Vec<u8>) -> Gguf {
 }
 
 fn load(gguf: &Gguf) -> Model {
-    Model::load(gguf, Device::cpu(Some(2)).unwrap()).unwrap()
+    Model::load(
+        gguf,
+        Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+    )
+    .unwrap()
 }
 
 /// The last logits of each sequence: its first token tells it from the others, its slots are what all its rows carry.
@@ -67,15 +71,16 @@ fn last_logits(
     let rows: Vec<u32> = (1..=sequences.len())
         .map(|n| (n * TOKENS - 1) as u32)
         .collect();
-    let mut logits = Tensor::default();
+    let mut logits = model.device().tensor();
     model.forward(
         batch,
         &mut cache,
-        &mut Buffers::default(),
+        &mut Buffers::new(model.device()),
         &rows,
         Compute::F32,
         &mut logits,
     );
+    let logits = Logits::read(&logits);
     (0..rows.len()).map(|n| logits.row(n).to_vec()).collect()
 }
 

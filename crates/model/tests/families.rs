@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use formats::checkpoint::Checkpoint;
 use formats::folder::Folder;
-use kernels::{Compute, Device, KvType};
+use kernels::{Compute, Device, DeviceChoice, KvType};
 use model::Model;
 use testkit::logits;
 
@@ -39,7 +39,11 @@ fn every_family_computes_what_transformers_computes() {
         let tokens = words("tokens");
         let want: Vec<f32> = words("logits").into_iter().map(f32::from_bits).collect();
 
-        let model = Model::load(&open(family), Device::cpu(Some(2)).unwrap()).unwrap();
+        let model = Model::load(
+            &open(family),
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap();
         let tied = std::ptr::eq(model.head(), model.embedding());
         assert_eq!(model.config().tie_word_embeddings, tied, "{family}");
         let got = logits(&model, &tokens, None, Compute::F32, KvType::F32);
@@ -78,7 +82,10 @@ fn an_error_names_the_shard_and_the_tensor_as_they_are_called_there() {
     std::fs::write(&config, wrong).unwrap();
     let read = |path: &Path| Ok(Arc::new(std::fs::read(path)?) as formats::gguf::Bytes);
     let opened = Folder::open(folder.path(), &read).unwrap();
-    let error = Model::load(&opened, Device::cpu(Some(1)).unwrap());
+    let error = Model::load(
+        &opened,
+        Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap(),
+    );
     let error = error.err().unwrap().to_string();
     assert!(
         error.contains(

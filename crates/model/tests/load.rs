@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use formats::gguf::{GgmlType, Gguf, GgufWriter};
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Span, Tensor};
+use kernels::{BLOCK_TOKENS, Compute, Device, DeviceChoice, KvType, Span};
 use model::{Batch, Buffers, Model};
 use testkit::{tiny_adapter, tiny_config, tiny_gguf, tiny_gguf_as};
 
 fn load(bytes: Vec<u8>) -> Result<Model, String> {
     let gguf = Gguf::parse(Arc::new(bytes), "model.gguf").map_err(|e| e.to_string())?;
-    Model::load(&gguf, Device::cpu(Some(1)).unwrap()).map_err(|e| e.to_string())
+    Model::load(
+        &gguf,
+        Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap(),
+    )
+    .map_err(|e| e.to_string())
 }
 
 /// The tiny model with one tensor replaced (`None`: left out).
@@ -91,16 +95,16 @@ fn every_weight_type_gives_near_the_same_logits() {
             adapters: &[],
             dropout: &[],
         };
-        let mut logits = Tensor::default();
+        let mut logits = model.device().tensor();
         model.forward(
             batch,
             &mut cache,
-            &mut Buffers::default(),
+            &mut Buffers::new(model.device()),
             &[19],
             Compute::Int8,
             &mut logits,
         );
-        logits.values().to_vec()
+        logits.read()
     };
     let exact = logits(GgmlType::F32);
     let size = exact.iter().map(|x| x * x).sum::<f32>().sqrt();

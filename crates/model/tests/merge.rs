@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use formats::gguf::{GgmlType, Gguf};
 use formats::peft::Adapter;
-use kernels::{Compute, Device, KvType};
+use kernels::{Compute, Device, DeviceChoice, KvType};
 use model::{Model, merge};
 use testkit::{tiny_adapter, tiny_config, tiny_gguf_as};
 
 fn open(bytes: Vec<u8>) -> (Gguf, Model) {
     let gguf = Gguf::parse(Arc::new(bytes), "tiny").unwrap();
-    let model = Model::load(&gguf, Device::cpu(Some(1)).unwrap()).unwrap();
+    let model = Model::load(
+        &gguf,
+        Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap(),
+    )
+    .unwrap();
     (gguf, model)
 }
 

@@ -3,7 +3,7 @@
 
 use formats::gguf::{GgmlType, dequantize};
 use half::f16;
-use kernels::{Device, SourceType, Tensor};
+use kernels::{Device, DeviceChoice, SourceType, StepRows};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
@@ -26,7 +26,7 @@ const TYPES: [(GgmlType, SourceType, &[usize]); 12] = [
 #[test]
 fn packed_rows_are_the_formats_values() {
     let (outputs, inputs) = (37, 512);
-    let device = Device::cpu(Some(1)).unwrap();
+    let device = Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap();
     for (dtype, source, scales) in TYPES {
         assert_eq!(dtype.type_size(), source.block_bytes());
         let blocks = outputs * inputs / source.block_values();
@@ -43,12 +43,16 @@ fn packed_rows_are_the_formats_values() {
         let packed = device
             .pack(source, &bytes, (outputs, inputs), None)
             .unwrap();
-        let mut got = Tensor::default();
+        let mut got = device.tensor();
         let rows: Vec<u32> = (0..outputs as u32).collect();
-        device.embed(&packed, &rows, &mut got);
+        let step = device.step(StepRows {
+            tokens: &rows,
+            ..StepRows::default()
+        });
+        device.embed(&packed, &step, &mut got);
         let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
         assert!(largest > 0.0);
-        for (i, (got, want)) in got.values().iter().zip(&want).enumerate() {
+        for (i, (got, want)) in got.read().iter().zip(&want).enumerate() {
             // A fused multiply-add rounds once where the format's own arithmetic rounds twice.
             assert!(
                 (got - want).abs() <= 2e-7 * largest,

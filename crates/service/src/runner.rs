@@ -50,11 +50,12 @@ impl ModelRunner {
         let block = model.block_bytes(KvType::F16) as u64;
         let blocks = (kv_bytes / block).clamp(1, u64::from(u32::MAX)) as usize;
         let cache = model.new_cache(model.config().layers, blocks, KvType::F16)?;
+        let (buffers, logits) = (Buffers::new(model.device()), model.device().tensor());
         Ok(ModelRunner {
             model,
             cache,
-            buffers: Buffers::default(),
-            logits: Tensor::default(),
+            buffers,
+            logits,
             turns,
         })
     }
@@ -115,6 +116,8 @@ impl engine::Runner for ModelRunner {
                 Compute::Int8,
                 &mut self.logits,
             );
+            // A turn ends when the device has computed the step.
+            self.model.device().wait();
         };
         match &self.turns {
             Turns::Own(sharing) => {
@@ -129,8 +132,7 @@ impl engine::Runner for ModelRunner {
                 yield_point.release();
             }
         }
-        logits.clear();
-        logits.extend_from_slice(self.logits.values());
+        self.logits.read_into(logits);
         Ok(())
     }
 }

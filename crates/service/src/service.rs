@@ -101,7 +101,9 @@ impl Service {
         catalog: impl Into<Catalog>,
         settings: &Settings,
     ) -> Result<Service, OpenError> {
-        let device = kernels::Device::cpu(settings.threads)?;
+        let device = kernels::Device::open(kernels::DeviceChoice::Cpu {
+            threads: settings.threads,
+        })?;
         let base = Base::open_in(path, settings.base_name.as_deref(), device, &settings.held)?;
         if let Some(sha256) = &settings.base_sha256 {
             base.fingerprint.known(sha256);

@@ -5,5 +5,5 @@ mod logits;
 pub mod tiny;
 
 pub use fake_model::{FakeAdapter, FakeModel, Fault, Gate, StepSeen};
-pub use logits::{log_probabilities, logits, perplexity};
+pub use logits::{Logits, log_probabilities, logits, perplexity};
 pub use tiny::{tiny_adapter, tiny_config, tiny_gguf, tiny_gguf_as};

@@ -3,6 +3,37 @@
 use kernels::{BLOCK_TOKENS, Compute, KvType, Run, Span, Tensor};
 use model::{Adapter, Batch, Buffers, Model};
 
+/// Logits that were read from a device, a row a token.
+pub struct Logits {
+    columns: usize,
+    values: Vec<f32>,
+}
+
+impl Logits {
+    /// Reads a tensor of logits.
+    pub fn read(logits: &Tensor) -> Logits {
+        Logits {
+            columns: logits.columns(),
+            values: logits.read(),
+        }
+    }
+
+    /// Tokens in the vocabulary.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The logits of one token.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.columns..][..self.columns]
+    }
+
+    /// All logits, row after row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+}
+
 /// The logits after each of `tokens` (tokens x vocabulary), as one sequence without a past, with an adapter at a scale or without.
 ///
 /// # Panics
@@ -13,7 +44,7 @@ pub fn logits(
     adapter: Option<(&Adapter, f32)>,
     compute: Compute,
     kv: KvType,
-) -> Tensor {
+) -> Logits {
     let rows = tokens.len();
     let blocks: Vec<u32> = (0..rows.div_ceil(BLOCK_TOKENS) as u32).collect();
     let mut cache = model
@@ -40,9 +71,10 @@ pub fn logits(
         dropout: &[],
     };
     let all: Vec<u32> = (0..rows as u32).collect();
-    let (mut logits, mut buffers) = (Tensor::default(), Buffers::default());
+    let mut buffers = Buffers::new(model.device());
+    let mut logits = model.device().tensor();
     model.forward(batch, &mut cache, &mut buffers, &all, compute, &mut logits);
-    logits
+    Logits::read(&logits)
 }
 
 /// The natural logarithms of the probabilities that a row of logits gives to every token.
@@ -54,7 +86,7 @@ pub fn log_probabilities(row: &[f32]) -> Vec<f64> {
 }
 
 /// exp of the mean loss of predicting each token from those before it; `logits` are those of `tokens`.
-pub fn perplexity(logits: &Tensor, tokens: &[u32]) -> f64 {
+pub fn perplexity(logits: &Logits, tokens: &[u32]) -> f64 {
     let next = tokens.iter().skip(1).enumerate();
     let losses = next.map(|(i, next)| -log_probabilities(logits.row(i))[*next as usize]);
     (losses.sum::<f64>() / (tokens.len() - 1) as f64).exp()

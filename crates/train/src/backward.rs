@@ -10,58 +10,69 @@
 //! It knows rows and tensors; which rows belong to which example is [`crate::learner_model`]'s business.
 
 use formats::peft::Module;
-use kernels::{AttentionInputs, Compute, KvCache, LoraGrad, Tensor};
-use model::{Batch, Buffers, Model};
+use kernels::{AttentionInputs, Compute, Device, KvCache, LoraGrad, LoraMaster, Tensor};
+use model::{Activations, Model, Step, linear_index};
 
 use crate::kept::ActivationCache;
 use crate::params::{LoraGrads, LoraParams};
 
-/// Where the gradients of a batch's slots are gathered: for each slot, its masters and its gradients.
+/// The trained pairs of a batch's adapters, with their gradients, on the device.
 pub(crate) struct Slots<'a> {
-    pub params: &'a [LoraParams],
-    pub grads: &'a mut [LoraGrads],
-    /// `places[slot][layer * 7 + module]`: the pair's index, if the adapter has one there.
-    pub places: &'a [Vec<Option<usize>>],
+    /// By slot, in the order of the adapter's pairs.
+    gradients: Vec<Vec<LoraGrad<'a>>>,
+    /// `places[slot][linear layer]`: the index of the pair, if the adapter has one there.
+    places: Vec<Vec<Option<usize>>>,
 }
 
-impl Slots<'_> {
-    fn at(&mut self, layer: usize, module: Module) -> Vec<Option<LoraGrad<'_>>> {
-        let place = layer * Module::ALL.len() + module as usize;
-        let each = self
-            .params
-            .iter()
-            .zip(self.grads.iter_mut())
-            .zip(self.places);
-        each.map(|((params, grads), places)| {
-            let i = places[place]?;
-            let (pair, grad) = (&params.pairs[i], &mut grads.pairs[i]);
-            Some(LoraGrad {
-                a: &pair.a,
-                b: &pair.b,
-                rank: pair.rank,
-                scale: pair.scale,
-                da: &mut grad.a,
-                db: &mut grad.b,
-            })
-        })
-        .collect()
+impl<'a> Slots<'a> {
+    /// The pairs of `params`, gathering on top of what is in `grads`.
+    pub(crate) fn new(
+        model: &Model,
+        params: &'a [LoraParams],
+        grads: &'a mut [LoraGrads],
+    ) -> Slots<'a> {
+        let device = model.device();
+        let gradients = params.iter().zip(grads).map(|(params, grads)| {
+            let pairs = params.pairs.iter().zip(&mut grads.pairs);
+            let on_device = pairs.map(|(pair, grad)| {
+                device.lora_grad(LoraMaster {
+                    a: &pair.a,
+                    b: &pair.b,
+                    rank: pair.rank,
+                    scale: pair.scale,
+                    da: &mut grad.a,
+                    db: &mut grad.b,
+                })
+            });
+            on_device.collect()
+        });
+        let linear_layers = model.config().layers * Module::ALL.len();
+        let places = params.iter().map(|params| {
+            let mut places = vec![None; linear_layers];
+            for (i, pair) in params.pairs.iter().enumerate() {
+                places[linear_index(pair.layer, pair.module)] = Some(i);
+            }
+            places
+        });
+        Slots {
+            gradients: gradients.collect(),
+            places: places.collect(),
+        }
+    }
+
+    fn at(&mut self, linear: usize) -> Vec<Option<&mut LoraGrad<'a>>> {
+        let each = self.gradients.iter_mut().zip(&self.places);
+        each.map(|(gradients, places)| places[linear].map(|i| &mut gradients[i]))
+            .collect()
+    }
+
+    /// Copies all gradients to the host.
+    pub(crate) fn read(self, device: &Device) {
+        device.read_gradients(self.gradients.into_iter().flatten());
     }
 }
 
-/// Which pair of each slot lies at which layer and module.
-pub(crate) fn places(params: &[LoraParams], layers: usize) -> Vec<Vec<Option<usize>>> {
-    let of = |params: &LoraParams| {
-        let mut places = vec![None; layers * Module::ALL.len()];
-        for (i, pair) in params.pairs.iter().enumerate() {
-            places[pair.layer * Module::ALL.len() + pair.module as usize] = Some(i);
-        }
-        places
-    };
-    params.iter().map(of).collect()
-}
-
 /// Tensors of one layer's backward, kept from layer to layer.
-#[derive(Default)]
 pub(crate) struct Scratch {
     out: Tensor,
     attention_input: Tensor,
@@ -77,14 +88,29 @@ pub(crate) struct Scratch {
     plain: Tensor,
 }
 
-/// What every layer of one backward shares.
+impl Scratch {
+    pub(crate) fn new(device: &Device) -> Scratch {
+        Scratch {
+            out: device.tensor(),
+            attention_input: device.tensor(),
+            ffn_input: device.tensor(),
+            activated: device.tensor(),
+            gate: device.tensor(),
+            up: device.tensor(),
+            normed: device.tensor(),
+            attention: device.tensor(),
+            q: device.tensor(),
+            k: device.tensor(),
+            v: device.tensor(),
+            plain: device.tensor(),
+        }
+    }
+}
+
+/// What all layers of one backward share.
 pub(crate) struct Pass<'a> {
     pub model: &'a Model,
-    pub batch: Batch<'a>,
-    /// (first row, rows) of each sequence.
-    pub sequences: &'a [(usize, usize)],
-    /// The position of each row.
-    pub positions: &'a [u32],
+    pub step: &'a Step<'a>,
     /// What the forward was computed in, so that a layer run again is the layer that ran.
     pub forward: Compute,
     /// What the products of the backward are computed in.
@@ -102,7 +128,7 @@ impl Pass<'_> {
         slots: &mut Slots<'_>,
         cache: &mut KvCache,
         kept: &mut ActivationCache,
-        buffers: &mut Buffers,
+        buffers: &mut Activations,
         s: &mut Scratch,
     ) {
         let (model, device) = (self.model, self.model.device());
@@ -119,10 +145,10 @@ impl Pass<'_> {
             }
             device.swiglu(&buffers.gate, &buffers.up, &mut buffers.activated);
         } else {
-            s.out.copy_from(x);
+            device.copy(x, &mut s.out);
             buffers.keep_middle = true;
-            let (out, batch) = (&mut s.out, self.batch);
-            model.layer(layer, out, batch, cache, 0, buffers, self.forward);
+            let out = &mut s.out;
+            model.layer(layer, out, self.step, cache, 0, buffers, self.forward);
         }
         let b = &*buffers;
         let (attention_input, ffn_input) = if kept {
@@ -156,20 +182,20 @@ impl Pass<'_> {
         let head_dim = model.config().head_dim;
         device.attention_backward(
             &inputs,
-            self.sequences,
+            self.step.rows(),
             head_dim,
             &s.attention,
             &mut s.q,
             &mut s.k,
             &mut s.v,
         );
-        device.rope_backward(model.rope(), self.positions, head_dim, &mut s.q);
-        device.rope_backward(model.rope(), self.positions, head_dim, &mut s.k);
+        device.rope_backward(model.rope(), self.step.rows(), head_dim, &mut s.q);
+        device.rope_backward(model.rope(), self.step.rows(), head_dim, &mut s.k);
         if let Some([q_norm, k_norm]) = &w.head_norms {
-            zeros_like(&mut s.plain, &s.q);
+            device.clear(&mut s.plain, s.q.rows(), s.q.columns());
             device.norm_heads_backward(&s.q, &b.plain_q, model.norm(q_norm), &mut s.plain);
             std::mem::swap(&mut s.q, &mut s.plain);
-            zeros_like(&mut s.plain, &s.k);
+            device.clear(&mut s.plain, s.k.rows(), s.k.columns());
             device.norm_heads_backward(&s.k, &b.plain_k, model.norm(k_norm), &mut s.plain);
             std::mem::swap(&mut s.k, &mut s.plain);
         }
@@ -199,13 +225,9 @@ impl Pass<'_> {
             self.model.layer_weights(layer).weights(module),
         );
         device.linear_backward(dy, weights, dx, add, self.backward);
-        let dropout = self.batch.dropout_at(layer, module);
-        let mut pairs = slots.at(layer, module);
-        device.lora_backward(x, dy, self.batch.runs, &mut pairs, dropout, dx);
+        let linear = linear_index(layer, module);
+        let mut pairs = slots.at(linear);
+        let rows = self.step.rows();
+        device.lora_backward(x, dy, rows, linear as u32, &mut pairs, dx);
     }
-}
-
-fn zeros_like(t: &mut Tensor, like: &Tensor) {
-    t.resize(like.rows(), like.columns());
-    t.clear();
 }

@@ -5,11 +5,10 @@
 //! give the same bits, so how much is kept is a matter of memory alone.
 
 use formats::config::ModelConfig;
-use kernels::Tensor;
-use model::Buffers;
+use kernels::{Device, Tensor};
+use model::Activations;
 
 /// One layer's activations.
-#[derive(Default)]
 struct Layer {
     /// In front of the norms of heads, where there are any.
     plain_q: Tensor,
@@ -23,6 +22,23 @@ struct Layer {
     up: Tensor,
     /// The most rows that it has had room for.
     room: usize,
+}
+
+impl Layer {
+    fn new(device: &Device) -> Layer {
+        Layer {
+            plain_q: device.tensor(),
+            plain_k: device.tensor(),
+            q: device.tensor(),
+            k: device.tensor(),
+            v: device.tensor(),
+            attention: device.tensor(),
+            middle: device.tensor(),
+            gate: device.tensor(),
+            up: device.tensor(),
+            room: 0,
+        }
+    }
 }
 
 /// Activations of the last layers, as many as there is room for.
@@ -75,16 +91,16 @@ impl ActivationCache {
     }
 
     /// Makes room for a forward of `rows` rows: returns the first layer that will be kept.
-    pub(crate) fn begin(&mut self, config: &ModelConfig, rows: usize) -> usize {
+    pub(crate) fn begin(&mut self, device: &Device, config: &ModelConfig, rows: usize) -> usize {
         let row = row_bytes(config);
         let count = layers_kept(self.limit, row, rows, config.layers);
         self.layers.truncate(count);
-        self.layers.resize_with(count, Layer::default);
+        self.layers.resize_with(count, || Layer::new(device));
         // Room of earlier, longer calls is given back where it would be too much in all.
         let room = |layer: &Layer| layer.room.max(rows) as u64 * row;
         if self.layers.iter().map(room).sum::<u64>() > self.limit {
             self.layers.clear();
-            self.layers.resize_with(count, Layer::default);
+            self.layers.resize_with(count, || Layer::new(device));
         }
         for layer in &mut self.layers {
             layer.room = layer.room.max(rows);
@@ -94,7 +110,7 @@ impl ActivationCache {
 
     /// Takes a layer's activations out of the buffers of its forward, or puts them back there for its backward. False where
     /// the layer is not kept.
-    pub(crate) fn swap(&mut self, from_last: usize, b: &mut Buffers) -> bool {
+    pub(crate) fn swap(&mut self, from_last: usize, b: &mut Activations) -> bool {
         let Some(layer) = self.layers.get_mut(from_last) else {
             return false;
         };

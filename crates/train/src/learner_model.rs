@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use kernels::{BLOCK_TOKENS, Compute, KvCache, KvType, LoraType, RowDropout, Run, Span, Tensor};
-use model::{Adapter, Batch, Buffers, Model, YieldPoint};
+use kernels::{Compute, KvCache, KvType, LoraType, Tensor, Workspace};
+use model::{Activations, Adapter, Batch, Model, Step, YieldPoint};
 
-use crate::backward::{Pass, Scratch, Slots, places};
+use crate::backward::{Pass, Scratch, Slots};
 use crate::error::TrainError;
 use crate::kept::ActivationCache;
+use crate::layout::{Layout, TrainedRow};
 use crate::learner::{BatchItem, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
 use crate::yield_guard::YieldGuard;
@@ -33,32 +34,22 @@ pub struct ModelLearner {
     kept: ActivationCache,
     /// Every layer's input, from the forward to the backward.
     inputs: Vec<Tensor>,
-    buffers: Buffers,
+    activations: Activations,
     scratch: Scratch,
-    logits: Tensor,
+    head: Head,
     yield_point: Option<Arc<dyn YieldPoint>>,
 }
 
-/// Where a batch's examples lie in the rows.
-struct Layout {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    sequences: Vec<(usize, usize)>,
-    blocks: Vec<Vec<u32>>,
-    runs: Vec<Run>,
-    trained: Vec<TrainedRow>,
-    /// By row; empty where nobody drops anything.
-    dropout: Vec<RowDropout>,
-}
-
-/// A row whose next token is trained.
-#[derive(Clone, Copy)]
-struct TrainedRow {
-    row: u32,
-    next: u32,
-    adapter: usize,
-    /// Its example's place in the batch.
-    item: usize,
+/// Tensors of the output head, kept from call to call.
+struct Head {
+    input: Workspace,
+    /// The trained rows of a chunk.
+    selected: Tensor,
+    logits: Tensor,
+    dnormed: Tensor,
+    dselected: Tensor,
+    /// One loss for each trained row of the batch.
+    losses: Tensor,
 }
 
 /// What a pass with a backward needs.
@@ -68,87 +59,13 @@ struct Gradients<'a> {
     grads: &'a mut [LoraGrads],
 }
 
-impl Layout {
-    fn new(adapters: usize, batch: &[BatchItem<'_>]) -> Layout {
-        let mut layout = Layout {
-            tokens: Vec::new(),
-            positions: Vec::new(),
-            sequences: Vec::new(),
-            blocks: Vec::new(),
-            runs: Vec::new(),
-            trained: Vec::new(),
-            dropout: Vec::new(),
-        };
-        let drops = batch.iter().any(|item| item.mask.is_some());
-        let mut next_block = 0u32;
-        for adapter in 0..adapters {
-            let first = layout.tokens.len();
-            let of_adapter = |(_, item): &(usize, &BatchItem<'_>)| item.adapter == adapter;
-            for (index, item) in batch.iter().enumerate().filter(of_adapter) {
-                // The last token predicts nothing that is trained: it needs no row.
-                let tokens = &item.example.tokens[..item.example.tokens.len().saturating_sub(1)];
-                let at = layout.tokens.len();
-                layout.tokens.extend_from_slice(tokens);
-                layout.positions.extend(0..tokens.len() as u32);
-                layout.sequences.push((at, tokens.len()));
-                match item.mask {
-                    Some(mask) => layout.dropout.extend(mask.rows(tokens.len())),
-                    None if drops => layout
-                        .dropout
-                        .resize(layout.tokens.len(), RowDropout::default()),
-                    None => {}
-                }
-                let blocks = tokens.len().div_ceil(BLOCK_TOKENS) as u32;
-                layout
-                    .blocks
-                    .push((next_block..next_block + blocks).collect());
-                next_block += blocks;
-                for (i, trained) in item.example.trained.iter().enumerate().skip(1) {
-                    if *trained {
-                        layout.trained.push(TrainedRow {
-                            row: (at + i - 1) as u32,
-                            next: item.example.tokens[i],
-                            adapter,
-                            item: index,
-                        });
-                    }
-                }
-            }
-            let rows = layout.tokens.len() - first;
-            if rows > 0 {
-                layout.runs.push(Run {
-                    first,
-                    rows,
-                    slots: vec![(adapter as u32, 1.0)],
-                });
-            }
-        }
-        layout
-    }
-
-    fn blocks(&self) -> usize {
-        self.blocks.iter().map(Vec::len).sum()
-    }
-
-    fn spans(&self) -> Vec<Span<'_>> {
-        let each = self.sequences.iter().zip(&self.blocks);
-        each.map(|(&(first, rows), blocks)| Span {
-            first,
-            rows,
-            past: 0,
-            blocks,
-        })
-        .collect()
-    }
-}
-
 impl ModelLearner {
     /// Learns on `model`, its forward in `forward`: with `Int8` an adapter learns on the very products it will be
     /// served with, rounding included, and the gradient passes through the rounding as if it were not there. The
     /// backward, whose values have no such fixed range, is in f32 for `F32` and in 16 bits otherwise.
     pub fn new(model: Arc<Model>, forward: Compute) -> ModelLearner {
+        let device = model.device();
         ModelLearner {
-            model,
             forward,
             backward: match forward {
                 Compute::F32 => Compute::F32,
@@ -157,10 +74,18 @@ impl ModelLearner {
             cache: None,
             kept: ActivationCache::new(KEPT),
             inputs: Vec::new(),
-            buffers: Buffers::default(),
-            scratch: Scratch::default(),
-            logits: Tensor::default(),
+            activations: Activations::new(device),
+            scratch: Scratch::new(device),
+            head: Head {
+                input: device.workspace(),
+                selected: device.tensor(),
+                logits: device.tensor(),
+                dnormed: device.tensor(),
+                dselected: device.tensor(),
+                losses: device.tensor(),
+            },
             yield_point: None,
+            model,
         }
     }
 
@@ -177,37 +102,21 @@ impl ModelLearner {
         self.kept = ActivationCache::new(bytes);
     }
 
-    /// Forward; and backward too, where there are gradients to gather. The loss of every item, in the batch's order.
+    /// Forward; and backward too, if there are gradients to gather. The loss of every item, in the batch's order.
     fn run(
         &mut self,
         params: &[LoraParams],
         batch: &[BatchItem<'_>],
-        mut gradients: Option<Gradients<'_>>,
+        gradients: Option<Gradients<'_>>,
     ) -> Result<Vec<LossSum>, TrainError> {
         let model = self.model.clone();
-        let (config, device) = (model.config(), model.device());
+        let device = model.device();
         let yield_point = self.yield_point.clone();
-        let guard = YieldGuard::new(yield_point.as_deref());
-        for item in batch {
-            let tokens = &item.example.tokens;
-            if tokens.len() > config.context_length {
-                return Err(TrainError::Learner(format!(
-                    "an example of {} tokens is past the model's context of {}",
-                    tokens.len(),
-                    config.context_length
-                )));
-            }
-            if let Some(&token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
-                return Err(TrainError::Learner(format!(
-                    "token {token} is past the vocabulary of {}",
-                    config.vocab_size
-                )));
-            }
-        }
-        let mut losses = vec![LossSum::default(); batch.len()];
+        let guard = YieldGuard::new(yield_point.as_deref(), device);
+        check(batch, &model)?;
         let layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
-            return Ok(losses);
+            return Ok(vec![LossSum::default(); batch.len()]);
         }
         let packed: Vec<Adapter> = params
             .iter()
@@ -215,15 +124,14 @@ impl ModelLearner {
             .collect::<Result<_, _>>()
             .map_err(|e| TrainError::Learner(e.to_string()))?;
         let adapters: Vec<&Adapter> = packed.iter().collect();
-        let places = places(params, config.layers);
         let spans = layout.spans();
-        let rows = Batch {
+        let step = model.step(Batch {
             tokens: &layout.tokens,
             spans: &spans,
             runs: &layout.runs,
             adapters: &adapters,
             dropout: &layout.dropout,
-        };
+        });
         let mut cache = match self.cache.take() {
             Some(cache) if cache.blocks() >= layout.blocks() => cache,
             _ => model
@@ -231,52 +139,27 @@ impl ModelLearner {
                 .map_err(|e| TrainError::Learner(e.to_string()))?,
         };
 
-        // Forward, keeping every layer's input where there is a backward, and the last layers' activations.
-        self.inputs.resize_with(config.layers, Tensor::default);
-        let mut x = Tensor::default();
-        device.embed(model.embedding(), rows.tokens, &mut x);
-        let first_kept = match gradients {
-            Some(_) => self.kept.begin(config, x.rows()),
-            None => config.layers,
-        };
-        for layer in 0..config.layers {
-            guard.wait()?;
-            if gradients.is_some() {
-                self.inputs[layer].copy_from(&x);
-            }
-            self.buffers.keep_middle = layer >= first_kept;
-            let buffers = &mut self.buffers;
-            model.layer(layer, &mut x, rows, &mut cache, 0, buffers, self.forward);
-            if layer >= first_kept {
-                self.kept.swap(config.layers - 1 - layer, &mut self.buffers);
-            }
-        }
+        let x = self.layers(&step, &mut cache, gradients.is_some(), &guard)?;
+        let mut dx = device.zeros(if gradients.is_some() { x.rows() } else { 0 }, x.columns());
+        let scale = gradients.as_ref().map(|gradients| gradients.loss_scale);
+        let losses = self.head(&x, &layout, batch.len(), scale, &mut dx, &guard)?;
 
-        let mut dx = Tensor::zeros(if gradients.is_some() { x.rows() } else { 0 }, x.columns());
-        self.head(
-            &x,
-            &layout,
-            gradients.as_ref().map(|gradients| gradients.loss_scale),
-            &mut dx,
-            &mut losses,
-            &guard,
-        )?;
+        if let Some(Gradients { weigh, grads, .. }) = gradients {
+            // The gradient is linear in the loss, so the head can go back before the items' weights are known. A weight of 1
+            // leaves the bits alone.
+            let weights = weights(weigh, &losses)?;
+            let rows: Vec<u32> = layout.trained.iter().map(|trained| trained.row).collect();
+            let of_row = |trained: &TrainedRow| weights[trained.item];
+            let factors: Vec<f32> = layout.trained.iter().map(of_row).collect();
+            device.scale_rows(&mut dx, &rows, &factors);
 
-        if let Some(Gradients { weigh, grads, .. }) = &mut gradients {
-            weigh_rows(&mut dx, &layout, &weights(*weigh, &losses)?);
             let pass = Pass {
                 model: &model,
-                batch: rows,
-                sequences: &layout.sequences,
-                positions: &layout.positions,
+                step: &step,
                 forward: self.forward,
                 backward: self.backward,
             };
-            let mut slots = Slots {
-                params,
-                grads,
-                places: &places,
-            };
+            let mut slots = Slots::new(&model, params, grads);
             for (layer, x) in self.inputs.iter().enumerate().rev() {
                 guard.wait()?;
                 pass.layer(
@@ -286,34 +169,67 @@ impl ModelLearner {
                     &mut slots,
                     &mut cache,
                     &mut self.kept,
-                    &mut self.buffers,
+                    &mut self.activations,
                     &mut self.scratch,
                 );
             }
+            slots.read(device);
         }
         self.cache = Some(cache);
         Ok(losses)
     }
 
-    /// Losses of the trained rows, and with scales their gradient by the residual stream, chunk by chunk.
+    /// The forward through all layers: the residual stream. With `backward`, keeps every layer's input, and the activations
+    /// of the last layers.
+    fn layers(
+        &mut self,
+        step: &Step<'_>,
+        cache: &mut KvCache,
+        backward: bool,
+        guard: &YieldGuard<'_>,
+    ) -> Result<Tensor, TrainError> {
+        let (model, device) = (&self.model, self.model.device());
+        let config = model.config();
+        self.inputs.resize_with(config.layers, || device.tensor());
+        let mut x = device.tensor();
+        model.embed(step, &mut x);
+        let first_kept = if backward {
+            self.kept.begin(device, config, x.rows())
+        } else {
+            config.layers
+        };
+        for layer in 0..config.layers {
+            guard.wait()?;
+            if backward {
+                device.copy(&x, &mut self.inputs[layer]);
+            }
+            let activations = &mut self.activations;
+            activations.keep_middle = layer >= first_kept;
+            model.layer(layer, &mut x, step, cache, 0, activations, self.forward);
+            if layer >= first_kept {
+                self.kept.swap(config.layers - 1 - layer, activations);
+            }
+        }
+        Ok(x)
+    }
+
+    /// The losses of `items` items, and with scales the gradient of the trained rows by the residual stream, chunk by chunk.
     fn head(
         &mut self,
         x: &Tensor,
         layout: &Layout,
+        items: usize,
         scale: Option<&[f32]>,
         dx: &mut Tensor,
-        losses: &mut [LossSum],
         guard: &YieldGuard<'_>,
-    ) -> Result<(), TrainError> {
-        let (model, device) = (&self.model, self.model.device());
-        let (mut selected, mut dnormed, mut dselected) =
-            (Tensor::default(), Tensor::default(), Tensor::default());
-        let at_once = if self.yield_point.is_some() {
-            YIELDING_HEAD_ROWS
-        } else {
-            HEAD_ROWS
+    ) -> Result<Vec<LossSum>, TrainError> {
+        let (model, device, h) = (&self.model, self.model.device(), &mut self.head);
+        let chunk_rows = match self.yield_point {
+            Some(_) => YIELDING_HEAD_ROWS,
+            None => HEAD_ROWS,
         };
-        for chunk in layout.trained.chunks(at_once) {
+        device.clear(&mut h.losses, layout.trained.len(), 1);
+        for (i, chunk) in layout.trained.chunks(chunk_rows).enumerate() {
             guard.wait()?;
             let rows: Vec<u32> = chunk.iter().map(|t| t.row).collect();
             let targets: Vec<u32> = chunk.iter().map(|t| t.next).collect();
@@ -321,46 +237,54 @@ impl ModelLearner {
                 .iter()
                 .map(|t| scale.map_or(0.0, |s| s[t.adapter]))
                 .collect();
-            device.gather(x, &rows, &mut selected);
-            model.project_head(
-                &selected,
-                &mut self.buffers.other_input,
-                self.forward,
-                &mut self.logits,
+            device.gather_rows(x, &rows, &mut h.selected);
+            model.project_head(&h.selected, &mut h.input, self.forward, &mut h.logits);
+            device.cross_entropy(
+                &mut h.logits,
+                &targets,
+                &scales,
+                &mut h.losses,
+                i * chunk_rows,
             );
-            let of_rows = device.cross_entropy(&mut self.logits, &targets, &scales);
-            for (loss, trained) in of_rows.iter().zip(chunk) {
-                losses[trained.item].add(LossSum {
-                    loss: f64::from(*loss),
-                    tokens: 1,
-                });
-            }
             if scale.is_some() {
-                let head = model.head();
-                device.head_backward(&self.logits, head, &mut dnormed, self.backward);
-                dselected.resize(rows.len(), x.columns());
-                dselected.clear();
-                device.rmsnorm_backward(&dnormed, &selected, model.head_norm(), &mut dselected);
-                let columns = x.columns();
-                for (i, &row) in rows.iter().enumerate() {
-                    let to = &mut dx.values_mut()[row as usize * columns..][..columns];
-                    to.copy_from_slice(dselected.row(i));
-                }
+                device.head_backward(&h.logits, model.head(), &mut h.dnormed, self.backward);
+                device.clear(&mut h.dselected, rows.len(), x.columns());
+                let norm = model.head_norm();
+                device.rmsnorm_backward(&h.dnormed, &h.selected, norm, &mut h.dselected);
+                device.scatter_rows(&h.dselected, &rows, dx);
             }
         }
-        Ok(())
+        let mut losses = vec![LossSum::default(); items];
+        for (loss, trained) in h.losses.read().iter().zip(&layout.trained) {
+            losses[trained.item].add(LossSum {
+                loss: f64::from(*loss),
+                tokens: 1,
+            });
+        }
+        Ok(losses)
     }
 }
 
-/// Multiplies the gradient of every trained row by its example's weight. The gradient is linear in the loss, so the head can
-/// go back before the weights are known; a weight of 1 leaves the bits alone.
-fn weigh_rows(dx: &mut Tensor, layout: &Layout, weights: &[f32]) {
-    let columns = dx.columns();
-    for trained in &layout.trained {
-        let weight = weights[trained.item];
-        let row = &mut dx.values_mut()[trained.row as usize * columns..][..columns];
-        row.iter_mut().for_each(|x| *x *= weight);
+/// Checks that the model can run the batch.
+fn check(batch: &[BatchItem<'_>], model: &Model) -> Result<(), TrainError> {
+    let config = model.config();
+    for item in batch {
+        let tokens = &item.example.tokens;
+        if tokens.len() > config.context_length {
+            return Err(TrainError::Learner(format!(
+                "an example of {} tokens is past the model's context of {}",
+                tokens.len(),
+                config.context_length
+            )));
+        }
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
+            return Err(TrainError::Learner(format!(
+                "token {token} is past the vocabulary of {}",
+                config.vocab_size
+            )));
+        }
     }
+    Ok(())
 }
 
 /// The items' losses as one sum per adapter.

@@ -13,6 +13,7 @@ pub mod example;
 pub mod export;
 pub mod forecast;
 pub mod job;
+mod layout;
 pub mod learner;
 pub mod learner_model;
 pub mod lint;

@@ -5,15 +5,19 @@ use std::sync::Arc;
 use formats::chat_template::ChatTemplate;
 use formats::gguf::{GgmlType, Gguf};
 use formats::tokenizer::Tokenizer;
-use kernels::{BLOCK_TOKENS, Compute, Device, KvType, LoraType, Run, Span, Tensor};
+use kernels::{BLOCK_TOKENS, Compute, Device, DeviceChoice, KvType, LoraType, Run, Span};
 use model::{Batch, Buffers, Model};
-use testkit::{tiny_adapter, tiny_gguf_as};
+use testkit::{Logits, tiny_adapter, tiny_gguf_as};
 use train::evaluate::{drift, neutral};
 use train::{BatchItem, Example, Learner, LoraParams, ModelLearner};
 
 fn tiny() -> (Gguf, Arc<Model>) {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
-    let model = Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap();
+    let model = Model::load(
+        &gguf,
+        Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+    )
+    .unwrap();
     (gguf, Arc::new(model))
 }
 
@@ -43,9 +47,9 @@ fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<
         adapters: &[&adapter],
         dropout: &[],
     };
-    let mut logits = Tensor::default();
+    let mut logits = model.device().tensor();
     let all: Vec<u32> = (0..rows as u32).collect();
-    let mut buffers = Buffers::default();
+    let mut buffers = Buffers::new(model.device());
     model.forward(
         batch,
         &mut cache,
@@ -54,6 +58,7 @@ fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<
         Compute::Int8,
         &mut logits,
     );
+    let logits = Logits::read(&logits);
     (0..rows)
         .map(|row| {
             let exps: Vec<f64> = logits

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::gguf::{GgmlType, Gguf};
-use kernels::{Compute, Device};
+use kernels::{Compute, Device, DeviceChoice};
 use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use train::preference::{PairCounts, PreferenceData, RejectedExamples};
@@ -18,7 +18,13 @@ use train::{
 
 fn tiny() -> Arc<Model> {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
-    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+    Arc::new(
+        Model::load(
+            &gguf,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    )
 }
 
 fn adapter(model: &Model, seed: u64) -> LoraParams {

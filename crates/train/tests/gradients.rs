@@ -6,14 +6,20 @@ use std::sync::Arc;
 
 use formats::folder::Folder;
 use formats::gguf::{GgmlType, Gguf};
-use kernels::{Compute, Device, KvType, LoraType, Run, Span, Tensor};
+use kernels::{Compute, Device, DeviceChoice, KvType, LoraType, Run, Span};
 use model::{Batch, Buffers, Model};
-use testkit::{tiny_adapter, tiny_gguf_as};
+use testkit::{Logits, tiny_adapter, tiny_gguf_as};
 use train::{BatchItem, Example, Learner, LoraGrads, LoraParams, ModelLearner};
 
 fn tiny(dtype: GgmlType) -> Arc<Model> {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, dtype)), "tiny").unwrap();
-    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+    Arc::new(
+        Model::load(
+            &gguf,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    )
 }
 
 fn adapter(model: &Model, seed: u64, rank: usize) -> LoraParams {
@@ -57,7 +63,13 @@ fn of_family(family: &str) -> Arc<Model> {
         .join(family);
     let read = |path: &Path| Ok(Arc::new(std::fs::read(path)?) as formats::gguf::Bytes);
     let folder = Folder::open(&folder, &read).unwrap();
-    Arc::new(Model::load(&folder, Device::cpu(Some(2)).unwrap()).unwrap())
+    Arc::new(
+        Model::load(
+            &folder,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    )
 }
 
 #[test]
@@ -203,8 +215,9 @@ fn micro_batches_add_up_to_the_large_batch() {
     let whole = gradients(4);
     for rows in [1, 2, 3] {
         for (cut, whole) in gradients(rows).tensors().zip(whole.tensors()) {
-            let length =
-                |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+            let length = |values: &mut dyn Iterator<BatchItem = f32>| {
+                values.map(|v| v * v).sum::<f32>().sqrt()
+            };
             let apart = length(&mut cut.iter().zip(whole).map(|(c, w)| c - w));
             let size = length(&mut whole.iter().copied());
             assert!(
@@ -252,8 +265,8 @@ fn training_and_serving_run_one_forward() {
         model
             .new_cache(model.config().layers, 4, KvType::F32)
             .unwrap(),
-        Buffers::default(),
-        Tensor::default(),
+        Buffers::new(model.device()),
+        model.device().tensor(),
     );
     let all: Vec<u32> = (0..rows as u32).collect();
     model.forward(
@@ -279,6 +292,7 @@ fn training_and_serving_run_one_forward() {
         Compute::F32,
         &mut logits,
     );
+    let logits = Logits::read(&logits);
     let served: f64 = (0..rows)
         .map(|i| {
             let row = logits.row(i);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use formats::gguf::{GgmlType, Gguf};
-use kernels::{Compute, Device};
+use kernels::{Compute, Device, DeviceChoice};
 use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use train::batch::pieces;
@@ -12,7 +12,13 @@ use train::{BatchItem, Example, Learner, LoraGrads, LoraParams, LossSum, ModelLe
 
 fn learner(compute: Compute) -> (ModelLearner, LoraParams) {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
-    let model = Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap());
+    let model = Arc::new(
+        Model::load(
+            &gguf,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    );
     let params = LoraParams {
         pairs: tiny_adapter(7, model.config(), 4, 1.5).pairs,
     };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use formats::gguf::{GgmlType, Gguf};
-use kernels::{Compute, Device};
+use kernels::{Compute, Device, DeviceChoice};
 use model::{Model, YieldPoint};
 use testkit::tiny_gguf_as;
 use train::job::DataReport;
@@ -39,7 +39,13 @@ impl YieldPoint for CountingYieldPoint {
 
 fn model() -> Arc<Model> {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::Q4_1)), "tiny").unwrap();
-    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+    Arc::new(
+        Model::load(
+            &gguf,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    )
 }
 
 fn example(seed: u32) -> Example {

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use formats::gguf::GgmlType;
 use formats::peft::Module;
-use kernels::{
-    Compute, Device, KernelError, Lora, Projection, SourceType, Tensor, Weights, Workspace,
-};
+use kernels::{Compute, Device, KernelError, Projection, SourceType, Weights};
 use model::{ModelSizes, Precision};
 use serde::Serialize;
 
@@ -51,7 +49,10 @@ pub fn probe(
         (outputs, inputs, held("blk.0.attn_q.weight", inputs))
     });
     let bytes_of = |(outputs, inputs, source): (usize, usize, SourceType)| {
-        source.packed_bytes(outputs, inputs).unwrap_or(0) as usize
+        device
+            .backend()
+            .packed_bytes(source, outputs, inputs)
+            .unwrap_or(0) as usize
     };
     let layer_bytes: usize = layer_shapes.into_iter().map(bytes_of).sum();
     if layer_bytes == 0 || layer_bytes > MOST_BYTES {
@@ -73,14 +74,14 @@ pub fn probe(
     let head_rows = config.vocab_size.min(16_384);
     let head = made_up(device, (head_rows, config.hidden_size, head_source), 99)?;
 
-    let mut workspace = Workspace::default();
+    let mut workspace = device.workspace();
     let mut row = |weights: &Weights| {
-        let x = Tensor::zeros(1, weights.inputs());
-        let mut out = Tensor::default();
+        let x = device.zeros(1, weights.inputs());
+        let mut out = device.tensor();
         let mut projections = [Projection {
             weights,
             bias: None,
-            lora: Lora::NONE,
+            lora: None,
             out: &mut out,
             accumulate: false,
         }];
@@ -143,11 +144,12 @@ fn made_up(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::DeviceChoice;
     use testkit::tiny::tiny_config;
 
     #[test]
     fn a_tiny_model_is_measured_in_every_precision() {
-        let device = Device::cpu(Some(1)).unwrap();
+        let device = Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap();
         let sizes = ModelSizes::imagined(&tiny_config(), GgmlType::BF16);
         for precision in Precision::ALL.map(Some).into_iter().chain([None]) {
             let probe = probe(&device, &sizes, precision).unwrap().unwrap();

@@ -1,7 +1,7 @@
 //! `lory doctor`: what the machine has, and how a base would run on it.
 
 use bytesize::ByteSize;
-use kernels::Device;
+use kernels::{Device, DeviceChoice};
 use model::ModelSizes;
 use serde_json::{Value, json};
 
@@ -114,7 +114,7 @@ fn measured(
 ) -> anyhow::Result<Option<Probe>> {
     let mut progress = Progress::stderr();
     progress.spin("Measuring");
-    let probe = plan::probe(&Device::cpu(None)?, sizes, precision)?;
+    let probe = plan::probe(&Device::open(DeviceChoice::default())?, sizes, precision)?;
     progress.clear();
     Ok(probe)
 }

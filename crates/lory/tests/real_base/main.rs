@@ -14,7 +14,7 @@ use base::Base;
 use base::home::Home;
 use base::hub::{HubSettings, KNOWN, pull};
 use base::progress::Progress;
-use kernels::Device;
+use kernels::{Device, DeviceChoice};
 
 /// The file in the cache.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -25,5 +25,11 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 /// The base, loaded once for all tests.
-static BASE: LazyLock<Base> =
-    LazyLock::new(|| Base::open(&FILE, Some(KNOWN[0].id), Device::cpu(None).unwrap()).unwrap());
+static BASE: LazyLock<Base> = LazyLock::new(|| {
+    Base::open(
+        &FILE,
+        Some(KNOWN[0].id),
+        Device::open(DeviceChoice::default()).unwrap(),
+    )
+    .unwrap()
+});

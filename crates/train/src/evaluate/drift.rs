@@ -5,7 +5,7 @@
 
 use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
-use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span, Tensor};
+use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span};
 use model::{Batch, Buffers, Model, YieldPoint};
 use serde::Serialize;
 
@@ -81,8 +81,9 @@ pub fn drift(
         .pack_adapter(&adapter.pairs, LoraType::F32)
         .map_err(|error| failed(error.to_string()))?;
     let config = model.config();
-    let mut buffers = Buffers::default();
-    let mut logits = Tensor::default();
+    let mut buffers = Buffers::new(model.device());
+    let mut logits = model.device().tensor();
+    let mut values = Vec::new();
     let (mut base, mut own, mut kl) = (LossSum::default(), LossSum::default(), 0.0);
     for example in examples {
         let known = |&token: &u32| (token as usize) < config.vocab_size;
@@ -132,14 +133,16 @@ pub fn drift(
             adapters: &[&packed],
             dropout: &[],
         };
-        let guard = YieldGuard::new(yield_point);
+        let guard = YieldGuard::new(yield_point, model.device());
         guard.wait()?;
         model.forward(batch, &mut cache, &mut buffers, &both, compute, &mut logits);
         drop(guard);
+        logits.read_into(&mut values);
+        let row_of = |i: usize| &values[i * config.vocab_size..][..config.vocab_size];
         for (i, &row) in trained.iter().enumerate() {
             let target = example.tokens[row as usize + 1] as usize;
-            let p = log_softmax(logits.row(i));
-            let q = log_softmax(logits.row(trained.len() + i));
+            let p = log_softmax(row_of(i));
+            let q = log_softmax(row_of(trained.len() + i));
             kl += p
                 .iter()
                 .zip(&q)

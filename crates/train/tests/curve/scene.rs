@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use formats::gguf::{GgmlType, Gguf};
-use kernels::Device;
+use kernels::{Device, DeviceChoice};
 use model::Model;
 use testkit::tiny_gguf_as;
 use train::job::DataReport;
@@ -21,7 +21,13 @@ pub fn base() -> Vec<u8> {
 /// The base, loaded.
 pub fn model() -> Arc<Model> {
     let gguf = Gguf::parse(Arc::new(base()), "tiny").unwrap();
-    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+    Arc::new(
+        Model::load(
+            &gguf,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    )
 }
 
 /// 20 rows, 4 a step, 10 epochs: 50 steps in the rows' own order.

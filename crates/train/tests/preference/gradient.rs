@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use kernels::{Compute, KvType, LoraType, Run, Span, Tensor};
+use kernels::{Compute, KvType, LoraType, Run, Span};
 use model::{Batch, Buffers, Model};
+use testkit::Logits;
 use train::preference::dpo_loss;
 use train::{
     BatchItem, Example, Learner, LoraGrads, LoraParams, LossSum, ModelLearner, PreferenceSettings,
@@ -69,7 +70,7 @@ fn log_prob(model: &Model, params: &LoraParams, example: &Example) -> f64 {
     let mut cache = model
         .new_cache(model.config().layers, blocks.len(), KvType::F32)
         .unwrap();
-    let (mut buffers, mut logits) = (Buffers::default(), Tensor::default());
+    let (mut buffers, mut logits) = (Buffers::new(model.device()), model.device().tensor());
     let all: Vec<u32> = (0..rows as u32).collect();
     model.forward(
         Batch {
@@ -94,6 +95,7 @@ fn log_prob(model: &Model, params: &LoraParams, example: &Example) -> f64 {
         Compute::F32,
         &mut logits,
     );
+    let logits = Logits::read(&logits);
     let of_row = |row: usize| {
         let logits = logits.row(row);
         let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();

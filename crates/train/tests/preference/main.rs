@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use formats::gguf::{GgmlType, Gguf};
-use kernels::Device;
+use kernels::{Device, DeviceChoice};
 use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use toy::{Notes, Toy};
@@ -33,7 +33,13 @@ fn settings(beta: f64, sft_weight: f64) -> PreferenceSettings {
 
 fn tiny() -> Arc<Model> {
     let gguf = Gguf::parse(Arc::new(tiny_gguf_as(3, GgmlType::F32)), "tiny").unwrap();
-    Arc::new(Model::load(&gguf, Device::cpu(Some(2)).unwrap()).unwrap())
+    Arc::new(
+        Model::load(
+            &gguf,
+            Device::open(DeviceChoice::Cpu { threads: Some(2) }).unwrap(),
+        )
+        .unwrap(),
+    )
 }
 
 fn adapter(model: &Model, seed: u64) -> LoraParams {

@@ -1,6 +1,6 @@
 use super::*;
-use crate::cpu::pool::Pool;
 use crate::cpu::check::Random;
+use crate::cpu::pool::Pool;
 use crate::cpu::weights::unpack::unpack_block;
 use crate::cpu::weights::{GROUP, Layout};
 

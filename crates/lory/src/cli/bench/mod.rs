@@ -92,7 +92,9 @@ impl Args {
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let located = args.base.locate()?;
     let planned = located.planned(&args.precision, Demand::default())?;
-    let device = kernels::Device::cpu(args.threads.map(|threads| threads as usize))?;
+    let device = kernels::Device::open(kernels::DeviceChoice::Cpu {
+        threads: args.threads.map(|threads| threads as usize),
+    })?;
     // The weights alone: a base without a tokenizer can be measured too.
     let files = BaseFiles::open(&located.path)?;
     let model = load(&located.path, &files, device, &planned.held)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use formats::decimal::shortest;
 use formats::gguf::{GgmlType, Gguf};
-use kernels::Device;
+use kernels::{Device, DeviceChoice};
 use serde_json::json;
 use train::evaluate::loss_table;
 use train::{Example, LoraParams, LossSum};
@@ -101,7 +101,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
         located.path.display()
     );
     keep_base(&args.out, &located.path)?;
-    let base = Base::open(&located.path, located.name.as_deref(), Device::cpu(None)?)?;
+    let base = Base::open(
+        &located.path,
+        located.name.as_deref(),
+        Device::open(DeviceChoice::default())?,
+    )?;
     chosen.fits(&base.tokenizer, &base.template)?;
 
     let mut progress = Progress::stderr();
@@ -154,7 +158,7 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
     let mut losses = losses(&base, &examples, &beside, &progress)?;
     // One model in memory at a time.
     drop(base);
-    let merged = Base::open(&args.out, None, Device::cpu(None)?)?;
+    let merged = Base::open(&args.out, None, Device::open(DeviceChoice::default())?)?;
     let alone = [("merged", &bare)];
     losses.extend(self::losses(&merged, &examples, &alone, &progress)?);
     progress.clear();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
-use kernels::Device;
+use kernels::{Device, DeviceChoice};
 use registry::Personas;
 use serde_json::json;
 use train::job::{DataReport, JobSpec};
@@ -117,7 +117,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let planned = located.planned(&args.precision, beside)?;
     eprintln!("{}", planned.line);
     let name = located.name.as_deref();
-    let base = Base::open_in(&located.path, name, Device::cpu(None)?, &planned.held)?;
+    let base = Base::open_in(
+        &located.path,
+        name,
+        Device::open(DeviceChoice::default())?,
+        &planned.held,
+    )?;
     let fingerprint = located.fingerprint()?;
 
     let mut jobs = Vec::new();
