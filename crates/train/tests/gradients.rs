@@ -215,9 +215,8 @@ fn micro_batches_add_up_to_the_large_batch() {
     let whole = gradients(4);
     for rows in [1, 2, 3] {
         for (cut, whole) in gradients(rows).tensors().zip(whole.tensors()) {
-            let length = |values: &mut dyn Iterator<Item = f32>| {
-                values.map(|v| v * v).sum::<f32>().sqrt()
-            };
+            let length =
+                |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
             let apart = length(&mut cut.iter().zip(whole).map(|(c, w)| c - w));
             let size = length(&mut whole.iter().copied());
             assert!(
