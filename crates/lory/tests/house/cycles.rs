@@ -16,10 +16,8 @@ use crate::{report, sources};
 
 /// Folders whose modules still use each other in a cycle, by crate and module path. The list may only shrink.
 const SIBLINGS: &[(&str, &str)] = &[
-    ("base", "hub"),
     ("formats", "peft"),
-    ("jobs", ""),
-    ("kernels", ""),
+    ("jobs", "fine_tuning"),
     ("model", ""),
     ("server", ""),
     ("service", ""),
@@ -34,9 +32,9 @@ const PARENTS: &[(&str, &str)] = &[
     ("formats", "folder"),
     ("formats", "peft"),
     ("formats", "tokenizer"),
-    ("kernels", "lora"),
-    ("kernels", "weights"),
-    ("kernels", "whole"),
+    ("kernels", "cpu::int16"),
+    ("kernels", "cpu::lora"),
+    ("kernels", "cpu::weights"),
     ("lory", "cli"),
     ("lory", "cli::data"),
     ("lory", "cli::eval"),

@@ -64,7 +64,7 @@ const NAMES: &[(&str, &str)] = &[
     (r"\b[Jj]udgements?\b", "votes, eval results"),
     (r"\bWHOLE\b|\bLEAST\b", "GRAD_MAX, UNDERFLOW, SUM_MAX"),
     (
-        r"\bkept::|\bmod kept\b|\bKept\b",
+        r"\bkept::|\bmod kept\b|\bKept(::|>|\)|,| \{)",
         "activation cache, quant cache",
     ),
     (r"\bwhole::|\bmod whole\b", "int16"),
@@ -89,10 +89,12 @@ const KEPT: &[&str] = &[
     "`judgements`",
     "is no longer",
     "are no longer",
+    "\"beside\"",
+    "`beside`",
 ];
 
 /// The most lines that the rules still find. The number may only shrink; it is gone when it is 0.
-const ALLOWED: usize = 984;
+const ALLOWED: usize = 714;
 
 /// The crate, or else the folder at the top.
 fn part(path: &str) -> String {
