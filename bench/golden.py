@@ -7,7 +7,7 @@
 Numbers are hashed as the server prints them, which is the shortest text that reads back as the same float, so equal hashes mean
 equal bits. Results depend on the processor's instruction sets, so compare files of one machine only. Each entry is one hash;
 `--compare` names those that differ and exits with 1. `--results DIR` also writes what was hashed, for finding out where two
-binaries differ. The base comes from LORY_HOME and is fetched there if missing. Takes about a minute; only Python's
+binaries differ. The base comes from LORY_HOME and is fetched there if missing. Takes some minutes on two cores; only Python's
 standard library is needed.
 """
 
