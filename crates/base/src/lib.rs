@@ -23,5 +23,5 @@ pub mod quant_cache;
 pub use error::BaseError;
 pub use files::{BaseFiles, Wording};
 pub use home::Home;
-pub use open::{Base, Held};
+pub use open::{Base, LoadOptions};
 pub use progress::Progress;

@@ -31,12 +31,12 @@ pub struct Base {
     pub fingerprint: Arc<Fingerprint>,
 }
 
-/// How exactly a base's float weights are held, and where what takes long to find out about a base is kept.
+/// How a base is loaded: the precision of its weights, and the cache of quantized weights and hashes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
-    /// The precision; without, as in the file.
+pub struct LoadOptions {
+    /// The precision of the float weights; by default, as in the file.
     pub precision: Option<Precision>,
-    /// Where quantized bases and hashes of bases are kept; without, nowhere.
+    /// The cache of quantized weights and of hashes of bases; by default none.
     pub kept: Option<Kept>,
 }
 
@@ -76,7 +76,7 @@ impl Base {
     /// # Errors
     /// [`BaseError`], naming the file and what is wrong in it.
     pub fn open(path: &Path, name: Option<&str>, device: Device) -> Result<Base, BaseError> {
-        Base::open_in(path, name, device, &Held::default())
+        Base::open_in(path, name, device, &LoadOptions::default())
     }
 
     /// [`Base::open`], its float weights held in another precision. What was quantized once is kept, if there is a place to
@@ -88,19 +88,19 @@ impl Base {
         path: &Path,
         name: Option<&str>,
         device: Device,
-        held: &Held,
+        options: &LoadOptions,
     ) -> Result<Base, BaseError> {
         let files = BaseFiles::open(path)?;
         let (tokenizer, template) = files.wording()?;
         Ok(Base {
             name: name.map_or_else(|| called(path), str::to_owned),
-            model: Arc::new(load(path, &files, device, held)?),
+            model: Arc::new(load(path, &files, device, options)?),
             tokenizer,
             template,
-            precision: held.precision,
+            precision: options.precision,
             fingerprint: Arc::new(Fingerprint {
                 file: Some(path.to_owned()),
-                kept: held.kept.clone(),
+                kept: options.kept.clone(),
                 ..Fingerprint::default()
             }),
         })
@@ -142,14 +142,14 @@ pub fn load(
     path: &Path,
     files: &BaseFiles,
     device: Device,
-    held: &Held,
+    options: &LoadOptions,
 ) -> Result<Model, BaseError> {
     let source = files.checkpoint();
     let as_in_file = Loading {
         packed: &|bytes| files.release(bytes),
         ..Loading::default()
     };
-    let Some(precision) = held.precision.filter(|p| is_changed(source, *p)) else {
+    let Some(precision) = options.precision.filter(|p| is_changed(source, *p)) else {
         return Ok(Model::load_with(source, device, as_in_file)?);
     };
     let tensors = Model::converted(source, precision)?;
@@ -160,7 +160,7 @@ pub fn load(
         tensors: &tensors,
         release: &|bytes| files.release(bytes),
     };
-    let place = held.kept.as_ref().filter(|_| precision.is_quantized());
+    let place = options.kept.as_ref().filter(|_| precision.is_quantized());
     if let Some(found) = place.and_then(|kept| kept.find(&made_of, device.threads())) {
         let overlaid = Overlaid {
             kept: found.checkpoint(),

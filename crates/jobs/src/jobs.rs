@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use service::{Service, sharing};
+use service::{Service, compute_arbiter};
 
 use crate::background_work::{BackgroundWork, JobSettings};
 use crate::error::JobError;
@@ -43,7 +43,7 @@ impl Jobs {
         spawn("lory-jobs", |work| {
             // Answers go first, where cores are short. The trainer takes turns with them instead: a step that waits for a layer
             // should not wait for one of low priority.
-            sharing::give_way();
+            compute_arbiter::lower_thread_priority();
             work.validate();
         })?;
         spawn("lory-trainer", BackgroundWork::train)?;

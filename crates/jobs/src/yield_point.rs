@@ -5,23 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use model::YieldPoint;
 use service::Service;
-use service::sharing::{Borrower, Sharing};
+use service::compute_arbiter::{BackgroundClient, ComputeArbiter};
 
 /// The yield point of a job: waits until the service lets the next layer run, and reports whether the job must stop.
 pub(crate) struct JobYieldPoint {
     service: Arc<Service>,
-    sharing: Arc<Sharing>,
-    who: Borrower,
+    arbiter: Arc<ComputeArbiter>,
+    client: BackgroundClient,
     stop: Arc<AtomicBool>,
 }
 
 impl JobYieldPoint {
     pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobYieldPoint> {
-        let sharing = service.sharing();
+        let arbiter = service.compute_arbiter();
         Arc::new(JobYieldPoint {
             service: Arc::clone(service),
-            who: sharing.borrower(),
-            sharing,
+            client: arbiter.background_client(),
+            arbiter,
             stop: Arc::clone(stop),
         })
     }
@@ -31,10 +31,10 @@ impl YieldPoint for JobYieldPoint {
     fn wait(&self) -> bool {
         let busy = || self.service.engine().stats().in_flight > 0;
         let stopped = || self.stop.load(Ordering::SeqCst);
-        self.sharing.layer(self.who, &busy, &stopped)
+        self.arbiter.begin_layer(self.client, &busy, &stopped)
     }
 
     fn release(&self) {
-        self.sharing.rest(self.who);
+        self.arbiter.end_layer(self.client);
     }
 }

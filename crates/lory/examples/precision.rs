@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use base::open::load;
 use base::quant_cache::Overlaid;
-use base::{BaseFiles, Held, Wording};
+use base::{BaseFiles, LoadOptions, Wording};
 use formats::gguf::{Gguf, GgufWriter, dequantize, quantize};
 use formats::tokenizer::Special;
 use kernels::{Compute, Device, DeviceChoice, KvType};
@@ -53,11 +53,11 @@ fn main() -> anyhow::Result<()> {
     let mut models = Vec::new();
     for precision in Precision::ALL {
         let files = BaseFiles::open(base)?;
-        let held = Held {
+        let options = LoadOptions {
             precision: Some(precision),
             kept: None,
         };
-        let model = load(base, &files, device.clone(), &held)?;
+        let model = load(base, &files, device.clone(), &options)?;
         models.push((precision.name(), model));
     }
     models.push(("q4, plain rounding", plainly_rounded(base, &device)?));

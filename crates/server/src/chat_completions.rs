@@ -14,7 +14,7 @@ use crate::events::{Incoming, Usage, Wire};
 use crate::guard::ApiCaller;
 use crate::json::Body;
 use crate::logprobs;
-use service::{Call, CallDelta, Caller, Delta, End, Speaker};
+use service::{Caller, Delta, End, ModelIdentity, ToolCall, ToolCallDelta};
 
 /// Answer a chat, in OpenAI's wire format
 ///
@@ -39,15 +39,15 @@ pub(super) async fn chat_completions(
     let stream = request.stream == Some(true);
     let usage = request.usage();
     let model = request.model.clone();
-    let ask = request.into_ask()?;
-    let logprobs = ask.logprobs.is_some();
-    let incoming = Incoming::submit(service, caller, ask).await?;
+    let request = request.into_request()?;
+    let logprobs = request.logprobs.is_some();
+    let incoming = Incoming::submit(service, caller, request).await?;
     if stream {
         let envelope = Envelope::new(
             "chatcmpl",
             "chat.completion.chunk",
             model,
-            &incoming.speaker,
+            &incoming.identity,
         );
         return Ok(incoming.stream(Chunks {
             envelope,
@@ -55,7 +55,7 @@ pub(super) async fn chat_completions(
             usage,
         }));
     }
-    let envelope = Envelope::new("chatcmpl", "chat.completion", model, &incoming.speaker);
+    let envelope = Envelope::new("chatcmpl", "chat.completion", model, &incoming.identity);
     let (answers, usage) = incoming.whole().await?;
     let choices = answers.iter().enumerate().map(|(index, answer)| {
         json!({
@@ -71,7 +71,7 @@ pub(super) async fn chat_completions(
 }
 
 /// A whole answer; one that only calls tools has no content.
-fn message(text: &str, calls: &[Call]) -> Value {
+fn message(text: &str, calls: &[ToolCall]) -> Value {
     let mut message = json!({"role": "assistant", "content": text, "refusal": null});
     if !calls.is_empty() {
         let calls = calls.iter().map(|call| {
@@ -133,22 +133,22 @@ impl Wire for Chunks {
         self.choice(number, json!({"content": delta.text}), logprobs, None)
     }
 
-    fn call(&mut self, number: usize, call: &CallDelta) -> Option<Value> {
+    fn call(&mut self, number: usize, call: &ToolCallDelta) -> Option<Value> {
         let call = match call {
-            CallDelta::Begin { index, name } => json!({
+            ToolCallDelta::Begin { index, name } => json!({
                 "index": index,
                 "id": random_id("call"),
                 "type": "function",
                 "function": {"name": name, "arguments": ""},
             }),
-            CallDelta::Arguments { index, text } => {
+            ToolCallDelta::Arguments { index, text } => {
                 json!({"index": index, "function": {"arguments": text}})
             }
         };
         Some(self.choice(number, json!({"tool_calls": [call]}), Value::Null, None))
     }
 
-    fn end(&mut self, number: usize, _speaker: &Speaker, end: &End) -> Vec<String> {
+    fn end(&mut self, number: usize, _identity: &ModelIdentity, end: &End) -> Vec<String> {
         let reason = Some(end.reason.name());
         vec![
             self.choice(number, json!({}), Value::Null, reason)

@@ -12,7 +12,7 @@ use crate::error::ApiError;
 use crate::json::{Biases, Texts};
 use crate::logprobs;
 use crate::sampling::overrides;
-use service::{Ask, Conversation, FieldNames};
+use service::{Conversation, FieldNames, GenerateRequest};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -270,7 +270,7 @@ impl ChatRequest {
     ///
     /// # Errors
     /// What is wrong or not done here, by field.
-    pub(super) fn into_ask(self) -> Result<Ask, ApiError> {
+    pub(super) fn into_request(self) -> Result<GenerateRequest, ApiError> {
         self.check()?;
         let logprobs = match self.logprobs {
             Some(true) => Some(logprobs::count(
@@ -298,7 +298,7 @@ impl ChatRequest {
             let content = CalledTool::said(&content, called, index)?;
             turns.push(Message { role, content });
         }
-        Ok(Ask {
+        Ok(GenerateRequest {
             conversation: Conversation::Messages(turns),
             format: format.unwrap_or_default(),
             tools,
@@ -317,7 +317,7 @@ impl ChatRequest {
                 prompt: "messages",
                 max_new_tokens: limit,
             },
-            ..Ask::new(Some(&self.model), "")
+            ..GenerateRequest::new(Some(&self.model), "")
         })
     }
 }

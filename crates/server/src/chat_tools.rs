@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use service::{Call, Format, Tool, ToolChoice, Tools, tools};
+use service::{OutputFormat, Tool, ToolCall, ToolChoice, Tools, tools};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -27,7 +27,7 @@ struct JsonSchema {
 }
 
 impl ResponseFormat {
-    pub fn read(self) -> Result<Format, ApiError> {
+    pub fn read(self) -> Result<OutputFormat, ApiError> {
         let missing = |field: &str| {
             let message = format!("{field} is missing");
             ApiError::bad_request("missing_field", message, Some(field.to_owned()))
@@ -40,14 +40,14 @@ impl ResponseFormat {
             ));
         }
         match self.kind.as_str() {
-            "text" => Ok(Format::Text),
-            "json_object" => Ok(Format::JsonObject),
+            "text" => Ok(OutputFormat::Text),
+            "json_object" => Ok(OutputFormat::JsonObject),
             "json_schema" => {
                 let given = self.json_schema;
                 let given = given.ok_or_else(|| missing("response_format.json_schema"))?;
                 let schema = given.schema;
                 let schema = schema.ok_or_else(|| missing("response_format.json_schema.schema"))?;
-                Ok(Format::JsonSchema {
+                Ok(OutputFormat::JsonSchema {
                     schema,
                     strict: given.strict == Some(true),
                 })
@@ -202,7 +202,7 @@ impl CalledTool {
                 let message = format!("{field} is no JSON object: {error}");
                 ApiError::bad_request("invalid_value", message, Some(field))
             })?;
-            said.push(Call {
+            said.push(ToolCall {
                 name,
                 // As the model writes it.
                 arguments: tools::spaced(&Value::Object(parsed)),

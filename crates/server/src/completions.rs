@@ -17,7 +17,9 @@ use crate::guard::ApiCaller;
 use crate::json::{Biases, Body, Texts};
 use crate::logprobs::{self, Columns};
 use crate::sampling::overrides;
-use service::{Ask, Caller, Conversation, Delta, End, FieldNames, Speaker, SpokenToken};
+use service::{
+    Caller, Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity, TokenLogprob,
+};
 
 /// OpenAI's default, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -116,7 +118,7 @@ impl CompletionRequest {
     }
 
     /// One request for each prompt, in the service's words.
-    fn into_asks(self) -> Result<Vec<Ask>, ApiError> {
+    fn into_requests(self) -> Result<Vec<GenerateRequest>, ApiError> {
         self.check()?;
         let prompts = self.prompt.conversations();
         if prompts.len() > MAX_PROMPTS {
@@ -130,7 +132,7 @@ impl CompletionRequest {
         let logprobs = self
             .logprobs
             .map(|asked| logprobs::count("logprobs", asked));
-        let ask = Ask {
+        let request = GenerateRequest {
             overrides: overrides!(self),
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
@@ -146,11 +148,11 @@ impl CompletionRequest {
                 prompt: "prompt",
                 max_new_tokens: "max_tokens",
             },
-            ..Ask::new(Some(&self.model), "")
+            ..GenerateRequest::new(Some(&self.model), "")
         };
-        let with = |conversation| Ask {
+        let with = |conversation| GenerateRequest {
             conversation,
-            ..ask.clone()
+            ..request.clone()
         };
         Ok(prompts.into_iter().map(with).collect())
     }
@@ -179,10 +181,10 @@ pub(super) async fn completions(
     let stream = request.stream == Some(true);
     let usage = StreamOptions::usage(&request.stream_options);
     let model = request.model.clone();
-    let asks = request.into_asks()?;
-    let logprobs = asks.first().and_then(|ask| ask.logprobs);
-    let incoming = Incoming::submit_all(service, caller, asks).await?;
-    let envelope = Envelope::new("cmpl", "text_completion", model, &incoming.speaker);
+    let requests = request.into_requests()?;
+    let logprobs = requests.first().and_then(|request| request.logprobs);
+    let incoming = Incoming::submit_all(service, caller, requests).await?;
+    let envelope = Envelope::new("cmpl", "text_completion", model, &incoming.identity);
     if stream {
         return Ok(incoming.stream(Chunks {
             envelope,
@@ -216,7 +218,7 @@ fn choice(index: usize, text: &str, logprobs: Value, finish_reason: Option<&str>
     })
 }
 
-fn logprobs_of(columns: Option<&mut Columns>, tokens: &[SpokenToken]) -> Value {
+fn logprobs_of(columns: Option<&mut Columns>, tokens: &[TokenLogprob]) -> Value {
     columns.map_or(Value::Null, |columns| columns.next(tokens))
 }
 
@@ -254,7 +256,7 @@ impl Wire for Chunks {
         self.chunk(choice(number, &delta.text, logprobs, None))
     }
 
-    fn end(&mut self, number: usize, _speaker: &Speaker, end: &End) -> Vec<String> {
+    fn end(&mut self, number: usize, _identity: &ModelIdentity, end: &End) -> Vec<String> {
         let choice = choice(number, "", Value::Null, Some(end.reason.name()));
         vec![self.chunk(choice).to_string()]
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::events::Usage;
 use crate::seconds_since_1970;
-use service::Speaker;
+use service::ModelIdentity;
 
 /// Hexadecimal digits of an adapter's hash in a fingerprint.
 const HASH_DIGITS: usize = 12;
@@ -23,13 +23,18 @@ pub(super) struct Envelope {
 
 impl Envelope {
     /// An envelope with an id of its own that begins with `kind`.
-    pub fn new(kind: &str, object: &'static str, model: String, speaker: &Speaker) -> Envelope {
+    pub fn new(
+        kind: &str,
+        object: &'static str,
+        model: String,
+        identity: &ModelIdentity,
+    ) -> Envelope {
         Envelope {
             id: random_id(kind),
             object,
             created: seconds_since_1970(),
             model,
-            fingerprint: fingerprint(speaker),
+            fingerprint: fingerprint(identity),
         }
     }
 
@@ -64,9 +69,9 @@ pub(super) fn random_id(kind: &str) -> String {
 
 /// What computed the answer: the base, and each adapter's hash with its scale. Equal requests with equal seeds and
 /// fingerprints have equal answers on one machine.
-fn fingerprint(speaker: &Speaker) -> String {
-    let mut text = speaker.base.clone();
-    for adapter in &speaker.adapters {
+fn fingerprint(identity: &ModelIdentity) -> String {
+    let mut text = identity.base.clone();
+    for adapter in &identity.adapters {
         let hash = adapter.id.to_string();
         let _ = write!(text, "+{}*{}", &hash[..HASH_DIGITS], adapter.scale);
     }
@@ -82,19 +87,19 @@ mod tests {
 
     #[test]
     fn a_fingerprint_names_the_base_and_every_adapter() {
-        let mut speaker = Speaker {
+        let mut identity = ModelIdentity {
             base: "tiny".to_owned(),
             name: "a+b".to_owned(),
             version: None,
             adapters: Vec::new(),
         };
-        assert_eq!(fingerprint(&speaker), "tiny");
+        assert_eq!(fingerprint(&identity), "tiny");
         for (byte, scale) in [(0xab, 1.0), (0x01, 0.3)] {
             let id = AdapterId([byte; 32]);
-            speaker.adapters.push(AdapterUse { id, scale });
+            identity.adapters.push(AdapterUse { id, scale });
         }
         assert_eq!(
-            fingerprint(&speaker),
+            fingerprint(&identity),
             "tiny+abababababab*1+010101010101*0.3"
         );
     }

@@ -312,7 +312,7 @@ impl From<RequestError> for ApiError {
             RequestError::GrammarsBusy => (StatusCode::SERVICE_UNAVAILABLE, "grammars_busy"),
             RequestError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
             // Nobody reads it.
-            RequestError::GivenUp => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
+            RequestError::ClientGone => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
             RequestError::Denied { source, .. } => of_denied(source),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),

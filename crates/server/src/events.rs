@@ -17,8 +17,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::error::ApiError;
 use service::{
-    Answer, Ask, CallDelta, Caller, Delta, End, Gathered, RequestError, Service, Speaker,
-    TextEvent, TextSink, Tickets,
+    Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, ModelIdentity, RequestError,
+    Service, TextEvent, TextSink, Tickets, ToolCallDelta,
 };
 
 /// A stream that is silent for so long gets a comment, so that nothing between takes it for dead.
@@ -26,7 +26,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// The answers to a request as they come, by number: those to the first prompt, then those to the next.
 pub(super) struct Incoming {
-    pub speaker: Speaker,
+    pub identity: ModelIdentity,
     events: UnboundedReceiver<(usize, TextEvent)>,
     /// How each ended.
     ends: Vec<Option<End>>,
@@ -73,9 +73,9 @@ impl Incoming {
     pub async fn submit(
         service: Arc<Service>,
         caller: Caller,
-        ask: Ask,
+        request: GenerateRequest,
     ) -> Result<Incoming, ApiError> {
-        Incoming::submit_all(service, caller, vec![ask]).await
+        Incoming::submit_all(service, caller, vec![request]).await
     }
 
     /// Queues requests that one response answers; they ask the same of several prompts. Tokenizing, reading adapters and waiting
@@ -83,18 +83,18 @@ impl Incoming {
     pub async fn submit_all(
         service: Arc<Service>,
         caller: Caller,
-        mut asks: Vec<Ask>,
+        mut requests: Vec<GenerateRequest>,
     ) -> Result<Incoming, ApiError> {
-        for ask in &mut asks {
-            ask.caller = caller.clone();
+        for request in &mut requests {
+            request.caller = caller.clone();
         }
         // At most `max_new_tokens` events of each answer, so the channel is bounded by what the request may hold.
         let (sender, events) = unbounded_channel();
         let client = Client::default();
         let gone = Arc::clone(&client.gone);
-        let choices = asks.first().map_or(1, |ask| ask.choices);
+        let choices = requests.first().map_or(1, |request| request.choices);
         let submit = move || {
-            let accepted = asks.iter().enumerate().map(|(prompt, ask)| {
+            let accepted = requests.iter().enumerate().map(|(prompt, request)| {
                 let mut sinks = |choice: usize| -> TextSink {
                     let sender = sender.clone();
                     let number = prompt * choices + choice;
@@ -103,7 +103,7 @@ impl Incoming {
                         Err(_) => Flow::Stop,
                     })
                 };
-                service.submit_unless(ask, &mut sinks, &gone)
+                service.submit_choices(request, &mut sinks, &gone)
             });
             accepted.collect::<Result<Vec<_>, RequestError>>()
         };
@@ -113,7 +113,7 @@ impl Incoming {
         let answers = accepted.len() * choices;
         let nobody = || ApiError::internal("the request has no prompt");
         Ok(Incoming {
-            speaker: accepted.first().ok_or_else(nobody)?.speaker.clone(),
+            identity: accepted.first().ok_or_else(nobody)?.identity.clone(),
             events,
             ends: vec![None; answers],
             choices,
@@ -147,12 +147,12 @@ impl Incoming {
 
     /// Waits for all answers, by number.
     pub async fn whole(mut self) -> Result<(Vec<Answer>, Usage), ApiError> {
-        let mut gathered: Vec<Gathered> = Vec::new();
-        gathered.resize_with(self.answers(), Gathered::default);
+        let mut gathered: Vec<AnswerBuilder> = Vec::new();
+        gathered.resize_with(self.answers(), AnswerBuilder::default);
         let usage = loop {
             match self.next().await? {
                 (number, TextEvent::Delta(delta)) => gathered[number].add(delta),
-                (number, TextEvent::Call(call)) => gathered[number].call(call),
+                (number, TextEvent::ToolCall(call)) => gathered[number].call(call),
                 (_, TextEvent::End(_)) => {
                     if let Some(usage) = self.usage() {
                         break usage;
@@ -162,7 +162,7 @@ impl Incoming {
         };
         let mut answers = Vec::with_capacity(gathered.len());
         for (gathered, end) in gathered.into_iter().zip(self.ends.into_iter().flatten()) {
-            answers.push(gathered.end(self.speaker.clone(), end)?);
+            answers.push(gathered.end(self.identity.clone(), end)?);
         }
         Ok((answers, usage))
     }
@@ -217,11 +217,11 @@ pub(super) trait Wire: Send + 'static {
     /// More of an answer.
     fn delta(&mut self, number: usize, delta: &Delta) -> Value;
     /// More of an answer's calls, where the interface offers tools.
-    fn call(&mut self, _number: usize, _call: &CallDelta) -> Option<Value> {
+    fn call(&mut self, _number: usize, _call: &ToolCallDelta) -> Option<Value> {
         None
     }
     /// What comes after all of an answer.
-    fn end(&mut self, number: usize, speaker: &Speaker, end: &End) -> Vec<String>;
+    fn end(&mut self, number: usize, identity: &ModelIdentity, end: &End) -> Vec<String>;
     /// What comes after all answers.
     fn last(&mut self, usage: &Usage) -> Vec<String>;
 }
@@ -243,13 +243,13 @@ impl<W: Wire> Streaming<W> {
                     let data = self.wire.delta(number, &delta);
                     self.ready.push_back(data.to_string());
                 }
-                Ok((number, TextEvent::Call(call))) => {
+                Ok((number, TextEvent::ToolCall(call))) => {
                     let data = self.wire.call(number, &call);
                     self.ready.extend(data.map(|data| data.to_string()));
                 }
                 Ok((number, TextEvent::End(end))) => {
                     self.ready
-                        .extend(self.wire.end(number, &incoming.speaker, &end));
+                        .extend(self.wire.end(number, &incoming.identity, &end));
                     if let Some(usage) = incoming.usage() {
                         self.ready.extend(self.wire.last(&usage));
                         self.incoming = None;

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::error::ApiError;
 use crate::settings::{MAX_HEADERS, ServerSettings};
-use service::{Account, Notes};
+use service::{RequestLog, RequestLogEntry};
 
 /// A request's id, taken from the client or made here.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -147,8 +147,8 @@ pub(super) async fn front(
         None => "none".to_owned(),
     };
     let probe = PROBES.contains(&&*route);
-    let account = Account::new(line(&request, &id, probe));
-    request.extensions_mut().insert(Arc::clone(&account));
+    let log = RequestLog::new(line(&request, &id, probe));
+    request.extensions_mut().insert(Arc::clone(&log));
     request.extensions_mut().insert(Arc::clone(&front));
 
     // Counted before the look at whether it drains, so that a drain waits for every request that it did not refuse.
@@ -166,7 +166,7 @@ pub(super) async fn front(
     };
 
     let status = response.status();
-    account.note(|notes| notes.status = Some(status.as_u16()));
+    log.update(|entry| entry.status = Some(status.as_u16()));
     let answered = Answered {
         route,
         status: status.as_u16(),
@@ -178,7 +178,7 @@ pub(super) async fn front(
     if front.is_draining() || status == StatusCode::REQUEST_TIMEOUT {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Body::new(Held::new(body, (account, one))))
+    response.map(|body| Body::new(Held::new(body, (log, one))))
 }
 
 /// The route's answer, unless the request's body takes too long to come.
@@ -222,14 +222,14 @@ fn line(
     request: &Request,
     id: &HeaderValue,
     probe: bool,
-) -> impl Fn(&Notes) + Send + Sync + 'static {
+) -> impl Fn(&RequestLogEntry) + Send + Sync + 'static {
     let began = Instant::now();
     let id = id.to_str().unwrap_or_default().to_owned();
     let method = request.method().clone();
     // Without the query: people put secrets there.
     let path: String = request.uri().path().chars().take(200).collect();
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    move |notes| {
+    move |entry| {
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         macro_rules! event {
             ($level:ident) => {
@@ -239,22 +239,22 @@ fn line(
                     peer = peer.map(|peer| peer.to_string()),
                     method = method.as_str(),
                     path,
-                    status = notes.status,
-                    key = notes.key,
-                    persona = notes.persona,
-                    version = notes.version,
-                    outcome = notes.outcome,
-                    prompt_tokens = notes.outcome.map(|_| notes.prompt_tokens),
-                    cached_tokens = notes.outcome.map(|_| notes.cached_tokens),
-                    completion_tokens = notes.outcome.map(|_| notes.completion_tokens),
-                    queue_ms = notes.queue.map(ms),
-                    first_token_ms = notes.first_token.map(ms),
+                    status = entry.status,
+                    key = entry.key,
+                    persona = entry.persona,
+                    version = entry.version,
+                    outcome = entry.outcome,
+                    prompt_tokens = entry.outcome.map(|_| entry.prompt_tokens),
+                    cached_tokens = entry.outcome.map(|_| entry.cached_tokens),
+                    completion_tokens = entry.outcome.map(|_| entry.completion_tokens),
+                    queue_ms = entry.queue.map(ms),
+                    first_token_ms = entry.first_token.map(ms),
                     total_ms = ms(began.elapsed()),
                     "request"
                 )
             };
         }
-        match notes.status {
+        match entry.status {
             Some(500..) if !probe => event!(warn),
             _ if probe => event!(debug),
             _ => event!(info),

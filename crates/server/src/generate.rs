@@ -15,12 +15,13 @@ use crate::error::ApiError;
 use crate::events::{Incoming, Usage, Wire};
 use crate::guard::ApiCaller;
 use crate::json::{Body, Texts};
-use service::{Ask, Caller, Conversation, Delta, End, Overrides, Speaker};
+use service::{Caller, Conversation, Delta, End, GenerateRequest, ModelIdentity, Overrides};
 
 /// A question.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct GenerateRequest {
+#[schema(as = GenerateRequest)]
+pub(super) struct GenerateBody {
     /// What is asked.
     prompt: String,
     /// A persona, `persona@version`, a blend such as `customer*0.7+partner*0.3`, or the base.
@@ -51,9 +52,9 @@ pub(super) struct GenerateRequest {
     stream: Option<bool>,
 }
 
-impl GenerateRequest {
-    fn into_ask(self) -> Ask {
-        Ask {
+impl GenerateBody {
+    fn into_request(self) -> GenerateRequest {
+        GenerateRequest {
             conversation: Conversation::Prompt {
                 prompt: self.prompt,
                 input: self.input.unwrap_or_default(),
@@ -70,7 +71,7 @@ impl GenerateRequest {
             max_new_tokens: self.max_new_tokens,
             priority: self.priority.unwrap_or(0),
             timeout_ms: self.timeout_ms,
-            ..Ask::new(Some(&self.user_type), "")
+            ..GenerateRequest::new(Some(&self.user_type), "")
         }
     }
 }
@@ -81,7 +82,7 @@ impl GenerateRequest {
 #[utoipa::path(
     post,
     path = "/generate",
-    request_body = GenerateRequest,
+    request_body = GenerateBody,
     responses(
         (status = 200, description = "The answer", content(
             (GenerateAnswer = "application/json"),
@@ -92,12 +93,12 @@ impl GenerateRequest {
 pub(super) async fn generate(
     State(slot): State<Slot>,
     ApiCaller(caller): ApiCaller,
-    Body(request): Body<GenerateRequest>,
+    Body(request): Body<GenerateBody>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
     let user_type = request.user_type.clone();
     let stream = request.stream.unwrap_or(false);
-    let incoming = Incoming::submit(service, caller, request.into_ask()).await?;
+    let incoming = Incoming::submit(service, caller, request.into_request()).await?;
     if stream {
         return Ok(incoming.stream(Events { user_type }));
     }
@@ -106,13 +107,13 @@ pub(super) async fn generate(
         .first()
         .ok_or_else(|| ApiError::internal("there is no answer"))?;
     let mut body = json!({"response": one.text});
-    append(&mut body, summary(&user_type, &one.speaker, &one.end));
+    append(&mut body, summary(&user_type, &one.identity, &one.end));
     Ok(Json(body).into_response())
 }
 
 /// Everything but the text.
-fn summary(user_type: &str, speaker: &Speaker, end: &End) -> Value {
-    let adapters: Vec<Value> = speaker
+fn summary(user_type: &str, identity: &ModelIdentity, end: &End) -> Value {
+    let adapters: Vec<Value> = identity
         .adapters
         .iter()
         .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": shortest(adapter.scale)}))
@@ -121,8 +122,8 @@ fn summary(user_type: &str, speaker: &Speaker, end: &End) -> Value {
     json!({
         "user_type": user_type,
         "persona": {
-            "name": speaker.name,
-            "version": speaker.version,
+            "name": identity.name,
+            "version": identity.version,
             "adapters": adapters,
         },
         "finish_reason": end.reason.name(),
@@ -157,8 +158,8 @@ impl Wire for Events {
         json!({"delta": delta.text})
     }
 
-    fn end(&mut self, _number: usize, speaker: &Speaker, end: &End) -> Vec<String> {
-        vec![summary(&self.user_type, speaker, end).to_string()]
+    fn end(&mut self, _number: usize, identity: &ModelIdentity, end: &End) -> Vec<String> {
+        vec![summary(&self.user_type, identity, end).to_string()]
     }
 
     fn last(&mut self, _usage: &Usage) -> Vec<String> {

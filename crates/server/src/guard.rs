@@ -13,7 +13,7 @@ use axum::response::Response;
 use crate::error::ApiError;
 use crate::front::Front;
 use auth::{Denied, Key};
-use service::{Account, Caller};
+use service::{Caller, RequestLog};
 
 /// Routes for every key.
 pub(super) async fn any_key(request: Request, next: Next) -> Result<Response, ApiError> {
@@ -48,7 +48,7 @@ async fn admit(
     right: fn(&Key) -> Result<(), Denied>,
 ) -> Result<Response, ApiError> {
     let front = front_of(&request).ok_or_else(|| ApiError::internal("no server in front"))?;
-    let account = request.extensions().get::<Arc<Account>>().cloned();
+    let log = request.extensions().get::<Arc<RequestLog>>().cloned();
     let key = match &front.settings.keys {
         None => {
             own_page(&front, request.headers())?;
@@ -56,15 +56,15 @@ async fn admit(
         }
         Some(keys) => {
             let key = keys.find(bearer(request.headers()).ok_or(Denied::NoKey)?)?;
-            if let Some(account) = &account {
-                account.note(|notes| notes.key = Some(key.name().to_owned()));
+            if let Some(log) = &log {
+                log.update(|entry| entry.key = Some(key.name().to_owned()));
             }
             right(&key)?;
             key.count_request()?;
             Some(key)
         }
     };
-    request.extensions_mut().insert(Caller::new(key, account));
+    request.extensions_mut().insert(Caller::new(key, log));
     Ok(next.run(request).await)
 }
 

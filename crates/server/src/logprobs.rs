@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use service::SpokenToken;
+use service::TokenLogprob;
 
 /// What stands for minus infinity, which JSON has no number for; OpenAI's own.
 const LOWEST: f32 = -9999.0;
@@ -22,7 +22,7 @@ pub(super) fn count(field: &str, asked: u64) -> Result<u8, ApiError> {
 }
 
 /// `choices[].logprobs` of a chat completion.
-pub(super) fn of_chat(tokens: &[SpokenToken]) -> Value {
+pub(super) fn of_chat(tokens: &[TokenLogprob]) -> Value {
     let one = |bytes: &[u8], logprob: f32| {
         json!({
             "token": String::from_utf8_lossy(bytes),
@@ -66,7 +66,7 @@ impl Columns {
     }
 
     /// The columns of these tokens.
-    pub fn next(&mut self, tokens: &[SpokenToken]) -> Value {
+    pub fn next(&mut self, tokens: &[TokenLogprob]) -> Value {
         let mut offsets = Vec::with_capacity(tokens.len());
         for token in tokens {
             offsets.push(self.offset);
@@ -84,7 +84,7 @@ impl Columns {
             self.offset += text.chars().count() - partial;
             self.pending.drain(..whole);
         }
-        let top = |token: &SpokenToken| -> Value {
+        let top = |token: &TokenLogprob| -> Value {
             if token.logprob.is_none() {
                 return Value::Null;
             }
@@ -123,8 +123,8 @@ fn name(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn token(bytes: &[u8], logprob: f32) -> SpokenToken {
-        SpokenToken {
+    fn token(bytes: &[u8], logprob: f32) -> TokenLogprob {
+        TokenLogprob {
             bytes: bytes.to_vec(),
             special: false,
             logprob: Some(logprob),
@@ -168,7 +168,7 @@ mod tests {
         let without = Columns::new(0).next(&tokens[..1]);
         assert_eq!(without["top_logprobs"], Value::Null);
         // The first token of a prompt, and a control token, which has no text.
-        let begin = SpokenToken {
+        let begin = TokenLogprob {
             special: true,
             logprob: None,
             top: Vec::new(),

@@ -42,7 +42,7 @@ pub(super) async fn metrics(
     let service = slot.service()?;
     let mut registry = Registry::default();
     front.register(&mut registry);
-    service.meters().register(&mut registry);
+    service.metrics().register(&mut registry);
     service.shadows().register(&mut registry);
     registry.register_collector(Box::new(Snapshot::take(&service)));
     if let Ok(jobs) = slot.jobs() {

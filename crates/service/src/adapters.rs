@@ -16,7 +16,7 @@ use model::{Model, ModelError};
 use registry::blob::BASE_KEY;
 use registry::{AdapterRef, ReadError};
 
-use crate::sharing;
+use crate::compute_arbiter;
 use base::open::{Base, Fingerprint};
 
 /// Why an adapter is not in memory.
@@ -164,7 +164,7 @@ impl Adapters {
     }
 
     /// Whether this base can run an adapter that was read from `path`, so that nothing is published that cannot be served.
-    pub fn try_on(&self, adapter: &peft::Adapter, path: &Path) -> Result<(), AdapterError> {
+    pub fn check_fits(&self, adapter: &peft::Adapter, path: &Path) -> Result<(), AdapterError> {
         self.check(&adapter.metadata, path)?;
         let packed = self.model.load_adapter(adapter);
         packed.map(|_| ()).map_err(|source| AdapterError::Model {
@@ -205,7 +205,7 @@ impl Adapters {
 /// of those as cores, and a step is done when the last of them is. Threads that `work` starts do the same.
 fn beside_streams<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let work = || {
-        sharing::give_way();
+        compute_arbiter::lower_thread_priority();
         work()
     };
     std::thread::scope(|scope| {

@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
 
-use crate::calls::{CallReader, Piece};
 use crate::error::RequestError;
-use crate::meters::Meter;
+use crate::persona_resolution::ModelIdentity;
+use crate::request_metrics::RequestRecorder;
 use crate::stop::StopWatcher;
-use crate::tools::Call;
-use crate::voice::Speaker;
+use crate::tool_call_parser::{Piece, ToolCallParser};
+use crate::tools::ToolCall;
 
 /// Part of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +20,7 @@ pub enum TextEvent {
     /// More of it.
     Delta(Delta),
     /// More of its calls of tools.
-    Call(CallDelta),
+    ToolCall(ToolCallDelta),
     /// The end; nothing follows.
     End(End),
 }
@@ -31,12 +31,12 @@ pub struct Delta {
     /// The text: whole characters, and never empty unless there are tokens.
     pub text: String,
     /// The tokens that began in it, where the request asked for log-probabilities; those of the prompt too, where it is echoed.
-    pub tokens: Vec<SpokenToken>,
+    pub tokens: Vec<TokenLogprob>,
 }
 
 /// More of an answer's calls, which are counted from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CallDelta {
+pub enum ToolCallDelta {
     /// A call begins.
     Begin {
         /// Its number.
@@ -55,7 +55,7 @@ pub enum CallDelta {
 
 /// A token of an answer with its log-probabilities.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SpokenToken {
+pub struct TokenLogprob {
     /// Its bytes; they need not be whole characters.
     pub bytes: Vec<u8>,
     /// Whether it is a control token, which stands for no text.
@@ -140,24 +140,24 @@ pub struct Answer {
     /// What was said, without a stop string.
     pub text: String,
     /// Its tokens, where the request asked for log-probabilities.
-    pub tokens: Vec<SpokenToken>,
+    pub tokens: Vec<TokenLogprob>,
     /// The tools that it calls.
-    pub calls: Vec<Call>,
+    pub calls: Vec<ToolCall>,
     /// Who said it.
-    pub speaker: Speaker,
+    pub identity: ModelIdentity,
     /// How it ended.
     pub end: End,
 }
 
 /// An answer under way, of which nothing is lost.
 #[derive(Debug, Default)]
-pub struct Gathered {
+pub struct AnswerBuilder {
     text: String,
-    tokens: Vec<SpokenToken>,
-    calls: Vec<Call>,
+    tokens: Vec<TokenLogprob>,
+    calls: Vec<ToolCall>,
 }
 
-impl Gathered {
+impl AnswerBuilder {
     /// Takes in more.
     pub fn add(&mut self, delta: Delta) {
         self.text.push_str(&delta.text);
@@ -165,13 +165,13 @@ impl Gathered {
     }
 
     /// Takes in more of its calls.
-    pub fn call(&mut self, delta: CallDelta) {
+    pub fn call(&mut self, delta: ToolCallDelta) {
         match delta {
-            CallDelta::Begin { name, .. } => self.calls.push(Call {
+            ToolCallDelta::Begin { name, .. } => self.calls.push(ToolCall {
                 name,
                 arguments: String::new(),
             }),
-            CallDelta::Arguments { index, text } => {
+            ToolCallDelta::Arguments { index, text } => {
                 if let Some(call) = self.calls.get_mut(index) {
                     call.arguments += &text;
                 }
@@ -183,13 +183,13 @@ impl Gathered {
     ///
     /// # Errors
     /// Those of [`End::check`].
-    pub fn end(self, speaker: Speaker, end: End) -> Result<Answer, RequestError> {
+    pub fn end(self, identity: ModelIdentity, end: End) -> Result<Answer, RequestError> {
         end.check()?;
         Ok(Answer {
             text: self.text,
             tokens: self.tokens,
             calls: self.calls,
-            speaker,
+            identity,
             end,
         })
     }
@@ -199,32 +199,37 @@ impl Gathered {
 pub(super) struct Writer {
     detokenizer: Detokenizer,
     /// Where the answer may call tools.
-    reader: Option<CallReader>,
+    reader: Option<ToolCallParser>,
     /// Calls so far.
     calls: usize,
     /// Watches the text beside calls.
     stops: StopWatcher,
     sink: TextSink,
-    meter: Meter,
+    recorder: RequestRecorder,
     /// What the answer begins with, before the first token: the prompt's text, and its tokens.
-    echo: Option<(String, Vec<SpokenToken>)>,
+    echo: Option<(String, Vec<TokenLogprob>)>,
     /// Bytes of text that the tokens have given so far.
     decoded: usize,
     /// Tokens with log-probabilities whose text is not shown yet, each with the byte where it begins.
-    unshown: VecDeque<(usize, SpokenToken)>,
+    unshown: VecDeque<(usize, TokenLogprob)>,
     /// A stop string was met.
     stopped: bool,
 }
 
 impl Writer {
-    pub fn new(detokenizer: Detokenizer, stops: &[String], sink: TextSink, meter: Meter) -> Writer {
+    pub fn new(
+        detokenizer: Detokenizer,
+        stops: &[String],
+        sink: TextSink,
+        recorder: RequestRecorder,
+    ) -> Writer {
         Writer {
             detokenizer,
             reader: None,
             calls: 0,
             stops: StopWatcher::new(stops),
             sink,
-            meter,
+            recorder,
             echo: None,
             decoded: 0,
             unshown: VecDeque::new(),
@@ -234,12 +239,12 @@ impl Writer {
 
     /// Reads calls of tools out of the text.
     pub fn read_calls(&mut self) {
-        self.reader = Some(CallReader::default());
+        self.reader = Some(ToolCallParser::default());
     }
 
     /// Begins the answer with the prompt's text, and with its tokens where the engine tells of them: all but the first.
     pub fn echo(&mut self, text: String, first: Option<u32>) {
-        let first = first.map(|id| SpokenToken {
+        let first = first.map(|id| TokenLogprob {
             bytes: self.detokenizer.bytes(id).to_vec(),
             special: self.detokenizer.is_special(id),
             logprob: None,
@@ -249,7 +254,7 @@ impl Writer {
     }
 
     pub fn take(&mut self, event: Event) -> Flow {
-        self.meter.see(&event, self.stopped);
+        self.recorder.see(&event, self.stopped);
         if let Event::Prompt(token) = &event {
             let spoken = self.spoken(token);
             if let Some((_, tokens)) = &mut self.echo {
@@ -281,7 +286,7 @@ impl Writer {
                 if !self.stopped && !cut {
                     let last = self.detokenizer.finish();
                     self.write(&last);
-                    let held = self.reader.as_mut().and_then(CallReader::finish);
+                    let held = self.reader.as_mut().and_then(ToolCallParser::finish);
                     if let Some(piece) = held.filter(|_| !self.stopped) {
                         self.piece(piece);
                     }
@@ -333,7 +338,7 @@ impl Writer {
     fn piece(&mut self, piece: Piece) -> Flow {
         match piece {
             Piece::Text(text) => self.text(&text),
-            Piece::Call(name) => {
+            Piece::ToolCall(name) => {
                 // Nothing that came before a call can become a stop string with what comes after it.
                 let held = self.stops.finish();
                 let tokens = self.shown_tokens();
@@ -342,11 +347,14 @@ impl Writer {
                 }
                 let index = self.calls;
                 self.calls += 1;
-                (self.sink)(TextEvent::Call(CallDelta::Begin { index, name }))
+                (self.sink)(TextEvent::ToolCall(ToolCallDelta::Begin { index, name }))
             }
             Piece::Arguments(text) => {
                 let index = self.calls.saturating_sub(1);
-                (self.sink)(TextEvent::Call(CallDelta::Arguments { index, text }))
+                (self.sink)(TextEvent::ToolCall(ToolCallDelta::Arguments {
+                    index,
+                    text,
+                }))
             }
         }
     }
@@ -362,8 +370,8 @@ impl Writer {
     }
 
     /// The tokens that began in what is shown by now.
-    fn shown_tokens(&mut self) -> Vec<SpokenToken> {
-        let held = self.reader.as_ref().map_or(0, CallReader::held) + self.stops.held();
+    fn shown_tokens(&mut self) -> Vec<TokenLogprob> {
+        let held = self.reader.as_ref().map_or(0, ToolCallParser::held) + self.stops.held();
         let shown = self.decoded - held;
         let mut tokens = Vec::new();
         while let Some((_, token)) = self.unshown.pop_front_if(|(begin, _)| *begin < shown) {
@@ -372,16 +380,16 @@ impl Writer {
         tokens
     }
 
-    fn send(&mut self, text: String, tokens: Vec<SpokenToken>) -> Flow {
+    fn send(&mut self, text: String, tokens: Vec<TokenLogprob>) -> Flow {
         if text.is_empty() && tokens.is_empty() {
             return Flow::Continue;
         }
         (self.sink)(TextEvent::Delta(Delta { text, tokens }))
     }
 
-    fn spoken(&self, token: &Token) -> Option<SpokenToken> {
+    fn spoken(&self, token: &Token) -> Option<TokenLogprob> {
         let bytes = |id: u32| self.detokenizer.bytes(id).to_vec();
-        Some(SpokenToken {
+        Some(TokenLogprob {
             bytes: bytes(token.id),
             special: self.detokenizer.is_special(token.id),
             logprob: Some(token.logprob?),

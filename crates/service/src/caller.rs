@@ -11,21 +11,21 @@ use engine::{Client, Finished};
 use registry::LookupError;
 
 use crate::error::RequestError;
-use crate::voice::Speaker;
+use crate::persona_resolution::ModelIdentity;
 use auth::{Denied, Hold, Key};
 
 /// Who asks. The default is someone whom nobody asked for a key: everything is allowed, nothing is written down.
 #[derive(Clone, Default)]
 pub struct Caller {
     key: Option<Arc<Key>>,
-    account: Option<Arc<Account>>,
+    log: Option<Arc<RequestLog>>,
 }
 
 impl Caller {
     /// The holder of a key, or without one somebody who needs none.
     #[must_use]
-    pub fn new(key: Option<Arc<Key>>, account: Option<Arc<Account>>) -> Caller {
-        Caller { key, account }
+    pub fn new(key: Option<Arc<Key>>, log: Option<Arc<RequestLog>>) -> Caller {
+        Caller { key, log }
     }
 
     /// Its key.
@@ -111,8 +111,8 @@ impl Caller {
     }
 
     /// What it writes to, if anything is written down.
-    pub(super) fn account(&self) -> Option<Arc<Account>> {
-        self.account.clone()
+    pub(super) fn log(&self) -> Option<Arc<RequestLog>> {
+        self.log.clone()
     }
 }
 
@@ -133,7 +133,7 @@ impl PartialEq for Caller {
 
 /// What is known of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Notes {
+pub struct RequestLogEntry {
     /// The name of the caller's key.
     pub key: Option<String>,
     /// Who answers: a persona, a blend, or the base's name.
@@ -156,46 +156,46 @@ pub struct Notes {
     pub status: Option<u16>,
 }
 
-type Tell = Box<dyn Fn(&Notes) + Send + Sync>;
+type Tell = Box<dyn Fn(&RequestLogEntry) + Send + Sync>;
 
 /// Where it is written down what became of one request.
-pub struct Account {
-    notes: Mutex<Notes>,
+pub struct RequestLog {
+    entry: Mutex<RequestLogEntry>,
     tell: Tell,
 }
 
-impl Account {
+impl RequestLog {
     /// An empty one; `tell` is called once, when nobody works on the request any more.
-    pub fn new(tell: impl Fn(&Notes) + Send + Sync + 'static) -> Arc<Account> {
-        Arc::new(Account {
-            notes: Mutex::default(),
+    pub fn new(tell: impl Fn(&RequestLogEntry) + Send + Sync + 'static) -> Arc<RequestLog> {
+        Arc::new(RequestLog {
+            entry: Mutex::default(),
             tell: Box::new(tell),
         })
     }
 
     /// Writes something down.
-    pub fn note(&self, write: impl FnOnce(&mut Notes)) {
-        write(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+    pub fn update(&self, write: impl FnOnce(&mut RequestLogEntry)) {
+        write(&mut self.entry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    pub(super) fn asked(&self, speaker: &Speaker) {
-        self.note(|notes| {
-            notes.persona = Some(speaker.name.clone());
-            notes.version = speaker.version;
+    pub(super) fn resolved(&self, identity: &ModelIdentity) {
+        self.update(|entry| {
+            entry.persona = Some(identity.name.clone());
+            entry.version = identity.version;
         });
     }
 
     pub(super) fn ended(&self, outcome: &'static str, end: &Finished, first: bool) {
-        self.note(|notes| {
-            notes.outcome = Some(outcome);
+        self.update(|entry| {
+            entry.outcome = Some(outcome);
             // The answers to one prompt share it.
             if first {
-                notes.prompt_tokens += end.prompt_tokens as u64;
-                notes.cached_tokens += end.cached_tokens as u64;
+                entry.prompt_tokens += end.prompt_tokens as u64;
+                entry.cached_tokens += end.cached_tokens as u64;
             }
-            notes.completion_tokens += end.completion_tokens as u64;
-            notes.queue.get_or_insert(end.timings.queue);
-            notes.first_token = match (notes.first_token, end.timings.first_token) {
+            entry.completion_tokens += end.completion_tokens as u64;
+            entry.queue.get_or_insert(end.timings.queue);
+            entry.first_token = match (entry.first_token, end.timings.first_token) {
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),
             };
@@ -203,10 +203,10 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for RequestLog {
     fn drop(&mut self) {
-        let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
-        (self.tell)(notes);
+        let entry = self.entry.get_mut().unwrap_or_else(PoisonError::into_inner);
+        (self.tell)(entry);
     }
 }
 
@@ -218,10 +218,10 @@ mod tests {
     fn the_last_one_to_let_go_tells_once() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let write = Arc::clone(&told);
-        let account = Account::new(move |notes| write.lock().unwrap().push(notes.clone()));
-        let caller = Caller::new(None, Some(Arc::clone(&account)));
-        account.note(|notes| notes.status = Some(200));
-        drop(account);
+        let log = RequestLog::new(move |entry| write.lock().unwrap().push(entry.clone()));
+        let caller = Caller::new(None, Some(Arc::clone(&log)));
+        log.update(|entry| entry.status = Some(200));
+        drop(log);
         assert!(told.lock().unwrap().is_empty());
         drop(caller);
         let told = told.lock().unwrap();

@@ -10,13 +10,13 @@ use registry::{LookupError, RegistryError, VariableError};
 use auth::Denied;
 
 use crate::adapters::{AdapterError, LeaseError};
-use crate::ask::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
+use crate::request::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
 use crate::uploads::UploadError;
 use crate::votes::MAX_VOTES;
 
 /// Why a service did not open.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum ServiceStartError {
     /// The base cannot be opened.
     #[error(transparent)]
     Base(#[from] base::BaseError),
@@ -249,7 +249,7 @@ pub enum RequestError {
     Failed(String),
     /// Whoever asked went away before it was queued.
     #[error("the client went away")]
-    GivenUp,
+    ClientGone,
     /// The engine has ended, or is ending.
     #[error("the service is shutting down")]
     Stopped,
@@ -274,7 +274,7 @@ impl From<LeaseError> for RequestError {
                 source,
             },
             LeaseError::NotReserved(ReservationError::TimedOut) => RequestError::Timeout,
-            LeaseError::NotReserved(ReservationError::Cancelled) => RequestError::GivenUp,
+            LeaseError::NotReserved(ReservationError::Cancelled) => RequestError::ClientGone,
             LeaseError::NotReserved(ReservationError::Stopped | ReservationError::Pool(_)) => {
                 RequestError::Stopped
             }
@@ -328,7 +328,7 @@ impl RequestError {
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
             | RequestError::GrammarsBusy
-            | RequestError::GivenUp
+            | RequestError::ClientGone
             | RequestError::Stopped
             | RequestError::Refused(_) => None,
         }

@@ -18,7 +18,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
 use crate::error::RequestError;
-use crate::schema;
+use crate::schema_limits;
 use crate::tools::{Tool, ToolChoice, Tools};
 use base::Base;
 
@@ -56,7 +56,7 @@ fn limits() -> ParserLimits {
 
 /// The shape of an answer.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub enum Format {
+pub enum OutputFormat {
     /// As the model likes.
     #[default]
     Text,
@@ -85,18 +85,20 @@ impl Grammars {
     pub fn find(
         &self,
         base: &Base,
-        format: &Format,
+        format: &OutputFormat,
         tools: Option<&Tools>,
     ) -> Result<Option<Arc<dyn engine::Grammar>>, RequestError> {
         let (text, field) = match (format, tools) {
-            (Format::Text, None) => return Ok(None),
-            (Format::Text, Some(tools)) if tools.choice == ToolChoice::None => return Ok(None),
-            (Format::Text, Some(tools)) => (calls(tools)?, "tools"),
-            (Format::JsonObject, _) => {
+            (OutputFormat::Text, None) => return Ok(None),
+            (OutputFormat::Text, Some(tools)) if tools.choice == ToolChoice::None => {
+                return Ok(None);
+            }
+            (OutputFormat::Text, Some(tools)) => (calls(tools)?, "tools"),
+            (OutputFormat::JsonObject, _) => {
                 let schema = compact(&json!({"type": "object"}), true);
                 (format!("start: %json {schema}"), "response_format")
             }
-            (Format::JsonSchema { schema, strict }, _) => {
+            (OutputFormat::JsonSchema { schema, strict }, _) => {
                 let text = bounded(SCHEMA, schema, *strict, &mut 0)?;
                 (format!("start: %json {text}"), SCHEMA)
             }
@@ -239,10 +241,10 @@ impl Compilers {
     /// Waits for a turn.
     fn turn(self: &Arc<Self>, deadline: Instant) -> Option<Turn> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let patience = deadline.saturating_duration_since(Instant::now());
+        let options = deadline.saturating_duration_since(Instant::now());
         let waited = self
             .freed
-            .wait_timeout_while(free, patience, |free| *free == 0);
+            .wait_timeout_while(free, options, |free| *free == 0);
         let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
         *free = free.checked_sub(1)?;
         Some(Turn(Arc::clone(self)))
@@ -274,13 +276,15 @@ fn compile(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled
 
 /// The schemas that a grammar was made of, each with its field.
 fn schemas<'a>(
-    format: &'a Format,
+    format: &'a OutputFormat,
     tools: Option<&'a Tools>,
     field: &'a str,
 ) -> impl Iterator<Item = (String, Value)> + 'a {
     let own = match format {
-        Format::JsonSchema { schema, strict } => Some((field.to_owned(), guided(schema, *strict))),
-        Format::Text | Format::JsonObject => None,
+        OutputFormat::JsonSchema { schema, strict } => {
+            Some((field.to_owned(), guided(schema, *strict)))
+        }
+        OutputFormat::Text | OutputFormat::JsonObject => None,
     };
     let tools = tools.into_iter().flat_map(|tools| &tools.tools).enumerate();
     own.into_iter().chain(tools.map(|(index, tool)| {
@@ -342,7 +346,7 @@ fn bounded(
             "it takes {bytes} bytes, with those before it if there are; at most {MAX_SCHEMA_BYTES} are compiled"
         )));
     }
-    schema::check(schema).map_err(refused)?;
+    schema_limits::check(schema).map_err(refused)?;
     Ok(compact(schema, strict))
 }
 

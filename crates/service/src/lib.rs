@@ -2,7 +2,7 @@
 //! and the HTTP server share it. Must not know training or HTTP.
 //!
 //! ```text
-//! Ask -> voice (persona -> prompt, sampling, adapters) -> prompt (template, tokens) -> engine
+//! GenerateRequest -> voice (persona -> prompt, sampling, adapters) -> prompt (template, tokens) -> engine
 //!     -> answer (detokenizer, stop strings, on the engine's thread) -> the caller's sink
 //! ```
 //!
@@ -23,42 +23,43 @@
 
 mod adapters;
 pub mod answer;
-pub mod ask;
 pub mod caller;
-mod calls;
 pub mod catalog;
-mod choices;
+pub mod compute_arbiter;
 pub mod error;
 pub mod grammar;
-pub mod meters;
+mod parallel_sampling;
+mod persona_resolution;
 mod prompt;
 pub mod publishing;
+pub mod request;
+pub mod request_metrics;
 pub mod runner;
-mod schema;
+mod schema_limits;
 pub mod service;
 pub mod shadow;
-pub mod sharing;
 mod stop;
+mod tool_call_parser;
 pub mod tools;
 pub mod uploads;
-mod voice;
 pub mod votes;
 
 pub use adapters::AdapterError;
 pub use answer::{
-    Answer, CallDelta, Delta, End, FinishReason, Gathered, SpokenToken, TextEvent, TextSink,
+    Answer, AnswerBuilder, Delta, End, FinishReason, TextEvent, TextSink, TokenLogprob,
+    ToolCallDelta,
 };
-pub use ask::{Ask, Conversation, FieldNames, MAX_CHOICES, Overrides};
-pub use caller::{Account, Caller, Notes};
+pub use caller::{Caller, RequestLog, RequestLogEntry};
 pub use catalog::Catalog;
-pub use choices::Tickets;
-pub use error::{OpenError, PublishError, RequestError, VoteError};
-pub use grammar::Format;
-pub use meters::Meters;
+pub use error::{PublishError, RequestError, ServiceStartError, VoteError};
+pub use grammar::OutputFormat;
+pub use parallel_sampling::Tickets;
+pub use persona_resolution::{AdapterUse, ModelIdentity};
 pub use publishing::NewVersion;
+pub use request::{Conversation, FieldNames, GenerateRequest, MAX_CHOICES, Overrides};
+pub use request_metrics::RequestMetrics;
 pub use service::{
-    Accepted, DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, Service, Settings, TextStream,
+    DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, QueuedRequest, Service, Settings, TextStream,
 };
 pub use shadow::Shadows;
-pub use tools::{Call, Tool, ToolChoice, Tools};
-pub use voice::{AdapterUse, Speaker};
+pub use tools::{Tool, ToolCall, ToolChoice, Tools};

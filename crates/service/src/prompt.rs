@@ -4,23 +4,27 @@
 use formats::chat_template::{Hidden, Message, alpaca_prompt};
 use formats::tokenizer::Special;
 
-use crate::ask::{Ask, Conversation};
 use crate::error::RequestError;
+use crate::persona_resolution::ResolvedPersona;
+use crate::request::{Conversation, GenerateRequest};
 use crate::tools;
-use crate::voice::Voice;
 use base::Base;
 
 /// The ids of the prompt, ending where the answer begins.
-pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u32>, RequestError> {
-    let field = ask.names.prompt;
-    let mut messages = match &ask.conversation {
+pub(super) fn tokens(
+    base: &Base,
+    persona: &ResolvedPersona<'_>,
+    request: &GenerateRequest,
+) -> Result<Vec<u32>, RequestError> {
+    let field = request.names.prompt;
+    let mut messages = match &request.conversation {
         Conversation::Prompt { prompt, input } => {
             let turn = Message::new("user", alpaca_prompt(prompt, input));
-            with_system_prompt(voice, ask, vec![turn])
+            with_system_prompt(persona, request, vec![turn])
         }
         Conversation::Messages(messages) => {
             let turns = tools::with_responses(messages.clone());
-            with_system_prompt(voice, ask, turns)
+            with_system_prompt(persona, request, turns)
         }
         Conversation::Text(text) => {
             let encoded = base.tokenizer.encode(text, Special::AsText);
@@ -41,8 +45,8 @@ pub(super) fn tokens(base: &Base, voice: &Voice<'_>, ask: &Ask) -> Result<Vec<u3
 }
 
 /// The prompt as text, for one that stands without a template; none of a conversation.
-pub(super) fn text(base: &Base, ask: &Ask) -> String {
-    match &ask.conversation {
+pub(super) fn text(base: &Base, request: &GenerateRequest) -> String {
+    match &request.conversation {
         Conversation::Text(text) => text.clone(),
         Conversation::Tokens(ids) => base.tokenizer.decode(ids, true),
         Conversation::Prompt { .. } | Conversation::Messages(_) => String::new(),
@@ -77,11 +81,15 @@ fn known(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, Requ
 }
 
 /// The persona's system prompt in front, where there is no other, and the tools behind it.
-fn with_system_prompt(voice: &Voice<'_>, ask: &Ask, mut turns: Vec<Message>) -> Vec<Message> {
-    if let Some(system) = &voice.system_prompt {
+fn with_system_prompt(
+    persona: &ResolvedPersona<'_>,
+    request: &GenerateRequest,
+    mut turns: Vec<Message>,
+) -> Vec<Message> {
+    if let Some(system) = &persona.system_prompt {
         turns.insert(0, Message::new("system", system));
     }
-    if let Some(instructions) = ask.tools.as_ref().and_then(tools::Tools::instructions) {
+    if let Some(instructions) = request.tools.as_ref().and_then(tools::Tools::instructions) {
         match turns.first_mut().filter(|turn| turn.role == "system") {
             Some(system) => {
                 system.content += "\n\n";

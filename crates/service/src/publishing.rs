@@ -59,7 +59,7 @@ impl Service {
             Some(path) => {
                 let content = AdapterContent::read(path)?;
                 self.adapters
-                    .try_on(&content.adapter, path)
+                    .check_fits(&content.adapter, path)
                     .map_err(|error| PublishError::Adapter(Box::new(error)))?;
                 Some(content)
             }

@@ -1,4 +1,4 @@
-//! The model as the engine runs it: a plan's rows through the decoder, over one paged cache.
+//! Implements the engine's `Runner`: runs the rows of a plan through the decoder, over one paged KV cache.
 
 use std::sync::Arc;
 
@@ -6,47 +6,51 @@ use engine::{Batch, Limits};
 use kernels::{BLOCK_TOKENS, Compute, KernelError, KvCache, KvType, Run, Span, Tensor};
 use model::{Adapter, Buffers, Model, YieldPoint};
 
-use crate::sharing::Sharing;
+use crate::compute_arbiter::ComputeArbiter;
 
-/// Whose turn the machine is while a step runs.
+/// How the steps of an engine share the machine with other engines and with training.
 #[derive(Clone)]
-pub enum Turns {
-    /// The service's own: training waits for it.
-    Own(Arc<Sharing>),
-    /// Lent, as to a training job: it waits for the service.
-    Lent(Arc<dyn YieldPoint>),
+pub enum StepPriority {
+    /// Steps run as soon as the current background layer ends: the engine that answers clients.
+    Foreground(Arc<ComputeArbiter>),
+    /// Steps wait at the yield point until foreground work leaves time: an engine that a job or an evaluation runs.
+    Background(Arc<dyn YieldPoint>),
 }
 
-impl Default for Turns {
+impl Default for StepPriority {
     fn default() -> Self {
-        Turns::Own(Arc::default())
+        StepPriority::Foreground(Arc::default())
     }
 }
 
-impl std::fmt::Debug for Turns {
+impl std::fmt::Debug for StepPriority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Turns::Own(_) => "Own",
-            Turns::Lent(_) => "Lent",
+            StepPriority::Foreground(_) => "Foreground",
+            StepPriority::Background(_) => "Background",
         })
     }
 }
 
-/// A model with its pages and buffers.
+/// A model with its KV cache and buffers.
 pub struct ModelRunner {
     model: Arc<Model>,
     cache: KvCache,
     buffers: Buffers,
     logits: Tensor,
-    turns: Turns,
+    priority: StepPriority,
 }
 
 impl ModelRunner {
-    /// Pages for as many tokens as fit in `kv_bytes`, at least for one block.
+    /// Allocates a KV cache of `kv_bytes`, at least one block.
     ///
     /// # Errors
     /// The system has no memory.
-    pub fn new(model: Arc<Model>, kv_bytes: u64, turns: Turns) -> Result<ModelRunner, KernelError> {
+    pub fn new(
+        model: Arc<Model>,
+        kv_bytes: u64,
+        priority: StepPriority,
+    ) -> Result<ModelRunner, KernelError> {
         let block = model.block_bytes(KvType::F16) as u64;
         let blocks = (kv_bytes / block).clamp(1, u64::from(u32::MAX)) as usize;
         let cache = model.new_cache(model.config().layers, blocks, KvType::F16)?;
@@ -56,7 +60,7 @@ impl ModelRunner {
             cache,
             buffers,
             logits,
-            turns,
+            priority,
         })
     }
 }
@@ -85,7 +89,7 @@ impl engine::Runner for ModelRunner {
                 blocks: &s.blocks,
             })
             .collect();
-        // Neighbours that carry the same are one run: their adapters are read once.
+        // Neighbouring rows with the same adapters form one run, so each adapter is read once.
         let mut runs: Vec<Run> = Vec::new();
         for s in batch.sequences.iter().filter(|s| !s.adapters.is_empty()) {
             match runs.last_mut() {
@@ -119,12 +123,12 @@ impl engine::Runner for ModelRunner {
             // A turn ends when the device has computed the step.
             self.model.device().wait();
         };
-        match &self.turns {
-            Turns::Own(sharing) => {
-                let _step = sharing.step();
+        match &self.priority {
+            StepPriority::Foreground(arbiter) => {
+                let _step = arbiter.begin_step();
                 forward();
             }
-            Turns::Lent(yield_point) => {
+            StepPriority::Background(yield_point) => {
                 if !yield_point.wait() {
                     return Err("stopped before it was done".to_owned());
                 }

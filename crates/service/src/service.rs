@@ -6,26 +6,26 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use base::{Base, Held};
+use base::{Base, LoadOptions};
 use engine::{
     AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sampling, Sink, WaitOptions,
 };
 use registry::Personas;
 
 use crate::adapters::{Adapters, LeaseError};
-use crate::answer::{Answer, Gathered, TextEvent, TextSink, Writer};
-use crate::ask::Ask;
+use crate::answer::{Answer, AnswerBuilder, TextEvent, TextSink, Writer};
 use crate::catalog::Catalog;
-use crate::choices::{self, Tickets};
-use crate::error::{OpenError, RequestError, VoteError};
+use crate::compute_arbiter::ComputeArbiter;
+use crate::error::{RequestError, ServiceStartError, VoteError};
 use crate::grammar::Grammars;
-use crate::meters::Meters;
+use crate::parallel_sampling::{self, Tickets};
+use crate::persona_resolution::{ModelIdentity, ResolvedPersona};
 use crate::prompt;
-use crate::runner::{ModelRunner, Turns};
+use crate::request::GenerateRequest;
+use crate::request_metrics::RequestMetrics;
+use crate::runner::{ModelRunner, StepPriority};
 use crate::shadow::Shadows;
-use crate::sharing::Sharing;
 use crate::uploads::Uploads;
-use crate::voice::{Speaker, Voice};
 use crate::votes::Votes;
 
 /// The most new tokens where neither the request nor its persona says; fewer where the context ends before.
@@ -40,8 +40,8 @@ pub struct Settings {
     pub base_name: Option<String>,
     /// The sha256 of the base's file, where it is known; without, the file is read for it when an adapter records one.
     pub base_sha256: Option<String>,
-    /// How exactly the base's float weights are held.
-    pub held: Held,
+    /// How the base's weights are loaded.
+    pub load: LoadOptions,
     /// The folder under which clients may name adapters to load; without, they may not.
     pub adapter_root: Option<PathBuf>,
     /// The folder in which adapters wait that clients send; without, they may not.
@@ -52,8 +52,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// Bytes for keys and values.
     pub kv_memory: u64,
-    /// Whose turn the machine is while it answers.
-    pub turns: Turns,
+    /// How its steps share the machine with background work.
+    pub priority: StepPriority,
     /// Batch, queue and adapter memory.
     pub engine: EngineConfig,
 }
@@ -63,13 +63,13 @@ impl Default for Settings {
         Settings {
             base_name: None,
             base_sha256: None,
-            held: Held::default(),
+            load: LoadOptions::default(),
             adapter_root: None,
             uploads: None,
             votes: None,
             threads: None,
             kv_memory: 512 << 20,
-            turns: Turns::default(),
+            priority: StepPriority::default(),
             engine: EngineConfig::default(),
         }
     }
@@ -82,10 +82,10 @@ pub struct Service {
     pub(crate) adapters: Adapters,
     engine: Handle<model::Adapter>,
     grammars: Grammars,
-    pub(crate) meters: Arc<Meters>,
+    pub(crate) metrics: Arc<RequestMetrics>,
     pub(crate) shadows: Shadows,
     pub(crate) adapter_root: Option<PathBuf>,
-    turns: Turns,
+    priority: StepPriority,
     pub(crate) uploads: Option<Uploads>,
     votes: Option<Votes>,
 }
@@ -95,16 +95,16 @@ impl Service {
     /// known before the first request.
     ///
     /// # Errors
-    /// [`OpenError`], naming the file.
+    /// [`ServiceStartError`], naming the file.
     pub fn open(
         path: &Path,
         catalog: impl Into<Catalog>,
         settings: &Settings,
-    ) -> Result<Service, OpenError> {
+    ) -> Result<Service, ServiceStartError> {
         let device = kernels::Device::open(kernels::DeviceChoice::Cpu {
             threads: settings.threads,
         })?;
-        let base = Base::open_in(path, settings.base_name.as_deref(), device, &settings.held)?;
+        let base = Base::open_in(path, settings.base_name.as_deref(), device, &settings.load)?;
         if let Some(sha256) = &settings.base_sha256 {
             base.fingerprint.known(sha256);
         }
@@ -119,11 +119,11 @@ impl Service {
         base: impl Into<Arc<Base>>,
         catalog: Catalog,
         settings: &Settings,
-    ) -> Result<Service, OpenError> {
+    ) -> Result<Service, ServiceStartError> {
         let base = base.into();
         let personas = catalog.personas();
         if let Some(persona) = personas.get(&base.name) {
-            return Err(OpenError::NameTaken {
+            return Err(ServiceStartError::NameTaken {
                 name: base.name.clone(),
                 path: persona.dir.clone(),
             });
@@ -131,7 +131,7 @@ impl Service {
         let runner = ModelRunner::new(
             base.model.clone(),
             settings.kv_memory,
-            settings.turns.clone(),
+            settings.priority.clone(),
         )?;
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = Adapters::new(&base, engine.clone());
@@ -152,7 +152,7 @@ impl Service {
                 }
                 Err(LeaseError::Unusable(_, source)) => {
                     let persona = persona.name.clone();
-                    return Err(OpenError::Adapter { persona, source });
+                    return Err(ServiceStartError::Adapter { persona, source });
                 }
                 // Nobody else is here to wait for.
                 Err(LeaseError::NotReserved(_)) => break,
@@ -164,10 +164,10 @@ impl Service {
             adapters,
             engine,
             grammars: Grammars::default(),
-            meters: Arc::default(),
+            metrics: Arc::default(),
             shadows: Shadows::default(),
             adapter_root: settings.adapter_root.clone(),
-            turns: settings.turns.clone(),
+            priority: settings.priority.clone(),
             uploads: settings.uploads.clone().map(Uploads::new),
             votes: settings.votes.as_deref().map(Votes::new),
         })
@@ -189,10 +189,10 @@ impl Service {
     }
 
     /// The turns that training takes beside its answers.
-    pub fn sharing(&self) -> Arc<Sharing> {
-        match &self.turns {
-            Turns::Own(sharing) => Arc::clone(sharing),
-            Turns::Lent(_) => Arc::default(),
+    pub fn compute_arbiter(&self) -> Arc<ComputeArbiter> {
+        match &self.priority {
+            StepPriority::Foreground(arbiter) => Arc::clone(arbiter),
+            StepPriority::Background(_) => Arc::default(),
         }
     }
 
@@ -210,8 +210,8 @@ impl Service {
     }
 
     /// What was counted of requests.
-    pub fn meters(&self) -> &Meters {
-        &self.meters
+    pub fn metrics(&self) -> &RequestMetrics {
+        &self.metrics
     }
 
     /// Queues a request. `sink` receives the text on the engine's thread, so it must hand it on and return; its last
@@ -222,11 +222,15 @@ impl Service {
     ///
     /// # Errors
     /// [`RequestError`]; the sink is then never called.
-    pub fn submit(&self, ask: &Ask, sink: TextSink) -> Result<Accepted, RequestError> {
+    pub fn submit(
+        &self,
+        request: &GenerateRequest,
+        sink: TextSink,
+    ) -> Result<QueuedRequest, RequestError> {
         let mut sink = Some(sink);
         // What comes of further answers is for nobody.
         let mut one = |_| sink.take().unwrap_or_else(|| Box::new(|_| Flow::Stop));
-        self.submit_unless(ask, &mut one, &AtomicBool::new(false))
+        self.submit_choices(request, &mut one, &AtomicBool::new(false))
     }
 
     /// [`Service::submit`] with a sink for each answer, by its number, and for a caller who may go away while it waits for its
@@ -234,96 +238,96 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::submit`].
-    pub fn submit_unless(
+    pub fn submit_choices(
         &self,
-        ask: &Ask,
+        request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
         gone: &AtomicBool,
-    ) -> Result<Accepted, RequestError> {
-        self.submit_counted(ask, sinks, gone, &self.meters)
+    ) -> Result<QueuedRequest, RequestError> {
+        self.submit_with_metrics(request, sinks, gone, &self.metrics)
     }
 
-    /// [`Service::submit_unless`], counted in `meters`.
-    pub(crate) fn submit_counted(
+    /// [`Service::submit_choices`], counted in `meters`.
+    pub(crate) fn submit_with_metrics(
         &self,
-        ask: &Ask,
+        request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
         gone: &AtomicBool,
-        meters: &Arc<Meters>,
-    ) -> Result<Accepted, RequestError> {
+        metrics: &Arc<RequestMetrics>,
+    ) -> Result<QueuedRequest, RequestError> {
         let came = Instant::now();
-        let counted = |speaker: Option<&Speaker>, error: RequestError| {
-            meters.refused(speaker, ask.caller.account().as_deref(), &error);
+        let counted = |identity: Option<&ModelIdentity>, error: RequestError| {
+            metrics.refused(identity, request.caller.log().as_deref(), &error);
             error
         };
         let personas = self.personas();
-        let voice = ask
+        let persona = request
             .check()
-            .and_then(|()| Voice::resolve(&self.base, &personas, ask))
+            .and_then(|()| ResolvedPersona::resolve(&self.base, &personas, request))
             .map_err(|error| counted(None, error))?;
-        let speaker = voice.speaker.clone();
-        let shadow = voice.shadow.clone();
+        let identity = persona.identity.clone();
+        let shadow = persona.shadow.clone();
         let mut sinks = |choice| match &shadow {
-            Some(shadow) if choice == 0 => self.shadowed(ask, &speaker, shadow, sinks(choice)),
+            Some(shadow) if choice == 0 => self.shadowed(request, &identity, shadow, sinks(choice)),
             _ => sinks(choice),
         };
-        self.submit_as(voice, ask, &mut sinks, came, gone, meters)
-            .map_err(|error| counted(Some(&speaker), error))
+        self.submit_resolved(persona, request, &mut sinks, came, gone, metrics)
+            .map_err(|error| counted(Some(&identity), error))
     }
 
-    fn submit_as(
+    fn submit_resolved(
         &self,
-        voice: Voice<'_>,
-        ask: &Ask,
+        persona: ResolvedPersona<'_>,
+        request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
         came: Instant,
         gone: &AtomicBool,
-        meters: &Arc<Meters>,
-    ) -> Result<Accepted, RequestError> {
-        let names = &ask.names;
-        let prompt = prompt::tokens(&self.base, &voice, ask)?;
-        let echo = ask.echo.then(|| prompt::text(&self.base, ask));
-        let max_new_tokens = self.max_new_tokens(&voice, ask, prompt.len())?;
-        let stop = ask.stop.as_ref().unwrap_or(&voice.stop);
+        metrics: &Arc<RequestMetrics>,
+    ) -> Result<QueuedRequest, RequestError> {
+        let names = &request.names;
+        let prompt = prompt::tokens(&self.base, &persona, request)?;
+        let echo = request.echo.then(|| prompt::text(&self.base, request));
+        let max_new_tokens = self.max_new_tokens(&persona, request, prompt.len())?;
+        let stop = request.stop.as_ref().unwrap_or(&persona.stop);
 
-        let within = ask.timeout_ms.map(Duration::from_millis);
-        let request = Request {
+        let within = request.timeout_ms.map(Duration::from_millis);
+        let engine_request = Request {
             prompt,
-            adapters: voice
-                .speaker
+            adapters: persona
+                .identity
                 .adapters
                 .iter()
                 .map(|adapter| (adapter.id, adapter.scale))
                 .collect(),
-            sampling: sampling(&voice, ask),
+            sampling: sampling(&persona, request),
             max_new_tokens,
-            stop_tokens: match ask.ignore_eos {
+            stop_tokens: match request.ignore_eos {
                 true => Vec::new(),
                 false => self.base.tokenizer.end_ids().to_vec(),
             },
-            top_logprobs: ask.logprobs,
-            prompt_logprobs: ask.echo && ask.logprobs.is_some(),
+            top_logprobs: request.logprobs,
+            prompt_logprobs: request.echo && request.logprobs.is_some(),
             grammar: self
                 .grammars
-                .find(&self.base, &ask.format, ask.tools.as_ref())?,
-            priority: ask.priority,
-            client: ask.caller.client(),
+                .find(&self.base, &request.format, request.tools.as_ref())?,
+            priority: request.priority,
+            client: request.caller.client(),
             // The time to read the prompt counts too.
             deadline: within.map(|within| within.saturating_sub(came.elapsed())),
         };
         let refused = |error| RequestError::refused(error, names);
-        self.engine.check(&request).map_err(refused)?;
-        let holds = ask.caller.admit(
-            ask.priority,
-            request.prompt.len(),
+        self.engine.check(&engine_request).map_err(refused)?;
+        let holds = request.caller.admit(
+            request.priority,
+            engine_request.prompt.len(),
             max_new_tokens,
-            ask.choices,
+            request.choices,
         )?;
         let mut holds = holds.into_iter();
-        if let Some(account) = ask.caller.account() {
-            account.asked(&voice.speaker);
+        if let Some(log) = request.caller.log() {
+            log.resolved(&persona.identity);
         }
-        let permits = (0..ask.choices)
+        let permits = (0..request.choices)
             .map(|_| self.engine.acquire_permit())
             .collect::<Result<Vec<_>, _>>()
             .map_err(refused)?;
@@ -332,26 +336,26 @@ impl Service {
             cancelled: Some(gone),
         };
         // Held until the engine holds its own.
-        let leases = self.adapters.lease(&voice.adapters, &options)?;
+        let leases = self.adapters.lease(&persona.adapters, &options)?;
         let sink = |choice: usize| -> Sink {
-            let account = ask.caller.account();
+            let log = request.caller.log();
             let hold = holds.next().unwrap_or_default();
-            let meter = meters.meter(&voice.speaker, came);
-            let meter = meter.for_caller(account, hold, choice == 0);
+            let recorder = metrics.recorder(&persona.identity, came);
+            let recorder = recorder.for_caller(log, hold, choice == 0);
             let detokenizer = self.base.tokenizer.detokenizer();
-            let mut writer = Writer::new(detokenizer, stop, sinks(choice), meter);
-            if ask.calls_tools() {
+            let mut writer = Writer::new(detokenizer, stop, sinks(choice), recorder);
+            if request.calls_tools() {
                 writer.read_calls();
             }
             if let Some(text) = &echo {
-                writer.echo(text.clone(), request.prompt.first().copied());
+                writer.echo(text.clone(), engine_request.prompt.first().copied());
             }
             Box::new(move |event| writer.take(event))
         };
-        let tickets = choices::submit(&self.engine, permits, &request, leases, sink);
-        Ok(Accepted {
+        let tickets = parallel_sampling::submit(&self.engine, permits, &engine_request, leases, sink);
+        Ok(QueuedRequest {
             tickets: tickets.map_err(refused)?,
-            speaker: voice.speaker,
+            identity: persona.identity,
         })
     }
 
@@ -359,15 +363,15 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::submit`].
-    pub fn stream(&self, ask: &Ask) -> Result<TextStream, RequestError> {
+    pub fn stream(&self, request: &GenerateRequest) -> Result<TextStream, RequestError> {
         let (sender, events) = channel();
         let sink: TextSink = Box::new(move |event| match sender.send(event) {
             Ok(()) => Flow::Continue,
             Err(_) => Flow::Stop,
         });
-        let Accepted { speaker, tickets } = self.submit(ask, sink)?;
+        let QueuedRequest { identity, tickets } = self.submit(request, sink)?;
         Ok(TextStream {
-            speaker,
+            identity,
             events,
             _tickets: tickets,
         })
@@ -378,14 +382,14 @@ impl Service {
     /// # Errors
     /// As [`Service::submit`]; [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the service
     /// ended meanwhile.
-    pub fn generate(&self, ask: &Ask) -> Result<Answer, RequestError> {
-        let mut stream = self.stream(ask)?;
-        let mut gathered = Gathered::default();
+    pub fn generate(&self, request: &GenerateRequest) -> Result<Answer, RequestError> {
+        let mut stream = self.stream(request)?;
+        let mut gathered = AnswerBuilder::default();
         for event in &mut stream {
             match event {
                 TextEvent::Delta(delta) => gathered.add(delta),
-                TextEvent::Call(call) => gathered.call(call),
-                TextEvent::End(end) => return gathered.end(stream.speaker, end),
+                TextEvent::ToolCall(call) => gathered.call(call),
+                TextEvent::End(end) => return gathered.end(stream.identity, end),
             }
         }
         Err(RequestError::Stopped)
@@ -394,28 +398,28 @@ impl Service {
     /// The most new tokens: what the request says, else the persona, else the default, as far as they fit.
     fn max_new_tokens(
         &self,
-        voice: &Voice<'_>,
-        ask: &Ask,
+        persona: &ResolvedPersona<'_>,
+        request: &GenerateRequest,
         prompt: usize,
     ) -> Result<usize, RequestError> {
         let limits = self.engine.limits();
         let room = room(&limits, prompt);
         if room == 0 {
             return Err(RequestError::PromptTooLong {
-                field: ask.names.prompt,
+                field: request.names.prompt,
                 tokens: prompt,
                 limit: longest(&limits),
             });
         }
-        match ask.max_new_tokens {
+        match request.max_new_tokens {
             Some(asked) if asked > room => Err(RequestError::PastContext {
-                field: ask.names.max_new_tokens,
+                field: request.names.max_new_tokens,
                 prompt,
                 max_new_tokens: asked,
                 limit: longest(&limits),
             }),
             Some(asked) => Ok(asked),
-            None => Ok(voice
+            None => Ok(persona
                 .max_new_tokens
                 .unwrap_or(DEFAULT_MAX_NEW_TOKENS)
                 .min(room)),
@@ -436,8 +440,8 @@ fn room(limits: &Limits, prompt: usize) -> usize {
 }
 
 /// The request's settings over the persona's over the defaults.
-fn sampling(voice: &Voice<'_>, ask: &Ask) -> Sampling {
-    let (own, overrides, neutral) = (voice.sampling, &ask.overrides, Sampling::default());
+fn sampling(persona: &ResolvedPersona<'_>, request: &GenerateRequest) -> Sampling {
+    let (own, overrides, neutral) = (persona.sampling, &request.overrides, Sampling::default());
     Sampling {
         temperature: overrides
             .temperature
@@ -452,16 +456,16 @@ fn sampling(voice: &Voice<'_>, ask: &Ask) -> Sampling {
             .unwrap_or(neutral.repetition_penalty),
         frequency_penalty: overrides.frequency_penalty.unwrap_or(0.0),
         presence_penalty: overrides.presence_penalty.unwrap_or(0.0),
-        logit_bias: ask.logit_bias.clone(),
+        logit_bias: request.logit_bias.clone(),
         seed: overrides.seed.or(own.seed),
     }
 }
 
 /// A request that is queued.
 #[derive(Debug)]
-pub struct Accepted {
+pub struct QueuedRequest {
     /// Who answers.
-    pub speaker: Speaker,
+    pub identity: ModelIdentity,
     /// Dropped, they cancel the request.
     pub tickets: Tickets,
 }
@@ -470,7 +474,7 @@ pub struct Accepted {
 #[derive(Debug)]
 pub struct TextStream {
     /// Who answers.
-    pub speaker: Speaker,
+    pub identity: ModelIdentity,
     events: Receiver<TextEvent>,
     _tickets: Tickets,
 }

@@ -11,13 +11,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use registry::PersonaRef;
 
-use crate::answer::{CallDelta, FinishReason, TextEvent, TextSink};
-use crate::ask::Ask;
+use crate::answer::{FinishReason, TextEvent, TextSink, ToolCallDelta};
 use crate::caller::Caller;
 use crate::error::RequestError;
-use crate::meters::Meters;
+use crate::persona_resolution::ModelIdentity;
+use crate::request::GenerateRequest;
+use crate::request_metrics::RequestMetrics;
 use crate::service::Service;
-use crate::voice::Speaker;
 
 /// How many comparisons may wait; one more is skipped.
 const MAX_WAITING: usize = 64;
@@ -39,8 +39,8 @@ struct Outcome {
 /// An answer that was given, and how to get another one.
 #[derive(Debug)]
 struct Job {
-    ask: Ask,
-    speaker: Speaker,
+    request: GenerateRequest,
+    identity: ModelIdentity,
     shadow: PersonaRef,
     label: String,
     answer: String,
@@ -88,8 +88,8 @@ impl Service {
     /// A sink that hands everything on and, when the answer is whole, has `shadow` answer too.
     pub(super) fn shadowed(
         &self,
-        ask: &Ask,
-        speaker: &Speaker,
+        request: &GenerateRequest,
+        identity: &ModelIdentity,
         shadow: &PersonaRef,
         mut sink: TextSink,
     ) -> TextSink {
@@ -97,17 +97,17 @@ impl Service {
             return sink;
         };
         let outcomes = self.shadows.outcomes.clone();
-        let label = self.meters.label(speaker);
+        let label = self.metrics.label(identity);
         let mut job = Some(Job {
-            ask: Ask {
+            request: GenerateRequest {
                 persona: Some(shadow.to_string()),
                 choices: 1,
                 priority: i32::MAX,
                 // It is the operator's, not the caller's: it counts against no key.
                 caller: Caller::default(),
-                ..ask.clone()
+                ..request.clone()
             },
-            speaker: speaker.clone(),
+            identity: identity.clone(),
             shadow: shadow.clone(),
             label,
             answer: String::new(),
@@ -138,29 +138,29 @@ impl Service {
 fn tell(event: &TextEvent, told: &mut String) {
     match event {
         TextEvent::Delta(delta) => told.push_str(&delta.text),
-        TextEvent::Call(CallDelta::Begin { name, .. }) => told.push_str(name),
-        TextEvent::Call(CallDelta::Arguments { text, .. }) => told.push_str(text),
+        TextEvent::ToolCall(ToolCallDelta::Begin { name, .. }) => told.push_str(name),
+        TextEvent::ToolCall(ToolCallDelta::Arguments { text, .. }) => told.push_str(text),
         TextEvent::End(_) => {}
     }
 }
 
 fn compare(service: &Weak<Service>, jobs: &Receiver<Job>) {
     // What shadows answer is not a client's.
-    let uncounted = Arc::new(Meters::default());
+    let uncounted = Arc::new(RequestMetrics::default());
     for job in jobs {
         let Some(service) = service.upgrade() else {
             return;
         };
         let Job {
-            ask,
-            speaker,
+            request,
+            identity,
             shadow,
             label,
             answer,
         } = job;
-        let persona = &speaker.name;
-        let current = speaker.version.unwrap_or(0);
-        match service.answer_of(&ask, &uncounted) {
+        let persona = &identity.name;
+        let current = identity.version.unwrap_or(0);
+        match service.answer_of(&request, &uncounted) {
             Ok(other) => {
                 let same = other == answer;
                 service
@@ -194,7 +194,11 @@ fn compare(service: &Weak<Service>, jobs: &Receiver<Job>) {
 
 impl Service {
     /// The text of an answer that is counted nowhere but in `meters`.
-    fn answer_of(&self, ask: &Ask, meters: &Arc<Meters>) -> Result<String, RequestError> {
+    fn answer_of(
+        &self,
+        request: &GenerateRequest,
+        metrics: &Arc<RequestMetrics>,
+    ) -> Result<String, RequestError> {
         let (sender, events) = std::sync::mpsc::channel();
         let mut sink = Some(Box::new(move |event| match sender.send(event) {
             Ok(()) => engine::Flow::Continue,
@@ -205,7 +209,7 @@ impl Service {
                 .unwrap_or_else(|| Box::new(|_| engine::Flow::Stop))
         };
         let gone = std::sync::atomic::AtomicBool::new(false);
-        let _accepted = self.submit_counted(ask, &mut one, &gone, meters)?;
+        let _accepted = self.submit_with_metrics(request, &mut one, &gone, metrics)?;
         let mut told = String::new();
         for event in events {
             tell(&event, &mut told);

@@ -56,7 +56,7 @@ pub enum ToolChoice {
 
 /// A call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct ToolCall {
     /// The tool's name.
     pub name: String,
     /// Its arguments as JSON; broken off where the answer was.
@@ -140,13 +140,13 @@ impl Tools {
 }
 
 /// An assistant's turn as it was said: its text, then its calls.
-pub fn said(text: &str, calls: &[Call]) -> String {
+pub fn said(text: &str, calls: &[ToolCall]) -> String {
     let mut turn = text.to_owned();
     for call in calls {
         if !turn.is_empty() {
             turn.push('\n');
         }
-        let Call { name, arguments } = call;
+        let ToolCall { name, arguments } = call;
         turn += &format!(
             "<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
         );

@@ -205,7 +205,7 @@ impl Service {
         let content = AdapterContent::read(dir.path())?;
         let adapter = &content.adapter;
         let here = dir.path().display().to_string();
-        let problem = self.adapters.try_on(adapter, dir.path()).err();
+        let problem = self.adapters.check_fits(adapter, dir.path()).err();
         // Where it lies meanwhile is nobody's business.
         let problem = problem.map(|error| error.to_string().replace(&here, "the adapter"));
         let modules: BTreeSet<&str> = adapter

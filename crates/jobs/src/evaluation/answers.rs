@@ -16,7 +16,7 @@ use train::dataset::{DataRow, RowContent};
 
 use super::candidate::Candidate;
 use base::progress::Progress;
-use service::{Ask, Conversation, Overrides, Service, TextEvent, TextStream};
+use service::{Conversation, GenerateRequest, Overrides, Service, TextEvent, TextStream};
 
 /// Questions that every persona answers at least, where there are so many.
 const COMMON: usize = 24;
@@ -195,7 +195,7 @@ pub fn answer(
 }
 
 /// The row's question, to the persona or to the base behind the persona's system prompt.
-fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<Ask> {
+fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRequest> {
     let mut turns = match &row.content {
         RowContent::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
         _ => vec![Message::new("user", row.input())],
@@ -206,7 +206,7 @@ fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<Ask> {
         turns.insert(0, Message::new("system", system));
     }
     let who = own.then(|| format!("{}@{}", persona.name, persona.version));
-    Ok(Ask {
+    Ok(GenerateRequest {
         conversation: Conversation::Messages(turns),
         overrides: Overrides {
             temperature: Some(0.0),
@@ -214,7 +214,7 @@ fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<Ask> {
         },
         stop: Some(persona.stop.clone()),
         max_new_tokens: persona.max_new_tokens,
-        ..Ask::new(who.as_deref(), "")
+        ..GenerateRequest::new(who.as_deref(), "")
     })
 }
 
@@ -224,7 +224,7 @@ fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {
         match event {
             TextEvent::Delta(delta) => text.push_str(&delta.text),
             // No tools are offered.
-            TextEvent::Call(_) => {}
+            TextEvent::ToolCall(_) => {}
             TextEvent::End(end) => {
                 end.check()?;
                 return Ok((text, end.completion_tokens));

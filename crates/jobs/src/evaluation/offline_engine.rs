@@ -8,7 +8,7 @@ use engine::EngineConfig;
 use model::YieldPoint;
 use registry::{Persona, Personas};
 use service::catalog::Catalog;
-use service::runner::Turns;
+use service::runner::StepPriority;
 use service::{Service, Settings};
 
 use super::answers::{self, Answers, Question};
@@ -42,7 +42,7 @@ pub(crate) fn answers(
     let settings = Settings {
         base_name: Some(queue.service.base().name.clone()),
         kv_memory: KV_MEMORY,
-        turns: Turns::Lent(machine),
+        priority: StepPriority::Background(machine),
         engine: EngineConfig {
             max_batch: AT_ONCE,
             max_queue: AT_ONCE,

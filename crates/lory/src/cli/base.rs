@@ -11,7 +11,7 @@ use base::hub::{self, HubSettings, RepositoryId, Source};
 use base::plan::{self, Demand, HardwareProfile};
 use base::progress::Progress;
 use base::quant_cache::Kept;
-use base::{BaseFiles, Held, files};
+use base::{BaseFiles, LoadOptions, files};
 
 /// The flag, for every command that needs a base.
 #[derive(Debug, Clone, clap::Args)]
@@ -69,7 +69,7 @@ pub(super) struct Planned {
     /// The plan in a line, for people.
     pub line: String,
     /// How its weights are held.
-    pub held: Held,
+    pub load: LoadOptions,
 }
 
 impl BaseArgs {
@@ -146,7 +146,7 @@ impl Located {
             .with_context(|| format!("--base {} does not fit", self.path.display()))?;
         Ok(Planned {
             line: plan.line(),
-            held: Held {
+            load: LoadOptions {
                 precision: plan.chosen.precision,
                 kept: kept(),
             },

@@ -14,7 +14,7 @@ use super::{Verdict, columns, generate, print};
 use base::home::Home;
 use base::plan::Demand;
 use server::ServerSettings;
-use service::{Ask, Service, Settings};
+use service::{GenerateRequest, Service, Settings};
 
 const QUESTION: &str = "What is the status of my order #12345?";
 /// Ports tried after one that is taken.
@@ -49,7 +49,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let titles = titles(&catalog.personas());
     let planned = located.planned(&args.precision, Demand::default())?;
     let settings = at_home(Settings {
-        held: planned.held,
+        load: planned.load,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()
@@ -59,7 +59,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 
     let personas = service.personas();
     let names = std::iter::once(None).chain(personas.names().into_iter().map(Some));
-    let asks: Vec<Ask> = names.map(|who| Ask::new(who, QUESTION)).collect();
+    let asks: Vec<GenerateRequest> = names
+        .map(|who| GenerateRequest::new(who, QUESTION))
+        .collect();
     let answers = generate::together(&service, &asks)?;
     let took = start.elapsed();
     let base = format!("{} (no persona)", service.base().name);

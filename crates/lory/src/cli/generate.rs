@@ -10,8 +10,8 @@ use super::registry::RegistryArgs;
 use super::{Usage, Verdict, print};
 use base::plan::Demand;
 use service::{
-    Answer, Ask, Conversation, FieldNames, Gathered, Overrides, RequestError, Service, Settings,
-    TextEvent, TextStream,
+    Answer, AnswerBuilder, Conversation, FieldNames, GenerateRequest, Overrides, RequestError,
+    Service, Settings, TextEvent, TextStream,
 };
 
 /// Ask one question of one persona, or of several at once
@@ -72,8 +72,8 @@ const NAMES: FieldNames = FieldNames {
 };
 
 impl Args {
-    fn ask(&self, who: Option<&str>) -> Ask {
-        Ask {
+    fn request(&self, who: Option<&str>) -> GenerateRequest {
+        GenerateRequest {
             conversation: Conversation::Prompt {
                 prompt: self.prompt.clone(),
                 input: self.input.clone(),
@@ -86,7 +86,7 @@ impl Args {
             },
             max_new_tokens: self.max_new_tokens,
             names: NAMES,
-            ..Ask::new(who, &self.prompt)
+            ..GenerateRequest::new(who, &self.prompt)
         }
     }
 }
@@ -104,22 +104,23 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let located = args.base.locate()?;
     let planned = located.planned(&args.precision, Demand::default())?;
     let settings = Settings {
-        held: planned.held,
+        load: planned.load,
         base_name: located.name,
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()
     };
     let service = Service::open(&located.path, catalog, &settings)?;
     match args.who.as_slice() {
-        [] if !args.json => stream(&service, &args.ask(None))?,
-        [who] if !args.json => stream(&service, &args.ask(Some(who)))?,
+        [] if !args.json => stream(&service, &args.request(None))?,
+        [who] if !args.json => stream(&service, &args.request(Some(who)))?,
         [] => print(&format!(
             "{}\n",
-            as_json(&service.generate(&args.ask(None))?)
+            as_json(&service.generate(&args.request(None))?)
         ))?,
         several => {
-            let asks: Vec<Ask> = several.iter().map(|who| args.ask(Some(who))).collect();
-            let answers = together(&service, &asks)?;
+            let requests: Vec<GenerateRequest> =
+                several.iter().map(|who| args.request(Some(who))).collect();
+            let answers = together(&service, &requests)?;
             if args.json {
                 let lines = answers
                     .iter()
@@ -140,10 +141,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 }
 
 /// Asks all at once, so that they share the engine's steps, and waits for all.
-pub(super) fn together(service: &Service, asks: &[Ask]) -> anyhow::Result<Vec<Answer>> {
-    let streams = asks
+pub(super) fn together(
+    service: &Service,
+    requests: &[GenerateRequest],
+) -> anyhow::Result<Vec<Answer>> {
+    let streams = requests
         .iter()
-        .map(|ask| service.stream(ask).map_err(refused))
+        .map(|request| service.stream(request).map_err(refused))
         .collect::<Result<Vec<_>, _>>()?;
     streams
         .into_iter()
@@ -160,8 +164,8 @@ fn refused(error: RequestError) -> anyhow::Error {
     }
 }
 
-fn stream(service: &Service, ask: &Ask) -> anyhow::Result<()> {
-    collect(service.stream(ask).map_err(refused)?, print)?;
+fn stream(service: &Service, request: &GenerateRequest) -> anyhow::Result<()> {
+    collect(service.stream(request).map_err(refused)?, print)?;
     print("\n")
 }
 
@@ -170,16 +174,16 @@ fn collect(
     mut stream: TextStream,
     mut show: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
-    let mut gathered = Gathered::default();
+    let mut gathered = AnswerBuilder::default();
     for event in &mut stream {
         match event {
             TextEvent::Delta(delta) => {
                 show(&delta.text)?;
                 gathered.add(delta);
             }
-            TextEvent::Call(call) => gathered.call(call),
+            TextEvent::ToolCall(call) => gathered.call(call),
             TextEvent::End(end) => {
-                return Ok(gathered.end(stream.speaker.clone(), end)?);
+                return Ok(gathered.end(stream.identity.clone(), end)?);
             }
         }
     }
@@ -189,7 +193,7 @@ fn collect(
 /// An answer as `POST /generate` gives it.
 fn as_json(answer: &Answer) -> serde_json::Value {
     let adapters: Vec<_> = answer
-        .speaker
+        .identity
         .adapters
         .iter()
         .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": shortest(adapter.scale)}))
@@ -197,7 +201,7 @@ fn as_json(answer: &Answer) -> serde_json::Value {
     let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
     json!({
         "response": answer.text,
-        "persona": {"name": answer.speaker.name, "version": answer.speaker.version, "adapters": adapters},
+        "persona": {"name": answer.identity.name, "version": answer.identity.version, "adapters": adapters},
         "finish_reason": answer.end.reason.name(),
         "usage": {"prompt_tokens": answer.end.prompt_tokens, "completion_tokens": answer.end.completion_tokens},
         "timings": {

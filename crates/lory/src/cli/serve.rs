@@ -20,8 +20,8 @@ use base::home::Home;
 use base::plan::Demand;
 use jobs::{EvaluationResults, JobError, JobSettings, Jobs};
 use server::{self, ServerSettings, Slot};
-use service::runner::Turns;
-use service::sharing::Sharing;
+use service::compute_arbiter::ComputeArbiter;
+use service::runner::StepPriority;
 use service::{Service, Settings};
 
 /// How many personas are named at the start.
@@ -222,9 +222,9 @@ pub(super) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<Verdict> 
             let planned = located.planned(&args.precision, args.engine.demand())?;
             eprintln!("{}", planned.line);
             let settings = Settings {
-                held: planned.held,
+                load: planned.load,
                 adapter_root: args.adapter_root,
-                turns: Turns::Own(Arc::new(Sharing::within(budget))),
+                priority: StepPriority::Foreground(Arc::new(ComputeArbiter::within(budget))),
                 ..at_home(args.engine.settings(&located))
             };
             let service = Service::open(&located.path, catalog, &settings)?;

@@ -7,7 +7,7 @@ use engine::{AdapterId, Engine, EngineConfig, Event, Handle, Request, Sampling};
 use formats::peft::{LoraPair, Module};
 use kernels::LoraType;
 use model::Adapter;
-use service::runner::{ModelRunner, Turns};
+use service::runner::{ModelRunner, StepPriority};
 
 use crate::BASE;
 
@@ -48,7 +48,7 @@ fn adapter(seed: u64) -> Arc<Adapter> {
 
 fn start(config: EngineConfig) -> Handle<Adapter> {
     let handle = Engine::start(
-        ModelRunner::new(BASE.model.clone(), 64 << 20, Turns::default()).unwrap(),
+        ModelRunner::new(BASE.model.clone(), 64 << 20, StepPriority::default()).unwrap(),
         config,
     )
     .unwrap();

@@ -1,6 +1,6 @@
 //! What cannot be served is said when the service opens, with its file; and what happens when memory is short.
 
-use service::{AdapterError, Ask, RequestError, Service, Settings};
+use service::{AdapterError, GenerateRequest, RequestError, Service, Settings};
 use testkit::tiny::{tiny_adapter, tiny_config};
 
 use crate::scene::{House, tone};
@@ -81,7 +81,7 @@ fn cramped(house: &House) -> Service {
 
 fn say(service: &Service, who: &str) -> Result<String, RequestError> {
     service
-        .generate(&Ask::new(Some(who), "Hello!"))
+        .generate(&GenerateRequest::new(Some(who), "Hello!"))
         .map(|answer| answer.text)
 }
 

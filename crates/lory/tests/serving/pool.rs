@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use engine::EngineConfig;
 use serde_json::{Value, json};
-use service::{Ask, Service, Settings};
+use service::{GenerateRequest, Service, Settings};
 
 use crate::scene::{House, Server, tone};
 
@@ -33,9 +33,9 @@ fn crowded(tones: u64) -> (House, Service, u64) {
 
 /// What a service with room for all answers to [`ask`].
 fn expected(roomy: &Service, who: &str) -> Value {
-    let ask = Ask {
+    let ask = GenerateRequest {
         max_new_tokens: Some(12),
-        ..Ask::new(Some(who), "Hello!")
+        ..GenerateRequest::new(Some(who), "Hello!")
     };
     json!(roomy.generate(&ask).unwrap().text)
 }

@@ -12,7 +12,7 @@ use formats::peft::{Adapter, Dtype};
 use registry::Personas;
 use serde_json::{Value, json};
 use server::{self, ServerSettings, Slot};
-use service::{OpenError, Service, Settings};
+use service::{Service, ServiceStartError, Settings};
 use tempfile::TempDir;
 use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as, tiny_gguf_of};
 use tokio::sync::oneshot;
@@ -63,7 +63,7 @@ impl House {
             .join("adapter/adapter_model.safetensors")
     }
 
-    pub fn open(&self, settings: &Settings) -> Result<Service, OpenError> {
+    pub fn open(&self, settings: &Settings) -> Result<Service, ServiceStartError> {
         let personas = Personas::open(&self.0.path().join("personas")).unwrap();
         Service::open(&self.base(), personas, settings)
     }

@@ -12,7 +12,7 @@ use model::{Adapter, Model};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
-use service::runner::{ModelRunner, Turns};
+use service::runner::{ModelRunner, StepPriority};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Rig {
         let block_tokens = kernels::BLOCK_TOKENS;
         let blocks = cases.iter().map(|case| case.blocks(block_tokens)).max();
         let bytes = blocks.unwrap_or(1).max(1) * model.block_bytes(KvType::F16);
-        let runner = ModelRunner::new(model.clone(), bytes as u64, Turns::default())?;
+        let runner = ModelRunner::new(model.clone(), bytes as u64, StepPriority::default())?;
         let limits = runner.limits();
         for case in cases {
             let longest = match *case {

@@ -97,7 +97,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     })?;
     // The weights alone: a base without a tokenizer can be measured too.
     let files = BaseFiles::open(&located.path)?;
-    let model = load(&located.path, &files, device, &planned.held)?;
+    let model = load(&located.path, &files, device, &planned.load)?;
     drop(files);
     let model = Arc::new(model);
     let cases = args.cases();
@@ -129,7 +129,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let config = model.config();
         let report = json!({
             "base": args.base.base,
-            "precision": planned.held.precision.map_or("as in the file", model::Precision::name),
+            "precision": planned.load.precision.map_or("as in the file", model::Precision::name),
             "device": model.device().describe(),
             "threads": model.device().threads(),
             "weight_bytes": model.weight_bytes(),

@@ -83,7 +83,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     }
     let planned = located.planned(&args.precision, Demand::default())?;
     let settings = Settings {
-        held: planned.held,
+        load: planned.load,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         engine: EngineConfig {

@@ -121,7 +121,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         &located.path,
         name,
         Device::open(DeviceChoice::default())?,
-        &planned.held,
+        &planned.load,
     )?;
     let fingerprint = located.fingerprint()?;
 

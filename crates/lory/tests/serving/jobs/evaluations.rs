@@ -148,9 +148,9 @@ fn an_evaluation_can_be_given_up_and_those_that_wait_outlast_a_restart() {
         let open = school.open();
         let file = open.upload(&rows(12));
         let wanted = json!({"personas": ["warm"], "file": file});
-        let sharing = open.jobs.service().sharing();
+        let arbiter = open.jobs.service().compute_arbiter();
         // Nobody else has the machine meanwhile.
-        let _step = sharing.step();
+        let _step = arbiter.begin_step();
         stopped = open.evaluate(&wanted);
         running = open.evaluate(&wanted);
         waiting = open.evaluate(&wanted);
@@ -287,8 +287,8 @@ fn what_is_wrong_with_an_evaluation_is_named() {
     let message = found["error"]["message"].as_str().unwrap();
     assert!(message.contains("plain texts"), "{message}");
     // The queue has an end.
-    let sharing = open.jobs.service().sharing();
-    let _step = sharing.step();
+    let arbiter = open.jobs.service().compute_arbiter();
+    let _step = arbiter.begin_step();
     let wanted = json!({"personas": ["quick"]});
     let limit = jobs::MAX_OPEN_EVALUATIONS;
     let all: Vec<Value> = (0..limit).map(|_| open.evaluate(&wanted)).collect();

@@ -140,9 +140,9 @@ fn a_job_that_is_being_asked_stops_when_it_is_told() {
     let file = open.upload(&rows(24));
     let mut wanted = body(&file, "first");
     wanted["sample_prompts"] = json!(["Hi"]);
-    let sharing = open.jobs.service().sharing();
+    let arbiter = open.jobs.service().compute_arbiter();
     // Nobody else has the machine meanwhile.
-    let step = sharing.step();
+    let step = arbiter.begin_step();
     let sampling = |job: &Value| job["lory"]["progress"]["phase"] == "sampling";
     let first = open.created(&wanted);
     open.once(&first, sampling);

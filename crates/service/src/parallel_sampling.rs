@@ -9,24 +9,24 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 /// Dropped, they cancel every answer of a request, those that have not started too.
 #[derive(Debug)]
-pub struct Tickets(Arc<Mutex<Held>>);
+pub struct Tickets(Arc<Mutex<TicketState>>);
 
 #[derive(Debug, Default)]
-struct Held {
+struct TicketState {
     tickets: Vec<Ticket>,
     gone: bool,
 }
 
 impl Drop for Tickets {
     fn drop(&mut self) {
-        let mut held = lock(&self.0);
-        held.gone = true;
-        held.tickets.clear();
+        let mut state = lock(&self.0);
+        state.gone = true;
+        state.tickets.clear();
     }
 }
 
-fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<TicketState>) -> MutexGuard<'_, TicketState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Submits `request` once for each permit, with the sink and the seed of each answer's number; `leases` are held until then.
@@ -37,7 +37,7 @@ pub(super) fn submit(
     leases: Vec<Lease<model::Adapter>>,
     mut sink: impl FnMut(usize) -> Sink,
 ) -> Result<Tickets, SubmitError> {
-    let held = Arc::new(Mutex::new(Held::default()));
+    let state = Arc::new(Mutex::new(TicketState::default()));
     let mut choices = permits.into_iter().enumerate().map(|(choice, permit)| {
         let mut request = request.clone();
         request.sampling.seed = request.sampling.seed.map(|seed| nth_seed(seed, choice));
@@ -48,7 +48,7 @@ pub(super) fn submit(
         }
     });
     let Some(mut first) = choices.next() else {
-        return Ok(Tickets(held));
+        return Ok(Tickets(state));
     };
     let followers: Vec<Choice> = choices.collect();
     if !followers.is_empty() {
@@ -56,7 +56,7 @@ pub(super) fn submit(
             engine: engine.clone(),
             choices: followers,
             _leases: leases,
-            held: Arc::clone(&held),
+            state: Arc::clone(&state),
         });
         let mut own = first.sink;
         first.sink = Box::new(move |event| {
@@ -70,10 +70,10 @@ pub(super) fn submit(
         });
     }
     let ticket = engine.submit_with_permit(first.permit, first.request, first.sink)?;
-    let mut inner = lock(&held);
+    let mut inner = lock(&state);
     inner.tickets.push(ticket);
     drop(inner);
-    Ok(Tickets(held))
+    Ok(Tickets(state))
 }
 
 /// An answer that is not submitted yet.
@@ -88,7 +88,7 @@ struct Followers {
     engine: Handle<model::Adapter>,
     choices: Vec<Choice>,
     _leases: Vec<Lease<model::Adapter>>,
-    held: Arc<Mutex<Held>>,
+    state: Arc<Mutex<TicketState>>,
 }
 
 impl Followers {
@@ -100,9 +100,9 @@ impl Followers {
                 if matches!(end.reason, FinishReason::Cancelled | FinishReason::Error(_))
         );
         for mut choice in self.choices {
-            let mut held = lock(&self.held);
-            if failed || held.gone {
-                drop(held);
+            let mut state = lock(&self.state);
+            if failed || state.gone {
+                drop(state);
                 if let Event::Finished(_) = event {
                     (choice.sink)(event.clone());
                 }
@@ -113,7 +113,7 @@ impl Followers {
                 self.engine
                     .submit_with_permit(choice.permit, choice.request, choice.sink)
             {
-                held.tickets.push(ticket);
+                state.tickets.push(ticket);
             }
         }
     }

@@ -12,14 +12,14 @@ pub(super) enum Piece {
     /// Text beside calls.
     Text(String),
     /// A call begins, with this name.
-    Call(String),
+    ToolCall(String),
     /// More of the arguments of the call that began last.
     Arguments(String),
 }
 
 /// Takes an answer apart.
 #[derive(Debug, Default)]
-pub(super) struct CallReader {
+pub(super) struct ToolCallParser {
     state: State,
     held: String,
     /// Of the arguments that were let through.
@@ -60,7 +60,7 @@ enum State {
     Arguments,
 }
 
-impl CallReader {
+impl ToolCallParser {
     /// Takes more text; gives what is certain by now.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);
@@ -119,7 +119,7 @@ impl CallReader {
                 let Some((name, rest)) = rest.split_once(NAMED) else {
                     return false;
                 };
-                pieces.push(Piece::Call(name.to_owned()));
+                pieces.push(Piece::ToolCall(name.to_owned()));
                 self.held = rest.to_owned();
                 self.depth = Depth::default();
                 self.state = State::Arguments;
@@ -165,12 +165,12 @@ impl CallReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::{Call, said};
+    use crate::tools::{ToolCall, said};
 
     /// All text and all calls of an answer that comes in these parts.
-    fn read<'a>(parts: impl IntoIterator<Item = &'a str>) -> (String, Vec<Call>) {
-        let mut reader = CallReader::default();
-        let (mut text, mut calls) = (String::new(), Vec::<Call>::new());
+    fn read<'a>(parts: impl IntoIterator<Item = &'a str>) -> (String, Vec<ToolCall>) {
+        let mut reader = ToolCallParser::default();
+        let (mut text, mut calls) = (String::new(), Vec::<ToolCall>::new());
         let mut pieces = Vec::new();
         for part in parts {
             pieces.extend(reader.push(part));
@@ -179,7 +179,7 @@ mod tests {
         for piece in pieces {
             match piece {
                 Piece::Text(more) => text += &more,
-                Piece::Call(name) => calls.push(Call {
+                Piece::ToolCall(name) => calls.push(ToolCall {
                     name,
                     arguments: String::new(),
                 }),
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn any_cut_gives_the_same_text_and_calls() {
-        let call = |name: &str, arguments: &str| Call {
+        let call = |name: &str, arguments: &str| ToolCall {
             name: name.to_owned(),
             arguments: arguments.to_owned(),
         };
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn what_is_broken_off_is_as_much_of_a_call_as_came() {
         let call = |arguments: &str| {
-            vec![Call {
+            vec![ToolCall {
                 name: "f".to_owned(),
                 arguments: arguments.to_owned(),
             }]

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::caller::Caller;
 use crate::error::RequestError;
-use crate::grammar::Format;
+use crate::grammar::OutputFormat;
 use crate::tools::{ToolChoice, Tools};
 
 /// The most stop strings of a request.
@@ -21,7 +21,7 @@ pub const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// What is asked of whom.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ask {
+pub struct GenerateRequest {
     /// A persona (`customer`), a version of one (`customer@3`), a blend (`customer*0.7+partner*0.3`), or the base's name.
     /// Without, or as `base` where no persona is called so, the base alone.
     pub persona: Option<String>,
@@ -42,8 +42,8 @@ pub struct Ask {
     pub logprobs: Option<u8>,
     /// Added to the logits of these tokens; see [`engine::Sampling::logit_bias`].
     pub logit_bias: Vec<(u32, f32)>,
-    /// What the answer must look like; other than [`Format::Text`] only without tools.
-    pub format: Format,
+    /// What the answer must look like; other than [`OutputFormat::Text`] only without tools.
+    pub format: OutputFormat,
     /// What may be called.
     pub tools: Option<Tools>,
     /// Begin the answer with the prompt; only for a text or token ids.
@@ -113,10 +113,10 @@ impl FieldNames {
     };
 }
 
-impl Ask {
+impl GenerateRequest {
     /// A question to a persona, everything else left to it.
-    pub fn new(persona: Option<&str>, prompt: &str) -> Ask {
-        Ask {
+    pub fn new(persona: Option<&str>, prompt: &str) -> GenerateRequest {
+        GenerateRequest {
             persona: persona.map(str::to_owned),
             conversation: Conversation::Prompt {
                 prompt: prompt.to_owned(),
@@ -129,7 +129,7 @@ impl Ask {
             choices: 1,
             logprobs: None,
             logit_bias: Vec::new(),
-            format: Format::Text,
+            format: OutputFormat::Text,
             tools: None,
             echo: false,
             ignore_eos: false,
@@ -219,14 +219,14 @@ impl Ask {
         if let Some(tools) = &self.tools {
             tools.check()?;
         }
-        if self.calls_tools() && self.format != Format::Text {
+        if self.calls_tools() && self.format != OutputFormat::Text {
             return Err(RequestError::OutOfRange {
                 field: "response_format",
                 message: "cannot be combined with tools; ask for one of them, or set tool_choice to \"none\""
                     .to_owned(),
             });
         }
-        if self.ignore_eos && (self.calls_tools() || self.format != Format::Text) {
+        if self.ignore_eos && (self.calls_tools() || self.format != OutputFormat::Text) {
             return Err(RequestError::OutOfRange {
                 field: "ignore_eos",
                 message: "cannot be combined with response_format or tools, which end an answer"
@@ -294,46 +294,53 @@ impl Ask {
 mod tests {
     use super::*;
 
-    fn refused(change: impl FnOnce(&mut Ask)) -> String {
-        let mut ask = Ask::new(None, "Hello");
-        change(&mut ask);
-        ask.check().unwrap_err().to_string()
+    fn refused(change: impl FnOnce(&mut GenerateRequest)) -> String {
+        let mut request = GenerateRequest::new(None, "Hello");
+        change(&mut request);
+        request.check().unwrap_err().to_string()
     }
 
     #[test]
     fn a_plain_question_is_fine() {
-        Ask::new(Some("customer"), "Hello").check().unwrap();
+        GenerateRequest::new(Some("customer"), "Hello")
+            .check()
+            .unwrap();
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let blank = |ask: &mut Ask| ask.conversation = Ask::new(None, " \n").conversation;
+        let blank = |request: &mut GenerateRequest| {
+            request.conversation = GenerateRequest::new(None, " \n").conversation
+        };
         assert!(refused(blank).starts_with("prompt is empty"));
         let said = |turns: &[(&str, &str)]| {
             let turns = turns
                 .iter()
                 .map(|(role, content)| Message::new(*role, *content))
                 .collect();
-            refused(|ask| ask.conversation = Conversation::Messages(turns))
+            refused(|request| request.conversation = Conversation::Messages(turns))
         };
         assert!(said(&[]).starts_with("prompt is empty"));
         assert!(said(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
         assert!(said(&[("robot", "s")]).starts_with("prompt[0].role"));
-        assert!(refused(|ask| ask.max_new_tokens = Some(0)).starts_with("max_new_tokens must be"));
+        assert!(
+            refused(|request| request.max_new_tokens = Some(0))
+                .starts_with("max_new_tokens must be")
+        );
         for choices in [0, MAX_CHOICES + 1] {
-            let said = refused(|ask| ask.choices = choices);
+            let said = refused(|request| request.choices = choices);
             assert!(said.starts_with("n must be from 1 to 8"), "{said}");
         }
         for timeout in [0, MAX_TIMEOUT_MS + 1] {
-            let said = refused(|ask| ask.timeout_ms = Some(timeout));
+            let said = refused(|request| request.timeout_ms = Some(timeout));
             assert!(
                 said.starts_with("timeout_ms must be from 1 to 86400000"),
                 "{said}"
             );
         }
-        let own_prompt = |ask: &mut Ask| {
-            ask.variables.insert("shop".to_owned(), "x".to_owned());
-            ask.conversation = Conversation::Messages(vec![
+        let own_prompt = |request: &mut GenerateRequest| {
+            request.variables.insert("shop".to_owned(), "x".to_owned());
+            request.conversation = Conversation::Messages(vec![
                 Message::new("system", "s"),
                 Message::new("user", "u"),
             ]);
@@ -341,7 +348,7 @@ mod tests {
         assert!(refused(own_prompt).starts_with("variables are for the persona's system prompt"));
         let stops = |stops: &[&str]| {
             let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
-            refused(|ask| ask.stop = Some(stops))
+            refused(|request| request.stop = Some(stops))
         };
         assert!(stops(&["a"; 5]).contains("at most 4"));
         assert!(stops(&["a", ""]).starts_with("stop[1]"));

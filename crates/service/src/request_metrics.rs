@@ -15,9 +15,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::caller::Account;
+use crate::caller::RequestLog;
 use crate::error::RequestError;
-use crate::voice::Speaker;
+use crate::persona_resolution::ModelIdentity;
 use auth::{Denied, Hold};
 
 /// The most personas with a label of their own.
@@ -51,7 +51,7 @@ struct Persona {
 
 /// The service's counters and histograms.
 #[derive(Debug)]
-pub struct Meters {
+pub struct RequestMetrics {
     requests: Family<Outcome, Counter>,
     prompt_tokens: Family<Persona, Counter>,
     completion_tokens: Family<Persona, Counter>,
@@ -62,9 +62,9 @@ pub struct Meters {
     personas: Mutex<HashSet<String>>,
 }
 
-impl Default for Meters {
+impl Default for RequestMetrics {
     fn default() -> Self {
-        Meters {
+        RequestMetrics {
             requests: Family::default(),
             prompt_tokens: Family::default(),
             completion_tokens: Family::default(),
@@ -77,7 +77,7 @@ impl Default for Meters {
     }
 }
 
-impl Meters {
+impl RequestMetrics {
     /// Adds all of them to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -124,14 +124,14 @@ impl Meters {
     /// A request was refused; `speaker` if it is known who was asked.
     pub(super) fn refused(
         &self,
-        speaker: Option<&Speaker>,
-        account: Option<&Account>,
+        identity: Option<&ModelIdentity>,
+        log: Option<&RequestLog>,
         error: &RequestError,
     ) {
         let outcome = match error {
             RequestError::QueueFull { .. } | RequestError::GrammarsBusy => "queue_full",
             RequestError::Timeout => "timeout",
-            RequestError::GivenUp => "cancelled",
+            RequestError::ClientGone => "cancelled",
             RequestError::Adapter { .. } | RequestError::Failed(_) => "error",
             RequestError::Stopped => "stopped",
             RequestError::Denied { source, .. } => match source {
@@ -140,22 +140,26 @@ impl Meters {
             },
             _ => "refused",
         };
-        if let Some(account) = account {
-            if let Some(speaker) = speaker {
-                account.asked(speaker);
+        if let Some(log) = log {
+            if let Some(identity) = identity {
+                log.resolved(identity);
             }
-            account.note(|notes| notes.outcome = Some(outcome));
+            log.update(|entry| entry.outcome = Some(outcome));
         }
-        let persona = speaker.map_or_else(|| NONE.to_owned(), |speaker| self.label(speaker));
+        let persona = identity.map_or_else(|| NONE.to_owned(), |identity| self.label(identity));
         self.count(persona, outcome);
     }
 
     /// The meter of a request that came at `came`.
-    pub(super) fn meter(self: &Arc<Self>, speaker: &Speaker, came: Instant) -> Meter {
-        Meter {
-            meters: Arc::clone(self),
-            persona: self.label(speaker),
-            account: None,
+    pub(super) fn recorder(
+        self: &Arc<Self>,
+        identity: &ModelIdentity,
+        came: Instant,
+    ) -> RequestRecorder {
+        RequestRecorder {
+            metrics: Arc::clone(self),
+            persona: self.label(identity),
+            log: None,
             hold: Hold::default(),
             first: true,
             came,
@@ -170,13 +174,13 @@ impl Meters {
             .inc();
     }
 
-    pub(super) fn label(&self, speaker: &Speaker) -> String {
-        if speaker.is_blend() {
+    pub(super) fn label(&self, identity: &ModelIdentity) -> String {
+        if identity.is_blend() {
             return BLEND.to_owned();
         }
         let personas = self.personas.lock();
         let mut personas = personas.unwrap_or_else(PoisonError::into_inner);
-        let name = &speaker.name;
+        let name = &identity.name;
         if personas.len() < MAX_PERSONAS {
             personas.insert(name.clone());
         }
@@ -186,10 +190,10 @@ impl Meters {
 }
 
 /// Measures one request on the engine's thread.
-pub(super) struct Meter {
-    meters: Arc<Meters>,
+pub(super) struct RequestRecorder {
+    metrics: Arc<RequestMetrics>,
     persona: String,
-    account: Option<Arc<Account>>,
+    log: Option<Arc<RequestLog>>,
     hold: Hold,
     /// Whether it is the first answer to its prompt, which all of them share.
     first: bool,
@@ -197,10 +201,15 @@ pub(super) struct Meter {
     last_token: Option<Instant>,
 }
 
-impl Meter {
+impl RequestRecorder {
     /// Writes what becomes of it into the caller's account, and gives back what of the caller's tokens was not used.
-    pub fn for_caller(mut self, account: Option<Arc<Account>>, hold: Hold, first: bool) -> Meter {
-        self.account = account;
+    pub fn for_caller(
+        mut self,
+        log: Option<Arc<RequestLog>>,
+        hold: Hold,
+        first: bool,
+    ) -> RequestRecorder {
+        self.log = log;
         self.hold = hold;
         self.first = first;
         self
@@ -208,14 +217,14 @@ impl Meter {
 
     /// `stopped`: a stop string has ended the answer, though the engine calls it cancelled.
     pub fn see(&mut self, event: &Event, stopped: bool) {
-        let meters = &self.meters;
+        let metrics = &self.metrics;
         match event {
             Event::Prompt(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
                 match self.last_token.replace(now) {
-                    None => meters.first_token.observe((now - self.came).as_secs_f64()),
-                    Some(last) => meters.inter_token.observe((now - last).as_secs_f64()),
+                    None => metrics.first_token.observe((now - self.came).as_secs_f64()),
+                    Some(last) => metrics.inter_token.observe((now - last).as_secs_f64()),
                 }
             }
             Event::Finished(end) => {
@@ -229,23 +238,23 @@ impl Meter {
                 };
                 let prompt = if self.first { end.prompt_tokens } else { 0 };
                 self.hold.used((prompt + end.completion_tokens) as u64);
-                if let Some(account) = &self.account {
-                    account.ended(outcome, end, self.first);
+                if let Some(log) = &self.log {
+                    log.ended(outcome, end, self.first);
                 }
-                meters.count(self.persona.clone(), outcome);
+                metrics.count(self.persona.clone(), outcome);
                 let persona = Persona {
                     persona: self.persona.clone(),
                 };
-                meters
+                metrics
                     .prompt_tokens
                     .get_or_create(&persona)
                     .inc_by(end.prompt_tokens as u64);
-                meters
+                metrics
                     .completion_tokens
                     .get_or_create(&persona)
                     .inc_by(end.completion_tokens as u64);
-                meters.queue.observe(end.timings.queue.as_secs_f64());
-                meters.total.observe(self.came.elapsed().as_secs_f64());
+                metrics.queue.observe(end.timings.queue.as_secs_f64());
+                metrics.total.observe(self.came.elapsed().as_secs_f64());
             }
         }
     }
@@ -255,12 +264,12 @@ impl Meter {
 mod tests {
     use super::*;
 
-    fn speaker(name: &str, version: Option<u32>, adapters: usize) -> Speaker {
-        let one = crate::voice::AdapterUse {
+    fn identity(name: &str, version: Option<u32>, adapters: usize) -> ModelIdentity {
+        let one = crate::persona_resolution::AdapterUse {
             id: engine::AdapterId([1; 32]),
             scale: 1.0,
         };
-        Speaker {
+        ModelIdentity {
             base: "tiny".to_owned(),
             name: name.to_owned(),
             version,
@@ -270,22 +279,25 @@ mod tests {
 
     #[test]
     fn labels_are_bounded_whatever_clients_ask() {
-        let meters = Meters::default();
+        let metrics = RequestMetrics::default();
         for n in 0..3 * MAX_PERSONAS {
-            meters.count(meters.label(&speaker(&format!("p{n}"), Some(1), 1)), "stop");
-            let blend = speaker(&format!("p1*0.{n}+p2"), None, 2);
-            meters.count(meters.label(&blend), "stop");
+            metrics.count(
+                metrics.label(&identity(&format!("p{n}"), Some(1), 1)),
+                "stop",
+            );
+            let blend = identity(&format!("p1*0.{n}+p2"), None, 2);
+            metrics.count(metrics.label(&blend), "stop");
         }
         let mut registry = Registry::default();
-        meters.register(&mut registry);
+        metrics.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let series = text
             .lines()
             .filter(|l| l.starts_with("lory_requests_total{"));
         assert_eq!(series.count(), MAX_PERSONAS + 2);
-        assert_eq!(meters.label(&speaker("p3", Some(1), 1)), "p3");
-        assert_eq!(meters.label(&speaker("p299", Some(1), 1)), OTHER);
-        assert_eq!(meters.label(&speaker("a+b", None, 2)), BLEND);
+        assert_eq!(metrics.label(&identity("p3", Some(1), 1)), "p3");
+        assert_eq!(metrics.label(&identity("p299", Some(1), 1)), OTHER);
+        assert_eq!(metrics.label(&identity("a+b", None, 2)), BLEND);
     }
 }

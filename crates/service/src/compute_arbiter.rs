@@ -1,5 +1,5 @@
 //! Who has the machine, a step of the engine or a layer of training, so that answers under way keep their pace while a job
-//! trains. Knows neither engine nor trainer, only when their turns begin and end.
+//! trains. Knows neither engine nor trainer, only when their state begin and end.
 //!
 //! One computes at a time: both use every core, so side by side neither would be faster, and nobody could say what a turn
 //! costs. A step waits for the layer that is running, and never for a second one that would not fit: with steps under way a
@@ -34,7 +34,7 @@ const FADE: f64 = 0.995;
 
 /// Lets this thread, and those that it starts, run where the threads of a step leave time, for the most part: the machine has as
 /// many of those as cores, and a step is done when the last of them is.
-pub fn give_way() {
+pub fn lower_thread_priority() {
     /// A tenth of a step's thread's share, by Linux's weights.
     #[cfg(target_os = "linux")]
     const NICE: i32 = 10;
@@ -43,29 +43,29 @@ pub fn give_way() {
     let _ = rustix::process::setpriority_process(None, NICE);
 }
 
-/// The machine's turns.
+/// The machine's state.
 #[derive(Debug)]
-pub struct Sharing {
+pub struct ComputeArbiter {
     budget: Duration,
-    turns: Mutex<Turns>,
+    state: Mutex<State>,
     changed: Condvar,
-    borrowers: AtomicU64,
+    clients: AtomicU64,
 }
 
 /// Somebody who computes beside the answers, a job or an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Borrower(u64);
+pub struct BackgroundClient(u64);
 
 #[derive(Debug, Default)]
-struct Turns {
+struct State {
     /// A step runs since.
     step: Option<Instant>,
     /// A step waits for the layer that runs.
     step_waits: bool,
     /// Whose layer runs, and since when.
-    layer: Option<(Borrower, Instant)>,
+    layer: Option<(BackgroundClient, Instant)>,
     /// Who waits for a layer's turn, in the order of asking.
-    waiting: VecDeque<Borrower>,
+    waiting: VecDeque<BackgroundClient>,
     /// When the last step ended.
     last_end: Option<Instant>,
     /// What the latest steps took, from the end of the one before to their own, without the layers in between.
@@ -78,27 +78,27 @@ struct Turns {
     since_rare: u32,
 }
 
-impl Default for Sharing {
+impl Default for ComputeArbiter {
     fn default() -> Self {
-        Sharing::within(DEFAULT_BUDGET)
+        ComputeArbiter::within(DEFAULT_BUDGET)
     }
 }
 
-impl Sharing {
-    /// Turns that keep the time from token to token within `budget` for 19 of 20 tokens, as far as the steps themselves do.
+impl ComputeArbiter {
+    /// State that keep the time from token to token within `budget` for 19 of 20 tokens, as far as the steps themselves do.
     #[must_use]
-    pub fn within(budget: Duration) -> Sharing {
-        Sharing {
+    pub fn within(budget: Duration) -> ComputeArbiter {
+        ComputeArbiter {
             budget,
-            turns: Mutex::default(),
+            state: Mutex::default(),
             changed: Condvar::new(),
-            borrowers: AtomicU64::new(0),
+            clients: AtomicU64::new(0),
         }
     }
 
     /// Somebody new.
-    pub fn borrower(&self) -> Borrower {
-        Borrower(self.borrowers.fetch_add(1, Ordering::Relaxed))
+    pub fn background_client(&self) -> BackgroundClient {
+        BackgroundClient(self.clients.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The budget.
@@ -108,70 +108,70 @@ impl Sharing {
     }
 
     /// A step's turn, which ends when it is dropped. Waits for the layer that runs, if one does.
-    pub fn step(&self) -> Step<'_> {
-        let mut turns = self.lock();
-        turns.step_waits = true;
-        while turns.layer.is_some() {
-            let woken = self.changed.wait(turns);
-            turns = woken.unwrap_or_else(PoisonError::into_inner);
+    pub fn begin_step(&self) -> StepGuard<'_> {
+        let mut state = self.lock();
+        state.step_waits = true;
+        while state.layer.is_some() {
+            let woken = self.changed.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        turns.step_waits = false;
-        turns.step = Some(Instant::now());
-        Step(self)
+        state.step_waits = false;
+        state.step = Some(Instant::now());
+        StepGuard(self)
     }
 
-    /// A layer's turn, which lasts until the same one's next call, or [`Sharing::rest`]. Waits until it fits beside the steps, and
-    /// for the layers of others, who take turns; `busy` says whether anybody has requests, `stopped` whether to give up, which is
+    /// A layer's turn, which lasts until the same one's next call, or [`ComputeArbiter::end_layer`]. Waits until it fits beside the steps, and
+    /// for the layers of others, who take state; `busy` says whether anybody has requests, `stopped` whether to give up, which is
     /// false.
-    pub fn layer(
+    pub fn begin_layer(
         &self,
-        who: Borrower,
+        client: BackgroundClient,
         busy: &dyn Fn() -> bool,
         stopped: &dyn Fn() -> bool,
     ) -> bool {
-        self.rest(who);
-        self.lock().waiting.push_back(who);
+        self.end_layer(client);
+        self.lock().waiting.push_back(client);
         let asked = Instant::now();
         loop {
             if stopped() {
-                self.lock().waiting.retain(|other| *other != who);
+                self.lock().waiting.retain(|other| *other != client);
                 self.changed.notify_all();
                 return false;
             }
             // Asked outside the lock, which a step needs to begin.
             let idle = !busy();
-            let mut turns = self.lock();
+            let mut state = self.lock();
             let now = Instant::now();
-            let next = turns.layer.is_none() && turns.waiting.front() == Some(&who);
-            if next && turns.may_start(idle, asked, now, self.budget) {
-                turns.waiting.pop_front();
-                turns.layer = Some((who, now));
+            let next = state.layer.is_none() && state.waiting.front() == Some(&client);
+            if next && state.may_start(idle, asked, now, self.budget) {
+                state.waiting.pop_front();
+                state.layer = Some((client, now));
                 return true;
             }
             drop(
                 self.changed
-                    .wait_timeout(turns, LOOK)
+                    .wait_timeout(state, LOOK)
                     .unwrap_or_else(PoisonError::into_inner),
             );
         }
     }
 
     /// No layer of this one runs for now.
-    pub fn rest(&self, who: Borrower) {
-        let mut turns = self.lock();
-        if let Some((_, began)) = turns.layer.take_if(|(other, _)| *other == who) {
-            turns.layer_ended(began.elapsed());
-            drop(turns);
+    pub fn end_layer(&self, client: BackgroundClient) {
+        let mut state = self.lock();
+        if let Some((_, began)) = state.layer.take_if(|(other, _)| *other == client) {
+            state.layer_ended(began.elapsed());
+            drop(state);
             self.changed.notify_all();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Turns> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Turns {
+impl State {
     /// Whether a layer that was asked for at `asked` may start now; `idle`: nobody has requests.
     fn may_start(&mut self, idle: bool, asked: Instant, now: Instant, budget: Duration) -> bool {
         if self.step.is_some() {
@@ -221,15 +221,15 @@ impl Turns {
 
 /// A step's turn.
 #[must_use = "dropping it ends the turn"]
-pub struct Step<'s>(&'s Sharing);
+pub struct StepGuard<'s>(&'s ComputeArbiter);
 
-impl Drop for Step<'_> {
+impl Drop for StepGuard<'_> {
     fn drop(&mut self) {
-        let mut turns = self.0.lock();
-        if let Some(began) = turns.step.take() {
-            turns.step_ended(began, Instant::now());
+        let mut state = self.0.lock();
+        if let Some(began) = state.step.take() {
+            state.step_ended(began, Instant::now());
         }
-        drop(turns);
+        drop(state);
         self.0.changed.notify_all();
     }
 }
@@ -249,25 +249,25 @@ mod tests {
     /// Steps and layers on a clock of their own: `steps` steps of `step`, and as many layers of `layer` between them as are let
     /// in. The gaps from step to step, and how many layers ran.
     fn played(step: Duration, layer: Duration, steps: usize) -> (Vec<Duration>, usize) {
-        let mut turns = Turns {
+        let mut state = State {
             longest: layer,
-            ..Turns::default()
+            ..State::default()
         };
         let (mut now, mut gaps, mut layers) = (Instant::now(), Vec::new(), 0);
         let mut last = now;
         for _ in 0..steps {
             // The step after this one is there already: somebody always has requests.
-            while turns.may_start(false, now, now, BUDGET) {
+            while state.may_start(false, now, now, BUDGET) {
                 now += layer;
-                turns.layer_ended(layer);
+                state.layer_ended(layer);
                 layers += 1;
             }
             let began = now;
-            turns.step = Some(began);
-            assert!(!turns.may_start(true, now, now, BUDGET));
-            turns.step = None;
+            state.step = Some(began);
+            assert!(!state.may_start(true, now, now, BUDGET));
+            state.step = None;
             now += step;
-            turns.step_ended(began, now);
+            state.step_ended(began, now);
             gaps.push(now - last);
             last = now;
         }
@@ -296,21 +296,21 @@ mod tests {
     #[test]
     fn without_requests_every_layer_starts_and_with_stalled_ones_too() {
         let now = Instant::now();
-        let mut turns = Turns {
+        let mut state = State {
             longest: ms(500),
-            ..Turns::default()
+            ..State::default()
         };
-        assert!(turns.may_start(true, now, now, BUDGET));
-        assert!(!turns.may_start(false, now, now + ms(90), BUDGET));
-        assert!(turns.may_start(false, now, now + ms(110), BUDGET));
+        assert!(state.may_start(true, now, now, BUDGET));
+        assert!(!state.may_start(false, now, now + ms(90), BUDGET));
+        assert!(state.may_start(false, now, now + ms(110), BUDGET));
         // But not while a step waits for its turn.
-        turns.step_waits = true;
-        assert!(!turns.may_start(true, now, now + ms(110), BUDGET));
+        state.step_waits = true;
+        assert!(!state.may_start(true, now, now + ms(110), BUDGET));
     }
 
     #[test]
     fn a_step_and_the_layers_of_several_never_run_at_once() {
-        let sharing = Sharing::within(ms(2));
+        let arbiter = ComputeArbiter::within(ms(2));
         let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let alone = |work: Duration| {
             assert!(!inside.swap(true, SeqCst), "two at once");
@@ -320,17 +320,17 @@ mod tests {
         let layers = [AtomicU64::new(0), AtomicU64::new(0)];
         std::thread::scope(|scope| {
             for layers in &layers {
-                let who = sharing.borrower();
-                let (sharing, stop, alone) = (&sharing, &stop, &alone);
+                let client = arbiter.background_client();
+                let (arbiter, stop, alone) = (&arbiter, &stop, &alone);
                 scope.spawn(move || {
-                    while sharing.layer(who, &|| true, &|| stop.load(SeqCst)) {
+                    while arbiter.begin_layer(client, &|| true, &|| stop.load(SeqCst)) {
                         alone(Duration::from_micros(300));
                         layers.fetch_add(1, SeqCst);
                     }
                 });
             }
             for _ in 0..200 {
-                let _step = sharing.step();
+                let _step = arbiter.begin_step();
                 alone(Duration::from_micros(100));
             }
             // Neither keeps the other out.
@@ -339,10 +339,10 @@ mod tests {
             }
             stop.store(true, SeqCst);
         });
-        // Stopped, they let go of their turns.
-        drop(sharing.step());
-        let who = sharing.borrower();
-        assert!(sharing.layer(who, &|| false, &|| false));
-        sharing.rest(who);
+        // Stopped, they let go of their state.
+        drop(arbiter.begin_step());
+        let client = arbiter.background_client();
+        assert!(arbiter.begin_layer(client, &|| false, &|| false));
+        arbiter.end_layer(client);
     }
 }

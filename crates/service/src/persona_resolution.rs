@@ -6,8 +6,8 @@
 use engine::AdapterId;
 use registry::{AdapterRef, PersonaRef, Personas, SamplingDefaults};
 
-use crate::ask::Ask;
 use crate::error::RequestError;
+use crate::request::GenerateRequest;
 use base::Base;
 
 /// The alias of the base, where no persona bears it.
@@ -15,7 +15,7 @@ const BASE: &str = "base";
 
 /// Who answers, as an answer tells it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Speaker {
+pub struct ModelIdentity {
     /// The base's name.
     pub base: String,
     /// The persona or blend as it was asked for, or the base's name.
@@ -26,7 +26,7 @@ pub struct Speaker {
     pub adapters: Vec<AdapterUse>,
 }
 
-impl Speaker {
+impl ModelIdentity {
     /// Whether it is several personas at once.
     pub fn is_blend(&self) -> bool {
         self.version.is_none() && self.name.contains('+')
@@ -44,8 +44,8 @@ pub struct AdapterUse {
 
 /// A resolved spec.
 #[derive(Debug)]
-pub(super) struct Voice<'a> {
-    pub speaker: Speaker,
+pub(super) struct ResolvedPersona<'a> {
+    pub identity: ModelIdentity,
     /// Where the speaker's adapters lie, in its order.
     pub adapters: Vec<(AdapterId, &'a AdapterRef)>,
     /// With the request's variables in it; none where the request does not use it.
@@ -57,88 +57,90 @@ pub(super) struct Voice<'a> {
     pub shadow: Option<PersonaRef>,
 }
 
-impl<'a> Voice<'a> {
+impl<'a> ResolvedPersona<'a> {
     pub fn resolve(
         base: &Base,
         personas: &'a Personas,
-        ask: &Ask,
-    ) -> Result<Voice<'a>, RequestError> {
-        let field = ask.names.persona;
+        request: &GenerateRequest,
+    ) -> Result<ResolvedPersona<'a>, RequestError> {
+        let field = request.names.persona;
         let denied = |source| RequestError::Denied {
             field: Some(field),
             source,
         };
-        let Some(spec) = ask.persona.as_deref().map(str::trim) else {
-            ask.caller.check_base(&base.name).map_err(denied)?;
-            return Voice::base_for(base, ask);
+        let Some(spec) = request.persona.as_deref().map(str::trim) else {
+            request.caller.check_base(&base.name).map_err(denied)?;
+            return ResolvedPersona::base_for(base, request);
         };
         if spec.is_empty() {
             let base = base.name.clone();
             return Err(RequestError::NoPersona { field, base });
         }
         if spec == base.name || (spec == BASE && personas.get(BASE).is_none()) {
-            ask.caller.check_base(&base.name).map_err(denied)?;
-            return Voice::base_for(base, ask);
+            request.caller.check_base(&base.name).map_err(denied)?;
+            return ResolvedPersona::base_for(base, request);
         }
         // Before it is looked up: who may not use a persona shall not learn whether it is there.
         for part in registry::spec::parse(spec).into_iter().flatten() {
-            ask.caller.check_persona(&part.name).map_err(denied)?;
+            request.caller.check_persona(&part.name).map_err(denied)?;
         }
-        let parts =
-            personas
-                .resolve_for(spec, ask.draw())
-                .map_err(|source| RequestError::Persona {
-                    field,
-                    source: ask.caller.seen(source),
-                    base: base.name.clone(),
-                })?;
+        let parts = personas
+            .resolve_for(spec, request.draw())
+            .map_err(|source| RequestError::Persona {
+                field,
+                source: request.caller.seen(source),
+                base: base.name.clone(),
+            })?;
         let lead = parts
             .iter()
             .rev()
             .max_by(|a, b| a.scale.total_cmp(&b.scale))
             .map(|part| part.persona);
-        let mut voice = Voice::base(base);
-        spec.clone_into(&mut voice.speaker.name);
+        let mut persona = ResolvedPersona::base(base);
+        spec.clone_into(&mut persona.identity.name);
         if let [only] = parts.as_slice() {
-            voice.speaker.name.clone_from(&only.persona.name);
-            voice.speaker.version = Some(only.persona.version);
-            voice.shadow = only.shadow.map(|shadow| PersonaRef {
+            persona.identity.name.clone_from(&only.persona.name);
+            persona.identity.version = Some(only.persona.version);
+            persona.shadow = only.shadow.map(|shadow| PersonaRef {
                 name: shadow.name.clone(),
                 version: Some(shadow.version),
             });
         }
         if let Some(lead) = lead {
             registry::variables::check_given(
-                &ask.variables,
+                &request.variables,
                 parts.iter().map(|part| &part.persona.variables),
             )?;
-            if ask.takes_system_prompt() {
-                voice.system_prompt = lead.system_prompt_with(&ask.variables)?;
+            if request.takes_system_prompt() {
+                persona.system_prompt = lead.system_prompt_with(&request.variables)?;
             }
-            voice.sampling = lead.sampling;
-            voice.max_new_tokens = lead.max_new_tokens;
-            voice.stop.clone_from(&lead.stop);
+            persona.sampling = lead.sampling;
+            persona.max_new_tokens = lead.max_new_tokens;
+            persona.stop.clone_from(&lead.stop);
         }
         for part in &parts {
             // At scale 0 an adapter adds nothing.
             if let Some(adapter) = part.persona.adapter.as_ref().filter(|_| part.scale != 0.0) {
                 let (id, scale) = (AdapterId(adapter.sha256), part.scale);
-                voice.speaker.adapters.push(AdapterUse { id, scale });
-                voice.adapters.push((id, adapter));
+                persona.identity.adapters.push(AdapterUse { id, scale });
+                persona.adapters.push((id, adapter));
             }
         }
-        Ok(voice)
+        Ok(persona)
     }
 
     /// The base, which has no system prompt.
-    fn base_for(base: &Base, ask: &Ask) -> Result<Voice<'a>, RequestError> {
-        registry::variables::check_given(&ask.variables, [])?;
-        Ok(Voice::base(base))
+    fn base_for(
+        base: &Base,
+        request: &GenerateRequest,
+    ) -> Result<ResolvedPersona<'a>, RequestError> {
+        registry::variables::check_given(&request.variables, [])?;
+        Ok(ResolvedPersona::base(base))
     }
 
-    fn base(base: &Base) -> Voice<'a> {
-        Voice {
-            speaker: Speaker {
+    fn base(base: &Base) -> ResolvedPersona<'a> {
+        ResolvedPersona {
+            identity: ModelIdentity {
                 base: base.name.clone(),
                 name: base.name.clone(),
                 version: None,
