@@ -352,7 +352,8 @@ impl Service {
             }
             Box::new(move |event| writer.take(event))
         };
-        let tickets = parallel_sampling::submit(&self.engine, permits, &engine_request, leases, sink);
+        let tickets =
+            parallel_sampling::submit(&self.engine, permits, &engine_request, leases, sink);
         Ok(QueuedRequest {
             tickets: tickets.map_err(refused)?,
             identity: persona.identity,
