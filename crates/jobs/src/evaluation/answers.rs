@@ -37,19 +37,24 @@ pub struct Question {
     pub of: usize,
     /// The row.
     pub row: usize,
+    /// Who answers.
     pub to: Speaker,
 }
 
 /// An answer.
 #[derive(Debug, Clone)]
 pub struct Answered {
+    /// The question.
     pub question: Question,
+    /// The answer.
     pub text: String,
+    /// New tokens of the answer.
     pub tokens: usize,
 }
 
 /// All answers, in the order of the questions.
 pub struct Answers {
+    /// Every answer.
     pub all: Vec<Answered>,
     /// Questions that every persona has answered, as (candidate, row).
     pub common: Vec<(usize, usize)>,

@@ -10,9 +10,11 @@ use train::evaluate::ToneMarkers;
 
 /// A persona under examination.
 pub struct Candidate {
+    /// The persona.
     pub persona: Persona,
     /// What it is called among the others: its name, with its version where another version of it is there too.
     pub called: String,
+    /// The rows whose questions it answers.
     pub rows: Vec<DataRow>,
     /// What its tone is known by; none where nobody says.
     pub markers: Option<ToneMarkers>,

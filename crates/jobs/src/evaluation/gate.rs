@@ -10,7 +10,9 @@ use super::measures::Measures;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
+    /// The measure must not be lower.
     AtLeast,
+    /// The measure must not be higher.
     AtMost,
 }
 
@@ -24,15 +26,19 @@ enum Form {
 /// One threshold, checked.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
+    /// The persona.
     pub persona: String,
     /// Its key in persona.toml.
     pub key: &'static str,
     /// What is measured, in words.
     pub measure: &'static str,
+    /// The side of the threshold that passes.
     pub bound: Bound,
+    /// The threshold.
     pub wanted: f64,
     /// None where it could not be measured, which fails: what is not known is not good enough to publish.
     pub value: Option<f64>,
+    /// Whether the measure meets the threshold.
     pub passed: bool,
     #[serde(skip)]
     form: Form,

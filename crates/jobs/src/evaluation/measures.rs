@@ -23,7 +23,9 @@ const BATCH_TOKENS: usize = 2048;
 /// What the answers of one speaker to one persona's rows are worth.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Told {
+    /// Tone and copied identifiers.
     pub score: AnswerScore,
+    /// Words of the answers.
     pub lengths: AnswerLengths,
     /// Mean share of repeated 4-grams.
     pub repetition: f64,
@@ -32,13 +34,19 @@ pub struct Told {
 /// One persona, measured.
 #[derive(Debug, Clone)]
 pub struct Examined {
+    /// The persona's name.
     pub name: String,
     /// What it is called in the matrices.
     pub called: String,
+    /// The persona's version.
     pub version: u32,
+    /// The adapter's content hash, in hex.
     pub adapter: Option<String>,
+    /// The adapter's scale.
     pub scale: f32,
+    /// The measures of the persona's answers.
     pub own: Told,
+    /// The measures of the base's answers to the same questions.
     pub base: Told,
     /// What its adapter changes on neutral text; none without an adapter, and where nobody asks.
     pub drift: Option<Drift>,
@@ -47,8 +55,11 @@ pub struct Examined {
 /// All measures.
 #[derive(Debug, Clone)]
 pub struct Measures {
+    /// The base's name.
     pub base: String,
+    /// Each persona's measures.
     pub personas: Vec<Examined>,
+    /// The loss of each persona's rows under each adapter.
     pub losses: LossTable,
     /// `tones[answered][check]`: share of the answers of persona `answered` to its own rows that pass the tone check of
     /// persona `check`; none where that persona has no check.

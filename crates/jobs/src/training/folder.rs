@@ -17,10 +17,15 @@ use base::hub;
 /// One adapter to train.
 #[derive(Debug, Clone)]
 pub struct Target {
+    /// The persona or adapter.
     pub name: String,
+    /// The training file.
     pub data: PathBuf,
+    /// The validation file.
     pub eval: Option<PathBuf>,
+    /// The system prompt of rows that have none.
     pub system_prompt: Option<String>,
+    /// The settings of the run.
     pub settings: TrainSettings,
     /// The personas whose answers are rejected.
     pub siblings: Vec<RejectedPersona>,
@@ -32,9 +37,11 @@ pub struct Target {
 
 /// What an adapter was trained on.
 pub struct Origin<'a> {
+    /// The base.
     pub base: &'a Base,
     /// The name of a base that Lory knows; none for a file.
     pub known: Option<&'a str>,
+    /// The sha256 of the base, in hex.
     pub sha256: &'a str,
 }
 

@@ -9,6 +9,7 @@ use base::memory::Available;
 /// The plan of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    /// Steps, tokens and memory.
     #[serde(flatten)]
     pub forecast: RunEstimate,
     /// Bytes that the run will add to those in use.
@@ -27,6 +28,7 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A plan without a time; `in_use` and `available` are bytes.
     pub fn new(
         mut forecast: RunEstimate,
         in_use: Option<u64>,
