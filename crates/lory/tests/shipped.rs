@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use formats::peft::{Adapter, Dtype};
 use registry::Personas;
 use train::dataset::{DataRow, Dataset};
-use train::evaluate::ToneMarkers;
 use train::lint::{LintOptions, lint};
+use train::measures::ToneMarkers;
 
 const TONES: [&str; 2] = ["customer", "partner"];
 

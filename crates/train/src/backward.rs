@@ -1,6 +1,6 @@
 //! The decoder's backward, by hand: dX through the frozen base, dA and dB for the adapters, never dW.
 //!
-//! The forward keeps each layer's input, and of the last layers their activations too ([`crate::kept`]). The backward runs the
+//! The forward keeps each layer's input, and of the last layers their activations too ([`crate::activation_cache`]). The backward runs the
 //! other layers again to have theirs, then goes through a layer from the last operation to the first:
 //!
 //! ```text
@@ -13,7 +13,7 @@ use formats::peft::Module;
 use kernels::{AttentionInputs, Compute, Device, KvCache, LoraGrad, LoraMaster, Tensor};
 use model::{Activations, Model, Step, linear_index};
 
-use crate::kept::ActivationCache;
+use crate::activation_cache::ActivationCache;
 use crate::params::{LoraGrads, LoraParams};
 
 /// The trained pairs of a batch's adapters, with their gradients, on the device.

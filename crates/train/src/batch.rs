@@ -1,4 +1,4 @@
-//! Which rows stand in which optimizer step, and how a step is cut into pieces that fit in memory.
+//! Assigns rows to optimizer steps, and splits a step into pieces that fit in memory.
 //!
 //! Knows lengths and indices only. Sequences are laid end to end, never padded; rows of similar length still go together,
 //! so that the steps of a run cost about the same in attention and memory. The order is a pure function of seed and epoch:
@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::rng::Rng;
 
-/// Steps whose rows are sorted by length together.
+/// Number of steps whose rows are sorted by length together.
 const WINDOW: usize = 16;
 
 /// How the rows of an epoch are put in order.
@@ -18,7 +18,7 @@ pub struct Ordering {
     pub seed: u64,
     /// Rows that make one optimizer step.
     pub rows_per_step: usize,
-    /// Off: the rows stay as the file has them.
+    /// If false, rows keep the order of the file.
     pub shuffle: bool,
     /// Rows of similar length go together within windows of 16 steps. Without effect when `shuffle` is off.
     pub group_by_length: bool,
@@ -33,7 +33,7 @@ impl Ordering {
 
     /// The rows of each step of `epoch` (from 0), as indices into `lengths` (tokens of each row).
     ///
-    /// Every row stands in exactly one step; every step but one holds `rows_per_step` rows.
+    /// Every row is in exactly one step; every step but one holds `rows_per_step` rows.
     #[must_use]
     pub fn epoch(&self, lengths: &[usize], epoch: u64) -> Vec<Vec<usize>> {
         let rows_per_step = self.rows_per_step.max(1);
@@ -65,7 +65,7 @@ const ORDER: u64 = 0x6f72_6465_7200;
 
 /// Cuts a run of rows, given by their `lengths` in tokens, into pieces of at most `max_tokens` tokens each.
 ///
-/// A row longer than the limit stands alone. The pieces cover the rows in order; 0 sets no limit.
+/// A row longer than the limit is a piece by itself. The pieces cover the rows in order; 0 sets no limit.
 #[must_use]
 pub fn pieces(lengths: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
     let mut pieces = Vec::new();
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_stands_in_exactly_one_step() {
+    fn every_row_is_in_exactly_one_step() {
         for ordering in [
             PLAIN,
             Ordering {

@@ -1,8 +1,8 @@
-//! All that a run needs to go on as if nothing had happened, in one file that is whole or absent.
+//! Checkpoints: the state of a run in one file, from which it continues to the same bytes. The file is complete or absent.
 //!
 //! The file is a safetensors: the parameters, AdamW's means and squares, the best parameters and the metrics' text of every
 //! adapter (named `<adapter's index>/...`), and under `state` in its metadata the rest as JSON. The order of rows and the
-//! random numbers are functions of seed and step (`batch`, `rng`), so the step is their state. Knows nothing of the loop.
+//! random numbers are functions of seed and step (`batch`, `rng`), so the step is their state. Does not know the loop.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const VERSION: u32 = 2;
 /// Largest checkpoint that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 30;
 
-/// What a run is, as far as resuming it must be the same run.
+/// The parts of a run that must be equal when it resumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunIdentity {
     /// The base, by fingerprint.
@@ -35,7 +35,7 @@ pub struct RunIdentity {
     pub adapters: Vec<AdapterIdentity>,
 }
 
-/// What one adapter of a run is.
+/// The parts of one adapter that must be equal when the run resumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdapterIdentity {
     /// Its name.
@@ -48,12 +48,12 @@ pub struct AdapterIdentity {
     pub validation_hash: String,
     /// Layer, module, rank, inputs and outputs of every pair.
     pub shapes: Vec<String>,
-    /// Hash of the adapter that it started from; none for fresh numbers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start: Option<String>,
+    /// Hash of the adapter that it started from; `None` for freshly drawn parameters.
+    #[serde(rename = "start", default, skip_serializing_if = "Option::is_none")]
+    pub initial_adapter: Option<String>,
 }
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
     /// Optimizer steps done.
@@ -62,7 +62,7 @@ pub struct Checkpoint {
     pub adapters: Vec<AdapterState>,
 }
 
-/// Where one adapter stands.
+/// The state of one adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterState {
     /// Its parameters.
@@ -73,7 +73,7 @@ pub struct AdapterState {
     pub validations: u64,
     /// The parameters of the lowest validation loss, and that pass.
     pub best: Option<BestParams>,
-    /// Where it stands with its patience.
+    /// Its early stopping state.
     pub stopping: EarlyStopping,
     /// The text of its metrics.
     pub metrics: String,
@@ -92,34 +92,34 @@ pub struct BestParams {
     pub epoch: u64,
 }
 
-/// What early stopping must remember.
+/// The state of early stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EarlyStopping {
     /// Validation passes since the lowest loss.
     pub since_best: u64,
-    /// The step after which its patience was over.
+    /// The step after which training stopped, if it did.
     pub stopped: Option<u64>,
 }
 
-/// The JSON part of the file. Numbers that must keep every bit are written as bits.
+/// The JSON part of the file. TensorData that must keep every bit are written as bits.
 #[derive(Serialize, Deserialize)]
-struct State {
+struct Header {
     version: u32,
     identity: RunIdentity,
     step: u64,
-    adapters: Vec<SmallState>,
+    adapters: Vec<AdapterHeader>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct SmallState {
+struct AdapterHeader {
     optimizer_step: u64,
     validations: u64,
-    best: Option<SmallBest>,
+    best: Option<BestHeader>,
     stopping: EarlyStopping,
 }
 
 #[derive(Serialize, Deserialize)]
-struct SmallBest {
+struct BestHeader {
     loss_bits: u64,
     step: u64,
     epoch: u64,
@@ -135,7 +135,7 @@ pub struct AdapterView<'a> {
     pub validations: u64,
     /// The best so far.
     pub best: Option<&'a BestParams>,
-    /// Where it stands with its patience.
+    /// Its early stopping state.
     pub stopping: EarlyStopping,
     /// The text of its metrics.
     pub metrics: &'a str,
@@ -151,23 +151,23 @@ pub fn save(
     step: u64,
     adapters: &[AdapterView<'_>],
 ) -> Result<(), TrainError> {
-    let small = |adapter: &AdapterView<'_>| SmallState {
+    let small = |adapter: &AdapterView<'_>| AdapterHeader {
         optimizer_step: adapter.optimizer.step,
         validations: adapter.validations,
-        best: adapter.best.map(|best| SmallBest {
+        best: adapter.best.map(|best| BestHeader {
             loss_bits: best.loss.to_bits(),
             step: best.step,
             epoch: best.epoch,
         }),
         stopping: adapter.stopping,
     };
-    let state = State {
+    let state = Header {
         version: VERSION,
         identity: identity.clone(),
         step,
         adapters: adapters.iter().map(small).collect(),
     };
-    let mut tensors: Vec<(String, Numbers<'_>)> = Vec::new();
+    let mut tensors: Vec<(String, TensorData<'_>)> = Vec::new();
     for (i, adapter) in adapters.iter().enumerate() {
         let parts = [
             (
@@ -188,12 +188,12 @@ pub fn save(
             for (t, tensor) in list.into_iter().enumerate() {
                 tensors.push((
                     format!("{i}/{part}/{t:05}"),
-                    Numbers::Floats([tensor.len()], tensor),
+                    TensorData::Floats([tensor.len()], tensor),
                 ));
             }
         }
         let text = adapter.metrics.as_bytes();
-        tensors.push((format!("{i}/metrics"), Numbers::Text([text.len()], text)));
+        tensors.push((format!("{i}/metrics"), TensorData::Text([text.len()], text)));
     }
     let state = serde_json::to_string(&state).expect("a state of numbers and strings is JSON");
     let metadata = BTreeMap::from([("state".to_owned(), state)]);
@@ -215,7 +215,7 @@ pub fn load(
     shapes: &[&LoraParams],
 ) -> Result<Option<Checkpoint>, TrainError> {
     let size = match fs::metadata(path) {
-        // A file where a folder should be is told by the first write, with what to do about it.
+        // If a parent is a file, the first write reports it with advice.
         Err(error)
             if matches!(
                 error.kind(),
@@ -249,7 +249,7 @@ pub fn load(
             "its version is {version:?}, this program reads {VERSION}"
         )));
     }
-    let state: State =
+    let state: Header =
         serde_json::from_str(state).map_err(|error| broken(format!("`state`: {error}")))?;
     let differences = differences(&state.identity, identity);
     if !differences.is_empty() {
@@ -300,7 +300,7 @@ pub fn load(
             .map_err(|_| broken(format!("tensor `{name}` is missing")))?;
         let metrics = String::from_utf8(metrics.data().to_vec())
             .map_err(|_| broken(format!("tensor `{name}` is not UTF-8 text")))?;
-        // What the optimizer is told is a setting; the loop puts it in.
+        // The optimizer's configuration comes from the settings; the loop sets it.
         let optimizer = AdamW {
             hyper: AdamWConfig::default(),
             step: small.optimizer_step,
@@ -396,12 +396,12 @@ fn differences(was: &RunIdentity, now: &RunIdentity) -> Vec<String> {
         if was.shapes != now.shapes {
             found.push(format!("`{name}`: the shapes of its tensors have changed"));
         }
-        if was.start != now.start {
+        if was.initial_adapter != now.initial_adapter {
             let from = |start: &Option<String>| match start {
-                None => "fresh numbers".to_owned(),
+                None => "freshly drawn parameters".to_owned(),
                 Some(hash) => format!("the adapter {hash}"),
             };
-            let (was, now) = (from(&was.start), from(&now.start));
+            let (was, now) = (from(&was.initial_adapter), from(&now.initial_adapter));
             found.push(format!(
                 "`{name}`: it started from {was}, now it would from {now}"
             ));
@@ -411,38 +411,38 @@ fn differences(was: &RunIdentity, now: &RunIdentity) -> Vec<String> {
 }
 
 /// A tensor that is laid out as bytes only when it is written.
-enum Numbers<'a> {
+enum TensorData<'a> {
     Floats([usize; 1], &'a [f32]),
     Text([usize; 1], &'a [u8]),
 }
 
-impl View for Numbers<'_> {
+impl View for TensorData<'_> {
     fn dtype(&self) -> Dtype {
         match self {
-            Numbers::Floats(..) => Dtype::F32,
-            Numbers::Text(..) => Dtype::U8,
+            TensorData::Floats(..) => Dtype::F32,
+            TensorData::Text(..) => Dtype::U8,
         }
     }
 
     fn shape(&self) -> &[usize] {
         match self {
-            Numbers::Floats(shape, _) | Numbers::Text(shape, _) => shape,
+            TensorData::Floats(shape, _) | TensorData::Text(shape, _) => shape,
         }
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
         match self {
-            Numbers::Floats(_, floats) => {
+            TensorData::Floats(_, floats) => {
                 Cow::Owned(floats.iter().flat_map(|x| x.to_le_bytes()).collect())
             }
-            Numbers::Text(_, text) => Cow::Borrowed(text),
+            TensorData::Text(_, text) => Cow::Borrowed(text),
         }
     }
 
     fn data_len(&self) -> usize {
         match self {
-            Numbers::Floats(_, floats) => floats.len() * 4,
-            Numbers::Text(_, text) => text.len(),
+            TensorData::Floats(_, floats) => floats.len() * 4,
+            TensorData::Text(_, text) => text.len(),
         }
     }
 }

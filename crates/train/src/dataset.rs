@@ -1,6 +1,6 @@
-//! Data files: JSONL rows of five shapes, read with a clear word for every broken line.
+//! Data files: JSONL rows of five shapes. Every broken line gets an error that names line and field.
 //!
-//! Knows text and JSON; knows no token and no chat template (see `example`).
+//! Knows text and JSON; does not know tokens or chat templates (see `example`).
 //!
 //! | shape         | fields                                      | becomes                                        |
 //! |---------------|---------------------------------------------|------------------------------------------------|
@@ -14,38 +14,25 @@
 //! that calls its columns otherwise is read through [`Columns`].
 
 mod columns;
+mod fields;
 mod read;
 mod row;
 mod split;
 mod turns;
 
-use std::fmt;
 use std::sync::Arc;
 
 use formats::chat_template::{Message, alpaca_prompt};
 
+pub use crate::location::RowLocation;
 pub use columns::Columns;
+pub(crate) use fields::EMPTY_ANSWER;
 pub use read::{DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS};
-pub(crate) use row::{EMPTY_ANSWER, object};
+pub(crate) use row::object;
 pub use split::held_out;
 pub use turns::MAX_TURNS;
 
-/// Where a row was written.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RowLocation {
-    /// The data file, as it was named.
-    pub file: Arc<str>,
-    /// The line, from 1.
-    pub line: usize,
-}
-
-impl fmt::Display for RowLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
-
-/// What a row says.
+/// The content of a row, by its shape.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RowContent {
     /// An instruction, what it is about, and the answer.
@@ -73,16 +60,16 @@ pub enum RowContent {
 /// One row of a data file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataRow {
-    /// Where it was written.
+    /// Its location in the data file.
     pub location: RowLocation,
-    /// What it says.
+    /// Its content.
     pub content: RowContent,
-    /// The optional column `intent`: what kind of question it is.
+    /// The optional column `intent`: the kind of question.
     pub intent: Option<String>,
 }
 
 impl DataRow {
-    /// What the model is given: the user's side, without the persona's system prompt. Empty for plain text.
+    /// The model's input: the user's messages, without the persona's system prompt. Empty for plain text.
     #[must_use]
     pub fn input(&self) -> String {
         match &self.content {
@@ -102,7 +89,7 @@ impl DataRow {
         }
     }
 
-    /// What the model shall answer: the last assistant's turn; all of a plain text.
+    /// The expected output: the last assistant message, or all of a plain text.
     #[must_use]
     pub fn output(&self) -> &str {
         match &self.content {
@@ -114,10 +101,10 @@ impl DataRow {
     }
 }
 
-/// A data file as it was read.
+/// A data file that was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
-    /// The file, as it was named.
+    /// Path of the file, as the caller gave it.
     pub file: Arc<str>,
     /// Its rows in the file's order.
     pub rows: Vec<DataRow>,

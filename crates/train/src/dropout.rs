@@ -1,4 +1,4 @@
-//! Dropout on the adapters' input, in training alone: what names the masks.
+//! Dropout on the adapters' input during training: the keys of the masks.
 //!
 //! A mask is a function of seed, step, row, layer and module: a layer that is run again in the backward sees the
 //! mask that it ran with, a resumed run the masks of the whole one, and a step cut into micro-batches those of the large
@@ -48,7 +48,7 @@ mod tests {
     };
 
     #[test]
-    fn seed_step_row_and_token_name_a_mask() {
+    fn mask_keys_depend_on_seed_step_row_and_token() {
         let keys =
             |mask: DropoutMask, tokens| mask.rows(tokens).map(|row| row.key).collect::<Vec<_>>();
         let these = keys(MASK, 100);

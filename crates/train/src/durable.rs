@@ -34,7 +34,7 @@ mod tests {
         let failed = replace(&path, |_| Err(io::ErrorKind::StorageFull.into()));
         let message = failed.unwrap_err().to_string();
         assert!(
-            message.contains("run/state") && message.contains("still stands"),
+            message.contains("run/state") && message.contains("is unchanged"),
             "{message}"
         );
         assert_eq!(fs::read(&path).unwrap(), b"old");

@@ -1,11 +1,11 @@
-//! What can go wrong while training, one variant for each thing that a person can do something about.
+//! The errors of this crate, one variant for each problem that a user can fix.
 //!
-//! Knows nothing of exit codes or of HTTP: `lory` maps these once.
+//! Does not know exit codes or HTTP statuses; the command line and the server map each variant once.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::RowLocation;
+use crate::location::RowLocation;
 
 /// Everything that a training run, a linter or an evaluation may refuse or fail at.
 #[derive(Debug, thiserror::Error)]
@@ -15,18 +15,18 @@ pub enum TrainError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A file could not be written; what was there before is untouched.
     #[error(
-        "cannot write {path}: {source}; what was saved there before still stands: \
+        "cannot write {path}: {source}; the file that was there before is unchanged: \
          make room, let it be written or choose another folder, then run the same command again"
     )]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A row of a data file is not what it should be.
@@ -72,7 +72,7 @@ pub enum TrainError {
     Marker {
         /// The pattern as written.
         pattern: String,
-        /// What the regex parser said.
+        /// The error of the regex parser.
         message: String,
     },
     /// A loss or a gradient is not a finite number: the run has diverged.
@@ -89,9 +89,7 @@ pub enum TrainError {
         what: &'static str,
     },
     /// The checkpoint cannot be parsed.
-    #[error(
-        "{path}: the checkpoint is damaged ({message}); remove it to start again from the beginning"
-    )]
+    #[error("{path}: the checkpoint is damaged ({message}); remove it to start over")]
     CheckpointBroken {
         /// The checkpoint file.
         path: PathBuf,
@@ -100,13 +98,13 @@ pub enum TrainError {
     },
     /// The checkpoint belongs to a run of other settings, data or base.
     #[error(
-        "{path}: the checkpoint is of another run: {}; put that back to go on, or remove the checkpoint to start again",
+        "{path}: the checkpoint is of another run: {}; restore it to continue, or remove the checkpoint to start over",
         differences.join("; ")
     )]
     CheckpointDiffers {
         /// The checkpoint file.
         path: PathBuf,
-        /// What differs, in words, one item a difference.
+        /// The differences, in words.
         differences: Vec<String>,
     },
     /// The jobs of a run do not fit together or lack something.
@@ -114,7 +112,7 @@ pub enum TrainError {
     Job(String),
     /// The run would not fit into memory.
     #[error(
-        "the run needs {} MiB of memory beside what it holds already, and {} MiB are available; {advice}",
+        "the run needs {} MiB of memory in addition to what it holds already, and {} MiB are available; {advice}",
         needed.div_ceil(1 << 20), available >> 20
     )]
     Memory {

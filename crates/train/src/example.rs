@@ -1,7 +1,7 @@
-//! From a row's words to tokens and the mask of what is trained.
+//! Encodes rows as tokens and a loss mask.
 //!
 //! A conversation goes through the same chat template and tokenizer as a request. Its prompt is tokenized by itself, as it
-//! will be when it is served, and the answer by itself after it: no token spans the border. Knows nothing of batches.
+//! will be when it is served, and the answer by itself after it: no token spans the boundary. Does not know batches.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,7 +31,7 @@ impl Example {
     }
 }
 
-/// Which tokens of a conversation are trained.
+/// The tokens of a conversation whose loss counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossMask {
@@ -60,15 +60,15 @@ impl FromStr for LossMask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TooLong {
-    /// It is left out, and counted.
+    /// The row is dropped and counted.
     #[default]
     Drop,
-    /// Its end is cut off, and it is counted; it is left out where nothing to train would remain.
+    /// Its end is cut off and it is counted; it is dropped if no trained token would remain.
     Truncate,
     /// Its beginning is cut off, and it is counted. An answer that loses its own beginning or all of its prompt that way
     /// is not trained; a row is left out where nothing to train would remain.
     TruncateStart,
-    /// It is an error that names its line.
+    /// An error names its line.
     Refuse,
 }
 
@@ -105,7 +105,7 @@ fn named<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
     })
 }
 
-/// What turns rows into examples.
+/// Encodes rows as examples.
 #[derive(Clone, Copy)]
 pub struct Encoder<'a> {
     /// The base's tokenizer.
@@ -122,18 +122,18 @@ pub struct Encoder<'a> {
     pub too_long: TooLong,
 }
 
-/// What becomes of a row at its allowed length.
+/// A row after `max_length` was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fitted {
     /// It is short enough.
     Whole(Example),
-    /// It was cut.
+    /// It was truncated.
     Truncated(Example),
-    /// It is too long, and nothing of it is used.
+    /// It is too long and was dropped.
     Dropped,
 }
 
-/// The examples of a data set, and what became of over-long rows.
+/// The examples of a data set, and the number of over-long rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Examples {
     /// In the order of the rows.
@@ -178,7 +178,7 @@ impl Encoder<'_> {
     /// Encodes one row at its full length.
     ///
     /// # Errors
-    /// The template or the tokenizer refuses it, the template does not render answers behind their prompts, or no token
+    /// The template or the tokenizer refuses it, the template does not render answers after their prompts, or no token
     /// of it would be trained.
     pub fn encode(&self, row: &DataRow) -> Result<Example, TrainError> {
         let example = self.render(row)?;
@@ -193,7 +193,7 @@ impl Encoder<'_> {
     /// As [`Encoder::encode`], whether or not a token of it would be trained.
     ///
     /// # Errors
-    /// The template or the tokenizer refuses the row, or the template does not render answers behind their prompts.
+    /// The template or the tokenizer refuses the row, or the template does not render answers after their prompts.
     pub fn render(&self, row: &DataRow) -> Result<Example, TrainError> {
         match self.conversation(row) {
             Some(messages) => self.encode_turns(messages, &row.location),
@@ -260,8 +260,8 @@ impl Encoder<'_> {
                 return Err(TrainError::row(
                     location,
                     format!(
-                        "the chat template does not put the answer (message {i}) behind the prompt as it renders it for \
-                         generation, so what to train cannot be told; use a template that only appends"
+                        "the chat template does not put the answer (message {i}) after the prompt as it renders it for \
+                         generation, so the trained tokens are unknown; use a template that only appends"
                     ),
                 ));
             };
@@ -272,7 +272,7 @@ impl Encoder<'_> {
             let before = tokens(before)?;
             builder.push(&self.with_bos(before, builder.is_empty()), false);
             let answer = tokens(answer)?;
-            // What the template writes behind the end of the turn is never generated: it is no part of the answer.
+            // What the template writes after the end of the turn is never generated: it is not part of the answer.
             match answer
                 .iter()
                 .rposition(|token| self.tokenizer.end_ids().contains(token))
@@ -313,7 +313,7 @@ impl Encoder<'_> {
     /// The example of `row` at its allowed length.
     ///
     /// # Errors
-    /// It is longer, and [`TooLong::Refuse`] is what is asked for.
+    /// It is longer and the setting is [`TooLong::Refuse`].
     pub fn fit(&self, mut example: Example, row: &DataRow) -> Result<Fitted, TrainError> {
         let (length, limit) = (example.tokens.len(), self.max_length);
         if length <= limit {
@@ -339,7 +339,7 @@ impl Encoder<'_> {
         })
     }
 
-    /// Cuts the beginning off, behind the begin-of-text token.
+    /// Cuts the beginning off, after the begin-of-text token.
     fn cut_start(&self, example: &mut Example, row: &DataRow) {
         let first = example.tokens.first().copied();
         let begun = self.tokenizer.add_bos() && first.is_some() && first == self.tokenizer.bos();

@@ -1,6 +1,6 @@
-//! A trained adapter as PEFT knows it, with a record of where it comes from.
+//! Converts a trained adapter to PEFT's format, with its provenance in the metadata.
 //!
-//! Knows no file: [`formats::peft::Adapter::write`] puts it on the disk.
+//! Writes no file: [`formats::peft::Adapter::write`] puts it on the disk.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use formats::peft::{Adapter, AdapterConfig, Dtype};
 use crate::error::TrainError;
 use crate::job::DataReport;
 use crate::metrics::{MetricsRecord, parse_metrics};
-use crate::sft::TrainedAdapter;
+use crate::outcome::TrainedAdapter;
 
-/// What an adapter was made from. It only serves the base, tokenizer and template that it was trained with.
+/// The base, tokenizer, template and data that an adapter was trained with. It can only be served with the same ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Provenance {
     /// The base's name, for PEFT's `base_model_name_or_path`.
@@ -67,7 +67,7 @@ pub fn peft_adapter(
     if let Some(loss) = last_loss(&trained.metrics) {
         put("training_loss", loss.to_string());
     }
-    if let Some(start) = &trained.start {
+    if let Some(start) = &trained.initial_adapter {
         put("started_from_sha256", start.clone());
     }
     if let Some(best) = trained.best {

@@ -1,4 +1,4 @@
-//! What a training run asks of a model: losses and gradients of rows of several adapters at once.
+//! The interface between the loop and the model: losses and gradients of rows of several adapters at once.
 //!
 //! The loop knows only this trait; the decoder implements it, and tests do with a few lines of arithmetic.
 
@@ -48,7 +48,7 @@ impl LossSum {
         self.tokens += other.tokens;
     }
 
-    /// Loss of a token in the mean, in nats; 0 without tokens.
+    /// Mean loss of a token, in nats; 0 if there are none.
     #[must_use]
     pub fn mean(&self) -> f64 {
         if self.tokens == 0 {
@@ -68,7 +68,7 @@ impl LossSum {
 /// A frozen base that computes losses and gradients of adapters.
 ///
 /// A row's loss is the sum of -ln p(tokens\[i\] | tokens\[..i\]) over the i with trained\[i\]. Rows do not see each
-/// other. What an item's mask names is dropped, in every function that is given it. Both functions return one sum per
+/// other. An item's dropout mask applies in every method. Both functions return one sum per
 /// adapter of `params`, zero for an adapter that has no row in the batch, and give the same bits for the same arguments. An adapter without pairs is the bare base.
 pub trait Learner {
     /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum of the losses of a's rows), for every adapter a.
@@ -115,8 +115,8 @@ pub trait Learner {
     /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum over a's items of weight * loss), and returns the loss of
     /// every item, in the batch's order.
     ///
-    /// `weigh` is given those losses and says the items' weights, which count as constants: by the chain rule they are
-    /// the derivatives of whatever objective is made of the losses. What stands here is the definition, with two
+    /// `weigh` maps those losses to the items' weights, which count as constants: by the chain rule they are
+    /// the derivatives of whatever objective is made of the losses. This default is the definition, with two
     /// forward passes; a learner that can weigh between its forward and its backward needs one.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ pub trait Learner {
 /// From the items' losses to their weights.
 pub type Weigh<'a> = &'a dyn Fn(&[LossSum]) -> Vec<f32>;
 
-/// What `weigh` says of `losses`, one weight an item.
+/// The weights that `weigh` returns for `losses`, one for each item.
 pub(crate) fn weights(weigh: Weigh<'_>, losses: &[LossSum]) -> Result<Vec<f32>, TrainError> {
     let weights = weigh(losses);
     if weights.len() == losses.len() {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use kernels::{Compute, KvCache, KvType, LoraType, Tensor, Workspace};
 use model::{Activations, Adapter, Batch, Model, Step, YieldPoint};
 
+use crate::activation_cache::ActivationCache;
 use crate::backward::{Pass, Scratch, Slots};
 use crate::error::TrainError;
-use crate::kept::ActivationCache;
 use crate::layout::{Layout, TrainedRow};
 use crate::learner::{BatchItem, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
@@ -22,8 +22,8 @@ pub(crate) const HEAD_ROWS: usize = 256;
 /// each other, so the results are the same.
 const YIELDING_HEAD_ROWS: usize = 32;
 
-/// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] says otherwise.
-pub const KEPT: u64 = 640 << 20;
+/// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] changes it.
+pub const ACTIVATION_CACHE: u64 = 640 << 20;
 
 /// A model that learns adapters.
 pub struct ModelLearner {
@@ -31,7 +31,7 @@ pub struct ModelLearner {
     forward: Compute,
     backward: Compute,
     cache: Option<KvCache>,
-    kept: ActivationCache,
+    activation_cache: ActivationCache,
     /// Every layer's input, from the forward to the backward.
     inputs: Vec<Tensor>,
     activations: Activations,
@@ -72,7 +72,7 @@ impl ModelLearner {
                 Compute::Int8 | Compute::Bits16 => Compute::Bits16,
             },
             cache: None,
-            kept: ActivationCache::new(KEPT),
+            activation_cache: ActivationCache::new(ACTIVATION_CACHE),
             inputs: Vec::new(),
             activations: Activations::new(device),
             scratch: Scratch::new(device),
@@ -99,7 +99,7 @@ impl ModelLearner {
     /// Keeps at most `bytes` of activations from the forward to the backward; layers that find no room are run again, to the
     /// same bits.
     pub fn keep(&mut self, bytes: u64) {
-        self.kept = ActivationCache::new(bytes);
+        self.activation_cache = ActivationCache::new(bytes);
     }
 
     /// Forward; and backward too, if there are gradients to gather. The loss of every item, in the batch's order.
@@ -168,7 +168,7 @@ impl ModelLearner {
                     &mut dx,
                     &mut slots,
                     &mut cache,
-                    &mut self.kept,
+                    &mut self.activation_cache,
                     &mut self.activations,
                     &mut self.scratch,
                 );
@@ -194,7 +194,7 @@ impl ModelLearner {
         let mut x = device.tensor();
         model.embed(step, &mut x);
         let first_kept = if backward {
-            self.kept.begin(device, config, x.rows())
+            self.activation_cache.reserve(device, config, x.rows())
         } else {
             config.layers
         };
@@ -207,7 +207,8 @@ impl ModelLearner {
             activations.keep_middle = layer >= first_kept;
             model.layer(layer, &mut x, step, cache, 0, activations, self.forward);
             if layer >= first_kept {
-                self.kept.swap(config.layers - 1 - layer, activations);
+                self.activations
+                    .swap(config.layers - 1 - layer, activations);
             }
         }
         Ok(x)

@@ -1,13 +1,13 @@
-//! Looks over data files before they cost a training run: lines that are broken, rows that say the same, rows that leak,
-//! answers that stop in the middle, numbers from nowhere, rows of which nothing would be trained.
+//! Checks data files before a training run: broken lines, duplicate rows, rows that leak into the evaluation set,
+//! truncated answers, numbers that the input does not have, rows without trained tokens.
 //!
 //! [`lint`] works on the texts of rows alone; [`LintReport::add_tokens`] on what a base's template and tokenizer make of them.
 //! Every finding names file and line.
 
-mod alike;
-mod alone;
-mod tokens;
-mod words;
+mod duplicates;
+mod similarity;
+mod single_row;
+mod tokenized;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +17,9 @@ use serde::Serialize;
 use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, RowLocation};
 use crate::error::TrainError;
 
-pub use tokens::{LengthBucket, TokenLengths};
+pub use tokenized::{LengthBucket, TokenLengths};
 
-/// What is counted as alike.
+/// Thresholds of the checks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LintOptions {
     /// Word-set Jaccard similarity, from 0 to 1, from which two rows are near-duplicates.
@@ -40,11 +40,11 @@ impl Default for LintOptions {
     }
 }
 
-/// What is wrong with a row.
+/// A kind of problem with a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LintProblem {
-    /// The line is no row.
+    /// The line is not a valid row.
     Broken,
     /// Input and output are those of another row.
     Duplicate,
@@ -101,18 +101,18 @@ impl LintProblem {
         match self {
             LintProblem::Broken | LintProblem::Refused => "",
             LintProblem::Duplicate => "the same row as ",
-            LintProblem::DuplicateButNumbers => "the same but for its numbers as ",
+            LintProblem::DuplicateButNumbers => "the same, except for numbers, as ",
             LintProblem::NearDuplicate => "nearly the same as ",
-            LintProblem::SameOutput => "the same output, numbers aside, as ",
-            LintProblem::SameInput => "the same input, numbers aside, as ",
-            LintProblem::Leak => "its input also stands in ",
+            LintProblem::SameOutput => "the same output, except for numbers, as ",
+            LintProblem::SameInput => "the same input, except for numbers, as ",
+            LintProblem::Leak => "its input is also in ",
             LintProblem::EmptyOutput => "the output is empty",
             LintProblem::CutOff => "the output seems to be cut off: ",
             LintProblem::NumberFromNowhere => {
                 "the output has a number that the input does not have: "
             }
             LintProblem::ControlToken => "has the text of a control token, which stays text: ",
-            LintProblem::NothingTrained => "no token of it would be trained",
+            LintProblem::NothingTrained => "none of its tokens would be trained",
             LintProblem::TooLong => "too long: ",
             LintProblem::SameAnswers => {
                 "its chosen and its rejected answer are the same; training leaves it out"
@@ -124,7 +124,7 @@ impl LintProblem {
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
-    /// What is wrong.
+    /// The kind of problem.
     pub problem: LintProblem,
     /// The data file.
     pub file: String,
@@ -152,7 +152,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What the linter saw.
+/// All findings of the linter, and statistics of the rows.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct LintReport {
     /// Rows looked at.
@@ -205,7 +205,7 @@ impl LintReport {
         self.sort();
     }
 
-    /// Adds what the rejected answers of `rows` show beside the chosen ones.
+    /// Adds findings about the rejected answers of `rows`.
     pub fn add_rejected(&mut self, rows: &[DataRow], rejected: &BTreeMap<RowLocation, DataRow>) {
         for row in rows {
             let same = |other: &DataRow| other.output().trim() == row.output().trim();
@@ -226,13 +226,13 @@ impl LintReport {
 
 /// Looks over `rows`; `others` is the set that must not leak into them (the evaluation rows), or empty.
 ///
-/// Of several alike rows each but the first gets one finding, which names the first one alike.
+/// Of several similar rows, each except the first gets one finding, which names the first.
 #[must_use]
 pub fn lint(rows: &[DataRow], others: &[DataRow], options: &LintOptions) -> LintReport {
     let mut findings = Vec::new();
-    alone::alone(rows, options, &mut findings);
-    alike::alike(rows, options, &mut findings);
-    alike::leaks(rows, others, options, &mut findings);
+    single_row::check_rows(rows, options, &mut findings);
+    duplicates::find_duplicates(rows, options, &mut findings);
+    duplicates::find_leaks(rows, others, options, &mut findings);
     let mut intents = BTreeMap::new();
     for intent in rows.iter().filter_map(|row| row.intent.as_ref()) {
         *intents.entry(intent.clone()).or_insert(0) += 1;

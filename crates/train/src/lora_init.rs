@@ -1,6 +1,6 @@
-//! The numbers that an adapter starts from, as PEFT draws them: A uniform, B zero, so that it starts as the bare base.
+//! Initial parameters of an adapter, as PEFT draws them: A uniform, B zero, so that it starts equal to the base.
 //!
-//! Knows shapes only. Every tensor has its own random stream, named by seed, layer and module: the start does not depend on
+//! Knows only shapes. Every tensor has its own random stream, named by seed, layer and module: the start does not depend on
 //! which other modules or adapters are trained.
 
 use formats::config::ModelConfig;
@@ -15,7 +15,7 @@ use crate::settings::TrainSettings;
 pub struct TargetLinear {
     /// The decoder layer, from 0.
     pub layer: usize,
-    /// Which of its linears.
+    /// The linear layer within it.
     pub module: Module,
     /// Input features.
     pub inputs: usize,
@@ -43,7 +43,7 @@ pub fn target_linears(config: &ModelConfig, modules: &[Module]) -> Vec<TargetLin
     (0..config.layers).flat_map(of_layer).collect()
 }
 
-/// Draws a new adapter of the rank, the scale and the seed that `settings` say.
+/// Draws the parameters of a new adapter with the rank, scale and seed of `settings`.
 ///
 /// A is Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(inputs); B is zero.
 #[must_use]

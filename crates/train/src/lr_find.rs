@@ -1,4 +1,4 @@
-//! A learning rate by trial: a short sweep from the start state, over training batches, each step at a higher rate.
+//! Learning rate range test: a short sweep from the start state, over training batches, each step at a higher rate.
 //!
 //! Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3. What a step's rate has done is seen on
 //! the next step's rows, as the change of their loss since the start state: the rows' own difficulty, which differs more from
@@ -14,7 +14,7 @@ use crate::learner::{BatchItem, Learner, LossSum};
 use crate::optimizer::{self, AdamW, AdamWConfig};
 use crate::params::LoraGrads;
 
-/// Which rates are tried.
+/// The rates of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LrSweep {
     /// The lowest rate.
@@ -57,7 +57,7 @@ pub struct LrSweepPoint {
     pub change: f64,
 }
 
-/// What a sweep found.
+/// The result of a sweep.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LrSweepResult {
     /// The adapter.
@@ -81,7 +81,7 @@ const SAFE: f64 = 0.1;
 
 /// Sweeps over `job`; its learning rate, schedule and epochs play no part. None when `stop` asked to stop on the way.
 ///
-/// `seen` is told every step. A call of the learner has at most `batch_tokens` tokens (0: no limit).
+/// `seen` receives every step. A call of the learner has at most `batch_tokens` tokens (0: no limit).
 ///
 /// # Errors
 /// A job without rows or of preferences, a sweep of less than two steps or without a range, a learner that fails.

@@ -1,8 +1,8 @@
-//! What a run measured, one JSON object a line, and the files beside the adapter that hold it: `metrics.jsonl`, and the
+//! The metrics of a run: one JSON object a line in `metrics.jsonl` next to the adapter, and the
 //! same numbers for TensorBoard in `tensorboard/`.
 //!
-//! Only what is the same in every repetition of the run stands here: no clock, no speed. So a run that was killed and
-//! resumed leaves the same bytes as one that was not. Knows nothing of what is computed.
+//! Contains only values that are the same in every repetition of the run: no times, no speeds. So a run that was killed and
+//! resumed leaves the same bytes as one that was not. Does not know how they are computed.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -33,7 +33,7 @@ pub enum MetricsRecord {
         lr: f64,
         /// Global norm of the adapter's gradient before clipping.
         grad_norm: f64,
-        /// What the step's pairs say, where preferences are trained: then `loss` is the mean of a pair's objective.
+        /// Statistics of the step's pairs, in preference tuning; `loss` is then the mean objective of a pair.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         preference: Option<PreferenceStats>,
     },
@@ -49,13 +49,13 @@ pub enum MetricsRecord {
         tokens: usize,
         /// Whether it is the lowest so far.
         best: bool,
-        /// What the validation pairs say, where preferences are trained.
+        /// Statistics of the validation pairs, in preference tuning.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         preference: Option<PreferenceStats>,
     },
 }
 
-/// The folder of the events file, beside `metrics.jsonl`.
+/// The folder of the events file, next to `metrics.jsonl`.
 pub const TENSORBOARD: &str = "tensorboard";
 
 /// The records of one adapter, as the text of its `metrics.jsonl`, and the files, where they are wanted.
@@ -90,7 +90,7 @@ impl Appended {
 }
 
 impl MetricsLog {
-    /// Starts a log with the lines `text`. A file at `path`, and the events file beside it, are replaced by exactly
+    /// Starts a log with the lines `text`. A file at `path`, and the events file next to it, are replaced by exactly
     /// these, so that what was written after the checkpoint that gave `text` is gone.
     ///
     /// # Errors
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_the_fields_are_fixed() {
+    fn field_names_are_stable() {
         let line = serde_json::to_string(&step(1)).unwrap();
         assert_eq!(
             line,

@@ -1,13 +1,13 @@
 //! The loss curve as an SVG: training loss (raw and smoothed) and validation loss of one adapter or of several. And the
-//! curves of a sweep over learning rates (`rates`).
+//! curves of a sweep over learning rates (`lr_curve`).
 //!
 //! A pure function from numbers to text. Colours follow the reader's light or dark setting by themselves.
 
-mod rates;
+mod lr_curve;
 
 use std::fmt::Write as _;
 
-pub use rates::{LrCurve, lr_curve};
+pub use lr_curve::{LrCurve, lr_curve};
 
 use crate::metrics::MetricsRecord;
 
@@ -52,7 +52,7 @@ const BOTTOM: f64 = 52.0;
 const MAX_POINTS: usize = 1500;
 /// Adapters that the legend names at most.
 const MAX_LEGEND: usize = 6;
-/// Line colours, (on light, on dark), told apart by people with colour-vision deficiencies too (after Okabe and Ito).
+/// Line colours, (on light, on dark), distinguishable by people with colour-vision deficiencies too (after Okabe and Ito).
 const COLOURS: [(&str, &str); 6] = [
     ("#0072b2", "#56b4e9"),
     ("#c04f00", "#f0a35e"),
@@ -123,7 +123,7 @@ pub fn loss_curve(title: &str, curves: &[LossCurve]) -> String {
     svg
 }
 
-/// Where numbers lie on the picture.
+/// Maps values to positions in the picture.
 struct Frame {
     last: f64,
     bottom: f64,
@@ -184,7 +184,7 @@ fn labelled(ticks: &[f64]) -> Vec<(f64, String)> {
     ticks.iter().map(with_label).collect()
 }
 
-/// The axes with their ticks, and the words beside x and y.
+/// The axes with their ticks and titles.
 fn axes(svg: &mut String, frame: &Frame, x_ticks: &Ticks, y_ticks: &Ticks, words: [&str; 2]) {
     let (right, floor) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     for (tick, label) in y_ticks {
@@ -328,7 +328,7 @@ fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     (0..=count).map(|i| (first + i as f64) * step).collect()
 }
 
-/// `tick` with just the decimals that tell it from its neighbours.
+/// `tick` with as many decimals as distinguish it from its neighbours.
 fn label(tick: f64, ticks: &[f64]) -> String {
     let step = if ticks.len() > 1 {
         ticks[1] - ticks[0]
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_curves_still_make_a_picture() {
+    fn empty_and_non_finite_curves_render() {
         let odd = LossCurve {
             name: "odd\u{0}".into(),
             train: vec![(1.0, f64::NAN), (2.0, f64::INFINITY), (3.0, 1.0)],

@@ -1,4 +1,4 @@
-//! What a run tells whoever watches: plain data, through a trait. There is no user interface in the loop.
+//! Progress events of a run: plain data passed to an [`Observer`]. The loop has no user interface.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::params::LoraParams;
 use crate::preference::PreferenceStats;
 
-/// What a run is going to do.
+/// The steps of a run, planned before it starts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunPlan {
     /// Optimizer steps of the whole run: those of the adapter with the most.
@@ -17,12 +17,12 @@ pub struct RunPlan {
     pub adapters: Vec<AdapterPlan>,
 }
 
-/// What a run is going to do with one adapter.
+/// The planned steps of one adapter.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterPlan {
     /// The adapter's name.
     pub name: String,
-    /// Numbers that are trained.
+    /// Number of trained parameters.
     pub parameters: usize,
     /// Training rows.
     pub rows: usize,
@@ -30,7 +30,7 @@ pub struct AdapterPlan {
     pub validation_rows: usize,
     /// Tokens of the training rows.
     pub tokens: usize,
-    /// Those whose loss counts.
+    /// Number of those whose loss counts.
     pub trained_tokens: usize,
     /// Tokens of the longest training row.
     pub longest: usize,
@@ -44,7 +44,7 @@ pub struct AdapterPlan {
     pub lr: f64,
 }
 
-/// An optimizer step that was done.
+/// Metrics of one optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepMetrics {
     /// The step, from 1.
@@ -76,7 +76,7 @@ pub struct AdapterStep {
     pub lr: f64,
     /// Global norm of its gradient before clipping.
     pub grad_norm: f64,
-    /// What its pairs say, where it trains preferences.
+    /// Statistics of its pairs, in preference tuning.
     pub preference: Option<PreferenceStats>,
 }
 
@@ -91,38 +91,38 @@ pub struct Validation {
     pub loss: f64,
     /// Whether it is the lowest so far.
     pub best: bool,
-    /// What the pairs say, where preferences are trained: then `loss` is the mean of a pair's objective.
+    /// Statistics of the pairs, in preference tuning; `loss` is then the mean objective of a pair.
     pub preference: Option<PreferenceStats>,
 }
 
-/// How a run comes by the log-probabilities that its preferences are measured from.
+/// Where the reference log-probabilities of a preference run come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReferenceProgress<'a> {
-    /// An earlier run kept them in this file.
+    /// Read from this file, which an earlier run wrote.
     Read(&'a Path),
-    /// This file is damaged: they are computed again.
+    /// This file is damaged, so they are computed again.
     Damaged(&'a Path),
-    /// They are being computed.
+    /// Being computed.
     Computing {
-        /// Pairs done.
+        /// Number of pairs done.
         done: usize,
     },
 }
 
-/// The adapters between two steps.
+/// The adapters' parameters between two steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot<'a> {
     /// Optimizer steps done.
     pub step: u64,
-    /// Whether no further step comes.
+    /// Whether this is the state after the last step.
     pub done: bool,
     /// Their parameters as they are now, in the order of the jobs; not those of the lowest validation loss.
     pub adapters: &'a [LoraParams],
 }
 
-/// Someone who watches a run. Every function does nothing unless it is written.
+/// Receives the progress of a run. Every method does nothing by default.
 pub trait Observer {
-    /// The run begins; `resumed` is the step it goes on from, where a checkpoint was found.
+    /// The run starts. `resumed` is the step of the checkpoint it continues from, if there is one.
     fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         let _ = (plan, resumed);
     }
@@ -147,18 +147,18 @@ pub trait Observer {
         let _ = (adapter, validation);
     }
 
-    /// The patience of the adapter of job `adapter` was over after `step`: it rests from here on.
+    /// The patience of the adapter of job `adapter` ran out after `step`; it is not trained further.
     fn stopped_early(&mut self, adapter: usize, step: u64) {
         let _ = (adapter, step);
     }
 
-    /// All that is needed to go on from `step` lies at `path`.
+    /// A checkpoint of `step` was written to `path`.
     fn checkpointed(&mut self, path: &Path, step: u64) {
         let _ = (path, step);
     }
 
-    /// The adapters as they stand before the next step, and after the last one; told once more where a run goes on. What was
-    /// validated of them has been told, and what is due to be kept is on the disk.
+    /// The parameters before the next step, or after the last one; called again when a run resumes. Validations of this state
+    /// have been reported, and a due checkpoint has been written.
     fn standing(&mut self, standing: &Snapshot<'_>) {
         let _ = standing;
     }
@@ -169,7 +169,7 @@ pub trait Observer {
     }
 }
 
-/// Watches nothing.
+/// Ignores all progress.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoObserver;
 

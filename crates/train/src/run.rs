@@ -1,11 +1,12 @@
-//! The state of a run and its verbs: plan, validate, forward and backward, clip, step, log; those about files are in `saved`.
+//! The state of a run and its operations: plan, validate, forward and backward, clip, step, log.
 //!
-//! One owner for everything that changes while training; [`crate::sft`] says in which order.
+//! Owns everything that changes while training. [`crate::sft`] calls the operations in order; `checkpointing` has those about
+//! files.
 
-mod adapter;
-mod reference;
-mod saved;
-mod unit;
+mod adapter_run;
+mod checkpointing;
+mod reference_logps;
+mod rows;
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use formats::config::ModelConfig;
 use crate::batch;
 use crate::checkpoint::{BestParams, RunIdentity};
 use crate::error::TrainError;
-use crate::forecast::{Part, RunEstimate};
+use crate::estimate::{AdapterSizes, RunEstimate};
 use crate::job::Job;
 use crate::learner::{BatchItem, Learner, LossSum};
 use crate::metrics::MetricsRecord;
@@ -23,9 +24,9 @@ use crate::params::{LoraGrads, LoraParams};
 use crate::progress::{
     AdapterPlan, AdapterStep, Observer, RunPlan, Snapshot, StepMetrics, Validation,
 };
-use crate::sft::RunOptions;
-use adapter::Adapter;
-use unit::{Tally, Unit};
+use crate::settings::RunOptions;
+use adapter_run::AdapterRun;
+use rows::{BatchRow, LossTally};
 
 /// A run, between two optimizer steps.
 pub(crate) struct Run<'o> {
@@ -34,7 +35,7 @@ pub(crate) struct Run<'o> {
     pub(crate) plan: RunPlan,
     /// Optimizer steps done.
     pub(crate) step: u64,
-    adapters: Vec<Adapter>,
+    adapters: Vec<AdapterRun>,
     // Side by side with `adapters`, as the learner takes them.
     params: Vec<LoraParams>,
     grads: Vec<LoraGrads>,
@@ -43,9 +44,9 @@ pub(crate) struct Run<'o> {
     clock: Clock,
 }
 
-/// What this process has spent; never part of the metrics file.
+/// Time and tokens spent by this process; never part of the metrics file.
 struct Clock {
-    /// Its first step; what is computed once, before that, says nothing about the rest.
+    /// The start of its first step; earlier work, which is done once, is not counted.
     started: Instant,
     first_step: u64,
     training: Duration,
@@ -71,16 +72,16 @@ impl<'o> Run<'o> {
         let grads = params.iter().map(LoraGrads::zeros_like).collect();
         let adapters = jobs
             .into_iter()
-            .map(Adapter::plan)
+            .map(AdapterRun::plan)
             .collect::<Result<Vec<_>, _>>()?;
         let identity = RunIdentity {
             base: options.base.clone(),
             batch_tokens: options.batch_tokens,
-            adapters: adapters.iter().map(Adapter::identity).collect(),
+            adapters: adapters.iter().map(AdapterRun::identity).collect(),
         };
         let plan = RunPlan {
-            steps: adapters.iter().map(Adapter::steps).max().unwrap_or(0),
-            adapters: adapters.iter().map(Adapter::summary).collect(),
+            steps: adapters.iter().map(AdapterRun::steps).max().unwrap_or(0),
+            adapters: adapters.iter().map(AdapterRun::summary).collect(),
         };
         let now = Instant::now();
         let clock = Clock {
@@ -103,8 +104,8 @@ impl<'o> Run<'o> {
         })
     }
 
-    /// What the run will do and need on a base of `config`.
-    pub(crate) fn forecast(&self, config: &ModelConfig) -> RunEstimate {
+    /// Estimates the steps, tokens and memory of the run on a base of `config`.
+    pub(crate) fn estimate(&self, config: &ModelConfig) -> RunEstimate {
         let (mut tokens, mut validation_tokens, mut parts) = (0, 0, Vec::new());
         for (adapter, plan) in self.adapters.iter().zip(&self.plan.adapters) {
             let validation = adapter.validation_lengths();
@@ -116,7 +117,7 @@ impl<'o> Run<'o> {
                 // The reference is a forward pass over all of it, as a validation is.
                 validation_tokens += (plan.tokens + validation.iter().sum::<usize>()) as u64;
             }
-            parts.push(Part::new(
+            parts.push(AdapterSizes::new(
                 &adapter.job.settings,
                 plan.parameters,
                 &adapter.lengths,
@@ -156,7 +157,11 @@ impl<'o> Run<'o> {
 
     /// Steps of the run: those of the adapter that has the most, now that some may have stopped early.
     fn steps(&self) -> u64 {
-        self.adapters.iter().map(Adapter::steps).max().unwrap_or(0)
+        self.adapters
+            .iter()
+            .map(AdapterRun::steps)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Validates the adapters whose epoch has ended and keeps the best; false when it was asked to stop on the way.
@@ -171,19 +176,19 @@ impl<'o> Run<'o> {
             if adapter.validations >= adapter.validations_due(self.step) {
                 continue;
             }
-            let rows = adapter.validation(index).units();
+            let rows = adapter.validation(index).rows();
             observer.validating(index, rows.len());
-            let mut tallies = vec![Tally::default(); self.params.len()];
-            let lengths: Vec<usize> = rows.iter().map(Unit::tokens).collect();
+            let mut tallies = vec![LossTally::default(); self.params.len()];
+            let lengths: Vec<usize> = rows.iter().map(BatchRow::tokens).collect();
             for piece in batch::pieces(&lengths, self.options.batch_tokens) {
                 if stop() {
                     return Ok(false);
                 }
                 let units = &rows[piece];
-                let items: Vec<BatchItem<'_>> = units.iter().flat_map(Unit::items).collect();
-                if units.iter().any(Unit::is_pair) {
+                let items: Vec<BatchItem<'_>> = units.iter().flat_map(BatchRow::items).collect();
+                if units.iter().any(BatchRow::is_pair) {
                     let losses = learner.item_losses(&self.params, &items)?;
-                    unit::tally(units, check_item_losses(&losses, &items)?, &mut tallies);
+                    rows::add_losses(units, check_item_losses(&losses, &items)?, &mut tallies);
                 } else {
                     let losses = learner.losses(&self.params, &items)?;
                     tallies[index].add(check_losses(&losses, &items, self.params.len())?[index]);
@@ -234,7 +239,7 @@ impl<'o> Run<'o> {
         &mut self,
         learner: &mut dyn Learner,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<Tally>>, TrainError> {
+    ) -> Result<Option<Vec<LossTally>>, TrainError> {
         let now = Instant::now();
         if self.clock.tokens == 0 {
             self.clock.started = now;
@@ -248,7 +253,7 @@ impl<'o> Run<'o> {
             .map(|adapter| adapter.rows_of(step).to_vec())
             .collect();
         // By tokens (or pairs) of the whole step, not of a micro-batch: accumulation must equal the large batch.
-        let scale = |(adapter, rows): (&Adapter, &Vec<usize>)| match adapter.counted(rows) {
+        let scale = |(adapter, rows): (&AdapterRun, &Vec<usize>)| match adapter.counted(rows) {
             0 => 0.0,
             counted => (1.0 / counted as f64) as f32,
         };
@@ -260,27 +265,27 @@ impl<'o> Run<'o> {
             .map(|(adapter, rows)| rows.len().div_ceil(adapter.job.settings.batch_rows))
             .max()
             .unwrap_or(0);
-        let mut tallies = vec![Tally::default(); self.params.len()];
+        let mut tallies = vec![LossTally::default(); self.params.len()];
         for micro_batch in 0..micro_batches {
-            let mut units: Vec<Unit<'_>> = Vec::new();
+            let mut units: Vec<BatchRow<'_>> = Vec::new();
             for (index, (adapter, rows)) in self.adapters.iter().zip(&rows).enumerate() {
                 let of_micro_batch = rows
                     .chunks(adapter.job.settings.batch_rows)
                     .nth(micro_batch)
                     .unwrap_or(&[]);
                 let training = adapter.training(index, step);
-                units.extend(of_micro_batch.iter().map(|&row| training.unit(row)));
+                units.extend(of_micro_batch.iter().map(|&row| training.row(row)));
             }
-            let lengths: Vec<usize> = units.iter().map(Unit::tokens).collect();
+            let lengths: Vec<usize> = units.iter().map(BatchRow::tokens).collect();
             for piece in batch::pieces(&lengths, self.options.batch_tokens) {
                 if stop() {
                     return Ok(None);
                 }
                 let units = &units[piece];
-                let items: Vec<BatchItem<'_>> = units.iter().flat_map(Unit::items).collect();
+                let items: Vec<BatchItem<'_>> = units.iter().flat_map(BatchRow::items).collect();
                 let (params, grads) = (&self.params, &mut self.grads);
-                if units.iter().any(Unit::is_pair) {
-                    let weigh = |losses: &[LossSum]| unit::weights(units, losses);
+                if units.iter().any(BatchRow::is_pair) {
+                    let weigh = |losses: &[LossSum]| rows::gradient_weights(units, losses);
                     let losses = learner.forward_backward_weighted(
                         params,
                         &items,
@@ -288,7 +293,7 @@ impl<'o> Run<'o> {
                         &weigh,
                         grads,
                     )?;
-                    unit::tally(units, check_item_losses(&losses, &items)?, &mut tallies);
+                    rows::add_losses(units, check_item_losses(&losses, &items)?, &mut tallies);
                 } else {
                     let losses = learner.forward_backward(params, &items, &loss_scale, grads)?;
                     let losses = check_losses(&losses, &items, params.len())?;
@@ -296,7 +301,7 @@ impl<'o> Run<'o> {
                         tally.add(*loss);
                     }
                 }
-                self.clock.tokens += units.iter().map(Unit::tokens).sum::<usize>();
+                self.clock.tokens += units.iter().map(BatchRow::tokens).sum::<usize>();
             }
         }
         for (index, tally) in tallies.iter().enumerate() {
@@ -344,10 +349,10 @@ impl<'o> Run<'o> {
         rates
     }
 
-    /// Writes the step down and tells the observer.
+    /// Records the step's metrics and reports them to the observer.
     pub(crate) fn log(
         &mut self,
-        tallies: &[Tally],
+        tallies: &[LossTally],
         norms: &[f64],
         rates: &[f64],
         observer: &mut dyn Observer,
@@ -398,7 +403,7 @@ impl<'o> Run<'o> {
     /// Time for the rest of the run, from what this process has spent on its steps (validation between them included).
     fn eta(&self) -> Duration {
         let between = |from: u64, to: u64| -> f64 {
-            let tokens = |(adapter, plan): (&Adapter, &AdapterPlan)| {
+            let tokens = |(adapter, plan): (&AdapterRun, &AdapterPlan)| {
                 let steps = to.min(adapter.steps()) - from.min(adapter.steps());
                 plan.tokens as f64 * steps as f64 / plan.steps_per_epoch as f64
             };

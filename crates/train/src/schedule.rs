@@ -1,10 +1,10 @@
 //! The learning rate of each optimizer step: a warm-up, then constant, linear or cosine.
 //!
-//! Knows steps and a peak rate, nothing of optimizers.
+//! Knows steps and a peak rate; does not know optimizers.
 
 use serde::{Deserialize, Serialize};
 
-/// What the learning rate does after its warm-up.
+/// The shape of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LrDecay {
@@ -20,7 +20,7 @@ pub enum LrDecay {
 /// The learning rate of a whole run, as plain numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LrSchedule {
-    /// What follows the warm-up.
+    /// The shape after the warm-up.
     pub decay: LrDecay,
     /// The highest rate.
     pub peak: f64,
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn linear_rises_to_the_peak_and_never_rests_at_zero() {
+    fn linear_warms_up_to_the_peak_and_stays_above_zero() {
         let rates = rates(LrDecay::Linear, 0.2, 10);
         assert_eq!(
             rates,

@@ -2,7 +2,10 @@
 //!
 //! Checked once at the edge; the loop relies on it.
 
+mod preference;
+
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use formats::peft::Module;
 use serde::{Deserialize, Serialize};
@@ -10,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::Columns;
 use crate::error::TrainError;
 use crate::example::{LossMask, TooLong};
-use crate::preference::PreferenceSettings;
 use crate::schedule::LrDecay;
+
+pub use preference::PreferenceSettings;
 
 /// The settings of one adapter's training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +39,7 @@ pub struct TrainSettings {
     pub lr: Option<f64>,
     /// The learning rate of every B is this many times that of its A (Hayou et al., "LoRA+", 2024).
     pub lora_plus_ratio: f64,
-    /// What the learning rate does after its warm-up.
+    /// The shape of the learning rate after its warm-up.
     pub schedule: LrDecay,
     /// Share of the steps that warm up.
     pub warmup_ratio: f64,
@@ -56,9 +60,9 @@ pub struct TrainSettings {
     pub beta1: f64,
     /// How much of its mean of squared gradients AdamW keeps a step.
     pub beta2: f64,
-    /// What AdamW adds to the root of the mean square.
+    /// Added to the root of the mean square in AdamW.
     pub epsilon: f64,
-    /// Names the adapter's first numbers and the order of rows.
+    /// Seed of the initial parameters, the order of rows and dropout.
     pub seed: u64,
     /// Most tokens of a row.
     pub max_length: usize,
@@ -66,7 +70,7 @@ pub struct TrainSettings {
     pub too_long: TooLong,
     /// Which tokens of a conversation are trained.
     pub mask: LossMask,
-    /// Which columns of the data files stand for which fields of a row.
+    /// Maps fields of a row to columns of the data files.
     #[serde(skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
     /// Rows are put in a new order each epoch.
@@ -130,6 +134,27 @@ impl Default for TrainSettings {
     }
 }
 
+/// Options of a whole run, the same for all its adapters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// The base, by fingerprint: a checkpoint is taken up only on the base it was made with.
+    pub base: String,
+    /// Path of the checkpoint. `None` writes none, so the run cannot be resumed.
+    pub checkpoint: Option<PathBuf>,
+    /// Most tokens of one call of the learner (0: no limit). Bounds memory; a step's gradient is the same sum.
+    pub batch_tokens: usize,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            base: String::new(),
+            checkpoint: None,
+            batch_tokens: 2048,
+        }
+    }
+}
+
 /// The learning rate for a base of `hidden_size`: 5e-4 at a width of 2000, falling with the power 0.781 of the width.
 ///
 /// Schulman et al., "LoRA Without Regret" (2025), fitted on models of the Llama family at alpha = 32.
@@ -144,39 +169,39 @@ impl TrainSettings {
     /// # Errors
     /// [`TrainError::Setting`] for the first one out of its range, or not supported.
     pub fn check(&self) -> Result<(), TrainError> {
-        within("rank", self.rank as u64, 1..=512)?;
-        within("alpha", f64::from(self.alpha), 1e-6..=1e6)?;
-        within("dropout", self.dropout, 0.0..=0.9)?;
+        check_range("rank", self.rank as u64, 1..=512)?;
+        check_range("alpha", f64::from(self.alpha), 1e-6..=1e6)?;
+        check_range("dropout", self.dropout, 0.0..=0.9)?;
         self.modules()?;
         if let Some(lr) = self.lr {
-            within("lr", lr, 1e-9..=1.0)?;
+            check_range("lr", lr, 1e-9..=1.0)?;
         }
-        within("lora_plus_ratio", self.lora_plus_ratio, 0.01..=1000.0)?;
-        within("warmup_ratio", self.warmup_ratio, 0.0..=1.0)?;
-        within("epochs", self.epochs, 1..=10_000)?;
+        check_range("lora_plus_ratio", self.lora_plus_ratio, 0.01..=1000.0)?;
+        check_range("warmup_ratio", self.warmup_ratio, 0.0..=1.0)?;
+        check_range("epochs", self.epochs, 1..=10_000)?;
         if let Some(steps) = self.max_steps {
-            within("max_steps", steps, 1..=1_000_000_000)?;
+            check_range("max_steps", steps, 1..=1_000_000_000)?;
         }
-        within("batch_rows", self.batch_rows as u64, 1..=4096)?;
-        within(
+        check_range("batch_rows", self.batch_rows as u64, 1..=4096)?;
+        check_range(
             "gradient_accumulation",
             self.gradient_accumulation as u64,
             1..=4096,
         )?;
-        within("clip", self.clip, 0.0..=1e9)?;
-        within("weight_decay", self.weight_decay, 0.0..=100.0)?;
-        within("beta1", self.beta1, 0.0..=0.9999)?;
-        within("beta2", self.beta2, 0.0..=0.999_999)?;
-        within("epsilon", self.epsilon, 1e-30..=1.0)?;
-        within("max_length", self.max_length as u64, 2..=1 << 20)?;
-        within("vary_identifiers", self.vary_identifiers, 0..=64)?;
+        check_range("clip", self.clip, 0.0..=1e9)?;
+        check_range("weight_decay", self.weight_decay, 0.0..=100.0)?;
+        check_range("beta1", self.beta1, 0.0..=0.9999)?;
+        check_range("beta2", self.beta2, 0.0..=0.999_999)?;
+        check_range("epsilon", self.epsilon, 1e-30..=1.0)?;
+        check_range("max_length", self.max_length as u64, 2..=1 << 20)?;
+        check_range("vary_identifiers", self.vary_identifiers, 0..=64)?;
         if let Some(preference) = &self.preference {
             preference.check()?;
         }
-        within("validation_fraction", self.validation_fraction, 0.0..=0.9)?;
-        within("validate_every", self.validate_every, 0..=1_000_000_000)?;
-        within("patience", self.patience, 0..=1_000_000)?;
-        within("save_every", self.save_every, 0..=1_000_000_000)
+        check_range("validation_fraction", self.validation_fraction, 0.0..=0.9)?;
+        check_range("validate_every", self.validate_every, 0..=1_000_000_000)?;
+        check_range("patience", self.patience, 0..=1_000_000)?;
+        check_range("save_every", self.save_every, 0..=1_000_000_000)
     }
 
     /// The modules that get a pair, in the order of [`Module::ALL`].
@@ -222,7 +247,7 @@ impl TrainSettings {
         self
     }
 
-    /// What the product of a pair is scaled by: the number that PEFT and [`formats::peft`] read from the adapter's folder.
+    /// The scale of a pair's product: the number that PEFT and [`formats::peft`] read from the adapter's folder.
     #[must_use]
     pub fn scale(&self) -> f32 {
         let rank = self.rank.max(1) as f64;
@@ -236,7 +261,7 @@ impl TrainSettings {
     }
 }
 
-pub(crate) fn within<T: PartialOrd + std::fmt::Display>(
+fn check_range<T: PartialOrd + std::fmt::Display>(
     name: &'static str,
     value: T,
     range: RangeInclusive<T>,
@@ -245,7 +270,7 @@ pub(crate) fn within<T: PartialOrd + std::fmt::Display>(
         return Ok(());
     }
     let message = format!(
-        "is {value}; it must lie between {} and {}",
+        "is {value}; it must be between {} and {}",
         range.start(),
         range.end()
     );
@@ -257,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_those_of_the_design() {
+    fn defaults_are_stable() {
         let settings = TrainSettings::default();
         settings.check().unwrap();
         assert_eq!(
@@ -289,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_named() {
+    fn setting_out_of_range_is_rejected_by_name() {
         let check = |change: fn(&mut TrainSettings)| {
             let mut settings = TrainSettings::default();
             change(&mut settings);
@@ -297,11 +322,11 @@ mod tests {
         };
         assert_eq!(
             check(|s| s.rank = 0),
-            "setting `rank`: is 0; it must lie between 1 and 512"
+            "setting `rank`: is 0; it must be between 1 and 512"
         );
         assert!(
             check(|s| s.dropout = 1.0)
-                .contains("setting `dropout`: is 1; it must lie between 0 and 0.9")
+                .contains("setting `dropout`: is 1; it must be between 0 and 0.9")
         );
         assert!(check(|s| s.lr = Some(f64::NAN)).starts_with("setting `lr`: is NaN"));
         assert!(
@@ -319,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scale_is_that_of_peft() {
+    fn scale_equals_pefts() {
         let scale = |rank, alpha, rslora| {
             let settings = TrainSettings {
                 rank,

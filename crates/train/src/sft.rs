@@ -1,80 +1,22 @@
-//! Fine-tuning of several adapters in one run, supervised or by preferences: the loop, as a table of contents.
+//! Fine-tuning of several adapters in one run, supervised or by preference: the training loop, as a table of contents.
 //!
-//! Knows no model (see [`Learner`]), no text (see [`crate::job`]) and no screen (see [`Observer`]). What each verb does is
-//! in `run.rs`, and in `run/saved.rs` where it is about files.
+//! Does not know the model (see [`Learner`]), text (see [`crate::job`]) or the terminal (see [`Observer`]). The methods that it
+//! calls are in `run.rs` and `run/`; those about files are in `run/checkpointing.rs`.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use formats::config::ModelConfig;
 
 use crate::error::TrainError;
-use crate::forecast::{MeasuredStep, RunEstimate};
+use crate::estimate::{MeasuredStep, RunEstimate};
 use crate::job::Job;
 use crate::learner::Learner;
-use crate::params::LoraParams;
-use crate::progress::{Observer, Validation};
+use crate::progress::Observer;
 use crate::run::Run;
-use crate::settings::TrainSettings;
 
-/// What holds for a whole run, whatever its adapters are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunOptions {
-    /// The base, by fingerprint: a checkpoint is taken up only on the base it was made with.
-    pub base: String,
-    /// Where the run's state is kept; without, it cannot be resumed.
-    pub checkpoint: Option<PathBuf>,
-    /// Most tokens of one call of the learner (0: no limit). Bounds memory; a step's gradient is the same sum.
-    pub batch_tokens: usize,
-}
-
-impl Default for RunOptions {
-    fn default() -> Self {
-        Self {
-            base: String::new(),
-            checkpoint: None,
-            batch_tokens: 2048,
-        }
-    }
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    /// All steps are done. The checkpoint stays: remove it once the adapters are written.
-    Finished(Vec<TrainedAdapter>),
-    /// It was asked to stop, and did after a whole step.
-    Interrupted {
-        /// Optimizer steps done.
-        step: u64,
-        /// Optimizer steps of the run.
-        steps: u64,
-        /// Where the same run goes on from.
-        checkpoint: Option<PathBuf>,
-    },
-}
-
-/// A trained adapter.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainedAdapter {
-    /// Its name.
-    pub name: String,
-    /// How it was trained.
-    pub settings: TrainSettings,
-    /// Its parameters of the lowest validation loss; the last ones where nothing was validated.
-    pub params: LoraParams,
-    /// The validation pass that chose them.
-    pub best: Option<Validation>,
-    /// Optimizer steps done.
-    pub steps: u64,
-    /// Whether its patience was over before its last step.
-    pub stopped_early: bool,
-    /// Hash of the adapter that it started from; none for fresh numbers.
-    pub start: Option<String>,
-    /// The text of its metrics (see [`crate::metrics::parse_metrics`]).
-    pub metrics: String,
-}
+pub use crate::outcome::{Outcome, TrainedAdapter};
+pub use crate::settings::RunOptions;
 
 /// A run that is ready to start: its jobs are checked and its steps are counted, and nothing is computed or written yet.
 pub struct PreparedRun<'o>(Run<'o>);
@@ -88,13 +30,13 @@ pub fn prepare(jobs: Vec<Job>, options: &RunOptions) -> Result<PreparedRun<'_>, 
 }
 
 impl PreparedRun<'_> {
-    /// What the run will do and need on a base of `config`.
+    /// Estimates the steps, memory and tokens of the run on a base of `config`.
     #[must_use]
-    pub fn forecast(&self, config: &ModelConfig) -> RunEstimate {
-        self.0.forecast(config)
+    pub fn estimate(&self, config: &ModelConfig) -> RunEstimate {
+        self.0.estimate(config)
     }
 
-    /// Takes the first step to see how long a step takes, and throws it away with the run; none when it was asked to stop.
+    /// Times the first step and discards the run. Returns `None` if interrupted.
     ///
     /// # Errors
     /// As [`PreparedRun::train`].
@@ -104,7 +46,7 @@ impl PreparedRun<'_> {
         interrupt: &AtomicBool,
     ) -> Result<Option<MeasuredStep>, TrainError> {
         let stop = || interrupt.load(Ordering::Relaxed);
-        self.0.without_reference();
+        self.0.without_reference_logps();
         let began = Instant::now();
         if or_stopped(self.0.forward_backward(learner, &stop), None)?.is_none() {
             return Ok(None);
@@ -117,14 +59,15 @@ impl PreparedRun<'_> {
         }))
     }
 
-    /// Trains every job's adapter, all of them over shared batches; goes on from the checkpoint where there is one.
+    /// Trains every job's adapter, all of them over shared batches; continues from the checkpoint if there is one.
     ///
     /// An adapter gets the same steps as if it were trained alone: its own rows, order, schedule, clipping and optimizer.
-    /// One with fewer steps than the others rests once it is done. `interrupt` may be set from anywhere, at any time.
+    /// An adapter with fewer steps than the others is left unchanged after its last step. `interrupt` may be set from any thread, at any
+    /// time.
     ///
     /// # Errors
     /// A checkpoint of another run, a diverged loss, a file that cannot be written, a learner that fails. The last
-    /// checkpoint stands in every case.
+    /// checkpoint remains in every case.
     pub fn train(
         self,
         learner: &mut dyn Learner,
@@ -136,7 +79,7 @@ impl PreparedRun<'_> {
         let resumed = run.resume()?;
         run.open_metrics()?;
         observer.started(&run.plan, resumed);
-        if !or_stopped(run.reference(learner, observer, &stop), false)? {
+        if !or_stopped(run.reference_logps(learner, observer, &stop), false)? {
             return run.interrupted(observer);
         }
         loop {
@@ -162,7 +105,7 @@ impl PreparedRun<'_> {
     }
 }
 
-/// What a verb says; `stopped` where the learner's yield point stopped it.
+/// The result of a method, or `stopped` if the learner's yield point stopped it.
 fn or_stopped<T>(said: Result<T, TrainError>, stopped: T) -> Result<T, TrainError> {
     match said {
         Err(TrainError::Stopped) => Ok(stopped),

@@ -1,4 +1,4 @@
-//! Metrics as TensorBoard reads them: an events file of scalars.
+//! Metrics for TensorBoard: an events file of scalars.
 //!
 //! A TFRecord is `length:u64, masked crc32c of those 8 bytes:u32, data, masked crc32c of the data:u32`, little endian
 //! (tensorflow, core/lib/io/record_writer.h). The data is an `Event` in protobuf's wire format (core/util/event.proto):
@@ -117,7 +117,7 @@ mod tests {
     use crate::metrics::MetricsRecord;
 
     #[test]
-    fn the_checksum_is_castagnolis() {
+    fn checksum_is_crc32c() {
         // The check value of CRC-32C, and the first vector of RFC 3720, B.4.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);

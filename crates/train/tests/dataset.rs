@@ -219,7 +219,7 @@ fn a_broken_row_is_named_by_file_line_and_field() {
         ),
         (
             "{\"conversations\":[{\"from\":\"human\",\"value\":\"x\"},{\"from\":\"system\",\"value\":\"x\"}]}",
-            "field `conversations[1].from`: a system message may stand only at the beginning",
+            "field `conversations[1].from`: a system message is only allowed as the first message",
         ),
         (
             "{\"conversations\":[\"x\"]}",
@@ -314,7 +314,7 @@ fn numbered(numbers: impl Iterator<Item = usize>) -> Vec<DataRow> {
 }
 
 #[test]
-fn a_row_falls_on_its_side_whatever_stands_around_it() {
+fn split_side_of_a_row_does_not_depend_on_other_rows() {
     let sides = |rows: &[DataRow]| -> BTreeMap<String, bool> {
         let inputs = rows.iter().map(DataRow::input);
         inputs.zip(held_out(rows, 0.1)).collect()
@@ -358,7 +358,7 @@ fn copies_of_a_row_never_straddle_the_split() {
 }
 
 #[test]
-fn the_split_leaves_both_sides_something() {
+fn split_leaves_no_side_empty() {
     let lines: Vec<String> = (0..500)
         .map(|i| format!("{{\"prompt\":\"p{}\",\"completion\":\"c\"}}", i % 400))
         .collect();
@@ -379,7 +379,7 @@ fn the_split_leaves_both_sides_something() {
 
 /// The examples of the documentation are rows, and its settings are settings.
 #[test]
-fn the_documentation_is_read() {
+fn documented_files_are_read() {
     let page = include_str!("../../../docs/data.md");
     let blocks = |language: &str| -> Vec<&str> {
         let start = format!("```{language}\n");

@@ -8,7 +8,7 @@ use formats::tokenizer::Tokenizer;
 use kernels::{BLOCK_TOKENS, Compute, Device, DeviceChoice, KvType, LoraType, Run, Span};
 use model::{Batch, Buffers, Model};
 use testkit::{Logits, tiny_adapter, tiny_gguf_as};
-use train::evaluate::{drift, neutral};
+use train::measures::{drift, neutral};
 use train::{BatchItem, Example, Learner, LoraParams, ModelLearner};
 
 fn tiny() -> (Gguf, Arc<Model>) {

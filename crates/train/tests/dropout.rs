@@ -118,7 +118,7 @@ fn gradients_follow_finite_differences_of_the_same_masks() {
 }
 
 #[test]
-fn an_adapter_without_dropout_does_not_notice_its_neighbour_with_it() {
+fn dropout_of_one_adapter_does_not_change_another() {
     let model = tiny();
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
     let params = vec![adapter(&model, 1), adapter(&model, 2)];
@@ -133,7 +133,7 @@ fn an_adapter_without_dropout_does_not_notice_its_neighbour_with_it() {
 }
 
 #[test]
-fn activations_that_are_kept_are_those_of_a_layer_that_runs_again() {
+fn cached_activations_equal_recomputed_ones() {
     let model = tiny();
     let params = vec![adapter(&model, 1), adapter(&model, 2)];
     let short = [(1, example(1, 20)), (0, example(2, 33)), (1, example(3, 9))];
@@ -175,9 +175,9 @@ fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
         validation: vec![example(40, 16)],
         init: adapter(model, 1),
         metrics: None,
-        loaded: train::job::DataReport::default(),
+        data: train::job::DataReport::default(),
         preference: None,
-        start: None,
+        initial_adapter: None,
     }
 }
 

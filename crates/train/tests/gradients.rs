@@ -143,7 +143,7 @@ fn every_adapter_tensor_follows_finite_differences() {
 }
 
 #[test]
-fn norms_of_heads_go_back_alike_whether_their_inputs_were_kept_or_not() {
+fn head_norm_backward_is_the_same_cached_or_recomputed() {
     let model = of_family("qwen3");
     let params = vec![adapter(&model, 1, 4)];
     let examples = [(0, example(1, 40, 8))];

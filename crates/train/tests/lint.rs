@@ -35,7 +35,7 @@ fn said(report: &LintReport) -> Vec<(LintProblem, usize, &str)> {
 }
 
 #[test]
-fn alike_rows_are_found_each_once() {
+fn each_duplicate_row_is_found_once() {
     let rows = rows(
         "a.jsonl",
         &[

@@ -187,7 +187,7 @@ fn a_finished_run_started_again_has_nothing_left_to_do() {
 }
 
 #[test]
-fn another_run_does_not_take_up_the_checkpoint_and_hears_why() {
+fn checkpoint_of_another_run_is_refused_with_differences() {
     let folder = Folder::new();
     let mut notes = Notes {
         stop_at: Some((4, flag())),

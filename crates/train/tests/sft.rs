@@ -5,7 +5,7 @@ mod toy;
 use std::sync::atomic::AtomicBool;
 
 use toy::{Notes, Toy, job, rows};
-use train::evaluate::loss_table;
+use train::measures::loss_table;
 use train::metrics::{MetricsRecord, parse_metrics};
 use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
 use train::{Job, LoraParams, TrainError, TrainSettings};
@@ -66,7 +66,7 @@ fn assert_metrics_close(a: &str, b: &str) {
 }
 
 #[test]
-fn a_run_learns_validates_each_epoch_and_tells_the_observer() {
+fn run_learns_validates_each_epoch_and_reports() {
     let (mut learner, mut notes) = (Toy::default(), Notes::default());
     let outcome = run_with(
         vec![job("one", 22, 0)],
@@ -194,7 +194,7 @@ fn adapters_trained_together_equal_those_trained_alone() {
 }
 
 #[test]
-fn an_adapter_that_is_done_rests() {
+fn finished_adapter_is_not_trained_further() {
     let mut notes = Notes::default();
     let mut short = job("short", 8, 500);
     short.settings.epochs = 1;
@@ -240,7 +240,7 @@ fn the_best_state_is_kept_and_not_the_last() {
 }
 
 #[test]
-fn an_adapter_whose_patience_is_over_rests_and_the_others_go_on() {
+fn early_stopping_stops_one_adapter_only() {
     let impatient = || {
         let mut job = toy::overshooting("impatient");
         job.settings.validate_every = 2;
@@ -343,7 +343,7 @@ fn clipping_bounds_the_step_and_the_metrics_show_the_norm_before() {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused_before_it_starts() {
+fn invalid_jobs_are_refused_before_the_run_starts() {
     let said = |jobs: Vec<Job>| {
         let mut learner = Toy::default();
         let error = run_with(
@@ -384,7 +384,7 @@ fn what_cannot_be_trained_is_refused_before_it_starts() {
 }
 
 #[test]
-fn a_diverged_loss_ends_the_run_by_name() {
+fn diverged_loss_is_reported_with_the_adapter() {
     let mut learner = Toy {
         diverges_at: Some(5),
         ..Toy::default()
@@ -485,7 +485,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
 }
 
 #[test]
-fn no_rate_is_suggested_where_none_helps() {
+fn no_rate_is_suggested_if_none_lowers_the_loss() {
     use train::lr_find::{LrSweep, lr_find};
     let mut job = job("one", 22, 0);
     // One row, and weights that fit it best already.

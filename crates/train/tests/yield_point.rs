@@ -70,9 +70,9 @@ fn job(model: &Model) -> Job {
         validation: (10..12).map(example).collect(),
         settings,
         metrics: None,
-        loaded: DataReport::default(),
+        data: DataReport::default(),
         preference: None,
-        start: None,
+        initial_adapter: None,
     }
 }
 

@@ -254,7 +254,7 @@ pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::i
             Speaker::Persona(_) => continue,
         };
         let markers = candidate.markers.clone().unwrap_or_default();
-        let (in_tone, copied) = train::evaluate::AnswerScore::default().judge(
+        let (in_tone, copied) = train::measures::AnswerScore::default().judge(
             &markers,
             &question,
             reference,

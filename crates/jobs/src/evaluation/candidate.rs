@@ -6,7 +6,7 @@ use registry::Persona;
 use service::Service;
 use train::TrainSettings;
 use train::dataset::{Columns, DataRow, Dataset, RowContent};
-use train::evaluate::ToneMarkers;
+use train::measures::ToneMarkers;
 
 /// A persona under examination.
 pub struct Candidate {

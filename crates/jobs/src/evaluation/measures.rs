@@ -5,11 +5,11 @@ use kernels::Compute;
 use model::YieldPoint;
 use registry::EvalSpec;
 use serde_json::{Map, Value, json};
-use train::evaluate::{
+use train::example::Encoder;
+use train::measures::{
     AnswerLengths, AnswerScore, Drift, LossTable, distinctness, drift, loss_table, neutral,
     repetition_of,
 };
-use train::example::Encoder;
 use train::{Example, Learner, LoraParams};
 
 use super::answers::{Answers, Question, Speaker};

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use train::dataset::{Columns, DataRow, Dataset, RowLocation, held_out};
+use train::estimate::MeasuredStep;
 use train::example::{Encoder, Fitted};
-use train::forecast::MeasuredStep;
 use train::lint::{self, LintOptions, LintReport};
 use train::preference::scan_pairs;
 use train::sft::{self, RunOptions};
@@ -115,7 +115,7 @@ impl BackgroundWork {
             };
             let prepared = sft::prepare(vec![ready.job], &options)?;
             let base = self.service.base();
-            let forecast = prepared.forecast(base.model.config());
+            let forecast = prepared.estimate(base.model.config());
             let mut plan = Plan::new(forecast, memory::in_use(), memory::available());
             plan.check()?;
             match pace {
@@ -255,7 +255,7 @@ fn look(encoder: &Encoder<'_>, row: &DataRow, said: impl Fn(TrainError) -> Strin
     };
     let tokens = whole.tokens.len();
     if whole.trained_tokens() == 0 {
-        return refused("no token of it would be trained".to_owned());
+        return refused("none of its tokens would be trained".to_owned());
     }
     let (example, fate) = match encoder.fit(whole.clone(), row) {
         Ok(Fitted::Whole(example)) => (example, "whole"),

@@ -7,7 +7,7 @@ use formats::persona_name::is_persona_name;
 use registry::spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use train::preference::PreferenceSettings;
+use train::PreferenceSettings;
 use train::settings::default_lr;
 use train::{TrainError, TrainSettings};
 
@@ -484,7 +484,7 @@ mod tests {
             ),
             (
                 json!({"n_epochs": 0}),
-                "hyperparameters.n_epochs: is 0; it must lie between 1 and 10000",
+                "hyperparameters.n_epochs: is 0; it must be between 1 and 10000",
             ),
             (
                 json!({"batch_size": 5000}),

@@ -99,7 +99,7 @@ fn attempt(
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<RunOutcome> {
     let Ready { job, target } = queue.ready(record)?;
-    let loaded = job.loaded.clone();
+    let loaded = job.data.clone();
     let base = queue.service.base();
     let fingerprint = base.fingerprint.sha256().unwrap_or_default();
     let options = RunOptions {
@@ -123,7 +123,7 @@ fn attempt(
     });
     let mut watch = RunObserver::new(queue, &record.id, sampling);
     let prepared = sft::prepare(vec![job], &options)?;
-    let forecast = prepared.forecast(base.model.config());
+    let forecast = prepared.estimate(base.model.config());
     learner.keep(Plan::new(forecast, memory::in_use(), memory::available()).keep);
     let trained = match prepared.train(&mut learner, &mut watch, stop)? {
         Outcome::Interrupted { .. } => return Ok(RunOutcome::Stopped),
@@ -245,7 +245,7 @@ impl BackgroundWork {
         let (config, tokenizer) = (base.model.config(), &base.tokenizer);
         let template: &ChatTemplate = &base.template;
         let mut job = if target.settings.preference.is_some() {
-            train::preference::load(source, &[], config, tokenizer, template)?
+            train::Job::load_pairs(source, &[], config, tokenizer, template)?
         } else {
             train::Job::load(source, config, tokenizer, template)?
         };
@@ -261,7 +261,7 @@ impl BackgroundWork {
                         start.persona
                     )
                 })?;
-            job.start_from(&found.read()?, start.sha256.clone(), config)?;
+            job.init_from_adapter(&found.read()?, start.sha256.clone(), config)?;
         }
         Ok(Ready { job, target })
     }

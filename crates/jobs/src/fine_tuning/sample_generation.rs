@@ -111,7 +111,7 @@ impl<'q> Sampling<'q> {
                 best: None,
                 steps: 0,
                 stopped_early: false,
-                start: job.start.clone(),
+                initial_adapter: job.initial_adapter.clone(),
                 metrics: String::new(),
             },
             provenance: Provenance {

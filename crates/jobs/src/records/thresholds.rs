@@ -2,7 +2,7 @@
 
 use registry::EvalSpec;
 use serde::{Deserialize, Serialize};
-use train::evaluate::ToneMarkers;
+use train::measures::ToneMarkers;
 
 /// The share of answers in the right tone where nobody says, as in persona.toml.
 const TONE: f64 = 0.95;

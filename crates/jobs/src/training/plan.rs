@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use train::RunEstimate;
-use train::forecast::MeasuredStep;
+use train::estimate::MeasuredStep;
 
 use base::memory::Available;
 
@@ -34,7 +34,8 @@ impl Plan {
         in_use: Option<u64>,
         available: Option<Available>,
     ) -> Self {
-        let keep = forecast.keep_within(available.map_or(u64::MAX, |available| available.bytes));
+        let keep = forecast
+            .limit_activation_cache(available.map_or(u64::MAX, |available| available.bytes));
         Self {
             keep,
             memory_needed: forecast.memory.total(),

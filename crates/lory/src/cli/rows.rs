@@ -73,7 +73,7 @@ impl RowsArgs {
 
 /// What became of a job's rows, where it is not what one would think.
 pub(super) fn notes(job: &Job) -> Vec<String> {
-    let (loaded, settings) = (&job.loaded, &job.settings);
+    let (loaded, settings) = (&job.data, &job.settings);
     let mut notes = Vec::new();
     if loaded.held_out > 0 {
         notes.push(format!(

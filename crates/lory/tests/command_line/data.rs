@@ -51,7 +51,7 @@ fn findings_name_file_and_line_and_end_with_1() {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
         ran.out
-            .contains("a.jsonl:3: the same but for its numbers as a.jsonl:1\n"),
+            .contains("a.jsonl:3: the same, except for numbers, as a.jsonl:1\n"),
         "{ran:?}"
     );
     assert!(
@@ -60,7 +60,7 @@ fn findings_name_file_and_line_and_end_with_1() {
     );
     assert!(
         ran.out
-            .contains("a.jsonl:2: its input also stands in eval.jsonl:1\n"),
+            .contains("a.jsonl:2: its input is also in eval.jsonl:1\n"),
         "{ran:?}"
     );
     assert!(
@@ -139,7 +139,7 @@ fn a_persona_is_looked_over_as_it_is_trained() {
     for part in [
         "t.jsonl:2: too long: ",
         "more than 90; it would be left out\n",
-        "t.jsonl:3: its input also stands in personas/curt/e.jsonl:1\n",
+        "t.jsonl:3: its input is also in personas/curt/e.jsonl:1\n",
         "longer than max_length = 90: 1 rows would be left out, 0 cut\n",
         "3 rows, 0 intents: 1 leak, 1 too_long\n",
     ] {
@@ -310,7 +310,7 @@ fn pairs_are_looked_over_and_shown_with_both_answers() {
     assert_eq!(ran.code, 1, "{ran:?}");
     for line in [
         "pairs.jsonl:2: its chosen and its rejected answer are the same; training leaves it out\n",
-        "pairs.jsonl:3: field `rejected`: is missing; a row of pairs has both\n",
+        "pairs.jsonl:3: field `rejected`: is missing; a preference row has both `chosen` and `rejected`\n",
         "2 rows, 0 intents: 1 broken, 1 same_answers\n",
     ] {
         assert!(ran.out.contains(line), "{line}: {ran:?}");

@@ -195,7 +195,7 @@ fn a_run_whose_disk_is_full_says_how_to_go_on_and_does() {
         &[
             "cannot write",
             "sunny+happy.safetensors",
-            "what was saved there before still stands",
+            "the file that was there before is unchanged",
             "run the same command again",
         ],
     );

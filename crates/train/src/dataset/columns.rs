@@ -1,4 +1,4 @@
-//! Which column of a file stands for which field of a row.
+//! Maps the fields of a row to the columns of a file.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! From bytes to rows, line by line, within limits. A broken line does not hide the ones behind it.
+//! Reads rows line by line, within limits. A broken line does not hide the lines after it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
@@ -22,7 +22,7 @@ pub const MAX_BROKEN: usize = 1000;
 /// Broken lines that an error names.
 const NAMED: usize = 10;
 
-/// A data file with all that is wrong in it.
+/// A data file and all its errors.
 #[derive(Debug)]
 pub struct DatasetScan {
     /// The rows that are whole; may be empty.
@@ -77,7 +77,7 @@ impl Dataset {
         Self::scan(path, columns)?.whole()
     }
 
-    /// Reads rows from `reader`; `name` stands for the file in messages.
+    /// Reads rows from `reader`; `name` is the name of the file in messages.
     ///
     /// # Errors
     /// As [`Dataset::scan`] and [`DatasetScan::whole`].
@@ -87,7 +87,7 @@ impl Dataset {
 
     /// Reads the file at `path` to its end, whatever its lines are.
     ///
-    /// A line is broken that is longer than [`MAX_LINE`], no UTF-8, no JSON object, of no known shape, has a field of the
+    /// A line is broken that is longer than [`MAX_LINE`], not UTF-8, not a JSON object, not of a known shape, has a field of the
     /// wrong type, or an empty question or answer.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Dataset {
         )
     }
 
-    /// As [`Dataset::scan`], of what `reader` gives; `name` stands for the file in messages.
+    /// As [`Dataset::scan`], of what `reader` gives; `name` is the name of the file in messages.
     ///
     /// # Errors
     /// As [`Dataset::scan`].
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_an_end_is_left_at_its_limit() {
+    fn endless_file_is_read_up_to_the_limit() {
         for (bytes, most) in [(b'x', 3 << 20), (b'\n', 1000)] {
             let endless = BufReader::new(io::repeat(bytes));
             let mut lines = Lines::new(endless, most);

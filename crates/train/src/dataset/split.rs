@@ -1,10 +1,10 @@
-//! Which rows are held out for validation where nobody names a file for it.
+//! Selects the rows that are held out for validation if there is no validation file.
 
 use sha2::{Digest, Sha256};
 
 use super::{DataRow, Dataset};
 
-/// For each row whether it is held out: about `fraction` of them, chosen by a hash of what they say.
+/// For each row whether it is held out: about `fraction` of them, selected by a hash of their text.
 ///
 /// A row falls on the same side whatever rows are added, removed or put in another order, and rows that differ in case and
 /// white space alone fall together. Where there are two different rows at least, each side gets one: if no hash is low
@@ -20,7 +20,7 @@ pub fn held_out(rows: &[DataRow], fraction: f64) -> Vec<bool> {
 }
 
 impl Dataset {
-    /// Parts the rows in two: (training, validation), as [`held_out`] says, each in the file's order.
+    /// Splits the rows into two lists: (training, validation), as [`held_out`] says, each in the file's order.
     #[must_use]
     pub fn split(self, fraction: f64) -> (Vec<DataRow>, Vec<DataRow>) {
         let sides = held_out(&self.rows, fraction);

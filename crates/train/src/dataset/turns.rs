@@ -3,7 +3,7 @@
 use formats::chat_template::Message;
 use serde_json::{Map, Value};
 
-use super::row::{EMPTY_ANSWER, Fields, kind, shortened, text};
+use super::fields::{EMPTY_ANSWER, Fields, kind, shortened, text};
 use crate::error::TrainError;
 
 /// Most turns of a conversation.
@@ -62,7 +62,7 @@ fn turn(item: &Value, i: usize) -> Result<Message, (String, String)> {
     let at = |name: &str, message: String| Err((format!("[{i}].{name}"), message));
     let speaker = match said {
         "system" if i > 0 => {
-            let message = "a system message may stand only at the beginning";
+            let message = "a system message is only allowed as the first message";
             return at(role, message.to_owned());
         }
         "system" => "system",

@@ -1,7 +1,7 @@
 //! The objective of one pair, and the weights that it gives the two answers' losses.
 //!
 //! Rafailov et al., "Direct Preference Optimization" (2023), equation 7, with the log-probabilities summed over trained
-//! tokens; beside it the chosen answer's own loss a token, as in Pang et al., "Iterative Reasoning Preference Optimization"
+//! tokens; plus the chosen answer's own loss per token, as in Pang et al., "Iterative Reasoning Preference Optimization"
 //! (2024):
 //!
 //! ```text
@@ -9,10 +9,11 @@
 //! loss = -ln sigmoid(z) + sft_weight * (-logp_chosen / tokens of the chosen answer)
 //! ```
 
-use super::{PreferenceSettings, PreferenceStats};
+use super::PreferenceStats;
 use crate::learner::LossSum;
+use crate::settings::PreferenceSettings;
 
-/// What one pair says.
+/// The objective of one pair.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DpoLoss {
     /// The objective.
@@ -81,7 +82,7 @@ impl DpoTotals {
         self.chosen.tokens + self.rejected.tokens
     }
 
-    /// What the pairs say together; none without pairs.
+    /// Statistics of all pairs; `None` if there are none.
     #[must_use]
     pub fn stats(&self) -> Option<PreferenceStats> {
         let mean = |sum: f64| sum / self.pairs as f64;
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_farthest_pairs_stay_finite() {
+    fn extreme_margins_stay_finite() {
         let far = |chosen, rejected| {
             dpo_loss(
                 &settings(100.0, 0.0),

@@ -1,24 +1,16 @@
-//! Where rejected answers come from: the row itself, or a sibling's row with the same question.
+//! Matches rows to rejected answers: the row's own, or those of another persona's row with the same question.
 //!
-//! A row that brings its own is `{"prompt", "chosen", "rejected"}`, each a text or a list of messages, as in TRL's
-//! preference datasets; without `prompt`, two lists of messages that begin alike. Knows text and JSON, no token.
+//! Knows rows; does not know their file format or tokens.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use formats::chat_template::Message;
-use serde_json::{Map, Value};
-
-use crate::dataset::{
-    Columns, DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, object,
-};
+use crate::dataset::{Columns, DataRow, Dataset, RowContent, RowLocation};
 use crate::error::TrainError;
 
 /// A question with the answer to prefer and the one to reject.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pair {
+pub struct PreferencePair {
     /// The question and the answer to prefer.
     pub chosen: DataRow,
     /// The same question, and the answer to reject.
@@ -32,18 +24,18 @@ pub struct RejectedPersona {
     pub name: String,
     /// Its files of rows.
     pub files: Vec<PathBuf>,
-    /// Which of their columns stand for which fields of a row.
+    /// Maps fields of a row to columns of these files.
     pub columns: Columns,
 }
 
 /// How many rows found a rejected answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PairCounts {
-    /// Training and validation rows looked at, once for each sibling.
+    /// Training and validation rows looked at, once for each persona.
     pub rows: usize,
     /// Pairs found.
     pub pairs: usize,
-    /// Rows left out because nobody else has answered their question.
+    /// Rows dropped because no rejected answer to their question was found.
     pub unanswered: usize,
     /// Rows left out because both answers are the same.
     pub same: usize,
@@ -59,21 +51,21 @@ impl PairCounts {
     }
 }
 
-/// What the rejected answer of a row is looked up in.
-pub(super) enum RejectedAnswers {
-    /// Those that the rows brought, by their place.
+/// The rejected answers by row or by question.
+pub(crate) enum RejectedAnswers {
+    /// The rows' own rejected answers, by location.
     Own(BTreeMap<RowLocation, DataRow>),
-    /// Those of each sibling, by question, in the order of its files.
-    Siblings(Vec<HashMap<String, Vec<String>>>),
+    /// Those of each persona, by question, in the order of its files.
+    Personas(Vec<HashMap<String, Vec<String>>>),
 }
 
 impl RejectedAnswers {
-    /// The rows of `siblings`.
-    pub(super) fn of(siblings: &[RejectedPersona]) -> Result<Self, TrainError> {
-        let index = |sibling: &RejectedPersona| {
+    /// The rows of `personas`.
+    pub(crate) fn of(personas: &[RejectedPersona]) -> Result<Self, TrainError> {
+        let index = |persona: &RejectedPersona| {
             let mut answers: HashMap<String, Vec<String>> = HashMap::new();
-            for file in &sibling.files {
-                for row in Dataset::read_as(file, &sibling.columns)?.rows {
+            for file in &persona.files {
+                for row in Dataset::read_as(file, &persona.columns)?.rows {
                     if let Some(question) = question(&row) {
                         let same = answers.entry(question).or_default();
                         same.push(row.output().to_owned());
@@ -82,29 +74,29 @@ impl RejectedAnswers {
             }
             Ok(answers)
         };
-        siblings
+        personas
             .iter()
             .map(index)
             .collect::<Result<_, _>>()
-            .map(RejectedAnswers::Siblings)
+            .map(RejectedAnswers::Personas)
     }
 
-    /// The pairs of `rows`, sibling by sibling, in the rows' order.
+    /// The pairs of `rows`, persona by persona, in the rows' order.
     ///
-    /// A question that stands in several rows takes its sibling's answers to it in turn.
-    pub(super) fn pairs(&self, rows: &[DataRow]) -> (Vec<Pair>, PairCounts) {
+    /// A question that occurs in several rows takes the persona's answers to it in turn.
+    pub(crate) fn pairs(&self, rows: &[DataRow]) -> (Vec<PreferencePair>, PairCounts) {
         let mut pairs = Vec::new();
-        let mut matched = PairCounts::default();
+        let mut counts = PairCounts::default();
         let mut take = |row: &DataRow, rejected: Option<DataRow>| {
-            matched.rows += 1;
+            counts.rows += 1;
             match rejected {
-                None => matched.unanswered += 1,
+                None => counts.unanswered += 1,
                 Some(rejected) if rejected.output().trim() == row.output().trim() => {
-                    matched.same += 1;
+                    counts.same += 1;
                 }
                 Some(rejected) => {
-                    matched.pairs += 1;
-                    pairs.push(Pair {
+                    counts.pairs += 1;
+                    pairs.push(PreferencePair {
                         chosen: row.clone(),
                         rejected,
                     });
@@ -115,8 +107,8 @@ impl RejectedAnswers {
             RejectedAnswers::Own(own) => rows
                 .iter()
                 .for_each(|row| take(row, own.get(&row.location).cloned())),
-            RejectedAnswers::Siblings(siblings) => {
-                for answers in siblings {
+            RejectedAnswers::Personas(personas) => {
+                for answers in personas {
                     let mut turn: HashMap<String, usize> = HashMap::new();
                     for row in rows {
                         let found = question(row).and_then(|question| {
@@ -130,7 +122,7 @@ impl RejectedAnswers {
                 }
             }
         }
-        (pairs, matched)
+        (pairs, counts)
     }
 }
 
@@ -156,202 +148,6 @@ fn answered(row: &DataRow, answer: &str) -> DataRow {
     row
 }
 
-/// What the prompt, the chosen and the rejected answer are called: by most, and by OpenAI, whose prompt is `input.messages`.
-const NAMES: [[&str; 3]; 2] = [
-    ["prompt", "chosen", "rejected"],
-    ["input.messages", "preferred_output", "non_preferred_output"],
-];
-
-/// Whether the first row of the file at `path` brings a `chosen` and a `rejected` answer. A file that is not even JSON
-/// does not; reading it as rows says what is wrong.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
-    let file = File::open(path).map_err(TrainError::read(path))?;
-    let mut reader = BufReader::new(file).take(MAX_LINE as u64 + 1);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let length = reader
-            .read_until(b'\n', &mut line)
-            .map_err(TrainError::read(path))?;
-        let text = String::from_utf8_lossy(&line);
-        let text = text.trim_start_matches('\u{feff}').trim();
-        if length > 0 && text.is_empty() {
-            continue;
-        }
-        let row: Option<Map<String, Value>> = serde_json::from_str(text).ok();
-        let pair = |row: &Map<String, Value>| {
-            let mut each = NAMES.iter();
-            each.any(|[_, chosen, rejected]| {
-                row.contains_key(*chosen) && row.contains_key(*rejected)
-            })
-        };
-        return Ok(row.as_ref().is_some_and(pair));
-    }
-}
-
-/// A file of rows that bring their rejected answers, with all that is wrong in it.
-#[derive(Debug)]
-pub struct PairScan {
-    /// The rows with their chosen answers.
-    pub chosen: DatasetScan,
-    /// The same rows with their rejected answers, by their place.
-    pub rejected: BTreeMap<RowLocation, DataRow>,
-}
-
-/// Reads the file at `path`, whose rows bring their rejected answers (see [`holds_pairs`]), to its end, whatever its lines are.
-///
-/// # Errors
-/// As [`Dataset::scan`].
-pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
-    let file = File::open(path).map_err(TrainError::read(path))?;
-    scan_pairs_from(BufReader::new(file), &path.display().to_string())
-}
-
-fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainError> {
-    let mut rejected = BTreeMap::new();
-    let chosen = Dataset::scan_with(reader, name, &mut |text, location| {
-        let pair = parse_pair(text, location)?;
-        rejected.insert(pair.rejected.location.clone(), pair.rejected);
-        Ok(pair.chosen)
-    })?;
-    Ok(PairScan { chosen, rejected })
-}
-
-/// Reads a file of rows that bring their rejected answers, none of which is broken.
-pub(super) fn read_pairs(path: &Path) -> Result<(Dataset, RejectedAnswers), TrainError> {
-    let PairScan { chosen, rejected } = scan_pairs(path)?;
-    Ok((chosen.whole()?, RejectedAnswers::Own(rejected)))
-}
-
-fn parse_pair(text: &str, location: RowLocation) -> Result<Pair, TrainError> {
-    let object = object(text, &location)?;
-    let [plain, openai] = NAMES;
-    let [prompt_name, chosen_name, rejected_name] = match object.contains_key(openai[1]) {
-        true => openai,
-        false => plain,
-    };
-    let prompt = match prompt_name.split_once('.') {
-        Some((outer, inner)) => object.get(outer).and_then(|input| input.get(inner)),
-        None => object.get(prompt_name),
-    };
-    let prompt = match prompt {
-        None | Some(Value::Null) => Vec::new(),
-        Some(value) => messages(value, prompt_name, "user", &location)?,
-    };
-    let [chosen, rejected] = [chosen_name, rejected_name].map(|field| {
-        let value = object.get(field).ok_or_else(|| {
-            TrainError::field(&location, field, "is missing; a row of pairs has both")
-        })?;
-        messages(value, field, "assistant", &location)
-    });
-    let (chosen, rejected) = (chosen?, rejected?);
-    // Without a prompt, it is what both conversations begin with.
-    let alike = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b);
-    let common = alike.count().min(chosen.len() - 1).min(rejected.len() - 1);
-    let (common, prompt) = if prompt.is_empty() {
-        (common, chosen[..common].to_vec())
-    } else {
-        (0, prompt)
-    };
-    match prompt.last() {
-        None => {
-            let message = format!(
-                "is missing, and `{chosen_name}` and `{rejected_name}` do not begin with the same messages"
-            );
-            return Err(TrainError::field(&location, prompt_name, message));
-        }
-        Some(last) if last.role == "assistant" => {
-            let message = "must end with the user's turn, which both answers are about";
-            return Err(TrainError::field(&location, prompt_name, message));
-        }
-        Some(_) => {}
-    }
-    let row = |answer: &[Message], field: &str| match answer {
-        [answer] if answer.role == "assistant" => {
-            let mut turns = prompt.clone();
-            turns.push(answer.clone());
-            Ok(DataRow {
-                location: location.clone(),
-                content: RowContent::Messages(turns),
-                intent: None,
-            })
-        }
-        _ => {
-            let message = format!(
-                "must be one assistant's answer to the prompt, this is {} messages of the roles {}",
-                answer.len(),
-                answer
-                    .iter()
-                    .map(|m| m.role.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            );
-            Err(TrainError::field(&location, field, message))
-        }
-    };
-    Ok(Pair {
-        chosen: row(&chosen[common..], chosen_name)?,
-        rejected: row(&rejected[common..], rejected_name)?,
-    })
-}
-
-/// A text as one message of `role`, or a list of messages.
-fn messages(
-    value: &Value,
-    field: &str,
-    role: &str,
-    location: &RowLocation,
-) -> Result<Vec<Message>, TrainError> {
-    let wrong = |at: String, message: &str| Err(TrainError::field(location, at, message));
-    let message = |role: &str, content: &str| Message {
-        role: role.to_owned(),
-        content: content.to_owned(),
-    };
-    let list = match value {
-        Value::String(text) if text.trim().is_empty() => {
-            return wrong(field.to_owned(), "is empty");
-        }
-        Value::String(text) => return Ok(vec![message(role, text)]),
-        Value::Array(list) if !list.is_empty() => list,
-        Value::Array(_) => return wrong(field.to_owned(), "the list is empty"),
-        _ => {
-            return wrong(
-                field.to_owned(),
-                "must be a string, or a list of objects with `role` and `content`",
-            );
-        }
-    };
-    let mut turns = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        let part = |name: &str| item.get(name).and_then(Value::as_str);
-        let (Some(role), Some(content)) = (part("role"), part("content")) else {
-            return wrong(
-                format!("{field}[{i}]"),
-                "must be an object with the texts `role` and `content`",
-            );
-        };
-        let known = match role {
-            "system" => i == 0,
-            "user" | "assistant" => true,
-            _ => false,
-        };
-        if !known {
-            return wrong(
-                format!("{field}[{i}].role"),
-                "must be user or assistant, or system at the beginning",
-            );
-        }
-        if role == "assistant" && content.trim().is_empty() {
-            return wrong(format!("{field}[{i}].content"), "the answer is empty");
-        }
-        turns.push(message(role, content));
-    }
-    Ok(turns)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,7 +158,7 @@ mod tests {
             .rows
     }
 
-    fn siblings(lines: &[&str]) -> RejectedAnswers {
+    fn personas(lines: &[&str]) -> RejectedAnswers {
         let mut answers: HashMap<String, Vec<String>> = HashMap::new();
         for row in rows(lines) {
             let question = question(&row).unwrap();
@@ -371,11 +167,11 @@ mod tests {
                 .or_default()
                 .push(row.output().to_owned());
         }
-        RejectedAnswers::Siblings(vec![answers])
+        RejectedAnswers::Personas(vec![answers])
     }
 
     #[test]
-    fn rows_are_matched_by_what_is_asked_whatever_their_shape() {
+    fn rows_are_matched_by_question_across_shapes() {
         let own = rows(&[
             r#"{"instruction":"Where?","input":"Order 7","output":"Yay, 7!","intent":"x"}"#,
             r#"{"instruction":"Nobody else was asked","output":"a"}"#,
@@ -385,13 +181,13 @@ mod tests {
             r#"{"prompt":"Same","completion":"Same."}"#,
             r#"{"text":"asks nothing"}"#,
         ]);
-        let answers = siblings(&[
+        let answers = personas(&[
             r#"{"messages":[{"role":"user","content":"Where?\n\nOrder 7 "},{"role":"assistant","content":"As per 7."}]}"#,
             r#"{"prompt":"Hi","completion":"Good day"}"#,
             r#"{"prompt":"Hi","completion":"Good evening"}"#,
             r#"{"prompt":"Same","completion":" Same.\n"}"#,
         ]);
-        let (pairs, matched) = answers.pairs(&own);
+        let (pairs, counts) = answers.pairs(&own);
         let said: Vec<(&str, &str)> = pairs
             .iter()
             .map(|pair| (pair.chosen.output(), pair.rejected.output()))
@@ -415,122 +211,6 @@ mod tests {
             unanswered: 2,
             same: 1,
         };
-        assert_eq!(matched, expected);
-    }
-
-    fn one(line: &str) -> Result<Pair, String> {
-        let location = RowLocation {
-            file: "p.jsonl".into(),
-            line: 3,
-        };
-        parse_pair(line, location).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn rows_bring_their_own_rejected_answers() {
-        let turns = |row: &DataRow| match &row.content {
-            RowContent::Messages(messages) => messages
-                .iter()
-                .map(|m| format!("{}: {}", m.role, m.content))
-                .collect::<Vec<_>>(),
-            _ => panic!("not messages"),
-        };
-        for line in [
-            r#"{"prompt":"q","chosen":"a","rejected":"b","score":3}"#,
-            r#"{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":"b"}"#,
-            r#"{"input":{"messages":[{"role":"user","content":"q"}],"tools":[]},"preferred_output":[{"role":"assistant","content":"a"}],"non_preferred_output":[{"role":"assistant","content":"b"}]}"#,
-            r#"{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}]}"#,
-        ] {
-            let pair = one(line).unwrap();
-            assert_eq!(turns(&pair.chosen), ["user: q", "assistant: a"]);
-            assert_eq!(turns(&pair.rejected), ["user: q", "assistant: b"]);
-        }
-        let system = r#"{"prompt":[{"role":"system","content":"s"},{"role":"user","content":"q"}],"chosen":"a","rejected":"b"}"#;
-        assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
-
-        let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
-        let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl").unwrap();
-        let (data, answers) = (chosen.whole().unwrap(), RejectedAnswers::Own(rejected));
-        let (pairs, matched) = answers.pairs(&data.rows);
-        assert_eq!((pairs.len(), matched.same, data.rows.len()), (1, 1, 2));
-        assert_eq!(pairs[0].rejected.output(), "b");
-    }
-
-    #[test]
-    fn a_broken_pair_is_named_by_line_and_field() {
-        for (line, said) in [
-            ("[]", "a row must be a JSON object, this is a list"),
-            (
-                r#"{"prompt":"q","chosen":"a"}"#,
-                "field `rejected`: is missing",
-            ),
-            (
-                r#"{"prompt":"q","rejected":"a"}"#,
-                "field `chosen`: is missing",
-            ),
-            (
-                r#"{"prompt":7,"chosen":"a","rejected":"b"}"#,
-                "field `prompt`: must be a string, or a list",
-            ),
-            (
-                r#"{"prompt":"q","chosen":" ","rejected":"b"}"#,
-                "field `chosen`: is empty",
-            ),
-            (
-                r#"{"prompt":"q","chosen":[],"rejected":"b"}"#,
-                "field `chosen`: the list is empty",
-            ),
-            (
-                r#"{"chosen":"a","rejected":"b"}"#,
-                "field `prompt`: is missing, and",
-            ),
-            (
-                r#"{"prompt":[{"role":"assistant","content":"x"}],"chosen":"a","rejected":"b"}"#,
-                "field `prompt`: must end with the user's turn",
-            ),
-            (
-                r#"{"prompt":"q","chosen":[{"role":"user","content":"x"}],"rejected":"b"}"#,
-                "field `chosen`: must be one assistant's answer to the prompt, this is 1 messages of the roles user",
-            ),
-            (
-                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"tool","content":"x"}]}"#,
-                "field `rejected[0].role`: must be user or assistant",
-            ),
-            (
-                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant"}]}"#,
-                "field `rejected[0]`: must be an object with the texts",
-            ),
-            (
-                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant","content":""}]}"#,
-                "field `rejected[0].content`: the answer is empty",
-            ),
-            (
-                r#"{"input":{},"preferred_output":"a","non_preferred_output":"b"}"#,
-                "field `input.messages`: is missing, and `preferred_output` and",
-            ),
-            ("{\"prompt\":", "not valid JSON at column 10"),
-        ] {
-            let error = one(line).unwrap_err();
-            assert!(error.starts_with("p.jsonl:3: "), "{error}");
-            assert!(error.contains(said), "{error} lacks {said}");
-        }
-    }
-
-    #[test]
-    fn a_file_of_pairs_is_known_by_its_first_row() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.jsonl");
-        let holds = |text: &str| {
-            std::fs::write(&path, text).unwrap();
-            holds_pairs(&path).unwrap()
-        };
-        assert!(holds("\u{feff}\n \n{\"chosen\":1,\"rejected\":2}\n"));
-        assert!(holds("{\"preferred_output\":1,\"non_preferred_output\":2}"));
-        assert!(!holds(
-            "{\"prompt\":\"chosen\",\"completion\":\"rejected\"}\n"
-        ));
-        assert!(!holds("") && !holds("{") && !holds("[1]\n{\"chosen\":1,\"rejected\":2}"));
-        let said = holds_pairs(Path::new("/nowhere")).unwrap_err().to_string();
-        assert!(said.starts_with("cannot read /nowhere"), "{said}");
+        assert_eq!(counts, expected);
     }
 }

@@ -57,11 +57,11 @@ pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
         train: (0..20).map(row).collect(),
         validation: Vec::new(),
         preference: None,
-        start: None,
+        initial_adapter: None,
         init,
         settings,
         metrics,
-        loaded: DataReport::default(),
+        data: DataReport::default(),
     }
 }
 

@@ -49,7 +49,7 @@ fn load(
         metrics: None,
     };
     let config = testkit::tiny::tiny_config();
-    train::preference::load(source, &siblings, &config, &tokenizer, &template)
+    train::Job::load_pairs(source, &siblings, &config, &tokenizer, &template)
         .map_err(|error| error.to_string())
 }
 
@@ -137,7 +137,7 @@ fn rows_that_cannot_be_paired_are_refused_with_numbers() {
     write("train.jsonl", &format!("{long}{others}"));
     let job = load(folder.0.path(), |_| (), &[]).unwrap();
     assert_eq!(job.preference.as_ref().unwrap().matched.pairs, 10);
-    assert!(job.loaded.dropped > 0, "{:?}", job.loaded);
+    assert!(job.data.dropped > 0, "{:?}", job.data);
     assert!(job.train.iter().all(|example| example.tokens.len() <= 120));
     let beta = load(folder.0.path(), |preference| preference.beta = 1e9, &[]).unwrap_err();
     assert!(beta.contains("setting `preference.beta`"), "{beta}");

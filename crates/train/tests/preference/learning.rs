@@ -31,7 +31,7 @@ fn validations(trained: &TrainedAdapter) -> Vec<(f64, bool, PreferenceStats)> {
 fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
     let mut job = pair_job("one", 22, 0);
     // The toy has no base to start from: it is measured from the first numbers themselves.
-    job.start = Some("the first numbers".into());
+    job.initial_adapter = Some("the first numbers".into());
     let trained = run(vec![job]).remove(0);
     let steps: Vec<(f64, PreferenceStats)> = parse_metrics(&trained.metrics)
         .into_iter()
@@ -212,7 +212,7 @@ fn a_step_is_timed_without_a_reference_and_no_rate_is_swept() {
     let options = RunOptions::default();
     let prepared = train::sft::prepare(vec![job], &options).unwrap();
     let config = testkit::tiny::tiny_config();
-    assert!(prepared.forecast(&config).plan.adapters[0].longest > longest);
+    assert!(prepared.estimate(&config).plan.adapters[0].longest > longest);
     let never = AtomicBool::new(false);
     let measured = prepared.measure(&mut Toy::default(), &never).unwrap();
     assert!(measured.unwrap().tokens > 0);
@@ -235,11 +235,14 @@ fn a_job_goes_on_from_an_adapter_of_its_base() {
         let mut from = tiny_adapter(3, &config, 6, 1.5);
         change(&mut from);
         let mut job = pair_job("one", 4, 0);
-        job.start_from(&from, "h".into(), &config)
+        job.init_from_adapter(&from, "h".into(), &config)
             .map(|()| (job, from))
     };
     let (job, from) = start(|_| ()).unwrap();
-    assert_eq!((job.settings.rank, job.start.as_deref()), (6, Some("h")));
+    assert_eq!(
+        (job.settings.rank, job.initial_adapter.as_deref()),
+        (6, Some("h"))
+    );
     assert_eq!(job.settings.alpha / 6.0, from.pairs[0].scale);
     assert_eq!(job.init.pairs, from.pairs);
     let said = |change| start(change).unwrap_err().to_string();

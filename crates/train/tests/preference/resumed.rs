@@ -84,13 +84,13 @@ fn a_damaged_reference_is_computed_again() {
 }
 
 #[test]
-fn the_reference_is_where_the_run_starts() {
+fn reference_is_the_start_of_the_run() {
     let mut start = params();
     start.pairs[0].b = vec![0.3, -0.2, 0.1];
     let started = |hash: Option<&str>| {
         let mut job = pair_job("one", 22, 0);
         job.init = start.clone();
-        job.start = hash.map(str::to_owned);
+        job.initial_adapter = hash.map(str::to_owned);
         let trained = run(vec![job]).remove(0);
         match parse_metrics(&trained.metrics).remove(0) {
             MetricsRecord::Step { preference, .. } => preference.unwrap().margin,
@@ -118,13 +118,15 @@ fn the_reference_is_where_the_run_starts() {
     );
     let said = said.unwrap_err().to_string();
     assert!(
-        said.contains("`one`: it started from fresh numbers, now it would from the adapter abc"),
+        said.contains(
+            "`one`: it started from freshly drawn parameters, now it would from the adapter abc"
+        ),
         "{said}"
     );
 }
 
 #[test]
-fn another_preference_does_not_take_up_the_checkpoint() {
+fn checkpoint_with_other_preference_settings_is_refused() {
     let folder = Folder::new();
     let mut notes = Notes {
         stop_at: Some((4, flag())),

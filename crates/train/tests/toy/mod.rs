@@ -142,9 +142,9 @@ pub fn job(name: &str, count: usize, from: u32) -> Job {
         validation: rows(9, from + 1000),
         init: params(),
         metrics: None,
-        loaded: train::job::DataReport::default(),
+        data: train::job::DataReport::default(),
         preference: None,
-        start: None,
+        initial_adapter: None,
     }
 }
 

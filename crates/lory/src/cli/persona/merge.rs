@@ -8,7 +8,7 @@ use formats::decimal::shortest;
 use formats::gguf::{GgmlType, Gguf};
 use kernels::{Device, DeviceChoice};
 use serde_json::json;
-use train::evaluate::loss_table;
+use train::measures::loss_table;
 use train::{Example, LoraParams, LossSum};
 
 use super::{Chosen, choose, keep_base};

@@ -138,7 +138,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         }
     }
 
-    let loaded: Vec<DataReport> = jobs.iter().map(|job| job.loaded.clone()).collect();
+    let loaded: Vec<DataReport> = jobs.iter().map(|job| job.data.clone()).collect();
     let options = RunOptions {
         base: base.bound(&fingerprint),
         checkpoint: Some(checkpoint.clone()),
@@ -153,7 +153,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     // Looked at before anything of the run is there.
     let (in_use, available) = (memory::in_use(), available(args.memory));
     let prepared = sft::prepare(jobs, &options)?;
-    let forecast = prepared.forecast(base.model.config());
+    let forecast = prepared.estimate(base.model.config());
     let mut plan = Plan::new(forecast, in_use, available);
     learner.keep(plan.keep);
     if args.plan {
@@ -342,7 +342,7 @@ fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> 
     };
     let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);
     let mut job = if target.settings.preference.is_some() {
-        train::preference::load(source, &target.siblings, config, tokenizer, template)?
+        train::Job::load_pairs(source, &target.siblings, config, tokenizer, template)?
     } else {
         Job::load(source, config, tokenizer, template)?
     };

@@ -150,7 +150,7 @@ pub(super) fn start(
         from
     };
     let (adapter, hash) = peft::Adapter::read_hashed(folder)?;
-    job.start_from(&adapter, hash, base.model.config())
+    job.init_from_adapter(&adapter, hash, base.model.config())
         .with_context(|| format!("--from {}", from.display()))
 }
 

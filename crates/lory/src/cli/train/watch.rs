@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use train::forecast::MeasuredStep;
+use train::estimate::MeasuredStep;
 use train::preference::PreferenceStats;
 use train::progress::{Observer, ReferenceProgress, RunPlan, StepMetrics, Validation};
 use train::sft::TrainedAdapter;

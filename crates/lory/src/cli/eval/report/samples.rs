@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use train::evaluate::AnswerScore;
+use train::measures::AnswerScore;
 use train::plot::escape_xml;
 
 use super::put;

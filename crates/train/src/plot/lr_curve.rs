@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_sweeps_still_make_a_picture() {
+    fn empty_and_non_finite_sweeps_render() {
         let odd = LrCurve {
             points: vec![(0.0, 1.0), (f64::NAN, 1.0), (1e-3, f64::INFINITY)],
             ..LrCurve::default()

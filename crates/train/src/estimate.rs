@@ -1,26 +1,26 @@
-//! What a run will need, before it starts: its steps and tokens, its memory, its time from a measured step.
+//! Estimates a run before it starts: its steps and tokens, its memory, and its time from a measured step.
 //!
-//! Pure arithmetic over lengths and shapes, kept beside what [`crate::learner_model`] holds in memory. Knows no machine: what
-//! is available comes as a number.
+//! Pure arithmetic over lengths and shapes, which must match what [`crate::learner_model`] allocates. Does not know the
+//! machine: available memory is a parameter.
 
 use formats::config::ModelConfig;
 use kernels::BLOCK_TOKENS;
 use serde::Serialize;
 
+use crate::activation_cache;
 use crate::error::TrainError;
-use crate::kept;
-use crate::learner_model::{HEAD_ROWS, KEPT};
+use crate::learner_model::{ACTIVATION_CACHE, HEAD_ROWS};
 use crate::progress::RunPlan;
 use crate::settings::TrainSettings;
 
 /// A validation token costs a forward pass; a training token costs that, the layer again, and the backward.
 const VALIDATION_SHARE: f64 = 1.0 / 3.0;
 /// Bytes of the reference of a pair: two log-probabilities.
-const PAIR: u64 = 16;
+const PAIR_REFERENCE: u64 = 16;
 /// Packed adapters are padded to so many columns.
 const PADDED_RANK: usize = 16;
 
-/// What a run will do and need.
+/// The steps, tokens and memory of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunEstimate {
     /// Its steps, by adapter.
@@ -29,13 +29,13 @@ pub struct RunEstimate {
     pub tokens: u64,
     /// Tokens of all its validations, and of the reference that preferences are measured from.
     pub validation_tokens: u64,
-    /// What it will hold in memory.
+    /// Its peak memory.
     pub memory: MemoryEstimate,
     #[serde(skip)]
-    what_if: WhatIf,
+    model: MemoryModel,
 }
 
-/// What a run holds in memory at its peak, in bytes, beside the base and the data that are loaded already.
+/// Peak memory of a run in bytes, in addition to the loaded base and data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct MemoryEstimate {
     /// The adapters as they are, and as the products take them; what they start from is among the data.
@@ -48,8 +48,9 @@ pub struct MemoryEstimate {
     pub best: u64,
     /// Layer inputs, and the tensors of one layer, forward and backward.
     pub activations: u64,
-    /// Activations of whole layers that need not run again; with less room, fewer are kept.
-    pub kept: u64,
+    /// The activation cache; with less memory, fewer layers are cached.
+    #[serde(rename = "kept")]
+    pub activation_cache: u64,
     /// Keys and values of one layer.
     pub cache: u64,
     /// Logits of the rows that go through the head at once.
@@ -59,7 +60,7 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// All of it.
+    /// The sum.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.adapters
@@ -67,16 +68,16 @@ impl MemoryEstimate {
             + self.optimizer
             + self.best
             + self.activations
-            + self.kept
+            + self.activation_cache
             + self.cache
             + self.logits
             + self.reference
     }
 }
 
-/// What decides the memory of one adapter's part.
+/// The sizes of one adapter's job that memory depends on.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Part {
+pub(crate) struct AdapterSizes {
     pub parameters: usize,
     pub rank: usize,
     pub batch_rows: usize,
@@ -88,14 +89,14 @@ pub(crate) struct Part {
     pub pairs: bool,
 }
 
-impl Part {
+impl AdapterSizes {
     pub fn new(
         settings: &TrainSettings,
         parameters: usize,
         lengths: &[usize],
         validation: Vec<usize>,
-    ) -> Part {
-        Part {
+    ) -> AdapterSizes {
+        AdapterSizes {
             parameters,
             rank: settings.rank,
             batch_rows: settings.batch_rows,
@@ -108,7 +109,7 @@ impl Part {
 
 /// The sizes of the base that memory depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
+struct BaseShape {
     layers: usize,
     hidden: usize,
     query: usize,
@@ -120,24 +121,24 @@ struct Shape {
 
 /// The run's memory as a function of what a user can change.
 #[derive(Debug, Clone, PartialEq)]
-struct WhatIf {
-    shape: Shape,
-    parts: Vec<Part>,
+struct MemoryModel {
+    shape: BaseShape,
+    parts: Vec<AdapterSizes>,
     batch_tokens: usize,
     /// Most bytes of activations that are kept.
-    kept: u64,
+    activation_cache: u64,
 }
 
 /// Upper limits on the settings of all adapters.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct SettingLimits {
     batch_rows: usize,
     max_length: usize,
     rank: usize,
 }
 
-impl WhatIf {
-    fn memory(&self, limits: Limits) -> MemoryEstimate {
+impl MemoryModel {
+    fn memory(&self, limits: SettingLimits) -> MemoryEstimate {
         let s = self.shape;
         let mut memory = MemoryEstimate::default();
         let clipped = |length: &usize| (*length).min(limits.max_length);
@@ -167,7 +168,7 @@ impl WhatIf {
             rows = rows.max(part.validation.len());
             if part.pairs {
                 let pairs = part.lengths.len() + part.validation.len();
-                memory.reference += PAIR * pairs as u64;
+                memory.reference += PAIR_REFERENCE * pairs as u64;
             }
         }
         let tokens = self.limit(tokens).max(longest);
@@ -181,9 +182,11 @@ impl WhatIf {
         let larger = tokens.max(validated);
         memory.activations =
             (tokens * 4 * (inputs + backward) + larger * (4 * forward + rounded)) as u64;
-        let row = kept::bytes_of(s.query, s.key, s.hidden, s.intermediate, s.qk_norm);
-        let layers_kept = kept::layers_kept(self.kept, row, tokens, s.layers);
-        memory.kept = row * (tokens * layers_kept) as u64;
+        let row =
+            activation_cache::bytes_per_row_of(s.query, s.key, s.hidden, s.intermediate, s.qk_norm);
+        let cached_layers =
+            activation_cache::cached_layers(self.activation_cache, row, tokens, s.layers);
+        memory.activation_cache = row * (tokens * cached_layers) as u64;
         memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
         let head_rows = larger.min(HEAD_ROWS);
         // Logits, and as much as half of them rounded, with the places of those that count, for six rows together.
@@ -200,38 +203,38 @@ impl WhatIf {
         }
     }
 
-    fn now(&self) -> Limits {
-        let most = |of: fn(&Part) -> usize| self.parts.iter().map(of).max().unwrap_or(0);
-        Limits {
+    fn now(&self) -> SettingLimits {
+        let most = |of: fn(&AdapterSizes) -> usize| self.parts.iter().map(of).max().unwrap_or(0);
+        SettingLimits {
             batch_rows: most(|part| part.batch_rows.min(part.lengths.len())),
             max_length: most(|part| part.lengths.iter().copied().max().unwrap_or(0)),
             rank: most(|part| part.rank),
         }
     }
 
-    /// In words, which single changes would make the run fit into `available` bytes.
+    /// Advice: the single changes that would make the run fit into `available` bytes.
     fn advice(&self, available: u64) -> String {
         let now = self.now();
-        let fits = |limits: Limits| {
+        let fits = |limits: SettingLimits| {
             let memory = self.memory(limits);
-            memory.total() - memory.kept <= available
+            memory.total() - memory.activation_cache <= available
         };
-        let largest = |now: usize, least: usize, with: &dyn Fn(usize) -> Limits| {
+        let largest = |now: usize, least: usize, with: &dyn Fn(usize) -> SettingLimits| {
             let mut value = now;
             while value > least && !fits(with(value)) {
                 value = (value / 2).max(least);
             }
             (value < now && fits(with(value))).then_some(value)
         };
-        let rows = largest(now.batch_rows, 1, &|batch_rows| Limits {
+        let rows = largest(now.batch_rows, 1, &|batch_rows| SettingLimits {
             batch_rows,
             ..now
         });
-        let length = largest(now.max_length, 64, &|max_length| Limits {
+        let length = largest(now.max_length, 64, &|max_length| SettingLimits {
             max_length,
             ..now
         });
-        let rank = largest(now.rank, 1, &|rank| Limits { rank, ..now });
+        let rank = largest(now.rank, 1, &|rank| SettingLimits { rank, ..now });
         let mut ways = Vec::new();
         if let Some(rows) = rows {
             ways.push(format!(
@@ -248,12 +251,12 @@ impl WhatIf {
         if !ways.is_empty() {
             return format!("one of these is enough: {}", ways.join(", "));
         }
-        let least = self.memory(Limits {
+        let least = self.memory(SettingLimits {
             batch_rows: 1,
             max_length: now.max_length.min(64),
             rank: 1,
         });
-        if least.total() - least.kept <= available {
+        if least.total() - least.activation_cache <= available {
             return "lower batch_rows, max_length and rank together".to_owned();
         }
         let adapters = if self.parts.len() > 1 {
@@ -270,11 +273,11 @@ impl RunEstimate {
         plan: RunPlan,
         tokens: u64,
         validation_tokens: u64,
-        parts: Vec<Part>,
+        parts: Vec<AdapterSizes>,
         batch_tokens: usize,
         config: &ModelConfig,
     ) -> RunEstimate {
-        let shape = Shape {
+        let shape = BaseShape {
             layers: config.layers,
             hidden: config.hidden_size,
             query: config.heads * config.head_dim,
@@ -283,18 +286,18 @@ impl RunEstimate {
             vocab: config.vocab_size,
             qk_norm: config.qk_norm,
         };
-        let what_if = WhatIf {
+        let model = MemoryModel {
             shape,
             parts,
             batch_tokens,
-            kept: KEPT,
+            activation_cache: ACTIVATION_CACHE,
         };
         RunEstimate {
             plan,
             tokens,
             validation_tokens,
-            memory: what_if.memory(what_if.now()),
-            what_if,
+            memory: model.memory(model.now()),
+            model,
         }
     }
 
@@ -307,11 +310,11 @@ impl RunEstimate {
 
     /// Keeps no more activations than fit into `available` bytes with everything else. Returns the bytes that may be kept, for
     /// [`crate::ModelLearner::keep`].
-    pub fn keep_within(&mut self, available: u64) -> u64 {
-        let others = self.memory.total() - self.memory.kept;
-        self.what_if.kept = KEPT.min(available.saturating_sub(others));
-        self.memory = self.what_if.memory(self.what_if.now());
-        self.what_if.kept
+    pub fn limit_activation_cache(&mut self, available: u64) -> u64 {
+        let others = self.memory.total() - self.memory.activation_cache;
+        self.model.activation_cache = ACTIVATION_CACHE.min(available.saturating_sub(others));
+        self.memory = self.model.memory(self.model.now());
+        self.model.activation_cache
     }
 
     /// Refuses a run that needs more than `available` bytes.
@@ -326,12 +329,12 @@ impl RunEstimate {
         Err(TrainError::Memory {
             needed,
             available,
-            advice: self.what_if.advice(available),
+            advice: self.model.advice(available),
         })
     }
 }
 
-/// How fast a step went.
+/// The duration of a measured step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeasuredStep {
     /// Tokens of the step.
@@ -352,7 +355,7 @@ impl MeasuredStep {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape {
+    const BASE: BaseShape = BaseShape {
         layers: 30,
         hidden: 576,
         query: 576,
@@ -362,12 +365,12 @@ mod tests {
         qk_norm: false,
     };
 
-    fn forecast(parts: Vec<Part>) -> RunEstimate {
-        let what_if = WhatIf {
-            shape: SHAPE,
+    fn estimate(parts: Vec<AdapterSizes>) -> RunEstimate {
+        let model = MemoryModel {
+            shape: BASE,
             parts,
             batch_tokens: 2048,
-            kept: KEPT,
+            activation_cache: ACTIVATION_CACHE,
         };
         RunEstimate {
             plan: RunPlan {
@@ -376,13 +379,13 @@ mod tests {
             },
             tokens: 3000,
             validation_tokens: 300,
-            memory: what_if.memory(what_if.now()),
-            what_if,
+            memory: model.memory(model.now()),
+            model,
         }
     }
 
-    fn part(batch_rows: usize, lengths: &[usize]) -> Part {
-        Part {
+    fn part(batch_rows: usize, lengths: &[usize]) -> AdapterSizes {
+        AdapterSizes {
             parameters: 4_884_480,
             rank: 16,
             batch_rows,
@@ -393,20 +396,20 @@ mod tests {
     }
 
     #[test]
-    fn pairs_hold_their_reference() {
-        let plain = forecast(vec![part(4, &[128; 20])]).memory;
-        let pairs = Part {
+    fn pairs_add_reference_memory() {
+        let plain = estimate(vec![part(4, &[128; 20])]).memory;
+        let pairs = AdapterSizes {
             pairs: true,
             ..part(4, &[128; 20])
         };
-        let with_pairs = forecast(vec![pairs]).memory;
+        let with_pairs = estimate(vec![pairs]).memory;
         assert_eq!((plain.reference, with_pairs.reference), (0, 16 * 24));
         assert_eq!(with_pairs.total(), plain.total() + 16 * 24);
     }
 
     #[test]
     fn parameters_are_counted_as_often_as_they_are_held() {
-        let memory = forecast(vec![part(4, &[128; 20])]).memory;
+        let memory = estimate(vec![part(4, &[128; 20])]).memory;
         let p = 4 * 4_884_480;
         assert_eq!(
             (
@@ -417,18 +420,18 @@ mod tests {
             ),
             (2 * p, p, 2 * p, p)
         );
-        let two = forecast(vec![part(4, &[128; 20]), part(4, &[128; 20])]).memory;
+        let two = estimate(vec![part(4, &[128; 20]), part(4, &[128; 20])]).memory;
         assert_eq!(two.adapters, 4 * p);
         assert_eq!(two.activations, 2 * memory.activations);
         let mut unseen = part(4, &[128; 20]);
         unseen.validation.clear();
-        assert_eq!(forecast(vec![unseen]).memory.best, 0);
+        assert_eq!(estimate(vec![unseen]).memory.best, 0);
     }
 
     #[test]
     fn activations_follow_the_longest_call() {
         let activations =
-            |rows, lengths: &[usize]| forecast(vec![part(rows, lengths)]).memory.activations;
+            |rows, lengths: &[usize]| estimate(vec![part(rows, lengths)]).memory.activations;
         let four = activations(4, &[128; 20]);
         assert_eq!(activations(8, &[128; 20]), 2 * four);
         assert_eq!(activations(2, &[256, 256, 10, 10, 10]), four);
@@ -438,9 +441,9 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_numbers_and_a_way_out() {
-        let mut whole = forecast(vec![part(16, &[128; 64])]);
-        whole.keep_within(0);
+    fn run_that_does_not_fit_is_refused_with_advice() {
+        let mut whole = estimate(vec![part(16, &[128; 64])]);
+        whole.limit_activation_cache(0);
         let needed = whole.memory.total();
         whole.check(needed).unwrap();
         let said = whole.check(needed - 1).unwrap_err().to_string();
@@ -454,8 +457,8 @@ mod tests {
         let said = whole.check(1 << 20).unwrap_err().to_string();
         assert!(said.contains("take a smaller base"), "{said}");
         // Where the adapters alone take it all, only the rank helps.
-        let mut narrow = forecast(vec![part(1, &[16; 64])]);
-        narrow.keep_within(narrow.memory.gradients * 6);
+        let mut narrow = estimate(vec![part(1, &[16; 64])]);
+        narrow.limit_activation_cache(narrow.memory.gradients * 6);
         let said = narrow
             .check(narrow.memory.gradients * 6)
             .unwrap_err()
@@ -464,28 +467,31 @@ mod tests {
     }
 
     #[test]
-    fn activations_are_kept_as_far_as_there_is_room() {
-        let mut forecast = forecast(vec![part(4, &[128; 20])]);
+    fn activation_cache_is_limited_by_memory() {
+        let mut estimate = estimate(vec![part(4, &[128; 20])]);
         // 5184 floats a row and layer.
         let layer = 4 * 5184 * 512;
-        assert_eq!(forecast.memory.kept, 30 * layer);
-        let others = forecast.memory.total() - forecast.memory.kept;
-        assert_eq!(forecast.keep_within(others + 3 * layer + 1), 3 * layer + 1);
-        assert_eq!(forecast.memory.kept, 3 * layer);
-        assert_eq!(forecast.keep_within(others - 1), 0);
-        assert_eq!(forecast.memory.total(), others);
-        forecast.check(others - 1).unwrap_err();
+        assert_eq!(estimate.memory.activation_cache, 30 * layer);
+        let others = estimate.memory.total() - estimate.memory.activation_cache;
+        assert_eq!(
+            estimate.limit_activation_cache(others + 3 * layer + 1),
+            3 * layer + 1
+        );
+        assert_eq!(estimate.memory.activation_cache, 3 * layer);
+        assert_eq!(estimate.limit_activation_cache(others - 1), 0);
+        assert_eq!(estimate.memory.total(), others);
+        estimate.check(others - 1).unwrap_err();
     }
 
     #[test]
-    fn time_is_that_of_the_measured_step() {
-        let forecast = forecast(vec![part(4, &[128; 20])]);
+    fn time_follows_the_measured_step() {
+        let estimate = estimate(vec![part(4, &[128; 20])]);
         let measured = MeasuredStep {
             tokens: 512,
             seconds: 2.0,
         };
         assert_eq!(measured.tokens_per_s(), 256.0);
-        let seconds = forecast.seconds(measured.tokens_per_s());
+        let seconds = estimate.seconds(measured.tokens_per_s());
         assert!((seconds - 3100.0 / 256.0).abs() < 1e-9, "{seconds}");
     }
 }

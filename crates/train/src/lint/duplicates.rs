@@ -1,13 +1,17 @@
-//! Rows that say the same as others: of their own set, or of the one that judges them.
+//! Finds rows that duplicate other rows of their set, or leak into the evaluation set.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::words::{masked, near_among, near_duplicates};
+use super::similarity::{masked, near_among, near_duplicates};
 use super::{Finding, LintOptions, LintProblem};
 use crate::dataset::DataRow;
 
 /// Rows against the rows before them.
-pub(super) fn alike(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<Finding>) {
+pub(super) fn find_duplicates(
+    rows: &[DataRow],
+    options: &LintOptions,
+    findings: &mut Vec<Finding>,
+) {
     let inputs: Vec<String> = rows.iter().map(DataRow::input).collect();
     let masked_inputs: Vec<String> = inputs.iter().map(|text| masked(text)).collect();
     let masked_outputs: Vec<String> = rows.iter().map(|row| masked(row.output())).collect();
@@ -55,7 +59,7 @@ pub(super) fn alike(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<
 }
 
 /// Rows whose question the other set asks too.
-pub(super) fn leaks(
+pub(super) fn find_leaks(
     rows: &[DataRow],
     others: &[DataRow],
     options: &LintOptions,

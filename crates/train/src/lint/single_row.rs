@@ -1,15 +1,15 @@
-//! What a row shows by itself: an empty answer, one that stops in the middle, a number from nowhere.
+//! Checks of one row: an empty answer, a truncated answer, a number that the input does not have.
 
-use super::words::numbers;
+use super::similarity::numbers;
 use super::{Finding, LintOptions, LintProblem};
 use crate::dataset::DataRow;
 
 /// Fewer words than this may be a label or a name, which needs no full stop.
 const SENTENCE: usize = 6;
-/// So many sentences tell a habit.
+/// Number of sentences from which a habit can be inferred.
 const HABIT: usize = 20;
 
-pub(super) fn alone(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<Finding>) {
+pub(super) fn check_rows(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<Finding>) {
     let habit = outputs_end_in_full_stops(rows);
     for row in rows {
         let output = row.output().trim();
@@ -37,7 +37,7 @@ pub(super) fn alone(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<
     }
 }
 
-/// Whether the text cannot end as it does: behind a comma or an opening bracket, or inside a block of code.
+/// Whether the text ends where no text can end: after a comma or an opening bracket, or inside a block of code.
 fn stops_inside(output: &str) -> bool {
     let open = |c: char| {
         matches!(

@@ -1,6 +1,6 @@
-//! How different two tones are: 1 minus the likeness of their answers to the same question.
+//! How different two tones are: 1 minus the similarity of their answers to the same question.
 //!
-//! The likeness is chrF (Popović, "chrF: character n-gram F-score for automatic MT evaluation", WMT 2015): n-grams of 1 to 6
+//! The similarity is chrF (Popović, "chrF: character n-gram F-score for automatic MT evaluation", WMT 2015): n-grams of 1 to 6
 //! characters without white space, precision and recall averaged over n. With equal weight for both (beta = 1) it is
 //! symmetric, so that no tone is the other one's reference.
 
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn likeness_follows_its_definition() {
+    fn chrf_matches_its_definition() {
         let texts = [
             "Good to see you! 📦 I've asked our team.",
             "The status of order #12345 has been passed on.",
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_scale() {
+    fn equal_and_disjoint_texts() {
         assert_eq!(chrf("one two", "onetwo"), 1.0);
         assert_eq!(chrf("abc", "xyz"), 0.0);
         assert_eq!((chrf("", "x"), chrf(" ", "")), (0.0, 1.0));

@@ -1,4 +1,4 @@
-//! Before the first step: the log-probabilities that a run of preferences starts from, from their file or from the learner.
+//! The reference log-probabilities of a preference run, read from their file or computed before the first step.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use crate::error::TrainError;
 use crate::example::Example;
 use crate::learner::{BatchItem, Learner};
 use crate::params::LoraParams;
-use crate::preference::reference::{self, CachedReference};
+use crate::preference::reference_cache::{self, CachedReference};
 use crate::progress::{Observer, ReferenceProgress};
 
 impl Run<'_> {
-    /// Fills in the reference of every adapter that trains preferences; false when it was asked to stop on the way.
+    /// Sets the reference log-probabilities of every adapter in preference tuning. Returns false if interrupted.
     ///
-    /// It is what the run starts from: the bare base, or the adapter whose numbers the job brings.
-    pub(crate) fn reference(
+    /// The reference is the model at the start of the run: the base, or the base with the job's initial adapter.
+    pub(crate) fn reference_logps(
         &mut self,
         learner: &mut dyn Learner,
         observer: &mut dyn Observer,
@@ -34,15 +34,15 @@ impl Run<'_> {
                 .zip(train.iter().chain(validation))
                 .map(|(chosen, rejected)| [chosen, rejected])
                 .collect();
-            let key = reference::key(
+            let key = reference_cache::key(
                 &self.options.base,
-                job.start.as_deref(),
+                job.initial_adapter.as_deref(),
                 &[&job.train, train, &job.validation, validation],
             );
             let file = self.reference_file(&key);
             let kept = match &file {
                 None => CachedReference::Missing,
-                Some(file) => reference::read(file, &key, pairs.len())?,
+                Some(file) => reference_cache::read(file, &key, pairs.len())?,
             };
             let found = match (kept, &file) {
                 (CachedReference::Found(found), Some(file)) => {
@@ -53,7 +53,7 @@ impl Run<'_> {
                     if let (CachedReference::Damaged, Some(file)) = (kept, file) {
                         observer.reference(index, pairs.len(), ReferenceProgress::Damaged(file));
                     }
-                    let start = match job.start {
+                    let start = match job.initial_adapter {
                         None => LoraParams::default(),
                         Some(_) => job.init.clone(),
                     };
@@ -77,7 +77,7 @@ impl Run<'_> {
                         });
                     }
                     if let Some(file) = file {
-                        reference::write(file, &key, &found)?;
+                        reference_cache::write(file, &key, &found)?;
                     }
                     found
                 }
@@ -85,24 +85,24 @@ impl Run<'_> {
             let job = &mut self.adapters[index].job;
             let (of_train, of_validation) = found.split_at(job.train.len());
             if let Some(preference) = &mut job.preference {
-                preference.train.reference = of_train.to_vec();
-                preference.validation.reference = of_validation.to_vec();
+                preference.train.reference_logps = of_train.to_vec();
+                preference.validation.reference_logps = of_validation.to_vec();
             }
         }
         Ok(true)
     }
 
-    /// Puts zeros in the reference's place, for a step that is only timed.
-    pub(crate) fn without_reference(&mut self) {
+    /// Sets zeros instead, for a step that is only timed.
+    pub(crate) fn without_reference_logps(&mut self) {
         for adapter in &mut self.adapters {
             let job = &mut adapter.job;
             if let Some(preference) = &mut job.preference {
-                preference.train.reference = vec![[0.0; 2]; job.train.len()];
+                preference.train.reference_logps = vec![[0.0; 2]; job.train.len()];
             }
         }
     }
 
-    /// Beside the checkpoint, named by its content.
+    /// The reference file, next to the checkpoint and named by its key.
     fn reference_file(&self, key: &str) -> Option<PathBuf> {
         let checkpoint = self.options.checkpoint.as_ref()?;
         let short = key.get(..16).unwrap_or(key);

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::copied::{complete, copied, identifiers};
-use super::tone::ToneMarkers;
+use super::identifiers::{complete, copied, identifiers};
+use super::tone_markers::ToneMarkers;
 
 /// How many of a persona's answers are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]

@@ -4,7 +4,7 @@ use regex::Regex;
 
 use crate::error::TrainError;
 
-/// What the tone of an answer is known by.
+/// Regular expressions that detect the tone of an answer.
 #[derive(Debug, Clone, Default)]
 pub struct ToneMarkers {
     /// The answer must match at least one of these, where there are any.

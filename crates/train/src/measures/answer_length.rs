@@ -1,17 +1,17 @@
-//! How long answers are, in words, beside the reference answers.
+//! Length of answers in words, compared with the reference answers.
 
 use serde::Serialize;
 
 /// Words of some answers and of their references; a word is what stands between white space.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct AnswerLengths {
-    /// Words of an answer in the mean.
+    /// Mean number of words of an answer.
     pub mean: f64,
-    /// Words of the answer in the middle.
+    /// Median number of words of an answer.
     pub median: f64,
-    /// Words of a reference answer in the mean.
+    /// Mean number of words of a reference answer.
     pub reference_mean: f64,
-    /// Words of the reference answer in the middle.
+    /// Median number of words of a reference answer.
     pub reference_median: f64,
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_are_of_words() {
+    fn lengths_count_words() {
         let lengths =
             AnswerLengths::new([("a b c", "a b"), ("a", "a  b\nc d"), ("a b c d e", "a b")]);
         assert_eq!((lengths.mean, lengths.median), (3.0, 3.0));

@@ -1,7 +1,7 @@
-//! The log-probabilities that a preference run starts from, kept in a file so that they are computed once.
+//! Reference log-probabilities of a preference run in a file, so that they are computed once.
 //!
 //! The file is named by what they depend on (base, start, tokens and masks), so a repeated or resumed run finds it and
-//! another run does not. One that is damaged is as good as none. Knows no learner.
+//! another run does not. A damaged file is computed again. Does not know the learner.
 //!
 //! Layout: the key's 64 hex digits, the number of pairs (u64), two f64 a pair, SHA-256 of all that (32 bytes); integers
 //! and floats are little-endian.
@@ -20,8 +20,8 @@ use crate::example::{Example, examples_hash};
 /// What the reference depends on, as 64 hex digits.
 ///
 /// `base` names the frozen weights, `start` the adapter that the run starts from (none: the bare base), and `answers` are
-/// the lists of examples: their hash covers tokenizer, template, system prompt and data. The program's version stands in
-/// it too, as another one may compute other last bits.
+/// the lists of examples: their hash covers tokenizer, template, system prompt and data. The program's version is
+/// part of it, as another version may compute other last bits.
 pub(crate) fn key(base: &str, start: Option<&str>, answers: &[&[Example]]) -> String {
     let mut hasher = Sha256::new();
     let mut put = |part: &str| {
@@ -37,7 +37,7 @@ pub(crate) fn key(base: &str, start: Option<&str>, answers: &[&[Example]]) -> St
     base16ct::lower::encode_string(&hasher.finalize())
 }
 
-/// What a file of a reference holds.
+/// The content of a reference file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum CachedReference {
     /// There is none.
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_and_every_damage_is_seen() {
+    fn reference_round_trips_and_damage_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/reference");
         let key = key("base", None, &[&[]]);

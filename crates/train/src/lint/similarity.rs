@@ -1,4 +1,4 @@
-//! Texts as sets of words, and which sets are alike.
+//! Texts as sets of words, and the Jaccard similarity of sets.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
@@ -132,7 +132,7 @@ mod tests {
 
     /// The index must find what comparing all pairs finds.
     #[test]
-    fn the_prefix_filter_misses_nothing() {
+    fn prefix_filter_finds_what_all_pairs_find() {
         let names: Vec<String> = (0..12).map(|i| format!("w{i}")).collect();
         let mut rng = Rng::new(5, &[]);
         for threshold in [0.3, 0.5, 0.75, 0.9, 1.0] {

@@ -1,27 +1,33 @@
-//! Rows with other numbers in them, so that an adapter learns to copy identifiers rather than to remember them.
+//! Data augmentation: copies of rows with other identifiers, so that an adapter learns to copy identifiers instead of
+//! memorizing them.
 //!
-//! Where a question and its answer share an identifier, its digits are drawn anew, the same in both. Dates and times keep
+//! If a question and its answer share an identifier, both get the same new digits. Dates and times keep
 //! theirs, and so does every number that the answer does not repeat.
 
 use std::collections::BTreeMap;
 
 use crate::dataset::{DataRow, RowContent};
-use crate::evaluate::tokens_with_digit;
+use crate::measures::tokens_with_digit;
 use crate::rng::Rng;
 
-/// Fewer digits than this are a quantity, not an identifier.
+/// The random stream of new digits; jobs add the copy and the index of the row.
+pub(crate) const IDENTIFIER_STREAM: u64 = 0x7661_7279;
+/// A token with fewer digits is a quantity, not an identifier.
 const LEAST_DIGITS: usize = 3;
 
-/// `row` with other digits in every identifier that its answer copies; none where there is no such identifier.
+/// `row` with other digits in every identifier that its answer copies; `None` if there is no such identifier.
 #[must_use]
-pub fn varied(row: &DataRow, rng: &mut Rng) -> Option<DataRow> {
-    varied_together([row], rng).map(|[row]| row)
+pub fn vary_identifiers(row: &DataRow, rng: &mut Rng) -> Option<DataRow> {
+    vary_identifiers_together([row], rng).map(|[row]| row)
 }
 
 /// `rows`, several answers to one question, each with the same other digits in every identifier that one of their answers
-/// copies; none where there is no such identifier.
+/// copies; `None` if there is no such identifier.
 #[must_use]
-pub fn varied_together<const N: usize>(rows: [&DataRow; N], rng: &mut Rng) -> Option<[DataRow; N]> {
+pub fn vary_identifiers_together<const N: usize>(
+    rows: [&DataRow; N],
+    rng: &mut Rng,
+) -> Option<[DataRow; N]> {
     let mut new: BTreeMap<String, String> = BTreeMap::new();
     for row in rows {
         let mut content = row.content.clone();
@@ -131,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_answer_copies_changes_on_both_sides_and_nothing_else() {
+    fn copied_identifiers_change_in_question_and_answer_only() {
         let first = row(
             "Where is order #12345, 12 lamps of 2024-05-03 at 15:30? Not 99887.",
             "12345: ticket TK-007/a, 1,299.00 paid",
@@ -139,7 +145,7 @@ mod tests {
         );
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..20 {
-            let row = varied(&first, &mut Rng::new(seed, &[])).unwrap();
+            let row = vary_identifiers(&first, &mut Rng::new(seed, &[])).unwrap();
             let [instruction, input, output] = parts(&row);
             let id = input.split(':').next().unwrap().to_owned();
             assert!(id.len() == 5 && !id.starts_with('0'), "{id}");
@@ -172,7 +178,8 @@ mod tests {
         let question = "Where is order #12345 of invoice 777001?";
         let one = row(question, "", "Yay, #12345!");
         let other = row(question, "", "Order 12345, invoice 777001, is traced.");
-        let [one, other] = varied_together([&one, &other], &mut Rng::new(4, &[])).unwrap();
+        let [one, other] =
+            vary_identifiers_together([&one, &other], &mut Rng::new(4, &[])).unwrap();
         let ([asked, _, yay], [same, _, traced]) = (parts(&one), parts(&other));
         assert_eq!(asked, same);
         let id = &yay["Yay, #".len()..yay.len() - 1];
@@ -185,13 +192,19 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_identifiers_is_not_repeated() {
+    fn row_without_identifiers_is_not_varied() {
         let mut rng = Rng::new(1, &[]);
-        assert_eq!(varied(&row("Hello?", "", "Hello!"), &mut rng), None);
         assert_eq!(
-            varied(&row("By 12 May 2025?", "", "By 12 May 2025."), &mut rng),
+            vary_identifiers(&row("Hello?", "", "Hello!"), &mut rng),
             None
         );
-        assert_eq!(varied(&row("Order 4711", "", "Which one?"), &mut rng), None);
+        assert_eq!(
+            vary_identifiers(&row("By 12 May 2025?", "", "By 12 May 2025."), &mut rng),
+            None
+        );
+        assert_eq!(
+            vary_identifiers(&row("Order 4711", "", "Which one?"), &mut rng),
+            None
+        );
     }
 }

@@ -1,9 +1,9 @@
-//! Identifiers: order numbers, dates and sums that stand in a question and must come back unchanged.
+//! Identifiers: order numbers, dates and sums that an answer must copy from the question unchanged.
 
 use std::collections::BTreeSet;
 
-/// The identifiers that an answer must copy: the tokens with a digit that stand in the question (instruction and input)
-/// and in the reference answer, in the question's order, each once.
+/// The identifiers that an answer must copy: the tokens with a digit that occur both in the question (instruction and
+/// input) and in the reference answer, in the question's order, each once.
 #[must_use]
 pub fn identifiers(question: &str, reference: &str) -> Vec<String> {
     let expected: BTreeSet<&str> = tokens_with_digit(reference).collect();
@@ -14,7 +14,7 @@ pub fn identifiers(question: &str, reference: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether every one of `identifiers` stands in `answer` as a whole token: nothing that the reference repeats is left out.
+/// Whether every one of `identifiers` occurs in `answer` as a whole token.
 #[must_use]
 pub fn complete(identifiers: &[String], answer: &str) -> bool {
     let found: BTreeSet<&str> = tokens_with_digit(answer).collect();
@@ -23,8 +23,8 @@ pub fn complete(identifiers: &[String], answer: &str) -> bool {
         .all(|identifier| found.contains(identifier.as_str()))
 }
 
-/// Whether what `answer` copies is copied right: one of `identifiers` with three or more digits (any one, where none is so
-/// long) stands in it as a whole token, and every number of three or more digits in it is one that the question has. An
+/// Whether `answer` copies identifiers correctly: one of `identifiers` with three or more digits (any one, where none is so
+/// long) occurs in it as a whole token, and every number of three or more digits in it is one that the question has. An
 /// answer may leave out a date; it may not leave all out, or name another order.
 #[must_use]
 pub fn copied(identifiers: &[String], question: &str, answer: &str) -> bool {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identifier_counts_only_whole() {
+    fn identifiers_match_whole_tokens_only() {
         let ids = ["12345".to_owned(), "INV-7".to_owned()];
         assert!(complete(&ids, "Your order #12345 (INV-7) is on its way!"));
         assert!(complete(&ids, "12345’s invoice—INV-7."));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn copied_right_is_an_identifier_exact_and_no_other_number() {
+    fn copied_requires_an_exact_identifier_and_no_other_number() {
         let question = "Order #12345 of 3 May, paid 1,299.00, is late";
         let ids = identifiers(question, "#12345 of 3 May over 1,299.00");
         let right = |answer: &str| copied(&ids, question, answer);

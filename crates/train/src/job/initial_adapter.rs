@@ -1,20 +1,20 @@
-//! A job that goes on from an adapter, not from fresh numbers.
+//! Starts a job from the parameters of an existing adapter instead of freshly drawn ones.
 
 use formats::config::ModelConfig;
 use formats::peft::{Adapter, Module};
 
+use super::Job;
 use crate::error::TrainError;
-use crate::job::Job;
 use crate::lora_init::target_linears;
 use crate::params::LoraParams;
 
 impl Job {
-    /// Starts from the numbers of `adapter`, whose content hash is `hash`, on a base of `config`. Its rank, scale and
-    /// modules take the place of those in the settings.
+    /// Sets the initial parameters to those of `adapter`, whose content hash is `hash`, on a base of `config`. Its rank, scale
+    /// and modules replace those in the settings.
     ///
     /// # Errors
-    /// [`TrainError::Job`]: its pairs differ in rank or scale, or are not those of whole modules of this base.
-    pub fn start_from(
+    /// [`TrainError::Job`] if its pairs differ in rank or scale, or do not cover whole modules of this base.
+    pub fn init_from_adapter(
         &mut self,
         adapter: &Adapter,
         hash: String,
@@ -22,7 +22,7 @@ impl Job {
     ) -> Result<(), TrainError> {
         let refuse = |message: String| {
             TrainError::Job(format!(
-                "adapter `{}` cannot go on from the one that was named: {message}",
+                "adapter `{}` cannot continue from the adapter that was named: {message}",
                 self.name
             ))
         };
@@ -32,7 +32,7 @@ impl Job {
         for pair in &adapter.pairs {
             if (pair.rank, pair.scale) != (first.rank, first.scale) {
                 return Err(refuse(format!(
-                    "{} of layer {} has rank {} and scale {}, {} of layer {} has {} and {}; all must be alike",
+                    "{} of layer {} has rank {} and scale {}, {} of layer {} has {} and {}; all pairs must have the same rank and scale",
                     pair.module.name(),
                     pair.layer,
                     pair.rank,
@@ -64,7 +64,7 @@ impl Job {
             )));
         }
         self.settings.rank = first.rank;
-        // Whatever rule the scale was made by, alpha / rank gives it again.
+        // alpha / rank gives the same scale, by whichever rule the adapter was scaled.
         self.settings.alpha = first.scale * first.rank as f32;
         self.settings.rslora = false;
         self.settings.target_modules = modules.iter().map(|m| m.name().to_owned()).collect();
@@ -72,7 +72,7 @@ impl Job {
         self.init = LoraParams {
             pairs: adapter.pairs.clone(),
         };
-        self.start = Some(hash);
+        self.initial_adapter = Some(hash);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What a base's template and tokenizer make of the rows: how long they are, and what of them would be trained.
+//! Checks of the tokenized rows: their lengths, and which of their tokens would be trained.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::example::{Encoder, Fitted};
 
 /// Most buckets of a histogram.
 const BUCKETS: usize = 12;
-/// Stands behind what is found in a rejected answer.
+/// Suffix of findings about a rejected answer.
 const REJECTED: &str = " (the rejected answer)";
 
 /// How long rows are, in tokens, before any is cut.
@@ -21,7 +21,7 @@ pub struct TokenLengths {
     pub rows: usize,
     /// Tokens of them all.
     pub tokens: usize,
-    /// Those that would be trained.
+    /// Number of tokens that would be trained.
     pub trained_tokens: usize,
     /// Tokens of the shortest row.
     pub shortest: usize,
@@ -41,14 +41,14 @@ pub struct TokenLengths {
     pub histogram: Vec<LengthBucket>,
 }
 
-/// Rows of lengths that lie near one another.
+/// Number of rows within a range of lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct LengthBucket {
     /// Fewest tokens.
     pub from: usize,
     /// Most tokens.
     pub to: usize,
-    /// So many rows.
+    /// Number of rows.
     pub rows: usize,
 }
 
@@ -108,7 +108,7 @@ impl LintReport {
     }
 }
 
-/// What is looked at of the answers so far.
+/// State of the checks.
 struct Seen<'a> {
     encoder: &'a Encoder<'a>,
     control_tokens: &'a [String],
@@ -117,7 +117,7 @@ struct Seen<'a> {
     findings: &'a mut Vec<Finding>,
 }
 
-/// What becomes of an answer for its length.
+/// What training does with an answer because of its length.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Cut,
@@ -127,7 +127,7 @@ enum Fate {
 }
 
 impl Seen<'_> {
-    /// Tokenizes a row; `whose` stands behind what is found.
+    /// Tokenizes a row; `whose` is the suffix of its findings.
     fn look(&mut self, row: &DataRow, whose: &str) -> Fate {
         let findings = &mut *self.findings;
         let mut say = |problem, about: String| {

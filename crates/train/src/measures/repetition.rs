@@ -1,4 +1,4 @@
-//! Repetition inside an answer: the share of its word n-grams that it has said before.
+//! Repetition inside an answer: the fraction of its word n-grams that are repeated.
 //!
 //! seq-rep-4 of Welleck et al., "Neural Text Generation with Unlikelihood Training" (2019), over words instead of tokens, so
 //! that it does not depend on the tokenizer: 1 - (different n-grams) / (all n-grams), n = 4.
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_said_before_counts() {
+    fn only_repeated_ngrams_count() {
         assert_eq!(repetition("a b c d e f g"), 0.0);
         // a b c d | b c d a | c d a b | d a b c | a b c d: five, one of them twice.
         assert!((repetition("a b c d a b c d") - 0.2).abs() < 1e-12);

@@ -1,68 +1,66 @@
-//! A row as the loop takes it, and what a pass over rows adds up to: one example and its loss, or a pair of answers and
-//! what it says of the preference.
+//! Rows of a batch and the sums of their losses. A row is one example, or a pair of a chosen and a rejected answer.
 
 use crate::dropout::DropoutMask;
 use crate::example::Example;
 use crate::learner::{BatchItem, LossSum};
-use crate::preference::{
-    DpoTotals, PreferenceSettings, PreferenceStats, RejectedExamples, dpo_loss,
-};
+use crate::preference::{DpoTotals, PreferenceStats, RejectedExamples, dpo_loss};
+use crate::settings::PreferenceSettings;
 
 /// The rows of one adapter's training or validation.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct RowSet<'a> {
     pub adapter: usize,
     pub examples: &'a [Example],
-    /// Where preferences are trained: how, and the rejected answers.
+    /// In preference tuning: its settings and the rejected answers.
     pub preference: Option<(&'a PreferenceSettings, &'a RejectedExamples)>,
-    /// Names the step's masks, of which every sequence has one of its own; none where nothing is dropped.
+    /// The step's dropout mask, from which every sequence derives its own; `None` without dropout.
     pub mask: Option<DropoutMask>,
 }
 
-impl<'a> Rows<'a> {
-    pub fn unit(&self, row: usize) -> Unit<'a> {
-        let pair = self.preference.map(|(settings, rejected)| Other {
-            example: &rejected.examples[row],
-            reference: rejected.reference[row],
+impl<'a> RowSet<'a> {
+    pub fn row(&self, row: usize) -> BatchRow<'a> {
+        let rejected = self.preference.map(|(settings, examples)| RejectedAnswer {
+            example: &examples.examples[row],
+            reference_logps: examples.reference_logps[row],
             settings,
         });
         let mask = self.mask.map(|mask| DropoutMask {
             row: 2 * row as u64,
             ..mask
         });
-        Unit {
+        BatchRow {
             adapter: self.adapter,
             example: &self.examples[row],
-            pair,
+            rejected,
             mask,
         }
     }
 
-    pub fn units(&self) -> Vec<Unit<'a>> {
-        (0..self.examples.len()).map(|row| self.unit(row)).collect()
+    pub fn rows(&self) -> Vec<BatchRow<'a>> {
+        (0..self.examples.len()).map(|row| self.row(row)).collect()
     }
 }
 
-/// What must stand in one call of the learner.
+/// One row. All its sequences must be in the same call of the learner.
 #[derive(Clone, Copy)]
-pub(super) struct Unit<'a> {
+pub(super) struct BatchRow<'a> {
     pub adapter: usize,
     /// The example, or the chosen answer.
     example: &'a Example,
-    pair: Option<Other<'a>>,
+    rejected: Option<RejectedAnswer<'a>>,
     /// The masks of the example, or of the chosen answer.
     mask: Option<DropoutMask>,
 }
 
 /// The rejected answer of a pair.
 #[derive(Clone, Copy)]
-struct Other<'a> {
+struct RejectedAnswer<'a> {
     example: &'a Example,
-    reference: [f64; 2],
+    reference_logps: [f64; 2],
     settings: &'a PreferenceSettings,
 }
 
-impl<'a> Unit<'a> {
+impl<'a> BatchRow<'a> {
     /// The sequences, the chosen one first.
     pub fn items(&self) -> impl Iterator<Item = BatchItem<'a>> + use<'a> {
         let adapter = self.adapter;
@@ -72,7 +70,7 @@ impl<'a> Unit<'a> {
         });
         let sequences = [
             Some((self.example, self.mask)),
-            self.pair.map(|other| (other.example, rejected)),
+            self.rejected.map(|other| (other.example, rejected)),
         ];
         sequences
             .into_iter()
@@ -90,51 +88,51 @@ impl<'a> Unit<'a> {
     }
 
     pub fn is_pair(&self) -> bool {
-        self.pair.is_some()
+        self.rejected.is_some()
     }
 }
 
-/// The weights of the items of `units`, whose losses are `losses`.
-pub(super) fn weights(units: &[Unit<'_>], losses: &[LossSum]) -> Vec<f32> {
+/// The weights of the items of `rows`, whose losses are `losses`.
+pub(super) fn gradient_weights(rows: &[BatchRow<'_>], losses: &[LossSum]) -> Vec<f32> {
     let mut weights = Vec::with_capacity(losses.len());
-    for_each(units, losses, |unit, losses| match unit.pair {
+    for_each(rows, losses, |row, losses| match row.rejected {
         None => weights.push(1.0),
         Some(other) => {
-            let pair = dpo_loss(other.settings, losses[0], losses[1], other.reference);
+            let pair = dpo_loss(other.settings, losses[0], losses[1], other.reference_logps);
             weights.extend(pair.weights.map(|weight| weight as f32));
         }
     });
     weights
 }
 
-/// Gives each of `units` with the losses of its items to `each`.
+/// Gives each of `rows` with the losses of its items to `each`.
 fn for_each<'a>(
-    units: &[Unit<'a>],
+    rows: &[BatchRow<'a>],
     losses: &[LossSum],
-    mut each: impl FnMut(&Unit<'a>, &[LossSum]),
+    mut each: impl FnMut(&BatchRow<'a>, &[LossSum]),
 ) {
     let mut rest = losses;
-    for unit in units {
-        let (own, others) = rest.split_at(unit.items().count());
-        each(unit, own);
+    for row in rows {
+        let (own, others) = rest.split_at(row.items().count());
+        each(row, own);
         rest = others;
     }
 }
 
-/// What a pass over an adapter's rows adds up to.
+/// Sums of a pass over an adapter's rows.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tally {
+pub(crate) struct LossTally {
     losses: LossSum,
     pairs: DpoTotals,
 }
 
-impl Tally {
+impl LossTally {
     /// Adds the losses of rows without a pair.
     pub(super) fn add(&mut self, losses: LossSum) {
         self.losses.add(losses);
     }
 
-    /// What is brought down, in the mean: a token's loss, or a pair's.
+    /// The mean of what is minimized: the loss of a token, or the objective of a pair.
     pub(super) fn loss(&self) -> f64 {
         match self.preference() {
             None => self.losses.mean(),
@@ -147,20 +145,20 @@ impl Tally {
         self.losses.tokens + self.pairs.tokens()
     }
 
-    /// What the pairs say, where there are any.
+    /// Statistics of the pairs, if there are any.
     pub(super) fn preference(&self) -> Option<PreferenceStats> {
         self.pairs.stats()
     }
 }
 
-/// Adds `units`, whose items have the losses `losses`, to their adapters' `tallies`.
-pub(super) fn tally(units: &[Unit<'_>], losses: &[LossSum], tallies: &mut [Tally]) {
-    for_each(units, losses, |unit, losses| {
-        let tally = &mut tallies[unit.adapter];
-        match unit.pair {
+/// Adds `rows`, whose items have the losses `losses`, to their adapters' `tallies`.
+pub(super) fn add_losses(rows: &[BatchRow<'_>], losses: &[LossSum], tallies: &mut [LossTally]) {
+    for_each(rows, losses, |row, losses| {
+        let tally = &mut tallies[row.adapter];
+        match row.rejected {
             None => tally.add(losses[0]),
             Some(other) => {
-                let pair = dpo_loss(other.settings, losses[0], losses[1], other.reference);
+                let pair = dpo_loss(other.settings, losses[0], losses[1], other.reference_logps);
                 tally.pairs.add(&pair, losses[0], losses[1]);
             }
         }

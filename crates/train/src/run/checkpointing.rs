@@ -1,17 +1,17 @@
-//! What outlasts the process: the checkpoint that a run goes on from, its metrics, and the adapters at its end.
+//! The files of a run: the checkpoint it resumes from and its metrics; and the trained adapters at its end.
 
-use super::{Adapter, Run};
+use super::{AdapterRun, Run};
 use crate::checkpoint::{self, AdapterView, BestParams};
 use crate::error::TrainError;
 use crate::metrics::{MetricsLog, MetricsRecord, parse_metrics};
 use crate::optimizer::{AdamW, AdamWConfig};
+use crate::outcome::{Outcome, TrainedAdapter};
 use crate::params::LoraParams;
 use crate::preference::PreferenceStats;
 use crate::progress::{Observer, Validation};
-use crate::sft::{Outcome, TrainedAdapter};
 
 impl Run<'_> {
-    /// Goes on from the checkpoint, where there is one; returns its step.
+    /// Loads the checkpoint, if there is one, and returns its step.
     pub(crate) fn resume(&mut self) -> Result<Option<u64>, TrainError> {
         let Some(path) = &self.options.checkpoint else {
             return Ok(None);
@@ -61,11 +61,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether what was done since the last checkpoint is worth one now.
+    /// Whether a checkpoint is due.
     pub(crate) fn checkpoint_is_due(&self) -> bool {
         let now = (self.step, self.validations());
         let before = self.saved.unwrap_or((0, 0));
-        let every = |adapter: &Adapter| match adapter.job.settings.save_every {
+        let every = |adapter: &AdapterRun| match adapter.job.settings.save_every {
             0 => false,
             every => self.step / every > before.0 / every,
         };
@@ -116,7 +116,7 @@ impl Run<'_> {
 
     /// The trained adapters: the best of each by validation loss, or the last.
     pub(crate) fn finish(self) -> Vec<TrainedAdapter> {
-        let trained = |(adapter, last): (Adapter, LoraParams)| {
+        let trained = |(adapter, last): (AdapterRun, LoraParams)| {
             let (steps, stopped_early) = (adapter.steps(), adapter.stopping.stopped.is_some());
             let metrics = adapter.metrics.text().to_owned();
             let (params, best) = match adapter.best {
@@ -144,7 +144,7 @@ impl Run<'_> {
                 best,
                 steps,
                 stopped_early,
-                start: adapter.job.start,
+                initial_adapter: adapter.job.initial_adapter,
                 metrics,
             }
         };
@@ -156,7 +156,7 @@ impl Run<'_> {
     }
 }
 
-/// What the pairs said when the best parameters were seen; none where no preferences were trained.
+/// The pair statistics of the best parameters; `None` outside preference tuning.
 fn preference_of_best(metrics: &str) -> Option<PreferenceStats> {
     let best = |record: MetricsRecord| match record {
         MetricsRecord::Validation {

@@ -1,16 +1,17 @@
-//! Activations that the forward leaves for the backward, so that it needs not run those layers again.
+//! The activation cache: activations of the forward pass that the backward pass reuses, so that it does not recompute those
+//! layers.
 //!
-//! Running a layer again is a third of a step. What is kept are the outputs of the products and of attention, as they are
-//! (f32); norms and SwiGLU are computed again, which costs next to nothing. A layer that is kept and one that runs again
-//! give the same bits, so how much is kept is a matter of memory alone.
+//! Recomputing all layers is a third of a step. The cache stores the outputs of the products and of attention in f32; norms
+//! and SwiGLU are recomputed, which costs little. A cached layer and a recomputed one give the same bits, so the size of
+//! the cache changes only memory and time.
 
 use formats::config::ModelConfig;
 use kernels::{Device, Tensor};
 use model::Activations;
 
 /// One layer's activations.
-struct Layer {
-    /// In front of the norms of heads, where there are any.
+struct CachedLayer {
+    /// Queries and keys before the head norms, if the model has them.
     plain_q: Tensor,
     plain_k: Tensor,
     q: Tensor,
@@ -20,13 +21,13 @@ struct Layer {
     middle: Tensor,
     gate: Tensor,
     up: Tensor,
-    /// The most rows that it has had room for.
+    /// The largest number of rows it has stored.
     room: usize,
 }
 
-impl Layer {
-    fn new(device: &Device) -> Layer {
-        Layer {
+impl CachedLayer {
+    fn new(device: &Device) -> CachedLayer {
+        CachedLayer {
             plain_q: device.tensor(),
             plain_k: device.tensor(),
             q: device.tensor(),
@@ -41,21 +42,21 @@ impl Layer {
     }
 }
 
-/// Activations of the last layers, as many as there is room for.
+/// Cached activations of the last layers, as many as fit.
 pub(crate) struct ActivationCache {
-    /// Bytes that may be kept.
+    /// Maximum size in bytes.
     limit: u64,
     /// By layer, counted from the last one.
-    layers: Vec<Layer>,
+    layers: Vec<CachedLayer>,
 }
 
-/// Bytes that a row of a layer takes.
-pub(crate) fn row_bytes(config: &ModelConfig) -> u64 {
+/// Bytes per row and layer.
+pub(crate) fn bytes_per_row(config: &ModelConfig) -> u64 {
     let (query, key) = (
         config.heads * config.head_dim,
         config.kv_heads * config.head_dim,
     );
-    bytes_of(
+    bytes_per_row_of(
         query,
         key,
         config.hidden_size,
@@ -64,8 +65,8 @@ pub(crate) fn row_bytes(config: &ModelConfig) -> u64 {
     )
 }
 
-/// The same from widths: queries, keys, the residual stream, the feed-forward part; and whether heads are normed.
-pub(crate) fn bytes_of(
+/// Bytes per row and layer, from the widths of queries, keys, the residual stream and the feed-forward part.
+pub(crate) fn bytes_per_row_of(
     query: usize,
     key: usize,
     hidden: usize,
@@ -76,8 +77,8 @@ pub(crate) fn bytes_of(
     4 * (2 * query + 2 * key + plain + hidden + 2 * intermediate) as u64
 }
 
-/// How many of `layers` are kept of a call of `rows` rows.
-pub(crate) fn layers_kept(limit: u64, row_bytes: u64, rows: usize, layers: usize) -> usize {
+/// The number of the last `layers` that fit for a call of `rows` rows.
+pub(crate) fn cached_layers(limit: u64, row_bytes: u64, rows: usize, layers: usize) -> usize {
     let fit = limit / (row_bytes * rows as u64).max(1);
     usize::try_from(fit).unwrap_or(usize::MAX).min(layers)
 }
@@ -90,17 +91,17 @@ impl ActivationCache {
         }
     }
 
-    /// Makes room for a forward of `rows` rows: returns the first layer that will be kept.
-    pub(crate) fn begin(&mut self, device: &Device, config: &ModelConfig, rows: usize) -> usize {
-        let row = row_bytes(config);
-        let count = layers_kept(self.limit, row, rows, config.layers);
+    /// Makes room for a forward pass of `rows` rows. Returns the first layer that will be cached.
+    pub(crate) fn reserve(&mut self, device: &Device, config: &ModelConfig, rows: usize) -> usize {
+        let row = bytes_per_row(config);
+        let count = cached_layers(self.limit, row, rows, config.layers);
         self.layers.truncate(count);
-        self.layers.resize_with(count, || Layer::new(device));
-        // Room of earlier, longer calls is given back where it would be too much in all.
-        let room = |layer: &Layer| layer.room.max(rows) as u64 * row;
+        self.layers.resize_with(count, || CachedLayer::new(device));
+        // Memory of earlier, longer calls is freed if the total would exceed the limit.
+        let room = |layer: &CachedLayer| layer.room.max(rows) as u64 * row;
         if self.layers.iter().map(room).sum::<u64>() > self.limit {
             self.layers.clear();
-            self.layers.resize_with(count, || Layer::new(device));
+            self.layers.resize_with(count, || CachedLayer::new(device));
         }
         for layer in &mut self.layers {
             layer.room = layer.room.max(rows);
@@ -108,8 +109,8 @@ impl ActivationCache {
         config.layers - count
     }
 
-    /// Takes a layer's activations out of the buffers of its forward, or puts them back there for its backward. False where
-    /// the layer is not kept.
+    /// Moves a layer's activations from the forward buffers into the cache, or back for the backward pass. Returns false if
+    /// the layer is not cached.
     pub(crate) fn swap(&mut self, from_last: usize, b: &mut Activations) -> bool {
         let Some(layer) = self.layers.get_mut(from_last) else {
             return false;

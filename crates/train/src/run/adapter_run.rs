@@ -1,11 +1,11 @@
-//! One adapter's part of a run: which rows stand in which of its steps, when it is validated, when it is done.
+//! One adapter of a run: the rows of its steps, when it is validated, when it is done.
 //!
-//! It knows nothing of the adapters beside it, so it gets the steps that it would get alone.
+//! Does not know the other adapters of the run, so it gets the same steps as if trained alone.
 
 use formats::peft::LoraPair;
 use serde_json::Value;
 
-use super::unit::Rows;
+use super::rows::RowSet;
 use crate::batch::Ordering;
 use crate::checkpoint::{AdapterIdentity, BestParams, EarlyStopping};
 use crate::dropout::DropoutMask;
@@ -20,7 +20,7 @@ use crate::progress::AdapterPlan;
 use crate::schedule::LrSchedule;
 
 /// One adapter of the run, without its parameters.
-pub(super) struct Adapter {
+pub(super) struct AdapterRun {
     pub(super) job: Job,
     pub(super) schedule: LrSchedule,
     pub(super) ordering: Ordering,
@@ -38,7 +38,7 @@ pub(super) struct Adapter {
     pub(super) metrics: MetricsLog,
 }
 
-impl Adapter {
+impl AdapterRun {
     pub(super) fn plan(job: Job) -> Result<Self, TrainError> {
         let settings = &job.settings;
         let name = &job.name;
@@ -91,7 +91,7 @@ impl Adapter {
         })
     }
 
-    /// Its steps: as planned, or up to where its patience was over.
+    /// Its number of steps: as planned, or up to early stopping.
     pub(super) fn steps(&self) -> u64 {
         self.stopping.stopped.unwrap_or(self.schedule.steps)
     }
@@ -151,7 +151,7 @@ impl Adapter {
     }
 
     /// Its training rows in the step counted from 0; it is the run's adapter number `index`.
-    pub(super) fn training(&self, index: usize, step: u64) -> Rows<'_> {
+    pub(super) fn training(&self, index: usize, step: u64) -> RowSet<'_> {
         let settings = &self.job.settings;
         let mask = DropoutMask {
             share: settings.dropout,
@@ -159,14 +159,14 @@ impl Adapter {
             step,
             row: 0,
         };
-        Rows {
+        RowSet {
             mask: (settings.dropout > 0.0).then_some(mask),
             ..self.rows(index, &self.job.train, |preference| &preference.train)
         }
     }
 
     /// Its validation rows; it is the run's adapter number `index`.
-    pub(super) fn validation(&self, index: usize) -> Rows<'_> {
+    pub(super) fn validation(&self, index: usize) -> RowSet<'_> {
         self.rows(index, &self.job.validation, |preference| {
             &preference.validation
         })
@@ -177,9 +177,9 @@ impl Adapter {
         adapter: usize,
         examples: &'a [Example],
         side: impl Fn(&'a PreferenceData) -> &'a RejectedExamples,
-    ) -> Rows<'a> {
+    ) -> RowSet<'a> {
         let settings = self.job.settings.preference.as_ref();
-        Rows {
+        RowSet {
             adapter,
             examples,
             preference: settings.zip(self.job.preference.as_ref().map(side)),
@@ -254,7 +254,7 @@ impl Adapter {
             train_hash: rows_hash(&self.job.train, rejected_train),
             validation_hash: rows_hash(&self.job.validation, rejected_validation),
             shapes: self.job.init.pairs.iter().map(shape).collect(),
-            start: self.job.start.clone(),
+            initial_adapter: self.job.initial_adapter.clone(),
         }
     }
 }
@@ -273,7 +273,7 @@ fn lengths(rows: &[Example], rejected: &[Example]) -> Vec<usize> {
     lengths
 }
 
-/// A hash of rows and of the rejected answers beside them, if there are any.
+/// A hash of rows and of their rejected answers, if there are any.
 fn rows_hash(rows: &[Example], rejected: &[Example]) -> String {
     if rejected.is_empty() {
         examples_hash(rows)

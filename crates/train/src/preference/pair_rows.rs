@@ -1,0 +1,337 @@
+//! Reads files whose rows have their own rejected answers.
+//!
+//! A row is `{"prompt", "chosen", "rejected"}`, each a text or a list of messages, as in TRL's preference datasets. If there
+//! is no `prompt`, it is the messages that `chosen` and `rejected` both begin with. Does not know tokens.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use formats::chat_template::Message;
+use serde_json::{Map, Value};
+
+use super::pairs::{PreferencePair, RejectedAnswers};
+use crate::dataset::{DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, object};
+use crate::error::TrainError;
+
+/// What the prompt, the chosen and the rejected answer are called: by most, and by OpenAI, whose prompt is `input.messages`.
+const NAMES: [[&str; 3]; 2] = [
+    ["prompt", "chosen", "rejected"],
+    ["input.messages", "preferred_output", "non_preferred_output"],
+];
+
+/// Whether the first row of the file at `path` brings a `chosen` and a `rejected` answer. A file that is not even JSON
+/// does not; reading it as rows says what is wrong.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    let mut reader = BufReader::new(file).take(MAX_LINE as u64 + 1);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = reader
+            .read_until(b'\n', &mut line)
+            .map_err(TrainError::read(path))?;
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if length > 0 && text.is_empty() {
+            continue;
+        }
+        let row: Option<Map<String, Value>> = serde_json::from_str(text).ok();
+        let pair = |row: &Map<String, Value>| {
+            let mut each = NAMES.iter();
+            each.any(|[_, chosen, rejected]| {
+                row.contains_key(*chosen) && row.contains_key(*rejected)
+            })
+        };
+        return Ok(row.as_ref().is_some_and(pair));
+    }
+}
+
+/// A file of rows that bring their rejected answers, with all that is wrong in it.
+#[derive(Debug)]
+pub struct PairScan {
+    /// The rows with their chosen answers.
+    pub chosen: DatasetScan,
+    /// The same rows with their rejected answers, by their place.
+    pub rejected: BTreeMap<RowLocation, DataRow>,
+}
+
+/// Reads the file at `path`, whose rows bring their rejected answers (see [`holds_pairs`]), to its end, whatever its lines are.
+///
+/// # Errors
+/// As [`Dataset::scan`].
+pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    scan_pairs_from(BufReader::new(file), &path.display().to_string())
+}
+
+fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainError> {
+    let mut rejected = BTreeMap::new();
+    let chosen = Dataset::scan_with(reader, name, &mut |text, location| {
+        let pair = parse_pair(text, location)?;
+        rejected.insert(pair.rejected.location.clone(), pair.rejected);
+        Ok(pair.chosen)
+    })?;
+    Ok(PairScan { chosen, rejected })
+}
+
+/// Reads a file of rows that bring their rejected answers, none of which is broken.
+pub(crate) fn read_pairs(path: &Path) -> Result<(Dataset, RejectedAnswers), TrainError> {
+    let PairScan { chosen, rejected } = scan_pairs(path)?;
+    Ok((chosen.whole()?, RejectedAnswers::Own(rejected)))
+}
+
+fn parse_pair(text: &str, location: RowLocation) -> Result<PreferencePair, TrainError> {
+    let object = object(text, &location)?;
+    let [plain, openai] = NAMES;
+    let [prompt_name, chosen_name, rejected_name] = match object.contains_key(openai[1]) {
+        true => openai,
+        false => plain,
+    };
+    let prompt = match prompt_name.split_once('.') {
+        Some((outer, inner)) => object.get(outer).and_then(|input| input.get(inner)),
+        None => object.get(prompt_name),
+    };
+    let prompt = match prompt {
+        None | Some(Value::Null) => Vec::new(),
+        Some(value) => messages(value, prompt_name, "user", &location)?,
+    };
+    let [chosen, rejected] = [chosen_name, rejected_name].map(|field| {
+        let value = object.get(field).ok_or_else(|| {
+            TrainError::field(
+                &location,
+                field,
+                "is missing; a preference row has both `chosen` and `rejected`",
+            )
+        })?;
+        messages(value, field, "assistant", &location)
+    });
+    let (chosen, rejected) = (chosen?, rejected?);
+    // Without a prompt, it is what both conversations begin with.
+    let alike = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b);
+    let common = alike.count().min(chosen.len() - 1).min(rejected.len() - 1);
+    let (common, prompt) = if prompt.is_empty() {
+        (common, chosen[..common].to_vec())
+    } else {
+        (0, prompt)
+    };
+    match prompt.last() {
+        None => {
+            let message = format!(
+                "is missing, and `{chosen_name}` and `{rejected_name}` do not begin with the same messages"
+            );
+            return Err(TrainError::field(&location, prompt_name, message));
+        }
+        Some(last) if last.role == "assistant" => {
+            let message = "must end with the user's turn, which both answers are about";
+            return Err(TrainError::field(&location, prompt_name, message));
+        }
+        Some(_) => {}
+    }
+    let row = |answer: &[Message], field: &str| match answer {
+        [answer] if answer.role == "assistant" => {
+            let mut turns = prompt.clone();
+            turns.push(answer.clone());
+            Ok(DataRow {
+                location: location.clone(),
+                content: RowContent::Messages(turns),
+                intent: None,
+            })
+        }
+        _ => {
+            let message = format!(
+                "must be one assistant's answer to the prompt, this is {} messages of the roles {}",
+                answer.len(),
+                answer
+                    .iter()
+                    .map(|m| m.role.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+            Err(TrainError::field(&location, field, message))
+        }
+    };
+    Ok(PreferencePair {
+        chosen: row(&chosen[common..], chosen_name)?,
+        rejected: row(&rejected[common..], rejected_name)?,
+    })
+}
+
+/// A text as one message of `role`, or a list of messages.
+fn messages(
+    value: &Value,
+    field: &str,
+    role: &str,
+    location: &RowLocation,
+) -> Result<Vec<Message>, TrainError> {
+    let wrong = |at: String, message: &str| Err(TrainError::field(location, at, message));
+    let message = |role: &str, content: &str| Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    };
+    let list = match value {
+        Value::String(text) if text.trim().is_empty() => {
+            return wrong(field.to_owned(), "is empty");
+        }
+        Value::String(text) => return Ok(vec![message(role, text)]),
+        Value::Array(list) if !list.is_empty() => list,
+        Value::Array(_) => return wrong(field.to_owned(), "the list is empty"),
+        _ => {
+            return wrong(
+                field.to_owned(),
+                "must be a string, or a list of objects with `role` and `content`",
+            );
+        }
+    };
+    let mut turns = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        let part = |name: &str| item.get(name).and_then(Value::as_str);
+        let (Some(role), Some(content)) = (part("role"), part("content")) else {
+            return wrong(
+                format!("{field}[{i}]"),
+                "must be an object with the texts `role` and `content`",
+            );
+        };
+        let known = match role {
+            "system" => i == 0,
+            "user" | "assistant" => true,
+            _ => false,
+        };
+        if !known {
+            return wrong(
+                format!("{field}[{i}].role"),
+                "must be user or assistant, or system at the beginning",
+            );
+        }
+        if role == "assistant" && content.trim().is_empty() {
+            return wrong(format!("{field}[{i}].content"), "the answer is empty");
+        }
+        turns.push(message(role, content));
+    }
+    Ok(turns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(line: &str) -> Result<PreferencePair, String> {
+        let location = RowLocation {
+            file: "p.jsonl".into(),
+            line: 3,
+        };
+        parse_pair(line, location).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_shape_of_preference_row_is_read() {
+        let turns = |row: &DataRow| match &row.content {
+            RowContent::Messages(messages) => messages
+                .iter()
+                .map(|m| format!("{}: {}", m.role, m.content))
+                .collect::<Vec<_>>(),
+            _ => panic!("not messages"),
+        };
+        for line in [
+            r#"{"prompt":"q","chosen":"a","rejected":"b","score":3}"#,
+            r#"{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":"b"}"#,
+            r#"{"input":{"messages":[{"role":"user","content":"q"}],"tools":[]},"preferred_output":[{"role":"assistant","content":"a"}],"non_preferred_output":[{"role":"assistant","content":"b"}]}"#,
+            r#"{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}]}"#,
+        ] {
+            let pair = one(line).unwrap();
+            assert_eq!(turns(&pair.chosen), ["user: q", "assistant: a"]);
+            assert_eq!(turns(&pair.rejected), ["user: q", "assistant: b"]);
+        }
+        let system = r#"{"prompt":[{"role":"system","content":"s"},{"role":"user","content":"q"}],"chosen":"a","rejected":"b"}"#;
+        assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
+
+        let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
+        let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl").unwrap();
+        let (data, answers) = (chosen.whole().unwrap(), RejectedAnswers::Own(rejected));
+        let (pairs, counts) = answers.pairs(&data.rows);
+        assert_eq!((pairs.len(), counts.same, data.rows.len()), (1, 1, 2));
+        assert_eq!(pairs[0].rejected.output(), "b");
+    }
+
+    #[test]
+    fn broken_pair_is_reported_by_line_and_field() {
+        for (line, said) in [
+            ("[]", "a row must be a JSON object, this is a list"),
+            (
+                r#"{"prompt":"q","chosen":"a"}"#,
+                "field `rejected`: is missing",
+            ),
+            (
+                r#"{"prompt":"q","rejected":"a"}"#,
+                "field `chosen`: is missing",
+            ),
+            (
+                r#"{"prompt":7,"chosen":"a","rejected":"b"}"#,
+                "field `prompt`: must be a string, or a list",
+            ),
+            (
+                r#"{"prompt":"q","chosen":" ","rejected":"b"}"#,
+                "field `chosen`: is empty",
+            ),
+            (
+                r#"{"prompt":"q","chosen":[],"rejected":"b"}"#,
+                "field `chosen`: the list is empty",
+            ),
+            (
+                r#"{"chosen":"a","rejected":"b"}"#,
+                "field `prompt`: is missing, and",
+            ),
+            (
+                r#"{"prompt":[{"role":"assistant","content":"x"}],"chosen":"a","rejected":"b"}"#,
+                "field `prompt`: must end with the user's turn",
+            ),
+            (
+                r#"{"prompt":"q","chosen":[{"role":"user","content":"x"}],"rejected":"b"}"#,
+                "field `chosen`: must be one assistant's answer to the prompt, this is 1 messages of the roles user",
+            ),
+            (
+                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"tool","content":"x"}]}"#,
+                "field `rejected[0].role`: must be user or assistant",
+            ),
+            (
+                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant"}]}"#,
+                "field `rejected[0]`: must be an object with the texts",
+            ),
+            (
+                r#"{"prompt":"q","chosen":"a","rejected":[{"role":"assistant","content":""}]}"#,
+                "field `rejected[0].content`: the answer is empty",
+            ),
+            (
+                r#"{"input":{},"preferred_output":"a","non_preferred_output":"b"}"#,
+                "field `input.messages`: is missing, and `preferred_output` and",
+            ),
+            ("{\"prompt\":", "not valid JSON at column 10"),
+        ] {
+            let error = one(line).unwrap_err();
+            assert!(error.starts_with("p.jsonl:3: "), "{error}");
+            assert!(error.contains(said), "{error} lacks {said}");
+        }
+    }
+
+    #[test]
+    fn first_row_decides_whether_a_file_has_pairs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        let holds = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            holds_pairs(&path).unwrap()
+        };
+        assert!(holds("\u{feff}\n \n{\"chosen\":1,\"rejected\":2}\n"));
+        assert!(holds("{\"preferred_output\":1,\"non_preferred_output\":2}"));
+        assert!(!holds(
+            "{\"prompt\":\"chosen\",\"completion\":\"rejected\"}\n"
+        ));
+        assert!(!holds("") && !holds("{") && !holds("[1]\n{\"chosen\":1,\"rejected\":2}"));
+        let said = holds_pairs(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(said.starts_with("cannot read /nowhere"), "{said}");
+    }
+}
