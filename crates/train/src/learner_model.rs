@@ -207,7 +207,7 @@ impl ModelLearner {
             activations.keep_middle = layer >= first_kept;
             model.layer(layer, &mut x, step, cache, 0, activations, self.forward);
             if layer >= first_kept {
-                self.activations
+                self.activation_cache
                     .swap(config.layers - 1 - layer, activations);
             }
         }
