@@ -279,12 +279,12 @@ fn paired(mut job: Job) -> Job {
         examples: (0..rows.len() as u32)
             .map(|i| example(from + i, 12))
             .collect(),
-        reference: Vec::new(),
+        reference_logps: Vec::new(),
     };
     job.preference = Some(PreferenceData {
         train: rejected(&job.train, 60),
         validation: rejected(&job.validation, 90),
-        matched: PairCounts::default(),
+        counts: PairCounts::default(),
     });
     job.settings.preference = Some(PreferenceSettings::default());
     job

@@ -67,11 +67,8 @@ fn rows_and_their_siblings_become_pairs_with_the_same_prompt() {
     fs::write(folder.path("stern.jsonl"), tone("Hm", 10)).unwrap();
     let job = load(folder.0.path(), |_| (), &[("stern", "stern.jsonl")]).unwrap();
     let preference = job.preference.as_ref().unwrap();
-    let matched = &preference.matched;
-    assert_eq!(
-        (matched.rows, matched.pairs, matched.unanswered),
-        (12, 10, 2)
-    );
+    let counts = &preference.counts;
+    assert_eq!((counts.rows, counts.pairs, counts.unanswered), (12, 10, 2));
     // Each pair is trained once as written and once varied; validation pairs are not varied.
     assert_eq!(job.train.len() + 2 * job.validation.len(), 20);
     assert!(!job.validation.is_empty());
@@ -88,7 +85,7 @@ fn rows_and_their_siblings_become_pairs_with_the_same_prompt() {
     fs::write(folder.path("flat.jsonl"), tone("So", 12)).unwrap();
     let siblings = [("stern", "stern.jsonl"), ("flat", "flat.jsonl")];
     let job = load(folder.0.path(), |_| (), &siblings).unwrap();
-    assert_eq!(job.preference.unwrap().matched.pairs, 22);
+    assert_eq!(job.preference.unwrap().counts.pairs, 22);
 }
 
 #[test]
@@ -136,7 +133,7 @@ fn rows_that_cannot_be_paired_are_refused_with_numbers() {
     let others: String = (0..9).map(|i| own.replace('q', &format!("q{i}"))).collect();
     write("train.jsonl", &format!("{long}{others}"));
     let job = load(folder.0.path(), |_| (), &[]).unwrap();
-    assert_eq!(job.preference.as_ref().unwrap().matched.pairs, 10);
+    assert_eq!(job.preference.as_ref().unwrap().counts.pairs, 10);
     assert!(job.data.dropped > 0, "{:?}", job.data);
     assert!(job.train.iter().all(|example| example.tokens.len() <= 120));
     let beta = load(folder.0.path(), |preference| preference.beta = 1e9, &[]).unwrap_err();

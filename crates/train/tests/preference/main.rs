@@ -85,13 +85,13 @@ fn pair_job(name: &str, count: usize, from: u32) -> Job {
                 other
             })
             .collect(),
-        reference: Vec::new(),
+        reference_logps: Vec::new(),
     };
     job.settings.preference = Some(settings(0.5, 0.2));
     job.preference = Some(PreferenceData {
         train: rejected(&job.train),
         validation: rejected(&job.validation),
-        matched: PairCounts::default(),
+        counts: PairCounts::default(),
     });
     job
 }

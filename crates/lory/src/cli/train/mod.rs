@@ -131,7 +131,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     }
     for (job, target) in jobs.iter().zip(&targets) {
         if let Some(preference) = &job.preference {
-            preference::tell(&target.name, &job.settings, &preference.matched);
+            preference::tell(&target.name, &job.settings, &preference.counts);
         }
         for note in notes(job) {
             eprintln!("{note}");

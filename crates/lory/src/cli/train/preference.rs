@@ -105,7 +105,7 @@ pub(super) fn siblings(
 }
 
 /// Says how many rows of `name` found a rejected answer.
-pub(super) fn tell(name: &str, settings: &TrainSettings, matched: &PairCounts) {
+pub(super) fn tell(name: &str, settings: &TrainSettings, counts: &PairCounts) {
     let against = settings
         .preference
         .iter()
@@ -116,7 +116,7 @@ pub(super) fn tell(name: &str, settings: &TrainSettings, matched: &PairCounts) {
     } else {
         format!(" by {}", against.join(", "))
     };
-    let left_out = match (matched.unanswered, matched.same) {
+    let left_out = match (counts.unanswered, counts.same) {
         (0, 0) => String::new(),
         (unanswered, same) => {
             format!("; left out: {unanswered} without one, {same} with the same answer")
@@ -124,7 +124,7 @@ pub(super) fn tell(name: &str, settings: &TrainSettings, matched: &PairCounts) {
     };
     eprintln!(
         "{name}: {} of {} rows have another answer{by}, to reject{left_out}",
-        matched.pairs, matched.rows
+        counts.pairs, counts.rows
     );
 }
 
