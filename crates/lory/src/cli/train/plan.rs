@@ -41,7 +41,7 @@ pub(super) fn table(plan: &Plan) -> String {
         ("optimizer", needed.optimizer),
         ("best state", needed.best),
         ("activations", needed.activations),
-        ("layers kept for the backward", needed.kept),
+        ("layers kept for the backward", needed.activation_cache),
         ("keys and values", needed.cache),
         ("logits", needed.logits),
         ("reference of the pairs", needed.reference),
