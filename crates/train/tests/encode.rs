@@ -423,7 +423,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
         (with_eval.train.len(), with_eval.validation.len()),
         (20, 20)
     );
-    assert_eq!(with_eval.loaded.held_out, 0);
+    assert_eq!(with_eval.data.held_out, 0);
 
     let trained = TrainedAdapter {
         name: job.name,
