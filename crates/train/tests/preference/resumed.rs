@@ -109,7 +109,7 @@ fn reference_is_the_start_of_the_run() {
     };
     folder.run(&mut notes).unwrap();
     let mut jobs = folder.jobs();
-    jobs[0].start = Some("abc".into());
+    jobs[0].initial_adapter = Some("abc".into());
     let said = run_on(
         jobs,
         &folder.options(),
