@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use sampling::SamplingError;
+
 use crate::adapter_id::AdapterId;
 
 /// Why a request was not accepted.
@@ -163,4 +165,16 @@ pub enum StartError {
     /// The system could not start a thread.
     #[error("cannot start the engine's thread: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+impl SubmitError {
+    pub(crate) fn invalid(field: &'static str, message: String) -> SubmitError {
+        SubmitError::InvalidSampling { field, message }
+    }
+}
+
+impl From<SamplingError> for SubmitError {
+    fn from(error: SamplingError) -> SubmitError {
+        SubmitError::invalid(error.parameter, error.message)
+    }
 }

@@ -19,7 +19,7 @@
 //!   is), `step_cost` (how many rows fit in a step's time), `blocks` and `prefix_cache` (the KV cache), and `prompt_lookup`
 //!   (draft tokens)
 //! - [`batch`] and [`runner`]: one step as plain data, and the model that executes it; `plan`: a batch with its sequences
-//! - `output`: from logits to tokens, with [`sampling`] (the settings), `sampler`, `logits_processor` and `softmax` (the
+//! - `output`: from logits to tokens, with [`Sampling`] (the parameters), `sampler`, `logits_processor` and `softmax` (the
 //!   draw), and [`constraint`] (grammars)
 //! - [`event`] and `response_sink`: what a request's caller receives; [`stats`] and [`error`]: numbers and failures
 
@@ -44,7 +44,6 @@ pub mod reservation;
 mod response_sink;
 pub mod runner;
 mod sampler;
-pub mod sampling;
 mod scheduler;
 mod sequence;
 mod softmax;
@@ -62,8 +61,8 @@ pub use error::{PoolError, ReservationError, StartError, SubmitError};
 pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
 pub use handle::{Engine, Handle, Stream, Ticket};
 pub use permit::Permit;
-pub use request::{Client, Request};
+pub use request::{Client, MAX_TOP_LOGPROBS, Request};
 pub use reservation::{Reservation, WaitOptions};
 pub use runner::{Limits, Runner};
-pub use sampling::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, Sampling};
+pub use sampling::{MAX_LOGIT_BIAS, Sampling};
 pub use stats::{AdapterStats, LoadTimes, Stats};

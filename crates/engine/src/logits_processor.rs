@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::sampling::Sampling;
+use sampling::Sampling;
 
 /// How often the sequence holds each token, for penalties. Counted only for requests that have penalties.
 pub(crate) struct TokenCounts {
@@ -13,9 +13,8 @@ pub(crate) struct TokenCounts {
 
 impl TokenCounts {
     pub fn new(sampling: &Sampling, prompt: &[u32]) -> Self {
-        let counts = sampling
-            .has_penalties()
-            .then(|| prompt.iter().map(|token| (*token, 0)).collect());
+        let counts =
+            has_penalties(sampling).then(|| prompt.iter().map(|token| (*token, 0)).collect());
         TokenCounts { counts }
     }
 
@@ -25,6 +24,12 @@ impl TokenCounts {
             *counts.entry(token).or_insert(0) += 1;
         }
     }
+}
+
+fn has_penalties(sampling: &Sampling) -> bool {
+    sampling.repetition_penalty != 1.0
+        || sampling.frequency_penalty != 0.0
+        || sampling.presence_penalty != 0.0
 }
 
 /// What to change in a row of logits.

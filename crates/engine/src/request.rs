@@ -1,15 +1,19 @@
 //! What a request is, and whether the engine can run it.
 
+use std::hash::{BuildHasher, Hasher};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
+
+use sampling::Sampling;
 
 use crate::adapter_id::AdapterId;
 use crate::constraint::Grammar;
 use crate::error::SubmitError;
 use crate::runner::Limits;
-use crate::sampling::{MAX_TOP_LOGPROBS, Sampling, invalid};
 
+/// The most alternatives for which a request may ask for log-probabilities.
+pub const MAX_TOP_LOGPROBS: u8 = 20;
 /// The most adapters that one request may blend.
 const MAX_ADAPTERS: usize = 32;
 
@@ -53,6 +57,14 @@ pub struct Client {
 }
 
 impl Request {
+    /// The seed, or a random one.
+    pub(crate) fn seed(&self) -> u64 {
+        self.sampling.seed.unwrap_or_else(|| {
+            // The standard library keys every `RandomState` from the system's randomness.
+            std::hash::RandomState::new().build_hasher().finish()
+        })
+    }
+
     /// Whether a model of these sizes can run it; does not look at the queue or at the adapters in memory.
     pub(crate) fn check(&self, limits: &Limits) -> Result<(), SubmitError> {
         let prompt = self.prompt.len();
@@ -79,7 +91,7 @@ impl Request {
                 "names the token {token}; the vocabulary's are 0 to {}",
                 limits.vocab_size.saturating_sub(1)
             );
-            return Err(invalid("logit_bias", message));
+            return Err(SubmitError::invalid("logit_bias", message));
         }
         let max_new_tokens = self.max_new_tokens;
         if max_new_tokens > limit - prompt {
@@ -101,25 +113,28 @@ impl Request {
     fn check_settings(&self) -> Result<(), SubmitError> {
         self.sampling.check()?;
         if self.max_new_tokens == 0 {
-            return Err(invalid("max_new_tokens", "must be at least 1".to_owned()));
+            return Err(SubmitError::invalid(
+                "max_new_tokens",
+                "must be at least 1".to_owned(),
+            ));
         }
         if let Some(n) = self.top_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
             let message = format!("must be at most {MAX_TOP_LOGPROBS}, not {n}");
-            return Err(invalid("top_logprobs", message));
+            return Err(SubmitError::invalid("top_logprobs", message));
         }
         if self.prompt_logprobs && self.top_logprobs.is_none() {
             let message = "needs top_logprobs".to_owned();
-            return Err(invalid("prompt_logprobs", message));
+            return Err(SubmitError::invalid("prompt_logprobs", message));
         }
         if self.adapters.len() > MAX_ADAPTERS {
             let n = self.adapters.len();
             let message = format!("may be at most {MAX_ADAPTERS} in one request, not {n}");
-            return Err(invalid("adapters", message));
+            return Err(SubmitError::invalid("adapters", message));
         }
         match self.adapters.iter().find(|(_, s)| !s.is_finite()) {
             Some((id, scale)) => {
                 let message = format!("must have finite scales; that of {id} is {scale}");
-                Err(invalid("adapters", message))
+                Err(SubmitError::invalid("adapters", message))
             }
             None => Ok(()),
         }

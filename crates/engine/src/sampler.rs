@@ -6,9 +6,10 @@ use std::cmp::Ordering;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
+use sampling::Sampling;
+
 use crate::event::Token;
 use crate::logits_processor::LogitsProcessor;
-use crate::sampling::Sampling;
 use crate::softmax::{argmax, exp, largest, log_sum_exp, weights};
 
 /// Why no token can be sampled.

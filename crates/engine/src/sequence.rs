@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use sampling::Sampling;
+
 use crate::adapter_pool::Lease;
 use crate::blocks::{BlockPool, BlockTable};
 use crate::constraint::{Constraint, Progress};
@@ -16,7 +18,6 @@ use crate::prompt_lookup::{self, Draft, PromptLookup};
 use crate::request::{Client, Request};
 use crate::response_sink::ResponseSink;
 use crate::sampler::SampleParams;
-use crate::sampling::Sampling;
 
 /// The order in which requests arrived; the lower is the older, and goes first.
 pub(crate) type Arrival = u64;
@@ -78,7 +79,7 @@ impl<A> Sequence<A> {
         Sequence {
             response: ResponseSink::new(sink, request.prompt.len(), arrived),
             decoding: Decoding {
-                seed: request.sampling.seed_or_random(),
+                seed: request.seed(),
                 token_counts: TokenCounts::new(&request.sampling, &request.prompt),
                 constraint: request.grammar.as_ref().map(|grammar| grammar.start()),
                 sampling: request.sampling,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use formats::peft::{self, PeftError};
-use serde::{Deserialize, Serialize};
+
+use sampling::SamplingParams;
 
 use crate::blob::{self, BlobSource};
 use crate::error::ReadError;
@@ -26,7 +27,7 @@ pub struct Persona {
     /// The variables of the system prompt.
     pub variables: Variables,
     /// Sampling settings for requests that do not set them.
-    pub sampling: SamplingDefaults,
+    pub sampling: SamplingParams,
     /// The most tokens of an answer, for requests that do not set it.
     pub max_new_tokens: Option<usize>,
     /// Texts that end an answer and are not part of it.
@@ -142,50 +143,6 @@ impl AdapterRef {
     #[must_use]
     pub fn sha256_hex(&self) -> String {
         base16ct::lower::encode_string(&self.sha256)
-    }
-}
-
-/// Sampling settings of a persona; a setting that is `None` is left to the request or the server.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SamplingDefaults {
-    /// 0 to 2; at 0 the most probable token is always taken.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "formats::decimal::maybe"
-    )]
-    pub temperature: Option<f32>,
-    /// Above 0, to 1.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "formats::decimal::maybe"
-    )]
-    pub top_p: Option<f32>,
-    /// 0 keeps all tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-    /// 0 to 1.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "formats::decimal::maybe"
-    )]
-    pub min_p: Option<f32>,
-    /// 0.01 to 10; 1 is neutral.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "formats::decimal::maybe"
-    )]
-    pub repetition_penalty: Option<f32>,
-    /// Equal requests with equal seeds give equal answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
-}
-
-impl SamplingDefaults {
-    /// Whether no setting is set.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == SamplingDefaults::default()
     }
 }
 

@@ -40,13 +40,14 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use sampling::SamplingParams;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use crate::error::PersonaError;
-use crate::persona::{EvalSpec, SamplingDefaults, TrainSpec};
+use crate::persona::{EvalSpec, TrainSpec};
 use crate::settings::{MAX_NEW_TOKENS, MAX_STOPS, MAX_SYSTEM_PROMPT};
 use crate::spec::MAX_SCALE;
 use crate::toml_source::TomlSource;
@@ -66,7 +67,7 @@ pub(crate) struct PersonaFile {
     pub description: String,
     pub system_prompt: Option<String>,
     pub variables: Variables,
-    pub sampling: SamplingDefaults,
+    pub sampling: SamplingParams,
     pub max_new_tokens: Option<usize>,
     pub stop: Vec<String>,
     pub scale: f32,
@@ -83,8 +84,8 @@ struct RawPersonaFile {
     description: String,
     system_prompt: Option<Spanned<String>>,
     variables: Option<Spanned<Variables>>,
-    #[serde(default)]
-    sampling: RawSampling,
+    #[serde(default, with = "crate::sampling_settings")]
+    sampling: SamplingParams,
     max_new_tokens: Option<Spanned<usize>>,
     #[serde(default)]
     stop: Vec<Spanned<String>>,
@@ -95,17 +96,6 @@ struct RawPersonaFile {
 
 fn first_version() -> Spanned<u32> {
     Spanned::new(0..0, 1)
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawSampling {
-    temperature: Option<Spanned<f32>>,
-    top_p: Option<Spanned<f32>>,
-    top_k: Option<usize>,
-    min_p: Option<Spanned<f32>>,
-    repetition_penalty: Option<Spanned<f32>>,
-    seed: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -191,18 +181,10 @@ fn parse(text: &str, path: &Path) -> Result<PersonaFile, PersonaError> {
     if let Some(stop) = raw.stop.iter().find(|stop| stop.get_ref().is_empty()) {
         return Err(source.error(stop.span(), "stop: an empty text would end every answer"));
     }
-    let sampling = SamplingDefaults {
-        temperature: source.number("temperature", raw.sampling.temperature, 0.0..=2.0)?,
-        top_p: source.number("top_p", raw.sampling.top_p, f32::MIN_POSITIVE..=1.0)?,
-        top_k: raw.sampling.top_k,
-        min_p: source.number("min_p", raw.sampling.min_p, 0.0..=1.0)?,
-        repetition_penalty: source.number(
-            "repetition_penalty",
-            raw.sampling.repetition_penalty,
-            0.01..=10.0,
-        )?,
-        seed: raw.sampling.seed,
-    };
+    raw.sampling.check().map_err(|error| {
+        let span = source.value_span("sampling", error.parameter);
+        source.error(span, error.to_string())
+    })?;
     let eval = raw
         .eval
         .map(|table| parse_eval(&source, table))
@@ -212,7 +194,7 @@ fn parse(text: &str, path: &Path) -> Result<PersonaFile, PersonaError> {
         description: raw.description,
         system_prompt: raw.system_prompt.map(Spanned::into_inner),
         variables: variables.into_inner(),
-        sampling,
+        sampling: raw.sampling,
         max_new_tokens: raw.max_new_tokens.map(Spanned::into_inner),
         stop: raw.stop.into_iter().map(Spanned::into_inner).collect(),
         scale: source
@@ -329,7 +311,7 @@ mod tests {
     fn empty_file_is_a_persona_with_defaults() {
         let settings = read_text("").unwrap();
         assert_eq!((settings.version, settings.scale), (1, 1.0));
-        assert_eq!(settings.sampling, SamplingDefaults::default());
+        assert_eq!(settings.sampling, SamplingParams::default());
         assert!(
             settings.system_prompt.is_none() && settings.train.is_none() && settings.eval.is_none()
         );

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 
-use crate::persona::{AdapterRef, Persona, SamplingDefaults};
+use crate::persona::{AdapterRef, Persona};
 use crate::spec::MAX_SCALE;
 use crate::variables::{self, Variables};
 
@@ -31,8 +32,11 @@ pub struct PersonaSettings {
     #[serde(skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
     /// Sampling settings.
-    #[serde(skip_serializing_if = "SamplingDefaults::is_empty")]
-    pub sampling: SamplingDefaults,
+    #[serde(
+        skip_serializing_if = "SamplingParams::is_empty",
+        with = "crate::sampling_settings"
+    )]
+    pub sampling: SamplingParams,
     /// The most tokens of an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
@@ -50,7 +54,7 @@ impl Default for PersonaSettings {
             description: String::new(),
             system_prompt: None,
             variables: Variables::new(),
-            sampling: SamplingDefaults::default(),
+            sampling: SamplingParams::default(),
             max_new_tokens: None,
             stop: Vec::new(),
             scale: 1.0,
@@ -105,12 +109,6 @@ impl PersonaSettings {
     /// # Errors
     /// The first setting that is out of range, by name, with its range.
     pub fn check(&self) -> Result<(), String> {
-        let within = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
-            Some(value) if !(least..=most).contains(&value) => Err(format!(
-                "{name} must be from {least} to {most}, not {value}"
-            )),
-            _ => Ok(()),
-        };
         if self.description.len() > MAX_DESCRIPTION {
             return Err(format!(
                 "description is longer than {MAX_DESCRIPTION} bytes"
@@ -137,17 +135,14 @@ impl PersonaSettings {
         if self.stop.iter().any(String::is_empty) {
             return Err("stop: an empty text would end every answer".to_owned());
         }
-        let sampling = &self.sampling;
-        within("temperature", sampling.temperature, 0.0, 2.0)?;
-        within("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
-        within("min_p", sampling.min_p, 0.0, 1.0)?;
-        within(
-            "repetition_penalty",
-            sampling.repetition_penalty,
-            0.01,
-            10.0,
-        )?;
-        within("scale", Some(self.scale), -MAX_SCALE, MAX_SCALE)
+        self.sampling.check().map_err(|error| error.to_string())?;
+        if !(-MAX_SCALE..=MAX_SCALE).contains(&self.scale) {
+            return Err(format!(
+                "scale must be from -{MAX_SCALE} to {MAX_SCALE}, not {}",
+                self.scale
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -158,10 +153,10 @@ mod tests {
     #[test]
     fn serialization_is_stable_and_numbers_keep_their_decimals() {
         let settings = PersonaSettings {
-            sampling: SamplingDefaults {
+            sampling: SamplingParams {
                 temperature: Some(0.2),
                 repetition_penalty: Some(0.01),
-                ..SamplingDefaults::default()
+                ..SamplingParams::default()
             },
             scale: 0.7,
             ..PersonaSettings::default()

@@ -4,6 +4,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use crate::error::PersonaError;
 
@@ -41,6 +42,18 @@ impl TomlSource<'_> {
             Some(key) => self.error(span, format!("{key}: {message}")),
             None => self.error(span, message),
         }
+    }
+
+    /// The span of the value `key` in a table; that of the file if there is none.
+    pub fn value_span(&self, table: &str, key: &str) -> Range<usize> {
+        let span = || {
+            let file = DeTable::parse(self.text).ok()?;
+            match file.get_ref().get(table)?.get_ref() {
+                DeValue::Table(table) => Some(table.get(key)?.span()),
+                _ => None,
+            }
+        };
+        span().unwrap_or(0..0)
     }
 
     /// A number, checked against its range.

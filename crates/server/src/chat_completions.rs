@@ -14,6 +14,7 @@ use crate::events::{Incoming, Usage, Wire};
 use crate::guard::ApiCaller;
 use crate::json::Body;
 use crate::logprobs;
+use crate::with_sampling::WithSampling;
 use service::{Caller, Delta, End, ModelIdentity, ToolCall, ToolCallDelta};
 
 /// Answer a chat, in OpenAI's wire format
@@ -33,13 +34,13 @@ use service::{Caller, Delta, End, ModelIdentity, ToolCall, ToolCallDelta};
 pub(super) async fn chat_completions(
     State(slot): State<Slot>,
     ApiCaller(caller): ApiCaller,
-    Body(request): Body<ChatRequest>,
+    Body(WithSampling { request, sampling }): Body<WithSampling<ChatRequest>>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
     let stream = request.stream == Some(true);
     let usage = request.usage();
     let model = request.model.clone();
-    let request = request.into_request()?;
+    let request = request.into_request(sampling)?;
     let logprobs = request.logprobs.is_some();
     let incoming = Incoming::submit(service, caller, request).await?;
     if stream {

@@ -11,7 +11,8 @@ use crate::chat_tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, 
 use crate::error::ApiError;
 use crate::json::{Biases, Texts};
 use crate::logprobs;
-use crate::sampling::overrides;
+use crate::with_sampling::AcceptsSampling;
+use sampling::{Interface, SamplingParams};
 use service::{Conversation, FieldNames, GenerateRequest};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -19,14 +20,9 @@ use service::{Conversation, FieldNames, GenerateRequest};
 pub(super) struct ChatRequest {
     pub(super) model: String,
     messages: Vec<ChatMessage>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
-    seed: Option<i64>,
     stop: Option<Texts>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
     logit_bias: Option<Biases>,
     logprobs: Option<bool>,
     top_logprobs: Option<u64>,
@@ -38,9 +34,6 @@ pub(super) struct ChatRequest {
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     // Not OpenAI's; servers of open models take them.
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     timeout_ms: Option<u64>,
@@ -186,6 +179,10 @@ impl StreamOptions {
     }
 }
 
+impl AcceptsSampling for ChatRequest {
+    const INTERFACE: Interface = Interface::OpenAi;
+}
+
 impl ChatRequest {
     /// Whether a stream's last chunk is to tell the usage.
     pub(super) fn usage(&self) -> bool {
@@ -270,7 +267,10 @@ impl ChatRequest {
     ///
     /// # Errors
     /// What is wrong or not done here, by field.
-    pub(super) fn into_request(self) -> Result<GenerateRequest, ApiError> {
+    pub(super) fn into_request(
+        self,
+        sampling: SamplingParams,
+    ) -> Result<GenerateRequest, ApiError> {
         self.check()?;
         let logprobs = match self.logprobs {
             Some(true) => Some(logprobs::count(
@@ -302,7 +302,7 @@ impl ChatRequest {
             conversation: Conversation::Messages(turns),
             format: format.unwrap_or_default(),
             tools,
-            overrides: overrides!(self),
+            sampling,
             variables: self.variables.unwrap_or_default(),
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_tokens.or(self.max_completion_tokens),

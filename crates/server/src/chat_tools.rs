@@ -205,9 +205,9 @@ impl CalledTool {
             said.push(ToolCall {
                 name,
                 // As the model writes it.
-                arguments: tools::spaced(&Value::Object(parsed)),
+                arguments: tools::python_json(&Value::Object(parsed)),
             });
         }
-        Ok(tools::said(text, &said))
+        Ok(tools::render_turn(text, &said))
     }
 }

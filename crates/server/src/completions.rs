@@ -16,7 +16,8 @@ use crate::events::{Incoming, Usage, Wire};
 use crate::guard::ApiCaller;
 use crate::json::{Biases, Body, Texts};
 use crate::logprobs::{self, Columns};
-use crate::sampling::overrides;
+use crate::with_sampling::{AcceptsSampling, WithSampling};
+use sampling::{Interface, SamplingParams};
 use service::{
     Caller, Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity, TokenLogprob,
 };
@@ -32,12 +33,7 @@ pub(super) struct CompletionRequest {
     model: String,
     prompt: Prompt,
     max_tokens: Option<usize>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    seed: Option<i64>,
     stop: Option<Texts>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
     logit_bias: Option<Biases>,
     logprobs: Option<u64>,
     echo: Option<bool>,
@@ -46,9 +42,6 @@ pub(super) struct CompletionRequest {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     // Not OpenAI's; servers of open models take them.
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
     priority: Option<i32>,
     timeout_ms: Option<u64>,
     ignore_eos: Option<bool>,
@@ -96,6 +89,10 @@ impl Prompt {
     }
 }
 
+impl AcceptsSampling for CompletionRequest {
+    const INTERFACE: Interface = Interface::OpenAi;
+}
+
 impl CompletionRequest {
     /// Refuses what is not done here, by name.
     fn check(&self) -> Result<(), ApiError> {
@@ -118,7 +115,7 @@ impl CompletionRequest {
     }
 
     /// One request for each prompt, in the service's words.
-    fn into_requests(self) -> Result<Vec<GenerateRequest>, ApiError> {
+    fn into_requests(self, sampling: SamplingParams) -> Result<Vec<GenerateRequest>, ApiError> {
         self.check()?;
         let prompts = self.prompt.conversations();
         if prompts.len() > MAX_PROMPTS {
@@ -133,7 +130,7 @@ impl CompletionRequest {
             .logprobs
             .map(|asked| logprobs::count("logprobs", asked));
         let request = GenerateRequest {
-            overrides: overrides!(self),
+            sampling,
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
             choices: self.n.unwrap_or(1),
@@ -175,13 +172,13 @@ impl CompletionRequest {
 pub(super) async fn completions(
     State(slot): State<Slot>,
     ApiCaller(caller): ApiCaller,
-    Body(request): Body<CompletionRequest>,
+    Body(WithSampling { request, sampling }): Body<WithSampling<CompletionRequest>>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
     let stream = request.stream == Some(true);
     let usage = StreamOptions::usage(&request.stream_options);
     let model = request.model.clone();
-    let requests = request.into_requests()?;
+    let requests = request.into_requests(sampling)?;
     let logprobs = requests.first().and_then(|request| request.logprobs);
     let incoming = Incoming::submit_all(service, caller, requests).await?;
     let envelope = Envelope::new("cmpl", "text_completion", model, &incoming.identity);

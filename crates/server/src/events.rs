@@ -147,12 +147,12 @@ impl Incoming {
 
     /// Waits for all answers, by number.
     pub async fn whole(mut self) -> Result<(Vec<Answer>, Usage), ApiError> {
-        let mut gathered: Vec<AnswerBuilder> = Vec::new();
-        gathered.resize_with(self.answers(), AnswerBuilder::default);
+        let mut partial: Vec<AnswerBuilder> = Vec::new();
+        partial.resize_with(self.answers(), AnswerBuilder::default);
         let usage = loop {
             match self.next().await? {
-                (number, TextEvent::Delta(delta)) => gathered[number].add(delta),
-                (number, TextEvent::ToolCall(call)) => gathered[number].call(call),
+                (number, TextEvent::Delta(delta)) => partial[number].push(delta),
+                (number, TextEvent::ToolCall(call)) => partial[number].push_call(call),
                 (_, TextEvent::End(_)) => {
                     if let Some(usage) = self.usage() {
                         break usage;
@@ -160,9 +160,9 @@ impl Incoming {
                 }
             }
         };
-        let mut answers = Vec::with_capacity(gathered.len());
-        for (gathered, end) in gathered.into_iter().zip(self.ends.into_iter().flatten()) {
-            answers.push(gathered.end(self.identity.clone(), end)?);
+        let mut answers = Vec::with_capacity(partial.len());
+        for (answer, end) in partial.into_iter().zip(self.ends.into_iter().flatten()) {
+            answers.push(answer.finish(self.identity.clone(), end)?);
         }
         Ok((answers, usage))
     }

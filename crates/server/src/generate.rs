@@ -15,11 +15,13 @@ use crate::error::ApiError;
 use crate::events::{Incoming, Usage, Wire};
 use crate::guard::ApiCaller;
 use crate::json::{Body, Texts};
-use service::{Caller, Conversation, Delta, End, GenerateRequest, ModelIdentity, Overrides};
+use crate::with_sampling::{AcceptsSampling, WithSampling};
+use sampling::{Interface, SamplingParams};
+use service::{Caller, Conversation, Delta, End, GenerateRequest, ModelIdentity};
 
 /// A question.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename = "GenerateRequest", deny_unknown_fields)]
 #[schema(as = GenerateRequest)]
 pub(super) struct GenerateBody {
     /// What is asked.
@@ -33,14 +35,6 @@ pub(super) struct GenerateBody {
     variables: Option<BTreeMap<String, String>>,
     /// The most tokens of the answer; without, as the persona says.
     max_new_tokens: Option<usize>,
-    /// 0 to 2; 0 always takes the most probable token.
-    temperature: Option<f32>,
-    /// Above 0, to 1.
-    top_p: Option<f32>,
-    /// 0 for all.
-    top_k: Option<usize>,
-    /// Makes equal requests give equal answers.
-    seed: Option<u64>,
     /// At most 4 texts of at most 256 bytes that end the answer and are not shown.
     stop: Option<Texts>,
     /// The lower goes first, where requests wait; below 0 needs admin rights.
@@ -52,21 +46,19 @@ pub(super) struct GenerateBody {
     stream: Option<bool>,
 }
 
+impl AcceptsSampling for GenerateBody {
+    const INTERFACE: Interface = Interface::Generate;
+}
+
 impl GenerateBody {
-    fn into_request(self) -> GenerateRequest {
+    fn into_request(self, sampling: SamplingParams) -> GenerateRequest {
         GenerateRequest {
             conversation: Conversation::Prompt {
                 prompt: self.prompt,
                 input: self.input.unwrap_or_default(),
             },
             variables: self.variables.unwrap_or_default(),
-            overrides: Overrides {
-                temperature: self.temperature,
-                top_p: self.top_p,
-                top_k: self.top_k,
-                seed: self.seed,
-                ..Overrides::default()
-            },
+            sampling,
             stop: self.stop.map(|Texts(stops)| stops),
             max_new_tokens: self.max_new_tokens,
             priority: self.priority.unwrap_or(0),
@@ -93,12 +85,12 @@ impl GenerateBody {
 pub(super) async fn generate(
     State(slot): State<Slot>,
     ApiCaller(caller): ApiCaller,
-    Body(request): Body<GenerateBody>,
+    Body(WithSampling { request, sampling }): Body<WithSampling<GenerateBody>>,
 ) -> Result<Response, ApiError> {
     let service = slot.service()?;
     let user_type = request.user_type.clone();
     let stream = request.stream.unwrap_or(false);
-    let incoming = Incoming::submit(service, caller, request.into_request()).await?;
+    let incoming = Incoming::submit(service, caller, request.into_request(sampling)).await?;
     if stream {
         return Ok(incoming.stream(Events { user_type }));
     }

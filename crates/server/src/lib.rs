@@ -30,12 +30,12 @@ mod openapi;
 mod patient;
 mod personas;
 mod query;
-mod sampling;
 mod server;
 mod settings;
 mod studio;
 mod tls;
 mod votes;
+mod with_sampling;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -15,7 +15,7 @@ use utoipa::{Modify, OpenApi as _};
 use crate::answers::ErrorBody;
 use crate::{
     chat_completions, completions, embeddings, evaluations, files, fine_tuning, generate, health,
-    load_lora_adapter, lora_adapters, metrics, models, personas, studio, votes,
+    load_lora_adapter, lora_adapters, metrics, models, personas, studio, votes, with_sampling,
 };
 
 /// The name of the one way in.
@@ -108,6 +108,7 @@ struct Everywhere;
 
 impl Modify for Everywhere {
     fn modify(&self, document: &mut OpenApi) {
+        with_sampling::describe(document);
         let error = ResponseBuilder::new()
             .description("Every error, in one shape")
             .content(

@@ -1,8 +1,7 @@
-//! Brings adapters from disk into the engine's memory, when they are not there: at the start, when a request asks for one, and
-//! again when it was evicted. Knows no personas.
+//! Loads adapters from disk into the engine's memory: at the start, when a request needs one, and again after an eviction. Must
+//! not know personas.
 //!
-//! Reading and packing happen on threads of low priority, never on the engine's: a request's adapters are on their way from
-//! the moment it came. Who waits for whom is the engine's pool's business ([`engine::reservation`]).
+//! Adapters are read and packed on threads of low priority, never on the engine's. Loading starts when the request arrives. The engine's pool decides the order ([`engine::reservation`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::resume_unwind;
@@ -22,7 +21,7 @@ use base::open::{Base, Fingerprint};
 /// Why an adapter is not in memory.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// Its files cannot be read, or are not what they were.
+    /// Its files cannot be read, or have changed.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It does not fit the base.
@@ -33,7 +32,7 @@ pub enum AdapterError {
         /// Why.
         source: Box<ModelError>,
     },
-    /// It was trained with other tokens or another template than the base's, so it would answer something else.
+    /// It was trained with another tokenizer or template than the base's, so its answers would be wrong.
     #[error(
         "{path}: trained with another {what} ({found}) than the base's ({base}); train it on this base"
     )]
@@ -47,7 +46,7 @@ pub enum AdapterError {
         /// The base's.
         base: String,
     },
-    /// It was trained on another base file: other weights, or the same ones quantized otherwise.
+    /// It was trained on another base file: other weights, or another quantization.
     #[error(
         "{path}: trained on the base with sha256 {found}, and the base here has {base}; use the one that it was trained \
          on, or train it on this one"
@@ -60,7 +59,7 @@ pub enum AdapterError {
         /// The base's here.
         base: String,
     },
-    /// The adapter memory can never hold it, or not with the others of its blend.
+    /// It is larger than the adapter memory, alone or with the others of its blend.
     #[error(transparent)]
     Pool(PoolError),
 }
@@ -74,19 +73,19 @@ pub(super) enum LeaseError {
     NotReserved(ReservationError),
 }
 
-/// The way from [`AdapterRef`]s to leases.
-pub(super) struct Adapters {
+/// Turns [`AdapterRef`]s into leases.
+pub(super) struct AdapterLoader {
     model: Arc<Model>,
     engine: Handle<model::Adapter>,
-    /// What an adapter may record of its base: the key, what it is, and the base's own.
+    /// What an adapter may record of its base: the metadata key, its description, and the base's own value.
     recorded: [(&'static str, &'static str, String); 2],
     fingerprint: Arc<Fingerprint>,
 }
 
-impl Adapters {
-    pub fn new(base: &Base, engine: Handle<model::Adapter>) -> Adapters {
+impl AdapterLoader {
+    pub fn new(base: &Base, engine: Handle<model::Adapter>) -> AdapterLoader {
         let tokenizer = base.tokenizer.hash().to_owned();
-        Adapters {
+        AdapterLoader {
             model: base.model.clone(),
             engine,
             recorded: [
@@ -97,15 +96,15 @@ impl Adapters {
         }
     }
 
-    /// Whether another one as large as those that are in memory fits beside them.
+    /// Whether another adapter of the average size fits into the memory.
     pub fn has_room(&self) -> bool {
         let pool = self.engine.stats().adapters;
         let each = pool.bytes / (pool.resident as u64).max(1);
         pool.bytes + each <= pool.limit
     }
 
-    /// Holds all of these adapters in the engine's memory, reading first what is not there, and waiting for room and for what
-    /// others read.
+    /// Leases all of these adapters, after loading those that are not in memory. Waits for room, and for adapters that other
+    /// requests load.
     pub fn lease(
         &self,
         wanted: &[(AdapterId, &AdapterRef)],
@@ -132,7 +131,7 @@ impl Adapters {
                 .map_err(not_reserved)?;
             while let Some(id) = reservation.next_to_load(options).map_err(not_reserved)? {
                 let began = Instant::now();
-                let packed = beside_streams(|| self.read(sources[&id]))
+                let packed = at_low_priority(|| self.read(sources[&id]))
                     .map_err(|error| LeaseError::Unusable(id, Box::new(error)))?;
                 let bytes = packed.bytes();
                 let read = bytes_on_disk(sources[&id]);
@@ -140,7 +139,7 @@ impl Adapters {
                     .fill(Arc::new(packed), bytes, read, began.elapsed())
                     .is_err()
                 {
-                    // It takes more than its file; now that this is known there will be room, or none ever.
+                    // It takes more memory than its file. Its size is known now, so the next attempt finds room or fails for good.
                     continue 'reserve;
                 }
             }
@@ -163,7 +162,7 @@ impl Adapters {
         })
     }
 
-    /// Whether this base can run an adapter that was read from `path`, so that nothing is published that cannot be served.
+    /// Checks that this base can run an adapter that was read from `path`, before it is published.
     pub fn check_fits(&self, adapter: &peft::Adapter, path: &Path) -> Result<(), AdapterError> {
         self.check(&adapter.metadata, path)?;
         let packed = self.model.load_adapter(adapter);
@@ -173,7 +172,7 @@ impl Adapters {
         })
     }
 
-    /// Holds what an adapter records to the base.
+    /// Checks the adapter's recorded tokenizer, template and base hashes.
     fn check(&self, metadata: &BTreeMap<String, String>, path: &Path) -> Result<(), AdapterError> {
         let path = || path.display().to_string();
         for (key, what, base) in &self.recorded {
@@ -186,7 +185,7 @@ impl Adapters {
                 });
             }
         }
-        // The base's own hash takes a while where it is not known yet: only for those that record one.
+        // Hashing the base takes a while, so it is done only for adapters that record one.
         let Some(found) = metadata.get(BASE_KEY) else {
             return Ok(());
         };
@@ -201,9 +200,9 @@ impl Adapters {
     }
 }
 
-/// Does `work` on a thread of its own that runs where the threads of a step leave time, for the most part: the machine has as many
-/// of those as cores, and a step is done when the last of them is. Threads that `work` starts do the same.
-fn beside_streams<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+/// Runs `work` on a thread of low priority, as do the threads that it starts. A step has one thread for each core and waits for
+/// the slowest, so loading must not take time from them.
+fn at_low_priority<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let work = || {
         compute_arbiter::lower_thread_priority();
         work()
@@ -214,7 +213,7 @@ fn beside_streams<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     })
 }
 
-/// The weights' file, which is about what they take in memory, as it is, or as it was said to be where it is not here yet.
+/// The size of the weights file, which is about what they take in memory; the recorded size if the file is not here yet.
 fn bytes_on_disk(adapter: &AdapterRef) -> u64 {
     let file = adapter.path.join(peft::WEIGHTS_FILE);
     file.metadata()

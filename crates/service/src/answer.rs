@@ -1,6 +1,6 @@
-//! The way back: the engine's tokens become text, stop strings end it. Runs on the engine's thread, where it costs less
-//! than a microsecond a token, so that a stop string ends the request before another token is sampled and the counts
-//! never depend on timing.
+//! Turns the engine's tokens into text, watches for stop strings, and reads tool calls. Runs on the engine's thread, where it
+//! costs less than a microsecond a token: a stop string ends the request before another token is sampled, so the counts never
+//! depend on timing.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
 
 use crate::error::RequestError;
-use crate::persona_resolution::ModelIdentity;
+use crate::model_identity::ModelIdentity;
 use crate::request_metrics::RequestRecorder;
 use crate::stop::StopWatcher;
 use crate::tool_call_parser::{Piece, ToolCallParser};
@@ -17,24 +17,24 @@ use crate::tools::ToolCall;
 /// Part of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TextEvent {
-    /// More of it.
+    /// More text.
     Delta(Delta),
-    /// More of its calls of tools.
+    /// More of a tool call.
     ToolCall(ToolCallDelta),
-    /// The end; nothing follows.
+    /// The end, the last event.
     End(End),
 }
 
-/// More of an answer.
+/// More text of an answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Delta {
-    /// The text: whole characters, and never empty unless there are tokens.
+    /// Whole characters; empty only if there are tokens.
     pub text: String,
-    /// The tokens that began in it, where the request asked for log-probabilities; those of the prompt too, where it is echoed.
+    /// The tokens that begin in the text, if the request wants log-probabilities; also those of an echoed prompt.
     pub tokens: Vec<TokenLogprob>,
 }
 
-/// More of an answer's calls, which are counted from 0.
+/// More of a tool call; calls are numbered from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolCallDelta {
     /// A call begins.
@@ -56,54 +56,54 @@ pub enum ToolCallDelta {
 /// A token of an answer with its log-probabilities.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// Its bytes; they need not be whole characters.
+    /// Its bytes, which may be part of a character.
     pub bytes: Vec<u8>,
-    /// Whether it is a control token, which stands for no text.
+    /// Whether it is a control token, which has no text.
     pub special: bool,
-    /// Its natural log-probability under the model itself; none for the first of a prompt.
+    /// Its natural log-probability in the model's own distribution; none for the first token of a prompt.
     pub logprob: Option<f32>,
-    /// The most probable tokens, falling, as many as were asked for.
+    /// The most probable tokens, in descending order, as many as the request wants.
     pub top: Vec<(Vec<u8>, f32)>,
 }
 
-/// Receives the text of one answer on the engine's thread: it must hand it on and return, never wait. [`Flow::Stop`] ends
-/// the request.
+/// Receives the events of one answer on the engine's thread, so it must pass them on and never block. [`Flow::Stop`] ends the
+/// request.
 pub type TextSink = Box<dyn FnMut(TextEvent) -> Flow + Send>;
 
-/// How an answer ended, and what it took.
+/// How an answer ended, with its counts and timings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct End {
     /// Why.
     pub reason: FinishReason,
-    /// Tokens in the prompt, system prompt and template included.
+    /// Tokens of the prompt, including the system prompt and the template.
     pub prompt_tokens: usize,
-    /// Of those, the tokens that did not run, as an earlier request in the same tone had begun alike.
+    /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,
-    /// Tokens sampled, the one that ended the answer included.
+    /// Sampled tokens, including the one that ended the answer.
     pub completion_tokens: usize,
-    /// How long its parts took.
+    /// How long each part took.
     pub timings: engine::Timings,
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string.
+    /// The model or a stop string ended it.
     Stop,
-    /// The model called tools and ended it.
+    /// The model called tools and then ended it.
     ToolCalls,
     /// `max_new_tokens` were sampled.
     Length,
     /// Its `timeout_ms` passed first.
     Timeout,
-    /// The caller went away, or the service is ending.
+    /// The client went away, or the service is shutting down.
     Cancelled,
-    /// The model failed; the text for people says how.
+    /// The model failed, with a message for people.
     Failed(String),
 }
 
 impl FinishReason {
-    /// The reason as it stands in answers: `stop`, `tool_calls`, `length` or `timeout`, or `cancelled` or `error`.
+    /// The reason as in responses: `stop`, `tool_calls`, `length` or `timeout`, or `cancelled` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
@@ -117,7 +117,7 @@ impl FinishReason {
 }
 
 impl End {
-    /// Whether there is an answer, if perhaps not a whole one.
+    /// Whether there is an answer, which may be cut off.
     ///
     /// # Errors
     /// [`RequestError::Timeout`] if there was no time for a single token, [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
@@ -137,19 +137,19 @@ impl End {
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// What was said, without a stop string.
+    /// The text, without the stop string.
     pub text: String,
-    /// Its tokens, where the request asked for log-probabilities.
+    /// Its tokens, if the request wants log-probabilities.
     pub tokens: Vec<TokenLogprob>,
-    /// The tools that it calls.
+    /// Its tool calls.
     pub calls: Vec<ToolCall>,
-    /// Who said it.
+    /// What answered.
     pub identity: ModelIdentity,
     /// How it ended.
     pub end: End,
 }
 
-/// An answer under way, of which nothing is lost.
+/// Collects the events of an answer.
 #[derive(Debug, Default)]
 pub struct AnswerBuilder {
     text: String,
@@ -158,14 +158,14 @@ pub struct AnswerBuilder {
 }
 
 impl AnswerBuilder {
-    /// Takes in more.
-    pub fn add(&mut self, delta: Delta) {
+    /// Appends text.
+    pub fn push(&mut self, delta: Delta) {
         self.text.push_str(&delta.text);
         self.tokens.extend(delta.tokens);
     }
 
-    /// Takes in more of its calls.
-    pub fn call(&mut self, delta: ToolCallDelta) {
+    /// Appends to a tool call.
+    pub fn push_call(&mut self, delta: ToolCallDelta) {
         match delta {
             ToolCallDelta::Begin { name, .. } => self.calls.push(ToolCall {
                 name,
@@ -183,7 +183,7 @@ impl AnswerBuilder {
     ///
     /// # Errors
     /// Those of [`End::check`].
-    pub fn end(self, identity: ModelIdentity, end: End) -> Result<Answer, RequestError> {
+    pub fn finish(self, identity: ModelIdentity, end: End) -> Result<Answer, RequestError> {
         end.check()?;
         Ok(Answer {
             text: self.text,
@@ -195,54 +195,54 @@ impl AnswerBuilder {
     }
 }
 
-/// Turns one request's events into text.
-pub(super) struct Writer {
+/// Turns the engine's events of one answer into text events.
+pub(super) struct OutputProcessor {
     detokenizer: Detokenizer,
-    /// Where the answer may call tools.
-    reader: Option<ToolCallParser>,
-    /// Calls so far.
+    /// Set if the answer may call tools.
+    parser: Option<ToolCallParser>,
+    /// The number of tool calls so far.
     calls: usize,
-    /// Watches the text beside calls.
+    /// Watches the text outside tool calls.
     stops: StopWatcher,
     sink: TextSink,
     recorder: RequestRecorder,
-    /// What the answer begins with, before the first token: the prompt's text, and its tokens.
+    /// An echo to emit before the first token: the text of the prompt, and its tokens.
     echo: Option<(String, Vec<TokenLogprob>)>,
-    /// Bytes of text that the tokens have given so far.
+    /// Bytes of decoded text so far.
     decoded: usize,
-    /// Tokens with log-probabilities whose text is not shown yet, each with the byte where it begins.
-    unshown: VecDeque<(usize, TokenLogprob)>,
-    /// A stop string was met.
+    /// Tokens with log-probabilities whose text is not emitted yet, each with the byte where it begins.
+    pending_tokens: VecDeque<(usize, TokenLogprob)>,
+    /// Whether a stop string was found.
     stopped: bool,
 }
 
-impl Writer {
+impl OutputProcessor {
     pub fn new(
         detokenizer: Detokenizer,
         stops: &[String],
         sink: TextSink,
         recorder: RequestRecorder,
-    ) -> Writer {
-        Writer {
+    ) -> OutputProcessor {
+        OutputProcessor {
             detokenizer,
-            reader: None,
+            parser: None,
             calls: 0,
             stops: StopWatcher::new(stops),
             sink,
             recorder,
             echo: None,
             decoded: 0,
-            unshown: VecDeque::new(),
+            pending_tokens: VecDeque::new(),
             stopped: false,
         }
     }
 
-    /// Reads calls of tools out of the text.
-    pub fn read_calls(&mut self) {
-        self.reader = Some(ToolCallParser::default());
+    /// Reads tool calls out of the text.
+    pub fn parse_tool_calls(&mut self) {
+        self.parser = Some(ToolCallParser::default());
     }
 
-    /// Begins the answer with the prompt's text, and with its tokens where the engine tells of them: all but the first.
+    /// Starts the answer with the prompt's text and tokens. The engine reports the log-probabilities of all but the first token.
     pub fn echo(&mut self, text: String, first: Option<u32>) {
         let first = first.map(|id| TokenLogprob {
             bytes: self.detokenizer.bytes(id).to_vec(),
@@ -253,96 +253,104 @@ impl Writer {
         self.echo = Some((text, first.into_iter().collect()));
     }
 
-    pub fn take(&mut self, event: Event) -> Flow {
-        self.recorder.see(&event, self.stopped);
+    /// Processes an event of the engine.
+    pub fn process(&mut self, event: Event) -> Flow {
+        self.recorder.observe(&event, self.stopped);
         if let Event::Prompt(token) = &event {
-            let spoken = self.spoken(token);
+            let token = self.token_logprob(token);
             if let Some((_, tokens)) = &mut self.echo {
-                tokens.extend(spoken);
+                tokens.extend(token);
             }
             return Flow::Continue;
         }
         if let Some((text, tokens)) = self.echo.take()
-            && self.send(text, tokens) == Flow::Stop
+            && self.emit(text, tokens) == Flow::Stop
         {
             return Flow::Stop;
         }
         match event {
-            // Taken above.
+            // Handled above.
             Event::Prompt(_) => Flow::Continue,
             Event::Token(token) => {
-                if let Some(spoken) = self.spoken(&token) {
-                    self.unshown.push_back((self.decoded, spoken));
+                if let Some(scored) = self.token_logprob(&token) {
+                    self.pending_tokens.push_back((self.decoded, scored));
                 }
                 let text = self.detokenizer.push(token.id);
-                self.write(&text)
+                self.push_text(&text)
             }
-            Event::Finished(finished) => {
-                let cut = matches!(
-                    finished.reason,
-                    engine::FinishReason::Cancelled | engine::FinishReason::Error(_)
-                );
-                // Nothing of what was held back is shown if the answer was cut off from outside.
-                if !self.stopped && !cut {
-                    let last = self.detokenizer.finish();
-                    self.write(&last);
-                    let held = self.reader.as_mut().and_then(ToolCallParser::finish);
-                    if let Some(piece) = held.filter(|_| !self.stopped) {
-                        self.piece(piece);
-                    }
-                    if !self.stopped {
-                        let held = self.stops.finish();
-                        let tokens = self.unshown.drain(..).map(|(_, token)| token).collect();
-                        self.send(held, tokens);
-                    }
-                }
-                let reason = match finished.reason {
-                    _ if self.stopped => FinishReason::Stop,
-                    engine::FinishReason::Stop if self.calls > 0 => FinishReason::ToolCalls,
-                    engine::FinishReason::Stop => FinishReason::Stop,
-                    engine::FinishReason::Length => FinishReason::Length,
-                    engine::FinishReason::Deadline => FinishReason::Timeout,
-                    engine::FinishReason::Cancelled => FinishReason::Cancelled,
-                    engine::FinishReason::Error(message) => FinishReason::Failed(message),
-                };
-                (self.sink)(TextEvent::End(End {
-                    reason,
-                    prompt_tokens: finished.prompt_tokens,
-                    cached_tokens: finished.cached_tokens,
-                    completion_tokens: finished.completion_tokens,
-                    timings: finished.timings,
-                }))
-            }
+            Event::Finished(finished) => self.finish(finished),
         }
     }
 
-    fn write(&mut self, text: &str) -> Flow {
+    /// Emits the text that is held back, and the end.
+    fn finish(&mut self, finished: engine::Finished) -> Flow {
+        let cut = matches!(
+            finished.reason,
+            engine::FinishReason::Cancelled | engine::FinishReason::Error(_)
+        );
+        // Text that is held back is not emitted if the answer was cut off from outside.
+        if !self.stopped && !cut {
+            let last = self.detokenizer.finish();
+            self.push_text(&last);
+            let held = self.parser.as_mut().and_then(ToolCallParser::finish);
+            if let Some(piece) = held.filter(|_| !self.stopped) {
+                self.emit_piece(piece);
+            }
+            if !self.stopped {
+                let held = self.stops.finish();
+                let tokens = self
+                    .pending_tokens
+                    .drain(..)
+                    .map(|(_, token)| token)
+                    .collect();
+                self.emit(held, tokens);
+            }
+        }
+        let reason = match finished.reason {
+            _ if self.stopped => FinishReason::Stop,
+            engine::FinishReason::Stop if self.calls > 0 => FinishReason::ToolCalls,
+            engine::FinishReason::Stop => FinishReason::Stop,
+            engine::FinishReason::Length => FinishReason::Length,
+            engine::FinishReason::Deadline => FinishReason::Timeout,
+            engine::FinishReason::Cancelled => FinishReason::Cancelled,
+            engine::FinishReason::Error(message) => FinishReason::Failed(message),
+        };
+        (self.sink)(TextEvent::End(End {
+            reason,
+            prompt_tokens: finished.prompt_tokens,
+            cached_tokens: finished.cached_tokens,
+            completion_tokens: finished.completion_tokens,
+            timings: finished.timings,
+        }))
+    }
+
+    fn push_text(&mut self, text: &str) -> Flow {
         if text.is_empty() || self.stopped {
             return Flow::Continue;
         }
         self.decoded += text.len();
-        let pieces = match &mut self.reader {
-            Some(reader) => reader.push(text),
+        let pieces = match &mut self.parser {
+            Some(parser) => parser.push(text),
             None => vec![Piece::Text(text.to_owned())],
         };
         for piece in pieces {
-            if self.piece(piece) == Flow::Stop {
+            if self.emit_piece(piece) == Flow::Stop {
                 return Flow::Stop;
             }
         }
-        // Tokens inside a call have no text of their own to go with.
-        let tokens = self.shown_tokens();
-        self.send(String::new(), tokens)
+        // Tokens inside a tool call are emitted without text.
+        let tokens = self.emitted_tokens();
+        self.emit(String::new(), tokens)
     }
 
-    fn piece(&mut self, piece: Piece) -> Flow {
+    fn emit_piece(&mut self, piece: Piece) -> Flow {
         match piece {
-            Piece::Text(text) => self.text(&text),
+            Piece::Text(text) => self.emit_text(&text),
             Piece::ToolCall(name) => {
-                // Nothing that came before a call can become a stop string with what comes after it.
+                // A stop string cannot span a tool call.
                 let held = self.stops.finish();
-                let tokens = self.shown_tokens();
-                if self.send(held, tokens) == Flow::Stop {
+                let tokens = self.emitted_tokens();
+                if self.emit(held, tokens) == Flow::Stop {
                     return Flow::Stop;
                 }
                 let index = self.calls;
@@ -359,35 +367,39 @@ impl Writer {
         }
     }
 
-    fn text(&mut self, text: &str) -> Flow {
-        let (shown, stopped) = self.stops.push(text);
+    fn emit_text(&mut self, text: &str) -> Flow {
+        let (text, stopped) = self.stops.push(text);
         self.stopped = stopped;
-        let tokens = self.shown_tokens();
-        match self.send(shown, tokens) {
+        let tokens = self.emitted_tokens();
+        match self.emit(text, tokens) {
             Flow::Continue if stopped => Flow::Stop,
             flow => flow,
         }
     }
 
-    /// The tokens that began in what is shown by now.
-    fn shown_tokens(&mut self) -> Vec<TokenLogprob> {
-        let held = self.reader.as_ref().map_or(0, ToolCallParser::held) + self.stops.held();
-        let shown = self.decoded - held;
+    /// Takes the pending tokens that begin in the text emitted so far.
+    fn emitted_tokens(&mut self) -> Vec<TokenLogprob> {
+        let held = self.parser.as_ref().map_or(0, ToolCallParser::held) + self.stops.held();
+        let emitted = self.decoded - held;
         let mut tokens = Vec::new();
-        while let Some((_, token)) = self.unshown.pop_front_if(|(begin, _)| *begin < shown) {
+        while let Some((_, token)) = self
+            .pending_tokens
+            .pop_front_if(|(begin, _)| *begin < emitted)
+        {
             tokens.push(token);
         }
         tokens
     }
 
-    fn send(&mut self, text: String, tokens: Vec<TokenLogprob>) -> Flow {
+    fn emit(&mut self, text: String, tokens: Vec<TokenLogprob>) -> Flow {
         if text.is_empty() && tokens.is_empty() {
             return Flow::Continue;
         }
         (self.sink)(TextEvent::Delta(Delta { text, tokens }))
     }
 
-    fn spoken(&self, token: &Token) -> Option<TokenLogprob> {
+    /// The token with its log-probabilities; none if the request does not want them.
+    fn token_logprob(&self, token: &Token) -> Option<TokenLogprob> {
         let bytes = |id: u32| self.detokenizer.bytes(id).to_vec();
         Some(TokenLogprob {
             bytes: bytes(token.id),

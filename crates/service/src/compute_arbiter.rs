@@ -1,49 +1,48 @@
-//! Who has the machine, a step of the engine or a layer of training, so that answers under way keep their pace while a job
-//! trains. Knows neither engine nor trainer, only when their state begin and end.
+//! Divides the machine between steps of the engine and layers of background work, so that inter-token latency stays within a
+//! budget while a job trains. Must not know engine or trainer, only when their steps and layers begin and end.
 //!
-//! One computes at a time: both use every core, so side by side neither would be faster, and nobody could say what a turn
-//! costs. A step waits for the layer that is running, and never for a second one that would not fit: with steps under way a
-//! layer starts only between two of them, and
+//! Either a step or a layer runs at a time: each uses every core, so in parallel neither would be faster, and their costs could
+//! not be measured. A step waits for the layer that is running, and never for a second layer that does not fit. While the engine
+//! has requests, a layer starts only between two steps, and only
 //!
-//! - if the time of a step, the layers that were let in since the last one, and the longest layer of late are within the
-//!   budget together, which is then what a stream sees from token to token;
-//! - or, where a layer is longer than that, once in [`RARE`] steps: 19 of 20 gaps are then as they are without it.
+//! - if the time of a step, of the layers since the last step, and of the longest recent layer together are within the budget,
+//!   which is then the inter-token latency of a stream;
+//! - or, if a layer alone exceeds the budget, once in [`RARE`] steps: 19 of 20 gaps are then as they are without it.
 //!
-//! Without requests every layer starts at once. Several who compute beside the answers take their layers in turn.
+//! Without requests every layer starts at once. Several background clients take turns.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A layer that breaks the budget may start once in so many steps: fewer than 1 in 20, with some room for the machine's own
-/// noise.
+/// A layer that exceeds the budget may start once in so many steps: fewer than 1 in 20, with some room for noise.
 pub const RARE: u32 = 32;
-/// The budget where nobody says.
+/// The default budget: the target p95 inter-token latency while a job trains.
 pub const DEFAULT_BUDGET: Duration = Duration::from_millis(100);
-/// Steps whose times are kept; the longest of them is what the next is expected to take.
+/// The number of recent steps; the longest of them is the estimate for the next one.
 const STEPS: usize = 8;
-/// A longer rest between two steps is no part of an answer's pace.
-const REST: Duration = Duration::from_millis(50);
-/// Requests that run no step for so long wait for something else than the machine, such as an adapter from a bucket.
+/// A longer pause between two steps does not count as inter-token latency.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Requests that run no step for this long wait for something other than compute, such as an adapter from a bucket.
 const STALLED: Duration = Duration::from_millis(100);
-/// How often a waiting layer looks whether anybody still has requests, if nobody wakes it.
-const LOOK: Duration = Duration::from_millis(5);
-/// How fast the longest layer is forgotten, a layer.
+/// How often a waiting layer checks whether there are still requests.
+const POLL: Duration = Duration::from_millis(5);
+/// The decay of the longest recent layer, for each layer.
 const FADE: f64 = 0.995;
 
-/// Lets this thread, and those that it starts, run where the threads of a step leave time, for the most part: the machine has as
-/// many of those as cores, and a step is done when the last of them is.
+/// Lowers the priority of this thread and of those that it will start. A step has one thread for each core and waits for the
+/// slowest, so other work must not take time from them.
 pub fn lower_thread_priority() {
-    /// A tenth of a step's thread's share, by Linux's weights.
+    /// A tenth of the share of a normal thread, by Linux's weights.
     #[cfg(target_os = "linux")]
     const NICE: i32 = 10;
-    // Of this thread alone, on Linux. Without leave to do that, it runs like the others.
+    // On Linux this changes one thread only. If it is not permitted, the thread keeps its priority.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, NICE);
 }
 
-/// The machine's state.
+/// Grants compute to steps and layers, one at a time.
 #[derive(Debug)]
 pub struct ComputeArbiter {
     budget: Duration,
@@ -52,29 +51,29 @@ pub struct ComputeArbiter {
     clients: AtomicU64,
 }
 
-/// Somebody who computes beside the answers, a job or an evaluation.
+/// A job or an evaluation that computes in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackgroundClient(u64);
 
 #[derive(Debug, Default)]
 struct State {
-    /// A step runs since.
+    /// When the running step began.
     step: Option<Instant>,
-    /// A step waits for the layer that runs.
+    /// Whether a step waits for the running layer.
     step_waits: bool,
-    /// Whose layer runs, and since when.
+    /// The client of the running layer, and when it began.
     layer: Option<(BackgroundClient, Instant)>,
-    /// Who waits for a layer's turn, in the order of asking.
+    /// Clients that wait, in order of arrival.
     waiting: VecDeque<BackgroundClient>,
     /// When the last step ended.
     last_end: Option<Instant>,
-    /// What the latest steps took, from the end of the one before to their own, without the layers in between.
+    /// The times of recent steps, from the end of the previous step to their own end, without the layers in between.
     steps: VecDeque<Duration>,
-    /// What the layers since the last step took.
+    /// The total time of layers since the last step.
     layers: Duration,
-    /// The longest layer of late.
+    /// The longest recent layer, decaying.
     longest: Duration,
-    /// Steps since a layer broke the budget.
+    /// Steps since a layer exceeded the budget.
     since_rare: u32,
 }
 
@@ -85,7 +84,7 @@ impl Default for ComputeArbiter {
 }
 
 impl ComputeArbiter {
-    /// State that keep the time from token to token within `budget` for 19 of 20 tokens, as far as the steps themselves do.
+    /// Keeps inter-token latency within `budget` for 19 of 20 tokens, as far as the steps themselves do.
     #[must_use]
     pub fn within(budget: Duration) -> ComputeArbiter {
         ComputeArbiter {
@@ -96,7 +95,7 @@ impl ComputeArbiter {
         }
     }
 
-    /// Somebody new.
+    /// A new background client.
     pub fn background_client(&self) -> BackgroundClient {
         BackgroundClient(self.clients.fetch_add(1, Ordering::Relaxed))
     }
@@ -107,7 +106,7 @@ impl ComputeArbiter {
         self.budget
     }
 
-    /// A step's turn, which ends when it is dropped. Waits for the layer that runs, if one does.
+    /// Begins a step, which ends when the guard is dropped. Waits for the running layer, if there is one.
     pub fn begin_step(&self) -> StepGuard<'_> {
         let mut state = self.lock();
         state.step_waits = true;
@@ -120,8 +119,8 @@ impl ComputeArbiter {
         StepGuard(self)
     }
 
-    /// A layer's turn, which lasts until the same one's next call, or [`ComputeArbiter::end_layer`]. Waits until it fits beside the steps, and
-    /// for the layers of others, who take state; `busy` says whether anybody has requests, `stopped` whether to give up, which is
+    /// Begins a layer, which lasts until the client's next call or [`ComputeArbiter::end_layer`]. Waits until it fits between the
+    /// steps, and for other clients. `busy` returns whether there are requests; `stopped` whether to give up, which returns
     /// false.
     pub fn begin_layer(
         &self,
@@ -131,32 +130,32 @@ impl ComputeArbiter {
     ) -> bool {
         self.end_layer(client);
         self.lock().waiting.push_back(client);
-        let asked = Instant::now();
+        let requested = Instant::now();
         loop {
             if stopped() {
                 self.lock().waiting.retain(|other| *other != client);
                 self.changed.notify_all();
                 return false;
             }
-            // Asked outside the lock, which a step needs to begin.
+            // Called outside the lock, which a step needs to begin.
             let idle = !busy();
             let mut state = self.lock();
             let now = Instant::now();
             let next = state.layer.is_none() && state.waiting.front() == Some(&client);
-            if next && state.may_start(idle, asked, now, self.budget) {
+            if next && state.may_start(idle, requested, now, self.budget) {
                 state.waiting.pop_front();
                 state.layer = Some((client, now));
                 return true;
             }
             drop(
                 self.changed
-                    .wait_timeout(state, LOOK)
+                    .wait_timeout(state, POLL)
                     .unwrap_or_else(PoisonError::into_inner),
             );
         }
     }
 
-    /// No layer of this one runs for now.
+    /// Ends the running layer of this client, if it has one.
     pub fn end_layer(&self, client: BackgroundClient) {
         let mut state = self.lock();
         if let Some((_, began)) = state.layer.take_if(|(other, _)| *other == client) {
@@ -172,12 +171,18 @@ impl ComputeArbiter {
 }
 
 impl State {
-    /// Whether a layer that was asked for at `asked` may start now; `idle`: nobody has requests.
-    fn may_start(&mut self, idle: bool, asked: Instant, now: Instant, budget: Duration) -> bool {
+    /// Whether a layer that was requested at `requested` may start now; `idle`: there are no requests.
+    fn may_start(
+        &mut self,
+        idle: bool,
+        requested: Instant,
+        now: Instant,
+        budget: Duration,
+    ) -> bool {
         if self.step.is_some() {
             return false;
         }
-        let last = self.last_end.map_or(asked, |end| end.max(asked));
+        let last = self.last_end.map_or(requested, |end| end.max(requested));
         if !self.step_waits && (idle || now.saturating_duration_since(last) > STALLED) {
             return true;
         }
@@ -185,7 +190,7 @@ impl State {
         if step + self.layers + self.longest <= budget {
             return true;
         }
-        // Not behind a layer that fitted: that one would be over the budget too, then.
+        // Not after a layer that fitted: the gap would exceed the budget twice.
         if self.layers.is_zero() && self.since_rare >= RARE {
             self.since_rare = 0;
             return true;
@@ -204,7 +209,7 @@ impl State {
                 .saturating_duration_since(end)
                 .saturating_sub(self.layers)
         });
-        let between = if between > REST {
+        let between = if between > PAUSE {
             Duration::ZERO
         } else {
             between
@@ -219,8 +224,8 @@ impl State {
     }
 }
 
-/// A step's turn.
-#[must_use = "dropping it ends the turn"]
+/// A running step.
+#[must_use = "dropping it ends the step"]
 pub struct StepGuard<'s>(&'s ComputeArbiter);
 
 impl Drop for StepGuard<'_> {
@@ -246,9 +251,9 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// Steps and layers on a clock of their own: `steps` steps of `step`, and as many layers of `layer` between them as are let
-    /// in. The gaps from step to step, and how many layers ran.
-    fn played(step: Duration, layer: Duration, steps: usize) -> (Vec<Duration>, usize) {
+    /// Simulates `steps` steps of `step`, with as many layers of `layer` in between as may start. Returns the gaps from step to
+    /// step, and the number of layers.
+    fn simulate(step: Duration, layer: Duration, steps: usize) -> (Vec<Duration>, usize) {
         let mut state = State {
             longest: layer,
             ..State::default()
@@ -256,7 +261,7 @@ mod tests {
         let (mut now, mut gaps, mut layers) = (Instant::now(), Vec::new(), 0);
         let mut last = now;
         for _ in 0..steps {
-            // The step after this one is there already: somebody always has requests.
+            // There are always requests.
             while state.may_start(false, now, now, BUDGET) {
                 now += layer;
                 state.layer_ended(layer);
@@ -275,17 +280,17 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_fit_fill_the_budget_and_no_more() {
-        // The first step's time is not known before it ran.
-        let (gaps, layers) = played(ms(20), ms(30), 200);
+    fn layers_fill_the_budget_and_do_not_exceed_it() {
+        // The time of the first step is unknown.
+        let (gaps, layers) = simulate(ms(20), ms(30), 200);
         assert!(gaps[2..].iter().all(|gap| *gap == ms(80)), "{gaps:?}");
         assert!((395..=405).contains(&layers), "{layers}");
     }
 
     #[test]
-    fn a_layer_that_does_not_fit_is_rare_and_never_starves() {
+    fn layer_over_the_budget_runs_rarely_but_never_starves() {
         for (step, layer) in [(20, 90), (70, 40), (150, 10)] {
-            let (gaps, layers) = played(ms(step), ms(layer), 1000);
+            let (gaps, layers) = simulate(ms(step), ms(layer), 1000);
             let slow = gaps[2..].iter().filter(|gap| **gap > ms(step)).count();
             assert!(slow * 20 < gaps.len(), "{slow} of {} gaps", gaps.len());
             assert!(layers >= 1000 / RARE as usize, "{layers} layers");
@@ -294,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn without_requests_every_layer_starts_and_with_stalled_ones_too() {
+    fn every_layer_starts_without_requests_or_with_stalled_ones() {
         let now = Instant::now();
         let mut state = State {
             longest: ms(500),
@@ -303,17 +308,17 @@ mod tests {
         assert!(state.may_start(true, now, now, BUDGET));
         assert!(!state.may_start(false, now, now + ms(90), BUDGET));
         assert!(state.may_start(false, now, now + ms(110), BUDGET));
-        // But not while a step waits for its turn.
+        // But not while a step waits.
         state.step_waits = true;
         assert!(!state.may_start(true, now, now + ms(110), BUDGET));
     }
 
     #[test]
-    fn a_step_and_the_layers_of_several_never_run_at_once() {
+    fn steps_and_layers_of_several_clients_never_overlap() {
         let arbiter = ComputeArbiter::within(ms(2));
         let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let alone = |work: Duration| {
-            assert!(!inside.swap(true, SeqCst), "two at once");
+            assert!(!inside.swap(true, SeqCst), "two ran at once");
             std::thread::sleep(work);
             inside.store(false, SeqCst);
         };
@@ -333,13 +338,13 @@ mod tests {
                 let _step = arbiter.begin_step();
                 alone(Duration::from_micros(100));
             }
-            // Neither keeps the other out.
+            // Neither client starves.
             while layers.iter().any(|layers| layers.load(SeqCst) < 20) {
                 std::thread::yield_now();
             }
             stop.store(true, SeqCst);
         });
-        // Stopped, they let go of their state.
+        // Stopped clients end their layers.
         drop(arbiter.begin_step());
         let client = arbiter.background_client();
         assert!(arbiter.begin_layer(client, &|| false, &|| false));

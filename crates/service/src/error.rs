@@ -1,5 +1,5 @@
-//! What can go wrong: opening a service, and asking it. One variant for each thing that someone can do something about;
-//! an error about a request knows the field it is about.
+//! Errors of starting a service, of requests, and of publishing. There is one variant for each problem that a person
+//! can act on; an error of a request names its field.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,11 +10,10 @@ use registry::{LookupError, RegistryError, VariableError};
 use auth::Denied;
 
 use crate::adapters::{AdapterError, LeaseError};
-use crate::request::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
+use crate::fields::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
 use crate::uploads::UploadError;
-use crate::votes::MAX_VOTES;
 
-/// Why a service did not open.
+/// Why a service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceStartError {
     /// The base cannot be opened.
@@ -56,8 +55,8 @@ pub enum PublishError {
         /// The name.
         name: String,
     },
-    /// The persona lies in the folder, and is not published.
-    #[error("{name} is not published: it lies in {}; remove it there", path.display())]
+    /// The persona is in the folder, and is not published.
+    #[error("{name} is not published: it is in {}; remove it there", path.display())]
     InFolder {
         /// The persona.
         name: String,
@@ -66,29 +65,29 @@ pub enum PublishError {
     },
     /// Clients may not name folders.
     #[error(
-        "loading adapters by path is off; start lory serve with --adapter-root DIR, and only what lies under it can be \
+        "loading adapters by path is off; start lory serve with --adapter-root DIR, and only adapters under it can be \
          loaded"
     )]
     NoAdapterRoot,
-    /// The folder lies elsewhere.
-    #[error("{path:?} does not lie under --adapter-root; only adapters under it can be loaded")]
+    /// The folder is elsewhere.
+    #[error("{path:?} is not under --adapter-root; only adapters under it can be loaded")]
     OutsideRoot {
-        /// What was asked.
+        /// The requested path.
         path: String,
     },
     /// There is no such folder.
     #[error("no adapter found at {path:?}: there is no such folder under --adapter-root")]
     NoSuchFolder {
-        /// What was asked.
+        /// The requested path.
         path: String,
     },
-    /// Nothing of this name lies in the folder of personas.
+    /// The folder of personas has no persona of this name.
     #[error("there is no persona {name} in the folder of personas")]
     NotInFolder {
         /// The name.
         name: String,
     },
-    /// An upload was not taken, or is not there.
+    /// An upload was refused, or does not exist.
     #[error(transparent)]
     Upload(#[from] UploadError),
     /// The base cannot run it.
@@ -102,14 +101,14 @@ pub enum PublishError {
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The persona is not there, or the text names none.
+    /// The persona does not exist, or the text is not a valid name.
     #[error("{field}: {}", describe(source, base))]
     Persona {
         /// The field.
         field: &'static str,
         /// What is wrong.
         source: LookupError,
-        /// The base's name, which would do as well.
+        /// The base's name, which is valid too.
         base: String,
     },
     /// The request names no persona and must.
@@ -123,13 +122,13 @@ pub enum RequestError {
     /// The persona's system prompt cannot be filled in.
     #[error(transparent)]
     Variable(#[from] VariableError),
-    /// Nothing was asked.
-    #[error("{field} is empty; say what is asked")]
+    /// The prompt is empty.
+    #[error("{field} is empty; write a prompt")]
     EmptyPrompt {
         /// The field, with the message's number where there is one.
         field: String,
     },
-    /// A role that no template here knows.
+    /// A role that no template supports.
     #[error("{field} {role:?} is not known; a role is system, user, assistant or tool")]
     UnknownRole {
         /// The field.
@@ -137,7 +136,7 @@ pub enum RequestError {
         /// The role.
         role: String,
     },
-    /// A schema that no grammar can be made of.
+    /// A schema that cannot be compiled to a grammar.
     #[error("{field} cannot be used: {message}")]
     Schema {
         /// The field.
@@ -145,10 +144,10 @@ pub enum RequestError {
         /// What is wrong.
         message: String,
     },
-    /// Schemas of others are being compiled, and take long.
+    /// Other requests keep all compilers busy.
     #[error("schemas of other requests are being compiled and take too long; try again later")]
     GrammarsBusy,
-    /// Tools that cannot be called as they are given.
+    /// Invalid tools.
     #[error("{field} {message}")]
     Tool {
         /// The field.
@@ -156,12 +155,12 @@ pub enum RequestError {
         /// What is wrong.
         message: String,
     },
-    /// The base's template does not take the conversation.
+    /// The base's template refuses the conversation.
     #[error("{field}: {source}")]
     Template {
         /// The field.
         field: &'static str,
-        /// What the template said.
+        /// The message of the template.
         source: formats::chat_template::TemplateError,
     },
     /// The text could not be tokenized.
@@ -196,7 +195,7 @@ pub enum RequestError {
         field: &'static str,
         /// Tokens in the prompt.
         prompt: usize,
-        /// The answer's limit, as asked for.
+        /// The requested limit.
         max_new_tokens: usize,
         /// The most of prompt and answer.
         limit: usize,
@@ -223,12 +222,12 @@ pub enum RequestError {
         /// Its length in bytes.
         bytes: usize,
     },
-    /// As many requests wait as may.
+    /// The queue is full.
     #[error("the queue is full: {limit} requests wait already; try again later")]
     QueueFull {
         /// How many may wait.
         limit: usize,
-        /// In how long there will probably be room.
+        /// When there will probably be room.
         retry_after: Duration,
     },
     /// There was no time for a single token.
@@ -236,7 +235,7 @@ pub enum RequestError {
         "timeout_ms passed before the first token; give it more time, or try again when less is asked"
     )]
     Timeout,
-    /// An adapter could not be brought into memory.
+    /// An adapter could not be loaded.
     #[error("adapter {adapter}: {source}")]
     Adapter {
         /// Its content hash.
@@ -247,7 +246,7 @@ pub enum RequestError {
     /// The model failed in a step of this request.
     #[error("the model failed: {0}")]
     Failed(String),
-    /// Whoever asked went away before it was queued.
+    /// The client went away before the request was queued.
     #[error("the client went away")]
     ClientGone,
     /// The engine has ended, or is ending.
@@ -256,12 +255,12 @@ pub enum RequestError {
     /// The caller's key does not allow it.
     #[error("{}{source}", field.map_or(String::new(), |field| format!("{field}: ")))]
     Denied {
-        /// The field that asks for it.
+        /// The field that the key does not permit.
         field: Option<&'static str>,
         /// Why not.
         source: Denied,
     },
-    /// The engine refused what this module should have.
+    /// The engine refused a request that passed the checks here.
     #[error("the engine refused the request: {0}")]
     Refused(SubmitError),
 }
@@ -283,7 +282,7 @@ impl From<LeaseError> for RequestError {
 }
 
 impl RequestError {
-    /// The engine's refusal, in the interface's own words.
+    /// Translates the engine's error, with the interface's names of the fields.
     pub(super) fn refused(error: SubmitError, names: &FieldNames) -> RequestError {
         match error {
             SubmitError::InvalidSampling { field, message } => {
@@ -335,44 +334,10 @@ impl RequestError {
     }
 }
 
-/// The registry's words, and that the base can be asked too.
+/// The registry's message, which also names the base.
 fn describe(error: &LookupError, base: &str) -> String {
     match error {
         LookupError::Unknown { .. } => format!("{error}; the base is {base}"),
         _ => error.to_string(),
     }
-}
-
-/// Why a vote is not stored, or votes cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum VoteError {
-    /// There is no folder.
-    #[error(
-        "there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again"
-    )]
-    Off,
-    /// The limit of stored votes is reached.
-    #[error("{MAX_VOTES} votes are kept already, as many as may be; move {} away to begin anew", path.display())]
-    Full {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A line of the file is not a vote.
-    #[error("{}:{line}: {message}", path.display())]
-    Broken {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong.
-        message: String,
-    },
-    /// The folder cannot be used.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system reported.
-        source: std::io::Error,
-    },
 }

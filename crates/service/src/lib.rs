@@ -1,41 +1,47 @@
-//! Text in, text out: resolves personas, renders templates, compiles grammars, reads tool calls and drives the engine. The command line
-//! and the HTTP server share it. Must not know training or HTTP.
+//! Text in, text out: the service answers requests to personas from one base. The HTTP server, the command line and jobs use it.
+//! Must not know training or HTTP.
+//!
+//! A request passes through these modules, and its answer comes back through the last one:
 //!
 //! ```text
-//! GenerateRequest -> voice (persona -> prompt, sampling, adapters) -> prompt (template, tokens) -> engine
-//!     -> answer (detokenizer, stop strings, on the engine's thread) -> the caller's sink
+//! request            a GenerateRequest as plain data
+//! persona_resolution the persona becomes a system prompt, sampling parameters and adapters
+//! prompt             the chat template renders the conversation to token ids
+//! grammar            a JSON schema or tools become a constraint on the tokens
+//! adapters           the adapters are loaded and leased
+//! engine             (another crate) generates tokens
+//! answer             tokens become text and tool calls; stop strings end the answer
 //! ```
 //!
-//! Start with [`service::Service`]. Every call is synchronous. [`Service::submit`] returns once the request is queued and passes text to
-//! a sink; [`Service::stream`] and [`Service::generate`] wait for it.
+//! Read [`service`] first: [`Service::submit`] is that path. Every call is synchronous. `submit` returns once the request is queued,
+//! and its sink receives the text on the engine's thread; [`Service::stream`] and [`Service::generate`] wait for the text.
 //!
-//! - [`ask`]: a request, as plain data; [`caller`]: its API key and its usage
-//! - `voice`: resolves the persona; [`catalog`]: the personas that can be requested now; `adapters`: loads adapters into the engine's
-//!   memory
-//! - [`tools`]: functions that a model may call; [`grammar`]: constrains an answer token by token; `schema`: JSON schemas that are refused
-//! - `choices`: several answers to one prompt
-//! - [`publishing`]: publishes versions while others are served; [`uploads`]: adapters that clients send; [`shadow`]: versions that answer
-//!   only to be compared; [`votes`]: which of two answers people preferred
-//! - `prompt`: the conversation as token ids
-//! - [`answer`]: tokens back into text; `stop`: stop strings; `calls`: tool calls
-//! - [`runner`]: runs the engine's plan on the model; [`sharing`]: divides compute between serving and training
-//! - [`meters`]: counts requests; [`error`]: what can go wrong, by field
+//! - Requests: [`request`], with the names and limits of its [`fields`]; [`caller`], its API key; [`request_log`] and
+//!   [`request_metrics`], what is recorded of it; [`error`]
+//! - Answers: [`answer`]; [`tools`] and their calls; `stop`; `parallel_sampling`, several answers to one prompt;
+//!   [`model_identity`], what answered
+//! - Personas: [`catalog`], those that can be requested now; `service::publishing`; [`uploads`], adapters from clients, which
+//!   `archive` unpacks; [`shadow`] versions; [`votes`] of people who compared answers
+//! - Compute: [`runner`] runs the engine's plan on the model; [`compute_arbiter`] divides the machine between steps and background
+//!   work
 
 mod adapters;
 pub mod answer;
+mod archive;
 pub mod caller;
 pub mod catalog;
 pub mod compute_arbiter;
 pub mod error;
+pub mod fields;
 pub mod grammar;
+pub mod model_identity;
 mod parallel_sampling;
 mod persona_resolution;
 mod prompt;
-pub mod publishing;
 pub mod request;
+pub mod request_log;
 pub mod request_metrics;
 pub mod runner;
-mod schema_limits;
 pub mod service;
 pub mod shadow;
 mod stop;
@@ -49,17 +55,22 @@ pub use answer::{
     Answer, AnswerBuilder, Delta, End, FinishReason, TextEvent, TextSink, TokenLogprob,
     ToolCallDelta,
 };
-pub use caller::{Caller, RequestLog, RequestLogEntry};
+pub use archive::MAX_ARCHIVE;
+pub use caller::Caller;
 pub use catalog::Catalog;
-pub use error::{PublishError, RequestError, ServiceStartError, VoteError};
+pub use error::{PublishError, RequestError, ServiceStartError};
+pub use fields::{FieldNames, MAX_CHOICES};
 pub use grammar::OutputFormat;
+pub use model_identity::{AdapterUse, ModelIdentity};
 pub use parallel_sampling::Tickets;
-pub use persona_resolution::{AdapterUse, ModelIdentity};
-pub use publishing::NewVersion;
-pub use request::{Conversation, FieldNames, GenerateRequest, MAX_CHOICES, Overrides};
+pub use request::{Conversation, GenerateRequest};
+pub use request_log::{RequestLog, RequestLogEntry};
 pub use request_metrics::RequestMetrics;
+pub use sampling::SamplingParams;
+pub use service::publishing::NewVersion;
 pub use service::{
     DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, QueuedRequest, Service, Settings, TextStream,
 };
 pub use shadow::Shadows;
 pub use tools::{Tool, ToolCall, ToolChoice, Tools};
+pub use votes::VoteError;

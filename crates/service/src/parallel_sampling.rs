@@ -1,5 +1,5 @@
-//! Several answers to one prompt. The first computes it; the others start when its first token is there, and find its blocks in
-//! the prefix cache. Their places in the queue are taken together, so that all are taken or none.
+//! Several answers to one prompt (`n` in the OpenAI API). The first answer computes the prompt; the others start at its first
+//! token and find the prompt in the prefix cache. Their permits are acquired together, so that all are queued or none.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use engine::{Event, FinishReason, Handle, Lease, Permit, Request, Sink, SubmitEr
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
-/// Dropped, they cancel every answer of a request, those that have not started too.
+/// Dropping them cancels every answer of a request, including those that have not started.
 #[derive(Debug)]
 pub struct Tickets(Arc<Mutex<TicketState>>);
 
@@ -60,7 +60,7 @@ pub(super) fn submit(
         });
         let mut own = first.sink;
         first.sink = Box::new(move |event| {
-            // What is told of the prompt comes while it is computed.
+            // Prompt events come while the prompt is computed.
             if !matches!(event, Event::Prompt(_))
                 && let Some(followers) = followers.take()
             {
@@ -83,7 +83,7 @@ struct Choice {
     sink: Sink,
 }
 
-/// What waits for the first token of the first answer, in its sink.
+/// The answers that wait for the first token of the first one, held by its sink.
 struct Followers {
     engine: Handle<model::Adapter>,
     choices: Vec<Choice>,
@@ -92,7 +92,7 @@ struct Followers {
 }
 
 impl Followers {
-    /// Submits them after the first answer's first event; where that one failed or was given up, so are they.
+    /// Submits them after the first answer's first event. If the first failed or was cancelled, so are they.
     fn start(self, event: &Event) {
         let failed = matches!(
             event,
@@ -108,7 +108,7 @@ impl Followers {
                 }
                 continue;
             }
-            // Only an engine that ends refuses; the sink is dropped then, which its reader sees.
+            // Only an engine that shuts down refuses; the reader then sees the dropped sink.
             if let Ok(ticket) =
                 self.engine
                     .submit_with_permit(choice.permit, choice.request, choice.sink)
@@ -119,7 +119,7 @@ impl Followers {
     }
 }
 
-/// The seed of choice number `choice`: the request's seed for the first choice, then the numbers that SplitMix64 draws from it.
+/// The seed of choice number `choice`: the request's seed for the first, then the SplitMix64 sequence that starts from it.
 fn nth_seed(seed: u64, choice: usize) -> u64 {
     let mut random = SplitMix64::seed_from_u64(seed);
     (0..choice).fold(seed, |_, _| random.next_u64())
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_of_answers_differ_and_the_first_is_the_requests_own() {
+    fn seeds_of_answers_differ_and_the_first_is_that_of_the_request() {
         let seeds: Vec<u64> = (0..8).map(|choice| nth_seed(7, choice)).collect();
         assert_eq!(seeds[0], 7);
         for (i, seed) in seeds.iter().enumerate() {

@@ -1,59 +1,33 @@
-//! Whom a request asks for: its persona spec becomes adapters with scales, a system prompt and defaults.
+//! Resolves the persona of a request to adapters with scales, a system prompt and sampling defaults.
 //!
-//! In a blend every part's adapter runs at its own scale; what cannot be mixed (system prompt, sampling, stop strings,
-//! length) is that of the part with the largest scale, the first of equals.
+//! In a blend every part's adapter runs at its own scale. The system prompt, sampling, stop strings and length cannot be mixed:
+//! they come from the part with the largest scale, the first of equals.
 
 use engine::AdapterId;
-use registry::{AdapterRef, PersonaRef, Personas, SamplingDefaults};
+use registry::{AdapterRef, PersonaRef, Personas};
+
+use sampling::SamplingParams;
 
 use crate::error::RequestError;
+use crate::model_identity::{AdapterUse, ModelIdentity};
 use crate::request::GenerateRequest;
 use base::Base;
 
-/// The alias of the base, where no persona bears it.
+/// The alias of the base, unless a persona has this name.
 const BASE: &str = "base";
 
-/// Who answers, as an answer tells it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelIdentity {
-    /// The base's name.
-    pub base: String,
-    /// The persona or blend as it was asked for, or the base's name.
-    pub name: String,
-    /// The persona's version; none for a blend and for the base.
-    pub version: Option<u32>,
-    /// The adapters, in the order in which they are added.
-    pub adapters: Vec<AdapterUse>,
-}
-
-impl ModelIdentity {
-    /// Whether it is several personas at once.
-    pub fn is_blend(&self) -> bool {
-        self.version.is_none() && self.name.contains('+')
-    }
-}
-
-/// One adapter at work.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdapterUse {
-    /// Its content hash.
-    pub id: AdapterId,
-    /// What multiplies it, beyond its own alpha.
-    pub scale: f32,
-}
-
-/// A resolved spec.
+/// A persona, a blend or the base, resolved for one request.
 #[derive(Debug)]
 pub(super) struct ResolvedPersona<'a> {
     pub identity: ModelIdentity,
-    /// Where the speaker's adapters lie, in its order.
+    /// The adapters, in the order of `identity.adapters`.
     pub adapters: Vec<(AdapterId, &'a AdapterRef)>,
-    /// With the request's variables in it; none where the request does not use it.
+    /// With the request's variables filled in; none if the request does not use it.
     pub system_prompt: Option<String>,
-    pub sampling: SamplingDefaults,
+    pub sampling: SamplingParams,
     pub max_new_tokens: Option<usize>,
     pub stop: Vec<String>,
-    /// The version that answers too, for comparison.
+    /// The shadow version, whose answer is compared.
     pub shadow: Option<PersonaRef>,
 }
 
@@ -70,7 +44,7 @@ impl<'a> ResolvedPersona<'a> {
         };
         let Some(spec) = request.persona.as_deref().map(str::trim) else {
             request.caller.check_base(&base.name).map_err(denied)?;
-            return ResolvedPersona::base_for(base, request);
+            return ResolvedPersona::base_alone(base, request);
         };
         if spec.is_empty() {
             let base = base.name.clone();
@@ -78,17 +52,17 @@ impl<'a> ResolvedPersona<'a> {
         }
         if spec == base.name || (spec == BASE && personas.get(BASE).is_none()) {
             request.caller.check_base(&base.name).map_err(denied)?;
-            return ResolvedPersona::base_for(base, request);
+            return ResolvedPersona::base_alone(base, request);
         }
-        // Before it is looked up: who may not use a persona shall not learn whether it is there.
+        // Checked before the lookup: a caller that may not use a persona must not learn whether it exists.
         for part in registry::spec::parse(spec).into_iter().flatten() {
             request.caller.check_persona(&part.name).map_err(denied)?;
         }
         let parts = personas
-            .resolve_for(spec, request.draw())
+            .resolve_for(spec, request.hash())
             .map_err(|source| RequestError::Persona {
                 field,
-                source: request.caller.seen(source),
+                source: request.caller.without_hidden_names(source),
                 base: base.name.clone(),
             })?;
         let lead = parts
@@ -130,7 +104,7 @@ impl<'a> ResolvedPersona<'a> {
     }
 
     /// The base, which has no system prompt.
-    fn base_for(
+    fn base_alone(
         base: &Base,
         request: &GenerateRequest,
     ) -> Result<ResolvedPersona<'a>, RequestError> {
@@ -148,7 +122,7 @@ impl<'a> ResolvedPersona<'a> {
             },
             adapters: Vec::new(),
             system_prompt: None,
-            sampling: SamplingDefaults::default(),
+            sampling: SamplingParams::default(),
             max_new_tokens: None,
             stop: Vec::new(),
             shadow: None,

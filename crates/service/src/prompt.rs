@@ -1,5 +1,5 @@
-//! A conversation as token ids: the persona's system prompt in front, the base's template around it, exactly as training
-//! rows are made. What people wrote can never become a control token.
+//! Renders a conversation to token ids, with the persona's system prompt and the base's template, exactly like training rows.
+//! Text from users can never become a control token.
 
 use formats::chat_template::{Hidden, Message, alpaca_prompt};
 use formats::tokenizer::Special;
@@ -10,7 +10,7 @@ use crate::request::{Conversation, GenerateRequest};
 use crate::tools;
 use base::Base;
 
-/// The ids of the prompt, ending where the answer begins.
+/// The token ids of the prompt, up to where the answer begins.
 pub(super) fn tokens(
     base: &Base,
     persona: &ResolvedPersona<'_>,
@@ -23,15 +23,15 @@ pub(super) fn tokens(
             with_system_prompt(persona, request, vec![turn])
         }
         Conversation::Messages(messages) => {
-            let turns = tools::with_responses(messages.clone());
+            let turns = tools::merge_tool_responses(messages.clone());
             with_system_prompt(persona, request, turns)
         }
         Conversation::Text(text) => {
             let encoded = base.tokenizer.encode(text, Special::AsText);
             let ids = encoded.map_err(|source| RequestError::Tokenize { field, source })?;
-            return Ok(begun(base, ids));
+            return Ok(with_bos(base, ids));
         }
-        Conversation::Tokens(ids) => return known(base, field, ids),
+        Conversation::Tokens(ids) => return checked_ids(base, field, ids),
     };
     let hidden = Hidden::hide(&base.tokenizer, &mut messages);
     let rendered = base
@@ -41,10 +41,10 @@ pub(super) fn tokens(
     let ids = hidden
         .encode(&base.tokenizer, &rendered)
         .map_err(|source| RequestError::Tokenize { field, source })?;
-    Ok(begun(base, ids))
+    Ok(with_bos(base, ids))
 }
 
-/// The prompt as text, for one that stands without a template; none of a conversation.
+/// The text of a prompt without a template; empty for a conversation.
 pub(super) fn text(base: &Base, request: &GenerateRequest) -> String {
     match &request.conversation {
         Conversation::Text(text) => text.clone(),
@@ -53,8 +53,8 @@ pub(super) fn text(base: &Base, request: &GenerateRequest) -> String {
     }
 }
 
-/// With the token that every sequence begins with, where the base wants one and it is not there yet.
-fn begun(base: &Base, mut ids: Vec<u32>) -> Vec<u32> {
+/// Adds the BOS token if the base wants one and it is missing.
+fn with_bos(base: &Base, mut ids: Vec<u32>) -> Vec<u32> {
     let tokenizer = &base.tokenizer;
     if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos())
         && ids.first() != Some(&bos)
@@ -64,8 +64,8 @@ fn begun(base: &Base, mut ids: Vec<u32>) -> Vec<u32> {
     ids
 }
 
-/// The ids as they are, if the base has them all.
-fn known(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, RequestError> {
+/// The ids, if all are in the vocabulary.
+fn checked_ids(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, RequestError> {
     let vocabulary = base.model.config().vocab_size;
     match ids.iter().position(|&id| id as usize >= vocabulary) {
         Some(index) => Err(RequestError::OutOfRange {
@@ -80,7 +80,7 @@ fn known(base: &Base, field: &'static str, ids: &[u32]) -> Result<Vec<u32>, Requ
     }
 }
 
-/// The persona's system prompt in front, where there is no other, and the tools behind it.
+/// Puts the persona's system prompt first, followed by the tools.
 fn with_system_prompt(
     persona: &ResolvedPersona<'_>,
     request: &GenerateRequest,

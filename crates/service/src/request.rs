@@ -1,120 +1,79 @@
-//! A request, as plain data, and what can be said about it before anything is looked up.
+//! A request as plain data, and the checks that need no persona.
 
 use std::collections::BTreeMap;
 
 use formats::chat_template::Message;
+use sampling::SamplingParams;
 use sha2::{Digest as _, Sha256};
 
 use crate::caller::Caller;
 use crate::error::RequestError;
+use crate::fields::{FieldNames, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOPS, MAX_TIMEOUT_MS};
 use crate::grammar::OutputFormat;
 use crate::tools::{ToolChoice, Tools};
 
-/// The most stop strings of a request.
-pub const MAX_STOPS: usize = 4;
-/// The longest stop string, in bytes.
-pub const MAX_STOP_BYTES: usize = 256;
-/// The most answers to one request.
-pub const MAX_CHOICES: usize = 8;
-/// The longest `timeout_ms`: a day.
-pub const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
-
-/// What is asked of whom.
+/// A request for one or several answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// A persona (`customer`), a version of one (`customer@3`), a blend (`customer*0.7+partner*0.3`), or the base's name.
-    /// Without, or as `base` where no persona is called so, the base alone.
+    /// `None`, or `base` if no persona has this name, means the base alone.
     pub persona: Option<String>,
-    /// What is said to it.
+    /// The conversation so far.
     pub conversation: Conversation,
-    /// Values for the variables of its system prompt, by name.
+    /// Values for the variables of the persona's system prompt, by name.
     pub variables: BTreeMap<String, String>,
-    /// Sampling settings; what is not given is the persona's.
-    pub overrides: Overrides,
-    /// Texts that end the answer and are not shown, at most [`MAX_STOPS`]; they replace the persona's.
+    /// Sampling parameters; one that is not set is the persona's.
+    pub sampling: SamplingParams,
+    /// Texts that end the answer and are not part of it, at most [`MAX_STOPS`]; they replace the persona's.
     pub stop: Option<Vec<String>>,
-    /// The most new tokens; without, the persona's, or [`crate::DEFAULT_MAX_NEW_TOKENS`], as far as they fit.
+    /// The most new tokens; by default the persona's, or [`crate::DEFAULT_MAX_NEW_TOKENS`], as far as they fit.
     pub max_new_tokens: Option<usize>,
-    /// How many answers, from 1 to [`MAX_CHOICES`]; each draws with a seed of its own, the first with the request's.
+    /// The number of answers, from 1 to [`MAX_CHOICES`]. Each has its own seed, the first the request's.
     pub choices: usize,
     /// `Some(n)`: every token comes with its log-probability and those of the `n` most probable tokens, at most
     /// [`engine::MAX_TOP_LOGPROBS`].
     pub logprobs: Option<u8>,
-    /// Added to the logits of these tokens; see [`engine::Sampling::logit_bias`].
+    /// Added to the logits of these tokens; see [`sampling::Sampling::logit_bias`].
     pub logit_bias: Vec<(u32, f32)>,
-    /// What the answer must look like; other than [`OutputFormat::Text`] only without tools.
+    /// The format of the answer; with tools it must be [`OutputFormat::Text`].
     pub format: OutputFormat,
-    /// What may be called.
+    /// The tools that the model may call.
     pub tools: Option<Tools>,
-    /// Begin the answer with the prompt; only for a text or token ids.
+    /// Whether the answer begins with the prompt; only for a text or token ids.
     pub echo: bool,
-    /// Go on past the tokens that end an answer, up to `max_new_tokens`: for measurements.
+    /// Whether to continue past the tokens that end an answer, up to `max_new_tokens`; for benchmarks.
     pub ignore_eos: bool,
-    /// The lower goes first, where requests wait; 0 is the usual.
+    /// Waiting requests with lower values run first; 0 by default.
     pub priority: i32,
-    /// The most milliseconds until the answer ends as it is then, from 1 to [`MAX_TIMEOUT_MS`]; without, it takes the time
-    /// that it takes.
+    /// The milliseconds after which the answer is cut off, from 1 to [`MAX_TIMEOUT_MS`]; by default never.
     pub timeout_ms: Option<u64>,
-    /// What the caller's interface calls the fields.
+    /// The names of the fields in the caller's interface.
     pub names: FieldNames,
-    /// Who asks.
+    /// The caller.
     pub caller: Caller,
 }
 
-/// What was said so far.
+/// The conversation so far.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Conversation {
-    /// One question, as a row of training data puts it.
+    /// One question, in the form of a training row.
     Prompt {
         /// The instruction.
         prompt: String,
         /// What the instruction is about; may be empty.
         input: String,
     },
-    /// Turns of the roles `system`, `user` and `assistant`, and `tool` for what a call gave. A system turn in front replaces the persona's own.
+    /// Turns of the roles `system`, `user`, `assistant`, and `tool` for the result of a call. A system turn at the start replaces
+    /// the persona's system prompt.
     Messages(Vec<Message>),
-    /// A text that goes on as it is: no template, no system prompt.
+    /// A text to continue, without template and system prompt.
     Text(String),
     /// The same, as token ids.
     Tokens(Vec<u32>),
 }
 
-/// Sampling settings of a request; see [`engine::Sampling`] for what they do and their ranges.
-#[allow(missing_docs, reason = "the names are those of engine::Sampling")]
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Overrides {
-    pub temperature: Option<f32>,
-    pub top_p: Option<f32>,
-    pub top_k: Option<usize>,
-    pub min_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub seed: Option<u64>,
-}
-
-/// What an interface calls the fields that errors speak of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FieldNames {
-    /// The persona.
-    pub persona: &'static str,
-    /// The prompt.
-    pub prompt: &'static str,
-    /// The most new tokens.
-    pub max_new_tokens: &'static str,
-}
-
-impl FieldNames {
-    /// Those of `POST /generate` and of the command line.
-    pub const GENERATE: FieldNames = FieldNames {
-        persona: "user_type",
-        prompt: "prompt",
-        max_new_tokens: "max_new_tokens",
-    };
-}
-
 impl GenerateRequest {
-    /// A question to a persona, everything else left to it.
+    /// A question to a persona, with defaults for everything else.
     pub fn new(persona: Option<&str>, prompt: &str) -> GenerateRequest {
         GenerateRequest {
             persona: persona.map(str::to_owned),
@@ -123,7 +82,7 @@ impl GenerateRequest {
                 input: String::new(),
             },
             variables: BTreeMap::new(),
-            overrides: Overrides::default(),
+            sampling: SamplingParams::default(),
             stop: None,
             max_new_tokens: None,
             choices: 1,
@@ -140,9 +99,9 @@ impl GenerateRequest {
         }
     }
 
-    /// The number by which a canary or a shadow takes the request or does not: the same question to the same persona always
-    /// gets the same, on every server.
-    pub(super) fn draw(&self) -> u64 {
+    /// A hash that decides whether a canary or a shadow takes the request: the same question to the same persona always gives the
+    /// same hash, on every server.
+    pub(super) fn hash(&self) -> u64 {
         let mut hasher = Sha256::new();
         let mut feed = |text: &str| {
             hasher.update((text.len() as u64).to_le_bytes());
@@ -172,43 +131,13 @@ impl GenerateRequest {
         u64::from_le_bytes(first)
     }
 
-    /// What is wrong without knowing any persona. The ranges of sampling settings are the engine's to check.
+    /// Checks everything that does not depend on the persona. The engine checks the ranges of the sampling parameters.
+    ///
+    /// # Errors
+    /// [`RequestError`], naming the field.
     pub(super) fn check(&self) -> Result<(), RequestError> {
-        match &self.conversation {
-            Conversation::Prompt { prompt, .. } if prompt.trim().is_empty() => {
-                return Err(RequestError::EmptyPrompt {
-                    field: self.names.prompt.to_owned(),
-                });
-            }
-            Conversation::Text(text) if text.is_empty() => {
-                return Err(RequestError::EmptyPrompt {
-                    field: self.names.prompt.to_owned(),
-                });
-            }
-            // Empty token ids are the engine's to refuse, by the same name.
-            Conversation::Prompt { .. } | Conversation::Text(_) | Conversation::Tokens(_) => {}
-            Conversation::Messages(messages) => self.check_messages(messages)?,
-        }
-        if self.max_new_tokens == Some(0) {
-            return Err(RequestError::OutOfRange {
-                field: self.names.max_new_tokens,
-                message: "must be at least 1, not 0".to_owned(),
-            });
-        }
-        if !(1..=MAX_CHOICES).contains(&self.choices) {
-            return Err(RequestError::OutOfRange {
-                field: "n",
-                message: format!("must be from 1 to {MAX_CHOICES}, not {}", self.choices),
-            });
-        }
-        if let Some(timeout) = self.timeout_ms
-            && !(1..=MAX_TIMEOUT_MS).contains(&timeout)
-        {
-            return Err(RequestError::OutOfRange {
-                field: "timeout_ms",
-                message: format!("must be from 1 to {MAX_TIMEOUT_MS}, not {timeout}"),
-            });
-        }
+        self.check_conversation()?;
+        self.check_ranges()?;
         if !self.variables.is_empty() && !self.takes_system_prompt() {
             return Err(RequestError::OutOfRange {
                 field: "variables",
@@ -216,23 +145,68 @@ impl GenerateRequest {
                     .to_owned(),
             });
         }
+        self.check_format()?;
+        self.check_stops()
+    }
+
+    fn check_conversation(&self) -> Result<(), RequestError> {
+        let is_empty = match &self.conversation {
+            Conversation::Prompt { prompt, .. } => prompt.trim().is_empty(),
+            Conversation::Text(text) => text.is_empty(),
+            // The engine refuses empty token ids, under the same name.
+            Conversation::Tokens(_) => false,
+            Conversation::Messages(messages) => return self.check_messages(messages),
+        };
+        match is_empty {
+            true => Err(RequestError::EmptyPrompt {
+                field: self.names.prompt.to_owned(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_ranges(&self) -> Result<(), RequestError> {
+        let out_of_range = |field, message| Err(RequestError::OutOfRange { field, message });
+        if self.max_new_tokens == Some(0) {
+            let message = "must be at least 1, not 0".to_owned();
+            return out_of_range(self.names.max_new_tokens, message);
+        }
+        if !(1..=MAX_CHOICES).contains(&self.choices) {
+            let message = format!("must be from 1 to {MAX_CHOICES}, not {}", self.choices);
+            return out_of_range("n", message);
+        }
+        if let Some(timeout) = self.timeout_ms
+            && !(1..=MAX_TIMEOUT_MS).contains(&timeout)
+        {
+            let message = format!("must be from 1 to {MAX_TIMEOUT_MS}, not {timeout}");
+            return out_of_range("timeout_ms", message);
+        }
+        Ok(())
+    }
+
+    fn check_format(&self) -> Result<(), RequestError> {
         if let Some(tools) = &self.tools {
             tools.check()?;
         }
-        if self.calls_tools() && self.format != OutputFormat::Text {
+        let has_format = self.format != OutputFormat::Text;
+        if self.calls_tools() && has_format {
             return Err(RequestError::OutOfRange {
                 field: "response_format",
                 message: "cannot be combined with tools; ask for one of them, or set tool_choice to \"none\""
                     .to_owned(),
             });
         }
-        if self.ignore_eos && (self.calls_tools() || self.format != OutputFormat::Text) {
+        if self.ignore_eos && (self.calls_tools() || has_format) {
             return Err(RequestError::OutOfRange {
                 field: "ignore_eos",
                 message: "cannot be combined with response_format or tools, which end an answer"
                     .to_owned(),
             });
         }
+        Ok(())
+    }
+
+    fn check_stops(&self) -> Result<(), RequestError> {
         let stops = self.stop.as_deref().unwrap_or_default();
         if stops.len() > MAX_STOPS {
             return Err(RequestError::TooManyStops { count: stops.len() });
@@ -248,7 +222,7 @@ impl GenerateRequest {
         Ok(())
     }
 
-    /// Whether the persona's system prompt stands in front: a text has none, and a conversation may bring its own.
+    /// Whether the request uses the persona's system prompt: a text has none, and a conversation may bring its own.
     pub(super) fn takes_system_prompt(&self) -> bool {
         match &self.conversation {
             Conversation::Prompt { .. } => true,
@@ -301,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_question_is_fine() {
+    fn simple_question_is_accepted() {
         GenerateRequest::new(Some("customer"), "Hello")
             .check()
             .unwrap();
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_fields_are_rejected_by_name() {
         let blank = |request: &mut GenerateRequest| {
             request.conversation = GenerateRequest::new(None, " \n").conversation
         };

@@ -1,8 +1,7 @@
-//! What the service counts of its requests, for `/metrics`: outcomes, tokens and times. The engine's own numbers are in
-//! [`engine::Stats`].
+//! The metrics of requests: outcomes, tokens and times. The engine's stats are in [`engine::Stats`].
 //!
-//! Every label has a bounded number of values: of personas the first [`MAX_PERSONAS`] that are asked have one of their own, all
-//! others share [`OTHER`], and blends share [`BLEND`].
+//! Every label has a limited number of values: the first [`MAX_PERSONAS`] personas that are requested have one each, the others
+//! share [`OTHER`], and blends share [`BLEND`].
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,25 +14,25 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::caller::RequestLog;
 use crate::error::RequestError;
-use crate::persona_resolution::ModelIdentity;
+use crate::model_identity::ModelIdentity;
+use crate::request_log::RequestLog;
 use auth::{Denied, Hold};
 
-/// The most personas with a label of their own.
+/// The most personas that have their own label.
 pub const MAX_PERSONAS: usize = 100;
 /// The label of all other personas.
 pub const OTHER: &str = "other";
-/// The label of blends, whose names are the clients' own.
+/// The label of blends, whose names clients make up.
 pub const BLEND: &str = "blend";
-/// The label of requests that were refused before their persona was known.
+/// The label of requests that were refused before their persona was resolved.
 pub const NONE: &str = "none";
 
-/// Seconds: first tokens, whole answers.
+/// Buckets for first tokens and whole answers, in seconds.
 const LONG: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
-/// Seconds: from token to token.
+/// Buckets for inter-token times, in seconds.
 const SHORT: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
@@ -78,7 +77,7 @@ impl Default for RequestMetrics {
 }
 
 impl RequestMetrics {
-    /// Adds all of them to a registry.
+    /// Adds the metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "lory_requests",
@@ -121,7 +120,7 @@ impl RequestMetrics {
         }
     }
 
-    /// A request was refused; `speaker` if it is known who was asked.
+    /// Counts a request that was refused; `identity` if it was resolved.
     pub(super) fn refused(
         &self,
         identity: Option<&ModelIdentity>,
@@ -150,11 +149,11 @@ impl RequestMetrics {
         self.count(persona, outcome);
     }
 
-    /// The meter of a request that came at `came`.
+    /// The recorder of a request that arrived at `arrival`.
     pub(super) fn recorder(
         self: &Arc<Self>,
         identity: &ModelIdentity,
-        came: Instant,
+        arrival: Instant,
     ) -> RequestRecorder {
         RequestRecorder {
             metrics: Arc::clone(self),
@@ -162,7 +161,7 @@ impl RequestMetrics {
             log: None,
             hold: Hold::default(),
             first: true,
-            came,
+            arrival,
             last_token: None,
         }
     }
@@ -189,20 +188,20 @@ impl RequestMetrics {
     }
 }
 
-/// Measures one request on the engine's thread.
+/// Records one answer on the engine's thread.
 pub(super) struct RequestRecorder {
     metrics: Arc<RequestMetrics>,
     persona: String,
     log: Option<Arc<RequestLog>>,
     hold: Hold,
-    /// Whether it is the first answer to its prompt, which all of them share.
+    /// Whether it is the first answer to its prompt; the prompt's tokens are counted once.
     first: bool,
-    came: Instant,
+    arrival: Instant,
     last_token: Option<Instant>,
 }
 
 impl RequestRecorder {
-    /// Writes what becomes of it into the caller's account, and gives back what of the caller's tokens was not used.
+    /// Records into the request log too, and returns the caller's unused tokens.
     pub fn for_caller(
         mut self,
         log: Option<Arc<RequestLog>>,
@@ -215,15 +214,17 @@ impl RequestRecorder {
         self
     }
 
-    /// `stopped`: a stop string has ended the answer, though the engine calls it cancelled.
-    pub fn see(&mut self, event: &Event, stopped: bool) {
+    /// Records an event. `stopped`: a stop string ended the answer, which the engine reports as cancelled.
+    pub fn observe(&mut self, event: &Event, stopped: bool) {
         let metrics = &self.metrics;
         match event {
             Event::Prompt(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
                 match self.last_token.replace(now) {
-                    None => metrics.first_token.observe((now - self.came).as_secs_f64()),
+                    None => metrics
+                        .first_token
+                        .observe((now - self.arrival).as_secs_f64()),
                     Some(last) => metrics.inter_token.observe((now - last).as_secs_f64()),
                 }
             }
@@ -239,7 +240,7 @@ impl RequestRecorder {
                 let prompt = if self.first { end.prompt_tokens } else { 0 };
                 self.hold.used((prompt + end.completion_tokens) as u64);
                 if let Some(log) = &self.log {
-                    log.ended(outcome, end, self.first);
+                    log.finished(outcome, end, self.first);
                 }
                 metrics.count(self.persona.clone(), outcome);
                 let persona = Persona {
@@ -254,7 +255,7 @@ impl RequestRecorder {
                     .get_or_create(&persona)
                     .inc_by(end.completion_tokens as u64);
                 metrics.queue.observe(end.timings.queue.as_secs_f64());
-                metrics.total.observe(self.came.elapsed().as_secs_f64());
+                metrics.total.observe(self.arrival.elapsed().as_secs_f64());
             }
         }
     }
@@ -265,7 +266,7 @@ mod tests {
     use super::*;
 
     fn identity(name: &str, version: Option<u32>, adapters: usize) -> ModelIdentity {
-        let one = crate::persona_resolution::AdapterUse {
+        let one = crate::model_identity::AdapterUse {
             id: engine::AdapterId([1; 32]),
             scale: 1.0,
         };
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_bounded_whatever_clients_ask() {
+    fn number_of_labels_is_limited() {
         let metrics = RequestMetrics::default();
         for n in 0..3 * MAX_PERSONAS {
             metrics.count(

@@ -1,9 +1,9 @@
 //! Watches a growing text for stop strings. Knows no tokens.
 
-/// Lets text through until a stop string is complete; a tail that may become one is held back.
+/// Passes text on until a stop string is complete, and holds back a tail that may become one.
 ///
-/// The stop string that is complete first wins (of several that end together, the longest), so the result does not depend
-/// on how the text was cut into pieces.
+/// The stop string that is complete first wins (of several that end together, the longest), so the result does not depend on
+/// how the text is split into pieces.
 #[derive(Debug)]
 pub(super) struct StopWatcher {
     stops: Vec<String>,
@@ -19,7 +19,7 @@ impl StopWatcher {
         }
     }
 
-    /// Takes more text; gives what may be shown, and whether a stop string was met. After that, nothing more is shown.
+    /// Takes more text; returns the text to emit, and whether a stop string was found. After that, nothing more is emitted.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
         let first = self
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_become_a_stop_is_held() {
+    fn only_a_possible_stop_string_is_held_back() {
         let mut watcher = StopWatcher::new(&["END".to_owned()]);
         assert_eq!(watcher.push("so far E"), ("so far ".to_owned(), false));
         assert_eq!(watcher.push("N"), (String::new(), false));

@@ -1,5 +1,5 @@
-//! Reads calls of tools out of an answer while it comes. It relies on the answer's grammar: a call reads as `service::tools` says,
-//! byte by byte.
+//! Reads tool calls out of an answer while it is generated. It relies on the answer's grammar, which enforces the format of
+//! [`crate::tools`] byte by byte.
 
 const OPEN: &str = "<tool_call>";
 const HEAD: &str = "\n{\"name\": \"";
@@ -9,24 +9,24 @@ const CLOSE: &str = "}\n</tool_call>";
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// Text beside calls.
+    /// Text outside tool calls.
     Text(String),
-    /// A call begins, with this name.
+    /// A tool call with this name begins.
     ToolCall(String),
-    /// More of the arguments of the call that began last.
+    /// More arguments of the latest call.
     Arguments(String),
 }
 
-/// Takes an answer apart.
+/// Splits an answer into text and tool calls.
 #[derive(Debug, Default)]
 pub(super) struct ToolCallParser {
     state: State,
     held: String,
-    /// Of the arguments that were let through.
+    /// The nesting of the arguments that were emitted.
     depth: Depth,
 }
 
-/// Where in a JSON value its text has come.
+/// The nesting at the end of a JSON text.
 #[derive(Debug, Default)]
 struct Depth {
     /// Objects and lists that are open.
@@ -54,14 +54,14 @@ impl Depth {
 enum State {
     #[default]
     Text,
-    /// Behind a call: a line break that leads to the next is nobody's text.
+    /// After a call: a line break before the next call is not text.
     Between,
     Head,
     Arguments,
 }
 
 impl ToolCallParser {
-    /// Takes more text; gives what is certain by now.
+    /// Takes more text; returns the pieces that are certain.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);
         let mut pieces = Vec::new();
@@ -80,14 +80,14 @@ impl ToolCallParser {
         match self.state {
             _ if held.is_empty() => None,
             State::Text | State::Between => Some(Piece::Text(held)),
-            // A call without a whole name is none.
+            // A call without a complete name is dropped.
             State::Head => None,
-            // Behind a whole value, only the end of the call can come.
+            // After a complete value only the end of the call can follow.
             State::Arguments => (self.depth.open > 0).then_some(Piece::Arguments(held)),
         }
     }
 
-    /// Goes as far as the next change; false: more text is needed.
+    /// Advances to the next state; false if more text is needed.
     fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
         match self.state {
             State::Between if self.held.starts_with('\n') => {
@@ -135,7 +135,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Lets everything through up to `mark`, which is dropped; whether it was there. A tail that may become it is held.
+    /// Emits everything before `mark` and drops the mark; returns whether it was found. A tail that may become the mark is held back.
     fn pass(&mut self, mark: &str, pieces: &mut Vec<Piece>, piece: fn(String) -> Piece) -> bool {
         let (let_through, found) = match self.held.find(mark) {
             Some(at) => {
@@ -165,7 +165,7 @@ impl ToolCallParser {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::{ToolCall, said};
+    use crate::tools::{ToolCall, render_turn};
 
     /// All text and all calls of an answer that comes in these parts.
     fn read<'a>(parts: impl IntoIterator<Item = &'a str>) -> (String, Vec<ToolCall>) {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn any_cut_gives_the_same_text_and_calls() {
+    fn result_does_not_depend_on_how_the_text_is_split() {
         let call = |name: &str, arguments: &str| ToolCall {
             name: name.to_owned(),
             arguments: arguments.to_owned(),
@@ -208,8 +208,8 @@ mod tests {
         ];
         for (text, calls) in cases {
             let whole = match (text, calls.as_slice()) {
-                ("First. ", calls) => format!("First. {}", said("", calls)),
-                (text, calls) => said(text, calls),
+                ("First. ", calls) => format!("First. {}", render_turn("", calls)),
+                (text, calls) => render_turn(text, calls),
             };
             let expected = (text.to_owned(), calls);
             assert_eq!(read([whole.as_str()]), expected);
@@ -223,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_off_is_as_much_of_a_call_as_came() {
+    fn truncated_call_keeps_its_arguments_so_far() {
         let call = |arguments: &str| {
             vec![ToolCall {
                 name: "f".to_owned(),
                 arguments: arguments.to_owned(),
             }]
         };
-        let whole = said("", &call("{\"a\": [\"}\\\"\"]}"));
+        let whole = render_turn("", &call("{\"a\": [\"}\\\"\"]}"));
         let end = whole.find("}\n</").unwrap();
         for (cut, _) in whole.char_indices() {
             let (text, calls) = read([&whole[..cut]]);

@@ -1,8 +1,8 @@
-//! Tools that a model may call: how they are put in front of it, and how calls read.
+//! Tools that a model may call: their instructions for the model, and the format of calls.
 //!
-//! Every base is told of tools in the same words, whatever its chat template knows of them: those of Qwen 2.5's template, which
-//! many models have been tuned on. A call reads alike in what a model is told, what it said earlier, and what it says, and
-//! the answer's grammar keeps it to that.
+//! Every base gets the same instructions, whatever its chat template supports: those of Qwen 2.5's template, on which many models
+//! were tuned. Calls have the same format in the instructions, in earlier turns, and in the answer, where the grammar enforces
+//! it.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -10,14 +10,13 @@ use serde_json::{Map, Value, json};
 use formats::chat_template::Message;
 
 use crate::error::RequestError;
-use crate::grammar::no_arguments;
 
 /// The most tools of a request.
 pub const MAX_TOOLS: usize = 128;
 /// The longest name of a tool, in characters.
 pub const MAX_TOOL_NAME: usize = 64;
 
-/// What may be called, and when.
+/// The tools of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tools {
     /// The tools, at least one.
@@ -28,27 +27,27 @@ pub struct Tools {
     pub parallel: bool,
 }
 
-/// Something that can be called.
+/// A tool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
     /// Letters, digits, `_` and `-`, at most [`MAX_TOOL_NAME`].
     pub name: String,
     /// What it does.
     pub description: Option<String>,
-    /// The JSON schema of its arguments; without, it takes none.
+    /// The JSON schema of its arguments; `None` if it takes no arguments.
     pub parameters: Option<Map<String, Value>>,
-    /// Whether a keyword of the schema that is not known is an error.
+    /// Whether an unknown keyword of the schema is an error.
     pub strict: bool,
 }
 
 /// Which tools an answer calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolChoice {
-    /// None; the model is not told of them.
+    /// None; the prompt does not mention the tools.
     None,
     /// The model decides.
     Auto,
-    /// One at least.
+    /// At least one.
     Required,
     /// This one.
     Named(String),
@@ -59,7 +58,7 @@ pub enum ToolChoice {
 pub struct ToolCall {
     /// The tool's name.
     pub name: String,
-    /// Its arguments as JSON; broken off where the answer was.
+    /// Its arguments as JSON; truncated if the answer was.
     pub arguments: String,
 }
 
@@ -73,6 +72,15 @@ impl Tool {
         }
         Value::Object(schema)
     }
+}
+
+/// The schema of no arguments.
+fn no_arguments() -> Map<String, Value> {
+    let mut schema = Map::new();
+    schema.insert("type".to_owned(), json!("object"));
+    schema.insert("properties".to_owned(), json!({}));
+    schema.insert("additionalProperties".to_owned(), json!(false));
+    schema
 }
 
 impl Tools {
@@ -91,7 +99,7 @@ impl Tools {
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
             if name.is_empty() || name.len() > MAX_TOOL_NAME || !name.chars().all(plain) {
                 let message = format!(
-                    "{name:?} is no name of a tool; it has from 1 to {MAX_TOOL_NAME} letters, digits, _ and -"
+                    "{name:?} is not a valid name of a tool; a name has from 1 to {MAX_TOOL_NAME} letters, digits, _ and -"
                 );
                 return Err(refused(field, message));
             }
@@ -99,7 +107,7 @@ impl Tools {
                 .iter()
                 .any(|other| other.name == tool.name)
             {
-                return Err(refused(field, format!("{name:?} stands there twice")));
+                return Err(refused(field, format!("{name:?} is given twice")));
             }
         }
         match &self.choice {
@@ -112,7 +120,7 @@ impl Tools {
         }
     }
 
-    /// What the model is told of them, behind the system prompt.
+    /// The instructions that follow the system prompt; none if no tool may be called.
     pub(super) fn instructions(&self) -> Option<String> {
         if self.choice == ToolChoice::None {
             return None;
@@ -130,7 +138,7 @@ impl Tools {
                 function.insert("parameters".to_owned(), Value::Object(parameters.clone()));
             }
             text.push('\n');
-            text += &spaced(&json!({"type": "function", "function": function}));
+            text += &python_json(&json!({"type": "function", "function": function}));
         }
         text += "\n</tools>\n\nFor each function call, return a json object with function name and arguments within \
              <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": \
@@ -139,8 +147,8 @@ impl Tools {
     }
 }
 
-/// An assistant's turn as it was said: its text, then its calls.
-pub fn said(text: &str, calls: &[ToolCall]) -> String {
+/// The text of an assistant's turn: its text, then its calls.
+pub fn render_turn(text: &str, calls: &[ToolCall]) -> String {
     let mut turn = text.to_owned();
     for call in calls {
         if !turn.is_empty() {
@@ -154,31 +162,31 @@ pub fn said(text: &str, calls: &[ToolCall]) -> String {
     turn
 }
 
-/// The turns with those of the role `tool` as a template knows them: what the tools gave, in one turn of the user's.
-pub(super) fn with_responses(turns: Vec<Message>) -> Vec<Message> {
-    let mut told: Vec<Message> = Vec::with_capacity(turns.len());
+/// Turns of the role `tool` become turns of the user, which every template supports; neighbouring ones become one turn.
+pub(super) fn merge_tool_responses(turns: Vec<Message>) -> Vec<Message> {
+    let mut merged: Vec<Message> = Vec::with_capacity(turns.len());
     let mut in_responses = false;
     for turn in turns {
         if turn.role != "tool" {
             in_responses = false;
-            told.push(turn);
+            merged.push(turn);
             continue;
         }
         let response = format!("<tool_response>\n{}\n</tool_response>", turn.content);
-        match told.last_mut().filter(|_| in_responses) {
+        match merged.last_mut().filter(|_| in_responses) {
             Some(before) => {
                 before.content.push('\n');
                 before.content += &response;
             }
-            None => told.push(Message::new("user", response)),
+            None => merged.push(Message::new("user", response)),
         }
         in_responses = true;
     }
-    told
+    merged
 }
 
-/// JSON as Python's `json.dumps` writes it, which is what templates write.
-pub fn spaced(value: &Value) -> String {
+/// JSON in the style of Python's `json.dumps`, as templates write it.
+pub fn python_json(value: &Value) -> String {
     struct Spaced;
     impl serde_json::ser::Formatter for Spaced {
         fn begin_array_value<W: std::io::Write + ?Sized>(
@@ -232,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn instructions_are_those_of_the_template_that_models_know() {
+    fn instructions_are_those_of_the_qwen_template() {
         let text = tools(&["a", "b"], ToolChoice::Auto).instructions().unwrap();
         let line = |name: &str| {
             format!(
@@ -248,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_tools_is_named() {
+    fn invalid_tools_are_rejected_by_field() {
         let refused = |tools: Tools| tools.check().unwrap_err().to_string();
         tools(&["a-1", "b_2"], ToolChoice::Named("b_2".to_owned()))
             .check()
@@ -258,13 +266,13 @@ mod tests {
             let said = refused(tools(&["ok", name], ToolChoice::Auto));
             assert!(said.starts_with("tools[1].function.name"), "{said}");
         }
-        assert!(refused(tools(&["a", "a"], ToolChoice::Auto)).contains("twice"));
+        assert!(refused(tools(&["a", "a"], ToolChoice::Auto)).contains("given twice"));
         let named = ToolChoice::Named("c".to_owned());
         assert!(refused(tools(&["a"], named)).starts_with("tool_choice names \"c\""));
     }
 
     #[test]
-    fn responses_side_by_side_are_one_turn() {
+    fn neighbouring_tool_responses_become_one_turn() {
         let turns = [
             ("user", "q"),
             ("tool", "1"),
@@ -275,11 +283,11 @@ mod tests {
         let turns = turns
             .map(|(role, content)| Message::new(role, content))
             .to_vec();
-        let told = with_responses(turns);
-        let roles: Vec<&str> = told.iter().map(|turn| turn.role.as_str()).collect();
+        let merged = merge_tool_responses(turns);
+        let roles: Vec<&str> = merged.iter().map(|turn| turn.role.as_str()).collect();
         assert_eq!(roles, ["user", "user", "assistant", "user"]);
         assert_eq!(
-            told[1].content,
+            merged[1].content,
             "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
         );
     }

@@ -1,4 +1,4 @@
-//! Blind votes between two speakers, one JSON object a line of `votes.jsonl`, and how they add up.
+//! Blind votes between two personas, versions or blends: one JSON object a line in `votes.jsonl`, and their tallies.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -8,14 +8,46 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::VoteError;
-
-/// The most votes that are kept.
+/// The most votes that are stored.
 pub const MAX_VOTES: usize = 100_000;
-/// The longest prompt that is kept with a vote, in bytes.
+/// The longest prompt that is stored with a vote, in bytes.
 pub const MAX_PROMPT: usize = 4 << 10;
 
-/// Who was better.
+/// Why a vote is not stored, or votes cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum VoteError {
+    /// No folder is set.
+    #[error(
+        "there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again"
+    )]
+    Off,
+    /// The limit of stored votes is reached.
+    #[error("{MAX_VOTES} votes are kept already, as many as may be; move {} away to begin anew", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line of the file is not a vote.
+    #[error("{}:{line}: {message}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// The folder cannot be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system reported.
+        source: std::io::Error,
+    },
+}
+
+/// The result of a vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Winner {
@@ -33,18 +65,18 @@ pub enum Winner {
 pub struct Vote {
     /// Seconds since 1970.
     pub time: u64,
-    /// A speaker, in its version.
+    /// A persona with its version, a blend, or the base.
     pub a: String,
-    /// Another one.
+    /// The other one.
     pub b: String,
-    /// Who was better.
+    /// Which was better.
     pub winner: Winner,
-    /// What both were asked.
+    /// The prompt of both answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
 }
 
-/// How the votes on two speakers add up; `a` comes before `b` in the alphabet.
+/// The votes on one pair; `a` comes before `b` in the alphabet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// The first.
@@ -59,21 +91,21 @@ pub struct Tally {
     pub ties: u64,
 }
 
-/// The file of votes. One process writes it.
+/// The file of votes, which only one process writes.
 #[derive(Debug)]
 pub struct Votes {
     path: PathBuf,
-    /// Read once it is needed.
-    known: Mutex<Option<Known>>,
+    /// Loaded on first use.
+    tallies: Mutex<Option<Tallies>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct Tallies {
     count: usize,
-    tallies: BTreeMap<(String, String), Tally>,
+    by_pair: BTreeMap<(String, String), Tally>,
 }
 
-impl Known {
+impl Tallies {
     fn add(&mut self, vote: &Vote) -> &Tally {
         let swapped = vote.a > vote.b;
         let (a, b) = match swapped {
@@ -89,7 +121,7 @@ impl Known {
             ties: 0,
         };
         let tally = self
-            .tallies
+            .by_pair
             .entry((a.clone(), b.clone()))
             .or_insert_with(empty);
         match (vote.winner, swapped) {
@@ -102,22 +134,22 @@ impl Known {
 }
 
 impl Votes {
-    /// The votes in a folder, which need not be there yet.
+    /// The votes in a folder, which need not exist yet.
     #[must_use]
     pub fn new(folder: &Path) -> Votes {
         Votes {
             path: folder.join("votes.jsonl"),
-            known: Mutex::default(),
+            tallies: Mutex::default(),
         }
     }
 
-    /// Keeps a vote; how the two stand then.
+    /// Stores a vote and returns the new tally of its pair.
     ///
     /// # Errors
     /// [`VoteError`]; the vote is then not counted.
     pub fn add(&self, vote: &Vote) -> Result<Tally, VoteError> {
-        self.with(|known| {
-            if known.count >= MAX_VOTES {
+        self.with(|tallies| {
+            if tallies.count >= MAX_VOTES {
                 let path = self.path.clone();
                 return Err(VoteError::Full { path });
             }
@@ -133,16 +165,16 @@ impl Votes {
             let line = serde_json::to_string(vote).map_err(|error| io(error.into()))?;
             file.write_all(format!("{line}\n").as_bytes()).map_err(io)?;
             file.sync_data().map_err(io)?;
-            Ok(known.add(vote).clone())
+            Ok(tallies.add(vote).clone())
         })
     }
 
-    /// How all pairs stand.
+    /// The tallies of all pairs.
     ///
     /// # Errors
     /// [`VoteError`].
     pub fn tallies(&self) -> Result<Vec<Tally>, VoteError> {
-        self.with(|known| Ok(known.tallies.values().cloned().collect()))
+        self.with(|tallies| Ok(tallies.by_pair.values().cloned().collect()))
     }
 
     fn io(&self, source: std::io::Error) -> VoteError {
@@ -152,21 +184,21 @@ impl Votes {
 
     fn with<T>(
         &self,
-        work: impl FnOnce(&mut Known) -> Result<T, VoteError>,
+        work: impl FnOnce(&mut Tallies) -> Result<T, VoteError>,
     ) -> Result<T, VoteError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *known {
-            Some(known) => work(known),
+        let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *tallies {
+            Some(tallies) => work(tallies),
             none => work(none.insert(self.read()?)),
         }
     }
 
-    /// All votes of the file. A last line without an end is a vote whose writer was killed: it was never confirmed, and is cut off.
-    fn read(&self) -> Result<Known, VoteError> {
-        let mut known = Known::default();
+    /// Reads the file. An incomplete last line is a vote whose writer was killed: it was never confirmed, and is cut off.
+    fn read(&self) -> Result<Tallies, VoteError> {
+        let mut tallies = Tallies::default();
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(known),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(tallies),
             Err(error) => return Err(self.io(error)),
         };
         let whole = text.rfind('\n').map_or(0, |at| at + 1);
@@ -176,14 +208,14 @@ impl Votes {
                 line: at + 1,
                 message: error.to_string(),
             })?;
-            known.add(&vote);
+            tallies.add(&vote);
         }
         if whole < text.len() {
             let file = File::options().write(true).open(&self.path);
             let cut = file.and_then(|file| file.set_len(whole as u64));
             cut.map_err(|error| self.io(error))?;
         }
-        Ok(known)
+        Ok(tallies)
     }
 }
 
@@ -202,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn votes_add_up_whichever_way_round_and_outlive_the_process() {
+    fn votes_are_tallied_by_pair_and_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let votes = Votes::new(folder.path());
         assert!(votes.tallies().unwrap().is_empty());
@@ -215,7 +247,7 @@ mod tests {
         let before = votes.tallies().unwrap();
         assert_eq!(before.len(), 2);
 
-        // A writer that was killed within a line.
+        // A writer that was killed in the middle of a line.
         let path = folder.path().join("votes.jsonl");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{text}{{\"time\":")).unwrap();

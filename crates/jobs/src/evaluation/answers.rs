@@ -16,7 +16,7 @@ use train::dataset::{DataRow, RowContent};
 
 use super::candidate::Candidate;
 use base::progress::Progress;
-use service::{Conversation, GenerateRequest, Overrides, Service, TextEvent, TextStream};
+use service::{Conversation, GenerateRequest, SamplingParams, Service, TextEvent, TextStream};
 
 /// Questions that every persona answers at least, where there are so many.
 const COMMON: usize = 24;
@@ -213,9 +213,9 @@ fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRe
     let who = own.then(|| format!("{}@{}", persona.name, persona.version));
     Ok(GenerateRequest {
         conversation: Conversation::Messages(turns),
-        overrides: Overrides {
+        sampling: SamplingParams {
             temperature: Some(0.0),
-            ..Overrides::default()
+            ..SamplingParams::default()
         },
         stop: Some(persona.stop.clone()),
         max_new_tokens: persona.max_new_tokens,

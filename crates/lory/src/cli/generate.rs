@@ -7,11 +7,12 @@ use super::base::{BaseArgs, PrecisionArgs};
 use super::columns;
 use super::personas::PersonasArgs;
 use super::registry::RegistryArgs;
+use super::sampling_flags::SamplingFlags;
 use super::{Usage, Verdict, print};
 use base::plan::Demand;
 use service::{
-    Answer, AnswerBuilder, Conversation, FieldNames, GenerateRequest, Overrides, RequestError,
-    Service, Settings, TextEvent, TextStream,
+    Answer, AnswerBuilder, Conversation, FieldNames, GenerateRequest, RequestError, Service,
+    Settings, TextEvent, TextStream,
 };
 
 /// Ask one question of one persona, or of several at once
@@ -36,12 +37,8 @@ pub(super) struct Args {
     /// The most new tokens [default: the persona's]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// 0 always takes the most probable token [default: the persona's]
-    #[arg(long, value_name = "T")]
-    temperature: Option<f32>,
-    /// Makes the answer repeatable
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingFlags,
     /// Print one JSON object a persona, each on a line
     #[arg(long)]
     json: bool,
@@ -79,11 +76,7 @@ impl Args {
                 input: self.input.clone(),
             },
             variables: self.variables.iter().cloned().collect(),
-            overrides: Overrides {
-                temperature: self.temperature,
-                seed: self.seed,
-                ..Overrides::default()
-            },
+            sampling: self.sampling.0,
             max_new_tokens: self.max_new_tokens,
             names: NAMES,
             ..GenerateRequest::new(who, &self.prompt)
@@ -174,16 +167,16 @@ fn collect(
     mut stream: TextStream,
     mut show: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
-    let mut gathered = AnswerBuilder::default();
+    let mut answer = AnswerBuilder::default();
     for event in &mut stream {
         match event {
             TextEvent::Delta(delta) => {
                 show(&delta.text)?;
-                gathered.add(delta);
+                answer.push(delta);
             }
-            TextEvent::ToolCall(call) => gathered.call(call),
+            TextEvent::ToolCall(call) => answer.push_call(call),
             TextEvent::End(end) => {
-                return Ok(gathered.end(stream.identity.clone(), end)?);
+                return Ok(answer.finish(stream.identity.clone(), end)?);
             }
         }
     }

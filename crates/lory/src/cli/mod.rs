@@ -17,6 +17,7 @@ mod personas;
 mod pull;
 mod registry;
 mod rows;
+mod sampling_flags;
 mod serve;
 mod server;
 mod table;

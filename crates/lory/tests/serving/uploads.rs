@@ -112,7 +112,7 @@ fn what_is_no_adapter_is_refused_by_name() {
         send(&server, b"no archive"),
         400,
         "archive_refused",
-        "no zip archive",
+        "not a readable zip archive",
     );
     let climbing = zipped(&[
         ("../adapter_config.json", b"{}"),

@@ -46,11 +46,11 @@ fn another_process_sees_what_was_published() {
         description: "Warm".to_owned(),
         system_prompt: Some("You are {{how}}.".to_owned()),
         variables: registry::Variables::from([("how".to_owned(), registry::Variable::required())]),
-        sampling: registry::SamplingDefaults {
+        sampling: sampling::SamplingParams {
             temperature: Some(0.7),
             top_k: Some(40),
             seed: Some(u64::MAX),
-            ..registry::SamplingDefaults::default()
+            ..sampling::SamplingParams::default()
         },
         max_new_tokens: Some(120),
         stop: vec!["\n\n".to_owned()],
@@ -227,9 +227,9 @@ fn publication_out_of_range_is_refused_and_uploads_nothing() {
         "is not a valid persona name",
     );
     let too_hot = PersonaSettings {
-        sampling: registry::SamplingDefaults {
+        sampling: sampling::SamplingParams {
             temperature: Some(3.0),
-            ..registry::SamplingDefaults::default()
+            ..sampling::SamplingParams::default()
         },
         ..PersonaSettings::default()
     };

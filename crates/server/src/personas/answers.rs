@@ -123,22 +123,10 @@ struct RequiredShape {
     required: bool,
 }
 
+/// The sampling parameters; `with_sampling` adds them.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct SamplingShape {
-    #[schema(minimum = 0, maximum = 2)]
-    temperature: Option<f64>,
-    /// Above 0, to 1.
-    #[schema(exclusive_minimum = 0, maximum = 1)]
-    top_p: Option<f64>,
-    /// 0 for all.
-    top_k: Option<u64>,
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f64>,
-    #[schema(minimum = 0.01, maximum = 10)]
-    repetition_penalty: Option<f64>,
-    seed: Option<u64>,
-}
+struct SamplingShape {}
 
 /// Entries of the log, the oldest first.
 #[derive(ToSchema)]

@@ -14,7 +14,8 @@ use super::answers::{UploadForgotten, UploadShown};
 use super::blocking;
 use crate::Slot;
 use crate::error::ApiError;
-use service::uploads::{MAX_ARCHIVE, UploadError, Uploaded};
+use service::MAX_ARCHIVE;
+use service::uploads::{UploadError, Uploaded};
 
 /// Pieces of an archive that may wait for the disk.
 const AHEAD: usize = 4;

@@ -1,6 +1,5 @@
-//! Who can be asked, at this moment: the personas of a folder and those of the registry, as one snapshot that is replaced
-//! whole. Whoever resolves a name holds a snapshot for as long as it looks, so nobody sees half of a change. Knows no engine
-//! and no HTTP.
+//! The personas that can be requested now: those of a folder and those of the registry, in one snapshot that is replaced as a
+//! whole. A request resolves its names in one snapshot, so it never sees half of a change. Must not know engine or HTTP.
 
 pub mod shown;
 
@@ -10,13 +9,13 @@ use registry::{LogEntry, Personas, Registry, RegistryError};
 
 /// Folder and registry together.
 pub struct Catalog {
-    /// What lies in the folder, as it was read at the start.
+    /// The folder, as it was read at the start.
     folder: Personas,
     registry: Option<Arc<Registry>>,
     now: RwLock<Snapshot>,
 }
 
-/// Everyone after so many entries of the log.
+/// The personas after the first `head` entries of the log.
 struct Snapshot {
     head: u64,
     personas: Arc<Personas>,
@@ -53,7 +52,7 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Everyone who can be asked now.
+    /// The personas that can be requested now.
     pub fn personas(&self) -> Arc<Personas> {
         let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&now.personas)
@@ -69,23 +68,23 @@ impl Catalog {
         self.registry.as_ref()
     }
 
-    /// The folder's names that are published, and so hidden.
+    /// The names in the folder that are hidden by published personas.
     pub fn hidden(&self) -> Vec<String> {
         let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
         now.hidden.clone()
     }
 
-    /// Reads the registry's log on and takes what is new into the snapshot; returns the new entries.
+    /// Reads new entries of the registry's log into the snapshot, and returns them.
     ///
     /// # Errors
-    /// As [`Registry::refresh`]; what was read before the error is taken in.
+    /// As [`Registry::refresh`]; entries read before the error are applied.
     pub fn refresh(&self) -> Result<Vec<Arc<LogEntry>>, RegistryError> {
         let Some(registry) = &self.registry else {
             return Ok(Vec::new());
         };
         let read = registry.refresh();
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody may have read further meanwhile.
+        // Another thread may have read further.
         let state = registry.state();
         let before = usize::try_from(now.head).unwrap_or(usize::MAX);
         let new: Vec<_> = state.entries.iter().skip(before).cloned().collect();

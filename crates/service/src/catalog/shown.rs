@@ -1,4 +1,4 @@
-//! Personas, versions and log entries as JSON: what `lory persona ... --json` and the admin routes both show.
+//! Personas, versions and log entries as JSON, for `lory persona ... --json` and the admin routes.
 
 use registry::{
     CollectedGarbage, LogEntry, Persona, PersonaRef, PersonaSettings, RegistryError, RegistryState,
@@ -68,7 +68,7 @@ fn folder_adapter(persona: &Persona) -> Option<Value> {
     )
 }
 
-/// One version of a published persona, with its settings; the current one without a number.
+/// One version of a published persona, with its settings; by default the current one.
 ///
 /// # Errors
 /// [`RegistryError::Unknown`], [`RegistryError::NoVersion`].
@@ -110,7 +110,7 @@ pub fn versions(state: &RegistryState, name: &str) -> Result<Value, RegistryErro
     Ok(json!({"object": "list", "data": data?}))
 }
 
-/// A version of a persona that lies in a folder.
+/// A version of a persona in the folder.
 pub fn folder_version(persona: &Persona) -> Value {
     json!({
         "object": "persona.version",
@@ -127,7 +127,7 @@ pub fn folder_version(persona: &Persona) -> Value {
     })
 }
 
-/// The aliases that lead to a version now.
+/// The aliases of a version.
 fn aliases(state: &RegistryState, name: &str, current: bool, version: u32) -> Vec<String> {
     let leads = |(_, target): &(&String, &PersonaRef)| {
         target.name == name && target.version.map_or(current, |pinned| pinned == version)
@@ -136,7 +136,7 @@ fn aliases(state: &RegistryState, name: &str, current: bool, version: u32) -> Ve
     aliases.map(|(alias, _)| alias.clone()).collect()
 }
 
-/// The log's entries about one name, or all of them, the oldest first.
+/// The log entries of one persona, or all of them, the oldest first.
 pub fn history(state: &RegistryState, name: Option<&str>) -> Value {
     let about = |entry: &LogEntry| name.is_none_or(|name| entry.concerns(name));
     let data: Vec<Value> = state
@@ -155,7 +155,7 @@ pub fn history(state: &RegistryState, name: Option<&str>) -> Value {
     json!({"object": "list", "data": data})
 }
 
-/// What a verification found.
+/// The result of a verification.
 pub fn verified(verified: &[VerifiedAdapter]) -> Value {
     let data: Vec<Value> = verified
         .iter()
@@ -173,7 +173,7 @@ pub fn verified(verified: &[VerifiedAdapter]) -> Value {
     json!({"object": "list", "data": data, "broken": broken})
 }
 
-/// What a collection of garbage removed.
+/// The result of a garbage collection.
 pub fn collected(collected: &CollectedGarbage, dry_run: bool) -> Value {
     json!({
         "object": "registry.gc",

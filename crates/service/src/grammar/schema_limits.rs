@@ -12,19 +12,19 @@ const MAX_DEPTH: usize = 64;
 
 /// Refuses a schema that joins more than [`MAX_JOINED`] patterns somewhere; the text for people says so.
 pub(super) fn check(schema: &Value) -> Result<(), String> {
-    let mut look = Look {
+    let mut walk = SchemaWalk {
         root: schema,
         visits: 0,
     };
-    look.places(schema)
+    walk.places(schema)
 }
 
-struct Look<'a> {
+struct SchemaWalk<'a> {
     root: &'a Value,
     visits: usize,
 }
 
-impl<'a> Look<'a> {
+impl<'a> SchemaWalk<'a> {
     /// Looks at every object in the schema as if it were a schema itself.
     fn places(&mut self, value: &'a Value) -> Result<(), String> {
         match value {
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_hold_at_once_are_counted_wherever_they_stand() {
+    fn schema_with_too_many_joined_patterns_is_rejected() {
         for fine in [
             json!({"allOf": patterns(4)}),
             json!({"anyOf": patterns(50)}),

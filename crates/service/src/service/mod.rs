@@ -1,56 +1,60 @@
-//! [`Service`]: a base and its personas, answering requests.
+//! [`Service`]: a base and its personas, answering requests. Publishing, uploads and shadow versions add their own methods.
+
+pub mod publishing;
+mod shadows;
+mod uploads;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use base::{Base, LoadOptions};
-use engine::{
-    AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sampling, Sink, WaitOptions,
-};
+use engine::{AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sink, WaitOptions};
 use registry::Personas;
+use sampling::{Sampling, SamplingParams};
 
-use crate::adapters::{Adapters, LeaseError};
-use crate::answer::{Answer, AnswerBuilder, TextEvent, TextSink, Writer};
+use crate::adapters::{AdapterLoader, LeaseError};
+use crate::answer::{Answer, AnswerBuilder, OutputProcessor, TextEvent, TextSink};
 use crate::catalog::Catalog;
 use crate::compute_arbiter::ComputeArbiter;
-use crate::error::{RequestError, ServiceStartError, VoteError};
-use crate::grammar::Grammars;
+use crate::error::{RequestError, ServiceStartError};
+use crate::grammar::GrammarCache;
+use crate::model_identity::ModelIdentity;
 use crate::parallel_sampling::{self, Tickets};
-use crate::persona_resolution::{ModelIdentity, ResolvedPersona};
+use crate::persona_resolution::ResolvedPersona;
 use crate::prompt;
 use crate::request::GenerateRequest;
 use crate::request_metrics::RequestMetrics;
 use crate::runner::{ModelRunner, StepPriority};
 use crate::shadow::Shadows;
-use crate::uploads::Uploads;
-use crate::votes::Votes;
+use crate::uploads::UploadStore;
+use crate::votes::{VoteError, Votes};
 
-/// The most new tokens where neither the request nor its persona says; fewer where the context ends before.
+/// The most new tokens if neither the request nor its persona sets it; fewer if the context ends before.
 pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
-/// The temperature where neither the request nor its persona says: the same question gets the same answer.
+/// The temperature if neither the request nor its persona sets it: equal requests get equal answers.
 pub const DEFAULT_TEMPERATURE: f32 = 0.0;
 
 /// How a service runs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What requests call the base; without, the file's name without `.gguf`, in lower case.
+    /// The name of the base in requests; by default the file's name without `.gguf`, in lower case.
     pub base_name: Option<String>,
-    /// The sha256 of the base's file, where it is known; without, the file is read for it when an adapter records one.
+    /// The sha256 of the base's file, if known; otherwise the file is hashed when an adapter records its base.
     pub base_sha256: Option<String>,
     /// How the base's weights are loaded.
     pub load: LoadOptions,
-    /// The folder under which clients may name adapters to load; without, they may not.
+    /// The folder of adapters that clients may load by path; by default they may not.
     pub adapter_root: Option<PathBuf>,
-    /// The folder in which adapters wait that clients send; without, they may not.
+    /// The folder of uploaded adapters; by default clients may not upload any.
     pub uploads: Option<PathBuf>,
     /// The folder of votes; by default none are kept.
     pub votes: Option<PathBuf>,
-    /// Threads of the device; without, as many as the machine gives.
+    /// Threads of the device; by default one for each core.
     pub threads: Option<usize>,
-    /// Bytes for keys and values.
+    /// Bytes of the KV cache.
     pub kv_memory: u64,
     /// How its steps share the machine with background work.
     pub priority: StepPriority,
@@ -75,24 +79,24 @@ impl Default for Settings {
     }
 }
 
-/// A base and its personas, answering.
+/// A base and its personas.
 pub struct Service {
     pub(crate) base: Arc<Base>,
     pub(crate) catalog: Catalog,
-    pub(crate) adapters: Adapters,
+    pub(crate) adapters: AdapterLoader,
     engine: Handle<model::Adapter>,
-    grammars: Grammars,
+    grammars: GrammarCache,
     pub(crate) metrics: Arc<RequestMetrics>,
     pub(crate) shadows: Shadows,
     pub(crate) adapter_root: Option<PathBuf>,
     priority: StepPriority,
-    pub(crate) uploads: Option<Uploads>,
+    pub(crate) uploads: Option<UploadStore>,
     votes: Option<Votes>,
 }
 
 impl Service {
-    /// Opens the base at `path`, starts the engine, and reads every persona's adapter, so that one that does not fit is
-    /// known before the first request.
+    /// Opens the base at `path`, starts the engine, and loads the personas' adapters as far as the memory goes, so that one
+    /// that does not fit is found before the first request.
     ///
     /// # Errors
     /// [`ServiceStartError`], naming the file.
@@ -134,61 +138,39 @@ impl Service {
             settings.priority.clone(),
         )?;
         let engine = Engine::start(runner, settings.engine.clone())?;
-        let adapters = Adapters::new(&base, engine.clone());
-        // As many as memory holds are read now, so that what is wrong with them is said now; the others when they are asked.
-        for persona in personas.names().into_iter().filter_map(|n| personas.get(n)) {
-            let Some(adapter) = &persona.adapter else {
-                continue;
-            };
-            if !adapters.has_room() {
-                break;
-            }
-            let wanted = [(AdapterId(adapter.sha256), adapter)];
-            match adapters.lease(&wanted, &WaitOptions::default()) {
-                Ok(_) => {}
-                // One of hundreds that were published must not keep the others from being served after a restart.
-                Err(LeaseError::Unusable(_, source)) if persona.published.is_some() => {
-                    tracing::error!("persona {} cannot answer: {source}", persona.name);
-                }
-                Err(LeaseError::Unusable(_, source)) => {
-                    let persona = persona.name.clone();
-                    return Err(ServiceStartError::Adapter { persona, source });
-                }
-                // Nobody else is here to wait for.
-                Err(LeaseError::NotReserved(_)) => break,
-            }
-        }
+        let adapters = AdapterLoader::new(&base, engine.clone());
+        load_adapters(&adapters, &personas)?;
         Ok(Service {
             base,
             catalog,
             adapters,
             engine,
-            grammars: Grammars::default(),
+            grammars: GrammarCache::default(),
             metrics: Arc::default(),
             shadows: Shadows::default(),
             adapter_root: settings.adapter_root.clone(),
             priority: settings.priority.clone(),
-            uploads: settings.uploads.clone().map(Uploads::new),
+            uploads: settings.uploads.clone().map(UploadStore::new),
             votes: settings.votes.as_deref().map(Votes::new),
         })
     }
 
-    /// The base, which others may share: there is one copy of its weights.
+    /// The base; jobs share its weights.
     pub fn base(&self) -> &Arc<Base> {
         &self.base
     }
 
-    /// Everyone who can be asked now. What is published later is not in it.
+    /// A snapshot of the personas that can be requested now.
     pub fn personas(&self) -> Arc<Personas> {
         self.catalog.personas()
     }
 
-    /// Where they come from.
+    /// The source of the personas: the folder and the registry.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
-    /// The turns that training takes beside its answers.
+    /// Divides compute between this service and background work.
     pub fn compute_arbiter(&self) -> Arc<ComputeArbiter> {
         match &self.priority {
             StepPriority::Foreground(arbiter) => Arc::clone(arbiter),
@@ -196,12 +178,12 @@ impl Service {
         }
     }
 
-    /// The engine, for its numbers and its end ([`Handle::shutdown`]).
+    /// The engine, for its stats and [`Handle::shutdown`].
     pub fn engine(&self) -> &Handle<model::Adapter> {
         &self.engine
     }
 
-    /// The votes of people who compared two personas.
+    /// The votes of people who compared two answers.
     ///
     /// # Errors
     /// [`VoteError::Off`].
@@ -209,16 +191,16 @@ impl Service {
         self.votes.as_ref().ok_or(VoteError::Off)
     }
 
-    /// What was counted of requests.
+    /// The metrics of requests.
     pub fn metrics(&self) -> &RequestMetrics {
         &self.metrics
     }
 
-    /// Queues a request. `sink` receives the text on the engine's thread, so it must hand it on and return; its last
-    /// event is [`TextEvent::End`]. The tickets, dropped, cancel the request.
+    /// Queues a request. `sink` receives the text on the engine's thread, so it must pass it on and return at once; the last
+    /// event is [`TextEvent::End`]. Dropping the tickets cancels the request.
     ///
-    /// Returns when all its adapters are in memory, which may take a while: they may have to be read, and to wait for room.
-    /// Meanwhile the request has its place in the queue.
+    /// Blocks until all its adapters are in memory, which may take a while if they must be read or wait for room. The request
+    /// keeps its place in the queue meanwhile.
     ///
     /// # Errors
     /// [`RequestError`]; the sink is then never called.
@@ -228,13 +210,11 @@ impl Service {
         sink: TextSink,
     ) -> Result<QueuedRequest, RequestError> {
         let mut sink = Some(sink);
-        // What comes of further answers is for nobody.
-        let mut one = |_| sink.take().unwrap_or_else(|| Box::new(|_| Flow::Stop));
-        self.submit_choices(request, &mut one, &AtomicBool::new(false))
+        self.submit_choices(request, &mut first_only(&mut sink), &AtomicBool::new(false))
     }
 
-    /// [`Service::submit`] with a sink for each answer, by its number, and for a caller who may go away while it waits for its
-    /// adapters, and then sets `gone`.
+    /// [`Service::submit`] with a sink for each answer, by its number. A caller that goes away while the request waits for its
+    /// adapters sets `gone`.
     ///
     /// # Errors
     /// As [`Service::submit`].
@@ -247,7 +227,7 @@ impl Service {
         self.submit_with_metrics(request, sinks, gone, &self.metrics)
     }
 
-    /// [`Service::submit_choices`], counted in `meters`.
+    /// [`Service::submit_choices`], counted in `metrics`.
     pub(crate) fn submit_with_metrics(
         &self,
         request: &GenerateRequest,
@@ -255,7 +235,7 @@ impl Service {
         gone: &AtomicBool,
         metrics: &Arc<RequestMetrics>,
     ) -> Result<QueuedRequest, RequestError> {
-        let came = Instant::now();
+        let arrival = Instant::now();
         let counted = |identity: Option<&ModelIdentity>, error: RequestError| {
             metrics.refused(identity, request.caller.log().as_deref(), &error);
             error
@@ -271,7 +251,7 @@ impl Service {
             Some(shadow) if choice == 0 => self.shadowed(request, &identity, shadow, sinks(choice)),
             _ => sinks(choice),
         };
-        self.submit_resolved(persona, request, &mut sinks, came, gone, metrics)
+        self.submit_resolved(persona, request, &mut sinks, arrival, gone, metrics)
             .map_err(|error| counted(Some(&identity), error))
     }
 
@@ -280,50 +260,22 @@ impl Service {
         persona: ResolvedPersona<'_>,
         request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
-        came: Instant,
+        arrival: Instant,
         gone: &AtomicBool,
         metrics: &Arc<RequestMetrics>,
     ) -> Result<QueuedRequest, RequestError> {
-        let names = &request.names;
-        let prompt = prompt::tokens(&self.base, &persona, request)?;
-        let echo = request.echo.then(|| prompt::text(&self.base, request));
-        let max_new_tokens = self.max_new_tokens(&persona, request, prompt.len())?;
-        let stop = request.stop.as_ref().unwrap_or(&persona.stop);
-
-        let within = request.timeout_ms.map(Duration::from_millis);
-        let engine_request = Request {
-            prompt,
-            adapters: persona
-                .identity
-                .adapters
-                .iter()
-                .map(|adapter| (adapter.id, adapter.scale))
-                .collect(),
-            sampling: sampling(&persona, request),
-            max_new_tokens,
-            stop_tokens: match request.ignore_eos {
-                true => Vec::new(),
-                false => self.base.tokenizer.end_ids().to_vec(),
-            },
-            top_logprobs: request.logprobs,
-            prompt_logprobs: request.echo && request.logprobs.is_some(),
-            grammar: self
-                .grammars
-                .find(&self.base, &request.format, request.tools.as_ref())?,
-            priority: request.priority,
-            client: request.caller.client(),
-            // The time to read the prompt counts too.
-            deadline: within.map(|within| within.saturating_sub(came.elapsed())),
-        };
-        let refused = |error| RequestError::refused(error, names);
+        let refused = |error| RequestError::refused(error, &request.names);
+        let engine_request = self.engine_request(&persona, request, arrival)?;
         self.engine.check(&engine_request).map_err(refused)?;
-        let holds = request.caller.admit(
-            request.priority,
-            engine_request.prompt.len(),
-            max_new_tokens,
-            request.choices,
-        )?;
-        let mut holds = holds.into_iter();
+        let mut holds = request
+            .caller
+            .admit(
+                request.priority,
+                engine_request.prompt.len(),
+                engine_request.max_new_tokens,
+                request.choices,
+            )?
+            .into_iter();
         if let Some(log) = request.caller.log() {
             log.resolved(&persona.identity);
         }
@@ -332,25 +284,26 @@ impl Service {
             .collect::<Result<Vec<_>, _>>()
             .map_err(refused)?;
         let options = WaitOptions {
-            deadline: within.and_then(|within| came.checked_add(within)),
+            deadline: timeout(request).and_then(|timeout| arrival.checked_add(timeout)),
             cancelled: Some(gone),
         };
-        // Held until the engine holds its own.
+        // These leases last until the engine has its own.
         let leases = self.adapters.lease(&persona.adapters, &options)?;
+        let echo = request.echo.then(|| prompt::text(&self.base, request));
+        let stop = request.stop.as_ref().unwrap_or(&persona.stop);
         let sink = |choice: usize| -> Sink {
-            let log = request.caller.log();
             let hold = holds.next().unwrap_or_default();
-            let recorder = metrics.recorder(&persona.identity, came);
-            let recorder = recorder.for_caller(log, hold, choice == 0);
+            let recorder = metrics.recorder(&persona.identity, arrival);
+            let recorder = recorder.for_caller(request.caller.log(), hold, choice == 0);
             let detokenizer = self.base.tokenizer.detokenizer();
-            let mut writer = Writer::new(detokenizer, stop, sinks(choice), recorder);
+            let mut processor = OutputProcessor::new(detokenizer, stop, sinks(choice), recorder);
             if request.calls_tools() {
-                writer.read_calls();
+                processor.parse_tool_calls();
             }
             if let Some(text) = &echo {
-                writer.echo(text.clone(), engine_request.prompt.first().copied());
+                processor.echo(text.clone(), engine_request.prompt.first().copied());
             }
-            Box::new(move |event| writer.take(event))
+            Box::new(move |event| processor.process(event))
         };
         let tickets =
             parallel_sampling::submit(&self.engine, permits, &engine_request, leases, sink);
@@ -360,17 +313,46 @@ impl Service {
         })
     }
 
-    /// [`Service::submit`] with an iterator for a sink.
+    /// The engine's request: token ids, adapters by hash, resolved sampling, and a grammar.
+    fn engine_request(
+        &self,
+        persona: &ResolvedPersona<'_>,
+        request: &GenerateRequest,
+        arrival: Instant,
+    ) -> Result<Request, RequestError> {
+        let prompt = prompt::tokens(&self.base, persona, request)?;
+        let max_new_tokens = self.max_new_tokens(persona, request, prompt.len())?;
+        let adapters = persona.identity.adapters.iter();
+        Ok(Request {
+            prompt,
+            adapters: adapters
+                .map(|adapter| (adapter.id, adapter.scale))
+                .collect(),
+            sampling: sampling(persona, request),
+            max_new_tokens,
+            stop_tokens: match request.ignore_eos {
+                true => Vec::new(),
+                false => self.base.tokenizer.end_ids().to_vec(),
+            },
+            top_logprobs: request.logprobs,
+            prompt_logprobs: request.echo && request.logprobs.is_some(),
+            grammar: self
+                .grammars
+                .get(&self.base, &request.format, request.tools.as_ref())?,
+            priority: request.priority,
+            client: request.caller.client(),
+            // The timeout includes the time to read the prompt and to compile the grammar.
+            deadline: timeout(request).map(|timeout| timeout.saturating_sub(arrival.elapsed())),
+        })
+    }
+
+    /// [`Service::submit`] with an iterator instead of a sink.
     ///
     /// # Errors
     /// As [`Service::submit`].
     pub fn stream(&self, request: &GenerateRequest) -> Result<TextStream, RequestError> {
         let (sender, events) = channel();
-        let sink: TextSink = Box::new(move |event| match sender.send(event) {
-            Ok(()) => Flow::Continue,
-            Err(_) => Flow::Stop,
-        });
-        let QueuedRequest { identity, tickets } = self.submit(request, sink)?;
+        let QueuedRequest { identity, tickets } = self.submit(request, channel_sink(sender))?;
         Ok(TextStream {
             identity,
             events,
@@ -378,25 +360,26 @@ impl Service {
         })
     }
 
-    /// Asks and waits for the whole answer.
+    /// Waits for the whole answer.
     ///
     /// # Errors
     /// As [`Service::submit`]; [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the service
     /// ended meanwhile.
     pub fn generate(&self, request: &GenerateRequest) -> Result<Answer, RequestError> {
         let mut stream = self.stream(request)?;
-        let mut gathered = AnswerBuilder::default();
+        let mut answer = AnswerBuilder::default();
         for event in &mut stream {
             match event {
-                TextEvent::Delta(delta) => gathered.add(delta),
-                TextEvent::ToolCall(call) => gathered.call(call),
-                TextEvent::End(end) => return gathered.end(stream.identity, end),
+                TextEvent::Delta(delta) => answer.push(delta),
+                TextEvent::ToolCall(call) => answer.push_call(call),
+                TextEvent::End(end) => return answer.finish(stream.identity, end),
             }
         }
         Err(RequestError::Stopped)
     }
 
-    /// The most new tokens: what the request says, else the persona, else the default, as far as they fit.
+    /// The most new tokens: the request's, else the persona's, else the default. Only the request's must fit into the context;
+    /// the others are cut to it.
     fn max_new_tokens(
         &self,
         persona: &ResolvedPersona<'_>,
@@ -428,53 +411,89 @@ impl Service {
     }
 }
 
-/// The most tokens of a sequence: the context, or what the KV cache holds where that is less.
+/// Loads the personas' adapters, as many as fit into memory, to report errors at the start. The others are loaded when requests
+/// need them.
+fn load_adapters(adapters: &AdapterLoader, personas: &Personas) -> Result<(), ServiceStartError> {
+    for persona in personas.names().into_iter().filter_map(|n| personas.get(n)) {
+        let Some(adapter) = &persona.adapter else {
+            continue;
+        };
+        if !adapters.has_room() {
+            break;
+        }
+        let wanted = [(AdapterId(adapter.sha256), adapter)];
+        match adapters.lease(&wanted, &WaitOptions::default()) {
+            Ok(_) => {}
+            // One broken published adapter among hundreds must not keep the server from starting.
+            Err(LeaseError::Unusable(_, source)) if persona.published.is_some() => {
+                tracing::error!("persona {} cannot answer: {source}", persona.name);
+            }
+            Err(LeaseError::Unusable(_, source)) => {
+                let persona = persona.name.clone();
+                return Err(ServiceStartError::Adapter { persona, source });
+            }
+            // No other request exists whose end would free memory.
+            Err(LeaseError::NotReserved(_)) => break,
+        }
+    }
+    Ok(())
+}
+
+/// The most tokens of a sequence: the context, or the KV cache if that is smaller.
 fn longest(limits: &Limits) -> usize {
-    // The last token is never run and needs no room.
+    // The last token is never run, so it needs no place in the cache.
     let cache = limits.blocks.saturating_mul(limits.block_tokens);
     limits.context_length.min(cache.saturating_add(1))
 }
 
-/// How many new tokens fit behind a prompt.
+/// How many new tokens fit after a prompt.
 fn room(limits: &Limits, prompt: usize) -> usize {
     longest(limits).saturating_sub(prompt)
 }
 
-/// The request's settings over the persona's over the defaults.
+/// A sink that sends every event, and stops the answer once the receiver is gone.
+fn channel_sink(sender: Sender<TextEvent>) -> TextSink {
+    Box::new(move |event| match sender.send(event) {
+        Ok(()) => Flow::Continue,
+        Err(_) => Flow::Stop,
+    })
+}
+
+/// `sink` for the first answer; further answers are stopped.
+fn first_only(sink: &mut Option<TextSink>) -> impl FnMut(usize) -> TextSink {
+    |_| sink.take().unwrap_or_else(|| Box::new(|_| Flow::Stop))
+}
+
+fn timeout(request: &GenerateRequest) -> Option<Duration> {
+    request.timeout_ms.map(Duration::from_millis)
+}
+
+/// The request's sampling parameters, else the persona's, else the defaults.
 fn sampling(persona: &ResolvedPersona<'_>, request: &GenerateRequest) -> Sampling {
-    let (own, overrides, neutral) = (persona.sampling, &request.overrides, Sampling::default());
+    let defaults = SamplingParams {
+        temperature: Some(DEFAULT_TEMPERATURE),
+        ..SamplingParams::default()
+    };
+    let params = request.sampling.or(persona.sampling).or(defaults);
     Sampling {
-        temperature: overrides
-            .temperature
-            .or(own.temperature)
-            .unwrap_or(DEFAULT_TEMPERATURE),
-        top_p: overrides.top_p.or(own.top_p).unwrap_or(neutral.top_p),
-        top_k: overrides.top_k.or(own.top_k).unwrap_or(neutral.top_k),
-        min_p: overrides.min_p.or(own.min_p).unwrap_or(neutral.min_p),
-        repetition_penalty: overrides
-            .repetition_penalty
-            .or(own.repetition_penalty)
-            .unwrap_or(neutral.repetition_penalty),
-        frequency_penalty: overrides.frequency_penalty.unwrap_or(0.0),
-        presence_penalty: overrides.presence_penalty.unwrap_or(0.0),
         logit_bias: request.logit_bias.clone(),
-        seed: overrides.seed.or(own.seed),
+        ..params.resolve()
     }
 }
 
 /// A request that is queued.
 #[derive(Debug)]
 pub struct QueuedRequest {
-    /// Who answers.
+    /// What answers.
     pub identity: ModelIdentity,
-    /// Dropped, they cancel the request.
+    /// Dropping them cancels the request.
     pub tickets: Tickets,
 }
 
-/// The text of one answer as it comes; the last event is [`TextEvent::End`]. Dropped early, it cancels the request.
+/// The text of one answer while it is generated; the last event is [`TextEvent::End`]. Dropping it early cancels the request.
 #[derive(Debug)]
 pub struct TextStream {
-    /// Who answers.
+    /// What answers.
     pub identity: ModelIdentity,
     events: Receiver<TextEvent>,
     _tickets: Tickets,

@@ -1,5 +1,5 @@
-//! Publishing into the registry from a running service, and following what others publish: a change is in force for the next
-//! request, and those under way end with what they began with, whose adapters they hold.
+//! Publishes into the registry from a running service, and follows what other processes publish. A change applies to the next
+//! request; running requests keep the adapters that they lease.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -11,26 +11,26 @@ use registry::{
     RegistryError,
 };
 
+use super::Service;
 use crate::error::PublishError;
-use crate::service::Service;
 
-/// A version that is to be.
+/// A version to publish.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewVersion {
     /// The persona.
     pub name: String,
-    /// The PEFT folder of its adapter; without, it speaks through its settings alone.
+    /// The PEFT folder of its adapter; `None` for a persona with settings only.
     pub adapter: Option<PathBuf>,
-    /// Its settings; without, those of the persona as it is now.
+    /// Its settings; by default those of the current version.
     pub settings: Option<PersonaSettings>,
-    /// Whether the name alone means it from now on.
+    /// Whether it becomes the current version.
     pub current: bool,
-    /// Refuse a name that is there.
+    /// Whether to refuse a name that exists.
     pub only_new: bool,
 }
 
 impl Service {
-    /// The registry that is published to.
+    /// The registry to publish to.
     ///
     /// # Errors
     /// [`PublishError::NoRegistry`].
@@ -38,8 +38,8 @@ impl Service {
         self.catalog.registry().ok_or(PublishError::NoRegistry)
     }
 
-    /// Publishes a version, once it is clear that this base can run it. When this returns it is stored, and the next request
-    /// gets it.
+    /// Publishes a version after checking that this base can run it. When this returns, it is stored and the next request gets
+    /// it.
     ///
     /// # Errors
     /// [`PublishError`]; nothing has changed then.
@@ -64,7 +64,7 @@ impl Service {
                 Some(content)
             }
         };
-        // One that lies in the folder so far has its settings there; the registry knows those of its own.
+        // The first version of a persona from the folder takes its settings from there.
         let in_folder = there.filter(|persona| persona.published.is_none());
         let settings = new.settings.clone();
         let published = registry.publish(&Publication {
@@ -95,7 +95,7 @@ impl Service {
         Ok((adapter, PersonaSettings::of(persona)))
     }
 
-    /// Makes a change in the registry; the next request sees it.
+    /// Changes the registry; the next request sees the change.
     ///
     /// # Errors
     /// The registry's.
@@ -111,7 +111,7 @@ impl Service {
     /// Removes a published persona.
     ///
     /// # Errors
-    /// [`PublishError::InFolder`] for one that only lies in the folder.
+    /// [`PublishError::InFolder`] for one that is only in the folder.
     pub fn unpublish(&self, name: &str) -> Result<(), PublishError> {
         if let Some(persona) = self.personas().get(name)
             && persona.published.is_none()
@@ -124,8 +124,8 @@ impl Service {
         self.change(|registry| registry.remove(name, None))
     }
 
-    /// The folder that a client names, if it may: it lies under `--adapter-root`, also when all links are followed. A relative
-    /// path counts from there.
+    /// Resolves the path of an adapter that a client names: a folder under `--adapter-root`, also after following all links. A
+    /// relative path starts there.
     ///
     /// # Errors
     /// [`PublishError::NoAdapterRoot`], [`PublishError::OutsideRoot`], [`PublishError::NoSuchFolder`].
@@ -140,23 +140,22 @@ impl Service {
             path: path.to_owned(),
         };
         let root = root.canonicalize().map_err(|_| missing())?;
-        let asked = root.join(path);
-        // What is not there cannot be followed; it must not tell either what lies elsewhere.
+        let path_in_root = root.join(path);
+        // A missing path has no canonical form. The error must not reveal whether a path outside the root exists.
         let climbs = Path::new(path)
             .components()
             .any(|c| c == Component::ParentDir);
-        match asked.canonicalize() {
+        match path_in_root.canonicalize() {
             Ok(real) if real.starts_with(&root) => match real.is_dir() {
                 true => Ok(real),
                 false => Err(missing()),
             },
-            Err(_) if asked.starts_with(&root) && !climbs => Err(missing()),
+            Err(_) if path_in_root.starts_with(&root) && !climbs => Err(missing()),
             _ => Err(outside()),
         }
     }
 
-    /// Follows the registry from a thread of its own, which ends with the service: what other processes publish is in force at
-    /// most `every` later.
+    /// Follows the registry on a thread that ends with the service: changes by other processes apply at most `every` later.
     pub fn follow(self: &Arc<Self>, every: Duration) {
         if self.catalog.registry().is_none() {
             return;
@@ -166,7 +165,7 @@ impl Service {
             .name("lory-registry".to_owned())
             .spawn(move || follow(&service, every));
         if let Err(error) = spawned {
-            tracing::error!("the registry is not followed: {error}");
+            tracing::error!("cannot follow the registry: {error}");
         }
     }
 }
@@ -181,22 +180,22 @@ fn follow(service: &Weak<Service>, every: Duration) {
         match service.catalog.refresh() {
             Ok(new) => {
                 if std::mem::take(&mut failing) {
-                    tracing::warn!("the registry can be read again");
+                    tracing::warn!("the registry is readable again");
                 }
                 for entry in new {
-                    tell(&entry);
+                    log_change(&entry);
                 }
             }
-            // Once, not every two seconds of an outage. What was published before goes on being served.
+            // Logged once, not every few seconds of an outage. Versions that are known stay served.
             Err(error) if !failing => {
                 failing = true;
-                tracing::error!("the registry cannot be read on: {error}");
+                tracing::error!("cannot read the registry: {error}");
             }
             Err(_) => {}
         }
     }
 }
 
-fn tell(entry: &LogEntry) {
+fn log_change(entry: &LogEntry) {
     tracing::info!(sequence = entry.sequence, "registry: {}", entry.change);
 }

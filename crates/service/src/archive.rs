@@ -1,0 +1,185 @@
+//! Unpacks the zip archive of an adapter that a client uploads.
+//!
+//! An archive is untrusted. Only the two files of an adapter are extracted, each up to its limit whatever size the archive
+//! declares, to names that we choose. A path that leads out of the archive, or a link, refuses the whole archive.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use formats::peft;
+use zip::ZipArchive;
+
+use crate::uploads::UploadError;
+
+/// The most bytes of an archive.
+pub const MAX_ARCHIVE: u64 = 1 << 30;
+/// The most files of an archive.
+const MAX_ENTRIES: usize = 1000;
+/// The most bytes of `adapter_config.json`; the limit of the weights is [`registry::blob::MAX_WEIGHTS`].
+const MAX_CONFIG: u64 = 1 << 20;
+/// The most names of skipped files that are returned.
+const MAX_SKIPPED: usize = 20;
+
+/// Extracts the two files of an adapter into `dir`; returns the names of the other files.
+///
+/// # Errors
+/// [`UploadError`], naming the file in the archive.
+pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
+    let broken = |error: &dyn std::fmt::Display| UploadError::Archive(error.to_string());
+    let file = File::open(archive).map_err(|error| broken(&error))?;
+    let mut archive = ZipArchive::new(file).map_err(|error| broken(&error))?;
+    if archive.len() > MAX_ENTRIES {
+        let message = format!(
+            "it has {} files; at most {MAX_ENTRIES} are allowed",
+            archive.len()
+        );
+        return Err(UploadError::Archive(message));
+    }
+    let mut skipped = Vec::new();
+    let mut folder: Option<PathBuf> = None;
+    let mut found = BTreeSet::new();
+    for at in 0..archive.len() {
+        let mut entry = archive.by_index(at).map_err(|error| broken(&error))?;
+        let name = entry.name().map_err(|error| broken(&error))?;
+        let name: String = name.chars().take(200).collect();
+        let refused = |message: &str| UploadError::Entry {
+            name: name.clone(),
+            message: message.to_owned(),
+        };
+        let path = entry.enclosed_name();
+        let path =
+            path.filter(|_| !name.contains('\\') && !name.starts_with('/') && !name.contains(".."));
+        let Some(path) = path else {
+            return Err(refused("leads out of the archive"));
+        };
+        if entry.is_symlink() {
+            return Err(refused("is a link; put the file itself into the archive"));
+        }
+        if entry.is_dir() {
+            continue;
+        }
+        let wanted = [
+            (peft::CONFIG_FILE, MAX_CONFIG),
+            (peft::WEIGHTS_FILE, registry::blob::MAX_WEIGHTS),
+        ];
+        let wanted = wanted
+            .into_iter()
+            .find(|(file, _)| path.file_name().is_some_and(|name| name == *file));
+        let Some((file, limit)) = wanted else {
+            skipped.push(name);
+            continue;
+        };
+        let parent = path.parent().unwrap_or(Path::new("")).to_owned();
+        if !found.insert(file) || folder.as_ref().is_some_and(|folder| *folder != parent) {
+            return Err(refused(
+                "belongs to a second adapter; send one adapter at a time",
+            ));
+        }
+        folder = Some(parent);
+        let target = dir.join(file);
+        let io = |source| UploadError::Io {
+            path: target.clone(),
+            source,
+        };
+        let mut out = File::create(&target).map_err(io)?;
+        // The archive may declare any size.
+        let copied = std::io::copy(&mut entry.by_ref().take(limit + 1), &mut out);
+        let copied = copied.map_err(|error| broken(&error))?;
+        if copied > limit {
+            return Err(UploadError::TooLarge {
+                name: file.to_owned(),
+                limit,
+            });
+        }
+    }
+    for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
+        if !found.contains(file) {
+            return Err(UploadError::Missing { file });
+        }
+    }
+    skipped.truncate(MAX_SKIPPED);
+    Ok(skipped)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use zip::write::SimpleFileOptions;
+    use zip::{CompressionMethod, ZipWriter};
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    /// Unpacks an archive of these files; returns the number of extracted files, and the skipped names.
+    fn unpacked(files: &[(&str, &[u8])]) -> Result<(usize, Vec<String>), UploadError> {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = folder.path().join("a.zip");
+        let mut writer = ZipWriter::new(File::create(&archive).unwrap());
+        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+        for (name, bytes) in files {
+            writer.start_file(*name, options).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        let dir = folder.path().join("out");
+        std::fs::create_dir(&dir).unwrap();
+        let skipped = unpack(&archive, &dir)?;
+        // Nothing was written elsewhere.
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        Ok((std::fs::read_dir(dir).unwrap().count(), skipped))
+    }
+
+    const CONFIG: (&str, &[u8]) = ("adapter_config.json", b"{}");
+    const WEIGHTS: (&str, &[u8]) = ("adapter_model.safetensors", b"w");
+
+    #[test]
+    fn the_two_files_are_extracted_from_any_folder() {
+        assert_eq!(unpacked(&[CONFIG, WEIGHTS]).unwrap(), (2, Vec::new()));
+        let nested = [
+            ("x/y/adapter_config.json", CONFIG.1),
+            ("x/y/adapter_model.safetensors", WEIGHTS.1),
+            ("x/y/README.md", b"r"),
+            ("__MACOSX/x/y/._adapter_config.json", b"r"),
+        ];
+        let (files, skipped) = unpacked(&nested).unwrap();
+        assert_eq!((files, skipped.len()), (2, 2));
+    }
+
+    #[test]
+    fn unsafe_paths_large_files_and_other_archives_are_refused() {
+        let refused = |files: &[(&str, &[u8])]| unpacked(files).unwrap_err().to_string();
+        for path in [
+            "../adapter_config.json",
+            "/etc/adapter_config.json",
+            "a/../../adapter_config.json",
+            "..\\adapter_config.json",
+        ] {
+            let message = refused(&[(path, b"{}"), WEIGHTS]);
+            assert!(
+                message.contains("leads out of the archive"),
+                "{path}: {message}"
+            );
+        }
+        let zeros = vec![0; MAX_CONFIG as usize + 1];
+        let message = refused(&[(CONFIG.0, &zeros), WEIGHTS]);
+        assert!(message.contains("larger than 1048576 bytes"), "{message}");
+        assert!(refused(&[CONFIG]).contains("has no adapter_model.safetensors"));
+        assert!(refused(&[WEIGHTS]).contains("has no adapter_config.json"));
+        let two = refused(&[CONFIG, WEIGHTS, ("b/adapter_config.json", b"{}")]);
+        assert!(two.contains("one adapter at a time"), "{two}");
+        let apart = refused(&[CONFIG, ("b/adapter_model.safetensors", b"w")]);
+        assert!(apart.contains("one adapter at a time"), "{apart}");
+        let names: Vec<String> = (0..=MAX_ENTRIES).map(|n| format!("f{n}")).collect();
+        let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        assert!(refused(&many).contains("at most 1000"));
+        let empty = NamedTempFile::new().unwrap();
+        let message = unpack(empty.path(), Path::new("nowhere"))
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("not a readable zip archive"), "{message}");
+    }
+}
