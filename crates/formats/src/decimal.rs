@@ -15,7 +15,7 @@ pub fn shortest(value: f32) -> f64 {
 ///
 /// # Errors
 /// The serializer's.
-pub fn one<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn serialize<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(shortest(*value))
 }
 
@@ -23,9 +23,12 @@ pub fn one<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error>
 ///
 /// # Errors
 /// The serializer's.
-pub fn maybe<S: Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn serialize_option<S: Serializer>(
+    value: &Option<f32>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match value {
-        Some(value) => one(value, serializer),
+        Some(value) => serialize(value, serializer),
         None => serializer.serialize_none(),
     }
 }

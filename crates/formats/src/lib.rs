@@ -9,6 +9,7 @@ pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod decimal;
+pub mod file;
 pub mod folder;
 pub mod gguf;
 pub mod peft;

@@ -156,7 +156,7 @@ const MAX_TENSORS: usize = 65_536;
 
 /// Where a tensor's values lie in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct TensorLocation {
     /// The type in the file.
     pub dtype: Dtype,
     /// Dimensions, the contiguous one last.
@@ -167,18 +167,18 @@ pub struct Place {
 
 /// A file's header: its free strings, and where each tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Index {
+pub struct Header {
     /// The free strings of the header, `format` among them.
     pub metadata: BTreeMap<String, String>,
     /// Tensors by name.
-    pub tensors: BTreeMap<String, Place>,
+    pub tensors: BTreeMap<String, TensorLocation>,
 }
 
 /// Reads where a file's tensors lie, without their values.
 ///
 /// # Errors
 /// [`SafetensorsError`]: a malformed or truncated file, or a type that is not read, naming the tensor.
-pub fn index(bytes: &[u8]) -> Result<Index, SafetensorsError> {
+pub fn read_header(bytes: &[u8]) -> Result<Header, SafetensorsError> {
     // Checks that the tensors lie one after the other, fit their shapes, and end where the file does.
     let (header_bytes, header) = SafeTensors::read_metadata(bytes)?;
     // The length of the header stands in front of it, in 8 bytes.
@@ -202,14 +202,14 @@ pub fn index(bytes: &[u8]) -> Result<Index, SafetensorsError> {
             }
         };
         let (start, end) = info.data_offsets;
-        let place = Place {
+        let location = TensorLocation {
             dtype,
             shape: info.shape.clone(),
             bytes: data + start..data + end,
         };
-        tensors.insert(name, place);
+        tensors.insert(name, location);
     }
-    Ok(Index {
+    Ok(Header {
         metadata: metadata.unwrap_or_default(),
         tensors,
     })
@@ -218,13 +218,13 @@ pub fn index(bytes: &[u8]) -> Result<Index, SafetensorsError> {
 /// Reads all tensors of a file.
 ///
 /// # Errors
-/// As [`index`].
+/// As [`read_header`].
 pub fn read(bytes: &[u8]) -> Result<File, SafetensorsError> {
-    let Index { metadata, tensors } = index(bytes)?;
-    let tensors = tensors.into_iter().map(|(name, place)| {
+    let Header { metadata, tensors } = read_header(bytes)?;
+    let tensors = tensors.into_iter().map(|(name, location)| {
         let mut values = Vec::new();
-        place.dtype.decode(&bytes[place.bytes], &mut values);
-        let (dtype, shape) = (place.dtype, place.shape);
+        location.dtype.decode(&bytes[location.bytes], &mut values);
+        let (dtype, shape) = (location.dtype, location.shape);
         let tensor = Tensor {
             dtype,
             shape,

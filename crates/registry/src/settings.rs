@@ -44,7 +44,7 @@ pub struct PersonaSettings {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
     /// Multiplies the adapter, in addition to the weight in a request.
-    #[serde(serialize_with = "formats::decimal::one")]
+    #[serde(serialize_with = "formats::decimal::serialize")]
     pub scale: f32,
 }
 

@@ -151,7 +151,7 @@ impl AdapterLoader {
     fn read(&self, adapter: &AdapterRef) -> Result<model::Adapter, AdapterError> {
         let read = adapter.read_with(|dir| {
             let file = peft::AdapterFile::open(dir)?;
-            let (packed, found) = file.hash_beside(|| self.model.load_adapter_file(&file));
+            let (packed, found) = file.hash_while(|| self.model.load_adapter_file(&file));
             Ok(((packed, file.metadata), found))
         });
         let (packed, metadata) = read?;

@@ -24,13 +24,13 @@ pub struct TrainSettings {
     /// Rank of every pair.
     pub rank: usize,
     /// The product of a pair is scaled by alpha / rank (see [`TrainSettings::rslora`]).
-    #[serde(serialize_with = "formats::decimal::one")]
+    #[serde(serialize_with = "formats::decimal::serialize")]
     pub alpha: f32,
     /// Scales by alpha / sqrt(rank) instead, so that the size of an update does not fall with the rank (Kalajdzievski,
     /// "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
     pub rslora: bool,
     /// Share of the adapter's inputs that a training step sets to zero (see [`crate::dropout`]).
-    #[serde(serialize_with = "formats::decimal::one")]
+    #[serde(serialize_with = "formats::decimal::serialize")]
     pub dropout: f32,
     /// Linears that get a pair (`q_proj` .. `down_proj`).
     pub target_modules: Vec<String>,

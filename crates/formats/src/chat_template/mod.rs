@@ -16,6 +16,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
+use crate::file::FileError;
 use crate::gguf::{Gguf, GgufError};
 use crate::sha256::FieldHasher;
 use crate::tokenizer::Tokenizer;
@@ -67,7 +68,7 @@ pub enum TemplateError {
     },
     /// A file of the folder could not be read.
     #[error(transparent)]
-    Folder(Box<crate::folder::FolderError>),
+    File(#[from] FileError),
     /// Longer than any template.
     #[error("the chat template has {found} bytes; at most {MAX_TEMPLATE} are read")]
     TooLarge {

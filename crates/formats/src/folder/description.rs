@@ -1,19 +1,36 @@
-//! What a folder says about its model: the configuration, the tokenizer, the chat template, and which tokens end an answer.
+//! The files that describe a folder's model: configuration, tokenizer, chat template, and the tokens that end an answer.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{CONFIG, FolderError, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG};
+use super::FolderError;
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::config::ModelConfig;
+use crate::file::{FileError, read_json, read_text};
 use crate::tokenizer::{Roles, Tokenizer, TokenizerError};
 
 /// Longest files, in bytes. The longest `tokenizer.json` in use has some 35 MB.
 const MAX_CONFIG: u64 = 4 << 20;
 const MAX_TOKENIZER: u64 = 128 << 20;
-pub(super) const MAX_INDEX: u64 = 64 << 20;
+
+const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// Whether a path is a folder of this kind, rather than a GGUF file or something else.
+#[must_use]
+pub fn is_folder(path: &Path) -> bool {
+    path.is_dir() && path.join(CONFIG).is_file()
+}
+
+/// The names of the files that describe a folder's model, apart from the weights. A folder need not have all of them.
+#[must_use]
+pub fn description_files() -> [&'static str; 5] {
+    [CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE]
+}
 
 /// A folder's files without its weights.
 pub struct Description {
@@ -60,8 +77,7 @@ impl Description {
     /// [`TokenizerError`]: the file is missing or broken, or of a kind that is not supported, by name.
     pub fn tokenizer(&self) -> Result<Tokenizer, TokenizerError> {
         let path = self.path.join(TOKENIZER);
-        let failed = |error: FolderError| TokenizerError::Folder(Box::new(error));
-        let json = read_json(&path, MAX_TOKENIZER).map_err(failed)?;
+        let json = read_json(&path, MAX_TOKENIZER)?;
         let bos = self.special("bos_token");
         let eos = self.special("eos_token");
         let add_bos = self
@@ -101,7 +117,7 @@ impl Description {
         };
         let file = self.path.join(TEMPLATE);
         let source = if file.is_file() {
-            read_text(&file, MAX_CONFIG).map_err(|error| TemplateError::Folder(Box::new(error)))?
+            read_text(&file, MAX_CONFIG)?
         } else {
             let own = match self.tokenizer_config.get("chat_template") {
                 Some(Value::String(source)) => Some(source.as_str()),
@@ -120,39 +136,10 @@ impl Description {
 }
 
 /// A JSON file that may be absent, which is then null.
-fn read_optional(path: &Path) -> Result<Value, FolderError> {
+fn read_optional(path: &Path) -> Result<Value, FileError> {
     if path.is_file() {
         read_json(path, MAX_CONFIG)
     } else {
         Ok(Value::Null)
     }
-}
-
-/// A JSON file of at most `limit` bytes.
-pub(super) fn read_json(path: &Path, limit: u64) -> Result<Value, FolderError> {
-    let text = read_text(path, limit)?;
-    serde_json::from_str(&text).map_err(|source| FolderError::Json {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn read_text(path: &Path, limit: u64) -> Result<String, FolderError> {
-    let io = |source| FolderError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let file = std::fs::File::open(path).map_err(io)?;
-    let found = file.metadata().map_err(io)?.len();
-    let mut text = String::new();
-    // A file that grows meanwhile is cut, and then is no JSON.
-    let read = file.take(limit + 1).read_to_string(&mut text).map_err(io)?;
-    if found > limit || read as u64 > limit {
-        return Err(FolderError::TooLarge {
-            path: path.to_owned(),
-            found: found.max(read as u64),
-            limit,
-        });
-    }
-    Ok(text)
 }

@@ -3,37 +3,15 @@
 use std::path::PathBuf;
 
 use crate::config::ConfigError;
+use crate::file::FileError;
 use crate::safetensors::SafetensorsError;
 
 /// A folder that could not be read, or is not run. Every message names the file, and the field or the tensor.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// A file could not be opened or read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file beyond the limit.
-    #[error("{}: {found} bytes; at most {limit} are read", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        found: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// A file that is no JSON.
-    #[error("{}: not JSON: {source}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
-    },
+    /// A file could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A field that is wrong.
     #[error("{}: {field}: {problem}", path.display())]
     Field {

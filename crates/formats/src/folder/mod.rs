@@ -1,8 +1,8 @@
 //! A model as Hugging Face's libraries save it: a folder of `config.json`, `tokenizer.json` and safetensors, in one file or in
 //! shards with an index.
 //!
-//! The folder is a stranger's: every file has a limit, a shard is a file of the folder itself, and a tensor that the decoder
-//! would not use is refused by name rather than left out of the sum.
+//! The folder is untrusted: every file has a size limit, a shard must be a file of the folder itself, and a tensor that the
+//! decoder would not use is refused by name rather than ignored.
 
 mod description;
 mod error;
@@ -15,29 +15,11 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, ModelConfig};
 use crate::gguf::TensorView;
 
-pub use description::Description;
+pub use description::{Description, description_files, is_folder};
 pub use error::FolderError;
 pub use shards::{Map, weight_files};
 
 use shards::Shards;
-
-const CONFIG: &str = "config.json";
-const GENERATION: &str = "generation_config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const TEMPLATE: &str = "chat_template.jinja";
-
-/// Whether a path is a folder of this kind, rather than a GGUF file or something else.
-#[must_use]
-pub fn is_folder(path: &Path) -> bool {
-    path.is_dir() && path.join(CONFIG).is_file()
-}
-
-/// The files that say what a folder's model is and how it is spoken to, beside its weights. Not all are there in each.
-#[must_use]
-pub fn description_files() -> [&'static str; 5] {
-    [CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE]
-}
 
 /// A folder with its weights mapped.
 pub struct Folder {
@@ -54,7 +36,7 @@ impl std::fmt::Debug for Folder {
 }
 
 impl Folder {
-    /// Reads what the folder says about itself, and lists the tensors of its weights, whose files `map` opens.
+    /// Reads the description of the model and lists the tensors of its weights, whose files `map` opens.
     ///
     /// # Errors
     /// [`FolderError`], naming the file and the field or the tensor.
@@ -68,7 +50,7 @@ impl Folder {
         })
     }
 
-    /// What the folder says about itself.
+    /// The files that describe the model.
     pub fn description(&self) -> &Description {
         &self.description
     }

@@ -1,31 +1,34 @@
-//! The weights of a folder: one safetensors file, or shards and the index that says which tensor lies in which.
+//! The weights of a folder: one safetensors file, or shards with an index that maps each tensor to its file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::description::{MAX_INDEX, read_json};
 use super::{FolderError, names};
 use crate::config::ModelConfig;
+use crate::file::{FileError, read_json};
 use crate::gguf::{Bytes, GgmlType, TensorView};
 use crate::safetensors::{self, Dtype};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Longest index, in bytes.
+const MAX_INDEX: u64 = 64 << 20;
 /// Most shards of a model.
 const MAX_SHARDS: usize = 1024;
-/// Longest header of a shard, in bytes: the names and places of its tensors.
+/// Longest header of a shard, in bytes: the names and ranges of its tensors.
 const MAX_HEADER: u64 = 32 << 20;
 
-/// Opens a weights file; mapping is the business of whoever may use unsafe code.
+/// Opens a weights file. The caller maps it, as mapping needs unsafe code.
 pub type Map<'a> = &'a dyn Fn(&Path) -> std::io::Result<Bytes>;
 
-struct Entry {
+/// A tensor of the weights.
+struct ShardTensor {
     shard: usize,
     dtype: GgmlType,
-    /// GGUF's way: the inner dimension first.
+    /// In ggml's order: the inner dimension first.
     dims: Vec<u64>,
     bytes: std::ops::Range<usize>,
 }
@@ -33,13 +36,13 @@ struct Entry {
 pub(super) struct Shards {
     folder: PathBuf,
     shards: Vec<(PathBuf, Bytes)>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, ShardTensor>,
 }
 
 /// The files of a folder's weights, in the order of their names, and the index if there is one.
 ///
 /// # Errors
-/// There are none that are read, or the index names files elsewhere.
+/// There are no weights in a format that is read, or the index names files outside the folder.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, FolderError> {
     let index = folder.join(INDEX);
     match weight_map(folder)? {
@@ -52,7 +55,7 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, FolderError> {
     }
 }
 
-/// Which tensor lies in which file, by the index; none where a single file has all.
+/// The file of each tensor, by the index; none where a single file has all.
 fn weight_map(folder: &Path) -> Result<Option<BTreeMap<String, String>>, FolderError> {
     let path = folder.join(INDEX);
     if !path.is_file() {
@@ -75,7 +78,7 @@ fn weight_map(folder: &Path) -> Result<Option<BTreeMap<String, String>>, FolderE
     for (tensor, file) in map {
         let field = || format!("weight_map.{tensor}");
         let Some(file) = file.as_str() else {
-            return Err(error(field(), "is no file name".to_owned()));
+            return Err(error(field(), "is not a file name".to_owned()));
         };
         let mut components = Path::new(file).components();
         let plain = matches!(
@@ -83,7 +86,7 @@ fn weight_map(folder: &Path) -> Result<Option<BTreeMap<String, String>>, FolderE
             (Some(Component::Normal(_)), None)
         );
         if !plain || file.contains(['/', '\\']) || !file.ends_with(".safetensors") {
-            let problem = format!("{file:?} is no .safetensors file of this folder");
+            let problem = format!("{file:?} is not a .safetensors file of this folder");
             return Err(error(field(), problem));
         }
         files.insert(tensor.clone(), file.to_owned());
@@ -140,7 +143,7 @@ impl Shards {
         Ok(shards)
     }
 
-    /// Lists the tensors of one file that are `wanted` from it.
+    /// Lists the tensors of one file for which `wanted` is true.
     fn add(
         &mut self,
         file: &str,
@@ -148,7 +151,7 @@ impl Shards {
         wanted: &dyn Fn(&str) -> bool,
     ) -> Result<(), FolderError> {
         let path = self.folder.join(file);
-        let bytes = map(&path).map_err(|source| FolderError::Io {
+        let bytes = map(&path).map_err(|source| FileError::Io {
             path: path.clone(),
             source,
         })?;
@@ -157,29 +160,29 @@ impl Shards {
             let found = u64::from_le_bytes(length);
             if found > MAX_HEADER {
                 let limit = MAX_HEADER;
-                return Err(FolderError::TooLarge { path, found, limit });
+                return Err(FileError::TooLarge { path, found, limit }.into());
             }
         }
-        let index = safetensors::index(data).map_err(|source| FolderError::Safetensors {
+        let header = safetensors::read_header(data).map_err(|source| FolderError::Safetensors {
             path: path.clone(),
             source,
         })?;
         let shard = self.shards.len();
-        for (name, place) in index.tensors {
+        for (name, location) in header.tensors {
             if !wanted(&name) {
                 continue;
             }
-            let dtype = match place.dtype {
+            let dtype = match location.dtype {
                 Dtype::F32 => GgmlType::F32,
                 Dtype::F16 => GgmlType::F16,
                 Dtype::BF16 => GgmlType::BF16,
             };
-            let dims = place.shape.iter().rev().map(|&dim| dim as u64).collect();
-            let entry = Entry {
+            let dims = location.shape.iter().rev().map(|&dim| dim as u64).collect();
+            let entry = ShardTensor {
                 shard,
                 dtype,
                 dims,
-                bytes: place.bytes,
+                bytes: location.bytes,
             };
             self.tensors.insert(name, entry);
         }
@@ -187,7 +190,7 @@ impl Shards {
         Ok(())
     }
 
-    /// Refuses tensors that the decoder would not use: what they belong to is not the model that is run.
+    /// Refuses tensors that the decoder would not use: the model would be another one without them.
     pub(super) fn refuse_others(&self, config: &ModelConfig) -> Result<(), FolderError> {
         let other = self
             .tensors
@@ -199,7 +202,7 @@ impl Shards {
                 path: self.shards[entry.shard].0.clone(),
                 name: name.clone(),
                 problem: format!(
-                    "is no part of a model of {} layers of architecture {} as it is run here",
+                    "is not part of a model of {} layers of architecture {} as it is run here",
                     config.layers, config.architecture
                 ),
             }),
@@ -217,7 +220,7 @@ impl Shards {
         })
     }
 
-    /// The file of a tensor, or the folder where it is in none.
+    /// The file of a tensor, or the folder if no file has it.
     pub(super) fn file_of(&self, name: &str) -> String {
         let file = self.tensors.get(name).map(|e| &self.shards[e.shard].0);
         file.unwrap_or(&self.folder).display().to_string()

@@ -4,20 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::fields::Fields;
-use super::patterns::{Layers, PathPattern, compile};
-use super::{Module, PeftError};
-
-/// Which modules an adapter targets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Targets {
-    /// Names that a module's path equals or ends in; sorted.
-    List(Vec<String>),
-    /// A regular expression for a module's whole path.
-    Expression(String),
-    /// `all-linear`: all seven.
-    AllLinear,
-}
+use super::error::PeftError;
+use super::fields::AdapterFields;
+use super::module::Module;
+use super::patterns::{Layers, MAX_EXPRESSIONS, PathPattern, TargetModules, compile};
 
 /// The configuration of an adapter, as far as it says something about the weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +23,7 @@ pub struct AdapterConfig {
     /// Dropout of the training; says nothing about inference.
     pub lora_dropout: f64,
     /// Which modules it targets.
-    pub target_modules: Targets,
+    pub target_modules: TargetModules,
     /// Ranks of single modules: the first pattern that hits a path wins.
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas of single modules: the first pattern that hits a path wins.
@@ -44,9 +34,8 @@ pub struct AdapterConfig {
     pub layers_pattern: Vec<String>,
 }
 
-/// Most patterns in a map, and most of them that are expressions.
+/// Most patterns in a map.
 const MAX_PATTERNS: usize = 8192;
-pub(super) const MAX_EXPRESSIONS: usize = 128;
 
 impl AdapterConfig {
     /// A configuration of one rank and alpha for these modules in all layers.
@@ -63,7 +52,7 @@ impl AdapterConfig {
             lora_alpha,
             use_rslora: false,
             lora_dropout: 0.0,
-            target_modules: Targets::List(names),
+            target_modules: TargetModules::List(names),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             layers_to_transform: Vec::new(),
@@ -88,7 +77,7 @@ impl AdapterConfig {
                 problem,
             });
         };
-        let fields = Fields {
+        let fields = AdapterFields {
             object: &object,
             path,
         };
@@ -125,13 +114,13 @@ impl AdapterConfig {
     pub fn to_json(&self) -> String {
         let or_null = |empty: bool, value: Value| if empty { Value::Null } else { value };
         let target_modules = match &self.target_modules {
-            Targets::List(names) => {
+            TargetModules::List(names) => {
                 let mut names = names.clone();
                 names.sort();
                 json!(names)
             }
-            Targets::Expression(expression) => json!(expression),
-            Targets::AllLinear => json!("all-linear"),
+            TargetModules::Expression(expression) => json!(expression),
+            TargetModules::AllLinear => json!("all-linear"),
         };
         let ranks: Map<String, Value> = self
             .rank_pattern
@@ -141,7 +130,7 @@ impl AdapterConfig {
         let alphas: Map<String, Value> = self
             .alpha_pattern
             .iter()
-            .map(|(key, alpha)| (key.clone(), whole(*alpha)))
+            .map(|(key, alpha)| (key.clone(), as_integer(*alpha)))
             .collect();
         let json = json!({
             "alpha_pattern": alphas,
@@ -153,7 +142,7 @@ impl AdapterConfig {
             "init_lora_weights": true,
             "layers_pattern": or_null(self.layers_pattern.is_empty(), json!(self.layers_pattern)),
             "layers_to_transform": or_null(self.layers_to_transform.is_empty(), json!(self.layers_to_transform)),
-            "lora_alpha": whole(self.lora_alpha),
+            "lora_alpha": as_integer(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
             "modules_to_save": null,
             "peft_type": "LORA",
@@ -178,7 +167,7 @@ impl AdapterConfig {
             problem,
         };
         let narrowed = !self.layers_to_transform.is_empty();
-        if narrowed && !matches!(self.target_modules, Targets::List(_)) {
+        if narrowed && !matches!(self.target_modules, TargetModules::List(_)) {
             let problem = "only goes with a list of target_modules".to_owned();
             return Err(error("layers_to_transform", problem));
         }
@@ -193,15 +182,17 @@ impl AdapterConfig {
             .transpose()
             .map_err(|problem| error("layers_pattern", problem))?;
         let targets = match &self.target_modules {
-            Targets::List(names) if names.is_empty() => {
+            TargetModules::List(names) if names.is_empty() => {
                 return Err(error("target_modules", "names no module".to_owned()));
             }
-            Targets::List(names) => Target::List(names.clone(), layers),
-            Targets::AllLinear => Target::All,
-            Targets::Expression(expression) => {
+            TargetModules::List(names) => TargetMatcher::List(names.clone(), layers),
+            TargetModules::AllLinear => TargetMatcher::All,
+            TargetModules::Expression(expression) => {
                 let whole =
                     compile(expression).and_then(|_| compile(&format!("^(?:{expression})$")));
-                Target::Expression(whole.map_err(|problem| error("target_modules", problem))?)
+                TargetMatcher::Expression(
+                    whole.map_err(|problem| error("target_modules", problem))?,
+                )
             }
         };
         let matcher = Matcher {
@@ -227,7 +218,7 @@ impl AdapterConfig {
 }
 
 /// PEFT writes whole alphas as integers.
-fn whole(number: f64) -> Value {
+fn as_integer(number: f64) -> Value {
     if number.fract() == 0.0 && number.abs() < 9e15 {
         json!(number as i64)
     } else {
@@ -253,7 +244,7 @@ fn compile_all<T: Copy>(patterns: &[(String, T)]) -> Result<Vec<(PathPattern, T)
     Ok(compiled)
 }
 
-enum Target {
+enum TargetMatcher {
     List(Vec<String>, Option<Layers>),
     Expression(regex::Regex),
     All,
@@ -261,7 +252,7 @@ enum Target {
 
 /// A configuration's patterns, compiled.
 pub(super) struct Matcher {
-    targets: Target,
+    targets: TargetMatcher,
     ranks: Vec<(PathPattern, usize)>,
     alphas: Vec<(PathPattern, f64)>,
     r: usize,
@@ -273,11 +264,11 @@ impl Matcher {
     /// Whether a path such as `model.layers.0.self_attn.q_proj` is a target.
     pub(super) fn targets(&self, path: &str) -> bool {
         match &self.targets {
-            Target::All => Module::ALL
+            TargetMatcher::All => Module::ALL
                 .iter()
                 .any(|module| path.ends_with(module.name())),
-            Target::Expression(expression) => expression.is_match(path),
-            Target::List(names, layers) => {
+            TargetMatcher::Expression(expression) => expression.is_match(path),
+            TargetMatcher::List(names, layers) => {
                 // An entry that is the whole path counts whatever its layer, as in PEFT.
                 names.iter().any(|name| name == path)
                     || (names.iter().any(|name| {

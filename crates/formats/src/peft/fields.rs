@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{MAX_EXPRESSIONS, Targets};
-use super::{MAX_LAYERS, MAX_RANK, PeftError};
+use super::error::PeftError;
+use super::limits::{MAX_LAYERS, MAX_RANK};
+use super::patterns::{MAX_EXPRESSIONS, TargetModules};
 
-/// Fields that change nothing for a reader of the weights.
+/// AdapterFields that change nothing for a reader of the weights.
 const HARMLESS: [&str; 10] = [
     "auto_mapping",
     "eva_config",
@@ -21,7 +22,7 @@ const HARMLESS: [&str; 10] = [
     "runtime_config",
 ];
 
-/// Fields read below.
+/// AdapterFields read below.
 const READ: [&str; 13] = [
     "alpha_pattern",
     "base_model_name_or_path",
@@ -38,7 +39,7 @@ const READ: [&str; 13] = [
     "use_rslora",
 ];
 
-/// Fields that must be absent, null, false or empty, and what to do instead.
+/// AdapterFields that must be absent, null, false or empty, and what to do instead.
 const REFUSED: [(&str, &str); 14] = [
     (
         "use_dora",
@@ -76,12 +77,12 @@ const REFUSED: [(&str, &str); 14] = [
 ];
 
 /// Typed access to the object's fields.
-pub(super) struct Fields<'a> {
+pub(super) struct AdapterFields<'a> {
     pub(super) object: &'a Map<String, Value>,
     pub(super) path: &'a Path,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> AdapterFields<'a> {
     pub(super) fn error(&self, field: &str, problem: String) -> PeftError {
         PeftError::Field {
             path: self.path.to_owned(),
@@ -163,7 +164,7 @@ impl<'a> Fields<'a> {
         }
         for (field, value) in self.object {
             let name = field.as_str();
-            if nothing(value) || READ.contains(&name) || HARMLESS.contains(&name) {
+            if is_empty(value) || READ.contains(&name) || HARMLESS.contains(&name) {
                 continue;
             }
             let known = REFUSED.iter().find(|(refused, _)| *refused == name);
@@ -188,17 +189,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn target_modules(&self) -> Result<Targets, PeftError> {
+    pub(super) fn target_modules(&self) -> Result<TargetModules, PeftError> {
         match self.required("target_modules")? {
             Value::String(text) if text.eq_ignore_ascii_case("all-linear") => {
-                Ok(Targets::AllLinear)
+                Ok(TargetModules::AllLinear)
             }
-            Value::String(text) => Ok(Targets::Expression(text.clone())),
+            Value::String(text) => Ok(TargetModules::Expression(text.clone())),
             list => {
                 let mut names = self.strings("target_modules", list)?;
                 names.sort();
                 names.dedup();
-                Ok(Targets::List(names))
+                Ok(TargetModules::List(names))
             }
         }
     }
@@ -245,7 +246,7 @@ impl<'a> Fields<'a> {
     pub(super) fn layers_pattern(&self) -> Result<Vec<String>, PeftError> {
         let patterns = match self.get("layers_pattern") {
             None => Vec::new(),
-            Some(value) if nothing(value) => Vec::new(),
+            Some(value) if is_empty(value) => Vec::new(),
             Some(value) => self.strings("layers_pattern", value)?,
         };
         if patterns.len() > MAX_EXPRESSIONS {
@@ -259,7 +260,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Null, false, or empty: the same as absent.
-fn nothing(value: &Value) -> bool {
+fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),

@@ -7,9 +7,12 @@
 
 use std::path::Path;
 
-use super::{Adapter, Dtype, PeftError, tensor_name};
+use super::adapter::{Adapter, tensor_name};
+use super::error::PeftError;
+use super::limits::WEIGHTS_FILE;
 use crate::config::ModelConfig;
 use crate::gguf::{GgmlType, GgufWriter, Value, quantize};
+use crate::safetensors::Dtype;
 
 impl Adapter {
     /// The adapter for the base that `model` describes, its tensors rounded to `dtype`. `scale` multiplies it: what a
@@ -73,7 +76,7 @@ impl Adapter {
                     .find(|value| !dtype.round(**value).is_finite())
                 {
                     return Err(PeftError::Tensor {
-                        path: Path::new(super::WEIGHTS_FILE).to_owned(),
+                        path: Path::new(WEIGHTS_FILE).to_owned(),
                         name: tensor_name(pair.layer, pair.module, side),
                         problem: format!("{value} does not fit into {dtype}"),
                     });

@@ -12,7 +12,21 @@ use regex::{Regex, RegexBuilder};
 /// Largest compiled program, in bytes.
 const MAX_PROGRAM: usize = 1 << 20;
 
-/// Compiles a regular expression with the size limit; the message says what is not possible.
+/// Most patterns of a field that are regular expressions.
+pub(super) const MAX_EXPRESSIONS: usize = 128;
+
+/// Which modules an adapter targets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Names that a module's path equals or ends in; sorted.
+    List(Vec<String>),
+    /// A regular expression for a module's whole path.
+    Expression(String),
+    /// `all-linear`: all seven.
+    AllLinear,
+}
+
+/// Compiles a regular expression with the size limit; the error names the unsupported syntax.
 pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(pattern)
         .size_limit(MAX_PROGRAM)

@@ -7,16 +7,18 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::config::Matcher;
-use super::{
-    Adapter, AdapterConfig, CONFIG_FILE, Dtype, LoraPair, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_RANK,
-    MAX_WEIGHTS_BYTES, MAX_WIDTH, Module, PairShape, PeftError, WEIGHTS_FILE, check, tensor_name,
+use super::adapter::{Adapter, LoraPair, PairShape, check, tensor_name};
+use super::config::{AdapterConfig, Matcher};
+use super::error::PeftError;
+use super::limits::{
+    CONFIG_FILE, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_RANK, MAX_WEIGHTS_BYTES, MAX_WIDTH, WEIGHTS_FILE,
 };
+use super::module::Module;
 use crate::config::ModelConfig;
-use crate::safetensors::{self, Place};
+use crate::safetensors::{self, Dtype, TensorLocation};
 
 /// A and B of one linear with their names, where they were found.
-type Sides = [Option<(String, Place)>; 2];
+type Sides = [Option<(String, TensorLocation)>; 2];
 
 /// An adapter folder whose files are read and checked, but for the values: those are widened pair by pair, where they are
 /// needed. To widen all of them first needs four bytes a value, which the system has to hand out for each adapter that is read.
@@ -27,16 +29,16 @@ pub struct AdapterFile {
     pub dtype: Dtype,
     /// Free strings kept in the weights' header, beside PEFT's own `format`.
     pub metadata: BTreeMap<String, String>,
-    pairs: Vec<PairPlace>,
+    pairs: Vec<PairLocation>,
     files: [Vec<u8>; 2],
     /// Of the weights, for messages.
     path: PathBuf,
 }
 
-struct PairPlace {
+struct PairLocation {
     shape: PairShape,
-    a: (String, Place),
-    b: (String, Place),
+    a: (String, TensorLocation),
+    b: (String, TensorLocation),
 }
 
 impl AdapterFile {
@@ -62,15 +64,16 @@ impl AdapterFile {
         files: [Vec<u8>; 2],
         path: PathBuf,
     ) -> Result<AdapterFile, PeftError> {
-        let index = safetensors::index(&files[1]).map_err(|source| PeftError::Safetensors {
-            path: path.clone(),
-            source,
-        })?;
+        let header =
+            safetensors::read_header(&files[1]).map_err(|source| PeftError::Safetensors {
+                path: path.clone(),
+                source,
+            })?;
         let matcher = config.matcher(&path)?;
-        let dtype = common_dtype(index.tensors.values().map(|place| place.dtype));
+        let dtype = common_dtype(header.tensors.values().map(|location| location.dtype));
 
         let mut sides: BTreeMap<(usize, Module), Sides> = BTreeMap::new();
-        for (name, place) in index.tensors {
+        for (name, location) in header.tensors {
             let error = |problem: String| PeftError::Tensor {
                 path: path.clone(),
                 name: name.clone(),
@@ -81,7 +84,7 @@ impl AdapterFile {
             if let Some((other, _)) = slot {
                 return Err(error(format!("the same tensor as {other}")));
             }
-            *slot = Some((name, place));
+            *slot = Some((name, location));
         }
         if sides.is_empty() {
             return Err(PeftError::Empty { path });
@@ -101,7 +104,7 @@ impl AdapterFile {
             };
             pairs.push(pair(&matcher, layer, module, a, b, &path)?);
         }
-        let mut metadata = index.metadata;
+        let mut metadata = header.metadata;
         metadata.remove("format");
         Ok(AdapterFile {
             config,
@@ -118,7 +121,7 @@ impl AdapterFile {
         self.pairs.iter().map(|pair| pair.shape)
     }
 
-    /// Widens A (`[rank x inputs]`) and B (`[outputs x rank]`) of the pair at `index` into `a` and `b`, in place of what they hold.
+    /// Widens A (`[rank x inputs]`) and B (`[outputs x rank]`) of the pair at `index` into `a` and `b`, in location of what they hold.
     ///
     /// # Errors
     /// A value that is no number, by tensor name.
@@ -132,10 +135,10 @@ impl AdapterFile {
         b: &mut Vec<f32>,
     ) -> Result<(), PeftError> {
         let pair = &self.pairs[index];
-        for ((name, place), values) in [(&pair.a, a), (&pair.b, b)] {
-            place
+        for ((name, location), values) in [(&pair.a, a), (&pair.b, b)] {
+            location
                 .dtype
-                .decode(&self.files[1][place.bytes.clone()], values);
+                .decode(&self.files[1][location.bytes.clone()], values);
             check_values(values, name, &self.path)?;
         }
         Ok(())
@@ -152,7 +155,7 @@ impl AdapterFile {
 
     /// Does `work` and computes the [`content_hash`] of the very bytes that were read meanwhile, on a thread of its own: it
     /// takes about as long as packing does.
-    pub fn hash_beside<R>(&self, work: impl FnOnce() -> R) -> (R, String) {
+    pub fn hash_while<R>(&self, work: impl FnOnce() -> R) -> (R, String) {
         std::thread::scope(|scope| {
             let hashing = scope.spawn(|| {
                 let hasher = self.files.iter().fold(Sha256::new(), Digest::chain_update);
@@ -212,7 +215,7 @@ impl Adapter {
     /// As [`Adapter::read`].
     pub fn read_hashed(dir: &Path) -> Result<(Adapter, String), PeftError> {
         let file = AdapterFile::open(dir)?;
-        let ((), hash) = file.hash_beside(|| ());
+        let ((), hash) = file.hash_while(|| ());
         Ok((file.widened()?, hash))
     }
 
@@ -334,20 +337,24 @@ fn pair(
     matcher: &Matcher,
     layer: usize,
     module: Module,
-    a: (String, Place),
-    b: (String, Place),
+    a: (String, TensorLocation),
+    b: (String, TensorLocation),
     path: &Path,
-) -> Result<PairPlace, PeftError> {
+) -> Result<PairLocation, PeftError> {
     let error = |name: &str, problem: String| PeftError::Tensor {
         path: path.to_owned(),
         name: name.to_owned(),
         problem,
     };
-    let matrix = |(name, place): &(String, Place), form: &str| match place.shape[..] {
+    let matrix = |(name, location): &(String, TensorLocation), form: &str| match location.shape[..]
+    {
         [rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
         _ => Err(error(
             name,
-            format!("shape {:?}; {form}, none of them 0, is needed", place.shape),
+            format!(
+                "shape {:?}; {form}, none of them 0, is needed",
+                location.shape
+            ),
         )),
     };
     let (rank, inputs) = matrix(&a, "[rank, inputs]")?;
@@ -368,7 +375,7 @@ fn pair(
         scale: matcher.scale(&module_path),
     };
     check_shape(&shape, matcher, &a.0, path)?;
-    Ok(PairPlace { shape, a, b })
+    Ok(PairLocation { shape, a, b })
 }
 
 /// What must hold for the shape of a pair that is read or written.

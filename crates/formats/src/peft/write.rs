@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
+use super::adapter::{Adapter, tensor_name};
+use super::config::AdapterConfig;
+use super::error::PeftError;
+use super::limits::{CONFIG_FILE, WEIGHTS_FILE};
 use super::read::{check_shape, check_values};
-use super::{Adapter, CONFIG_FILE, Dtype, PeftError, WEIGHTS_FILE, tensor_name};
 use crate::atomic_file;
-use crate::safetensors::{self, Tensor};
+use crate::safetensors::{self, Dtype, Tensor};
 
 impl Adapter {
     /// Writes the adapter as PEFT would, its weights rounded to `dtype` (nearest, ties to even).
@@ -51,7 +54,7 @@ impl Adapter {
     pub fn to_safetensors(&self, dtype: Dtype, path: &Path) -> Result<Vec<u8>, PeftError> {
         // What is written must be readable: the same parser decides about the configuration.
         let parsed =
-            super::AdapterConfig::parse(self.config.to_json().as_bytes(), Path::new(CONFIG_FILE))?;
+            AdapterConfig::parse(self.config.to_json().as_bytes(), Path::new(CONFIG_FILE))?;
         let matcher = parsed.matcher(Path::new(CONFIG_FILE))?;
         if self.pairs.is_empty() {
             return Err(PeftError::Empty {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::alphabet;
-use super::splitter::{SPACE, Spelling};
+use super::pre_tokenizer::{SPACE, Spelling};
 use super::vocabulary::{Kind, Vocabulary, byte_token};
 
 /// The bytes of every token, end to end.

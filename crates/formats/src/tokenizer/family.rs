@@ -13,7 +13,7 @@ use tokenizers::{
     PreTokenizer as _, SplitDelimiterBehavior,
 };
 
-use super::TokenizerError;
+use super::error::TokenizerError;
 use crate::gguf::Gguf;
 
 pub(super) const MODEL: &str = "tokenizer.ggml.model";

@@ -12,11 +12,14 @@
 
 mod alphabet;
 mod detokenizer;
+mod error;
 mod family;
-mod splitter;
+mod pre_tokenizer;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
+pub use error::TokenizerError;
+pub use vocabulary::Roles;
 
 use std::sync::Arc;
 
@@ -25,9 +28,9 @@ use serde_json::Value;
 use tokenizers::Model as _;
 use tokenizers::models::bpe::BPE;
 
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::Gguf;
 use detokenizer::Pieces;
-use splitter::Splitter;
+use pre_tokenizer::PreTokenizer;
 use vocabulary::{Kind, Vocabulary};
 
 /// What becomes of the text of a control token, such as `<|im_end|>`, inside a text.
@@ -39,68 +42,11 @@ pub enum Special {
     AsText,
 }
 
-/// What the files beside a `tokenizer.json` say about its tokens.
-#[derive(Debug, Clone, Default)]
-pub struct Roles {
-    /// The text of the token that begins a text.
-    pub bos: Option<String>,
-    /// The text of the token that ends a text.
-    pub eos: Option<String>,
-    /// Whether prompts begin with `bos`; where nobody says, the post-processor decides.
-    pub add_bos: Option<bool>,
-    /// Ids that end an answer, beside `eos` and those that are known by their names.
-    pub ends: Vec<u64>,
-}
-
-/// A tokenizer that could not be built, or a text that it could not encode.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// The metadata could not be read.
-    #[error(transparent)]
-    Gguf(#[from] GgufError),
-    /// A file of the folder could not be read.
-    #[error(transparent)]
-    Folder(Box<crate::folder::FolderError>),
-    /// A key that is needed is absent.
-    #[error("{origin}: metadata {key:?} is missing, so there is no tokenizer")]
-    Missing {
-        /// The file.
-        origin: String,
-        /// The key.
-        key: &'static str,
-    },
-    /// Another kind of tokenizer.
-    #[error("{origin}: {key} {found:?} is not supported; {supported} are")]
-    Unsupported {
-        /// The file.
-        origin: String,
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// What is.
-        supported: &'static str,
-    },
-    /// Metadata that contradicts itself.
-    #[error("{origin}: {key}: {problem}")]
-    Invalid {
-        /// The file.
-        origin: String,
-        /// The key.
-        key: &'static str,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The text could not be encoded.
-    #[error("the text could not be tokenized: {0}")]
-    Encode(String),
-}
-
 /// A tokenizer. It is immutable and may be shared between threads.
 pub struct Tokenizer {
     vocabulary: Vocabulary,
     bpe: BPE,
-    splitter: Splitter,
+    pre_tokenizer: PreTokenizer,
     /// Finds control and user-defined tokens, and their ids.
     added: Finder,
     /// Finds user-defined tokens alone.
@@ -114,7 +60,7 @@ pub struct Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
-            .field("splitter", &self.splitter.name())
+            .field("pre_tokenizer", &self.pre_tokenizer.name())
             .field("tokens", &self.vocab_size())
             .finish()
     }
@@ -126,9 +72,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError`]: metadata that is missing, contradictory, or of a kind that is not supported, by name.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
-        let splitter = Splitter::from_gguf(gguf)?;
-        let vocabulary = Vocabulary::from_gguf(gguf, &splitter)?;
-        Tokenizer::build(splitter, vocabulary, gguf.origin())
+        let pre_tokenizer = PreTokenizer::from_gguf(gguf)?;
+        let vocabulary = Vocabulary::from_gguf(gguf, &pre_tokenizer)?;
+        Tokenizer::build(pre_tokenizer, vocabulary, gguf.origin())
     }
 
     /// Builds the tokenizer of a `tokenizer.json`; `origin` names the file in errors.
@@ -140,17 +86,17 @@ impl Tokenizer {
         roles: &Roles,
         origin: &str,
     ) -> Result<Tokenizer, TokenizerError> {
-        let splitter = Splitter::from_json(json, origin)?;
-        let vocabulary = Vocabulary::from_json(json, roles, origin, &splitter)?;
-        Tokenizer::build(splitter, vocabulary, origin)
+        let pre_tokenizer = PreTokenizer::from_json(json, origin)?;
+        let vocabulary = Vocabulary::from_json(json, roles, origin, &pre_tokenizer)?;
+        Tokenizer::build(pre_tokenizer, vocabulary, origin)
     }
 
     fn build(
-        splitter: Splitter,
+        pre_tokenizer: PreTokenizer,
         vocabulary: Vocabulary,
         origin: &str,
     ) -> Result<Tokenizer, TokenizerError> {
-        let bpe = vocabulary.bpe(origin, &splitter)?;
+        let bpe = vocabulary.bpe(origin, &pre_tokenizer)?;
         let invalid = |problem: String| TokenizerError::Invalid {
             origin: origin.to_owned(),
             key: vocabulary::TOKENS,
@@ -163,8 +109,8 @@ impl Tokenizer {
         let user_defined = Finder::new(&vocabulary, user_defined).map_err(invalid)?;
         let pieces = Arc::new(Pieces::new(
             &vocabulary,
-            splitter.spelling(),
-            splitter.has_prefix(),
+            pre_tokenizer.spelling(),
+            pre_tokenizer.has_prefix(),
         ));
         let mut control_tokens: Vec<String> = vocabulary
             .tokens
@@ -174,11 +120,11 @@ impl Tokenizer {
             .map(|(text, _)| text.clone())
             .collect();
         control_tokens.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        let hash = vocabulary.hash(&splitter);
+        let hash = vocabulary.hash(&pre_tokenizer);
         Ok(Tokenizer {
             vocabulary,
             bpe,
-            splitter,
+            pre_tokenizer,
             added,
             user_defined,
             pieces,
@@ -235,7 +181,7 @@ impl Tokenizer {
             return Ok(());
         }
         for word in self
-            .splitter
+            .pre_tokenizer
             .words(text, begins, follows)
             .map_err(|error| TokenizerError::Encode(error.to_string()))?
         {

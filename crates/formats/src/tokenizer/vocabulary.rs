@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 
-use super::splitter::{Spelling, Splitter};
-use super::{Roles, TokenizerError};
+use super::error::TokenizerError;
+use super::pre_tokenizer::{PreTokenizer, Spelling};
 use crate::gguf::Gguf;
 use crate::sha256::FieldHasher;
 
@@ -30,6 +30,19 @@ const END_TOKENS: [&str; 8] = [
     "<|end_of_turn|>",
     "</s>",
 ];
+
+/// The special tokens that the other files of a folder name, next to `tokenizer.json`.
+#[derive(Debug, Clone, Default)]
+pub struct Roles {
+    /// The text of the token that begins a text.
+    pub bos: Option<String>,
+    /// The text of the token that ends a text.
+    pub eos: Option<String>,
+    /// Whether prompts begin with `bos`; if it is not set, the post-processor decides.
+    pub add_bos: Option<bool>,
+    /// Ids that end an answer, in addition to `eos` and to those known by their names.
+    pub ends: Vec<u64>,
+}
 
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +77,7 @@ pub(super) fn byte_token(token: &str) -> Option<u8> {
 impl Vocabulary {
     pub(super) fn from_gguf(
         gguf: &Gguf,
-        splitter: &Splitter,
+        pre_tokenizer: &PreTokenizer,
     ) -> Result<Vocabulary, TokenizerError> {
         let missing = |key| TokenizerError::Missing {
             origin: gguf.origin().to_owned(),
@@ -98,7 +111,7 @@ impl Vocabulary {
                 .map(|kind| match kind {
                     3 => Kind::Control,
                     // SentencePiece's unknown token is written for nothing.
-                    2 if splitter.spelling() == Spelling::Pieces => Kind::Control,
+                    2 if pre_tokenizer.spelling() == Spelling::Pieces => Kind::Control,
                     4 => Kind::UserDefined,
                     _ => Kind::Normal,
                 })
@@ -121,13 +134,13 @@ impl Vocabulary {
         let eos = role("tokenizer.ggml.eos_token_id")?;
         let add_bos = gguf
             .get_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(splitter.adds_bos());
+            .unwrap_or(pre_tokenizer.adds_bos());
         let mut end_ids = named_ends(&tokens, &kinds, eos);
         end_ids.extend(role("tokenizer.ggml.eot_token_id")?);
         end_ids.extend(role("tokenizer.ggml.eom_token_id")?);
         end_ids.sort_unstable();
         end_ids.dedup();
-        let merges = match (splitter.spelling(), gguf.get_str_array(MERGES)?) {
+        let merges = match (pre_tokenizer.spelling(), gguf.get_str_array(MERGES)?) {
             (_, Some(merges)) => merges
                 .iter()
                 .enumerate()
@@ -166,7 +179,7 @@ impl Vocabulary {
         json: &Value,
         roles: &Roles,
         origin: &str,
-        splitter: &Splitter,
+        pre_tokenizer: &PreTokenizer,
     ) -> Result<Vocabulary, TokenizerError> {
         let invalid = |key, problem| invalid(origin, key, problem);
         let model = json.get("model").unwrap_or(&Value::Null);
@@ -274,7 +287,7 @@ impl Vocabulary {
             })
             .collect::<Result<_, _>>()?;
         let unknown = model.get("unk_token").and_then(Value::as_str);
-        let unknown = unknown.filter(|_| splitter.spelling() == Spelling::Pieces);
+        let unknown = unknown.filter(|_| pre_tokenizer.spelling() == Spelling::Pieces);
         Ok(Vocabulary {
             tokens,
             kinds,
@@ -288,11 +301,15 @@ impl Vocabulary {
     }
 
     /// The merger. Everything that it relies on is checked here, where the message can name the merge.
-    pub(super) fn bpe(&self, origin: &str, splitter: &Splitter) -> Result<BPE, TokenizerError> {
+    pub(super) fn bpe(
+        &self,
+        origin: &str,
+        pre_tokenizer: &PreTokenizer,
+    ) -> Result<BPE, TokenizerError> {
         let mut vocab: HashMap<&str, u32> = HashMap::with_capacity(self.tokens.len());
         for ((id, token), kind) in (0u32..).zip(&self.tokens).zip(&self.kinds) {
             // Where a whole word may become its token, text must never become a control token.
-            if *kind == Kind::Control && splitter.ignore_merges() {
+            if *kind == Kind::Control && pre_tokenizer.ignore_merges() {
                 continue;
             }
             vocab.entry(token).or_insert(id);
@@ -312,7 +329,7 @@ impl Vocabulary {
                 return Err(invalid(origin, MERGES, problem));
             }
         }
-        let pieces = splitter.spelling() == Spelling::Pieces;
+        let pieces = pre_tokenizer.spelling() == Spelling::Pieces;
         // Without all of them a byte that no piece has would be left out.
         if pieces
             && let Some(byte) = (0..=255u8).find(|byte| {
@@ -332,7 +349,7 @@ impl Vocabulary {
                 vocab.into_iter().collect::<HashMap<_, _, _>>(),
                 self.merges.clone(),
             )
-            .ignore_merges(splitter.ignore_merges());
+            .ignore_merges(pre_tokenizer.ignore_merges());
         if pieces {
             builder = builder.byte_fallback(true).fuse_unk(true);
             if let Some(unknown) = &self.unknown {
@@ -345,11 +362,11 @@ impl Vocabulary {
     }
 
     /// Everything that decides about ids.
-    pub(super) fn hash(&self, splitter: &Splitter) -> String {
+    pub(super) fn hash(&self, pre_tokenizer: &PreTokenizer) -> String {
         let mut hasher = FieldHasher::new();
         hasher
             .field(b"byte-level bpe")
-            .field(splitter.name().as_bytes());
+            .field(pre_tokenizer.name().as_bytes());
         for (token, kind) in self.tokens.iter().zip(&self.kinds) {
             hasher.field(token.as_bytes()).field(&[*kind as u8]);
         }

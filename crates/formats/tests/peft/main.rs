@@ -6,7 +6,7 @@ mod refused;
 use std::collections::BTreeMap;
 
 use formats::config::{ModelConfig, RopeStyle};
-use formats::peft::{Adapter, AdapterConfig, Dtype, LoraPair, Module, Targets, content_hash};
+use formats::peft::{Adapter, AdapterConfig, Dtype, LoraPair, Module, TargetModules, content_hash};
 use formats::safetensors::read;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -206,12 +206,12 @@ fn targets_are_lists_expressions_or_all() {
     let folder = tempfile::tempdir().unwrap();
     let mut adapter = adapter();
     adapter.config.target_modules =
-        Targets::Expression(r".*\.(self_attn\.q_proj|mlp\.down_proj)".to_owned());
+        TargetModules::Expression(r".*\.(self_attn\.q_proj|mlp\.down_proj)".to_owned());
     adapter.write(folder.path(), Dtype::F32, "").unwrap();
     assert_eq!(Adapter::read(folder.path()).unwrap(), adapter);
     adapter.check(&model()).unwrap();
 
-    adapter.config.target_modules = Targets::AllLinear;
+    adapter.config.target_modules = TargetModules::AllLinear;
     adapter.write(folder.path(), Dtype::F32, "").unwrap();
     let read = Adapter::read(folder.path()).unwrap();
     let text = read.check(&model()).unwrap_err().to_string();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use formats::config::ModelConfig;
-use formats::peft::{Adapter, AdapterConfig, Dtype, Targets};
+use formats::peft::{Adapter, AdapterConfig, Dtype, TargetModules};
 use formats::safetensors::{File, Tensor, read, write};
 use serde_json::{Value, json};
 
@@ -159,7 +159,7 @@ fn harmless_and_empty_fields_are_no_obstacle() {
         parsed(json!({"target_modules": "ALL-linear"}))
             .unwrap()
             .target_modules,
-        Targets::AllLinear
+        TargetModules::AllLinear
     );
     assert_eq!(
         parsed(json!({"layers_to_transform": 1}))

@@ -16,7 +16,6 @@ use crate::{report, sources};
 
 /// Folders whose modules still use each other in a cycle, by crate and module path. The list may only shrink.
 const SIBLINGS: &[(&str, &str)] = &[
-    ("formats", "peft"),
     ("jobs", "fine_tuning"),
     ("model", ""),
     ("server", ""),
@@ -29,9 +28,6 @@ const PARENTS: &[(&str, &str)] = &[
     ("base", "hub"),
     ("base", "plan"),
     ("base", "quant_cache"),
-    ("formats", "folder"),
-    ("formats", "peft"),
-    ("formats", "tokenizer"),
     ("kernels", "cpu::int16"),
     ("kernels", "cpu::lora"),
     ("kernels", "cpu::weights"),

@@ -147,7 +147,7 @@ impl Rig {
             Case::AdapterLoad => {
                 let started = Instant::now();
                 let file = AdapterFile::open(self.folder.path())?;
-                let (packed, hash) = file.hash_beside(|| self.model.load_adapter_file(&file));
+                let (packed, hash) = file.hash_while(|| self.model.load_adapter_file(&file));
                 black_box((packed?, hash));
                 Ok(Sample {
                     tokens: 0,

@@ -10,7 +10,7 @@ use tokenizers::{
     PreTokenizer as _,
 };
 
-use super::TokenizerError;
+use super::error::TokenizerError;
 use super::family::{Family, MODEL, PRE};
 use crate::gguf::Gguf;
 
@@ -37,7 +37,7 @@ pub(super) enum Prefix {
 }
 
 /// How texts are cut.
-pub(super) enum Splitter {
+pub(super) enum PreTokenizer {
     Family(Family),
     /// A text is one word, its spaces written as [`SPACE`].
     Metaspace {
@@ -58,11 +58,11 @@ pub(super) struct Other {
     source: String,
 }
 
-impl Splitter {
+impl PreTokenizer {
     /// What a GGUF's metadata name.
-    pub(super) fn from_gguf(gguf: &Gguf) -> Result<Splitter, TokenizerError> {
+    pub(super) fn from_gguf(gguf: &Gguf) -> Result<PreTokenizer, TokenizerError> {
         if gguf.get_str(MODEL)? != Some("llama") {
-            return Ok(Splitter::Family(Family::from_gguf(gguf)?));
+            return Ok(PreTokenizer::Family(Family::from_gguf(gguf)?));
         }
         // SentencePiece's BPE; some files name a pre-tokenizer beside it, which has nothing to cut.
         if let Some(other) = gguf.get_str(PRE)?
@@ -76,7 +76,7 @@ impl Splitter {
             });
         }
         let added = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
-        Ok(Splitter::Metaspace {
+        Ok(PreTokenizer::Metaspace {
             prefix: match added {
                 Some(false) => Prefix::Never,
                 _ => Prefix::Always,
@@ -86,14 +86,14 @@ impl Splitter {
     }
 
     /// What a `tokenizer.json` spells out.
-    pub(super) fn from_json(json: &Value, origin: &str) -> Result<Splitter, TokenizerError> {
+    pub(super) fn from_json(json: &Value, origin: &str) -> Result<PreTokenizer, TokenizerError> {
         let part = |key: &str| json.get(key).unwrap_or(&Value::Null);
         let (normalizer, pre_tokenizer) = (part("normalizer"), part("pre_tokenizer"));
         let model = part("model");
         let flag = |key: &str| model.get(key).and_then(Value::as_bool) == Some(true);
         let ignore_merges = flag("ignore_merges");
         if let Some(family) = Family::from_json(normalizer, pre_tokenizer, ignore_merges) {
-            return Ok(Splitter::Family(family));
+            return Ok(PreTokenizer::Family(family));
         }
         if let Some(metaspace) = metaspace(normalizer, pre_tokenizer) {
             return Ok(metaspace);
@@ -119,7 +119,7 @@ impl Splitter {
             .map_err(|error| invalid("normalizer", error))?;
         let pre_tokenizer_of = Option::<PreTokenizerWrapper>::deserialize(pre_tokenizer)
             .map_err(|error| invalid("pre_tokenizer", error))?;
-        Ok(Splitter::Other(Box::new(Other {
+        Ok(PreTokenizer::Other(Box::new(Other {
             normalizer: normalizer_of,
             pre_tokenizer: pre_tokenizer_of,
             spelling,
@@ -131,44 +131,44 @@ impl Splitter {
     /// What tells it from every other, for the tokenizer's hash.
     pub(super) fn name(&self) -> String {
         match self {
-            Splitter::Family(family) => family.name().to_owned(),
-            Splitter::Metaspace {
+            PreTokenizer::Family(family) => family.name().to_owned(),
+            PreTokenizer::Metaspace {
                 prefix,
                 unless_there,
             } => format!("metaspace {prefix:?} {unless_there}"),
-            Splitter::Other(other) => format!("{} {}", other.source, other.ignore_merges),
+            PreTokenizer::Other(other) => format!("{} {}", other.source, other.ignore_merges),
         }
     }
 
     pub(super) fn spelling(&self) -> Spelling {
         match self {
-            Splitter::Family(_) => Spelling::Bytes,
-            Splitter::Metaspace { .. } => Spelling::Pieces,
-            Splitter::Other(other) => other.spelling,
+            PreTokenizer::Family(_) => Spelling::Bytes,
+            PreTokenizer::Metaspace { .. } => Spelling::Pieces,
+            PreTokenizer::Other(other) => other.spelling,
         }
     }
 
     /// Whether a word that is a token is taken as that token, whatever the merges say.
     pub(super) fn ignore_merges(&self) -> bool {
         match self {
-            Splitter::Family(family) => family.ignore_merges(),
-            Splitter::Metaspace { .. } => false,
-            Splitter::Other(other) => other.ignore_merges,
+            PreTokenizer::Family(family) => family.ignore_merges(),
+            PreTokenizer::Metaspace { .. } => false,
+            PreTokenizer::Other(other) => other.ignore_merges,
         }
     }
 
     /// Whether prompts begin with the beginning token where the file does not say.
     pub(super) fn adds_bos(&self) -> bool {
         match self {
-            Splitter::Family(family) => family.adds_bos(),
-            Splitter::Metaspace { .. } => true,
-            Splitter::Other(_) => false,
+            PreTokenizer::Family(family) => family.adds_bos(),
+            PreTokenizer::Metaspace { .. } => true,
+            PreTokenizer::Other(_) => false,
         }
     }
 
     /// Whether a text begins with a space that nobody wrote.
     pub(super) fn has_prefix(&self) -> bool {
-        matches!(self, Splitter::Metaspace { prefix, .. } if *prefix != Prefix::Never)
+        matches!(self, PreTokenizer::Metaspace { prefix, .. } if *prefix != Prefix::Never)
     }
 
     /// The words of a text. `begins`: it stands at the beginning of what is encoded; `follows`: behind an added token.
@@ -179,8 +179,8 @@ impl Splitter {
         follows: bool,
     ) -> Result<Vec<String>, tokenizers::Error> {
         match self {
-            Splitter::Family(family) => family.words(text),
-            Splitter::Metaspace {
+            PreTokenizer::Family(family) => family.words(text),
+            PreTokenizer::Metaspace {
                 prefix,
                 unless_there,
             } => {
@@ -195,7 +195,7 @@ impl Splitter {
                 }
                 Ok(vec![word])
             }
-            Splitter::Other(other) => {
+            PreTokenizer::Other(other) => {
                 let mut text = NormalizedString::from(text);
                 if let Some(normalizer) = &other.normalizer {
                     normalizer.normalize(&mut text)?;
@@ -215,7 +215,7 @@ impl Splitter {
 }
 
 /// SentencePiece's spaces, as the converters of transformers write them: as a normalizer at first, as a pre-tokenizer later.
-fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<Splitter> {
+fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<PreTokenizer> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let is = |value: &Value, kind: &str| text(value, "type").as_deref() == Some(kind);
     let replaces = |value: &Value| {
@@ -234,7 +234,7 @@ fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<Splitter> {
             None => false,
         };
         if always || replaces(normalizer) {
-            return Some(Splitter::Metaspace {
+            return Some(PreTokenizer::Metaspace {
                 prefix: if always {
                     Prefix::Always
                 } else {
@@ -257,7 +257,7 @@ fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<Splitter> {
         Some("always") => Prefix::Always,
         _ => return None,
     };
-    Some(Splitter::Metaspace {
+    Some(PreTokenizer::Metaspace {
         prefix,
         unless_there: true,
     })
