@@ -1,24 +1,23 @@
-//! Where a decoder's weights come from, whatever the files: tensors under GGUF's names, and the configuration that they fit.
+//! The source of a decoder's weights: tensors under GGUF's names and the matching configuration, for every file format.
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::gguf::{Gguf, TensorView};
 
-/// A source of weights. [`Gguf`] and [`crate::folder::Folder`] are some.
+/// A source of weights: a [`Gguf`] or a [`crate::folder::Folder`].
 pub trait Checkpoint: Sync {
-    /// What the tensors make up, and in which order query and key rows lie.
+    /// The dimensions of the model, and the order of its query and key rows.
     ///
     /// # Errors
-    /// What is not understood or not supported.
+    /// A configuration that is malformed or not supported.
     fn config(&self) -> Result<ModelConfig, ConfigError>;
 
-    /// A tensor by the name that GGUF files have for it, such as `blk.0.attn_q.weight`; dimensions as there, the inner one
-    /// first.
+    /// A tensor by its GGUF name, such as `blk.0.attn_q.weight`; dimensions in ggml's order, the inner one first.
     fn tensor(&self, name: &str) -> Option<TensorView<'_>>;
 
-    /// The file that holds (or would hold) a tensor, and its name there: for errors.
+    /// The file that holds (or would hold) a tensor, and its name in that file; for error messages.
     fn place(&self, name: &str) -> (String, String);
 
-    /// Whether whoever made the file chose its types for running, as with a GGUF: they are kept where nobody asks for others.
+    /// Whether the tensor types were chosen for inference, as in a GGUF. They are then kept unless another precision is requested.
     fn types_are_chosen(&self) -> bool;
 }
 

@@ -1,8 +1,9 @@
-//! An f32 in JSON as a person wrote it: a `serde_json::Value` holds an f64, in which an f32 of 0.2 reads 0.20000000298023224.
+//! Writes an f32 to JSON with its shortest decimal: a `serde_json::Value` holds an f64, which would show 0.2 as
+//! 0.20000000298023224.
 
 use serde::Serializer;
 
-/// The f64 that the shortest decimal of `value` reads as; as an f32 it is `value` again.
+/// The f64 with the shortest decimal that is `value` when rounded to f32.
 #[must_use]
 pub fn shortest(value: f32) -> f64 {
     value
@@ -11,7 +12,7 @@ pub fn shortest(value: f32) -> f64 {
         .unwrap_or_else(|_| f64::from(value))
 }
 
-/// A field's `serialize_with`.
+/// For a field's `serialize_with`.
 ///
 /// # Errors
 /// The serializer's.
@@ -19,7 +20,7 @@ pub fn serialize<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_f64(shortest(*value))
 }
 
-/// A field's `serialize_with`, where there may be none.
+/// For the `serialize_with` of an optional field.
 ///
 /// # Errors
 /// The serializer's.
@@ -38,7 +39,7 @@ mod tests {
     use super::shortest;
 
     #[test]
-    fn numbers_read_as_they_were_written_and_are_the_same() {
+    fn shortest_decimals_round_trip() {
         assert_eq!(shortest(0.2), 0.2);
         assert_eq!(shortest(0.01), 0.01);
         for value in [f32::MIN_POSITIVE, f32::MAX, 1e-45, -4.0, 3.3, 0.1 + 0.2] {

@@ -1,8 +1,13 @@
-//! Bytes on one side, typed data on the other: GGUF, safetensors, models' and PEFT's folders, model configurations,
+//! Reads and writes the file formats of language models: GGUF, safetensors, model and adapter folders, configurations,
 //! tokenizers and chat templates.
 //!
-//! Everything read here is hostile until parsed: sizes are checked before memory is taken, and an error names the
-//! file, the tensor or the field. This crate runs no model and knows nothing of threads, devices or servers.
+//! Start with [`checkpoint`], which describes what a decoder's weights come from; [`gguf`] and [`folder`] are the two kinds.
+//! [`config`] has the dimensions of a model, [`peft`] the adapters, [`tokenizer`] and [`chat_template`] the way from a
+//! conversation to token ids. [`safetensors`] is the container of folders and adapters. [`atomic_file`] and [`decimal`] are
+//! small tools that the crates above share.
+//!
+//! Every input is untrusted: sizes are checked before memory is allocated, and an error names the file and the tensor or field.
+//! This crate computes nothing and must not know of threads, devices, requests or servers.
 
 pub mod atomic_file;
 pub mod chat_template;

@@ -1,7 +1,7 @@
-//! Safetensors: the float tensors of a file, widened to f32, and the way back.
+//! Reads the float tensors of a safetensors file, widened to f32, and writes them.
 //!
 //! The container itself is parsed by the `safetensors` crate, which checks its offsets; limits, types and rounding are
-//! this module's. It knows no adapter: names mean nothing here.
+//! this module's. It does not interpret names.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ impl Dtype {
         }
     }
 
-    /// The values of `bytes`, widened, in place of what `to` holds.
+    /// Replaces the content of `to` by the values of `bytes`, widened.
     pub(crate) fn decode(self, bytes: &[u8], to: &mut Vec<f32>) {
         let pairs = || bytes.as_chunks::<2>().0.iter();
         to.clear();
@@ -133,7 +133,7 @@ pub enum SafetensorsError {
         /// Its type.
         dtype: String,
     },
-    /// Values that are not as many as the shape says.
+    /// The number of values does not match the shape.
     #[error("tensor {name:?}: shape {shape:?} does not hold {has} values")]
     Shape {
         /// The tensor.
@@ -154,7 +154,7 @@ pub enum SafetensorsError {
 /// Most tensors that a file may have.
 const MAX_TENSORS: usize = 65_536;
 
-/// Where a tensor's values lie in its file.
+/// A tensor's type, shape and byte range in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorLocation {
     /// The type in the file.
@@ -165,7 +165,7 @@ pub struct TensorLocation {
     pub bytes: Range<usize>,
 }
 
-/// A file's header: its free strings, and where each tensor lies.
+/// A file's header: its metadata and its tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Header {
     /// The free strings of the header, `format` among them.
@@ -174,14 +174,14 @@ pub struct Header {
     pub tensors: BTreeMap<String, TensorLocation>,
 }
 
-/// Reads where a file's tensors lie, without their values.
+/// Reads the header of a file, without the values.
 ///
 /// # Errors
 /// [`SafetensorsError`]: a malformed or truncated file, or a type that is not read, naming the tensor.
 pub fn read_header(bytes: &[u8]) -> Result<Header, SafetensorsError> {
-    // Checks that the tensors lie one after the other, fit their shapes, and end where the file does.
+    // This checks that the tensors follow one another, fit their shapes, and end at the end of the file.
     let (header_bytes, header) = SafeTensors::read_metadata(bytes)?;
-    // The length of the header stands in front of it, in 8 bytes.
+    // The header is preceded by its length, in 8 bytes.
     let data = header_bytes + 8;
     let metadata = header.metadata().clone();
     let metadata = metadata.map(|map| map.into_iter().collect());
@@ -240,7 +240,7 @@ pub fn read(bytes: &[u8]) -> Result<File, SafetensorsError> {
 /// header entries are sorted, which the `safetensors` crate does not promise for the metadata.
 ///
 /// # Errors
-/// A tensor whose values are not as many as its shape says.
+/// A tensor whose number of values does not match its shape.
 pub fn write(file: &File) -> Result<Vec<u8>, SafetensorsError> {
     for (name, tensor) in &file.tensors {
         let needs = tensor

@@ -1,4 +1,4 @@
-//! A SHA-256 under construction, ended as lower-case hex.
+//! A SHA-256 over a list of fields.
 
 use sha2::{Digest, Sha256};
 
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_do_not_run_into_each_other() {
+    fn field_boundaries_are_part_of_the_hash() {
         let hash = |fields: &[&str]| {
             let mut hasher = FieldHasher::new();
             for field in fields {

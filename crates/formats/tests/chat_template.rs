@@ -21,7 +21,7 @@ struct Case {
 }
 
 #[test]
-fn conversations_render_as_with_jinja2() {
+fn conversations_render_as_in_jinja2() {
     let path =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/templates.json");
     let fixture: Fixture = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -69,12 +69,12 @@ fn check_smollm2(template: &ChatTemplate) {
 }
 
 #[test]
-fn the_demo_bases_template_renders_as_transformers_does() {
+fn demo_template_renders_as_in_transformers() {
     check_smollm2(&ChatTemplate::new(SMOLLM2, "<|im_start|>", "<|im_end|>").unwrap());
 }
 
 #[test]
-fn the_hash_covers_source_and_tokens() {
+fn hash_covers_source_and_tokens() {
     let hash = |source, bos, eos| ChatTemplate::new(source, bos, eos).unwrap().hash();
     assert_eq!(hash("a", "b", "c"), hash("a", "b", "c"));
     assert_ne!(hash("a", "b", "c"), hash("a", "bc", ""));
@@ -82,7 +82,7 @@ fn the_hash_covers_source_and_tokens() {
 }
 
 #[test]
-fn the_date_is_todays() {
+fn strftime_now_is_today() {
     let text = ChatTemplate::new("{{ strftime_now('%Y') }}", "", "")
         .unwrap()
         .render(&[], false)
@@ -101,7 +101,7 @@ fn failure(source: &str) -> String {
 }
 
 #[test]
-fn a_broken_template_says_where() {
+fn template_errors_name_the_line() {
     assert!(
         failure("line one\n{% if %}").contains("(line 2)"),
         "{}",
@@ -113,7 +113,7 @@ fn a_broken_template_says_where() {
 }
 
 #[test]
-fn a_hostile_template_runs_out_of_its_budget() {
+fn expensive_templates_run_out_of_fuel() {
     let hostile = [
         "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
@@ -145,7 +145,7 @@ fn repeated(part: &str, end: &str) -> String {
 }
 
 #[test]
-fn an_endless_expression_is_refused_before_it_is_compiled() {
+fn long_expressions_are_refused_before_compiling() {
     let source = format!("{{{{ {}1 }}}}", "-".repeat(9000));
     assert_eq!(
         failure(&source),
@@ -212,7 +212,7 @@ fn deep_nesting_never_exhausts_the_stack() {
 }
 
 #[test]
-fn a_long_conversation_fits_the_budget() {
+fn long_conversations_fit_the_budget() {
     let template = ChatTemplate::new(SMOLLM2, "", "").unwrap();
     let many: Vec<Message> = (0..5000)
         .map(|index| Message::new("user", format!("message {index}")))

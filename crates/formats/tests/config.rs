@@ -50,7 +50,7 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_metadata_is_read_back() {
     assert_eq!(read(&writer(&config())).unwrap(), config());
     let qwen = ModelConfig {
         architecture: "qwen2".into(),
@@ -83,7 +83,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn qwen3_norms_its_heads() {
+fn qwen3_has_query_and_key_norms() {
     let qwen = ModelConfig {
         architecture: "qwen3".into(),
         rope_style: RopeStyle::HalfSplit,
@@ -94,7 +94,7 @@ fn qwen3_norms_its_heads() {
 }
 
 #[test]
-fn a_sliding_window_bounds_the_context() {
+fn sliding_window_limits_the_context() {
     for (window, context) in [(64u32, 64), (4096, 128), (0, 128)] {
         let mut file = writer(&config());
         file.metadata("llama.attention.sliding_window", window);
@@ -114,7 +114,7 @@ fn linear_scaling_divides_every_frequency() {
 }
 
 #[test]
-fn what_is_not_supported_or_senseless_is_refused_by_name() {
+fn unsupported_and_invalid_keys_are_refused_by_name() {
     let changed =
         |key: &str, value: Value| read(writer(&config()).metadata(key, value)).unwrap_err();
     let cases: [(&str, Value, &str); 20] = [
@@ -146,7 +146,7 @@ fn what_is_not_supported_or_senseless_is_refused_by_name() {
         (
             "llama.rope.dimension_count",
             8u32.into(),
-            "llama.rope.dimension_count 8 beside a head of 16",
+            "llama.rope.dimension_count 8 with a head of 16",
         ),
         (
             "llama.attention.value_length",

@@ -46,7 +46,7 @@ fn changed(family: &str, file: &str, change: impl Fn(&mut Json)) -> String {
 }
 
 #[test]
-fn what_is_not_supported_or_senseless_is_refused_by_file_and_field() {
+fn unsupported_and_invalid_fields_are_refused_by_file_and_field() {
     let cases: [(&str, &str, Json, &str); 24] = [
         (
             "llama",
@@ -87,14 +87,14 @@ fn what_is_not_supported_or_senseless_is_refused_by_file_and_field() {
             "llama",
             "num_attention_heads",
             json!(0),
-            "num_attention_heads: 0 is no number from 1 to",
+            "num_attention_heads: 0 is not a number from 1 to",
         ),
         ("llama", "head_dim", json!(15), "a head of 15"),
         (
             "llama",
             "hidden_size",
             json!("32"),
-            "hidden_size: \"32\" is no number",
+            "hidden_size: \"32\" is not a number",
         ),
         ("llama", "num_hidden_layers", json!(1), "model.layers.1."),
         ("llama", "vocab_size", json!(-1), "vocab_size: -1"),
@@ -127,7 +127,7 @@ fn what_is_not_supported_or_senseless_is_refused_by_file_and_field() {
             "llama",
             "rope_parameters",
             json!([]),
-            "rope_parameters: is no object",
+            "rope_parameters: is not an object",
         ),
         (
             "llama3",
@@ -168,7 +168,7 @@ fn what_is_not_supported_or_senseless_is_refused_by_file_and_field() {
 }
 
 #[test]
-fn older_files_have_their_rotary_fields_elsewhere() {
+fn rotary_fields_of_older_files_are_read() {
     let folder = copy("llama3");
     let path = folder.path().join("config.json");
     let new = open(folder.path()).unwrap().description().config().clone();
@@ -181,7 +181,7 @@ fn older_files_have_their_rotary_fields_elsewhere() {
 }
 
 #[test]
-fn an_index_names_files_of_its_folder_and_tensors_that_are_there() {
+fn index_must_name_files_of_its_folder_and_existing_tensors() {
     let index = "model.safetensors.index.json";
     for elsewhere in [
         "../model-00001-of-00003.safetensors",
@@ -226,7 +226,7 @@ fn an_index_names_files_of_its_folder_and_tensors_that_are_there() {
 }
 
 #[test]
-fn weights_that_are_no_safetensors_are_refused() {
+fn weights_in_other_formats_are_refused() {
     let folder = copy("llama");
     let weights = folder.path().join("model.safetensors");
     let whole = std::fs::read(&weights).unwrap();
@@ -264,7 +264,7 @@ fn weights_that_are_no_safetensors_are_refused() {
         (integers, "type I16 is not read"),
         (
             more,
-            "o_proj.bias\": is no part of a model of 2 layers of architecture llama",
+            "o_proj.bias\": is not part of a model of 2 layers of architecture llama",
         ),
     ];
     for (bytes, expected) in cases {
@@ -306,7 +306,7 @@ fn weights_that_are_no_safetensors_are_refused() {
 }
 
 #[test]
-fn tokens_are_those_of_the_tokenizers_library() {
+fn token_ids_equal_the_tokenizers_library() {
     for family in ["llama3", "mistral"] {
         let tokenizer = Description::read(&fixture(family))
             .unwrap()
@@ -340,7 +340,7 @@ fn tokens_are_those_of_the_tokenizers_library() {
 }
 
 #[test]
-fn a_tokenizer_has_one_hash_whatever_file_it_comes_from() {
+fn tokenizer_hash_does_not_depend_on_the_file_format() {
     // Llama 3's pattern is known by name in a GGUF and spelled out in tokenizer.json.
     let description = Description::read(&fixture("llama3")).unwrap();
     let json = read_json(&fixture("llama3").join("tokenizer.json"));
@@ -355,13 +355,13 @@ fn a_tokenizer_has_one_hash_whatever_file_it_comes_from() {
 }
 
 #[test]
-fn sentencepiece_in_a_gguf_is_merged_by_its_scores() {
+fn sentencepiece_merges_in_a_gguf_follow_the_scores() {
     let json = read_json(&fixture("mistral").join("tokenizer.json"));
     let spelled = Description::read(&fixture("mistral"))
         .unwrap()
         .tokenizer()
         .unwrap();
-    // Of what merges make, the earlier is the better; letters have no score of their own.
+    // Earlier merges score higher; single letters have no score.
     let order = merges(&json);
     let tokens = tokens(&json);
     let score = |token: &String| {
@@ -400,7 +400,7 @@ fn sentencepiece_in_a_gguf_is_merged_by_its_scores() {
 }
 
 #[test]
-fn a_part_in_the_midst_of_a_text_gets_no_space_of_its_own() {
+fn part_inside_a_text_gets_no_space_prefix() {
     let tokenizer = Description::read(&fixture("mistral"))
         .unwrap()
         .tokenizer()
@@ -414,7 +414,7 @@ fn a_part_in_the_midst_of_a_text_gets_no_space_of_its_own() {
 }
 
 #[test]
-fn tokenizers_of_other_kinds_are_refused_by_name() {
+fn unsupported_tokenizers_are_refused_by_name() {
     let change = |family: &str, change: &dyn Fn(&mut Json)| {
         let folder = copy(family);
         let path = folder.path().join("tokenizer.json");
@@ -489,7 +489,7 @@ fn tokenizers_of_other_kinds_are_refused_by_name() {
 }
 
 #[test]
-fn the_chat_template_comes_from_its_own_file_or_from_the_tokenizers() {
+fn chat_template_is_read_from_its_file_or_the_tokenizer_config() {
     let messages = [Message::new("user", "hello")];
     let expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n";
     for family in ["llama3", "mistral"] {

@@ -32,7 +32,7 @@ fn small() -> GgufWriter {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_files_are_read_back() {
     let mut writer = small();
     let values = [
         Value::U8(255),
@@ -91,7 +91,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn a_getter_of_the_wrong_type_says_what_is_there() {
+fn getters_report_the_type_they_found() {
     let gguf = parse(
         small()
             .metadata("e.negative", Value::I32(-5))
@@ -121,7 +121,7 @@ fn a_getter_of_the_wrong_type_says_what_is_there() {
 }
 
 #[test]
-fn alignment_is_the_files_own() {
+fn alignment_of_the_file_is_used() {
     for alignment in [1u32, 8, 64, 4096] {
         let mut writer = small();
         writer.metadata("general.alignment", alignment);
@@ -139,7 +139,7 @@ fn alignment_is_the_files_own() {
 }
 
 #[test]
-fn version_2_is_read_and_others_are_named() {
+fn version_2_is_read_and_other_versions_are_refused() {
     let mut bytes = small().to_bytes().unwrap();
     bytes[4] = 2;
     assert_eq!(parse(bytes.clone()).unwrap().version(), 2);
@@ -153,10 +153,10 @@ fn version_2_is_read_and_others_are_named() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_an_error_that_says_so() {
+fn truncated_files_are_errors() {
     let bytes = small().to_bytes().unwrap();
     let whole = bytes.len();
-    // The padding behind the last tensor may be missing.
+    // The padding after the last tensor may be missing.
     let needed = whole - 24;
     assert!(parse(bytes[..needed].to_vec()).is_ok());
     for length in 4..needed {
@@ -203,7 +203,7 @@ fn tensor(name: &str, dims: &[u64], dtype: u32, offset: u64) -> Vec<u8> {
 }
 
 #[test]
-fn broken_tensors_are_named() {
+fn invalid_tensors_are_named() {
     let check = |tensors: &[Vec<u8>], expected: &str| {
         let parts: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
         let text = message(raw(&[], &parts));
@@ -242,7 +242,7 @@ fn broken_tensors_are_named() {
 }
 
 #[test]
-fn broken_metadata_is_named() {
+fn invalid_metadata_is_named() {
     let entry = |key: &[u8], rest: &[u8]| [string(key), rest.to_vec()].concat();
     let check = |entries: &[Vec<u8>], expected: &str| {
         let parts: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
@@ -305,7 +305,7 @@ fn broken_metadata_is_named() {
 }
 
 #[test]
-fn the_writer_refuses_what_the_reader_would() {
+fn writer_and_reader_refuse_the_same() {
     let mut writer = GgufWriter::new();
     let mut error = |dtype, dims: &[u64], length| {
         writer
@@ -357,7 +357,7 @@ fn floats(hex: &str) -> Vec<f32> {
 }
 
 #[test]
-fn dequantized_values_are_those_of_the_gguf_package() {
+fn dequantized_values_equal_the_gguf_package() {
     let fixture = quants();
     assert_eq!(fixture.dequantized.len(), 15);
     for (name, case) in fixture.dequantized {
@@ -369,7 +369,7 @@ fn dequantized_values_are_those_of_the_gguf_package() {
 }
 
 #[test]
-fn quantized_blocks_are_those_of_the_gguf_package() {
+fn quantized_blocks_equal_the_gguf_package() {
     let fixture = quants();
     let values = floats(&fixture.values);
     assert_eq!(fixture.quantized.len(), 8);
@@ -384,7 +384,7 @@ fn quantized_blocks_are_those_of_the_gguf_package() {
 }
 
 #[test]
-fn blocks_by_hand() {
+fn blocks_worked_by_hand_are_dequantized() {
     // Q4_1, d = 0.5, m = -1: nibbles 0..15 in the low halves, 15 in the high ones.
     let mut block = vec![0x00, 0x38, 0x00, 0xbc];
     block.extend((0u8..16).map(|q| q | 0xf0));
@@ -406,7 +406,7 @@ fn blocks_by_hand() {
 }
 
 #[test]
-fn types_without_a_routine_and_wrong_lengths_are_refused() {
+fn unsupported_types_and_wrong_lengths_are_refused() {
     let mut values = [0.0; 256];
     for dtype in GgmlType::all() {
         let data = vec![0; dtype.bytes_for(256).unwrap() as usize];

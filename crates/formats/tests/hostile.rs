@@ -191,7 +191,7 @@ fn adapter() -> Adapter {
 }
 
 #[test]
-fn the_untouched_files_are_whole() {
+fn unchanged_files_are_valid() {
     assert!(use_model(model()));
     let adapter = adapter();
     let bytes = adapter.to_safetensors(Dtype::F32, Path::new("x")).unwrap();
@@ -205,7 +205,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_changed_model_file_never_panics(changes in changes()) {
+    fn changed_model_files_never_panic(changes in changes()) {
         use_model(apply(&model(), &changes));
     }
 
@@ -218,7 +218,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_configuration_never_panics(changes in changes()) {
+    fn changed_configurations_never_panic(changes in changes()) {
         let text = adapter().config.to_json();
         if let Ok(config) = AdapterConfig::parse(&apply(text.as_bytes(), &changes), Path::new("x")) {
             let text = config.to_json();
@@ -227,14 +227,14 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         use_model([b"GGUF\x03\0\0\0".as_slice(), &bytes].concat());
         let _ = safetensors::read(&bytes);
         let _ = AdapterConfig::parse(&bytes, Path::new("x"));
     }
 
     #[test]
-    fn any_template_is_no_panic(source in "[{}% a-z'\"()|.=+*~0-9\\[\\]-]{0,60}") {
+    fn arbitrary_templates_never_panic(source in "[{}% a-z'\"()|.=+*~0-9\\[\\]-]{0,60}") {
         if let Ok(template) = ChatTemplate::new(&source, "", "") {
             let _ = template.render(&[Message::new("user", "x")], true);
         }

@@ -97,7 +97,7 @@ fn compare(family: &str, tokenizer: &Tokenizer, texts: &[String], expected: &Exp
 }
 
 #[test]
-fn a_tiny_vocabulary_gives_hugging_faces_ids_in_every_family() {
+fn ids_equal_hugging_face_in_every_family() {
     let expected: Fixture = fixture("tokenizer_tiny.json");
     assert_eq!(expected.families.len(), 4);
     for (family, expected_ids) in &expected.families {
@@ -117,13 +117,13 @@ fn the_families_differ_on_the_test_set() {
     for (index, one) in ids.iter().enumerate() {
         assert!(
             ids[index + 1..].iter().all(|other| one != other),
-            "two families cannot be told apart"
+            "two families give the same ids"
         );
     }
 }
 
 #[test]
-fn roles_and_aliases() {
+fn special_tokens_and_family_aliases_are_read() {
     let tokenizer = build(&tiny("gpt-2")).unwrap();
     assert_eq!(tokenizer.end_ids(), [0, 2]);
     assert_eq!(tokenizer.token(2), Some("<|im_end|>"));
@@ -139,7 +139,7 @@ fn roles_and_aliases() {
 }
 
 #[test]
-fn a_character_of_many_tokens_leaves_only_when_whole() {
+fn character_of_several_tokens_is_emitted_whole() {
     let mut writer = tiny("gpt2");
     writer.metadata("tokenizer.ggml.merges", Vec::<String>::new());
     let tokenizer = build(&writer).unwrap();
@@ -161,7 +161,7 @@ fn a_character_of_many_tokens_leaves_only_when_whole() {
 }
 
 #[test]
-fn long_runs_are_neither_cut_nor_slow() {
+fn long_runs_are_encoded_whole_and_fast() {
     let tokenizer = build(&tiny("smollm")).unwrap();
     for family in ["smollm", "gpt2", "llama-bpe", "qwen2"] {
         let tokenizer = build(&tiny(family)).unwrap();
@@ -175,7 +175,7 @@ fn long_runs_are_neither_cut_nor_slow() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_name() {
+fn unsupported_tokenizers_are_refused_by_name() {
     let message = |writer: &GgufWriter| build(writer).unwrap_err().to_string();
     let changed = |key: &str, value: Value| {
         let mut writer = tiny("gpt2");
@@ -220,7 +220,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_survives_the_round_and_streams_the_same(text in "\\PC{0,40}[\\s\\PC]{0,40}", family in 0usize..3) {
+    fn any_text_round_trips_and_streams_the_same(text in "\\PC{0,40}[\\s\\PC]{0,40}", family in 0usize..3) {
         // Three families of the four: Qwen 2 composes text first.
         let family = ["smollm", "gpt2", "llama-bpe"][family];
         thread_local! {
@@ -234,7 +234,7 @@ proptest! {
     }
 
     #[test]
-    fn any_ids_stream_to_what_they_decode_to(ids in prop::collection::vec(0u32..800, 0..60)) {
+    fn streamed_text_equals_decoded_text(ids in prop::collection::vec(0u32..800, 0..60)) {
         thread_local!(static BUILT: Tokenizer = build(&tiny("gpt2")).unwrap());
         BUILT.with(|tokenizer| {
             let mut detokenizer = tokenizer.detokenizer();

@@ -1,4 +1,4 @@
-//! What tests share and no product code sees.
+//! What tests share: a fake model for the engine, a tiny real model, and reference logits. No product code uses it.
 
 pub mod fake_model;
 mod logits;

@@ -1,4 +1,4 @@
-//! What a model says after every token of a text: one forward pass by the plain road, for comparisons.
+//! Reference logits: one plain forward pass over a text, for comparisons.
 
 use kernels::{BLOCK_TOKENS, Compute, KvType, Run, Span, Tensor};
 use model::{Adapter, Batch, Buffers, Model};
@@ -34,10 +34,10 @@ impl Logits {
     }
 }
 
-/// The logits after each of `tokens` (tokens x vocabulary), as one sequence without a past, with an adapter at a scale or without.
+/// The logits after each of `tokens` (tokens x vocabulary), as one sequence without a past, optionally with an adapter and its scale.
 ///
 /// # Panics
-/// The model's layers do not fit into memory beside their keys and values.
+/// There is not enough memory for the keys and values.
 pub fn logits(
     model: &Model,
     tokens: &[u32],
@@ -77,7 +77,7 @@ pub fn logits(
     Logits::read(&logits)
 }
 
-/// The natural logarithms of the probabilities that a row of logits gives to every token.
+/// The log-probability of every token for a row of logits.
 pub fn log_probabilities(row: &[f32]) -> Vec<f64> {
     let largest = row.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = row.iter().map(|l| f64::from(l - largest).exp()).sum();

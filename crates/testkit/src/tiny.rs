@@ -1,8 +1,7 @@
-//! A tiny Llama with random weights, as the bytes of a GGUF file, and random adapters for it: everything above the
-//! formats can be tested in milliseconds, without the real base.
+//! A tiny Llama with random weights, as the bytes of a GGUF file, and random adapters for it: with them, the
+//! crates above can be tested in milliseconds, without a real base.
 //!
-//! The text it writes is noise, but legible noise: the embeddings of printable bytes are the larger ones, and the head
-//! is tied to them.
+//! Its answers are noise in printable characters: the embeddings of printable bytes are larger, and the head is tied to them.
 
 use formats::config::{ModelConfig, RopeStyle};
 use formats::gguf::{Array, GgmlType, GgufWriter, Value, quantize};
@@ -13,7 +12,7 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 /// Control tokens, with the ids 0, 1, 2.
 const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
-/// Merges of the byte-level BPE, by rank; each makes one token more.
+/// Merges of the byte-level BPE, by rank; each adds one token.
 const MERGES: [&str; 12] = [
     "Ġ t", "Ġ a", "i n", "h e", "r e", "o n", "e r", "o u", "Ġt he", "a t", "Ġ o", "in g",
 ];
@@ -93,7 +92,7 @@ pub fn tiny_gguf_of(seed: u64, dtype: GgmlType, context_length: usize) -> Vec<u8
 
     let embedding = (0..VOCAB_SIZE)
         .flat_map(|token| {
-            let size = if legible(token) { 0.25 } else { 0.05 };
+            let size = if printable_token(token) { 0.25 } else { 0.05 };
             random.normals(hidden, size)
         })
         .collect();
@@ -124,8 +123,8 @@ pub fn tiny_gguf_of(seed: u64, dtype: GgmlType, context_length: usize) -> Vec<u8
     writer.to_bytes().expect("an alignment by default")
 }
 
-/// A LoRA adapter on all seven linears of every layer of `config`, A and B random and none zero, so that each seed is
-/// audibly another tone. `scale` is alpha / rank.
+/// A LoRA adapter on all seven linears of every layer of `config`, A and B random and not zero, so that each seed gives
+/// other answers. `scale` is alpha / rank.
 pub fn tiny_adapter(seed: u64, config: &ModelConfig, rank: usize, scale: f32) -> Adapter {
     let mut random = Random::new(seed ^ 0xada9_7e12);
     let mut pairs = Vec::new();
@@ -184,8 +183,8 @@ fn write_tokenizer(writer: &mut GgufWriter) {
         .metadata("tokenizer.chat_template", CHAT_TEMPLATE);
 }
 
-/// Whether a token stands for text that people can read.
-fn legible(token: usize) -> bool {
+/// Whether a token is printable text.
+fn printable_token(token: usize) -> bool {
     match token.checked_sub(CONTROL.len()) {
         None => false,
         Some(byte @ 0..=255) => (32..127).contains(&byte),
@@ -193,8 +192,8 @@ fn legible(token: usize) -> bool {
     }
 }
 
-/// The character that stands for a byte in a byte-level BPE (GPT-2's table): itself if it is printable Latin-1, else the
-/// next one from U+0100 on.
+/// The character of a byte in a byte-level BPE (GPT-2's table): itself if it is printable Latin-1, else the next one from
+/// U+0100 on.
 fn byte_char(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
@@ -212,13 +211,13 @@ impl Random {
         Random(SplitMix64::seed_from_u64(seed))
     }
 
-    /// From 0 to 1, both excluded.
+    /// A uniform number between 0 and 1, both excluded.
     fn unit(&mut self) -> f32 {
         ((self.0.next_u64() >> 40) as f32 + 0.5) / (1u64 << 24) as f32
     }
 
-    /// Nearly normal numbers of the given standard deviation, none zero: the sum of twelve uniform ones, less six, has
-    /// no libm in it, so every machine draws the same.
+    /// Nearly normal numbers of the given standard deviation, none of them zero: the sum of twelve uniform numbers, minus six. It
+    /// needs no libm, so it is the same on every machine.
     fn normals(&mut self, count: usize, deviation: f32) -> Vec<f32> {
         (0..count)
             .map(|_| {
@@ -239,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_a_model_of_its_configuration() {
+    fn tiny_file_has_the_tiny_configuration() {
         for dtype in [
             GgmlType::F32,
             GgmlType::F16,
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_fits_and_touches_everything() {
+    fn tiny_adapter_fits_and_covers_every_linear() {
         let config = tiny_config();
         let adapter = tiny_adapter(1, &config, 4, 2.0);
         adapter.check(&config).unwrap();

@@ -1,4 +1,4 @@
-//! The date, for templates that tell the model what day it is.
+//! The current date, for templates that include it in the prompt.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -99,13 +99,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_in_the_form_that_templates_use() {
+    fn strftime_formats_dates() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(strftime("%d %b %Y", at(0)).unwrap(), "01 Jan 1970");
         // 29 February of a leap century, 12:34:56
         let text = strftime("%A %d %B %Y %H:%M:%S %%", at(951_827_696)).unwrap();
         assert_eq!(text, "Tuesday 29 February 2000 12:34:56 %");
-        // The last second of February of a century that is no leap year
+        // The last second of February of a century that is not a leap year
         assert_eq!(
             strftime("%a %y-%m-%d", at(4_107_542_399)).unwrap(),
             "Sun 00-02-28"

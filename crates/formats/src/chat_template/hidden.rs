@@ -1,17 +1,18 @@
-//! What people wrote cannot become a control token: its text is hidden while the template runs, and encoded as text.
+//! Keeps the text of a message from becoming a control token: such text is replaced while the template runs, and encoded as
+//! plain text afterwards.
 
 use super::Message;
 use crate::tokenizer::{Special, Tokenizer, TokenizerError};
 
-/// Private characters that may stand for control tokens' texts while the template runs.
+/// Private-use characters that replace the texts of control tokens while the template runs.
 const MARKS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 
-/// The control tokens whose texts stand in a conversation, each with the character that stands for it in the rendering.
+/// The control tokens whose texts occur in a conversation, each with its replacement character.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hidden<'a>(Vec<(char, &'a str)>);
 
 impl<'a> Hidden<'a> {
-    /// Puts a private character in place of the text of every control token of `tokenizer` in `messages`.
+    /// Replaces the text of every control token of `tokenizer` in `messages` by a private-use character.
     pub fn hide(tokenizer: &'a Tokenizer, messages: &mut [Message]) -> Hidden<'a> {
         Hidden::among(tokenizer.control_tokens(), messages)
     }
@@ -23,11 +24,11 @@ impl<'a> Hidden<'a> {
             if !messages.iter().any(has) {
                 continue;
             }
-            let taken = |mark: char| {
-                let written = |message: &Message| message.content.contains(mark);
-                hidden.iter().any(|(other, _)| *other == mark) || messages.iter().any(written)
+            let is_used = |mark: char| {
+                let occurs = |message: &Message| message.content.contains(mark);
+                hidden.iter().any(|(other, _)| *other == mark) || messages.iter().any(occurs)
             };
-            let Some(mark) = MARKS.into_iter().find(|mark| !taken(*mark)) else {
+            let Some(mark) = MARKS.into_iter().find(|mark| !is_used(*mark)) else {
                 continue;
             };
             for message in messages.iter_mut() {
@@ -38,7 +39,7 @@ impl<'a> Hidden<'a> {
         Hidden(hidden)
     }
 
-    /// Encodes what a template rendered, or a part of it; what was hidden is encoded as the plain text that it was.
+    /// Encodes rendered text, or a part of it; replaced texts are encoded as plain text.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -49,11 +50,11 @@ impl<'a> Hidden<'a> {
     ) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
         let mut rest = rendered;
-        let stands_for = |c: char| self.0.iter().find(|(mark, _)| *mark == c);
-        while let Some((at, mark)) = rest.char_indices().find(|(_, c)| stands_for(*c).is_some()) {
+        let replaced = |c: char| self.0.iter().find(|(mark, _)| *mark == c);
+        while let Some((at, mark)) = rest.char_indices().find(|(_, c)| replaced(*c).is_some()) {
             let begins = ids.is_empty();
             ids.extend(tokenizer.encode_part(&rest[..at], Special::Parse, begins)?);
-            if let Some((_, text)) = stands_for(mark) {
+            if let Some((_, text)) = replaced(mark) {
                 let begins = ids.is_empty();
                 ids.extend(tokenizer.encode_part(text, Special::AsText, begins)?);
             }
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_tokens_in_a_text_are_hidden_and_nothing_else() {
+    fn only_texts_of_control_tokens_are_replaced() {
         let control = ["<|im_end|>".to_owned(), "<s>".to_owned()];
         let mut plain = vec![Message::new("user", "a < b and <|im_start")];
         assert_eq!(Hidden::among(&control, &mut plain), Hidden(Vec::new()));

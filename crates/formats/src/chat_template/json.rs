@@ -9,7 +9,7 @@ const MAX_INDENT: usize = 16;
 
 pub(super) fn to_json(state: &State, value: Value, arguments: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = arguments.get("indent")?;
-    // Accepted and without effect here: text is never escaped to ASCII.
+    // Accepted and ignored: text is never escaped to ASCII.
     let _: Option<bool> = arguments.get("ensure_ascii")?;
     arguments.assert_all_used()?;
     let mut text = String::new();
@@ -63,7 +63,7 @@ fn write(
                 } else {
                     write(state, &item, indent, depth + 1, out)?;
                 }
-                // The price of the separators, so that no list is free.
+                // Separators cost fuel too, so that no list is free.
                 state.consume_fuel(1)?;
             }
             if !empty {
@@ -71,7 +71,7 @@ fn write(
             }
             out.push(if map { '}' } else { ']' });
         }
-        _ => return Err(error("tojson: this is no data")),
+        _ => return Err(error("tojson: the value is not data")),
     }
     state.consume_fuel((out.len() - start) as u64 / 64)
 }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn as_python_writes_it() {
+    fn output_equals_python_json_dumps() {
         assert_eq!(
             render("{{ messages | tojson }}"),
             r#"[{"role": "user", "content": "é<b>\"\n'"}]"#

@@ -1,7 +1,7 @@
 //! Renders a conversation with the model's own chat template, as the transformers library renders it.
 //!
-//! Templates are programs of strangers: each rendering has a budget of work and memory, and a template sees nothing but
-//! the conversation. This module knows no tokens but the texts of the first and the last one.
+//! Templates are untrusted programs: each rendering has a budget of work and memory, and a template sees only the
+//! conversation. Of the tokens, this module knows only the texts of the first and the last one.
 
 mod alpaca;
 mod date;
@@ -27,9 +27,9 @@ pub use hidden::Hidden;
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, or what else the template knows.
+    /// `system`, `user`, `assistant`, or another role of the template.
     pub role: String,
-    /// What was said.
+    /// The text.
     pub content: String,
 }
 
@@ -43,7 +43,7 @@ impl Message {
     }
 }
 
-/// A template that is missing or broken, or a conversation that it does not take.
+/// A template that is missing or broken, or a conversation that it refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The metadata could not be read.
@@ -69,19 +69,19 @@ pub enum TemplateError {
     /// A file of the folder could not be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Longer than any template.
+    /// Longer than any template in use.
     #[error("the chat template has {found} bytes; at most {MAX_TEMPLATE} are read")]
     TooLarge {
         /// Its length.
         found: usize,
     },
-    /// An expression longer than any template's.
+    /// An expression longer than any template has.
     #[error("the chat template has a tag of {found} bytes; at most {MAX_TAG} are read")]
     LongTag {
         /// Its length.
         found: usize,
     },
-    /// The template is no Jinja.
+    /// The template is not valid Jinja.
     #[error("the chat template is not understood: {0}")]
     Syntax(String),
     /// The template refused the conversation (`raise_exception`); the text is its own.
@@ -96,12 +96,12 @@ pub enum TemplateError {
 const MAX_TEMPLATE: usize = 64 << 10;
 /// Longest `{{ }}` or `{% %}`, in bytes.
 const MAX_TAG: usize = 8 << 10;
-/// Work of one rendering: an instruction costs 1, and so do 64 bytes made. Enough for a conversation of some megabytes.
+/// Work of one rendering: an instruction costs 1, and so do 64 bytes of output. Enough for a conversation of several megabytes.
 const FUEL: u64 = 250_000;
 /// Deepest nesting of macros and blocks.
 const MAX_DEPTH: usize = 100;
 /// The template engine recurses over long expressions and nested lists, by at most 2 KiB for each byte of a template and
-/// each unit of fuel. This much stack outlasts both limits above; only what is used takes memory.
+/// each unit of fuel. This stack is large enough for both limits above; only the used part takes memory.
 const STACK: usize = 512 << 20;
 const NAME: &str = "chat_template";
 
@@ -118,7 +118,7 @@ impl ChatTemplate {
     /// The template of a model file.
     ///
     /// # Errors
-    /// [`TemplateError`]: there is none, or it is not understood.
+    /// [`TemplateError`]: there is none, or it cannot be compiled.
     pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
         let source =
             gguf.get_str("tokenizer.chat_template")?
@@ -137,10 +137,10 @@ impl ChatTemplate {
         ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
     }
 
-    /// Compiles a template; `bos` and `eos` are what it sees as `bos_token` and `eos_token`.
+    /// Compiles a template; the template sees `bos` and `eos` as `bos_token` and `eos_token`.
     ///
     /// # Errors
-    /// [`TemplateError`]: too long, or not understood.
+    /// [`TemplateError`]: too long, or it cannot be compiled.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
         if source.len() > MAX_TEMPLATE {
             return Err(TemplateError::TooLarge {
@@ -192,10 +192,10 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation, ending where the assistant is to speak if `add_generation_prompt` is set.
+    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.
     ///
     /// # Errors
-    /// [`TemplateError::Refused`] in the template's own words, or [`TemplateError::Render`].
+    /// [`TemplateError::Refused`] with the template's own message, or [`TemplateError::Render`].
     pub fn render(
         &self,
         messages: &[Message],
@@ -219,12 +219,12 @@ impl ChatTemplate {
         })
     }
 
-    /// The template's own text.
+    /// The source text of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Everything that decides about a rendering, as sha256 in hex.
+    /// The sha256, in hex, of everything that determines a rendering.
     pub fn hash(&self) -> String {
         let mut hasher = FieldHasher::new();
         for field in ["chat template", &self.source, &self.bos, &self.eos] {
@@ -234,7 +234,7 @@ impl ChatTemplate {
     }
 }
 
-/// Runs the template engine where even a hostile template cannot exhaust the stack, which would end the process.
+/// Runs the template engine on a stack that no template can exhaust, as that would end the process.
 fn on_deep_stack<T: Send>(
     work: impl FnOnce() -> Result<T, TemplateError> + Send,
 ) -> Result<T, TemplateError> {
@@ -260,7 +260,7 @@ fn failed(error: Error) -> TemplateError {
     }
 }
 
-/// What a template said in `raise_exception`.
+/// The message of `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refusal(String);
@@ -276,7 +276,7 @@ fn refusal(error: &Error) -> Option<&Refusal> {
     None
 }
 
-/// One line: what, and where in the template.
+/// The error in one line, with its position in the template.
 fn describe(error: &Error) -> String {
     let what = match error.kind() {
         ErrorKind::OutOfFuel => "it takes more work or memory than a rendering may".to_owned(),

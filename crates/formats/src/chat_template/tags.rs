@@ -1,7 +1,7 @@
-//! How long the tags of a template are. The template engine's work on one expression grows faster than the square of
-//! its length, so that one endless expression, compiled, would take minutes.
+//! Measures the tags of a template. The template engine's work on one expression grows faster than the square of its length,
+//! so that compiling one very long expression would take minutes.
 
-/// The length in bytes of the longest `{{ }}` or `{% %}`, up to the end of the text where one is not closed.
+/// The length in bytes of the longest `{{ }}` or `{% %}`, up to the end of the text if it is not closed.
 pub(super) fn longest(source: &str) -> usize {
     let bytes = source.as_bytes();
     let (mut at, mut longest) = (0, 0);
@@ -23,7 +23,7 @@ pub(super) fn longest(source: &str) -> usize {
     longest
 }
 
-/// Where the tag that starts here ends: its closing signs count outside strings and braces.
+/// The end of the tag that starts at `start`: the first closing sign outside strings and braces.
 fn tag_end(bytes: &[u8], start: usize) -> usize {
     let mut quote = None;
     let mut depth = 0usize;

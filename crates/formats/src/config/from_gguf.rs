@@ -143,7 +143,7 @@ impl Keys<'_> {
         ))
     }
 
-    /// Everything that would make the plain decoder wrong.
+    /// Refuses every feature with which the plain decoder would compute wrong results.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
         for key in ["expert_count", "expert_used_count"] {
             if self
@@ -222,14 +222,14 @@ impl Keys<'_> {
             if let Some(other) = self.optional_number(key, 1..=MAX_HEAD_DIM)?
                 && other != head_dim
             {
-                let feature = format!("{} {other} beside a head of {head_dim}", self.full(key));
+                let feature = format!("{} {other} with a head of {head_dim}", self.full(key));
                 return Err(self.unsupported(feature));
             }
         }
         Ok(head_dim)
     }
 
-    /// The embedding says how many tokens there are; whatever else says so must agree.
+    /// The number of rows of the embedding. Other statements of the vocabulary's size must agree with it.
     fn vocab_size(&self, hidden_size: usize) -> Result<usize, ConfigError> {
         let tensor_error = |problem: String| ConfigError::Invalid {
             origin: self.gguf.origin().to_owned(),
@@ -270,7 +270,7 @@ impl Keys<'_> {
         Ok(vocab_size)
     }
 
-    /// The context, or the sliding window where that is shorter: up to the window's length it changes nothing.
+    /// The context, or the sliding window if that is shorter: up to its length a window has no effect.
     fn context_length(&self) -> Result<usize, ConfigError> {
         let context = self.number("context_length", 1..=MAX_CONTEXT)?;
         let window = self.gguf.get_u64(&self.full("attention.sliding_window"))?;
@@ -278,7 +278,7 @@ impl Keys<'_> {
         Ok(window.map_or(context, |window| (context as u64).min(window) as usize))
     }
 
-    /// By how much positions are scaled down, all alike; 1 if they are not.
+    /// The factor of linear rotary scaling; 1 for none.
     fn linear_scaling(&self) -> Result<f32, ConfigError> {
         let key = self.full("rope.scaling.type");
         let mut factor = 1.0;
@@ -291,7 +291,7 @@ impl Keys<'_> {
         }
         match self.gguf.get_str(&key)? {
             Some("linear") => Ok(factor),
-            // A factor without a type is how linear scaling was written at first.
+            // Older files have a factor for linear scaling, and no type.
             None => Ok(factor),
             Some("none" | "") => Ok(1.0),
             Some(scaling) => Err(self.unsupported(format!("rope scaling {scaling:?} ({key})"))),

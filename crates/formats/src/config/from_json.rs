@@ -10,7 +10,7 @@ use super::{
     ModelConfig, RopeStyle,
 };
 
-/// The model types that are run, the class that transformers has for each, and what GGUF files call the family.
+/// The supported model types, the class of transformers for each, and the architecture in GGUF files.
 const MODEL_TYPES: [(&str, &str, &str); 4] = [
     ("llama", "LlamaForCausalLM", "llama"),
     ("mistral", "MistralForCausalLM", "llama"),
@@ -27,11 +27,11 @@ impl ModelConfig {
         let Some(map) = config.as_object() else {
             return Err(ConfigError::Invalid {
                 origin: origin.to_owned(),
-                key: "the whole".to_owned(),
-                problem: "is no JSON object".to_owned(),
+                key: "(whole file)".to_owned(),
+                problem: "is not a JSON object".to_owned(),
             });
         };
-        let fields = Fields {
+        let fields = ConfigFields {
             map,
             origin,
             within: "",
@@ -78,22 +78,22 @@ impl ModelConfig {
             rope_freq_factors,
             rms_norm_eps: fields.float("rms_norm_eps", None, 1e-12..=1.0)? as f32,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            // Not a field of Qwen2's: its q, k and v always have one.
+            // Qwen2 has no such field: its q, k and v always have a bias.
             qkv_bias: model_type == "qwen2",
             qk_norm: model_type == "qwen3",
         })
     }
 }
 
-/// The fields of an object, typed. A field that is null is as good as absent.
-struct Fields<'a> {
+/// Typed access to the fields of an object. A field that is null counts as absent.
+struct ConfigFields<'a> {
     map: &'a Map<String, Value>,
     origin: &'a str,
-    /// The field that the object is the value of, with a dot; empty for the whole file.
+    /// The path of the object with a dot at its end; empty for the whole file.
     within: &'a str,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> ConfigFields<'a> {
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
             .map(|value| {
                 value
                     .as_str()
-                    .ok_or_else(|| self.invalid(key, format!("{} is no string", short(value))))
+                    .ok_or_else(|| self.invalid(key, format!("{} is not a string", short(value))))
             })
             .transpose()
     }
@@ -133,7 +133,7 @@ impl<'a> Fields<'a> {
             None => Ok(false),
             Some(value) => value
                 .as_bool()
-                .ok_or_else(|| self.invalid(key, format!("{} is no bool", short(value)))),
+                .ok_or_else(|| self.invalid(key, format!("{} is not a bool", short(value)))),
         }
     }
 
@@ -152,7 +152,7 @@ impl<'a> Fields<'a> {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
                 let (least, most) = (range.start(), range.end());
-                let problem = format!("{} is no number from {least} to {most}", short(value));
+                let problem = format!("{} is not a number from {least} to {most}", short(value));
                 Err(self.invalid(key, problem))
             }
         }
@@ -175,7 +175,7 @@ impl<'a> Fields<'a> {
             Some(number) if range.contains(&number) => Ok(number),
             _ => {
                 let (least, most) = (range.start(), range.end());
-                let problem = format!("{} is no number from {least} to {most}", short(value));
+                let problem = format!("{} is not a number from {least} to {most}", short(value));
                 Err(self.invalid(key, problem))
             }
         }
@@ -202,7 +202,7 @@ impl<'a> Fields<'a> {
         Ok((model_type, architecture))
     }
 
-    /// Everything that would make the plain decoder wrong.
+    /// Refuses every feature with which the plain decoder would compute wrong results.
     fn refuse_unsupported(&self, model_type: &str) -> Result<(), ConfigError> {
         let absent = [
             "quantization_config",
@@ -215,7 +215,7 @@ impl<'a> Fields<'a> {
         if let Some(key) = absent.iter().find(|key| self.get(key).is_some()) {
             return Err(self.unsupported(format!("{key} in the configuration")));
         }
-        // Qwen2 has the biases of q, k and v whatever this says; elsewhere it means one at o, too.
+        // Qwen2 ignores this field; in other models it means a bias of o, too.
         if model_type != "qwen2" && self.flag("attention_bias")? {
             return Err(self.unsupported("attention_bias = true".to_owned()));
         }
@@ -240,11 +240,11 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// The context, or the sliding window where that is shorter: up to the window's length it changes nothing.
+    /// The context, or the sliding window if that is shorter: up to its length a window has no effect.
     fn context_length(&self, model_type: &str) -> Result<usize, ConfigError> {
         let context = self.number("max_position_embeddings", 1..=MAX_CONTEXT)?;
         let window = self.optional_number("sliding_window", 0..=MAX_CONTEXT)?;
-        // Qwen's files name a window that they do not use; Llama has none.
+        // Qwen's files name a window even if it is not used; Llama has none.
         let used = match model_type {
             "mistral" => true,
             "llama" => false,
@@ -266,10 +266,10 @@ impl<'a> Fields<'a> {
             return Ok((theta, None));
         };
         let Some(map) = self.get(key).and_then(Value::as_object) else {
-            return Err(self.invalid(key, "is no object".to_owned()));
+            return Err(self.invalid(key, "is not an object".to_owned()));
         };
         let within = format!("{key}.");
-        let rope = Fields {
+        let rope = ConfigFields {
             map,
             origin: self.origin,
             within: &within,

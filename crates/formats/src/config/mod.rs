@@ -1,8 +1,8 @@
-//! What a model is made of, read from a GGUF's metadata and tensor list or from a `config.json`, with sane limits on every
-//! number.
+//! The dimensions and constants of a model, read from a GGUF's metadata and tensor list or from a `config.json`, with limits
+//! on every number.
 //!
-//! What the decoder does not do (experts, other rotary scalings than linear and Llama 3's, ...) is refused here by name, so
-//! that nothing above computes silently wrong.
+//! Features that the decoder does not have (experts, rotary scalings other than linear and Llama 3's, ...) are refused here by
+//! name, so that nothing above computes wrong results silently.
 
 mod from_gguf;
 mod from_json;
@@ -40,8 +40,8 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// Number of tokens: rows of the embedding.
     pub vocab_size: usize,
-    /// Most positions that the model was trained for; with a sliding window no more than it, since up to there it changes
-    /// nothing.
+    /// Most positions that the model was trained for, or the sliding window if that is shorter: up to its length a window has no
+    /// effect.
     pub context_length: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
@@ -60,7 +60,7 @@ pub struct ModelConfig {
     pub qk_norm: bool,
 }
 
-/// A model that is not understood, or not supported.
+/// A model that is malformed or not supported.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The metadata could not be read.
@@ -74,7 +74,7 @@ pub enum ConfigError {
         /// The key.
         key: String,
     },
-    /// A number that makes no sense.
+    /// A value out of its limits, or one that contradicts another.
     #[error("{origin}: {key}: {problem}")]
     Invalid {
         /// The file.
@@ -84,12 +84,12 @@ pub enum ConfigError {
         /// What is wrong.
         problem: String,
     },
-    /// Something that this decoder does not do.
+    /// A feature that the decoder does not have.
     #[error("{origin}: {feature} is not supported; {instead}")]
     Unsupported {
         /// The file.
         origin: String,
-        /// What it is, by name.
+        /// The feature, by name.
         feature: String,
         /// What is.
         instead: &'static str,
@@ -99,7 +99,7 @@ pub enum ConfigError {
 const FAMILY: &str = "the families that are run are Llama, Mistral, Qwen2, Qwen3 and SmolLM2, without experts, with plain, linear \
                       or Llama 3 rotary positions";
 
-/// Limits that no real model of the family comes near.
+/// Limits far above any real model of these families.
 const MAX_WIDTH: usize = 1 << 18;
 const MAX_LAYERS: usize = 4096;
 const MAX_HEADS: usize = 4096;
@@ -108,8 +108,8 @@ const MAX_VOCAB: usize = 1 << 22;
 const MAX_CONTEXT: usize = 1 << 28;
 
 impl ModelConfig {
-    /// Where the query or key rows of Hugging Face's order, over `heads` heads, lie in the file; none where the file has
-    /// them in that order too (see [`RopeStyle`]).
+    /// For each query or key row in Hugging Face's order, over `heads` heads, its row in the file; none if the file has the same
+    /// order (see [`RopeStyle`]).
     pub fn rotary_order(&self, heads: usize) -> Option<Vec<u32>> {
         if self.rope_style == RopeStyle::HalfSplit {
             return None;
@@ -127,7 +127,7 @@ impl ModelConfig {
         Some((0..heads * dim).map(|i| row(i) as u32).collect())
     }
 
-    /// The same model as a GGUF file of its architecture has it: there the rows of `llama` lie in another order.
+    /// The configuration that a GGUF file of this model has: GGUF files of `llama` store the rows in another order.
     pub fn as_in_gguf(&self) -> ModelConfig {
         let rope_style = match self.architecture.as_str() {
             "llama" => RopeStyle::Interleaved,
@@ -139,8 +139,8 @@ impl ModelConfig {
         }
     }
 
-    /// Writes the metadata that [`ModelConfig::from_gguf`] reads. What it reads from tensors (the tied head, the biases,
-    /// the frequency factors) is there when the tensors are.
+    /// Writes the metadata that [`ModelConfig::from_gguf`] reads. The tied head, the biases and the frequency factors are not
+    /// metadata; it reads them from the tensors.
     pub fn write_metadata(&self, writer: &mut GgufWriter) {
         let arch = &self.architecture;
         writer.metadata("general.architecture", arch.as_str());

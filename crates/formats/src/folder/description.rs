@@ -10,7 +10,7 @@ use crate::config::ModelConfig;
 use crate::file::{FileError, read_json, read_text};
 use crate::tokenizer::{Roles, Tokenizer, TokenizerError};
 
-/// Longest files, in bytes. The longest `tokenizer.json` in use has some 35 MB.
+/// Longest files, in bytes. The longest `tokenizer.json` in use has about 35 MB.
 const MAX_CONFIG: u64 = 4 << 20;
 const MAX_TOKENIZER: u64 = 128 << 20;
 
@@ -32,7 +32,7 @@ pub fn description_files() -> [&'static str; 5] {
     [CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE]
 }
 
-/// A folder's files without its weights.
+/// A folder's files, apart from its weights.
 pub struct Description {
     path: PathBuf,
     config: ModelConfig,
@@ -71,10 +71,10 @@ impl Description {
         &self.config
     }
 
-    /// The tokenizer of `tokenizer.json`, with the roles that the other files give to tokens.
+    /// The tokenizer of `tokenizer.json`, with the special tokens that the other files name.
     ///
     /// # Errors
-    /// [`TokenizerError`]: the file is missing or broken, or of a kind that is not supported, by name.
+    /// [`TokenizerError`]: the file is missing, malformed, or of a kind that is not supported, by name.
     pub fn tokenizer(&self) -> Result<Tokenizer, TokenizerError> {
         let path = self.path.join(TOKENIZER);
         let json = read_json(&path, MAX_TOKENIZER)?;
@@ -107,10 +107,10 @@ impl Description {
         Some(text.to_owned())
     }
 
-    /// The chat template: `chat_template.jinja`, else what `tokenizer_config.json` has under `chat_template`.
+    /// The chat template: `chat_template.jinja`, or the field `chat_template` of `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`TemplateError`]: there is none, or it is not understood.
+    /// [`TemplateError`]: there is none, or it cannot be compiled.
     pub fn chat_template(&self, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
         let missing = || TemplateError::None {
             origin: self.path.display().to_string(),
@@ -121,7 +121,7 @@ impl Description {
         } else {
             let own = match self.tokenizer_config.get("chat_template") {
                 Some(Value::String(source)) => Some(source.as_str()),
-                // Several, by name.
+                // Several templates, by name.
                 Some(Value::Array(all)) => all
                     .iter()
                     .find(|one| one.get("name").and_then(Value::as_str) == Some("default"))
@@ -135,7 +135,7 @@ impl Description {
     }
 }
 
-/// A JSON file that may be absent, which is then null.
+/// A JSON file; null if it does not exist.
 fn read_optional(path: &Path) -> Result<Value, FileError> {
     if path.is_file() {
         read_json(path, MAX_CONFIG)

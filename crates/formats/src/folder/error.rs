@@ -1,4 +1,4 @@
-//! What can be wrong with a model's folder.
+//! The errors of reading a model's folder.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use crate::config::ConfigError;
 use crate::file::FileError;
 use crate::safetensors::SafetensorsError;
 
-/// A folder that could not be read, or is not run. Every message names the file, and the field or the tensor.
+/// A folder that could not be read or is not supported. Every message names the file, and the field or tensor.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// A file could not be read.
@@ -41,7 +41,7 @@ pub enum FolderError {
         /// What is wrong.
         source: SafetensorsError,
     },
-    /// A tensor that is missing, or not wanted.
+    /// A tensor that is missing, or that the decoder does not use.
     #[error("{}: tensor {name:?}: {problem}", path.display())]
     Tensor {
         /// The file.
@@ -51,7 +51,7 @@ pub enum FolderError {
         /// What is wrong.
         problem: String,
     },
-    /// `config.json` describes what is not run.
+    /// `config.json` describes a model that is not supported.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }

@@ -1,8 +1,8 @@
-//! What Hugging Face's models call the tensors that GGUF files call otherwise.
+//! The names of tensors in GGUF files and in Hugging Face's models.
 
 use crate::config::ModelConfig;
 
-/// (GGUF's name, Hugging Face's), within a layer.
+/// GGUF's and Hugging Face's names of the tensors of a layer.
 const OF_A_LAYER: [(&str, &str); 14] = [
     ("attn_norm.weight", "input_layernorm.weight"),
     ("attn_q.weight", "self_attn.q_proj.weight"),
@@ -20,30 +20,30 @@ const OF_A_LAYER: [(&str, &str); 14] = [
     ("ffn_down.weight", "mlp.down_proj.weight"),
 ];
 
-/// (GGUF's name, Hugging Face's), of the whole model.
+/// GGUF's and Hugging Face's names of the other tensors.
 const OF_THE_MODEL: [(&str, &str); 3] = [
     ("token_embd.weight", "model.embed_tokens.weight"),
     ("output_norm.weight", "model.norm.weight"),
     ("output.weight", "lm_head.weight"),
 ];
 
-/// Hugging Face's name of a tensor that GGUF files call `name`.
+/// Hugging Face's name of the tensor with the GGUF name `name`.
 pub(super) fn hugging_face(name: &str) -> Option<String> {
-    if let Some((_, own)) = OF_THE_MODEL.iter().find(|known| known.0 == name) {
+    if let Some((_, own)) = OF_THE_MODEL.iter().find(|row| row.0 == name) {
         return Some((*own).to_owned());
     }
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (_, own) = OF_A_LAYER.iter().find(|known| known.0 == rest)?;
+    let (_, own) = OF_A_LAYER.iter().find(|row| row.0 == rest)?;
     Some(format!("model.layers.{layer}.{own}"))
 }
 
-/// Whether a decoder of this configuration uses the tensor, or may leave it out.
-pub(super) fn is_known(name: &str, config: &ModelConfig) -> bool {
-    // Tables of angles, which are computed here.
+/// Whether a decoder of this configuration uses the tensor, or may ignore it.
+pub(super) fn is_used(name: &str, config: &ModelConfig) -> bool {
+    // Tables of rotary angles, which the decoder computes itself.
     if name.ends_with("rotary_emb.inv_freq") {
         return true;
     }
-    if OF_THE_MODEL.iter().any(|known| known.1 == name) {
+    if OF_THE_MODEL.iter().any(|row| row.1 == name) {
         return true;
     }
     let Some((layer, rest)) = name
@@ -52,8 +52,8 @@ pub(super) fn is_known(name: &str, config: &ModelConfig) -> bool {
     else {
         return false;
     };
-    let known = OF_A_LAYER.iter().find(|known| known.1 == rest);
-    let used = match known {
+    let row = OF_A_LAYER.iter().find(|row| row.1 == rest);
+    let used = match row {
         Some((gguf, _)) if gguf.ends_with(".bias") => config.qkv_bias,
         Some((gguf, _)) if gguf.ends_with("_norm.weight") && gguf.contains("_q_") => config.qk_norm,
         Some((gguf, _)) if gguf.ends_with("_norm.weight") && gguf.contains("_k_") => config.qk_norm,

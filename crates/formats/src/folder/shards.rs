@@ -195,7 +195,7 @@ impl Shards {
         let other = self
             .tensors
             .iter()
-            .find(|(name, _)| !names::is_known(name, config));
+            .find(|(name, _)| !names::is_used(name, config));
         match other {
             None => Ok(()),
             Some((name, entry)) => Err(FolderError::Tensor {

@@ -1,4 +1,4 @@
-//! The slow, obvious way from quantized bytes to numbers. Every fast kernel answers to it.
+//! Dequantizes blocks in the slow, obvious way. Every fast kernel is tested against it.
 //!
 //! Layouts after ggml (ggml-common.h, ggml-quants.c). `d` is a block's scale, `m` its minimum; nibbles of a 32-block:
 //! the low halves of the 16 bytes are elements 0..16, the high halves 16..32.
@@ -13,7 +13,7 @@ const SUPPORTED: &str =
 /// Dequantizes whole blocks: `data` holds exactly `out.len()` elements of type `dtype`.
 ///
 /// # Errors
-/// A type without a routine, by name; lengths that do not belong together.
+/// A type that is not supported, by name; lengths that do not match.
 pub fn dequantize(dtype: GgmlType, data: &[u8], out: &mut [f32]) -> Result<(), GgufError> {
     let needs = dtype.bytes_for(out.len() as u64);
     if needs != Some(data.len() as u64) {
@@ -173,7 +173,7 @@ fn q3_k(data: &[u8], out: &mut [f32]) {
     }
 }
 
-/// What the 16 numbers of IQ4_NL and IQ4_XS stand for.
+/// The values of the 16 codes of IQ4_NL and IQ4_XS.
 const IQ4_VALUES: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];

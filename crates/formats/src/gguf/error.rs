@@ -1,6 +1,6 @@
-//! What can be wrong with a GGUF file.
+//! The errors of reading and writing GGUF files.
 
-/// A GGUF file that could not be read, understood or written. Every message names the file.
+/// A GGUF file that could not be read, parsed or written. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     /// The file could not be opened, read or written.
@@ -8,7 +8,7 @@ pub enum GgufError {
     Io {
         /// The file.
         origin: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file does not start with the four letters GGUF.
@@ -85,7 +85,7 @@ pub enum GgufError {
         /// What is wrong.
         problem: String,
     },
-    /// A tensor type without a routine for what was asked.
+    /// A tensor type that cannot be dequantized or quantized here.
     #[error("{dtype} tensors are not {verb} here (those of {supported} are)")]
     Unsupported {
         /// The type.
@@ -95,7 +95,7 @@ pub enum GgufError {
         /// The types that are.
         supported: &'static str,
     },
-    /// Slices whose lengths do not belong together.
+    /// Slices whose lengths do not match.
     #[error("{dtype}: {elements} elements need {needs} bytes, but {has} bytes were given")]
     Length {
         /// The type.

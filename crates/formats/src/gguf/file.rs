@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::read::{Contents, TensorInfo};
 use super::{Array, GgmlType, GgufError, Value};
 
-/// The bytes of a file: read, or mapped by whoever may map. They must not change while they are held.
+/// The bytes of a file, read or mapped. They must not change while they are held.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A tensor of a file.
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Gguf {
 }
 
 impl Gguf {
-    /// Reads a whole file into memory and parses it. A caller that maps large files hands the mapping to [`Gguf::parse`].
+    /// Reads a whole file into memory and parses it. For a mapped file use [`Gguf::parse`].
     ///
     /// # Errors
     /// [`GgufError`] for an unreadable or malformed file.
@@ -147,10 +147,10 @@ impl Gguf {
         })
     }
 
-    /// An integer of any width that fits; `None` where the key is absent.
+    /// An integer of any width that fits; `None` if the key is absent.
     ///
     /// # Errors
-    /// Another type, or a number that does not fit; so for all getters here.
+    /// A value of another type, or a number that does not fit. The same for all getters.
     pub fn get_u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
         self.get(key, "a number from 0 to 4294967295", |value| {
             u32::try_from(value.integer()?).ok()

@@ -93,7 +93,7 @@ impl GgmlType {
         &TABLE[self as usize]
     }
 
-    /// The type of a number in a file. `Err` says what the number is, where that is known.
+    /// The type with this number in a file. The error explains removed and unknown numbers.
     pub fn from_id(id: u32) -> Result<GgmlType, String> {
         if let Some(row) = TABLE.iter().find(|row| row.1 == id) {
             return Ok(row.0);
@@ -147,7 +147,7 @@ impl GgmlType {
         })
     }
 
-    /// Bytes of `elements` elements; `None` where they are not whole blocks, or overflow.
+    /// Bytes of `elements` elements; `None` if they are not whole blocks, or overflow.
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
         let block = self.block_size() as u64;
         if !elements.is_multiple_of(block) {
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_the_order_of_the_enum_and_of_the_numbers() {
+    fn table_is_in_the_order_of_enum_and_ids() {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.0 as usize, index, "{}", row.2);
             assert_eq!(GgmlType::from_id(row.1), Ok(row.0));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_and_unknown_numbers_say_so() {
+    fn errors_of_removed_and_unknown_ids_explain_themselves() {
         assert!(GgmlType::from_id(4).unwrap_err().contains("removed"));
         assert!(GgmlType::from_id(31).unwrap_err().contains("Q4_0"));
         assert!(
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_blocks_have_a_size() {
+    fn only_whole_blocks_have_a_byte_size() {
         assert_eq!(GgmlType::Q4_1.bytes_for(576), Some(360));
         assert_eq!(GgmlType::Q4_1.bytes_for(31), None);
         assert_eq!(GgmlType::F64.bytes_for(u64::MAX), None);

@@ -4,12 +4,12 @@
 //! "GGUF" version:u32 tensor_count:u64 metadata_count:u64
 //! metadata   key:string type:u32 value        string = length:u64 bytes
 //! tensors    name:string dims:u32 dim:u64.. type:u32 offset:u64
-//! padding to general.alignment (32 unless given)
+//! padding to general.alignment (default 32)
 //! tensor data, each at its offset from here
 //! ```
 //!
-//! The source is the format's own description (ggml, docs/gguf.md). This module knows no model: what the keys and
-//! the tensors mean is for `config` and the crates above.
+//! Source: the format's description (ggml, docs/gguf.md). This module knows no model: `config` and the crates above
+//! interpret keys and tensors.
 
 mod dequantize;
 mod error;
@@ -30,7 +30,7 @@ pub use search::quantize_q4_searched;
 pub use value::{Array, Value, ValueType};
 pub use write::{GgufStream, GgufWriter};
 
-/// The alignment of tensor data where the file does not give one.
+/// The default alignment of tensor data.
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// The metadata key of the alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";

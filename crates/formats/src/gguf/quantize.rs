@@ -1,4 +1,4 @@
-//! The plain way from numbers to quantized bytes, as ggml's reference quantizes: for tiny models, tests and exports.
+//! Quantizes as ggml's reference does; for tiny models, tests and exports.
 
 use half::{bf16, f16};
 
@@ -9,7 +9,7 @@ const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0";
 /// Quantizes whole blocks of finite numbers.
 ///
 /// # Errors
-/// A type without a routine, by name; a length that is not whole blocks.
+/// A type that is not supported, by name; a length that is not whole blocks.
 pub fn quantize(dtype: GgmlType, values: &[f32]) -> Result<Vec<u8>, GgufError> {
     let Some(needs) = dtype.bytes_for(values.len() as u64) else {
         return Err(GgufError::Length {

@@ -1,4 +1,4 @@
-//! Reads a GGUF file: everything is checked here, so that what is handed out can be trusted to lie inside the file.
+//! Parses a GGUF file. All checks are here: every range that is returned is inside the file.
 
 use std::collections::BTreeMap;
 use std::fmt::Arguments;
@@ -9,7 +9,7 @@ use super::{
     MAX_DIMS, MAX_METADATA, MAX_NAME, MAX_STRING, MAX_TENSORS, Value, ValueType,
 };
 
-/// Where a tensor lies in the file.
+/// A tensor's type, dimensions and byte range in the file.
 pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) dtype: GgmlType,
@@ -17,7 +17,7 @@ pub(super) struct TensorInfo {
     pub(super) range: Range<usize>,
 }
 
-/// What a file says about itself.
+/// The header of a file: metadata and tensor list.
 pub(super) struct Contents {
     pub(super) version: u32,
     pub(super) metadata: BTreeMap<String, Value>,
@@ -48,7 +48,7 @@ impl Contents {
     }
 }
 
-/// Reads little-endian values and never past the end.
+/// Reads little-endian values, never past the end.
 struct Cursor<'a> {
     data: &'a [u8],
     position: usize,
@@ -97,7 +97,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// A string of at most `limit` bytes; `None` where it is no UTF-8.
+    /// A string of at most `limit` bytes; `None` if it is not UTF-8.
     fn string(&mut self, limit: u64, what: Arguments<'_>) -> Result<Option<String>, GgufError> {
         let length = self.u64(what)?;
         self.limit(format_args!("{what}: string length"), length, limit)?;
@@ -227,7 +227,7 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<Array, GgufError> {
         MAX_ARRAY,
     )?;
 
-    // Before any memory is taken: the elements must at least fit into what is left of the file.
+    // Before memory is allocated: the elements must fit into the rest of the file.
     let start = cursor.position;
     cursor.take(count * element.min_size(), what)?;
     cursor.position = start;
@@ -297,73 +297,37 @@ fn read_tensors(
     count: u64,
     alignment: u64,
 ) -> Result<Vec<TensorInfo>, GgufError> {
-    let error = |name: &str, problem: String, cursor: &Cursor<'_>| GgufError::Tensor {
-        origin: cursor.origin.to_owned(),
-        name: name.to_owned(),
-        problem,
-    };
-    // (tensor without its range, offset and length in the data)
     let mut listed = Vec::new();
     for index in 0..count {
         let what = format!("tensor entry {} of {count}", index + 1);
-        let name = cursor
-            .string(MAX_NAME, format_args!("{what}"))?
-            .ok_or_else(|| error(&what, "the name is not UTF-8".to_owned(), cursor))?;
-        let what = format_args!("tensor {name:?}");
-        let rank = cursor.u32(what)?;
-        cursor.limit(
-            format_args!("tensor {name:?}: number of dimensions"),
-            rank.into(),
-            MAX_DIMS.into(),
-        )?;
-        let dims = (0..rank)
-            .map(|_| cursor.u64(what))
-            .collect::<Result<Vec<_>, _>>()?;
-        let id = cursor.u32(what)?;
-        let offset = cursor.u64(what)?;
-
-        let dtype = GgmlType::from_id(id).map_err(|problem| error(&name, problem, cursor))?;
-        let first = dims.first().copied().unwrap_or(1);
-        if dims.contains(&0) {
-            return Err(error(
-                &name,
-                format!("dimensions {dims:?}: none may be 0"),
-                cursor,
-            ));
-        }
-        if !first.is_multiple_of(dtype.block_size() as u64) {
-            let block = dtype.block_size();
-            let problem = format!(
-                "dimensions {dims:?}: rows of {first} are not whole {dtype} blocks of {block}"
-            );
-            return Err(error(&name, problem, cursor));
-        }
-        let length = dims
-            .iter()
-            .try_fold(1u64, |product, &dim| product.checked_mul(dim))
-            .and_then(|elements| dtype.bytes_for(elements))
-            .ok_or_else(|| error(&name, format!("dimensions {dims:?}: too large"), cursor))?;
-        if !offset.is_multiple_of(alignment) {
-            let problem = format!("offset {offset} is not a multiple of the alignment {alignment}");
-            return Err(error(&name, problem, cursor));
-        }
-        listed.push((
-            TensorInfo {
-                name,
-                dtype,
-                dims,
-                range: 0..0,
-            },
-            offset,
-            length,
-        ));
+        listed.push(read_tensor_entry(cursor, &what, alignment)?);
     }
-
     let base = (cursor.position as u64).next_multiple_of(alignment);
-    let has = cursor.data.len() as u64;
-    for (tensor, offset, length) in &mut listed {
-        let start = base.saturating_add(*offset);
-        let end = start.saturating_add(*length);
+    let mut tensors = Vec::with_capacity(listed.len());
+    for entry in listed {
+        tensors.push(entry.at(base, cursor)?);
+    }
+    check_apart(&tensors, cursor.origin)?;
+    Ok(tensors)
+}
+
+/// A tensor as the header lists it.
+struct TensorEntry {
+    name: String,
+    dtype: GgmlType,
+    dims: Vec<u64>,
+    /// In bytes, from the beginning of the data.
+    offset: u64,
+    /// In bytes.
+    length: u64,
+}
+
+impl TensorEntry {
+    /// The tensor in a file whose data begin at `base`.
+    fn at(self, base: u64, cursor: &Cursor<'_>) -> Result<TensorInfo, GgufError> {
+        let has = cursor.data.len() as u64;
+        let start = base.saturating_add(self.offset);
+        let end = start.saturating_add(self.length);
         let range = usize::try_from(start)
             .ok()
             .zip(usize::try_from(end).ok())
@@ -371,16 +335,75 @@ fn read_tensors(
         let Some((start, end)) = range else {
             return Err(GgufError::Truncated {
                 origin: cursor.origin.to_owned(),
-                what: format!("tensor {:?}", tensor.name),
+                what: format!("tensor {:?}", self.name),
                 needs: end,
                 has,
             });
         };
-        tensor.range = start..end;
+        Ok(TensorInfo {
+            name: self.name,
+            dtype: self.dtype,
+            dims: self.dims,
+            range: start..end,
+        })
     }
-    let tensors: Vec<TensorInfo> = listed.into_iter().map(|(tensor, ..)| tensor).collect();
-    check_apart(&tensors, cursor.origin)?;
-    Ok(tensors)
+}
+
+/// Reads the next entry of the tensor list; `what` names it in errors until its name is read.
+fn read_tensor_entry(
+    cursor: &mut Cursor<'_>,
+    what: &str,
+    alignment: u64,
+) -> Result<TensorEntry, GgufError> {
+    let error = |name: &str, problem: String, cursor: &Cursor<'_>| GgufError::Tensor {
+        origin: cursor.origin.to_owned(),
+        name: name.to_owned(),
+        problem,
+    };
+    let name = cursor
+        .string(MAX_NAME, format_args!("{what}"))?
+        .ok_or_else(|| error(what, "the name is not UTF-8".to_owned(), cursor))?;
+    let what = format_args!("tensor {name:?}");
+    let rank = cursor.u32(what)?;
+    cursor.limit(
+        format_args!("tensor {name:?}: number of dimensions"),
+        rank.into(),
+        MAX_DIMS.into(),
+    )?;
+    let dims = (0..rank)
+        .map(|_| cursor.u64(what))
+        .collect::<Result<Vec<_>, _>>()?;
+    let id = cursor.u32(what)?;
+    let offset = cursor.u64(what)?;
+
+    let dtype = GgmlType::from_id(id).map_err(|problem| error(&name, problem, cursor))?;
+    let first = dims.first().copied().unwrap_or(1);
+    if dims.contains(&0) {
+        let problem = format!("dimensions {dims:?}: none may be 0");
+        return Err(error(&name, problem, cursor));
+    }
+    if !first.is_multiple_of(dtype.block_size() as u64) {
+        let block = dtype.block_size();
+        let problem =
+            format!("dimensions {dims:?}: rows of {first} are not whole {dtype} blocks of {block}");
+        return Err(error(&name, problem, cursor));
+    }
+    let length = dims
+        .iter()
+        .try_fold(1u64, |product, &dim| product.checked_mul(dim))
+        .and_then(|elements| dtype.bytes_for(elements))
+        .ok_or_else(|| error(&name, format!("dimensions {dims:?}: too large"), cursor))?;
+    if !offset.is_multiple_of(alignment) {
+        let problem = format!("offset {offset} is not a multiple of the alignment {alignment}");
+        return Err(error(&name, problem, cursor));
+    }
+    Ok(TensorEntry {
+        name,
+        dtype,
+        dims,
+        offset,
+        length,
+    })
 }
 
 /// No two tensors may share a name or a byte.

@@ -1,9 +1,9 @@
-//! Q4_1 blocks whose scale and minimum are searched for, instead of taken from the extremes: the outermost weights of a group
-//! are rare, and a grid that leaves them a little outside is closer to all others.
+//! Quantizes to Q4_1 with a search for scale and minimum, instead of taking them from the extremes: the outermost weights of a
+//! block are rare, and a grid that clips them a little is closer to all others.
 //!
-//! From several first grids, each refined by least squares as in ggml's `make_qkx2_quants` (`ggml-quants.c`): integers by
-//! rounding to the grid, then the scale and the minimum that fit those integers best, twice. The error counts after both are
-//! rounded to f16; the plain grid is among the candidates, so no group becomes worse by the search.
+//! The search starts from several grids and refines each twice by least squares, as ggml's `make_qkx2_quants` does
+//! (`ggml-quants.c`): it rounds to the grid, then fits scale and minimum to the integers. Errors are compared after both are
+//! rounded to f16. The plain grid is one of the candidates, so the search makes no block worse.
 
 use half::f16;
 
@@ -13,7 +13,7 @@ use super::{GgmlType, GgufError};
 const BLOCK: usize = 32;
 const TOP: f32 = 15.0;
 
-/// First grids, as parts of the range that they leave out below and above.
+/// Starting grids, as parts of the range that they clip below and above.
 const CUTS: [(f32, f32); 7] = [
     (0.0, 0.0),
     (0.03, 0.03),
@@ -58,7 +58,7 @@ struct Grid {
 }
 
 impl Grid {
-    /// As it is stored.
+    /// Rounded to f16, as it is stored.
     fn stored(self) -> Grid {
         let round = |x: f32| f16::from_f32(x).to_f32();
         Grid {
@@ -70,7 +70,7 @@ impl Grid {
     /// The nearest integer of each value.
     #[inline]
     fn integers(self, x: &[f32; BLOCK]) -> [f32; BLOCK] {
-        // Adding and taking it away rounds to the nearest integer, in one vector instruction each.
+        // Adding and subtracting it rounds to the nearest integer, in one vector instruction each.
         const ROUND: f32 = 12_582_912.0;
         let inverse = if self.scale == 0.0 {
             0.0
@@ -100,7 +100,7 @@ impl Grid {
         lanes.iter().sum()
     }
 
-    /// The scale and the minimum with the least squared error for given integers; none where those are all alike.
+    /// The scale and the minimum with the least squared error for given integers; none if those are all equal.
     #[inline]
     fn fitted(x: &[f32; BLOCK], integers: &[f32; BLOCK]) -> Option<Grid> {
         let (mut q1, mut q2, mut x1, mut xq) = ([0f32; 8], [0f32; 8], [0f32; 8], [0f32; 8]);
@@ -183,7 +183,7 @@ mod tests {
             .collect()
     }
 
-    /// Student's t with 3 degrees of freedom: some values lie far outside, as in trained weights.
+    /// Student's t with 3 degrees of freedom: some values are outliers, as in trained weights.
     fn heavy_tailed(n: usize) -> Vec<f32> {
         let columns: Vec<Vec<f32>> = (2..6).map(|seed| normals(seed, n)).collect();
         let value = |i: usize| {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_is_closer_than_plain_rounding_in_all_and_in_every_block() {
+    fn search_is_closer_than_plain_rounding_in_every_block() {
         const N: usize = 32 * 512;
         let small: Vec<f32> = normals(9, N).iter().map(|x| x * 0.02).collect();
         let cases = [
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_without_a_range_and_odd_ones_survive() {
+    fn constant_and_sparse_blocks_are_quantized_well() {
         for value in [0.0f32, 1.0, -0.25, 3e-9] {
             let bytes = quantize_q4_searched(&[value; 32]).unwrap();
             let error = squared_error(&[value; 32], &bytes);

@@ -116,12 +116,12 @@ impl Array {
         }
     }
 
-    /// Whether there is no element.
+    /// Whether the array has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The elements as integers of type `T`; `None` where they are no integers, or one does not fit.
+    /// The elements as integers of type `T`; `None` if they are not integers, or one does not fit.
     pub(super) fn integers<T: TryFrom<i128>>(&self) -> Option<Vec<T>> {
         fn fit<T: TryFrom<i128>>(values: &[impl Copy + Into<i128>]) -> Option<Vec<T>> {
             values
@@ -197,7 +197,7 @@ impl Value {
         })
     }
 
-    /// The type in words, with the value where it is a number.
+    /// The type in words, with the value of a number.
     pub(super) fn describe(&self) -> String {
         match self {
             Value::Array(array) => format!(

@@ -17,7 +17,7 @@ struct Tensor {
     data: Vec<u8>,
 }
 
-/// Collects metadata and tensors, then gives the bytes of the file. Keys come out sorted, tensors in the order added.
+/// Collects metadata and tensors, then returns the bytes of the file. Keys are sorted, tensors in the order added.
 #[derive(Default)]
 pub struct GgufWriter {
     metadata: BTreeMap<String, Value>,
@@ -87,7 +87,7 @@ impl GgufWriter {
     /// The bytes of the file.
     ///
     /// # Errors
-    /// A `general.alignment` that is no power of two.
+    /// A `general.alignment` that is not a power of two.
     pub fn to_bytes(&self) -> Result<Vec<u8>, GgufError> {
         let alignment = self.alignment()? as usize;
         let mut out = self.header(alignment);
@@ -122,7 +122,7 @@ impl GgufWriter {
         })
     }
 
-    /// Everything in front of the tensors' data, padded.
+    /// The header with its padding: everything before the tensors' data.
     fn header(&self, alignment: usize) -> Vec<u8> {
         let tensors = self.tensors.iter().map(|tensor| {
             let bytes = tensor.data.len() as u64;
@@ -156,7 +156,7 @@ impl GgufWriter {
     }
 }
 
-/// All that stands in front of the data: (name, type, dimensions, bytes) of every tensor, in the order of the data.
+/// The header with its padding. `tensors` lists name, type, dimensions and bytes in the order of the data.
 fn header<'a>(
     metadata: &BTreeMap<String, Value>,
     tensors: impl ExactSizeIterator<Item = (&'a str, GgmlType, &'a [u64], u64)>,
@@ -187,8 +187,7 @@ fn header<'a>(
     out
 }
 
-/// A GGUF that is written tensor by tensor, of names, types and dimensions that are known before: for files that are larger
-/// than memory.
+/// Writes a GGUF tensor by tensor, for files larger than memory. Names, types and dimensions must be known at the start.
 #[derive(Debug)]
 pub struct GgufStream {
     file: BufWriter<File>,
@@ -200,7 +199,7 @@ impl GgufStream {
     /// Writes the header to `file`.
     ///
     /// # Errors
-    /// Dimensions that are no whole blocks, by tensor name; or the file cannot be written.
+    /// Dimensions that are not whole blocks, by tensor name; or the file cannot be written.
     pub fn begin(
         file: File,
         metadata: &BTreeMap<String, Value>,
@@ -213,7 +212,7 @@ impl GgufStream {
                 .try_fold(1u64, |product, &dim| product.checked_mul(dim));
             let bytes = elements.and_then(|elements| dtype.bytes_for(elements));
             let bytes = bytes.ok_or_else(|| {
-                std::io::Error::other(format!("{name}: {dims:?} are no whole {dtype} blocks"))
+                std::io::Error::other(format!("{name}: {dims:?} are not whole {dtype} blocks"))
             })?;
             listed.push((name.as_str(), *dtype, dims.as_slice(), bytes));
         }
@@ -230,10 +229,10 @@ impl GgufStream {
         Ok(GgufStream { file, expected })
     }
 
-    /// Writes the data of the tensor whose turn it is.
+    /// Writes the data of the next tensor.
     ///
     /// # Errors
-    /// It is another one's turn, or the length is not the announced one, or the file cannot be written.
+    /// Another tensor is next, or the length is not the announced one, or the file cannot be written.
     pub fn put(&mut self, name: &str, data: &[u8]) -> std::io::Result<()> {
         match self.expected.pop_front() {
             Some((expected, bytes)) if expected == name && bytes == data.len() as u64 => {

@@ -31,7 +31,7 @@ pub struct LoraPair {
     pub b: Vec<f32>,
 }
 
-/// What a pair is, without its values.
+/// A pair without its values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PairShape {
     /// Layer, from 0.
@@ -49,7 +49,7 @@ pub struct PairShape {
 }
 
 impl LoraPair {
-    /// What it is, without its values.
+    /// The pair without its values.
     #[must_use]
     pub fn shape(&self) -> PairShape {
         PairShape {
@@ -72,12 +72,12 @@ pub struct Adapter {
     pub pairs: Vec<LoraPair>,
     /// The type in the file that it was read from (F32 where a file mixes types).
     pub dtype: Dtype,
-    /// Free strings kept in the weights' header, beside PEFT's own `format`.
+    /// Strings in the weights' header, except PEFT's own `format`.
     pub metadata: BTreeMap<String, String>,
 }
 
 impl Adapter {
-    /// Checks the adapter against the model it is to run on: every layer exists, every shape fits, and every linear that
+    /// Checks the adapter against a model: every layer exists, every shape fits, and every linear that
     /// the configuration targets is there.
     ///
     /// # Errors

@@ -9,28 +9,28 @@ use super::fields::AdapterFields;
 use super::module::Module;
 use super::patterns::{Layers, MAX_EXPRESSIONS, PathPattern, TargetModules, compile};
 
-/// The configuration of an adapter, as far as it says something about the weights.
+/// The configuration of an adapter: the fields that concern the weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
     /// The base that it was trained on, as PEFT names it.
     pub base_model_name_or_path: Option<String>,
-    /// Rank, unless `rank_pattern` says otherwise.
+    /// Rank of modules that no `rank_pattern` matches.
     pub r: usize,
-    /// Alpha, unless `alpha_pattern` says otherwise.
+    /// Alpha of modules that no `alpha_pattern` matches.
     pub lora_alpha: f64,
     /// Scale by alpha / sqrt(rank) instead of alpha / rank.
     pub use_rslora: bool,
-    /// Dropout of the training; says nothing about inference.
+    /// Dropout in training; it has no effect on inference.
     pub lora_dropout: f64,
     /// Which modules it targets.
     pub target_modules: TargetModules,
-    /// Ranks of single modules: the first pattern that hits a path wins.
+    /// Ranks of single modules: the first pattern that matches a path wins.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas of single modules: the first pattern that hits a path wins.
+    /// Alphas of single modules: the first pattern that matches a path wins.
     pub alpha_pattern: Vec<(String, f64)>,
     /// The layers that a list of `target_modules` is narrowed to; empty for all.
     pub layers_to_transform: Vec<usize>,
-    /// The names under which layers are numbered; empty for any. Only beside `layers_to_transform`.
+    /// The names under which layers are numbered; empty for any. Only with `layers_to_transform`.
     pub layers_pattern: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl AdapterConfig {
     /// Parses the text of the file; `path` names it in messages.
     ///
     /// # Errors
-    /// [`PeftError`]: not JSON, a field of the wrong type or range, or one that asks for something not supported.
+    /// [`PeftError`]: not JSON, a field of the wrong type or range, or one that needs an unsupported feature.
     pub fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig, PeftError> {
         let json: Value = serde_json::from_slice(text).map_err(|source| PeftError::Json {
             path: path.to_owned(),
@@ -269,7 +269,7 @@ impl Matcher {
                 .any(|module| path.ends_with(module.name())),
             TargetMatcher::Expression(expression) => expression.is_match(path),
             TargetMatcher::List(names, layers) => {
-                // An entry that is the whole path counts whatever its layer, as in PEFT.
+                // As in PEFT, a name that is the whole path matches in every layer.
                 names.iter().any(|name| name == path)
                     || (names.iter().any(|name| {
                         path.strip_suffix(name.as_str())

@@ -1,4 +1,4 @@
-//! What can be wrong with an adapter folder.
+//! The errors of reading and writing adapters.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ pub enum PeftError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A file beyond the limit.
@@ -34,7 +34,7 @@ pub enum PeftError {
         /// The folder.
         path: PathBuf,
     },
-    /// The configuration is no JSON.
+    /// The configuration is not JSON.
     #[error("{}: not JSON: {source}", path.display())]
     Json {
         /// The file.
@@ -52,7 +52,7 @@ pub enum PeftError {
         /// What is wrong.
         problem: String,
     },
-    /// A field of the configuration that asks for something not supported.
+    /// A field of the configuration that needs an unsupported feature.
     #[error("{}: {field} = {value} is not supported; {instead}", path.display())]
     Unsupported {
         /// The file.
@@ -72,7 +72,7 @@ pub enum PeftError {
         /// What is wrong.
         source: SafetensorsError,
     },
-    /// A tensor that is wrong, missing, or not wanted.
+    /// A tensor that is invalid, missing, or not supported.
     #[error("{}: tensor {name}: {problem}", path.display())]
     Tensor {
         /// The file.
@@ -88,7 +88,7 @@ pub enum PeftError {
         /// The file.
         path: PathBuf,
     },
-    /// The GGUF file of an adapter could not be made.
+    /// The GGUF file of an adapter could not be written.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
 }

@@ -1,4 +1,4 @@
-//! The fields of `adapter_config.json`: which are read, which change nothing, and which are refused.
+//! The fields of `adapter_config.json`: those that are read, those without effect, and those that are refused.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::error::PeftError;
 use super::limits::{MAX_LAYERS, MAX_RANK};
 use super::patterns::{MAX_EXPRESSIONS, TargetModules};
 
-/// AdapterFields that change nothing for a reader of the weights.
+/// Fields without effect on the weights.
 const HARMLESS: [&str; 10] = [
     "auto_mapping",
     "eva_config",
@@ -22,7 +22,7 @@ const HARMLESS: [&str; 10] = [
     "runtime_config",
 ];
 
-/// AdapterFields read below.
+/// Fields read below.
 const READ: [&str; 13] = [
     "alpha_pattern",
     "base_model_name_or_path",
@@ -39,7 +39,7 @@ const READ: [&str; 13] = [
     "use_rslora",
 ];
 
-/// AdapterFields that must be absent, null, false or empty, and what to do instead.
+/// Fields that must be absent, null, false or empty, and what to do instead.
 const REFUSED: [(&str, &str); 14] = [
     (
         "use_dora",
@@ -152,11 +152,11 @@ impl<'a> AdapterFields<'a> {
                 return Err(self.unsupported(field, value, &format!("only {wanted:?} is")));
             }
         }
-        // These start from weights taken out of the base, so that the file alone does not say what was trained.
+        // These subtract their initial weights from the base, so the file alone is not the trained update.
         if let Some(Value::String(init)) = self.get("init_lora_weights")
             && ["pissa", "olora", "corda", "loftq", "lora_ga"]
                 .iter()
-                .any(|known| init.starts_with(known))
+                .any(|method| init.starts_with(method))
         {
             let instead =
                 "it changes the base's weights: convert the adapter to plain LoRA when saving it";
@@ -167,8 +167,8 @@ impl<'a> AdapterFields<'a> {
             if is_empty(value) || READ.contains(&name) || HARMLESS.contains(&name) {
                 continue;
             }
-            let known = REFUSED.iter().find(|(refused, _)| *refused == name);
-            let instead = known.map_or(
+            let row = REFUSED.iter().find(|(refused, _)| *refused == name);
+            let instead = row.map_or(
                 "the field is unknown, and it may change what the weights mean",
                 |row| row.1,
             );
@@ -270,7 +270,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A value for a message, cut where it is long.
+/// A value for a message, cut if it is long.
 fn shorten(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {

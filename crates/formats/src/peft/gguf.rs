@@ -1,9 +1,9 @@
-//! An adapter as llama.cpp reads it: a GGUF file of type `adapter`.
+//! Converts an adapter to the GGUF file of type `adapter` that llama.cpp reads.
 //!
 //! Names, shapes and the order of rows are those of llama.cpp's own converter (convert_lora_to_gguf.py): the rows of B for
-//! q_proj and k_proj are put in the order of the base's file. Its scale is not: the converter writes lora_alpha and
-//! llama.cpp divides it by the rank, which is wrong for rsLoRA and for alpha_pattern. Here `adapter.lora.alpha` is what
-//! gives the true scale once llama.cpp has divided, and a pair that it does not suit has the rest multiplied into B.
+//! q_proj and k_proj are put in the order of the base's file. The scale is not: the converter writes lora_alpha and
+//! llama.cpp divides it by the rank, which is wrong for rsLoRA and for alpha_pattern. Here `adapter.lora.alpha` is the number
+//! that gives the true scale after that division; for pairs with another scale, B is multiplied by the rest.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use crate::gguf::{GgmlType, GgufWriter, Value, quantize};
 use crate::safetensors::Dtype;
 
 impl Adapter {
-    /// The adapter for the base that `model` describes, its tensors rounded to `dtype`. `scale` multiplies it: what a
-    /// persona serves with.
+    /// The adapter for the base that `model` describes, its tensors rounded to `dtype`. `scale` multiplies it, as the
+    /// scale of a persona does.
     ///
-    /// What Lory knows of the adapter's origin (`lory.*`) goes along.
+    /// Lory's metadata about the adapter's origin (`lory.*`) is copied.
     ///
     /// # Errors
     /// [`PeftError`]: an adapter of another model, or values that `dtype` cannot hold.
@@ -33,7 +33,7 @@ impl Adapter {
             .pairs
             .iter()
             .map(|pair| scale * pair.scale * pair.rank as f32);
-        // llama.cpp takes an alpha of 0 for none at all; the zeros are then in B.
+        // llama.cpp takes an alpha of 0 as absent; the zeros are then in B.
         let alpha = wanted.clone().find(|alpha| *alpha != 0.0).unwrap_or(1.0);
         let ggml = match dtype {
             Dtype::F32 => GgmlType::F32,

@@ -1,8 +1,8 @@
 //! PEFT adapter folders: `adapter_config.json`, `adapter_model.safetensors`, `README.md`, read and written.
 //!
-//! What PEFT can express and this decoder does not do (DoRA, trained embeddings, biases, ...) is refused by the name of
-//! its field, so that an adapter never runs as something other than what was trained. The rows of B are in Hugging
-//! Face's order; see [`crate::config::RopeStyle`] for GGUF bases that store theirs otherwise.
+//! Features of PEFT that this decoder does not have (DoRA, trained embeddings, biases, ...) are refused by the name of their
+//! field, so that an adapter always runs as it was trained. The rows of B are in Hugging
+//! Face's order; see [`crate::config::RopeStyle`] for GGUF bases that store theirs in another order.
 
 mod adapter;
 mod config;

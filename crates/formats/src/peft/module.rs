@@ -1,4 +1,4 @@
-//! The seven linears of a decoder layer that an adapter may touch.
+//! The seven linears of a decoder layer that an adapter may change.
 
 use crate::config::ModelConfig;
 
@@ -59,7 +59,7 @@ impl Module {
         }
     }
 
-    /// Where the rows of Hugging Face's order lie in a model's GGUF file; none where the orders are the same (see
+    /// For each row in Hugging Face's order, its row in the model's file; none if the orders are the same (see
     /// [`ModelConfig::rotary_order`]).
     pub fn file_rows(self, config: &ModelConfig) -> Option<Vec<u32>> {
         match self {
@@ -77,7 +77,7 @@ impl Module {
         }
     }
 
-    /// The path in the model, such as `model.layers.3.self_attn.q_proj`: what PEFT's patterns are matched with.
+    /// The path in the model, such as `model.layers.3.self_attn.q_proj`: PEFT's patterns are matched against it.
     pub fn path(self, layer: usize) -> String {
         format!("model.layers.{layer}.{}.{}", self.parent(), self.name())
     }

@@ -1,11 +1,11 @@
 //! PEFT's patterns: which linears a configuration targets, and which rank and alpha each one gets.
 //!
 //! The rules are PEFT's (`check_target_module_exists`, `get_pattern_key`), restated:
-//! - a list entry hits a path that equals it or ends in `.` and it; a string is a regular expression for the whole path;
-//! - `rank_pattern` and `alpha_pattern` hit where `(.*\.)?(key)` is the whole path, the first key in the file's order;
+//! - a list entry matches a path that equals it or ends in `.` and it; a string is a regular expression for the whole path;
+//! - `rank_pattern` and `alpha_pattern` match where `(.*\.)?(key)` is the whole path, the first key in the file's order;
 //! - `layers_to_transform` narrows a list to the layers whose number follows `layers_pattern` (any name by default).
 //!
-//! Patterns come from files of strangers: the engine is linear in time, and its programs are limited in size.
+//! Patterns are untrusted: the regex engine is linear in time, and its programs are limited in size.
 
 use regex::{Regex, RegexBuilder};
 
@@ -44,7 +44,7 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
 
 /// A key of `rank_pattern` or `alpha_pattern`.
 pub(super) enum PathPattern {
-    /// Only letters, digits, `_` and `.`: matched in place, where `.` stands for any character as in an expression.
+    /// Only letters, digits, `_` and `.`: matched in place, where `.` matches any character as in an expression.
     Plain(String),
     /// Anything else.
     Expression(Regex),
@@ -84,7 +84,7 @@ impl PathPattern {
     }
 }
 
-/// Which layers a list of modules is narrowed to.
+/// The layers that a list of modules is restricted to.
 pub(super) struct Layers {
     pub(super) numbers: Vec<usize>,
     expressions: Vec<Regex>,
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_key_is_matched_as_the_expression_would_be() {
+    fn plain_keys_match_like_the_expression() {
         let paths = [
             "model.layers.0.self_attn.q_proj",
             "model.layers.10.self_attn.q_proj",
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn expressions_of_pefts_own_documentation() {
+    fn expressions_of_the_peft_documentation_match() {
         let pattern = PathPattern::new(r"model\.layers\.\d+\.(mlp)\.(up|down)_proj").unwrap();
         assert!(pattern.matches("model.layers.12.mlp.up_proj"));
         assert!(!pattern.matches("model.layers.12.mlp.gate_proj"));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engine_cannot_do_is_said() {
+    fn unsupported_expressions_are_refused_with_a_reason() {
         assert!(
             PathPattern::new(r"(?!a)b")
                 .err()
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_found_by_pattern_or_by_place() {
+    fn layer_numbers_are_found_by_pattern_or_position() {
         let path = "model.layers.3.mlp.up_proj";
         assert!(Layers::new(&[3], &[]).unwrap().matches(path));
         assert!(!Layers::new(&[1, 2], &[]).unwrap().matches(path));

@@ -17,21 +17,21 @@ use super::module::Module;
 use crate::config::ModelConfig;
 use crate::safetensors::{self, Dtype, TensorLocation};
 
-/// A and B of one linear with their names, where they were found.
+/// Names and locations of A and B of one linear.
 type Sides = [Option<(String, TensorLocation)>; 2];
 
-/// An adapter folder whose files are read and checked, but for the values: those are widened pair by pair, where they are
-/// needed. To widen all of them first needs four bytes a value, which the system has to hand out for each adapter that is read.
+/// An adapter folder, read and checked except for the values. Those are widened pair by pair when they are needed: widening
+/// all of them at once would allocate four bytes a value for each adapter.
 pub struct AdapterFile {
     /// Its configuration.
     pub config: AdapterConfig,
     /// The type of the weights (F32 where a file mixes types).
     pub dtype: Dtype,
-    /// Free strings kept in the weights' header, beside PEFT's own `format`.
+    /// Strings in the weights' header, except PEFT's own `format`.
     pub metadata: BTreeMap<String, String>,
     pairs: Vec<PairLocation>,
     files: [Vec<u8>; 2],
-    /// Of the weights, for messages.
+    /// The path of the weights, for messages.
     path: PathBuf,
 }
 
@@ -124,7 +124,7 @@ impl AdapterFile {
     /// Widens A (`[rank x inputs]`) and B (`[outputs x rank]`) of the pair at `index` into `a` and `b`, in location of what they hold.
     ///
     /// # Errors
-    /// A value that is no number, by tensor name.
+    /// A value that is not finite, by tensor name.
     ///
     /// # Panics
     /// There is no such pair.
@@ -153,8 +153,8 @@ impl AdapterFile {
         check(&shapes, &self.config, model)
     }
 
-    /// Does `work` and computes the [`content_hash`] of the very bytes that were read meanwhile, on a thread of its own: it
-    /// takes about as long as packing does.
+    /// Does `work` while another thread computes the [`content_hash`] of the bytes that were read: hashing takes about as long as
+    /// packing.
     pub fn hash_while<R>(&self, work: impl FnOnce() -> R) -> (R, String) {
         std::thread::scope(|scope| {
             let hashing = scope.spawn(|| {
@@ -209,7 +209,7 @@ impl Adapter {
         AdapterFile::open(dir)?.widened()
     }
 
-    /// [`Adapter::read`] with the [`content_hash`] of the very bytes that were read.
+    /// [`Adapter::read`] with the [`content_hash`] of the bytes that were read.
     ///
     /// # Errors
     /// As [`Adapter::read`].
@@ -263,7 +263,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {
     let mut bytes = Vec::new();
     if found <= limit {
         bytes.reserve_exact(found as usize + 1);
-        // One byte more than the limit, so that a file that grows meanwhile is noticed.
+        // One byte more than the limit, so that a file that grows while it is read is noticed.
         file.take(limit + 1)
             .read_to_end(&mut bytes)
             .map_err(error)?;
@@ -319,7 +319,7 @@ fn parse_name(name: &str) -> Result<(usize, Module, usize), String> {
     let module: Module = module.parse().map_err(|_| unknown())?;
     let side = ["lora_A", "lora_B"]
         .iter()
-        .position(|known| *known == side)
+        .position(|name| *name == side)
         .ok_or_else(unknown)?;
     let layer: usize = number.parse().map_err(|_| unknown())?;
     if module.parent() != parent || layer.to_string() != number {
@@ -378,7 +378,7 @@ fn pair(
     Ok(PairLocation { shape, a, b })
 }
 
-/// What must hold for the shape of a pair that is read or written.
+/// Checks the shape of a pair that is read or written.
 pub(super) fn check_shape(
     pair: &PairShape,
     matcher: &Matcher,
@@ -406,7 +406,7 @@ pub(super) fn check_shape(
     if !matcher.targets(&module_path) {
         return error(
             a_name,
-            format!("{module_path} is no target of {CONFIG_FILE}'s target_modules"),
+            format!("{module_path} is not in target_modules of {CONFIG_FILE}"),
         );
     }
     let configured = matcher.rank(&module_path);
@@ -426,9 +426,9 @@ pub(super) fn check_shape(
     Ok(())
 }
 
-/// What must hold for the values of a tensor that is read or written.
+/// Checks the values of a tensor that is read or written.
 pub(super) fn check_values(values: &[f32], name: &str, path: &Path) -> Result<(), PeftError> {
-    // All of them at once, which is many times faster than to look for the first.
+    // Checking all values without an early exit is many times faster than searching for the first.
     if values
         .iter()
         .fold(true, |all, value| all & value.is_finite())

@@ -1,7 +1,7 @@
-//! GPT-2's way of writing bytes as visible characters: printable ones stand for themselves, the other 68 for U+0100 and
-//! the following, in order. So a token with a space is written `Ġ` (U+0120).
+//! GPT-2's byte alphabet: each byte is written as a visible character. Printable bytes are themselves, the other 68 are U+0100
+//! and the following, in order. So a space is written `Ġ` (U+0120).
 
-/// The character that stands for a byte.
+/// The character of a byte.
 pub(super) fn char_of(byte: u8) -> char {
     let hidden = |byte: &u8| !matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if hidden(&byte) {
@@ -12,8 +12,7 @@ pub(super) fn char_of(byte: u8) -> char {
     }
 }
 
-/// The bytes that a token stands for. A token with a character outside the alphabet stands for its own text, as with
-/// Hugging Face.
+/// The bytes of a token. A token with a character outside the alphabet is its own text, as in Hugging Face's library.
 pub(super) fn bytes_of(token: &str, byte_of: impl Fn(char) -> Option<u8>) -> Vec<u8> {
     token
         .chars()
@@ -36,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_characters_and_a_whole_round() {
+    fn every_byte_round_trips() {
         assert_eq!(char_of(b' '), 'Ġ');
         assert_eq!(char_of(b'\n'), 'Ċ');
         assert_eq!(char_of(b'a'), 'a');

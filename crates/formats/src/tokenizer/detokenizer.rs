@@ -1,4 +1,4 @@
-//! From ids to text while they come: only whole characters leave.
+//! Converts ids to text one by one, in whole characters.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ pub(super) struct Pieces {
     /// Where token `i` starts; one more than there are tokens.
     starts: Vec<usize>,
     control: Vec<bool>,
-    /// Whether texts begin with a space that nobody wrote.
+    /// Whether the tokenizer inserts a space before a text.
     prefixed: bool,
 }
 
@@ -27,7 +27,7 @@ impl Pieces {
         };
         for (token, kind) in vocabulary.tokens.iter().zip(&vocabulary.kinds) {
             match kind {
-                // Added tokens stand for their own text.
+                // Added tokens are their own text.
                 Kind::Control | Kind::UserDefined => {
                     pieces.bytes.extend_from_slice(token.as_bytes())
                 }
@@ -48,7 +48,7 @@ impl Pieces {
         pieces
     }
 
-    /// Whether texts begin with a space that nobody wrote.
+    /// Whether the tokenizer inserts a space before a text.
     pub(super) fn prefixed(&self) -> bool {
         self.prefixed
     }
@@ -57,7 +57,7 @@ impl Pieces {
         self.control.get(id as usize) == Some(&true)
     }
 
-    /// The bytes of a token; none for an id past the vocabulary, or a control token to be skipped.
+    /// The bytes of a token; empty for an id past the vocabulary, or a control token to be skipped.
     pub(super) fn bytes(&self, id: u32, skip_special: bool) -> &[u8] {
         let id = id as usize;
         if id >= self.control.len() || (skip_special && self.control[id]) {
@@ -72,7 +72,7 @@ pub struct Detokenizer {
     pieces: Arc<Pieces>,
     /// The beginning of a character: at most three bytes between calls.
     pending: Vec<u8>,
-    /// Whether nothing was said yet.
+    /// Whether no text was returned yet.
     fresh: bool,
 }
 
@@ -125,17 +125,17 @@ impl Detokenizer {
         }
     }
 
-    /// A token's bytes as they stand in a text, control tokens included.
+    /// A token's bytes in a text; those of control tokens, too.
     pub fn bytes(&self, id: u32) -> &[u8] {
         self.pieces.bytes(id, false)
     }
 
-    /// Whether a token is a control token, which stands for no text.
+    /// Whether a token is a control token, which has no text.
     pub fn is_special(&self, id: u32) -> bool {
         self.pieces.is_special(id)
     }
 
-    /// What is left at the end: U+FFFD where a character stayed incomplete.
+    /// The rest at the end: U+FFFD for an incomplete character.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }

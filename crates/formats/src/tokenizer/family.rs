@@ -1,5 +1,5 @@
-//! The pre-tokenizers: how a text is cut into words before bytes are merged. A wrong one gives plausible text and wrong
-//! ids, so each is restated from the `tokenizer.json` of its model, and unknown names are refused.
+//! The byte-level pre-tokenizers that GGUF files name. A wrong one gives plausible text and wrong ids, so each one repeats the
+//! `tokenizer.json` of its model, and unknown names are refused.
 
 use std::sync::LazyLock;
 
@@ -94,14 +94,14 @@ impl Family {
         }
     }
 
-    /// The family whose `tokenizer.json` has these parts, so that a tokenizer has one hash, whatever file it comes from.
+    /// The family whose `tokenizer.json` has these parts, so that a tokenizer has the same hash for both file formats.
     pub(super) fn from_json(
         normalizer: &Value,
         pre_tokenizer: &Value,
         ignore_merges: bool,
     ) -> Option<Family> {
         let bytes = |value: &Value, use_regex: bool| {
-            // What a file does not say is true, as in the library.
+            // The default is true, as in the library.
             let flag = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(true);
             kind(value) == Some("ByteLevel")
                 && !flag("add_prefix_space")
@@ -134,7 +134,7 @@ impl Family {
         }
     }
 
-    /// The name that all its aliases share.
+    /// The canonical name.
     pub(super) fn name(self) -> &'static str {
         match self {
             Family::Gpt2 => "gpt2",
@@ -144,12 +144,12 @@ impl Family {
         }
     }
 
-    /// Whether a word that is a token is taken as that token, whatever the merges say.
+    /// Whether a word that is a token becomes that token, regardless of the merges.
     pub(super) fn ignore_merges(self) -> bool {
         self == Family::Llama3
     }
 
-    /// Whether prompts begin with the beginning token where the file does not say.
+    /// Whether prompts begin with the `bos` token by default.
     pub(super) fn adds_bos(self) -> bool {
         self == Family::Llama3
     }

@@ -1,14 +1,14 @@
-//! Text to token ids and back: BPE, over bytes or SentencePiece's pieces, built from a GGUF's own metadata or from a
+//! Converts text to token ids and back: BPE over bytes or SentencePiece's pieces, built from a GGUF's metadata or from a
 //! `tokenizer.json`.
 //!
-//! The ids are those of the Hugging Face tokenizer of the same model, which is what the model was trained with. Text is
-//! cut at the added tokens first, then normalized and pre-tokenized as its family does, then merged:
+//! The ids equal those of the model's Hugging Face tokenizer, with which it was trained. Text is split at the added tokens
+//! first, then normalized and pre-tokenized by its family's rules, then merged:
 //!
 //! ```text
 //! "<|im_start|>Hi 42" -> [1] "Hi 42" -> "Hi" "Ġ" "4" "2" -> [1, 18281, 216, 36, 34]
 //! ```
 //!
-//! This module knows no templates and adds no token of its own; whoever builds a prompt does.
+//! This module knows no templates and adds no tokens; the caller that builds a prompt does.
 
 mod alphabet;
 mod detokenizer;
@@ -33,12 +33,12 @@ use detokenizer::Pieces;
 use pre_tokenizer::PreTokenizer;
 use vocabulary::{Kind, Vocabulary};
 
-/// What becomes of the text of a control token, such as `<|im_end|>`, inside a text.
+/// How the text of a control token, such as `<|im_end|>`, is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {
-    /// It becomes the control token: for text that a template rendered.
+    /// As the control token; for text that a template rendered.
     Parse,
-    /// It stays text: for what a user wrote.
+    /// As plain text; for text that a user wrote.
     AsText,
 }
 
@@ -135,20 +135,20 @@ impl Tokenizer {
 
     /// The ids of a text. No beginning or end token is added; see [`Tokenizer::add_bos`].
     ///
-    /// Bytes for which the vocabulary has no token (some control characters, in some models) are left out, as Hugging
-    /// Face's tokenizer leaves them out.
+    /// Bytes for which the vocabulary has no token (some control characters, in some models) are dropped, as Hugging
+    /// Face's tokenizer does.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`], which no text is known to cause.
+    /// [`TokenizerError::Encode`]; no known text causes it.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TokenizerError> {
         self.encode_part(text, special, true)
     }
 
-    /// [`Tokenizer::encode`] of a part of a text, which `begins` it or goes on in its midst: some tokenizers put a space in
-    /// front of a text.
+    /// [`Tokenizer::encode`] of a part of a text. `begins`: the part is the beginning of the text, before which some tokenizers
+    /// insert a space.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Tokenizer::encode`].
     pub fn encode_part(
         &self,
         text: &str,
@@ -194,7 +194,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The text of ids. Bytes that are no UTF-8 become U+FFFD; ids past the vocabulary have no text.
+    /// The text of ids. Invalid UTF-8 becomes U+FFFD; ids past the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut bytes = Vec::new();
         for &id in ids {
@@ -206,7 +206,7 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// A decoder for ids that come one by one; it leaves control tokens out.
+    /// A decoder for single ids, which skips control tokens.
     pub fn detokenizer(&self) -> Detokenizer {
         Detokenizer::new(Arc::clone(&self.pieces))
     }
@@ -241,7 +241,7 @@ impl Tokenizer {
         self.vocabulary
             .tokens
             .iter()
-            .position(|known| known == token)
+            .position(|text| text == token)
             .map(|index| index as u32)
     }
 
@@ -250,12 +250,12 @@ impl Tokenizer {
         self.vocabulary.tokens.get(id as usize).map(String::as_str)
     }
 
-    /// A token's bytes, as they stand in a text; control tokens included.
+    /// A token's bytes in a text; those of control tokens, too.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.pieces.bytes(id, false)
     }
 
-    /// Whether a token is a control token, which stands for no text.
+    /// Whether a token is a control token, which has no text.
     pub fn is_special(&self, id: u32) -> bool {
         self.vocabulary.kinds.get(id as usize) == Some(&Kind::Control)
     }
@@ -265,13 +265,13 @@ impl Tokenizer {
         &self.control_tokens
     }
 
-    /// Everything that decides about ids, as sha256 in hex.
+    /// The sha256, in hex, of everything that determines ids.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 }
 
-/// Finds added tokens in a text: the leftmost, and of those the longest.
+/// Finds added tokens in a text: the leftmost match, and the longest of those.
 struct Finder {
     automaton: Option<AhoCorasick>,
     ids: Vec<u32>,

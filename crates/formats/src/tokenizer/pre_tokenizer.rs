@@ -1,5 +1,5 @@
-//! How a text is cut into words before pieces are merged, in all the ways that are run: the families that GGUF files name,
-//! SentencePiece's spaces, and what else a `tokenizer.json` spells out.
+//! Splits a text into words before tokens are merged: by a family that a GGUF names, by SentencePiece's rule for spaces, or by
+//! the parts of a `tokenizer.json`.
 
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -14,41 +14,41 @@ use super::error::TokenizerError;
 use super::family::{Family, MODEL, PRE};
 use crate::gguf::Gguf;
 
-/// The character that stands for a space in SentencePiece's vocabularies.
+/// The character for a space in SentencePiece's vocabularies.
 pub(super) const SPACE: &str = "▁";
 
-/// What a token's text in the vocabulary stands for.
+/// How the vocabulary spells a token's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spelling {
-    /// Each character for a byte (GPT-2's alphabet).
+    /// One character a byte (GPT-2's alphabet).
     Bytes,
-    /// Itself, with [`SPACE`] for a space and `<0x0A>` for a byte (SentencePiece's).
+    /// As text, with [`SPACE`] for a space and `<0x0A>` for a byte (SentencePiece).
     Pieces,
 }
 
-/// Where SentencePiece puts a space that nobody wrote.
+/// Where SentencePiece inserts a space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Prefix {
     Never,
-    /// In front of the text.
+    /// Before the text.
     First,
-    /// In front of the text, and behind every added token.
+    /// Before the text, and after every added token.
     Always,
 }
 
-/// How texts are cut.
+/// How texts are split.
 pub(super) enum PreTokenizer {
     Family(Family),
     /// A text is one word, its spaces written as [`SPACE`].
     Metaspace {
         prefix: Prefix,
-        /// Only where no space stands there already.
+        /// Only if there is no space already.
         unless_there: bool,
     },
     Other(Box<Other>),
 }
 
-/// What a `tokenizer.json` spells out and no family is.
+/// The parts of a `tokenizer.json` that match no family.
 pub(super) struct Other {
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
@@ -59,12 +59,12 @@ pub(super) struct Other {
 }
 
 impl PreTokenizer {
-    /// What a GGUF's metadata name.
+    /// The pre-tokenizer that a GGUF names.
     pub(super) fn from_gguf(gguf: &Gguf) -> Result<PreTokenizer, TokenizerError> {
         if gguf.get_str(MODEL)? != Some("llama") {
             return Ok(PreTokenizer::Family(Family::from_gguf(gguf)?));
         }
-        // SentencePiece's BPE; some files name a pre-tokenizer beside it, which has nothing to cut.
+        // SentencePiece's BPE. Some files name a pre-tokenizer too, which has no effect.
         if let Some(other) = gguf.get_str(PRE)?
             && !matches!(other, "default" | "llama" | "")
         {
@@ -72,7 +72,7 @@ impl PreTokenizer {
                 origin: gguf.origin().to_owned(),
                 key: PRE,
                 found: other.to_owned(),
-                supported: "\"default\" beside the model \"llama\"",
+                supported: "\"default\" for the model \"llama\"",
             });
         }
         let added = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
@@ -85,7 +85,7 @@ impl PreTokenizer {
         })
     }
 
-    /// What a `tokenizer.json` spells out.
+    /// The pre-tokenizer of a `tokenizer.json`.
     pub(super) fn from_json(json: &Value, origin: &str) -> Result<PreTokenizer, TokenizerError> {
         let part = |key: &str| json.get(key).unwrap_or(&Value::Null);
         let (normalizer, pre_tokenizer) = (part("normalizer"), part("pre_tokenizer"));
@@ -128,7 +128,7 @@ impl PreTokenizer {
         })))
     }
 
-    /// What tells it from every other, for the tokenizer's hash.
+    /// A unique name, for the tokenizer's hash.
     pub(super) fn name(&self) -> String {
         match self {
             PreTokenizer::Family(family) => family.name().to_owned(),
@@ -148,7 +148,7 @@ impl PreTokenizer {
         }
     }
 
-    /// Whether a word that is a token is taken as that token, whatever the merges say.
+    /// Whether a word that is a token becomes that token, regardless of the merges.
     pub(super) fn ignore_merges(&self) -> bool {
         match self {
             PreTokenizer::Family(family) => family.ignore_merges(),
@@ -157,7 +157,7 @@ impl PreTokenizer {
         }
     }
 
-    /// Whether prompts begin with the beginning token where the file does not say.
+    /// Whether prompts begin with the `bos` token by default.
     pub(super) fn adds_bos(&self) -> bool {
         match self {
             PreTokenizer::Family(family) => family.adds_bos(),
@@ -166,12 +166,12 @@ impl PreTokenizer {
         }
     }
 
-    /// Whether a text begins with a space that nobody wrote.
+    /// Whether a space is inserted before a text.
     pub(super) fn has_prefix(&self) -> bool {
         matches!(self, PreTokenizer::Metaspace { prefix, .. } if *prefix != Prefix::Never)
     }
 
-    /// The words of a text. `begins`: it stands at the beginning of what is encoded; `follows`: behind an added token.
+    /// The words of a text. `begins`: it is the beginning of what is encoded; `follows`: it follows an added token.
     pub(super) fn words(
         &self,
         text: &str,
@@ -214,7 +214,8 @@ impl PreTokenizer {
     }
 }
 
-/// SentencePiece's spaces, as the converters of transformers write them: as a normalizer at first, as a pre-tokenizer later.
+/// SentencePiece's rule for spaces, as the converters of transformers write it: older ones as a normalizer, newer ones as a
+/// pre-tokenizer.
 fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<PreTokenizer> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let is = |value: &Value, kind: &str| text(value, "type").as_deref() == Some(kind);
@@ -263,7 +264,7 @@ fn metaspace(normalizer: &Value, pre_tokenizer: &Value) -> Option<PreTokenizer> 
     })
 }
 
-/// Whether a part, or one within it, is of this type.
+/// Whether a part, or one inside it, is of this type.
 fn names(value: &Value, kind: &str) -> bool {
     match value {
         Value::Object(map) => {

@@ -1,4 +1,4 @@
-//! The vocabulary in a GGUF's metadata or a `tokenizer.json`, checked: tokens, their kinds, merges, and the tokens with a role.
+//! The checked vocabulary of a GGUF's metadata or a `tokenizer.json`: tokens, their kinds, merges, and special tokens.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const MAX_TOKENS: usize = 1 << 22;
 const MAX_TOKEN_BYTES: usize = 1 << 14;
 
-/// Control tokens that end an answer in the families that are run, whatever roles a file gives.
+/// Control tokens that end an answer in the supported families, whether or not a file names them.
 const END_TOKENS: [&str; 8] = [
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -49,9 +49,9 @@ pub struct Roles {
 pub(super) enum Kind {
     /// A piece of text in the byte alphabet.
     Normal,
-    /// Stands for no text (type 3).
+    /// A control token, which has no text (type 3).
     Control,
-    /// Stands for its own text, which is always this token (type 4).
+    /// Its own text, which always becomes this token (type 4).
     UserDefined,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Vocabulary {
     unknown: Option<String>,
 }
 
-/// The byte that a token such as `<0x0A>` stands for.
+/// The byte of a token such as `<0x0A>`.
 pub(super) fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2)
@@ -104,23 +104,7 @@ impl Vocabulary {
                 format!("token {long} has {length} bytes; at most {MAX_TOKEN_BYTES} are read"),
             ));
         }
-        let kinds = match gguf.get_i32_array(TYPES)? {
-            None => vec![Kind::Normal; tokens.len()],
-            Some(types) if types.len() == tokens.len() => types
-                .iter()
-                .map(|kind| match kind {
-                    3 => Kind::Control,
-                    // SentencePiece's unknown token is written for nothing.
-                    2 if pre_tokenizer.spelling() == Spelling::Pieces => Kind::Control,
-                    4 => Kind::UserDefined,
-                    _ => Kind::Normal,
-                })
-                .collect(),
-            Some(types) => {
-                let problem = format!("{} types for {} tokens", types.len(), tokens.len());
-                return Err(invalid(TYPES, problem));
-            }
-        };
+        let kinds = gguf_kinds(gguf, tokens.len(), pre_tokenizer)?;
         let role = |key: &'static str| -> Result<Option<u32>, TokenizerError> {
             match gguf.get_u32(key)? {
                 Some(id) if id as usize >= tokens.len() => Err(invalid(
@@ -140,26 +124,7 @@ impl Vocabulary {
         end_ids.extend(role("tokenizer.ggml.eom_token_id")?);
         end_ids.sort_unstable();
         end_ids.dedup();
-        let merges = match (pre_tokenizer.spelling(), gguf.get_str_array(MERGES)?) {
-            (_, Some(merges)) => merges
-                .iter()
-                .enumerate()
-                .map(|(index, merge)| {
-                    let pair = merge.split_once(' ');
-                    let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
-                    pair.ok_or_else(|| invalid(MERGES, unspaced(index, merge)))
-                })
-                .collect::<Result<_, _>>()?,
-            (Spelling::Bytes, None) => return Err(missing(MERGES)),
-            (Spelling::Pieces, None) => {
-                let scores = gguf.get_f32_array(SCORES)?.ok_or_else(|| missing(SCORES))?;
-                if scores.len() != tokens.len() {
-                    let problem = format!("{} scores for {} tokens", scores.len(), tokens.len());
-                    return Err(invalid(SCORES, problem));
-                }
-                merges_by_score(&tokens, &kinds, scores)
-            }
-        };
+        let merges = gguf_merges(gguf, &tokens, &kinds, pre_tokenizer)?;
         let unknown = role("tokenizer.ggml.unknown_token_id")?;
         let unknown = unknown.map(|id| tokens[id as usize].clone());
         Ok(Vocabulary {
@@ -192,42 +157,9 @@ impl Vocabulary {
                 supported: "models of type \"BPE\"",
             });
         }
-        let vocab = model.get("vocab").and_then(Value::as_object);
-        let vocab = vocab.ok_or_else(|| invalid("model.vocab", "missing".to_owned()))?;
-        let added = json.get("added_tokens").and_then(Value::as_array);
-        let mut listed: Vec<(u64, &str, Kind)> = Vec::new();
-        for (token, id) in vocab {
-            let id = id
-                .as_u64()
-                .ok_or_else(|| invalid("model.vocab", format!("{token:?} has no id")))?;
-            listed.push((id, token, Kind::Normal));
-        }
-        for token in added.into_iter().flatten() {
-            let id = token.get("id").and_then(Value::as_u64);
-            let text = token.get("content").and_then(Value::as_str);
-            let (Some(id), Some(text)) = (id, text) else {
-                return Err(invalid(
-                    "added_tokens",
-                    "a token without id or content".to_owned(),
-                ));
-            };
-            let flag = |key: &str| token.get(key).and_then(Value::as_bool) == Some(true);
-            // They would swallow spaces beside them, or not stand within words.
-            for key in ["lstrip", "rstrip", "single_word"] {
-                if flag(key) {
-                    let problem = format!("{text:?} has {key}, which is not supported");
-                    return Err(invalid("added_tokens", problem));
-                }
-            }
-            let kind = if flag("special") {
-                Kind::Control
-            } else {
-                Kind::UserDefined
-            };
-            listed.push((id, text, kind));
-        }
+        let listed = json_tokens(json, origin)?;
         let count = listed.iter().map(|token| token.0 + 1).max().unwrap_or(0);
-        // Ids may have gaps, but no more of them than tokens.
+        // Ids may have gaps, but not more than there are tokens.
         if count == 0 || count > MAX_TOKENS as u64 || count > 2 * listed.len() as u64 {
             let problem = format!(
                 "ids up to {count} for {} tokens; 1 to {MAX_TOKENS} are read, without large gaps",
@@ -268,24 +200,7 @@ impl Vocabulary {
         }
         end_ids.sort_unstable();
         end_ids.dedup();
-        let merges = model.get("merges").and_then(Value::as_array);
-        let merges = merges.ok_or_else(|| invalid("model.merges", "missing".to_owned()))?;
-        let merges = merges
-            .iter()
-            .enumerate()
-            .map(|(index, merge)| {
-                let pair = match merge {
-                    Value::String(merge) => merge.split_once(' '),
-                    Value::Array(pair) => match pair.as_slice() {
-                        [left, right] => left.as_str().zip(right.as_str()),
-                        _ => None,
-                    },
-                    _ => None,
-                };
-                let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
-                pair.ok_or_else(|| invalid("model.merges", unspaced(index, &merge.to_string())))
-            })
-            .collect::<Result<_, _>>()?;
+        let merges = json_merges(model, origin)?;
         let unknown = model.get("unk_token").and_then(Value::as_str);
         let unknown = unknown.filter(|_| pre_tokenizer.spelling() == Spelling::Pieces);
         Ok(Vocabulary {
@@ -300,7 +215,7 @@ impl Vocabulary {
         })
     }
 
-    /// The merger. Everything that it relies on is checked here, where the message can name the merge.
+    /// The merge rules. All assumptions are checked here, where the error can name the merge.
     pub(super) fn bpe(
         &self,
         origin: &str,
@@ -308,7 +223,7 @@ impl Vocabulary {
     ) -> Result<BPE, TokenizerError> {
         let mut vocab: HashMap<&str, u32> = HashMap::with_capacity(self.tokens.len());
         for ((id, token), kind) in (0u32..).zip(&self.tokens).zip(&self.kinds) {
-            // Where a whole word may become its token, text must never become a control token.
+            // A whole word may become its token here, but text must never become a control token.
             if *kind == Kind::Control && pre_tokenizer.ignore_merges() {
                 continue;
             }
@@ -330,7 +245,7 @@ impl Vocabulary {
             }
         }
         let pieces = pre_tokenizer.spelling() == Spelling::Pieces;
-        // Without all of them a byte that no piece has would be left out.
+        // All byte tokens are needed, or bytes without a piece would be lost.
         if pieces
             && let Some(byte) = (0..=255u8).find(|byte| {
                 let token = format!("<0x{byte:02X}>");
@@ -361,7 +276,7 @@ impl Vocabulary {
             .map_err(|error| invalid(origin, MERGES, error.to_string()))
     }
 
-    /// Everything that decides about ids.
+    /// The sha256, in hex, of everything that determines ids.
     pub(super) fn hash(&self, pre_tokenizer: &PreTokenizer) -> String {
         let mut hasher = FieldHasher::new();
         hasher
@@ -387,7 +302,132 @@ impl Vocabulary {
     }
 }
 
-/// The control tokens that end an answer by their names, and the one with the role.
+/// The kinds of the tokens of a GGUF. All are normal if it has no token types.
+fn gguf_kinds(
+    gguf: &Gguf,
+    tokens: usize,
+    pre_tokenizer: &PreTokenizer,
+) -> Result<Vec<Kind>, TokenizerError> {
+    match gguf.get_i32_array(TYPES)? {
+        None => Ok(vec![Kind::Normal; tokens]),
+        Some(types) if types.len() == tokens => Ok(types
+            .iter()
+            .map(|kind| match kind {
+                3 => Kind::Control,
+                // SentencePiece's unknown token has no text.
+                2 if pre_tokenizer.spelling() == Spelling::Pieces => Kind::Control,
+                4 => Kind::UserDefined,
+                _ => Kind::Normal,
+            })
+            .collect()),
+        Some(types) => {
+            let problem = format!("{} types for {tokens} tokens", types.len());
+            Err(invalid(gguf.origin(), TYPES, problem))
+        }
+    }
+}
+
+/// The merges of a GGUF, by rank. SentencePiece's may be stored as scores.
+fn gguf_merges(
+    gguf: &Gguf,
+    tokens: &[String],
+    kinds: &[Kind],
+    pre_tokenizer: &PreTokenizer,
+) -> Result<Vec<(String, String)>, TokenizerError> {
+    let missing = |key| TokenizerError::Missing {
+        origin: gguf.origin().to_owned(),
+        key,
+    };
+    let invalid = |key, problem| invalid(gguf.origin(), key, problem);
+    match (pre_tokenizer.spelling(), gguf.get_str_array(MERGES)?) {
+        (_, Some(merges)) => merges
+            .iter()
+            .enumerate()
+            .map(|(index, merge)| {
+                let pair = merge.split_once(' ');
+                let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
+                pair.ok_or_else(|| invalid(MERGES, unspaced(index, merge)))
+            })
+            .collect(),
+        (Spelling::Bytes, None) => Err(missing(MERGES)),
+        (Spelling::Pieces, None) => {
+            let scores = gguf.get_f32_array(SCORES)?.ok_or_else(|| missing(SCORES))?;
+            if scores.len() != tokens.len() {
+                let problem = format!("{} scores for {} tokens", scores.len(), tokens.len());
+                return Err(invalid(SCORES, problem));
+            }
+            Ok(merges_by_score(tokens, kinds, scores))
+        }
+    }
+}
+
+/// Id, text and kind of every token of a `tokenizer.json`, added tokens last.
+fn json_tokens<'a>(
+    json: &'a Value,
+    origin: &str,
+) -> Result<Vec<(u64, &'a str, Kind)>, TokenizerError> {
+    let invalid = |key, problem| invalid(origin, key, problem);
+    let vocab = json.pointer("/model/vocab").and_then(Value::as_object);
+    let vocab = vocab.ok_or_else(|| invalid("model.vocab", "missing".to_owned()))?;
+    let added = json.get("added_tokens").and_then(Value::as_array);
+    let mut listed = Vec::new();
+    for (token, id) in vocab {
+        let id = id
+            .as_u64()
+            .ok_or_else(|| invalid("model.vocab", format!("{token:?} has no id")))?;
+        listed.push((id, token, Kind::Normal));
+    }
+    for token in added.into_iter().flatten() {
+        let id = token.get("id").and_then(Value::as_u64);
+        let text = token.get("content").and_then(Value::as_str);
+        let (Some(id), Some(text)) = (id, text) else {
+            return Err(invalid(
+                "added_tokens",
+                "a token without id or content".to_owned(),
+            ));
+        };
+        let flag = |key: &str| token.get(key).and_then(Value::as_bool) == Some(true);
+        // They would consume spaces next to them, or not match inside words.
+        for key in ["lstrip", "rstrip", "single_word"] {
+            if flag(key) {
+                let problem = format!("{text:?} has {key}, which is not supported");
+                return Err(invalid("added_tokens", problem));
+            }
+        }
+        let kind = if flag("special") {
+            Kind::Control
+        } else {
+            Kind::UserDefined
+        };
+        listed.push((id, text, kind));
+    }
+    Ok(listed)
+}
+
+/// The merges of a `tokenizer.json`, by rank; each is a text with a space or a list of two.
+fn json_merges(model: &Value, origin: &str) -> Result<Vec<(String, String)>, TokenizerError> {
+    let invalid = |key, problem| invalid(origin, key, problem);
+    let merges = model.get("merges").and_then(Value::as_array);
+    let merges = merges.ok_or_else(|| invalid("model.merges", "missing".to_owned()))?;
+    merges
+        .iter()
+        .enumerate()
+        .map(|(index, merge)| {
+            let pair = match merge {
+                Value::String(merge) => merge.split_once(' '),
+                Value::Array(pair) => match pair.as_slice() {
+                    [left, right] => left.as_str().zip(right.as_str()),
+                    _ => None,
+                },
+                _ => None,
+            };
+            let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
+            pair.ok_or_else(|| invalid("model.merges", unspaced(index, &merge.to_string())))
+        })
+        .collect()
+}
+
+/// The control tokens that end an answer: those known by name, and `eos`.
 fn named_ends(tokens: &[String], kinds: &[Kind], eos: Option<u32>) -> Vec<u32> {
     let named = (0u32..).zip(tokens.iter().zip(kinds));
     let named = named.filter(|(_, (token, kind))| {
@@ -436,7 +476,7 @@ fn merges_by_score(tokens: &[String], kinds: &[Kind], scores: &[f32]) -> Vec<(St
         .collect()
 }
 
-/// The special token that a post-processor puts in front of a text.
+/// The special token that a post-processor puts before a text.
 fn first_special(processor: Option<&Value>) -> Option<&str> {
     let processor = processor?;
     if let Some(all) = processor.get("processors").and_then(Value::as_array) {

@@ -101,7 +101,7 @@ fn agrees(adapter: &Adapter, file: &Gguf, scale: f32) {
 }
 
 #[test]
-fn every_pair_adds_what_it_adds_in_peft() {
+fn every_pair_has_the_same_effect_as_in_peft() {
     let adapter = adapter(&Module::ALL);
     for scale in [1.0, 1.15, -0.5, 0.0] {
         agrees(&adapter, &written(&adapter, scale, Dtype::F32), scale);
@@ -119,15 +119,15 @@ fn every_pair_adds_what_it_adds_in_peft() {
 }
 
 #[test]
-fn scales_that_llama_cpp_cannot_say_go_into_b() {
-    // rsLoRA: alpha / sqrt(rank), which one alpha still says.
+fn scales_that_llama_cpp_cannot_express_are_multiplied_into_b() {
+    // rsLoRA: alpha / sqrt(rank), which one alpha can still express.
     let mut root = adapter(&[Module::Q, Module::Up]);
     root.config.use_rslora = true;
     root.pairs
         .iter_mut()
         .for_each(|pair| pair.scale = (4.0 / 2f64.sqrt()) as f32);
     agrees(&root, &written(&root, 1.0, Dtype::F32), 1.0);
-    // An alpha of their own for some pairs: one number cannot say both.
+    // Some pairs have another alpha: one number cannot express both.
     let mut mixed = adapter(&[Module::Q, Module::Up]);
     mixed.config.alpha_pattern = vec![("up_proj".to_owned(), 10.0)];
     for pair in mixed
@@ -141,7 +141,7 @@ fn scales_that_llama_cpp_cannot_say_go_into_b() {
 }
 
 #[test]
-fn rows_keep_their_order_where_the_base_has_hugging_faces() {
+fn rows_keep_their_order_if_the_base_has_hugging_faces_order() {
     let adapter = adapter(&[Module::Q]);
     let mut config = model();
     config.rope_style = RopeStyle::HalfSplit;
@@ -152,14 +152,14 @@ fn rows_keep_their_order_where_the_base_has_hugging_faces() {
     assert_eq!(b, adapter.pairs[1].b);
     let mut wild = adapter.clone();
     wild.pairs[0].b[3] = 1e9;
-    let said = wild
+    let message = wild
         .to_gguf(&config, 1.0, Dtype::F16)
         .err()
         .unwrap()
         .to_string();
     assert!(
-        said.contains("layers.0.self_attn.q_proj.lora_B") && said.contains("F16"),
-        "{said}"
+        message.contains("layers.0.self_attn.q_proj.lora_B") && message.contains("F16"),
+        "{message}"
     );
     wild.pairs[0].layer = 7;
     assert!(wild.to_gguf(&config, 1.0, Dtype::F32).is_err());

@@ -1,4 +1,4 @@
-//! PEFT folders: written and read back, and refused by the name of what is wrong.
+//! PEFT folders are written and read back, and errors name the file and the field or tensor.
 
 mod gguf;
 mod refused;
@@ -65,7 +65,7 @@ fn adapter() -> Adapter {
 }
 
 #[test]
-fn a_folder_is_written_as_peft_writes_it_and_read_back() {
+fn folder_is_written_as_peft_does_and_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut adapter = adapter();
     adapter
@@ -120,7 +120,7 @@ fn a_folder_is_written_as_peft_writes_it_and_read_back() {
 }
 
 #[test]
-fn the_same_adapter_gives_the_same_bytes_and_hash() {
+fn bytes_and_hash_are_stable() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut adapter = adapter();
     for index in 0..20 {
@@ -202,7 +202,7 @@ fn ranks_alphas_and_scales_follow_the_patterns() {
 }
 
 #[test]
-fn targets_are_lists_expressions_or_all() {
+fn target_modules_may_be_a_list_an_expression_or_all_linear() {
     let folder = tempfile::tempdir().unwrap();
     let mut adapter = adapter();
     adapter.config.target_modules =
@@ -236,7 +236,7 @@ fn targets_are_lists_expressions_or_all() {
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("layers.2.self_attn.q_proj is no target"),
+        text.contains("layers.2.self_attn.q_proj is not in target_modules"),
         "{text}"
     );
 }
@@ -298,7 +298,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_adapter_comes_back_bit_for_bit(adapter in any_adapter()) {
+    fn any_adapter_round_trips_bit_for_bit(adapter in any_adapter()) {
         let folder = tempfile::tempdir().unwrap();
         adapter.write(folder.path(), Dtype::F32, "").unwrap();
         prop_assert_eq!(Adapter::read(folder.path()).unwrap(), adapter);

@@ -1,4 +1,4 @@
-//! Configurations and tensors that are wrong, and what is said about them.
+//! Invalid configurations and tensors, and their error messages.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn parsed(changes: Value) -> Result<AdapterConfig, String> {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_the_name_of_its_field() {
+fn unsupported_fields_are_refused_by_name() {
     for (changes, expected) in [
         (
             json!({"use_dora": true}),
@@ -141,7 +141,7 @@ fn what_is_not_supported_is_refused_by_the_name_of_its_field() {
 }
 
 #[test]
-fn harmless_and_empty_fields_are_no_obstacle() {
+fn harmless_and_empty_fields_are_accepted() {
     let usual = parsed(json!({
         "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "inference_mode": false, "revision": "main",
         "init_lora_weights": "gaussian", "lora_dropout": 0.05, "loftq_config": {}, "eva_config": null,
@@ -188,7 +188,7 @@ fn tensor(shape: &[usize]) -> Tensor {
 }
 
 #[test]
-fn broken_tensors_are_named() {
+fn invalid_tensors_are_named() {
     let a = format!("{PREFIX}.0.self_attn.q_proj.lora_A.weight");
     let b = format!("{PREFIX}.0.self_attn.q_proj.lora_B.weight");
     let check = |result: Result<Adapter, String>, expected: String| {
@@ -289,13 +289,13 @@ fn broken_tensors_are_named() {
     });
     check(
         untargeted,
-        "model.layers.0.self_attn.k_proj is no target of adapter_config.json's target_modules"
+        "model.layers.0.self_attn.k_proj is not in target_modules of adapter_config.json"
             .to_owned(),
     );
 }
 
 #[test]
-fn names_of_a_loaded_adapter_are_accepted_too() {
+fn tensor_names_of_a_loaded_adapter_are_accepted() {
     let read = weights(|tensors| {
         let old = std::mem::take(tensors);
         tensors.extend(
@@ -307,13 +307,13 @@ fn names_of_a_loaded_adapter_are_accepted_too() {
 }
 
 #[test]
-fn a_mixed_file_is_widened() {
+fn mixed_types_are_widened_to_f32() {
     let read = weights(|tensors| tensors.values_mut().next().unwrap().dtype = Dtype::BF16).unwrap();
     assert_eq!(read.dtype, Dtype::F32);
 }
 
 #[test]
-fn nothing_wrong_is_written() {
+fn invalid_adapters_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let error = |change: fn(&mut Adapter), dtype| {
         let mut adapter = adapter();
@@ -349,7 +349,7 @@ fn nothing_wrong_is_written() {
 }
 
 #[test]
-fn a_folder_that_is_no_adapter_says_what_is_missing() {
+fn missing_files_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = || Adapter::read(folder.path()).unwrap_err().to_string();
     assert!(error().contains("adapter_config.json"));
