@@ -375,7 +375,7 @@ fn json_tokens<'a>(
         let id = id
             .as_u64()
             .ok_or_else(|| invalid("model.vocab", format!("{token:?} has no id")))?;
-        listed.push((id, token, Kind::Normal));
+        listed.push((id, token.as_str(), Kind::Normal));
     }
     for token in added.into_iter().flatten() {
         let id = token.get("id").and_then(Value::as_u64);
