@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use model::YieldPoint;
 use train::Learner;
-use train::dataset::{DataRow, held_out};
 
 use crate::background_work::BackgroundWork;
 use crate::evaluation::answers::{self, Speaker};
 use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
-use crate::files;
 use crate::fine_tuning::baselines;
-use crate::fine_tuning::run::job_persona;
+use crate::fine_tuning::prepare::{held_out_rows, job_persona};
 use crate::records::job::{JobRecord, Sample, ThresholdResult};
 use crate::records::thresholds::Thresholds;
 use crate::training::Target;
@@ -94,19 +92,4 @@ pub(crate) fn check(
         said: check.line(),
     });
     Ok((checked.collect(), samples))
-}
-
-/// The rows that training did not see: those of the validation file, or those that were held out.
-pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> anyhow::Result<Vec<DataRow>> {
-    let pairs = record.settings.preference.is_some();
-    if let Some(path) = &target.eval {
-        return Ok(files::scan(path, pairs)?.whole()?.rows);
-    }
-    let rows = files::scan(&target.data, pairs)?.whole()?.rows;
-    let sides = held_out(&rows, record.settings.validation_fraction);
-    let rows = rows.into_iter().zip(sides);
-    Ok(rows
-        .filter(|(_, held_out)| *held_out)
-        .map(|(row, _)| row)
-        .collect())
 }

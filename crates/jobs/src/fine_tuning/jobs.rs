@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use service::Caller;
 
 use super::events::Events;
+use super::prepare;
 use super::request::NewJob;
-use super::run;
 use super::samples::{SampledAnswer, Samples};
 use crate::background_work::BackgroundWork;
 use crate::error::JobError;
@@ -171,6 +171,6 @@ impl BackgroundWork {
 
     /// Removes the state that a run would continue from.
     pub(crate) fn clear_state(&self, id: &str) {
-        std::fs::remove_dir_all(self.folder(id).join(run::STATE)).ok();
+        std::fs::remove_dir_all(self.folder(id).join(prepare::STATE)).ok();
     }
 }

@@ -18,8 +18,8 @@ use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::files::StoredFile;
 use crate::files::called;
+use crate::fine_tuning::prepare::BATCH_TOKENS;
 use crate::fine_tuning::request::NewJob;
-use crate::fine_tuning::run::BATCH_TOKENS;
 use crate::listing::Viewer;
 use crate::records::job::JobRecord;
 use crate::training;
@@ -108,7 +108,7 @@ impl BackgroundWork {
         pace: Option<Option<f64>>,
     ) -> Result<Plan, JobError> {
         let make = || -> anyhow::Result<Plan> {
-            let ready = self.ready(record)?;
+            let ready = self.prepare(record)?;
             let options = RunOptions {
                 batch_tokens: BATCH_TOKENS,
                 ..RunOptions::default()
@@ -136,7 +136,9 @@ impl BackgroundWork {
             }
             Ok(plan)
         };
-        make().map_err(|error| JobError::Plan(self.as_called(record, &format!("{error:#}"))))
+        make().map_err(|error| {
+            JobError::Plan(self.with_client_file_names(record, &format!("{error:#}")))
+        })
     }
 
     fn learn(&self, step: MeasuredStep) {

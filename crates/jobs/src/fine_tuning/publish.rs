@@ -6,7 +6,7 @@ use registry::AdapterContent;
 
 use crate::background_work::BackgroundWork;
 use crate::error::JobError;
-use crate::fine_tuning::run;
+use crate::fine_tuning::prepare;
 use crate::listing::Viewer;
 use crate::records::job::{JobRecord, JobStatus};
 use service::{Caller, NewVersion, PublishError};
@@ -82,7 +82,7 @@ impl BackgroundWork {
             return Ok(None);
         }
         let personas = service.personas();
-        let settings = run::settings_of(&record, personas.get(&record.persona));
+        let settings = prepare::settings_of(&record, personas.get(&record.persona));
         let published = service.publish(&NewVersion {
             name: record.persona,
             adapter: Some(path),

@@ -1,0 +1,151 @@
+//! What a run starts from: a job's rows, its system prompt, its start adapter and the settings of the persona that it makes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use formats::chat_template::ChatTemplate;
+use registry::{AdapterRef, Persona, PersonaSettings};
+use train::dataset::{DataRow, held_out};
+use train::job::JobSpec;
+
+use crate::background_work::BackgroundWork;
+use crate::error::JobError;
+use crate::files;
+use crate::listing::Viewer;
+use crate::records::job::JobRecord;
+use crate::training::Target;
+
+/// The folder of a run's state.
+pub(crate) const STATE: &str = "state";
+/// The folder of a run's adapter.
+const ADAPTER: &str = "adapter";
+/// Most tokens of one call of the learner. Fewer than `lory train` takes, as a layer of so many is what an answer may have to
+/// wait for.
+pub(crate) const BATCH_TOKENS: usize = 1024;
+
+/// The persona that `record` is about to make, with the adapter in the folder `adapter`.
+pub(crate) fn job_persona(
+    queue: &BackgroundWork,
+    record: &JobRecord,
+    adapter: &Path,
+) -> anyhow::Result<Persona> {
+    let personas = queue.service.personas();
+    let settings = settings_of(record, personas.get(&record.persona));
+    let found = AdapterRef::in_folder(adapter)?;
+    Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
+}
+
+/// The rows that training did not see: those of the validation file, or those that were held out.
+pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> anyhow::Result<Vec<DataRow>> {
+    let pairs = record.settings.preference.is_some();
+    if let Some(path) = &target.eval {
+        return Ok(files::scan(path, pairs)?.whole()?.rows);
+    }
+    let rows = files::scan(&target.data, pairs)?.whole()?.rows;
+    let sides = held_out(&rows, record.settings.validation_fraction);
+    let rows = rows.into_iter().zip(sides);
+    Ok(rows
+        .filter(|(_, held_out)| *held_out)
+        .map(|(row, _)| row)
+        .collect())
+}
+
+/// What is published beside the adapter: the persona's settings as they are, with the job's system prompt. Variables belong to the
+/// prompt that they stand in.
+pub(crate) fn settings_of(record: &JobRecord, there: Option<&Persona>) -> PersonaSettings {
+    let mut settings = there.map(PersonaSettings::of).unwrap_or_default();
+    if settings.system_prompt != record.system_prompt {
+        settings.system_prompt.clone_from(&record.system_prompt);
+        settings.variables.clear();
+    }
+    settings
+}
+
+/// A job whose rows are read.
+pub(crate) struct PreparedJob {
+    pub job: train::Job,
+    pub target: Target,
+}
+
+impl BackgroundWork {
+    /// The adapter's folder of a job.
+    pub(crate) fn adapter_of(&self, id: &str) -> PathBuf {
+        self.folder(id).join(ADAPTER)
+    }
+
+    fn path_of_id(&self, id: &str) -> Result<PathBuf, JobError> {
+        let everybody = Viewer::everybody();
+        let file = self.files.find(&everybody, id, "training_file")?;
+        Ok(self.files.path(&file))
+    }
+
+    /// Reads and encodes the rows of `record`.
+    pub(crate) fn prepare(&self, record: &JobRecord) -> anyhow::Result<PreparedJob> {
+        let validation = record.validation_file.as_deref();
+        let target = Target {
+            name: record.persona.clone(),
+            data: self.path_of_id(&record.training_file)?,
+            eval: validation.map(|id| self.path_of_id(id)).transpose()?,
+            system_prompt: self.training_system_prompt(record)?,
+            settings: record.settings.clone(),
+            siblings: Vec::new(),
+            from: None,
+            out: self.adapter_of(&record.id),
+        };
+        let base = self.service.base();
+        let source = JobSpec {
+            name: &target.name,
+            train: &target.data,
+            validation: target.eval.as_deref(),
+            system: target.system_prompt.as_deref(),
+            settings: target.settings.clone(),
+            metrics: Some(target.out.join("metrics.jsonl")),
+        };
+        let (config, tokenizer) = (base.model.config(), &base.tokenizer);
+        let template: &ChatTemplate = &base.template;
+        let mut job = if target.settings.preference.is_some() {
+            train::Job::load_pairs(source, &[], config, tokenizer, template)?
+        } else {
+            train::Job::load(source, config, tokenizer, template)?
+        };
+        if let Some(start) = &record.start {
+            let personas = self.service.personas();
+            let found = personas
+                .iter()
+                .filter_map(|persona| persona.adapter.as_ref())
+                .find(|adapter| adapter.sha256_hex() == start.sha256)
+                .with_context(|| {
+                    format!(
+                        "{} is not here any more; it was to start from it",
+                        start.persona
+                    )
+                })?;
+            job.start_from(&found.read()?, start.sha256.clone(), config)?;
+        }
+        Ok(PreparedJob { job, target })
+    }
+
+    /// The system prompt that rows are trained with: a persona's own has its variables' defaults in it.
+    fn training_system_prompt(&self, record: &JobRecord) -> anyhow::Result<Option<String>> {
+        let personas = self.service.personas();
+        let same = |persona: &&Persona| persona.system_prompt == record.system_prompt;
+        Ok(match personas.get(&record.persona).filter(same) {
+            Some(persona) => persona.system_prompt_by_default()?,
+            None => record.system_prompt.clone(),
+        })
+    }
+
+    /// `text` with the paths of the files of `record` replaced by the names that the client gave them.
+    pub(crate) fn with_client_file_names(&self, record: &JobRecord, text: &str) -> String {
+        let everybody = Viewer::everybody();
+        let ids = [Some(&record.training_file), record.validation_file.as_ref()];
+        let mut text = text.to_owned();
+        for id in ids.into_iter().flatten() {
+            if let Ok(file) = self.files.find(&everybody, id, "training_file") {
+                let path = self.files.path(&file).display().to_string();
+                text = text.replace(&path, &file.filename);
+            }
+        }
+        text
+    }
+}
