@@ -120,7 +120,7 @@ impl BackgroundWork {
                         start.persona
                     )
                 })?;
-            job.start_from(&found.read()?, start.sha256.clone(), config)?;
+            job.init_from_adapter(&found.read()?, start.sha256.clone(), config)?;
         }
         Ok(PreparedJob { job, target })
     }
