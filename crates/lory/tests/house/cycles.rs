@@ -20,8 +20,6 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("model", ""),
     ("server", ""),
     ("service", ""),
-    ("train", ""),
-    ("train", "dataset"),
 ];
 /// Folders whose `mod.rs` still uses children that use it.
 const PARENTS: &[(&str, &str)] = &[
@@ -38,7 +36,6 @@ const PARENTS: &[(&str, &str)] = &[
     ("lory", "cli::persona"),
     ("server", ""),
     ("server", "personas"),
-    ("train", "lint"),
 ];
 
 /// The node of a folder's own file.

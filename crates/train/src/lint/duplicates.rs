@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::report::{Finding, LintOptions, LintProblem};
 use super::similarity::{masked, near_among, near_duplicates};
-use super::{Finding, LintOptions, LintProblem};
 use crate::dataset::DataRow;
 
 /// Rows against the rows before them.

@@ -1,7 +1,7 @@
 //! Checks of one row: an empty answer, a truncated answer, a number that the input does not have.
 
+use super::report::{Finding, LintOptions, LintProblem};
 use super::similarity::numbers;
-use super::{Finding, LintOptions, LintProblem};
 use crate::dataset::DataRow;
 
 /// Fewer words than this may be a label or a name, which needs no full stop.

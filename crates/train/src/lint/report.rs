@@ -1,0 +1,219 @@
+//! The findings of the linter, and what it reports about the rows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::lengths::TokenLengths;
+use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, RowLocation};
+use crate::error::TrainError;
+
+/// Thresholds of the checks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LintOptions {
+    /// Word-set Jaccard similarity, from 0 to 1, from which two rows are near-duplicates.
+    pub near: f64,
+    /// The same for questions of the training rows against those of the others.
+    pub leak: f64,
+    /// Digits in a row that make a number worth tracing back to the input.
+    pub digits: usize,
+}
+
+impl Default for LintOptions {
+    fn default() -> Self {
+        Self {
+            near: 0.9,
+            leak: 0.9,
+            digits: 3,
+        }
+    }
+}
+
+/// A kind of problem with a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LintProblem {
+    /// The line is not a valid row.
+    Broken,
+    /// Input and output are those of another row.
+    Duplicate,
+    /// Equal to another row once every token with a digit is masked: a template with the number swapped.
+    DuplicateButNumbers,
+    /// The words are almost those of another row.
+    NearDuplicate,
+    /// The output is that of another row, numbers aside, though the input is not.
+    SameOutput,
+    /// The input is that of another row, numbers aside, though the output is not.
+    SameInput,
+    /// The input is that of a row of the other set, numbers aside, or nearly so.
+    Leak,
+    /// The output is empty.
+    EmptyOutput,
+    /// The output seems to stop in the middle.
+    CutOff,
+    /// The output has a number that the input does not have.
+    NumberFromNowhere,
+    /// A turn contains the text of one of the base's control tokens.
+    ControlToken,
+    /// The template or the tokenizer does not take the row.
+    Refused,
+    /// No token of the row would be trained.
+    NothingTrained,
+    /// The row has more tokens than a row may have.
+    TooLong,
+    /// The answer to prefer and the one to reject are the same.
+    SameAnswers,
+}
+
+impl LintProblem {
+    /// Every problem, in the order of reports.
+    pub const ALL: [LintProblem; 15] = [
+        LintProblem::Broken,
+        LintProblem::Duplicate,
+        LintProblem::DuplicateButNumbers,
+        LintProblem::NearDuplicate,
+        LintProblem::SameOutput,
+        LintProblem::SameInput,
+        LintProblem::Leak,
+        LintProblem::EmptyOutput,
+        LintProblem::CutOff,
+        LintProblem::NumberFromNowhere,
+        LintProblem::ControlToken,
+        LintProblem::Refused,
+        LintProblem::NothingTrained,
+        LintProblem::TooLong,
+        LintProblem::SameAnswers,
+    ];
+
+    /// Comes before what a finding is about.
+    fn words(self) -> &'static str {
+        match self {
+            LintProblem::Broken | LintProblem::Refused => "",
+            LintProblem::Duplicate => "the same row as ",
+            LintProblem::DuplicateButNumbers => "the same, except for numbers, as ",
+            LintProblem::NearDuplicate => "nearly the same as ",
+            LintProblem::SameOutput => "the same output, except for numbers, as ",
+            LintProblem::SameInput => "the same input, except for numbers, as ",
+            LintProblem::Leak => "its input is also in ",
+            LintProblem::EmptyOutput => "the output is empty",
+            LintProblem::CutOff => "the output seems to be cut off: ",
+            LintProblem::NumberFromNowhere => {
+                "the output has a number that the input does not have: "
+            }
+            LintProblem::ControlToken => "has the text of a control token, which stays text: ",
+            LintProblem::NothingTrained => "none of its tokens would be trained",
+            LintProblem::TooLong => "too long: ",
+            LintProblem::SameAnswers => {
+                "its chosen and its rejected answer are the same; training leaves it out"
+            }
+        }
+    }
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// The kind of problem.
+    pub problem: LintProblem,
+    /// The data file.
+    pub file: String,
+    /// Its line, from 1.
+    pub line: usize,
+    /// The other row (`file:line`), the number, the end of the output, or what is wrong in words; may be empty.
+    pub about: String,
+}
+
+impl Finding {
+    pub(super) fn new(
+        problem: LintProblem,
+        location: &RowLocation,
+        about: impl Into<String>,
+    ) -> Self {
+        Self {
+            problem,
+            file: location.file.to_string(),
+            line: location.line,
+            about: about.into(),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (file, line, about) = (&self.file, self.line, &self.about);
+        write!(f, "{file}:{line}: {}{about}", self.problem.words())
+    }
+}
+
+/// All findings of the linter, and statistics of the rows.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct LintReport {
+    /// Rows looked at.
+    pub rows: usize,
+    /// Lines that are no rows; where there are very many, not every one has its finding.
+    pub broken_lines: usize,
+    /// Findings, by file and line.
+    pub findings: Vec<Finding>,
+    /// Rows of each intent, where the data has that column.
+    pub intents: BTreeMap<String, usize>,
+    /// How long the rows are, where they were tokenized.
+    pub lengths: Option<TokenLengths>,
+    /// Rows that training would hold out for validation, where it has no other rows for that.
+    pub held_out: Option<usize>,
+}
+
+impl LintReport {
+    /// How many findings are of one kind.
+    #[must_use]
+    pub fn count(&self, problem: LintProblem) -> usize {
+        let of_kind = |finding: &&Finding| finding.problem == problem;
+        self.findings.iter().filter(of_kind).count()
+    }
+
+    /// Adds the broken lines of a file.
+    pub fn add_broken(&mut self, scan: &DatasetScan) {
+        self.broken_lines += scan.broken_lines;
+        for error in &scan.broken {
+            let TrainError::Row {
+                file,
+                line,
+                field,
+                message,
+            } = error
+            else {
+                continue;
+            };
+            let location = RowLocation {
+                file: file.as_str().into(),
+                line: *line,
+            };
+            let field = field.as_ref().map(|field| format!("field `{field}`: "));
+            self.findings.push(if message == EMPTY_ANSWER {
+                Finding::new(LintProblem::EmptyOutput, &location, "")
+            } else {
+                let about = format!("{}{message}", field.unwrap_or_default());
+                Finding::new(LintProblem::Broken, &location, about)
+            });
+        }
+        self.sort();
+    }
+
+    /// Adds findings about the rejected answers of `rows`.
+    pub fn add_rejected(&mut self, rows: &[DataRow], rejected: &BTreeMap<RowLocation, DataRow>) {
+        for row in rows {
+            let same = |other: &DataRow| other.output().trim() == row.output().trim();
+            if rejected.get(&row.location).is_some_and(same) {
+                self.findings
+                    .push(Finding::new(LintProblem::SameAnswers, &row.location, ""));
+            }
+        }
+        self.sort();
+    }
+
+    pub(super) fn sort(&mut self) {
+        self.findings.sort_by(|a, b| {
+            (&a.file, a.line, a.problem, &a.about).cmp(&(&b.file, b.line, b.problem, &b.about))
+        });
+    }
+}
