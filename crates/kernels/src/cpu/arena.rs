@@ -1,5 +1,5 @@
-//! Memory for what is written once and read at every step: pieces that start at cache lines, in huge pages where the system
-//! gives them, as 4 KiB pages cost the prefetcher and the address translation more than the products take.
+//! Memory for values that are written once and read at every step: slices that start at cache lines, in huge pages if the system
+//! has them. With 4 KiB pages, prefetching and address translation take longer than the products.
 
 use crate::error::KernelError;
 use bytemuck::Pod;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const LINE: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
-/// What is taken from the system at once, at least. Pages are real only once they are touched.
+/// The least that is requested from the system at once. Pages take memory only once they are touched.
 const CHUNK: usize = 32 << 20;
 
 /// Hands out [`Slab`]s. A chunk goes back to the system when its last slab does.
@@ -93,7 +93,7 @@ impl Open {
             .map_anon()
             .map_err(failed)?;
         let skipped = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
-        // Small pages are slower, not wrong; and what fills no huge page is better off in them.
+        // If it fails, small pages are slower but correct. The rest that does not fill a huge page is better in small ones.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(
             memmap2::Advice::HugePage,
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slabs_are_zeroed_aligned_and_apart() {
+    fn slabs_are_zeroed_aligned_and_disjoint() {
         let arena = Arena::default();
         let sizes = [1, 100, 0, CHUNK / 4, 3, 2 * CHUNK / 4, 7];
         let mut slabs: Vec<Slab<u32>> = sizes.map(|n| arena.zeros(n).unwrap()).into();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_machine_has_is_an_error() {
+    fn impossible_sizes_are_errors() {
         let arena = Arena::default();
         assert!(arena.zeros::<f32>(usize::MAX / 2).is_err());
         assert!(arena.zeros::<u8>(1 << 60).is_err());

@@ -67,7 +67,7 @@ impl CpuDevice {
             F32(*mut f32),
         }
         struct Pointers(Raw);
-        // SAFETY: every row of the region writes the place of its own token.
+        // SAFETY: every row of the region writes its own token's place.
         unsafe impl Sync for Pointers {}
         let pages = Pointers(match &mut cache.pages {
             Pages::F16(pages) => Raw::F16(pages.as_mut_ptr()),
@@ -185,7 +185,7 @@ struct Job {
     past: usize,
     blocks: *const u32,
     pages: *const u8,
-    /// From one block to the next, in values; where this head's keys and values lie in block 0.
+    /// From one block to the next, in values; the place of this head's keys and values in block 0.
     block: usize,
     keys: usize,
     values: usize,
@@ -255,7 +255,7 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
             ($b:expr, $count:literal) => {
                 let keys: [*const E; $count] = std::array::from_fn(|j| page($b + j));
                 let mut acc = [[S::zero(); N]; $count];
-                // What comes next lies elsewhere: the next keys, or at the end the first values.
+                // The next read is elsewhere: the next keys, or at the end the first values.
                 let ahead: [*const u8; $count] = std::array::from_fn(|j| {
                     if $b + $count + j < blocks {
                         page($b + $count + j).cast()

@@ -5,6 +5,7 @@ use crate::cpu::device::CpuDevice;
 use crate::cpu::gemm::{Gemm, gemm_f32};
 use crate::cpu::grad::{self, AttentionShape};
 use crate::cpu::int16::{self, Int16Rows, Panel, SparseRows};
+use crate::cpu::isa::Isa;
 use crate::cpu::linear::Path;
 use crate::cpu::norm::Norm;
 use crate::cpu::pool::Scatter;
@@ -17,13 +18,14 @@ use crate::cpu::weights::unpack::pair_bf16;
 use crate::cpu::weights::{GROUP, Weights};
 use crate::dtype::Compute;
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 
-/// Tiles of outputs whose panel is in memory at a time.
+/// Tiles of outputs in one panel.
 const PANEL_TILES: usize = int16::PANEL / LANES;
 
 thread_local! {
     static INT16_PANEL: RefCell<Panel> = RefCell::default();
-    /// Of the thread that asks: a head's rows are many, and fresh memory costs as much as a pass over them.
+    /// Of the calling thread: a head has many rows, and fresh memory costs as much as a pass over them.
     static INT16_ROWS: Cell<Int16Rows> = Cell::default();
     static SPARSE_ROWS: Cell<SparseRows> = Cell::default();
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -31,6 +33,88 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// One head's gradients of queries, keys and values.
     static HEAD: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The rows of a gradient in the type of its product with the weights.
+enum Gradient<'a> {
+    F32(&'a Tensor),
+    Bf16 {
+        rows: usize,
+        /// bf16 pairs of outputs, `pairs` words a row.
+        words: Vec<u32>,
+        pairs: usize,
+    },
+    Int16 {
+        rows: &'a Int16Rows,
+        units: &'a [f32],
+    },
+}
+
+impl Gradient<'_> {
+    /// The product of all rows with inputs `32 * g..` of some tiles of weights, onto 32 columns at `to`, rows `to_row` apart:
+    /// replacing what is there, or added to it.
+    ///
+    /// # Safety
+    /// `to` covers the rows, and no other thread touches these columns.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn multiply(
+        &self,
+        isa: Isa,
+        weights: &Weights,
+        g: usize,
+        tiles: Range<usize>,
+        to: *mut f32,
+        to_row: usize,
+        add: bool,
+    ) {
+        let from = tiles.start * LANES;
+        let n = (tiles.end * LANES).min(weights.outputs) - from;
+        match self {
+            Gradient::Int16 { rows, units } => INT16_PANEL.with_borrow_mut(|panel| {
+                let index = tiles.start / PANEL_TILES;
+                weights.backward_panel_int16(isa, g, tiles, units, panel);
+                // SAFETY: the caller's contract; the panel has the shape of the tiles.
+                unsafe { int16::multiply(isa, rows, index, panel, to, to_row, add) };
+            }),
+            Gradient::Bf16 { rows, words, pairs } => PAIR_PANEL.with_borrow_mut(|panel| {
+                panel.resize(tiles.len() * LANES / 2 * GROUP, 0);
+                weights.backward_panel_bf16(isa, g, tiles, panel);
+                let product = PairGemm {
+                    m: *rows,
+                    n: GROUP,
+                    pairs: n.div_ceil(2),
+                    a: words[from / 2..].as_ptr(),
+                    a_row: *pairs,
+                    b: panel.as_ptr(),
+                    b_row: GROUP,
+                    out: to,
+                    out_row: to_row,
+                    accumulate: add,
+                };
+                // SAFETY: the caller's contract; the panel has the shape of the tiles.
+                unsafe { pair_gemm(product) };
+            }),
+            Gradient::F32(dy) => PANEL.with_borrow_mut(|panel| {
+                panel.resize(tiles.len() * LANES * GROUP, 0.0);
+                weights.backward_panel(isa, g, tiles, panel);
+                let product = Gemm {
+                    m: dy.rows(),
+                    n: GROUP,
+                    p: n,
+                    a: dy.values()[from..].as_ptr(),
+                    a_row: dy.columns(),
+                    a_column: 1,
+                    b: panel.as_ptr(),
+                    b_row: GROUP,
+                    out: to,
+                    out_row: to_row,
+                    accumulate: add,
+                };
+                // SAFETY: the caller's contract; the panel has the shape of the tiles.
+                unsafe { gemm_f32(isa, product) };
+            }),
+        }
+    }
 }
 
 /// What attention read and wrote in the forward.
@@ -69,94 +153,24 @@ impl CpuDevice {
             return;
         }
         let isa = self.isa();
-        let bf16 = self.path(weights, compute) == Path::Bf16;
-        let int16 = compute == Compute::Bits16 && !bf16;
-        let pairs = outputs.div_ceil(2);
-        let mut words = vec![0u32; if bf16 { rows * pairs } else { 0 }];
-        if bf16 {
-            let to = Scatter::new(&mut words);
-            self.pool().run(rows.div_ceil(CHUNK), &|task| {
-                for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
-                    // SAFETY: one task a row.
-                    pair_bf16(isa, dy.row(row), unsafe { to.part(row * pairs, pairs) });
-                }
-            });
-        }
         let mut int16_rows = INT16_ROWS.take();
-        let mut units: &[f32] = &[];
-        if int16 {
-            units = weights.units(isa, self.pool());
-            int16_rows.resize(rows, outputs);
-            let to = int16_rows.writer();
-            self.pool().run(to.groups(), &|group| {
-                // SAFETY: one task a group.
-                unsafe { to.write(isa, group, dy.values(), units) };
-            });
-        }
+        let gradient = self.prepare_gradient(dy, weights, compute, &mut int16_rows);
         let out = Scatter::new(dx.values_mut());
         self.pool().run(weights.input_blocks(), &|g| {
             let first = g * GROUP;
             let columns = GROUP.min(inputs - first);
-            // A short last group of inputs goes through a buffer of whole vectors.
+            // A short last group of inputs goes through a buffer of full vectors.
             let mut short = vec![0f32; if columns < GROUP { rows * GROUP } else { 0 }];
+            let (to, to_row) = if columns < GROUP {
+                (short.as_mut_ptr(), GROUP)
+            } else {
+                (out.pointer(first), inputs)
+            };
             for tile in (0..weights.tiles()).step_by(PANEL_TILES) {
                 let tiles = tile..(tile + PANEL_TILES).min(weights.tiles());
-                let from = tile * LANES;
-                let n = (tiles.end * LANES).min(outputs) - from;
                 let add = add || tile > 0;
-                let (to, to_row) = if columns < GROUP {
-                    (short.as_mut_ptr(), GROUP)
-                } else {
-                    (out.pointer(first), inputs)
-                };
                 // SAFETY: each task writes columns first..first + 32 of every row, or its own buffer.
-                unsafe {
-                    if int16 {
-                        INT16_PANEL.with_borrow_mut(|panel| {
-                            weights.backward_panel_int16(isa, g, tiles.clone(), units, panel);
-                            let index = tile / PANEL_TILES;
-                            int16::multiply(isa, &int16_rows, index, panel, to, to_row, add);
-                        });
-                    } else if bf16 {
-                        PAIR_PANEL.with_borrow_mut(|panel| {
-                            panel.resize(tiles.len() * LANES / 2 * GROUP, 0);
-                            weights.backward_panel_bf16(isa, g, tiles.clone(), panel);
-                            pair_gemm(PairGemm {
-                                m: rows,
-                                n: GROUP,
-                                pairs: n.div_ceil(2),
-                                a: words[from / 2..].as_ptr(),
-                                a_row: pairs,
-                                b: panel.as_ptr(),
-                                b_row: GROUP,
-                                out: to,
-                                out_row: to_row,
-                                accumulate: add,
-                            });
-                        });
-                    } else {
-                        PANEL.with_borrow_mut(|panel| {
-                            panel.resize(tiles.len() * LANES * GROUP, 0.0);
-                            weights.backward_panel(isa, g, tiles.clone(), panel);
-                            gemm_f32(
-                                isa,
-                                Gemm {
-                                    m: rows,
-                                    n: GROUP,
-                                    p: n,
-                                    a: dy.values()[from..].as_ptr(),
-                                    a_row: outputs,
-                                    a_column: 1,
-                                    b: panel.as_ptr(),
-                                    b_row: GROUP,
-                                    out: to,
-                                    out_row: to_row,
-                                    accumulate: add,
-                                },
-                            );
-                        });
-                    }
-                }
+                unsafe { gradient.multiply(isa, weights, g, tiles, to, to_row, add) };
             }
             for (row, short) in short.chunks_exact(GROUP).enumerate() {
                 // SAFETY: this task's columns.
@@ -169,9 +183,46 @@ impl CpuDevice {
         INT16_ROWS.set(int16_rows);
     }
 
+    /// Converts the rows of a gradient to the type of its product.
+    fn prepare_gradient<'a>(
+        &self,
+        dy: &'a Tensor,
+        weights: &'a Weights,
+        compute: Compute,
+        int16_rows: &'a mut Int16Rows,
+    ) -> Gradient<'a> {
+        let (isa, rows, outputs) = (self.isa(), dy.rows(), dy.columns());
+        if self.path(weights, compute) == Path::Bf16 {
+            let pairs = outputs.div_ceil(2);
+            let mut words = vec![0u32; rows * pairs];
+            let to = Scatter::new(&mut words);
+            self.pool().run(rows.div_ceil(CHUNK), &|task| {
+                for row in task * CHUNK..((task + 1) * CHUNK).min(rows) {
+                    // SAFETY: one task a row.
+                    pair_bf16(isa, dy.row(row), unsafe { to.part(row * pairs, pairs) });
+                }
+            });
+            Gradient::Bf16 { rows, words, pairs }
+        } else if compute == Compute::Bits16 {
+            let units = weights.units(isa, self.pool());
+            int16_rows.resize(rows, outputs);
+            let to = int16_rows.writer();
+            self.pool().run(to.groups(), &|group| {
+                // SAFETY: one task a group.
+                unsafe { to.write(isa, group, dy.values(), units) };
+            });
+            Gradient::Int16 {
+                rows: int16_rows,
+                units,
+            }
+        } else {
+            Gradient::F32(dy)
+        }
+    }
+
     /// [`CpuDevice::linear_backward`] of a head, in place of dx: `dy` is the gradient of a softmax over the outputs, most of whose values
-    /// are nothing beside the row's largest. In `Bits16` without bf16 dot products, those below 2^-16 of it, each weighed by its
-    /// output's largest weight, count as the mean of all outputs; otherwise they count as they are.
+    /// are tiny. In `Bits16` without bf16 dot products, values below 2^-16 of the row's largest, each weighted by its output's
+    /// largest weight, are replaced by the mean of all outputs.
     ///
     /// # Panics
     /// Shapes that do not fit.
@@ -275,7 +326,7 @@ impl CpuDevice {
         });
     }
 
-    /// The gradients of causal attention for whole sequences: `sequences` holds (first row, rows).
+    /// The gradients of causal attention for sequences without a past.
     #[allow(clippy::too_many_arguments)]
     pub fn attention_backward(
         &self,

@@ -1,4 +1,4 @@
-//! How fast this machine reads: the ceiling of a step whose rows are few, as such a step reads every weight once.
+//! The memory bandwidth of this machine: the ceiling of a step with few rows, which reads every weight once.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use crate::cpu::device::CpuDevice;
 use crate::cpu::simd::{LANES, Simd, instantiate, unroll};
 use crate::error::KernelError;
 
-/// What a task reads: large enough that handing it out is nothing.
+/// Values that one task reads: enough that the cost of starting it does not matter.
 const PART: usize = 1 << 18;
-/// Long enough that neither the clock nor waking the threads shows.
+/// Measuring time: long compared with the clock's resolution and with waking the threads.
 const LEAST: Duration = Duration::from_millis(100);
 
 impl CpuDevice {
@@ -22,7 +22,7 @@ impl CpuDevice {
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64, KernelError> {
         let len = (bytes / size_of::<f32>()).max(PART).next_multiple_of(PART);
         let mut slab = Arena::with_capacity(Arena::bytes_for::<f32>(len))?.zeros::<f32>(len)?;
-        // Pages that nobody wrote are all the same page of zeros.
+        // Untouched pages are all the same page of zeros.
         slab.fill(1.0);
         let parts = slab.len() / PART;
         let pass = || {

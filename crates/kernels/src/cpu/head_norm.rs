@@ -1,4 +1,4 @@
-//! The norm of each head of queries and keys, as Qwen3 has it in front of the rotation: forward and backward.
+//! The RMS norm of each head of queries and keys, which Qwen3 applies before the rotation: forward and backward.
 
 use crate::cpu::device::CpuDevice;
 use crate::cpu::grad;
@@ -9,7 +9,7 @@ impl CpuDevice {
     /// RMS norm of every head of every row: rows of `x` are heads of `norm.weight.len()` columns, one after the other.
     ///
     /// # Panics
-    /// The columns are no whole number of heads.
+    /// The columns are not a multiple of the head.
     pub fn norm_heads(&self, x: &Tensor, norm: Norm, out: &mut Tensor) {
         let head_dim = norm.weight.len();
         assert!(head_dim > 0 && x.columns().is_multiple_of(head_dim));
@@ -31,7 +31,7 @@ impl CpuDevice {
         assert_eq!((dy.rows(), dy.columns()), (x.rows(), x.columns()));
         assert_eq!((dx.rows(), dx.columns()), (x.rows(), x.columns()));
         self.by_rows(dx, |row, dx| {
-            // A row of heads is to the norm's backward so many rows.
+            // The norm's backward takes the heads of a row as rows.
             let (dy, x) = (dy.row(row), x.row(row));
             grad::rmsnorm_backward(self.isa(), dy, x, norm.weight, norm.eps, dx);
         });
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn every_head_is_normed_for_itself() {
+    fn each_head_is_normalised_separately() {
         let (x, weight) = (tensor(1), numbers(2, HEAD_DIM));
         let norm = Norm {
             weight: &weight,
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backward_is_the_finite_difference_of_the_forward() {
+    fn backward_matches_finite_differences() {
         let (x, dy, weight) = (tensor(1), tensor(3), numbers(2, HEAD_DIM));
         let norm = Norm {
             weight: &weight,

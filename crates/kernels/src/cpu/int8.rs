@@ -6,18 +6,18 @@
 //! y[m][n] = sum over groups g, in order:  D[g][n]*d[m][g] * sum((q - offset)*x)  +  M[g][n] * d[m][g]*sum(x)
 //! ```
 //!
-//! Of halves of a group with scales of their own, each has its line. Each line is one fused multiply-add into a single running f32, whatever the number of rows, so a row's result is the
-//! same bits alone and in company, and on every instruction set.
+//! If each half-group has its own scale, each adds one term. Each term is one fused multiply-add into a single running f32, for any
+//! number of rows, so a row has the same bits alone and in any batch, and on every instruction set.
 
 use crate::cpu::isa::per_isa;
 use crate::cpu::pool::Scatter;
 use crate::cpu::simd::{Simd, instantiate, unroll};
 use crate::cpu::weights::{GROUP, Layout};
 
-/// Most rows that meet a weight tile at once: their sums, the tile's 8 vectors and its scales fill 32 registers.
+/// The number of rows multiplied with a weight tile at once, at most: their sums, the tile's 8 vectors and its scales fill 32 registers.
 pub(crate) const CHUNK: usize = 16;
 
-/// How far in front of the products weights are asked for, in bytes.
+/// How far ahead of the products weights are prefetched, in bytes.
 const AHEAD: usize = 4096;
 
 /// Offsets are 0 or a power of two from here on: `corrections` hold a multiple of it.
@@ -25,7 +25,7 @@ const LEAST_OFFSET: i32 = 8;
 
 /// Rows of activations as int8 in groups of 32, with a scale a group.
 ///
-/// What a tile reads together lies together: rows in chunks of [`CHUNK`], then groups, then the rows of the chunk.
+/// Values that a tile reads together are adjacent: rows in chunks of [`CHUNK`], then groups, then the rows of the chunk.
 /// Group g of row r is cell `first * groups + g * count + (r - first)`, for the chunk of `count` rows from `first` on.
 #[derive(Default)]
 pub(crate) struct Int8Rows {
@@ -222,8 +222,8 @@ unsafe fn rows<
         let mut y = [S::zero(); ROWS];
         for g in 0..x.groups {
             let block = job.tile.add(g * layout.block());
-            // Weights lie in the order in which they are read, over the ends of tiles too; the hardware's own prefetch
-            // stops at every page's.
+            // Weights are stored in the order in which they are read, across tiles too; the hardware's prefetcher stops at
+            // the end of every page.
             for line in 0..layout.block().div_ceil(64) {
                 S::prefetch(block.wrapping_add(AHEAD + 64 * line));
             }

@@ -5,7 +5,7 @@
 //!                 values: kv head > 16 tokens > dimension     (an output is a product with dimensions as lanes)
 //! ```
 //!
-//! Layers lie inside of blocks, so that a cache that is hardly used touches little memory, in huge pages too.
+//! Layers are inside blocks, so that a cache with few blocks in use touches little memory, even with huge pages.
 
 use crate::cpu::arena::{Arena, Slab};
 use crate::cpu::gemm::{Element, F16Bits};
@@ -27,7 +27,7 @@ pub struct KvCache {
     pub(crate) blocks: usize,
 }
 
-/// Where what lies in the pages; offsets count values.
+/// Offsets into the pages, in values.
 #[derive(Clone, Copy)]
 pub(crate) struct PageShape {
     pub(crate) kv_heads: usize,

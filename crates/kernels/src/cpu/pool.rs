@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
-use crate::cpu::ticket_lock::Turns;
+use crate::cpu::ticket_lock::TicketLock;
 
 /// Spins before a worker parks: about 50 microseconds, longer than the gap between two regions of a step.
 const SPINS: u32 = 20_000;
@@ -31,7 +31,7 @@ struct Shared {
     stop: AtomicBool,
 }
 
-// SAFETY: `region` is written only by the thread whose turn it is (`Pool::turns`), while no worker is between the epoch's bump and
+// SAFETY: `region` is written only by the thread that holds `Pool::ticket_lock`, while no worker is between the epoch's bump and
 // its check-out (`working` is 0); the release of the epoch publishes it.
 unsafe impl Sync for Shared {}
 // SAFETY: the raw task pointer is dereferenced only inside a region, which outlives neither the task nor the caller.
@@ -68,10 +68,10 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A fixed set of threads that run regions of independent tasks. Several threads may drive it: their regions take turns.
+/// A fixed set of threads that run regions of independent tasks. Several threads may drive it: their regions run one after the other.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    turns: Turns,
+    ticket_lock: TicketLock,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
 }
 
@@ -102,7 +102,7 @@ impl Pool {
             .collect();
         Pool {
             shared,
-            turns: Turns::default(),
+            ticket_lock: TicketLock::default(),
             workers,
         }
     }
@@ -121,9 +121,9 @@ impl Pool {
             }
             return;
         }
-        let turn = self.turns.take();
+        let guard = self.ticket_lock.acquire();
         let s = &*self.shared;
-        // SAFETY: it is this thread's turn and `working` is 0, so no other thread looks at the region. The lifetime is erased, but
+        // SAFETY: this thread holds the lock and `working` is 0, so no other thread looks at the region. The lifetime is erased, but
         // this function does not return before every worker has checked out.
         unsafe {
             let task: Task = std::mem::transmute::<&(dyn Fn(usize) + Sync), Task>(task);
@@ -154,7 +154,7 @@ impl Pool {
         }
         let panic = s.panicked.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
-            drop(turn);
+            drop(guard);
             resume_unwind(panic);
         }
     }
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+    fn a_panic_reaches_the_caller_and_the_pool_stays_usable() {
         let pool = Pool::new(2);
         let result = catch_unwind(AssertUnwindSafe(|| {
             pool.run(100, &|i| assert_ne!(i, 57));

@@ -1,4 +1,4 @@
-//! Sixteen lanes, whatever the machine calls them: the one vocabulary in which the tile kernels are written.
+//! Vectors of sixteen lanes on every instruction set: the operations in which the tile kernels are written.
 //!
 //! A kernel is generic over [`Simd`], is `#[inline(always)]`, and is instantiated once inside a `#[target_feature]`
 //! function for each instruction set (see [`instantiate`]). `Portable` is plain arrays: the reference on every machine and
@@ -40,7 +40,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bytes(p: *const u8) -> Self::B;
     unsafe fn low_nibbles(b: Self::B) -> Self::B;
     unsafe fn high_nibbles(b: Self::B) -> Self::B;
-    /// Asks for the cache line at `p`, which may lie anywhere, also outside of any object.
+    /// Prefetches the cache line at `p`, which may be outside of any object.
     unsafe fn prefetch(p: *const u8);
     /// acc + sum over 4 of (unsigned byte below 16) * (signed byte): lane i takes bytes 4i..4i+4; `x` is the same 4
     /// signed bytes for all lanes.
@@ -475,7 +475,7 @@ mod x86 {
     }
 }
 
-/// Asks for the cache line at `p`, which may lie anywhere.
+/// Prefetches the cache line at `p`, which may be any address.
 #[inline(always)]
 pub(crate) fn prefetch(isa: crate::cpu::isa::Isa, p: *const u8) {
     #[cfg(target_arch = "x86_64")]

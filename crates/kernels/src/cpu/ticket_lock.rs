@@ -1,54 +1,54 @@
-//! Who may run a region, one after the other in the order of asking.
+//! A ticket lock: threads get it in the order in which they requested it.
 //!
-//! A plain lock goes to whoever is awake, which is the thread that has just given it back: of two that drive one pool, the
-//! one with the long regions would keep the other waiting for as long as it likes.
+//! A plain lock usually goes to the thread that has just released it, because that thread is awake. Of two threads that drive
+//! one pool, the one with long regions would keep the other waiting.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Default)]
-pub(crate) struct Turns {
+pub(crate) struct TicketLock {
     tickets: Mutex<Tickets>,
-    called: Condvar,
+    released: Condvar,
 }
 
 #[derive(Default)]
 struct Tickets {
-    /// The next to be given out.
+    /// The next ticket to hand out.
     next: u64,
-    /// Whose turn it is.
-    now: u64,
+    /// The ticket that holds the lock.
+    serving: u64,
 }
 
-/// A turn. Dropped, it is the next one's.
-pub(crate) struct Turn<'t>(&'t Turns);
+/// The right to run a region. Dropping it hands the lock to the next ticket.
+pub(crate) struct TicketGuard<'t>(&'t TicketLock);
 
-impl Turns {
-    /// Waits until everybody who asked before has had a turn.
-    pub fn take(&self) -> Turn<'_> {
-        let mut tickets = self.lock();
+impl TicketLock {
+    /// Blocks until all earlier requests have been served.
+    pub(crate) fn acquire(&self) -> TicketGuard<'_> {
+        let mut tickets = self.tickets();
         let mine = tickets.next;
         tickets.next += 1;
-        while tickets.now != mine {
-            let woken = self.called.wait(tickets);
+        while tickets.serving != mine {
+            let woken = self.released.wait(tickets);
             tickets = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        Turn(self)
+        TicketGuard(self)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Tickets> {
+    fn tickets(&self) -> MutexGuard<'_, Tickets> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for TicketGuard<'_> {
     fn drop(&mut self) {
-        let mut tickets = self.0.lock();
-        tickets.now += 1;
-        let waiting = tickets.now != tickets.next;
+        let mut tickets = self.0.tickets();
+        tickets.serving += 1;
+        let waiting = tickets.serving != tickets.next;
         drop(tickets);
-        // A call that nobody hears still costs a system call, and a step of the engine has hundreds of regions.
+        // Notifying costs a system call even if no thread waits, and a step of the engine has hundreds of regions.
         if waiting {
-            self.0.called.notify_all();
+            self.0.released.notify_all();
         }
     }
 }
@@ -58,28 +58,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_had_the_last_turn_comes_after_those_who_wait() {
-        let (turns, order) = (Turns::default(), Mutex::new(Vec::new()));
-        let asked = |count: u64| {
-            while turns.lock().next < count {
+    fn the_last_holder_queues_behind_waiting_threads() {
+        let (lock, order) = (TicketLock::default(), Mutex::new(Vec::new()));
+        let wait_for_tickets = |count: u64| {
+            while lock.tickets().next < count {
                 std::thread::yield_now();
             }
         };
-        let had = |who: char| order.lock().unwrap().push(who);
+        let record = |name: char| order.lock().unwrap().push(name);
         std::thread::scope(|scope| {
-            let first = turns.take();
-            for (who, ticket) in [('a', 2), ('b', 3)] {
-                let (turns, had) = (&turns, &had);
+            let first = lock.acquire();
+            for (name, ticket) in [('a', 2), ('b', 3)] {
+                let (lock, record) = (&lock, &record);
                 scope.spawn(move || {
-                    let _turn = turns.take();
-                    had(who);
+                    let _guard = lock.acquire();
+                    record(name);
                 });
-                asked(ticket);
+                wait_for_tickets(ticket);
             }
-            // Asks again at once, awake, while the others have to be woken.
+            // Requests again at once, awake, while the others have to be woken.
             drop(first);
-            let _again = turns.take();
-            had('c');
+            let _again = lock.acquire();
+            record('c');
         });
         assert_eq!(order.into_inner().unwrap(), ['a', 'b', 'c']);
     }

@@ -1,8 +1,8 @@
-//! The allocator's setting that a server wants.
+//! The allocator's settings for a long-running server.
 
-/// Has freed memory go back to the system when it comes to a megabyte. glibc, left alone, raises that limit to twice the
-/// largest block that was ever freed, and reading an adapter frees tens of megabytes: they would stay with the process for
-/// good. Other allocators have no such habit, and are left alone. To be called before threads start.
+/// Makes the allocator return freed memory to the system from one megabyte on. By default glibc raises that limit to twice the
+/// largest block ever freed; reading an adapter frees tens of megabytes, which would then stay with the process. Other allocators
+/// need no setting. Call it before threads start.
 pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

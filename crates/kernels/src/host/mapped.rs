@@ -18,13 +18,13 @@ impl MappedFile {
     /// Gives back the memory of `part` of the file, which stays readable: the next touch reads it again.
     ///
     /// # Panics
-    /// `part` does not lie in this file.
+    /// `part` is not in this file.
     pub fn release(&self, part: &[u8]) {
         let from = (part.as_ptr() as usize)
             .checked_sub(self.0.as_ptr() as usize)
             .filter(|from| from + part.len() <= self.0.len());
         let Some(from) = from else {
-            panic!("released what is not in the file")
+            panic!("the released part is not in the file")
         };
         #[cfg(unix)]
         {
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_released_reads_the_same() {
+    fn released_parts_read_the_same() {
         let path = std::env::temp_dir().join(format!("lory-mapped-{}", std::process::id()));
         let bytes: Vec<u8> = (0..1_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();

@@ -8,7 +8,7 @@
 //!   dS = s P * (dP - D)          dQ  = dS K          D = rowsum(dO * O)
 //! ```
 //!
-//! `D` is that of FlashAttention (Dao et al. 2022, appendix B.2). P and dP of one block lie in scratch, so that every
+//! `D` is that of FlashAttention (Dao et al. 2022, appendix B.2). P and dP of one block are in scratch, so that every
 //! product here is a plain one; K and V are transposed once a call.
 
 use crate::cpu::gemm::gemm;
@@ -81,8 +81,8 @@ impl AttentionShape {
 
 /// The gradients of causal attention: `out = softmax(q k^T / sqrt(head_dim)) v`, token `t` seeing tokens `0..=t`.
 ///
-/// `out` is what the forward gave and `dout` its gradient. `dq`, `dk` and `dv` are overwritten where the shape
-/// says that rows lie, and not between; `dk` and `dv` are summed over the group's query heads. `scratch` is
+/// `out` is what the forward gave and `dout` its gradient. `dq`, `dk` and `dv` are overwritten in the rows of the
+/// shape, and not between them; `dk` and `dv` are summed over the group's query heads. `scratch` is
 /// resized as needed, and needs no more memory once it has seen the longest sequence.
 ///
 /// # Panics

@@ -10,7 +10,7 @@ per_isa! {
     /// `g = dy * weight`: `dx += r * (g - x * r^2 * mean(g * x))`.
     ///
     /// # Panics
-    /// The slices differ in length, or are no whole number of rows.
+    /// The slices differ in length, or are not a multiple of a row.
     pub fn rmsnorm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, dx: &mut [f32]) {
         let columns = weight.len();
         assert!(columns > 0 && x.len().is_multiple_of(columns));

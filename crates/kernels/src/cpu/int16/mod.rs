@@ -1,15 +1,15 @@
-//! Products of whole numbers in 16 bits: the backward where there is no bf16 dot product.
+//! Products of 16-bit integers: the backward on machines without a bf16 dot product.
 //!
-//! Weights and gradients are rounded to whole numbers, so that a sum is exact in 32 bits and has no order:
+//! Weights and gradients are rounded to integers, so a sum is exact in 32 bits, in any order of its terms:
 //!
 //! ```text
 //! dx[i] = sum over o of dy[o] * w[o][i]  ~  step * sum over o of z[o] * q[o][i]
-//! q[o][i] = round(w[o][i] / unit[o])        unit[o]: the largest magnitude of output o's weights, by 4095
-//! z[o]    = round(dy[o] * unit[o] / step)   step: as small as leaves z in 16 bits and every sum in 32
+//! q[o][i] = round(w[o][i] / unit[o])        unit[o]: the largest magnitude of output o's weights, divided by 4095
+//! z[o]    = round(dy[o] * unit[o] / step)   step: the smallest that keeps z in 16 bits and every sum in 32
 //! ```
 //!
-//! As the units are the outputs' own, a row of the gradient is rounded once for all inputs. A sum is at most the row's sum of
-//! magnitudes times 4095, and that is what bounds a step where the largest value does not: z has 10 to 15 bits, and q 12. bf16
+//! Units belong to outputs, so a row of the gradient is rounded once for all inputs. A sum is at most the row's sum of magnitudes
+//! times 4095; a step is bounded by that sum or by the row's largest value: z has 10 to 15 bits, and q 12. bf16
 //! rounds every value to 8. `vpmaddwd` multiplies and adds twice as many pairs in a cycle as AVX2 has multiply-adds in f32.
 
 mod products;
@@ -27,47 +27,47 @@ use crate::cpu::isa::per_isa;
 use crate::cpu::pool::Scatter;
 use crate::cpu::simd::LANES;
 
-/// Most rows at a time: their sums for 16 inputs fill 12 of 16 registers.
+/// The number of rows multiplied at a time, at most: their sums for 16 inputs fill 12 of 16 registers.
 const ROWS: usize = 6;
-/// Most outputs of a panel: some rows' values stay in the first cache, the words in the second.
+/// The number of outputs in a panel, at most: a few rows' values stay in the L1 cache, the words in L2.
 pub(crate) const PANEL: usize = 1024;
-/// The largest magnitude of a whole weight.
-const LARGEST: f32 = 4095.0;
-/// The largest magnitude of a whole gradient.
+/// The largest magnitude of an integer weight.
+const WEIGHT_MAX: f32 = 4095.0;
+/// The largest magnitude of an integer gradient.
 const GRAD_MAX: f32 = 32767.0;
-/// Most that a row's magnitudes may add up to in a panel before they are rounded, each by a half at most; a hundredth is left
-/// for what the sum itself is off: `(SUM_MAX + PANEL / 2) * LARGEST < 2^31`.
+/// The largest sum of a row's magnitudes in a panel, before each is rounded by at most a half. It leaves one percent for the
+/// error of the sum itself: `(SUM_MAX + PANEL / 2) * WEIGHT_MAX < 2^31`.
 const SUM_MAX: f32 = 519_000.0;
-/// Below this, values count as zeros: their quotients would not be finite.
+/// Values below this count as zero: their quotients would not be finite.
 const UNDERFLOW: f32 = 1e-30;
 /// Added to a number below 2^22, this leaves the nearest integer, to even between two, in the low bits of the sum.
 const MAGIC: f32 = 12_582_912.0;
 
-/// What a whole weight counts where the largest magnitude is this: zero for what has no quotient.
+/// The unit of an output whose largest weight has this magnitude: zero if quotients would not be finite.
 pub(crate) fn unit_of(largest: f32) -> f32 {
     // NaN stays NaN.
-    if largest < UNDERFLOW * LARGEST {
+    if largest < UNDERFLOW * WEIGHT_MAX {
         0.0
     } else {
-        largest / LARGEST
+        largest / WEIGHT_MAX
     }
 }
 
-/// Rows of the gradient as whole numbers, in the order in which they are read: panel by panel, in a panel [`ROWS`] rows at a time,
-/// of these pair by pair of outputs, row by row.
+/// Rows of the gradient as integers, in the order in which they are read: by panel, then by group of [`ROWS`] rows, then by pair
+/// of outputs, then by row.
 #[derive(Default)]
 pub(crate) struct Int16Rows {
     /// Two outputs a word, low half first.
     words: Vec<u32>,
-    /// What a whole number counts, for each panel of each row; NaN where a value is not finite.
+    /// The value of an integer 1, for each panel of each row; NaN if a value is not finite.
     steps: Vec<f32>,
     rows: usize,
-    /// Outputs, to whole tiles.
+    /// Outputs, rounded up to a multiple of the lanes.
     padded: usize,
 }
 
 impl Int16Rows {
-    /// Makes room; what it held before is forgotten.
+    /// Makes room. The contents are unspecified until written.
     pub(crate) fn resize(&mut self, rows: usize, outputs: usize) {
         (self.rows, self.padded) = (rows, outputs.next_multiple_of(LANES));
         self.words.resize(rows * self.padded / 2, 0);
@@ -89,7 +89,7 @@ impl Int16Rows {
     }
 }
 
-/// Where the first word of panel `index` of rows `first..`, a group's, lies.
+/// The place of the first word of panel `index` of the group of rows that starts at `first`.
 fn group_at(rows: usize, padded: usize, index: usize, first: usize) -> usize {
     let width = PANEL.min(padded - index * PANEL);
     (rows * index * PANEL + first * width) / 2
@@ -105,13 +105,13 @@ pub(crate) struct Int16Writer<'a> {
 }
 
 impl Int16Writer<'_> {
-    /// How many groups of rows there are to write.
+    /// The number of groups of rows.
     pub(crate) fn groups(&self) -> usize {
         self.rows.div_ceil(ROWS)
     }
 
     /// Rounds the rows of group `group`, panel by panel. `x` holds all rows, of as many values as there are outputs; `units` are
-    /// whole tiles.
+    /// padded to a multiple of the lanes.
     ///
     /// # Safety
     /// No other thread writes this group meanwhile.
@@ -121,7 +121,7 @@ impl Int16Writer<'_> {
         let outputs = x.len() / self.rows;
         assert!(x.len() == self.rows * outputs && units.len() == self.padded);
         assert!(outputs <= self.padded && outputs.div_ceil(PANEL) == self.panels);
-        // Row by row first: stores that lie together.
+        // Row by row first: adjacent stores.
         let mut rounded = [[0u32; PANEL / 2]; ROWS];
         for (index, units) in units.chunks(PANEL).enumerate() {
             let pairs = units.len() / 2;
@@ -136,7 +136,7 @@ impl Int16Writer<'_> {
             // SAFETY: the caller's contract.
             let to = unsafe { self.words.part(at, count * pairs) };
             match count {
-                // As nearly all groups are: a number that the compiler knows.
+                // Nearly all groups: the compiler knows the number.
                 ROWS => interleave::<ROWS>(&rounded, to),
                 _ => {
                     for (m, row) in rounded[..count].iter().enumerate() {
@@ -176,15 +176,15 @@ fn weigh(x: &[f32], units: &[f32], largest: &mut [u32; LANES]) -> f32 {
     sums.iter().sum()
 }
 
-/// What a whole number counts where these are the largest magnitudes, and so much their sum in a panel at most: NaN where a value
-/// is not finite, 0 where all are nothing.
+/// The step for rows with these largest magnitudes and this sum in a panel, at most: NaN if a value is not finite, 0 if all
+/// values count as zero.
 #[inline(always)]
 fn step_of(largest: [u32; LANES], sum: f32) -> f32 {
-    let most = f32::from_bits(largest.into_iter().max().unwrap_or(0));
-    if !most.is_finite() {
+    let largest = f32::from_bits(largest.into_iter().max().unwrap_or(0));
+    if !largest.is_finite() {
         f32::NAN
-    } else if most > UNDERFLOW {
-        (most / GRAD_MAX).max(sum / SUM_MAX)
+    } else if largest > UNDERFLOW {
+        (largest / GRAD_MAX).max(sum / SUM_MAX)
     } else {
         0.0
     }
@@ -217,7 +217,7 @@ per_isa! {
     }
 }
 
-/// Weights of a panel: 32 inputs of whole tiles of outputs.
+/// The weights of a panel: 32 inputs of all outputs of its tiles.
 #[derive(Default)]
 pub(crate) struct Panel {
     /// Pairs of outputs for the first 16 inputs, then for the others.
@@ -225,7 +225,7 @@ pub(crate) struct Panel {
 }
 
 impl Panel {
-    /// Makes room, and gives it tile by tile.
+    /// Makes room for `tiles` tiles and returns it tile by tile.
     pub(crate) fn tiles(&mut self, tiles: usize) -> impl Iterator<Item = words::Words<'_>> {
         let [low, high] = self.halves.each_mut().map(|half| {
             half.resize(tiles * LANES / 2, [0; LANES]);
@@ -235,8 +235,8 @@ impl Panel {
     }
 }
 
-/// The product of all rows with a panel, whose first output is `PANEL * index`, onto `out`, 32 columns, rows `out_row` apart: in
-/// place of what is there, or added to it.
+/// The product of all rows with a panel, whose first output is `PANEL * index`, onto `out`, 32 columns, rows `out_row` apart: replacing
+/// what is there, or added to it.
 ///
 /// # Safety
 /// `out` covers the rows, and no other thread touches these columns.

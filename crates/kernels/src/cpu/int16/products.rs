@@ -7,9 +7,9 @@ use crate::cpu::simd::LANES;
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) words: &'a [[u32; LANES]],
-    /// Which of the words are multiplied; without, all.
+    /// The indices of the words that are multiplied; default: all.
     pub(super) places: Option<&'a [u16]>,
-    /// Those of each pair of outputs that is multiplied, row by row.
+    /// The values of each pair of outputs that is multiplied, row by row.
     pub(super) values: &'a [u32],
     pub(super) steps: &'a [f32],
     pub(super) steps_row: usize,

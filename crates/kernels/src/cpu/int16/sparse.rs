@@ -1,14 +1,14 @@
-//! Gradients of a softmax: a row has a few values that count and tens of thousands that round to nothing beside them.
+//! Gradients of a softmax: a row has a few large values and tens of thousands that round to zero.
 //!
-//! A row is rounded by one step, for the outputs of all panels. What rounds to zero is left out of the products and counts as so
-//! much of the outputs' mean:
+//! A row is rounded by one step, the same for all panels. Values that round to zero are left out of the products; their sum is
+//! multiplied with the mean over all outputs:
 //!
 //! ```text
 //! dx[i] ~ step * sum over o with z[o] != 0 of z[o] * q[o][i]  +  (sum over o with z[o] = 0 of dy[o]) * mean over all o of w[o][i]
 //! ```
 //!
 //! Leaving out what is small in the head's gradient is from Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models",
-//! 2024, section 4.3; there it is what falls below 2^-12, and nothing stands for it.
+//! 2024, section 4.3; there the limit is 2^-12, and nothing replaces what is left out.
 
 use super::products::{Job, some_rows};
 use super::{MAGIC, PANEL, Panel, ROWS, step_of, weigh};
@@ -17,30 +17,30 @@ use crate::cpu::isa::per_isa;
 use crate::cpu::pool::{Pool, Scatter};
 use crate::cpu::simd::LANES;
 
-/// What counts of rows of a gradient.
+/// The nonzero values of a gradient's rows.
 #[derive(Default)]
 pub(crate) struct SparseRows {
     groups: Vec<Group>,
     rows: usize,
 }
 
-/// What counts of [`ROWS`] rows, or of the last ones.
+/// The nonzero values of [`ROWS`] rows, or of the last ones.
 #[derive(Default)]
 struct Group {
-    /// Pairs of outputs of which a value counts in some row: their places in their panels.
+    /// Pairs of outputs with a nonzero value in some row: their indices in their panels.
     places: Vec<u16>,
     /// The rows' values for those: two outputs a word, low half first.
     words: Vec<u32>,
-    /// Where the pairs of each panel end.
+    /// The end of each panel's pairs.
     ends: Vec<usize>,
-    /// What a whole number counts in each row; NaN where a value is not finite.
+    /// The value of an integer 1 in each row; NaN if a value is not finite.
     steps: [f32; ROWS],
-    /// The sum of each row's values that do not count.
+    /// The sum of each row's values that round to zero.
     rest: [f32; ROWS],
 }
 
 impl SparseRows {
-    /// Takes the rows of `dy`, `rows` of `outputs`; what it held before is forgotten. `units` are whole tiles.
+    /// Takes the rows of `dy`, `rows` of `outputs`; replacing what it held. `units` are padded to a multiple of the lanes.
     pub(crate) fn fill(&mut self, isa: Isa, pool: &Pool, dy: &[f32], rows: usize, units: &[f32]) {
         self.rows = rows;
         self.groups.resize_with(rows.div_ceil(ROWS), Group::default);
@@ -98,13 +98,13 @@ impl SparseRows {
         }
     }
 
-    /// How many pairs count, in all groups.
+    /// The number of nonzero pairs in all groups.
     #[cfg(test)]
     pub(super) fn counted(&self) -> usize {
         self.groups.iter().map(|group| group.places.len()).sum()
     }
 
-    /// For each row, how much of the outputs' mean stands for what does not count.
+    /// The factor of the outputs' mean, for each row.
     pub(crate) fn rest(&self) -> impl Iterator<Item = f32> {
         let each = self.groups.iter().flat_map(|group| group.rest);
         each.take(self.rows)
@@ -112,13 +112,13 @@ impl SparseRows {
 }
 
 per_isa! {
-    /// Rounds the rows of a group, and takes the pairs that count.
+    /// Rounds the rows of a group and collects the nonzero pairs.
     fn gather(rows: &[f32], outputs: usize, units: &[f32], group: &mut Group) {
         let count = rows.len() / outputs;
         group.places.clear();
         group.words.clear();
         group.ends.clear();
-        // Room for all pairs is memory that is not there until it is written; growing would copy, and leave half unused.
+        // Reserved memory costs nothing until it is written; growing would copy, and leave half unused.
         group.places.reserve_exact(units.len() / 2);
         group.words.reserve_exact(count * units.len() / 2);
         let mut factors = [0f32; ROWS];
@@ -168,7 +168,7 @@ per_isa! {
         }
         group.ends.push(group.places.len());
         for (m, rest) in rest.iter().enumerate() {
-            // What is not finite stays so, whatever its bits were rounded to.
+            // A value that is not finite stays so, whatever its bits were rounded to.
             group.rest[m] = if group.steps[m].is_nan() { f32::NAN } else { rest.iter().sum() };
         }
     }

@@ -9,17 +9,17 @@ fn isas() -> impl Iterator<Item = Isa> {
 }
 
 fn rounded(isa: Isa, x: &[f32], rows: usize, units: &[f32]) -> Int16Rows {
-    let mut whole = Int16Rows::default();
-    whole.resize(rows, x.len() / rows);
-    let to = whole.writer();
+    let mut int16 = Int16Rows::default();
+    int16.resize(rows, x.len() / rows);
+    let to = int16.writer();
     for group in 0..to.groups() {
         // SAFETY: one thread.
         unsafe { to.write(isa, group, x, units) };
     }
-    whole
+    int16
 }
 
-/// Weights of whole tiles of outputs, [output][input]: their units, and their panels.
+/// Weights of complete tiles of outputs, [output][input]: their units, and their panels.
 fn panels(isa: Isa, weights: &[[f32; GROUP]]) -> (Vec<f32>, Vec<Panel>) {
     let largest = |w: &[f32; GROUP]| w.iter().fold(0f32, |most, w| most.max(w.abs()));
     let units: Vec<f32> = weights.iter().map(|w| unit_of(largest(w))).collect();
@@ -81,7 +81,7 @@ fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
                 let step = f64::from(steps.iter().fold(0f32, |most, step| most.max(*step)));
                 let off = |x: f32, unit: f32| {
                     (0.5 * f64::from((x * unit).abs())).powi(2)
-                        + (0.5 * step * f64::from(LARGEST)).powi(2)
+                        + (0.5 * step * f64::from(WEIGHT_MAX)).powi(2)
                 };
                 let bound: f64 = x.iter().zip(&units).map(|(x, unit)| off(*x, *unit)).sum();
                 let bound = 4.0 * bound.sqrt() + 1e-5;

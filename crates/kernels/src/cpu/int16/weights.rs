@@ -8,8 +8,7 @@ use crate::cpu::weights::unpack::{Block, TILES_AHEAD};
 use crate::cpu::weights::{Data, GROUP, Weights};
 
 impl Weights {
-    /// What a whole number of each output counts ([`crate::cpu::int16`]), zeros for the last tile's outputs that are none. All weights are
-    /// read for it once.
+    /// The unit of each output ([`crate::cpu::int16`]), zeros for the padding of the last tile. Computed once, from all weights.
     pub(crate) fn units(&self, isa: Isa, pool: &Pool) -> &[f32] {
         self.units.get_or_init(|| {
             let mut units = vec![0f32; self.tiles() * LANES];
@@ -29,7 +28,7 @@ impl Weights {
         })
     }
 
-    /// The mean of all outputs' weights, by input. All weights are read for it once.
+    /// The mean of all outputs' weights, by input. Computed once, from all weights.
     pub(crate) fn mean(&self, isa: Isa, pool: &Pool) -> &[f32] {
         self.mean.get_or_init(|| {
             let mut mean = vec![0f32; self.input_blocks() * GROUP];
@@ -51,7 +50,7 @@ impl Weights {
         })
     }
 
-    /// [`Weights::backward_panel`] as whole numbers.
+    /// [`Weights::backward_panel`] as integers.
     pub(crate) fn backward_panel_int16(
         &self,
         isa: Isa,

@@ -1,4 +1,4 @@
-//! Weights as whole numbers, 32 inputs of 16 outputs at a time: `round(weight / unit)`.
+//! Weights as 16-bit integers, 32 inputs of 16 outputs at a time: `round(weight / unit)`.
 
 use super::MAGIC;
 use crate::cpu::isa::Isa;
@@ -7,7 +7,7 @@ use crate::cpu::simd::LANES;
 use crate::cpu::weights::unpack::{Block, unpack_block};
 use crate::cpu::weights::{GROUP, Layout};
 
-/// A tile's whole numbers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for input k of 16.
+/// A tile's integers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for input k of 16.
 pub(crate) type Words<'a> = [&'a mut [[u32; LANES]; LANES / 2]; 2];
 
 fn inverse(units: &[f32; LANES]) -> [f32; LANES] {
@@ -158,7 +158,7 @@ mod x86 {
         )
     }
 
-    /// Writes eight inputs, from input `first` on. Pairs of outputs lie in the rows as packing left them: 0, 1, 4, 5, 2, 3, 6, 7.
+    /// Writes eight inputs, from input `first` on. Packing left the pairs of outputs in this order: 0, 1, 4, 5, 2, 3, 6, 7.
     ///
     /// # Safety
     /// `first` is 0 or 8.

@@ -47,7 +47,7 @@ const ROW_CHUNK: usize = 16;
 /// From so many rows on, two tiles take longer than it takes to begin a task.
 const MANY_ROWS: usize = 128;
 
-/// Where a projection's shrunk rows lie: row-major, `entries` slots of `padded` values a row.
+/// The layout of a projection's shrunk rows: row-major, `entries` slots of `padded` values a row.
 #[derive(Clone, Copy)]
 struct Shrunk {
     padded: usize,
@@ -209,7 +209,7 @@ impl CpuDevice {
                         pair_bf16(isa, x, words.part(row * pairs, pairs));
                     }
                 }
-                // All projections of one run, then the next run: an adapter's A lie side by side.
+                // All projections of one run, then the next run: the A of one adapter are adjacent.
                 for (i, from, n) in overlapping(runs, first, count) {
                     for ((p, shape), h) in projections.iter().zip(&shapes).zip(&shrunk) {
                         let Some(run) = p.lora.runs.get(i) else {
@@ -358,7 +358,7 @@ pub(crate) enum Path {
     Bf16,
 }
 
-/// The runs of `lora` that `takes` takes, slot by slot in their order, with where their rows of `shrunk` lie.
+/// The runs of `lora` whose pack `takes` accepts, slot by slot in their order, with the place of their rows in `shrunk`.
 fn expansions<'a>(
     lora: &Lora<'a>,
     shrunk: &'a [f32],

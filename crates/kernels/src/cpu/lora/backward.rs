@@ -48,9 +48,9 @@ struct Rows<'a> {
 }
 
 impl CpuDevice {
-    /// The backward of the adapters beside a product: gradients of each pair, and dx.
+    /// The backward of the adapters next to a product: gradients of each pair, and dx.
     ///
-    /// With m for the mask of `dropout`, whose values are 0 or 1 / (1 - share), or 1 without:
+    /// With m for the mask of `dropout`, whose values are 0 or 1 / (1 - share), or 1 without dropout:
     ///
     /// ```text
     /// h = (m * x) A^T    y = scale * h B^T

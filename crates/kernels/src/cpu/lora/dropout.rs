@@ -1,5 +1,5 @@
-//! Dropout on adapters' inputs. A mask is a function of its row's key, of the linear layer and of the column: no mask is kept, and
-//! whoever asks for a part of one gets that part.
+//! Dropout on adapters' inputs. A mask is a function of its row's key, the linear layer and the column: no mask is stored, and any
+//! part of one can be computed separately.
 
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
@@ -10,12 +10,12 @@ use crate::rows::RowDropout;
 pub struct Dropout<'a> {
     /// One for each row of the batch.
     pub rows: &'a [RowDropout],
-    /// Names the layer.
+    /// The number of the linear layer.
     pub linear: u32,
 }
 
 impl Dropout<'_> {
-    /// Whether any of some rows loses something.
+    /// Whether any of these rows has dropout.
     pub(crate) fn drops(&self, rows: std::ops::Range<usize>) -> bool {
         self.rows[rows].iter().any(|row| row.share > 0.0)
     }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_has_its_share_and_keeps_the_mean() {
+    fn mask_drops_its_share_and_keeps_the_mean() {
         for share in [0.1, 0.25, 0.9] {
             let rows = [RowDropout { share, key: 7 }];
             let values = of(&rows, 3, 0, 0, 40_000);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_that_of_the_whole_on_every_isa() {
+    fn part_of_a_mask_equals_that_part_of_the_full_mask_on_every_isa() {
         let rows = [RowDropout { share: 0.4, key: 9 }; 2];
         let whole = of(&rows, 5, 1, 0, 101);
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
@@ -101,9 +101,9 @@ mod tests {
         }
     }
 
-    /// Masks of neighbouring keys and layers agree as often as chance has it.
+    /// Masks of neighbouring keys and layers agree as often as random ones.
     #[test]
-    fn keys_and_layers_name_masks_that_know_nothing_of_each_other() {
+    fn masks_of_different_keys_and_layers_are_independent() {
         let count = 20_000;
         let mask = |key: u32, linear: u32| {
             let rows = [RowDropout { share: 0.5, key }];

@@ -1,4 +1,4 @@
-//! How an adapter's values lie in memory.
+//! The layout of an adapter's values in memory.
 
 use crate::cpu::arena::{Arena, Slab};
 use crate::cpu::gemm::{Bf16Bits, Element, F16Bits};
@@ -50,11 +50,11 @@ impl Values {
     /// The pairs from word `at` on.
     ///
     /// # Panics
-    /// These are no pairs.
+    /// The values are not bf16.
     pub(super) fn words(&self, at: usize) -> *const u32 {
         match self {
             Values::Bf16(v) => v[2 * at..].as_ptr().cast(),
-            _ => unreachable!("only bf16 lies in pairs"),
+            _ => unreachable!("only bf16 values are stored in pairs"),
         }
     }
 
@@ -74,7 +74,7 @@ impl Values {
     }
 }
 
-/// How values lie in a pack.
+/// A type in which a pack stores its values.
 pub(super) trait Packed: Element + Pod {
     /// Whether those of two columns share a word.
     const PAIRED: bool;
@@ -149,7 +149,7 @@ impl Transposed {
     }
 
     fn fill<E: Packed>(self, source: &[f32], to: &mut [E]) {
-        // Columns that are turned at once: what is read of a row and written of a column are whole vectors.
+        // Columns that are transposed at once: reads of a row and writes of a column are full vectors.
         const WIDTH: usize = 16;
         let step = if E::PAIRED { 2 } else { 1 };
         let rows: Vec<&[f32]> = source.chunks_exact(self.columns).collect();
@@ -176,8 +176,8 @@ impl Transposed {
     }
 }
 
-/// Where the pairs of one adapter lie, given back together: all A side by side and all B, in the order in which they are
-/// packed, so that reading ahead over the end of one finds the next.
+/// Memory for the pairs of one adapter, freed together: all A are adjacent, and all B, in the order in which they are packed, so
+/// that reading ahead past the end of one reaches the next.
 #[derive(Default)]
 pub struct LoraArena {
     pub(super) a: Arena,

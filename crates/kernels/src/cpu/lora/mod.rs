@@ -1,7 +1,7 @@
-//! Low-rank adapters beside a product, a different one for each row: `y += scale * (x A^T) B^T`.
+//! Low-rank adapters next to a product, a different one for each row: `y += scale * (x A^T) B^T`.
 //!
-//! Both matrices lie with the summed dimension outside and 16 lanes inside. Values of 16 bits of bf16 lie in pairs, as their
-//! dot product takes them: those of sums 2p and 2p + 1 share a word.
+//! Both matrices have the summed dimension outside and 16 lanes inside. bf16 values are stored in pairs, as the dot product reads
+//! them: those of sums 2p and 2p + 1 share a word.
 
 mod backward;
 mod dot;
@@ -31,7 +31,7 @@ pub struct LoraPack {
     pub(crate) scale: f32,
     /// A^T: inputs x padded.
     a: Values,
-    /// B^T in tiles of 16 outputs: tile > rank > 16, so that what a tile needs lies together.
+    /// B^T in tiles of 16 outputs: tile > rank > 16, so that the values of a tile are adjacent.
     b: Values,
     // Both with an even number of columns; what is too much is 0.
 }
@@ -144,8 +144,8 @@ impl LoraPack {
         }
     }
 
-    /// Asks for the part of B that [`expand`] will read for `columns`: pieces of many adapters lie far apart, and
-    /// the products in between give them time to come.
+    /// Prefetches the part of B that [`expand`] will read for `columns`: pieces of many adapters are far apart, and the
+    /// products in between give them time to arrive.
     pub(crate) fn prefetch(&self, isa: Isa, columns: std::ops::Range<usize>) {
         let piece = self.rank.next_multiple_of(2) * LANES;
         let tiles = columns.start / LANES..columns.end.div_ceil(LANES);
@@ -238,7 +238,7 @@ unsafe fn expand_run<S: Simd, E: Packed>(run: &Expansion<'_>, b: *const E, to: E
 }
 
 /// # Safety
-/// As `expand_all`; `out` is the run's first row at the first of N whole tiles.
+/// As `expand_all`; `out` is the run's first row at the first of N full tiles.
 #[inline(always)]
 unsafe fn expand_tiles<S: Simd, E: Packed, const N: usize>(
     run: &Expansion<'_>,

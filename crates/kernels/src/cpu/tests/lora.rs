@@ -1,4 +1,4 @@
-//! Adapters beside products.
+//! Adapters next to products.
 
 use super::*;
 
@@ -69,10 +69,10 @@ fn mixed_lora_equals_the_summed_deltas() {
     }
 }
 
-/// Adapters in bf16 beside int8 products run by dot products of pairs where the machine has them; the base is nothing here, so
-/// that only what the adapters add is compared.
+/// Adapters in bf16 next to int8 products use dot products of pairs if the machine has them. The base is zero here, so that only
+/// the adapters' part is compared.
 #[test]
-fn lora_by_pairs_is_near_the_reference() {
+fn lora_by_bf16_pairs_matches_the_reference() {
     let mut r = Random::new(12);
     let (outputs, inputs, ranks) = (80, 96, [3, 16, 40]);
     let bytes = vec![0; outputs * inputs / 32 * 34];
@@ -142,9 +142,9 @@ fn lora_by_pairs_is_near_the_reference() {
     }
 }
 
-/// Dropout against loops, beside rows that see all of their inputs; more rows than are taken at a time.
+/// Dropout against plain loops, mixed with rows without dropout; more rows than one block.
 #[test]
-fn dropout_is_a_masked_input_of_the_adapter_alone() {
+fn dropout_masks_the_adapter_input_only() {
     let mut r = Random::new(13);
     let (outputs, inputs, rank, rows, scale) = (48, 96, 5, 150, 1.5f32);
     let bytes = random_bytes(SourceType::F32, outputs * inputs, &mut r);

@@ -1,5 +1,5 @@
 //! Every operation on every instruction set of this machine against `reference`, and the promise that a row's result does
-//! not depend on the rows beside it.
+//! not depend on the other rows of its batch.
 
 mod lora;
 

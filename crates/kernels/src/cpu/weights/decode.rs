@@ -126,7 +126,7 @@ const IQ4: [u8; 16] = {
     bits
 };
 
-/// Group `sub` of a block of Q2_K or Q3_K: two bits of each value, four values a byte; Q3_K's third bits lie apart.
+/// Group `sub` of a block of Q2_K or Q3_K: two bits of each value, four values a byte; Q3_K's third bits are stored separately.
 fn low_bits(source: SourceType, b: &[u8], sub: usize) -> Group {
     let (part, quarter) = (sub / 4, sub % 4);
     let two = |at: usize| -> [u8; GROUP] {

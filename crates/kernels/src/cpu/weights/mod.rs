@@ -110,9 +110,9 @@ pub struct Weights {
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
     pub(crate) data: Data,
-    /// The outputs' units for [`crate::cpu::int16`], found when a backward first asks.
+    /// The outputs' units for [`crate::cpu::int16`], computed at the first backward.
     pub(crate) units: OnceLock<Vec<f32>>,
-    /// The outputs' mean, found when a backward first asks.
+    /// The outputs' mean, computed at the first backward.
     pub(crate) mean: OnceLock<Vec<f32>>,
 }
 

@@ -7,7 +7,7 @@ use crate::cpu::isa::per_isa;
 use crate::cpu::simd::{LANES, prefetch};
 use half::f16;
 
-/// How many tiles ahead a group's block is asked for.
+/// How many tiles ahead a group's block is prefetched.
 pub(crate) const TILES_AHEAD: usize = 4;
 
 /// 32 inputs x 16 outputs.
@@ -208,8 +208,8 @@ impl Weights {
         }
     }
 
-    /// Calls `f` for the block of group `g` of a tile. Those of the next tiles lie apart, where the hardware does not see them
-    /// come: one is asked for.
+    /// Calls `f` for the block of group `g` of a tile. The next tiles' blocks are too far apart for the hardware's prefetcher, so
+    /// one of them is prefetched here.
     pub(crate) fn block_of_group(
         &self,
         isa: Isa,
@@ -221,7 +221,7 @@ impl Weights {
         self.blocks(isa, tile, g..g + 1, |_, block| f(block));
     }
 
-    /// Asks for the block of group `g` of a tile, which may be none.
+    /// Prefetches the block of group `g` of a tile. The tile may be past the last.
     pub(crate) fn prefetch(&self, isa: Isa, tile: usize, g: usize) {
         let (start, bytes) = match &self.data {
             Data::Quantized { layout, bytes } => (bytes.as_ptr(), layout.block()),
