@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use formats::folder;
+use kernels::{Device, DeviceChoice};
 use model::{ModelSizes, Precision};
 
 use base::home::Home;
@@ -29,6 +30,11 @@ pub(super) struct PrecisionArgs {
     /// has room for it, else q4. Weights that are quantized in the file keep their values
     #[arg(long, value_name = "PRECISION", default_value = "auto", value_parser = precision)]
     precision: Choice,
+}
+
+/// Opens the device of a command that loads a base: the CPU, with as many threads as the machine allows, or with `threads`.
+pub(super) fn open_device(threads: Option<usize>) -> anyhow::Result<Device> {
+    Ok(Device::open(DeviceChoice::Cpu { threads })?)
 }
 
 /// A precision, or the planner's choice.

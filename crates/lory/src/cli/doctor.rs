@@ -1,11 +1,11 @@
 //! `lory doctor`: what the machine has, and how a base would run on it.
 
 use bytesize::ByteSize;
-use kernels::{Device, DeviceChoice};
+
 use model::ModelSizes;
 use serde_json::{Value, json};
 
-use super::base::{BaseArgs, PrecisionArgs};
+use super::base::{BaseArgs, PrecisionArgs, open_device};
 use super::serve::size as bytes_of;
 use super::table::Table;
 use super::{Verdict, print};
@@ -114,7 +114,7 @@ fn measured(
 ) -> anyhow::Result<Option<Probe>> {
     let mut progress = Progress::stderr();
     progress.spin("Measuring");
-    let probe = plan::probe(&Device::open(DeviceChoice::default())?, sizes, precision)?;
+    let probe = plan::probe(&open_device(None)?, sizes, precision)?;
     progress.clear();
     Ok(probe)
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use base::{Base, LoadOptions};
 use engine::{AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sink, WaitOptions};
+use kernels::{Device, DeviceChoice};
 use registry::Personas;
 use sampling::{Sampling, SamplingParams};
 
@@ -52,8 +53,8 @@ pub struct Settings {
     pub uploads: Option<PathBuf>,
     /// The folder of votes; by default none are kept.
     pub votes: Option<PathBuf>,
-    /// Threads of the device; by default one for each core.
-    pub threads: Option<usize>,
+    /// The device on which the base runs.
+    pub device: DeviceChoice,
     /// Bytes of the KV cache.
     pub kv_memory: u64,
     /// How its steps share the machine with background work.
@@ -71,7 +72,7 @@ impl Default for Settings {
             adapter_root: None,
             uploads: None,
             votes: None,
-            threads: None,
+            device: DeviceChoice::default(),
             kv_memory: 512 << 20,
             priority: StepPriority::default(),
             engine: EngineConfig::default(),
@@ -105,9 +106,7 @@ impl Service {
         catalog: impl Into<Catalog>,
         settings: &Settings,
     ) -> Result<Service, ServiceStartError> {
-        let device = kernels::Device::open(kernels::DeviceChoice::Cpu {
-            threads: settings.threads,
-        })?;
+        let device = Device::open(settings.device)?;
         let base = Base::open_in(path, settings.base_name.as_deref(), device, &settings.load)?;
         if let Some(sha256) = &settings.base_sha256 {
             base.fingerprint.known(sha256);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::base::{BaseArgs, PrecisionArgs};
+use super::base::{BaseArgs, PrecisionArgs, open_device};
 use super::table::Table;
 use super::{Verdict, print};
 use base::BaseFiles;
@@ -92,9 +92,7 @@ impl Args {
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let located = args.base.locate()?;
     let planned = located.planned(&args.precision, Demand::default())?;
-    let device = kernels::Device::open(kernels::DeviceChoice::Cpu {
-        threads: args.threads.map(|threads| threads as usize),
-    })?;
+    let device = open_device(args.threads.map(|threads| threads as usize))?;
     // The weights alone: a base without a tokenizer can be measured too.
     let files = BaseFiles::open(&located.path)?;
     let model = load(&located.path, &files, device, &planned.load)?;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use formats::decimal::shortest;
 use formats::gguf::{GgmlType, Gguf};
-use kernels::{Device, DeviceChoice};
+
 use serde_json::json;
 use train::measures::loss_table;
 use train::{Example, LoraParams, LossSum};
 
 use super::{Chosen, choose, keep_base};
-use crate::cli::base::BaseArgs;
+use crate::cli::base::{BaseArgs, open_device};
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
@@ -101,11 +101,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
         located.path.display()
     );
     keep_base(&args.out, &located.path)?;
-    let base = Base::open(
-        &located.path,
-        located.name.as_deref(),
-        Device::open(DeviceChoice::default())?,
-    )?;
+    let base = Base::open(&located.path, located.name.as_deref(), open_device(None)?)?;
     chosen.fits(&base.tokenizer, &base.template)?;
 
     let mut progress = Progress::stderr();
@@ -158,7 +154,7 @@ fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measu
     let mut losses = losses(&base, &examples, &beside, &progress)?;
     // One model in memory at a time.
     drop(base);
-    let merged = Base::open(&args.out, None, Device::open(DeviceChoice::default())?)?;
+    let merged = Base::open(&args.out, None, open_device(None)?)?;
     let alone = [("merged", &bare)];
     losses.extend(self::losses(&merged, &examples, &alone, &progress)?);
     progress.clear();

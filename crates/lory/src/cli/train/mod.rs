@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
-use kernels::{Device, DeviceChoice};
+
 use registry::Personas;
 use serde_json::json;
 use train::job::{DataReport, JobSpec};
 use train::sft::{self, Outcome, RunOptions};
 use train::{Job, TrainSettings};
 
-use super::base::{BaseArgs, PrecisionArgs};
+use super::base::{BaseArgs, PrecisionArgs, open_device};
 use super::personas::PersonasArgs;
 use super::rows::{ColumnsArgs, notes};
 use super::serve::size;
@@ -117,12 +117,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
     let planned = located.planned(&args.precision, beside)?;
     eprintln!("{}", planned.line);
     let name = located.name.as_deref();
-    let base = Base::open_in(
-        &located.path,
-        name,
-        Device::open(DeviceChoice::default())?,
-        &planned.load,
-    )?;
+    let base = Base::open_in(&located.path, name, open_device(None)?, &planned.load)?;
     let fingerprint = located.fingerprint()?;
 
     let mut jobs = Vec::new();
