@@ -5,17 +5,17 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::{ChatAnswer, StreamEvent};
+use crate::app_state::AppState;
 use crate::chat_request::ChatRequest;
 use crate::envelope::{Envelope, random_id};
 use crate::error::ApiError;
 use crate::events::{Incoming, Usage, Wire};
-use crate::guard::ApiCaller;
 use crate::json::Body;
 use crate::logprobs;
+use crate::middleware::auth::ApiCaller;
 use crate::with_sampling::WithSampling;
-use service::{Caller, Delta, End, ModelIdentity, ToolCall, ToolCallDelta};
+use service::{Delta, End, ModelIdentity, ToolCall, ToolCallDelta};
 
 /// Answer a chat, in OpenAI's wire format
 ///
@@ -32,11 +32,11 @@ use service::{Caller, Delta, End, ModelIdentity, ToolCall, ToolCallDelta};
     )
 )]
 pub(super) async fn chat_completions(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(WithSampling { request, sampling }): Body<WithSampling<ChatRequest>>,
 ) -> Result<Response, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let stream = request.stream == Some(true);
     let usage = request.usage();
     let model = request.model.clone();

@@ -7,20 +7,18 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::{CompletionAnswer, StreamEvent};
+use crate::app_state::AppState;
 use crate::chat_request::StreamOptions;
 use crate::envelope::Envelope;
 use crate::error::ApiError;
 use crate::events::{Incoming, Usage, Wire};
-use crate::guard::ApiCaller;
 use crate::json::{Biases, Body, Texts};
 use crate::logprobs::{self, Columns};
+use crate::middleware::auth::ApiCaller;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
 use sampling::{Interface, SamplingParams};
-use service::{
-    Caller, Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity, TokenLogprob,
-};
+use service::{Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity, TokenLogprob};
 
 /// OpenAI's default, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -170,11 +168,11 @@ impl CompletionRequest {
     )
 )]
 pub(super) async fn completions(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(WithSampling { request, sampling }): Body<WithSampling<CompletionRequest>>,
 ) -> Result<Response, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let stream = request.stream == Some(true);
     let usage = StreamOptions::usage(&request.stream_options);
     let model = request.model.clone();

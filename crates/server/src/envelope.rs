@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use serde_json::{Value, json};
 
 use crate::events::Usage;
-use crate::seconds_since_1970;
+use crate::unix_time::unix_time;
 use service::ModelIdentity;
 
 /// Hexadecimal digits of an adapter's hash in a fingerprint.
@@ -32,7 +32,7 @@ impl Envelope {
         Envelope {
             id: random_id(kind),
             object,
-            created: seconds_since_1970(),
+            created: unix_time(),
             model,
             fingerprint: fingerprint(identity),
         }

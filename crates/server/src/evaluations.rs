@@ -1,30 +1,20 @@
 //! `/v1/evaluations`: what was measured of personas, by `lory eval` or because a client asked for it.
 
+use axum::Json;
 use axum::extract::{Path, State};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::EvaluationList;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
-use crate::guard::ApiCaller;
 use crate::json::Body;
-use crate::personas::blocking;
+use crate::middleware::auth::ApiCaller;
 use jobs::ResultError;
 use jobs::records::evaluation::EvaluationProgress;
 use jobs::records::failure::Failure;
 use jobs::{Evaluation, EvaluationStatus, NewEvaluation, Viewer};
-use service::Caller;
-
-/// The routes of evaluations, but for the list, which is for admins.
-pub(super) fn router() -> Router<Slot> {
-    Router::new()
-        .route("/v1/evaluations", post(create))
-        .route("/v1/evaluations/{id}", get(retrieve))
-        .route("/v1/evaluations/{id}/cancel", post(cancel))
-}
 
 /// An evaluation that was asked for.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -77,10 +67,10 @@ impl EvaluationObject {
     path = "/v1/evaluations",
     responses((status = 200, description = "The list", body = EvaluationList))
 )]
-pub(super) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
-    slot.service()?;
-    let listed = blocking(move || {
-        let kept = slot.results()?;
+pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    state.service()?;
+    let listed = run_blocking(move || {
+        let kept = state.results()?;
         let one = |id: String| {
             let found = kept.read(&id)?;
             let personas = found["personas"].as_array().into_iter().flatten();
@@ -112,12 +102,12 @@ pub(super) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiErr
     responses((status = 200, description = "The evaluation, which waits", body = EvaluationObject))
 )]
 pub(super) async fn create(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(new): Body<NewEvaluation>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
-    let jobs = slot.jobs()?;
-    let asked = blocking(move || jobs.evaluate(&caller, &new)).await??;
+    let jobs = state.jobs()?;
+    let asked = run_blocking(move || jobs.evaluate(&caller, &new)).await??;
     Ok(Json(EvaluationObject::new(asked, None)))
 }
 
@@ -132,21 +122,21 @@ pub(super) async fn create(
     responses((status = 200, description = "The evaluation; or its result, as `lory eval --json` prints it", body = serde_json::Value))
 )]
 pub(super) async fn retrieve(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     if id.starts_with(jobs::evaluation::requests::ID) {
-        let jobs = slot.jobs()?;
-        let found = blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
+        let jobs = state.jobs()?;
+        let found = run_blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;
         return Ok(Json(json!(EvaluationObject::new(evaluation, result))));
     }
     if let Some(key) = caller.key() {
         key.check_admin()?;
     }
-    slot.service()?;
-    let read = blocking(move || slot.results()?.read(&id));
+    state.service()?;
+    let read = run_blocking(move || state.results()?.read(&id));
     Ok(Json(read.await??))
 }
 
@@ -158,11 +148,11 @@ pub(super) async fn retrieve(
     responses((status = 200, description = "The evaluation", body = EvaluationObject))
 )]
 pub(super) async fn cancel(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
-    let jobs = slot.jobs()?;
-    let cancelled = blocking(move || jobs.cancel_evaluation(&Viewer::of(&caller), &id));
+    let jobs = state.jobs()?;
+    let cancelled = run_blocking(move || jobs.cancel_evaluation(&Viewer::of(&caller), &id));
     Ok(Json(EvaluationObject::new(cancelled.await??, None)))
 }

@@ -2,50 +2,33 @@
 
 use std::io::Read as _;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::MultipartError;
-use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Request, State};
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use futures_util::stream;
 use serde::Serialize;
 
-use crate::Slot;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
-use crate::guard::ApiCaller;
-use crate::personas::blocking;
+use crate::middleware::auth::ApiCaller;
 use crate::query::Query;
 use jobs::files::{MAX_FILE, PURPOSE};
 use jobs::fine_tuning::preview::{MAX_SHOWN, Reading, ShownRow};
 use jobs::{JobError, StoredFile, Viewer};
-use service::Caller;
 
-/// What a form takes beside the file in it.
-const FORM: usize = 64 << 10;
+/// The largest form, in bytes: a file, and what is around it.
+pub(crate) const MAX_FORM: usize = MAX_FILE as usize + (64 << 10);
 /// The longest `purpose`, in bytes.
 const MAX_FIELD: usize = 1 << 10;
 /// The longest page of files: OpenAI's.
 const MAX_FILES_PAGE: usize = 10_000;
 /// How much of a file is on its way at once.
 const CHUNK: usize = 64 << 10;
-
-/// The routes of files.
-pub(super) fn router() -> Router<Slot> {
-    Router::new()
-        .route(
-            "/v1/files",
-            get(list)
-                .post(create)
-                .layer(DefaultBodyLimit::max(MAX_FILE as usize + FORM)),
-        )
-        .route("/v1/files/{file_id}", get(retrieve).delete(delete))
-        .route("/v1/files/{file_id}/content", get(content))
-        .route("/v1/files/{file_id}/lint", get(lint))
-        .route("/v1/files/{file_id}/rows", get(rows))
-}
 
 /// A file.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -151,12 +134,12 @@ fn missing(field: &str) -> ApiError {
     responses((status = 200, description = "The file", body = FileObject))
 )]
 pub(super) async fn create(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     request: Request,
 ) -> Result<Json<FileObject>, ApiError> {
-    let jobs = slot.jobs()?;
-    let form = Multipart::from_request(request, &slot).await;
+    let jobs = state.jobs()?;
+    let form = Multipart::from_request(request, &state).await;
     let mut form = form
         .map_err(|rejection| ApiError::bad_request("invalid_body", rejection.body_text(), None))?;
     let (mut taken, mut purpose) = (None, None);
@@ -200,7 +183,7 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let (upload, filename) = taken.ok_or_else(|| missing("file"))?;
-    let kept = blocking(move || jobs.keep(upload, &filename, &caller)).await??;
+    let kept = run_blocking(move || jobs.keep(upload, &filename, &caller)).await??;
     Ok(Json(kept.into()))
 }
 
@@ -217,11 +200,11 @@ pub(super) async fn create(
     responses((status = 200, description = "Files", body = FileList))
 )]
 pub(super) async fn list(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     mut query: Query,
 ) -> Result<Json<FileList>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let purpose = query.text("purpose")?;
     let page = query.page(MAX_FILES_PAGE, MAX_FILES_PAGE, true)?;
     query.end()?;
@@ -248,11 +231,11 @@ pub(super) async fn list(
     responses((status = 200, description = "The file", body = FileObject))
 )]
 pub(super) async fn retrieve(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<FileObject>, ApiError> {
-    let file = slot.jobs()?.file(&Viewer::of(&caller), &id)?;
+    let file = state.jobs()?.file(&Viewer::of(&caller), &id)?;
     Ok(Json(file.into()))
 }
 
@@ -264,14 +247,14 @@ pub(super) async fn retrieve(
     responses((status = 200, description = "The bytes that were uploaded", body = String, content_type = "application/jsonl"))
 )]
 pub(super) async fn content(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let file = jobs.file(&Viewer::of(&caller), &id)?;
     let path = jobs.path_of(&file);
-    let opened = blocking(move || std::fs::File::open(path)).await?;
+    let opened = run_blocking(move || std::fs::File::open(path)).await?;
     let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
     // Piece by piece: a file is larger than what a response should hold in memory.
     let pieces = stream::unfold(Some(opened), |file| async move {
@@ -312,13 +295,13 @@ pub(super) async fn content(
     responses((status = 200, description = "That it is deleted", body = Deleted))
 )]
 pub(super) async fn delete(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<Deleted>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let gone = id.clone();
-    blocking(move || jobs.delete_file(&Viewer::of(&caller), &gone)).await??;
+    run_blocking(move || jobs.delete_file(&Viewer::of(&caller), &gone)).await??;
     Ok(Json(Deleted {
         id,
         object: "file",
@@ -347,12 +330,12 @@ fn reading(query: &mut Query, context: usize) -> Result<Reading, ApiError> {
     responses((status = 200, description = "As `lory data lint --json`: the findings by line, and the lengths", body = serde_json::Value))
 )]
 pub(super) async fn lint(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Response, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let who = Viewer::of(&caller);
     let file = jobs.file(&who, &id)?;
     let against = match query.text("validation_file")? {
@@ -361,7 +344,7 @@ pub(super) async fn lint(
     };
     let reading = reading(&mut query, jobs.context_length())?;
     query.end()?;
-    let report = blocking(move || jobs.lint(&file, against.as_ref(), &reading)).await??;
+    let report = run_blocking(move || jobs.lint(&file, against.as_ref(), &reading)).await??;
     Ok(Json(report).into_response())
 }
 
@@ -379,18 +362,18 @@ pub(super) async fn lint(
     responses((status = 200, description = "The rows, with the parts that are trained", body = RowList))
 )]
 pub(super) async fn rows(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Json<RowList>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let file = jobs.file(&Viewer::of(&caller), &id)?;
     let first = query.number("first", 1, usize::MAX)?.unwrap_or(1);
     let limit = query.number("limit", 1, MAX_SHOWN)?.unwrap_or(10);
     let reading = reading(&mut query, jobs.context_length())?;
     query.end()?;
-    let (data, total) = blocking(move || jobs.rows(&file, first, limit, &reading)).await??;
+    let (data, total) = run_blocking(move || jobs.rows(&file, first, limit, &reading)).await??;
     Ok(Json(RowList {
         object: "list",
         data,

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::{Path, State};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::Slot;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
-use crate::guard::ApiCaller;
 use crate::json::Body;
-use crate::personas::blocking;
+use crate::middleware::auth::ApiCaller;
 use crate::query::Query;
 use jobs::records::failure::Failure;
 use jobs::records::job::{Method, Metrics, Progress, Sample, ThresholdResult};
@@ -22,24 +21,6 @@ use service::Caller;
 /// What the id of an event begins with, and that of a state.
 const EVENT: &str = "ftevent-";
 const STATE: &str = "ftckpt-";
-
-/// The routes of jobs.
-pub(super) fn router() -> Router<Slot> {
-    Router::new()
-        .route("/v1/fine_tuning/plan", post(plan))
-        .route("/v1/fine_tuning/jobs", get(list).post(create))
-        .route("/v1/fine_tuning/jobs/{job_id}", get(retrieve))
-        .route("/v1/fine_tuning/jobs/{job_id}/cancel", post(cancel))
-        .route("/v1/fine_tuning/jobs/{job_id}/pause", post(pause))
-        .route("/v1/fine_tuning/jobs/{job_id}/resume", post(resume))
-        .route("/v1/fine_tuning/jobs/{job_id}/publish", post(publish))
-        .route("/v1/fine_tuning/jobs/{job_id}/events", get(events))
-        .route(
-            "/v1/fine_tuning/jobs/{job_id}/checkpoints",
-            get(checkpoints),
-        )
-        .route("/v1/fine_tuning/jobs/{job_id}/samples", get(samples))
-}
 
 /// A training job.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -317,12 +298,12 @@ pub(super) struct SampleList {
     responses((status = 200, description = "The job", body = JobObject))
 )]
 pub(super) async fn create(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(new): Body<NewJob>,
 ) -> Result<Json<JobObject>, ApiError> {
-    let jobs = slot.jobs()?;
-    let record = blocking(move || jobs.create(&caller, &new)).await??;
+    let jobs = state.jobs()?;
+    let record = run_blocking(move || jobs.create(&caller, &new)).await??;
     Ok(Json(record.into()))
 }
 
@@ -336,12 +317,12 @@ pub(super) async fn create(
     responses((status = 200, description = "As `lory train --plan --json`: steps, tokens, memory in bytes, and the seconds that it will take", body = serde_json::Value))
 )]
 pub(super) async fn plan(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(new): Body<NewJob>,
 ) -> Result<Json<Value>, ApiError> {
-    let jobs = slot.jobs()?;
-    let plan = blocking(move || {
+    let jobs = state.jobs()?;
+    let plan = run_blocking(move || {
         let plan = jobs.plan(&caller, &new)?;
         Ok::<Value, ApiError>(json!(plan))
     });
@@ -360,11 +341,11 @@ pub(super) async fn plan(
     responses((status = 200, description = "Jobs", body = JobList))
 )]
 pub(super) async fn list(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     mut query: Query,
 ) -> Result<Json<JobList>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let page = query.short_page()?;
     let with = query.metadata();
     query.end()?;
@@ -384,24 +365,24 @@ pub(super) async fn list(
     responses((status = 200, description = "The job", body = JobObject))
 )]
 pub(super) async fn retrieve(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    let record = slot.jobs()?.job(&Viewer::of(&caller), &id)?;
+    let record = state.jobs()?.job(&Viewer::of(&caller), &id)?;
     Ok(Json(record.into()))
 }
 
 type Turning = fn(&BackgroundWork, &Viewer, &str) -> Result<JobRecord, jobs::JobError>;
 
 async fn turned(
-    slot: &Slot,
+    state: &AppState,
     caller: Caller,
     id: String,
     turn: Turning,
 ) -> Result<Json<JobObject>, ApiError> {
-    let jobs = slot.jobs()?;
-    let record = blocking(move || turn(&jobs, &Viewer::of(&caller), &id)).await??;
+    let jobs = state.jobs()?;
+    let record = run_blocking(move || turn(&jobs, &Viewer::of(&caller), &id)).await??;
     Ok(Json(record.into()))
 }
 
@@ -413,11 +394,11 @@ async fn turned(
     responses((status = 200, description = "The job", body = JobObject))
 )]
 pub(super) async fn cancel(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    turned(&slot, caller, id, BackgroundWork::cancel).await
+    turned(&state, caller, id, BackgroundWork::cancel).await
 }
 
 /// Let a training job rest
@@ -428,11 +409,11 @@ pub(super) async fn cancel(
     responses((status = 200, description = "The job", body = JobObject))
 )]
 pub(super) async fn pause(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    turned(&slot, caller, id, BackgroundWork::pause).await
+    turned(&state, caller, id, BackgroundWork::pause).await
 }
 
 /// Let a training job that rests go on
@@ -443,11 +424,11 @@ pub(super) async fn pause(
     responses((status = 200, description = "The job", body = JobObject))
 )]
 pub(super) async fn resume(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    turned(&slot, caller, id, BackgroundWork::resume).await
+    turned(&state, caller, id, BackgroundWork::resume).await
 }
 
 /// How a kept adapter is published.
@@ -469,14 +450,14 @@ pub(super) struct PublishJob {
     responses((status = 200, description = "The job", body = JobObject))
 )]
 pub(super) async fn publish(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
     Body(how): Body<PublishJob>,
 ) -> Result<Json<JobObject>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let current = how.current != Some(false);
-    let record = blocking(move || jobs.publish(&caller, &id, current)).await??;
+    let record = run_blocking(move || jobs.publish(&caller, &id, current)).await??;
     Ok(Json(record.into()))
 }
 
@@ -492,16 +473,16 @@ pub(super) async fn publish(
     responses((status = 200, description = "Events", body = EventList))
 )]
 pub(super) async fn events(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Json<EventList>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     // A page with a curve wants every step.
     let page = query.page(20, jobs::fine_tuning::events::MAX_EVENTS, false)?;
     query.end()?;
-    let found = blocking(move || jobs.events(&Viewer::of(&caller), &id, &page));
+    let found = run_blocking(move || jobs.events(&Viewer::of(&caller), &id, &page));
     let (events, has_more) = found.await??;
     Ok(Json(EventList {
         object: "list",
@@ -522,18 +503,18 @@ pub(super) async fn events(
     responses((status = 200, description = "States", body = CheckpointList))
 )]
 pub(super) async fn checkpoints(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Json<CheckpointList>, ApiError> {
-    let jobs = slot.jobs()?;
+    let jobs = state.jobs()?;
     let mut page = query.page(10, jobs::MAX_PAGE, false)?;
     query.end()?;
     // A state is known by the event that told of it.
     page.after = page.after.map(|after| after.replace(STATE, EVENT));
     let of = id.clone();
-    let found = blocking(move || {
+    let found = run_blocking(move || {
         let who = Viewer::of(&caller);
         let record = jobs.job(&who, &of)?;
         let (validations, has_more) = jobs.checkpoints(&who, &of, &page)?;
@@ -571,14 +552,14 @@ pub(super) async fn checkpoints(
     responses((status = 200, description = "All of them", body = SampleList))
 )]
 pub(super) async fn samples(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
     query: Query,
 ) -> Result<Json<SampleList>, ApiError> {
     query.end()?;
-    let jobs = slot.jobs()?;
-    let said = blocking(move || jobs.samples(&Viewer::of(&caller), &id)).await??;
+    let jobs = state.jobs()?;
+    let said = run_blocking(move || jobs.samples(&Viewer::of(&caller), &id)).await??;
     Ok(Json(SampleList {
         object: "list",
         data: said.into_iter().map(SampleObject::from).collect(),

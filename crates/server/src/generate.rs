@@ -9,15 +9,15 @@ use formats::decimal::shortest;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::{GenerateAnswer, StreamEvent};
+use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::events::{Incoming, Usage, Wire};
-use crate::guard::ApiCaller;
 use crate::json::{Body, Texts};
+use crate::middleware::auth::ApiCaller;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
 use sampling::{Interface, SamplingParams};
-use service::{Caller, Conversation, Delta, End, GenerateRequest, ModelIdentity};
+use service::{Conversation, Delta, End, GenerateRequest, ModelIdentity};
 
 /// A question.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -83,11 +83,11 @@ impl GenerateBody {
     )
 )]
 pub(super) async fn generate(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(WithSampling { request, sampling }): Body<WithSampling<GenerateBody>>,
 ) -> Result<Response, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let user_type = request.user_type.clone();
     let stream = request.stream.unwrap_or(false);
     let incoming = Incoming::submit(service, caller, request.into_request(sampling)).await?;

@@ -6,10 +6,10 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::{Health, Ready};
+use crate::app_state::AppState;
 use crate::error::ApiError;
-use crate::front::Front;
+use crate::server_state::ServerState;
 
 /// Whether the server is alive
 #[utoipa::path(
@@ -28,16 +28,16 @@ pub(super) async fn health() -> Json<Value> {
     responses((status = 200, description = "It does", body = Ready))
 )]
 pub(super) async fn ready(
-    State(slot): State<Slot>,
-    Extension(front): Extension<Arc<Front>>,
+    State(state): State<AppState>,
+    Extension(server): Extension<Arc<ServerState>>,
 ) -> Result<Json<Value>, ApiError> {
-    if front.is_draining() {
-        return Err(ApiError::draining(front.settings.drain_timeout));
+    if server.is_draining() {
+        return Err(ApiError::draining(server.settings.drain_timeout));
     }
-    let service = slot.service()?;
+    let service = state.service()?;
     let mut ready = json!({"status": "ready", "base": service.base().name});
     // Where keys say who may use whom, nobody is told without one who is there.
-    if front.settings.keys.is_none() {
+    if server.settings.keys.is_none() {
         ready["personas"] = json!(service.personas().names());
     }
     Ok(Json(ready))

@@ -5,10 +5,10 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::Slot;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
-use crate::personas::blocking;
 use registry::RegistryError;
 use service::{NewVersion, PublishError};
 
@@ -42,10 +42,10 @@ pub(super) struct Unload {
     responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn load(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Body(load): Body<Load>,
 ) -> Result<String, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let Load {
         lora_name: name,
         lora_path: path,
@@ -71,7 +71,7 @@ pub(super) async fn load(
     }
     let only_new = load.load_inplace != Some(true);
     let said = name.clone();
-    let published = blocking(move || {
+    let published = run_blocking(move || {
         let adapter = service.under_adapter_root(&path)?;
         service.publish(&NewVersion {
             name,
@@ -106,10 +106,10 @@ pub(super) async fn load(
     responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn unload(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Body(unload): Body<Unload>,
 ) -> Result<String, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let name = unload.lora_name;
     if name.is_empty() {
         return Err(ApiError::bad_request(
@@ -119,7 +119,7 @@ pub(super) async fn unload(
         ));
     }
     let said = name.clone();
-    match blocking(move || service.unpublish(&name)).await? {
+    match run_blocking(move || service.unpublish(&name)).await? {
         Ok(()) => Ok(format!(
             "Success: LoRA adapter '{said}' removed successfully."
         )),

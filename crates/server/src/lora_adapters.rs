@@ -8,8 +8,8 @@ use axum::extract::State;
 use engine::AdapterId;
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::AdapterList;
+use crate::app_state::AppState;
 use crate::error::ApiError;
 
 /// Every adapter that is known, and the pool that holds them
@@ -20,8 +20,8 @@ use crate::error::ApiError;
     path = "/v1/lora_adapters",
     responses((status = 200, description = "The list", body = AdapterList))
 )]
-pub(super) async fn lora_adapters(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
+pub(super) async fn lora_adapters(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    let service = state.service()?;
     let mut names: BTreeMap<AdapterId, Vec<Value>> = BTreeMap::new();
     for persona in service.personas().iter() {
         if let Some(adapter) = &persona.adapter {

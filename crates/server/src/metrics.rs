@@ -16,9 +16,10 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::app_state::AppState;
 use crate::error::ApiError;
-use crate::front::Front;
-use crate::{Slot, seconds_since_1970};
+use crate::server_state::ServerState;
+use crate::unix_time::unix_time;
 use jobs::meters::JobNumbers;
 use service::Service;
 
@@ -36,16 +37,16 @@ const MAX_NAMES: usize = 200;
     responses((status = 200, description = "OpenMetrics' text", body = String, content_type = "application/openmetrics-text"))
 )]
 pub(super) async fn metrics(
-    State(slot): State<Slot>,
-    Extension(front): Extension<Arc<Front>>,
+    State(state): State<AppState>,
+    Extension(server): Extension<Arc<ServerState>>,
 ) -> Result<Response, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let mut registry = Registry::default();
-    front.register(&mut registry);
+    server.register(&mut registry);
     service.metrics().register(&mut registry);
     service.shadows().register(&mut registry);
     registry.register_collector(Box::new(Snapshot::take(&service)));
-    if let Ok(jobs) = slot.jobs() {
+    if let Ok(jobs) = state.jobs() {
         registry.register_collector(Box::new(Training(jobs.numbers())));
     }
     let mut text = String::new();
@@ -98,7 +99,7 @@ impl Snapshot {
             stats: service.engine().stats(),
             waiting: joined(waiting.difference(&running).copied().collect()),
             running: joined(running.into_iter().collect()),
-            time: seconds_since_1970(),
+            time: unix_time(),
             block_tokens: service.engine().limits().block_tokens,
         }
     }

@@ -5,11 +5,10 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use crate::Slot;
 use crate::answers::ModelList;
+use crate::app_state::AppState;
 use crate::error::ApiError;
-use crate::guard::ApiCaller;
-use service::Caller;
+use crate::middleware::auth::ApiCaller;
 
 /// The base and the personas that the key may use
 #[utoipa::path(
@@ -18,10 +17,10 @@ use service::Caller;
     responses((status = 200, description = "The list", body = ModelList))
 )]
 pub(super) async fn models(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
 ) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let base = &service.base().name;
     let model = |id: &str, created: u64, root: &str, parent: Option<&str>| {
         json!({
@@ -33,7 +32,7 @@ pub(super) async fn models(
             "parent": parent,
         })
     };
-    let started = slot.created();
+    let started = state.started_at();
     let mut data = Vec::new();
     if caller.check_base(base).is_ok() {
         data.push(model(base, started, base, None));

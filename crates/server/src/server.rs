@@ -1,7 +1,7 @@
-//! The server's own loop: connections, their limits, TLS, what is read again while it runs, and the end.
+//! The server's loop: accepts connections, enforces their limits, reloads keys and certificates, and shuts down.
 //!
-//! The end is a drain. New requests are refused with 503 while those under way go on, so that a load balancer that still sends
-//! some hears why; when none is left, or the time is up, connections are closed.
+//! A shutdown drains first: requests in flight continue and new ones are refused with 503, so that a load balancer learns why. When no
+//! request is left, or the drain times out, connections are closed.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -19,128 +19,131 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::app_state::AppState;
 use crate::error::ApiError;
-use crate::front::{Front, Peer};
-use crate::patient::Patient;
+use crate::middleware::request_log::Peer;
+use crate::routes::router;
+use crate::server_state::ServerState;
 use crate::settings::{MAX_HEADERS, ServerSettings};
-use crate::{Slot, router};
+use crate::write_timeout::WriteTimeout;
 
-/// How often files are looked at that may change while the server runs.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How long the last bytes of answers may take to leave.
+/// How often keys and certificates are checked for changes.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the last bytes of a connection may take to be sent.
 const LAST_BYTES: Duration = Duration::from_secs(1);
-/// A pause after a connection that could not be taken, as when the process has no more file descriptors.
-const AFTER_FAILURE: Duration = Duration::from_millis(100);
+/// The pause after a connection that could not be accepted, as when the process has no more file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` resolves and what is under way then has ended, as [`ServerSettings::drain_timeout`] allows.
+/// Serves until `shutdown` resolves, then waits up to [`ServerSettings::drain_timeout`] for the requests in flight.
 ///
 /// # Errors
-/// The system's, from the listener.
+/// Errors of the listener.
 pub async fn serve(
-    service: impl Into<Slot>,
+    state: impl Into<AppState>,
     listener: TcpListener,
     settings: ServerSettings,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let front = Front::new(settings);
-    let router = router(service.into(), &front);
-    let looking = tokio::spawn(look_again(Arc::clone(&front)));
-    let room = Arc::new(Semaphore::new(front.settings.max_connections));
+    let server = ServerState::new(settings);
+    let router = router(state.into(), &server);
+    let reloading = tokio::spawn(reload_files(Arc::clone(&server)));
+    let permits = Arc::new(Semaphore::new(server.settings.max_connections));
     let (close, closing) = watch::channel(());
     let mut connections = JoinSet::new();
 
-    let drained = drained(Arc::clone(&front), shutdown);
+    let drained = drain(Arc::clone(&server), shutdown);
     tokio::pin!(drained);
     let in_time = loop {
         let accepted = tokio::select! {
             in_time = &mut drained => break in_time,
-            // Those that have ended need no place any more.
+            // Removes connections that have ended.
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!("a connection could not be taken: {error}");
-                tokio::time::sleep(AFTER_FAILURE).await;
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_RETRY).await;
                 continue;
             }
         };
         let connection = Connection {
-            front: Arc::clone(&front),
+            server: Arc::clone(&server),
             router: router.clone(),
             peer,
             closing: closing.clone(),
         };
-        match Arc::clone(&room).try_acquire_owned() {
-            Ok(place) => connections.spawn(connection.run(stream, place)),
+        match Arc::clone(&permits).try_acquire_owned() {
+            Ok(permit) => connections.spawn(connection.run(stream, permit)),
             Err(_) => connections.spawn(connection.refuse(stream)),
         };
     };
     drop(listener);
-    looking.abort();
+    reloading.abort();
     if !in_time {
-        let left = front.under_way();
-        let limit = front.settings.drain_timeout;
-        tracing::warn!("{left} requests still under way after {limit:?} are cut off");
+        let left = server.in_flight();
+        let limit = server.settings.drain_timeout;
+        tracing::warn!("{left} requests still in flight after {limit:?} are cut off");
         return Ok(());
     }
     close.send_replace(());
     let all = async { while connections.join_next().await.is_some() {} };
-    // A client that does not read its answer has no claim on more.
+    // A client that does not read its response is not waited for.
     let _ = tokio::time::timeout(LAST_BYTES, all).await;
     Ok(())
 }
 
-/// Waits for the signal, then for the requests under way; whether they ended in time.
-async fn drained(front: Arc<Front>, shutdown: impl Future<Output = ()>) -> bool {
+/// Waits for the signal, then for the requests in flight. Returns whether they ended in time.
+async fn drain(server: Arc<ServerState>, shutdown: impl Future<Output = ()>) -> bool {
     shutdown.await;
-    front.drain();
-    let limit = front.settings.drain_timeout;
-    if front.under_way() > 0 {
-        let left = front.under_way();
-        tracing::info!("stopping; {left} requests under way have {limit:?} to end");
+    server.drain();
+    let limit = server.settings.drain_timeout;
+    if server.in_flight() > 0 {
+        let left = server.in_flight();
+        tracing::info!("stopping; {left} requests in flight have {limit:?} to end");
     }
-    tokio::time::timeout(limit, front.idle()).await.is_ok()
+    tokio::time::timeout(limit, server.idle()).await.is_ok()
 }
 
-/// Reads keys and certificates again when their files change, or on SIGHUP.
-async fn look_again(front: Arc<Front>) {
+/// Reloads keys and certificates when their files change, and keys on SIGHUP.
+async fn reload_files(server: Arc<ServerState>) {
     let mut hangup = Hangup::listen();
     loop {
-        let asked = tokio::select! {
-            () = tokio::time::sleep(LOOK_AGAIN) => false,
+        let hung_up = tokio::select! {
+            () = tokio::time::sleep(RELOAD_INTERVAL) => false,
             () = hangup.next() => true,
         };
-        let front = Arc::clone(&front);
-        // Files are read off the threads that serve.
-        let _ = tokio::task::spawn_blocking(move || look(&front.settings, asked)).await;
+        let server = Arc::clone(&server);
+        // Reading files would block the threads that serve.
+        let _ = tokio::task::spawn_blocking(move || reload(&server.settings, hung_up)).await;
     }
 }
 
-fn look(settings: &ServerSettings, asked: bool) {
+/// Reloads changed files; `force` reloads keys that look unchanged too.
+fn reload(settings: &ServerSettings, force: bool) {
     if let Some(keys) = &settings.keys {
-        let read = if asked {
+        let read = if force {
             keys.read_again().map(|()| true)
         } else {
             keys.read_if_changed()
         };
         match read {
-            Ok(true) => tracing::info!("keys were read again: {} keys", keys.count()),
+            Ok(true) => tracing::info!("keys reloaded: {} keys", keys.count()),
             Ok(false) => {}
-            Err(error) => tracing::error!("{error}; the keys stay as they were"),
+            Err(error) => tracing::error!("{error}; the previous keys stay in use"),
         }
     }
     if let Some(tls) = &settings.tls {
         match tls.read_if_changed() {
-            Ok(true) => tracing::info!("the certificate was read again"),
+            Ok(true) => tracing::info!("certificate reloaded"),
             Ok(false) => {}
-            Err(error) => tracing::error!("{error}; the certificate stays as it was"),
+            Err(error) => tracing::error!("{error}; the previous certificate stays in use"),
         }
     }
 }
 
-/// SIGHUP, where there is such a thing.
+/// SIGHUP; never on systems without it.
 struct Hangup {
     #[cfg(unix)]
     signal: Option<tokio::signal::unix::Signal>,
@@ -169,35 +172,35 @@ impl Hangup {
 
 /// One client's connection.
 struct Connection {
-    front: Arc<Front>,
+    server: Arc<ServerState>,
     router: Router,
     peer: SocketAddr,
     closing: watch::Receiver<()>,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, _place: OwnedSemaphorePermit) {
-        // Tokens are small and shall not wait for each other.
+    async fn run(self, stream: TcpStream, _permit: OwnedSemaphorePermit) {
+        // Tokens are small packets that must not be delayed.
         let _ = stream.set_nodelay(true);
-        let stream = Patient::new(stream, self.front.settings.write_timeout);
-        let Some(tls) = &self.front.settings.tls else {
-            return self.speak(stream).await;
+        let stream = WriteTimeout::new(stream, self.server.settings.write_timeout);
+        let Some(tls) = &self.server.settings.tls else {
+            return self.serve(stream).await;
         };
-        let limit = self.front.settings.header_timeout;
+        let limit = self.server.settings.header_timeout;
         let peer = self.peer;
         match tokio::time::timeout(limit, tls.acceptor().accept(stream)).await {
-            Ok(Ok(stream)) => self.speak(stream).await,
-            Ok(Err(error)) => tracing::debug!("{peer}: no TLS handshake: {error}"),
+            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Err(error)) => tracing::debug!("{peer}: TLS handshake failed: {error}"),
             Err(_) => tracing::debug!("{peer}: no TLS handshake within {limit:?}"),
         }
     }
 
-    async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
-        let service = Peered {
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
+        let service = WithPeer {
             peer: Peer(self.peer.ip()),
             inner: TowerToHyperService::new(self.router.clone()),
         };
-        let limit = self.front.settings.header_timeout;
+        let limit = self.server.settings.header_timeout;
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limit)
@@ -215,7 +218,7 @@ impl Connection {
         };
         tracing::debug!("{}: {error}", self.peer);
         let parts = connection.into_parts();
-        // Of whoever began a request and did not go on; who sent nothing is simply idle.
+        // A client that sent part of a request gets an error; a client that sent nothing was idle.
         if error.is_timeout() && !parts.read_buf.is_empty() {
             let mut stream = parts.io.into_inner();
             let _ = stream.write_all(&ApiError::slow_headers(limit).raw()).await;
@@ -223,24 +226,24 @@ impl Connection {
         }
     }
 
-    /// Says that there are too many, where it can be said without a handshake.
+    /// Closes the connection, with an error response unless that needs a TLS handshake.
     async fn refuse(self, mut stream: TcpStream) {
-        self.front.count_refused_connection();
-        let settings = &self.front.settings;
+        self.server.count_refused_connection();
+        let settings = &self.server.settings;
         if settings.tls.is_none() {
-            let said = ApiError::too_many_connections(settings.max_connections).raw();
-            let _ = tokio::time::timeout(LAST_BYTES, stream.write_all(&said)).await;
+            let response = ApiError::too_many_connections(settings.max_connections).raw();
+            let _ = tokio::time::timeout(LAST_BYTES, stream.write_all(&response)).await;
         }
     }
 }
 
-/// The router, told who asks.
-struct Peered {
+/// The router, which adds the client's address to each request.
+struct WithPeer {
     peer: Peer,
     inner: TowerToHyperService<Router>,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Peered {
+impl hyper::service::Service<Request<Incoming>> for WithPeer {
     type Response =
         <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Response;
     type Error = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Error;

@@ -1,4 +1,4 @@
-//! How the server treats whoever connects, as plain data.
+//! The server's limits, keys and certificate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,23 +16,23 @@ pub const MAX_BODY: usize = 4 << 20;
 /// See the module.
 #[derive(Clone)]
 pub struct ServerSettings {
-    /// Who may ask; none: everybody who can connect.
+    /// The API keys; if none, everyone who can connect is served.
     pub keys: Option<Arc<Keys>>,
-    /// Whether `/metrics` is open to everybody.
+    /// Whether `/metrics` needs no key.
     pub open_metrics: bool,
-    /// The origins whose web pages may ask.
+    /// The origins whose web pages may send requests.
     pub origins: Vec<HeaderValue>,
-    /// The certificate; none: plain HTTP.
+    /// The certificate; if none, the server uses plain HTTP.
     pub tls: Option<Arc<Tls>>,
-    /// How long the headers of a request may take, a TLS handshake, and a connection without a request.
+    /// How long the headers of a request, a TLS handshake or an idle connection may take.
     pub header_timeout: Duration,
     /// How long the body of a request may take.
     pub body_timeout: Duration,
-    /// How long a client may take none of what is sent to it.
+    /// How long a client may read nothing of what is sent to it.
     pub write_timeout: Duration,
     /// The most connections at once.
     pub max_connections: usize,
-    /// How long requests under way may go on after the signal to stop.
+    /// How long requests in flight may continue after the signal to stop.
     pub drain_timeout: Duration,
 }
 

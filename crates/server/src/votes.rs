@@ -7,11 +7,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::answers::{TallyShown, VoteList};
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
-use crate::guard::ApiCaller;
 use crate::json::Body;
-use crate::personas::blocking;
-use crate::{Slot, seconds_since_1970};
+use crate::middleware::auth::ApiCaller;
+use crate::unix_time::unix_time;
 use service::votes::{MAX_PROMPT, Tally, Vote, Winner};
 use service::{Caller, Service};
 
@@ -35,11 +36,11 @@ pub(super) struct NewVote {
     responses((status = 201, description = "How the two stand then", body = TallyShown))
 )]
 pub(super) async fn vote(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(new): Body<NewVote>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     for (field, who) in [("a", &new.a), ("b", &new.b)] {
         speaker(&service, &caller, field, who)?;
     }
@@ -65,13 +66,13 @@ pub(super) async fn vote(
         );
     }
     let vote = Vote {
-        time: seconds_since_1970(),
+        time: unix_time(),
         a: new.a,
         b: new.b,
         winner: new.winner,
         prompt: new.prompt,
     };
-    let tally = blocking(move || service.votes()?.add(&vote)).await??;
+    let tally = run_blocking(move || service.votes()?.add(&vote)).await??;
     Ok((StatusCode::CREATED, Json(shown(&tally))))
 }
 
@@ -82,12 +83,12 @@ pub(super) async fn vote(
     responses((status = 200, description = "The list", body = VoteList))
 )]
 pub(super) async fn votes(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
 ) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let kept = std::sync::Arc::clone(&service);
-    let tallies = blocking(move || kept.votes()?.tallies()).await??;
+    let tallies = run_blocking(move || kept.votes()?.tallies()).await??;
     let mine = |tally: &&Tally| {
         [&tally.a, &tally.b]
             .into_iter()

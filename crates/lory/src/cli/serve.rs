@@ -19,7 +19,7 @@ use super::{Verdict, print};
 use base::home::Home;
 use base::plan::Demand;
 use jobs::{EvaluationResults, JobError, JobSettings, Jobs};
-use server::{self, ServerSettings, Slot};
+use server::{self, AppState, ServerSettings};
 use service::compute_arbiter::ComputeArbiter;
 use service::runner::StepPriority;
 use service::{Service, Settings};
@@ -282,9 +282,9 @@ pub(super) fn serve(
         .context("cannot start the server's threads")?;
     let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let slot = Slot::loading();
+        let state = AppState::loading();
         let reached = Reached::new(address, &settings);
-        let served = server::serve(slot.clone(), listener, settings, server::shutdown_signal());
+        let served = server::serve(state.clone(), listener, settings, server::shutdown_signal());
         let mut server = tokio::spawn(served);
         let (service, known) = tokio::select! {
             // Told to stop before there was anything to serve.
@@ -299,11 +299,11 @@ pub(super) fn serve(
         let results = Home::find().ok();
         let results = results.map(|home| EvaluationResults::new(&home.judgements()));
         if let Some(results) = &results {
-            slot.store_results(results.clone());
+            state.set_results(results.clone());
         }
         let queue = queue(&service, jobs, known, results);
-        slot.train(queue.clone());
-        slot.fill(Arc::clone(&service));
+        state.set_jobs(queue.clone());
+        state.set_service(Arc::clone(&service));
         print(&welcome(&service, &reached))?;
         let ended = server.await;
         if let Ok(queue) = queue {

@@ -11,7 +11,7 @@ fn votes_are_on_versions_and_outlive_the_server() {
     let vote =
         |a: &str, b: &str, winner: &str| json!({"a": a, "b": b, "winner": winner, "prompt": "Hi"});
     {
-        let server = Server::start(press.slot(false));
+        let server = Server::start(press.state(false));
         assert_eq!(
             server.get("/v1/votes").json(),
             json!({"object": "list", "data": []})
@@ -42,7 +42,7 @@ fn votes_are_on_versions_and_outlive_the_server() {
             );
         }
     }
-    let again = Server::start(press.slot(false));
+    let again = Server::start(press.state(false));
     let votes = again.get("/v1/votes").json();
     assert_eq!(votes["data"].as_array().unwrap().len(), 2, "{votes}");
     assert_eq!(votes["data"][0]["b_wins"], json!(1));
@@ -54,7 +54,7 @@ fn evaluations_are_listed_and_shown() {
     let kept = press.evaluations();
     let result = json!({"base": "tiny", "missed": [], "losses": {}, "personas": [{"name": "warm", "version": 1, "adapter": null}]});
     kept.keep(1_764_000_000, result).unwrap();
-    let server = Server::start(press.slot(false));
+    let server = Server::start(press.state(false));
     let listed = server.get("/v1/evaluations").json();
     let id = listed["data"][0]["id"].as_str().unwrap();
     assert_eq!(listed["data"][0]["personas"][0]["name"], json!("warm"));

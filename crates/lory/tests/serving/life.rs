@@ -1,15 +1,15 @@
 //! The server's own life: loading, serving, stopping.
 
 use serde_json::json;
-use server::Slot;
+use server::AppState;
 use service::Settings;
 
 use crate::scene::{self, Server, events_of};
 
 #[test]
 fn it_is_alive_before_it_is_ready() {
-    let slot = Slot::loading();
-    let server = Server::start(slot.clone());
+    let state = AppState::loading();
+    let server = Server::start(state.clone());
     let hello = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 1});
     assert_eq!(server.get("/health").status, 200);
     for reply in [
@@ -23,7 +23,7 @@ fn it_is_alive_before_it_is_ready() {
         );
         assert!(reply.header("retry-after").is_some());
     }
-    slot.fill(scene::service(&Settings::default()));
+    state.set_service(scene::service(&Settings::default()));
     let ready = server.get("/ready");
     assert_eq!((ready.status, &ready.json()["base"]), (200, &json!("tiny")));
     server.generate(hello);

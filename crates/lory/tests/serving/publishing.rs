@@ -8,7 +8,7 @@ use formats::peft::Dtype;
 use jobs::EvaluationResults;
 use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};
-use server::Slot;
+use server::AppState;
 use service::catalog::Catalog;
 use service::{Service, Settings};
 
@@ -55,11 +55,11 @@ impl Press {
     }
 
     /// A server's state with the results of evaluations.
-    pub fn slot(&self, root: bool) -> Slot {
-        let slot = Slot::loading();
-        slot.store_results(self.evaluations());
-        slot.fill(self.service(root));
-        slot
+    pub fn state(&self, root: bool) -> AppState {
+        let state = AppState::loading();
+        state.set_results(self.evaluations());
+        state.set_service(self.service(root));
+        state
     }
 
     pub fn service(&self, root: bool) -> Arc<Service> {

@@ -11,7 +11,7 @@ use formats::gguf::GgmlType;
 use formats::peft::{Adapter, Dtype};
 use registry::Personas;
 use serde_json::{Value, json};
-use server::{self, ServerSettings, Slot};
+use server::{self, AppState, ServerSettings};
 use service::{Service, ServiceStartError, Settings};
 use tempfile::TempDir;
 use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as, tiny_gguf_of};
@@ -87,12 +87,12 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(service: impl Into<Slot>) -> Server {
+    pub fn start(service: impl Into<AppState>) -> Server {
         Server::start_as(service, ServerSettings::default())
     }
 
-    pub fn start_as(service: impl Into<Slot>, settings: ServerSettings) -> Server {
-        let slot = service.into();
+    pub fn start_as(service: impl Into<AppState>, settings: ServerSettings) -> Server {
+        let state = service.into();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -104,7 +104,7 @@ impl Server {
                 let stopped = async {
                     let _ = stopped.await;
                 };
-                server::serve(slot, listener, settings, stopped).await
+                server::serve(state, listener, settings, stopped).await
             })
         });
         Server {

@@ -10,8 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answers::{AliasRemoved, AliasShown, PersonaRemoved, PersonaVersion};
-use super::{blocking, named, whole};
-use crate::Slot;
+use super::{named, whole};
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use service::catalog::shown;
@@ -47,7 +48,7 @@ async fn changed(
     name: String,
     change: impl FnOnce(&Registry) -> Result<(), RegistryError> + Send + 'static,
 ) -> Result<Json<Value>, ApiError> {
-    let done = blocking(move || {
+    let done = run_blocking(move || {
         service.change(change)?;
         let state = service.registry()?.state();
         Ok::<Value, PublishError>(shown::version(&state, &name, None)?)
@@ -64,14 +65,14 @@ async fn changed(
     responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(crate) async fn rollback(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
     Body(request): Body<Rollback>,
 ) -> Result<Json<Value>, ApiError> {
     let name = whole(&name)?;
     let of = name.clone();
     let back = move |registry: &Registry| registry.rollback(&of, request.version).map(|_| ());
-    changed(slot.service()?, name, back).await
+    changed(state.service()?, name, back).await
 }
 
 /// Remove a persona, or one version of it
@@ -82,13 +83,13 @@ pub(crate) async fn rollback(
     responses((status = 200, description = "What was removed", body = PersonaRemoved))
 )]
 pub(crate) async fn remove(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let (name, version) = named(&name)?;
-    let service = slot.service()?;
+    let service = state.service()?;
     let of = name.clone();
-    let removed = blocking(move || match version {
+    let removed = run_blocking(move || match version {
         Some(_) => service.change(|registry| registry.remove(&of, version)),
         None => service.unpublish(&of),
     });
@@ -110,11 +111,11 @@ pub(crate) async fn remove(
     responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(crate) async fn canary(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
     Body(part): Body<Part>,
 ) -> Result<Json<Value>, ApiError> {
-    split(slot, &name, Some(part), Registry::canary).await
+    split(state, &name, Some(part), Registry::canary).await
 }
 
 /// End a canary
@@ -125,10 +126,10 @@ pub(crate) async fn canary(
     responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(crate) async fn end_canary(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    split(slot, &name, None, Registry::canary).await
+    split(state, &name, None, Registry::canary).await
 }
 
 /// Send a part of the requests to another version too, for comparison
@@ -140,11 +141,11 @@ pub(crate) async fn end_canary(
     responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(crate) async fn shadow(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
     Body(part): Body<Part>,
 ) -> Result<Json<Value>, ApiError> {
-    split(slot, &name, Some(part), Registry::shadow).await
+    split(state, &name, Some(part), Registry::shadow).await
 }
 
 /// End a shadow
@@ -155,16 +156,16 @@ pub(crate) async fn shadow(
     responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
 )]
 pub(crate) async fn end_shadow(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    split(slot, &name, None, Registry::shadow).await
+    split(state, &name, None, Registry::shadow).await
 }
 
 type Splitting = fn(&Registry, &str, Option<(u32, f64)>) -> Result<(), RegistryError>;
 
 async fn split(
-    slot: Slot,
+    state: AppState,
     name: &str,
     part: Option<Part>,
     what: Splitting,
@@ -172,7 +173,7 @@ async fn split(
     let name = whole(name)?;
     let of = name.clone();
     let part = part.map(|part| (part.version, part.percent));
-    changed(slot.service()?, name, move |registry| {
+    changed(state.service()?, name, move |registry| {
         what(registry, &of, part)
     })
     .await
@@ -187,7 +188,7 @@ async fn split(
     responses((status = 200, description = "The alias", body = AliasShown))
 )]
 pub(crate) async fn alias(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(alias): Path<String>,
     Body(request): Body<Alias>,
 ) -> Result<Json<Value>, ApiError> {
@@ -195,8 +196,8 @@ pub(crate) async fn alias(
     let (name, version) = named(&request.target)?;
     let target = PersonaRef { name, version };
     let shown = json!({"object": "persona.alias", "alias": alias, "target": target.to_string()});
-    let service = slot.service()?;
-    blocking(move || service.change(|registry| registry.alias(&alias, &target))).await??;
+    let service = state.service()?;
+    run_blocking(move || service.change(|registry| registry.alias(&alias, &target))).await??;
     Ok(Json(shown))
 }
 
@@ -208,12 +209,12 @@ pub(crate) async fn alias(
     responses((status = 200, description = "What was removed", body = AliasRemoved))
 )]
 pub(crate) async fn remove_alias(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(alias): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let alias = whole(&alias)?;
     let shown = json!({"object": "persona.alias.removed", "alias": alias, "removed": true});
-    let service = slot.service()?;
-    blocking(move || service.change(|registry| registry.remove_alias(&alias))).await??;
+    let service = state.service()?;
+    run_blocking(move || service.change(|registry| registry.remove_alias(&alias))).await??;
     Ok(Json(shown))
 }

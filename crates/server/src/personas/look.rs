@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::answers::{History, PersonaList, PersonaVersion, VersionList};
 use super::{named, unknown, whole, with_state};
-use crate::Slot;
+use crate::app_state::AppState;
 use crate::error::ApiError;
 use service::catalog::shown;
 
@@ -16,8 +16,8 @@ use service::catalog::shown;
     path = "/v1/personas",
     responses((status = 200, description = "The list", body = PersonaList))
 )]
-pub(crate) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
+pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    let service = state.service()?;
     Ok(Json(shown::list(service.catalog())))
 }
 
@@ -29,11 +29,11 @@ pub(crate) async fn list(State(slot): State<Slot>) -> Result<Json<Value>, ApiErr
     responses((status = 200, description = "The persona", body = PersonaVersion))
 )]
 pub(crate) async fn show(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let (name, version) = named(&name)?;
-    let service = slot.service()?;
+    let service = state.service()?;
     let personas = service.personas();
     let in_folder = personas
         .get(&name)
@@ -58,11 +58,11 @@ pub(crate) async fn show(
     responses((status = 200, description = "The list", body = VersionList))
 )]
 pub(crate) async fn versions(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let name = whole(&name)?;
-    let service = slot.service()?;
+    let service = state.service()?;
     let personas = service.personas();
     if let Some(persona) = personas.get(&name).filter(|one| one.published.is_none()) {
         let data = [shown::folder_version(persona)];
@@ -80,11 +80,11 @@ pub(crate) async fn versions(
     responses((status = 200, description = "Its entries in the log", body = History))
 )]
 pub(crate) async fn history(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let name = whole(&name)?;
-    let shown = with_state(slot.service()?, move |_, state| {
+    let shown = with_state(state.service()?, move |_, state| {
         let history = shown::history(state, Some(&name));
         match history["data"]
             .as_array()

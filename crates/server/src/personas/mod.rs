@@ -1,20 +1,4 @@
-//! The routes that change what is served: the same operations as `lory persona`, and vLLM's two. They are one router, so that
-//! one layer can guard them all.
-//!
-//! ```text
-//! GET    /v1/personas                              everyone, and the aliases
-//! GET    /v1/personas/{name}                       one, with settings; {name} may be name@version
-//! DELETE /v1/personas/{name}                       one, or with @version one version of it
-//! GET    /v1/personas/{name}/history               what happened to it
-//! GET    /v1/personas/{name}/versions              every version
-//! POST   /v1/personas/{name}/versions              publish
-//! POST   /v1/adapters, DELETE /v1/adapters/{sha256}  send an adapter to be published, or forget it
-//! POST   /v1/personas/{name}/rollback              make another version the current one
-//! PUT    /v1/personas/{name}/canary, DELETE        a part of its requests to another version
-//! PUT    /v1/personas/{name}/shadow, DELETE        a part of its requests to another version too, for comparison
-//! PUT    /v1/persona_aliases/{alias}, DELETE       other names
-//! POST   /v1/registry/verify, /v1/registry/gc      look after what is stored
-//! ```
+//! Personas, their versions, aliases and adapters: the same operations as `lory persona`, for keys with admin rights.
 
 mod answers;
 pub(super) mod change;
@@ -25,68 +9,19 @@ pub(super) mod upload;
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post, put};
 use registry::spec;
 use registry::{RegistryError, RegistryState};
 
-use super::error::ApiError;
-use super::{Slot, load_lora_adapter};
+use crate::blocking::run_blocking;
+use crate::error::ApiError;
 use service::{PublishError, Service};
 
-/// Every route for those who may administer.
-pub(super) fn router() -> Router<Slot> {
-    Router::new()
-        .route("/v1/personas", get(look::list))
-        .route(
-            "/v1/personas/{name}",
-            get(look::show).delete(change::remove),
-        )
-        .route("/v1/personas/{name}/history", get(look::history))
-        .route(
-            "/v1/personas/{name}/versions",
-            get(look::versions).post(publish::publish),
-        )
-        // Archives have a limit of their own.
-        .route(
-            "/v1/adapters",
-            post(upload::upload).layer(DefaultBodyLimit::disable()),
-        )
-        .route("/v1/adapters/{sha256}", delete(upload::forget))
-        .route("/v1/personas/{name}/rollback", post(change::rollback))
-        .route(
-            "/v1/personas/{name}/canary",
-            put(change::canary).delete(change::end_canary),
-        )
-        .route(
-            "/v1/personas/{name}/shadow",
-            put(change::shadow).delete(change::end_shadow),
-        )
-        .route(
-            "/v1/persona_aliases/{alias}",
-            put(change::alias).delete(change::remove_alias),
-        )
-        .route("/v1/registry/verify", post(tend::verify))
-        .route("/v1/registry/gc", post(tend::collect_garbage))
-        .route("/v1/load_lora_adapter", post(load_lora_adapter::load))
-        .route("/v1/unload_lora_adapter", post(load_lora_adapter::unload))
-}
-
-/// Runs what waits for the disk or a bucket off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|_| ApiError::internal("the work broke off; the log says why"))
-}
-
-/// [`blocking`] with the newest state of the registry.
+/// Runs blocking work with the newest state of the registry.
 async fn with_state<T: Send + 'static>(
     service: Arc<Service>,
     work: impl FnOnce(&Service, &RegistryState) -> Result<T, PublishError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let worked = blocking(move || {
+    let worked = run_blocking(move || {
         service.catalog().refresh()?;
         let state = service.registry()?.state();
         work(&service, &state)

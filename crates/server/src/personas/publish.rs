@@ -8,8 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::answers::{PersonaVersion, SettingsShape};
-use super::{blocking, whole};
-use crate::Slot;
+use super::whole;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use service::catalog::shown;
@@ -42,12 +43,12 @@ pub(crate) struct Publish {
     responses((status = 201, description = "The version", body = PersonaVersion))
 )]
 pub(crate) async fn publish(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
     Body(request): Body<Publish>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let name = whole(&name)?;
-    let service = slot.service()?;
+    let service = state.service()?;
     let sources = [
         request.adapter_path.is_some(),
         request.upload.is_some(),
@@ -68,7 +69,7 @@ pub(crate) async fn publish(
             Some("adapter_path".to_owned()),
         ));
     }
-    let published = blocking(move || {
+    let published = run_blocking(move || {
         let adapter = request.adapter_path.as_deref();
         let mut adapter = adapter
             .map(|path| service.under_adapter_root(path))

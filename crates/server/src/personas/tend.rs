@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::answers::{Garbage, VerifiedList};
-use super::blocking;
-use crate::Slot;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use service::catalog::shown;
@@ -32,9 +32,9 @@ pub(crate) const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
     path = "/v1/registry/verify",
     responses((status = 200, description = "What was found", body = VerifiedList))
 )]
-pub(crate) async fn verify(State(slot): State<Slot>) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
-    let verified = blocking(move || service.change(registry::Registry::verify));
+pub(crate) async fn verify(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    let service = state.service()?;
+    let verified = run_blocking(move || service.change(registry::Registry::verify));
     Ok(Json(shown::verified(&verified.await??)))
 }
 
@@ -46,13 +46,14 @@ pub(crate) async fn verify(State(slot): State<Slot>) -> Result<Json<Value>, ApiE
     responses((status = 200, description = "What was removed, or would be", body = Garbage))
 )]
 pub(crate) async fn collect_garbage(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Body(request): Body<Collect>,
 ) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let older_than = request.older_than.map_or(A_DAY, Duration::from_secs);
     let dry_run = request.dry_run == Some(true);
-    let collected =
-        blocking(move || service.change(|registry| registry.collect_garbage(older_than, dry_run)));
+    let collected = run_blocking(move || {
+        service.change(|registry| registry.collect_garbage(older_than, dry_run))
+    });
     Ok(Json(shown::collected(&collected.await??, dry_run)))
 }

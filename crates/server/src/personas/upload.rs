@@ -11,8 +11,8 @@ use futures_util::Stream as _;
 use serde_json::{Value, json};
 
 use super::answers::{UploadForgotten, UploadShown};
-use super::blocking;
-use crate::Slot;
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use service::MAX_ARCHIVE;
 use service::uploads::{UploadError, Uploaded};
@@ -31,7 +31,7 @@ const AHEAD: usize = 4;
     responses((status = 201, description = "What it holds", body = UploadShown))
 )]
 pub(crate) async fn upload(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
@@ -40,7 +40,7 @@ pub(crate) async fn upload(
     if !matches!(kind, "application/zip" | "application/x-zip-compressed") {
         return Err(ApiError::not_zip(kind));
     }
-    let service = slot.service()?;
+    let service = state.service()?;
     let (pieces, mut arriving) = tokio::sync::mpsc::channel::<axum::body::Bytes>(AHEAD);
     let received = tokio::task::spawn_blocking(move || {
         let mut archive = service.new_upload()?;
@@ -88,12 +88,12 @@ pub(crate) async fn upload(
     responses((status = 200, description = "It is gone", body = UploadForgotten))
 )]
 pub(crate) async fn forget(
-    State(slot): State<Slot>,
+    State(state): State<AppState>,
     Path(sha256): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let service = slot.service()?;
+    let service = state.service()?;
     let gone = json!({"object": "adapter.upload.forgotten", "sha256": sha256, "forgotten": true});
-    blocking(move || service.forget_upload(&sha256)).await??;
+    run_blocking(move || service.forget_upload(&sha256)).await??;
     Ok(Json(gone))
 }
 

@@ -16,7 +16,7 @@ use auth::secret::Digest;
 use jobs::{EvaluationResults, JobSettings, Jobs};
 use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};
-use server::{ServerSettings, Slot};
+use server::{AppState, ServerSettings};
 use service::catalog::Catalog;
 use service::{Service, Settings};
 
@@ -69,12 +69,12 @@ impl School {
             results: Some(results.clone()),
         };
         let jobs = Arc::new(Jobs::start(Arc::clone(&service), &settings).unwrap());
-        let slot = Slot::loading();
-        slot.store_results(results);
-        slot.train(Ok(Arc::clone(&jobs)));
-        slot.fill(service);
+        let state = AppState::loading();
+        state.set_results(results);
+        state.set_jobs(Ok(Arc::clone(&jobs)));
+        state.set_service(service);
         Open {
-            server: Server::start_as(slot, server),
+            server: Server::start_as(state, server),
             jobs,
         }
     }

@@ -1,11 +1,10 @@
-//! In front of every route: a request's id, its line in the log, the time that its body may take, whether the server still
-//! takes requests, and how many are under way. What it counts is on `/metrics`.
+//! The layer around every route: gives a request its id and its line in the log, counts it, refuses it while the server drains or if
+//! its headers are too large, and limits the time that its body may take.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,129 +14,27 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body::{Frame, SizeHint};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::error::ApiError;
-use crate::settings::{MAX_HEADERS, ServerSettings};
+use crate::server_state::ServerState;
+use crate::settings::MAX_HEADERS;
 use service::{RequestLog, RequestLogEntry};
 
-/// A request's id, taken from the client or made here.
+/// The header with a request's id, from the client or generated.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest id that is taken.
+/// The longest id that is accepted from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
-/// Routes that say how the server is. They are answered while it drains, and have no line in the log where they succeed.
+/// Routes that report the server's health. They are answered while it drains, and logged at the level debug.
 const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 
 /// The address of a client.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub IpAddr);
+pub(crate) struct Peer(pub IpAddr);
 
-/// What all requests have in common.
-pub(super) struct Front {
-    pub settings: ServerSettings,
-    draining: AtomicBool,
-    under_way: UnderWay,
-    responses: Family<Answered, Counter>,
-    refused: Counter,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
-    route: String,
-    status: u16,
-}
-
-impl Front {
-    pub fn new(settings: ServerSettings) -> Arc<Front> {
-        Arc::new(Front {
-            settings,
-            draining: AtomicBool::new(false),
-            under_way: UnderWay::default(),
-            responses: Family::default(),
-            refused: Counter::default(),
-        })
-    }
-
-    /// From here on new requests are refused.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
-    }
-
-    /// Resolves when no request is under way.
-    pub async fn idle(&self) {
-        while self.under_way.count() > 0 {
-            self.under_way.0.ended.notified().await;
-        }
-    }
-
-    /// How many requests are under way.
-    pub fn under_way(&self) -> usize {
-        self.under_way.count()
-    }
-
-    /// A connection was refused, as there are as many as may be.
-    pub fn count_refused_connection(&self) {
-        self.refused.inc();
-    }
-
-    /// Adds what is counted here to a registry.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "lory_http_responses",
-            "Responses by route and status",
-            self.responses.clone(),
-        );
-        registry.register(
-            "lory_http_connections_refused",
-            "Connections that were refused, as there were as many as may be",
-            self.refused.clone(),
-        );
-    }
-}
-
-/// How many requests are under way.
-#[derive(Clone, Default)]
-struct UnderWay(Arc<Counted>);
-
-#[derive(Default)]
-struct Counted {
-    count: AtomicUsize,
-    ended: Notify,
-}
-
-impl UnderWay {
-    fn count(&self) -> usize {
-        self.0.count.load(Ordering::SeqCst)
-    }
-
-    fn one_more(&self) -> One {
-        self.0.count.fetch_add(1, Ordering::SeqCst);
-        One(Arc::clone(&self.0))
-    }
-}
-
-/// One request that is under way, until it is dropped.
-struct One(Arc<Counted>);
-
-impl Drop for One {
-    fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
-        // Remembered where nobody waits yet.
-        self.0.ended.notify_one();
-    }
-}
-
-/// The layer in front of all others.
-pub(super) async fn front(
-    State(front): State<Arc<Front>>,
+/// See the module.
+pub(crate) async fn request_log(
+    State(server): State<Arc<ServerState>>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -147,14 +44,14 @@ pub(super) async fn front(
         None => "none".to_owned(),
     };
     let probe = PROBES.contains(&&*route);
-    let log = RequestLog::new(line(&request, &id, probe));
+    let log = RequestLog::new(log_line(&request, &id, probe));
     request.extensions_mut().insert(Arc::clone(&log));
-    request.extensions_mut().insert(Arc::clone(&front));
+    request.extensions_mut().insert(Arc::clone(&server));
 
-    // Counted before the look at whether it drains, so that a drain waits for every request that it did not refuse.
-    let one = (!probe).then(|| front.under_way.one_more());
-    let refused = if one.is_some() && front.is_draining() {
-        Some(ApiError::draining(front.settings.drain_timeout))
+    // Counted before the check for a drain, so that a drain waits for every request that it did not refuse.
+    let in_flight = (!probe).then(|| server.begin_request());
+    let refused = if in_flight.is_some() && server.is_draining() {
+        Some(ApiError::draining(server.settings.drain_timeout))
     } else if headers_bytes(request.headers()) > MAX_HEADERS {
         Some(ApiError::headers_too_large())
     } else {
@@ -162,32 +59,27 @@ pub(super) async fn front(
     };
     let mut response = match refused {
         Some(error) => error.into_response(),
-        None => answer(&front, request, next).await,
+        None => with_body_timeout(server.settings.body_timeout, request, next).await,
     };
 
     let status = response.status();
     log.update(|entry| entry.status = Some(status.as_u16()));
-    let answered = Answered {
-        route,
-        status: status.as_u16(),
-    };
-    front.responses.get_or_create(&answered).inc();
+    server.count_response(route, status);
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
-    // After these the rest of the body may still be on its way, and after a drain the server is gone.
-    if front.is_draining() || status == StatusCode::REQUEST_TIMEOUT {
+    // After a timeout the rest of the body may still arrive, and after a drain the server ends.
+    if server.is_draining() || status == StatusCode::REQUEST_TIMEOUT {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Body::new(Held::new(body, (log, one))))
+    response.map(|body| Body::new(GuardedBody::new(body, (log, in_flight))))
 }
 
-/// The route's answer, unless the request's body takes too long to come.
-async fn answer(front: &Front, request: Request, next: Next) -> Response {
+/// The route's response, or an error if the request's body takes longer than `limit` to arrive.
+async fn with_body_timeout(limit: Duration, request: Request, next: Next) -> Response {
     let (guard, read) = oneshot::channel::<()>();
-    let request = request.map(|body| Body::new(Held::new(body, guard)));
-    let limit = front.settings.body_timeout;
+    let request = request.map(|body| Body::new(GuardedBody::new(body, guard)));
     let overdue = async {
-        // Resolves when the body was read or thrown away.
+        // Resolves when the body was read or dropped.
         if tokio::time::timeout(limit, read).await.is_ok() {
             std::future::pending::<()>().await;
         }
@@ -198,13 +90,13 @@ async fn answer(front: &Front, request: Request, next: Next) -> Response {
     }
 }
 
-/// The client's own id if it can stand in a log as it is, else a new one.
+/// The client's own id if it is safe to log as it is, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let sane = |value: &&HeaderValue| {
+    let is_safe = |value: &&HeaderValue| {
         let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
         (1..=MAX_REQUEST_ID).contains(&value.len()) && value.as_bytes().iter().all(good)
     };
-    if let Some(given) = headers.get(REQUEST_ID).filter(sane) {
+    if let Some(given) = headers.get(REQUEST_ID).filter(is_safe) {
         return given.clone();
     }
     let random = || RandomState::new().build_hasher().finish();
@@ -217,16 +109,16 @@ fn headers_bytes(headers: &HeaderMap) -> usize {
     headers.iter().map(bytes).sum()
 }
 
-/// Writes the request's line when nobody works on it any more.
-fn line(
+/// Writes the request's line in the log, once its response has ended.
+fn log_line(
     request: &Request,
     id: &HeaderValue,
     probe: bool,
 ) -> impl Fn(&RequestLogEntry) + Send + Sync + 'static {
-    let began = Instant::now();
+    let started = Instant::now();
     let id = id.to_str().unwrap_or_default().to_owned();
     let method = request.method().clone();
-    // Without the query: people put secrets there.
+    // The query is left out, since it may hold secrets.
     let path: String = request.uri().path().chars().take(200).collect();
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     move |entry| {
@@ -249,7 +141,7 @@ fn line(
                     completion_tokens = entry.outcome.map(|_| entry.completion_tokens),
                     queue_ms = entry.queue.map(ms),
                     first_token_ms = entry.first_token.map(ms),
-                    total_ms = ms(began.elapsed()),
+                    total_ms = ms(started.elapsed()),
                     "request"
                 )
             };
@@ -262,22 +154,22 @@ fn line(
     }
 }
 
-/// A body, and something that lives as long as it does.
-struct Held<G> {
+/// A body with a guard that is dropped when the body is.
+struct GuardedBody<G> {
     body: Body,
     _guard: G,
 }
 
-impl<G> Held<G> {
-    fn new(body: Body, guard: G) -> Held<G> {
-        Held {
+impl<G> GuardedBody<G> {
+    fn new(body: Body, guard: G) -> GuardedBody<G> {
+        GuardedBody {
             body,
             _guard: guard,
         }
     }
 }
 
-impl<G: Unpin> HttpBody for Held<G> {
+impl<G: Unpin> HttpBody for GuardedBody<G> {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -302,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_taken_if_it_can_stand_in_a_log() {
+    fn a_clients_id_is_kept_if_it_is_safe_to_log() {
         let id = |given: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, HeaderValue::try_from(given).unwrap());

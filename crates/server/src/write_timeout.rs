@@ -1,5 +1,4 @@
-//! A connection whose client may be slow, but not forever: one that takes no byte of what is sent to it for so long is let go, and
-//! with it goes what was computed for it.
+//! A stream whose writes time out: a client that reads nothing for too long is disconnected, which cancels its requests.
 
 use std::future::Future as _;
 use std::io::{Error, ErrorKind, Result};
@@ -11,17 +10,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// See the module.
-pub(super) struct Patient<S> {
+pub(crate) struct WriteTimeout<S> {
     inner: S,
     limit: Duration,
     until: Pin<Box<Sleep>>,
-    /// Whether a write waits, and the time runs.
+    /// Whether a write is waiting and the timer runs.
     waiting: bool,
 }
 
-impl<S> Patient<S> {
-    pub fn new(inner: S, limit: Duration) -> Patient<S> {
-        Patient {
+impl<S> WriteTimeout<S> {
+    pub fn new(inner: S, limit: Duration) -> WriteTimeout<S> {
+        WriteTimeout {
             inner,
             limit,
             until: Box::pin(sleep_until(Instant::now())),
@@ -29,7 +28,7 @@ impl<S> Patient<S> {
         }
     }
 
-    /// A write's outcome, or that it has waited too long.
+    /// The outcome of a write, or an error if it has waited too long.
     fn timed<T>(&mut self, context: &mut Context<'_>, outcome: Poll<Result<T>>) -> Poll<Result<T>> {
         if outcome.is_ready() {
             self.waiting = false;
@@ -37,18 +36,18 @@ impl<S> Patient<S> {
         }
         if !self.waiting {
             self.waiting = true;
-            // What no clock reaches is no limit.
+            // A limit past the clock's range is no limit.
             let until = Instant::now().checked_add(self.limit);
             let far = || Instant::now() + Duration::from_secs(86400 * 365);
             self.until.as_mut().reset(until.unwrap_or_else(far));
         }
         ready!(self.until.as_mut().poll(context));
-        let said = format!("the client took nothing for {:?}", self.limit);
-        Poll::Ready(Err(Error::new(ErrorKind::TimedOut, said)))
+        let message = format!("the client read nothing for {:?}", self.limit);
+        Poll::Ready(Err(Error::new(ErrorKind::TimedOut, message)))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -58,7 +57,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -98,20 +97,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_takes_nothing_is_let_go_and_who_is_slow_is_not() {
+    async fn a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not() {
         let (near, mut far) = duplex(8);
-        let mut near = Patient::new(near, Duration::from_secs(3600));
+        let mut near = WriteTimeout::new(near, Duration::from_secs(3600));
         let sent = tokio::spawn(async move { near.write_all(&[7; 64]).await });
         let mut taken = [0; 64];
         far.read_exact(&mut taken).await.unwrap();
         sent.await.unwrap().unwrap();
 
         let (near, _far) = duplex(8);
-        let mut near = Patient::new(near, Duration::from_millis(5));
+        let mut near = WriteTimeout::new(near, Duration::from_millis(5));
         let error = near.write_all(&[7; 64]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!(
-            error.to_string().contains("took nothing for 5ms"),
+            error.to_string().contains("read nothing for 5ms"),
             "{error}"
         );
     }

@@ -1,57 +1,58 @@
-//! In front of the routes that are not open to everybody: whose key it is, whether it may come in here, and whether it has
-//! requests left this minute. Which personas a key may use is `service`'s business, which knows who is asked.
+//! The layer around the routes that need a key: finds the key, checks its permission and counts the request against its rate limit.
+//! Which personas a key may use is up to `service`, which knows which persona a request names.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::error::ApiError;
-use crate::front::Front;
+use crate::server_state::ServerState;
 use auth::{Denied, Key};
 use service::{Caller, RequestLog};
 
-/// Routes for every key.
-pub(super) async fn any_key(request: Request, next: Next) -> Result<Response, ApiError> {
-    admit(request, next, |_| Ok(())).await
+/// Who may call a group of routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Every key.
+    AnyKey,
+    /// Keys that may train.
+    Training,
+    /// Keys with admin rights.
+    Admin,
+    /// Keys with admin rights, or everyone if the server's settings say so.
+    Metrics,
 }
 
-/// Routes for keys with admin rights.
-pub(super) async fn admin(request: Request, next: Next) -> Result<Response, ApiError> {
-    admit(request, next, Key::check_admin).await
-}
-
-/// Routes for keys that may train.
-pub(super) async fn training(request: Request, next: Next) -> Result<Response, ApiError> {
-    admit(request, next, Key::check_train).await
-}
-
-/// `/metrics`: for admins, unless the server was told that everybody may read it.
-pub(super) async fn metrics(request: Request, next: Next) -> Result<Response, ApiError> {
-    if front_of(&request).is_some_and(|front| front.settings.open_metrics) {
-        return Ok(next.run(request).await);
+impl Access {
+    fn check(self, key: &Key) -> Result<(), Denied> {
+        match self {
+            Access::AnyKey => Ok(()),
+            Access::Training => key.check_train(),
+            Access::Admin | Access::Metrics => key.check_admin(),
+        }
     }
-    admit(request, next, Key::check_admin).await
 }
 
-fn front_of(request: &Request) -> Option<Arc<Front>> {
-    request.extensions().get::<Arc<Front>>().cloned()
-}
-
-async fn admit(
+/// See the module.
+pub(crate) async fn authorize(
+    State(access): State<Access>,
     mut request: Request,
     next: Next,
-    right: fn(&Key) -> Result<(), Denied>,
 ) -> Result<Response, ApiError> {
-    let front = front_of(&request).ok_or_else(|| ApiError::internal("no server in front"))?;
+    let server = request.extensions().get::<Arc<ServerState>>().cloned();
+    let server = server.ok_or_else(|| ApiError::internal("the request has no server state"))?;
+    if access == Access::Metrics && server.settings.open_metrics {
+        return Ok(next.run(request).await);
+    }
     let log = request.extensions().get::<Arc<RequestLog>>().cloned();
-    let key = match &front.settings.keys {
+    let key = match &server.settings.keys {
         None => {
-            own_page(&front, request.headers())?;
+            check_origin(&server, request.headers())?;
             None
         }
         Some(keys) => {
@@ -59,7 +60,7 @@ async fn admit(
             if let Some(log) = &log {
                 log.update(|entry| entry.key = Some(key.name().to_owned()));
             }
-            right(&key)?;
+            access.check(&key)?;
             key.count_request()?;
             Some(key)
         }
@@ -68,7 +69,7 @@ async fn admit(
     Ok(next.run(request).await)
 }
 
-/// What stands behind `Authorization: Bearer`.
+/// The secret in `Authorization: Bearer`.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, secret) = value.trim().split_once(' ')?;
@@ -76,24 +77,24 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !secret.is_empty()).then_some(secret)
 }
 
-/// Without keys anybody on this machine may ask, and so may any web page in a browser on it. A page says where it comes from:
-/// it must be from here, or from where the server was told.
-fn own_page(front: &Front, headers: &HeaderMap) -> Result<(), ApiError> {
+/// A server without keys answers everyone on this machine, and so any web page in a browser on it. The browser sends the page's
+/// origin: it must be this server, or an origin that the server allows.
+fn check_origin(server: &ServerState, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return Ok(());
     };
-    let named = front.settings.origins.iter().any(|named| named == origin);
+    let allowed = server.settings.origins.contains(origin);
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
     let own = ["http://", "https://"]
         .iter()
         .any(|scheme| origin.as_bytes().strip_prefix(scheme.as_bytes()) == host && host.is_some());
-    if named || own {
+    if allowed || own {
         return Ok(());
     }
     Err(ApiError::origin())
 }
 
-/// Extracts the [`Caller`] that the guard put in front of the handler; the default where a route has no guard.
+/// Extracts the [`Caller`] that [`authorize`] found; the default for a route that needs no key.
 pub(crate) struct ApiCaller(pub Caller);
 
 impl<S: Sync> FromRequestParts<S> for ApiCaller {
@@ -111,7 +112,7 @@ mod tests {
     use axum::http::HeaderValue;
 
     #[test]
-    fn a_bearer_is_read_however_it_is_spelt() {
+    fn the_bearer_scheme_is_case_insensitive() {
         let read = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, HeaderValue::try_from(value).unwrap());

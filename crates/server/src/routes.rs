@@ -1,0 +1,181 @@
+//! All routes, grouped by who may call them. To add a route, write a handler with `#[utoipa::path]` and list it here: method, path
+//! and description come from the attribute.
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::{Extension, Router};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::routes;
+
+use crate::app_state::AppState;
+use crate::middleware::auth::{self, Access};
+use crate::middleware::{cors, request_log};
+use crate::openapi::{self, Document};
+use crate::server_state::ServerState;
+use crate::settings::MAX_BODY;
+use crate::{
+    chat_completions, completions, embeddings, error, evaluations, files, fine_tuning, generate,
+    health, load_lora_adapter, lora_adapters, metrics, models, personas, studio, votes,
+};
+
+/// Every route with its description.
+fn routes() -> OpenApiRouter<AppState> {
+    let open = OpenApiRouter::new()
+        .routes(routes!(studio::routes::page))
+        .routes(routes!(studio::routes::file))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(openapi::document))
+        .routes(routes!(openapi::docs));
+
+    let metrics = OpenApiRouter::new().routes(routes!(metrics::metrics));
+
+    let any_key = OpenApiRouter::new()
+        .routes(routes!(generate::generate))
+        .routes(routes!(chat_completions::chat_completions))
+        .routes(routes!(completions::completions))
+        .routes(routes!(embeddings::embeddings))
+        .routes(routes!(models::models))
+        .routes(routes!(votes::votes, votes::vote));
+
+    let training = OpenApiRouter::new()
+        .routes(routes!(files::list, files::create).layer(DefaultBodyLimit::max(files::MAX_FORM)))
+        .routes(routes!(files::retrieve, files::delete))
+        .routes(routes!(files::content))
+        .routes(routes!(files::lint))
+        .routes(routes!(files::rows))
+        .routes(routes!(fine_tuning::plan))
+        .routes(routes!(fine_tuning::list, fine_tuning::create))
+        .routes(routes!(fine_tuning::retrieve))
+        .routes(routes!(fine_tuning::cancel))
+        .routes(routes!(fine_tuning::pause))
+        .routes(routes!(fine_tuning::resume))
+        .routes(routes!(fine_tuning::publish))
+        .routes(routes!(fine_tuning::events))
+        .routes(routes!(fine_tuning::checkpoints))
+        .routes(routes!(fine_tuning::samples))
+        .routes(routes!(evaluations::create))
+        .routes(routes!(evaluations::retrieve))
+        .routes(routes!(evaluations::cancel));
+
+    let admin = OpenApiRouter::new()
+        .routes(routes!(evaluations::list))
+        .routes(routes!(lora_adapters::lora_adapters))
+        .routes(routes!(load_lora_adapter::load))
+        .routes(routes!(load_lora_adapter::unload))
+        .routes(routes!(personas::look::list))
+        .routes(routes!(personas::look::show, personas::change::remove))
+        .routes(routes!(personas::look::history))
+        .routes(routes!(
+            personas::look::versions,
+            personas::publish::publish
+        ))
+        .routes(routes!(personas::change::rollback))
+        .routes(routes!(
+            personas::change::canary,
+            personas::change::end_canary
+        ))
+        .routes(routes!(
+            personas::change::shadow,
+            personas::change::end_shadow
+        ))
+        .routes(routes!(
+            personas::change::alias,
+            personas::change::remove_alias
+        ))
+        // The upload counts the bytes of an archive itself.
+        .routes(routes!(personas::upload::upload).layer(DefaultBodyLimit::disable()))
+        .routes(routes!(personas::upload::forget))
+        .routes(routes!(personas::tend::verify))
+        .routes(routes!(personas::tend::collect_garbage));
+
+    OpenApiRouter::with_openapi(openapi::base())
+        .merge(open)
+        .merge(require(Access::Metrics, metrics))
+        .merge(require(Access::AnyKey, any_key))
+        .merge(require(Access::Training, training))
+        .merge(require(Access::Admin, admin))
+}
+
+/// Routes that need a key with a permission.
+fn require(access: Access, mut group: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
+    openapi::require_key(group.get_openapi_mut());
+    group.route_layer(from_fn_with_state(access, auth::authorize))
+}
+
+/// The routes and their description.
+fn routes_and_document() -> (Router<AppState>, OpenApi) {
+    let (router, mut document) = routes().split_for_parts();
+    openapi::complete(&mut document);
+    (router, document)
+}
+
+/// The routes with the layers around them.
+pub(crate) fn router(state: AppState, server: &Arc<ServerState>) -> Router {
+    let (router, document) = routes_and_document();
+    let mut router = router
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(Extension(Document::new(&document)));
+    // Without allowed origins there are no CORS headers, and browsers block pages of other origins.
+    if !server.settings.origins.is_empty() {
+        router = router.layer(cors::cors(&server.settings.origins));
+    }
+    router
+        .layer(from_fn_with_state(
+            Arc::clone(server),
+            request_log::request_log,
+        ))
+        .with_state(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: [&str; 6] = [
+        "/",
+        "/studio/{file}",
+        "/health",
+        "/ready",
+        "/openapi.json",
+        "/docs",
+    ];
+
+    #[test]
+    fn every_operation_has_a_summary_an_error_and_the_key_that_it_needs() {
+        let (_, document) = routes_and_document();
+        let document = serde_json::to_value(document).unwrap();
+        let mut operations = 0;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                operations += 1;
+                let place = format!("{method} {path}");
+                let summary = operation["summary"].as_str();
+                assert!(summary.is_some_and(|text| !text.is_empty()), "{place}");
+                let error =
+                    &operation["responses"]["default"]["content"]["application/json"]["schema"];
+                assert_eq!(error["$ref"], "#/components/schemas/ErrorBody", "{place}");
+                let open = OPEN.contains(&path.as_str());
+                assert_eq!(operation.get("security").is_none(), open, "{place}");
+            }
+        }
+        assert!(operations > 50, "{operations}");
+    }
+
+    #[test]
+    fn every_schema_reference_of_the_document_exists() {
+        let (_, document) = routes_and_document();
+        let document = serde_json::to_value(document).unwrap();
+        let text = document.to_string();
+        for name in text.split("\"#/components/schemas/").skip(1) {
+            let name = name.split('"').next().unwrap();
+            let schema = document["components"]["schemas"].get(name);
+            assert!(schema.is_some(), "{name}");
+        }
+    }
+}
