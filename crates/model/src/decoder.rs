@@ -1,6 +1,6 @@
 //! The forward of a Llama-family decoder, once: embed, layers, norm, head.
 
-use crate::Adapter;
+use crate::adapter::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{

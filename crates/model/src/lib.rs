@@ -1,121 +1,32 @@
-//! THE decoder: one definition of the Llama family's forward, which serving and training both run.
+//! The decoder: one definition of the Llama family's forward, which serving and training both run.
 //!
-//! It knows weights, adapters, rows and pages. It knows no request, no scheduler, no dataset: what is in a batch comes as
-//! plain data, and who asked for it is somebody else's business.
+//! It knows weights, adapters, rows and pages. It does not know requests, schedulers or datasets: a batch is plain data.
+//!
+//! Read first: `decoder` ([`Model`], [`Batch`], [`Model::forward`], [`Model::layer`]). Then:
+//!
+//! - `load`: a checkpoint becomes a [`Model`]: tensors by name, checked, and packed for the device.
+//! - `adapter` and `pack_adapter`: a PEFT adapter becomes an [`Adapter`] that the device runs.
+//! - `precision`: float weights converted on load. `sizes`: what a model takes in memory, before it is loaded.
+//! - `merge`: an adapter added to its base's weights.
+//! - `yield_point`: where a background client gives way.
 
 mod adapter;
 mod decoder;
+mod error;
 mod load;
 mod merge;
+mod pack_adapter;
 mod precision;
 mod sizes;
+mod source_type;
 mod yield_point;
 
 pub use adapter::Adapter;
 pub use decoder::{Activations, Batch, Buffers, Layer, Model, Step, linear_index};
-pub use load::{Loading, source_type};
+pub use error::ModelError;
+pub use load::Loading;
 pub use merge::merge;
 pub use precision::{Precision, QUANTIZER};
 pub use sizes::ModelSizes;
+pub use source_type::source_type;
 pub use yield_point::YieldPoint;
-
-/// What can be wrong with a model or an adapter.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    /// The file's metadata.
-    #[error(transparent)]
-    Config(#[from] formats::config::ConfigError),
-    /// A tensor that the architecture needs is not there.
-    #[error(
-        "{origin}: tensor {name:?} is missing; is this file whole, and of architecture {architecture}?"
-    )]
-    Missing {
-        /// The file.
-        origin: String,
-        /// The tensor.
-        name: String,
-        /// `general.architecture`.
-        architecture: String,
-    },
-    /// A tensor has another shape than the configuration announces.
-    #[error(
-        "{origin}: tensor {name:?} has shape {found:?} (the inner dimension first), the configuration says {expected:?}"
-    )]
-    Shape {
-        /// The file.
-        origin: String,
-        /// The tensor.
-        name: String,
-        /// Dimensions in the file.
-        found: Vec<u64>,
-        /// Dimensions from the metadata.
-        expected: Vec<u64>,
-    },
-    /// A tensor's encoding is parsed, but not run.
-    #[error(
-        "{origin}: tensor {name:?} is {dtype}, which is not run; requantize the file to one of {runs}"
-    )]
-    Type {
-        /// The file.
-        origin: String,
-        /// The tensor.
-        name: String,
-        /// Its type.
-        dtype: &'static str,
-        /// What is run.
-        runs: String,
-    },
-    /// A tensor cannot be held in the precision that is asked for.
-    #[error("{origin}: tensor {name:?}: {problem}")]
-    Convert {
-        /// The file.
-        origin: String,
-        /// The tensor.
-        name: String,
-        /// Why.
-        problem: String,
-    },
-    /// The kernels do not take it.
-    #[error("{origin}: tensor {name:?}: {source}")]
-    Kernel {
-        /// The file.
-        origin: String,
-        /// The tensor.
-        name: String,
-        /// Why.
-        source: kernels::KernelError,
-    },
-    /// A context whose rotary table would not fit.
-    #[error(
-        "{origin}: a context of {context_length} positions is past the limit of {limit}; is the file's context_length right?"
-    )]
-    Context {
-        /// The file.
-        origin: String,
-        /// Found.
-        context_length: usize,
-        /// The most.
-        limit: usize,
-    },
-    /// A dimension that the kernels cannot run.
-    #[error("{origin}: head_dim {head_dim} is not a multiple of 16, which attention needs")]
-    HeadDim {
-        /// The file.
-        origin: String,
-        /// Found.
-        head_dim: usize,
-    },
-    /// An adapter of another model.
-    #[error(transparent)]
-    Adapter(#[from] formats::peft::PeftError),
-    /// A merged tensor cannot be written in the type that is asked for.
-    #[error("{origin}: tensor {name:?}: {source}; merge into another type")]
-    Merge {
-        /// The file.
-        origin: String,
-        /// The tensor.
-        name: String,
-        /// Why.
-        source: Box<formats::gguf::GgufError>,
-    },
-}

@@ -1,50 +1,30 @@
 //! A model from a checkpoint: tensors found by name, checked against the metadata, packed for the device.
 
-use crate::precision::convert;
-use crate::{Layer, Model, ModelError, Precision};
+use crate::decoder::{Layer, Model};
+use crate::error::ModelError;
+use crate::precision::{Precision, convert};
+use crate::sizes::Matrix;
+use crate::source_type::source_type;
 use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
 use formats::gguf::{GgmlType, TensorView, dequantize};
-use kernels::{Device, SourceType, Vector, Weights};
+use kernels::{Device, Vector, Weights};
 
-/// Most positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
+/// The limit of positions: their angles are computed at load, 8 bytes for each pair of a head's dimensions.
 const MAX_CONTEXT: usize = 1 << 20;
 
-/// The kernels' name of a type; none of one that is not run.
-#[must_use]
-pub fn source_type(dtype: GgmlType) -> Option<SourceType> {
-    Some(match dtype {
-        GgmlType::F32 => SourceType::F32,
-        GgmlType::F16 => SourceType::F16,
-        GgmlType::BF16 => SourceType::BF16,
-        GgmlType::Q4_0 => SourceType::Q4_0,
-        GgmlType::Q4_1 => SourceType::Q4_1,
-        GgmlType::Q5_0 => SourceType::Q5_0,
-        GgmlType::Q5_1 => SourceType::Q5_1,
-        GgmlType::Q8_0 => SourceType::Q8_0,
-        GgmlType::Q2_K => SourceType::Q2_K,
-        GgmlType::Q3_K => SourceType::Q3_K,
-        GgmlType::IQ4_NL => SourceType::IQ4_NL,
-        GgmlType::IQ4_XS => SourceType::IQ4_XS,
-        GgmlType::Q4_K => SourceType::Q4_K,
-        GgmlType::Q5_K => SourceType::Q5_K,
-        GgmlType::Q6_K => SourceType::Q6_K,
-        _ => return None,
-    })
-}
-
-/// Told of each tensor that was converted: its name in GGUF files, and its bytes in the type in which it is held.
+/// Called for each tensor that was converted: its name in GGUF files, and its bytes in the type in which it is held.
 pub type Converted<'a> = &'a dyn Fn(&str, &[u8]);
 
 /// How a checkpoint is loaded.
 #[derive(Clone, Copy)]
 pub struct Loading<'a> {
-    /// In what float tensors are held; without, as they are in the file.
+    /// The precision of float tensors; default: as they are in the file.
     pub precision: Option<Precision>,
-    /// Told of each tensor's bytes in the file once nothing needs them any more: a caller that mapped the file gives their
+    /// Called with each tensor's bytes in the file once they are no longer needed: a caller that mapped the file gives their
     /// memory back, so that file and weights are never in memory together.
     pub packed: &'a dyn Fn(&[u8]),
-    /// Told of each tensor that was converted, in the order of [`Model::converted`], while its bytes in the file are still there.
+    /// Called for each tensor that was converted, in the order of [`Model::converted`], while its bytes in the file are still there.
     pub converted: Converted<'a>,
 }
 
@@ -211,9 +191,9 @@ impl Model {
         Model::load_with(checkpoint, device, Loading::default())
     }
 
-    /// [`Model::load`], in another precision, and telling what was done.
+    /// [`Model::load`] in another precision, with callbacks.
     ///
-    /// Tensors are converted one by one: beside the packed weights there is never more in memory than one tensor.
+    /// Tensors are converted one by one: in addition to the packed weights, at most one tensor is in memory.
     ///
     /// # Errors
     /// As [`Model::load`]; and a weight that the precision does not hold.
@@ -275,12 +255,12 @@ impl Model {
     /// The tensors that [`Model::load_with`] converts for a precision, in its order: GGUF's names, types and dimensions.
     ///
     /// # Errors
-    /// As [`Model::load`], as far as it can be told without reading weights.
+    /// As [`Model::load`], except for errors in the weights themselves.
     pub fn converted(
         checkpoint: &dyn Checkpoint,
         precision: Precision,
     ) -> Result<Vec<(String, GgmlType, Vec<u64>)>, ModelError> {
-        let all = crate::sizes::Matrix::all(checkpoint)?;
+        let all = Matrix::all(checkpoint)?;
         let changed = all.iter().filter_map(|matrix| {
             let held = precision.held(&matrix.name, matrix.dtype, matrix.inputs);
             let dims = vec![matrix.inputs as u64, matrix.outputs as u64];

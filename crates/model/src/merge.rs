@@ -1,8 +1,8 @@
-//! An adapter added to the weights of its base: W + scale * B A, as a GGUF file of its own.
+//! An adapter added to the weights of its base: W + scale * B A, as a new GGUF file.
 //!
-//! Plain and slow; it runs once. What a decoder computes from the result is for whoever loads it.
+//! Plain and slow: it runs once.
 
-use crate::ModelError;
+use crate::error::ModelError;
 use formats::config::ModelConfig;
 use formats::gguf::{GgmlType, Gguf, GgufWriter, Value, dequantize, quantize};
 use formats::peft::{self, LoraPair, Module};

@@ -1,4 +1,4 @@
-//! How exactly weights are held: float checkpoints converted on load, tensor by tensor.
+//! The precision of weights: float checkpoints converted on load, tensor by tensor.
 //!
 //! | precision | linear layers | embedding and head |
 //! |---|---|---|
@@ -6,15 +6,15 @@
 //! | q8 | 8 bits, a scale for 32 weights | the same |
 //! | q4 | 4 bits, a searched scale and minimum for 32 weights | 8 bits |
 //!
-//! Norms and biases are f32 always. Tensors that are quantized in the file keep their values whatever is asked for, and so do
-//! rows that are no whole groups of 32.
+//! Norms and biases are always f32. Tensors that are quantized in the file keep their values in every precision, and so do rows
+//! that are not a multiple of 32.
 
 use formats::gguf::{GgmlType, TensorView, dequantize, quantize, quantize_q4_searched};
 
-/// The version of what quantizes: files that another one made are made anew.
+/// The version of the quantizer: files of another version are quantized again.
 pub const QUANTIZER: u32 = 1;
 
-/// How exactly the weights of a float checkpoint are held in memory.
+/// The type in which the weights of a float checkpoint are held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Precision {
     /// 4 bits, in groups of 32 with a scale and a minimum.
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_converted_alike_by_any_number_of_threads() {
+    fn conversion_does_not_depend_on_the_number_of_threads() {
         let values: Vec<f32> = (0..7 * 64)
             .map(|i| ((i * 37) % 101) as f32 - 50.0)
             .collect();
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_type_does_not_hold_is_refused() {
+    fn values_out_of_range_are_rejected() {
         for value in [f32::NAN, f32::INFINITY, 1e6] {
             let data = quantize(GgmlType::F32, &[value; 32]).unwrap();
             let tensor = TensorView {
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quantized_or_odd_keeps_its_values() {
+    fn quantized_tensors_and_odd_rows_keep_their_type() {
         let held = |name, dtype, inputs| Precision::Q4.held(name, dtype, inputs);
         assert_eq!(
             held("blk.0.attn_q.weight", GgmlType::BF16, 64),

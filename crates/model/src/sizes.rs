@@ -1,7 +1,8 @@
 //! What a model takes in memory, before it is loaded: pure arithmetic over names, types and dimensions.
 
-use crate::load::source_type;
-use crate::{ModelError, Precision};
+use crate::error::ModelError;
+use crate::precision::{Precision, is_float};
+use crate::source_type::source_type;
 use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
 use formats::gguf::GgmlType;
@@ -77,7 +78,7 @@ impl ModelSizes {
         })
     }
 
-    /// The sizes of a float model of this configuration that is nowhere yet.
+    /// The sizes of a hypothetical float model of this configuration.
     pub fn imagined(config: &ModelConfig, dtype: GgmlType) -> ModelSizes {
         let matrix = |name: String, (outputs, inputs): (usize, usize)| Matrix {
             name,
@@ -113,7 +114,7 @@ impl ModelSizes {
     /// Whether the file has float matrices, which a precision would change.
     pub fn is_float(&self) -> bool {
         let mut matrices = self.matrices.iter();
-        matrices.any(|matrix| crate::precision::is_float(matrix.dtype))
+        matrices.any(|matrix| is_float(matrix.dtype))
     }
 
     /// The types in the file, the one with the most weights first.
@@ -137,7 +138,7 @@ impl ModelSizes {
         }
     }
 
-    /// Bytes of the packed weights in a precision; without, as in the file. Types that are not run count as none.
+    /// Bytes of the packed weights in a precision (default: as in the file). Types that are not run count as zero.
     pub fn weight_bytes(&self, precision: Option<Precision>) -> u64 {
         let packed = |matrix: &Matrix| {
             source_type(Self::held(matrix, precision))
@@ -147,7 +148,7 @@ impl ModelSizes {
         self.matrices.iter().map(packed).sum()
     }
 
-    /// The most that loading holds beside the weights that are packed already: one tensor, converted.
+    /// The most that loading holds in addition to the packed weights: one tensor, converted.
     pub fn loading_bytes(&self, precision: Option<Precision>) -> u64 {
         let converted = |matrix: &Matrix| {
             let held = Self::held(matrix, precision);
