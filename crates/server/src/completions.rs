@@ -1,26 +1,27 @@
-//! `POST /v1/completions`: OpenAI's older wire format. Texts, or token ids, that the model goes on with: no template and no
-//! system prompt, which is also what a measurement wants.
+//! `POST /v1/completions`: OpenAI's older wire format. The model continues texts or token ids, without a template and without a system
+//! prompt. Measurements use it too.
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
-use crate::answers::{CompletionAnswer, StreamEvent};
+use crate::answer_stream::{AnswerStream, StreamEvent, StreamFormat};
 use crate::app_state::AppState;
-use crate::chat_request::StreamOptions;
-use crate::envelope::Envelope;
+use crate::envelope::{Completion, Envelope};
 use crate::error::ApiError;
-use crate::events::{Incoming, Usage, Wire};
 use crate::json::{Biases, Body, Texts};
-use crate::logprobs::{self, Columns};
+use crate::logprobs::{self, Columns, CompletionLogprobs};
 use crate::middleware::auth::ApiCaller;
+use crate::stream_options::StreamOptions;
+use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
 use sampling::{Interface, SamplingParams};
-use service::{Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity, TokenLogprob};
+use service::{Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity};
 
-/// OpenAI's default, where a request does not say.
+/// OpenAI's default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 /// The most prompts of a request.
 const MAX_PROMPTS: usize = 16;
@@ -43,11 +44,27 @@ pub(super) struct CompletionRequest {
     priority: Option<i32>,
     timeout_ms: Option<u64>,
     ignore_eos: Option<bool>,
-    // A label, which changes nothing.
+    // A label; it changes nothing.
     #[serde(rename = "user")]
     _user: Option<Value>,
-    // Not done here.
+    // Not supported.
     suffix: Option<Value>,
+}
+
+/// A continuation, in OpenAI's shape.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionAnswer)]
+pub(super) struct CompletionResponse(#[schema(inline)] Completion<CompletionChoice>);
+
+#[derive(Debug, Serialize, ToSchema)]
+struct CompletionChoice {
+    index: u64,
+    text: String,
+    #[schema(required, value_type = Option<serde_json::Value>)]
+    logprobs: Option<CompletionLogprobs>,
+    /// `stop`, `length` or `timeout`.
+    #[schema(required, value_type = String)]
+    finish_reason: Option<&'static str>,
 }
 
 /// One text or token ids, or several of either.
@@ -92,7 +109,7 @@ impl AcceptsSampling for CompletionRequest {
 }
 
 impl CompletionRequest {
-    /// Refuses what is not done here, by name.
+    /// Refuses what is not supported, by field.
     fn check(&self) -> Result<(), ApiError> {
         let suffix = self.suffix.as_ref();
         if suffix.is_some_and(|suffix| suffix != &json!("")) {
@@ -112,7 +129,7 @@ impl CompletionRequest {
         StreamOptions::check(&self.stream_options, self.stream)
     }
 
-    /// One request for each prompt, in the service's words.
+    /// A request to the service for each prompt.
     fn into_requests(self, sampling: SamplingParams) -> Result<Vec<GenerateRequest>, ApiError> {
         self.check()?;
         let prompts = self.prompt.conversations();
@@ -153,16 +170,16 @@ impl CompletionRequest {
     }
 }
 
-/// Go on with a text, in OpenAI's wire format
+/// Continue a text, in OpenAI's wire format
 ///
-/// No template and no system prompt; `model` names whose adapters write.
+/// Uses no template and no system prompt; `model` names the persona whose adapter is used.
 #[utoipa::path(
     post,
     path = "/v1/completions",
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The continuations", content(
-            (CompletionAnswer = "application/json"),
+            (CompletionResponse = "application/json"),
             (StreamEvent = "text/event-stream"),
         )),
     )
@@ -178,67 +195,43 @@ pub(super) async fn completions(
     let model = request.model.clone();
     let requests = request.into_requests(sampling)?;
     let logprobs = requests.first().and_then(|request| request.logprobs);
-    let incoming = Incoming::submit_all(service, caller, requests).await?;
-    let envelope = Envelope::new("cmpl", "text_completion", model, &incoming.identity);
+    let answers = AnswerStream::submit_all(service, caller, requests).await?;
+    let envelope = Envelope::new("cmpl", "text_completion", model, &answers.identity);
     if stream {
-        return Ok(incoming.stream(Chunks {
+        return Ok(answers.into_events(Chunks {
             envelope,
             logprobs,
             columns: Vec::new(),
             usage,
         }));
     }
-    let (answers, usage) = incoming.whole().await?;
-    let choices = answers.iter().enumerate().map(|(index, answer)| {
-        let mut columns = logprobs.map(Columns::new);
-        let logprobs = logprobs_of(columns.as_mut(), &answer.tokens);
-        choice(
-            index,
-            &answer.text,
+    let (answers, usage) = answers.collect().await?;
+    let choices = answers.into_iter().enumerate().map(|(index, answer)| {
+        let columns = logprobs.map(Columns::new);
+        let logprobs = columns.map(|mut columns| columns.next(&answer.tokens));
+        CompletionChoice {
+            index: index as u64,
+            text: answer.text,
             logprobs,
-            Some(answer.end.reason.name()),
-        )
+            finish_reason: Some(answer.end.reason.name()),
+        }
     });
-    let mut body = envelope.with(choices.collect());
-    body["usage"] = usage.json();
-    Ok(Json(body).into_response())
+    let completion = envelope.completion(choices.collect(), usage);
+    Ok(Json(CompletionResponse(completion)).into_response())
 }
 
-fn choice(index: usize, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Value {
-    json!({
-        "index": index,
-        "text": text,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason,
-    })
-}
-
-fn logprobs_of(columns: Option<&mut Columns>, tokens: &[TokenLogprob]) -> Value {
-    columns.map_or(Value::Null, |columns| columns.next(tokens))
-}
-
-/// A stream's chunks.
+/// The chunks of a stream.
 struct Chunks {
     envelope: Envelope,
     /// As the request asked for.
     logprobs: Option<u8>,
-    /// Where each answer's log-probabilities are, if they were asked for.
+    /// The positions of each answer's log-probabilities, if they were requested.
     columns: Vec<Columns>,
-    /// Whether a last chunk tells the usage.
+    /// Whether a last chunk has the usage.
     usage: bool,
 }
 
-impl Chunks {
-    fn chunk(&self, choice: Value) -> Value {
-        let mut chunk = self.envelope.with(vec![choice]);
-        if self.usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-}
-
-impl Wire for Chunks {
+impl StreamFormat for Chunks {
     fn begin(&mut self, answers: usize) -> Vec<String> {
         if let Some(top) = self.logprobs {
             self.columns = vec![Columns::new(top); answers];
@@ -246,14 +239,25 @@ impl Wire for Chunks {
         Vec::new()
     }
 
-    fn delta(&mut self, number: usize, delta: &Delta) -> Value {
-        let logprobs = logprobs_of(self.columns.get_mut(number), &delta.tokens);
-        self.chunk(choice(number, &delta.text, logprobs, None))
+    fn delta(&mut self, number: usize, delta: &Delta) -> String {
+        let columns = self.columns.get_mut(number);
+        let choice = CompletionChoice {
+            index: number as u64,
+            text: delta.text.clone(),
+            logprobs: columns.map(|columns| columns.next(&delta.tokens)),
+            finish_reason: None,
+        };
+        self.envelope.chunk(choice, self.usage)
     }
 
     fn end(&mut self, number: usize, _identity: &ModelIdentity, end: &End) -> Vec<String> {
-        let choice = choice(number, "", Value::Null, Some(end.reason.name()));
-        vec![self.chunk(choice).to_string()]
+        let choice = CompletionChoice {
+            index: number as u64,
+            text: String::new(),
+            logprobs: None,
+            finish_reason: Some(end.reason.name()),
+        };
+        vec![self.envelope.chunk(choice, self.usage)]
     }
 
     fn last(&mut self, usage: &Usage) -> Vec<String> {

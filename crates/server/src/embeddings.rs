@@ -1,13 +1,12 @@
-//! `POST /v1/embeddings`: refused by name, so that a client that tries it learns why.
+//! `POST /v1/embeddings`: not supported; the error explains why.
 
-use crate::answers::ErrorBody;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorBody};
 
-/// Not supported, and says so
+/// Not supported
 #[utoipa::path(
     post,
     path = "/v1/embeddings",
-    responses((status = 400, description = "The models here write text", body = ErrorBody))
+    responses((status = 400, description = "The models of this server generate text", body = ErrorBody))
 )]
 pub(super) async fn embeddings() -> ApiError {
     ApiError::bad_request(

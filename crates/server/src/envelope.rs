@@ -1,28 +1,48 @@
-//! What every object of an answer in OpenAI's wire format repeats.
+//! The objects of OpenAI's wire formats for completions, whole and in chunks.
 
 use std::fmt::Write;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::events::Usage;
+use crate::answer_stream::event_data;
 use crate::unix_time::unix_time;
+use crate::usage::Usage;
 use service::ModelIdentity;
 
-/// Hexadecimal digits of an adapter's hash in a fingerprint.
+/// The number of hexadecimal digits of an adapter's hash in a fingerprint.
 const HASH_DIGITS: usize = 12;
 
-pub(super) struct Envelope {
+/// An object of OpenAI's wire format: a completion, or a chunk of one.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Completion<C> {
+    id: String,
+    /// `chat.completion` or `text_completion`; of a chunk `chat.completion.chunk` or `text_completion`.
+    object: &'static str,
+    /// A Unix time.
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: Vec<C>,
+    /// Chunks have it only on request, and only the last one is not null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required, value_type = Usage)]
+    usage: Option<Option<Usage>>,
+}
+
+/// What all chunks of a completion have in common.
+pub(crate) struct Envelope {
     id: String,
     object: &'static str,
     created: u64,
-    /// As the request called it.
+    /// The model as the request named it.
     model: String,
     fingerprint: String,
 }
 
 impl Envelope {
-    /// An envelope with an id of its own that begins with `kind`.
+    /// An envelope with a new id that starts with `kind`.
     pub fn new(
         kind: &str,
         object: &'static str,
@@ -38,37 +58,43 @@ impl Envelope {
         }
     }
 
-    /// The object with these choices.
-    pub fn with(&self, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "object": self.object,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices,
-        })
+    fn with<C>(&self, choices: Vec<C>, usage: Option<Option<Usage>>) -> Completion<C> {
+        Completion {
+            id: self.id.clone(),
+            object: self.object,
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            choices,
+            usage,
+        }
     }
 
-    /// What ends a stream, with the usage where it is asked for.
+    /// A whole completion.
+    pub fn completion<C>(&self, choices: Vec<C>, usage: Usage) -> Completion<C> {
+        self.with(choices, Some(Some(usage)))
+    }
+
+    /// A chunk with one choice. If the stream ends with the usage, its other chunks have a null.
+    pub fn chunk<C: Serialize>(&self, choice: C, with_usage: bool) -> String {
+        event_data(&self.with(vec![choice], with_usage.then_some(None)))
+    }
+
+    /// The events at the end of a stream, with the usage if it was requested.
     pub fn last(&self, usage: Option<&Usage>) -> Vec<String> {
-        let usage = usage.map(|usage| {
-            let mut chunk = self.with(Vec::new());
-            chunk["usage"] = usage.json();
-            chunk.to_string()
-        });
+        let usage = usage.map(|usage| event_data(&self.with::<()>(Vec::new(), Some(Some(*usage)))));
         usage.into_iter().chain(["[DONE]".to_owned()]).collect()
     }
 }
 
-/// `kind-` and digits that no other has.
+/// `kind-` and random digits.
 pub(super) fn random_id(kind: &str) -> String {
-    // The standard library keys every `RandomState` from the system's randomness.
+    // The standard library seeds every `RandomState` from the system's randomness.
     format!("{kind}-{:016x}", RandomState::new().build_hasher().finish())
 }
 
-/// What computed the answer: the base, and each adapter's hash with its scale. Equal requests with equal seeds and
-/// fingerprints have equal answers on one machine.
+/// Identifies what computed the answer: the base, and each adapter's hash with its scale. On one machine equal requests with equal
+/// seeds and fingerprints have equal answers.
 fn fingerprint(identity: &ModelIdentity) -> String {
     let mut text = identity.base.clone();
     for adapter in &identity.adapters {
@@ -105,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_differ() {
+    fn ids_are_unique() {
         assert_ne!(random_id("cmpl"), random_id("cmpl"));
     }
 }

@@ -1,11 +1,10 @@
-//! `/v1/evaluations`: what was measured of personas, by `lory eval` or because a client asked for it.
+//! `/v1/evaluations`: measurements of personas, by `lory eval` or on a client's request.
 
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::answers::EvaluationList;
 use crate::app_state::AppState;
 use crate::blocking::run_blocking;
 use crate::error::ApiError;
@@ -16,7 +15,64 @@ use jobs::records::evaluation::EvaluationProgress;
 use jobs::records::failure::Failure;
 use jobs::{Evaluation, EvaluationStatus, NewEvaluation, Viewer};
 
-/// An evaluation that was asked for.
+/// Evaluations, the newest first.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct EvaluationList {
+    /// `list`.
+    object: &'static str,
+    data: Vec<EvaluationCard>,
+}
+
+/// A stored result, in short.
+#[derive(Serialize, utoipa::ToSchema)]
+struct EvaluationCard {
+    /// `evaluation`.
+    object: &'static str,
+    id: String,
+    /// A Unix time.
+    #[schema(value_type = u64)]
+    time: Value,
+    #[schema(value_type = String)]
+    base: Value,
+    personas: Vec<Evaluated>,
+    /// The thresholds that were missed, in words.
+    #[schema(value_type = Vec<String>)]
+    missed: Value,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+struct Evaluated {
+    #[schema(value_type = String)]
+    name: Value,
+    #[schema(value_type = u32)]
+    version: Value,
+    /// The content hash.
+    #[schema(required, value_type = Option<String>)]
+    adapter: Value,
+}
+
+impl EvaluationCard {
+    /// The fields of a stored result, which may be of an older version, as they are.
+    fn new(id: String, result: &Value) -> EvaluationCard {
+        let personas = result["personas"].as_array().into_iter().flatten();
+        EvaluationCard {
+            object: "evaluation",
+            id,
+            time: result["time"].clone(),
+            base: result["base"].clone(),
+            personas: personas
+                .map(|persona| Evaluated {
+                    name: persona["name"].clone(),
+                    version: persona["version"].clone(),
+                    adapter: persona["adapter"].clone(),
+                })
+                .collect(),
+            missed: result["missed"].clone(),
+        }
+    }
+}
+
+/// An evaluation that a client requested.
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct EvaluationObject {
     id: String,
@@ -28,17 +84,17 @@ pub(super) struct EvaluationObject {
     /// A Unix time.
     #[schema(required)]
     finished_at: Option<u64>,
-    /// Viewer is measured, each as `name@version`.
+    /// The personas to measure, each as `name@version`.
     personas: Vec<String>,
-    /// The file whose rows they are asked; none for each one's own.
+    /// The file whose rows are the prompts; if none, each persona's own rows.
     #[schema(required)]
     file: Option<String>,
-    /// The most rows of each.
+    /// The most rows of each persona.
     max_rows: usize,
     progress: EvaluationProgress,
     #[schema(required)]
     error: Option<Failure>,
-    /// What was measured, as `lory eval --json` prints it, with the id that the list has it by.
+    /// The result, as `lory eval --json` prints it, with its id in the list of results.
     #[schema(required)]
     result: Option<Value>,
 }
@@ -61,45 +117,38 @@ impl EvaluationObject {
     }
 }
 
-/// Every evaluation that is kept, the newest first
+/// List stored evaluations, the newest first
 #[utoipa::path(
     get,
     path = "/v1/evaluations",
     responses((status = 200, description = "The list", body = EvaluationList))
 )]
-pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn list(State(state): State<AppState>) -> Result<Json<EvaluationList>, ApiError> {
     state.service()?;
     let listed = run_blocking(move || {
-        let kept = state.results()?;
-        let one = |id: String| {
-            let found = kept.read(&id)?;
-            let personas = found["personas"].as_array().into_iter().flatten();
-            let personas: Vec<Value> = personas
-                .map(|one| json!({"name": one["name"], "version": one["version"], "adapter": one["adapter"]}))
-                .collect();
-            Ok(json!({
-                "object": "evaluation",
-                "id": id,
-                "time": found["time"],
-                "base": found["base"],
-                "personas": personas,
-                "missed": found["missed"],
-            }))
-        };
-        let data: Result<Vec<Value>, ResultError> = kept.ids()?.into_iter().map(one).collect();
-        Ok::<Value, ResultError>(json!({"object": "list", "data": data?}))
+        let results = state.results()?;
+        let ids = results.ids()?.into_iter();
+        let cards = ids.map(|id| {
+            let result = results.read(&id)?;
+            Ok(EvaluationCard::new(id, &result))
+        });
+        let data = cards.collect::<Result<Vec<_>, ResultError>>()?;
+        Ok::<_, ResultError>(EvaluationList {
+            object: "list",
+            data,
+        })
     });
     Ok(Json(listed.await??))
 }
 
-/// Have personas measured
+/// Start an evaluation of personas
 ///
-/// What `lory eval` does, one at a time in the background, beside the answers. The result joins the list.
+/// Does what `lory eval` does, in the background. Evaluations run one at a time; the result is added to the list.
 #[utoipa::path(
     post,
     path = "/v1/evaluations",
     request_body = NewEvaluation,
-    responses((status = 200, description = "The evaluation, which waits", body = EvaluationObject))
+    responses((status = 200, description = "The queued evaluation", body = EvaluationObject))
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
@@ -107,14 +156,14 @@ pub(super) async fn create(
     Body(new): Body<NewEvaluation>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
     let jobs = state.jobs()?;
-    let asked = run_blocking(move || jobs.evaluate(&caller, &new)).await??;
-    Ok(Json(EvaluationObject::new(asked, None)))
+    let evaluation = run_blocking(move || jobs.evaluate(&caller, &new)).await??;
+    Ok(Json(EvaluationObject::new(evaluation, None)))
 }
 
 /// One evaluation
 ///
-/// By the id that asking for it gave: how far it is, and then what was measured, as the answer of the POST is. By an id of the list, for
-/// admins: what was measured.
+/// With the id that the POST returned: its progress, and its result once it has one. With an id of the list, for keys with admin rights:
+/// the result.
 #[utoipa::path(
     get,
     path = "/v1/evaluations/{id}",
@@ -140,7 +189,7 @@ pub(super) async fn retrieve(
     Ok(Json(read.await??))
 }
 
-/// Give an evaluation up
+/// Cancel an evaluation
 #[utoipa::path(
     post,
     path = "/v1/evaluations/{id}/cancel",

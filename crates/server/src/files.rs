@@ -1,4 +1,4 @@
-//! `/v1/files`: what jobs are trained on, as OpenAI has it; and what a page shows of a file before anything is trained.
+//! `/v1/files`: training files, in OpenAI's shapes; and checks and previews of a file before anything is trained.
 
 use std::io::Read as _;
 
@@ -25,9 +25,9 @@ use jobs::{JobError, StoredFile, Viewer};
 pub(crate) const MAX_FORM: usize = MAX_FILE as usize + (64 << 10);
 /// The longest `purpose`, in bytes.
 const MAX_FIELD: usize = 1 << 10;
-/// The longest page of files: OpenAI's.
+/// The longest page of files; OpenAI's limit.
 const MAX_FILES_PAGE: usize = 10_000;
-/// How much of a file is on its way at once.
+/// The size of the pieces in which a file is sent, in bytes.
 const CHUNK: usize = 64 << 10;
 
 /// A file.
@@ -42,11 +42,11 @@ pub(super) struct FileObject {
     filename: String,
     /// `fine-tune`.
     purpose: &'static str,
-    /// `processed`: its lines were checked before it was taken.
+    /// `processed`: every line was checked when it was uploaded.
     status: &'static str,
-    /// Not OpenAI's: its rows.
+    /// The number of rows. OpenAI does not have this field.
     rows: usize,
-    /// Not OpenAI's: whether its rows bring a chosen and a rejected answer, for the method `dpo`.
+    /// Whether its rows have a chosen and a rejected answer, for the method `dpo`. OpenAI does not have this field.
     pairs: bool,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Deleted {
 
 /// A form with a file.
 #[derive(utoipa::ToSchema)]
-#[allow(dead_code, reason = "read by the derive macro, never made")]
+#[allow(dead_code, reason = "only the derived schema is used")]
 pub(super) struct FileForm {
     /// JSON lines, at most 256 MiB.
     #[schema(value_type = String, format = Binary)]
@@ -105,7 +105,7 @@ pub(super) struct RowList {
     /// `list`.
     object: &'static str,
     data: Vec<ShownRow>,
-    /// The rows of the file.
+    /// The number of rows of the file.
     total: usize,
 }
 
@@ -126,7 +126,7 @@ fn missing(field: &str) -> ApiError {
 
 /// Upload a file of rows
 ///
-/// A multipart form. Every line is checked; a file with a broken one is refused, and its lines are named.
+/// A multipart form. Every line is checked; a file with invalid lines is refused, and the error lists them.
 #[utoipa::path(
     post,
     path = "/v1/files",
@@ -165,7 +165,7 @@ pub(super) async fn create(
                 purpose = Some(String::from_utf8_lossy(&text).into_owned());
             }
             name @ ("file" | "purpose") => {
-                let message = format!("{name} stands twice");
+                let message = format!("{name} is given twice");
                 let name = Some(name.to_owned());
                 return Err(ApiError::bad_request("invalid_value", message, name));
             }
@@ -192,10 +192,10 @@ pub(super) async fn create(
     get,
     path = "/v1/files",
     params(
-        ("purpose" = Option<String>, Query, description = "`fine-tune`, the only one that there is"),
-        ("limit" = Option<usize>, Query, description = "At most so many, 1 to 10000"),
+        ("purpose" = Option<String>, Query, description = "`fine-tune`, the only purpose"),
+        ("limit" = Option<usize>, Query, description = "The most items, 1 to 10000"),
         ("order" = Option<String>, Query, description = "`desc`, the newest first, or `asc`"),
-        ("after" = Option<String>, Query, description = "Those behind this id"),
+        ("after" = Option<String>, Query, description = "Only items after this id"),
     ),
     responses((status = 200, description = "Files", body = FileList))
 )]
@@ -256,7 +256,7 @@ pub(super) async fn content(
     let path = jobs.path_of(&file);
     let opened = run_blocking(move || std::fs::File::open(path)).await?;
     let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
-    // Piece by piece: a file is larger than what a response should hold in memory.
+    // A file can be too large to hold in memory.
     let pieces = stream::unfold(Some(opened), |file| async move {
         let mut file = file?;
         let read = tokio::task::spawn_blocking(move || {
@@ -271,7 +271,7 @@ pub(super) async fn content(
             Err(error) => Some((Err(error), None)),
         }
     });
-    // Its name has nothing in it that a header could mind but letters of other scripts.
+    // Upload has rejected names that are unsafe in a header, except for letters outside ASCII.
     let name: String = file
         .filename
         .chars()
@@ -287,12 +287,12 @@ pub(super) async fn content(
     Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
-/// Delete a file that no job needs any more
+/// Delete a file that no job uses
 #[utoipa::path(
     delete,
     path = "/v1/files/{file_id}",
     params(("file_id" = String, Path, description = "The file's id")),
-    responses((status = 200, description = "That it is deleted", body = Deleted))
+    responses((status = 200, description = "The file was deleted", body = Deleted))
 )]
 pub(super) async fn delete(
     State(state): State<AppState>,
@@ -309,7 +309,7 @@ pub(super) async fn delete(
     }))
 }
 
-/// How rows are read, by the parameters that all routes that look at them have.
+/// How rows are read, by the parameters of all routes that preview them.
 fn reading(query: &mut Query, context: usize) -> Result<Reading, ApiError> {
     Ok(Reading {
         system_prompt: query.text("system_prompt")?,
@@ -317,15 +317,15 @@ fn reading(query: &mut Query, context: usize) -> Result<Reading, ApiError> {
     })
 }
 
-/// What a linter finds in a file
+/// Lint a file
 #[utoipa::path(
     get,
     path = "/v1/files/{file_id}/lint",
     params(
         ("file_id" = String, Path, description = "The file's id"),
-        ("validation_file" = Option<String>, Query, description = "A file whose questions must not stand in this one"),
-        ("system_prompt" = Option<String>, Query, description = "The system prompt of rows that bring none"),
-        ("max_length" = Option<usize>, Query, description = "Most tokens of a row; 1024 without"),
+        ("validation_file" = Option<String>, Query, description = "A file whose prompts must not be in this one"),
+        ("system_prompt" = Option<String>, Query, description = "The system prompt of rows without one"),
+        ("max_length" = Option<usize>, Query, description = "The most tokens of a row; by default 1024"),
     ),
     responses((status = 200, description = "As `lory data lint --json`: the findings by line, and the lengths", body = serde_json::Value))
 )]
@@ -355,9 +355,9 @@ pub(super) async fn lint(
     params(
         ("file_id" = String, Path, description = "The file's id"),
         ("first" = Option<usize>, Query, description = "The number of the first row, from 1"),
-        ("limit" = Option<usize>, Query, description = "At most so many, 1 to 100; 10 without"),
-        ("system_prompt" = Option<String>, Query, description = "The system prompt of rows that bring none"),
-        ("max_length" = Option<usize>, Query, description = "Most tokens of a row; 1024 without"),
+        ("limit" = Option<usize>, Query, description = "The most rows, 1 to 100; by default 10"),
+        ("system_prompt" = Option<String>, Query, description = "The system prompt of rows without one"),
+        ("max_length" = Option<usize>, Query, description = "The most tokens of a row; by default 1024"),
     ),
     responses((status = 200, description = "The rows, with the parts that are trained", body = RowList))
 )]

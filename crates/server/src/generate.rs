@@ -1,4 +1,4 @@
-//! `POST /generate`: one question to one persona.
+//! `POST /generate`: one prompt to one persona.
 
 use std::collections::BTreeMap;
 
@@ -6,44 +6,130 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use formats::decimal::shortest;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::answers::{GenerateAnswer, StreamEvent};
+use crate::answer_stream::{AnswerStream, StreamEvent, StreamFormat, event_data};
 use crate::app_state::AppState;
 use crate::error::ApiError;
-use crate::events::{Incoming, Usage, Wire};
 use crate::json::{Body, Texts};
 use crate::middleware::auth::ApiCaller;
+use crate::milliseconds::milliseconds;
+use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
 use sampling::{Interface, SamplingParams};
 use service::{Conversation, Delta, End, GenerateRequest, ModelIdentity};
 
-/// A question.
+/// A prompt to a persona.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(rename = "GenerateRequest", deny_unknown_fields)]
 #[schema(as = GenerateRequest)]
 pub(super) struct GenerateBody {
-    /// What is asked.
+    /// The question or instruction.
     prompt: String,
     /// A persona, `persona@version`, a blend such as `customer*0.7+partner*0.3`, or the base.
     user_type: String,
-    /// What the question is about.
+    /// The text that the prompt is about.
     #[serde(default)]
     input: Option<String>,
     /// Values for the variables of the persona's system prompt, by name.
     variables: Option<BTreeMap<String, String>>,
-    /// The most tokens of the answer; without, as the persona says.
+    /// The most tokens of the answer; by default the persona's setting.
     max_new_tokens: Option<usize>,
-    /// At most 4 texts of at most 256 bytes that end the answer and are not shown.
+    /// At most 4 texts of at most 256 bytes that end the answer and are not part of it.
     stop: Option<Texts>,
-    /// The lower goes first, where requests wait; below 0 needs admin rights.
+    /// Waiting requests with a lower number go first; below 0 needs admin rights.
     priority: Option<i32>,
-    /// 1 to 86400000: the answer ends then as it is.
+    /// 1 to 86400000; after this time the answer ends as it is.
     timeout_ms: Option<u64>,
-    /// Whether the answer comes as server-sent events.
+    /// Whether the answer is sent as server-sent events.
     #[serde(default)]
     stream: Option<bool>,
+}
+
+/// An answer of `/generate`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GenerateAnswer)]
+pub(super) struct GenerateResponse {
+    /// The text. The last event of a stream does not repeat it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required, value_type = String)]
+    response: Option<String>,
+    /// The persona as in the request.
+    user_type: String,
+    persona: PersonaUse,
+    /// `stop`, `length` or `timeout`.
+    finish_reason: &'static str,
+    usage: GenerateUsage,
+    timings: Timings,
+}
+
+/// What answered.
+#[derive(Serialize, ToSchema)]
+struct PersonaUse {
+    /// A persona, a blend, or the base.
+    name: String,
+    /// None for a blend and for the base.
+    #[schema(required)]
+    version: Option<u32>,
+    adapters: Vec<AdapterUse>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct AdapterUse {
+    /// The content hash.
+    sha256: String,
+    scale: f64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct GenerateUsage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+}
+
+/// In milliseconds.
+#[derive(Serialize, ToSchema)]
+struct Timings {
+    /// Until it was scheduled.
+    queue_ms: f64,
+    /// Until its first token.
+    #[schema(required)]
+    first_token_ms: Option<f64>,
+    total_ms: f64,
+}
+
+impl GenerateResponse {
+    fn new(
+        response: Option<String>,
+        user_type: &str,
+        identity: &ModelIdentity,
+        end: &End,
+    ) -> GenerateResponse {
+        let adapters = identity.adapters.iter().map(|adapter| AdapterUse {
+            sha256: adapter.id.to_string(),
+            scale: shortest(adapter.scale),
+        });
+        GenerateResponse {
+            response,
+            user_type: user_type.to_owned(),
+            persona: PersonaUse {
+                name: identity.name.clone(),
+                version: identity.version,
+                adapters: adapters.collect(),
+            },
+            finish_reason: end.reason.name(),
+            usage: GenerateUsage {
+                prompt_tokens: end.prompt_tokens as u64,
+                completion_tokens: end.completion_tokens as u64,
+            },
+            timings: Timings {
+                queue_ms: milliseconds(end.timings.queue),
+                first_token_ms: end.timings.first_token.map(milliseconds),
+                total_ms: milliseconds(end.timings.total),
+            },
+        }
+    }
 }
 
 impl AcceptsSampling for GenerateBody {
@@ -68,16 +154,16 @@ impl GenerateBody {
     }
 }
 
-/// Ask one question of one persona
+/// Send a prompt to a persona
 ///
-/// With `stream` the answer comes as events: `{"delta"}` for each piece of text, then the whole object without `response`.
+/// With `stream` the answer is sent as events: `{"delta"}` for each piece of text, then the object without `response`.
 #[utoipa::path(
     post,
     path = "/generate",
     request_body = GenerateBody,
     responses(
         (status = 200, description = "The answer", content(
-            (GenerateAnswer = "application/json"),
+            (GenerateResponse = "application/json"),
             (StreamEvent = "text/event-stream"),
         )),
     )
@@ -90,68 +176,40 @@ pub(super) async fn generate(
     let service = state.service()?;
     let user_type = request.user_type.clone();
     let stream = request.stream.unwrap_or(false);
-    let incoming = Incoming::submit(service, caller, request.into_request(sampling)).await?;
+    let answers = AnswerStream::submit(service, caller, request.into_request(sampling)).await?;
     if stream {
-        return Ok(incoming.stream(Events { user_type }));
+        return Ok(answers.into_events(Events { user_type }));
     }
-    let (answers, _) = incoming.whole().await?;
-    let one = answers
-        .first()
-        .ok_or_else(|| ApiError::internal("there is no answer"))?;
-    let mut body = json!({"response": one.text});
-    append(&mut body, summary(&user_type, &one.identity, &one.end));
-    Ok(Json(body).into_response())
+    let (answers, _) = answers.collect().await?;
+    let answer = answers.into_iter().next();
+    let answer = answer.ok_or_else(|| ApiError::internal("there is no answer"))?;
+    let identity = &answer.identity;
+    let response = GenerateResponse::new(Some(answer.text), &user_type, identity, &answer.end);
+    Ok(Json(response).into_response())
 }
 
-/// Everything but the text.
-fn summary(user_type: &str, identity: &ModelIdentity, end: &End) -> Value {
-    let adapters: Vec<Value> = identity
-        .adapters
-        .iter()
-        .map(|adapter| json!({"sha256": adapter.id.to_string(), "scale": shortest(adapter.scale)}))
-        .collect();
-    let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-    json!({
-        "user_type": user_type,
-        "persona": {
-            "name": identity.name,
-            "version": identity.version,
-            "adapters": adapters,
-        },
-        "finish_reason": end.reason.name(),
-        "usage": {
-            "prompt_tokens": end.prompt_tokens,
-            "completion_tokens": end.completion_tokens,
-        },
-        "timings": {
-            "queue_ms": ms(end.timings.queue),
-            "first_token_ms": end.timings.first_token.map(ms),
-            "total_ms": ms(end.timings.total),
-        },
-    })
-}
-
-fn append(body: &mut Value, more: Value) {
-    if let (Value::Object(body), Value::Object(more)) = (body, more) {
-        body.extend(more);
-    }
-}
-
+/// The events of a stream.
 struct Events {
     user_type: String,
 }
 
-impl Wire for Events {
+#[derive(Serialize)]
+struct DeltaEvent<'a> {
+    delta: &'a str,
+}
+
+impl StreamFormat for Events {
     fn begin(&mut self, _answers: usize) -> Vec<String> {
         Vec::new()
     }
 
-    fn delta(&mut self, _number: usize, delta: &Delta) -> Value {
-        json!({"delta": delta.text})
+    fn delta(&mut self, _number: usize, delta: &Delta) -> String {
+        event_data(&DeltaEvent { delta: &delta.text })
     }
 
     fn end(&mut self, _number: usize, identity: &ModelIdentity, end: &End) -> Vec<String> {
-        vec![summary(&self.user_type, identity, end).to_string()]
+        let response = GenerateResponse::new(None, &self.user_type, identity, end);
+        vec![event_data(&response)]
     }
 
     fn last(&mut self, _usage: &Usage) -> Vec<String> {

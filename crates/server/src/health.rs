@@ -1,44 +1,67 @@
-//! `GET /health`: the server is alive. `GET /ready`: the base is loaded, and the server does not stop.
+//! `GET /health`: the server is alive. `GET /ready`: the base is loaded and the server does not shut down.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Extension, Json};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::answers::{Health, Ready};
 use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::server_state::ServerState;
+
+/// The server is alive.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `ok`.
+    status: &'static str,
+}
+
+/// The server accepts requests.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Ready {
+    /// `ready`.
+    status: &'static str,
+    /// The base's name.
+    base: String,
+    /// Only on a server without keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    personas: Option<Vec<String>>,
+}
 
 /// Whether the server is alive
 #[utoipa::path(
     get,
     path = "/health",
-    responses((status = 200, description = "It is", body = Health))
+    responses((status = 200, description = "The server is alive", body = Health))
 )]
-pub(super) async fn health() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+pub(super) async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
 }
 
-/// Whether the base is loaded, and the server takes requests
+/// Whether the base is loaded and the server accepts requests
 #[utoipa::path(
     get,
     path = "/ready",
-    responses((status = 200, description = "It does", body = Ready))
+    responses((status = 200, description = "The server accepts requests", body = Ready))
 )]
 pub(super) async fn ready(
     State(state): State<AppState>,
     Extension(server): Extension<Arc<ServerState>>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Ready>, ApiError> {
     if server.is_draining() {
         return Err(ApiError::draining(server.settings.drain_timeout));
     }
     let service = state.service()?;
-    let mut ready = json!({"status": "ready", "base": service.base().name});
-    // Where keys say who may use whom, nobody is told without one who is there.
-    if server.settings.keys.is_none() {
-        ready["personas"] = json!(service.personas().names());
-    }
-    Ok(Json(ready))
+    // Keys limit which personas a client may see, and this route needs no key.
+    let personas = server.settings.keys.is_none().then(|| {
+        let personas = service.personas();
+        personas.names().into_iter().map(str::to_owned).collect()
+    });
+    Ok(Json(Ready {
+        status: "ready",
+        base: service.base().name.clone(),
+        personas,
+    }))
 }

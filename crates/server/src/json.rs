@@ -1,4 +1,4 @@
-//! Reads JSON bodies and says what is wrong with them: where they are no JSON, and which field is not what it must be.
+//! Reads JSON bodies. Errors name the position of invalid JSON, or the field that is wrong.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde_json::error::Category;
 
 use crate::error::ApiError;
 
-/// A body that was JSON of the right shape.
+/// A JSON body.
 pub(super) struct Body<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -94,22 +94,22 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
         let message = format!("{param} is missing");
         return ApiError::bad_request("missing_field", message, Some(param));
     }
-    let said = people_words(said);
+    let said = without_rust_types(said);
     let (code, param) = if said.starts_with("invalid type") {
         ("invalid_type", path)
     } else {
         ("invalid_value", path)
     };
     if path == "." {
-        let message = format!("the body is not as it must be: {said}");
+        let message = format!("the body has the wrong shape: {said}");
         return ApiError::bad_request(code, message, None);
     }
     let message = format!("{param}: {said} (line {line}, column {column})");
     ApiError::bad_request(code, message, Some(param.to_owned()))
 }
 
-/// Without the names of Rust's types.
-fn people_words(said: &str) -> String {
+/// A message of serde's without the names of Rust types.
+fn without_rust_types(said: &str) -> String {
     let mut said = said.to_owned();
     for (from, to) in [
         ("expected f32", "expected a number"),
@@ -129,7 +129,7 @@ fn people_words(said: &str) -> String {
     said
 }
 
-/// One text or a list of them, as `stop` may be.
+/// `stop`: a text or a list of texts.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Texts(pub Vec<String>);
 
@@ -173,7 +173,7 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
-/// Biases by token id, as `logit_bias` gives them: `{"50256": -100}`. Ids rise.
+/// `logit_bias`: biases by token id, such as `{"50256": -100}`, in the order of the ids.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Biases(pub Vec<(u32, f32)>);
 
@@ -193,11 +193,13 @@ impl<'de> Deserialize<'de> for Biases {
         for (text, bias) in by_text {
             let id: u32 = text.parse().map_err(|_| {
                 let text: String = text.chars().take(40).collect();
-                D::Error::custom(format!("{text:?} is no token id; the keys are token ids"))
+                D::Error::custom(format!(
+                    "{text:?} is not a token id; the keys are token ids"
+                ))
             })?;
             if biases.insert(id, bias).is_some() {
                 return Err(D::Error::custom(format!(
-                    "the token id {id} stands there twice"
+                    "the token id {id} is given twice"
                 )));
             }
         }
@@ -210,7 +212,7 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    #[allow(dead_code, reason = "only the reading is tested")]
+    #[allow(dead_code, reason = "only parsing is tested")]
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Outer {
@@ -223,7 +225,7 @@ mod tests {
         inner: Vec<Inner>,
     }
 
-    #[allow(dead_code, reason = "only the reading is tested")]
+    #[allow(dead_code, reason = "only parsing is tested")]
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Inner {
@@ -231,7 +233,8 @@ mod tests {
     }
 
     fn refused(body: &str) -> (String, String, Value) {
-        let error = parse::<Outer>(body.as_bytes()).unwrap_err().json();
+        let error = parse::<Outer>(body.as_bytes()).unwrap_err().body();
+        let error = serde_json::json!(error);
         let text = |key: &str| error["error"][key].as_str().unwrap().to_owned();
         (
             text("code"),
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_given_a_place() {
+    fn invalid_json_is_reported_with_its_position() {
         for (body, place) in [
             ("{\"name\": \n oops}", "line 2 column 2"),
             ("", "line 1 column 0"),
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_named() {
+    fn a_wrong_field_is_reported_by_name() {
         for (body, code, param, said) in [
             (
                 r#"{"name": 3}"#,
@@ -323,7 +326,7 @@ mod tests {
                 r#"{"name": "a", "bias": {"5": 1, "x": 2}}"#,
                 "invalid_value",
                 "bias",
-                "\"x\" is no token id",
+                "\"x\" is not a token id",
             ),
             (
                 r#"{"name": "a", "bias": {"5": 1, "05": 2}}"#,

@@ -6,21 +6,18 @@
 //!   not read, [`ServerSettings`] has the limits
 //! - `middleware`: the request log, API keys and cross-origin requests
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
-//! - `json` and `query` read requests; `events` and `envelope` write answers; `error` gives every error its status
+//! - `json` and `query` read requests; `answer_stream` and `envelope` write answers; `error` gives every error its status
 //! - `openapi`: the description of all routes, generated from the handlers
 
-mod answers;
+mod answer_stream;
 mod app_state;
 mod blocking;
 mod chat_completions;
-mod chat_request;
-mod chat_tools;
 mod completions;
 mod embeddings;
 mod envelope;
 mod error;
 mod evaluations;
-mod events;
 mod files;
 mod fine_tuning;
 mod generate;
@@ -31,6 +28,7 @@ mod logprobs;
 mod lora_adapters;
 mod metrics;
 mod middleware;
+mod milliseconds;
 mod models;
 mod openapi;
 mod personas;
@@ -39,14 +37,17 @@ mod routes;
 mod server;
 mod server_state;
 mod settings;
+mod stream_options;
 mod studio;
 mod tls;
 mod unix_time;
+mod usage;
 mod votes;
 mod with_sampling;
 mod write_timeout;
 
 pub use app_state::AppState;
+pub use personas::responses as persona_responses;
 pub use server::{serve, shutdown_signal};
 pub use settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
 pub use tls::{Tls, TlsError};

@@ -1,5 +1,5 @@
-//! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, as vLLM has them: its bodies, statuses and texts, with
-//! errors in the shape that all errors have here. Unlike there, a load is published: it is still there after a restart.
+//! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter` with vLLM's bodies, statuses and texts, but the error shape of all
+//! routes. Unlike in vLLM, a loaded adapter is published: it is still there after a restart.
 
 use axum::extract::State;
 use serde::Deserialize;
@@ -20,7 +20,7 @@ pub(super) struct Load {
     #[serde(default)]
     lora_path: String,
     load_inplace: Option<bool>,
-    // vLLM's own, for another kind of adapter than those that are run here.
+    // vLLM's, for a kind of adapter that is not supported.
     is_3d_lora_weight: Option<bool>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Load {
 pub(super) struct Unload {
     #[serde(default)]
     lora_name: String,
-    // Names are enough here.
+    // vLLM's; adapters have names only.
     #[serde(rename = "lora_int_id")]
     _lora_int_id: Option<Value>,
 }
@@ -39,7 +39,7 @@ pub(super) struct Unload {
     post,
     path = "/v1/load_lora_adapter",
     request_body = Load,
-    responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
+    responses((status = 200, description = "vLLM's text", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn load(
     State(state): State<AppState>,
@@ -70,7 +70,7 @@ pub(super) async fn load(
         ));
     }
     let only_new = load.load_inplace != Some(true);
-    let said = name.clone();
+    let shown_name = name.clone();
     let published = run_blocking(move || {
         let adapter = service.under_adapter_root(&path)?;
         service.publish(&NewVersion {
@@ -84,7 +84,7 @@ pub(super) async fn load(
     .await?;
     match published {
         Ok(_) => Ok(format!(
-            "Success: LoRA adapter '{said}' added successfully."
+            "Success: LoRA adapter '{shown_name}' added successfully."
         )),
         Err(PublishError::Registry(RegistryError::Exists { name })) => Err(ApiError::bad_request(
             "already_loaded",
@@ -103,7 +103,7 @@ pub(super) async fn load(
     post,
     path = "/v1/unload_lora_adapter",
     request_body = Unload,
-    responses((status = 200, description = "vLLM's words", body = String, content_type = "text/plain"))
+    responses((status = 200, description = "vLLM's text", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn unload(
     State(state): State<AppState>,
@@ -118,15 +118,15 @@ pub(super) async fn unload(
             Some("lora_name".to_owned()),
         ));
     }
-    let said = name.clone();
+    let shown_name = name.clone();
     match run_blocking(move || service.unpublish(&name)).await? {
         Ok(()) => Ok(format!(
-            "Success: LoRA adapter '{said}' removed successfully."
+            "Success: LoRA adapter '{shown_name}' removed successfully."
         )),
         Err(PublishError::Registry(RegistryError::Unknown { alias: None, .. })) => {
             Err(ApiError::missing(
                 "persona_not_found",
-                format!("The lora adapter '{said}' cannot be found."),
+                format!("The lora adapter '{shown_name}' cannot be found."),
                 "lora_name",
             ))
         }

@@ -1,14 +1,15 @@
 //! Log-probabilities in OpenAI's two shapes.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use service::TokenLogprob;
 
-/// What stands for minus infinity, which JSON has no number for; OpenAI's own.
+/// OpenAI's value for minus infinity, which JSON cannot express.
 const LOWEST: f32 = -9999.0;
 
-/// A request's number of alternatives, in its range.
+/// Checks a request's number of alternatives.
 pub(super) fn count(field: &str, asked: u64) -> Result<u8, ApiError> {
     let most = engine::MAX_TOP_LOGPROBS;
     match u8::try_from(asked) {
@@ -22,41 +23,80 @@ pub(super) fn count(field: &str, asked: u64) -> Result<u8, ApiError> {
 }
 
 /// `choices[].logprobs` of a chat completion.
-pub(super) fn of_chat(tokens: &[TokenLogprob]) -> Value {
-    let one = |bytes: &[u8], logprob: f32| {
-        json!({
-            "token": String::from_utf8_lossy(bytes),
-            "logprob": logprob.max(LOWEST),
-            "bytes": bytes,
-        })
-    };
-    let content: Vec<Value> = tokens
-        .iter()
-        .map(|token| {
-            let top = token.top.iter();
-            let top: Vec<Value> = top.map(|(bytes, logprob)| one(bytes, *logprob)).collect();
-            // Nothing is echoed in a chat, so every token has one.
-            let mut value = one(&token.bytes, token.logprob.unwrap_or(LOWEST));
-            value["top_logprobs"] = top.into();
-            value
-        })
-        .collect();
-    json!({"content": content, "refusal": null})
+#[derive(Debug, Serialize)]
+pub(super) struct ChatLogprobs {
+    content: Vec<TokenRow>,
+    refusal: Option<String>,
 }
 
-/// `choices[].logprobs` of a completion, across the chunks of a stream.
+#[derive(Debug, Serialize)]
+struct TokenRow {
+    #[serde(flatten)]
+    token: ChatToken,
+    top_logprobs: Vec<ChatToken>,
+}
+
+#[derive(Debug, Serialize)]
+struct ChatToken {
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+}
+
+impl ChatToken {
+    fn new(bytes: &[u8], logprob: f32) -> ChatToken {
+        ChatToken {
+            token: String::from_utf8_lossy(bytes).into_owned(),
+            logprob: finite(logprob),
+            bytes: bytes.to_vec(),
+        }
+    }
+}
+
+fn finite(logprob: f32) -> f64 {
+    logprob.max(LOWEST).into()
+}
+
+/// The log-probabilities of these tokens of a chat.
+pub(super) fn of_chat(tokens: &[TokenLogprob]) -> ChatLogprobs {
+    let row = |token: &TokenLogprob| {
+        let top = token.top.iter();
+        TokenRow {
+            // A chat echoes no prompt, so every token has one.
+            token: ChatToken::new(&token.bytes, token.logprob.unwrap_or(LOWEST)),
+            top_logprobs: top
+                .map(|(bytes, logprob)| ChatToken::new(bytes, *logprob))
+                .collect(),
+        }
+    };
+    ChatLogprobs {
+        content: tokens.iter().map(row).collect(),
+        refusal: None,
+    }
+}
+
+/// `choices[].logprobs` of a completion: a column for each field.
+#[derive(Debug, Serialize)]
+pub(super) struct CompletionLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f64>>,
+    top_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    text_offset: Vec<usize>,
+}
+
+/// Makes [`CompletionLogprobs`] across the chunks of a stream.
 #[derive(Debug, Clone)]
 pub(super) struct Columns {
     /// Whether alternatives were asked for.
     top: bool,
-    /// Characters of the text before the next token.
+    /// The number of characters before the next token.
     offset: usize,
-    /// Bytes of a character that the next token goes on with.
+    /// The first bytes of a character that the next token continues.
     pending: Vec<u8>,
 }
 
 impl Columns {
-    /// From the beginning of a text.
+    /// At the start of a text, with this number of alternatives.
     pub fn new(top: u8) -> Columns {
         Columns {
             top: top > 0,
@@ -66,7 +106,7 @@ impl Columns {
     }
 
     /// The columns of these tokens.
-    pub fn next(&mut self, tokens: &[TokenLogprob]) -> Value {
+    pub fn next(&mut self, tokens: &[TokenLogprob]) -> CompletionLogprobs {
         let mut offsets = Vec::with_capacity(tokens.len());
         for token in tokens {
             offsets.push(self.offset);
@@ -75,7 +115,7 @@ impl Columns {
             }
             self.pending.extend_from_slice(&token.bytes);
             let text = String::from_utf8_lossy(&self.pending);
-            // A character at the end that is not whole yet counts with its last token.
+            // An incomplete character at the end counts with its last token.
             let whole = match std::str::from_utf8(&self.pending) {
                 Err(error) if error.error_len().is_none() => error.valid_up_to(),
                 _ => self.pending.len(),
@@ -84,31 +124,23 @@ impl Columns {
             self.offset += text.chars().count() - partial;
             self.pending.drain(..whole);
         }
-        let top = |token: &TokenLogprob| -> Value {
-            if token.logprob.is_none() {
-                return Value::Null;
-            }
+        let top = |token: &TokenLogprob| {
+            token.logprob?;
             let top = token.top.iter();
-            top.map(|(bytes, logprob)| (name(bytes), json!(logprob.max(LOWEST))))
-                .collect::<Map<_, _>>()
-                .into()
+            let top = top.map(|(bytes, logprob)| (name(bytes), json!(finite(*logprob))));
+            Some(top.collect::<Map<_, _>>())
         };
-        let alternatives: Option<Vec<Value>> = self.top.then(|| tokens.iter().map(top).collect());
-        let names: Vec<String> = tokens.iter().map(|token| name(&token.bytes)).collect();
         let logprobs = tokens.iter().map(|token| token.logprob);
-        let logprobs: Vec<Option<f32>> = logprobs
-            .map(|logprob| logprob.map(|logprob| logprob.max(LOWEST)))
-            .collect();
-        json!({
-            "tokens": names,
-            "token_logprobs": logprobs,
-            "top_logprobs": alternatives,
-            "text_offset": offsets,
-        })
+        CompletionLogprobs {
+            tokens: tokens.iter().map(|token| name(&token.bytes)).collect(),
+            token_logprobs: logprobs.map(|logprob| logprob.map(finite)).collect(),
+            top_logprobs: self.top.then(|| tokens.iter().map(top).collect()),
+            text_offset: offsets,
+        }
     }
 }
 
-/// A token's text; one that is no text by itself is spelled byte by byte, as OpenAI does, so that no two are called alike.
+/// A token's text. A token that is not valid UTF-8 is written byte by byte, as OpenAI does, so that names are unique.
 fn name(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -136,9 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn a_chat_has_a_row_for_each_token() {
+    fn chat_logprobs_have_a_row_for_each_token() {
         let smile = "😊".as_bytes();
-        let value = of_chat(&[token(b" a", -0.5), token(&smile[..2], -1.0)]);
+        let value = json!(of_chat(&[token(b" a", -0.5), token(&smile[..2], -1.0)]));
         let content = &value["content"];
         assert_eq!(content[0]["token"], " a");
         assert_eq!(content[0]["logprob"], -0.5);
@@ -148,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_count_characters_whatever_tokens_cut() {
+    fn text_offsets_count_characters_even_if_tokens_split_them() {
         let smile = "é😊".as_bytes();
         let tokens = [
             token(b"ab", -0.5),
@@ -158,14 +190,14 @@ mod tests {
             token(b"c", -2.0),
         ];
         let mut columns = Columns::new(2);
-        let first = columns.next(&tokens[..2]);
-        let rest = columns.next(&tokens[2..]);
+        let first = json!(columns.next(&tokens[..2]));
+        let rest = json!(columns.next(&tokens[2..]));
         assert_eq!(first["text_offset"], json!([0, 2]));
         assert_eq!(rest["text_offset"], json!([3, 3, 4]));
         assert_eq!(first["tokens"], json!(["ab", "bytes:\\xc3\\xa9\\xf0"]));
         assert_eq!(first["top_logprobs"][0], json!({"ab": -0.5, "x": -9999.0}));
         assert_eq!(first["token_logprobs"], json!([-0.5, -1.0]));
-        let without = Columns::new(0).next(&tokens[..1]);
+        let without = json!(Columns::new(0).next(&tokens[..1]));
         assert_eq!(without["top_logprobs"], Value::Null);
         // The first token of a prompt, and a control token, which has no text.
         let begin = TokenLogprob {
@@ -174,17 +206,18 @@ mod tests {
             top: Vec::new(),
             ..token(b"<s>", 0.0)
         };
-        let echoed = Columns::new(1).next(&[begin, token(b"a", -1.0)]);
+        let echoed = json!(Columns::new(1).next(&[begin, token(b"a", -1.0)]));
         assert_eq!(echoed["text_offset"], json!([0, 0]));
         assert_eq!(echoed["token_logprobs"], json!([null, -1.0]));
         assert_eq!(echoed["top_logprobs"][0], Value::Null);
     }
 
     #[test]
-    fn the_count_has_its_range() {
+    fn counts_out_of_range_are_rejected() {
         assert_eq!(count("logprobs", 20).unwrap(), 20);
         for wrong in [21, 256, u64::MAX] {
-            let error = count("logprobs", wrong).unwrap_err().json();
+            let error = count("logprobs", wrong).unwrap_err().body();
+            let error = json!(error);
             assert_eq!(error["error"]["param"], "logprobs");
         }
     }

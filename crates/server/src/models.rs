@@ -1,14 +1,41 @@
-//! `GET /v1/models`: the base and the personas that the caller may use, in OpenAI's shape with vLLM's `root` (where the adapter
-//! lies, for admins; the base for others) and `parent` (the base).
+//! `GET /v1/models`: the base and the personas that the caller may use, in OpenAI's shape with vLLM's `root` and `parent`.
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
+use registry::Variables;
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::answers::ModelList;
 use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::middleware::auth::ApiCaller;
+
+/// The base and the personas that the key may use.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelList {
+    /// `list`.
+    object: &'static str,
+    data: Vec<ModelCard>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ModelCard {
+    id: String,
+    /// `model`.
+    object: &'static str,
+    /// A Unix time.
+    created: u64,
+    owned_by: &'static str,
+    /// The path of the adapter, for keys with admin rights; for others the base.
+    root: String,
+    /// The base, for a persona.
+    #[schema(required)]
+    parent: Option<String>,
+    /// The variables of its system prompt, if it has any: their defaults, or `{"required": true}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>)]
+    variables: Option<Variables>,
+}
 
 /// The base and the personas that the key may use
 #[utoipa::path(
@@ -19,23 +46,22 @@ use crate::middleware::auth::ApiCaller;
 pub(super) async fn models(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ModelList>, ApiError> {
     let service = state.service()?;
     let base = &service.base().name;
-    let model = |id: &str, created: u64, root: &str, parent: Option<&str>| {
-        json!({
-            "id": id,
-            "object": "model",
-            "created": created,
-            "owned_by": "lory",
-            "root": root,
-            "parent": parent,
-        })
+    let started_at = state.started_at();
+    let card = |id: &str, created: u64| ModelCard {
+        id: id.to_owned(),
+        object: "model",
+        created,
+        owned_by: "lory",
+        root: base.clone(),
+        parent: None,
+        variables: None,
     };
-    let started = state.started_at();
     let mut data = Vec::new();
     if caller.check_base(base).is_ok() {
-        data.push(model(base, started, base, None));
+        data.push(card(base, started_at));
     }
     let personas = service.personas();
     for persona in personas
@@ -44,20 +70,18 @@ pub(super) async fn models(
         .filter(|name| caller.may_use(name))
         .filter_map(|name| personas.get(name))
     {
-        let adapter = persona.adapter.as_ref();
-        // Where files lie is for those who put them there.
-        let adapter = adapter.filter(|_| caller.is_admin());
-        let root = adapter.map_or_else(
-            || base.clone(),
-            |adapter| adapter.path.display().to_string(),
-        );
-        let created = persona.published.unwrap_or(started);
-        let mut card = model(&persona.name, created, &root, Some(base));
-        // What whoever asks it may or must give.
+        let mut card = card(&persona.name, persona.published.unwrap_or(started_at));
+        card.parent = Some(base.clone());
+        if let Some(adapter) = persona.adapter.as_ref().filter(|_| caller.is_admin()) {
+            card.root = adapter.path.display().to_string();
+        }
         if !persona.variables.is_empty() {
-            card["variables"] = json!(persona.variables);
+            card.variables = Some(persona.variables.clone());
         }
         data.push(card);
     }
-    Ok(Json(json!({"object": "list", "data": data})))
+    Ok(Json(ModelList {
+        object: "list",
+        data,
+    }))
 }

@@ -10,7 +10,7 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
 
-use crate::answers::ErrorBody;
+use crate::error::ErrorBody;
 use crate::with_sampling;
 
 /// The name of the security scheme.

@@ -1,4 +1,4 @@
-//! What stands behind the question mark of a path: each parameter by its name, and nothing else.
+//! Reads query parameters by name, and refuses unknown ones.
 
 use std::str::FromStr;
 
@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use crate::error::ApiError;
 use jobs::{MAX_PAGE, Page};
 
-/// The parameters that were sent. Whoever takes them ends with [`Query::end`], which refuses what nobody took.
+/// The parameters of a request. Take each one by name, then call [`Query::end`], which refuses the others.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Query {
@@ -35,7 +35,7 @@ impl Query {
         };
         let (_, value) = self.0.remove(at);
         if self.0.iter().any(|(other, _)| other == name) {
-            return Err(invalid(name, format!("{name} stands twice")));
+            return Err(invalid(name, format!("{name} is given twice")));
         }
         Ok(Some(value))
     }
@@ -59,7 +59,7 @@ impl Query {
         }
     }
 
-    /// `after` and `limit`, and `order` where the route has it.
+    /// `after` and `limit`, and `order` if the route has it.
     pub fn page(&mut self, default: usize, most: usize, ordered: bool) -> Result<Page, ApiError> {
         let newest_first = match ordered.then(|| self.text("order")).transpose()?.flatten() {
             None => true,
@@ -76,12 +76,12 @@ impl Query {
         })
     }
 
-    /// [`Query::page`] as OpenAI's lists of jobs have it.
+    /// [`Query::page`] with the limits of OpenAI's lists of jobs.
     pub fn short_page(&mut self) -> Result<Page, ApiError> {
         self.page(20, MAX_PAGE, false)
     }
 
-    /// `metadata[key]=value`, as often as it stands there.
+    /// Every `metadata[key]=value`.
     pub fn metadata(&mut self) -> Vec<(String, String)> {
         let key = |name: &str| {
             let key = name.strip_prefix("metadata[")?.strip_suffix(']')?;
@@ -98,7 +98,7 @@ impl Query {
         found
     }
 
-    /// Refuses what was not taken.
+    /// Refuses parameters that were not taken.
     pub fn end(self) -> Result<(), ApiError> {
         match self.0.first() {
             None => Ok(()),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_taken_and_others_refused() {
+    fn known_parameters_are_read_and_unknown_ones_refused() {
         let mut good = query(&[("limit", "3"), ("metadata[a]", "b"), ("after", "x")]);
         let page = good.short_page().unwrap();
         assert_eq!((page.limit, page.after.as_deref()), (3, Some("x")));

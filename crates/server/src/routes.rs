@@ -66,11 +66,11 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(lora_adapters::lora_adapters))
         .routes(routes!(load_lora_adapter::load))
         .routes(routes!(load_lora_adapter::unload))
-        .routes(routes!(personas::look::list))
-        .routes(routes!(personas::look::show, personas::change::remove))
-        .routes(routes!(personas::look::history))
+        .routes(routes!(personas::list::list))
+        .routes(routes!(personas::list::show, personas::change::remove))
+        .routes(routes!(personas::list::history))
         .routes(routes!(
-            personas::look::versions,
+            personas::list::versions,
             personas::publish::publish
         ))
         .routes(routes!(personas::change::rollback))
@@ -87,10 +87,10 @@ fn routes() -> OpenApiRouter<AppState> {
             personas::change::remove_alias
         ))
         // The upload counts the bytes of an archive itself.
-        .routes(routes!(personas::upload::upload).layer(DefaultBodyLimit::disable()))
-        .routes(routes!(personas::upload::forget))
-        .routes(routes!(personas::tend::verify))
-        .routes(routes!(personas::tend::collect_garbage));
+        .routes(routes!(personas::uploads::upload).layer(DefaultBodyLimit::disable()))
+        .routes(routes!(personas::uploads::forget))
+        .routes(routes!(personas::maintenance::verify))
+        .routes(routes!(personas::maintenance::collect_garbage));
 
     OpenApiRouter::with_openapi(openapi::base())
         .merge(open)

@@ -1,4 +1,4 @@
-//! A certificate and its key from PEM files, read again when they change, as those of Let's Encrypt do every few weeks.
+//! A certificate and its key from PEM files, reloaded when they change, as those of Let's Encrypt do every few weeks.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 /// A certificate that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file is missing, or is no PEM.
+    /// A file is missing or not PEM.
     #[error("{}: {source}", path.display())]
     Pem {
         /// The file.
@@ -21,13 +21,13 @@ pub enum TlsError {
         /// What is wrong.
         source: pem::Error,
     },
-    /// The file of the certificate holds none.
-    #[error("{}: holds no certificate; it must be PEM, with a block BEGIN CERTIFICATE", path.display())]
+    /// The file has no certificate.
+    #[error("{}: has no certificate; it must be PEM with a block BEGIN CERTIFICATE", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// Certificate and key cannot be used together.
+    /// The certificate and the key cannot be used together.
     #[error("{} with {}: {source}", cert.display(), key.display())]
     Unusable {
         /// The certificate's file.
@@ -39,7 +39,7 @@ pub enum TlsError {
     },
 }
 
-/// The certificate in force.
+/// The current certificate.
 pub struct Tls {
     cert: PathBuf,
     key: PathBuf,
@@ -74,10 +74,10 @@ impl Tls {
         TlsAcceptor::from(Arc::clone(&state.config))
     }
 
-    /// Reads the files again if they are not what they were when they were last looked at.
+    /// Reloads the files if they changed since the last call.
     ///
     /// # Errors
-    /// [`TlsError`]; the certificate then stays as it was.
+    /// [`TlsError`]; the previous certificate then stays in use.
     pub(super) fn read_if_changed(&self) -> Result<bool, TlsError> {
         let now = [modified(&self.cert), modified(&self.key)];
         {
@@ -120,7 +120,7 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         key: key.to_owned(),
         source,
     };
-    // ring builds with a C compiler alone; the other provider wants cmake.
+    // ring needs only a C compiler to build; the other provider needs cmake.
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?

@@ -1,48 +1,103 @@
-//! `POST /v1/votes`, `GET /v1/votes`: blind votes between two speakers.
+//! `POST /v1/votes`, `GET /v1/votes`: blind votes between two models: persona versions, blends of them, or the base.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::answers::{TallyShown, VoteList};
 use crate::app_state::AppState;
 use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use crate::middleware::auth::ApiCaller;
 use crate::unix_time::unix_time;
-use service::votes::{MAX_PROMPT, Tally, Vote, Winner};
+use service::votes::{self, MAX_PROMPT, Vote};
 use service::{Caller, Service};
 
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewVote {
-    /// A speaker: `name@version`, a blend of such, or the base.
+    /// A model: `name@version`, a blend of those, or the base.
     a: String,
-    /// Another one.
+    /// Another model.
     b: String,
     winner: Winner,
-    /// What both were asked; at most 4096 bytes.
+    /// The prompt that both answered; at most 4096 bytes.
     prompt: Option<String>,
 }
 
-/// Keep a vote between two speakers
+/// Which of two answers was better.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Winner {
+    /// The first.
+    A,
+    /// The second.
+    B,
+    /// Neither.
+    Tie,
+}
+
+impl From<Winner> for votes::Winner {
+    fn from(winner: Winner) -> votes::Winner {
+        match winner {
+            Winner::A => votes::Winner::A,
+            Winner::B => votes::Winner::B,
+            Winner::Tie => votes::Winner::Tie,
+        }
+    }
+}
+
+/// Pairs of models and the votes on them.
+#[derive(Serialize, ToSchema)]
+pub(super) struct VoteList {
+    /// `list`.
+    object: &'static str,
+    data: Vec<Tally>,
+}
+
+/// The votes on two models.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TallyShown)]
+pub(super) struct Tally {
+    a: String,
+    b: String,
+    a_wins: u64,
+    b_wins: u64,
+    ties: u64,
+    /// `vote.tally`.
+    object: &'static str,
+}
+
+impl From<votes::Tally> for Tally {
+    fn from(tally: votes::Tally) -> Tally {
+        Tally {
+            a: tally.a,
+            b: tally.b,
+            a_wins: tally.a_wins,
+            b_wins: tally.b_wins,
+            ties: tally.ties,
+            object: "vote.tally",
+        }
+    }
+}
+
+/// Store a vote between two models
 #[utoipa::path(
     post,
     path = "/v1/votes",
     request_body = NewVote,
-    responses((status = 201, description = "How the two stand then", body = TallyShown))
+    responses((status = 201, description = "The votes on these two, with this one", body = Tally))
 )]
 pub(super) async fn vote(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Body(new): Body<NewVote>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Json<Tally>), ApiError> {
     let service = state.service()?;
-    for (field, who) in [("a", &new.a), ("b", &new.b)] {
-        speaker(&service, &caller, field, who)?;
+    for (field, model) in [("a", &new.a), ("b", &new.b)] {
+        check_model(&service, &caller, field, model)?;
     }
     let wrong = |field: &str, message: String| {
         Err(ApiError::bad_request(
@@ -52,7 +107,10 @@ pub(super) async fn vote(
         ))
     };
     if new.a == new.b {
-        return wrong("b", "b is the same as a; a vote is between two".to_owned());
+        return wrong(
+            "b",
+            "b is the same as a; a vote is between two different models".to_owned(),
+        );
     }
     if let Some(prompt) = new
         .prompt
@@ -62,21 +120,21 @@ pub(super) async fn vote(
         let bytes = prompt.len();
         return wrong(
             "prompt",
-            format!("prompt has {bytes} bytes; at most {MAX_PROMPT} are kept"),
+            format!("prompt has {bytes} bytes; at most {MAX_PROMPT} are allowed"),
         );
     }
     let vote = Vote {
         time: unix_time(),
         a: new.a,
         b: new.b,
-        winner: new.winner,
+        winner: new.winner.into(),
         prompt: new.prompt,
     };
     let tally = run_blocking(move || service.votes()?.add(&vote)).await??;
-    Ok((StatusCode::CREATED, Json(shown(&tally))))
+    Ok((StatusCode::CREATED, Json(tally.into())))
 }
 
-/// How the votes stand, for every pair that the key may ask
+/// The votes on every pair of models that the key may use
 #[utoipa::path(
     get,
     path = "/v1/votes",
@@ -85,52 +143,54 @@ pub(super) async fn vote(
 pub(super) async fn votes(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<VoteList>, ApiError> {
     let service = state.service()?;
-    let kept = std::sync::Arc::clone(&service);
-    let tallies = run_blocking(move || kept.votes()?.tallies()).await??;
-    let mine = |tally: &&Tally| {
+    let stored = std::sync::Arc::clone(&service);
+    let tallies = run_blocking(move || stored.votes()?.tallies()).await??;
+    let allowed = |tally: &votes::Tally| {
         [&tally.a, &tally.b]
             .into_iter()
-            .all(|who| speaker_allowed(&service, &caller, who))
+            .all(|model| may_use(&service, &caller, model))
     };
-    let data: Vec<Value> = tallies.iter().filter(mine).map(shown).collect();
-    Ok(Json(json!({"object": "list", "data": data})))
+    let tallies = tallies.into_iter().filter(allowed);
+    Ok(Json(VoteList {
+        object: "list",
+        data: tallies.map(Tally::from).collect(),
+    }))
 }
 
-fn shown(tally: &Tally) -> Value {
-    let mut shown = json!(tally);
-    shown["object"] = json!("vote.tally");
-    shown
+/// The parts of a blend; one for a single persona.
+fn parts(model: &str) -> impl Iterator<Item = registry::BlendPart> {
+    registry::spec::parse(model).into_iter().flatten()
 }
 
-/// The names in a speaker that is no base, without weights.
-fn names(who: &str) -> impl Iterator<Item = registry::BlendPart> {
-    registry::spec::parse(who).into_iter().flatten()
-}
-
-fn speaker_allowed(service: &Service, caller: &Caller, who: &str) -> bool {
-    match who == service.base().name {
-        true => caller.check_base(who).is_ok(),
-        false => names(who).all(|part| caller.may_use(&part.name)),
+fn may_use(service: &Service, caller: &Caller, model: &str) -> bool {
+    match model == service.base().name {
+        true => caller.check_base(model).is_ok(),
+        false => parts(model).all(|part| caller.may_use(&part.name)),
     }
 }
 
-/// Holds a speaker to what can be voted on: somebody who is there, whom the caller may ask, in a version that stays what it is.
-fn speaker(service: &Service, caller: &Caller, field: &str, who: &str) -> Result<(), ApiError> {
-    if who == service.base().name {
-        return Ok(caller.check_base(who)?);
+/// Checks that a model exists, that the caller may use it, and that it names fixed versions.
+fn check_model(
+    service: &Service,
+    caller: &Caller,
+    field: &str,
+    model: &str,
+) -> Result<(), ApiError> {
+    if model == service.base().name {
+        return Ok(caller.check_base(model)?);
     }
-    for part in names(who) {
+    for part in parts(model) {
         caller.check_persona(&part.name)?;
     }
     let wrong =
         |message: String| ApiError::bad_request("invalid_persona", message, Some(field.to_owned()));
     let personas = service.personas();
     personas
-        .resolve(who)
+        .resolve(model)
         .map_err(|error| wrong(format!("{field}: {error}")))?;
-    match names(who).find(|part| part.version.is_none()) {
+    match parts(model).find(|part| part.version.is_none()) {
         Some(part) => Err(wrong(format!(
             "{field}: {} has no version; a vote is on a version, such as {}@1",
             part.name, part.name

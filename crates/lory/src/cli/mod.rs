@@ -137,6 +137,11 @@ fn print(text: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+/// Writes one JSON object on a line.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string(value)?))
+}
+
 /// Whether whoever read stdout is gone (`lory ... | head`), which is no failure.
 fn reader_left(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();

@@ -164,7 +164,7 @@ fn a_request_has_one_line_of_json_and_no_secret() {
     // SIGHUP reads the keys again; a broken file changes nothing.
     scene.write("keys.toml", "[[key]]\nname = 'a'");
     serving.signal("-HUP");
-    let text = serving.line(&["keys.toml:1", "stay as they were"]);
+    let text = serving.line(&["keys.toml:1", "the previous keys stay in use"]);
     assert!(text.contains("ERROR"), "{text}");
     let headers = format!("Authorization: Bearer {secret}\r\n");
     assert!(

@@ -97,10 +97,10 @@ fn a_pair_that_cannot_be_used_is_named() {
     let folder = tempfile::tempdir().unwrap();
     assert!(open(folder.path()).err().unwrap().contains("cert.pem: "));
     for (cert, key, said) in [
-        ("", KEY, "cert.pem: holds no certificate"),
+        ("", KEY, "cert.pem: has no certificate"),
         (CERT, "", "key.pem: "),
         (CERT, CERT, "key.pem: "),
-        (KEY, KEY, "cert.pem: holds no certificate"),
+        (KEY, KEY, "cert.pem: has no certificate"),
     ] {
         write_pair(folder.path(), cert, key);
         let error = open(folder.path()).err().unwrap();

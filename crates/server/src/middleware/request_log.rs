@@ -17,6 +17,7 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use crate::error::ApiError;
+use crate::milliseconds::milliseconds;
 use crate::server_state::ServerState;
 use crate::settings::MAX_HEADERS;
 use service::{RequestLog, RequestLogEntry};
@@ -122,7 +123,6 @@ fn log_line(
     let path: String = request.uri().path().chars().take(200).collect();
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     move |entry| {
-        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(
@@ -139,9 +139,9 @@ fn log_line(
                     prompt_tokens = entry.outcome.map(|_| entry.prompt_tokens),
                     cached_tokens = entry.outcome.map(|_| entry.cached_tokens),
                     completion_tokens = entry.outcome.map(|_| entry.completion_tokens),
-                    queue_ms = entry.queue.map(ms),
-                    first_token_ms = entry.first_token.map(ms),
-                    total_ms = ms(started.elapsed()),
+                    queue_ms = entry.queue.map(milliseconds),
+                    first_token_ms = entry.first_token.map(milliseconds),
+                    total_ms = milliseconds(started.elapsed()),
                     "request"
                 )
             };

@@ -1,5 +1,4 @@
-//! What changes without a new version: going back, removing, other names, canaries and shadows. Each answers with the persona as
-//! it is then.
+//! Changes without a new version: rollback, removal, aliases, canaries and shadows. Most return the persona after the change.
 
 use std::sync::Arc;
 
@@ -7,51 +6,51 @@ use axum::Json;
 use axum::extract::{Path, State};
 use registry::{PersonaRef, Registry, RegistryError};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::answers::{AliasRemoved, AliasShown, PersonaRemoved, PersonaVersion};
+use super::responses::{Alias, AliasRemoved, PersonaRemoved, PersonaVersion};
 use super::{named, whole};
 use crate::app_state::AppState;
 use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
-use service::catalog::shown;
 use service::{PublishError, Service};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rollback {
-    /// Without, the one that was current before.
+    /// By default the version that was current before.
     version: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Part {
+#[schema(as = Part)]
+pub(crate) struct TrafficPart {
     #[schema(minimum = 1)]
     version: u32,
-    /// How many of a hundred requests, above 0, to 100.
+    /// The percentage of requests: above 0, to 100.
     #[schema(exclusive_minimum = 0, maximum = 100)]
     percent: f64,
 }
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Alias {
+#[schema(as = Alias)]
+pub(crate) struct NewAlias {
     /// `name`, or `name@version`.
     target: String,
 }
 
-/// Makes a change, and shows the persona as it is then.
+/// Makes a change and returns the persona after it.
 async fn changed(
     service: Arc<Service>,
     name: String,
     change: impl FnOnce(&Registry) -> Result<(), RegistryError> + Send + 'static,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<PersonaVersion>, ApiError> {
     let done = run_blocking(move || {
         service.change(change)?;
         let state = service.registry()?.state();
-        Ok::<Value, PublishError>(shown::version(&state, &name, None)?)
+        Ok::<_, PublishError>(PersonaVersion::published(&state, &name, None)?)
     });
     Ok(Json(done.await??))
 }
@@ -62,13 +61,13 @@ async fn changed(
     path = "/v1/personas/{name}/rollback",
     params(("name" = String, Path, description = "A persona's name")),
     request_body = Rollback,
-    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+    responses((status = 200, description = "The persona after the change", body = PersonaVersion))
 )]
 pub(crate) async fn rollback(
     State(state): State<AppState>,
     Path(name): Path<String>,
     Body(request): Body<Rollback>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<PersonaVersion>, ApiError> {
     let name = whole(&name)?;
     let of = name.clone();
     let back = move |registry: &Registry| registry.rollback(&of, request.version).map(|_| ());
@@ -85,7 +84,7 @@ pub(crate) async fn rollback(
 pub(crate) async fn remove(
     State(state): State<AppState>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<PersonaRemoved>, ApiError> {
     let (name, version) = named(&name)?;
     let service = state.service()?;
     let of = name.clone();
@@ -94,27 +93,22 @@ pub(crate) async fn remove(
         None => service.unpublish(&of),
     });
     removed.await??;
-    Ok(Json(json!({
-        "object": "persona.removed",
-        "name": name,
-        "version": version,
-        "removed": true,
-    })))
+    Ok(Json(PersonaRemoved::new(name, version)))
 }
 
-/// Send a part of the requests to another version
+/// Send a percentage of the requests to another version
 #[utoipa::path(
     put,
     path = "/v1/personas/{name}/canary",
     params(("name" = String, Path, description = "A persona's name")),
-    request_body = Part,
-    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+    request_body = TrafficPart,
+    responses((status = 200, description = "The persona after the change", body = PersonaVersion))
 )]
 pub(crate) async fn canary(
     State(state): State<AppState>,
     Path(name): Path<String>,
-    Body(part): Body<Part>,
-) -> Result<Json<Value>, ApiError> {
+    Body(part): Body<TrafficPart>,
+) -> Result<Json<PersonaVersion>, ApiError> {
     split(state, &name, Some(part), Registry::canary).await
 }
 
@@ -123,28 +117,28 @@ pub(crate) async fn canary(
     delete,
     path = "/v1/personas/{name}/canary",
     params(("name" = String, Path, description = "A persona's name")),
-    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+    responses((status = 200, description = "The persona after the change", body = PersonaVersion))
 )]
 pub(crate) async fn end_canary(
     State(state): State<AppState>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<PersonaVersion>, ApiError> {
     split(state, &name, None, Registry::canary).await
 }
 
-/// Send a part of the requests to another version too, for comparison
+/// Send a percentage of the requests to another version too, for comparison
 #[utoipa::path(
     put,
     path = "/v1/personas/{name}/shadow",
     params(("name" = String, Path, description = "A persona's name")),
-    request_body = Part,
-    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+    request_body = TrafficPart,
+    responses((status = 200, description = "The persona after the change", body = PersonaVersion))
 )]
 pub(crate) async fn shadow(
     State(state): State<AppState>,
     Path(name): Path<String>,
-    Body(part): Body<Part>,
-) -> Result<Json<Value>, ApiError> {
+    Body(part): Body<TrafficPart>,
+) -> Result<Json<PersonaVersion>, ApiError> {
     split(state, &name, Some(part), Registry::shadow).await
 }
 
@@ -153,68 +147,68 @@ pub(crate) async fn shadow(
     delete,
     path = "/v1/personas/{name}/shadow",
     params(("name" = String, Path, description = "A persona's name")),
-    responses((status = 200, description = "The persona as it is then", body = PersonaVersion))
+    responses((status = 200, description = "The persona after the change", body = PersonaVersion))
 )]
 pub(crate) async fn end_shadow(
     State(state): State<AppState>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<PersonaVersion>, ApiError> {
     split(state, &name, None, Registry::shadow).await
 }
 
-type Splitting = fn(&Registry, &str, Option<(u32, f64)>) -> Result<(), RegistryError>;
+type SetSplit = fn(&Registry, &str, Option<(u32, f64)>) -> Result<(), RegistryError>;
 
 async fn split(
     state: AppState,
     name: &str,
-    part: Option<Part>,
-    what: Splitting,
-) -> Result<Json<Value>, ApiError> {
+    part: Option<TrafficPart>,
+    set: SetSplit,
+) -> Result<Json<PersonaVersion>, ApiError> {
     let name = whole(name)?;
     let of = name.clone();
     let part = part.map(|part| (part.version, part.percent));
     changed(state.service()?, name, move |registry| {
-        what(registry, &of, part)
+        set(registry, &of, part)
     })
     .await
 }
 
-/// Give a persona, or a version of it, another name
+/// Set an alias of a persona, or of a version of it
 #[utoipa::path(
     put,
     path = "/v1/persona_aliases/{alias}",
-    params(("alias" = String, Path, description = "The other name")),
-    request_body = Alias,
-    responses((status = 200, description = "The alias", body = AliasShown))
+    params(("alias" = String, Path, description = "The alias")),
+    request_body = NewAlias,
+    responses((status = 200, description = "The alias", body = Alias))
 )]
 pub(crate) async fn alias(
     State(state): State<AppState>,
     Path(alias): Path<String>,
-    Body(request): Body<Alias>,
-) -> Result<Json<Value>, ApiError> {
+    Body(request): Body<NewAlias>,
+) -> Result<Json<Alias>, ApiError> {
     let alias = whole(&alias)?;
     let (name, version) = named(&request.target)?;
     let target = PersonaRef { name, version };
-    let shown = json!({"object": "persona.alias", "alias": alias, "target": target.to_string()});
+    let response = Alias::new(&alias, &target);
     let service = state.service()?;
     run_blocking(move || service.change(|registry| registry.alias(&alias, &target))).await??;
-    Ok(Json(shown))
+    Ok(Json(response))
 }
 
-/// Take another name away
+/// Remove an alias
 #[utoipa::path(
     delete,
     path = "/v1/persona_aliases/{alias}",
-    params(("alias" = String, Path, description = "The other name")),
+    params(("alias" = String, Path, description = "The alias")),
     responses((status = 200, description = "What was removed", body = AliasRemoved))
 )]
 pub(crate) async fn remove_alias(
     State(state): State<AppState>,
     Path(alias): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<AliasRemoved>, ApiError> {
     let alias = whole(&alias)?;
-    let shown = json!({"object": "persona.alias.removed", "alias": alias, "removed": true});
+    let response = AliasRemoved::new(&alias);
     let service = state.service()?;
     run_blocking(move || service.change(|registry| registry.remove_alias(&alias))).await??;
-    Ok(Json(shown))
+    Ok(Json(response))
 }

@@ -1,11 +1,12 @@
 //! Personas, their versions, aliases and adapters: the same operations as `lory persona`, for keys with admin rights.
 
-mod answers;
 pub(super) mod change;
-pub(super) mod look;
+pub(super) mod list;
+pub(super) mod maintenance;
 pub(super) mod publish;
-pub(super) mod tend;
-pub(super) mod upload;
+pub mod responses;
+mod settings_schema;
+pub(super) mod uploads;
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ async fn with_state<T: Send + 'static>(
     worked.await?.map_err(ApiError::from)
 }
 
-/// A name of the path, with a version if it has one.
+/// A persona's name in a path, with its version if it has one.
 fn named(text: &str) -> Result<(String, Option<u32>), ApiError> {
     let wrong = |message: String| {
         ApiError::bad_request("invalid_persona", message, Some("name".to_owned()))
@@ -43,19 +44,19 @@ fn named(text: &str) -> Result<(String, Option<u32>), ApiError> {
     }
 }
 
-/// A name of the path that stands for the persona as a whole.
+/// A persona's name in a path, without a version.
 fn whole(text: &str) -> Result<String, ApiError> {
     match named(text)? {
         (name, None) => Ok(name),
         (name, Some(_)) => Err(ApiError::bad_request(
             "invalid_persona",
-            format!("this is about {name} as a whole; leave the version out"),
+            format!("this applies to every version of {name}; leave the version out"),
             Some("name".to_owned()),
         )),
     }
 }
 
-/// What a published persona that is not there is refused with.
+/// The error for a published persona that does not exist.
 fn unknown(name: String) -> PublishError {
     RegistryError::Unknown { name, alias: None }.into()
 }

@@ -5,32 +5,31 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use registry::PersonaSettings;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::answers::{PersonaVersion, SettingsShape};
+use super::responses::PersonaVersion;
+use super::settings_schema::SettingsShape;
 use super::whole;
 use crate::app_state::AppState;
 use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
-use service::catalog::shown;
 use service::{NewVersion, PublishError};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Publish {
-    /// A PEFT folder under `--adapter-root`; without, the version has no adapter.
+    /// A PEFT folder under `--adapter-root`; by default the version has no adapter.
     adapter_path: Option<String>,
     /// The hash of an adapter that was sent to `/v1/adapters`, instead of a path.
     upload: Option<String>,
-    /// The adapter and the settings that lie under this name in the folder of personas.
+    /// Publish the adapter and the settings that the folder of personas has under this name.
     from_folder: Option<bool>,
-    /// Without, those of the persona as it is.
+    /// By default those of the persona's current version.
     #[schema(value_type = Option<SettingsShape>)]
     settings: Option<PersonaSettings>,
-    /// Whether the name alone means it from now on; it does unless this is false.
+    /// Whether the name alone means this version from now on; by default true.
     current: Option<bool>,
-    /// Refuse a name that is there.
+    /// Refuse a name that exists.
     only_new: Option<bool>,
 }
 
@@ -46,7 +45,7 @@ pub(crate) async fn publish(
     State(state): State<AppState>,
     Path(name): Path<String>,
     Body(request): Body<Publish>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Json<PersonaVersion>), ApiError> {
     let name = whole(&name)?;
     let service = state.service()?;
     let sources = [
@@ -91,11 +90,15 @@ pub(crate) async fn publish(
             only_new: request.only_new == Some(true),
         })?;
         if let Some(sha256) = &request.upload {
-            // It is in the registry; a copy that stays is forgotten in time.
+            // The registry has it now. If this fails, the upload expires.
             let _ = service.forget_upload(sha256);
         }
         let state = service.registry()?.state();
-        Ok::<Value, PublishError>(shown::version(&state, &name, Some(published.version))?)
+        Ok::<_, PublishError>(PersonaVersion::published(
+            &state,
+            &name,
+            Some(published.version),
+        )?)
     });
     let shown = published
         .await?

@@ -3,13 +3,13 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use registry::{Personas, RegistryError};
-use serde_json::Value;
+use serde_json::json;
 
 use crate::cli::personas::PersonasArgs;
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
-use crate::cli::{Verdict, print};
-use service::catalog::shown;
+use crate::cli::{Verdict, print, print_json};
+use server::persona_responses::{self as responses, PersonaList, PersonaVersion};
 
 /// List personas: the published ones and those of the folder
 #[derive(Debug, clap::Args)]
@@ -62,9 +62,9 @@ pub(super) fn list(args: &List) -> anyhow::Result<Verdict> {
         }
         _ => args.registry.catalog(&args.personas)?,
     };
-    let list = shown::list(&catalog);
+    let list = PersonaList::new(&catalog);
     if args.json {
-        print(&format!("{list}\n"))?;
+        print_json(&list)?;
         return Ok(Verdict::Good);
     }
     let mut table = Table::new(&[
@@ -76,20 +76,21 @@ pub(super) fn list(args: &List) -> anyhow::Result<Verdict> {
         "adapter",
         "description",
     ]);
-    for one in list["data"].as_array().into_iter().flatten() {
+    for one in list.data {
         table.row([
-            text(&one["name"]),
-            one["version"].to_string(),
-            one["versions"].as_array().map_or(0, Vec::len).to_string(),
-            text(&one["source"]),
-            one["published"].as_u64().map_or("-".to_owned(), date),
-            short(&one["adapter"]["sha256"]),
-            text(&one["description"]),
+            one.name,
+            one.version.to_string(),
+            one.versions.len().to_string(),
+            one.source.to_owned(),
+            one.published.map_or("-".to_owned(), date),
+            one.adapter
+                .map_or("-".to_owned(), |adapter| short(&adapter.sha256)),
+            one.description,
         ]);
     }
     let mut out = table.render();
-    for (alias, target) in list["aliases"].as_object().into_iter().flatten() {
-        out += &format!("{alias} stands for {}\n", text(target));
+    for (alias, target) in list.aliases {
+        out += &format!("{alias} stands for {target}\n");
     }
     print(&out)?;
     Ok(Verdict::Good)
@@ -98,44 +99,43 @@ pub(super) fn list(args: &List) -> anyhow::Result<Verdict> {
 pub(super) fn show(args: &Show) -> anyhow::Result<Verdict> {
     let state = args.registry.open()?.refresh()?;
     let (name, version) = super::named(&args.name)?;
-    let shown = shown::version(&state, &name, version)?;
+    let shown = PersonaVersion::published(&state, &name, version)?;
     if args.json {
-        print(&format!("{shown}\n"))?;
+        print_json(&shown)?;
         return Ok(Verdict::Good);
     }
-    let yes = |value: &Value| if value == true { "yes" } else { "no" };
+    let adapter = shown.adapter.as_ref();
+    let or_none = |text: Option<&String>| text.map_or("-", String::as_str).to_owned();
     let mut lines = vec![
-        ("version", format!("{}@{}", name, shown["version"])),
-        ("current", yes(&shown["current"]).to_owned()),
+        ("version", format!("{}@{}", name, shown.version)),
         (
-            "published",
-            shown["published"].as_u64().map_or("-".to_owned(), date),
+            "current",
+            if shown.current { "yes" } else { "no" }.to_owned(),
         ),
-        ("adapter", text(&shown["adapter"]["sha256"])),
-        ("bytes", shown["adapter"]["bytes"].to_string()),
-        ("base", text(&shown["adapter"]["base_sha256"])),
+        ("published", shown.published.map_or("-".to_owned(), date)),
+        ("adapter", or_none(adapter.map(|adapter| &adapter.sha256))),
     ];
-    for (key, value) in shown["settings"].as_object().into_iter().flatten() {
-        lines.push((
-            key,
-            if value.is_string() {
-                text(value)
-            } else {
-                value.to_string()
-            },
-        ));
+    if let Some(adapter) = adapter {
+        lines.push(("bytes", adapter.bytes.to_string()));
     }
-    for what in ["canary", "shadow"] {
-        if let Some(percent) = shown[what]["percent"].as_f64() {
-            lines.push((what, format!("{percent} %")));
+    let base = adapter.and_then(|adapter| adapter.base_sha256.as_ref());
+    lines.push(("base", or_none(base)));
+    let settings = json!(shown.settings);
+    for (key, value) in settings.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or(value.to_string(), str::to_owned);
+        lines.push((key, value));
+    }
+    for (what, split) in [("canary", &shown.canary), ("shadow", &shown.shadow)] {
+        if let Some(split) = split {
+            lines.push((what, format!("{} %", split.percent)));
         }
     }
-    for alias in shown["aliases"].as_array().into_iter().flatten() {
-        lines.push(("alias", text(alias)));
+    for alias in &shown.aliases {
+        lines.push(("alias", alias.clone()));
     }
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-    let lines = lines.iter().filter(|(_, value)| value != "null");
     let out: String = lines
+        .iter()
         .map(|(key, value)| format!("{key:width$}  {value}\n"))
         .collect();
     print(&out)?;
@@ -144,38 +144,26 @@ pub(super) fn show(args: &Show) -> anyhow::Result<Verdict> {
 
 pub(super) fn history(args: &History) -> anyhow::Result<Verdict> {
     let state = args.registry.open()?.refresh()?;
-    let history = shown::history(&state, args.name.as_deref());
-    let entries = history["data"].as_array().map_or(&[][..], Vec::as_slice);
-    if let Some(name) = args.name.as_ref().filter(|_| entries.is_empty()) {
+    let history = responses::History::new(&state, args.name.as_deref());
+    if let Some(name) = args.name.as_ref().filter(|_| history.data.is_empty()) {
         let name = name.clone();
         return Err(RegistryError::Unknown { name, alias: None }.into());
     }
     if args.json {
-        print(&format!("{history}\n"))?;
+        print_json(&history)?;
         return Ok(Verdict::Good);
     }
     let mut table = Table::new(&["entry", "time", "change"]);
-    for entry in entries {
-        table.row([
-            entry["sequence"].to_string(),
-            entry["time"].as_u64().map_or("-".to_owned(), date),
-            text(&entry["summary"]),
-        ]);
+    for entry in history.data {
+        table.row([entry.sequence.to_string(), date(entry.time), entry.summary]);
     }
     print(&table.render())?;
     Ok(Verdict::Good)
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or("-").to_owned()
-}
-
 /// Enough of a hash to tell it from others.
-fn short(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or("-", |hash| hash.get(..12).unwrap_or(hash))
-        .to_owned()
+fn short(hash: &str) -> String {
+    hash.get(..12).unwrap_or(hash).to_owned()
 }
 
 fn date(seconds: u64) -> String {

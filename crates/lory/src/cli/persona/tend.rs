@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::cli::registry::RegistryArgs;
 use crate::cli::table::Table;
-use crate::cli::{Verdict, print};
-use service::catalog::shown;
+use crate::cli::{Verdict, print, print_json};
+use server::persona_responses::{Garbage, VerifiedList};
 
 /// Read every published adapter and compare it with its hash; exit code 1 if one is broken
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub(super) fn verify(args: &Verify) -> anyhow::Result<Verdict> {
     let verified = args.registry.open()?.verify()?;
     let broken = verified.iter().filter(|one| one.problem.is_some()).count();
     if args.json {
-        print(&format!("{}\n", shown::verified(&verified)))?;
+        print_json(&VerifiedList::new(&verified))?;
     } else {
         let mut table = Table::new(&["adapter", "used by", "state"]);
         for one in &verified {
@@ -64,7 +64,7 @@ pub(super) fn gc(args: &Gc) -> anyhow::Result<Verdict> {
     let registry = args.registry.open()?;
     let collected = registry.collect_garbage(args.older_than, args.dry_run)?;
     if args.json {
-        print(&format!("{}\n", shown::collected(&collected, args.dry_run)))?;
+        print_json(&Garbage::new(collected, args.dry_run))?;
         return Ok(Verdict::Good);
     }
     let mut out = String::new();

@@ -1,5 +1,5 @@
-//! What `POST /v1/chat/completions` takes: OpenAI's fields and a few more. What OpenAI defines and Lory does not do is refused by
-//! name, unless it has the value that means nothing.
+//! The body of `POST /v1/chat/completions`: OpenAI's fields and a few more. A field that OpenAI defines and Lory does not support is
+//! refused by name, unless its value changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,11 @@ use formats::chat_template::Message;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::chat_tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, tools};
+use super::tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, tools};
 use crate::error::ApiError;
 use crate::json::{Biases, Texts};
 use crate::logprobs;
+use crate::stream_options::StreamOptions;
 use crate::with_sampling::AcceptsSampling;
 use sampling::{Interface, SamplingParams};
 use service::{Conversation, FieldNames, GenerateRequest};
@@ -33,13 +34,13 @@ pub(super) struct ChatRequest {
     n: Option<usize>,
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    // Not OpenAI's; servers of open models take them.
+    // Not OpenAI's, but common among servers of open models.
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     timeout_ms: Option<u64>,
     /// Lory's own: values for the variables of the persona's system prompt, by name.
     variables: Option<BTreeMap<String, String>>,
-    // Labels, which change nothing.
+    // Labels; they change nothing.
     #[serde(rename = "user")]
     _user: Option<Value>,
     #[serde(rename = "metadata")]
@@ -50,7 +51,7 @@ pub(super) struct ChatRequest {
     _prompt_cache_key: Option<Value>,
     #[serde(rename = "prompt_cache_retention")]
     _prompt_cache_retention: Option<Value>,
-    // Not done here.
+    // Not supported.
     audio: Option<Value>,
     function_call: Option<Value>,
     functions: Option<Value>,
@@ -66,21 +67,13 @@ pub(super) struct ChatRequest {
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct StreamOptions {
-    include_usage: Option<bool>,
-    #[serde(rename = "include_obfuscation")]
-    _include_obfuscation: Option<bool>,
-}
-
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 struct ChatMessage {
     role: String,
     #[serde(default)]
     content: Option<Content>,
     #[serde(rename = "name")]
     _name: Option<String>,
-    // An assistant's turn that comes back as it was received.
+    // Fields of an assistant's message that clients send back as they received it.
     #[serde(rename = "refusal")]
     _refusal: Option<Value>,
     #[serde(rename = "annotations")]
@@ -88,7 +81,7 @@ struct ChatMessage {
     audio: Option<Value>,
     function_call: Option<Value>,
     tool_calls: Option<Vec<CalledTool>>,
-    // Which call a turn of the role `tool` answers: they stand in order.
+    // The call that a message of the role `tool` answers; messages are in the order of the calls.
     #[serde(rename = "tool_call_id")]
     _tool_call_id: Option<String>,
 }
@@ -163,46 +156,80 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-impl StreamOptions {
-    /// Refuses options of a stream where there is none.
-    pub(super) fn check(options: &Option<Self>, stream: Option<bool>) -> Result<(), ApiError> {
-        if options.is_some() && stream != Some(true) {
-            let message = "stream_options is only for requests with \"stream\": true";
-            return Err(ApiError::unsupported("stream_options", message));
-        }
-        Ok(())
-    }
-
-    /// Whether a stream's last chunk is to tell the usage.
-    pub(super) fn usage(options: &Option<Self>) -> bool {
-        options.as_ref().and_then(|options| options.include_usage) == Some(true)
-    }
-}
-
 impl AcceptsSampling for ChatRequest {
     const INTERFACE: Interface = Interface::OpenAi;
 }
 
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+        || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+impl ChatMessage {
+    /// Refuses what is not supported; `i` is the number of the message.
+    fn check(&self, i: usize) -> Result<(), ApiError> {
+        for (field, value) in [
+            ("audio", &self.audio),
+            ("function_call", &self.function_call),
+        ] {
+            if value.as_ref().is_some_and(|value| !is_empty(value)) {
+                let field = format!("messages[{i}].{field}");
+                let message = format!("{field} is not supported; leave it out");
+                return Err(ApiError::unsupported(&field, message));
+            }
+        }
+        if self.tool_calls.is_some() && self.role != "assistant" {
+            let field = format!("messages[{i}].tool_calls");
+            let message = format!("{field} is only for messages of the role assistant");
+            return Err(ApiError::unsupported(&field, message));
+        }
+        if self.content.is_none() && self.tool_calls.is_none() {
+            let field = format!("messages[{i}].content");
+            let message = format!("{field} is missing");
+            return Err(ApiError::bad_request("missing_field", message, Some(field)));
+        }
+        Ok(())
+    }
+}
+
 impl ChatRequest {
-    /// Whether a stream's last chunk is to tell the usage.
+    /// Whether a stream's last chunk has the usage.
     pub(super) fn usage(&self) -> bool {
         StreamOptions::usage(&self.stream_options)
     }
 
-    /// Refuses what is not done here, by name.
+    /// Refuses what is not supported, by field.
     fn check(&self) -> Result<(), ApiError> {
+        self.check_unsupported()?;
+        StreamOptions::check(&self.stream_options, self.stream)?;
+        if self.top_logprobs.is_some_and(|top| top > 0) && self.logprobs != Some(true) {
+            return Err(ApiError::unsupported(
+                "top_logprobs",
+                "top_logprobs is only for requests with \"logprobs\": true",
+            ));
+        }
+        if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
+            return Err(ApiError::unsupported(
+                "max_tokens",
+                "max_tokens and max_completion_tokens mean the same; give one",
+            ));
+        }
+        for (i, message) in self.messages.iter().enumerate() {
+            message.check(i)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses OpenAI's fields that are not supported.
+    fn check_unsupported(&self) -> Result<(), ApiError> {
         let off = |value: &Value| value == &json!(false);
-        let empty = |value: &Value| {
-            value.as_array().is_some_and(Vec::is_empty)
-                || value.as_object().is_some_and(serde_json::Map::is_empty)
-        };
         let never = |_: &Value| false;
-        // A field, what was given, and which values of it change nothing.
+        // A field, its value, and which values of it change nothing.
         type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
         let fields: [(&str, &Option<Value>, Neutral<'_>); 11] = [
             ("audio", &self.audio, &never),
             ("function_call", &self.function_call, &|v| v == "none"),
-            ("functions", &self.functions, &empty),
+            ("functions", &self.functions, &is_empty),
             ("modalities", &self.modalities, &|v| v == &json!(["text"])),
             ("moderation", &self.moderation, &never),
             ("prediction", &self.prediction, &never),
@@ -224,49 +251,13 @@ impl ChatRequest {
                 return Err(ApiError::unsupported(field, message));
             }
         }
-        StreamOptions::check(&self.stream_options, self.stream)?;
-        if self.top_logprobs.is_some_and(|top| top > 0) && self.logprobs != Some(true) {
-            return Err(ApiError::unsupported(
-                "top_logprobs",
-                "top_logprobs is only for requests with \"logprobs\": true",
-            ));
-        }
-        if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
-            return Err(ApiError::unsupported(
-                "max_tokens",
-                "max_tokens and max_completion_tokens say the same; give one",
-            ));
-        }
-        for (i, message) in self.messages.iter().enumerate() {
-            for (field, value) in [
-                ("audio", &message.audio),
-                ("function_call", &message.function_call),
-            ] {
-                let given = value.as_ref().is_some_and(|value| !empty(value));
-                if given {
-                    let field = format!("messages[{i}].{field}");
-                    let message = format!("{field} is not supported; leave it out");
-                    return Err(ApiError::unsupported(&field, message));
-                }
-            }
-            if message.tool_calls.is_some() && message.role != "assistant" {
-                let field = format!("messages[{i}].tool_calls");
-                let message = format!("{field} is only for messages of the role assistant");
-                return Err(ApiError::unsupported(&field, message));
-            }
-            if message.content.is_none() && message.tool_calls.is_none() {
-                let field = format!("messages[{i}].content");
-                let message = format!("{field} is missing");
-                return Err(ApiError::bad_request("missing_field", message, Some(field)));
-            }
-        }
         Ok(())
     }
 
-    /// The request in the service's words.
+    /// The request to the service.
     ///
     /// # Errors
-    /// What is wrong or not done here, by field.
+    /// The first field that is wrong or not supported.
     pub(super) fn into_request(
         self,
         sampling: SamplingParams,
@@ -295,7 +286,7 @@ impl ChatRequest {
             };
             let Content(content) = message.content.unwrap_or(Content(String::new()));
             let called = message.tool_calls.unwrap_or_default();
-            let content = CalledTool::said(&content, called, index)?;
+            let content = CalledTool::render_message(&content, called, index)?;
             turns.push(Message { role, content });
         }
         Ok(GenerateRequest {

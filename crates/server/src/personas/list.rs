@@ -1,24 +1,22 @@
-//! `GET /v1/personas...`: who is there, and how that came.
+//! `GET /v1/personas...`: which personas and versions there are, and their history.
 
 use axum::Json;
 use axum::extract::{Path, State};
-use serde_json::{Value, json};
 
-use super::answers::{History, PersonaList, PersonaVersion, VersionList};
+use super::responses::{History, PersonaList, PersonaVersion, VersionList};
 use super::{named, unknown, whole, with_state};
 use crate::app_state::AppState;
 use crate::error::ApiError;
-use service::catalog::shown;
 
-/// Every persona, and the aliases
+/// List personas and aliases
 #[utoipa::path(
     get,
     path = "/v1/personas",
     responses((status = 200, description = "The list", body = PersonaList))
 )]
-pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<PersonaList>, ApiError> {
     let service = state.service()?;
-    Ok(Json(shown::list(service.catalog())))
+    Ok(Json(PersonaList::new(service.catalog())))
 }
 
 /// One persona, with its settings
@@ -31,7 +29,7 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<Value>, A
 pub(crate) async fn show(
     State(state): State<AppState>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<PersonaVersion>, ApiError> {
     let (name, version) = named(&name)?;
     let service = state.service()?;
     let personas = service.personas();
@@ -40,12 +38,12 @@ pub(crate) async fn show(
         .filter(|persona| persona.published.is_none());
     if let Some(persona) = in_folder {
         return match version.is_none_or(|version| version == persona.version) {
-            true => Ok(Json(shown::folder_version(persona))),
+            true => Ok(Json(PersonaVersion::in_folder(persona))),
             false => Err(unknown(format!("{name}@{}", version.unwrap_or(0))).into()),
         };
     }
     let shown = with_state(service, move |_, state| {
-        Ok(shown::version(state, &name, version)?)
+        Ok(PersonaVersion::published(state, &name, version)?)
     });
     shown.await.map(Json)
 }
@@ -60,19 +58,20 @@ pub(crate) async fn show(
 pub(crate) async fn versions(
     State(state): State<AppState>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<VersionList>, ApiError> {
     let name = whole(&name)?;
     let service = state.service()?;
     let personas = service.personas();
     if let Some(persona) = personas.get(&name).filter(|one| one.published.is_none()) {
-        let data = [shown::folder_version(persona)];
-        return Ok(Json(json!({"object": "list", "data": data})));
+        return Ok(Json(VersionList::in_folder(persona)));
     }
-    let shown = with_state(service, move |_, state| Ok(shown::versions(state, &name)?));
-    shown.await.map(Json)
+    let listed = with_state(service, move |_, state| {
+        Ok(VersionList::published(state, &name)?)
+    });
+    listed.await.map(Json)
 }
 
-/// What happened to a persona
+/// The history of a persona
 #[utoipa::path(
     get,
     path = "/v1/personas/{name}/history",
@@ -82,17 +81,14 @@ pub(crate) async fn versions(
 pub(crate) async fn history(
     State(state): State<AppState>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<History>, ApiError> {
     let name = whole(&name)?;
-    let shown = with_state(state.service()?, move |_, state| {
-        let history = shown::history(state, Some(&name));
-        match history["data"]
-            .as_array()
-            .is_some_and(|data| !data.is_empty())
-        {
-            true => Ok(history),
-            false => Err(unknown(name)),
+    let history = with_state(state.service()?, move |_, state| {
+        let history = History::new(state, Some(&name));
+        match history.data.is_empty() {
+            false => Ok(history),
+            true => Err(unknown(name)),
         }
     });
-    shown.await.map(Json)
+    history.await.map(Json)
 }

@@ -1,30 +1,28 @@
-//! `POST /v1/registry/verify` and `POST /v1/registry/gc`.
+//! `POST /v1/registry/verify` and `POST /v1/registry/gc`: maintenance of what the registry stores.
 
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::answers::{Garbage, VerifiedList};
+use super::responses::{Garbage, VerifiedList};
 use crate::app_state::AppState;
 use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
-use service::catalog::shown;
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Collect {
-    /// Seconds since an adapter was written, or last used, before it is garbage; a day without.
+    /// How many seconds ago an adapter must have been written, or last used, to be removed; by default a day.
     older_than: Option<u64>,
-    /// Only say what would be removed.
+    /// Report what would be removed, and remove nothing.
     dry_run: Option<bool>,
 }
 
-/// How old garbage must be where nobody says.
-pub(crate) const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The default of `older_than`.
+const DEFAULT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Read every stored adapter and compare its hash
 #[utoipa::path(
@@ -32,13 +30,13 @@ pub(crate) const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
     path = "/v1/registry/verify",
     responses((status = 200, description = "What was found", body = VerifiedList))
 )]
-pub(crate) async fn verify(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn verify(State(state): State<AppState>) -> Result<Json<VerifiedList>, ApiError> {
     let service = state.service()?;
     let verified = run_blocking(move || service.change(registry::Registry::verify));
-    Ok(Json(shown::verified(&verified.await??)))
+    Ok(Json(VerifiedList::new(&verified.await??)))
 }
 
-/// Remove adapters that nothing names any more
+/// Remove adapters that no version uses
 #[utoipa::path(
     post,
     path = "/v1/registry/gc",
@@ -48,12 +46,12 @@ pub(crate) async fn verify(State(state): State<AppState>) -> Result<Json<Value>,
 pub(crate) async fn collect_garbage(
     State(state): State<AppState>,
     Body(request): Body<Collect>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Garbage>, ApiError> {
     let service = state.service()?;
-    let older_than = request.older_than.map_or(A_DAY, Duration::from_secs);
+    let older_than = request.older_than.map_or(DEFAULT_AGE, Duration::from_secs);
     let dry_run = request.dry_run == Some(true);
     let collected = run_blocking(move || {
         service.change(|registry| registry.collect_garbage(older_than, dry_run))
     });
-    Ok(Json(shown::collected(&collected.await??, dry_run)))
+    Ok(Json(Garbage::new(collected.await??, dry_run)))
 }

@@ -1,8 +1,6 @@
 //! The personas that can be requested now: those of a folder and those of the registry, in one snapshot that is replaced as a
 //! whole. A request resolves its names in one snapshot, so it never sees half of a change. Must not know engine or HTTP.
 
-pub mod shown;
-
 use std::sync::{Arc, PoisonError, RwLock};
 
 use registry::{LogEntry, Personas, Registry, RegistryError};

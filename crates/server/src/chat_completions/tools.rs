@@ -1,4 +1,4 @@
-//! `tools`, `tool_choice`, `response_format` and earlier calls, as a chat completion's request has them.
+//! `tools`, `tool_choice`, `response_format` and earlier tool calls of a chat completion's request.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ pub(super) struct ResponseFormat {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct JsonSchema {
-    // A label, which changes nothing.
+    // A label; it changes nothing.
     #[serde(rename = "name")]
     _name: String,
     #[serde(rename = "description")]
@@ -55,7 +55,7 @@ impl ResponseFormat {
             other => {
                 let other: String = other.chars().take(40).collect();
                 let message = format!(
-                    "response_format.type {other:?} is not known; it is text, json_object or json_schema"
+                    "response_format.type {other:?} is unknown; use text, json_object or json_schema"
                 );
                 Err(ApiError::unsupported("response_format.type", message))
             }
@@ -106,7 +106,7 @@ struct NamedFunction {
     name: String,
 }
 
-/// The tools of a request; none where it has none.
+/// The tools of a request, if it has any.
 pub(super) fn tools(
     given: Option<Vec<ToolField>>,
     choice: Option<ToolChoiceField>,
@@ -115,7 +115,7 @@ pub(super) fn tools(
     let unknown = |word: &str| {
         let word: String = word.chars().take(40).collect();
         let message = format!(
-            "tool_choice {word:?} is not known; it is none, auto, required, or a function by its name"
+            "tool_choice {word:?} is unknown; use none, auto, required, or a function by its name"
         );
         ApiError::unsupported("tool_choice", message)
     };
@@ -137,7 +137,7 @@ pub(super) fn tools(
         return match choice {
             None | Some(ToolChoice::None | ToolChoice::Auto) => Ok(None),
             Some(ToolChoice::Required | ToolChoice::Named(_)) => {
-                let message = "tool_choice asks for a call, and there are no tools; give tools";
+                let message = "tool_choice requires a call, but there are no tools; give tools";
                 Err(ApiError::unsupported("tool_choice", message))
             }
         };
@@ -169,7 +169,7 @@ pub(super) fn tools(
     }))
 }
 
-/// A call that an earlier turn of the assistant's made.
+/// A call in an earlier message of the assistant.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CalledTool {
@@ -177,7 +177,7 @@ pub(super) struct CalledTool {
     _id: Option<String>,
     #[serde(rename = "type")]
     _kind: Option<String>,
-    // Node's and Python's clients keep it when they gather a stream.
+    // OpenAI's clients for Node and Python keep it when they collect a stream.
     #[serde(rename = "index")]
     _index: Option<usize>,
     function: CalledFunction,
@@ -191,23 +191,27 @@ struct CalledFunction {
 }
 
 impl CalledTool {
-    /// The turn with the number `message` as it was said: its text and its calls.
-    pub fn said(text: &str, calls: Vec<CalledTool>, message: usize) -> Result<String, ApiError> {
-        let mut said = Vec::with_capacity(calls.len());
+    /// The text and the calls of message number `message`, as the model wrote them.
+    pub fn render_message(
+        text: &str,
+        calls: Vec<CalledTool>,
+        message: usize,
+    ) -> Result<String, ApiError> {
+        let mut rendered = Vec::with_capacity(calls.len());
         for (index, call) in calls.into_iter().enumerate() {
             let CalledFunction { name, arguments } = call.function;
             let parsed: Result<Map<String, Value>, _> = serde_json::from_str(&arguments);
             let parsed = parsed.map_err(|error| {
                 let field = format!("messages[{message}].tool_calls[{index}].function.arguments");
-                let message = format!("{field} is no JSON object: {error}");
+                let message = format!("{field} is not a JSON object: {error}");
                 ApiError::bad_request("invalid_value", message, Some(field))
             })?;
-            said.push(ToolCall {
+            rendered.push(ToolCall {
                 name,
                 // As the model writes it.
                 arguments: tools::python_json(&Value::Object(parsed)),
             });
         }
-        Ok(tools::render_turn(text, &said))
+        Ok(tools::render_turn(text, &rendered))
     }
 }

@@ -1,0 +1,281 @@
+//! Errors as clients see them: always `{"error":{"message","type","code","param"}}`. Errors of the HTTP layer are defined here; `status`
+//! gives the errors of the other crates their status and code.
+
+mod status;
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{MAX_BODY, MAX_HEADERS};
+
+/// `Retry-After` in seconds, if the error does not know how long it will take.
+const RETRY_AFTER: u64 = 1;
+/// The largest `Retry-After` for an estimate, in seconds.
+const MAX_RETRY_AFTER: u64 = 60;
+
+/// An error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorDetail {
+    /// What is wrong, and what to do about it.
+    message: String,
+    /// `invalid_request_error`, `authentication_error`, `permission_error`, `rate_limit_error` or `server_error`.
+    r#type: &'static str,
+    /// A name for programs, such as `persona_not_found`.
+    code: &'static str,
+    /// The field that is wrong, if it is one field.
+    #[schema(required)]
+    param: Option<String>,
+}
+
+/// An error with its HTTP status.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    /// The field that is wrong, if it is one field.
+    param: Option<String>,
+    /// Seconds after which a retry may succeed.
+    retry_after: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let is_temporary = matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        );
+        ApiError {
+            status,
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: is_temporary.then_some(RETRY_AFTER),
+        }
+    }
+
+    /// A request that cannot be answered as it is.
+    pub fn bad_request(
+        code: &'static str,
+        message: impl Into<String>,
+        param: Option<String>,
+    ) -> Self {
+        ApiError {
+            param,
+            ..ApiError::new(StatusCode::BAD_REQUEST, code, message)
+        }
+    }
+
+    /// The thing that a field names does not exist.
+    pub fn missing(code: &'static str, message: impl Into<String>, field: &str) -> Self {
+        ApiError {
+            param: Some(field.to_owned()),
+            ..ApiError::new(StatusCode::NOT_FOUND, code, message)
+        }
+    }
+
+    /// Sets the field that is wrong, by the error's code: the field with the persona's name, or the one with the adapter.
+    pub fn about(mut self, persona: &str, adapter: &str) -> Self {
+        self.param = match self.code {
+            "adapter_path_refused" | "adapter_not_found" | "adapter_unusable" => {
+                Some(adapter.to_owned())
+            }
+            "adapter_of_another_base" => Some(adapter.to_owned()),
+            "persona_not_found" | "persona_refused" | "persona_exists" => Some(persona.to_owned()),
+            _ => self.param,
+        };
+        self
+    }
+
+    /// A field with a value that is not supported.
+    pub fn unsupported(field: &str, message: impl Into<String>) -> Self {
+        ApiError::bad_request("unsupported_value", message, Some(field.to_owned()))
+    }
+
+    pub fn too_large() -> Self {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            format!("the body is larger than {MAX_BODY} bytes"),
+        )
+    }
+
+    pub fn media_type(found: &str) -> Self {
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            format!(
+                "the body must be JSON; send the header Content-Type: application/json, not {found}"
+            ),
+        )
+    }
+
+    pub fn not_zip(found: &str) -> Self {
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            format!(
+                "the body must be a zip archive; send the header Content-Type: application/zip, not {found}"
+            ),
+        )
+    }
+
+    pub fn loading() -> Self {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "loading",
+            "the base is loading; /ready reports when it is done".to_owned(),
+        )
+    }
+
+    /// The server shuts down, within this time.
+    pub fn draining(within: Duration) -> Self {
+        ApiError {
+            retry_after: Some(whole_seconds(within)),
+            ..ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "shutting_down",
+                "the server is shutting down and accepts no new requests; send the request to another server, or again later",
+            )
+        }
+    }
+
+    pub fn headers_too_large() -> Self {
+        ApiError::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers_too_large",
+            format!("the headers are larger than {MAX_HEADERS} bytes"),
+        )
+    }
+
+    pub fn slow_headers(limit: Duration) -> Self {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "headers_too_slow",
+            format!("the headers took longer than {limit:?} to arrive"),
+        )
+    }
+
+    pub fn slow_body(limit: Duration) -> Self {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_too_slow",
+            format!("the body took longer than {limit:?} to arrive"),
+        )
+    }
+
+    pub fn too_many_connections(limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            format!("{limit} connections are open, which is the limit"),
+        )
+    }
+
+    /// A request from a web page of another origin.
+    pub fn origin() -> Self {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "requests from web pages of another origin are refused; allow the origin with --cors-origin",
+        )
+    }
+
+    /// The response as bytes, for a connection that no HTTP code handles any more.
+    pub fn raw(&self) -> Vec<u8> {
+        let body = serde_json::to_string(&self.body()).unwrap_or_default();
+        let reason = self.status.canonical_reason().unwrap_or_default();
+        let retry = match self.retry_after {
+            Some(seconds) => format!("retry-after: {seconds}\r\n"),
+            None => String::new(),
+        };
+        let head = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\n{retry}connection: close\r\ncontent-length: {}\r\n\r\n",
+            self.status.as_u16(),
+            body.len()
+        );
+        [head, body].concat().into_bytes()
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            message.into(),
+        )
+    }
+
+    /// The body.
+    pub fn body(&self) -> ErrorBody {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        ErrorBody {
+            error: ErrorDetail {
+                message: self.message.clone(),
+                r#type: kind,
+                code: self.code,
+                param: self.param.clone(),
+            },
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            let value = HeaderValue::from(seconds);
+            response.headers_mut().insert(header::RETRY_AFTER, value);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+/// An estimated time as `Retry-After`.
+fn whole_seconds(time: Duration) -> u64 {
+    let seconds = time.as_secs_f64().ceil() as u64;
+    seconds.clamp(RETRY_AFTER, MAX_RETRY_AFTER)
+}
+
+/// The error for an unknown route.
+pub(super) async fn not_found(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        format!("there is no route {method} {}", uri.path()),
+    )
+}
+
+/// The error for a route that does not have this method.
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!(
+            "{} does not support {method}; the header Allow lists what it supports",
+            uri.path()
+        ),
+    )
+}

@@ -1,0 +1,302 @@
+//! `/v1/fine_tuning`: training jobs, in OpenAI's shapes.
+
+mod responses;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::app_state::AppState;
+use crate::blocking::run_blocking;
+use crate::error::ApiError;
+use crate::json::Body;
+use crate::middleware::auth::ApiCaller;
+use crate::query::Query;
+use jobs::{BackgroundWork, JobRecord, NewJob, Viewer};
+use responses::{
+    CheckpointList, CheckpointObject, EventList, EventObject, JobList, JobObject, SampleList,
+    SampleObject,
+};
+use service::Caller;
+
+/// The prefixes of the ids of events and checkpoints.
+const EVENT: &str = "ftevent-";
+const CHECKPOINT: &str = "ftckpt-";
+
+/// Create a training job
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/jobs",
+    request_body = NewJob,
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn create(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Body(new): Body<NewJob>,
+) -> Result<Json<JobObject>, ApiError> {
+    let jobs = state.jobs()?;
+    let record = run_blocking(move || jobs.create(&caller, &new)).await??;
+    Ok(Json(record.into()))
+}
+
+/// Plan a training job
+///
+/// Accepts the body that creates a job and reads the files, but creates nothing.
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/plan",
+    request_body = NewJob,
+    responses((status = 200, description = "As `lory train --plan --json`: steps, tokens, memory in bytes and the estimated seconds", body = serde_json::Value))
+)]
+pub(super) async fn plan(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Body(new): Body<NewJob>,
+) -> Result<Json<Value>, ApiError> {
+    let jobs = state.jobs()?;
+    let plan = run_blocking(move || {
+        let plan = jobs.plan(&caller, &new)?;
+        Ok::<Value, ApiError>(json!(plan))
+    });
+    Ok(Json(plan.await??))
+}
+
+/// List training jobs
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs",
+    params(
+        ("after" = Option<String>, Query, description = "Only items after this id"),
+        ("limit" = Option<usize>, Query, description = "The most items, 1 to 100; by default 20"),
+        ("metadata" = Option<String>, Query, description = "As metadata[key]=value: only jobs with this value"),
+    ),
+    responses((status = 200, description = "Jobs", body = JobList))
+)]
+pub(super) async fn list(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    mut query: Query,
+) -> Result<Json<JobList>, ApiError> {
+    let jobs = state.jobs()?;
+    let page = query.short_page()?;
+    let with = query.metadata();
+    query.end()?;
+    let (records, has_more) = jobs.list(&Viewer::of(&caller), &page, &with)?;
+    Ok(Json(JobList {
+        object: "list",
+        data: records.into_iter().map(JobObject::from).collect(),
+        has_more,
+    }))
+}
+
+/// One training job
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs/{job_id}",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn retrieve(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<JobObject>, ApiError> {
+    let record = state.jobs()?.job(&Viewer::of(&caller), &id)?;
+    Ok(Json(record.into()))
+}
+
+type Transition = fn(&BackgroundWork, &Viewer, &str) -> Result<JobRecord, jobs::JobError>;
+
+async fn change_state(
+    state: &AppState,
+    caller: Caller,
+    id: String,
+    transition: Transition,
+) -> Result<Json<JobObject>, ApiError> {
+    let jobs = state.jobs()?;
+    let record = run_blocking(move || transition(&jobs, &Viewer::of(&caller), &id)).await??;
+    Ok(Json(record.into()))
+}
+
+/// Cancel a training job
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/jobs/{job_id}/cancel",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn cancel(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<JobObject>, ApiError> {
+    change_state(&state, caller, id, BackgroundWork::cancel).await
+}
+
+/// Pause a training job
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/jobs/{job_id}/pause",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn pause(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<JobObject>, ApiError> {
+    change_state(&state, caller, id, BackgroundWork::pause).await
+}
+
+/// Resume a paused training job
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/jobs/{job_id}/resume",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn resume(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<JobObject>, ApiError> {
+    change_state(&state, caller, id, BackgroundWork::resume).await
+}
+
+/// How a stored adapter is published.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PublishJob {
+    /// Whether the persona's name alone means this version from now on; by default true.
+    current: Option<bool>,
+}
+
+/// Publish the adapter of a training job
+///
+/// For a job that was created with `publish: false`, or, with admin rights, a job whose adapter missed its thresholds.
+#[utoipa::path(
+    post,
+    path = "/v1/fine_tuning/jobs/{job_id}/publish",
+    params(("job_id" = String, Path, description = "The job's id")),
+    request_body = PublishJob,
+    responses((status = 200, description = "The job", body = JobObject))
+)]
+pub(super) async fn publish(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+    Body(request): Body<PublishJob>,
+) -> Result<Json<JobObject>, ApiError> {
+    let jobs = state.jobs()?;
+    let current = request.current != Some(false);
+    let record = run_blocking(move || jobs.publish(&caller, &id, current)).await??;
+    Ok(Json(record.into()))
+}
+
+/// List events of a training job
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs/{job_id}/events",
+    params(
+        ("job_id" = String, Path, description = "The job's id"),
+        ("after" = Option<String>, Query, description = "Only items after this id"),
+        ("limit" = Option<usize>, Query, description = "The most items, 1 to 1000; by default 20"),
+    ),
+    responses((status = 200, description = "Events", body = EventList))
+)]
+pub(super) async fn events(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+    mut query: Query,
+) -> Result<Json<EventList>, ApiError> {
+    let jobs = state.jobs()?;
+    // A page of a loss curve has every step.
+    let page = query.page(20, jobs::fine_tuning::events::MAX_EVENTS, false)?;
+    query.end()?;
+    let found = run_blocking(move || jobs.events(&Viewer::of(&caller), &id, &page));
+    let (events, has_more) = found.await??;
+    Ok(Json(EventList {
+        object: "list",
+        data: events.into_iter().map(EventObject::from).collect(),
+        has_more,
+    }))
+}
+
+/// List validated checkpoints of a training job
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs/{job_id}/checkpoints",
+    params(
+        ("job_id" = String, Path, description = "The job's id"),
+        ("after" = Option<String>, Query, description = "Only items after this id"),
+        ("limit" = Option<usize>, Query, description = "The most items, 1 to 100; by default 10"),
+    ),
+    responses((status = 200, description = "Checkpoints", body = CheckpointList))
+)]
+pub(super) async fn checkpoints(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+    mut query: Query,
+) -> Result<Json<CheckpointList>, ApiError> {
+    let jobs = state.jobs()?;
+    let mut page = query.page(10, jobs::MAX_PAGE, false)?;
+    query.end()?;
+    // A checkpoint has the id of the event that reported it, with another prefix.
+    page.after = page.after.map(|after| after.replace(CHECKPOINT, EVENT));
+    let of = id.clone();
+    let found = run_blocking(move || {
+        let who = Viewer::of(&caller);
+        let record = jobs.job(&who, &of)?;
+        let (validations, has_more) = jobs.checkpoints(&who, &of, &page)?;
+        Ok::<_, ApiError>((record, validations, has_more))
+    });
+    let (record, validations, has_more) = found.await??;
+    let data: Vec<CheckpointObject> = validations
+        .into_iter()
+        .map(|validated| CheckpointObject {
+            id: validated.id.replace(EVENT, CHECKPOINT),
+            object: "fine_tuning.job.checkpoint",
+            created_at: validated.created_at,
+            fine_tuned_model_checkpoint: record.fine_tuned_model.clone().filter(|_| validated.kept),
+            fine_tuning_job_id: id.clone(),
+            step_number: validated.metrics.step,
+            metrics: validated.metrics,
+        })
+        .collect();
+    Ok(Json(CheckpointList {
+        object: "list",
+        first_id: data.first().map(|one| one.id.clone()),
+        last_id: data.last().map(|one| one.id.clone()),
+        data,
+        has_more,
+    }))
+}
+
+/// List answers of the adapter of a training job during training
+///
+/// The prompts are answered before the first step, after validations and at the end: up to four prompts, at most 17 times.
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs/{job_id}/samples",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "All of them", body = SampleList))
+)]
+pub(super) async fn samples(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+    query: Query,
+) -> Result<Json<SampleList>, ApiError> {
+    query.end()?;
+    let jobs = state.jobs()?;
+    let answers = run_blocking(move || jobs.samples(&Viewer::of(&caller), &id)).await??;
+    Ok(Json(SampleList {
+        object: "list",
+        data: answers.into_iter().map(SampleObject::from).collect(),
+        has_more: false,
+    }))
+}
