@@ -18,7 +18,7 @@ use service::{Conversation, FieldNames, GenerateRequest};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ChatRequest {
+pub(crate) struct ChatRequest {
     pub(super) model: String,
     messages: Vec<ChatMessage>,
     max_tokens: Option<usize>,
