@@ -196,7 +196,7 @@ fn index_must_name_files_of_its_folder_and_existing_tensors() {
         });
         assert!(
             error.contains("weight_map.model.norm.weight")
-                && error.contains("no .safetensors file of this folder"),
+                && error.contains("is not a .safetensors file of this folder"),
             "{elsewhere}: {error}"
         );
     }
