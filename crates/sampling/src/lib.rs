@@ -135,17 +135,17 @@ mod tests {
 
     #[test]
     fn errors_state_the_range() {
-        let said = |name: &str, value: f32| {
+        let message = |name: &str, value: f32| {
             let mut params = SamplingParams::default();
             params.set(name, Value::Float(value));
             params.check().unwrap_err().to_string()
         };
         assert_eq!(
-            said("temperature", 9.0),
+            message("temperature", 9.0),
             "temperature must be from 0 to 2, not 9"
         );
         assert_eq!(
-            said("top_p", 0.0),
+            message("top_p", 0.0),
             "top_p must be above 0 and at most 1, not 0"
         );
     }

@@ -1,4 +1,4 @@
-//! What a row of the table says, and the macro that makes the table and its two structs of the rows.
+//! The types of a row of the table, and the macro that makes the table and its two structs of the rows.
 
 /// One parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -232,7 +232,7 @@ pub enum RequestError {
     },
     /// There was no time for a single token.
     #[error(
-        "timeout_ms passed before the first token; give it more time, or try again when less is asked"
+        "timeout_ms passed before the first token; give it more time, or try again when fewer requests wait"
     )]
     Timeout,
     /// An adapter could not be loaded.

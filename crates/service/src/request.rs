@@ -287,29 +287,29 @@ mod tests {
             request.conversation = GenerateRequest::new(None, " \n").conversation
         };
         assert!(refused(blank).starts_with("prompt is empty"));
-        let said = |turns: &[(&str, &str)]| {
+        let message = |turns: &[(&str, &str)]| {
             let turns = turns
                 .iter()
                 .map(|(role, content)| Message::new(*role, *content))
                 .collect();
             refused(|request| request.conversation = Conversation::Messages(turns))
         };
-        assert!(said(&[]).starts_with("prompt is empty"));
-        assert!(said(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
-        assert!(said(&[("robot", "s")]).starts_with("prompt[0].role"));
+        assert!(message(&[]).starts_with("prompt is empty"));
+        assert!(message(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
+        assert!(message(&[("robot", "s")]).starts_with("prompt[0].role"));
         assert!(
             refused(|request| request.max_new_tokens = Some(0))
                 .starts_with("max_new_tokens must be")
         );
         for choices in [0, MAX_CHOICES + 1] {
-            let said = refused(|request| request.choices = choices);
-            assert!(said.starts_with("n must be from 1 to 8"), "{said}");
+            let message = refused(|request| request.choices = choices);
+            assert!(message.starts_with("n must be from 1 to 8"), "{message}");
         }
         for timeout in [0, MAX_TIMEOUT_MS + 1] {
-            let said = refused(|request| request.timeout_ms = Some(timeout));
+            let message = refused(|request| request.timeout_ms = Some(timeout));
             assert!(
-                said.starts_with("timeout_ms must be from 1 to 86400000"),
-                "{said}"
+                message.starts_with("timeout_ms must be from 1 to 86400000"),
+                "{message}"
             );
         }
         let own_prompt = |request: &mut GenerateRequest| {

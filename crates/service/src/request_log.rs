@@ -93,15 +93,15 @@ mod tests {
 
     #[test]
     fn entry_is_written_once_when_the_last_reference_drops() {
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let write = Arc::clone(&told);
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let write = Arc::clone(&written);
         let log = RequestLog::new(move |entry| write.lock().unwrap().push(entry.clone()));
         let caller = Caller::new(None, Some(Arc::clone(&log)));
         log.update(|entry| entry.status = Some(200));
         drop(log);
-        assert!(told.lock().unwrap().is_empty());
+        assert!(written.lock().unwrap().is_empty());
         drop(caller);
-        let told = told.lock().unwrap();
-        assert_eq!((told.len(), told[0].status), (1, Some(200)));
+        let written = written.lock().unwrap();
+        assert_eq!((written.len(), written[0].status), (1, Some(200)));
     }
 }

@@ -66,8 +66,8 @@ impl Tool {
     /// The schema of its arguments, which are an object.
     pub(super) fn arguments(&self) -> Value {
         let mut schema = self.parameters.clone().unwrap_or_else(no_arguments);
-        let says = ["type", "$ref", "anyOf", "oneOf", "allOf"];
-        if !says.iter().any(|key| schema.contains_key(*key)) {
+        let type_keywords = ["type", "$ref", "anyOf", "oneOf", "allOf"];
+        if !type_keywords.iter().any(|key| schema.contains_key(*key)) {
             schema.insert("type".to_owned(), json!("object"));
         }
         Value::Object(schema)
@@ -263,8 +263,8 @@ mod tests {
             .unwrap();
         assert!(refused(tools(&[], ToolChoice::Auto)).starts_with("tools must have from 1 to 128"));
         for name in ["", "a b", "ü", "a\"", &"x".repeat(65)] {
-            let said = refused(tools(&["ok", name], ToolChoice::Auto));
-            assert!(said.starts_with("tools[1].function.name"), "{said}");
+            let message = refused(tools(&["ok", name], ToolChoice::Auto));
+            assert!(message.starts_with("tools[1].function.name"), "{message}");
         }
         assert!(refused(tools(&["a", "a"], ToolChoice::Auto)).contains("given twice"));
         let named = ToolChoice::Named("c".to_owned());

@@ -10,7 +10,7 @@ const MAX_VISITS: usize = 100_000;
 /// The deepest nesting of `$ref`s and combinations at one place.
 const MAX_DEPTH: usize = 64;
 
-/// Refuses a schema that joins more than [`MAX_JOINED`] patterns somewhere; the text for people says so.
+/// Refuses a schema that joins more than [`MAX_JOINED`] patterns somewhere, with a message for people.
 pub(super) fn check(schema: &Value) -> Result<(), String> {
     let mut walk = SchemaWalk {
         root: schema,
@@ -106,7 +106,7 @@ mod tests {
         ] {
             check(&fine).unwrap();
         }
-        for (wrong, said) in [
+        for (wrong, expected) in [
             (json!({"allOf": patterns(5)}), "must match 5 patterns"),
             (
                 json!({"items": {"allOf": patterns(40)}}),
@@ -129,7 +129,7 @@ mod tests {
             (json!({"$ref": "#"}), "nested too deep"),
         ] {
             let message = check(&wrong).unwrap_err();
-            assert!(message.contains(said), "{message}");
+            assert!(message.contains(expected), "{message}");
         }
         let mut doubled = json!({"d0": {"pattern": "a"}});
         for i in 1..40 {

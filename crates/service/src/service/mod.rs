@@ -395,13 +395,13 @@ impl Service {
             });
         }
         match request.max_new_tokens {
-            Some(asked) if asked > room => Err(RequestError::PastContext {
+            Some(requested) if requested > room => Err(RequestError::PastContext {
                 field: request.names.max_new_tokens,
                 prompt,
-                max_new_tokens: asked,
+                max_new_tokens: requested,
                 limit: longest(&limits),
             }),
-            Some(asked) => Ok(asked),
+            Some(requested) => Ok(requested),
             None => Ok(persona
                 .max_new_tokens
                 .unwrap_or(DEFAULT_MAX_NEW_TOKENS)
