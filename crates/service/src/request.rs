@@ -295,7 +295,9 @@ mod tests {
             refused(|request| request.conversation = Conversation::Messages(turns))
         };
         assert!(message(&[]).starts_with("prompt is empty"));
-        assert!(message(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty"));
+        assert!(
+            message(&[("system", "s"), ("user", "")]).starts_with("prompt[1].content is empty")
+        );
         assert!(message(&[("robot", "s")]).starts_with("prompt[0].role"));
         assert!(
             refused(|request| request.max_new_tokens = Some(0))
