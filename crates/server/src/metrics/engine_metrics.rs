@@ -1,75 +1,38 @@
-//! `GET /metrics`: everything that is counted, in OpenMetrics' text format. What the names mean is in docs/serving.md.
+//! The engine's numbers at one moment, with the names of the adapters in its memory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::Arc;
 
-use axum::Extension;
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
 use engine::{AdapterId, LoadTimes, Stats};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
-
-use crate::app_state::AppState;
-use crate::error::ApiError;
-use crate::server_state::ServerState;
-use crate::unix_time::unix_time;
-use jobs::meters::JobNumbers;
+use prometheus_client::registry::Unit;
 use service::Service;
 
-/// What the text is.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::unix_time::unix_time;
+
 /// The most names in one label of `vllm:lora_requests_info`.
 const MAX_NAMES: usize = 200;
 
-/// What is counted, for Prometheus
-///
-/// For keys with admin rights, unless the server was started with `--open-metrics`.
-#[utoipa::path(
-    get,
-    path = "/metrics",
-    responses((status = 200, description = "OpenMetrics' text", body = String, content_type = "application/openmetrics-text"))
-)]
-pub(super) async fn metrics(
-    State(state): State<AppState>,
-    Extension(server): Extension<Arc<ServerState>>,
-) -> Result<Response, ApiError> {
-    let service = state.service()?;
-    let mut registry = Registry::default();
-    server.register(&mut registry);
-    service.metrics().register(&mut registry);
-    service.shadows().register(&mut registry);
-    registry.register_collector(Box::new(Snapshot::take(&service)));
-    if let Ok(jobs) = state.jobs() {
-        registry.register_collector(Box::new(Training(jobs.numbers())));
-    }
-    let mut text = String::new();
-    text::encode(&mut text, &registry)
-        .map_err(|_| ApiError::internal("the metrics could not be written"))?;
-    Ok(([(CONTENT_TYPE, OPEN_METRICS)], text).into_response())
-}
-
-/// The engine's numbers at one moment, and who is in its memory.
+/// See the module.
 #[derive(Debug)]
-struct Snapshot {
+pub(super) struct EngineMetrics {
     stats: Stats,
-    /// Names of resident adapters, and of those that requests wait for, as vLLM writes them.
+    /// The names of resident adapters, and of those that requests wait for, in vLLM's format.
     running: String,
     waiting: String,
     time: u64,
-    /// Tokens of a block.
+    /// The tokens of a block.
     block_tokens: usize,
 }
 
-impl Snapshot {
-    fn take(service: &Service) -> Snapshot {
-        // What a request would have to say to be answered by the adapter.
+impl EngineMetrics {
+    /// The numbers now.
+    pub fn read(service: &Service) -> EngineMetrics {
+        // The name that a request uses for each adapter.
         let mut names: HashMap<AdapterId, Vec<String>> = HashMap::new();
         let personas = service.personas();
         for persona in personas.iter() {
@@ -95,7 +58,7 @@ impl Snapshot {
         let waiting = service.engine().waiting_adapters();
         let waiting: BTreeSet<&str> = waiting.iter().flat_map(named).collect();
         let joined = |names: Vec<&str>| names[..names.len().min(MAX_NAMES)].join(",");
-        Snapshot {
+        EngineMetrics {
             stats: service.engine().stats(),
             waiting: joined(waiting.difference(&running).copied().collect()),
             running: joined(running.into_iter().collect()),
@@ -104,12 +67,18 @@ impl Snapshot {
         }
     }
 
-    fn gauges(&self) -> [(&'static str, &'static str, f64); 16] {
+    fn waiting_requests(&self) -> f64 {
+        self.stats.in_flight.saturating_sub(self.stats.running) as f64
+    }
+
+    fn used_blocks(&self) -> f64 {
+        (self.stats.blocks - self.stats.free_blocks) as f64
+    }
+
+    /// The batch, and the blocks of its keys and values.
+    fn batch_gauges(&self) -> Vec<(&'static str, &'static str, f64)> {
         let s = &self.stats;
-        let used = (s.blocks - s.free_blocks) as f64;
-        let waiting = s.in_flight.saturating_sub(s.running) as f64;
-        let usage = used / (s.blocks as f64).max(1.0);
-        [
+        vec![
             (
                 "lory_requests_running",
                 "Requests in the batch",
@@ -118,7 +87,7 @@ impl Snapshot {
             (
                 "lory_requests_waiting",
                 "Requests that wait for a place in the batch or for adapters",
-                waiting,
+                self.waiting_requests(),
             ),
             (
                 "lory_kv_blocks",
@@ -127,52 +96,66 @@ impl Snapshot {
             ),
             (
                 "lory_kv_blocks_used",
-                "Blocks that requests under way hold",
-                used,
+                "Blocks that requests in flight hold",
+                self.used_blocks(),
             ),
             (
                 "lory_kv_blocks_cached",
-                "Blocks that nobody holds and the prefix cache knows",
+                "Unused blocks that the prefix cache keeps",
                 s.cached_blocks as f64,
             ),
+        ]
+    }
+
+    /// The adapter pool.
+    fn adapter_gauges(&self) -> Vec<(&'static str, &'static str, f64)> {
+        let a = &self.stats.adapters;
+        vec![
             (
                 "lory_adapters_resident",
                 "Adapters in memory",
-                s.adapters.resident as f64,
+                a.resident as f64,
             ),
             (
                 "lory_adapters_loading",
-                "Adapters being read, or next",
-                s.adapters.loading as f64,
+                "Adapters being loaded, or waiting to be",
+                a.loading as f64,
             ),
             (
                 "lory_adapter_memory_bytes",
-                "Bytes of adapters in memory and of those being read",
-                s.adapters.bytes as f64,
+                "Bytes of adapters in memory and of those being loaded",
+                a.bytes as f64,
             ),
             (
                 "lory_adapter_memory_limit_bytes",
                 "Bytes that adapters may take",
-                s.adapters.limit as f64,
+                a.limit as f64,
             ),
             (
                 "lory_adapter_requests_waiting",
                 "Requests that wait for room for their adapters",
-                s.adapters.waiting as f64,
+                a.waiting as f64,
             ),
             (
                 "lory_adapter_load_last_seconds",
                 "The latest time to read and pack an adapter",
-                s.adapters.loads.last.as_secs_f64(),
+                a.loads.last.as_secs_f64(),
             ),
             (
                 "lory_adapter_load_longest_seconds",
                 "The longest time to read and pack an adapter",
-                s.adapters.loads.longest.as_secs_f64(),
+                a.loads.longest.as_secs_f64(),
             ),
+        ]
+    }
+
+    /// The request rate, and gauges by vLLM's names.
+    fn other_gauges(&self) -> Vec<(&'static str, &'static str, f64)> {
+        let s = &self.stats;
+        vec![
             (
                 "lory_request_interval_seconds",
-                "The mean time between the ends of requests, of late",
+                "The recent mean time between the ends of requests",
                 s.end_interval.as_secs_f64(),
             ),
             (
@@ -183,66 +166,73 @@ impl Snapshot {
             (
                 "vllm:num_requests_waiting",
                 "Requests that wait for a place in the batch or for adapters",
-                waiting,
+                self.waiting_requests(),
             ),
             (
                 "vllm:kv_cache_usage_perc",
-                "Used part of the blocks for keys and values, 0 to 1",
-                usage,
+                "Used fraction of the blocks for keys and values, 0 to 1",
+                self.used_blocks() / (s.blocks as f64).max(1.0),
             ),
         ]
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, u64); 16] {
+    /// Steps and tokens of the model.
+    fn token_counters(&self) -> Vec<(&'static str, &'static str, u64)> {
         let s = &self.stats;
-        let a = &s.adapters;
-        [
+        vec![
             ("lory_steps", "Steps that the model ran", s.steps),
             ("lory_rows", "Rows that the model ran", s.rows),
             (
                 "lory_prefill_rows",
-                "Rows that gave no token of their own",
+                "Rows that produced no token",
                 s.prefill_rows,
             ),
             ("lory_sampled_tokens", "Tokens sampled", s.sampled_tokens),
             (
                 "lory_preemptions",
-                "Times that a request gave its blocks up, to be computed again",
+                "Times that a request released its blocks, to be computed again",
                 s.preemptions,
             ),
             (
                 "lory_prefix_cache_hit_tokens",
-                "Tokens that did not run, as the prefix cache had them",
+                "Tokens that were not computed, because the prefix cache had them",
                 s.cached_tokens,
             ),
             (
                 "lory_prefix_cache_evictions",
-                "Cached blocks that made room",
+                "Cached blocks that were evicted",
                 s.cache_evictions,
             ),
             (
                 "lory_draft_tokens",
-                "Tokens that were guessed and run",
+                "Tokens that were drafted and verified",
                 s.drafted_tokens,
             ),
             (
                 "lory_draft_tokens_kept",
-                "Those of them that were right",
+                "Drafted tokens that were right",
                 s.accepted_tokens,
             ),
+        ]
+    }
+
+    /// The adapter pool.
+    fn adapter_counters(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let a = &self.stats.adapters;
+        vec![
             (
                 "lory_adapter_hits",
-                "Adapters of requests that were in memory when the request came",
+                "Adapters of requests that were in memory when the request arrived",
                 a.hits,
             ),
             (
                 "lory_adapter_misses",
-                "Adapters of requests that were not",
+                "Adapters of requests that were not in memory",
                 a.misses,
             ),
             (
                 "lory_adapter_evictions",
-                "Adapters that made room for others",
+                "Adapters that were evicted for others",
                 a.evictions,
             ),
             (
@@ -252,7 +242,7 @@ impl Snapshot {
             ),
             (
                 "lory_adapter_load_failures",
-                "Reads of adapters that came to nothing",
+                "Loads of adapters that failed",
                 a.load_failures,
             ),
             (
@@ -260,63 +250,26 @@ impl Snapshot {
                 "Bytes of adapters' files read",
                 a.bytes_read,
             ),
-            (
-                "lory_requests_ended",
-                "Requests that the engine ended, however",
-                s.finished_stop
-                    + s.finished_length
-                    + s.finished_deadline
-                    + s.finished_cancelled
-                    + s.finished_error,
-            ),
         ]
     }
 
-    /// How many adapters of the present mean size fit: what vLLM calls its slots.
+    fn ended_requests(&self) -> u64 {
+        let s = &self.stats;
+        s.finished_stop
+            + s.finished_length
+            + s.finished_deadline
+            + s.finished_cancelled
+            + s.finished_error
+    }
+
+    /// How many adapters of the current mean size fit: vLLM's adapter slots.
     fn max_lora(&self) -> u64 {
         let a = &self.stats.adapters;
         let mean = a.bytes.checked_div((a.resident + a.loading) as u64);
         mean.and_then(|mean| a.limit.checked_div(mean)).unwrap_or(0)
     }
-}
 
-/// The queue's numbers at one moment.
-#[derive(Debug)]
-struct Training(JobNumbers);
-
-impl Collector for Training {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut gauge = encoder.encode_descriptor(
-            "lory_training_jobs",
-            "Training jobs that are kept, by status",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (status, count) in &self.0.jobs {
-            gauge
-                .encode_family(&[("status", *status)])?
-                .encode_gauge(count)?;
-        }
-        let counter = ConstCounter::new(self.0.trained_tokens);
-        counter.encode(encoder.encode_descriptor(
-            "lory_training_tokens",
-            "Tokens that jobs have trained on",
-            None,
-            MetricType::Counter,
-        )?)
-    }
-}
-
-impl Collector for Snapshot {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for (name, help, value) in self.gauges() {
-            let gauge = ConstGauge::new(value);
-            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
-        }
-        for (name, help, value) in self.counters() {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
-        }
+    fn encode_times(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (name, help) = ("lory_model_time", "Time spent in the model");
         let seconds = ConstCounter::new(self.stats.model_time.as_secs_f64());
         seconds.encode(encoder.encode_descriptor(
@@ -337,13 +290,16 @@ impl Collector for Snapshot {
                 loads.count_all(),
                 &buckets,
                 None,
-            )?;
+            )
+    }
 
+    /// Metrics of vLLM whose labels hold the information.
+    fn encode_infos(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (name, help) = (
             "vllm:cache_config_info",
-            "How keys and values are kept; the value is 1",
+            "The configuration of the cache for keys and values; the value is 1",
         );
-        // vLLM's names: the blocks need not be a GPU's.
+        // vLLM's names, although the blocks are not on a GPU.
         let labels = [
             ("block_size", self.block_tokens.to_string()),
             ("cache_dtype", "float16".to_owned()),
@@ -367,5 +323,31 @@ impl Collector for Snapshot {
             .encode_descriptor(name, help, None, MetricType::Gauge)?
             .encode_family(&labels)?
             .encode_gauge(&(self.time as f64))
+    }
+}
+
+impl Collector for EngineMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauges = [
+            self.batch_gauges(),
+            self.adapter_gauges(),
+            self.other_gauges(),
+        ];
+        for (name, help, value) in gauges.concat() {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let ended = (
+            "lory_requests_ended",
+            "Requests that the engine ended, for any reason",
+            self.ended_requests(),
+        );
+        let counters = [self.token_counters(), self.adapter_counters(), vec![ended]];
+        for (name, help, value) in counters.concat() {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        self.encode_times(&mut encoder)?;
+        self.encode_infos(&mut encoder)
     }
 }
