@@ -22,6 +22,9 @@
 //! - [`files`]: uploads; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
 //! - `yield_point`: lets requests go first; [`meters`]: metrics
+//!
+//! Records, request bodies and previews derive `utoipa::ToSchema`, although this crate does not know HTTP: the server reads and returns
+//! them as they are, and a second definition of each field there would have to be kept in step with this one.
 
 mod background_queue;
 mod background_work;

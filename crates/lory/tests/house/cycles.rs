@@ -15,7 +15,7 @@ use crate::modules::{Crate, ModulePath, Use};
 use crate::{report, sources};
 
 /// Folders whose modules still use each other in a cycle, by crate and module path. The list may only shrink.
-const SIBLINGS: &[(&str, &str)] = &[("jobs", "fine_tuning"), ("server", ""), ("service", "")];
+const SIBLINGS: &[(&str, &str)] = &[("jobs", "fine_tuning"), ("service", "")];
 /// Folders whose `mod.rs` still uses children that use it.
 const PARENTS: &[(&str, &str)] = &[
     ("base", "hub"),
@@ -29,8 +29,6 @@ const PARENTS: &[(&str, &str)] = &[
     ("lory", "cli::eval"),
     ("lory", "cli::eval::report"),
     ("lory", "cli::persona"),
-    ("server", ""),
-    ("server", "personas"),
 ];
 
 /// The node of a folder's own file.
