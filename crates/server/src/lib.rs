@@ -1,6 +1,6 @@
 //! The HTTP server: JSON and server-sent events in front of [`service`] and [`jobs`]. Must not know kernels or the trainer's internals.
 //!
-//! Start with `routes`: it lists every route and the layers around them. The file of a route is named for what a client does.
+//! Start with `routes`: it lists every route and the layers around them. Handlers are in its modules, named for what a client does.
 //!
 //! - [`serve`] runs the server: `server` accepts connections, `tls` has the certificate, `write_timeout` disconnects clients that do
 //!   not read, [`ServerSettings`] has the limits
@@ -12,26 +12,13 @@
 mod answer_stream;
 mod app_state;
 mod blocking;
-mod chat_completions;
-mod completions;
-mod embeddings;
 mod envelope;
 mod error;
-mod evaluations;
-mod files;
-mod fine_tuning;
-mod generate;
-mod health;
 mod json;
-mod load_lora_adapter;
 mod logprobs;
-mod lora_adapters;
-mod metrics;
 mod middleware;
 mod milliseconds;
-mod models;
 mod openapi;
-mod personas;
 mod query;
 mod routes;
 mod server;
@@ -42,12 +29,11 @@ mod studio;
 mod tls;
 mod unix_time;
 mod usage;
-mod votes;
 mod with_sampling;
 mod write_timeout;
 
 pub use app_state::AppState;
-pub use personas::responses as persona_responses;
+pub use routes::personas::responses as persona_responses;
 pub use server::{serve, shutdown_signal};
 pub use settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
 pub use tls::{Tls, TlsError};

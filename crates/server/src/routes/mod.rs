@@ -1,5 +1,20 @@
 //! All routes, grouped by who may call them. To add a route, write a handler with `#[utoipa::path]` and list it here: method, path
-//! and description come from the attribute.
+//! and description come from the attribute. Handlers must not know each other.
+
+mod chat_completions;
+mod completions;
+mod embeddings;
+mod evaluations;
+mod files;
+mod fine_tuning;
+mod generate;
+mod health;
+mod load_lora_adapter;
+mod lora_adapters;
+mod metrics;
+mod models;
+pub(crate) mod personas;
+mod votes;
 
 use std::sync::Arc;
 
@@ -16,10 +31,7 @@ use crate::middleware::{cors, request_log};
 use crate::openapi::{self, Document};
 use crate::server_state::ServerState;
 use crate::settings::MAX_BODY;
-use crate::{
-    chat_completions, completions, embeddings, error, evaluations, files, fine_tuning, generate,
-    health, load_lora_adapter, lora_adapters, metrics, models, personas, studio, votes,
-};
+use crate::{error, studio};
 
 /// Every route with its description.
 fn routes() -> OpenApiRouter<AppState> {
