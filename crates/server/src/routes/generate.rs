@@ -22,7 +22,7 @@ use service::{Conversation, Delta, End, GenerateRequest, ModelIdentity};
 
 /// A prompt to a persona.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(rename = "GenerateRequest", deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "struct GenerateRequest")]
 #[schema(as = GenerateRequest)]
 pub(super) struct GenerateBody {
     /// The question or instruction.

@@ -45,7 +45,7 @@ struct RequiredShape {
     required: bool,
 }
 
-/// The sampling parameters; `with_sampling` adds them.
+// The sampling parameters, which `with_sampling` adds.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct SamplingShape {}
