@@ -1,7 +1,19 @@
-//! What tests share: a fake model for the engine, a tiny real model, and reference logits. No product code uses it.
+//! What the tests of all crates share. No product code depends on it.
+//!
+//! - [`tiny`]: a Llama with random weights that answers in milliseconds, as the bytes of a GGUF file, and random adapters for it.
+//!   Read this first. Tests of `model`, `train`, `registry` and `base` need no more.
+//! - [`logits`]: logits of a whole text in one call and perplexity, for comparisons with a reference.
+//! - [`fake_model`]: a model without weights, for tests of the scheduler in `engine`.
+//! - [`home`]: a temporary folder with the tiny base and personas, and commands that run in it.
+//! - [`server`] and [`http`]: a running server, in this process or as the built binary, and a client for it.
+//!
+//! The server in this process needs the feature `server`, so that tests of lower crates do not build the HTTP stack.
 
 pub mod fake_model;
+pub mod home;
+pub mod http;
 mod logits;
+pub mod server;
 pub mod tiny;
 
 pub use fake_model::{FakeAdapter, FakeModel, Fault, Gate, StepSeen};

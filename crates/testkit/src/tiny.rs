@@ -151,6 +151,11 @@ pub fn tiny_adapter(seed: u64, config: &ModelConfig, rank: usize, scale: f32) ->
     }
 }
 
+/// A [`tiny_adapter`] of rank 4 and scale 1 for the tiny model.
+pub fn adapter(seed: u64) -> Adapter {
+    tiny_adapter(seed, &tiny_config(), 4, 1.0)
+}
+
 fn norm(writer: &mut GgufWriter, name: &str, noise: Vec<f32>) {
     let values: Vec<f32> = noise.iter().map(|noise| 1.0 + noise).collect();
     let data = quantize(GgmlType::F32, &values).expect("F32 can be written");

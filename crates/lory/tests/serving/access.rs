@@ -10,12 +10,15 @@ use serde_json::{Value, json};
 use server::ServerSettings;
 use service::Settings;
 use tempfile::TempDir;
+use testkit::home::BASE;
+use testkit::http::Response;
+use testkit::server::TestServer;
 
-use crate::scene::{self, Reply, Server};
+use crate::setup::{self, shared_server};
 
 /// A server with these keys; the secret of each is `secret-` and its name.
 struct Guarded {
-    server: Server,
+    server: TestServer,
     file: PathBuf,
     _folder: TempDir,
 }
@@ -34,13 +37,13 @@ impl Guarded {
         let keys = Keys::open(Some(&file), None).unwrap().map(Arc::new);
         let settings = ServerSettings { keys, ..settings };
         Guarded {
-            server: Server::start_as(scene::service(&Settings::default()), settings),
+            server: TestServer::start_with(setup::service(&Settings::default()), settings),
             file,
             _folder: folder,
         }
     }
 
-    fn send(&self, key: &str, method: &str, path: &str, body: &Value) -> Reply {
+    fn send(&self, key: &str, method: &str, path: &str, body: &Value) -> Response {
         let bearer = format!("Bearer secret-{key}");
         let headers = [
             ("Content-Type", "application/json"),
@@ -52,17 +55,17 @@ impl Guarded {
         };
         self.server
             .send(method, path, &headers, body.as_bytes())
-            .whole()
+            .read_all()
     }
 
-    fn ask(&self, key: &str, who: &str, max_new_tokens: usize) -> Reply {
+    fn ask(&self, key: &str, who: &str, max_new_tokens: usize) -> Response {
         let body = json!({"prompt": "Hi", "user_type": who, "max_new_tokens": max_new_tokens});
         self.send(key, "POST", "/generate", &body)
     }
 }
 
 #[track_caller]
-fn refused(reply: &Reply, status: u16, code: &str, said: &str) {
+fn refused(reply: &Response, status: u16, code: &str, said: &str) {
     let (found, found_code, _, message) = reply.error();
     assert_eq!((found, found_code.as_str()), (status, code), "{message}");
     assert!(message.contains(said), "{message}");
@@ -209,7 +212,7 @@ fn over_its_rate_a_key_is_told_when_to_come_back() {
     assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
 
     // What an answer could have taken and did not is there for the next.
-    let used = |reply: &Reply| {
+    let used = |reply: &Response| {
         let usage = &reply.json()["usage"];
         usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
     };
@@ -254,13 +257,13 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
         origins: vec![HeaderValue::from_static("https://shop.example")],
         ..ServerSettings::default()
     };
-    let server = Server::start_as(scene::service(&Settings::default()), settings);
+    let server = TestServer::start_with(setup::service(&Settings::default()), settings);
     let body = json!({"prompt": "Hi", "user_type": "warm", "max_new_tokens": 1}).to_string();
     let ask = |origin: &str| {
         let headers = [("Content-Type", "application/json"), ("Origin", origin)];
         server
             .send("POST", "/generate", &headers, body.as_bytes())
-            .whole()
+            .read_all()
     };
     let named = ask("https://shop.example");
     assert_eq!(named.status, 200, "{}", named.text);
@@ -274,7 +277,7 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
         (403, "origin_not_allowed")
     );
     assert_eq!(other.header("access-control-allow-origin"), None);
-    let preflight = |server: &Server, origin: &str| {
+    let preflight = |server: &TestServer, origin: &str| {
         let headers = [
             ("Origin", origin),
             ("Access-Control-Request-Method", "POST"),
@@ -283,7 +286,9 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
                 "authorization,content-type",
             ),
         ];
-        let reply = server.send("OPTIONS", "/generate", &headers, b"").whole();
+        let reply = server
+            .send("OPTIONS", "/generate", &headers, b"")
+            .read_all();
         reply
             .header("access-control-allow-origin")
             .map(str::to_owned)
@@ -291,7 +296,7 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
     let allowed = preflight(&server, "https://shop.example");
     assert_eq!(allowed.as_deref(), Some("https://shop.example"));
     assert_eq!(preflight(&server, "https://evil.example"), None);
-    assert_eq!(preflight(Server::shared(), "https://shop.example"), None);
+    assert_eq!(preflight(shared_server(), "https://shop.example"), None);
 }
 
 #[test]
@@ -313,7 +318,7 @@ fn every_route_but_the_open_ones_wants_a_key() {
             let reply = guarded
                 .server
                 .send(&method.to_uppercase(), &filled, &[], b"")
-                .whole();
+                .read_all();
             match reply.status {
                 401 => {}
                 _ => open.push(path.clone()),
@@ -376,5 +381,5 @@ fn where_files_lie_is_for_admins() {
         "{}",
         roots("admin")
     );
-    assert_eq!(roots("a"), scene::BASE);
+    assert_eq!(roots("a"), BASE);
 }

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::scene::Server;
+use crate::setup::shared_server;
 
 #[test]
 fn a_wrong_request_is_refused_by_the_name_of_its_field() {
-    let server = Server::shared();
+    let server = shared_server();
     let long = "word ".repeat(600);
     let cases = [
         (
@@ -251,7 +251,7 @@ fn a_wrong_request_is_refused_by_the_name_of_its_field() {
 
 #[test]
 fn a_body_that_is_no_json_is_given_its_place() {
-    let server = Server::shared();
+    let server = shared_server();
     let refused = |body: &[u8]| server.post_bytes("/generate", body).error();
     let (status, code, _, message) = refused(b"{\"prompt\": \"a\",\n  oops}");
     assert_eq!((status, code.as_str()), (400, "invalid_json"));
@@ -273,7 +273,7 @@ fn a_body_that_is_no_json_is_given_its_place() {
 
 #[test]
 fn a_body_too_large_is_refused_with_the_limit() {
-    let server = Server::shared();
+    let server = shared_server();
     let body = json!({"prompt": "x".repeat(5 << 20), "user_type": "warm"});
     let (status, code, _, message) = server.post("/generate", &body).error();
     assert_eq!((status, code.as_str()), (413, "request_too_large"));
@@ -282,7 +282,7 @@ fn a_body_too_large_is_refused_with_the_limit() {
 
 #[test]
 fn other_media_types_routes_and_methods_are_errors_in_json() {
-    let server = Server::shared();
+    let server = shared_server();
     let body = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 1}).to_string();
     let with = |content_type: &str| {
         server
@@ -292,7 +292,7 @@ fn other_media_types_routes_and_methods_are_errors_in_json() {
                 &[("Content-Type", content_type)],
                 body.as_bytes(),
             )
-            .whole()
+            .read_all()
     };
     assert_eq!(with("application/json; charset=utf-8").status, 200);
     let (status, code, _, message) = with("application/x-www-form-urlencoded").error();

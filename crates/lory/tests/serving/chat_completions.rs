@@ -1,15 +1,16 @@
 //! `/v1/chat/completions` and `/v1/models`: OpenAI's wire format.
 
 use serde_json::{Value, json};
+use testkit::home::BASE;
 
-use crate::scene::{BASE, Server};
+use crate::setup::shared_server;
 
 fn ask(model: &str, content: Value) -> Value {
     json!({"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 16})
 }
 
 fn chat(body: &Value) -> Value {
-    let reply = Server::shared().post("/v1/chat/completions", body);
+    let reply = shared_server().post("/v1/chat/completions", body);
     assert_eq!(reply.status, 200, "{}", reply.text);
     reply.json()
 }
@@ -36,7 +37,7 @@ fn the_answer_is_that_of_generate_in_openais_shape() {
     assert_eq!(count("completion_tokens"), 16);
     assert_eq!(count("total_tokens"), count("prompt_tokens") + 16);
 
-    let same = Server::shared()
+    let same = shared_server()
         .generate(json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 16}));
     assert_eq!(same["response"], content(&answer));
 }
@@ -46,7 +47,7 @@ fn a_stream_carries_role_text_reason_and_usage() {
     let mut body = ask("formal", json!("Hello!"));
     let whole = chat(&body);
     body["stream_options"] = json!({"include_usage": true});
-    let mut events = Server::shared().events("/v1/chat/completions", &body);
+    let mut events = shared_server().events("/v1/chat/completions", &body);
     assert_eq!(events.pop().unwrap(), "[DONE]");
     let chunks: Vec<Value> = events
         .iter()
@@ -80,7 +81,7 @@ fn a_stream_carries_role_text_reason_and_usage() {
     }
 
     body.as_object_mut().unwrap().shift_remove("stream_options");
-    let events = Server::shared().events("/v1/chat/completions", &body);
+    let events = shared_server().events("/v1/chat/completions", &body);
     assert!(events.iter().all(|event| !event.contains("usage")));
     assert_eq!(events.len(), chunks.len());
 }
@@ -178,7 +179,7 @@ fn log_probabilities_are_told_token_by_token() {
         assert_eq!((top.len(), &top[0]["token"]), (2, &token["token"]));
         assert!(top[0]["logprob"].as_f64() > top[1]["logprob"].as_f64());
     }
-    let streamed: Vec<Value> = Server::shared()
+    let streamed: Vec<Value> = shared_server()
         .events("/v1/chat/completions", &body)
         .iter()
         .filter_map(|event| serde_json::from_str::<Value>(event).ok())
@@ -237,7 +238,7 @@ fn several_answers_have_seeds_of_their_own() {
 
     let mut streamed = vec![String::new(); 4];
     let mut roles = [0; 4];
-    for event in Server::shared().events("/v1/chat/completions", &body) {
+    for event in shared_server().events("/v1/chat/completions", &body) {
         let Ok(chunk) = serde_json::from_str::<Value>(&event) else {
             continue;
         };
@@ -270,7 +271,7 @@ fn the_fingerprint_names_what_computed_the_answer() {
 
 #[test]
 fn embeddings_are_refused_by_name() {
-    let reply = Server::shared().post("/v1/embeddings", &json!({"model": BASE, "input": "Hi"}));
+    let reply = shared_server().post("/v1/embeddings", &json!({"model": BASE, "input": "Hi"}));
     let (status, code, _, message) = reply.error();
     assert_eq!((status, code.as_str()), (400, "unsupported_endpoint"));
     assert!(
@@ -285,7 +286,7 @@ fn what_is_not_supported_is_refused_by_name() {
         let mut body = ask("warm", json!("Hello!"));
         body[key] = value;
         let (status, _, param, message) =
-            Server::shared().post("/v1/chat/completions", &body).error();
+            shared_server().post("/v1/chat/completions", &body).error();
         assert_eq!(status, 400, "{message}");
         assert!(message.contains(param.as_str().unwrap()), "{message}");
         param.as_str().unwrap().to_owned()
@@ -323,7 +324,7 @@ fn what_is_not_supported_is_refused_by_name() {
 
 #[test]
 fn models_are_the_base_and_the_personas() {
-    let reply = Server::shared().get("/v1/models");
+    let reply = shared_server().get("/v1/models");
     assert_eq!(reply.status, 200);
     let list = reply.json();
     assert_eq!(list["object"], "list");

@@ -3,12 +3,13 @@
 use std::thread;
 
 use serde_json::{Value, json};
+use testkit::home::BASE;
 
-use crate::scene::{BASE, Server};
+use crate::setup::shared_server;
 
 #[test]
 fn penalties_biases_and_several_answers_in_company_answer_as_alone() {
-    let server = Server::shared();
+    let server = shared_server();
     let requests: Vec<Value> = (0..12)
         .map(|i| {
             json!({
@@ -48,7 +49,7 @@ fn penalties_biases_and_several_answers_in_company_answer_as_alone() {
 
 #[test]
 fn mixed_tones_at_once_answer_as_alone() {
-    let server = Server::shared();
+    let server = shared_server();
     let voices = [BASE, "warm", "formal", "warm*0.5+formal", "formal*-1"];
     let requests: Vec<Value> = (0..30)
         .map(|i| {

@@ -3,13 +3,15 @@
 use serde_json::{Value, json};
 
 use service::Settings;
+use testkit::home::BASE;
+use testkit::server::TestServer;
 
-use crate::scene::{self, BASE, Server};
+use crate::setup::{self, shared_server};
 
 const PATH: &str = "/v1/completions";
 
 fn complete(body: &Value) -> Value {
-    let reply = Server::shared().post(PATH, body);
+    let reply = shared_server().post(PATH, body);
     assert_eq!(reply.status, 200, "{}", reply.text);
     reply.json()
 }
@@ -30,7 +32,7 @@ fn a_text_goes_on_without_a_template() {
     assert_eq!(answer["system_fingerprint"], BASE);
     let count = |key: &str| answer["usage"][key].as_u64().unwrap();
     let chat = json!({"model": BASE, "messages": [{"role": "user", "content": "Hello"}]});
-    let chat = Server::shared().post("/v1/chat/completions", &chat).json();
+    let chat = shared_server().post("/v1/chat/completions", &chat).json();
     assert!(count("prompt_tokens") < chat["usage"]["prompt_tokens"].as_u64().unwrap());
     assert_eq!(
         count("total_tokens"),
@@ -66,10 +68,10 @@ fn a_stream_says_what_the_whole_does() {
     let mut body =
         json!({"model": "warm", "prompt": [9, 4, 7], "max_tokens": 20, "ignore_eos": true});
     let whole = complete(&body);
-    let plain = Server::shared().events(PATH, &body);
+    let plain = shared_server().events(PATH, &body);
     assert!(plain.iter().all(|event| !event.contains("usage")));
     body["stream_options"] = json!({"include_usage": true});
-    let mut events = Server::shared().events(PATH, &body);
+    let mut events = shared_server().events(PATH, &body);
     assert_eq!(events.pop().unwrap(), "[DONE]");
     let chunks: Vec<Value> = events
         .iter()
@@ -122,7 +124,7 @@ fn several_prompts_and_several_answers_are_choices_in_order() {
     body["stream_options"] = json!({"include_usage": true});
     let mut streamed = vec![String::new(); 6];
     let mut ended = [0; 6];
-    let mut events = Server::shared().events(PATH, &body);
+    let mut events = shared_server().events(PATH, &body);
     assert_eq!(events.pop().unwrap(), "[DONE]");
     let last: Value = serde_json::from_str(&events.pop().unwrap()).unwrap();
     assert_eq!(last["usage"]["completion_tokens"], 72);
@@ -140,7 +142,7 @@ fn several_prompts_and_several_answers_are_choices_in_order() {
 #[test]
 fn answers_to_a_long_prompt_share_its_blocks() {
     let prompt: Vec<u32> = (0..200).map(|i| 3 + (i * 31 + 5) % 200).collect();
-    let server = Server::start(scene::service(&Settings::default()));
+    let server = TestServer::start(setup::service(&Settings::default()));
     let body = json!({
         "model": "formal", "prompt": prompt, "max_tokens": 4, "ignore_eos": true, "n": 4,
         "temperature": 1,
@@ -168,7 +170,7 @@ fn echo_begins_with_the_prompt() {
     let echoed = complete(&body);
     assert_eq!(text(&echoed), format!("Hello the{}", text(&plain)));
     assert_eq!(echoed["usage"]["completion_tokens"], 8);
-    let streamed = Server::shared().events(PATH, &body);
+    let streamed = shared_server().events(PATH, &body);
     assert!(streamed[0].contains("Hello the"), "{}", streamed[0]);
     body["logprobs"] = json!(2);
     body["n"] = json!(2);
@@ -226,7 +228,7 @@ fn log_probabilities_come_in_columns() {
     }
     let mut streamed: Vec<Value> = Vec::new();
     let mut offsets: Vec<Value> = Vec::new();
-    let mut events = Server::shared().events(PATH, &body);
+    let mut events = shared_server().events(PATH, &body);
     events.pop();
     for event in &events {
         let chunk: Value = serde_json::from_str(event).unwrap();
@@ -275,7 +277,7 @@ fn what_is_wrong_is_refused_by_name() {
     let refused = |key: &str, value: Value| {
         let mut body = json!({"model": BASE, "prompt": "Hello"});
         body[key] = value;
-        let (status, _, param, message) = Server::shared().post(PATH, &body).error();
+        let (status, _, param, message) = shared_server().post(PATH, &body).error();
         assert_eq!(param, key, "{message}");
         (status, message)
     };

@@ -5,30 +5,30 @@ use std::time::{Duration, Instant};
 use engine::EngineConfig;
 use serde_json::json;
 use service::{Service, Settings};
+use testkit::http::{JSON, ResponseStream, events_of};
+use testkit::server::TestServer;
 
-use crate::scene::{self, Open, Server};
-
-const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
+use crate::setup;
 
 /// A stream as long as the context allows.
-fn long_stream(server: &Server) -> Open {
+fn long_stream(server: &TestServer) -> ResponseStream {
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
     let mut open = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
-    open.first_bytes();
+    open.wait_for_body();
     open
 }
 
 #[test]
 fn a_client_that_leaves_takes_all_its_answers_along() {
-    let service = scene::service(&Settings {
+    let service = setup::service(&Settings {
         engine: EngineConfig {
             max_batch: 2,
             ..EngineConfig::default()
         },
         ..Settings::default()
     });
-    let server = Server::start(service.clone());
+    let server = TestServer::start(service.clone());
     let body = json!({
         "model": "warm", "prompt": [9, 4, 7], "max_tokens": 400, "ignore_eos": true, "n": 8,
         "temperature": 1, "stream": true,
@@ -36,7 +36,7 @@ fn a_client_that_leaves_takes_all_its_answers_along() {
     for _ in 0..3 {
         let body = body.to_string();
         let mut open = server.send("POST", "/v1/completions", JSON, body.as_bytes());
-        open.first_bytes();
+        open.wait_for_body();
         drop(open);
         idle(&service);
     }
@@ -48,17 +48,17 @@ fn a_client_that_leaves_takes_all_its_answers_along() {
 
 #[test]
 fn an_error_in_mid_stream_is_an_event_and_the_last() {
-    let service = scene::service(&Settings::default());
-    let server = Server::start(service.clone());
+    let service = setup::service(&Settings::default());
+    let server = TestServer::start(service.clone());
     let body = json!({
         "model": "warm", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 400,
         "ignore_eos": true, "n": 2, "stream": true,
     });
     let body = body.to_string();
     let mut open = server.send("POST", "/v1/chat/completions", JSON, body.as_bytes());
-    open.first_bytes();
+    open.wait_for_body();
     service.engine().shutdown();
-    let events = scene::events_of(&open.whole().text);
+    let events = events_of(&open.read_all().text);
     let (last, before) = events.split_last().unwrap();
     assert!(
         before
@@ -85,9 +85,9 @@ fn idle(service: &Service) {
 
 #[test]
 fn a_client_that_leaves_mid_stream_frees_its_place() {
-    let service = scene::service(&Settings::default());
-    let server = Server::start(service.clone());
-    let streams: Vec<Open> = (0..8).map(|_| long_stream(&server)).collect();
+    let service = setup::service(&Settings::default());
+    let server = TestServer::start(service.clone());
+    let streams: Vec<ResponseStream> = (0..8).map(|_| long_stream(&server)).collect();
     drop(streams);
     idle(&service);
     let stats = service.engine().stats();
@@ -100,19 +100,11 @@ fn a_client_that_leaves_mid_stream_frees_its_place() {
 
 #[test]
 fn a_client_that_leaves_while_it_waits_frees_its_place() {
-    let service = scene::service(&Settings::default());
-    let server = Server::start(service.clone());
+    let service = setup::service(&Settings::default());
+    let server = TestServer::start(service.clone());
     let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400}).to_string();
     let sockets: Vec<std::net::TcpStream> = (0..8)
-        .map(|_| {
-            use std::io::Write;
-            let mut socket = std::net::TcpStream::connect(server.address).unwrap();
-            let length = body.len();
-            let head =
-                "POST /generate HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n";
-            write!(socket, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
-            socket
-        })
+        .map(|_| server.write("POST", "/generate", JSON, body.as_bytes()))
         .collect();
     let end = Instant::now() + Duration::from_secs(20);
     while service.engine().stats().sampled_tokens == 0 {
@@ -127,7 +119,7 @@ fn a_client_that_leaves_while_it_waits_frees_its_place() {
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let service = scene::service(&Settings {
+    let service = setup::service(&Settings {
         engine: EngineConfig {
             max_batch: 1,
             max_queue: 1,
@@ -135,7 +127,7 @@ fn a_full_queue_says_when_to_come_back() {
         },
         ..Settings::default()
     });
-    let server = Server::start(service.clone());
+    let server = TestServer::start(service.clone());
     let first = long_stream(&server);
     let hello = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 400});
     let replies: Vec<_> = std::thread::scope(|scope| {
@@ -162,14 +154,14 @@ fn a_full_queue_says_when_to_come_back() {
 
 #[test]
 fn a_request_out_of_time_says_so_and_gives_what_there_is() {
-    let service = scene::service(&Settings {
+    let service = setup::service(&Settings {
         engine: EngineConfig {
             max_batch: 1,
             ..EngineConfig::default()
         },
         ..Settings::default()
     });
-    let server = Server::start(service.clone());
+    let server = TestServer::start(service.clone());
     let first = long_stream(&server);
     let mut hello = json!({"prompt": "Hello!", "user_type": "warm", "timeout_ms": 1});
     let reply = server.post("/generate", &hello);

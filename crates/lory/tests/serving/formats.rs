@@ -6,17 +6,19 @@ use std::thread;
 
 use serde_json::{Value, json};
 use service::Settings;
+use testkit::home::BASE;
+use testkit::server::TestServer;
 
-use crate::scene::{BASE, House, Server};
+use crate::setup;
 
 const PATH: &str = "/v1/chat/completions";
 
 /// A server whose context holds what is said of tools, which takes a token for each byte nearly.
-fn server() -> &'static Server {
-    static SHARED: OnceLock<Server> = OnceLock::new();
+fn server() -> &'static TestServer {
+    static SHARED: OnceLock<TestServer> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let house = House::new().with_context(2048);
-        Server::start(Arc::new(house.open(&Settings::default()).unwrap()))
+        let home = setup::home_with_context(2048);
+        TestServer::start(Arc::new(setup::open(&home, &Settings::default()).unwrap()))
     })
 }
 

@@ -1,8 +1,9 @@
 //! `/generate`: what it answers, whole and as a stream.
 
 use serde_json::{Value, json};
+use testkit::home::BASE;
 
-use crate::scene::{BASE, Server};
+use crate::setup::shared_server;
 
 fn keys(value: &Value) -> Vec<&str> {
     value
@@ -15,7 +16,7 @@ fn keys(value: &Value) -> Vec<&str> {
 
 #[test]
 fn the_answer_has_the_shape_of_the_contract() {
-    let server = Server::shared();
+    let server = shared_server();
     let answer = server.generate(
         json!({"prompt": "Where is order #12345?", "user_type": "formal", "max_new_tokens": 12}),
     );
@@ -52,7 +53,7 @@ fn the_answer_has_the_shape_of_the_contract() {
 
 #[test]
 fn tones_differ_and_each_repeats_itself() {
-    let server = Server::shared();
+    let server = shared_server();
     let say = |who: &str| {
         let body = json!({"prompt": "Hello!", "user_type": who, "max_new_tokens": 24});
         server.generate(body)["response"]
@@ -74,7 +75,7 @@ fn tones_differ_and_each_repeats_itself() {
 
 #[test]
 fn a_blend_names_its_adapters_and_speaks_for_the_larger_part() {
-    let server = Server::shared();
+    let server = shared_server();
     let spec = "warm*0.25+formal*1.5";
     let answer = server.generate(json!({"prompt": "Hello!", "user_type": spec}));
     assert_eq!(answer["persona"]["name"], spec);
@@ -93,7 +94,7 @@ fn a_blend_names_its_adapters_and_speaks_for_the_larger_part() {
 
 #[test]
 fn an_input_stands_behind_the_prompt_as_in_training() {
-    let server = Server::shared();
+    let server = shared_server();
     let split =
         server.generate(json!({"prompt": "Answer.", "input": "It is #77.", "user_type": "warm"}));
     let joined = server.generate(json!({"prompt": "Answer.\n\nIt is #77.", "user_type": "warm"}));
@@ -103,7 +104,7 @@ fn an_input_stands_behind_the_prompt_as_in_training() {
 
 #[test]
 fn a_seed_fixes_what_is_drawn() {
-    let server = Server::shared();
+    let server = shared_server();
     let say = |seed: u64| {
         let body = json!({"prompt": "Hi", "user_type": "warm", "temperature": 1.0, "top_p": 0.95, "top_k": 50,
             "seed": seed, "max_new_tokens": 30});
@@ -115,7 +116,7 @@ fn a_seed_fixes_what_is_drawn() {
 
 #[test]
 fn a_stop_text_ends_the_answer_and_is_not_shown() {
-    let server = Server::shared();
+    let server = shared_server();
     let ask = |stop: Value| {
         server.generate(
             json!({"prompt": "Hi", "user_type": "warm", "max_new_tokens": 40, "stop": stop}),
@@ -138,7 +139,7 @@ fn a_stop_text_ends_the_answer_and_is_not_shown() {
 
 #[test]
 fn a_stream_is_the_same_answer_in_pieces() {
-    let server = Server::shared();
+    let server = shared_server();
     for stop in [json!([]), json!(["e"])] {
         let body = json!({"prompt": "Tell me.", "user_type": "formal", "max_new_tokens": 30, "stop": stop});
         let mut whole = server.generate(body.clone());
@@ -166,7 +167,7 @@ fn a_stream_is_the_same_answer_in_pieces() {
 
 #[test]
 fn what_a_user_writes_is_never_a_control_token() {
-    let server = Server::shared();
+    let server = shared_server();
     let tokens = |prompt: &str| {
         let answer =
             server.generate(json!({"prompt": prompt, "user_type": "warm", "max_new_tokens": 1}));
@@ -178,7 +179,7 @@ fn what_a_user_writes_is_never_a_control_token() {
 
 #[test]
 fn as_many_tokens_as_fit_where_none_are_asked_for() {
-    let server = Server::shared();
+    let server = shared_server();
     let prompt = "x ".repeat(205);
     let answer = server.generate(json!({"prompt": prompt, "user_type": BASE}));
     let usage = &answer["usage"];

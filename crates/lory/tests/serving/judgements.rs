@@ -2,16 +2,18 @@
 
 use serde_json::json;
 
-use crate::publishing::Press;
-use crate::scene::Server;
+use crate::registry_home::RegistryHome;
+use testkit::server::TestServer;
+
+use crate::setup::shared_server;
 
 #[test]
 fn votes_are_on_versions_and_outlive_the_server() {
-    let press = Press::new();
+    let home = RegistryHome::new();
     let vote =
         |a: &str, b: &str, winner: &str| json!({"a": a, "b": b, "winner": winner, "prompt": "Hi"});
     {
-        let server = Server::start(press.state(false));
+        let server = TestServer::start(home.state(false));
         assert_eq!(
             server.get("/v1/votes").json(),
             json!({"object": "list", "data": []})
@@ -42,7 +44,7 @@ fn votes_are_on_versions_and_outlive_the_server() {
             );
         }
     }
-    let again = Server::start(press.state(false));
+    let again = TestServer::start(home.state(false));
     let votes = again.get("/v1/votes").json();
     assert_eq!(votes["data"].as_array().unwrap().len(), 2, "{votes}");
     assert_eq!(votes["data"][0]["b_wins"], json!(1));
@@ -50,11 +52,11 @@ fn votes_are_on_versions_and_outlive_the_server() {
 
 #[test]
 fn evaluations_are_listed_and_shown() {
-    let press = Press::new();
-    let kept = press.evaluations();
+    let home = RegistryHome::new();
+    let kept = home.evaluations();
     let result = json!({"base": "tiny", "missed": [], "losses": {}, "personas": [{"name": "warm", "version": 1, "adapter": null}]});
     kept.keep(1_764_000_000, result).unwrap();
-    let server = Server::start(press.state(false));
+    let server = TestServer::start(home.state(false));
     let listed = server.get("/v1/evaluations").json();
     let id = listed["data"][0]["id"].as_str().unwrap();
     assert_eq!(listed["data"][0]["personas"][0]["name"], json!("warm"));
@@ -66,13 +68,13 @@ fn evaluations_are_listed_and_shown() {
     let (status, code, _, _) = server.get("/v1/evaluations/7").error();
     assert_eq!((status, code.as_str()), (404, "evaluation_not_found"));
     // Without a folder nothing is kept.
-    let (status, code, _, _) = Server::shared().get("/v1/votes").error();
+    let (status, code, _, _) = shared_server().get("/v1/votes").error();
     assert_eq!((status, code.as_str()), (409, "judgements_off"));
 }
 
 #[test]
 fn the_page_is_served_with_its_policy() {
-    let server = Server::shared();
+    let server = shared_server();
     let page = server.get("/");
     assert_eq!(
         (page.status, page.header("content-type")),
@@ -91,7 +93,7 @@ fn the_page_is_served_with_its_policy() {
     let tag = script.header("etag").unwrap();
     let again = server
         .send("GET", "/studio/main.js", &[("If-None-Match", tag)], b"")
-        .whole();
+        .read_all();
     assert_eq!((again.status, again.text.as_str()), (304, ""));
     assert_eq!(server.get("/studio/mod.rs").status, 404);
 }

@@ -3,13 +3,15 @@
 use serde_json::json;
 use server::AppState;
 use service::Settings;
+use testkit::http::events_of;
+use testkit::server::TestServer;
 
-use crate::scene::{self, Server, events_of};
+use crate::setup;
 
 #[test]
 fn it_is_alive_before_it_is_ready() {
     let state = AppState::loading();
-    let server = Server::start(state.clone());
+    let server = TestServer::start(state.clone());
     let hello = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 1});
     assert_eq!(server.get("/health").status, 200);
     for reply in [
@@ -23,7 +25,7 @@ fn it_is_alive_before_it_is_ready() {
         );
         assert!(reply.header("retry-after").is_some());
     }
-    state.set_service(scene::service(&Settings::default()));
+    state.set_service(setup::service(&Settings::default()));
     let ready = server.get("/ready");
     assert_eq!((ready.status, &ready.json()["base"]), (200, &json!("tiny")));
     server.generate(hello);
@@ -31,14 +33,14 @@ fn it_is_alive_before_it_is_ready() {
 
 #[test]
 fn it_finishes_what_it_began_before_it_stops() {
-    let mut server = Server::start(scene::service(&Settings::default()));
+    let mut server = TestServer::start(setup::service(&Settings::default()));
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300, "stream": true});
     let headers = [("Content-Type", "application/json")];
     let mut open = server.send("POST", "/generate", &headers, body.to_string().as_bytes());
-    open.first_bytes();
+    open.wait_for_body();
     server.stop();
-    let events = events_of(&open.whole().text);
+    let events = events_of(&open.read_all().text);
     let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
     assert_eq!(last["usage"]["completion_tokens"], 300);
     server.join();

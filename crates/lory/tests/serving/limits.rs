@@ -7,25 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use server::{MAX_HEADERS, ServerSettings};
 use service::Settings;
+use testkit::http::{JSON, events_of};
+use testkit::server::TestServer;
 
-use crate::scene::{self, Server, events_of};
+use crate::setup::{self, shared_server};
 
-const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
-
-fn serve(settings: ServerSettings) -> Server {
-    Server::start_as(scene::service(&Settings::default()), settings)
-}
-
-/// Sends bytes and reads until the server closes.
-fn raw(server: &Server, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(server.address).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    stream.write_all(bytes).unwrap();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
+fn serve(settings: ServerSettings) -> TestServer {
+    TestServer::start_with(setup::service(&Settings::default()), settings)
 }
 
 fn error_of(answer: &str) -> Value {
@@ -42,10 +30,7 @@ fn whoever_is_too_slow_is_told_so_and_cut_off() {
         body_timeout: Duration::from_millis(200),
         ..ServerSettings::default()
     });
-    let answer = raw(
-        &server,
-        b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-",
-    );
+    let answer = server.send_raw(b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     let error = error_of(&answer);
     assert_eq!(error["code"], "headers_too_slow");
@@ -55,23 +40,23 @@ fn whoever_is_too_slow_is_told_so_and_cut_off() {
     );
 
     let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{\"prompt\"";
-    let answer = raw(&server, begun);
+    let answer = server.send_raw(begun);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert_eq!(error_of(&answer)["code"], "body_too_slow");
     // Nobody who only waits for a long answer is slow.
     let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300});
     assert_eq!(server.post("/generate", &body).status, 200);
     // Who sends nothing is closed without a word, as is usual.
-    assert_eq!(raw(&server, b""), "");
+    assert_eq!(server.send_raw(b""), "");
 }
 
 #[test]
 fn what_is_too_large_is_refused_with_its_number() {
-    let server = Server::shared();
+    let server = shared_server();
     let long = "x".repeat(MAX_HEADERS);
     let reply = server
         .send("GET", "/health", &[("X-Long", &long)], b"")
-        .whole();
+        .read_all();
     assert_eq!(
         (reply.error().0, reply.error().1.as_str()),
         (431, "headers_too_large")
@@ -87,7 +72,7 @@ fn one_connection_too_many_is_refused() {
     });
     let held = TcpStream::connect(server.address).unwrap();
     // The first is taken before the second is looked at.
-    let answer = raw(&server, b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
+    let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(answer.contains("retry-after: "), "{answer}");
     assert_eq!(error_of(&answer)["code"], "too_many_connections");
@@ -96,11 +81,11 @@ fn one_connection_too_many_is_refused() {
 
 #[test]
 fn a_request_s_id_comes_back() {
-    let server = Server::shared();
+    let server = shared_server();
     let id = |given: &str| {
         let reply = server
             .send("GET", "/health", &[("X-Request-Id", given)], b"")
-            .whole();
+            .read_all();
         reply.header("x-request-id").unwrap().to_owned()
     };
     assert_eq!(id("order-7"), "order-7");
@@ -120,7 +105,7 @@ fn a_drain_refuses_new_requests_and_lets_old_ones_end() {
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
     let mut open = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
-    open.first_bytes();
+    open.wait_for_body();
     server.stop();
     // The signal reaches the server a moment later.
     let end = std::time::Instant::now() + Duration::from_secs(10);
@@ -141,7 +126,7 @@ fn a_drain_refuses_new_requests_and_lets_old_ones_end() {
     assert!(refused.header("retry-after").is_some());
     assert_eq!(refused.header("connection"), Some("close"));
     assert_eq!(server.get("/health").status, 200);
-    let events = events_of(&open.whole().text);
+    let events = events_of(&open.read_all().text);
     let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
     assert_eq!(last["usage"]["completion_tokens"], 400);
     server.join();

@@ -18,7 +18,8 @@ mod opening;
 #[cfg(unix)]
 mod pool;
 mod publishing;
-mod scene;
+mod registry_home;
+mod setup;
 mod tls;
 mod uploads;
 mod variables;

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use service::Settings;
+use testkit::server::TestServer;
+use testkit::tiny::adapter;
 
-use crate::scene::{self, House, Server, tone};
+use crate::setup;
 
 /// The samples of `/metrics`, by name and labels; each line is one or a comment.
-fn samples(server: &Server) -> BTreeMap<String, f64> {
+fn samples(server: &TestServer) -> BTreeMap<String, f64> {
     let reply = server.get("/metrics");
     assert_eq!(reply.status, 200);
     let kind = reply.header("content-type").unwrap();
@@ -27,7 +29,7 @@ fn samples(server: &Server) -> BTreeMap<String, f64> {
 
 #[test]
 fn requests_tokens_and_times_are_counted() {
-    let server = Server::start(scene::service(&Settings::default()));
+    let server = TestServer::start(setup::service(&Settings::default()));
     let fresh = samples(&server);
     assert_eq!(fresh["lory_adapters_resident"], 2.0);
     assert_eq!(fresh["lory_time_to_first_token_seconds_count"], 0.0);
@@ -101,15 +103,15 @@ fn requests_tokens_and_times_are_counted() {
 
 #[test]
 fn the_list_of_adapters_says_who_uses_them_and_where_they_are() {
-    let house = House::new();
+    let home = setup::home();
     // Two names for one content.
-    house.persona("mild", "scale = 0.2", &tone(11));
-    let roomy = house.open(&Settings::default()).unwrap();
+    home.persona("mild", "scale = 0.2", Some(&adapter(11)));
+    let roomy = setup::open(&home, &Settings::default()).unwrap();
     let each = roomy.engine().adapters()[0].bytes;
     let mut settings = Settings::default();
     settings.engine.adapter_memory = each;
-    let service = std::sync::Arc::new(house.open(&settings).unwrap());
-    let server = Server::start(service);
+    let service = std::sync::Arc::new(setup::open(&home, &settings).unwrap());
+    let server = TestServer::start(service);
     server.generate(json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 2}));
     let list = server.get("/v1/lora_adapters").json();
     let data = list["data"].as_array().unwrap();

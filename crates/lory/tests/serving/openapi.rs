@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::publishing::Press;
-use crate::scene::Server;
+use crate::registry_home::RegistryHome;
+use testkit::server::TestServer;
+
+use crate::setup::shared_server;
 
 /// What of `value` is not as `schema` says, with its path.
 pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String> {
@@ -77,7 +79,7 @@ pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -
 
 #[test]
 fn answers_are_as_the_document_says() {
-    let server = Server::shared();
+    let server = shared_server();
     let document = server.get("/openapi.json").json();
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
     let check = |method: &str, path: &str, status: &str, value: &Value| {
@@ -122,13 +124,15 @@ fn answers_are_as_the_document_says() {
 
 #[test]
 fn answers_about_personas_are_as_the_document_says() {
-    let press = Press::new();
-    let server = Server::start(press.service(true));
+    let home = RegistryHome::new();
+    let server = TestServer::start(home.service(true));
     let document = server.get("/openapi.json").json();
     let send = |method: &str, path: &str, body: Value| {
         let headers = [("Content-Type", "application/json")];
         let body = body.to_string();
-        server.send(method, path, &headers, body.as_bytes()).whole()
+        server
+            .send(method, path, &headers, body.as_bytes())
+            .read_all()
     };
     let settings = json!({"system_prompt": "You serve {{shop}} {{tier}}.", "sampling": {"top_k": 4}, "stop": ["."],
         "variables": {"shop": "a shop", "tier": {"required": true}}, "description": "d", "max_new_tokens": 3});
@@ -254,7 +258,7 @@ fn answers_about_personas_are_as_the_document_says() {
 
 #[test]
 fn the_page_asks_nobody_but_this_server() {
-    let reply = Server::shared().get("/docs");
+    let reply = shared_server().get("/docs");
     assert_eq!(reply.status, 200);
     assert!(
         reply

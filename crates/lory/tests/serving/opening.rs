@@ -1,12 +1,14 @@
 //! What cannot be served is said when the service opens, with its file; and what happens when memory is short.
 
 use service::{AdapterError, GenerateRequest, RequestError, Service, Settings};
+use testkit::home::TestHome;
+use testkit::tiny::adapter;
 use testkit::tiny::{tiny_adapter, tiny_config};
 
-use crate::scene::{House, tone};
+use crate::setup;
 
-fn refused(house: &House) -> String {
-    match house.open(&Settings::default()) {
+fn refused(home: &TestHome) -> String {
+    match setup::open(&home, &Settings::default()) {
         Ok(_) => panic!("the service opened"),
         Err(error) => error.to_string(),
     }
@@ -14,50 +16,50 @@ fn refused(house: &House) -> String {
 
 #[test]
 fn a_broken_base_is_named() {
-    let house = House::new();
-    let whole = std::fs::read(house.base()).unwrap();
+    let home = setup::home();
+    let whole = std::fs::read(home.base()).unwrap();
     for length in [0, 3, 4, 20, 1000, whole.len() / 2, whole.len() - 1] {
-        std::fs::write(house.base(), &whole[..length]).unwrap();
-        let error = refused(&house);
+        std::fs::write(home.base(), &whole[..length]).unwrap();
+        let error = refused(&home);
         assert!(error.contains("Tiny.gguf"), "{length}: {error}");
     }
-    std::fs::write(house.base(), vec![b'x'; 5000]).unwrap();
-    assert!(refused(&house).contains("Tiny.gguf"));
-    std::fs::remove_file(house.base()).unwrap();
-    assert!(refused(&house).contains("Tiny.gguf"));
+    std::fs::write(home.base(), vec![b'x'; 5000]).unwrap();
+    assert!(refused(&home).contains("Tiny.gguf"));
+    std::fs::remove_file(home.base()).unwrap();
+    assert!(refused(&home).contains("Tiny.gguf"));
 }
 
 #[test]
 fn an_adapter_of_another_model_is_named_with_its_tensor() {
-    let house = House::new();
+    let home = setup::home();
     let mut other = tiny_config();
     other.intermediate_size = 96;
-    house.persona("odd", "", &tiny_adapter(1, &other, 4, 1.0));
-    let error = refused(&house);
+    home.persona("odd", "", Some(&tiny_adapter(1, &other, 4, 1.0)));
+    let error = refused(&home);
     assert!(error.contains("persona \"odd\""), "{error}");
     assert!(error.contains("layers.0.mlp.gate_proj"), "{error}");
 }
 
 #[test]
 fn an_adapter_trained_with_other_tokens_is_refused() {
-    let house = House::new();
+    let home = setup::home();
     for (key, what) in [
         ("lory.tokenizer_hash", "another tokenizer (abc)"),
         ("lory.template_hash", "another chat template (abc)"),
     ] {
-        let mut adapter = tone(1);
+        let mut adapter = adapter(1);
         adapter.metadata.insert(key.to_owned(), "abc".to_owned());
-        house.persona("odd", "", &adapter);
-        let error = refused(&house);
+        home.persona("odd", "", Some(&adapter));
+        let error = refused(&home);
         assert!(error.contains(what) && error.contains("odd"), "{error}");
     }
 }
 
 #[test]
 fn a_persona_cannot_bear_the_bases_name() {
-    let house = House::new();
-    house.persona("tiny", "", &tone(1));
-    let error = refused(&house);
+    let home = setup::home();
+    home.persona("tiny", "", Some(&adapter(1)));
+    let error = refused(&home);
     assert!(
         error.contains("personas/tiny: \"tiny\" is the name of the base"),
         "{error}"
@@ -65,8 +67,8 @@ fn a_persona_cannot_bear_the_bases_name() {
 }
 
 /// A service whose adapter memory holds one tone, not two.
-fn cramped(house: &House) -> Service {
-    let roomy = house.open(&Settings::default()).unwrap();
+fn cramped(home: &TestHome) -> Service {
+    let roomy = setup::open(&home, &Settings::default()).unwrap();
     let bytes: Vec<u64> = roomy
         .engine()
         .adapters()
@@ -76,7 +78,7 @@ fn cramped(house: &House) -> Service {
     assert_eq!(bytes.len(), 2);
     let mut settings = Settings::default();
     settings.engine.adapter_memory = bytes[0] + bytes[1] - 1;
-    house.open(&settings).unwrap()
+    setup::open(&home, &settings).unwrap()
 }
 
 fn say(service: &Service, who: &str) -> Result<String, RequestError> {
@@ -87,9 +89,9 @@ fn say(service: &Service, who: &str) -> Result<String, RequestError> {
 
 #[test]
 fn tones_take_turns_where_memory_holds_one() {
-    let house = House::new();
-    let roomy = house.open(&Settings::default()).unwrap();
-    let cramped = cramped(&house);
+    let home = setup::home();
+    let roomy = setup::open(&home, &Settings::default()).unwrap();
+    let cramped = cramped(&home);
     for who in ["warm", "formal", "warm", "warm", "formal"] {
         assert_eq!(say(&cramped, who).unwrap(), say(&roomy, who).unwrap());
         assert_eq!(cramped.engine().adapters().len(), 1);
@@ -104,10 +106,10 @@ fn tones_take_turns_where_memory_holds_one() {
 
 #[test]
 fn files_that_changed_meanwhile_are_not_passed_off_as_the_old_ones() {
-    let house = House::new();
-    let service = cramped(&house);
+    let home = setup::home();
+    let service = cramped(&home);
     say(&service, "warm").unwrap();
-    house.persona("formal", "version = 2", &tone(99));
+    home.persona("formal", "version = 2", Some(&adapter(99)));
     let error = say(&service, "formal").unwrap_err().to_string();
     assert!(error.contains("have changed since the start"), "{error}");
     say(&service, "warm").unwrap();

@@ -13,22 +13,26 @@ use std::time::{Duration, Instant};
 use engine::EngineConfig;
 use serde_json::{Value, json};
 use service::{GenerateRequest, Service, Settings};
+use testkit::home::TestHome;
+use testkit::http::JSON;
+use testkit::server::TestServer;
+use testkit::tiny::adapter;
 
-use crate::scene::{House, Server, tone};
+use crate::setup;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A house with `tones` tones more, a service with room for all, and the bytes that one takes in memory.
-fn crowded(tones: u64) -> (House, Service, u64) {
-    let house = House::new();
+/// A home with `tones` tones more, a service with room for all, and the bytes that one takes in memory.
+fn crowded(tones: u64) -> (TestHome, Service, u64) {
+    let home = setup::home();
     for n in 0..tones {
         let text = format!("system_prompt = \"You are number {n}.\"");
-        house.persona(&format!("t{n:02}"), &text, &tone(100 + n));
+        home.persona(&format!("t{n:02}"), &text, Some(&adapter(100 + n)));
     }
-    let roomy = house.open(&Settings::default()).unwrap();
+    let roomy = setup::open(&home, &Settings::default()).unwrap();
     let adapters = roomy.engine().adapters();
     let each = adapters.iter().map(|info| info.bytes).max().unwrap();
-    (house, roomy, each)
+    (home, roomy, each)
 }
 
 /// What a service with room for all answers to [`ask`].
@@ -51,7 +55,7 @@ fn settings(adapter_memory: u64) -> Settings {
 }
 
 /// A request in a thread of its own.
-fn ask(server: &Arc<Server>, who: &str) -> Receiver<Value> {
+fn ask(server: &Arc<TestServer>, who: &str) -> Receiver<Value> {
     let (sender, answer) = channel();
     let server = Arc::clone(server);
     let body = json!({"prompt": "Hello!", "user_type": who, "max_new_tokens": 12});
@@ -89,13 +93,13 @@ fn once_read(path: &Path) -> Option<std::fs::File> {
 
 #[test]
 fn cold_adapters_load_side_by_side_and_stall_nobody() {
-    let (house, roomy, each) = crowded(4);
+    let (home, roomy, each) = crowded(4);
     // `formal` and the first two are read at the start; the others lie behind pipes then.
-    let service = Arc::new(house.open(&settings(3 * each)).unwrap());
+    let service = Arc::new(setup::open(&home, &settings(3 * each)).unwrap());
     assert_eq!(service.engine().adapters().len(), 3);
-    let [first, second] = ["t02", "t03"].map(|name| house.weights(name));
+    let [first, second] = ["t02", "t03"].map(|name| home.weights(name));
     let [bytes, more_bytes] = [&first, &second].map(|path| pipe(path));
-    let server = Arc::new(Server::start(service.clone()));
+    let server = Arc::new(TestServer::start(service.clone()));
     let before = service.engine().stats().adapters;
 
     let slow = [ask(&server, "t02"), ask(&server, "t03")];
@@ -133,11 +137,11 @@ fn cold_adapters_load_side_by_side_and_stall_nobody() {
 
 #[test]
 fn a_read_that_fails_fails_its_own_requests_alone() {
-    let (house, roomy, each) = crowded(2);
-    let service = Arc::new(house.open(&settings(2 * each)).unwrap());
-    let slow = house.weights("t01");
+    let (home, roomy, each) = crowded(2);
+    let service = Arc::new(setup::open(&home, &settings(2 * each)).unwrap());
+    let slow = home.weights("t01");
     let bytes = pipe(&slow);
-    let server = Arc::new(Server::start(service.clone()));
+    let server = Arc::new(TestServer::start(service.clone()));
     let body = json!({"prompt": "Hello!", "user_type": "t01"});
     let broken = thread::scope(|scope| {
         let asked = scope.spawn(|| server.post("/generate", &body));
@@ -160,9 +164,9 @@ fn a_read_that_fails_fails_its_own_requests_alone() {
 
 #[test]
 fn more_tones_than_memory_fail_no_request_and_change_no_answer() {
-    let (house, roomy, each) = crowded(8);
-    let service = Arc::new(house.open(&settings(2 * each)).unwrap());
-    let server = Arc::new(Server::start(service.clone()));
+    let (home, roomy, each) = crowded(8);
+    let service = Arc::new(setup::open(&home, &settings(2 * each)).unwrap());
+    let server = Arc::new(TestServer::start(service.clone()));
     let mut voices: Vec<String> = (0..8).map(|n| format!("t{n:02}")).collect();
     voices.extend(["warm", "formal", "base", "t01+t05", "warm*0.5+t03"].map(str::to_owned));
     let expected: Vec<Value> = voices.iter().map(|who| expected(&roomy, who)).collect();
@@ -185,9 +189,9 @@ fn more_tones_than_memory_fail_no_request_and_change_no_answer() {
 
 #[test]
 fn a_wait_for_memory_ends_with_the_clients_time_or_the_client() {
-    let (house, _, each) = crowded(1);
-    let service = Arc::new(house.open(&settings(each)).unwrap());
-    let server = Server::start(service.clone());
+    let (home, _, each) = crowded(1);
+    let service = Arc::new(setup::open(&home, &settings(each)).unwrap());
+    let server = TestServer::start(service.clone());
     // Held by a request that lasts as long as this.
     let held = service
         .engine()
@@ -199,10 +203,7 @@ fn a_wait_for_memory_ends_with_the_clients_time_or_the_client() {
     assert_eq!(param, "timeout_ms");
     body["timeout_ms"] = json!(60_000);
     let body = body.to_string();
-    let mut socket = std::net::TcpStream::connect(server.address).unwrap();
-    let head = "POST /generate HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n";
-    let length = body.len();
-    write!(socket, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
+    let socket = server.write("POST", "/generate", JSON, body.as_bytes());
     wait_until(&service, |stats| stats.waiting == 1);
     assert_eq!(service.engine().stats().in_flight, 1, "it has its place");
     drop(socket);

@@ -1,88 +1,24 @@
 //! Publishing into a server that runs: who gets what from when on, and what is refused.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use formats::peft::Dtype;
-use jobs::EvaluationResults;
-use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};
-use server::AppState;
-use service::catalog::Catalog;
-use service::{Service, Settings};
+use testkit::home::BASE;
+use testkit::http::{Response, events_of};
+use testkit::server::TestServer;
 
-use crate::scene::{BASE, House, Server, tone};
+use crate::registry_home::RegistryHome;
+use crate::setup::shared_server;
 
-/// A house with a registry, and adapters under a root that clients may name.
-pub struct Press {
-    house: House,
-    folder: tempfile::TempDir,
-}
-
-impl Press {
-    pub fn new() -> Press {
-        let press = Press {
-            house: House::new(),
-            folder: tempfile::tempdir().unwrap(),
-        };
-        for seed in [21, 22, 23] {
-            press.adapter(&format!("root/a{seed}"), seed, &[]);
-        }
-        press
-    }
-
-    /// Writes a PEFT folder, with what it records.
-    pub fn adapter(&self, path: &str, seed: u64, records: &[(&str, &str)]) -> PathBuf {
-        let mut adapter = tone(seed);
-        for (key, value) in records {
-            adapter
-                .metadata
-                .insert((*key).to_owned(), (*value).to_owned());
-        }
-        let path = self.folder.path().join(path);
-        adapter.write(&path, Dtype::F32, "tiny").unwrap();
-        path
-    }
-
-    pub fn evaluations(&self) -> EvaluationResults {
-        EvaluationResults::new(&self.folder.path().join("judgements"))
-    }
-
-    fn registry(&self) -> Registry {
-        let location = RegistryLocation::Folder(self.folder.path().join("registry"));
-        Registry::open(&location, &self.folder.path().join("cache")).unwrap()
-    }
-
-    /// A server's state with the results of evaluations.
-    pub fn state(&self, root: bool) -> AppState {
-        let state = AppState::loading();
-        state.set_results(self.evaluations());
-        state.set_service(self.service(root));
-        state
-    }
-
-    pub fn service(&self, root: bool) -> Arc<Service> {
-        let personas = Personas::open(&self.house.base().parent().unwrap().join("personas"));
-        let catalog = Catalog::open(personas.unwrap(), self.registry()).unwrap();
-        let settings = Settings {
-            adapter_root: root.then(|| self.folder.path().join("root")),
-            uploads: Some(self.folder.path().join("uploads")),
-            votes: Some(self.folder.path().join("judgements")),
-            ..Settings::default()
-        };
-        Arc::new(Service::open(&self.house.base(), catalog, &settings).unwrap())
-    }
-}
-
-fn load(server: &Server, name: &str, path: &str) -> crate::scene::Reply {
+fn load(server: &TestServer, name: &str, path: &str) -> Response {
     server.post(
         "/v1/load_lora_adapter",
         &json!({"lora_name": name, "lora_path": path}),
     )
 }
 
-fn ask(server: &Server, who: &str) -> Value {
+fn ask(server: &TestServer, who: &str) -> Value {
     server.generate(json!({"prompt": "Hello!", "user_type": who, "max_new_tokens": 4}))
 }
 
@@ -97,8 +33,8 @@ fn answered(answer: &Value) -> (u64, String) {
 
 #[test]
 fn vllms_words_for_loading_and_unloading() {
-    let press = Press::new();
-    let server = Server::start(press.service(true));
+    let home = RegistryHome::new();
+    let server = TestServer::start(home.service(true));
     let reply = load(&server, "sql", "a21");
     assert_eq!(
         (reply.status, reply.text.as_str()),
@@ -172,11 +108,11 @@ fn vllms_words_for_loading_and_unloading() {
 #[cfg(unix)]
 #[test]
 fn only_what_lies_under_the_root_is_loaded() {
-    let press = Press::new();
-    let server = Server::start(press.service(true));
-    let outside = press.adapter("elsewhere", 5, &[]);
-    std::os::unix::fs::symlink(&outside, press.folder.path().join("root/link")).unwrap();
-    let inside = press.folder.path().join("root/a21");
+    let home = RegistryHome::new();
+    let server = TestServer::start(home.service(true));
+    let outside = home.adapter("elsewhere", 5, &[]);
+    std::os::unix::fs::symlink(&outside, home.path("root/link")).unwrap();
+    let inside = home.path("root/a21");
     for path in [
         outside.to_str().unwrap(),
         "../elsewhere",
@@ -200,7 +136,7 @@ fn only_what_lies_under_the_root_is_loaded() {
         (404, "adapter_not_found"),
         "{message}"
     );
-    std::fs::create_dir(press.folder.path().join("root/empty")).unwrap();
+    std::fs::create_dir(home.path("root/empty")).unwrap();
     let (status, code, _, message) = load(&server, "x", "empty").error();
     assert_eq!(
         (status, code.as_str()),
@@ -210,7 +146,7 @@ fn only_what_lies_under_the_root_is_loaded() {
     assert!(message.contains("adapter_config.json"), "{message}");
     assert_eq!(load(&server, "x", inside.to_str().unwrap()).status, 200);
 
-    let closed = Server::start(press.service(false));
+    let closed = TestServer::start(home.service(false));
     let (status, _, _, message) = load(&closed, "y", "a21").error();
     assert_eq!(status, 403);
     assert!(message.contains("--adapter-root"), "{message}");
@@ -218,14 +154,14 @@ fn only_what_lies_under_the_root_is_loaded() {
 
 #[test]
 fn an_adapter_of_another_base_is_refused_with_both_hashes() {
-    let press = Press::new();
-    let service = press.service(true);
+    let home = RegistryHome::new();
+    let service = home.service(true);
     let own = service.base().fingerprint.sha256().unwrap().to_owned();
     let other = "ab".repeat(32);
-    press.adapter("root/own", 31, &[("lory.base_sha256", &own)]);
-    press.adapter("root/other", 32, &[("lory.base_sha256", &other)]);
-    press.adapter("root/words", 33, &[("lory.tokenizer_hash", "abc")]);
-    let server = Server::start(service);
+    home.adapter("root/own", 31, &[("lory.base_sha256", &own)]);
+    home.adapter("root/other", 32, &[("lory.base_sha256", &other)]);
+    home.adapter("root/words", 33, &[("lory.tokenizer_hash", "abc")]);
+    let server = TestServer::start(service);
     assert_eq!(load(&server, "own", "own").status, 200);
     let (status, code, _, message) = load(&server, "other", "other").error();
     assert_eq!((status, code.as_str()), (400, "adapter_of_another_base"));
@@ -234,10 +170,10 @@ fn an_adapter_of_another_base_is_refused_with_both_hashes() {
         "{message}"
     );
     assert_eq!(load(&server, "words", "words").error().0, 400);
-    assert_eq!(press.registry().refresh().unwrap().head, 1);
+    assert_eq!(home.registry().refresh().unwrap().head, 1);
 
     // Published elsewhere, into the same registry: it is not served here, and the others are.
-    let content = registry::AdapterContent::read(&press.folder.path().join("root/other")).unwrap();
+    let content = registry::AdapterContent::read(&home.path("root/other")).unwrap();
     let publication = registry::Publication {
         name: "other",
         content: Some(&content),
@@ -245,8 +181,8 @@ fn an_adapter_of_another_base_is_refused_with_both_hashes() {
         current: true,
         only_new: true,
     };
-    press.registry().publish(&publication).unwrap();
-    let again = Server::start(press.service(true));
+    home.registry().publish(&publication).unwrap();
+    let again = TestServer::start(home.service(true));
     let body = json!({"prompt": "Hello!", "user_type": "other"});
     let (status, code, _, message) = again.post("/generate", &body).error();
     assert_eq!(
@@ -263,9 +199,9 @@ fn an_adapter_of_another_base_is_refused_with_both_hashes() {
 
 #[test]
 fn a_request_under_way_ends_with_its_version_and_the_next_gets_the_new_one() {
-    let press = Press::new();
-    let service = press.service(true);
-    let server = Server::start(Arc::clone(&service));
+    let home = RegistryHome::new();
+    let service = home.service(true);
+    let server = TestServer::start(Arc::clone(&service));
     assert_eq!(load(&server, "tone", "a21").status, 200);
     let long = json!({
         "prompt": "Hello!", "user_type": "tone", "max_new_tokens": 40, "temperature": 1.0, "seed": 3,
@@ -280,11 +216,11 @@ fn a_request_under_way_ends_with_its_version_and_the_next_gets_the_new_one() {
         &[("Content-Type", "application/json")],
         text.as_bytes(),
     );
-    open.first_bytes();
+    open.wait_for_body();
     let inplace = json!({"lora_name": "tone", "lora_path": "a22", "load_inplace": true});
     assert_eq!(server.post("/v1/load_lora_adapter", &inplace).status, 200);
     let next = server.generate(long);
-    let events = crate::scene::events_of(&open.whole().text);
+    let events = events_of(&open.read_all().text);
     let end: Value = serde_json::from_str(events.last().unwrap()).unwrap();
     assert_eq!(answered(&end), answered(&alone));
     assert_eq!(answered(&next).0, 2);
@@ -302,11 +238,11 @@ fn a_request_under_way_ends_with_its_version_and_the_next_gets_the_new_one() {
 
 #[test]
 fn what_another_process_publishes_is_followed() {
-    let press = Press::new();
-    let service = press.service(true);
+    let home = RegistryHome::new();
+    let service = home.service(true);
     service.follow(Duration::from_millis(20));
-    let server = Server::start(Arc::clone(&service));
-    let content = registry::AdapterContent::read(&press.folder.path().join("root/a21")).unwrap();
+    let server = TestServer::start(Arc::clone(&service));
+    let content = registry::AdapterContent::read(&home.path("root/a21")).unwrap();
     let publication = registry::Publication {
         name: "late",
         content: Some(&content),
@@ -314,7 +250,7 @@ fn what_another_process_publishes_is_followed() {
         current: true,
         only_new: true,
     };
-    press.registry().publish(&publication).unwrap();
+    home.registry().publish(&publication).unwrap();
     let end = Instant::now() + Duration::from_secs(60);
     let body = json!({"prompt": "Hello!", "user_type": "late", "max_new_tokens": 1});
     while server.post("/generate", &body).status != 200 {
@@ -325,8 +261,8 @@ fn what_another_process_publishes_is_followed() {
 
 #[test]
 fn the_admin_routes_are_the_registrys_operations() {
-    let press = Press::new();
-    let server = Server::start(press.service(true));
+    let home = RegistryHome::new();
+    let server = TestServer::start(home.service(true));
     let publish = |body: Value| server.post("/v1/personas/shop/versions", &body);
     let settings =
         json!({"system_prompt": "You sell.", "sampling": {"temperature": 0.5}, "scale": 0.5});
@@ -351,9 +287,11 @@ fn the_admin_routes_are_the_registrys_operations() {
     let put = |path: &str, body: Value| {
         let body = body.to_string();
         let headers = [("Content-Type", "application/json")];
-        server.send("PUT", path, &headers, body.as_bytes()).whole()
+        server
+            .send("PUT", path, &headers, body.as_bytes())
+            .read_all()
     };
-    let delete = |path: &str| server.send("DELETE", path, &[], b"").whole();
+    let delete = |path: &str| server.delete(path);
     let reply = put(
         "/v1/personas/shop/canary",
         json!({"version": 2, "percent": 100}),
@@ -408,7 +346,7 @@ fn the_admin_routes_are_the_registrys_operations() {
     );
     let verified = server
         .send("POST", "/v1/registry/verify", &[], b"")
-        .whole()
+        .read_all()
         .json();
     assert_eq!(
         (
@@ -448,14 +386,14 @@ fn the_admin_routes_are_the_registrys_operations() {
 
 #[test]
 fn without_a_registry_nothing_is_published() {
-    let (status, code, _, message) = load(Server::shared(), "x", "y").error();
+    let (status, code, _, message) = load(shared_server(), "x", "y").error();
     assert_eq!(
         (status, code.as_str()),
         (403, "adapter_path_refused"),
         "{message}"
     );
     let body = json!({"settings": {}});
-    let (status, code, _, _) = Server::shared()
+    let (status, code, _, _) = shared_server()
         .post("/v1/personas/x/versions", &body)
         .error();
     assert_eq!((status, code.as_str()), (409, "no_registry"));
@@ -463,10 +401,10 @@ fn without_a_registry_nothing_is_published() {
 
 #[test]
 fn a_shadow_answers_too_and_only_the_comparison_is_seen() {
-    let press = Press::new();
-    let service = press.service(true);
+    let home = RegistryHome::new();
+    let service = home.service(true);
     service.compare_shadows();
-    let server = Server::start(Arc::clone(&service));
+    let server = TestServer::start(Arc::clone(&service));
     let publish = |path: &str, current: bool| {
         let body = json!({"adapter_path": path, "current": current});
         assert_eq!(server.post("/v1/personas/tone/versions", &body).status, 201);
@@ -478,7 +416,7 @@ fn a_shadow_answers_too_and_only_the_comparison_is_seen() {
         let body = json!({"version": version, "percent": 100}).to_string();
         let headers = [("Content-Type", "application/json")];
         let reply = server.send("PUT", "/v1/personas/tone/shadow", &headers, body.as_bytes());
-        assert_eq!(reply.whole().status, 200);
+        assert_eq!(reply.read_all().status, 200);
     };
     let body = json!({"prompt": "Hello!", "user_type": "tone", "max_new_tokens": 24});
     let counted = |line: &str| {

@@ -1,19 +1,19 @@
 //! HTTPS: with a certificate, and with one that changes.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use server::{ServerSettings, Tls};
 use service::Settings;
+use testkit::server::TestServer;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
 
-use crate::scene::{self, Server};
+use crate::setup;
 
 const CERT: &str = include_str!("tls/cert.pem");
 const KEY: &str = include_str!("tls/key.pem");
@@ -31,11 +31,8 @@ fn client() -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-fn get(server: &Server, path: &str) -> String {
-    let mut socket = TcpStream::connect(server.address).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
+fn get(server: &TestServer, path: &str) -> String {
+    let mut socket = server.connect();
     let name = ServerName::try_from("localhost").unwrap();
     let mut connection = ClientConnection::new(client(), name).unwrap();
     let mut stream = Stream::new(&mut connection, &mut socket);
@@ -67,24 +64,16 @@ fn https_is_spoken_and_plain_http_is_not() {
         header_timeout: Duration::from_secs(2),
         ..ServerSettings::default()
     };
-    let server = Server::start_as(scene::service(&Settings::default()), settings);
+    let server = TestServer::start_with(setup::service(&Settings::default()), settings);
     let answer = get(&server, "/v1/models");
     assert!(
         answer.starts_with("HTTP/1.1 200") && answer.contains("\"warm\""),
         "{answer}"
     );
-    let mut plain = TcpStream::connect(server.address).unwrap();
-    plain
-        .write_all(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
-        .unwrap();
-    let mut answer = Vec::new();
-    let _ = plain.read_to_end(&mut answer);
-    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert!(!answer.starts_with("HTTP"), "{answer:?}");
     // Who never begins the handshake does not keep its place.
-    let mut silent = TcpStream::connect(server.address).unwrap();
-    silent
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
+    let mut silent = server.connect();
     assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
     // A broken pair leaves the one that was.
     write_pair(folder.path(), "no certificate", KEY);

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-use crate::publishing::Press;
-use crate::scene::{Reply, Server};
+use crate::registry_home::RegistryHome;
+use testkit::http::Response;
+use testkit::server::TestServer;
 
 fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
@@ -35,22 +36,22 @@ fn folder(path: &Path) -> Vec<u8> {
     ])
 }
 
-fn send(server: &Server, archive: &[u8]) -> Reply {
+fn send(server: &TestServer, archive: &[u8]) -> Response {
     let headers = [("Content-Type", "application/zip")];
     server
         .send("POST", "/v1/adapters", &headers, archive)
-        .whole()
+        .read_all()
 }
 
-fn publish(server: &Server, name: &str, body: Value) -> Reply {
+fn publish(server: &TestServer, name: &str, body: Value) -> Response {
     server.post(&format!("/v1/personas/{name}/versions"), &body)
 }
 
 #[test]
 fn what_is_sent_is_looked_at_and_then_published() {
-    let press = Press::new();
-    let sent = press.adapter("sent", 41, &[]);
-    let server = Server::start(press.service(false));
+    let home = RegistryHome::new();
+    let sent = home.adapter("sent", 41, &[]);
+    let server = TestServer::start(home.service(false));
     let reply = send(&server, &folder(&sent));
     assert_eq!(reply.status, 201, "{}", reply.text);
     let shown = reply.json();
@@ -79,15 +80,15 @@ fn what_is_sent_is_looked_at_and_then_published() {
 
     send(&server, &folder(&sent));
     let path = format!("/v1/adapters/{sha256}");
-    assert_eq!(server.send("DELETE", &path, &[], b"").whole().status, 200);
-    assert_eq!(server.send("DELETE", &path, &[], b"").whole().status, 404);
+    assert_eq!(server.delete(&path).status, 200);
+    assert_eq!(server.delete(&path).status, 404);
 }
 
 #[test]
 fn one_for_another_base_is_told_and_not_published() {
-    let press = Press::new();
-    let other = press.adapter("other", 42, &[("lory.base_sha256", &"ab".repeat(32))]);
-    let server = Server::start(press.service(false));
+    let home = RegistryHome::new();
+    let other = home.adapter("other", 42, &[("lory.base_sha256", &"ab".repeat(32))]);
+    let server = TestServer::start(home.service(false));
     let shown = send(&server, &folder(&other)).json();
     assert_eq!(shown["fits"], json!(false));
     let problem = shown["problem"].as_str().unwrap();
@@ -101,9 +102,9 @@ fn one_for_another_base_is_told_and_not_published() {
 
 #[test]
 fn what_is_no_adapter_is_refused_by_name() {
-    let press = Press::new();
-    let server = Server::start(press.service(false));
-    let refused = |reply: Reply, status: u16, code: &str, said: &str| {
+    let home = RegistryHome::new();
+    let server = TestServer::start(home.service(false));
+    let refused = |reply: Response, status: u16, code: &str, said: &str| {
         let (found, found_code, _, message) = reply.error();
         assert_eq!((found, found_code.as_str()), (status, code), "{message}");
         assert!(message.contains(said), "{message}");
@@ -156,8 +157,8 @@ fn what_is_no_adapter_is_refused_by_name() {
 
 #[test]
 fn a_persona_of_the_folder_is_published_as_it_lies() {
-    let press = Press::new();
-    let server = Server::start(press.service(false));
+    let home = RegistryHome::new();
+    let server = TestServer::start(home.service(false));
     let before = server.get("/v1/personas/formal").json();
     let reply = publish(&server, "formal", json!({"from_folder": true}));
     assert_eq!(reply.status, 201, "{}", reply.text);

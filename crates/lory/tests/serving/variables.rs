@@ -2,31 +2,33 @@
 
 use serde_json::{Value, json};
 use service::Settings;
+use testkit::server::TestServer;
+use testkit::tiny::adapter;
 
-use crate::scene::{House, Server, tone};
+use crate::setup;
 
 const SHOP: &str = "system_prompt = \"You serve {{shop}} for {{ tier }} customers.\"\nmax_new_tokens = 6\n[variables]\nshop = \
                     \"a shoe shop\"\ntier = { required = true }";
 
-fn server() -> Server {
-    let house = House::new();
-    house.persona("shop", SHOP, &tone(21));
-    house.persona(
+fn server() -> TestServer {
+    let home = setup::home();
+    home.persona("shop", SHOP, Some(&adapter(21)));
+    home.persona(
         "plain",
         "system_prompt = \"Write {{json}}.\"\nmax_new_tokens = 6",
-        &tone(21),
+        Some(&adapter(21)),
     );
-    Server::start(std::sync::Arc::new(
-        house.open(&Settings::default()).unwrap(),
+    TestServer::start(std::sync::Arc::new(
+        setup::open(&home, &Settings::default()).unwrap(),
     ))
 }
 
-fn ask(server: &Server, who: &str, variables: Value) -> Value {
+fn ask(server: &TestServer, who: &str, variables: Value) -> Value {
     server.generate(json!({"prompt": "Hello!", "user_type": who, "variables": variables}))
 }
 
 /// The text and the tokens of the prompt of a chat whose system message is `system`.
-fn with_words(server: &Server, system: &str) -> (Value, Value) {
+fn with_words(server: &TestServer, system: &str) -> (Value, Value) {
     let turns =
         json!([{"role": "system", "content": system}, {"role": "user", "content": "Hello!"}]);
     let reply = server.post(

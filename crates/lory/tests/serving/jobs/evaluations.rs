@@ -1,12 +1,13 @@
 //! Evaluations that clients ask for.
 
 use super::*;
+use testkit::tiny::adapter;
 
 /// A persona with evaluation rows of its own and a tone that no answer misses.
 fn with_rows(school: &School) {
     let text = "system_prompt = \"You are quick.\"\nmax_new_tokens = 8\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\nany_of = ['']\ncopied_at_least = 0.0\n";
-    school.house.persona("quick", text, &tone(13));
-    let folder = school.house.base().parent().unwrap().join("personas/quick");
+    school.home.persona("quick", text, Some(&adapter(13)));
+    let folder = school.home.base().parent().unwrap().join("personas/quick");
     for name in ["train.jsonl", "eval.jsonl"] {
         std::fs::write(folder.join(name), rows(5)).unwrap();
     }
@@ -91,7 +92,7 @@ fn personas_are_measured_when_somebody_asks() {
     let path = format!("/v1/evaluations/{}", result["id"].as_str().unwrap());
     assert_eq!(&open.server.get(&path).json(), result);
     let path = format!("/v1/evaluations/{}/cancel", asked["id"].as_str().unwrap());
-    let over = open.server.send("POST", &path, &[], b"").whole();
+    let over = open.server.send("POST", &path, &[], b"").read_all();
     assert_eq!(over.error().1, "evaluation_state");
 
     // Beside a job that trains it comes to the same, and both go on.
@@ -158,7 +159,7 @@ fn an_evaluation_can_be_given_up_and_those_that_wait_outlast_a_restart() {
         open.evaluation(&stopped, |found| found["progress"]["of"] != 0);
         for one in [&gone, &stopped] {
             let path = format!("/v1/evaluations/{}/cancel", one["id"].as_str().unwrap());
-            let reply = open.server.send("POST", &path, &[], b"").whole();
+            let reply = open.server.send("POST", &path, &[], b"").read_all();
             assert_eq!(
                 (reply.status, &reply.json()["status"]),
                 (200, &json!("cancelled"))
@@ -167,8 +168,7 @@ fn an_evaluation_can_be_given_up_and_those_that_wait_outlast_a_restart() {
         open.evaluation(&running, is("running"));
         assert_eq!(open.evaluation(&waiting, is("queued"))["progress"]["of"], 0);
         let path = format!("/v1/files/{file}");
-        let (status, code, _, message) =
-            open.server.send("DELETE", &path, &[], b"").whole().error();
+        let (status, code, _, message) = open.server.delete(&path).error();
         assert_eq!((status, code.as_str()), (409, "file_in_use"));
         assert!(message.starts_with("eval-"), "{message}");
         // While it still waits for the machine.
@@ -296,7 +296,7 @@ fn what_is_wrong_with_an_evaluation_is_named() {
     assert_eq!((status, code.as_str()), (429, "queue_full"));
     let path = format!("/v1/evaluations/{}/cancel", all[9]["id"].as_str().unwrap());
     assert_eq!(
-        open.server.send("POST", &path, &[], b"").whole().status,
+        open.server.send("POST", &path, &[], b"").read_all().status,
         200
     );
     open.evaluate(&wanted);

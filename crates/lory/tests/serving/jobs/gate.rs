@@ -1,6 +1,7 @@
 //! What a job made is measured, and published or kept.
 
 use super::*;
+use testkit::tiny::adapter;
 
 #[test]
 fn the_gate_lets_through_what_measures_up() {
@@ -119,7 +120,7 @@ fn an_adapter_is_compared_with_other_personas() {
     let school = School::new();
     // One whose tone every answer has.
     let text = "system_prompt = \"You are loud.\"\n[eval]\nany_of = ['']\n";
-    school.house.persona("loud", text, &tone(13));
+    school.home.persona("loud", text, Some(&adapter(13)));
     let open = school.open();
     let file = open.upload(&rows(24));
     let mut wanted = body(&file, "apart");

@@ -224,7 +224,7 @@ fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
     let location = RegistryLocation::Folder(school.path("registry"));
     let registry = Registry::open(&location, &school.path("cache")).unwrap();
     let catalog = Catalog::open(Personas::default(), registry).unwrap();
-    let other = Service::open(&school.house.base(), catalog, &Settings::default()).unwrap();
+    let other = Service::open(&school.home.base(), catalog, &Settings::default()).unwrap();
     let settings = JobSettings {
         dir: school.path("jobs"),
         known: None,
@@ -271,10 +271,7 @@ fn a_cancelled_job_leaves_nothing_and_the_next_one_runs() {
     open.at_step(&running, 3);
     open.once(&waiting, |job| job["status"] == "queued");
     // Its file is needed.
-    let kept = open
-        .server
-        .send("DELETE", &format!("/v1/files/{file}"), &[], b"")
-        .whole();
+    let kept = open.server.delete(&format!("/v1/files/{file}"));
     let (status, code, _, message) = kept.error();
     assert_eq!((status, code.as_str()), (409, "file_in_use"));
     assert!(message.contains("still needs the file"), "{message}");
@@ -287,10 +284,7 @@ fn a_cancelled_job_leaves_nothing_and_the_next_one_runs() {
     assert!(!school.path(&format!("jobs/jobs/{running}/state")).exists());
     let asked = json!({"prompt": "Hi", "user_type": "never"});
     assert_eq!(open.server.post("/generate", &asked).status, 404);
-    let gone = open
-        .server
-        .send("DELETE", &format!("/v1/files/{file}"), &[], b"")
-        .whole();
+    let gone = open.server.delete(&format!("/v1/files/{file}"));
     assert_eq!(
         gone.json(),
         json!({"id": file, "object": "file", "deleted": true})

@@ -129,7 +129,7 @@ fn a_key_that_may_train_sees_its_own() {
     let send = |key: &str, method: &str, path: &str, kind: &str, body: &[u8]| {
         let bearer = format!("Bearer secret-{key}");
         let headers = [("Authorization", &*bearer), ("Content-Type", kind)];
-        open.server.send(method, path, &headers, body).whole()
+        open.server.send(method, path, &headers, body).read_all()
     };
     let json_kind = "application/json";
     let get = |key: &str, path: &str| send(key, "GET", path, json_kind, b"");

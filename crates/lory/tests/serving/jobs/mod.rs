@@ -21,24 +21,28 @@ use service::catalog::Catalog;
 use service::{Service, Settings};
 
 use crate::openapi::complaints;
-use crate::scene::{House, Reply, Server, tone};
+use testkit::home::TestHome;
+use testkit::http::Response;
+use testkit::server::TestServer;
 
-/// A house with a registry and a place for jobs.
+use crate::setup;
+
+/// A home with a registry and a place for jobs.
 struct School {
-    house: House,
+    home: TestHome,
     folder: tempfile::TempDir,
 }
 
 /// A school that is open: a server, and the queue behind it.
 struct Open {
-    server: Server,
+    server: TestServer,
     jobs: Arc<Jobs>,
 }
 
 impl School {
     fn new() -> School {
         School {
-            house: House::new().with_context(512),
+            home: setup::home_with_context(512),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -54,13 +58,13 @@ impl School {
     fn open_as(&self, server: ServerSettings) -> Open {
         let location = RegistryLocation::Folder(self.path("registry"));
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
-        let personas = self.house.base().parent().unwrap().join("personas");
+        let personas = self.home.base().parent().unwrap().join("personas");
         let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();
         let service = Settings {
             votes: Some(self.path("judgements")),
             ..Settings::default()
         };
-        let service = Service::open(&self.house.base(), catalog, &service);
+        let service = Service::open(&self.home.base(), catalog, &service);
         let service = Arc::new(service.unwrap());
         let results = EvaluationResults::new(&self.path("judgements"));
         let settings = JobSettings {
@@ -74,7 +78,7 @@ impl School {
         state.set_jobs(Ok(Arc::clone(&jobs)));
         state.set_service(service);
         Open {
-            server: Server::start_as(state, server),
+            server: TestServer::start_with(state, server),
             jobs,
         }
     }
@@ -116,12 +120,12 @@ impl Open {
         let reply = self
             .server
             .send("POST", "/v1/files", &[FORM], &body)
-            .whole();
+            .read_all();
         assert_eq!(reply.status, 200, "{}", reply.text);
         reply.json()["id"].as_str().unwrap().to_owned()
     }
 
-    fn create(&self, body: &Value) -> Reply {
+    fn create(&self, body: &Value) -> Response {
         self.server.post("/v1/fine_tuning/jobs", body)
     }
 
@@ -137,9 +141,9 @@ impl Open {
             .json()
     }
 
-    fn turn(&self, id: &str, what: &str) -> Reply {
+    fn turn(&self, id: &str, what: &str) -> Response {
         let path = format!("/v1/fine_tuning/jobs/{id}/{what}");
-        self.server.send("POST", &path, &[], b"").whole()
+        self.server.send("POST", &path, &[], b"").read_all()
     }
 
     /// The job, once `when` holds of it.

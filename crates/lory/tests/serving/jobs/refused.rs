@@ -1,6 +1,9 @@
 //! Files and jobs that are refused, and why.
 
+use testkit::server::TestServer;
+
 use super::*;
+use crate::setup;
 
 #[test]
 fn a_broken_file_is_refused_with_its_lines() {
@@ -9,7 +12,7 @@ fn a_broken_file_is_refused_with_its_lines() {
     let send = |fields: &[(&str, Option<&str>, &str)]| {
         open.server
             .send("POST", "/v1/files", &[FORM], &form(fields))
-            .whole()
+            .read_all()
     };
     let purpose = ("purpose", None, "fine-tune");
     let broken = format!(
@@ -257,7 +260,7 @@ fn what_is_wrong_with_a_job_is_named() {
     assert_eq!(job["error"]["code"], "invalid_training_file");
     assert!(message.contains("mine.jsonl:1"), "{message}");
     // A server without a place for jobs says so.
-    let none = Server::start(crate::scene::service(&Settings::default()));
+    let none = TestServer::start(setup::service(&Settings::default()));
     let (status, code, _, message) = none.get("/v1/files").error();
     assert_eq!((status, code.as_str()), (409, "no_jobs"), "{message}");
 }
