@@ -7,6 +7,7 @@ mod eval;
 #[cfg(unix)]
 mod examples;
 mod generate;
+mod help;
 #[cfg(unix)]
 mod jobs;
 mod keys;

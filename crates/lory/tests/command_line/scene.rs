@@ -73,6 +73,7 @@ impl Scene {
             .env_remove("HF_TOKEN")
             .env_remove("RUST_LOG")
             .env_remove("LORY_API_KEYS")
+            .env_remove("LORY_REGISTRY")
             .env_remove("COLUMNS")
             .stdin(Stdio::null());
         command
