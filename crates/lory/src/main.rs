@@ -1,4 +1,4 @@
-//! The binary: everything is in the library.
+//! The `lory` binary. All of it is in the library.
 
 use std::process::ExitCode;
 

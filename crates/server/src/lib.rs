@@ -19,6 +19,7 @@ mod logprobs;
 mod middleware;
 mod milliseconds;
 mod openapi;
+mod origin;
 mod query;
 mod routes;
 mod server;
@@ -33,6 +34,7 @@ mod with_sampling;
 mod write_timeout;
 
 pub use app_state::AppState;
+pub use origin::{InvalidOrigin, Origin};
 pub use routes::personas::responses as persona_responses;
 pub use server::{serve, shutdown_signal};
 pub use settings::{MAX_BODY, MAX_HEADERS, ServerSettings};

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderValue;
-
+use crate::origin::Origin;
 use crate::tls::Tls;
 use auth::Keys;
 
@@ -21,7 +20,7 @@ pub struct ServerSettings {
     /// Whether `/metrics` needs no key.
     pub open_metrics: bool,
     /// The origins whose web pages may send requests.
-    pub origins: Vec<HeaderValue>,
+    pub origins: Vec<Origin>,
     /// The certificate; if none, the server uses plain HTTP.
     pub tls: Option<Arc<Tls>>,
     /// How long the headers of a request, a TLS handshake or an idle connection may take.

@@ -1,25 +1,26 @@
-//! `lory completions` and `lory man`: what shells and manual readers want, made from the command line's own definition.
+//! `lory completions` and `lory man`: shell completions and manual pages, generated from the definition of the command line.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{Verdict, config, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::output::print;
 
-/// Print the completions of a shell
+/// Print completions for a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   lory completions bash > ~/.local/share/bash-completion/completions/lory
   lory completions zsh > ~/.zfunc/_lory
   lory completions fish > ~/.config/fish/completions/lory.fish")]
-pub(super) struct Completions {
+pub(crate) struct Args {
     /// The shell
     #[arg(value_enum)]
     shell: clap_complete::Shell,
 }
 
-/// Write the manual pages, one for each command
+/// Write a manual page for each command
 #[derive(Debug, clap::Args)]
 #[command(
     hide = true,
@@ -27,22 +28,22 @@ pub(super) struct Completions {
 Example:
   lory man --out /usr/local/share/man/man1"
 )]
-pub(super) struct Man {
-    /// The folder that they are written to
+pub(crate) struct ManArgs {
+    /// The folder to write them to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-pub(super) fn completions(args: &Completions) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: &Args, mut command: clap::Command) -> anyhow::Result<ExitStatus> {
     let mut out = Vec::new();
-    clap_complete::generate(args.shell, &mut config::command(), "lory", &mut out);
+    clap_complete::generate(args.shell, &mut command, "lory", &mut out);
     print(&String::from_utf8_lossy(&out))?;
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-pub(super) fn man(args: &Man) -> anyhow::Result<Verdict> {
+pub(crate) fn man(args: &ManArgs, command: clap::Command) -> anyhow::Result<ExitStatus> {
     let to = args.out.display().to_string();
     std::fs::create_dir_all(&args.out).with_context(|| to.clone())?;
-    clap_mangen::generate_to(config::command(), &args.out).context(to)?;
-    Ok(Verdict::Good)
+    clap_mangen::generate_to(command, &args.out).context(to)?;
+    Ok(ExitStatus::Success)
 }

@@ -1,5 +1,5 @@
-//! `lory.toml`: every flag of `lory serve`, by its name without the dashes. What is a flag is a key of the file, and nothing else
-//! is: the keys are read off the command line's own definition.
+//! `lory.toml`: every flag of `lory serve`, by its name without the dashes. The keys are taken from the definition of the command
+//! line, so each flag is a key, and nothing else is.
 //!
 //! ```toml
 //! port = 9000
@@ -18,22 +18,22 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _}
 use toml::Value;
 use toml::de::DeTable;
 
-use super::Cli;
+use crate::cli::commands::Cli;
 
-/// The file that is looked for in the working folder.
+/// The file in the working folder that is read by default.
 const FILE: &str = "lory.toml";
-/// The one command that has a file.
+/// The command that reads a file.
 const COMMAND: &str = "serve";
-/// Flags that make no sense in a file.
+/// Flags that are not keys of the file.
 const NOT_IN_FILES: [&str; 3] = ["config", "print-config", "help"];
-/// How alike a key and a flag must be (Jaro-Winkler, 0 to 1) for one to be taken for a slip of the other.
-const ALIKE: f64 = 0.8;
+/// An unknown key at least this similar to a flag (Jaro-Winkler, 0 to 1) gets the flag as a suggestion.
+const SIMILAR: f64 = 0.8;
 /// The largest file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A file that cannot be used.
+/// The file is invalid.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConfigError {
+pub(crate) enum ConfigError {
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -47,17 +47,17 @@ pub(super) enum ConfigError {
     },
 }
 
-/// A command line, what a file adds to it, and where each setting came from.
-pub(super) struct Parsed {
+/// The command line, combined with the file.
+pub(crate) struct Parsed {
     pub cli: Cli,
     /// The file that was read.
     pub file: Option<PathBuf>,
-    /// All settings of `lory serve` as such a file, if that is the command.
-    pub in_force: Option<String>,
+    /// All settings of `lory serve` in the format of the file, with their sources; none for other commands.
+    pub settings: Option<String>,
 }
 
-/// The command line's definition. A switch of `lory serve` takes `=false` too, as a file may have turned it on.
-pub(super) fn command() -> clap::Command {
+/// The definition of the command line. A switch of `lory serve` accepts `=false`, because a file may have turned it on.
+pub(crate) fn command() -> clap::Command {
     Cli::command().mut_subcommand(COMMAND, |serve| {
         serve.mut_args(|arg| match arg.get_action() {
             ArgAction::SetTrue => arg
@@ -75,14 +75,15 @@ pub(super) fn command() -> clap::Command {
     })
 }
 
-/// Reads the command line, and the file of `lory serve` where there is one. Prints help and complaints about the command line
-/// itself and ends the process, as clap does.
-pub(super) fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, ConfigError> {
+/// Parses the command line, and the file of `lory serve` if there is one. Like clap, prints help and errors of the command line
+/// and ends the process.
+pub(crate) fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, ConfigError> {
     let mut line: Vec<OsString> = line.into_iter().collect();
     let mut settings = BTreeMap::new();
     let mut file = None;
     if line.get(1).is_some_and(|first| first == COMMAND) {
-        file = named(&line).or_else(|| Some(PathBuf::from(FILE)).filter(|path| path.is_file()));
+        file =
+            config_flag(&line).or_else(|| Some(PathBuf::from(FILE)).filter(|path| path.is_file()));
     }
     if let Some(path) = &file {
         let text = read(path)?;
@@ -90,8 +91,8 @@ pub(super) fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         let own: Vec<OsString> = line[2..].to_vec();
         line.truncate(2);
         for (name, setting) in &mut settings {
-            setting.overruled = is_given(&own, name);
-            if !setting.overruled {
+            setting.overridden = is_given(&own, name);
+            if !setting.overridden {
                 line.extend(setting.arguments.iter().map(OsString::from));
             }
         }
@@ -101,32 +102,32 @@ pub(super) fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         .try_get_matches_from(line)
         .unwrap_or_else(|error| {
             if let Some(path) = file.as_ref().filter(|_| error.use_stderr()) {
-                eprintln!("with the settings of {}:", path.display());
+                eprintln!("with the settings from {}:", path.display());
             }
             error.exit()
         });
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let in_force = matches
+    let settings = matches
         .subcommand_matches(COMMAND)
-        .map(|serve| in_force(serve, file.as_deref(), &settings));
+        .map(|serve| with_sources(serve, file.as_deref(), &settings));
     Ok(Parsed {
         cli,
         file,
-        in_force,
+        settings,
     })
 }
 
-/// What a file says of one flag.
+/// One flag in the file.
 struct Setting {
     line: usize,
-    /// The command line says something else.
-    overruled: bool,
-    /// The same on a command line.
+    /// The command line sets it too.
+    overridden: bool,
+    /// The same setting as arguments.
     arguments: Vec<String>,
 }
 
-/// The file that the command line names.
-fn named(line: &[OsString]) -> Option<PathBuf> {
+/// The file named by `--config`.
+fn config_flag(line: &[OsString]) -> Option<PathBuf> {
     let mut rest = line.iter().skip(2);
     while let Some(argument) = rest.next() {
         if argument == "--config" {
@@ -157,13 +158,13 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         source,
     };
     if path.metadata().map_err(io)?.len() > MAX_BYTES {
-        let said = format!("a file of settings has at most {MAX_BYTES} bytes");
-        return Err(io(std::io::Error::other(said)));
+        let message = format!("a file of settings has at most {MAX_BYTES} bytes");
+        return Err(io(std::io::Error::other(message)));
     }
     std::fs::read_to_string(path).map_err(io)
 }
 
-/// The flags that may stand in a file, by name.
+/// The flags that are keys of the file, by name.
 fn flags(serve: &clap::Command) -> BTreeMap<&str, &Arg> {
     let named = |arg: &'_ Arg| {
         arg.get_long()
@@ -176,7 +177,7 @@ fn flags(serve: &clap::Command) -> BTreeMap<&str, &Arg> {
         .collect()
 }
 
-/// Every key of a file, checked as the flag of its name would be.
+/// Every key of the file, checked like the flag of its name.
 fn keys(path: &Path, text: &str) -> Result<BTreeMap<String, Setting>, ConfigError> {
     let invalid = |offset: usize, message: String| ConfigError::Invalid {
         path: path.to_owned(),
@@ -205,26 +206,29 @@ fn keys(path: &Path, text: &str) -> Result<BTreeMap<String, Setting>, ConfigErro
                 .map(|flag| (strsim::jaro_winkler(flag, name), *flag))
                 .max_by(|a, b| a.0.total_cmp(&b.0));
             let hint = match nearest {
-                Some((alike, flag)) if alike >= ALIKE => format!("did you mean `{flag}`?"),
+                Some((similarity, flag)) if similarity >= SIMILAR => {
+                    format!("did you mean `{flag}`?")
+                }
                 _ => "the keys are the flags of `lory serve --help`".to_owned(),
             };
             return Err(invalid(here, format!("unknown key `{name}`; {hint}")));
         };
-        let arguments = arguments(flag, name, &values[name]).map_err(|said| invalid(here, said))?;
-        // Alone, so that what is wrong is this key's; what flags demand of each other is seen when all are together.
+        let arguments =
+            arguments(flag, name, &values[name]).map_err(|message| invalid(here, message))?;
+        // Checked alone, so that an error belongs to this key. Rules between flags are checked with the whole command line.
         let alone = std::iter::once(COMMAND).chain(arguments.iter().map(String::as_str));
         if let Err(error) = serve.clone().try_get_matches_from(alone)
             && error.kind() != ErrorKind::MissingRequiredArgument
         {
-            let said = error.to_string();
-            let said = said.lines().next().unwrap_or_default();
-            let said = said.strip_prefix("error: ").unwrap_or(said);
-            return Err(invalid(here, said.to_owned()));
+            let message = error.to_string();
+            let message = message.lines().next().unwrap_or_default();
+            let message = message.strip_prefix("error: ").unwrap_or(message);
+            return Err(invalid(here, message.to_owned()));
         }
         let line = line_of(text, here);
         let setting = Setting {
             line,
-            overruled: false,
+            overridden: false,
             arguments,
         };
         settings.insert(name.to_owned(), setting);
@@ -237,7 +241,7 @@ fn line_of(text: &str, offset: usize) -> usize {
     before.iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// A key as it would stand on a command line.
+/// A key as arguments of the command line.
 fn arguments(flag: &Arg, name: &str, value: &Value) -> Result<Vec<String>, String> {
     let one = |value: &Value| match value {
         Value::String(text) => Ok(format!("--{name}={text}")),
@@ -261,8 +265,8 @@ fn is_switch(flag: &Arg) -> bool {
         .is_some_and(|count| count.min_values() == 0)
 }
 
-/// All settings as a file, each with where it came from.
-fn in_force(
+/// All settings in the format of the file, each with its source.
+fn with_sources(
     serve: &ArgMatches,
     file: Option<&Path>,
     settings: &BTreeMap<String, Setting>,
@@ -285,8 +289,7 @@ fn in_force(
         let source = match (serve.value_source(id), setting, file) {
             (None, ..) => "not set".to_owned(),
             (Some(ValueSource::DefaultValue), ..) => "the default".to_owned(),
-            // The file's, unless the command line has its own.
-            (_, Some(setting), Some(file)) if !setting.overruled => {
+            (_, Some(setting), Some(file)) if !setting.overridden => {
                 format!("{}:{}", file.display(), setting.line)
             }
             _ => "the command line".to_owned(),
@@ -301,7 +304,7 @@ fn in_force(
     out
 }
 
-/// A raw value in the type that reads best.
+/// A raw value as a boolean or an integer if it is one, else as a string.
 fn value(flag: &Arg, raw: &str) -> Value {
     if is_switch(flag) {
         return Value::Boolean(raw == "true");
@@ -316,7 +319,7 @@ fn value(flag: &Arg, raw: &str) -> Value {
 mod tests {
     use super::*;
 
-    fn said(text: &str) -> String {
+    fn arguments_or_error(text: &str) -> String {
         match keys(Path::new("lory.toml"), text) {
             Ok(settings) => {
                 let arguments = settings
@@ -332,14 +335,14 @@ mod tests {
     fn keys_become_flags() {
         let text = "port = 9000\nkv-memory = '2GiB'\nno-prefix-cache = true\ncors-origin = ['https://a', 'https://b']\n";
         let line = "--cors-origin=https://a --cors-origin=https://b --kv-memory=2GiB --no-prefix-cache=true --port=9000";
-        assert_eq!(said(text), line);
-        assert_eq!(said(""), "");
-        // Only half of a pair: what is missing may be on the command line.
-        assert_eq!(said("tls-cert = 'a.pem'"), "--tls-cert=a.pem");
+        assert_eq!(arguments_or_error(text), line);
+        assert_eq!(arguments_or_error(""), "");
+        // The other half of the pair may be on the command line.
+        assert_eq!(arguments_or_error("tls-cert = 'a.pem'"), "--tls-cert=a.pem");
     }
 
     #[test]
-    fn a_complaint_names_the_line() {
+    fn an_error_names_the_line() {
         for (text, expected) in [
             (
                 "\n\nmax-bach = 4",
@@ -375,13 +378,13 @@ mod tests {
             ("port = 1\nport = 2", "lory.toml:2: "),
             ("port = ", "lory.toml:1: "),
         ] {
-            let found = said(text);
+            let found = arguments_or_error(text);
             assert!(found.starts_with(expected), "{text}: {found}");
         }
     }
 
     #[test]
-    fn every_flag_of_serve_may_stand_in_a_file() {
+    fn every_flag_of_serve_is_a_key() {
         let mut definition = command();
         definition.build();
         let serve = definition.find_subcommand(COMMAND).unwrap();
@@ -397,5 +400,29 @@ mod tests {
             "{left_out:?}"
         );
         assert!(serve.get_arguments().all(|arg| arg.get_long().is_some()));
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_description_and_an_example() {
+        fn check(command: &clap::Command) {
+            let subcommands = command.get_subcommands();
+            for sub in subcommands.filter(|sub| sub.get_name() != "help") {
+                let name = sub.get_name();
+                assert!(sub.get_about().is_some(), "{name} has no description");
+                if sub.get_subcommands().next().is_some() {
+                    check(sub);
+                    continue;
+                }
+                let after = sub.get_after_help().map(ToString::to_string);
+                let has_example = after.is_some_and(|text| text.contains("Example"));
+                assert!(has_example, "{name} has no example");
+            }
+        }
+        check(&command());
     }
 }

@@ -1,4 +1,4 @@
-//! `lory demo`: one question, answered in every tone, side by side.
+//! `lory demo`: answers one question in every tone, side by side.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -6,18 +6,21 @@ use std::time::Instant;
 
 use registry::{Persona, Personas};
 
-use super::base::{BaseArgs, PrecisionArgs};
-use super::personas::PersonasArgs;
-use super::registry::RegistryArgs;
-use super::serve::{POLL, at_home, listen, serve};
-use super::{Verdict, columns, generate, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::registry::RegistryArgs;
+use crate::cli::generate;
+use crate::cli::output::print;
+use crate::cli::output::side_by_side::{side_by_side, terminal_width};
+use crate::cli::serve::start::{REGISTRY_POLL, listen, serve, with_home_folders};
 use base::home::Home;
 use base::plan::Demand;
 use server::ServerSettings;
 use service::{GenerateRequest, Service, Settings};
 
 const QUESTION: &str = "What is the status of my order #12345?";
-/// Ports tried after one that is taken.
+/// How many ports are tried after one that is taken.
 const MORE_PORTS: u16 = 20;
 
 /// Answer one question in every tone, side by side, then serve
@@ -25,11 +28,11 @@ const MORE_PORTS: u16 = 20;
 #[command(after_help = "\
 Example:
   lory demo --once")]
-pub(super) struct Args {
-    /// The port to serve on; the next free one is taken if it is not free
+pub(crate) struct Args {
+    /// The port to serve on; if it is taken, the next free one
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// End after the answers, without serving
+    /// Exit after the answers instead of serving
     #[arg(long)]
     once: bool,
     #[command(flatten)]
@@ -42,13 +45,13 @@ pub(super) struct Args {
     registry: RegistryArgs,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let catalog = args.registry.catalog(&args.personas)?;
     let located = args.base.locate()?;
     let start = Instant::now();
     let titles = titles(&catalog.personas());
-    let planned = located.planned(&args.precision, Demand::default())?;
-    let settings = at_home(Settings {
+    let planned = located.plan(&args.precision, Demand::default())?;
+    let settings = with_home_folders(Settings {
         load: planned.load,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
@@ -59,10 +62,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
 
     let personas = service.personas();
     let names = std::iter::once(None).chain(personas.names().into_iter().map(Some));
-    let asks: Vec<GenerateRequest> = names
-        .map(|who| GenerateRequest::new(who, QUESTION))
+    let requests: Vec<GenerateRequest> = names
+        .map(|persona| GenerateRequest::new(persona, QUESTION))
         .collect();
-    let answers = generate::together(&service, &asks)?;
+    let answers = generate::generate_all(&service, &requests)?;
     let took = start.elapsed();
     let base = format!("{} (no persona)", service.base().name);
     let texts: Vec<(String, String)> = std::iter::once(base)
@@ -75,7 +78,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         .sum();
     print(&format!(
         "\n  {QUESTION}\n\n{}\n{} answers, {tokens} tokens, one batch: {:.1} s (loading: {:.1} s)\n",
-        columns::side_by_side(&texts, columns::width()),
+        side_by_side(&texts, terminal_width()),
         answers.len(),
         (took - loaded).as_secs_f64(),
         loaded.as_secs_f64(),
@@ -85,16 +88,16 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let settings = ServerSettings::default();
         let jobs = Home::find().ok().map(|home| home.jobs());
         let listener = free_port(args.port)?;
-        serve(listener, settings, Some(POLL), jobs, || {
+        serve(listener, settings, Some(REGISTRY_POLL), jobs, || {
             Ok((service, located.name))
         })?;
     } else {
         service.engine().shutdown();
     }
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-/// What stands over each persona's answer.
+/// The title of each persona's answer.
 fn titles(personas: &Personas) -> Vec<String> {
     let title = |persona: &Persona| match (&persona.adapter, persona.description.is_empty()) {
         (None, _) => format!("{}: not trained yet", persona.name),
@@ -121,12 +124,14 @@ fn free_port(first: u16) -> anyhow::Result<TcpListener> {
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
             Err(error) => {
-                anyhow::bail!("cannot listen on port {port}: {error}; name another one with --port")
+                anyhow::bail!(
+                    "cannot listen on port {port}: {error}; choose another one with --port"
+                )
             }
         }
     }
     anyhow::bail!(
-        "ports {first} to {} are taken; name a free one with --port",
+        "ports {first} to {} are taken; choose a free one with --port",
         first.saturating_add(MORE_PORTS)
     )
 }

@@ -1,45 +1,46 @@
-//! `lory generate`: one question, one answer of each persona.
+//! `lory generate`: sends one prompt to one or more personas.
 
 use formats::decimal::shortest;
 use serde_json::json;
 
-use super::base::{BaseArgs, PrecisionArgs};
-use super::columns;
-use super::personas::PersonasArgs;
-use super::registry::RegistryArgs;
-use super::sampling_flags::SamplingFlags;
-use super::{Usage, Verdict, print};
+use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::registry::RegistryArgs;
+use crate::cli::flags::sampling::SamplingFlags;
+use crate::cli::output::print;
+use crate::cli::output::side_by_side::{side_by_side, terminal_width};
 use base::plan::Demand;
 use service::{
     Answer, AnswerBuilder, Conversation, FieldNames, GenerateRequest, RequestError, Service,
     Settings, TextEvent, TextStream,
 };
 
-/// Ask one question of one persona, or of several at once
+/// Send a prompt to one persona, or to several at once
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A persona is a name (customer), a version of one (customer@3), or a blend (customer*0.7+partner*0.3).
-Without --persona the base answers alone.
+The default is the base without an adapter.
 
 Examples:
   lory generate --persona customer \"Where is order #12345?\"
   lory generate --persona customer --persona partner --json \"Where is order #12345?\"")]
-pub(super) struct Args {
-    /// Who answers; several answer in the same batch
+pub(crate) struct Args {
+    /// The persona that answers; may be given several times, for several answers in one batch
     #[arg(long = "persona", value_name = "NAME")]
-    who: Vec<String>,
-    /// What the question is about, such as an order's record
+    personas: Vec<String>,
+    /// Data that the prompt is about, such as an order's record
     #[arg(long, value_name = "TEXT", default_value = "")]
     input: String,
-    /// A value for a variable of the persona's system prompt; may be given several times
+    /// The value of a variable in the persona's system prompt; may be given several times
     #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
     variables: Vec<(String, String)>,
-    /// The most new tokens [default: the persona's]
+    /// Maximum number of new tokens [default: the persona's]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
     #[command(flatten)]
     sampling: SamplingFlags,
-    /// Print one JSON object a persona, each on a line
+    /// Print one JSON object for each persona, each on a line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -47,13 +48,14 @@ pub(super) struct Args {
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
-    personas: PersonasArgs,
+    personas_dir: PersonasArgs,
     #[command(flatten)]
     registry: RegistryArgs,
-    /// The question
+    /// The prompt
     prompt: String,
 }
 
+/// Parses NAME=VALUE.
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text
         .split_once('=')
@@ -61,7 +63,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// What errors call the fields.
+/// The names of the fields in error messages.
 const NAMES: FieldNames = FieldNames {
     persona: "--persona",
     prompt: "the prompt",
@@ -69,7 +71,7 @@ const NAMES: FieldNames = FieldNames {
 };
 
 impl Args {
-    fn request(&self, who: Option<&str>) -> GenerateRequest {
+    fn request(&self, persona: Option<&str>) -> GenerateRequest {
         GenerateRequest {
             conversation: Conversation::Prompt {
                 prompt: self.prompt.clone(),
@@ -79,23 +81,24 @@ impl Args {
             sampling: self.sampling.0,
             max_new_tokens: self.max_new_tokens,
             names: NAMES,
-            ..GenerateRequest::new(who, &self.prompt)
+            ..GenerateRequest::new(persona, &self.prompt)
         }
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
-    for who in &args.who {
-        registry::spec::parse(who).map_err(|error| Usage(format!("--persona {who}: {error}")))?;
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
+    for spec in &args.personas {
+        registry::spec::parse(spec)
+            .map_err(|error| UsageError(format!("--persona {spec}: {error}")))?;
     }
-    // The base alone needs no personas.
-    let catalog = if args.who.is_empty() && args.personas.dir.is_none() {
+    // The base without an adapter needs no folder of personas.
+    let catalog = if args.personas.is_empty() && args.personas_dir.dir.is_none() {
         registry::Personas::default().into()
     } else {
-        args.registry.catalog(&args.personas)?
+        args.registry.catalog(&args.personas_dir)?
     };
     let located = args.base.locate()?;
-    let planned = located.planned(&args.precision, Demand::default())?;
+    let planned = located.plan(&args.precision, Demand::default())?;
     let settings = Settings {
         load: planned.load,
         base_name: located.name,
@@ -103,17 +106,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         ..Settings::default()
     };
     let service = Service::open(&located.path, catalog, &settings)?;
-    match args.who.as_slice() {
+    match args.personas.as_slice() {
         [] if !args.json => stream(&service, &args.request(None))?,
-        [who] if !args.json => stream(&service, &args.request(Some(who)))?,
+        [persona] if !args.json => stream(&service, &args.request(Some(persona)))?,
         [] => print(&format!(
             "{}\n",
             as_json(&service.generate(&args.request(None))?)
         ))?,
         several => {
-            let requests: Vec<GenerateRequest> =
-                several.iter().map(|who| args.request(Some(who))).collect();
-            let answers = together(&service, &requests)?;
+            let requests: Vec<GenerateRequest> = several
+                .iter()
+                .map(|persona| args.request(Some(persona)))
+                .collect();
+            let answers = generate_all(&service, &requests)?;
             if args.json {
                 let lines = answers
                     .iter()
@@ -125,22 +130,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
                     .cloned()
                     .zip(answers.into_iter().map(|a| a.text))
                     .collect();
-                print(&columns::side_by_side(&texts, columns::width()))?;
+                print(&side_by_side(&texts, terminal_width()))?;
             }
         }
     }
     service.engine().shutdown();
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-/// Asks all at once, so that they share the engine's steps, and waits for all.
-pub(super) fn together(
+/// Sends all requests at once, so that they run in one batch, and waits for all answers.
+pub(crate) fn generate_all(
     service: &Service,
     requests: &[GenerateRequest],
 ) -> anyhow::Result<Vec<Answer>> {
     let streams = requests
         .iter()
-        .map(|request| service.stream(request).map_err(refused))
+        .map(|request| service.stream(request).map_err(usage_error))
         .collect::<Result<Vec<_>, _>>()?;
     streams
         .into_iter()
@@ -148,21 +153,21 @@ pub(super) fn together(
         .collect()
 }
 
-/// A value out of its range is the command line's fault; a persona that is not there is found out only here.
-fn refused(error: RequestError) -> anyhow::Error {
+/// A value out of range is an error of the command line; an unknown persona is not.
+fn usage_error(error: RequestError) -> anyhow::Error {
     match error {
         RequestError::Persona { .. } => error.into(),
-        error if error.field().is_some() => Usage(error.to_string()).into(),
+        error if error.field().is_some() => UsageError(error.to_string()).into(),
         error => error.into(),
     }
 }
 
 fn stream(service: &Service, request: &GenerateRequest) -> anyhow::Result<()> {
-    collect(service.stream(request).map_err(refused)?, print)?;
+    collect(service.stream(request).map_err(usage_error)?, print)?;
     print("\n")
 }
 
-/// Waits for an answer, showing each piece as it comes.
+/// Waits for an answer and calls `show` with each piece of its text.
 fn collect(
     mut stream: TextStream,
     mut show: impl FnMut(&str) -> anyhow::Result<()>,
@@ -180,10 +185,10 @@ fn collect(
             }
         }
     }
-    anyhow::bail!("the engine ended before the answer did")
+    anyhow::bail!("the engine stopped before the answer was complete")
 }
 
-/// An answer as `POST /generate` gives it.
+/// An answer in the format of `POST /generate`.
 fn as_json(answer: &Answer) -> serde_json::Value {
     let adapters: Vec<_> = answer
         .identity

@@ -1,66 +1,67 @@
-//! `lory key`: the API keys of a server, in a file.
+//! `lory key`: makes, lists and revokes the API keys in a server's file.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::table::Table;
-use super::{Usage, Verdict, print};
+use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::output::print;
+use crate::cli::output::table::Table;
 use auth::file::{self, Entry, MAX_SHARE};
 use auth::secret::{self, Digest};
 
 /// Make, list and revoke the API keys of a server
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum Command {
+pub(crate) enum Command {
     New(NewArgs),
     List(ListArgs),
     Revoke(RevokeArgs),
 }
 
-/// The flag, for all of them.
+/// `--keys`, for all commands.
 #[derive(Debug, clap::Args)]
 struct FileArgs {
-    /// The file of keys
+    /// The file of API keys
     #[arg(long, value_name = "FILE", default_value = "keys.toml")]
     keys: PathBuf,
 }
 
-/// Make a key: its secret is printed once, the file keeps its SHA-256
+/// Make a key: print its secret once and store its SHA-256 in the file
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A running server takes it within seconds. The secret alone goes to stdout.
+A running server accepts the key within seconds. Only the secret is written to stdout.
 
 Examples:
   lory key new ops --admin
   lory key new acme --persona 'acme-*' --requests-per-minute 60 --tokens-per-minute 20000")]
-pub(super) struct NewArgs {
-    /// What logs call it
+pub(crate) struct NewArgs {
+    /// The key's name, which is in the logs
     name: String,
     #[command(flatten)]
     file: FileArgs,
-    /// A persona that it may use, `*` at the end for all that begin so; may be given several times [default: every persona, and
-    /// the base]
+    /// A persona that the key may use; a `*` at the end matches all names that begin so; may be given several times
+    /// [default: every persona and the base]
     #[arg(long = "persona", value_name = "NAME")]
     personas: Vec<String>,
-    /// May ask the base, too
+    /// Allow the base, too
     #[arg(long)]
     base: bool,
-    /// May change personas, read /metrics, and go before others
+    /// Allow changing personas and reading /metrics; requests go before those of other keys
     #[arg(long)]
     admin: bool,
-    /// May upload files and run training jobs, for the personas that it may use
+    /// Allow uploading files and running training jobs for the personas that the key may use
     #[arg(long)]
     train: bool,
-    /// The most requests a minute [default: no limit]
+    /// Maximum requests per minute [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests_per_minute: Option<u32>,
-    /// The most tokens a minute, of prompts and answers [default: no limit]
+    /// Maximum tokens per minute, of prompts and answers [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tokens_per_minute: Option<u32>,
-    /// Its weight where requests wait: twice the share, twice the rows
+    /// Its weight in fair scheduling: a key with twice the share gets twice the rows of a batch
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARE)))]
     share: u32,
-    /// Print everything as JSON, the secret included
+    /// Print the key as JSON, including the secret
     #[arg(long)]
     json: bool,
 }
@@ -70,7 +71,7 @@ pub(super) struct NewArgs {
 #[command(after_help = "\
 Example:
   lory key list --keys /etc/lory/keys.toml")]
-pub(super) struct ListArgs {
+pub(crate) struct ListArgs {
     #[command(flatten)]
     file: FileArgs,
     /// Print them as JSON
@@ -78,19 +79,19 @@ pub(super) struct ListArgs {
     json: bool,
 }
 
-/// Take a key out of a file: a running server refuses it within seconds
+/// Remove a key from the file: a running server refuses it within seconds
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   lory key revoke acme")]
-pub(super) struct RevokeArgs {
-    /// Its name
+pub(crate) struct RevokeArgs {
+    /// The key's name
     name: String,
     #[command(flatten)]
     file: FileArgs,
 }
 
-pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitStatus> {
     match command {
         Command::New(args) => new(args),
         Command::List(args) => list(&args),
@@ -98,18 +99,18 @@ pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
     }
 }
 
-fn new(args: NewArgs) -> anyhow::Result<Verdict> {
-    file::check_name(&args.name).map_err(Usage)?;
+fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
+    file::check_name(&args.name).map_err(UsageError)?;
     for persona in &args.personas {
-        file::check_pattern(persona).map_err(|said| Usage(format!("--persona: {said}")))?;
+        file::check_pattern(persona).map_err(|error| UsageError(format!("--persona: {error}")))?;
     }
     let secret = secret::fresh().map_err(auth::KeysError::Random)?;
-    let everybody = args.personas.is_empty();
+    let all_personas = args.personas.is_empty();
     let entry = Entry {
         name: args.name,
         sha256: Digest::of(&secret),
-        personas: (!everybody).then_some(args.personas),
-        base: everybody || args.base,
+        personas: (!all_personas).then_some(args.personas),
+        base: all_personas || args.base,
         admin: args.admin,
         train: args.train,
         requests_per_minute: args.requests_per_minute,
@@ -119,31 +120,31 @@ fn new(args: NewArgs) -> anyhow::Result<Verdict> {
     let path = &args.file.keys;
     file::add(path, &entry)?;
     if args.json {
-        let mut shown = shown(&entry);
+        let mut shown = as_json(&entry);
         shown["key"] = json!(secret);
         print(&format!("{shown:#}\n"))?;
-        return Ok(Verdict::Good);
+        return Ok(ExitStatus::Success);
     }
     print(&format!("{secret}\n"))?;
     eprintln!(
-        "key {} is in {}; this is the only time that its secret is shown",
+        "key {} is in {}; its secret is shown only this once",
         entry.name,
         path.display()
     );
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-fn list(args: &ListArgs) -> anyhow::Result<Verdict> {
+fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file.keys;
     let entries = entries(path)?;
     if args.json {
-        let keys: Vec<_> = entries.iter().map(shown).collect();
+        let keys: Vec<_> = entries.iter().map(as_json).collect();
         print(&format!("{:#}\n", json!(keys)))?;
-        return Ok(Verdict::Good);
+        return Ok(ExitStatus::Success);
     }
     if entries.is_empty() {
-        eprintln!("{} holds no keys", path.display());
-        return Ok(Verdict::Good);
+        eprintln!("{} has no keys", path.display());
+        return Ok(ExitStatus::Success);
     }
     let number = |limit: Option<u32>| limit.map_or("no limit".to_owned(), |n| n.to_string());
     let mut table = Table::new(&[
@@ -172,10 +173,10 @@ fn list(args: &ListArgs) -> anyhow::Result<Verdict> {
         ]);
     }
     print(&table.render())?;
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-fn revoke(args: &RevokeArgs) -> anyhow::Result<Verdict> {
+fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file.keys;
     let names: Vec<String> = entries(path)?.into_iter().map(|entry| entry.name).collect();
     if !file::remove(path, &args.name)? {
@@ -187,21 +188,21 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<Verdict> {
         );
     }
     eprintln!("key {} is revoked", args.name);
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
 fn entries(path: &Path) -> anyhow::Result<Vec<Entry>> {
     let place = path.display().to_string();
     let Some(text) = file::text(path)? else {
         anyhow::bail!(
-            "{place}: no such file; `lory key new NAME` makes it, --keys names another one"
+            "{place}: no such file; make it with `lory key new NAME`, or name another one with --keys"
         );
     };
     Ok(file::parse(&place, &text)?)
 }
 
-/// What may be shown of a key.
-fn shown(entry: &Entry) -> serde_json::Value {
+/// A key as JSON, without its hash.
+fn as_json(entry: &Entry) -> serde_json::Value {
     json!({
         "name": entry.name,
         "personas": entry.personas,

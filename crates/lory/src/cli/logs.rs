@@ -1,4 +1,4 @@
-//! The log, on stderr. What it says of requests is in docs/operations.md.
+//! The log on stderr. docs/operations.md lists the fields of a request's event.
 
 use std::io::IsTerminal as _;
 
@@ -7,26 +7,26 @@ use tracing_subscriber::EnvFilter;
 /// The crates whose events `lory` selects in a filter.
 const CRATES: [&str; 6] = ["lory", "server", "jobs", "service", "auth", "base"];
 
-/// What an event looks like.
+/// The format of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum LogFormat {
-    /// A line for people.
+pub(crate) enum LogFormat {
+    /// A line of text.
     Text,
-    /// A JSON object for machines.
+    /// A JSON object.
     Json,
 }
 
-/// For commands that speak for themselves: only what goes wrong.
-pub(super) fn quiet() {
+/// The log of commands that print their own results.
+pub(crate) fn warnings_only() {
     start(LogFormat::Text, "warn");
 }
 
-/// For a server: a line for each request.
-pub(super) fn serving(format: LogFormat) {
+/// The log of a server: an event for each request.
+pub(crate) fn for_server(format: LogFormat) {
     start(format, "warn,lory=info");
 }
 
-/// `events` is what is shown where `RUST_LOG` says nothing.
+/// `events` is the filter if `RUST_LOG` is not set.
 fn start(format: LogFormat, events: &str) {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(chosen) if !chosen.is_empty() => EnvFilter::new(for_every_crate(&chosen)),
@@ -35,7 +35,7 @@ fn start(format: LogFormat, events: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // A file or a journal keeps colours as rubbish between the words.
+        // Colour codes would end up in files and journals.
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     match format {

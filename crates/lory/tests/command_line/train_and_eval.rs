@@ -147,13 +147,7 @@ fn a_plan_says_what_a_run_needs_and_stops() {
     };
     let shown = plan(&[]);
     let text = shown.succeeds();
-    for part in [
-        "parameters",
-        "sunny",
-        "optimizer",
-        "needed by the run",
-        " tokens/s",
-    ] {
+    for part in ["parameters", "sunny", "optimizer", "total", " tokens/s"] {
         assert!(text.contains(part), "{text}");
     }
     let shown = plan(&["--json"]);
@@ -327,7 +321,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
         while reader.read_line(&mut said).unwrap() > 0 {}
         assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
         assert!(
-            said.contains("the same command goes on from there"),
+            said.contains("the same command continues from there"),
             "{said}"
         );
         let after = said.split("interrupted after step ").nth(1).unwrap();
@@ -357,7 +351,7 @@ fn what_cannot_be_trained_says_why() {
     let train = |args: &[&str]| scene.run(&[&["train", BASE[0], BASE[1]], args].concat());
     train(&["--persona", "warm"]).fails(1, &["persona.toml", "no [train] table"]);
     train(&["--persona", "nobody"]).fails(1, &["unknown persona `nobody`"]);
-    train(&["--persona", "sunny", "--persona", "sunny"]).fails(2, &["stands twice"]);
+    train(&["--persona", "sunny", "--persona", "sunny"]).fails(2, &["is given twice"]);
     train(&["--persona", "sunny", "--rank", "0"]).fails(1, &["rank"]);
     scene.persona("sunny", &format!("{TRAIN}rnak = 3\n"), None);
     train(&["--persona", "sunny"]).fails(1, &["persona.toml:6: unknown field `rnak`"]);

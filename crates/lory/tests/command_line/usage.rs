@@ -93,7 +93,7 @@ fn what_is_not_understood_ends_with_2() {
         (&["train", "--persona", "warm*0.5"], "a name alone"),
         (
             &["train", "--persona", "warm+formal"],
-            "a blend is not trained",
+            "a blend cannot be trained",
         ),
         (&["eval", "--limit", "0"], "limit"),
         (&["data", "lint"], "FILE"),

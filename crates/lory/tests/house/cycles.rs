@@ -24,11 +24,6 @@ const PARENTS: &[(&str, &str)] = &[
     ("kernels", "cpu::int16"),
     ("kernels", "cpu::lora"),
     ("kernels", "cpu::weights"),
-    ("lory", "cli"),
-    ("lory", "cli::data"),
-    ("lory", "cli::eval"),
-    ("lory", "cli::eval::report"),
-    ("lory", "cli::persona"),
 ];
 
 /// The node of a folder's own file.

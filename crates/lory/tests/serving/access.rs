@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use auth::Keys;
 use auth::secret::Digest;
-use axum::http::HeaderValue;
 use serde_json::{Value, json};
 use server::ServerSettings;
 use service::Settings;
@@ -254,7 +253,7 @@ fn keys_that_change_are_taken_up_while_it_runs() {
 #[test]
 fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
     let settings = ServerSettings {
-        origins: vec![HeaderValue::from_static("https://shop.example")],
+        origins: vec!["https://shop.example".parse().unwrap()],
         ..ServerSettings::default()
     };
     let server = TestServer::start_with(setup::service(&Settings::default()), settings);

@@ -83,7 +83,8 @@ fn check_origin(server: &ServerState, headers: &HeaderMap) -> Result<(), ApiErro
     let Some(origin) = headers.get(header::ORIGIN) else {
         return Ok(());
     };
-    let allowed = server.settings.origins.contains(origin);
+    let mut allowed = server.settings.origins.iter();
+    let allowed = allowed.any(|one| one.header() == origin);
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
     let own = ["http://", "https://"]
         .iter()

@@ -1,4 +1,4 @@
-//! One case, timed: rows laid out as the scheduler would, through the runner that serves.
+//! Times one case: batches laid out as the scheduler does it, through the runner that serves requests.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -14,10 +14,10 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 use service::runner::{ModelRunner, StepPriority};
 
-/// What is measured.
+/// What a measurement runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Case {
-    /// One prompt from nothing, in steps of at most `chunk` rows.
+pub(crate) enum Case {
+    /// Prefills one prompt in steps of at most `chunk` rows.
     Prefill {
         tokens: usize,
         chunk: usize,
@@ -30,7 +30,7 @@ pub(super) enum Case {
         new: usize,
         adapters: usize,
     },
-    /// A PEFT folder that the system has in its file cache to an adapter ready to run: read, checked, hashed and packed.
+    /// Loads a PEFT folder that is in the system's file cache: reads, checks, hashes and packs it.
     AdapterLoad,
 }
 
@@ -42,7 +42,7 @@ impl Case {
         }
     }
 
-    /// KV blocks that it needs at the same time.
+    /// KV blocks that are in use at the same time.
     fn blocks(&self, block_tokens: usize) -> usize {
         match *self {
             Case::Prefill { tokens, .. } => tokens.div_ceil(block_tokens),
@@ -54,35 +54,35 @@ impl Case {
     }
 }
 
-/// One run of a case.
+/// The result of one run of a case.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sample {
+pub(crate) struct Sample {
     pub tokens: usize,
     pub steps: usize,
     pub seconds: f64,
-    /// Weights and adapters that a step reads.
-    pub bytes_a_step: usize,
+    /// Bytes of weights and adapters that a step reads.
+    pub bytes_per_step: usize,
 }
 
 /// A runner with its adapters.
-pub(super) struct Rig {
+pub(crate) struct Bench {
     model: Arc<Model>,
     runner: ModelRunner,
     limits: Limits,
     adapters: Vec<Arc<Adapter>>,
-    /// An adapter on disk.
+    /// The PEFT folder of [`Case::AdapterLoad`].
     folder: tempfile::TempDir,
     logits: Vec<f32>,
     random: SplitMix64,
 }
 
-impl Rig {
+impl Bench {
     pub fn new(
         model: Arc<Model>,
         cases: &[Case],
         adapters: usize,
         rank: usize,
-    ) -> anyhow::Result<Rig> {
+    ) -> anyhow::Result<Bench> {
         let block_tokens = kernels::BLOCK_TOKENS;
         let blocks = cases.iter().map(|case| case.blocks(block_tokens)).max();
         let bytes = blocks.unwrap_or(1).max(1) * model.block_bytes(KvType::F16);
@@ -96,7 +96,7 @@ impl Rig {
             };
             anyhow::ensure!(
                 longest <= limits.context_length,
-                "{longest} tokens are past the base's context of {}; ask for fewer",
+                "{longest} tokens are past the base's context of {}; use fewer",
                 limits.context_length
             );
         }
@@ -115,7 +115,7 @@ impl Rig {
                 Ok(Arc::new(model.pack_adapter(&pairs, LoraType::Bf16)?))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Rig {
+        Ok(Bench {
             model,
             runner,
             limits,
@@ -126,7 +126,7 @@ impl Rig {
         })
     }
 
-    /// Bytes of one adapter, ready to run.
+    /// Bytes of one packed adapter.
     pub fn adapter_bytes(&self) -> u64 {
         self.adapters.first().map_or(0, |adapter| adapter.bytes())
     }
@@ -144,19 +144,21 @@ impl Rig {
                 new,
                 adapters,
             } => self.decode(rows, past, new, adapters),
-            Case::AdapterLoad => {
-                let started = Instant::now();
-                let file = AdapterFile::open(self.folder.path())?;
-                let (packed, hash) = file.hash_while(|| self.model.load_adapter_file(&file));
-                black_box((packed?, hash));
-                Ok(Sample {
-                    tokens: 0,
-                    steps: 1,
-                    seconds: started.elapsed().as_secs_f64(),
-                    bytes_a_step: 0,
-                })
-            }
+            Case::AdapterLoad => self.load_adapter(),
         }
+    }
+
+    fn load_adapter(&self) -> anyhow::Result<Sample> {
+        let started = Instant::now();
+        let file = AdapterFile::open(self.folder.path())?;
+        let (packed, hash) = file.hash_while(|| self.model.load_adapter_file(&file));
+        black_box((packed?, hash));
+        Ok(Sample {
+            tokens: 0,
+            steps: 1,
+            seconds: started.elapsed().as_secs_f64(),
+            bytes_per_step: 0,
+        })
     }
 
     fn prefill(&mut self, tokens: usize, chunk: usize, adapters: usize) -> anyhow::Result<Sample> {
@@ -173,7 +175,7 @@ impl Rig {
             tokens,
             steps: chunks,
             seconds,
-            bytes_a_step: self.bytes_a_step(adapters.min(1)),
+            bytes_per_step: self.bytes_per_step(adapters.min(1)),
         })
     }
 
@@ -184,7 +186,7 @@ impl Rig {
         new: usize,
         adapters: usize,
     ) -> anyhow::Result<Sample> {
-        // What lies in the cache before does not matter to the time, but it has to be numbers.
+        // Any finite numbers in the cache give the same time.
         for first in (0..past).step_by(64) {
             let count = 64.min(past - first);
             let sequences = vec![(first, count); rows];
@@ -199,13 +201,13 @@ impl Rig {
             tokens: rows * new,
             steps: new,
             seconds,
-            bytes_a_step: self.bytes_a_step(adapters.min(rows)),
+            bytes_per_step: self.bytes_per_step(adapters.min(rows)),
         })
     }
 
-    fn bytes_a_step(&self, adapters: usize) -> usize {
+    fn bytes_per_step(&self, adapters: usize) -> usize {
         let embedding = self.model.embedding();
-        // The table is only looked up, unless it is the head too.
+        // A step reads the whole embedding only if it is the head too.
         let lookup = if std::ptr::eq(embedding, self.model.head()) {
             0
         } else {
@@ -224,7 +226,7 @@ impl Rig {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    /// Sequences of (past, rows), each with blocks of its own for `longest` tokens and the next of `adapters` in turn.
+    /// A batch of sequences of (past, rows). Each has its own blocks for `longest` tokens; the adapters take turns.
     fn batch(
         &mut self,
         sequences: &[(usize, usize)],
@@ -261,7 +263,7 @@ impl Rig {
     }
 }
 
-/// An adapter of the model's shapes on all seven linear layers, small random values.
+/// An adapter for all seven linear layers, with small random values.
 fn random_pairs(model: &Model, rank: usize, random: &mut SplitMix64) -> Vec<LoraPair> {
     let mut pairs = Vec::new();
     for layer in 0..model.config().layers {
@@ -283,7 +285,7 @@ fn random_pairs(model: &Model, rank: usize, random: &mut SplitMix64) -> Vec<Lora
     pairs
 }
 
-/// A number around zero, below 0.01.
+/// A number from -0.01 to 0.01.
 fn small(random: &mut SplitMix64) -> f32 {
     ((random.next_u64() >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.02
 }

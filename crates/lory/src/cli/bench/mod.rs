@@ -1,33 +1,35 @@
-//! `lory bench`: what the model does on this machine, in this process: no HTTP, no scheduler, no text.
+//! `lory bench`: times the model on this machine, in this process, without HTTP, scheduler and tokenizer.
 //!
-//! Rows go through the same runner that serves. Adapters are random, of the base's shapes, so any base can be measured.
+//! Batches go through the runner that serves requests. Adapters are random, so any base can be measured.
 
 mod measure;
 
 use std::sync::Arc;
 
+use model::Model;
 use serde_json::{Value, json};
 
-use super::base::{BaseArgs, PrecisionArgs, open_device};
-use super::table::Table;
-use super::{Verdict, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::flags::base::{BaseArgs, PrecisionArgs, open_device};
+use crate::cli::output::print;
+use crate::cli::output::table::Table;
 use base::BaseFiles;
 use base::open::load;
 use base::plan::Demand;
 use base::progress::Progress;
-use measure::{Case, Rig, Sample};
+use measure::{Bench, Case, Sample};
 
-/// Measure prefill, decode by batch size, mixed tones and adapter loading
+/// Measure prefill, decode by batch size, mixed adapters and adapter loading
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every figure is the median over the rounds, with the least and the most beside it. `read` is how fast this
-machine reads as many bytes as the weights take, over and over, and `of it` what a step's weights and adapters come to.
+Speeds are medians over the rounds, with the minimum and the maximum. `read` is this machine's read bandwidth over as many
+bytes as the weights have; `of read` is the share of it that a step reaches with its weights and adapters.
 
 Examples:
   lory bench
   lory bench --rows 1,8,32 --adapters 0,8 --rounds 7 --json
   lory bench --base random-8b.gguf --rows 1,8 --prefill 128")]
-pub(super) struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     base: BaseArgs,
     #[command(flatten)]
@@ -38,7 +40,7 @@ pub(super) struct Args {
     /// Batch sizes to decode
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32], value_parser = clap::value_parser!(u32).range(1..=1024))]
     rows: Vec<u32>,
-    /// How many adapters the rows carry between them; 0 is the base alone
+    /// Numbers of adapters among the rows; 0 is the base without adapters
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 8], value_parser = clap::value_parser!(u32).range(0..=1024))]
     adapters: Vec<u32>,
     /// Rank of the adapters
@@ -50,13 +52,13 @@ pub(super) struct Args {
     /// Tokens that each row decodes
     #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     new: u32,
-    /// Most rows of a prefill step
+    /// Maximum rows of a prefill step
     #[arg(long, value_name = "ROWS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     chunk: u32,
     /// Rounds over all cases
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Compute threads [default: as many as the machine gives]
+    /// Compute threads [default: as many as the machine has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
     /// Print one JSON object
@@ -89,79 +91,95 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
-    let planned = located.planned(&args.precision, Demand::default())?;
+    let planned = located.plan(&args.precision, Demand::default())?;
     let device = open_device(args.threads.map(|threads| threads as usize))?;
-    // The weights alone: a base without a tokenizer can be measured too.
+    // Only the weights are loaded, so a base without a tokenizer can be measured too.
     let files = BaseFiles::open(&located.path)?;
-    let model = load(&located.path, &files, device, &planned.load)?;
+    let model = Arc::new(load(&located.path, &files, device, &planned.load)?);
     drop(files);
-    let model = Arc::new(model);
     let cases = args.cases();
-    let most = args.adapters.iter().max().copied().unwrap_or(0) as usize;
-    let mut rig = Rig::new(model.clone(), &cases, most, args.rank as usize)?;
+    let adapters = args.adapters.iter().max().copied().unwrap_or(0) as usize;
+    let mut bench = Bench::new(model.clone(), &cases, adapters, args.rank as usize)?;
+    let measured = measure(&mut bench, &model, &cases, args.rounds)?;
 
-    // Rounds go over all cases, so that a slow minute of the machine touches all alike.
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); cases.len()];
-    let mut reads = Vec::new();
-    let mut progress = Progress::stderr();
-    let rounds = u64::from(args.rounds);
-    progress.count("Measuring", rounds * cases.len() as u64);
-    for _ in 0..rounds {
-        reads.push(model.device().read_bandwidth(model.weight_bytes())?);
-        for (case, samples) in cases.iter().zip(&mut samples) {
-            samples.push(rig.measure(case)?);
-            progress.add(1);
-        }
-    }
-    progress.clear();
-
-    let read = median(&reads);
-    if args.json {
-        let results: Vec<Value> = cases
-            .iter()
-            .zip(&samples)
+    let device = model.device();
+    let text = if args.json {
+        let samples = cases.iter().zip(&measured.samples);
+        let results: Vec<Value> = samples
             .map(|(case, samples)| as_json(case, samples))
             .collect();
         let config = model.config();
         let report = json!({
             "base": args.base.base,
             "precision": planned.load.precision.map_or("as in the file", model::Precision::name),
-            "device": model.device().describe(),
-            "threads": model.device().threads(),
+            "device": device.describe(),
+            "threads": device.threads(),
             "weight_bytes": model.weight_bytes(),
             "layers": config.layers,
             "hidden_size": config.hidden_size,
             "rank": args.rank,
-            "adapter_bytes": rig.adapter_bytes(),
-            "read_bytes_per_s": read,
+            "adapter_bytes": bench.adapter_bytes(),
+            "read_bytes_per_s": measured.read,
             "results": results,
         });
-        print(&format!("{report:#}\n"))?;
-        return Ok(Verdict::Good);
+        format!("{report:#}\n")
+    } else {
+        format!(
+            "\n{} · {} · {:.0} MB of weights · read {:.1} GB/s\n\n{}",
+            args.base.base,
+            device.describe(),
+            model.weight_bytes() as f64 / 1e6,
+            measured.read / 1e9,
+            table(&cases, &measured).render()
+        )
+    };
+    print(&text)?;
+    Ok(ExitStatus::Success)
+}
+
+/// The samples of all rounds.
+struct Measured {
+    /// By case.
+    samples: Vec<Vec<Sample>>,
+    /// Median read bandwidth, in bytes per second.
+    read: f64,
+}
+
+/// Each round runs every case once, so that a slow minute of the machine affects all cases.
+fn measure(
+    bench: &mut Bench,
+    model: &Model,
+    cases: &[Case],
+    rounds: u32,
+) -> anyhow::Result<Measured> {
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); cases.len()];
+    let mut reads = Vec::new();
+    let mut progress = Progress::stderr();
+    progress.count("Measuring", u64::from(rounds) * cases.len() as u64);
+    for _ in 0..rounds {
+        reads.push(model.device().read_bandwidth(model.weight_bytes())?);
+        for (case, samples) in cases.iter().zip(&mut samples) {
+            samples.push(bench.measure(case)?);
+            progress.add(1);
+        }
     }
+    progress.clear();
+    Ok(Measured {
+        samples,
+        read: median(&reads),
+    })
+}
+
+fn table(cases: &[Case], measured: &Measured) -> Table {
     let mut table = Table::new(&[
-        "work",
-        "tones",
-        "tok/s",
-        "least",
-        "most",
-        "ms a step",
-        "of it",
+        "work", "adapters", "tok/s", "min", "max", "ms/step", "of read",
     ]);
-    for (case, samples) in cases.iter().zip(&samples) {
-        table.row(case_row(case, samples, read));
+    for (case, samples) in cases.iter().zip(&measured.samples) {
+        table.row(table_row(case, samples, measured.read));
     }
-    print(&format!(
-        "\n{} · {} · {:.0} MB of weights · read {:.1} GB/s\n\n{}",
-        args.base.base,
-        model.device().describe(),
-        model.weight_bytes() as f64 / 1e6,
-        read / 1e9,
-        table.render()
-    ))?;
-    Ok(Verdict::Good)
+    table
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -170,7 +188,7 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// (tokens/s of every round, seconds a step of every round).
+/// (tokens/s, seconds per step) of every round.
 fn rates(samples: &[Sample]) -> (Vec<f64>, Vec<f64>) {
     let rate = |sample: &Sample| sample.tokens as f64 / sample.seconds;
     let step = |sample: &Sample| sample.seconds / sample.steps as f64;
@@ -180,12 +198,12 @@ fn rates(samples: &[Sample]) -> (Vec<f64>, Vec<f64>) {
     )
 }
 
-fn case_row(case: &Case, samples: &[Sample], read: f64) -> Vec<String> {
+fn table_row(case: &Case, samples: &[Sample], read: f64) -> Vec<String> {
     let (rates, steps) = rates(samples);
-    let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = rates.iter().copied().fold(0.0, f64::max);
+    let min = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let max = rates.iter().copied().fold(0.0, f64::max);
     let step = median(&steps);
-    let bytes = samples.first().map_or(0, |sample| sample.bytes_a_step);
+    let bytes = samples.first().map_or(0, |sample| sample.bytes_per_step);
     let ms = format!("{:.2}", step * 1e3);
     match case {
         Case::AdapterLoad => vec![
@@ -209,8 +227,8 @@ fn case_row(case: &Case, samples: &[Sample], read: f64) -> Vec<String> {
                 work,
                 case.adapters().to_string(),
                 format!("{:.1}", median(&rates)),
-                format!("{least:.1}"),
-                format!("{most:.1}"),
+                format!("{min:.1}"),
+                format!("{max:.1}"),
                 ms,
                 share,
             ]
@@ -243,7 +261,7 @@ fn as_json(case: &Case, samples: &[Sample]) -> Value {
     if !matches!(case, Case::AdapterLoad) {
         value["tokens_per_s"] = json!(median(&rates));
         value["ms_per_step"] = json!(median(&steps) * 1e3);
-        value["bytes_per_step"] = json!(samples.first().map_or(0, |sample| sample.bytes_a_step));
+        value["bytes_per_step"] = json!(samples.first().map_or(0, |sample| sample.bytes_per_step));
         value["runs_tokens_per_s"] = json!(rates);
     }
     value

@@ -1,4 +1,4 @@
-//! `lory data lint`.
+//! `lory data lint`: reports problems of dataset files.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,36 +7,37 @@ use serde_json::json;
 use train::dataset::{Columns, DataRow, held_out};
 use train::lint::{self, LintOptions, LintProblem, LintReport, TokenLengths};
 
-use super::{Reader, ReaderArgs, scan};
-use crate::cli::{Verdict, print};
+use crate::cli::data::reader::{Reader, ReaderArgs, scan};
+use crate::cli::exit::ExitStatus;
+use crate::cli::output::print;
 
-/// Widest bar of the histogram, in characters.
-const BAR: usize = 40;
+/// Width of the histogram's longest bar, in characters.
+const BAR_WIDTH: usize = 40;
 
-/// Find broken lines, rows that say the same or leak into evaluation, answers cut off, rows that would not be trained
+/// Find broken lines, duplicate rows, rows that leak into evaluation, cut-off answers, and rows that would not be trained
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code 1 where something is found.
+The exit code is 1 if a problem is found.
 
 Examples:
   lory data lint --persona customer
   lory data lint mine.jsonl --against held-out.jsonl --base my-base.gguf
   lory data lint mine.jsonl --column instruction=question --column output=answer --json
   lory data lint mine.jsonl --text-only")]
-pub(in crate::cli) struct Args {
-    /// JSONL files, looked over together [default: the persona's]
+pub(crate) struct Args {
+    /// JSONL files, checked together [default: the persona's]
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Evaluation files whose questions must not stand in FILE [default: the persona's]
+    /// Evaluation files whose questions must not be in FILE [default: the persona's]
     #[arg(long, value_name = "FILE")]
     against: Vec<PathBuf>,
     /// Share of words in common, 0 to 1, that makes two rows near-duplicates
     #[arg(long, default_value_t = LintOptions::default().near, value_parser = share)]
     near: f64,
-    /// Share of words in common, 0 to 1, that makes a question the same as one of the evaluation
+    /// Share of words in common, 0 to 1, that makes a question a leak of an evaluation question
     #[arg(long, default_value_t = LintOptions::default().leak, value_parser = share)]
     leak: f64,
-    /// Leave out what needs the base's template and tokenizer: lengths, masks, control tokens
+    /// Skip the checks that need the base's template and tokenizer: lengths, masks, control tokens
     #[arg(long)]
     text_only: bool,
     /// Print one JSON object
@@ -46,6 +47,7 @@ pub(in crate::cli) struct Args {
     reader: ReaderArgs,
 }
 
+/// Parses a number from 0 to 1.
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
@@ -53,7 +55,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let reader = args.reader.reader()?;
     let files = reader.files_or(&args.files)?;
     let mut against = args.against.clone();
@@ -67,9 +69,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
         text(&report)
     })?;
     Ok(if report.findings.is_empty() {
-        Verdict::Good
+        ExitStatus::Success
     } else {
-        Verdict::Bad
+        ExitStatus::Failure
     })
 }
 
@@ -130,9 +132,7 @@ fn text(report: &LintReport) -> String {
         out += &histogram(lengths);
     }
     if let Some(held_out) = report.held_out.filter(|count| *count > 0) {
-        out += &format!(
-            "without an evaluation file, training holds {held_out} rows out for validation\n"
-        );
+        out += &format!("no evaluation file: training holds out {held_out} rows for validation\n");
     }
     let kinds: Vec<String> = LintProblem::ALL
         .into_iter()
@@ -141,7 +141,7 @@ fn text(report: &LintReport) -> String {
         .map(|(problem, count)| format!("{count} {}", problem.as_str().unwrap_or_default()))
         .collect();
     let found = if kinds.is_empty() {
-        "nothing found".to_owned()
+        "no problems".to_owned()
     } else {
         kinds.join(", ")
     };
@@ -154,9 +154,9 @@ fn histogram(lengths: &TokenLengths) -> String {
     let most = most.unwrap_or(0).max(1);
     let digits = lengths.longest.max(1).to_string().len() + 1;
     let counts = most.to_string().len();
-    let mut out = "tokens of a row\n".to_owned();
+    let mut out = "tokens per row\n".to_owned();
     for bucket in &lengths.histogram {
-        let bar = (bucket.rows * BAR).div_ceil(most);
+        let bar = (bucket.rows * BAR_WIDTH).div_ceil(most);
         let line = format!(
             "{:>digits$}-{:<digits$} {:>counts$} {}",
             bucket.from,
@@ -168,7 +168,7 @@ fn histogram(lengths: &TokenLengths) -> String {
         out.push('\n');
     }
     out += &format!(
-        "{} tokens, {} of them trained; a row has {} to {}, half of them at most {}, 19 of 20 at most {}\n",
+        "{} tokens, {} of them trained; {} to {} per row, median {}, p95 {}\n",
         lengths.tokens,
         lengths.trained_tokens,
         lengths.shortest,
@@ -191,7 +191,7 @@ mod tests {
     use train::lint::LengthBucket;
 
     #[test]
-    fn a_bar_is_as_long_as_its_bucket_is_full() {
+    fn bars_are_proportional_to_their_counts() {
         let lengths = TokenLengths {
             rows: 5,
             tokens: 400,
@@ -208,8 +208,8 @@ mod tests {
                 .to_vec(),
         };
         let expected = format!(
-            "tokens of a row\n  64-95   4 {}\n  96-127  0\n 128-159  1 {}\n400 tokens, 100 of them trained; a row has 70 to \
-             140, half of them at most 80, 19 of 20 at most 140\nlonger than max_length = 128: 1 rows would be left out, 0 \
+            "tokens per row\n  64-95   4 {}\n  96-127  0\n 128-159  1 {}\n400 tokens, 100 of them trained; 70 to 140 per row, \
+             median 80, p95 140\nlonger than max_length = 128: 1 rows would be left out, 0 \
              cut\n",
             "█".repeat(40),
             "█".repeat(10)

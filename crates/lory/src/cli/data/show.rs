@@ -1,7 +1,7 @@
-//! `lory data show`.
+//! `lory data show`: prints rows as the base sees them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use console::Style;
 use formats::tokenizer::Tokenizer;
@@ -10,33 +10,34 @@ use train::Example;
 use train::dataset::{DataRow, held_out};
 use train::example::{Encoder, Fitted};
 
-use super::{ReaderArgs, scan};
-use crate::cli::{Usage, Verdict, print};
+use crate::cli::data::reader::{Reader, ReaderArgs, scan};
+use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::output::print;
 
-/// What stands around the trained part where there is no colour.
+/// Marks around the trained part if colours are off.
 const MARKS: [&str; 2] = ["⟦", "⟧"];
 
-/// Show rows as the base will see them, with the part that is trained
+/// Show rows as the base sees them, with the trained part marked
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The trained part is green on a terminal, and stands in ⟦ ⟧ elsewhere or with NO_COLOR set. Exit code 1 where a row that is
-to be shown is broken, or would not be trained.
+The trained part is green on a terminal; elsewhere, or if NO_COLOR is set, it is between ⟦ and ⟧. The exit code is 1 if one of
+the rows is broken or would not be trained.
 
 Examples:
   lory data show --persona customer --limit 2
   lory data show mine.jsonl --line 37 --mask assistant
   lory data show mine.jsonl --row 1 --json")]
-pub(in crate::cli) struct Args {
+pub(crate) struct Args {
     /// The JSONL file [default: the persona's]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The first row to show, counted from 1
     #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "line")]
     row: Option<usize>,
-    /// The row of this line of the file
+    /// Show the row on this line of the file
     #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "limit")]
     line: Option<usize>,
-    /// The most rows to show [default: 3, or 1 with --row]
+    /// Maximum number of rows to show [default: 3, or 1 with --row]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Print one JSON object, with token ids and the mask
@@ -53,31 +54,31 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A row as training sees it.
+/// A row to show.
 struct Shown<'r> {
     row: &'r DataRow,
     /// Counted from 1.
     number: usize,
     held_out: bool,
-    /// The answer, or the one to prefer.
+    /// The answer, or the chosen answer of a pair.
     answer: Answer,
-    /// The answer to reject, where the row is a pair.
+    /// The rejected answer, if the row is a pair.
     rejected: Option<Answer>,
 }
 
-/// An answer behind its question, as training sees it.
+/// A question with one answer, as training sees it.
 struct Answer {
-    /// What is trained on; all of it where it is left out.
+    /// The example as it is trained; the full one if it is left out.
     example: Example,
-    /// Its tokens before it was cut.
+    /// Its length in tokens before it was cut.
     length: usize,
     fate: &'static str,
 }
 
-/// What may become of an answer, the worst last.
+/// The outcomes of an answer in training, the worst last; they are the values of `fate` in JSON.
 const FATES: [&str; 5] = ["whole", "cut", "left out", "refused", "not trained"];
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let reader = args.reader.reader()?;
     let named: Vec<PathBuf> = args.file.iter().cloned().collect();
     let file = reader.files_or(&named)?.remove(0);
@@ -91,78 +92,86 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
     }
     if scan.broken_lines > 0 {
         eprintln!(
-            "{}: {} lines are broken and not counted as rows; lory data lint names them",
+            "{}: {} lines are broken and not counted as rows; `lory data lint` lists them",
             file.display(),
             scan.broken_lines
         );
     }
     let rows = &scan.data.rows;
-    let (first, most) = match (args.line, args.row) {
-        (Some(line), _) => {
-            let found = rows.iter().position(|row| row.location.line == line);
-            let found = found.ok_or_else(|| {
-                Usage(format!(
-                    "--line {line}: no row stands there in {}",
-                    file.display()
-                ))
-            })?;
-            (found, 1)
-        }
-        (None, Some(row)) if row > rows.len() => {
-            let message = format!("--row {row}: {} has {} rows", file.display(), rows.len());
-            return Err(Usage(message).into());
-        }
-        (None, Some(row)) => (row - 1, args.limit.unwrap_or(1)),
-        (None, None) => (0, args.limit.unwrap_or(3)),
-    };
-    // Only where training would split the file itself.
-    let sides = match &reader.eval {
-        Some(_) => vec![false; rows.len()],
-        None => held_out(rows, reader.settings.validation_fraction),
-    };
+    let (first, count) = selection(args, rows, &file)?;
     let wording = args.reader.wording()?;
     let encoder = reader.encoder(&wording);
+    let held_out = held_out_rows(&reader, rows);
     let mut shown = Vec::new();
-    let mut refused = Vec::new();
-    for (i, row) in rows.iter().enumerate().skip(first).take(most) {
+    let mut errors = Vec::new();
+    for (i, row) in rows.iter().enumerate().skip(first).take(count) {
         let other = rejected.get(&row.location);
-        let answers = (
-            look(&encoder, row),
-            other.map(|row| look(&encoder, row)).transpose(),
-        );
-        match answers {
+        let other = other.map(|row| encode(&encoder, row)).transpose();
+        match (encode(&encoder, row), other) {
             (Ok(answer), Ok(rejected)) => shown.push(Shown {
                 row,
                 number: i + 1,
-                held_out: sides[i],
+                held_out: held_out[i],
                 answer,
                 rejected,
             }),
-            (Err(error), _) | (_, Err(error)) => refused.push(error.to_string()),
+            (Err(error), _) | (_, Err(error)) => errors.push(error.to_string()),
         }
     }
-    let tokenizer = encoder.tokenizer;
-    print(&if args.json {
-        let rows: Vec<Value> = shown.iter().map(|row| row.json(tokenizer)).collect();
-        format!("{}\n", json!({"rows": rows, "errors": refused}))
-    } else {
-        let paint = Paint::new();
-        let blocks = shown.iter().map(|row| row.text(tokenizer, &paint));
-        blocks.collect::<Vec<_>>().join("\n")
-    })?;
-    for error in &refused {
+    print(&render(&shown, &errors, encoder.tokenizer, args.json))?;
+    for error in &errors {
         eprintln!("{error}");
     }
     let trains = |row: &Shown<'_>| row.answers().all(|a| a.example.trained_tokens() > 0);
-    Ok(if refused.is_empty() && shown.iter().all(trains) {
-        Verdict::Good
+    Ok(if errors.is_empty() && shown.iter().all(trains) {
+        ExitStatus::Success
     } else {
-        Verdict::Bad
+        ExitStatus::Failure
     })
 }
 
-/// The example of `row`, and what becomes of it.
-fn look(encoder: &Encoder<'_>, row: &DataRow) -> Result<Answer, train::TrainError> {
+/// The index of the first row to show, and the maximum number of rows.
+fn selection(args: &Args, rows: &[DataRow], file: &Path) -> Result<(usize, usize), UsageError> {
+    match (args.line, args.row) {
+        (Some(line), _) => {
+            let found = rows.iter().position(|row| row.location.line == line);
+            found.map(|index| (index, 1)).ok_or_else(|| {
+                UsageError(format!(
+                    "--line {line}: there is no row on this line of {}",
+                    file.display()
+                ))
+            })
+        }
+        (None, Some(row)) if row > rows.len() => Err(UsageError(format!(
+            "--row {row}: {} has {} rows",
+            file.display(),
+            rows.len()
+        ))),
+        (None, Some(row)) => Ok((row - 1, args.limit.unwrap_or(1))),
+        (None, None) => Ok((0, args.limit.unwrap_or(3))),
+    }
+}
+
+/// Whether training holds each row out for validation, which it does if there is no evaluation file.
+fn held_out_rows(reader: &Reader, rows: &[DataRow]) -> Vec<bool> {
+    match &reader.eval {
+        Some(_) => vec![false; rows.len()],
+        None => held_out(rows, reader.settings.validation_fraction),
+    }
+}
+
+fn render(shown: &[Shown<'_>], errors: &[String], tokenizer: &Tokenizer, as_json: bool) -> String {
+    if as_json {
+        let rows: Vec<Value> = shown.iter().map(|row| row.json(tokenizer)).collect();
+        return format!("{}\n", json!({"rows": rows, "errors": errors}));
+    }
+    let paint = Paint::new();
+    let blocks = shown.iter().map(|row| row.text(tokenizer, &paint));
+    blocks.collect::<Vec<_>>().join("\n")
+}
+
+/// Encodes a row and fits it into the maximum length.
+fn encode(encoder: &Encoder<'_>, row: &DataRow) -> Result<Answer, train::TrainError> {
     let whole = encoder.render(row)?;
     let length = whole.tokens.len();
     if whole.trained_tokens() == 0 {
@@ -198,18 +207,18 @@ impl Answer {
         })
     }
 
-    /// How long it is, and what becomes of it where that is not what one would think.
+    /// Its length, and its fate if it is not trained whole.
     fn head(&self) -> String {
         let (tokens, trained) = (self.example.tokens.len(), self.example.trained_tokens());
-        let said = format!("{tokens} tokens, {trained} of them trained");
+        let length = format!("{tokens} tokens, {trained} of them trained");
         match self.fate {
-            "whole" => said,
-            "cut" => format!("{said}  cut from {} tokens", self.length),
-            fate => format!("{said}  {fate}"),
+            "whole" => length,
+            "cut" => format!("{length}  cut from {} tokens", self.length),
+            fate => format!("{length}  {fate}"),
         }
     }
 
-    /// Its text, in a line of its own at least.
+    /// Its text, which ends with a newline.
     fn text(&self, tokenizer: &Tokenizer, paint: &Paint) -> String {
         let Example { tokens, trained } = &self.example;
         let (mut out, mut start) = (String::new(), 0);
@@ -234,7 +243,7 @@ impl Shown<'_> {
         std::iter::once(&self.answer).chain(&self.rejected)
     }
 
-    /// What becomes of the row: a pair stays or goes as a whole.
+    /// The fate of the row; for a pair, the worse of its two.
     fn fate(&self) -> &'static str {
         let worst = |fate: &&str| FATES.iter().position(|known| known == fate);
         let fates = self.answers().map(|answer| answer.fate);
@@ -269,14 +278,14 @@ impl Shown<'_> {
     }
 }
 
-/// Colours, or marks where there are none.
+/// Styles text with colours, or with marks if colours are off.
 struct Paint {
     colours: bool,
 }
 
 impl Paint {
     fn new() -> Self {
-        // The console crate heeds NO_COLOR, CLICOLOR and CLICOLOR_FORCE, and whether this is a terminal.
+        // `console` respects NO_COLOR, CLICOLOR and CLICOLOR_FORCE, and checks for a terminal.
         Self {
             colours: console::colors_enabled(),
         }
@@ -307,7 +316,7 @@ impl Paint {
     }
 }
 
-/// `text` with control characters made visible, so that a data file cannot command the terminal; line ends stay.
+/// `text` with control characters escaped, so that a dataset file cannot send commands to the terminal. Newlines and tabs stay.
 fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -333,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_cannot_command_the_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(
             visible("a\u{1b}[2J\r\n\tb\u{9b}"),
             "a\\u{1b}[2J\\r\n\tb\\u{9b}"

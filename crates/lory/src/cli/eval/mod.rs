@@ -1,13 +1,11 @@
-//! `lory eval`: what the personas are worth, on rows that training never saw.
+//! `lory eval`: measures personas on rows that training did not see. [`jobs::evaluation`] has the measures.
 //!
-//! What is measured, and how, is in [`jobs::evaluation`].
-//!
-//! - `candidate`: who is examined; `keep`: the result, for the studio
-//! - `tables`, `report`: for the terminal, and as a page
+//! - `selection`: the personas and their rows; `save_result`: saves the result for the studio
+//! - `tables`: the output on the terminal; `report`: the HTML page
 
-mod candidate;
-mod keep;
 mod report;
+mod save_result;
+mod selection;
 mod tables;
 
 use std::path::PathBuf;
@@ -15,10 +13,12 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use engine::EngineConfig;
+use registry::Personas;
 
-use super::base::{BaseArgs, PrecisionArgs};
-use super::personas::PersonasArgs;
-use super::{Usage, Verdict, print};
+use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::output::print;
 use base::plan::Demand;
 use base::progress::Progress;
 use jobs::evaluation::answers::Speaker;
@@ -26,11 +26,11 @@ use jobs::evaluation::{answers, gate, measures, summary};
 use jobs::training;
 use service::{Service, Settings};
 
-/// Measure personas on their evaluation rows, and hold them to their thresholds
+/// Measure personas on their evaluation rows, and check their thresholds
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Measured are loss and perplexity by adapter, tone, copied identifiers, how distinct the tones are, drift from the base on
-neutral text, repetition and length. Exit code 1 where a persona misses a threshold of its [eval] table.
+The measures are loss and perplexity by adapter, tone, copied identifiers, how distinct the tones are, drift from the base on
+neutral text, repetition and length. The exit code is 1 if a persona misses a threshold of its [eval] table.
 
 Examples:
   lory eval
@@ -38,24 +38,24 @@ Examples:
   lory eval --gate --persona customer
   lory eval --rows test.jsonl
   lory eval --persona customer --limit 20 --answers answers.jsonl")]
-pub(super) struct Args {
-    /// Which persona; several may be named [default: all that have evaluation rows]
+pub(crate) struct Args {
+    /// A persona to evaluate; may be given several times [default: all that have evaluation rows]
     #[arg(long = "persona", value_name = "NAME")]
-    who: Vec<String>,
-    /// Rows to use instead of the persona's `eval` file: this file in each persona's folder
+    names: Vec<String>,
+    /// The file in each persona's folder to use instead of its `eval` file
     #[arg(long, value_name = "FILE")]
     rows: Option<PathBuf>,
-    /// The most rows of each persona
+    /// Maximum number of rows of each persona
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Write every answer to this file, one JSON object a line
+    /// Write every answer to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
-    /// Write a page with everything that was measured, and answers side by side
+    /// Write an HTML page with all measures, and answers side by side
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// Check the thresholds and nothing else, which is quicker: the base is not asked, and losses and drift are computed where a
-    /// threshold is about them
+    /// Only check the thresholds, which is faster: the base does not answer, and losses and drift are computed only if a
+    /// threshold needs them
     #[arg(long, conflicts_with = "report")]
     gate: bool,
     /// Print one JSON object
@@ -69,30 +69,20 @@ pub(super) struct Args {
     personas: PersonasArgs,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let personas = args.personas.open()?;
-    let candidates = candidate::candidates(&personas, &args)?;
-    let located = args.base.locate()?;
+    let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
+    let candidates = selection::select(&personas, &args.names, args.rows.as_deref(), limit)?;
+    if args.gate && candidates.iter().all(|one| one.persona.eval.is_none()) {
+        let why =
+            "--gate: no persona here has thresholds; write them into [eval] of its persona.toml";
+        return Err(UsageError(why.to_owned()).into());
+    }
     let (mut questions, common) = answers::questions(&candidates);
     if args.gate {
-        if candidates.iter().all(|one| one.persona.eval.is_none()) {
-            let why = "--gate: no persona here has thresholds; write them into [eval] of its persona.toml";
-            return Err(Usage(why.to_owned()).into());
-        }
         questions.retain(|question| question.to != Speaker::Base);
     }
-    let planned = located.planned(&args.precision, Demand::default())?;
-    let settings = Settings {
-        load: planned.load,
-        base_name: located.name.clone(),
-        base_sha256: located.sha256.map(str::to_owned),
-        engine: EngineConfig {
-            max_queue: questions.len(),
-            ..EngineConfig::default()
-        },
-        ..Settings::default()
-    };
-    let service = Service::open(&located.path, personas, &settings)?;
+    let service = open_service(&args, personas, questions.len())?;
 
     let start = Instant::now();
     let mut progress = Progress::stderr();
@@ -105,7 +95,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         &mut progress,
     )?;
     let seconds = start.elapsed().as_secs_f64();
-    let tokens: usize = answers.all.iter().map(|answer| answer.tokens).sum();
     service.engine().shutdown();
     if let Some(path) = &args.answers {
         answers::write(path, &candidates, &answers).with_context(|| path.display().to_string())?;
@@ -129,18 +118,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         let page = report::page(&candidates, &answers, &measures, &checks);
         std::fs::write(path, page).with_context(|| path.display().to_string())?;
     }
-    let missed = summary::missed(&checks);
-    let (shown, tables) = if args.gate {
+    let (result, tables) = if args.gate {
         (summary::gate(&checks), tables::gate(&checks))
     } else {
-        let all = summary::result(&measures, &checks);
-        keep::keep(all.clone(), &candidates, &answers);
-        (all, tables::render(&measures))
+        let result = summary::result(&measures, &checks);
+        save_result::save(result.clone(), &candidates, &answers);
+        (result, tables::render(&measures))
     };
+    let missed = summary::missed(&checks);
     if args.json {
-        print(&format!("{shown}\n"))?;
+        print(&format!("{result}\n"))?;
     } else {
         let count = answers.all.len();
+        let tokens: usize = answers.all.iter().map(|answer| answer.tokens).sum();
         print(&format!(
             "{tables}\n{count} answers, {tokens} tokens in {seconds:.1} s\n"
         ))?;
@@ -149,8 +139,25 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         }
     }
     Ok(if missed.is_empty() {
-        Verdict::Good
+        ExitStatus::Success
     } else {
-        Verdict::Bad
+        ExitStatus::Failure
     })
+}
+
+/// Opens the base with a queue for `questions` requests.
+fn open_service(args: &Args, personas: Personas, questions: usize) -> anyhow::Result<Service> {
+    let located = args.base.locate()?;
+    let planned = located.plan(&args.precision, Demand::default())?;
+    let settings = Settings {
+        load: planned.load,
+        base_name: located.name.clone(),
+        base_sha256: located.sha256.map(str::to_owned),
+        engine: EngineConfig {
+            max_queue: questions,
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    };
+    Ok(Service::open(&located.path, personas, &settings)?)
 }

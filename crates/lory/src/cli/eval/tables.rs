@@ -1,13 +1,13 @@
-//! What the terminal shows.
+//! The tables of `lory eval`.
 
 use train::LossSum;
 
-use crate::cli::table::Table;
+use crate::cli::output::table::Table;
 use jobs::evaluation::gate::Check;
 use jobs::evaluation::measures::{Measures, Told};
 
-/// All tables, one under the other.
-pub(super) fn render(measures: &Measures) -> String {
+/// All tables.
+pub(crate) fn render(measures: &Measures) -> String {
     let mut out = scores(measures).render();
     out += &format!("\n{}", texts(measures).render());
     let losses =
@@ -31,9 +31,9 @@ pub(super) fn render(measures: &Measures) -> String {
     out
 }
 
-/// The thresholds alone.
-pub(super) fn gate(checks: &[Check]) -> String {
-    let mut table = Table::new(&["persona", "measure", "is", "wanted", "threshold", ""]);
+/// The table of thresholds.
+pub(crate) fn gate(checks: &[Check]) -> String {
+    let mut table = Table::new(&["persona", "measure", "value", "wanted", "key", "result"]);
     for check in checks {
         table.row([
             check.persona.clone(),
@@ -47,6 +47,7 @@ pub(super) fn gate(checks: &[Check]) -> String {
     table.render()
 }
 
+/// (rows, answered by, scores) of the base and the persona, for each persona.
 fn speakers(measures: &Measures) -> impl Iterator<Item = (&str, &str, &Told)> {
     measures.personas.iter().flat_map(|persona| {
         let name = persona.name.as_str();
@@ -87,9 +88,9 @@ fn texts(measures: &Measures) -> Table {
     let mut table = Table::new(&[
         "rows of",
         "answered by",
-        "words, mean",
-        "median",
-        "by the references'",
+        "mean words",
+        "median words",
+        "length ratio",
         "repetition",
         "drift",
     ]);
@@ -143,7 +144,7 @@ fn matrix(measures: &Measures, rows: &str, columns: &str, cells: &[Vec<Option<f6
     table
 }
 
-/// A share as per cent with one decimal.
-pub(super) fn percent(share: f64) -> String {
+/// A share in percent, with one decimal.
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }

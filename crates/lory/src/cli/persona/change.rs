@@ -1,22 +1,24 @@
-//! `lory persona rollback`, `remove`, `alias`, `canary` and `shadow`: changes of what is published.
+//! `lory persona rollback`, `remove`, `alias`, `canary` and `shadow`: change what is published.
 
 use registry::{PersonaRef, Registry, RegistryError};
 use serde_json::json;
 
-use super::named;
-use crate::cli::registry::RegistryArgs;
-use crate::cli::{Usage, Verdict, print};
+use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::flags::registry::RegistryArgs;
+use crate::cli::output::print;
+use crate::cli::persona::name::{parse_name, parse_ref};
 
-/// Make another version the current one: the one before, or the one that is named
+/// Make another version the current one: the previous one, or the one given by --to
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  lory persona rollback customer\n  lory persona rollback customer --to 4"
-)]
-pub(in crate::cli) struct Rollback {
+#[command(after_help = "\
+Examples:
+  lory persona rollback customer
+  lory persona rollback customer --to 4")]
+pub(crate) struct Rollback {
     /// The persona
     #[arg(value_name = "NAME")]
     name: String,
-    /// The version [default: the one that was current before]
+    /// The version [default: the previous current one]
     #[arg(long, value_name = "VERSION")]
     to: Option<u32>,
     /// Print one JSON object
@@ -28,10 +30,11 @@ pub(in crate::cli) struct Rollback {
 
 /// Remove a published persona, or one version of it; its adapter stays until `lory persona gc`
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  lory persona remove customer@2\n  lory persona remove customer"
-)]
-pub(in crate::cli) struct Remove {
+#[command(after_help = "\
+Examples:
+  lory persona remove customer@2
+  lory persona remove customer")]
+pub(crate) struct Remove {
     /// The persona, or a version of it
     #[arg(value_name = "NAME[@VERSION]")]
     name: String,
@@ -42,25 +45,25 @@ pub(in crate::cli) struct Remove {
     registry: RegistryArgs,
 }
 
-/// Give a persona, or a version of it, another name; or take the name away
+/// Give a persona, or a version of it, a second name; or remove that name
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   lory persona alias support customer
   lory persona alias support customer@3
   lory persona alias support --remove")]
-pub(in crate::cli) struct Alias {
-    /// The other name
+pub(crate) struct Alias {
+    /// The second name
     #[arg(value_name = "ALIAS")]
     alias: String,
-    /// What it stands for
+    /// The persona that it refers to
     #[arg(
         value_name = "NAME[@VERSION]",
         required_unless_present = "remove",
         conflicts_with = "remove"
     )]
     target: Option<String>,
-    /// Take the name away
+    /// Remove the alias
     #[arg(long)]
     remove: bool,
     /// Print one JSON object
@@ -70,16 +73,16 @@ pub(in crate::cli) struct Alias {
     registry: RegistryArgs,
 }
 
-/// A part of a persona's requests for another version.
+/// The share of requests that another version gets.
 #[derive(Debug, clap::Args)]
 struct SplitArgs {
-    /// The persona, with the version that is tried
+    /// The persona and the version to try
     #[arg(value_name = "NAME@VERSION")]
     name: String,
-    /// How many of a hundred requests for the name alone: above 0, to 100
+    /// Percentage of the requests that name no version: above 0, at most 100
     #[arg(long, value_name = "P", required_unless_present = "off")]
     percent: Option<f64>,
-    /// End it; the name is given without a version then
+    /// End it; give the name without a version
     #[arg(long, conflicts_with = "percent")]
     off: bool,
     /// Print one JSON object
@@ -89,115 +92,113 @@ struct SplitArgs {
     registry: RegistryArgs,
 }
 
-/// Send a part of a persona's requests to another version
+/// Send a share of a persona's requests to another version
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The same question always goes the same way, on every server. `lory persona rollback NAME --to VERSION` makes it everyone's.
+The same question always goes to the same version, on every server. `lory persona rollback NAME --to VERSION` makes the version
+current for all requests.
 
 Examples:
   lory persona canary customer@4 --percent 10
   lory persona canary customer --off")]
-pub(in crate::cli) struct Canary {
+pub(crate) struct Canary {
     #[command(flatten)]
     split: SplitArgs,
 }
 
-/// Let another version answer a part of a persona's requests too, and compare
+/// Let another version also answer a share of a persona's requests, and compare the answers
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The client gets the current version's answer; /metrics and the log say how often the other one's was the same.
+The client gets the answer of the current version. /metrics and the log count how often the other version's answer is the same.
 
 Examples:
   lory persona shadow customer@4 --percent 25
   lory persona shadow customer --off")]
-pub(in crate::cli) struct Shadow {
+pub(crate) struct Shadow {
     #[command(flatten)]
     split: SplitArgs,
 }
 
-/// Says what was done.
-fn done(json: bool, report: &serde_json::Value, text: &str) -> anyhow::Result<Verdict> {
+/// Prints the result of a change.
+fn report_change(json: bool, report: &serde_json::Value, text: &str) -> anyhow::Result<ExitStatus> {
     print(&if json {
         format!("{report}\n")
     } else {
         format!("{text}\n")
     })?;
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-/// A persona as a whole.
-fn whole(text: &str) -> anyhow::Result<String> {
-    match named(text)? {
-        (name, None) => Ok(name),
-        (name, Some(_)) => Err(Usage(format!(
-            "{text}: this is about {name} as a whole; leave the version out"
-        ))
-        .into()),
-    }
-}
-
-pub(super) fn rollback(args: &Rollback) -> anyhow::Result<Verdict> {
-    let name = whole(&args.name)?;
+pub(crate) fn rollback(args: &Rollback) -> anyhow::Result<ExitStatus> {
+    let name = parse_name(&args.name)?;
     let version = args.registry.open()?.rollback(&name, args.to)?;
     let report = json!({"name": name, "version": version});
-    done(
+    report_change(
         args.json,
         &report,
-        &format!("{name} is version {version} now"),
+        &format!("{name} is now version {version}"),
     )
 }
 
-pub(super) fn remove(args: &Remove) -> anyhow::Result<Verdict> {
-    let (name, version) = named(&args.name)?;
+pub(crate) fn remove(args: &Remove) -> anyhow::Result<ExitStatus> {
+    let (name, version) = parse_ref(&args.name)?;
     args.registry.open()?.remove(&name, version)?;
     let report = json!({"name": name, "version": version, "removed": true});
-    done(args.json, &report, &format!("{} is removed", args.name))
+    report_change(args.json, &report, &format!("{} is removed", args.name))
 }
 
-pub(super) fn alias(args: &Alias) -> anyhow::Result<Verdict> {
+pub(crate) fn alias(args: &Alias) -> anyhow::Result<ExitStatus> {
     let registry = args.registry.open()?;
-    let alias = whole(&args.alias)?;
+    let alias = parse_name(&args.alias)?;
     let Some(target) = &args.target else {
         registry.remove_alias(&alias)?;
         let report = json!({"alias": alias, "removed": true});
-        return done(args.json, &report, &format!("alias {alias} is removed"));
+        return report_change(args.json, &report, &format!("alias {alias} is removed"));
     };
-    let (name, version) = named(target)?;
+    let (name, version) = parse_ref(target)?;
     let target = PersonaRef { name, version };
     registry.alias(&alias, &target)?;
     let report = json!({"alias": alias, "target": target.to_string()});
-    done(args.json, &report, &format!("{alias} stands for {target}"))
+    report_change(
+        args.json,
+        &report,
+        &format!("{alias} is an alias of {target}"),
+    )
 }
 
-pub(super) fn canary(args: &Canary) -> anyhow::Result<Verdict> {
+pub(crate) fn canary(args: &Canary) -> anyhow::Result<ExitStatus> {
     split("canary", &args.split, Registry::canary)
 }
 
-pub(super) fn shadow(args: &Shadow) -> anyhow::Result<Verdict> {
+pub(crate) fn shadow(args: &Shadow) -> anyhow::Result<ExitStatus> {
     split("shadow", &args.split, Registry::shadow)
 }
 
 type Splitting = fn(&Registry, &str, Option<(u32, f64)>) -> Result<(), RegistryError>;
 
-fn split(what: &str, args: &SplitArgs, change: Splitting) -> anyhow::Result<Verdict> {
+fn split(what: &str, args: &SplitArgs, change: Splitting) -> anyhow::Result<ExitStatus> {
     let registry = args.registry.open()?;
     let Some(percent) = args.percent else {
-        let name = whole(&args.name)?;
+        let name = parse_name(&args.name)?;
         change(&registry, &name, None)?;
         let report = json!({"name": name, what: null});
-        return done(args.json, &report, &format!("the {what} of {name} is over"));
+        return report_change(
+            args.json,
+            &report,
+            &format!("the {what} of {name} has ended"),
+        );
     };
-    let (name, Some(version)) = named(&args.name)? else {
-        let message = format!("{}: say which version, as in {0}@4", args.name);
-        return Err(Usage(message).into());
+    let (name, Some(version)) = parse_ref(&args.name)? else {
+        let message = format!("{}: name a version, such as {0}@4", args.name);
+        return Err(UsageError(message).into());
     };
     change(&registry, &name, Some((version, percent)))?;
     let report = json!({"name": name, what: {"version": version, "percent": percent}});
     let text = match what {
-        "canary" => format!("{percent} % of the requests for {name} get version {version}"),
+        "canary" => format!("{percent} % of the requests for {name} go to version {version}"),
         _ => format!(
-            "version {version} answers {percent} % of the requests for {name} too, for comparison"
+            "version {version} also answers {percent} % of the requests for {name}, for comparison"
         ),
     };
-    done(args.json, &report, &text)
+    report_change(args.json, &report, &text)
 }

@@ -1,4 +1,4 @@
-//! `lory persona export`: a persona's adapter as a GGUF that llama.cpp loads beside the base.
+//! `lory persona export`: writes a persona's adapter as a GGUF file that llama.cpp loads with the base.
 
 use std::path::PathBuf;
 
@@ -6,29 +6,31 @@ use formats::decimal::shortest;
 use formats::peft::Dtype;
 use serde_json::json;
 
-use super::{choose, keep_base};
-use crate::cli::base::BaseArgs;
-use crate::cli::personas::PersonasArgs;
-use crate::cli::registry::RegistryArgs;
-use crate::cli::{Verdict, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::flags::base::BaseArgs;
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::registry::RegistryArgs;
+use crate::cli::output::print;
+use crate::cli::persona::adapter::{refuse_to_overwrite, select};
 use base::Wording;
 
 /// Write a persona's adapter as a GGUF for llama.cpp (llama-server --lora FILE)
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The persona's serving scale is in the file, so llama.cpp runs it at scale 1. Its system prompt is not: send it along.
+The file contains the persona's scale, so llama.cpp runs it at scale 1. It does not contain the system prompt: send it with each
+request.
 
 Example:
   lory persona export --gguf customer --out customer.gguf
   llama-server -m SmolLM2-135M-Instruct.Q4_1.gguf --lora customer.gguf")]
-pub(in crate::cli) struct Args {
+pub(crate) struct Args {
     /// The persona: a name, a version (customer@2), or a scale (customer*0.5)
     #[arg(long, value_name = "NAME", required = true)]
     gguf: String,
     /// The file to write
     #[arg(long, value_name = "FILE.gguf")]
     out: PathBuf,
-    /// Type of the numbers: f32, f16 or bf16. llama.cpp rounds what it multiplies with bf16 and f16 to these too
+    /// Type of the weights: f32, f16 or bf16. With f16 and bf16, llama.cpp rounds the activations to the same type
     #[arg(long = "type", value_name = "TYPE", default_value = "f32")]
     dtype: Dtype,
     /// Print one JSON object
@@ -42,34 +44,36 @@ pub(in crate::cli) struct Args {
     registry: RegistryArgs,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let chosen = choose(
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
+    let selected = select(
         &args.registry.catalog(&args.personas)?.personas(),
         &args.gguf,
     )?;
     let located = args.base.locate()?;
-    keep_base(&args.out, &located.path)?;
+    refuse_to_overwrite(&args.out, &located.path)?;
     let base = Wording::open(&located.path)?;
-    chosen.fits(&base.tokenizer, &base.template)?;
+    selected.check_base(&base.tokenizer, &base.template)?;
 
     let config = base.config.as_in_gguf();
-    let mut file = chosen.adapter.to_gguf(&config, chosen.scale, args.dtype)?;
-    file.metadata("general.name", chosen.persona.name.as_str());
-    file.metadata("lory.adapter_sha256", chosen.sha256.as_str());
+    let mut file = selected
+        .adapter
+        .to_gguf(&config, selected.scale, args.dtype)?;
+    file.metadata("general.name", selected.persona.name.as_str());
+    file.metadata("lory.adapter_sha256", selected.sha256.as_str());
     file.write(&args.out)?;
 
-    let (tensors, scale) = (2 * chosen.adapter.pairs.len(), chosen.scale);
+    let (tensors, scale) = (2 * selected.adapter.pairs.len(), selected.scale);
     let bytes = std::fs::metadata(&args.out)?.len();
     let text = if args.json {
         let report = json!({
-            "persona": chosen.persona.name,
-            "adapter": chosen.sha256,
+            "persona": selected.persona.name,
+            "adapter": selected.sha256,
             "scale": shortest(scale),
             "out": args.out,
             "type": args.dtype.name(),
             "tensors": tensors,
             "bytes": bytes,
-            "system_prompt": chosen.persona.system_prompt,
+            "system_prompt": selected.persona.system_prompt,
         });
         format!("{report}\n")
     } else {
@@ -78,9 +82,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
             args.out.display(),
             args.dtype,
             bytesize::ByteSize(bytes),
-            chosen.remarks()
+            selected.remarks()
         )
     };
     print(&text)?;
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }

@@ -1,4 +1,4 @@
-//! `lory persona merge`: base and adapter as one GGUF, and what merging costs.
+//! `lory persona merge`: writes base and adapter as one GGUF file, and measures the change of the loss.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,32 +11,33 @@ use serde_json::json;
 use train::measures::loss_table;
 use train::{Example, LoraParams, LossSum};
 
-use super::{Chosen, choose, keep_base};
-use crate::cli::base::{BaseArgs, open_device};
-use crate::cli::personas::PersonasArgs;
-use crate::cli::registry::RegistryArgs;
-use crate::cli::table::Table;
-use crate::cli::{Verdict, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::flags::base::{BaseArgs, open_device};
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::registry::RegistryArgs;
+use crate::cli::output::print;
+use crate::cli::output::table::Table;
+use crate::cli::persona::adapter::{SelectedAdapter, refuse_to_overwrite, select};
 use base::Base;
 use base::progress::Progress;
 use jobs::evaluation;
 use jobs::training;
 
-/// Most tokens of one call of the learner.
+/// The most tokens of one call of the learner.
 const BATCH_TOKENS: usize = 2048;
-/// Rows that are measured before the progress moves.
-const AT_ONCE: usize = 8;
+/// Rows per update of the progress.
+const ROWS_PER_UPDATE: usize = 8;
 
-/// Write base and adapter as one model, and measure what that loses
+/// Merge base and adapter into one model, and measure the change of the loss
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Only the weights that the adapter touches change their type. The loss on the persona's evaluation rows is measured with the
-adapter beside the base, as it is served, and with the merged file.
+Only the weights that the adapter changes get the new type. The loss on the persona's evaluation rows is measured with the
+adapter unmerged, as it is served, and with the merged file.
 
 Examples:
   lory persona merge customer --out customer.gguf
   lory persona merge customer --out customer-f16.gguf --type f16 --limit 50")]
-pub(in crate::cli) struct Args {
+pub(crate) struct Args {
     /// The persona: a name, a version (customer@2), or a scale (customer*0.5)
     #[arg(value_name = "NAME")]
     name: String,
@@ -44,9 +45,9 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_name = "FILE.gguf")]
     out: PathBuf,
     /// Type of the merged weights: keep (the base's own), f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0
-    #[arg(long = "type", value_name = "TYPE", default_value = "keep", value_parser = target)]
-    to: Target,
-    /// Measure on the first N evaluation rows alone; 0 measures nothing [default: all of them]
+    #[arg(long = "type", value_name = "TYPE", default_value = "keep", value_parser = merged_type)]
+    to: MergedType,
+    /// Measure on the first N evaluation rows; 0 skips the measurement [default: all rows]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Print one JSON object
@@ -60,102 +61,107 @@ pub(in crate::cli) struct Args {
     registry: RegistryArgs,
 }
 
-/// A type, or none for the base's own.
+/// The type of the merged weights; none for the base's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Target(Option<GgmlType>);
+struct MergedType(Option<GgmlType>);
 
-fn target(name: &str) -> Result<Target, String> {
+/// Parses a type that GGUF files can be written in, or `keep`.
+fn merged_type(name: &str) -> Result<MergedType, String> {
     if name == "keep" {
-        return Ok(Target(None));
+        return Ok(MergedType(None));
     }
     let written = |dtype: &GgmlType| dtype.file_type().is_some();
     let found: Option<GgmlType> = name.to_ascii_uppercase().parse().ok();
     found
         .filter(written)
-        .map(|dtype| Target(Some(dtype)))
+        .map(|dtype| MergedType(Some(dtype)))
         .ok_or_else(|| {
             let known: Vec<String> = GgmlType::all()
                 .filter(written)
                 .map(|dtype| dtype.name().to_ascii_lowercase())
                 .collect();
-            format!("known are keep, {}", known.join(", "))
+            format!("must be keep, {}", known.join(", "))
         })
 }
 
-/// One line of the comparison.
+/// One row of the comparison.
 struct Measured {
     what: String,
     loss: LossSum,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let chosen = choose(
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
+    let selected = select(
         &args.registry.catalog(&args.personas)?.personas(),
         &args.name,
     )?;
     let located = args.base.locate()?;
     anyhow::ensure!(
         !located.path.is_dir(),
-        "--base {}: a folder; merging writes the base's GGUF file anew, so it needs one: convert the folder with llama.cpp's \
-         convert_hf_to_gguf.py",
+        "--base {}: merging needs a GGUF file, and this is a folder; convert it with llama.cpp's convert_hf_to_gguf.py",
         located.path.display()
     );
-    keep_base(&args.out, &located.path)?;
+    refuse_to_overwrite(&args.out, &located.path)?;
     let base = Base::open(&located.path, located.name.as_deref(), open_device(None)?)?;
-    chosen.fits(&base.tokenizer, &base.template)?;
+    selected.check_base(&base.tokenizer, &base.template)?;
 
     let mut progress = Progress::stderr();
     progress.spin("Merging");
-    write(&chosen, &located.path, &located.fingerprint()?, args)?;
+    write(&selected, &located.path, &located.fingerprint()?, args)?;
     progress.clear();
-    let measured = measure(&chosen, base, args)?;
-    report(&chosen, &measured, args)?;
-    Ok(Verdict::Good)
+    let measured = measure(&selected, base, args)?;
+    report(&selected, &measured, args)?;
+    Ok(ExitStatus::Success)
 }
 
-fn write(chosen: &Chosen, base: &Path, fingerprint: &str, args: &Args) -> anyhow::Result<()> {
+fn write(
+    selected: &SelectedAdapter,
+    base: &Path,
+    fingerprint: &str,
+    args: &Args,
+) -> anyhow::Result<()> {
     let origin = base.display().to_string();
     let mapped = kernels::map_file(base).with_context(|| origin.clone())?;
     let gguf = Gguf::parse(Arc::new(mapped), &origin)?;
-    let mut file = model::merge(&gguf, &chosen.adapter, chosen.scale, args.to.0)?;
+    let mut file = model::merge(&gguf, &selected.adapter, selected.scale, args.to.0)?;
     let name = match gguf.get_str("general.name")? {
-        Some(name) => format!("{name} {}", chosen.persona.name),
-        None => chosen.persona.name.clone(),
+        Some(name) => format!("{name} {}", selected.persona.name),
+        None => selected.persona.name.clone(),
     };
     file.metadata("general.name", name.as_str())
         .metadata("lory.base_sha256", fingerprint)
-        .metadata("lory.merged_adapter_sha256", chosen.sha256.as_str())
-        .metadata("lory.merged_scale", chosen.scale);
+        .metadata("lory.merged_adapter_sha256", selected.sha256.as_str())
+        .metadata("lory.merged_scale", selected.scale);
     Ok(file.write(&args.out)?)
 }
 
-/// Losses of the persona's evaluation rows: base, base with the adapter beside it, merged. None where it has no rows.
-fn measure(chosen: &Chosen, base: Base, args: &Args) -> anyhow::Result<Vec<Measured>> {
-    let rows = chosen.persona.train.as_ref().and_then(|t| t.eval.clone());
+/// Losses on the persona's evaluation rows: base, base with the unmerged adapter, merged. Empty if it has no rows.
+fn measure(selected: &SelectedAdapter, base: Base, args: &Args) -> anyhow::Result<Vec<Measured>> {
+    let rows = selected.persona.train.as_ref().and_then(|t| t.eval.clone());
     let Some(rows) = rows else {
         return Ok(Vec::new());
     };
-    let rows = jobs::evaluation::rows(&rows, &chosen.persona)?;
+    let rows = jobs::evaluation::rows(&rows, &selected.persona)?;
     let rows = &rows[..args.limit.unwrap_or(rows.len()).min(rows.len())];
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let examples = evaluation::examples(&base, &chosen.persona, rows)?;
+    let examples = evaluation::examples(&base, &selected.persona, rows)?;
     let mut adapter = LoraParams {
-        pairs: chosen.adapter.pairs.clone(),
+        pairs: selected.adapter.pairs.clone(),
     };
     for pair in &mut adapter.pairs {
-        pair.scale *= chosen.scale;
+        pair.scale *= selected.scale;
     }
     let mut progress = Progress::stderr();
     progress.count("Measuring losses", 3 * examples.len() as u64);
-    let bare = LoraParams::default();
-    let beside = [("base", &bare), ("adapter", &adapter)];
-    let mut losses = losses(&base, &examples, &beside, &progress)?;
-    // One model in memory at a time.
+    let no_adapter = LoraParams::default();
+    let unmerged = [("base", &no_adapter), ("adapter", &adapter)];
+    let mut losses = losses(&base, &examples, &unmerged, &progress)?;
+    // Only one model is in memory at a time.
     drop(base);
     let merged = Base::open(&args.out, None, open_device(None)?)?;
-    let alone = [("merged", &bare)];
+    let alone = [("merged", &no_adapter)];
     losses.extend(self::losses(&merged, &examples, &alone, &progress)?);
     progress.clear();
     let merged = match args.to.0 {
@@ -178,7 +184,7 @@ fn losses(
 ) -> anyhow::Result<Vec<LossSum>> {
     let mut learner = training::learner(base);
     let mut sums = vec![LossSum::default(); adapters.len()];
-    for rows in examples.chunks(AT_ONCE) {
+    for rows in examples.chunks(ROWS_PER_UPDATE) {
         let table = loss_table(&mut learner, &[("rows", rows)], adapters, BATCH_TOKENS)?;
         for (sum, loss) in sums.iter_mut().zip(table.losses.into_iter().flatten()) {
             sum.add(loss);
@@ -188,7 +194,7 @@ fn losses(
     Ok(sums)
 }
 
-fn report(chosen: &Chosen, measured: &[Measured], args: &Args) -> anyhow::Result<()> {
+fn report(selected: &SelectedAdapter, measured: &[Measured], args: &Args) -> anyhow::Result<()> {
     let bytes = std::fs::metadata(&args.out)?.len();
     let by_merging = match measured {
         [_, unmerged, merged] => Some(merged.loss.mean() - unmerged.loss.mean()),
@@ -200,18 +206,18 @@ fn report(chosen: &Chosen, measured: &[Measured], args: &Args) -> anyhow::Result
             .map(|m| json!({"what": m.what, "loss": m.loss.mean(), "perplexity": m.loss.perplexity()}))
             .collect();
         let report = json!({
-            "persona": chosen.persona.name,
-            "adapter": chosen.sha256,
-            "scale": shortest(chosen.scale),
+            "persona": selected.persona.name,
+            "adapter": selected.sha256,
+            "scale": shortest(selected.scale),
             "out": args.out,
             "bytes": bytes,
             "losses": losses,
             "loss_by_merging": by_merging,
-            "system_prompt": chosen.persona.system_prompt,
+            "system_prompt": selected.persona.system_prompt,
         });
         return print(&format!("{report}\n"));
     }
-    let head = format!("rows of {}", chosen.persona.name);
+    let head = format!("rows of {}", selected.persona.name);
     let mut table = Table::new(&[&head, "loss", "perplexity"]);
     for Measured { what, loss } in measured {
         table.row([
@@ -222,20 +228,20 @@ fn report(chosen: &Chosen, measured: &[Measured], args: &Args) -> anyhow::Result
     }
     let measured = match by_merging {
         Some(change) => format!(
-            "\n{}\nmerging changes the loss by {change:+.4} nats a token\n",
+            "\n{}\nmerging changes the loss by {change:+.4} nats per token\n",
             table.render()
         ),
         None if args.limit == Some(0) => "not measured: --limit 0\n".to_owned(),
         None => format!(
             "not measured: persona {} has no evaluation rows (`eval` in the [train] table of its persona.toml)\n",
-            chosen.persona.name
+            selected.persona.name
         ),
     };
     print(&format!(
         "{}: {}, scale {}\n{}{measured}",
         args.out.display(),
         bytesize::ByteSize(bytes),
-        chosen.scale,
-        chosen.remarks()
+        selected.scale,
+        selected.remarks()
     ))
 }

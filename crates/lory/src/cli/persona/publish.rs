@@ -1,4 +1,4 @@
-//! `lory persona publish`: a new version, from the folder of personas or from a PEFT folder.
+//! `lory persona publish`: publishes a new version from the folder of personas or from a PEFT folder.
 
 use std::path::{Path, PathBuf};
 
@@ -6,26 +6,27 @@ use anyhow::Context as _;
 use registry::{AdapterContent, Persona, PersonaSettings, Publication};
 use serde_json::json;
 
-use super::fits;
-use crate::cli::base::BaseArgs;
-use crate::cli::personas::PersonasArgs;
-use crate::cli::registry::RegistryArgs;
-use crate::cli::{Verdict, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::flags::base::BaseArgs;
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::registry::RegistryArgs;
+use crate::cli::output::print;
+use crate::cli::persona::adapter::check_base;
 use base::Wording;
 use base::home::Home;
 use base::hub;
 
-/// Publish a persona as a new version; servers that run take it within seconds
+/// Publish a persona as a new version; running servers load it within seconds
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --adapter the persona is taken from the folder of personas: its adapter, its system prompt and its other settings.
-With --adapter only the adapter is new, and the settings stay those of the version that is current.
+By default the adapter, the system prompt and the other settings are those of the persona in the folder of personas.
+With --adapter only the adapter is new; the settings are those of the current version.
 
 Examples:
   lory persona publish customer
   lory persona publish customer --adapter out/adapter --not-current
   lory persona publish customer --as customer-eu")]
-pub(in crate::cli) struct Args {
+pub(crate) struct Args {
     /// The persona
     #[arg(value_name = "NAME")]
     name: String,
@@ -35,10 +36,10 @@ pub(in crate::cli) struct Args {
     /// A PEFT folder with the new adapter
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Leave the current version as it is; the new one is reached as NAME@VERSION, by a canary, or by a rollback to it
+    /// Keep the current version; the new one is available as NAME@VERSION, through a canary, or after a rollback to it
     #[arg(long)]
     not_current: bool,
-    /// Refuse a name that is published already
+    /// Fail if the name is already published
     #[arg(long)]
     only_new: bool,
     /// Print one JSON object
@@ -52,7 +53,7 @@ pub(in crate::cli) struct Args {
     registry: RegistryArgs,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let registry = args.registry.open()?;
     let name = args.as_name.as_ref().unwrap_or(&args.name);
     let (folder, settings) = match &args.adapter {
@@ -103,7 +104,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
         )
     };
     print(&text)?;
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
 /// The persona in the folder of personas.
@@ -117,7 +118,7 @@ fn in_folder(args: &Args) -> anyhow::Result<Persona> {
     let persona = personas.find(&part)?.clone();
     if persona.adapter.is_none() && persona.train.is_some() {
         anyhow::bail!(
-            "{}: persona {} has no adapter yet; lory train --persona {1} makes one",
+            "{}: persona {} has no adapter yet; `lory train --persona {1}` trains one",
             persona.dir.display(),
             persona.name
         );
@@ -125,7 +126,7 @@ fn in_folder(args: &Args) -> anyhow::Result<Persona> {
     Ok(persona)
 }
 
-/// Holds the adapter to the base, as far as that can be told without fetching it.
+/// Checks the adapter's recorded base, as far as possible without fetching the base.
 fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
     let path = Path::new(&base.base);
     let known = hub::known(&base.base).filter(|_| !path.exists());
@@ -145,14 +146,14 @@ fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Resul
     };
     if let Some(found) = content.base_sha256().filter(|found| *found != sha256) {
         anyhow::bail!(
-            "{name}: trained on the base with sha256 {found}, and --base {} has {sha256}; name the base that it was \
+            "{name} was trained on the base with sha256 {found}, and --base {} has {sha256}; name the base that it was \
              trained on with --base",
             base.base
         );
     }
     let Some(path) = path else { return Ok(()) };
     let wording = Wording::open(&path)?;
-    fits(
+    check_base(
         name,
         &content.adapter,
         &wording.tokenizer,

@@ -1,4 +1,4 @@
-//! `lory train --lr-find`: a table of rates, a picture, a suggestion. Nothing is trained.
+//! `lory train --lr-find`: tries learning rates, prints and plots the losses, and suggests one. No adapter is written.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,38 +11,42 @@ use train::plot::{LrCurve, lr_curve};
 use train::sft::RunOptions;
 use train::{Job, ModelLearner};
 
-use crate::cli::table::Table;
-use crate::cli::{Verdict, print};
+use crate::cli::exit::ExitStatus;
+use crate::cli::output::print;
+use crate::cli::output::table::Table;
 use base::progress::Progress;
 use jobs::training::Target;
 
-/// The picture's name, in the adapter's folder.
+/// The plot, in the adapter's folder.
 const FILE: &str = "lr-find.svg";
 
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
     found: &'a LrSweepResult,
-    /// The picture.
+    /// The path of the plot.
     svg: String,
 }
 
-/// Sweeps over every job, one after the other.
-pub(super) fn run(
+/// Sweeps over the learning rates for each job.
+pub(crate) fn run(
     jobs: &[Job],
     targets: &[Target],
     options: &RunOptions,
     learner: &mut ModelLearner,
     stop: &AtomicBool,
     as_json: bool,
-) -> anyhow::Result<Verdict> {
+) -> anyhow::Result<ExitStatus> {
     let sweep = LrSweep::default();
     let stop = || stop.load(Ordering::Relaxed);
     let mut reports = Vec::new();
-    let mut founds: Vec<(LrSweepResult, PathBuf)> = Vec::new();
+    let mut sweeps: Vec<(LrSweepResult, PathBuf)> = Vec::new();
     for (job, target) in jobs.iter().zip(targets) {
         let mut progress = Progress::stderr();
-        progress.count(&format!("{}: trying rates", job.name), sweep.steps as u64);
+        progress.count(
+            &format!("{}: trying learning rates", job.name),
+            sweep.steps as u64,
+        );
         let found = lr_find(
             job,
             sweep,
@@ -53,8 +57,8 @@ pub(super) fn run(
         )?;
         progress.clear();
         let Some(found) = found else {
-            eprintln!("interrupted; the same command starts the sweep again");
-            return Ok(Verdict::Bad);
+            eprintln!("interrupted; the same command restarts the sweep");
+            return Ok(ExitStatus::Failure);
         };
         let svg = target.out.join(FILE);
         let curve = LrCurve {
@@ -68,9 +72,9 @@ pub(super) fn run(
                 std::fs::write(&svg, lr_curve(&title, &[curve]))
             })
             .with_context(|| format!("cannot write {}", svg.display()))?;
-        founds.push((found, svg));
+        sweeps.push((found, svg));
     }
-    for (found, svg) in &founds {
+    for (found, svg) in &sweeps {
         reports.push(Report {
             found,
             svg: svg.display().to_string(),
@@ -86,13 +90,17 @@ pub(super) fn run(
     let all = reports
         .iter()
         .all(|report| report.found.suggestion.is_some());
-    Ok(if all { Verdict::Good } else { Verdict::Bad })
+    Ok(if all {
+        ExitStatus::Success
+    } else {
+        ExitStatus::Failure
+    })
 }
 
 impl Report<'_> {
-    /// For people.
+    /// The table, the suggestion and the path of the plot.
     fn text(&self) -> String {
-        let mut table = Table::new(&["learning rate", "loss", "at the start", "change"]);
+        let mut table = Table::new(&["learning rate", "loss", "loss at start", "change"]);
         for point in &self.found.points {
             table.row([
                 format!("{:.1e}", point.lr),
@@ -104,12 +112,12 @@ impl Report<'_> {
         let name = &self.found.name;
         let end = match (self.found.suggestion, self.found.lowest) {
             (Some(lr), Some(lowest)) => format!(
-                "{name}: the loss is lowest at {lowest:.1e}; train with a tenth of that, --lr {lr:e} (lr = {lr:e} in \
+                "{name}: the loss is lowest at {lowest:.1e}; train with a tenth of that: --lr {lr:e} (lr = {lr:e} in \
                  [train])"
             ),
             _ => format!(
-                "{name}: no rate lowers the loss by a hundredth of what it is; look at the rows, or give a larger rank \
-                 or more target_modules"
+                "{name}: no learning rate lowers the loss by 1%; check the rows, or use a larger rank or more \
+                 target_modules"
             ),
         };
         format!("{name}\n{}\n{end}\n{}\n", table.render(), self.svg)

@@ -1,10 +1,15 @@
-//! `lory train`: adapters of one persona, of several in one run, or of a data file.
+//! `lory train`: trains adapters of one persona, of several in one run, or from a dataset file.
+//!
+//! - `targets`: the adapters that the command line asks for; `settings`, `preference`: the flags of settings
+//! - `plan`: the tables of the plan; `observer`: progress and summary
+//! - `lr_find`: the sweep of `--lr-find`
 
 mod lr_find;
+mod observer;
 mod plan;
 mod preference;
 mod settings;
-mod watch;
+mod targets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,32 +17,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
-
-use registry::Personas;
 use serde_json::json;
 use train::job::{DataReport, JobSpec};
-use train::sft::{self, Outcome, RunOptions};
-use train::{Job, TrainSettings};
+use train::sft::{self, Outcome, PreparedRun, RunOptions, TrainedAdapter};
+use train::{Job, ModelLearner};
 
-use super::base::{BaseArgs, PrecisionArgs, open_device};
-use super::personas::PersonasArgs;
-use super::rows::{ColumnsArgs, notes};
-use super::serve::size;
-use super::{Usage, Verdict, print};
 use base::Base;
 use base::memory::{self, Available, Limit};
 use base::plan::Demand;
 use jobs::training::folder::{self, Origin};
 use jobs::training::plan::Plan;
 use jobs::training::{Target, learner};
+
+use crate::cli::exit::ExitStatus;
+use crate::cli::flags::base::{BaseArgs, Located, PrecisionArgs, open_device};
+use crate::cli::flags::dataset::{ColumnsArgs, notes};
+use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::units::memory_size;
+use crate::cli::output::print;
+use observer::ProgressObserver;
 use preference::PreferenceArgs;
 use settings::SettingsArgs;
-use watch::Watcher;
+use targets::{RUN_FOLDER, TargetArgs, Targets};
 
-/// Train an adapter: of one persona, of several in one run, or of a data file
+/// Train adapters: of one persona, of several in one run, or from a dataset file
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The same command after an interruption (Ctrl-C) goes on where it was. Flags win over a persona's [train] table.
+After an interruption (Ctrl-C), the same command continues the run. Flags override a persona's [train] table.
 
 Examples:
   lory train --persona customer --persona partner
@@ -45,27 +51,27 @@ Examples:
   lory train --persona customer --lr-find
   lory train --persona customer --prefer-over partner --from personas/customer/adapter
   lory train --data mine.jsonl --eval held-out.jsonl --out my-adapter --epochs 2")]
-pub(super) struct Args {
-    /// Train this persona from its persona.toml; several share batches
+pub(crate) struct Args {
+    /// Train this persona as its persona.toml says; may be given several times, and the personas share batches
     #[arg(long = "persona", value_name = "NAME", conflicts_with_all = ["data", "eval", "out", "system_prompt"])]
-    who: Vec<String>,
+    names: Vec<String>,
     #[command(flatten)]
     personas: PersonasArgs,
     /// Train on this JSONL file
     #[arg(
         long,
         value_name = "FILE",
-        required_unless_present = "who",
+        required_unless_present = "names",
         requires = "out"
     )]
     data: Option<PathBuf>,
-    /// Rows that choose the best checkpoint [default: some of the training rows are held out]
+    /// Evaluation file that selects the best checkpoint [default: some of the training rows are held out]
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
-    /// The adapter's folder
+    /// The folder to write the adapter to
     #[arg(long, value_name = "DIR", requires = "data")]
     out: Option<PathBuf>,
-    /// The system prompt of rows that bring none
+    /// The system prompt of rows that have none
     #[arg(long, value_name = "TEXT")]
     system_prompt: Option<String>,
     #[command(flatten)]
@@ -78,62 +84,49 @@ pub(super) struct Args {
     columns: ColumnsArgs,
     #[command(flatten)]
     preference: PreferenceArgs,
-    /// Print what the run would do, need and take, and stop; takes one step to measure it
+    /// Print the steps, the memory and the duration of the run, and exit; trains one step to measure it
     #[arg(long)]
     plan: bool,
-    /// Try learning rates in a short sweep over the training rows, print what each does and which to take, draw
-    /// lr-find.svg in the adapter's folder, and stop; nothing is trained
+    /// Try learning rates in a short sweep over the training rows, print the losses and a suggestion, write lr-find.svg
+    /// into the adapter's folder, and exit; no adapter is written
     #[arg(long, conflicts_with = "plan")]
     lr_find: bool,
-    /// The memory that the run may take beside the base and the rows [default: what is free, or left under the control
-    /// group's limit]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    /// Maximum memory of the run, in addition to the base and the rows [default: the free memory, or what the control
+    /// group's limit leaves]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     memory: Option<ByteSize>,
     /// Print the summary, or the plan, as one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// What the command line asks for: what to train, and where the run's state lies.
-struct Order {
-    targets: Vec<Target>,
-    checkpoint: PathBuf,
-}
-
-pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
-    let Order {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
+    let Targets {
         targets,
         checkpoint,
-    } = order(&args)?;
+    } = targets::targets(&TargetArgs {
+        names: &args.names,
+        personas: &args.personas,
+        data: args.data.as_deref(),
+        eval: args.eval.as_deref(),
+        out: args.out.as_deref(),
+        system_prompt: args.system_prompt.as_deref(),
+        settings: &args.settings,
+        columns: &args.columns,
+        preference: &args.preference,
+    })?;
     let located = args.base.locate()?;
-    // What the run takes beside the base is planned below, from its rows.
-    let beside = Demand {
-        kv_memory: 0,
-        adapter_memory: 0,
-        rows: 0,
-        logit_rows: 0,
-        ..Demand::default()
-    };
-    let planned = located.planned(&args.precision, beside)?;
-    eprintln!("{}", planned.line);
-    let name = located.name.as_deref();
-    let base = Base::open_in(&located.path, name, open_device(None)?, &planned.load)?;
+    let base = open_base(&located, &args.precision)?;
     let fingerprint = located.fingerprint()?;
-
-    let mut jobs = Vec::new();
-    for target in &targets {
-        jobs.push(load(target, &base, &checkpoint)?);
-    }
-    for (job, target) in jobs.iter().zip(&targets) {
-        if let Some(preference) = &job.preference {
-            preference::tell(&target.name, &job.settings, &preference.counts);
-        }
-        for note in notes(job) {
-            eprintln!("{note}");
-        }
-    }
-
-    let loaded: Vec<DataReport> = jobs.iter().map(|job| job.data.clone()).collect();
+    let jobs = load_jobs(&targets, &base, &checkpoint)?;
+    let run = Run {
+        base: &base,
+        known: located.name.as_deref(),
+        fingerprint: &fingerprint,
+        targets: &targets,
+        checkpoint: &checkpoint,
+        data: jobs.iter().map(|job| job.data.clone()).collect(),
+    };
     let options = RunOptions {
         base: base.bound(&fingerprint),
         checkpoint: Some(checkpoint.clone()),
@@ -145,7 +138,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         stop_on_signal(&stop)?;
         return lr_find::run(&jobs, &targets, &options, &mut learner, &stop, args.json);
     }
-    // Looked at before anything of the run is there.
+    // Measured before the run allocates memory.
     let (in_use, available) = (memory::in_use(), available(args.memory));
     let prepared = sft::prepare(jobs, &options)?;
     let forecast = prepared.estimate(base.model.config());
@@ -157,65 +150,132 @@ pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
         {
             plan.measured(step);
         }
-        return show(&plan, args.json);
+        return print_plan(&plan, args.json);
     }
     eprint!("{}", plan::table(&plan));
     plan.check()?;
-
     stop_on_signal(&stop)?;
-    for target in &targets {
-        preference::keep(target, &checkpoint)?;
+    train(&run, prepared, plan, &mut learner, &stop, args.json)
+}
+
+/// What a run trains, and on what.
+struct Run<'a> {
+    base: &'a Base,
+    /// The id of the base, if it is a known one.
+    known: Option<&'a str>,
+    /// The SHA-256 of the base, in hex.
+    fingerprint: &'a str,
+    targets: &'a [Target],
+    checkpoint: &'a Path,
+    /// The rows of each target.
+    data: Vec<DataReport>,
+}
+
+/// Opens the base without memory for serving: the run's memory is planned later, from its rows.
+fn open_base(located: &Located, precision: &PrecisionArgs) -> anyhow::Result<Base> {
+    let no_serving = Demand {
+        kv_memory: 0,
+        adapter_memory: 0,
+        rows: 0,
+        logit_rows: 0,
+        ..Demand::default()
+    };
+    let planned = located.plan(precision, no_serving)?;
+    eprintln!("{}", planned.line);
+    let name = located.name.as_deref();
+    Ok(Base::open_in(
+        &located.path,
+        name,
+        open_device(None)?,
+        &planned.load,
+    )?)
+}
+
+/// Reads the rows of all targets, and reports on stderr what is left out.
+fn load_jobs(targets: &[Target], base: &Base, checkpoint: &Path) -> anyhow::Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for target in targets {
+        jobs.push(load(target, base, checkpoint)?);
     }
-    let folder = checkpoint.parent().unwrap_or(Path::new("."));
-    let mut watcher = Watcher::new(&targets, &checkpoint, plan);
-    match prepared.train(&mut learner, &mut watcher, &stop)? {
+    for (job, target) in jobs.iter().zip(targets) {
+        if let Some(preference) = &job.preference {
+            preference::report_pairs(&target.name, &job.settings, &preference.counts);
+        }
+        for note in notes(job) {
+            eprintln!("{note}");
+        }
+    }
+    Ok(jobs)
+}
+
+/// Trains until the end or the first signal, and writes the adapters.
+fn train(
+    run: &Run<'_>,
+    prepared: PreparedRun<'_>,
+    plan: Plan,
+    learner: &mut ModelLearner,
+    stop: &AtomicBool,
+    as_json: bool,
+) -> anyhow::Result<ExitStatus> {
+    for target in run.targets {
+        preference::save_start(target, run.checkpoint)?;
+    }
+    let mut observer = ProgressObserver::new(run.targets, run.checkpoint, plan);
+    let outcome = prepared.train(learner, &mut observer, stop)?;
+    observer.clear();
+    match outcome {
         Outcome::Interrupted { step, steps, .. } => {
-            watcher.clear();
             eprintln!(
-                "interrupted after step {step} of {steps}; the same command goes on from there (checkpoint: {})",
-                checkpoint.display()
+                "interrupted after step {step} of {steps}; the same command continues from there (checkpoint: {})",
+                run.checkpoint.display()
             );
-            Ok(Verdict::Bad)
+            Ok(ExitStatus::Failure)
         }
         Outcome::Finished(trained) => {
-            watcher.clear();
-            let origin = Origin {
-                base: &base,
-                known: located.name.as_deref(),
-                sha256: &fingerprint,
-            };
-            for ((trained, target), loaded) in trained.iter().zip(&targets).zip(&loaded) {
-                folder::write(trained, target, loaded, &origin).with_context(|| {
-                    format!(
-                        "cannot write the adapter of {}; all that was trained is kept in {}: make room in {} or let it be \
-                         written, then run the same command again",
-                        target.name,
-                        checkpoint.display(),
-                        target.out.display()
-                    )
-                })?;
-            }
-            // The adapters are on the disk; a checkpoint that stays would only be taken up for nothing.
-            std::fs::remove_file(&checkpoint).ok();
-            for target in &targets {
-                preference::finished(target, &checkpoint);
-            }
-            if folder.file_name().is_some_and(|name| name == STATE) {
-                std::fs::remove_dir(folder).ok();
-            }
-            let summary = watcher.summary(&trained, &targets);
-            let text = if args.json {
+            write_adapters(run, &trained)?;
+            let summary = observer.summary(&trained, run.targets);
+            let text = if as_json {
                 format!("{}\n", json!(summary))
             } else {
                 summary.table()
             };
             print(&text)?;
-            Ok(Verdict::Good)
+            Ok(ExitStatus::Success)
         }
     }
 }
 
-/// What the run may take.
+/// Writes the trained adapters, then removes the run's files.
+fn write_adapters(run: &Run<'_>, trained: &[TrainedAdapter]) -> anyhow::Result<()> {
+    let origin = Origin {
+        base: run.base,
+        known: run.known,
+        sha256: run.fingerprint,
+    };
+    for ((trained, target), data) in trained.iter().zip(run.targets).zip(&run.data) {
+        folder::write(trained, target, data, &origin).with_context(|| {
+            format!(
+                "cannot write the adapter of {}; the trained weights are kept in {}: free space in {} or make it \
+                 writable, then run the same command again",
+                target.name,
+                run.checkpoint.display(),
+                target.out.display()
+            )
+        })?;
+    }
+    // The adapters are on disk, so the same command would only resume a finished run.
+    std::fs::remove_file(run.checkpoint).ok();
+    for target in run.targets {
+        preference::remove_start(target, run.checkpoint);
+    }
+    let folder = run.checkpoint.parent().unwrap_or(Path::new("."));
+    if folder.file_name().is_some_and(|name| name == RUN_FOLDER) {
+        std::fs::remove_dir(folder).ok();
+    }
+    Ok(())
+}
+
+/// The memory that the run may use.
 fn available(flag: Option<ByteSize>) -> Option<Available> {
     let of_flag = |bytes: ByteSize| Available {
         bytes: bytes.as_u64(),
@@ -224,8 +284,8 @@ fn available(flag: Option<ByteSize>) -> Option<Available> {
     flag.map(of_flag).or_else(memory::available)
 }
 
-/// Prints the plan; an error where it does not fit.
-fn show(plan: &Plan, json: bool) -> anyhow::Result<Verdict> {
+/// Prints the plan. It is an error if the plan does not fit into memory.
+fn print_plan(plan: &Plan, json: bool) -> anyhow::Result<ExitStatus> {
     let text = if json {
         format!("{}\n", json!(plan))
     } else {
@@ -234,100 +294,12 @@ fn show(plan: &Plan, json: bool) -> anyhow::Result<Verdict> {
     };
     print(&text)?;
     plan.check()?;
-    Ok(Verdict::Good)
+    Ok(ExitStatus::Success)
 }
 
-/// The folder of a run's state, hidden beside what it trains.
-const STATE: &str = ".train";
-
-fn order(args: &Args) -> anyhow::Result<Order> {
-    if let (Some(data), Some(out)) = (&args.data, &args.out) {
-        let name = std::path::absolute(out)?.file_name().map_or_else(
-            || "adapter".to_owned(),
-            |name| name.to_string_lossy().into_owned(),
-        );
-        let settings = args
-            .columns
-            .over(args.settings.over(TrainSettings::default()))?;
-        let settings = args.preference.over(&name, data, settings)?;
-        let rejects = settings
-            .preference
-            .as_ref()
-            .is_some_and(|p| !p.against.is_empty());
-        let siblings = if rejects {
-            preference::siblings(&settings, &args.personas.open()?)?
-        } else {
-            Vec::new()
-        };
-        let target = Target {
-            name,
-            data: data.clone(),
-            eval: args.eval.clone(),
-            system_prompt: args.system_prompt.clone(),
-            settings,
-            siblings,
-            from: args.preference.from().cloned(),
-            out: out.clone(),
-        };
-        let checkpoint = out.join(STATE).join("checkpoint.safetensors");
-        return Ok(Order {
-            targets: vec![target],
-            checkpoint,
-        });
-    }
-    let dir = args.personas.find()?;
-    let personas = Personas::open(&dir)?;
-    let mut targets: Vec<Target> = Vec::new();
-    for who in &args.who {
-        if targets.iter().any(|target| target.name == *who) {
-            return Err(Usage(format!("--persona {who} stands twice")).into());
-        }
-        targets.push(persona(&personas, who, args)?);
-    }
-    let mut names = args.who.join("+");
-    // A file's name has a limit, and any of them will do that this run alone has.
-    names.truncate(200);
-    Ok(Order {
-        targets,
-        checkpoint: dir.join(STATE).join(format!("{names}.safetensors")),
-    })
-}
-
-fn persona(personas: &Personas, who: &str, args: &Args) -> anyhow::Result<Target> {
-    let parts =
-        registry::spec::parse(who).map_err(|error| Usage(format!("--persona {who}: {error}")))?;
-    let [part] = parts.as_slice() else {
-        return Err(Usage(format!(
-            "--persona {who}: a blend is not trained; name its parts one by one"
-        ))
-        .into());
-    };
-    if part.scale.is_some() || part.version.is_some() {
-        return Err(Usage(format!("--persona {who}: training takes a name alone")).into());
-    }
-    let persona = personas.find(part)?;
-    let Some(train) = &persona.train else {
-        anyhow::bail!(
-            "{}: persona {who} has no [train] table; add one with data = \"train.jsonl\"",
-            persona.dir.join(registry::persona_file::FILE).display()
-        );
-    };
-    let settings = args.columns.over(args.settings.over(train.settings()?))?;
-    let settings = args.preference.over(who, &train.data, settings)?;
-    Ok(Target {
-        name: persona.name.clone(),
-        data: train.data.clone(),
-        eval: train.eval.clone(),
-        system_prompt: persona.system_prompt_by_default()?,
-        siblings: preference::siblings(&settings, personas)?,
-        from: args.preference.from().cloned(),
-        settings,
-        out: persona.dir.join(registry::personas::ADAPTER),
-    })
-}
-
+/// Reads the rows of a target, and the adapter that it starts from.
 fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> {
-    let source = JobSpec {
+    let spec = JobSpec {
         name: &target.name,
         train: &target.data,
         validation: target.eval.as_deref(),
@@ -337,22 +309,22 @@ fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> 
     };
     let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);
     let mut job = if target.settings.preference.is_some() {
-        train::Job::load_pairs(source, &target.siblings, config, tokenizer, template)?
+        train::Job::load_pairs(spec, &target.siblings, config, tokenizer, template)?
     } else {
-        Job::load(source, config, tokenizer, template)?
+        Job::load(spec, config, tokenizer, template)?
     };
-    preference::start(&mut job, target, checkpoint, base)?;
+    preference::load_start(&mut job, target, checkpoint, base)?;
     Ok(job)
 }
 
-/// The first signal ends the run after its step, with a checkpoint; the second one ends the process.
+/// The first signal stops the run after the current step, with a checkpoint. The second one ends the process.
 fn stop_on_signal(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let stop = Arc::clone(stop);
     ctrlc::set_handler(move || {
         if stop.swap(true, Ordering::Relaxed) {
             std::process::exit(1);
         }
-        eprintln!("\nstopping after this step, to keep what is done; once more to stop at once");
+        eprintln!("\nstopping after this step with a checkpoint; press Ctrl-C again to stop now");
     })
     .context("cannot listen for Ctrl-C")
 }

@@ -1,19 +1,19 @@
-//! What a run will do and need, as a table for people.
+//! The plan of a run as tables: what is trained, the memory and the time.
 
 use std::time::Duration;
 
-use crate::cli::table::Table;
+use crate::cli::output::table::Table;
 use jobs::training::plan::Plan;
 
-/// For people: what is trained, and what memory it takes.
-pub(super) fn table(plan: &Plan) -> String {
+/// The tables of adapters and of memory.
+pub(crate) fn table(plan: &Plan) -> String {
     let mut adapters = Table::new(&[
         "adapter",
         "rows",
-        "to validate",
+        "validation",
         "tokens",
-        "trained",
-        "longest",
+        "trained tokens",
+        "longest row",
         "parameters",
         "steps",
         "epochs",
@@ -39,15 +39,15 @@ pub(super) fn table(plan: &Plan) -> String {
         ("adapters", needed.adapters),
         ("gradients", needed.gradients),
         ("optimizer", needed.optimizer),
-        ("best state", needed.best),
+        ("best weights", needed.best),
         ("activations", needed.activations),
-        ("layers kept for the backward", needed.activation_cache),
-        ("keys and values", needed.cache),
+        ("activation cache", needed.activation_cache),
+        ("KV cache", needed.cache),
         ("logits", needed.logits),
-        ("reference of the pairs", needed.reference),
-        ("needed by the run", plan.memory_needed),
+        ("reference log-probabilities", needed.reference),
+        ("total", plan.memory_needed),
     ] {
-        // Only where preferences are trained.
+        // Only preference runs have a reference.
         if bytes == 0 && what.starts_with("reference") {
             continue;
         }
@@ -57,17 +57,17 @@ pub(super) fn table(plan: &Plan) -> String {
         memory.row([available.limit.words().to_owned(), size(available.bytes)]);
     }
     if let Some(in_use) = plan.memory_in_use {
-        memory.row(["in use already (base and rows)".to_owned(), size(in_use)]);
+        memory.row(["already in use (base and rows)".to_owned(), size(in_use)]);
     }
     format!("{}\n{}", adapters.render(), memory.render())
 }
 
-/// For people: how long it will take, once a step was measured.
-pub(super) fn time(plan: &Plan) -> Option<String> {
+/// The expected duration, after a step was measured.
+pub(crate) fn time(plan: &Plan) -> Option<String> {
     let (step, seconds) = (plan.measured?, plan.seconds?);
     let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     Some(format!(
-        "about {} for {} steps over {} tokens and {} of validation: a step of {} tokens took {:.2} s, {:.0} tokens/s",
+        "about {} for {} steps over {} training and {} validation tokens: a step of {} tokens took {:.2} s, {:.0} tokens/s",
         indicatif::HumanDuration(time),
         grouped(plan.forecast.plan.steps),
         grouped(plan.forecast.tokens),
@@ -78,7 +78,7 @@ pub(super) fn time(plan: &Plan) -> Option<String> {
     ))
 }
 
-/// Digits in groups of three.
+/// A number with commas between groups of three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digits_stand_in_groups_of_three() {
+    fn digits_are_grouped_by_three() {
         let all = [0, 12, 123, 1234, 123_456, 1_234_567].map(grouped);
         assert_eq!(all, ["0", "12", "123", "1,234", "123,456", "1,234,567"]);
         assert_eq!(size(3 << 19), "1.5 MiB");

@@ -1,4 +1,4 @@
-//! `--prefer-over`, `--beta`, `--sft-weight`, `--from`: whose answers are rejected, and what a run starts from.
+//! `--prefer-over`, `--beta`, `--sft-weight` and `--from`: preference training, and the adapter that a run starts from.
 
 use std::path::{Path, PathBuf};
 
@@ -8,51 +8,50 @@ use registry::{BlendPart, Personas};
 use train::preference::{PairCounts, RejectedPersona, holds_pairs};
 use train::{Job, TrainSettings};
 
-use crate::cli::Usage;
+use crate::cli::exit::UsageError;
 use base::Base;
 use jobs::training::Target;
 
-/// What makes a run one of preferences, and what it starts from.
+/// The flags of preference training.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Preferences")]
-pub(super) struct PreferenceArgs {
-    /// Make each answer more likely than this persona's to the same question; several may be named
+pub(crate) struct PreferenceArgs {
+    /// Make each answer more likely than this persona's answer to the same question; may be given several times
     #[arg(long, value_name = "NAME")]
     prefer_over: Vec<String>,
-    /// How much a difference in log-probability counts [default: 0.1]
+    /// Weight of the difference in log-probability (DPO's beta) [default: 0.1]
     #[arg(long, value_name = "X")]
     beta: Option<f64>,
-    /// Weight of the preferred answers' own loss beside the preference; 0 for none [default: 1]
+    /// Weight of the chosen answers' cross-entropy, which is added to the preference loss; 0 for none [default: 1]
     #[arg(long, value_name = "X")]
     sft_weight: Option<f64>,
-    /// Start from this adapter, a PEFT folder, with its rank, scale and modules
+    /// Start from this adapter (a PEFT folder), with its rank, scale and modules
     #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "rslora", "target_modules"])]
     from: Option<PathBuf>,
 }
 
 impl PreferenceArgs {
-    /// `settings` of the adapter `name` with what the flags say; rows at `data` that bring rejected answers of their own
-    /// need no flag.
-    pub fn over(
+    /// `settings` of the adapter `name` with the values of the flags. Rows in `data` that have rejected answers need no flag.
+    pub fn apply(
         &self,
         name: &str,
         data: &Path,
         mut settings: TrainSettings,
     ) -> anyhow::Result<TrainSettings> {
-        let asked = !self.prefer_over.is_empty() || self.beta.or(self.sft_weight).is_some();
-        if settings.preference.is_none() && !asked && !holds_pairs(data)? {
+        let requested = !self.prefer_over.is_empty() || self.beta.or(self.sft_weight).is_some();
+        if settings.preference.is_none() && !requested && !holds_pairs(data)? {
             return Ok(settings);
         }
         let preference = settings.preference.get_or_insert_default();
         if !self.prefer_over.is_empty() {
-            // With several personas in the run, a flag may name one of them for the others.
+            // With several personas in the run, the flag may name one of them; it applies to the others.
             let others = self.prefer_over.iter().filter(|other| *other != name);
             preference.against = others.cloned().collect();
             if preference.against.is_empty() {
                 let message = format!(
-                    "--prefer-over {name}: a tone is not preferred over itself; name another persona"
+                    "--prefer-over {name}: a persona cannot be preferred over itself; name another one"
                 );
-                return Err(Usage(message).into());
+                return Err(UsageError(message).into());
             }
         }
         if preference.against.iter().any(|other| other == name) {
@@ -71,8 +70,8 @@ impl PreferenceArgs {
     }
 }
 
-/// The personas whose answers `settings` reject, with their files.
-pub(super) fn siblings(
+/// The personas whose answers are rejected, with their files.
+pub(crate) fn rejected_personas(
     settings: &TrainSettings,
     personas: &Personas,
 ) -> anyhow::Result<Vec<RejectedPersona>> {
@@ -88,7 +87,7 @@ pub(super) fn siblings(
         })?;
         let Some(train) = &persona.train else {
             anyhow::bail!(
-                "{}: persona {name} has no [train] table, so it has no answers that could be rejected",
+                "{}: persona {name} has no [train] table, so it has no answers to reject",
                 persona.dir.join(registry::persona_file::FILE).display()
             );
         };
@@ -104,8 +103,8 @@ pub(super) fn siblings(
     against.map(sibling).collect()
 }
 
-/// Says how many rows of `name` found a rejected answer.
-pub(super) fn tell(name: &str, settings: &TrainSettings, counts: &PairCounts) {
+/// Reports on stderr how many rows of `name` have a rejected answer.
+pub(crate) fn report_pairs(name: &str, settings: &TrainSettings, counts: &PairCounts) {
     let against = settings
         .preference
         .iter()
@@ -119,22 +118,24 @@ pub(super) fn tell(name: &str, settings: &TrainSettings, counts: &PairCounts) {
     let left_out = match (counts.unanswered, counts.same) {
         (0, 0) => String::new(),
         (unanswered, same) => {
-            format!("; left out: {unanswered} without one, {same} with the same answer")
+            format!(
+                "; left out: {unanswered} without a rejected answer, {same} with the same answer"
+            )
         }
     };
     eprintln!(
-        "{name}: {} of {} rows have another answer{by}, to reject{left_out}",
+        "{name}: {} of {} rows have a rejected answer{by}{left_out}",
         counts.pairs, counts.rows
     );
 }
 
-/// Where the run keeps a copy of the adapter that it starts from and will write over.
-fn kept(target: &Target, checkpoint: &Path) -> PathBuf {
+/// The run's copy of the adapter that it starts from and will overwrite.
+fn start_copy(target: &Target, checkpoint: &Path) -> PathBuf {
     checkpoint.with_file_name(format!("{}.start", target.name))
 }
 
-/// Lets `job` start from the adapter of its target.
-pub(super) fn start(
+/// Initializes `job` from the adapter that `--from` names.
+pub(crate) fn load_start(
     job: &mut Job,
     target: &Target,
     checkpoint: &Path,
@@ -143,9 +144,9 @@ pub(super) fn start(
     let Some(from) = &target.from else {
         return Ok(());
     };
-    let kept = kept(target, checkpoint);
-    let folder = if is_kept(target, from, checkpoint) {
-        &kept
+    let copy = start_copy(target, checkpoint);
+    let folder = if has_start_copy(target, from, checkpoint) {
+        &copy
     } else {
         from
     };
@@ -154,46 +155,49 @@ pub(super) fn start(
         .with_context(|| format!("--from {}", from.display()))
 }
 
-/// Copies an adapter that the run starts from and will replace beside the checkpoint: if the run is killed just after it has
-/// written the new one, the same command still finds what it started from.
-pub(super) fn keep(target: &Target, checkpoint: &Path) -> anyhow::Result<()> {
+/// Copies the adapter that the run starts from next to the checkpoint, if the run will overwrite it. If the run is killed after it
+/// wrote the new adapter, the same command still finds the old one.
+pub(crate) fn save_start(target: &Target, checkpoint: &Path) -> anyhow::Result<()> {
     let Some(from) = &target.from else {
         return Ok(());
     };
-    if !same(from, &target.out) || is_kept(target, from, checkpoint) {
+    if !is_same_folder(from, &target.out) || has_start_copy(target, from, checkpoint) {
         return Ok(());
     }
-    let kept = kept(target, checkpoint);
-    copy(from, &kept).with_context(|| kept.display().to_string())
+    let copy = start_copy(target, checkpoint);
+    copy_adapter(from, &copy).with_context(|| copy.display().to_string())
 }
 
-/// Whether a run that is under way has a copy of what it started from.
-fn is_kept(target: &Target, from: &Path, checkpoint: &Path) -> bool {
-    same(from, &target.out) && checkpoint.exists() && kept(target, checkpoint).exists()
+/// Whether an unfinished run has a copy of the adapter that it started from.
+fn has_start_copy(target: &Target, from: &Path, checkpoint: &Path) -> bool {
+    is_same_folder(from, &target.out)
+        && checkpoint.exists()
+        && start_copy(target, checkpoint).exists()
 }
 
-/// Removes what [`keep`] copied.
-pub(super) fn finished(target: &Target, checkpoint: &Path) {
+/// Removes the copy of [`save_start`].
+pub(crate) fn remove_start(target: &Target, checkpoint: &Path) {
     if target.from.is_some() {
-        std::fs::remove_dir_all(kept(target, checkpoint)).ok();
+        std::fs::remove_dir_all(start_copy(target, checkpoint)).ok();
     }
 }
 
-fn same(a: &Path, b: &Path) -> bool {
+/// Whether both paths are the same folder.
+fn is_same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Copies an adapter's two files into `to`, which is whole or not there.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    let beside = to.with_extension("partial");
-    for folder in [to, &beside] {
+/// Copies an adapter's two files into the folder `to`, which is complete or missing.
+fn copy_adapter(from: &Path, to: &Path) -> std::io::Result<()> {
+    let partial = to.with_extension("partial");
+    for folder in [to, &partial] {
         if folder.exists() {
             std::fs::remove_dir_all(folder)?;
         }
     }
-    std::fs::create_dir_all(&beside)?;
+    std::fs::create_dir_all(&partial)?;
     for name in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
-        std::fs::copy(from.join(name), beside.join(name))?;
+        std::fs::copy(from.join(name), partial.join(name))?;
     }
-    std::fs::rename(&beside, to)
+    std::fs::rename(&partial, to)
 }

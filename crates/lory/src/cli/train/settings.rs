@@ -1,18 +1,18 @@
-//! The trainer's settings as flags: one flag a setting, of the same name. They win over a persona's `[train]` table.
+//! The trainer's settings as flags: one flag for each setting, with the same name. A flag overrides a persona's `[train]` table.
 
 use serde::de::DeserializeOwned;
 use train::TrainSettings;
 use train::example::{LossMask, TooLong};
 use train::schedule::LrDecay;
 
-/// What changes the settings of every adapter of the run.
+/// Settings for every adapter of the run.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Settings (of every adapter of the run)")]
-pub(super) struct SettingsArgs {
+pub(crate) struct SettingsArgs {
     /// Passes over the rows [default: 3]
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
-    /// End after so many steps
+    /// Maximum number of steps [default: no limit]
     #[arg(long, value_name = "STEPS")]
     max_steps: Option<u64>,
     /// Rank of the adapter [default: 16]
@@ -24,31 +24,31 @@ pub(super) struct SettingsArgs {
     /// Scale by alpha / sqrt(rank) instead [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     rslora: Option<bool>,
-    /// Share of the adapter's inputs that are set to zero in a step [default: 0]
+    /// Dropout on the adapter's inputs, as a share [default: 0]
     #[arg(long, value_name = "SHARE")]
     dropout: Option<f32>,
-    /// Linears that get a pair, with commas between them [default: all seven, q_proj to down_proj]
+    /// Linear layers that get an adapter, separated by commas [default: all seven, q_proj to down_proj]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     target_modules: Option<Vec<String>>,
     /// Peak learning rate [default: by the base's width; see --lr-find]
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// The learning rate of every B is this many times that of its A (LoRA+) [default: 1]
+    /// Ratio of B's learning rate to A's (LoRA+) [default: 1]
     #[arg(long, value_name = "X")]
     lora_plus_ratio: Option<f64>,
-    /// What the learning rate does after its warm-up: constant, linear, cosine [default: linear]
-    #[arg(long, value_name = "NAME", value_parser = word::<LrDecay>)]
+    /// Learning rate schedule after the warm-up: constant, linear, cosine [default: linear]
+    #[arg(long, value_name = "NAME", value_parser = parse_word::<LrDecay>)]
     schedule: Option<LrDecay>,
-    /// Share of the steps that warm up [default: 0.05]
+    /// Share of the steps that are warm-up [default: 0.05]
     #[arg(long, value_name = "SHARE")]
     warmup_ratio: Option<f64>,
-    /// Rows of a micro-batch [default: 8]
+    /// Rows per micro-batch [default: 8]
     #[arg(long, value_name = "N")]
     batch_rows: Option<usize>,
-    /// Micro-batches of a step [default: 1]
+    /// Micro-batches per step [default: 1]
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<usize>,
-    /// Limit of the gradient's norm; 0 for none [default: 1]
+    /// Maximum norm of the gradient; 0 for no clipping [default: 1]
     #[arg(long, value_name = "X")]
     clip: Option<f64>,
     /// Decoupled weight decay [default: 0]
@@ -63,50 +63,50 @@ pub(super) struct SettingsArgs {
     /// AdamW's epsilon [default: 1e-8]
     #[arg(long, value_name = "X")]
     epsilon: Option<f64>,
-    /// Names the first numbers and the order of rows [default: 42]
+    /// Seed of the initial weights and of the order of rows [default: 42]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Most tokens of a row [default: 1024]
+    /// Maximum tokens of a row [default: 1024]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
     /// What happens to a longer row: drop, truncate (its end), truncate_start, refuse [default: drop]
-    #[arg(long, value_name = "NAME", value_parser = word::<TooLong>)]
+    #[arg(long, value_name = "NAME", value_parser = parse_word::<TooLong>)]
     too_long: Option<TooLong>,
-    /// Which tokens of a conversation are trained: completion, assistant [default: completion]
-    #[arg(long, value_name = "NAME", value_parser = word::<LossMask>)]
+    /// Which answers of a conversation are trained: the last one (completion) or all (assistant) [default: completion]
+    #[arg(long, value_name = "NAME", value_parser = parse_word::<LossMask>)]
     mask: Option<LossMask>,
-    /// Put the rows in a new order each epoch [default: true]
+    /// Shuffle the rows each epoch [default: true]
     #[arg(long, value_name = "BOOL")]
     shuffle: Option<bool>,
     /// Put rows of similar length into the same step [default: true]
     #[arg(long, value_name = "BOOL")]
     group_by_length: Option<bool>,
-    /// Train each row so often again, with other digits in the identifiers that its answer copies [default: 0]
+    /// Extra copies of each row with other digits in the identifiers that its answer copies [default: 0]
     #[arg(long, value_name = "TIMES")]
     vary_identifiers: Option<u64>,
-    /// Share of the rows held out for validation when there is no evaluation file [default: 0.1]
+    /// Share of the rows held out for validation if there is no evaluation file [default: 0.1]
     #[arg(long, value_name = "SHARE")]
     validation_fraction: Option<f64>,
-    /// A validation every so many steps, besides those at the end of an epoch; 0 for none [default: 0]
+    /// Steps between validations, in addition to those at the end of an epoch; 0 for none [default: 0]
     #[arg(long, value_name = "STEPS")]
     validate_every: Option<u64>,
-    /// End after so many validations in a row without a new lowest loss; 0 for never [default: 0]
+    /// Stop after this many validations in a row without a new lowest loss; 0 for never [default: 0]
     #[arg(long, value_name = "VALIDATIONS")]
     patience: Option<u64>,
-    /// A checkpoint every so many steps; 0 for those at the end of an epoch alone [default: 50]
+    /// Steps between checkpoints; 0 for checkpoints only at the end of an epoch [default: 50]
     #[arg(long, value_name = "STEPS")]
     save_every: Option<u64>,
 }
 
-/// A setting that is one of a few words.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+/// Parses a setting that is one of a few words.
+fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned()))
         .map_err(|error| error.to_string())
 }
 
 impl SettingsArgs {
-    /// `settings` with what the flags say.
-    pub fn over(&self, mut settings: TrainSettings) -> TrainSettings {
+    /// `settings` with the values of the flags.
+    pub fn apply(&self, mut settings: TrainSettings) -> TrainSettings {
         fn set<T: Clone>(target: &mut T, value: &Option<T>) {
             if let Some(value) = value {
                 target.clone_from(value);
@@ -153,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// Every setting, with another value than its default.
+    /// Every setting, with a value that is not its default.
     fn changed() -> Map<String, Value> {
         let changed = json!({
             "rank": 3, "alpha": 5.0, "rslora": true, "dropout": 0.25, "target_modules": ["q_proj", "v_proj"],
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_is_a_flag_of_its_name() {
+    fn every_setting_has_a_flag_of_the_same_name() {
         let default = TrainSettings {
             lr: Some(0.0),
             max_steps: Some(0),
@@ -193,17 +193,20 @@ mod tests {
         let command = SettingsArgs::augment_args(clap::Command::new("lory"));
         let matches = command.try_get_matches_from(args).unwrap();
         let flags = SettingsArgs::from_arg_matches(&matches).unwrap();
-        let over = flags.over(TrainSettings::default());
-        assert_eq!(serde_json::to_value(over).unwrap(), Value::Object(changed));
+        let applied = flags.apply(TrainSettings::default());
         assert_eq!(
-            SettingsArgs::default().over(TrainSettings::default()),
+            serde_json::to_value(applied).unwrap(),
+            Value::Object(changed)
+        );
+        assert_eq!(
+            SettingsArgs::default().apply(TrainSettings::default()),
             TrainSettings::default()
         );
     }
 
     #[test]
-    fn an_unknown_word_is_told_which_there_are() {
-        let said = word::<LrDecay>("polynomial").unwrap_err();
-        assert!(said.contains("`constant`, `linear`, `cosine`"), "{said}");
+    fn an_unknown_word_is_rejected_with_the_known_ones() {
+        let error = parse_word::<LrDecay>("polynomial").unwrap_err();
+        assert!(error.contains("`constant`, `linear`, `cosine`"), "{error}");
     }
 }

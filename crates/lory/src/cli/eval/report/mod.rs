@@ -1,12 +1,14 @@
-//! `lory eval --report`: one HTML page of its own, without scripts and without anything to fetch. Whatever comes from
-//! rows, answers or names is escaped.
+//! `lory eval --report`: one HTML page that needs no scripts and no other files. Text from rows, answers and names is escaped.
 
+mod put;
 mod samples;
 
 use std::fmt::Write as _;
 
 use train::metrics::parse_metrics;
 use train::plot::{LossCurve, escape_xml, loss_curve};
+
+use put::put;
 
 use super::tables::percent;
 use jobs::evaluation::Candidate;
@@ -15,11 +17,11 @@ use jobs::evaluation::gate::Check;
 use jobs::evaluation::measures::{Examined, Measures};
 
 const STYLE: &str = include_str!("page.css");
-/// The measurements of a training run, in an adapter's folder.
+/// The file of a training run's metrics, in the adapter's folder.
 const METRICS: &str = "metrics.jsonl";
 
 /// The page.
-pub(super) fn page(
+pub(crate) fn page(
     candidates: &[Candidate],
     answers: &Answers,
     measures: &Measures,
@@ -35,18 +37,10 @@ pub(super) fn page(
     }
     speakers(&mut page, measures);
     curves(&mut page, candidates, measures);
-    samples::put(&mut page, candidates, answers, measures);
+    samples::write(&mut page, candidates, answers, measures);
     page += "</main>\n</body>\n</html>\n";
     page
 }
-
-/// Writes to a string, which cannot fail.
-macro_rules! put {
-    ($page:expr, $($part:tt)*) => {{
-        let _ = writeln!($page, $($part)*);
-    }};
-}
-use put;
 
 fn head(page: &mut String, measures: &Measures) {
     let names: Vec<String> = measures
@@ -99,7 +93,7 @@ fn gate(page: &mut String, checks: &[Check]) {
     put!(page, "<div class=\"verdict {class}\">{words}</div>");
     put!(
         page,
-        "<div class=\"scroll\"><table class=\"words\"><thead><tr><th>persona</th><th>measure</th><th class=\"number\">measured</th>\
+        "<div class=\"scroll\"><table class=\"words\"><thead><tr><th>persona</th><th>measure</th><th class=\"number\">value</th>\
          <th>wanted</th><th></th></tr></thead><tbody>"
     );
     for check in checks {
@@ -123,9 +117,9 @@ fn gate(page: &mut String, checks: &[Check]) {
 struct Cell {
     text: String,
     small: String,
-    /// 0 to 1; the more the darker.
+    /// From 0 to 1; 1 is darkest.
     heat: f64,
-    /// Whether it is the persona's own.
+    /// Whether row and column are the same persona.
     own: bool,
 }
 
@@ -161,8 +155,8 @@ fn matrix(page: &mut String, corner: &str, columns: &[&str], rows: &[(&str, Vec<
 fn losses(page: &mut String, measures: &Measures) {
     put!(
         page,
-        "<h2>Loss</h2>\n<p class=\"soft\">Nats a token of the reference answers, and perplexity below. Rows are a persona's \
-         rows, columns what answers them. The darker, the lower in its row; framed is a persona under its own adapter.</p>"
+        "<h2>Loss</h2>\n<p class=\"soft\">Nats per token of the reference answers, with the perplexity below. A row has a persona's \
+         evaluation rows, a column an adapter. Darker is lower within the row; a frame marks a persona with its own adapter.</p>"
     );
     let table = &measures.losses;
     let rows: Vec<(&str, Vec<Option<Cell>>)> = table
@@ -221,8 +215,8 @@ fn shares<'a>(
 fn tones(page: &mut String, measures: &Measures) {
     put!(
         page,
-        "<h2>Tone</h2>\n<p class=\"soft\">Share of a persona's answers that pass each persona's tone check. Framed is its own \
-         tone, which should be near 100%; the others are tones that bleed in.</p>"
+        "<h2>Tone</h2>\n<p class=\"soft\">Share of a persona's answers that pass each persona's tone check. A frame marks its own \
+         tone, which should be near 100%; the other columns show tones that leak in.</p>"
     );
     let rows = shares(measures, &measures.tones);
     matrix(page, "answers of", &names(measures), &rows);
@@ -231,8 +225,8 @@ fn tones(page: &mut String, measures: &Measures) {
 fn distinct(page: &mut String, measures: &Measures) {
     put!(
         page,
-        "<h2>Distinctness</h2>\n<p class=\"soft\">1 minus the likeness (chrF) of two personas' answers to the same question, \
-         over {} questions. 0% says the same words.</p>",
+        "<h2>Distinctness</h2>\n<p class=\"soft\">1 minus the similarity (chrF) of two personas' answers to the same question, \
+         over {} questions. 0% means identical answers.</p>",
         measures.common
     );
     let rows = shares(measures, &measures.distinct);
@@ -242,10 +236,10 @@ fn distinct(page: &mut String, measures: &Measures) {
 fn speakers(page: &mut String, measures: &Measures) {
     put!(
         page,
-        "<h2>Answers</h2>\n<p class=\"soft\">Drift is the divergence (KL) from the base in nats a token, on neutral text. \
-         Repetition is the share of word 4-grams that an answer has said before.</p>\n\
+        "<h2>Answers</h2>\n<p class=\"soft\">Drift is the KL divergence from the base in nats per token, on neutral text. \
+         Repetition is the share of word 4-grams that occur earlier in the same answer. Length ratio is relative to the references.</p>\n\
          <div class=\"scroll\"><table class=\"two\"><thead><tr><th>rows of</th><th>answered by</th><th>tone right</th>\
-         <th>identifiers right</th><th>none left out</th><th>words, mean</th><th>median</th><th>by the references'</th>\
+         <th>identifiers right</th><th>none left out</th><th>mean words</th><th>median words</th><th>length ratio</th>\
          <th>repetition</th><th>drift</th></tr></thead><tbody>"
     );
     for persona in &measures.personas {
@@ -274,14 +268,14 @@ fn speakers(page: &mut String, measures: &Measures) {
     put!(page, "</tbody></table></div>");
 }
 
-/// The training curves of adapters that still have their measurements beside them.
+/// The training curves of adapters whose folder has metrics.
 fn curves(page: &mut String, candidates: &[Candidate], measures: &Measures) {
     let mut drawn = Vec::new();
     for candidate in candidates {
         let Some(adapter) = &candidate.persona.adapter else {
             continue;
         };
-        // The page is none the worse without: an adapter may come from elsewhere.
+        // An adapter that Lory did not train has no metrics.
         let Ok(text) = std::fs::read_to_string(adapter.path.join(METRICS)) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! Answers side by side: the base, and every persona that was asked the same.
+//! Answers to the same question side by side: the base, and every persona that has the question.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -6,15 +6,15 @@ use std::fmt::Write as _;
 use train::measures::AnswerScore;
 use train::plot::escape_xml;
 
-use super::put;
+use super::put::put;
 use jobs::evaluation::Candidate;
 use jobs::evaluation::answers::{Answers, Question, Speaker};
 use jobs::evaluation::measures::Measures;
 
-/// Most questions on the page; `--answers` writes all.
+/// The most questions on the page; `--answers` writes all.
 const MAX_SAMPLES: usize = 100;
 
-/// A question, with the rows that ask it.
+/// A question, with the rows that have it.
 struct Sample {
     asked: String,
     /// (candidate, row) of every persona that has it.
@@ -23,7 +23,7 @@ struct Sample {
     misses: usize,
 }
 
-pub(super) fn put(
+pub(crate) fn write(
     page: &mut String,
     candidates: &[Candidate],
     answers: &Answers,
@@ -33,8 +33,7 @@ pub(super) fn put(
     let shown = samples.len().min(MAX_SAMPLES);
     put!(
         page,
-        "<h2>Side by side</h2>\n<p class=\"soft\">{shown} of {} questions; those come first whose answers miss the tone or an \
-         identifier.</p>",
+        "<h2>Side by side</h2>\n<p class=\"soft\">{shown} of {} questions; those with a wrong tone or identifier come first.</p>",
         samples.len()
     );
     for sample in &samples[..shown] {
@@ -62,10 +61,10 @@ pub(super) fn put(
     }
 }
 
-/// One persona's answer, what it should be like, and what is wrong with it.
+/// One persona's answer, its marks, and the reference.
 fn side(page: &mut String, candidates: &[Candidate], answers: &Answers, (of, row): (usize, usize)) {
     let candidate = &candidates[of];
-    let Some((in_tone, copied, text)) = judged(candidate, answers, (of, row)) else {
+    let Some((in_tone, copied, text)) = score(candidate, answers, (of, row)) else {
         return;
     };
     let mark = |right: bool, yes: &str, no: &str| match right {
@@ -87,8 +86,8 @@ fn side(page: &mut String, candidates: &[Candidate], answers: &Answers, (of, row
     );
 }
 
-/// (in tone, identifiers right, answer) of a persona to one of its own rows.
-fn judged<'a>(
+/// (in tone, identifiers right, answer) of a persona for one of its own rows.
+fn score<'a>(
     candidate: &Candidate,
     answers: &'a Answers,
     (of, row): (usize, usize),
@@ -102,7 +101,7 @@ fn judged<'a>(
     Some((in_tone, copied, text))
 }
 
-/// All questions, each once; the most misses first, else in the order of the rows.
+/// All questions, each once: those with the most misses first, then in the order of the rows.
 fn samples(candidates: &[Candidate], answers: &Answers) -> Vec<Sample> {
     let mut samples: Vec<Sample> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
@@ -118,12 +117,12 @@ fn samples(candidates: &[Candidate], answers: &Answers) -> Vec<Sample> {
                 samples.len() - 1
             });
             let sample = &mut samples[index];
-            // A question that stands twice in a persona's rows is shown once.
+            // A question that occurs twice in a persona's rows is shown once.
             if sample.rows.iter().any(|(other, _)| *other == of) {
                 continue;
             }
             sample.rows.push((of, row));
-            if let Some((in_tone, copied, _)) = judged(candidate, answers, (of, row)) {
+            if let Some((in_tone, copied, _)) = score(candidate, answers, (of, row)) {
                 sample.misses += usize::from(!in_tone) + usize::from(!copied);
             }
         }

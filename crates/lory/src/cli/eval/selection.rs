@@ -1,21 +1,29 @@
-//! Who is examined, and on which rows.
+//! The personas to evaluate, and their rows.
+
+use std::path::Path;
 
 use registry::{Persona, Personas};
 
-use super::Args;
 use jobs::evaluation::Candidate;
 
-/// The personas that the command line names, or all that have rows.
-pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec<Candidate>> {
-    let rows_of = |persona: &Persona| match &args.rows {
+/// The personas in `named`, or all that have evaluation rows if it is empty, with at most `limit` rows of each.
+///
+/// `rows` is the name of a file in each persona's folder that replaces the persona's `eval` file.
+pub(crate) fn select(
+    personas: &Personas,
+    named: &[String],
+    rows: Option<&Path>,
+    limit: usize,
+) -> anyhow::Result<Vec<Candidate>> {
+    let rows_of = |persona: &Persona| match rows {
         Some(file) => Some(persona.dir.join(file)).filter(|path| path.is_file()),
         None => persona.train.as_ref().and_then(|train| train.eval.clone()),
     };
-    let missing = match &args.rows {
+    let missing = match rows {
         Some(file) => format!("put a file {} into its folder", file.display()),
-        None => "name a file as `eval` in the [train] table of its persona.toml".to_owned(),
+        None => "set `eval` in the [train] table of its persona.toml".to_owned(),
     };
-    let names: Vec<String> = if args.who.is_empty() {
+    let names: Vec<String> = if named.is_empty() {
         let all = personas
             .names()
             .into_iter()
@@ -24,7 +32,7 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
             .map(|persona| persona.name.clone())
             .collect()
     } else {
-        args.who.clone()
+        named.to_vec()
     };
     if names.is_empty() {
         anyhow::bail!("no persona has evaluation rows; {missing}");
@@ -44,7 +52,6 @@ pub(super) fn candidates(personas: &Personas, args: &Args) -> anyhow::Result<Vec
             );
         };
         let rows = jobs::evaluation::rows(&path, persona)?;
-        let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
         candidates.push(Candidate::new(persona.clone(), rows, limit)?);
     }
     Ok(candidates)

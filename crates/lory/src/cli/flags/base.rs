@@ -1,4 +1,4 @@
-//! `--base`: a known name, fetched when it is missing, or the path of a GGUF file or of a Hugging Face folder.
+//! `--base` and `--precision`: finds a base, fetching it if needed, and plans how it runs on this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -14,72 +14,72 @@ use base::progress::Progress;
 use base::quant_cache::Kept;
 use base::{BaseFiles, LoadOptions, files};
 
-/// The flag, for every command that needs a base.
+/// `--base`, for every command that needs a base.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct BaseArgs {
-    /// The base model: smollm2-135m (fetched when it is missing), a repository that was pulled (owner/name), or the path of a GGUF
-    /// file or of a Hugging Face folder
+pub(crate) struct BaseArgs {
+    /// The base model: smollm2-135m (fetched if it is missing), a pulled repository (owner/name), or the path of a GGUF file or
+    /// a Hugging Face folder
     #[arg(long, value_name = "ID|PATH", default_value = hub::KNOWN[0].id)]
     pub base: String,
 }
 
-/// The flag, for every command that loads a base's weights.
+/// `--precision`, for every command that loads a base's weights.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct PrecisionArgs {
-    /// How exactly the weights of a float base are held: auto, f32, bf16, f16, q8 or q4. auto takes q8 where the machine's memory
-    /// has room for it, else q4. Weights that are quantized in the file keep their values
+pub(crate) struct PrecisionArgs {
+    /// Type of a float base's weights in memory: auto, f32, bf16, f16, q8 or q4. auto is q8 if it fits into memory, else q4.
+    /// Weights that are quantized in the file keep their type
     #[arg(long, value_name = "PRECISION", default_value = "auto", value_parser = precision)]
-    precision: Choice,
+    precision: PrecisionChoice,
 }
 
-/// Opens the device of a command that loads a base: the CPU, with as many threads as the machine allows, or with `threads`.
-pub(super) fn open_device(threads: Option<usize>) -> anyhow::Result<Device> {
+/// Opens the CPU with `threads` compute threads, or with as many as the machine has.
+pub(crate) fn open_device(threads: Option<usize>) -> anyhow::Result<Device> {
     Ok(Device::open(DeviceChoice::Cpu { threads })?)
 }
 
-/// A precision, or the planner's choice.
+/// A precision; none for `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Choice(Option<Precision>);
+struct PrecisionChoice(Option<Precision>);
 
-fn precision(text: &str) -> Result<Choice, String> {
+fn precision(text: &str) -> Result<PrecisionChoice, String> {
     if text == "auto" {
-        return Ok(Choice(None));
+        return Ok(PrecisionChoice(None));
     }
     let named = text.parse();
     named
-        .map(|precision| Choice(Some(precision)))
+        .map(|precision| PrecisionChoice(Some(precision)))
         .map_err(|_| "must be auto, f32, bf16, f16, q8 or q4".to_owned())
 }
 
 impl PrecisionArgs {
-    /// What is asked for; none where the planner is to choose.
-    pub fn wanted(&self) -> Option<Precision> {
+    /// The requested precision; none if the planner chooses it.
+    pub fn requested(&self) -> Option<Precision> {
         self.precision.0
     }
 }
 
-/// Where a base lies.
+/// A base on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Located {
-    /// What requests call it; none for a path, which is called by its name.
+pub(crate) struct Located {
+    /// Its name in requests; none for a path, whose file name is used.
     pub name: Option<String>,
     /// The GGUF file, or the folder.
     pub path: PathBuf,
-    /// Its sha256, where it is known without reading it.
+    /// Its SHA-256, if it is known without reading the file.
     pub sha256: Option<&'static str>,
 }
 
 /// How a base will run.
 #[derive(Debug, Clone)]
-pub(super) struct Planned {
-    /// The plan in a line, for people.
+pub(crate) struct Planned {
+    /// The plan in one line.
     pub line: String,
-    /// How its weights are held.
+    /// Precision and quant cache.
     pub load: LoadOptions,
 }
 
 impl BaseArgs {
-    /// Finds the file, fetching it if need be.
+    /// Finds the file or folder. Fetches a known base that is missing.
     pub fn locate(&self) -> anyhow::Result<Located> {
         let path = Path::new(&self.base);
         match hub::known(&self.base) {
@@ -101,7 +101,7 @@ impl BaseArgs {
                 })
             }
             _ if path.is_dir() && !folder::is_folder(path) => anyhow::bail!(
-                "--base {}: a folder without config.json; give the folder that holds it, or a GGUF file",
+                "--base {}: the folder has no config.json; name the folder that contains it, or a GGUF file",
                 self.base
             ),
             _ if path.exists() => Ok(Located {
@@ -110,12 +110,12 @@ impl BaseArgs {
                 sha256: None,
             }),
             _ if RepositoryId::parse(&self.base).is_some() => {
-                // A path that is not there may look like one, too.
+                // The path of a missing file may look like a repository id, too.
                 let id = RepositoryId::parse(&self.base);
                 let found = id.and_then(|id| hub::fetched(&id, &Home::find().ok()?));
                 let Some(path) = found else {
                     anyhow::bail!(
-                        "--base {0}: no such file or folder, and no repository that was pulled; lory pull {0} fetches it",
+                        "--base {0}: no such file or folder, and no pulled repository; `lory pull {0}` fetches it",
                         self.base
                     )
                 };
@@ -136,15 +136,15 @@ impl BaseArgs {
 }
 
 impl Located {
-    /// Plans how the base runs on this machine, and refuses what does not fit before any of it is loaded.
+    /// Plans how the base runs on this machine. Nothing is loaded.
     ///
     /// # Errors
-    /// The base's files are not understood, or it does not fit, with numbers.
-    pub fn planned(&self, precision: &PrecisionArgs, demand: Demand) -> anyhow::Result<Planned> {
+    /// The base's files are invalid, or it does not fit into memory; the message has the sizes.
+    pub fn plan(&self, precision: &PrecisionArgs, demand: Demand) -> anyhow::Result<Planned> {
         let hardware = HardwareProfile::of_this_machine()?;
         let sizes = ModelSizes::of(BaseFiles::open(&self.path)?.checkpoint())?;
         let demand = Demand {
-            precision: precision.wanted(),
+            precision: precision.requested(),
             ..demand
         };
         let plan = plan::plan(&hardware, &sizes, &demand);
@@ -154,25 +154,25 @@ impl Located {
             line: plan.line(),
             load: LoadOptions {
                 precision: plan.chosen.precision,
-                kept: kept(),
+                kept: quant_cache(),
             },
         })
     }
 
-    /// The sha256 that the base is known by, in hex.
+    /// The SHA-256 of the base, in hex.
     pub fn fingerprint(&self) -> anyhow::Result<String> {
         if let Some(sha256) = self.sha256 {
             return Ok(sha256.to_owned());
         }
-        let hash = match kept() {
-            Some(kept) => kept.fingerprint(&self.path),
+        let hash = match quant_cache() {
+            Some(cache) => cache.fingerprint(&self.path),
             None => files::sha256(&self.path),
         };
         hash.with_context(|| self.path.display().to_string())
     }
 }
 
-/// Where bases are kept; without a home a base is quantized, and read for its hash, at every start.
-fn kept() -> Option<Kept> {
+/// The cache of quantized weights and of hashes. Without a home folder there is none, and both are computed at every start.
+fn quant_cache() -> Option<Kept> {
     Home::find().ok().map(|home| Kept::in_folder(home.kept()))
 }

@@ -5,7 +5,7 @@ use sampling::{Kind, PARAMETERS, SamplingParams, Value};
 
 /// The parameters that the flags set.
 #[derive(Debug)]
-pub(super) struct SamplingFlags(pub SamplingParams);
+pub(crate) struct SamplingFlags(pub SamplingParams);
 
 impl clap::Args for SamplingFlags {
     fn augment_args(mut command: Command) -> Command {

@@ -1,42 +1,42 @@
-//! How rows are read and made into tokens: flags of training and of `lory data`, and notes on what became of the rows.
+//! How dataset rows are read and tokenized: flags of `lory train` and `lory data`, and notes on rows that are held out or too long.
 
 use train::dataset::Columns;
 use train::example::{LossMask, TooLong};
 use train::{Job, TrainSettings};
 
-use super::Usage;
+use crate::cli::exit::UsageError;
 
-/// Which columns of the data files stand for which fields.
+/// Which columns of the data files hold which fields.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Rows")]
-pub(super) struct ColumnsArgs {
-    /// Read a field from another column, such as instruction=question; may stand several times
+pub(crate) struct ColumnsArgs {
+    /// Read a field from another column, such as instruction=question; may be given several times
     #[arg(long = "column", value_name = "FIELD=COLUMN", value_parser = column)]
     columns: Vec<(String, String)>,
 }
 
-/// What of training's settings changes a row, for commands that do not train.
+/// The training settings that change a row, for commands that do not train.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Rows")]
-pub(super) struct RowsArgs {
+pub(crate) struct DatasetArgs {
     #[command(flatten)]
     columns: ColumnsArgs,
-    /// What of a conversation is trained: its last answer (completion) or every answer (assistant) [default: completion]
+    /// Which answers of a conversation are trained: the last one (completion) or all (assistant) [default: completion]
     #[arg(long, value_name = "MASK")]
     mask: Option<LossMask>,
-    /// Most tokens of a row [default: 1024, at most the base's context]
+    /// Maximum tokens of a row [default: 1024, at most the base's context]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// A longer row is left out (drop), loses its end (truncate) or its beginning (truncate_start), or is an error (refuse)
-    /// [default: drop]
+    /// What happens to a longer row: it is left out (drop), loses its end (truncate) or its beginning (truncate_start), or is
+    /// an error (refuse) [default: drop]
     #[arg(long, value_name = "WHAT")]
     too_long: Option<TooLong>,
-    /// Share of the rows held out by a hash of their content where there is no evaluation file [default: 0.1]
+    /// Share of the rows held out for validation, by a hash of their content, if there is no evaluation file [default: 0.1]
     #[arg(long, value_name = "SHARE")]
     validation_fraction: Option<f64>,
 }
 
-/// A column that has a field's place.
+/// Parses FIELD=COLUMN.
 fn column(text: &str) -> Result<(String, String), String> {
     let (field, column) = text
         .split_once('=')
@@ -47,20 +47,20 @@ fn column(text: &str) -> Result<(String, String), String> {
 }
 
 impl ColumnsArgs {
-    /// `settings` with what the flags say.
-    pub fn over(&self, mut settings: TrainSettings) -> Result<TrainSettings, Usage> {
+    /// `settings` with the values of the flags.
+    pub fn apply(&self, mut settings: TrainSettings) -> Result<TrainSettings, UsageError> {
         for (field, column) in &self.columns {
             let set = settings.columns.set(field, column);
-            set.map_err(|error| Usage(format!("--column {field}={column}: {error}")))?;
+            set.map_err(|error| UsageError(format!("--column {field}={column}: {error}")))?;
         }
         Ok(settings)
     }
 }
 
-impl RowsArgs {
-    /// `settings` with what the flags say.
-    pub fn over(&self, settings: TrainSettings) -> Result<TrainSettings, Usage> {
-        let mut settings = self.columns.over(settings)?;
+impl DatasetArgs {
+    /// `settings` with the values of the flags.
+    pub fn apply(&self, settings: TrainSettings) -> Result<TrainSettings, UsageError> {
+        let mut settings = self.columns.apply(settings)?;
         settings.mask = self.mask.unwrap_or(settings.mask);
         settings.max_length = self.max_length.unwrap_or(settings.max_length);
         settings.too_long = self.too_long.unwrap_or(settings.too_long);
@@ -71,8 +71,8 @@ impl RowsArgs {
     }
 }
 
-/// What became of a job's rows, where it is not what one would think.
-pub(super) fn notes(job: &Job) -> Vec<String> {
+/// Notes on rows that are held out, left out or cut.
+pub(crate) fn notes(job: &Job) -> Vec<String> {
     let (loaded, settings) = (&job.data, &job.settings);
     let mut notes = Vec::new();
     if loaded.held_out > 0 {
@@ -81,10 +81,10 @@ pub(super) fn notes(job: &Job) -> Vec<String> {
             job.name, loaded.held_out,
         ));
     }
-    for (count, became) in [(loaded.dropped, "left out"), (loaded.truncated, "cut")] {
+    for (count, outcome) in [(loaded.dropped, "left out"), (loaded.truncated, "cut")] {
         if count > 0 {
             notes.push(format!(
-                "{}: {count} rows are longer than max_length = {} tokens and are {became} (too_long = {})",
+                "{}: {count} rows are longer than max_length = {} tokens and are {outcome} (too_long = {})",
                 job.name,
                 settings.max_length,
                 settings.too_long,

@@ -1,30 +1,33 @@
-//! Texts side by side where the terminal is wide enough, one under another where it is not.
+//! Texts side by side if the terminal is wide enough, else one below the other.
 
 use console::measure_text_width;
 
-/// A column narrower than this is hard to read.
-const NARROWEST: usize = 26;
+/// The least width of a column.
+const MIN_WIDTH: usize = 26;
 const GAP: &str = "  │  ";
 const GAP_WIDTH: usize = 5;
 
-/// The width to write for: the terminal's, else what `COLUMNS` says, else 100.
-pub(super) fn width() -> usize {
+/// The width of the terminal, else `COLUMNS`, else 100.
+pub(crate) fn terminal_width() -> usize {
     let terminal = console::Term::stdout()
         .size_checked()
         .map(|(_, columns)| usize::from(columns));
-    let said = || {
+    let from_variable = || {
         std::env::var("COLUMNS")
             .ok()
             .and_then(|columns| columns.parse().ok())
     };
-    terminal.or_else(said).unwrap_or(100).clamp(20, 400)
+    terminal
+        .or_else(from_variable)
+        .unwrap_or(100)
+        .clamp(20, 400)
 }
 
 /// Lays out (title, text) pairs in `width` columns.
-pub(super) fn side_by_side(texts: &[(String, String)], width: usize) -> String {
+pub(crate) fn side_by_side(texts: &[(String, String)], width: usize) -> String {
     let count = texts.len().max(1);
     let room = width.saturating_sub(GAP_WIDTH * (count - 1)) / count;
-    if count > 1 && room < NARROWEST {
+    if count > 1 && room < MIN_WIDTH {
         let blocks = texts.iter().map(|(title, text)| {
             format!(
                 "{title}\n{}\n{}\n",
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_terminal_gets_columns() {
+    fn a_wide_terminal_shows_columns() {
         let words = "one two three four five six seven eight";
         let out = side_by_side(&texts(&[("base", words), ("customer", "😊 short")]), 60);
         let lines: Vec<&str> = out.lines().collect();
@@ -120,7 +123,7 @@ mod tests {
             lines.iter().all(|line| measure_text_width(line) <= 60),
             "{out}"
         );
-        // The rules between columns stand below one another.
+        // The bars between columns are aligned.
         let bars: Vec<usize> = lines
             .iter()
             .filter_map(|line| Some(measure_text_width(line.split_once('│')?.0)))
@@ -132,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_stand_in_one_line_though_titles_differ() {
+    fn titles_of_different_heights_share_one_rule() {
         let out = side_by_side(
             &texts(&[("base", "a"), ("a title of more than one line", "b")]),
             60,
@@ -153,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_one_gets_them_one_under_another() {
+    fn a_narrow_terminal_shows_texts_below_each_other() {
         let out = side_by_side(&texts(&[("base", "a b"), ("customer", "c d")]), 40);
         assert_eq!(out, "base\n────\na b\n\ncustomer\n────────\nc d\n");
     }
 
     #[test]
-    fn no_word_is_too_long() {
+    fn long_words_are_cut() {
         assert_eq!(wrapped("abcdefgh ij", 4), ["abcd", "efgh", "ij"]);
         assert_eq!(wrapped("a\n\nb", 4), ["a", "", "b"]);
         assert_eq!(wrapped("😊😊😊", 2), ["😊", "😊", "😊"]);

@@ -1,4 +1,4 @@
-//! What a run looks like while it runs, and its summary.
+//! Shows the progress of a run on stderr, and its summary.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,20 +10,20 @@ use train::progress::{Observer, ReferenceProgress, RunPlan, StepMetrics, Validat
 use train::sft::TrainedAdapter;
 
 use super::plan;
-use crate::cli::table::Table;
+use crate::cli::output::table::Table;
 use base::progress::Progress;
 use jobs::training::Target;
-use jobs::training::plan::Plan as Needs;
+use jobs::training::plan::Plan;
 
-/// Where nobody watches a bar, a line so often.
-const QUIET: Duration = Duration::from_secs(10);
+/// Time between progress lines if stderr is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows a run on stderr.
-pub(super) struct Watcher {
+pub(crate) struct ProgressObserver {
     progress: Progress,
     names: Vec<String>,
     checkpoint: PathBuf,
-    plan: Needs,
+    plan: Plan,
     rows: Vec<usize>,
     start: Instant,
     last_line: Option<Instant>,
@@ -31,8 +31,8 @@ pub(super) struct Watcher {
     tokens_per_s: f64,
 }
 
-impl Watcher {
-    pub fn new(targets: &[Target], checkpoint: &Path, plan: Needs) -> Self {
+impl ProgressObserver {
+    pub fn new(targets: &[Target], checkpoint: &Path, plan: Plan) -> Self {
         Self {
             progress: Progress::stderr(),
             names: targets.iter().map(|target| target.name.clone()).collect(),
@@ -51,7 +51,7 @@ impl Watcher {
     }
 
     pub fn summary(&self, trained: &[TrainedAdapter], targets: &[Target]) -> Summary {
-        let one = |(i, (trained, target)): (usize, (&TrainedAdapter, &Target))| Line {
+        let one = |(i, (trained, target)): (usize, (&TrainedAdapter, &Target))| AdapterSummary {
             name: trained.name.clone(),
             rows: self.rows.get(i).copied().unwrap_or(0),
             steps: trained.steps,
@@ -70,7 +70,7 @@ impl Watcher {
     }
 }
 
-impl Observer for Watcher {
+impl Observer for ProgressObserver {
     fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         for adapter in &plan.adapters {
             self.rows.push(adapter.rows);
@@ -99,7 +99,7 @@ impl Observer for Watcher {
             ReferenceProgress::Damaged(path) => {
                 let path = path.display();
                 self.progress
-                    .say(&format!("{path} is damaged and is made anew"));
+                    .say(&format!("{path} is damaged and is computed again"));
             }
             ReferenceProgress::Computing { done: 0 } => self.progress.say(&what),
             ReferenceProgress::Computing { done } => {
@@ -109,7 +109,7 @@ impl Observer for Watcher {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
-        // The first step of this process says how long all of them will take.
+        // The first step of this process gives the expected duration of the run.
         if self.tokens_per_s == 0.0 {
             self.plan.measured(MeasuredStep {
                 tokens: metrics.tokens,
@@ -133,8 +133,10 @@ impl Observer for Watcher {
             indicatif::HumanDuration(metrics.eta)
         );
         self.progress.set(metrics.step);
-        let due =
-            self.last_line.is_none_or(|at| at.elapsed() >= QUIET) || metrics.step == metrics.steps;
+        let due = self
+            .last_line
+            .is_none_or(|at| at.elapsed() >= LINE_INTERVAL)
+            || metrics.step == metrics.steps;
         if !self.progress.is_watched() && due {
             self.last_line = Some(Instant::now());
             eprintln!("step {}/{}  {message}", metrics.step, metrics.steps);
@@ -151,7 +153,7 @@ impl Observer for Watcher {
     fn stopped_early(&mut self, adapter: usize, step: u64) {
         let name = self.names.get(adapter).map_or("", String::as_str);
         self.progress.say(&format!(
-            "{name}: no better for as many validations as its patience has; it stops at step {step}"
+            "{name}: stopped early at step {step}, because the validation loss has not improved for `patience` validations"
         ));
     }
 
@@ -164,7 +166,7 @@ impl Observer for Watcher {
         };
         let pairs = validation.preference.map_or_else(String::new, |pairs| {
             format!(
-                ", the preferred answer has gained in {:.1}% of {} pairs (margin {:.3})",
+                ", reward accuracy {:.1}% of {} pairs (margin {:.3})",
                 pairs.accuracy * 100.0,
                 pairs.pairs,
                 pairs.margin
@@ -177,17 +179,17 @@ impl Observer for Watcher {
     }
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug, Serialize)]
-pub(super) struct Summary {
-    adapters: Vec<Line>,
+pub(crate) struct Summary {
+    adapters: Vec<AdapterSummary>,
     seconds: f64,
     tokens_per_s: f64,
-    plan: Needs,
+    plan: Plan,
 }
 
 #[derive(Debug, Serialize)]
-struct Line {
+struct AdapterSummary {
     name: String,
     rows: usize,
     steps: u64,
@@ -200,7 +202,7 @@ struct Line {
 }
 
 impl Summary {
-    /// For people.
+    /// The summary as a table.
     pub fn table(&self) -> String {
         let mut table = Table::new(&[
             "adapter",

@@ -1,10 +1,10 @@
-//! Tables that line up: words to the left, columns of numbers to the right.
+//! Tables: text is aligned left, columns of numbers right.
 
 use console::measure_text_width;
 
-/// Rows of text under a head.
+/// Rows of text with a heading.
 #[derive(Debug, Clone)]
-pub(super) struct Table {
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
@@ -19,7 +19,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The table as lines, a rule under its head.
+    /// The table as lines, with a rule below the heading.
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn columns_are_aligned() {
         let mut table = Table::new(&["tone", "right", "file"]);
         table.row(["customer 😊", "97.5%", "a"].map(str::to_owned));
         table.row(["b", "3%", "long"].map(str::to_owned));

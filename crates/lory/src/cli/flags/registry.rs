@@ -1,22 +1,22 @@
-//! `--registry`: where published personas lie.
+//! `--registry`: the registry of published personas.
 
 use anyhow::Context as _;
 use registry::{Personas, Registry, RegistryLocation};
 
-use super::personas::PersonasArgs;
+use crate::cli::flags::personas::PersonasArgs;
 use base::home::Home;
 use service::catalog::Catalog;
 
-/// The flag, for every command that asks published personas or changes them.
+/// `--registry`, for every command that uses or changes published personas.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct RegistryArgs {
+pub(crate) struct RegistryArgs {
     /// The registry of published personas: a folder, or s3://bucket/prefix [default: registry in LORY_HOME]
     #[arg(long, value_name = "DIR|URL", env = "LORY_REGISTRY")]
     pub registry: Option<String>,
 }
 
 impl RegistryArgs {
-    /// Opens it; nothing is read yet.
+    /// Opens the registry without reading it.
     pub fn open(&self) -> anyhow::Result<Registry> {
         let home = Home::find();
         let location = match &self.registry {
@@ -25,14 +25,14 @@ impl RegistryArgs {
         };
         let cache = match home {
             Ok(home) => home.registry_cache(),
-            // Only what lies elsewhere is copied.
+            // Adapters of a local registry are not copied into the cache.
             Err(_) if matches!(location, RegistryLocation::Folder(_)) => std::env::temp_dir(),
             Err(error) => return Err(error.into()),
         };
         Ok(Registry::open(&location, &cache)?)
     }
 
-    /// The folder's personas and the published ones. Where something is published, there need be no folder.
+    /// The personas of the folder and the published ones. If a persona is published, the folder may be missing.
     pub fn catalog(&self, personas: &PersonasArgs) -> anyhow::Result<Catalog> {
         if self.registry.is_none() && Home::find().is_err() {
             return Ok(personas.open()?.into());
@@ -48,7 +48,7 @@ impl RegistryArgs {
         let hidden = catalog.hidden();
         if !hidden.is_empty() {
             eprintln!(
-                "published, so not taken from the folder of personas: {}",
+                "published, so the folder's versions are not used: {}",
                 hidden.join(", ")
             );
         }

@@ -1,4 +1,4 @@
-//! Keeps what was measured under `LORY_HOME`, where a server shows it.
+//! Saves results in `LORY_HOME`, where the studio shows them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,16 +9,16 @@ use jobs::EvaluationResults;
 use jobs::evaluation::answers::Answers;
 use jobs::evaluation::{Candidate, summary};
 
-/// Keeps a result; where there is no home, or it cannot be written to, that is said and nothing else.
-pub(super) fn keep(mut measured: Value, candidates: &[Candidate], answers: &Answers) {
+/// Saves a result. Without a home folder it does nothing; an error is printed and does not fail the command.
+pub(crate) fn save(mut measured: Value, candidates: &[Candidate], answers: &Answers) {
     let Ok(home) = Home::find() else {
         return;
     };
     measured["samples"] = summary::samples(candidates, answers);
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let kept =
+    let saved =
         EvaluationResults::new(&home.judgements()).keep(since.map_or(0, |s| s.as_secs()), measured);
-    if let Err(error) = kept {
-        eprintln!("the result is not kept for the studio: {error}");
+    if let Err(error) = saved {
+        eprintln!("the result could not be saved for the studio: {error}");
     }
 }

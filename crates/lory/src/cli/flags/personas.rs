@@ -1,4 +1,4 @@
-//! `--personas`: the folder of personas, or where one is looked for.
+//! `--personas`: the folder of personas, and the places that are searched for it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +6,10 @@ use registry::Personas;
 
 use base::home::Home;
 
-/// The flag, for every command that needs personas.
+/// `--personas`, for every command that needs personas.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct PersonasArgs {
-    /// The folder of personas [default: ./personas, else the one beside the program, else the one in LORY_HOME]
+pub(crate) struct PersonasArgs {
+    /// The folder of personas [default: ./personas, else the one next to the program, else the one in LORY_HOME]
     #[arg(long = "personas", value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
@@ -18,7 +18,7 @@ impl PersonasArgs {
     /// The folder.
     ///
     /// # Errors
-    /// None was named and none is found; the message says where it was looked for.
+    /// The flag is not given and no folder is found; the message lists the places.
     pub fn find(&self) -> anyhow::Result<PathBuf> {
         if let Some(dir) = &self.dir {
             return Ok(dir.clone());
@@ -27,7 +27,7 @@ impl PersonasArgs {
         places.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| {
             let places: Vec<String> = places.iter().map(|dir| format!("\n  {}", dir.display())).collect();
             anyhow::anyhow!(
-                "there is no folder of personas; looked for{}\nname one with --personas (it may be empty)",
+                "no folder of personas found; looked for{}\nname one with --personas (it may be empty)",
                 places.concat()
             )
         })
@@ -39,10 +39,10 @@ impl PersonasArgs {
     }
 }
 
-/// Where a folder may lie that nobody named.
+/// The places of the folder if no flag names it, in order.
 fn places() -> Vec<PathBuf> {
     let mut places = vec![PathBuf::from("personas")];
-    // Beside the program, or above it as far as the workspace that built it: target/release/lory lies in one.
+    // Next to the program or up to three folders above: target/release/lory is in the workspace that built it.
     if let Ok(program) = std::env::current_exe() {
         places.extend(
             program

@@ -1,0 +1,121 @@
+//! Starts the server and the job queue, and stops both: the one place of the command line with async code.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use base::home::Home;
+use jobs::{EvaluationResults, JobError, JobSettings, Jobs};
+use server::{self, AppState, ServerSettings};
+use service::{Service, Settings};
+
+use super::welcome::{Endpoint, welcome};
+use crate::cli::output::print;
+
+/// The most threads on which requests are read and wait for their adapters; the default `--max-batch` and `--max-queue` need
+/// 288. A thread starts when it is needed.
+const REQUEST_THREADS: usize = 1024;
+
+/// How often the registry is read if no flag says otherwise.
+pub(crate) const REGISTRY_POLL: Duration = Duration::from_secs(2);
+
+/// Adds the folders for uploads and votes in `LORY_HOME`, if there is a home folder.
+pub(crate) fn with_home_folders(settings: Settings) -> Settings {
+    let home = Home::find().ok();
+    Settings {
+        uploads: home.as_ref().map(Home::uploads),
+        votes: home.as_ref().map(Home::judgements),
+        ..settings
+    }
+}
+
+/// Binds the port.
+pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address)
+}
+
+/// Serves the service that `load` opens until the process gets a signal to stop. `/health` already answers while it loads.
+///
+/// `registry_poll` is how often the registry is read for changes; if none, it is read once. `jobs` is the folder of training
+/// jobs. `load` also returns the id of the base if it is a known one.
+pub(crate) fn serve(
+    listener: TcpListener,
+    settings: ServerSettings,
+    registry_poll: Option<Duration>,
+    jobs: Option<PathBuf>,
+    load: impl FnOnce() -> anyhow::Result<(Service, Option<String>)> + Send + 'static,
+) -> anyhow::Result<()> {
+    let address = listener.local_addr()?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(REQUEST_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    let served = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let state = AppState::loading();
+        let endpoint = Endpoint::new(address, &settings);
+        let served = server::serve(state.clone(), listener, settings, server::shutdown_signal());
+        let mut server = tokio::spawn(served);
+        let (service, known) = tokio::select! {
+            // Stopped before the base was loaded.
+            ended = &mut server => return Ok(ended??),
+            loaded = tokio::task::spawn_blocking(load) => loaded??,
+        };
+        let service = Arc::new(service);
+        if let Some(every) = registry_poll {
+            service.follow(every);
+            service.compare_shadows();
+        }
+        let results = Home::find().ok();
+        let results = results.map(|home| EvaluationResults::new(&home.judgements()));
+        if let Some(results) = &results {
+            state.set_results(results.clone());
+        }
+        let queue = start_jobs(&service, jobs, known, results);
+        state.set_jobs(queue.clone());
+        state.set_service(Arc::clone(&service));
+        print(&welcome(&service, &endpoint))?;
+        let ended = server.await;
+        if let Ok(queue) = queue {
+            // The running job writes its checkpoint first.
+            tokio::task::spawn_blocking(move || queue.shutdown()).await?;
+        }
+        service.engine().shutdown();
+        Ok(ended??)
+    });
+    // A base that is still loading is not waited for.
+    runtime.shutdown_background();
+    served
+}
+
+/// Starts the queue of training jobs in the folder `dir`, or returns why it cannot. The server answers requests either way.
+fn start_jobs(
+    service: &Arc<Service>,
+    dir: Option<PathBuf>,
+    known: Option<String>,
+    results: Option<EvaluationResults>,
+) -> Result<Arc<Jobs>, String> {
+    let dir = dir.ok_or_else(|| {
+        "this user has no home folder to keep them in; name a folder with --jobs-dir".to_owned()
+    })?;
+    let settings = JobSettings {
+        dir,
+        known,
+        results,
+    };
+    let started = Jobs::start(Arc::clone(service), &settings);
+    started.map(Arc::new).map_err(|error| {
+        let why = match error {
+            JobError::NoJobs { why } => why,
+            error => error.to_string(),
+        };
+        tracing::warn!("no training jobs: {why}");
+        why
+    })
+}
