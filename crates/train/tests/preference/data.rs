@@ -98,8 +98,8 @@ fn rows_that_cannot_be_paired_are_refused_with_numbers() {
         "stern.jsonl",
         "{\"prompt\":\"Something else\",\"completion\":\"No.\"}",
     );
-    let said = |siblings: &[(&str, &str)]| load(folder.0.path(), |_| (), siblings).unwrap_err();
-    let none = said(&[("stern", "stern.jsonl")]);
+    let refusal = |siblings: &[(&str, &str)]| load(folder.0.path(), |_| (), siblings).unwrap_err();
+    let none = refusal(&[("stern", "stern.jsonl")]);
     assert!(
         none.contains("train.jsonl: none of its")
             && none.contains("questions found none, 0 found the same answer"),
@@ -109,26 +109,31 @@ fn rows_that_cannot_be_paired_are_refused_with_numbers() {
         none.contains("of stern (") && none.contains("stern.jsonl)"),
         "{none}"
     );
-    let same = said(&[("same", "same.jsonl")]);
+    let same = refusal(&[("same", "same.jsonl")]);
     assert!(same.contains("found the same answer"), "{same}");
-    assert!(said(&[]).contains("have no `rejected` answer; name the persona"));
-    assert!(said(&[("gone", "gone.jsonl")]).starts_with("cannot read "));
+    assert!(refusal(&[]).contains("have no `rejected` answer; name the persona"));
+    assert!(refusal(&[("gone", "gone.jsonl")]).starts_with("cannot read "));
     let own = "{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n";
     write("train.jsonl", own);
     assert!(load(folder.0.path(), |_| (), &[]).is_ok());
-    assert!(said(&[("stern", "stern.jsonl")]).contains("bring `rejected` answers of their own"));
+    assert!(
+        refusal(&[("stern", "stern.jsonl")]).contains(
+            "have their own `rejected` answers, so those of another persona cannot be used"
+        )
+    );
     write(
         "train.jsonl",
         &format!("{own}{{\"prompt\":\"q\",\"completion\":\"a\"}}\n"),
     );
-    assert!(said(&[]).contains("train.jsonl:2: field `chosen`: is missing"));
+    assert!(refusal(&[]).contains("train.jsonl:2: field `chosen`: is missing"));
     let long = format!(
         "{{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"{}\"}}\n",
         "b c d ".repeat(200)
     );
     write("train.jsonl", &long);
     assert!(
-        said(&[]).contains("every one of the 2 pairs has an answer longer than `max_length` = 120")
+        refusal(&[])
+            .contains("every one of the 2 pairs has an answer longer than `max_length` = 120")
     );
     let others: String = (0..9).map(|i| own.replace('q', &format!("q{i}"))).collect();
     write("train.jsonl", &format!("{long}{others}"));

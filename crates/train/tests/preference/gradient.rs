@@ -223,8 +223,8 @@ fn one_pass_gives_what_two_passes_give() {
             }
         }
         let few = |_: &[LossSum]| vec![1.0];
-        let said = run_error(learner_of(&model, compute), &params, &batch, &few);
-        assert!(said.contains("1 weights for 6 rows"), "{said}");
+        let error = run_error(learner_of(&model, compute), &params, &batch, &few);
+        assert!(error.contains("1 weights for 6 rows"), "{error}");
     }
 }
 

@@ -156,7 +156,7 @@ fn an_adapter_gets_the_steps_that_it_would_get_alone() {
 
 #[test]
 fn pairs_that_do_not_fit_together_are_refused() {
-    let said = |change: fn(&mut Job)| {
+    let refusal = |change: fn(&mut Job)| {
         let mut job = pair_job("one", 6, 0);
         change(&mut job);
         let options = RunOptions::default();
@@ -171,18 +171,18 @@ fn pairs_that_do_not_fit_together_are_refused() {
     fn preference(job: &mut Job) -> &mut PreferenceData {
         job.preference.as_mut().unwrap()
     }
-    assert!(said(|job| job.settings.preference = None).contains("disagree on whether"));
-    assert!(said(|job| job.preference = None).contains("disagree on whether"));
+    assert!(refusal(|job| job.settings.preference = None).contains("disagree on whether"));
+    assert!(refusal(|job| job.preference = None).contains("disagree on whether"));
     assert!(
-        said(|job| drop(preference(job).train.examples.pop()))
+        refusal(|job| drop(preference(job).train.examples.pop()))
             .contains("6 chosen and 5 rejected answers")
     );
     assert!(
-        said(|job| preference(job).validation.examples[1].trained.fill(false))
+        refusal(|job| preference(job).validation.examples[1].trained.fill(false))
             .contains("the rejected answer of row 2 has no token")
     );
     assert!(
-        said(|job| job.settings.preference.as_mut().unwrap().beta = -1.0)
+        refusal(|job| job.settings.preference.as_mut().unwrap().beta = -1.0)
             .contains("setting `preference.beta`: is -1")
     );
     // A reference that is no number is not trained on.
@@ -197,10 +197,10 @@ fn pairs_that_do_not_fit_together_are_refused() {
         &mut learner,
         &mut Notes::default(),
     );
-    let said = ran.unwrap_err().to_string();
+    let error = ran.unwrap_err().to_string();
     assert!(
-        said.contains("the reference log-probability is not a finite number"),
-        "{said}"
+        error.contains("the reference log-probability is not a finite number"),
+        "{error}"
     );
 }
 
@@ -216,7 +216,7 @@ fn a_step_is_timed_without_a_reference_and_no_rate_is_swept() {
     let never = AtomicBool::new(false);
     let measured = prepared.measure(&mut Toy::default(), &never).unwrap();
     assert!(measured.unwrap().tokens > 0);
-    let said = train::lr_find::lr_find(
+    let result = train::lr_find::lr_find(
         &pair_job("one", 22, 0),
         train::lr_find::LrSweep::default(),
         0,
@@ -224,12 +224,12 @@ fn a_step_is_timed_without_a_reference_and_no_rate_is_swept() {
         &mut |_| (),
         &|| false,
     );
-    let said = said.unwrap_err().to_string();
-    assert!(said.contains("not over preferences"), "{said}");
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("not over preferences"), "{error}");
 }
 
 #[test]
-fn a_job_goes_on_from_an_adapter_of_its_base() {
+fn job_can_start_from_an_adapter_of_its_base() {
     let config = testkit::tiny::tiny_config();
     let start = |change: fn(&mut formats::peft::Adapter)| {
         let mut from = tiny_adapter(3, &config, 6, 1.5);
@@ -245,9 +245,12 @@ fn a_job_goes_on_from_an_adapter_of_its_base() {
     );
     assert_eq!(job.settings.alpha / 6.0, from.pairs[0].scale);
     assert_eq!(job.init.pairs, from.pairs);
-    let said = |change| start(change).unwrap_err().to_string();
-    assert!(said(|from| from.pairs.clear()).contains("it has no pairs"));
-    assert!(said(|from| from.pairs[1].scale *= 2.0).contains("all must be alike"));
-    assert!(said(|from| drop(from.pairs.pop())).contains("leaves no layer out"));
-    assert!(said(|from| from.pairs[0].inputs += 1).contains("in their shapes"));
+    let refusal = |change| start(change).unwrap_err().to_string();
+    assert!(refusal(|from| from.pairs.clear()).contains("it has no pairs"));
+    assert!(
+        refusal(|from| from.pairs[1].scale *= 2.0)
+            .contains("all pairs must have the same rank and scale")
+    );
+    assert!(refusal(|from| drop(from.pairs.pop())).contains("leaves no layer out"));
+    assert!(refusal(|from| from.pairs[0].inputs += 1).contains("in their shapes"));
 }

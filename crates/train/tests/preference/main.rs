@@ -51,9 +51,9 @@ fn adapter(model: &Model, seed: u64) -> LoraParams {
 /// A prompt that `seed` names and an answer that `answer` names.
 fn example(seed: u32, prompt: u32, answer: u32, length: u32) -> Example {
     let asked = (0..prompt).map(|i| (seed * 7919 + i * 104_729) % 250);
-    let said = (0..length).map(|i| (answer * 6007 + i * 31_337) % 250);
+    let rest = (0..length).map(|i| (answer * 6007 + i * 31_337) % 250);
     Example {
-        tokens: asked.chain(said).collect(),
+        tokens: asked.chain(rest).collect(),
         trained: (0..prompt + length).map(|i| i >= prompt).collect(),
     }
 }

@@ -110,18 +110,18 @@ fn reference_is_the_start_of_the_run() {
     folder.run(&mut notes).unwrap();
     let mut jobs = folder.jobs();
     jobs[0].initial_adapter = Some("abc".into());
-    let said = run_on(
+    let result = run_on(
         jobs,
         &folder.options(),
         &mut Toy::default(),
         &mut Notes::default(),
     );
-    let said = said.unwrap_err().to_string();
+    let error = result.unwrap_err().to_string();
     assert!(
-        said.contains(
+        error.contains(
             "`one`: it started from freshly drawn parameters, now it would from the adapter abc"
         ),
-        "{said}"
+        "{error}"
     );
 }
 
@@ -133,7 +133,7 @@ fn checkpoint_with_other_preference_settings_is_refused() {
         ..Notes::default()
     };
     folder.run(&mut notes).unwrap();
-    let said = |change: fn(&mut Job)| {
+    let refusal = |change: fn(&mut Job)| {
         let mut jobs = folder.jobs();
         change(&mut jobs[0]);
         let ran = run_on(
@@ -144,17 +144,18 @@ fn checkpoint_with_other_preference_settings_is_refused() {
         );
         ran.unwrap_err().to_string()
     };
-    let beta = said(|job| job.settings.preference.as_mut().unwrap().beta = 0.7);
+    let beta = refusal(|job| job.settings.preference.as_mut().unwrap().beta = 0.7);
     assert!(
         beta.contains("setting `preference` was") && beta.contains("0.7"),
         "{beta}"
     );
-    let rows = said(|job| job.preference.as_mut().unwrap().train.examples[0].tokens[1] += 1);
+    let rows = refusal(|job| job.preference.as_mut().unwrap().train.examples[0].tokens[1] += 1);
     assert!(
         rows.contains("`one`: the training rows have changed"),
         "{rows}"
     );
-    let rows = said(|job| job.preference.as_mut().unwrap().validation.examples[0].tokens[1] += 1);
+    let rows =
+        refusal(|job| job.preference.as_mut().unwrap().validation.examples[0].tokens[1] += 1);
     assert!(
         rows.contains("`one`: the validation rows have changed"),
         "{rows}"
