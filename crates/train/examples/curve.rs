@@ -35,7 +35,7 @@ fn main() {
     let rows: Vec<_> = job
         .train
         .iter()
-        .map(|row| serde_json::json!({"tokens": row.tokens, "trained": row.trained}))
+        .map(|row| serde_json::json!({"tokens": row.tokens, "trained": row.loss_mask}))
         .collect();
     let run = serde_json::json!({"settings": settings, "rows": rows});
     std::fs::write(dir.join("run.json"), run.to_string()).unwrap();

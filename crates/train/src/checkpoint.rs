@@ -4,6 +4,8 @@
 //! adapter (named `<adapter's index>/...`), and under `state` in its metadata the rest as JSON. The order of rows and the
 //! random numbers are functions of seed and step (`batch`, `rng`), so the step is their state. Does not know the loop.
 
+mod identity;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,40 +20,12 @@ use crate::durable;
 use crate::error::TrainError;
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::params::{self, LoraGrads, LoraParams};
+pub use identity::{AdapterIdentity, RunIdentity};
 
 /// Version of the file's layout.
 const VERSION: u32 = 2;
 /// Largest checkpoint that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 30;
-
-/// The parts of a run that must be equal when it resumes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunIdentity {
-    /// The base, by fingerprint.
-    pub base: String,
-    /// Most tokens of one call of the learner.
-    pub batch_tokens: usize,
-    /// Each adapter's, in the order of the jobs.
-    pub adapters: Vec<AdapterIdentity>,
-}
-
-/// The parts of one adapter that must be equal when the run resumes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AdapterIdentity {
-    /// Its name.
-    pub name: String,
-    /// Its settings, as JSON.
-    pub settings: Value,
-    /// Hash of its training examples.
-    pub train_hash: String,
-    /// Hash of its validation examples.
-    pub validation_hash: String,
-    /// Layer, module, rank, inputs and outputs of every pair.
-    pub shapes: Vec<String>,
-    /// Hash of the adapter that it started from; `None` for freshly drawn parameters.
-    #[serde(rename = "start", default, skip_serializing_if = "Option::is_none")]
-    pub initial_adapter: Option<String>,
-}
 
 /// The state of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,7 +75,7 @@ pub struct EarlyStopping {
     pub stopped: Option<u64>,
 }
 
-/// The JSON part of the file. TensorData that must keep every bit are written as bits.
+/// The JSON part of the file. Numbers that must keep every bit are written as bits.
 #[derive(Serialize, Deserialize)]
 struct Header {
     version: u32,
@@ -141,7 +115,7 @@ pub struct AdapterView<'a> {
     pub metrics: &'a str,
 }
 
-/// Writes a checkpoint to `path`; until the last byte is on the disk, the one that was there stays.
+/// Writes a checkpoint to `path`. It replaces an existing file only when the last byte is on the disk.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -151,7 +125,7 @@ pub fn save(
     step: u64,
     adapters: &[AdapterView<'_>],
 ) -> Result<(), TrainError> {
-    let small = |adapter: &AdapterView<'_>| AdapterHeader {
+    let header = |adapter: &AdapterView<'_>| AdapterHeader {
         optimizer_step: adapter.optimizer.step,
         validations: adapter.validations,
         best: adapter.best.map(|best| BestHeader {
@@ -165,7 +139,7 @@ pub fn save(
         version: VERSION,
         identity: identity.clone(),
         step,
-        adapters: adapters.iter().map(small).collect(),
+        adapters: adapters.iter().map(header).collect(),
     };
     let mut tensors: Vec<(String, TensorData<'_>)> = Vec::new();
     for (i, adapter) in adapters.iter().enumerate() {
@@ -204,17 +178,54 @@ pub fn save(
     })
 }
 
-/// Reads the checkpoint at `path`, if there is one, for the run that `identity` describes and whose adapters have the
-/// shapes of `shapes`.
+/// Reads the checkpoint at `path` for the run that `identity` describes, whose adapters have the shapes of `shapes`. `None` if
+/// there is no file.
 ///
 /// # Errors
-/// The file cannot be read, is damaged, or belongs to a run that is not this one: then all differences are named.
+/// The file cannot be read, is damaged, or belongs to another run; the last error lists all differences.
 pub fn load(
     path: &Path,
     identity: &RunIdentity,
     shapes: &[&LoraParams],
 ) -> Result<Option<Checkpoint>, TrainError> {
-    let size = match fs::metadata(path) {
+    let broken = |message: String| TrainError::CheckpointBroken {
+        path: path.to_owned(),
+        message,
+    };
+    let Some(size) = file_size(path)? else {
+        return Ok(None);
+    };
+    if size > MAX_BYTES {
+        return Err(broken(format!("{size} bytes, more than {MAX_BYTES}")));
+    }
+    let bytes = fs::read(path).map_err(TrainError::read(path))?;
+    let header = read_header(&bytes).map_err(broken)?;
+    let differences = header.identity.differences(identity);
+    if !differences.is_empty() {
+        return Err(TrainError::CheckpointDiffers {
+            path: path.to_owned(),
+            differences,
+        });
+    }
+    if header.adapters.len() != shapes.len() {
+        return Err(broken("the number of adapters is wrong".to_owned()));
+    }
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
+    let adapters = header.adapters.into_iter().zip(shapes).enumerate();
+    let adapters = adapters
+        .map(|(i, (adapter, shape))| read_adapter(&file, i, adapter, shape))
+        .collect::<Result<_, _>>()
+        .map_err(broken)?;
+    Ok(Some(Checkpoint {
+        step: header.step,
+        adapters,
+    }))
+}
+
+/// The size of the file at `path` in bytes; `None` if it does not exist.
+fn file_size(path: &Path) -> Result<Option<u64>, TrainError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.len())),
         // If a parent is a file, the first write reports it with advice.
         Err(error)
             if matches!(
@@ -222,192 +233,101 @@ pub fn load(
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
             ) =>
         {
-            return Ok(None);
+            Ok(None)
         }
-        found => found.map_err(TrainError::read(path))?.len(),
-    };
-    let broken = |message: String| TrainError::CheckpointBroken {
-        path: path.to_owned(),
-        message,
-    };
-    if size > MAX_BYTES {
-        return Err(broken(format!("{size} bytes, more than {MAX_BYTES}")));
+        Err(error) => Err(TrainError::read(path)(error)),
     }
-    let bytes = fs::read(path).map_err(TrainError::read(path))?;
-    let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| broken(error.to_string()))?;
+}
+
+/// Reads the JSON part of a checkpoint file of this version. The error is the message.
+fn read_header(bytes: &[u8]) -> Result<Header, String> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
     let state = header
         .metadata()
         .as_ref()
-        .and_then(|metadata| metadata.get("state"));
-    let state = state.ok_or_else(|| broken("no `state` in its metadata".to_owned()))?;
+        .and_then(|metadata| metadata.get("state"))
+        .ok_or_else(|| "no `state` in its metadata".to_owned())?;
     let version = serde_json::from_str::<Value>(state)
         .ok()
         .and_then(|state| state.get("version")?.as_u64());
     if version != Some(u64::from(VERSION)) {
-        return Err(broken(format!(
+        return Err(format!(
             "its version is {version:?}, this program reads {VERSION}"
-        )));
+        ));
     }
-    let state: Header =
-        serde_json::from_str(state).map_err(|error| broken(format!("`state`: {error}")))?;
-    let differences = differences(&state.identity, identity);
-    if !differences.is_empty() {
-        return Err(TrainError::CheckpointDiffers {
-            path: path.to_owned(),
-            differences,
-        });
-    }
-    if state.adapters.len() != shapes.len() {
-        return Err(broken("the number of adapters is wrong".to_owned()));
-    }
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
-    let mut adapters = Vec::with_capacity(shapes.len());
-    for (i, (small, shape)) in state.adapters.into_iter().zip(shapes).enumerate() {
-        let floats = |part: &str, into: &mut dyn Iterator<Item = &mut [f32]>| {
-            for (t, tensor) in into.enumerate() {
-                let name = format!("{i}/{part}/{t:05}");
-                let found = file
-                    .tensor(&name)
-                    .map_err(|_| broken(format!("tensor `{name}` is missing")))?;
-                read_floats(&found, tensor)
-                    .map_err(|message| broken(format!("tensor `{name}`: {message}")))?;
-            }
-            Ok(())
-        };
-        let mut params = (*shape).clone();
-        floats("params", &mut params::tensors_mut(&mut params))?;
-        let (mut mean, mut square) = (LoraGrads::zeros_like(shape), LoraGrads::zeros_like(shape));
-        floats("mean", &mut mean.tensors_mut())?;
-        floats("square", &mut square.tensors_mut())?;
-        let best = match small.best {
-            None => None,
-            Some(best) => {
-                let mut params = (*shape).clone();
-                floats("best", &mut params::tensors_mut(&mut params))?;
-                let loss = f64::from_bits(best.loss_bits);
-                Some(BestParams {
-                    params,
-                    loss,
-                    step: best.step,
-                    epoch: best.epoch,
-                })
-            }
-        };
-        let name = format!("{i}/metrics");
-        let metrics = file
-            .tensor(&name)
-            .map_err(|_| broken(format!("tensor `{name}` is missing")))?;
-        let metrics = String::from_utf8(metrics.data().to_vec())
-            .map_err(|_| broken(format!("tensor `{name}` is not UTF-8 text")))?;
-        // The optimizer's configuration comes from the settings; the loop sets it.
-        let optimizer = AdamW {
-            hyper: AdamWConfig::default(),
-            step: small.optimizer_step,
-            mean,
-            square,
-        };
-        adapters.push(AdapterState {
-            params,
-            optimizer,
-            validations: small.validations,
-            best,
-            stopping: small.stopping,
-            metrics,
-        });
-    }
-    Ok(Some(Checkpoint {
-        step: state.step,
-        adapters,
-    }))
+    serde_json::from_str(state).map_err(|error| format!("`state`: {error}"))
 }
 
-fn read_floats(found: &TensorView<'_>, into: &mut [f32]) -> Result<(), String> {
-    if found.dtype() != Dtype::F32 || found.data().len() != into.len() * 4 {
+/// Reads the state of adapter `i`, whose parameters have the shape of `shape`. The error is the message.
+fn read_adapter(
+    file: &SafeTensors<'_>,
+    i: usize,
+    header: AdapterHeader,
+    shape: &LoraParams,
+) -> Result<AdapterState, String> {
+    let tensor = |name: &str| {
+        file.tensor(name)
+            .map_err(|_| format!("tensor `{name}` is missing"))
+    };
+    let floats = |part: &str, into: &mut dyn Iterator<Item = &mut [f32]>| {
+        for (t, numbers) in into.enumerate() {
+            let name = format!("{i}/{part}/{t:05}");
+            read_floats(&tensor(&name)?, numbers)
+                .map_err(|message| format!("tensor `{name}`: {message}"))?;
+        }
+        Ok::<(), String>(())
+    };
+    let mut params = shape.clone();
+    floats("params", &mut params::tensors_mut(&mut params))?;
+    let (mut mean, mut square) = (LoraGrads::zeros_like(shape), LoraGrads::zeros_like(shape));
+    floats("mean", &mut mean.tensors_mut())?;
+    floats("square", &mut square.tensors_mut())?;
+    let best = match header.best {
+        None => None,
+        Some(best) => {
+            let mut params = shape.clone();
+            floats("best", &mut params::tensors_mut(&mut params))?;
+            Some(BestParams {
+                params,
+                loss: f64::from_bits(best.loss_bits),
+                step: best.step,
+                epoch: best.epoch,
+            })
+        }
+    };
+    let name = format!("{i}/metrics");
+    let metrics = String::from_utf8(tensor(&name)?.data().to_vec())
+        .map_err(|_| format!("tensor `{name}` is not UTF-8 text"))?;
+    // The optimizer's configuration comes from the settings; the loop sets it.
+    let optimizer = AdamW {
+        hyper: AdamWConfig::default(),
+        step: header.optimizer_step,
+        mean,
+        square,
+    };
+    Ok(AdapterState {
+        params,
+        optimizer,
+        validations: header.validations,
+        best,
+        stopping: header.stopping,
+        metrics,
+    })
+}
+
+fn read_floats(tensor: &TensorView<'_>, into: &mut [f32]) -> Result<(), String> {
+    if tensor.dtype() != Dtype::F32 || tensor.data().len() != into.len() * 4 {
         return Err(format!(
             "{:?} {:?} instead of F32 [{}]",
-            found.dtype(),
-            found.shape(),
+            tensor.dtype(),
+            tensor.shape(),
             into.len()
         ));
     }
-    for (number, bytes) in into.iter_mut().zip(found.data().chunks_exact(4)) {
+    for (number, bytes) in into.iter_mut().zip(tensor.data().chunks_exact(4)) {
         *number = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
     Ok(())
-}
-
-/// In words, what keeps a checkpoint of `was` from being used by a run that is `now`.
-fn differences(was: &RunIdentity, now: &RunIdentity) -> Vec<String> {
-    let mut found = Vec::new();
-    let names = |identity: &RunIdentity| {
-        identity
-            .adapters
-            .iter()
-            .map(|adapter| format!("`{}`", adapter.name))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    if names(was) != names(now) {
-        return vec![format!(
-            "it trains {}, this run trains {}",
-            names(was),
-            names(now)
-        )];
-    }
-    if was.base != now.base {
-        found.push(format!("the base was {}, now it is {}", was.base, now.base));
-    }
-    if was.batch_tokens != now.batch_tokens {
-        found.push(format!(
-            "batch_tokens was {}, now it is {}",
-            was.batch_tokens, now.batch_tokens
-        ));
-    }
-    for (was, now) in was.adapters.iter().zip(&now.adapters) {
-        let name = &now.name;
-        let empty = serde_json::Map::new();
-        let fields = |value: &Value| value.as_object().unwrap_or(&empty).clone();
-        let (was_settings, now_settings) = (fields(&was.settings), fields(&now.settings));
-        let mut keys: Vec<&String> = was_settings.keys().chain(now_settings.keys()).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        for key in keys {
-            let shown = |settings: &serde_json::Map<String, Value>| {
-                settings
-                    .get(key)
-                    .map_or_else(|| "not set".to_owned(), Value::to_string)
-            };
-            if was_settings.get(key) != now_settings.get(key) {
-                let (was, now) = (shown(&was_settings), shown(&now_settings));
-                found.push(format!(
-                    "`{name}`: setting `{key}` was {was}, now it is {now}"
-                ));
-            }
-        }
-        let encoded =
-            "changed (or the tokenizer, chat template or system prompt that encodes them)";
-        if was.train_hash != now.train_hash {
-            found.push(format!("`{name}`: the training rows have {encoded}"));
-        }
-        if was.validation_hash != now.validation_hash {
-            found.push(format!("`{name}`: the validation rows have {encoded}"));
-        }
-        if was.shapes != now.shapes {
-            found.push(format!("`{name}`: the shapes of its tensors have changed"));
-        }
-        if was.initial_adapter != now.initial_adapter {
-            let from = |start: &Option<String>| match start {
-                None => "freshly drawn parameters".to_owned(),
-                Some(hash) => format!("the adapter {hash}"),
-            };
-            let (was, now) = (from(&was.initial_adapter), from(&now.initial_adapter));
-            found.push(format!(
-                "`{name}`: it started from {was}, now it would from {now}"
-            ));
-        }
-    }
-    found
 }
 
 /// A tensor that is laid out as bytes only when it is written.

@@ -309,7 +309,7 @@ impl RunEstimate {
     }
 
     /// Keeps no more activations than fit into `available` bytes with everything else. Returns the bytes that may be kept, for
-    /// [`crate::ModelLearner::keep`].
+    /// [`crate::ModelLearner::set_activation_cache`].
     pub fn limit_activation_cache(&mut self, available: u64) -> u64 {
         let others = self.memory.total() - self.memory.activation_cache;
         self.model.activation_cache = ACTIVATION_CACHE.min(available.saturating_sub(others));

@@ -19,15 +19,15 @@ use crate::error::TrainError;
 pub struct Example {
     /// The tokens.
     pub tokens: Vec<u32>,
-    /// `trained[i]`: the loss of predicting `tokens[i]` from those before it counts. `trained[0]` is false.
-    pub trained: Vec<bool>,
+    /// `loss_mask[i]`: whether the loss of predicting `tokens[i]` from the tokens before it counts. `loss_mask[0]` is false.
+    pub loss_mask: Vec<bool>,
 }
 
 impl Example {
     /// How many tokens have a loss that counts.
     #[must_use]
     pub fn trained_tokens(&self) -> usize {
-        self.trained.iter().filter(|trained| **trained).count()
+        self.loss_mask.iter().filter(|trained| **trained).count()
     }
 }
 
@@ -323,7 +323,7 @@ impl Encoder<'_> {
             TooLong::Drop => return Ok(Fitted::Dropped),
             TooLong::Truncate => {
                 example.tokens.truncate(limit);
-                example.trained.truncate(limit);
+                example.loss_mask.truncate(limit);
             }
             TooLong::TruncateStart => self.cut_start(&mut example, row),
             TooLong::Refuse => {
@@ -346,12 +346,12 @@ impl Encoder<'_> {
         let start = usize::from(begun);
         let end = start + example.tokens.len() - self.max_length;
         example.tokens.drain(start..end);
-        example.trained.drain(start..end);
+        example.loss_mask.drain(start..end);
         if matches!(row.content, RowContent::Text(_)) {
-            example.trained[0] = false;
+            example.loss_mask[0] = false;
         } else {
             // What is left of an answer without its question says nothing about how to answer.
-            let rest = example.trained[start..].iter_mut();
+            let rest = example.loss_mask[start..].iter_mut();
             rest.take_while(|trained| **trained)
                 .for_each(|trained| *trained = false);
         }
@@ -394,12 +394,12 @@ impl Builder {
 
     fn push(&mut self, tokens: &[u32], trained: bool) {
         self.0.tokens.extend_from_slice(tokens);
-        self.0.trained.resize(self.0.tokens.len(), trained);
+        self.0.loss_mask.resize(self.0.tokens.len(), trained);
     }
 
     fn finish(mut self) -> Example {
         // Nothing stands before the first token that could predict it.
-        if let Some(first) = self.0.trained.first_mut() {
+        if let Some(first) = self.0.loss_mask.first_mut() {
             *first = false;
         }
         self.0
@@ -412,7 +412,7 @@ pub fn examples_hash(examples: &[Example]) -> String {
     let mut hasher = Sha256::new();
     for example in examples {
         hasher.update((example.tokens.len() as u64).to_le_bytes());
-        for (token, trained) in example.tokens.iter().zip(&example.trained) {
+        for (token, trained) in example.tokens.iter().zip(&example.loss_mask) {
             hasher.update(token.to_le_bytes());
             hasher.update([u8::from(*trained)]);
         }

@@ -58,7 +58,7 @@ impl Layout {
                     .blocks
                     .push((next_block..next_block + blocks).collect());
                 next_block += blocks;
-                for (i, trained) in item.example.trained.iter().enumerate().skip(1) {
+                for (i, trained) in item.example.loss_mask.iter().enumerate().skip(1) {
                     if *trained {
                         layout.trained.push(TrainedRow {
                             row: (at + i - 1) as u32,

@@ -67,7 +67,7 @@ impl LossSum {
 
 /// A frozen base that computes losses and gradients of adapters.
 ///
-/// A row's loss is the sum of -ln p(tokens\[i\] | tokens\[..i\]) over the i with trained\[i\]. Rows do not see each
+/// A row's loss is the sum of -ln p(tokens\[i\] | tokens\[..i\]) over the i with loss_mask\[i\]. Rows do not see each
 /// other. An item's dropout mask applies in every method. Both functions return one sum per
 /// adapter of `params`, zero for an adapter that has no row in the batch, and give the same bits for the same arguments. An adapter without pairs is the bare base.
 pub trait Learner {

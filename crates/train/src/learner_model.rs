@@ -22,7 +22,7 @@ pub(crate) const HEAD_ROWS: usize = 256;
 /// each other, so the results are the same.
 const YIELDING_HEAD_ROWS: usize = 32;
 
-/// Bytes of activations that are kept for the backward, unless [`ModelLearner::keep`] changes it.
+/// Bytes of activations that are kept for the backward, unless [`ModelLearner::set_activation_cache`] changes it.
 pub const ACTIVATION_CACHE: u64 = 640 << 20;
 
 /// A model that learns adapters.
@@ -98,7 +98,7 @@ impl ModelLearner {
 
     /// Keeps at most `bytes` of activations from the forward to the backward; layers that find no room are run again, to the
     /// same bits.
-    pub fn keep(&mut self, bytes: u64) {
+    pub fn set_activation_cache(&mut self, bytes: u64) {
         self.activation_cache = ActivationCache::new(bytes);
     }
 

@@ -170,7 +170,7 @@ pub fn lr_find(
             }
         }
         if step < sweep.steps {
-            optimizer::clip(&mut grads[0], settings.clip);
+            optimizer::clip_grad_norm(&mut grads[0], settings.clip);
             let gradient = grads[0].tensors().flatten().all(|g| g.is_finite());
             if !gradient {
                 break;

@@ -99,7 +99,7 @@ impl AdamW {
 }
 
 /// Scales `grads` down to the global norm `max_norm`, where they are beyond it (0: never); returns the norm before.
-pub fn clip(grads: &mut LoraGrads, max_norm: f64) -> f64 {
+pub fn clip_grad_norm(grads: &mut LoraGrads, max_norm: f64) -> f64 {
     let norm = norm(grads);
     if max_norm > 0.0 && norm > max_norm {
         // torch's margin: the clipped norm never rounds up past the limit.
@@ -223,12 +223,12 @@ mod tests {
     #[test]
     fn clipping_keeps_the_direction_and_the_limit() {
         let mut g = grads(&[3.0, 0.0], &[0.0, -4.0]);
-        assert_eq!(clip(&mut g, 1.0), 5.0);
+        assert_eq!(clip_grad_norm(&mut g, 1.0), 5.0);
         assert!((norm(&g) - 1.0).abs() < 1e-6 && norm(&g) <= 1.0);
         assert!((g.pairs[0].a[0] - 0.6).abs() < 1e-6 && (g.pairs[0].b[1] + 0.8).abs() < 1e-6);
         let before = g.clone();
-        assert!(clip(&mut g, 2.0) <= 1.0);
-        assert_eq!(clip(&mut g, 0.0), norm(&g));
+        assert!(clip_grad_norm(&mut g, 2.0) <= 1.0);
+        assert_eq!(clip_grad_norm(&mut g, 0.0), norm(&g));
         assert_eq!(g, before);
     }
 }

@@ -159,8 +159,8 @@ pub trait Observer {
 
     /// The parameters before the next step, or after the last one; called again when a run resumes. Validations of this state
     /// have been reported, and a due checkpoint has been written.
-    fn standing(&mut self, standing: &Snapshot<'_>) {
-        let _ = standing;
+    fn snapshot(&mut self, snapshot: &Snapshot<'_>) {
+        let _ = snapshot;
     }
 
     /// All steps are done.

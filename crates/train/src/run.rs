@@ -36,7 +36,7 @@ pub(crate) struct Run<'o> {
     /// Optimizer steps done.
     pub(crate) step: u64,
     adapters: Vec<AdapterRun>,
-    // Side by side with `adapters`, as the learner takes them.
+    // By adapter, in separate lists, as the learner takes them.
     params: Vec<LoraParams>,
     grads: Vec<LoraGrads>,
     /// The step and the number of validations that the file on the disk holds.
@@ -46,7 +46,7 @@ pub(crate) struct Run<'o> {
 
 /// Time and tokens spent by this process; never part of the metrics file.
 struct Clock {
-    /// The start of its first step; earlier work, which is done once, is not counted.
+    /// The start of its first step. One-time work before it is not counted.
     started: Instant,
     first_step: u64,
     training: Duration,
@@ -55,7 +55,7 @@ struct Clock {
 }
 
 impl<'o> Run<'o> {
-    /// Checks the jobs and counts what is to be done; nothing is computed yet.
+    /// Checks the jobs and plans their steps. Computes nothing yet.
     pub(crate) fn plan(jobs: Vec<Job>, options: &'o RunOptions) -> Result<Self, TrainError> {
         if jobs.is_empty() {
             return Err(TrainError::Job("there is no adapter to train".to_owned()));
@@ -114,7 +114,7 @@ impl<'o> Run<'o> {
             validation_tokens +=
                 adapter.validations_due(plan.steps) * validation.iter().sum::<usize>() as u64;
             if adapter.job.preference.is_some() {
-                // The reference is a forward pass over all of it, as a validation is.
+                // The reference costs a forward pass over all rows, as a validation does.
                 validation_tokens += (plan.tokens + validation.iter().sum::<usize>()) as u64;
             }
             parts.push(AdapterSizes::new(
@@ -135,7 +135,7 @@ impl<'o> Run<'o> {
         )
     }
 
-    /// Tokens of the step that was done last, of all adapters.
+    /// Tokens of the last step, over all adapters.
     pub(crate) fn tokens_of_last_step(&mut self) -> usize {
         let step = self.step.saturating_sub(1);
         let adapters = self.adapters.iter_mut();
@@ -146,8 +146,8 @@ impl<'o> Run<'o> {
         self.step >= self.steps()
     }
 
-    /// The adapters as they are now.
-    pub(crate) fn standing(&self) -> Snapshot<'_> {
+    /// The adapters' current parameters.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
         Snapshot {
             step: self.step,
             done: self.is_done(),
@@ -155,7 +155,7 @@ impl<'o> Run<'o> {
         }
     }
 
-    /// Steps of the run: those of the adapter that has the most, now that some may have stopped early.
+    /// Steps of the run: those of the adapter with the most, early stops included.
     fn steps(&self) -> u64 {
         self.adapters
             .iter()
@@ -164,7 +164,7 @@ impl<'o> Run<'o> {
             .unwrap_or(0)
     }
 
-    /// Validates the adapters whose epoch has ended and keeps the best; false when it was asked to stop on the way.
+    /// Validates the adapters whose epoch has ended and keeps the best parameters. Returns false if interrupted.
     pub(crate) fn validate(
         &mut self,
         learner: &mut dyn Learner,
@@ -176,26 +176,10 @@ impl<'o> Run<'o> {
             if adapter.validations >= adapter.validations_due(self.step) {
                 continue;
             }
-            let rows = adapter.validation(index).rows();
-            observer.validating(index, rows.len());
-            let mut tallies = vec![LossTally::default(); self.params.len()];
-            let lengths: Vec<usize> = rows.iter().map(BatchRow::tokens).collect();
-            for piece in batch::pieces(&lengths, self.options.batch_tokens) {
-                if stop() {
-                    return Ok(false);
-                }
-                let units = &rows[piece];
-                let items: Vec<BatchItem<'_>> = units.iter().flat_map(BatchRow::items).collect();
-                if units.iter().any(BatchRow::is_pair) {
-                    let losses = learner.item_losses(&self.params, &items)?;
-                    rows::add_losses(units, check_item_losses(&losses, &items)?, &mut tallies);
-                } else {
-                    let losses = learner.losses(&self.params, &items)?;
-                    tallies[index].add(check_losses(&losses, &items, self.params.len())?[index]);
-                }
-            }
-            let seen = tallies[index];
-            let (step, loss) = (self.step.min(self.adapters[index].steps()), seen.loss());
+            let Some(tally) = self.validation_loss(index, learner, observer, stop)? else {
+                return Ok(false);
+            };
+            let (step, loss) = (self.step.min(self.adapters[index].steps()), tally.loss());
             self.finite(index, "validation loss", loss)?;
             let adapter = &mut self.adapters[index];
             let best = adapter.best.as_ref().is_none_or(|best| loss < best.loss);
@@ -213,9 +197,9 @@ impl<'o> Run<'o> {
                 step,
                 epoch,
                 loss,
-                tokens: seen.tokens(),
+                tokens: tally.tokens(),
                 best,
-                preference: seen.preference(),
+                preference: tally.preference(),
             })?;
             observer.validated(
                 index,
@@ -224,7 +208,7 @@ impl<'o> Run<'o> {
                     epoch,
                     loss,
                     best,
-                    preference: seen.preference(),
+                    preference: tally.preference(),
                 },
             );
             if self.adapters[index].patience_is_over(best, step) {
@@ -234,7 +218,36 @@ impl<'o> Run<'o> {
         Ok(true)
     }
 
-    /// Sums the next step's gradients over its micro-batches; none when it was asked to stop on the way.
+    /// The loss of adapter `index` over its validation rows; `None` if interrupted.
+    fn validation_loss(
+        &self,
+        index: usize,
+        learner: &mut dyn Learner,
+        observer: &mut dyn Observer,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<LossTally>, TrainError> {
+        let rows = self.adapters[index].validation(index).rows();
+        observer.validating(index, rows.len());
+        let mut tallies = vec![LossTally::default(); self.params.len()];
+        let lengths: Vec<usize> = rows.iter().map(BatchRow::tokens).collect();
+        for piece in batch::pieces(&lengths, self.options.batch_tokens) {
+            if stop() {
+                return Ok(None);
+            }
+            let rows = &rows[piece];
+            let items: Vec<BatchItem<'_>> = rows.iter().flat_map(BatchRow::items).collect();
+            if rows.iter().any(BatchRow::is_pair) {
+                let losses = learner.item_losses(&self.params, &items)?;
+                rows::add_losses(rows, check_item_losses(&losses, &items)?, &mut tallies);
+            } else {
+                let losses = learner.losses(&self.params, &items)?;
+                tallies[index].add(check_losses(&losses, &items, self.params.len())?[index]);
+            }
+        }
+        Ok(Some(tallies[index]))
+    }
+
+    /// Sums the next step's gradients over its micro-batches; `None` if interrupted.
     pub(crate) fn forward_backward(
         &mut self,
         learner: &mut dyn Learner,
@@ -267,41 +280,23 @@ impl<'o> Run<'o> {
             .unwrap_or(0);
         let mut tallies = vec![LossTally::default(); self.params.len()];
         for micro_batch in 0..micro_batches {
-            let mut units: Vec<BatchRow<'_>> = Vec::new();
-            for (index, (adapter, rows)) in self.adapters.iter().zip(&rows).enumerate() {
-                let of_micro_batch = rows
-                    .chunks(adapter.job.settings.batch_rows)
-                    .nth(micro_batch)
-                    .unwrap_or(&[]);
-                let training = adapter.training(index, step);
-                units.extend(of_micro_batch.iter().map(|&row| training.row(row)));
-            }
-            let lengths: Vec<usize> = units.iter().map(BatchRow::tokens).collect();
+            let batch_rows = micro_batch_rows(&self.adapters, &rows, step, micro_batch);
+            let lengths: Vec<usize> = batch_rows.iter().map(BatchRow::tokens).collect();
             for piece in batch::pieces(&lengths, self.options.batch_tokens) {
                 if stop() {
                     return Ok(None);
                 }
-                let units = &units[piece];
-                let items: Vec<BatchItem<'_>> = units.iter().flat_map(BatchRow::items).collect();
+                let batch_rows = &batch_rows[piece];
                 let (params, grads) = (&self.params, &mut self.grads);
-                if units.iter().any(BatchRow::is_pair) {
-                    let weigh = |losses: &[LossSum]| rows::gradient_weights(units, losses);
-                    let losses = learner.forward_backward_weighted(
-                        params,
-                        &items,
-                        &loss_scale,
-                        &weigh,
-                        grads,
-                    )?;
-                    rows::add_losses(units, check_item_losses(&losses, &items)?, &mut tallies);
-                } else {
-                    let losses = learner.forward_backward(params, &items, &loss_scale, grads)?;
-                    let losses = check_losses(&losses, &items, params.len())?;
-                    for (tally, loss) in tallies.iter_mut().zip(losses) {
-                        tally.add(*loss);
-                    }
-                }
-                self.clock.tokens += units.iter().map(BatchRow::tokens).sum::<usize>();
+                add_gradients(
+                    learner,
+                    params,
+                    batch_rows,
+                    &loss_scale,
+                    grads,
+                    &mut tallies,
+                )?;
+                self.clock.tokens += batch_rows.iter().map(BatchRow::tokens).sum::<usize>();
             }
         }
         for (index, tally) in tallies.iter().enumerate() {
@@ -310,7 +305,7 @@ impl<'o> Run<'o> {
         Ok(Some(tallies))
     }
 
-    /// Clips each adapter's gradient by its own norm; returns the norms before.
+    /// Clips each adapter's gradient by its own norm. Returns the norms before clipping.
     pub(crate) fn clip(&mut self) -> Result<Vec<f64>, TrainError> {
         let limits = self
             .adapters
@@ -320,7 +315,7 @@ impl<'o> Run<'o> {
             .grads
             .iter_mut()
             .zip(limits)
-            .map(|(grads, limit)| optimizer::clip(grads, limit))
+            .map(|(grads, limit)| optimizer::clip_grad_norm(grads, limit))
             .collect();
         for (index, norm) in norms.iter().enumerate() {
             self.finite(index, "gradient", *norm)?;
@@ -328,7 +323,7 @@ impl<'o> Run<'o> {
         Ok(norms)
     }
 
-    /// Moves every adapter that is not done; returns the learning rates.
+    /// Updates the parameters of every adapter that is not done. Returns the learning rates.
     pub(crate) fn optimizer_step(&mut self) -> Vec<f64> {
         let step = self.step;
         let adapters = self
@@ -400,7 +395,7 @@ impl<'o> Run<'o> {
         Ok(())
     }
 
-    /// Time for the rest of the run, from what this process has spent on its steps (validation between them included).
+    /// Estimates the time for the rest of the run from what this process has spent on its steps, validation included.
     fn eta(&self) -> Duration {
         let between = |from: u64, to: u64| -> f64 {
             let tokens = |(adapter, plan): (&AdapterRun, &AdapterPlan)| {
@@ -436,17 +431,61 @@ impl<'o> Run<'o> {
     }
 }
 
-/// The learner's sums, once they are seen to be of the rows that it was given.
+/// The rows of all adapters in micro-batch `micro_batch` of `step`; `rows` has each adapter's rows of the step.
+fn micro_batch_rows<'a>(
+    adapters: &'a [AdapterRun],
+    rows: &[Vec<usize>],
+    step: u64,
+    micro_batch: usize,
+) -> Vec<BatchRow<'a>> {
+    let mut batch_rows = Vec::new();
+    for (index, (adapter, rows)) in adapters.iter().zip(rows).enumerate() {
+        let of_micro_batch = rows
+            .chunks(adapter.job.settings.batch_rows)
+            .nth(micro_batch)
+            .unwrap_or(&[]);
+        let training = adapter.training(index, step);
+        batch_rows.extend(of_micro_batch.iter().map(|&row| training.row(row)));
+    }
+    batch_rows
+}
+
+/// Adds the gradients of `rows` to `grads` and their losses to `tallies`.
+fn add_gradients(
+    learner: &mut dyn Learner,
+    params: &[LoraParams],
+    rows: &[BatchRow<'_>],
+    loss_scale: &[f32],
+    grads: &mut [LoraGrads],
+    tallies: &mut [LossTally],
+) -> Result<(), TrainError> {
+    let items: Vec<BatchItem<'_>> = rows.iter().flat_map(BatchRow::items).collect();
+    if rows.iter().any(BatchRow::is_pair) {
+        let weigh = |losses: &[LossSum]| rows::gradient_weights(rows, losses);
+        let losses =
+            learner.forward_backward_weighted(params, &items, loss_scale, &weigh, grads)?;
+        rows::add_losses(rows, check_item_losses(&losses, &items)?, tallies);
+    } else {
+        let losses = learner.forward_backward(params, &items, loss_scale, grads)?;
+        let losses = check_losses(&losses, &items, params.len())?;
+        for (tally, loss) in tallies.iter_mut().zip(losses) {
+            tally.add(*loss);
+        }
+    }
+    Ok(())
+}
+
+/// Returns `losses` if they are one sum for each adapter, over the trained tokens of `items`.
 fn check_losses<'l>(
     losses: &'l [LossSum],
     items: &[BatchItem<'_>],
     adapters: usize,
 ) -> Result<&'l [LossSum], TrainError> {
     let given: usize = items.iter().map(|item| item.example.trained_tokens()).sum();
-    let found: usize = losses.iter().map(|sum| sum.tokens).sum();
-    if losses.len() != adapters || given != found {
+    let returned: usize = losses.iter().map(|sum| sum.tokens).sum();
+    if losses.len() != adapters || given != returned {
         let message = format!(
-            "it returned {} losses over {found} tokens for {adapters} adapters and {given} trained tokens",
+            "it returned {} losses over {returned} tokens for {adapters} adapters and {given} trained tokens",
             losses.len()
         );
         return Err(TrainError::Learner(message));
@@ -454,7 +493,7 @@ fn check_losses<'l>(
     Ok(losses)
 }
 
-/// The learner's losses of `items`, once they are seen to be theirs.
+/// Returns `losses` if they are one for each of `items`, over its trained tokens.
 fn check_item_losses<'l>(
     losses: &'l [LossSum],
     items: &[BatchItem<'_>],

@@ -89,7 +89,7 @@ impl PreparedRun<'_> {
             if run.checkpoint_is_due() {
                 run.checkpoint(observer)?;
             }
-            observer.standing(&run.standing());
+            observer.snapshot(&run.snapshot());
             if run.is_done() {
                 break;
             }
@@ -106,10 +106,10 @@ impl PreparedRun<'_> {
 }
 
 /// The result of a method, or `stopped` if the learner's yield point stopped it.
-fn or_stopped<T>(said: Result<T, TrainError>, stopped: T) -> Result<T, TrainError> {
-    match said {
+fn or_stopped<T>(result: Result<T, TrainError>, stopped: T) -> Result<T, TrainError> {
+    match result {
         Err(TrainError::Stopped) => Ok(stopped),
-        said => said,
+        result => result,
     }
 }
 

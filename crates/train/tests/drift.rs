@@ -76,8 +76,8 @@ fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<
 fn drift_is_the_divergence_of_the_distributions() {
     let (_, model) = tiny();
     let tokens: Vec<u32> = (0..39).map(|i| (i * 104_729) % 250).collect();
-    let trained = (0..tokens.len()).map(|i| i > 5).collect();
-    let example = Example { tokens, trained };
+    let loss_mask = (0..tokens.len()).map(|i| i > 5).collect();
+    let example = Example { tokens, loss_mask };
     let adapter = LoraParams {
         pairs: tiny_adapter(2, model.config(), 4, 1.5).pairs,
     };
@@ -136,7 +136,7 @@ fn the_base_does_not_drift_from_itself() {
     assert!(found.tokens > 30 && found.loss > 0.0);
     let wild = Example {
         tokens: vec![1, 9999],
-        trained: vec![false, true],
+        loss_mask: vec![false, true],
     };
     let said = drift(&model, Compute::Int8, &adapter, &[wild], None).unwrap_err();
     assert!(said.to_string().contains("vocabulary"), "{said}");

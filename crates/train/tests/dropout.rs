@@ -37,8 +37,8 @@ fn example(seed: u32, tokens: usize) -> Example {
     let tokens: Vec<u32> = (0..tokens as u32)
         .map(|i| (seed * 7919 + i * 104_729) % 250)
         .collect();
-    let trained = (0..tokens.len()).map(|i| i >= 4).collect();
-    Example { tokens, trained }
+    let loss_mask = (0..tokens.len()).map(|i| i >= 4).collect();
+    Example { tokens, loss_mask }
 }
 
 fn mask(row: u64) -> Option<DropoutMask> {
@@ -142,10 +142,10 @@ fn cached_activations_equal_recomputed_ones() {
     for compute in [Compute::F32, Compute::Int8] {
         let mut keeping = ModelLearner::new(model.clone(), compute);
         let mut again = ModelLearner::new(model.clone(), compute);
-        again.keep(0);
+        again.set_activation_cache(0);
         // 2048 bytes a row and layer: room for one of two layers, of the 59 rows of the short batch and of 101.
         let mut some = ModelLearner::new(model.clone(), compute);
-        some.keep(210_000);
+        some.set_activation_cache(210_000);
         for (batch, masks) in [
             (&short[..], &masks[..]),
             (&long, &masks[..2]),

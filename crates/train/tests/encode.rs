@@ -43,7 +43,7 @@ fn texts(tokenizer: &Tokenizer, example: &Example) -> (String, String) {
     let trained: Vec<u32> = example
         .tokens
         .iter()
-        .zip(&example.trained)
+        .zip(&example.loss_mask)
         .filter(|(_, on)| **on)
         .map(|(token, _)| *token)
         .collect();
@@ -72,7 +72,7 @@ fn the_answer_and_its_end_are_trained_after_the_prompt_of_a_request() {
     let prompt = tokenizer.encode(prompt, Special::Parse).unwrap();
     assert_eq!(example.tokens[..prompt.len()], prompt);
     assert_eq!(
-        example.trained.iter().position(|on| *on),
+        example.loss_mask.iter().position(|on| *on),
         Some(prompt.len())
     );
 }
@@ -290,8 +290,8 @@ fn a_row_that_loses_its_beginning_keeps_its_answer() {
     let cut = |i: usize| match fit(i) {
         Fitted::Truncated(example) => {
             assert_eq!(example.tokens.len(), 60);
-            assert_eq!(example.trained.len(), 60);
-            assert!(!example.trained[0]);
+            assert_eq!(example.loss_mask.len(), 60);
+            assert!(!example.loss_mask[0]);
             texts(&tokenizer, &example)
         }
         other => panic!("row {i}: {other:?}"),
@@ -364,7 +364,7 @@ fn the_names_of_masks_and_policies_are_those_of_persona_toml() {
 fn the_hash_covers_tokens_masks_and_borders() {
     let example = |tokens: &[u32], trained: &[bool]| Example {
         tokens: tokens.into(),
-        trained: trained.into(),
+        loss_mask: trained.into(),
     };
     let base = [example(&[1, 2], &[false, true]), example(&[3], &[false])];
     let others = [

@@ -32,8 +32,8 @@ fn example(seed: u32, tokens: usize, prompt: usize) -> Example {
     let tokens: Vec<u32> = (0..tokens as u32)
         .map(|i| (seed * 7919 + i * 104_729) % 250)
         .collect();
-    let trained = (0..tokens.len()).map(|i| i >= prompt).collect();
-    Example { tokens, trained }
+    let loss_mask = (0..tokens.len()).map(|i| i >= prompt).collect();
+    Example { tokens, loss_mask }
 }
 
 fn items(examples: &[(usize, Example)]) -> Vec<BatchItem<'_>> {
@@ -150,7 +150,7 @@ fn head_norm_backward_is_the_same_cached_or_recomputed() {
     let gradients = |kept: Option<u64>| {
         let mut learner = ModelLearner::new(model.clone(), Compute::F32);
         if let Some(bytes) = kept {
-            learner.keep(bytes);
+            learner.set_activation_cache(bytes);
         }
         let mut grads = vec![LoraGrads::zeros_like(&params[0])];
         learner

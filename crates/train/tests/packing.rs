@@ -31,7 +31,7 @@ fn examples() -> Vec<Example> {
         let token = |i: usize| ((seed * 7919 + i * 104_729) % 250) as u32;
         Example {
             tokens: (0..length).map(token).collect(),
-            trained: (0..length)
+            loss_mask: (0..length)
                 .map(|i| i > 0 && (i * 3 / length > 0 || seed == 2 && i % 5 > 2))
                 .collect(),
         }
@@ -90,8 +90,8 @@ fn a_packed_example_does_not_see_its_neighbours() {
     // Another text in the same place, and another length, which moves all the rows behind it.
     for (i, keep) in [(2, 47), (4, 9)] {
         examples[i].tokens.truncate(keep);
-        examples[i].trained.truncate(keep);
-        examples[i].trained[keep - 1] = true;
+        examples[i].loss_mask.truncate(keep);
+        examples[i].loss_mask[keep - 1] = true;
         for token in &mut examples[i].tokens {
             *token = (*token + 101) % 250;
         }

@@ -67,14 +67,14 @@ fn stopped_at_any_step_it_ends_with_the_same_bytes() {
     let mut all = Notes::default();
     let expected = finished(run(whole.jobs(), &whole.options(), &mut all).unwrap());
     let expected_state = fs::read(whole.path("run/checkpoint.safetensors")).unwrap();
-    // Told of every state, from the first numbers to those behind the last step.
-    let told: Vec<(u64, bool)> = all
-        .standing
+    // The observer sees every state, from before the first step to after the last.
+    let seen: Vec<(u64, bool)> = all
+        .snapshots
         .iter()
         .map(|(s, done, _)| (*s, *done))
         .collect();
-    assert_eq!(told, (0..=18).map(|s| (s, s == 18)).collect::<Vec<_>>());
-    assert!(all.standing[0].2 == toy::params() && all.standing[0].2 != all.standing[1].2);
+    assert_eq!(seen, (0..=18).map(|s| (s, s == 18)).collect::<Vec<_>>());
+    assert!(all.snapshots[0].2 == toy::params() && all.snapshots[0].2 != all.snapshots[1].2);
     for stop in [1, 2, 3, 6, 8, 11, 17] {
         let folder = Folder::new();
         let mut notes = Notes {
@@ -95,7 +95,7 @@ fn stopped_at_any_step_it_ends_with_the_same_bytes() {
         let trained = finished(run(folder.jobs(), &folder.options(), &mut notes).unwrap());
         assert_eq!(notes.resumed, Some(stop));
         assert_eq!(notes.steps.first().map(|s| s.step), Some(stop + 1));
-        assert!(notes.standing == all.standing[stop as usize..]);
+        assert!(notes.snapshots == all.snapshots[stop as usize..]);
         assert!(trained == expected, "stopped at {stop}");
         assert!(folder.metrics() == whole.metrics(), "stopped at {stop}");
         assert!(

@@ -369,7 +369,7 @@ fn invalid_jobs_are_refused_before_the_run_starts() {
         said(change(|job| job.train.clear())).contains("adapter `one`: there are no training rows")
     );
     assert!(
-        said(change(|job| job.train[3].trained.fill(false)))
+        said(change(|job| job.train[3].loss_mask.fill(false)))
             .contains("row 4 has no token to train")
     );
     assert!(said(change(|job| job.settings.lr = None)).contains("`lr` is not set"));

@@ -50,8 +50,8 @@ fn model() -> Arc<Model> {
 
 fn example(seed: u32) -> Example {
     let tokens: Vec<u32> = (0..14).map(|i| (seed * 7919 + i * 104_729) % 250).collect();
-    let trained = (0..tokens.len()).map(|i| i >= 6).collect();
-    Example { tokens, trained }
+    let loss_mask = (0..tokens.len()).map(|i| i >= 6).collect();
+    Example { tokens, loss_mask }
 }
 
 fn job(model: &Model) -> Job {
@@ -115,7 +115,7 @@ fn every_layer_waits_and_every_pass_releases() {
     let batch: Vec<BatchItem<'_>> = job.train.iter().map(|row| BatchItem::new(0, row)).collect();
     learner.losses(&params, &batch).unwrap();
     // Every layer forward, and pieces of the head of 32 trained rows.
-    let trained = |row: &train::Example| row.trained.iter().skip(1).filter(|t| **t).count();
+    let trained = |row: &train::Example| row.loss_mask.iter().skip(1).filter(|t| **t).count();
     let pieces = job.train.iter().map(trained).sum::<usize>().div_ceil(32);
     assert!(pieces > 1);
     let forward = (model.config().layers + pieces) as u64;

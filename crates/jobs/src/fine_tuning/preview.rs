@@ -127,7 +127,7 @@ impl BackgroundWork {
                     let stop = Arc::new(AtomicBool::new(false));
                     let yield_point = JobYieldPoint::new(&self.service, &stop);
                     let mut learner = training::learner(base).yielding(yield_point);
-                    learner.keep(plan.keep);
+                    learner.set_activation_cache(plan.keep);
                     if let Some(step) = prepared.measure(&mut learner, &stop)? {
                         self.learn(step);
                         plan.measured(step);
@@ -276,7 +276,7 @@ fn look(encoder: &Encoder<'_>, row: &DataRow, said: impl Fn(TrainError) -> Strin
 
 fn parts(example: &Example, encoder: &Encoder<'_>) -> Vec<ShownPart> {
     let mut start = 0;
-    let runs = example.trained.chunk_by(|a, b| a == b);
+    let runs = example.loss_mask.chunk_by(|a, b| a == b);
     runs.map(|run| {
         let tokens = &example.tokens[start..start + run.len()];
         start += run.len();

@@ -100,7 +100,7 @@ fn attempt(
     let mut watch = RunObserver::new(queue, &record.id, sampling);
     let prepared = sft::prepare(vec![job], &options)?;
     let forecast = prepared.estimate(base.model.config());
-    learner.keep(Plan::new(forecast, memory::in_use(), memory::available()).keep);
+    learner.set_activation_cache(Plan::new(forecast, memory::in_use(), memory::available()).keep);
     let trained = match prepared.train(&mut learner, &mut watch, stop)? {
         Outcome::Interrupted { .. } => return Ok(RunOutcome::Stopped),
         Outcome::Finished(trained) => trained,

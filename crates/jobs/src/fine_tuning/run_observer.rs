@@ -144,8 +144,8 @@ impl Observer for RunObserver<'_> {
         self.events.push("info", said, None);
     }
 
-    fn standing(&mut self, standing: &Snapshot<'_>) {
-        let due = |sampling: &&mut Sampling<'_>| sampling.is_due(standing);
+    fn snapshot(&mut self, snapshot: &Snapshot<'_>) {
+        let due = |sampling: &&mut Sampling<'_>| sampling.is_due(snapshot);
         let Some(sampling) = self.sampling.as_mut().filter(due) else {
             return;
         };
@@ -155,10 +155,10 @@ impl Observer for RunObserver<'_> {
             self.queue.note(id, |progress| progress.phase = phase);
         };
         phase(Some("sampling"));
-        if let Err(error) = sampling.ask(standing) {
+        if let Err(error) = sampling.ask(snapshot) {
             let said = format!(
                 "The adapter could not be asked after step {}: {error:#}",
-                standing.step
+                snapshot.step
             );
             self.events.push("warn", said, None);
         }

@@ -151,25 +151,25 @@ impl<'q> Sampling<'q> {
     }
 
     /// Whether the adapter is to be asked as it stands.
-    pub fn is_due(&self, standing: &Snapshot<'_>) -> bool {
-        self.moments.is_due(standing.step, standing.done)
+    pub fn is_due(&self, snapshot: &Snapshot<'_>) -> bool {
+        self.moments.is_due(snapshot.step, snapshot.done)
     }
 
     /// Asks the adapter as it stands and keeps what it says. Stopped on the way it keeps nothing, and the next process asks.
-    pub fn ask(&mut self, standing: &Snapshot<'_>) -> anyhow::Result<()> {
-        self.moments.asked.insert(standing.step);
-        match self.answers(standing) {
+    pub fn ask(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        self.moments.asked.insert(snapshot.step);
+        match self.answers(snapshot) {
             Err(_) if self.stop.load(Ordering::SeqCst) => Ok(()),
             said => Ok(self.samples.add(said?)?),
         }
     }
 
-    fn answers(&self, standing: &Snapshot<'_>) -> anyhow::Result<Vec<SampledAnswer>> {
+    fn answers(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<Vec<SampledAnswer>> {
         // One adapter a job.
-        let params = standing.adapters.first().context("there is no adapter")?;
+        let params = snapshot.adapters.first().context("there is no adapter")?;
         let trained = TrainedAdapter {
             params: params.clone(),
-            steps: standing.step,
+            steps: snapshot.step,
             ..self.shell.clone()
         };
         let adapter = peft_adapter(&trained, &self.provenance)?;
@@ -197,7 +197,7 @@ impl<'q> Sampling<'q> {
             &mut Progress::hidden(),
         )?;
         let said = answers.all.into_iter().map(|answered| SampledAnswer {
-            step: standing.step,
+            step: snapshot.step,
             prompt: candidates[0].rows[answered.question.row].input(),
             answer: answered.text,
         });

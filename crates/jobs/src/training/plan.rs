@@ -14,7 +14,7 @@ pub struct Plan {
     pub forecast: RunEstimate,
     /// Bytes that the run will add to those in use.
     pub memory_needed: u64,
-    /// Most bytes of activations that the run may keep, for [`train::ModelLearner::keep`].
+    /// Most bytes of activations that the run may keep, for [`train::ModelLearner::set_activation_cache`].
     #[serde(skip)]
     pub keep: u64,
     /// Bytes in use before it starts: the base and the rows.

@@ -119,7 +119,7 @@ pub fn drift(
             .new_cache(config.layers, pages.len(), KvType::F32)
             .map_err(|error| failed(error.to_string()))?;
         let trained: Vec<u32> = (0..rows as u32)
-            .filter(|&row| example.trained[row as usize + 1])
+            .filter(|&row| example.loss_mask[row as usize + 1])
             .collect();
         let both: Vec<u32> = trained
             .iter()

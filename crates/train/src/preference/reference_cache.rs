@@ -129,7 +129,7 @@ mod tests {
     fn the_key_covers_all_that_the_reference_depends_on() {
         let example = |token| Example {
             tokens: vec![1, token],
-            trained: vec![false, true],
+            loss_mask: vec![false, true],
         };
         let (a, b) = ([example(2)], [example(3)]);
         let keys = [

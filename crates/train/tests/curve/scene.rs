@@ -72,6 +72,6 @@ fn row(index: u32) -> Example {
     let tokens = (0..length).map(|i| 3 + (index * 13 + i * (1 + index % 3)) % 97);
     Example {
         tokens: tokens.collect(),
-        trained: (0..length).map(|i| i >= prompt).collect(),
+        loss_mask: (0..length).map(|i| i >= prompt).collect(),
     }
 }

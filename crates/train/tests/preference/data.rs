@@ -75,7 +75,7 @@ fn rows_and_their_siblings_become_pairs_with_the_same_prompt() {
     let both = job.train.iter().zip(&preference.train.examples);
     for (chosen, rejected) in both {
         let prompt = |example: &Example| {
-            let end = example.trained.iter().position(|on| *on).unwrap();
+            let end = example.loss_mask.iter().position(|on| *on).unwrap();
             example.tokens[..end].to_vec()
         };
         assert_eq!(prompt(chosen), prompt(rejected));

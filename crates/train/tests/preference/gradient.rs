@@ -102,7 +102,7 @@ fn log_prob(model: &Model, params: &LoraParams, example: &Example) -> f64 {
         f64::from(logits[example.tokens[row + 1] as usize]) - sum.ln()
     };
     (0..rows)
-        .filter(|row| example.trained[row + 1])
+        .filter(|row| example.loss_mask[row + 1])
         .map(of_row)
         .sum()
 }

@@ -178,7 +178,7 @@ fn pairs_that_do_not_fit_together_are_refused() {
             .contains("6 chosen and 5 rejected answers")
     );
     assert!(
-        refusal(|job| preference(job).validation.examples[1].trained.fill(false))
+        refusal(|job| preference(job).validation.examples[1].loss_mask.fill(false))
             .contains("the rejected answer of row 2 has no token")
     );
     assert!(

@@ -54,7 +54,7 @@ fn example(seed: u32, prompt: u32, answer: u32, length: u32) -> Example {
     let rest = (0..length).map(|i| (answer * 6007 + i * 31_337) % 250);
     Example {
         tokens: asked.chain(rest).collect(),
-        trained: (0..prompt + length).map(|i| i >= prompt).collect(),
+        loss_mask: (0..prompt + length).map(|i| i >= prompt).collect(),
     }
 }
 
@@ -80,7 +80,7 @@ fn pair_job(name: &str, count: usize, from: u32) -> Job {
                 tokens.for_each(|(t, token)| *token = (*token * 3 + t as u32 + 5) % 50);
                 if row.tokens[0].is_multiple_of(2) {
                     other.tokens.push(7);
-                    other.trained.push(true);
+                    other.loss_mask.push(true);
                 }
                 other
             })

@@ -33,7 +33,7 @@ impl Toy {
             for (&token, _) in example
                 .tokens
                 .iter()
-                .zip(&example.trained)
+                .zip(&example.loss_mask)
                 .filter(|(_, trained)| **trained)
             {
                 let weights: Vec<f32> = train::params::tensors(&params[item.adapter])
@@ -107,8 +107,8 @@ pub fn rows(count: usize, from: u32) -> Vec<Example> {
                 }
             })
             .collect();
-        let trained = (0..length).map(|t| t > length / 3).collect();
-        Example { tokens, trained }
+        let loss_mask = (0..length).map(|t| t > length / 3).collect();
+        Example { tokens, loss_mask }
     };
     (0..count as u32).map(row).collect()
 }
@@ -159,7 +159,7 @@ pub struct Notes {
     pub stopped_early: Vec<(usize, u64)>,
     pub finished: Option<u64>,
     /// The step, whether it was the last, and the first adapter as it stood.
-    pub standing: Vec<(u64, bool, LoraParams)>,
+    pub snapshots: Vec<(u64, bool, LoraParams)>,
     /// Where each job's reference came from, as (job, how).
     pub references: Vec<(usize, &'static str)>,
     /// Raises its flag once this step was seen.
@@ -202,9 +202,9 @@ impl Observer for Notes {
         self.stopped_early.push((adapter, step));
     }
 
-    fn standing(&mut self, standing: &Snapshot<'_>) {
-        let first = standing.adapters[0].clone();
-        self.standing.push((standing.step, standing.done, first));
+    fn snapshot(&mut self, snapshot: &Snapshot<'_>) {
+        let first = snapshot.adapters[0].clone();
+        self.snapshots.push((snapshot.step, snapshot.done, first));
     }
 
     fn finished(&mut self, steps: u64) {

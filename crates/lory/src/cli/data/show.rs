@@ -196,7 +196,10 @@ fn encode(encoder: &Encoder<'_>, row: &DataRow) -> Result<Answer, train::TrainEr
 
 impl Answer {
     fn json(&self, tokenizer: &Tokenizer) -> Value {
-        let Example { tokens, trained } = &self.example;
+        let Example {
+            tokens,
+            loss_mask: trained,
+        } = &self.example;
         json!({
             "fate": self.fate,
             "row_tokens": self.length,
@@ -220,7 +223,10 @@ impl Answer {
 
     /// Its text, which ends with a newline.
     fn text(&self, tokenizer: &Tokenizer, paint: &Paint) -> String {
-        let Example { tokens, trained } = &self.example;
+        let Example {
+            tokens,
+            loss_mask: trained,
+        } = &self.example;
         let (mut out, mut start) = (String::new(), 0);
         for run in trained.chunk_by(|a, b| a == b) {
             let part = tokenizer.decode(&tokens[start..start + run.len()], false);

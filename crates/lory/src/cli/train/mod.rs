@@ -143,7 +143,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let prepared = sft::prepare(jobs, &options)?;
     let forecast = prepared.estimate(base.model.config());
     let mut plan = Plan::new(forecast, in_use, available);
-    learner.keep(plan.keep);
+    learner.set_activation_cache(plan.keep);
     if args.plan {
         if plan.check().is_ok()
             && let Some(step) = prepared.measure(&mut learner, &stop)?
