@@ -1,8 +1,10 @@
-//! Learning rate range test: a short sweep from the start state, over training batches, each step at a higher rate.
+//! Learning rate range test: a short run over training batches from the initial parameters, each step at a higher rate.
 //!
-//! Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3. What a step's rate has done is seen on
-//! the next step's rows, as the change of their loss since the start state: the rows' own difficulty, which differs more from
-//! batch to batch than a step changes, is taken out. Writes nothing and leaves the job as it was.
+//! Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3. The effect of a step is measured on the
+//! next step's rows, as the change of their loss from the initial parameters. This removes the difficulty of the rows, which
+//! differs more between batches than a step changes. Writes nothing and leaves the job unchanged.
+
+use std::slice::Chunks;
 
 use serde::Serialize;
 
@@ -12,7 +14,7 @@ use crate::example::Example;
 use crate::job::Job;
 use crate::learner::{BatchItem, Learner, LossSum};
 use crate::optimizer::{self, AdamW, AdamWConfig};
-use crate::params::LoraGrads;
+use crate::params::{LoraGrads, LoraParams};
 
 /// The rates of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,9 +51,9 @@ impl LrSweep {
 pub struct LrSweepPoint {
     /// The rate of the step.
     pub lr: f64,
-    /// Mean loss of the next step's rows after it, in nats.
+    /// Mean loss of the next step's rows after this step, in nats.
     pub loss: f64,
-    /// Mean loss of the same rows in the start state.
+    /// Mean loss of the same rows with the initial parameters, in nats.
     pub start_loss: f64,
     /// Smoothed mean of `loss` less `start_loss`.
     pub change: f64,
@@ -62,37 +64,102 @@ pub struct LrSweepPoint {
 pub struct LrSweepResult {
     /// The adapter.
     pub name: String,
-    /// The steps, up to where the loss rose to half as much again as in the start state.
+    /// The steps, up to the one where the loss rose by half of the initial loss.
     pub points: Vec<LrSweepPoint>,
     /// The rate at which the loss was lowest.
     pub lowest: Option<f64>,
-    /// A tenth of it: what to train with. None where no rate lowered the loss by a hundredth.
+    /// A rate to train with: a tenth of `lowest`. `None` if no rate lowered the loss by a hundredth.
     pub suggestion: Option<f64>,
 }
 
-/// How much of the smoothed change is the past.
+/// Decay of the smoothed change.
 const KEEP: f64 = 0.7;
-/// A change of so much of the start's loss ends the sweep.
+/// The sweep ends when the loss has risen by this fraction of the initial loss.
 const WORSE: f64 = 0.5;
-/// A rate must lower the start's loss by so much to be worth a suggestion.
+/// A rate is suggested only if the loss fell by this fraction of the initial loss.
 const BETTER: f64 = 0.01;
-/// From the rate of the lowest loss, which is about to be too high, to one that trains.
+/// The suggestion as a fraction of the rate with the lowest loss, which is close to too high.
 const SAFE: f64 = 0.1;
 
-/// Sweeps over `job`; its learning rate, schedule and epochs play no part. None when `stop` asked to stop on the way.
+/// Sweeps over `job`, whose learning rate, schedule and epochs are not used. Returns `None` if `stop` interrupts it.
 ///
-/// `seen` receives every step. A call of the learner has at most `batch_tokens` tokens (0: no limit).
+/// `on_step` receives every step. A call of the learner has at most `batch_tokens` tokens (0: no limit).
 ///
 /// # Errors
-/// A job without rows or of preferences, a sweep of less than two steps or without a range, a learner that fails.
+/// The job has no rows or has preferences, the sweep has fewer than two steps or no range, or the learner fails.
 pub fn lr_find(
     job: &Job,
     sweep: LrSweep,
     batch_tokens: usize,
     learner: &mut dyn Learner,
-    seen: &mut dyn FnMut(&LrSweepPoint),
+    on_step: &mut dyn FnMut(&LrSweepPoint),
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<LrSweepResult>, TrainError> {
+    check(job, sweep)?;
+    let settings = &job.settings;
+    let ordering = Ordering {
+        seed: settings.seed,
+        rows_per_step: settings.rows_per_step(),
+        shuffle: settings.shuffle,
+        group_by_length: settings.group_by_length,
+    };
+    let lengths: Vec<usize> = job.train.iter().map(|row| row.tokens.len()).collect();
+    let per_epoch = ordering.steps(lengths.len());
+    let mut state = SweepState {
+        start: vec![job.init.clone()],
+        params: vec![job.init.clone()],
+        grads: vec![LoraGrads::zeros_like(&job.init)],
+    };
+    let mut optimizer = AdamW::new(&job.init, AdamWConfig::of(settings));
+    let (mut smoothed, mut weight, mut points) = (0.0, 0.0, Vec::new());
+    let mut steps: Vec<Vec<usize>> = Vec::new();
+    for step in 0..=sweep.steps {
+        if step % per_epoch == 0 {
+            steps = ordering.epoch(&lengths, (step / per_epoch) as u64);
+        }
+        let rows: Vec<&Example> = steps[step % per_epoch]
+            .iter()
+            .map(|&row| &job.train[row])
+            .collect();
+        let micro_batches = rows.chunks(settings.batch_rows);
+        let Some(losses) =
+            state.step_losses(micro_batches, step > 0, batch_tokens, learner, stop)?
+        else {
+            return Ok(None);
+        };
+        if step > 0 {
+            let change = losses.now.mean() - losses.start.mean();
+            smoothed = KEEP * smoothed + (1.0 - KEEP) * change;
+            weight = KEEP * weight + (1.0 - KEEP);
+            let point = LrSweepPoint {
+                lr: sweep.rate(step - 1),
+                loss: losses.now.mean(),
+                start_loss: losses.start.mean(),
+                change: smoothed / weight,
+            };
+            if !change.is_finite() {
+                break;
+            }
+            on_step(&point);
+            points.push(point);
+            if point.change > WORSE * point.start_loss {
+                break;
+            }
+        }
+        if step < sweep.steps {
+            let grads = &mut state.grads[0];
+            optimizer::clip_grad_norm(grads, settings.clip);
+            if !grads.tensors().flatten().all(|g| g.is_finite()) {
+                break;
+            }
+            optimizer.step(&mut state.params[0], grads, sweep.rate(step));
+        }
+    }
+    Ok(Some(judge(job.name.clone(), points)))
+}
+
+/// Checks that `sweep` can run over `job`.
+fn check(job: &Job, sweep: LrSweep) -> Result<(), TrainError> {
     job.settings.check()?;
     if job.train.is_empty() || sweep.steps < 2 || !(0.0 < sweep.from && sweep.from < sweep.to) {
         return Err(TrainError::Job(format!(
@@ -106,36 +173,44 @@ pub fn lr_find(
             job.name
         )));
     }
-    let settings = &job.settings;
-    let ordering = Ordering {
-        seed: settings.seed,
-        rows_per_step: settings.rows_per_step(),
-        shuffle: settings.shuffle,
-        group_by_length: settings.group_by_length,
-    };
-    let lengths: Vec<usize> = job.train.iter().map(|row| row.tokens.len()).collect();
-    let per_epoch = ordering.steps(lengths.len());
-    let start = vec![job.init.clone()];
-    let mut params = start.clone();
-    let mut grads = vec![LoraGrads::zeros_like(&job.init)];
-    let mut optimizer = AdamW::new(&job.init, AdamWConfig::of(settings));
-    let (mut smoothed, mut weight, mut points) = (0.0, 0.0, Vec::new());
-    let mut steps: Vec<Vec<usize>> = Vec::new();
-    for step in 0..=sweep.steps {
-        if step % per_epoch == 0 {
-            steps = ordering.epoch(&lengths, (step / per_epoch) as u64);
-        }
-        let rows: Vec<&Example> = steps[step % per_epoch]
-            .iter()
-            .map(|&row| &job.train[row])
-            .collect();
-        let trained: usize = rows.iter().map(|row| row.trained_tokens()).sum();
+    Ok(())
+}
+
+/// The adapter of a sweep, as lists of one, as the learner takes them.
+struct SweepState {
+    start: Vec<LoraParams>,
+    params: Vec<LoraParams>,
+    grads: Vec<LoraGrads>,
+}
+
+/// The losses of a step's rows.
+#[derive(Default)]
+struct StepLosses {
+    /// With the current parameters.
+    now: LossSum,
+    /// With the initial parameters.
+    start: LossSum,
+}
+
+impl SweepState {
+    /// Computes a step's losses and sets `grads` to its gradients; `None` if interrupted. The losses of the initial parameters
+    /// are computed only if `compare`.
+    fn step_losses(
+        &mut self,
+        micro_batches: Chunks<'_, &Example>,
+        compare: bool,
+        batch_tokens: usize,
+        learner: &mut dyn Learner,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<StepLosses>, TrainError> {
+        let rows = micro_batches.clone().flatten();
+        let trained: usize = rows.map(|row| row.trained_tokens()).sum();
         let scale = [(1.0 / trained.max(1) as f64) as f32];
-        grads[0].clear();
-        let (mut now, mut before) = (LossSum::default(), LossSum::default());
-        for micro_batch in rows.chunks(settings.batch_rows) {
-            let row_lengths: Vec<usize> = micro_batch.iter().map(|row| row.tokens.len()).collect();
-            for piece in pieces(&row_lengths, batch_tokens) {
+        self.grads[0].clear();
+        let mut losses = StepLosses::default();
+        for micro_batch in micro_batches {
+            let lengths: Vec<usize> = micro_batch.iter().map(|row| row.tokens.len()).collect();
+            for piece in pieces(&lengths, batch_tokens) {
                 if stop() {
                     return Ok(None);
                 }
@@ -143,44 +218,19 @@ pub fn lr_find(
                     .iter()
                     .map(|&example| BatchItem::new(0, example))
                     .collect();
-                // The first step's rows are seen in the start state, and change by nothing.
-                if step > 0 {
-                    before.add(learner.losses(&start, &items)?[0]);
+                if compare {
+                    losses.start.add(learner.losses(&self.start, &items)?[0]);
                 }
-                now.add(learner.forward_backward(&params, &items, &scale, &mut grads)?[0]);
+                let (params, grads) = (&self.params, &mut self.grads);
+                let now = learner.forward_backward(params, &items, &scale, grads)?[0];
+                losses.now.add(now);
             }
         }
-        if step > 0 {
-            let change = now.mean() - before.mean();
-            smoothed = KEEP * smoothed + (1.0 - KEEP) * change;
-            weight = KEEP * weight + (1.0 - KEEP);
-            let point = LrSweepPoint {
-                lr: sweep.rate(step - 1),
-                loss: now.mean(),
-                start_loss: before.mean(),
-                change: smoothed / weight,
-            };
-            if !change.is_finite() {
-                break;
-            }
-            seen(&point);
-            points.push(point);
-            if point.change > WORSE * point.start_loss {
-                break;
-            }
-        }
-        if step < sweep.steps {
-            optimizer::clip_grad_norm(&mut grads[0], settings.clip);
-            let gradient = grads[0].tensors().flatten().all(|g| g.is_finite());
-            if !gradient {
-                break;
-            }
-            optimizer.step(&mut params[0], &grads[0], sweep.rate(step));
-        }
+        Ok(Some(losses))
     }
-    Ok(Some(judge(job.name.clone(), points)))
 }
 
+/// Picks the rate of the lowest loss and the suggestion.
 fn judge(name: String, points: Vec<LrSweepPoint>) -> LrSweepResult {
     let lowest = points
         .iter()

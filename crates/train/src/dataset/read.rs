@@ -122,7 +122,7 @@ impl Dataset {
         row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
     ) -> Result<DatasetScan, TrainError> {
         let file: Arc<str> = name.into();
-        let whole = |message: String| TrainError::Data {
+        let refuse = |message: String| TrainError::Data {
             file: name.to_owned(),
             message,
         };
@@ -142,32 +142,23 @@ impl Dataset {
             let parsed = match read {
                 Line::End => break,
                 Line::PastTheLimit => {
-                    return Err(whole(format!(
+                    return Err(refuse(format!(
                         "the file is larger than {MAX_BYTES} bytes; split it"
                     )));
                 }
-                Line::TooLong => Err(TrainError::row(
-                    &location,
-                    format!(
-                        "the line is longer than {MAX_LINE} bytes; split the row or shorten it"
-                    ),
-                )),
-                Line::Bytes(bytes) => {
-                    if line == 1
-                        && (bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff"))
-                    {
-                        return Err(whole("the file is UTF-16; save it as UTF-8".to_owned()));
-                    }
-                    match text(bytes, &location) {
-                        Ok("") => continue,
-                        Ok(text) => row(text, location),
-                        Err(error) => Err(error),
-                    }
+                Line::TooLong => Err(too_long(&location)),
+                Line::Bytes(bytes) if line == 1 && is_utf16(bytes) => {
+                    return Err(refuse("the file is UTF-16; save it as UTF-8".to_owned()));
                 }
+                Line::Bytes(bytes) => match text(bytes, &location) {
+                    Ok("") => continue,
+                    Ok(text) => row(text, location),
+                    Err(error) => Err(error),
+                },
             };
             match parsed {
                 Ok(_) if rows.len() == MAX_ROWS => {
-                    return Err(whole(format!("more than {MAX_ROWS} rows; split the file")));
+                    return Err(refuse(format!("more than {MAX_ROWS} rows; split the file")));
                 }
                 Ok(row) => rows.push(row),
                 Err(error) => {
@@ -188,6 +179,16 @@ impl Dataset {
             broken_lines,
         })
     }
+}
+
+fn too_long(location: &RowLocation) -> TrainError {
+    let message = format!("the line is longer than {MAX_LINE} bytes; split the row or shorten it");
+    TrainError::row(location, message)
+}
+
+/// Whether a file that starts with `bytes` has the byte order mark of UTF-16.
+fn is_utf16(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff")
 }
 
 /// A line's text without its end and, in the first line, without a byte order mark.

@@ -1,12 +1,13 @@
-//! How far an adapter moves the base on text that has nothing to do with its tone.
+//! Measures how far an adapter moves the base on text that is unrelated to its tone.
 //!
-//! Both run side by side in one batch, in the arithmetic that serves. For each token of the text the two distributions of
-//! the next token are compared whole: KL(base || adapter) = sum over the vocabulary of p (ln p - ln q), p the base's.
+//! The base and the adapter run in one batch, in the arithmetic of serving. For each token of the text, their full
+//! distributions of the next token are compared: KL(base || adapter) = sum over the vocabulary of p (ln p - ln q), with p of the
+//! base and q of the adapter.
 
 use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
-use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span};
-use model::{Batch, Buffers, Model, YieldPoint};
+use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span, Tensor};
+use model::{Adapter, Batch, Buffers, Model, YieldPoint};
 use serde::Serialize;
 
 use crate::dataset::{DataRow, RowContent, RowLocation};
@@ -16,13 +17,13 @@ use crate::learner::LossSum;
 use crate::params::LoraParams;
 use crate::yield_guard::YieldGuard;
 
-/// The neutral text that ships, one sentence a line.
+/// The built-in neutral text, one sentence a line.
 const NEUTRAL: &str = include_str!("neutral.txt");
 
-/// What an adapter changes on a text.
+/// The change that an adapter makes on a text.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Drift {
-    /// Mean KL divergence of a token's distribution, base to adapter, in nats; 0 where nothing changes.
+    /// Mean KL divergence of a token's distribution, base to adapter, in nats; 0 if nothing changes.
     pub kl: f64,
     /// Mean loss of a token under the base, in nats.
     pub base_loss: f64,
@@ -32,7 +33,7 @@ pub struct Drift {
     pub tokens: usize,
 }
 
-/// The neutral text that ships, as examples in which every token counts.
+/// Encodes the built-in neutral text as examples with a loss on every token.
 ///
 /// # Errors
 /// The tokenizer refuses it.
@@ -64,11 +65,11 @@ pub fn neutral(
     Ok(encoder.encode_all(&rows)?.examples)
 }
 
-/// Compares the base with the base under `adapter` on `examples`, one after the other, yielding before each at `yield_point`.
+/// Compares the base with the base under `adapter` on `examples`, one at a time. Waits at `yield_point` before each.
 ///
 /// # Errors
-/// [`TrainError::Stopped`] by the yield point; [`TrainError::Learner`]: the adapter is of another model, an example is longer than the model's context or has a token
-/// that it does not know.
+/// [`TrainError::Stopped`] by the yield point. [`TrainError::Learner`] if the adapter is of another model, or an example is
+/// longer than the model's context or has a token that is not in its vocabulary.
 pub fn drift(
     model: &Model,
     compute: Compute,
@@ -76,71 +77,40 @@ pub fn drift(
     examples: &[Example],
     yield_point: Option<&dyn YieldPoint>,
 ) -> Result<Drift, TrainError> {
-    let failed = |message: String| TrainError::Learner(message);
-    let packed = model
+    let adapter = model
         .pack_adapter(&adapter.pairs, LoraType::F32)
-        .map_err(|error| failed(error.to_string()))?;
-    let config = model.config();
+        .map_err(|error| TrainError::Learner(error.to_string()))?;
+    let vocab_size = model.config().vocab_size;
     let mut buffers = Buffers::new(model.device());
     let mut logits = model.device().tensor();
     let mut values = Vec::new();
     let (mut base, mut own, mut kl) = (LossSum::default(), LossSum::default(), 0.0);
     for example in examples {
-        let known = |&token: &u32| (token as usize) < config.vocab_size;
-        if example.tokens.len() > config.context_length || !example.tokens.iter().all(known) {
-            return Err(failed(format!(
-                "an example of {} tokens does not fit the model's context of {} and vocabulary of {}",
-                example.tokens.len(),
-                config.context_length,
-                config.vocab_size
-            )));
-        }
-        // The last token predicts nothing. The same rows twice: without the adapter, and with it.
-        let once = &example.tokens[..example.tokens.len().saturating_sub(1)];
-        let rows = once.len();
-        if rows == 0 {
+        check_fits(model, example)?;
+        // The last token predicts nothing.
+        let tokens = &example.tokens[..example.tokens.len().saturating_sub(1)];
+        if tokens.is_empty() {
             continue;
         }
-        let blocks = rows.div_ceil(BLOCK_TOKENS) as u32;
-        let pages: Vec<u32> = (0..2 * blocks).collect();
-        let (first, second) = pages.split_at(blocks as usize);
-        let span = |first: usize, blocks| Span {
-            first,
-            rows,
-            past: 0,
-            blocks,
-        };
-        let run = Run {
-            first: rows,
-            rows,
-            slots: vec![(0, 1.0)],
-        };
-        let mut cache = model
-            .new_cache(config.layers, pages.len(), KvType::F32)
-            .map_err(|error| failed(error.to_string()))?;
-        let trained: Vec<u32> = (0..rows as u32)
-            .filter(|&row| example.loss_mask[row as usize + 1])
+        let trained: Vec<usize> = (0..tokens.len())
+            .filter(|&row| example.loss_mask[row + 1])
             .collect();
-        let both: Vec<u32> = trained
-            .iter()
-            .copied()
-            .chain(trained.iter().map(|row| row + rows as u32))
-            .collect();
-        let batch = Batch {
-            tokens: &[once, once].concat(),
-            spans: &[span(0, first), span(rows, second)],
-            runs: std::slice::from_ref(&run),
-            adapters: &[&packed],
-            dropout: &[],
-        };
         let guard = YieldGuard::new(yield_point, model.device());
         guard.wait()?;
-        model.forward(batch, &mut cache, &mut buffers, &both, compute, &mut logits);
+        forward_both(
+            model,
+            compute,
+            &adapter,
+            tokens,
+            &trained,
+            &mut buffers,
+            &mut logits,
+        )?;
         drop(guard);
         logits.read_into(&mut values);
-        let row_of = |i: usize| &values[i * config.vocab_size..][..config.vocab_size];
+        let row_of = |i: usize| &values[i * vocab_size..][..vocab_size];
         for (i, &row) in trained.iter().enumerate() {
-            let target = example.tokens[row as usize + 1] as usize;
+            let target = example.tokens[row + 1] as usize;
             let p = log_softmax(row_of(i));
             let q = log_softmax(row_of(trained.len() + i));
             kl += p
@@ -162,6 +132,68 @@ pub fn drift(
         loss: own.mean(),
         tokens: base.tokens,
     })
+}
+
+/// Checks that the model can run `example`.
+fn check_fits(model: &Model, example: &Example) -> Result<(), TrainError> {
+    let config = model.config();
+    let known = |&token: &u32| (token as usize) < config.vocab_size;
+    if example.tokens.len() <= config.context_length && example.tokens.iter().all(known) {
+        return Ok(());
+    }
+    Err(TrainError::Learner(format!(
+        "an example of {} tokens does not fit the model's context of {} and vocabulary of {}",
+        example.tokens.len(),
+        config.context_length,
+        config.vocab_size
+    )))
+}
+
+/// Runs `tokens` twice in one batch, under the base and under `adapter`, and writes the logits of the `trained` rows: those of
+/// the base, then those of the adapter.
+fn forward_both(
+    model: &Model,
+    compute: Compute,
+    adapter: &Adapter,
+    tokens: &[u32],
+    trained: &[usize],
+    buffers: &mut Buffers,
+    logits: &mut Tensor,
+) -> Result<(), TrainError> {
+    let rows = tokens.len();
+    let blocks = rows.div_ceil(BLOCK_TOKENS) as u32;
+    let pages: Vec<u32> = (0..2 * blocks).collect();
+    let (base_pages, adapter_pages) = pages.split_at(blocks as usize);
+    let span = |first: usize, blocks| Span {
+        first,
+        rows,
+        past: 0,
+        blocks,
+    };
+    let run = Run {
+        first: rows,
+        rows,
+        slots: vec![(0, 1.0)],
+    };
+    let mut cache = model
+        .new_cache(model.config().layers, pages.len(), KvType::F32)
+        .map_err(|error| TrainError::Learner(error.to_string()))?;
+    let under_adapter = trained.iter().map(|row| row + rows);
+    let logit_rows: Vec<u32> = trained
+        .iter()
+        .copied()
+        .chain(under_adapter)
+        .map(|row| row as u32)
+        .collect();
+    let batch = Batch {
+        tokens: &[tokens, tokens].concat(),
+        spans: &[span(0, base_pages), span(rows, adapter_pages)],
+        runs: std::slice::from_ref(&run),
+        adapters: &[adapter],
+        dropout: &[],
+    };
+    model.forward(batch, &mut cache, buffers, &logit_rows, compute, logits);
+    Ok(())
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f64> {

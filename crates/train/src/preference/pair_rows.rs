@@ -132,9 +132,22 @@ fn parse_pair(text: &str, location: RowLocation) -> Result<PreferencePair, Train
         }
         Some(_) => {}
     }
-    let row = |answer: &[Message], field: &str| match answer {
+    Ok(PreferencePair {
+        chosen: answered_row(&prompt, &chosen[common..], chosen_name, &location)?,
+        rejected: answered_row(&prompt, &rejected[common..], rejected_name, &location)?,
+    })
+}
+
+/// The conversation of `prompt` and `answer`, which must be one message of the assistant. `field` is the answer's name in errors.
+fn answered_row(
+    prompt: &[Message],
+    answer: &[Message],
+    field: &str,
+    location: &RowLocation,
+) -> Result<DataRow, TrainError> {
+    match answer {
         [answer] if answer.role == "assistant" => {
-            let mut turns = prompt.clone();
+            let mut turns = prompt.to_vec();
             turns.push(answer.clone());
             Ok(DataRow {
                 location: location.clone(),
@@ -143,22 +156,15 @@ fn parse_pair(text: &str, location: RowLocation) -> Result<PreferencePair, Train
             })
         }
         _ => {
+            let roles: Vec<&str> = answer.iter().map(|m| m.role.as_str()).collect();
             let message = format!(
                 "must be one assistant's answer to the prompt, this is {} messages of the roles {}",
                 answer.len(),
-                answer
-                    .iter()
-                    .map(|m| m.role.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                roles.join(", ")
             );
-            Err(TrainError::field(&location, field, message))
+            Err(TrainError::field(location, field, message))
         }
-    };
-    Ok(PreferencePair {
-        chosen: row(&chosen[common..], chosen_name)?,
-        rejected: row(&rejected[common..], rejected_name)?,
-    })
+    }
 }
 
 /// A text as one message of `role`, or a list of messages.

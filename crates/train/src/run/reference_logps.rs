@@ -22,77 +22,83 @@ impl Run<'_> {
         stop: &dyn Fn() -> bool,
     ) -> Result<bool, TrainError> {
         for index in 0..self.adapters.len() {
-            let job = &self.adapters[index].job;
-            let Some(preference) = &job.preference else {
-                continue;
-            };
-            let (train, validation) = (&preference.train.examples, &preference.validation.examples);
-            let pairs: Vec<[&Example; 2]> = job
-                .train
-                .iter()
-                .chain(&job.validation)
-                .zip(train.iter().chain(validation))
-                .map(|(chosen, rejected)| [chosen, rejected])
-                .collect();
-            let key = reference_cache::key(
-                &self.options.base,
-                job.initial_adapter.as_deref(),
-                &[&job.train, train, &job.validation, validation],
-            );
-            let file = self.reference_file(&key);
-            let kept = match &file {
-                None => CachedReference::Missing,
-                Some(file) => reference_cache::read(file, &key, pairs.len())?,
-            };
-            let found = match (kept, &file) {
-                (CachedReference::Found(found), Some(file)) => {
-                    observer.reference(index, pairs.len(), ReferenceProgress::Read(file));
-                    found
-                }
-                (kept, file) => {
-                    if let (CachedReference::Damaged, Some(file)) = (kept, file) {
-                        observer.reference(index, pairs.len(), ReferenceProgress::Damaged(file));
-                    }
-                    let start = match job.initial_adapter {
-                        None => LoraParams::default(),
-                        Some(_) => job.init.clone(),
-                    };
-                    let mut told = |done| {
-                        observer.reference(
-                            index,
-                            pairs.len(),
-                            ReferenceProgress::Computing { done },
-                        );
-                    };
-                    let limit = self.options.batch_tokens;
-                    let Some(found) = compute(learner, start, &pairs, limit, &mut told, stop)?
-                    else {
-                        return Ok(false);
-                    };
-                    if found.iter().flatten().any(|number| !number.is_finite()) {
-                        return Err(TrainError::NotFinite {
-                            adapter: job.name.clone(),
-                            step: self.step,
-                            what: "reference log-probability",
-                        });
-                    }
-                    if let Some(file) = file {
-                        reference_cache::write(file, &key, &found)?;
-                    }
-                    found
-                }
+            let Some(logps) = self.adapter_reference(index, learner, observer, stop)? else {
+                return Ok(false);
             };
             let job = &mut self.adapters[index].job;
-            let (of_train, of_validation) = found.split_at(job.train.len());
             if let Some(preference) = &mut job.preference {
-                preference.train.reference_logps = of_train.to_vec();
-                preference.validation.reference_logps = of_validation.to_vec();
+                let (train, validation) = logps.split_at(job.train.len());
+                preference.train.reference_logps = train.to_vec();
+                preference.validation.reference_logps = validation.to_vec();
             }
         }
         Ok(true)
     }
 
-    /// Sets zeros instead, for a step that is only timed.
+    /// Reads or computes the reference of adapter `index`: two log-probabilities a pair, those of the training rows first. Empty
+    /// without preference tuning. Returns `None` if interrupted.
+    fn adapter_reference(
+        &self,
+        index: usize,
+        learner: &mut dyn Learner,
+        observer: &mut dyn Observer,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
+        let job = &self.adapters[index].job;
+        let Some(preference) = &job.preference else {
+            return Ok(Some(Vec::new()));
+        };
+        let (train, validation) = (&preference.train.examples, &preference.validation.examples);
+        let pairs: Vec<[&Example; 2]> = job
+            .train
+            .iter()
+            .chain(&job.validation)
+            .zip(train.iter().chain(validation))
+            .map(|(chosen, rejected)| [chosen, rejected])
+            .collect();
+        let key = reference_cache::key(
+            &self.options.base,
+            job.initial_adapter.as_deref(),
+            &[&job.train, train, &job.validation, validation],
+        );
+        let file = self.reference_file(&key);
+        if let Some(file) = &file {
+            match reference_cache::read(file, &key, pairs.len())? {
+                CachedReference::Found(logps) => {
+                    observer.reference(index, pairs.len(), ReferenceProgress::Read(file));
+                    return Ok(Some(logps));
+                }
+                CachedReference::Damaged => {
+                    observer.reference(index, pairs.len(), ReferenceProgress::Damaged(file));
+                }
+                CachedReference::Missing => {}
+            }
+        }
+        let start = match job.initial_adapter {
+            None => LoraParams::default(),
+            Some(_) => job.init.clone(),
+        };
+        let mut on_progress = |done| {
+            observer.reference(index, pairs.len(), ReferenceProgress::Computing { done });
+        };
+        let limit = self.options.batch_tokens;
+        let Some(logps) = compute(learner, start, &pairs, limit, &mut on_progress, stop)? else {
+            return Ok(None);
+        };
+        if logps.iter().flatten().any(|number| !number.is_finite()) {
+            return Err(TrainError::NotFinite {
+                adapter: job.name.clone(),
+                step: self.step,
+                what: "reference log-probability",
+            });
+        }
+        if let Some(file) = &file {
+            reference_cache::write(file, &key, &logps)?;
+        }
+        Ok(Some(logps))
+    }
+
+    /// Sets the reference log-probabilities to zero, for a step that is only timed.
     pub(crate) fn without_reference_logps(&mut self) {
         for adapter in &mut self.adapters {
             let job = &mut adapter.job;
@@ -110,13 +116,13 @@ impl Run<'_> {
     }
 }
 
-/// The log-probabilities of the answers of `pairs` under the adapter `start`; none when it was asked to stop on the way.
+/// Computes the log-probabilities of the answers of `pairs` under the adapter `start`. Returns `None` if interrupted.
 fn compute(
     learner: &mut dyn Learner,
     start: LoraParams,
     pairs: &[[&Example; 2]],
     batch_tokens: usize,
-    told: &mut dyn FnMut(usize),
+    on_progress: &mut dyn FnMut(usize),
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
     let params = [start];
@@ -124,23 +130,23 @@ fn compute(
         .iter()
         .map(|pair| pair.iter().map(|example| example.tokens.len()).sum())
         .collect();
-    let mut found = Vec::with_capacity(pairs.len());
+    let mut logps = Vec::with_capacity(pairs.len());
     for piece in batch::pieces(&lengths, batch_tokens) {
         if stop() {
             return Ok(None);
         }
-        told(piece.start);
+        on_progress(piece.start);
         let examples = pairs[piece].iter().flatten();
         let items: Vec<BatchItem<'_>> = examples
             .map(|&example| BatchItem::new(0, example))
             .collect();
         let losses = learner.item_losses(&params, &items)?;
         check_item_losses(&losses, &items)?;
-        found.extend(
+        logps.extend(
             losses
                 .chunks_exact(2)
                 .map(|pair| [-pair[0].loss, -pair[1].loss]),
         );
     }
-    Ok(Some(found))
+    Ok(Some(logps))
 }
