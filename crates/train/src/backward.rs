@@ -1,13 +1,13 @@
-//! The decoder's backward, by hand: dX through the frozen base, dA and dB for the adapters, never dW.
+//! The decoder's hand-written backward pass: dX through the frozen base, dA and dB for the adapters, never dW.
 //!
-//! The forward keeps each layer's input, and of the last layers their activations too ([`crate::activation_cache`]). The backward runs the
-//! other layers again to have theirs, then goes through a layer from the last operation to the first:
+//! The forward keeps each layer's input, and the activations of the last layers ([`crate::activation_cache`]). The backward
+//! recomputes the activations of the other layers. It goes through a layer from the last operation to the first:
 //!
 //! ```text
 //! x ─ norm ─ q,k,v ─ (norm of heads) ─ rope ─ attention ─ o ─(+)─ middle ─ norm ─ gate,up ─ swiglu ─ down ─(+)─ out
 //! ```
 //!
-//! It knows rows and tensors; which rows belong to which example is [`crate::learner_model`]'s business.
+//! Knows rows and tensors. Does not know which rows belong to which example; [`crate::learner_model`] does.
 
 use formats::peft::Module;
 use kernels::{AttentionInputs, Compute, Device, KvCache, LoraGrad, LoraMaster, Tensor};
@@ -20,12 +20,12 @@ use crate::params::{LoraGrads, LoraParams};
 pub(crate) struct Slots<'a> {
     /// By slot, in the order of the adapter's pairs.
     gradients: Vec<Vec<LoraGrad<'a>>>,
-    /// `places[slot][linear layer]`: the index of the pair, if the adapter has one there.
-    places: Vec<Vec<Option<usize>>>,
+    /// `pair_indices[slot][linear layer]`: the index of the adapter's pair for that layer, if it has one.
+    pair_indices: Vec<Vec<Option<usize>>>,
 }
 
 impl<'a> Slots<'a> {
-    /// The pairs of `params`, gathering on top of what is in `grads`.
+    /// Puts the pairs of `params` on the device. Their gradients are added to `grads`.
     pub(crate) fn new(
         model: &Model,
         params: &'a [LoraParams],
@@ -47,22 +47,22 @@ impl<'a> Slots<'a> {
             on_device.collect()
         });
         let linear_layers = model.config().layers * Module::ALL.len();
-        let places = params.iter().map(|params| {
-            let mut places = vec![None; linear_layers];
+        let pair_indices = params.iter().map(|params| {
+            let mut pair_indices = vec![None; linear_layers];
             for (i, pair) in params.pairs.iter().enumerate() {
-                places[linear_index(pair.layer, pair.module)] = Some(i);
+                pair_indices[linear_index(pair.layer, pair.module)] = Some(i);
             }
-            places
+            pair_indices
         });
         Slots {
             gradients: gradients.collect(),
-            places: places.collect(),
+            pair_indices: pair_indices.collect(),
         }
     }
 
     fn at(&mut self, linear: usize) -> Vec<Option<&mut LoraGrad<'a>>> {
-        let each = self.gradients.iter_mut().zip(&self.places);
-        each.map(|(gradients, places)| places[linear].map(|i| &mut gradients[i]))
+        let each = self.gradients.iter_mut().zip(&self.pair_indices);
+        each.map(|(gradients, pair_indices)| pair_indices[linear].map(|i| &mut gradients[i]))
             .collect()
     }
 
@@ -72,7 +72,7 @@ impl<'a> Slots<'a> {
     }
 }
 
-/// Tensors of one layer's backward, kept from layer to layer.
+/// Scratch tensors of one layer's backward, reused by every layer.
 pub(crate) struct Scratch {
     out: Tensor,
     attention_input: Tensor,
@@ -107,18 +107,18 @@ impl Scratch {
     }
 }
 
-/// What all layers of one backward share.
+/// The settings that all layers of one backward pass share.
 pub(crate) struct Pass<'a> {
     pub model: &'a Model,
     pub step: &'a Step<'a>,
-    /// What the forward was computed in, so that a layer run again is the layer that ran.
+    /// The arithmetic of the forward pass, so that a recomputed layer has the same bits.
     pub forward: Compute,
-    /// What the products of the backward are computed in.
+    /// The arithmetic of the backward's products.
     pub backward: Compute,
 }
 
 impl Pass<'_> {
-    /// Turns `dx`, the gradient of a layer's output, into that of its input `x`, and adds the adapters' gradients.
+    /// Replaces `dx`, the gradient by a layer's output, with the gradient by its input `x`, and adds the adapters' gradients.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn layer(
         &self,
@@ -127,31 +127,17 @@ impl Pass<'_> {
         dx: &mut Tensor,
         slots: &mut Slots<'_>,
         cache: &mut KvCache,
-        kept: &mut ActivationCache,
+        activation_cache: &mut ActivationCache,
         buffers: &mut Activations,
         s: &mut Scratch,
     ) {
         let (model, device) = (self.model, self.model.device());
         let w = model.layer_weights(layer);
 
-        let kept = kept.swap(model.config().layers - 1 - layer, buffers);
-        if kept {
-            let norms = [
-                (x, &w.attention_norm, &mut s.attention_input),
-                (&buffers.middle, &w.ffn_norm, &mut s.ffn_input),
-            ];
-            for (from, weight, to) in norms {
-                device.rmsnorm(from, model.norm(weight), to);
-            }
-            device.swiglu(&buffers.gate, &buffers.up, &mut buffers.activated);
-        } else {
-            device.copy(x, &mut s.out);
-            buffers.keep_middle = true;
-            let out = &mut s.out;
-            model.layer(layer, out, self.step, cache, 0, buffers, self.forward);
-        }
+        let cached = activation_cache.swap(model.config().layers - 1 - layer, buffers);
+        self.restore(layer, x, cached, cache, buffers, s);
         let b = &*buffers;
-        let (attention_input, ffn_input) = if kept {
+        let (attention_input, ffn_input) = if cached {
             (&s.attention_input, &s.ffn_input)
         } else {
             (b.attention_input.normed(), b.ffn_input.normed())
@@ -173,32 +159,19 @@ impl Pass<'_> {
 
         let o = (layer, Module::O);
         self.linear(o, &b.attention, dx, slots, &mut s.attention, false);
-        let inputs = AttentionInputs {
-            q: &b.q,
-            k: &b.k,
-            v: &b.v,
-            out: &b.attention,
-        };
-        let head_dim = model.config().head_dim;
-        device.attention_backward(
-            &inputs,
-            self.step.rows(),
-            head_dim,
-            &s.attention,
-            &mut s.q,
-            &mut s.k,
-            &mut s.v,
+        attention_backward(
+            model,
+            self.step,
+            layer,
+            b,
+            AttentionGrads {
+                out: &s.attention,
+                q: &mut s.q,
+                k: &mut s.k,
+                v: &mut s.v,
+                plain: &mut s.plain,
+            },
         );
-        device.rope_backward(model.rope(), self.step.rows(), head_dim, &mut s.q);
-        device.rope_backward(model.rope(), self.step.rows(), head_dim, &mut s.k);
-        if let Some([q_norm, k_norm]) = &w.head_norms {
-            device.clear(&mut s.plain, s.q.rows(), s.q.columns());
-            device.norm_heads_backward(&s.q, &b.plain_q, model.norm(q_norm), &mut s.plain);
-            std::mem::swap(&mut s.q, &mut s.plain);
-            device.clear(&mut s.plain, s.k.rows(), s.k.columns());
-            device.norm_heads_backward(&s.k, &b.plain_k, model.norm(k_norm), &mut s.plain);
-            std::mem::swap(&mut s.k, &mut s.plain);
-        }
         for (module, dy, add) in [
             (Module::Q, &s.q, false),
             (Module::K, &s.k, true),
@@ -210,7 +183,36 @@ impl Pass<'_> {
         device.rmsnorm_backward(&s.normed, x, model.norm(&w.attention_norm), dx);
     }
 
-    /// dx, or what is added to it, by dy through one linear layer and the adapters beside it.
+    /// Completes the activations of `layer`: the norms and the SwiGLU of `cached` ones, or else all, by running the layer again.
+    fn restore(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        cached: bool,
+        cache: &mut KvCache,
+        buffers: &mut Activations,
+        s: &mut Scratch,
+    ) {
+        let (model, device) = (self.model, self.model.device());
+        if cached {
+            let w = model.layer_weights(layer);
+            let norms = [
+                (x, &w.attention_norm, &mut s.attention_input),
+                (&buffers.middle, &w.ffn_norm, &mut s.ffn_input),
+            ];
+            for (from, weight, to) in norms {
+                device.rmsnorm(from, model.norm(weight), to);
+            }
+            device.swiglu(&buffers.gate, &buffers.up, &mut buffers.activated);
+        } else {
+            device.copy(x, &mut s.out);
+            buffers.keep_middle = true;
+            let out = &mut s.out;
+            model.layer(layer, out, self.step, cache, 0, buffers, self.forward);
+        }
+    }
+
+    /// Writes the gradient by the input of one linear layer and its adapters to `dx`, or adds it if `add`.
     fn linear(
         &self,
         (layer, module): (usize, Module),
@@ -229,5 +231,50 @@ impl Pass<'_> {
         let mut pairs = slots.at(linear);
         let rows = self.step.rows();
         device.lora_backward(x, dy, rows, linear as u32, &mut pairs, dx);
+    }
+}
+
+/// The gradients of an attention: `out` by its output; `q`, `k` and `v` by its inputs before the norm of heads and RoPE.
+struct AttentionGrads<'a> {
+    out: &'a Tensor,
+    q: &'a mut Tensor,
+    k: &'a mut Tensor,
+    v: &'a mut Tensor,
+    /// Scratch for the norm of heads.
+    plain: &'a mut Tensor,
+}
+
+/// Goes back through attention, RoPE and the norm of heads.
+fn attention_backward(
+    model: &Model,
+    step: &Step<'_>,
+    layer: usize,
+    b: &Activations,
+    grads: AttentionGrads<'_>,
+) {
+    let device = model.device();
+    let AttentionGrads {
+        out,
+        q,
+        k,
+        v,
+        plain,
+    } = grads;
+    let inputs = AttentionInputs {
+        q: &b.q,
+        k: &b.k,
+        v: &b.v,
+        out: &b.attention,
+    };
+    let head_dim = model.config().head_dim;
+    device.attention_backward(&inputs, step.rows(), head_dim, out, q, k, v);
+    device.rope_backward(model.rope(), step.rows(), head_dim, q);
+    device.rope_backward(model.rope(), step.rows(), head_dim, k);
+    if let Some([q_norm, k_norm]) = &model.layer_weights(layer).head_norms {
+        for (gradient, input, norm) in [(q, &b.plain_q, q_norm), (k, &b.plain_k, k_norm)] {
+            device.clear(plain, gradient.rows(), gradient.columns());
+            device.norm_heads_backward(gradient, input, model.norm(norm), plain);
+            std::mem::swap(gradient, plain);
+        }
     }
 }

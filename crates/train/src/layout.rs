@@ -1,27 +1,27 @@
-//! A batch's examples as rows of one step: laid end to end, the rows of one adapter together.
+//! Lays out a batch's examples as rows of one step: concatenated, adapter by adapter.
 
 use kernels::{BLOCK_TOKENS, RowDropout, Run, Span};
 
 use crate::learner::BatchItem;
 
-/// Where a batch's examples lie in the rows.
+/// The rows of a batch, and which rows belong to which example and adapter.
 pub(crate) struct Layout {
     pub(crate) tokens: Vec<u32>,
     sequences: Vec<(usize, usize)>,
     blocks: Vec<Vec<u32>>,
     pub(crate) runs: Vec<Run>,
     pub(crate) trained: Vec<TrainedRow>,
-    /// By row; empty where nobody drops anything.
+    /// By row; empty if no item has dropout.
     pub(crate) dropout: Vec<RowDropout>,
 }
 
-/// A row whose next token is trained.
+/// A row whose next token has a loss.
 #[derive(Clone, Copy)]
 pub(crate) struct TrainedRow {
     pub(crate) row: u32,
     pub(crate) next: u32,
     pub(crate) adapter: usize,
-    /// Its example's place in the batch.
+    /// Index of its example in the batch.
     pub(crate) item: usize,
 }
 
@@ -35,20 +35,20 @@ impl Layout {
             trained: Vec::new(),
             dropout: Vec::new(),
         };
-        let drops = batch.iter().any(|item| item.mask.is_some());
+        let any_dropout = batch.iter().any(|item| item.mask.is_some());
         let mut next_block = 0u32;
         for adapter in 0..adapters {
             let first = layout.tokens.len();
             let of_adapter = |(_, item): &(usize, &BatchItem<'_>)| item.adapter == adapter;
             for (index, item) in batch.iter().enumerate().filter(of_adapter) {
-                // The last token predicts nothing that is trained: it needs no row.
+                // The last token predicts nothing, so it needs no row.
                 let tokens = &item.example.tokens[..item.example.tokens.len().saturating_sub(1)];
                 let at = layout.tokens.len();
                 layout.tokens.extend_from_slice(tokens);
                 layout.sequences.push((at, tokens.len()));
                 match item.mask {
                     Some(mask) => layout.dropout.extend(mask.rows(tokens.len())),
-                    None if drops => layout
+                    None if any_dropout => layout
                         .dropout
                         .resize(layout.tokens.len(), RowDropout::default()),
                     None => {}

@@ -1,6 +1,6 @@
-//! The interface between the loop and the model: losses and gradients of rows of several adapters at once.
+//! The interface between the training loop and the model: losses and gradients of rows of several adapters at once.
 //!
-//! The loop knows only this trait; the decoder implements it, and tests do with a few lines of arithmetic.
+//! The training loop knows only this trait. The decoder implements it, and so do tests, with a few lines of arithmetic.
 
 use serde::Serialize;
 
@@ -16,12 +16,12 @@ pub struct BatchItem<'a> {
     pub adapter: usize,
     /// The row.
     pub example: &'a Example,
-    /// Names what is dropped of its adapter's inputs; none where nothing is.
+    /// Selects the dropped inputs of its adapter; `None` without dropout.
     pub mask: Option<DropoutMask>,
 }
 
 impl<'a> BatchItem<'a> {
-    /// A row of `adapter`, of whose inputs nothing is dropped.
+    /// A row of `adapter` without dropout.
     #[must_use]
     pub fn new(adapter: usize, example: &'a Example) -> Self {
         Self {
@@ -68,8 +68,9 @@ impl LossSum {
 /// A frozen base that computes losses and gradients of adapters.
 ///
 /// A row's loss is the sum of -ln p(tokens\[i\] | tokens\[..i\]) over the i with loss_mask\[i\]. Rows do not see each
-/// other. An item's dropout mask applies in every method. Both functions return one sum per
-/// adapter of `params`, zero for an adapter that has no row in the batch, and give the same bits for the same arguments. An adapter without pairs is the bare base.
+/// other. An item's dropout mask applies in every method. [`Learner::forward_backward`] and [`Learner::losses`] return
+/// one sum for each adapter of `params`, zero for an adapter that has no row in the batch. The same arguments give the same
+/// bits. An adapter without pairs is the bare base.
 pub trait Learner {
     /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum of the losses of a's rows), for every adapter a.
     ///
@@ -85,7 +86,7 @@ pub trait Learner {
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError>;
 
-    /// The losses alone.
+    /// Computes the losses only.
     ///
     /// # Errors
     /// [`TrainError::Learner`], when the model cannot run the batch.
@@ -115,12 +116,12 @@ pub trait Learner {
     /// Adds to `grads[a]` the gradient of loss_scale\[a\] * (sum over a's items of weight * loss), and returns the loss of
     /// every item, in the batch's order.
     ///
-    /// `weigh` maps those losses to the items' weights, which count as constants: by the chain rule they are
-    /// the derivatives of whatever objective is made of the losses. This default is the definition, with two
-    /// forward passes; a learner that can weigh between its forward and its backward needs one.
+    /// `weigh` maps those losses to the items' weights, which are treated as constants. By the chain rule, they are the derivatives
+    /// of an objective by the losses. This default implementation is the definition and takes two forward passes; a learner that
+    /// can weigh between its forward and its backward needs one.
     ///
     /// # Errors
-    /// As [`Learner::forward_backward`]; and when there are not as many weights as items.
+    /// As [`Learner::forward_backward`]. Also if the number of weights is not that of the items.
     fn forward_backward_weighted(
         &mut self,
         params: &[LoraParams],
@@ -140,7 +141,7 @@ pub trait Learner {
     }
 }
 
-/// From the items' losses to their weights.
+/// Maps the items' losses to their weights.
 pub type Weigh<'a> = &'a dyn Fn(&[LossSum]) -> Vec<f32>;
 
 /// The weights that `weigh` returns for `losses`, one for each item.

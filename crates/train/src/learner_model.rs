@@ -1,7 +1,6 @@
 //! The decoder as a [`Learner`]: rows of several adapters in one pass over the frozen base.
 //!
-//! Examples are laid end to end, no padding, the rows of one adapter together. Only rows whose next token is trained go
-//! through the head.
+//! Examples are concatenated without padding, adapter by adapter. Only rows whose next token has a loss go through the head.
 
 use std::sync::Arc;
 
@@ -16,23 +15,23 @@ use crate::learner::{BatchItem, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
 use crate::yield_guard::YieldGuard;
 
-/// Rows that go through the head at once: the logits of so many rows are in memory.
+/// Rows that go through the head at once. Memory holds the logits of this many rows.
 pub(crate) const HEAD_ROWS: usize = 256;
-/// The same behind a gate: whoever waits there waits for one piece of the head no longer than for a layer. Rows do not depend on
-/// each other, so the results are the same.
+/// The same with a yield point, so that a piece of the head takes no longer than a layer. Rows do not depend on each other, so
+/// the results are the same.
 const YIELDING_HEAD_ROWS: usize = 32;
 
-/// Bytes of activations that are kept for the backward, unless [`ModelLearner::set_activation_cache`] changes it.
+/// Default size of the activation cache, in bytes. [`ModelLearner::set_activation_cache`] changes it.
 pub const ACTIVATION_CACHE: u64 = 640 << 20;
 
-/// A model that learns adapters.
+/// A model that trains adapters.
 pub struct ModelLearner {
     model: Arc<Model>,
     forward: Compute,
     backward: Compute,
     cache: Option<KvCache>,
     activation_cache: ActivationCache,
-    /// Every layer's input, from the forward to the backward.
+    /// Every layer's input, kept from the forward to the backward.
     inputs: Vec<Tensor>,
     activations: Activations,
     scratch: Scratch,
@@ -40,7 +39,7 @@ pub struct ModelLearner {
     yield_point: Option<Arc<dyn YieldPoint>>,
 }
 
-/// Tensors of the output head, kept from call to call.
+/// Tensors of the output head, reused by every call.
 struct Head {
     input: Workspace,
     /// The trained rows of a chunk.
@@ -52,7 +51,7 @@ struct Head {
     losses: Tensor,
 }
 
-/// What a pass with a backward needs.
+/// The arguments of a pass with a backward.
 struct Gradients<'a> {
     loss_scale: &'a [f32],
     weigh: Weigh<'a>,
@@ -60,9 +59,9 @@ struct Gradients<'a> {
 }
 
 impl ModelLearner {
-    /// Learns on `model`, its forward in `forward`: with `Int8` an adapter learns on the very products it will be
-    /// served with, rounding included, and the gradient passes through the rounding as if it were not there. The
-    /// backward, whose values have no such fixed range, is in f32 for `F32` and in 16 bits otherwise.
+    /// Trains on `model`, with the forward pass in `forward`. With `Int8`, an adapter trains on the same products as serving,
+    /// rounding included, and the gradient ignores the rounding (a straight-through estimator). The backward pass, whose values
+    /// have no fixed range, is in f32 for `F32` and in 16 bits otherwise.
     pub fn new(model: Arc<Model>, forward: Compute) -> ModelLearner {
         let device = model.device();
         ModelLearner {
@@ -96,13 +95,13 @@ impl ModelLearner {
         self
     }
 
-    /// Keeps at most `bytes` of activations from the forward to the backward; layers that find no room are run again, to the
-    /// same bits.
+    /// Keeps at most `bytes` of activations from the forward to the backward. Layers that do not fit are recomputed, to the same
+    /// bits.
     pub fn set_activation_cache(&mut self, bytes: u64) {
         self.activation_cache = ActivationCache::new(bytes);
     }
 
-    /// Forward; and backward too, if there are gradients to gather. The loss of every item, in the batch's order.
+    /// Runs the forward pass, and the backward pass if there are `gradients`. Returns the loss of every item, in the batch's order.
     fn run(
         &mut self,
         params: &[LoraParams],
@@ -145,42 +144,55 @@ impl ModelLearner {
         let losses = self.head(&x, &layout, batch.len(), scale, &mut dx, &guard)?;
 
         if let Some(Gradients { weigh, grads, .. }) = gradients {
-            // The gradient is linear in the loss, so the head can go back before the items' weights are known. A weight of 1
-            // leaves the bits alone.
+            // The gradient is linear in the loss, so the head's backward can run before the items' weights are known. A weight of 1
+            // does not change a bit.
             let weights = weights(weigh, &losses)?;
             let rows: Vec<u32> = layout.trained.iter().map(|trained| trained.row).collect();
             let of_row = |trained: &TrainedRow| weights[trained.item];
             let factors: Vec<f32> = layout.trained.iter().map(of_row).collect();
             device.scale_rows(&mut dx, &rows, &factors);
-
-            let pass = Pass {
-                model: &model,
-                step: &step,
-                forward: self.forward,
-                backward: self.backward,
-            };
-            let mut slots = Slots::new(&model, params, grads);
-            for (layer, x) in self.inputs.iter().enumerate().rev() {
-                guard.wait()?;
-                pass.layer(
-                    layer,
-                    x,
-                    &mut dx,
-                    &mut slots,
-                    &mut cache,
-                    &mut self.activation_cache,
-                    &mut self.activations,
-                    &mut self.scratch,
-                );
-            }
-            slots.read(device);
+            let slots = Slots::new(&model, params, grads);
+            self.layers_backward(&step, &mut dx, slots, &mut cache, &guard)?;
         }
         self.cache = Some(cache);
         Ok(losses)
     }
 
-    /// The forward through all layers: the residual stream. With `backward`, keeps every layer's input, and the activations
-    /// of the last layers.
+    /// The backward through all layers: adds the gradients of `slots`, and replaces `dx`, the gradient by the last layer's output,
+    /// with the one by the embeddings.
+    fn layers_backward(
+        &mut self,
+        step: &Step<'_>,
+        dx: &mut Tensor,
+        mut slots: Slots<'_>,
+        cache: &mut KvCache,
+        guard: &YieldGuard<'_>,
+    ) -> Result<(), TrainError> {
+        let pass = Pass {
+            model: &self.model,
+            step,
+            forward: self.forward,
+            backward: self.backward,
+        };
+        for (layer, x) in self.inputs.iter().enumerate().rev() {
+            guard.wait()?;
+            pass.layer(
+                layer,
+                x,
+                dx,
+                &mut slots,
+                cache,
+                &mut self.activation_cache,
+                &mut self.activations,
+                &mut self.scratch,
+            );
+        }
+        slots.read(self.model.device());
+        Ok(())
+    }
+
+    /// Runs the forward pass through all layers and returns the residual stream. With `backward`, keeps every layer's input and
+    /// the activations of the last layers.
     fn layers(
         &mut self,
         step: &Step<'_>,
@@ -214,7 +226,8 @@ impl ModelLearner {
         Ok(x)
     }
 
-    /// The losses of `items` items, and with scales the gradient of the trained rows by the residual stream, chunk by chunk.
+    /// Returns the losses of `items` items. With `scale`, also writes the gradient by the trained rows of the residual stream to
+    /// `dx`, chunk by chunk.
     fn head(
         &mut self,
         x: &Tensor,
@@ -288,7 +301,7 @@ fn check(batch: &[BatchItem<'_>], model: &Model) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// The items' losses as one sum per adapter.
+/// Sums the items' losses by adapter.
 fn by_adapter(losses: &[LossSum], batch: &[BatchItem<'_>], adapters: usize) -> Vec<LossSum> {
     let mut sums = vec![LossSum::default(); adapters];
     for (loss, item) in losses.iter().zip(batch) {
@@ -305,8 +318,8 @@ impl Learner for ModelLearner {
         loss_scale: &[f32],
         grads: &mut [LoraGrads],
     ) -> Result<Vec<LossSum>, TrainError> {
-        let alike = |losses: &[LossSum]| vec![1.0; losses.len()];
-        let losses = self.forward_backward_weighted(params, batch, loss_scale, &alike, grads)?;
+        let equal = |losses: &[LossSum]| vec![1.0; losses.len()];
+        let losses = self.forward_backward_weighted(params, batch, loss_scale, &equal, grads)?;
         Ok(by_adapter(&losses, batch, params.len()))
     }
 

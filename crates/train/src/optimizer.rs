@@ -1,19 +1,19 @@
-//! AdamW with decoupled weight decay, and clipping by the global norm; one instance an adapter.
+//! AdamW with decoupled weight decay, and clipping by the global norm. Each adapter has one instance.
 //!
-//! Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), with torch's order of operations. All in f32, one
-//! number after the other, so that a run has the same bits each time.
+//! Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), with torch's order of operations. All arithmetic is
+//! in f32 and in a fixed order, so that a run has the same bits each time.
 
 use crate::params::{self, LoraGrads, LoraParams};
 use crate::settings::TrainSettings;
 
-/// What AdamW is told once.
+/// The hyperparameters of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
-    /// Decay of the weights a step, times the learning rate.
+    /// Weight decay; a step multiplies it by the learning rate.
     pub weight_decay: f64,
-    /// How much of the mean of gradients a step keeps.
+    /// Decay rate of the mean of gradients.
     pub beta1: f64,
-    /// How much of the mean of squared gradients a step keeps.
+    /// Decay rate of the mean of squared gradients.
     pub beta2: f64,
     /// Added to the root of the mean square.
     pub epsilon: f64,
@@ -29,7 +29,7 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// Those that `settings` say.
+    /// The hyperparameters in `settings`.
     #[must_use]
     pub fn of(settings: &TrainSettings) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl AdamWConfig {
 /// The state of AdamW for one adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
-    /// What it was told.
+    /// Its hyperparameters.
     pub hyper: AdamWConfig,
     /// Steps done.
     pub step: u64,
@@ -68,7 +68,7 @@ impl AdamW {
         }
     }
 
-    /// Moves `params` one step against `grads` (of the same shapes) at the learning rate `lr`, that of the A.
+    /// Updates `params` with `grads`, of the same shapes. `lr` is the learning rate of every A.
     pub fn step(&mut self, params: &mut LoraParams, grads: &LoraGrads, lr: f64) {
         self.step += 1;
         let (hyper, steps) = (self.hyper, self.step as f64);
@@ -98,7 +98,7 @@ impl AdamW {
     }
 }
 
-/// Scales `grads` down to the global norm `max_norm`, where they are beyond it (0: never); returns the norm before.
+/// Scales `grads` down to the global norm `max_norm` if theirs is larger (0: never). Returns the norm before clipping.
 pub fn clip_grad_norm(grads: &mut LoraGrads, max_norm: f64) -> f64 {
     let norm = norm(grads);
     if max_norm > 0.0 && norm > max_norm {
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// By hand: the first step is lr * sign(g), whatever the gradient's size; the second follows from the definition.
+    /// By hand: the first step is lr * sign(g) for any size of the gradient; the second follows from the definition.
     #[test]
     fn two_steps_by_hand() {
         let mut p = params(&[1.0], &[-2.0]);
@@ -169,7 +169,7 @@ mod tests {
         );
     }
 
-    /// The paper's algorithm 2 in f64, written down once more without regard to speed; LoRA+ moves B at a rate of its own.
+    /// The reference is the paper's algorithm 2 in f64, written plainly. LoRA+ has another learning rate for B.
     #[test]
     fn a_hundred_steps_follow_the_paper() {
         let usual = AdamWConfig {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn clipping_keeps_the_direction_and_the_limit() {
+    fn clipping_keeps_the_direction_and_bounds_the_norm() {
         let mut g = grads(&[3.0, 0.0], &[0.0, -4.0]);
         assert_eq!(clip_grad_norm(&mut g, 1.0), 5.0);
         assert!((norm(&g) - 1.0).abs() < 1e-6 && norm(&g) <= 1.0);

@@ -1,11 +1,11 @@
-//! The numbers that training changes: the LoRA pairs of one adapter in f32, and gradients of the same shape.
+//! The trained parameters: the LoRA pairs of one adapter in f32, and gradients of the same shape.
 //!
-//! Knows no file format and no optimizer. The order of tensors is fixed (a then b, pair by pair): sums over an adapter
-//! run in it, so they have the same bits everywhere.
+//! Does not know file formats or optimizers. The order of tensors is fixed (a then b, pair by pair). Sums over an adapter
+//! use this order, so they have the same bits everywhere.
 
 use formats::peft::LoraPair;
 
-/// The f32 masters of one adapter. Without pairs it is the bare base.
+/// The f32 master weights of one adapter. Without pairs, it is the bare base.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LoraParams {
     /// The pairs, sorted by layer and module.
@@ -24,7 +24,7 @@ pub struct PairGrads {
 /// The gradients of one adapter, in the order of its pairs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LoraGrads {
-    /// One entry a pair of the parameters.
+    /// One entry for each pair of the parameters.
     pub pairs: Vec<PairGrads>,
 }
 
@@ -53,7 +53,7 @@ impl LoraGrads {
             .flat_map(|pair| [pair.a.as_slice(), pair.b.as_slice()])
     }
 
-    /// The tensors in their fixed order, to be changed.
+    /// The tensors in their fixed order, mutable.
     pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.pairs
             .iter_mut()
@@ -69,7 +69,7 @@ pub fn tensors(params: &LoraParams) -> impl Iterator<Item = &[f32]> {
         .flat_map(|pair| [pair.a.as_slice(), pair.b.as_slice()])
 }
 
-/// The tensors of `params` in their fixed order, to be changed.
+/// The tensors of `params` in their fixed order, mutable.
 pub fn tensors_mut(params: &mut LoraParams) -> impl Iterator<Item = &mut [f32]> {
     params
         .pairs
@@ -77,7 +77,7 @@ pub fn tensors_mut(params: &mut LoraParams) -> impl Iterator<Item = &mut [f32]> 
         .flat_map(|pair| [pair.a.as_mut_slice(), pair.b.as_mut_slice()])
 }
 
-/// How many numbers an adapter trains.
+/// Number of trained parameters.
 #[must_use]
 pub fn count(params: &LoraParams) -> usize {
     tensors(params).map(<[f32]>::len).sum()
