@@ -1,4 +1,4 @@
-//! What ships: the two personas' rows are clean and of one question in two tones, and their adapters are whole.
+//! The two personas in the repository: their datasets have no lint findings and the same questions, and their adapters are complete.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ fn rows(tone: &str, file: &str) -> Vec<DataRow> {
 }
 
 #[test]
-fn the_rows_are_clean_and_many() {
+fn datasets_are_large_and_have_no_lint_findings() {
     for tone in TONES {
         let (train, eval) = (rows(tone, "train.jsonl"), rows(tone, "eval.jsonl"));
         assert!(train.len() >= 400 && eval.len() >= 80);
@@ -45,7 +45,7 @@ fn the_rows_are_clean_and_many() {
 }
 
 #[test]
-fn both_tones_answer_the_same_questions() {
+fn both_personas_have_the_same_questions() {
     for file in ["train.jsonl", "eval.jsonl"] {
         let [customer, partner] = TONES.map(|tone| rows(tone, file));
         assert_eq!(customer.len(), partner.len());
@@ -57,7 +57,7 @@ fn both_tones_answer_the_same_questions() {
 }
 
 #[test]
-fn every_reference_answer_has_its_own_tone_and_not_the_others() {
+fn every_reference_answer_has_only_its_own_tone_markers() {
     let personas = Personas::open(&folder()).unwrap();
     let markers = TONES.map(|tone| {
         let eval = personas.get(tone).unwrap().eval.as_ref().unwrap();
@@ -75,7 +75,7 @@ fn every_reference_answer_has_its_own_tone_and_not_the_others() {
 }
 
 #[test]
-fn the_adapters_are_whole_in_bf16_and_of_one_base() {
+fn adapters_are_complete_bf16_and_trained_on_one_base() {
     let mut bases = BTreeSet::new();
     for tone in TONES {
         let adapter = Adapter::read(&folder().join(tone).join("adapter")).unwrap();

@@ -116,6 +116,7 @@ impl TestHome {
             .env_remove("HF_TOKEN")
             .env_remove("RUST_LOG")
             .env_remove("LORY_API_KEYS")
+            .env_remove("LORY_REGISTRY")
             .env_remove("COLUMNS")
             .stdin(Stdio::null());
         command

@@ -3,10 +3,9 @@
 use std::net::TcpListener;
 
 use crate::scene::Scene;
-use crate::serving::Serving;
 
 #[test]
-fn the_demo_answers_in_every_tone_side_by_side() {
+fn demo_answers_with_every_persona_in_columns() {
     let scene = Scene::with_tones();
     scene.persona("later", "description = \"Comes later\"", None);
     let mut command = scene.lory(&["demo", "--once", "--base", "tiny.gguf"]);
@@ -40,70 +39,76 @@ fn the_demo_answers_in_every_tone_side_by_side() {
 }
 
 #[test]
-fn the_demo_serves_on_the_next_free_port() {
+fn demo_serves_on_the_next_free_port() {
     let scene = Scene::with_tones();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let serving = Serving::start(
-        &scene,
-        &["demo", "--base", "tiny.gguf", "--port", &port.to_string()],
+    let server = scene.serve(&["demo", "--base", "tiny.gguf", "--port", &port.to_string()]);
+    assert_ne!(server.address.port(), port);
+    assert!(
+        server.startup_output().contains("formal, warm"),
+        "{}",
+        server.startup_output()
     );
-    assert_ne!(serving.address(), format!("127.0.0.1:{port}"));
-    assert!(serving.said.contains("formal, warm"), "{}", serving.said);
-    assert!(serving.get("/health").starts_with("HTTP/1.1 200"));
+    assert_eq!(server.get("/health").status, 200);
 }
 
 #[cfg(unix)]
 #[test]
-fn serve_says_where_it_is_and_stops_when_told() {
+fn serve_prints_its_address_and_stops_on_sigterm() {
     let scene = Scene::with_tones();
-    let serving = Serving::start(
-        &scene,
-        &[
-            "serve",
-            "--base",
-            "tiny.gguf",
-            "--personas",
-            "personas",
-            "--port",
-            "0",
-            "--kv-memory",
-            "16MiB",
-        ],
-    );
+    let server = scene.serve(&[
+        "serve",
+        "--base",
+        "tiny.gguf",
+        "--personas",
+        "personas",
+        "--port",
+        "0",
+        "--kv-memory",
+        "16MiB",
+    ]);
     assert!(
-        serving.said.contains("curl -s http://127.0.0.1:"),
+        server
+            .startup_output()
+            .contains("curl -s http://127.0.0.1:"),
         "{}",
-        serving.said
+        server.startup_output()
     );
-    assert!(serving.get("/v1/models").contains("\"formal\""));
-    assert_eq!(serving.stop(), Some(0));
+    assert!(server.get("/v1/models").text.contains("\"formal\""));
+    server.signal("-TERM");
+    assert_eq!(server.wait(), Some(0));
 }
 
 #[test]
-fn serve_takes_an_empty_folder_of_personas() {
+fn serve_accepts_an_empty_personas_folder() {
     let scene = Scene::with_tones();
     std::fs::create_dir(scene.path("none")).unwrap();
-    let serving = Serving::start(
-        &scene,
-        &[
-            "serve",
-            "--base",
-            "tiny.gguf",
-            "--personas",
-            "none",
-            "--port",
-            "0",
-        ],
+    let server = scene.serve(&[
+        "serve",
+        "--base",
+        "tiny.gguf",
+        "--personas",
+        "none",
+        "--port",
+        "0",
+    ]);
+    assert!(
+        server.startup_output().contains("personas  none"),
+        "{}",
+        server.startup_output()
     );
-    assert!(serving.said.contains("personas  none"), "{}", serving.said);
-    let studio = format!("studio    http://{}/ in a browser", serving.address());
-    assert!(serving.said.contains(&studio), "{}", serving.said);
-    assert!(serving.get("/ready").starts_with("HTTP/1.1 200"));
+    let studio = format!("studio    http://{}/ in a browser", server.address);
+    assert!(
+        server.startup_output().contains(&studio),
+        "{}",
+        server.startup_output()
+    );
+    assert_eq!(server.get("/ready").status, 200);
 }
 
 #[test]
-fn a_port_that_is_taken_is_an_error_at_once() {
+fn taken_port_is_an_error_at_once() {
     let scene = Scene::with_tones();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -119,7 +124,7 @@ fn a_port_that_is_taken_is_an_error_at_once() {
 }
 
 #[test]
-fn a_base_that_cannot_be_loaded_ends_the_server() {
+fn serve_ends_if_the_base_cannot_be_loaded() {
     let scene = Scene::with_tones();
     scene.write("broken.gguf", "no model");
     let args = ["serve", "--base", "broken.gguf", "--port", "0"];
@@ -127,7 +132,7 @@ fn a_base_that_cannot_be_loaded_ends_the_server() {
 }
 
 #[test]
-fn memory_that_is_too_small_is_refused() {
+fn too_little_adapter_memory_is_rejected() {
     let scene = Scene::with_tones();
     let args = [
         "serve",

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use formats::gguf::GgmlType;
 use serde_json::Value;
+use testkit::server::ServerProcess;
 use testkit::tiny::tiny_gguf_of;
 
 use crate::scene::Scene;
-use crate::serving::Serving;
 
 /// Where the examples ask.
 const ADDRESS: &str = "127.0.0.1:8000";
@@ -104,7 +104,7 @@ fn asked(line: &str) -> (String, String) {
 /// A reader with a shell, who fills ids of earlier answers in.
 struct Reader<'s> {
     scene: &'s Scene,
-    serving: Serving,
+    server: ServerProcess,
     ids: BTreeMap<&'static str, String>,
 }
 
@@ -114,17 +114,17 @@ impl<'s> Reader<'s> {
         let places = ["--personas", "personas", "--adapter-root", "personas"];
         Reader {
             scene,
-            serving: Serving::start(scene, &[&base[..], &places[..]].concat()),
+            server: scene.serve(&[&base[..], &places[..]].concat()),
             ids: BTreeMap::from([("LORY_KEY", "none".to_owned())]),
         }
     }
 
     /// Types a line; the status and what was answered.
     fn types(&mut self, line: &str) -> (u16, String) {
-        let line = line.replace(ADDRESS, self.serving.address());
+        let line = line.replace(ADDRESS, &self.server.address.to_string());
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{line} -w '\\n%{{http_code}}'")]);
-        shell.current_dir(self.scene.folder.path()).envs(&self.ids);
+        shell.current_dir(self.scene.folder()).envs(&self.ids);
         let output = shell.output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         let (answer, status) = said
@@ -192,9 +192,8 @@ fn the_api_document_asks_every_route() {
     }
     let asked = typed("docs/api.md");
     let scene = Scene::with_tones();
-    let serving = Serving::start(&scene, &["serve", "--base", "tiny.gguf", "--port", "0"]);
-    let answer = serving.get("/openapi.json");
-    let document: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let server = scene.serve(&["serve", "--base", "tiny.gguf", "--port", "0"]);
+    let document = server.get("/openapi.json").json();
     let is = |path: &str, route: &str| {
         let (path, route): (Vec<&str>, Vec<&str>) =
             (path.split('/').collect(), route.split('/').collect());

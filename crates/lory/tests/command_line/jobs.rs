@@ -1,13 +1,12 @@
-//! Training jobs of a server that is killed: the next one goes on with them, to the same bytes.
+//! Training jobs of a server that is killed: the next server continues them and ends with the same bytes.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use testkit::http::{FORM, form};
+use testkit::server::ServerProcess;
 
 use crate::scene::Scene;
-use crate::serving::Serving;
 
 const SERVE: [&str; 7] = [
     "serve",
@@ -20,46 +19,35 @@ const SERVE: [&str; 7] = [
 ];
 
 /// Uploads rows; the file's id.
-fn upload(serving: &Serving, rows: &str) -> String {
-    let body = format!(
-        "--XX\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--XX\r\nContent-Disposition: form-data; \
-         name=\"file\"; filename=\"mine.jsonl\"\r\n\r\n{rows}\r\n--XX--\r\n"
-    );
-    let mut stream = TcpStream::connect(serving.address()).unwrap();
-    write!(
-        stream,
-        "POST /v1/files HTTP/1.0\r\nContent-Type: multipart/form-data; boundary=XX\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let file: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
-    file["id"].as_str().unwrap().to_owned()
+fn upload(server: &ServerProcess, rows: &str) -> String {
+    let body = form(&[
+        ("purpose", None, "fine-tune"),
+        ("file", Some("mine.jsonl"), rows),
+    ]);
+    let reply = server.send("POST", "/v1/files", &[FORM], &body).read_all();
+    reply.json()["id"].as_str().unwrap().to_owned()
 }
 
-fn create(serving: &Serving, file: &str, suffix: &str) -> String {
+fn create(server: &ServerProcess, file: &str, suffix: &str) -> String {
     let body = json!({
         "model": "tiny", "training_file": file, "suffix": suffix,
         "hyperparameters": {"n_epochs": 20, "batch_size": 4, "rank": 4, "lr": 0.01},
     });
-    let (status, answer) = serving.post("/v1/fine_tuning/jobs", &body);
-    assert_eq!(status, 200, "{answer}");
-    let job: Value = serde_json::from_str(&answer).unwrap();
-    job["id"].as_str().unwrap().to_owned()
+    let reply = server.post("/v1/fine_tuning/jobs", &body);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    reply.json()["id"].as_str().unwrap().to_owned()
 }
 
-fn job(serving: &Serving, id: &str) -> Value {
-    let answer = serving.get(&format!("/v1/fine_tuning/jobs/{id}"));
-    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+fn job(server: &ServerProcess, id: &str) -> Value {
+    server.get(&format!("/v1/fine_tuning/jobs/{id}")).json()
 }
 
 /// The job, once `when` holds of it.
 #[track_caller]
-fn once(serving: &Serving, id: &str, when: impl Fn(&Value) -> bool) -> Value {
+fn once(server: &ServerProcess, id: &str, when: impl Fn(&Value) -> bool) -> Value {
     let began = Instant::now();
     loop {
-        let job = job(serving, id);
+        let job = job(server, id);
         if when(&job) {
             return job;
         }
@@ -70,45 +58,42 @@ fn once(serving: &Serving, id: &str, when: impl Fn(&Value) -> bool) -> Value {
 }
 
 /// The hash of the adapter that answers for `who`.
-fn hash(serving: &Serving, who: &str) -> Value {
+fn hash(server: &ServerProcess, who: &str) -> Value {
     let body = json!({"prompt": "Hi", "user_type": who, "max_new_tokens": 2});
-    let (status, answer) = serving.post("/generate", &body);
-    assert_eq!(status, 200, "{answer}");
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    answer["persona"]["adapters"][0]["sha256"].clone()
+    server.generate(body)["persona"]["adapters"][0]["sha256"].clone()
 }
 
 #[test]
-fn a_killed_servers_job_goes_on_to_the_same_bytes() {
+fn job_of_a_killed_server_ends_with_the_same_bytes() {
     let scene = Scene::with_tones();
     let row = |i: usize| {
         format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
     };
     let rows: String = (100..124).map(row).collect();
-    let serving = Serving::start(&scene, &SERVE);
-    let file = upload(&serving, &rows);
-    let whole = create(&serving, &file, "whole");
-    let whole = once(&serving, &whole, |job| job["status"] == "succeeded");
+    let server = scene.serve(&SERVE);
+    let file = upload(&server, &rows);
+    let whole = create(&server, &file, "whole");
+    let whole = once(&server, &whole, |job| job["status"] == "succeeded");
     assert_eq!(whole["fine_tuned_model"], "whole@1");
-    let expected = hash(&serving, "whole");
-    let id = create(&serving, &file, "killed");
-    let mut serving = serving;
-    // Before its first step, and in the middle of it, two times.
+    let expected = hash(&server, "whole");
+    let id = create(&server, &file, "killed");
+    let mut server = server;
+    // Before the first step, and twice in the middle.
     for step in [0, 20, 60] {
         let done = |job: &Value| {
             job["status"] == "succeeded" || job["lory"]["progress"]["step"].as_u64() >= Some(step)
         };
-        once(&serving, &id, done);
+        once(&server, &id, done);
         // SIGKILL: no handler runs, nothing is flushed.
-        drop(serving);
-        serving = Serving::start(&scene, &SERVE);
+        drop(server);
+        server = scene.serve(&SERVE);
     }
-    let job = once(&serving, &id, |job| job["status"] == "succeeded");
+    let job = once(&server, &id, |job| job["status"] == "succeeded");
     assert_eq!(job["fine_tuned_model"], "killed@1");
-    assert_eq!(hash(&serving, "killed"), expected);
-    // Every step stands in the events once.
+    assert_eq!(hash(&server, "killed"), expected);
+    // Every step is counted once.
     assert_eq!(job["trained_tokens"], whole["trained_tokens"]);
-    // One version, however often the process before was at it.
-    let answer = serving.get("/v1/personas/killed");
+    // Only one version is published.
+    let answer = server.get("/v1/personas/killed").text;
     assert!(!answer.contains("killed@2"), "{answer}");
 }

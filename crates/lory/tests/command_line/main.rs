@@ -22,6 +22,5 @@ mod pull_repository;
 mod registry;
 mod s3;
 mod scene;
-mod serving;
 mod train_and_eval;
 mod usage;

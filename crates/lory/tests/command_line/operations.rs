@@ -1,141 +1,70 @@
 //! The server's process: its settings, its log, its end.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use testkit::http::JSON;
+use testkit::server::ServerProcess;
 
 use crate::scene::Scene;
 
-struct Serving {
-    child: Child,
-    address: String,
-    log: BufReader<ChildStderr>,
-}
-
-impl Serving {
-    fn start(scene: &Scene, args: &[&str]) -> Serving {
-        let common = ["serve", "--base", "tiny.gguf", "--port", "0"];
-        let mut child = scene
-            .lory(&[&common, args].concat())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut said = String::new();
-        while !said.contains("curl") && out.read_line(&mut said).unwrap() > 0 {}
-        let address = said.split("://").nth(1).expect("an address");
-        Serving {
-            address: address.lines().next().unwrap().to_owned(),
-            child,
-            log,
-        }
-    }
-
-    /// Sends a request and gives the connection back.
-    fn send(&self, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        let method = if body.is_empty() { "GET" } else { "POST" };
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: lory\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        stream
-    }
-
-    fn ask(&self, path: &str, headers: &str, body: &str) -> String {
-        let mut answer = String::new();
-        self.send(path, headers, body)
-            .read_to_string(&mut answer)
-            .unwrap();
-        answer
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        let mut kill = std::process::Command::new("kill");
-        assert!(kill.args([name, &id]).status().unwrap().success());
-    }
-
-    /// The next line of the log that has all of `parts`.
-    fn line(&mut self, parts: &[&str]) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(
-                self.log.read_line(&mut line).unwrap() > 0,
-                "no line with {parts:?}"
-            );
-            if parts.iter().all(|part| line.contains(part)) {
-                return line;
-            }
-        }
-    }
-
-    fn exit_code(mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// `lory serve` with its log in a pipe.
+fn serve(scene: &Scene, args: &[&str]) -> ServerProcess {
+    let common = ["serve", "--base", "tiny.gguf", "--port", "0"];
+    let mut command = scene.lory(&[&common, args].concat());
+    command.stderr(Stdio::piped());
+    ServerProcess::spawn(command)
 }
 
 #[test]
-fn sigterm_drains_and_ends_with_0() {
+fn sigterm_drains_and_exits_with_0() {
     let scene = Scene::with_tones();
-    let serving = Serving::start(&scene, &["--drain-timeout", "60s"]);
+    let server = serve(&scene, &["--drain-timeout", "60s"]);
     let body =
-        r#"{"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true}"#;
-    let mut running = serving.send("/generate", "", body);
-    let mut begun = [0; 1];
-    running.read_exact(&mut begun).unwrap();
-    serving.signal("-TERM");
+        json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
+    let mut running = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
+    running.wait_for_body();
+    server.signal("-TERM");
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        let answer = serving.ask("/ready", "", "");
-        if answer.starts_with("HTTP/1.1 503") {
+        let ready = server.get("/ready");
+        if ready.status == 503 {
             break;
         }
-        assert!(Instant::now() < end, "{answer}");
+        assert!(Instant::now() < end, "{}", ready.text);
     }
-    let refused = serving.ask("/generate", "", body);
-    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
-    assert!(
-        refused.to_lowercase().contains("retry-after: "),
-        "{refused}"
-    );
-    assert!(refused.contains("\"shutting_down\""), "{refused}");
-    let mut rest = String::new();
-    running.read_to_string(&mut rest).unwrap();
+    let refused = server.post("/generate", &body);
+    let (status, code, ..) = refused.error();
+    assert_eq!((status, code.as_str()), (503, "shutting_down"));
+    assert!(refused.header("retry-after").is_some());
+    let rest = running.read_all().text;
     assert!(rest.contains("\"completion_tokens\":400"), "{rest}");
-    assert_eq!(serving.exit_code(), Some(0));
+    assert_eq!(server.wait(), Some(0));
 }
 
 #[test]
-fn a_request_has_one_line_of_json_and_no_secret() {
+fn request_log_is_one_json_line_without_secrets() {
     let scene = Scene::with_tones();
     let made = scene.run(&["key", "new", "shop"]);
     let secret = made.succeeds().trim().to_owned();
     let args = ["--keys", "keys.toml", "--log-format", "json"];
-    let mut serving = Serving::start(&scene, &args);
-    let headers = format!("Authorization: Bearer {secret}\r\nX-Request-Id: order-7\r\n");
-    let body = r#"{"prompt": "Hello!", "user_type": "formal", "max_new_tokens": 3}"#;
-    let answer = serving.ask("/generate?hidden=query", &headers, body);
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let text = serving.line(&["order-7"]);
+    let mut server = serve(&scene, &args);
+    let body = json!({"prompt": "Hello!", "user_type": "formal", "max_new_tokens": 3}).to_string();
+    let generate = |server: &ServerProcess, path: &str, key: &str, id: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [
+            JSON[0],
+            ("Authorization", bearer.as_str()),
+            ("X-Request-Id", id),
+        ];
+        server
+            .send("POST", path, &headers, body.as_bytes())
+            .read_all()
+    };
+    let reply = generate(&server, "/generate?hidden=query", &secret, "order-7");
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let text = server.log_line(&["order-7"]);
     let line: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(line["level"], "INFO");
     assert_eq!(
@@ -153,29 +82,25 @@ fn a_request_has_one_line_of_json_and_no_secret() {
     assert!(times[0] <= times[1] && times[1] <= times[2], "{text}");
     assert!(!text.contains(&secret) && !text.contains("hidden") && !text.contains("Hello"));
 
-    // Whose key is wrong is written down without it.
-    let headers = "Authorization: Bearer wrong-secret\r\nX-Request-Id: order-8\r\n";
-    serving.ask("/generate", headers, body);
-    let text = serving.line(&["order-8"]);
+    // A wrong key is not logged.
+    generate(&server, "/generate", "wrong-secret", "order-8");
+    let text = server.log_line(&["order-8"]);
     assert!(
         text.contains("401") && !text.contains("wrong-secret"),
         "{text}"
     );
     // SIGHUP reads the keys again; a broken file changes nothing.
     scene.write("keys.toml", "[[key]]\nname = 'a'");
-    serving.signal("-HUP");
-    let text = serving.line(&["keys.toml:1", "the previous keys stay in use"]);
+    server.signal("-HUP");
+    let text = server.log_line(&["keys.toml:1", "stay as they were"]);
     assert!(text.contains("ERROR"), "{text}");
-    let headers = format!("Authorization: Bearer {secret}\r\n");
-    assert!(
-        serving
-            .ask("/v1/models", &headers, "")
-            .starts_with("HTTP/1.1 200")
-    );
+    let bearer = format!("Bearer {secret}");
+    let models = server.send("GET", "/v1/models", &[("Authorization", &bearer)], b"");
+    assert_eq!(models.read_all().status, 200);
 }
 
 #[test]
-fn a_file_of_settings_is_read_and_the_command_line_goes_before_it() {
+fn command_line_overrides_the_config_file() {
     let scene = Scene::with_tones();
     scene.write(
         "lory.toml",
@@ -200,7 +125,7 @@ fn a_file_of_settings_is_read_and_the_command_line_goes_before_it() {
             "{line}"
         );
     }
-    // What is printed is such a file, and says the same.
+    // The printed text is a config file with the same values.
     let values = |text: &str| -> Vec<String> {
         text.lines()
             .map(|line| line.split(" # ").next().unwrap().trim_end().to_owned())
@@ -218,7 +143,7 @@ fn a_file_of_settings_is_read_and_the_command_line_goes_before_it() {
     print(&["--config=none.toml"]).fails(2, &["none.toml: "]);
     scene.write("half.toml", "tls-key = 'key.pem'\n");
     print(&["--config", "half.toml"]).fails(2, &["with the settings of half.toml", "--tls-cert"]);
-    // Other commands have no such file.
+    // Other commands do not read the file.
     scene.write("lory.toml", "nonsense");
     scene.run(&["key", "new", "a"]).succeeds();
 }

@@ -163,7 +163,7 @@ fn the_hub_is_asked_once_even_by_many_at_a_time() {
         endpoint: Some(endpoint),
         token: None,
     };
-    let home = Home::at(scene.folder.path());
+    let home = Home::at(scene.folder());
     let sources: Vec<Source> = std::thread::scope(|scope| {
         let pulls: Vec<_> = (0..6)
             .map(|_| {
@@ -212,7 +212,7 @@ fn the_hub_is_asked_once_even_by_many_at_a_time() {
 fn a_damaged_file_in_the_cache_is_fetched_again() {
     let scene = Scene::new();
     scene.write("models/tiny/tiny.gguf", "abcdeX");
-    let home = Home::at(scene.folder.path());
+    let home = Home::at(scene.folder());
     let nowhere = HubSettings {
         endpoint: Some("http://127.0.0.1:9".to_owned()),
         token: None,

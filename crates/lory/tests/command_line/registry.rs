@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use crate::scene::Scene;
-use crate::serving::Serving;
 
 fn json_of(scene: &Scene, args: &[&str]) -> Value {
     let ran = scene.run(args);
@@ -203,36 +202,28 @@ fn what_is_wrong_is_said_with_what_to_do() {
 fn a_server_that_is_killed_after_a_load_serves_it_when_it_is_back() {
     let scene = Scene::with_tones();
     let start = || {
-        Serving::start(
-            &scene,
-            &[
-                "serve",
-                "--base",
-                "tiny.gguf",
-                "--port",
-                "0",
-                "--kv-memory",
-                "16MiB",
-                "--adapter-root",
-                "personas",
-            ],
-        )
+        scene.serve(&[
+            "serve",
+            "--base",
+            "tiny.gguf",
+            "--port",
+            "0",
+            "--kv-memory",
+            "16MiB",
+            "--adapter-root",
+            "personas",
+        ])
     };
-    let serving = start();
+    let server = start();
     let load = json!({"lora_name": "loaded", "lora_path": "warm/adapter"});
-    assert_eq!(serving.post("/v1/load_lora_adapter", &load).0, 200);
+    assert_eq!(server.post("/v1/load_lora_adapter", &load).status, 200);
     let ask = json!({"prompt": "Hello!", "user_type": "loaded", "max_new_tokens": 6});
-    let (status, before) = serving.post("/generate", &ask);
-    assert_eq!(status, 200, "{before}");
-    // Killed, not told to stop.
-    drop(serving);
-    let serving = start();
-    let (status, after) = serving.post("/generate", &ask);
-    assert_eq!(status, 200, "{after}");
-    let of = |text: &str| -> Value {
-        let answer: Value = serde_json::from_str(text).unwrap();
-        json!([answer["response"], answer["persona"]])
-    };
+    let before = server.generate(ask.clone());
+    // SIGKILL, without a shutdown.
+    drop(server);
+    let server = start();
+    let after = server.generate(ask);
+    let of = |answer: &Value| json!([answer["response"], answer["persona"]]);
     assert_eq!(of(&after), of(&before));
     assert_eq!(of(&after)[1]["version"], 1);
 }

@@ -6,15 +6,15 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use testkit::http::Client;
+use testkit::server::ServerProcess;
 
 use crate::scene::{Ran, Scene, ran};
-use crate::serving::Serving;
 
 const PUBLISHERS: usize = 2;
 const EACH: usize = 6;
@@ -44,15 +44,13 @@ impl Bucket {
             assert!(Instant::now() < end, "moto_server does not listen");
             std::thread::sleep(Duration::from_millis(50));
         }
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        write!(
-            stream,
-            "PUT /tones HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains(" 200 "), "{answer}");
+        let client = Client {
+            address: ([127, 0, 0, 1], port).into(),
+        };
+        let host = format!("127.0.0.1:{port}");
+        let created = client.send("PUT", "/tones", &[("Host", &host)], b"");
+        let created = created.read_all();
+        assert_eq!(created.status, 200, "{}", created.text);
         bucket
     }
 
@@ -176,7 +174,7 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
         "--registry-poll",
         "50ms",
     ];
-    let serving = Serving::spawn(bucket.lory(&elsewhere, &args));
+    let server = ServerProcess::spawn(bucket.lory(&elsewhere, &args));
     bucket
         .run(
             &scene,
@@ -193,7 +191,7 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
         .succeeds();
     let ask = serde_json::json!({"prompt": "Hi", "user_type": "late", "max_new_tokens": 1});
     let end = Instant::now() + Duration::from_secs(60);
-    while serving.post("/generate", &ask).0 != 200 {
+    while server.post("/generate", &ask).status != 200 {
         assert!(Instant::now() < end, "it never came");
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -1,18 +1,16 @@
-//! A home of its own for the program, a tiny base, and a way to run it.
+//! A temporary folder that is the program's home and working directory, and a way to run the built binary in it.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::ops::Deref;
+use std::process::{Command, Output};
 
-use formats::gguf::GgmlType;
-use formats::peft::Dtype;
-use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_as};
+use testkit::home::TestHome;
+use testkit::server::ServerProcess;
+use testkit::tiny::adapter;
 
-/// A folder that is the program's home and where it runs.
-pub struct Scene {
-    pub folder: tempfile::TempDir,
-}
+/// A [`TestHome`] in which the built binary runs.
+pub struct Scene(TestHome);
 
-/// What became of a run.
+/// The exit code and the output of a run.
 #[derive(Debug)]
 pub struct Ran {
     pub code: i32,
@@ -21,16 +19,14 @@ pub struct Ran {
 }
 
 impl Scene {
+    /// An empty folder.
     pub fn new() -> Scene {
-        Scene {
-            folder: tempfile::tempdir().unwrap(),
-        }
+        Scene(TestHome::empty())
     }
 
-    /// A home with a base, `tiny.gguf`, and the personas `warm` and `formal`.
+    /// A base, `tiny.gguf`, and the personas `warm` and `formal`.
     pub fn with_tones() -> Scene {
-        let scene = Scene::new();
-        std::fs::write(scene.path("tiny.gguf"), tiny_gguf_as(1, GgmlType::Q4_1)).unwrap();
+        let scene = Scene(TestHome::new("tiny.gguf", 512));
         scene.persona(
             "warm",
             "description = \"Warm\"\nmax_new_tokens = 8",
@@ -40,58 +36,32 @@ impl Scene {
         scene
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
     /// Writes a persona, with a random adapter if there is a seed.
-    pub fn persona(&self, name: &str, text: &str, adapter: Option<u64>) {
-        let path = self.write(&format!("personas/{name}/persona.toml"), text);
-        if let Some(seed) = adapter {
-            let folder = path.parent().unwrap().join("adapter");
-            tiny_adapter(seed, &tiny_config(), 4, 1.0)
-                .write(&folder, Dtype::F32, "tiny")
-                .unwrap();
-        }
+    pub fn persona(&self, name: &str, text: &str, seed: Option<u64>) {
+        self.0.persona(name, text, seed.map(adapter).as_ref());
     }
 
-    /// The program, in this home, with none of the caller's settings.
+    /// The command `lory` with `args`, which runs in this folder.
     pub fn lory(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lory"));
-        command
-            .args(args)
-            .current_dir(self.folder.path())
-            .env("LORY_HOME", self.path("home"))
-            .env_remove("HF_ENDPOINT")
-            .env_remove("HF_TOKEN")
-            .env_remove("RUST_LOG")
-            .env_remove("LORY_API_KEYS")
-            .env_remove("LORY_REGISTRY")
-            .env_remove("COLUMNS")
-            .stdin(Stdio::null());
-        command
+        self.0.command(env!("CARGO_BIN_EXE_lory"), args)
     }
 
-    /// Runs it to its end.
+    /// Runs `lory` and waits for its end.
     pub fn run(&self, args: &[&str]) -> Ran {
         ran(self.lory(args).output().unwrap())
     }
 
-    /// Everything under a folder, by name.
-    pub fn names(&self, folder: impl AsRef<Path>) -> Vec<String> {
-        let entries = std::fs::read_dir(self.folder.path().join(folder)).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+    /// Runs `lory serve` or `lory demo` and waits until it is ready.
+    pub fn serve(&self, args: &[&str]) -> ServerProcess {
+        ServerProcess::spawn(self.lory(args))
+    }
+}
+
+impl Deref for Scene {
+    type Target = TestHome;
+
+    fn deref(&self) -> &TestHome {
+        &self.0
     }
 }
 
@@ -104,7 +74,7 @@ pub fn ran(output: Output) -> Ran {
 }
 
 impl Ran {
-    /// The run ended with `code` and says all of `parts` on stderr.
+    /// The run ended with `code`, and its stderr has all of `parts`.
     #[track_caller]
     pub fn fails(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, code, "{self:?}");
@@ -114,7 +84,7 @@ impl Ran {
         assert!(!self.err.contains("panicked"), "{self:?}");
     }
 
-    /// The run ended well; its stdout.
+    /// The run succeeded; its stdout.
     #[track_caller]
     pub fn succeeds(&self) -> &str {
         assert_eq!(self.code, 0, "{self:?}");

@@ -1,4 +1,4 @@
-//! Invariant 8 on the real weights: who shares a batch, in which chunks a prompt came in, changes no token.
+//! Invariant 8 on the real weights: neither the other requests in a batch nor the chunks of a prompt change a token.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::BASE;
 
 const TONES: u8 = 3;
 
-/// Random adapters strong enough to change what is said.
+/// A random adapter strong enough to change the answer.
 fn adapter(seed: u64) -> Arc<Adapter> {
     let config = BASE.model.config();
     let mut state = seed;
@@ -95,7 +95,7 @@ fn answer(events: impl Iterator<Item = Event>) -> Vec<(u32, u32)> {
     let mut tokens = Vec::new();
     for event in events {
         match event {
-            Event::Prompt(_) => unreachable!("it was not asked for"),
+            Event::Prompt(_) => unreachable!("prompt_logprobs is off"),
             Event::Token(token) => tokens.push((token.id, token.logprob.unwrap().to_bits())),
             Event::Finished(finished) => assert_eq!(finished.completion_tokens, tokens.len()),
         }
@@ -105,7 +105,7 @@ fn answer(events: impl Iterator<Item = Event>) -> Vec<(u32, u32)> {
 }
 
 #[test]
-fn a_request_gives_the_same_bits_alone_and_among_32() {
+fn request_gives_the_same_bits_alone_and_in_a_batch_of_32() {
     let few = EngineConfig {
         max_batch: 1,
         ..EngineConfig::default()
@@ -116,11 +116,7 @@ fn a_request_gives_the_same_bits_alone_and_among_32() {
         .collect();
     drop(handle);
     let different: BTreeSet<_> = alone.iter().collect();
-    assert_eq!(
-        different.len(),
-        32,
-        "the requests are told apart by their answers"
-    );
+    assert_eq!(different.len(), 32, "two requests have the same answer");
 
     let mixed = EngineConfig {
         max_batch: 32,

@@ -1,4 +1,4 @@
-//! The real file: read whole, and understood.
+//! The file of the real base: its configuration and its tensors.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use formats::gguf::{Gguf, dequantize};
 use crate::FILE;
 
 #[test]
-fn the_real_base_is_understood() {
+fn real_base_has_the_expected_configuration() {
     let config = ModelConfig::from_gguf(&Gguf::open(&FILE).unwrap()).unwrap();
     let expected = ModelConfig {
         architecture: "llama".into(),
@@ -32,7 +32,7 @@ fn the_real_base_is_understood() {
 }
 
 #[test]
-fn the_real_base_is_read_whole() {
+fn every_tensor_of_the_real_base_is_read() {
     let gguf = Gguf::open(&FILE).unwrap();
     assert_eq!(gguf.tensors().len(), 272);
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();

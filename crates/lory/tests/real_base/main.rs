@@ -1,4 +1,4 @@
-//! The real base, pulled if it is not in the cache: parity with independent implementations, and what int8 costs.
+//! The real base, pulled if it is not in the cache: parity with independent implementations, and the cost of int8 activations.
 //!
 //! `parity.safetensors` comes from `bench/peers/make_parity_fixture.py` (transformers, float32, on the dequantized file).
 

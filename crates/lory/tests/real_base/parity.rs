@@ -8,7 +8,7 @@ use testkit::{logits, perplexity};
 use crate::BASE;
 
 #[test]
-fn the_float_path_agrees_with_transformers() {
+fn float_logits_match_transformers() {
     let bytes = include_bytes!("parity.safetensors");
     let fixture = safetensors::SafeTensors::deserialize(bytes).unwrap();
     let words = |name: &str| -> Vec<u32> {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{BASE, FILE};
 
 #[test]
-fn ids_are_those_of_hugging_face_in_every_family() {
+fn token_ids_match_hugging_face_for_every_pre_tokenizer() {
     let fixture: Value = serde_json::from_str(include_str!("tokens.json")).unwrap();
     let texts = fixture["texts"].as_array().unwrap();
     assert!(texts.len() > 40);
@@ -54,7 +54,7 @@ fn ids_are_those_of_hugging_face_in_every_family() {
 }
 
 #[test]
-fn the_template_renders_as_transformers_does() {
+fn chat_template_renders_as_in_transformers() {
     let messages = [
         Message::new("user", "Where is my order?"),
         Message::new("assistant", "On its way."),

@@ -1,4 +1,4 @@
-//! Keys as a client meets them: who comes in, for whom, and how often.
+//! API keys over HTTP: authentication, allowed personas, rate limits, CORS.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use testkit::server::TestServer;
 use crate::setup::{self, shared_server};
 
 /// A server with these keys; the secret of each is `secret-` and its name.
-struct Guarded {
+struct ServerWithKeys {
     server: TestServer,
     file: PathBuf,
     _folder: TempDir,
@@ -27,15 +27,15 @@ fn table(name: &str, more: &str) -> String {
     format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
 }
 
-impl Guarded {
-    fn new(keys: &[(&str, &str)], settings: ServerSettings) -> Guarded {
+impl ServerWithKeys {
+    fn new(keys: &[(&str, &str)], settings: ServerSettings) -> ServerWithKeys {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("keys.toml");
         let text: String = keys.iter().map(|(name, more)| table(name, more)).collect();
         std::fs::write(&file, text).unwrap();
         let keys = Keys::open(Some(&file), None).unwrap().map(Arc::new);
         let settings = ServerSettings { keys, ..settings };
-        Guarded {
+        ServerWithKeys {
             server: TestServer::start_with(setup::service(&Settings::default()), settings),
             file,
             _folder: folder,
@@ -72,12 +72,12 @@ fn refused(reply: &Response, status: u16, code: &str, said: &str) {
 }
 
 #[test]
-fn without_a_key_only_the_probes_answer() {
-    let guarded = Guarded::new(&[("a", "")], ServerSettings::default());
+fn without_a_key_only_open_routes_answer() {
+    let guarded = ServerWithKeys::new(&[("a", "")], ServerSettings::default());
     let server = &guarded.server;
     assert_eq!(server.get("/health").status, 200);
     let ready = server.get("/ready");
-    // Names of personas are for those who may use them.
+    // Persona names are not shown without a key.
     assert_eq!((ready.status, ready.json().get("personas")), (200, None));
     let hello = json!({"prompt": "Hi", "user_type": "warm"});
     for reply in [
@@ -96,7 +96,7 @@ fn without_a_key_only_the_probes_answer() {
         let reply = guarded.ask(wrong, "warm", 1);
         let code = if wrong == "a " { "" } else { "invalid_api_key" };
         match code {
-            // Spaces at the end belong to the header, not to the key.
+            // Trailing spaces are part of the header syntax, not of the key.
             "" => assert_eq!(reply.status, 200),
             code => refused(&reply, 401, code, "not known here"),
         }
@@ -105,8 +105,8 @@ fn without_a_key_only_the_probes_answer() {
 }
 
 #[test]
-fn a_key_reaches_its_own_personas_and_hears_of_no_others() {
-    let guarded = Guarded::new(
+fn key_reaches_only_its_own_personas_and_sees_no_other_names() {
+    let guarded = ServerWithKeys::new(
         &[
             ("one", "personas = ['warm']"),
             ("tenant", "personas = ['acme-*']\nbase = true"),
@@ -129,7 +129,7 @@ fn a_key_reaches_its_own_personas_and_hears_of_no_others() {
         assert_eq!(reply.error().2, "user_type");
         assert_eq!(reply.json()["error"]["type"], "permission_error");
     }
-    // What it may use and is not there is not found, and the names of others are not told.
+    // An allowed persona that does not exist is not found, and the error lists no other names.
     let reply = guarded.ask("tenant", "acme-warm", 1);
     refused(
         &reply,
@@ -167,9 +167,9 @@ fn a_key_reaches_its_own_personas_and_hears_of_no_others() {
 }
 
 #[test]
-fn admin_routes_are_for_admins() {
+fn admin_routes_need_an_admin_key() {
     let keys = [("user", ""), ("ops", "admin = true")];
-    let guarded = Guarded::new(&keys, ServerSettings::default());
+    let guarded = ServerWithKeys::new(&keys, ServerSettings::default());
     for path in ["/metrics", "/v1/lora_adapters"] {
         let reply = guarded.send("user", "GET", path, &Value::Null);
         refused(&reply, 403, "admin_only", "key user has no admin rights");
@@ -184,19 +184,19 @@ fn admin_routes_are_for_admins() {
         open_metrics: true,
         ..ServerSettings::default()
     };
-    let guarded = Guarded::new(&keys, open);
+    let guarded = ServerWithKeys::new(&keys, open);
     assert_eq!(guarded.server.get("/metrics").status, 200);
     assert_eq!(guarded.server.get("/v1/lora_adapters").status, 401);
 }
 
 #[test]
-fn over_its_rate_a_key_is_told_when_to_come_back() {
+fn key_over_its_rate_gets_retry_after() {
     let keys = [
         ("few", "requests_per_minute = 2"),
         ("short", "tokens_per_minute = 300"),
         ("free", ""),
     ];
-    let guarded = Guarded::new(&keys, ServerSettings::default());
+    let guarded = ServerWithKeys::new(&keys, ServerSettings::default());
     assert_eq!(guarded.ask("few", "warm", 1).status, 200);
     assert_eq!(guarded.ask("few", "nobody", 1).status, 404);
     let reply = guarded.ask("few", "warm", 1);
@@ -210,7 +210,7 @@ fn over_its_rate_a_key_is_told_when_to_come_back() {
     assert!((1..=30).contains(&after), "{after}");
     assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
 
-    // What an answer could have taken and did not is there for the next.
+    // Reserved tokens that an answer does not use are returned to the key's budget.
     let used = |reply: &Response| {
         let usage = &reply.json()["usage"];
         usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
@@ -219,7 +219,7 @@ fn over_its_rate_a_key_is_told_when_to_come_back() {
     assert_eq!(first.status, 200, "{}", first.text);
     let left = 300 - used(&first);
     let prompt = first.json()["usage"]["prompt_tokens"].as_u64().unwrap();
-    // The bucket fills by five tokens a second meanwhile: a slow machine has ten seconds.
+    // The bucket refills at five tokens a second, so the test allows a slow machine ten seconds.
     let too_many = usize::try_from(left + 50 - prompt).unwrap();
     let reply = guarded.ask("short", "warm", too_many);
     refused(
@@ -235,8 +235,8 @@ fn over_its_rate_a_key_is_told_when_to_come_back() {
 }
 
 #[test]
-fn keys_that_change_are_taken_up_while_it_runs() {
-    let guarded = Guarded::new(&[("old", "")], ServerSettings::default());
+fn changed_keys_file_is_reloaded_while_serving() {
+    let guarded = ServerWithKeys::new(&[("old", "")], ServerSettings::default());
     assert_eq!(guarded.ask("old", "warm", 1).status, 200);
     std::fs::write(&guarded.file, table("new", "")).unwrap();
     let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
@@ -251,7 +251,7 @@ fn keys_that_change_are_taken_up_while_it_runs() {
 }
 
 #[test]
-fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
+fn other_origins_are_rejected_unless_allowed() {
     let settings = ServerSettings {
         origins: vec!["https://shop.example".parse().unwrap()],
         ..ServerSettings::default()
@@ -268,7 +268,7 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
     assert_eq!(named.status, 200, "{}", named.text);
     let allowed = named.header("access-control-allow-origin");
     assert_eq!(allowed, Some("https://shop.example"));
-    // The page that this server itself would show.
+    // The origin of this server's own pages.
     assert_eq!(ask("http://test").status, 200);
     let other = ask("https://evil.example");
     assert_eq!(
@@ -299,9 +299,9 @@ fn pages_of_other_origins_are_kept_away_unless_they_are_named() {
 }
 
 #[test]
-fn every_route_but_the_open_ones_wants_a_key() {
+fn every_route_except_the_open_ones_needs_a_key() {
     let keys = [("user", ""), ("trainer", "train = true")];
-    let guarded = Guarded::new(&keys, ServerSettings::default());
+    let guarded = ServerWithKeys::new(&keys, ServerSettings::default());
     let kept = guarded.send(
         "trainer",
         "GET",
@@ -322,7 +322,7 @@ fn every_route_but_the_open_ones_wants_a_key() {
                 401 => {}
                 _ => open.push(path.clone()),
             }
-            // What changes who is served is for admins alone.
+            // Routes that change personas are for admins.
             if [
                 "/v1/personas",
                 "/v1/registry",
@@ -337,7 +337,7 @@ fn every_route_but_the_open_ones_wants_a_key() {
                 let reply = guarded.send("user", &method.to_uppercase(), &filled, &json!({}));
                 refused(&reply, 403, "admin_only", "no admin rights");
             }
-            // To measure is a matter of training; what others measured is for admins.
+            // Running an evaluation needs the right to train; the list of all evaluations needs an admin key.
             if path.starts_with("/v1/evaluations") {
                 let listed = path == "/v1/evaluations" && method == "get";
                 let (code, why) = if listed {
@@ -363,9 +363,9 @@ fn every_route_but_the_open_ones_wants_a_key() {
 }
 
 #[test]
-fn where_files_lie_is_for_admins() {
+fn adapter_paths_are_shown_to_admins_only() {
     let keys = [("admin", "admin = true"), ("a", "personas = ['warm']")];
-    let guarded = Guarded::new(&keys, ServerSettings::default());
+    let guarded = ServerWithKeys::new(&keys, ServerSettings::default());
     let roots = |key: &str| {
         let models = guarded.send(key, "GET", "/v1/models", &Value::Null).json();
         let card = models["data"]

@@ -1,11 +1,11 @@
-//! Whatever comes in, an error says which field, and the server goes on.
+//! Invalid requests: the error names the field, and the server continues to serve.
 
 use serde_json::{Value, json};
 
 use crate::setup::shared_server;
 
 #[test]
-fn a_wrong_request_is_refused_by_the_name_of_its_field() {
+fn invalid_request_is_rejected_by_field_name() {
     let server = shared_server();
     let long = "word ".repeat(600);
     let cases = [
@@ -233,7 +233,7 @@ fn a_wrong_request_is_refused_by_the_name_of_its_field() {
             message.contains(param.split('[').next().unwrap()),
             "{message}"
         );
-        // Refused before anything streams, too.
+        // A streaming request is rejected with a status, before the stream begins.
         body["stream"] = body.get("stream").cloned().unwrap_or(json!(true));
         assert_eq!(server.post("/generate", &body).error().0, status);
     }
@@ -250,7 +250,7 @@ fn a_wrong_request_is_refused_by_the_name_of_its_field() {
 }
 
 #[test]
-fn a_body_that_is_no_json_is_given_its_place() {
+fn invalid_json_is_rejected_with_line_and_column() {
     let server = shared_server();
     let refused = |body: &[u8]| server.post_bytes("/generate", body).error();
     let (status, code, _, message) = refused(b"{\"prompt\": \"a\",\n  oops}");
@@ -272,7 +272,7 @@ fn a_body_that_is_no_json_is_given_its_place() {
 }
 
 #[test]
-fn a_body_too_large_is_refused_with_the_limit() {
+fn too_large_body_is_rejected_with_the_limit() {
     let server = shared_server();
     let body = json!({"prompt": "x".repeat(5 << 20), "user_type": "warm"});
     let (status, code, _, message) = server.post("/generate", &body).error();
@@ -281,7 +281,7 @@ fn a_body_too_large_is_refused_with_the_limit() {
 }
 
 #[test]
-fn other_media_types_routes_and_methods_are_errors_in_json() {
+fn unknown_media_types_routes_and_methods_get_json_errors() {
     let server = shared_server();
     let body = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 1}).to_string();
     let with = |content_type: &str| {

@@ -20,7 +20,7 @@ fn content(answer: &Value) -> &str {
 }
 
 #[test]
-fn the_answer_is_that_of_generate_in_openais_shape() {
+fn chat_returns_the_text_of_generate_in_openais_format() {
     let answer = chat(&ask("warm", json!("Hello!")));
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["model"], "warm");
@@ -43,7 +43,7 @@ fn the_answer_is_that_of_generate_in_openais_shape() {
 }
 
 #[test]
-fn a_stream_carries_role_text_reason_and_usage() {
+fn stream_has_role_text_finish_reason_and_usage() {
     let mut body = ask("formal", json!("Hello!"));
     let whole = chat(&body);
     body["stream_options"] = json!({"include_usage": true});
@@ -68,7 +68,7 @@ fn a_stream_carries_role_text_reason_and_usage() {
     for key in ["prompt_tokens", "completion_tokens", "total_tokens"] {
         assert_eq!(usage["usage"][key], whole["usage"][key], "{key}");
     }
-    // The prompt has just been asked.
+    // The prompt was sent before, so it is in the prefix cache.
     let cached = &usage["usage"]["prompt_tokens_details"]["cached_tokens"];
     assert!(cached.as_u64().unwrap() > 0, "{cached}");
     for chunk in &chunks {
@@ -87,7 +87,7 @@ fn a_stream_carries_role_text_reason_and_usage() {
 }
 
 #[test]
-fn parts_of_text_are_one_text() {
+fn text_parts_are_concatenated() {
     let parts = json!([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!"}]);
     assert_eq!(
         content(&chat(&ask("warm", parts))),
@@ -96,7 +96,7 @@ fn parts_of_text_are_one_text() {
 }
 
 #[test]
-fn a_system_turn_replaces_the_personas_own() {
+fn system_message_replaces_the_personas_system_prompt() {
     let with = |system: Option<(&str, &str)>| {
         let mut body = ask("warm", json!("Hello!"));
         if let Some((role, system)) = system {
@@ -119,7 +119,7 @@ fn a_system_turn_replaces_the_personas_own() {
 }
 
 #[test]
-fn settings_that_mean_nothing_are_taken() {
+fn fields_at_their_default_values_are_accepted() {
     let plain = ask("warm", json!("Hello!"));
     let mut body = plain.clone();
     for (key, value) in [
@@ -146,7 +146,7 @@ fn settings_that_mean_nothing_are_taken() {
 }
 
 #[test]
-fn penalties_change_the_answer() {
+fn frequency_penalty_changes_the_answer() {
     let mut body = ask("warm", json!("Hello!"));
     body["max_tokens"] = json!(60);
     let plain = chat(&body);
@@ -155,7 +155,7 @@ fn penalties_change_the_answer() {
 }
 
 #[test]
-fn log_probabilities_are_told_token_by_token() {
+fn logprobs_are_returned_for_each_token() {
     let mut body = ask("warm", json!("Hello!"));
     let plain = chat(&body);
     body["logprobs"] = json!(true);
@@ -192,7 +192,7 @@ fn log_probabilities_are_told_token_by_token() {
         .collect();
     assert_eq!(streamed, tokens);
 
-    // Of what a stop string cuts off, nothing is told.
+    // Tokens that a stop string removes have no logprobs.
     let text = content(&answer).to_owned();
     let cut: String = text.chars().skip(6).take(3).collect();
     body["stop"] = json!(cut);
@@ -215,7 +215,7 @@ fn log_probabilities_are_told_token_by_token() {
 }
 
 #[test]
-fn several_answers_have_seeds_of_their_own() {
+fn each_of_n_choices_has_its_own_seed() {
     let mut body = ask("warm", json!("Hello!"));
     body["temperature"] = json!(1);
     body["seed"] = json!(11);
@@ -254,7 +254,7 @@ fn several_answers_have_seeds_of_their_own() {
 }
 
 #[test]
-fn the_fingerprint_names_what_computed_the_answer() {
+fn system_fingerprint_names_base_and_adapters() {
     let fingerprint = |model: &str| {
         let answer = chat(&ask(model, json!("Hello!")));
         answer["system_fingerprint"].as_str().unwrap().to_owned()
@@ -270,7 +270,7 @@ fn the_fingerprint_names_what_computed_the_answer() {
 }
 
 #[test]
-fn embeddings_are_refused_by_name() {
+fn embeddings_are_rejected_by_name() {
     let reply = shared_server().post("/v1/embeddings", &json!({"model": BASE, "input": "Hi"}));
     let (status, code, _, message) = reply.error();
     assert_eq!((status, code.as_str()), (400, "unsupported_endpoint"));
@@ -281,7 +281,7 @@ fn embeddings_are_refused_by_name() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_name() {
+fn unsupported_field_is_rejected_by_name() {
     let refused = |key: &str, value: Value| {
         let mut body = ask("warm", json!("Hello!"));
         body[key] = value;
@@ -323,7 +323,7 @@ fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
-fn models_are_the_base_and_the_personas() {
+fn models_lists_the_base_and_the_personas() {
     let reply = shared_server().get("/v1/models");
     assert_eq!(reply.status, 200);
     let list = reply.json();

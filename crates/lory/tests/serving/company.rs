@@ -1,4 +1,4 @@
-//! Who shares a batch changes no answer.
+//! The other requests in a batch change no answer.
 
 use std::thread;
 
@@ -8,7 +8,7 @@ use testkit::home::BASE;
 use crate::setup::shared_server;
 
 #[test]
-fn penalties_biases_and_several_answers_in_company_answer_as_alone() {
+fn batched_requests_with_penalties_and_biases_answer_as_alone() {
     let server = shared_server();
     let requests: Vec<Value> = (0..12)
         .map(|i| {
@@ -48,7 +48,7 @@ fn penalties_biases_and_several_answers_in_company_answer_as_alone() {
 }
 
 #[test]
-fn mixed_tones_at_once_answer_as_alone() {
+fn batched_requests_with_mixed_personas_answer_as_alone() {
     let server = shared_server();
     let voices = [BASE, "warm", "formal", "warm*0.5+formal", "formal*-1"];
     let requests: Vec<Value> = (0..30)

@@ -1,4 +1,4 @@
-//! `/v1/completions`: text or token ids that the model goes on with.
+//! `/v1/completions`: the model continues text or token ids.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn text(answer: &Value) -> &str {
 }
 
 #[test]
-fn a_text_goes_on_without_a_template() {
+fn completion_uses_no_chat_template() {
     let answer = complete(&json!({"model": BASE, "prompt": "Hello", "temperature": 0}));
     assert_eq!(answer["object"], "text_completion");
     assert_eq!(answer["model"], BASE);
@@ -41,7 +41,7 @@ fn a_text_goes_on_without_a_template() {
 }
 
 #[test]
-fn a_persona_answers_in_its_adapter_and_without_its_system_prompt() {
+fn completion_uses_the_personas_adapter_and_not_its_system_prompt() {
     let ask = |model: &str| {
         let body =
             json!({"model": model, "prompt": [5, 6, 7, 8], "max_tokens": 24, "ignore_eos": true});
@@ -58,13 +58,13 @@ fn a_persona_answers_in_its_adapter_and_without_its_system_prompt() {
 }
 
 #[test]
-fn sixteen_tokens_unless_asked_otherwise() {
+fn max_tokens_defaults_to_sixteen() {
     let body = json!({"model": BASE, "prompt": [5, 6], "ignore_eos": true});
     assert_eq!(complete(&body)["usage"]["completion_tokens"], 16);
 }
 
 #[test]
-fn a_stream_says_what_the_whole_does() {
+fn stream_has_the_text_of_the_whole_response() {
     let mut body =
         json!({"model": "warm", "prompt": [9, 4, 7], "max_tokens": 20, "ignore_eos": true});
     let whole = complete(&body);
@@ -88,7 +88,7 @@ fn a_stream_says_what_the_whole_does() {
 }
 
 #[test]
-fn several_prompts_and_several_answers_are_choices_in_order() {
+fn choices_are_ordered_by_prompt_and_then_by_n() {
     let prompts = json!([[5, 6, 7, 8], [9, 4, 7]]);
     let mut body = json!({
         "model": "warm", "prompt": prompts, "max_tokens": 12, "ignore_eos": true, "n": 3,
@@ -112,7 +112,7 @@ fn several_prompts_and_several_answers_are_choices_in_order() {
         (&json!(7), &json!(72))
     );
 
-    // The first answer to each prompt is the one that it gets alone.
+    // The first choice of each prompt equals the answer to that prompt alone.
     for (at, prompt) in prompts.as_array().unwrap().iter().enumerate() {
         let alone = json!({
             "model": "warm", "prompt": prompt, "max_tokens": 12, "ignore_eos": true,
@@ -140,7 +140,7 @@ fn several_prompts_and_several_answers_are_choices_in_order() {
 }
 
 #[test]
-fn answers_to_a_long_prompt_share_its_blocks() {
+fn n_choices_share_the_prompts_cached_blocks() {
     let prompt: Vec<u32> = (0..200).map(|i| 3 + (i * 31 + 5) % 200).collect();
     let server = TestServer::start(setup::service(&Settings::default()));
     let body = json!({
@@ -154,7 +154,7 @@ fn answers_to_a_long_prompt_share_its_blocks() {
         .lines()
         .find_map(|line| line.strip_prefix("lory_prefix_cache_hit_tokens_total "))
         .or_else(|| panic!("{metrics}"));
-    // Three of the four found all blocks but the last.
+    // Three of the four choices reuse all blocks except the last.
     let cached: f64 = cached.unwrap().parse().unwrap();
     assert!(cached >= 3.0 * 160.0, "{cached}");
 }
@@ -165,7 +165,7 @@ fn echo_begins_with_the_prompt() {
         json!({"model": BASE, "prompt": "Hello the", "max_tokens": 8, "ignore_eos": true});
     let plain = complete(&body);
     body["echo"] = json!(true);
-    // A stop string is looked for in the answer alone.
+    // Stop strings are matched in the answer only, not in the prompt.
     body["stop"] = json!("Hello");
     let echoed = complete(&body);
     assert_eq!(text(&echoed), format!("Hello the{}", text(&plain)));
@@ -194,7 +194,7 @@ fn echo_begins_with_the_prompt() {
     );
     assert_eq!(column("text_offset")[prompt], "Hello the".len());
     assert_eq!(told["choices"][1]["logprobs"], *columns);
-    // What the model would have said is what it says when it is asked.
+    // The logprobs of a prompt position equal those of a generated token at that position.
     let begun = json!({
         "model": BASE, "prompt": "Hello", "max_tokens": 1, "logprobs": 2, "ignore_eos": true,
     });
@@ -204,7 +204,7 @@ fn echo_begins_with_the_prompt() {
 }
 
 #[test]
-fn log_probabilities_come_in_columns() {
+fn logprobs_are_returned_as_columns() {
     let body = json!({
         "model": "warm", "prompt": [9, 4, 7], "max_tokens": 20, "ignore_eos": true, "logprobs": 3,
     });
@@ -217,7 +217,7 @@ fn log_probabilities_come_in_columns() {
         let top = column("top_logprobs")[at].as_object().unwrap().clone();
         assert_eq!(top.len(), 3);
         let token = column("tokens")[at].as_str().unwrap().to_owned();
-        // Greedy: the most probable one.
+        // Greedy sampling takes the most probable token.
         let best = top
             .values()
             .map(|v| v.as_f64().unwrap())
@@ -255,7 +255,7 @@ fn log_probabilities_come_in_columns() {
 }
 
 #[test]
-fn a_bias_forces_and_forbids() {
+fn logit_bias_forces_and_forbids_tokens() {
     let mut body = json!({"model": BASE, "prompt": [5, 6], "max_tokens": 6, "ignore_eos": true});
     body["logit_bias"] = json!({"68": 100});
     assert_eq!(text(&complete(&body)), "AAAAAA");

@@ -1,4 +1,4 @@
-//! Clients that leave, and clients that come when there is no room.
+//! Disconnects, full queues and timeouts.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use testkit::server::TestServer;
 
 use crate::setup;
 
-/// A stream as long as the context allows.
+/// A stream of 400 tokens whose first bytes have arrived.
 fn long_stream(server: &TestServer) -> ResponseStream {
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
@@ -20,7 +20,7 @@ fn long_stream(server: &TestServer) -> ResponseStream {
 }
 
 #[test]
-fn a_client_that_leaves_takes_all_its_answers_along() {
+fn disconnect_cancels_all_n_choices() {
     let service = setup::service(&Settings {
         engine: EngineConfig {
             max_batch: 2,
@@ -47,7 +47,7 @@ fn a_client_that_leaves_takes_all_its_answers_along() {
 }
 
 #[test]
-fn an_error_in_mid_stream_is_an_event_and_the_last() {
+fn error_during_a_stream_is_its_last_event() {
     let service = setup::service(&Settings::default());
     let server = TestServer::start(service.clone());
     let body = json!({
@@ -84,7 +84,7 @@ fn idle(service: &Service) {
 }
 
 #[test]
-fn a_client_that_leaves_mid_stream_frees_its_place() {
+fn disconnect_during_a_stream_frees_its_blocks() {
     let service = setup::service(&Settings::default());
     let server = TestServer::start(service.clone());
     let streams: Vec<ResponseStream> = (0..8).map(|_| long_stream(&server)).collect();
@@ -99,7 +99,7 @@ fn a_client_that_leaves_mid_stream_frees_its_place() {
 }
 
 #[test]
-fn a_client_that_leaves_while_it_waits_frees_its_place() {
+fn disconnect_before_the_response_frees_its_blocks() {
     let service = setup::service(&Settings::default());
     let server = TestServer::start(service.clone());
     let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400}).to_string();
@@ -118,7 +118,7 @@ fn a_client_that_leaves_while_it_waits_frees_its_place() {
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_back() {
+fn full_queue_is_rejected_with_retry_after() {
     let service = setup::service(&Settings {
         engine: EngineConfig {
             max_batch: 1,
@@ -153,7 +153,7 @@ fn a_full_queue_says_when_to_come_back() {
 }
 
 #[test]
-fn a_request_out_of_time_says_so_and_gives_what_there_is() {
+fn timed_out_request_returns_the_tokens_it_has() {
     let service = setup::service(&Settings {
         engine: EngineConfig {
             max_batch: 1,
@@ -176,7 +176,7 @@ fn a_request_out_of_time_says_so_and_gives_what_there_is() {
     idle(&service);
     assert_eq!(service.engine().stats().finished_deadline, 2);
 
-    // However fast the machine is, there is a time that is enough for some tokens and not for all.
+    // On a machine of any speed, some timeout is long enough for one token and too short for all.
     let mut long =
         json!({"model": "warm", "prompt": [9, 4, 7], "max_tokens": 400, "ignore_eos": true});
     let cut = (1..2000).map(|ms| {

@@ -1,5 +1,5 @@
-//! Answers that must look like something: JSON, JSON of a schema, calls of tools. The tiny base says noise, so what holds here
-//! holds by the grammar alone.
+//! Constrained answers: JSON, JSON with a schema, tool calls. The tiny base generates noise, so only the grammar can make these tests
+//! pass.
 
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -13,7 +13,7 @@ use crate::setup;
 
 const PATH: &str = "/v1/chat/completions";
 
-/// A server whose context holds what is said of tools, which takes a token for each byte nearly.
+/// A server with a context for prompts with tools: in the tiny vocabulary nearly every byte is a token.
 fn server() -> &'static TestServer {
     static SHARED: OnceLock<TestServer> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -36,7 +36,7 @@ fn chat(body: &Value) -> Value {
     reply.json()
 }
 
-/// Every answer to it is short.
+/// A schema whose answers are all short.
 fn schema() -> Value {
     json!({
         "type": "object",
@@ -85,7 +85,7 @@ fn clock() -> Value {
 }
 
 #[test]
-fn an_answer_keeps_to_its_schema_at_any_temperature() {
+fn answer_matches_its_schema_at_any_temperature() {
     for (seed, temperature) in [(1, 0.0), (2, 1.0), (3, 1.5), (4, 2.0)] {
         let mut body = ask("Give me a thing.");
         body["response_format"] = of_schema(&schema());
@@ -102,7 +102,7 @@ fn an_answer_keeps_to_its_schema_at_any_temperature() {
 }
 
 #[test]
-fn any_object_is_an_object_as_far_as_it_goes() {
+fn json_object_format_yields_an_object() {
     let mut body = ask("Give me a thing.");
     body["response_format"] = json!({"type": "json_object"});
     body["max_completion_tokens"] = json!(40);
@@ -118,7 +118,7 @@ fn any_object_is_an_object_as_far_as_it_goes() {
 }
 
 #[test]
-fn a_streamed_answer_is_the_whole_one() {
+fn streamed_answer_equals_the_whole_one() {
     let mut body = ask("Give me a thing.");
     body["response_format"] = of_schema(&schema());
     let whole = chat(&body);
@@ -138,7 +138,7 @@ fn a_streamed_answer_is_the_whole_one() {
 }
 
 #[test]
-fn a_required_call_is_a_call_of_a_tool_with_its_arguments() {
+fn required_tool_call_has_a_known_name_and_valid_arguments() {
     let mut body = ask("How is the weather?");
     body["tools"] = json!([weather(), clock()]);
     body["tool_choice"] = json!("required");
@@ -187,7 +187,7 @@ fn a_required_call_is_a_call_of_a_tool_with_its_arguments() {
 }
 
 #[test]
-fn a_streamed_call_is_put_together_from_its_pieces() {
+fn streamed_tool_call_equals_the_whole_one() {
     let mut body = ask("How is the weather?");
     body["tools"] = json!([weather()]);
     body["tool_choice"] = json!("required");
@@ -231,7 +231,7 @@ fn a_streamed_call_is_put_together_from_its_pieces() {
 }
 
 #[test]
-fn with_auto_a_text_stays_a_text() {
+fn tool_choice_auto_allows_a_text_answer() {
     let mut body = ask("How is the weather?");
     body["max_completion_tokens"] = json!(30);
     let without = chat(&body);
@@ -240,7 +240,7 @@ fn with_auto_a_text_stays_a_text() {
     let choice = &with["choices"][0];
     assert!(choice["message"].get("tool_calls").is_none(), "{with}");
     assert!(!choice["message"]["content"].as_str().unwrap().is_empty());
-    // The model is told of the tools, unless none may be called.
+    // The prompt describes the tools unless `tool_choice` is `none`.
     let prompt = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
     assert!(prompt(&with) > prompt(&without) + 100);
     body["tool_choice"] = json!("none");
@@ -253,7 +253,7 @@ fn with_auto_a_text_stays_a_text() {
 }
 
 #[test]
-fn earlier_calls_and_what_they_gave_are_part_of_the_conversation() {
+fn earlier_tool_calls_and_results_are_rendered_into_the_prompt() {
     let mut body = ask("How is the weather?");
     body["max_completion_tokens"] = json!(5);
     let call = json!({"id": "call-1", "type": "function", "function": {
@@ -286,7 +286,7 @@ fn earlier_calls_and_what_they_gave_are_part_of_the_conversation() {
 }
 
 #[test]
-fn formats_in_company_answer_as_alone() {
+fn batched_requests_with_grammars_answer_as_alone() {
     let requests: Vec<Value> = (0..12)
         .map(|i| {
             let mut body = ask(&format!("Question {i}"));
@@ -310,7 +310,7 @@ fn formats_in_company_answer_as_alone() {
             body
         })
         .collect();
-    // Every call has an id of its own.
+    // Ids of calls are random.
     let ask = |request: &Value| {
         let mut choices = chat(request)["choices"].clone();
         if let Some(calls) = choices[0]["message"]["tool_calls"].as_array_mut() {
@@ -333,7 +333,7 @@ fn formats_in_company_answer_as_alone() {
 }
 
 #[test]
-fn what_no_grammar_can_be_made_of_is_refused_by_name() {
+fn invalid_schema_or_tool_is_rejected_by_name() {
     let refused = |change: Value| {
         let mut body = ask("Hello!");
         for (key, value) in change.as_object().unwrap() {
@@ -443,7 +443,7 @@ fn what_no_grammar_can_be_made_of_is_refused_by_name() {
         assert_eq!(param, named, "{message}");
         assert!(message.contains(named), "{message}");
     }
-    // A schema that is not strict may have what is not known.
+    // A schema that is not strict may contain unsupported keywords.
     let mut body = ask("Hello!");
     let loose = json!({"type": "integer", "minimum": 1, "maximum": 5, "not": {"const": 3}});
     body["response_format"] =

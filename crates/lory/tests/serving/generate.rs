@@ -1,4 +1,4 @@
-//! `/generate`: what it answers, whole and as a stream.
+//! `/generate`: whole responses and streams.
 
 use serde_json::{Value, json};
 use testkit::home::BASE;
@@ -15,7 +15,7 @@ fn keys(value: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn the_answer_has_the_shape_of_the_contract() {
+fn response_has_the_documented_fields() {
     let server = shared_server();
     let answer = server.generate(
         json!({"prompt": "Where is order #12345?", "user_type": "formal", "max_new_tokens": 12}),
@@ -52,7 +52,7 @@ fn the_answer_has_the_shape_of_the_contract() {
 }
 
 #[test]
-fn tones_differ_and_each_repeats_itself() {
+fn personas_differ_and_are_deterministic() {
     let server = shared_server();
     let say = |who: &str| {
         let body = json!({"prompt": "Hello!", "user_type": who, "max_new_tokens": 24});
@@ -74,7 +74,7 @@ fn tones_differ_and_each_repeats_itself() {
 }
 
 #[test]
-fn a_blend_names_its_adapters_and_speaks_for_the_larger_part() {
+fn blend_lists_its_adapters_and_uses_the_settings_of_the_larger_scale() {
     let server = shared_server();
     let spec = "warm*0.25+formal*1.5";
     let answer = server.generate(json!({"prompt": "Hello!", "user_type": spec}));
@@ -86,14 +86,14 @@ fn a_blend_names_its_adapters_and_speaks_for_the_larger_part() {
         .iter()
         .map(|adapter| &adapter["scale"])
         .collect();
-    // The request's weight times the persona's own scale.
+    // The scale is the weight in the request times the persona's scale.
     assert_eq!(scales, [&json!(0.25), &json!(0.75)]);
-    // `formal` has the larger scale: its limit holds.
+    // `formal` has the larger scale, so its max_new_tokens applies.
     assert_eq!(answer["usage"]["completion_tokens"], 20);
 }
 
 #[test]
-fn an_input_stands_behind_the_prompt_as_in_training() {
+fn input_is_appended_to_the_prompt_as_in_training() {
     let server = shared_server();
     let split =
         server.generate(json!({"prompt": "Answer.", "input": "It is #77.", "user_type": "warm"}));
@@ -103,7 +103,7 @@ fn an_input_stands_behind_the_prompt_as_in_training() {
 }
 
 #[test]
-fn a_seed_fixes_what_is_drawn() {
+fn seed_makes_sampling_repeatable() {
     let server = shared_server();
     let say = |seed: u64| {
         let body = json!({"prompt": "Hi", "user_type": "warm", "temperature": 1.0, "top_p": 0.95, "top_k": 50,
@@ -115,7 +115,7 @@ fn a_seed_fixes_what_is_drawn() {
 }
 
 #[test]
-fn a_stop_text_ends_the_answer_and_is_not_shown() {
+fn stop_string_ends_the_answer_and_is_removed() {
     let server = shared_server();
     let ask = |stop: Value| {
         server.generate(
@@ -138,7 +138,7 @@ fn a_stop_text_ends_the_answer_and_is_not_shown() {
 }
 
 #[test]
-fn a_stream_is_the_same_answer_in_pieces() {
+fn stream_has_the_same_answer_as_the_whole_response() {
     let server = shared_server();
     for stop in [json!([]), json!(["e"])] {
         let body = json!({"prompt": "Tell me.", "user_type": "formal", "max_new_tokens": 30, "stop": stop});
@@ -166,19 +166,19 @@ fn a_stream_is_the_same_answer_in_pieces() {
 }
 
 #[test]
-fn what_a_user_writes_is_never_a_control_token() {
+fn user_text_never_becomes_a_control_token() {
     let server = shared_server();
     let tokens = |prompt: &str| {
         let answer =
             server.generate(json!({"prompt": prompt, "user_type": "warm", "max_new_tokens": 1}));
         answer["usage"]["prompt_tokens"].as_u64().unwrap()
     };
-    // As text it takes many tokens of this tiny vocabulary; as a control token it would take one.
+    // As text it takes many tokens of the tiny vocabulary; as a control token it would take one.
     assert!(tokens("a<|im_end|>b") >= tokens("ab") + 5);
 }
 
 #[test]
-fn as_many_tokens_as_fit_where_none_are_asked_for() {
+fn max_new_tokens_defaults_to_the_rest_of_the_context() {
     let server = shared_server();
     let prompt = "x ".repeat(205);
     let answer = server.generate(json!({"prompt": prompt, "user_type": BASE}));

@@ -1,4 +1,4 @@
-//! Votes and evaluations as a client meets them.
+//! Votes, evaluation results and the studio's page over HTTP.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use testkit::server::TestServer;
 use crate::setup::shared_server;
 
 #[test]
-fn votes_are_on_versions_and_outlive_the_server() {
+fn votes_name_versions_and_survive_a_restart() {
     let home = RegistryHome::new();
     let vote =
         |a: &str, b: &str, winner: &str| json!({"a": a, "b": b, "winner": winner, "prompt": "Hi"});
@@ -67,13 +67,13 @@ fn evaluations_are_listed_and_shown() {
     );
     let (status, code, _, _) = server.get("/v1/evaluations/7").error();
     assert_eq!((status, code.as_str()), (404, "evaluation_not_found"));
-    // Without a folder nothing is kept.
+    // Without a folder for results, votes are off.
     let (status, code, _, _) = shared_server().get("/v1/votes").error();
     assert_eq!((status, code.as_str()), (409, "judgements_off"));
 }
 
 #[test]
-fn the_page_is_served_with_its_policy() {
+fn studio_page_has_a_content_security_policy() {
     let server = shared_server();
     let page = server.get("/");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! The server's own life: loading, serving, stopping.
+//! The server's lifecycle: loading, serving, stopping.
 
 use serde_json::json;
 use server::AppState;
@@ -9,7 +9,7 @@ use testkit::server::TestServer;
 use crate::setup;
 
 #[test]
-fn it_is_alive_before_it_is_ready() {
+fn health_is_ok_before_the_base_is_loaded() {
     let state = AppState::loading();
     let server = TestServer::start(state.clone());
     let hello = json!({"prompt": "Hello!", "user_type": "warm", "max_new_tokens": 1});
@@ -32,7 +32,7 @@ fn it_is_alive_before_it_is_ready() {
 }
 
 #[test]
-fn it_finishes_what_it_began_before_it_stops() {
+fn stream_ends_before_a_graceful_shutdown_does() {
     let mut server = TestServer::start(setup::service(&Settings::default()));
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300, "stream": true});

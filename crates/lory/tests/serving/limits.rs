@@ -1,4 +1,4 @@
-//! What a client may not do to the server: be slow, be large, be many; and what it hears when the server stops.
+//! Limits on time, size and number of connections, and responses while the server drains.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -24,7 +24,7 @@ fn error_of(answer: &str) -> Value {
 }
 
 #[test]
-fn whoever_is_too_slow_is_told_so_and_cut_off() {
+fn slow_request_gets_408_and_is_closed() {
     let server = serve(ServerSettings {
         header_timeout: Duration::from_millis(200),
         body_timeout: Duration::from_millis(200),
@@ -43,15 +43,15 @@ fn whoever_is_too_slow_is_told_so_and_cut_off() {
     let answer = server.send_raw(begun);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert_eq!(error_of(&answer)["code"], "body_too_slow");
-    // Nobody who only waits for a long answer is slow.
+    // Waiting for a long answer is not a timeout.
     let body = json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 300});
     assert_eq!(server.post("/generate", &body).status, 200);
-    // Who sends nothing is closed without a word, as is usual.
+    // A connection that sends nothing is closed without a response.
     assert_eq!(server.send_raw(b""), "");
 }
 
 #[test]
-fn what_is_too_large_is_refused_with_its_number() {
+fn too_large_headers_are_rejected_with_the_limit() {
     let server = shared_server();
     let long = "x".repeat(MAX_HEADERS);
     let reply = server
@@ -65,13 +65,13 @@ fn what_is_too_large_is_refused_with_its_number() {
 }
 
 #[test]
-fn one_connection_too_many_is_refused() {
+fn connection_over_the_limit_is_rejected() {
     let server = serve(ServerSettings {
         max_connections: 1,
         ..ServerSettings::default()
     });
     let held = TcpStream::connect(server.address).unwrap();
-    // The first is taken before the second is looked at.
+    // Connections are accepted in order, so the first one holds the only permit.
     let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(answer.contains("retry-after: "), "{answer}");
@@ -80,7 +80,7 @@ fn one_connection_too_many_is_refused() {
 }
 
 #[test]
-fn a_request_s_id_comes_back() {
+fn request_id_is_returned() {
     let server = shared_server();
     let id = |given: &str| {
         let reply = server
@@ -100,14 +100,14 @@ fn a_request_s_id_comes_back() {
 }
 
 #[test]
-fn a_drain_refuses_new_requests_and_lets_old_ones_end() {
+fn draining_server_rejects_new_requests_and_finishes_running_ones() {
     let mut server = serve(ServerSettings::default());
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
     let mut open = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
     open.wait_for_body();
     server.stop();
-    // The signal reaches the server a moment later.
+    // The server notices the stop after a moment.
     let end = std::time::Instant::now() + Duration::from_secs(10);
     while server.get("/ready").status == 200 {
         assert!(std::time::Instant::now() < end);
@@ -133,12 +133,12 @@ fn a_drain_refuses_new_requests_and_lets_old_ones_end() {
 }
 
 #[test]
-fn what_does_not_end_in_time_is_cut_off() {
+fn request_over_the_drain_timeout_is_closed() {
     let mut server = serve(ServerSettings {
         drain_timeout: Duration::from_millis(50),
         ..ServerSettings::default()
     });
-    // A client that never sends its body keeps its request under way.
+    // A client that never sends its body keeps its request running.
     let mut stream = TcpStream::connect(server.address).unwrap();
     let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{";
     stream.write_all(begun).unwrap();

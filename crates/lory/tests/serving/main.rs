@@ -1,4 +1,4 @@
-//! The service and the server as a client meets them, over a tiny random base with two tones.
+//! The service and the HTTP server, over a tiny random base with two personas. `setup` has the base and the personas.
 
 mod access;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What people and their monitoring see of the server.
+//! `/metrics` and `/v1/lora_adapters`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use testkit::tiny::adapter;
 
 use crate::setup;
 
-/// The samples of `/metrics`, by name and labels; each line is one or a comment.
+/// The samples of `/metrics` by name and labels. Every line is a sample or a comment.
 fn samples(server: &TestServer) -> BTreeMap<String, f64> {
     let reply = server.get("/metrics");
     assert_eq!(reply.status, 200);
@@ -78,7 +78,7 @@ fn requests_tokens_and_times_are_counted() {
     assert_eq!(seen["vllm:num_requests_waiting"], 0.0);
     assert_eq!(seen["vllm:kv_cache_usage_perc"], 0.0);
     assert_eq!(seen["lory_adapter_hits_total"], 3.0);
-    // Those of the start.
+    // The two loads at the start.
     assert_eq!(seen["lory_adapter_misses_total"], 2.0);
     assert_eq!(seen["lory_adapter_load_seconds_count"], 2.0);
     assert!(seen["lory_adapter_read_bytes_total"] > 1000.0);
@@ -102,9 +102,9 @@ fn requests_tokens_and_times_are_counted() {
 }
 
 #[test]
-fn the_list_of_adapters_says_who_uses_them_and_where_they_are() {
+fn adapter_list_has_names_memory_and_pool_counters() {
     let home = setup::home();
-    // Two names for one content.
+    // Two personas with the same adapter.
     home.persona("mild", "scale = 0.2", Some(&adapter(11)));
     let roomy = setup::open(&home, &Settings::default()).unwrap();
     let each = roomy.engine().adapters()[0].bytes;

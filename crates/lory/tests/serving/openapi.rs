@@ -1,4 +1,4 @@
-//! The document beside what the server does: real answers have the shapes that it gives them.
+//! Responses of the server match the schemas of `/openapi.json`.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use testkit::server::TestServer;
 
 use crate::setup::shared_server;
 
-/// What of `value` is not as `schema` says, with its path.
+/// Where `value` does not match `schema`, each with its path.
 pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String> {
     if let Some(name) = schema["$ref"].as_str() {
         let found = &document["components"]["schemas"][name.rsplit('/').next().unwrap()];
@@ -53,7 +53,7 @@ pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -
                 }
             }
             for (name, field) in fields {
-                // Of a map every value has one shape.
+                // All values of a map have one schema.
                 let each = &schema["additionalProperties"];
                 match schema["properties"]
                     .get(name)
@@ -78,7 +78,7 @@ pub fn complaints(document: &Value, schema: &Value, value: &Value, path: &str) -
 }
 
 #[test]
-fn answers_are_as_the_document_says() {
+fn responses_match_the_openapi_document() {
     let server = shared_server();
     let document = server.get("/openapi.json").json();
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
@@ -123,7 +123,7 @@ fn answers_are_as_the_document_says() {
 }
 
 #[test]
-fn answers_about_personas_are_as_the_document_says() {
+fn persona_responses_match_the_openapi_document() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(true));
     let document = server.get("/openapi.json").json();
@@ -257,7 +257,7 @@ fn answers_about_personas_are_as_the_document_says() {
 }
 
 #[test]
-fn the_page_asks_nobody_but_this_server() {
+fn docs_page_loads_nothing_from_other_servers() {
     let reply = shared_server().get("/docs");
     assert_eq!(reply.status, 200);
     assert!(

@@ -1,4 +1,4 @@
-//! What cannot be served is said when the service opens, with its file; and what happens when memory is short.
+//! Opening a service: files that cannot be served are rejected by name, and adapters are swapped if memory is short.
 
 use service::{AdapterError, GenerateRequest, RequestError, Service, Settings};
 use testkit::home::TestHome;
@@ -15,7 +15,7 @@ fn refused(home: &TestHome) -> String {
 }
 
 #[test]
-fn a_broken_base_is_named() {
+fn broken_base_is_rejected_by_file_name() {
     let home = setup::home();
     let whole = std::fs::read(home.base()).unwrap();
     for length in [0, 3, 4, 20, 1000, whole.len() / 2, whole.len() - 1] {
@@ -30,7 +30,7 @@ fn a_broken_base_is_named() {
 }
 
 #[test]
-fn an_adapter_of_another_model_is_named_with_its_tensor() {
+fn adapter_of_another_model_is_rejected_by_tensor_name() {
     let home = setup::home();
     let mut other = tiny_config();
     other.intermediate_size = 96;
@@ -41,7 +41,7 @@ fn an_adapter_of_another_model_is_named_with_its_tensor() {
 }
 
 #[test]
-fn an_adapter_trained_with_other_tokens_is_refused() {
+fn adapter_with_another_tokenizer_or_template_is_rejected() {
     let home = setup::home();
     for (key, what) in [
         ("lory.tokenizer_hash", "another tokenizer (abc)"),
@@ -56,7 +56,7 @@ fn an_adapter_trained_with_other_tokens_is_refused() {
 }
 
 #[test]
-fn a_persona_cannot_bear_the_bases_name() {
+fn persona_with_the_bases_name_is_rejected() {
     let home = setup::home();
     home.persona("tiny", "", Some(&adapter(1)));
     let error = refused(&home);
@@ -66,8 +66,8 @@ fn a_persona_cannot_bear_the_bases_name() {
     );
 }
 
-/// A service whose adapter memory holds one tone, not two.
-fn cramped(home: &TestHome) -> Service {
+/// A service whose adapter memory holds one adapter, not two.
+fn small_service(home: &TestHome) -> Service {
     let roomy = setup::open(&home, &Settings::default()).unwrap();
     let bytes: Vec<u64> = roomy
         .engine()
@@ -88,26 +88,26 @@ fn say(service: &Service, who: &str) -> Result<String, RequestError> {
 }
 
 #[test]
-fn tones_take_turns_where_memory_holds_one() {
+fn adapters_are_swapped_if_memory_holds_only_one() {
     let home = setup::home();
     let roomy = setup::open(&home, &Settings::default()).unwrap();
-    let cramped = cramped(&home);
+    let small = small_service(&home);
     for who in ["warm", "formal", "warm", "warm", "formal"] {
-        assert_eq!(say(&cramped, who).unwrap(), say(&roomy, who).unwrap());
-        assert_eq!(cramped.engine().adapters().len(), 1);
+        assert_eq!(say(&small, who).unwrap(), say(&roomy, who).unwrap());
+        assert_eq!(small.engine().adapters().len(), 1);
     }
-    let both = say(&cramped, "warm+formal").unwrap_err();
+    let both = say(&small, "warm+formal").unwrap_err();
     let RequestError::Adapter { source, .. } = &both else {
         panic!("{both}")
     };
     assert!(matches!(**source, AdapterError::Pool(_)), "{both}");
-    assert_eq!(say(&cramped, "warm").unwrap(), say(&roomy, "warm").unwrap());
+    assert_eq!(say(&small, "warm").unwrap(), say(&roomy, "warm").unwrap());
 }
 
 #[test]
-fn files_that_changed_meanwhile_are_not_passed_off_as_the_old_ones() {
+fn adapter_files_changed_since_the_start_are_rejected() {
     let home = setup::home();
-    let service = cramped(&home);
+    let service = small_service(&home);
     say(&service, "warm").unwrap();
     home.persona("formal", "version = 2", Some(&adapter(99)));
     let error = say(&service, "formal").unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! More tones than memory, and slow disks. A slow disk is a named pipe in the place of an adapter's weights: reading it lasts
-//! until the test writes.
+//! The adapter pool with more adapters than memory and with slow disks. A slow disk is a named pipe in place of an adapter's weights:
+//! reading it blocks until the test writes.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -20,12 +20,12 @@ use testkit::tiny::adapter;
 
 use crate::setup;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A home with `tones` tones more, a service with room for all, and the bytes that one takes in memory.
-fn crowded(tones: u64) -> (TestHome, Service, u64) {
+/// A home with so many more personas, a service with memory for all of them, and the size of an adapter in memory in bytes.
+fn home_with_adapters(adapters: u64) -> (TestHome, Service, u64) {
     let home = setup::home();
-    for n in 0..tones {
+    for n in 0..adapters {
         let text = format!("system_prompt = \"You are number {n}.\"");
         home.persona(&format!("t{n:02}"), &text, Some(&adapter(100 + n)));
     }
@@ -35,7 +35,7 @@ fn crowded(tones: u64) -> (TestHome, Service, u64) {
     (home, roomy, each)
 }
 
-/// What a service with room for all answers to [`ask`].
+/// The answer of a service with memory for all adapters to [`ask`].
 fn expected(roomy: &Service, who: &str) -> Value {
     let ask = GenerateRequest {
         max_new_tokens: Some(12),
@@ -54,7 +54,7 @@ fn settings(adapter_memory: u64) -> Settings {
     }
 }
 
-/// A request in a thread of its own.
+/// Sends a request from a new thread.
 fn ask(server: &Arc<TestServer>, who: &str) -> Receiver<Value> {
     let (sender, answer) = channel();
     let server = Arc::clone(server);
@@ -64,7 +64,7 @@ fn ask(server: &Arc<TestServer>, who: &str) -> Receiver<Value> {
 }
 
 fn wait_until(service: &Service, wish: impl Fn(&engine::AdapterStats) -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let stats = service.engine().stats().adapters;
         if wish(&stats) {
@@ -75,7 +75,7 @@ fn wait_until(service: &Service, wish: impl Fn(&engine::AdapterStats) -> bool) {
     }
 }
 
-/// Puts a pipe in the place of a file; what was in it.
+/// Replaces a file by a named pipe and returns the file's bytes.
 fn pipe(path: &Path) -> Vec<u8> {
     let bytes = std::fs::read(path).unwrap();
     std::fs::remove_file(path).unwrap();
@@ -83,18 +83,18 @@ fn pipe(path: &Path) -> Vec<u8> {
     bytes
 }
 
-/// Opens a pipe for writing, which lasts until somebody reads it. None: nobody did.
+/// Opens a pipe for writing, which blocks until a reader opens it. None if no reader does in time.
 fn once_read(path: &Path) -> Option<std::fs::File> {
     let (sender, opened) = channel();
     let path = path.to_owned();
     thread::spawn(move || sender.send(OpenOptions::new().write(true).open(path).unwrap()));
-    opened.recv_timeout(PATIENCE).ok()
+    opened.recv_timeout(TIMEOUT).ok()
 }
 
 #[test]
-fn cold_adapters_load_side_by_side_and_stall_nobody() {
-    let (home, roomy, each) = crowded(4);
-    // `formal` and the first two are read at the start; the others lie behind pipes then.
+fn adapters_load_concurrently_and_do_not_block_other_requests() {
+    let (home, roomy, each) = home_with_adapters(4);
+    // `formal`, `t00` and `t01` are loaded at the start; then `t02` and `t03` become pipes.
     let service = Arc::new(setup::open(&home, &settings(3 * each)).unwrap());
     assert_eq!(service.engine().adapters().len(), 3);
     let [first, second] = ["t02", "t03"].map(|name| home.weights(name));
@@ -103,30 +103,33 @@ fn cold_adapters_load_side_by_side_and_stall_nobody() {
     let before = service.engine().stats().adapters;
 
     let slow = [ask(&server, "t02"), ask(&server, "t03")];
-    // A second request for the same one does not read it again.
+    // A second request for the same adapter does not read it again.
     let again = ask(&server, "t02");
-    // Both are being read at the same time: neither has got a byte yet.
+    // Both are being read at the same time: neither reader has received a byte.
     let mut first = once_read(&first).expect("the first is read");
-    let mut second = once_read(&second).expect("the second is read beside it");
+    let mut second = once_read(&second).expect("the second is read at the same time");
     wait_until(&service, |stats| stats.misses == before.misses + 3);
-    // Meanwhile others are answered, in full: one that is in memory, and the base.
+    // Meanwhile requests for an adapter in memory and for the base are answered.
     for who in ["formal", "base"] {
-        let answer = ask(&server, who).recv_timeout(PATIENCE).unwrap();
+        let answer = ask(&server, who).recv_timeout(TIMEOUT).unwrap();
         assert_eq!(answer["response"], expected(&roomy, who));
     }
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(server.get("/v1/lora_adapters").json()["pool"]["loading"], 2);
     for slow in slow.iter().chain([&again]) {
-        assert!(slow.try_recv().is_err(), "it cannot have been answered");
+        assert!(
+            slow.try_recv().is_err(),
+            "answered before its adapter was read"
+        );
     }
     second.write_all(&more_bytes).unwrap();
     drop(second);
-    let answer = slow[1].recv_timeout(PATIENCE).unwrap();
+    let answer = slow[1].recv_timeout(TIMEOUT).unwrap();
     assert_eq!(answer["response"], expected(&roomy, "t03"));
     first.write_all(&bytes).unwrap();
     drop(first);
     for slow in [&slow[0], &again] {
-        let answer = slow.recv_timeout(PATIENCE).unwrap();
+        let answer = slow.recv_timeout(TIMEOUT).unwrap();
         assert_eq!(answer["response"], expected(&roomy, "t02"));
     }
     let stats = service.engine().stats().adapters;
@@ -136,8 +139,8 @@ fn cold_adapters_load_side_by_side_and_stall_nobody() {
 }
 
 #[test]
-fn a_read_that_fails_fails_its_own_requests_alone() {
-    let (home, roomy, each) = crowded(2);
+fn failed_adapter_load_fails_only_its_own_requests() {
+    let (home, roomy, each) = home_with_adapters(2);
     let service = Arc::new(setup::open(&home, &settings(2 * each)).unwrap());
     let slow = home.weights("t01");
     let bytes = pipe(&slow);
@@ -155,16 +158,16 @@ fn a_read_that_fails_fails_its_own_requests_alone() {
     assert!(message.contains("t01"), "{message}");
     let stats = service.engine().stats().adapters;
     assert_eq!((stats.load_failures, stats.loading), (1, 0), "{stats:?}");
-    // Whole again, it is read again.
+    // After the file is restored, the adapter loads.
     std::fs::remove_file(&slow).unwrap();
     std::fs::write(&slow, bytes).unwrap();
-    let answer = ask(&server, "t01").recv_timeout(PATIENCE).unwrap();
+    let answer = ask(&server, "t01").recv_timeout(TIMEOUT).unwrap();
     assert_eq!(answer["response"], expected(&roomy, "t01"));
 }
 
 #[test]
-fn more_tones_than_memory_fail_no_request_and_change_no_answer() {
-    let (home, roomy, each) = crowded(8);
+fn evictions_fail_no_request_and_change_no_answer() {
+    let (home, roomy, each) = home_with_adapters(8);
     let service = Arc::new(setup::open(&home, &settings(2 * each)).unwrap());
     let server = Arc::new(TestServer::start(service.clone()));
     let mut voices: Vec<String> = (0..8).map(|n| format!("t{n:02}")).collect();
@@ -175,7 +178,7 @@ fn more_tones_than_memory_fail_no_request_and_change_no_answer() {
         .map(|who| (who, ask(&server, &voices[who])))
         .collect();
     for (who, answer) in asked {
-        let answer = answer.recv_timeout(PATIENCE).expect("an answer");
+        let answer = answer.recv_timeout(TIMEOUT).expect("an answer");
         assert_eq!(answer["response"], expected[who], "{}", voices[who]);
         let stats = service.engine().stats().adapters;
         assert!(stats.bytes <= stats.limit, "{stats:?}");
@@ -188,11 +191,11 @@ fn more_tones_than_memory_fail_no_request_and_change_no_answer() {
 }
 
 #[test]
-fn a_wait_for_memory_ends_with_the_clients_time_or_the_client() {
-    let (home, _, each) = crowded(1);
+fn wait_for_adapter_memory_ends_on_timeout_or_disconnect() {
+    let (home, _, each) = home_with_adapters(1);
     let service = Arc::new(setup::open(&home, &settings(each)).unwrap());
     let server = TestServer::start(service.clone());
-    // Held by a request that lasts as long as this.
+    // A lease that keeps the memory in use until it is dropped.
     let held = service
         .engine()
         .lease_adapter(service.engine().adapters()[0].id)
@@ -210,7 +213,7 @@ fn a_wait_for_memory_ends_with_the_clients_time_or_the_client() {
     wait_until(&service, |stats| stats.waiting == 0);
     drop(held);
     server.generate(json!({"prompt": "Hello!", "user_type": "t00"}));
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let counted = |metrics: &str| {
         ["timeout", "cancelled"].iter().all(|outcome| {
             let labels = format!("persona=\"t00\",outcome=\"{outcome}\"");

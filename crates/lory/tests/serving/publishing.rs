@@ -1,4 +1,4 @@
-//! Publishing into a server that runs: who gets what from when on, and what is refused.
+//! Publishing into a running server: which version each request gets, and what is rejected.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ fn answered(answer: &Value) -> (u64, String) {
 }
 
 #[test]
-fn vllms_words_for_loading_and_unloading() {
+fn load_and_unload_lora_adapter_answer_as_vllm() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(true));
     let reply = load(&server, "sql", "a21");
@@ -42,7 +42,7 @@ fn vllms_words_for_loading_and_unloading() {
     );
     let (version, first) = answered(&ask(&server, "sql"));
     assert_eq!(version, 1);
-    // A blend with it, and the other routes' `model`.
+    // A blend with it, and another route's `model`.
     ask(&server, "sql*0.5+warm*0.5");
     let completion = json!({"model": "sql", "prompt": "a", "max_tokens": 1});
     assert_eq!(server.post("/v1/completions", &completion).status, 200);
@@ -99,7 +99,7 @@ fn vllms_words_for_loading_and_unloading() {
     );
     let gone = json!({"prompt": "Hello!", "user_type": "sql"});
     assert_eq!(server.post("/generate", &gone).status, 404);
-    // It lies in the folder, where nothing is changed by requests.
+    // `warm` is in the folder of personas, which requests cannot change.
     let (status, _, _, message) = unload("warm").error();
     assert_eq!(status, 409);
     assert!(message.contains("personas/warm"), "{message}");
@@ -107,7 +107,7 @@ fn vllms_words_for_loading_and_unloading() {
 
 #[cfg(unix)]
 #[test]
-fn only_what_lies_under_the_root_is_loaded() {
+fn only_adapters_under_the_adapter_root_are_loaded() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(true));
     let outside = home.adapter("elsewhere", 5, &[]);
@@ -153,7 +153,7 @@ fn only_what_lies_under_the_root_is_loaded() {
 }
 
 #[test]
-fn an_adapter_of_another_base_is_refused_with_both_hashes() {
+fn adapter_of_another_base_is_rejected_with_both_hashes() {
     let home = RegistryHome::new();
     let service = home.service(true);
     let own = service.base().fingerprint.sha256().unwrap().to_owned();
@@ -172,7 +172,7 @@ fn an_adapter_of_another_base_is_refused_with_both_hashes() {
     assert_eq!(load(&server, "words", "words").error().0, 400);
     assert_eq!(home.registry().refresh().unwrap().head, 1);
 
-    // Published elsewhere, into the same registry: it is not served here, and the others are.
+    // Another process publishes it into the same registry: it is not served here, but the other personas are.
     let content = registry::AdapterContent::read(&home.path("root/other")).unwrap();
     let publication = registry::Publication {
         name: "other",
@@ -198,7 +198,7 @@ fn an_adapter_of_another_base_is_refused_with_both_hashes() {
 }
 
 #[test]
-fn a_request_under_way_ends_with_its_version_and_the_next_gets_the_new_one() {
+fn running_request_keeps_its_version_after_a_publication() {
     let home = RegistryHome::new();
     let service = home.service(true);
     let server = TestServer::start(Arc::clone(&service));
@@ -237,7 +237,7 @@ fn a_request_under_way_ends_with_its_version_and_the_next_gets_the_new_one() {
 }
 
 #[test]
-fn what_another_process_publishes_is_followed() {
+fn publication_of_another_process_is_served() {
     let home = RegistryHome::new();
     let service = home.service(true);
     service.follow(Duration::from_millis(20));
@@ -254,13 +254,16 @@ fn what_another_process_publishes_is_followed() {
     let end = Instant::now() + Duration::from_secs(60);
     let body = json!({"prompt": "Hello!", "user_type": "late", "max_new_tokens": 1});
     while server.post("/generate", &body).status != 200 {
-        assert!(Instant::now() < end, "it never came");
+        assert!(
+            Instant::now() < end,
+            "the publication was not served in time"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn the_admin_routes_are_the_registrys_operations() {
+fn admin_routes_change_the_registry() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(true));
     let publish = |body: Value| server.post("/v1/personas/shop/versions", &body);
@@ -279,7 +282,7 @@ fn the_admin_routes_are_the_registrys_operations() {
         (&second["version"], &second["current"]),
         (&json!(2), &json!(false))
     );
-    // What is not said stays as it was.
+    // Settings that are not given stay as they were.
     assert_eq!(second["settings"]["system_prompt"], "You sell.");
     assert_eq!(answered(&ask(&server, "shop")).0, 1);
     assert_eq!(answered(&ask(&server, "shop@2")).0, 2);
@@ -385,7 +388,7 @@ fn the_admin_routes_are_the_registrys_operations() {
 }
 
 #[test]
-fn without_a_registry_nothing_is_published() {
+fn publishing_without_a_registry_is_rejected() {
     let (status, code, _, message) = load(shared_server(), "x", "y").error();
     assert_eq!(
         (status, code.as_str()),
@@ -400,7 +403,7 @@ fn without_a_registry_nothing_is_published() {
 }
 
 #[test]
-fn a_shadow_answers_too_and_only_the_comparison_is_seen() {
+fn shadow_version_changes_only_the_comparison_metrics() {
     let home = RegistryHome::new();
     let service = home.service(true);
     service.compare_shadows();
@@ -436,7 +439,7 @@ fn a_shadow_answers_too_and_only_the_comparison_is_seen() {
         }
     };
     let alone = server.generate(body.clone());
-    // The same adapter under another number says the same.
+    // Version 2 has the same adapter, so its answer is the same.
     shadow(2);
     let answer = server.generate(body.clone());
     assert_eq!(
@@ -448,7 +451,7 @@ fn a_shadow_answers_too_and_only_the_comparison_is_seen() {
     let answer = server.generate(body);
     assert_eq!(answer["response"], alone["response"]);
     counted("lory_shadow_requests_total{persona=\"tone\",outcome=\"different\"} 1");
-    // Clients asked three times, whatever shadows answered.
+    // Only the three requests of clients are counted, not those to shadows.
     let reason = alone["finish_reason"].as_str().unwrap();
     counted(&format!(
         "lory_requests_total{{persona=\"tone\",outcome=\"{reason}\"}} 3"

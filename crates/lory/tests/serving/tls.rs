@@ -1,4 +1,4 @@
-//! HTTPS: with a certificate, and with one that changes.
+//! HTTPS, and certificates that change while the server runs.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -56,7 +56,7 @@ fn open(folder: &Path) -> Result<Tls, String> {
 }
 
 #[test]
-fn https_is_spoken_and_plain_http_is_not() {
+fn tls_server_answers_https_and_not_http() {
     let folder = tempfile::tempdir().unwrap();
     write_pair(folder.path(), CERT, KEY);
     let settings = ServerSettings {
@@ -72,17 +72,17 @@ fn https_is_spoken_and_plain_http_is_not() {
     );
     let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
     assert!(!answer.starts_with("HTTP"), "{answer:?}");
-    // Who never begins the handshake does not keep its place.
+    // A connection that never begins the handshake is closed.
     let mut silent = server.connect();
     assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
-    // A broken pair leaves the one that was.
+    // A broken certificate leaves the one before in use.
     write_pair(folder.path(), "no certificate", KEY);
     std::thread::sleep(Duration::from_millis(2500));
     assert!(get(&server, "/health").starts_with("HTTP/1.1 200"));
 }
 
 #[test]
-fn a_pair_that_cannot_be_used_is_named() {
+fn unusable_certificate_or_key_is_rejected_by_file_name() {
     let folder = tempfile::tempdir().unwrap();
     assert!(open(folder.path()).err().unwrap().contains("cert.pem: "));
     for (cert, key, said) in [

@@ -1,4 +1,4 @@
-//! Adapters that clients send: looked at first, then published or forgotten.
+//! Uploaded adapters: inspected first, then published or deleted.
 
 use std::io::{Cursor, Write as _};
 use std::path::Path;
@@ -48,7 +48,7 @@ fn publish(server: &TestServer, name: &str, body: Value) -> Response {
 }
 
 #[test]
-fn what_is_sent_is_looked_at_and_then_published() {
+fn uploaded_adapter_is_inspected_and_then_published() {
     let home = RegistryHome::new();
     let sent = home.adapter("sent", 41, &[]);
     let server = TestServer::start(home.service(false));
@@ -61,7 +61,7 @@ fn what_is_sent_is_looked_at_and_then_published() {
     );
     assert_eq!(shown["passed_over"], json!(["x/optimizer.pt"]));
     assert!(shown["parameters"].as_u64().unwrap() > 0 && shown["layers"].as_u64().unwrap() > 0);
-    // Nothing is published by that.
+    // An upload publishes nothing.
     assert_eq!(server.get("/v1/personas/third").status, 404);
     let sha256 = shown["sha256"].as_str().unwrap();
     let version = publish(
@@ -74,7 +74,7 @@ fn what_is_sent_is_looked_at_and_then_published() {
     let answer =
         server.generate(json!({"prompt": "Hi", "user_type": "third", "max_new_tokens": 2}));
     assert_eq!(answer["persona"]["adapters"][0]["sha256"], shown["sha256"]);
-    // It is not there twice.
+    // A published upload is gone.
     let (status, code, _, _) = publish(&server, "third", json!({"upload": sha256})).error();
     assert_eq!((status, code.as_str()), (404, "upload_not_found"));
 
@@ -85,7 +85,7 @@ fn what_is_sent_is_looked_at_and_then_published() {
 }
 
 #[test]
-fn one_for_another_base_is_told_and_not_published() {
+fn uploaded_adapter_of_another_base_is_reported_and_not_published() {
     let home = RegistryHome::new();
     let other = home.adapter("other", 42, &[("lory.base_sha256", &"ab".repeat(32))]);
     let server = TestServer::start(home.service(false));
@@ -101,7 +101,7 @@ fn one_for_another_base_is_told_and_not_published() {
 }
 
 #[test]
-fn what_is_no_adapter_is_refused_by_name() {
+fn unusable_upload_is_rejected_with_the_reason() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(false));
     let refused = |reply: Response, status: u16, code: &str, said: &str| {
@@ -156,7 +156,7 @@ fn what_is_no_adapter_is_refused_by_name() {
 }
 
 #[test]
-fn a_persona_of_the_folder_is_published_as_it_lies() {
+fn persona_of_the_folder_is_published_unchanged() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(false));
     let before = server.get("/v1/personas/formal").json();

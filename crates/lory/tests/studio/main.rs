@@ -4,10 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use formats::gguf::GgmlType;
-use formats::peft::Dtype;
 use serde_json::json;
-use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf_of};
+use testkit::home::TestHome;
+use testkit::tiny::adapter;
 
 fn test_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,30 +22,12 @@ fn is_installed(program: &str) -> bool {
 }
 
 /// Writes the files that the server needs, and those that the test drops onto the page.
-fn prepare(home: &Path) {
-    std::fs::write(
-        home.join("tiny.gguf"),
-        tiny_gguf_of(1, GgmlType::Q4_1, 2048),
-    )
-    .unwrap();
-    for (folder, seed) in [
-        ("personas/warm/adapter", 11),
-        ("personas/formal/adapter", 12),
-        ("third", 13),
-    ] {
-        let folder = home.join(folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        let adapter = tiny_adapter(seed, &tiny_config(), 4, 1.0);
-        adapter.write(&folder, Dtype::F32, "tiny").unwrap();
-    }
-    let toml = |name: &str, text: &str| {
-        std::fs::write(home.join("personas").join(name).join("persona.toml"), text).unwrap();
-    };
-    toml(
-        "warm",
-        "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n",
-    );
-    toml("formal", "description = \"Formal\"\n");
+fn prepare(home: &TestHome) {
+    home.write_base(2048);
+    let warm = "description = \"Warm\"\nsystem_prompt = \"You work for {{shop}}.\"\n[variables]\nshop = \"a shop\"\n";
+    home.persona("warm", warm, Some(&adapter(11)));
+    home.persona("formal", "description = \"Formal\"\n", Some(&adapter(12)));
+    home.adapter("third", &adapter(13));
     for (name, count) in [("rows.jsonl", 12), ("many.jsonl", 60), ("long.jsonl", 2000)] {
         let rows: String = (0..count)
             .map(|n| {
@@ -56,13 +37,12 @@ fn prepare(home: &Path) {
                 )
             })
             .collect();
-        std::fs::write(home.join(name), rows).unwrap();
+        home.write(name, &rows);
     }
-    std::fs::write(
-        home.join("broken.jsonl"),
+    home.write(
+        "broken.jsonl",
         "{\"instruction\": \"a\", \"output\": \"b\"}\n{oops\n",
-    )
-    .unwrap();
+    );
     let scores =
         json!({"tone_share": 0.5, "copied_share": 1.0, "repetition": 0.1, "length_ratio": 1.2});
     let matrix =
@@ -74,7 +54,7 @@ fn prepare(home: &Path) {
         "tones": matrix, "distinct": matrix,
         "samples": [{"question": "Where is it?", "base": "I am a model.", "answers": {"warm": "Soon!", "formal": "In transit."}}],
     });
-    let kept = jobs::EvaluationResults::new(&base::home::Home::at(&home.join("home")).judgements());
+    let kept = jobs::EvaluationResults::new(&base::home::Home::at(&home.path("home")).judgements());
     kept.keep(1_764_000_000, evaluation).unwrap();
 }
 
@@ -93,15 +73,15 @@ fn the_studio_works_in_a_browser() {
         eprintln!("npm, node or chromium is missing: the studio was not tested");
         return;
     }
-    let home = tempfile::tempdir().unwrap();
-    prepare(home.path());
-    let run = Command::new("node")
+    let home = TestHome::empty();
+    prepare(&home);
+    let run = home
+        .command("node", &[])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
         .arg(test_file("flows.mjs"))
         .arg(env!("CARGO_BIN_EXE_lory"))
-        .arg(home.path())
+        .arg(home.folder())
         .arg(&folder)
-        .env("LORY_HOME", home.path().join("home"))
-        .env_remove("RUST_LOG")
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
