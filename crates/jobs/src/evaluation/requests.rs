@@ -147,7 +147,7 @@ impl BackgroundWork {
     /// An evaluation, and what was measured, once it is and as long as that is kept.
     ///
     /// # Errors
-    /// [`JobError::Judgement`]: there is none; or the disk's.
+    /// [`JobError::Results`]: there is none; or the disk's.
     pub fn evaluation(
         &self,
         viewer: &Viewer,
