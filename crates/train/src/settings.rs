@@ -3,8 +3,8 @@
 //! Checked once at the edge; the loop relies on it.
 
 mod preference;
+mod range;
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use formats::peft::Module;
@@ -14,6 +14,7 @@ use crate::dataset::Columns;
 use crate::error::TrainError;
 use crate::example::{LossMask, TooLong};
 use crate::schedule::LrDecay;
+use range::check_range;
 
 pub use preference::PreferenceSettings;
 
@@ -259,22 +260,6 @@ impl TrainSettings {
     pub fn rows_per_step(&self) -> usize {
         self.batch_rows.saturating_mul(self.gradient_accumulation)
     }
-}
-
-fn check_range<T: PartialOrd + std::fmt::Display>(
-    name: &'static str,
-    value: T,
-    range: RangeInclusive<T>,
-) -> Result<(), TrainError> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    let message = format!(
-        "is {value}; it must be between {} and {}",
-        range.start(),
-        range.end()
-    );
-    Err(TrainError::Setting { name, message })
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ fn responses_match_the_openapi_document() {
 #[test]
 fn persona_responses_match_the_openapi_document() {
     let home = RegistryHome::new();
-    let server = TestServer::start(home.service(true));
+    let server = TestServer::start(home.state(true));
     let document = server.get("/openapi.json").json();
     let send = |method: &str, path: &str, body: Value| {
         let headers = [("Content-Type", "application/json")];

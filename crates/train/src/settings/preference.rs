@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::check_range;
+use super::range::check_range;
 use crate::error::TrainError;
 
 /// Maximum number of personas whose answers are rejected.
