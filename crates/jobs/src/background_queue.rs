@@ -17,18 +17,18 @@ use crate::record_file;
 
 /// A record that a [`BackgroundQueue`] keeps.
 pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
-    /// What log lines call it.
+    /// Its name in log lines.
     const KIND: &'static str;
-    /// The most records that are not over.
+    /// The most unfinished records.
     const MAX_OPEN: usize;
-    /// The most records on disk; the oldest that are over make room.
+    /// The most stored records; the oldest finished ones make room.
     const MAX_STORED: usize;
 
     /// Its id.
     fn id(&self) -> &str;
     /// Its place in the order of arrival.
     fn number(&self) -> u64;
-    /// Sets the place in the order of arrival.
+    /// Sets its place in the order of arrival.
     fn set_number(&mut self, number: u64);
     /// The API key that created it; none on a server without keys.
     fn owner(&self) -> Option<&str>;
@@ -36,11 +36,11 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     fn is_over(&self) -> bool;
     /// The record's file, in the queue's folder `dir`.
     fn file(dir: &Path, id: &str) -> PathBuf;
-    /// Removes everything that the record has in `dir`.
+    /// Removes the record's files in `dir`.
     fn remove(dir: &Path, id: &str) -> std::io::Result<()>;
-    /// There is no such record for this caller.
+    /// The error for an unknown id.
     fn not_found(id: &str) -> JobError;
-    /// [`QueueRecord::MAX_OPEN`] records are open.
+    /// The error for [`QueueRecord::MAX_OPEN`] unfinished records.
     fn queue_full() -> JobError;
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct BackgroundQueue<R> {
     changed: Condvar,
 }
 
-/// What the lock protects.
+/// The state behind the queue's lock.
 pub(crate) struct QueueState<R> {
     pub(crate) records: BTreeMap<String, R>,
     pub(crate) running: Option<Running>,
@@ -95,7 +95,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a record: numbers it, removes old records that are over, runs `prepare`, and writes the file. `admit` runs under the lock
+    /// Adds a record: numbers it, removes old finished records, runs `prepare`, and writes the file. `admit` runs under the lock
     /// first, for checks that must still hold when the record is added.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         Ok(record)
     }
 
-    /// Removes the oldest records that are over until there is room for one more.
+    /// Removes the oldest finished records until there is room for one more.
     fn make_room(&self, state: &mut QueueState<R>) {
         while state.records.len() >= R::MAX_STORED {
             let over = state.records.values().filter(|record| record.is_over());
@@ -131,7 +131,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
                 return;
             };
             if let Err(error) = R::remove(&self.dir, &oldest) {
-                tracing::warn!("{} {oldest} cannot be removed: {error}", R::KIND);
+                tracing::warn!("cannot remove {} {oldest}: {error}", R::KIND);
             }
             state.records.remove(&oldest);
         }
@@ -144,7 +144,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         Ok(())
     }
 
-    /// [`BackgroundQueue::save`]; a record that cannot be written changes in memory alone, and the error is logged.
+    /// [`BackgroundQueue::save`]; if the record cannot be written, it changes in memory only and the error is logged.
     pub(crate) fn save_or_log(&self, state: &mut QueueState<R>, record: &R) {
         if let Err(error) = self.save(state, record) {
             tracing::error!("{} {}: {error}", R::KIND, record.id());
@@ -167,7 +167,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         records
     }
 
-    /// Changes a record for which `only_if` holds, on disk and then in memory; none where it does not hold any more.
+    /// Changes a record for which `only_if` holds, on disk and then in memory; `None` if it does not hold any more.
     pub(crate) fn change(
         &self,
         id: &str,
@@ -186,14 +186,14 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         Ok(Some(record))
     }
 
-    /// Changes a record in memory alone; the next save writes it.
+    /// Changes a record in memory only; the next save writes it.
     pub(crate) fn change_in_memory(&self, id: &str, change: impl FnOnce(&mut R)) {
         if let Some(record) = self.lock().records.get_mut(id) {
             change(record);
         }
     }
 
-    /// Waits for a record with a priority and returns the one with the lowest; none once the queue closes.
+    /// Waits for a record with a priority and returns the one with the lowest; `None` once the queue closes.
     pub(crate) fn wait_for<K: Ord>(&self, priority: impl Fn(&R) -> Option<K>) -> Option<R> {
         let mut state = self.lock();
         loop {
@@ -215,7 +215,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         self.changed.notify_all();
     }
 
-    /// Stops the running record and hands out no other.
+    /// Stops the running record and hands out no more work.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closing = true;
@@ -251,7 +251,7 @@ impl<R: QueueRecord> QueueState<R> {
         running
     }
 
-    /// Tells the worker of `id` to stop, and returns whether there is one.
+    /// Makes the worker of `id` stop, and returns whether there is one.
     pub(crate) fn stop(&self, id: &str) -> bool {
         let running = self.running.as_ref().filter(|running| running.id == id);
         if let Some(running) = running {

@@ -17,13 +17,13 @@ use crate::records::evaluation::{Evaluation, EvaluationStatus};
 use crate::records::failure::Failure;
 use crate::records::job::JobRecord;
 
-/// The most jobs that are not over.
+/// The most unfinished jobs.
 pub const MAX_OPEN_JOBS: usize = 64;
-/// The most jobs that are stored; the oldest that are over make room.
+/// The most stored jobs; the oldest finished ones make room.
 pub const MAX_STORED_JOBS: usize = 1000;
-/// The most evaluations that are not over.
+/// The most unfinished evaluations.
 pub const MAX_OPEN_EVALUATIONS: usize = 16;
-/// The most evaluations that are stored; the oldest that are over make room.
+/// The most stored evaluations; the oldest finished ones make room.
 const MAX_STORED_EVALUATIONS: usize = 200;
 
 impl QueueRecord for JobRecord {
@@ -116,14 +116,14 @@ impl QueueRecord for Evaluation {
     }
 }
 
-/// Where a queue lies, and what it is told of the base.
+/// Settings of background work.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
-    /// Its folder.
+    /// The folder of files and queues.
     pub dir: PathBuf,
-    /// The name of a base that Lory knows; none for a file.
-    pub known: Option<String>,
-    /// Where results of evaluations are stored; by default evaluations are refused.
+    /// The id of a base that Lory knows; `None` for any other file.
+    pub known_base: Option<String>,
+    /// Where results of evaluations are stored; evaluations are refused if it is `None`.
     pub results: Option<EvaluationResults>,
 }
 
@@ -131,19 +131,19 @@ pub struct JobSettings {
 pub struct BackgroundWork {
     pub(crate) service: Arc<Service>,
     pub(crate) files: Files,
-    pub(crate) known: Option<String>,
+    pub(crate) known_base: Option<String>,
     pub(crate) results: Option<EvaluationResults>,
     pub(crate) jobs: BackgroundQueue<JobRecord>,
     pub(crate) evaluations: BackgroundQueue<Evaluation>,
-    /// Tokens trained on by this process.
-    pub(crate) trained: AtomicU64,
-    /// Tokens a second of the latest step that was taken.
-    pub(crate) pace: Mutex<Option<f64>>,
-    /// Held by who measures a step.
+    /// Tokens that this process has trained on.
+    pub(crate) trained_tokens: AtomicU64,
+    /// Training speed of the latest step.
+    pub(crate) tokens_per_s: Mutex<Option<f64>>,
+    /// Held while a step is measured for a plan.
     pub(crate) measuring: Mutex<()>,
-    /// Held by who publishes what a job kept.
+    /// Held while a kept adapter is published.
     pub(crate) publishing: Mutex<()>,
-    /// Held for as long as the queue is: one process runs it.
+    /// Held for the process's lifetime: only one process works on the queues.
     _lock: File,
 }
 
@@ -151,7 +151,7 @@ impl BackgroundWork {
     /// Opens both queues in the folder of `settings`.
     ///
     /// # Errors
-    /// The folder cannot be used, or another process uses it.
+    /// The folder cannot be used, or another process works on it.
     pub(crate) fn open(
         service: Arc<Service>,
         settings: &JobSettings,
@@ -177,19 +177,19 @@ impl BackgroundWork {
         Ok(BackgroundWork {
             files: Files::open(&settings.dir.join("files"))?,
             service,
-            known: settings.known.clone(),
+            known_base: settings.known_base.clone(),
             results: settings.results.clone(),
             jobs: BackgroundQueue::new(dir, records),
             evaluations: BackgroundQueue::new(evaluations_dir, evaluations),
-            trained: AtomicU64::new(0),
-            pace: Mutex::new(None),
+            trained_tokens: AtomicU64::new(0),
+            tokens_per_s: Mutex::new(None),
             measuring: Mutex::new(()),
             publishing: Mutex::new(()),
             _lock: file,
         })
     }
 
-    /// The service that jobs run beside.
+    /// The service that serves while jobs run.
     pub fn service(&self) -> &Arc<Service> {
         &self.service
     }
@@ -202,64 +202,64 @@ impl BackgroundWork {
         self.results.as_ref().ok_or(ResultError::Off)
     }
 
-    /// Most tokens of a row on this base.
+    /// The base's context length, which is the most tokens of a row.
     pub fn context_length(&self) -> usize {
         self.service.base().model.config().context_length
     }
 
-    /// Begins to take a file; its bytes follow, then [`BackgroundWork::keep`].
+    /// Starts an upload. Write its bytes, then call [`BackgroundWork::finish_upload`].
     ///
     /// # Errors
-    /// There are too many, or the disk's.
-    pub fn upload(&self) -> Result<Upload, JobError> {
-        self.files.upload()
+    /// [`JobError::TooManyFiles`], or a disk error.
+    pub fn start_upload(&self) -> Result<Upload, JobError> {
+        self.files.start_upload()
     }
 
-    /// Takes a file whose bytes are all there, if each of its lines is a row.
+    /// Accepts a complete upload if every line is a row.
     ///
     /// # Errors
-    /// [`JobError::Rows`] with the lines that are broken.
-    pub fn keep(
+    /// [`JobError::Rows`] with the broken lines, [`JobError::TooManyFiles`], or a disk error.
+    pub fn finish_upload(
         &self,
         upload: Upload,
         filename: &str,
         caller: &Caller,
     ) -> Result<StoredFile, JobError> {
         let owner = Viewer::of(caller).name().map(str::to_owned);
-        self.files.finish(upload, filename, owner)
+        self.files.finish_upload(upload, filename, owner)
     }
 
     /// A file.
     ///
     /// # Errors
     /// [`JobError::NoFile`].
-    pub fn file(&self, who: &Viewer, id: &str) -> Result<StoredFile, JobError> {
-        self.files.find(who, id, "file_id")
+    pub fn file(&self, viewer: &Viewer, id: &str) -> Result<StoredFile, JobError> {
+        self.files.find(viewer, id, "file_id")
     }
 
-    /// Where a file's bytes lie.
-    pub fn path_of(&self, file: &StoredFile) -> PathBuf {
+    /// The path of a file's bytes.
+    pub fn file_path(&self, file: &StoredFile) -> PathBuf {
         self.files.path(file)
     }
 
-    /// Files, and whether there are more.
+    /// A page of files, and whether there are more.
     ///
     /// # Errors
     /// [`JobError::NoPage`].
     pub fn list_files(
         &self,
-        who: &Viewer,
+        viewer: &Viewer,
         page: &Page,
     ) -> Result<(Vec<StoredFile>, bool), JobError> {
-        self.files.list(who, page)
+        self.files.list(viewer, page)
     }
 
-    /// Deletes a file that no job needs any more.
+    /// Deletes a file that no unfinished job or evaluation needs.
     ///
     /// # Errors
-    /// [`JobError::NoFile`], [`JobError::FileInUse`], or the disk's.
-    pub fn delete_file(&self, who: &Viewer, id: &str) -> Result<(), JobError> {
-        let file = self.file(who, id)?;
+    /// [`JobError::NoFile`], [`JobError::FileInUse`], or a disk error.
+    pub fn delete_file(&self, viewer: &Viewer, id: &str) -> Result<(), JobError> {
+        let file = self.file(viewer, id)?;
         // Held until the file is gone, so that no job is created on it meanwhile.
         let jobs = self.jobs.lock();
         let needs = |job: &&JobRecord| {
@@ -315,7 +315,7 @@ fn open_evaluations(dir: &Path) -> Result<Vec<Evaluation>, JobError> {
         }
         let mut evaluation: Evaluation = match record_file::read(&path) {
             Err(error @ JobError::Damaged { .. }) => {
-                tracing::warn!("an evaluation is skipped: {error}");
+                tracing::warn!("skipping a damaged evaluation record: {error}");
                 continue;
             }
             read => read?,
@@ -325,7 +325,8 @@ fn open_evaluations(dir: &Path) -> Result<Vec<Evaluation>, JobError> {
             evaluation.finished_at = Some(now());
             evaluation.error = Some(Failure {
                 code: "interrupted".to_owned(),
-                message: "the server ended before it was done; ask for it again".to_owned(),
+                message: "the server stopped before the evaluation finished; request it again"
+                    .to_owned(),
                 param: None,
             });
             record_file::write(&path, &evaluation)?;
@@ -342,9 +343,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_record_is_passed_over() {
+    fn damaged_evaluation_records_are_skipped() {
         let folder = tempfile::tempdir().unwrap();
-        let whole = Evaluation {
+        let complete = Evaluation {
             id: "eval-1".to_owned(),
             number: 1,
             owner: None,
@@ -358,12 +359,12 @@ mod tests {
             error: None,
             result: None,
         };
-        record_file::write(&folder.path().join("eval-1.json"), &whole).unwrap();
+        record_file::write(&folder.path().join("eval-1.json"), &complete).unwrap();
         let text = std::fs::read(folder.path().join("eval-1.json")).unwrap();
         let cut = folder.path().join("eval-2.json");
         std::fs::write(&cut, &text[..text.len() / 2]).unwrap();
         let opened = open_evaluations(folder.path()).unwrap();
-        assert_eq!(opened, [whole]);
+        assert_eq!(opened, [complete]);
         assert!(cut.exists());
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with files and jobs, one variant for each thing that someone can do something about.
+//! The error of files, jobs and evaluations: one variant for each cause that someone can act on.
 
 use std::path::{Path, PathBuf};
 
@@ -8,30 +8,30 @@ use service::PublishError;
 
 use crate::records::job::JobStatus;
 
-/// Why a file or a job is refused, or could not be kept.
+/// Why a request about files, jobs or evaluations fails.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// There is no such file, or it is another key's.
-    #[error("there is no file {id:?}; GET /v1/files lists those that there are")]
+    /// The file does not exist, or belongs to another key.
+    #[error("there is no file {id:?}; GET /v1/files lists the files")]
     NoFile {
         /// The id.
         id: String,
         /// The field that named it.
         field: &'static str,
     },
-    /// There is no such job, or it is another key's.
-    #[error("there is no job {id:?}; GET /v1/fine_tuning/jobs lists those that there are")]
+    /// The job does not exist, or belongs to another key.
+    #[error("there is no job {id:?}; GET /v1/fine_tuning/jobs lists the jobs")]
     NoJob {
         /// The id.
         id: String,
     },
-    /// A page that is to begin behind something that is not there.
-    #[error("after: there is nothing with the id {id:?} here")]
+    /// The page's `after` is not in the list.
+    #[error("after: the list has no id {id:?}")]
     NoPage {
         /// The id.
         id: String,
     },
-    /// A field's value cannot be used.
+    /// A field is invalid.
     #[error("{field}: {message}")]
     Invalid {
         /// The field.
@@ -39,74 +39,74 @@ pub enum JobError {
         /// What is wrong and what to do.
         message: String,
     },
-    /// The rows of a file are not what they should be.
+    /// Rows of a file are broken; the message has the lines.
     #[error("{0}")]
     Rows(String),
     /// The file is too large.
-    #[error("the file is larger than {limit} bytes, which is the most; split it")]
+    #[error("the file is larger than the limit of {limit} bytes; split it")]
     FileTooLarge {
         /// The limit.
         limit: u64,
     },
     /// There are too many files.
-    #[error("there are {limit} files already, which is the most; delete some")]
+    #[error("there are {limit} files, which is the limit; delete some")]
     TooManyFiles {
         /// The limit.
         limit: usize,
     },
-    /// The files take too much room together.
-    #[error(
-        "the files would take more than {limit} bytes together, which is the most; delete some"
-    )]
+    /// The files are too large in total.
+    #[error("the files would take more than the limit of {limit} bytes in total; delete some")]
     NoRoom {
         /// The limit.
         limit: u64,
     },
-    /// A job or an evaluation that is not over reads the file.
-    #[error("{by} still needs the file {id}; cancel that, or wait until it is over")]
+    /// An unfinished job or evaluation needs the file.
+    #[error("{by} still needs the file {id}; cancel {by}, or wait until it finishes")]
     FileInUse {
         /// The file.
         id: String,
         /// The job, or the evaluation.
         by: String,
     },
-    /// Too many jobs wait.
+    /// There are too many unfinished jobs.
     #[error(
-        "{limit} jobs are waiting or running, which is the most; cancel one, or try again when one is over"
+        "{limit} jobs are waiting or running, which is the limit; cancel one, or try again when one finishes"
     )]
     QueueFull {
         /// The limit.
         limit: usize,
     },
-    /// Too many evaluations wait.
+    /// There are too many unfinished evaluations.
     #[error(
-        "{limit} evaluations are waiting or running, which is the most; cancel one, or try again when one is over"
+        "{limit} evaluations are waiting or running, which is the limit; cancel one, or try again when one finishes"
     )]
     EvaluationsFull {
         /// The limit.
         limit: usize,
     },
-    /// An evaluation cannot be given up any more.
-    #[error("evaluation {id} is over; only one that is queued or running can be cancelled")]
+    /// A finished evaluation cannot be cancelled.
+    #[error("evaluation {id} is finished; only a queued or running evaluation can be cancelled")]
     EvaluationOver {
         /// The evaluation.
         id: String,
     },
-    /// There is no such evaluation, or its result cannot be read or kept.
+    /// The evaluation does not exist, or its result cannot be read or stored.
     #[error(transparent)]
     Results(#[from] ResultError),
-    /// What was asked for does not fit the state of the job.
+    /// The job's status does not allow the action.
     #[error("job {id} is {status}, and {wanted}")]
     State {
         /// The job.
         id: String,
         /// Its status.
         status: JobStatus,
-        /// What would have to be so.
+        /// Which status allows it.
         wanted: &'static str,
     },
-    /// The job's adapter is being published, which is not broken off.
-    #[error("job {id} is publishing its adapter at this moment, and will have succeeded next")]
+    /// The job is publishing its adapter, which cannot be interrupted.
+    #[error(
+        "job {id} is publishing its adapter, which cannot be interrupted; it will succeed shortly"
+    )]
     Publishing {
         /// The job.
         id: String,
@@ -114,7 +114,7 @@ pub enum JobError {
     /// The key may not do this.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// This server has no place to keep jobs.
+    /// This server runs no jobs.
     #[error("this server runs no jobs: {why}")]
     NoJobs {
         /// Why.
@@ -123,27 +123,27 @@ pub enum JobError {
     /// The job's adapter cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
-    /// The job's plan or its rows cannot be made.
+    /// The rows of a job are invalid, or it does not fit into memory.
     #[error("{0}")]
     Plan(String),
-    /// The disk.
+    /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file of the queue cannot be read.
-    #[error("{}: {message}; remove its folder to go on without it", path.display())]
+    /// A record is damaged.
+    #[error("{}: {message}; remove its folder to continue without it", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where it is wrong.
+        /// What is wrong, and where.
         message: String,
     },
-    /// The system has no random numbers to make an id of.
-    #[error("cannot make an id: {0}")]
+    /// The system has no random numbers for an id.
+    #[error("cannot create an id: {0}")]
     Random(getrandom::Error),
 }
 
@@ -162,7 +162,7 @@ impl JobError {
         }
     }
 
-    /// The field that it is about.
+    /// The request field that it is about.
     #[must_use]
     pub fn field(&self) -> Option<&str> {
         match self {

@@ -1,4 +1,4 @@
-//! The results of `lory eval`, a file each: `evaluations/<20 digits>.json`, the digits being the Unix time.
+//! Stored results of evaluations, a file each: `evaluations/<20 digits>.json`; the digits are the Unix time.
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 pub enum ResultError {
     /// There is no folder.
     #[error(
-        "there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again"
+        "there is no folder for votes and evaluations; set LORY_HOME to a folder and start the server again"
     )]
     Off,
     /// There is no such evaluation.
@@ -38,8 +38,8 @@ pub enum ResultError {
     },
 }
 
-/// How many are kept; of more the oldest are removed.
-pub const MAX_KEPT: usize = 50;
+/// The most stored results; the oldest are removed.
+pub const MAX_STORED: usize = 50;
 
 /// The folder of results.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ pub struct EvaluationResults {
 }
 
 impl EvaluationResults {
-    /// Those in a folder, which need not be there yet.
+    /// The results in `folder`, which is created when the first is stored.
     #[must_use]
     pub fn new(folder: &Path) -> EvaluationResults {
         EvaluationResults {
@@ -63,11 +63,11 @@ impl EvaluationResults {
         }
     }
 
-    /// Keeps a result of this Unix time, or of the next second that has none yet, under its id, which it gets as a field.
+    /// Stores a result with this Unix time, or the next second that has no result yet, and returns its id. Adds the fields `id` and `time`.
     ///
     /// # Errors
     /// [`ResultError::Io`].
-    pub fn keep(&self, mut time: u64, mut result: Value) -> Result<String, ResultError> {
+    pub fn store(&self, mut time: u64, mut result: Value) -> Result<String, ResultError> {
         fs::create_dir_all(&self.folder).map_err(self.io())?;
         let mut id = format!("{time:020}");
         while self.path(&id).exists() {
@@ -79,8 +79,8 @@ impl EvaluationResults {
         let text = result.to_string();
         atomic_file::replace(&self.path(&id), |file| file.write_all(text.as_bytes()))
             .map_err(self.io())?;
-        for old in self.ids()?.iter().skip(MAX_KEPT) {
-            // The next one tries again.
+        for old in self.ids()?.iter().skip(MAX_STORED) {
+            // The next call tries again.
             let _ = fs::remove_file(self.path(old));
         }
         Ok(id)
@@ -90,7 +90,7 @@ impl EvaluationResults {
         self.folder.join(format!("{id}.json"))
     }
 
-    /// Their ids, the newest first.
+    /// The ids, the newest first.
     ///
     /// # Errors
     /// [`ResultError::Io`].
@@ -110,7 +110,7 @@ impl EvaluationResults {
         Ok(ids)
     }
 
-    /// One of them, whole.
+    /// Reads one result.
     ///
     /// # Errors
     /// [`ResultError::Unknown`], [`ResultError::Broken`], [`ResultError::Io`].
@@ -142,24 +142,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_latest_are_kept() {
+    fn only_the_latest_results_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = EvaluationResults::new(folder.path());
-        assert!(kept.ids().unwrap().is_empty());
-        for time in 0..MAX_KEPT as u64 + 2 {
-            kept.keep(time, json!({"base": "b"})).unwrap();
+        let results = EvaluationResults::new(folder.path());
+        assert!(results.ids().unwrap().is_empty());
+        for time in 0..MAX_STORED as u64 + 2 {
+            results.store(time, json!({"base": "b"})).unwrap();
         }
-        // Of the same second.
-        let last = MAX_KEPT as u64 + 1;
-        let next = kept.keep(last, json!({"base": "c"})).unwrap();
+        // A second result of the same second.
+        let last = MAX_STORED as u64 + 1;
+        let next = results.store(last, json!({"base": "c"})).unwrap();
         assert_eq!(next, format!("{:020}", last + 1));
-        let ids = kept.ids().unwrap();
-        assert_eq!(ids.len(), MAX_KEPT);
-        assert_eq!(kept.read(&ids[1]).unwrap()["base"], json!("b"));
-        assert_eq!(kept.read(&ids[0]).unwrap()["time"], json!(MAX_KEPT + 2));
+        let ids = results.ids().unwrap();
+        assert_eq!(ids.len(), MAX_STORED);
+        assert_eq!(results.read(&ids[1]).unwrap()["base"], json!("b"));
+        assert_eq!(
+            results.read(&ids[0]).unwrap()["time"],
+            json!(MAX_STORED + 2)
+        );
         for wrong in ["", "../votes", &"0".repeat(20)] {
             assert!(
-                matches!(kept.read(wrong), Err(ResultError::Unknown(_))),
+                matches!(results.read(wrong), Err(ResultError::Unknown(_))),
                 "{wrong}"
             );
         }

@@ -1,7 +1,7 @@
-//! The files that jobs are trained on: checked line by line before they are taken, and kept until they are deleted.
+//! Uploaded training files. Every line is checked before a file is accepted; accepted files stay until they are deleted.
 //!
 //! ```text
-//! files/<id>/<the file>, then files/<id>/file.json     a folder without the latter is no file yet
+//! files/<id>/<the file>, then files/<id>/file.json     a folder without file.json is incomplete and is removed at start
 //! ```
 
 use std::collections::BTreeMap;
@@ -23,33 +23,33 @@ use crate::record_file::{self, fresh_id, now};
 pub const MAX_FILE: u64 = 256 << 20;
 /// The most files.
 pub const MAX_FILES: usize = 1000;
-/// The most bytes of all files together.
+/// The most bytes of all files in total.
 pub const MAX_STORED: u64 = 4 << 30;
-/// The longest name of a file that is kept, in characters.
+/// The longest stored file name, in characters.
 const MAX_NAME: usize = 100;
-/// What a file's entry is called.
+/// The name of a file's record.
 const ENTRY: &str = "file.json";
-/// The one purpose that there is.
+/// The only supported purpose.
 pub const PURPOSE: &str = "fine-tune";
 
-/// A file, as it is kept.
+/// The record of an uploaded file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredFile {
     /// Its id.
     pub id: String,
     /// Its place in the order of arrival.
     pub number: u64,
-    /// The key that brought it; none on a server without keys.
+    /// The API key that uploaded it; `None` on a server without keys.
     pub owner: Option<String>,
-    /// When it came, in seconds since 1970.
+    /// When it was uploaded, as a Unix time in seconds.
     pub created_at: u64,
-    /// As the client called it, without folders.
+    /// The client's file name, without folders.
     pub filename: String,
-    /// Its size.
+    /// Its size, in bytes.
     pub bytes: u64,
-    /// Its rows.
+    /// The number of its rows.
     pub rows: usize,
-    /// Whether its rows bring a chosen and a rejected answer.
+    /// Whether each row has a chosen and a rejected answer.
     pub pairs: bool,
 }
 
@@ -59,21 +59,21 @@ pub(crate) struct Files {
     all: Mutex<BTreeMap<String, StoredFile>>,
 }
 
-/// A file on its way in.
+/// A file that is being uploaded.
 pub struct Upload {
-    beside: tempfile::TempDir,
+    folder: tempfile::TempDir,
     file: File,
     path: PathBuf,
     bytes: u64,
-    /// What there may be at most, with the others there are.
+    /// Bytes that the other files leave free.
     room: u64,
 }
 
 impl Upload {
-    /// The next bytes.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// [`JobError::FileTooLarge`], [`JobError::NoRoom`], or the disk's.
+    /// [`JobError::FileTooLarge`], [`JobError::NoRoom`], or a disk error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), JobError> {
         self.bytes += bytes.len() as u64;
         if self.bytes > MAX_FILE {
@@ -84,12 +84,12 @@ impl Upload {
         }
         self.file
             .write_all(bytes)
-            .map_err(JobError::io(self.beside.path()))
+            .map_err(JobError::io(self.folder.path()))
     }
 }
 
 impl Files {
-    /// Those in the folder `dir`, which is made if need be.
+    /// Opens the files in the folder `dir`, which is created if it is missing.
     pub fn open(dir: &Path) -> Result<Files, JobError> {
         std::fs::create_dir_all(dir).map_err(JobError::io(dir))?;
         let mut all = BTreeMap::new();
@@ -100,7 +100,7 @@ impl Files {
                 let file: StoredFile = record_file::read(&entry)?;
                 all.insert(file.id.clone(), file);
             } else {
-                // An upload, or a deletion, that did not come to its end.
+                // An upload or a deletion that did not finish.
                 std::fs::remove_dir_all(&folder).map_err(JobError::io(&folder))?;
             }
         }
@@ -114,8 +114,8 @@ impl Files {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to take a file.
-    pub fn upload(&self) -> Result<Upload, JobError> {
+    /// Starts an upload.
+    pub fn start_upload(&self) -> Result<Upload, JobError> {
         let room = {
             let all = self.lock();
             if all.len() >= MAX_FILES {
@@ -124,14 +124,14 @@ impl Files {
             let stored: u64 = all.values().map(|file| file.bytes).sum();
             MAX_STORED.saturating_sub(stored)
         };
-        let beside = tempfile::Builder::new()
+        let folder = tempfile::Builder::new()
             .prefix(".upload")
             .tempdir_in(&self.dir)
             .map_err(JobError::io(&self.dir))?;
-        let path = beside.path().join("rows");
+        let path = folder.path().join("rows");
         let file = File::create(&path).map_err(JobError::io(&path))?;
         Ok(Upload {
-            beside,
+            folder,
             file,
             path,
             bytes: 0,
@@ -139,15 +139,15 @@ impl Files {
         })
     }
 
-    /// Takes a file whose bytes are all there, if each of its lines is a row.
-    pub fn finish(
+    /// Accepts a complete upload if every line is a row.
+    pub fn finish_upload(
         &self,
         upload: Upload,
         filename: &str,
         owner: Option<String>,
     ) -> Result<StoredFile, JobError> {
         let Upload {
-            beside,
+            folder,
             file,
             path,
             bytes,
@@ -155,7 +155,8 @@ impl Files {
         } = upload;
         file.sync_all().map_err(JobError::io(&path))?;
         let filename = plain_name(filename);
-        let named = |error: train::TrainError| JobError::Rows(called(&error, &path, &filename));
+        let named =
+            |error: train::TrainError| JobError::Rows(with_client_name(&error, &path, &filename));
         let pairs = holds_pairs(&path).map_err(named)?;
         let rows = scan(&path, pairs)
             .and_then(DatasetScan::whole)
@@ -176,54 +177,54 @@ impl Files {
             rows,
             pairs,
         };
-        let kept = beside.path().join(&stored.filename);
-        std::fs::rename(&path, &kept).map_err(JobError::io(&kept))?;
-        record_file::write(&beside.path().join(ENTRY), &stored)?;
-        let folder = self.dir.join(&stored.id);
-        std::fs::rename(beside.keep(), &folder).map_err(JobError::io(&folder))?;
+        let rows_path = folder.path().join(&stored.filename);
+        std::fs::rename(&path, &rows_path).map_err(JobError::io(&rows_path))?;
+        record_file::write(&folder.path().join(ENTRY), &stored)?;
+        let stored_folder = self.dir.join(&stored.id);
+        std::fs::rename(folder.keep(), &stored_folder).map_err(JobError::io(&stored_folder))?;
         let _ = atomic_file::sync_folder(&self.dir);
         all.insert(stored.id.clone(), stored.clone());
         Ok(stored)
     }
 
-    /// The file of this id, which the field `field` named.
+    /// The file with this id, if `viewer` may see it; the error names `field`.
     pub fn find(
         &self,
-        who: &Viewer,
+        viewer: &Viewer,
         id: &str,
         field: &'static str,
     ) -> Result<StoredFile, JobError> {
         let found = self.lock().get(id).cloned();
         found
-            .filter(|file| who.sees(file.owner.as_deref()))
+            .filter(|file| viewer.sees(file.owner.as_deref()))
             .ok_or_else(|| JobError::NoFile {
                 id: id.chars().take(80).collect(),
                 field,
             })
     }
 
-    /// Those that `who` sees, in the order of arrival or, if `page.newest_first`, the other way round.
-    pub fn list(&self, who: &Viewer, page: &Page) -> Result<(Vec<StoredFile>, bool), JobError> {
+    /// The files that `viewer` may see, in the order of upload, or reversed if `page.newest_first`; and whether there are more.
+    pub fn list(&self, viewer: &Viewer, page: &Page) -> Result<(Vec<StoredFile>, bool), JobError> {
         let mut seen: Vec<StoredFile> = self
             .lock()
             .values()
-            .filter(|file| who.sees(file.owner.as_deref()))
+            .filter(|file| viewer.sees(file.owner.as_deref()))
             .cloned()
             .collect();
         seen.sort_by_key(|file| file.number);
         page.of(seen, |file| &file.id)
     }
 
-    /// Where the file's bytes lie.
+    /// The path of a file's bytes.
     pub fn path(&self, file: &StoredFile) -> PathBuf {
         self.dir.join(&file.id).join(&file.filename)
     }
 
-    /// Deletes it.
+    /// Deletes a file.
     pub fn delete(&self, file: &StoredFile) -> Result<(), JobError> {
         let mut all = self.lock();
         let folder = self.dir.join(&file.id);
-        // The entry first: without it there is no file, whatever else is left.
+        // The record first: without it, the next start removes what is left.
         for gone in [
             std::fs::remove_file(folder.join(ENTRY)),
             std::fs::remove_dir_all(&folder),
@@ -235,7 +236,7 @@ impl Files {
     }
 }
 
-/// The rows of a file with all that is wrong in it; of pairs those with the chosen answers.
+/// Reads the rows of a file and everything that is wrong with them; for pairs, the rows with the chosen answers.
 pub(crate) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::TrainError> {
     match pairs {
         true => Ok(scan_pairs(path)?.chosen),
@@ -243,14 +244,14 @@ pub(crate) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::Train
     }
 }
 
-/// What `error` says, with the file called as the client calls it: where it lies is the server's business.
-pub(crate) fn called(error: &train::TrainError, path: &Path, filename: &str) -> String {
+/// The message of `error` with the client's file name instead of the path, which clients must not see.
+pub(crate) fn with_client_name(error: &train::TrainError, path: &Path, filename: &str) -> String {
     error
         .to_string()
         .replace(&path.display().to_string(), filename)
 }
 
-/// `name` without folders, and with nothing in it that a file system or a log could mind.
+/// `name` without folders, with `_` for characters that a file system or a log may not accept.
 fn plain_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let plain: String = last
@@ -261,7 +262,7 @@ fn plain_name(name: &str) -> String {
         })
         .take(MAX_NAME)
         .collect();
-    // Neither hidden nor a folder, and not the entry's own name.
+    // Not hidden, not a folder, and not the record's name.
     match plain.trim_start_matches('.') {
         "" => "rows.jsonl".to_owned(),
         ENTRY => format!("_{ENTRY}"),
@@ -273,27 +274,27 @@ fn plain_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn taken(files: &Files, text: &str, name: &str) -> Result<StoredFile, JobError> {
-        let mut upload = files.upload()?;
+    fn uploaded(files: &Files, text: &str, name: &str) -> Result<StoredFile, JobError> {
+        let mut upload = files.start_upload()?;
         upload.write(text.as_bytes())?;
-        files.finish(upload, name, None)
+        files.finish_upload(upload, name, None)
     }
 
     const ROW: &str = "{\"instruction\":\"Hi\",\"output\":\"Hello.\"}\n";
 
     #[test]
-    fn files_are_there_again_and_half_of_one_is_not() {
+    fn complete_files_survive_a_restart_and_incomplete_ones_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::open(folder.path()).unwrap();
-        let one = taken(&files, ROW, "../a b/rows?.jsonl").unwrap();
+        let one = uploaded(&files, ROW, "../a b/rows?.jsonl").unwrap();
         assert_eq!(
             (one.filename.as_str(), one.rows, one.pairs),
             ("rows_.jsonl", 1, false)
         );
         let pair = "{\"prompt\":\"Hi\",\"chosen\":\"Yay.\",\"rejected\":\"No.\"}\n";
-        let two = taken(&files, pair, "file.json").unwrap();
+        let two = uploaded(&files, pair, "file.json").unwrap();
         assert!(two.pairs && two.filename == "_file.json");
-        // A process that was killed while it took a third, or while it deleted one.
+        // A process that was killed during an upload, and during a deletion.
         std::fs::create_dir(folder.path().join(".uploadX")).unwrap();
         std::fs::remove_file(folder.path().join(&two.id).join(ENTRY)).unwrap();
         drop(files);
@@ -312,33 +313,35 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_line_is_named_as_the_client_calls_the_file() {
+    fn errors_name_the_clients_file_and_line() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::open(folder.path()).unwrap();
-        let said = taken(
+        let message = uploaded(
             &files,
             &format!("{ROW}{{\"instruction\":1}}\n"),
             "mine.jsonl",
         )
         .unwrap_err()
         .to_string();
-        assert!(said.starts_with("mine.jsonl:2: "), "{said}");
-        let said = taken(&files, "\n", "mine.jsonl").unwrap_err().to_string();
+        assert!(message.starts_with("mine.jsonl:2: "), "{message}");
+        let message = uploaded(&files, "\n", "mine.jsonl")
+            .unwrap_err()
+            .to_string();
         assert!(
-            said.starts_with("mine.jsonl: the file holds no rows"),
-            "{said}"
+            message.starts_with("mine.jsonl: the file holds no rows"),
+            "{message}"
         );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_file_has_a_largest_size() {
+    fn too_large_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let mut upload = Files::open(folder.path()).unwrap().upload().unwrap();
+        let mut upload = Files::open(folder.path()).unwrap().start_upload().unwrap();
         upload.bytes = MAX_FILE - 1;
         upload.write(b"a").unwrap();
-        let said = upload.write(b"a").unwrap_err().to_string();
-        assert!(said.contains("268435456 bytes"), "{said}");
+        let message = upload.write(b"a").unwrap_err().to_string();
+        assert!(message.contains("268435456 bytes"), "{message}");
         upload.bytes = 0;
         upload.room = 3;
         assert!(matches!(

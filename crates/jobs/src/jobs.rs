@@ -10,7 +10,7 @@ use service::{Service, compute_arbiter};
 use crate::background_work::{BackgroundWork, JobSettings};
 use crate::error::JobError;
 
-/// The queue with the threads that work on it. Dropped, it is shut down.
+/// Background work with the threads that do it. Dropping it shuts it down.
 pub struct Jobs {
     work: Arc<BackgroundWork>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -25,10 +25,10 @@ impl Deref for Jobs {
 }
 
 impl Jobs {
-    /// Opens the queue in the folder of `settings` and goes on with what is in it.
+    /// Opens the queues in the folder of `settings` and continues with their records.
     ///
     /// # Errors
-    /// The folder cannot be used, or another process runs the queue in it.
+    /// The folder cannot be used, or another process works on it.
     pub fn start(service: Arc<Service>, settings: &JobSettings) -> Result<Jobs, JobError> {
         let work = Arc::new(BackgroundWork::open(service, settings)?);
         let mut threads = Vec::new();
@@ -41,20 +41,20 @@ impl Jobs {
             Ok(())
         };
         spawn("lory-jobs", |work| {
-            // Answers go first, where cores are short. The trainer takes turns with them instead: a step that waits for a layer
-            // should not wait for one of low priority.
+            // Requests come first if cores are short. The trainer keeps its priority: it yields between layers, and a serving step
+            // must not wait for a layer of a thread with low priority.
             compute_arbiter::lower_thread_priority();
-            work.validate();
+            work.validate_jobs();
         })?;
-        spawn("lory-trainer", BackgroundWork::train)?;
-        spawn("lory-evaluator", BackgroundWork::evaluate_all)?;
+        spawn("lory-trainer", BackgroundWork::train_jobs)?;
+        spawn("lory-evaluator", BackgroundWork::run_evaluations)?;
         Ok(Jobs {
             work,
             threads: Mutex::new(threads),
         })
     }
 
-    /// Ends the threads. The job under way writes its checkpoint; the next process goes on with it.
+    /// Ends the threads. A running job writes its checkpoint, and the next process continues it.
     pub fn shutdown(&self) {
         self.work.jobs.close();
         self.work.evaluations.close();

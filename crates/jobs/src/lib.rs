@@ -46,7 +46,7 @@ pub use error::JobError;
 pub use evaluation::requests::NewEvaluation;
 pub use evaluation_results::{EvaluationResults, ResultError};
 pub use files::{StoredFile, Upload};
-pub use fine_tuning::jobs::Validated;
+pub use fine_tuning::jobs::JobCheckpoint;
 pub use fine_tuning::request::NewJob;
 pub use fine_tuning::samples::SampledAnswer;
 pub use jobs::Jobs;

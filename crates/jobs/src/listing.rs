@@ -1,4 +1,4 @@
-//! Who asks, and for which part of a list.
+//! Pages of lists, and the records that a caller may see.
 
 use service::Caller;
 
@@ -7,7 +7,7 @@ use crate::error::JobError;
 /// The longest page of a list.
 pub const MAX_PAGE: usize = 100;
 
-/// Who wants to see.
+/// A caller as lists see it: which records it may see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Viewer {
     name: Option<String>,
@@ -15,7 +15,7 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    /// Someone who sees everything: an admin, and everybody on a server without keys.
+    /// A viewer that sees everything: an admin, or any caller of a server without keys.
     #[must_use]
     pub fn everybody() -> Viewer {
         Viewer {
@@ -24,7 +24,7 @@ impl Viewer {
         }
     }
 
-    /// The holder of a key, who sees what is the key's own; with admin rights, everything.
+    /// The viewer of a caller: with a key, its own records; with admin rights or on a server without keys, all records.
     #[must_use]
     pub fn of(caller: &Caller) -> Viewer {
         match caller.key() {
@@ -48,11 +48,11 @@ impl Viewer {
 /// A part of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// It begins behind this one.
+    /// The id of the item before the page.
     pub after: Option<String>,
     /// The most items.
     pub limit: usize,
-    /// The newest first.
+    /// Whether the newest item comes first.
     pub newest_first: bool,
 }
 
@@ -67,7 +67,10 @@ impl Default for Page {
 }
 
 impl Page {
-    /// The page of `all`, which are in the order of arrival, and whether there are more behind it.
+    /// The page of `all`, which are in the order of arrival, and whether there are more after it.
+    ///
+    /// # Errors
+    /// [`JobError::NoPage`] if `after` is not among them.
     pub(crate) fn of<T>(
         &self,
         mut all: Vec<T>,
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_begins_behind_what_it_names() {
+    fn a_page_starts_after_the_item_that_it_names() {
         let all = || ["a", "b", "c", "d"].map(str::to_owned).to_vec();
         let page = |after: Option<&str>, limit, newest_first| {
             let page = Page {
@@ -115,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_sees_its_own_and_an_admin_all() {
+    fn a_key_sees_its_own_records_and_an_admin_sees_all() {
         let one = Viewer {
             name: Some("one".to_owned()),
             all: false,

@@ -1,4 +1,4 @@
-//! JobRecord files: written in one step and flushed to disk. Also fresh ids and the time of day for records.
+//! Record files: written in one step and flushed to disk. Also fresh ids and the current time for records.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -10,14 +10,14 @@ use serde::de::DeserializeOwned;
 
 use crate::error::JobError;
 
-/// Puts `value` at `path`, in one step.
+/// Writes `value` to `path` as JSON, in one step.
 pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), JobError> {
     let text = serde_json::to_vec_pretty(value).map_err(io::Error::other);
     text.and_then(|text| atomic_file::replace_private(path, |file| file.write_all(&text)))
         .map_err(JobError::io(path))
 }
 
-/// What [`write`] wrote.
+/// Reads a value that [`write`] wrote.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, JobError> {
     let text = std::fs::read(path).map_err(JobError::io(path))?;
     serde_json::from_slice(&text).map_err(|error| JobError::Damaged {
@@ -26,14 +26,17 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, JobError> {
     })
 }
 
-/// An id that no other has, which begins with `kind`.
-pub(crate) fn fresh_id(kind: &str) -> Result<String, JobError> {
+/// A random id that starts with `prefix`.
+pub(crate) fn fresh_id(prefix: &str) -> Result<String, JobError> {
     let mut bytes = [0u8; 12];
     getrandom::fill(&mut bytes).map_err(JobError::Random)?;
-    Ok(format!("{kind}{}", base16ct::lower::encode_string(&bytes)))
+    Ok(format!(
+        "{prefix}{}",
+        base16ct::lower::encode_string(&bytes)
+    ))
 }
 
-/// Seconds since 1970.
+/// The current Unix time, in seconds.
 pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())

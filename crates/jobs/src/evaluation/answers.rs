@@ -1,8 +1,7 @@
-//! Asks everyone everything at once, and keeps the answers.
+//! Asks all questions and collects the answers.
 //!
-//! Every persona answers its own rows, and so does the base behind the persona's system prompt. To compare tones, each
-//! persona also answers questions that all of them get: those that stand in everybody's rows, and where these are few,
-//! some of each persona's.
+//! Every persona answers its own rows, and so does the base with the persona's system prompt. To compare tones, each persona also
+//! answers common questions: those that are in all personas' rows and, if these are few, some of each persona's.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::Write as _;
@@ -18,27 +17,27 @@ use super::candidate::Candidate;
 use base::progress::Progress;
 use service::{Conversation, GenerateRequest, SamplingParams, Service, TextEvent, TextStream};
 
-/// Questions that every persona answers at least, where there are so many.
+/// The number of common questions, if there are enough rows.
 const COMMON: usize = 24;
 
 /// Who answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Speaker {
-    /// The base, behind the system prompt of the persona whose row it is.
+pub enum Responder {
+    /// The base, with the system prompt of the persona whose row it is.
     Base,
-    /// A persona, by its place among the candidates.
+    /// A persona, by its index among the candidates.
     Persona(usize),
 }
 
-/// A row put to a speaker.
+/// A row for one responder to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Question {
     /// The candidate whose row it is.
     pub of: usize,
-    /// The row.
+    /// The row's index.
     pub row: usize,
     /// Who answers.
-    pub to: Speaker,
+    pub to: Responder,
 }
 
 /// An answer.
@@ -56,27 +55,27 @@ pub struct Answered {
 pub struct Answers {
     /// Every answer.
     pub all: Vec<Answered>,
-    /// Questions that every persona has answered, as (candidate, row).
+    /// Questions that every persona answered, as (candidate, row).
     pub common: Vec<(usize, usize)>,
     at: HashMap<Question, usize>,
-    /// By candidate: its rows by what they ask.
+    /// By candidate: its rows by their question.
     rows: Vec<HashMap<String, usize>>,
 }
 
 impl Answers {
-    /// The answer of `to` to the row `row` of the candidate `of`.
+    /// The answer to `question`.
     pub fn get(&self, question: Question) -> Option<&Answered> {
         self.at.get(&question).map(|&index| &self.all[index])
     }
 
-    /// The answer of a persona to what a row asks, be it to this row or to its own of the same words.
+    /// The answer of a persona to a row's question: to this row, or to its own row with the same question.
     pub fn of_persona(
         &self,
         candidates: &[Candidate],
         persona: usize,
         (of, row): (usize, usize),
     ) -> Option<&str> {
-        let to = Speaker::Persona(persona);
+        let to = Responder::Persona(persona);
         let own = self.rows[persona].get(&candidates[of].rows[row].input());
         let place = own.map_or((of, row), |&row| (persona, row));
         self.get(Question {
@@ -88,12 +87,13 @@ impl Answers {
     }
 }
 
-/// All questions: each candidate's rows to itself and to the base, then what the comparison of tones needs besides.
+/// All questions, and the common ones as (candidate, row): each candidate's rows for itself and for the base, then the common questions
+/// that a persona does not have in its own rows.
 pub fn questions(candidates: &[Candidate]) -> (Vec<Question>, Vec<(usize, usize)>) {
     let mut questions = Vec::new();
     for (of, candidate) in candidates.iter().enumerate() {
         for row in 0..candidate.rows.len() {
-            for to in [Speaker::Base, Speaker::Persona(of)] {
+            for to in [Responder::Base, Responder::Persona(of)] {
                 questions.push(Question { of, row, to });
             }
         }
@@ -104,7 +104,7 @@ pub fn questions(candidates: &[Candidate]) -> (Vec<Question>, Vec<(usize, usize)
         let asked = candidates[of].rows[row].input();
         for (persona, own) in rows.iter().enumerate() {
             if !own.contains_key(&asked) {
-                let to = Speaker::Persona(persona);
+                let to = Responder::Persona(persona);
                 questions.push(Question { of, row, to });
             }
         }
@@ -112,7 +112,8 @@ pub fn questions(candidates: &[Candidate]) -> (Vec<Question>, Vec<(usize, usize)
     (questions, common)
 }
 
-/// What all are asked: rows of everybody, then rows of each in turn up to [`COMMON`]. None where there is but one.
+/// The common questions: first those that are in all candidates' rows, then rows of each candidate in turn, up to [`COMMON`]. Empty for a
+/// single candidate.
 fn common(candidates: &[Candidate]) -> Vec<(usize, usize)> {
     if candidates.len() < 2 {
         return Vec::new();
@@ -141,7 +142,7 @@ fn common(candidates: &[Candidate]) -> Vec<(usize, usize)> {
     common
 }
 
-/// By candidate: the first of its rows that asks something.
+/// By candidate: the first row with each question.
 fn by_input(candidates: &[Candidate]) -> Vec<HashMap<String, usize>> {
     let of = |candidate: &Candidate| {
         let mut rows = HashMap::new();
@@ -153,36 +154,39 @@ fn by_input(candidates: &[Candidate]) -> Vec<HashMap<String, usize>> {
     candidates.iter().map(of).collect()
 }
 
-/// Asks, at most `at_once` questions at a time, and waits.
+/// Answers `questions`, with at most `max_in_flight` at a time.
+///
+/// # Errors
+/// A request is refused, or the engine ends before the answers do.
 pub fn answer(
     service: &Service,
     candidates: &[Candidate],
     questions: &[Question],
     common: Vec<(usize, usize)>,
-    at_once: usize,
+    max_in_flight: usize,
     progress: &mut Progress,
 ) -> anyhow::Result<Answers> {
     progress.count("Answering", questions.len() as u64);
     let mut all = Vec::with_capacity(questions.len());
     let mut at = HashMap::new();
-    let mut asked: VecDeque<(Question, TextStream)> = VecDeque::new();
+    let mut in_flight: VecDeque<(Question, TextStream)> = VecDeque::new();
     let mut rest = questions.iter();
     loop {
-        while asked.len() < at_once.max(1)
+        while in_flight.len() < max_in_flight.max(1)
             && let Some(&question) = rest.next()
         {
             let row = &candidates[question.of].rows[question.row];
             let (persona, own) = match question.to {
-                Speaker::Base => (&candidates[question.of].persona, false),
-                Speaker::Persona(index) => (&candidates[index].persona, true),
+                Responder::Base => (&candidates[question.of].persona, false),
+                Responder::Persona(index) => (&candidates[index].persona, true),
             };
-            let stream = service.stream(&ask(persona, row, own)?);
-            asked.push_back((question, stream.with_context(|| row.location.to_string())?));
+            let stream = service.stream(&request(persona, row, own)?);
+            in_flight.push_back((question, stream.with_context(|| row.location.to_string())?));
         }
-        let Some((question, stream)) = asked.pop_front() else {
+        let Some((question, stream)) = in_flight.pop_front() else {
             break;
         };
-        let (text, tokens) = whole(stream)?;
+        let (text, tokens) = collect_text(stream)?;
         progress.add(1);
         at.insert(question, all.len());
         all.push(Answered {
@@ -199,8 +203,8 @@ pub fn answer(
     })
 }
 
-/// The row's question, to the persona or to the base behind the persona's system prompt.
-fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRequest> {
+/// The request for a row: to the persona if `own`, else to the base with the persona's system prompt.
+fn request(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRequest> {
     let mut turns = match &row.content {
         RowContent::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
         _ => vec![Message::new("user", row.input())],
@@ -210,7 +214,7 @@ fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRe
     {
         turns.insert(0, Message::new("system", system));
     }
-    let who = own.then(|| format!("{}@{}", persona.name, persona.version));
+    let model = own.then(|| format!("{}@{}", persona.name, persona.version));
     Ok(GenerateRequest {
         conversation: Conversation::Messages(turns),
         sampling: SamplingParams {
@@ -219,11 +223,12 @@ fn ask(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRe
         },
         stop: Some(persona.stop.clone()),
         max_new_tokens: persona.max_new_tokens,
-        ..GenerateRequest::new(who.as_deref(), "")
+        ..GenerateRequest::new(model.as_deref(), "")
     })
 }
 
-fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {
+/// The whole answer, and its number of tokens.
+fn collect_text(stream: TextStream) -> anyhow::Result<(String, usize)> {
     let mut text = String::new();
     for event in stream {
         match event {
@@ -239,7 +244,7 @@ fn whole(stream: TextStream) -> anyhow::Result<(String, usize)> {
     anyhow::bail!("the engine ended before the answer did")
 }
 
-/// Writes what was asked of the base and of each persona on its own rows, one JSON object a line.
+/// Writes the answers of the base and of each persona to its own rows, one JSON object per line.
 pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::io::Result<()> {
     let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
     for answered in &answers.all {
@@ -248,10 +253,10 @@ pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::i
         let row = &candidate.rows[row];
         let (question, reference) = (row.input(), row.output());
         let speaker = match to {
-            Speaker::Base => "base",
-            Speaker::Persona(index) if index == of => "persona",
-            // Only there to compare tones; the row is not written for this persona.
-            Speaker::Persona(_) => continue,
+            Responder::Base => "base",
+            Responder::Persona(index) if index == of => "persona",
+            // Only for comparing tones: the row is not one of this persona's.
+            Responder::Persona(_) => continue,
         };
         let markers = candidate.markers.clone().unwrap_or_default();
         let (in_tone, copied) = train::measures::AnswerScore::default().judge(

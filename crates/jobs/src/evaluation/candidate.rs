@@ -1,4 +1,4 @@
-//! A persona to evaluate, and the rows that it is asked.
+//! A persona to evaluate, and the rows whose questions it answers.
 
 use std::path::{Path, PathBuf};
 
@@ -8,28 +8,31 @@ use train::TrainSettings;
 use train::dataset::{Columns, DataRow, Dataset, RowContent};
 use train::measures::ToneMarkers;
 
-/// A persona under examination.
+/// A persona to evaluate.
 pub struct Candidate {
     /// The persona.
     pub persona: Persona,
-    /// What it is called among the others: its name, with its version where another version of it is there too.
-    pub called: String,
+    /// Its label in tables: the name, with the version if another version of it is evaluated too.
+    pub label: String,
     /// The rows whose questions it answers.
     pub rows: Vec<DataRow>,
-    /// What its tone is known by; none where nobody says.
+    /// The patterns of its tone; `None` if it has none.
     pub markers: Option<ToneMarkers>,
-    /// Whether it is there for comparison alone: it answers what all are asked, and is not measured itself.
-    pub beside: bool,
+    /// Whether it is only compared with: it answers the common questions and is not measured.
+    pub is_baseline: bool,
 }
 
 impl Candidate {
-    /// `persona` with those of `rows` that can be asked, at most `limit`.
+    /// `persona` with at most `limit` of those `rows` that have a question.
+    ///
+    /// # Errors
+    /// A pattern of its tone is not a regular expression.
     pub fn new(
         persona: Persona,
         mut rows: Vec<DataRow>,
         limit: usize,
     ) -> anyhow::Result<Candidate> {
-        // Plain text has no question that could be asked.
+        // Plain text has no question.
         rows.retain(|row| !matches!(row.content, RowContent::Text(_)));
         rows.truncate(limit);
         let markers = match &persona.eval {
@@ -38,24 +41,30 @@ impl Candidate {
             None => None,
         };
         Ok(Candidate {
-            called: persona.name.clone(),
+            label: persona.name.clone(),
             persona,
             rows,
             markers,
-            beside: false,
+            is_baseline: false,
         })
     }
 
-    /// `persona`, for others to be compared with; it has no thresholds to meet.
-    pub fn beside(persona: Persona) -> anyhow::Result<Candidate> {
+    /// `persona` as a baseline for the others, without thresholds.
+    ///
+    /// # Errors
+    /// As [`Candidate::new`].
+    pub fn baseline(persona: Persona) -> anyhow::Result<Candidate> {
         let mut candidate = Candidate::new(persona, Vec::new(), 0)?;
         candidate.persona.eval = None;
-        candidate.beside = true;
+        candidate.is_baseline = true;
         Ok(candidate)
     }
 }
 
-/// The rows of the file at `path`, whose columns have the names that `persona` says.
+/// Reads the rows of the file at `path`, with the column names of `persona`'s training settings.
+///
+/// # Errors
+/// The settings or the file cannot be read.
 pub fn rows(path: &Path, persona: &Persona) -> anyhow::Result<Vec<DataRow>> {
     let columns = match &persona.train {
         Some(train) => train.settings::<TrainSettings>()?.columns,
@@ -64,8 +73,8 @@ pub fn rows(path: &Path, persona: &Persona) -> anyhow::Result<Vec<DataRow>> {
     Ok(Dataset::read_as(path, &columns)?.rows)
 }
 
-/// `persona` with what is said of its name in the server's folder and was not published with it: how it is trained, and what its
-/// answers are known by.
+/// `persona` with the `[train]` and `[eval]` tables of the persona with its name in the server's folder, if it was published without
+/// them.
 pub(crate) fn with_folder_settings(service: &Service, persona: &Persona) -> Persona {
     let mut persona = persona.clone();
     if let Some(in_folder) = service.catalog().folder().get(&persona.name) {
@@ -75,7 +84,7 @@ pub(crate) fn with_folder_settings(service: &Service, persona: &Persona) -> Pers
     persona
 }
 
-/// The file of a persona's own evaluation rows, if it has one.
+/// The path of a persona's evaluation rows, if it has a file of them.
 pub(crate) fn own_rows(service: &Service, persona: &Persona) -> Option<PathBuf> {
     with_folder_settings(service, persona)
         .train

@@ -1,4 +1,4 @@
-//! The thresholds of `[eval]` in persona.toml against what was measured.
+//! The eval gate: checks the thresholds of `[eval]` in persona.toml against measures. Must not know how these were computed.
 
 use registry::EvalSpec;
 use serde::Serialize;
@@ -6,54 +6,57 @@ use serde::Serialize;
 use super::candidate::Candidate;
 use super::measures::Measures;
 
-/// Which side of a bound is good.
+/// The side of a threshold that passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// The measure must not be lower.
+    /// The value must not be lower.
     AtLeast,
-    /// The measure must not be higher.
+    /// The value must not be higher.
     AtMost,
 }
 
-/// How a number is written.
+/// How a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Format {
+    /// In percent.
     Share,
+    /// With four decimals.
     Number,
 }
 
-/// One threshold, checked.
+/// The check of one threshold.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
     /// The persona.
     pub persona: String,
     /// Its key in persona.toml.
     pub key: &'static str,
-    /// What is measured, in words.
+    /// The measure's name, for people.
     pub measure: &'static str,
     /// The side of the threshold that passes.
     pub bound: Bound,
     /// The threshold.
     pub wanted: f64,
-    /// None where it could not be measured, which fails: what is not known is not good enough to publish.
+    /// The measured value. `None` if it could not be measured, which fails the check: an adapter is not published on unknown quality.
     pub value: Option<f64>,
-    /// Whether the measure meets the threshold.
+    /// Whether the value meets the threshold.
     pub passed: bool,
     #[serde(skip)]
-    form: Form,
+    format: Format,
+    /// How to make an unmeasured value measurable.
     #[serde(skip)]
     missing: &'static str,
 }
 
 impl Check {
-    /// What was measured, in words.
+    /// The measured value as text.
     pub fn value_text(&self) -> String {
         self.value
             .map_or_else(|| "not measured".to_owned(), |value| self.text(value))
     }
 
-    /// What is wanted, in words.
+    /// The threshold as text, such as `at least 95.0%`.
     pub fn wanted_text(&self) -> String {
         let bound = match self.bound {
             Bound::AtLeast => "at least",
@@ -62,7 +65,7 @@ impl Check {
         format!("{bound} {}", self.text(self.wanted))
     }
 
-    /// The threshold as a line that says what was found and what is wanted.
+    /// One line with the persona, the measure, its value and the threshold.
     pub fn line(&self) -> String {
         let found = match self.value {
             Some(value) => self.text(value),
@@ -78,141 +81,155 @@ impl Check {
     }
 
     fn text(&self, value: f64) -> String {
-        match self.form {
-            Form::Share => format!("{:.1}%", value * 100.0),
-            Form::Number => format!("{value:.4}"),
+        match self.format {
+            Format::Share => format!("{:.1}%", value * 100.0),
+            Format::Number => format!("{value:.4}"),
         }
     }
 }
+
+/// A key of `[eval]`: how its threshold and its measured value are found, and how they are written.
+struct Threshold {
+    /// Its key in persona.toml.
+    key: &'static str,
+    /// The measure's name, for people.
+    measure: &'static str,
+    bound: Bound,
+    format: Format,
+    wanted: fn(&EvalSpec) -> Option<f64>,
+    /// The measured value for the persona with this index.
+    value: fn(&Measures, usize) -> Option<f64>,
+    /// How to make an unmeasured value measurable.
+    missing: &'static str,
+}
+
+/// All thresholds, in the order of reports.
+const THRESHOLDS: [Threshold; 10] = [
+    Threshold {
+        key: "tone_at_least",
+        measure: "tone right",
+        bound: Bound::AtLeast,
+        format: Format::Share,
+        wanted: |spec| Some(spec.tone_at_least),
+        value: |measures, index| Some(measures.personas[index].own.score.tone_share()),
+        missing: "",
+    },
+    Threshold {
+        key: "copied_at_least",
+        measure: "identifiers right",
+        bound: Bound::AtLeast,
+        format: Format::Share,
+        wanted: |spec| Some(spec.copied_at_least),
+        value: |measures, index| Some(measures.personas[index].own.score.copied_share()),
+        missing: "",
+    },
+    Threshold {
+        key: "complete_at_least",
+        measure: "no identifier left out",
+        bound: Bound::AtLeast,
+        format: Format::Share,
+        wanted: |spec| spec.complete_at_least,
+        value: |measures, index| Some(measures.personas[index].own.score.complete_share()),
+        missing: "",
+    },
+    Threshold {
+        key: "loss_at_most",
+        measure: "validation loss",
+        bound: Bound::AtMost,
+        format: Format::Number,
+        wanted: |spec| spec.loss_at_most,
+        value: Measures::own_loss,
+        missing: "",
+    },
+    Threshold {
+        key: "distinct_at_least",
+        measure: "distinctness from the nearest tone",
+        bound: Bound::AtLeast,
+        format: Format::Share,
+        wanted: |spec| spec.distinct_at_least,
+        value: Measures::nearest_distinctness,
+        missing: "name another persona too, so that there is one to compare with",
+    },
+    Threshold {
+        key: "other_tone_at_most",
+        measure: "answers in another tone",
+        bound: Bound::AtMost,
+        format: Format::Share,
+        wanted: |spec| spec.other_tone_at_most,
+        value: Measures::other_tone_share,
+        missing: "name another persona too, one with tone markers",
+    },
+    Threshold {
+        key: "drift_at_most",
+        measure: "drift on neutral text",
+        bound: Bound::AtMost,
+        format: Format::Number,
+        wanted: |spec| spec.drift_at_most,
+        value: |measures, index| Some(measures.personas[index].drift.map_or(0.0, |drift| drift.kl)),
+        missing: "",
+    },
+    Threshold {
+        key: "repetition_at_most",
+        measure: "repetition",
+        bound: Bound::AtMost,
+        format: Format::Share,
+        wanted: |spec| spec.repetition_at_most,
+        value: |measures, index| Some(measures.personas[index].own.repetition),
+        missing: "",
+    },
+    Threshold {
+        key: "length_at_least",
+        measure: "length by the references'",
+        bound: Bound::AtLeast,
+        format: Format::Number,
+        wanted: |spec| spec.length_at_least,
+        value: |measures, index| Some(measures.personas[index].own.lengths.ratio()),
+        missing: "",
+    },
+    Threshold {
+        key: "length_at_most",
+        measure: "length by the references'",
+        bound: Bound::AtMost,
+        format: Format::Number,
+        wanted: |spec| spec.length_at_most,
+        value: |measures, index| Some(measures.personas[index].own.lengths.ratio()),
+        missing: "",
+    },
+];
 
 /// Checks every threshold of every persona; a persona without `[eval]` has none.
 pub fn check(candidates: &[Candidate], measures: &Measures) -> Vec<Check> {
     let mut checks = Vec::new();
     for (index, candidate) in candidates.iter().enumerate() {
         if let Some(spec) = &candidate.persona.eval {
-            checks.extend(of_persona(spec, index, measures));
+            let of_persona = |threshold| check_one(threshold, spec, index, measures);
+            checks.extend(THRESHOLDS.iter().filter_map(of_persona));
         }
     }
     checks
 }
 
-fn of_persona(spec: &EvalSpec, index: usize, measures: &Measures) -> Vec<Check> {
-    use Bound::{AtLeast, AtMost};
-    use Form::{Number, Share};
-    let persona = &measures.personas[index];
-    let score = &persona.own.score;
-    let ratio = Some(persona.own.lengths.ratio());
-    let alone = "name another persona too, so that there is one to compare with";
-    // (key, measure, bound, form, wanted, value, why there may be none)
-    let all = [
-        (
-            "tone_at_least",
-            "tone right",
-            AtLeast,
-            Share,
-            Some(spec.tone_at_least),
-            Some(score.tone_share()),
-            "",
-        ),
-        (
-            "copied_at_least",
-            "identifiers right",
-            AtLeast,
-            Share,
-            Some(spec.copied_at_least),
-            Some(score.copied_share()),
-            "",
-        ),
-        (
-            "complete_at_least",
-            "no identifier left out",
-            AtLeast,
-            Share,
-            spec.complete_at_least,
-            Some(score.complete_share()),
-            "",
-        ),
-        (
-            "loss_at_most",
-            "validation loss",
-            AtMost,
-            Number,
-            spec.loss_at_most,
-            measures.own_loss(index),
-            "",
-        ),
-        (
-            "distinct_at_least",
-            "distinctness from the nearest tone",
-            AtLeast,
-            Share,
-            spec.distinct_at_least,
-            measures.nearest(index),
-            alone,
-        ),
-        (
-            "other_tone_at_most",
-            "answers in another tone",
-            AtMost,
-            Share,
-            spec.other_tone_at_most,
-            measures.other_tone(index),
-            "name another persona too, one with tone markers",
-        ),
-        (
-            "drift_at_most",
-            "drift on neutral text",
-            AtMost,
-            Number,
-            spec.drift_at_most,
-            Some(persona.drift.map_or(0.0, |drift| drift.kl)),
-            "",
-        ),
-        (
-            "repetition_at_most",
-            "repetition",
-            AtMost,
-            Share,
-            spec.repetition_at_most,
-            Some(persona.own.repetition),
-            "",
-        ),
-        (
-            "length_at_least",
-            "length by the references'",
-            AtLeast,
-            Number,
-            spec.length_at_least,
-            ratio,
-            "",
-        ),
-        (
-            "length_at_most",
-            "length by the references'",
-            AtMost,
-            Number,
-            spec.length_at_most,
-            ratio,
-            "",
-        ),
-    ];
-    all.into_iter()
-        .filter_map(|(key, measure, bound, form, wanted, value, missing)| {
-            let wanted = wanted?;
-            Some(Check {
-                persona: persona.called.clone(),
-                key,
-                measure,
-                bound,
-                wanted,
-                value,
-                passed: value.is_some_and(|value| match bound {
-                    AtLeast => value >= wanted,
-                    AtMost => value <= wanted,
-                }),
-                form,
-                missing,
-            })
-        })
-        .collect()
+/// Checks one threshold of the persona with this index; `None` if `spec` does not set it.
+fn check_one(
+    threshold: &Threshold,
+    spec: &EvalSpec,
+    index: usize,
+    measures: &Measures,
+) -> Option<Check> {
+    let wanted = (threshold.wanted)(spec)?;
+    let value = (threshold.value)(measures, index);
+    Some(Check {
+        persona: measures.personas[index].label.clone(),
+        key: threshold.key,
+        measure: threshold.measure,
+        bound: threshold.bound,
+        wanted,
+        value,
+        passed: value.is_some_and(|value| match threshold.bound {
+            Bound::AtLeast => value >= wanted,
+            Bound::AtMost => value <= wanted,
+        }),
+        format: threshold.format,
+        missing: threshold.missing,
+    })
 }

@@ -1,4 +1,5 @@
-//! Everything that was measured, as plain data: by persona, and as matrices over them.
+//! Computes what an evaluation reports from answers, rows and adapters: measures of each persona, and matrices over all of them. Must
+//! not know thresholds' results, terminals or HTTP.
 
 use formats::decimal::shortest;
 use kernels::Compute;
@@ -12,7 +13,7 @@ use train::measures::{
 };
 use train::{Example, Learner, LoraParams};
 
-use super::answers::{Answers, Question, Speaker};
+use super::answers::{Answers, Question, Responder};
 use super::candidate::Candidate;
 use base::Base;
 use base::progress::Progress;
@@ -20,24 +21,24 @@ use base::progress::Progress;
 /// Most tokens of one call of the learner.
 const BATCH_TOKENS: usize = 2048;
 
-/// What the answers of one speaker to one persona's rows are worth.
+/// Measures of one responder's answers to one persona's rows.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Told {
-    /// Tone and copied identifiers.
+pub struct AnswerMeasures {
+    /// Tone and identifiers.
     pub score: AnswerScore,
-    /// Words of the answers.
+    /// Words of the answers and of the references.
     pub lengths: AnswerLengths,
     /// Mean share of repeated 4-grams.
     pub repetition: f64,
 }
 
-/// One persona, measured.
+/// Measures of one persona.
 #[derive(Debug, Clone)]
-pub struct Examined {
+pub struct PersonaMeasures {
     /// The persona's name.
     pub name: String,
-    /// What it is called in the matrices.
-    pub called: String,
+    /// Its label in the matrices.
+    pub label: String,
     /// The persona's version.
     pub version: u32,
     /// The adapter's content hash, in hex.
@@ -45,10 +46,10 @@ pub struct Examined {
     /// The adapter's scale.
     pub scale: f32,
     /// The measures of the persona's answers.
-    pub own: Told,
+    pub own: AnswerMeasures,
     /// The measures of the base's answers to the same questions.
-    pub base: Told,
-    /// What its adapter changes on neutral text; none without an adapter, and where nobody asks.
+    pub base: AnswerMeasures,
+    /// Drift of its adapter on neutral text; `None` without an adapter, or if it was not requested.
     pub drift: Option<Drift>,
 }
 
@@ -58,21 +59,21 @@ pub struct Measures {
     /// The base's name.
     pub base: String,
     /// Each persona's measures.
-    pub personas: Vec<Examined>,
+    pub personas: Vec<PersonaMeasures>,
     /// The loss of each persona's rows under each adapter.
     pub losses: LossTable,
     /// `tones[answered][check]`: share of the answers of persona `answered` to its own rows that pass the tone check of
-    /// persona `check`; none where that persona has no check.
+    /// persona `check`; `None` if that persona has no tone check.
     pub tones: Vec<Vec<Option<f64>>>,
-    /// `distinct[a][b]`; none where a is b, or where both have answered nothing in common.
+    /// `distinct[a][b]`: distinctness of two personas; `None` if a is b, or if they share no answered questions.
     pub distinct: Vec<Vec<Option<f64>>>,
-    /// How many questions `distinct` is from.
+    /// The number of questions that `distinct` compares.
     pub common: usize,
 }
 
 impl Measures {
-    /// The share of a persona's answers that pass the tone check of whichever other persona they pass most.
-    pub fn other_tone(&self, persona: usize) -> Option<f64> {
+    /// The highest share of a persona's answers that pass another persona's tone check.
+    pub fn other_tone_share(&self, persona: usize) -> Option<f64> {
         let others = self.tones[persona].iter().enumerate();
         others
             .filter(|(check, _)| *check != persona)
@@ -80,8 +81,8 @@ impl Measures {
             .reduce(f64::max)
     }
 
-    /// The distinctness of a persona from the nearest other one.
-    pub fn nearest(&self, persona: usize) -> Option<f64> {
+    /// The distinctness of a persona from the nearest other persona.
+    pub fn nearest_distinctness(&self, persona: usize) -> Option<f64> {
         self.distinct[persona]
             .iter()
             .copied()
@@ -89,44 +90,48 @@ impl Measures {
             .reduce(f64::min)
     }
 
-    /// Loss of a persona's rows under its own adapter, at its own scale; under the base where it has none. None where nobody asks.
+    /// Mean loss of a persona's rows in nats per token, under its own adapter at its own scale, or under the base if it has no adapter.
+    /// `None` if it was not requested.
     pub fn own_loss(&self, persona: usize) -> Option<f64> {
-        let called = &self.personas[persona].called;
-        let row = self.losses.sets.iter().position(|set| set == called)?;
+        let label = &self.personas[persona].label;
+        let row = self.losses.sets.iter().position(|set| set == label)?;
         let mut columns = self.losses.adapters.iter();
-        let column = columns.position(|other| other == called);
+        let column = columns.position(|other| other == label);
         Some(self.losses.losses[row][column.unwrap_or(0)].mean())
     }
 }
 
-/// How much of losses and drift is computed, which take longer than the answers.
+/// Which losses and drifts are computed. They take longer than the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// All of it, for people to look at.
+pub enum MeasureScope {
+    /// All of them.
     All,
-    /// What a threshold asks for.
+    /// Those that a threshold needs.
     Thresholds,
 }
 
-impl Extent {
+impl MeasureScope {
     fn wants(self, candidate: &Candidate, threshold: impl Fn(&EvalSpec) -> Option<f64>) -> bool {
         let eval = candidate.persona.eval.as_ref();
-        !candidate.beside
-            && (self == Extent::All || eval.is_some_and(|eval| threshold(eval).is_some()))
+        !candidate.is_baseline
+            && (self == MeasureScope::All || eval.is_some_and(|eval| threshold(eval).is_some()))
     }
 }
 
-/// How many parts [`measure`] adds to its progress: the losses, and each candidate's drift.
+/// The number of parts that [`measure`] adds to its progress: one for the losses, one for each candidate's drift.
 pub fn parts(candidates: &[Candidate]) -> usize {
     1 + candidates.len()
 }
 
-/// Computes everything from the answers, the rows and the adapters; drift yields at `yield_point`, as `learner` may.
+/// Computes all measures. The drift yields compute at `yield_point`; `learner` has its own yield point.
+///
+/// # Errors
+/// An adapter cannot be read, a row cannot be encoded, or the run was stopped at a yield point.
 pub fn measure(
     base: &Base,
     candidates: &[Candidate],
     answers: &Answers,
-    extent: Extent,
+    scope: MeasureScope,
     learner: &mut dyn Learner,
     yield_point: Option<&dyn YieldPoint>,
     progress: &mut Progress,
@@ -134,27 +139,66 @@ pub fn measure(
     let adapters = adapters(candidates)?;
     if candidates
         .iter()
-        .any(|one| extent.wants(one, |eval| eval.loss_at_most))
+        .any(|one| scope.wants(one, |eval| eval.loss_at_most))
     {
         progress.spin("Computing losses");
     }
-    let losses = losses(base, candidates, &adapters, extent, learner)?;
+    let losses = losses(base, candidates, &adapters, scope, learner)?;
     progress.add(1);
+    let drifts = drifts(base, candidates, &adapters, scope, yield_point, progress)?;
+    progress.clear();
+    let mut personas = Vec::new();
+    for (of, (candidate, drift)) in candidates.iter().zip(drifts).enumerate() {
+        let persona = &candidate.persona;
+        personas.push(PersonaMeasures {
+            name: persona.name.clone(),
+            label: candidate.label.clone(),
+            version: persona.version,
+            adapter: persona
+                .adapter
+                .as_ref()
+                .map(registry::AdapterRef::sha256_hex),
+            scale: persona.scale,
+            own: answer_measures(candidate, answers, of, Responder::Persona(of)),
+            base: answer_measures(candidate, answers, of, Responder::Base),
+            drift,
+        });
+    }
+    let tones = (0..candidates.len())
+        .map(|of| tones(candidates, answers, of))
+        .collect();
+    Ok(Measures {
+        base: base.name.clone(),
+        personas,
+        losses,
+        tones,
+        distinct: distinctness_matrix(candidates, answers),
+        common: answers.common.len(),
+    })
+}
+
+/// The drift of each candidate's adapter on neutral text, if it is in `scope`.
+fn drifts(
+    base: &Base,
+    candidates: &[Candidate],
+    adapters: &[Option<LoraParams>],
+    scope: MeasureScope,
+    yield_point: Option<&dyn YieldPoint>,
+    progress: &mut Progress,
+) -> anyhow::Result<Vec<Option<Drift>>> {
     let text = neutral(
         &base.tokenizer,
         &base.template,
         base.model.config().context_length,
     )?;
-    if candidates
-        .iter()
-        .any(|one| extent.wants(one, |eval| eval.drift_at_most))
-    {
+    let wanted = |candidate: &Candidate| scope.wants(candidate, |eval| eval.drift_at_most);
+    if candidates.iter().any(wanted) {
         progress.spin("Measuring drift");
     }
-    let mut personas = Vec::new();
-    for (of, (candidate, adapter)) in candidates.iter().zip(&adapters).enumerate() {
-        let moved = match adapter {
-            Some(adapter) if extent.wants(candidate, |eval| eval.drift_at_most) => Some(drift(
+    let mut drifts = Vec::with_capacity(candidates.len());
+    for (candidate, adapter) in candidates.iter().zip(adapters) {
+        drifts.push(match adapter {
+            Some(adapter) if wanted(candidate) => Some(drift(
                 &base.model,
                 Compute::Int8,
                 adapter,
@@ -162,50 +206,34 @@ pub fn measure(
                 yield_point,
             )?),
             _ => None,
-        };
-        progress.add(1);
-        let persona = &candidate.persona;
-        personas.push(Examined {
-            name: persona.name.clone(),
-            called: candidate.called.clone(),
-            version: persona.version,
-            adapter: persona
-                .adapter
-                .as_ref()
-                .map(registry::AdapterRef::sha256_hex),
-            scale: persona.scale,
-            own: told(candidate, answers, of, Speaker::Persona(of)),
-            base: told(candidate, answers, of, Speaker::Base),
-            drift: moved,
         });
+        progress.add(1);
     }
-    progress.clear();
-    let count = candidates.len();
-    let tones = (0..count)
-        .map(|of| tones(candidates, answers, of))
-        .collect();
-    let distinct = |a: usize, b: usize| {
-        let pairs = answers.common.iter().filter_map(|&place| {
-            let of = |persona| answers.of_persona(candidates, persona, place);
-            Some((of(a)?, of(b)?))
+    Ok(drifts)
+}
+
+/// The distinctness of each pair of personas on the common questions.
+fn distinctness_matrix(candidates: &[Candidate], answers: &Answers) -> Vec<Vec<Option<f64>>> {
+    let cell = |a: usize, b: usize| {
+        let pairs = answers.common.iter().filter_map(|&question| {
+            let answer = |persona| answers.of_persona(candidates, persona, question);
+            Some((answer(a)?, answer(b)?))
         });
         if a == b { None } else { distinctness(pairs) }
     };
-    let distinct = (0..count)
-        .map(|a| (0..count).map(|b| distinct(a, b)).collect())
-        .collect();
-    Ok(Measures {
-        base: base.name.clone(),
-        personas,
-        losses,
-        tones,
-        distinct,
-        common: answers.common.len(),
-    })
+    let count = candidates.len();
+    (0..count)
+        .map(|a| (0..count).map(|b| cell(a, b)).collect())
+        .collect()
 }
 
-/// The answers of `to` to the rows of candidate `of`, judged.
-fn told(candidate: &Candidate, answers: &Answers, of: usize, to: Speaker) -> Told {
+/// Scores the answers of `to` to the rows of candidate `of`.
+fn answer_measures(
+    candidate: &Candidate,
+    answers: &Answers,
+    of: usize,
+    to: Responder,
+) -> AnswerMeasures {
     let markers = candidate.markers.clone().unwrap_or_default();
     let mut score = AnswerScore::default();
     let mut pairs = Vec::new();
@@ -217,16 +245,16 @@ fn told(candidate: &Candidate, answers: &Answers, of: usize, to: Speaker) -> Tol
         score.judge(&markers, &row.input(), row.output(), &answered.text);
         pairs.push((answered.text.as_str(), row.output()));
     }
-    Told {
+    AnswerMeasures {
         score,
         lengths: AnswerLengths::new(pairs.iter().copied()),
         repetition: repetition_of(pairs.iter().map(|pair| pair.0)),
     }
 }
 
-/// The shares of persona `of`'s answers that pass everybody's tone check.
+/// For each candidate, the share of persona `of`'s answers that pass that candidate's tone check.
 fn tones(candidates: &[Candidate], answers: &Answers, of: usize) -> Vec<Option<f64>> {
-    let to = Speaker::Persona(of);
+    let to = Responder::Persona(of);
     let texts: Vec<&str> = (0..candidates[of].rows.len())
         .filter_map(|row| answers.get(Question { of, row, to }))
         .map(|answered| answered.text.as_str())
@@ -239,7 +267,7 @@ fn tones(candidates: &[Candidate], answers: &Answers, of: usize) -> Vec<Option<f
     candidates.iter().map(share).collect()
 }
 
-/// Each candidate's adapter at the scale that it serves with.
+/// Each candidate's adapter, scaled as it is served.
 fn adapters(candidates: &[Candidate]) -> anyhow::Result<Vec<Option<LoraParams>>> {
     let read = |candidate: &Candidate| {
         let Some(adapter) = &candidate.persona.adapter else {
@@ -259,16 +287,16 @@ fn losses(
     base: &Base,
     candidates: &[Candidate],
     params: &[Option<LoraParams>],
-    extent: Extent,
+    scope: MeasureScope,
     learner: &mut dyn Learner,
 ) -> anyhow::Result<LossTable> {
     let mut sets: Vec<(&str, Vec<Example>)> = Vec::new();
     let bare = LoraParams::default();
-    let wanted = |candidate: &Candidate| extent.wants(candidate, |eval| eval.loss_at_most);
+    let wanted = |candidate: &Candidate| scope.wants(candidate, |eval| eval.loss_at_most);
     let measured = candidates.iter().zip(params);
     let mut adapters: Vec<(&str, &LoraParams)> = Vec::new();
     // The loss of a persona without an adapter is the base's.
-    if extent == Extent::All
+    if scope == MeasureScope::All
         || measured
             .clone()
             .any(|(one, params)| wanted(one) && params.is_none())
@@ -276,10 +304,10 @@ fn losses(
         adapters.push((&base.name, &bare));
     }
     for (candidate, params) in measured.filter(|(candidate, _)| wanted(candidate)) {
-        let (called, persona) = (&candidate.called, &candidate.persona);
-        sets.push((called, examples(base, persona, &candidate.rows)?));
+        let (label, persona) = (&candidate.label, &candidate.persona);
+        sets.push((label, examples(base, persona, &candidate.rows)?));
         if let Some(params) = params {
-            adapters.push((called, params));
+            adapters.push((label, params));
         }
     }
     let sets: Vec<(&str, &[Example])> = sets
@@ -289,7 +317,7 @@ fn losses(
     Ok(loss_table(learner, &sets, &adapters, BATCH_TOKENS)?)
 }
 
-/// A persona's rows as its training masks them.
+/// Encodes a persona's rows with the loss mask of its training settings.
 pub fn examples(
     base: &Base,
     persona: &registry::Persona,
@@ -312,18 +340,18 @@ pub fn examples(
 }
 
 impl Measures {
-    /// Everything, for `--json`.
+    /// All measures as JSON, for `--json` and stored results.
     pub fn as_json(&self) -> Value {
-        let told = |told: &Told| {
+        let answers = |of: &AnswerMeasures| {
             json!({
-                "answers": told.score.answers,
-                "tone_share": told.score.tone_share(),
-                "with_identifiers": told.score.with_identifiers,
-                "copied_share": told.score.copied_share(),
-                "complete_share": told.score.complete_share(),
-                "repetition": told.repetition,
-                "words": told.lengths,
-                "length_ratio": told.lengths.ratio(),
+                "answers": of.score.answers,
+                "tone_share": of.score.tone_share(),
+                "with_identifiers": of.score.with_identifiers,
+                "copied_share": of.score.copied_share(),
+                "complete_share": of.score.complete_share(),
+                "repetition": of.repetition,
+                "words": of.lengths,
+                "length_ratio": of.lengths.ratio(),
             })
         };
         let personas: Vec<Value> = (self.personas.iter().enumerate())
@@ -333,16 +361,16 @@ impl Measures {
                     "version": persona.version,
                     "adapter": persona.adapter,
                     "scale": shortest(persona.scale),
-                    "persona": told(&persona.own),
-                    "base": told(&persona.base),
+                    "persona": answers(&persona.own),
+                    "base": answers(&persona.base),
                     "loss": self.own_loss(i),
-                    "distinct_from_nearest": self.nearest(i),
-                    "most_of_another_tone": self.other_tone(i),
+                    "distinct_from_nearest": self.nearest_distinctness(i),
+                    "most_of_another_tone": self.other_tone_share(i),
                     "drift": persona.drift,
                 })
             })
             .collect();
-        let names: Vec<&str> = self.personas.iter().map(|p| p.called.as_str()).collect();
+        let names: Vec<&str> = self.personas.iter().map(|p| p.label.as_str()).collect();
         let by_name = |cells: &[Vec<Option<f64>>]| -> Value {
             let row = |row: &Vec<Option<f64>>| -> Value {
                 let cells = names.iter().zip(row);

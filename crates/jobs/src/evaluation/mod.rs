@@ -1,14 +1,16 @@
-//! What personas are worth, on rows that training never saw: measured, and held to their thresholds. `lory eval` asks it for
-//! people, a training job before it publishes, and whoever asks a server for it. Knows no terminal and no HTTP.
+//! Evaluation: measures personas on held-out rows and checks the thresholds of their `[eval]` tables. `lory eval`, the eval gate of
+//! training jobs and `/v1/evaluations` use it. Must not know terminals or HTTP.
 //!
-//! Answers come from the engine, base and personas mixed in its batches, always the most probable token. The base is given
-//! the persona's own system prompt, so that what differs is the adapter. Losses and drift run in the arithmetic that
-//! serves, each adapter at its persona's scale.
+//! Answers come from the engine, with base and personas mixed in its batches, and are greedy. The base gets the persona's system
+//! prompt, so that only the adapter differs. Losses and drift run in the arithmetic that serves, each adapter at its persona's scale.
 //!
-//! - `answers`: all questions, asked of everyone
-//! - `measures`: what the answers, rows and adapters are worth, as plain data
-//! - `gate`: the thresholds of `[eval]`
-//! - `summary`: all of it as it is stored
+//! - `candidate`: a persona to evaluate, and its rows
+//! - `answers`: asks all questions
+//! - `measures`: measures of answers, rows and adapters, as plain data
+//! - `gate`: checks the thresholds of `[eval]`
+//! - `summary`: the result as it is stored
+//! - `requests`: the queue of requested evaluations; `run`: runs one of them
+//! - `offline_engine`: an engine for personas that are not published
 
 pub mod answers;
 pub mod candidate;

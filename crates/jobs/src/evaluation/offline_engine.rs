@@ -1,5 +1,5 @@
-//! Adapters answer to whoever measures them alone, be they published or not: on an engine of its own over the weights that serve,
-//! whose steps take the machine in the turns of a job.
+//! The offline engine: a second engine over the serving weights, for personas that are not published. Its steps run in the gaps
+//! between serving steps, as the layers of a job do.
 
 use std::sync::Arc;
 
@@ -15,23 +15,26 @@ use super::answers::{self, Answers, Question};
 use super::candidate::Candidate;
 use crate::background_work::BackgroundWork;
 
-/// Questions that are asked at once.
+/// The most questions in flight.
 const AT_ONCE: usize = 8;
-/// Memory for the keys and values of those.
+/// Memory of the KV cache, in bytes.
 const KV_MEMORY: u64 = 128 << 20;
-/// The most rows of one step, which is what an answer beside may have to wait for: a step of more would not fit between two of the
-/// service's, and make all that follow it rare.
+/// The most tokens of one step, which a serving step may have to wait for. A larger step would not fit between two serving steps, and
+/// the steps after it would run rarely.
 const STEP_TOKENS: usize = 64;
-/// The least memory for adapters.
+/// The least memory for adapters, in bytes.
 const ADAPTER_MEMORY: u64 = 256 << 20;
 
-/// Puts `questions` to `candidates`, whom nobody else can ask.
+/// Answers `questions` on an engine that only this call uses.
+///
+/// # Errors
+/// The engine cannot start, an adapter cannot be read, or the run was stopped at `yield_point`.
 pub(crate) fn answers(
     queue: &BackgroundWork,
     candidates: &[Candidate],
     questions: &[Question],
     common: Vec<(usize, usize)>,
-    machine: Arc<dyn YieldPoint>,
+    yield_point: Arc<dyn YieldPoint>,
     progress: &mut Progress,
 ) -> anyhow::Result<Answers> {
     let personas: Vec<Persona> = candidates.iter().map(|one| one.persona.clone()).collect();
@@ -42,7 +45,7 @@ pub(crate) fn answers(
     let settings = Settings {
         base_name: Some(queue.service.base().name.clone()),
         kv_memory: KV_MEMORY,
-        priority: StepPriority::Background(machine),
+        priority: StepPriority::Background(yield_point),
         engine: EngineConfig {
             max_batch: AT_ONCE,
             max_queue: AT_ONCE,

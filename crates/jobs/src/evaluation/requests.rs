@@ -1,5 +1,5 @@
-//! Evaluations that clients ask for: what `lory eval` does, one at a time beside the answers. A result joins those of `lory eval`.
-//! One that was under way when the process before this ended has failed; those that wait go on waiting.
+//! The queue of requested evaluations. One runs at a time next to serving; the results are stored with those of `lory eval`. An
+//! evaluation that was running when the process ended has failed; queued ones stay queued.
 
 use std::sync::atomic::Ordering;
 
@@ -19,27 +19,29 @@ use crate::record_file::{fresh_id, now};
 use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus};
 use crate::records::failure::Failure;
 
-/// The most personas of one.
+/// The most personas of one evaluation.
 const MAX_PERSONAS: usize = 8;
-/// The most rows of a persona, and how many there are where nobody says.
-const ROWS: (usize, usize) = (500, 100);
-/// What its id begins with.
-pub const ID: &str = "eval-";
+/// The most rows of a persona.
+const MAX_ROWS: usize = 500;
+/// The default of `max_rows`.
+const DEFAULT_ROWS: usize = 100;
+/// The prefix of an evaluation's id.
+pub const ID_PREFIX: &str = "eval-";
 
-/// What is to be measured.
+/// The body of a request for an evaluation.
 #[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewEvaluation {
     /// 1 to 8 personas, or versions of one, such as `customer@3`.
     pub personas: Vec<String>,
-    /// The id of an uploaded file whose rows all of them are asked; without, each is asked its own evaluation rows.
+    /// The id of an uploaded file whose questions all personas answer. Default: each persona's own evaluation rows.
     pub file: Option<String>,
-    /// The most rows of each persona, 1 to 500; 100 without.
+    /// The most rows of each persona, 1 to 500. Default: 100.
     pub max_rows: Option<usize>,
 }
 
 impl QueueState<Evaluation> {
-    /// An evaluation that `viewer` may see, with its progress at this moment.
+    /// An evaluation that `viewer` may see, with its current progress.
     fn find_with_progress(&self, viewer: &Viewer, id: &str) -> Result<Evaluation, JobError> {
         let mut evaluation = self.find(viewer, id)?;
         if let Some(running) = self.running.as_ref().filter(|running| running.id == id) {
@@ -50,22 +52,21 @@ impl QueueState<Evaluation> {
 }
 
 impl BackgroundWork {
-    /// Asks for an evaluation, which is measured in the background next.
+    /// Adds an evaluation to the queue.
     ///
     /// # Errors
-    /// What is wrong with the request, by field; [`JobError::EvaluationsFull`]; there is no place for results; or the disk's.
+    /// A field is invalid, [`JobError::EvaluationsFull`], [`ResultError::Off`], or a disk error.
     pub fn evaluate(&self, caller: &Caller, new: &NewEvaluation) -> Result<Evaluation, JobError> {
         let viewer = Viewer::of(caller);
         self.results()?;
-        let personas = self.measured(caller, new)?;
-        let (most, default) = ROWS;
-        let max_rows = new.max_rows.unwrap_or(default);
-        if !(1..=most).contains(&max_rows) {
-            let message = format!("is {max_rows}; it must lie between 1 and {most}");
+        let personas = self.resolve_personas(caller, new)?;
+        let max_rows = new.max_rows.unwrap_or(DEFAULT_ROWS);
+        if !(1..=MAX_ROWS).contains(&max_rows) {
+            let message = format!("is {max_rows}; it must be between 1 and {MAX_ROWS}");
             return Err(JobError::invalid("max_rows", message));
         }
         let evaluation = Evaluation {
-            id: fresh_id(ID)?,
+            id: fresh_id(ID_PREFIX)?,
             number: 0,
             owner: viewer.name().map(str::to_owned),
             created_at: now(),
@@ -82,7 +83,7 @@ impl BackgroundWork {
         let file_has_questions = || match &new.file {
             Some(id) if self.files.find(&viewer, id, "file")?.pairs => Err(JobError::invalid(
                 "file",
-                "its rows are pairs of answers; give rows with one answer",
+                "has pairs of answers; give a file with one answer in each row",
             )),
             _ => Ok(()),
         };
@@ -90,27 +91,32 @@ impl BackgroundWork {
             .add(evaluation, file_has_questions, |_| Ok(()))
     }
 
-    /// Who is to be measured, each as `name@version`, if the caller may use them and there is something to ask them.
-    fn measured(&self, caller: &Caller, new: &NewEvaluation) -> Result<Vec<String>, JobError> {
+    /// The requested personas as `name@version`. Refuses those that the caller may not use and those that have no rows.
+    fn resolve_personas(
+        &self,
+        caller: &Caller,
+        new: &NewEvaluation,
+    ) -> Result<Vec<String>, JobError> {
         let names = &new.personas;
         if !(1..=MAX_PERSONAS).contains(&names.len()) {
             let message = format!("has {} names; give 1 to {MAX_PERSONAS}", names.len());
             return Err(JobError::invalid("personas", message));
         }
         let personas = self.service.personas();
-        let mut measured: Vec<String> = Vec::with_capacity(names.len());
+        let mut resolved: Vec<String> = Vec::with_capacity(names.len());
         for (index, name) in names.iter().enumerate() {
             let refuse = |message: String| JobError::invalid(format!("personas[{index}]"), message);
-            let pinned = self.pinned(caller, &personas, name, new.file.is_some(), &refuse)?;
-            if measured.contains(&pinned) {
-                return Err(refuse(format!("{pinned} stands there already")));
+            let pinned =
+                self.resolve_persona(caller, &personas, name, new.file.is_some(), &refuse)?;
+            if resolved.contains(&pinned) {
+                return Err(refuse(format!("{pinned} is listed twice; leave one out")));
             }
-            measured.push(pinned);
+            resolved.push(pinned);
         }
-        Ok(measured)
+        Ok(resolved)
     }
 
-    fn pinned(
+    fn resolve_persona(
         &self,
         caller: &Caller,
         personas: &Personas,
@@ -119,7 +125,7 @@ impl BackgroundWork {
         refuse: &dyn Fn(String) -> JobError,
     ) -> Result<String, JobError> {
         if name == self.service.base().name {
-            let why = "is the base, which is measured beside every persona; leave it out";
+            let why = "is the base, which is always measured; leave it out";
             return Err(refuse(why.to_owned()));
         }
         let parts = spec::parse(name).map_err(|error| refuse(error.to_string()))?;
@@ -138,36 +144,36 @@ impl BackgroundWork {
             .map_err(|error| refuse(error.to_string()))?;
         if !has_rows && own_rows(&self.service, persona).is_none() {
             return Err(refuse(format!(
-                "{name} has no evaluation rows of its own; upload a file with questions and name it as `file`"
+                "{name} has no evaluation rows; upload a file with questions and name it as `file`"
             )));
         }
         Ok(format!("{}@{}", persona.name, persona.version))
     }
 
-    /// An evaluation, and what was measured, once it is and as long as that is kept.
+    /// An evaluation, and its result if it is finished and the result is still stored.
     ///
     /// # Errors
-    /// [`JobError::Results`]: there is none; or the disk's.
+    /// [`JobError::Results`].
     pub fn evaluation(
         &self,
         viewer: &Viewer,
         id: &str,
     ) -> Result<(Evaluation, Option<Value>), JobError> {
         let evaluation = self.evaluations.lock().find_with_progress(viewer, id)?;
-        let Some(kept) = &evaluation.result else {
+        let Some(id) = &evaluation.result else {
             return Ok((evaluation, None));
         };
-        let result = match self.results()?.read(kept) {
+        let result = match self.results()?.read(id) {
             Err(ResultError::Unknown(_)) => None,
             read => Some(read?),
         };
         Ok((evaluation, result))
     }
 
-    /// Gives an evaluation up.
+    /// Cancels an evaluation.
     ///
     /// # Errors
-    /// It is not there, or over.
+    /// It does not exist, [`JobError::EvaluationOver`], or a disk error.
     pub fn cancel_evaluation(&self, viewer: &Viewer, id: &str) -> Result<Evaluation, JobError> {
         let mut state = self.evaluations.lock();
         let mut evaluation = state.find_with_progress(viewer, id)?;
@@ -181,35 +187,35 @@ impl BackgroundWork {
         Ok(evaluation)
     }
 
-    /// The thread that evaluates.
-    pub(crate) fn evaluate_all(&self) {
+    /// Runs queued evaluations until the queue closes.
+    pub(crate) fn run_evaluations(&self) {
         let queued =
             |one: &Evaluation| (one.status == EvaluationStatus::Queued).then_some(one.number);
         while let Some(next) = self.evaluations.wait_for(queued) {
-            let Some((evaluation, running)) = self.begin_evaluation(&next.id) else {
+            let Some((evaluation, running)) = self.start_evaluation(&next.id) else {
                 continue;
             };
             let evaluated = run::run(self, &evaluation, &running.stop, &running.done);
-            self.end_evaluation(&running, evaluated);
+            self.finish_evaluation(&running, evaluated);
         }
     }
 
-    /// Takes up an evaluation, unless its state has changed.
-    fn begin_evaluation(&self, id: &str) -> Option<(Evaluation, Running)> {
+    /// Marks an evaluation as running; `None` if its state has changed.
+    fn start_evaluation(&self, id: &str) -> Option<(Evaluation, Running)> {
         let mut state = self.evaluations.lock();
         let mut evaluation = state.records.get(id)?.clone();
         if state.is_closing() || evaluation.status != EvaluationStatus::Queued {
             return None;
         }
         evaluation.status = EvaluationStatus::Running;
-        // Even if the disk fails: it is not queued a second time.
+        // Even if the disk fails, so that it does not run twice.
         self.evaluations.save_or_log(&mut state, &evaluation);
         let running = state.start(id);
         Some((evaluation, running))
     }
 
-    /// Records what became of an evaluation.
-    fn end_evaluation(&self, running: &Running, evaluated: Result<String, Failure>) {
+    /// Records the outcome of an evaluation.
+    fn finish_evaluation(&self, running: &Running, evaluated: Result<String, Failure>) {
         let mut state = self.evaluations.lock();
         state.running = None;
         let Some(mut evaluation) = state.records.get(&running.id).cloned() else {
@@ -235,9 +241,9 @@ impl BackgroundWork {
         self.evaluations.save_or_log(&mut state, &evaluation);
     }
 
-    /// Says of how many parts an evaluation is.
-    pub(crate) fn parts_of_evaluation(&self, id: &str, of: usize) {
+    /// Sets the number of parts of an evaluation.
+    pub(crate) fn set_total_parts(&self, id: &str, parts: usize) {
         self.evaluations
-            .change_in_memory(id, |evaluation| evaluation.progress.of = of as u64);
+            .change_in_memory(id, |evaluation| evaluation.progress.of = parts as u64);
     }
 }

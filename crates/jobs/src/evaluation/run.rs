@@ -1,4 +1,4 @@
-//! Runs one evaluation, from its rows to its result, on an offline engine over the weights that serve.
+//! Runs one requested evaluation, from its rows to its stored result, on the offline engine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::records::failure::Failure;
 use crate::training;
 use crate::yield_point::JobYieldPoint;
 
-/// Measures; the id under which the result is kept. `done` counts parts.
+/// Runs `evaluation` and returns the id of its stored result. `done` counts finished parts.
 pub(crate) fn run(
     queue: &BackgroundWork,
     evaluation: &Evaluation,
@@ -31,18 +31,18 @@ pub(crate) fn run(
         message,
         param: None,
     };
-    let attempt = || attempt(queue, evaluation, stop, done);
-    match catch_unwind(AssertUnwindSafe(attempt)) {
-        Ok(Ok(kept)) => Ok(kept),
+    let evaluate = || evaluate(queue, evaluation, stop, done);
+    match catch_unwind(AssertUnwindSafe(evaluate)) {
+        Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(failed("evaluation_failed", format!("{error:#}"))),
         Err(_) => {
-            let message = "the evaluation broke off; the log says why";
+            let message = "the evaluation panicked; see the server's log";
             Err(failed("server_error", message.to_owned()))
         }
     }
 }
 
-fn attempt(
+fn evaluate(
     queue: &BackgroundWork,
     evaluation: &Evaluation,
     stop: &Arc<AtomicBool>,
@@ -50,38 +50,38 @@ fn attempt(
 ) -> anyhow::Result<String> {
     let candidates = candidates(queue, evaluation)?;
     let (questions, common) = answers::questions(&candidates);
-    queue.parts_of_evaluation(
+    queue.set_total_parts(
         &evaluation.id,
         questions.len() + measures::parts(&candidates),
     );
-    let machine = JobYieldPoint::new(&queue.service, stop);
+    let yield_point = JobYieldPoint::new(&queue.service, stop);
     let mut progress = Progress::counted(Arc::clone(done));
     let answers = offline_engine::answers(
         queue,
         &candidates,
         &questions,
         common,
-        machine.clone(),
+        yield_point.clone(),
         &mut progress,
     )?;
     let base = queue.service.base();
-    let mut learner = training::learner(base).yielding(machine.clone());
+    let mut learner = training::learner(base).yielding(yield_point.clone());
     let measures = measures::measure(
         base,
         &candidates,
         &answers,
-        measures::Extent::All,
+        measures::MeasureScope::All,
         &mut learner,
-        Some(&*machine),
+        Some(&*yield_point),
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);
     let mut measured = summary::result(&measures, &checks);
     measured["samples"] = summary::samples(&candidates, &answers);
-    Ok(queue.results()?.keep(now(), measured)?)
+    Ok(queue.results()?.store(now(), measured)?)
 }
 
-/// Everyone who is measured, with the rows that they are asked.
+/// The personas to measure, with their rows.
 fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result<Vec<Candidate>> {
     let shared = match &evaluation.file {
         None => None,
@@ -91,7 +91,7 @@ fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result
             let rows = scan.and_then(|scan| scan.whole());
             let rows = rows.map_err(|error| {
                 let path = queue.files.path(&file);
-                anyhow::anyhow!(files::called(&error, &path, &file.filename))
+                anyhow::anyhow!(files::with_client_name(&error, &path, &file.filename))
             })?;
             Some(rows.rows)
         }
@@ -100,7 +100,7 @@ fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result
     let mut candidates: Vec<Candidate> = Vec::new();
     for pinned in &evaluation.personas {
         let parts = spec::parse(pinned)?;
-        let part = parts.first().context("nobody is named")?;
+        let part = parts.first().context("no persona is named")?;
         let persona = with_folder_settings(&queue.service, personas.find(part)?);
         let rows = match &shared {
             Some(rows) => rows.clone(),
@@ -113,7 +113,7 @@ fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result
         let mut candidate = Candidate::new(persona, rows, evaluation.max_rows)?;
         anyhow::ensure!(
             !candidate.rows.is_empty(),
-            "there is nothing to ask {pinned}: its rows are plain texts; give rows with questions"
+            "{pinned} has no questions: its rows are plain texts; give rows with questions"
         );
         if candidates
             .iter()
@@ -121,10 +121,10 @@ fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result
         {
             for other in &mut candidates {
                 if other.persona.name == part.name {
-                    other.called = format!("{}@{}", part.name, other.persona.version);
+                    other.label = format!("{}@{}", part.name, other.persona.version);
                 }
             }
-            candidate.called.clone_from(pinned);
+            candidate.label.clone_from(pinned);
         }
         candidates.push(candidate);
     }

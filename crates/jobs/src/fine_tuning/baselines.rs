@@ -1,4 +1,4 @@
-//! Whom a job's adapter is compared with by its gate: other personas, who answer the same questions.
+//! Baselines of the eval gate: the other personas that a job's adapter is compared with.
 
 use registry::{Persona, spec};
 
@@ -10,12 +10,15 @@ use crate::records::job::JobRecord;
 use crate::records::thresholds::Thresholds;
 use service::{Caller, Service};
 
-/// The most of them.
+/// The most baselines of a job.
 pub(crate) const MAX_BASELINES: usize = 4;
 
-/// Writes into `thresholds` of a job for `persona` whom they compare with: those that the client named, or else the first by name that
-/// have an adapter and that the client may use, those in the server's folder first. Where there is nobody, thresholds that the
-/// client gave are refused, and those of the server's folder (`given` is false) are left out.
+/// Chooses the baselines of a job for `persona`: those that the client named, or else the first by name that have an adapter and that the
+/// client may use, with those in the server's folder first. If there are none, thresholds that the client gave are refused, and those of
+/// the server's folder (`given` is false) are dropped.
+///
+/// # Errors
+/// [`JobError::Invalid`] with the field, or [`JobError::Denied`].
 pub(crate) fn choose(
     service: &Service,
     caller: &Caller,
@@ -24,21 +27,21 @@ pub(crate) fn choose(
     given: bool,
 ) -> Result<(), JobError> {
     if thresholds.distinct_at_least.is_none() && thresholds.other_tone_at_most.is_none() {
-        return match &thresholds.beside {
+        return match &thresholds.baselines {
             None => Ok(()),
             Some(_) => Err(JobError::invalid(
                 "gate.beside",
-                "is for distinct_at_least and other_tone_at_most; give one of them, or leave it out",
+                "is only used by distinct_at_least and other_tone_at_most; give one of them, or leave it out",
             )),
         };
     }
-    let others = match &thresholds.beside {
-        Some(names) => named(service, caller, persona, names)?,
-        None => first(service, caller, persona),
+    let others = match &thresholds.baselines {
+        Some(names) => named_baselines(service, caller, persona, names)?,
+        None => default_baselines(service, caller, persona),
     };
     let refuse = |name: &str, why: &str| JobError::invalid(format!("gate.{name}"), why);
     if others.is_empty() {
-        let why = "compares with other personas, and there is none with an adapter that may be asked; leave it out";
+        let why = "compares with other personas, and there is no other persona with an adapter; leave it out";
         for (name, wanted) in [
             ("distinct_at_least", &mut thresholds.distinct_at_least),
             ("other_tone_at_most", &mut thresholds.other_tone_at_most),
@@ -53,15 +56,16 @@ pub(crate) fn choose(
         eval.is_some_and(|eval| !eval.any_of.is_empty() || !eval.none_of.is_empty())
     };
     if !others.iter().any(has_tone) && thresholds.other_tone_at_most.take().is_some() && given {
-        let why = "needs a persona beside whose tone is known by patterns in the server's folder; leave it out, or name one as `beside`";
+        let why = "needs another persona with tone patterns in its `[eval]` table; name one in `beside`, or leave it out";
         return Err(refuse("other_tone_at_most", why));
     }
     let pinned = |other: &Persona| format!("{}@{}", other.name, other.version);
-    thresholds.beside = Some(others.iter().map(pinned).collect());
+    thresholds.baselines = Some(others.iter().map(pinned).collect());
     Ok(())
 }
 
-fn named(
+/// The personas that the client named.
+fn named_baselines(
     service: &Service,
     caller: &Caller,
     persona: &str,
@@ -88,27 +92,31 @@ fn named(
             .system_prompt_by_default()
             .map_err(|error| refuse(error.to_string()))?;
         if other.name == persona {
-            let why = "is the persona that the job makes; name others";
+            let why = "is the persona that the job publishes; name others";
             return Err(refuse(why.to_owned()));
         }
-        if others.iter().any(|there| there.name == other.name) {
-            return Err(refuse(format!("{} stands there already", other.name)));
+        if others.iter().any(|listed| listed.name == other.name) {
+            return Err(refuse(format!(
+                "{} is listed twice; leave one out",
+                other.name
+            )));
         }
         others.push(with_folder_settings(service, other));
     }
     Ok(others)
 }
 
-fn first(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
+/// The first personas by name that can be baselines.
+fn default_baselines(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
     let personas = service.personas();
     let folder = service.catalog().folder();
     let mut names = personas.names();
-    // Each group stays in the order of names.
+    // A stable sort: each group stays in the order of names.
     names.sort_by_key(|name| folder.get(name).is_none());
-    let may = |name: &&str| *name != persona && caller.may_use(name);
+    let allowed = |name: &&str| *name != persona && caller.may_use(name);
     let others = names
         .into_iter()
-        .filter(may)
+        .filter(allowed)
         .filter_map(|name| personas.get(name));
     others
         .filter(|other| other.adapter.is_some() && other.system_prompt_by_default().is_ok())
@@ -117,7 +125,7 @@ fn first(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
         .collect()
 }
 
-/// Those that `thresholds` compare with. One that is not there any more is passed over, which is said.
+/// The baselines of `thresholds`. One that does not exist any more is skipped, with an event.
 pub(crate) fn candidates(
     queue: &BackgroundWork,
     record: &JobRecord,
@@ -125,17 +133,18 @@ pub(crate) fn candidates(
 ) -> anyhow::Result<Vec<Candidate>> {
     let personas = queue.service.personas();
     let mut candidates = Vec::new();
-    for pinned in thresholds.beside.iter().flatten() {
+    for pinned in thresholds.baselines.iter().flatten() {
         let parts = spec::parse(pinned)?;
         match parts.first().map(|part| personas.find(part)) {
-            Some(Ok(other)) => candidates.push(Candidate::beside(with_folder_settings(
+            Some(Ok(other)) => candidates.push(Candidate::baseline(with_folder_settings(
                 &queue.service,
                 other,
             ))?),
             _ => {
-                let said =
-                    format!("{pinned} is not here any more, so the gate does not compare with it");
-                queue.events_of(&record.id).push("warn", said, None);
+                let message = format!(
+                    "{pinned} does not exist any more, so the gate does not compare with it"
+                );
+                queue.event_log(&record.id).push("warn", message, None);
             }
         }
     }

@@ -1,5 +1,4 @@
-//! A job's gate: its adapter asked and measured as `lory eval` does it, before anybody else can ask it; and a few of its answers,
-//! for people to read.
+//! The eval gate of a job: evaluates its adapter as `lory eval` does, before anyone can use it, and picks a few sample answers.
 
 use std::sync::Arc;
 
@@ -7,7 +6,7 @@ use model::YieldPoint;
 use train::Learner;
 
 use crate::background_work::BackgroundWork;
-use crate::evaluation::answers::{self, Speaker};
+use crate::evaluation::answers::{self, Responder};
 use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
 use crate::fine_tuning::baselines;
@@ -17,49 +16,52 @@ use crate::records::thresholds::Thresholds;
 use crate::training::Target;
 use base::progress::Progress;
 
-/// The most rows that are asked.
+/// The most rows that are evaluated.
 const MAX_ROWS: usize = 100;
-/// The answers that are kept.
+/// The number of stored sample answers.
 const SAMPLES: usize = 3;
 
-/// What is held against the job's thresholds, if it has any, and some answers. Takes the machine in turns, through `machine`.
+/// Checks the job's thresholds, if it has any, and samples some answers. Yields compute at `yield_point`.
+///
+/// # Errors
+/// The adapter or the rows cannot be read, there are thresholds and no questions, or the run was stopped.
 pub(crate) fn check(
     queue: &BackgroundWork,
     record: &JobRecord,
     target: &Target,
     learner: &mut dyn Learner,
-    machine: Arc<dyn YieldPoint>,
+    yield_point: Arc<dyn YieldPoint>,
 ) -> anyhow::Result<(Vec<ThresholdResult>, Vec<Sample>)> {
     let thresholds = record.thresholds.as_ref();
     let mut persona = job_persona(queue, record, &target.out)?;
     persona.eval = thresholds.map(Thresholds::spec);
-    let most = if thresholds.is_some() {
+    let limit = if thresholds.is_some() {
         MAX_ROWS
     } else {
         SAMPLES
     };
-    let candidate = Candidate::new(persona, held_out_rows(record, target)?, most)?;
+    let candidate = Candidate::new(persona, held_out_rows(record, target)?, limit)?;
     if candidate.rows.is_empty() && thresholds.is_none() {
         return Ok((Vec::new(), Vec::new()));
     }
     anyhow::ensure!(
         !candidate.rows.is_empty(),
-        "the gate has no rows to ask: none are held out, or they are plain texts; give a validation_file with questions"
+        "the gate has no questions: no rows are held out, or they are plain texts; give a validation_file with questions"
     );
     let mut candidates = vec![candidate];
     if let Some(thresholds) = thresholds {
         candidates.extend(baselines::candidates(queue, record, thresholds)?);
     }
     let (mut questions, common) = answers::questions(&candidates);
-    // What the base would have said is for people to compare.
-    questions.retain(|question| question.to != Speaker::Base);
+    // The gate does not need the base's answers.
+    questions.retain(|question| question.to != Responder::Base);
     let mut progress = Progress::hidden();
     let answers = offline_engine::answers(
         queue,
         &candidates,
         &questions,
         common,
-        Arc::clone(&machine),
+        Arc::clone(&yield_point),
         &mut progress,
     )?;
     let samples = answers.all.iter().take(SAMPLES).map(|answered| {
@@ -78,18 +80,18 @@ pub(crate) fn check(
         queue.service.base(),
         &candidates,
         &answers,
-        measures::Extent::Thresholds,
+        measures::MeasureScope::Thresholds,
         learner,
-        Some(&*machine),
+        Some(&*yield_point),
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);
-    let checked = checks.into_iter().map(|check| ThresholdResult {
+    let results = checks.into_iter().map(|check| ThresholdResult {
         key: check.key.to_owned(),
         value: check.value,
         wanted: check.wanted,
         passed: check.passed,
-        said: check.line(),
+        message: check.line(),
     });
-    Ok((checked.collect(), samples))
+    Ok((results.collect(), samples))
 }

@@ -1,5 +1,5 @@
-//! What happened to a job, one line an event, in a file of its own. A run that goes on from its checkpoint takes the steps since
-//! then again, so their lines are taken out first: every step stands there once.
+//! The event log of a job: one JSON line per event in a file. A run that continues from a checkpoint repeats the steps after it, so their
+//! lines are removed first and each step is logged once.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -14,21 +14,21 @@ use crate::records::job::{Event, Metrics};
 /// The longest page of events.
 pub const MAX_EVENTS: usize = 1000;
 
-/// A job's events.
+/// The event log of one job.
 #[derive(Debug, Clone)]
-pub(crate) struct Events {
+pub(crate) struct EventLog {
     path: PathBuf,
 }
 
-impl Events {
-    /// Those of the job whose folder is `dir`.
-    pub fn of(dir: &Path) -> Events {
-        Events {
+impl EventLog {
+    /// The event log in the job's folder `dir`.
+    pub fn of(dir: &Path) -> EventLog {
+        EventLog {
             path: dir.join("events.jsonl"),
         }
     }
 
-    /// Writes one down. What cannot be written is said in the log; a job does not end for it.
+    /// Appends an event. A write error is logged and does not fail the job.
     pub fn push(&self, level: &str, message: impl Into<String>, data: Option<Metrics>) {
         let written = fresh_id("ftevent-").and_then(|id| {
             let event = Event {
@@ -49,11 +49,11 @@ impl Events {
             put().map_err(JobError::io(&self.path))
         });
         if let Err(error) = written {
-            tracing::error!("an event of a job is lost: {error}");
+            tracing::error!("cannot write a job event: {error}");
         }
     }
 
-    /// All of them, the oldest first. A line that a killed process left unfinished is passed over.
+    /// All events, the oldest first. A line that a killed process left incomplete is skipped.
     pub fn all(&self) -> Result<Vec<Event>, JobError> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
@@ -64,12 +64,12 @@ impl Events {
         Ok(text.lines().filter_map(event).collect())
     }
 
-    /// Takes out the steps and the validations after `step`, which will be taken again.
-    pub fn go_back_to(&self, step: u64) -> Result<(), JobError> {
+    /// Removes the steps and validations after `step`, which will be repeated.
+    pub fn truncate_after(&self, step: u64) -> Result<(), JobError> {
         let all = self.all()?;
-        let kept = |event: &&Event| event.data.as_ref().is_none_or(|data| data.step <= step);
+        let stays = |event: &&Event| event.data.as_ref().is_none_or(|data| data.step <= step);
         let mut text = String::new();
-        for event in all.iter().filter(kept) {
+        for event in all.iter().filter(stays) {
             text += &serde_json::to_string(event).unwrap_or_default();
             text.push('\n');
         }
@@ -83,9 +83,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_that_are_taken_again_stand_there_once() {
+    fn repeated_steps_are_logged_once() {
         let folder = tempfile::tempdir().unwrap();
-        let events = Events::of(folder.path());
+        let events = EventLog::of(folder.path());
         assert!(events.all().unwrap().is_empty());
         events.push("info", "begun", None);
         for step in 1..=5 {
@@ -95,19 +95,19 @@ mod tests {
             };
             events.push("info", format!("step {step}"), Some(metrics));
         }
-        // Cut off in the middle of a line.
+        // A line that is cut off.
         let path = folder.path().join("events.jsonl");
         let mut text = fs::read_to_string(&path).unwrap();
         text.push_str("{\"id\":\"ftev");
         fs::write(&path, text).unwrap();
-        events.go_back_to(3).unwrap();
+        events.truncate_after(3).unwrap();
         events.push("info", "step 4", None);
-        let said: Vec<String> = events
+        let messages: Vec<String> = events
             .all()
             .unwrap()
             .into_iter()
             .map(|e| e.message)
             .collect();
-        assert_eq!(said, ["begun", "step 1", "step 2", "step 3", "step 4"]);
+        assert_eq!(messages, ["begun", "step 1", "step 2", "step 3", "step 4"]);
     }
 }

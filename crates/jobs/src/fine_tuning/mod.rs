@@ -1,16 +1,17 @@
-//! Fine-tuning jobs: `/v1/fine_tuning/jobs` without HTTP.
+//! Fine-tuning jobs: the work behind `/v1/fine_tuning/jobs`. Must not know HTTP.
 //!
-//! - [`jobs`]: jobs as clients see them; `events`: what happened to a job
-//! - `request`: checks a request and makes a record of it; `worker`: the threads that validate files and train
-//! - `prepare`: the rows, prompt and start adapter of a run; `run`: one job, from its rows to its version; `run_observer`: events and progress of a run; `sample_generation`: the adapter's
-//!   answers during the run, stored by `samples`
-//! - `eval_gate`: evaluates the adapter and checks thresholds; `baselines`: the personas that it is compared with
-//! - `publish`: the adapter becomes a version; `transitions`: cancel, pause, resume
+//! - [`jobs`]: jobs as clients see them; `events`: the event log
+//! - `request`: checks a request and makes a record of it, with `hyperparameters` and `baselines`
+//! - `worker`: the threads that validate files and train; `transitions`: cancel, pause, resume
+//! - `prepare`: rows, prompt and start adapter of a run; `run`: one job, from its rows to its version
+//! - `run_observer`: events and progress of a run; `sample_generation`: the adapter's answers during the run, stored by `samples`
+//! - `eval_gate`: evaluates the adapter and checks thresholds; `publish`: the adapter becomes a version
 //! - `preview`: plans, lint findings and rows, before a job is created
 
 mod baselines;
 mod eval_gate;
 pub mod events;
+mod hyperparameters;
 pub mod jobs;
 mod prepare;
 pub mod preview;

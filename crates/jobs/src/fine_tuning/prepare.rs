@@ -1,4 +1,4 @@
-//! What a run starts from: a job's rows, its system prompt, its start adapter and the settings of the persona that it makes.
+//! Prepares a run: its rows, system prompt and start adapter, and the settings of the persona that it publishes.
 
 use std::path::{Path, PathBuf};
 
@@ -15,27 +15,26 @@ use crate::listing::Viewer;
 use crate::records::job::JobRecord;
 use crate::training::Target;
 
-/// The folder of a run's state.
+/// The folder of a run's checkpoint, in the job's folder.
 pub(crate) const STATE: &str = "state";
-/// The folder of a run's adapter.
+/// The folder of a run's adapter, in the job's folder.
 const ADAPTER: &str = "adapter";
-/// Most tokens of one call of the learner. Fewer than `lory train` takes, as a layer of so many is what an answer may have to
-/// wait for.
+/// The most tokens of one call of the learner. Fewer than in `lory train`, because a request may have to wait for one layer of them.
 pub(crate) const BATCH_TOKENS: usize = 1024;
 
-/// The persona that `record` is about to make, with the adapter in the folder `adapter`.
+/// The persona that `record` will publish, with the adapter in the folder `adapter`.
 pub(crate) fn job_persona(
     queue: &BackgroundWork,
     record: &JobRecord,
     adapter: &Path,
 ) -> anyhow::Result<Persona> {
     let personas = queue.service.personas();
-    let settings = settings_of(record, personas.get(&record.persona));
+    let settings = persona_settings(record, personas.get(&record.persona));
     let found = AdapterRef::in_folder(adapter)?;
     Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
 }
 
-/// The rows that training did not see: those of the validation file, or those that were held out.
+/// The rows that are not trained on: those of the validation file, or the held-out training rows.
 pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> anyhow::Result<Vec<DataRow>> {
     let pairs = record.settings.preference.is_some();
     if let Some(path) = &target.eval {
@@ -50,10 +49,9 @@ pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> anyhow::Resu
         .collect())
 }
 
-/// What is published beside the adapter: the persona's settings as they are, with the job's system prompt. Variables belong to the
-/// prompt that they stand in.
-pub(crate) fn settings_of(record: &JobRecord, there: Option<&Persona>) -> PersonaSettings {
-    let mut settings = there.map(PersonaSettings::of).unwrap_or_default();
+/// The settings to publish: those of the current persona, with the job's system prompt. A new prompt drops the variables of the old one.
+pub(crate) fn persona_settings(record: &JobRecord, current: Option<&Persona>) -> PersonaSettings {
+    let mut settings = current.map(PersonaSettings::of).unwrap_or_default();
     if settings.system_prompt != record.system_prompt {
         settings.system_prompt.clone_from(&record.system_prompt);
         settings.variables.clear();
@@ -61,19 +59,19 @@ pub(crate) fn settings_of(record: &JobRecord, there: Option<&Persona>) -> Person
     settings
 }
 
-/// A job whose rows are read.
+/// A job with its rows read and encoded.
 pub(crate) struct PreparedJob {
     pub job: train::Job,
     pub target: Target,
 }
 
 impl BackgroundWork {
-    /// The adapter's folder of a job.
-    pub(crate) fn adapter_of(&self, id: &str) -> PathBuf {
-        self.folder(id).join(ADAPTER)
+    /// The folder of a job's adapter.
+    pub(crate) fn adapter_folder(&self, id: &str) -> PathBuf {
+        self.job_folder(id).join(ADAPTER)
     }
 
-    fn path_of_id(&self, id: &str) -> Result<PathBuf, JobError> {
+    fn path_of_file_id(&self, id: &str) -> Result<PathBuf, JobError> {
         let everybody = Viewer::everybody();
         let file = self.files.find(&everybody, id, "training_file")?;
         Ok(self.files.path(&file))
@@ -84,13 +82,13 @@ impl BackgroundWork {
         let validation = record.validation_file.as_deref();
         let target = Target {
             name: record.persona.clone(),
-            data: self.path_of_id(&record.training_file)?,
-            eval: validation.map(|id| self.path_of_id(id)).transpose()?,
+            data: self.path_of_file_id(&record.training_file)?,
+            eval: validation.map(|id| self.path_of_file_id(id)).transpose()?,
             system_prompt: self.training_system_prompt(record)?,
             settings: record.settings.clone(),
             siblings: Vec::new(),
             from: None,
-            out: self.adapter_of(&record.id),
+            out: self.adapter_folder(&record.id),
         };
         let base = self.service.base();
         let source = JobSpec {
@@ -116,7 +114,7 @@ impl BackgroundWork {
                 .find(|adapter| adapter.sha256_hex() == start.sha256)
                 .with_context(|| {
                     format!(
-                        "{} is not here any more; it was to start from it",
+                        "the start adapter of {} is not on this server any more; name another model",
                         start.persona
                     )
                 })?;
@@ -125,7 +123,7 @@ impl BackgroundWork {
         Ok(PreparedJob { job, target })
     }
 
-    /// The system prompt that rows are trained with: a persona's own has its variables' defaults in it.
+    /// The system prompt of training rows: a persona's prompt with the defaults of its variables.
     fn training_system_prompt(&self, record: &JobRecord) -> anyhow::Result<Option<String>> {
         let personas = self.service.personas();
         let same = |persona: &&Persona| persona.system_prompt == record.system_prompt;
@@ -135,7 +133,7 @@ impl BackgroundWork {
         })
     }
 
-    /// `text` with the paths of the files of `record` replaced by the names that the client gave them.
+    /// `text` with the paths of the job's files replaced by the client's file names.
     pub(crate) fn with_client_file_names(&self, record: &JobRecord, text: &str) -> String {
         let everybody = Viewer::everybody();
         let ids = [Some(&record.training_file), record.validation_file.as_ref()];

@@ -1,4 +1,4 @@
-//! Looks at files and jobs before anything is trained: the plan of a run, what a linter finds, rows as training sees them.
+//! Shows what a job would do before it is created: its plan, lint findings of its files, and rows as training sees them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use train::{Example, TrainError, TrainSettings};
 use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::files::StoredFile;
-use crate::files::called;
+use crate::files::with_client_name;
 use crate::fine_tuning::prepare::BATCH_TOKENS;
 use crate::fine_tuning::request::NewJob;
 use crate::listing::Viewer;
@@ -28,84 +28,86 @@ use crate::yield_point::JobYieldPoint;
 use base::memory;
 use service::Caller;
 
-/// The most rows that are shown at once.
+/// The most rows of one page.
 pub const MAX_SHOWN: usize = 100;
 
-/// How rows are looked at.
+/// How rows are encoded for a preview.
 #[derive(Debug, Clone, Default)]
-pub struct Reading {
+pub struct RowOptions {
     /// The system prompt of rows that bring none.
     pub system_prompt: Option<String>,
-    /// Most tokens of a row; 1024 without.
+    /// The most tokens of a row. Default: 1024.
     pub max_length: Option<usize>,
 }
 
 /// A row as training sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ShownRow {
-    /// Its number among the rows, from 1.
+    /// Its index among the rows, from 1.
     row: usize,
     /// Its line in the file, from 1.
     line: usize,
-    /// Whether it would be held out for validation, where there is no validation file.
+    /// Whether it would be held out for validation if there is no validation file.
     held_out: bool,
-    /// The answer, or the one to prefer.
+    /// The answer; for pairs, the chosen one.
     answer: ShownAnswer,
-    /// The answer to reject, of a pair.
+    /// The rejected answer of a pair.
     #[serde(skip_serializing_if = "Option::is_none")]
     rejected: Option<ShownAnswer>,
 }
 
-/// An answer behind its question.
+/// An answer with its question, encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ShownAnswer {
     /// `whole`, `cut`, `left_out`, or `refused` with the reason.
     fate: String,
-    /// Why it is refused.
+    /// Why it is refused, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Its tokens, before it was cut.
+    /// The number of its tokens before it is cut.
     tokens: usize,
-    /// Those of them whose loss counts.
+    /// The number of tokens that are trained.
     trained_tokens: usize,
-    /// Its text, in parts that are trained and parts that are not.
+    /// Its text, split into trained and untrained parts.
     parts: Vec<ShownPart>,
 }
 
 /// A part of a row's text.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ShownPart {
-    /// The text, control tokens included.
+    /// The text, with control tokens.
     text: String,
-    /// Whether its loss counts.
+    /// Whether it is trained.
     trained: bool,
 }
 
 impl BackgroundWork {
-    /// What the job `new` would do and need; nothing is created. The time is estimated from the latest step of any job. Where
-    /// there was none yet it is from one that is taken for it and thrown away, unless a job is at its first one just now: then
-    /// there is none.
+    /// The plan of the job `new`; nothing is created. The time is estimated from the latest step of any job. If there was none yet, one
+    /// step is run and discarded, unless a job is running its first step: then the plan has no time.
     ///
     /// # Errors
-    /// As [`BackgroundWork::create`]; and what is wrong with its rows, or that it does not fit into memory.
+    /// As [`BackgroundWork::create_job`]; [`JobError::Plan`] if its rows are invalid or it does not fit into memory.
     pub fn plan(&self, caller: &Caller, new: &NewJob) -> Result<impl Serialize + use<>, JobError> {
         let record = new.record(self, caller, &Viewer::of(caller))?;
-        let pace = *self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let speed = *self
+            .tokens_per_s
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let training = self.jobs.lock().running.is_some();
-        let pace = (pace.is_some() || !training).then_some(pace);
-        // One measurement at a time: of two side by side neither would say anything.
+        let speed = (speed.is_some() || !training).then_some(speed);
+        // One measurement at a time: two at once would slow each other down.
         let _measuring = self
             .measuring
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.plan_of(&record, pace)
+        self.make_plan(&record, speed)
     }
 
-    /// The plan of `record`: without a time, or with one at the pace that is known or else measured.
-    pub(crate) fn plan_of(
+    /// The plan of `record`. `speed` is `None` for a plan without a time, `Some(None)` to measure a step, or the tokens per second.
+    pub(crate) fn make_plan(
         &self,
         record: &JobRecord,
-        pace: Option<Option<f64>>,
+        speed: Option<Option<f64>>,
     ) -> Result<Plan, JobError> {
         let make = || -> anyhow::Result<Plan> {
             let ready = self.prepare(record)?;
@@ -118,7 +120,7 @@ impl BackgroundWork {
             let forecast = prepared.estimate(base.model.config());
             let mut plan = Plan::new(forecast, memory::in_use(), memory::available());
             plan.check()?;
-            match pace {
+            match speed {
                 None => {}
                 Some(Some(tokens_per_s)) => {
                     plan.seconds = Some(plan.forecast.seconds(tokens_per_s));
@@ -129,7 +131,7 @@ impl BackgroundWork {
                     let mut learner = training::learner(base).yielding(yield_point);
                     learner.set_activation_cache(plan.keep);
                     if let Some(step) = prepared.measure(&mut learner, &stop)? {
-                        self.learn(step);
+                        self.record_speed(step);
                         plan.measured(step);
                     }
                 }
@@ -141,20 +143,23 @@ impl BackgroundWork {
         })
     }
 
-    fn learn(&self, step: MeasuredStep) {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.get_or_insert(step.tokens_per_s());
+    fn record_speed(&self, step: MeasuredStep) {
+        let mut speed = self
+            .tokens_per_s
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        speed.get_or_insert(step.tokens_per_s());
     }
 
-    fn encoder<'a>(&'a self, reading: &'a Reading) -> Encoder<'a> {
+    fn encoder<'a>(&'a self, options: &'a RowOptions) -> Encoder<'a> {
         let base = self.service.base();
         let neutral = TrainSettings::default();
         Encoder {
             tokenizer: &base.tokenizer,
             template: &base.template,
-            system: reading.system_prompt.as_deref(),
+            system: options.system_prompt.as_deref(),
             mask: neutral.mask,
-            max_length: reading
+            max_length: options
                 .max_length
                 .unwrap_or(neutral.max_length)
                 .min(base.model.config().context_length),
@@ -162,13 +167,14 @@ impl BackgroundWork {
         }
     }
 
-    /// The rows of a file, of pairs those with the chosen answers; and those with the rejected ones, by their place.
-    fn rows_of(
+    /// The rows of a file, for pairs with the chosen answers; and the rows with the rejected answers by their location.
+    fn read_rows(
         &self,
         file: &StoredFile,
     ) -> Result<(Vec<DataRow>, BTreeMap<RowLocation, DataRow>), JobError> {
         let path = self.files.path(file);
-        let named = |error: TrainError| JobError::Rows(called(&error, &path, &file.filename));
+        let named =
+            |error: TrainError| JobError::Rows(with_client_name(&error, &path, &file.filename));
         if file.pairs {
             let pairs = scan_pairs(&path).map_err(named)?;
             return Ok((pairs.chosen.data.rows, pairs.rejected));
@@ -177,7 +183,7 @@ impl BackgroundWork {
         Ok((scan.data.rows, BTreeMap::new()))
     }
 
-    /// What a linter finds in a file's rows, and in the rows of another file that they must not leak into.
+    /// The linter's report on a file, and on rows that it shares with the validation file `against`.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -185,16 +191,16 @@ impl BackgroundWork {
         &self,
         file: &StoredFile,
         against: Option<&StoredFile>,
-        reading: &Reading,
+        options: &RowOptions,
     ) -> Result<LintReport, JobError> {
-        let (rows, rejected) = self.rows_of(file)?;
+        let (rows, rejected) = self.read_rows(file)?;
         let others = match against {
             None => Vec::new(),
-            Some(file) => self.rows_of(file)?.0,
+            Some(file) => self.read_rows(file)?.0,
         };
         let mut report = lint::lint(&rows, &others, &LintOptions::default());
         report.add_rejected(&rows, &rejected);
-        report.add_tokens(&rows, &rejected, &self.encoder(reading));
+        report.add_tokens(&rows, &rejected, &self.encoder(options));
         if against.is_none() {
             let sides = held_out(&rows, TrainSettings::default().validation_fraction);
             report.held_out = Some(sides.into_iter().filter(|held_out| *held_out).count());
@@ -209,7 +215,7 @@ impl BackgroundWork {
         Ok(report)
     }
 
-    /// The rows of a file from number `first` on, at most `limit` of them, as training sees them; and how many there are.
+    /// At most `limit` rows of a file from index `first` (from 1), as training sees them; and the number of all rows.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -218,14 +224,16 @@ impl BackgroundWork {
         file: &StoredFile,
         first: usize,
         limit: usize,
-        reading: &Reading,
+        options: &RowOptions,
     ) -> Result<(Vec<ShownRow>, usize), JobError> {
         let path = self.files.path(file);
-        let (rows, rejected) = self.rows_of(file)?;
+        let (rows, rejected) = self.read_rows(file)?;
         let sides = held_out(&rows, TrainSettings::default().validation_fraction);
-        let encoder = self.encoder(reading);
-        let look =
-            |row: &DataRow| look(&encoder, row, |error| called(&error, &path, &file.filename));
+        let encoder = self.encoder(options);
+        let preview = |row: &DataRow| {
+            let message = |error| with_client_name(&error, &path, &file.filename);
+            preview_row(&encoder, row, message)
+        };
         let shown = rows
             .iter()
             .enumerate()
@@ -235,15 +243,19 @@ impl BackgroundWork {
                 row: index + 1,
                 line: row.location.line,
                 held_out: sides[index],
-                answer: look(row),
-                rejected: rejected.get(&row.location).map(look),
+                answer: preview(row),
+                rejected: rejected.get(&row.location).map(preview),
             })
             .collect();
         Ok((shown, rows.len()))
     }
 }
 
-fn look(encoder: &Encoder<'_>, row: &DataRow, said: impl Fn(TrainError) -> String) -> ShownAnswer {
+fn preview_row(
+    encoder: &Encoder<'_>,
+    row: &DataRow,
+    message: impl Fn(TrainError) -> String,
+) -> ShownAnswer {
     let refused = |reason: String| ShownAnswer {
         fate: "refused".to_owned(),
         reason: Some(reason),
@@ -251,19 +263,19 @@ fn look(encoder: &Encoder<'_>, row: &DataRow, said: impl Fn(TrainError) -> Strin
         trained_tokens: 0,
         parts: Vec::new(),
     };
-    let whole = match encoder.render(row) {
-        Ok(whole) => whole,
-        Err(error) => return refused(said(error)),
+    let full = match encoder.render(row) {
+        Ok(full) => full,
+        Err(error) => return refused(message(error)),
     };
-    let tokens = whole.tokens.len();
-    if whole.trained_tokens() == 0 {
-        return refused("none of its tokens would be trained".to_owned());
+    let tokens = full.tokens.len();
+    if full.trained_tokens() == 0 {
+        return refused("has no trained tokens".to_owned());
     }
-    let (example, fate) = match encoder.fit(whole.clone(), row) {
+    let (example, fate) = match encoder.fit(full.clone(), row) {
         Ok(Fitted::Whole(example)) => (example, "whole"),
         Ok(Fitted::Truncated(example)) => (example, "cut"),
-        Ok(Fitted::Dropped) => (whole, "left_out"),
-        Err(error) => return refused(said(error)),
+        Ok(Fitted::Dropped) => (full, "left_out"),
+        Err(error) => return refused(message(error)),
     };
     ShownAnswer {
         fate: fate.to_owned(),

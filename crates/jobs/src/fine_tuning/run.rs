@@ -1,10 +1,11 @@
-//! One job: its rows, its training, its adapter's folder, its examination, its publication. Every part may be done again by the
-//! next process, and comes to the same.
+//! Runs one job: trains, writes the adapter folder, checks the eval gate, publishes. The next process may repeat any part, with the same
+//! result.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use train::Learner;
 use train::job::DataReport;
 use train::sft::{self, Outcome, RunOptions};
 
@@ -12,16 +13,16 @@ use crate::background_work::BackgroundWork;
 use crate::fine_tuning::eval_gate;
 use crate::fine_tuning::prepare::{BATCH_TOKENS, PreparedJob, STATE};
 use crate::fine_tuning::run_observer::RunObserver;
-use crate::fine_tuning::sample_generation::Sampling;
+use crate::fine_tuning::sample_generation::SampleGenerator;
 use crate::records::failure::Failure;
-use crate::records::job::{JobRecord, JobStatus};
+use crate::records::job::{Event, JobRecord, JobStatus, ThresholdResult};
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
 use crate::training::{self, Target};
 use crate::yield_point::JobYieldPoint;
 use base::memory;
 
-/// What became of a run.
+/// The outcome of a run.
 pub(crate) enum RunOutcome {
     /// Its adapter is published.
     Published {
@@ -30,14 +31,14 @@ pub(crate) enum RunOutcome {
         /// Tokens that were trained on.
         tokens: u64,
     },
-    /// Its adapter is kept for whoever publishes it.
-    Kept {
+    /// Its adapter is kept until someone publishes it.
+    AdapterKept {
         /// Tokens that were trained on.
         tokens: u64,
     },
-    /// It came to nothing.
+    /// It failed.
     Failed(Failure),
-    /// It was told to stop, and can go on.
+    /// It was stopped, and can continue.
     Stopped,
 }
 
@@ -47,8 +48,8 @@ pub(crate) fn run(
     record: &JobRecord,
     stop: &Arc<AtomicBool>,
 ) -> RunOutcome {
-    match attempt(queue, record, stop) {
-        Ok(ended) => ended,
+    match train_and_finish(queue, record, stop) {
+        Ok(outcome) => outcome,
         Err(_) if stop.load(Ordering::SeqCst) => RunOutcome::Stopped,
         Err(error) => {
             let message = queue.with_client_file_names(record, &format!("{error:#}"));
@@ -69,67 +70,61 @@ pub(crate) fn run(
     }
 }
 
-fn attempt(
+/// Trains `record` and finishes its adapter.
+fn train_and_finish(
     queue: &BackgroundWork,
     record: &JobRecord,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<RunOutcome> {
     let PreparedJob { job, target } = queue.prepare(record)?;
-    let loaded = job.data.clone();
+    let data = job.data.clone();
     let base = queue.service.base();
-    let fingerprint = base.fingerprint.sha256().unwrap_or_default();
+    let base_sha256 = base.fingerprint.sha256().unwrap_or_default();
+    let state = queue.job_folder(&record.id).join(STATE);
     let options = RunOptions {
-        base: base.bound(fingerprint),
-        checkpoint: Some(
-            queue
-                .folder(&record.id)
-                .join(STATE)
-                .join("checkpoint.safetensors"),
-        ),
+        base: base.bound(base_sha256),
+        checkpoint: Some(state.join("checkpoint.safetensors")),
         batch_tokens: BATCH_TOKENS,
     };
     let yield_point = JobYieldPoint::new(&queue.service, stop);
     let mut learner = training::learner(base).yielding(yield_point.clone());
-    let sampling = Sampling::new(queue, record, &target, &job, yield_point.clone(), stop);
+    let sampling = SampleGenerator::new(queue, record, &target, &job, yield_point.clone(), stop);
     let sampling = sampling.unwrap_or_else(|error| {
-        let said = format!("The adapter is not asked on the way: {error:#}");
-        let said = queue.with_client_file_names(record, &said);
-        queue.events_of(&record.id).push("warn", said, None);
+        let message = format!("Samples are off for this run: {error:#}");
+        let message = queue.with_client_file_names(record, &message);
+        queue.event_log(&record.id).push("warn", message, None);
         None
     });
-    let mut watch = RunObserver::new(queue, &record.id, sampling);
+    let mut observer = RunObserver::new(queue, &record.id, sampling);
     let prepared = sft::prepare(vec![job], &options)?;
     let forecast = prepared.estimate(base.model.config());
     learner.set_activation_cache(Plan::new(forecast, memory::in_use(), memory::available()).keep);
-    let trained = match prepared.train(&mut learner, &mut watch, stop)? {
+    let trained = match prepared.train(&mut learner, &mut observer, stop)? {
         Outcome::Interrupted { .. } => return Ok(RunOutcome::Stopped),
         Outcome::Finished(trained) => trained,
     };
     let trained = trained.first().context("no adapter was trained")?;
-    write(trained, &target, &loaded, queue, fingerprint)?;
+    write_adapter(trained, &target, &data, queue, base_sha256)?;
+    check_and_publish(queue, record, &target, &mut learner, yield_point)
+}
 
-    queue.note(&record.id, |progress| {
+/// Checks the eval gate, and publishes the adapter if it passed and `record` asks for it.
+fn check_and_publish(
+    queue: &BackgroundWork,
+    record: &JobRecord,
+    target: &Target,
+    learner: &mut dyn Learner,
+    yield_point: Arc<JobYieldPoint>,
+) -> anyhow::Result<RunOutcome> {
+    queue.update_progress(&record.id, |progress| {
         progress.phase = Some("examining".to_owned());
     });
-    let (checked, samples) = eval_gate::check(queue, record, &target, &mut learner, yield_point)?;
-    let missed: Vec<&str> = checked
-        .iter()
-        .filter(|check| !check.passed)
-        .map(|check| check.said.as_str())
-        .collect();
-    let refused = (!missed.is_empty()).then(|| Failure {
-        code: "gate_refused".to_owned(),
-        message: format!(
-            "not published: {}; the adapter is kept in {}",
-            missed.join("; "),
-            target.out.display()
-        ),
-        param: Some("gate".to_owned()),
-    });
-    let saved = queue.change(&record.id, JobStatus::Running, |record| {
-        record.checked = checked.clone();
+    let (results, samples) = eval_gate::check(queue, record, target, learner, yield_point)?;
+    let refused = gate_failure(&results, target);
+    let saved = queue.update_job(&record.id, JobStatus::Running, |record| {
+        record.threshold_results = results;
         record.samples = samples;
-        record.kept = refused.is_some() || !record.publish;
+        record.adapter_kept = refused.is_some() || !record.publish;
     })?;
     if saved.is_none() {
         return Ok(RunOutcome::Stopped);
@@ -137,41 +132,57 @@ fn attempt(
     if let Some(failure) = refused {
         return Ok(RunOutcome::Failed(failure));
     }
-    let tokens = queue.tokens_of(&record.id);
+    let tokens = queue.count_trained_tokens(&record.id);
     if !record.publish {
-        return Ok(RunOutcome::Kept { tokens });
+        return Ok(RunOutcome::AdapterKept { tokens });
     }
-    Ok(match queue.store(&record.id, JobStatus::Running, true)? {
+    let published = queue.publish_version(&record.id, JobStatus::Running, true)?;
+    Ok(match published {
         Some(model) => {
-            queue.let_go(&record.id);
+            queue.remove_weights(&record.id);
             RunOutcome::Published { model, tokens }
         }
         None => RunOutcome::Stopped,
     })
 }
 
-/// The adapter's folder, with its curve and its card.
-fn write(
+/// Why the gate refuses the adapter; `None` if no threshold is missed.
+fn gate_failure(results: &[ThresholdResult], target: &Target) -> Option<Failure> {
+    let missed = results.iter().filter(|result| !result.passed);
+    let missed: Vec<&str> = missed.map(|result| result.message.as_str()).collect();
+    (!missed.is_empty()).then(|| Failure {
+        code: "gate_refused".to_owned(),
+        message: format!(
+            "not published: {}; the adapter is kept in {}",
+            missed.join("; "),
+            target.out.display()
+        ),
+        param: Some("gate".to_owned()),
+    })
+}
+
+/// Writes the adapter's folder, with its loss curve and its card.
+fn write_adapter(
     trained: &train::sft::TrainedAdapter,
     target: &Target,
-    loaded: &DataReport,
+    data: &DataReport,
     queue: &BackgroundWork,
     sha256: &str,
 ) -> anyhow::Result<()> {
     let origin = Origin {
         base: queue.service.base(),
-        known: queue.known.as_deref(),
+        known_base: queue.known_base.as_deref(),
         sha256,
     };
-    folder::write(trained, target, loaded, &origin)
+    folder::write(trained, target, data, &origin)
         .with_context(|| format!("cannot write the adapter into {}", target.out.display()))
 }
 
 impl BackgroundWork {
-    /// Tokens of all steps of a job.
-    fn tokens_of(&self, id: &str) -> u64 {
-        let all = self.events_of(id).all().unwrap_or_default();
-        let tokens = |event: &crate::records::job::Event| event.data.as_ref()?.tokens;
+    /// Trained tokens of all steps of a job, from its event log.
+    fn count_trained_tokens(&self, id: &str) -> u64 {
+        let all = self.event_log(id).all().unwrap_or_default();
+        let tokens = |event: &Event| event.data.as_ref()?.tokens;
         all.iter().filter_map(tokens).sum()
     }
 }

@@ -1,4 +1,4 @@
-//! What a run tells on its way: events for those who wait for it, numbers for those who look.
+//! Observes a run: writes its events and updates its progress.
 
 use std::path::Path;
 use std::sync::PoisonError;
@@ -7,31 +7,31 @@ use std::sync::atomic::Ordering;
 use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
 
 use crate::background_work::BackgroundWork;
-use crate::fine_tuning::events::Events;
-use crate::fine_tuning::sample_generation::Sampling;
+use crate::fine_tuning::events::EventLog;
+use crate::fine_tuning::sample_generation::SampleGenerator;
 use crate::record_file::now;
 use crate::records::job::Metrics;
 
-/// Watches the run of one job, which trains one adapter.
+/// Observes the run of one job, which trains one adapter.
 pub(crate) struct RunObserver<'q> {
     queue: &'q BackgroundWork,
     id: &'q str,
-    events: Events,
+    events: EventLog,
     steps: u64,
-    /// Asks the adapter on the way; none where nothing is to be asked.
-    sampling: Option<Sampling<'q>>,
+    /// Samples answers during the run; `None` if there are no questions.
+    sampling: Option<SampleGenerator<'q>>,
 }
 
 impl<'q> RunObserver<'q> {
     pub fn new(
         queue: &'q BackgroundWork,
         id: &'q str,
-        sampling: Option<Sampling<'q>>,
+        sampling: Option<SampleGenerator<'q>>,
     ) -> RunObserver<'q> {
         RunObserver {
             queue,
             id,
-            events: queue.events_of(id),
+            events: queue.event_log(id),
             steps: 0,
             sampling,
         }
@@ -42,18 +42,18 @@ impl Observer for RunObserver<'_> {
     fn started(&mut self, plan: &RunPlan, resumed: Option<u64>) {
         self.steps = plan.steps;
         let step = resumed.unwrap_or(0);
-        if let Err(error) = self.events.go_back_to(step) {
+        if let Err(error) = self.events.truncate_after(step) {
             tracing::error!("job {}: {error}", self.id);
         }
         match resumed {
             None => self.events.push("info", "Fine-tuning job started", None),
             Some(step) => self.events.push(
                 "info",
-                format!("Fine-tuning goes on at step {step} of {}", plan.steps),
+                format!("Fine-tuning resumed at step {step} of {}", plan.steps),
                 None,
             ),
         }
-        self.queue.note(self.id, |progress| {
+        self.queue.update_progress(self.id, |progress| {
             progress.step = step;
             progress.steps = plan.steps;
             progress.phase = None;
@@ -61,25 +61,25 @@ impl Observer for RunObserver<'_> {
         let sampling = self.sampling.as_mut();
         if let Some(Err(error)) = sampling.map(|sampling| sampling.started(plan, step)) {
             self.sampling = None;
-            let said = format!("The adapter is not asked on the way: {error}");
-            self.events.push("warn", said, None);
+            let message = format!("Samples are off for this run: {error}");
+            self.events.push("warn", message, None);
         }
     }
 
     fn reference(&mut self, _adapter: usize, pairs: usize, from: ReferenceProgress<'_>) {
         if let ReferenceProgress::Computing { done: 0 } = from {
-            let said = format!("Computing what {pairs} pairs start from");
-            self.events.push("info", said, None);
+            let message = format!("Computing reference log-probabilities of {pairs} pairs");
+            self.events.push("info", message, None);
         }
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
         self.queue
-            .trained
+            .trained_tokens
             .fetch_add(metrics.tokens as u64, Ordering::Relaxed);
-        let pace = self.queue.pace.lock();
-        *pace.unwrap_or_else(PoisonError::into_inner) = Some(metrics.tokens_per_s);
-        // One adapter a job.
+        let speed = self.queue.tokens_per_s.lock();
+        *speed.unwrap_or_else(PoisonError::into_inner) = Some(metrics.tokens_per_s);
+        // A job trains one adapter.
         let Some(adapter) = metrics.adapters.first() else {
             return;
         };
@@ -94,12 +94,12 @@ impl Observer for RunObserver<'_> {
             preference_accuracy: adapter.preference.map(|pairs| pairs.accuracy),
             ..Metrics::default()
         };
-        let said = format!(
+        let message = format!(
             "Step {}/{}: training loss={:.4}",
             metrics.step, metrics.steps, adapter.loss
         );
-        self.events.push("info", said, Some(data));
-        self.queue.note(self.id, |progress| {
+        self.events.push("info", message, Some(data));
+        self.queue.update_progress(self.id, |progress| {
             progress.step = metrics.step;
             progress.steps = metrics.steps;
             progress.train_loss = Some(adapter.loss);
@@ -126,41 +126,38 @@ impl Observer for RunObserver<'_> {
         } else {
             ""
         };
-        let said = format!(
+        let message = format!(
             "Step {}/{}: full validation loss={:.4}{best}",
             validation.step, self.steps, validation.loss
         );
-        self.events.push("info", said, Some(data));
+        self.events.push("info", message, Some(data));
         if validation.best {
-            self.queue.note(self.id, |progress| {
+            self.queue.update_progress(self.id, |progress| {
                 progress.best_validation_loss = Some(validation.loss);
             });
         }
     }
 
     fn stopped_early(&mut self, _adapter: usize, step: u64) {
-        let said =
-            format!("No better for as long as its patience is: training ends at step {step}");
-        self.events.push("info", said, None);
+        let message = format!("No improvement within the patience: training ends at step {step}");
+        self.events.push("info", message, None);
     }
 
     fn snapshot(&mut self, snapshot: &Snapshot<'_>) {
-        let due = |sampling: &&mut Sampling<'_>| sampling.is_due(snapshot);
+        let due = |sampling: &&mut SampleGenerator<'_>| sampling.is_due(snapshot);
         let Some(sampling) = self.sampling.as_mut().filter(due) else {
             return;
         };
         let id = self.id;
         let phase = |phase: Option<&str>| {
             let phase = phase.map(str::to_owned);
-            self.queue.note(id, |progress| progress.phase = phase);
+            self.queue
+                .update_progress(id, |progress| progress.phase = phase);
         };
         phase(Some("sampling"));
-        if let Err(error) = sampling.ask(snapshot) {
-            let said = format!(
-                "The adapter could not be asked after step {}: {error:#}",
-                snapshot.step
-            );
-            self.events.push("warn", said, None);
+        if let Err(error) = sampling.sample(snapshot) {
+            let message = format!("Sampling after step {} failed: {error:#}", snapshot.step);
+            self.events.push("warn", message, None);
         }
         phase(None);
     }

@@ -1,5 +1,5 @@
-//! Answers while a job trains: a few questions to its adapter as it stands, so that people see where it goes. Asked before the first
-//! step, after validations and at the end. What is asked changes no number of the run, and what goes wrong here is an event.
+//! Samples answers while a job trains, so that people see its progress: before the first step, after validations, and at the end. SampleGenerator
+//! does not change the run's numbers; an error here becomes an event.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use train::sft::TrainedAdapter;
 use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::evaluation::Candidate;
-use crate::evaluation::answers::{Question, Speaker};
+use crate::evaluation::answers::{Question, Responder};
 use crate::evaluation::offline_engine;
 use crate::fine_tuning::prepare::{STATE, held_out_rows, job_persona};
 use crate::fine_tuning::samples::{SampledAnswer, Samples};
@@ -31,60 +31,63 @@ use base::progress::Progress;
 pub(crate) const MAX_PROMPTS: usize = 4;
 /// The longest question, in bytes.
 pub(crate) const MAX_PROMPT_BYTES: usize = 4096;
-/// Questions that are taken from the rows where the client names none.
+/// The number of questions from held-out rows, if the client gives none.
 const FROM_ROWS: usize = 3;
 /// The most tokens of an answer.
 const MAX_NEW_TOKENS: usize = 64;
-/// Between its first step and its end a run has so many parts, and asks once in each of them.
+/// A run is split into this many parts, and samples after validations at most once in each.
 const PARTS: u64 = 16;
 
-/// Asks the adapter of one run.
-pub(crate) struct Sampling<'q> {
+/// Samples answers from the adapter of one run.
+pub(crate) struct SampleGenerator<'q> {
     queue: &'q BackgroundWork,
     record: &'q JobRecord,
     rows: Vec<DataRow>,
     samples: Samples,
-    /// What the adapter is made from, without its parameters.
-    shell: TrainedAdapter,
+    /// The adapter's metadata, with empty parameters.
+    template: TrainedAdapter,
     provenance: Provenance,
-    machine: Arc<JobYieldPoint>,
+    yield_point: Arc<JobYieldPoint>,
     stop: Arc<AtomicBool>,
-    moments: Moments,
+    schedule: SampleSchedule,
 }
 
-/// When the adapter of a run is asked.
+/// The steps after which a run samples.
 #[derive(Debug, Default)]
-struct Moments {
+struct SampleSchedule {
     /// Steps of the run.
     steps: u64,
-    /// Those after which it was asked.
-    asked: BTreeSet<u64>,
-    /// The last of them after which it was validated.
+    /// Steps after which it has sampled.
+    sampled: BTreeSet<u64>,
+    /// The last step after which it was validated.
     validated: Option<u64>,
 }
 
-impl Moments {
-    /// Whether it is asked after `step`: before the first, after the first validation in each part of the run, and at the end.
+impl SampleSchedule {
+    /// Whether it samples after `step`: before the first step, after the first validation in each part of the run, and at the end.
     fn is_due(&self, step: u64, done: bool) -> bool {
-        if self.asked.contains(&step) {
+        if self.sampled.contains(&step) {
             return false;
         }
         let part = |step: u64| step.saturating_mul(PARTS) / self.steps.max(1);
-        let last = self.asked.last().map_or(0, |last| part(*last));
+        let last = self.sampled.last().map_or(0, |last| part(*last));
         step == 0 || done || (self.validated == Some(step) && part(step) > last)
     }
 }
 
-impl<'q> Sampling<'q> {
-    /// With the questions of `record`, or those of the first rows that training does not see; none where there are none.
+impl<'q> SampleGenerator<'q> {
+    /// A generator with the questions of `record`, or else those of the first held-out rows; `None` if there are no questions.
+    ///
+    /// # Errors
+    /// The rows cannot be read.
     pub fn new(
         queue: &'q BackgroundWork,
         record: &'q JobRecord,
         target: &Target,
         job: &Job,
-        machine: Arc<JobYieldPoint>,
+        yield_point: Arc<JobYieldPoint>,
         stop: &Arc<AtomicBool>,
-    ) -> anyhow::Result<Option<Sampling<'q>>> {
+    ) -> anyhow::Result<Option<SampleGenerator<'q>>> {
         let rows = match &record.sample_prompts {
             Some(prompts) => prompts.iter().map(|prompt| row_of(prompt)).collect(),
             None => {
@@ -98,12 +101,12 @@ impl<'q> Sampling<'q> {
             return Ok(None);
         }
         let base = queue.service.base();
-        Ok(Some(Sampling {
+        Ok(Some(SampleGenerator {
             queue,
             record,
             rows,
-            samples: Samples::of(&queue.folder(&record.id)),
-            shell: TrainedAdapter {
+            samples: Samples::of(&queue.job_folder(&record.id)),
+            template: TrainedAdapter {
                 name: job.name.clone(),
                 settings: job.settings.clone(),
                 params: train::LoraParams::default(),
@@ -121,22 +124,22 @@ impl<'q> Sampling<'q> {
                 template_hash: base.template.hash(),
                 ..Provenance::default()
             },
-            machine,
+            yield_point,
             stop: Arc::clone(stop),
-            moments: Moments::default(),
+            schedule: SampleSchedule::default(),
         }))
     }
 
-    /// The run begins, or goes on from the step `from`; what was said after that will be said again.
+    /// Called when the run starts, or continues from the step `from`. Answers after that step will be sampled again.
     pub fn started(&mut self, plan: &RunPlan, from: u64) -> Result<(), JobError> {
-        self.samples.go_back_to(from)?;
-        let said = self.samples.all()?;
-        // Killed after a state was kept and before it was asked, it is asked now.
-        let events = self.queue.events_of(&self.record.id).all()?;
+        self.samples.truncate_after(from)?;
+        let samples = self.samples.all()?;
+        // A process that was killed between a validation and its samples left the validation in the event log: it is sampled now.
+        let events = self.queue.event_log(&self.record.id).all()?;
         let data = events.into_iter().filter_map(|event| event.data);
-        self.moments = Moments {
+        self.schedule = SampleSchedule {
             steps: plan.steps,
-            asked: said.iter().map(|said| said.step).collect(),
+            sampled: samples.iter().map(|sample| sample.step).collect(),
             validated: data
                 .filter(|data| data.full_valid_loss.is_some())
                 .map(|data| data.step)
@@ -145,67 +148,67 @@ impl<'q> Sampling<'q> {
         Ok(())
     }
 
-    /// The adapter was validated after `step`.
+    /// Called when the adapter was validated after `step`.
     pub fn validated(&mut self, step: u64) {
-        self.moments.validated = Some(step);
+        self.schedule.validated = Some(step);
     }
 
-    /// Whether the adapter is to be asked as it stands.
+    /// Whether the adapter of `snapshot` is to be sampled.
     pub fn is_due(&self, snapshot: &Snapshot<'_>) -> bool {
-        self.moments.is_due(snapshot.step, snapshot.done)
+        self.schedule.is_due(snapshot.step, snapshot.done)
     }
 
-    /// Asks the adapter as it stands and keeps what it says. Stopped on the way it keeps nothing, and the next process asks.
-    pub fn ask(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        self.moments.asked.insert(snapshot.step);
+    /// Samples the adapter of `snapshot` and stores the answers. If it is stopped on the way, it stores none, and the next process samples.
+    pub fn sample(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        self.schedule.sampled.insert(snapshot.step);
         match self.answers(snapshot) {
             Err(_) if self.stop.load(Ordering::SeqCst) => Ok(()),
-            said => Ok(self.samples.add(said?)?),
+            answers => Ok(self.samples.add(answers?)?),
         }
     }
 
     fn answers(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<Vec<SampledAnswer>> {
-        // One adapter a job.
+        // A job trains one adapter.
         let params = snapshot.adapters.first().context("there is no adapter")?;
         let trained = TrainedAdapter {
             params: params.clone(),
             steps: snapshot.step,
-            ..self.shell.clone()
+            ..self.template.clone()
         };
         let adapter = peft_adapter(&trained, &self.provenance)?;
-        // Where what a killed process leaves is removed with the state.
-        let state = self.queue.folder(&self.record.id).join(STATE);
+        // In the state's folder, so that leftovers of a killed process are removed with it.
+        let state = self.queue.job_folder(&self.record.id).join(STATE);
         std::fs::create_dir_all(&state)?;
         let folder = tempfile::tempdir_in(state)?;
-        // As it would be published.
+        // In the precision that is published.
         adapter.write(folder.path(), Dtype::BF16, "")?;
         let mut persona = job_persona(self.queue, self.record, folder.path())?;
         let most = persona.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
         persona.max_new_tokens = Some(most.min(MAX_NEW_TOKENS));
         let candidates = [Candidate::new(persona, self.rows.clone(), MAX_PROMPTS)?];
-        let to = Speaker::Persona(0);
+        let to = Responder::Persona(0);
         let questions: Vec<Question> = (0..candidates[0].rows.len())
             .map(|row| Question { of: 0, row, to })
             .collect();
-        let machine = self.machine.clone();
+        let yield_point = self.yield_point.clone();
         let answers = offline_engine::answers(
             self.queue,
             &candidates,
             &questions,
             Vec::new(),
-            machine,
+            yield_point,
             &mut Progress::hidden(),
         )?;
-        let said = answers.all.into_iter().map(|answered| SampledAnswer {
+        let samples = answers.all.into_iter().map(|answered| SampledAnswer {
             step: snapshot.step,
             prompt: candidates[0].rows[answered.question.row].input(),
             answer: answered.text,
         });
-        Ok(said.collect())
+        Ok(samples.collect())
     }
 }
 
-/// A question that a client names, as a row that has no answer yet.
+/// A client's question as a row with an empty answer.
 fn row_of(prompt: &str) -> DataRow {
     DataRow {
         location: RowLocation {
@@ -220,13 +223,10 @@ fn row_of(prompt: &str) -> DataRow {
     }
 }
 
-/// Holds a client's questions to their limits.
+/// Checks a client's questions against their limits.
 pub(crate) fn check(prompts: &[String], base: &Base) -> Result<(), JobError> {
     if prompts.len() > MAX_PROMPTS {
-        let message = format!(
-            "has {} texts; at most {MAX_PROMPTS} are asked",
-            prompts.len()
-        );
+        let message = format!("has {} texts; give at most {MAX_PROMPTS}", prompts.len());
         return Err(JobError::invalid("sample_prompts", message));
     }
     let room = base
@@ -242,12 +242,12 @@ pub(crate) fn check(prompts: &[String], base: &Base) -> Result<(), JobError> {
             ))
         };
         if prompt.trim().is_empty() {
-            return refuse("is empty; give it words, or leave it out".to_owned());
+            return refuse("is empty; give a question, or leave it out".to_owned());
         }
         let bytes = prompt.len();
         if bytes > MAX_PROMPT_BYTES {
             return refuse(format!(
-                "has {bytes} bytes; at most {MAX_PROMPT_BYTES} are asked"
+                "has {bytes} bytes; give at most {MAX_PROMPT_BYTES}"
             ));
         }
         let tokens = base
@@ -257,7 +257,7 @@ pub(crate) fn check(prompts: &[String], base: &Base) -> Result<(), JobError> {
             .len();
         if tokens > room {
             return refuse(format!(
-                "has {tokens} tokens; at most {room} fit beside an answer of {MAX_NEW_TOKENS}"
+                "has {tokens} tokens; at most {room} fit into the context with an answer of {MAX_NEW_TOKENS}"
             ));
         }
     }
@@ -268,47 +268,47 @@ pub(crate) fn check(prompts: &[String], base: &Base) -> Result<(), JobError> {
 mod tests {
     use super::*;
 
-    /// The steps after which a run is asked that is validated every `every` steps.
-    fn asked(moments: &mut Moments, from: u64, every: u64) -> Vec<u64> {
-        for step in from..=moments.steps {
+    /// The steps after which a run samples that is validated every `every` steps.
+    fn sampled(schedule: &mut SampleSchedule, from: u64, every: u64) -> Vec<u64> {
+        for step in from..=schedule.steps {
             if step > 0 && step.is_multiple_of(every) {
-                moments.validated = Some(step);
+                schedule.validated = Some(step);
             }
-            if moments.is_due(step, step == moments.steps) {
-                moments.asked.insert(step);
+            if schedule.is_due(step, step == schedule.steps) {
+                schedule.sampled.insert(step);
             }
         }
-        moments.asked.iter().copied().collect()
+        schedule.sampled.iter().copied().collect()
     }
 
-    fn of(steps: u64) -> Moments {
-        Moments {
+    fn of(steps: u64) -> SampleSchedule {
+        SampleSchedule {
             steps,
-            ..Moments::default()
+            ..SampleSchedule::default()
         }
     }
 
     #[test]
-    fn few_validations_are_all_asked_and_many_at_most_seventeen_times() {
-        assert_eq!(asked(&mut of(18), 0, 6), [0, 6, 12, 18]);
-        assert_eq!(asked(&mut of(20), 0, 6), [0, 6, 12, 18, 20]);
-        assert_eq!(asked(&mut of(7), 0, 100), [0, 7]);
+    fn few_validations_are_all_sampled_and_many_at_most_seventeen_times() {
+        assert_eq!(sampled(&mut of(18), 0, 6), [0, 6, 12, 18]);
+        assert_eq!(sampled(&mut of(20), 0, 6), [0, 6, 12, 18, 20]);
+        assert_eq!(sampled(&mut of(7), 0, 100), [0, 7]);
         for (steps, every) in [(10_000, 1), (640, 3), (17, 1), (1, 1)] {
-            let asked = asked(&mut of(steps), 0, every);
-            assert!(asked.len() as u64 <= PARTS + 1, "{asked:?}");
-            assert_eq!((asked[0], asked[asked.len() - 1]), (0, steps));
+            let sampled = sampled(&mut of(steps), 0, every);
+            assert!(sampled.len() as u64 <= PARTS + 1, "{sampled:?}");
+            assert_eq!((sampled[0], sampled[sampled.len() - 1]), (0, steps));
         }
     }
 
     #[test]
-    fn a_run_that_goes_on_is_asked_after_the_same_steps() {
-        let whole = asked(&mut of(100), 0, 4);
+    fn a_resumed_run_samples_after_the_same_steps() {
+        let whole = sampled(&mut of(100), 0, 4);
         for from in [0, 4, 50, 52, 100] {
-            // Killed before what was kept last was asked.
+            // Killed before the last validation was sampled.
             let mut resumed = of(100);
-            resumed.asked = whole.iter().copied().filter(|step| *step < from).collect();
+            resumed.sampled = whole.iter().copied().filter(|step| *step < from).collect();
             resumed.validated = Some(from / 4 * 4).filter(|step| *step > 0);
-            assert_eq!(asked(&mut resumed, from, 4), whole, "from {from}");
+            assert_eq!(sampled(&mut resumed, from, 4), whole, "from {from}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a job's adapter said on its way, in a file of the job's own that is replaced whole. A run that goes on from its checkpoint
-//! comes by the steps since then again, so what was said there is taken out first.
+//! The sampled answers of a job, in a file that is replaced whole. A run that continues from a checkpoint samples the steps after it
+//! again, so their answers are removed first.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,32 +9,32 @@ use serde::{Deserialize, Serialize};
 use crate::error::JobError;
 use crate::record_file;
 
-/// A question to the adapter as it stood after some step, and what it said.
+/// A question, and the adapter's answer after some step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampledAnswer {
     /// Optimizer steps done.
     pub step: u64,
-    /// What it was asked.
+    /// The question.
     pub prompt: String,
-    /// What it said, always the most probable token.
+    /// The greedy answer.
     pub answer: String,
 }
 
-/// All that a job's adapter said.
+/// The sampled answers of one job.
 #[derive(Debug, Clone)]
 pub(crate) struct Samples {
     path: PathBuf,
 }
 
 impl Samples {
-    /// Those of the job whose folder is `dir`.
+    /// The sampled answers in the job's folder `dir`.
     pub fn of(dir: &Path) -> Samples {
         Samples {
             path: dir.join("samples.json"),
         }
     }
 
-    /// All of them, by step and then as they were asked.
+    /// All answers, by step and then by question.
     pub fn all(&self) -> Result<Vec<SampledAnswer>, JobError> {
         match record_file::read(&self.path) {
             Err(JobError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -44,18 +44,18 @@ impl Samples {
         }
     }
 
-    /// Adds those of one step, which comes after all that are there, in one piece.
-    pub fn add(&self, said: Vec<SampledAnswer>) -> Result<(), JobError> {
+    /// Adds the answers of one step, which is later than all stored ones, in one write.
+    pub fn add(&self, answers: Vec<SampledAnswer>) -> Result<(), JobError> {
         let mut all = self.all()?;
-        all.extend(said);
+        all.extend(answers);
         record_file::write(&self.path, &all)
     }
 
-    /// Takes out what was said after `step`, which will be said again.
-    pub fn go_back_to(&self, step: u64) -> Result<(), JobError> {
+    /// Removes the answers after `step`, which will be sampled again.
+    pub fn truncate_after(&self, step: u64) -> Result<(), JobError> {
         let mut all = self.all()?;
         let before = all.len();
-        all.retain(|said| said.step <= step);
+        all.retain(|answer| answer.step <= step);
         if all.len() == before {
             return Ok(());
         }
@@ -68,22 +68,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_that_are_taken_again_are_asked_again() {
+    fn repeated_steps_are_sampled_again() {
         let folder = tempfile::tempdir().unwrap();
         let samples = Samples::of(folder.path());
         assert!(samples.all().unwrap().is_empty());
-        samples.go_back_to(0).unwrap();
-        let said = |step: u64| SampledAnswer {
+        samples.truncate_after(0).unwrap();
+        let sampled = |step: u64| SampledAnswer {
             step,
             prompt: "Hi".to_owned(),
             answer: format!("after {step}"),
         };
         for step in [0, 3, 6] {
-            samples.add(vec![said(step)]).unwrap();
+            samples.add(vec![sampled(step)]).unwrap();
         }
-        samples.go_back_to(3).unwrap();
-        assert_eq!(samples.all().unwrap(), [said(0), said(3)]);
-        samples.add(vec![said(6)]).unwrap();
-        assert_eq!(samples.all().unwrap(), [said(0), said(3), said(6)]);
+        samples.truncate_after(3).unwrap();
+        assert_eq!(samples.all().unwrap(), [sampled(0), sampled(3)]);
+        samples.add(vec![sampled(6)]).unwrap();
+        assert_eq!(samples.all().unwrap(), [sampled(0), sampled(3), sampled(6)]);
     }
 }

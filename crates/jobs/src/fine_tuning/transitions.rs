@@ -1,4 +1,4 @@
-//! A job is given up, rests, or goes on.
+//! Cancels, pauses and resumes jobs.
 
 use crate::background_work::BackgroundWork;
 use crate::error::JobError;
@@ -7,58 +7,58 @@ use crate::record_file::now;
 use crate::records::job::{JobRecord, JobStatus};
 
 impl BackgroundWork {
-    /// Gives a job up.
+    /// Cancels a job.
     ///
     /// # Errors
-    /// It is over, or publishes at this moment.
-    pub fn cancel(&self, who: &Viewer, id: &str) -> Result<JobRecord, JobError> {
-        let wanted = "only a job that is not over can be cancelled";
-        let cancelled = self.turn(who, id, JobStatus::Cancelled, wanted, |status| {
+    /// [`JobError::NoJob`], [`JobError::State`], [`JobError::Publishing`], or a disk error.
+    pub fn cancel(&self, viewer: &Viewer, id: &str) -> Result<JobRecord, JobError> {
+        let wanted = "only an unfinished job can be cancelled";
+        let cancelled = self.transition(viewer, id, JobStatus::Cancelled, wanted, |status| {
             !status.is_over()
         })?;
-        self.events_of(id)
+        self.event_log(id)
             .push("info", "The job was cancelled", None);
         Ok(cancelled)
     }
 
-    /// Lets a job rest; its run writes its checkpoint first.
+    /// Pauses a job. Its run writes a checkpoint first.
     ///
     /// # Errors
-    /// It neither waits nor runs, or publishes at this moment.
-    pub fn pause(&self, who: &Viewer, id: &str) -> Result<JobRecord, JobError> {
-        let wanted = "only one that is queued or running can be paused";
-        let paused = self.turn(who, id, JobStatus::Paused, wanted, |status| {
+    /// As [`BackgroundWork::cancel`].
+    pub fn pause(&self, viewer: &Viewer, id: &str) -> Result<JobRecord, JobError> {
+        let wanted = "only a queued or running job can be paused";
+        let paused = self.transition(viewer, id, JobStatus::Paused, wanted, |status| {
             matches!(status, JobStatus::Queued | JobStatus::Running)
         })?;
-        self.events_of(id).push("info", "The job was paused", None);
+        self.event_log(id).push("info", "The job was paused", None);
         Ok(paused)
     }
 
-    /// Puts a job that rests back into its place in the queue.
+    /// Puts a paused job back into its place in the queue.
     ///
     /// # Errors
-    /// It does not rest.
-    pub fn resume(&self, who: &Viewer, id: &str) -> Result<JobRecord, JobError> {
-        let wanted = "only one that is paused can be resumed";
-        let resumed = self.turn(who, id, JobStatus::Queued, wanted, |status| {
+    /// As [`BackgroundWork::cancel`].
+    pub fn resume(&self, viewer: &Viewer, id: &str) -> Result<JobRecord, JobError> {
+        let wanted = "only a paused job can be resumed";
+        let resumed = self.transition(viewer, id, JobStatus::Queued, wanted, |status| {
             status == JobStatus::Paused
         })?;
-        self.events_of(id).push("info", "The job was resumed", None);
+        self.event_log(id).push("info", "The job was resumed", None);
         Ok(resumed)
     }
 
-    /// Turns a job's status into `to`, if `may` says so of what it is, and stops the trainer if it works on it.
-    fn turn(
+    /// Changes a job's status to `to` if `allowed` holds for its current one, and stops the trainer if it runs the job.
+    fn transition(
         &self,
-        who: &Viewer,
+        viewer: &Viewer,
         id: &str,
         to: JobStatus,
         wanted: &'static str,
-        may: impl Fn(JobStatus) -> bool,
+        allowed: impl Fn(JobStatus) -> bool,
     ) -> Result<JobRecord, JobError> {
         let mut state = self.jobs.lock();
-        let mut record = state.find(who, id)?;
-        if !may(record.status) {
+        let mut record = state.find(viewer, id)?;
+        if !allowed(record.status) {
             return Err(JobError::State {
                 id: id.to_owned(),
                 status: record.status,
@@ -71,8 +71,8 @@ impl BackgroundWork {
         record.status = to;
         record.finished_at = to.is_over().then(now);
         self.jobs.save(&mut state, &record)?;
-        let at_work = state.stop(id);
-        if record.status == JobStatus::Cancelled && !at_work {
+        let is_running = state.stop(id);
+        if record.status == JobStatus::Cancelled && !is_running {
             self.clear_state(id);
         }
         drop(state);

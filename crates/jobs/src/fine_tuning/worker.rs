@@ -1,4 +1,4 @@
-//! The two threads of the queue: one reads new jobs' files, one trains. What becomes of a job is written down here.
+//! The worker threads of training jobs: one validates files, one trains. They record the outcome of each job.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,22 +11,22 @@ use crate::records::failure::Failure;
 use crate::records::job::{JobRecord, JobStatus};
 
 impl BackgroundWork {
-    /// The thread that reads new jobs' files.
-    pub(crate) fn validate(&self) {
+    /// Reads the files of new jobs until the queue closes.
+    pub(crate) fn validate_jobs(&self) {
         let new =
             |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(job.number);
         while let Some(record) = self.jobs.wait_for(new) {
-            let looked = catch_unwind(AssertUnwindSafe(|| self.plan_of(&record, None)));
-            let looked = looked.unwrap_or_else(|_| {
+            let planned = catch_unwind(AssertUnwindSafe(|| self.make_plan(&record, None)));
+            let planned = planned.unwrap_or_else(|_| {
                 Err(JobError::Plan(
-                    "reading the files broke off; the log says why".to_owned(),
+                    "reading the files panicked; see the server's log".to_owned(),
                 ))
             });
-            let events = self.events_of(&record.id);
-            let changed = match looked {
+            let events = self.event_log(&record.id);
+            let changed = match planned {
                 Ok(plan) => {
                     events.push("info", "Files validated, moving job to queued state", None);
-                    self.change(&record.id, JobStatus::ValidatingFiles, |record| {
+                    self.update_job(&record.id, JobStatus::ValidatingFiles, |record| {
                         record.status = JobStatus::Queued;
                         record.progress.steps = plan.forecast.plan.steps;
                         record.plan = serde_json::to_value(&plan).ok();
@@ -43,7 +43,7 @@ impl BackgroundWork {
                 }
             };
             if let Err(error) = changed {
-                self.give_up(&record.id, &error);
+                self.fail_in_memory(&record.id, &error);
             }
         }
     }
@@ -54,15 +54,15 @@ impl BackgroundWork {
         from: JobStatus,
         failure: Failure,
     ) -> Result<Option<JobRecord>, JobError> {
-        self.change(id, from, |record| {
+        self.update_job(id, from, |record| {
             record.status = JobStatus::Failed;
             record.finished_at = Some(now());
             record.error = Some(failure);
         })
     }
 
-    /// The disk does not take a job's state any more: the job fails in memory, so that the queue goes on.
-    fn give_up(&self, id: &str, error: &JobError) {
+    /// Fails a job in memory because its state cannot be written to disk, so that the queue continues.
+    fn fail_in_memory(&self, id: &str, error: &JobError) {
         tracing::error!("job {id}: {error}");
         self.jobs.change_in_memory(id, |record| {
             record.status = JobStatus::Failed;
@@ -75,39 +75,39 @@ impl BackgroundWork {
         });
     }
 
-    /// The thread that trains.
-    pub(crate) fn train(&self) {
-        // What was under way when the process before ended goes first.
+    /// Trains queued jobs until the queue closes.
+    pub(crate) fn train_jobs(&self) {
+        // A job that was running when the process ended goes first.
         let next = |job: &JobRecord| match job.status {
             JobStatus::Running => Some((0, job.number)),
             JobStatus::Queued => Some((1, job.number)),
             _ => None,
         };
         while let Some(record) = self.jobs.wait_for(next) {
-            let running = match self.begin(&record.id) {
+            let running = match self.start_run(&record.id) {
                 Ok(Some(running)) => running,
                 Ok(None) => continue,
                 Err(error) => {
-                    self.give_up(&record.id, &error);
+                    self.fail_in_memory(&record.id, &error);
                     continue;
                 }
             };
             let ran = catch_unwind(AssertUnwindSafe(|| run::run(self, &record, &running.stop)));
-            let ended = ran.unwrap_or_else(|_| {
+            let outcome = ran.unwrap_or_else(|_| {
                 RunOutcome::Failed(Failure {
                     code: "server_error".to_owned(),
-                    message: "the run broke off; the log says why".to_owned(),
+                    message: "the run panicked; see the server's log".to_owned(),
                     param: None,
                 })
             });
-            if let Err(error) = self.ended(&record.id, ended) {
-                self.give_up(&record.id, &error);
+            if let Err(error) = self.finish_run(&record.id, outcome) {
+                self.fail_in_memory(&record.id, &error);
             }
         }
     }
 
-    /// Takes up a job, unless its state has changed.
-    fn begin(&self, id: &str) -> Result<Option<Running>, JobError> {
+    /// Marks a job as running; `None` if its state has changed.
+    fn start_run(&self, id: &str) -> Result<Option<Running>, JobError> {
         let mut state = self.jobs.lock();
         let Some(mut record) = state.records.get(id).cloned() else {
             return Ok(None);
@@ -122,17 +122,17 @@ impl BackgroundWork {
         Ok(Some(state.start(id)))
     }
 
-    /// Writes down what became of a run.
-    fn ended(&self, id: &str, ended: RunOutcome) -> Result<(), JobError> {
-        let events = self.events_of(id);
+    /// Records the outcome of a run.
+    fn finish_run(&self, id: &str, outcome: RunOutcome) -> Result<(), JobError> {
+        let events = self.event_log(id);
         let over = |record: &mut JobRecord, status: JobStatus| {
             record.status = status;
             record.finished_at = Some(now());
             record.progress.phase = None;
             record.progress.estimated_finish = None;
         };
-        match ended {
-            // Whoever stopped it has said what it is now.
+        match outcome {
+            // The request that stopped it has set its status.
             RunOutcome::Stopped => {}
             RunOutcome::Published { model, tokens } => {
                 events.push(
@@ -141,24 +141,24 @@ impl BackgroundWork {
                     None,
                 );
                 events.push("info", "The job has successfully completed", None);
-                self.change(id, JobStatus::Running, |record| {
+                self.update_job(id, JobStatus::Running, |record| {
                     over(record, JobStatus::Succeeded);
                     record.trained_tokens = Some(tokens);
                     record.fine_tuned_model = Some(model);
                 })?;
             }
-            RunOutcome::Kept { tokens } => {
-                let told =
+            RunOutcome::AdapterKept { tokens } => {
+                let message =
                     "The job has successfully completed; its adapter is kept until it is published";
-                events.push("info", told, None);
-                self.change(id, JobStatus::Running, |record| {
+                events.push("info", message, None);
+                self.update_job(id, JobStatus::Running, |record| {
                     over(record, JobStatus::Succeeded);
                     record.trained_tokens = Some(tokens);
                 })?;
             }
             RunOutcome::Failed(failure) => {
                 events.push("error", failure.message.clone(), None);
-                self.change(id, JobStatus::Running, |record| {
+                self.update_job(id, JobStatus::Running, |record| {
                     over(record, JobStatus::Failed);
                     record.error = Some(failure);
                 })?;

@@ -1,68 +1,68 @@
-//! An evaluation as it is stored: one JSON file, replaced whole.
+//! The record of an evaluation: one JSON file, replaced whole.
 
 use serde::{Deserialize, Serialize};
 
 use crate::records::failure::Failure;
 
-/// Where an evaluation is.
+/// The status of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluationStatus {
-    /// It waits for its turn.
+    /// It is in the queue.
     Queued,
     /// It is being measured.
     Running,
-    /// Its result is there.
+    /// Its result is stored.
     Succeeded,
-    /// It came to nothing; its error says why.
+    /// It failed; its error has the reason.
     Failed,
-    /// It was given up.
+    /// It was cancelled.
     Cancelled,
 }
 
 impl EvaluationStatus {
-    /// Whether nothing more will come of it.
+    /// Whether the status is final.
     #[must_use]
     pub fn is_over(self) -> bool {
         !matches!(self, EvaluationStatus::Queued | EvaluationStatus::Running)
     }
 }
 
-/// How far an evaluation is, in answers and other parts.
+/// The progress of an evaluation, in answers and other parts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Done)]
 pub struct EvaluationProgress {
-    /// Parts that are done.
+    /// Finished parts.
     pub done: u64,
-    /// All parts; 0 until its rows were read.
+    /// All parts; 0 until the rows are read.
     pub of: u64,
 }
 
-/// An evaluation as it is kept.
+/// The record of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Its id.
     pub id: String,
     /// Its place in the order of arrival, which is the order of the queue.
     pub number: u64,
-    /// The key that asked for it; none on a server without keys.
+    /// The API key that requested it; `None` on a server without keys.
     pub owner: Option<String>,
-    /// When, in seconds since 1970.
+    /// When it was requested, as a Unix time in seconds.
     pub created_at: u64,
-    /// When it was over.
+    /// When it finished.
     pub finished_at: Option<u64>,
-    /// Where it is.
+    /// Its status.
     pub status: EvaluationStatus,
-    /// Who is measured, each as `name@version`.
+    /// The personas to measure, each as `name@version`.
     pub personas: Vec<String>,
-    /// Whose rows they are asked; none for each one's own.
+    /// The id of the file whose questions they answer; `None` for each persona's own rows.
     pub file: Option<String>,
-    /// The most rows of each.
+    /// The most rows of each persona.
     pub max_rows: usize,
-    /// How far it is.
+    /// Its progress.
     pub progress: EvaluationProgress,
     /// Why it failed.
     pub error: Option<Failure>,
-    /// Its result among those that are kept.
+    /// The id of its stored result.
     pub result: Option<String>,
 }

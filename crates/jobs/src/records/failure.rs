@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 /// Why a job or an evaluation failed, in OpenAI's shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Failure {
-    /// A name for programs.
+    /// The error code.
     pub code: String,
     /// What is wrong and what to do.
     pub message: String,
-    /// The field that it is about, if it is about one.
+    /// The request field that it is about, if any.
     #[schema(required)]
     pub param: Option<String>,
 }

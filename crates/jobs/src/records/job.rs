@@ -1,4 +1,4 @@
-//! A job as it is kept: what was asked for, what became of it. One file a job, replaced whole.
+//! The record of a job: the request, its state and its outcome. One JSON file, replaced whole.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,24 +10,24 @@ use train::TrainSettings;
 use crate::records::failure::Failure;
 use crate::records::thresholds::Thresholds;
 
-/// Where a job is.
+/// The status of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = Status)]
 pub enum JobStatus {
-    /// Its files are being read as its run will read them.
+    /// Its files are being read and encoded.
     ValidatingFiles,
-    /// It waits for its turn.
+    /// It is in the queue.
     Queued,
-    /// It is being trained, examined or published.
+    /// It is being trained, evaluated or published.
     Running,
-    /// It rests until it is resumed.
+    /// It waits until it is resumed.
     Paused,
-    /// Its adapter is published, or kept for whoever publishes it.
+    /// Its adapter is published, or kept until someone publishes it.
     Succeeded,
-    /// It came to nothing; its error says why.
+    /// It failed; its error has the reason.
     Failed,
-    /// It was given up.
+    /// It was cancelled.
     Cancelled,
 }
 
@@ -43,7 +43,7 @@ impl JobStatus {
         JobStatus::Cancelled,
     ];
 
-    /// As OpenAI calls it.
+    /// OpenAI's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl JobStatus {
         }
     }
 
-    /// Whether nothing more will come of it.
+    /// Whether the status is final.
     #[must_use]
     pub fn is_over(self) -> bool {
         matches!(
@@ -73,26 +73,26 @@ impl fmt::Display for JobStatus {
     }
 }
 
-/// How a job trains.
+/// The training method of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// On answers.
+    /// On one answer per row.
     Supervised,
-    /// On pairs of answers, one to prefer and one to reject.
+    /// On pairs of a chosen and a rejected answer (DPO).
     Dpo,
 }
 
 /// The adapter that a job starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
+pub struct StartAdapter {
     /// `name@version`.
     pub persona: String,
     /// The adapter's content hash.
     pub sha256: String,
 }
 
-/// How far a job is.
+/// The progress of a job.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
     /// Optimizer steps done.
@@ -105,105 +105,107 @@ pub struct Progress {
     /// The lowest validation loss so far, in nats.
     #[schema(required)]
     pub best_validation_loss: Option<f64>,
-    /// Tokens a second since the server took the job up, with what it waited for answers.
+    /// Tokens per second since the server started or resumed the job, including the time that it yielded to requests.
     #[schema(required)]
     pub tokens_per_s: Option<f64>,
-    /// When its training will be over at the pace so far, as a Unix time.
+    /// When training will finish at the current speed, as a Unix time in seconds.
     #[schema(required)]
     pub estimated_finish: Option<u64>,
-    /// What it does beside training: `sampling`, `examining` or `publishing`.
+    /// What it does other than training: `sampling`, `examining` or `publishing`.
     #[schema(required)]
     pub phase: Option<String>,
 }
 
-/// A threshold, and what was measured.
+/// The result of a threshold of the eval gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Checked)]
 pub struct ThresholdResult {
     /// The threshold's name.
     pub key: String,
-    /// What was measured; none where it could not be, which counts as missed.
+    /// The measured value; null if it could not be measured, which counts as missed.
     #[schema(required)]
     pub value: Option<f64>,
-    /// What was wanted.
+    /// The threshold.
     pub wanted: f64,
-    /// Whether that is enough.
+    /// Whether the value meets the threshold.
     pub passed: bool,
-    /// In words.
-    pub said: String,
+    /// The result as a sentence.
+    #[serde(rename = "said")]
+    pub message: String,
 }
 
-/// A question that training did not see, and what the adapter said.
+/// A held-out question and the adapter's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Sample {
-    /// What was asked.
+    /// The question.
     pub question: String,
-    /// What the row answers.
+    /// The row's answer.
     pub reference: String,
-    /// What the adapter answered, at temperature 0.
+    /// The adapter's greedy answer.
     pub answer: String,
 }
 
-/// A job.
+/// The record of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobRecord {
     /// Its id.
     pub id: String,
     /// Its place in the order of arrival, which is the order of the queue.
     pub number: u64,
-    /// The key that created it; none on a server without keys.
+    /// The API key that created it; `None` on a server without keys.
     pub owner: Option<String>,
-    /// When it was created, in seconds since 1970.
+    /// When it was created, as a Unix time in seconds.
     pub created_at: u64,
-    /// When it was over.
+    /// When it finished.
     pub finished_at: Option<u64>,
-    /// Where it is.
+    /// Its status.
     pub status: JobStatus,
-    /// What it was to start from, as it was asked for: the base, or a persona.
+    /// The requested `model`: the base, or a persona.
     pub model: String,
     /// The persona that it publishes.
     pub persona: String,
     /// Whether the client named the persona.
     pub named: bool,
-    /// The training file.
+    /// The id of the training file.
     pub training_file: String,
-    /// The validation file.
+    /// The id of the validation file.
     pub validation_file: Option<String>,
-    /// How it trains.
+    /// Its training method.
     pub method: Method,
-    /// The learning rate by the default one.
+    /// The learning rate divided by the base's default.
     pub learning_rate_multiplier: f64,
     /// All settings; the learning rate is set.
     pub settings: TrainSettings,
     /// The adapter that it starts from.
-    pub start: Option<Start>,
-    /// The system prompt of rows that bring none, and of the persona.
+    pub start: Option<StartAdapter>,
+    /// The system prompt of rows that have none, and of the persona.
     pub system_prompt: Option<String>,
-    /// What it must measure up to before it is published.
+    /// The thresholds of its eval gate.
     pub thresholds: Option<Thresholds>,
-    /// What was measured of that.
-    pub checked: Vec<ThresholdResult>,
-    /// Whether it publishes its adapter by itself.
-    #[serde(default = "by_itself")]
+    /// The results of the thresholds.
+    #[serde(rename = "checked")]
+    pub threshold_results: Vec<ThresholdResult>,
+    /// Whether it publishes an adapter that passed the gate.
+    #[serde(default = "publish_by_default")]
     pub publish: bool,
-    /// Whether its adapter waits in its folder, not published: it was not to be, or its gate refused it.
-    #[serde(default)]
-    pub kept: bool,
-    /// Some answers of the adapter.
+    /// Whether an unpublished adapter is kept in its folder: publishing was off, or the gate refused it.
+    #[serde(default, rename = "kept")]
+    pub adapter_kept: bool,
+    /// Answers of the trained adapter.
     #[serde(default)]
     pub samples: Vec<Sample>,
-    /// What the adapter is asked while it is trained; without, questions of the rows that training does not see.
+    /// Questions that the adapter answers while it trains; `None` for held-out questions.
     #[serde(default)]
     pub sample_prompts: Option<Vec<String>>,
-    /// The client's own.
+    /// The client's metadata.
     pub metadata: BTreeMap<String, String>,
-    /// How far it is.
+    /// Its progress.
     pub progress: Progress,
-    /// Tokens that were trained on, once it is over.
+    /// Trained tokens, once it succeeded.
     pub trained_tokens: Option<u64>,
-    /// What the run will do and need, once its files were read.
+    /// The plan of the run, once its files are read.
     pub plan: Option<Value>,
-    /// The content hash that is being published: a process that was killed then looks whether it is there already.
+    /// The content hash that is being published. After a kill, the next process checks whether the registry has it already.
     pub publishing: Option<String>,
     /// `name@version`, once it is published.
     pub fine_tuned_model: Option<String>,
@@ -211,26 +213,26 @@ pub struct JobRecord {
     pub error: Option<Failure>,
 }
 
-fn by_itself() -> bool {
+fn publish_by_default() -> bool {
     true
 }
 
-/// What happened to a job.
+/// An event of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// Its id.
     pub id: String,
-    /// When, in seconds since 1970.
+    /// When, as a Unix time in seconds.
     pub created_at: u64,
     /// `info`, `warn` or `error`.
     pub level: String,
-    /// In words.
+    /// The message.
     pub message: String,
-    /// The numbers of a step or of a validation; none for a message.
+    /// The metrics of a step or a validation; `None` for other events.
     pub data: Option<Metrics>,
 }
 
-/// The numbers of a step, or of a validation.
+/// The metrics of a step or a validation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Metrics {
     /// Optimizer steps done.
@@ -239,7 +241,7 @@ pub struct Metrics {
     pub total_steps: u64,
     /// The epoch, from 1.
     pub epoch: u64,
-    /// Mean loss of a step's trained tokens, in nats.
+    /// Mean loss of the step's trained tokens, in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
     /// The learning rate of the step.
@@ -251,13 +253,13 @@ pub struct Metrics {
     /// Tokens of the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
-    /// Mean loss of the validation rows' trained tokens, in nats; of pairs, their objective.
+    /// Mean loss of the validation rows' trained tokens, in nats; for pairs, the DPO objective.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_valid_loss: Option<f64>,
-    /// Whether that is the lowest so far: the state that will be published.
+    /// Whether that is the lowest so far. The state with the lowest loss is published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best: Option<bool>,
-    /// The share of pairs whose preferred answer has gained on the other.
+    /// The share of pairs whose chosen answer gained on the rejected one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preference_accuracy: Option<f64>,
 }

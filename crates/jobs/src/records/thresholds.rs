@@ -1,56 +1,57 @@
-//! What a job's adapter must measure up to before it is published: the `[eval]` table of persona.toml, as JSON.
+//! The thresholds of a job's eval gate: the `[eval]` table of persona.toml as JSON.
 
 use registry::EvalSpec;
 use serde::{Deserialize, Serialize};
 use train::measures::ToneMarkers;
 
-/// The share of answers in the right tone where nobody says, as in persona.toml.
+/// The default of `tone_at_least`, as in persona.toml.
 const TONE: f64 = 0.95;
-/// The share of copied identifiers where nobody says, as in persona.toml.
+/// The default of `copied_at_least`, as in persona.toml.
 const COPIED: f64 = 0.9;
-/// The largest bound of a measure that is no share.
+/// The largest threshold of a measure that is not a share.
 const MAX_BOUND: f64 = 100.0;
 /// The most patterns of a list.
 const MAX_PATTERNS: usize = 64;
 /// The longest pattern, in bytes.
 const MAX_PATTERN: usize = 1024;
 
-/// Thresholds, by their names in the `[eval]` table of persona.toml (docs/evaluation.md). A bound that is not there is not
-/// checked.
+/// Thresholds, by their names in the `[eval]` table of persona.toml (docs/evaluation.md). A threshold that is not set is
+/// not checked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Thresholds {
-    /// Regular expressions, one of which an answer in the right tone matches; empty: any answer will do.
+    /// Regular expressions; an answer in the right tone matches one of them. If empty, any answer does.
     pub any_of: Vec<String>,
-    /// Regular expressions, none of which it matches.
+    /// Regular expressions; an answer in the right tone matches none of them.
     pub none_of: Vec<String>,
-    /// Share of answers, 0 to 1, that must have the right tone; 0.95 without.
+    /// Share of answers, 0 to 1, that must have the right tone. Default: 0.95.
     pub tone_at_least: Option<f64>,
-    /// Share of answers, 0 to 1, that must copy their identifiers right; 0.9 without.
+    /// Share of answers, 0 to 1, that must copy identifiers right. Default: 0.9.
     pub copied_at_least: Option<f64>,
     /// Share of answers, 0 to 1, that must leave no identifier out.
     pub complete_at_least: Option<f64>,
-    /// Mean loss of a token of the reference answers, in nats.
+    /// Mean loss of the reference answers, in nats per token.
     pub loss_at_most: Option<f64>,
-    /// Distinctness, 0 to 1, from the nearest of the personas beside.
+    /// Distinctness, 0 to 1, from the nearest baseline.
     pub distinct_at_least: Option<f64>,
-    /// Share of answers, 0 to 1, that pass the tone check of whichever persona beside they pass most.
+    /// Highest share of answers, 0 to 1, that pass a baseline's tone check.
     pub other_tone_at_most: Option<f64>,
-    /// 1 to 4 other personas, or versions of one, that the two before this compare with; without, the first four by name that have an
-    /// adapter, those in the server's folder first.
-    pub beside: Option<Vec<String>>,
-    /// Drift from the base on neutral text, in nats a token.
+    /// The baselines of `distinct_at_least` and `other_tone_at_most`: 1 to 4 other personas, or versions of one. Default: the first four by
+    /// name that have an adapter, those in the server's folder first.
+    #[serde(rename = "beside")]
+    pub baselines: Option<Vec<String>>,
+    /// Drift from the base on neutral text, in nats per token.
     pub drift_at_most: Option<f64>,
     /// Share of repeated word 4-grams, 0 to 1.
     pub repetition_at_most: Option<f64>,
-    /// Mean words of the answers by those of the references.
+    /// Mean length of the answers, in words, divided by that of the references.
     pub length_at_least: Option<f64>,
-    /// Mean words of the answers by those of the references.
+    /// Mean length of the answers, in words, divided by that of the references.
     pub length_at_most: Option<f64>,
 }
 
 impl Thresholds {
-    /// Those of a persona's `[eval]` table.
+    /// The thresholds of a persona's `[eval]` table.
     #[must_use]
     pub fn of(spec: &EvalSpec) -> Thresholds {
         Thresholds {
@@ -62,7 +63,7 @@ impl Thresholds {
             loss_at_most: spec.loss_at_most,
             distinct_at_least: spec.distinct_at_least,
             other_tone_at_most: spec.other_tone_at_most,
-            beside: None,
+            baselines: None,
             drift_at_most: spec.drift_at_most,
             repetition_at_most: spec.repetition_at_most,
             length_at_least: spec.length_at_least,
@@ -70,7 +71,7 @@ impl Thresholds {
         }
     }
 
-    /// As an evaluation takes them.
+    /// The thresholds as an `[eval]` table.
     #[must_use]
     pub fn spec(&self) -> EvalSpec {
         EvalSpec {
@@ -89,10 +90,10 @@ impl Thresholds {
         }
     }
 
-    /// Holds every number to its range and every pattern to what a pattern may be.
+    /// Checks the range of every number, and every pattern.
     ///
     /// # Errors
-    /// The name of the field that is wrong, and what is wrong with it.
+    /// The name of an invalid field, and what is wrong with it.
     pub(crate) fn check(&self) -> Result<(), (String, String)> {
         let shares = [
             ("tone_at_least", self.tone_at_least),

@@ -1,15 +1,16 @@
-//! Writes a trained adapter: its PEFT folder, and its loss curve beside it.
+//! Writes the folder of a trained adapter: its PEFT files, its card and its loss curve.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use formats::peft::Dtype;
-use train::TrainSettings;
 use train::export::{Provenance, peft_adapter};
 use train::job::DataReport;
 use train::metrics::parse_metrics;
 use train::plot::{LossCurve, loss_curve};
 use train::preference::RejectedPersona;
+use train::progress::Validation;
 use train::sft::TrainedAdapter;
+use train::{PreferenceSettings, TrainSettings};
 
 use base::Base;
 use base::hub;
@@ -17,7 +18,7 @@ use base::hub;
 /// One adapter to train.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// The persona or adapter.
+    /// The name of the persona or adapter.
     pub name: String,
     /// The training file.
     pub data: PathBuf,
@@ -29,27 +30,30 @@ pub struct Target {
     pub settings: TrainSettings,
     /// The personas whose answers are rejected.
     pub siblings: Vec<RejectedPersona>,
-    /// The adapter that it starts from.
+    /// The adapter that training starts from.
     pub from: Option<PathBuf>,
-    /// Its PEFT folder.
+    /// The PEFT folder to write.
     pub out: PathBuf,
 }
 
-/// What an adapter was trained on.
+/// The base that an adapter was trained on.
 pub struct Origin<'a> {
     /// The base.
     pub base: &'a Base,
-    /// The name of a base that Lory knows; none for a file.
-    pub known: Option<&'a str>,
+    /// The id of a base that Lory knows; `None` for any other file.
+    pub known_base: Option<&'a str>,
     /// The sha256 of the base, in hex.
     pub sha256: &'a str,
 }
 
-/// Writes the folder of `target`. The curve comes before the adapter's own files, whose last one makes it visible.
+/// Writes the folder of `target`. The loss curve is written first, because the last file of the adapter makes it visible.
+///
+/// # Errors
+/// A file cannot be written, or the adapter has a value that PEFT files cannot hold.
 pub fn write(
     trained: &TrainedAdapter,
     target: &Target,
-    loaded: &DataReport,
+    data: &DataReport,
     origin: &Origin<'_>,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(&target.out)?;
@@ -58,7 +62,7 @@ pub fn write(
     std::fs::write(target.out.join("loss.svg"), loss_curve(&title, &[curve]))?;
 
     let upstream = origin
-        .known
+        .known_base
         .and_then(hub::known)
         .map(|known| known.upstream);
     let provenance = Provenance {
@@ -67,7 +71,7 @@ pub fn write(
         tokenizer_hash: origin.base.tokenizer.hash().to_owned(),
         template_hash: origin.base.template.hash(),
         system: target.system_prompt.clone(),
-        data: loaded.clone(),
+        data: data.clone(),
     };
     let adapter = peft_adapter(trained, &provenance)?;
     let card = card(trained, target, upstream, &provenance);
@@ -83,12 +87,6 @@ fn card(
     provenance: &Provenance,
 ) -> String {
     let settings = &trained.settings;
-    let file = |path: &PathBuf| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
     let head = upstream.map_or_else(String::new, |upstream| format!("base_model: {upstream}\n"));
     let system = target
         .system_prompt
@@ -96,33 +94,14 @@ fn card(
         .map_or_else(String::new, |prompt| {
             format!("System prompt: `{}`\n\n", prompt.replace('`', "'"))
         });
-    let best = trained.best.map_or_else(String::new, |best| match best.preference {
-        None => format!(
-            " Validation loss {:.4} nats a token, after epoch {}.",
-            best.loss, best.epoch
-        ),
-        Some(preference) => format!(
-            " Validation loss {:.4} a pair, after epoch {}; the preferred answer has gained on the other in {:.1}% of \
-             {} pairs.",
-            best.loss,
-            best.epoch,
-            preference.accuracy * 100.0,
-            preference.pairs
-        ),
-    });
     let preference = settings
         .preference
         .as_ref()
-        .map_or_else(String::new, |preference| {
-            let over = match preference.against.as_slice() {
-                [] => "the rejected ones of its rows".to_owned(),
-                names => format!("those of {}", names.join(", ")),
-            };
-            format!(
-                " Its answers are preferred over {over} (DPO, beta {}, SFT weight {}).",
-                preference.beta, preference.sft_weight
-            )
-        });
+        .map_or_else(String::new, preference_sentence);
+    let best = trained
+        .best
+        .as_ref()
+        .map_or_else(String::new, best_sentence);
     let lr = settings
         .lr
         .map_or_else(String::new, |lr| format!(", learning rate {lr:e}"));
@@ -140,18 +119,55 @@ fn card(
         trained.name,
         provenance.base_name,
         provenance.base_hash,
-        file(&target.data),
+        file_name(&target.data),
         settings.rank,
         settings.alpha,
         settings.epochs,
         settings.seed,
         trained.steps,
-        origins(target, provenance, &file),
+        provenance_table(target, provenance),
     )
 }
 
-/// The provenance as a table: what it was made from, and the hash of it.
-fn origins(target: &Target, provenance: &Provenance, file: &dyn Fn(&PathBuf) -> String) -> String {
+/// The card's sentence about the published state.
+fn best_sentence(best: &Validation) -> String {
+    match best.preference {
+        None => format!(
+            " Validation loss {:.4} nats a token, after epoch {}.",
+            best.loss, best.epoch
+        ),
+        Some(preference) => format!(
+            " Validation loss {:.4} a pair, after epoch {}; the preferred answer has gained on the other in {:.1}% of \
+             {} pairs.",
+            best.loss,
+            best.epoch,
+            preference.accuracy * 100.0,
+            preference.pairs
+        ),
+    }
+}
+
+/// The card's sentence about preference training.
+fn preference_sentence(preference: &PreferenceSettings) -> String {
+    let over = match preference.against.as_slice() {
+        [] => "the rejected ones of its rows".to_owned(),
+        names => format!("those of {}", names.join(", ")),
+    };
+    format!(
+        " Its answers are preferred over {over} (DPO, beta {}, SFT weight {}).",
+        preference.beta, preference.sft_weight
+    )
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The provenance as a Markdown table: what the adapter was trained from, with hashes.
+fn provenance_table(target: &Target, provenance: &Provenance) -> String {
     let mut table = "| what | sha256 |\n|---|---|\n".to_owned();
     let mut row = |what: &str, hash: &str| table += &format!("| {what} | `{hash}` |\n");
     row("base, the file", &provenance.base_hash);
@@ -159,11 +175,11 @@ fn origins(target: &Target, provenance: &Provenance, file: &dyn Fn(&PathBuf) -> 
     row("chat template", &provenance.template_hash);
     let data = &provenance.data;
     row(
-        &format!("data, `{}`", file(&target.data)),
+        &format!("data, `{}`", file_name(&target.data)),
         &data.train_file_hash,
     );
     if let (Some(eval), Some(hash)) = (&target.eval, &data.validation_file_hash) {
-        row(&format!("validation data, `{}`", file(eval)), hash);
+        row(&format!("validation data, `{}`", file_name(eval)), hash);
     }
     table
 }

@@ -1,6 +1,6 @@
-//! From trained numbers to what serves them: what `lory train` and a training job share. Knows no terminal and no HTTP.
+//! Training that `lory train` and training jobs share. Must not know terminals or HTTP.
 //!
-//! - `folder`: the adapter's PEFT folder, with its loss curve and its provenance
+//! - `folder`: writes the adapter's PEFT folder, with its loss curve and its card
 //! - `plan`: what a run will do and need
 
 pub mod folder;
@@ -13,8 +13,8 @@ pub use folder::Target;
 
 use base::Base;
 
-/// The decoder as the trainer drives it: forward in the arithmetic that serves, so that what is learnt is learnt on what the
-/// adapter will meet, and backward in bf16 where the machine has it.
+/// The learner on `base`: forward in the arithmetic that serves, so that the adapter is trained on the activations that it will be served
+/// with, and backward in bf16 if the machine supports it.
 pub fn learner(base: &Base) -> ModelLearner {
     ModelLearner::new(base.model.clone(), Compute::Int8)
 }

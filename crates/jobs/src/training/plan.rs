@@ -1,4 +1,4 @@
-//! What a run will do and need, as plain data, which is JSON for scripts.
+//! The plan of a run: what it will do and need, as plain data and as JSON.
 
 use serde::Serialize;
 use train::RunEstimate;
@@ -12,18 +12,18 @@ pub struct Plan {
     /// Steps, tokens and memory.
     #[serde(flatten)]
     pub forecast: RunEstimate,
-    /// Bytes that the run will add to those in use.
+    /// Bytes that the run needs in addition to those in use.
     pub memory_needed: u64,
-    /// Most bytes of activations that the run may keep, for [`train::ModelLearner::set_activation_cache`].
+    /// The limit of the activation cache, in bytes, for [`train::ModelLearner::set_activation_cache`].
     #[serde(skip)]
     pub keep: u64,
-    /// Bytes in use before it starts: the base and the rows.
+    /// Bytes in use before the run starts: the base and the rows.
     pub memory_in_use: Option<u64>,
-    /// What it may take.
+    /// Memory that the run may use; `None` if it is unknown.
     pub memory_available: Option<Available>,
     /// The step that the time is estimated from.
     pub measured: Option<MeasuredStep>,
-    /// The estimated time, in seconds.
+    /// The estimated duration, in seconds.
     pub seconds: Option<f64>,
 }
 
@@ -47,7 +47,10 @@ impl Plan {
         }
     }
 
-    /// Whether it fits, as far as that is known.
+    /// Checks that the run fits into the available memory, if that is known.
+    ///
+    /// # Errors
+    /// It does not fit.
     pub fn check(&self) -> anyhow::Result<()> {
         match self.memory_available {
             None => Ok(()),
@@ -55,7 +58,7 @@ impl Plan {
         }
     }
 
-    /// Takes up how long a step took.
+    /// Estimates the duration from a measured step.
     pub fn measured(&mut self, step: MeasuredStep) {
         self.seconds = Some(self.forecast.seconds(step.tokens_per_s()));
         self.measured = Some(step);

@@ -55,7 +55,7 @@ fn evaluations_are_listed_and_shown() {
     let home = RegistryHome::new();
     let kept = home.evaluations();
     let result = json!({"base": "tiny", "missed": [], "losses": {}, "personas": [{"name": "warm", "version": 1, "adapter": null}]});
-    kept.keep(1_764_000_000, result).unwrap();
+    kept.store(1_764_000_000, result).unwrap();
     let server = TestServer::start(home.state(false));
     let listed = server.get("/v1/evaluations").json();
     let id = listed["data"][0]["id"].as_str().unwrap();

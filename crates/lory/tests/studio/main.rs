@@ -55,7 +55,7 @@ fn prepare(home: &TestHome) {
         "samples": [{"question": "Where is it?", "base": "I am a model.", "answers": {"warm": "Soon!", "formal": "In transit."}}],
     });
     let kept = jobs::EvaluationResults::new(&base::home::Home::at(&home.path("home")).judgements());
-    kept.keep(1_764_000_000, evaluation).unwrap();
+    kept.store(1_764_000_000, evaluation).unwrap();
 }
 
 #[test]

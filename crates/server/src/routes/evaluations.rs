@@ -175,7 +175,7 @@ pub(super) async fn retrieve(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    if id.starts_with(jobs::evaluation::requests::ID) {
+    if id.starts_with(jobs::evaluation::requests::ID_PREFIX) {
         let jobs = state.jobs()?;
         let found = run_blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::middleware::auth::ApiCaller;
 use crate::query::Query;
 use jobs::files::{MAX_FILE, PURPOSE};
-use jobs::fine_tuning::preview::{MAX_SHOWN, Reading, ShownRow};
+use jobs::fine_tuning::preview::{MAX_SHOWN, RowOptions, ShownRow};
 use jobs::{JobError, StoredFile, Viewer};
 
 /// The largest form, in bytes: a file, and what is around it.
@@ -147,7 +147,7 @@ pub(super) async fn create(
         match field.name().unwrap_or_default() {
             "file" if taken.is_none() => {
                 let filename = field.file_name().unwrap_or("rows.jsonl").to_owned();
-                let mut upload = jobs.upload()?;
+                let mut upload = jobs.start_upload()?;
                 while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
                     upload.write(&bytes)?;
                 }
@@ -183,7 +183,7 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let (upload, filename) = taken.ok_or_else(|| missing("file"))?;
-    let kept = run_blocking(move || jobs.keep(upload, &filename, &caller)).await??;
+    let kept = run_blocking(move || jobs.finish_upload(upload, &filename, &caller)).await??;
     Ok(Json(kept.into()))
 }
 
@@ -253,7 +253,7 @@ pub(super) async fn content(
 ) -> Result<Response, ApiError> {
     let jobs = state.jobs()?;
     let file = jobs.file(&Viewer::of(&caller), &id)?;
-    let path = jobs.path_of(&file);
+    let path = jobs.file_path(&file);
     let opened = run_blocking(move || std::fs::File::open(path)).await?;
     let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
     // A file can be too large to hold in memory.
@@ -310,8 +310,8 @@ pub(super) async fn delete(
 }
 
 /// How rows are read, by the parameters of all routes that preview them.
-fn reading(query: &mut Query, context: usize) -> Result<Reading, ApiError> {
-    Ok(Reading {
+fn reading(query: &mut Query, context: usize) -> Result<RowOptions, ApiError> {
+    Ok(RowOptions {
         system_prompt: query.text("system_prompt")?,
         max_length: query.number("max_length", 2, context)?,
     })

@@ -21,7 +21,7 @@ use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::output::print;
 use base::plan::Demand;
 use base::progress::Progress;
-use jobs::evaluation::answers::Speaker;
+use jobs::evaluation::answers::Responder;
 use jobs::evaluation::{answers, gate, measures, summary};
 use jobs::training;
 use service::{Service, Settings};
@@ -80,7 +80,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     }
     let (mut questions, common) = answers::questions(&candidates);
     if args.gate {
-        questions.retain(|question| question.to != Speaker::Base);
+        questions.retain(|question| question.to != Responder::Base);
     }
     let service = open_service(&args, personas, questions.len())?;
 
@@ -105,9 +105,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         &candidates,
         &answers,
         if args.gate {
-            measures::Extent::Thresholds
+            measures::MeasureScope::Thresholds
         } else {
-            measures::Extent::All
+            measures::MeasureScope::All
         },
         &mut training::learner(service.base()),
         None,

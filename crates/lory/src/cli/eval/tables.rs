@@ -4,7 +4,7 @@ use train::LossSum;
 
 use crate::cli::output::table::Table;
 use jobs::evaluation::gate::Check;
-use jobs::evaluation::measures::{Measures, Told};
+use jobs::evaluation::measures::{Measures, AnswerMeasures};
 
 /// All tables.
 pub(crate) fn render(measures: &Measures) -> String {
@@ -48,7 +48,7 @@ pub(crate) fn gate(checks: &[Check]) -> String {
 }
 
 /// (rows, answered by, scores) of the base and the persona, for each persona.
-fn speakers(measures: &Measures) -> impl Iterator<Item = (&str, &str, &Told)> {
+fn speakers(measures: &Measures) -> impl Iterator<Item = (&str, &str, &AnswerMeasures)> {
     measures.personas.iter().flat_map(|persona| {
         let name = persona.name.as_str();
         [
@@ -67,7 +67,7 @@ fn scores(measures: &Measures) -> Table {
         "identifiers right",
         "none left out",
     ]);
-    for (rows, speaker, Told { score, .. }) in speakers(measures) {
+    for (rows, speaker, AnswerMeasures { score, .. }) in speakers(measures) {
         table.row([
             rows.to_owned(),
             speaker.to_owned(),

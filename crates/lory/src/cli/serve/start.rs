@@ -106,7 +106,7 @@ fn start_jobs(
     })?;
     let settings = JobSettings {
         dir,
-        known,
+        known_base: known,
         results,
     };
     let started = Jobs::start(Arc::clone(service), &settings);

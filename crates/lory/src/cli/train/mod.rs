@@ -249,7 +249,7 @@ fn train(
 fn write_adapters(run: &Run<'_>, trained: &[TrainedAdapter]) -> anyhow::Result<()> {
     let origin = Origin {
         base: run.base,
-        known: run.known,
+        known_base: run.known,
         sha256: run.fingerprint,
     };
     for ((trained, target), data) in trained.iter().zip(run.targets).zip(&run.data) {

@@ -49,7 +49,7 @@ fn is(status: &str) -> impl Fn(&Value) -> bool {
 }
 
 #[test]
-fn personas_are_measured_when_somebody_asks() {
+fn personas_are_evaluated_on_request() {
     let school = School::new();
     with_rows(&school);
     let open = school.open();
@@ -95,7 +95,7 @@ fn personas_are_measured_when_somebody_asks() {
     let over = open.server.send("POST", &path, &[], b"").read_all();
     assert_eq!(over.error().1, "evaluation_state");
 
-    // Beside a job that trains it comes to the same, and both go on.
+    // Next to a training job the result is the same, and both finish.
     let job = open.created(&endless(&file, "beside"));
     let before = open.at_step(&job, 2)["lory"]["progress"]["step"].as_u64();
     let again = open.measured(&wanted);
@@ -113,7 +113,7 @@ fn personas_are_measured_when_somebody_asks() {
 }
 
 #[test]
-fn versions_of_one_persona_are_told_apart() {
+fn versions_of_one_persona_are_labelled_apart() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(12));
@@ -142,7 +142,7 @@ fn versions_of_one_persona_are_told_apart() {
 }
 
 #[test]
-fn an_evaluation_can_be_given_up_and_those_that_wait_outlast_a_restart() {
+fn evaluations_can_be_cancelled_and_queued_ones_survive_a_restart() {
     let school = School::new();
     let (stopped, running, waiting);
     {
@@ -191,7 +191,7 @@ fn an_evaluation_can_be_given_up_and_those_that_wait_outlast_a_restart() {
 }
 
 #[test]
-fn what_is_wrong_with_an_evaluation_is_named() {
+fn invalid_evaluations_are_rejected_by_field() {
     let school = School::new();
     with_rows(&school);
     let open = school.open();

@@ -1,10 +1,10 @@
-//! What a job made is measured, and published or kept.
+//! The eval gate, and publishing of kept adapters.
 
 use super::*;
 use testkit::tiny::adapter;
 
 #[test]
-fn the_gate_lets_through_what_measures_up() {
+fn the_gate_publishes_only_adapters_that_meet_the_thresholds() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -38,7 +38,7 @@ fn the_gate_lets_through_what_measures_up() {
         (missed.len(), &missed[0]["key"]),
         (1, &json!("loss_at_most"))
     );
-    // Kept where the message says, and nobody can ask it.
+    // The adapter is in the folder that the message names, and is not served.
     let folder = message.rsplit("is kept in ").next().unwrap();
     assert!(
         PathBuf::from(folder)
@@ -62,7 +62,7 @@ fn the_gate_lets_through_what_measures_up() {
 }
 
 #[test]
-fn what_a_job_kept_is_published_when_somebody_says_so() {
+fn a_kept_adapter_is_published_on_request() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -77,7 +77,7 @@ fn what_a_job_kept_is_published_when_somebody_says_so() {
     let asked = json!({"prompt": "Hi", "user_type": "held"});
     assert_eq!(open.server.post("/generate", &asked).status, 404);
 
-    // The first version of a persona cannot wait.
+    // The first version of a persona must be current.
     let publish = |id: &str, body: Value| {
         let path = format!("/v1/fine_tuning/jobs/{id}/publish");
         open.server.post(&path, &body)
@@ -96,7 +96,7 @@ fn what_a_job_kept_is_published_when_somebody_says_so() {
     assert_eq!(publish(&id, json!({})).error().1, "job_state");
     let first = open.hash("held");
 
-    // What a gate refused can be published too, and waits beside the one in service; also by the next process.
+    // What a gate refused can be published too, and becomes a version that is not current; also in the next process.
     wanted["seed"] = json!(8);
     wanted["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
     let id = open.created(&wanted);
@@ -116,9 +116,9 @@ fn what_a_job_kept_is_published_when_somebody_says_so() {
 }
 
 #[test]
-fn an_adapter_is_compared_with_other_personas() {
+fn an_adapter_is_compared_with_baselines() {
     let school = School::new();
-    // One whose tone every answer has.
+    // A persona whose tone check every answer passes.
     let text = "system_prompt = \"You are loud.\"\n[eval]\nany_of = ['']\n";
     school.home.persona("loud", text, Some(&adapter(13)));
     let open = school.open();
@@ -150,13 +150,13 @@ fn an_adapter_is_compared_with_other_personas() {
     let (distance, passed) = checked(&job, "distinct_at_least").unwrap();
     assert!((0.0..=1.0).contains(&distance.as_f64().unwrap()) && passed == true);
 
-    // Of those who are named.
+    // Named baselines.
     wanted["gate"] = gate(json!({"distinct_at_least": 0, "beside": ["formal@2"]}));
     let job = open.succeeded(&open.created(&wanted));
     let (from_one, _) = checked(&job, "distinct_at_least").unwrap();
     assert!(from_one.as_f64() >= distance.as_f64());
     assert!(checked(&job, "other_tone_at_most").is_none());
-    // Next to nothing was learnt beyond the persona that it starts from.
+    // The adapter hardly differs from the persona that it starts from.
     wanted["gate"] = gate(json!({"distinct_at_least": 0.5, "beside": ["warm"]}));
     wanted["model"] = json!("warm");
     wanted["system_prompt"] = json!("You are warm.");

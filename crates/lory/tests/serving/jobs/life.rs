@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_job_becomes_a_version_that_answers() {
+fn a_job_publishes_a_version_that_serves() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -106,7 +106,7 @@ fn a_job_becomes_a_version_that_answers() {
 }
 
 #[test]
-fn a_job_without_a_suffix_has_a_name_of_its_own() {
+fn a_job_without_a_suffix_gets_a_generated_name() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(8));
@@ -122,7 +122,7 @@ fn a_job_without_a_suffix_has_a_name_of_its_own() {
 }
 
 #[test]
-fn preferences_are_trained_on_pairs() {
+fn dpo_jobs_train_on_pairs() {
     let school = School::new();
     let open = school.open();
     let pair = |i: usize| {
@@ -151,7 +151,7 @@ fn preferences_are_trained_on_pairs() {
 }
 
 #[test]
-fn a_paused_job_goes_on_to_the_same_bytes() {
+fn a_paused_job_is_resume_to_the_same_bytes() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -182,20 +182,20 @@ fn a_paused_job_goes_on_to_the_same_bytes() {
     let job = open.succeeded(&id);
     assert_eq!(open.hash("parts"), open.hash("whole"));
     let said = open.list(&id, "events");
-    let goes_on = |event: &&Value| {
+    let is_resume = |event: &&Value| {
         event["message"]
             .as_str()
             .unwrap()
-            .contains("goes on at step")
+            .contains("resumed at step")
     };
     // The page has the newest hundred; the second pause is in it.
-    assert!(said.iter().any(|event| goes_on(&event)));
+    assert!(said.iter().any(|event| is_resume(&event)));
     assert_eq!(open.turn(&id, "resume").status, 409);
     assert_eq!(job["trained_tokens"], open.job(&whole)["trained_tokens"]);
 }
 
 #[test]
-fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
+fn jobs_survive_a_restart_with_the_same_bytes() {
     let school = School::new();
     let (id, resting, waiting, expected);
     {
@@ -227,7 +227,7 @@ fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
     let other = Service::open(&school.home.base(), catalog, &Settings::default()).unwrap();
     let settings = JobSettings {
         dir: school.path("jobs"),
-        known: None,
+        known_base: None,
         results: None,
     };
     let refused = Jobs::start(Arc::new(other), &settings).err().unwrap();
@@ -239,7 +239,7 @@ fn jobs_outlast_the_server_and_end_with_the_same_bytes() {
 }
 
 #[test]
-fn answers_are_the_same_beside_a_job_and_both_go_on() {
+fn answers_do_not_change_while_a_job_trains() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -250,18 +250,18 @@ fn answers_are_the_same_beside_a_job_and_both_go_on() {
         open.server.generate(body)["response"].clone()
     };
     let alone: Vec<Value> = (0..6).map(ask).collect();
-    let id = open.created(&endless(&file, "beside"));
+    let id = open.created(&endless(&file, "next_to_job"));
     let before = open.at_step(&id, 2)["lory"]["progress"]["step"].as_u64();
     for _ in 0..5 {
-        let beside: Vec<Value> = (0..6).map(ask).collect();
-        assert_eq!(beside, alone);
+        let next_to_job: Vec<Value> = (0..6).map(ask).collect();
+        assert_eq!(next_to_job, alone);
     }
     open.at_step(&id, before.unwrap() + 2);
     assert_eq!(open.turn(&id, "cancel").status, 200);
 }
 
 #[test]
-fn a_cancelled_job_leaves_nothing_and_the_next_one_runs() {
+fn a_cancelled_job_is_cleaned_up_and_the_next_one_runs() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));

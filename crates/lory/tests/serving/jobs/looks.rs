@@ -1,9 +1,9 @@
-//! Who sees what of files and jobs, and what is said beforehand.
+//! Previews of files and jobs, and what a key can see.
 
 use super::*;
 
 #[test]
-fn answers_about_jobs_are_as_the_document_says() {
+fn responses_match_the_openapi_document() {
     let school = School::new();
     let open = school.open();
     let document = open.server.get("/openapi.json").json();
@@ -48,7 +48,7 @@ fn answers_about_jobs_are_as_the_document_says() {
 }
 
 #[test]
-fn rows_findings_and_plans_are_shown_beforehand() {
+fn rows_lint_findings_and_plans_are_previewed() {
     let school = School::new();
     let open = school.open();
     let text = rows(6) + &rows(1) + "{\"instruction\":\"Again?\",\"output\":\"See \"}\n";
@@ -109,7 +109,7 @@ fn rows_findings_and_plans_are_shown_beforehand() {
 }
 
 #[test]
-fn a_key_that_may_train_sees_its_own() {
+fn a_training_key_sees_only_its_own_files_and_jobs() {
     let school = School::new();
     let file = school.path("keys.toml");
     let table = |name: &str, more: &str| {

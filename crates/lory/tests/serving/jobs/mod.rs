@@ -1,4 +1,4 @@
-//! Files and training jobs, from the upload to the version that answers.
+//! Files, training jobs and evaluations over HTTP.
 
 mod evaluations;
 mod gate;
@@ -33,7 +33,7 @@ struct School {
     folder: tempfile::TempDir,
 }
 
-/// A school that is open: a server, and the queue behind it.
+/// A running server with its job queue.
 struct Open {
     server: TestServer,
     jobs: Arc<Jobs>,
@@ -69,7 +69,7 @@ impl School {
         let results = EvaluationResults::new(&self.path("judgements"));
         let settings = JobSettings {
             dir: self.path("jobs"),
-            known: None,
+            known_base: None,
             results: Some(results.clone()),
         };
         let jobs = Arc::new(Jobs::start(Arc::clone(&service), &settings).unwrap());
@@ -90,7 +90,7 @@ impl Drop for Open {
     }
 }
 
-/// So many rows of questions with numbers and cheerful answers.
+/// `count` rows of questions with numbers and cheerful answers.
 fn rows(count: usize) -> String {
     let row = |i: usize| {
         format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
@@ -146,7 +146,7 @@ impl Open {
         self.server.send("POST", &path, &[], b"").read_all()
     }
 
-    /// The job, once `when` holds of it.
+    /// Waits until `when` holds for the job.
     #[track_caller]
     fn once(&self, id: &str, when: impl Fn(&Value) -> bool) -> Value {
         let began = Instant::now();
@@ -166,7 +166,7 @@ impl Open {
         self.once(id, |job| job["status"] == "succeeded")
     }
 
-    /// The job, once it has done so many steps.
+    /// Waits until the job has done `step` steps.
     #[track_caller]
     fn at_step(&self, id: &str, step: u64) -> Value {
         self.once(id, |job| {
@@ -180,7 +180,7 @@ impl Open {
         list["data"].as_array().unwrap().clone()
     }
 
-    /// The hash of the adapter that answers for `who`.
+    /// The hash of the adapter that serves `who`.
     fn hash(&self, who: &str) -> String {
         let answer = json!({"prompt": "Hi", "user_type": who, "max_new_tokens": 2});
         let answer = self.server.generate(answer);
@@ -196,7 +196,7 @@ fn body(file: &str, suffix: &str) -> Value {
     })
 }
 
-/// More steps than a test waits for.
+/// A job with more steps than a test waits for.
 fn endless(file: &str, suffix: &str) -> Value {
     let mut body = body(file, suffix);
     body["hyperparameters"]["n_epochs"] = json!(10_000);

@@ -1,4 +1,4 @@
-//! Files and jobs that are refused, and why.
+//! Invalid files and jobs are rejected.
 
 use testkit::server::TestServer;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::setup;
 
 #[test]
-fn a_broken_file_is_refused_with_its_lines() {
+fn broken_files_are_rejected_with_their_lines() {
     let school = School::new();
     let open = school.open();
     let send = |fields: &[(&str, Option<&str>, &str)]| {
@@ -94,7 +94,7 @@ fn a_broken_file_is_refused_with_its_lines() {
 }
 
 #[test]
-fn what_is_wrong_with_a_job_is_named() {
+fn invalid_jobs_are_rejected_by_field() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(8));
@@ -245,7 +245,7 @@ fn what_is_wrong_with_a_job_is_named() {
         let (found, found_code, ..) = open.server.get(path).error();
         assert_eq!((found, found_code.as_str()), (status, code), "{path}");
     }
-    // Rows that turn out to be too long are found when they are read.
+    // Too long rows are found when the files are validated.
     let mut refuse = with(json!({}));
     refuse["hyperparameters"] = json!({"max_length": 4, "too_long": "refuse"});
     let id = open.created(&refuse);
@@ -259,14 +259,14 @@ fn what_is_wrong_with_a_job_is_named() {
     let message = job["error"]["message"].as_str().unwrap();
     assert_eq!(job["error"]["code"], "invalid_training_file");
     assert!(message.contains("mine.jsonl:1"), "{message}");
-    // A server without a place for jobs says so.
+    // A server without a jobs folder refuses files.
     let none = TestServer::start(setup::service(&Settings::default()));
     let (status, code, _, message) = none.get("/v1/files").error();
     assert_eq!((status, code.as_str()), (409, "no_jobs"), "{message}");
 }
 
 #[test]
-fn the_queue_has_an_end() {
+fn a_full_queue_refuses_jobs() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(4));

@@ -25,7 +25,7 @@ impl Open {
 }
 
 #[test]
-fn an_adapter_is_asked_on_its_way_and_its_bytes_stay_the_same() {
+fn sampling_does_not_change_the_adapter() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -102,7 +102,7 @@ fn an_adapter_is_asked_on_its_way_and_its_bytes_stay_the_same() {
 }
 
 #[test]
-fn a_job_that_goes_on_is_asked_once_after_each_step() {
+fn a_resumed_job_samples_each_step_once() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -134,7 +134,7 @@ fn a_job_that_goes_on_is_asked_once_after_each_step() {
 }
 
 #[test]
-fn a_job_that_is_being_asked_stops_when_it_is_told() {
+fn a_job_that_is_sampling_can_be_paused_and_cancelled() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -164,7 +164,7 @@ fn a_job_that_is_being_asked_stops_when_it_is_told() {
 }
 
 #[test]
-fn a_question_that_cannot_be_answered_fails_no_job() {
+fn a_failed_sample_does_not_fail_the_job() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(12));
@@ -184,7 +184,7 @@ fn a_question_that_cannot_be_answered_fails_no_job() {
 }
 
 #[test]
-fn a_jobs_folder_of_before_still_opens() {
+fn records_of_earlier_releases_still_open() {
     let school = School::new();
     let id = {
         let open = school.open();

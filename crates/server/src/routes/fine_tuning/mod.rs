@@ -37,7 +37,7 @@ pub(super) async fn create(
     Body(new): Body<NewJob>,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
-    let record = run_blocking(move || jobs.create(&caller, &new)).await??;
+    let record = run_blocking(move || jobs.create_job(&caller, &new)).await??;
     Ok(Json(record.into()))
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn list(
     let page = query.short_page()?;
     let with = query.metadata();
     query.end()?;
-    let (records, has_more) = jobs.list(&Viewer::of(&caller), &page, &with)?;
+    let (records, has_more) = jobs.list_jobs(&Viewer::of(&caller), &page, &with)?;
     Ok(Json(JobList {
         object: "list",
         data: records.into_iter().map(JobObject::from).collect(),
@@ -261,7 +261,7 @@ pub(super) async fn checkpoints(
             id: validated.id.replace(EVENT, CHECKPOINT),
             object: "fine_tuning.job.checkpoint",
             created_at: validated.created_at,
-            fine_tuned_model_checkpoint: record.fine_tuned_model.clone().filter(|_| validated.kept),
+            fine_tuned_model_checkpoint: record.fine_tuned_model.clone().filter(|_| validated.is_best),
             fine_tuning_job_id: id.clone(),
             step_number: validated.metrics.step,
             metrics: validated.metrics,

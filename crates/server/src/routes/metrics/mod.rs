@@ -20,7 +20,7 @@ use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::server_state::ServerState;
 use engine_metrics::EngineMetrics;
-use jobs::meters::JobNumbers;
+use jobs::meters::JobCounts;
 
 /// The content type.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -44,7 +44,7 @@ pub(super) async fn metrics(
     service.shadows().register(&mut registry);
     registry.register_collector(Box::new(EngineMetrics::read(&service)));
     if let Ok(jobs) = state.jobs() {
-        registry.register_collector(Box::new(JobMetrics(jobs.numbers())));
+        registry.register_collector(Box::new(JobMetrics(jobs.counts())));
     }
     let mut text = String::new();
     text::encode(&mut text, &registry)
@@ -54,7 +54,7 @@ pub(super) async fn metrics(
 
 /// The numbers of the training jobs.
 #[derive(Debug)]
-struct JobMetrics(JobNumbers);
+struct JobMetrics(JobCounts);
 
 impl Collector for JobMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {

@@ -14,7 +14,7 @@ use super::tables::percent;
 use jobs::evaluation::Candidate;
 use jobs::evaluation::answers::Answers;
 use jobs::evaluation::gate::Check;
-use jobs::evaluation::measures::{Examined, Measures};
+use jobs::evaluation::measures::{PersonaMeasures, Measures};
 
 const STYLE: &str = include_str!("page.css");
 /// The file of a training run's metrics, in the adapter's folder.
@@ -243,7 +243,7 @@ fn speakers(page: &mut String, measures: &Measures) {
          <th>repetition</th><th>drift</th></tr></thead><tbody>"
     );
     for persona in &measures.personas {
-        let Examined {
+        let PersonaMeasures {
             name, own, base, ..
         } = persona;
         for (speaker, told, drift) in [(&measures.base, base, None), (name, own, persona.drift)] {

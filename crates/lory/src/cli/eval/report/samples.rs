@@ -8,7 +8,7 @@ use train::plot::escape_xml;
 
 use super::put::put;
 use jobs::evaluation::Candidate;
-use jobs::evaluation::answers::{Answers, Question, Speaker};
+use jobs::evaluation::answers::{Answers, Question, Responder};
 use jobs::evaluation::measures::Measures;
 
 /// The most questions on the page; `--answers` writes all.
@@ -43,7 +43,7 @@ pub(crate) fn write(
             escape_xml(&sample.asked)
         );
         let base = sample.rows.first().and_then(|&(of, row)| {
-            let to = Speaker::Base;
+            let to = Responder::Base;
             answers.get(Question { of, row, to })
         });
         if let Some(base) = base {
@@ -92,7 +92,7 @@ fn score<'a>(
     answers: &'a Answers,
     (of, row): (usize, usize),
 ) -> Option<(bool, bool, &'a str)> {
-    let to = Speaker::Persona(of);
+    let to = Responder::Persona(of);
     let text = answers.get(Question { of, row, to })?.text.as_str();
     let markers = candidate.markers.clone().unwrap_or_default();
     let asked = &candidate.rows[row];
