@@ -4,7 +4,7 @@ use train::LossSum;
 
 use crate::cli::output::table::Table;
 use jobs::evaluation::gate::Check;
-use jobs::evaluation::measures::{Measures, AnswerMeasures};
+use jobs::evaluation::measures::{AnswerMeasures, Measures};
 
 /// All tables.
 pub(crate) fn render(measures: &Measures) -> String {

@@ -261,7 +261,10 @@ pub(super) async fn checkpoints(
             id: validated.id.replace(EVENT, CHECKPOINT),
             object: "fine_tuning.job.checkpoint",
             created_at: validated.created_at,
-            fine_tuned_model_checkpoint: record.fine_tuned_model.clone().filter(|_| validated.is_best),
+            fine_tuned_model_checkpoint: record
+                .fine_tuned_model
+                .clone()
+                .filter(|_| validated.is_best),
             fine_tuning_job_id: id.clone(),
             step_number: validated.metrics.step,
             metrics: validated.metrics,

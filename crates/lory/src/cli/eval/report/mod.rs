@@ -14,7 +14,7 @@ use super::tables::percent;
 use jobs::evaluation::Candidate;
 use jobs::evaluation::answers::Answers;
 use jobs::evaluation::gate::Check;
-use jobs::evaluation::measures::{PersonaMeasures, Measures};
+use jobs::evaluation::measures::{Measures, PersonaMeasures};
 
 const STYLE: &str = include_str!("page.css");
 /// The file of a training run's metrics, in the adapter's folder.
