@@ -16,7 +16,7 @@ pub struct JobCounts {
 
 impl BackgroundWork {
     /// The current counts.
-    pub fn numbers(&self) -> JobCounts {
+    pub fn counts(&self) -> JobCounts {
         let state = self.jobs.lock();
         let of = |status: JobStatus| {
             let with = state.records.values().filter(|job| job.status == status);
