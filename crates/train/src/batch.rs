@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_depends_on_seed_and_epoch_alone() {
+    fn order_depends_only_on_seed_and_epoch() {
         let lengths = lengths(100);
         assert_eq!(PLAIN.epoch(&lengths, 3), PLAIN.epoch(&lengths, 3));
         assert_ne!(PLAIN.epoch(&lengths, 3), PLAIN.epoch(&lengths, 4));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_cover_all_rows_and_keep_the_limit() {
+    fn pieces_cover_all_rows_within_the_limit() {
         assert_eq!(pieces(&[3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
         assert_eq!(pieces(&[3, 3], 0).first(), Some(&(0..2)));
         assert_eq!(pieces(&[usize::MAX, 1], 6), [0..1, 1..2]);

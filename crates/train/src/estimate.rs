@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_counted_as_often_as_they_are_held() {
+    fn memory_counts_every_copy_of_the_parameters() {
         let memory = estimate(vec![part(4, &[128; 20])]).memory;
         let p = 4 * 4_884_480;
         assert_eq!(
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn activations_follow_the_longest_call() {
+    fn activation_memory_depends_on_the_longest_call() {
         let activations =
             |rows, lengths: &[usize]| estimate(vec![part(rows, lengths)]).memory.activations;
         let four = activations(4, &[128; 20]);
@@ -446,24 +446,24 @@ mod tests {
         whole.limit_activation_cache(0);
         let needed = whole.memory.total();
         whole.check(needed).unwrap();
-        let said = whole.check(needed - 1).unwrap_err().to_string();
+        let error = whole.check(needed - 1).unwrap_err().to_string();
         assert!(
-            said.contains("batch_rows 8 (with gradient_accumulation 2")
-                && said.contains("max_length 64")
-                && said.contains("rank 8"),
-            "{said}"
+            error.contains("batch_rows 8 (with gradient_accumulation 2")
+                && error.contains("max_length 64")
+                && error.contains("rank 8"),
+            "{error}"
         );
-        assert!(said.contains(" MiB"), "{said}");
-        let said = whole.check(1 << 20).unwrap_err().to_string();
-        assert!(said.contains("take a smaller base"), "{said}");
+        assert!(error.contains(" MiB"), "{error}");
+        let error = whole.check(1 << 20).unwrap_err().to_string();
+        assert!(error.contains("take a smaller base"), "{error}");
         // Where the adapters alone take it all, only the rank helps.
         let mut narrow = estimate(vec![part(1, &[16; 64])]);
         narrow.limit_activation_cache(narrow.memory.gradients * 6);
-        let said = narrow
+        let error = narrow
             .check(narrow.memory.gradients * 6)
             .unwrap_err()
             .to_string();
-        assert!(said.contains("is enough: rank 8"), "{said}");
+        assert!(error.contains("is enough: rank 8"), "{error}");
     }
 
     #[test]
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn time_follows_the_measured_step() {
+    fn time_is_estimated_from_the_measured_step() {
         let estimate = estimate(vec![part(4, &[128; 20])]);
         let measured = MeasuredStep {
             tokens: 512,

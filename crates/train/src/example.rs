@@ -31,7 +31,7 @@ impl Example {
     }
 }
 
-/// The tokens of a conversation whose loss counts.
+/// Selects the tokens of a conversation whose loss counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossMask {
@@ -65,8 +65,8 @@ pub enum TooLong {
     Drop,
     /// Its end is cut off and it is counted; it is dropped if no trained token would remain.
     Truncate,
-    /// Its beginning is cut off, and it is counted. An answer that loses its own beginning or all of its prompt that way
-    /// is not trained; a row is left out where nothing to train would remain.
+    /// Its beginning is cut off and it is counted. An answer that loses its own beginning or all of its prompt has no loss. The row
+    /// is dropped if no trained token would remain.
     TruncateStart,
     /// An error names its line.
     Refuse,
@@ -96,10 +96,10 @@ impl fmt::Display for TooLong {
     }
 }
 
-/// The value of that name; an error lists the names.
+/// The value named `text`. The error lists the names.
 fn named<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
-    let found = names.iter().find(|(name, _)| *name == text);
-    found.map(|(_, value)| *value).ok_or_else(|| {
+    let value = names.iter().find(|(name, _)| *name == text);
+    value.map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
         format!("must be one of {}", names.join(", "))
     })
@@ -112,7 +112,7 @@ pub struct Encoder<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The base's chat template.
     pub template: &'a ChatTemplate,
-    /// The persona's system prompt, for conversations that bring none.
+    /// The persona's system prompt, for conversations without one.
     pub system: Option<&'a str>,
     /// Which tokens are trained.
     pub mask: LossMask,
@@ -133,12 +133,12 @@ pub enum Fitted {
     Dropped,
 }
 
-/// The examples of a data set, and the number of over-long rows.
+/// The examples of a data set, and the number of overlong rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Examples {
     /// In the order of the rows.
     pub examples: Vec<Example>,
-    /// Rows left out for their length.
+    /// Rows dropped for their length.
     pub dropped: usize,
     /// Rows that were cut.
     pub truncated: usize,
@@ -148,7 +148,7 @@ impl Encoder<'_> {
     /// Encodes all `rows`.
     ///
     /// # Errors
-    /// As [`Encoder::encode`]; and when rows were given but all of them are too long.
+    /// As [`Encoder::encode`]. Also if all rows are too long.
     pub fn encode_all(&self, rows: &[DataRow]) -> Result<Examples, TrainError> {
         let mut all = Examples::default();
         for row in rows {
@@ -190,7 +190,7 @@ impl Encoder<'_> {
         Ok(example)
     }
 
-    /// As [`Encoder::encode`], whether or not a token of it would be trained.
+    /// As [`Encoder::encode`], but accepts a row without trained tokens.
     ///
     /// # Errors
     /// The template or the tokenizer refuses the row, or the template does not render answers after their prompts.
@@ -201,7 +201,7 @@ impl Encoder<'_> {
         }
     }
 
-    /// The turns of a row with the system prompt in front; none for plain text.
+    /// The turns of a row with the system prompt in front; `None` for plain text.
     fn conversation(&self, row: &DataRow) -> Option<Vec<Message>> {
         let message = |role: &str, content: &str| Message {
             role: role.to_owned(),
@@ -272,7 +272,7 @@ impl Encoder<'_> {
             let before = tokens(before)?;
             builder.push(&self.with_bos(before, builder.is_empty()), false);
             let answer = tokens(answer)?;
-            // What the template writes after the end of the turn is never generated: it is not part of the answer.
+            // The model never generates what the template writes after the end of the turn, so that is not part of the answer.
             match answer
                 .iter()
                 .rposition(|token| self.tokenizer.end_ids().contains(token))
@@ -350,14 +350,14 @@ impl Encoder<'_> {
         if matches!(row.content, RowContent::Text(_)) {
             example.loss_mask[0] = false;
         } else {
-            // What is left of an answer without its question says nothing about how to answer.
+            // The rest of an answer without its question does not teach how to answer.
             let rest = example.loss_mask[start..].iter_mut();
             rest.take_while(|trained| **trained)
                 .for_each(|trained| *trained = false);
         }
     }
 
-    /// `tokens`, with the begin-of-text token in front where the model wants one and the text brings none.
+    /// `tokens`, with the begin-of-text token in front if the model wants one and `tokens` has none.
     fn with_bos(&self, mut tokens: Vec<u32>, first: bool) -> Vec<u32> {
         if let Some(bos) = self.tokenizer.bos()
             && first
@@ -369,13 +369,13 @@ impl Encoder<'_> {
         tokens
     }
 
-    /// The end-of-text token, where the model has one.
+    /// The end-of-text token, if the model has one.
     fn end(&self) -> Vec<u32> {
         self.tokenizer.eos().into_iter().collect()
     }
 }
 
-/// The ids, or in whose place there are none.
+/// The ids, or an error that names the row.
 fn refused(
     encoded: Result<Vec<u32>, TokenizerError>,
     location: &RowLocation,
@@ -398,7 +398,7 @@ impl Builder {
     }
 
     fn finish(mut self) -> Example {
-        // Nothing stands before the first token that could predict it.
+        // No token comes before the first one, so nothing predicts it.
         if let Some(first) = self.0.loss_mask.first_mut() {
             *first = false;
         }
@@ -406,7 +406,7 @@ impl Builder {
     }
 }
 
-/// SHA-256, in hex, of what a run trains on: tokens and masks, so also of the tokenizer, template and system prompt.
+/// SHA-256, in hex, of the tokens and masks of `examples`. It depends on the tokenizer, template and system prompt, too.
 #[must_use]
 pub fn examples_hash(examples: &[Example]) -> String {
     let mut hasher = Sha256::new();

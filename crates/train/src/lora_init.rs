@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_depends_on_seed_layer_and_module_alone() {
+    fn initial_tensor_depends_only_on_seed_layer_and_module() {
         let both = lora_init(&[linear(0, Module::Q), linear(1, Module::Up)], &of(4, 9));
         let alone = lora_init(&[linear(1, Module::Up)], &of(4, 9));
         assert_eq!(both.pairs[1], alone.pairs[0]);

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_takes_back_what_came_after_the_checkpoint() {
+    fn restart_removes_records_after_the_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/metrics.jsonl");
         let mut log = MetricsLog::start(Some(path.clone()), String::new()).unwrap();

@@ -153,7 +153,7 @@ mod tests {
 
     /// By hand: the first step is lr * sign(g) for any size of the gradient; the second follows from the definition.
     #[test]
-    fn two_steps_by_hand() {
+    fn two_steps_match_a_calculation_by_hand() {
         let mut p = params(&[1.0], &[-2.0]);
         let mut adam = AdamW::new(&p, AdamWConfig::default());
         adam.step(&mut p, &grads(&[0.5], &[-1e-3]), 0.1);
@@ -171,7 +171,7 @@ mod tests {
 
     /// The reference is the paper's algorithm 2 in f64, written plainly. LoRA+ has another learning rate for B.
     #[test]
-    fn a_hundred_steps_follow_the_paper() {
+    fn hundred_steps_match_the_paper() {
         let usual = AdamWConfig {
             weight_decay: 0.1,
             ..AdamWConfig::default()

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_has_its_lines_axes_and_legend() {
+    fn curve_has_lines_axes_and_legend() {
         let svg = loss_curve("Loss <of> two", &[curve("customer", 40), curve("a&b", 40)]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         for part in [
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_round_and_cover() {
+    fn ticks_are_round_and_cover_the_range() {
         assert_eq!(ticks(0.0, 100.0, 5), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
         let between = ticks(0.93, 2.71, 6);
         assert_eq!(

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn constant_holds_and_tiny_runs_work() {
+    fn constant_schedule_holds_the_rate_and_tiny_runs_work() {
         assert_eq!(rates(LrDecay::Constant, 0.05, 3), [1.0, 1.0, 1.0]);
         assert_eq!(rates(LrDecay::Linear, 0.05, 1), [1.0]);
         assert!(rates(LrDecay::Linear, 0.99, 3).iter().all(|r| *r > 0.0));

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_names_only_what_it_changes() {
+    fn settings_not_in_the_table_have_defaults() {
         let settings: TrainSettings =
             serde_json::from_str(r#"{"rank":8,"schedule":"cosine","lr":0.01}"#).unwrap();
         let expected = TrainSettings {
@@ -292,10 +292,10 @@ mod tests {
             ..TrainSettings::default()
         };
         assert_eq!(settings, expected);
-        let said = serde_json::from_str::<TrainSettings>(r#"{"ranks":8}"#)
+        let error = serde_json::from_str::<TrainSettings>(r#"{"ranks":8}"#)
             .unwrap_err()
             .to_string();
-        assert!(said.contains("unknown field `ranks`"), "{said}");
+        assert!(error.contains("unknown field `ranks`"), "{error}");
     }
 
     #[test]
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_learning_rate_follows_the_width() {
+    fn default_learning_rate_depends_on_the_width() {
         assert!((default_lr(2000) - 5e-4).abs() < 1e-12);
         assert_eq!(TrainSettings::default().for_base(576).lr, Some(1.32e-3));
         let given = TrainSettings {

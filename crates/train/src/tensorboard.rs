@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_what_tensorboards_own_writer_writes() {
+    fn event_equals_that_of_tensorboards_writer() {
         // Made with tensorboard 2.21: its RecordWriter over Event(file_version="brain.Event:2").
         assert_eq!(
             encode_string(&start()),

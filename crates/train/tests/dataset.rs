@@ -1,4 +1,4 @@
-//! Data files as people write them: the shapes, other column names, broken lines, hostile bytes, the split.
+//! Reading data files: row shapes, renamed columns, broken lines, hostile bytes, the split.
 
 use std::collections::BTreeMap;
 
@@ -42,13 +42,13 @@ fn reads_every_shape_and_ignores_other_columns() {
         "{\"text\":\"plain\"}",
     ))
     .unwrap();
-    let said: Vec<(usize, String, &str)> = data
+    let read: Vec<(usize, String, &str)> = data
         .rows
         .iter()
         .map(|row| (row.location.line, row.input(), row.output()))
         .collect();
     assert_eq!(
-        said,
+        read,
         [
             (1, "Track\n\n#12".to_owned(), "On its way"),
             (3, "Hi".to_owned(), "Hello"),
@@ -62,7 +62,7 @@ fn reads_every_shape_and_ignores_other_columns() {
 }
 
 #[test]
-fn conversations_are_read_in_both_spellings_and_become_the_same_turns() {
+fn both_conversation_formats_give_the_same_turns() {
     let data = parse(concat!(
         r#"{"id":"7","conversations":[{"from":"system","value":"s"},{"from":"human","value":"a"},{"from":"gpt","value":"b","weight":1},{"from":"user","value":"c"},{"from":"assistant","value":"d"}]}"#,
         "\n",
@@ -91,7 +91,7 @@ fn conversations_are_read_in_both_spellings_and_become_the_same_turns() {
 }
 
 #[test]
-fn columns_may_have_other_names() {
+fn columns_can_be_renamed() {
     let text =
         "{\"question\":\"q\",\"context\":\"c\",\"answer\":\"a\",\"text\":\"no\",\"kind\":\"k\"}\n";
     let names = [
@@ -104,7 +104,7 @@ fn columns_may_have_other_names() {
     assert_eq!(data.rows[0].input(), "q\n\nc");
     assert_eq!(data.rows[0].output(), "a");
     assert_eq!(data.rows[0].intent.as_deref(), Some("k"));
-    // A column that another field takes no longer stands for its own.
+    // A column that is mapped to another field no longer supplies the field of its name.
     let swapped = [("prompt", "completion"), ("completion", "prompt")];
     let data = renamed("{\"prompt\":\"a\",\"completion\":\"q\"}", &swapped).unwrap();
     assert_eq!(
@@ -116,20 +116,21 @@ fn columns_may_have_other_names() {
     let data = renamed(dialog, &[("conversations", "dialog")]).unwrap();
     assert_eq!(data.rows[0].output(), "a");
 
-    let said = |text: &str, pairs: &[(&str, &str)]| renamed(text, pairs).unwrap_err().to_string();
+    let refusal =
+        |text: &str, pairs: &[(&str, &str)]| renamed(text, pairs).unwrap_err().to_string();
     assert_eq!(
-        said(
+        refusal(
             "{\"question\":\"q\",\"answer\":3}",
             &[("instruction", "question"), ("output", "answer")]
         ),
         "rows.jsonl:1: field `answer`: (read as `output`) must be a string, this is a number"
     );
     assert!(
-        said("{\"q\":\"q\"}", &[("text", "body")]).contains("found `q`")
-            && said("{\"q\":\"q\"}", &[("text", "body")]).contains("with `body` read as `text`")
+        refusal("{\"q\":\"q\"}", &[("text", "body")]).contains("found `q`")
+            && refusal("{\"q\":\"q\"}", &[("text", "body")]).contains("with `body` read as `text`")
     );
     assert!(
-        said(
+        refusal(
             "{\"dialog\":[{\"from\":\"bot\",\"value\":\"q\"}]}",
             &[("conversations", "dialog")]
         )
@@ -138,7 +139,7 @@ fn columns_may_have_other_names() {
 }
 
 #[test]
-fn columns_are_a_table_of_settings() {
+fn columns_are_read_from_a_settings_table() {
     let settings: TrainSettings =
         serde_json::from_str(r#"{"columns":{"instruction":"question","output":"answer"}}"#)
             .unwrap();
@@ -146,21 +147,23 @@ fn columns_are_a_table_of_settings() {
         settings.columns,
         columns(&[("instruction", "question"), ("output", "answer")])
     );
-    let said = |text: &str| {
+    let refusal = |text: &str| {
         serde_json::from_str::<TrainSettings>(text)
             .unwrap_err()
             .to_string()
     };
     assert!(
-        said(r#"{"columns":{"question":"instruction"}}"#)
+        refusal(r#"{"columns":{"question":"instruction"}}"#)
             .contains("rows have no field `question`; the fields are messages")
     );
     assert!(
-        said(r#"{"columns":{"prompt":"x","text":"x"}}"#)
+        refusal(r#"{"columns":{"prompt":"x","text":"x"}}"#)
             .contains("column `x` cannot be both `prompt` and `text`")
     );
-    assert!(said(r#"{"columns":{"prompt":""}}"#).contains("`prompt` needs the name of a column"));
-    // What is not set is not written, so that runs of before are resumed.
+    assert!(
+        refusal(r#"{"columns":{"prompt":""}}"#).contains("`prompt` needs the name of a column")
+    );
+    // Settings that are not set are not written, so that older runs can be resumed.
     assert!(
         !serde_json::to_string(&TrainSettings::default())
             .unwrap()
@@ -169,7 +172,7 @@ fn columns_are_a_table_of_settings() {
 }
 
 #[test]
-fn a_broken_row_is_named_by_file_line_and_field() {
+fn broken_row_is_reported_by_file_line_and_field() {
     let good = "{\"prompt\":\"p\",\"completion\":\"c\"}\n";
     let long: Vec<String> = (0..=MAX_TURNS)
         .map(|_| "{\"role\":\"user\",\"content\":\"x\"}".to_owned())
@@ -237,25 +240,25 @@ fn a_broken_row_is_named_by_file_line_and_field() {
         ("\u{0}\u{0}", "not valid JSON at column 1"),
     ];
     for (row, expected) in cases {
-        let said = error(&format!("{good}{row}\n"));
-        assert!(said.starts_with("rows.jsonl:2: "), "{said}");
-        assert!(said.contains(expected), "{said} lacks {expected}");
+        let message = error(&format!("{good}{row}\n"));
+        assert!(message.starts_with("rows.jsonl:2: "), "{message}");
+        assert!(message.contains(expected), "{message} lacks {expected}");
     }
 }
 
 #[test]
-fn every_broken_line_is_counted_and_the_rows_between_are_read() {
+fn broken_lines_are_counted_and_the_other_rows_are_read() {
     let text = "nope\n{\"text\":\"a\"}\n\n{\"text\":1}\r\n{\"text\":\"b\"}\n";
     let scan = scan(text.as_bytes());
     let lines: Vec<usize> = scan.data.rows.iter().map(|row| row.location.line).collect();
     assert_eq!(lines, [2, 5]);
     assert_eq!(scan.broken_lines, 2);
-    let said = scan.whole().unwrap_err().to_string();
+    let message = scan.whole().unwrap_err().to_string();
     assert!(
-        said.starts_with("rows.jsonl: 2 lines are broken:\n  rows.jsonl:1: not valid JSON"),
-        "{said}"
+        message.starts_with("rows.jsonl: 2 lines are broken:\n  rows.jsonl:1: not valid JSON"),
+        "{message}"
     );
-    assert!(said.contains("\n  rows.jsonl:4: field `text`: must be a string"));
+    assert!(message.contains("\n  rows.jsonl:4: field `text`: must be a string"));
 
     let many = Dataset::scan_from(
         "x\n".repeat(1500).as_bytes(),
@@ -264,33 +267,33 @@ fn every_broken_line_is_counted_and_the_rows_between_are_read() {
     );
     let many = many.unwrap();
     assert_eq!((many.broken.len(), many.broken_lines), (MAX_BROKEN, 1500));
-    let said = many.whole().unwrap_err().to_string();
-    assert!(said.starts_with("rows.jsonl: 1500 lines are broken:"));
-    assert!(said.ends_with("and 1490 more"), "{said}");
-    assert_eq!(said.lines().count(), 12);
+    let message = many.whole().unwrap_err().to_string();
+    assert!(message.starts_with("rows.jsonl: 1500 lines are broken:"));
+    assert!(message.ends_with("and 1490 more"), "{message}");
+    assert_eq!(message.lines().count(), 12);
 }
 
 #[test]
-fn limits_and_hostile_bytes_are_refused_by_line() {
+fn limits_and_hostile_bytes_are_rejected_by_line() {
     let text = |length: usize| format!("{{\"text\":\"{}\"}}", "x".repeat(length - 11));
     assert_eq!(text(MAX_LINE).len(), MAX_LINE);
     for end in ["", "\n", "\r\n"] {
         let all = format!("{}{end}", text(MAX_LINE));
         assert_eq!(parse(&all).unwrap().rows.len(), 1);
-        // The lines behind one that is too long, however long, are read.
+        // The lines after an overlong line are read.
         for too_long in [1, 2, 3, 70_000, 3 * MAX_LINE] {
             let all = format!("{}{end}\n{}", text(MAX_LINE + too_long), text(20));
             let scan = scan(all.as_bytes());
             assert_eq!((scan.data.rows.len(), scan.broken_lines), (1, 1));
-            let said = scan.broken[0].to_string();
-            assert!(said.starts_with("rows.jsonl:1: the line is longer than 1048576 bytes"));
+            let message = scan.broken[0].to_string();
+            assert!(message.starts_with("rows.jsonl:1: the line is longer than 1048576 bytes"));
         }
     }
     let bytes = b"{\"text\":\"a\"}\n{\"text\":\"\xff\"}\n";
-    let said = scan(bytes).whole().unwrap_err().to_string();
+    let message = scan(bytes).whole().unwrap_err().to_string();
     assert!(
-        said.starts_with("rows.jsonl:2: not UTF-8 text at byte 10"),
-        "{said}"
+        message.starts_with("rows.jsonl:2: not UTF-8 text at byte 10"),
+        "{message}"
     );
     let utf16 = Dataset::parse(&b"\xff\xfe{\0\"\0"[..], "rows.jsonl").unwrap_err();
     assert_eq!(
@@ -341,7 +344,7 @@ fn split_side_of_a_row_does_not_depend_on_other_rows() {
 }
 
 #[test]
-fn copies_of_a_row_never_straddle_the_split() {
+fn copies_of_a_row_are_on_one_side_of_the_split() {
     let text = |i: usize| {
         format!(
             "{{\"prompt\":\"Where is order {i}?\",\"completion\":\"On its way\"}}\n\
@@ -358,7 +361,7 @@ fn copies_of_a_row_never_straddle_the_split() {
 }
 
 #[test]
-fn split_leaves_no_side_empty() {
+fn no_side_of_the_split_is_empty() {
     let lines: Vec<String> = (0..500)
         .map(|i| format!("{{\"prompt\":\"p{}\",\"completion\":\"c\"}}", i % 400))
         .collect();
@@ -377,7 +380,7 @@ fn split_leaves_no_side_empty() {
     assert_eq!((train.len(), held.len()), (500, 0));
 }
 
-/// The examples of the documentation are rows, and its settings are settings.
+/// The example rows and settings in the documentation are valid.
 #[test]
 fn documented_files_are_read() {
     let page = include_str!("../../../docs/data.md");

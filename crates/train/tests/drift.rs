@@ -1,4 +1,4 @@
-//! Drift from the base on neutral text, against the slow way: each side alone, and probabilities multiplied out.
+//! Checks drift on neutral text against a slow reference: separate forward passes and explicit probabilities.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ fn tiny() -> (Gguf, Arc<Model>) {
     (gguf, Arc::new(model))
 }
 
-/// The probabilities of every row's next token, alone in its batch.
+/// The probabilities of every row's next token, in a separate batch.
 fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<f64>> {
     let adapter = model.pack_adapter(&params.pairs, LoraType::F32).unwrap();
     let rows = tokens.len();
@@ -73,7 +73,7 @@ fn probabilities(model: &Model, params: &LoraParams, tokens: &[u32]) -> Vec<Vec<
 }
 
 #[test]
-fn drift_is_the_divergence_of_the_distributions() {
+fn drift_equals_the_divergence_of_separate_forward_passes() {
     let (_, model) = tiny();
     let tokens: Vec<u32> = (0..39).map(|i| (i * 104_729) % 250).collect();
     let loss_mask = (0..tokens.len()).map(|i| i > 5).collect();
@@ -81,7 +81,7 @@ fn drift_is_the_divergence_of_the_distributions() {
     let adapter = LoraParams {
         pairs: tiny_adapter(2, model.config(), 4, 1.5).pairs,
     };
-    let found = drift(
+    let drifted = drift(
         &model,
         Compute::Int8,
         &adapter,
@@ -104,17 +104,17 @@ fn drift_is_the_divergence_of_the_distributions() {
                 .sum::<f64>()
         })
         .sum();
-    assert_eq!(found.tokens, counted.len());
-    assert!(found.kl > 0.01, "{found:?}");
+    assert_eq!(drifted.tokens, counted.len());
+    assert!(drifted.kl > 0.01, "{drifted:?}");
     assert!(
-        (found.kl - kl / counted.len() as f64).abs() < 1e-5,
-        "{found:?} {kl}"
+        (drifted.kl - kl / counted.len() as f64).abs() < 1e-5,
+        "{drifted:?} {kl}"
     );
 
     // The losses are those that training and evaluation see.
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
     let both = [LoraParams::default(), adapter];
-    for (adapter, seen) in [(0, found.base_loss), (1, found.loss)] {
+    for (adapter, seen) in [(0, drifted.base_loss), (1, drifted.loss)] {
         let items = [BatchItem::new(adapter, &example)];
         let loss = learner.losses(&both, &items).unwrap()[adapter].mean();
         assert!((loss - seen).abs() < 1e-5, "{loss} {seen}");
@@ -122,7 +122,7 @@ fn drift_is_the_divergence_of_the_distributions() {
 }
 
 #[test]
-fn the_base_does_not_drift_from_itself() {
+fn adapter_without_effect_has_no_drift() {
     let (gguf, model) = tiny();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
@@ -131,13 +131,13 @@ fn the_base_does_not_drift_from_itself() {
     let mut untrained = tiny_adapter(2, model.config(), 4, 1.5).pairs;
     untrained.iter_mut().for_each(|pair| pair.b.fill(0.0));
     let adapter = LoraParams { pairs: untrained };
-    let found = drift(&model, Compute::Int8, &adapter, &examples[..3], None).unwrap();
-    assert_eq!((found.kl, found.loss), (0.0, found.base_loss));
-    assert!(found.tokens > 30 && found.loss > 0.0);
+    let drifted = drift(&model, Compute::Int8, &adapter, &examples[..3], None).unwrap();
+    assert_eq!((drifted.kl, drifted.loss), (0.0, drifted.base_loss));
+    assert!(drifted.tokens > 30 && drifted.loss > 0.0);
     let wild = Example {
         tokens: vec![1, 9999],
         loss_mask: vec![false, true],
     };
-    let said = drift(&model, Compute::Int8, &adapter, &[wild], None).unwrap_err();
-    assert!(said.to_string().contains("vocabulary"), "{said}");
+    let error = drift(&model, Compute::Int8, &adapter, &[wild], None).unwrap_err();
+    assert!(error.to_string().contains("vocabulary"), "{error}");
 }

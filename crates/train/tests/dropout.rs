@@ -1,5 +1,5 @@
-//! Dropout on the adapters' input, on a tiny random model: its gradients, what it leaves alone, and that nothing shows how a
-//! run was cut.
+//! Dropout on the adapters' input, on a tiny random model: its gradients, what it must not change, and that interruptions and
+//! micro-batches do not change it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +74,7 @@ fn run(
 }
 
 #[test]
-fn gradients_follow_finite_differences_of_the_same_masks() {
+fn gradients_match_finite_differences_with_the_same_masks() {
     let model = tiny();
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
     let mut params = vec![adapter(&model, 1)];
@@ -202,7 +202,7 @@ impl Observer for StopAt<'_> {
 }
 
 #[test]
-fn a_resumed_run_drops_what_the_whole_one_drops() {
+fn resumed_run_has_the_dropout_of_an_uninterrupted_run() {
     let model = tiny();
     let whole = trained(job(&model, 4, 1), &model, &RunOptions::default());
     let mut plain = job(&model, 4, 1);
@@ -253,7 +253,7 @@ fn first_step(mut job: Job, model: &Arc<Model>, batch_tokens: usize) -> [f64; 2]
 }
 
 #[test]
-fn micro_batches_drop_what_the_large_batch_drops() {
+fn micro_batches_have_the_dropout_of_the_large_batch() {
     let model = tiny();
     for pairs in [false, true] {
         let job = |rows, accumulation| {
@@ -273,7 +273,7 @@ fn micro_batches_drop_what_the_large_batch_drops() {
     }
 }
 
-/// The job with a rejected answer beside every row.
+/// The job with a rejected answer for every row.
 fn paired(mut job: Job) -> Job {
     let rejected = |rows: &[Example], from: u32| RejectedExamples {
         examples: (0..rows.len() as u32)
@@ -290,7 +290,7 @@ fn paired(mut job: Job) -> Job {
     job
 }
 
-/// Writes down the masks of the rows that it passes on.
+/// Records the masks of the rows that it passes on.
 struct Seen {
     learner: ModelLearner,
     of_losses: Vec<Option<DropoutMask>>,
@@ -321,7 +321,7 @@ impl Learner for Seen {
 }
 
 #[test]
-fn every_row_of_every_step_has_a_mask_of_its_own_and_validation_has_none() {
+fn every_training_row_of_every_step_has_another_mask_and_validation_has_none() {
     let model = tiny();
     let mut seen = Seen {
         learner: ModelLearner::new(model.clone(), Compute::Int8),
@@ -342,7 +342,7 @@ fn every_row_of_every_step_has_a_mask_of_its_own_and_validation_has_none() {
 }
 
 #[test]
-fn the_same_run_twice_has_the_same_bytes_and_another_seed_has_others() {
+fn same_seed_gives_the_same_bytes_and_another_seed_does_not() {
     let model = tiny();
     let run = |seed| {
         let mut job = job(&model, 4, 1);

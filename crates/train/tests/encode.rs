@@ -1,4 +1,4 @@
-//! Rows become tokens and masks just as a request would, on a tiny model's own tokenizer and template.
+//! Rows are encoded as tokens and loss masks as a request would be, with a tiny model's tokenizer and template.
 
 use std::fs;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn rows(lines: &[&str]) -> Vec<DataRow> {
         .rows
 }
 
-/// The text of all tokens, and of those that are trained.
+/// The text of all tokens, and of the tokens with a loss.
 fn texts(tokenizer: &Tokenizer, example: &Example) -> (String, String) {
     let trained: Vec<u32> = example
         .tokens
@@ -54,7 +54,7 @@ fn texts(tokenizer: &Tokenizer, example: &Example) -> (String, String) {
 }
 
 #[test]
-fn the_answer_and_its_end_are_trained_after_the_prompt_of_a_request() {
+fn answer_and_its_end_token_have_a_loss_after_the_prompt() {
     let (tokenizer, template) = tiny();
     let encoder = Encoder {
         system: Some("Be kind."),
@@ -78,7 +78,7 @@ fn the_answer_and_its_end_are_trained_after_the_prompt_of_a_request() {
 }
 
 #[test]
-fn every_shape_has_its_mask() {
+fn every_row_shape_has_its_loss_mask() {
     let (tokenizer, template) = tiny();
     let talk = r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}"#;
     let rows = rows(&[
@@ -108,7 +108,7 @@ fn every_shape_has_its_mask() {
         "{all}"
     );
     assert_eq!(trained, "q<|im_end|>");
-    // Nothing stands before the first token that could predict it.
+    // No token comes before the first one, so nothing predicts it.
     let (all, trained) = seen(&last, &rows[2]);
     assert_eq!(all, "plain text<|im_end|>");
     assert!(all.ends_with(&trained) && trained.len() < all.len());
@@ -133,15 +133,15 @@ fn user_text_never_becomes_a_control_token() {
         "{all}"
     );
     assert_eq!(trained, "b<|im_end|>c<|im_end|>");
-    // Those of the template alone: system, user and answer, each with its two, as in a row without such words.
+    // Only the template's control tokens: two each for system, user and answer, as in a row without such words.
     let plain = &self::rows(&[r#"{"prompt":"a","completion":"b"}"#])[0];
     assert_eq!(control(&example), control(&encoder.encode(plain).unwrap()));
-    // Plain text says itself where its turns are.
+    // Plain text may contain control tokens.
     assert_eq!(control(&encoder.encode(&rows[1]).unwrap()), 2);
 }
 
 #[test]
-fn a_template_without_an_end_gets_the_end_of_text() {
+fn template_without_end_of_turn_gets_the_end_of_text_token() {
     let (tokenizer, _) = tiny();
     let template = ChatTemplate::new(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
@@ -159,7 +159,7 @@ fn a_template_without_an_end_gets_the_end_of_text() {
             "q\n<|im_end|>".into()
         )
     );
-    // In the middle of a conversation nothing is put in that a request would not have.
+    // In the middle of a conversation, no token is added that a request would not have.
     let talk = r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"d"}]}"#;
     let every = Encoder {
         mask: LossMask::Assistant,
@@ -176,7 +176,7 @@ fn a_template_without_an_end_gets_the_end_of_text() {
 }
 
 #[test]
-fn a_template_that_rewrites_the_prompt_is_refused_by_line() {
+fn template_that_rewrites_the_prompt_is_rejected_by_line() {
     let (tokenizer, _) = tiny();
     let template = ChatTemplate::new(
         "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}",
@@ -185,45 +185,45 @@ fn a_template_that_rewrites_the_prompt_is_refused_by_line() {
     );
     let template = template.unwrap();
     let rows = rows(&["", r#"{"prompt":"p","completion":"q"}"#]);
-    let said = encoder(&tokenizer, &template)
+    let error = encoder(&tokenizer, &template)
         .encode(&rows[0])
         .unwrap_err()
         .to_string();
     assert!(
-        said.starts_with(
+        error.starts_with(
             "rows.jsonl:2: the chat template does not put the answer (message 1) after"
         ),
-        "{said}"
+        "{error}"
     );
 }
 
 #[test]
-fn a_row_with_nothing_to_train_is_refused_by_line() {
+fn row_with_nothing_to_train_is_rejected_by_line() {
     let (tokenizer, template) = tiny();
     let silent = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
     let row = &rows(&[r#"{"prompt":"p","completion":"q"}"#])[0];
-    let said = encoder(&tokenizer, &silent)
+    let error = encoder(&tokenizer, &silent)
         .encode(row)
         .unwrap_err()
         .to_string();
     assert_eq!(
-        said,
+        error,
         "rows.jsonl:1: the chat template leaves the answer (message 1) out"
     );
-    // A single token that ends the text: nothing before it predicts it.
+    // A single end-of-text token: no token before it predicts it.
     let row = &rows(&["", r#"{"text":"<|im_end|>"}"#])[0];
-    let said = encoder(&tokenizer, &template)
+    let error = encoder(&tokenizer, &template)
         .encode(row)
         .unwrap_err()
         .to_string();
     assert!(
-        said.starts_with("rows.jsonl:2: no token of this row would be trained"),
-        "{said}"
+        error.starts_with("rows.jsonl:2: no token of this row would be trained"),
+        "{error}"
     );
 }
 
 #[test]
-fn long_rows_are_dropped_truncated_or_refused_and_counted() {
+fn long_rows_are_dropped_truncated_or_rejected_and_counted() {
     let (tokenizer, template) = tiny();
     let long = format!(r#"{{"prompt":"p","completion":"{}"}}"#, "x".repeat(300));
     let question = format!(r#"{{"prompt":"{}","completion":"q"}}"#, "x".repeat(300));
@@ -241,26 +241,26 @@ fn long_rows_are_dropped_truncated_or_refused_and_counted() {
     let cut = with(TooLong::Truncate).encode_all(&rows).unwrap();
     assert_eq!((cut.examples.len(), cut.dropped, cut.truncated), (2, 1, 1));
     assert_eq!(cut.examples[1].tokens.len(), 100);
-    let said = with(TooLong::Refuse)
+    let error = with(TooLong::Refuse)
         .encode_all(&rows)
         .unwrap_err()
         .to_string();
     assert!(
-        said.starts_with("rows.jsonl:2: the row has ") && said.contains("`max_length` = 100"),
-        "{said}"
+        error.starts_with("rows.jsonl:2: the row has ") && error.contains("`max_length` = 100"),
+        "{error}"
     );
-    let said = with(TooLong::Drop)
+    let error = with(TooLong::Drop)
         .encode_all(&rows[1..])
         .unwrap_err()
         .to_string();
     assert!(
-        said.contains("every one of the 2 rows is longer than `max_length` = 100"),
-        "{said}"
+        error.contains("every one of the 2 rows is longer than `max_length` = 100"),
+        "{error}"
     );
 }
 
 #[test]
-fn a_row_that_loses_its_beginning_keeps_its_answer() {
+fn row_truncated_at_its_start_keeps_its_answer() {
     let (tokenizer, template) = tiny();
     let turn = |role: &str, content: &str| format!(r#"{{"role":"{role}","content":"{content}"}}"#);
     let long = "x".repeat(60);
@@ -302,9 +302,9 @@ fn a_row_that_loses_its_beginning_keeps_its_answer() {
         "{all}"
     );
     assert_eq!(trained, "q<|im_end|>");
-    // Nothing of an answer is left that could be trained with a question before it.
+    // No part of an answer is left that has a question before it.
     assert_eq!(fit(1), Fitted::Dropped);
-    // The first answer has lost its question: it is context, not trained.
+    // The first answer has lost its question, so it is context without a loss.
     let (all, trained) = cut(2);
     assert!(all.starts_with('x') && all.contains("y<|im_end|>"), "{all}");
     assert_eq!(trained, "d<|im_end|>");
@@ -346,7 +346,7 @@ fn begin_of_text_token_survives_truncation() {
 }
 
 #[test]
-fn the_names_of_masks_and_policies_are_those_of_persona_toml() {
+fn names_of_masks_and_length_policies_are_stable() {
     for name in ["completion", "assistant"] {
         let mask: LossMask = name.parse().unwrap();
         assert_eq!(serde_json::to_value(mask).unwrap(), name);
@@ -356,12 +356,12 @@ fn the_names_of_masks_and_policies_are_those_of_persona_toml() {
         assert_eq!(serde_json::to_value(too_long).unwrap(), name);
         assert_eq!(too_long.to_string(), name);
     }
-    let said = "all".parse::<LossMask>().unwrap_err();
-    assert_eq!(said, "must be one of completion, assistant");
+    let error = "all".parse::<LossMask>().unwrap_err();
+    assert_eq!(error, "must be one of completion, assistant");
 }
 
 #[test]
-fn the_hash_covers_tokens_masks_and_borders() {
+fn examples_hash_covers_tokens_masks_and_boundaries() {
     let example = |tokens: &[u32], trained: &[bool]| Example {
         tokens: tokens.into(),
         loss_mask: trained.into(),
@@ -379,7 +379,7 @@ fn the_hash_covers_tokens_masks_and_borders() {
 }
 
 #[test]
-fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
+fn job_loads_from_files_and_its_adapter_is_read_back() {
     let (tokenizer, template) = tiny();
     let config = testkit::tiny_config();
     let folder = tempfile::tempdir().unwrap();
@@ -404,7 +404,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     let job = Job::load(source(), &config, &tokenizer, &template).unwrap();
     assert_eq!(job.train.len() + job.validation.len(), 20);
     assert_eq!(job.data.held_out, job.validation.len());
-    // A row is never longer than the base's context, and the settings say so.
+    // The settings limit a row to the base's context length.
     assert_eq!(job.settings.max_length, config.context_length);
     assert!(!job.validation.is_empty());
     assert!(job.settings.lr.is_some());
@@ -446,7 +446,7 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     let out = folder.path().join("adapter");
     adapter.write(&out, adapter.dtype, "# tone").unwrap();
     let read = Adapter::read(&out).unwrap();
-    // The scale among them: alpha / sqrt(rank), as `use_rslora` says.
+    // The scale is alpha / sqrt(rank), as `use_rslora` is set.
     assert_eq!(read.pairs, trained.params.pairs);
     assert!(read.config.use_rslora && read.pairs[0].scale == (32.0 / 3f64.sqrt()) as f32);
     assert_eq!(read.metadata["lory.base_sha256"], "abc");
@@ -457,11 +457,11 @@ fn a_job_is_loaded_from_files_and_its_adapter_is_read_back() {
     assert_eq!(settings, trained.settings);
 
     fs::write(&train, "{\"prompt\":\"p\",\"completion\":\"\"}\n").unwrap();
-    let said = Job::load(source(), &config, &tokenizer, &template)
+    let error = Job::load(source(), &config, &tokenizer, &template)
         .unwrap_err()
         .to_string();
     assert!(
-        said.ends_with("train.jsonl:1: field `completion`: the answer is empty"),
-        "{said}"
+        error.ends_with("train.jsonl:1: field `completion`: the answer is empty"),
+        "{error}"
     );
 }

@@ -1,5 +1,5 @@
-//! The hand-written backward against finite differences of the loss, on a tiny random model; and the one forward: what
-//! training computes is what serving computes.
+//! Checks the hand-written backward against finite differences of the loss on a tiny random model, and that training and
+//! serving compute the same forward pass.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ fn total(
         .sum()
 }
 
-/// A tiny model of a family with parts of its own, from its folder.
+/// A tiny model of a family with special layers, from its folder.
 fn of_family(family: &str) -> Arc<Model> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../model/tests/fixtures/families")
@@ -73,7 +73,7 @@ fn of_family(family: &str) -> Arc<Model> {
 }
 
 #[test]
-fn every_adapter_tensor_follows_finite_differences() {
+fn gradients_of_every_adapter_tensor_match_finite_differences() {
     let models = [
         ("F32", tiny(GgmlType::F32)),
         ("Q4_1", tiny(GgmlType::Q4_1)),
@@ -159,14 +159,14 @@ fn head_norm_backward_is_the_same_cached_or_recomputed() {
         grads.remove(0)
     };
     let all = gradients(None);
-    // None of the two layers, and one of them.
+    // The cache holds neither layer, or one of the two.
     for bytes in [0, 60_000] {
         assert_eq!(gradients(Some(bytes)), all, "{bytes}");
     }
 }
 
 #[test]
-fn two_adapters_in_one_batch_train_as_each_alone() {
+fn two_adapters_in_one_batch_have_the_gradients_that_each_has_alone() {
     let model = tiny(GgmlType::Q8_0);
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
     let params = vec![adapter(&model, 1, 4), adapter(&model, 2, 4)];
@@ -192,7 +192,7 @@ fn two_adapters_in_one_batch_train_as_each_alone() {
 }
 
 #[test]
-fn micro_batches_add_up_to_the_large_batch() {
+fn gradients_of_micro_batches_add_up_to_those_of_the_large_batch() {
     let model = tiny(GgmlType::Q4_1);
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
     let params = vec![adapter(&model, 1, 4)];
@@ -252,7 +252,7 @@ fn rounded_gradients_point_where_f32_ones_do() {
 
 #[test]
 fn training_and_serving_run_one_forward() {
-    // The losses of the learner are those of the logits that the serving path gives, row by row.
+    // The learner's losses equal those computed from the serving path's logits, row by row.
     let model = tiny(GgmlType::Q4_1);
     let params = vec![adapter(&model, 5, 4)];
     let examples = [(0, example(4, 33, 1))];
@@ -311,7 +311,7 @@ fn training_and_serving_run_one_forward() {
 }
 
 #[test]
-fn examples_past_the_model_are_refused() {
+fn examples_that_do_not_fit_the_model_are_rejected() {
     let model = tiny(GgmlType::F32);
     let params = vec![adapter(&model, 1, 4)];
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);

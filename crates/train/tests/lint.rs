@@ -1,4 +1,4 @@
-//! What the linter finds, and where.
+//! The linter's findings and their locations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<DataRow> {
     pairs.iter().enumerate().map(row).collect()
 }
 
-fn said(report: &LintReport) -> Vec<(LintProblem, usize, &str)> {
+fn summary(report: &LintReport) -> Vec<(LintProblem, usize, &str)> {
     report
         .findings
         .iter()
@@ -63,7 +63,7 @@ fn each_duplicate_row_is_found_once() {
         },
     );
     assert_eq!(
-        said(&report),
+        summary(&report),
         [
             (LintProblem::Duplicate, 2, "a.jsonl:1"),
             (LintProblem::DuplicateButNumbers, 3, "a.jsonl:1"),
@@ -81,7 +81,7 @@ fn each_duplicate_row_is_found_once() {
 }
 
 #[test]
-fn questions_of_the_other_set_leak() {
+fn validation_questions_in_the_training_set_are_reported_as_leaks() {
     let train = rows(
         "t.jsonl",
         &[("Is 12 in stock?", "a"), ("What does shipping cost?", "b")],
@@ -91,7 +91,7 @@ fn questions_of_the_other_set_leak() {
         &[("May I return it?", "c"), ("is 99 in stock", "d")],
     );
     let report = lint(&train, &eval, &LintOptions::default());
-    assert_eq!(said(&report), [(LintProblem::Leak, 1, "e.jsonl:2")]);
+    assert_eq!(summary(&report), [(LintProblem::Leak, 1, "e.jsonl:2")]);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn numbers_must_come_from_the_input() {
     );
     let report = lint(&rows, &[], &LintOptions::default());
     assert_eq!(
-        said(&report),
+        summary(&report),
         [
             (LintProblem::NumberFromNowhere, 2, "100"),
             (LintProblem::NumberFromNowhere, 2, "5550"),
@@ -128,7 +128,7 @@ fn intents_are_counted() {
 }
 
 #[test]
-fn broken_lines_are_findings_and_do_not_hide_the_rest() {
+fn broken_lines_are_findings_and_do_not_hide_other_findings() {
     let text = "{\"prompt\":1}\n{\"prompt\":\"a\",\"completion\":\" \"}\n{\"prompt\":\"b\",\"completion\":\"y\"}\nno\n";
     let scan = Dataset::scan_from(text.as_bytes(), "a.jsonl", &Columns::default()).unwrap();
     let mut report = lint(&scan.data.rows, &[], &LintOptions::default());
@@ -146,7 +146,7 @@ fn broken_lines_are_findings_and_do_not_hide_the_rest() {
 }
 
 #[test]
-fn answers_that_stop_in_the_middle_are_found() {
+fn answers_without_an_end_are_found() {
     let whole: Vec<(String, String)> = (0..40)
         .map(|i| {
             (
@@ -176,7 +176,7 @@ fn answers_that_stop_in_the_middle_are_found() {
     assert_eq!(cut(&report), [41, 42, 43]);
     assert!(report.findings.iter().any(|f| f.to_string()
         == "a.jsonl:43: the output seems to be cut off: …l write to you as soon as we kno"));
-    // Where nobody ends a sentence, one without an end says nothing.
+    // If no answer ends its sentences, an answer without an end is not a finding.
     let bare: Vec<(&str, &str)> = pairs
         .iter()
         .map(|(q, a)| (*q, a.trim_end_matches('.')))
@@ -188,7 +188,7 @@ fn answers_that_stop_in_the_middle_are_found() {
 }
 
 #[test]
-fn a_row_many_times_over_is_found_each_time() {
+fn every_copy_of_a_row_is_found() {
     let text: Vec<String> = (0..20_000)
         .map(|i| {
             format!("{{\"prompt\":\"Where is it?\",\"completion\":\"number {i} of many words\"}}")
@@ -200,7 +200,7 @@ fn a_row_many_times_over_is_found_each_time() {
 }
 
 #[test]
-fn tokens_show_what_would_not_be_trained() {
+fn tokenized_checks_report_what_would_not_be_trained() {
     let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
@@ -279,7 +279,7 @@ fn tokens_show_what_would_not_be_trained() {
 }
 
 #[test]
-fn both_answers_of_a_pair_are_looked_at() {
+fn both_answers_of_a_pair_are_checked() {
     let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
@@ -337,7 +337,7 @@ fn both_answers_of_a_pair_are_looked_at() {
     let end = "it would be left out (the rejected answer)";
     assert!(about(3).ends_with(end), "{}", about(3));
     assert_eq!(about(6), "<|im_end|> (the rejected answer)");
-    // Ten answers; of the pairs two go, each as a whole.
+    // Ten answers. Two of the pairs are dropped, each with both answers.
     let lengths = report.lengths.unwrap();
     assert_eq!((lengths.rows, lengths.left_out, lengths.cut), (10, 2, 0));
 }

@@ -1,5 +1,4 @@
-//! Examples are packed end to end, and it must not show: a packed batch gives each example the loss, and each adapter the
-//! gradient, that it has alone.
+//! Packing does not change results: each example has the same loss, and each adapter the same gradient, as alone.
 
 use std::sync::Arc;
 
@@ -25,7 +24,7 @@ fn learner(compute: Compute) -> (ModelLearner, LoraParams) {
     (ModelLearner::new(model, compute), params)
 }
 
-/// Lengths on both sides of a block's end, a prompt in front, an answer in the middle, and one of a conversation.
+/// Lengths on both sides of a block's end, with the loss after a prompt, on an answer in the middle, and on a conversation.
 fn examples() -> Vec<Example> {
     let example = |(seed, length): (usize, usize)| {
         let token = |i: usize| ((seed * 7919 + i * 104_729) % 250) as u32;
@@ -40,14 +39,14 @@ fn examples() -> Vec<Example> {
     lengths.into_iter().enumerate().map(example).collect()
 }
 
-/// One item an example; `adapter` says which adapter it trains.
+/// One item for each example; `adapter` returns the adapter that it trains.
 fn items(examples: &[Example], adapter: fn(usize) -> usize) -> Vec<BatchItem<'_>> {
     let item = |(i, example)| BatchItem::new(adapter(i), example);
     examples.iter().enumerate().map(item).collect()
 }
 
 #[test]
-fn a_packed_example_has_the_loss_that_it_has_alone_bit_for_bit() {
+fn packed_example_has_the_loss_it_has_alone_bit_for_bit() {
     for compute in [Compute::F32, Compute::Bits16, Compute::Int8] {
         let (mut learner, params) = learner(compute);
         let examples = examples();
@@ -60,13 +59,13 @@ fn a_packed_example_has_the_loss_that_it_has_alone_bit_for_bit() {
                     .unwrap()[0]
             })
             .collect();
-        // An adapter for each example, all of the same numbers, so that each example's own sum comes back.
+        // One adapter for each example, all with equal parameters, so that the learner returns one sum for each example.
         let each = vec![params.clone(); examples.len()];
         let packed = learner.losses(&each, &items(&examples, |i| i)).unwrap();
         assert_eq!(packed, alone, "{compute:?}");
         assert!(alone.iter().all(|sum| sum.tokens > 0 && sum.loss > 0.0));
 
-        // The rows of one adapter, which lie side by side in one run: only the order of addition differs.
+        // The rows of one adapter form one run: only the order of addition differs.
         let one = std::slice::from_ref(&params);
         let together = learner.losses(one, &items(&examples, |_| 0)).unwrap()[0];
         let (tokens, loss) = alone
@@ -82,12 +81,12 @@ fn a_packed_example_has_the_loss_that_it_has_alone_bit_for_bit() {
 }
 
 #[test]
-fn a_packed_example_does_not_see_its_neighbours() {
+fn packed_example_does_not_depend_on_its_neighbours() {
     let (mut learner, params) = learner(Compute::F32);
     let mut examples = examples();
     let each = vec![params; examples.len()];
     let before = learner.losses(&each, &items(&examples, |i| i)).unwrap();
-    // Another text in the same place, and another length, which moves all the rows behind it.
+    // Another text in the same place, and another length, which shifts all later rows.
     for (i, keep) in [(2, 47), (4, 9)] {
         examples[i].tokens.truncate(keep);
         examples[i].loss_mask.truncate(keep);
@@ -103,7 +102,7 @@ fn a_packed_example_does_not_see_its_neighbours() {
 }
 
 #[test]
-fn packed_gradients_are_the_sum_of_those_alone_whatever_the_budget() {
+fn packed_gradients_are_the_sum_of_single_gradients_for_any_token_limit() {
     let (mut learner, params) = learner(Compute::F32);
     let examples = examples();
     let lengths: Vec<usize> = examples.iter().map(|e| e.tokens.len()).collect();

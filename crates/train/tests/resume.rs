@@ -1,4 +1,4 @@
-//! A run that is stopped anywhere and started again ends with the same bytes as one that was not.
+//! An interrupted run that starts again ends with the same bytes as an uninterrupted one.
 
 mod toy;
 
@@ -62,7 +62,7 @@ fn flag() -> &'static AtomicBool {
 }
 
 #[test]
-fn stopped_at_any_step_it_ends_with_the_same_bytes() {
+fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
     let whole = Folder::new();
     let mut all = Notes::default();
     let expected = finished(run(whole.jobs(), &whole.options(), &mut all).unwrap());
@@ -105,9 +105,9 @@ fn stopped_at_any_step_it_ends_with_the_same_bytes() {
     }
 }
 
-/// What early stopping counts is part of the state: before it stops, at the stop, and after it.
+/// The early stopping state is part of the checkpoint: before the stop, at the stop, and after it.
 #[test]
-fn stopped_around_an_early_stop_it_ends_with_the_same_bytes() {
+fn run_stopped_around_an_early_stop_resumes_to_the_same_bytes() {
     let jobs = |folder: &Folder| {
         let mut jobs = folder.jobs();
         jobs[0] = Job {
@@ -138,9 +138,9 @@ fn stopped_around_an_early_stop_it_ends_with_the_same_bytes() {
     }
 }
 
-/// A kill leaves the last checkpoint and metrics that went on after it, perhaps with half a line.
+/// A kill leaves the last checkpoint and later metrics, perhaps with half a line.
 #[test]
-fn killed_between_checkpoints_it_ends_with_the_same_bytes() {
+fn run_killed_between_checkpoints_resumes_to_the_same_bytes() {
     let whole = Folder::new();
     let mut notes = Notes::default();
     let expected = finished(run(whole.jobs(), &whole.options(), &mut notes).unwrap());
@@ -175,7 +175,7 @@ fn killed_between_checkpoints_it_ends_with_the_same_bytes() {
 }
 
 #[test]
-fn a_finished_run_started_again_has_nothing_left_to_do() {
+fn finished_run_has_no_steps_left_when_it_starts_again() {
     let folder = Folder::new();
     let first = finished(run(folder.jobs(), &folder.options(), &mut Notes::default()).unwrap());
     let mut notes = Notes::default();
@@ -187,7 +187,7 @@ fn a_finished_run_started_again_has_nothing_left_to_do() {
 }
 
 #[test]
-fn checkpoint_of_another_run_is_refused_with_differences() {
+fn checkpoint_of_another_run_is_rejected_with_differences() {
     let folder = Folder::new();
     let mut notes = Notes {
         stop_at: Some((4, flag())),
@@ -195,7 +195,7 @@ fn checkpoint_of_another_run_is_refused_with_differences() {
     };
     run(folder.jobs(), &folder.options(), &mut notes).unwrap();
     let before = fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
-    let said = |jobs: Vec<Job>, options: RunOptions| {
+    let refusal = |jobs: Vec<Job>, options: RunOptions| {
         run(jobs, &options, &mut Notes::default())
             .unwrap_err()
             .to_string()
@@ -203,7 +203,7 @@ fn checkpoint_of_another_run_is_refused_with_differences() {
     let changed = |change: fn(&mut Vec<Job>)| {
         let mut jobs = folder.jobs();
         change(&mut jobs);
-        said(jobs, folder.options())
+        refusal(jobs, folder.options())
     };
     let both = changed(|jobs| {
         jobs[0].settings.lr = Some(0.5);
@@ -228,7 +228,7 @@ fn checkpoint_of_another_run_is_refused_with_differences() {
     assert!(
         changed(|jobs| drop(jobs.pop())).contains("it trains `one`, `two`, this run trains `one`")
     );
-    let base = said(
+    let base = refusal(
         folder.jobs(),
         RunOptions {
             base: "other".into(),
@@ -243,14 +243,14 @@ fn checkpoint_of_another_run_is_refused_with_differences() {
         fs::read(folder.path("run/checkpoint.safetensors")).unwrap(),
         before
     );
-    // How often it saves is no part of what it trains.
+    // `save_every` does not affect the trained parameters, so it may change.
     let mut jobs = folder.jobs();
     jobs[0].settings.save_every = 1;
     finished(run(jobs, &folder.options(), &mut Notes::default()).unwrap());
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_never_panics() {
+fn damaged_checkpoint_is_reported_without_a_panic() {
     let folder = Folder::new();
     let path = folder.path("run/checkpoint.safetensors");
     let mut notes = Notes {
@@ -262,10 +262,10 @@ fn a_damaged_checkpoint_is_named_and_never_panics() {
     let resume = || run(folder.jobs(), &folder.options(), &mut Notes::default());
     for length in (0..whole.len()).step_by(197) {
         fs::write(&path, &whole[..length]).unwrap();
-        let said = resume().unwrap_err().to_string();
+        let error = resume().unwrap_err().to_string();
         assert!(
-            said.contains("the checkpoint is damaged") && said.contains("remove it"),
-            "{length}: {said}"
+            error.contains("the checkpoint is damaged") && error.contains("remove it"),
+            "{length}: {error}"
         );
     }
     for at in (0..whole.len().min(4000)).step_by(101) {
@@ -277,7 +277,7 @@ fn a_damaged_checkpoint_is_named_and_never_panics() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn folder_that_cannot_be_written_is_named_in_the_error() {
     let folder = Folder::new();
     fs::write(folder.path("file"), b"").unwrap();
     let checkpoint = Some(folder.path("file/checkpoint.safetensors"));
@@ -285,12 +285,12 @@ fn a_folder_that_cannot_be_written_is_named() {
         checkpoint,
         ..folder.options()
     };
-    let said = run(folder.jobs(), &options, &mut Notes::default())
+    let error = run(folder.jobs(), &options, &mut Notes::default())
         .unwrap_err()
         .to_string();
     assert!(
-        said.starts_with("cannot read") || said.starts_with("cannot write"),
-        "{said}"
+        error.starts_with("cannot read") || error.starts_with("cannot write"),
+        "{error}"
     );
-    assert!(said.contains("file/checkpoint.safetensors"), "{said}");
+    assert!(error.contains("file/checkpoint.safetensors"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! The training loop over a toy learner: what it promises about steps, tokens, neighbours and the best state.
+//! The training loop with a toy learner: its guarantees about steps, tokens, other adapters and the best parameters.
 
 mod toy;
 
@@ -46,7 +46,7 @@ fn close(a: &LoraParams, b: &LoraParams, within: f32) -> bool {
         .all(|(a, b)| (a - b).abs() <= within)
 }
 
-/// The same but for the last bit of a loss: sums of micro-batches are added up.
+/// Equal except for the last bit of a loss, because sums of micro-batches are added up.
 fn assert_metrics_close(a: &str, b: &str) {
     let (a, b) = (parse_metrics(a), parse_metrics(b));
     assert_eq!(a.len(), b.len());
@@ -137,7 +137,7 @@ fn accumulation_equals_the_large_batch_by_tokens() {
 }
 
 #[test]
-fn a_limit_on_tokens_changes_the_calls_and_not_the_result() {
+fn batch_tokens_limit_does_not_change_the_result() {
     let with = |batch_tokens| {
         let mut learner = Toy::default();
         let options = RunOptions {
@@ -216,7 +216,7 @@ fn finished_adapter_is_not_trained_further() {
 }
 
 #[test]
-fn the_best_state_is_kept_and_not_the_last() {
+fn best_parameters_are_kept_instead_of_the_last() {
     let job = toy::overshooting("one");
     let mut notes = Notes::default();
     let options = RunOptions::default();
@@ -232,7 +232,7 @@ fn the_best_state_is_kept_and_not_the_last() {
         *losses.last().unwrap() > lowest,
         "the last was the best: {losses:?}"
     );
-    // The kept parameters are those of that epoch: a run that ends there has them as its last.
+    // The kept parameters are those of that epoch: a run that ends there has the same ones.
     let mut shorter = job;
     shorter.settings.max_steps = Some(best.step);
     shorter.validation.clear();
@@ -275,7 +275,7 @@ fn early_stopping_stops_one_adapter_only() {
         panic!("{seen:?}")
     };
     assert!(best.2 && last < 18, "{seen:?}");
-    // Three steps an epoch and one validation every second step: where they meet, it is one.
+    // Three steps an epoch and a validation every second step: when both fall on a step, it is validated once.
     let steps: Vec<u64> = seen.iter().map(|seen| seen.0).collect();
     assert_eq!(
         steps,
@@ -286,17 +286,17 @@ fn early_stopping_stops_one_adapter_only() {
     assert_eq!(trained[0].best.unwrap().step, best.0);
     assert_eq!((trained[1].steps, trained[1].stopped_early), (18, false));
     assert_eq!(notes.steps.len(), 18);
-    // Alone it is the same, and its run is over there.
+    // Trained alone, the result is the same and the run ends there.
     let alone = run(vec![impatient()]).remove(0);
     assert_eq!(alone, trained[0]);
-    // One that was patient for longer than the run lasts is not stopped.
+    // A patience longer than the run does not stop it.
     let mut patient = impatient();
     patient.settings.patience = 100;
     assert_eq!(run(vec![patient])[0].steps, 18);
 }
 
 #[test]
-fn without_validation_rows_the_last_state_is_kept() {
+fn last_parameters_are_kept_without_validation_rows() {
     let mut job = job("one", 22, 0);
     job.validation.clear();
     let trained = run(vec![job]).remove(0);
@@ -305,7 +305,7 @@ fn without_validation_rows_the_last_state_is_kept() {
 }
 
 #[test]
-fn a_run_cut_short_is_validated_at_its_end() {
+fn run_with_a_step_limit_is_validated_at_its_end() {
     let mut job = job("one", 22, 0);
     job.settings.max_steps = Some(8);
     let mut notes = Notes::default();
@@ -327,7 +327,7 @@ fn a_run_cut_short_is_validated_at_its_end() {
 }
 
 #[test]
-fn clipping_bounds_the_step_and_the_metrics_show_the_norm_before() {
+fn clipping_bounds_the_step_and_metrics_report_the_norm_before_clipping() {
     let mut clipped = job("one", 22, 0);
     clipped.settings.clip = 1e-3;
     let trained = run(vec![clipped]).remove(0);
@@ -343,8 +343,8 @@ fn clipping_bounds_the_step_and_the_metrics_show_the_norm_before() {
 }
 
 #[test]
-fn invalid_jobs_are_refused_before_the_run_starts() {
-    let said = |jobs: Vec<Job>| {
+fn invalid_jobs_are_rejected_before_the_run_starts() {
+    let refusal = |jobs: Vec<Job>| {
         let mut learner = Toy::default();
         let error = run_with(
             jobs,
@@ -361,26 +361,27 @@ fn invalid_jobs_are_refused_before_the_run_starts() {
         change(&mut job);
         vec![job]
     };
-    assert!(said(vec![]).contains("no adapter to train"));
+    assert!(refusal(vec![]).contains("no adapter to train"));
     assert!(
-        said(vec![job("one", 6, 0), job("one", 6, 0)]).contains("two adapters are named `one`")
+        refusal(vec![job("one", 6, 0), job("one", 6, 0)]).contains("two adapters are named `one`")
     );
     assert!(
-        said(change(|job| job.train.clear())).contains("adapter `one`: there are no training rows")
+        refusal(change(|job| job.train.clear()))
+            .contains("adapter `one`: there are no training rows")
     );
     assert!(
-        said(change(|job| job.train[3].loss_mask.fill(false)))
+        refusal(change(|job| job.train[3].loss_mask.fill(false)))
             .contains("row 4 has no token to train")
     );
-    assert!(said(change(|job| job.settings.lr = None)).contains("`lr` is not set"));
+    assert!(refusal(change(|job| job.settings.lr = None)).contains("`lr` is not set"));
     assert!(
-        said(change(|job| {
+        refusal(change(|job| {
             job.validation.clear();
             job.settings.patience = 1;
         }))
         .contains("`patience` counts validations")
     );
-    assert!(said(change(|job| job.settings.dropout = 1.0)).contains("setting `dropout`"));
+    assert!(refusal(change(|job| job.settings.dropout = 1.0)).contains("setting `dropout`"));
 }
 
 #[test]
@@ -389,21 +390,21 @@ fn diverged_loss_is_reported_with_the_adapter() {
         diverges_at: Some(5),
         ..Toy::default()
     };
-    let error = run_with(
+    let result = run_with(
         vec![job("one", 22, 0)],
         &RunOptions::default(),
         &mut learner,
         &mut Notes::default(),
     );
-    let said = error.unwrap_err().to_string();
+    let error = result.unwrap_err().to_string();
     assert!(
-        said.starts_with("adapter `one`, step 5: the loss is not a finite number"),
-        "{said}"
+        error.starts_with("adapter `one`, step 5: the loss is not a finite number"),
+        "{error}"
     );
 }
 
 #[test]
-fn the_loss_table_has_every_set_under_every_adapter() {
+fn loss_table_has_every_data_set_with_every_adapter() {
     let trained = run(vec![job("one", 22, 0)]).remove(0);
     let (seen, other) = (rows(22, 0), rows(9, 700));
     let start = toy::params();
@@ -430,7 +431,7 @@ fn the_loss_table_has_every_set_under_every_adapter() {
 }
 
 #[test]
-fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
+fn sweep_suggests_a_rate_and_does_not_change_the_job() {
     use train::lr_find::{LrSweep, lr_find};
     let job = job("one", 22, 0);
     let before = job.clone();
@@ -454,7 +455,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
     let [first, .., last] = &found.points[..] else {
         panic!("no points")
     };
-    // The weights are of the size of 1: far smaller steps change nothing, far larger ones leave the valley.
+    // The weights are near 1: much smaller steps change nothing, much larger ones diverge.
     assert!(
         (first.lr, first.change.abs() < 1e-3) == (1e-5, true),
         "{first:?}"
@@ -466,7 +467,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
         (suggestion / lowest - 0.1).abs() < 0.006,
         "{suggestion} {lowest}"
     );
-    // TrainedAdapter at the suggestion, it is better than at a tenth of it.
+    // Training at the suggested rate gives a lower loss than at a tenth of it.
     let loss = |lr: f64| {
         let mut job = job.clone();
         job.settings.lr = Some(lr);
@@ -488,7 +489,7 @@ fn a_sweep_finds_the_rate_and_leaves_the_job_alone() {
 fn no_rate_is_suggested_if_none_lowers_the_loss() {
     use train::lr_find::{LrSweep, lr_find};
     let mut job = job("one", 22, 0);
-    // One row, and weights that fit it best already.
+    // One row, and weights that already fit it best.
     job.train.truncate(1);
     job.settings.lr = Some(0.05);
     job.settings.epochs = 400;

@@ -1,5 +1,5 @@
-//! A gate between the layers: passed before each of them, left after each pass, and a run that it stops anywhere goes on to
-//! the same bytes.
+//! Yield points between layers: a learner waits before each layer and releases the device after each pass. A run that is
+//! stopped at any of them resumes to the same bytes.
 
 use std::fs;
 use std::path::Path;
@@ -106,7 +106,7 @@ fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
 }
 
 #[test]
-fn every_layer_waits_and_every_pass_releases() {
+fn every_layer_waits_and_every_pass_releases_the_yield_point() {
     let model = model();
     let yield_point = Arc::new(CountingYieldPoint::default());
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
@@ -143,7 +143,7 @@ fn every_layer_waits_and_every_pass_releases() {
 }
 
 #[test]
-fn a_run_stopped_at_any_layer_ends_with_the_same_bytes() {
+fn run_stopped_at_any_layer_resumes_to_the_same_bytes() {
     let model = model();
     let whole = tempfile::tempdir().unwrap();
     let yield_point = Arc::new(CountingYieldPoint::default());
@@ -158,7 +158,7 @@ fn a_run_stopped_at_any_layer_ends_with_the_same_bytes() {
         yield_point.stop_at.store(stop_at, SeqCst);
         let first = run(&model, folder.path(), &yield_point);
         stopped += usize::from(matches!(first, Outcome::Interrupted { .. }));
-        // The same run again, now never stopped.
+        // The same run again, without a stop.
         yield_point.stop_at.store(0, SeqCst);
         assert_eq!(finished(run(&model, folder.path(), &yield_point)), expected);
         assert!(

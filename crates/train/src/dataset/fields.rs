@@ -51,24 +51,24 @@ impl Fields<'_> {
         let Some(value) = self.get(field) else {
             return Err(self.error(field, "is missing"));
         };
-        let said = text(value, "a string").map_err(|message| self.error(field, message))?;
-        if said.trim().is_empty() {
+        let content = text(value, "a string").map_err(|message| self.error(field, message))?;
+        if content.trim().is_empty() {
             let answer = matches!(field, "output" | "completion");
             return Err(self.error(field, if answer { EMPTY_ANSWER } else { "is empty" }));
         }
-        Ok(said.to_owned())
+        Ok(content.to_owned())
     }
 
     pub(super) fn optional(&self, field: &str) -> Result<String, TrainError> {
-        let said = match self.get(field) {
+        let content = match self.get(field) {
             None | Some(Value::Null) => return Ok(String::new()),
             Some(value) => text(value, "a string or null"),
         };
-        let said = said.map_err(|message| self.error(field, message))?;
-        Ok(if said.trim().is_empty() {
+        let content = content.map_err(|message| self.error(field, message))?;
+        Ok(if content.trim().is_empty() {
             String::new()
         } else {
-            said.to_owned()
+            content.to_owned()
         })
     }
 }

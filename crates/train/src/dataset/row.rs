@@ -11,7 +11,7 @@ use crate::error::TrainError;
 /// The object of a line, whatever its columns are.
 pub(crate) fn object(text: &str, location: &RowLocation) -> Result<Map<String, Value>, TrainError> {
     let value: Value = serde_json::from_str(text)
-        .map_err(|error| TrainError::row(location, no_json(text, &error)))?;
+        .map_err(|error| TrainError::row(location, invalid_json(text, &error)))?;
     let Value::Object(object) = value else {
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
@@ -43,23 +43,23 @@ pub(super) fn parse_row(
     })
 }
 
-/// What is wrong with a line that is no JSON, and what may be the reason.
-fn no_json(text: &str, error: &serde_json::Error) -> String {
-    let said = error.to_string();
-    let said = said.split(" at line ").next().unwrap_or_default();
+/// Describes why a line is not valid JSON, with advice.
+fn invalid_json(text: &str, error: &serde_json::Error) -> String {
+    let reason = error.to_string();
+    let reason = reason.split(" at line ").next().unwrap_or_default();
     let advice = match error.classify() {
         Category::Eof if text.starts_with('[') => {
             "; a list over several lines is not read: write one object a line, without the list's brackets and commas"
         }
         Category::Eof => "; a row must be whole on its line",
         // The parser's own limit, which keeps hostile lines from using up the stack.
-        _ if said.starts_with("recursion limit") => {
+        _ if reason.starts_with("recursion limit") => {
             "; more than 127 levels of nesting are not read"
         }
         _ => "",
     };
     format!(
-        "not valid JSON at column {}: {said}{advice}",
+        "not valid JSON at column {}: {reason}{advice}",
         error.column()
     )
 }

@@ -58,9 +58,9 @@ fn turn(item: &Value, i: usize) -> Result<Message, (String, String)> {
     } else {
         ("role", "content")
     };
-    let said = part(object, role, i)?;
+    let role_name = part(object, role, i)?;
     let at = |name: &str, message: String| Err((format!("[{i}].{name}"), message));
-    let speaker = match said {
+    let speaker = match role_name {
         "system" if i > 0 => {
             let message = "a system message is only allowed as the first message";
             return at(role, message.to_owned());
@@ -76,11 +76,11 @@ fn turn(item: &Value, i: usize) -> Result<Message, (String, String)> {
             return at(role, message);
         }
     };
-    let said = part(object, content, i)?;
-    if speaker == "assistant" && said.trim().is_empty() {
+    let text = part(object, content, i)?;
+    if speaker == "assistant" && text.trim().is_empty() {
         return at(content, EMPTY_ANSWER.to_owned());
     }
-    Ok(Message::new(speaker, said))
+    Ok(Message::new(speaker, text))
 }
 
 fn part<'v>(
@@ -88,7 +88,7 @@ fn part<'v>(
     name: &str,
     i: usize,
 ) -> Result<&'v str, (String, String)> {
-    let found = object.get(name).ok_or_else(|| "is missing".to_owned());
-    let said = found.and_then(|value| text(value, "a string"));
-    said.map_err(|message| (format!("[{i}].{name}"), message))
+    let value = object.get(name).ok_or_else(|| "is missing".to_owned());
+    let part = value.and_then(|value| text(value, "a string"));
+    part.map_err(|message| (format!("[{i}].{name}"), message))
 }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_and_disjoint_texts() {
+    fn equal_texts_are_not_distinct_and_disjoint_texts_are() {
         assert_eq!(chrf("one two", "onetwo"), 1.0);
         assert_eq!(chrf("abc", "xyz"), 0.0);
         assert_eq!((chrf("", "x"), chrf(" ", "")), (0.0, 1.0));

@@ -17,10 +17,10 @@ pub fn identifiers(question: &str, reference: &str) -> Vec<String> {
 /// Whether every one of `identifiers` occurs in `answer` as a whole token.
 #[must_use]
 pub fn complete(identifiers: &[String], answer: &str) -> bool {
-    let found: BTreeSet<&str> = tokens_with_digit(answer).collect();
+    let in_answer: BTreeSet<&str> = tokens_with_digit(answer).collect();
     identifiers
         .iter()
-        .all(|identifier| found.contains(identifier.as_str()))
+        .all(|identifier| in_answer.contains(identifier.as_str()))
 }
 
 /// Whether `answer` copies identifiers correctly: one of `identifiers` with three or more digits (any one, where none is so
@@ -29,15 +29,15 @@ pub fn complete(identifiers: &[String], answer: &str) -> bool {
 #[must_use]
 pub fn copied(identifiers: &[String], question: &str, answer: &str) -> bool {
     let long = |token: &str| token.chars().filter(char::is_ascii_digit).count() >= 3;
-    let found: BTreeSet<&str> = tokens_with_digit(answer).collect();
+    let in_answer: BTreeSet<&str> = tokens_with_digit(answer).collect();
     let any_long = identifiers.iter().any(|identifier| long(identifier));
     let named = identifiers
         .iter()
         .filter(|identifier| !any_long || long(identifier))
-        .any(|identifier| found.contains(identifier.as_str()));
+        .any(|identifier| in_answer.contains(identifier.as_str()));
     let asked: BTreeSet<&str> = tokens_with_digit(question).collect();
     (identifiers.is_empty() || named)
-        && found
+        && in_answer
             .iter()
             .all(|token| !long(token) || asked.contains(token))
 }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identifiers_are_what_question_and_reference_share() {
+    fn identifiers_are_in_question_and_reference() {
         let question = "Where is order #12345? I paid $1,299.00 on 2024-05-03 (invoice INV-77/a), 3 weeks ago.";
         let reference =
             "Order **#12345**: invoice “INV-77/a” of 2024-05-03 over €1,299.00 arrives in 2 days.";

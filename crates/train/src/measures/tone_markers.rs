@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn markers_need_one_and_forbid_others() {
+    fn answer_needs_one_required_marker_and_no_forbidden_one() {
         let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let markers = ToneMarkers::new(
             &strings(&["😊|🎉", "(?i)\\bhappy\\b"]),
@@ -59,9 +59,9 @@ mod tests {
         assert!(!markers.hold("Done."));
         assert!(!markers.hold("Dear Partner, so happy 😊"));
         assert!(ToneMarkers::default().hold("anything"));
-        let said = ToneMarkers::new(&strings(&["(unclosed"]), &[])
+        let error = ToneMarkers::new(&strings(&["(unclosed"]), &[])
             .unwrap_err()
             .to_string();
-        assert!(said.starts_with("tone marker `(unclosed`"), "{said}");
+        assert!(error.starts_with("tone marker `(unclosed`"), "{error}");
     }
 }

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sweep_has_decades_a_line_and_its_suggestion() {
+    fn sweep_plot_has_decades_a_line_and_the_suggestion() {
         let curve = LrCurve {
             name: "a<b".into(),
             points: vec![(1e-5, 0.0), (1e-3, -0.5), (1e-2, -1.0), (1e-1, 30.0)],

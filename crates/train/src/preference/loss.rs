@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_by_hand() {
+    fn loss_of_a_pair_matches_a_calculation_by_hand() {
         // logp 10 -> -8 and -12 -> -15: gains 2 and -3, so z = 0.1 * 5.
         let pair = dpo_loss(
             &settings(0.1, 0.0),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_the_slopes_of_the_loss() {
+    fn weights_are_the_derivatives_of_the_loss() {
         for (beta, sft_weight) in [(0.1, 0.0), (0.5, 1.0), (3.0, 0.2)] {
             let settings = settings(beta, sft_weight);
             for (chosen, rejected) in [(8.0, 15.0), (30.0, 4.0), (10.0, 12.0)] {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_means_over_pairs() {
+    fn statistics_are_means_over_pairs() {
         let settings = settings(1.0, 0.0);
         let mut pairs = DpoTotals::default();
         assert_eq!((pairs.stats(), pairs.loss()), (None, 0.0));

@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn broken_pair_is_reported_by_line_and_field() {
-        for (line, said) in [
+        for (line, expected) in [
             ("[]", "a row must be a JSON object, this is a list"),
             (
                 r#"{"prompt":"q","chosen":"a"}"#,
@@ -319,7 +319,7 @@ mod tests {
         ] {
             let error = one(line).unwrap_err();
             assert!(error.starts_with("p.jsonl:3: "), "{error}");
-            assert!(error.contains(said), "{error} lacks {said}");
+            assert!(error.contains(expected), "{error} lacks {expected}");
         }
     }
 
@@ -337,7 +337,7 @@ mod tests {
             "{\"prompt\":\"chosen\",\"completion\":\"rejected\"}\n"
         ));
         assert!(!holds("") && !holds("{") && !holds("[1]\n{\"chosen\":1,\"rejected\":2}"));
-        let said = holds_pairs(Path::new("/nowhere")).unwrap_err().to_string();
-        assert!(said.starts_with("cannot read /nowhere"), "{said}");
+        let error = holds_pairs(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read /nowhere"), "{error}");
     }
 }

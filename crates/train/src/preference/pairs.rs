@@ -111,13 +111,13 @@ impl RejectedAnswers {
                 for answers in personas {
                     let mut turn: HashMap<String, usize> = HashMap::new();
                     for row in rows {
-                        let found = question(row).and_then(|question| {
+                        let answer = question(row).and_then(|question| {
                             let answers = answers.get(&question)?;
                             let turn = turn.entry(question).or_default();
                             *turn += 1;
                             answers.get((*turn - 1) % answers.len())
                         });
-                        take(row, found.map(|answer| answered(row, answer)));
+                        take(row, answer.map(|answer| answered(row, answer)));
                     }
                 }
             }
@@ -188,12 +188,12 @@ mod tests {
             r#"{"prompt":"Same","completion":" Same.\n"}"#,
         ]);
         let (pairs, counts) = answers.pairs(&own);
-        let said: Vec<(&str, &str)> = pairs
+        let answers: Vec<(&str, &str)> = pairs
             .iter()
             .map(|pair| (pair.chosen.output(), pair.rejected.output()))
             .collect();
         assert_eq!(
-            said,
+            answers,
             [
                 ("Yay, 7!", "As per 7."),
                 ("Hello", "Good day"),

@@ -57,7 +57,7 @@ pub(crate) fn read(path: &Path, key: &str, pairs: usize) -> Result<CachedReferen
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(CachedReference::Missing);
         }
-        found => found.map_err(TrainError::read(path))?,
+        result => result.map_err(TrainError::read(path))?,
     };
     Ok(parse(&bytes, key, pairs).map_or(CachedReference::Damaged, CachedReference::Found))
 }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_covers_all_that_the_reference_depends_on() {
+    fn key_covers_everything_the_reference_depends_on() {
         let example = |token| Example {
             tokens: vec![1, token],
             loss_mask: vec![false, true],

@@ -17,13 +17,13 @@ impl Run<'_> {
             return Ok(None);
         };
         let shapes: Vec<&LoraParams> = self.params.iter().collect();
-        let Some(found) = checkpoint::load(path, &self.identity, &shapes)? else {
+        let Some(checkpoint) = checkpoint::load(path, &self.identity, &shapes)? else {
             return Ok(None);
         };
-        if found.step > self.plan.steps {
+        if checkpoint.step > self.plan.steps {
             let message = format!(
                 "it is at step {}, the run has {}",
-                found.step, self.plan.steps
+                checkpoint.step, self.plan.steps
             );
             return Err(TrainError::CheckpointBroken {
                 path: path.clone(),
@@ -34,7 +34,7 @@ impl Run<'_> {
             .adapters
             .iter_mut()
             .zip(&mut self.params)
-            .zip(found.adapters)
+            .zip(checkpoint.adapters)
         {
             *params = state.params;
             adapter.optimizer = AdamW {
@@ -46,10 +46,10 @@ impl Run<'_> {
             adapter.stopping = state.stopping;
             adapter.metrics = MetricsLog::start(None, state.metrics)?;
         }
-        self.step = found.step;
-        self.clock.first_step = found.step;
+        self.step = checkpoint.step;
+        self.clock.first_step = checkpoint.step;
         self.saved = Some((self.step, self.validations()));
-        Ok(Some(found.step))
+        Ok(Some(checkpoint.step))
     }
 
     /// Makes the metrics files hold exactly what the run has measured so far.

@@ -88,8 +88,8 @@ mod tests {
             (&["partner".to_owned()][..], 0.3, 1.0)
         );
         assert_eq!(read(r#"{"against":["a","b"]}"#).unwrap().against.len(), 2);
-        let said = read(r#"{"against":7}"#).unwrap_err().to_string();
-        assert!(said.contains("a persona's name, or a list"), "{said}");
+        let error = read(r#"{"against":7}"#).unwrap_err().to_string();
+        assert!(error.contains("a persona's name, or a list"), "{error}");
         assert!(read(r#"{"betas":1}"#).is_err());
         let check = |change: fn(&mut PreferenceSettings)| {
             let mut settings = PreferenceSettings::default();

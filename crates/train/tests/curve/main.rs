@@ -1,4 +1,4 @@
-//! The loss curve of a whole run against PEFT's: the same base, rows, order, first numbers and settings.
+//! Compares the loss curve of a run with PEFT's: the same base, rows, order, initial parameters and settings.
 //!
 //! `peft.json` was written by `bench/peers/make_curve_fixture.py`.
 
@@ -16,7 +16,7 @@ struct Silent;
 impl Observer for Silent {}
 
 #[test]
-fn fifty_steps_follow_peft() {
+fn loss_curve_of_fifty_steps_matches_peft() {
     let fixture: serde_json::Value = serde_json::from_str(include_str!("peft.json")).unwrap();
     let numbers = |key: &str| -> Vec<f64> {
         let list = fixture[key].as_array().unwrap();
@@ -58,7 +58,7 @@ fn fifty_steps_follow_peft() {
             );
         }
     }
-    // A curve that does not fall would follow any other.
+    // The loss must fall: a flat curve would match any other.
     let peft = numbers("losses");
     assert!(peft[49] < 0.7 * peft[0], "{} {}", peft[0], peft[49]);
 }

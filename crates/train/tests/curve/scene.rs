@@ -1,4 +1,4 @@
-//! A small training run, the same here and in PEFT: the test runs it, and `examples/curve.rs` writes it down for
+//! A small training run, the same here and in PEFT. The test runs it, and `examples/curve.rs` writes it to files for
 //! `bench/peers/make_curve_fixture.py`.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! From rows to pairs.
+//! Rows are matched to pairs.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +61,7 @@ fn tone(tone: &str, count: usize) -> String {
 }
 
 #[test]
-fn rows_and_their_siblings_become_pairs_with_the_same_prompt() {
+fn rows_and_rejected_personas_give_pairs_with_the_same_prompt() {
     let folder = Folder::new();
     fs::write(folder.path("train.jsonl"), tone("Yay", 12)).unwrap();
     fs::write(folder.path("stern.jsonl"), tone("Hm", 10)).unwrap();
@@ -89,7 +89,7 @@ fn rows_and_their_siblings_become_pairs_with_the_same_prompt() {
 }
 
 #[test]
-fn rows_that_cannot_be_paired_are_refused_with_numbers() {
+fn rows_that_cannot_be_paired_are_rejected_with_counts() {
     let folder = Folder::new();
     let write = |name: &str, text: &str| fs::write(folder.path(name), text).unwrap();
     write("train.jsonl", &tone("Yay", 3));

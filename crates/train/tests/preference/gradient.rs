@@ -1,4 +1,4 @@
-//! The gradient of the objective, and that one forward pass is enough for it.
+//! The gradient of the preference objective, and that one forward pass is enough to compute it.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ fn pairs() -> Vec<(usize, [Example; 2])> {
     ]
 }
 
-/// References some way off from where the adapters are.
+/// References at some distance from the adapters' log-probabilities.
 fn references(losses: &[LossSum]) -> Vec<[f64; 2]> {
     let shift = |(i, pair): (usize, &[LossSum])| {
         [
@@ -42,7 +42,7 @@ fn weights(settings: &PreferenceSettings, references: &[[f64; 2]], losses: &[Los
     pairs.flat_map(of_pair).map(|w| w as f32).collect()
 }
 
-/// The sum of the pairs' objectives, each times its adapter's scale, from log-probabilities, by the textbook.
+/// The sum of the pairs' objectives, each times its adapter's scale, from log-probabilities, by their definition.
 fn objective(
     settings: &PreferenceSettings,
     pairs: &[(usize, [Example; 2])],
@@ -62,7 +62,7 @@ fn objective(
     sum
 }
 
-/// ln p(answer | prompt) from the logits of the path that serves, row by row.
+/// ln p(answer | prompt) from the serving path's logits, row by row.
 fn log_prob(model: &Model, params: &LoraParams, example: &Example) -> f64 {
     let rows = example.tokens.len() - 1;
     let packed = model.pack_adapter(&params.pairs, LoraType::F32).unwrap();
@@ -108,7 +108,7 @@ fn log_prob(model: &Model, params: &LoraParams, example: &Example) -> f64 {
 }
 
 #[test]
-fn the_gradient_is_that_of_the_objective_made_of_explicit_logits() {
+fn gradient_equals_that_of_the_objective_computed_from_logits() {
     let model = tiny();
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
     let mut params = vec![adapter(&model, 1), adapter(&model, 2)];
@@ -169,7 +169,7 @@ fn the_gradient_is_that_of_the_objective_made_of_explicit_logits() {
     }
 }
 
-/// A learner that has only what it must have: weighing is done as the trait defines it, in two passes.
+/// A learner with only the required methods, so that weighing uses the trait's default of two passes.
 struct TwoPasses(ModelLearner);
 
 impl Learner for TwoPasses {
@@ -193,7 +193,7 @@ impl Learner for TwoPasses {
 }
 
 #[test]
-fn one_pass_gives_what_two_passes_give() {
+fn one_forward_pass_gives_the_gradients_of_two() {
     let model = tiny();
     let params = vec![adapter(&model, 1), adapter(&model, 2)];
     let pairs = pairs();

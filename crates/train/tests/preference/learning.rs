@@ -1,4 +1,4 @@
-//! What a run of preferences learns, of which rows, and from where.
+//! Preference runs: what they learn, from which rows, and from which initial adapter.
 
 use std::sync::atomic::AtomicBool;
 
@@ -30,7 +30,7 @@ fn validations(trained: &TrainedAdapter) -> Vec<(f64, bool, PreferenceStats)> {
 #[test]
 fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
     let mut job = pair_job("one", 22, 0);
-    // The toy has no base to start from: it is measured from the first numbers themselves.
+    // The toy has no base, so the reference is the initial parameters.
     job.initial_adapter = Some("the first numbers".into());
     let trained = run(vec![job]).remove(0);
     let steps: Vec<(f64, PreferenceStats)> = parse_metrics(&trained.metrics)
@@ -42,12 +42,12 @@ fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
             MetricsRecord::Validation { .. } => None,
         })
         .collect();
-    // At the start there is no margin, and the loss is ln 2 beside the chosen answers' own.
+    // At the start there is no margin, and the loss is ln 2 plus that of the chosen answers.
     let (loss, first) = steps[0];
     assert_eq!((first.pairs, first.accuracy, first.margin), (4, 0.0, 0.0));
     assert!(loss > 2f64.ln() && loss < 2f64.ln() + 0.2 * 2.0, "{loss}");
-    // What falls is the whole loss. (Of the margin alone `a_model_learns_which_answer_to_prefer` tells: the toy's few numbers
-    // cannot please all pairs at once.)
+    // The whole loss falls. (`model_learns_to_prefer_the_chosen_answers` tests the margin: the toy has too few parameters to
+    // fit all pairs at once.)
     let mean = |steps: &[(f64, PreferenceStats)]| {
         let sum: f64 = steps.iter().map(|(loss, at)| loss * at.pairs as f64).sum();
         sum / 22.0
@@ -66,7 +66,7 @@ fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
 }
 
 #[test]
-fn a_model_learns_which_answer_to_prefer() {
+fn model_learns_to_prefer_the_chosen_answers() {
     let model = tiny();
     let mut job = pair_job("one", 0, 0);
     let pairs: Vec<[Example; 2]> = (0..6)
@@ -126,14 +126,14 @@ fn accumulation_equals_the_large_batch_by_pairs() {
 }
 
 #[test]
-fn an_adapter_gets_the_steps_that_it_would_get_alone() {
+fn preference_and_supervised_adapters_train_together_as_alone() {
     let supervised = || toy::job("two", 15, 500);
     let both = run(vec![pair_job("one", 22, 0), supervised()]);
     assert_eq!(both[0].params, run(vec![pair_job("one", 22, 0)])[0].params);
     assert_eq!(both[1].params, run(vec![supervised()])[0].params);
     assert_eq!(both[1].best.unwrap().preference, None);
 
-    // The same of the model, whose rows share their products.
+    // The same for the model, whose rows share matrix products.
     let model = tiny();
     let mut learner = ModelLearner::new(model.clone(), Compute::F32);
     let params = vec![adapter(&model, 1), adapter(&model, 2)];
@@ -155,7 +155,7 @@ fn an_adapter_gets_the_steps_that_it_would_get_alone() {
 }
 
 #[test]
-fn pairs_that_do_not_fit_together_are_refused() {
+fn inconsistent_pairs_are_rejected() {
     let refusal = |change: fn(&mut Job)| {
         let mut job = pair_job("one", 6, 0);
         change(&mut job);
@@ -185,7 +185,7 @@ fn pairs_that_do_not_fit_together_are_refused() {
         refusal(|job| job.settings.preference.as_mut().unwrap().beta = -1.0)
             .contains("setting `preference.beta`: is -1")
     );
-    // A reference that is no number is not trained on.
+    // A reference that is not a number is rejected.
     let mut learner = Toy {
         diverges_at: Some(0),
         ..Toy::default()
@@ -205,7 +205,7 @@ fn pairs_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
-fn a_step_is_timed_without_a_reference_and_no_rate_is_swept() {
+fn step_is_timed_without_a_reference_and_sweep_is_rejected() {
     let job = pair_job("one", 22, 0);
     let longest = |job: &Job| job.train.iter().map(|row| row.tokens.len()).max().unwrap();
     let longest = longest(&job);

@@ -1,5 +1,5 @@
-//! PreferenceData tuning: its gradient against finite differences and against a slow twin on a tiny model, and what the loop
-//! promises about it on a learner of a few lines.
+//! Preference tuning: its gradient against finite differences and a slow reference on a tiny model, and the loop's guarantees
+//! with a toy learner.
 
 mod data;
 mod gradient;
@@ -48,7 +48,7 @@ fn adapter(model: &Model, seed: u64) -> LoraParams {
     }
 }
 
-/// A prompt that `seed` names and an answer that `answer` names.
+/// A prompt that depends on `seed` and an answer that depends on `answer`.
 fn example(seed: u32, prompt: u32, answer: u32, length: u32) -> Example {
     let asked = (0..prompt).map(|i| (seed * 7919 + i * 104_729) % 250);
     let rest = (0..length).map(|i| (answer * 6007 + i * 31_337) % 250);
@@ -74,7 +74,7 @@ fn pair_job(name: &str, count: usize, from: u32) -> Job {
         examples: rows
             .iter()
             .map(|row| {
-                // Now shorter, now longer than the chosen answer, and of other tokens.
+                // Shorter or longer than the chosen answer, and of other tokens.
                 let mut other = row.clone();
                 let tokens = other.tokens.iter_mut().enumerate().skip(1);
                 tokens.for_each(|(t, token)| *token = (*token * 3 + t as u32 + 5) % 50);

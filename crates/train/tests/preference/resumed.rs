@@ -1,4 +1,4 @@
-//! A run that is stopped and goes on, and the reference that is kept meanwhile.
+//! Resuming a preference run, and its reference file.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ fn flag() -> &'static AtomicBool {
 }
 
 #[test]
-fn stopped_at_any_step_it_ends_with_the_same_bytes() {
+fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
     let whole = Folder::new();
     let expected = finished(whole.run(&mut Notes::default()).unwrap());
     for stop in [0, 1, 5, 6, 17] {
@@ -26,7 +26,7 @@ fn stopped_at_any_step_it_ends_with_the_same_bytes() {
             ..Notes::default()
         };
         if stop == 0 {
-            // Before the reference is whole.
+            // Before the reference is complete.
             notes
                 .stop_at
                 .unwrap()
@@ -58,7 +58,7 @@ fn reference_file(folder: &Folder) -> PathBuf {
 }
 
 #[test]
-fn a_damaged_reference_is_computed_again() {
+fn damaged_reference_file_is_recomputed() {
     let folder = Folder::new();
     let expected = finished(folder.run(&mut Notes::default()).unwrap());
     let file = reference_file(&folder);
@@ -73,7 +73,7 @@ fn a_damaged_reference_is_computed_again() {
         assert_eq!(notes.references[0].1, "damaged");
         assert!(fs::read(&file).unwrap() == whole);
     }
-    // Other answers have another reference, and the old one stays.
+    // Other answers have another reference file, and the old one stays.
     fs::remove_file(folder.path("run/checkpoint.safetensors")).unwrap();
     let mut jobs = folder.jobs();
     jobs[0].preference.as_mut().unwrap().train.examples[3].tokens[1] += 1;
@@ -84,7 +84,7 @@ fn a_damaged_reference_is_computed_again() {
 }
 
 #[test]
-fn reference_is_the_start_of_the_run() {
+fn reference_is_the_initial_model_of_the_run() {
     let mut start = params();
     start.pairs[0].b = vec![0.3, -0.2, 0.1];
     let started = |hash: Option<&str>| {
@@ -98,10 +98,10 @@ fn reference_is_the_start_of_the_run() {
         }
     };
     assert_eq!(started(Some("an adapter")), 0.0);
-    // Measured from the bare base, numbers that are not fresh are some way off already.
+    // Measured from the bare base, a trained initial adapter has a margin from the start.
     assert!(started(None).abs() > 1e-3);
 
-    // And another start is another run.
+    // Another initial adapter makes another run.
     let folder = Folder::new();
     let mut notes = Notes {
         stop_at: Some((4, flag())),
@@ -126,7 +126,7 @@ fn reference_is_the_start_of_the_run() {
 }
 
 #[test]
-fn checkpoint_with_other_preference_settings_is_refused() {
+fn checkpoint_with_other_preference_settings_is_rejected() {
     let folder = Folder::new();
     let mut notes = Notes {
         stop_at: Some((4, flag())),

@@ -1,4 +1,4 @@
-//! A learner of a few lines: each trained token pulls the adapter towards a target that the token names.
+//! A toy learner: each trained token pulls the adapter towards a target that depends on the token.
 
 use formats::peft::{LoraPair, Module};
 use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
@@ -13,7 +13,7 @@ pub struct Toy {
     pub steps: usize,
     /// Rows of each call, as (adapter, first token).
     pub batches: Vec<Vec<(usize, u32)>>,
-    /// Answers with a loss that is no number from this call on.
+    /// From this call on, returns a loss that is not a number.
     pub diverges_at: Option<usize>,
 }
 
@@ -94,7 +94,7 @@ impl Learner for Toy {
     }
 }
 
-/// `count` rows of differing lengths whose first token is their number; two thirds of their tokens are trained.
+/// `count` rows of different lengths whose first token is their number. Two thirds of their tokens are trained.
 pub fn rows(count: usize, from: u32) -> Vec<Example> {
     let row = |i: u32| {
         let length = 3 + (i * 7) % 11;
@@ -148,7 +148,7 @@ pub fn job(name: &str, count: usize, from: u32) -> Job {
     }
 }
 
-/// Writes down what it is told.
+/// Records all progress.
 #[derive(Default)]
 pub struct Notes {
     pub plan: Option<RunPlan>,
@@ -158,7 +158,7 @@ pub struct Notes {
     pub checkpoints: Vec<u64>,
     pub stopped_early: Vec<(usize, u64)>,
     pub finished: Option<u64>,
-    /// The step, whether it was the last, and the first adapter as it stood.
+    /// The step, whether it was the last, and the first adapter's parameters.
     pub snapshots: Vec<(u64, bool, LoraParams)>,
     /// Where each job's reference came from, as (job, how).
     pub references: Vec<(usize, &'static str)>,
@@ -212,7 +212,7 @@ impl Observer for Notes {
     }
 }
 
-/// A job whose rate is far too high, held to the end: its validation loss falls, then rises again.
+/// A job with a constant rate that is far too high: its validation loss falls, then rises again.
 pub fn overshooting(name: &str) -> Job {
     let mut job = job(name, 12, 0);
     job.settings = TrainSettings {
