@@ -32,12 +32,12 @@ pub enum Responder {
 /// A row for one responder to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Question {
-    /// The candidate whose row it is.
-    pub of: usize,
+    /// The index of the candidate whose row it is.
+    pub candidate: usize,
     /// The row's index.
     pub row: usize,
     /// Who answers.
-    pub to: Responder,
+    pub responder: Responder,
 }
 
 /// An answer.
@@ -75,13 +75,13 @@ impl Answers {
         persona: usize,
         (of, row): (usize, usize),
     ) -> Option<&str> {
-        let to = Responder::Persona(persona);
+        let responder = Responder::Persona(persona);
         let own = self.rows[persona].get(&candidates[of].rows[row].input());
         let place = own.map_or((of, row), |&row| (persona, row));
         self.get(Question {
-            of: place.0,
+            candidate: place.0,
             row: place.1,
-            to,
+            responder,
         })
         .map(|answered| answered.text.as_str())
     }
@@ -93,19 +93,26 @@ pub fn questions(candidates: &[Candidate]) -> (Vec<Question>, Vec<(usize, usize)
     let mut questions = Vec::new();
     for (of, candidate) in candidates.iter().enumerate() {
         for row in 0..candidate.rows.len() {
-            for to in [Responder::Base, Responder::Persona(of)] {
-                questions.push(Question { of, row, to });
+            for responder in [Responder::Base, Responder::Persona(of)] {
+                questions.push(Question {
+                    candidate: of,
+                    row,
+                    responder,
+                });
             }
         }
     }
     let common = common(candidates);
     let rows = by_input(candidates);
     for &(of, row) in &common {
-        let asked = candidates[of].rows[row].input();
+        let question = candidates[of].rows[row].input();
         for (persona, own) in rows.iter().enumerate() {
-            if !own.contains_key(&asked) {
-                let to = Responder::Persona(persona);
-                questions.push(Question { of, row, to });
+            if !own.contains_key(&question) {
+                questions.push(Question {
+                    candidate: of,
+                    row,
+                    responder: Responder::Persona(persona),
+                });
             }
         }
     }
@@ -121,9 +128,9 @@ fn common(candidates: &[Candidate]) -> Vec<(usize, usize)> {
     let rows = by_input(candidates);
     let mut seen = BTreeSet::new();
     let mut common = Vec::new();
-    for (row, asked) in candidates[0].rows.iter().enumerate() {
-        let asked = asked.input();
-        if rows.iter().all(|own| own.contains_key(&asked)) && seen.insert(asked) {
+    for (row, question) in candidates[0].rows.iter().enumerate() {
+        let question = question.input();
+        if rows.iter().all(|own| own.contains_key(&question)) && seen.insert(question) {
             common.push((0, row));
         }
     }
@@ -133,8 +140,8 @@ fn common(candidates: &[Candidate]) -> Vec<(usize, usize)> {
         if common.len() >= COMMON {
             break;
         }
-        if let Some(asked) = candidates[of].rows.get(row)
-            && seen.insert(asked.input())
+        if let Some(question) = candidates[of].rows.get(row)
+            && seen.insert(question.input())
         {
             common.push((of, row));
         }
@@ -144,14 +151,14 @@ fn common(candidates: &[Candidate]) -> Vec<(usize, usize)> {
 
 /// By candidate: the first row with each question.
 fn by_input(candidates: &[Candidate]) -> Vec<HashMap<String, usize>> {
-    let of = |candidate: &Candidate| {
+    let first_rows = |candidate: &Candidate| {
         let mut rows = HashMap::new();
         for (index, row) in candidate.rows.iter().enumerate() {
             rows.entry(row.input()).or_insert(index);
         }
         rows
     };
-    candidates.iter().map(of).collect()
+    candidates.iter().map(first_rows).collect()
 }
 
 /// Answers `questions`, with at most `max_in_flight` at a time.
@@ -175,9 +182,9 @@ pub fn answer(
         while in_flight.len() < max_in_flight.max(1)
             && let Some(&question) = rest.next()
         {
-            let row = &candidates[question.of].rows[question.row];
-            let (persona, own) = match question.to {
-                Responder::Base => (&candidates[question.of].persona, false),
+            let row = &candidates[question.candidate].rows[question.row];
+            let (persona, own) = match question.responder {
+                Responder::Base => (&candidates[question.candidate].persona, false),
                 Responder::Persona(index) => (&candidates[index].persona, true),
             };
             let stream = service.stream(&request(persona, row, own)?);
@@ -248,11 +255,15 @@ fn collect_text(stream: TextStream) -> anyhow::Result<(String, usize)> {
 pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::io::Result<()> {
     let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
     for answered in &answers.all {
-        let Question { of, row, to } = answered.question;
+        let Question {
+            candidate: of,
+            row,
+            responder,
+        } = answered.question;
         let candidate = &candidates[of];
         let row = &candidate.rows[row];
         let (question, reference) = (row.input(), row.output());
-        let speaker = match to {
+        let speaker = match responder {
             Responder::Base => "base",
             Responder::Persona(index) if index == of => "persona",
             // Only for comparing tones: the row is not one of this persona's.

@@ -227,18 +227,22 @@ fn distinctness_matrix(candidates: &[Candidate], answers: &Answers) -> Vec<Vec<O
         .collect()
 }
 
-/// Scores the answers of `to` to the rows of candidate `of`.
+/// Scores the answers of `responder` to the rows of candidate `of`.
 fn answer_measures(
     candidate: &Candidate,
     answers: &Answers,
     of: usize,
-    to: Responder,
+    responder: Responder,
 ) -> AnswerMeasures {
     let markers = candidate.markers.clone().unwrap_or_default();
     let mut score = AnswerScore::default();
     let mut pairs = Vec::new();
     for (index, row) in candidate.rows.iter().enumerate() {
-        let question = Question { of, row: index, to };
+        let question = Question {
+            candidate: of,
+            row: index,
+            responder,
+        };
         let Some(answered) = answers.get(question) else {
             continue;
         };
@@ -254,9 +258,13 @@ fn answer_measures(
 
 /// For each candidate, the share of persona `of`'s answers that pass that candidate's tone check.
 fn tones(candidates: &[Candidate], answers: &Answers, of: usize) -> Vec<Option<f64>> {
-    let to = Responder::Persona(of);
+    let question = |row| Question {
+        candidate: of,
+        row,
+        responder: Responder::Persona(of),
+    };
     let texts: Vec<&str> = (0..candidates[of].rows.len())
-        .filter_map(|row| answers.get(Question { of, row, to }))
+        .filter_map(|row| answers.get(question(row)))
         .map(|answered| answered.text.as_str())
         .collect();
     let share = |candidate: &Candidate| {

@@ -39,9 +39,9 @@ pub fn samples(candidates: &[Candidate], answers: &Answers) -> Value {
     let one = |&(of, row): &(usize, usize)| {
         let question = &candidates[of].rows[row];
         let base = answers.get(Question {
-            of,
+            candidate: of,
             row,
-            to: Responder::Base,
+            responder: Responder::Base,
         });
         let texts = candidates
             .iter()

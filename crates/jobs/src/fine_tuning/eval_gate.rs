@@ -54,7 +54,7 @@ pub(crate) fn check(
     }
     let (mut questions, common) = answers::questions(&candidates);
     // The gate does not need the base's answers.
-    questions.retain(|question| question.to != Responder::Base);
+    questions.retain(|question| question.responder != Responder::Base);
     let mut progress = Progress::hidden();
     let answers = offline_engine::answers(
         queue,

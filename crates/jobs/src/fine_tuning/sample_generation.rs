@@ -1,5 +1,5 @@
-//! Samples answers while a job trains, so that people see its progress: before the first step, after validations, and at the end. SampleGenerator
-//! does not change the run's numbers; an error here becomes an event.
+//! Samples answers while a job trains, so that people see its progress: before the first step, after validations, and at the end.
+//! Sampling does not change the run's numbers; an error here becomes an event.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -186,9 +186,12 @@ impl<'q> SampleGenerator<'q> {
         let most = persona.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
         persona.max_new_tokens = Some(most.min(MAX_NEW_TOKENS));
         let candidates = [Candidate::new(persona, self.rows.clone(), MAX_PROMPTS)?];
-        let to = Responder::Persona(0);
         let questions: Vec<Question> = (0..candidates[0].rows.len())
-            .map(|row| Question { of: 0, row, to })
+            .map(|row| Question {
+                candidate: 0,
+                row,
+                responder: Responder::Persona(0),
+            })
             .collect();
         let yield_point = self.yield_point.clone();
         let answers = offline_engine::answers(

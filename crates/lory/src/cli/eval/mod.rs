@@ -80,7 +80,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     }
     let (mut questions, common) = answers::questions(&candidates);
     if args.gate {
-        questions.retain(|question| question.to != Responder::Base);
+        questions.retain(|question| question.responder != Responder::Base);
     }
     let service = open_service(&args, personas, questions.len())?;
 

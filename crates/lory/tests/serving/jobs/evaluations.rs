@@ -1,9 +1,9 @@
-//! Evaluations that clients ask for.
+//! Requested evaluations.
 
 use super::*;
 use testkit::tiny::adapter;
 
-/// A persona with evaluation rows of its own and a tone that no answer misses.
+/// Adds a persona with evaluation rows, whose tone check every answer passes.
 fn with_rows(school: &School) {
     let text = "system_prompt = \"You are quick.\"\nmax_new_tokens = 8\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\nany_of = ['']\ncopied_at_least = 0.0\n";
     school.home.persona("quick", text, Some(&adapter(13)));
@@ -20,7 +20,7 @@ impl Open {
         reply.json()
     }
 
-    /// The evaluation, once `when` holds of it.
+    /// Waits until `when` holds for the evaluation.
     #[track_caller]
     fn evaluation(&self, asked: &Value, when: impl Fn(&Value) -> bool) -> Value {
         let path = format!("/v1/evaluations/{}", asked["id"].as_str().unwrap());
@@ -70,7 +70,7 @@ fn personas_are_evaluated_on_request() {
     assert_eq!(asked["personas"], json!(["warm@1", "formal@2"]));
     assert!(asked["id"].as_str().unwrap().starts_with("eval-"));
     let found = open.evaluation(&asked, is("succeeded"));
-    // Rows of each to itself and to the base, all of them in common; losses, and the drift of each.
+    // Parts: each persona's rows for itself and for the base, the common questions, the losses, and each drift.
     let parts = 2 * 3 * 2 + 1 + 2;
     assert_eq!(found["progress"], json!({"done": parts, "of": parts}));
     let result = &found["result"];
@@ -85,7 +85,7 @@ fn personas_are_evaluated_on_request() {
     assert!(result["distinct"]["warm"]["formal"].is_number());
     assert_eq!(result["samples"][0]["question"], "Where is order 100?");
 
-    // It stands with those of `lory eval`.
+    // The result is listed with those of `lory eval`.
     let listed = open.server.get("/v1/evaluations").json();
     check("get", "/v1/evaluations", &listed);
     assert_eq!(listed["data"][0]["id"], result["id"]);
@@ -105,7 +105,7 @@ fn personas_are_evaluated_on_request() {
     open.at_step(&job, before.unwrap() + 1);
     assert_eq!(open.turn(&job, "cancel").status, 200);
 
-    // Rows and thresholds of its own, which it also has as a published version.
+    // Its own rows and thresholds, which a published version has too.
     let own = open.measured(&json!({"personas": ["quick"]}));
     assert_eq!(own["result"]["personas"][0]["persona"]["answers"], 5);
     assert_eq!(own["result"]["gate"][0]["key"], "tone_at_least");
@@ -150,7 +150,7 @@ fn evaluations_can_be_cancelled_and_queued_ones_survive_a_restart() {
         let file = open.upload(&rows(12));
         let wanted = json!({"personas": ["warm"], "file": file});
         let arbiter = open.jobs.service().compute_arbiter();
-        // Nobody else has the machine meanwhile.
+        // A serving step that does not end, so that no layer can run.
         let _step = arbiter.begin_step();
         stopped = open.evaluate(&wanted);
         running = open.evaluate(&wanted);
@@ -171,7 +171,7 @@ fn evaluations_can_be_cancelled_and_queued_ones_survive_a_restart() {
         let (status, code, _, message) = open.server.delete(&path).error();
         assert_eq!((status, code.as_str()), (409, "file_in_use"));
         assert!(message.starts_with("eval-"), "{message}");
-        // While it still waits for the machine.
+        // While it is still waiting for compute.
         open.jobs.shutdown();
     }
     let open = school.open();
@@ -279,14 +279,14 @@ fn invalid_evaluations_are_rejected_by_field() {
     for path in ["/v1/evaluations/eval-none", "/v1/evaluations/7"] {
         assert_eq!(open.server.get(path).error().1, "evaluation_not_found");
     }
-    // Texts that ask nothing are found when they are read.
+    // Rows without questions are found when they are read.
     let texts = open.upload("{\"text\":\"It is late.\"}\n");
     let asked = open.evaluate(&json!({"personas": ["quick"], "file": texts}));
     let found = open.evaluation(&asked, is("failed"));
     assert_eq!(found["error"]["code"], "evaluation_failed");
     let message = found["error"]["message"].as_str().unwrap();
     assert!(message.contains("plain texts"), "{message}");
-    // The queue has an end.
+    // A full queue refuses evaluations.
     let arbiter = open.jobs.service().compute_arbiter();
     let _step = arbiter.begin_step();
     let wanted = json!({"personas": ["quick"]});

@@ -1,4 +1,4 @@
-//! Jobs from the upload to the version that answers, also over pauses and restarts.
+//! Jobs from the upload to the published version, with pauses and restarts.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn a_job_publishes_a_version_that_serves() {
     let steps = job["lory"]["plan"]["plan"]["steps"].as_u64().unwrap();
     assert_eq!(job["lory"]["progress"]["step"].as_u64().unwrap(), steps);
 
-    // Answers to questions that training did not see.
+    // Answers to held-out questions.
     let samples = job["lory"]["samples"].as_array().unwrap();
     assert!((1..=3).contains(&samples.len()), "{job:#}");
     let question = samples[0]["question"].as_str().unwrap();
@@ -39,7 +39,7 @@ fn a_job_publishes_a_version_that_serves() {
         json!({"model": "sunny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2});
     assert_eq!(open.server.post("/v1/chat/completions", &chat).status, 200);
 
-    // Every step once, the newest first; tokens add up.
+    // Each step is logged once, the newest first, and the tokens add up.
     let events = open.list(id, "events");
     let taken: Vec<u64> = events
         .iter()
@@ -54,7 +54,7 @@ fn a_job_publishes_a_version_that_serves() {
     let last = events.last().unwrap()["message"].as_str().unwrap();
     assert!(last.starts_with("Created fine-tuning job"), "{last}");
 
-    // One state an epoch; the best of them is the one that was published.
+    // One checkpoint per epoch; the best one is published.
     let states = open.list(id, "checkpoints");
     assert_eq!(states.len(), 3);
     let best = |state: &&Value| state["fine_tuned_model_checkpoint"] == "sunny@1";
@@ -73,7 +73,7 @@ fn a_job_publishes_a_version_that_serves() {
     assert_eq!(page["data"][0]["id"], states[1]["id"]);
     assert_eq!(page["has_more"], true);
 
-    // On from there: a second version, with the persona's own system prompt.
+    // Training continues from it: a second version, with the persona's system prompt.
     let mut more = body(&file, "sunny");
     more["model"] = json!("sunny");
     let id = open.created(&more);
@@ -151,7 +151,7 @@ fn dpo_jobs_train_on_pairs() {
 }
 
 #[test]
-fn a_paused_job_is_resume_to_the_same_bytes() {
+fn a_resumed_job_ends_with_the_same_bytes() {
     let school = School::new();
     let open = school.open();
     let file = open.upload(&rows(24));
@@ -171,7 +171,7 @@ fn a_paused_job_is_resume_to_the_same_bytes() {
             (paused.status, &paused.json()["status"]),
             (200, &json!("paused"))
         );
-        // A second time there is nothing to pause.
+        // It cannot be paused twice.
         let (status, code, _, message) = open.turn(&id, "pause").error();
         assert_eq!((status, code.as_str()), (409, "job_state"));
         assert!(message.contains("is paused"), "{message}");
@@ -181,7 +181,7 @@ fn a_paused_job_is_resume_to_the_same_bytes() {
     }
     let job = open.succeeded(&id);
     assert_eq!(open.hash("parts"), open.hash("whole"));
-    let said = open.list(&id, "events");
+    let events = open.list(&id, "events");
     let is_resume = |event: &&Value| {
         event["message"]
             .as_str()
@@ -189,7 +189,7 @@ fn a_paused_job_is_resume_to_the_same_bytes() {
             .contains("resumed at step")
     };
     // The page has the newest hundred; the second pause is in it.
-    assert!(said.iter().any(|event| is_resume(&event)));
+    assert!(events.iter().any(|event| is_resume(&event)));
     assert_eq!(open.turn(&id, "resume").status, 409);
     assert_eq!(job["trained_tokens"], open.job(&whole)["trained_tokens"]);
 }
@@ -220,7 +220,7 @@ fn jobs_survive_a_restart_with_the_same_bytes() {
     assert_eq!(open.job(&resting)["status"], "paused");
     open.turn(&resting, "resume");
     open.succeeded(&resting);
-    // Nobody else runs the same queue meanwhile.
+    // A second process cannot run the same queue.
     let location = RegistryLocation::Folder(school.path("registry"));
     let registry = Registry::open(&location, &school.path("cache")).unwrap();
     let catalog = Catalog::open(Personas::default(), registry).unwrap();
@@ -270,7 +270,7 @@ fn a_cancelled_job_is_cleaned_up_and_the_next_one_runs() {
     let next = open.created(&body(&file, "next"));
     open.at_step(&running, 3);
     open.once(&waiting, |job| job["status"] == "queued");
-    // Its file is needed.
+    // Its file is still needed.
     let kept = open.server.delete(&format!("/v1/files/{file}"));
     let (status, code, _, message) = kept.error();
     assert_eq!((status, code.as_str()), (409, "file_in_use"));

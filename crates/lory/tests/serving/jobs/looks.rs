@@ -153,7 +153,7 @@ fn a_training_key_sees_only_its_own_files_and_jobs() {
             body.as_bytes(),
         )
     };
-    // Not for a persona that it may not use, nor on a file of another key.
+    // Not for a persona that the key may not use, nor on a file of another key.
     assert_eq!(create("one", "other").error().1, "persona_not_allowed");
     assert_eq!(create("two", "acme-a").error().1, "file_not_found");
     let job = create("one", "acme-a").json()["id"]
@@ -181,7 +181,7 @@ fn a_training_key_sees_only_its_own_files_and_jobs() {
             1
         );
     }
-    // What the gate refused is published by who may administer.
+    // Only an admin key publishes what the gate refused.
     let mut refused = body(&file, "acme-b");
     refused["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
     let text = refused.to_string();
@@ -195,7 +195,7 @@ fn a_training_key_sees_only_its_own_files_and_jobs() {
     assert_eq!(publish("two").error().1, "job_not_found");
     assert_eq!(publish("one").error().1, "admin_only");
     assert_eq!(publish("ops").json()["fine_tuned_model"], json!("acme-b@1"));
-    // Evaluations: of personas that it may use, on its own files, and for its own eyes.
+    // Evaluations: only of personas that the key may use, on its own files, and visible to it alone.
     let evaluations = "/v1/evaluations";
     let evaluate = |key: &str, who: &str| {
         let body = json!({"personas": [who], "file": file, "max_rows": 1}).to_string();

@@ -1,4 +1,4 @@
-//! What an adapter is asked while it is trained.
+//! Samples: the answers of an adapter while it trains.
 
 use super::*;
 
@@ -15,11 +15,11 @@ impl Open {
 
     fn warnings(&self, id: &str) -> Vec<String> {
         let warns = |event: &&Value| event["level"] == "warn";
-        let said = |event: &Value| event["message"].as_str().unwrap().to_owned();
+        let message = |event: &Value| event["message"].as_str().unwrap().to_owned();
         self.list(id, "events")
             .iter()
             .filter(warns)
-            .map(said)
+            .map(message)
             .collect()
     }
 }
@@ -36,8 +36,8 @@ fn sampling_does_not_change_the_adapter() {
     let job = open.succeeded(&asked);
     assert_eq!(job["lory"]["sample_prompts"], wanted["sample_prompts"]);
     let steps = job["lory"]["progress"]["steps"].as_u64().unwrap();
-    let said = open.samples(&asked);
-    let order: Vec<(u64, &str)> = said
+    let answers = open.samples(&asked);
+    let order: Vec<(u64, &str)> = answers
         .iter()
         .map(|one| {
             (
@@ -52,11 +52,11 @@ fn sampling_does_not_change_the_adapter() {
         .collect();
     assert_eq!(order, expected);
     assert!(
-        said.iter()
+        answers.iter()
             .all(|one| one["object"] == "fine_tuning.job.sample")
     );
 
-    // At first it is the base behind the system prompt; what it is at the state that was kept, the version is.
+    // At step 0 the answer is that of the base with the system prompt; at the best step it is that of the published version.
     let answer = |model: &str, turns: Value| {
         let chat = json!({"model": model, "messages": turns, "max_tokens": 64, "temperature": 0});
         let reply = open.server.post("/v1/chat/completions", &chat).json();
@@ -67,15 +67,15 @@ fn sampling_does_not_change_the_adapter() {
         "tiny",
         json!([{"role": "system", "content": "You are sunny."}, question]),
     );
-    assert_eq!(said[0]["answer"], base);
+    assert_eq!(answers[0]["answer"], base);
     let states = open.list(&asked, "checkpoints");
     let kept = |state: &&Value| state["fine_tuned_model_checkpoint"] == "asked@1";
     let kept = states.iter().find(kept).unwrap()["step_number"].clone();
-    let there = said.iter().find(|one| one["step"] == kept).unwrap();
+    let there = answers.iter().find(|one| one["step"] == kept).unwrap();
     assert_eq!(there["answer"], answer("asked", json!([question])));
     assert_ne!(there["answer"], base);
 
-    // With other questions, of the rows that it does not see, and without any it becomes the same.
+    // Held-out questions, or none, lead to the same adapter.
     wanted["suffix"] = json!("by-itself");
     wanted.as_object_mut().unwrap().remove("sample_prompts");
     let by_itself = open.created(&wanted);
@@ -84,18 +84,18 @@ fn sampling_does_not_change_the_adapter() {
     let silent = open.created(&wanted);
     let job = open.succeeded(&by_itself);
     assert_eq!(job["lory"]["sample_prompts"], Value::Null);
-    let said = open.samples(&by_itself);
-    let first = said.iter().filter(|one| one["step"] == 0).count();
-    assert!((1..=3).contains(&first), "{said:?}");
-    assert_eq!(said.len(), 4 * first);
+    let answers = open.samples(&by_itself);
+    let first = answers.iter().filter(|one| one["step"] == 0).count();
+    assert!((1..=3).contains(&first), "{answers:?}");
+    assert_eq!(answers.len(), 4 * first);
     let samples = &job["lory"]["samples"][0];
-    assert_eq!(said[0]["prompt"], samples["question"]);
+    assert_eq!(answers[0]["prompt"], samples["question"]);
     open.succeeded(&silent);
     assert!(open.samples(&silent).is_empty());
     assert_eq!(open.hash("asked"), open.hash("silent"));
     assert_eq!(open.hash("by-itself"), open.hash("silent"));
 
-    // They outlast the server.
+    // Samples survive a restart.
     let before = open.samples(&asked);
     drop(open);
     assert_eq!(school.open().samples(&asked), before);
@@ -120,7 +120,7 @@ fn a_resumed_job_samples_each_step_once() {
     for step in [8, 30] {
         open.at_step(&id, step);
         open.turn(&id, "pause");
-        // A kill may leave what was said of steps that come again.
+        // A kill may leave answers of steps that are repeated.
         let path = school.path(&format!("jobs/jobs/{id}/samples.json"));
         std::thread::sleep(Duration::from_millis(100));
         let mut kept: Vec<Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -141,7 +141,7 @@ fn a_job_that_is_sampling_can_be_paused_and_cancelled() {
     let mut wanted = body(&file, "first");
     wanted["sample_prompts"] = json!(["Hi"]);
     let arbiter = open.jobs.service().compute_arbiter();
-    // Nobody else has the machine meanwhile.
+    // A serving step that does not end, so that no layer can run.
     let step = arbiter.begin_step();
     let sampling = |job: &Value| job["lory"]["progress"]["phase"] == "sampling";
     let first = open.created(&wanted);
@@ -169,7 +169,7 @@ fn a_failed_sample_does_not_fail_the_job() {
     let open = school.open();
     let file = open.upload(&rows(12));
     let mut wanted = body(&file, "wordy");
-    // Either fits the context, both together do not.
+    // Each fits into the context, but not both together.
     wanted["system_prompt"] = json!("go ".repeat(110));
     wanted["sample_prompts"] = json!(["go ".repeat(140)]);
     let id = open.created(&wanted);

@@ -43,8 +43,8 @@ pub(crate) fn write(
             escape_xml(&sample.asked)
         );
         let base = sample.rows.first().and_then(|&(of, row)| {
-            let to = Responder::Base;
-            answers.get(Question { of, row, to })
+            let responder = Responder::Base;
+            answers.get(Question { candidate: of, row, responder })
         });
         if let Some(base) = base {
             put!(
@@ -92,8 +92,8 @@ fn score<'a>(
     answers: &'a Answers,
     (of, row): (usize, usize),
 ) -> Option<(bool, bool, &'a str)> {
-    let to = Responder::Persona(of);
-    let text = answers.get(Question { of, row, to })?.text.as_str();
+    let responder = Responder::Persona(of);
+    let text = answers.get(Question { candidate: of, row, responder })?.text.as_str();
     let markers = candidate.markers.clone().unwrap_or_default();
     let asked = &candidate.rows[row];
     let (in_tone, copied) =
