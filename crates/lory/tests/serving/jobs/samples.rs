@@ -52,7 +52,8 @@ fn sampling_does_not_change_the_adapter() {
         .collect();
     assert_eq!(order, expected);
     assert!(
-        answers.iter()
+        answers
+            .iter()
             .all(|one| one["object"] == "fine_tuning.job.sample")
     );
 

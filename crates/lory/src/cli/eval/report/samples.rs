@@ -44,7 +44,11 @@ pub(crate) fn write(
         );
         let base = sample.rows.first().and_then(|&(of, row)| {
             let responder = Responder::Base;
-            answers.get(Question { candidate: of, row, responder })
+            answers.get(Question {
+                candidate: of,
+                row,
+                responder,
+            })
         });
         if let Some(base) = base {
             put!(
@@ -93,7 +97,14 @@ fn score<'a>(
     (of, row): (usize, usize),
 ) -> Option<(bool, bool, &'a str)> {
     let responder = Responder::Persona(of);
-    let text = answers.get(Question { candidate: of, row, responder })?.text.as_str();
+    let text = answers
+        .get(Question {
+            candidate: of,
+            row,
+            responder,
+        })?
+        .text
+        .as_str();
     let markers = candidate.markers.clone().unwrap_or_default();
     let asked = &candidate.rows[row];
     let (in_tone, copied) =
