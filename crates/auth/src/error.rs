@@ -1,4 +1,4 @@
-//! What is wrong with a file of keys, and why someone was turned away. No message holds a secret, or the hash of one.
+//! Errors in a file of keys, and refusals. No message holds a secret or its hash.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,69 +11,67 @@ pub enum KeysError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// What the system reported.
         source: std::io::Error,
     },
-    /// What it says is not understood.
+    /// The text is not valid.
     #[error("{place}: {message}")]
     Invalid {
         /// The file and the line, or the variable.
         place: String,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what to write instead.
         message: String,
     },
-    /// The system has no random numbers to make a secret of.
+    /// The system has no random numbers for a secret.
     #[error("cannot make a secret: {0}")]
     Random(getrandom::Error),
 }
 
-/// Why someone was turned away.
+/// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
+pub enum AuthError {
     /// No key was sent.
-    #[error("this server wants a key; send the header Authorization: Bearer KEY")]
-    NoKey,
-    /// What was sent is no key of this server.
-    #[error(
-        "the key is not known here; check that it was copied whole, and that it was not revoked"
-    )]
-    UnknownKey,
-    /// The route is for keys with admin rights.
+    #[error("this server needs a key; send the header Authorization: Bearer KEY")]
+    MissingKey,
+    /// The server has no such key.
+    #[error("the key is not known here; check that it was copied completely and was not revoked")]
+    InvalidKey,
+    /// The route needs admin rights.
     #[error("key {key} has no admin rights, which this route needs")]
-    NotAdmin {
+    AdminOnly {
         /// The key's name.
         key: String,
     },
-    /// The route is for keys that may train.
-    #[error("key {key} may not train; give it `train = true`, or make it anew with --train")]
-    NoTraining {
+    /// The route needs a key that may train.
+    #[error("key {key} may not train; give it `train = true`, or make a new one with --train")]
+    TrainingNotAllowed {
         /// The key's name.
         key: String,
     },
     /// The persona is not among those that the key may use.
-    #[error("key {key} may not use {asked:?}; it may use {may}")]
-    Persona {
+    #[error("key {key} may not use {requested:?}; it may use {may}")]
+    PersonaNotAllowed {
         /// The key's name.
         key: String,
-        /// The persona.
-        asked: String,
-        /// What it may use, in words.
+        /// The requested persona, or the base.
+        requested: String,
+        /// What the key may use, for people.
         may: String,
     },
-    /// Only keys with admin rights go before others.
-    #[error("key {key} may not go before others; a priority below 0 needs admin rights")]
-    Priority {
+    /// A priority below 0 needs admin rights.
+    #[error("key {key} may not use a priority below 0, which needs admin rights")]
+    PriorityNotAllowed {
         /// The key's name.
         key: String,
     },
     /// Too many requests.
     #[error("key {key} may make {limit} requests a minute; try again in {}", seconds(*retry_after))]
-    Requests {
+    RequestRateExceeded {
         /// The key's name.
         key: String,
-        /// How many a minute.
+        /// The limit a minute.
         limit: u32,
-        /// In how long there is room for one.
+        /// When the next request is allowed.
         retry_after: Duration,
     },
     /// Too many tokens.
@@ -82,32 +80,31 @@ pub enum Denied {
          ask for fewer new tokens",
         seconds(*retry_after)
     )]
-    Tokens {
+    TokenRateExceeded {
         /// The key's name.
         key: String,
-        /// How many a minute.
+        /// The limit a minute.
         limit: u32,
-        /// Tokens of the prompt and the most of the answer.
+        /// The tokens of the prompt and the longest answer.
         wanted: u64,
-        /// In how long there is room.
+        /// When this request is allowed.
         retry_after: Duration,
     },
 }
 
-impl Denied {
-    /// In how long it is worth another try, if it is.
+impl AuthError {
+    /// When to try again; none if that would not help.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Denied::Requests { retry_after, .. } | Denied::Tokens { retry_after, .. } => {
-                Some(*retry_after)
-            }
+            AuthError::RequestRateExceeded { retry_after, .. }
+            | AuthError::TokenRateExceeded { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
 }
 
-/// Whole seconds, at least one: what `Retry-After` takes.
+/// Whole seconds, at least one, as in the header `Retry-After`.
 fn seconds(time: Duration) -> String {
     format!("{} s", (time.as_secs_f64().ceil() as u64).max(1))
 }

@@ -1,35 +1,36 @@
-//! The keys in force. A file of keys is read again when it changes; one that is broken then leaves those in force that were.
+//! The keys in force. A file of keys is reloaded when it changes; if the new file has an error, the old keys stay in force.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
-use crate::error::{Denied, KeysError};
-use crate::file::{self, Entry};
-use crate::rate::Bucket;
-use crate::secret::{Digest, MAX_CHARACTERS};
+use crate::error::{AuthError, KeysError};
+use crate::key_entry::{KeyEntry, MAX_NAME};
+use crate::rate_limit::RateLimiter;
+use crate::secret::{MAX_CHARACTERS, SecretHash};
+use crate::{key_file, key_variable};
 
 /// The environment variable that may hold keys.
 pub const VARIABLE: &str = "LORY_API_KEYS";
 
-/// One key: what it may use, and what of it is left this minute.
+/// One key: its settings, and the requests and tokens that it has left this minute.
 #[derive(Debug)]
 pub struct Key {
-    entry: Entry,
-    requests: Option<Arc<Bucket>>,
-    tokens: Option<Arc<Bucket>>,
+    entry: KeyEntry,
+    requests: Option<Arc<RateLimiter>>,
+    tokens: Option<Arc<RateLimiter>>,
 }
 
 impl Key {
-    fn new(entry: Entry, before: Option<&Key>) -> Key {
-        // What was used up stays used up when the file is read again.
-        let bucket = |limit: Option<u32>, before: Option<&Arc<Bucket>>| {
+    fn new(entry: KeyEntry, before: Option<&Key>) -> Key {
+        // Reloading the file does not refill the limits.
+        let bucket = |limit: Option<u32>, before: Option<&Arc<RateLimiter>>| {
             let limit = limit?;
             let same = before.filter(|bucket| bucket.per_minute() == limit);
             Some(
                 same.cloned()
-                    .unwrap_or_else(|| Arc::new(Bucket::new(limit))),
+                    .unwrap_or_else(|| Arc::new(RateLimiter::new(limit))),
             )
         };
         Key {
@@ -45,13 +46,13 @@ impl Key {
         }
     }
 
-    /// Its weight where requests wait.
+    /// Its weight among waiting requests.
     #[must_use]
     pub fn share(&self) -> u32 {
         self.entry.share
     }
 
-    /// What logs call it.
+    /// Its name in logs.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.entry.name
@@ -70,27 +71,29 @@ impl Key {
             .is_none_or(|patterns| patterns.iter().any(matches))
     }
 
+    /// Checks that it may use a persona.
+    ///
     /// # Errors
-    /// [`Denied::Persona`].
-    pub fn check_persona(&self, persona: &str) -> Result<(), Denied> {
+    /// [`AuthError::PersonaNotAllowed`].
+    pub fn check_persona(&self, persona: &str) -> Result<(), AuthError> {
         if self.may_use(persona) {
             return Ok(());
         }
-        Err(self.no_persona(persona))
+        Err(self.persona_error(persona))
     }
 
-    /// Whether it may ask the base, which is called `name`.
+    /// Checks that it may use the base without a persona. `name` is the base's name.
     ///
     /// # Errors
-    /// [`Denied::Persona`].
-    pub fn check_base(&self, name: &str) -> Result<(), Denied> {
+    /// [`AuthError::PersonaNotAllowed`].
+    pub fn check_base(&self, name: &str) -> Result<(), AuthError> {
         if self.entry.base {
             return Ok(());
         }
-        Err(self.no_persona(name))
+        Err(self.persona_error(name))
     }
 
-    fn no_persona(&self, asked: &str) -> Denied {
+    fn persona_error(&self, requested: &str) -> AuthError {
         let mut may: Vec<&str> = match &self.entry.personas {
             Some(personas) => personas.iter().map(String::as_str).collect(),
             None => vec!["every persona"],
@@ -98,9 +101,9 @@ impl Key {
         if self.entry.base {
             may.push("the base");
         }
-        Denied::Persona {
+        AuthError::PersonaNotAllowed {
             key: self.entry.name.clone(),
-            asked: asked.chars().take(file::MAX_NAME).collect(),
+            requested: requested.chars().take(MAX_NAME).collect(),
             may: match may.is_empty() {
                 true => "nothing".to_owned(),
                 false => may.join(", "),
@@ -108,95 +111,101 @@ impl Key {
         }
     }
 
+    /// Checks that it has admin rights.
+    ///
     /// # Errors
-    /// [`Denied::NotAdmin`].
-    pub fn check_admin(&self) -> Result<(), Denied> {
+    /// [`AuthError::AdminOnly`].
+    pub fn check_admin(&self) -> Result<(), AuthError> {
         if self.entry.admin {
             return Ok(());
         }
         let key = self.entry.name.clone();
-        Err(Denied::NotAdmin { key })
+        Err(AuthError::AdminOnly { key })
     }
 
+    /// Checks that it may train.
+    ///
     /// # Errors
-    /// [`Denied::NoTraining`].
-    pub fn check_train(&self) -> Result<(), Denied> {
+    /// [`AuthError::TrainingNotAllowed`].
+    pub fn check_train(&self) -> Result<(), AuthError> {
         if self.entry.train || self.entry.admin {
             return Ok(());
         }
         let key = self.entry.name.clone();
-        Err(Denied::NoTraining { key })
+        Err(AuthError::TrainingNotAllowed { key })
     }
 
+    /// Checks that it may use a priority. Requests with a lower number run first; below 0 needs admin rights.
+    ///
     /// # Errors
-    /// [`Denied::Priority`] for one that goes before others' 0.
-    pub fn check_priority(&self, priority: i32) -> Result<(), Denied> {
+    /// [`AuthError::PriorityNotAllowed`].
+    pub fn check_priority(&self, priority: i32) -> Result<(), AuthError> {
         if priority >= 0 || self.entry.admin {
             return Ok(());
         }
         let key = self.entry.name.clone();
-        Err(Denied::Priority { key })
+        Err(AuthError::PriorityNotAllowed { key })
     }
 
-    /// Counts a request.
+    /// Counts a request against the limit.
     ///
     /// # Errors
-    /// [`Denied::Requests`].
-    pub fn count_request(&self) -> Result<(), Denied> {
+    /// [`AuthError::RequestRateExceeded`].
+    pub fn count_request(&self) -> Result<(), AuthError> {
         let Some(bucket) = &self.requests else {
             return Ok(());
         };
         bucket
-            .take(1, Instant::now())
-            .map_err(|retry_after| Denied::Requests {
+            .try_acquire(1, Instant::now())
+            .map_err(|retry_after| AuthError::RequestRateExceeded {
                 key: self.entry.name.clone(),
                 limit: bucket.per_minute(),
                 retry_after,
             })
     }
 
-    /// Takes so many tokens of this minute's; those that turn out not to be needed go back.
+    /// Reserves tokens of this minute's limit. Dropping the reservation returns those that were not used.
     ///
     /// # Errors
-    /// [`Denied::Tokens`].
-    pub fn hold_tokens(&self, wanted: u64) -> Result<Hold, Denied> {
+    /// [`AuthError::TokenRateExceeded`].
+    pub fn reserve_tokens(&self, wanted: u64) -> Result<TokenReservation, AuthError> {
         let Some(bucket) = &self.tokens else {
-            return Ok(Hold::default());
+            return Ok(TokenReservation::default());
         };
         bucket
-            .take(wanted, Instant::now())
-            .map_err(|retry_after| Denied::Tokens {
+            .try_acquire(wanted, Instant::now())
+            .map_err(|retry_after| AuthError::TokenRateExceeded {
                 key: self.entry.name.clone(),
                 limit: bucket.per_minute(),
                 wanted,
                 retry_after,
             })?;
-        Ok(Hold {
+        Ok(TokenReservation {
             bucket: Some(Arc::clone(bucket)),
             tokens: wanted,
         })
     }
 }
 
-/// Tokens that a request may take. Dropped, they go back but for those that were used.
+/// Tokens that a request may use. Dropping it returns those that were not used.
 #[derive(Debug, Default)]
-#[must_use = "dropping the hold gives the tokens back"]
-pub struct Hold {
-    bucket: Option<Arc<Bucket>>,
+#[must_use = "dropping the reservation returns the tokens"]
+pub struct TokenReservation {
+    bucket: Option<Arc<RateLimiter>>,
     tokens: u64,
 }
 
-impl Hold {
-    /// So many of them were used.
+impl TokenReservation {
+    /// Records that `tokens` of them were used.
     pub fn used(&mut self, tokens: u64) {
         self.tokens = self.tokens.saturating_sub(tokens);
     }
 }
 
-impl Drop for Hold {
+impl Drop for TokenReservation {
     fn drop(&mut self) {
         if let Some(bucket) = &self.bucket {
-            bucket.give_back(self.tokens);
+            bucket.refund(self.tokens);
         }
     }
 }
@@ -205,25 +214,25 @@ impl Drop for Hold {
 #[derive(Debug)]
 pub struct Keys {
     file: Option<PathBuf>,
-    /// Those of the environment, which never change.
-    fixed: Vec<Entry>,
+    /// The keys of the environment variable, which never change.
+    fixed: Vec<KeyEntry>,
     state: RwLock<State>,
 }
 
 #[derive(Debug)]
 struct State {
     keys: Arc<Vec<Arc<Key>>>,
-    seen: Option<Stamp>,
+    version: Option<FileVersion>,
 }
 
-/// What a file shows of itself when it changes.
-type Stamp = (Option<SystemTime>, u64);
+/// The modification time and length of a file; at least one differs after a change.
+type FileVersion = (Option<SystemTime>, u64);
 
 impl Keys {
-    /// Those of a file and those of the variable's text; none if there is neither.
+    /// The keys of a file and of the variable's text; none if neither is given.
     ///
     /// # Errors
-    /// [`KeysError`]; a file that is not there is one.
+    /// [`KeysError`], also if the file does not exist.
     pub fn open(file: Option<&Path>, variable: Option<&str>) -> Result<Option<Keys>, KeysError> {
         let variable = variable.filter(|text| !text.trim().is_empty());
         if file.is_none() && variable.is_none() {
@@ -232,85 +241,85 @@ impl Keys {
         let keys = Keys {
             file: file.map(Path::to_owned),
             fixed: match variable {
-                Some(text) => file::parse_variable(VARIABLE, text)?,
+                Some(text) => key_variable::parse_variable(VARIABLE, text)?,
                 None => Vec::new(),
             },
             state: RwLock::new(State {
                 keys: Arc::default(),
-                seen: None,
+                version: None,
             }),
         };
-        keys.read_again()?;
+        keys.reload()?;
         Ok(Some(keys))
     }
 
-    /// How many there are.
+    /// The number of keys.
     #[must_use]
     pub fn count(&self) -> usize {
         self.all().len()
     }
 
-    /// Whose secret this is. Every key is compared, and each in the same time, so the time tells nothing.
+    /// The key with this secret. All keys are compared, each in constant time, so that the time does not depend on the secret.
     ///
     /// # Errors
-    /// [`Denied::UnknownKey`].
-    pub fn find(&self, secret: &str) -> Result<Arc<Key>, Denied> {
+    /// [`AuthError::InvalidKey`].
+    pub fn find(&self, secret: &str) -> Result<Arc<Key>, AuthError> {
         if secret.len() > 4 * MAX_CHARACTERS {
-            return Err(Denied::UnknownKey);
+            return Err(AuthError::InvalidKey);
         }
-        let digest = Digest::of(secret);
+        let digest = SecretHash::of(secret);
         let keys = self.all();
         let mut found = None;
         for key in keys.iter() {
-            if key.entry.sha256.is(&digest) {
+            if key.entry.sha256.matches(&digest) {
                 found = Some(key);
             }
         }
-        found.cloned().ok_or(Denied::UnknownKey)
+        found.cloned().ok_or(AuthError::InvalidKey)
     }
 
-    /// Reads the file again if it is not what it was when it was last looked at.
+    /// Reloads the file if it changed since it was last examined. Returns whether it did.
     ///
     /// # Errors
-    /// As [`Keys::read_again`]; the next call does not repeat it unless the file changes once more.
-    pub fn read_if_changed(&self) -> Result<bool, KeysError> {
+    /// As [`Keys::reload`]. The next call does not try again unless the file changes once more.
+    pub fn reload_if_changed(&self) -> Result<bool, KeysError> {
         let Some(path) = &self.file else {
             return Ok(false);
         };
-        let seen = self
+        let version = self
             .state
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .seen;
-        if stamp(path) == seen {
+            .version;
+        if file_version(path) == version {
             return Ok(false);
         }
-        self.read_again().map(|()| true)
+        self.reload().map(|()| true)
     }
 
-    /// Reads the file again.
+    /// Reloads the file.
     ///
     /// # Errors
-    /// [`KeysError`]; the keys then stay as they were.
-    pub fn read_again(&self) -> Result<(), KeysError> {
+    /// [`KeysError`]; the old keys then stay in force.
+    pub fn reload(&self) -> Result<(), KeysError> {
         let mut entries = self.fixed.clone();
         if let Some(path) = &self.file {
-            // Looked at before it is read: what is written meanwhile is then seen as new the next time.
-            let seen = stamp(path);
+            // Examined before it is read: a change made meanwhile is then noticed the next time.
+            let version = file_version(path);
             self.state
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
-                .seen = seen;
-            let text = file::text(path)?.ok_or_else(|| KeysError::Io {
+                .version = version;
+            let text = key_file::read_text(path)?.ok_or_else(|| KeysError::Io {
                 path: path.clone(),
                 source: std::io::Error::other("no such file; `lory key new` makes one"),
             })?;
             let place = path.display().to_string();
             let fixed: HashSet<&str> = self.fixed.iter().map(|entry| &*entry.name).collect();
-            let read = file::parse(&place, &text)?;
+            let read = key_file::parse(&place, &text)?;
             if let Some(twice) = read.iter().find(|entry| fixed.contains(&*entry.name)) {
                 let name = &twice.name;
-                let message = format!("key {name} stands in {VARIABLE} too; rename one of them");
+                let message = format!("key {name} is in {VARIABLE} too; rename one of them");
                 return Err(KeysError::Invalid { place, message });
             }
             entries.extend(read);
@@ -335,7 +344,7 @@ impl Keys {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+fn file_version(path: &Path) -> Option<FileVersion> {
     let metadata = path.metadata().ok()?;
     Some((metadata.modified().ok(), metadata.len()))
 }
@@ -353,12 +362,12 @@ mod tests {
     }
 
     fn table(name: &str, secret: &str, more: &str) -> String {
-        let sha256 = Digest::of(secret);
+        let sha256 = SecretHash::of(secret);
         format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
     }
 
     #[test]
-    fn a_key_is_found_by_its_secret_alone() {
+    fn key_is_found_by_its_secret_alone() {
         let (_folder, _, keys) = keys(&(table("a", "secret a", "") + &table("b", "secret b", "")));
         assert_eq!(keys.find("secret b").unwrap().name(), "b");
         for wrong in [
@@ -366,14 +375,14 @@ mod tests {
             "secret",
             "secret a ",
             &"x".repeat(100_000),
-            &Digest::of("secret a").to_string(),
+            &SecretHash::of("secret a").to_string(),
         ] {
-            assert_eq!(keys.find(wrong).unwrap_err(), Denied::UnknownKey);
+            assert_eq!(keys.find(wrong).unwrap_err(), AuthError::InvalidKey);
         }
     }
 
     #[test]
-    fn a_key_may_use_what_it_names() {
+    fn key_may_use_only_its_personas() {
         let text =
             table("a", "a", "personas = ['customer', 'acme-*']") + &table("b", "b", "base = false");
         let (_folder, _, keys) = keys(&text);
@@ -397,47 +406,47 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_were_not_used_go_back() {
+    fn unused_tokens_are_returned() {
         let (_folder, _, keys) = keys(&table("a", "a", "tokens_per_minute = 600"));
         let key = keys.find("a").unwrap();
-        let mut hold = key.hold_tokens(600).unwrap();
-        assert!(key.hold_tokens(200).is_err());
-        hold.used(350);
-        drop(hold);
-        assert!(key.hold_tokens(260).is_err());
-        let _hold = key.hold_tokens(200).unwrap();
+        let mut reservation = key.reserve_tokens(600).unwrap();
+        assert!(key.reserve_tokens(200).is_err());
+        reservation.used(350);
+        drop(reservation);
+        assert!(key.reserve_tokens(260).is_err());
+        let _reservation = key.reserve_tokens(200).unwrap();
     }
 
     #[test]
-    fn a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing() {
+    fn changed_file_is_reloaded_and_a_broken_one_is_ignored() {
         let (_folder, path, keys) = keys(&table("a", "a", "requests_per_minute = 1"));
         keys.find("a").unwrap().count_request().unwrap();
-        assert!(!keys.read_if_changed().unwrap());
+        assert!(!keys.reload_if_changed().unwrap());
         let more = table("a", "a", "requests_per_minute = 1") + &table("b", "b", "");
         std::fs::write(&path, &more).unwrap();
-        assert!(keys.read_if_changed().unwrap());
+        assert!(keys.reload_if_changed().unwrap());
         assert_eq!((keys.count(), keys.find("b").is_ok()), (2, true));
-        // Reading it again is no way to a fresh minute.
+        // Reloading does not refill the limits.
         assert!(keys.find("a").unwrap().count_request().is_err());
         std::fs::write(&path, more + "[[key]]").unwrap();
         assert!(
-            keys.read_if_changed()
+            keys.reload_if_changed()
                 .unwrap_err()
                 .to_string()
                 .contains("keys.toml:")
         );
-        assert!(!keys.read_if_changed().unwrap());
+        assert!(!keys.reload_if_changed().unwrap());
         assert!(keys.find("b").is_ok());
         std::fs::remove_file(&path).unwrap();
-        assert!(keys.read_if_changed().is_err());
+        assert!(keys.reload_if_changed().is_err());
         assert!(keys.find("b").is_ok());
         std::fs::write(&path, table("b", "b", "")).unwrap();
-        assert!(keys.read_if_changed().unwrap());
+        assert!(keys.reload_if_changed().unwrap());
         assert!(keys.find("a").is_err());
     }
 
     #[test]
-    fn keys_come_from_both_places_and_from_none() {
+    fn keys_come_from_the_file_the_variable_or_both() {
         assert!(Keys::open(None, None).unwrap().is_none());
         assert!(Keys::open(None, Some(" ")).unwrap().is_none());
         let secret = "s".repeat(40);
@@ -446,7 +455,7 @@ mod tests {
         let both = Keys::open(Some(&path), Some(&variable)).unwrap().unwrap();
         assert!(both.find("a").is_ok() && both.find(&secret).is_ok());
         let twice = Keys::open(Some(&path), Some(&format!("a={secret}"))).unwrap_err();
-        assert!(twice.to_string().contains("stands in LORY_API_KEYS too"));
+        assert!(twice.to_string().contains("is in LORY_API_KEYS too"));
         let missing = Keys::open(Some(Path::new("/nowhere/keys")), None).unwrap_err();
         assert!(missing.to_string().contains("lory key new"), "{missing}");
     }

@@ -1,16 +1,24 @@
-//! Who may ask for what: API keys, what each may use, and how much of it a minute. Knows no HTTP.
+//! API keys: who may use which personas, and how much of the server a minute. Must not know HTTP.
 //!
-//! - [`secret`]: what a client holds, and what is kept of it
-//! - [`file`](mod@file): keys as they are written down
-//! - [`keys`]: the keys in force, read again when their file changes
-//! - [`rate`]: so many a minute
-//! - [`error`]: what is wrong with a file of keys, and why someone was turned away
+//! Start with [`Keys`]: it finds the key of a secret, and [`Key`] checks what the key permits. Each refusal is an [`AuthError`],
+//! which the server turns into a status code.
+//!
+//! - [`keys`]: the keys in force, reloaded when their file changes
+//! - [`key_entry`]: one key's settings
+//! - [`key_file`]: reads and edits the file of keys
+//! - [`key_variable`]: reads keys from `LORY_API_KEYS`
+//! - [`secret`]: a client's secret and its hash
+//! - [`rate_limit`]: limits on requests and tokens a minute
+//! - [`error`]: errors in a file of keys, and refusals
 
 pub mod error;
-pub mod file;
+pub mod key_entry;
+pub mod key_file;
+pub mod key_variable;
 pub mod keys;
-pub mod rate;
+pub mod rate_limit;
 pub mod secret;
 
-pub use error::{Denied, KeysError};
-pub use keys::{Hold, Key, Keys};
+pub use error::{AuthError, KeysError};
+pub use key_entry::KeyEntry;
+pub use keys::{Key, Keys, TokenReservation};

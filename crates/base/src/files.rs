@@ -67,7 +67,7 @@ impl BaseFiles {
     ///
     /// # Errors
     /// They are missing, broken or not supported.
-    pub fn wording(&self) -> Result<(Tokenizer, ChatTemplate), BaseError> {
+    pub fn tokenizer_and_template(&self) -> Result<(Tokenizer, ChatTemplate), BaseError> {
         match &self.kind {
             Kind::Gguf(gguf) => of_gguf(gguf),
             Kind::Folder(folder) => of_folder(folder.description()),
@@ -96,7 +96,7 @@ impl BaseFiles {
 }
 
 /// How a base is spoken to: its files without the weights, for what only looks at texts and tokens.
-pub struct Wording {
+pub struct BaseText {
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template.
@@ -107,12 +107,12 @@ pub struct Wording {
     pub context_length: usize,
 }
 
-impl Wording {
+impl BaseText {
     /// Reads what the GGUF file or the folder at `path` says about itself.
     ///
     /// # Errors
     /// [`BaseError`], naming the file and what is wrong in it.
-    pub fn open(path: &Path) -> Result<Wording, BaseError> {
+    pub fn open(path: &Path) -> Result<BaseText, BaseError> {
         let ((tokenizer, template), config) = if path.is_dir() {
             let description = Description::read(path)?;
             let config = description.config().clone();
@@ -122,7 +122,7 @@ impl Wording {
             let config = ModelConfig::from_gguf(&gguf).map_err(model::ModelError::from)?;
             (of_gguf(&gguf)?, config)
         };
-        Ok(Wording {
+        Ok(BaseText {
             tokenizer,
             template,
             context_length: config.context_length,

@@ -47,7 +47,7 @@ impl Home {
 
     /// Bases that were quantized here.
     #[must_use]
-    pub fn kept(&self) -> PathBuf {
+    pub fn quant_cache(&self) -> PathBuf {
         self.cache.join("quantized")
     }
 
@@ -71,7 +71,7 @@ impl Home {
 
     /// Results of evaluations, and votes.
     #[must_use]
-    pub fn judgements(&self) -> PathBuf {
+    pub fn results(&self) -> PathBuf {
         self.data.join("judgements")
     }
 

@@ -21,7 +21,7 @@ pub mod progress;
 pub mod quant_cache;
 
 pub use error::BaseError;
-pub use files::{BaseFiles, Wording};
+pub use files::{BaseFiles, BaseText};
 pub use home::Home;
 pub use open::{Base, LoadOptions};
 pub use progress::Progress;

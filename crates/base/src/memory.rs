@@ -9,17 +9,17 @@ use serde::Serialize;
 
 /// What is left, and what limits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Available {
+pub struct AvailableMemory {
     /// Bytes.
     pub bytes: u64,
     /// Who sets the limit.
-    pub limit: Limit,
+    pub limit: MemoryLimit,
 }
 
 /// Who sets the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Limit {
+pub enum MemoryLimit {
     /// The machine's free memory.
     Machine,
     /// The limit of a control group: a container's, a service's or a job's.
@@ -28,21 +28,21 @@ pub enum Limit {
     Flag,
 }
 
-impl Limit {
+impl MemoryLimit {
     /// In words.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
-            Limit::Machine => "free on this machine",
-            Limit::Cgroup => "left under the control group's limit",
-            Limit::Flag => "allowed by --memory",
+            MemoryLimit::Machine => "free on this machine",
+            MemoryLimit::Cgroup => "left under the control group's limit",
+            MemoryLimit::Flag => "allowed by --memory",
         }
     }
 }
 
 /// What is left on this machine; none where it does not say.
 #[must_use]
-pub fn available() -> Option<Available> {
+pub fn available() -> Option<AvailableMemory> {
     available_under(Path::new("/"))
 }
 
@@ -74,21 +74,21 @@ pub fn in_use() -> Option<u64> {
     kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-fn available_under(root: &Path) -> Option<Available> {
+fn available_under(root: &Path) -> Option<AvailableMemory> {
     let machine = fs::read_to_string(root.join("proc/meminfo"))
         .ok()
         .and_then(|text| kibibytes(&text, "MemAvailable:"))
-        .map(|bytes| Available {
+        .map(|bytes| AvailableMemory {
             bytes,
-            limit: Limit::Machine,
+            limit: MemoryLimit::Machine,
         });
     let of_group = groups(root)
         .into_iter()
         .filter_map(|group| left(&group))
         .min();
-    let group = of_group.map(|bytes| Available {
+    let group = of_group.map(|bytes| AvailableMemory {
         bytes,
-        limit: Limit::Cgroup,
+        limit: MemoryLimit::Cgroup,
     });
     match (machine, group) {
         (Some(machine), Some(group)) if group.bytes < machine.bytes => Some(group),
@@ -167,7 +167,7 @@ fn kibibytes(text: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn machine(files: &[(&str, &str)]) -> Option<Available> {
+    fn machine(files: &[(&str, &str)]) -> Option<AvailableMemory> {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = root.path().join(name);
@@ -187,7 +187,7 @@ mod tests {
         let found = machine(&[MEMINFO]).unwrap();
         assert_eq!(
             (found.bytes, found.limit),
-            (8_000_000 << 10, Limit::Machine)
+            (8_000_000 << 10, MemoryLimit::Machine)
         );
         assert_eq!(machine(&[]), None);
         let unlimited = [
@@ -196,7 +196,7 @@ mod tests {
             ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
             ("sys/fs/cgroup/user.slice/memory.current", "1000\n"),
         ];
-        assert_eq!(machine(&unlimited).unwrap().limit, Limit::Machine);
+        assert_eq!(machine(&unlimited).unwrap().limit, MemoryLimit::Machine);
     }
 
     #[test]
@@ -215,9 +215,9 @@ mod tests {
         ]);
         assert_eq!(
             found,
-            Some(Available {
+            Some(AvailableMemory {
                 bytes: 600_000_000,
-                limit: Limit::Cgroup
+                limit: MemoryLimit::Cgroup
             })
         );
     }

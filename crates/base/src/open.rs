@@ -1,5 +1,5 @@
-//! A base model, opened: weights, tokenizer and chat template. Serving, training and evaluation open it here, so they cannot
-//! differ.
+//! Opens a base model: weights, tokenizer and chat template. Serving, training and evaluation all open it here, so they use
+//! the same numbers. Must not know what the base is opened for.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -13,11 +13,11 @@ use model::{Loading, Model, Precision};
 
 use crate::error::BaseError;
 use crate::files::{self, BaseFiles};
-use crate::quant_cache::{Kept, Overlaid, Source};
+use crate::quant_cache::{OverlaidCheckpoint, QuantCache, QuantSource};
 
 /// An open base.
 pub struct Base {
-    /// What requests call it.
+    /// The model name in requests.
     pub name: String,
     /// The weights.
     pub model: Arc<Model>,
@@ -25,42 +25,42 @@ pub struct Base {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
-    /// In what its float weights are held; none where they are as in the file.
+    /// The precision of the float weights; none if they have the types of the file.
     pub precision: Option<Precision>,
-    /// What its file is known by.
+    /// The hash of its files.
     pub fingerprint: Arc<Fingerprint>,
 }
 
 /// How a base is loaded: the precision of its weights, and the cache of quantized weights and hashes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// The precision of the float weights; by default, as in the file.
+    /// The precision of the float weights; the default is the types of the file.
     pub precision: Option<Precision>,
-    /// The cache of quantized weights and of hashes of bases; by default none.
-    pub kept: Option<Kept>,
+    /// The cache of quantized weights and of hashes of bases; the default is none.
+    pub quant_cache: Option<QuantCache>,
 }
 
-/// The sha256 of a base's files. Reading all of it takes seconds for a large base, so it is done when somebody asks, and
-/// remembered from start to start where there is a place for it.
+/// The sha256 of a base's files. Reading a large base takes seconds, so the hash is computed when it is first needed. If there is
+/// a cache, it is remembered for the next start.
 #[derive(Debug, Default)]
 pub struct Fingerprint {
     file: Option<PathBuf>,
-    kept: Option<Kept>,
+    cache: Option<QuantCache>,
     sha256: OnceLock<Option<String>>,
 }
 
 impl Fingerprint {
-    /// One that is known already.
-    pub fn known(&self, sha256: &str) {
+    /// Sets a hash that is known already, unless one was computed before.
+    pub fn set(&self, sha256: &str) {
         let _ = self.sha256.set(Some(sha256.to_owned()));
     }
 
-    /// In hex; none for a base that came from no file, or whose file cannot be read any more.
+    /// The hash in hex; none for a base without a file, or whose file cannot be read any more.
     pub fn sha256(&self) -> Option<&str> {
         let hash = || {
             let file = self.file.as_ref()?;
-            let hash = match &self.kept {
-                Some(kept) => kept.fingerprint(file),
+            let hash = match &self.cache {
+                Some(cache) => cache.base_sha256(file),
                 None => files::sha256(file),
             };
             hash.ok()
@@ -70,37 +70,36 @@ impl Fingerprint {
 }
 
 impl Base {
-    /// Maps the GGUF file, or the folder, at `path` and packs its weights for `device`. `name` is what requests call it;
-    /// without, it is the file's name without `.gguf`, or the folder's, in lower case.
+    /// Maps the GGUF file, or the folder, at `path` and packs its weights for `device`. `name` is the model name in requests; the
+    /// default is the name of the file without `.gguf`, or of the folder, in lower case.
     ///
     /// # Errors
     /// [`BaseError`], naming the file and what is wrong in it.
     pub fn open(path: &Path, name: Option<&str>, device: Device) -> Result<Base, BaseError> {
-        Base::open_in(path, name, device, &LoadOptions::default())
+        Base::open_with(path, name, device, &LoadOptions::default())
     }
 
-    /// [`Base::open`], its float weights held in another precision. What was quantized once is kept, if there is a place to
-    /// keep it.
+    /// [`Base::open`] with a precision for the float weights and a cache of quantized weights.
     ///
     /// # Errors
-    /// As [`Base::open`]; and weights that the precision does not hold.
-    pub fn open_in(
+    /// As [`Base::open`], or the weights cannot be converted to the precision.
+    pub fn open_with(
         path: &Path,
         name: Option<&str>,
         device: Device,
         options: &LoadOptions,
     ) -> Result<Base, BaseError> {
         let files = BaseFiles::open(path)?;
-        let (tokenizer, template) = files.wording()?;
+        let (tokenizer, template) = files.tokenizer_and_template()?;
         Ok(Base {
-            name: name.map_or_else(|| called(path), str::to_owned),
+            name: name.map_or_else(|| default_name(path), str::to_owned),
             model: Arc::new(load(path, &files, device, options)?),
             tokenizer,
             template,
             precision: options.precision,
             fingerprint: Arc::new(Fingerprint {
                 file: Some(path.to_owned()),
-                kept: options.kept.clone(),
+                cache: options.quant_cache.clone(),
                 ..Fingerprint::default()
             }),
         })
@@ -124,9 +123,9 @@ impl Base {
         })
     }
 
-    /// What a training run is bound to: the base's hash, and the precision, which computes other numbers.
+    /// Identifies the base of a training run: its hash, and the precision, since another precision computes other numbers.
     #[must_use]
-    pub fn bound(&self, sha256: &str) -> String {
+    pub fn run_identity(&self, sha256: &str) -> String {
         match self.precision {
             Some(precision) => format!("{sha256} {precision}"),
             None => sha256.to_owned(),
@@ -137,7 +136,7 @@ impl Base {
 /// Loads the weights alone.
 ///
 /// # Errors
-/// As [`Base::open_in`].
+/// As [`Base::open_with`].
 pub fn load(
     path: &Path,
     files: &BaseFiles,
@@ -153,17 +152,20 @@ pub fn load(
         return Ok(Model::load_with(source, device, as_in_file)?);
     };
     let tensors = Model::converted(source, precision)?;
-    let made_of = Source {
+    let made_of = QuantSource {
         path,
         checkpoint: source,
         precision,
         tensors: &tensors,
         release: &|bytes| files.release(bytes),
     };
-    let place = options.kept.as_ref().filter(|_| precision.is_quantized());
-    if let Some(found) = place.and_then(|kept| kept.find(&made_of, device.threads())) {
-        let overlaid = Overlaid {
-            kept: found.checkpoint(),
+    let cache = options
+        .quant_cache
+        .as_ref()
+        .filter(|_| precision.is_quantized());
+    if let Some(found) = cache.and_then(|cache| cache.find(&made_of, device.threads())) {
+        let overlaid = OverlaidCheckpoint {
+            quantized: found.checkpoint(),
             source,
         };
         let loading = Loading {
@@ -176,26 +178,26 @@ pub fn load(
         };
         return Ok(Model::load_with(&overlaid, device, loading)?);
     }
-    let keeping = place.and_then(|kept| kept.begin(made_of).inspect_err(not_kept).ok());
+    let writer = cache.and_then(|cache| cache.begin(made_of).inspect_err(warn_not_cached).ok());
     let loading = Loading {
         precision: Some(precision),
         packed: &|bytes| files.release(bytes),
         converted: &|name, bytes| {
-            if let Some(keeping) = &keeping {
-                keeping.put(name, bytes);
+            if let Some(writer) = &writer {
+                writer.put(name, bytes);
             }
         },
     };
     let model = Model::load_with(source, device, loading)?;
-    if let Some(keeping) = keeping {
-        // The base runs without; it will be quantized again.
-        let _ = keeping.finish().inspect_err(not_kept);
+    if let Some(writer) = writer {
+        // The base runs even if it is not cached; the next start quantizes it again.
+        let _ = writer.finish().inspect_err(warn_not_cached);
     }
     Ok(model)
 }
 
-fn not_kept(error: &std::io::Error) {
-    tracing::warn!("the quantized base is not kept for the next start: {error}");
+fn warn_not_cached(error: &std::io::Error) {
+    tracing::warn!("the quantized base is not cached for the next start: {error}");
 }
 
 /// Whether a precision changes any tensor.
@@ -203,10 +205,10 @@ fn is_changed(source: &dyn Checkpoint, precision: Precision) -> bool {
     Model::converted(source, precision).is_ok_and(|tensors| !tensors.is_empty())
 }
 
-/// What a base is called where nobody says.
-fn called(path: &Path) -> String {
+/// The name of a base if none is given.
+fn default_name(path: &Path) -> String {
     let own = if path.is_dir() {
-        // `.` has a name, too.
+        // `.` has a name as well.
         let real = path.canonicalize();
         real.ok()
             .and_then(|real| Some(real.file_name()?.to_owned()))

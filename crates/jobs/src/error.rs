@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::evaluation_results::ResultError;
-use auth::Denied;
+use auth::AuthError;
 use service::PublishError;
 
 use crate::records::job::JobStatus;
@@ -113,7 +113,7 @@ pub enum JobError {
     },
     /// The key may not do this.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] AuthError),
     /// This server runs no jobs.
     #[error("this server runs no jobs: {why}")]
     NoJobs {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use base::open::load;
-use base::quant_cache::Overlaid;
-use base::{BaseFiles, LoadOptions, Wording};
+use base::quant_cache::OverlaidCheckpoint;
+use base::{BaseFiles, BaseText, LoadOptions};
 use formats::gguf::{Gguf, GgufWriter, dequantize, quantize};
 use formats::tokenizer::Special;
 use kernels::{Compute, Device, DeviceChoice, KvType};
@@ -36,16 +36,16 @@ struct Sums {
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [base, wording, texts @ ..] = args.as_slice() else {
+    let [base, base_text, texts @ ..] = args.as_slice() else {
         anyhow::bail!("usage: precision BASE WORDING TEXT...");
     };
     let base = Path::new(base);
-    let wording = Wording::open(Path::new(wording))?;
+    let base_text = BaseText::open(Path::new(base_text))?;
     let mut text = String::new();
     for path in texts {
         text += &read(Path::new(path)).with_context(|| path.clone())?;
     }
-    let mut tokens = wording.tokenizer.encode(&text, Special::AsText)?;
+    let mut tokens = base_text.tokenizer.encode(&text, Special::AsText)?;
     tokens.truncate(TOKENS);
     anyhow::ensure!(tokens.len() > 1, "the texts have no two tokens");
 
@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
         let files = BaseFiles::open(base)?;
         let options = LoadOptions {
             precision: Some(precision),
-            kept: None,
+            quant_cache: None,
         };
         let model = load(base, &files, device.clone(), &options)?;
         models.push((precision.name(), model));
@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
 
     let mut sums: Vec<Sums> = models.iter().map(|_| Sums::default()).collect();
     let (mut predicted, mut rows) = (0, 0);
-    for window in tokens.chunks(WINDOW.min(wording.context_length)) {
+    for window in tokens.chunks(WINDOW.min(base_text.context_length)) {
         let mut exact: Vec<Vec<f64>> = Vec::new();
         for ((_, model), sum) in models.iter().zip(&mut sums) {
             let said = logits(model, window, None, Compute::Int8, KvType::F16);
@@ -118,9 +118,9 @@ fn plainly_rounded(base: &Path, device: &Device) -> anyhow::Result<Model> {
         dequantize(tensor.dtype, tensor.data, &mut values)?;
         writer.tensor(&name, dtype, &dims, quantize(dtype, &values)?)?;
     }
-    let kept = Gguf::parse(Arc::new(writer.to_bytes()?), "plainly rounded")?;
-    let overlaid = Overlaid {
-        kept: &kept,
+    let quantized = Gguf::parse(Arc::new(writer.to_bytes()?), "plainly rounded")?;
+    let overlaid = OverlaidCheckpoint {
+        quantized: &quantized,
         source,
     };
     let loading = Loading {

@@ -91,6 +91,6 @@ fn adapters_are_complete_bf16_and_trained_on_one_base() {
         }
         bases.insert(adapter.metadata["lory.base_sha256"].clone());
     }
-    let known = BTreeSet::from([base::hub::KNOWN[0].sha256.to_owned()]);
+    let known = BTreeSet::from([base::hub::KNOWN_BASES[0].sha256.to_owned()]);
     assert_eq!(bases, known);
 }

@@ -124,9 +124,9 @@ async fn reload_files(server: Arc<ServerState>) {
 fn reload(settings: &ServerSettings, force: bool) {
     if let Some(keys) = &settings.keys {
         let read = if force {
-            keys.read_again().map(|()| true)
+            keys.reload().map(|()| true)
         } else {
-            keys.read_if_changed()
+            keys.reload_if_changed()
         };
         match read {
             Ok(true) => tracing::info!("keys reloaded: {} keys", keys.count()),

@@ -10,7 +10,7 @@ use registry::LookupError;
 
 use crate::error::RequestError;
 use crate::request_log::RequestLog;
-use auth::{Denied, Hold, Key};
+use auth::{AuthError, Key, TokenReservation};
 
 /// The caller of a request. The default is a caller on a server without keys: everything is permitted, nothing is logged.
 #[derive(Clone, Default)]
@@ -47,16 +47,16 @@ impl Caller {
     }
 
     /// # Errors
-    /// [`Denied::Persona`].
-    pub fn check_persona(&self, persona: &str) -> Result<(), Denied> {
+    /// [`AuthError::PersonaNotAllowed`].
+    pub fn check_persona(&self, persona: &str) -> Result<(), AuthError> {
         self.key
             .as_ref()
             .map_or(Ok(()), |key| key.check_persona(persona))
     }
 
     /// # Errors
-    /// [`Denied::Persona`].
-    pub fn check_base(&self, name: &str) -> Result<(), Denied> {
+    /// [`AuthError::PersonaNotAllowed`].
+    pub fn check_base(&self, name: &str) -> Result<(), AuthError> {
         self.key.as_ref().map_or(Ok(()), |key| key.check_base(name))
     }
 
@@ -68,7 +68,7 @@ impl Caller {
         error
     }
 
-    /// Reserves tokens from the key's rate limit: the prompt once, and each answer at its longest. Returns a hold for each answer.
+    /// Reserves tokens from the key's rate limit: the prompt once, and each answer at its longest. Returns a reservation for each answer.
     ///
     /// # Errors
     /// [`RequestError::Denied`], if the key does not permit the priority or the limit is reached.
@@ -78,7 +78,7 @@ impl Caller {
         prompt: usize,
         max_new_tokens: usize,
         answers: usize,
-    ) -> Result<Vec<Hold>, RequestError> {
+    ) -> Result<Vec<TokenReservation>, RequestError> {
         let Some(key) = &self.key else {
             return Ok(Vec::new());
         };
@@ -89,9 +89,9 @@ impl Caller {
             })?;
         let held = (0..answers).map(|answer| {
             let prompt = if answer == 0 { prompt } else { 0 };
-            key.hold_tokens((prompt + max_new_tokens) as u64)
+            key.reserve_tokens((prompt + max_new_tokens) as u64)
         });
-        // If one is refused, dropping the earlier holds returns their tokens.
+        // If one is refused, dropping the earlier reservations returns their tokens.
         held.collect::<Result<_, _>>()
             .map_err(|source| RequestError::Denied {
                 field: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine::{ReservationError, SubmitError};
 use registry::{LookupError, RegistryError, VariableError};
 
-use auth::Denied;
+use auth::AuthError;
 
 use crate::adapters::{AdapterError, LeaseError};
 use crate::fields::{FieldNames, MAX_STOP_BYTES, MAX_STOPS};
@@ -258,7 +258,7 @@ pub enum RequestError {
         /// The field that the key does not permit.
         field: Option<&'static str>,
         /// Why not.
-        source: Denied,
+        source: AuthError,
     },
     /// The engine refused a request that passed the checks here.
     #[error("the engine refused the request: {0}")]

@@ -17,7 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::error::RequestError;
 use crate::model_identity::ModelIdentity;
 use crate::request_log::RequestLog;
-use auth::{Denied, Hold};
+use auth::{AuthError, TokenReservation};
 
 /// The most personas that have their own label.
 pub const MAX_PERSONAS: usize = 100;
@@ -134,7 +134,9 @@ impl RequestMetrics {
             RequestError::Adapter { .. } | RequestError::Failed(_) => "error",
             RequestError::Stopped => "stopped",
             RequestError::Denied { source, .. } => match source {
-                Denied::Requests { .. } | Denied::Tokens { .. } => "over_rate",
+                AuthError::RequestRateExceeded { .. } | AuthError::TokenRateExceeded { .. } => {
+                    "over_rate"
+                }
                 _ => "denied",
             },
             _ => "refused",
@@ -159,7 +161,7 @@ impl RequestMetrics {
             metrics: Arc::clone(self),
             persona: self.label(identity),
             log: None,
-            hold: Hold::default(),
+            reservation: TokenReservation::default(),
             first: true,
             arrival,
             last_token: None,
@@ -193,7 +195,7 @@ pub(super) struct RequestRecorder {
     metrics: Arc<RequestMetrics>,
     persona: String,
     log: Option<Arc<RequestLog>>,
-    hold: Hold,
+    reservation: TokenReservation,
     /// Whether it is the first answer to its prompt; the prompt's tokens are counted once.
     first: bool,
     arrival: Instant,
@@ -205,11 +207,11 @@ impl RequestRecorder {
     pub fn for_caller(
         mut self,
         log: Option<Arc<RequestLog>>,
-        hold: Hold,
+        reservation: TokenReservation,
         first: bool,
     ) -> RequestRecorder {
         self.log = log;
-        self.hold = hold;
+        self.reservation = reservation;
         self.first = first;
         self
     }
@@ -238,7 +240,8 @@ impl RequestRecorder {
                     FinishReason::Error(_) => "error",
                 };
                 let prompt = if self.first { end.prompt_tokens } else { 0 };
-                self.hold.used((prompt + end.completion_tokens) as u64);
+                self.reservation
+                    .used((prompt + end.completion_tokens) as u64);
                 if let Some(log) = &self.log {
                     log.finished(outcome, end, self.first);
                 }

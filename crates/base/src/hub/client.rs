@@ -12,8 +12,8 @@ use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use super::PullError;
-use super::place::hash_file;
+use super::cache_folder::hash_file;
+use super::error::PullError;
 use crate::progress::Progress;
 
 /// Time limits: to connect, until an answer begins, and between two pieces of it.
@@ -29,16 +29,16 @@ const PART: &str = ".part";
 
 /// What the hub says about a repository.
 #[derive(Debug, Deserialize)]
-pub(super) struct Listing {
+pub(super) struct RepositoryInfo {
     /// The commit.
     pub(super) sha: String,
     /// Its files.
-    pub(super) siblings: Vec<Sibling>,
+    pub(super) siblings: Vec<RepositoryFile>,
 }
 
 /// A file of a repository.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Sibling {
+pub(super) struct RepositoryFile {
     /// Its path.
     pub(super) rfilename: String,
     /// Its length.
@@ -86,7 +86,7 @@ impl HubSettings {
 }
 
 /// A client for one repository of a hub.
-pub(super) struct Hub<'a> {
+pub(super) struct HubClient<'a> {
     agent: Agent,
     pub(super) endpoint: String,
     token: Option<&'a str>,
@@ -94,8 +94,8 @@ pub(super) struct Hub<'a> {
     repository: &'a str,
 }
 
-impl<'a> Hub<'a> {
-    pub(super) fn new(repository: &'a str, settings: &'a HubSettings) -> Hub<'a> {
+impl<'a> HubClient<'a> {
+    pub(super) fn new(repository: &'a str, settings: &'a HubSettings) -> HubClient<'a> {
         let agent = Agent::config_builder()
             .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(RESPONSE))
@@ -107,7 +107,7 @@ impl<'a> Hub<'a> {
             .build()
             .into();
         let endpoint = settings.endpoint.as_deref();
-        Hub {
+        HubClient {
             agent,
             endpoint: endpoint
                 .unwrap_or("https://huggingface.co")
@@ -138,7 +138,7 @@ impl<'a> Hub<'a> {
             .map_err(|error| self.failed(error.to_string()))
     }
 
-    pub(super) fn listing(&self, revision: &str) -> Result<Listing, PullError> {
+    pub(super) fn listing(&self, revision: &str) -> Result<RepositoryInfo, PullError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         if revision.is_empty() || !revision.chars().all(plain) || revision.contains("..") {
             return Err(self.failed(format!("{revision:?} is no revision")));
@@ -202,7 +202,7 @@ impl<'a> Hub<'a> {
     pub(super) fn fetch(
         &self,
         commit: &str,
-        file: &Sibling,
+        file: &RepositoryFile,
         folder: &Path,
         progress: &Progress,
     ) -> Result<u64, PullError> {

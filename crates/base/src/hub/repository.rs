@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use formats::atomic_file;
 use serde::Deserialize;
 
-use super::PullError;
-use super::client::{Hub, HubSettings, Sibling};
-use super::place::Turn;
+use super::cache_folder::FolderLock;
+use super::client::{HubClient, HubSettings, RepositoryFile};
+use super::error::PullError;
 use crate::home::Home;
 use crate::progress::Progress;
 
@@ -74,7 +74,7 @@ impl std::fmt::Display for RepositoryId {
 
 /// What of a repository is wanted.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct RepositoryRequest {
     /// Which one.
     pub id: RepositoryId,
     /// A branch, a tag or a commit.
@@ -85,7 +85,7 @@ pub struct Wanted {
 
 /// A repository in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
+pub struct PulledRepository {
     /// The folder, or the GGUF file: what `--base` takes.
     pub path: PathBuf,
     /// The commit.
@@ -103,7 +103,7 @@ struct Current {
 
 /// Where a repository that was fetched lies; none if it was not.
 #[must_use]
-pub fn fetched(id: &RepositoryId, home: &Home) -> Option<PathBuf> {
+pub fn pulled_repository(id: &RepositoryId, home: &Home) -> Option<PathBuf> {
     let folder = id.folder(home);
     let text = fs::read(folder.join(CURRENT)).ok()?;
     let current: Current = serde_json::from_slice(&text).ok()?;
@@ -122,19 +122,19 @@ pub fn fetched(id: &RepositoryId, home: &Home) -> Option<PathBuf> {
 /// # Errors
 /// [`PullError`]: the folder cannot be written, or the hub does not give the files, with what to do about it.
 pub fn pull_repository(
-    wanted: &Wanted,
+    wanted: &RepositoryRequest,
     home: &Home,
     hub: &HubSettings,
     progress: &mut Progress,
-) -> Result<Fetched, PullError> {
+) -> Result<PulledRepository, PullError> {
     let folder = wanted.id.folder(home);
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| PullError::Folder { path, source }
     };
     fs::create_dir_all(&folder).map_err(io(&folder))?;
-    let _turn = Turn::wait(&folder, progress).map_err(io(&folder))?;
-    let hub = Hub::new(wanted.id.as_str(), hub);
+    let _turn = FolderLock::wait(&folder, progress).map_err(io(&folder))?;
+    let hub = HubClient::new(wanted.id.as_str(), hub);
     progress.spin(&format!("Asking {} for {}", hub.endpoint, wanted.id));
     let listing = hub.listing(&wanted.revision)?;
     if !is_commit(&listing.sha) {
@@ -157,7 +157,7 @@ pub fn pull_repository(
     let text = serde_json::to_vec(&current).unwrap_or_default();
     atomic_file::replace_private(&folder.join(CURRENT), |file| file.write_all(&text))
         .map_err(io(&folder))?;
-    Ok(Fetched {
+    Ok(PulledRepository {
         path: current.file.map_or(at.clone(), |file| at.join(file)),
         commit: listing.sha,
         bytes,
@@ -165,7 +165,7 @@ pub fn pull_repository(
 }
 
 /// The file that a repository is, where it is one.
-fn single_gguf(files: &[Sibling]) -> Option<String> {
+fn single_gguf(files: &[RepositoryFile]) -> Option<String> {
     match files {
         [file] if file.rfilename.ends_with(".gguf") => Some(file.rfilename.clone()),
         _ => None,
@@ -173,7 +173,7 @@ fn single_gguf(files: &[Sibling]) -> Option<String> {
 }
 
 /// The files of a base among those of a repository.
-fn choose(all: &[Sibling], file: Option<&str>) -> Result<Vec<Sibling>, String> {
+fn choose(all: &[RepositoryFile], file: Option<&str>) -> Result<Vec<RepositoryFile>, String> {
     let named = |name: &str| all.iter().find(|one| one.rfilename == name).cloned();
     if let Some(file) = file {
         if !is_plain(file) {
@@ -182,7 +182,7 @@ fn choose(all: &[Sibling], file: Option<&str>) -> Result<Vec<Sibling>, String> {
         let found = named(file).ok_or_else(|| format!("it has no file {file:?}"))?;
         return Ok(vec![found]);
     }
-    let weights: Vec<Sibling> = all
+    let weights: Vec<RepositoryFile> = all
         .iter()
         .filter(|one| {
             let name = one.rfilename.as_str();
@@ -191,11 +191,12 @@ fn choose(all: &[Sibling], file: Option<&str>) -> Result<Vec<Sibling>, String> {
         .cloned()
         .collect();
     if !weights.is_empty() && named("config.json").is_some() {
-        let mut files: Vec<Sibling> = DESCRIPTION.iter().filter_map(|name| named(name)).collect();
+        let mut files: Vec<RepositoryFile> =
+            DESCRIPTION.iter().filter_map(|name| named(name)).collect();
         files.extend(weights);
         return Ok(files);
     }
-    let ggufs: Vec<Sibling> = all
+    let ggufs: Vec<RepositoryFile> = all
         .iter()
         .filter(|one| one.rfilename.ends_with(".gguf") && is_plain(&one.rfilename))
         .cloned()
@@ -244,15 +245,15 @@ mod tests {
 
     #[test]
     fn a_base_is_chosen_from_what_is_there() {
-        let listed = |names: &[&str]| -> Vec<Sibling> {
-            let one = |name: &&str| Sibling {
+        let listed = |names: &[&str]| -> Vec<RepositoryFile> {
+            let one = |name: &&str| RepositoryFile {
                 rfilename: (*name).to_owned(),
                 size: None,
                 lfs: None,
             };
             names.iter().map(one).collect()
         };
-        let names = |files: Vec<Sibling>| -> Vec<String> {
+        let names = |files: Vec<RepositoryFile>| -> Vec<String> {
             files.into_iter().map(|file| file.rfilename).collect()
         };
         let folder = listed(&[

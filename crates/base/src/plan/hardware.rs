@@ -6,7 +6,7 @@ use std::path::Path;
 use kernels::Isa;
 use serde::Serialize;
 
-use crate::memory::{self, Available};
+use crate::memory::{self, AvailableMemory};
 
 /// Who makes a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,7 +45,7 @@ pub struct HardwareProfile {
     /// Bytes of memory that the process may have in all: the machine's, or the control group's limit. The same at every start.
     pub memory: Option<u64>,
     /// What of it is left now.
-    pub available: Option<Available>,
+    pub available: Option<AvailableMemory>,
     /// The GPUs.
     pub gpus: Vec<Gpu>,
 }

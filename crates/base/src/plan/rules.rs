@@ -2,8 +2,10 @@
 
 use model::{ModelSizes, Precision};
 
+use super::device_plan::{DeviceKind, DevicePlan, MemoryPlan};
+use super::display::format_size;
 use super::hardware::{Gpu, HardwareProfile, Vendor};
-use super::{Demand, DeviceKind, DevicePlan, Memory, size};
+use super::request::PlanRequest;
 
 /// The part of a machine's memory that a base may take; the rest is the system's.
 const CPU_SHARE: f64 = 0.85;
@@ -19,8 +21,8 @@ const PROGRAM: u64 = 96 << 20;
 /// A card with so many times the memory that bf16 takes loses nothing by it.
 const AMPLE: u64 = 3;
 
-fn memory(sizes: &ModelSizes, demand: &Demand, precision: Option<Precision>) -> Memory {
-    Memory {
+fn memory(sizes: &ModelSizes, demand: &PlanRequest, precision: Option<Precision>) -> MemoryPlan {
+    MemoryPlan {
         weights: sizes.weight_bytes(precision),
         kv: demand.kv_memory,
         adapters: demand.adapter_memory,
@@ -37,7 +39,7 @@ fn share(bytes: u64, part: f64) -> u64 {
 fn first_that_fits(
     order: &[Precision],
     sizes: &ModelSizes,
-    demand: &Demand,
+    demand: &PlanRequest,
     capacity: u64,
 ) -> Precision {
     let fits = |p: &&Precision| memory(sizes, demand, Some(**p)).peak() <= capacity;
@@ -49,7 +51,7 @@ fn first_that_fits(
 }
 
 /// What is said where the choice is not the planner's; none where it is.
-fn given(sizes: &ModelSizes, demand: &Demand) -> Option<(Option<Precision>, String)> {
+fn given(sizes: &ModelSizes, demand: &PlanRequest) -> Option<(Option<Precision>, String)> {
     if !sizes.is_float() {
         let types: Vec<&str> = sizes.types().iter().map(|dtype| dtype.name()).collect();
         let kept = format!(
@@ -74,7 +76,7 @@ fn finish(
     precision: Option<Precision>,
     capacity: u64,
     sizes: &ModelSizes,
-    demand: &Demand,
+    demand: &PlanRequest,
     mut reasons: Vec<String>,
 ) -> DevicePlan {
     let memory = memory(sizes, demand, precision);
@@ -82,8 +84,8 @@ fn finish(
     if !fits {
         reasons.push(format!(
             "{} are needed at the peak, and {} are there for it",
-            size(memory.peak()),
-            size(capacity)
+            format_size(memory.peak()),
+            format_size(capacity)
         ));
     }
     if !runnable {
@@ -105,7 +107,7 @@ fn finish(
 pub(super) fn on_cpu(
     hardware: &HardwareProfile,
     sizes: &ModelSizes,
-    demand: &Demand,
+    demand: &PlanRequest,
 ) -> DevicePlan {
     let capacity = hardware
         .memory
@@ -119,8 +121,8 @@ pub(super) fn on_cpu(
             let held = sizes.weight_bytes(Some(precision));
             let mut reasons = vec![format!(
                 "a token reads all weights once, so what they take is how fast it goes: {precision} takes {}, f16 would take {}",
-                size(held),
-                size(f16)
+                format_size(held),
+                format_size(f16)
             )];
             reasons.push(match precision {
                 Precision::Q8 => {
@@ -129,8 +131,8 @@ pub(super) fn on_cpu(
                 }
                 _ => format!(
                     "8 bits would need {} at the peak, and {} are there; 4 bits fit where neither they nor float16 do",
-                    size(memory(sizes, demand, Some(Precision::Q8)).peak()),
-                    size(capacity)
+                    format_size(memory(sizes, demand, Some(Precision::Q8)).peak()),
+                    format_size(capacity)
                 ),
             });
             (Some(precision), reasons)
@@ -152,7 +154,7 @@ pub(super) fn on_gpu(
     gpu: &Gpu,
     hardware: &HardwareProfile,
     sizes: &ModelSizes,
-    demand: &Demand,
+    demand: &PlanRequest,
 ) -> DevicePlan {
     let total = gpu.memory.or(hardware.memory.filter(|_| gpu.unified));
     let unknown = total.is_none();
@@ -188,33 +190,38 @@ pub(super) fn on_gpu(
 }
 
 /// 4 bits on a card, unless it has memory to spare.
-fn on_card(sizes: &ModelSizes, demand: &Demand, capacity: u64) -> (Precision, String) {
+fn on_card(sizes: &ModelSizes, demand: &PlanRequest, capacity: u64) -> (Precision, String) {
     let bf16 = memory(sizes, demand, Some(Precision::Bf16)).peak();
     if bf16.saturating_mul(AMPLE) <= capacity {
         let reason = format!(
             "bf16 takes {} of {}, so 4 bits would save what nobody needs and cost quality",
-            size(bf16),
-            size(capacity)
+            format_size(bf16),
+            format_size(capacity)
         );
         return (Precision::Bf16, reason);
     }
     let q4 = sizes.weight_bytes(Some(Precision::Q4));
     let reason = format!(
         "4 bits on a card: {} of weights, and the rest of its {} for keys, values and adapters",
-        size(q4),
-        size(capacity)
+        format_size(q4),
+        format_size(capacity)
     );
     (Precision::Q4, reason)
 }
 
 /// Float32 on Apple's GPUs with more than 32 GiB where it fits, else the most exact one that does.
-fn on_apple(sizes: &ModelSizes, demand: &Demand, total: u64, capacity: u64) -> (Precision, String) {
+fn on_apple(
+    sizes: &ModelSizes,
+    demand: &PlanRequest,
+    total: u64,
+    capacity: u64,
+) -> (Precision, String) {
     let f32_peak = memory(sizes, demand, Some(Precision::F32)).peak();
     if total > APPLE_LARGE && f32_peak <= capacity {
         let reason = format!(
             "float32 on Apple's GPU with more than 32 GiB: {} of the {} that it may take",
-            size(f32_peak),
-            size(capacity)
+            format_size(f32_peak),
+            format_size(capacity)
         );
         return (Precision::F32, reason);
     }
@@ -223,14 +230,14 @@ fn on_apple(sizes: &ModelSizes, demand: &Demand, total: u64, capacity: u64) -> (
     let reason = if total > APPLE_LARGE {
         format!(
             "float32 needs {} of the {} that the GPU may take of {}; {precision} is the most exact one that fits",
-            size(f32_peak),
-            size(capacity),
-            size(total)
+            format_size(f32_peak),
+            format_size(capacity),
+            format_size(total)
         )
     } else {
         format!(
             "with up to 32 GiB not float32 but the most exact one that fits into the {} that the GPU may take",
-            size(capacity)
+            format_size(capacity)
         )
     };
     (precision, reason)
@@ -238,13 +245,13 @@ fn on_apple(sizes: &ModelSizes, demand: &Demand, total: u64, capacity: u64) -> (
 
 /// A size as flags take it.
 fn flag(bytes: u64) -> String {
-    size(bytes).replace(' ', "")
+    format_size(bytes).replace(' ', "")
 }
 
 /// What would make it fit into `available` bytes.
 pub(super) fn advice(
     sizes: &ModelSizes,
-    demand: &Demand,
+    demand: &PlanRequest,
     precision: Option<Precision>,
     available: u64,
 ) -> String {
@@ -255,10 +262,10 @@ pub(super) fn advice(
         let fits = |p: &Precision| memory(sizes, demand, Some(*p)).peak() <= available;
         if let Some(smaller) = smaller.into_iter().find(fits) {
             let needs = memory(sizes, demand, Some(smaller)).peak();
-            return format!("--precision {smaller} would need {}", size(needs));
+            return format!("--precision {smaller} would need {}", format_size(needs));
         }
     }
-    let least = Demand {
+    let least = PlanRequest {
         kv_memory: sizes.kv_block_bytes().max(32 << 20),
         adapter_memory: 16 << 20,
         ..*demand
@@ -279,11 +286,11 @@ pub(super) fn advice(
             "--kv-memory {} and --adapter-memory {}{precision} would need {}",
             flag(least.kv_memory),
             flag(least.adapter_memory),
-            size(needs)
+            format_size(needs)
         );
     }
     format!(
         "no setting makes it fit: take a smaller base, or give it {}",
-        size(needs)
+        format_size(needs)
     )
 }

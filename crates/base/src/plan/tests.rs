@@ -3,8 +3,10 @@
 use formats::config::{ModelConfig, RopeStyle};
 use formats::gguf::GgmlType;
 
+use model::Precision;
+
 use super::*;
-use crate::memory::{Available, Limit};
+use crate::memory::{AvailableMemory, MemoryLimit};
 
 const GIB: u64 = 1 << 30;
 const GB: u64 = 1_000_000_000;
@@ -36,9 +38,9 @@ fn machine(memory: u64, gpus: Vec<Gpu>) -> HardwareProfile {
         instruction_sets: vec!["scalar"],
         instruction_set: "scalar",
         memory: Some(memory),
-        available: Some(Available {
+        available: Some(AvailableMemory {
             bytes: memory / 10 * 9,
-            limit: Limit::Machine,
+            limit: MemoryLimit::Machine,
         }),
         gpus,
     }
@@ -132,7 +134,7 @@ fn the_table_of_machines() {
         ),
     ];
     for (what, memory, gpus, cpu, on_gpu, reason) in rows {
-        let plan = plan(&machine(memory, gpus), &sizes, &Demand::default());
+        let plan = plan(&machine(memory, gpus), &sizes, &PlanRequest::default());
         let found = (plan.chosen.precision.unwrap(), plan.chosen.fits);
         assert_eq!(found, cpu, "{what}, on the processor: {:#?}", plan.chosen);
         assert_eq!(plan.chosen.device, DeviceKind::Cpu, "{what}");
@@ -190,16 +192,16 @@ fn sizes_are_those_of_the_arithmetic() {
 fn what_is_asked_for_is_taken_and_what_is_quantized_is_kept() {
     let machine = machine(24 * GB, vec![gpu(Vendor::Nvidia, Some(24 * GIB))]);
     let float = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
-    let demand = Demand {
+    let demand = PlanRequest {
         precision: Some(Precision::F16),
-        ..Demand::default()
+        ..PlanRequest::default()
     };
     let plan16 = plan(&machine, &float, &demand);
     assert_eq!(plan16.chosen.precision, Some(Precision::F16));
     assert_eq!(plan16.others[0].precision, Some(Precision::F16));
     assert!(plan16.chosen.reasons[0].contains("--precision"));
     let quantized = ModelSizes::imagined(&llama_8b(), GgmlType::Q4_K);
-    for demand in [demand, Demand::default()] {
+    for demand in [demand, PlanRequest::default()] {
         let kept = plan(&machine, &quantized, &demand);
         assert_eq!(kept.chosen.precision, None);
         assert!(kept.chosen.reasons[0].contains("quantized (Q4_K)"));
@@ -210,11 +212,11 @@ fn what_is_asked_for_is_taken_and_what_is_quantized_is_kept() {
 fn the_choice_does_not_depend_on_what_is_free_now() {
     let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
     let mut busy = machine(24 * GB, vec![]);
-    busy.available = Some(Available {
+    busy.available = Some(AvailableMemory {
         bytes: 6 * GIB,
-        limit: Limit::Cgroup,
+        limit: MemoryLimit::Cgroup,
     });
-    let demand = Demand::default();
+    let demand = PlanRequest::default();
     let plan = plan(&busy, &sizes, &demand);
     assert_eq!(plan.chosen.precision, Some(Precision::Q8));
     // But what does not fit now is refused, with numbers and a way out.
@@ -234,10 +236,10 @@ fn the_choice_does_not_depend_on_what_is_free_now() {
 #[test]
 fn the_way_out_is_one() {
     let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
-    let demand = Demand {
+    let demand = PlanRequest {
         kv_memory: 20 * GIB,
         precision: Some(Precision::Q4),
-        ..Demand::default()
+        ..PlanRequest::default()
     };
     let machine = machine(24 * GB, vec![]);
     let plan = plan(&machine, &sizes, &demand);
@@ -247,9 +249,9 @@ fn the_way_out_is_one() {
         .to_string();
     assert!(said.contains("--kv-memory 32MiB"), "{said}");
     let mut small = machine.clone();
-    small.available = Some(Available {
+    small.available = Some(AvailableMemory {
         bytes: GIB,
-        limit: Limit::Machine,
+        limit: MemoryLimit::Machine,
     });
     let said = plan.check(&small, &sizes, &demand).unwrap_err().to_string();
     assert!(said.contains("no setting makes it fit"), "{said}");

@@ -82,7 +82,7 @@ fn train_and_finish(
     let base_sha256 = base.fingerprint.sha256().unwrap_or_default();
     let state = queue.job_folder(&record.id).join(STATE);
     let options = RunOptions {
-        base: base.bound(base_sha256),
+        base: base.run_identity(base_sha256),
         checkpoint: Some(state.join("checkpoint.safetensors")),
         batch_tokens: BATCH_TOKENS,
     };

@@ -63,7 +63,7 @@ pub fn write(
 
     let upstream = origin
         .known_base
-        .and_then(hub::known)
+        .and_then(hub::known_base)
         .map(|known| known.upstream);
     let provenance = Provenance {
         base_name: upstream.unwrap_or(&origin.base.name).to_owned(),

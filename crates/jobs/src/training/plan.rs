@@ -4,7 +4,7 @@ use serde::Serialize;
 use train::RunEstimate;
 use train::estimate::MeasuredStep;
 
-use base::memory::Available;
+use base::memory::AvailableMemory;
 
 /// The plan of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -20,7 +20,7 @@ pub struct Plan {
     /// Bytes in use before the run starts: the base and the rows.
     pub memory_in_use: Option<u64>,
     /// Memory that the run may use; `None` if it is unknown.
-    pub memory_available: Option<Available>,
+    pub memory_available: Option<AvailableMemory>,
     /// The step that the time is estimated from.
     pub measured: Option<MeasuredStep>,
     /// The estimated duration, in seconds.
@@ -32,7 +32,7 @@ impl Plan {
     pub fn new(
         mut forecast: RunEstimate,
         in_use: Option<u64>,
-        available: Option<Available>,
+        available: Option<AvailableMemory>,
     ) -> Self {
         let keep = forecast
             .limit_activation_cache(available.map_or(u64::MAX, |available| available.bytes));

@@ -15,7 +15,7 @@ use crate::cli::output::print;
 use crate::cli::output::side_by_side::{side_by_side, terminal_width};
 use crate::cli::serve::start::{REGISTRY_POLL, listen, serve, with_home_folders};
 use base::home::Home;
-use base::plan::Demand;
+use base::plan::PlanRequest;
 use server::ServerSettings;
 use service::{GenerateRequest, Service, Settings};
 
@@ -50,7 +50,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
     let start = Instant::now();
     let titles = titles(&catalog.personas());
-    let planned = located.plan(&args.precision, Demand::default())?;
+    let planned = located.plan(&args.precision, PlanRequest::default())?;
     let settings = with_home_folders(Settings {
         load: planned.load,
         base_name: located.name.clone(),

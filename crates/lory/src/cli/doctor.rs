@@ -12,9 +12,9 @@ use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use base::BaseFiles;
 use base::home::Home;
-use base::plan::{self, Demand, HardwareProfile, Probe, size};
+use base::plan::{self, HardwareProfile, MeasuredSpeed, PlanRequest, format_size};
 use base::progress::Progress;
-use base::quant_cache::{Entry, Kept};
+use base::quant_cache::{CacheEntry, QuantCache};
 
 /// Describe the machine, and plan how a base would run on it
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let hardware = HardwareProfile::of_this_machine()?;
-    let cached = Home::find().map(|home| Kept::in_folder(home.kept()).list());
+    let cached = Home::find().map(|home| QuantCache::in_folder(home.quant_cache()).list());
     let cached = cached.unwrap_or_default();
     let mut report = json!({"machine": hardware, "quantized": cached});
     let mut text = machine(&hardware, &cached);
@@ -81,11 +81,11 @@ fn plan_base(
     };
     let located = base_args.locate()?;
     let sizes = ModelSizes::of(BaseFiles::open(&located.path)?.checkpoint())?;
-    let demand = Demand {
+    let demand = PlanRequest {
         precision: args.precision.requested(),
         kv_memory: args.kv_memory.as_u64(),
         adapter_memory: args.adapter_memory.as_u64(),
-        ..Demand::default()
+        ..PlanRequest::default()
     };
     let plan = plan::plan(hardware, &sizes, &demand);
     let refused = plan.check(hardware, &sizes, &demand).err();
@@ -106,7 +106,7 @@ fn plan_base(
             "  speed      about {:.1} tokens/s for one answer (measured for {:.1} s on {} of weights)\n",
             probe.tokens_per_s,
             probe.seconds,
-            size(probe.bytes as u64),
+            format_size(probe.bytes as u64),
         );
     }
     for other in &plan.others {
@@ -130,16 +130,16 @@ fn plan_base(
 fn measure(
     sizes: &ModelSizes,
     precision: Option<model::Precision>,
-) -> anyhow::Result<Option<Probe>> {
+) -> anyhow::Result<Option<MeasuredSpeed>> {
     let mut progress = Progress::stderr();
     progress.spin("Measuring");
-    let probe = plan::probe(&open_device(None)?, sizes, precision)?;
+    let probe = plan::measure_speed(&open_device(None)?, sizes, precision)?;
     progress.clear();
     Ok(probe)
 }
 
 /// The table of the machine, and the table of the quant cache if it has entries.
-fn machine(hardware: &HardwareProfile, cached: &[Entry]) -> String {
+fn machine(hardware: &HardwareProfile, cached: &[CacheEntry]) -> String {
     let mut table = Table::new(&["machine", ""]);
     let mut row = |what: &str, how: String| table.row([what.to_owned(), how]);
     row("threads", hardware.threads.to_string());
@@ -152,16 +152,16 @@ fn machine(hardware: &HardwareProfile, cached: &[Entry]) -> String {
         ),
     );
     let unknown = || "unknown".to_owned();
-    row("memory", hardware.memory.map_or_else(unknown, size));
+    row("memory", hardware.memory.map_or_else(unknown, format_size));
     if let Some(available) = hardware.available {
-        row(available.limit.words(), size(available.bytes));
+        row(available.limit.description(), format_size(available.bytes));
     }
     if hardware.gpus.is_empty() {
         row("GPUs", "none found".to_owned());
     }
     for gpu in &hardware.gpus {
         let memory = match gpu.memory {
-            Some(bytes) => size(bytes),
+            Some(bytes) => format_size(bytes),
             None if gpu.unified => "shares the machine's memory".to_owned(),
             None => "memory unknown".to_owned(),
         };
@@ -175,7 +175,7 @@ fn machine(hardware: &HardwareProfile, cached: &[Entry]) -> String {
             table.row([
                 or(&entry.source),
                 or(&entry.precision),
-                size(entry.bytes),
+                format_size(entry.bytes),
                 entry.path.display().to_string(),
             ]);
         }

@@ -10,7 +10,7 @@ use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::sampling::SamplingFlags;
 use crate::cli::output::print;
 use crate::cli::output::side_by_side::{side_by_side, terminal_width};
-use base::plan::Demand;
+use base::plan::PlanRequest;
 use service::{
     Answer, AnswerBuilder, Conversation, FieldNames, GenerateRequest, RequestError, Service,
     Settings, TextEvent, TextStream,
@@ -98,7 +98,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         args.registry.catalog(&args.personas_dir)?
     };
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, Demand::default())?;
+    let planned = located.plan(&args.precision, PlanRequest::default())?;
     let settings = Settings {
         load: planned.load,
         base_name: located.name,

@@ -7,8 +7,9 @@ use serde_json::json;
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
-use auth::file::{self, Entry, MAX_SHARE};
-use auth::secret::{self, Digest};
+use auth::key_entry::{self, KeyEntry, MAX_SHARE};
+use auth::key_file;
+use auth::secret::{self, SecretHash};
 
 /// Make, list and revoke the API keys of a server
 #[derive(Debug, clap::Subcommand)]
@@ -100,15 +101,16 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitStatus> {
 }
 
 fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
-    file::check_name(&args.name).map_err(UsageError)?;
+    key_entry::check_name(&args.name).map_err(UsageError)?;
     for persona in &args.personas {
-        file::check_pattern(persona).map_err(|error| UsageError(format!("--persona: {error}")))?;
+        key_entry::check_pattern(persona)
+            .map_err(|error| UsageError(format!("--persona: {error}")))?;
     }
-    let secret = secret::fresh().map_err(auth::KeysError::Random)?;
+    let secret = secret::generate().map_err(auth::KeysError::Random)?;
     let all_personas = args.personas.is_empty();
-    let entry = Entry {
+    let entry = KeyEntry {
         name: args.name,
-        sha256: Digest::of(&secret),
+        sha256: SecretHash::of(&secret),
         personas: (!all_personas).then_some(args.personas),
         base: all_personas || args.base,
         admin: args.admin,
@@ -118,7 +120,7 @@ fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
         share: args.share,
     };
     let path = &args.file.keys;
-    file::add(path, &entry)?;
+    key_file::add(path, &entry)?;
     if args.json {
         let mut shown = as_json(&entry);
         shown["key"] = json!(secret);
@@ -179,7 +181,7 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
 fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file.keys;
     let names: Vec<String> = entries(path)?.into_iter().map(|entry| entry.name).collect();
-    if !file::remove(path, &args.name)? {
+    if !key_file::remove(path, &args.name)? {
         anyhow::bail!(
             "{}: there is no key {}; the keys are {}",
             path.display(),
@@ -191,18 +193,18 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Success)
 }
 
-fn entries(path: &Path) -> anyhow::Result<Vec<Entry>> {
+fn entries(path: &Path) -> anyhow::Result<Vec<KeyEntry>> {
     let place = path.display().to_string();
-    let Some(text) = file::text(path)? else {
+    let Some(text) = key_file::read_text(path)? else {
         anyhow::bail!(
             "{place}: no such file; make it with `lory key new NAME`, or name another one with --keys"
         );
     };
-    Ok(file::parse(&place, &text)?)
+    Ok(key_file::parse(&place, &text)?)
 }
 
 /// A key as JSON, without its hash.
-fn as_json(entry: &Entry) -> serde_json::Value {
+fn as_json(entry: &KeyEntry) -> serde_json::Value {
     json!({
         "name": entry.name,
         "personas": entry.personas,

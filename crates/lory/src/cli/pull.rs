@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::output::print;
 use base::home::Home;
-use base::hub::{self, HubSettings, RepositoryId, Source, Wanted};
+use base::hub::{self, HubSettings, PullSource, RepositoryId, RepositoryRequest};
 use base::progress::Progress;
 
 /// Fetch a base model into the cache
@@ -21,7 +21,7 @@ Examples:
   lory pull owner/name-GGUF --file name.Q4_K_M.gguf --revision main")]
 pub(crate) struct Args {
     /// The base: a known one, or a repository of the Hugging Face hub (owner/name)
-    #[arg(default_value = hub::KNOWN[0].id)]
+    #[arg(default_value = hub::KNOWN_BASES[0].id)]
     id: String,
     /// The branch, tag or commit of a repository; the commit that it points to now is recorded [default: main]
     #[arg(long, value_name = "REVISION")]
@@ -35,7 +35,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
-    let Some(base) = hub::known(&args.id) else {
+    let Some(base) = hub::known_base(&args.id) else {
         return repository(args);
     };
     if args.revision.is_some() || args.file.is_some() {
@@ -57,7 +57,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     if args.json {
         let line = json!({"id": base.id, "path": path, "source": pulled.source.to_string(), "sha256": base.sha256});
         print(&format!("{line}\n"))?;
-    } else if pulled.source == Source::Cache {
+    } else if pulled.source == PullSource::Cache {
         print(&format!("{} is already in the cache: {path}\n", base.id))?;
     } else {
         print(&format!(
@@ -73,10 +73,10 @@ fn repository(args: Args) -> anyhow::Result<ExitStatus> {
         UsageError(format!(
             "unknown base `{}`; the known ones are {}; a repository of the hub is named owner/name",
             args.id,
-            hub::known_ids()
+            hub::known_base_ids()
         ))
     })?;
-    let wanted = Wanted {
+    let wanted = RepositoryRequest {
         id,
         revision: args.revision.unwrap_or_else(|| "main".to_owned()),
         file: args.file,

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use base::home::Home;
-use base::hub::{self, HubSettings, KnownBase, PullError, Source};
+use base::hub::{self, HubSettings, KnownBase, PullError, PullSource};
 use base::progress::Progress;
 use serde_json::Value;
 
@@ -164,7 +164,7 @@ fn the_hub_is_asked_once_even_by_many_at_a_time() {
         token: None,
     };
     let home = Home::at(scene.folder());
-    let sources: Vec<Source> = std::thread::scope(|scope| {
+    let sources: Vec<PullSource> = std::thread::scope(|scope| {
         let pulls: Vec<_> = (0..6)
             .map(|_| {
                 scope.spawn(|| hub::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap())
@@ -178,7 +178,7 @@ fn the_hub_is_asked_once_even_by_many_at_a_time() {
     assert_eq!(
         sources
             .iter()
-            .filter(|source| **source == Source::Hub)
+            .filter(|source| **source == PullSource::Hub)
             .count(),
         1,
         "{sources:?}"
@@ -186,7 +186,7 @@ fn the_hub_is_asked_once_even_by_many_at_a_time() {
     assert_eq!(
         sources
             .iter()
-            .filter(|source| **source == Source::Cache)
+            .filter(|source| **source == PullSource::Cache)
             .count(),
         5,
         "{sources:?}"
@@ -230,9 +230,9 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
         token: None,
     };
     let pulled = hub::pull(&TINY, &home, &settings, &mut Progress::hidden()).unwrap();
-    assert_eq!(pulled.source, Source::Hub);
+    assert_eq!(pulled.source, PullSource::Hub);
     let pulled = hub::pull(&TINY, &home, &nowhere, &mut Progress::hidden()).unwrap();
-    assert_eq!(pulled.source, Source::Cache);
+    assert_eq!(pulled.source, PullSource::Cache);
 }
 
 /// The real base, from where it really is.

@@ -18,9 +18,6 @@ use crate::{report, sources};
 const SIBLINGS: &[(&str, &str)] = &[];
 /// Folders whose `mod.rs` still uses children that use it.
 const PARENTS: &[(&str, &str)] = &[
-    ("base", "hub"),
-    ("base", "plan"),
-    ("base", "quant_cache"),
     ("kernels", "cpu::int16"),
     ("kernels", "cpu::lora"),
     ("kernels", "cpu::weights"),

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use base::Base;
 use base::home::Home;
-use base::hub::{HubSettings, KNOWN, pull};
+use base::hub::{HubSettings, KNOWN_BASES, pull};
 use base::progress::Progress;
 use kernels::{Device, DeviceChoice};
 
@@ -20,7 +20,7 @@ use kernels::{Device, DeviceChoice};
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     let home = Home::find().unwrap();
     let settings = HubSettings::from_env();
-    let pulled = pull(&KNOWN[0], &home, &settings, &mut Progress::stderr());
+    let pulled = pull(&KNOWN_BASES[0], &home, &settings, &mut Progress::stderr());
     pulled.unwrap_or_else(|error| panic!("{error}")).path
 });
 
@@ -28,7 +28,7 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 static BASE: LazyLock<Base> = LazyLock::new(|| {
     Base::open(
         &FILE,
-        Some(KNOWN[0].id),
+        Some(KNOWN_BASES[0].id),
         Device::open(DeviceChoice::default()).unwrap(),
     )
     .unwrap()

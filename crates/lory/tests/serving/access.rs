@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use auth::Keys;
-use auth::secret::Digest;
+use auth::secret::SecretHash;
 use serde_json::{Value, json};
 use server::ServerSettings;
 use service::Settings;
@@ -23,7 +23,7 @@ struct ServerWithKeys {
 }
 
 fn table(name: &str, more: &str) -> String {
-    let sha256 = Digest::of(&format!("secret-{name}"));
+    let sha256 = SecretHash::of(&format!("secret-{name}"));
     format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
 }
 

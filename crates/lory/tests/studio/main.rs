@@ -54,7 +54,7 @@ fn prepare(home: &TestHome) {
         "tones": matrix, "distinct": matrix,
         "samples": [{"question": "Where is it?", "base": "I am a model.", "answers": {"warm": "Soon!", "formal": "In transit."}}],
     });
-    let kept = jobs::EvaluationResults::new(&base::home::Home::at(&home.path("home")).judgements());
+    let kept = jobs::EvaluationResults::new(&base::home::Home::at(&home.path("home")).results());
     kept.store(1_764_000_000, evaluation).unwrap();
 }
 

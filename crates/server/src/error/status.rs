@@ -1,6 +1,6 @@
 //! HTTP statuses and codes for the errors of the other crates.
 
-use auth::Denied;
+use auth::AuthError;
 use axum::http::StatusCode;
 use jobs::{JobError, ResultError};
 use registry::{LookupError, RegistryError, VariableError};
@@ -9,27 +9,31 @@ use service::{AdapterError, PublishError, RequestError, VoteError};
 
 use super::{ApiError, RETRY_AFTER, whole_seconds};
 
-fn denied_status(denied: &Denied) -> (StatusCode, &'static str) {
+fn denied_status(denied: &AuthError) -> (StatusCode, &'static str) {
     match denied {
-        Denied::NoKey => (StatusCode::UNAUTHORIZED, "missing_api_key"),
-        Denied::UnknownKey => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
-        Denied::NotAdmin { .. } => (StatusCode::FORBIDDEN, "admin_only"),
-        Denied::NoTraining { .. } => (StatusCode::FORBIDDEN, "training_not_allowed"),
-        Denied::Persona { .. } => (StatusCode::FORBIDDEN, "persona_not_allowed"),
-        Denied::Priority { .. } => (StatusCode::FORBIDDEN, "priority_not_allowed"),
-        Denied::Requests { .. } => (StatusCode::TOO_MANY_REQUESTS, "request_rate_exceeded"),
-        Denied::Tokens { .. } => (StatusCode::TOO_MANY_REQUESTS, "token_rate_exceeded"),
+        AuthError::MissingKey => (StatusCode::UNAUTHORIZED, "missing_api_key"),
+        AuthError::InvalidKey => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
+        AuthError::AdminOnly { .. } => (StatusCode::FORBIDDEN, "admin_only"),
+        AuthError::TrainingNotAllowed { .. } => (StatusCode::FORBIDDEN, "training_not_allowed"),
+        AuthError::PersonaNotAllowed { .. } => (StatusCode::FORBIDDEN, "persona_not_allowed"),
+        AuthError::PriorityNotAllowed { .. } => (StatusCode::FORBIDDEN, "priority_not_allowed"),
+        AuthError::RequestRateExceeded { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, "request_rate_exceeded")
+        }
+        AuthError::TokenRateExceeded { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, "token_rate_exceeded")
+        }
     }
 }
 
 /// Rate-limit delays are exact, so they are not clamped: they can be longer than a minute.
-fn retry_after_denied(denied: &Denied) -> Option<u64> {
+fn retry_after_denied(denied: &AuthError) -> Option<u64> {
     let time = denied.retry_after()?;
     Some((time.as_secs_f64().ceil() as u64).max(RETRY_AFTER))
 }
 
-impl From<Denied> for ApiError {
-    fn from(denied: Denied) -> ApiError {
+impl From<AuthError> for ApiError {
+    fn from(denied: AuthError) -> ApiError {
         let (status, code) = denied_status(&denied);
         ApiError {
             retry_after: retry_after_denied(&denied),

@@ -12,7 +12,7 @@ use axum::response::Response;
 
 use crate::error::ApiError;
 use crate::server_state::ServerState;
-use auth::{Denied, Key};
+use auth::{AuthError, Key};
 use service::{Caller, RequestLog};
 
 /// Who may call a group of routes.
@@ -29,7 +29,7 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    fn check(self, key: &Key) -> Result<(), Denied> {
+    fn check(self, key: &Key) -> Result<(), AuthError> {
         match self {
             Access::AnyKey => Ok(()),
             Access::Training => key.check_train(),
@@ -56,7 +56,7 @@ pub(crate) async fn authorize(
             None
         }
         Some(keys) => {
-            let key = keys.find(bearer(request.headers()).ok_or(Denied::NoKey)?)?;
+            let key = keys.find(bearer(request.headers()).ok_or(AuthError::MissingKey)?)?;
             if let Some(log) = &log {
                 log.update(|entry| entry.key = Some(key.name().to_owned()));
             }

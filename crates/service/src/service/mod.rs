@@ -107,9 +107,9 @@ impl Service {
         settings: &Settings,
     ) -> Result<Service, ServiceStartError> {
         let device = Device::open(settings.device)?;
-        let base = Base::open_in(path, settings.base_name.as_deref(), device, &settings.load)?;
+        let base = Base::open_with(path, settings.base_name.as_deref(), device, &settings.load)?;
         if let Some(sha256) = &settings.base_sha256 {
-            base.fingerprint.known(sha256);
+            base.fingerprint.set(sha256);
         }
         Service::start(base, catalog.into(), settings)
     }
@@ -266,7 +266,7 @@ impl Service {
         let refused = |error| RequestError::refused(error, &request.names);
         let engine_request = self.engine_request(&persona, request, arrival)?;
         self.engine.check(&engine_request).map_err(refused)?;
-        let mut holds = request
+        let mut reservations = request
             .caller
             .admit(
                 request.priority,
@@ -291,9 +291,9 @@ impl Service {
         let echo = request.echo.then(|| prompt::text(&self.base, request));
         let stop = request.stop.as_ref().unwrap_or(&persona.stop);
         let sink = |choice: usize| -> Sink {
-            let hold = holds.next().unwrap_or_default();
+            let reservation = reservations.next().unwrap_or_default();
             let recorder = metrics.recorder(&persona.identity, arrival);
-            let recorder = recorder.for_caller(request.caller.log(), hold, choice == 0);
+            let recorder = recorder.for_caller(request.caller.log(), reservation, choice == 0);
             let detokenizer = self.base.tokenizer.detokenizer();
             let mut processor = OutputProcessor::new(detokenizer, stop, sinks(choice), recorder);
             if request.calls_tools() {

@@ -15,7 +15,7 @@ use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use base::BaseFiles;
 use base::open::load;
-use base::plan::Demand;
+use base::plan::PlanRequest;
 use base::progress::Progress;
 use measure::{Bench, Case, Sample};
 
@@ -93,7 +93,7 @@ impl Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, Demand::default())?;
+    let planned = located.plan(&args.precision, PlanRequest::default())?;
     let device = open_device(args.threads.map(|threads| threads as usize))?;
     // Only the weights are loaded, so a base without a tokenizer can be measured too.
     let files = BaseFiles::open(&located.path)?;

@@ -8,7 +8,7 @@ use train::example::Encoder;
 use train::preference::{holds_pairs, scan_pairs};
 use train::{TrainError, TrainSettings};
 
-use base::Wording;
+use base::BaseText;
 
 use crate::cli::exit::UsageError;
 use crate::cli::flags::base::BaseArgs;
@@ -82,13 +82,13 @@ impl ReaderArgs {
         Ok(reader)
     }
 
-    pub fn wording(&self) -> anyhow::Result<Wording> {
-        Ok(Wording::open(&self.base.locate()?.path)?)
+    pub fn wording(&self) -> anyhow::Result<BaseText> {
+        Ok(BaseText::open(&self.base.locate()?.path)?)
     }
 }
 
 impl Reader {
-    pub fn encoder<'a>(&'a self, wording: &'a Wording) -> Encoder<'a> {
+    pub fn encoder<'a>(&'a self, wording: &'a BaseText) -> Encoder<'a> {
         Encoder {
             tokenizer: &wording.tokenizer,
             template: &wording.template,

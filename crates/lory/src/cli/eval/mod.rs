@@ -19,7 +19,7 @@ use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
 use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::output::print;
-use base::plan::Demand;
+use base::plan::PlanRequest;
 use base::progress::Progress;
 use jobs::evaluation::answers::Responder;
 use jobs::evaluation::{answers, gate, measures, summary};
@@ -148,7 +148,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
 /// Opens the base with a queue for `questions` requests.
 fn open_service(args: &Args, personas: Personas, questions: usize) -> anyhow::Result<Service> {
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, Demand::default())?;
+    let planned = located.plan(&args.precision, PlanRequest::default())?;
     let settings = Settings {
         load: planned.load,
         base_name: located.name.clone(),

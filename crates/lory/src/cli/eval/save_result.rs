@@ -16,8 +16,8 @@ pub(crate) fn save(mut measured: Value, candidates: &[Candidate], answers: &Answ
     };
     measured["samples"] = summary::samples(candidates, answers);
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let saved = EvaluationResults::new(&home.judgements())
-        .store(since.map_or(0, |s| s.as_secs()), measured);
+    let saved =
+        EvaluationResults::new(&home.results()).store(since.map_or(0, |s| s.as_secs()), measured);
     if let Err(error) = saved {
         eprintln!("the result could not be saved for the studio: {error}");
     }

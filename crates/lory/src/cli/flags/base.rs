@@ -8,10 +8,10 @@ use kernels::{Device, DeviceChoice};
 use model::{ModelSizes, Precision};
 
 use base::home::Home;
-use base::hub::{self, HubSettings, RepositoryId, Source};
-use base::plan::{self, Demand, HardwareProfile};
+use base::hub::{self, HubSettings, PullSource, RepositoryId};
+use base::plan::{self, HardwareProfile, PlanRequest};
 use base::progress::Progress;
-use base::quant_cache::Kept;
+use base::quant_cache::QuantCache;
 use base::{BaseFiles, LoadOptions, files};
 
 /// `--base`, for every command that needs a base.
@@ -19,7 +19,7 @@ use base::{BaseFiles, LoadOptions, files};
 pub(crate) struct BaseArgs {
     /// The base model: smollm2-135m (fetched if it is missing), a pulled repository (owner/name), or the path of a GGUF file or
     /// a Hugging Face folder
-    #[arg(long, value_name = "ID|PATH", default_value = hub::KNOWN[0].id)]
+    #[arg(long, value_name = "ID|PATH", default_value = hub::KNOWN_BASES[0].id)]
     pub base: String,
 }
 
@@ -82,7 +82,7 @@ impl BaseArgs {
     /// Finds the file or folder. Fetches a known base that is missing.
     pub fn locate(&self) -> anyhow::Result<Located> {
         let path = Path::new(&self.base);
-        match hub::known(&self.base) {
+        match hub::known_base(&self.base) {
             Some(known) if !path.exists() => {
                 let mut progress = Progress::stderr();
                 let pulled = hub::pull(
@@ -91,7 +91,7 @@ impl BaseArgs {
                     &HubSettings::from_env(),
                     &mut progress,
                 )?;
-                if pulled.source != Source::Cache {
+                if pulled.source != PullSource::Cache {
                     progress.say(&format!("{} is at {}", known.id, pulled.path.display()));
                 }
                 Ok(Located {
@@ -112,7 +112,7 @@ impl BaseArgs {
             _ if RepositoryId::parse(&self.base).is_some() => {
                 // The path of a missing file may look like a repository id, too.
                 let id = RepositoryId::parse(&self.base);
-                let found = id.and_then(|id| hub::fetched(&id, &Home::find().ok()?));
+                let found = id.and_then(|id| hub::pulled_repository(&id, &Home::find().ok()?));
                 let Some(path) = found else {
                     anyhow::bail!(
                         "--base {0}: no such file or folder, and no pulled repository; `lory pull {0}` fetches it",
@@ -129,7 +129,7 @@ impl BaseArgs {
             _ => anyhow::bail!(
                 "--base {}: no such file or folder, and no known base; the known ones are {}",
                 self.base,
-                hub::known_ids()
+                hub::known_base_ids()
             ),
         }
     }
@@ -140,10 +140,10 @@ impl Located {
     ///
     /// # Errors
     /// The base's files are invalid, or it does not fit into memory; the message has the sizes.
-    pub fn plan(&self, precision: &PrecisionArgs, demand: Demand) -> anyhow::Result<Planned> {
+    pub fn plan(&self, precision: &PrecisionArgs, demand: PlanRequest) -> anyhow::Result<Planned> {
         let hardware = HardwareProfile::of_this_machine()?;
         let sizes = ModelSizes::of(BaseFiles::open(&self.path)?.checkpoint())?;
-        let demand = Demand {
+        let demand = PlanRequest {
             precision: precision.requested(),
             ..demand
         };
@@ -154,7 +154,7 @@ impl Located {
             line: plan.line(),
             load: LoadOptions {
                 precision: plan.chosen.precision,
-                kept: quant_cache(),
+                quant_cache: quant_cache(),
             },
         })
     }
@@ -165,7 +165,7 @@ impl Located {
             return Ok(sha256.to_owned());
         }
         let hash = match quant_cache() {
-            Some(cache) => cache.fingerprint(&self.path),
+            Some(cache) => cache.base_sha256(&self.path),
             None => files::sha256(&self.path),
         };
         hash.with_context(|| self.path.display().to_string())
@@ -173,6 +173,8 @@ impl Located {
 }
 
 /// The cache of quantized weights and of hashes. Without a home folder there is none, and both are computed at every start.
-fn quant_cache() -> Option<Kept> {
-    Home::find().ok().map(|home| Kept::in_folder(home.kept()))
+fn quant_cache() -> Option<QuantCache> {
+    Home::find()
+        .ok()
+        .map(|home| QuantCache::in_folder(home.quant_cache()))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use engine::EngineConfig;
 
-use base::plan::Demand;
+use base::plan::PlanRequest;
 use service::Settings;
 
 use crate::cli::flags::base::Located;
@@ -43,14 +43,14 @@ pub(crate) struct EngineArgs {
 
 impl EngineArgs {
     /// The memory that the engine takes in addition to the base.
-    pub fn demand(&self) -> Demand {
+    pub fn demand(&self) -> PlanRequest {
         let max_batch = self.max_batch as usize;
-        Demand {
+        PlanRequest {
             kv_memory: self.kv_memory.as_u64(),
             adapter_memory: self.adapter_memory.as_u64(),
             rows: EngineConfig::default().step_tokens.max(max_batch),
             logit_rows: max_batch,
-            ..Demand::default()
+            ..PlanRequest::default()
         }
     }
 

@@ -12,7 +12,7 @@ use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::output::print;
 use crate::cli::persona::adapter::check_base;
-use base::Wording;
+use base::BaseText;
 use base::home::Home;
 use base::hub;
 
@@ -129,7 +129,7 @@ fn in_folder(args: &Args) -> anyhow::Result<Persona> {
 /// Checks the adapter's recorded base, as far as possible without fetching the base.
 fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Result<()> {
     let path = Path::new(&base.base);
-    let known = hub::known(&base.base).filter(|_| !path.exists());
+    let known = hub::known_base(&base.base).filter(|_| !path.exists());
     let (path, sha256) = match known {
         Some(known) => {
             let path = Home::find().map(|home| home.base(known.id).join(known.file));
@@ -152,7 +152,7 @@ fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Resul
         );
     }
     let Some(path) = path else { return Ok(()) };
-    let wording = Wording::open(&path)?;
+    let wording = BaseText::open(&path)?;
     check_base(
         name,
         &content.adapter,

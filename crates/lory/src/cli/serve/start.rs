@@ -27,7 +27,7 @@ pub(crate) fn with_home_folders(settings: Settings) -> Settings {
     let home = Home::find().ok();
     Settings {
         uploads: home.as_ref().map(Home::uploads),
-        votes: home.as_ref().map(Home::judgements),
+        votes: home.as_ref().map(Home::results),
         ..settings
     }
 }
@@ -73,7 +73,7 @@ pub(crate) fn serve(
             service.compare_shadows();
         }
         let results = Home::find().ok();
-        let results = results.map(|home| EvaluationResults::new(&home.judgements()));
+        let results = results.map(|home| EvaluationResults::new(&home.results()));
         if let Some(results) = &results {
             state.set_results(results.clone());
         }

@@ -23,8 +23,8 @@ use train::sft::{self, Outcome, PreparedRun, RunOptions, TrainedAdapter};
 use train::{Job, ModelLearner};
 
 use base::Base;
-use base::memory::{self, Available, Limit};
-use base::plan::Demand;
+use base::memory::{self, AvailableMemory, MemoryLimit};
+use base::plan::PlanRequest;
 use jobs::training::folder::{self, Origin};
 use jobs::training::plan::Plan;
 use jobs::training::{Target, learner};
@@ -128,7 +128,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         data: jobs.iter().map(|job| job.data.clone()).collect(),
     };
     let options = RunOptions {
-        base: base.bound(&fingerprint),
+        base: base.run_identity(&fingerprint),
         checkpoint: Some(checkpoint.clone()),
         ..RunOptions::default()
     };
@@ -173,17 +173,17 @@ struct Run<'a> {
 
 /// Opens the base without memory for serving: the run's memory is planned later, from its rows.
 fn open_base(located: &Located, precision: &PrecisionArgs) -> anyhow::Result<Base> {
-    let no_serving = Demand {
+    let no_serving = PlanRequest {
         kv_memory: 0,
         adapter_memory: 0,
         rows: 0,
         logit_rows: 0,
-        ..Demand::default()
+        ..PlanRequest::default()
     };
     let planned = located.plan(precision, no_serving)?;
     eprintln!("{}", planned.line);
     let name = located.name.as_deref();
-    Ok(Base::open_in(
+    Ok(Base::open_with(
         &located.path,
         name,
         open_device(None)?,
@@ -276,10 +276,10 @@ fn write_adapters(run: &Run<'_>, trained: &[TrainedAdapter]) -> anyhow::Result<(
 }
 
 /// The memory that the run may use.
-fn available(flag: Option<ByteSize>) -> Option<Available> {
-    let of_flag = |bytes: ByteSize| Available {
+fn available(flag: Option<ByteSize>) -> Option<AvailableMemory> {
+    let of_flag = |bytes: ByteSize| AvailableMemory {
         bytes: bytes.as_u64(),
-        limit: Limit::Flag,
+        limit: MemoryLimit::Flag,
     };
     flag.map(of_flag).or_else(memory::available)
 }

@@ -54,7 +54,10 @@ pub(crate) fn table(plan: &Plan) -> String {
         memory.row([what.to_owned(), size(bytes)]);
     }
     if let Some(available) = plan.memory_available {
-        memory.row([available.limit.words().to_owned(), size(available.bytes)]);
+        memory.row([
+            available.limit.description().to_owned(),
+            size(available.bytes),
+        ]);
     }
     if let Some(in_use) = plan.memory_in_use {
         memory.row(["already in use (base and rows)".to_owned(), size(in_use)]);

@@ -113,7 +113,7 @@ fn a_training_key_sees_only_its_own_files_and_jobs() {
     let school = School::new();
     let file = school.path("keys.toml");
     let table = |name: &str, more: &str| {
-        let sha256 = Digest::of(&format!("secret-{name}"));
+        let sha256 = SecretHash::of(&format!("secret-{name}"));
         format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
     };
     let text = table("one", "train = true\npersonas = ['acme-*']\nbase = true")

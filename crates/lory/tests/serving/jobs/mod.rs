@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use auth::Keys;
-use auth::secret::Digest;
+use auth::secret::SecretHash;
 use jobs::{EvaluationResults, JobSettings, Jobs};
 use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};

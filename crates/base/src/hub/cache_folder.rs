@@ -1,4 +1,4 @@
-//! The cache folder of one base: whose turn it is to fetch, whether the file there is the right one, and putting a
+//! The cache folder of one base: whose lock it is to fetch, whether the file there is the right one, and putting a
 //! checked file in its place.
 
 use std::fs::{File, TryLockError};
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::KnownBase;
+use super::known_bases::KnownBase;
 use crate::progress::Progress;
 
-/// The turn to fetch into a folder, one process at a time. Given back when dropped, or when the process ends.
-pub(super) struct Turn {
+/// The lock to fetch into a folder, one process at a time. Given back when dropped, or when the process ends.
+pub(super) struct FolderLock {
     folder: PathBuf,
     #[expect(dead_code, reason = "held for its lock")]
     lock: File,
 }
 
-impl Turn {
-    /// Waits for the turn.
+impl FolderLock {
+    /// Waits for the lock.
     pub fn wait(folder: &Path, progress: &Progress) -> io::Result<Self> {
         let lock = File::create(folder.join(".lock"))?;
         match lock.try_lock() {
@@ -45,7 +45,7 @@ impl Turn {
                 .as_encoded_bytes()
                 .starts_with(atomic_file::MARK.as_bytes())
             {
-                // With the turn, all that are found are leftovers.
+                // With the lock, all that are found are leftovers.
                 let path = entry.path();
                 // A leftover that cannot be removed takes room and does no harm.
                 let _ = if path.is_dir() {
@@ -238,8 +238,8 @@ mod tests {
             "left",
         )
         .unwrap();
-        let turn = Turn::wait(folder.path(), &Progress::hidden()).unwrap();
-        let store = |bytes: &[u8]| turn.store(&TINY, &mut &bytes[..], &path, &Progress::hidden());
+        let lock = FolderLock::wait(folder.path(), &Progress::hidden()).unwrap();
+        let store = |bytes: &[u8]| lock.store(&TINY, &mut &bytes[..], &path, &Progress::hidden());
         assert!(
             store(b"abcde")
                 .unwrap_err()
@@ -290,9 +290,9 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let turn = Turn::wait(folder.path(), &Progress::hidden()).unwrap();
+                    let lock = FolderLock::wait(folder.path(), &Progress::hidden()).unwrap();
                     if check(&TINY, &path) != Ok(true) {
-                        turn.store(&TINY, &mut &b"abcdef"[..], &path, &Progress::hidden())
+                        lock.store(&TINY, &mut &b"abcdef"[..], &path, &Progress::hidden())
                             .unwrap();
                     }
                 });

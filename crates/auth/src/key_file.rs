@@ -1,20 +1,17 @@
-//! Keys as they are written down.
+//! Reads and edits the file of keys.
 //!
 //! ```toml
 //! [[key]]
-//! name = "shop"                       # stands in logs; the secret never does
+//! name = "shop"                       # appears in logs; the secret never does
 //! sha256 = "ba7816bf…"                # of the secret, 64 hexadecimal digits
-//! personas = ["customer", "acme-*"]   # without: every persona; a name that ends in * stands for all that begin so
-//! base = false                        # may ask the base without a persona; without: only a key for every persona may
-//! admin = false                       # may change personas, read /metrics, and go before others
+//! personas = ["customer", "acme-*"]   # * at the end matches every name with that beginning [default: every persona]
+//! base = false                        # may use the base without a persona [default: true only if personas is not set]
+//! admin = false                       # may change personas, read /metrics, and use priorities below 0
 //! train = false                       # may upload files and run training jobs, for the personas that it may use
-//! requests_per_minute = 60            # without: no limit
-//! tokens_per_minute = 20000           # prompts and answers; without: no limit
-//! share = 1                           # its weight where requests wait, 1 to 100
+//! requests_per_minute = 60            # [default: no limit]
+//! tokens_per_minute = 20000           # of prompts and answers [default: no limit]
+//! share = 1                           # its weight among waiting requests, 1 to 100
 //! ```
-//!
-//! An environment variable may hold the same, or the short form `name=SECRET,other=SECRET`: keys for every persona, without
-//! limits; `name+admin=SECRET` has admin rights too.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -26,45 +23,19 @@ use toml::Spanned;
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::error::KeysError;
-use crate::secret::{Digest, MAX_CHARACTERS, MIN_CHARACTERS};
+use crate::key_entry::{KeyEntry, MAX_SHARE, check_name, check_pattern};
+use crate::secret::SecretHash;
 
-/// The most keys of a file: each request is compared with all of them.
+/// The most keys in a file. Each request is compared with all of them.
 pub const MAX_KEYS: usize = 10_000;
 /// The largest file, in bytes.
 pub const MAX_BYTES: u64 = 16 << 20;
-/// The longest name of a key, in characters.
-pub const MAX_NAME: usize = 64;
-/// The largest share.
-pub const MAX_SHARE: u32 = 100;
 /// The array of tables in which a file lists its keys.
 const KEY: &str = "key";
 
-/// One key, as it is written down.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// What logs and people call it.
-    pub name: String,
-    /// What is kept of its secret.
-    pub sha256: Digest,
-    /// The personas that it may use, `*` at the end for all that begin so; none: every one.
-    pub personas: Option<Vec<String>>,
-    /// Whether it may ask the base without a persona.
-    pub base: bool,
-    /// Whether it has admin rights.
-    pub admin: bool,
-    /// Whether it may train; with admin rights it may anyway.
-    pub train: bool,
-    /// The most requests a minute.
-    pub requests_per_minute: Option<u32>,
-    /// The most tokens a minute.
-    pub tokens_per_minute: Option<u32>,
-    /// Its weight where requests wait.
-    pub share: u32,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
+struct RawFile {
     #[serde(default)]
     key: Vec<RawKey>,
 }
@@ -85,11 +56,11 @@ struct RawKey {
     share: Option<Spanned<i64>>,
 }
 
-/// Reads what a file says; `place` is what messages call it.
+/// Parses the text of a file. `place` is its name in errors.
 ///
 /// # Errors
 /// [`KeysError::Invalid`] with the line.
-pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
+pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
     let at = |offset: usize, message: String| {
         let line = text.as_bytes()[..offset.min(text.len())]
             .iter()
@@ -98,9 +69,9 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
         let place = format!("{place}:{}", line + 1);
         KeysError::Invalid { place, message }
     };
-    let raw: Raw = toml::from_str(text).map_err(|error| {
+    let raw: RawFile = toml::from_str(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
-        // The message of the parser only: its whole text would show the line, and with it a secret put there by mistake.
+        // Only the parser's message: its full text shows the line, which may hold a secret by mistake.
         at(offset, error.message().to_owned())
     })?;
     if raw.key.len() > MAX_KEYS {
@@ -113,10 +84,10 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
         let name = key.name.get_ref().clone();
         check_name(&name).map_err(|message| at(key.name.span().start, message))?;
         if !names.insert(name.clone()) {
-            let message = format!("key {name} stands twice; give one of them another name");
+            let message = format!("key {name} is listed twice; give one of them another name");
             return Err(at(key.name.span().start, message));
         }
-        let sha256 = Digest::parse(key.sha256.get_ref()).ok_or_else(|| {
+        let sha256 = SecretHash::parse(key.sha256.get_ref()).ok_or_else(|| {
             let message = format!(
                 "key {name}: sha256 must be the 64 hexadecimal digits of the secret's SHA-256; `lory key new` writes them"
             );
@@ -138,7 +109,7 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
                 }
             },
         };
-        entries.push(Entry {
+        entries.push(KeyEntry {
             base: key.base.unwrap_or(key.personas.is_none()),
             requests_per_minute: number("requests_per_minute", key.requests_per_minute, u32::MAX)?,
             tokens_per_minute: number("tokens_per_minute", key.tokens_per_minute, u32::MAX)?,
@@ -155,94 +126,9 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
     Ok(entries)
 }
 
-/// Reads a variable: what a file says, or the short form.
-///
-/// # Errors
-/// [`KeysError::Invalid`]; it names the variable and never shows what it holds.
-pub fn parse_variable(variable: &str, text: &str) -> Result<Vec<Entry>, KeysError> {
-    // Names hold no brackets and the file's form has some wherever there is a key.
-    if text.contains('[') {
-        return parse(variable, text);
-    }
-    let invalid = |message: String| KeysError::Invalid {
-        place: variable.to_owned(),
-        message,
-    };
-    let mut entries: Vec<Entry> = Vec::new();
-    for (i, part) in text.split(',').map(str::trim).enumerate() {
-        if part.is_empty() {
-            continue;
-        }
-        let (name, secret) = part.split_once('=').ok_or_else(|| {
-            invalid(format!(
-                "key {} has no name; write NAME=SECRET, and a comma between two",
-                i + 1
-            ))
-        })?;
-        let (name, admin) = match name.strip_suffix("+admin") {
-            Some(name) => (name, true),
-            None => (name, false),
-        };
-        check_name(name).map_err(|_| {
-            // Whatever stands there may be a part of a secret.
-            invalid(format!("key {}: {}", i + 1, name_rule()))
-        })?;
-        if !(MIN_CHARACTERS..=MAX_CHARACTERS).contains(&secret.chars().count()) {
-            return Err(invalid(format!(
-                "key {name}: a secret has from {MIN_CHARACTERS} to {MAX_CHARACTERS} characters; `lory key new` makes one"
-            )));
-        }
-        if entries.iter().any(|entry| entry.name == name) {
-            return Err(invalid(format!("key {name} stands twice")));
-        }
-        entries.push(Entry {
-            name: name.to_owned(),
-            sha256: Digest::of(secret),
-            personas: None,
-            base: true,
-            admin,
-            train: false,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            share: 1,
-        });
-    }
-    Ok(entries)
-}
-
-/// Whether a key may be called so.
-///
-/// # Errors
-/// The rule.
-pub fn check_name(name: &str) -> Result<(), String> {
-    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if (1..=MAX_NAME).contains(&name.len()) && name.chars().all(good) {
-        return Ok(());
-    }
-    Err(name_rule())
-}
-
-fn name_rule() -> String {
-    format!("a key's name has 1 to {MAX_NAME} of a-z, A-Z, 0-9, -, _ and .")
-}
-
-/// Whether it is a persona's name, or the beginning of one with `*` behind.
-///
-/// # Errors
-/// The rule.
-pub fn check_pattern(pattern: &str) -> Result<(), String> {
-    let name = pattern.strip_suffix('*').unwrap_or(pattern);
-    if formats::persona_name::is_persona_name(name) || (name.is_empty() && pattern == "*") {
-        return Ok(());
-    }
-    Err(format!(
-        "{pattern:?} is no persona's name; write a name, or the beginning of one and *"
-    ))
-}
-
-/// A key as [`parse`] reads it.
+/// The text of a key, as [`parse`] reads it.
 #[must_use]
-pub fn write(entry: &Entry) -> String {
+pub fn write(entry: &KeyEntry) -> String {
     let mut table = Table::new();
     table.decor_mut().set_prefix("\n");
     table["name"] = value(&entry.name);
@@ -273,19 +159,19 @@ pub fn write(entry: &Entry) -> String {
     document.to_string()
 }
 
-/// The text of a file; none if there is no such file.
+/// Reads a file; none if it does not exist.
 ///
 /// # Errors
 /// [`KeysError::Io`].
-pub fn text(path: &Path) -> Result<Option<String>, KeysError> {
+pub fn read_text(path: &Path) -> Result<Option<String>, KeysError> {
     let io = |source| KeysError::Io {
         path: path.to_owned(),
         source,
     };
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_BYTES => {
-            let said = format!("a file of keys has at most {MAX_BYTES} bytes");
-            Err(io(std::io::Error::other(said)))
+            let message = format!("a file of keys has at most {MAX_BYTES} bytes");
+            Err(io(std::io::Error::other(message)))
         }
         Ok(_) => std::fs::read_to_string(path).map(Some).map_err(io),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -293,19 +179,19 @@ pub fn text(path: &Path) -> Result<Option<String>, KeysError> {
     }
 }
 
-/// Adds a key to a file, which need not be there yet. Other users cannot read a file that is made so.
+/// Adds a key to a file, which need not exist yet. Other users cannot read a file that this creates.
 ///
 /// # Errors
-/// The file's own, or that the name is taken; nothing is written then.
-pub fn add(path: &Path, entry: &Entry) -> Result<(), KeysError> {
-    let before = text(path)?.unwrap_or_default();
+/// [`KeysError`] of the file, or the name is taken. Nothing is written then.
+pub fn add(path: &Path, entry: &KeyEntry) -> Result<(), KeysError> {
+    let before = read_text(path)?.unwrap_or_default();
     let more = write(entry);
     parse(&path.display().to_string(), &format!("{before}{more}"))?;
     let mut options = std::fs::OpenOptions::new();
     options.create(true).append(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    // Added in one write, so that of two who add at once both are there.
+    // A single write, so that two processes can add keys at the same time.
     let put = || {
         let mut file = options.open(path)?;
         file.write_all(more.as_bytes())?;
@@ -317,13 +203,13 @@ pub fn add(path: &Path, entry: &Entry) -> Result<(), KeysError> {
     })
 }
 
-/// Takes a key out of a file and leaves everything else as it is written; false if there is none of this name.
+/// Removes a key from a file and changes nothing else in it. Returns false if no key has this name.
 ///
 /// # Errors
-/// The file's own; or that the key is not written as a table that begins with `[[key]]`, and must be taken out by hand.
+/// [`KeysError`] of the file, or the key is not written as a `[[key]]` table and must be removed by hand.
 pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
     let place = path.display().to_string();
-    let before = text(path)?.unwrap_or_default();
+    let before = read_text(path)?.unwrap_or_default();
     let entries = parse(&place, &before)?;
     let Some(index) = entries.iter().position(|entry| entry.name == name) else {
         return Ok(false);
@@ -337,10 +223,10 @@ pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
         .map_err(|error: toml_edit::TomlError| invalid(error.message().to_owned()))?;
     let Some(tables) = document[KEY].as_array_of_tables_mut() else {
         return Err(invalid(format!(
-            "key {name} is not written as a table [[{KEY}]]; take it out by hand"
+            "key {name} is not written as a table [[{KEY}]]; remove it by hand"
         )));
     };
-    // What is written above a table is a comment of the user's, so it stays.
+    // Comments above the table belong to the user, so they stay.
     let above = tables.get(index).and_then(|table| table.decor().prefix());
     let above = above.and_then(|prefix| prefix.as_str()).unwrap_or("");
     let above = above.trim_end_matches('\n').to_owned();
@@ -363,7 +249,7 @@ pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
     Ok(true)
 }
 
-/// Puts a new text in the place of the old one, in one step, with the permissions that it had.
+/// Replaces the text of a file in one step and keeps its permissions.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     atomic_file::replace_private(path, |file| {
         file.write_all(text.as_bytes())?;
@@ -377,10 +263,10 @@ mod tests {
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    fn entry(name: &str) -> Entry {
-        Entry {
+    fn entry(name: &str) -> KeyEntry {
+        KeyEntry {
             name: name.to_owned(),
-            sha256: Digest::of("abc"),
+            sha256: SecretHash::of("abc"),
             personas: Some(vec!["customer".to_owned(), "acme-*".to_owned()]),
             base: true,
             admin: true,
@@ -392,10 +278,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_keys_are_read_back() {
         for wanted in [
             entry("shop"),
-            Entry {
+            KeyEntry {
                 personas: None,
                 base: false,
                 admin: false,
@@ -407,7 +293,7 @@ mod tests {
             },
         ] {
             let read = parse("keys", &write(&wanted)).unwrap().remove(0);
-            assert!(read.sha256.is(&wanted.sha256));
+            assert!(read.sha256.matches(&wanted.sha256));
             assert_eq!(format!("{read:?}"), format!("{wanted:?}"));
         }
         let bare = format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'");
@@ -419,9 +305,9 @@ mod tests {
     }
 
     #[test]
-    fn a_complaint_names_the_line_and_shows_no_secret() {
+    fn errors_name_the_line_and_show_no_secret() {
         let secret = "hunter2-hunter2-hunter2-hunter2-hunter2";
-        for (text, said) in [
+        for (text, expected) in [
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{secret}'"),
                 "keys:3: key a: sha256 must be",
@@ -442,7 +328,7 @@ mod tests {
                 format!(
                     "[[key]]\nname = 'a'\nsha256 = '{ABC}'\n[[key]]\nname = 'a'\nsha256 = '{ABC}'"
                 ),
-                "keys:5: key a stands twice",
+                "keys:5: key a is listed twice",
             ),
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nrequests_per_minute = 0"),
@@ -454,46 +340,17 @@ mod tests {
             ),
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\npersonas = ['Upper']"),
-                "keys:4: key a: \"Upper\" is no persona's name",
+                "keys:4: key a: \"Upper\" is not a persona's name",
             ),
         ] {
             let error = parse("keys", &text).unwrap_err().to_string();
-            assert!(error.starts_with(said), "{error}");
+            assert!(error.starts_with(expected), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
     }
 
     #[test]
-    fn a_variable_has_a_short_form() {
-        let secret = "s".repeat(40);
-        let text = format!("shop={secret}, ops+admin={secret}x,");
-        let entries = parse_variable("LORY_API_KEYS", &text).unwrap();
-        let seen: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.admin)).collect();
-        assert_eq!(seen, [("shop", false), ("ops", true)]);
-        assert!(entries[0].sha256.is(&Digest::of(&secret)));
-        let table = format!("key = [{{name = 'a', sha256 = '{ABC}'}}]");
-        assert_eq!(
-            parse_variable("LORY_API_KEYS", &table).unwrap()[0].name,
-            "a"
-        );
-        for (text, said) in [
-            ("hunter2hunter2hunter2hunter2hunter2", "key 1 has no name"),
-            ("a=hunter2", "key a: a secret has from 32 to 256"),
-            ("hunter2 x=hunter2hunter2", "key 1: a key's name has"),
-            (&format!("a={secret},a={secret}"), "key a stands twice"),
-        ] {
-            let error = parse_variable("LORY_API_KEYS", text)
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(said) && !error.contains("hunter2"),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn keys_come_and_go_and_the_rest_of_the_file_stays() {
+    fn adding_and_removing_keys_keeps_the_rest_of_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.toml");
         for name in ["a", "b", "c"] {
@@ -503,7 +360,7 @@ mod tests {
             add(&path, &entry("b"))
                 .unwrap_err()
                 .to_string()
-                .contains("stands twice")
+                .contains("listed twice")
         );
         let text = std::fs::read_to_string(&path).unwrap();
         let text = text.replace("[[key]]\nname = \"c\"", "[[key]] # of Carol\nname = \"c\"");

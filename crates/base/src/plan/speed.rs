@@ -20,7 +20,7 @@ const LEAST: Duration = Duration::from_millis(300);
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Probe {
+pub struct MeasuredSpeed {
     /// Tokens a second of one answer, by its products; attention over a long context takes its time beside them.
     pub tokens_per_s: f64,
     /// Bytes of weights that were read for it.
@@ -33,11 +33,11 @@ pub struct Probe {
 ///
 /// # Errors
 /// The system has no memory for it.
-pub fn probe(
+pub fn measure_speed(
     device: &Device,
     sizes: &ModelSizes,
     precision: Option<Precision>,
-) -> Result<Option<Probe>, KernelError> {
+) -> Result<Option<MeasuredSpeed>, KernelError> {
     let config = &sizes.config;
     let held = |name: &str, inputs: usize| {
         let in_file = sizes.types().first().copied().unwrap_or(GgmlType::BF16);
@@ -109,7 +109,7 @@ pub fn probe(
     }
     let head_seconds = started_head.elapsed().as_secs_f64();
     let a_head = head_seconds / f64::from(heads) * config.vocab_size as f64 / head_rows as f64;
-    Ok(Some(Probe {
+    Ok(Some(MeasuredSpeed {
         tokens_per_s: 1.0 / (a_layer * config.layers as f64 + a_head),
         bytes: copies * layer_bytes,
         seconds: seconds + head_seconds,
@@ -152,7 +152,7 @@ mod tests {
         let device = Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap();
         let sizes = ModelSizes::imagined(&tiny_config(), GgmlType::BF16);
         for precision in Precision::ALL.map(Some).into_iter().chain([None]) {
-            let probe = probe(&device, &sizes, precision).unwrap().unwrap();
+            let probe = measure_speed(&device, &sizes, precision).unwrap().unwrap();
             assert!(probe.tokens_per_s > 0.0 && probe.bytes > 0, "{precision:?}");
         }
     }

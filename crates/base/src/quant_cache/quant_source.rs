@@ -1,8 +1,8 @@
-//! What a kept file is made of, and what it is called for that.
+//! What a cached file is made from, and the name that follows from it.
 //!
-//! Its name is two hashes. The outline is of what can be seen at a glance: precision, quantizer's version, and of each converted tensor
-//! the name, type, dimensions and first bytes. The content is of the same tensors whole. So a base that nothing like it was kept of
-//! is not read for its name, only quantized, and one that was moved or copied is read once and found.
+//! The name is two hashes. The outline covers what can be read quickly: the precision, the version of the quantizer, and the name,
+//! type, dimensions and first bytes of each converted tensor. The content covers the same tensors completely. So a base that was
+//! never cached is quantized without reading it for its name first, and a base that was moved or copied is read once and found.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,29 +14,29 @@ use formats::gguf::{GgmlType, TensorView};
 use model::{Precision, QUANTIZER};
 use sha2::{Digest as _, Sha256};
 
-use super::SUFFIX;
+use super::marker::GGUF;
 use crate::files::all_files;
 
-/// How much of each tensor the outline has.
+/// How many bytes of each tensor the outline covers.
 const HEAD: usize = 4 << 10;
 
-/// A base in a precision.
+/// A base, and the precision to which it is quantized.
 #[derive(Clone, Copy)]
-pub struct Source<'a> {
+pub struct QuantSource<'a> {
     /// The GGUF file, or the folder.
     pub path: &'a Path,
     /// Its tensors.
     pub checkpoint: &'a dyn Checkpoint,
-    /// What they become.
+    /// The precision of the quantized tensors.
     pub precision: Precision,
-    /// Those that are converted, in their order: what `Model::converted` says.
+    /// The tensors that are converted, in order, as `Model::converted` returns them: name, type and dimensions.
     pub tensors: &'a [(String, GgmlType, Vec<u64>)],
-    /// Gives back the memory of bytes of the mapped files.
+    /// Releases the memory of bytes in the mapped files.
     pub release: &'a (dyn Fn(&[u8]) + Sync),
 }
 
-impl Source<'_> {
-    /// The hash of what can be seen at a glance, in hex; 64 bits of it.
+impl QuantSource<'_> {
+    /// The first 64 bits of the outline hash, in hex.
     pub(super) fn outline(&self) -> String {
         let mut hasher = begin(self.precision);
         for (name, ..) in self.tensors {
@@ -50,7 +50,7 @@ impl Source<'_> {
         text
     }
 
-    /// The hash of all that is converted, in hex. Reads all of it, shared out to `threads` threads.
+    /// The content hash, in hex. Reads all converted tensors with `threads` threads.
     pub(super) fn content(&self, threads: usize) -> String {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let work = || {
@@ -72,7 +72,7 @@ impl Source<'_> {
             ended.flat_map(Result::unwrap_or_default).collect()
         });
         hashes.sort_unstable_by_key(|(i, _)| *i);
-        let mut content = Content::begin(self.precision);
+        let mut content = ContentHash::begin(self.precision);
         for (i, hash) in hashes {
             let name = &self.tensors[i].0;
             let tensor = self.checkpoint.tensor(name);
@@ -81,10 +81,10 @@ impl Source<'_> {
         content.finish()
     }
 
-    /// The hash of which files these are, and of the precision, in hex. Where it is the same as before, the content is taken to be.
+    /// The hash of the list of files and of the precision, in hex. If it has not changed, the content has not changed either.
     ///
     /// # Errors
-    /// A file of the base cannot be looked at.
+    /// A file of the base cannot be examined.
     pub(super) fn identity(&self) -> io::Result<String> {
         let mut hasher = begin(self.precision);
         hasher.update(listing(self.path)?);
@@ -92,10 +92,10 @@ impl Source<'_> {
     }
 }
 
-/// Which files a base has on the disk, a line each: place, length, times of change, and number on the disk.
+/// The files of a base, one per line: path, length, modification time, and on Unix the inode and its change time.
 ///
 /// # Errors
-/// A file cannot be looked at.
+/// A file cannot be examined.
 pub(super) fn listing(base: &Path) -> io::Result<String> {
     let mut lines = String::new();
     for file in all_files(base).map_err(io::Error::other)? {
@@ -104,7 +104,7 @@ pub(super) fn listing(base: &Path) -> io::Result<String> {
         let changed = meta.modified()?.duration_since(UNIX_EPOCH);
         let changed = changed.unwrap_or_default().as_nanos();
         lines += &format!("{} {} {changed}", file.display(), meta.len());
-        // The time of the last change of any kind cannot be set back, as the other can.
+        // Programs can set the modification time back, but not the change time of the inode.
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt as _;
@@ -116,12 +116,12 @@ pub(super) fn listing(base: &Path) -> io::Result<String> {
     Ok(lines)
 }
 
-/// The hash of the content, tensor by tensor in their order.
-pub(super) struct Content(Sha256);
+/// The content hash, built tensor by tensor, in order.
+pub(super) struct ContentHash(Sha256);
 
-impl Content {
-    pub(super) fn begin(precision: Precision) -> Content {
-        Content(begin(precision))
+impl ContentHash {
+    pub(super) fn begin(precision: Precision) -> ContentHash {
+        ContentHash(begin(precision))
     }
 
     pub(super) fn add(&mut self, name: &str, tensor: Option<&TensorView<'_>>) {
@@ -134,16 +134,16 @@ impl Content {
     }
 }
 
-/// A file's name.
+/// The name of a cached file.
 pub(super) fn file_name(outline: &str, content: &str) -> PathBuf {
-    PathBuf::from(format!("{outline}-{content}.{SUFFIX}"))
+    PathBuf::from(format!("{outline}-{content}.{GGUF}"))
 }
 
 fn begin(precision: Precision) -> Sha256 {
     Sha256::new_with_prefix(format!("lory {QUANTIZER} {precision}\n"))
 }
 
-/// Adds a tensor under GGUF's name. Names hold no line feeds, so no two lists of tensors read the same.
+/// Adds a tensor under its GGUF name. Names hold no line feeds, so two different lists never hash the same text.
 fn add(
     hasher: &mut Sha256,
     name: &str,

@@ -1,10 +1,10 @@
 //! A plan in words.
 
-use super::{DeviceKind, DevicePlan, Plan};
+use super::device_plan::{DeviceKind, DevicePlan, Plan};
 
 /// Bytes for people.
 #[must_use]
-pub fn size(bytes: u64) -> String {
+pub fn format_size(bytes: u64) -> String {
     const GIB: f64 = (1u64 << 30) as f64;
     const MIB: f64 = (1u64 << 20) as f64;
     let bytes = bytes as f64;
@@ -20,11 +20,11 @@ pub(super) fn parts(plan: &DevicePlan) -> String {
     let memory = &plan.memory;
     format!(
         "weights {} ({}), keys and values {}, adapters {}, working memory {}",
-        size(memory.weights),
+        format_size(memory.weights),
         precision(plan),
-        size(memory.kv),
-        size(memory.adapters),
-        size(memory.working),
+        format_size(memory.kv),
+        format_size(memory.adapters),
+        format_size(memory.working),
     )
 }
 
@@ -51,7 +51,7 @@ impl Plan {
             chosen.device,
             precision(chosen),
             parts(chosen),
-            size(chosen.memory.peak())
+            format_size(chosen.memory.peak())
         )
     }
 }
@@ -71,10 +71,10 @@ impl DevicePlan {
             self.device,
             precision(self),
             parts(self),
-            size(self.memory.peak())
+            format_size(self.memory.peak())
         );
         if self.capacity != u64::MAX {
-            text += &format!(", {} there for it", size(self.capacity));
+            text += &format!(", {} there for it", format_size(self.capacity));
         }
         text += &format!("\n  kv blocks  {} of 16 tokens\n", self.kv_blocks);
         for reason in &self.reasons {

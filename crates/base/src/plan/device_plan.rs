@@ -1,0 +1,76 @@
+//! A plan: the device, the precision and the memory that it takes.
+
+use model::Precision;
+use serde::{Serialize, Serializer};
+
+/// A kind of device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", content = "name", rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// A graphics card, by its name.
+    Gpu(String),
+}
+
+/// What memory a base takes on a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct MemoryPlan {
+    /// The weights.
+    pub weights: u64,
+    /// Keys and values.
+    pub kv: u64,
+    /// Adapters.
+    pub adapters: u64,
+    /// What a step writes, the rotary table, and the program itself.
+    pub working: u64,
+    /// What loading holds beside the weights; keys, values and adapters come after it, so they do not add up.
+    pub loading: u64,
+}
+
+impl MemoryPlan {
+    /// The most that is held at once.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        let running = self.kv + self.adapters;
+        self.weights + self.working + running.max(self.loading)
+    }
+}
+
+/// How a base would run on one device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DevicePlan {
+    /// The device.
+    pub device: DeviceKind,
+    /// Whether Lory runs on it today.
+    pub runnable: bool,
+    /// In what float weights are held; none where the file's types are kept.
+    #[serde(serialize_with = "named")]
+    pub precision: Option<Precision>,
+    /// What it takes.
+    pub memory: MemoryPlan,
+    /// What the device has for it, in bytes: the same at every start.
+    pub capacity: u64,
+    /// Whether it fits into that.
+    pub fits: bool,
+    /// Blocks of 16 tokens whose keys and values fit into their memory.
+    pub kv_blocks: u64,
+    /// Why it is so, a sentence each.
+    pub reasons: Vec<String>,
+}
+
+fn named<S: Serializer>(precision: &Option<Precision>, to: S) -> Result<S::Ok, S::Error> {
+    match precision {
+        Some(precision) => to.serialize_str(precision.name()),
+        None => to.serialize_str("as in the file"),
+    }
+}
+
+/// What will run, and what could.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// What runs.
+    pub chosen: DevicePlan,
+    /// The machine's other devices.
+    pub others: Vec<DevicePlan>,
+}

@@ -1,0 +1,31 @@
+//! What the planner is asked for.
+
+use model::Precision;
+
+/// What is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanRequest {
+    /// The precision that is asked for; without, the planner chooses.
+    pub precision: Option<Precision>,
+    /// Bytes for keys and values.
+    pub kv_memory: u64,
+    /// Bytes for resident adapters.
+    pub adapter_memory: u64,
+    /// Most rows of a step.
+    pub rows: usize,
+    /// Most rows of a step that need logits.
+    pub logit_rows: usize,
+}
+
+impl Default for PlanRequest {
+    /// As `lory serve` runs where nobody says otherwise.
+    fn default() -> Self {
+        PlanRequest {
+            precision: None,
+            kv_memory: 512 << 20,
+            adapter_memory: 256 << 20,
+            rows: 256,
+            logit_rows: 32,
+        }
+    }
+}
