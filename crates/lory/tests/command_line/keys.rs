@@ -39,7 +39,7 @@ fn a_key_is_made_listed_and_revoked() {
     assert!(!listed.out.contains("lory_"));
     scene
         .run(&["key", "new", "ops"])
-        .fails(1, &["keys.toml:", "key ops stands twice"]);
+        .fails(1, &["keys.toml:", "key ops is listed twice"]);
     scene.run(&["key", "revoke", "ops"]).succeeds();
     assert!(!scene.run(&["key", "list"]).succeeds().contains("ops"));
     scene
