@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::app_state::AppState;
 use crate::blocking::run_blocking;
@@ -99,6 +99,14 @@ pub(super) struct EvaluationObject {
     result: Option<Value>,
 }
 
+/// An evaluation, or the result of one of `lory eval` as it is stored.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum EvaluationOrResult {
+    Evaluation(EvaluationObject),
+    Result(Value),
+}
+
 impl EvaluationObject {
     fn new(evaluation: Evaluation, result: Option<Value>) -> EvaluationObject {
         EvaluationObject {
@@ -174,19 +182,20 @@ pub(super) async fn retrieve(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<EvaluationOrResult>, ApiError> {
     if id.starts_with(jobs::evaluation::requests::ID_PREFIX) {
         let jobs = state.jobs()?;
         let found = run_blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;
-        return Ok(Json(json!(EvaluationObject::new(evaluation, result))));
+        let evaluation = EvaluationObject::new(evaluation, result);
+        return Ok(Json(EvaluationOrResult::Evaluation(evaluation)));
     }
     if let Some(key) = caller.key() {
         key.check_admin()?;
     }
     state.service()?;
     let read = run_blocking(move || state.results()?.read(&id));
-    Ok(Json(read.await??))
+    Ok(Json(EvaluationOrResult::Result(read.await??)))
 }
 
 /// Cancel an evaluation
