@@ -36,7 +36,7 @@ impl<S> WriteTimeout<S> {
         }
         if !self.waiting {
             self.waiting = true;
-            // A limit past the clock's range is no limit.
+            // A limit past the clock's range never ends.
             let until = Instant::now().checked_add(self.limit);
             let far = || Instant::now() + Duration::from_secs(86400 * 365);
             self.until.as_mut().reset(until.unwrap_or_else(far));

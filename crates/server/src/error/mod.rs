@@ -264,7 +264,7 @@ pub(super) async fn not_found(method: Method, uri: Uri) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "not_found",
-        format!("there is no route {method} {}", uri.path()),
+        format!("{method} {} does not exist", uri.path()),
     )
 }
 

@@ -182,7 +182,7 @@ pub(super) async fn generate(
     }
     let (answers, _) = answers.collect().await?;
     let answer = answers.into_iter().next();
-    let answer = answer.ok_or_else(|| ApiError::internal("there is no answer"))?;
+    let answer = answer.ok_or_else(|| ApiError::internal("the engine returned no answer"))?;
     let identity = &answer.identity;
     let response = GenerateResponse::new(Some(answer.text), &user_type, identity, &answer.end);
     Ok(Json(response).into_response())

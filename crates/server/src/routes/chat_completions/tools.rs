@@ -137,7 +137,7 @@ pub(super) fn tools(
         return match choice {
             None | Some(ToolChoice::None | ToolChoice::Auto) => Ok(None),
             Some(ToolChoice::Required | ToolChoice::Named(_)) => {
-                let message = "tool_choice requires a call, but there are no tools; give tools";
+                let message = "tool_choice requires a call, but tools is empty; give tools";
                 Err(ApiError::unsupported("tool_choice", message))
             }
         };
