@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi as _;
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
 
@@ -52,7 +52,7 @@ pub(crate) fn require_key(document: &mut OpenApi) {
     }
 }
 
-/// Adds the sampling parameters, and what all routes share: the error response and the security scheme.
+/// Adds the sampling parameters, and what all routes share: the error response, tags and the security scheme.
 pub(crate) fn complete(document: &mut OpenApi) {
     with_sampling::describe(document);
     let error = ResponseBuilder::new()
@@ -68,6 +68,12 @@ pub(crate) fn complete(document: &mut OpenApi) {
         let responses = &mut operation.responses.responses;
         responses.insert("default".to_owned(), error.clone().into());
     }
+    for (path, item) in &mut document.paths.paths {
+        let tag = tag(path);
+        for operation in item_operations(item) {
+            operation.tags = Some(vec![tag.to_owned()]);
+        }
+    }
     let mut bearer = Http::new(HttpAuthScheme::Bearer);
     bearer.description = Some("An API key. A server without keys needs none.".to_owned());
     let components = document.components.get_or_insert_default();
@@ -75,17 +81,30 @@ pub(crate) fn complete(document: &mut OpenApi) {
 }
 
 fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
-    document.paths.paths.values_mut().flat_map(|item| {
-        [
-            &mut item.get,
-            &mut item.post,
-            &mut item.put,
-            &mut item.patch,
-            &mut item.delete,
-        ]
-        .into_iter()
-        .flatten()
-    })
+    let items = document.paths.paths.values_mut();
+    items.flat_map(item_operations)
+}
+
+fn item_operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let operations = [
+        &mut item.get,
+        &mut item.post,
+        &mut item.put,
+        &mut item.patch,
+        &mut item.delete,
+    ];
+    operations.into_iter().flatten()
+}
+
+/// The group of an operation: the resource in its path.
+fn tag(path: &str) -> &str {
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    let resource = path.split('/').nth(1).unwrap_or_default();
+    if resource.is_empty() {
+        "studio"
+    } else {
+        resource
+    }
 }
 
 /// This document

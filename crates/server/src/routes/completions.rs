@@ -51,7 +51,7 @@ pub(super) struct CompletionRequest {
     suffix: Option<Value>,
 }
 
-/// A continuation, in OpenAI's shape.
+// A doc comment would wrap the schema in an `allOf`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = CompletionAnswer)]
 pub(super) struct CompletionResponse(#[schema(inline)] Completion<CompletionChoice>);

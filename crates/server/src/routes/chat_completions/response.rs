@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::envelope::{Completion, random_id};
 use crate::logprobs::ChatLogprobs;
 
-/// A chat's answer, in OpenAI's shape.
+// A doc comment would wrap the schema in an `allOf`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ChatAnswer)]
 pub(crate) struct ChatResponse(#[schema(inline)] pub(super) Completion<ChatChoice>);
