@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::home::BASE;
-use testkit::http::{Response, events_of};
+use testkit::http::{JSON, Response, events_of};
 use testkit::server::TestServer;
 
 use crate::registry_home::RegistryHome;
@@ -210,12 +210,7 @@ fn running_request_keeps_its_version_after_a_publication() {
     let mut body = long.clone();
     body["stream"] = json!(true);
     let text = body.to_string();
-    let mut open = server.send(
-        "POST",
-        "/generate",
-        &[("Content-Type", "application/json")],
-        text.as_bytes(),
-    );
+    let mut open = server.send("POST", "/generate", JSON, text.as_bytes());
     open.wait_for_body();
     let inplace = json!({"lora_name": "tone", "lora_path": "a22", "load_inplace": true});
     assert_eq!(server.post("/v1/load_lora_adapter", &inplace).status, 200);
@@ -287,13 +282,7 @@ fn admin_routes_change_the_registry() {
     assert_eq!(answered(&ask(&server, "shop")).0, 1);
     assert_eq!(answered(&ask(&server, "shop@2")).0, 2);
 
-    let put = |path: &str, body: Value| {
-        let body = body.to_string();
-        let headers = [("Content-Type", "application/json")];
-        server
-            .send("PUT", path, &headers, body.as_bytes())
-            .read_all()
-    };
+    let put = |path: &str, body: Value| server.put(path, &body);
     let delete = |path: &str| server.delete(path);
     let reply = put(
         "/v1/personas/shop/canary",
@@ -416,10 +405,9 @@ fn shadow_version_changes_only_the_comparison_metrics() {
     publish("a21", false);
     publish("a22", false);
     let shadow = |version: u32| {
-        let body = json!({"version": version, "percent": 100}).to_string();
-        let headers = [("Content-Type", "application/json")];
-        let reply = server.send("PUT", "/v1/personas/tone/shadow", &headers, body.as_bytes());
-        assert_eq!(reply.read_all().status, 200);
+        let body = json!({"version": version, "percent": 100});
+        let reply = server.put("/v1/personas/tone/shadow", &body);
+        assert_eq!(reply.status, 200, "{}", reply.text);
     };
     let body = json!({"prompt": "Hello!", "user_type": "tone", "max_new_tokens": 24});
     let counted = |line: &str| {

@@ -19,12 +19,11 @@ use serde_json::{Value, json};
 use server::{AppState, ServerSettings};
 use service::catalog::Catalog;
 use service::{Service, Settings};
-
-use crate::openapi::complaints;
 use testkit::home::TestHome;
-use testkit::http::Response;
+use testkit::http::{FORM, Response, form};
 use testkit::server::TestServer;
 
+use crate::openapi::complaints;
 use crate::setup;
 
 /// A home with a registry and a place for jobs.
@@ -97,19 +96,6 @@ fn rows(count: usize) -> String {
     };
     (100..100 + count).map(row).collect()
 }
-
-fn form(fields: &[(&str, Option<&str>, &str)]) -> Vec<u8> {
-    let mut body = String::new();
-    for (name, filename, text) in fields {
-        let filename = filename.map_or(String::new(), |name| format!("; filename=\"{name}\""));
-        body += &format!(
-            "--XX\r\nContent-Disposition: form-data; name=\"{name}\"{filename}\r\n\r\n{text}\r\n"
-        );
-    }
-    (body + "--XX--\r\n").into_bytes()
-}
-
-const FORM: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=XX");
 
 impl Open {
     fn upload(&self, text: &str) -> String {
