@@ -42,7 +42,7 @@ fn every_measure_is_in_the_json() {
         (number("/losses/sunny/stern").exp() - number("/perplexities/sunny/stern")).abs() < 1e-6
     );
     assert_eq!(number("/losses/stern/stern"), number("/personas/0/loss"));
-    // All but the three shared questions were asked of the other one for the comparison alone.
+    // The comparison requests every question except the three shared ones from the other persona.
     assert_eq!(report["common_questions"], 7);
     let apart = number("/distinct/sunny/stern");
     assert!(apart > 0.0 && apart <= 1.0, "{report:#}");

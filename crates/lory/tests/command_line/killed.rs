@@ -244,7 +244,7 @@ fn a_folder_that_cannot_be_written_is_named_with_what_to_do() {
         "personas/sunny/train.jsonl",
         "--out",
     ];
-    // Whoever may write anywhere (root) meets a file where the folder should be instead.
+    // Root may write anywhere, so for root a file is in the place of the folder.
     let may_write = std::fs::write(scene.path("closed/probe"), "").is_ok();
     scene.write("file", "");
     let out = if may_write {

@@ -52,7 +52,7 @@ fn answer(mut stream: TcpStream, content: Option<&[u8]>) -> String {
     head
 }
 
-/// `lory pull` where pip finds only what lies in the folder `wheels`.
+/// `lory pull` where pip finds only the packages in the folder `wheels`.
 fn pull(scene: &Scene, endpoint: &str) -> crate::scene::Ran {
     std::fs::create_dir_all(scene.path("wheels")).unwrap();
     let mut command = scene.lory(&["pull", "smollm2-135m"]);
@@ -135,7 +135,7 @@ fn wrong_bytes_never_reach_the_cache() {
             "the file has 11 bytes",
         ],
     );
-    // What was there is still there, and nothing half-done beside it.
+    // The earlier files are unchanged, and there is no partial file.
     assert_eq!(scene.names("home/models/smollm2-135m"), [".lock", FILE]);
     assert_eq!(
         std::fs::read_to_string(scene.path(&folder)).unwrap(),

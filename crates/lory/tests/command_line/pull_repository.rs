@@ -175,7 +175,7 @@ fn a_repository_is_pinned_and_then_a_base_by_its_id() {
     );
     assert!(
         !FilePath::new(path).join("texts.json").exists(),
-        "what is no part of a base stays there"
+        "files that are not part of a base are not downloaded"
     );
 
     let asked = shop.asked.lock().unwrap().len();

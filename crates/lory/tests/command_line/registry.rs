@@ -1,4 +1,4 @@
-//! `lory persona publish` and its kin, and servers that are killed.
+//! Commands that change the registry (`lory persona publish` and others), and servers that are killed.
 
 use serde_json::{Value, json};
 

@@ -234,7 +234,7 @@ fn streamed_tool_call_equals_the_whole_one() {
 fn tool_choice_auto_allows_a_text_answer() {
     let mut body = ask("How is the weather?");
     body["max_completion_tokens"] = json!(30);
-    let without = chat(&body);
+    let without_tools = chat(&body);
     body["tools"] = json!([weather()]);
     let with = chat(&body);
     let choice = &with["choices"][0];
@@ -242,14 +242,14 @@ fn tool_choice_auto_allows_a_text_answer() {
     assert!(!choice["message"]["content"].as_str().unwrap().is_empty());
     // The prompt describes the tools unless `tool_choice` is `none`.
     let prompt = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
-    assert!(prompt(&with) > prompt(&without) + 100);
+    assert!(prompt(&with) > prompt(&without_tools) + 100);
     body["tool_choice"] = json!("none");
     let none = chat(&body);
     assert_eq!(
         none["choices"][0]["message"],
-        without["choices"][0]["message"]
+        without_tools["choices"][0]["message"]
     );
-    assert_eq!(prompt(&none), prompt(&without));
+    assert_eq!(prompt(&none), prompt(&without_tools));
 }
 
 #[test]

@@ -61,16 +61,16 @@ fn personas_differ_and_are_deterministic() {
             .unwrap()
             .to_owned()
     };
-    let spoken: Vec<String> = [BASE, "warm", "formal", "warm*0.7+formal*0.6", "warm*0.3"]
+    let answers: Vec<String> = [BASE, "warm", "formal", "warm*0.7+formal*0.6", "warm*0.3"]
         .map(say)
         .to_vec();
-    for (i, text) in spoken.iter().enumerate() {
-        assert!(!spoken[..i].contains(text), "{spoken:?}");
+    for (i, text) in answers.iter().enumerate() {
+        assert!(!answers[..i].contains(text), "{answers:?}");
     }
-    assert_eq!(say("warm"), spoken[1]);
-    assert_eq!(say("warm@1"), spoken[1]);
-    assert_eq!(say("warm*1.0"), spoken[1]);
-    assert_eq!(say("base"), spoken[0]);
+    assert_eq!(say("warm"), answers[1]);
+    assert_eq!(say("warm@1"), answers[1]);
+    assert_eq!(say("warm*1.0"), answers[1]);
+    assert_eq!(say("base"), answers[0]);
 }
 
 #[test]
