@@ -1,271 +1,36 @@
 //! Estimates a run before it starts: its steps and tokens, its memory, and its time from a measured step.
 //!
-//! Pure arithmetic over lengths and shapes, which must match what [`crate::learner_model`] allocates. Does not know the
-//! machine: available memory is a parameter.
+//! Pure arithmetic over lengths and shapes. Does not know the machine: available memory is a parameter.
+
+mod memory;
 
 use formats::config::ModelConfig;
-use kernels::BLOCK_TOKENS;
 use serde::Serialize;
 
-use crate::activation_cache;
 use crate::error::TrainError;
-use crate::learner_model::{ACTIVATION_CACHE, HEAD_ROWS};
+use crate::learner_model::ACTIVATION_CACHE;
 use crate::progress::RunPlan;
-use crate::settings::TrainSettings;
+pub(crate) use memory::AdapterSizes;
+pub use memory::MemoryEstimate;
+use memory::{BaseShape, MemoryModel};
 
-/// A validation token costs a forward pass; a training token costs that, the layer again, and the backward.
+/// Cost of a validation token, which needs a forward pass, as a share of a training token's, which needs a forward pass, a
+/// recomputation and a backward pass.
 const VALIDATION_SHARE: f64 = 1.0 / 3.0;
-/// Bytes of the reference of a pair: two log-probabilities.
-const PAIR_REFERENCE: u64 = 16;
-/// Packed adapters are padded to so many columns.
-const PADDED_RANK: usize = 16;
 
 /// The steps, tokens and memory of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunEstimate {
     /// Its steps, by adapter.
     pub plan: RunPlan,
-    /// Tokens that are trained on in all its steps, those whose loss does not count among them.
+    /// Tokens of all its training steps, with and without a loss.
     pub tokens: u64,
-    /// Tokens of all its validations, and of the reference that preferences are measured from.
+    /// Tokens of all its validations, and of the reference in preference tuning.
     pub validation_tokens: u64,
     /// Its peak memory.
     pub memory: MemoryEstimate,
     #[serde(skip)]
     model: MemoryModel,
-}
-
-/// Peak memory of a run in bytes, in addition to the loaded base and data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct MemoryEstimate {
-    /// The adapters as they are, and as the products take them; what they start from is among the data.
-    pub adapters: u64,
-    /// Their gradients.
-    pub gradients: u64,
-    /// AdamW's means.
-    pub optimizer: u64,
-    /// The best state of those that are validated.
-    pub best: u64,
-    /// Layer inputs, and the tensors of one layer, forward and backward.
-    pub activations: u64,
-    /// The activation cache; with less memory, fewer layers are cached.
-    #[serde(rename = "kept")]
-    pub activation_cache: u64,
-    /// Keys and values of one layer.
-    pub cache: u64,
-    /// Logits of the rows that go through the head at once.
-    pub logits: u64,
-    /// The log-probabilities that preferences are measured from.
-    pub reference: u64,
-}
-
-impl MemoryEstimate {
-    /// The sum.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.adapters
-            + self.gradients
-            + self.optimizer
-            + self.best
-            + self.activations
-            + self.activation_cache
-            + self.cache
-            + self.logits
-            + self.reference
-    }
-}
-
-/// The sizes of one adapter's job that memory depends on.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct AdapterSizes {
-    pub parameters: usize,
-    pub rank: usize,
-    pub batch_rows: usize,
-    /// Tokens of the training rows.
-    pub lengths: Vec<usize>,
-    /// Tokens of the validation rows.
-    pub validation: Vec<usize>,
-    /// Whether its rows are pairs, with a reference.
-    pub pairs: bool,
-}
-
-impl AdapterSizes {
-    pub fn new(
-        settings: &TrainSettings,
-        parameters: usize,
-        lengths: &[usize],
-        validation: Vec<usize>,
-    ) -> AdapterSizes {
-        AdapterSizes {
-            parameters,
-            rank: settings.rank,
-            batch_rows: settings.batch_rows,
-            lengths: lengths.to_vec(),
-            validation,
-            pairs: settings.preference.is_some(),
-        }
-    }
-}
-
-/// The sizes of the base that memory depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct BaseShape {
-    layers: usize,
-    hidden: usize,
-    query: usize,
-    key: usize,
-    intermediate: usize,
-    vocab: usize,
-    qk_norm: bool,
-}
-
-/// The run's memory as a function of what a user can change.
-#[derive(Debug, Clone, PartialEq)]
-struct MemoryModel {
-    shape: BaseShape,
-    parts: Vec<AdapterSizes>,
-    batch_tokens: usize,
-    /// Most bytes of activations that are kept.
-    activation_cache: u64,
-}
-
-/// Upper limits on the settings of all adapters.
-#[derive(Debug, Clone, Copy)]
-struct SettingLimits {
-    batch_rows: usize,
-    max_length: usize,
-    rank: usize,
-}
-
-impl MemoryModel {
-    fn memory(&self, limits: SettingLimits) -> MemoryEstimate {
-        let s = self.shape;
-        let mut memory = MemoryEstimate::default();
-        let clipped = |length: &usize| (*length).min(limits.max_length);
-        let (mut longest, mut rows, mut tokens) = (0, 0, 0usize);
-        let (mut validated, mut widest_rank) = (0, 0);
-        for part in &self.parts {
-            let rank = part.rank.min(limits.rank);
-            let parameters = part.parameters / part.rank.max(1) * rank;
-            let packed = parameters / rank.max(1) * rank.next_multiple_of(PADDED_RANK);
-            memory.adapters += 4 * (parameters + packed) as u64;
-            memory.gradients += 4 * parameters as u64;
-            memory.optimizer += 8 * parameters as u64;
-            if !part.validation.is_empty() {
-                memory.best += 4 * parameters as u64;
-            }
-            widest_rank = widest_rank.max(rank);
-            // The longest rows may well meet in one micro-batch.
-            let mut lengths: Vec<usize> = part.lengths.iter().map(clipped).collect();
-            lengths.sort_unstable_by(|a, b| b.cmp(a));
-            longest = longest.max(lengths.first().copied().unwrap_or(0));
-            let most = part.batch_rows.min(limits.batch_rows).min(lengths.len());
-            rows += most;
-            tokens += lengths[..most].iter().sum::<usize>();
-            let in_validation: Vec<usize> = part.validation.iter().map(clipped).collect();
-            let one_row = in_validation.iter().copied().max().unwrap_or(0);
-            validated = validated.max(self.limit(in_validation.iter().sum()).max(one_row));
-            rows = rows.max(part.validation.len());
-            if part.pairs {
-                let pairs = part.lengths.len() + part.validation.len();
-                memory.reference += PAIR_REFERENCE * pairs as u64;
-            }
-        }
-        let tokens = self.limit(tokens).max(longest);
-        let wide = s.query.max(s.intermediate);
-        let inputs = s.layers * s.hidden;
-        let both = 3 * s.intermediate + 2 * s.query + 2 * s.key + 2 * widest_rank;
-        let (forward, backward) = (4 * s.hidden + both, 3 * s.hidden + both);
-        // Rounded copies for the products: bytes with their scales and pairs of bf16, forward and backward.
-        let rounded = 4 * (2 * s.hidden + wide) + 2 * wide;
-        // Only training keeps layer inputs and goes back; a forward's buffers are as large as the larger call needs.
-        let larger = tokens.max(validated);
-        memory.activations =
-            (tokens * 4 * (inputs + backward) + larger * (4 * forward + rounded)) as u64;
-        let row =
-            activation_cache::bytes_per_row_of(s.query, s.key, s.hidden, s.intermediate, s.qk_norm);
-        let cached_layers =
-            activation_cache::cached_layers(self.activation_cache, row, tokens, s.layers);
-        memory.activation_cache = row * (tokens * cached_layers) as u64;
-        memory.cache = (4 * 2 * s.key * (larger + rows * (BLOCK_TOKENS - 1))) as u64;
-        let head_rows = larger.min(HEAD_ROWS);
-        // Logits, and as much as half of them rounded, with the places of those that count, for six rows together.
-        let logits = s.vocab * (6 * head_rows + head_rows.div_ceil(6));
-        memory.logits = (logits + head_rows * 4 * 4 * s.hidden) as u64;
-        memory
-    }
-
-    /// Tokens of one call of the learner, of `tokens` that are to be run.
-    fn limit(&self, tokens: usize) -> usize {
-        match self.batch_tokens {
-            0 => tokens,
-            most => tokens.min(most),
-        }
-    }
-
-    fn now(&self) -> SettingLimits {
-        let most = |of: fn(&AdapterSizes) -> usize| self.parts.iter().map(of).max().unwrap_or(0);
-        SettingLimits {
-            batch_rows: most(|part| part.batch_rows.min(part.lengths.len())),
-            max_length: most(|part| part.lengths.iter().copied().max().unwrap_or(0)),
-            rank: most(|part| part.rank),
-        }
-    }
-
-    /// Advice: the single changes that would make the run fit into `available` bytes.
-    fn advice(&self, available: u64) -> String {
-        let now = self.now();
-        let fits = |limits: SettingLimits| {
-            let memory = self.memory(limits);
-            memory.total() - memory.activation_cache <= available
-        };
-        let largest = |now: usize, least: usize, with: &dyn Fn(usize) -> SettingLimits| {
-            let mut value = now;
-            while value > least && !fits(with(value)) {
-                value = (value / 2).max(least);
-            }
-            (value < now && fits(with(value))).then_some(value)
-        };
-        let rows = largest(now.batch_rows, 1, &|batch_rows| SettingLimits {
-            batch_rows,
-            ..now
-        });
-        let length = largest(now.max_length, 64, &|max_length| SettingLimits {
-            max_length,
-            ..now
-        });
-        let rank = largest(now.rank, 1, &|rank| SettingLimits { rank, ..now });
-        let mut ways = Vec::new();
-        if let Some(rows) = rows {
-            ways.push(format!(
-                "batch_rows {rows} (with gradient_accumulation {} a step stays the same)",
-                now.batch_rows.div_ceil(rows)
-            ));
-        }
-        if let Some(length) = length {
-            ways.push(format!("max_length {length}"));
-        }
-        if let Some(rank) = rank {
-            ways.push(format!("rank {rank}"));
-        }
-        if !ways.is_empty() {
-            return format!("one of these is enough: {}", ways.join(", "));
-        }
-        let least = self.memory(SettingLimits {
-            batch_rows: 1,
-            max_length: now.max_length.min(64),
-            rank: 1,
-        });
-        if least.total() - least.activation_cache <= available {
-            return "lower batch_rows, max_length and rank together".to_owned();
-        }
-        let adapters = if self.parts.len() > 1 {
-            "train fewer adapters at once, take a smaller base, or "
-        } else {
-            "take a smaller base, or "
-        };
-        format!("no setting makes it fit: {adapters}free memory")
-    }
 }
 
 impl RunEstimate {
@@ -277,17 +42,8 @@ impl RunEstimate {
         batch_tokens: usize,
         config: &ModelConfig,
     ) -> RunEstimate {
-        let shape = BaseShape {
-            layers: config.layers,
-            hidden: config.hidden_size,
-            query: config.heads * config.head_dim,
-            key: config.kv_heads * config.head_dim,
-            intermediate: config.intermediate_size,
-            vocab: config.vocab_size,
-            qk_norm: config.qk_norm,
-        };
         let model = MemoryModel {
-            shape,
+            shape: BaseShape::of(config),
             parts,
             batch_tokens,
             activation_cache: ACTIVATION_CACHE,
@@ -301,14 +57,14 @@ impl RunEstimate {
         }
     }
 
-    /// How long the run takes at `tokens_per_s` of its training steps, in seconds.
+    /// The duration of the run in seconds, at `tokens_per_s` in training steps.
     #[must_use]
     pub fn seconds(&self, tokens_per_s: f64) -> f64 {
         let validation = self.validation_tokens as f64 * VALIDATION_SHARE;
         (self.tokens as f64 + validation) / tokens_per_s.max(1e-9)
     }
 
-    /// Keeps no more activations than fit into `available` bytes with everything else. Returns the bytes that may be kept, for
+    /// Limits the activation cache to what fits into `available` bytes with everything else. Returns its size in bytes, for
     /// [`crate::ModelLearner::set_activation_cache`].
     pub fn limit_activation_cache(&mut self, available: u64) -> u64 {
         let others = self.memory.total() - self.memory.activation_cache;
@@ -339,7 +95,7 @@ impl RunEstimate {
 pub struct MeasuredStep {
     /// Tokens of the step.
     pub tokens: usize,
-    /// Time that it took.
+    /// Its duration in seconds.
     pub seconds: f64,
 }
 
@@ -456,7 +212,7 @@ mod tests {
         assert!(error.contains(" MiB"), "{error}");
         let error = whole.check(1 << 20).unwrap_err().to_string();
         assert!(error.contains("take a smaller base"), "{error}");
-        // Where the adapters alone take it all, only the rank helps.
+        // If the adapters alone take all memory, only a lower rank helps.
         let mut narrow = estimate(vec![part(1, &[16; 64])]);
         narrow.limit_activation_cache(narrow.memory.gradients * 6);
         let error = narrow
