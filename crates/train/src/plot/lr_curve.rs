@@ -1,15 +1,17 @@
-//! The curves of a sweep over learning rates: how much a rate lowers the loss, against the rate's logarithm.
+//! The curves of a learning rate sweep: the change of the loss over the logarithm of the rate.
 
 use std::fmt::Write as _;
 
-use super::{COLOURS, Frame, LEFT, MAX_LEGEND, TOP, axes, escape_xml, head, labelled, line, ticks};
+use super::chart::{
+    COLOURS, Frame, LEFT, MAX_LEGEND, TOP, axes, escape_xml, head, labelled, line, ticks,
+};
 
 /// The curve of one adapter.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LrCurve {
     /// The adapter's name, for the legend.
     pub name: String,
-    /// (learning rate, change of the loss since the start state).
+    /// (learning rate, change of the loss from the initial parameters).
     pub points: Vec<(f64, f64)>,
     /// The rate to train with.
     pub suggestion: Option<f64>,
@@ -61,7 +63,7 @@ pub fn lr_curve(title: &str, curves: &[LrCurve]) -> String {
         let Some(lr) = curve.suggestion else { continue };
         let x = frame.x(at(lr));
         let line = [(at(lr), frame.bottom), (at(lr), frame.top)];
-        super::line(&mut svg, &frame, &line, &format!("{class} validation"));
+        super::chart::line(&mut svg, &frame, &line, &format!("{class} validation"));
         if i < MAX_LEGEND {
             let y = TOP + 12.0 + 18.0 * i as f64;
             let name: String = curve.name.chars().take(40).collect();
