@@ -285,7 +285,7 @@ impl Encoder<'_> {
                 }
                 None => {
                     builder.push(&answer, true);
-                    // The template ends no turn, so a conversation that goes on has no end here when it is served.
+                    // The template ends no turn, so a conversation that continues has no end token here when it is served.
                     if last {
                         builder.push(&self.end(), true);
                     }

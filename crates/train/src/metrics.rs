@@ -103,10 +103,10 @@ impl MetricsLog {
         for record in parse_metrics(&text) {
             events.extend(tensorboard::event(&record));
         }
-        let beside = path.with_file_name(TENSORBOARD).join(tensorboard::FILE);
+        let tensorboard_path = path.with_file_name(TENSORBOARD).join(tensorboard::FILE);
         let files = [
             Appended::start(path, text.as_bytes())?,
-            Appended::start(beside, &events)?,
+            Appended::start(tensorboard_path, &events)?,
         ];
         Ok(Self {
             text,

@@ -21,7 +21,7 @@ pub use crate::settings::RunOptions;
 /// A run that is ready to start: its jobs are checked and its steps are counted, and nothing is computed or written yet.
 pub struct PreparedRun<'o>(Run<'o>);
 
-/// Checks the jobs and counts what is to be done.
+/// Checks the jobs and plans their steps.
 ///
 /// # Errors
 /// Jobs that cannot be trained.

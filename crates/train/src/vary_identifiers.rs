@@ -52,7 +52,7 @@ pub fn vary_identifiers_together<const N: usize>(
     }))
 }
 
-/// All texts of a row, the answer last; none where there is no question.
+/// All texts of a row, the answer last; `None` if there is no question.
 fn texts(content: &mut RowContent) -> Vec<&mut String> {
     match content {
         RowContent::Alpaca {
@@ -91,7 +91,7 @@ fn redrawn(token: &str, rng: &mut Rng) -> String {
         .collect()
 }
 
-/// `text` with each of `new`'s keys replaced wherever it stands as a whole token.
+/// `text` with each of `new`'s keys replaced wherever it is a whole token.
 fn replaced(text: &str, new: &BTreeMap<String, String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -186,7 +186,7 @@ fn trained(job: Job, model: &Arc<Model>, options: &RunOptions) -> TrainedAdapter
     let never = AtomicBool::new(false);
     match train(vec![job], options, &mut learner, &mut NoObserver, &never).unwrap() {
         Outcome::Finished(mut trained) => trained.remove(0),
-        Outcome::Interrupted { .. } => panic!("nobody interrupted"),
+        Outcome::Interrupted { .. } => panic!("the run was interrupted"),
     }
 }
 

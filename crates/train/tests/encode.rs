@@ -321,7 +321,7 @@ fn row_truncated_at_its_start_keeps_its_answer() {
 #[test]
 fn begin_of_text_token_survives_truncation() {
     let (_, template) = tiny();
-    // The same model, but a text of it begins with that token: the flag's byte stands behind its key and its type.
+    // The same model, but its texts begin with that token: the flag's byte follows its key and type.
     let mut bytes = testkit::tiny_gguf(1);
     let key = b"add_bos_token";
     let at = bytes

@@ -21,7 +21,7 @@ const FIELDS: [&str; 9] = [
 
 /// The columns of a file that does not use the fields' own names: field to column, `instruction = "question"`.
 ///
-/// A field that is not named here is read from the column of its own name, unless that column is read as another field.
+/// A field that is not listed here is read from the column of its name, unless that column is mapped to another field.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(
     try_from = "BTreeMap<String, String>",

@@ -73,7 +73,7 @@ impl Fields<'_> {
     }
 }
 
-/// The text of `value`, which must be `wanted`; an error is what is wrong with it.
+/// The text of `value`, which must be `wanted`. The error describes what it is instead.
 pub(super) fn text<'v>(value: &'v Value, wanted: &str) -> Result<&'v str, String> {
     let Value::String(text) = value else {
         return Err(format!("must be {wanted}, this is {}", kind(value)));

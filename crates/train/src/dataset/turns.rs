@@ -43,7 +43,7 @@ pub(super) fn turns(fields: &Fields<'_>, field: &str) -> Result<Vec<Message>, Tr
     }
 }
 
-/// Turn `i`; an error is the path of what is wrong below the list, and what it is.
+/// Reads turn `i`. The error is the path of the invalid field below the list, and a message.
 fn turn(item: &Value, i: usize) -> Result<Message, (String, String)> {
     let Value::Object(object) = item else {
         let message = format!(

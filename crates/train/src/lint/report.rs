@@ -120,7 +120,7 @@ pub struct Finding {
     pub file: String,
     /// Its line, from 1.
     pub line: usize,
-    /// The other row (`file:line`), the number, the end of the output, or what is wrong in words; may be empty.
+    /// The other row (`file:line`), the number, the end of the output, or a description of the problem. May be empty.
     pub about: String,
 }
 

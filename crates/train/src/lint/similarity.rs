@@ -37,7 +37,7 @@ pub(super) fn numbers(text: &str, least: usize) -> BTreeSet<String> {
             && !run.is_empty()
             && chars.peek().is_some_and(char::is_ascii_digit)
         {
-            // A separator of thousands: the number goes on.
+            // A thousands separator: the number continues.
         } else {
             found.insert(std::mem::take(&mut run));
         }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Words of some answers and of their references; a word is what stands between white space.
+/// Words of some answers and of their references; words are separated by white space.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct AnswerLengths {
     /// Mean number of words of an answer.

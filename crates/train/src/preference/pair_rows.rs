@@ -15,14 +15,14 @@ use super::pairs::{PreferencePair, RejectedAnswers};
 use crate::dataset::{DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, object};
 use crate::error::TrainError;
 
-/// What the prompt, the chosen and the rejected answer are called: by most, and by OpenAI, whose prompt is `input.messages`.
+/// Names of the prompt, the chosen and the rejected answer: in most data sets, and in OpenAI's, whose prompt is `input.messages`.
 const NAMES: [[&str; 3]; 2] = [
     ["prompt", "chosen", "rejected"],
     ["input.messages", "preferred_output", "non_preferred_output"],
 ];
 
-/// Whether the first row of the file at `path` brings a `chosen` and a `rejected` answer. A file that is not even JSON
-/// does not; reading it as rows says what is wrong.
+/// Whether the first row of the file at `path` has a `chosen` and a `rejected` answer. A file that is not even JSON
+/// does not; reading it as rows reports the error.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -51,16 +51,16 @@ pub fn holds_pairs(path: &Path) -> Result<bool, TrainError> {
     }
 }
 
-/// A file of rows that bring their rejected answers, with all that is wrong in it.
+/// A file of rows with rejected answers, and all its errors.
 #[derive(Debug)]
 pub struct PairScan {
     /// The rows with their chosen answers.
     pub chosen: DatasetScan,
-    /// The same rows with their rejected answers, by their place.
+    /// The same rows with their rejected answers, by location.
     pub rejected: BTreeMap<RowLocation, DataRow>,
 }
 
-/// Reads the file at `path`, whose rows bring their rejected answers (see [`holds_pairs`]), to its end, whatever its lines are.
+/// Reads the file at `path`, whose rows have rejected answers (see [`holds_pairs`]), to its end, broken lines included.
 ///
 /// # Errors
 /// As [`Dataset::scan`].
@@ -79,7 +79,7 @@ fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainEr
     Ok(PairScan { chosen, rejected })
 }
 
-/// Reads a file of rows that bring their rejected answers, none of which is broken.
+/// Reads a file of rows with rejected answers. A broken line is an error.
 pub(crate) fn read_pairs(path: &Path) -> Result<(Dataset, RejectedAnswers), TrainError> {
     let PairScan { chosen, rejected } = scan_pairs(path)?;
     Ok((chosen.whole()?, RejectedAnswers::Own(rejected)))
@@ -111,7 +111,7 @@ fn parse_pair(text: &str, location: RowLocation) -> Result<PreferencePair, Train
         messages(value, field, "assistant", &location)
     });
     let (chosen, rejected) = (chosen?, rejected?);
-    // Without a prompt, it is what both conversations begin with.
+    // Without a prompt, it is the common beginning of both conversations.
     let alike = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b);
     let common = alike.count().min(chosen.len() - 1).min(rejected.len() - 1);
     let (common, prompt) = if prompt.is_empty() {

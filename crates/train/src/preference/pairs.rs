@@ -37,7 +37,7 @@ pub struct PairCounts {
     pub pairs: usize,
     /// Rows dropped because no rejected answer to their question was found.
     pub unanswered: usize,
-    /// Rows left out because both answers are the same.
+    /// Rows dropped because both answers are the same.
     pub same: usize,
 }
 
@@ -51,11 +51,11 @@ impl PairCounts {
     }
 }
 
-/// The rejected answers by row or by question.
+/// Rejected answers, by row or by question.
 pub(crate) enum RejectedAnswers {
     /// The rows' own rejected answers, by location.
     Own(BTreeMap<RowLocation, DataRow>),
-    /// Those of each persona, by question, in the order of its files.
+    /// The answers of each persona, by question, in the order of its files.
     Personas(Vec<HashMap<String, Vec<String>>>),
 }
 
@@ -126,13 +126,13 @@ impl RejectedAnswers {
     }
 }
 
-/// What two rows must share to be about the same thing; none for plain text, which asks nothing.
+/// The question of a row, by which rows are matched; `None` for plain text.
 fn question(row: &DataRow) -> Option<String> {
     let question = row.input().trim().to_owned();
     (!question.is_empty()).then_some(question)
 }
 
-/// `row` with `answer` in its last answer's place.
+/// `row` with `answer` in place of its last answer.
 fn answered(row: &DataRow, answer: &str) -> DataRow {
     let mut row = row.clone();
     match &mut row.content {

@@ -232,7 +232,7 @@ impl AdapterRun {
     pub(super) fn identity(&self) -> AdapterIdentity {
         let mut settings = serde_json::to_value(&self.job.settings).unwrap_or(Value::Null);
         if let Value::Object(fields) = &mut settings {
-            // How often it is saved changes nothing of what is trained.
+            // How often it is saved does not affect the trained parameters.
             fields.remove("save_every");
         }
         // Numbers take the way through text that those of a file take, so that both compare equal.

@@ -132,7 +132,7 @@ impl LossTally {
         self.losses.add(losses);
     }
 
-    /// The mean of what is minimized: the loss of a token, or the objective of a pair.
+    /// Mean of the minimized objective: the loss of a token, or the objective of a pair.
     pub(super) fn loss(&self) -> f64 {
         match self.preference() {
             None => self.losses.mean(),

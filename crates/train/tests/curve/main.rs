@@ -32,7 +32,7 @@ fn loss_curve_of_fifty_steps_matches_peft() {
     )
     .unwrap();
     let Outcome::Finished(trained) = outcome else {
-        panic!("nobody interrupted")
+        panic!("the run was interrupted")
     };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for record in parse_metrics(&trained[0].metrics) {
