@@ -79,7 +79,7 @@ pub(super) fn head(svg: &mut String, title: &str, curves: usize) {
 /// Ticks with their labels.
 type Ticks = [(f64, String)];
 
-fn labelled(ticks: &[f64]) -> Vec<(f64, String)> {
+pub(super) fn labelled(ticks: &[f64]) -> Vec<(f64, String)> {
     let with_label = |tick: &f64| (*tick, label(*tick, ticks));
     ticks.iter().map(with_label).collect()
 }
