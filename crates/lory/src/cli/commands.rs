@@ -8,7 +8,17 @@ use crate::cli::{
 
 /// Many tones of voice from one language model: serve them, train them.
 #[derive(Debug, Parser)]
-#[command(name = "lory", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    name = "lory",
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  lory demo
+  lory serve
+  lory train --persona customer"
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -414,13 +414,10 @@ mod tests {
             for sub in subcommands.filter(|sub| sub.get_name() != "help") {
                 let name = sub.get_name();
                 assert!(sub.get_about().is_some(), "{name} has no description");
-                if sub.get_subcommands().next().is_some() {
-                    check(sub);
-                    continue;
-                }
                 let after = sub.get_after_help().map(ToString::to_string);
                 let has_example = after.is_some_and(|text| text.contains("Example"));
                 assert!(has_example, "{name} has no example");
+                check(sub);
             }
         }
         check(&command());

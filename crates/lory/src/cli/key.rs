@@ -13,6 +13,10 @@ use auth::secret::{self, SecretHash};
 
 /// Make, list and revoke the API keys of a server
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  lory key new ops --admin
+  lory key list")]
 pub(crate) enum Command {
     New(NewArgs),
     List(ListArgs),

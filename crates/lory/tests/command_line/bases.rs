@@ -1,4 +1,4 @@
-//! Bases as users bring them: folders of several families, precisions, what is kept of them, and the plan.
+//! Bases from folders of several families: precisions, the quant cache, and the plan.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ fn json(ran: &Ran) -> Value {
 }
 
 #[test]
-fn folders_answer_in_every_precision_and_quantized_ones_are_kept() {
+fn folders_run_in_every_precision_and_use_the_quant_cache() {
     let scene = Scene::new();
     let of = |precision| {
         json(&answer(
@@ -92,7 +92,7 @@ fn folders_answer_in_every_precision_and_quantized_ones_are_kept() {
 }
 
 #[test]
-fn a_folder_is_trained_on_and_serves_what_it_trained() {
+fn an_adapter_trained_on_a_folder_base_is_served() {
     let scene = Scene::new();
     let rows: String = (0..12)
         .map(|i| {
@@ -136,7 +136,7 @@ fn a_folder_is_trained_on_and_serves_what_it_trained() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_numbers_before_it_is_loaded() {
+fn a_base_that_does_not_fit_is_rejected_before_loading() {
     let scene = Scene::with_tones();
     for command in [
         &["serve", "--personas", "personas", "--port", "0"][..],
@@ -153,7 +153,7 @@ fn what_does_not_fit_is_refused_with_numbers_before_it_is_loaded() {
 }
 
 #[test]
-fn doctor_tells_the_machine_and_the_plan() {
+fn doctor_prints_the_machine_and_the_plan() {
     let scene = Scene::with_tones();
     let machine = scene.run(&["doctor"]);
     for part in ["threads", "instruction sets", "memory", "GPU"] {
@@ -193,10 +193,10 @@ fn doctor_tells_the_machine_and_the_plan() {
 }
 
 #[test]
-fn broken_folders_are_refused_by_file() {
+fn broken_folders_are_rejected_by_file_name() {
     let scene = Scene::new();
     std::fs::create_dir(scene.path("empty")).unwrap();
-    answer(&scene, &scene.path("empty"), &[]).fails(1, &["empty", "a folder without config.json"]);
+    answer(&scene, &scene.path("empty"), &[]).fails(1, &["empty", "the folder has no config.json"]);
     scene.write(
         "moe/config.json",
         r#"{"model_type": "mixtral", "num_local_experts": 8}"#,
@@ -220,7 +220,7 @@ fn broken_folders_are_refused_by_file() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_made_from_the_commands() {
+fn completions_and_manual_pages_list_the_commands() {
     let scene = Scene::new();
     for shell in ["bash", "zsh", "fish"] {
         let ran = scene.run(&["completions", shell]);

@@ -14,7 +14,7 @@ const CLEAN: &str = concat!(
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
-fn clean_rows_pass() {
+fn lint_passes_clean_rows() {
     let scene = Scene::with_tones();
     scene.write("a.jsonl", CLEAN);
     let ran = scene.run(&["data", "lint", "a.jsonl", "--text-only"]);
@@ -29,7 +29,7 @@ fn clean_rows_pass() {
 }
 
 #[test]
-fn findings_name_file_and_line_and_end_with_1() {
+fn lint_findings_name_file_and_line_and_exit_with_1() {
     let scene = Scene::new();
     scene.write(
         "a.jsonl",
@@ -79,7 +79,7 @@ fn findings_name_file_and_line_and_end_with_1() {
 }
 
 #[test]
-fn every_broken_line_is_named_and_the_rest_is_looked_over() {
+fn lint_names_every_broken_line_and_checks_the_rest() {
     let scene = Scene::with_tones();
     let text = format!("{{\"prompt\":1}}\n{CLEAN}\r\nnot json\n{CLEAN}");
     scene.write("a.jsonl", &text);
@@ -115,7 +115,7 @@ fn every_broken_line_is_named_and_the_rest_is_looked_over() {
 }
 
 #[test]
-fn a_persona_is_looked_over_as_it_is_trained() {
+fn lint_reads_a_persona_as_training_does() {
     let scene = Scene::with_tones();
     let train = "[train]\ndata = \"t.jsonl\"\neval = \"e.jsonl\"\nmax_length = 90\n\
                  columns = { instruction = \"question\", output = \"answer\" }\n";
@@ -190,7 +190,7 @@ fn a_persona_is_looked_over_as_it_is_trained() {
 }
 
 #[test]
-fn flags_say_how_rows_are_read_and_what_is_held_out() {
+fn flags_set_columns_and_the_held_out_share() {
     let scene = Scene::with_tones();
     let row = |i: usize| format!("{{\"q\":\"question {i}\",\"a\":\"answer {i}\"}}\n");
     scene.write("a.jsonl", &(0..20).map(row).collect::<String>());
@@ -230,7 +230,7 @@ fn flags_say_how_rows_are_read_and_what_is_held_out() {
 }
 
 #[test]
-fn rows_are_shown_with_the_trained_part_marked_or_coloured() {
+fn show_marks_or_colours_the_trained_part() {
     let scene = Scene::with_tones();
     let talk = concat!(
         r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"d"}]}"#,
@@ -295,7 +295,7 @@ fn rows_are_shown_with_the_trained_part_marked_or_coloured() {
 }
 
 #[test]
-fn pairs_are_looked_over_and_shown_with_both_answers() {
+fn lint_and_show_read_both_answers_of_pairs() {
     let scene = Scene::with_tones();
     let pairs = concat!(
         r#"{"prompt":"May I return a lamp?","chosen":"Of course!","rejected":"Yes."}"#,

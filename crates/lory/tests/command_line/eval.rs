@@ -30,7 +30,7 @@ fn scene(sunny: &str, stern: &str) -> Scene {
 }
 
 #[test]
-fn every_measure_is_in_the_json() {
+fn eval_json_has_every_measure() {
     let scene = scene("", "");
     let ran = scene.run(&["eval", BASE[0], BASE[1], "--json"]);
     let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
@@ -79,7 +79,7 @@ fn every_measure_is_in_the_json() {
 }
 
 #[test]
-fn an_adapter_is_measured_at_the_scale_that_it_serves_with() {
+fn eval_measures_an_adapter_at_its_serving_scale() {
     let scene = scene("", "");
     let drift = |scene: &Scene| {
         let ran = scene.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "sunny"]);
@@ -102,7 +102,7 @@ fn an_adapter_is_measured_at_the_scale_that_it_serves_with() {
 }
 
 #[test]
-fn every_missed_threshold_is_named_with_its_numbers() {
+fn eval_lists_missed_thresholds_with_their_values() {
     let scene = scene(
         "loss_at_most = 0.5\ndistinct_at_least = 1.0\ndrift_at_most = 0\nlength_at_least = 99\n",
         "loss_at_most = 99\ndistinct_at_least = 0.0\ndrift_at_most = 99\nother_tone_at_most = 1\nlength_at_most = 99\n\
@@ -140,7 +140,7 @@ fn every_missed_threshold_is_named_with_its_numbers() {
 }
 
 #[test]
-fn the_page_needs_nothing_else_and_escapes_everything() {
+fn the_report_is_one_file_and_escapes_all_text() {
     let scene = scene("loss_at_most = 0.5\n", "");
     scene.write(
         "personas/sunny/adapter/metrics.jsonl",
@@ -190,7 +190,7 @@ fn the_page_needs_nothing_else_and_escapes_everything() {
 }
 
 #[test]
-fn the_gate_alone_says_what_it_says_among_all_measures() {
+fn gate_alone_gives_the_same_checks() {
     let lenient = "loss_at_most = 50.0\ndistinct_at_least = 0.0\nother_tone_at_most = 1.0\nrepetition_at_most = 1.0";
     let scene = scene(lenient, "drift_at_most = 0.0\nlength_at_most = 90.0");
     let asked = |more: &[&str], code: i32| {

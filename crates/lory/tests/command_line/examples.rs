@@ -1,5 +1,5 @@
-//! The curl lines of the documents, typed one after the other, as a reader would. Without curl they are not tried, and that is said;
-//! where `LORY_EVERY_CLIENT` is set that is an error.
+//! Runs the curl lines of the documents in order. They are skipped with a message if curl is missing; with `LORY_EVERY_CLIENT` set,
+//! that is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -23,10 +23,10 @@ fn has_curl() -> bool {
     let there = Command::new("curl").arg("--version").output().is_ok();
     assert!(
         there || std::env::var_os("LORY_EVERY_CLIENT").is_none(),
-        "there is no curl"
+        "curl is missing"
     );
     if !there {
-        eprintln!("not tried: there is no curl");
+        eprintln!("skipped: curl is missing");
     }
     there
 }
@@ -186,7 +186,7 @@ fn typed(path: &str) -> BTreeSet<(String, String)> {
 }
 
 #[test]
-fn the_api_document_asks_every_route() {
+fn the_api_document_covers_every_route() {
     if !has_curl() {
         return;
     }
@@ -222,7 +222,7 @@ fn the_api_document_asks_every_route() {
 }
 
 #[test]
-fn lines_of_other_documents_work() {
+fn curl_lines_of_other_documents_work() {
     if !has_curl() {
         return;
     }

@@ -1,4 +1,4 @@
-//! `lory generate`, and what it says about broken bases, personas and adapters.
+//! `lory generate`, and its errors for broken bases, personas and adapters.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn one_persona_answers_and_the_same_question_gets_the_same_answer() {
+fn generate_is_deterministic() {
     let scene = Scene::with_tones();
     let args = with(&[
         "--persona",
@@ -28,7 +28,7 @@ fn one_persona_answers_and_the_same_question_gets_the_same_answer() {
 }
 
 #[test]
-fn several_answer_together_as_each_does_alone() {
+fn batched_answers_equal_single_answers() {
     let scene = Scene::with_tones();
     let mixed = ["warm", "formal@2", "warm*0.5+formal*0.5"];
     let mut args = with(&["--json", "Where is my parcel?"]);
@@ -72,7 +72,7 @@ fn several_answer_together_as_each_does_alone() {
 }
 
 #[test]
-fn who_is_not_there_is_named_with_who_is() {
+fn an_unknown_persona_is_rejected_with_the_known_ones() {
     let scene = Scene::with_tones();
     let ran = scene.run(&with(&["--persona", "nobody", "hi"]));
     ran.fails(
@@ -96,7 +96,7 @@ fn who_is_not_there_is_named_with_who_is() {
 }
 
 #[test]
-fn a_broken_base_is_named() {
+fn a_broken_base_is_rejected_by_file_name() {
     let scene = Scene::with_tones();
     let whole = std::fs::read(scene.path("tiny.gguf")).unwrap();
     std::fs::write(scene.path("short.gguf"), &whole[..whole.len() / 2]).unwrap();
@@ -112,7 +112,7 @@ fn a_broken_base_is_named() {
 }
 
 #[test]
-fn a_broken_persona_or_adapter_is_named() {
+fn a_broken_persona_or_adapter_is_rejected_by_file_name() {
     let scene = Scene::with_tones();
     let ask = || scene.run(&with(&["--persona", "warm", "hi"]));
     let weights = "personas/formal/adapter/adapter_model.safetensors";

@@ -1,9 +1,9 @@
-//! `lory key`, and what `lory serve` wants before it listens.
+//! `lory key`, and the keys that `lory serve` requires.
 
 use crate::scene::Scene;
 
 #[test]
-fn a_key_is_made_listed_and_revoked() {
+fn keys_are_made_listed_and_revoked() {
     let scene = Scene::new();
     let made = scene.run(&["key", "new", "ops", "--admin"]);
     let secret = made.succeeds().trim().to_owned();
@@ -57,7 +57,7 @@ fn a_key_is_made_listed_and_revoked() {
 }
 
 #[test]
-fn beyond_this_machine_keys_are_wanted() {
+fn serving_other_machines_requires_keys() {
     let scene = Scene::with_tones();
     let serve = |more: &[&str]| {
         scene.run(&[&["serve", "--base", "tiny.gguf", "--port", "0"], more].concat())

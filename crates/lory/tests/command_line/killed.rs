@@ -1,4 +1,4 @@
-//! A training process that is killed, or whose disk fails: the same command goes on and ends with the same bytes.
+//! A training process that is killed, or whose disk fails: the same command continues, with the same result byte for byte.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -104,7 +104,7 @@ fn kill_when(scene: &Scene, when: impl Fn() -> bool) -> bool {
 }
 
 #[test]
-fn a_run_killed_over_and_over_ends_with_the_same_bytes() {
+fn a_run_killed_repeatedly_gives_the_same_result() {
     let scene = scene();
     let lines = || {
         let metrics = scene.path("personas/sunny/adapter/metrics.jsonl");
@@ -165,7 +165,7 @@ fn limit(scene: &Scene) -> u64 {
 }
 
 #[test]
-fn a_run_killed_in_the_middle_of_a_checkpoint_ends_with_the_same_bytes() {
+fn a_run_killed_while_writing_a_checkpoint_gives_the_same_result() {
     let scene = scene();
     let kib = limit(&scene);
     // Left to itself, the signal that comes with the limit kills the process within the write.
@@ -185,7 +185,7 @@ fn a_run_killed_in_the_middle_of_a_checkpoint_ends_with_the_same_bytes() {
 }
 
 #[test]
-fn a_run_whose_disk_is_full_says_how_to_go_on_and_does() {
+fn a_run_continues_after_a_full_disk() {
     let scene = scene();
     let kib = limit(&scene);
     // With the signal ignored, the write fails as on a full disk.
@@ -208,7 +208,7 @@ fn a_run_whose_disk_is_full_says_how_to_go_on_and_does() {
 }
 
 #[test]
-fn a_disk_that_fills_up_at_the_end_loses_nothing() {
+fn a_full_disk_at_the_end_keeps_the_trained_weights() {
     let scene = scene();
     assert!(kill_when(&scene, || checkpoint(&scene).exists()));
     // A folder where the adapter's weights belong: they cannot be put in their place.
@@ -230,7 +230,7 @@ fn a_disk_that_fills_up_at_the_end_loses_nothing() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named_with_what_to_do() {
+fn an_unwritable_folder_is_reported_with_advice() {
     use std::os::unix::fs::PermissionsExt as _;
     let scene = scene();
     std::fs::create_dir(scene.path("closed")).unwrap();

@@ -1,4 +1,4 @@
-//! The program as a user meets it: the built binary, over a tiny random base.
+//! Tests of the built binary on a tiny random base.
 
 mod bases;
 mod data;
@@ -22,5 +22,6 @@ mod pull_repository;
 mod registry;
 mod s3;
 mod scene;
+mod tables;
 mod train_and_eval;
 mod usage;

@@ -1,4 +1,4 @@
-//! The server's process: its settings, its log, its end.
+//! The server process: settings, log, shutdown.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -142,7 +142,7 @@ fn command_line_overrides_the_config_file() {
     );
     print(&["--config=none.toml"]).fails(2, &["none.toml: "]);
     scene.write("half.toml", "tls-key = 'key.pem'\n");
-    print(&["--config", "half.toml"]).fails(2, &["with the settings of half.toml", "--tls-cert"]);
+    print(&["--config", "half.toml"]).fails(2, &["with the settings from half.toml", "--tls-cert"]);
     // Other commands do not read the file.
     scene.write("lory.toml", "nonsense");
     scene.run(&["key", "new", "a"]).succeeds();

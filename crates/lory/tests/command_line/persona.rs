@@ -24,7 +24,7 @@ fn scene() -> Scene {
 }
 
 #[test]
-fn an_exported_adapter_is_the_persona_at_its_scale() {
+fn an_exported_adapter_has_the_personas_scale() {
     let scene = scene();
     let args = [
         "persona",
@@ -63,7 +63,7 @@ fn an_exported_adapter_is_the_persona_at_its_scale() {
 }
 
 #[test]
-fn a_merged_file_is_a_base_that_answers_as_the_persona_does() {
+fn a_merged_base_answers_like_the_persona() {
     let scene = scene();
     let merge = ["persona", "merge", BASE[0], BASE[1], "warm", "--out"];
     let ran = scene.run(&[&merge[..], &["f32.gguf", "--type", "f32", "--json"]].concat());
@@ -125,16 +125,16 @@ fn a_merged_file_is_a_base_that_answers_as_the_persona_does() {
 }
 
 #[test]
-fn what_cannot_be_exported_or_merged_says_why() {
+fn export_and_merge_errors_give_the_reason() {
     let scene = scene();
     scene.persona("plain", "", None);
     let persona = |args: &[&str]| scene.run(&[&["persona"], args, &BASE].concat());
     let merge = |args: &[&str]| persona(&[&["merge"], args].concat());
     merge(&["plain", "--out", "x.gguf"]).fails(1, &["persona plain has no adapter yet"]);
     merge(&["nobody", "--out", "x.gguf"]).fails(1, &["unknown persona `nobody`"]);
-    merge(&["warm*0.5+formal*0.5", "--out", "x.gguf"]).fails(2, &["a blend is several adapters"]);
+    merge(&["warm*0.5+formal*0.5", "--out", "x.gguf"]).fails(2, &["a blend has several adapters"]);
     merge(&["warm", "--out", "tiny.gguf"]).fails(2, &["is the base itself"]);
-    merge(&["warm", "--out", "x.gguf", "--type", "q4_k"]).fails(2, &["known are keep, f32"]);
+    merge(&["warm", "--out", "x.gguf", "--type", "q4_k"]).fails(2, &["must be keep, f32"]);
     merge(&["warm", "--out", "no/folder/x.gguf"]).fails(1, &["no/folder/x.gguf"]);
     persona(&["export", "--gguf", "warm", "--out", "tiny.gguf"]).fails(2, &["is the base itself"]);
     persona(&["export", "--gguf", "plain", "--out", "x.gguf"]).fails(1, &["has no adapter yet"]);
@@ -152,7 +152,7 @@ fn what_cannot_be_exported_or_merged_says_why() {
     ] {
         persona(args).fails(
             1,
-            &["persona other: it was trained with another chat template (ab12)"],
+            &["persona other was trained with another chat template (ab12)"],
         );
     }
     assert!(!scene.path("x.gguf").exists());

@@ -1,4 +1,4 @@
-//! `lory train` on pairs of answers: between personas, from rows that bring both, from an adapter.
+//! `lory train` on preference pairs: between personas, from rows with both answers, from an adapter.
 
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ fn train(scene: &Scene, args: &[&str]) -> Ran {
 }
 
 #[test]
-fn tones_are_trained_away_from_each_other_and_the_reference_is_kept() {
+fn preference_training_separates_tones_and_caches_the_reference() {
     let scene = scene();
     let args = [
         "--persona",
@@ -86,7 +86,7 @@ fn tones_are_trained_away_from_each_other_and_the_reference_is_kept() {
 }
 
 #[test]
-fn a_persona_goes_on_from_its_own_adapter() {
+fn training_can_start_from_the_personas_own_adapter() {
     let scene = scene();
     scene.persona(
         "sunny",
@@ -98,7 +98,7 @@ fn a_persona_goes_on_from_its_own_adapter() {
     ran.succeeds();
     assert!(
         ran.err
-            .contains("14 of 16 rows have another answer by stern"),
+            .contains("14 of 16 rows have a rejected answer by stern"),
         "{ran:?}"
     );
     let weights =
@@ -128,7 +128,7 @@ fn a_persona_goes_on_from_its_own_adapter() {
 
 #[cfg(unix)]
 #[test]
-fn what_a_run_started_from_outlives_its_place() {
+fn the_start_adapter_survives_being_overwritten() {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
@@ -190,7 +190,7 @@ fn what_a_run_started_from_outlives_its_place() {
 }
 
 #[test]
-fn rows_that_bring_both_answers_need_no_flag() {
+fn rows_with_rejected_answers_need_no_flag() {
     let scene = Scene::with_tones();
     let row = |i: usize| {
         format!("{{\"prompt\":\"Order {i}?\",\"chosen\":\"Yay {i}\",\"rejected\":\"Hm {i}\"}}\n")
@@ -221,7 +221,7 @@ fn rows_that_bring_both_answers_need_no_flag() {
 }
 
 #[test]
-fn preferences_that_cannot_be_trained_say_why() {
+fn invalid_preferences_are_rejected_with_the_reason() {
     let scene = scene();
     let fails = |args: &[&str], code, said: &[&str]| train(&scene, args).fails(code, said);
     let sunny = ["--persona", "sunny"];
@@ -234,12 +234,12 @@ fn preferences_that_cannot_be_trained_say_why() {
     fails(
         &with(&["--prefer-over", "sunny"]),
         2,
-        &["not preferred over itself"],
+        &["cannot be preferred over itself"],
     );
     fails(
         &with(&["--prefer-over", "warm"]),
         1,
-        &["persona warm has no [train] table", "rejected"],
+        &["persona warm has no [train] table", "no answers to reject"],
     );
     fails(
         &with(&["--beta", "0.5"]),

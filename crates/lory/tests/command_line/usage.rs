@@ -1,9 +1,9 @@
-//! Help, and command lines that are not understood.
+//! Help, and invalid command lines.
 
 use crate::scene::Scene;
 
 #[test]
-fn every_command_helps_with_an_example() {
+fn every_help_text_has_an_example() {
     let scene = Scene::new();
     let all = scene.run(&["--help"]);
     for command in ["demo", "serve", "generate", "pull", "train", "eval"] {
@@ -32,7 +32,7 @@ fn every_command_helps_with_an_example() {
 }
 
 #[test]
-fn what_is_not_understood_ends_with_2() {
+fn invalid_command_lines_exit_with_2() {
     let scene = Scene::with_tones();
     let tiny = ["--base", "tiny.gguf"];
     for (args, part) in [

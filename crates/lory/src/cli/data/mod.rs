@@ -8,6 +8,10 @@ use crate::cli::exit::ExitStatus;
 
 /// Check dataset files, and show what training makes of them
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  lory data lint mine.jsonl
+  lory data show mine.jsonl --row 1")]
 pub(crate) enum Command {
     Lint(lint::Args),
     Show(show::Args),

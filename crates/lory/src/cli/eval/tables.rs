@@ -48,7 +48,7 @@ pub(crate) fn gate(checks: &[Check]) -> String {
 }
 
 /// (rows, answered by, scores) of the base and the persona, for each persona.
-fn speakers(measures: &Measures) -> impl Iterator<Item = (&str, &str, &AnswerMeasures)> {
+fn scores_by_model(measures: &Measures) -> impl Iterator<Item = (&str, &str, &AnswerMeasures)> {
     measures.personas.iter().flat_map(|persona| {
         let name = persona.name.as_str();
         [
@@ -67,10 +67,10 @@ fn scores(measures: &Measures) -> Table {
         "identifiers right",
         "none left out",
     ]);
-    for (rows, speaker, AnswerMeasures { score, .. }) in speakers(measures) {
+    for (rows, model, AnswerMeasures { score, .. }) in scores_by_model(measures) {
         table.row([
             rows.to_owned(),
-            speaker.to_owned(),
+            model.to_owned(),
             score.answers.to_string(),
             percent(score.tone_share()),
             format!(
@@ -95,17 +95,17 @@ fn texts(measures: &Measures) -> Table {
         "drift",
     ]);
     for persona in &measures.personas {
-        for (speaker, told, drift) in [
+        for (model, answers, drift) in [
             (&measures.base, &persona.base, None),
             (&persona.name, &persona.own, persona.drift),
         ] {
             table.row([
                 persona.name.clone(),
-                speaker.clone(),
-                format!("{:.1}", told.lengths.mean),
-                format!("{:.1}", told.lengths.median),
-                format!("{:.2}", told.lengths.ratio()),
-                percent(told.repetition),
+                model.clone(),
+                format!("{:.1}", answers.lengths.mean),
+                format!("{:.1}", answers.lengths.median),
+                format!("{:.2}", answers.lengths.ratio()),
+                percent(answers.repetition),
                 drift.map_or_else(String::new, |drift| format!("{:.4}", drift.kl)),
             ]);
         }

@@ -18,6 +18,11 @@ use crate::cli::exit::ExitStatus;
 
 /// Publish, change and check personas; export adapters for other programs
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  lory persona list
+  lory persona publish customer
+  lory persona rollback customer")]
 pub(crate) enum Command {
     Publish(publish::Args),
     List(list::Args),

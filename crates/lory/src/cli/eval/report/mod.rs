@@ -35,7 +35,7 @@ pub(crate) fn page(
         tones(&mut page, measures);
         distinct(&mut page, measures);
     }
-    speakers(&mut page, measures);
+    answer_scores(&mut page, measures);
     curves(&mut page, candidates, measures);
     samples::write(&mut page, candidates, answers, measures);
     page += "</main>\n</body>\n</html>\n";
@@ -233,7 +233,7 @@ fn distinct(page: &mut String, measures: &Measures) {
     matrix(page, "answers of", &names(measures), &rows);
 }
 
-fn speakers(page: &mut String, measures: &Measures) {
+fn answer_scores(page: &mut String, measures: &Measures) {
     put!(
         page,
         "<h2>Answers</h2>\n<p class=\"soft\">Drift is the KL divergence from the base in nats per token, on neutral text. \
@@ -246,21 +246,21 @@ fn speakers(page: &mut String, measures: &Measures) {
         let PersonaMeasures {
             name, own, base, ..
         } = persona;
-        for (speaker, told, drift) in [(&measures.base, base, None), (name, own, persona.drift)] {
+        for (model, scores, drift) in [(&measures.base, base, None), (name, own, persona.drift)] {
             put!(
                 page,
                 "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}<small>of {}</small></td><td>{}</td><td>{:.1}</td>\
                  <td>{:.1}</td><td>{:.2}</td><td>{}</td><td>{}</td></tr>",
                 escape_xml(name),
-                escape_xml(speaker),
-                percent(told.score.tone_share()),
-                percent(told.score.copied_share()),
-                told.score.with_identifiers,
-                percent(told.score.complete_share()),
-                told.lengths.mean,
-                told.lengths.median,
-                told.lengths.ratio(),
-                percent(told.repetition),
+                escape_xml(model),
+                percent(scores.score.tone_share()),
+                percent(scores.score.copied_share()),
+                scores.score.with_identifiers,
+                percent(scores.score.complete_share()),
+                scores.lengths.mean,
+                scores.lengths.median,
+                scores.lengths.ratio(),
+                percent(scores.repetition),
                 drift.map_or_else(String::new, |drift| format!("{:.4}", drift.kl))
             );
         }
