@@ -18,9 +18,6 @@ use crate::{report, sources};
 const SIBLINGS: &[(&str, &str)] = &[];
 /// Folders whose `mod.rs` still uses children that use it.
 const PARENTS: &[(&str, &str)] = &[
-    ("kernels", "cpu::int16"),
-    ("kernels", "cpu::lora"),
-    ("kernels", "cpu::weights"),
 ];
 
 /// The node of a folder's own file.

@@ -19,7 +19,7 @@ pub(super) struct Job<'a> {
 }
 
 /// # Safety
-/// The job's slices and pointer cover `count` rows, of at most [`super::ROWS`]; its places are among the words.
+/// The job's slices and pointer cover `count` rows, of at most [`super::rounding::ROWS`]; its places are among the words.
 pub(super) unsafe fn some_rows(isa: Isa, count: usize, job: Job) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {

@@ -10,8 +10,9 @@
 //! Leaving out what is small in the head's gradient is from Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models",
 //! 2024, section 4.3; there the limit is 2^-12, and nothing replaces what is left out.
 
+use super::panel::Panel;
 use super::products::{Job, some_rows};
-use super::{MAGIC, PANEL, Panel, ROWS, step_of, weigh};
+use super::rounding::{MAGIC, PANEL, ROWS, step_of, weigh};
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
 use crate::cpu::pool::{Pool, Scatter};

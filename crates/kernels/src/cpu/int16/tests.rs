@@ -1,6 +1,9 @@
+use super::rounding::*;
 use super::*;
 use crate::cpu::check::Random;
+use crate::cpu::isa::Isa;
 use crate::cpu::pool::Pool;
+use crate::cpu::simd::LANES;
 use crate::cpu::weights::unpack::unpack_block;
 use crate::cpu::weights::{GROUP, Layout};
 

@@ -1,6 +1,8 @@
 //! Frozen weights as the int16 products read them: units, means and panels.
 
-use super::{Panel, unit_of, words};
+use super::panel::Panel;
+use super::rounding::unit_of;
+use super::words;
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::pool::{Pool, Scatter};
 use crate::cpu::simd::LANES;

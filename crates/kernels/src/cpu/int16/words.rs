@@ -1,6 +1,6 @@
 //! Weights as 16-bit integers, 32 inputs of 16 outputs at a time: `round(weight / unit)`.
 
-use super::MAGIC;
+use super::rounding::MAGIC;
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
 use crate::cpu::simd::LANES;

@@ -1,6 +1,6 @@
 //! The backward of adapters, in f32.
 
-use super::Dropout;
+use super::dropout::Dropout;
 use crate::cpu::device::CpuDevice;
 use crate::cpu::gemm::{Gemm, gemm, gemm_f32};
 use crate::cpu::pool::Scatter;
