@@ -17,7 +17,7 @@ use std::cell::RefCell;
 
 const _: () = assert!(BLOCK_TOKENS == LANES);
 
-/// Lines that meet a block of keys at once, at most.
+/// The number of lines multiplied with a block of keys at once, at most.
 const MAX_LINES: usize = 8;
 
 /// Rows that one attention task takes.
@@ -130,7 +130,7 @@ impl CpuDevice {
                         .iter()
                         .all(|&b| (b as usize) < cache.blocks)
             );
-            // Later rows have more keys: they go first, so that the last task is a short one.
+            // Later rows have more keys, so they are scheduled first: the last task is then a short one.
             for at in (0..span.rows).step_by(ROW_CHUNK).rev() {
                 tasks.extend((0..kv_heads).map(|head| (span, at, head)));
             }
@@ -281,7 +281,7 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
                 });
             };
         }
-        // Chains enough to hide the latency of one: few lines take several blocks of keys at once.
+        // Enough chains to hide the latency of one: with few lines, several blocks of keys are taken at once.
         let mut b = 0;
         while blocks - b >= 4 && N <= 4 && S::REGISTERS >= 32 {
             blocks_from!(b, 4);
@@ -306,7 +306,7 @@ unsafe fn attend_lines<S: Simd, E: Element, const N: usize>(job: &Job, first: us
         }
         let shared = keys_of(0);
         let mut d = 0;
-        // As many dimensions at once as the sums find registers.
+        // As many dimensions at once as there are registers for their sums.
         while N <= S::REGISTERS / 8 && job.head_dim - d >= 4 * LANES {
             weigh::<S, E, N, 4>(job, first, d, shared, total);
             d += 4 * LANES;

@@ -1,12 +1,12 @@
 //! f32 products over panels: `out[m][n] (+)= sum over p, in order, of a[m][p] * b[p][n]`.
 //!
 //! Every output element is one chain of fused multiply-adds in the order of p, however many rows share the call: a row's
-//! result does not depend on its batch. (Blocked libraries choose the order by shape, which is why this is our own.)
+//! result does not depend on its batch. (Blocked libraries choose the order by shape, so none of them is used here.)
 
 use crate::cpu::simd::{LANES, Simd, instantiate, unroll};
 use half::{bf16, f16};
 
-/// What a panel's values are stored as.
+/// The type in which a panel's values are stored.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd::load`].
@@ -263,9 +263,9 @@ mod tests {
     use super::*;
     use crate::cpu::isa::Isa;
 
-    /// The obvious triple loop, chained in the same order: equal to the bit.
+    /// A triple loop that adds in the same order gives the same bits.
     #[test]
-    fn matches_the_obvious_product_on_every_isa() {
+    fn gemm_equals_a_triple_loop_on_every_isa() {
         let mut seed = 7u32;
         let mut random = move || {
             seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);

@@ -1,6 +1,6 @@
-//! The one thread pool: fork, claim tasks, join. Workers spin briefly after a region, then park.
+//! The thread pool: fork, claim tasks, join. Workers spin briefly after a region, then park.
 //!
-//! A layer of the decoder is a handful of short regions, so what counts is the time between two of them: a region starts
+//! A layer of the decoder is a handful of short regions, so the time between two regions matters: a region starts
 //! by bumping an epoch that spinning workers watch, and ends when every worker has checked out.
 
 use std::cell::{Cell, UnsafeCell};
@@ -39,7 +39,7 @@ unsafe impl Send for Shared {}
 
 impl Shared {
     fn work(&self) {
-        // SAFETY: called between the epoch's bump and this thread's check-out: nobody writes the region then, and the
+        // SAFETY: called between the epoch's bump and this thread's check-out: no thread writes the region then, and the
         // task it points to is borrowed by the caller of `run`, who waits for the check-out.
         let (task, tasks) = unsafe {
             let region = &*self.region.get();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn wakes_from_parking_and_runs_nested_regions() {
+    fn parked_workers_wake_and_nested_regions_run() {
         let pool = Pool::new(3);
         let sum = AtomicUsize::new(0);
         for _ in 0..3 {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn several_threads_may_drive_it() {
+    fn several_threads_can_run_regions() {
         let pool = Pool::new(2);
         std::thread::scope(|scope| {
             for driver in 0..3usize {

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_rotation_and_its_inverse_is_the_finite_difference() {
+    fn rope_matches_the_rotation_and_its_inverse_the_finite_difference() {
         for (rows, heads, head_dim) in [(3, 2, 64), (5, 1, 6), (1, 3, 2), (2, 2, 36)] {
             let n = rows * heads * head_dim;
             let x = numbers(1, n);

@@ -1,6 +1,6 @@
 //! The backward of causal attention for one sequence and one kv head with its group of query heads.
 //!
-//! Queries go in blocks of [`BLOCK`], one head after the other, against all keys that they see. With `s` for the scale:
+//! Blocks of [`BLOCK`] queries, one head after the other, are multiplied with all keys that they see. With `s` for the scale:
 //!
 //! ```text
 //!   P  = softmax(s Q K^T)        dV += P^T dO
@@ -9,27 +9,27 @@
 //! ```
 //!
 //! `D` is that of FlashAttention (Dao et al. 2022, appendix B.2). P and dP of one block are in scratch, so that every
-//! product here is a plain one; K and V are transposed once a call.
+//! product here is a plain matrix product; K and V are transposed once per call.
 
 use crate::cpu::gemm::gemm;
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::math::{LANES, dot, exp, larger, sum_lanes};
 
-/// Queries a block: few, as what a block computes above the diagonal is wasted.
+/// Queries per block. Few, because the part of a block above the diagonal is wasted work.
 const BLOCK: usize = 16;
 
 /// The sizes of one call. Strides are in floats, from one token's row to the next.
 ///
-/// Every slice starts at the first token's first head that the call is about: query head `h` of token `t` is at
+/// Every slice starts at the first token's first head of the call: query head `h` of token `t` is at
 /// `t * q_stride + h * head_dim`, its output at `t * out_stride + h * head_dim`, the key at `t * kv_stride`.
-/// Gradients have strides of their own, so that calls on several threads can each have their own buffer.
+/// Gradients have separate strides, so that calls on several threads can each have their own buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     /// Length of the sequence.
     pub tokens: usize,
     /// Query heads that share the kv head.
     pub heads: usize,
-    /// Floats a head.
+    /// Floats per head.
     pub head_dim: usize,
     /// Stride of `q`.
     pub q_stride: usize,
@@ -58,7 +58,7 @@ impl AttentionShape {
         }
     }
 
-    /// Floats that a slice of rows of `width` must at least have.
+    /// The least length of a slice of rows of `width`, in floats.
     fn reach(&self, stride: usize, width: usize) -> usize {
         assert!(
             stride >= width,
@@ -73,7 +73,7 @@ impl AttentionShape {
         (self.tokens.div_ceil(LANES) | 1) * LANES
     }
 
-    /// What scores are multiplied by.
+    /// The factor of the scores.
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
@@ -81,8 +81,8 @@ impl AttentionShape {
 
 /// The gradients of causal attention: `out = softmax(q k^T / sqrt(head_dim)) v`, token `t` seeing tokens `0..=t`.
 ///
-/// `out` is what the forward gave and `dout` its gradient. `dq`, `dk` and `dv` are overwritten in the rows of the
-/// shape, and not between them; `dk` and `dv` are summed over the group's query heads. `scratch` is
+/// `out` is the output of the forward and `dout` its gradient. The rows of `dq`, `dk` and `dv` are overwritten, the gaps between
+/// rows are not; `dk` and `dv` are summed over the group's query heads. `scratch` is
 /// resized as needed, and needs no more memory once it has seen the longest sequence.
 ///
 /// # Panics
@@ -114,41 +114,11 @@ pub fn attention_backward(
     if tokens == 0 {
         return;
     }
-    assert!(
-        heads > 0 && head_dim > 0,
-        "heads {heads}, head_dim {head_dim}"
-    );
-    let group = heads * head_dim;
-    assert!(q.len() >= shape.reach(q_stride, group), "q is too short");
-    assert!(
-        k.len() >= shape.reach(kv_stride, head_dim),
-        "k is too short"
-    );
-    assert!(
-        v.len() >= shape.reach(kv_stride, head_dim),
-        "v is too short"
-    );
-    assert!(
-        out.len() >= shape.reach(out_stride, group),
-        "out is too short"
-    );
-    assert!(
-        dout.len() >= shape.reach(out_stride, group),
-        "dout is too short"
-    );
-    assert!(dq.len() >= shape.reach(dq_stride, group), "dq is too short");
-    assert!(
-        dk.len() >= shape.reach(dkv_stride, head_dim),
-        "dk is too short"
-    );
-    assert!(
-        dv.len() >= shape.reach(dkv_stride, head_dim),
-        "dv is too short"
-    );
+    check_lengths(shape, [q, out, dout, dq], [k, v, dk, dv]);
 
     let padded = shape.padded();
     scratch.resize(2 * (head_dim + BLOCK) * padded + LANES, 0.0);
-    // To a cache line, so that fewer loads of a vector cross two.
+    // Aligned to a cache line, so that fewer vector loads cross two lines.
     let start = scratch.as_ptr().align_offset(64).min(LANES);
     let (kt, rest) = scratch[start..].split_at_mut(head_dim * padded);
     let (vt, rest) = rest.split_at_mut(head_dim * padded);
@@ -231,6 +201,56 @@ pub fn attention_backward(
             );
         }
     }
+}
+
+/// # Panics
+/// A slice is shorter than the shape says, or `heads` or `head_dim` is 0.
+fn check_lengths(
+    shape: AttentionShape,
+    [q, out, dout, dq]: [&[f32]; 4],
+    [k, v, dk, dv]: [&[f32]; 4],
+) {
+    let AttentionShape {
+        heads,
+        head_dim,
+        q_stride,
+        kv_stride,
+        out_stride,
+        dq_stride,
+        dkv_stride,
+        ..
+    } = shape;
+    assert!(
+        heads > 0 && head_dim > 0,
+        "heads {heads}, head_dim {head_dim}"
+    );
+    let group = heads * head_dim;
+    assert!(q.len() >= shape.reach(q_stride, group), "q is too short");
+    assert!(
+        k.len() >= shape.reach(kv_stride, head_dim),
+        "k is too short"
+    );
+    assert!(
+        v.len() >= shape.reach(kv_stride, head_dim),
+        "v is too short"
+    );
+    assert!(
+        out.len() >= shape.reach(out_stride, group),
+        "out is too short"
+    );
+    assert!(
+        dout.len() >= shape.reach(out_stride, group),
+        "dout is too short"
+    );
+    assert!(dq.len() >= shape.reach(dq_stride, group), "dq is too short");
+    assert!(
+        dk.len() >= shape.reach(dkv_stride, head_dim),
+        "dk is too short"
+    );
+    assert!(
+        dv.len() >= shape.reach(dkv_stride, head_dim),
+        "dv is too short"
+    );
 }
 
 per_isa! {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cpu::check::*;
 
-/// Causal attention as the formula reads, in `f64`.
+/// Causal attention by its formula, in `f64`.
 ///
 /// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, head_dim]`; returns the output in the shape of `q`.
 fn forward(
@@ -39,7 +39,7 @@ fn forward(
     out
 }
 
-/// One made-up call; `spread` is the size of the scores.
+/// The inputs of one call; `spread` is the size of the scores.
 struct Case {
     shape: AttentionShape,
     q: Vec<f32>,
@@ -94,7 +94,7 @@ impl Case {
     }
 }
 
-/// The gradient as the formulas read, in `f64`, for sizes where finite differences take too long.
+/// The gradient by its formulas, in `f64`, for sizes where finite differences take too long.
 fn reference(case: &Case) -> [Vec<f64>; 3] {
     let AttentionShape {
         tokens,
@@ -134,7 +134,7 @@ fn reference(case: &Case) -> [Vec<f64>; 3] {
 }
 
 #[test]
-fn is_the_finite_difference_of_the_forward() {
+fn gradients_match_finite_differences_of_the_forward() {
     let mut scratch = Vec::new();
     for (tokens, heads, head_dim) in [(1, 1, 4), (5, 2, 6), (19, 3, 16), (35, 1, 8), (17, 2, 20)] {
         let case = Case::new(tokens, heads, head_dim, 3.0);
@@ -165,7 +165,7 @@ fn is_the_finite_difference_of_the_forward() {
 }
 
 #[test]
-fn every_isa_gives_the_same_bits() {
+fn gradients_are_bit_identical_on_every_isa() {
     let mut scratch = Vec::new();
     for (tokens, heads, head_dim) in [
         (1, 3, 64),
@@ -183,7 +183,7 @@ fn every_isa_gives_the_same_bits() {
             1e-5,
         );
         for isa in isas() {
-            // A scratch that held something else must not matter.
+            // The contents of the scratch must not matter.
             scratch.fill(f32::NAN);
             for (got, expected) in case.gradients(isa, &mut scratch).iter().zip(&scalar) {
                 assert_same_bits(isa, got, expected);
@@ -193,7 +193,7 @@ fn every_isa_gives_the_same_bits() {
 }
 
 #[test]
-fn long_sequences_stay_near_the_formulas() {
+fn gradients_of_long_sequences_match_the_reference() {
     let case = Case::new(1030, 1, 64, 20.0);
     let gradients = case.gradients(Isa::best(), &mut Vec::new());
     for (got, expected) in gradients.iter().zip(reference(&case)) {
@@ -203,7 +203,7 @@ fn long_sequences_stay_near_the_formulas() {
 
 /// Two kv heads interleaved in one buffer, as the model has them, and nothing written between the rows.
 #[test]
-fn strided_rows_give_what_contiguous_rows_give() {
+fn strided_rows_give_the_same_gradients_as_contiguous_rows() {
     let case = Case::new(21, 2, 16, 2.0);
     let scratch = &mut Vec::new();
     let [dq, dk, dv] = case.gradients(Isa::best(), scratch);
@@ -261,7 +261,7 @@ fn strided_rows_give_what_contiguous_rows_give() {
 }
 
 #[test]
-fn large_scores_and_empty_sequences() {
+fn large_scores_give_finite_gradients_and_empty_sequences_are_accepted() {
     let case = Case::new(40, 1, 16, 1e4);
     for gradient in case.gradients(Isa::best(), &mut Vec::new()) {
         assert!(gradient.iter().all(|x| x.is_finite()));
@@ -272,7 +272,7 @@ fn large_scores_and_empty_sequences() {
 
 #[test]
 #[should_panic(expected = "dout is too short")]
-fn a_short_slice_is_refused() {
+fn short_slice_panics_with_its_name() {
     let mut case = Case::new(4, 1, 16, 1.0);
     case.dout.pop();
     case.gradients(Isa::best(), &mut Vec::new());

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_loss_and_its_finite_difference() {
+    fn loss_matches_the_reference_and_gradient_its_finite_difference() {
         for (rows, vocab, size) in [(3, 50, 3.0), (2, 129, 30.0), (1, 1, 1.0), (2, 16, 0.1)] {
             let logits: Vec<f32> = numbers(1, rows * vocab).iter().map(|x| x * size).collect();
             let targets: Vec<u32> = (0..rows)
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_vocabulary_keeps_its_digits() {
+    fn loss_of_a_large_vocabulary_is_precise() {
         let vocab = 49_152;
         let logits: Vec<f32> = numbers(5, vocab).iter().map(|x| x * 12.0 + 300.0).collect();
         let expected = forward(&to_f64(&logits), &[4711])[0];
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinite_logits_show_in_the_loss() {
+    fn nan_and_infinite_logits_give_a_nan_loss() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut logits = vec![0.5; 40];
             logits[33] = bad;
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "outside the vocabulary")]
-    fn a_target_outside_the_vocabulary_is_refused() {
+    fn target_outside_the_vocabulary_panics() {
         cross_entropy(Isa::best(), &mut [0.0; 8], &[8], &[1.0], &mut [0.0]);
     }
 }

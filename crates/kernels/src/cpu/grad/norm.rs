@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_finite_difference_of_the_forward() {
+    fn gradients_match_finite_differences_of_the_forward() {
         for (rows, columns, eps) in [(3, 48, 1e-5), (2, 37, 1e-2), (1, 1, 0.5), (4, 5, 1e-6)] {
             let x = numbers(1, rows * columns);
             let weight = numbers(2, columns);

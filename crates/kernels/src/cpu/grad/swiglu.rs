@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_finite_difference_of_the_forward() {
+    fn gradients_match_finite_differences_of_the_forward() {
         for n in [1, 16, 133] {
             let gate: Vec<f32> = numbers(1, n).iter().map(|x| x * 8.0).collect();
             let up = numbers(2, n);

@@ -107,7 +107,7 @@ fn products_are_close_to_exact_ones_and_the_same_on_every_isa() {
 }
 
 #[test]
-fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
+fn softmax_gradient_product_is_close_to_the_exact_one_and_the_same_on_every_isa() {
     let mut r = Random::new(7);
     for (outputs, rows) in [(5000, 13), (1024, 6), (37, 3), (2049, 1)] {
         let padded = usize::next_multiple_of(outputs, LANES);
@@ -118,7 +118,7 @@ fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
         }
         let mean: [f32; GROUP] =
             std::array::from_fn(|k| weights.iter().map(|w| w[k]).sum::<f32>() / outputs as f32);
-        // From what nobody is sure of to what everybody is; and one that is wrong, where the small ones count together.
+        // From uncertain to confident predictions, and a wrong one, where the small values matter in their sum.
         let x: Vec<f32> = (0..rows)
             .flat_map(|m| {
                 let target = m * 7 % outputs;
@@ -140,7 +140,7 @@ fn a_softmaxs_gradient_is_close_to_the_exact_one_and_the_same_on_every_isa() {
         for isa in isas() {
             let (units, panels) = panels(isa, &weights);
             let mut gradient = SparseRows::default();
-            // What was there before is forgotten.
+            // Earlier contents are replaced.
             for _ in 0..2 {
                 gradient.fill(isa, &Pool::new(3), &x, rows, &units);
             }
@@ -237,8 +237,8 @@ fn quantized_weights_round_as_their_values_do_on_every_isa() {
 }
 
 #[test]
-fn the_largest_sums_fit() {
-    // One value that fills 16 bits, values that fill the sum, and something between.
+fn largest_sums_fit_in_32_bits() {
+    // One value that fills 16 bits, values that fill the sum, and cases between.
     for large in [1, 10, 100, PANEL] {
         let mut x = [0f32; PANEL];
         x[..large].fill(-1.0);
@@ -268,7 +268,7 @@ fn the_largest_sums_fit() {
 }
 
 #[test]
-fn rows_that_are_zero_or_not_finite_stay_so() {
+fn zero_and_non_finite_rows_are_preserved() {
     let mut r = Random::new(5);
     let weights: Vec<[f32; GROUP]> = (0..32)
         .map(|_| std::array::from_fn(|_| r.value()))

@@ -163,8 +163,21 @@ impl CpuDevice {
                 }
             });
         }
+        self.add_pair_gradients(rows, (inputs, outputs), pair, &h, &dh);
+    }
+
+    /// Adds dB and dA; `h` and `dh` are rows x rank.
+    fn add_pair_gradients(
+        &self,
+        rows: Rows,
+        (inputs, outputs): (usize, usize),
+        pair: &mut LoraGrad,
+        h: &[f32],
+        dh: &[f32],
+    ) {
+        let (isa, r, n) = (self.isa(), pair.rank, rows.count);
         // dB by blocks of outputs, dA by blocks of inputs: each element is one chain over the rows, in order. A block's columns
-        // are brought together first: read where they lie, rows would take each other's place in the cache.
+        // are gathered first: read in place, rows would evict each other from the cache.
         let (da, db) = (Scatter::new(pair.da), Scatter::new(pair.db));
         let db_tasks = outputs.div_ceil(COLUMNS);
         self.pool()

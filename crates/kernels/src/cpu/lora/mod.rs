@@ -26,7 +26,7 @@ pub struct Lora<'a> {
     pub runs: &'a [Run],
     /// By slot: the adapter's pair for this linear layer, if it has one.
     pub packs: &'a [Option<&'a LoraPack>],
-    /// What the adapters do not see of their inputs, in training.
+    /// Dropout on the adapters' inputs, in training.
     pub dropout: Option<Dropout<'a>>,
 }
 

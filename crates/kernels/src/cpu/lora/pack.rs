@@ -13,13 +13,13 @@ pub struct LoraPack {
     pub(crate) rank: usize,
     /// Rank rounded up to whole vectors.
     pub(crate) padded: usize,
-    /// alpha / rank, or what the adapter says instead.
+    /// alpha / rank, unless the adapter sets another scale.
     pub(crate) scale: f32,
     /// A^T: inputs x padded.
     pub(super) a: Values,
     /// B^T in tiles of 16 outputs: tile > rank > 16, so that the values of a tile are adjacent.
     pub(super) b: Values,
-    // Both with an even number of columns; what is too much is 0.
+    // Both have an even number of columns; padding is 0.
 }
 
 impl LoraPack {

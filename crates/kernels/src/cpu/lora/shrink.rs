@@ -52,7 +52,7 @@ struct Shrink {
     h_row: usize,
 }
 
-/// How far in front of the products A is asked for, in bytes.
+/// How far ahead of the products A is prefetched, in bytes.
 pub(super) const AHEAD: usize = 4096;
 
 /// Chains that a sum over the inputs is split into: one alone would wait for each addition before the next.

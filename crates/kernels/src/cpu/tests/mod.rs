@@ -149,7 +149,7 @@ fn products_match_the_reference_in_every_type() {
 
 #[test]
 fn int8_products_are_exact_in_their_own_arithmetic() {
-    // What the int8 path computes, spelled out: quantize the row, dequantize it, multiply in f64.
+    // The int8 path step by step: quantize the row, dequantize it, multiply in f64.
     let mut r = Random::new(5);
     let (outputs, inputs) = (32, 256);
     for source in TYPES.into_iter().filter(|t| t.block_values() > 1) {
@@ -246,7 +246,7 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 #[test]
-fn paged_attention_matches_the_reference_whatever_the_chunks() {
+fn paged_attention_matches_the_reference_for_any_chunking() {
     let (heads, kv_heads, dim, tokens) = (6, 2, 32, 75);
     let mut r = Random::new(13);
     let table = RopeTable::new(dim, 128, 10_000.0, None);
@@ -344,7 +344,7 @@ fn norms_match_the_reference() {
 }
 
 #[test]
-fn backward_of_a_head_is_that_of_products_and_each_rows_own() {
+fn head_backward_equals_linear_backward_and_does_not_depend_on_the_batch() {
     let mut r = Random::new(23);
     let rows = 14;
     for (source, outputs, inputs) in [
@@ -375,7 +375,7 @@ fn backward_of_a_head_is_that_of_products_and_each_rows_own() {
                     "{source:?} {compute:?} {}: {off}",
                     d.describe()
                 );
-                // In other company, a row is the same to the bit.
+                // In another batch, a row has the same bits.
                 let (some, mut alone) = (&g.values()[3 * outputs..5 * outputs], Tensor::default());
                 let some = Tensor::from_vec(2, outputs, some.to_vec());
                 d.head_backward(&some, &w, &mut alone, compute);
@@ -479,7 +479,7 @@ fn backward_of_products_matches_finite_differences_of_the_forward() {
 }
 
 #[test]
-fn weights_that_do_not_fit_are_refused() {
+fn weights_with_wrong_shapes_are_errors() {
     let d = CpuDevice::open(Some(1), Isa::best()).unwrap();
     for (outputs, inputs, bytes) in [
         (4, 32, 79),
