@@ -17,8 +17,7 @@ use crate::{report, sources};
 /// Folders whose modules still use each other in a cycle, by crate and module path. The list may only shrink.
 const SIBLINGS: &[(&str, &str)] = &[];
 /// Folders whose `mod.rs` still uses children that use it.
-const PARENTS: &[(&str, &str)] = &[
-];
+const PARENTS: &[(&str, &str)] = &[];
 
 /// The node of a folder's own file.
 const OWN: &str = "mod";
