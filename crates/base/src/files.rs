@@ -95,7 +95,7 @@ impl BaseFiles {
     }
 }
 
-/// How a base is spoken to: its files without the weights, for what only looks at texts and tokens.
+/// The files of a base without its weights, for code that only needs texts and tokens.
 pub struct BaseText {
     /// Its tokenizer.
     pub tokenizer: Tokenizer,

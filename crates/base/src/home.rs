@@ -1,4 +1,4 @@
-//! Where Lory keeps its files: `LORY_HOME`, else the platform's folders. Knows what lies where, not what it means.
+//! Where Lory keeps its files: `LORY_HOME`, else the platform's folders. Knows the paths, not what the files mean.
 
 use std::path::{Path, PathBuf};
 

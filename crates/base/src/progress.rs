@@ -13,7 +13,7 @@ pub struct Progress {
     bar: ProgressBar,
     watched: bool,
     hidden: bool,
-    /// What was added since it began, for whoever looks from elsewhere.
+    /// What was added since it began, for readers on other threads.
     counter: Option<Arc<AtomicU64>>,
 }
 
@@ -43,7 +43,7 @@ impl Progress {
         }
     }
 
-    /// Progress that nobody sees but whoever looks at `counter`.
+    /// Hidden progress; only `counter` shows it.
     #[must_use]
     pub fn counted(counter: Arc<AtomicU64>) -> Self {
         let mut progress = Progress::hidden();

@@ -1,4 +1,4 @@
-//! Writes the float path's logits for some tokens, with an adapter or without, so that others can compare theirs:
+//! Writes the float path's logits for some tokens, with or without an adapter, so that other programs can compare theirs:
 //!
 //! ```text
 //! cargo run --release --example logits -- BASE.gguf ADAPTER_DIR|- OUT.safetensors TOKEN...

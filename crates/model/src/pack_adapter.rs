@@ -20,7 +20,7 @@ impl Model {
     /// [`Model::load_adapter`] of a folder whose values are widened on the way, a pair at a time.
     ///
     /// # Errors
-    /// As there; and a value that is no number.
+    /// Those of [`Model::load_adapter`], and a value that is not a number.
     pub fn load_adapter_file(&self, adapter: &peft::AdapterFile) -> Result<Adapter, ModelError> {
         adapter.check(self.config())?;
         let shapes: Vec<PairShape> = adapter.shapes().collect();

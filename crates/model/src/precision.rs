@@ -100,7 +100,7 @@ pub(crate) fn is_float(dtype: GgmlType) -> bool {
 /// The bytes of a matrix in another type, its rows shared out to `threads` threads.
 ///
 /// # Errors
-/// A value that is no number, or past what the type holds.
+/// A value that is not a number or is out of the type's range.
 pub(crate) fn convert(
     tensor: &TensorView<'_>,
     to: GgmlType,
@@ -110,7 +110,7 @@ pub(crate) fn convert(
     let row_in = tensor.dtype.bytes_for(inputs as u64).unwrap_or(0) as usize;
     let row_out = to.bytes_for(inputs as u64).unwrap_or(0) as usize;
     if row_in == 0 || row_out == 0 || !tensor.data.len().is_multiple_of(row_in) {
-        return Err(format!("rows of {inputs} are no whole {to} blocks"));
+        return Err(format!("rows of {inputs} are not whole {to} blocks"));
     }
     let rows = tensor.data.len() / row_in;
     let mut out = vec![0u8; rows * row_out];

@@ -1,4 +1,4 @@
-//! Files that are no model, or half of one, are refused by name.
+//! Files that are not a model, or only half of one, are refused by name.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A merged file against the base with the adapter beside it: the same logits, as far as its types hold them.
+//! A merged file against the base with the adapter applied at run time: the same logits, within the precision of its types.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn open(bytes: Vec<u8>) -> (Gguf, Model) {
     (gguf, model)
 }
 
-/// Logits of some tokens in f32, with an adapter at a scale or without.
+/// Logits of some tokens in f32, with an adapter at a scale or with the base alone.
 fn logits(model: &Model, adapter: Option<(&Adapter, f32)>) -> Vec<f32> {
     let tokens: Vec<u32> = (0..40).map(|i| (i * 104_729) % 250).collect();
     let packed: Vec<_> = adapter

@@ -31,7 +31,7 @@ impl FolderLock {
                 progress.say("another process is fetching the same file; waiting for it");
                 lock.lock()?;
             }
-            // A file system without locks: both fetch, and whoever is last replaces the file by an equal one.
+            // A file system without locks: both processes fetch, and the last one replaces the file by an equal one.
             Err(TryLockError::Error(_)) => {
                 return Ok(Self {
                     folder: folder.to_owned(),
@@ -142,7 +142,7 @@ fn open_to_others(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// What a file was like when it was hashed, written beside it.
+/// What a file was like when it was hashed, written next to it.
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 struct Stamp {
     bytes: u64,

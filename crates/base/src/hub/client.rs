@@ -141,7 +141,7 @@ impl<'a> HubClient<'a> {
     pub(super) fn listing(&self, revision: &str) -> Result<RepositoryInfo, PullError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         if revision.is_empty() || !revision.chars().all(plain) || revision.contains("..") {
-            return Err(self.failed(format!("{revision:?} is no revision")));
+            return Err(self.failed(format!("{revision:?} is not a revision")));
         }
         let revision = revision.replace('/', "%2F");
         let url = format!(
@@ -216,7 +216,7 @@ impl<'a> HubClient<'a> {
         let fetched = self.download(commit, name, file.size, &part, progress);
         let bytes = fetched.map_err(|error| {
             let more = if error.resumable {
-                "; the same command goes on from there"
+                "; the same command continues from there"
             } else {
                 ""
             };

@@ -60,7 +60,7 @@ pub fn pull(
     };
     std::fs::create_dir_all(&folder).map_err(error(&folder))?;
     let lock = cache_folder::FolderLock::wait(&folder, progress).map_err(error(&folder))?;
-    // Whoever had the lock before may have fetched it.
+    // The previous holder of the lock may have fetched it.
     let cache = match cache_folder::check(base, &path) {
         Ok(true) => {
             return Ok(PulledBase {

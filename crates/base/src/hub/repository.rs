@@ -24,7 +24,7 @@ use crate::progress::Progress;
 
 const CURRENT: &str = "current";
 
-/// The files of a folder that is a base, beside its weights.
+/// The files of a base's folder besides its weights.
 const DESCRIPTION: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -177,7 +177,7 @@ fn choose(all: &[RepositoryFile], file: Option<&str>) -> Result<Vec<RepositoryFi
     let named = |name: &str| all.iter().find(|one| one.rfilename == name).cloned();
     if let Some(file) = file {
         if !is_plain(file) {
-            return Err(format!("--file {file:?} is no file name"));
+            return Err(format!("--file {file:?} is not a file name"));
         }
         let found = named(file).ok_or_else(|| format!("it has no file {file:?}"))?;
         return Ok(vec![found]);
@@ -291,7 +291,7 @@ mod tests {
         assert!(
             choose(&ggufs, Some("../x"))
                 .unwrap_err()
-                .contains("no file name")
+                .contains("not a file name")
         );
         assert!(
             choose(&ggufs, Some("b.gguf"))

@@ -24,7 +24,7 @@ pub struct MemoryPlan {
     pub adapters: u64,
     /// What a step writes, the rotary table, and the program itself.
     pub working: u64,
-    /// What loading holds beside the weights; keys, values and adapters come after it, so they do not add up.
+    /// Bytes that loading needs besides the weights; keys, values and adapters are allocated after it, so they do not add up.
     pub loading: u64,
 }
 

@@ -105,7 +105,7 @@ fn gpus_under(root: &Path) -> Vec<Gpu> {
             0x10de => (Vendor::Nvidia, "NVIDIA"),
             0x1002 => (Vendor::Amd, "AMD"),
             0x8086 => (Vendor::Intel, "Intel"),
-            // Screens of virtual machines and of servers' management are no GPUs.
+            // Display adapters of virtual machines and of server management are not GPUs.
             _ => continue,
         };
         let id = hex(&device.join("device")).unwrap_or(0);

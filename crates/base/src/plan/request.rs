@@ -5,7 +5,7 @@ use model::Precision;
 /// What is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanRequest {
-    /// The precision that is asked for; without, the planner chooses.
+    /// The requested precision; if it is `None`, the planner chooses.
     pub precision: Option<Precision>,
     /// Bytes for keys and values.
     pub kv_memory: u64,

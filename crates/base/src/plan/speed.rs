@@ -21,7 +21,7 @@ const LEAST: Duration = Duration::from_millis(300);
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeasuredSpeed {
-    /// Tokens a second of one answer, by its products; attention over a long context takes its time beside them.
+    /// Tokens a second of one answer, from its matrix products alone; attention over a long context adds time.
     pub tokens_per_s: f64,
     /// Bytes of weights that were read for it.
     pub bytes: usize,
@@ -116,7 +116,7 @@ pub fn measure_speed(
     }))
 }
 
-/// The kernels' name of a type; rows that are no whole blocks of it are taken as f16, which takes as long as they would.
+/// The kernels' name of a type; rows that are not whole blocks of it count as f16, which takes as long.
 fn source(dtype: GgmlType, inputs: usize) -> SourceType {
     let source = model::source_type(dtype).unwrap_or(SourceType::F16);
     if inputs.is_multiple_of(source.block_values()) {

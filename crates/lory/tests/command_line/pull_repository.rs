@@ -232,7 +232,7 @@ fn an_interrupted_download_resumes() {
         &[
             "model-00001-of-00003.safetensors",
             "broke off after 2000",
-            "the same command goes on",
+            "the same command continues",
         ],
     );
     assert!(!scene.path("home/models/nobody--tiny/current").exists());

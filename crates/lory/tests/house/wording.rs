@@ -94,7 +94,7 @@ const KEPT: &[&str] = &[
 ];
 
 /// The most lines that the rules still find. The number may only shrink; it is gone when it is 0.
-const ALLOWED: usize = 578;
+const ALLOWED: usize = 18;
 
 /// The crate, or else the folder at the top.
 fn part(path: &str) -> String {
