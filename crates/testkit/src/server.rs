@@ -1,4 +1,4 @@
-//! Running servers: [`TestServer`] in this process and [`ServerProcess`] from the built binary. Both are a [`Client`].
+//! Running servers: `TestServer` (feature `server`) in this process and [`ServerProcess`] from the built binary. Both are a [`Client`].
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;

@@ -2,7 +2,7 @@
 //!
 //! A mask is a function of seed, step, row, layer and module: a layer that is run again in the backward sees the
 //! mask that it ran with, a resumed run the masks of the whole one, and a step cut into micro-batches those of the large
-//! batch. What is done with them is [`kernels::Dropout`]'s business.
+//! batch. `kernels` applies them.
 
 use kernels::RowDropout;
 

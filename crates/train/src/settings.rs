@@ -79,7 +79,7 @@ pub struct TrainSettings {
     /// Rows of similar length go into the same step.
     pub group_by_length: bool,
     /// How often each training row is used once more in an epoch, with other digits in the identifiers that its answer
-    /// copies (see [`crate::vary`]).
+    /// copies (see [`crate::vary_identifiers`]).
     pub vary_identifiers: u64,
     /// Share of the rows held out for validation when there is no evaluation file.
     pub validation_fraction: f64,

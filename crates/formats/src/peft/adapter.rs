@@ -17,7 +17,7 @@ pub struct LoraPair {
     pub layer: usize,
     /// Which linear of the layer.
     pub module: Module,
-    /// Rank, 1 to [`MAX_RANK`].
+    /// Rank, 1 to [`super::MAX_RANK`].
     pub rank: usize,
     /// Inputs of the linear.
     pub inputs: usize,
@@ -38,7 +38,7 @@ pub struct PairShape {
     pub layer: usize,
     /// Which linear of the layer.
     pub module: Module,
-    /// Rank, 1 to [`MAX_RANK`].
+    /// Rank, 1 to [`super::MAX_RANK`].
     pub rank: usize,
     /// Inputs of the linear.
     pub inputs: usize,

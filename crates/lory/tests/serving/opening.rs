@@ -8,7 +8,7 @@ use testkit::tiny::{tiny_adapter, tiny_config};
 use crate::setup;
 
 fn refused(home: &TestHome) -> String {
-    match setup::open(&home, &Settings::default()) {
+    match setup::open(home, &Settings::default()) {
         Ok(_) => panic!("the service opened"),
         Err(error) => error.to_string(),
     }
@@ -68,7 +68,7 @@ fn persona_with_the_bases_name_is_rejected() {
 
 /// A service whose adapter memory holds one adapter, not two.
 fn small_service(home: &TestHome) -> Service {
-    let roomy = setup::open(&home, &Settings::default()).unwrap();
+    let roomy = setup::open(home, &Settings::default()).unwrap();
     let bytes: Vec<u64> = roomy
         .engine()
         .adapters()
@@ -78,7 +78,7 @@ fn small_service(home: &TestHome) -> Service {
     assert_eq!(bytes.len(), 2);
     let mut settings = Settings::default();
     settings.engine.adapter_memory = bytes[0] + bytes[1] - 1;
-    setup::open(&home, &settings).unwrap()
+    setup::open(home, &settings).unwrap()
 }
 
 fn say(service: &Service, who: &str) -> Result<String, RequestError> {

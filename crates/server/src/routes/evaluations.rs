@@ -103,7 +103,7 @@ pub(super) struct EvaluationObject {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum EvaluationOrResult {
-    Evaluation(EvaluationObject),
+    Evaluation(Box<EvaluationObject>),
     Result(Value),
 }
 
@@ -188,7 +188,7 @@ pub(super) async fn retrieve(
         let found = run_blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;
         let evaluation = EvaluationObject::new(evaluation, result);
-        return Ok(Json(EvaluationOrResult::Evaluation(evaluation)));
+        return Ok(Json(EvaluationOrResult::Evaluation(Box::new(evaluation))));
     }
     if let Some(key) = caller.key() {
         key.check_admin()?;

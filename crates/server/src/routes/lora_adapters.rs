@@ -49,7 +49,7 @@ impl AdapterState {
             names,
             resident: resident.is_some(),
             loading: info.is_some_and(|info| info.loading),
-            bytes: resident.map_or(0, |info| info.bytes as u64),
+            bytes: resident.map_or(0, |info| info.bytes),
             leases: info.map_or(0, |info| info.leases as u64),
         }
     }
@@ -124,8 +124,8 @@ pub(super) async fn lora_adapters(
         .collect();
     let stats = service.engine().stats().adapters;
     let pool = Pool {
-        bytes: stats.bytes as u64,
-        limit: stats.limit as u64,
+        bytes: stats.bytes,
+        limit: stats.limit,
         resident: stats.resident as u64,
         loading: stats.loading as u64,
         waiting_requests: stats.waiting as u64,

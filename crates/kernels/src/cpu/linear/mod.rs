@@ -108,17 +108,18 @@ impl CpuDevice {
         if rows == 0 {
             return;
         }
-        let paths: Vec<Path> = projections
-            .iter()
-            .map(|p| self.path(p.weights, compute))
-            .collect();
+        let paths = projections.iter().map(|p| self.path(p.weights, compute));
         // Where activations are rounded anyway, LoRA may round them too; masks are of what is not.
         let lora_dot = compute != Compute::F32
             && self.bf16_dot()
             && projections.iter().all(|p| p.lora.dropout.is_none());
-        self.prepare(workspace, normed, x, norm, projections, &paths, lora_dot);
+        let arithmetic = Arithmetic {
+            paths: paths.collect(),
+            lora_dot,
+        };
+        self.prepare(workspace, normed, x, norm, projections, &arithmetic);
         let x = if norm.is_some() { &*normed } else { x };
-        self.multiply(workspace, x, projections, &paths, lora_dot);
+        self.multiply(workspace, x, projections, &arithmetic);
     }
 
     pub(crate) fn path(&self, weights: &Weights, compute: Compute) -> Path {
@@ -136,9 +137,10 @@ impl CpuDevice {
         x: &Tensor,
         norm: Option<Norm>,
         projections: &[Projection],
-        paths: &[Path],
-        lora_dot: bool,
+        arithmetic: &Arithmetic,
     ) {
+        let Arithmetic { paths, lora_dot } = arithmetic;
+        let lora_dot = *lora_dot;
         let (rows, columns, isa) = (x.rows(), x.columns(), self.isa());
         let int8 = paths.contains(&Path::Int8);
         let paired = |p: &Projection| p.lora.packs.iter().flatten().any(|pack| pack.is_paired());
@@ -246,9 +248,10 @@ impl CpuDevice {
         workspace: &Workspace,
         x: &Tensor,
         projections: &mut [Projection],
-        paths: &[Path],
-        lora_dot: bool,
+        arithmetic: &Arithmetic,
     ) {
+        let Arithmetic { paths, lora_dot } = arithmetic;
+        let lora_dot = *lora_dot;
         struct Part<'a> {
             weights: &'a Weights,
             bias: Option<&'a [f32]>,
@@ -348,6 +351,14 @@ impl CpuDevice {
             }
         });
     }
+}
+
+/// How the projections of one call are multiplied.
+struct Arithmetic {
+    /// The path of each projection's weights.
+    paths: Vec<Path>,
+    /// Whether adapters multiply pairs of bf16.
+    lora_dot: bool,
 }
 
 /// The type in which one projection is computed.
