@@ -40,7 +40,7 @@ impl MemoryLimit {
     }
 }
 
-/// What is left on this machine; none where it does not say.
+/// The memory left for this process; `None` if the system does not report it.
 #[must_use]
 pub fn available() -> Option<AvailableMemory> {
     available_under(Path::new("/"))
@@ -68,7 +68,7 @@ fn total_under(root: &Path) -> Option<u64> {
     groups.chain(machine).min()
 }
 
-/// What this process holds now, in bytes; none where the system does not say.
+/// What this process uses now, in bytes; `None` if the system does not report it.
 #[must_use]
 pub fn in_use() -> Option<u64> {
     kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")

@@ -78,7 +78,7 @@ impl OutputProcessor {
         logits: &[f32],
         stats: &SharedStats,
     ) -> Option<FinishReason> {
-        // A draft that was not run still shows, by its first token, how good drafts are.
+        // Even if a draft was not run, its first token updates the acceptance rate.
         let draft = sequence.draft(1);
         let ngram = draft.map(|draft| draft.ngram);
         let unrun = draft

@@ -7,7 +7,7 @@
 //! small tools that the crates above share.
 //!
 //! Every input is untrusted: sizes are checked before memory is allocated, and an error names the file and the tensor or field.
-//! This crate computes nothing and must not know of threads, devices, requests or servers.
+//! Runs no model, and must not know threads, devices, requests or servers.
 
 pub mod atomic_file;
 pub mod chat_template;

@@ -1,9 +1,10 @@
 //! Everything that computes: quantized products with mixed LoRA, paged attention, and the backward of each. The one crate
-//! with unsafe code, intrinsics and `cfg` for a device; its face is safe.
+//! with unsafe code, intrinsics and `cfg` for a device; its public interface is safe.
+//! Read `device` first, then the module of your subject, then `cpu/mod.rs`.
 //!
 //! It knows tensors and rows. It does not know models, file formats or requests.
 //!
-//! # The face
+//! # The public interface
 //!
 //! Everything is made by a [`Device`] and computed by one of its methods. What a device makes is opaque: values cross between
 //! host and device only in calls that say so ([`Device::upload`], [`Tensor::read_into`], [`Device::read_gradients`]).
@@ -26,7 +27,7 @@
 //! # Devices
 //!
 //! `cpu/` is the CPU; its `mod.rs` says what to read first. A Vulkan, Metal or CUDA device is a folder next to it, a variant
-//! of `device::Kind` and of `device::Form`, and an arm in each method. Nothing above this crate changes.
+//! of `device::Kind` and of `device::Form`, and an arm in each method. Little above this crate changes.
 //!
 //! `host/` is about the process's memory and files; it is used with every device.
 

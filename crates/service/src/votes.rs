@@ -22,7 +22,7 @@ pub enum VoteError {
     )]
     Off,
     /// The limit of stored votes is reached.
-    #[error("{MAX_VOTES} votes are kept already, as many as may be; move {} away to begin anew", path.display())]
+    #[error("the limit of {MAX_VOTES} stored votes is reached; move {} away to start again", path.display())]
     Full {
         /// The file.
         path: PathBuf,

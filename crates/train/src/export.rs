@@ -28,7 +28,7 @@ pub struct Provenance {
     pub data: DataReport,
 }
 
-/// The PEFT adapter of what was trained; `provenance` goes into the header of its weights, under `lory.*`.
+/// Converts a trained adapter to PEFT; `provenance` goes into the header of its weights as `lory.*`.
 ///
 /// # Errors
 /// Settings that name no module.

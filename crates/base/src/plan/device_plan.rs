@@ -24,7 +24,7 @@ pub struct MemoryPlan {
     pub adapters: u64,
     /// What a step writes, the rotary table, and the program itself.
     pub working: u64,
-    /// Bytes that loading needs besides the weights; keys, values and adapters are allocated after it, so they do not add up.
+    /// Extra bytes during loading. Keys, values and adapters are allocated later, so this does not add to them.
     pub loading: u64,
 }
 
@@ -44,7 +44,7 @@ pub struct DevicePlan {
     pub device: DeviceKind,
     /// Whether Lory runs on it today.
     pub runnable: bool,
-    /// In what float weights are held; none where the file's types are kept.
+    /// The type of float weights in memory; `None` keeps the file's types.
     #[serde(serialize_with = "named")]
     pub precision: Option<Precision>,
     /// What it takes.

@@ -50,7 +50,7 @@ fn first_that_fits(
         .unwrap_or(&Precision::Q4)
 }
 
-/// What is said where the choice is not the planner's; none where it is.
+/// The precision and its reason if the user or the file fixes it; `None` if the planner chooses.
 fn given(sizes: &ModelSizes, demand: &PlanRequest) -> Option<(Option<Precision>, String)> {
     if !sizes.is_float() {
         let types: Vec<&str> = sizes.types().iter().map(|dtype| dtype.name()).collect();

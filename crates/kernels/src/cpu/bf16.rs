@@ -101,7 +101,7 @@ mod x86 {
 }
 
 /// # Safety
-/// The pointers cover the shapes, `n` is a multiple of 16, and [`crate::cpu::isa::has_bf16_dot`] said yes.
+/// The pointers cover the shapes, `n` is a multiple of 16, and [`crate::cpu::isa::has_bf16_dot`] returned true.
 pub(crate) unsafe fn pair_gemm(g: PairGemm) {
     debug_assert!(g.n.is_multiple_of(16));
     #[cfg(target_arch = "x86_64")]

@@ -113,7 +113,7 @@ macro_rules! per_isa {
             #[allow(clippy::too_many_arguments)]
             fn avx2 $(<$($g: $b),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match isa {
-                // SAFETY: an `Isa` other than Scalar only exists in a device where `Isa::available` said yes.
+                // SAFETY: an `Isa` other than Scalar only exists in a device where `Isa::available` returned true.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]

@@ -525,7 +525,7 @@ macro_rules! instantiate {
                 // SAFETY: by the caller's contract.
                 unsafe { $kernel::<$crate::cpu::simd::Avx2 $($(, $g)*)?>($($arg),*) }
             }
-            // SAFETY: an `Isa` other than Scalar exists only in a device where `Isa::available` said yes; the rest is the
+            // SAFETY: an `Isa` other than Scalar exists only in a device where `Isa::available` returned true; the rest is the
             // caller's contract.
             unsafe {
                 match isa {

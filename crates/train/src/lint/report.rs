@@ -151,7 +151,7 @@ impl fmt::Display for Finding {
 pub struct LintReport {
     /// Rows looked at.
     pub rows: usize,
-    /// Lines that are not rows; if there are very many, not all of them have a finding.
+    /// Lines that are not rows; only the first ones have a finding.
     pub broken_lines: usize,
     /// Findings, by file and line.
     pub findings: Vec<Finding>,

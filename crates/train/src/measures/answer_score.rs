@@ -21,7 +21,7 @@ pub struct AnswerScore {
 }
 
 impl AnswerScore {
-    /// Judges one more answer; true for (in tone, identifiers copied: true where there are none).
+    /// Scores one more answer. Returns (in tone, identifiers copied); the second is true if there are none.
     pub fn judge(
         &mut self,
         markers: &ToneMarkers,

@@ -259,7 +259,7 @@ impl AdapterRun {
     }
 }
 
-/// The greatest common divisor, of which neither is 0.
+/// The greatest common divisor of two nonzero numbers.
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }

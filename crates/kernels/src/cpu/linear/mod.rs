@@ -42,7 +42,7 @@ pub(crate) struct Workspace {
     shrunk: Vec<Vec<f32>>,
 }
 
-/// Most rows that one task of region 1 takes; fewer where there are few, so that all threads have some.
+/// The most rows of a task in region 1. With few rows, tasks are smaller, so that every thread has one.
 const ROW_CHUNK: usize = 16;
 /// From so many rows on, two tiles take longer than it takes to begin a task.
 const MANY_ROWS: usize = 128;
@@ -109,7 +109,7 @@ impl CpuDevice {
             return;
         }
         let paths = projections.iter().map(|p| self.path(p.weights, compute));
-        // Where activations are rounded anyway, LoRA may round them too; masks are of what is not.
+        // Where activations are rounded anyway, LoRA may round them too. Dropout masks apply to unrounded activations.
         let lora_dot = compute != Compute::F32
             && self.bf16_dot()
             && projections.iter().all(|p| p.lora.dropout.is_none());

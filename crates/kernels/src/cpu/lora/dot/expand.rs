@@ -114,7 +114,7 @@ mod x86 {
 /// out += h B^T, for each of some expansions whose h are pairs.
 ///
 /// # Safety
-/// As [`crate::cpu::lora::expand`], and [`crate::cpu::isa::has_bf16_dot`] said yes.
+/// As [`crate::cpu::lora::expand`], and [`crate::cpu::isa::has_bf16_dot`] returned true.
 pub(crate) unsafe fn expand(expansions: &[Expansion<'_>], to: ExpandTo) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's contract.

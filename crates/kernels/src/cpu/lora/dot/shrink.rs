@@ -7,7 +7,7 @@ impl LoraPack {
     ///
     /// # Safety
     /// `x` covers rows x inputs.div_ceil(2) words, `h` rows at `h_row` >= padded; the pack is paired and
-    /// [`crate::cpu::isa::has_bf16_dot`] said yes.
+    /// [`crate::cpu::isa::has_bf16_dot`] returned true.
     pub(crate) unsafe fn shrink_dot(
         &self,
         x: *const u32,
@@ -120,7 +120,7 @@ mod x86 {
 /// h = scale * x A^T, rounded to bf16 pairs.
 ///
 /// # Safety
-/// The pointers cover what the counts say, and [`crate::cpu::isa::has_bf16_dot`] said yes.
+/// The pointers cover what the counts say, and [`crate::cpu::isa::has_bf16_dot`] returned true.
 unsafe fn shrink(job: Shrink) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's contract.
