@@ -3,19 +3,25 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use crate::http::Client;
 
 #[cfg(feature = "server")]
 pub use in_process::TestServer;
 
+/// How long a line of the log may take.
+const LOG_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The binary while it serves. Dropping it kills the process without a shutdown (SIGKILL).
 pub struct ServerProcess {
     client: Client,
     child: Child,
     startup: String,
-    log: Option<BufReader<ChildStderr>>,
+    /// Lines of stderr, read by a thread.
+    log: Option<Receiver<String>>,
 }
 
 impl ServerProcess {
@@ -26,7 +32,18 @@ impl ServerProcess {
     pub fn spawn(mut command: Command) -> ServerProcess {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let log = child.stderr.take().map(BufReader::new);
+        let log = child.stderr.take().map(|stderr| {
+            let (sender, lines) = channel();
+            std::thread::spawn(move || {
+                let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+                for line in lines {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+            lines
+        });
         let mut startup = String::new();
         while !startup.contains("curl") && stdout.read_line(&mut startup).unwrap() > 0 {}
         ServerProcess {
@@ -46,11 +63,10 @@ impl ServerProcess {
 
     /// The next line of the log that has all of `parts`. The command must have been given a pipe for its stderr.
     pub fn log_line(&mut self, parts: &[&str]) -> String {
-        let log = self.log.as_mut().expect("a pipe for stderr");
+        let log = self.log.as_ref().expect("a pipe for stderr");
         loop {
-            let mut line = String::new();
-            let read = log.read_line(&mut line).unwrap();
-            assert!(read > 0, "no line with {parts:?}");
+            let line = log.recv_timeout(LOG_TIMEOUT);
+            let line = line.unwrap_or_else(|error| panic!("no line with {parts:?}: {error}"));
             if parts.iter().all(|part| line.contains(part)) {
                 return line;
             }

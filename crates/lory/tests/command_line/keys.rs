@@ -53,7 +53,7 @@ fn keys_are_made_listed_and_revoked() {
         .fails(2, &["a key's name has"]);
     scene
         .run(&["key", "new", "a", "--persona", "A*"])
-        .fails(2, &["no persona's name"]);
+        .fails(2, &["is not a persona's name"]);
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn request_log_is_one_json_line_without_secrets() {
     // SIGHUP reads the keys again; a broken file changes nothing.
     scene.write("keys.toml", "[[key]]\nname = 'a'");
     server.signal("-HUP");
-    let text = server.log_line(&["keys.toml:1", "stay as they were"]);
+    let text = server.log_line(&["keys.toml:1", "the previous keys stay in use"]);
     assert!(text.contains("ERROR"), "{text}");
     let bearer = format!("Bearer {secret}");
     let models = server.send("GET", "/v1/models", &[("Authorization", &bearer)], b"");
