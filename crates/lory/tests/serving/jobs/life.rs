@@ -147,7 +147,7 @@ fn dpo_jobs_train_on_pairs() {
     wanted["method"] = json!({"type": "supervised"});
     let (status, _, param, message) = open.create(&wanted).error();
     assert_eq!((status, param), (400, json!("training_file")));
-    assert!(message.contains("ask for the method dpo"), "{message}");
+    assert!(message.contains("use the method dpo"), "{message}");
 }
 
 #[test]

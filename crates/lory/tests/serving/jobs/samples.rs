@@ -179,7 +179,7 @@ fn a_failed_sample_does_not_fail_the_job() {
     assert!(open.samples(&id).is_empty());
     let warned = open.warnings(&id);
     assert!(
-        warned.len() == 4 && warned[3].starts_with("The adapter could not be asked after step 0: "),
+        warned.len() == 4 && warned[3].starts_with("Sampling after step 0 failed: "),
         "{warned:?}"
     );
 }
