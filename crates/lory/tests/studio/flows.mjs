@@ -165,7 +165,7 @@ const flows = {
     const nonsense = join(home, "nonsense.zip");
     writeFileSync(nonsense, "no archive");
     await page.locator("input[type=file]").nth(1).setInputFiles(nonsense);
-    await page.getByText("no zip archive that can be read").waitFor(WAIT);
+    await page.getByText("not a readable zip archive").waitFor(WAIT);
     assertNoErrors(page, /status of 400/);
   },
 
