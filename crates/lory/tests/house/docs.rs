@@ -26,6 +26,7 @@ const OTHER_FLAGS: &[&str] = &[
     "example",
     "logdir",
     "lora",
+    "path",
     "release",
     "target",
     "workspace",
