@@ -1,7 +1,7 @@
-//! Where a base will run, in which precision, and what memory it takes there: decided before anything is loaded.
+//! Plans where a base runs, in which precision, and how much memory it needs, before anything is loaded.
 //!
-//! [`plan`] is a pure function from a machine's profile and a model's sizes. It weighs every device that the machine has, those
-//! that Lory does not run on yet among them, so that a plan says what the machine could do; what is chosen runs today.
+//! [`plan`] is a pure function of a machine's profile and a model's sizes. It also plans for devices that Lory cannot use yet, to show
+//! what the machine could do. It only chooses one that it can use.
 //!
 //! The precision that `auto` takes depends on the memory that the machine has, never on what is free at the moment or on a
 //! measurement: the same command on the same machine computes the same, today and tomorrow, and a training run can resume.
