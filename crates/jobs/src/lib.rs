@@ -15,33 +15,32 @@
 //! jobs/<id>/job.json           the record, next to events.jsonl, samples.json, state/checkpoint.safetensors and adapter/
 //! ```
 //!
-//! Start with `background_queue`, which both kinds of work share, then [`fine_tuning`] and [`evaluation`].
+//! Start with `work_queue`, which keeps the records of both kinds of work, then [`fine_tuning`] and [`evaluation`].
 //!
-//! - [`Jobs`]: the threads; [`BackgroundWork`]: files and queues
+//! - [`Jobs`]: the worker threads; [`JobsState`]: the files and queues that they share with the API's calls
 //! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step
 //! - [`files`]: uploads; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
-//! - `yield_point`: lets requests go first; [`meters`]: metrics
+//! - `yield_point`: lets requests go first; [`metrics`]: metrics
 //!
 //! Records, request bodies and previews derive `utoipa::ToSchema`, although this crate does not know HTTP: the server reads and returns
 //! them as they are, and a second definition of each field there would have to be kept in step with this one.
 
-mod background_queue;
-mod background_work;
 pub mod error;
 pub mod evaluation;
 pub mod evaluation_results;
 pub mod files;
 pub mod fine_tuning;
-mod jobs;
+mod jobs_state;
 pub mod listing;
-pub mod meters;
+pub mod metrics;
 mod record_file;
 pub mod records;
 pub mod training;
+mod work_queue;
+mod worker_threads;
 mod yield_point;
 
-pub use background_work::{BackgroundWork, JobSettings, MAX_OPEN_EVALUATIONS, MAX_OPEN_JOBS};
 pub use error::JobError;
 pub use evaluation::requests::NewEvaluation;
 pub use evaluation_results::{EvaluationResults, ResultError};
@@ -49,7 +48,8 @@ pub use files::{StoredFile, Upload};
 pub use fine_tuning::jobs::JobCheckpoint;
 pub use fine_tuning::request::NewJob;
 pub use fine_tuning::samples::SampledAnswer;
-pub use jobs::Jobs;
+pub use jobs_state::{JobSettings, JobsState, MAX_OPEN_EVALUATIONS, MAX_OPEN_JOBS};
 pub use listing::{MAX_PAGE, Page, Viewer};
 pub use records::evaluation::{Evaluation, EvaluationStatus};
 pub use records::job::{Event, JobRecord, JobStatus};
+pub use worker_threads::Jobs;

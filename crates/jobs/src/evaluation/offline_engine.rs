@@ -13,7 +13,7 @@ use service::{Service, Settings};
 
 use super::answers::{self, Answers, Question};
 use super::candidate::Candidate;
-use crate::background_work::BackgroundWork;
+use crate::jobs_state::JobsState;
 
 /// The most questions in flight.
 const AT_ONCE: usize = 8;
@@ -30,7 +30,7 @@ const ADAPTER_MEMORY: u64 = 256 << 20;
 /// # Errors
 /// The engine cannot start, an adapter cannot be read, or the run was stopped at `yield_point`.
 pub(crate) fn answers(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     candidates: &[Candidate],
     questions: &[Question],
     common: Vec<(usize, usize)>,

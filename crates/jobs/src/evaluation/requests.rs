@@ -8,16 +8,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use service::Caller;
 
-use crate::background_queue::{QueueState, Running};
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::evaluation::candidate::own_rows;
 use crate::evaluation::run;
 use crate::evaluation_results::ResultError;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
 use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus};
 use crate::records::failure::Failure;
+use crate::work_queue::{QueueState, Running};
 
 /// The most personas of one evaluation.
 const MAX_PERSONAS: usize = 8;
@@ -51,7 +51,7 @@ impl QueueState<Evaluation> {
     }
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// Adds an evaluation to the queue.
     ///
     /// # Errors

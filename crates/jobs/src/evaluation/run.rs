@@ -10,8 +10,8 @@ use registry::spec;
 
 use super::candidate::{self, Candidate, own_rows, with_folder_settings};
 use super::{answers, gate, measures, offline_engine, summary};
-use crate::background_work::BackgroundWork;
 use crate::files;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::now;
 use crate::records::evaluation::Evaluation;
@@ -21,7 +21,7 @@ use crate::yield_point::JobYieldPoint;
 
 /// Runs `evaluation` and returns the id of its stored result. `done` counts finished parts.
 pub(crate) fn run(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     evaluation: &Evaluation,
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
@@ -43,7 +43,7 @@ pub(crate) fn run(
 }
 
 fn evaluate(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     evaluation: &Evaluation,
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
@@ -82,7 +82,7 @@ fn evaluate(
 }
 
 /// The personas to measure, with their rows.
-fn candidates(queue: &BackgroundWork, evaluation: &Evaluation) -> anyhow::Result<Vec<Candidate>> {
+fn candidates(queue: &JobsState, evaluation: &Evaluation) -> anyhow::Result<Vec<Candidate>> {
     let shared = match &evaluation.file {
         None => None,
         Some(id) => {

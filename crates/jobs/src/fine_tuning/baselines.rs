@@ -2,10 +2,10 @@
 
 use registry::{Persona, spec};
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::evaluation::Candidate;
 use crate::evaluation::candidate::with_folder_settings;
+use crate::jobs_state::JobsState;
 use crate::records::job::JobRecord;
 use crate::records::thresholds::Thresholds;
 use service::{Caller, Service};
@@ -127,7 +127,7 @@ fn default_baselines(service: &Service, caller: &Caller, persona: &str) -> Vec<P
 
 /// The baselines of `thresholds`. One that does not exist any more is skipped, with an event.
 pub(crate) fn candidates(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     record: &JobRecord,
     thresholds: &Thresholds,
 ) -> anyhow::Result<Vec<Candidate>> {

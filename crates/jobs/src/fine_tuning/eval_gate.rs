@@ -5,12 +5,12 @@ use std::sync::Arc;
 use model::YieldPoint;
 use train::Learner;
 
-use crate::background_work::BackgroundWork;
 use crate::evaluation::answers::{self, Responder};
 use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
 use crate::fine_tuning::baselines;
 use crate::fine_tuning::prepare::{held_out_rows, job_persona};
+use crate::jobs_state::JobsState;
 use crate::records::job::{JobRecord, Sample, ThresholdResult};
 use crate::records::thresholds::Thresholds;
 use crate::training::Target;
@@ -26,7 +26,7 @@ const SAMPLES: usize = 3;
 /// # Errors
 /// The adapter or the rows cannot be read, there are thresholds and no questions, or the run was stopped.
 pub(crate) fn check(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     record: &JobRecord,
     target: &Target,
     learner: &mut dyn Learner,

@@ -8,8 +8,8 @@ use super::events::EventLog;
 use super::prepare;
 use super::request::NewJob;
 use super::samples::{SampledAnswer, Samples};
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
+use crate::jobs_state::JobsState;
 use crate::listing::{Page, Viewer};
 use crate::records::job::{Event, JobRecord, JobStatus, Metrics, Progress};
 
@@ -26,7 +26,7 @@ pub struct JobCheckpoint {
     pub is_best: bool,
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// The folder of a job.
     pub(crate) fn job_folder(&self, id: &str) -> PathBuf {
         self.jobs.dir().join(id)
@@ -112,7 +112,7 @@ impl BackgroundWork {
     /// A page of a job's validated states, and whether there are more.
     ///
     /// # Errors
-    /// As [`BackgroundWork::events`].
+    /// As [`JobsState::events`].
     pub fn checkpoints(
         &self,
         viewer: &Viewer,

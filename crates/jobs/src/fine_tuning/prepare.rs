@@ -8,9 +8,9 @@ use registry::{AdapterRef, Persona, PersonaSettings};
 use train::dataset::{DataRow, held_out};
 use train::job::JobSpec;
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::files;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::records::job::JobRecord;
 use crate::training::Target;
@@ -24,7 +24,7 @@ pub(crate) const BATCH_TOKENS: usize = 1024;
 
 /// The persona that `record` will publish, with the adapter in the folder `adapter`.
 pub(crate) fn job_persona(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     record: &JobRecord,
     adapter: &Path,
 ) -> anyhow::Result<Persona> {
@@ -65,7 +65,7 @@ pub(crate) struct PreparedJob {
     pub target: Target,
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// The folder of a job's adapter.
     pub(crate) fn adapter_folder(&self, id: &str) -> PathBuf {
         self.job_folder(id).join(ADAPTER)

@@ -14,12 +14,12 @@ use train::preference::scan_pairs;
 use train::sft::{self, RunOptions};
 use train::{Example, TrainError, TrainSettings};
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::files::StoredFile;
 use crate::files::with_client_name;
 use crate::fine_tuning::prepare::BATCH_TOKENS;
 use crate::fine_tuning::request::NewJob;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::records::job::JobRecord;
 use crate::training;
@@ -81,12 +81,12 @@ pub struct ShownPart {
     trained: bool,
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// The plan of the job `new`; nothing is created. The time is estimated from the latest step of any job. If there was none yet, one
     /// step is run and discarded, unless a job is running its first step: then the plan has no time.
     ///
     /// # Errors
-    /// As [`BackgroundWork::create_job`]; [`JobError::Plan`] if its rows are invalid or it does not fit into memory.
+    /// As [`JobsState::create_job`]; [`JobError::Plan`] if its rows are invalid or it does not fit into memory.
     pub fn plan(&self, caller: &Caller, new: &NewJob) -> Result<impl Serialize + use<>, JobError> {
         let record = new.record(self, caller, &Viewer::of(caller))?;
         let speed = *self

@@ -4,14 +4,14 @@ use std::sync::PoisonError;
 
 use registry::AdapterContent;
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::fine_tuning::prepare;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::records::job::{JobRecord, JobStatus};
 use service::{Caller, NewVersion, PublishError};
 
-impl BackgroundWork {
+impl JobsState {
     /// Publishes a kept adapter as a new version, which becomes the current one if `current`.
     ///
     /// # Errors

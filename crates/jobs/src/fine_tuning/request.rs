@@ -10,12 +10,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{Caller, Service};
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::files::StoredFile;
 use crate::fine_tuning::baselines;
 use crate::fine_tuning::hyperparameters::{Hyperparameters, HyperparametersShape};
 use crate::fine_tuning::sample_generation;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
 use crate::records::job::{JobRecord, JobStatus, Method, Progress, StartAdapter};
@@ -91,7 +91,7 @@ impl NewJob {
     /// The first invalid field, a file that does not exist, or [`JobError::Denied`].
     pub(crate) fn record(
         &self,
-        jobs: &BackgroundWork,
+        jobs: &JobsState,
         caller: &Caller,
         viewer: &Viewer,
     ) -> Result<JobRecord, JobError> {

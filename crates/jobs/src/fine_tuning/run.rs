@@ -9,11 +9,11 @@ use train::Learner;
 use train::job::DataReport;
 use train::sft::{self, Outcome, RunOptions};
 
-use crate::background_work::BackgroundWork;
 use crate::fine_tuning::eval_gate;
 use crate::fine_tuning::prepare::{BATCH_TOKENS, PreparedJob, STATE};
 use crate::fine_tuning::run_observer::RunObserver;
 use crate::fine_tuning::sample_generation::SampleGenerator;
+use crate::jobs_state::JobsState;
 use crate::records::failure::Failure;
 use crate::records::job::{Event, JobRecord, JobStatus, ThresholdResult};
 use crate::training::folder::{self, Origin};
@@ -43,11 +43,7 @@ pub(crate) enum RunOutcome {
 }
 
 /// Runs `record` until it is over, or `stop` is set.
-pub(crate) fn run(
-    queue: &BackgroundWork,
-    record: &JobRecord,
-    stop: &Arc<AtomicBool>,
-) -> RunOutcome {
+pub(crate) fn run(queue: &JobsState, record: &JobRecord, stop: &Arc<AtomicBool>) -> RunOutcome {
     match train_and_finish(queue, record, stop) {
         Ok(outcome) => outcome,
         Err(_) if stop.load(Ordering::SeqCst) => RunOutcome::Stopped,
@@ -72,7 +68,7 @@ pub(crate) fn run(
 
 /// Trains `record` and finishes its adapter.
 fn train_and_finish(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     record: &JobRecord,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<RunOutcome> {
@@ -110,7 +106,7 @@ fn train_and_finish(
 
 /// Checks the eval gate, and publishes the adapter if it passed and `record` asks for it.
 fn check_and_publish(
-    queue: &BackgroundWork,
+    queue: &JobsState,
     record: &JobRecord,
     target: &Target,
     learner: &mut dyn Learner,
@@ -166,7 +162,7 @@ fn write_adapter(
     trained: &train::sft::TrainedAdapter,
     target: &Target,
     data: &DataReport,
-    queue: &BackgroundWork,
+    queue: &JobsState,
     sha256: &str,
 ) -> anyhow::Result<()> {
     let origin = Origin {
@@ -178,7 +174,7 @@ fn write_adapter(
         .with_context(|| format!("cannot write the adapter into {}", target.out.display()))
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// Trained tokens of all steps of a job, from its event log.
     fn count_trained_tokens(&self, id: &str) -> u64 {
         let all = self.event_log(id).all().unwrap_or_default();

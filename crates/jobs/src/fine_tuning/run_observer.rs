@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 
 use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
 
-use crate::background_work::BackgroundWork;
 use crate::fine_tuning::events::EventLog;
 use crate::fine_tuning::sample_generation::SampleGenerator;
+use crate::jobs_state::JobsState;
 use crate::record_file::now;
 use crate::records::job::Metrics;
 
 /// Observes the run of one job, which trains one adapter.
 pub(crate) struct RunObserver<'q> {
-    queue: &'q BackgroundWork,
+    queue: &'q JobsState,
     id: &'q str,
     events: EventLog,
     steps: u64,
@@ -24,7 +24,7 @@ pub(crate) struct RunObserver<'q> {
 
 impl<'q> RunObserver<'q> {
     pub fn new(
-        queue: &'q BackgroundWork,
+        queue: &'q JobsState,
         id: &'q str,
         sampling: Option<SampleGenerator<'q>>,
     ) -> RunObserver<'q> {

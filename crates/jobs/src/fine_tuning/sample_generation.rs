@@ -14,13 +14,13 @@ use train::export::{Provenance, peft_adapter};
 use train::progress::{RunPlan, Snapshot};
 use train::sft::TrainedAdapter;
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::evaluation::Candidate;
 use crate::evaluation::answers::{Question, Responder};
 use crate::evaluation::offline_engine;
 use crate::fine_tuning::prepare::{STATE, held_out_rows, job_persona};
 use crate::fine_tuning::samples::{SampledAnswer, Samples};
+use crate::jobs_state::JobsState;
 use crate::records::job::JobRecord;
 use crate::training::Target;
 use crate::yield_point::JobYieldPoint;
@@ -40,7 +40,7 @@ const PARTS: u64 = 16;
 
 /// Samples answers from the adapter of one run.
 pub(crate) struct SampleGenerator<'q> {
-    queue: &'q BackgroundWork,
+    queue: &'q JobsState,
     record: &'q JobRecord,
     rows: Vec<DataRow>,
     samples: Samples,
@@ -81,7 +81,7 @@ impl<'q> SampleGenerator<'q> {
     /// # Errors
     /// The rows cannot be read.
     pub fn new(
-        queue: &'q BackgroundWork,
+        queue: &'q JobsState,
         record: &'q JobRecord,
         target: &Target,
         job: &Job,

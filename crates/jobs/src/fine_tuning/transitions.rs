@@ -1,12 +1,12 @@
 //! Cancels, pauses and resumes jobs.
 
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
+use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::now;
 use crate::records::job::{JobRecord, JobStatus};
 
-impl BackgroundWork {
+impl JobsState {
     /// Cancels a job.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ impl BackgroundWork {
     /// Pauses a job. Its run writes a checkpoint first.
     ///
     /// # Errors
-    /// As [`BackgroundWork::cancel`].
+    /// As [`JobsState::cancel`].
     pub fn pause(&self, viewer: &Viewer, id: &str) -> Result<JobRecord, JobError> {
         let wanted = "only a queued or running job can be paused";
         let paused = self.transition(viewer, id, JobStatus::Paused, wanted, |status| {
@@ -37,7 +37,7 @@ impl BackgroundWork {
     /// Puts a paused job back into its place in the queue.
     ///
     /// # Errors
-    /// As [`BackgroundWork::cancel`].
+    /// As [`JobsState::cancel`].
     pub fn resume(&self, viewer: &Viewer, id: &str) -> Result<JobRecord, JobError> {
         let wanted = "only a paused job can be resumed";
         let resumed = self.transition(viewer, id, JobStatus::Queued, wanted, |status| {

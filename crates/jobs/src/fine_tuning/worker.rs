@@ -2,15 +2,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::background_queue::Running;
-use crate::background_work::BackgroundWork;
 use crate::error::JobError;
 use crate::fine_tuning::run::{self, RunOutcome};
+use crate::jobs_state::JobsState;
 use crate::record_file::now;
 use crate::records::failure::Failure;
 use crate::records::job::{JobRecord, JobStatus};
+use crate::work_queue::Running;
 
-impl BackgroundWork {
+impl JobsState {
     /// Reads the files of new jobs until the queue closes.
     pub(crate) fn validate_jobs(&self) {
         let new =

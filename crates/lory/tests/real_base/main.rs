@@ -2,7 +2,7 @@
 //!
 //! `parity.safetensors` comes from `bench/peers/make_parity_fixture.py` (transformers, float32, on the dequantized file).
 
-mod company;
+mod batch_invariance;
 mod file;
 mod parity;
 mod tokens;

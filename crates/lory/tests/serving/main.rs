@@ -2,23 +2,23 @@
 
 mod access;
 mod bad_input;
+mod batch_invariance;
 mod chat_completions;
-mod company;
 mod completions;
-mod departure;
+mod disconnects;
 mod formats;
 mod generate;
 mod jobs;
-mod life;
 mod limits;
 mod metrics;
 mod openapi;
-mod opening;
 #[cfg(unix)]
 mod pool;
 mod publishing;
 mod registry_home;
+mod server_lifecycle;
 mod setup;
+mod start_errors;
 mod tls;
 mod uploads;
 mod variables;

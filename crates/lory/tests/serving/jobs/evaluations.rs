@@ -4,18 +4,18 @@ use super::*;
 use testkit::tiny::adapter;
 
 /// Adds a persona with evaluation rows, whose tone check every answer passes.
-fn with_rows(school: &School) {
+fn with_rows(fixture: &JobsFixture) {
     let text = "system_prompt = \"You are quick.\"\nmax_new_tokens = 8\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\nany_of = ['']\ncopied_at_least = 0.0\n";
-    school.home.persona("quick", text, Some(&adapter(13)));
-    let folder = school.home.base().parent().unwrap().join("personas/quick");
+    fixture.home.persona("quick", text, Some(&adapter(13)));
+    let folder = fixture.home.base().parent().unwrap().join("personas/quick");
     for name in ["train.jsonl", "eval.jsonl"] {
         std::fs::write(folder.join(name), rows(5)).unwrap();
     }
 }
 
-impl Open {
+impl RunningServer {
     fn evaluate(&self, body: &Value) -> Value {
-        let reply = self.server.post("/v1/evaluations", body);
+        let reply = self.http.post("/v1/evaluations", body);
         assert_eq!(reply.status, 200, "{}", reply.text);
         reply.json()
     }
@@ -26,7 +26,7 @@ impl Open {
         let path = format!("/v1/evaluations/{}", asked["id"].as_str().unwrap());
         let began = Instant::now();
         loop {
-            let found = self.server.get(&path).json();
+            let found = self.http.get(&path).json();
             if when(&found) {
                 return found;
             }
@@ -50,10 +50,10 @@ fn is(status: &str) -> impl Fn(&Value) -> bool {
 
 #[test]
 fn personas_are_evaluated_on_request() {
-    let school = School::new();
-    with_rows(&school);
-    let open = school.open();
-    let document = open.server.get("/openapi.json").json();
+    let fixture = JobsFixture::new();
+    with_rows(&fixture);
+    let server = fixture.start();
+    let document = server.http.get("/openapi.json").json();
     let check = |method: &str, route: &str, value: &Value| {
         let answer = &document["paths"][route][method]["responses"]["200"];
         let schema = &answer["content"]["application/json"]["schema"];
@@ -63,13 +63,13 @@ fn personas_are_evaluated_on_request() {
             "{found:?} in {value}"
         );
     };
-    let file = open.upload(&rows(12));
+    let file = server.upload(&rows(12));
     let wanted = json!({"personas": ["warm", "formal@2"], "file": file, "max_rows": 3});
-    let asked = open.evaluate(&wanted);
+    let asked = server.evaluate(&wanted);
     check("post", "/v1/evaluations", &asked);
     assert_eq!(asked["personas"], json!(["warm@1", "formal@2"]));
     assert!(asked["id"].as_str().unwrap().starts_with("eval-"));
-    let found = open.evaluation(&asked, is("succeeded"));
+    let found = server.evaluation(&asked, is("succeeded"));
     // Parts: each persona's rows for itself and for the base, the common questions, the losses, and each drift.
     let parts = 2 * 3 * 2 + 1 + 2;
     assert_eq!(found["progress"], json!({"done": parts, "of": parts}));
@@ -86,27 +86,27 @@ fn personas_are_evaluated_on_request() {
     assert_eq!(result["samples"][0]["question"], "Where is order 100?");
 
     // The result is listed with those of `lory eval`.
-    let listed = open.server.get("/v1/evaluations").json();
+    let listed = server.http.get("/v1/evaluations").json();
     check("get", "/v1/evaluations", &listed);
     assert_eq!(listed["data"][0]["id"], result["id"]);
     let path = format!("/v1/evaluations/{}", result["id"].as_str().unwrap());
-    assert_eq!(&open.server.get(&path).json(), result);
+    assert_eq!(&server.http.get(&path).json(), result);
     let path = format!("/v1/evaluations/{}/cancel", asked["id"].as_str().unwrap());
-    let over = open.server.send("POST", &path, &[], b"").read_all();
+    let over = server.http.send("POST", &path, &[], b"").read_all();
     assert_eq!(over.error().1, "evaluation_state");
 
     // Next to a training job the result is the same, and both finish.
-    let job = open.created(&endless(&file, "beside"));
-    let before = open.at_step(&job, 2)["lory"]["progress"]["step"].as_u64();
-    let again = open.measured(&wanted);
+    let job = server.created(&endless(&file, "beside"));
+    let before = server.at_step(&job, 2)["lory"]["progress"]["step"].as_u64();
+    let again = server.measured(&wanted);
     for name in ["losses", "tones", "distinct", "personas", "samples", "gate"] {
         assert_eq!(again["result"][name], result[name], "{name}");
     }
-    open.at_step(&job, before.unwrap() + 1);
-    assert_eq!(open.turn(&job, "cancel").status, 200);
+    server.at_step(&job, before.unwrap() + 1);
+    assert_eq!(server.turn(&job, "cancel").status, 200);
 
     // Its own rows and thresholds, which a published version has too.
-    let own = open.measured(&json!({"personas": ["quick"]}));
+    let own = server.measured(&json!({"personas": ["quick"]}));
     assert_eq!(own["result"]["personas"][0]["persona"]["answers"], 5);
     assert_eq!(own["result"]["gate"][0]["key"], "tone_at_least");
     assert_eq!(own["result"]["missed"], json!([]));
@@ -114,16 +114,16 @@ fn personas_are_evaluated_on_request() {
 
 #[test]
 fn versions_of_one_persona_are_labelled_apart() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(12));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(12));
     for seed in [1, 2] {
         let mut wanted = body(&file, "twice");
         wanted["seed"] = json!(seed);
-        open.succeeded(&open.created(&wanted));
+        server.succeeded(&server.created(&wanted));
     }
     let found =
-        open.measured(&json!({"personas": ["twice@1", "twice"], "file": file, "max_rows": 2}));
+        server.measured(&json!({"personas": ["twice@1", "twice"], "file": file, "max_rows": 2}));
     let result = &found["result"];
     let named: Vec<(&Value, &Value)> = result["personas"]
         .as_array()
@@ -143,44 +143,47 @@ fn versions_of_one_persona_are_labelled_apart() {
 
 #[test]
 fn evaluations_can_be_cancelled_and_queued_ones_survive_a_restart() {
-    let school = School::new();
+    let fixture = JobsFixture::new();
     let (stopped, running, waiting);
     {
-        let open = school.open();
-        let file = open.upload(&rows(12));
+        let server = fixture.start();
+        let file = server.upload(&rows(12));
         let wanted = json!({"personas": ["warm"], "file": file});
-        let arbiter = open.jobs.service().compute_arbiter();
+        let arbiter = server.jobs.service().compute_arbiter();
         // A serving step that does not end, so that no layer can run.
         let _step = arbiter.begin_step();
-        stopped = open.evaluate(&wanted);
-        running = open.evaluate(&wanted);
-        waiting = open.evaluate(&wanted);
-        let gone = open.evaluate(&wanted);
-        open.evaluation(&stopped, |found| found["progress"]["of"] != 0);
+        stopped = server.evaluate(&wanted);
+        running = server.evaluate(&wanted);
+        waiting = server.evaluate(&wanted);
+        let gone = server.evaluate(&wanted);
+        server.evaluation(&stopped, |found| found["progress"]["of"] != 0);
         for one in [&gone, &stopped] {
             let path = format!("/v1/evaluations/{}/cancel", one["id"].as_str().unwrap());
-            let reply = open.server.send("POST", &path, &[], b"").read_all();
+            let reply = server.http.send("POST", &path, &[], b"").read_all();
             assert_eq!(
                 (reply.status, &reply.json()["status"]),
                 (200, &json!("cancelled"))
             );
         }
-        open.evaluation(&running, is("running"));
-        assert_eq!(open.evaluation(&waiting, is("queued"))["progress"]["of"], 0);
+        server.evaluation(&running, is("running"));
+        assert_eq!(
+            server.evaluation(&waiting, is("queued"))["progress"]["of"],
+            0
+        );
         let path = format!("/v1/files/{file}");
-        let (status, code, _, message) = open.server.delete(&path).error();
+        let (status, code, _, message) = server.http.delete(&path).error();
         assert_eq!((status, code.as_str()), (409, "file_in_use"));
         assert!(message.starts_with("eval-"), "{message}");
         // While it is still waiting for compute.
-        open.jobs.shutdown();
+        server.jobs.shutdown();
     }
-    let open = school.open();
-    let found = open.evaluation(&running, is("failed"));
+    let server = fixture.start();
+    let found = server.evaluation(&running, is("failed"));
     assert_eq!(found["error"]["code"], "interrupted");
     assert!(found["finished_at"].is_number());
-    let measured = open.evaluation(&waiting, is("succeeded"));
-    open.evaluation(&stopped, is("cancelled"));
-    let listed = open.server.get("/v1/evaluations").json();
+    let measured = server.evaluation(&waiting, is("succeeded"));
+    server.evaluation(&stopped, is("cancelled"));
+    let listed = server.http.get("/v1/evaluations").json();
     let ids: Vec<&Value> = listed["data"]
         .as_array()
         .unwrap()
@@ -192,11 +195,11 @@ fn evaluations_can_be_cancelled_and_queued_ones_survive_a_restart() {
 
 #[test]
 fn invalid_evaluations_are_rejected_by_field() {
-    let school = School::new();
-    with_rows(&school);
-    let open = school.open();
-    let file = open.upload(&rows(4));
-    let pairs = open.upload("{\"prompt\":\"Hi\",\"chosen\":\"Yay.\",\"rejected\":\"No.\"}\n");
+    let fixture = JobsFixture::new();
+    with_rows(&fixture);
+    let server = fixture.start();
+    let file = server.upload(&rows(4));
+    let pairs = server.upload("{\"prompt\":\"Hi\",\"chosen\":\"Yay.\",\"rejected\":\"No.\"}\n");
     let many: Vec<&str> = vec!["warm"; 9];
     for (body, status, code, param) in [
         (json!({"personas": []}), 400, "invalid_value", "personas"),
@@ -269,7 +272,7 @@ fn invalid_evaluations_are_rejected_by_field() {
         ),
     ] {
         let (found, found_code, about, message) =
-            open.server.post("/v1/evaluations", &body).error();
+            server.http.post("/v1/evaluations", &body).error();
         assert_eq!(
             (found, found_code.as_str(), about),
             (status, code, json!(param)),
@@ -277,27 +280,27 @@ fn invalid_evaluations_are_rejected_by_field() {
         );
     }
     for path in ["/v1/evaluations/eval-none", "/v1/evaluations/7"] {
-        assert_eq!(open.server.get(path).error().1, "evaluation_not_found");
+        assert_eq!(server.http.get(path).error().1, "evaluation_not_found");
     }
     // Rows without questions are found when they are read.
-    let texts = open.upload("{\"text\":\"It is late.\"}\n");
-    let asked = open.evaluate(&json!({"personas": ["quick"], "file": texts}));
-    let found = open.evaluation(&asked, is("failed"));
+    let texts = server.upload("{\"text\":\"It is late.\"}\n");
+    let asked = server.evaluate(&json!({"personas": ["quick"], "file": texts}));
+    let found = server.evaluation(&asked, is("failed"));
     assert_eq!(found["error"]["code"], "evaluation_failed");
     let message = found["error"]["message"].as_str().unwrap();
     assert!(message.contains("plain texts"), "{message}");
     // A full queue refuses evaluations.
-    let arbiter = open.jobs.service().compute_arbiter();
+    let arbiter = server.jobs.service().compute_arbiter();
     let _step = arbiter.begin_step();
     let wanted = json!({"personas": ["quick"]});
     let limit = jobs::MAX_OPEN_EVALUATIONS;
-    let all: Vec<Value> = (0..limit).map(|_| open.evaluate(&wanted)).collect();
-    let (status, code, ..) = open.server.post("/v1/evaluations", &wanted).error();
+    let all: Vec<Value> = (0..limit).map(|_| server.evaluate(&wanted)).collect();
+    let (status, code, ..) = server.http.post("/v1/evaluations", &wanted).error();
     assert_eq!((status, code.as_str()), (429, "queue_full"));
     let path = format!("/v1/evaluations/{}/cancel", all[9]["id"].as_str().unwrap());
     assert_eq!(
-        open.server.send("POST", &path, &[], b"").read_all().status,
+        server.http.send("POST", &path, &[], b"").read_all().status,
         200
     );
-    open.evaluate(&wanted);
+    server.evaluate(&wanted);
 }

@@ -1,10 +1,10 @@
 //! Files, training jobs and evaluations over HTTP.
 
+mod eval_gate;
 mod evaluations;
-mod gate;
-mod life;
-mod looks;
-mod refused;
+mod job_lifecycle;
+mod previews;
+mod rejected;
 mod samples;
 
 use std::path::PathBuf;
@@ -26,21 +26,21 @@ use testkit::server::TestServer;
 use crate::openapi::complaints;
 use crate::setup;
 
-/// A home with a registry and a place for jobs.
-struct School {
+/// Folders of a base, personas, a registry and jobs. Servers that a test starts in turn find what the last one left.
+struct JobsFixture {
     home: TestHome,
     folder: tempfile::TempDir,
 }
 
 /// A running server with its job queue.
-struct Open {
-    server: TestServer,
+struct RunningServer {
+    http: TestServer,
     jobs: Arc<Jobs>,
 }
 
-impl School {
-    fn new() -> School {
-        School {
+impl JobsFixture {
+    fn new() -> JobsFixture {
+        JobsFixture {
             home: setup::home_with_context(512),
             folder: tempfile::tempdir().unwrap(),
         }
@@ -50,11 +50,11 @@ impl School {
         self.folder.path().join(name)
     }
 
-    fn open(&self) -> Open {
-        self.open_as(ServerSettings::default())
+    fn start(&self) -> RunningServer {
+        self.start_with(ServerSettings::default())
     }
 
-    fn open_as(&self, server: ServerSettings) -> Open {
+    fn start_with(&self, settings: ServerSettings) -> RunningServer {
         let location = RegistryLocation::Folder(self.path("registry"));
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
         let personas = self.home.base().parent().unwrap().join("personas");
@@ -66,24 +66,24 @@ impl School {
         let service = Service::open(&self.home.base(), catalog, &service);
         let service = Arc::new(service.unwrap());
         let results = EvaluationResults::new(&self.path("judgements"));
-        let settings = JobSettings {
+        let job_settings = JobSettings {
             dir: self.path("jobs"),
             known_base: None,
             results: Some(results.clone()),
         };
-        let jobs = Arc::new(Jobs::start(Arc::clone(&service), &settings).unwrap());
+        let jobs = Arc::new(Jobs::start(Arc::clone(&service), &job_settings).unwrap());
         let state = AppState::loading();
         state.set_results(results);
         state.set_jobs(Ok(Arc::clone(&jobs)));
         state.set_service(service);
-        Open {
-            server: TestServer::start_with(state, server),
+        RunningServer {
+            http: TestServer::start_with(state, settings),
             jobs,
         }
     }
 }
 
-impl Drop for Open {
+impl Drop for RunningServer {
     fn drop(&mut self) {
         self.jobs.shutdown();
     }
@@ -97,14 +97,14 @@ fn rows(count: usize) -> String {
     (100..100 + count).map(row).collect()
 }
 
-impl Open {
+impl RunningServer {
     fn upload(&self, text: &str) -> String {
         let body = form(&[
             ("purpose", None, "fine-tune"),
             ("file", Some("mine.jsonl"), text),
         ]);
         let reply = self
-            .server
+            .http
             .send("POST", "/v1/files", &[FORM], &body)
             .read_all();
         assert_eq!(reply.status, 200, "{}", reply.text);
@@ -112,7 +112,7 @@ impl Open {
     }
 
     fn create(&self, body: &Value) -> Response {
-        self.server.post("/v1/fine_tuning/jobs", body)
+        self.http.post("/v1/fine_tuning/jobs", body)
     }
 
     fn created(&self, body: &Value) -> String {
@@ -122,14 +122,12 @@ impl Open {
     }
 
     fn job(&self, id: &str) -> Value {
-        self.server
-            .get(&format!("/v1/fine_tuning/jobs/{id}"))
-            .json()
+        self.http.get(&format!("/v1/fine_tuning/jobs/{id}")).json()
     }
 
     fn turn(&self, id: &str, what: &str) -> Response {
         let path = format!("/v1/fine_tuning/jobs/{id}/{what}");
-        self.server.send("POST", &path, &[], b"").read_all()
+        self.http.send("POST", &path, &[], b"").read_all()
     }
 
     /// Waits until `when` holds for the job.
@@ -162,14 +160,14 @@ impl Open {
 
     fn list(&self, id: &str, what: &str) -> Vec<Value> {
         let path = format!("/v1/fine_tuning/jobs/{id}/{what}?limit=100");
-        let list = self.server.get(&path).json();
+        let list = self.http.get(&path).json();
         list["data"].as_array().unwrap().clone()
     }
 
     /// The hash of the adapter that serves `who`.
     fn hash(&self, who: &str) -> String {
         let answer = json!({"prompt": "Hi", "user_type": who, "max_new_tokens": 2});
-        let answer = self.server.generate(answer);
+        let answer = self.http.generate(answer);
         let hash = &answer["persona"]["adapters"][0]["sha256"];
         hash.as_str().unwrap().to_owned()
     }

@@ -2,10 +2,10 @@
 
 use super::*;
 
-impl Open {
+impl RunningServer {
     fn samples(&self, id: &str) -> Vec<Value> {
         let path = format!("/v1/fine_tuning/jobs/{id}/samples");
-        let list = self.server.get(&path).json();
+        let list = self.http.get(&path).json();
         assert_eq!(
             (&list["object"], &list["has_more"]),
             (&json!("list"), &json!(false))
@@ -26,17 +26,17 @@ impl Open {
 
 #[test]
 fn sampling_does_not_change_the_adapter() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let mut wanted = body(&file, "asked");
     wanted["system_prompt"] = json!("You are sunny.");
     wanted["sample_prompts"] = json!(["Where is order 7?", "Hi"]);
-    let asked = open.created(&wanted);
-    let job = open.succeeded(&asked);
+    let asked = server.created(&wanted);
+    let job = server.succeeded(&asked);
     assert_eq!(job["lory"]["sample_prompts"], wanted["sample_prompts"]);
     let steps = job["lory"]["progress"]["steps"].as_u64().unwrap();
-    let answers = open.samples(&asked);
+    let answers = server.samples(&asked);
     let order: Vec<(u64, &str)> = answers
         .iter()
         .map(|one| {
@@ -60,7 +60,7 @@ fn sampling_does_not_change_the_adapter() {
     // At step 0 the answer is that of the base with the system prompt; at the best step it is that of the published version.
     let answer = |model: &str, turns: Value| {
         let chat = json!({"model": model, "messages": turns, "max_tokens": 64, "temperature": 0});
-        let reply = open.server.post("/v1/chat/completions", &chat).json();
+        let reply = server.http.post("/v1/chat/completions", &chat).json();
         reply["choices"][0]["message"]["content"].clone()
     };
     let question = json!({"role": "user", "content": "Where is order 7?"});
@@ -69,7 +69,7 @@ fn sampling_does_not_change_the_adapter() {
         json!([{"role": "system", "content": "You are sunny."}, question]),
     );
     assert_eq!(answers[0]["answer"], base);
-    let states = open.list(&asked, "checkpoints");
+    let states = server.list(&asked, "checkpoints");
     let kept = |state: &&Value| state["fine_tuned_model_checkpoint"] == "asked@1";
     let kept = states.iter().find(kept).unwrap()["step_number"].clone();
     let there = answers.iter().find(|one| one["step"] == kept).unwrap();
@@ -79,105 +79,105 @@ fn sampling_does_not_change_the_adapter() {
     // Held-out questions, or none, lead to the same adapter.
     wanted["suffix"] = json!("by-itself");
     wanted.as_object_mut().unwrap().remove("sample_prompts");
-    let by_itself = open.created(&wanted);
+    let by_itself = server.created(&wanted);
     wanted["suffix"] = json!("silent");
     wanted["sample_prompts"] = json!([]);
-    let silent = open.created(&wanted);
-    let job = open.succeeded(&by_itself);
+    let silent = server.created(&wanted);
+    let job = server.succeeded(&by_itself);
     assert_eq!(job["lory"]["sample_prompts"], Value::Null);
-    let answers = open.samples(&by_itself);
+    let answers = server.samples(&by_itself);
     let first = answers.iter().filter(|one| one["step"] == 0).count();
     assert!((1..=3).contains(&first), "{answers:?}");
     assert_eq!(answers.len(), 4 * first);
     let samples = &job["lory"]["samples"][0];
     assert_eq!(answers[0]["prompt"], samples["question"]);
-    open.succeeded(&silent);
-    assert!(open.samples(&silent).is_empty());
-    assert_eq!(open.hash("asked"), open.hash("silent"));
-    assert_eq!(open.hash("by-itself"), open.hash("silent"));
+    server.succeeded(&silent);
+    assert!(server.samples(&silent).is_empty());
+    assert_eq!(server.hash("asked"), server.hash("silent"));
+    assert_eq!(server.hash("by-itself"), server.hash("silent"));
 
     // Samples survive a restart.
-    let before = open.samples(&asked);
-    drop(open);
-    assert_eq!(school.open().samples(&asked), before);
+    let before = server.samples(&asked);
+    drop(server);
+    assert_eq!(fixture.start().samples(&asked), before);
 }
 
 #[test]
 fn a_resumed_job_samples_each_step_once() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let long = |suffix: &str| {
         let mut long = body(&file, suffix);
         long["hyperparameters"]["n_epochs"] = json!(12);
         long["sample_prompts"] = json!(["Hi"]);
         long
     };
-    let whole = open.created(&long("whole"));
-    open.succeeded(&whole);
-    let expected = open.samples(&whole);
+    let whole = server.created(&long("whole"));
+    server.succeeded(&whole);
+    let expected = server.samples(&whole);
     assert!(expected.len() > 10, "{expected:?}");
-    let id = open.created(&long("parts"));
+    let id = server.created(&long("parts"));
     for step in [8, 30] {
-        open.at_step(&id, step);
-        open.turn(&id, "pause");
+        server.at_step(&id, step);
+        server.turn(&id, "pause");
         // A kill may leave answers of steps that are repeated.
-        let path = school.path(&format!("jobs/jobs/{id}/samples.json"));
+        let path = fixture.path(&format!("jobs/jobs/{id}/samples.json"));
         std::thread::sleep(Duration::from_millis(100));
         let mut kept: Vec<Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         kept.push(json!({"step": 1000, "prompt": "Hi", "answer": "from a life that was not"}));
         std::fs::write(&path, serde_json::to_vec(&kept).unwrap()).unwrap();
-        open.turn(&id, "resume");
+        server.turn(&id, "resume");
     }
-    open.succeeded(&id);
-    assert_eq!(open.samples(&id), expected);
-    assert_eq!(open.hash("parts"), open.hash("whole"));
+    server.succeeded(&id);
+    assert_eq!(server.samples(&id), expected);
+    assert_eq!(server.hash("parts"), server.hash("whole"));
 }
 
 #[test]
 fn a_job_that_is_sampling_can_be_paused_and_cancelled() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let mut wanted = body(&file, "first");
     wanted["sample_prompts"] = json!(["Hi"]);
-    let arbiter = open.jobs.service().compute_arbiter();
+    let arbiter = server.jobs.service().compute_arbiter();
     // A serving step that does not end, so that no layer can run.
     let step = arbiter.begin_step();
     let sampling = |job: &Value| job["lory"]["progress"]["phase"] == "sampling";
-    let first = open.created(&wanted);
-    open.once(&first, sampling);
+    let first = server.created(&wanted);
+    server.once(&first, sampling);
     wanted["suffix"] = json!("second");
-    let second = open.created(&wanted);
-    assert_eq!(open.turn(&first, "pause").status, 200);
-    open.once(&second, sampling);
+    let second = server.created(&wanted);
+    assert_eq!(server.turn(&first, "pause").status, 200);
+    server.once(&second, sampling);
     wanted["suffix"] = json!("third");
-    let third = open.created(&wanted);
-    assert_eq!(open.turn(&second, "cancel").status, 200);
-    open.once(&third, sampling);
+    let third = server.created(&wanted);
+    assert_eq!(server.turn(&second, "cancel").status, 200);
+    server.once(&third, sampling);
     drop(step);
-    open.succeeded(&third);
-    assert_eq!(open.turn(&first, "resume").status, 200);
-    open.succeeded(&first);
-    assert_eq!(open.samples(&first), open.samples(&third));
-    assert!(open.samples(&second).is_empty());
-    assert!(open.warnings(&first).is_empty());
+    server.succeeded(&third);
+    assert_eq!(server.turn(&first, "resume").status, 200);
+    server.succeeded(&first);
+    assert_eq!(server.samples(&first), server.samples(&third));
+    assert!(server.samples(&second).is_empty());
+    assert!(server.warnings(&first).is_empty());
 }
 
 #[test]
 fn a_failed_sample_does_not_fail_the_job() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(12));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(12));
     let mut wanted = body(&file, "wordy");
     // Each fits into the context, but not both together.
     wanted["system_prompt"] = json!("go ".repeat(110));
     wanted["sample_prompts"] = json!(["go ".repeat(140)]);
-    let id = open.created(&wanted);
-    let job = open.succeeded(&id);
+    let id = server.created(&wanted);
+    let job = server.succeeded(&id);
     assert_eq!(job["fine_tuned_model"], "wordy@1");
-    assert!(open.samples(&id).is_empty());
-    let warned = open.warnings(&id);
+    assert!(server.samples(&id).is_empty());
+    let warned = server.warnings(&id);
     assert!(
         warned.len() == 4 && warned[3].starts_with("Sampling after step 0 failed: "),
         "{warned:?}"
@@ -186,15 +186,15 @@ fn a_failed_sample_does_not_fail_the_job() {
 
 #[test]
 fn records_of_earlier_releases_still_open() {
-    let school = School::new();
+    let fixture = JobsFixture::new();
     let id = {
-        let open = school.open();
-        let file = open.upload(&rows(12));
-        let id = open.created(&body(&file, "old"));
-        open.succeeded(&id);
+        let server = fixture.start();
+        let file = server.upload(&rows(12));
+        let id = server.created(&body(&file, "old"));
+        server.succeeded(&id);
         id
     };
-    let folder = school.path(&format!("jobs/jobs/{id}"));
+    let folder = fixture.path(&format!("jobs/jobs/{id}"));
     std::fs::remove_file(folder.join("samples.json")).unwrap();
     let path = folder.join("job.json");
     let mut record: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -202,7 +202,7 @@ fn records_of_earlier_releases_still_open() {
         assert!(record.as_object_mut().unwrap().remove(field).is_some());
     }
     std::fs::write(&path, record.to_string()).unwrap();
-    let open = school.open();
-    assert_eq!(open.job(&id)["fine_tuned_model"], "old@1");
-    assert!(open.samples(&id).is_empty());
+    let server = fixture.start();
+    assert_eq!(server.job(&id)["fine_tuned_model"], "old@1");
+    assert!(server.samples(&id).is_empty());
 }

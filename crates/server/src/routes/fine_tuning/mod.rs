@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::json::Body;
 use crate::middleware::auth::ApiCaller;
 use crate::query::Query;
-use jobs::{BackgroundWork, JobRecord, NewJob, Viewer};
+use jobs::{JobRecord, JobsState, NewJob, Viewer};
 use responses::{
     CheckpointList, CheckpointObject, EventList, EventObject, JobList, JobObject, SampleList,
     SampleObject,
@@ -107,7 +107,7 @@ pub(super) async fn retrieve(
     Ok(Json(record.into()))
 }
 
-type Transition = fn(&BackgroundWork, &Viewer, &str) -> Result<JobRecord, jobs::JobError>;
+type Transition = fn(&JobsState, &Viewer, &str) -> Result<JobRecord, jobs::JobError>;
 
 async fn change_state(
     state: &AppState,
@@ -132,7 +132,7 @@ pub(super) async fn cancel(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    change_state(&state, caller, id, BackgroundWork::cancel).await
+    change_state(&state, caller, id, JobsState::cancel).await
 }
 
 /// Pause a training job
@@ -147,7 +147,7 @@ pub(super) async fn pause(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    change_state(&state, caller, id, BackgroundWork::pause).await
+    change_state(&state, caller, id, JobsState::pause).await
 }
 
 /// Resume a paused training job
@@ -162,7 +162,7 @@ pub(super) async fn resume(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    change_state(&state, caller, id, BackgroundWork::resume).await
+    change_state(&state, caller, id, JobsState::resume).await
 }
 
 /// How a stored adapter is published.

@@ -20,7 +20,7 @@ use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::server_state::ServerState;
 use engine_metrics::EngineMetrics;
-use jobs::meters::JobCounts;
+use jobs::metrics::JobCounts;
 
 /// The content type.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -7,19 +7,19 @@ use std::thread::{self, JoinHandle};
 
 use service::{Service, compute_arbiter};
 
-use crate::background_work::{BackgroundWork, JobSettings};
 use crate::error::JobError;
+use crate::jobs_state::{JobSettings, JobsState};
 
 /// Background work with the threads that do it. Dropping it shuts it down.
 pub struct Jobs {
-    work: Arc<BackgroundWork>,
+    work: Arc<JobsState>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Deref for Jobs {
-    type Target = BackgroundWork;
+    type Target = JobsState;
 
-    fn deref(&self) -> &BackgroundWork {
+    fn deref(&self) -> &JobsState {
         &self.work
     }
 }
@@ -30,9 +30,9 @@ impl Jobs {
     /// # Errors
     /// The folder cannot be used, or another process works on it.
     pub fn start(service: Arc<Service>, settings: &JobSettings) -> Result<Jobs, JobError> {
-        let work = Arc::new(BackgroundWork::open(service, settings)?);
+        let work = Arc::new(JobsState::open(service, settings)?);
         let mut threads = Vec::new();
-        let mut spawn = |name: &str, run: fn(&BackgroundWork)| -> Result<(), JobError> {
+        let mut spawn = |name: &str, run: fn(&JobsState)| -> Result<(), JobError> {
             let work = Arc::clone(&work);
             let spawned = thread::Builder::new()
                 .name(name.to_owned())
@@ -46,8 +46,8 @@ impl Jobs {
             compute_arbiter::lower_thread_priority();
             work.validate_jobs();
         })?;
-        spawn("lory-trainer", BackgroundWork::train_jobs)?;
-        spawn("lory-evaluator", BackgroundWork::run_evaluations)?;
+        spawn("lory-trainer", JobsState::train_jobs)?;
+        spawn("lory-evaluator", JobsState::run_evaluations)?;
         Ok(Jobs {
             work,
             threads: Mutex::new(threads),

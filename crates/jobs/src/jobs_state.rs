@@ -1,4 +1,4 @@
-//! Training jobs and evaluations next to serving: the uploaded files and both queues, in one folder.
+//! [`JobsState`]: what the API's calls and the worker threads share. The uploaded files and both queues are in one folder.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 
 use service::{Caller, Service};
 
-use crate::background_queue::{BackgroundQueue, QueueRecord};
 use crate::error::JobError;
 use crate::evaluation_results::{EvaluationResults, ResultError};
 use crate::files::{Files, StoredFile, Upload};
@@ -16,6 +15,7 @@ use crate::record_file::{self, now};
 use crate::records::evaluation::{Evaluation, EvaluationStatus};
 use crate::records::failure::Failure;
 use crate::records::job::JobRecord;
+use crate::work_queue::{QueueRecord, WorkQueue};
 
 /// The most unfinished jobs.
 pub const MAX_OPEN_JOBS: usize = 64;
@@ -127,14 +127,14 @@ pub struct JobSettings {
     pub results: Option<EvaluationResults>,
 }
 
-/// The uploaded files and both queues.
-pub struct BackgroundWork {
+/// The state that the API's calls and the worker threads share: the uploaded files, both queues and the service.
+pub struct JobsState {
     pub(crate) service: Arc<Service>,
     pub(crate) files: Files,
     pub(crate) known_base: Option<String>,
     pub(crate) results: Option<EvaluationResults>,
-    pub(crate) jobs: BackgroundQueue<JobRecord>,
-    pub(crate) evaluations: BackgroundQueue<Evaluation>,
+    pub(crate) jobs: WorkQueue<JobRecord>,
+    pub(crate) evaluations: WorkQueue<Evaluation>,
     /// Tokens that this process has trained on.
     pub(crate) trained_tokens: AtomicU64,
     /// Training speed of the latest step.
@@ -147,7 +147,7 @@ pub struct BackgroundWork {
     _lock: File,
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// Opens both queues in the folder of `settings`.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl BackgroundWork {
     pub(crate) fn open(
         service: Arc<Service>,
         settings: &JobSettings,
-    ) -> Result<BackgroundWork, JobError> {
+    ) -> Result<JobsState, JobError> {
         let dir = settings.dir.join("jobs");
         std::fs::create_dir_all(&dir).map_err(JobError::io(&dir))?;
         let lock = settings.dir.join("lock");
@@ -174,13 +174,13 @@ impl BackgroundWork {
         let records = open_jobs(&dir)?;
         let evaluations_dir = settings.dir.join("evaluations");
         let evaluations = open_evaluations(&evaluations_dir)?;
-        Ok(BackgroundWork {
+        Ok(JobsState {
             files: Files::open(&settings.dir.join("files"))?,
             service,
             known_base: settings.known_base.clone(),
             results: settings.results.clone(),
-            jobs: BackgroundQueue::new(dir, records),
-            evaluations: BackgroundQueue::new(evaluations_dir, evaluations),
+            jobs: WorkQueue::new(dir, records),
+            evaluations: WorkQueue::new(evaluations_dir, evaluations),
             trained_tokens: AtomicU64::new(0),
             tokens_per_s: Mutex::new(None),
             measuring: Mutex::new(()),
@@ -207,7 +207,7 @@ impl BackgroundWork {
         self.service.base().model.config().context_length
     }
 
-    /// Starts an upload. Write its bytes, then call [`BackgroundWork::finish_upload`].
+    /// Starts an upload. Write its bytes, then call [`JobsState::finish_upload`].
     ///
     /// # Errors
     /// [`JobError::TooManyFiles`], or a disk error.

@@ -7,10 +7,11 @@ use crate::setup;
 
 #[test]
 fn broken_files_are_rejected_with_their_lines() {
-    let school = School::new();
-    let open = school.open();
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
     let send = |fields: &[(&str, Option<&str>, &str)]| {
-        open.server
+        server
+            .http
             .send("POST", "/v1/files", &[FORM], &form(fields))
             .read_all()
     };
@@ -35,7 +36,7 @@ fn broken_files_are_rejected_with_their_lines() {
         "{message}"
     );
     assert!(
-        !message.contains(school.folder.path().to_str().unwrap()),
+        !message.contains(fixture.folder.path().to_str().unwrap()),
         "{message}"
     );
     let good = rows(1);
@@ -63,28 +64,28 @@ fn broken_files_are_rejected_with_their_lines() {
         );
     }
     assert_eq!(
-        open.server.post("/v1/files", &json!({})).error().1,
+        server.http.post("/v1/files", &json!({})).error().1,
         "invalid_body"
     );
-    let files = open.server.get("/v1/files").json();
+    let files = server.http.get("/v1/files").json();
     assert_eq!(files["data"], json!([]));
     assert_eq!(
-        std::fs::read_dir(school.path("jobs/files"))
+        std::fs::read_dir(fixture.path("jobs/files"))
             .unwrap()
             .count(),
         0
     );
 
-    let id = open.upload(&good);
-    let reply = open.server.get(&format!("/v1/files/{id}/content"));
+    let id = server.upload(&good);
+    let reply = server.http.get(&format!("/v1/files/{id}/content"));
     assert_eq!((reply.status, &reply.text), (200, &good));
-    let file = open.server.get(&format!("/v1/files/{id}")).json();
+    let file = server.http.get(&format!("/v1/files/{id}")).json();
     assert_eq!(
         (&file["filename"], &file["rows"], &file["bytes"]),
         (&json!("mine.jsonl"), &json!(1), &json!(good.len()))
     );
-    let listed = open
-        .server
+    let listed = server
+        .http
         .get("/v1/files?purpose=fine-tune&limit=5&order=asc")
         .json();
     assert_eq!(
@@ -95,9 +96,9 @@ fn broken_files_are_rejected_with_their_lines() {
 
 #[test]
 fn invalid_jobs_are_rejected_by_field() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(8));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(8));
     let with = |changes: Value| {
         let mut body = body(&file, "x");
         for (name, value) in changes.as_object().unwrap() {
@@ -212,7 +213,7 @@ fn invalid_jobs_are_rejected_by_field() {
         ),
         (json!({"epochs": 1}), 400, "unknown_field", "epochs"),
     ] {
-        let (found, found_code, about, message) = open.create(&with(changes)).error();
+        let (found, found_code, about, message) = server.create(&with(changes)).error();
         assert_eq!(
             (found, found_code.as_str(), about),
             (status, code, json!(param)),
@@ -242,15 +243,15 @@ fn invalid_jobs_are_rejected_by_field() {
         ("/v1/fine_tuning/jobs?after=ftjob-none", 400, "invalid_page"),
         ("/v1/files/file-none/rows", 404, "file_not_found"),
     ] {
-        let (found, found_code, ..) = open.server.get(path).error();
+        let (found, found_code, ..) = server.http.get(path).error();
         assert_eq!((found, found_code.as_str()), (status, code), "{path}");
     }
     // Too long rows are found when the files are validated.
     let mut refuse = with(json!({}));
     refuse["hyperparameters"] = json!({"max_length": 4, "too_long": "refuse"});
-    let id = open.created(&refuse);
+    let id = server.created(&refuse);
     let job = loop {
-        let job = open.job(&id);
+        let job = server.job(&id);
         if job["status"] == "failed" {
             break job;
         }
@@ -267,18 +268,18 @@ fn invalid_jobs_are_rejected_by_field() {
 
 #[test]
 fn a_full_queue_refuses_jobs() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(4));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(4));
     let ids: Vec<String> = (0..jobs::MAX_OPEN_JOBS)
-        .map(|_| open.created(&endless(&file, "long")))
+        .map(|_| server.created(&endless(&file, "long")))
         .collect();
-    let (status, code, _, message) = open.create(&endless(&file, "long")).error();
+    let (status, code, _, message) = server.create(&endless(&file, "long")).error();
     assert_eq!((status, code.as_str()), (429, "queue_full"));
     assert!(
         message.starts_with("64 jobs are waiting or running"),
         "{message}"
     );
-    assert_eq!(open.turn(&ids[9], "cancel").status, 200);
-    open.created(&endless(&file, "long"));
+    assert_eq!(server.turn(&ids[9], "cancel").status, 200);
+    server.created(&endless(&file, "long"));
 }

@@ -15,7 +15,7 @@ use crate::error::JobError;
 use crate::listing::Viewer;
 use crate::record_file;
 
-/// A record that a [`BackgroundQueue`] keeps.
+/// A record that a [`WorkQueue`] keeps.
 pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     /// Its name in log lines.
     const KIND: &'static str;
@@ -45,7 +45,7 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
 }
 
 /// Records by id, the one that is running, and a condition variable for the threads that wait for work.
-pub(crate) struct BackgroundQueue<R> {
+pub(crate) struct WorkQueue<R> {
     dir: PathBuf,
     state: Mutex<QueueState<R>>,
     changed: Condvar,
@@ -68,14 +68,14 @@ pub(crate) struct Running {
     pub(crate) done: Arc<AtomicU64>,
 }
 
-impl<R: QueueRecord> BackgroundQueue<R> {
+impl<R: QueueRecord> WorkQueue<R> {
     /// A queue in the folder `dir` with the records that were found there.
-    pub(crate) fn new(dir: PathBuf, records: impl IntoIterator<Item = R>) -> BackgroundQueue<R> {
+    pub(crate) fn new(dir: PathBuf, records: impl IntoIterator<Item = R>) -> WorkQueue<R> {
         let records = records
             .into_iter()
             .map(|record| (record.id().to_owned(), record))
             .collect();
-        BackgroundQueue {
+        WorkQueue {
             dir,
             state: Mutex::new(QueueState {
                 records,
@@ -144,7 +144,7 @@ impl<R: QueueRecord> BackgroundQueue<R> {
         Ok(())
     }
 
-    /// [`BackgroundQueue::save`]; if the record cannot be written, it changes in memory only and the error is logged.
+    /// [`WorkQueue::save`]; if the record cannot be written, it changes in memory only and the error is logged.
     pub(crate) fn save_or_log(&self, state: &mut QueueState<R>, record: &R) {
         if let Err(error) = self.save(state, record) {
             tracing::error!("{} {}: {error}", R::KIND, record.id());
@@ -327,8 +327,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_and_old_finished_records_make_room() {
         let folder = tempfile::tempdir().unwrap();
-        let queue: BackgroundQueue<Note> =
-            BackgroundQueue::new(folder.path().to_owned(), Vec::new());
+        let queue: WorkQueue<Note> = WorkQueue::new(folder.path().to_owned(), Vec::new());
         let add = |id: &str| queue.add(note(id), || Ok(()), |_| Ok(()));
         add("a").unwrap();
         assert_eq!(add("b").unwrap().number, 2);
@@ -353,8 +352,7 @@ mod tests {
     #[test]
     fn a_refused_or_unwritten_record_is_never_visible() {
         let folder = tempfile::tempdir().unwrap();
-        let queue: BackgroundQueue<Note> =
-            BackgroundQueue::new(folder.path().join("missing"), Vec::new());
+        let queue: WorkQueue<Note> = WorkQueue::new(folder.path().join("missing"), Vec::new());
         let refuse = || Err(JobError::NoJob { id: String::new() });
         assert!(queue.add(note("a"), refuse, |_| Ok(())).is_err());
         let fail = |_: &Note| Err(JobError::NoJob { id: String::new() });
@@ -365,8 +363,7 @@ mod tests {
     #[test]
     fn closing_stops_the_running_record_and_wakes_the_workers() {
         let folder = tempfile::tempdir().unwrap();
-        let queue: BackgroundQueue<Note> =
-            BackgroundQueue::new(folder.path().to_owned(), Vec::new());
+        let queue: WorkQueue<Note> = WorkQueue::new(folder.path().to_owned(), Vec::new());
         queue.add(note("a"), || Ok(()), |_| Ok(())).unwrap();
         let running = queue.lock().start("a");
         assert!(!queue.lock().stop("b"));

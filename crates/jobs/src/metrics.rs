@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::background_work::BackgroundWork;
+use crate::jobs_state::JobsState;
 use crate::records::job::JobStatus;
 
 /// Counts of jobs at one moment.
@@ -14,7 +14,7 @@ pub struct JobCounts {
     pub trained_tokens: u64,
 }
 
-impl BackgroundWork {
+impl JobsState {
     /// The current counts.
     pub fn counts(&self) -> JobCounts {
         let state = self.jobs.lock();

@@ -4,18 +4,18 @@ use super::*;
 
 #[test]
 fn a_job_publishes_a_version_that_serves() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let mut wanted = body(&file, "sunny");
     wanted["metadata"] = json!({"for": "a test"});
     wanted["system_prompt"] = json!("You are sunny.");
-    let created = open.create(&wanted).json();
+    let created = server.create(&wanted).json();
     assert_eq!(created["object"], "fine_tuning.job");
     assert_eq!(created["fine_tuned_model"], Value::Null);
     assert_eq!(created["user_provided_suffix"], "sunny");
     let id = created["id"].as_str().unwrap();
-    let job = open.succeeded(id);
+    let job = server.succeeded(id);
     assert_eq!(job["fine_tuned_model"], "sunny@1");
     assert_eq!(job["method"]["type"], "supervised");
     assert_eq!(job["hyperparameters"]["n_epochs"], 3);
@@ -29,18 +29,18 @@ fn a_job_publishes_a_version_that_serves() {
     let question = samples[0]["question"].as_str().unwrap();
     assert!(question.starts_with("Where is order ") && samples[0]["answer"].is_string());
 
-    let first = open.hash("sunny@1");
-    let shown = open.server.get("/v1/personas/sunny").json();
+    let first = server.hash("sunny@1");
+    let shown = server.http.get("/v1/personas/sunny").json();
     assert_eq!(
         shown["settings"]["system_prompt"], "You are sunny.",
         "{shown}"
     );
     let chat =
         json!({"model": "sunny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2});
-    assert_eq!(open.server.post("/v1/chat/completions", &chat).status, 200);
+    assert_eq!(server.http.post("/v1/chat/completions", &chat).status, 200);
 
     // Each step is logged once, the newest first, and the tokens add up.
-    let events = open.list(id, "events");
+    let events = server.list(id, "events");
     let taken: Vec<u64> = events
         .iter()
         .filter(|event| event["data"]["train_loss"].is_number())
@@ -55,7 +55,7 @@ fn a_job_publishes_a_version_that_serves() {
     assert!(last.starts_with("Created fine-tuning job"), "{last}");
 
     // One checkpoint per epoch; the best one is published.
-    let states = open.list(id, "checkpoints");
+    let states = server.list(id, "checkpoints");
     assert_eq!(states.len(), 3);
     let best = |state: &&Value| state["fine_tuned_model_checkpoint"] == "sunny@1";
     let best: Vec<&Value> = states.iter().filter(best).collect();
@@ -69,32 +69,32 @@ fn a_job_publishes_a_version_that_serves() {
         "/v1/fine_tuning/jobs/{id}/checkpoints?limit=1&after={}",
         states[0]["id"].as_str().unwrap()
     );
-    let page = open.server.get(&path).json();
+    let page = server.http.get(&path).json();
     assert_eq!(page["data"][0]["id"], states[1]["id"]);
     assert_eq!(page["has_more"], true);
 
     // Training continues from it: a second version, with the persona's system prompt.
     let mut more = body(&file, "sunny");
     more["model"] = json!("sunny");
-    let id = open.created(&more);
-    let job = open.succeeded(&id);
+    let id = server.created(&more);
+    let job = server.succeeded(&id);
     assert_eq!(job["fine_tuned_model"], "sunny@2");
     assert_eq!(job["lory"]["started_from"], "sunny@1");
     assert_eq!(job["lory"]["system_prompt"], "You are sunny.");
-    assert_ne!(open.hash("sunny"), first);
-    assert_eq!(open.hash("sunny@1"), first);
+    assert_ne!(server.hash("sunny"), first);
+    assert_eq!(server.hash("sunny@1"), first);
 
-    let found = open
-        .server
+    let found = server
+        .http
         .get("/v1/fine_tuning/jobs?metadata[for]=a%20test")
         .json();
     assert_eq!(found["data"].as_array().unwrap().len(), 1);
-    let all = open.server.get("/v1/fine_tuning/jobs?limit=1").json();
+    let all = server.http.get("/v1/fine_tuning/jobs?limit=1").json();
     assert_eq!(
         (&all["data"][0]["id"], &all["has_more"]),
         (&json!(id), &json!(true))
     );
-    let metrics = open.server.get("/metrics").text;
+    let metrics = server.http.get("/metrics").text;
     assert!(
         metrics.contains("lory_training_jobs{status=\"succeeded\"} 2"),
         "{metrics}"
@@ -107,81 +107,81 @@ fn a_job_publishes_a_version_that_serves() {
 
 #[test]
 fn a_job_without_a_suffix_gets_a_generated_name() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(8));
-    let id = open.created(&json!({
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(8));
+    let id = server.created(&json!({
         "model": "base", "training_file": file,
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": "auto", "rank": 2}}},
     }));
-    let job = open.succeeded(&id);
+    let job = server.succeeded(&id);
     assert_eq!(job["user_provided_suffix"], Value::Null);
     let model = job["fine_tuned_model"].as_str().unwrap();
     assert!(model.starts_with("ft-") && model.ends_with("@1"), "{model}");
-    open.hash(model);
+    server.hash(model);
 }
 
 #[test]
 fn dpo_jobs_train_on_pairs() {
-    let school = School::new();
-    let open = school.open();
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
     let pair = |i: usize| {
         format!(
             "{{\"prompt\":\"Where is {i}?\",\"chosen\":\"Yay, {i}.\",\"rejected\":\"It is {i}.\"}}\n"
         )
     };
     let pairs: String = (0..12).map(pair).collect();
-    let file = open.upload(&pairs);
+    let file = server.upload(&pairs);
     let mut wanted = json!({
         "model": "warm", "training_file": file, "suffix": "warmer",
         "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1, "batch_size": 4}}},
     });
-    let job = open.succeeded(&open.created(&wanted));
+    let job = server.succeeded(&server.created(&wanted));
     assert_eq!(job["method"]["dpo"]["hyperparameters"]["beta"], 0.2);
     assert_eq!(job["lory"]["started_from"], "warm@1");
     let accuracy = |event: &Value| event["data"]["preference_accuracy"].is_number();
     let id = job["id"].as_str().unwrap();
-    assert!(open.list(id, "events").iter().any(accuracy));
+    assert!(server.list(id, "events").iter().any(accuracy));
     assert_eq!(job["fine_tuned_model"], "warmer@1");
 
     wanted["method"] = json!({"type": "supervised"});
-    let (status, _, param, message) = open.create(&wanted).error();
+    let (status, _, param, message) = server.create(&wanted).error();
     assert_eq!((status, param), (400, json!("training_file")));
     assert!(message.contains("use the method dpo"), "{message}");
 }
 
 #[test]
 fn a_resumed_job_ends_with_the_same_bytes() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let long = |suffix: &str| {
         let mut long = body(&file, suffix);
         long["hyperparameters"]["n_epochs"] = json!(20);
         long
     };
-    let whole = open.created(&long("whole"));
-    open.succeeded(&whole);
+    let whole = server.created(&long("whole"));
+    server.succeeded(&whole);
 
-    let id = open.created(&long("parts"));
+    let id = server.created(&long("parts"));
     for step in [3, 40] {
-        open.at_step(&id, step);
-        let paused = open.turn(&id, "pause");
+        server.at_step(&id, step);
+        let paused = server.turn(&id, "pause");
         assert_eq!(
             (paused.status, &paused.json()["status"]),
             (200, &json!("paused"))
         );
         // It cannot be paused twice.
-        let (status, code, _, message) = open.turn(&id, "pause").error();
+        let (status, code, _, message) = server.turn(&id, "pause").error();
         assert_eq!((status, code.as_str()), (409, "job_state"));
         assert!(message.contains("is paused"), "{message}");
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(open.job(&id)["status"], "paused");
-        assert_eq!(open.turn(&id, "resume").json()["status"], "queued");
+        assert_eq!(server.job(&id)["status"], "paused");
+        assert_eq!(server.turn(&id, "resume").json()["status"], "queued");
     }
-    let job = open.succeeded(&id);
-    assert_eq!(open.hash("parts"), open.hash("whole"));
-    let events = open.list(&id, "events");
+    let job = server.succeeded(&id);
+    assert_eq!(server.hash("parts"), server.hash("whole"));
+    let events = server.list(&id, "events");
     let is_resume = |event: &&Value| {
         event["message"]
             .as_str()
@@ -190,43 +190,43 @@ fn a_resumed_job_ends_with_the_same_bytes() {
     };
     // The page has the newest hundred; the second pause is in it.
     assert!(events.iter().any(|event| is_resume(&event)));
-    assert_eq!(open.turn(&id, "resume").status, 409);
-    assert_eq!(job["trained_tokens"], open.job(&whole)["trained_tokens"]);
+    assert_eq!(server.turn(&id, "resume").status, 409);
+    assert_eq!(job["trained_tokens"], server.job(&whole)["trained_tokens"]);
 }
 
 #[test]
 fn jobs_survive_a_restart_with_the_same_bytes() {
-    let school = School::new();
+    let fixture = JobsFixture::new();
     let (id, resting, waiting, expected);
     {
-        let open = school.open();
-        let file = open.upload(&rows(24));
+        let server = fixture.start();
+        let file = server.upload(&rows(24));
         let mut long = body(&file, "one");
         long["hyperparameters"]["n_epochs"] = json!(20);
-        open.succeeded(&open.created(&long));
-        expected = open.hash("one");
+        server.succeeded(&server.created(&long));
+        expected = server.hash("one");
         long["suffix"] = json!("two");
-        id = open.created(&long);
-        resting = open.created(&body(&file, "resting"));
-        open.once(&resting, |job| job["status"] == "queued");
-        assert_eq!(open.turn(&resting, "pause").status, 200);
-        waiting = open.created(&body(&file, "waiting"));
-        open.at_step(&id, 5);
+        id = server.created(&long);
+        resting = server.created(&body(&file, "resting"));
+        server.once(&resting, |job| job["status"] == "queued");
+        assert_eq!(server.turn(&resting, "pause").status, 200);
+        waiting = server.created(&body(&file, "waiting"));
+        server.at_step(&id, 5);
     }
-    let open = school.open();
-    open.succeeded(&id);
-    assert_eq!(open.hash("two"), expected);
-    open.succeeded(&waiting);
-    assert_eq!(open.job(&resting)["status"], "paused");
-    open.turn(&resting, "resume");
-    open.succeeded(&resting);
+    let server = fixture.start();
+    server.succeeded(&id);
+    assert_eq!(server.hash("two"), expected);
+    server.succeeded(&waiting);
+    assert_eq!(server.job(&resting)["status"], "paused");
+    server.turn(&resting, "resume");
+    server.succeeded(&resting);
     // A second process cannot run the same queue.
-    let location = RegistryLocation::Folder(school.path("registry"));
-    let registry = Registry::open(&location, &school.path("cache")).unwrap();
+    let location = RegistryLocation::Folder(fixture.path("registry"));
+    let registry = Registry::open(&location, &fixture.path("cache")).unwrap();
     let catalog = Catalog::open(Personas::default(), registry).unwrap();
-    let other = Service::open(&school.home.base(), catalog, &Settings::default()).unwrap();
+    let other = Service::open(&fixture.home.base(), catalog, &Settings::default()).unwrap();
     let settings = JobSettings {
-        dir: school.path("jobs"),
+        dir: fixture.path("jobs"),
         known_base: None,
         results: None,
     };
@@ -240,54 +240,54 @@ fn jobs_survive_a_restart_with_the_same_bytes() {
 
 #[test]
 fn answers_do_not_change_while_a_job_trains() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let ask = |seed: u64| {
         let body = json!({
             "prompt": "Where is my order?", "user_type": "warm", "max_new_tokens": 24, "temperature": 1, "seed": seed,
         });
-        open.server.generate(body)["response"].clone()
+        server.http.generate(body)["response"].clone()
     };
     let alone: Vec<Value> = (0..6).map(ask).collect();
-    let id = open.created(&endless(&file, "next_to_job"));
-    let before = open.at_step(&id, 2)["lory"]["progress"]["step"].as_u64();
+    let id = server.created(&endless(&file, "next_to_job"));
+    let before = server.at_step(&id, 2)["lory"]["progress"]["step"].as_u64();
     for _ in 0..5 {
         let next_to_job: Vec<Value> = (0..6).map(ask).collect();
         assert_eq!(next_to_job, alone);
     }
-    open.at_step(&id, before.unwrap() + 2);
-    assert_eq!(open.turn(&id, "cancel").status, 200);
+    server.at_step(&id, before.unwrap() + 2);
+    assert_eq!(server.turn(&id, "cancel").status, 200);
 }
 
 #[test]
 fn a_cancelled_job_is_cleaned_up_and_the_next_one_runs() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
-    let running = open.created(&endless(&file, "never"));
-    let waiting = open.created(&endless(&file, "never-either"));
-    let next = open.created(&body(&file, "next"));
-    open.at_step(&running, 3);
-    open.once(&waiting, |job| job["status"] == "queued");
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
+    let running = server.created(&endless(&file, "never"));
+    let waiting = server.created(&endless(&file, "never-either"));
+    let next = server.created(&body(&file, "next"));
+    server.at_step(&running, 3);
+    server.once(&waiting, |job| job["status"] == "queued");
     // Its file is still needed.
-    let kept = open.server.delete(&format!("/v1/files/{file}"));
+    let kept = server.http.delete(&format!("/v1/files/{file}"));
     let (status, code, _, message) = kept.error();
     assert_eq!((status, code.as_str()), (409, "file_in_use"));
     assert!(message.contains("still needs the file"), "{message}");
     for id in [&waiting, &running] {
-        assert_eq!(open.turn(id, "cancel").json()["status"], "cancelled");
-        assert_eq!(open.turn(id, "cancel").error().1, "job_state");
+        assert_eq!(server.turn(id, "cancel").json()["status"], "cancelled");
+        assert_eq!(server.turn(id, "cancel").error().1, "job_state");
     }
-    open.succeeded(&next);
-    assert_eq!(open.job(&running)["status"], "cancelled");
-    assert!(!school.path(&format!("jobs/jobs/{running}/state")).exists());
+    server.succeeded(&next);
+    assert_eq!(server.job(&running)["status"], "cancelled");
+    assert!(!fixture.path(&format!("jobs/jobs/{running}/state")).exists());
     let asked = json!({"prompt": "Hi", "user_type": "never"});
-    assert_eq!(open.server.post("/generate", &asked).status, 404);
-    let gone = open.server.delete(&format!("/v1/files/{file}"));
+    assert_eq!(server.http.post("/generate", &asked).status, 404);
+    let gone = server.http.delete(&format!("/v1/files/{file}"));
     assert_eq!(
         gone.json(),
         json!({"id": file, "object": "file", "deleted": true})
     );
-    assert_eq!(open.server.get(&format!("/v1/files/{file}")).status, 404);
+    assert_eq!(server.http.get(&format!("/v1/files/{file}")).status, 404);
 }

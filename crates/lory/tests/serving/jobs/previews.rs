@@ -4,9 +4,9 @@ use super::*;
 
 #[test]
 fn responses_match_the_openapi_document() {
-    let school = School::new();
-    let open = school.open();
-    let document = open.server.get("/openapi.json").json();
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let document = server.http.get("/openapi.json").json();
     let check = |method: &str, route: &str, value: &Value| {
         let answer = &document["paths"][route][method]["responses"]["200"];
         let schema = &answer["content"]["application/json"]["schema"];
@@ -14,11 +14,11 @@ fn responses_match_the_openapi_document() {
         let found = complaints(&document, schema, value, route);
         assert!(found.is_empty(), "{found:?} in {value}");
     };
-    let file = open.upload(&rows(12));
-    let created = open.create(&body(&file, "shown")).json();
+    let file = server.upload(&rows(12));
+    let created = server.create(&body(&file, "shown")).json();
     check("post", "/v1/fine_tuning/jobs", &created);
     let id = created["id"].as_str().unwrap();
-    open.succeeded(id);
+    server.succeeded(id);
     for (route, path) in [
         ("/v1/files", "/v1/files".to_owned()),
         ("/v1/files/{file_id}", format!("/v1/files/{file}")),
@@ -41,7 +41,7 @@ fn responses_match_the_openapi_document() {
             format!("/v1/fine_tuning/jobs/{id}/samples"),
         ),
     ] {
-        let answer = open.server.get(&path);
+        let answer = server.http.get(&path);
         assert_eq!(answer.status, 200, "{}", answer.text);
         check("get", route, &answer.json());
     }
@@ -49,12 +49,12 @@ fn responses_match_the_openapi_document() {
 
 #[test]
 fn rows_lint_findings_and_plans_are_previewed() {
-    let school = School::new();
-    let open = school.open();
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
     let text = rows(6) + &rows(1) + "{\"instruction\":\"Again?\",\"output\":\"See \"}\n";
-    let file = open.upload(&text);
-    let shown = open
-        .server
+    let file = server.upload(&text);
+    let shown = server
+        .http
         .get(&format!(
             "/v1/files/{file}/rows?first=2&limit=2&system_prompt=Be%20kind."
         ))
@@ -75,13 +75,13 @@ fn rows_lint_findings_and_plans_are_previewed() {
         "{row}"
     );
     assert!(of(true).contains("Yay, order 101."), "{row}");
-    let short = open
-        .server
+    let short = server
+        .http
         .get(&format!("/v1/files/{file}/rows?max_length=5&limit=1"))
         .json();
     assert_eq!(short["data"][0]["answer"]["fate"], "left_out");
 
-    let lint = open.server.get(&format!("/v1/files/{file}/lint")).json();
+    let lint = server.http.get(&format!("/v1/files/{file}/lint")).json();
     let findings = lint["findings"].as_array().unwrap();
     assert!(
         findings
@@ -92,26 +92,26 @@ fn rows_lint_findings_and_plans_are_previewed() {
     assert!(
         !lint
             .to_string()
-            .contains(school.folder.path().to_str().unwrap()),
+            .contains(fixture.folder.path().to_str().unwrap()),
         "{lint}"
     );
 
-    let plan = open
-        .server
+    let plan = server
+        .http
         .post("/v1/fine_tuning/plan", &body(&file, "planned"));
     assert_eq!(plan.status, 200, "{}", plan.text);
     let plan = plan.json();
     assert!(plan["plan"]["steps"].as_u64().unwrap() > 0, "{plan}");
     assert!(plan["memory_needed"].as_u64().unwrap() > 0, "{plan}");
     assert!(plan["seconds"].as_f64().unwrap() > 0.0, "{plan}");
-    let jobs = open.server.get("/v1/fine_tuning/jobs").json();
+    let jobs = server.http.get("/v1/fine_tuning/jobs").json();
     assert_eq!(jobs["data"], json!([]));
 }
 
 #[test]
 fn a_training_key_sees_only_its_own_files_and_jobs() {
-    let school = School::new();
-    let file = school.path("keys.toml");
+    let fixture = JobsFixture::new();
+    let file = fixture.path("keys.toml");
     let table = |name: &str, more: &str| {
         let sha256 = SecretHash::of(&format!("secret-{name}"));
         format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\n{more}\n")
@@ -122,18 +122,18 @@ fn a_training_key_sees_only_its_own_files_and_jobs() {
         + &table("ops", "admin = true");
     std::fs::write(&file, text).unwrap();
     let keys = Keys::open(Some(&file), None).unwrap().map(Arc::new);
-    let open = school.open_as(ServerSettings {
+    let server = fixture.start_with(ServerSettings {
         keys,
         ..ServerSettings::default()
     });
     let send = |key: &str, method: &str, path: &str, kind: &str, body: &[u8]| {
         let bearer = format!("Bearer secret-{key}");
         let headers = [("Authorization", &*bearer), ("Content-Type", kind)];
-        open.server.send(method, path, &headers, body).read_all()
+        server.http.send(method, path, &headers, body).read_all()
     };
     let json_kind = "application/json";
     let get = |key: &str, path: &str| send(key, "GET", path, json_kind, b"");
-    assert_eq!(open.server.get("/v1/files").error().1, "missing_api_key");
+    assert_eq!(server.http.get("/v1/files").error().1, "missing_api_key");
     assert_eq!(get("asks", "/v1/files").error().1, "training_not_allowed");
     assert_eq!(get("asks", "/v1/fine_tuning/jobs").error().0, 403);
     let text = rows(8);

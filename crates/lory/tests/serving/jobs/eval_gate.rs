@@ -5,14 +5,14 @@ use testkit::tiny::adapter;
 
 #[test]
 fn the_gate_publishes_only_adapters_that_meet_the_thresholds() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let mut wanted = body(&file, "judged");
     wanted["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
-    let id = open.created(&wanted);
+    let id = server.created(&wanted);
     let job = loop {
-        let job = open.job(&id);
+        let job = server.job(&id);
         if job["finished_at"].is_number() {
             break job;
         }
@@ -47,12 +47,12 @@ fn the_gate_publishes_only_adapters_that_meet_the_thresholds() {
         "{folder}"
     );
     let asked = json!({"prompt": "Hi", "user_type": "judged"});
-    assert_eq!(open.server.post("/generate", &asked).status, 404);
+    assert_eq!(server.http.post("/generate", &asked).status, 404);
 
     wanted["gate"] =
         json!({"loss_at_most": 50, "tone_at_least": 0, "copied_at_least": 0, "drift_at_most": 50});
-    wanted["validation_file"] = json!(open.upload(&rows(4)));
-    let job = open.succeeded(&open.created(&wanted));
+    wanted["validation_file"] = json!(server.upload(&rows(4)));
+    let job = server.succeeded(&server.created(&wanted));
     let checked = job["lory"]["gate"].as_array().unwrap();
     assert!(
         checked.len() == 4 && checked.iter().all(|check| check["passed"] == true),
@@ -63,24 +63,24 @@ fn the_gate_publishes_only_adapters_that_meet_the_thresholds() {
 
 #[test]
 fn a_kept_adapter_is_published_on_request() {
-    let school = School::new();
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let mut wanted = body(&file, "held");
     wanted["publish"] = json!(false);
-    let id = open.created(&wanted);
-    let job = open.succeeded(&id);
+    let id = server.created(&wanted);
+    let job = server.succeeded(&id);
     assert_eq!(
         (&job["fine_tuned_model"], &job["lory"]["kept"]),
         (&Value::Null, &json!(true))
     );
     let asked = json!({"prompt": "Hi", "user_type": "held"});
-    assert_eq!(open.server.post("/generate", &asked).status, 404);
+    assert_eq!(server.http.post("/generate", &asked).status, 404);
 
     // The first version of a persona must be current.
     let publish = |id: &str, body: Value| {
         let path = format!("/v1/fine_tuning/jobs/{id}/publish");
-        open.server.post(&path, &body)
+        server.http.post(&path, &body)
     };
     let waiting = publish(&id, json!({"current": false}));
     assert!(
@@ -94,35 +94,35 @@ fn a_kept_adapter_is_published_on_request() {
         (&json!("held@1"), &json!(false))
     );
     assert_eq!(publish(&id, json!({})).error().1, "job_state");
-    let first = open.hash("held");
+    let first = server.hash("held");
 
     // What a gate refused can be published too, and becomes a version that is not current; also in the next process.
     wanted["seed"] = json!(8);
     wanted["gate"] = json!({"loss_at_most": 0.001, "tone_at_least": 0, "copied_at_least": 0});
-    let id = open.created(&wanted);
-    while open.job(&id)["finished_at"].is_null() {
+    let id = server.created(&wanted);
+    while server.job(&id)["finished_at"].is_null() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    drop(open);
-    let open = school.open();
+    drop(server);
+    let server = fixture.start();
     let path = format!("/v1/fine_tuning/jobs/{id}/publish");
-    let job = open.server.post(&path, &json!({"current": false})).json();
+    let job = server.http.post(&path, &json!({"current": false})).json();
     assert_eq!(
         (&job["status"], &job["fine_tuned_model"]),
         (&json!("failed"), &json!("held@2"))
     );
-    assert_eq!(open.hash("held"), first);
-    assert_ne!(open.hash("held@2"), first);
+    assert_eq!(server.hash("held"), first);
+    assert_ne!(server.hash("held@2"), first);
 }
 
 #[test]
 fn an_adapter_is_compared_with_baselines() {
-    let school = School::new();
+    let fixture = JobsFixture::new();
     // A persona whose tone check every answer passes.
     let text = "system_prompt = \"You are loud.\"\n[eval]\nany_of = ['']\n";
-    school.home.persona("loud", text, Some(&adapter(13)));
-    let open = school.open();
-    let file = open.upload(&rows(24));
+    fixture.home.persona("loud", text, Some(&adapter(13)));
+    let server = fixture.start();
+    let file = server.upload(&rows(24));
     let mut wanted = body(&file, "apart");
     let gate = |more: Value| {
         let mut gate = json!({"tone_at_least": 0, "copied_at_least": 0});
@@ -132,11 +132,11 @@ fn an_adapter_is_compared_with_baselines() {
         gate
     };
     wanted["gate"] = gate(json!({"distinct_at_least": 0, "other_tone_at_most": 0.5}));
-    let id = open.created(&wanted);
-    while open.job(&id)["finished_at"].is_null() {
+    let id = server.created(&wanted);
+    while server.job(&id)["finished_at"].is_null() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let job = open.job(&id);
+    let job = server.job(&id);
     assert_eq!(job["error"]["code"], "gate_refused", "{job:#}");
     let checked = |job: &Value, key: &str| {
         let checks = job["lory"]["gate"].as_array().unwrap();
@@ -152,7 +152,7 @@ fn an_adapter_is_compared_with_baselines() {
 
     // Named baselines.
     wanted["gate"] = gate(json!({"distinct_at_least": 0, "beside": ["formal@2"]}));
-    let job = open.succeeded(&open.created(&wanted));
+    let job = server.succeeded(&server.created(&wanted));
     let (from_one, _) = checked(&job, "distinct_at_least").unwrap();
     assert!(from_one.as_f64() >= distance.as_f64());
     assert!(checked(&job, "other_tone_at_most").is_none());
@@ -161,11 +161,11 @@ fn an_adapter_is_compared_with_baselines() {
     wanted["model"] = json!("warm");
     wanted["system_prompt"] = json!("You are warm.");
     wanted["hyperparameters"] = json!({"n_epochs": 1, "lr": 1e-9});
-    let id = open.created(&wanted);
-    while open.job(&id)["finished_at"].is_null() {
+    let id = server.created(&wanted);
+    while server.job(&id)["finished_at"].is_null() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(open.job(&id)["error"]["code"], "gate_refused");
+    assert_eq!(server.job(&id)["error"]["code"], "gate_refused");
 
     for (more, param) in [
         (json!({"distinct_at_least": 2}), "gate.distinct_at_least"),
@@ -194,7 +194,7 @@ fn an_adapter_is_compared_with_baselines() {
         ),
     ] {
         wanted["gate"] = gate(more);
-        let (status, _, about, message) = open.create(&wanted).error();
+        let (status, _, about, message) = server.create(&wanted).error();
         assert_eq!((status, about), (400, json!(param)), "{message}");
     }
 }
