@@ -5,14 +5,18 @@
 //! - [`serve`] runs the server: `server` accepts connections, `tls` has the certificate, `write_timeout` disconnects clients that do
 //!   not read, [`ServerSettings`] has the limits
 //! - `middleware`: the request log, API keys and cross-origin requests
-//! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
-//! - `json` and `query` read requests; `answer_stream` and `envelope` write answers; `error` gives every error its status
-//! - `openapi`: the description of all routes, generated from the handlers
+//! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses; `blocking`: work that waits for
+//!   a disk, off the async threads
+//! - Requests: `json` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field
+//! - Responses: `answer_stream` sends events; `completion_object`, `logprobs`, `usage`, `unix_time` and `milliseconds` are shapes of
+//!   the wire formats; `error` gives every error its status
+//! - `openapi`: the description of all routes, generated from the handlers; `origin`: origins of web pages, for CORS
+//! - `studio`: the web page that uses this API
 
 mod answer_stream;
 mod app_state;
 mod blocking;
-mod envelope;
+mod completion_object;
 mod error;
 mod json;
 mod logprobs;

@@ -13,14 +13,14 @@
 //! answer             tokens become text and tool calls; stop strings end the answer
 //! ```
 //!
-//! Read [`service`] first: [`Service::submit`] is that path. Every call is synchronous. `submit` returns once the request is queued,
+//! Read [`persona_service`] first: [`Service::submit`] is that path. Every call is synchronous. `submit` returns once the request is queued,
 //! and its sink receives the text on the engine's thread; [`Service::stream`] and [`Service::generate`] wait for the text.
 //!
 //! - Requests: [`request`], with the names and limits of its [`fields`]; [`caller`], its API key; [`request_log`] and
 //!   [`request_metrics`], what is recorded of it; [`error`]
 //! - Answers: [`answer`]; [`tools`] and their calls; `stop`; `parallel_sampling`, several answers to one prompt;
 //!   [`model_identity`], what answered
-//! - Personas: [`catalog`], those that can be requested now; `service::publishing`; [`uploads`], adapters from clients, which
+//! - Personas: [`catalog`], those that can be requested now; `persona_service::publishing`; [`uploads`], adapters from clients, which
 //!   `archive` unpacks; [`shadow`] versions; [`votes`] of people who compared answers
 //! - Compute: [`runner`] runs the engine's plan on the model; [`compute_arbiter`] divides the machine between steps and background
 //!   work
@@ -37,12 +37,12 @@ pub mod grammar;
 pub mod model_identity;
 mod parallel_sampling;
 mod persona_resolution;
+pub mod persona_service;
 mod prompt;
 pub mod request;
 pub mod request_log;
 pub mod request_metrics;
 pub mod runner;
-pub mod service;
 pub mod shadow;
 mod stop;
 mod tool_call_parser;
@@ -63,14 +63,14 @@ pub use fields::{FieldNames, MAX_CHOICES};
 pub use grammar::OutputFormat;
 pub use model_identity::{AdapterUse, ModelIdentity};
 pub use parallel_sampling::Tickets;
+pub use persona_service::publishing::NewVersion;
+pub use persona_service::{
+    DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, QueuedRequest, Service, Settings, TextStream,
+};
 pub use request::{Conversation, GenerateRequest};
 pub use request_log::{RequestLog, RequestLogEntry};
 pub use request_metrics::RequestMetrics;
 pub use sampling::SamplingParams;
-pub use service::publishing::NewVersion;
-pub use service::{
-    DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, QueuedRequest, Service, Settings, TextStream,
-};
 pub use shadow::Shadows;
 pub use tools::{Tool, ToolCall, ToolChoice, Tools};
 pub use votes::VoteError;

@@ -17,22 +17,22 @@ fn main() {
     let dir = Path::new(&dir);
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("base.gguf"), scene::base()).unwrap();
-    let job = scene::job(&scene::model(), None);
-    let settings = &job.settings;
+    let task = scene::task(&scene::model(), None);
+    let settings = &task.settings;
     let start = Adapter {
         config: AdapterConfig::new(
             settings.rank,
             f64::from(settings.alpha),
             &settings.modules().unwrap(),
         ),
-        pairs: job.init.pairs.clone(),
+        pairs: task.init.pairs.clone(),
         dtype: Dtype::F32,
         metadata: Default::default(),
     };
     start
         .write(&dir.join("start"), Dtype::F32, "The start of a run.\n")
         .unwrap();
-    let rows: Vec<_> = job
+    let rows: Vec<_> = task
         .train
         .iter()
         .map(|row| serde_json::json!({"tokens": row.tokens, "trained": row.loss_mask}))

@@ -16,10 +16,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::durable;
 use crate::error::TrainError;
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::params::{self, LoraGrads, LoraParams};
+use crate::replace_file::replace_file;
 pub use identity::{AdapterIdentity, RunIdentity};
 
 /// Version of the file's layout.
@@ -32,7 +32,7 @@ const MAX_BYTES: u64 = 64 << 30;
 pub struct Checkpoint {
     /// Optimizer steps done.
     pub step: u64,
-    /// The adapters, in the order of the jobs.
+    /// The adapters, in the order of the tasks.
     pub adapters: Vec<AdapterState>,
 }
 
@@ -171,7 +171,7 @@ pub fn save(
     }
     let state = serde_json::to_string(&state).expect("a state of numbers and strings is JSON");
     let metadata = BTreeMap::from([("state".to_owned(), state)]);
-    durable::replace(path, |file| {
+    replace_file(path, |file| {
         let mut file = BufWriter::with_capacity(1 << 20, file);
         formats::safetensors::write_to(&mut file, &metadata, tensors)?;
         file.flush()

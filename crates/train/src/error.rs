@@ -107,9 +107,9 @@ pub enum TrainError {
         /// The differences, in words.
         differences: Vec<String>,
     },
-    /// The jobs of a run do not fit together or lack something.
+    /// The tasks of a run do not fit together or lack something.
     #[error("cannot start the run: {0}")]
-    Job(String),
+    Task(String),
     /// The run would not fit into memory.
     #[error(
         "the run needs {} MiB of memory in addition to what it holds already, and {} MiB are available; {advice}",

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use formats::peft::{Adapter, AdapterConfig, Dtype};
 
 use crate::error::TrainError;
-use crate::job::DataReport;
 use crate::metrics::{MetricsRecord, parse_metrics};
 use crate::outcome::TrainedAdapter;
+use crate::task::DataReport;
 
 /// The base, tokenizer, template and data that an adapter was trained with. It can only be served with the same ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -2,7 +2,7 @@
 //!
 //! Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3. The effect of a step is measured on the
 //! next step's rows, as the change of their loss from the initial parameters. This removes the difficulty of the rows, which
-//! differs more between batches than a step changes. Writes nothing and leaves the job unchanged.
+//! differs more between batches than a step changes. Writes nothing and leaves the task unchanged.
 
 use std::slice::Chunks;
 
@@ -11,10 +11,10 @@ use serde::Serialize;
 use crate::batch::{Ordering, pieces};
 use crate::error::TrainError;
 use crate::example::Example;
-use crate::job::Job;
 use crate::learner::{BatchItem, Learner, LossSum};
 use crate::optimizer::{self, AdamW, AdamWConfig};
 use crate::params::{LoraGrads, LoraParams};
+use crate::task::TrainTask;
 
 /// The rates of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,36 +81,36 @@ const BETTER: f64 = 0.01;
 /// The suggestion as a fraction of the rate with the lowest loss, which is close to too high.
 const SAFE: f64 = 0.1;
 
-/// Sweeps over `job`, whose learning rate, schedule and epochs are not used. Returns `None` if `stop` interrupts it.
+/// Sweeps over `task`, whose learning rate, schedule and epochs are not used. Returns `None` if `stop` interrupts it.
 ///
 /// `on_step` receives every step. A call of the learner has at most `batch_tokens` tokens (0: no limit).
 ///
 /// # Errors
-/// The job has no rows or has preferences, the sweep has fewer than two steps or no range, or the learner fails.
+/// The task has no rows or has preferences, the sweep has fewer than two steps or no range, or the learner fails.
 pub fn lr_find(
-    job: &Job,
+    task: &TrainTask,
     sweep: LrSweep,
     batch_tokens: usize,
     learner: &mut dyn Learner,
     on_step: &mut dyn FnMut(&LrSweepPoint),
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<LrSweepResult>, TrainError> {
-    check(job, sweep)?;
-    let settings = &job.settings;
+    check(task, sweep)?;
+    let settings = &task.settings;
     let ordering = Ordering {
         seed: settings.seed,
         rows_per_step: settings.rows_per_step(),
         shuffle: settings.shuffle,
         group_by_length: settings.group_by_length,
     };
-    let lengths: Vec<usize> = job.train.iter().map(|row| row.tokens.len()).collect();
+    let lengths: Vec<usize> = task.train.iter().map(|row| row.tokens.len()).collect();
     let per_epoch = ordering.steps(lengths.len());
     let mut state = SweepState {
-        start: vec![job.init.clone()],
-        params: vec![job.init.clone()],
-        grads: vec![LoraGrads::zeros_like(&job.init)],
+        start: vec![task.init.clone()],
+        params: vec![task.init.clone()],
+        grads: vec![LoraGrads::zeros_like(&task.init)],
     };
-    let mut optimizer = AdamW::new(&job.init, AdamWConfig::of(settings));
+    let mut optimizer = AdamW::new(&task.init, AdamWConfig::of(settings));
     let (mut smoothed, mut weight, mut points) = (0.0, 0.0, Vec::new());
     let mut steps: Vec<Vec<usize>> = Vec::new();
     for step in 0..=sweep.steps {
@@ -119,7 +119,7 @@ pub fn lr_find(
         }
         let rows: Vec<&Example> = steps[step % per_epoch]
             .iter()
-            .map(|&row| &job.train[row])
+            .map(|&row| &task.train[row])
             .collect();
         let micro_batches = rows.chunks(settings.batch_rows);
         let Some(losses) =
@@ -155,22 +155,22 @@ pub fn lr_find(
             optimizer.step(&mut state.params[0], grads, sweep.rate(step));
         }
     }
-    Ok(Some(judge(job.name.clone(), points)))
+    Ok(Some(judge(task.name.clone(), points)))
 }
 
-/// Checks that `sweep` can run over `job`.
-fn check(job: &Job, sweep: LrSweep) -> Result<(), TrainError> {
-    job.settings.check()?;
-    if job.train.is_empty() || sweep.steps < 2 || !(0.0 < sweep.from && sweep.from < sweep.to) {
-        return Err(TrainError::Job(format!(
+/// Checks that `sweep` can run over `task`.
+fn check(task: &TrainTask, sweep: LrSweep) -> Result<(), TrainError> {
+    task.settings.check()?;
+    if task.train.is_empty() || sweep.steps < 2 || !(0.0 < sweep.from && sweep.from < sweep.to) {
+        return Err(TrainError::Task(format!(
             "adapter `{}`: a sweep needs training rows, two steps and a range of rates",
-            job.name
+            task.name
         )));
     }
-    if job.preference.is_some() {
-        return Err(TrainError::Job(format!(
+    if task.preference.is_some() {
+        return Err(TrainError::Task(format!(
             "adapter `{}`: a sweep is over the loss of answers, not over preferences; find a rate without them",
-            job.name
+            task.name
         )));
     }
     Ok(())

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable;
 use crate::error::TrainError;
 use crate::preference::PreferenceStats;
+use crate::replace_file::replace_file;
 use crate::tensorboard;
 
 /// One line of `metrics.jsonl`.
@@ -75,7 +75,7 @@ struct Appended {
 impl Appended {
     /// Makes the file hold exactly `bytes`.
     fn start(path: PathBuf, bytes: &[u8]) -> Result<Self, TrainError> {
-        durable::replace(&path, |file| file.write_all(bytes))?;
+        replace_file(&path, |file| file.write_all(bytes))?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)

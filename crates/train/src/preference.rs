@@ -1,7 +1,7 @@
 //! Preference tuning: of two answers to the same question, the chosen one becomes more likely and the rejected one less.
 //!
 //! The objective is DPO, direct preference optimization (Rafailov et al. 2023). It runs on the loop, the backward pass and
-//! the checkpoints of [`crate::sft`]: a pair is two sequences whose losses have different weights. `loss` is the objective,
+//! the checkpoints of [`crate::trainer`]: a pair is two sequences whose losses have different weights. `loss` is the objective,
 //! `pair_rows` and `pairs` read the pairs, `reference_cache` stores the log-probabilities at the start of the run. Does not
 //! know the model or personas.
 
@@ -20,12 +20,12 @@ pub use pair_rows::{PairScan, holds_pairs, scan_pairs};
 pub use pairs::{PairCounts, RejectedPersona};
 pub(crate) use pairs::{PreferencePair, RejectedAnswers};
 
-/// The rejected answers to the rows of a job.
+/// The rejected answers to the rows of a task.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PreferenceData {
-    /// The answers to `Job::train`.
+    /// The answers to `TrainTask::train`.
     pub train: RejectedExamples,
-    /// The answers to `Job::validation`.
+    /// The answers to `TrainTask::validation`.
     pub validation: RejectedExamples,
     /// How many rows found a rejected answer.
     pub counts: PairCounts,

@@ -13,7 +13,7 @@ use crate::preference::PreferenceStats;
 pub struct RunPlan {
     /// Optimizer steps of the whole run: those of the adapter with the most.
     pub steps: u64,
-    /// The adapters, in the order of the jobs.
+    /// The adapters, in the order of the tasks.
     pub adapters: Vec<AdapterPlan>,
 }
 
@@ -64,7 +64,7 @@ pub struct StepMetrics {
 /// One adapter's part of a step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterStep {
-    /// Index of its job.
+    /// Index of its task.
     pub adapter: usize,
     /// Its epoch, from 1.
     pub epoch: u64,
@@ -116,7 +116,7 @@ pub struct Snapshot<'a> {
     pub step: u64,
     /// Whether this is the state after the last step.
     pub done: bool,
-    /// Their parameters as they are now, in the order of the jobs; not those of the lowest validation loss.
+    /// Their parameters as they are now, in the order of the tasks; not those of the lowest validation loss.
     pub adapters: &'a [LoraParams],
 }
 
@@ -127,7 +127,7 @@ pub trait Observer {
         let _ = (plan, resumed);
     }
 
-    /// The adapter of job `adapter` needs the reference log-probabilities of `pairs` pairs.
+    /// The adapter of task `adapter` needs the reference log-probabilities of `pairs` pairs.
     fn reference(&mut self, adapter: usize, pairs: usize, from: ReferenceProgress<'_>) {
         let _ = (adapter, pairs, from);
     }
@@ -137,17 +137,17 @@ pub trait Observer {
         let _ = metrics;
     }
 
-    /// Validation begins for the adapter of job `adapter`, over `rows` rows.
+    /// Validation begins for the adapter of task `adapter`, over `rows` rows.
     fn validating(&mut self, adapter: usize, rows: usize) {
         let _ = (adapter, rows);
     }
 
-    /// The adapter of job `adapter` was validated.
+    /// The adapter of task `adapter` was validated.
     fn validated(&mut self, adapter: usize, validation: &Validation) {
         let _ = (adapter, validation);
     }
 
-    /// The patience of the adapter of job `adapter` ran out after `step`; it is not trained further.
+    /// The patience of the adapter of task `adapter` ran out after `step`; it is not trained further.
     fn stopped_early(&mut self, adapter: usize, step: u64) {
         let _ = (adapter, step);
     }

@@ -1,6 +1,6 @@
 //! The state of a run and its operations: plan, validate, forward and backward, clip, step, log.
 //!
-//! Owns everything that changes while training. [`crate::sft`] calls the operations in order; `checkpointing` has those about
+//! Owns everything that changes while training. [`crate::trainer`] calls the operations in order; `checkpointing` has those about
 //! files.
 
 mod adapter_run;
@@ -16,7 +16,6 @@ use crate::batch;
 use crate::checkpoint::{BestParams, RunIdentity};
 use crate::error::TrainError;
 use crate::estimate::{AdapterSizes, RunEstimate};
-use crate::job::Job;
 use crate::learner::{BatchItem, Learner, LossSum};
 use crate::metrics::MetricsRecord;
 use crate::optimizer;
@@ -25,6 +24,7 @@ use crate::progress::{
     AdapterPlan, AdapterStep, Observer, RunPlan, Snapshot, StepMetrics, Validation,
 };
 use crate::settings::RunOptions;
+use crate::task::TrainTask;
 use adapter_run::AdapterRun;
 use rows::{BatchRow, LossTally};
 
@@ -55,22 +55,22 @@ struct Clock {
 }
 
 impl<'o> Run<'o> {
-    /// Checks the jobs and plans their steps. Computes nothing yet.
-    pub(crate) fn plan(jobs: Vec<Job>, options: &'o RunOptions) -> Result<Self, TrainError> {
-        if jobs.is_empty() {
-            return Err(TrainError::Job("there is no adapter to train".to_owned()));
+    /// Checks the tasks and plans their steps. Computes nothing yet.
+    pub(crate) fn plan(tasks: Vec<TrainTask>, options: &'o RunOptions) -> Result<Self, TrainError> {
+        if tasks.is_empty() {
+            return Err(TrainError::Task("there is no adapter to train".to_owned()));
         }
-        for (i, job) in jobs.iter().enumerate() {
-            if jobs[..i].iter().any(|other| other.name == job.name) {
-                return Err(TrainError::Job(format!(
+        for (i, task) in tasks.iter().enumerate() {
+            if tasks[..i].iter().any(|other| other.name == task.name) {
+                return Err(TrainError::Task(format!(
                     "two adapters are named `{}`",
-                    job.name
+                    task.name
                 )));
             }
         }
-        let params: Vec<LoraParams> = jobs.iter().map(|job| job.init.clone()).collect();
+        let params: Vec<LoraParams> = tasks.iter().map(|task| task.init.clone()).collect();
         let grads = params.iter().map(LoraGrads::zeros_like).collect();
-        let adapters = jobs
+        let adapters = tasks
             .into_iter()
             .map(AdapterRun::plan)
             .collect::<Result<Vec<_>, _>>()?;
@@ -113,12 +113,12 @@ impl<'o> Run<'o> {
             tokens += (plan.tokens as f64 * share).round() as u64;
             validation_tokens +=
                 adapter.validations_due(plan.steps) * validation.iter().sum::<usize>() as u64;
-            if adapter.job.preference.is_some() {
+            if adapter.task.preference.is_some() {
                 // The reference costs a forward pass over all rows, as a validation does.
                 validation_tokens += (plan.tokens + validation.iter().sum::<usize>()) as u64;
             }
             parts.push(AdapterSizes::new(
-                &adapter.job.settings,
+                &adapter.task.settings,
                 plan.parameters,
                 &adapter.lengths,
                 validation,
@@ -275,7 +275,7 @@ impl<'o> Run<'o> {
             .adapters
             .iter()
             .zip(&rows)
-            .map(|(adapter, rows)| rows.len().div_ceil(adapter.job.settings.batch_rows))
+            .map(|(adapter, rows)| rows.len().div_ceil(adapter.task.settings.batch_rows))
             .max()
             .unwrap_or(0);
         let mut tallies = vec![LossTally::default(); self.params.len()];
@@ -310,7 +310,7 @@ impl<'o> Run<'o> {
         let limits = self
             .adapters
             .iter()
-            .map(|adapter| adapter.job.settings.clip);
+            .map(|adapter| adapter.task.settings.clip);
         let norms: Vec<f64> = self
             .grads
             .iter_mut()
@@ -422,7 +422,7 @@ impl<'o> Run<'o> {
         if number.is_finite() {
             return Ok(());
         }
-        let adapter = self.adapters[index].job.name.clone();
+        let adapter = self.adapters[index].task.name.clone();
         Err(TrainError::NotFinite {
             adapter,
             step: self.step + 1,
@@ -441,7 +441,7 @@ fn micro_batch_rows<'a>(
     let mut batch_rows = Vec::new();
     for (index, (adapter, rows)) in adapters.iter().zip(rows).enumerate() {
         let of_micro_batch = rows
-            .chunks(adapter.job.settings.batch_rows)
+            .chunks(adapter.task.settings.batch_rows)
             .nth(micro_batch)
             .unwrap_or(&[]);
         let training = adapter.training(index, step);

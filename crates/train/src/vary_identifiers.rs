@@ -10,7 +10,7 @@ use crate::dataset::{DataRow, RowContent};
 use crate::measures::tokens_with_digit;
 use crate::rng::Rng;
 
-/// The random stream of new digits; jobs add the copy and the index of the row.
+/// The random stream of new digits; tasks add the copy and the index of the row.
 pub(crate) const IDENTIFIER_STREAM: u64 = 0x7661_7279;
 /// A token with fewer digits is a quantity, not an identifier.
 const LEAST_DIGITS: usize = 3;

@@ -10,10 +10,10 @@ use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use train::preference::{PairCounts, PreferenceData, RejectedExamples};
 use train::progress::{NoObserver, Observer, StepMetrics};
-use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
+use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
 use train::{
-    BatchItem, DropoutMask, Example, Job, Learner, LoraGrads, LoraParams, LossSum, ModelLearner,
-    PreferenceSettings, TrainError, TrainSettings,
+    BatchItem, DropoutMask, Example, Learner, LoraGrads, LoraParams, LossSum, ModelLearner,
+    PreferenceSettings, TrainError, TrainSettings, TrainTask,
 };
 
 fn tiny() -> Arc<Model> {
@@ -158,8 +158,8 @@ fn cached_activations_equal_recomputed_ones() {
     }
 }
 
-fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
-    Job {
+fn task(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> TrainTask {
+    TrainTask {
         name: "one".into(),
         settings: TrainSettings {
             lr: Some(5e-3),
@@ -175,16 +175,16 @@ fn job(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Job {
         validation: vec![example(40, 16)],
         init: adapter(model, 1),
         metrics: None,
-        data: train::job::DataReport::default(),
+        data: train::task::DataReport::default(),
         preference: None,
         initial_adapter: None,
     }
 }
 
-fn trained(job: Job, model: &Arc<Model>, options: &RunOptions) -> TrainedAdapter {
+fn trained(task: TrainTask, model: &Arc<Model>, options: &RunOptions) -> TrainedAdapter {
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
     let never = AtomicBool::new(false);
-    match train(vec![job], options, &mut learner, &mut NoObserver, &never).unwrap() {
+    match train(vec![task], options, &mut learner, &mut NoObserver, &never).unwrap() {
         Outcome::Finished(mut trained) => trained.remove(0),
         Outcome::Interrupted { .. } => panic!("the run was interrupted"),
     }
@@ -204,8 +204,8 @@ impl Observer for StopAt<'_> {
 #[test]
 fn resumed_run_has_the_dropout_of_an_uninterrupted_run() {
     let model = tiny();
-    let whole = trained(job(&model, 4, 1), &model, &RunOptions::default());
-    let mut plain = job(&model, 4, 1);
+    let whole = trained(task(&model, 4, 1), &model, &RunOptions::default());
+    let mut plain = task(&model, 4, 1);
     plain.settings.dropout = 0.0;
     assert_ne!(
         whole.params,
@@ -219,9 +219,9 @@ fn resumed_run_has_the_dropout_of_an_uninterrupted_run() {
         };
         let flag = AtomicBool::new(false);
         let mut learner = ModelLearner::new(model.clone(), Compute::Int8);
-        let jobs = vec![job(&model, 4, 1)];
+        let tasks = vec![task(&model, 4, 1)];
         train(
-            jobs,
+            tasks,
             &options,
             &mut learner,
             &mut StopAt(stop, &flag),
@@ -230,20 +230,20 @@ fn resumed_run_has_the_dropout_of_an_uninterrupted_run() {
         .unwrap();
         assert!(flag.load(Ordering::Relaxed));
         assert!(
-            trained(job(&model, 4, 1), &model, &options) == whole,
+            trained(task(&model, 4, 1), &model, &options) == whole,
             "stopped at {stop}"
         );
     }
 }
 
 /// Loss and norm of the gradient of the first step.
-fn first_step(mut job: Job, model: &Arc<Model>, batch_tokens: usize) -> [f64; 2] {
-    job.settings.max_steps = Some(1);
+fn first_step(mut task: TrainTask, model: &Arc<Model>, batch_tokens: usize) -> [f64; 2] {
+    task.settings.max_steps = Some(1);
     let options = RunOptions {
         batch_tokens,
         ..RunOptions::default()
     };
-    let trained = trained(job, model, &options);
+    let trained = trained(task, model, &options);
     let mut lines = trained
         .metrics
         .lines()
@@ -256,38 +256,38 @@ fn first_step(mut job: Job, model: &Arc<Model>, batch_tokens: usize) -> [f64; 2]
 fn micro_batches_have_the_dropout_of_the_large_batch() {
     let model = tiny();
     for pairs in [false, true] {
-        let job = |rows, accumulation| {
-            let job = job(&model, rows, accumulation);
-            if pairs { paired(job) } else { job }
+        let task = |rows, accumulation| {
+            let task = task(&model, rows, accumulation);
+            if pairs { paired(task) } else { task }
         };
-        let large = first_step(job(4, 1), &model, 0);
+        let large = first_step(task(4, 1), &model, 0);
         for (rows, accumulation, tokens) in [(2, 2, 0), (1, 4, 0), (4, 1, 20)] {
-            let cut = first_step(job(rows, accumulation), &model, tokens);
+            let cut = first_step(task(rows, accumulation), &model, tokens);
             for (cut, large) in cut.iter().zip(large) {
                 assert!((cut - large).abs() < 1e-4 * large, "{cut} {large}");
             }
         }
-        let mut other = job(4, 1);
+        let mut other = task(4, 1);
         other.settings.dropout = 0.0;
         assert_ne!(first_step(other, &model, 0), large);
     }
 }
 
-/// The job with a rejected answer for every row.
-fn paired(mut job: Job) -> Job {
+/// The task with a rejected answer for every row.
+fn paired(mut task: TrainTask) -> TrainTask {
     let rejected = |rows: &[Example], from: u32| RejectedExamples {
         examples: (0..rows.len() as u32)
             .map(|i| example(from + i, 12))
             .collect(),
         reference_logps: Vec::new(),
     };
-    job.preference = Some(PreferenceData {
-        train: rejected(&job.train, 60),
-        validation: rejected(&job.validation, 90),
+    task.preference = Some(PreferenceData {
+        train: rejected(&task.train, 60),
+        validation: rejected(&task.validation, 90),
         counts: PairCounts::default(),
     });
-    job.settings.preference = Some(PreferenceSettings::default());
-    job
+    task.settings.preference = Some(PreferenceSettings::default());
+    task
 }
 
 /// Records the masks of the rows that it passes on.
@@ -329,8 +329,8 @@ fn every_training_row_of_every_step_has_another_mask_and_validation_has_none() {
         of_steps: Vec::new(),
     };
     let (options, never) = (RunOptions::default(), AtomicBool::new(false));
-    let jobs = vec![job(&model, 4, 1)];
-    train(jobs, &options, &mut seen, &mut NoObserver, &never).unwrap();
+    let tasks = vec![task(&model, 4, 1)];
+    train(tasks, &options, &mut seen, &mut NoObserver, &never).unwrap();
     assert!(!seen.of_losses.is_empty() && seen.of_losses.iter().all(Option::is_none));
     // Two epochs of 12 rows.
     let masks: Vec<DropoutMask> = seen.of_steps.into_iter().map(Option::unwrap).collect();
@@ -345,10 +345,10 @@ fn every_training_row_of_every_step_has_another_mask_and_validation_has_none() {
 fn same_seed_gives_the_same_bytes_and_another_seed_does_not() {
     let model = tiny();
     let run = |seed| {
-        let mut job = job(&model, 4, 1);
-        job.settings.seed = seed;
-        job.settings.shuffle = false;
-        trained(job, &model, &RunOptions::default()).params
+        let mut task = task(&model, 4, 1);
+        task.settings.seed = seed;
+        task.settings.shuffle = false;
+        trained(task, &model, &RunOptions::default()).params
     };
     assert!(run(1) == run(1));
     assert!(run(1) != run(2));

@@ -10,8 +10,8 @@ use formats::tokenizer::{Special, Tokenizer};
 use train::dataset::{DataRow, Dataset};
 use train::example::{Encoder, Fitted, LossMask, TooLong, examples_hash};
 use train::export::{Provenance, peft_adapter};
-use train::job::{Job, JobSpec};
-use train::sft::TrainedAdapter;
+use train::task::{TrainTask, TrainTaskSpec};
+use train::trainer::TrainedAdapter;
 use train::{Example, TrainSettings};
 
 fn tiny() -> (Tokenizer, ChatTemplate) {
@@ -379,7 +379,7 @@ fn examples_hash_covers_tokens_masks_and_boundaries() {
 }
 
 #[test]
-fn job_loads_from_files_and_its_adapter_is_read_back() {
+fn task_loads_from_files_and_its_adapter_is_read_back() {
     let (tokenizer, template) = tiny();
     let config = testkit::tiny_config();
     let folder = tempfile::tempdir().unwrap();
@@ -388,7 +388,7 @@ fn job_loads_from_files_and_its_adapter_is_read_back() {
         .map(|i| format!(r#"{{"prompt":"question {i}","completion":"answer {i}"}}"#))
         .collect();
     fs::write(&train, lines.join("\n")).unwrap();
-    let source = || JobSpec {
+    let source = || TrainTaskSpec {
         name: "tone",
         train: &train,
         validation: None,
@@ -401,16 +401,16 @@ fn job_loads_from_files_and_its_adapter_is_read_back() {
         },
         metrics: None,
     };
-    let job = Job::load(source(), &config, &tokenizer, &template).unwrap();
-    assert_eq!(job.train.len() + job.validation.len(), 20);
-    assert_eq!(job.data.held_out, job.validation.len());
+    let task = TrainTask::load(source(), &config, &tokenizer, &template).unwrap();
+    assert_eq!(task.train.len() + task.validation.len(), 20);
+    assert_eq!(task.data.held_out, task.validation.len());
     // The settings limit a row to the base's context length.
-    assert_eq!(job.settings.max_length, config.context_length);
-    assert!(!job.validation.is_empty());
-    assert!(job.settings.lr.is_some());
-    assert_eq!(job.init.pairs.len(), 2 * config.layers);
-    let with_eval = Job::load(
-        JobSpec {
+    assert_eq!(task.settings.max_length, config.context_length);
+    assert!(!task.validation.is_empty());
+    assert!(task.settings.lr.is_some());
+    assert_eq!(task.init.pairs.len(), 2 * config.layers);
+    let with_eval = TrainTask::load(
+        TrainTaskSpec {
             validation: Some(&train),
             ..source()
         },
@@ -426,9 +426,9 @@ fn job_loads_from_files_and_its_adapter_is_read_back() {
     assert_eq!(with_eval.data.held_out, 0);
 
     let trained = TrainedAdapter {
-        name: job.name,
-        settings: job.settings,
-        params: job.init,
+        name: task.name,
+        settings: task.settings,
+        params: task.init,
         best: None,
         initial_adapter: None,
         steps: 3,
@@ -438,7 +438,7 @@ fn job_loads_from_files_and_its_adapter_is_read_back() {
     let provenance = Provenance {
         base_name: "tiny".into(),
         base_hash: "abc".into(),
-        data: job.data,
+        data: task.data,
         ..Provenance::default()
     };
     let adapter = peft_adapter(&trained, &provenance).unwrap();
@@ -457,7 +457,7 @@ fn job_loads_from_files_and_its_adapter_is_read_back() {
     assert_eq!(settings, trained.settings);
 
     fs::write(&train, "{\"prompt\":\"p\",\"completion\":\"\"}\n").unwrap();
-    let error = Job::load(source(), &config, &tokenizer, &template)
+    let error = TrainTask::load(source(), &config, &tokenizer, &template)
         .unwrap_err()
         .to_string();
     assert!(

@@ -1,18 +1,18 @@
 //! The learning rate sweep with a toy learner.
 
-#[expect(dead_code, reason = "other tests use its records and jobs")]
+#[expect(dead_code, reason = "other tests use its records and tasks")]
 mod toy;
 
 use std::sync::atomic::AtomicBool;
 
-use toy::{Notes, Toy, job};
-use train::Job;
+use toy::{Notes, Toy, task};
+use train::TrainTask;
 use train::lr_find::{LrSweep, lr_find};
-use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
+use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
 
-fn run(job: Job) -> TrainedAdapter {
+fn run(task: TrainTask) -> TrainedAdapter {
     let outcome = train(
-        vec![job],
+        vec![task],
         &RunOptions::default(),
         &mut Toy::default(),
         &mut Notes::default(),
@@ -25,13 +25,13 @@ fn run(job: Job) -> TrainedAdapter {
 }
 
 #[test]
-fn sweep_suggests_a_rate_and_does_not_change_the_job() {
-    let job = job("one", 22, 0);
-    let before = job.clone();
+fn sweep_suggests_a_rate_and_does_not_change_the_task() {
+    let task = task("one", 22, 0);
+    let before = task.clone();
     let mut learner = Toy::default();
     let mut steps = 0;
     let sweep = lr_find(
-        &job,
+        &task,
         LrSweep::default(),
         16,
         &mut learner,
@@ -41,7 +41,7 @@ fn sweep_suggests_a_rate_and_does_not_change_the_job() {
     .unwrap()
     .unwrap();
     assert_eq!(
-        (job.init.clone(), job.train.clone()),
+        (task.init.clone(), task.train.clone()),
         (before.init, before.train)
     );
     assert_eq!(sweep.points.len(), steps);
@@ -62,13 +62,13 @@ fn sweep_suggests_a_rate_and_does_not_change_the_job() {
     );
     // Training at the suggested rate gives a lower loss than at a tenth of it.
     let loss = |lr: f64| {
-        let mut job = job.clone();
-        job.settings.lr = Some(lr);
-        run(job).best.unwrap().loss
+        let mut task = task.clone();
+        task.settings.lr = Some(lr);
+        run(task).best.unwrap().loss
     };
     assert!(loss(suggestion) < loss(suggestion / 10.0));
     let stopped = lr_find(
-        &job,
+        &task,
         LrSweep::default(),
         0,
         &mut learner,
@@ -80,15 +80,15 @@ fn sweep_suggests_a_rate_and_does_not_change_the_job() {
 
 #[test]
 fn no_rate_is_suggested_if_none_lowers_the_loss() {
-    let mut job = job("one", 22, 0);
+    let mut task = task("one", 22, 0);
     // One row, and weights that already fit it best.
-    job.train.truncate(1);
-    job.settings.lr = Some(0.05);
-    job.settings.epochs = 400;
-    job.validation.clear();
-    job.init = run(job.clone()).params;
+    task.train.truncate(1);
+    task.settings.lr = Some(0.05);
+    task.settings.epochs = 400;
+    task.validation.clear();
+    task.init = run(task.clone()).params;
     let sweep = lr_find(
-        &job,
+        &task,
         LrSweep::default(),
         0,
         &mut Toy::default(),

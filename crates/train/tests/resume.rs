@@ -6,9 +6,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use toy::{Notes, Toy, job};
-use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
-use train::{Job, TrainError};
+use toy::{Notes, Toy, task};
+use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{TrainError, TrainTask};
 
 struct Folder(tempfile::TempDir);
 
@@ -30,8 +30,8 @@ impl Folder {
         }
     }
 
-    fn jobs(&self) -> Vec<Job> {
-        let (mut one, mut two) = (job("one", 22, 0), job("two", 15, 500));
+    fn tasks(&self) -> Vec<TrainTask> {
+        let (mut one, mut two) = (task("one", 22, 0), task("two", 15, 500));
         one.metrics = Some(self.path("one/metrics.jsonl"));
         two.metrics = Some(self.path("two/metrics.jsonl"));
         two.settings.seed = 3;
@@ -44,10 +44,14 @@ impl Folder {
     }
 }
 
-fn run(jobs: Vec<Job>, options: &RunOptions, notes: &mut Notes) -> Result<Outcome, TrainError> {
+fn run(
+    tasks: Vec<TrainTask>,
+    options: &RunOptions,
+    notes: &mut Notes,
+) -> Result<Outcome, TrainError> {
     let never = AtomicBool::new(false);
     let flag = notes.stop_at.map_or(&never, |stop| stop.1);
-    train(jobs, options, &mut Toy::default(), notes, flag)
+    train(tasks, options, &mut Toy::default(), notes, flag)
 }
 
 fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
@@ -65,7 +69,7 @@ fn flag() -> &'static AtomicBool {
 fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
     let whole = Folder::new();
     let mut all = Notes::default();
-    let expected = finished(run(whole.jobs(), &whole.options(), &mut all).unwrap());
+    let expected = finished(run(whole.tasks(), &whole.options(), &mut all).unwrap());
     let expected_state = fs::read(whole.path("run/checkpoint.safetensors")).unwrap();
     // The observer sees every state, from before the first step to after the last.
     let seen: Vec<(u64, bool)> = all
@@ -81,7 +85,7 @@ fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
             stop_at: Some((stop, flag())),
             ..Notes::default()
         };
-        let outcome = run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+        let outcome = run(folder.tasks(), &folder.options(), &mut notes).unwrap();
         let checkpoint = folder.options().checkpoint;
         assert_eq!(
             outcome,
@@ -92,7 +96,7 @@ fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
             }
         );
         let mut notes = Notes::default();
-        let trained = finished(run(folder.jobs(), &folder.options(), &mut notes).unwrap());
+        let trained = finished(run(folder.tasks(), &folder.options(), &mut notes).unwrap());
         assert_eq!(notes.resumed, Some(stop));
         assert_eq!(notes.steps.first().map(|s| s.step), Some(stop + 1));
         assert!(notes.snapshots == all.snapshots[stop as usize..]);
@@ -108,19 +112,19 @@ fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
 /// The early stopping state is part of the checkpoint: before the stop, at the stop, and after it.
 #[test]
 fn run_stopped_around_an_early_stop_resumes_to_the_same_bytes() {
-    let jobs = |folder: &Folder| {
-        let mut jobs = folder.jobs();
-        jobs[0] = Job {
-            metrics: jobs[0].metrics.clone(),
+    let tasks = |folder: &Folder| {
+        let mut tasks = folder.tasks();
+        tasks[0] = TrainTask {
+            metrics: tasks[0].metrics.clone(),
             ..toy::overshooting("one")
         };
-        jobs[0].settings.validate_every = 2;
-        jobs[0].settings.patience = 2;
-        jobs[1].settings.epochs = 6;
-        jobs
+        tasks[0].settings.validate_every = 2;
+        tasks[0].settings.patience = 2;
+        tasks[1].settings.epochs = 6;
+        tasks
     };
     let whole = Folder::new();
-    let expected = finished(run(jobs(&whole), &whole.options(), &mut Notes::default()).unwrap());
+    let expected = finished(run(tasks(&whole), &whole.options(), &mut Notes::default()).unwrap());
     assert!(expected[0].stopped_early && expected[0].steps < 12);
     let state = |folder: &Folder| fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
     for stop in 1..15 {
@@ -129,9 +133,9 @@ fn run_stopped_around_an_early_stop_resumes_to_the_same_bytes() {
             stop_at: Some((stop, flag())),
             ..Notes::default()
         };
-        run(jobs(&folder), &folder.options(), &mut notes).unwrap();
+        run(tasks(&folder), &folder.options(), &mut notes).unwrap();
         let trained =
-            finished(run(jobs(&folder), &folder.options(), &mut Notes::default()).unwrap());
+            finished(run(tasks(&folder), &folder.options(), &mut Notes::default()).unwrap());
         assert!(trained == expected, "stopped at {stop}");
         assert!(folder.metrics() == whole.metrics(), "stopped at {stop}");
         assert!(state(&folder) == state(&whole), "stopped at {stop}");
@@ -143,7 +147,7 @@ fn run_stopped_around_an_early_stop_resumes_to_the_same_bytes() {
 fn run_killed_between_checkpoints_resumes_to_the_same_bytes() {
     let whole = Folder::new();
     let mut notes = Notes::default();
-    let expected = finished(run(whole.jobs(), &whole.options(), &mut notes).unwrap());
+    let expected = finished(run(whole.tasks(), &whole.options(), &mut notes).unwrap());
     // Every 3 steps, and at the ends of epochs (6, 12, 18 and 4, 8 steps).
     assert_eq!(notes.checkpoints, [3, 4, 6, 8, 9, 12, 15, 18]);
 
@@ -152,13 +156,13 @@ fn run_killed_between_checkpoints_resumes_to_the_same_bytes() {
         stop_at: Some((7, flag())),
         ..Notes::default()
     };
-    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    run(folder.tasks(), &folder.options(), &mut notes).unwrap();
     let at_seven = fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
     let mut notes = Notes {
         stop_at: Some((10, flag())),
         ..Notes::default()
     };
-    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    run(folder.tasks(), &folder.options(), &mut notes).unwrap();
     fs::write(folder.path("run/checkpoint.safetensors"), at_seven).unwrap();
     fs::write(
         folder.path(&format!("run/{}x", formats::atomic_file::MARK)),
@@ -169,7 +173,7 @@ fn run_killed_between_checkpoints_resumes_to_the_same_bytes() {
     torn.extend_from_slice(b"{\"kind\":\"st");
     fs::write(folder.path("one/metrics.jsonl"), torn).unwrap();
 
-    let trained = finished(run(folder.jobs(), &folder.options(), &mut Notes::default()).unwrap());
+    let trained = finished(run(folder.tasks(), &folder.options(), &mut Notes::default()).unwrap());
     assert!(trained == expected);
     assert!(folder.metrics() == whole.metrics());
 }
@@ -177,9 +181,9 @@ fn run_killed_between_checkpoints_resumes_to_the_same_bytes() {
 #[test]
 fn finished_run_has_no_steps_left_when_it_starts_again() {
     let folder = Folder::new();
-    let first = finished(run(folder.jobs(), &folder.options(), &mut Notes::default()).unwrap());
+    let first = finished(run(folder.tasks(), &folder.options(), &mut Notes::default()).unwrap());
     let mut notes = Notes::default();
-    let again = finished(run(folder.jobs(), &folder.options(), &mut notes).unwrap());
+    let again = finished(run(folder.tasks(), &folder.options(), &mut notes).unwrap());
     assert_eq!(
         (again == first, notes.steps.len(), notes.resumed),
         (true, 0, Some(18))
@@ -193,21 +197,21 @@ fn checkpoint_of_another_run_is_rejected_with_differences() {
         stop_at: Some((4, flag())),
         ..Notes::default()
     };
-    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    run(folder.tasks(), &folder.options(), &mut notes).unwrap();
     let before = fs::read(folder.path("run/checkpoint.safetensors")).unwrap();
-    let refusal = |jobs: Vec<Job>, options: RunOptions| {
-        run(jobs, &options, &mut Notes::default())
+    let refusal = |tasks: Vec<TrainTask>, options: RunOptions| {
+        run(tasks, &options, &mut Notes::default())
             .unwrap_err()
             .to_string()
     };
-    let changed = |change: fn(&mut Vec<Job>)| {
-        let mut jobs = folder.jobs();
-        change(&mut jobs);
-        refusal(jobs, folder.options())
+    let changed = |change: fn(&mut Vec<TrainTask>)| {
+        let mut tasks = folder.tasks();
+        change(&mut tasks);
+        refusal(tasks, folder.options())
     };
-    let both = changed(|jobs| {
-        jobs[0].settings.lr = Some(0.5);
-        jobs[1].settings.epochs = 9;
+    let both = changed(|tasks| {
+        tasks[0].settings.lr = Some(0.5);
+        tasks[1].settings.epochs = 9;
     });
     assert!(
         both.contains("`one`: setting `lr` was 0.02, now it is 0.5"),
@@ -218,18 +222,19 @@ fn checkpoint_of_another_run_is_rejected_with_differences() {
         "{both}"
     );
     assert!(
-        changed(|jobs| jobs[0].train[5].tokens[1] += 1)
+        changed(|tasks| tasks[0].train[5].tokens[1] += 1)
             .contains("`one`: the training rows have changed")
     );
     assert!(
-        changed(|jobs| drop(jobs[1].validation.pop()))
+        changed(|tasks| drop(tasks[1].validation.pop()))
             .contains("`two`: the validation rows have changed")
     );
     assert!(
-        changed(|jobs| drop(jobs.pop())).contains("it trains `one`, `two`, this run trains `one`")
+        changed(|tasks| drop(tasks.pop()))
+            .contains("it trains `one`, `two`, this run trains `one`")
     );
     let base = refusal(
-        folder.jobs(),
+        folder.tasks(),
         RunOptions {
             base: "other".into(),
             ..folder.options()
@@ -244,9 +249,9 @@ fn checkpoint_of_another_run_is_rejected_with_differences() {
         before
     );
     // `save_every` does not affect the trained parameters, so it may change.
-    let mut jobs = folder.jobs();
-    jobs[0].settings.save_every = 1;
-    finished(run(jobs, &folder.options(), &mut Notes::default()).unwrap());
+    let mut tasks = folder.tasks();
+    tasks[0].settings.save_every = 1;
+    finished(run(tasks, &folder.options(), &mut Notes::default()).unwrap());
 }
 
 #[test]
@@ -257,9 +262,9 @@ fn damaged_checkpoint_is_reported_without_a_panic() {
         stop_at: Some((4, flag())),
         ..Notes::default()
     };
-    run(folder.jobs(), &folder.options(), &mut notes).unwrap();
+    run(folder.tasks(), &folder.options(), &mut notes).unwrap();
     let whole = fs::read(&path).unwrap();
-    let resume = || run(folder.jobs(), &folder.options(), &mut Notes::default());
+    let resume = || run(folder.tasks(), &folder.options(), &mut Notes::default());
     for length in (0..whole.len()).step_by(197) {
         fs::write(&path, &whole[..length]).unwrap();
         let error = resume().unwrap_err().to_string();
@@ -285,7 +290,7 @@ fn folder_that_cannot_be_written_is_named_in_the_error() {
         checkpoint,
         ..folder.options()
     };
-    let error = run(folder.jobs(), &options, &mut Notes::default())
+    let error = run(folder.tasks(), &options, &mut Notes::default())
         .unwrap_err()
         .to_string();
     assert!(

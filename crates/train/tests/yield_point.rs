@@ -10,11 +10,11 @@ use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device, DeviceChoice};
 use model::{Model, YieldPoint};
 use testkit::tiny_gguf_as;
-use train::job::DataReport;
 use train::lora_init::{lora_init, target_linears};
 use train::progress::NoObserver;
-use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
-use train::{BatchItem, Example, Job, Learner, ModelLearner, TrainError, TrainSettings};
+use train::task::DataReport;
+use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{BatchItem, Example, Learner, ModelLearner, TrainError, TrainSettings, TrainTask};
 
 /// Counts its calls and stops the run at one of them.
 #[derive(Default)]
@@ -54,7 +54,7 @@ fn example(seed: u32) -> Example {
     Example { tokens, loss_mask }
 }
 
-fn job(model: &Model) -> Job {
+fn task(model: &Model) -> TrainTask {
     let settings = TrainSettings {
         rank: 2,
         batch_rows: 2,
@@ -63,7 +63,7 @@ fn job(model: &Model) -> Job {
         ..TrainSettings::default()
     };
     let target_linears = target_linears(model.config(), &settings.modules().unwrap());
-    Job {
+    TrainTask {
         name: "gated".to_owned(),
         init: lora_init(&target_linears, &settings),
         train: (0..6).map(example).collect(),
@@ -87,9 +87,9 @@ fn options(folder: &Path) -> RunOptions {
 fn run(model: &Arc<Model>, folder: &Path, yield_point: &Arc<CountingYieldPoint>) -> Outcome {
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
     let never = AtomicBool::new(false);
-    let jobs = vec![job(model)];
+    let tasks = vec![task(model)];
     train(
-        jobs,
+        tasks,
         &options(folder),
         &mut learner,
         &mut NoObserver,
@@ -110,13 +110,17 @@ fn every_layer_waits_and_every_pass_releases_the_yield_point() {
     let model = model();
     let yield_point = Arc::new(CountingYieldPoint::default());
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
-    let job = job(&model);
-    let params = [job.init.clone()];
-    let batch: Vec<BatchItem<'_>> = job.train.iter().map(|row| BatchItem::new(0, row)).collect();
+    let task = task(&model);
+    let params = [task.init.clone()];
+    let batch: Vec<BatchItem<'_>> = task
+        .train
+        .iter()
+        .map(|row| BatchItem::new(0, row))
+        .collect();
     learner.losses(&params, &batch).unwrap();
     // Every layer forward, and pieces of the head of 32 trained rows.
     let trained = |row: &train::Example| row.loss_mask.iter().skip(1).filter(|t| **t).count();
-    let pieces = job.train.iter().map(trained).sum::<usize>().div_ceil(32);
+    let pieces = task.train.iter().map(trained).sum::<usize>().div_ceil(32);
     assert!(pieces > 1);
     let forward = (model.config().layers + pieces) as u64;
     assert_eq!(yield_point.waits.swap(0, SeqCst), forward);

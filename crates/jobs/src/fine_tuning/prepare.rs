@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
 use train::dataset::{DataRow, held_out};
-use train::job::JobSpec;
+use train::task::TrainTaskSpec;
 
 use crate::error::JobError;
 use crate::files;
@@ -61,7 +61,7 @@ pub(crate) fn persona_settings(record: &JobRecord, current: Option<&Persona>) ->
 
 /// A job with its rows read and encoded.
 pub(crate) struct PreparedJob {
-    pub job: train::Job,
+    pub task: train::TrainTask,
     pub target: Target,
 }
 
@@ -91,7 +91,7 @@ impl JobsState {
             out: self.adapter_folder(&record.id),
         };
         let base = self.service.base();
-        let source = JobSpec {
+        let source = TrainTaskSpec {
             name: &target.name,
             train: &target.data,
             validation: target.eval.as_deref(),
@@ -101,10 +101,10 @@ impl JobsState {
         };
         let (config, tokenizer) = (base.model.config(), &base.tokenizer);
         let template: &ChatTemplate = &base.template;
-        let mut job = if target.settings.preference.is_some() {
-            train::Job::load_pairs(source, &[], config, tokenizer, template)?
+        let mut task = if target.settings.preference.is_some() {
+            train::TrainTask::load_pairs(source, &[], config, tokenizer, template)?
         } else {
-            train::Job::load(source, config, tokenizer, template)?
+            train::TrainTask::load(source, config, tokenizer, template)?
         };
         if let Some(start) = &record.start {
             let personas = self.service.personas();
@@ -118,9 +118,9 @@ impl JobsState {
                         start.persona
                     )
                 })?;
-            job.init_from_adapter(&found.read()?, start.sha256.clone(), config)?;
+            task.init_from_adapter(&found.read()?, start.sha256.clone(), config)?;
         }
-        Ok(PreparedJob { job, target })
+        Ok(PreparedJob { task, target })
     }
 
     /// The system prompt of training rows: a persona's prompt with the defaults of its variables.

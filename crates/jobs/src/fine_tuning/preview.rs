@@ -11,7 +11,7 @@ use train::estimate::MeasuredStep;
 use train::example::{Encoder, Fitted};
 use train::lint::{self, LintOptions, LintReport};
 use train::preference::scan_pairs;
-use train::sft::{self, RunOptions};
+use train::trainer::{self, RunOptions};
 use train::{Example, TrainError, TrainSettings};
 
 use crate::error::JobError;
@@ -115,7 +115,7 @@ impl JobsState {
                 batch_tokens: BATCH_TOKENS,
                 ..RunOptions::default()
             };
-            let prepared = sft::prepare(vec![ready.job], &options)?;
+            let prepared = trainer::prepare(vec![ready.task], &options)?;
             let base = self.service.base();
             let forecast = prepared.estimate(base.model.config());
             let mut plan = Plan::new(forecast, memory::in_use(), memory::available());

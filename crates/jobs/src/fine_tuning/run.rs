@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use train::Learner;
-use train::job::DataReport;
-use train::sft::{self, Outcome, RunOptions};
+use train::task::DataReport;
+use train::trainer::{self, Outcome, RunOptions};
 
 use crate::fine_tuning::eval_gate;
 use crate::fine_tuning::prepare::{BATCH_TOKENS, PreparedJob, STATE};
@@ -72,8 +72,8 @@ fn train_and_finish(
     record: &JobRecord,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<RunOutcome> {
-    let PreparedJob { job, target } = queue.prepare(record)?;
-    let data = job.data.clone();
+    let PreparedJob { task, target } = queue.prepare(record)?;
+    let data = task.data.clone();
     let base = queue.service.base();
     let base_sha256 = base.fingerprint.sha256().unwrap_or_default();
     let state = queue.job_folder(&record.id).join(STATE);
@@ -84,7 +84,7 @@ fn train_and_finish(
     };
     let yield_point = JobYieldPoint::new(&queue.service, stop);
     let mut learner = training::learner(base).yielding(yield_point.clone());
-    let sampling = SampleGenerator::new(queue, record, &target, &job, yield_point.clone(), stop);
+    let sampling = SampleGenerator::new(queue, record, &target, &task, yield_point.clone(), stop);
     let sampling = sampling.unwrap_or_else(|error| {
         let message = format!("Samples are off for this run: {error:#}");
         let message = queue.with_client_file_names(record, &message);
@@ -92,7 +92,7 @@ fn train_and_finish(
         None
     });
     let mut observer = RunObserver::new(queue, &record.id, sampling);
-    let prepared = sft::prepare(vec![job], &options)?;
+    let prepared = trainer::prepare(vec![task], &options)?;
     let forecast = prepared.estimate(base.model.config());
     learner.set_activation_cache(Plan::new(forecast, memory::in_use(), memory::available()).keep);
     let trained = match prepared.train(&mut learner, &mut observer, stop)? {
@@ -159,7 +159,7 @@ fn gate_failure(results: &[ThresholdResult], target: &Target) -> Option<Failure>
 
 /// Writes the adapter's folder, with its loss curve and its card.
 fn write_adapter(
-    trained: &train::sft::TrainedAdapter,
+    trained: &train::trainer::TrainedAdapter,
     target: &Target,
     data: &DataReport,
     queue: &JobsState,

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context as _;
 use formats::peft::Dtype;
 use formats::tokenizer::Special;
-use train::Job;
+use train::TrainTask;
 use train::dataset::{DataRow, RowContent, RowLocation};
 use train::export::{Provenance, peft_adapter};
 use train::progress::{RunPlan, Snapshot};
-use train::sft::TrainedAdapter;
+use train::trainer::TrainedAdapter;
 
 use crate::error::JobError;
 use crate::evaluation::Candidate;
@@ -84,7 +84,7 @@ impl<'q> SampleGenerator<'q> {
         queue: &'q JobsState,
         record: &'q JobRecord,
         target: &Target,
-        job: &Job,
+        task: &TrainTask,
         yield_point: Arc<JobYieldPoint>,
         stop: &Arc<AtomicBool>,
     ) -> anyhow::Result<Option<SampleGenerator<'q>>> {
@@ -107,13 +107,13 @@ impl<'q> SampleGenerator<'q> {
             rows,
             samples: Samples::of(&queue.job_folder(&record.id)),
             template: TrainedAdapter {
-                name: job.name.clone(),
-                settings: job.settings.clone(),
+                name: task.name.clone(),
+                settings: task.settings.clone(),
                 params: train::LoraParams::default(),
                 best: None,
                 steps: 0,
                 stopped_early: false,
-                initial_adapter: job.initial_adapter.clone(),
+                initial_adapter: task.initial_adapter.clone(),
                 metrics: String::new(),
             },
             provenance: Provenance {

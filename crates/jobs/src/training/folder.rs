@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use formats::peft::Dtype;
 use train::export::{Provenance, peft_adapter};
-use train::job::DataReport;
 use train::metrics::parse_metrics;
 use train::plot::{LossCurve, loss_curve};
 use train::preference::RejectedPersona;
 use train::progress::Validation;
-use train::sft::TrainedAdapter;
+use train::task::DataReport;
+use train::trainer::TrainedAdapter;
 use train::{PreferenceSettings, TrainSettings};
 
 use base::Base;

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::answer_stream::{AnswerStream, StreamEvent, StreamFormat};
 use crate::app_state::AppState;
-use crate::envelope::{Completion, Envelope};
+use crate::completion_object::{Completion, CompletionMetadata};
 use crate::error::ApiError;
 use crate::json::{Biases, Body, Texts};
 use crate::logprobs::{self, Columns, CompletionLogprobs};
@@ -196,10 +196,10 @@ pub(super) async fn completions(
     let requests = request.into_requests(sampling)?;
     let logprobs = requests.first().and_then(|request| request.logprobs);
     let answers = AnswerStream::submit_all(service, caller, requests).await?;
-    let envelope = Envelope::new("cmpl", "text_completion", model, &answers.identity);
+    let metadata = CompletionMetadata::new("cmpl", "text_completion", model, &answers.identity);
     if stream {
         return Ok(answers.into_events(Chunks {
-            envelope,
+            metadata,
             logprobs,
             columns: Vec::new(),
             usage,
@@ -216,13 +216,13 @@ pub(super) async fn completions(
             finish_reason: Some(answer.end.reason.name()),
         }
     });
-    let completion = envelope.completion(choices.collect(), usage);
+    let completion = metadata.completion(choices.collect(), usage);
     Ok(Json(CompletionResponse(completion)).into_response())
 }
 
 /// The chunks of a stream.
 struct Chunks {
-    envelope: Envelope,
+    metadata: CompletionMetadata,
     /// As the request asked for.
     logprobs: Option<u8>,
     /// The positions of each answer's log-probabilities, if they were requested.
@@ -247,7 +247,7 @@ impl StreamFormat for Chunks {
             logprobs: columns.map(|columns| columns.next(&delta.tokens)),
             finish_reason: None,
         };
-        self.envelope.chunk(choice, self.usage)
+        self.metadata.chunk(choice, self.usage)
     }
 
     fn end(&mut self, number: usize, _identity: &ModelIdentity, end: &End) -> Vec<String> {
@@ -257,10 +257,10 @@ impl StreamFormat for Chunks {
             logprobs: None,
             finish_reason: Some(end.reason.name()),
         };
-        vec![self.envelope.chunk(choice, self.usage)]
+        vec![self.metadata.chunk(choice, self.usage)]
     }
 
     fn last(&mut self, usage: &Usage) -> Vec<String> {
-        self.envelope.last(self.usage.then_some(usage))
+        self.metadata.last(self.usage.then_some(usage))
     }
 }

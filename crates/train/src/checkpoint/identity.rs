@@ -10,7 +10,7 @@ pub struct RunIdentity {
     pub base: String,
     /// Most tokens of one call of the learner.
     pub batch_tokens: usize,
-    /// Each adapter's, in the order of the jobs.
+    /// Each adapter's, in the order of the tasks.
     pub adapters: Vec<AdapterIdentity>,
 }
 

@@ -55,7 +55,7 @@ impl MemoryEstimate {
     }
 }
 
-/// The sizes of one adapter's job that memory depends on.
+/// The sizes of one adapter's task that memory depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AdapterSizes {
     pub parameters: usize,

@@ -13,9 +13,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::durable;
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
+use crate::replace_file::replace_file;
 
 /// What the reference depends on, as 64 hex digits.
 ///
@@ -84,7 +84,7 @@ pub(crate) fn write(path: &Path, key: &str, pairs: &[[f64; 2]]) -> Result<(), Tr
     bytes.extend(pairs.iter().flatten().flat_map(|x| x.to_le_bytes()));
     let hash = Sha256::digest(&bytes);
     bytes.extend(hash);
-    durable::replace(path, |file| file.write_all(&bytes))
+    replace_file(path, |file| file.write_all(&bytes))
 }
 
 #[cfg(test)]

@@ -11,17 +11,17 @@ use crate::checkpoint::{AdapterIdentity, BestParams, EarlyStopping};
 use crate::dropout::DropoutMask;
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
-use crate::job::Job;
 use crate::metrics::MetricsLog;
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::params;
 use crate::preference::{PreferenceData, RejectedExamples};
 use crate::progress::AdapterPlan;
 use crate::schedule::LrSchedule;
+use crate::task::TrainTask;
 
 /// One adapter of the run, without its parameters.
 pub(super) struct AdapterRun {
-    pub(super) job: Job,
+    pub(super) task: TrainTask,
     pub(super) schedule: LrSchedule,
     pub(super) ordering: Ordering,
     pub(super) steps_per_epoch: u64,
@@ -39,32 +39,33 @@ pub(super) struct AdapterRun {
 }
 
 impl AdapterRun {
-    pub(super) fn plan(job: Job) -> Result<Self, TrainError> {
-        let settings = &job.settings;
-        let name = &job.name;
+    pub(super) fn plan(task: TrainTask) -> Result<Self, TrainError> {
+        let settings = &task.settings;
+        let name = &task.name;
         settings.check()?;
-        let refuse = |message: String| Err(TrainError::Job(format!("adapter `{name}`: {message}")));
+        let refuse =
+            |message: String| Err(TrainError::Task(format!("adapter `{name}`: {message}")));
         let Some(lr) = settings.lr else {
             return refuse("the learning rate `lr` is not set".to_owned());
         };
-        if job.train.is_empty() {
+        if task.train.is_empty() {
             return refuse("there are no training rows".to_owned());
         }
-        if let Some(row) = job
+        if let Some(row) = task
             .train
             .iter()
-            .chain(&job.validation)
+            .chain(&task.validation)
             .position(|row| row.trained_tokens() == 0)
         {
             return refuse(format!("row {} has no token to train", row + 1));
         }
-        if settings.patience > 0 && job.validation.is_empty() {
+        if settings.patience > 0 && task.validation.is_empty() {
             return refuse(
                 "`patience` counts validations, and there are no validation rows; name a file of them or set it to 0"
                     .to_owned(),
             );
         }
-        if let Some(problem) = job.preference_problem() {
+        if let Some(problem) = task.preference_problem() {
             return refuse(problem);
         }
         let ordering = Ordering {
@@ -73,21 +74,21 @@ impl AdapterRun {
             shuffle: settings.shuffle,
             group_by_length: settings.group_by_length,
         };
-        let steps_per_epoch = ordering.steps(job.train.len()) as u64;
+        let steps_per_epoch = ordering.steps(task.train.len()) as u64;
         let steps = steps_per_epoch.saturating_mul(settings.epochs);
         let steps = settings.max_steps.map_or(steps, |limit| steps.min(limit));
         Ok(Self {
             schedule: LrSchedule::new(settings.schedule, lr, settings.warmup_ratio, steps),
             ordering,
             steps_per_epoch,
-            lengths: lengths(&job.train, job.rejected().0),
+            lengths: lengths(&task.train, task.rejected().0),
             order: None,
-            optimizer: AdamW::new(&job.init, AdamWConfig::of(settings)),
+            optimizer: AdamW::new(&task.init, AdamWConfig::of(settings)),
             validations: 0,
             best: None,
             stopping: EarlyStopping::default(),
             metrics: MetricsLog::default(),
-            job,
+            task,
         })
     }
 
@@ -104,13 +105,13 @@ impl AdapterRun {
     /// Validation passes that should be done after `step` steps: one an epoch, one every `validate_every` steps, and one at
     /// the end; where they fall together it is one.
     pub(super) fn validations_due(&self, step: u64) -> u64 {
-        if self.job.validation.is_empty() {
+        if self.task.validation.is_empty() {
             return 0;
         }
         let (steps, epoch, every) = (
             self.steps(),
             self.steps_per_epoch,
-            self.job.settings.validate_every,
+            self.task.settings.validate_every,
         );
         let step = step.min(steps);
         let falls =
@@ -124,7 +125,7 @@ impl AdapterRun {
 
     /// Counts a validation that was the `best` or was not; true once its patience is over.
     pub(super) fn patience_is_over(&mut self, best: bool, step: u64) -> bool {
-        let patience = self.job.settings.patience;
+        let patience = self.task.settings.patience;
         self.stopping.since_best = if best {
             0
         } else {
@@ -152,7 +153,7 @@ impl AdapterRun {
 
     /// Its training rows in the step counted from 0; it is the run's adapter number `index`.
     pub(super) fn training(&self, index: usize, step: u64) -> RowSet<'_> {
-        let settings = &self.job.settings;
+        let settings = &self.task.settings;
         let mask = DropoutMask {
             share: settings.dropout,
             seed: settings.seed,
@@ -161,13 +162,13 @@ impl AdapterRun {
         };
         RowSet {
             mask: (settings.dropout > 0.0).then_some(mask),
-            ..self.rows(index, &self.job.train, |preference| &preference.train)
+            ..self.rows(index, &self.task.train, |preference| &preference.train)
         }
     }
 
     /// Its validation rows; it is the run's adapter number `index`.
     pub(super) fn validation(&self, index: usize) -> RowSet<'_> {
-        self.rows(index, &self.job.validation, |preference| {
+        self.rows(index, &self.task.validation, |preference| {
             &preference.validation
         })
     }
@@ -178,24 +179,24 @@ impl AdapterRun {
         examples: &'a [Example],
         side: impl Fn(&'a PreferenceData) -> &'a RejectedExamples,
     ) -> RowSet<'a> {
-        let settings = self.job.settings.preference.as_ref();
+        let settings = self.task.settings.preference.as_ref();
         RowSet {
             adapter,
             examples,
-            preference: settings.zip(self.job.preference.as_ref().map(side)),
+            preference: settings.zip(self.task.preference.as_ref().map(side)),
             mask: None,
         }
     }
 
     /// Tokens of each validation row.
     pub(super) fn validation_lengths(&self) -> Vec<usize> {
-        lengths(&self.job.validation, self.job.rejected().1)
+        lengths(&self.task.validation, self.task.rejected().1)
     }
 
     /// What the mean loss of a step over `rows` is a mean of: their trained tokens, or their pairs.
     pub(super) fn counted(&self, rows: &[usize]) -> usize {
-        let tokens = |&row: &usize| self.job.train[row].trained_tokens();
-        match self.job.preference {
+        let tokens = |&row: &usize| self.task.train[row].trained_tokens();
+        match self.task.preference {
             None => rows.iter().map(tokens).sum(),
             Some(_) => rows.len(),
         }
@@ -208,29 +209,29 @@ impl AdapterRun {
     }
 
     pub(super) fn summary(&self) -> AdapterPlan {
-        let job = &self.job;
+        let task = &self.task;
         AdapterPlan {
-            name: job.name.clone(),
-            parameters: params::count(&job.init),
-            rows: job.train.len(),
-            validation_rows: job.validation.len(),
+            name: task.name.clone(),
+            parameters: params::count(&task.init),
+            rows: task.train.len(),
+            validation_rows: task.validation.len(),
             tokens: self.lengths.iter().sum(),
-            trained_tokens: job
+            trained_tokens: task
                 .train
                 .iter()
-                .chain(job.rejected().0)
+                .chain(task.rejected().0)
                 .map(Example::trained_tokens)
                 .sum(),
             longest: self.lengths.iter().copied().max().unwrap_or(0),
             steps_per_epoch: self.steps_per_epoch,
             steps: self.schedule.steps,
-            epochs: job.settings.epochs,
+            epochs: task.settings.epochs,
             lr: self.schedule.peak,
         }
     }
 
     pub(super) fn identity(&self) -> AdapterIdentity {
-        let mut settings = serde_json::to_value(&self.job.settings).unwrap_or(Value::Null);
+        let mut settings = serde_json::to_value(&self.task.settings).unwrap_or(Value::Null);
         if let Value::Object(fields) = &mut settings {
             // How often it is saved does not affect the trained parameters.
             fields.remove("save_every");
@@ -247,14 +248,14 @@ impl AdapterRun {
                 p.outputs
             )
         };
-        let (rejected_train, rejected_validation) = self.job.rejected();
+        let (rejected_train, rejected_validation) = self.task.rejected();
         AdapterIdentity {
-            name: self.job.name.clone(),
+            name: self.task.name.clone(),
             settings,
-            train_hash: rows_hash(&self.job.train, rejected_train),
-            validation_hash: rows_hash(&self.job.validation, rejected_validation),
-            shapes: self.job.init.pairs.iter().map(shape).collect(),
-            initial_adapter: self.job.initial_adapter.clone(),
+            train_hash: rows_hash(&self.task.train, rejected_train),
+            validation_hash: rows_hash(&self.task.validation, rejected_validation),
+            shapes: self.task.init.pairs.iter().map(shape).collect(),
+            initial_adapter: self.task.initial_adapter.clone(),
         }
     }
 }

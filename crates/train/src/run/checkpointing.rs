@@ -38,7 +38,7 @@ impl Run<'_> {
         {
             *params = state.params;
             adapter.optimizer = AdamW {
-                hyper: AdamWConfig::of(&adapter.job.settings),
+                hyper: AdamWConfig::of(&adapter.task.settings),
                 ..state.optimizer
             };
             adapter.validations = state.validations;
@@ -56,7 +56,7 @@ impl Run<'_> {
     pub(crate) fn open_metrics(&mut self) -> Result<(), TrainError> {
         for adapter in &mut self.adapters {
             let text = adapter.metrics.text().to_owned();
-            adapter.metrics = MetricsLog::start(adapter.job.metrics.clone(), text)?;
+            adapter.metrics = MetricsLog::start(adapter.task.metrics.clone(), text)?;
         }
         Ok(())
     }
@@ -65,7 +65,7 @@ impl Run<'_> {
     pub(crate) fn checkpoint_is_due(&self) -> bool {
         let now = (self.step, self.validations());
         let before = self.saved.unwrap_or((0, 0));
-        let every = |adapter: &AdapterRun| match adapter.job.settings.save_every {
+        let every = |adapter: &AdapterRun| match adapter.task.settings.save_every {
             0 => false,
             every => self.step / every > before.0 / every,
         };
@@ -138,13 +138,13 @@ impl Run<'_> {
                 ),
             };
             TrainedAdapter {
-                name: adapter.job.name,
-                settings: adapter.job.settings,
+                name: adapter.task.name,
+                settings: adapter.task.settings,
                 params,
                 best,
                 steps,
                 stopped_early,
-                initial_adapter: adapter.job.initial_adapter,
+                initial_adapter: adapter.task.initial_adapter,
                 metrics,
             }
         };

@@ -14,7 +14,7 @@ use crate::progress::{Observer, ReferenceProgress};
 impl Run<'_> {
     /// Sets the reference log-probabilities of every adapter in preference tuning. Returns false if interrupted.
     ///
-    /// The reference is the model at the start of the run: the base, or the base with the job's initial adapter.
+    /// The reference is the model at the start of the run: the base, or the base with the task's initial adapter.
     pub(crate) fn reference_logps(
         &mut self,
         learner: &mut dyn Learner,
@@ -25,9 +25,9 @@ impl Run<'_> {
             let Some(logps) = self.adapter_reference(index, learner, observer, stop)? else {
                 return Ok(false);
             };
-            let job = &mut self.adapters[index].job;
-            if let Some(preference) = &mut job.preference {
-                let (train, validation) = logps.split_at(job.train.len());
+            let task = &mut self.adapters[index].task;
+            if let Some(preference) = &mut task.preference {
+                let (train, validation) = logps.split_at(task.train.len());
                 preference.train.reference_logps = train.to_vec();
                 preference.validation.reference_logps = validation.to_vec();
             }
@@ -44,22 +44,22 @@ impl Run<'_> {
         observer: &mut dyn Observer,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
-        let job = &self.adapters[index].job;
-        let Some(preference) = &job.preference else {
+        let task = &self.adapters[index].task;
+        let Some(preference) = &task.preference else {
             return Ok(Some(Vec::new()));
         };
         let (train, validation) = (&preference.train.examples, &preference.validation.examples);
-        let pairs: Vec<[&Example; 2]> = job
+        let pairs: Vec<[&Example; 2]> = task
             .train
             .iter()
-            .chain(&job.validation)
+            .chain(&task.validation)
             .zip(train.iter().chain(validation))
             .map(|(chosen, rejected)| [chosen, rejected])
             .collect();
         let key = reference_cache::key(
             &self.options.base,
-            job.initial_adapter.as_deref(),
-            &[&job.train, train, &job.validation, validation],
+            task.initial_adapter.as_deref(),
+            &[&task.train, train, &task.validation, validation],
         );
         let file = self.reference_file(&key);
         if let Some(file) = &file {
@@ -74,9 +74,9 @@ impl Run<'_> {
                 CachedReference::Missing => {}
             }
         }
-        let start = match job.initial_adapter {
+        let start = match task.initial_adapter {
             None => LoraParams::default(),
-            Some(_) => job.init.clone(),
+            Some(_) => task.init.clone(),
         };
         let mut on_progress = |done| {
             observer.reference(index, pairs.len(), ReferenceProgress::Computing { done });
@@ -87,7 +87,7 @@ impl Run<'_> {
         };
         if logps.iter().flatten().any(|number| !number.is_finite()) {
             return Err(TrainError::NotFinite {
-                adapter: job.name.clone(),
+                adapter: task.name.clone(),
                 step: self.step,
                 what: "reference log-probability",
             });
@@ -101,9 +101,9 @@ impl Run<'_> {
     /// Sets the reference log-probabilities to zero, for a step that is only timed.
     pub(crate) fn without_reference_logps(&mut self) {
         for adapter in &mut self.adapters {
-            let job = &mut adapter.job;
-            if let Some(preference) = &mut job.preference {
-                preference.train.reference_logps = vec![[0.0; 2]; job.train.len()];
+            let task = &mut adapter.task;
+            if let Some(preference) = &mut task.preference {
+                preference.train.reference_logps = vec![[0.0; 2]; task.train.len()];
             }
         }
     }

@@ -10,7 +10,7 @@ use kernels::Compute;
 use train::ModelLearner;
 use train::metrics::{MetricsRecord, parse_metrics};
 use train::progress::Observer;
-use train::sft::{Outcome, RunOptions, train};
+use train::trainer::{Outcome, RunOptions, train};
 
 struct Silent;
 impl Observer for Silent {}
@@ -24,7 +24,7 @@ fn loss_curve_of_fifty_steps_matches_peft() {
     };
     let model = scene::model();
     let outcome = train(
-        vec![scene::job(&model, None)],
+        vec![scene::task(&model, None)],
         &RunOptions::default(),
         &mut ModelLearner::new(model, Compute::F32),
         &mut Silent,

@@ -8,10 +8,10 @@ use formats::gguf::{GgmlType, Gguf};
 use kernels::{Device, DeviceChoice};
 use model::Model;
 use testkit::tiny_gguf_as;
-use train::job::DataReport;
 use train::lora_init::{lora_init, target_linears};
 use train::schedule::LrDecay;
-use train::{Example, Job, TrainSettings};
+use train::task::DataReport;
+use train::{Example, TrainSettings, TrainTask};
 
 /// The base, as the bytes of a GGUF file in f32.
 pub fn base() -> Vec<u8> {
@@ -31,7 +31,7 @@ pub fn model() -> Arc<Model> {
 }
 
 /// 20 rows, 4 a step, 10 epochs: 50 steps in the rows' own order.
-pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
+pub fn task(model: &Model, metrics: Option<PathBuf>) -> TrainTask {
     let settings = TrainSettings {
         rank: 4,
         alpha: 8.0,
@@ -52,7 +52,7 @@ pub fn job(model: &Model, metrics: Option<PathBuf>) -> Job {
         &target_linears(config, &settings.modules().unwrap()),
         &settings,
     );
-    Job {
+    TrainTask {
         name: "curve".to_owned(),
         train: (0..20).map(row).collect(),
         validation: Vec::new(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use formats::gguf::Gguf;
-use train::{Example, Job, PreferenceSettings};
+use train::{Example, PreferenceSettings, TrainTask};
 
 use super::Folder;
 
@@ -13,11 +13,11 @@ fn load(
     folder: &Path,
     change: impl Fn(&mut PreferenceSettings),
     siblings: &[(&str, &str)],
-) -> Result<Job, String> {
+) -> Result<TrainTask, String> {
     use formats::chat_template::ChatTemplate;
     use formats::tokenizer::Tokenizer;
-    use train::job::JobSpec;
     use train::preference::RejectedPersona;
+    use train::task::TrainTaskSpec;
 
     let gguf = Gguf::parse(Arc::new(testkit::tiny_gguf(1)), "tiny").unwrap();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
@@ -40,7 +40,7 @@ fn load(
         })
         .collect();
     let train = folder.join("train.jsonl");
-    let source = JobSpec {
+    let source = TrainTaskSpec {
         name: "own",
         train: &train,
         validation: None,
@@ -49,7 +49,7 @@ fn load(
         metrics: None,
     };
     let config = testkit::tiny::tiny_config();
-    train::Job::load_pairs(source, &siblings, &config, &tokenizer, &template)
+    train::TrainTask::load_pairs(source, &siblings, &config, &tokenizer, &template)
         .map_err(|error| error.to_string())
 }
 
@@ -65,14 +65,14 @@ fn rows_and_rejected_personas_give_pairs_with_the_same_prompt() {
     let folder = Folder::new();
     fs::write(folder.path("train.jsonl"), tone("Yay", 12)).unwrap();
     fs::write(folder.path("stern.jsonl"), tone("Hm", 10)).unwrap();
-    let job = load(folder.0.path(), |_| (), &[("stern", "stern.jsonl")]).unwrap();
-    let preference = job.preference.as_ref().unwrap();
+    let task = load(folder.0.path(), |_| (), &[("stern", "stern.jsonl")]).unwrap();
+    let preference = task.preference.as_ref().unwrap();
     let counts = &preference.counts;
     assert_eq!((counts.rows, counts.pairs, counts.unanswered), (12, 10, 2));
     // Each pair is trained once as written and once varied; validation pairs are not varied.
-    assert_eq!(job.train.len() + 2 * job.validation.len(), 20);
-    assert!(!job.validation.is_empty());
-    let both = job.train.iter().zip(&preference.train.examples);
+    assert_eq!(task.train.len() + 2 * task.validation.len(), 20);
+    assert!(!task.validation.is_empty());
+    let both = task.train.iter().zip(&preference.train.examples);
     for (chosen, rejected) in both {
         let prompt = |example: &Example| {
             let end = example.loss_mask.iter().position(|on| *on).unwrap();
@@ -84,8 +84,8 @@ fn rows_and_rejected_personas_give_pairs_with_the_same_prompt() {
     // Two siblings give two pairs a row.
     fs::write(folder.path("flat.jsonl"), tone("So", 12)).unwrap();
     let siblings = [("stern", "stern.jsonl"), ("flat", "flat.jsonl")];
-    let job = load(folder.0.path(), |_| (), &siblings).unwrap();
-    assert_eq!(job.preference.unwrap().counts.pairs, 22);
+    let task = load(folder.0.path(), |_| (), &siblings).unwrap();
+    assert_eq!(task.preference.unwrap().counts.pairs, 22);
 }
 
 #[test]
@@ -137,10 +137,10 @@ fn rows_that_cannot_be_paired_are_rejected_with_counts() {
     );
     let others: String = (0..9).map(|i| own.replace('q', &format!("q{i}"))).collect();
     write("train.jsonl", &format!("{long}{others}"));
-    let job = load(folder.0.path(), |_| (), &[]).unwrap();
-    assert_eq!(job.preference.as_ref().unwrap().counts.pairs, 10);
-    assert!(job.data.dropped > 0, "{:?}", job.data);
-    assert!(job.train.iter().all(|example| example.tokens.len() <= 120));
+    let task = load(folder.0.path(), |_| (), &[]).unwrap();
+    assert_eq!(task.preference.as_ref().unwrap().counts.pairs, 10);
+    assert!(task.data.dropped > 0, "{:?}", task.data);
+    assert!(task.train.iter().all(|example| example.tokens.len() <= 120));
     let beta = load(folder.0.path(), |preference| preference.beta = 1e9, &[]).unwrap_err();
     assert!(beta.contains("setting `preference.beta`"), "{beta}");
 }

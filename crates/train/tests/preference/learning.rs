@@ -6,11 +6,11 @@ use kernels::Compute;
 use testkit::tiny_adapter;
 use train::metrics::{MetricsRecord, parse_metrics};
 use train::preference::{PreferenceData, PreferenceStats};
-use train::sft::{RunOptions, TrainedAdapter};
-use train::{BatchItem, Example, Job, Learner, LoraGrads, LossSum, ModelLearner};
+use train::trainer::{RunOptions, TrainedAdapter};
+use train::{BatchItem, Example, Learner, LoraGrads, LossSum, ModelLearner, TrainTask};
 
 use super::toy::{self, Notes, Toy};
-use super::{adapter, example, finished, items, pair_job, run, run_on, settings, tiny};
+use super::{adapter, example, finished, items, pair_task, run, run_on, settings, tiny};
 
 fn validations(trained: &TrainedAdapter) -> Vec<(f64, bool, PreferenceStats)> {
     parse_metrics(&trained.metrics)
@@ -29,10 +29,10 @@ fn validations(trained: &TrainedAdapter) -> Vec<(f64, bool, PreferenceStats)> {
 
 #[test]
 fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
-    let mut job = pair_job("one", 22, 0);
+    let mut task = pair_task("one", 22, 0);
     // The toy has no base, so the reference is the initial parameters.
-    job.initial_adapter = Some("the first numbers".into());
-    let trained = run(vec![job]).remove(0);
+    task.initial_adapter = Some("the first numbers".into());
+    let trained = run(vec![task]).remove(0);
     let steps: Vec<(f64, PreferenceStats)> = parse_metrics(&trained.metrics)
         .into_iter()
         .filter_map(|record| match record {
@@ -68,26 +68,26 @@ fn the_loss_falls_from_ln_2_and_the_best_is_by_preference() {
 #[test]
 fn model_learns_to_prefer_the_chosen_answers() {
     let model = tiny();
-    let mut job = pair_job("one", 0, 0);
+    let mut task = pair_task("one", 0, 0);
     let pairs: Vec<[Example; 2]> = (0..6)
         .map(|i| [example(i, 6, 40 + i % 2, 6), example(i, 6, 50 + i % 2, 7)])
         .collect();
     let side = |i: usize| pairs.iter().map(|pair| pair[i].clone()).collect::<Vec<_>>();
-    (job.train, job.validation) = (side(0), side(0));
-    let preference = job.preference.as_mut().unwrap();
+    (task.train, task.validation) = (side(0), side(0));
+    let preference = task.preference.as_mut().unwrap();
     (preference.train.examples, preference.validation.examples) = (side(1), side(1));
-    job.settings.preference = Some(settings(0.1, 0.0));
-    job.settings.batch_rows = 2;
-    job.settings.lr = Some(2e-3);
+    task.settings.preference = Some(settings(0.1, 0.0));
+    task.settings.batch_rows = 2;
+    task.settings.lr = Some(2e-3);
     let config = model.config();
-    (job.settings.rank, job.settings.alpha) = (4, 8.0);
-    job.init = train::lora_init::lora_init(
-        &train::lora_init::target_linears(config, &job.settings.modules().unwrap()),
-        &job.settings,
+    (task.settings.rank, task.settings.alpha) = (4, 8.0);
+    task.init = train::lora_init::lora_init(
+        &train::lora_init::target_linears(config, &task.settings.modules().unwrap()),
+        &task.settings,
     );
     let mut learner = ModelLearner::new(model, Compute::F32);
     let options = RunOptions::default();
-    let outcome = run_on(vec![job], &options, &mut learner, &mut Notes::default()).unwrap();
+    let outcome = run_on(vec![task], &options, &mut learner, &mut Notes::default()).unwrap();
     let trained = finished(outcome).remove(0);
     let seen = validations(&trained);
     let (first, last) = (seen[0].2, seen.last().unwrap().2);
@@ -102,15 +102,15 @@ fn model_learns_to_prefer_the_chosen_answers() {
 #[test]
 fn accumulation_equals_the_large_batch_by_pairs() {
     let with = |batch_rows, gradient_accumulation, batch_tokens| {
-        let mut job = pair_job("one", 24, 0);
-        job.settings.batch_rows = batch_rows;
-        job.settings.gradient_accumulation = gradient_accumulation;
+        let mut task = pair_task("one", 24, 0);
+        task.settings.batch_rows = batch_rows;
+        task.settings.gradient_accumulation = gradient_accumulation;
         let options = RunOptions {
             batch_tokens,
             ..RunOptions::default()
         };
         let outcome = run_on(
-            vec![job],
+            vec![task],
             &options,
             &mut Toy::default(),
             &mut Notes::default(),
@@ -127,9 +127,9 @@ fn accumulation_equals_the_large_batch_by_pairs() {
 
 #[test]
 fn preference_and_supervised_adapters_train_together_as_alone() {
-    let supervised = || toy::job("two", 15, 500);
-    let both = run(vec![pair_job("one", 22, 0), supervised()]);
-    assert_eq!(both[0].params, run(vec![pair_job("one", 22, 0)])[0].params);
+    let supervised = || toy::task("two", 15, 500);
+    let both = run(vec![pair_task("one", 22, 0), supervised()]);
+    assert_eq!(both[0].params, run(vec![pair_task("one", 22, 0)])[0].params);
     assert_eq!(both[1].params, run(vec![supervised()])[0].params);
     assert_eq!(both[1].best.unwrap().preference, None);
 
@@ -156,33 +156,35 @@ fn preference_and_supervised_adapters_train_together_as_alone() {
 
 #[test]
 fn inconsistent_pairs_are_rejected() {
-    let refusal = |change: fn(&mut Job)| {
-        let mut job = pair_job("one", 6, 0);
-        change(&mut job);
+    let refusal = |change: fn(&mut TrainTask)| {
+        let mut task = pair_task("one", 6, 0);
+        change(&mut task);
         let options = RunOptions::default();
         let ran = run_on(
-            vec![job],
+            vec![task],
             &options,
             &mut Toy::default(),
             &mut Notes::default(),
         );
         ran.unwrap_err().to_string()
     };
-    fn preference(job: &mut Job) -> &mut PreferenceData {
-        job.preference.as_mut().unwrap()
+    fn preference(task: &mut TrainTask) -> &mut PreferenceData {
+        task.preference.as_mut().unwrap()
     }
-    assert!(refusal(|job| job.settings.preference = None).contains("disagree on whether"));
-    assert!(refusal(|job| job.preference = None).contains("disagree on whether"));
+    assert!(refusal(|task| task.settings.preference = None).contains("disagree on whether"));
+    assert!(refusal(|task| task.preference = None).contains("disagree on whether"));
     assert!(
-        refusal(|job| drop(preference(job).train.examples.pop()))
+        refusal(|task| drop(preference(task).train.examples.pop()))
             .contains("6 chosen and 5 rejected answers")
     );
     assert!(
-        refusal(|job| preference(job).validation.examples[1].loss_mask.fill(false))
-            .contains("the rejected answer of row 2 has no token")
+        refusal(|task| preference(task).validation.examples[1]
+            .loss_mask
+            .fill(false))
+        .contains("the rejected answer of row 2 has no token")
     );
     assert!(
-        refusal(|job| job.settings.preference.as_mut().unwrap().beta = -1.0)
+        refusal(|task| task.settings.preference.as_mut().unwrap().beta = -1.0)
             .contains("setting `preference.beta`: is -1")
     );
     // A reference that is not a number is rejected.
@@ -190,9 +192,9 @@ fn inconsistent_pairs_are_rejected() {
         diverges_at: Some(0),
         ..Toy::default()
     };
-    let job = pair_job("one", 6, 0);
+    let task = pair_task("one", 6, 0);
     let ran = run_on(
-        vec![job],
+        vec![task],
         &RunOptions::default(),
         &mut learner,
         &mut Notes::default(),
@@ -206,18 +208,18 @@ fn inconsistent_pairs_are_rejected() {
 
 #[test]
 fn step_is_timed_without_a_reference_and_sweep_is_rejected() {
-    let job = pair_job("one", 22, 0);
-    let longest = |job: &Job| job.train.iter().map(|row| row.tokens.len()).max().unwrap();
-    let longest = longest(&job);
+    let task = pair_task("one", 22, 0);
+    let longest = |task: &TrainTask| task.train.iter().map(|row| row.tokens.len()).max().unwrap();
+    let longest = longest(&task);
     let options = RunOptions::default();
-    let prepared = train::sft::prepare(vec![job], &options).unwrap();
+    let prepared = train::trainer::prepare(vec![task], &options).unwrap();
     let config = testkit::tiny::tiny_config();
     assert!(prepared.estimate(&config).plan.adapters[0].longest > longest);
     let never = AtomicBool::new(false);
     let measured = prepared.measure(&mut Toy::default(), &never).unwrap();
     assert!(measured.unwrap().tokens > 0);
     let result = train::lr_find::lr_find(
-        &pair_job("one", 22, 0),
+        &pair_task("one", 22, 0),
         train::lr_find::LrSweep::default(),
         0,
         &mut Toy::default(),
@@ -229,22 +231,22 @@ fn step_is_timed_without_a_reference_and_sweep_is_rejected() {
 }
 
 #[test]
-fn job_can_start_from_an_adapter_of_its_base() {
+fn task_can_start_from_an_adapter_of_its_base() {
     let config = testkit::tiny::tiny_config();
     let start = |change: fn(&mut formats::peft::Adapter)| {
         let mut from = tiny_adapter(3, &config, 6, 1.5);
         change(&mut from);
-        let mut job = pair_job("one", 4, 0);
-        job.init_from_adapter(&from, "h".into(), &config)
-            .map(|()| (job, from))
+        let mut task = pair_task("one", 4, 0);
+        task.init_from_adapter(&from, "h".into(), &config)
+            .map(|()| (task, from))
     };
-    let (job, from) = start(|_| ()).unwrap();
+    let (task, from) = start(|_| ()).unwrap();
     assert_eq!(
-        (job.settings.rank, job.initial_adapter.as_deref()),
+        (task.settings.rank, task.initial_adapter.as_deref()),
         (6, Some("h"))
     );
-    assert_eq!(job.settings.alpha / 6.0, from.pairs[0].scale);
-    assert_eq!(job.init.pairs, from.pairs);
+    assert_eq!(task.settings.alpha / 6.0, from.pairs[0].scale);
+    assert_eq!(task.init.pairs, from.pairs);
     let refusal = |change| start(change).unwrap_err().to_string();
     assert!(refusal(|from| from.pairs.clear()).contains("it has no pairs"));
     assert!(

@@ -5,7 +5,7 @@ mod data;
 mod gradient;
 mod learning;
 mod resumed;
-#[expect(dead_code, reason = "a job in it is for tests of early stopping")]
+#[expect(dead_code, reason = "a task in it is for tests of early stopping")]
 #[path = "../toy/mod.rs"]
 mod toy;
 
@@ -20,8 +20,8 @@ use model::Model;
 use testkit::{tiny_adapter, tiny_gguf_as};
 use toy::{Notes, Toy};
 use train::preference::{PairCounts, PreferenceData, RejectedExamples};
-use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
-use train::{BatchItem, Example, Job, Learner, LoraParams, PreferenceSettings, TrainError};
+use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{BatchItem, Example, Learner, LoraParams, PreferenceSettings, TrainError, TrainTask};
 
 fn settings(beta: f64, sft_weight: f64) -> PreferenceSettings {
     PreferenceSettings {
@@ -67,9 +67,9 @@ fn items(pairs: &[(usize, [Example; 2])]) -> Vec<BatchItem<'_>> {
     items
 }
 
-/// A job over `count` pairs, whose chosen answers are the toy's rows.
-fn pair_job(name: &str, count: usize, from: u32) -> Job {
-    let mut job = toy::job(name, count, from);
+/// A task over `count` pairs, whose chosen answers are the toy's rows.
+fn pair_task(name: &str, count: usize, from: u32) -> TrainTask {
+    let mut task = toy::task(name, count, from);
     let rejected = |rows: &[Example]| RejectedExamples {
         examples: rows
             .iter()
@@ -87,24 +87,24 @@ fn pair_job(name: &str, count: usize, from: u32) -> Job {
             .collect(),
         reference_logps: Vec::new(),
     };
-    job.settings.preference = Some(settings(0.5, 0.2));
-    job.preference = Some(PreferenceData {
-        train: rejected(&job.train),
-        validation: rejected(&job.validation),
+    task.settings.preference = Some(settings(0.5, 0.2));
+    task.preference = Some(PreferenceData {
+        train: rejected(&task.train),
+        validation: rejected(&task.validation),
         counts: PairCounts::default(),
     });
-    job
+    task
 }
 
 fn run_on(
-    jobs: Vec<Job>,
+    tasks: Vec<TrainTask>,
     options: &RunOptions,
     learner: &mut dyn Learner,
     notes: &mut Notes,
 ) -> Result<Outcome, TrainError> {
     let never = AtomicBool::new(false);
     let flag = notes.stop_at.map_or(&never, |stop| stop.1);
-    train(jobs, options, learner, notes, flag)
+    train(tasks, options, learner, notes, flag)
 }
 
 fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
@@ -114,9 +114,9 @@ fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
     }
 }
 
-fn run(jobs: Vec<Job>) -> Vec<TrainedAdapter> {
+fn run(tasks: Vec<TrainTask>) -> Vec<TrainedAdapter> {
     let options = RunOptions::default();
-    finished(run_on(jobs, &options, &mut Toy::default(), &mut Notes::default()).unwrap())
+    finished(run_on(tasks, &options, &mut Toy::default(), &mut Notes::default()).unwrap())
 }
 
 struct Folder(tempfile::TempDir);
@@ -138,8 +138,8 @@ impl Folder {
         }
     }
 
-    fn jobs(&self) -> Vec<Job> {
-        let (mut one, two) = (pair_job("one", 22, 0), toy::job("two", 15, 500));
+    fn tasks(&self) -> Vec<TrainTask> {
+        let (mut one, two) = (pair_task("one", 22, 0), toy::task("two", 15, 500));
         one.metrics = Some(self.path("one/metrics.jsonl"));
         vec![one, two]
     }
@@ -159,6 +159,6 @@ impl Folder {
     }
 
     fn run(&self, notes: &mut Notes) -> Result<Outcome, TrainError> {
-        run_on(self.jobs(), &self.options(), &mut Toy::default(), notes)
+        run_on(self.tasks(), &self.options(), &mut Toy::default(), notes)
     }
 }

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use train::Job;
+use train::TrainTask;
 use train::metrics::{MetricsRecord, parse_metrics};
-use train::sft::Outcome;
+use train::trainer::Outcome;
 
 use super::toy::{Notes, Toy, params};
-use super::{Folder, finished, pair_job, run, run_on};
+use super::{Folder, finished, pair_task, run, run_on};
 
 fn flag() -> &'static AtomicBool {
     Box::leak(Box::new(AtomicBool::new(false)))
@@ -43,7 +43,7 @@ fn run_stopped_at_any_step_resumes_to_the_same_bytes() {
         assert!(folder.state() == whole.state(), "stopped at {stop}");
         let metrics = |folder: &Folder| fs::read(folder.path("one/metrics.jsonl")).unwrap();
         assert!(metrics(&folder) == metrics(&whole), "stopped at {stop}");
-        // The reference is computed once, and only for the job that has preferences.
+        // The reference is computed once, and only for the task that has preferences.
         let how = if stop == 0 { "computing" } else { "read" };
         assert_eq!(notes.references, [(0, how)], "stopped at {stop}");
     }
@@ -75,10 +75,10 @@ fn damaged_reference_file_is_recomputed() {
     }
     // Other answers have another reference file, and the old one stays.
     fs::remove_file(folder.path("run/checkpoint.safetensors")).unwrap();
-    let mut jobs = folder.jobs();
-    jobs[0].preference.as_mut().unwrap().train.examples[3].tokens[1] += 1;
+    let mut tasks = folder.tasks();
+    tasks[0].preference.as_mut().unwrap().train.examples[3].tokens[1] += 1;
     let mut notes = Notes::default();
-    run_on(jobs, &folder.options(), &mut Toy::default(), &mut notes).unwrap();
+    run_on(tasks, &folder.options(), &mut Toy::default(), &mut notes).unwrap();
     assert_eq!(notes.references[0].1, "computing");
     assert_eq!(folder.state().len(), 3);
 }
@@ -88,10 +88,10 @@ fn reference_is_the_initial_model_of_the_run() {
     let mut start = params();
     start.pairs[0].b = vec![0.3, -0.2, 0.1];
     let started = |hash: Option<&str>| {
-        let mut job = pair_job("one", 22, 0);
-        job.init = start.clone();
-        job.initial_adapter = hash.map(str::to_owned);
-        let trained = run(vec![job]).remove(0);
+        let mut task = pair_task("one", 22, 0);
+        task.init = start.clone();
+        task.initial_adapter = hash.map(str::to_owned);
+        let trained = run(vec![task]).remove(0);
         match parse_metrics(&trained.metrics).remove(0) {
             MetricsRecord::Step { preference, .. } => preference.unwrap().margin,
             MetricsRecord::Validation { .. } => panic!("validated first"),
@@ -108,10 +108,10 @@ fn reference_is_the_initial_model_of_the_run() {
         ..Notes::default()
     };
     folder.run(&mut notes).unwrap();
-    let mut jobs = folder.jobs();
-    jobs[0].initial_adapter = Some("abc".into());
+    let mut tasks = folder.tasks();
+    tasks[0].initial_adapter = Some("abc".into());
     let result = run_on(
-        jobs,
+        tasks,
         &folder.options(),
         &mut Toy::default(),
         &mut Notes::default(),
@@ -133,29 +133,29 @@ fn checkpoint_with_other_preference_settings_is_rejected() {
         ..Notes::default()
     };
     folder.run(&mut notes).unwrap();
-    let refusal = |change: fn(&mut Job)| {
-        let mut jobs = folder.jobs();
-        change(&mut jobs[0]);
+    let refusal = |change: fn(&mut TrainTask)| {
+        let mut tasks = folder.tasks();
+        change(&mut tasks[0]);
         let ran = run_on(
-            jobs,
+            tasks,
             &folder.options(),
             &mut Toy::default(),
             &mut Notes::default(),
         );
         ran.unwrap_err().to_string()
     };
-    let beta = refusal(|job| job.settings.preference.as_mut().unwrap().beta = 0.7);
+    let beta = refusal(|task| task.settings.preference.as_mut().unwrap().beta = 0.7);
     assert!(
         beta.contains("setting `preference` was") && beta.contains("0.7"),
         "{beta}"
     );
-    let rows = refusal(|job| job.preference.as_mut().unwrap().train.examples[0].tokens[1] += 1);
+    let rows = refusal(|task| task.preference.as_mut().unwrap().train.examples[0].tokens[1] += 1);
     assert!(
         rows.contains("`one`: the training rows have changed"),
         "{rows}"
     );
     let rows =
-        refusal(|job| job.preference.as_mut().unwrap().validation.examples[0].tokens[1] += 1);
+        refusal(|task| task.preference.as_mut().unwrap().validation.examples[0].tokens[1] += 1);
     assert!(
         rows.contains("`one`: the validation rows have changed"),
         "{rows}"

@@ -3,7 +3,8 @@
 use formats::peft::{LoraPair, Module};
 use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
 use train::{
-    BatchItem, Example, Job, Learner, LoraGrads, LoraParams, LossSum, TrainError, TrainSettings,
+    BatchItem, Example, Learner, LoraGrads, LoraParams, LossSum, TrainError, TrainSettings,
+    TrainTask,
 };
 
 /// loss(token) = 1/2 * sum over weights w_i of (w_i - target(token, i))^2 / weights.
@@ -128,9 +129,9 @@ pub fn params() -> LoraParams {
     LoraParams { pairs: vec![pair] }
 }
 
-/// A job over `count` rows.
-pub fn job(name: &str, count: usize, from: u32) -> Job {
-    Job {
+/// A task over `count` rows.
+pub fn task(name: &str, count: usize, from: u32) -> TrainTask {
+    TrainTask {
         name: name.to_owned(),
         settings: TrainSettings {
             lr: Some(0.02),
@@ -142,7 +143,7 @@ pub fn job(name: &str, count: usize, from: u32) -> Job {
         validation: rows(9, from + 1000),
         init: params(),
         metrics: None,
-        data: train::job::DataReport::default(),
+        data: train::task::DataReport::default(),
         preference: None,
         initial_adapter: None,
     }
@@ -160,7 +161,7 @@ pub struct Notes {
     pub finished: Option<u64>,
     /// The step, whether it was the last, and the first adapter's parameters.
     pub snapshots: Vec<(u64, bool, LoraParams)>,
-    /// Where each job's reference came from, as (job, how).
+    /// Where each task's reference came from, as (task, how).
     pub references: Vec<(usize, &'static str)>,
     /// Raises its flag once this step was seen.
     pub stop_at: Option<(u64, &'static std::sync::atomic::AtomicBool)>,
@@ -212,16 +213,16 @@ impl Observer for Notes {
     }
 }
 
-/// A job with a constant rate that is far too high: its validation loss falls, then rises again.
-pub fn overshooting(name: &str) -> Job {
-    let mut job = job(name, 12, 0);
-    job.settings = TrainSettings {
+/// A task with a constant rate that is far too high: its validation loss falls, then rises again.
+pub fn overshooting(name: &str) -> TrainTask {
+    let mut task = task(name, 12, 0);
+    task.settings = TrainSettings {
         lr: Some(0.6),
         epochs: 6,
         schedule: train::schedule::LrDecay::Constant,
         warmup_ratio: 0.0,
-        ..job.settings
+        ..task.settings
     };
-    job.init.pairs[0].a = vec![0.05, -0.02, 0.1];
-    job
+    task.init.pairs[0].a = vec![0.05, -0.02, 0.1];
+    task
 }

@@ -2,7 +2,7 @@
 
 use train::dataset::Columns;
 use train::example::{LossMask, TooLong};
-use train::{Job, TrainSettings};
+use train::{TrainSettings, TrainTask};
 
 use crate::cli::exit::UsageError;
 
@@ -72,20 +72,20 @@ impl DatasetArgs {
 }
 
 /// Notes on rows that are held out, left out or cut.
-pub(crate) fn notes(job: &Job) -> Vec<String> {
-    let (loaded, settings) = (&job.data, &job.settings);
+pub(crate) fn notes(task: &TrainTask) -> Vec<String> {
+    let (loaded, settings) = (&task.data, &task.settings);
     let mut notes = Vec::new();
     if loaded.held_out > 0 {
         notes.push(format!(
             "{}: no evaluation file, so {} rows are held out for validation by the hash of their content",
-            job.name, loaded.held_out,
+            task.name, loaded.held_out,
         ));
     }
     for (count, outcome) in [(loaded.dropped, "left out"), (loaded.truncated, "cut")] {
         if count > 0 {
             notes.push(format!(
                 "{}: {count} rows are longer than max_length = {} tokens and are {outcome} (too_long = {})",
-                job.name,
+                task.name,
                 settings.max_length,
                 settings.too_long,
             ));

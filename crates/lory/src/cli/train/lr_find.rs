@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::json;
 use train::lr_find::{LrSweep, LrSweepResult, lr_find};
 use train::plot::{LrCurve, lr_curve};
-use train::sft::RunOptions;
-use train::{Job, ModelLearner};
+use train::trainer::RunOptions;
+use train::{ModelLearner, TrainTask};
 
 use crate::cli::exit::ExitStatus;
 use crate::cli::output::print;
@@ -28,9 +28,9 @@ struct Report<'a> {
     svg: String,
 }
 
-/// Sweeps over the learning rates for each job.
+/// Sweeps over the learning rates for each task.
 pub(crate) fn run(
-    jobs: &[Job],
+    tasks: &[TrainTask],
     targets: &[Target],
     options: &RunOptions,
     learner: &mut ModelLearner,
@@ -41,14 +41,14 @@ pub(crate) fn run(
     let stop = || stop.load(Ordering::Relaxed);
     let mut reports = Vec::new();
     let mut sweeps: Vec<(LrSweepResult, PathBuf)> = Vec::new();
-    for (job, target) in jobs.iter().zip(targets) {
+    for (task, target) in tasks.iter().zip(targets) {
         let mut progress = Progress::stderr();
         progress.count(
-            &format!("{}: trying learning rates", job.name),
+            &format!("{}: trying learning rates", task.name),
             sweep.steps as u64,
         );
         let found = lr_find(
-            job,
+            task,
             sweep,
             options.batch_tokens,
             learner,

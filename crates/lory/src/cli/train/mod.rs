@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use serde_json::json;
-use train::job::{DataReport, JobSpec};
-use train::sft::{self, Outcome, PreparedRun, RunOptions, TrainedAdapter};
-use train::{Job, ModelLearner};
+use train::task::{DataReport, TrainTaskSpec};
+use train::trainer::{self, Outcome, PreparedRun, RunOptions, TrainedAdapter};
+use train::{ModelLearner, TrainTask};
 
 use base::Base;
 use base::memory::{self, AvailableMemory, MemoryLimit};
@@ -118,14 +118,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
     let base = open_base(&located, &args.precision)?;
     let fingerprint = located.fingerprint()?;
-    let jobs = load_jobs(&targets, &base, &checkpoint)?;
+    let tasks = load_tasks(&targets, &base, &checkpoint)?;
     let run = Run {
         base: &base,
         known: located.name.as_deref(),
         fingerprint: &fingerprint,
         targets: &targets,
         checkpoint: &checkpoint,
-        data: jobs.iter().map(|job| job.data.clone()).collect(),
+        data: tasks.iter().map(|task| task.data.clone()).collect(),
     };
     let options = RunOptions {
         base: base.run_identity(&fingerprint),
@@ -136,11 +136,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let mut learner = learner(&base);
     if args.lr_find {
         stop_on_signal(&stop)?;
-        return lr_find::run(&jobs, &targets, &options, &mut learner, &stop, args.json);
+        return lr_find::run(&tasks, &targets, &options, &mut learner, &stop, args.json);
     }
     // Measured before the run allocates memory.
     let (in_use, available) = (memory::in_use(), available(args.memory));
-    let prepared = sft::prepare(jobs, &options)?;
+    let prepared = trainer::prepare(tasks, &options)?;
     let forecast = prepared.estimate(base.model.config());
     let mut plan = Plan::new(forecast, in_use, available);
     learner.set_activation_cache(plan.keep);
@@ -192,20 +192,24 @@ fn open_base(located: &Located, precision: &PrecisionArgs) -> anyhow::Result<Bas
 }
 
 /// Reads the rows of all targets, and reports on stderr what is left out.
-fn load_jobs(targets: &[Target], base: &Base, checkpoint: &Path) -> anyhow::Result<Vec<Job>> {
-    let mut jobs = Vec::new();
+fn load_tasks(
+    targets: &[Target],
+    base: &Base,
+    checkpoint: &Path,
+) -> anyhow::Result<Vec<TrainTask>> {
+    let mut tasks = Vec::new();
     for target in targets {
-        jobs.push(load(target, base, checkpoint)?);
+        tasks.push(load(target, base, checkpoint)?);
     }
-    for (job, target) in jobs.iter().zip(targets) {
-        if let Some(preference) = &job.preference {
-            preference::report_pairs(&target.name, &job.settings, &preference.counts);
+    for (task, target) in tasks.iter().zip(targets) {
+        if let Some(preference) = &task.preference {
+            preference::report_pairs(&target.name, &task.settings, &preference.counts);
         }
-        for note in notes(job) {
+        for note in notes(task) {
             eprintln!("{note}");
         }
     }
-    Ok(jobs)
+    Ok(tasks)
 }
 
 /// Trains until the end or the first signal, and writes the adapters.
@@ -298,8 +302,8 @@ fn print_plan(plan: &Plan, json: bool) -> anyhow::Result<ExitStatus> {
 }
 
 /// Reads the rows of a target, and the adapter that it starts from.
-fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> {
-    let spec = JobSpec {
+fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<TrainTask> {
+    let spec = TrainTaskSpec {
         name: &target.name,
         train: &target.data,
         validation: target.eval.as_deref(),
@@ -308,13 +312,13 @@ fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Job> 
         metrics: Some(target.out.join("metrics.jsonl")),
     };
     let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);
-    let mut job = if target.settings.preference.is_some() {
-        train::Job::load_pairs(spec, &target.siblings, config, tokenizer, template)?
+    let mut task = if target.settings.preference.is_some() {
+        train::TrainTask::load_pairs(spec, &target.siblings, config, tokenizer, template)?
     } else {
-        Job::load(spec, config, tokenizer, template)?
+        TrainTask::load(spec, config, tokenizer, template)?
     };
-    preference::load_start(&mut job, target, checkpoint, base)?;
-    Ok(job)
+    preference::load_start(&mut task, target, checkpoint, base)?;
+    Ok(task)
 }
 
 /// The first signal stops the run after the current step, with a checkpoint. The second one ends the process.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use train::estimate::MeasuredStep;
 use train::preference::PreferenceStats;
 use train::progress::{Observer, ReferenceProgress, RunPlan, StepMetrics, Validation};
-use train::sft::TrainedAdapter;
+use train::trainer::TrainedAdapter;
 
 use super::plan;
 use crate::cli::output::table::Table;

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use formats::peft;
 use registry::{BlendPart, Personas};
 use train::preference::{PairCounts, RejectedPersona, holds_pairs};
-use train::{Job, TrainSettings};
+use train::{TrainSettings, TrainTask};
 
 use crate::cli::exit::UsageError;
 use base::Base;
@@ -134,9 +134,9 @@ fn start_copy(target: &Target, checkpoint: &Path) -> PathBuf {
     checkpoint.with_file_name(format!("{}.start", target.name))
 }
 
-/// Initializes `job` from the adapter that `--from` names.
+/// Initializes `task` from the adapter that `--from` names.
 pub(crate) fn load_start(
-    job: &mut Job,
+    task: &mut TrainTask,
     target: &Target,
     checkpoint: &Path,
     base: &Base,
@@ -151,7 +151,7 @@ pub(crate) fn load_start(
         from
     };
     let (adapter, hash) = peft::Adapter::read_hashed(folder)?;
-    job.init_from_adapter(&adapter, hash, base.model.config())
+    task.init_from_adapter(&adapter, hash, base.model.config())
         .with_context(|| format!("--from {}", from.display()))
 }
 

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::answer_stream::{AnswerStream, StreamEvent, StreamFormat};
 use crate::app_state::AppState;
-use crate::envelope::Envelope;
+use crate::completion_object::CompletionMetadata;
 use crate::error::ApiError;
 use crate::json::Body;
 use crate::logprobs::{self, ChatLogprobs};
@@ -48,31 +48,31 @@ pub(super) async fn chat_completions(
     let logprobs = request.logprobs.is_some();
     let answers = AnswerStream::submit(service, caller, request).await?;
     if stream {
-        let envelope = Envelope::new(
+        let metadata = CompletionMetadata::new(
             "chatcmpl",
             "chat.completion.chunk",
             model,
             &answers.identity,
         );
         return Ok(answers.into_events(Chunks {
-            envelope,
+            metadata,
             logprobs,
             usage,
         }));
     }
-    let envelope = Envelope::new("chatcmpl", "chat.completion", model, &answers.identity);
+    let metadata = CompletionMetadata::new("chatcmpl", "chat.completion", model, &answers.identity);
     let (answers, usage) = answers.collect().await?;
     let choices = answers.into_iter().enumerate().map(|(index, answer)| {
         let logprobs = logprobs.then(|| logprobs::of_chat(&answer.tokens));
         ChatChoice::new(index, answer, logprobs)
     });
-    let completion = envelope.completion(choices.collect(), usage);
+    let completion = metadata.completion(choices.collect(), usage);
     Ok(Json(ChatResponse(completion)).into_response())
 }
 
 /// The chunks of a stream.
 struct Chunks {
-    envelope: Envelope,
+    metadata: CompletionMetadata,
     /// Whether the request asked for log-probabilities.
     logprobs: bool,
     /// Whether a last chunk has the usage.
@@ -93,7 +93,7 @@ impl Chunks {
             logprobs,
             finish_reason,
         };
-        self.envelope.chunk(choice, self.usage)
+        self.metadata.chunk(choice, self.usage)
     }
 }
 
@@ -119,6 +119,6 @@ impl StreamFormat for Chunks {
     }
 
     fn last(&mut self, usage: &Usage) -> Vec<String> {
-        self.envelope.last(self.usage.then_some(usage))
+        self.metadata.last(self.usage.then_some(usage))
     }
 }

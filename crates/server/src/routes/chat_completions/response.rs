@@ -4,7 +4,7 @@ use serde::Serialize;
 use service::{Answer, ToolCall, ToolCallDelta};
 use utoipa::ToSchema;
 
-use crate::envelope::{Completion, random_id};
+use crate::completion_object::{Completion, random_id};
 use crate::logprobs::ChatLogprobs;
 
 // A doc comment would wrap the schema in an `allOf`.

@@ -1,19 +1,19 @@
-//! Starts a job from the parameters of an existing adapter instead of freshly drawn ones.
+//! Starts a task from the parameters of an existing adapter instead of freshly drawn ones.
 
 use formats::config::ModelConfig;
 use formats::peft::{Adapter, Module};
 
-use super::Job;
+use super::TrainTask;
 use crate::error::TrainError;
 use crate::lora_init::target_linears;
 use crate::params::LoraParams;
 
-impl Job {
+impl TrainTask {
     /// Sets the initial parameters to those of `adapter`, whose content hash is `hash`, on a base of `config`. Its rank, scale
     /// and modules replace those in the settings.
     ///
     /// # Errors
-    /// [`TrainError::Job`] if its pairs differ in rank or scale, or do not cover whole modules of this base.
+    /// [`TrainError::Task`] if its pairs differ in rank or scale, or do not cover whole modules of this base.
     pub fn init_from_adapter(
         &mut self,
         adapter: &Adapter,
@@ -21,7 +21,7 @@ impl Job {
         config: &ModelConfig,
     ) -> Result<(), TrainError> {
         let refuse = |message: String| {
-            TrainError::Job(format!(
+            TrainError::Task(format!(
                 "adapter `{}` cannot continue from the adapter that was named: {message}",
                 self.name
             ))

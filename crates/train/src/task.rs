@@ -1,4 +1,4 @@
-//! A training job: one adapter's examples, initial parameters and settings.
+//! A training task: one adapter's examples, initial parameters and settings.
 //!
 //! Reads and encodes the data files (`load`, `load_pairs`); does not know steps, batches or the model.
 
@@ -13,9 +13,9 @@ use crate::params::LoraParams;
 use crate::preference::PreferenceData;
 use crate::settings::TrainSettings;
 
-/// The data files and settings that a [`Job`] is loaded from.
+/// The data files and settings that a [`TrainTask`] is loaded from.
 #[derive(Debug, Clone)]
-pub struct JobSpec<'a> {
+pub struct TrainTaskSpec<'a> {
     /// The adapter's (or persona's) name.
     pub name: &'a str,
     /// Path of the training rows.
@@ -32,7 +32,7 @@ pub struct JobSpec<'a> {
 
 /// One adapter, ready to be trained.
 #[derive(Debug, Clone)]
-pub struct Job {
+pub struct TrainTask {
     /// The adapter's name.
     pub name: String,
     /// How the adapter is trained; the learning rate is set.
@@ -68,7 +68,7 @@ pub struct DataReport {
     pub truncated: usize,
 }
 
-impl Job {
+impl TrainTask {
     /// The rejected answers to the training and to the validation rows; empty if there are none.
     pub(crate) fn rejected(&self) -> (&[Example], &[Example]) {
         self.preference.as_ref().map_or((&[], &[]), |preference| {

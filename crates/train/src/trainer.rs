@@ -1,6 +1,6 @@
 //! Fine-tuning of several adapters in one run, supervised or by preference: the training loop, as a table of contents.
 //!
-//! Does not know the model (see [`Learner`]), text (see [`crate::job`]) or the terminal (see [`Observer`]). The methods that it
+//! Does not know the model (see [`Learner`]), text (see [`crate::task`]) or the terminal (see [`Observer`]). The methods that it
 //! calls are in `run.rs` and `run/`; those about files are in `run/checkpointing.rs`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,23 +10,23 @@ use formats::config::ModelConfig;
 
 use crate::error::TrainError;
 use crate::estimate::{MeasuredStep, RunEstimate};
-use crate::job::Job;
 use crate::learner::Learner;
 use crate::progress::Observer;
 use crate::run::Run;
+use crate::task::TrainTask;
 
 pub use crate::outcome::{Outcome, TrainedAdapter};
 pub use crate::settings::RunOptions;
 
-/// A run that is ready to start: its jobs are checked and its steps are counted, and nothing is computed or written yet.
+/// A run that is ready to start: its tasks are checked and its steps are counted, and nothing is computed or written yet.
 pub struct PreparedRun<'o>(Run<'o>);
 
-/// Checks the jobs and plans their steps.
+/// Checks the tasks and plans their steps.
 ///
 /// # Errors
 /// Jobs that cannot be trained.
-pub fn prepare(jobs: Vec<Job>, options: &RunOptions) -> Result<PreparedRun<'_>, TrainError> {
-    Ok(PreparedRun(Run::plan(jobs, options)?))
+pub fn prepare(tasks: Vec<TrainTask>, options: &RunOptions) -> Result<PreparedRun<'_>, TrainError> {
+    Ok(PreparedRun(Run::plan(tasks, options)?))
 }
 
 impl PreparedRun<'_> {
@@ -59,7 +59,7 @@ impl PreparedRun<'_> {
         }))
     }
 
-    /// Trains every job's adapter, all of them over shared batches; continues from the checkpoint if there is one.
+    /// Trains every task's adapter, all of them over shared batches; continues from the checkpoint if there is one.
     ///
     /// An adapter gets the same steps as if it were trained alone: its own rows, order, schedule, clipping and optimizer.
     /// An adapter with fewer steps than the others is left unchanged after its last step. `interrupt` may be set from any thread, at any
@@ -118,11 +118,11 @@ fn or_stopped<T>(result: Result<T, TrainError>, stopped: T) -> Result<T, TrainEr
 /// # Errors
 /// Those of both.
 pub fn train(
-    jobs: Vec<Job>,
+    tasks: Vec<TrainTask>,
     options: &RunOptions,
     learner: &mut dyn Learner,
     observer: &mut dyn Observer,
     interrupt: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    prepare(jobs, options)?.train(learner, observer, interrupt)
+    prepare(tasks, options)?.train(learner, observer, interrupt)
 }

@@ -31,8 +31,8 @@ pub(crate) struct Completion<C> {
     usage: Option<Option<Usage>>,
 }
 
-/// What all chunks of a completion have in common.
-pub(crate) struct Envelope {
+/// The fields that all chunks of a completion have in common.
+pub(crate) struct CompletionMetadata {
     id: String,
     object: &'static str,
     created: u64,
@@ -41,15 +41,15 @@ pub(crate) struct Envelope {
     fingerprint: String,
 }
 
-impl Envelope {
-    /// An envelope with a new id that starts with `kind`.
+impl CompletionMetadata {
+    /// Metadata with a new id that starts with `kind`.
     pub fn new(
         kind: &str,
         object: &'static str,
         model: String,
         identity: &ModelIdentity,
-    ) -> Envelope {
-        Envelope {
+    ) -> CompletionMetadata {
+        CompletionMetadata {
             id: random_id(kind),
             object,
             created: unix_time(),

@@ -1,4 +1,4 @@
-//! Loads a job of supervised fine-tuning: reads the rows, splits and encodes them, and draws the initial parameters.
+//! Loads a task of supervised fine-tuning: reads the rows, splits and encodes them, and draws the initial parameters.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
-use super::{DataReport, Job, JobSpec};
+use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, Examples};
@@ -15,15 +15,15 @@ use crate::rng::Rng;
 use crate::settings::TrainSettings;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers};
 
-impl Job {
-    /// Reads, splits and encodes the data of `spec`, and draws the initial parameters. [`Job::load_pairs`] loads a job of
+impl TrainTask {
+    /// Reads, splits and encodes the data of `spec`, and draws the initial parameters. [`TrainTask::load_pairs`] loads a task of
     /// preference tuning.
     ///
     /// # Errors
     /// A setting is out of range, a file cannot be read, or a row is broken or too long (see [`crate::dataset`] and
     /// [`crate::example`]).
     pub fn load(
-        spec: JobSpec<'_>,
+        spec: TrainTaskSpec<'_>,
         config: &ModelConfig,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,

@@ -12,7 +12,7 @@ use crate::error::TrainError;
 ///
 /// # Errors
 /// Any step fails (no room, no permission): then `path` has its old content.
-pub(crate) fn replace(
+pub(crate) fn replace_file(
     path: &Path,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<(), TrainError> {
@@ -30,8 +30,8 @@ mod tests {
     fn failed_write_names_the_file_and_leaves_the_old_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/state");
-        replace(&path, |file| io::Write::write_all(file, b"old")).unwrap();
-        let failed = replace(&path, |_| Err(io::ErrorKind::StorageFull.into()));
+        replace_file(&path, |file| io::Write::write_all(file, b"old")).unwrap();
+        let failed = replace_file(&path, |_| Err(io::ErrorKind::StorageFull.into()));
         let message = failed.unwrap_err().to_string();
         assert!(
             message.contains("run/state") && message.contains("is unchanged"),

@@ -1,10 +1,10 @@
-//! Loads a job of preference tuning: matches rows to rejected answers, varies both together, and encodes them.
+//! Loads a task of preference tuning: matches rows to rejected answers, varies both together, and encodes them.
 
 use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
-use super::{DataReport, Job, JobSpec};
+use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, Fitted};
@@ -16,21 +16,21 @@ use crate::preference::{
 use crate::rng::Rng;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers_together};
 
-impl Job {
-    /// Reads `spec` as [`Job::load`] does, for a job whose settings have a `preference`.
+impl TrainTask {
+    /// Reads `spec` as [`TrainTask::load`] does, for a task whose settings have a `preference`.
     ///
     /// The rejected answers come from the training file if its rows have them, else from the rows of `rejected_personas` with
     /// the same question. A row without a rejected answer, or with two equal answers, is dropped and counted.
     ///
     /// # Errors
-    /// As [`Job::load`]. Also if no row has a rejected answer, or if the rejected answers have two sources or none.
+    /// As [`TrainTask::load`]. Also if no row has a rejected answer, or if the rejected answers have two sources or none.
     pub fn load_pairs(
-        spec: JobSpec<'_>,
+        spec: TrainTaskSpec<'_>,
         rejected_personas: &[RejectedPersona],
         config: &ModelConfig,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
-    ) -> Result<Job, TrainError> {
+    ) -> Result<TrainTask, TrainError> {
         spec.settings.check()?;
         let settings = spec.settings.clone().for_base(config.hidden_size);
         let LoadedPairs {
@@ -67,7 +67,7 @@ impl Job {
             examples,
             reference_logps: Vec::new(),
         };
-        Ok(Job {
+        Ok(TrainTask {
             name: spec.name.to_owned(),
             settings,
             train,
@@ -94,7 +94,7 @@ struct LoadedPairs {
 }
 
 fn read(
-    spec: &JobSpec<'_>,
+    spec: &TrainTaskSpec<'_>,
     rejected_personas: &[RejectedPersona],
 ) -> Result<LoadedPairs, TrainError> {
     let refuse = |message: String| TrainError::Data {

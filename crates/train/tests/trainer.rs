@@ -4,24 +4,24 @@ mod toy;
 
 use std::sync::atomic::AtomicBool;
 
-use toy::{Notes, Toy, job, rows};
+use toy::{Notes, Toy, rows, task};
 use train::measures::loss_table;
 use train::metrics::{MetricsRecord, parse_metrics};
-use train::sft::{Outcome, RunOptions, TrainedAdapter, train};
-use train::{Job, LoraParams, TrainError, TrainSettings};
+use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
+use train::{LoraParams, TrainError, TrainSettings, TrainTask};
 
 fn run_with(
-    jobs: Vec<Job>,
+    tasks: Vec<TrainTask>,
     options: &RunOptions,
     learner: &mut Toy,
     notes: &mut Notes,
 ) -> Result<Outcome, TrainError> {
-    train(jobs, options, learner, notes, &AtomicBool::new(false))
+    train(tasks, options, learner, notes, &AtomicBool::new(false))
 }
 
-fn run(jobs: Vec<Job>) -> Vec<TrainedAdapter> {
+fn run(tasks: Vec<TrainTask>) -> Vec<TrainedAdapter> {
     match run_with(
-        jobs,
+        tasks,
         &RunOptions::default(),
         &mut Toy::default(),
         &mut Notes::default(),
@@ -69,7 +69,7 @@ fn assert_metrics_close(a: &str, b: &str) {
 fn run_learns_validates_each_epoch_and_reports() {
     let (mut learner, mut notes) = (Toy::default(), Notes::default());
     let outcome = run_with(
-        vec![job("one", 22, 0)],
+        vec![task("one", 22, 0)],
         &RunOptions::default(),
         &mut learner,
         &mut notes,
@@ -115,13 +115,13 @@ fn run_learns_validates_each_epoch_and_reports() {
 #[test]
 fn accumulation_equals_the_large_batch_by_tokens() {
     let with = |batch_rows, gradient_accumulation| {
-        let mut job = job("one", 24, 0);
-        job.settings = TrainSettings {
+        let mut task = task("one", 24, 0);
+        task.settings = TrainSettings {
             batch_rows,
             gradient_accumulation,
-            ..job.settings
+            ..task.settings
         };
-        run(vec![job]).remove(0)
+        run(vec![task]).remove(0)
     };
     let (large, small, tiny) = (with(8, 1), with(2, 4), with(1, 8));
     // The toy adds row by row in the same order, so even the bits agree.
@@ -145,7 +145,7 @@ fn batch_tokens_limit_does_not_change_the_result() {
             ..RunOptions::default()
         };
         let outcome = run_with(
-            vec![job("one", 24, 0)],
+            vec![task("one", 24, 0)],
             &options,
             &mut learner,
             &mut Notes::default(),
@@ -165,24 +165,24 @@ fn batch_tokens_limit_does_not_change_the_result() {
 #[test]
 fn adapters_trained_together_equal_those_trained_alone() {
     let second = || {
-        let mut job = job("two", 50, 500);
-        job.settings = TrainSettings {
+        let mut task = task("two", 50, 500);
+        task.settings = TrainSettings {
             seed: 7,
             batch_rows: 3,
             gradient_accumulation: 2,
             epochs: 2,
             lr: Some(0.05),
-            ..job.settings
+            ..task.settings
         };
-        job
+        task
     };
     let (mut learner, mut notes) = (Toy::default(), Notes::default());
-    let jobs = vec![job("one", 22, 0), second()];
-    let outcome = run_with(jobs, &RunOptions::default(), &mut learner, &mut notes).unwrap();
+    let tasks = vec![task("one", 22, 0), second()];
+    let outcome = run_with(tasks, &RunOptions::default(), &mut learner, &mut notes).unwrap();
     let Outcome::Finished(together) = outcome else {
         panic!("unfinished")
     };
-    assert_eq!(together[0], run(vec![job("one", 22, 0)])[0]);
+    assert_eq!(together[0], run(vec![task("one", 22, 0)])[0]);
     assert_eq!(together[1], run(vec![second()])[0]);
     assert_eq!((together[0].steps, together[1].steps), (18, 18));
     let shared = |batch: &&Vec<(usize, u32)>| {
@@ -196,11 +196,11 @@ fn adapters_trained_together_equal_those_trained_alone() {
 #[test]
 fn finished_adapter_is_not_trained_further() {
     let mut notes = Notes::default();
-    let mut short = job("short", 8, 500);
+    let mut short = task("short", 8, 500);
     short.settings.epochs = 1;
-    let jobs = vec![job("one", 22, 0), short.clone()];
+    let tasks = vec![task("one", 22, 0), short.clone()];
     let outcome = run_with(
-        jobs,
+        tasks,
         &RunOptions::default(),
         &mut Toy::default(),
         &mut notes,
@@ -217,10 +217,16 @@ fn finished_adapter_is_not_trained_further() {
 
 #[test]
 fn best_parameters_are_kept_instead_of_the_last() {
-    let job = toy::overshooting("one");
+    let task = toy::overshooting("one");
     let mut notes = Notes::default();
     let options = RunOptions::default();
-    let outcome = run_with(vec![job.clone()], &options, &mut Toy::default(), &mut notes).unwrap();
+    let outcome = run_with(
+        vec![task.clone()],
+        &options,
+        &mut Toy::default(),
+        &mut notes,
+    )
+    .unwrap();
     let Outcome::Finished(trained) = outcome else {
         panic!("unfinished")
     };
@@ -233,7 +239,7 @@ fn best_parameters_are_kept_instead_of_the_last() {
         "the last was the best: {losses:?}"
     );
     // The kept parameters are those of that epoch: a run that ends there has the same ones.
-    let mut shorter = job;
+    let mut shorter = task;
     shorter.settings.max_steps = Some(best.step);
     shorter.validation.clear();
     assert_eq!(run(vec![shorter])[0].params, trained[0].params);
@@ -242,10 +248,10 @@ fn best_parameters_are_kept_instead_of_the_last() {
 #[test]
 fn early_stopping_stops_one_adapter_only() {
     let impatient = || {
-        let mut job = toy::overshooting("impatient");
-        job.settings.validate_every = 2;
-        job.settings.patience = 2;
-        job
+        let mut task = toy::overshooting("impatient");
+        task.settings.validate_every = 2;
+        task.settings.patience = 2;
+        task
     };
     let losses = |trained: &TrainedAdapter| -> Vec<(u64, f64, bool)> {
         let validation = |record: &MetricsRecord| match *record {
@@ -261,7 +267,7 @@ fn early_stopping_stops_one_adapter_only() {
     };
     let mut notes = Notes::default();
     let outcome = run_with(
-        vec![impatient(), job("one", 22, 0)],
+        vec![impatient(), task("one", 22, 0)],
         &RunOptions::default(),
         &mut Toy::default(),
         &mut notes,
@@ -297,20 +303,20 @@ fn early_stopping_stops_one_adapter_only() {
 
 #[test]
 fn last_parameters_are_kept_without_validation_rows() {
-    let mut job = job("one", 22, 0);
-    job.validation.clear();
-    let trained = run(vec![job]).remove(0);
+    let mut task = task("one", 22, 0);
+    task.validation.clear();
+    let trained = run(vec![task]).remove(0);
     assert!(trained.best.is_none());
     assert!(!close(&trained.params, &toy::params(), 1e-3));
 }
 
 #[test]
 fn run_with_a_step_limit_is_validated_at_its_end() {
-    let mut job = job("one", 22, 0);
-    job.settings.max_steps = Some(8);
+    let mut task = task("one", 22, 0);
+    task.settings.max_steps = Some(8);
     let mut notes = Notes::default();
     run_with(
-        vec![job],
+        vec![task],
         &RunOptions::default(),
         &mut Toy::default(),
         &mut notes,
@@ -328,7 +334,7 @@ fn run_with_a_step_limit_is_validated_at_its_end() {
 
 #[test]
 fn clipping_bounds_the_step_and_metrics_report_the_norm_before_clipping() {
-    let mut clipped = job("one", 22, 0);
+    let mut clipped = task("one", 22, 0);
     clipped.settings.clip = 1e-3;
     let trained = run(vec![clipped]).remove(0);
     let norms: Vec<f64> = parse_metrics(&trained.metrics)
@@ -339,15 +345,15 @@ fn clipping_bounds_the_step_and_metrics_report_the_norm_before_clipping() {
         })
         .collect();
     assert!(norms.iter().all(|n| *n > 1e-3), "{norms:?}");
-    assert_ne!(trained.params, run(vec![job("one", 22, 0)])[0].params);
+    assert_ne!(trained.params, run(vec![task("one", 22, 0)])[0].params);
 }
 
 #[test]
-fn invalid_jobs_are_rejected_before_the_run_starts() {
-    let refusal = |jobs: Vec<Job>| {
+fn invalid_tasks_are_rejected_before_the_run_starts() {
+    let refusal = |tasks: Vec<TrainTask>| {
         let mut learner = Toy::default();
         let error = run_with(
-            jobs,
+            tasks,
             &RunOptions::default(),
             &mut learner,
             &mut Notes::default(),
@@ -356,32 +362,33 @@ fn invalid_jobs_are_rejected_before_the_run_starts() {
         assert_eq!(learner.steps, 0);
         error.to_string()
     };
-    let change = |change: fn(&mut Job)| {
-        let mut job = job("one", 6, 0);
-        change(&mut job);
-        vec![job]
+    let change = |change: fn(&mut TrainTask)| {
+        let mut task = task("one", 6, 0);
+        change(&mut task);
+        vec![task]
     };
     assert!(refusal(vec![]).contains("no adapter to train"));
     assert!(
-        refusal(vec![job("one", 6, 0), job("one", 6, 0)]).contains("two adapters are named `one`")
+        refusal(vec![task("one", 6, 0), task("one", 6, 0)])
+            .contains("two adapters are named `one`")
     );
     assert!(
-        refusal(change(|job| job.train.clear()))
+        refusal(change(|task| task.train.clear()))
             .contains("adapter `one`: there are no training rows")
     );
     assert!(
-        refusal(change(|job| job.train[3].loss_mask.fill(false)))
+        refusal(change(|task| task.train[3].loss_mask.fill(false)))
             .contains("row 4 has no token to train")
     );
-    assert!(refusal(change(|job| job.settings.lr = None)).contains("`lr` is not set"));
+    assert!(refusal(change(|task| task.settings.lr = None)).contains("`lr` is not set"));
     assert!(
-        refusal(change(|job| {
-            job.validation.clear();
-            job.settings.patience = 1;
+        refusal(change(|task| {
+            task.validation.clear();
+            task.settings.patience = 1;
         }))
         .contains("`patience` counts validations")
     );
-    assert!(refusal(change(|job| job.settings.dropout = 1.0)).contains("setting `dropout`"));
+    assert!(refusal(change(|task| task.settings.dropout = 1.0)).contains("setting `dropout`"));
 }
 
 #[test]
@@ -391,7 +398,7 @@ fn diverged_loss_is_reported_with_the_adapter() {
         ..Toy::default()
     };
     let result = run_with(
-        vec![job("one", 22, 0)],
+        vec![task("one", 22, 0)],
         &RunOptions::default(),
         &mut learner,
         &mut Notes::default(),
@@ -405,7 +412,7 @@ fn diverged_loss_is_reported_with_the_adapter() {
 
 #[test]
 fn loss_table_has_every_data_set_with_every_adapter() {
-    let trained = run(vec![job("one", 22, 0)]).remove(0);
+    let trained = run(vec![task("one", 22, 0)]).remove(0);
     let (seen, other) = (rows(22, 0), rows(9, 700));
     let start = toy::params();
     let adapters = [("start", &start), ("one", &trained.params)];
