@@ -98,7 +98,7 @@ class Server:
             time.sleep(0.1)
 
 
-def scene(server):
+def create_objects(server):
     """Creates one object of each kind. Returns schemathesis' configuration, with their names for paths, and its environment."""
     kept, given_up = server.upload(), server.upload()
     job = {"model": "base", "training_file": kept, "suffix": "tried", "publish": False}
@@ -153,7 +153,7 @@ def main():
         home = (given.keep or pathlib.Path(folder)).resolve()
         home.mkdir(parents=True, exist_ok=True)
         server = Server(given.lory, home)
-        (home / "schemathesis.toml").write_text(scene(server))
+        (home / "schemathesis.toml").write_text(create_objects(server))
         words = [os.path.abspath(program), "--config-file", home / "schemathesis.toml", "run", server.address + "/openapi.json"]
         words += ["--checks", given.checks, "--max-examples", str(given.examples), "--seed", str(given.seed)]
         try:

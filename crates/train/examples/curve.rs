@@ -5,8 +5,8 @@
 //! cargo run -p train --example curve -- DIR
 //! ```
 
-#[path = "../tests/curve/scene.rs"]
-mod scene;
+#[path = "../tests/curve/small_run.rs"]
+mod small_run;
 
 use std::path::Path;
 
@@ -16,8 +16,8 @@ fn main() {
     let dir = std::env::args().nth(1).expect("a folder to write to");
     let dir = Path::new(&dir);
     std::fs::create_dir_all(dir).unwrap();
-    std::fs::write(dir.join("base.gguf"), scene::base()).unwrap();
-    let task = scene::task(&scene::model(), None);
+    std::fs::write(dir.join("base.gguf"), small_run::base()).unwrap();
+    let task = small_run::task(&small_run::model(), None);
     let settings = &task.settings;
     let start = Adapter {
         config: AdapterConfig::new(

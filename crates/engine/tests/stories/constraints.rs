@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::{Constraint, EngineConfig, FinishReason, Grammar, Progress, Request, Sampling};
 use testkit::FakeModel;
 
-use crate::scene::{SumGrammar, VOCAB, assert_idle, collect, greedy, limits, start};
+use crate::fixtures::{SumGrammar, VOCAB, assert_idle, collect, greedy, limits, start};
 
 #[test]
 fn grammar_restricts_tokens_and_ends_the_request_when_complete() {

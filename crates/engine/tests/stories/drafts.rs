@@ -5,7 +5,9 @@ use std::time::Duration;
 use engine::{EngineConfig, Limits, Request, Sampling};
 use testkit::FakeModel;
 
-use crate::scene::{Answer, Dice, FakeHandle, assert_idle, collect, greedy, limits, start, tone};
+use crate::fixtures::{
+    Answer, Dice, FakeHandle, assert_idle, collect, greedy, limits, start, tone,
+};
 
 /// A vocabulary so small that n-grams repeat.
 const WORDS: usize = 3;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use engine::{Client, EngineConfig, Event, FinishReason, Flow, Request, Sink};
 use testkit::FakeModel;
 
-use crate::scene::{
+use crate::fixtures::{
     CONTEXT_BLOCKS, FakeHandle, assert_idle, collect, greedy, limits, start, tone, wait_for_stats,
 };
 

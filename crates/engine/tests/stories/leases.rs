@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::{EngineConfig, FinishReason, PoolError, Request, SubmitError};
 use testkit::{FakeAdapter, FakeModel};
 
-use crate::scene::{assert_idle, collect, greedy, limits, start, tone};
+use crate::fixtures::{assert_idle, collect, greedy, limits, start, tone};
 
 fn request_to(n: u8) -> Request {
     Request {

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use engine::{EngineConfig, Event, FinishReason, Flow, Request, Sampling, Sink, SubmitError};
 use testkit::{FakeModel, Fault};
 
-use crate::scene::{assert_idle, collect, greedy, limits, start, tone, wait_for_stats};
+use crate::fixtures::{assert_idle, collect, greedy, limits, start, tone, wait_for_stats};
 
 #[test]
 fn stop_token_ends_the_request_and_is_counted_but_not_emitted() {

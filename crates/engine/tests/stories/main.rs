@@ -3,11 +3,11 @@
 mod constraints;
 mod drafts;
 mod fairness;
+mod fixtures;
 mod leases;
 mod lifecycle;
 mod prefix_cache;
 mod rejected;
 mod reservations;
 mod same_tokens;
-mod scene;
 mod scheduling;

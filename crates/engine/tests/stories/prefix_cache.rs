@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine::{EngineConfig, FinishReason, Request, WaitOptions};
 use testkit::{FakeModel, Fault};
 
-use crate::scene::{
+use crate::fixtures::{
     BLOCK, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_idle, collect, fake_adapter, greedy, limits,
     start, tone,
 };

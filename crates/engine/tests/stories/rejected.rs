@@ -3,7 +3,7 @@
 use engine::{Engine, EngineConfig, Limits, Request, Sampling, StartError, SubmitError};
 use testkit::FakeModel;
 
-use crate::scene::{CONTEXT, VOCAB, assert_idle, collect, greedy, limits, start, tone};
+use crate::fixtures::{CONTEXT, VOCAB, assert_idle, collect, greedy, limits, start, tone};
 
 #[test]
 fn request_that_cannot_run_is_rejected_by_name_and_nothing_is_clamped() {

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use engine::{AdapterId, EngineConfig, Lease, PoolError, ReservationError, WaitOptions};
 use testkit::{FakeAdapter, FakeModel};
 
-use crate::scene::{Dice, FakeHandle, fake_adapter, greedy, limits, start, tone, wait_for_stats};
+use crate::fixtures::{
+    Dice, FakeHandle, fake_adapter, greedy, limits, start, tone, wait_for_stats,
+};
 
-/// Room for six adapters of ten bytes; the scene's own adapters fill it.
+/// Room for six adapters of ten bytes; those of the fixtures fill it.
 fn pool(config: EngineConfig) -> FakeHandle {
     let config = EngineConfig {
         adapter_memory: 60,

@@ -3,7 +3,7 @@
 use engine::{EngineConfig, FinishReason, Request};
 use testkit::FakeModel;
 
-use crate::scene::{
+use crate::fixtures::{
     Answer, CONTEXT_BLOCKS, Dice, TONES, VOCAB, assert_idle, collect, fake_adapter, greedy, limits,
     start, tone,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use engine::{EngineConfig, FinishReason, Request};
 use testkit::FakeModel;
 
-use crate::scene::{CONTEXT_BLOCKS, assert_idle, collect, greedy, limits, start};
+use crate::fixtures::{CONTEXT_BLOCKS, assert_idle, collect, greedy, limits, start};
 
 /// A prompt of `tokens` tokens that all name their request.
 fn named(name: u32, tokens: usize, new: usize) -> Request {

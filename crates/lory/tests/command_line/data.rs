@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::scene::{Scene, ran};
+use crate::test_dir::{TestDir, ran};
 
 const CLEAN: &str = concat!(
     r#"{"instruction":"Where is order 4711?","input":"","output":"Order 4711 is on its way.","intent":"status"}"#,
@@ -15,14 +15,14 @@ const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
 fn lint_passes_clean_rows() {
-    let scene = Scene::with_tones();
-    scene.write("a.jsonl", CLEAN);
-    let ran = scene.run(&["data", "lint", "a.jsonl", "--text-only"]);
+    let dir = TestDir::with_tones();
+    dir.write("a.jsonl", CLEAN);
+    let ran = dir.run(&["data", "lint", "a.jsonl", "--text-only"]);
     assert_eq!(
         ran.succeeds(),
         "no evaluation file: training holds out 1 rows for validation\n2 rows, 2 intents: no problems\n"
     );
-    let ran = scene.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1]]);
+    let ran = dir.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1]]);
     assert!(ran.succeeds().starts_with("tokens per row\n"), "{ran:?}");
     assert!(ran.out.contains(" 1 ████"), "{ran:?}");
     assert!(ran.out.ends_with("2 rows, 2 intents: no problems\n"));
@@ -30,12 +30,12 @@ fn lint_passes_clean_rows() {
 
 #[test]
 fn lint_findings_name_file_and_line_and_exit_with_1() {
-    let scene = Scene::new();
-    scene.write(
+    let dir = TestDir::new();
+    dir.write(
         "a.jsonl",
         &format!("{CLEAN}{}", CLEAN.replace("4711", "815")),
     );
-    scene.write(
+    dir.write(
         "eval.jsonl",
         "{\"prompt\":\"may i return a lamp\",\"completion\":\"No.\"}\n",
     );
@@ -47,7 +47,7 @@ fn lint_findings_name_file_and_line_and_exit_with_1() {
         "eval.jsonl",
         "--text-only",
     ];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
         ran.out
@@ -69,7 +69,7 @@ fn lint_findings_name_file_and_line_and_exit_with_1() {
         "{ran:?}"
     );
 
-    let ran = scene.run(&[&args[..], &["--json"]].concat());
+    let ran = dir.run(&[&args[..], &["--json"]].concat());
     assert_eq!(ran.code, 1);
     let report: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(report["rows"], 4);
@@ -80,10 +80,10 @@ fn lint_findings_name_file_and_line_and_exit_with_1() {
 
 #[test]
 fn lint_names_every_broken_line_and_checks_the_rest() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let text = format!("{{\"prompt\":1}}\n{CLEAN}\r\nnot json\n{CLEAN}");
-    scene.write("a.jsonl", &text);
-    let ran = scene.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1], "--json"]);
+    dir.write("a.jsonl", &text);
+    let ran = dir.run(&["data", "lint", "a.jsonl", BASE[0], BASE[1], "--json"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     let report: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(report["broken_lines"], 2);
@@ -105,21 +105,19 @@ fn lint_names_every_broken_line_and_checks_the_rest() {
         ("duplicate", 7),
     ];
     assert_eq!(lines, expected);
-    scene
-        .run(&["data", "lint", "missing.jsonl", "--text-only"])
+    dir.run(&["data", "lint", "missing.jsonl", "--text-only"])
         .fails(1, &["missing.jsonl"]);
-    scene.write("empty.jsonl", "\n");
-    scene
-        .run(&["data", "lint", "empty.jsonl", "--text-only"])
+    dir.write("empty.jsonl", "\n");
+    dir.run(&["data", "lint", "empty.jsonl", "--text-only"])
         .fails(1, &["empty.jsonl: the file holds no rows"]);
 }
 
 #[test]
 fn lint_reads_a_persona_as_training_does() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let train = "[train]\ndata = \"t.jsonl\"\neval = \"e.jsonl\"\nmax_length = 90\n\
                  columns = { instruction = \"question\", output = \"answer\" }\n";
-    scene.persona(
+    dir.persona(
         "curt",
         &format!("system_prompt = \"Be curt.\"\n{train}"),
         None,
@@ -132,9 +130,9 @@ fn lint_reads_a_persona_as_training_does() {
         row("What of it?", &"x".repeat(200)),
         row("Who are you?", "I."),
     ];
-    scene.write("personas/curt/t.jsonl", &rows.concat());
-    scene.write("personas/curt/e.jsonl", &row("who are YOU", "Me."));
-    let lint = scene.run(&["data", "lint", "--persona", "curt", BASE[0], BASE[1]]);
+    dir.write("personas/curt/t.jsonl", &rows.concat());
+    dir.write("personas/curt/e.jsonl", &row("who are YOU", "Me."));
+    let lint = dir.run(&["data", "lint", "--persona", "curt", BASE[0], BASE[1]]);
     assert_eq!(lint.code, 1, "{lint:?}");
     for part in [
         "t.jsonl:2: too long: ",
@@ -146,7 +144,7 @@ fn lint_reads_a_persona_as_training_does() {
         assert!(lint.out.contains(part), "{part:?} is missing: {lint:?}");
     }
 
-    let show = scene.run(&[
+    let show = dir.run(&[
         "data",
         "show",
         "--persona",
@@ -175,7 +173,7 @@ fn lint_reads_a_persona_as_training_does() {
         "--max-steps",
         "1",
     ];
-    let ran = scene.run(&train);
+    let ran = dir.run(&train);
     assert!(ran.succeeds().contains("curt"), "{ran:?}");
     assert!(
         ran.err.contains(
@@ -191,15 +189,15 @@ fn lint_reads_a_persona_as_training_does() {
 
 #[test]
 fn flags_set_columns_and_the_held_out_share() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let row = |i: usize| format!("{{\"q\":\"question {i}\",\"a\":\"answer {i}\"}}\n");
-    scene.write("a.jsonl", &(0..20).map(row).collect::<String>());
+    dir.write("a.jsonl", &(0..20).map(row).collect::<String>());
     let names = ["--column", "instruction=q", "--column", "output=a"];
     let train = [
         "train", BASE[0], BASE[1], "--data", "a.jsonl", "--out", "out",
     ];
     let more = ["--max-steps", "1", "--validation-fraction", "0.3"];
-    let ran = scene.run(&[&train[..], &names, &more].concat());
+    let ran = dir.run(&[&train[..], &names, &more].concat());
     ran.succeeds();
     assert!(
         ran.err.contains("out: no evaluation file, so ")
@@ -209,17 +207,16 @@ fn flags_set_columns_and_the_held_out_share() {
         "{ran:?}"
     );
     // What was trained is written down with the adapter.
-    let weights = std::fs::read(scene.path("out/adapter_model.safetensors")).unwrap();
+    let weights = std::fs::read(dir.path("out/adapter_model.safetensors")).unwrap();
     let header = String::from_utf8_lossy(&weights[..4096.min(weights.len())]).into_owned();
     assert!(
         header.contains(r#"\"columns\":{\"instruction\":\"q\",\"output\":\"a\"}"#),
         "{header}"
     );
 
-    scene
-        .run(&["data", "lint", "a.jsonl", "--text-only"])
+    dir.run(&["data", "lint", "a.jsonl", "--text-only"])
         .fails(1, &[]);
-    let ran = scene.run(
+    let ran = dir.run(
         &[
             &["data", "lint", "a.jsonl", "--text-only", "--near", "1"],
             &names[..],
@@ -231,15 +228,15 @@ fn flags_set_columns_and_the_held_out_share() {
 
 #[test]
 fn show_marks_or_colours_the_trained_part() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let talk = concat!(
         r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"d"}]}"#,
         "\n\n{\"oops\":1}\n",
         "{\"prompt\":\"\\u001b[2Jp\",\"completion\":\"q\"}\n",
     );
-    scene.write("a.jsonl", talk);
+    dir.write("a.jsonl", talk);
     let show =
-        |more: &[&str]| scene.run(&[&["data", "show", "a.jsonl", BASE[0], BASE[1]], more].concat());
+        |more: &[&str]| dir.run(&[&["data", "show", "a.jsonl", BASE[0], BASE[1]], more].concat());
     let ran = show(&[]);
     let all = ran.succeeds();
     assert!(all.starts_with("a.jsonl:1  row 1  "), "{all}");
@@ -256,7 +253,7 @@ fn show_marks_or_colours_the_trained_part() {
     assert!(!every.out.contains("row 2"));
     assert!(show(&["--line", "4"]).succeeds().contains("⟦q<|im_end|>⟧"));
 
-    let mut coloured = scene.lory(&["data", "show", "a.jsonl", BASE[0], BASE[1], "--row", "1"]);
+    let mut coloured = dir.lory(&["data", "show", "a.jsonl", BASE[0], BASE[1], "--row", "1"]);
     let coloured = ran_with(coloured.env("CLICOLOR_FORCE", "1"));
     assert!(
         coloured.contains("\u{1b}[32md<|im_end|>\u{1b}[0m"),
@@ -296,7 +293,7 @@ fn show_marks_or_colours_the_trained_part() {
 
 #[test]
 fn lint_and_show_read_both_answers_of_pairs() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let pairs = concat!(
         r#"{"prompt":"May I return a lamp?","chosen":"Of course!","rejected":"Yes."}"#,
         "\n",
@@ -305,8 +302,8 @@ fn lint_and_show_read_both_answers_of_pairs() {
         r#"{"prompt":"Is it red?","chosen":"It is."}"#,
         "\n"
     );
-    scene.write("pairs.jsonl", pairs);
-    let ran = scene.run(&["data", "lint", "pairs.jsonl", BASE[0], BASE[1]]);
+    dir.write("pairs.jsonl", pairs);
+    let ran = dir.run(&["data", "lint", "pairs.jsonl", BASE[0], BASE[1]]);
     assert_eq!(ran.code, 1, "{ran:?}");
     for line in [
         "pairs.jsonl:2: its chosen and its rejected answer are the same; training leaves it out\n",
@@ -325,14 +322,14 @@ fn lint_and_show_read_both_answers_of_pairs() {
         "--row",
         "1",
     ];
-    let shown = scene.run(&show);
+    let shown = dir.run(&show);
     let text = shown.succeeds();
     assert!(text.starts_with("pairs.jsonl:1  row 1  "), "{text}");
     assert!(text.contains("⟦Of course!<|im_end|>⟧"), "{text}");
     let (_, rejected) = text.split_once("\nrejected  ").unwrap();
     assert!(rejected.contains("May I return a lamp?") && rejected.contains("⟦Yes.<|im_end|>⟧"));
     let json = |more: &[&str]| -> Value {
-        let ran = scene.run(&[&show[..], &["--json"], more].concat());
+        let ran = dir.run(&[&show[..], &["--json"], more].concat());
         serde_json::from_str::<Value>(ran.succeeds()).unwrap()["rows"][0].clone()
     };
     let row = json(&[]);

@@ -2,14 +2,14 @@
 
 use std::net::TcpListener;
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 #[test]
 fn demo_answers_with_every_persona_in_columns() {
-    let scene = Scene::with_tones();
-    scene.persona("later", "description = \"Comes later\"", None);
-    let mut command = scene.lory(&["demo", "--once", "--base", "tiny.gguf"]);
-    let wide = crate::scene::ran(command.env("COLUMNS", "170").output().unwrap());
+    let dir = TestDir::with_tones();
+    dir.persona("later", "description = \"Comes later\"", None);
+    let mut command = dir.lory(&["demo", "--once", "--base", "tiny.gguf"]);
+    let wide = crate::test_dir::ran(command.env("COLUMNS", "170").output().unwrap());
     let head = wide
         .succeeds()
         .lines()
@@ -21,8 +21,8 @@ fn demo_answers_with_every_persona_in_columns() {
     assert!(wide.out.contains("What is the status of my order #12345?"));
     assert!(wide.out.contains("4 answers, "), "{}", wide.out);
 
-    let mut command = scene.lory(&["demo", "--once", "--base", "tiny.gguf"]);
-    let narrow = crate::scene::ran(command.env("COLUMNS", "60").output().unwrap());
+    let mut command = dir.lory(&["demo", "--once", "--base", "tiny.gguf"]);
+    let narrow = crate::test_dir::ran(command.env("COLUMNS", "60").output().unwrap());
     assert!(
         narrow.succeeds().contains("warm: Warm\n──────────\n"),
         "{}",
@@ -40,10 +40,10 @@ fn demo_answers_with_every_persona_in_columns() {
 
 #[test]
 fn demo_serves_on_the_next_free_port() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let server = scene.serve(&["demo", "--base", "tiny.gguf", "--port", &port.to_string()]);
+    let server = dir.serve(&["demo", "--base", "tiny.gguf", "--port", &port.to_string()]);
     assert_ne!(server.address.port(), port);
     assert!(
         server.startup_output().contains("formal, warm"),
@@ -56,8 +56,8 @@ fn demo_serves_on_the_next_free_port() {
 #[cfg(unix)]
 #[test]
 fn serve_prints_its_address_and_stops_on_sigterm() {
-    let scene = Scene::with_tones();
-    let server = scene.serve(&[
+    let dir = TestDir::with_tones();
+    let server = dir.serve(&[
         "serve",
         "--base",
         "tiny.gguf",
@@ -82,9 +82,9 @@ fn serve_prints_its_address_and_stops_on_sigterm() {
 
 #[test]
 fn serve_accepts_an_empty_personas_folder() {
-    let scene = Scene::with_tones();
-    std::fs::create_dir(scene.path("none")).unwrap();
-    let server = scene.serve(&[
+    let dir = TestDir::with_tones();
+    std::fs::create_dir(dir.path("none")).unwrap();
+    let server = dir.serve(&[
         "serve",
         "--base",
         "tiny.gguf",
@@ -109,10 +109,10 @@ fn serve_accepts_an_empty_personas_folder() {
 
 #[test]
 fn taken_port_is_an_error_at_once() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let ran = scene.run(&["serve", "--base", "tiny.gguf", "--port", &port]);
+    let ran = dir.run(&["serve", "--base", "tiny.gguf", "--port", &port]);
     ran.fails(
         1,
         &[
@@ -125,15 +125,15 @@ fn taken_port_is_an_error_at_once() {
 
 #[test]
 fn serve_ends_if_the_base_cannot_be_loaded() {
-    let scene = Scene::with_tones();
-    scene.write("broken.gguf", "no model");
+    let dir = TestDir::with_tones();
+    dir.write("broken.gguf", "no model");
     let args = ["serve", "--base", "broken.gguf", "--port", "0"];
-    scene.run(&args).fails(1, &["broken.gguf"]);
+    dir.run(&args).fails(1, &["broken.gguf"]);
 }
 
 #[test]
 fn too_little_adapter_memory_is_rejected() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let args = [
         "serve",
         "--base",
@@ -143,5 +143,5 @@ fn too_little_adapter_memory_is_rejected() {
         "--adapter-memory",
         "1KiB",
     ];
-    scene.run(&args).fails(1, &["formal", "adapter memory"]);
+    dir.run(&args).fails(1, &["formal", "adapter memory"]);
 }

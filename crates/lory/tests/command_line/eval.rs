@@ -2,20 +2,20 @@
 
 use serde_json::Value;
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 /// A base, and two personas with random adapters, rows and markers.
-fn scene(sunny: &str, stern: &str) -> Scene {
-    let scene = Scene::with_tones();
+fn dir(sunny: &str, stern: &str) -> TestDir {
+    let dir = TestDir::with_tones();
     for (name, seed, bounds) in [("sunny", 3, sunny), ("stern", 4, stern)] {
         let text = format!(
             "max_new_tokens = 12\nscale = 0.5\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\n\
              any_of = ['[{}]']\ntone_at_least = 0.0\ncopied_at_least = 0.0\n{bounds}",
             if name == "sunny" { "a-m" } else { "n-z" },
         );
-        scene.persona(name, &text, Some(seed));
+        dir.persona(name, &text, Some(seed));
         let row = |i: usize, asked: &str| {
             format!(
                 "{{\"instruction\":\"{asked} {i}?\",\"output\":\"Order {i} & <b>{name}</b>.\"}}\n"
@@ -24,15 +24,15 @@ fn scene(sunny: &str, stern: &str) -> Scene {
         // Three questions of both, two of each alone.
         let own = [row(8, name), row(9, name)].concat();
         let rows: String = (0..3).map(|i| row(i, "Where is <i>order</i>")).collect();
-        scene.write(&format!("personas/{name}/eval.jsonl"), &(rows + &own));
+        dir.write(&format!("personas/{name}/eval.jsonl"), &(rows + &own));
     }
-    scene
+    dir
 }
 
 #[test]
 fn eval_json_has_every_measure() {
-    let scene = scene("", "");
-    let ran = scene.run(&["eval", BASE[0], BASE[1], "--json"]);
+    let dir = dir("", "");
+    let ran = dir.run(&["eval", BASE[0], BASE[1], "--json"]);
     let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
     let number = |path: &str| {
         let value = report.pointer(path).and_then(Value::as_f64);
@@ -72,7 +72,7 @@ fn eval_json_has_every_measure() {
     assert_eq!(report["missed"], serde_json::json!([]));
 
     // Alone there is nothing to be distinct from.
-    let ran = scene.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "stern"]);
+    let ran = dir.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "stern"]);
     let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert!(report["personas"][0]["distinct_from_nearest"].is_null());
     assert_eq!(report["common_questions"], 0);
@@ -80,9 +80,9 @@ fn eval_json_has_every_measure() {
 
 #[test]
 fn eval_measures_an_adapter_at_its_serving_scale() {
-    let scene = scene("", "");
-    let drift = |scene: &Scene| {
-        let ran = scene.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "sunny"]);
+    let dir = dir("", "");
+    let drift = |dir: &TestDir| {
+        let ran = dir.run(&["eval", BASE[0], BASE[1], "--json", "--persona", "sunny"]);
         let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
         let of = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap();
         (
@@ -91,24 +91,24 @@ fn eval_measures_an_adapter_at_its_serving_scale() {
             of("/losses/sunny/sunny"),
         )
     };
-    let half = drift(&scene);
+    let half = drift(&dir);
     assert!(half.0 > 0.0 && half.1 != half.2);
-    let path = scene.path("personas/sunny/persona.toml");
+    let path = dir.path("personas/sunny/persona.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("scale = 0.5", "scale = 0")).unwrap();
-    let none = drift(&scene);
+    let none = drift(&dir);
     assert_eq!((none.0, none.1), (0.0, half.1));
     assert_eq!(none.1, none.2);
 }
 
 #[test]
 fn eval_lists_missed_thresholds_with_their_values() {
-    let scene = scene(
+    let dir = dir(
         "loss_at_most = 0.5\ndistinct_at_least = 1.0\ndrift_at_most = 0\nlength_at_least = 99\n",
         "loss_at_most = 99\ndistinct_at_least = 0.0\ndrift_at_most = 99\nother_tone_at_most = 1\nlength_at_most = 99\n\
          repetition_at_most = 1\ncomplete_at_least = 0\n",
     );
-    let ran = scene.run(&["eval", BASE[0], BASE[1]]);
+    let ran = dir.run(&["eval", BASE[0], BASE[1]]);
     ran.fails(
         1,
         &[
@@ -131,7 +131,7 @@ fn eval_lists_missed_thresholds_with_their_values() {
         assert!(ran.out.contains(part), "{part}: {ran:?}");
     }
     // What cannot be measured is not good enough.
-    scene
+    dir
         .run(&["eval", BASE[0], BASE[1], "--persona", "stern"])
         .fails(
             1,
@@ -141,8 +141,8 @@ fn eval_lists_missed_thresholds_with_their_values() {
 
 #[test]
 fn the_report_is_one_file_and_escapes_all_text() {
-    let scene = scene("loss_at_most = 0.5\n", "");
-    scene.write(
+    let dir = dir("loss_at_most = 0.5\n", "");
+    dir.write(
         "personas/sunny/adapter/metrics.jsonl",
         "{\"kind\":\"step\",\"step\":1,\"epoch\":1,\"loss\":3.5,\"tokens\":7,\"lr\":0.1,\"grad_norm\":1.0}\n",
     );
@@ -155,8 +155,8 @@ fn the_report_is_one_file_and_escapes_all_text() {
         "--limit",
         "4",
     ];
-    scene.run(&args).fails(1, &["loss_at_most"]);
-    let page = std::fs::read_to_string(scene.path("page.html")).unwrap();
+    dir.run(&args).fails(1, &["loss_at_most"]);
+    let page = std::fs::read_to_string(dir.path("page.html")).unwrap();
     for part in [
         "<!doctype html>",
         "✗ 1 of 5 thresholds missed",
@@ -184,17 +184,16 @@ fn the_report_is_one_file_and_escapes_all_text() {
             page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
-    scene
-        .run(&["eval", BASE[0], BASE[1], "--report", "no/such/folder.html"])
+    dir.run(&["eval", BASE[0], BASE[1], "--report", "no/such/folder.html"])
         .fails(1, &["no/such/folder.html"]);
 }
 
 #[test]
 fn gate_alone_gives_the_same_checks() {
     let lenient = "loss_at_most = 50.0\ndistinct_at_least = 0.0\nother_tone_at_most = 1.0\nrepetition_at_most = 1.0";
-    let scene = scene(lenient, "drift_at_most = 0.0\nlength_at_most = 90.0");
+    let dir = dir(lenient, "drift_at_most = 0.0\nlength_at_most = 90.0");
     let asked = |more: &[&str], code: i32| {
-        let ran = scene.run(&[&["eval", BASE[0], BASE[1], "--json"], more].concat());
+        let ran = dir.run(&[&["eval", BASE[0], BASE[1], "--json"], more].concat());
         assert_eq!(ran.code, code, "{ran:?}");
         serde_json::from_str::<Value>(&ran.out).unwrap()
     };
@@ -214,14 +213,14 @@ fn gate_alone_gives_the_same_checks() {
     let one = asked(&["--gate", "--persona", "stern"], 1);
     assert_eq!(one["gate"].as_array().unwrap().len(), 4, "{one:#}");
 
-    let shown = scene.run(&["eval", BASE[0], BASE[1], "--gate"]);
+    let shown = dir.run(&["eval", BASE[0], BASE[1], "--gate"]);
     assert!(
         shown.out.contains("drift_at_most") && shown.out.contains("missed"),
         "{}",
         shown.out
     );
     assert!(!shown.out.contains("perplexity"), "{}", shown.out);
-    let none = scene.run(&[
+    let none = dir.run(&[
         "eval",
         BASE[0],
         BASE[1],

@@ -12,7 +12,7 @@ use serde_json::Value;
 use testkit::server::ServerProcess;
 use testkit::tiny::tiny_gguf_of;
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 /// Where the examples ask.
 const ADDRESS: &str = "127.0.0.1:8000";
@@ -37,30 +37,29 @@ fn repository(path: &str) -> String {
 }
 
 /// A copy of what the repository has for the examples, over a tiny base.
-fn shop() -> Scene {
-    let scene = Scene::new();
+fn shop() -> TestDir {
+    let dir = TestDir::new();
     let base = tiny_gguf_of(1, GgmlType::Q4_1, 2048);
-    std::fs::write(scene.path("smollm2-135m.gguf"), base).unwrap();
+    std::fs::write(dir.path("smollm2-135m.gguf"), base).unwrap();
     for (name, seed) in [("customer", 11), ("partner", 12)] {
         let text = repository(&format!("personas/{name}/persona.toml"));
-        scene.persona(name, &text, Some(seed));
+        dir.persona(name, &text, Some(seed));
         for rows in ["train", "eval", "test"] {
             let path = format!("personas/{name}/{rows}.jsonl");
             let rows: Vec<String> = repository(&path).lines().map(str::to_owned).collect();
             // Enough for a job that can be paused.
-            scene.write(&path, &rows[..rows.len().min(60)].join("\n"));
+            dir.write(&path, &rows[..rows.len().min(60)].join("\n"));
         }
     }
-    let mut archive =
-        zip::ZipWriter::new(std::fs::File::create(scene.path("customer.zip")).unwrap());
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(dir.path("customer.zip")).unwrap());
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         let options = zip::write::SimpleFileOptions::default();
         archive.start_file(name, options).unwrap();
-        let bytes = std::fs::read(scene.path("personas/customer/adapter").join(name)).unwrap();
+        let bytes = std::fs::read(dir.path("personas/customer/adapter").join(name)).unwrap();
         archive.write_all(&bytes).unwrap();
     }
     archive.finish().unwrap();
-    scene
+    dir
 }
 
 /// The curl lines of a document's blocks, each with the lines that belong to it.
@@ -103,18 +102,18 @@ fn asked(line: &str) -> (String, String) {
 
 /// A reader with a shell, who fills ids of earlier answers in.
 struct Reader<'s> {
-    scene: &'s Scene,
+    dir: &'s TestDir,
     server: ServerProcess,
     ids: BTreeMap<&'static str, String>,
 }
 
 impl<'s> Reader<'s> {
-    fn new(scene: &'s Scene) -> Reader<'s> {
+    fn new(dir: &'s TestDir) -> Reader<'s> {
         let base = ["serve", "--base", "smollm2-135m.gguf", "--port", "0"];
         let places = ["--personas", "personas", "--adapter-root", "personas"];
         Reader {
-            scene,
-            server: scene.serve(&[&base[..], &places[..]].concat()),
+            dir,
+            server: dir.serve(&[&base[..], &places[..]].concat()),
             ids: BTreeMap::from([("LORY_KEY", "none".to_owned())]),
         }
     }
@@ -124,7 +123,7 @@ impl<'s> Reader<'s> {
         let line = line.replace(ADDRESS, &self.server.address.to_string());
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{line} -w '\\n%{{http_code}}'")]);
-        shell.current_dir(self.scene.folder()).envs(&self.ids);
+        shell.current_dir(self.dir.folder()).envs(&self.ids);
         let output = shell.output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         let (answer, status) = said
@@ -163,8 +162,8 @@ impl<'s> Reader<'s> {
 
 /// Types every line of a document; what was asked, by method and path.
 fn typed(path: &str) -> BTreeSet<(String, String)> {
-    let scene = shop();
-    let mut reader = Reader::new(&scene);
+    let dir = shop();
+    let mut reader = Reader::new(&dir);
     let mut all = BTreeSet::new();
     for line in lines_of(&repository(path)) {
         let (method, route) = asked(&line);
@@ -191,8 +190,8 @@ fn the_api_document_covers_every_route() {
         return;
     }
     let asked = typed("docs/api.md");
-    let scene = Scene::with_tones();
-    let server = scene.serve(&["serve", "--base", "tiny.gguf", "--port", "0"]);
+    let dir = TestDir::with_tones();
+    let server = dir.serve(&["serve", "--base", "tiny.gguf", "--port", "0"]);
     let document = server.get("/openapi.json").json();
     let is = |path: &str, route: &str| {
         let (path, route): (Vec<&str>, Vec<&str>) =

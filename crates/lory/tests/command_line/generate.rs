@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 const TINY: [&str; 3] = ["generate", "--base", "tiny.gguf"];
 
@@ -12,7 +12,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 fn generate_is_deterministic() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let args = with(&[
         "--persona",
         "warm",
@@ -20,21 +20,21 @@ fn generate_is_deterministic() {
         "12",
         "Where is order 12345?",
     ]);
-    let first = scene.run(&args);
+    let first = dir.run(&args);
     assert!(first.succeeds().trim_end().len() > 1, "{first:?}");
-    assert_eq!(first.out, scene.run(&args).out);
-    let base = scene.run(&with(&["--max-new-tokens", "12", "Where is order 12345?"]));
+    assert_eq!(first.out, dir.run(&args).out);
+    let base = dir.run(&with(&["--max-new-tokens", "12", "Where is order 12345?"]));
     assert_ne!(base.succeeds(), first.out);
 }
 
 #[test]
 fn batched_answers_equal_single_answers() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let mixed = ["warm", "formal@2", "warm*0.5+formal*0.5"];
     let mut args = with(&["--json", "Where is my parcel?"]);
     let flags: Vec<&str> = mixed.iter().flat_map(|who| ["--persona", who]).collect();
     args.splice(3..3, flags);
-    let together = scene.run(&args);
+    let together = dir.run(&args);
     let together: Vec<Value> = together
         .succeeds()
         .lines()
@@ -52,12 +52,12 @@ fn batched_answers_equal_single_answers() {
                 .min(8),
             answer["usage"]["completion_tokens"]
         );
-        let alone = scene.run(&with(&["--json", "--persona", who, "Where is my parcel?"]));
+        let alone = dir.run(&with(&["--json", "--persona", who, "Where is my parcel?"]));
         let alone: Value = serde_json::from_str(alone.succeeds()).unwrap();
         assert_eq!(alone["response"], answer["response"], "{who}");
     }
     // For people: in columns, under their names.
-    let shown = scene.run(&with(&[
+    let shown = dir.run(&with(&[
         "--persona",
         "warm",
         "--persona",
@@ -73,19 +73,19 @@ fn batched_answers_equal_single_answers() {
 
 #[test]
 fn an_unknown_persona_is_rejected_with_the_known_ones() {
-    let scene = Scene::with_tones();
-    let ran = scene.run(&with(&["--persona", "nobody", "hi"]));
+    let dir = TestDir::with_tones();
+    let ran = dir.run(&with(&["--persona", "nobody", "hi"]));
     ran.fails(
         1,
         &["unknown persona `nobody`; the personas are formal, warm"],
     );
     assert_eq!(ran.err.matches("unknown persona").count(), 1, "{ran:?}");
-    let ran = scene.run(&with(&["--persona", "formal@1", "hi"]));
+    let ran = dir.run(&with(&["--persona", "formal@1", "hi"]));
     ran.fails(
         1,
         &["persona `formal` has no version 1; there is only version 2"],
     );
-    let ran = scene.run(&with(&[
+    let ran = dir.run(&with(&[
         "--personas",
         "elsewhere",
         "--persona",
@@ -97,48 +97,48 @@ fn an_unknown_persona_is_rejected_with_the_known_ones() {
 
 #[test]
 fn a_broken_base_is_rejected_by_file_name() {
-    let scene = Scene::with_tones();
-    let whole = std::fs::read(scene.path("tiny.gguf")).unwrap();
-    std::fs::write(scene.path("short.gguf"), &whole[..whole.len() / 2]).unwrap();
-    std::fs::write(scene.path("head.gguf"), &whole[..40]).unwrap();
-    std::fs::write(scene.path("text.gguf"), "no model at all").unwrap();
-    std::fs::write(scene.path("empty.gguf"), "").unwrap();
+    let dir = TestDir::with_tones();
+    let whole = std::fs::read(dir.path("tiny.gguf")).unwrap();
+    std::fs::write(dir.path("short.gguf"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(dir.path("head.gguf"), &whole[..40]).unwrap();
+    std::fs::write(dir.path("text.gguf"), "no model at all").unwrap();
+    std::fs::write(dir.path("empty.gguf"), "").unwrap();
     for base in ["short.gguf", "head.gguf", "text.gguf", "empty.gguf"] {
-        let ran = scene.run(&["generate", "--base", base, "hi"]);
+        let ran = dir.run(&["generate", "--base", base, "hi"]);
         ran.fails(1, &[base]);
     }
-    let ran = scene.run(&["generate", "--base", "nowhere.gguf", "hi"]);
+    let ran = dir.run(&["generate", "--base", "nowhere.gguf", "hi"]);
     ran.fails(1, &["--base nowhere.gguf: no such file", "smollm2-135m"]);
 }
 
 #[test]
 fn a_broken_persona_or_adapter_is_rejected_by_file_name() {
-    let scene = Scene::with_tones();
-    let ask = || scene.run(&with(&["--persona", "warm", "hi"]));
+    let dir = TestDir::with_tones();
+    let ask = || dir.run(&with(&["--persona", "warm", "hi"]));
     let weights = "personas/formal/adapter/adapter_model.safetensors";
-    let whole = std::fs::read(scene.path(weights)).unwrap();
-    std::fs::write(scene.path(weights), &whole[..whole.len() - 9]).unwrap();
+    let whole = std::fs::read(dir.path(weights)).unwrap();
+    std::fs::write(dir.path(weights), &whole[..whole.len() - 9]).unwrap();
     ask().fails(1, &["formal", "adapter_model.safetensors"]);
-    std::fs::write(scene.path(weights), &whole).unwrap();
+    std::fs::write(dir.path(weights), &whole).unwrap();
 
     // An adapter of a wider model.
     let mut config = testkit::tiny::tiny_config();
     config.hidden_size *= 2;
     testkit::tiny::tiny_adapter(3, &config, 4, 1.0)
         .write(
-            &scene.path("personas/formal/adapter"),
+            &dir.path("personas/formal/adapter"),
             formats::peft::Dtype::F32,
             "wide",
         )
         .unwrap();
     ask().fails(1, &["formal", "layers.0", "the model needs"]);
 
-    scene.persona(
+    dir.persona(
         "formal",
         "version = 2\n[sampling]\ntemprature = 1",
         Some(12),
     );
     ask().fails(1, &["persona.toml:3: ", "temprature"]);
     // The base alone does not need them.
-    scene.run(&with(&["hi"])).succeeds();
+    dir.run(&with(&["hi"])).succeeds();
 }

@@ -1,6 +1,6 @@
 //! Snapshots of every `--help`. After a change of words: `INSTA_UPDATE=always cargo test -p lory --test command_line help`.
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 /// The subcommands that a help text lists, without `help` itself.
 fn subcommands(help: &str) -> Vec<String> {
@@ -14,7 +14,7 @@ fn subcommands(help: &str) -> Vec<String> {
 
 #[test]
 fn every_help_text_is_as_recorded() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let mut settings = insta::Settings::clone_current();
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
@@ -25,8 +25,8 @@ fn every_help_text_is_as_recorded() {
     while let Some(command) = open.pop() {
         let mut args: Vec<&str> = command.iter().map(String::as_str).collect();
         args.push("--help");
-        let mut lory = scene.lory(&args);
-        let ran = crate::scene::ran(lory.env("COLUMNS", "110").output().unwrap());
+        let mut lory = dir.lory(&args);
+        let ran = crate::test_dir::ran(lory.env("COLUMNS", "110").output().unwrap());
         let help = ran.succeeds();
         for name in subcommands(help) {
             open.push([command.clone(), vec![name]].concat());

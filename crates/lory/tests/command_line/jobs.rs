@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use testkit::http::{FORM, form};
 use testkit::server::ServerProcess;
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 const SERVE: [&str; 7] = [
     "serve",
@@ -65,12 +65,12 @@ fn hash(server: &ServerProcess, who: &str) -> Value {
 
 #[test]
 fn job_of_a_killed_server_ends_with_the_same_bytes() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let row = |i: usize| {
         format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
     };
     let rows: String = (100..124).map(row).collect();
-    let server = scene.serve(&SERVE);
+    let server = dir.serve(&SERVE);
     let file = upload(&server, &rows);
     let whole = create(&server, &file, "whole");
     let whole = once(&server, &whole, |job| job["status"] == "succeeded");
@@ -86,7 +86,7 @@ fn job_of_a_killed_server_ends_with_the_same_bytes() {
         once(&server, &id, done);
         // SIGKILL: no handler runs, nothing is flushed.
         drop(server);
-        server = scene.serve(&SERVE);
+        server = dir.serve(&SERVE);
     }
     let job = once(&server, &id, |job| job["status"] == "succeeded");
     assert_eq!(job["fine_tuned_model"], "killed@1");

@@ -1,18 +1,18 @@
 //! `lory key`, and the keys that `lory serve` requires.
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 #[test]
 fn keys_are_made_listed_and_revoked() {
-    let scene = Scene::new();
-    let made = scene.run(&["key", "new", "ops", "--admin"]);
+    let dir = TestDir::new();
+    let made = dir.run(&["key", "new", "ops", "--admin"]);
     let secret = made.succeeds().trim().to_owned();
     assert!(
         secret.starts_with("lory_") && secret.len() == 69,
         "{made:?}"
     );
     assert!(made.err.contains("key ops is in keys.toml"), "{made:?}");
-    let file = std::fs::read_to_string(scene.path("keys.toml")).unwrap();
+    let file = std::fs::read_to_string(dir.path("keys.toml")).unwrap();
     assert!(file.contains("admin = true") && !file.contains(&secret));
     let more = [
         "key",
@@ -24,7 +24,7 @@ fn keys_are_made_listed_and_revoked() {
         "60",
         "--json",
     ];
-    let json: serde_json::Value = serde_json::from_str(scene.run(&more).succeeds()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(dir.run(&more).succeeds()).unwrap();
     assert_eq!(json["requests_per_minute"], 60);
     assert_eq!(
         (&json["base"], &json["personas"][0]),
@@ -32,39 +32,33 @@ fn keys_are_made_listed_and_revoked() {
     );
     assert!(json["key"].as_str().unwrap().starts_with("lory_"));
 
-    let listed = scene.run(&["key", "list"]);
+    let listed = dir.run(&["key", "list"]);
     for part in ["ops", "every persona, the base", "acme-*", "no limit"] {
         assert!(listed.succeeds().contains(part), "{}", listed.out);
     }
     assert!(!listed.out.contains("lory_"));
-    scene
-        .run(&["key", "new", "ops"])
+    dir.run(&["key", "new", "ops"])
         .fails(1, &["keys.toml:", "key ops is listed twice"]);
-    scene.run(&["key", "revoke", "ops"]).succeeds();
-    assert!(!scene.run(&["key", "list"]).succeeds().contains("ops"));
-    scene
-        .run(&["key", "revoke", "ops"])
+    dir.run(&["key", "revoke", "ops"]).succeeds();
+    assert!(!dir.run(&["key", "list"]).succeeds().contains("ops"));
+    dir.run(&["key", "revoke", "ops"])
         .fails(1, &["there is no key ops", "acme"]);
-    scene
-        .run(&["key", "list", "--keys", "none.toml"])
+    dir.run(&["key", "list", "--keys", "none.toml"])
         .fails(1, &["none.toml: no such file"]);
-    scene
-        .run(&["key", "new", "a b"])
+    dir.run(&["key", "new", "a b"])
         .fails(2, &["a key's name has"]);
-    scene
-        .run(&["key", "new", "a", "--persona", "A*"])
+    dir.run(&["key", "new", "a", "--persona", "A*"])
         .fails(2, &["is not a persona's name"]);
 }
 
 #[test]
 fn serving_other_machines_requires_keys() {
-    let scene = Scene::with_tones();
-    let serve = |more: &[&str]| {
-        scene.run(&[&["serve", "--base", "tiny.gguf", "--port", "0"], more].concat())
-    };
+    let dir = TestDir::with_tones();
+    let serve =
+        |more: &[&str]| dir.run(&[&["serve", "--base", "tiny.gguf", "--port", "0"], more].concat());
     serve(&["--host", "0.0.0.0"]).fails(2, &["without keys", "lory key new", "--no-keys"]);
     serve(&["--keys", "none.toml"]).fails(1, &["none.toml: no such file", "lory key new"]);
-    scene.write("keys.toml", "[[key]]\nname = 'a'\nsha256 = 'short'");
+    dir.write("keys.toml", "[[key]]\nname = 'a'\nsha256 = 'short'");
     serve(&["--keys", "keys.toml"]).fails(1, &["keys.toml:3: key a: sha256 must be"]);
     serve(&["--tls-cert", "a.pem"]).fails(2, &["--tls-key"]);
     serve(&["--tls-cert", "a.pem", "--tls-key", "b.pem"]).fails(1, &["a.pem: "]);

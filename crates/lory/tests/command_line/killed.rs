@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::scene::{Ran, Scene, ran};
+use crate::test_dir::{Ran, TestDir, ran};
 
 /// A home with a base and a persona that can be trained.
-fn scene() -> Scene {
-    let scene = Scene::with_tones();
+fn test_dir() -> TestDir {
+    let dir = TestDir::with_tones();
     let rows = |from: usize, count: usize| -> String {
         let row = |i: usize| {
             format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
@@ -23,11 +23,11 @@ fn scene() -> Scene {
         let table = format!(
             "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 10\ndropout = {dropout}\n"
         );
-        scene.persona(name, &table, None);
-        scene.write(&format!("personas/{name}/train.jsonl"), &rows(100, 12));
-        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 2));
+        dir.persona(name, &table, None);
+        dir.write(&format!("personas/{name}/train.jsonl"), &rows(100, 12));
+        dir.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 2));
     }
-    scene
+    dir
 }
 
 /// 30 steps in 10 epochs, a checkpoint after each, so that writing takes a good part of the time.
@@ -43,8 +43,8 @@ const ARGS: [&str; 9] = [
     "1",
 ];
 
-fn checkpoint(scene: &Scene) -> PathBuf {
-    scene.path("personas/.train/sunny+happy.safetensors")
+fn checkpoint(dir: &TestDir) -> PathBuf {
+    dir.path("personas/.train/sunny+happy.safetensors")
 }
 
 /// Every file under a folder, by name.
@@ -69,9 +69,9 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn uninterrupted() -> &'static BTreeMap<PathBuf, Vec<u8>> {
     static FILES: OnceLock<BTreeMap<PathBuf, Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
-        let scene = scene();
-        scene.run(&ARGS).succeeds();
-        files(&scene.path("personas"))
+        let dir = test_dir();
+        dir.run(&ARGS).succeeds();
+        files(&dir.path("personas"))
     })
 }
 
@@ -85,8 +85,8 @@ fn assert_same(found: &BTreeMap<PathBuf, Vec<u8>>, expected: &BTreeMap<PathBuf, 
 }
 
 /// Starts the run and kills it as soon as `when` holds; false when it ended before.
-fn kill_when(scene: &Scene, when: impl Fn() -> bool) -> bool {
-    let mut child = scene
+fn kill_when(dir: &TestDir, when: impl Fn() -> bool) -> bool {
+    let mut child = dir
         .lory(&ARGS)
         .stderr(Stdio::null())
         .stdout(Stdio::null())
@@ -105,26 +105,26 @@ fn kill_when(scene: &Scene, when: impl Fn() -> bool) -> bool {
 
 #[test]
 fn a_run_killed_repeatedly_gives_the_same_result() {
-    let scene = scene();
+    let dir = test_dir();
     let lines = || {
-        let metrics = scene.path("personas/sunny/adapter/metrics.jsonl");
+        let metrics = dir.path("personas/sunny/adapter/metrics.jsonl");
         std::fs::read_to_string(metrics).map_or(0, |text| text.lines().count())
     };
     // Before its first step, in the middle of epochs, about validations.
     let mut killed = 0;
     for least in [0, 1, 3, 5, 9, 15, 25] {
-        killed += usize::from(kill_when(&scene, || lines() >= least));
+        killed += usize::from(kill_when(&dir, || lines() >= least));
     }
     assert!(killed >= 5, "{killed} kills hit");
-    let last = scene.run(&ARGS);
+    let last = dir.run(&ARGS);
     last.succeeds();
     assert!(last.err.contains("resuming at step "), "{last:?}");
-    assert_same(&files(&scene.path("personas")), uninterrupted());
+    assert_same(&files(&dir.path("personas")), uninterrupted());
 }
 
 /// A process in a shell that lets no file grow past `kib` KiB: past it the system says no, or kills, as `on_limit` has it.
-fn limited(scene: &Scene, kib: u64, on_limit: &str) -> (Ran, Option<i32>) {
-    let lory = scene.lory(&ARGS);
+fn limited(dir: &TestDir, kib: u64, on_limit: &str) -> (Ran, Option<i32>) {
+    let lory = dir.lory(&ARGS);
     let mut command = Command::new("sh");
     // sh counts in blocks of 512 bytes.
     let script = format!("{on_limit} ulimit -f {}; exec \"$0\" \"$@\"", kib * 2);
@@ -146,9 +146,9 @@ fn limited(scene: &Scene, kib: u64, on_limit: &str) -> (Ran, Option<i32>) {
 }
 
 /// A size in KiB that the first checkpoints keep to, and that those with a best state do not.
-fn limit(scene: &Scene) -> u64 {
-    assert!(kill_when(scene, || checkpoint(scene).exists()));
-    let bytes = std::fs::read(checkpoint(scene)).unwrap();
+fn limit(dir: &TestDir) -> u64 {
+    assert!(kill_when(dir, || checkpoint(dir).exists()));
+    let bytes = std::fs::read(checkpoint(dir)).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let of = |part: &str| -> usize {
         let tensors = header.tensors();
@@ -166,30 +166,30 @@ fn limit(scene: &Scene) -> u64 {
 
 #[test]
 fn a_run_killed_while_writing_a_checkpoint_gives_the_same_result() {
-    let scene = scene();
-    let kib = limit(&scene);
+    let dir = test_dir();
+    let kib = limit(&dir);
     // Left to itself, the signal that comes with the limit kills the process within the write.
-    let (killed, signal) = limited(&scene, kib, "");
+    let (killed, signal) = limited(&dir, kib, "");
     assert!(signal.is_some(), "{killed:?}");
-    let folder = scene.names("personas/.train");
+    let folder = dir.names("personas/.train");
     assert!(
         folder
             .iter()
             .any(|name| name.starts_with(formats::atomic_file::MARK)),
         "{folder:?}"
     );
-    let last = scene.run(&ARGS);
+    let last = dir.run(&ARGS);
     last.succeeds();
     assert!(last.err.contains("resuming at step "), "{last:?}");
-    assert_same(&files(&scene.path("personas")), uninterrupted());
+    assert_same(&files(&dir.path("personas")), uninterrupted());
 }
 
 #[test]
 fn a_run_continues_after_a_full_disk() {
-    let scene = scene();
-    let kib = limit(&scene);
+    let dir = test_dir();
+    let kib = limit(&dir);
     // With the signal ignored, the write fails as on a full disk.
-    let (failed, _) = limited(&scene, kib, "trap '' XFSZ;");
+    let (failed, _) = limited(&dir, kib, "trap '' XFSZ;");
     failed.fails(
         1,
         &[
@@ -200,42 +200,42 @@ fn a_run_continues_after_a_full_disk() {
         ],
     );
     // The checkpoint before it stands, and no half-written one lies about.
-    assert_eq!(scene.names("personas/.train"), ["sunny+happy.safetensors"]);
-    let last = scene.run(&ARGS);
+    assert_eq!(dir.names("personas/.train"), ["sunny+happy.safetensors"]);
+    let last = dir.run(&ARGS);
     last.succeeds();
     assert!(last.err.contains("resuming at step "), "{last:?}");
-    assert_same(&files(&scene.path("personas")), uninterrupted());
+    assert_same(&files(&dir.path("personas")), uninterrupted());
 }
 
 #[test]
 fn a_full_disk_at_the_end_keeps_the_trained_weights() {
-    let scene = scene();
-    assert!(kill_when(&scene, || checkpoint(&scene).exists()));
+    let dir = test_dir();
+    assert!(kill_when(&dir, || checkpoint(&dir).exists()));
     // A folder where the adapter's weights belong: they cannot be put in their place.
     let weights = "personas/happy/adapter/adapter_model.safetensors";
-    scene.write(&format!("{weights}/in-the-way"), "");
-    scene.run(&ARGS).fails(
+    dir.write(&format!("{weights}/in-the-way"), "");
+    dir.run(&ARGS).fails(
         1,
         &[
             "cannot write the adapter of happy",
             "run the same command again",
         ],
     );
-    assert!(checkpoint(&scene).exists());
-    std::fs::remove_dir_all(scene.path(weights)).unwrap();
-    let last = scene.run(&ARGS);
+    assert!(checkpoint(&dir).exists());
+    std::fs::remove_dir_all(dir.path(weights)).unwrap();
+    let last = dir.run(&ARGS);
     last.succeeds();
     assert!(last.err.contains("resuming at step 30 of 30"), "{last:?}");
-    assert_same(&files(&scene.path("personas")), uninterrupted());
+    assert_same(&files(&dir.path("personas")), uninterrupted());
 }
 
 #[test]
 fn an_unwritable_folder_is_reported_with_advice() {
     use std::os::unix::fs::PermissionsExt as _;
-    let scene = scene();
-    std::fs::create_dir(scene.path("closed")).unwrap();
+    let dir = test_dir();
+    std::fs::create_dir(dir.path("closed")).unwrap();
     let closed = std::fs::Permissions::from_mode(0o555);
-    std::fs::set_permissions(scene.path("closed"), closed).unwrap();
+    std::fs::set_permissions(dir.path("closed"), closed).unwrap();
     let args = [
         "train",
         "--base",
@@ -245,13 +245,13 @@ fn an_unwritable_folder_is_reported_with_advice() {
         "--out",
     ];
     // Root may write anywhere, so for root a file is in the place of the folder.
-    let may_write = std::fs::write(scene.path("closed/probe"), "").is_ok();
-    scene.write("file", "");
+    let may_write = std::fs::write(dir.path("closed/probe"), "").is_ok();
+    dir.write("file", "");
     let out = if may_write {
         "file/mine"
     } else {
         "closed/mine"
     };
-    let ran = scene.run(&[&args[..], &[out]].concat());
+    let ran = dir.run(&[&args[..], &[out]].concat());
     ran.fails(1, &["cannot write", out, "run the same command again"]);
 }

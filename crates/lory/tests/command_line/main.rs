@@ -21,7 +21,7 @@ mod pull;
 mod pull_repository;
 mod registry;
 mod s3;
-mod scene;
 mod tables;
+mod test_dir;
 mod train_and_eval;
 mod usage;

@@ -7,20 +7,20 @@ use serde_json::{Value, json};
 use testkit::http::JSON;
 use testkit::server::ServerProcess;
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 /// `lory serve` with its log in a pipe.
-fn serve(scene: &Scene, args: &[&str]) -> ServerProcess {
+fn serve(dir: &TestDir, args: &[&str]) -> ServerProcess {
     let common = ["serve", "--base", "tiny.gguf", "--port", "0"];
-    let mut command = scene.lory(&[&common, args].concat());
+    let mut command = dir.lory(&[&common, args].concat());
     command.stderr(Stdio::piped());
     ServerProcess::spawn(command)
 }
 
 #[test]
 fn sigterm_drains_and_exits_with_0() {
-    let scene = Scene::with_tones();
-    let server = serve(&scene, &["--drain-timeout", "60s"]);
+    let dir = TestDir::with_tones();
+    let server = serve(&dir, &["--drain-timeout", "60s"]);
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
     let mut running = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
@@ -45,11 +45,11 @@ fn sigterm_drains_and_exits_with_0() {
 
 #[test]
 fn request_log_is_one_json_line_without_secrets() {
-    let scene = Scene::with_tones();
-    let made = scene.run(&["key", "new", "shop"]);
+    let dir = TestDir::with_tones();
+    let made = dir.run(&["key", "new", "shop"]);
     let secret = made.succeeds().trim().to_owned();
     let args = ["--keys", "keys.toml", "--log-format", "json"];
-    let mut server = serve(&scene, &args);
+    let mut server = serve(&dir, &args);
     let body = json!({"prompt": "Hello!", "user_type": "formal", "max_new_tokens": 3}).to_string();
     let generate = |server: &ServerProcess, path: &str, key: &str, id: &str| {
         let bearer = format!("Bearer {key}");
@@ -90,7 +90,7 @@ fn request_log_is_one_json_line_without_secrets() {
         "{text}"
     );
     // SIGHUP reads the keys again; a broken file changes nothing.
-    scene.write("keys.toml", "[[key]]\nname = 'a'");
+    dir.write("keys.toml", "[[key]]\nname = 'a'");
     server.signal("-HUP");
     let text = server.log_line(&["keys.toml:1", "the previous keys stay in use"]);
     assert!(text.contains("ERROR"), "{text}");
@@ -101,12 +101,12 @@ fn request_log_is_one_json_line_without_secrets() {
 
 #[test]
 fn command_line_overrides_the_config_file() {
-    let scene = Scene::with_tones();
-    scene.write(
+    let dir = TestDir::with_tones();
+    dir.write(
         "lory.toml",
         "base = 'tiny.gguf'\nmax-batch = 3\nno-prefix-cache = true\n",
     );
-    let print = |more: &[&str]| scene.run(&[&["serve", "--print-config"], more].concat());
+    let print = |more: &[&str]| dir.run(&[&["serve", "--print-config"], more].concat());
     let shown = print(&["--max-queue", "7", "--no-prefix-cache=false"]);
     for (key, value, source) in [
         ("base", "\"tiny.gguf\"", "lory.toml:1"),
@@ -131,19 +131,19 @@ fn command_line_overrides_the_config_file() {
             .map(|line| line.split(" # ").next().unwrap().trim_end().to_owned())
             .collect()
     };
-    scene.write("again.toml", &shown.out);
+    dir.write("again.toml", &shown.out);
     let again = print(&["--config", "again.toml"]);
     assert_eq!(values(again.succeeds()), values(&shown.out));
 
-    scene.write("bad.toml", "port = 1\nmax-bach = 2\n");
+    dir.write("bad.toml", "port = 1\nmax-bach = 2\n");
     print(&["--config", "bad.toml"]).fails(
         2,
         &["bad.toml:2: unknown key `max-bach`; did you mean `max-batch`?"],
     );
     print(&["--config=none.toml"]).fails(2, &["none.toml: "]);
-    scene.write("half.toml", "tls-key = 'key.pem'\n");
+    dir.write("half.toml", "tls-key = 'key.pem'\n");
     print(&["--config", "half.toml"]).fails(2, &["with the settings from half.toml", "--tls-cert"]);
     // Other commands do not read the file.
-    scene.write("lory.toml", "nonsense");
-    scene.run(&["key", "new", "a"]).succeeds();
+    dir.write("lory.toml", "nonsense");
+    dir.run(&["key", "new", "a"]).succeeds();
 }

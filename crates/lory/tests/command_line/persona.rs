@@ -5,27 +5,27 @@ use formats::peft::{Adapter, Dtype};
 use serde_json::Value;
 use testkit::tiny::{tiny_adapter, tiny_config};
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
-fn scene() -> Scene {
-    let scene = Scene::with_tones();
+fn test_dir() -> TestDir {
+    let dir = TestDir::with_tones();
     let text = "system_prompt = \"Be warm.\"\nmax_new_tokens = 16\nscale = 0.5\n[train]\ndata = \"train.jsonl\"\n\
                 eval = \"eval.jsonl\"\n";
-    scene.persona("warm", text, Some(11));
+    dir.persona("warm", text, Some(11));
     let rows: String = (0..6)
         .map(|i| {
             format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"On its way, {i}!\"}}\n")
         })
         .collect();
-    scene.write("personas/warm/eval.jsonl", &rows);
-    scene
+    dir.write("personas/warm/eval.jsonl", &rows);
+    dir
 }
 
 #[test]
 fn an_exported_adapter_has_the_personas_scale() {
-    let scene = scene();
+    let dir = test_dir();
     let args = [
         "persona",
         "export",
@@ -36,11 +36,11 @@ fn an_exported_adapter_has_the_personas_scale() {
         "--out",
         "warm.gguf",
     ];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     assert!(ran.succeeds().contains("28 tensors in F32"), "{ran:?}");
     assert!(ran.out.contains("system prompt, \"Be warm.\""), "{ran:?}");
-    let file = Gguf::open(&scene.path("warm.gguf")).unwrap();
-    let adapter = Adapter::read(&scene.path("personas/warm/adapter")).unwrap();
+    let file = Gguf::open(&dir.path("warm.gguf")).unwrap();
+    let adapter = Adapter::read(&dir.path("personas/warm/adapter")).unwrap();
     let same = adapter.to_gguf(&tiny_config(), 0.5, Dtype::F32).unwrap();
     let same = Gguf::parse(std::sync::Arc::new(same.to_bytes().unwrap()), "same").unwrap();
     assert_eq!(file.tensors().len(), 28);
@@ -53,7 +53,7 @@ fn an_exported_adapter_has_the_personas_scale() {
     assert_eq!(file.get_f32("adapter.lora.alpha").unwrap(), Some(2.0));
     assert_eq!(file.get_str("general.name").unwrap(), Some("warm"));
 
-    let ran = scene.run(&[&args[..], &["--type", "bf16", "--json"]].concat());
+    let ran = dir.run(&[&args[..], &["--type", "bf16", "--json"]].concat());
     let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(
         (&report["tensors"], &report["type"]),
@@ -64,9 +64,9 @@ fn an_exported_adapter_has_the_personas_scale() {
 
 #[test]
 fn a_merged_base_answers_like_the_persona() {
-    let scene = scene();
+    let dir = test_dir();
     let merge = ["persona", "merge", BASE[0], BASE[1], "warm", "--out"];
-    let ran = scene.run(&[&merge[..], &["f32.gguf", "--type", "f32", "--json"]].concat());
+    let ran = dir.run(&[&merge[..], &["f32.gguf", "--type", "f32", "--json"]].concat());
     let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
     let loss = |i: usize| report["losses"][i]["loss"].as_f64().unwrap();
     assert!((loss(0) - loss(1)).abs() > 0.01, "{report:#}");
@@ -75,7 +75,7 @@ fn a_merged_base_answers_like_the_persona() {
     assert!(by_merging.abs() < 0.02, "{report:#}");
     assert_eq!(by_merging, loss(2) - loss(1));
 
-    let ran = scene.run(&[&merge[..], &["kept.gguf"]].concat());
+    let ran = dir.run(&[&merge[..], &["kept.gguf"]].concat());
     let table = ran.succeeds();
     for part in [
         "base and adapter, unmerged",
@@ -85,7 +85,7 @@ fn a_merged_base_answers_like_the_persona() {
         assert!(table.contains(part), "{part}: {table}");
     }
     let (base, kept) = ["tiny.gguf", "kept.gguf"]
-        .map(|name| Gguf::open(&scene.path(name)).unwrap())
+        .map(|name| Gguf::open(&dir.path(name)).unwrap())
         .into();
     for (was, is) in base.tensors().zip(kept.tensors()) {
         assert_eq!(
@@ -98,12 +98,11 @@ fn a_merged_base_answers_like_the_persona() {
     let key = "tokenizer.chat_template";
     assert_eq!(base.get_str(key).unwrap(), kept.get_str(key).unwrap());
     assert_eq!(kept.get_f32("lory.merged_scale").unwrap(), Some(0.5));
-    scene
-        .run(&["generate", "--base", "f32.gguf", "hi"])
+    dir.run(&["generate", "--base", "f32.gguf", "hi"])
         .succeeds();
     // Of the first row alone, and of none.
     let limited = |limit: &str| {
-        let ran = scene.run(&[&merge[..], &["few.gguf", "--json", "--limit", limit]].concat());
+        let ran = dir.run(&[&merge[..], &["few.gguf", "--json", "--limit", limit]].concat());
         serde_json::from_str::<Value>(ran.succeeds()).unwrap()
     };
     let few = limited("1");
@@ -112,7 +111,7 @@ fn a_merged_base_answers_like_the_persona() {
     assert_eq!(limited("9999")["losses"][0], report["losses"][0]);
     assert_eq!(limited("0")["losses"].as_array().unwrap().len(), 0);
     // Without evaluation rows there is nothing to measure on, and the file is written all the same.
-    let ran = scene.run(&[
+    let ran = dir.run(&[
         "persona",
         "merge",
         BASE[0],
@@ -126,9 +125,9 @@ fn a_merged_base_answers_like_the_persona() {
 
 #[test]
 fn export_and_merge_errors_give_the_reason() {
-    let scene = scene();
-    scene.persona("plain", "", None);
-    let persona = |args: &[&str]| scene.run(&[&["persona"], args, &BASE].concat());
+    let dir = test_dir();
+    dir.persona("plain", "", None);
+    let persona = |args: &[&str]| dir.run(&[&["persona"], args, &BASE].concat());
     let merge = |args: &[&str]| persona(&[&["merge"], args].concat());
     merge(&["plain", "--out", "x.gguf"]).fails(1, &["persona plain has no adapter yet"]);
     merge(&["nobody", "--out", "x.gguf"]).fails(1, &["unknown persona `nobody`"]);
@@ -142,9 +141,9 @@ fn export_and_merge_errors_give_the_reason() {
     other
         .metadata
         .insert("lory.template_hash".to_owned(), "ab12".to_owned());
-    scene.write("personas/other/persona.toml", "");
+    dir.write("personas/other/persona.toml", "");
     other
-        .write(&scene.path("personas/other/adapter"), Dtype::F32, "")
+        .write(&dir.path("personas/other/adapter"), Dtype::F32, "")
         .unwrap();
     for args in [
         &["merge", "other", "--out", "x.gguf"][..],
@@ -155,5 +154,5 @@ fn export_and_merge_errors_give_the_reason() {
             &["persona other was trained with another chat template (ab12)"],
         );
     }
-    assert!(!scene.path("x.gguf").exists());
+    assert!(!dir.path("x.gguf").exists());
 }

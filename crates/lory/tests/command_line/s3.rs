@@ -14,7 +14,7 @@ use serde_json::Value;
 use testkit::http::Client;
 use testkit::server::ServerProcess;
 
-use crate::scene::{Ran, Scene, ran};
+use crate::test_dir::{Ran, TestDir, ran};
 
 const PUBLISHERS: usize = 2;
 const EACH: usize = 6;
@@ -55,8 +55,8 @@ impl Bucket {
     }
 
     /// The program with the bucket for its registry.
-    fn lory(&self, scene: &Scene, args: &[&str]) -> Command {
-        let mut command = scene.lory(args);
+    fn lory(&self, dir: &TestDir, args: &[&str]) -> Command {
+        let mut command = dir.lory(args);
         self.describe(&mut command);
         command
     }
@@ -70,12 +70,12 @@ impl Bucket {
             .env("AWS_REGION", "us-east-1");
     }
 
-    fn run(&self, scene: &Scene, args: &[&str]) -> Ran {
-        ran(self.lory(scene, args).output().unwrap())
+    fn run(&self, dir: &TestDir, args: &[&str]) -> Ran {
+        ran(self.lory(dir, args).output().unwrap())
     }
 
-    fn json(&self, scene: &Scene, args: &[&str]) -> Value {
-        serde_json::from_str(self.run(scene, args).succeeds()).unwrap()
+    fn json(&self, dir: &TestDir, args: &[&str]) -> Value {
+        serde_json::from_str(self.run(dir, args).succeeds()).unwrap()
     }
 }
 
@@ -89,13 +89,13 @@ impl Drop for Bucket {
 #[test]
 #[ignore = "needs moto_server"]
 fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
-    let (scene, bucket) = (Scene::with_tones(), Bucket::start());
+    let (dir, bucket) = (TestDir::with_tones(), Bucket::start());
     let names = ["warm", "formal"];
     let versions: Vec<u64> = std::thread::scope(|scope| {
         let publishers: Vec<_> = names[..PUBLISHERS]
             .iter()
             .map(|from| {
-                let (scene, bucket) = (&scene, &bucket);
+                let (dir, bucket) = (&dir, &bucket);
                 scope.spawn(move || {
                     let args = [
                         "persona",
@@ -107,7 +107,7 @@ fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
                         "tiny.gguf",
                         "--json",
                     ];
-                    let publish = |_| bucket.json(scene, &args)["version"].as_u64().unwrap();
+                    let publish = |_| bucket.json(dir, &args)["version"].as_u64().unwrap();
                     (0..EACH).map(publish).collect::<Vec<u64>>()
                 })
             })
@@ -120,12 +120,12 @@ fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
     let all = (PUBLISHERS * EACH) as u64;
     let distinct: BTreeSet<u64> = versions.into_iter().collect();
     assert_eq!(distinct, (1..=all).collect());
-    let history = bucket.json(&scene, &["persona", "history", "--json"]);
+    let history = bucket.json(&dir, &["persona", "history", "--json"]);
     assert_eq!(history["data"].as_array().unwrap().len() as u64, all);
     bucket
-        .run(&scene, &["persona", "alias", "other", "shared@1"])
+        .run(&dir, &["persona", "alias", "other", "shared@1"])
         .succeeds();
-    let verified = bucket.json(&scene, &["persona", "verify", "--json"]);
+    let verified = bucket.json(&dir, &["persona", "verify", "--json"]);
     assert_eq!(
         (
             &verified["broken"],
@@ -135,9 +135,9 @@ fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
     );
 
     // Another machine: no personas of its own, no copies of adapters yet.
-    let elsewhere = Scene::new();
+    let elsewhere = TestDir::new();
     std::fs::create_dir(elsewhere.path("personas")).unwrap();
-    std::fs::copy(scene.path("tiny.gguf"), elsewhere.path("tiny.gguf")).unwrap();
+    std::fs::copy(dir.path("tiny.gguf"), elsewhere.path("tiny.gguf")).unwrap();
     let args = [
         "generate",
         "--persona",
@@ -177,7 +177,7 @@ fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
     let server = ServerProcess::spawn(bucket.lory(&elsewhere, &args));
     bucket
         .run(
-            &scene,
+            &dir,
             &[
                 "persona",
                 "publish",
@@ -196,27 +196,22 @@ fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
         std::thread::sleep(Duration::from_millis(50));
     }
 
+    bucket.run(&dir, &["persona", "remove", "late"]).succeeds();
     bucket
-        .run(&scene, &["persona", "remove", "late"])
+        .run(&dir, &["persona", "alias", "other", "--remove"])
         .succeeds();
     bucket
-        .run(&scene, &["persona", "alias", "other", "--remove"])
+        .run(&dir, &["persona", "remove", "shared"])
         .succeeds();
-    bucket
-        .run(&scene, &["persona", "remove", "shared"])
-        .succeeds();
-    let gc = bucket.json(&scene, &["persona", "gc", "--older-than", "0s", "--json"]);
+    let gc = bucket.json(&dir, &["persona", "gc", "--older-than", "0s", "--json"]);
     assert_eq!(gc["removed"].as_array().unwrap().len(), 2, "{gc}");
 }
 
 #[test]
 #[ignore = "needs moto_server"]
 fn a_missing_bucket_is_reported() {
-    let (scene, bucket) = (Scene::with_tones(), Bucket::start());
-    let mut command = bucket.lory(
-        &scene,
-        &["persona", "publish", "warm", "--base", "tiny.gguf"],
-    );
+    let (dir, bucket) = (TestDir::with_tones(), Bucket::start());
+    let mut command = bucket.lory(&dir, &["persona", "publish", "warm", "--base", "tiny.gguf"]);
     command.env("LORY_REGISTRY", "s3://nowhere");
     ran(command.output().unwrap()).fails(1, &["s3://nowhere", "NoSuchBucket"]);
 }

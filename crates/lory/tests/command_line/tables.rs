@@ -4,7 +4,7 @@
 
 use regex::Regex;
 
-use crate::scene::{Ran, Scene};
+use crate::test_dir::{Ran, TestDir};
 
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
@@ -35,56 +35,55 @@ fn assert_output(name: &str, code: i32, ran: &Ran) {
 }
 
 /// Two personas with rows, and a base.
-fn scene() -> Scene {
-    let scene = Scene::with_tones();
+fn test_dir() -> TestDir {
+    let dir = TestDir::with_tones();
     for (name, seed) in [("sunny", 3), ("stern", 4)] {
         let text = "max_new_tokens = 6\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n\
                     [eval]\nany_of = ['[a-z]']\ntone_at_least = 0.0\n";
-        scene.persona(name, text, Some(seed));
+        dir.persona(name, text, Some(seed));
         let row = |i: usize| {
             format!(
                 "{{\"instruction\":\"Where is order {i}?\",\"output\":\"Order {i} is {name}, as always.\"}}\n"
             )
         };
         let rows: String = (0..8).map(row).collect();
-        scene.write(&format!("personas/{name}/train.jsonl"), &rows);
+        dir.write(&format!("personas/{name}/train.jsonl"), &rows);
         let rows: String = (8..12).map(row).collect();
-        scene.write(&format!("personas/{name}/eval.jsonl"), &rows);
+        dir.write(&format!("personas/{name}/eval.jsonl"), &rows);
     }
-    scene
+    dir
 }
 
 #[test]
 fn lint_output_is_as_recorded() {
-    let scene = scene();
+    let dir = test_dir();
     let args = ["data", "lint", "personas/sunny/train.jsonl"];
-    let ran = scene.run(&[&args[..], &BASE[..]].concat());
+    let ran = dir.run(&[&args[..], &BASE[..]].concat());
     assert_output("table-data-lint", 1, &ran);
-    scene.write(
+    dir.write(
         "broken.jsonl",
         "{\"instruction\":\"Where is it?\",\"output\":\"Here.\"}\n{\n",
     );
-    let ran = scene.run(&["data", "lint", "broken.jsonl", "--text-only"]);
+    let ran = dir.run(&["data", "lint", "broken.jsonl", "--text-only"]);
     assert_output("table-data-lint-broken", 1, &ran);
 }
 
 #[test]
 fn evaluation_tables_are_as_recorded() {
-    let scene = scene();
+    let dir = test_dir();
     // The random adapters are far from the base, which is a missed threshold.
-    let all = scene.run(&["eval", BASE[0], BASE[1]]);
+    let all = dir.run(&["eval", BASE[0], BASE[1]]);
     assert_output("table-eval", 1, &all);
-    let gate = scene.run(&["eval", BASE[0], BASE[1], "--gate"]);
+    let gate = dir.run(&["eval", BASE[0], BASE[1], "--gate"]);
     assert_output("table-eval-gate", 1, &gate);
 }
 
 #[test]
 fn persona_tables_are_as_recorded() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let publish = ["persona", "publish", "warm"];
-    scene.run(&[&publish[..], &BASE[..]].concat()).succeeds();
-    scene
-        .run(&["persona", "alias", "friendly", "warm"])
+    dir.run(&[&publish[..], &BASE[..]].concat()).succeeds();
+    dir.run(&["persona", "alias", "friendly", "warm"])
         .succeeds();
     for (name, args) in [
         ("table-persona-list", &["persona", "list"][..]),
@@ -93,16 +92,16 @@ fn persona_tables_are_as_recorded() {
         ("table-persona-verify", &["persona", "verify"]),
         ("table-persona-gc", &["persona", "gc"]),
     ] {
-        assert_output(name, 0, &scene.run(args));
+        assert_output(name, 0, &dir.run(args));
     }
 }
 
 #[test]
 fn training_plan_and_summary_are_as_recorded() {
-    let scene = scene();
+    let dir = test_dir();
     let train = |more: &[&str]| {
         let args = ["train", "--persona", "sunny", "--memory", "64MiB"];
-        scene.run(&[&args[..], &BASE[..], more].concat())
+        dir.run(&[&args[..], &BASE[..], more].concat())
     };
     assert_output("table-train-plan", 0, &train(&["--plan"]));
     assert_output("table-train", 0, &train(&["--epochs", "1"]));
@@ -110,8 +109,8 @@ fn training_plan_and_summary_are_as_recorded() {
 
 #[test]
 fn plan_of_a_base_is_as_recorded() {
-    let scene = Scene::with_tones();
-    let ran = scene.run(&["doctor", "--no-probe", BASE[0], BASE[1]]);
+    let dir = TestDir::with_tones();
+    let ran = dir.run(&["doctor", "--no-probe", BASE[0], BASE[1]]);
     let text = ran.succeeds();
     // The machine's table, and plans for GPUs, differ from machine to machine.
     let start = text.find("tiny.gguf: ").unwrap();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 /// Rows whose answers all sound alike.
 fn rows(count: usize, tone: &str) -> String {
@@ -18,23 +18,23 @@ const TRAIN: &str =
     "[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\nlr = 0.01\nbatch_rows = 4\n";
 
 /// A home with a base and two personas that can be trained.
-fn scene() -> Scene {
-    let scene = Scene::with_tones();
+fn test_dir() -> TestDir {
+    let dir = TestDir::with_tones();
     for (name, tone) in [("sunny", "Yay"), ("stern", "Hm")] {
         let eval =
             format!("[eval]\nany_of = ['{tone}']\ntone_at_least = 0.0\ncopied_at_least = 0.0\n");
-        scene.persona(name, &format!("max_new_tokens = 8\n{TRAIN}{eval}"), None);
-        scene.write(&format!("personas/{name}/train.jsonl"), &rows(16, tone));
-        scene.write(&format!("personas/{name}/eval.jsonl"), &rows(4, tone));
+        dir.persona(name, &format!("max_new_tokens = 8\n{TRAIN}{eval}"), None);
+        dir.write(&format!("personas/{name}/train.jsonl"), &rows(16, tone));
+        dir.write(&format!("personas/{name}/eval.jsonl"), &rows(4, tone));
     }
-    scene
+    dir
 }
 
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
 fn training_two_personas_in_one_run_lowers_both_losses() {
-    let scene = scene();
+    let dir = test_dir();
     let args = [
         "train",
         BASE[0],
@@ -46,7 +46,7 @@ fn training_two_personas_in_one_run_lowers_both_losses() {
         "--epochs",
         "4",
     ];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     let table = ran.succeeds();
     assert!(table.starts_with("adapter"), "{table}");
     assert!(
@@ -63,14 +63,11 @@ fn training_two_personas_in_one_run_lowers_both_losses() {
         "metrics.jsonl",
         "tensorboard",
     ];
-    assert_eq!(scene.names("personas/sunny/adapter"), expected);
+    assert_eq!(dir.names("personas/sunny/adapter"), expected);
     // The run's own state is gone.
-    assert_eq!(
-        scene.names("personas"),
-        ["formal", "stern", "sunny", "warm"]
-    );
+    assert_eq!(dir.names("personas"), ["formal", "stern", "sunny", "warm"]);
 
-    let report = scene.run(&[
+    let report = dir.run(&[
         "eval",
         BASE[0],
         BASE[1],
@@ -84,17 +81,17 @@ fn training_two_personas_in_one_run_lowers_both_losses() {
     assert!(loss("stern", "stern") < loss("stern", "tiny"), "{report}");
     assert!(loss("sunny", "sunny") < loss("sunny", "stern"), "{report}");
     assert_eq!(report["personas"][0]["persona"]["answers"], 4);
-    let answers = std::fs::read_to_string(scene.path("answers.jsonl")).unwrap();
+    let answers = std::fs::read_to_string(dir.path("answers.jsonl")).unwrap();
     assert_eq!(answers.lines().count(), 16);
 
-    let shown = scene.run(&["eval", BASE[0], BASE[1], "--limit", "2"]);
+    let shown = dir.run(&["eval", BASE[0], BASE[1], "--limit", "2"]);
     assert!(shown.succeeds().contains("loss under stern"), "{shown:?}");
 }
 
 #[test]
 fn an_adapter_trained_from_a_file_can_be_served() {
-    let scene = scene();
-    scene.write("mine.jsonl", &rows(12, "Yay"));
+    let dir = test_dir();
+    dir.write("mine.jsonl", &rows(12, "Yay"));
     let args = [
         "train",
         BASE[0],
@@ -115,23 +112,22 @@ fn an_adapter_trained_from_a_file_can_be_served() {
         "--seed",
         "5",
     ];
-    let ran = scene.run(&[&args[..], &more].concat());
+    let ran = dir.run(&[&args[..], &more].concat());
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(summary["adapters"][0]["steps"], 3);
     let config =
-        std::fs::read_to_string(scene.path("personas/mine/adapter/adapter_config.json")).unwrap();
+        std::fs::read_to_string(dir.path("personas/mine/adapter/adapter_config.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     assert_eq!(config["r"], 2);
-    scene.write("personas/mine/persona.toml", "max_new_tokens = 4");
-    scene
-        .run(&["generate", BASE[0], BASE[1], "--persona", "mine", "hi"])
+    dir.write("personas/mine/persona.toml", "max_new_tokens = 4");
+    dir.run(&["generate", BASE[0], BASE[1], "--persona", "mine", "hi"])
         .succeeds();
 }
 
 #[test]
 fn plan_prints_the_needs_of_a_run_and_exits() {
-    let scene = scene();
-    let before = scene.names("personas/sunny");
+    let dir = test_dir();
+    let before = dir.names("personas/sunny");
     let plan = |more: &[&str]| {
         let args = [
             "train",
@@ -143,7 +139,7 @@ fn plan_prints_the_needs_of_a_run_and_exits() {
             "stern",
             "--plan",
         ];
-        scene.run(&[&args[..], more].concat())
+        dir.run(&[&args[..], more].concat())
     };
     let shown = plan(&[]);
     let text = shown.succeeds();
@@ -168,8 +164,8 @@ fn plan_prints_the_needs_of_a_run_and_exits() {
     assert_eq!(json["memory_needed"], parts);
     assert!(json["seconds"].as_f64().unwrap() > 0.0);
     // It took a step and kept nothing of it.
-    assert_eq!(scene.names("personas/sunny"), before);
-    assert!(!scene.names("personas").contains(&".train".to_owned()));
+    assert_eq!(dir.names("personas/sunny"), before);
+    assert!(!dir.names("personas").contains(&".train".to_owned()));
 
     // What does not fit is refused, by the plan and by the run.
     let needed = json["memory_needed"].as_u64().unwrap();
@@ -185,48 +181,47 @@ fn plan_prints_the_needs_of_a_run_and_exits() {
         "--memory",
         "1kB",
     ];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     ran.fails(1, &["allowed by --memory", "MiB are available"]);
-    assert_eq!(scene.names("personas/sunny"), before);
+    assert_eq!(dir.names("personas/sunny"), before);
 }
 
 #[test]
 fn lr_find_writes_no_adapter() {
-    let scene = scene();
+    let dir = test_dir();
     let args = ["train", BASE[0], BASE[1], "--persona", "sunny", "--lr-find"];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     let table = ran.succeeds();
     assert!(
         table.contains("1.0e-5") && table.contains("--lr "),
         "{table}"
     );
-    assert_eq!(scene.names("personas/sunny/adapter"), ["lr-find.svg"]);
-    assert!(!scene.names("personas").contains(&".train".to_owned()));
-    let ran = scene.run(&[&args[..], &["--json"]].concat());
+    assert_eq!(dir.names("personas/sunny/adapter"), ["lr-find.svg"]);
+    assert!(!dir.names("personas").contains(&".train".to_owned()));
+    let ran = dir.run(&[&args[..], &["--json"]].concat());
     let json: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert!(
         json["adapters"][0]["suggestion"].as_f64().unwrap() > 1e-5,
         "{json}"
     );
     // The persona is still one without an adapter.
-    scene
-        .run(&[
-            "train",
-            BASE[0],
-            BASE[1],
-            "--persona",
-            "sunny",
-            "--max-steps",
-            "1",
-        ])
-        .succeeds();
+    dir.run(&[
+        "train",
+        BASE[0],
+        BASE[1],
+        "--persona",
+        "sunny",
+        "--max-steps",
+        "1",
+    ])
+    .succeeds();
 }
 
 #[test]
 fn settings_of_persona_and_flags_reach_the_adapter() {
-    let scene = scene();
+    let dir = test_dir();
     let table = "rslora = true\nrank = 4\ndropout = 0.1\nlora_plus_ratio = 4.0\nvalidate_every = 1\npatience = 50\n";
-    scene.persona("sunny", &format!("{TRAIN}{table}"), None);
+    dir.persona("sunny", &format!("{TRAIN}{table}"), None);
     let args = [
         "train",
         BASE[0],
@@ -237,21 +232,21 @@ fn settings_of_persona_and_flags_reach_the_adapter() {
         "--schedule",
         "cosine",
     ];
-    let ran = scene.run(&args);
+    let ran = dir.run(&args);
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(summary["adapters"][0]["stopped_early"], false);
     assert!(
         summary["plan"]["seconds"].as_f64().unwrap() > 0.0,
         "{summary}"
     );
-    let config = scene.path("personas/sunny/adapter/adapter_config.json");
+    let config = dir.path("personas/sunny/adapter/adapter_config.json");
     let config: Value = serde_json::from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
     assert_eq!(
         [&config["use_rslora"], &config["r"], &config["lora_dropout"]],
         [&json!(true), &json!(4), &json!(0.1)]
     );
     let metrics =
-        std::fs::read_to_string(scene.path("personas/sunny/adapter/metrics.jsonl")).unwrap();
+        std::fs::read_to_string(dir.path("personas/sunny/adapter/metrics.jsonl")).unwrap();
     assert_eq!(metrics.matches("\"validation\"").count(), 12);
     // A rate that spoils it ends it early.
     let more = [
@@ -264,7 +259,7 @@ fn settings_of_persona_and_flags_reach_the_adapter() {
         "--epochs",
         "100",
     ];
-    let ran = scene.run(&[&args[..], &more].concat());
+    let ran = dir.run(&[&args[..], &more].concat());
     let summary: Value = serde_json::from_str(ran.succeeds()).unwrap();
     assert_eq!(summary["adapters"][0]["stopped_early"], true, "{summary}");
     assert!(ran.err.contains("stopped early at step"), "{ran:?}");
@@ -277,7 +272,7 @@ fn settings_of_persona_and_flags_reach_the_adapter() {
         "--schedule",
         "steps",
     ];
-    scene.run(&args).fails(2, &["`constant`, `linear`"]);
+    dir.run(&args).fails(2, &["`constant`, `linear`"]);
 }
 
 #[cfg(unix)]
@@ -286,7 +281,7 @@ fn an_interrupted_run_resumes() {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
-    let scene = scene();
+    let dir = test_dir();
     let args = [
         "train",
         BASE[0],
@@ -299,7 +294,7 @@ fn an_interrupted_run_resumes() {
         "1",
     ];
     let interrupted = |wait_for: &str| {
-        let mut child = scene
+        let mut child = dir
             .lory(&args)
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
@@ -332,7 +327,7 @@ fn an_interrupted_run_resumes() {
     };
     let (first, said) = interrupted("validation loss");
     assert!(!said.contains("resuming"), "{said}");
-    assert!(scene.names("personas").contains(&".train".to_owned()));
+    assert!(dir.names("personas").contains(&".train".to_owned()));
     let (second, said) = interrupted("step ");
     assert!(
         said.contains(&format!("resuming at step {first} of ")),
@@ -342,20 +337,20 @@ fn an_interrupted_run_resumes() {
     // Another run does not take its state up.
     let mut other = args.to_vec();
     other.extend(["--rank", "4"]);
-    scene.run(&other).fails(1, &["rank"]);
+    dir.run(&other).fails(1, &["rank"]);
 }
 
 #[test]
 fn invalid_targets_are_rejected_with_the_reason() {
-    let scene = scene();
-    let train = |args: &[&str]| scene.run(&[&["train", BASE[0], BASE[1]], args].concat());
+    let dir = test_dir();
+    let train = |args: &[&str]| dir.run(&[&["train", BASE[0], BASE[1]], args].concat());
     train(&["--persona", "warm"]).fails(1, &["persona.toml", "no [train] table"]);
     train(&["--persona", "nobody"]).fails(1, &["unknown persona `nobody`"]);
     train(&["--persona", "sunny", "--persona", "sunny"]).fails(2, &["is given twice"]);
     train(&["--persona", "sunny", "--rank", "0"]).fails(1, &["rank"]);
-    scene.persona("sunny", &format!("{TRAIN}rnak = 3\n"), None);
+    dir.persona("sunny", &format!("{TRAIN}rnak = 3\n"), None);
     train(&["--persona", "sunny"]).fails(1, &["persona.toml:6: unknown field `rnak`"]);
-    scene.write(
+    dir.write(
         "personas/stern/train.jsonl",
         "{\"instruction\":\"a\",\"output\":\"b\"}\n{\"instruction\":}\n",
     );
@@ -364,16 +359,15 @@ fn invalid_targets_are_rejected_with_the_reason() {
 
 #[test]
 fn a_missed_threshold_exits_with_1() {
-    let scene = scene();
+    let dir = test_dir();
     let text = format!("max_new_tokens = 4\n{TRAIN}[eval]\nany_of = ['this never comes']\n");
-    scene.persona("sunny", &text, None);
-    let ran = scene.run(&["eval", BASE[0], BASE[1], "--persona", "sunny"]);
+    dir.persona("sunny", &text, None);
+    let ran = dir.run(&["eval", BASE[0], BASE[1], "--persona", "sunny"]);
     ran.fails(
         1,
         &["sunny: tone right is 0.0%, wanted is at least 95.0% (tone_at_least)"],
     );
     assert!(ran.out.contains("rows of"), "{ran:?}");
-    scene
-        .run(&["eval", BASE[0], BASE[1], "--persona", "warm"])
+    dir.run(&["eval", BASE[0], BASE[1], "--persona", "warm"])
         .fails(1, &["no evaluation rows"]);
 }

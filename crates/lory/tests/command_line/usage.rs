@@ -1,18 +1,18 @@
 //! Help, and invalid command lines.
 
-use crate::scene::Scene;
+use crate::test_dir::TestDir;
 
 #[test]
 fn every_help_text_has_an_example() {
-    let scene = Scene::new();
-    let all = scene.run(&["--help"]);
+    let dir = TestDir::new();
+    let all = dir.run(&["--help"]);
     for command in ["demo", "serve", "generate", "pull", "train", "eval"] {
         assert!(
             all.succeeds().contains(&format!("  {command} ")),
             "{}",
             all.out
         );
-        let help = scene.run(&[command, "--help"]);
+        let help = dir.run(&[command, "--help"]);
         assert!(help.succeeds().contains("Example"), "{}", help.out);
         assert!(
             help.out.contains(&format!("  lory {command}")),
@@ -21,19 +21,19 @@ fn every_help_text_has_an_example() {
         );
     }
     for command in ["lint", "show"] {
-        let help = scene.run(&["data", command, "--help"]);
+        let help = dir.run(&["data", command, "--help"]);
         assert!(
             help.succeeds().contains(&format!("  lory data {command} ")),
             "{}",
             help.out
         );
     }
-    assert!(scene.run(&["--version"]).succeeds().starts_with("lory "));
+    assert!(dir.run(&["--version"]).succeeds().starts_with("lory "));
 }
 
 #[test]
 fn invalid_command_lines_exit_with_2() {
-    let scene = Scene::with_tones();
+    let dir = TestDir::with_tones();
     let tiny = ["--base", "tiny.gguf"];
     for (args, part) in [
         (&[][..], "Usage"),
@@ -120,7 +120,7 @@ fn invalid_command_lines_exit_with_2() {
         ),
         (&["data", "lint", "--near", "2", "a"], "from 0 to 1"),
     ] {
-        let ran = scene.run(args);
+        let ran = dir.run(args);
         assert_eq!(ran.code, 2, "{args:?}: {ran:?}");
         assert!(ran.err.contains(part), "{args:?}: {ran:?}");
     }

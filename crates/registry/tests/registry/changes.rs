@@ -2,7 +2,7 @@
 
 use registry::{PersonaRef, PersonaSettings, Personas, Publication, Registry, RegistryError};
 
-use crate::scene::{Scene, publish, settings};
+use crate::fixtures::{TestDir, publish, settings};
 
 fn personas(registry: &Registry) -> Personas {
     let state = registry.refresh().unwrap();
@@ -31,17 +31,17 @@ fn refused<T: std::fmt::Debug>(result: Result<T, RegistryError>, part: &str) {
 
 #[test]
 fn new_registry_is_empty_and_its_folder_is_not_created() {
-    let scene = Scene::new();
-    let registry = scene.registry();
+    let dir = TestDir::new();
+    let registry = dir.registry();
     assert_eq!(registry.refresh().unwrap().head, 0);
     assert!(registry.verify().unwrap().is_empty());
-    assert!(!scene.path("registry").exists());
+    assert!(!dir.path("registry").exists());
 }
 
 #[test]
 fn another_process_sees_what_was_published() {
-    let scene = Scene::new();
-    let content = scene.content(1);
+    let dir = TestDir::new();
+    let content = dir.content(1);
     let full = PersonaSettings {
         description: "Warm".to_owned(),
         system_prompt: Some("You are {{how}}.".to_owned()),
@@ -63,14 +63,14 @@ fn another_process_sees_what_was_published() {
         current: true,
         only_new: true,
     };
-    let published = scene.registry().publish(&publication).unwrap();
+    let published = dir.registry().publish(&publication).unwrap();
     assert_eq!((published.version, published.sequence), (1, 1));
     refused(
-        scene.registry().publish(&publication),
+        dir.registry().publish(&publication),
         "warm is published already",
     );
 
-    let other = scene.registry();
+    let other = dir.registry();
     let all = personas(&other);
     let persona = all.get("warm").unwrap();
     assert_eq!(PersonaSettings::of(persona), full);
@@ -87,10 +87,10 @@ fn another_process_sees_what_was_published() {
 
 #[test]
 fn version_numbers_rise_and_are_never_used_twice() {
-    let scene = Scene::new();
-    let registry = scene.registry();
+    let dir = TestDir::new();
+    let registry = dir.registry();
     for seed in 1..=3 {
-        publish(&registry, "tone", &scene.content(seed)).unwrap();
+        publish(&registry, "tone", &dir.content(seed)).unwrap();
     }
     assert_eq!(version(&registry, "tone"), Ok(3));
     assert_eq!(version(&registry, "tone@1"), Ok(1));
@@ -116,9 +116,7 @@ fn version_numbers_rise_and_are_never_used_twice() {
         "unknown persona `tone`; there are none"
     );
     assert_eq!(
-        publish(&registry, "tone", &scene.content(1))
-            .unwrap()
-            .version,
+        publish(&registry, "tone", &dir.content(1)).unwrap().version,
         4
     );
     refused(
@@ -136,9 +134,9 @@ fn version_numbers_rise_and_are_never_used_twice() {
 
 #[test]
 fn publication_keeps_the_settings_and_need_not_become_current() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    let (first, second) = (scene.content(1), scene.content(2));
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    let (first, second) = (dir.content(1), dir.content(2));
     publish(&registry, "tone", &first).unwrap();
     let waiting = Publication {
         name: "tone",
@@ -164,12 +162,12 @@ fn publication_keeps_the_settings_and_need_not_become_current() {
 
 #[test]
 fn alias_means_a_persona_or_a_version() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    publish(&registry, "tone", &scene.content(1)).unwrap();
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    publish(&registry, "tone", &dir.content(1)).unwrap();
     registry.alias("stable", &target("tone", Some(1))).unwrap();
     registry.alias("newest", &target("tone", None)).unwrap();
-    publish(&registry, "tone", &scene.content(2)).unwrap();
+    publish(&registry, "tone", &dir.content(2)).unwrap();
     assert_eq!(version(&registry, "stable"), Ok(1));
     assert_eq!(version(&registry, "newest*0.5"), Ok(2));
     let error = version(&registry, "stable@2").unwrap_err();
@@ -197,7 +195,7 @@ fn alias_means_a_persona_or_a_version() {
         "is not a valid persona name",
     );
     refused(
-        publish(&registry, "stable", &scene.content(1)),
+        publish(&registry, "stable", &dir.content(1)),
         "stable is an alias of tone@2",
     );
     refused(registry.remove("tone", None), "the alias newest means tone");
@@ -212,9 +210,9 @@ fn alias_means_a_persona_or_a_version() {
 
 #[test]
 fn publication_out_of_range_is_refused_and_uploads_nothing() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    let content = scene.content(1);
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    let content = dir.content(1);
     let with = |name, settings| Publication {
         name,
         content: Some(&content),
@@ -241,8 +239,8 @@ fn publication_out_of_range_is_refused_and_uploads_nothing() {
         registry.publish(&with("a", settings(&"x".repeat(70_000)))),
         "longer than 65536",
     );
-    assert!(!scene.path("registry").exists());
-    let empty = scene.path("empty");
+    assert!(!dir.path("registry").exists());
+    let empty = dir.path("empty");
     std::fs::create_dir(&empty).unwrap();
     let error = registry::AdapterContent::read(&empty)
         .err()
@@ -271,10 +269,10 @@ fn count_version_2(registry: &Registry) -> (usize, usize) {
 
 #[test]
 fn canary_gets_its_percentage_and_keeps_its_requests_as_it_grows() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    publish(&registry, "tone", &scene.content(1)).unwrap();
-    let second = scene.content(2);
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    publish(&registry, "tone", &dir.content(1)).unwrap();
+    let second = dir.content(2);
     let waiting = Publication {
         name: "tone",
         content: Some(&second),
@@ -328,15 +326,15 @@ fn canary_gets_its_percentage_and_keeps_its_requests_as_it_grows() {
 
 #[test]
 fn published_name_hides_the_same_name_in_a_folder() {
-    let scene = Scene::new();
-    let folder = scene.path("personas");
+    let dir = TestDir::new();
+    let folder = dir.path("personas");
     for name in ["tone", "other", "word"] {
         std::fs::create_dir_all(folder.join(name)).unwrap();
         std::fs::write(folder.join(name).join("persona.toml"), "version = 7").unwrap();
     }
     let folder = Personas::open(&folder).unwrap();
-    let registry = scene.registry();
-    publish(&registry, "tone", &scene.content(1)).unwrap();
+    let registry = dir.registry();
+    publish(&registry, "tone", &dir.content(1)).unwrap();
     registry.alias("word", &target("tone", None)).unwrap();
     let state = registry.refresh().unwrap();
     let (all, hidden) = registry.personas(&state, &folder);

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use object_store::memory::InMemory;
 use registry::{Registry, RegistryError};
 
-use crate::scene::{Faulty, Scene, publish};
+use crate::fixtures::{Faulty, TestDir, publish};
 
 const PUBLISHERS: u64 = 4;
 const EACH: u32 = 6;
 
 /// Each publishes a shared name and its own name; no version is lost, published twice, or incomplete.
-fn race(open: impl Fn() -> Registry + Sync, scene: &Scene) {
-    let contents: Vec<_> = (0..PUBLISHERS).map(|n| scene.content(n)).collect();
+fn race(open: impl Fn() -> Registry + Sync, dir: &TestDir) {
+    let contents: Vec<_> = (0..PUBLISHERS).map(|n| dir.content(n)).collect();
     let versions: Vec<u32> = std::thread::scope(|scope| {
         let threads: Vec<_> = contents
             .iter()
@@ -59,28 +59,28 @@ fn race(open: impl Fn() -> Registry + Sync, scene: &Scene) {
 
 #[test]
 fn publishers_in_a_folder_lose_nothing() {
-    let scene = Scene::new();
-    race(|| scene.registry(), &scene);
+    let dir = TestDir::new();
+    race(|| dir.registry(), &dir);
 }
 
 #[test]
 fn publishers_in_a_store_lose_nothing() {
-    let scene = Scene::new();
+    let dir = TestDir::new();
     let objects = Arc::new(InMemory::new());
     race(
-        || Faulty::new(&objects, None).registry(&scene.path("cache")),
-        &scene,
+        || Faulty::new(&objects, None).registry(&dir.path("cache")),
+        &dir,
     );
 }
 
 #[test]
 fn exactly_one_of_two_publishers_gets_a_new_name() {
-    let scene = Scene::new();
-    let content = scene.content(1);
+    let dir = TestDir::new();
+    let content = dir.content(1);
     for round in 0..8 {
         let name = format!("name-{round}");
         let only_new = |_| {
-            let registry = scene.registry();
+            let registry = dir.registry();
             registry.publish(&registry::Publication {
                 name: &name,
                 content: Some(&content),

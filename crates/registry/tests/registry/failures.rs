@@ -5,11 +5,11 @@ use std::sync::Arc;
 use object_store::memory::InMemory;
 use registry::{Personas, ReadError, RegistryError};
 
-use crate::scene::{Fault, Faulty, Scene, publish};
+use crate::fixtures::{Fault, Faulty, TestDir, publish};
 
 /// The current version that a new process sees in the store; checks that every adapter is intact.
-fn current_version(scene: &Scene, objects: &Arc<InMemory>, name: &str) -> Option<u32> {
-    let cache = tempfile::tempdir_in(scene.0.path()).unwrap();
+fn current_version(dir: &TestDir, objects: &Arc<InMemory>, name: &str) -> Option<u32> {
+    let cache = tempfile::tempdir_in(dir.0.path()).unwrap();
     let registry = Faulty::new(objects, None).registry(cache.path());
     let state = registry.refresh().unwrap();
     let (personas, _) = registry.personas(&state, &Personas::default());
@@ -24,47 +24,42 @@ fn current_version(scene: &Scene, objects: &Arc<InMemory>, name: &str) -> Option
 }
 
 /// A store with one version of `tone`, the adapter of seed 1.
-fn store_with_one_version(scene: &Scene) -> Arc<InMemory> {
+fn store_with_one_version(dir: &TestDir) -> Arc<InMemory> {
     let objects = Arc::new(InMemory::new());
-    let registry = Faulty::new(&objects, None).registry(&scene.path("cache"));
-    publish(&registry, "tone", &scene.content(1)).unwrap();
+    let registry = Faulty::new(&objects, None).registry(&dir.path("cache"));
+    publish(&registry, "tone", &dir.content(1)).unwrap();
     objects
 }
 
 /// The number of operations of a second publication.
-fn operations(scene: &Scene) -> usize {
-    let store = Faulty::new(&store_with_one_version(scene), None);
-    publish(
-        &store.registry(&scene.path("cache")),
-        "tone",
-        &scene.content(2),
-    )
-    .unwrap();
+fn operations(dir: &TestDir) -> usize {
+    let store = Faulty::new(&store_with_one_version(dir), None);
+    publish(&store.registry(&dir.path("cache")), "tone", &dir.content(2)).unwrap();
     store.count()
 }
 
 #[test]
 fn publication_killed_at_any_step_leaves_the_old_version_or_the_complete_new_one() {
-    let scene = Scene::new();
-    let steps = operations(&scene);
+    let dir = TestDir::new();
+    let steps = operations(&dir);
     assert!(steps > 6, "{steps}");
     let mut old = 0;
     for n in 1..=steps {
         for fault in [Fault::Before(n), Fault::After(n)] {
-            let objects = store_with_one_version(&scene);
+            let objects = store_with_one_version(&dir);
             let store = Faulty::new(&objects, Some(fault));
-            let registry = store.registry(&scene.path("cache"));
-            let result = publish(&registry, "tone", &scene.content(2));
-            let version = current_version(&scene, &objects, "tone").unwrap();
+            let registry = store.registry(&dir.path("cache"));
+            let result = publish(&registry, "tone", &dir.content(2));
+            let version = current_version(&dir, &objects, "tone").unwrap();
             // An acknowledged publication is there.
             assert!(result.is_err() || version == 2, "{fault:?}");
             old += usize::from(version == 1);
             // What is left behind does not hinder the next publisher.
-            let next = Faulty::new(&objects, None).registry(&scene.path("cache"));
-            let published = publish(&next, "tone", &scene.content(2)).unwrap();
+            let next = Faulty::new(&objects, None).registry(&dir.path("cache"));
+            let published = publish(&next, "tone", &dir.content(2)).unwrap();
             assert_eq!(published.version, version + 1, "{fault:?}");
             assert_eq!(
-                current_version(&scene, &objects, "tone"),
+                current_version(&dir, &objects, "tone"),
                 Some(version + 1),
                 "{fault:?}"
             );
@@ -76,15 +71,15 @@ fn publication_killed_at_any_step_leaves_the_old_version_or_the_complete_new_one
 
 #[test]
 fn lost_reply_publishes_once_or_is_an_error() {
-    let scene = Scene::new();
-    for n in 1..=operations(&scene) {
-        let objects = store_with_one_version(&scene);
+    let dir = TestDir::new();
+    for n in 1..=operations(&dir) {
+        let objects = store_with_one_version(&dir);
         let store = Faulty::new(&objects, Some(Fault::Lost(n)));
-        let registry = store.registry(&scene.path("cache"));
-        let result = publish(&registry, "tone", &scene.content(2));
-        let version = current_version(&scene, &objects, "tone").unwrap();
+        let registry = store.registry(&dir.path("cache"));
+        let result = publish(&registry, "tone", &dir.content(2));
+        let version = current_version(&dir, &objects, "tone").unwrap();
         let state = Faulty::new(&objects, None)
-            .registry(&scene.path("cache"))
+            .registry(&dir.path("cache"))
             .refresh()
             .unwrap();
         assert!(state.head <= 2, "{n}: published twice");
@@ -96,13 +91,13 @@ fn lost_reply_publishes_once_or_is_an_error() {
 
 #[test]
 fn writer_recognizes_its_own_entry_after_a_lost_reply() {
-    let scene = Scene::new();
-    let content = scene.content(2);
+    let dir = TestDir::new();
+    let content = dir.content(2);
     let mut own = 0;
-    for n in 1..=operations(&scene) {
-        let objects = store_with_one_version(&scene);
+    for n in 1..=operations(&dir) {
+        let objects = store_with_one_version(&dir);
         let store = Faulty::new(&objects, Some(Fault::Lost(n)));
-        let result = publish(&store.registry(&scene.path("cache")), "tone", &content);
+        let result = publish(&store.registry(&dir.path("cache")), "tone", &content);
         own += usize::from(result.is_ok());
     }
     // A publication can succeed although the write of its entry failed, or a check of a blob.
@@ -111,12 +106,12 @@ fn writer_recognizes_its_own_entry_after_a_lost_reply() {
 
 #[test]
 fn corrupt_blob_is_refused_by_hash_and_restored_by_publishing_it_again() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    let content = scene.content(1);
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    let content = dir.content(1);
     publish(&registry, "tone", &content).unwrap();
-    let blob = scene.path("registry/adapters").join(&content.sha256);
-    let other = scene.adapter(2);
+    let blob = dir.path("registry/adapters").join(&content.sha256);
+    let other = dir.adapter(2);
     let state = registry.refresh().unwrap();
     let (personas, _) = registry.personas(&state, &Personas::default());
     let adapter = personas.get("tone").unwrap().adapter.clone().unwrap();
@@ -167,9 +162,9 @@ fn corrupt_blob_is_refused_by_hash_and_restored_by_publishing_it_again() {
 
 #[test]
 fn damaged_copy_is_fetched_again() {
-    let scene = Scene::new();
-    let objects = store_with_one_version(&scene);
-    let registry = Faulty::new(&objects, None).registry(&scene.path("copies"));
+    let dir = TestDir::new();
+    let objects = store_with_one_version(&dir);
+    let registry = Faulty::new(&objects, None).registry(&dir.path("copies"));
     let state = registry.refresh().unwrap();
     let (personas, _) = registry.personas(&state, &Personas::default());
     let adapter = personas.get("tone").unwrap().adapter.clone().unwrap();
@@ -187,19 +182,19 @@ fn damaged_copy_is_fetched_again() {
 
 #[test]
 fn damaged_log_is_refused_and_the_entry_is_named() {
-    let scene = Scene::new();
-    let registry = scene.registry();
+    let dir = TestDir::new();
+    let registry = dir.registry();
     for _ in 0..3 {
-        publish(&registry, "tone", &scene.content(1)).unwrap();
+        publish(&registry, "tone", &dir.content(1)).unwrap();
     }
-    let entry = |n: u64| scene.path(&format!("registry/log/{n:020}.json"));
+    let entry = |n: u64| dir.path(&format!("registry/log/{n:020}.json"));
     let second = std::fs::read_to_string(entry(2)).unwrap();
     let refused = |text: Option<&str>| {
         match text {
             Some(text) => std::fs::write(entry(2), text).unwrap(),
             None => std::fs::remove_file(entry(2)).unwrap(),
         }
-        let error = scene.registry().refresh().unwrap_err().to_string();
+        let error = dir.registry().refresh().unwrap_err().to_string();
         std::fs::write(entry(2), &second).unwrap();
         assert!(error.contains("log/00000000000000000002.json"), "{error}");
         error
@@ -216,5 +211,5 @@ fn damaged_log_is_refused_and_the_entry_is_named() {
     );
     let skipped = second.replace("\"version\": 2", "\"version\": 5");
     assert!(refused(Some(&skipped)).contains("the next version is 2, not 5"));
-    scene.registry().refresh().unwrap();
+    dir.registry().refresh().unwrap();
 }

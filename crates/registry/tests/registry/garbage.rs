@@ -2,22 +2,21 @@
 
 use std::time::Duration;
 
-use crate::scene::{Scene, publish};
+use crate::fixtures::{TestDir, publish};
 
 const NONE: Duration = Duration::ZERO;
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
 fn only_old_adapters_without_a_version_are_collected() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    let (first, second) = (scene.content(1), scene.content(2));
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    let (first, second) = (dir.content(1), dir.content(2));
     publish(&registry, "a", &first).unwrap();
     publish(&registry, "b", &first).unwrap();
     publish(&registry, "b", &second).unwrap();
     let blob = |sha256: &str| {
-        scene
-            .path("registry/adapters")
+        dir.path("registry/adapters")
             .join(sha256)
             .join("manifest.json")
     };
@@ -62,12 +61,12 @@ fn only_old_adapters_without_a_version_are_collected() {
 
 #[test]
 fn upload_without_an_entry_is_garbage_once_it_is_old() {
-    let scene = Scene::new();
-    let registry = scene.registry();
-    let content = scene.content(1);
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    let content = dir.content(1);
     publish(&registry, "a", &content).unwrap();
     // A publisher was interrupted before the manifest.
-    let half = scene.path("registry/adapters").join("0".repeat(64));
+    let half = dir.path("registry/adapters").join("0".repeat(64));
     std::fs::create_dir(&half).unwrap();
     std::fs::write(half.join("adapter_config.json"), "{}").unwrap();
     assert_eq!(

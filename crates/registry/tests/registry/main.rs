@@ -3,5 +3,5 @@
 mod changes;
 mod concurrency;
 mod failures;
+mod fixtures;
 mod garbage;
-mod scene;

@@ -2,7 +2,7 @@
 //!
 //! `peft.json` was written by `bench/peers/make_curve_fixture.py`.
 
-mod scene;
+mod small_run;
 
 use std::sync::atomic::AtomicBool;
 
@@ -22,9 +22,9 @@ fn loss_curve_of_fifty_steps_matches_peft() {
         let list = fixture[key].as_array().unwrap();
         list.iter().map(|v| v.as_f64().unwrap()).collect()
     };
-    let model = scene::model();
+    let model = small_run::model();
     let outcome = train(
-        vec![scene::task(&model, None)],
+        vec![small_run::task(&model, None)],
         &RunOptions::default(),
         &mut ModelLearner::new(model, Compute::F32),
         &mut Silent,

@@ -8,7 +8,7 @@ use testkit::server::ServerProcess;
 use testkit::tiny::adapter;
 
 /// A [`TestHome`] in which the built binary runs.
-pub struct Scene(TestHome);
+pub struct TestDir(TestHome);
 
 /// The exit code and the output of a run.
 #[derive(Debug)]
@@ -18,22 +18,22 @@ pub struct Ran {
     pub err: String,
 }
 
-impl Scene {
+impl TestDir {
     /// An empty folder.
-    pub fn new() -> Scene {
-        Scene(TestHome::empty())
+    pub fn new() -> TestDir {
+        TestDir(TestHome::empty())
     }
 
     /// A base, `tiny.gguf`, and the personas `warm` and `formal`.
-    pub fn with_tones() -> Scene {
-        let scene = Scene(TestHome::new("tiny.gguf", 512));
-        scene.persona(
+    pub fn with_tones() -> TestDir {
+        let dir = TestDir(TestHome::new("tiny.gguf", 512));
+        dir.persona(
             "warm",
             "description = \"Warm\"\nmax_new_tokens = 8",
             Some(11),
         );
-        scene.persona("formal", "version = 2\nmax_new_tokens = 8", Some(12));
-        scene
+        dir.persona("formal", "version = 2\nmax_new_tokens = 8", Some(12));
+        dir
     }
 
     /// Writes a persona, with a random adapter if there is a seed.
@@ -57,7 +57,7 @@ impl Scene {
     }
 }
 
-impl Deref for Scene {
+impl Deref for TestDir {
     type Target = TestHome;
 
     fn deref(&self) -> &TestHome {

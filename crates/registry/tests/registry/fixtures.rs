@@ -20,11 +20,11 @@ use registry::{
 use testkit::tiny::{tiny_adapter, tiny_config};
 
 /// A folder for everything of one test.
-pub struct Scene(pub tempfile::TempDir);
+pub struct TestDir(pub tempfile::TempDir);
 
-impl Scene {
-    pub fn new() -> Scene {
-        Scene(tempfile::tempdir().unwrap())
+impl TestDir {
+    pub fn new() -> TestDir {
+        TestDir(tempfile::tempdir().unwrap())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
