@@ -1,10 +1,10 @@
 //! The trainer's files, each written in one step (see [`formats::atomic_file`]).
 
-use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 use formats::atomic_file;
+use formats::disk::{self, DiskFile};
 
 use crate::error::TrainError;
 
@@ -14,16 +14,18 @@ use crate::error::TrainError;
 /// Any step fails (no room, no permission): then `path` has its old content.
 pub(crate) fn replace_file(
     path: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<()>,
+    write: impl FnOnce(&mut DiskFile) -> io::Result<()>,
 ) -> Result<(), TrainError> {
     let folder = path.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder)
+    disk::create_folders(folder)
         .and_then(|()| atomic_file::replace(path, write))
         .map_err(TrainError::write(path))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,6 @@
 //! Writes GGUF version 3: for exports, tiny models and tests.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use super::{
     ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, MAX_ALIGNMENT, MAX_DIMS, Value,
 };
 use crate::atomic_file;
+use crate::disk::DiskFile;
 
 struct Tensor {
     name: String,
@@ -190,7 +190,7 @@ fn header<'a>(
 /// Writes a GGUF tensor by tensor, for files larger than memory. Names, types and dimensions must be known at the start.
 #[derive(Debug)]
 pub struct GgufStream {
-    file: BufWriter<File>,
+    file: BufWriter<DiskFile>,
     /// Bytes of the tensors that are still to come, the next one first.
     expected: std::collections::VecDeque<(String, u64)>,
 }
@@ -201,7 +201,7 @@ impl GgufStream {
     /// # Errors
     /// Dimensions that are not whole blocks, by tensor name; or the file cannot be written.
     pub fn begin(
-        file: File,
+        file: DiskFile,
         metadata: &BTreeMap<String, Value>,
         tensors: &[(String, GgmlType, Vec<u64>)],
     ) -> std::io::Result<GgufStream> {
@@ -252,7 +252,7 @@ impl GgufStream {
     ///
     /// # Errors
     /// Tensors are missing, or the file cannot be written.
-    pub fn finish(self) -> std::io::Result<File> {
+    pub fn finish(self) -> std::io::Result<DiskFile> {
         if let Some((name, _)) = self.expected.front() {
             return Err(std::io::Error::other(format!("{name} was never written")));
         }

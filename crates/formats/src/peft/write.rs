@@ -10,6 +10,7 @@ use super::error::PeftError;
 use super::limits::{CONFIG_FILE, WEIGHTS_FILE};
 use super::read::{check_shape, check_values};
 use crate::atomic_file;
+use crate::disk;
 use crate::safetensors::{self, Dtype, Tensor};
 
 impl Adapter {
@@ -28,12 +29,12 @@ impl Adapter {
             let path = path.to_owned();
             move |source| PeftError::Io { path, source }
         };
-        std::fs::create_dir_all(dir).map_err(error(dir))?;
+        disk::create_folders(dir).map_err(error(dir))?;
         let config_path = dir.join(CONFIG_FILE);
         if config_path.exists()
             && std::fs::read(&config_path).map_err(error(&config_path))? != config.as_bytes()
         {
-            std::fs::remove_file(&config_path).map_err(error(&config_path))?;
+            disk::remove_file(&config_path).map_err(error(&config_path))?;
             atomic_file::sync_folder(dir).map_err(error(dir))?;
         }
         for (name, bytes) in [

@@ -1,0 +1,199 @@
+//! A file of lines that grows at its end, and outlasts a full disk and a crash: a line that was not written completely affects only
+//! itself.
+//!
+//! A failed append is cut off again. If that fails too, or the process was killed, the next append begins on a new line. A reader
+//! gets every line, also a damaged one, and decides itself what it can use.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::disk;
+
+/// The longest line that is read, in bytes; a longer one is damaged.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// Whether [`AppendLog::append`] waits until the line is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// A power cut may lose the line.
+    Later,
+    /// The line outlasts a power cut.
+    Now,
+}
+
+/// One file of lines. Any number of threads and processes may append to it.
+#[derive(Debug, Clone)]
+pub struct AppendLog {
+    path: PathBuf,
+}
+
+impl AppendLog {
+    /// The log at `path`; the first append creates it.
+    #[must_use]
+    pub fn new(path: PathBuf) -> AppendLog {
+        AppendLog { path }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends `line`, which must not contain a line break.
+    ///
+    /// # Errors
+    /// The file cannot be opened or written. The line is then not in it, or only in part.
+    pub fn append(&self, line: &[u8], flush: Flush) -> io::Result<()> {
+        if line.contains(&b'\n') {
+            return Err(io::Error::other("a line of a log has a line break"));
+        }
+        let mut file = disk::open_append(&self.path)?;
+        // Where the file system has no locks, lines of two writers at the same moment may still mix after a failure.
+        let _ = file.lock();
+        let before = file.metadata()?.len();
+        let mut bytes = Vec::with_capacity(line.len() + 2);
+        if before > 0 && last_byte(&file)? != b'\n' {
+            bytes.push(b'\n');
+        }
+        bytes.extend_from_slice(line);
+        bytes.push(b'\n');
+        let mut written = file.write_all(&bytes);
+        if flush == Flush::Now {
+            written = written.and_then(|()| file.sync_all());
+            if let (0, Some(folder)) = (before, self.path.parent()) {
+                written = written.and_then(|()| disk::sync_folder(folder));
+            }
+        }
+        if written.is_err() {
+            // If this fails too, the next append begins on a new line.
+            let _ = file.truncate(before);
+        }
+        written
+    }
+
+    /// Calls `each` with the number, from 1, and the bytes of every line, also of an incomplete last one. A line beyond
+    /// [`MAX_LINE`] is cut there. A missing file has no lines.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read(&self, mut each: impl FnMut(usize, &[u8])) -> io::Result<()> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        let mut reader = BufReader::new(file);
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            let mut part = reader.by_ref().take(MAX_LINE as u64 + 1);
+            if part.read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            if line.last() == Some(&b'\n') {
+                line.pop();
+            } else if line.len() > MAX_LINE {
+                line.truncate(MAX_LINE);
+                reader.skip_until(b'\n')?;
+            }
+            each(number, &line);
+        }
+        Ok(())
+    }
+}
+
+fn last_byte(mut file: &File) -> io::Result<u8> {
+    let mut byte = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::faults::for_each_fault;
+
+    fn lines(log: &AppendLog) -> Vec<String> {
+        let mut lines = Vec::new();
+        log.read(|_, line| lines.push(String::from_utf8_lossy(line).into_owned()))
+            .unwrap();
+        lines
+    }
+
+    #[test]
+    fn failed_append_affects_only_its_own_line() {
+        for flush in [Flush::Now, Flush::Later] {
+            for_each_fault(|injection| {
+                let folder = tempfile::tempdir().unwrap();
+                let log = AppendLog::new(folder.path().join("log"));
+                log.append(b"one", Flush::Now).unwrap();
+                let appended = injection.run(|| log.append(b"second line", flush));
+                log.append(b"three", flush).unwrap();
+                let found = lines(&log);
+                let name = format!("{injection:?} {flush:?}: {found:?}");
+                assert_eq!(found[0], "one", "{name}");
+                assert_eq!(found[found.len() - 1], "three", "{name}");
+                let second = &found[1..found.len() - 1];
+                match appended {
+                    Ok(()) => assert_eq!(second, ["second line"], "{name}"),
+                    Err(_) => assert!(
+                        second.iter().all(|line| "second line".starts_with(line)),
+                        "{name}"
+                    ),
+                }
+                if !injection.fault.ends_the_process() && appended.is_err() {
+                    assert!(second.is_empty(), "{name}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn line_after_an_incomplete_one_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AppendLog::new(folder.path().join("log"));
+        assert!(lines(&log).is_empty());
+        std::fs::write(log.path(), "one\nhal").unwrap();
+        assert_eq!(lines(&log), ["one", "hal"]);
+        log.append(b"two", Flush::Later).unwrap();
+        assert_eq!(lines(&log), ["one", "hal", "two"]);
+        assert!(log.append(b"a\nb", Flush::Later).is_err());
+        assert_eq!(lines(&log).len(), 3);
+    }
+
+    #[test]
+    fn overlong_line_is_cut_and_the_next_one_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AppendLog::new(folder.path().join("log"));
+        log.append(&vec![b'a'; MAX_LINE + 7], Flush::Later).unwrap();
+        log.append(&vec![b'b'; MAX_LINE], Flush::Later).unwrap();
+        log.append(b"next", Flush::Later).unwrap();
+        let found: Vec<(usize, u8)> = lines(&log)
+            .iter()
+            .map(|line| (line.len(), line.as_bytes()[0]))
+            .collect();
+        assert_eq!(found, [(MAX_LINE, b'a'), (MAX_LINE, b'b'), (4, b'n')]);
+    }
+
+    #[test]
+    fn lines_of_many_writers_do_not_mix() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AppendLog::new(folder.path().join("log"));
+        std::thread::scope(|scope| {
+            for writer in 0..4u8 {
+                let log = &log;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        log.append(&[b'a' + writer; 100], Flush::Later).unwrap();
+                    }
+                });
+            }
+        });
+        let found = lines(&log);
+        assert_eq!(found.len(), 200);
+        assert!(found.iter().all(|line| line.len() == 100
+            && line.bytes().all(|byte| byte == line.as_bytes()[0])));
+    }
+}
