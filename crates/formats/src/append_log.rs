@@ -193,7 +193,10 @@ mod tests {
         });
         let found = lines(&log);
         assert_eq!(found.len(), 200);
-        assert!(found.iter().all(|line| line.len() == 100
-            && line.bytes().all(|byte| byte == line.as_bytes()[0])));
+        assert!(
+            found.iter().all(
+                |line| line.len() == 100 && line.bytes().all(|byte| byte == line.as_bytes()[0])
+            )
+        );
     }
 }

@@ -31,10 +31,7 @@ const UNLOCKED_AGE: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 /// The first step that fails. `path` still holds its old content, unless the very last step failed: flushing the folder.
-pub fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut DiskFile) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn replace(path: &Path, write: impl FnOnce(&mut DiskFile) -> io::Result<()>) -> io::Result<()> {
     fill(AtomicFile::create_in(folder_of(path))?, path, write)
 }
 
@@ -220,7 +217,9 @@ fn with_free_name<T>(
     folder: &Path,
     create: impl FnMut(&Path) -> io::Result<T>,
 ) -> io::Result<(T, PathBuf)> {
-    let made = tempfile::Builder::new().prefix(MARK).make_in(folder, create)?;
+    let made = tempfile::Builder::new()
+        .prefix(MARK)
+        .make_in(folder, create)?;
     made.keep().map_err(|error| error.error)
 }
 
@@ -244,7 +243,10 @@ pub fn remove_leftovers(folder: &Path) {
                     let _ = disk::remove_folder(&path);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if entry.metadata().is_ok_and(|meta| is_older(&meta, UNLOCKED_AGE)) {
+                    if entry
+                        .metadata()
+                        .is_ok_and(|meta| is_older(&meta, UNLOCKED_AGE))
+                    {
                         let _ = disk::remove_folder(&path);
                     }
                 }
