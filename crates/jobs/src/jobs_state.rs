@@ -15,7 +15,7 @@ use crate::record_file::{self, now};
 use crate::records::evaluation::{Evaluation, EvaluationStatus};
 use crate::records::failure::Failure;
 use crate::records::job::JobRecord;
-use crate::work_queue::{QueueRecord, WorkQueue};
+use crate::work_queue::{QueueRecord, RecordHeader, WorkQueue};
 
 /// The most unfinished jobs.
 pub const MAX_OPEN_JOBS: usize = 64;
@@ -31,24 +31,17 @@ impl QueueRecord for JobRecord {
     const MAX_OPEN: usize = MAX_OPEN_JOBS;
     const MAX_STORED: usize = MAX_STORED_JOBS;
 
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn number(&self) -> u64 {
-        self.number
+    fn header(&self) -> RecordHeader<'_> {
+        RecordHeader {
+            id: &self.id,
+            number: self.number,
+            owner: self.owner.as_deref(),
+            is_over: self.status.is_over(),
+        }
     }
 
     fn set_number(&mut self, number: u64) {
         self.number = number;
-    }
-
-    fn owner(&self) -> Option<&str> {
-        self.owner.as_deref()
-    }
-
-    fn is_over(&self) -> bool {
-        self.status.is_over()
     }
 
     fn file(dir: &Path, id: &str) -> PathBuf {
@@ -77,24 +70,17 @@ impl QueueRecord for Evaluation {
     const MAX_OPEN: usize = MAX_OPEN_EVALUATIONS;
     const MAX_STORED: usize = MAX_STORED_EVALUATIONS;
 
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn number(&self) -> u64 {
-        self.number
+    fn header(&self) -> RecordHeader<'_> {
+        RecordHeader {
+            id: &self.id,
+            number: self.number,
+            owner: self.owner.as_deref(),
+            is_over: self.status.is_over(),
+        }
     }
 
     fn set_number(&mut self, number: u64) {
         self.number = number;
-    }
-
-    fn owner(&self) -> Option<&str> {
-        self.owner.as_deref()
-    }
-
-    fn is_over(&self) -> bool {
-        self.status.is_over()
     }
 
     fn file(dir: &Path, id: &str) -> PathBuf {

@@ -24,16 +24,10 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     /// The most stored records; the oldest finished ones make room.
     const MAX_STORED: usize;
 
-    /// Its id.
-    fn id(&self) -> &str;
-    /// Its place in the order of arrival.
-    fn number(&self) -> u64;
+    /// The fields that the queue reads.
+    fn header(&self) -> RecordHeader<'_>;
     /// Sets its place in the order of arrival.
     fn set_number(&mut self, number: u64);
-    /// The API key that created it; none on a server without keys.
-    fn owner(&self) -> Option<&str>;
-    /// Whether its state is final.
-    fn is_over(&self) -> bool;
     /// The record's file, in the queue's folder `dir`.
     fn file(dir: &Path, id: &str) -> PathBuf;
     /// Removes the record's files in `dir`.
@@ -42,6 +36,18 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     fn not_found(id: &str) -> JobError;
     /// The error for [`QueueRecord::MAX_OPEN`] unfinished records.
     fn queue_full() -> JobError;
+}
+
+/// The fields of a record that a [`WorkQueue`] reads.
+pub(crate) struct RecordHeader<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its place in the order of arrival.
+    pub number: u64,
+    /// The API key that created it; none on a server without keys.
+    pub owner: Option<&'a str>,
+    /// Whether its state is final.
+    pub is_over: bool,
 }
 
 /// Records by id, the one that is running, and a condition variable for the threads that wait for work.
@@ -73,7 +79,7 @@ impl<R: QueueRecord> WorkQueue<R> {
     pub(crate) fn new(dir: PathBuf, records: impl IntoIterator<Item = R>) -> WorkQueue<R> {
         let records = records
             .into_iter()
-            .map(|record| (record.id().to_owned(), record))
+            .map(|record| (record.header().id.to_owned(), record))
             .collect();
         WorkQueue {
             dir,
@@ -107,12 +113,15 @@ impl<R: QueueRecord> WorkQueue<R> {
         prepare: impl FnOnce(&R) -> Result<(), JobError>,
     ) -> Result<R, JobError> {
         let mut state = self.lock();
-        let open = state.records.values().filter(|record| !record.is_over());
+        let open = state
+            .records
+            .values()
+            .filter(|record| !record.header().is_over);
         if open.count() >= R::MAX_OPEN {
             return Err(R::queue_full());
         }
         admit()?;
-        let numbers = state.records.values().map(QueueRecord::number);
+        let numbers = state.records.values().map(|record| record.header().number);
         record.set_number(numbers.max().unwrap_or(0) + 1);
         self.make_room(&mut state);
         prepare(&record)?;
@@ -125,9 +134,12 @@ impl<R: QueueRecord> WorkQueue<R> {
     /// Removes the oldest finished records until there is room for one more.
     fn make_room(&self, state: &mut QueueState<R>) {
         while state.records.len() >= R::MAX_STORED {
-            let over = state.records.values().filter(|record| record.is_over());
-            let oldest = over.min_by_key(|record| record.number());
-            let Some(oldest) = oldest.map(|record| record.id().to_owned()) else {
+            let over = state
+                .records
+                .values()
+                .filter(|record| record.header().is_over);
+            let oldest = over.min_by_key(|record| record.header().number);
+            let Some(oldest) = oldest.map(|record| record.header().id.to_owned()) else {
                 return;
             };
             if let Err(error) = R::remove(&self.dir, &oldest) {
@@ -139,16 +151,20 @@ impl<R: QueueRecord> WorkQueue<R> {
 
     /// Writes a record to disk, and only then makes it visible.
     pub(crate) fn save(&self, state: &mut QueueState<R>, record: &R) -> Result<(), JobError> {
-        record_file::write(&R::file(&self.dir, record.id()), record)?;
-        state.records.insert(record.id().to_owned(), record.clone());
+        record_file::write(&R::file(&self.dir, record.header().id), record)?;
+        state
+            .records
+            .insert(record.header().id.to_owned(), record.clone());
         Ok(())
     }
 
     /// [`WorkQueue::save`]; if the record cannot be written, it changes in memory only and the error is logged.
     pub(crate) fn save_or_log(&self, state: &mut QueueState<R>, record: &R) {
         if let Err(error) = self.save(state, record) {
-            tracing::error!("{} {}: {error}", R::KIND, record.id());
-            state.records.insert(record.id().to_owned(), record.clone());
+            tracing::error!("{} {}: {error}", R::KIND, record.header().id);
+            state
+                .records
+                .insert(record.header().id.to_owned(), record.clone());
         }
     }
 
@@ -160,10 +176,10 @@ impl<R: QueueRecord> WorkQueue<R> {
     /// The records that `viewer` may see and for which `wanted` holds, in the order of arrival.
     pub(crate) fn list(&self, viewer: &Viewer, wanted: impl Fn(&R) -> bool) -> Vec<R> {
         let state = self.lock();
-        let visible = |record: &&R| viewer.sees(record.owner()) && wanted(record);
+        let visible = |record: &&R| viewer.sees(record.header().owner) && wanted(record);
         let mut records: Vec<R> = state.records.values().filter(visible).cloned().collect();
         drop(state);
-        records.sort_by_key(QueueRecord::number);
+        records.sort_by_key(|record| record.header().number);
         records
     }
 
@@ -236,7 +252,7 @@ impl<R: QueueRecord> QueueState<R> {
     /// A record that `viewer` may see.
     pub(crate) fn find(&self, viewer: &Viewer, id: &str) -> Result<R, JobError> {
         let found = self.records.get(id);
-        let found = found.filter(|record| viewer.sees(record.owner()));
+        let found = found.filter(|record| viewer.sees(record.header().owner));
         found.cloned().ok_or_else(|| R::not_found(id))
     }
 
@@ -279,24 +295,17 @@ mod tests {
         const MAX_OPEN: usize = 2;
         const MAX_STORED: usize = 3;
 
-        fn id(&self) -> &str {
-            &self.id
-        }
-
-        fn number(&self) -> u64 {
-            self.number
+        fn header(&self) -> RecordHeader<'_> {
+            RecordHeader {
+                id: &self.id,
+                number: self.number,
+                owner: None,
+                is_over: self.over,
+            }
         }
 
         fn set_number(&mut self, number: u64) {
             self.number = number;
-        }
-
-        fn owner(&self) -> Option<&str> {
-            None
-        }
-
-        fn is_over(&self) -> bool {
-            self.over
         }
 
         fn file(dir: &Path, id: &str) -> PathBuf {

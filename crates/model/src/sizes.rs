@@ -60,7 +60,7 @@ impl Matrix {
 pub struct ModelSizes {
     /// Its sizes and constants.
     pub config: ModelConfig,
-    /// Whether the file's types are kept where nobody asks for others.
+    /// Whether the file's types are kept unless a precision is requested.
     pub types_are_chosen: bool,
     matrices: Vec<Matrix>,
 }
@@ -138,11 +138,12 @@ impl ModelSizes {
         }
     }
 
-    /// Bytes of the packed weights in a precision (default: as in the file). Types that are not run count as zero.
-    pub fn weight_bytes(&self, precision: Option<Precision>) -> u64 {
+    /// Bytes of the weights as a backend packs them, in a precision (default: as in the file). Types that are not supported count as
+    /// zero.
+    pub fn weight_bytes(&self, backend: Backend, precision: Option<Precision>) -> u64 {
         let packed = |matrix: &Matrix| {
             source_type(Self::held(matrix, precision))
-                .and_then(|source| Backend::Cpu.packed_bytes(source, matrix.outputs, matrix.inputs))
+                .and_then(|source| backend.packed_bytes(source, matrix.outputs, matrix.inputs))
                 .unwrap_or(0)
         };
         self.matrices.iter().map(packed).sum()

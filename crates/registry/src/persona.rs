@@ -180,9 +180,9 @@ pub struct EvalSpec {
     pub any_of: Vec<String>,
     /// Regular expressions; an answer in the right tone matches none.
     pub none_of: Vec<String>,
-    /// Share of answers, 0 to 1, that must have the right tone.
+    /// Share of answers, 0 to 1, that must have the right tone. Default: [`EvalSpec::TONE_AT_LEAST`].
     pub tone_at_least: f64,
-    /// Share of answers, 0 to 1, that must copy their identifiers correctly.
+    /// Share of answers, 0 to 1, that must copy their identifiers correctly. Default: [`EvalSpec::COPIED_AT_LEAST`].
     pub copied_at_least: f64,
     /// Share of answers, 0 to 1, that must leave no identifier out.
     pub complete_at_least: Option<f64>,
@@ -200,4 +200,11 @@ pub struct EvalSpec {
     pub length_at_least: Option<f64>,
     /// Mean number of words of the answers, divided by that of the references.
     pub length_at_most: Option<f64>,
+}
+
+impl EvalSpec {
+    /// The default of `tone_at_least`, in persona.toml and in a job's gate.
+    pub const TONE_AT_LEAST: f64 = 0.95;
+    /// The default of `copied_at_least`, in persona.toml and in a job's gate.
+    pub const COPIED_AT_LEAST: f64 = 0.9;
 }

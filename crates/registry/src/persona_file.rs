@@ -217,8 +217,10 @@ fn parse_eval(source: &TomlSource<'_>, table: RawEval) -> Result<EvalSpec, Perso
     Ok(EvalSpec {
         any_of: source.patterns("any_of", table.any_of)?,
         none_of: source.patterns("none_of", table.none_of)?,
-        tone_at_least: share("tone_at_least", table.tone_at_least)?.unwrap_or(0.95),
-        copied_at_least: share("copied_at_least", table.copied_at_least)?.unwrap_or(0.9),
+        tone_at_least: share("tone_at_least", table.tone_at_least)?
+            .unwrap_or(EvalSpec::TONE_AT_LEAST),
+        copied_at_least: share("copied_at_least", table.copied_at_least)?
+            .unwrap_or(EvalSpec::COPIED_AT_LEAST),
         complete_at_least: share("complete_at_least", table.complete_at_least)?,
         loss_at_most: number("loss_at_most", table.loss_at_most)?,
         distinct_at_least: share("distinct_at_least", table.distinct_at_least)?,

@@ -14,11 +14,12 @@
 //! that calls its columns otherwise is read through [`Columns`].
 
 mod columns;
+mod conversation;
 mod fields;
 mod read;
 mod row;
 mod split;
-mod turns;
+
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub(crate) use fields::EMPTY_ANSWER;
 pub use read::{DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS};
 pub(crate) use row::object;
 pub use split::held_out;
-pub use turns::MAX_TURNS;
+pub use conversation::MAX_TURNS;
 
 /// The content of a row, by its shape.
 #[derive(Debug, Clone, PartialEq)]

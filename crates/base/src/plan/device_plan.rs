@@ -1,5 +1,6 @@
 //! A plan: the device, the precision and the memory that it takes.
 
+use kernels::Backend;
 use model::Precision;
 use serde::{Serialize, Serializer};
 
@@ -7,13 +8,23 @@ use serde::{Serialize, Serializer};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", content = "name", rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The processor.
+    /// The CPU.
     Cpu,
-    /// A graphics card, by its name.
+    /// A GPU, by its name.
     Gpu(String),
 }
 
-/// What memory a base takes on a device, in bytes.
+impl DeviceKind {
+    /// The backend that packs the weights. Lory has one backend, so what a GPU would take is estimated by the CPU's packing.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        match self {
+            DeviceKind::Cpu | DeviceKind::Gpu(_) => Backend::Cpu,
+        }
+    }
+}
+
+/// How much memory a base takes on a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct MemoryPlan {
     /// The weights.
@@ -29,7 +40,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The most that is held at once.
+    /// The most bytes that are allocated at once.
     #[must_use]
     pub fn peak(&self) -> u64 {
         let running = self.kv + self.adapters;
@@ -47,15 +58,15 @@ pub struct DevicePlan {
     /// The type of float weights in memory; `None` keeps the file's types.
     #[serde(serialize_with = "named")]
     pub precision: Option<Precision>,
-    /// What it takes.
+    /// Its memory.
     pub memory: MemoryPlan,
-    /// What the device has for it, in bytes: the same at every start.
+    /// Bytes of the device's memory that the base may use: the same at every start.
     pub capacity: u64,
-    /// Whether it fits into that.
+    /// Whether the peak fits into `capacity`.
     pub fits: bool,
     /// Blocks of 16 tokens whose keys and values fit into their memory.
     pub kv_blocks: u64,
-    /// Why it is so, a sentence each.
+    /// The reasons for this plan, a sentence each.
     pub reasons: Vec<String>,
 }
 
@@ -66,10 +77,10 @@ fn named<S: Serializer>(precision: &Option<Precision>, to: S) -> Result<S::Ok, S
     }
 }
 
-/// What will run, and what could.
+/// The device that will run, and the others.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// What runs.
+    /// The device that runs.
     pub chosen: DevicePlan,
     /// The machine's other devices.
     pub others: Vec<DevicePlan>,

@@ -1,8 +1,8 @@
-//! A plan in words.
+//! A plan as text.
 
 use super::device_plan::{DeviceKind, DevicePlan, Plan};
 
-/// Bytes for people.
+/// A number of bytes in GiB or MiB.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
     const GIB: f64 = (1u64 << 30) as f64;
@@ -15,7 +15,7 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
-/// What the memory is for.
+/// The parts of the memory.
 pub(super) fn parts(plan: &DevicePlan) -> String {
     let memory = &plan.memory;
     format!(
@@ -42,7 +42,7 @@ impl std::fmt::Display for DeviceKind {
 }
 
 impl Plan {
-    /// In one line, as it is said at the start.
+    /// The plan in one line, for the log at the start.
     #[must_use]
     pub fn line(&self) -> String {
         let chosen = &self.chosen;
@@ -57,7 +57,7 @@ impl Plan {
 }
 
 impl DevicePlan {
-    /// In some lines, reasons and all.
+    /// The plan in several lines, with its reasons.
     #[must_use]
     pub fn lines(&self) -> String {
         let verdict = match (self.runnable, self.fits) {
@@ -74,7 +74,7 @@ impl DevicePlan {
             format_size(self.memory.peak())
         );
         if self.capacity != u64::MAX {
-            text += &format!(", {} there for it", format_size(self.capacity));
+            text += &format!(", of {} for it", format_size(self.capacity));
         }
         text += &format!("\n  kv blocks  {} of 16 tokens\n", self.kv_blocks);
         for reason in &self.reasons {

@@ -3,8 +3,8 @@
 //! [`plan`] is a pure function of a machine's profile and a model's sizes. It also plans for devices that Lory cannot use yet, to show
 //! what the machine could do. It only chooses one that it can use.
 //!
-//! The precision that `auto` takes depends on the memory that the machine has, never on what is free at the moment or on a
-//! measurement: the same command on the same machine computes the same, today and tomorrow, and a training run can resume.
+//! The precision that `auto` chooses depends on the memory that the machine has, never on what is free at the moment or on a
+//! measurement: the same command on the same machine always computes the same, and a training run can resume.
 
 mod device_plan;
 mod display;
@@ -34,14 +34,14 @@ pub struct InsufficientMemory {
 
 /// Decides where and how a model runs.
 #[must_use]
-pub fn plan(hardware: &HardwareProfile, sizes: &ModelSizes, demand: &PlanRequest) -> Plan {
-    let cpu = rules::on_cpu(hardware, sizes, demand);
+pub fn plan(hardware: &HardwareProfile, sizes: &ModelSizes, request: &PlanRequest) -> Plan {
+    let cpu = rules::on_cpu(hardware, sizes, request);
     let mut others: Vec<DevicePlan> = hardware
         .gpus
         .iter()
-        .map(|gpu| rules::on_gpu(gpu, hardware, sizes, demand))
+        .map(|gpu| rules::on_gpu(gpu, hardware, sizes, request))
         .collect();
-    // A device that it fits on comes before one where it does not.
+    // A GPU that Lory runs on, and on which the model fits, comes before the CPU.
     let best = others.iter().position(|gpu| gpu.runnable && gpu.fits);
     let chosen = match best {
         Some(at) => std::mem::replace(&mut others[at], cpu),
@@ -51,7 +51,7 @@ pub fn plan(hardware: &HardwareProfile, sizes: &ModelSizes, demand: &PlanRequest
 }
 
 impl Plan {
-    /// Refuses what does not fit into the memory that is there now, before any of it is taken.
+    /// Refuses a plan that does not fit into the memory that is free now, before any of it is allocated.
     ///
     /// # Errors
     /// [`InsufficientMemory`], with the numbers and what to change.
@@ -59,7 +59,7 @@ impl Plan {
         &self,
         hardware: &HardwareProfile,
         sizes: &ModelSizes,
-        demand: &PlanRequest,
+        request: &PlanRequest,
     ) -> Result<(), InsufficientMemory> {
         let Some(available) = hardware.available else {
             return Ok(());
@@ -73,7 +73,13 @@ impl Plan {
             has: format_size(available.bytes),
             whose: available.limit.description(),
             detail: display::parts(&self.chosen),
-            advice: rules::advice(sizes, demand, self.chosen.precision, available.bytes),
+            advice: rules::advice(
+                &self.chosen.device,
+                sizes,
+                request,
+                self.chosen.precision,
+                available.bytes,
+            ),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What the planner is asked for.
+//! The planner's input: what to run.
 
 use model::Precision;
 
@@ -18,7 +18,7 @@ pub struct PlanRequest {
 }
 
 impl Default for PlanRequest {
-    /// As `lory serve` runs where nobody says otherwise.
+    /// The defaults of `lory serve`.
     fn default() -> Self {
         PlanRequest {
             precision: None,

@@ -1,5 +1,6 @@
 //! The planner's rules.
 
+use kernels::Backend;
 use model::{ModelSizes, Precision};
 
 use super::device_plan::{DeviceKind, DevicePlan, MemoryPlan};
@@ -16,18 +17,41 @@ const CARD_SHARE: f64 = 0.9;
 const APPLE_SMALL_SHARE: f64 = 2.0 / 3.0;
 const APPLE_LARGE_SHARE: f64 = 0.75;
 const APPLE_LARGE: u64 = 32 << 30;
-/// The program, its tokenizer and its threads.
+/// Bytes of the program, its tokenizer and its threads.
 const PROGRAM: u64 = 96 << 20;
-/// A card with so many times the memory that bf16 takes loses nothing by it.
+/// A card with this many times the memory of bf16 weights runs bf16.
 const AMPLE: u64 = 3;
 
-fn memory(sizes: &ModelSizes, demand: &PlanRequest, precision: Option<Precision>) -> MemoryPlan {
-    MemoryPlan {
-        weights: sizes.weight_bytes(precision),
-        kv: demand.kv_memory,
-        adapters: demand.adapter_memory,
-        working: PROGRAM + sizes.rope_bytes() + sizes.step_bytes(demand.rows, demand.logit_rows),
-        loading: sizes.loading_bytes(precision),
+/// What a rule knows: the model, the request, and the backend that packs the weights.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    sizes: &'a ModelSizes,
+    request: &'a PlanRequest,
+    backend: Backend,
+}
+
+impl Inputs<'_> {
+    /// Bytes of the packed weights.
+    fn weights(&self, precision: Option<Precision>) -> u64 {
+        self.sizes.weight_bytes(self.backend, precision)
+    }
+
+    /// What the base takes in a precision (default: the file's types).
+    fn memory(&self, precision: Option<Precision>) -> MemoryPlan {
+        let (sizes, request) = (self.sizes, self.request);
+        let step = sizes.step_bytes(request.rows, request.logit_rows);
+        MemoryPlan {
+            weights: self.weights(precision),
+            kv: request.kv_memory,
+            adapters: request.adapter_memory,
+            working: PROGRAM + sizes.rope_bytes() + step,
+            loading: sizes.loading_bytes(precision),
+        }
+    }
+
+    /// Bytes at the peak in a precision.
+    fn peak(&self, precision: Precision) -> u64 {
+        self.memory(Some(precision)).peak()
     }
 }
 
@@ -36,13 +60,8 @@ fn share(bytes: u64, part: f64) -> u64 {
 }
 
 /// The first precision of `order` that fits, else the last.
-fn first_that_fits(
-    order: &[Precision],
-    sizes: &ModelSizes,
-    demand: &PlanRequest,
-    capacity: u64,
-) -> Precision {
-    let fits = |p: &&Precision| memory(sizes, demand, Some(**p)).peak() <= capacity;
+fn first_that_fits(order: &[Precision], inputs: Inputs, capacity: u64) -> Precision {
+    let fits = |p: &&Precision| inputs.peak(**p) <= capacity;
     *order
         .iter()
         .find(fits)
@@ -51,20 +70,21 @@ fn first_that_fits(
 }
 
 /// The precision and its reason if the user or the file fixes it; `None` if the planner chooses.
-fn given(sizes: &ModelSizes, demand: &PlanRequest) -> Option<(Option<Precision>, String)> {
+fn fixed_precision(inputs: Inputs) -> Option<(Option<Precision>, String)> {
+    let sizes = inputs.sizes;
     if !sizes.is_float() {
         let types: Vec<&str> = sizes.types().iter().map(|dtype| dtype.name()).collect();
-        let kept = format!(
-            "the file's weights are quantized ({}), and their values are kept",
+        let reason = format!(
+            "the file's weights are quantized ({}) and keep their type",
             types.join(", ")
         );
-        return Some((None, kept));
+        return Some((None, reason));
     }
-    match demand.precision {
-        Some(asked) => Some((Some(asked), format!("{asked} is what --precision asks for"))),
+    match inputs.request.precision {
+        Some(precision) => Some((Some(precision), format!("--precision is {precision}"))),
         None if sizes.types_are_chosen => {
-            let kept = "a GGUF file's types are kept where --precision does not ask for others";
-            Some((None, kept.to_owned()))
+            let reason = "a GGUF file keeps its types unless --precision is set";
+            Some((None, reason.to_owned()))
         }
         None => None,
     }
@@ -75,15 +95,14 @@ fn finish(
     runnable: bool,
     precision: Option<Precision>,
     capacity: u64,
-    sizes: &ModelSizes,
-    demand: &PlanRequest,
+    inputs: Inputs,
     mut reasons: Vec<String>,
 ) -> DevicePlan {
-    let memory = memory(sizes, demand, precision);
+    let memory = inputs.memory(precision);
     let fits = memory.peak() <= capacity;
     if !fits {
         reasons.push(format!(
-            "{} are needed at the peak, and {} are there for it",
+            "the peak needs {}, and the device has {} for it",
             format_size(memory.peak()),
             format_size(capacity)
         ));
@@ -98,64 +117,66 @@ fn finish(
         memory,
         capacity,
         fits,
-        kv_blocks: demand.kv_memory / sizes.kv_block_bytes().max(1),
+        kv_blocks: inputs.request.kv_memory / inputs.sizes.kv_block_bytes().max(1),
         reasons,
     }
 }
 
-/// How the model runs on the processor.
+/// How the model runs on the CPU.
 pub(super) fn on_cpu(
     hardware: &HardwareProfile,
     sizes: &ModelSizes,
-    demand: &PlanRequest,
+    request: &PlanRequest,
 ) -> DevicePlan {
+    let device = DeviceKind::Cpu;
+    let inputs = Inputs {
+        sizes,
+        request,
+        backend: device.backend(),
+    };
     let capacity = hardware
         .memory
         .map_or(u64::MAX, |bytes| share(bytes, CPU_SHARE));
-    let (precision, reasons) = match given(sizes, demand) {
+    let (precision, reasons) = match fixed_precision(inputs) {
         Some((precision, reason)) => (precision, vec![reason]),
         None => {
-            let order = [Precision::Q8, Precision::Q4];
-            let precision = first_that_fits(&order, sizes, demand, capacity);
-            let f16 = sizes.weight_bytes(Some(Precision::F16));
-            let held = sizes.weight_bytes(Some(precision));
-            let mut reasons = vec![format!(
-                "a token reads all weights once, so what they take is how fast it goes: {precision} takes {}, f16 would take {}",
-                format_size(held),
-                format_size(f16)
-            )];
-            reasons.push(match precision {
-                Precision::Q8 => {
-                    "8 bits take half of what float16 takes and fit, so float16 is not needed where memory is tight"
-                        .to_owned()
-                }
-                _ => format!(
-                    "8 bits would need {} at the peak, and {} are there; 4 bits fit where neither they nor float16 do",
-                    format_size(memory(sizes, demand, Some(Precision::Q8)).peak()),
-                    format_size(capacity)
-                ),
-            });
-            (Some(precision), reasons)
+            let precision = first_that_fits(&[Precision::Q8, Precision::Q4], inputs, capacity);
+            (Some(precision), cpu_reasons(inputs, precision, capacity))
         }
     };
-    finish(
-        DeviceKind::Cpu,
-        true,
-        precision,
-        capacity,
-        sizes,
-        demand,
-        reasons,
-    )
+    finish(device, true, precision, capacity, inputs, reasons)
 }
 
-/// How the model would run on a graphics card.
+fn cpu_reasons(inputs: Inputs, precision: Precision, capacity: u64) -> Vec<String> {
+    let speed = format!(
+        "each token reads all weights once, so smaller weights are faster: {precision} takes {}, float16 would take {}",
+        format_size(inputs.weights(Some(precision))),
+        format_size(inputs.weights(Some(Precision::F16)))
+    );
+    let size = match precision {
+        Precision::Q8 => "8 bits fit and take half of float16's memory".to_owned(),
+        _ => format!(
+            "8 bits would need {} at the peak, float16 more, and the device has {}",
+            format_size(inputs.peak(Precision::Q8)),
+            format_size(capacity)
+        ),
+    };
+    vec![speed, size]
+}
+
+/// How the model would run on a GPU.
 pub(super) fn on_gpu(
     gpu: &Gpu,
     hardware: &HardwareProfile,
     sizes: &ModelSizes,
-    demand: &PlanRequest,
+    request: &PlanRequest,
 ) -> DevicePlan {
+    let device = DeviceKind::Gpu(gpu.name.clone());
+    let inputs = Inputs {
+        sizes,
+        request,
+        backend: device.backend(),
+    };
     let total = gpu.memory.or(hardware.memory.filter(|_| gpu.unified));
     let unknown = total.is_none();
     let total = total.unwrap_or(0);
@@ -165,78 +186,64 @@ pub(super) fn on_gpu(
         _ => CARD_SHARE,
     };
     let capacity = share(total, part);
-    let (precision, mut reasons) = match given(sizes, demand) {
+    let (precision, mut reasons) = match fixed_precision(inputs) {
         Some((precision, reason)) => (precision, vec![reason]),
         None => {
             let (precision, reason) = match gpu.vendor {
-                Vendor::Apple => on_apple(sizes, demand, total, capacity),
-                _ => on_card(sizes, demand, capacity),
+                Vendor::Apple => on_apple(inputs, total, capacity),
+                _ => on_card(inputs, capacity),
             };
             (Some(precision), vec![reason])
         }
     };
     if unknown {
-        reasons.push("the system does not say how much memory it has".to_owned());
+        reasons.push("the system does not report how much memory it has".to_owned());
     }
-    finish(
-        DeviceKind::Gpu(gpu.name.clone()),
-        false,
-        precision,
-        capacity,
-        sizes,
-        demand,
-        reasons,
-    )
+    finish(device, false, precision, capacity, inputs, reasons)
 }
 
 /// 4 bits on a card, unless it has memory to spare.
-fn on_card(sizes: &ModelSizes, demand: &PlanRequest, capacity: u64) -> (Precision, String) {
-    let bf16 = memory(sizes, demand, Some(Precision::Bf16)).peak();
+fn on_card(inputs: Inputs, capacity: u64) -> (Precision, String) {
+    let bf16 = inputs.peak(Precision::Bf16);
     if bf16.saturating_mul(AMPLE) <= capacity {
         let reason = format!(
-            "bf16 takes {} of {}, so 4 bits would save what nobody needs and cost quality",
+            "bf16 takes {} of {}; 4 bits would cost quality and save memory that is not needed",
             format_size(bf16),
             format_size(capacity)
         );
         return (Precision::Bf16, reason);
     }
-    let q4 = sizes.weight_bytes(Some(Precision::Q4));
     let reason = format!(
         "4 bits on a card: {} of weights, and the rest of its {} for keys, values and adapters",
-        format_size(q4),
+        format_size(inputs.weights(Some(Precision::Q4))),
         format_size(capacity)
     );
     (Precision::Q4, reason)
 }
 
-/// Float32 on Apple's GPUs with more than 32 GiB where it fits, else the most exact one that does.
-fn on_apple(
-    sizes: &ModelSizes,
-    demand: &PlanRequest,
-    total: u64,
-    capacity: u64,
-) -> (Precision, String) {
-    let f32_peak = memory(sizes, demand, Some(Precision::F32)).peak();
+/// Float32 on Apple's GPUs with more than 32 GiB if it fits, else the most exact precision that fits.
+fn on_apple(inputs: Inputs, total: u64, capacity: u64) -> (Precision, String) {
+    let f32_peak = inputs.peak(Precision::F32);
     if total > APPLE_LARGE && f32_peak <= capacity {
         let reason = format!(
-            "float32 on Apple's GPU with more than 32 GiB: {} of the {} that it may take",
+            "float32 on Apple's GPU with more than 32 GiB: it takes {} of the {} that the GPU may use",
             format_size(f32_peak),
             format_size(capacity)
         );
         return (Precision::F32, reason);
     }
     let order = [Precision::Bf16, Precision::Q8, Precision::Q4];
-    let precision = first_that_fits(&order, sizes, demand, capacity);
+    let precision = first_that_fits(&order, inputs, capacity);
     let reason = if total > APPLE_LARGE {
         format!(
-            "float32 needs {} of the {} that the GPU may take of {}; {precision} is the most exact one that fits",
+            "float32 needs {}, and the GPU may use {} of {}; {precision} is the most exact precision that fits",
             format_size(f32_peak),
             format_size(capacity),
             format_size(total)
         )
     } else {
         format!(
-            "with up to 32 GiB not float32 but the most exact one that fits into the {} that the GPU may take",
+            "with up to 32 GiB not float32, but the most exact precision that fits into the {} that the GPU may use",
             format_size(capacity)
         )
     };
@@ -248,49 +255,54 @@ fn flag(bytes: u64) -> String {
     format_size(bytes).replace(' ', "")
 }
 
-/// What would make it fit into `available` bytes.
+/// Which settings would make the plan of `device` fit into `available` bytes.
 pub(super) fn advice(
+    device: &DeviceKind,
     sizes: &ModelSizes,
-    demand: &PlanRequest,
+    request: &PlanRequest,
     precision: Option<Precision>,
     available: u64,
 ) -> String {
+    let inputs = Inputs {
+        sizes,
+        request,
+        backend: device.backend(),
+    };
     if sizes.is_float() {
         let smaller = Precision::ALL
             .into_iter()
             .filter(|p| precision.is_none_or(|now| *p < now));
-        let fits = |p: &Precision| memory(sizes, demand, Some(*p)).peak() <= available;
+        let fits = |p: &Precision| inputs.peak(*p) <= available;
         if let Some(smaller) = smaller.into_iter().find(fits) {
-            let needs = memory(sizes, demand, Some(smaller)).peak();
+            let needs = inputs.peak(smaller);
             return format!("--precision {smaller} would need {}", format_size(needs));
         }
     }
     let least = PlanRequest {
         kv_memory: sizes.kv_block_bytes().max(32 << 20),
         adapter_memory: 16 << 20,
-        ..*demand
+        ..*request
     };
-    let lowest = if sizes.is_float() {
-        Some(Precision::Q4)
-    } else {
-        None
+    let lowest = sizes.is_float().then_some(Precision::Q4);
+    let with_precision = match sizes.is_float() && precision != lowest {
+        true => " with --precision q4",
+        false => "",
     };
-    let precision = if sizes.is_float() && precision != lowest {
-        " with --precision q4"
-    } else {
-        ""
+    let inputs = Inputs {
+        request: &least,
+        ..inputs
     };
-    let needs = memory(sizes, &least, lowest).peak();
+    let needs = inputs.memory(lowest).peak();
     if needs <= available {
         return format!(
-            "--kv-memory {} and --adapter-memory {}{precision} would need {}",
+            "--kv-memory {} and --adapter-memory {}{with_precision} would need {}",
             flag(least.kv_memory),
             flag(least.adapter_memory),
             format_size(needs)
         );
     }
     format!(
-        "no setting makes it fit: take a smaller base, or give it {}",
+        "no setting makes it fit: use a smaller base, or give it {}",
         format_size(needs)
     )
 }

@@ -1,7 +1,7 @@
-//! How fast this machine would answer: one token's products, measured on weights of the model's shapes.
+//! Measures how fast this machine would answer: the matrix products of one token, on weights of the model's shapes.
 //!
-//! The weights are made up and cost no file: a layer is packed in the type in which it would be held, again and again until
-//! caches cannot hold what a pass reads, and one row goes through all of them.
+//! The weights are synthetic, so no file is read. Copies of a layer are packed in the type that the plan chose, until a pass
+//! reads more than caches hold, and one row goes through all of them.
 
 use std::time::{Duration, Instant};
 
@@ -11,28 +11,28 @@ use kernels::{Compute, Device, KernelError, Projection, SourceType, Weights};
 use model::{ModelSizes, Precision};
 use serde::Serialize;
 
-/// What a pass should read at least, so that it comes from memory as a model's weights do.
-const LEAST_BYTES: usize = 192 << 20;
-/// What a probe may pack at most.
-const MOST_BYTES: usize = 768 << 20;
-/// How long it measures at least.
-const LEAST: Duration = Duration::from_millis(300);
+/// The fewest bytes that a pass reads, so that they come from memory as a model's weights do.
+const MIN_BYTES: usize = 192 << 20;
+/// The most bytes that a layer may take.
+const MAX_LAYER_BYTES: usize = 768 << 20;
+/// The shortest measurement.
+const MIN_DURATION: Duration = Duration::from_millis(300);
 
-/// What was measured.
+/// The result of [`measure_speed`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeasuredSpeed {
-    /// Tokens a second of one answer, from its matrix products alone; attention over a long context adds time.
+    /// Tokens per second of one answer, by its matrix products alone; attention over a long context adds time.
     pub tokens_per_s: f64,
-    /// Bytes of weights that were read for it.
+    /// Bytes of weights that a pass read.
     pub bytes: usize,
-    /// How long it was measured, in seconds.
+    /// Duration of the measurement, in seconds.
     pub seconds: f64,
 }
 
-/// Measures one token's products for a model of these sizes in a precision. None where a layer alone is too large.
+/// Measures one token's products for a model of these sizes in a precision. `None` if a layer alone is too large.
 ///
 /// # Errors
-/// The system has no memory for it.
+/// The system has not enough memory.
 pub fn measure_speed(
     device: &Device,
     sizes: &ModelSizes,
@@ -55,13 +55,13 @@ pub fn measure_speed(
             .unwrap_or(0) as usize
     };
     let layer_bytes: usize = layer_shapes.into_iter().map(bytes_of).sum();
-    if layer_bytes == 0 || layer_bytes > MOST_BYTES {
+    if layer_bytes == 0 || layer_bytes > MAX_LAYER_BYTES {
         return Ok(None);
     }
-    let copies = LEAST_BYTES.div_ceil(layer_bytes).clamp(1, config.layers);
+    let copies = MIN_BYTES.div_ceil(layer_bytes).clamp(1, config.layers);
     let mut layers: Vec<Vec<Weights>> = Vec::new();
     for copy in 0..copies {
-        let pack = |shape| made_up(device, shape, copy as u64);
+        let pack = |shape| synthetic_weights(device, shape, copy as u64);
         layers.push(
             layer_shapes
                 .into_iter()
@@ -69,10 +69,10 @@ pub fn measure_speed(
                 .collect::<Result<_, _>>()?,
         );
     }
-    // The head is read once a token; a part of it stands for all.
+    // A token reads the head once; the time of a part of it is scaled up.
     let head_source = held("output.weight", config.hidden_size);
     let head_rows = config.vocab_size.min(16_384);
-    let head = made_up(device, (head_rows, config.hidden_size, head_source), 99)?;
+    let head = synthetic_weights(device, (head_rows, config.hidden_size, head_source), 99)?;
 
     let mut workspace = device.workspace();
     let mut row = |weights: &Weights| {
@@ -95,28 +95,29 @@ pub fn measure_speed(
     pass();
     let started = Instant::now();
     let mut passes = 0u32;
-    while started.elapsed() < LEAST {
+    while started.elapsed() < MIN_DURATION {
         pass();
         passes += 1;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let a_layer = seconds / f64::from(passes) / copies as f64;
+    let layer_seconds = seconds / f64::from(passes) / copies as f64;
     let started_head = Instant::now();
     let mut heads = 0u32;
-    while started_head.elapsed() < LEAST / 3 {
+    while started_head.elapsed() < MIN_DURATION / 3 {
         row(&head);
         heads += 1;
     }
     let head_seconds = started_head.elapsed().as_secs_f64();
-    let a_head = head_seconds / f64::from(heads) * config.vocab_size as f64 / head_rows as f64;
+    let whole_head_seconds =
+        head_seconds / f64::from(heads) * config.vocab_size as f64 / head_rows as f64;
     Ok(Some(MeasuredSpeed {
-        tokens_per_s: 1.0 / (a_layer * config.layers as f64 + a_head),
+        tokens_per_s: 1.0 / (layer_seconds * config.layers as f64 + whole_head_seconds),
         bytes: copies * layer_bytes,
         seconds: seconds + head_seconds,
     }))
 }
 
-/// The kernels' name of a type; rows that are not whole blocks of it count as f16, which takes as long.
+/// The kernels' name of a type. Rows that are not whole blocks of it count as f16, which takes as long.
 fn source(dtype: GgmlType, inputs: usize) -> SourceType {
     let source = model::source_type(dtype).unwrap_or(SourceType::F16);
     if inputs.is_multiple_of(source.block_values()) {
@@ -126,15 +127,15 @@ fn source(dtype: GgmlType, inputs: usize) -> SourceType {
     }
 }
 
-/// Weights of a shape, of no meaning: bytes of zeros are zeros in every type, and take as long as others.
-fn made_up(
+/// Weights of a shape that are nearly all 0. Zero bytes are zeros in every type, and take as long as other values.
+fn synthetic_weights(
     device: &Device,
     (outputs, inputs, source): (usize, usize, SourceType),
     seed: u64,
 ) -> Result<Weights, KernelError> {
     let bytes = inputs / source.block_values() * source.block_bytes() * outputs;
     let mut data = vec![0u8; bytes];
-    // Not all alike, so that no page is another's.
+    // Pages differ, so that the system cannot share them.
     for (i, page) in data.chunks_mut(4096).enumerate() {
         page[0] = (seed as u8).wrapping_add(i as u8) & 0x0f;
     }

@@ -1,8 +1,9 @@
-//! The planner on a table of machines, with Llama 3.1 8B as what most teams bring.
+//! The planner on a table of machines, with Llama 3.1 8B.
 
 use formats::config::{ModelConfig, RopeStyle};
 use formats::gguf::GgmlType;
 
+use kernels::Backend;
 use model::Precision;
 
 use super::*;
@@ -56,12 +57,12 @@ fn gpu(vendor: Vendor, memory: Option<u64>) -> Gpu {
 }
 
 #[test]
-fn the_table_of_machines() {
+fn precision_is_chosen_by_the_devices_memory() {
     use Precision::{Bf16, F32, Q4, Q8};
     let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
     let card = |memory| vec![gpu(Vendor::Nvidia, Some(memory))];
     let apple = || vec![gpu(Vendor::Apple, None)];
-    // (what, memory, GPUs, precision on the processor and whether it fits, the same on the GPU, a word of the GPU's reason)
+    // (machine, memory, GPUs, precision on the CPU and whether it fits, the same on the GPU, a part of the GPU's reason)
     type Row = (
         &'static str,
         u64,
@@ -74,7 +75,7 @@ fn the_table_of_machines() {
         ("a 24 GB box", 24 * GB, vec![], (Q8, true), None, ""),
         ("an 8 GB laptop", 8 * GIB, vec![], (Q4, true), None, ""),
         ("a 4 GB board", 4 * GIB, vec![], (Q4, false), None, ""),
-        // Float32 with more than 32 GiB: kept where it fits, beaten by arithmetic where it does not.
+        // Float32 with more than 32 GiB, if it fits.
         (
             "Apple 16 GiB",
             16 * GIB,
@@ -99,7 +100,7 @@ fn the_table_of_machines() {
             Some((F32, true)),
             "more than 32 GiB",
         ),
-        // 4 bits on a card: kept, and beaten where memory is of no account.
+        // 4 bits on a card, unless bf16 fits several times.
         (
             "NVIDIA 8 GB",
             32 * GB,
@@ -122,7 +123,7 @@ fn the_table_of_machines() {
             card(80 * GIB),
             (Q8, true),
             Some((Bf16, true)),
-            "what nobody needs",
+            "that is not needed",
         ),
         (
             "NVIDIA 4 GB",
@@ -136,9 +137,9 @@ fn the_table_of_machines() {
     for (what, memory, gpus, cpu, on_gpu, reason) in rows {
         let plan = plan(&machine(memory, gpus), &sizes, &PlanRequest::default());
         let found = (plan.chosen.precision.unwrap(), plan.chosen.fits);
-        assert_eq!(found, cpu, "{what}, on the processor: {:#?}", plan.chosen);
+        assert_eq!(found, cpu, "{what}, on the CPU: {:#?}", plan.chosen);
         assert_eq!(plan.chosen.device, DeviceKind::Cpu, "{what}");
-        // Float16 where memory is tight: beaten, in words.
+        // The reasons compare with float16.
         assert!(
             plan.chosen.reasons.iter().any(|r| r.contains("float16")),
             "{what}: {:?}",
@@ -167,11 +168,11 @@ fn the_table_of_machines() {
 }
 
 #[test]
-fn sizes_are_those_of_the_arithmetic() {
+fn sizes_follow_from_the_configuration() {
     let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
     let (matrices, vocabulary) = (6_979_321_856u64, 2 * 128_256 * 4096u64);
     assert_eq!(sizes.parameters(), matrices + vocabulary);
-    let bytes = |precision| sizes.weight_bytes(Some(precision));
+    let bytes = |precision| sizes.weight_bytes(Backend::Cpu, Some(precision));
     assert_eq!(bytes(Precision::F32), 4 * sizes.parameters());
     assert_eq!(bytes(Precision::Bf16), 2 * sizes.parameters());
     assert_eq!(bytes(Precision::Q8), sizes.parameters() / 32 * 34);
@@ -179,7 +180,10 @@ fn sizes_are_those_of_the_arithmetic() {
         bytes(Precision::Q4),
         matrices / 32 * 20 + vocabulary / 32 * 34
     );
-    assert_eq!(sizes.weight_bytes(None), bytes(Precision::Bf16));
+    assert_eq!(
+        sizes.weight_bytes(Backend::Cpu, None),
+        bytes(Precision::Bf16)
+    );
     assert_eq!(sizes.kv_token_bytes(), 128 << 10);
     assert_eq!(sizes.loading_bytes(Some(Precision::Bf16)), 0);
     assert_eq!(
@@ -189,70 +193,73 @@ fn sizes_are_those_of_the_arithmetic() {
 }
 
 #[test]
-fn what_is_asked_for_is_taken_and_what_is_quantized_is_kept() {
+fn requested_precision_is_used_and_quantized_weights_keep_their_type() {
     let machine = machine(24 * GB, vec![gpu(Vendor::Nvidia, Some(24 * GIB))]);
     let float = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
-    let demand = PlanRequest {
+    let request = PlanRequest {
         precision: Some(Precision::F16),
         ..PlanRequest::default()
     };
-    let plan16 = plan(&machine, &float, &demand);
+    let plan16 = plan(&machine, &float, &request);
     assert_eq!(plan16.chosen.precision, Some(Precision::F16));
     assert_eq!(plan16.others[0].precision, Some(Precision::F16));
     assert!(plan16.chosen.reasons[0].contains("--precision"));
     let quantized = ModelSizes::imagined(&llama_8b(), GgmlType::Q4_K);
-    for demand in [demand, PlanRequest::default()] {
-        let kept = plan(&machine, &quantized, &demand);
+    for request in [request, PlanRequest::default()] {
+        let kept = plan(&machine, &quantized, &request);
         assert_eq!(kept.chosen.precision, None);
         assert!(kept.chosen.reasons[0].contains("quantized (Q4_K)"));
     }
 }
 
 #[test]
-fn the_choice_does_not_depend_on_what_is_free_now() {
+fn precision_does_not_depend_on_free_memory() {
     let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
     let mut busy = machine(24 * GB, vec![]);
     busy.available = Some(AvailableMemory {
         bytes: 6 * GIB,
         limit: MemoryLimit::Cgroup,
     });
-    let demand = PlanRequest::default();
-    let plan = plan(&busy, &sizes, &demand);
+    let request = PlanRequest::default();
+    let plan = plan(&busy, &sizes, &request);
     assert_eq!(plan.chosen.precision, Some(Precision::Q8));
-    // But what does not fit now is refused, with numbers and a way out.
-    let said = plan.check(&busy, &sizes, &demand).unwrap_err().to_string();
+    // A plan that does not fit into free memory is refused, with numbers and a setting that fits.
+    let message = plan.check(&busy, &sizes, &request).unwrap_err().to_string();
     for part in [
         " GiB needed and 6.0 GiB left under the control group's limit",
         "weights 7.9 GiB (q8)",
         "keys and values 512 MiB",
         "--precision q4",
     ] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(message.contains(part), "{part}: {message}");
     }
     busy.available = None;
-    plan.check(&busy, &sizes, &demand).unwrap();
+    plan.check(&busy, &sizes, &request).unwrap();
 }
 
 #[test]
-fn the_way_out_is_one() {
+fn advice_is_a_setting_that_fits() {
     let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
-    let demand = PlanRequest {
+    let request = PlanRequest {
         kv_memory: 20 * GIB,
         precision: Some(Precision::Q4),
         ..PlanRequest::default()
     };
     let machine = machine(24 * GB, vec![]);
-    let plan = plan(&machine, &sizes, &demand);
-    let said = plan
-        .check(&machine, &sizes, &demand)
+    let plan = plan(&machine, &sizes, &request);
+    let message = plan
+        .check(&machine, &sizes, &request)
         .unwrap_err()
         .to_string();
-    assert!(said.contains("--kv-memory 32MiB"), "{said}");
+    assert!(message.contains("--kv-memory 32MiB"), "{message}");
     let mut small = machine.clone();
     small.available = Some(AvailableMemory {
         bytes: GIB,
         limit: MemoryLimit::Machine,
     });
-    let said = plan.check(&small, &sizes, &demand).unwrap_err().to_string();
-    assert!(said.contains("no setting makes it fit"), "{said}");
+    let message = plan
+        .check(&small, &sizes, &request)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("no setting makes it fit"), "{message}");
 }

@@ -7,15 +7,17 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::Context as _;
 use formats::chat_template::Message;
 use registry::Persona;
 use serde_json::json;
 use train::dataset::{DataRow, RowContent};
 
 use super::candidate::Candidate;
+use super::error::EvaluationError;
 use base::progress::Progress;
-use service::{Conversation, GenerateRequest, SamplingParams, Service, TextEvent, TextStream};
+use service::{
+    Conversation, GenerateRequest, RequestError, SamplingParams, Service, TextEvent, TextStream,
+};
 
 /// The number of common questions, if there are enough rows.
 const COMMON: usize = 24;
@@ -172,7 +174,7 @@ pub fn answer(
     common: Vec<(usize, usize)>,
     max_in_flight: usize,
     progress: &mut Progress,
-) -> anyhow::Result<Answers> {
+) -> Result<Answers, EvaluationError> {
     progress.count("Answering", questions.len() as u64);
     let mut all = Vec::with_capacity(questions.len());
     let mut at = HashMap::new();
@@ -188,7 +190,11 @@ pub fn answer(
                 Responder::Persona(index) => (&candidates[index].persona, true),
             };
             let stream = service.stream(&request(persona, row, own)?);
-            in_flight.push_back((question, stream.with_context(|| row.location.to_string())?));
+            let stream = stream.map_err(|source| EvaluationError::Question {
+                row: row.location.clone(),
+                source,
+            })?;
+            in_flight.push_back((question, stream));
         }
         let Some((question, stream)) = in_flight.pop_front() else {
             break;
@@ -211,7 +217,11 @@ pub fn answer(
 }
 
 /// The request for a row: to the persona if `own`, else to the base with the persona's system prompt.
-fn request(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<GenerateRequest> {
+fn request(
+    persona: &Persona,
+    row: &DataRow,
+    own: bool,
+) -> Result<GenerateRequest, EvaluationError> {
     let mut turns = match &row.content {
         RowContent::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
         _ => vec![Message::new("user", row.input())],
@@ -235,7 +245,7 @@ fn request(persona: &Persona, row: &DataRow, own: bool) -> anyhow::Result<Genera
 }
 
 /// The whole answer, and its number of tokens.
-fn collect_text(stream: TextStream) -> anyhow::Result<(String, usize)> {
+fn collect_text(stream: TextStream) -> Result<(String, usize), EvaluationError> {
     let mut text = String::new();
     for event in stream {
         match event {
@@ -248,7 +258,7 @@ fn collect_text(stream: TextStream) -> anyhow::Result<(String, usize)> {
             }
         }
     }
-    anyhow::bail!("the engine ended before the answer did")
+    Err(RequestError::Stopped.into())
 }
 
 /// Writes the answers of the base and of each persona to its own rows, one JSON object per line.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::error::EvaluationError;
 use registry::Persona;
 use service::Service;
 use train::TrainSettings;
@@ -31,7 +32,7 @@ impl Candidate {
         persona: Persona,
         mut rows: Vec<DataRow>,
         limit: usize,
-    ) -> anyhow::Result<Candidate> {
+    ) -> Result<Candidate, EvaluationError> {
         // Plain text has no question.
         rows.retain(|row| !matches!(row.content, RowContent::Text(_)));
         rows.truncate(limit);
@@ -53,7 +54,7 @@ impl Candidate {
     ///
     /// # Errors
     /// As [`Candidate::new`].
-    pub fn baseline(persona: Persona) -> anyhow::Result<Candidate> {
+    pub fn baseline(persona: Persona) -> Result<Candidate, EvaluationError> {
         let mut candidate = Candidate::new(persona, Vec::new(), 0)?;
         candidate.persona.eval = None;
         candidate.is_baseline = true;
@@ -65,7 +66,7 @@ impl Candidate {
 ///
 /// # Errors
 /// The settings or the file cannot be read.
-pub fn rows(path: &Path, persona: &Persona) -> anyhow::Result<Vec<DataRow>> {
+pub fn rows(path: &Path, persona: &Persona) -> Result<Vec<DataRow>, EvaluationError> {
     let columns = match &persona.train {
         Some(train) => train.settings::<TrainSettings>()?.columns,
         None => Columns::default(),

@@ -15,6 +15,7 @@ use train::{Example, Learner, LoraParams};
 
 use super::answers::{Answers, Question, Responder};
 use super::candidate::Candidate;
+use super::error::EvaluationError;
 use base::Base;
 use base::progress::Progress;
 
@@ -135,7 +136,7 @@ pub fn measure(
     learner: &mut dyn Learner,
     yield_point: Option<&dyn YieldPoint>,
     progress: &mut Progress,
-) -> anyhow::Result<Measures> {
+) -> Result<Measures, EvaluationError> {
     let adapters = adapters(candidates)?;
     if candidates
         .iter()
@@ -185,7 +186,7 @@ fn drifts(
     scope: MeasureScope,
     yield_point: Option<&dyn YieldPoint>,
     progress: &mut Progress,
-) -> anyhow::Result<Vec<Option<Drift>>> {
+) -> Result<Vec<Option<Drift>>, EvaluationError> {
     let text = neutral(
         &base.tokenizer,
         &base.template,
@@ -276,7 +277,7 @@ fn tones(candidates: &[Candidate], answers: &Answers, of: usize) -> Vec<Option<f
 }
 
 /// Each candidate's adapter, scaled as it is served.
-fn adapters(candidates: &[Candidate]) -> anyhow::Result<Vec<Option<LoraParams>>> {
+fn adapters(candidates: &[Candidate]) -> Result<Vec<Option<LoraParams>>, EvaluationError> {
     let read = |candidate: &Candidate| {
         let Some(adapter) = &candidate.persona.adapter else {
             return Ok(None);
@@ -297,7 +298,7 @@ fn losses(
     params: &[Option<LoraParams>],
     scope: MeasureScope,
     learner: &mut dyn Learner,
-) -> anyhow::Result<LossTable> {
+) -> Result<LossTable, EvaluationError> {
     let mut sets: Vec<(&str, Vec<Example>)> = Vec::new();
     let bare = LoraParams::default();
     let wanted = |candidate: &Candidate| scope.wants(candidate, |eval| eval.loss_at_most);
@@ -330,7 +331,7 @@ pub fn examples(
     base: &Base,
     persona: &registry::Persona,
     rows: &[train::dataset::DataRow],
-) -> anyhow::Result<Vec<Example>> {
+) -> Result<Vec<Example>, EvaluationError> {
     let settings = match &persona.train {
         Some(train) => train.settings::<train::TrainSettings>()?,
         None => train::TrainSettings::default(),

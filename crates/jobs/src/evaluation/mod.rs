@@ -10,10 +10,11 @@
 //! - `gate`: checks the thresholds of `[eval]`
 //! - `summary`: the result as it is stored
 //! - `requests`: the queue of requested evaluations; `run`: runs one of them
-//! - `offline_engine`: an engine for personas that are not published
+//! - `offline_engine`: an engine for personas that are not published; `error`: why an evaluation has no result
 
 pub mod answers;
 pub mod candidate;
+mod error;
 pub mod gate;
 pub mod measures;
 pub(crate) mod offline_engine;
@@ -22,4 +23,5 @@ mod run;
 pub mod summary;
 
 pub use candidate::{Candidate, rows};
+pub use error::EvaluationError;
 pub use measures::examples;

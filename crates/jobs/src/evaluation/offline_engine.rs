@@ -13,6 +13,7 @@ use service::{Service, Settings};
 
 use super::answers::{self, Answers, Question};
 use super::candidate::Candidate;
+use super::error::EvaluationError;
 use crate::jobs_state::JobsState;
 
 /// The most questions in flight.
@@ -36,7 +37,7 @@ pub(crate) fn answers(
     common: Vec<(usize, usize)>,
     yield_point: Arc<dyn YieldPoint>,
     progress: &mut Progress,
-) -> anyhow::Result<Answers> {
+) -> Result<Answers, EvaluationError> {
     let personas: Vec<Persona> = candidates.iter().map(|one| one.persona.clone()).collect();
     let adapters = personas
         .iter()

@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use anyhow::Context as _;
 use base::progress::Progress;
 use registry::spec;
 
 use super::candidate::{self, Candidate, own_rows, with_folder_settings};
+use super::error::EvaluationError;
 use super::{answers, gate, measures, offline_engine, summary};
 use crate::files;
 use crate::jobs_state::JobsState;
@@ -34,7 +34,7 @@ pub(crate) fn run(
     let evaluate = || evaluate(queue, evaluation, stop, done);
     match catch_unwind(AssertUnwindSafe(evaluate)) {
         Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(failed("evaluation_failed", format!("{error:#}"))),
+        Ok(Err(error)) => Err(failed("evaluation_failed", error.to_string())),
         Err(_) => {
             let message = "the evaluation panicked; see the server's log";
             Err(failed("server_error", message.to_owned()))
@@ -47,7 +47,7 @@ fn evaluate(
     evaluation: &Evaluation,
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
-) -> anyhow::Result<String> {
+) -> Result<String, EvaluationError> {
     let candidates = candidates(queue, evaluation)?;
     let (questions, common) = answers::questions(&candidates);
     queue.set_total_parts(
@@ -82,7 +82,10 @@ fn evaluate(
 }
 
 /// The personas to measure, with their rows.
-fn candidates(queue: &JobsState, evaluation: &Evaluation) -> anyhow::Result<Vec<Candidate>> {
+fn candidates(
+    queue: &JobsState,
+    evaluation: &Evaluation,
+) -> Result<Vec<Candidate>, EvaluationError> {
     let shared = match &evaluation.file {
         None => None,
         Some(id) => {
@@ -91,7 +94,7 @@ fn candidates(queue: &JobsState, evaluation: &Evaluation) -> anyhow::Result<Vec<
             let rows = scan.and_then(|scan| scan.whole());
             let rows = rows.map_err(|error| {
                 let path = queue.files.path(&file);
-                anyhow::anyhow!(files::with_client_name(&error, &path, &file.filename))
+                EvaluationError::Rows(files::with_client_name(&error, &path, &file.filename))
             })?;
             Some(rows.rows)
         }
@@ -100,21 +103,26 @@ fn candidates(queue: &JobsState, evaluation: &Evaluation) -> anyhow::Result<Vec<
     let mut candidates: Vec<Candidate> = Vec::new();
     for pinned in &evaluation.personas {
         let parts = spec::parse(pinned)?;
-        let part = parts.first().context("no persona is named")?;
+        let Some(part) = parts.first() else {
+            continue;
+        };
         let persona = with_folder_settings(&queue.service, personas.find(part)?);
         let rows = match &shared {
             Some(rows) => rows.clone(),
             None => {
                 let path = own_rows(&queue.service, &persona);
-                let path = path.with_context(|| format!("{pinned} has no evaluation rows"))?;
+                let path = path.ok_or_else(|| EvaluationError::NoRows {
+                    persona: pinned.clone(),
+                })?;
                 candidate::rows(&path, &persona)?
             }
         };
         let mut candidate = Candidate::new(persona, rows, evaluation.max_rows)?;
-        anyhow::ensure!(
-            !candidate.rows.is_empty(),
-            "{pinned} has no questions: its rows are plain texts; give rows with questions"
-        );
+        if candidate.rows.is_empty() {
+            return Err(EvaluationError::NoQuestions {
+                persona: pinned.clone(),
+            });
+        }
         if candidates
             .iter()
             .any(|other| other.persona.name == part.name)

@@ -3,8 +3,8 @@
 use registry::{Persona, spec};
 
 use crate::error::JobError;
-use crate::evaluation::Candidate;
 use crate::evaluation::candidate::with_folder_settings;
+use crate::evaluation::{Candidate, EvaluationError};
 use crate::jobs_state::JobsState;
 use crate::records::job::JobRecord;
 use crate::records::thresholds::Thresholds;
@@ -130,7 +130,7 @@ pub(crate) fn candidates(
     queue: &JobsState,
     record: &JobRecord,
     thresholds: &Thresholds,
-) -> anyhow::Result<Vec<Candidate>> {
+) -> Result<Vec<Candidate>, EvaluationError> {
     let personas = queue.service.personas();
     let mut candidates = Vec::new();
     for pinned in thresholds.baselines.iter().flatten() {

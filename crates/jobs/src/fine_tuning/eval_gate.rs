@@ -9,6 +9,7 @@ use crate::evaluation::answers::{self, Responder};
 use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
 use crate::fine_tuning::baselines;
+use crate::fine_tuning::error::RunError;
 use crate::fine_tuning::prepare::{held_out_rows, job_persona};
 use crate::jobs_state::JobsState;
 use crate::records::job::{JobRecord, Sample, ThresholdResult};
@@ -31,7 +32,7 @@ pub(crate) fn check(
     target: &Target,
     learner: &mut dyn Learner,
     yield_point: Arc<dyn YieldPoint>,
-) -> anyhow::Result<(Vec<ThresholdResult>, Vec<Sample>)> {
+) -> Result<(Vec<ThresholdResult>, Vec<Sample>), RunError> {
     let thresholds = record.thresholds.as_ref();
     let mut persona = job_persona(queue, record, &target.out)?;
     persona.eval = thresholds.map(Thresholds::spec);
@@ -44,10 +45,9 @@ pub(crate) fn check(
     if candidate.rows.is_empty() && thresholds.is_none() {
         return Ok((Vec::new(), Vec::new()));
     }
-    anyhow::ensure!(
-        !candidate.rows.is_empty(),
-        "the gate has no questions: no rows are held out, or they are plain texts; give a validation_file with questions"
-    );
+    if candidate.rows.is_empty() {
+        return Err(RunError::NoGateQuestions);
+    }
     let mut candidates = vec![candidate];
     if let Some(thresholds) = thresholds {
         candidates.extend(baselines::candidates(queue, record, thresholds)?);

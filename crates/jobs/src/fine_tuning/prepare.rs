@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
 use train::dataset::{DataRow, held_out};
@@ -10,6 +9,7 @@ use train::task::TrainTaskSpec;
 
 use crate::error::JobError;
 use crate::files;
+use crate::fine_tuning::error::RunError;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::records::job::JobRecord;
@@ -27,7 +27,7 @@ pub(crate) fn job_persona(
     queue: &JobsState,
     record: &JobRecord,
     adapter: &Path,
-) -> anyhow::Result<Persona> {
+) -> Result<Persona, RunError> {
     let personas = queue.service.personas();
     let settings = persona_settings(record, personas.get(&record.persona));
     let found = AdapterRef::in_folder(adapter)?;
@@ -35,7 +35,7 @@ pub(crate) fn job_persona(
 }
 
 /// The rows that are not trained on: those of the validation file, or the held-out training rows.
-pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> anyhow::Result<Vec<DataRow>> {
+pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> Result<Vec<DataRow>, RunError> {
     let pairs = record.settings.preference.is_some();
     if let Some(path) = &target.eval {
         return Ok(files::scan(path, pairs)?.whole()?.rows);
@@ -78,7 +78,7 @@ impl JobsState {
     }
 
     /// Reads and encodes the rows of `record`.
-    pub(crate) fn prepare(&self, record: &JobRecord) -> anyhow::Result<PreparedJob> {
+    pub(crate) fn prepare(&self, record: &JobRecord) -> Result<PreparedJob, RunError> {
         let validation = record.validation_file.as_deref();
         let target = Target {
             name: record.persona.clone(),
@@ -112,11 +112,8 @@ impl JobsState {
                 .iter()
                 .filter_map(|persona| persona.adapter.as_ref())
                 .find(|adapter| adapter.sha256_hex() == start.sha256)
-                .with_context(|| {
-                    format!(
-                        "the start adapter of {} is not on this server any more; name another model",
-                        start.persona
-                    )
+                .ok_or_else(|| RunError::StartAdapterGone {
+                    persona: start.persona.clone(),
                 })?;
             task.init_from_adapter(&found.read()?, start.sha256.clone(), config)?;
         }
@@ -124,7 +121,7 @@ impl JobsState {
     }
 
     /// The system prompt of training rows: a persona's prompt with the defaults of its variables.
-    fn training_system_prompt(&self, record: &JobRecord) -> anyhow::Result<Option<String>> {
+    fn training_system_prompt(&self, record: &JobRecord) -> Result<Option<String>, RunError> {
         let personas = self.service.personas();
         let same = |persona: &&Persona| persona.system_prompt == record.system_prompt;
         Ok(match personas.get(&record.persona).filter(same) {

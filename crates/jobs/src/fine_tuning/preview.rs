@@ -17,6 +17,7 @@ use train::{Example, TrainError, TrainSettings};
 use crate::error::JobError;
 use crate::files::StoredFile;
 use crate::files::with_client_name;
+use crate::fine_tuning::error::RunError;
 use crate::fine_tuning::prepare::BATCH_TOKENS;
 use crate::fine_tuning::request::NewJob;
 use crate::jobs_state::JobsState;
@@ -109,7 +110,7 @@ impl JobsState {
         record: &JobRecord,
         speed: Option<Option<f64>>,
     ) -> Result<Plan, JobError> {
-        let make = || -> anyhow::Result<Plan> {
+        let make = || -> Result<Plan, RunError> {
             let ready = self.prepare(record)?;
             let options = RunOptions {
                 batch_tokens: BATCH_TOKENS,
@@ -139,7 +140,7 @@ impl JobsState {
             Ok(plan)
         };
         make().map_err(|error| {
-            JobError::Plan(self.with_client_file_names(record, &format!("{error:#}")))
+            JobError::Plan(self.with_client_file_names(record, &error.to_string()))
         })
     }
 

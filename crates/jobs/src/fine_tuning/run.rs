@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
 use train::Learner;
 use train::task::DataReport;
 use train::trainer::{self, Outcome, RunOptions};
 
+use crate::fine_tuning::error::RunError;
 use crate::fine_tuning::eval_gate;
 use crate::fine_tuning::prepare::{BATCH_TOKENS, PreparedJob, STATE};
 use crate::fine_tuning::run_observer::RunObserver;
@@ -48,15 +48,8 @@ pub(crate) fn run(queue: &JobsState, record: &JobRecord, stop: &Arc<AtomicBool>)
         Ok(outcome) => outcome,
         Err(_) if stop.load(Ordering::SeqCst) => RunOutcome::Stopped,
         Err(error) => {
-            let message = queue.with_client_file_names(record, &format!("{error:#}"));
-            let code = match error.downcast_ref() {
-                Some(train::TrainError::Row { .. } | train::TrainError::Rows { .. }) => {
-                    "invalid_training_file"
-                }
-                Some(train::TrainError::NotFinite { .. }) => "diverged",
-                Some(train::TrainError::Memory { .. }) => "out_of_memory",
-                _ => "training_failed",
-            };
+            let message = queue.with_client_file_names(record, &error.to_string());
+            let code = error.code();
             RunOutcome::Failed(Failure {
                 code: code.to_owned(),
                 message,
@@ -71,7 +64,7 @@ fn train_and_finish(
     queue: &JobsState,
     record: &JobRecord,
     stop: &Arc<AtomicBool>,
-) -> anyhow::Result<RunOutcome> {
+) -> Result<RunOutcome, RunError> {
     let PreparedJob { task, target } = queue.prepare(record)?;
     let data = task.data.clone();
     let base = queue.service.base();
@@ -86,7 +79,7 @@ fn train_and_finish(
     let mut learner = training::learner(base).yielding(yield_point.clone());
     let sampling = SampleGenerator::new(queue, record, &target, &task, yield_point.clone(), stop);
     let sampling = sampling.unwrap_or_else(|error| {
-        let message = format!("Samples are off for this run: {error:#}");
+        let message = format!("Samples are off for this run: {error}");
         let message = queue.with_client_file_names(record, &message);
         queue.event_log(&record.id).push("warn", message, None);
         None
@@ -99,7 +92,7 @@ fn train_and_finish(
         Outcome::Interrupted { .. } => return Ok(RunOutcome::Stopped),
         Outcome::Finished(trained) => trained,
     };
-    let trained = trained.first().context("no adapter was trained")?;
+    let trained = trained.first().ok_or(RunError::NoAdapter)?;
     write_adapter(trained, &target, &data, queue, base_sha256)?;
     check_and_publish(queue, record, &target, &mut learner, yield_point)
 }
@@ -111,7 +104,7 @@ fn check_and_publish(
     target: &Target,
     learner: &mut dyn Learner,
     yield_point: Arc<JobYieldPoint>,
-) -> anyhow::Result<RunOutcome> {
+) -> Result<RunOutcome, RunError> {
     queue.update_progress(&record.id, |progress| {
         progress.phase = Some("examining".to_owned());
     });
@@ -164,14 +157,16 @@ fn write_adapter(
     data: &DataReport,
     queue: &JobsState,
     sha256: &str,
-) -> anyhow::Result<()> {
+) -> Result<(), RunError> {
     let origin = Origin {
         base: queue.service.base(),
         known_base: queue.known_base.as_deref(),
         sha256,
     };
-    folder::write(trained, target, data, &origin)
-        .with_context(|| format!("cannot write the adapter into {}", target.out.display()))
+    folder::write(trained, target, data, &origin).map_err(|source| RunError::WriteAdapter {
+        path: target.out.clone(),
+        source,
+    })
 }
 
 impl JobsState {

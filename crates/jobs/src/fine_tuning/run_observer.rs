@@ -156,7 +156,7 @@ impl Observer for RunObserver<'_> {
         };
         phase(Some("sampling"));
         if let Err(error) = sampling.sample(snapshot) {
-            let message = format!("Sampling after step {} failed: {error:#}", snapshot.step);
+            let message = format!("Sampling after step {} failed: {error}", snapshot.step);
             self.events.push("warn", message, None);
         }
         phase(None);

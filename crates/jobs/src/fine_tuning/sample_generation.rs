@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
 use formats::peft::Dtype;
 use formats::tokenizer::Special;
 use train::TrainTask;
@@ -18,6 +17,7 @@ use crate::error::JobError;
 use crate::evaluation::Candidate;
 use crate::evaluation::answers::{Question, Responder};
 use crate::evaluation::offline_engine;
+use crate::fine_tuning::error::RunError;
 use crate::fine_tuning::prepare::{STATE, held_out_rows, job_persona};
 use crate::fine_tuning::samples::{SampledAnswer, Samples};
 use crate::jobs_state::JobsState;
@@ -87,7 +87,7 @@ impl<'q> SampleGenerator<'q> {
         task: &TrainTask,
         yield_point: Arc<JobYieldPoint>,
         stop: &Arc<AtomicBool>,
-    ) -> anyhow::Result<Option<SampleGenerator<'q>>> {
+    ) -> Result<Option<SampleGenerator<'q>>, RunError> {
         let rows = match &record.sample_prompts {
             Some(prompts) => prompts.iter().map(|prompt| row_of(prompt)).collect(),
             None => {
@@ -159,7 +159,7 @@ impl<'q> SampleGenerator<'q> {
     }
 
     /// Samples the adapter of `snapshot` and stores the answers. If it is stopped on the way, it stores none, and the next process samples.
-    pub fn sample(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+    pub fn sample(&mut self, snapshot: &Snapshot<'_>) -> Result<(), RunError> {
         self.schedule.sampled.insert(snapshot.step);
         match self.answers(snapshot) {
             Err(_) if self.stop.load(Ordering::SeqCst) => Ok(()),
@@ -167,9 +167,9 @@ impl<'q> SampleGenerator<'q> {
         }
     }
 
-    fn answers(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<Vec<SampledAnswer>> {
+    fn answers(&self, snapshot: &Snapshot<'_>) -> Result<Vec<SampledAnswer>, RunError> {
         // A job trains one adapter.
-        let params = snapshot.adapters.first().context("there is no adapter")?;
+        let params = snapshot.adapters.first().ok_or(RunError::NoAdapter)?;
         let trained = TrainedAdapter {
             params: params.clone(),
             steps: snapshot.step,
@@ -178,8 +178,8 @@ impl<'q> SampleGenerator<'q> {
         let adapter = peft_adapter(&trained, &self.provenance)?;
         // In the state's folder, so that leftovers of a killed process are removed with it.
         let state = self.queue.job_folder(&self.record.id).join(STATE);
-        std::fs::create_dir_all(&state)?;
-        let folder = tempfile::tempdir_in(state)?;
+        std::fs::create_dir_all(&state).map_err(JobError::io(&state))?;
+        let folder = tempfile::tempdir_in(&state).map_err(JobError::io(&state))?;
         // In the precision that is published.
         adapter.write(folder.path(), Dtype::BF16, "")?;
         let mut persona = job_persona(self.queue, self.record, folder.path())?;

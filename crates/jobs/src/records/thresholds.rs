@@ -4,10 +4,6 @@ use registry::EvalSpec;
 use serde::{Deserialize, Serialize};
 use train::measures::ToneMarkers;
 
-/// The default of `tone_at_least`, as in persona.toml.
-const TONE: f64 = 0.95;
-/// The default of `copied_at_least`, as in persona.toml.
-const COPIED: f64 = 0.9;
 /// The largest threshold of a measure that is not a share.
 const MAX_BOUND: f64 = 100.0;
 /// The most patterns of a list.
@@ -77,8 +73,8 @@ impl Thresholds {
         EvalSpec {
             any_of: self.any_of.clone(),
             none_of: self.none_of.clone(),
-            tone_at_least: self.tone_at_least.unwrap_or(TONE),
-            copied_at_least: self.copied_at_least.unwrap_or(COPIED),
+            tone_at_least: self.tone_at_least.unwrap_or(EvalSpec::TONE_AT_LEAST),
+            copied_at_least: self.copied_at_least.unwrap_or(EvalSpec::COPIED_AT_LEAST),
             complete_at_least: self.complete_at_least,
             loss_at_most: self.loss_at_most,
             distinct_at_least: self.distinct_at_least,

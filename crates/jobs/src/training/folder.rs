@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use formats::peft::Dtype;
+use formats::peft::{Dtype, PeftError};
 use train::export::{Provenance, peft_adapter};
 use train::metrics::parse_metrics;
 use train::plot::{LossCurve, loss_curve};
@@ -10,10 +10,24 @@ use train::preference::RejectedPersona;
 use train::progress::Validation;
 use train::task::DataReport;
 use train::trainer::TrainedAdapter;
-use train::{PreferenceSettings, TrainSettings};
+use train::{PreferenceSettings, TrainError, TrainSettings};
 
 use base::Base;
 use base::hub;
+
+/// Why the folder of a trained adapter cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteFolderError {
+    /// The folder or the loss curve cannot be written.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A PEFT file cannot be written, or the adapter has a value that PEFT files cannot hold.
+    #[error(transparent)]
+    Peft(#[from] PeftError),
+    /// The adapter cannot be exported.
+    #[error(transparent)]
+    Export(#[from] TrainError),
+}
 
 /// One adapter to train.
 #[derive(Debug, Clone)]
@@ -55,7 +69,7 @@ pub fn write(
     target: &Target,
     data: &DataReport,
     origin: &Origin<'_>,
-) -> anyhow::Result<()> {
+) -> Result<(), WriteFolderError> {
     std::fs::create_dir_all(&target.out)?;
     let curve = LossCurve::new(&trained.name, &parse_metrics(&trained.metrics));
     let title = format!("{} on {}", trained.name, origin.base.name);

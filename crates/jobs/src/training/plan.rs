@@ -1,8 +1,8 @@
 //! The plan of a run: what it will do and need, as plain data and as JSON.
 
 use serde::Serialize;
-use train::RunEstimate;
 use train::estimate::MeasuredStep;
+use train::{RunEstimate, TrainError};
 
 use base::memory::AvailableMemory;
 
@@ -51,10 +51,10 @@ impl Plan {
     ///
     /// # Errors
     /// It does not fit.
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> Result<(), TrainError> {
         match self.memory_available {
             None => Ok(()),
-            Some(available) => Ok(self.forecast.check(available.bytes)?),
+            Some(available) => self.forecast.check(available.bytes),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::error::KernelError;
 /// Values that one task reads: enough that the cost of starting it does not matter.
 const PART: usize = 1 << 18;
 /// Measuring time: long compared with the clock's resolution and with waking the threads.
-const LEAST: Duration = Duration::from_millis(100);
+const MIN_DURATION: Duration = Duration::from_millis(100);
 
 impl CpuDevice {
     /// Bytes a second at which all threads together read `bytes` bytes, in order, again and again: what a step could reach
@@ -37,7 +37,7 @@ impl CpuDevice {
         pass();
         let started = Instant::now();
         let mut passes = 0;
-        while started.elapsed() < LEAST {
+        while started.elapsed() < MIN_DURATION {
             pass();
             passes += 1;
         }

@@ -180,7 +180,7 @@ fn doctor_prints_the_machine_and_the_plan() {
     for part in [
         "qwen3 of ",
         "precision  q4",
-        "because    q4 is what --precision asks for",
+        "because    --precision is q4",
         "kv blocks",
     ] {
         assert!(asked.succeeds().contains(part), "{part}: {asked:?}");

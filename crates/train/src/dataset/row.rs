@@ -4,7 +4,7 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind, shortened};
-use super::turns::turns;
+use super::conversation::turns;
 use super::{Columns, DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 

@@ -3,7 +3,7 @@
 
 Needs a running server, rows to train on, and only Python's standard library:
     lory serve --train-latency-budget 100ms --draft-tokens 0 --port 8000 &
-    python bench/train_beside.py http://127.0.0.1:8000 personas/customer/train.jsonl --streams 1,4
+    python bench/train_while_serving.py http://127.0.0.1:8000 personas/customer/train.jsonl --streams 1,4
 
 Each connection sends one stream after the other, in alternating rounds: first with the job paused, then with the job
 resumed. A gap is the time between two events of a stream, as the client reads them; the first event of a
