@@ -20,18 +20,17 @@ mod read;
 mod row;
 mod split;
 
-
 use std::sync::Arc;
 
 use formats::chat_template::{Message, alpaca_prompt};
 
 pub use crate::location::RowLocation;
 pub use columns::Columns;
+pub use conversation::MAX_TURNS;
 pub(crate) use fields::EMPTY_ANSWER;
 pub use read::{DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS};
 pub(crate) use row::object;
 pub use split::held_out;
-pub use conversation::MAX_TURNS;
 
 /// The content of a row, by its shape.
 #[derive(Debug, Clone, PartialEq)]

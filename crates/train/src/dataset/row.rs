@@ -3,8 +3,8 @@
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, kind, shortened};
 use super::conversation::turns;
+use super::fields::{Fields, kind, shortened};
 use super::{Columns, DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 
