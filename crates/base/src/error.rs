@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// A base cannot be opened. One variant for each thing that someone can do something about.
+/// Why a base cannot be opened. One variant for each cause that someone can act on.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     /// The base cannot be read.
@@ -10,7 +10,7 @@ pub enum BaseError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system reported.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The base is not a GGUF file, or a damaged one.

@@ -1,5 +1,4 @@
-//! A base's files, mapped: one GGUF, or a Hugging Face folder. Knows how each is read; what is made of them is for
-//! [`crate::open`].
+//! Maps the files of a base: a GGUF file, or a Hugging Face folder. Reads them; [`crate::open`] makes a base of them.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::BaseError;
 use crate::hub;
 
-/// A base's files, mapped.
+/// The mapped files of a base.
 pub struct BaseFiles {
     kind: Kind,
     mapped: Vec<Arc<MappedFile>>,
@@ -83,7 +82,7 @@ impl BaseFiles {
         }
     }
 
-    /// Gives back the memory of bytes that a tensor's view showed; they stay readable.
+    /// Releases the memory of a tensor's bytes. They can still be read, from disk.
     pub fn release(&self, bytes: &[u8]) {
         let holds = |file: &&Arc<MappedFile>| {
             let all = (***file).as_ref().as_ptr_range();
@@ -108,7 +107,7 @@ pub struct BaseText {
 }
 
 impl BaseText {
-    /// Reads what the GGUF file or the folder at `path` says about itself.
+    /// Reads the GGUF file or the folder at `path`, without its weights.
     ///
     /// # Errors
     /// [`BaseError`], naming the file and what is wrong in it.
@@ -150,10 +149,10 @@ fn map(path: &Path) -> Result<MappedFile, BaseError> {
     })
 }
 
-/// The files that a base at `path` consists of, those of a folder in the order of their names.
+/// The files of the base at `path`; those of a folder in the order of their names.
 ///
 /// # Errors
-/// A folder without weights that are read.
+/// The folder has no weights in a supported format.
 pub fn all_files(path: &Path) -> Result<Vec<PathBuf>, BaseError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -165,7 +164,7 @@ pub fn all_files(path: &Path) -> Result<Vec<PathBuf>, BaseError> {
     Ok(files)
 }
 
-/// The sha256 that a base is known by, in hex: of its file, or of the names and hashes of its folder's files.
+/// The sha256 of a base, in hex: of its file, or of the names and hashes of its folder's files.
 ///
 /// # Errors
 /// A file cannot be read.

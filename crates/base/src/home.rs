@@ -9,16 +9,16 @@ pub struct Home {
     data: PathBuf,
 }
 
-/// There is nowhere to keep files.
+/// The user has no folder for files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this user has no home folder to keep files in; set LORY_HOME to a folder")]
 pub struct NoHome;
 
 impl Home {
-    /// The folders that the environment names.
+    /// The folders of `LORY_HOME`; if it is not set, those of the platform.
     ///
     /// # Errors
-    /// [`NoHome`], where `LORY_HOME` is not set and the platform names no folder.
+    /// [`NoHome`] if `LORY_HOME` is not set and the platform has no folder for this user.
     pub fn find() -> Result<Self, NoHome> {
         if let Some(home) = std::env::var_os("LORY_HOME").filter(|home| !home.is_empty()) {
             return Ok(Self::at(Path::new(&home)));
@@ -30,7 +30,7 @@ impl Home {
         })
     }
 
-    /// Everything in one folder.
+    /// A home with everything in one folder.
     #[must_use]
     pub fn at(dir: &Path) -> Self {
         Self {
@@ -45,19 +45,19 @@ impl Home {
         self.cache.join("models").join(id)
     }
 
-    /// Bases that were quantized here.
+    /// The cache of quantized bases.
     #[must_use]
     pub fn quant_cache(&self) -> PathBuf {
         self.cache.join("quantized")
     }
 
-    /// The folder of personas that belong to this installation.
+    /// The folder of this installation's personas.
     #[must_use]
     pub fn personas(&self) -> PathBuf {
         self.data.join("personas")
     }
 
-    /// The registry of personas that this installation published.
+    /// The registry of this installation's published personas.
     #[must_use]
     pub fn registry(&self) -> PathBuf {
         self.data.join("registry")
@@ -75,13 +75,13 @@ impl Home {
         self.data.join("judgements")
     }
 
-    /// Adapters that clients sent and nobody has published yet.
+    /// Uploaded adapters that are not published yet.
     #[must_use]
     pub fn uploads(&self) -> PathBuf {
         self.cache.join("uploads")
     }
 
-    /// Copies of adapters from registries elsewhere, by content hash.
+    /// Copies of adapters from remote registries, by content hash.
     #[must_use]
     pub fn registry_cache(&self) -> PathBuf {
         self.cache.join("adapters")

@@ -1,22 +1,22 @@
-//! How much memory the machine has left for this process, its container's limit included.
+//! The memory that this process may use: what is free on the machine, and what its control groups (containers) allow.
 //!
-//! Linux tells it in files; elsewhere nothing is known, and nothing is refused.
+//! Read from Linux's files. On other systems it is unknown, and no plan is refused for its size.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// What is left, and what limits it.
+/// The available memory, and what limits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct AvailableMemory {
     /// Bytes.
     pub bytes: u64,
-    /// Who sets the limit.
+    /// What sets the limit.
     pub limit: MemoryLimit,
 }
 
-/// Who sets the limit.
+/// What sets the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemoryLimit {
@@ -29,7 +29,7 @@ pub enum MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// In words.
+    /// The limit in words, after a number of bytes.
     #[must_use]
     pub fn description(self) -> &'static str {
         match self {
@@ -46,8 +46,8 @@ pub fn available() -> Option<AvailableMemory> {
     available_under(Path::new("/"))
 }
 
-/// All that this process may ever have, in bytes: the machine's memory, or the tightest limit of its control groups. None
-/// where the system does not say.
+/// The most memory that this process can get, in bytes: the machine's memory, or the lowest limit of its control groups.
+/// `None` if the system does not report it.
 #[must_use]
 pub fn total() -> Option<u64> {
     total_under(Path::new("/"))
@@ -68,7 +68,7 @@ fn total_under(root: &Path) -> Option<u64> {
     groups.chain(machine).min()
 }
 
-/// What this process uses now, in bytes; `None` if the system does not report it.
+/// The memory that this process uses now, in bytes; `None` if the system does not report it.
 #[must_use]
 pub fn in_use() -> Option<u64> {
     kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
@@ -96,7 +96,7 @@ fn available_under(root: &Path) -> Option<AvailableMemory> {
     }
 }
 
-/// The folders of the control groups that this process is in, from its own up to the root, in both versions.
+/// The folders of this process's control groups, from its own up to the root, in cgroups version 1 and 2.
 fn groups(root: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut groups = Vec::new();
@@ -114,7 +114,7 @@ fn groups(root: &Path) -> Vec<PathBuf> {
             }
             _ => continue,
         };
-        // Inside a container the path may be the host's, whose folder is not here: the mount itself is then the group.
+        // Inside a container the path may be the host's and its folder missing. Then the mount itself is the group.
         let own = mount.join(path.trim_start_matches('/'));
         groups.extend(
             own.ancestors()
@@ -125,7 +125,7 @@ fn groups(root: &Path) -> Vec<PathBuf> {
     groups
 }
 
-/// The limit of a group less what it uses; pages of files that can be dropped do not count as used.
+/// A group's limit minus its use. Pages of files, which the system can drop, do not count as used.
 fn left(group: &Path) -> Option<u64> {
     let number = |name: &str| -> Option<u64> {
         fs::read_to_string(group.join(name))
@@ -149,7 +149,7 @@ fn left(group: &Path) -> Option<u64> {
             .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
             .sum()
     };
-    // Version 1 has totals over the groups below, too.
+    // Version 1 also has totals that include the groups below.
     let files = match of(["total_inactive_file", "total_active_file"]) {
         0 => of(["inactive_file", "active_file"]),
         total => total,
@@ -183,7 +183,7 @@ mod tests {
     );
 
     #[test]
-    fn without_a_group_it_is_what_is_free() {
+    fn free_memory_is_available_if_no_group_has_a_limit() {
         let found = machine(&[MEMINFO]).unwrap();
         assert_eq!(
             (found.bytes, found.limit),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tightest_group_above_counts_and_file_pages_do_not() {
+    fn lowest_limit_of_all_groups_counts_and_file_pages_do_not() {
         let found = machine(&[
             MEMINFO,
             ("proc/self/cgroup", "0::/jobs/mine\n"),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_is_the_machines_or_the_tightest_limit() {
+    fn total_is_the_machines_memory_or_the_lowest_limit() {
         let total = |files: &[(&str, &str)]| {
             let root = tempfile::tempdir().unwrap();
             for (name, text) in files {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_version_is_read_too_and_a_path_of_the_host_falls_back() {
+    fn cgroup_version_1_is_read_and_a_host_path_falls_back_to_the_mount() {
         let found = machine(&[
             MEMINFO,
             ("proc/self/cgroup", "4:memory:/docker/abc\n1:cpu:/\n0::/\n"),
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_holds_something() {
+    fn memory_of_this_process_is_read() {
         if cfg!(target_os = "linux") {
             assert!(in_use().unwrap() > 1 << 20 && available().unwrap().bytes > 0);
         }

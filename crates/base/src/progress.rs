@@ -1,4 +1,4 @@
-//! What takes longer than a moment, on stderr: a bar where someone watches, plain lines where a file does.
+//! Progress of long work, on stderr: a bar on a terminal, plain lines in a file.
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: ProgressBar,
-    watched: bool,
+    is_terminal: bool,
     hidden: bool,
-    /// What was added since it began, for readers on other threads.
+    /// The sum of all [`Progress::add`], for readers on other threads.
     counter: Option<Arc<AtomicU64>>,
 }
 
@@ -21,29 +21,29 @@ impl Progress {
     /// Progress on stderr.
     #[must_use]
     pub fn stderr() -> Self {
-        let watched = std::io::stderr().is_terminal();
+        let is_terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         Self {
             bar,
-            watched,
+            is_terminal,
             hidden: false,
             counter: None,
         }
     }
 
-    /// Progress that nobody sees.
+    /// Progress that is not shown.
     #[must_use]
     pub fn hidden() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         Self {
             bar,
-            watched: false,
+            is_terminal: false,
             hidden: true,
             counter: None,
         }
     }
 
-    /// Hidden progress; only `counter` shows it.
+    /// Hidden progress that adds to `counter`.
     #[must_use]
     pub fn counted(counter: Arc<AtomicU64>) -> Self {
         let mut progress = Progress::hidden();
@@ -51,12 +51,12 @@ impl Progress {
         progress
     }
 
-    /// Writes a line that stays.
+    /// Writes a line above the bar.
     pub fn say(&self, line: &str) {
         self.bar.suspend(|| eprintln!("{line}"));
     }
 
-    /// Something that takes a while, nobody knows how long.
+    /// Starts a spinner, for work of unknown length.
     pub fn spin(&mut self, what: &str) {
         self.start(
             ProgressBar::new_spinner(),
@@ -66,13 +66,13 @@ impl Progress {
         self.bar.enable_steady_tick(Duration::from_millis(120));
     }
 
-    /// `total` bytes that pass.
+    /// Starts a bar of `total` bytes.
     pub fn bytes(&mut self, what: &str, total: u64) {
         let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         self.start(ProgressBar::new(total), template, what);
     }
 
-    /// `total` things that are done one after the other.
+    /// Starts a bar of `total` items.
     pub fn count(&mut self, what: &str, total: u64) {
         self.start(
             ProgressBar::new(total),
@@ -81,12 +81,12 @@ impl Progress {
         );
     }
 
-    /// A bar in a form of its own; `{msg}` is set by [`Progress::message`].
+    /// Starts a bar with its own template; [`Progress::message`] sets `{msg}`.
     pub fn custom(&mut self, template: &str, total: u64) {
         self.start(ProgressBar::new(total), template, "");
     }
 
-    /// `amount` more is done.
+    /// Adds to the position.
     pub fn add(&self, amount: u64) {
         if let Some(counter) = &self.counter {
             counter.fetch_add(amount, Ordering::Relaxed);
@@ -94,30 +94,30 @@ impl Progress {
         self.bar.inc(amount);
     }
 
-    /// So much is done.
+    /// Sets the position.
     pub fn set(&self, position: u64) {
         self.bar.set_position(position);
     }
 
-    /// Changes the words of the line.
+    /// Sets the message of the bar.
     pub fn message(&self, message: String) {
         self.bar.set_message(message);
     }
 
-    /// Whether someone watches a bar; else plain lines are all there is.
+    /// Whether a bar is shown; otherwise only plain lines are.
     #[must_use]
-    pub fn is_watched(&self) -> bool {
-        self.watched
+    pub fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
-    /// Takes the line away.
+    /// Removes the bar.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 
     fn start(&mut self, bar: ProgressBar, template: &str, what: &str) {
         self.clear();
-        let target = if self.watched {
+        let target = if self.is_terminal {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
@@ -128,7 +128,7 @@ impl Progress {
         bar.set_style(style.progress_chars("━━╌"));
         bar.set_message(what.to_owned());
         self.bar = bar;
-        if !self.watched && !self.hidden && !what.is_empty() {
+        if !self.is_terminal && !self.hidden && !what.is_empty() {
             eprintln!("{what}");
         }
     }

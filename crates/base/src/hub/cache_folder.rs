@@ -1,5 +1,4 @@
-//! The cache folder of one base: whose lock it is to fetch, whether the file there is the right one, and putting a
-//! checked file in its place.
+//! The cache folder of one base: the lock to fetch into it, the check of the file there, and storing a checked file.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write as _};
@@ -14,7 +13,7 @@ use tempfile::TempDir;
 use super::known_bases::KnownBase;
 use crate::progress::Progress;
 
-/// The lock to fetch into a folder, one process at a time. Given back when dropped, or when the process ends.
+/// The lock to fetch into a folder: one process at a time has it. Released when it is dropped, or when the process ends.
 pub(super) struct FolderLock {
     folder: PathBuf,
     #[expect(dead_code, reason = "held for its lock")]
@@ -45,9 +44,9 @@ impl FolderLock {
                 .as_encoded_bytes()
                 .starts_with(atomic_file::MARK.as_bytes())
             {
-                // With the lock, all that are found are leftovers.
+                // No other process fetches while this one has the lock, so these are leftovers. One that cannot be removed only
+                // takes room.
                 let path = entry.path();
-                // A leftover that cannot be removed takes room and does no harm.
                 let _ = if path.is_dir() {
                     std::fs::remove_dir_all(&path)
                 } else {
@@ -61,14 +60,14 @@ impl FolderLock {
         })
     }
 
-    /// A folder that is gone when it is dropped.
+    /// A temporary folder in the cache folder.
     pub fn folder(&self) -> io::Result<TempDir> {
         tempfile::Builder::new()
             .prefix(atomic_file::MARK)
             .tempdir_in(&self.folder)
     }
 
-    /// Copies `reader` to a new file, checks length and hash, and puts it at `path`.
+    /// Copies `reader` to a new file, checks its length and hash, and moves it to `path`.
     pub fn store(
         &self,
         base: &KnownBase,
@@ -99,14 +98,14 @@ impl FolderLock {
             file.file().write_all(&buffer[..count]).map_err(io)?;
             progress.add(count as u64);
         }
-        agree(
+        check_content(
             base,
             length,
             &base16ct::lower::encode_string(&hasher.finalize()),
         )?;
-        open_to_others(file.file()).map_err(io)?;
+        make_readable(file.file()).map_err(io)?;
         let file = file.commit(path).map_err(io)?;
-        // Without a stamp the next start hashes the file once more: slower, no less right.
+        // If the stamp is missing, the next start hashes the file again.
         let _ = file
             .metadata()
             .and_then(|meta| write_stamp(&meta, base.sha256, path));
@@ -114,8 +113,8 @@ impl FolderLock {
     }
 }
 
-/// Whether length and hash are those of `base`.
-fn agree(base: &KnownBase, length: u64, sha256: &str) -> Result<(), String> {
+/// Checks that length and hash are those of `base`.
+fn check_content(base: &KnownBase, length: u64, sha256: &str) -> Result<(), String> {
     if length != base.bytes {
         return Err(format!(
             "the file has {length} bytes, {} has {}",
@@ -131,8 +130,8 @@ fn agree(base: &KnownBase, length: u64, sha256: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A cache may be shared, whatever the process's umask is.
-fn open_to_others(file: &File) -> io::Result<()> {
+/// Makes a file readable for all users, whatever the umask is: a cache may be shared.
+fn make_readable(file: &File) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
@@ -142,7 +141,7 @@ fn open_to_others(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// What a file was like when it was hashed, written next to it.
+/// The state of a file when it was hashed, written next to it.
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 struct Stamp {
     bytes: u64,
@@ -172,12 +171,12 @@ fn write_stamp(meta: &std::fs::Metadata, sha256: &str, path: &Path) -> io::Resul
     let text = serde_json::to_string(&stamp(meta, sha256)?)?;
     atomic_file::replace(&stamp_path(path), |file| {
         file.write_all(text.as_bytes())?;
-        open_to_others(file)
+        make_readable(file)
     })
 }
 
-/// Whether `base` lies whole at `path`: by the stamp of an earlier check, else by its hash. `Ok(false)` if there is no
-/// file.
+/// Whether `path` is the complete file of `base`: by the stamp of an earlier check, or else by its hash. `Ok(false)` if there is
+/// no file.
 pub(super) fn check(base: &KnownBase, path: &Path) -> Result<bool, String> {
     let io = |error: io::Error| format!("{}: {error}", path.display());
     let meta = match std::fs::metadata(path) {
@@ -186,14 +185,16 @@ pub(super) fn check(base: &KnownBase, path: &Path) -> Result<bool, String> {
     };
     let wrong = |why: String| format!("{}: {why}", path.display());
     if meta.len() != base.bytes {
-        return agree(base, meta.len(), "").map(|()| false).map_err(wrong);
+        return check_content(base, meta.len(), "")
+            .map(|()| false)
+            .map_err(wrong);
     }
-    let kept = std::fs::read(stamp_path(path)).ok();
-    let kept = kept.and_then(|text| serde_json::from_slice::<Stamp>(&text).ok());
-    if kept.is_some_and(|kept| stamp(&meta, base.sha256).is_ok_and(|now| now == kept)) {
+    let stored = std::fs::read(stamp_path(path)).ok();
+    let stored = stored.and_then(|text| serde_json::from_slice::<Stamp>(&text).ok());
+    if stored.is_some_and(|stored| stamp(&meta, base.sha256).is_ok_and(|now| now == stored)) {
         return Ok(true);
     }
-    agree(base, meta.len(), &hash_file(path).map_err(io)?).map_err(wrong)?;
+    check_content(base, meta.len(), &hash_file(path).map_err(io)?).map_err(wrong)?;
     let _ = write_stamp(&meta, base.sha256, path);
     Ok(true)
 }
@@ -230,7 +231,7 @@ mod tests {
     };
 
     #[test]
-    fn only_the_right_bytes_reach_their_place() {
+    fn only_a_file_with_the_known_length_and_hash_is_stored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(TINY.file);
         std::fs::write(
@@ -269,7 +270,7 @@ mod tests {
         std::fs::write(&path, "abcdef").unwrap();
         assert_eq!(check(&TINY, &path), Ok(true));
         assert!(stamp_path(&path).exists());
-        // As long, and another time of change.
+        // The same length, and another modification time.
         std::fs::write(&path, "abcdeX").unwrap();
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         File::options()
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_come_at_once_take_turns() {
+    fn concurrent_fetches_take_turns() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(TINY.file);
         std::thread::scope(|scope| {

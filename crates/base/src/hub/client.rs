@@ -1,6 +1,6 @@
 //! The HTTP client of a hub: lists a repository's files and downloads them. An interrupted download resumes where it stopped.
 //!
-//! `HF_ENDPOINT` names another hub than Hugging Face's, `HF_TOKEN` the account.
+//! `HF_ENDPOINT` selects another hub than Hugging Face's, `HF_TOKEN` the account.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -20,14 +20,14 @@ use crate::progress::Progress;
 const CONNECT: Duration = Duration::from_secs(20);
 const RESPONSE: Duration = Duration::from_secs(30);
 const READ: Duration = Duration::from_secs(60);
-/// How often a file that breaks off is taken up again within one run.
+/// The most attempts to download a file in one run.
 const ATTEMPTS: u32 = 4;
-/// Longest answer of the hub about a repository, in bytes.
+/// The longest listing of a repository, in bytes.
 const MAX_LISTING: u64 = 16 << 20;
-/// How a file ends that is under way.
+/// The extension of an incomplete file.
 const PART: &str = ".part";
 
-/// What the hub says about a repository.
+/// The hub's description of a repository.
 #[derive(Debug, Deserialize)]
 pub(super) struct RepositoryInfo {
     /// The commit.
@@ -43,7 +43,7 @@ pub(super) struct RepositoryFile {
     pub(super) rfilename: String,
     /// Its length.
     pub(super) size: Option<u64>,
-    /// What is known of a large one.
+    /// The hash of a large file.
     pub(super) lfs: Option<Lfs>,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Lfs {
     sha256: String,
 }
 
-/// Which hub to use, and the account.
+/// The hub and the account.
 #[derive(Clone, Default)]
 pub struct HubSettings {
     /// Its address; the default is Hugging Face's.
@@ -64,7 +64,7 @@ pub struct HubSettings {
 
 impl std::fmt::Debug for HubSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A token does not belong in a log.
+        // A token must not be logged.
         let token = self.token.as_ref().map(|_| "…");
         f.debug_struct("HubSettings")
             .field("endpoint", &self.endpoint)
@@ -100,7 +100,7 @@ impl<'a> HubClient<'a> {
             .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(RESPONSE))
             .timeout_per_read(Some(READ))
-            // Files lie with others; a token is for the hub alone.
+            // Other hosts store the files; only the hub gets the token.
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .http_status_as_error(false)
             .user_agent(concat!("lory/", env!("CARGO_PKG_VERSION")))
@@ -157,10 +157,10 @@ impl<'a> HubClient<'a> {
             .read_to_string()
             .map_err(|error| self.failed(error.to_string()))?;
         serde_json::from_str(&text)
-            .map_err(|error| self.failed(format!("its listing is not understood: {error}")))
+            .map_err(|error| self.failed(format!("its listing cannot be read: {error}")))
     }
 
-    /// Why the hub does not give something, and what to do about it.
+    /// Why the hub refuses a request, and what to do about it.
     fn refusal(&self, response: &Response<Body>, what: &str) -> String {
         let code = response
             .headers()
@@ -171,34 +171,36 @@ impl<'a> HubClient<'a> {
         let status = response.status();
         match (code, status) {
             ("GatedRepo", _) if self.token.is_none() => format!(
-                "{what} is gated: accept its terms at {page}, make a token at {}/settings/tokens, and set HF_TOKEN to it",
+                "{what} is gated: accept its terms at {page}, create a token at {}/settings/tokens, and set HF_TOKEN to it",
                 self.endpoint
             ),
             ("GatedRepo", _) => format!(
                 "{what} is gated, and the account of HF_TOKEN may not read it: accept its terms at {page} with that account (some \
-                 owners take days to agree), and see that the token may read gated repositories"
+                 owners need days to approve it), and check that the token may read gated repositories"
             ),
             ("RevisionNotFound", _) => {
-                format!("it has no such revision ({status}); leave --revision out for the newest")
+                format!(
+                    "it does not have this revision ({status}); leave --revision out for the newest"
+                )
             }
-            ("EntryNotFound", _) => format!("{what} is not there ({status})"),
+            ("EntryNotFound", _) => format!("{what} does not exist ({status})"),
             (_, StatusCode::UNAUTHORIZED) if self.token.is_none() => format!(
-                "there is no such repository, or it is private ({status}): check the id, or set HF_TOKEN"
+                "the repository does not exist or is private ({status}): check the id, or set HF_TOKEN"
             ),
             (_, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 format!("the account of HF_TOKEN may not read it ({status})")
             }
             (_, StatusCode::NOT_FOUND) => {
-                format!("there is no such repository ({status}): check the id")
+                format!("the repository does not exist ({status}): check the id")
             }
             (_, StatusCode::TOO_MANY_REQUESTS) => {
-                format!("the hub wants fewer requests ({status}): try again in some minutes")
+                format!("the hub limits requests ({status}): try again in a few minutes")
             }
             _ => format!("{what}: the hub answers {status}"),
         }
     }
 
-    /// Gets one file; how many bytes came.
+    /// Fetches one file and returns the bytes received.
     pub(super) fn fetch(
         &self,
         commit: &str,
@@ -229,10 +231,10 @@ impl<'a> HubClient<'a> {
         if let Some(lfs) = &file.lfs {
             let found = hash_file(&part).map_err(io)?;
             if found != lfs.sha256 {
-                // What is wrong stays wrong however often it is gone on with.
+                // Resuming would not repair it.
                 let _ = fs::remove_file(&part);
                 return Err(self.failed(format!(
-                    "{name}: the sha256 of what came is {found}, the hub says {}; it is removed: try again",
+                    "{name}: the sha256 of the download is {found}, the hub lists {}; the download is removed: try again",
                     lfs.sha256
                 )));
             }
@@ -244,7 +246,7 @@ impl<'a> HubClient<'a> {
         Ok(bytes)
     }
 
-    /// Downloads a file to `part`, in several attempts where the connection breaks; returns the bytes received.
+    /// Downloads a file to `part` and returns the bytes received. Tries again if the connection breaks.
     pub(super) fn download(
         &self,
         revision: &str,
@@ -259,7 +261,7 @@ impl<'a> HubClient<'a> {
             match self.resume(revision, name, size, part, progress, &mut bytes) {
                 Ok(()) => return Ok(bytes),
                 Err(error) if error.resumable && attempt < ATTEMPTS => {
-                    progress.say(&format!("{name}: {}; going on", error.why));
+                    progress.say(&format!("{name}: {}; trying again", error.why));
                     std::thread::sleep(Duration::from_millis(250 << attempt));
                     attempt += 1;
                 }
@@ -268,7 +270,7 @@ impl<'a> HubClient<'a> {
         }
     }
 
-    /// Downloads what `part` does not hold yet, in one attempt; adds the bytes received to `bytes`.
+    /// Downloads the rest of `part` in one attempt, and adds the bytes received to `bytes`.
     fn resume(
         &self,
         revision: &str,
@@ -310,7 +312,7 @@ impl<'a> HubClient<'a> {
             return Err(last(self.refusal(&response, "the file")));
         }
         if has > 0 && status != StatusCode::PARTIAL_CONTENT {
-            // It sends everything again.
+            // The hub sends the whole file again.
             out.set_len(0).map_err(disk)?;
             has = 0;
         }
@@ -318,9 +320,9 @@ impl<'a> HubClient<'a> {
         let mut reader = response.body_mut().as_reader();
         let mut buffer = vec![0; 1 << 18];
         loop {
-            let count = reader
-                .read(&mut buffer)
-                .map_err(|error| resumable(format!("broke off after {has} bytes ({error})")))?;
+            let count = reader.read(&mut buffer).map_err(|error| {
+                resumable(format!("the connection broke after {has} bytes ({error})"))
+            })?;
             if count == 0 {
                 break;
             }
@@ -331,21 +333,21 @@ impl<'a> HubClient<'a> {
             if size.is_some_and(|size| has > size) {
                 let _ = fs::remove_file(part);
                 return Err(last(format!(
-                    "longer than the {} bytes that the hub says",
+                    "longer than the {} bytes that the hub lists",
                     size.unwrap_or(0)
                 )));
             }
         }
         match size {
-            Some(size) if has < size => {
-                Err(resumable(format!("broke off after {has} of {size} bytes")))
-            }
+            Some(size) if has < size => Err(resumable(format!(
+                "the connection broke after {has} of {size} bytes"
+            ))),
             _ => Ok(()),
         }
     }
 }
 
-/// Why a file did not arrive.
+/// Why a file was not downloaded.
 pub(super) struct DownloadError {
     pub(super) why: String,
     /// Whether another attempt can continue where this one stopped.
@@ -358,7 +360,7 @@ impl DownloadError {
         DownloadError { why, resumable }
     }
 
-    /// An error that another attempt would meet again.
+    /// An error that another attempt would not change.
     fn last(why: String) -> DownloadError {
         let resumable = false;
         DownloadError { why, resumable }

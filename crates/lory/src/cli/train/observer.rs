@@ -137,7 +137,7 @@ impl Observer for ProgressObserver {
             .last_line
             .is_none_or(|at| at.elapsed() >= LINE_INTERVAL)
             || metrics.step == metrics.steps;
-        if !self.progress.is_watched() && due {
+        if !self.progress.is_terminal() && due {
             self.last_line = Some(Instant::now());
             eprintln!("step {}/{}  {message}", metrics.step, metrics.steps);
         }
