@@ -14,7 +14,7 @@
 //! - [`config`], [`request`], [`handle`]: the settings, what a request is, and how the rest of the program submits one;
 //!   `permit`: the bound on requests in the engine
 //! - [`adapter_pool`]: the adapters in memory, with leases; [`reservation`]: how a request gets all of its adapters, and
-//!   waits for them; [`adapter_id`]: the content hash they are known by
+//!   waits for them (`wait_queue`); [`adapter_id`]: the content hash they are known by
 //! - `sequence`: one request under way; `scheduler`: which sequences run in the next step, with `fair_share` (whose turn it
 //!   is), `step_cost` (how many rows fit in a step's time), `blocks` and `prefix_cache` (the KV cache), and `prompt_lookup`
 //!   (draft tokens)

@@ -17,11 +17,11 @@
 //!
 //! Start with `work_queue`, which keeps the records of both kinds of work, then [`fine_tuning`] and [`evaluation`].
 //!
-//! - [`Jobs`]: the worker threads; [`JobsState`]: the files and queues that they share with the API's calls
+//! - [`Jobs`]: the `worker_threads`; [`JobsState`]: the files and queues that they share with the API's calls
 //! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step
 //! - [`files`]: uploads; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
-//! - `yield_point`: lets requests go first; [`metrics`]: metrics
+//! - `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
 //!
 //! Records, request bodies and previews derive `utoipa::ToSchema`, although this crate does not know HTTP: the server reads and returns
 //! them as they are, and a second definition of each field there would have to be kept in step with this one.

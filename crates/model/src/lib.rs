@@ -8,6 +8,7 @@
 //! - `adapter` and `pack_adapter`: a PEFT adapter becomes an [`Adapter`] that the device runs.
 //! - `precision`: float weights converted on load. `sizes`: what a model takes in memory, before it is loaded.
 //! - `merge`: an adapter added to its base's weights.
+//! - `source_type`: which GGUF types the kernels run. `error`: what can fail.
 //! - `yield_point`: where a background client gives way.
 
 mod adapter;

@@ -8,7 +8,8 @@
 //!
 //! - [`personas`]: a set of personas, and the lookup of a [`spec`] such as `customer@3*0.7+partner*0.3`
 //! - [`persona_file`]: `persona.toml`, read with the line of every error (`toml_source`); [`variables`] of its system prompt
-//! - [`registry`]: publishing and all other changes; [`settings`]: what is published with an adapter; [`maintenance`]:
+//! - [`registry`]: publishing and all other changes; [`settings`]: what is published with an adapter, with its
+//!   `sampling_settings`; [`maintenance`]:
 //!   verification and garbage collection
 //! - [`log_entry`]: one entry of the registry's log; [`state`]: what the entries add up to
 //! - [`blob`]: adapters as immutable blobs; `blob_cache`: copies of remote ones; [`store`]: the object store of both

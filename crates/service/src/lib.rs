@@ -18,7 +18,7 @@
 //!
 //! - Requests: [`request`], with the names and limits of its [`fields`]; [`caller`], its API key; [`request_log`] and
 //!   [`request_metrics`], what is recorded of it; [`error`]
-//! - Answers: [`answer`]; [`tools`] and their calls; `stop`; `parallel_sampling`, several answers to one prompt;
+//! - Answers: [`answer`]; [`tools`] and their calls, which `tool_call_parser` finds in the text; `stop`; `parallel_sampling`, several answers to one prompt;
 //!   [`model_identity`], what answered
 //! - Personas: [`catalog`], those that can be requested now; `persona_service::publishing`; [`uploads`], adapters from clients, which
 //!   `archive` unpacks; [`shadow`] versions; [`votes`] of people who compared answers

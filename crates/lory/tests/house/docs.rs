@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::Visit;
 
-use crate::{files, root};
+use crate::{crates, files, root};
 
 /// Words that are not ours: other programs, formats and protocols, or examples.
 const NOT_OURS: &[&str] = &[
@@ -400,4 +400,33 @@ fn links_between_documents_lead_somewhere() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn front_pages_name_every_module() {
+    let mut missing = Vec::new();
+    for (name, folder) in crates() {
+        let text = std::fs::read_to_string(folder.join("src/lib.rs")).unwrap();
+        let page = text.lines().filter(|line| line.starts_with("//!"));
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let named: BTreeSet<&str> = page.flat_map(|line| line.split(|c| !is_word(c))).collect();
+        let modules = text.lines().filter_map(|line| {
+            let line = line.strip_prefix("pub ").unwrap_or(line);
+            line.strip_prefix("mod ")?.strip_suffix(';')
+        });
+        for module in modules {
+            // A module may be named by its type: `app_state` by `AppState`.
+            let type_name: String = module
+                .split('_')
+                .map(|part| part[..1].to_uppercase() + &part[1..])
+                .collect();
+            if !named.contains(module) && !named.contains(type_name.as_str()) {
+                missing.push(format!("{name}: {module}"));
+            }
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "the `//!` pages of these crates do not name these modules: {missing:#?}"
+    );
 }

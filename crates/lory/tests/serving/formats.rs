@@ -192,7 +192,17 @@ fn streamed_tool_call_equals_the_whole_one() {
     body["tools"] = json!([weather()]);
     body["tool_choice"] = json!("required");
     body["max_completion_tokens"] = json!(400);
-    let whole = chat(&body);
+    body["temperature"] = json!(1.0);
+    // Several calls, so that their ids can be compared.
+    let several_calls = |seed: u64| {
+        body["seed"] = json!(seed);
+        let whole = chat(&body);
+        let calls = whole["choices"][0]["message"]["tool_calls"].as_array();
+        (calls.unwrap().len() > 1).then_some(whole)
+    };
+    let whole = (0..20)
+        .find_map(several_calls)
+        .expect("a seed with several calls");
     let expected = &whole["choices"][0]["message"]["tool_calls"];
     let mut calls: Vec<(String, String, String)> = Vec::new();
     let mut reason = Value::Null;
@@ -225,9 +235,7 @@ fn streamed_tool_call_equals_the_whole_one() {
         assert_eq!(*name, expected["function"]["name"]);
         assert_eq!(*arguments, expected["function"]["arguments"]);
     }
-    if let [(first, ..), (second, ..), ..] = calls.as_slice() {
-        assert_ne!(first, second);
-    }
+    assert_ne!(calls[0].0, calls[1].0);
 }
 
 #[test]

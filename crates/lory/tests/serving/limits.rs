@@ -140,9 +140,13 @@ fn request_over_the_drain_timeout_is_closed() {
     });
     // A client that never sends its body keeps its request running.
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{";
+    let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
     stream.write_all(begun).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    // The server asks for the body once the request runs.
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"{").unwrap();
     server.stop();
     server.join();
     let mut answer = Vec::new();

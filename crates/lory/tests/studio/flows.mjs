@@ -353,6 +353,10 @@ const flows = {
     await page.locator("main").focus();
     await page.keyboard.press("2");
     await page.getByRole("heading", { name: "Personas", level: 1 }).waitFor(WAIT);
+    await page.locator(".skip").focus();
+    await page.keyboard.press("Enter");
+    assert.equal(await page.evaluate(() => document.activeElement.id), "main");
+    assert.equal(new URL(page.url()).hash, "#personas");
     await page.keyboard.press("?");
     await page.getByRole("dialog").waitFor(WAIT);
     await page.keyboard.press("Escape");

@@ -203,5 +203,10 @@ addEventListener("keydown", (event) => {
   }
 });
 
+// The link's fragment is not a view: following it would open the first one.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
 addEventListener("hashchange", showView);
 pollStatus();
