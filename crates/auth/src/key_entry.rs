@@ -1,5 +1,6 @@
 //! One key's settings, and the rules for its name and its personas.
 
+use crate::quota::Quotas;
 use crate::secret::SecretHash;
 
 /// The longest name of a key, in characters.
@@ -28,6 +29,8 @@ pub struct KeyEntry {
     pub tokens_per_minute: Option<u32>,
     /// Its weight among waiting requests, 1 to [`MAX_SHARE`].
     pub share: u32,
+    /// How much it may store and queue.
+    pub quotas: Quotas,
 }
 
 /// Checks the name of a key.

@@ -11,6 +11,8 @@
 //! requests_per_minute = 60            # [default: no limit]
 //! tokens_per_minute = 20000           # of prompts and answers [default: no limit]
 //! share = 1                           # its weight among waiting requests, 1 to 100
+//! open_jobs = 16                      # quotas: also stored_jobs, open_evaluations, stored_evaluations, files, file_bytes, votes and
+//!                                     # vote_pairs [default: a quarter of the server's limit]
 //! ```
 
 use std::collections::HashSet;
@@ -24,6 +26,7 @@ use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::error::KeysError;
 use crate::key_entry::{KeyEntry, MAX_SHARE, check_name, check_pattern};
+use crate::quota::{Quotas, Resource};
 use crate::secret::SecretHash;
 
 /// The most keys in a file. Each request is compared with all of them.
@@ -54,6 +57,33 @@ struct RawKey {
     requests_per_minute: Option<Spanned<i64>>,
     tokens_per_minute: Option<Spanned<i64>>,
     share: Option<Spanned<i64>>,
+    open_jobs: Option<Spanned<i64>>,
+    stored_jobs: Option<Spanned<i64>>,
+    open_evaluations: Option<Spanned<i64>>,
+    stored_evaluations: Option<Spanned<i64>>,
+    files: Option<Spanned<i64>>,
+    file_bytes: Option<Spanned<i64>>,
+    votes: Option<Spanned<i64>>,
+    vote_pairs: Option<Spanned<i64>>,
+}
+
+impl RawKey {
+    /// The quota of each resource as it is written.
+    fn quotas(&mut self) -> [(Resource, Option<Spanned<i64>>); Resource::ALL.len()] {
+        Resource::ALL.map(|resource| {
+            let written = match resource {
+                Resource::OpenJobs => &mut self.open_jobs,
+                Resource::StoredJobs => &mut self.stored_jobs,
+                Resource::OpenEvaluations => &mut self.open_evaluations,
+                Resource::StoredEvaluations => &mut self.stored_evaluations,
+                Resource::Files => &mut self.files,
+                Resource::FileBytes => &mut self.file_bytes,
+                Resource::Votes => &mut self.votes,
+                Resource::VotePairs => &mut self.vote_pairs,
+            };
+            (resource, written.take())
+        })
+    }
 }
 
 /// Parses the text of a file. `place` is its name in errors.
@@ -80,7 +110,7 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
     }
     let mut names = HashSet::new();
     let mut entries = Vec::with_capacity(raw.key.len());
-    for key in raw.key {
+    for mut key in raw.key {
         let name = key.name.get_ref().clone();
         check_name(&name).map_err(|message| at(key.name.span().start, message))?;
         if !names.insert(name.clone()) {
@@ -109,7 +139,25 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
                 }
             },
         };
+        let mut quotas = Quotas::default();
+        for (resource, value) in key.quotas() {
+            // Bytes may be more than 32 bits hold.
+            let quota = match value {
+                None => None,
+                Some(value) => match u64::try_from(*value.get_ref()) {
+                    Ok(quota) => Some(quota),
+                    Err(_) => {
+                        let (field, found) = (resource.key(), value.get_ref());
+                        let message =
+                            format!("key {name}: {field} must be 0 or more, not {found}");
+                        return Err(at(value.span().start, message));
+                    }
+                },
+            };
+            quotas.set(resource, quota);
+        }
         entries.push(KeyEntry {
+            quotas,
             base: key.base.unwrap_or(key.personas.is_none()),
             requests_per_minute: number("requests_per_minute", key.requests_per_minute, u32::MAX)?,
             tokens_per_minute: number("tokens_per_minute", key.tokens_per_minute, u32::MAX)?,
@@ -152,6 +200,11 @@ pub fn write(entry: &KeyEntry) -> String {
     ] {
         if let Some(number) = number {
             table[field] = value(i64::from(number));
+        }
+    }
+    for resource in Resource::ALL {
+        if let Some(quota) = entry.quotas.get(resource) {
+            table[resource.key()] = value(i64::try_from(quota).unwrap_or(i64::MAX));
         }
     }
     let mut document = DocumentMut::new();
@@ -264,7 +317,12 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     fn entry(name: &str) -> KeyEntry {
+        let mut quotas = Quotas::default();
+        for (index, resource) in Resource::ALL.into_iter().enumerate() {
+            quotas.set(resource, Some(index as u64));
+        }
         KeyEntry {
+            quotas,
             name: name.to_owned(),
             sha256: SecretHash::of("abc"),
             personas: Some(vec!["customer".to_owned(), "acme-*".to_owned()]),
@@ -289,6 +347,7 @@ mod tests {
                 requests_per_minute: None,
                 tokens_per_minute: None,
                 share: 1,
+                quotas: Quotas::default(),
                 ..entry("plain")
             },
         ] {
@@ -337,6 +396,10 @@ mod tests {
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nshare = 101"),
                 "keys:4: key a: share must be from 1 to 100, not 101",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nfile_bytes = -1"),
+                "keys:4: key a: file_bytes must be 0 or more, not -1",
             ),
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\npersonas = ['Upper']"),

@@ -5,6 +5,7 @@
 use crate::error::KeysError;
 use crate::key_entry::{KeyEntry, check_name, name_rule};
 use crate::key_file::parse;
+use crate::quota::Quotas;
 use crate::secret::{MAX_CHARACTERS, MIN_CHARACTERS, SecretHash};
 
 /// Reads the text of a variable, in either form.
@@ -57,6 +58,7 @@ pub fn parse_variable(variable: &str, text: &str) -> Result<Vec<KeyEntry>, KeysE
             requests_per_minute: None,
             tokens_per_minute: None,
             share: 1,
+            quotas: Quotas::default(),
         });
     }
     Ok(entries)

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
+use formats::persona_name::is_persona_name;
+
 use crate::error::{AuthError, KeysError};
 use crate::key_entry::{KeyEntry, MAX_NAME};
+use crate::quota::Owner;
 use crate::rate_limit::RateLimiter;
 use crate::secret::{MAX_CHARACTERS, SecretHash};
 use crate::{key_file, key_variable};
@@ -56,6 +59,24 @@ impl Key {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.entry.name
+    }
+
+    /// The owner of its records, with its quotas.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner::key(&self.entry.name, self.entry.quotas)
+    }
+
+    /// A name that it may use for a new persona: `name` itself, or `name` after the beginning of one of its patterns.
+    #[must_use]
+    pub fn new_persona_name(&self, name: &str) -> Option<String> {
+        let patterns = self.entry.personas.iter().flatten();
+        let beginnings = patterns.filter_map(|pattern| pattern.strip_suffix('*'));
+        [""]
+            .into_iter()
+            .chain(beginnings)
+            .map(|beginning| format!("{beginning}{name}"))
+            .find(|name| is_persona_name(name) && self.may_use(name))
     }
 
     /// Whether it may use the persona of this name.
@@ -403,6 +424,18 @@ mod tests {
         );
         assert!(b.check_base("tiny").is_err() && b.check_admin().is_err());
         assert!(a.check_priority(0).is_ok() && a.check_priority(-1).is_err());
+    }
+
+    #[test]
+    fn name_of_a_new_persona_is_within_the_patterns() {
+        let text = table("a", "a", "personas = ['customer', 'acme-*']")
+            + &table("b", "b", "personas = ['customer']")
+            + &table("c", "c", "");
+        let (_folder, _, keys) = keys(&text);
+        let name = |secret| keys.find(secret).unwrap().new_persona_name("ft-1");
+        assert_eq!(name("a").as_deref(), Some("acme-ft-1"));
+        assert_eq!(name("b"), None);
+        assert_eq!(name("c").as_deref(), Some("ft-1"));
     }
 
     #[test]

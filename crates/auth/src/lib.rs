@@ -8,6 +8,7 @@
 //! - [`key_file`]: reads and edits the file of keys
 //! - [`key_variable`]: reads keys from `LORY_API_KEYS`
 //! - [`secret`]: a client's secret and its hash
+//! - [`quota`]: how much of what is stored and queued one key may have
 //! - [`rate_limit`]: limits on requests and tokens a minute
 //! - [`error`]: errors in a file of keys, and refusals
 
@@ -16,9 +17,11 @@ pub mod key_entry;
 pub mod key_file;
 pub mod key_variable;
 pub mod keys;
+pub mod quota;
 pub mod rate_limit;
 pub mod secret;
 
 pub use error::{AuthError, KeysError};
 pub use key_entry::KeyEntry;
 pub use keys::{Key, Keys, TokenReservation};
+pub use quota::{Owner, QuotaExceeded, Quotas, Resource, Usage};

@@ -3,8 +3,8 @@
 //!
 //! Start with [`checkpoint`], which describes what a decoder's weights come from; [`gguf`] and [`folder`] are the two kinds.
 //! [`config`] has the dimensions of a model, [`peft`] the adapters, [`tokenizer`] and [`chat_template`] the way from a
-//! conversation to token ids. [`safetensors`] is the container of folders and adapters. [`atomic_file`], [`append_log`] and
-//! [`decimal`] are small tools that the crates above share: [`persona_name`] has the rule of persona names, [`file`] reads files
+//! conversation to token ids. [`safetensors`] is the container of folders and adapters. [`atomic_file`], [`append_log`],
+//! [`bounded_regex`] and [`decimal`] are small tools that the crates above share: [`persona_name`] has the rule of persona names, [`file`] reads files
 //! up to a limit, `sha256` hashes lists of fields, and [`disk`] is the layer under every file that Lory writes.
 //!
 //! Every input is untrusted: sizes are checked before memory is allocated, and an error names the file and the tensor or field.
@@ -12,6 +12,7 @@
 
 pub mod append_log;
 pub mod atomic_file;
+pub mod bounded_regex;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;

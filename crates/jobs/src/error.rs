@@ -126,6 +126,9 @@ pub enum JobError {
     /// The rows of a job are invalid, or it does not fit into memory.
     #[error("{0}")]
     Plan(String),
+    /// The work was stopped, because its client is gone or the server shuts down.
+    #[error("stopped before it was done: the client is gone, or the server shuts down")]
+    Stopped,
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {

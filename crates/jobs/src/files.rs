@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::atomic_file;
 use serde::{Deserialize, Serialize};
-use train::dataset::{Columns, Dataset, DatasetScan};
-use train::preference::{holds_pairs, scan_pairs};
+use train::TrainError;
+use train::dataset::{Columns, Dataset, DatasetScan, HoldOut};
+use train::preference::{holds_pairs, scan_pairs_until};
 
 use crate::error::JobError;
 use crate::listing::{Page, Viewer};
@@ -51,6 +53,9 @@ pub struct StoredFile {
     pub rows: usize,
     /// Whether each row has a chosen and a rejected answer.
     pub pairs: bool,
+    /// What decides which of its rows are held out; `None` in records of older versions.
+    #[serde(default)]
+    pub hold_out: Option<HoldOut>,
 }
 
 /// All files.
@@ -145,6 +150,7 @@ impl Files {
         upload: Upload,
         filename: &str,
         owner: Option<String>,
+        stop: &AtomicBool,
     ) -> Result<StoredFile, JobError> {
         let Upload {
             folder,
@@ -155,14 +161,13 @@ impl Files {
         } = upload;
         file.sync_all().map_err(JobError::io(&path))?;
         let filename = plain_name(filename);
-        let named =
-            |error: train::TrainError| JobError::Rows(with_client_name(&error, &path, &filename));
+        let named = |error| match error {
+            TrainError::Stopped => JobError::Stopped,
+            error => JobError::Rows(with_client_name(&error, &path, &filename)),
+        };
         let pairs = holds_pairs(&path).map_err(named)?;
-        let rows = scan(&path, pairs)
-            .and_then(DatasetScan::whole)
-            .map_err(named)?
-            .rows
-            .len();
+        let scanned = scan(&path, pairs, stop).and_then(DatasetScan::whole);
+        let rows = scanned.map_err(named)?.rows;
         let mut all = self.lock();
         if all.len() >= MAX_FILES {
             return Err(JobError::TooManyFiles { limit: MAX_FILES });
@@ -174,8 +179,9 @@ impl Files {
             created_at: now(),
             filename,
             bytes,
-            rows,
+            rows: rows.len(),
             pairs,
+            hold_out: Some(HoldOut::of(&rows)),
         };
         let rows_path = folder.path().join(&stored.filename);
         std::fs::rename(&path, &rows_path).map_err(JobError::io(&rows_path))?;
@@ -215,6 +221,23 @@ impl Files {
         page.of(seen, |file| &file.id)
     }
 
+    /// What decides which rows of a file are held out. A file of an older version is read once for that.
+    pub fn hold_out(&self, file: &StoredFile, stop: &AtomicBool) -> Result<HoldOut, JobError> {
+        if let Some(hold_out) = file.hold_out {
+            return Ok(hold_out);
+        }
+        let path = self.path(file);
+        let scanned = scan(&path, file.pairs, stop).map_err(|error| match error {
+            TrainError::Stopped => JobError::Stopped,
+            error => JobError::Rows(with_client_name(&error, &path, &file.filename)),
+        })?;
+        let hold_out = HoldOut::of(&scanned.data.rows);
+        if let Some(file) = self.lock().get_mut(&file.id) {
+            file.hold_out = Some(hold_out);
+        }
+        Ok(hold_out)
+    }
+
     /// The path of a file's bytes.
     pub fn path(&self, file: &StoredFile) -> PathBuf {
         self.dir.join(&file.id).join(&file.filename)
@@ -237,15 +260,19 @@ impl Files {
 }
 
 /// Reads the rows of a file and everything that is wrong with them; for pairs, the rows with the chosen answers.
-pub(crate) fn scan(path: &Path, pairs: bool) -> Result<DatasetScan, train::TrainError> {
+pub(crate) fn scan(
+    path: &Path,
+    pairs: bool,
+    stop: &AtomicBool,
+) -> Result<DatasetScan, TrainError> {
     match pairs {
-        true => Ok(scan_pairs(path)?.chosen),
-        false => Dataset::scan(path, &Columns::default()),
+        true => Ok(scan_pairs_until(path, stop)?.chosen),
+        false => Dataset::scan_until(path, &Columns::default(), stop),
     }
 }
 
 /// The message of `error` with the client's file name instead of the path, which clients must not see.
-pub(crate) fn with_client_name(error: &train::TrainError, path: &Path, filename: &str) -> String {
+pub(crate) fn with_client_name(error: &TrainError, path: &Path, filename: &str) -> String {
     error
         .to_string()
         .replace(&path.display().to_string(), filename)
@@ -277,7 +304,7 @@ mod tests {
     fn uploaded(files: &Files, text: &str, name: &str) -> Result<StoredFile, JobError> {
         let mut upload = files.start_upload()?;
         upload.write(text.as_bytes())?;
-        files.finish_upload(upload, name, None)
+        files.finish_upload(upload, name, None, &train::stop::NEVER)
     }
 
     const ROW: &str = "{\"instruction\":\"Hi\",\"output\":\"Hello.\"}\n";

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use service::{Caller, Service};
@@ -125,8 +125,8 @@ pub struct JobsState {
     pub(crate) trained_tokens: AtomicU64,
     /// Training speed of the latest step.
     pub(crate) tokens_per_s: Mutex<Option<f64>>,
-    /// Held while a step is measured for a plan.
-    pub(crate) measuring: Mutex<()>,
+    /// Held while a plan is made.
+    pub(crate) planning: Mutex<()>,
     /// Held while a kept adapter is published.
     pub(crate) publishing: Mutex<()>,
     /// Held for the process's lifetime: only one process works on the queues.
@@ -169,7 +169,7 @@ impl JobsState {
             evaluations: WorkQueue::new(evaluations_dir, evaluations),
             trained_tokens: AtomicU64::new(0),
             tokens_per_s: Mutex::new(None),
-            measuring: Mutex::new(()),
+            planning: Mutex::new(()),
             publishing: Mutex::new(()),
             _lock: file,
         })
@@ -204,15 +204,16 @@ impl JobsState {
     /// Accepts a complete upload if every line is a row.
     ///
     /// # Errors
-    /// [`JobError::Rows`] with the broken lines, [`JobError::TooManyFiles`], or a disk error.
+    /// [`JobError::Rows`] with the broken lines, [`JobError::TooManyFiles`], [`JobError::Stopped`] once `stop` is set, or a disk error.
     pub fn finish_upload(
         &self,
         upload: Upload,
         filename: &str,
         caller: &Caller,
+        stop: &AtomicBool,
     ) -> Result<StoredFile, JobError> {
         let owner = Viewer::of(caller).name().map(str::to_owned);
-        self.files.finish_upload(upload, filename, owner)
+        self.files.finish_upload(upload, filename, owner, stop)
     }
 
     /// A file.

@@ -61,6 +61,8 @@ pub(crate) struct WorkQueue<R> {
 pub(crate) struct QueueState<R> {
     pub(crate) records: BTreeMap<String, R>,
     pub(crate) running: Option<Running>,
+    /// The record that is prepared for its turn.
+    pub(crate) preparing: Option<Running>,
     closing: bool,
 }
 
@@ -72,6 +74,16 @@ pub(crate) struct Running {
     pub(crate) stop: Arc<AtomicBool>,
     /// Parts that are done.
     pub(crate) done: Arc<AtomicU64>,
+}
+
+impl Running {
+    fn new(id: &str) -> Running {
+        Running {
+            id: id.to_owned(),
+            stop: Arc::default(),
+            done: Arc::default(),
+        }
+    }
 }
 
 impl<R: QueueRecord> WorkQueue<R> {
@@ -86,6 +98,7 @@ impl<R: QueueRecord> WorkQueue<R> {
             state: Mutex::new(QueueState {
                 records,
                 running: None,
+                preparing: None,
                 closing: false,
             }),
             changed: Condvar::new(),
@@ -235,7 +248,7 @@ impl<R: QueueRecord> WorkQueue<R> {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closing = true;
-        if let Some(running) = &state.running {
+        for running in state.running.iter().chain(&state.preparing) {
             running.stop.store(true, Ordering::SeqCst);
         }
         drop(state);
@@ -256,24 +269,27 @@ impl<R: QueueRecord> QueueState<R> {
         found.cloned().ok_or_else(|| R::not_found(id))
     }
 
+    /// Marks `id` as the record that a worker prepares for its turn.
+    pub(crate) fn prepare(&mut self, id: &str) -> Running {
+        let preparing = Running::new(id);
+        self.preparing = Some(preparing.clone());
+        preparing
+    }
+
     /// Marks `id` as the record that a worker is working on.
     pub(crate) fn start(&mut self, id: &str) -> Running {
-        let running = Running {
-            id: id.to_owned(),
-            stop: Arc::default(),
-            done: Arc::default(),
-        };
+        let running = Running::new(id);
         self.running = Some(running.clone());
         running
     }
 
-    /// Makes the worker of `id` stop, and returns whether there is one.
+    /// Makes the workers of `id` stop, and returns whether one of them runs it.
     pub(crate) fn stop(&self, id: &str) -> bool {
-        let running = self.running.as_ref().filter(|running| running.id == id);
-        if let Some(running) = running {
+        let of_id = |running: &&Running| running.id == id;
+        for running in self.running.iter().chain(&self.preparing).filter(of_id) {
             running.stop.store(true, Ordering::SeqCst);
         }
-        running.is_some()
+        self.running.as_ref().is_some_and(|running| running.id == id)
     }
 }
 

@@ -8,6 +8,7 @@ use registry::Personas;
 use train::dataset::{DataRow, Dataset};
 use train::lint::{LintOptions, lint};
 use train::measures::ToneMarkers;
+use train::stop::NEVER;
 
 const TONES: [&str; 2] = ["customer", "partner"];
 
@@ -24,10 +25,10 @@ fn datasets_are_large_and_have_no_lint_findings() {
     for tone in TONES {
         let (train, eval) = (rows(tone, "train.jsonl"), rows(tone, "eval.jsonl"));
         assert!(train.len() >= 400 && eval.len() >= 80);
-        let report = lint(&train, &eval, &LintOptions::default());
+        let report = lint(&train, &eval, &LintOptions::default(), &NEVER).unwrap();
         assert!(report.findings.is_empty(), "{tone}: {}", report.findings[0]);
         assert!(report.intents.len() >= 30);
-        let held_out = lint(&eval, &[], &LintOptions::default());
+        let held_out = lint(&eval, &[], &LintOptions::default(), &NEVER).unwrap();
         assert!(
             held_out.findings.is_empty(),
             "{tone}: {}",

@@ -3,6 +3,7 @@
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
+use formats::bounded_regex;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -76,28 +77,28 @@ impl TomlSource<'_> {
         Err(self.error(value.span(), message))
     }
 
-    /// Regular expressions, checked.
+    /// Regular expressions, checked; also that they are small enough together.
     pub fn patterns(
         &self,
         name: &str,
         patterns: Vec<Spanned<String>>,
     ) -> Result<Vec<String>, PersonaError> {
-        let one = |pattern: Spanned<String>| match regex::Regex::new(pattern.get_ref()) {
-            Ok(_) => Ok(pattern.into_inner()),
-            Err(error) => {
-                let text = error.to_string();
-                let reason = text
-                    .lines()
-                    .last()
-                    .unwrap_or_default()
-                    .trim_start_matches("error: ");
-                let message = format!(
-                    "{name}: `{}` is not a regular expression: {reason}",
-                    pattern.get_ref()
-                );
-                Err(self.error(pattern.span(), message))
-            }
+        let (spans, patterns): (Vec<_>, Vec<String>) = patterns
+            .into_iter()
+            .map(|pattern| (pattern.span(), pattern.into_inner()))
+            .unzip();
+        let Err(error) = bounded_regex::compile_set(&patterns) else {
+            return Ok(patterns);
         };
-        patterns.into_iter().map(one).collect()
+        let named = error.index.and_then(|index| patterns.get(index));
+        let message = match named {
+            Some(pattern) => format!(
+                "{name}: `{pattern}` is not a regular expression: {}",
+                error.message
+            ),
+            None => format!("{name}: {}", error.message),
+        };
+        let span = spans.into_iter().nth(error.index.unwrap_or(0));
+        Err(self.error(span.unwrap_or_default(), message))
     }
 }

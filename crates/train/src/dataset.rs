@@ -28,9 +28,10 @@ pub use crate::location::RowLocation;
 pub use columns::Columns;
 pub use conversation::MAX_TURNS;
 pub(crate) use fields::EMPTY_ANSWER;
-pub use read::{DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS};
+pub(crate) use read::parse_range;
+pub use read::{DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, RowRange, read_range};
 pub(crate) use row::object;
-pub use split::held_out;
+pub use split::{HoldOut, held_out};
 
 /// The content of a row, by its shape.
 #[derive(Debug, Clone, PartialEq)]

@@ -75,6 +75,9 @@ pub enum TrainError {
         /// The error of the regex parser.
         message: String,
     },
+    /// The patterns of an evaluation's tone markers are too large together.
+    #[error("tone markers: {0}")]
+    Markers(String),
     /// A loss or a gradient is not a finite number: the run has diverged.
     #[error(
         "adapter `{adapter}`, step {step}: the {what} is not a finite number; \

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 
 use formats::chat_template::{ChatTemplate, Hidden, Message, alpaca_prompt};
 use formats::tokenizer::{Special, Tokenizer, TokenizerError};
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
+use crate::stop::{NEVER, check_stop};
 
 /// One training sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -150,8 +152,17 @@ impl Encoder<'_> {
     /// # Errors
     /// As [`Encoder::encode`]. Also if all rows are too long.
     pub fn encode_all(&self, rows: &[DataRow]) -> Result<Examples, TrainError> {
+        self.encode_until(rows, &NEVER)
+    }
+
+    /// As [`Encoder::encode_all`], until `stop` is set.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_all`], and [`TrainError::Stopped`].
+    pub fn encode_until(&self, rows: &[DataRow], stop: &AtomicBool) -> Result<Examples, TrainError> {
         let mut all = Examples::default();
         for row in rows {
+            check_stop(stop)?;
             match self.fit(self.encode(row)?, row)? {
                 Fitted::Whole(example) => all.examples.push(example),
                 Fitted::Truncated(example) => {

@@ -17,7 +17,8 @@
 //!   `replace_file` writes its file in one step; [`metrics`], [`tensorboard`] and [`plot`] record the run; [`outcome`] and
 //!   [`export`] are the trained adapters.
 //! - **Around a run**: [`lr_find`] searches a learning rate, [`measures`] are the evaluation measures.
-//! - **Everywhere**: [`rng`] are the random streams, [`error`] is what can fail, `location` names a line of a file.
+//! - **Everywhere**: [`rng`] are the random streams, [`error`] is what can fail, [`stop`] ends work that nobody waits for, `location`
+//!   names a line of a file.
 
 pub mod batch;
 pub mod checkpoint;
@@ -44,6 +45,7 @@ pub mod progress;
 pub mod rng;
 pub mod schedule;
 pub mod settings;
+pub mod stop;
 pub mod task;
 pub mod tensorboard;
 pub mod trainer;

@@ -2,43 +2,49 @@
 //! truncated answers, numbers that the input does not have, rows without trained tokens.
 //!
 //! [`lint`] works on the texts of rows alone; [`LintReport::add_tokens`] on what a base's template and tokenizer make of them.
-//! Every finding names file and line.
+//! Every finding names file and line. The work grows with the size of the files and not with the pairs of their rows, and ends when a flag
+//! is set.
 
 mod duplicates;
 mod lengths;
+mod near_duplicates;
 mod report;
 mod similarity;
 mod single_row;
 mod tokenized;
 
-use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use crate::dataset::DataRow;
+use crate::error::TrainError;
+use crate::stop::check_stop;
 
 pub use lengths::{LengthBucket, TokenLengths};
-pub use report::{Finding, LintOptions, LintProblem, LintReport};
+pub use report::{Finding, LintOptions, LintProblem, LintReport, MAX_FINDINGS, MAX_INTENTS};
 
 /// Checks `rows`; `others` is the set that must not leak into them (the evaluation rows), or empty.
 ///
 /// Of several similar rows, each except the first gets one finding, which names the first.
-#[must_use]
-pub fn lint(rows: &[DataRow], others: &[DataRow], options: &LintOptions) -> LintReport {
-    let mut findings = Vec::new();
-    single_row::check_rows(rows, options, &mut findings);
-    duplicates::find_duplicates(rows, options, &mut findings);
-    duplicates::find_leaks(rows, others, options, &mut findings);
-    let mut intents = BTreeMap::new();
-    for intent in rows.iter().filter_map(|row| row.intent.as_ref()) {
-        *intents.entry(intent.clone()).or_insert(0) += 1;
-    }
+///
+/// # Errors
+/// [`TrainError::Stopped`] once `stop` is set.
+pub fn lint(
+    rows: &[DataRow],
+    others: &[DataRow],
+    options: &LintOptions,
+    stop: &AtomicBool,
+) -> Result<LintReport, TrainError> {
     let mut report = LintReport {
         rows: rows.len(),
-        broken_lines: 0,
-        findings,
-        intents,
-        lengths: None,
-        held_out: None,
+        ..LintReport::default()
     };
+    single_row::check_rows(rows, options, &mut report, stop)?;
+    duplicates::find_duplicates(rows, options, &mut report, stop)?;
+    duplicates::find_leaks(rows, others, options, &mut report, stop)?;
+    check_stop(stop)?;
+    for intent in rows.iter().filter_map(|row| row.intent.as_ref()) {
+        report.count_intent(intent);
+    }
     report.sort();
-    report
+    Ok(report)
 }

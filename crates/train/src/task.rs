@@ -7,6 +7,7 @@ mod load;
 mod load_pairs;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use crate::example::Example;
 use crate::params::LoraParams;
@@ -28,6 +29,8 @@ pub struct TrainTaskSpec<'a> {
     pub settings: TrainSettings,
     /// Path of the metrics file; `None` writes none.
     pub metrics: Option<PathBuf>,
+    /// Ends the loading once it is set.
+    pub stop: &'a AtomicBool,
 }
 
 /// One adapter, ready to be trained.

@@ -400,6 +400,7 @@ fn task_loads_from_files_and_its_adapter_is_read_back() {
             ..TrainSettings::default()
         },
         metrics: None,
+        stop: &train::stop::NEVER,
     };
     let task = TrainTask::load(source(), &config, &tokenizer, &template).unwrap();
     assert_eq!(task.train.len() + task.validation.len(), 20);

@@ -8,8 +8,13 @@ use formats::gguf::Gguf;
 use formats::tokenizer::Tokenizer;
 use train::dataset::{Columns, DataRow, Dataset, RowContent, RowLocation};
 use train::example::{Encoder, LossMask, TooLong};
-use train::lint::{LintOptions, LintProblem, LintReport, lint};
+use train::lint::{LintOptions, LintProblem, LintReport};
 use train::preference::{holds_pairs, scan_pairs};
+use train::stop::NEVER;
+
+fn lint(rows: &[DataRow], others: &[DataRow], options: &LintOptions) -> LintReport {
+    train::lint::lint(rows, others, options, &NEVER).unwrap()
+}
 
 fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<DataRow> {
     let row = |(i, (prompt, completion)): (usize, &(&str, &str))| DataRow {
@@ -224,7 +229,9 @@ fn tokenized_checks_report_what_would_not_be_trained() {
     let data = Dataset::parse(lines.join("\n").as_bytes(), "a.jsonl").unwrap();
     let look = |encoder: &Encoder<'_>| {
         let mut report = LintReport::default();
-        report.add_tokens(&data.rows, &BTreeMap::new(), encoder);
+        report
+            .add_tokens(&data.rows, &BTreeMap::new(), encoder, &NEVER)
+            .unwrap();
         report
     };
     let report = look(&encoder);
@@ -310,7 +317,9 @@ fn both_answers_of_a_pair_are_checked() {
         max_length: 120,
         too_long: TooLong::Drop,
     };
-    report.add_tokens(rows, &pairs.rejected, &encoder);
+    report
+        .add_tokens(rows, &pairs.rejected, &encoder, &NEVER)
+        .unwrap();
     let kinds: Vec<(LintProblem, usize)> = report
         .findings
         .iter()
@@ -340,4 +349,42 @@ fn both_answers_of_a_pair_are_checked() {
     // Ten answers. Two of the pairs are dropped, each with both answers.
     let lengths = report.lengths.unwrap();
     assert_eq!((lengths.rows, lengths.left_out, lengths.cut), (10, 2, 0));
+}
+
+#[test]
+fn findings_of_a_kind_are_listed_up_to_a_limit_and_counted_beyond_it() {
+    let many: Vec<(String, &str)> = (0..3000).map(|i| (format!("q{i}"), "yes")).collect();
+    let pairs: Vec<(&str, &str)> = many.iter().map(|(q, a)| (q.as_str(), *a)).collect();
+    let report = lint(&rows("a.jsonl", &pairs), &[], &LintOptions::default());
+    assert_eq!(report.count(LintProblem::DuplicateButNumbers), 2999);
+    assert_eq!(report.findings.len(), train::lint::MAX_FINDINGS);
+    assert_eq!(
+        report.more_findings[&LintProblem::DuplicateButNumbers],
+        2999 - train::lint::MAX_FINDINGS
+    );
+}
+
+/// 5,000 rows of 40 words out of 60: every row shares its rarest words with thousands of others.
+#[test]
+fn rows_of_a_small_vocabulary_are_checked_in_a_bounded_number_of_comparisons() {
+    let mut state = 1u64;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let word = (state >> 33) % 60;
+        let letters = [(word / 8) as u8, (word % 8) as u8].map(|at| char::from(b'a' + at));
+        String::from_iter(letters)
+    };
+    let mut text = || (0..40).map(|_| word() + " ").collect::<String>();
+    let texts: Vec<String> = (0..5000).map(|_| text()).collect();
+    let pairs: Vec<(&str, &str)> = texts.iter().map(|text| (text.as_str(), "yes")).collect();
+    let report = lint(&rows("a.jsonl", &pairs), &[], &LintOptions::default());
+    assert_eq!(report.rows, 5000);
+}
+
+#[test]
+fn lint_ends_when_it_is_stopped() {
+    let stop = std::sync::atomic::AtomicBool::new(true);
+    let rows = rows("a.jsonl", &[("a", "b")]);
+    let stopped = train::lint::lint(&rows, &[], &LintOptions::default(), &stop);
+    assert!(matches!(stopped, Err(train::TrainError::Stopped)));
 }

@@ -185,11 +185,14 @@ impl AdapterConfig {
             TargetModules::List(names) if names.is_empty() => {
                 return Err(error("target_modules", "names no module".to_owned()));
             }
+            TargetModules::List(names) if names.len() > MAX_PATTERNS => {
+                let problem = format!("{} names; at most {MAX_PATTERNS} are read", names.len());
+                return Err(error("target_modules", problem));
+            }
             TargetModules::List(names) => TargetMatcher::List(names.clone(), layers),
             TargetModules::AllLinear => TargetMatcher::All,
             TargetModules::Expression(expression) => {
-                let whole =
-                    compile(expression).and_then(|_| compile(&format!("^(?:{expression})$")));
+                let whole = compile(expression, &format!("^(?:{expression})$"), 1);
                 TargetMatcher::Expression(
                     whole.map_err(|problem| error("target_modules", problem))?,
                 )
@@ -227,26 +230,21 @@ fn as_integer(number: f64) -> Value {
 }
 
 fn compile_all<T: Copy>(patterns: &[(String, T)]) -> Result<Vec<(PathPattern, T)>, String> {
-    let compiled = patterns
-        .iter()
-        .map(|(key, value)| Ok((PathPattern::new(key)?, *value)))
-        .collect::<Result<Vec<_>, String>>()?;
-    let expressions = compiled
-        .iter()
-        .filter(|(pattern, _)| pattern.is_expression())
-        .count();
-    if compiled.len() > MAX_PATTERNS || expressions > MAX_EXPRESSIONS {
-        let total = compiled.len();
+    let keys = patterns.iter().map(|(key, _)| key.as_str());
+    let expressions = keys.filter(|key| !PathPattern::is_plain(key)).count();
+    if patterns.len() > MAX_PATTERNS || expressions > MAX_EXPRESSIONS {
+        let total = patterns.len();
         return Err(format!(
             "{total} patterns, {expressions} of them expressions; at most {MAX_PATTERNS} and {MAX_EXPRESSIONS} are read"
         ));
     }
-    Ok(compiled)
+    let compile = |(key, value): &(String, T)| Ok((PathPattern::new(key, expressions)?, *value));
+    patterns.iter().map(compile).collect()
 }
 
 enum TargetMatcher {
     List(Vec<String>, Option<Layers>),
-    Expression(regex::Regex),
+    Expression(regex::bytes::Regex),
     All,
 }
 
@@ -267,7 +265,7 @@ impl Matcher {
             TargetMatcher::All => Module::ALL
                 .iter()
                 .any(|module| path.ends_with(module.name())),
-            TargetMatcher::Expression(expression) => expression.is_match(path),
+            TargetMatcher::Expression(expression) => expression.is_match(path.as_bytes()),
             TargetMatcher::List(names, layers) => {
                 // As in PEFT, a name that is the whole path matches in every layer.
                 names.iter().any(|name| name == path)

@@ -5,12 +5,18 @@
 //! - `rank_pattern` and `alpha_pattern` match where `(.*\.)?(key)` is the whole path, the first key in the file's order;
 //! - `layers_to_transform` narrows a list to the layers whose number follows `layers_pattern` (any name by default).
 //!
-//! Patterns are untrusted: the regex engine is linear in time, and its programs are limited in size.
+//! Patterns are untrusted: the regex engine is linear in time, and the programs of a field are limited in their total size. Paths are ASCII,
+//! so classes such as `\w` mean ASCII, which keeps programs small.
 
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 
-/// Largest compiled program, in bytes.
-const MAX_PROGRAM: usize = 1 << 20;
+use crate::bounded_regex::reason;
+
+/// The largest total size of a field's compiled programs, in bytes.
+const MAX_PROGRAM: usize = 512 << 10;
+
+/// The deepest nesting of an expression.
+const MAX_NESTING: u32 = 50;
 
 /// Most patterns of a field that are regular expressions.
 pub(super) const MAX_EXPRESSIONS: usize = 128;
@@ -26,20 +32,30 @@ pub enum TargetModules {
     AllLinear,
 }
 
-/// Compiles a regular expression with the size limit; the error names the unsupported syntax.
-pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
-    RegexBuilder::new(pattern)
-        .size_limit(MAX_PROGRAM)
-        .build()
-        .map_err(|error| {
-            let text = error.to_string();
-            let last = text
-                .lines()
-                .last()
-                .unwrap_or("not a regular expression")
-                .trim();
-            format!("{pattern:?}: {last}")
-        })
+/// Compiles `whole`, which contains the regular expression `pattern`, as one of `count` of its field. The limit of the field's programs is
+/// divided by that number. The error names `pattern` and the unsupported syntax.
+pub(super) fn compile(pattern: &str, whole: &str, count: usize) -> Result<Regex, String> {
+    let build = |text: &str, limit: usize| {
+        RegexBuilder::new(text)
+            .unicode(false)
+            .size_limit(limit)
+            .dfa_size_limit(MAX_PROGRAM)
+            .nest_limit(MAX_NESTING)
+            .build()
+    };
+    let shown: String = pattern.chars().take(80).collect();
+    // By itself first, so that its brackets are closed within it. Only its syntax counts here.
+    match build(pattern, 0) {
+        Ok(_) | Err(regex::Error::CompiledTooBig(_)) => {}
+        Err(error) => return Err(format!("{shown:?}: {}", reason(&error))),
+    }
+    let limit = MAX_PROGRAM / count.max(1);
+    build(whole, limit).map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => format!(
+            "{shown:?}: compiles to more than {limit} bytes, its part of the field's {MAX_PROGRAM}; use fewer or shorter expressions"
+        ),
+        error => format!("{shown:?}: {}", reason(&error)),
+    })
 }
 
 /// A key of `rank_pattern` or `alpha_pattern`.
@@ -51,24 +67,24 @@ pub(super) enum PathPattern {
 }
 
 impl PathPattern {
-    pub(super) fn new(key: &str) -> Result<PathPattern, String> {
-        if key
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.')
-        {
+    /// A pattern from a map with `count` expressions.
+    pub(super) fn new(key: &str, count: usize) -> Result<PathPattern, String> {
+        if PathPattern::is_plain(key) {
             return Ok(PathPattern::Plain(key.to_owned()));
         }
-        compile(key)?;
-        compile(&format!(r"^(?:.*\.)?(?:{key})$")).map(PathPattern::Expression)
+        let whole = format!(r"^(?:.*\.)?(?:{key})$");
+        compile(key, &whole, count).map(PathPattern::Expression)
     }
 
-    pub(super) fn is_expression(&self) -> bool {
-        matches!(self, PathPattern::Expression(_))
+    /// Whether `key` needs no compiling.
+    pub(super) fn is_plain(key: &str) -> bool {
+        key.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.')
     }
 
     pub(super) fn matches(&self, path: &str) -> bool {
         match self {
-            PathPattern::Expression(expression) => expression.is_match(path),
+            PathPattern::Expression(expression) => expression.is_match(path.as_bytes()),
             PathPattern::Plain(key) => {
                 let (path, key) = (path.as_bytes(), key.as_bytes());
                 let Some(start) = path.len().checked_sub(key.len()) else {
@@ -93,13 +109,14 @@ pub(super) struct Layers {
 impl Layers {
     pub(super) fn new(numbers: &[usize], patterns: &[String]) -> Result<Layers, String> {
         let expressions = if patterns.is_empty() {
-            vec![compile(r"^.*\.[^.]*\.(\d+)\.")?]
+            let any = r"^.*\.[^.]*\.(\d+)\.";
+            vec![compile(any, any, 1)?]
         } else {
             patterns
                 .iter()
                 .map(|pattern| {
-                    compile(pattern)?;
-                    compile(&format!(r"^(?:.*\.{pattern}\.(\d+)\.)"))
+                    let whole = format!(r"^(?:.*\.{pattern}\.(\d+)\.)");
+                    compile(pattern, &whole, patterns.len())
                 })
                 .collect::<Result<_, _>>()?
         };
@@ -113,9 +130,9 @@ impl Layers {
         let number = self
             .expressions
             .iter()
-            .find_map(|expression| expression.captures(path))
+            .find_map(|expression| expression.captures(path.as_bytes()))
             .and_then(|found| {
-                let digits = found.get(1)?.as_str();
+                let digits = std::str::from_utf8(found.get(1)?.as_bytes()).ok()?;
                 digits.parse::<usize>().ok()
             });
         number.is_some_and(|number| self.numbers.contains(&number))
@@ -144,12 +161,12 @@ mod tests {
             "",
         ] {
             let expression = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).unwrap();
-            let plain = PathPattern::new(key).unwrap();
-            assert!(!plain.is_expression());
+            let plain = PathPattern::new(key, 1).unwrap();
+            assert!(matches!(plain, PathPattern::Plain(_)));
             for path in paths {
                 assert_eq!(
                     plain.matches(path),
-                    expression.is_match(path),
+                    expression.is_match(path.as_bytes()),
                     "{key} on {path}"
                 );
             }
@@ -158,23 +175,35 @@ mod tests {
 
     #[test]
     fn expressions_of_the_peft_documentation_match() {
-        let pattern = PathPattern::new(r"model\.layers\.\d+\.(mlp)\.(up|down)_proj").unwrap();
+        let pattern = PathPattern::new(r"model\.layers\.\d+\.(mlp)\.(up|down)_proj", 128).unwrap();
         assert!(pattern.matches("model.layers.12.mlp.up_proj"));
         assert!(!pattern.matches("model.layers.12.mlp.gate_proj"));
-        let pattern = PathPattern::new(r"^model.layers.0.*q_proj").unwrap();
+        let pattern = PathPattern::new(r"^model.layers.0.*q_proj", 1).unwrap();
         assert!(pattern.matches("model.layers.0.self_attn.q_proj"));
     }
 
     #[test]
     fn unsupported_expressions_are_refused_with_a_reason() {
         assert!(
-            PathPattern::new(r"(?!a)b")
+            PathPattern::new(r"(?!a)b", 1)
                 .err()
                 .unwrap()
                 .contains("look-around")
         );
-        assert!(PathPattern::new("a)(b").is_err());
-        assert!(PathPattern::new(r"(a{1000}){1000}").is_err());
+        assert!(PathPattern::new("a)(b", 1).is_err());
+        assert!(PathPattern::new(r"(a{1000}){1000}", 1).is_err());
+    }
+
+    #[test]
+    fn expressions_of_a_field_share_a_limit() {
+        let pattern = r"(?u:\w{20})x*";
+        let alone = PathPattern::new(pattern, 1).err().unwrap();
+        assert!(alone.contains("its part of the field's 524288"), "{alone}");
+        assert!(PathPattern::new(r"[a-z]{5}x*", MAX_EXPRESSIONS).is_ok());
+        assert!(PathPattern::new(r"\w{900}x*", 1).is_ok());
+        assert!(PathPattern::new(r"\w{900}x*", MAX_EXPRESSIONS).is_err());
+        let long = vec![r"\w{900}".to_owned(); MAX_EXPRESSIONS];
+        assert!(Layers::new(&[1], &long).is_err());
     }
 
     #[test]

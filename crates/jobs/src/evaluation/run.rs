@@ -48,7 +48,7 @@ fn evaluate(
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
 ) -> Result<String, EvaluationError> {
-    let candidates = candidates(queue, evaluation)?;
+    let candidates = candidates(queue, evaluation, stop)?;
     let (questions, common) = answers::questions(&candidates);
     queue.set_total_parts(
         &evaluation.id,
@@ -85,12 +85,13 @@ fn evaluate(
 fn candidates(
     queue: &JobsState,
     evaluation: &Evaluation,
+    stop: &AtomicBool,
 ) -> Result<Vec<Candidate>, EvaluationError> {
     let shared = match &evaluation.file {
         None => None,
         Some(id) => {
             let file = queue.files.find(&Viewer::everybody(), id, "file")?;
-            let scan = files::scan(&queue.files.path(&file), false);
+            let scan = files::scan(&queue.files.path(&file), false, stop);
             let rows = scan.and_then(|scan| scan.whole());
             let rows = rows.map_err(|error| {
                 let path = queue.files.path(&file);

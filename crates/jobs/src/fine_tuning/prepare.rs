@@ -1,10 +1,12 @@
 //! Prepares a run: its rows, system prompt and start adapter, and the settings of the persona that it publishes.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
 use train::dataset::{DataRow, held_out};
+use train::stop::NEVER;
 use train::task::TrainTaskSpec;
 
 use crate::error::JobError;
@@ -38,9 +40,9 @@ pub(crate) fn job_persona(
 pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> Result<Vec<DataRow>, RunError> {
     let pairs = record.settings.preference.is_some();
     if let Some(path) = &target.eval {
-        return Ok(files::scan(path, pairs)?.whole()?.rows);
+        return Ok(files::scan(path, pairs, &NEVER)?.whole()?.rows);
     }
-    let rows = files::scan(&target.data, pairs)?.whole()?.rows;
+    let rows = files::scan(&target.data, pairs, &NEVER)?.whole()?.rows;
     let sides = held_out(&rows, record.settings.validation_fraction);
     let rows = rows.into_iter().zip(sides);
     Ok(rows
@@ -77,8 +79,12 @@ impl JobsState {
         Ok(self.files.path(&file))
     }
 
-    /// Reads and encodes the rows of `record`.
-    pub(crate) fn prepare(&self, record: &JobRecord) -> Result<PreparedJob, RunError> {
+    /// Reads and encodes the rows of `record`, until `stop` is set.
+    pub(crate) fn prepare(
+        &self,
+        record: &JobRecord,
+        stop: &AtomicBool,
+    ) -> Result<PreparedJob, RunError> {
         let validation = record.validation_file.as_deref();
         let target = Target {
             name: record.persona.clone(),
@@ -98,6 +104,7 @@ impl JobsState {
             system: target.system_prompt.as_deref(),
             settings: target.settings.clone(),
             metrics: Some(target.out.join("metrics.jsonl")),
+            stop,
         };
         let (config, tokenizer) = (base.model.config(), &base.tokenizer);
         let template: &ChatTemplate = &base.template;

@@ -1,16 +1,18 @@
 //! Shows what a job would do before it is created: its plan, lint findings of its files, and rows as training sees them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use serde::Serialize;
-use train::dataset::{Columns, DataRow, Dataset, RowLocation, held_out};
+use train::dataset::{Columns, DataRow, RowLocation, RowRange, held_out, read_range};
 use train::estimate::MeasuredStep;
 use train::example::{Encoder, Fitted};
 use train::lint::{self, LintOptions, LintReport};
-use train::preference::scan_pairs;
+use train::preference::{PreferencePair, read_pair_range};
 use train::trainer::{self, RunOptions};
 use train::{Example, TrainError, TrainSettings};
 
@@ -31,6 +33,14 @@ use service::Caller;
 
 /// The most rows of one page.
 pub const MAX_SHOWN: usize = 100;
+/// The most bytes of a page's rows in the file; the first row is shown however long it is.
+pub const MAX_SHOWN_BYTES: usize = 2 << 20;
+/// The most rows of a file that the linter checks.
+pub const MAX_LINT_ROWS: usize = 100_000;
+/// The most bytes of a file that the linter checks.
+pub const MAX_LINT_BYTES: usize = 64 << 20;
+/// How often a plan looks whether it is its turn.
+const PLAN_POLL: Duration = Duration::from_millis(20);
 
 /// How rows are encoded for a preview.
 #[derive(Debug, Clone, Default)]
@@ -87,21 +97,38 @@ impl JobsState {
     /// step is run and discarded, unless a job is running its first step: then the plan has no time.
     ///
     /// # Errors
-    /// As [`JobsState::create_job`]; [`JobError::Plan`] if its rows are invalid or it does not fit into memory.
-    pub fn plan(&self, caller: &Caller, new: &NewJob) -> Result<impl Serialize + use<>, JobError> {
+    /// As [`JobsState::create_job`]; [`JobError::Plan`] if its rows are invalid or it does not fit into memory; [`JobError::Stopped`] once
+    /// `stop` is set.
+    pub fn plan(
+        &self,
+        caller: &Caller,
+        new: &NewJob,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<impl Serialize + use<>, JobError> {
         let record = new.record(self, caller, &Viewer::of(caller))?;
+        // One at a time: two measurements at once would slow each other down, and each plan has its rows in memory.
+        let _planning = self.wait_to_plan(stop)?;
         let speed = *self
             .tokens_per_s
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let training = self.jobs.lock().running.is_some();
         let speed = (speed.is_some() || !training).then_some(speed);
-        // One measurement at a time: two at once would slow each other down.
-        let _measuring = self
-            .measuring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.make_plan(&record, speed)
+        self.make_plan(&record, speed, stop)
+    }
+
+    /// Waits until no other plan is made, or `stop` is set.
+    fn wait_to_plan(&self, stop: &AtomicBool) -> Result<MutexGuard<'_, ()>, JobError> {
+        loop {
+            match self.planning.try_lock() {
+                Ok(planning) => return Ok(planning),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if stop.load(Ordering::Relaxed) => {
+                    return Err(JobError::Stopped);
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(PLAN_POLL),
+            }
+        }
     }
 
     /// The plan of `record`. `speed` is `None` for a plan without a time, `Some(None)` to measure a step, or the tokens per second.
@@ -109,9 +136,10 @@ impl JobsState {
         &self,
         record: &JobRecord,
         speed: Option<Option<f64>>,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Plan, JobError> {
         let make = || -> Result<Plan, RunError> {
-            let ready = self.prepare(record)?;
+            let ready = self.prepare(record, stop)?;
             let options = RunOptions {
                 batch_tokens: BATCH_TOKENS,
                 ..RunOptions::default()
@@ -127,11 +155,10 @@ impl JobsState {
                     plan.seconds = Some(plan.forecast.seconds(tokens_per_s));
                 }
                 Some(None) => {
-                    let stop = Arc::new(AtomicBool::new(false));
-                    let yield_point = JobYieldPoint::new(&self.service, &stop);
+                    let yield_point = JobYieldPoint::new(&self.service, stop);
                     let mut learner = training::learner(base).yielding(yield_point);
                     learner.set_activation_cache(plan.keep);
-                    if let Some(step) = prepared.measure(&mut learner, &stop)? {
+                    if let Some(step) = prepared.measure(&mut learner, stop)? {
                         self.record_speed(step);
                         plan.measured(step);
                     }
@@ -139,8 +166,9 @@ impl JobsState {
             }
             Ok(plan)
         };
-        make().map_err(|error| {
-            JobError::Plan(self.with_client_file_names(record, &error.to_string()))
+        make().map_err(|error| match error {
+            RunError::Train(TrainError::Stopped) => JobError::Stopped,
+            error => JobError::Plan(self.with_client_file_names(record, &error.to_string())),
         })
     }
 
@@ -168,40 +196,57 @@ impl JobsState {
         }
     }
 
-    /// The rows of a file, for pairs with the chosen answers; and the rows with the rejected answers by their location.
+    /// Rows of a file, for pairs with the chosen answers; and the rows with the rejected answers by their location.
     fn read_rows(
         &self,
         file: &StoredFile,
+        range: RowRange,
+        stop: &AtomicBool,
     ) -> Result<(Vec<DataRow>, BTreeMap<RowLocation, DataRow>), JobError> {
         let path = self.files.path(file);
-        let named =
-            |error: TrainError| JobError::Rows(with_client_name(&error, &path, &file.filename));
+        let named = |error| read_error(&error, &path, file);
         if file.pairs {
-            let pairs = scan_pairs(&path).map_err(named)?;
-            return Ok((pairs.chosen.data.rows, pairs.rejected));
+            let pairs = read_pair_range(&path, range, stop).map_err(named)?;
+            let split = |pair: PreferencePair| {
+                (pair.chosen, (pair.rejected.location.clone(), pair.rejected))
+            };
+            return Ok(pairs.into_iter().map(split).unzip());
         }
-        let scan = Dataset::scan(&path, &Columns::default()).map_err(named)?;
-        Ok((scan.data.rows, BTreeMap::new()))
+        let rows = read_range(&path, &Columns::default(), range, stop).map_err(named)?;
+        Ok((rows, BTreeMap::new()))
     }
 
-    /// The linter's report on a file, and on rows that it shares with the validation file `against`.
+    /// The linter's report on a file, and on rows that it shares with the validation file `against`: on their first [`MAX_LINT_ROWS`] rows
+    /// and [`MAX_LINT_BYTES`] bytes each.
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// A file cannot be read, or [`JobError::Stopped`] once `stop` is set.
     pub fn lint(
         &self,
         file: &StoredFile,
         against: Option<&StoredFile>,
         options: &RowOptions,
+        stop: &AtomicBool,
     ) -> Result<LintReport, JobError> {
-        let (rows, rejected) = self.read_rows(file)?;
+        let range = RowRange {
+            first: 0,
+            limit: MAX_LINT_ROWS,
+            max_bytes: MAX_LINT_BYTES,
+        };
+        let (rows, rejected) = self.read_rows(file, range, stop)?;
         let others = match against {
             None => Vec::new(),
-            Some(file) => self.read_rows(file)?.0,
+            Some(file) => self.read_rows(file, range, stop)?.0,
         };
-        let mut report = lint::lint(&rows, &others, &LintOptions::default());
+        let stopped = |error| read_error(&error, &self.files.path(file), file);
+        let mut report =
+            lint::lint(&rows, &others, &LintOptions::default(), stop).map_err(stopped)?;
+        let all = file.rows + against.map_or(0, |file| file.rows);
+        report.unchecked_rows = all.saturating_sub(rows.len() + others.len());
         report.add_rejected(&rows, &rejected);
-        report.add_tokens(&rows, &rejected, &self.encoder(options));
+        report
+            .add_tokens(&rows, &rejected, &self.encoder(options), stop)
+            .map_err(stopped)?;
         if against.is_none() {
             let sides = held_out(&rows, TrainSettings::default().validation_fraction);
             report.held_out = Some(sides.into_iter().filter(|held_out| *held_out).count());
@@ -216,20 +261,29 @@ impl JobsState {
         Ok(report)
     }
 
-    /// At most `limit` rows of a file from index `first` (from 1), as training sees them; and the number of all rows.
+    /// At most `limit` rows of a file from index `first` (from 1), as training sees them; and the number of all rows. Rows of more than
+    /// [`MAX_SHOWN_BYTES`] bytes are followed by none.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or [`JobError::Stopped`] once `stop` is set.
     pub fn rows(
         &self,
         file: &StoredFile,
         first: usize,
         limit: usize,
         options: &RowOptions,
+        stop: &AtomicBool,
     ) -> Result<(Vec<ShownRow>, usize), JobError> {
         let path = self.files.path(file);
-        let (rows, rejected) = self.read_rows(file)?;
-        let sides = held_out(&rows, TrainSettings::default().validation_fraction);
+        let first = first.saturating_sub(1);
+        let range = RowRange {
+            first,
+            limit,
+            max_bytes: MAX_SHOWN_BYTES,
+        };
+        let (rows, rejected) = self.read_rows(file, range, stop)?;
+        let hold_out = self.files.hold_out(file, stop)?;
+        let fraction = TrainSettings::default().validation_fraction;
         let encoder = self.encoder(options);
         let preview = |row: &DataRow| {
             let message = |error| with_client_name(&error, &path, &file.filename);
@@ -238,17 +292,23 @@ impl JobsState {
         let shown = rows
             .iter()
             .enumerate()
-            .skip(first.saturating_sub(1))
-            .take(limit)
             .map(|(index, row)| ShownRow {
-                row: index + 1,
+                row: first + index + 1,
                 line: row.location.line,
-                held_out: sides[index],
+                held_out: hold_out.is_held_out(row, fraction),
                 answer: preview(row),
                 rejected: rejected.get(&row.location).map(preview),
             })
             .collect();
-        Ok((shown, rows.len()))
+        Ok((shown, file.rows))
+    }
+}
+
+/// The error of reading or checking rows of `file`, with the client's file name.
+fn read_error(error: &TrainError, path: &Path, file: &StoredFile) -> JobError {
+    match error {
+        TrainError::Stopped => JobError::Stopped,
+        _ => JobError::Rows(with_client_name(error, path, &file.filename)),
     }
 }
 

@@ -65,7 +65,7 @@ fn train_and_finish(
     record: &JobRecord,
     stop: &Arc<AtomicBool>,
 ) -> Result<RunOutcome, RunError> {
-    let PreparedJob { task, target } = queue.prepare(record)?;
+    let PreparedJob { task, target } = queue.prepare(record, stop)?;
     let data = task.data.clone();
     let base = queue.service.base();
     let base_sha256 = base.fingerprint.sha256().unwrap_or_default();

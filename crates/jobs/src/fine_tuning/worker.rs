@@ -16,7 +16,12 @@ impl JobsState {
         let new =
             |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(job.number);
         while let Some(record) = self.jobs.wait_for(new) {
-            let planned = catch_unwind(AssertUnwindSafe(|| self.make_plan(&record, None)));
+            let Some(validation) = self.start_validation(&record.id) else {
+                continue;
+            };
+            let plan = || self.make_plan(&record, None, &validation.stop);
+            let planned = catch_unwind(AssertUnwindSafe(plan));
+            self.jobs.lock().preparing = None;
             let planned = planned.unwrap_or_else(|_| {
                 Err(JobError::Plan(
                     "reading the files panicked; see the server's log".to_owned(),
@@ -32,6 +37,8 @@ impl JobsState {
                         record.plan = serde_json::to_value(&plan).ok();
                     })
                 }
+                // A cancelled job has its status; a shutdown leaves the job to the next process.
+                Err(JobError::Stopped) => continue,
                 Err(error) => {
                     let failure = Failure {
                         code: "invalid_training_file".to_owned(),
@@ -46,6 +53,14 @@ impl JobsState {
                 self.fail_in_memory(&record.id, &error);
             }
         }
+    }
+
+    /// Marks a job as being validated; `None` if its state has changed.
+    fn start_validation(&self, id: &str) -> Option<Running> {
+        let mut state = self.jobs.lock();
+        let status = state.records.get(id)?.status;
+        let is_new = status == JobStatus::ValidatingFiles && !state.is_closing();
+        is_new.then(|| state.prepare(id))
     }
 
     fn fail(

@@ -8,6 +8,7 @@ use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use auth::key_entry::{self, KeyEntry, MAX_SHARE};
+use auth::Quotas;
 use auth::key_file;
 use auth::secret::{self, SecretHash};
 
@@ -122,6 +123,7 @@ fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
         requests_per_minute: args.requests_per_minute,
         tokens_per_minute: args.tokens_per_minute,
         share: args.share,
+        quotas: Quotas::default(),
     };
     let path = &args.file.keys;
     key_file::add(path, &entry)?;

@@ -198,6 +198,8 @@ impl From<JobError> for ApiError {
             JobError::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
             JobError::Rows(_) => (StatusCode::BAD_REQUEST, "invalid_file"),
             JobError::Plan(_) => (StatusCode::BAD_REQUEST, "invalid_job"),
+            // The client does not receive it.
+            JobError::Stopped => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             JobError::FileTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "file_too_large"),
             JobError::TooManyFiles { .. } | JobError::NoRoom { .. } => {
                 (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
 use super::row::parse_row;
 use super::{Columns, DataRow, Dataset, RowLocation};
 use crate::error::TrainError;
+use crate::stop::{NEVER, check_stop};
 
 /// Longest line of a data file, in bytes, its end not counted.
 pub const MAX_LINE: usize = 1 << 20;
@@ -93,12 +95,20 @@ impl Dataset {
     /// # Errors
     /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows or [`MAX_BYTES`] bytes.
     pub fn scan(path: &Path, columns: &Columns) -> Result<DatasetScan, TrainError> {
-        let file = File::open(path).map_err(TrainError::read(path))?;
-        Self::scan_from(
-            BufReader::with_capacity(1 << 16, file),
-            &path.display().to_string(),
-            columns,
-        )
+        Self::scan_until(path, columns, &NEVER)
+    }
+
+    /// As [`Dataset::scan`], until `stop` is set.
+    ///
+    /// # Errors
+    /// As [`Dataset::scan`], and [`TrainError::Stopped`].
+    pub fn scan_until(
+        path: &Path,
+        columns: &Columns,
+        stop: &AtomicBool,
+    ) -> Result<DatasetScan, TrainError> {
+        let mut row = |text: &str, location| parse_row(text, location, columns);
+        Self::scan_with(open(path)?, &path.display().to_string(), stop, &mut row)
     }
 
     /// As [`Dataset::scan`], of what `reader` gives; `name` is the name of the file in messages.
@@ -110,7 +120,7 @@ impl Dataset {
         name: &str,
         columns: &Columns,
     ) -> Result<DatasetScan, TrainError> {
-        Self::scan_with(reader, name, &mut |text, location| {
+        Self::scan_with(reader, name, &NEVER, &mut |text, location| {
             parse_row(text, location, columns)
         })
     }
@@ -119,6 +129,7 @@ impl Dataset {
     pub(crate) fn scan_with(
         reader: impl BufRead,
         name: &str,
+        stop: &AtomicBool,
         row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
     ) -> Result<DatasetScan, TrainError> {
         let file: Arc<str> = name.into();
@@ -131,6 +142,7 @@ impl Dataset {
         let mut broken = Vec::new();
         let mut broken_lines = 0;
         for line in 1.. {
+            check_stop(stop)?;
             let read = lines.next_line().map_err(|source| TrainError::Read {
                 path: name.into(),
                 source,
@@ -173,12 +185,92 @@ impl Dataset {
             data: Dataset {
                 file,
                 rows,
-                hash: base16ct::lower::encode_string(&lines.hasher.finalize()),
+                hash: base16ct::lower::encode_string(&lines.hasher.unwrap_or_default().finalize()),
             },
             broken,
             broken_lines,
         })
     }
+}
+
+/// Some rows of a file, without the work of reading the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowRange {
+    /// The index of the first, from 0.
+    pub first: usize,
+    /// The most rows.
+    pub limit: usize,
+    /// The most bytes of their lines; the first row is read however long it is.
+    pub max_bytes: usize,
+}
+
+/// The rows in `range` of the file at `path`, whose lines were all checked before: every line that is not blank is a row. Lines before
+/// the range are skipped without being parsed, and lines after it are not read.
+///
+/// # Errors
+/// The file cannot be read, a line in the range is broken, or [`TrainError::Stopped`].
+pub fn read_range(
+    path: &Path,
+    columns: &Columns,
+    range: RowRange,
+    stop: &AtomicBool,
+) -> Result<Vec<DataRow>, TrainError> {
+    parse_range(path, range, stop, &mut |text, location| {
+        parse_row(text, location, columns)
+    })
+}
+
+/// As [`read_range`], for rows of another shape: `row` reads one line.
+pub(crate) fn parse_range<T>(
+    path: &Path,
+    range: RowRange,
+    stop: &AtomicBool,
+    row: &mut dyn FnMut(&str, RowLocation) -> Result<T, TrainError>,
+) -> Result<Vec<T>, TrainError> {
+    let file: Arc<str> = path.display().to_string().into();
+    let mut lines = Lines::new(open(path)?, MAX_BYTES);
+    lines.hasher = None;
+    let mut rows = Vec::new();
+    let (mut seen, mut bytes) = (0, 0);
+    for line in 1.. {
+        check_stop(stop)?;
+        let location = RowLocation {
+            file: file.clone(),
+            line,
+        };
+        let read = match lines.next_line().map_err(TrainError::read(path))? {
+            Line::End | Line::PastTheLimit => break,
+            Line::TooLong => return Err(too_long(&location)),
+            Line::Bytes(read) if is_blank(read) => continue,
+            Line::Bytes(read) => read,
+        };
+        seen += 1;
+        if seen <= range.first {
+            continue;
+        }
+        bytes += read.len();
+        let is_full = rows.len() >= range.limit || bytes > range.max_bytes && !rows.is_empty();
+        if is_full {
+            break;
+        }
+        rows.push(row(text(read, &location)?, location)?);
+    }
+    Ok(rows)
+}
+
+/// Whether a line has only white space, or a byte order mark and white space.
+fn is_blank(line: &[u8]) -> bool {
+    match line.trim_ascii().first() {
+        None => true,
+        Some(byte) if byte.is_ascii() => false,
+        Some(_) => std::str::from_utf8(line)
+            .is_ok_and(|text| text.trim_start_matches('\u{feff}').trim().is_empty()),
+    }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    Ok(BufReader::with_capacity(1 << 16, file))
 }
 
 fn too_long(location: &RowLocation) -> TrainError {
@@ -215,10 +307,10 @@ enum Line<'b> {
     End,
 }
 
-/// Reads lines one by one, never more than a line's limit into memory, and hashes every byte.
+/// Reads lines one by one, never more than a line's limit into memory, and hashes every byte if it has a hasher.
 struct Lines<R> {
     reader: R,
-    hasher: Sha256,
+    hasher: Option<Sha256>,
     bytes: Vec<u8>,
     read: u64,
     most: u64,
@@ -228,7 +320,7 @@ impl<R: BufRead> Lines<R> {
     fn new(reader: R, most: u64) -> Self {
         Self {
             reader,
-            hasher: Sha256::new(),
+            hasher: Some(Sha256::new()),
             bytes: Vec::new(),
             read: 0,
             most,
@@ -242,7 +334,9 @@ impl<R: BufRead> Lines<R> {
         let count = (&mut self.reader)
             .take(limit)
             .read_until(b'\n', &mut self.bytes)?;
-        self.hasher.update(&self.bytes);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.bytes);
+        }
         self.read += count as u64;
         if count == 0 {
             return Ok(Line::End);
@@ -273,7 +367,9 @@ impl<R: BufRead> Lines<R> {
             };
             let end = part.iter().position(|byte| *byte == b'\n');
             let count = end.map_or(part.len(), |end| end + 1);
-            self.hasher.update(&part[..count]);
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(&part[..count]);
+            }
             self.reader.consume(count);
             self.read += count as u64;
             if end.is_some() || count == 0 {
@@ -287,6 +383,42 @@ impl<R: BufRead> Lines<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn range_of_rows_is_read_without_parsing_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        let row = |i: usize| format!("{{\"prompt\":\"{i}\",\"completion\":\"a\"}}\n");
+        // Lines outside the range are never parsed: these would be errors.
+        let text = format!("\u{feff}no row\n\n \u{a0}\n{}{}{}no row\n", row(1), row(2), row(3));
+        std::fs::write(&path, text).unwrap();
+        let read = |first, limit, max_bytes| {
+            let range = RowRange {
+                first,
+                limit,
+                max_bytes,
+            };
+            let rows = read_range(&path, &Columns::default(), range, &NEVER).unwrap();
+            rows.iter()
+                .map(|row| (row.input(), row.location.line))
+                .collect::<Vec<_>>()
+        };
+        let all = [("1".to_owned(), 4), ("2".to_owned(), 5), ("3".to_owned(), 6)];
+        assert_eq!(read(1, 3, 1000), all);
+        assert_eq!(read(2, 1, 1000), all[1..2]);
+        // One row, however long it is, and then as many as fit.
+        assert_eq!(read(1, 3, 1), all[..1]);
+        assert_eq!(read(1, 3, 2 * row(1).len()), all[..2]);
+        assert_eq!(read(9, 1, 1000), []);
+        let stop = AtomicBool::new(true);
+        let range = RowRange {
+            first: 1,
+            limit: 1,
+            max_bytes: 1,
+        };
+        let stopped = read_range(&path, &Columns::default(), range, &stop);
+        assert!(matches!(stopped, Err(TrainError::Stopped)));
+    }
 
     #[test]
     fn endless_file_is_read_up_to_the_limit() {

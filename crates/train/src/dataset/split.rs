@@ -11,12 +11,39 @@ use super::{DataRow, Dataset};
 /// enough, the lowest is held out, and the highest never is.
 #[must_use]
 pub fn held_out(rows: &[DataRow], fraction: f64) -> Vec<bool> {
-    let keys: Vec<u64> = rows.iter().map(key).collect();
-    let lowest = keys.iter().copied().min().unwrap_or(0);
-    let highest = keys.iter().copied().max().unwrap_or(0);
-    let limit = (fraction.clamp(0.0, 1.0) * u64::MAX as f64) as u64;
-    let is_held_out = |key: u64| fraction > 0.0 && (key < limit || key == lowest) && key != highest;
-    keys.into_iter().map(is_held_out).collect()
+    let rule = HoldOut::of(rows);
+    let is_held_out = |row| rule.is_held_out(row, fraction);
+    rows.iter().map(is_held_out).collect()
+}
+
+/// What decides which rows of a file are held out: the lowest and the highest hash of its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HoldOut {
+    lowest: u64,
+    highest: u64,
+}
+
+impl HoldOut {
+    /// The rule for all `rows` of a file.
+    #[must_use]
+    pub fn of(rows: &[DataRow]) -> HoldOut {
+        let empty = HoldOut {
+            lowest: u64::MAX,
+            highest: 0,
+        };
+        rows.iter().map(key).fold(empty, |rule, key| HoldOut {
+            lowest: rule.lowest.min(key),
+            highest: rule.highest.max(key),
+        })
+    }
+
+    /// Whether `row` is held out, as [`held_out`] decides it.
+    #[must_use]
+    pub fn is_held_out(&self, row: &DataRow, fraction: f64) -> bool {
+        let limit = (fraction.clamp(0.0, 1.0) * u64::MAX as f64) as u64;
+        let key = key(row);
+        fraction > 0.0 && (key < limit || key == self.lowest) && key != self.highest
+    }
 }
 
 impl Dataset {

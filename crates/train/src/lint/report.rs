@@ -9,6 +9,11 @@ use super::lengths::TokenLengths;
 use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, RowLocation};
 use crate::error::TrainError;
 
+/// The most findings of a kind that a report lists; further ones are counted.
+pub const MAX_FINDINGS: usize = 2000;
+/// The most intents that a report lists.
+pub const MAX_INTENTS: usize = 1000;
+
 /// Thresholds of the checks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LintOptions {
@@ -153,14 +158,21 @@ pub struct LintReport {
     pub rows: usize,
     /// Lines that are not rows; only the first ones have a finding.
     pub broken_lines: usize,
-    /// Findings, by file and line.
+    /// Findings, by file and line: the first [`MAX_FINDINGS`] of each kind.
     pub findings: Vec<Finding>,
-    /// Rows of each intent, where the data has that column.
+    /// Number of further findings of each kind.
+    pub more_findings: BTreeMap<LintProblem, usize>,
+    /// Rows that were left out because the report was limited.
+    pub unchecked_rows: usize,
+    /// Rows of each intent, where the data has that column: the first [`MAX_INTENTS`] intents.
     pub intents: BTreeMap<String, usize>,
     /// How long the rows are, where they were tokenized.
     pub lengths: Option<TokenLengths>,
     /// Rows that training would hold out for validation, where it has no other rows for that.
     pub held_out: Option<usize>,
+    /// Number of listed findings of each kind.
+    #[serde(skip)]
+    pub(super) listed: BTreeMap<LintProblem, usize>,
 }
 
 impl LintReport {
@@ -168,7 +180,27 @@ impl LintReport {
     #[must_use]
     pub fn count(&self, problem: LintProblem) -> usize {
         let of_kind = |finding: &&Finding| finding.problem == problem;
-        self.findings.iter().filter(of_kind).count()
+        let more = self.more_findings.get(&problem).copied().unwrap_or(0);
+        self.findings.iter().filter(of_kind).count() + more
+    }
+
+    /// Adds a finding, or counts it if there are [`MAX_FINDINGS`] of its kind.
+    pub(super) fn push(&mut self, finding: Finding) {
+        let listed = self.listed.entry(finding.problem).or_insert(0);
+        if *listed < MAX_FINDINGS {
+            *listed += 1;
+            self.findings.push(finding);
+        } else {
+            *self.more_findings.entry(finding.problem).or_insert(0) += 1;
+        }
+    }
+
+    pub(super) fn count_intent(&mut self, intent: &str) {
+        if let Some(rows) = self.intents.get_mut(intent) {
+            *rows += 1;
+        } else if self.intents.len() < MAX_INTENTS {
+            self.intents.insert(intent.to_owned(), 1);
+        }
     }
 
     /// Adds the broken lines of a file.
@@ -189,7 +221,7 @@ impl LintReport {
                 line: *line,
             };
             let field = field.as_ref().map(|field| format!("field `{field}`: "));
-            self.findings.push(if message == EMPTY_ANSWER {
+            self.push(if message == EMPTY_ANSWER {
                 Finding::new(LintProblem::EmptyOutput, &location, "")
             } else {
                 let about = format!("{}{message}", field.unwrap_or_default());
@@ -204,8 +236,7 @@ impl LintReport {
         for row in rows {
             let same = |other: &DataRow| other.output().trim() == row.output().trim();
             if rejected.get(&row.location).is_some_and(same) {
-                self.findings
-                    .push(Finding::new(LintProblem::SameAnswers, &row.location, ""));
+                self.push(Finding::new(LintProblem::SameAnswers, &row.location, ""));
             }
         }
         self.sort();

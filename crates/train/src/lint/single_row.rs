@@ -1,22 +1,32 @@
 //! Checks of one row: an empty answer, a truncated answer, a number that the input does not have.
 
-use super::report::{Finding, LintOptions, LintProblem};
+use std::sync::atomic::AtomicBool;
+
+use super::report::{Finding, LintOptions, LintProblem, LintReport};
 use super::similarity::numbers;
 use crate::dataset::DataRow;
+use crate::error::TrainError;
+use crate::stop::check_stop;
 
 /// Fewer words than this may be a label or a name, which needs no full stop.
 const SENTENCE: usize = 6;
 /// Number of sentences from which a habit can be inferred.
 const HABIT: usize = 20;
 
-pub(super) fn check_rows(rows: &[DataRow], options: &LintOptions, findings: &mut Vec<Finding>) {
+pub(super) fn check_rows(
+    rows: &[DataRow],
+    options: &LintOptions,
+    report: &mut LintReport,
+    stop: &AtomicBool,
+) -> Result<(), TrainError> {
     let habit = outputs_end_in_full_stops(rows);
     for row in rows {
+        check_stop(stop)?;
         let output = row.output().trim();
         if output.is_empty() {
-            findings.push(Finding::new(LintProblem::EmptyOutput, &row.location, ""));
+            report.push(Finding::new(LintProblem::EmptyOutput, &row.location, ""));
         } else if stops_inside(output) || habit && is_sentence(output) && !is_ended(output) {
-            findings.push(Finding::new(
+            report.push(Finding::new(
                 LintProblem::CutOff,
                 &row.location,
                 end_of(output),
@@ -28,13 +38,14 @@ pub(super) fn check_rows(rows: &[DataRow], options: &LintOptions, findings: &mut
         }
         let known = numbers(&input, options.digits);
         for number in numbers(row.output(), options.digits).difference(&known) {
-            findings.push(Finding::new(
+            report.push(Finding::new(
                 LintProblem::NumberFromNowhere,
                 &row.location,
                 number,
             ));
         }
     }
+    Ok(())
 }
 
 /// Whether the text ends where no text can end: after a comma or an opening bracket, or inside a block of code.

@@ -1,33 +1,40 @@
 //! Checks of the tokenized rows: their lengths, and which of their tokens would be trained.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use super::lengths::{TokenLengths, histogram};
 use super::report::{Finding, LintProblem, LintReport};
 use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 use crate::example::{Encoder, Fitted};
+use crate::stop::check_stop;
 
 /// Suffix of findings about a rejected answer.
 const REJECTED: &str = " (the rejected answer)";
 
 impl LintReport {
     /// Tokenizes `rows` as training would, with the `rejected` answers of those that have one, and adds what that shows.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] once `stop` is set.
     pub fn add_tokens(
         &mut self,
         rows: &[DataRow],
         rejected: &BTreeMap<RowLocation, DataRow>,
         encoder: &Encoder<'_>,
-    ) {
+        stop: &AtomicBool,
+    ) -> Result<(), TrainError> {
         let mut seen = Seen {
             encoder,
             control_tokens: encoder.tokenizer.control_tokens(),
             lengths: Vec::with_capacity(rows.len() + rejected.len()),
             trained_tokens: 0,
-            findings: &mut self.findings,
+            report: self,
         };
         let (mut left_out, mut cut) = (0, 0);
         for row in rows {
+            check_stop(stop)?;
             let fates = [
                 Some(seen.look(row, "")),
                 rejected
@@ -64,6 +71,7 @@ impl LintReport {
             histogram: histogram(&lengths),
         });
         self.sort();
+        Ok(())
     }
 }
 
@@ -73,7 +81,7 @@ struct Seen<'a> {
     control_tokens: &'a [String],
     lengths: Vec<usize>,
     trained_tokens: usize,
-    findings: &'a mut Vec<Finding>,
+    report: &'a mut LintReport,
 }
 
 /// What training does with an answer because of its length.
@@ -88,10 +96,10 @@ enum Fate {
 impl Seen<'_> {
     /// Tokenizes a row; `whose` is the suffix of its findings.
     fn look(&mut self, row: &DataRow, whose: &str) -> Fate {
-        let findings = &mut *self.findings;
+        let report = &mut *self.report;
         let mut say = |problem, about: String| {
             let about = format!("{about}{whose}");
-            findings.push(Finding::new(problem, &row.location, about));
+            report.push(Finding::new(problem, &row.location, about));
         };
         // Plain text may hold control tokens: that is how it says where its turns are.
         if !matches!(row.content, RowContent::Text(_)) {

@@ -1,32 +1,45 @@
 //! Tone markers: regular expressions that an answer in the right tone matches, and others that it does not.
 
-use regex::Regex;
+use formats::bounded_regex;
+use regex::RegexSet;
 
 use crate::error::TrainError;
 
 /// Regular expressions that detect the tone of an answer.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ToneMarkers {
     /// The answer must match at least one of these, where there are any.
-    pub any_of: Vec<Regex>,
+    any_of: RegexSet,
     /// The answer must match none of these.
-    pub none_of: Vec<Regex>,
+    none_of: RegexSet,
+}
+
+impl Default for ToneMarkers {
+    fn default() -> Self {
+        Self {
+            any_of: RegexSet::empty(),
+            none_of: RegexSet::empty(),
+        }
+    }
 }
 
 impl ToneMarkers {
     /// Markers from patterns of the `regex` crate's syntax.
     ///
     /// # Errors
-    /// A pattern does not parse, or would compile to more than regex's limit.
+    /// A pattern does not parse, or the patterns of a list compile to more than [`bounded_regex::MAX_PROGRAM`] bytes together.
     pub fn new(any_of: &[String], none_of: &[String]) -> Result<Self, TrainError> {
-        let compile = |patterns: &[String]| -> Result<Vec<Regex>, TrainError> {
-            let one = |pattern: &String| {
-                Regex::new(pattern).map_err(|error| TrainError::Marker {
-                    pattern: pattern.clone(),
-                    message: error.to_string(),
-                })
-            };
-            patterns.iter().map(one).collect()
+        let compile = |patterns: &[String]| {
+            bounded_regex::compile_set(patterns).map_err(|error| {
+                let pattern = error.index.and_then(|index| patterns.get(index));
+                match pattern {
+                    Some(pattern) => TrainError::Marker {
+                        pattern: pattern.clone(),
+                        message: error.message,
+                    },
+                    None => TrainError::Markers(error.message),
+                }
+            })
         };
         Ok(Self {
             any_of: compile(any_of)?,
@@ -37,8 +50,7 @@ impl ToneMarkers {
     /// Whether `answer` has the tone.
     #[must_use]
     pub fn hold(&self, answer: &str) -> bool {
-        (self.any_of.is_empty() || self.any_of.iter().any(|marker| marker.is_match(answer)))
-            && !self.none_of.iter().any(|marker| marker.is_match(answer))
+        (self.any_of.is_empty() || self.any_of.is_match(answer)) && !self.none_of.is_match(answer)
     }
 }
 

@@ -7,13 +7,17 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use formats::chat_template::Message;
 use serde_json::{Map, Value};
 
 use super::pairs::{PreferencePair, RejectedAnswers};
-use crate::dataset::{DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, object};
+use crate::dataset::{
+    DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, RowRange, object, parse_range,
+};
 use crate::error::TrainError;
+use crate::stop::NEVER;
 
 /// Names of the prompt, the chosen and the rejected answer: in most data sets, and in OpenAI's, whose prompt is `input.messages`.
 const NAMES: [[&str; 3]; 2] = [
@@ -65,13 +69,37 @@ pub struct PairScan {
 /// # Errors
 /// As [`Dataset::scan`].
 pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
-    let file = File::open(path).map_err(TrainError::read(path))?;
-    scan_pairs_from(BufReader::new(file), &path.display().to_string())
+    scan_pairs_until(path, &NEVER)
 }
 
-fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainError> {
+/// As [`scan_pairs`], until `stop` is set.
+///
+/// # Errors
+/// As [`Dataset::scan_until`].
+pub fn scan_pairs_until(path: &Path, stop: &AtomicBool) -> Result<PairScan, TrainError> {
+    let file = File::open(path).map_err(TrainError::read(path))?;
+    scan_pairs_from(BufReader::new(file), &path.display().to_string(), stop)
+}
+
+/// The pairs in `range` of the file at `path`, as [`crate::dataset::read_range`] reads rows.
+///
+/// # Errors
+/// As [`crate::dataset::read_range`].
+pub fn read_pair_range(
+    path: &Path,
+    range: RowRange,
+    stop: &AtomicBool,
+) -> Result<Vec<PreferencePair>, TrainError> {
+    parse_range(path, range, stop, &mut parse_pair)
+}
+
+fn scan_pairs_from(
+    reader: impl BufRead,
+    name: &str,
+    stop: &AtomicBool,
+) -> Result<PairScan, TrainError> {
     let mut rejected = BTreeMap::new();
-    let chosen = Dataset::scan_with(reader, name, &mut |text, location| {
+    let chosen = Dataset::scan_with(reader, name, stop, &mut |text, location| {
         let pair = parse_pair(text, location)?;
         rejected.insert(pair.rejected.location.clone(), pair.rejected);
         Ok(pair.chosen)
@@ -80,8 +108,11 @@ fn scan_pairs_from(reader: impl BufRead, name: &str) -> Result<PairScan, TrainEr
 }
 
 /// Reads a file of rows with rejected answers. A broken line is an error.
-pub(crate) fn read_pairs(path: &Path) -> Result<(Dataset, RejectedAnswers), TrainError> {
-    let PairScan { chosen, rejected } = scan_pairs(path)?;
+pub(crate) fn read_pairs(
+    path: &Path,
+    stop: &AtomicBool,
+) -> Result<(Dataset, RejectedAnswers), TrainError> {
+    let PairScan { chosen, rejected } = scan_pairs_until(path, stop)?;
     Ok((chosen.whole()?, RejectedAnswers::Own(rejected)))
 }
 
@@ -256,7 +287,7 @@ mod tests {
         assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
 
         let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
-        let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl").unwrap();
+        let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl", &NEVER).unwrap();
         let (data, answers) = (chosen.whole().unwrap(), RejectedAnswers::Own(rejected));
         let (pairs, counts) = answers.pairs(&data.rows);
         assert_eq!((pairs.len(), counts.same, data.rows.len()), (1, 1, 2));

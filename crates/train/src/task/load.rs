@@ -1,7 +1,5 @@
 //! Loads a task of supervised fine-tuning: reads the rows, splits and encodes them, and draws the initial parameters.
 
-use std::path::Path;
-
 use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
@@ -13,6 +11,7 @@ use crate::example::{Encoder, Example, Examples};
 use crate::lora_init::{lora_init, target_linears};
 use crate::rng::Rng;
 use crate::settings::TrainSettings;
+use crate::stop::check_stop;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers};
 
 impl TrainTask {
@@ -21,7 +20,7 @@ impl TrainTask {
     ///
     /// # Errors
     /// A setting is out of range, a file cannot be read, or a row is broken or too long (see [`crate::dataset`] and
-    /// [`crate::example`]).
+    /// [`crate::example`]). [`TrainError::Stopped`] once the flag of `spec` is set.
     pub fn load(
         spec: TrainTaskSpec<'_>,
         config: &ModelConfig,
@@ -29,11 +28,12 @@ impl TrainTask {
         template: &ChatTemplate,
     ) -> Result<Self, TrainError> {
         spec.settings.check()?;
-        let mut settings = spec.settings.for_base(config.hidden_size);
+        let mut settings = spec.settings.clone().for_base(config.hidden_size);
         settings.max_length = settings.max_length.min(config.context_length);
-        let (mut rows, held_out, mut report) = read(spec.train, spec.validation, &settings)?;
+        let (mut rows, held_out, mut report) = read(&spec, &settings)?;
         for copy in 0..settings.vary_identifiers {
             for index in 0..rows.len() / (copy as usize + 1) {
+                check_stop(spec.stop)?;
                 let mut rng = Rng::new(settings.seed, &[IDENTIFIER_STREAM, copy, index as u64]);
                 let again = vary_identifiers(&rows[index], &mut rng);
                 rows.push(again.unwrap_or_else(|| rows[index].clone()));
@@ -52,7 +52,7 @@ impl TrainTask {
                 examples,
                 dropped,
                 truncated,
-            } = encoder.encode_all(rows)?;
+            } = encoder.encode_until(rows, spec.stop)?;
             report.dropped += dropped;
             report.truncated += truncated;
             Ok(examples)
@@ -75,23 +75,23 @@ impl TrainTask {
 
 /// The training rows and the validation rows.
 fn read(
-    train: &Path,
-    validation: Option<&Path>,
+    spec: &TrainTaskSpec<'_>,
     settings: &TrainSettings,
 ) -> Result<(Vec<DataRow>, Vec<DataRow>, DataReport), TrainError> {
-    let data = Dataset::read_as(train, &settings.columns)?;
+    let read = |path| Dataset::scan_until(path, &settings.columns, spec.stop)?.whole();
+    let data = read(spec.train)?;
     let mut report = DataReport {
         train_file_hash: data.hash.clone(),
         ..DataReport::default()
     };
-    let (rows, held_out) = match validation {
+    let (rows, held_out) = match spec.validation {
         None => {
             let (rows, held_out) = data.split(settings.validation_fraction);
             report.held_out = held_out.len();
             (rows, held_out)
         }
         Some(path) => {
-            let held_out = Dataset::read_as(path, &settings.columns)?;
+            let held_out = read(path)?;
             report.validation_file_hash = Some(held_out.hash);
             (data.rows, held_out.rows)
         }

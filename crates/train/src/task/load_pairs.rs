@@ -1,5 +1,7 @@
 //! Loads a task of preference tuning: matches rows to rejected answers, varies both together, and encodes them.
 
+use std::sync::atomic::AtomicBool;
+
 use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
@@ -14,6 +16,7 @@ use crate::preference::{
     holds_pairs, read_pairs,
 };
 use crate::rng::Rng;
+use crate::stop::check_stop;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers_together};
 
 impl TrainTask {
@@ -44,6 +47,7 @@ impl TrainTask {
         let first = train.len();
         for copy in 0..settings.vary_identifiers {
             for index in 0..first {
+                check_stop(spec.stop)?;
                 let PreferencePair { chosen, rejected } = &train[index];
                 let mut rng = Rng::new(settings.seed, &[IDENTIFIER_STREAM, copy, index as u64]);
                 let again = vary_identifiers_together([chosen, rejected], &mut rng);
@@ -60,8 +64,8 @@ impl TrainTask {
             max_length: settings.max_length.min(config.context_length),
             too_long: settings.too_long,
         };
-        let (train, rejected_train) = encode(&encoder, &train, &mut report)?;
-        let (validation, rejected_validation) = encode(&encoder, &validation, &mut report)?;
+        let (train, rejected_train) = encode(&encoder, &train, &mut report, spec.stop)?;
+        let (validation, rejected_validation) = encode(&encoder, &validation, &mut report, spec.stop)?;
         let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         let rejected = |examples| RejectedExamples {
             examples,
@@ -114,10 +118,10 @@ fn read(
     }
     let side = |path| {
         if own {
-            read_pairs(path)
+            read_pairs(path, spec.stop)
         } else {
             Ok((
-                Dataset::read_as(path, &spec.settings.columns)?,
+                Dataset::scan_until(path, &spec.settings.columns, spec.stop)?.whole()?,
                 RejectedAnswers::of(rejected_personas)?,
             ))
         }
@@ -194,9 +198,11 @@ fn encode(
     encoder: &Encoder<'_>,
     pairs: &[PreferencePair],
     report: &mut DataReport,
+    stop: &AtomicBool,
 ) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
     let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
     for pair in pairs {
+        check_stop(stop)?;
         let fitted =
             [&pair.chosen, &pair.rejected].map(|row| encoder.fit(encoder.encode(row)?, row));
         let [one, other] = fitted;

@@ -47,6 +47,7 @@ fn load(
         system: Some("Be kind."),
         settings,
         metrics: None,
+        stop: &train::stop::NEVER,
     };
     let config = testkit::tiny::tiny_config();
     train::TrainTask::load_pairs(source, &siblings, &config, &tokenizer, &template)

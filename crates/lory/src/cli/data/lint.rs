@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use train::dataset::{Columns, DataRow, held_out};
-use train::lint::{self, LintOptions, LintProblem, LintReport, TokenLengths};
+use train::lint::{self, LintOptions, LintProblem, LintReport, MAX_FINDINGS, TokenLengths};
+use train::stop::NEVER;
 
 use crate::cli::data::reader::{Reader, ReaderArgs, scan};
 use crate::cli::exit::ExitStatus;
@@ -103,14 +104,14 @@ fn report(
         leak: args.leak,
         ..LintOptions::default()
     };
-    let mut report = lint::lint(&rows, &others, &options);
+    let mut report = lint::lint(&rows, &others, &options, &NEVER)?;
     for scan in &broken {
         report.add_broken(scan);
     }
     report.add_rejected(&rows, &rejected);
     if !args.text_only {
         let wording = args.reader.wording()?;
-        report.add_tokens(&rows, &rejected, &reader.encoder(&wording));
+        report.add_tokens(&rows, &rejected, &reader.encoder(&wording), &NEVER)?;
     }
     if against.is_empty() {
         let sides = held_out(&rows, reader.settings.validation_fraction);
@@ -127,6 +128,10 @@ fn text(report: &LintReport) -> String {
     let named = report.count(LintProblem::Broken) + report.count(LintProblem::EmptyOutput);
     if report.broken_lines > named {
         out += &format!("{} more lines are broken\n", report.broken_lines - named);
+    }
+    let more: usize = report.more_findings.values().sum();
+    if more > 0 {
+        out += &format!("{more} more findings; at most {MAX_FINDINGS} of each problem are listed\n");
     }
     if let Some(lengths) = &report.lengths {
         out += &histogram(lengths);

@@ -2,6 +2,8 @@
 
 mod responses;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Deserialize;
@@ -57,7 +59,7 @@ pub(super) async fn plan(
 ) -> Result<Json<Value>, ApiError> {
     let jobs = state.jobs()?;
     let plan = run_blocking(move || {
-        let plan = jobs.plan(&caller, &new)?;
+        let plan = jobs.plan(&caller, &new, &Arc::default())?;
         Ok::<Value, ApiError>(json!(plan))
     });
     Ok(Json(plan.await??))
