@@ -148,8 +148,7 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
                     Ok(quota) => Some(quota),
                     Err(_) => {
                         let (field, found) = (resource.key(), value.get_ref());
-                        let message =
-                            format!("key {name}: {field} must be 0 or more, not {found}");
+                        let message = format!("key {name}: {field} must be 0 or more, not {found}");
                         return Err(at(value.span().start, message));
                     }
                 },

@@ -72,8 +72,7 @@ impl Key {
     pub fn new_persona_name(&self, name: &str) -> Option<String> {
         let patterns = self.entry.personas.iter().flatten();
         let beginnings = patterns.filter_map(|pattern| pattern.strip_suffix('*'));
-        [""]
-            .into_iter()
+        [""].into_iter()
             .chain(beginnings)
             .map(|beginning| format!("{beginning}{name}"))
             .find(|name| is_persona_name(name) && self.may_use(name))

@@ -151,12 +151,7 @@ impl Owner {
     ///
     /// # Errors
     /// [`QuotaExceeded`].
-    pub fn check(
-        &self,
-        resource: Resource,
-        usage: Usage,
-        more: u64,
-    ) -> Result<(), QuotaExceeded> {
+    pub fn check(&self, resource: Resource, usage: Usage, more: u64) -> Result<(), QuotaExceeded> {
         let own = usage.own.saturating_add(more);
         let free = usage.limit.saturating_sub(usage.all);
         let quota = match &self.key {
@@ -279,7 +274,10 @@ mod tests {
         let (mut all, mut own) = (0, 0);
         let message = fill(&Owner::key("acme", quotas), &mut all, &mut own).to_string();
         assert_eq!(own, 32);
-        assert!(message.contains("than are free of the server's 64"), "{message}");
+        assert!(
+            message.contains("than are free of the server's 64"),
+            "{message}"
+        );
     }
 
     #[test]

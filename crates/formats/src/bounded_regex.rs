@@ -88,7 +88,10 @@ mod tests {
     #[test]
     fn malformed_pattern_is_named_by_its_index() {
         let error = set(&[r"\w{100}", "(", "b"]).unwrap_err();
-        assert_eq!((error.index, error.message.as_str()), (Some(1), "unclosed group"));
+        assert_eq!(
+            (error.index, error.message.as_str()),
+            (Some(1), "unclosed group")
+        );
         let deep = format!("{}a{}", "(".repeat(60), ")".repeat(60));
         assert_eq!(set(&["a", &deep]).unwrap_err().index, Some(1));
     }

@@ -260,11 +260,7 @@ impl Files {
 }
 
 /// Reads the rows of a file and everything that is wrong with them; for pairs, the rows with the chosen answers.
-pub(crate) fn scan(
-    path: &Path,
-    pairs: bool,
-    stop: &AtomicBool,
-) -> Result<DatasetScan, TrainError> {
+pub(crate) fn scan(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<DatasetScan, TrainError> {
     match pairs {
         true => Ok(scan_pairs_until(path, stop)?.chosen),
         false => Dataset::scan_until(path, &Columns::default(), stop),

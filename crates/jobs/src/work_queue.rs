@@ -289,7 +289,9 @@ impl<R: QueueRecord> QueueState<R> {
         for running in self.running.iter().chain(&self.preparing).filter(of_id) {
             running.stop.store(true, Ordering::SeqCst);
         }
-        self.running.as_ref().is_some_and(|running| running.id == id)
+        self.running
+            .as_ref()
+            .is_some_and(|running| running.id == id)
     }
 }
 

@@ -159,7 +159,11 @@ impl Encoder<'_> {
     ///
     /// # Errors
     /// As [`Encoder::encode_all`], and [`TrainError::Stopped`].
-    pub fn encode_until(&self, rows: &[DataRow], stop: &AtomicBool) -> Result<Examples, TrainError> {
+    pub fn encode_until(
+        &self,
+        rows: &[DataRow],
+        stop: &AtomicBool,
+    ) -> Result<Examples, TrainError> {
         let mut all = Examples::default();
         for row in rows {
             check_stop(stop)?;

@@ -369,7 +369,9 @@ fn findings_of_a_kind_are_listed_up_to_a_limit_and_counted_beyond_it() {
 fn rows_of_a_small_vocabulary_are_checked_in_a_bounded_number_of_comparisons() {
     let mut state = 1u64;
     let mut word = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         let word = (state >> 33) % 60;
         let letters = [(word / 8) as u8, (word % 8) as u8].map(|at| char::from(b'a' + at));
         String::from_iter(letters)

@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
-use auth::key_entry::{self, KeyEntry, MAX_SHARE};
 use auth::Quotas;
+use auth::key_entry::{self, KeyEntry, MAX_SHARE};
 use auth::key_file;
 use auth::secret::{self, SecretHash};
 

@@ -184,7 +184,9 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let (upload, filename) = taken.ok_or_else(|| missing("file"))?;
-    let kept = run_blocking(move || jobs.finish_upload(upload, &filename, &caller, &Arc::default())).await??;
+    let kept =
+        run_blocking(move || jobs.finish_upload(upload, &filename, &caller, &Arc::default()))
+            .await??;
     Ok(Json(kept.into()))
 }
 
@@ -345,7 +347,9 @@ pub(super) async fn lint(
     };
     let reading = reading(&mut query, jobs.context_length())?;
     query.end()?;
-    let report = run_blocking(move || jobs.lint(&file, against.as_ref(), &reading, &Arc::default())).await??;
+    let report =
+        run_blocking(move || jobs.lint(&file, against.as_ref(), &reading, &Arc::default()))
+            .await??;
     Ok(Json(report).into_response())
 }
 
@@ -374,7 +378,8 @@ pub(super) async fn rows(
     let limit = query.number("limit", 1, MAX_SHOWN)?.unwrap_or(10);
     let reading = reading(&mut query, jobs.context_length())?;
     query.end()?;
-    let (data, total) = run_blocking(move || jobs.rows(&file, first, limit, &reading, &Arc::default())).await??;
+    let (data, total) =
+        run_blocking(move || jobs.rows(&file, first, limit, &reading, &Arc::default())).await??;
     Ok(Json(RowList {
         object: "list",
         data,

@@ -390,7 +390,12 @@ mod tests {
         let path = folder.path().join("rows.jsonl");
         let row = |i: usize| format!("{{\"prompt\":\"{i}\",\"completion\":\"a\"}}\n");
         // Lines outside the range are never parsed: these would be errors.
-        let text = format!("\u{feff}no row\n\n \u{a0}\n{}{}{}no row\n", row(1), row(2), row(3));
+        let text = format!(
+            "\u{feff}no row\n\n \u{a0}\n{}{}{}no row\n",
+            row(1),
+            row(2),
+            row(3)
+        );
         std::fs::write(&path, text).unwrap();
         let read = |first, limit, max_bytes| {
             let range = RowRange {
@@ -403,7 +408,11 @@ mod tests {
                 .map(|row| (row.input(), row.location.line))
                 .collect::<Vec<_>>()
         };
-        let all = [("1".to_owned(), 4), ("2".to_owned(), 5), ("3".to_owned(), 6)];
+        let all = [
+            ("1".to_owned(), 4),
+            ("2".to_owned(), 5),
+            ("3".to_owned(), 6),
+        ];
         assert_eq!(read(1, 3, 1000), all);
         assert_eq!(read(2, 1, 1000), all[1..2]);
         // One row, however long it is, and then as many as fit.

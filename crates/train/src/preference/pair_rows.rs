@@ -287,7 +287,8 @@ mod tests {
         assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
 
         let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
-        let PairScan { chosen, rejected } = scan_pairs_from(text.as_bytes(), "p.jsonl", &NEVER).unwrap();
+        let PairScan { chosen, rejected } =
+            scan_pairs_from(text.as_bytes(), "p.jsonl", &NEVER).unwrap();
         let (data, answers) = (chosen.whole().unwrap(), RejectedAnswers::Own(rejected));
         let (pairs, counts) = answers.pairs(&data.rows);
         assert_eq!((pairs.len(), counts.same, data.rows.len()), (1, 1, 2));

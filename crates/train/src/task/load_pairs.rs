@@ -65,7 +65,8 @@ impl TrainTask {
             too_long: settings.too_long,
         };
         let (train, rejected_train) = encode(&encoder, &train, &mut report, spec.stop)?;
-        let (validation, rejected_validation) = encode(&encoder, &validation, &mut report, spec.stop)?;
+        let (validation, rejected_validation) =
+            encode(&encoder, &validation, &mut report, spec.stop)?;
         let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         let rejected = |examples| RejectedExamples {
             examples,

@@ -131,7 +131,8 @@ fn text(report: &LintReport) -> String {
     }
     let more: usize = report.more_findings.values().sum();
     if more > 0 {
-        out += &format!("{more} more findings; at most {MAX_FINDINGS} of each problem are listed\n");
+        out +=
+            &format!("{more} more findings; at most {MAX_FINDINGS} of each problem are listed\n");
     }
     if let Some(lengths) = &report.lengths {
         out += &histogram(lengths);
