@@ -6,7 +6,7 @@
 //!
 //! BASE is a Hugging Face folder of float weights; WORDING is the base whose tokenizer is taken, which may be BASE itself. A TEXT that
 //! ends in .jsonl gives all strings of its rows. Products run as in serving: float weights in f32, quantized ones against int8
-//! activations. docs/bases.md keeps what it said.
+//! activations. docs/bases.md keeps what it output.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -67,9 +67,9 @@ fn main() -> anyhow::Result<()> {
     for window in tokens.chunks(WINDOW.min(base_text.context_length)) {
         let mut exact: Vec<Vec<f64>> = Vec::new();
         for ((_, model), sum) in models.iter().zip(&mut sums) {
-            let said = logits(model, window, None, Compute::Int8, KvType::F16);
+            let output = logits(model, window, None, Compute::Int8, KvType::F16);
             for i in 0..window.len() {
-                let row = log_probabilities(said.row(i));
+                let row = log_probabilities(output.row(i));
                 if exact.len() == i {
                     exact.push(row.clone());
                 }

@@ -79,9 +79,9 @@ fn nothing_at_scale_0_and_a_type_that_is_not_written_is_named() {
     let Err(error) = merge(&gguf, &adapter, 1.0, Some(GgmlType::Q6_K)) else {
         panic!("Q6_K is written");
     };
-    let said = error.to_string();
+    let message = error.to_string();
     assert!(
-        said.contains("blk.0.attn_q.weight") && said.contains("Q6_K"),
-        "{said}"
+        message.contains("blk.0.attn_q.weight") && message.contains("Q6_K"),
+        "{message}"
     );
 }

@@ -275,10 +275,10 @@ mod tests {
             ),
             ("5", "", "expected struct Named"),
         ] {
-            let (found, said) = read(json).unwrap_err();
-            assert!(said.contains(message), "{said}");
+            let (found, text) = read(json).unwrap_err();
+            assert!(text.contains(message), "{text}");
             let found = if found == "." { "" } else { &found };
-            assert_eq!(found, path, "{said}");
+            assert_eq!(found, path, "{text}");
         }
     }
 }

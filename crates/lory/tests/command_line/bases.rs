@@ -145,9 +145,9 @@ fn a_base_that_does_not_fit_is_rejected_before_loading() {
         let args = [command, &["--base", "tiny.gguf", "--kv-memory", "999TiB"]].concat();
         let ran = dir.run(&args);
         assert_eq!(ran.code, 1, "{ran:?}");
-        let said = format!("{}{}", ran.out, ran.err);
+        let output = format!("{}{}", ran.out, ran.err);
         for part in ["needed and", "keys and values 1022976.0 GiB", "--kv-memory"] {
-            assert!(said.contains(part), "{part}: {said}");
+            assert!(output.contains(part), "{part}: {output}");
         }
     }
 }

@@ -125,10 +125,10 @@ impl<'s> Reader<'s> {
         shell.args(["-c", &format!("{line} -w '\\n%{{http_code}}'")]);
         shell.current_dir(self.dir.folder()).envs(&self.ids);
         let output = shell.output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        let (answer, status) = said
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let (answer, status) = stdout
             .rsplit_once('\n')
-            .unwrap_or_else(|| panic!("{line}: {said}"));
+            .unwrap_or_else(|| panic!("{line}: {stdout}"));
         let answered = serde_json::from_str(answer).unwrap_or(Value::Null);
         for (name, field, begins) in [
             ("FILE", "id", "file-"),

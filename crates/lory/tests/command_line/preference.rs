@@ -52,13 +52,13 @@ fn preference_training_separates_tones_and_caches_the_reference() {
     let of = |i: usize| summary["adapters"][i]["preference"].clone();
     assert_eq!(of(0)["pairs"], 4, "{summary}");
     assert!(of(0)["margin"].as_f64().unwrap() > 0.0 && of(1)["accuracy"].as_f64().unwrap() > 0.5);
-    for said in [
+    for part in [
         "sunny: 14 of 16 rows have a rejected answer by stern; left out: 2 without a rejected answer, 0 with",
         "stern: 14 of 14 rows have a rejected answer by sunny\n",
         "sunny: log-probabilities of 14 pairs at the start\n",
         "reward accuracy ",
     ] {
-        assert!(ran.err.contains(said), "{said} is missing: {}", ran.err);
+        assert!(ran.err.contains(part), "{part} is missing: {}", ran.err);
     }
     let card = std::fs::read_to_string(dir.path("personas/sunny/adapter/README.md")).unwrap();
     assert!(
@@ -156,18 +156,18 @@ fn the_start_adapter_survives_being_overwritten() {
             .spawn()
             .unwrap();
         let mut reader = BufReader::new(child.stderr.take().unwrap());
-        let mut said = String::new();
-        while !said.contains("validation loss") && !said.contains("step ") {
-            assert!(reader.read_line(&mut said).unwrap() > 0, "{said}");
+        let mut log = String::new();
+        while !log.contains("validation loss") && !log.contains("step ") {
+            assert!(reader.read_line(&mut log).unwrap() > 0, "{log}");
         }
         let id = child.id().to_string();
         std::process::Command::new("kill")
             .args(["-INT", &id])
             .status()
             .unwrap();
-        while reader.read_line(&mut said).unwrap() > 0 {}
-        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
-        said
+        while reader.read_line(&mut log).unwrap() > 0 {}
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{log}");
+        log
     };
     interrupted();
     assert!(
@@ -176,14 +176,14 @@ fn the_start_adapter_survives_being_overwritten() {
     );
     // As a run would leave it that was killed between writing its adapter and removing its state.
     dir.persona("sunny", TRAIN, Some(6));
-    let said = interrupted();
-    assert!(said.contains("resuming at step"), "{said}");
+    let log = interrupted();
+    assert!(log.contains("resuming at step"), "{log}");
     // Without its state, it starts anew from what now is there.
     std::fs::remove_file(dir.path("personas/.train/sunny.safetensors")).unwrap();
-    let said = interrupted();
+    let log = interrupted();
     assert!(
-        !said.contains("resuming") && said.contains("pairs at the start\n"),
-        "{said}"
+        !log.contains("resuming") && log.contains("pairs at the start\n"),
+        "{log}"
     );
 }
 
@@ -221,7 +221,7 @@ fn rows_with_rejected_answers_need_no_flag() {
 #[test]
 fn invalid_preferences_are_rejected_with_the_reason() {
     let dir = test_dir();
-    let fails = |args: &[&str], code, said: &[&str]| train(&dir, args).fails(code, said);
+    let fails = |args: &[&str], code, messages: &[&str]| train(&dir, args).fails(code, messages);
     let sunny = ["--persona", "sunny"];
     let with = |more: &[&'static str]| [&sunny[..], more].concat();
     fails(

@@ -246,11 +246,11 @@ fn the_known_base_can_be_pulled() {
         command.env("LORY_HOME", home);
     }
     let ran = ran(command.output().unwrap());
-    let said: Value = serde_json::from_str(ran.succeeds()).unwrap();
-    let path = std::path::Path::new(said["path"].as_str().unwrap());
+    let report: Value = serde_json::from_str(ran.succeeds()).unwrap();
+    let path = std::path::Path::new(report["path"].as_str().unwrap());
     assert_eq!(std::fs::metadata(path).unwrap().len(), 98_362_432);
     assert_eq!(
         hub::hash_file(path).unwrap(),
-        said["sha256"].as_str().unwrap()
+        report["sha256"].as_str().unwrap()
     );
 }

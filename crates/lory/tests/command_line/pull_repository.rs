@@ -159,11 +159,11 @@ fn pull(dir: &TestDir, endpoint: &str, args: &[&str], token: Option<&str>) -> Ra
 fn a_pulled_repository_is_pinned_and_used_by_its_id() {
     let dir = TestDir::new();
     let (endpoint, shop) = open(|_| ());
-    let said: Value =
+    let report: Value =
         serde_json::from_str(pull(&dir, &endpoint, &["nobody/tiny", "--json"], None).succeeds())
             .unwrap();
-    assert_eq!(said["revision"], COMMIT);
-    let path = said["path"].as_str().unwrap();
+    assert_eq!(report["revision"], COMMIT);
+    let path = report["path"].as_str().unwrap();
     assert!(
         path.contains("nobody--tiny") && path.ends_with(COMMIT),
         "{path}"
@@ -277,9 +277,9 @@ fn refused_pulls_give_advice() {
     let (endpoint, _) = open(|shop| shop.gated = true);
     let page = format!("accept its terms at {endpoint}/nobody/tiny");
     pull(&dir, &endpoint, &["nobody/tiny"], None).fails(1, &["is gated", &page, "set HF_TOKEN"]);
-    let said = pull(&dir, &endpoint, &["nobody/tiny"], Some("hf_secret"));
-    said.fails(1, &["the account of HF_TOKEN", &page]);
-    assert!(!said.err.contains("hf_secret"), "{said:?}");
+    let ran = pull(&dir, &endpoint, &["nobody/tiny"], Some("hf_secret"));
+    ran.fails(1, &["the account of HF_TOKEN", &page]);
+    assert!(!ran.err.contains("hf_secret"), "{ran:?}");
 
     let (endpoint, _) = open(|_| ());
     pull(&dir, &endpoint, &["nobody/else"], None).fails(1, &["does not exist", "check the id"]);

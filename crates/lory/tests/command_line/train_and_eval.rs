@@ -301,9 +301,9 @@ fn an_interrupted_run_resumes() {
             .spawn()
             .unwrap();
         let mut reader = BufReader::new(child.stderr.take().unwrap());
-        let mut said = String::new();
-        while !said.contains(wait_for) {
-            assert!(reader.read_line(&mut said).unwrap() > 0, "{said}");
+        let mut log = String::new();
+        while !log.contains(wait_for) {
+            assert!(reader.read_line(&mut log).unwrap() > 0, "{log}");
         }
         let id = child.id().to_string();
         assert!(
@@ -313,25 +313,25 @@ fn an_interrupted_run_resumes() {
                 .unwrap()
                 .success()
         );
-        while reader.read_line(&mut said).unwrap() > 0 {}
-        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        while reader.read_line(&mut log).unwrap() > 0 {}
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{log}");
         assert!(
-            said.contains("the same command continues from there"),
-            "{said}"
+            log.contains("the same command continues from there"),
+            "{log}"
         );
-        let after = said.split("interrupted after step ").nth(1).unwrap();
+        let after = log.split("interrupted after step ").nth(1).unwrap();
         (
             after.split(' ').next().unwrap().parse::<u64>().unwrap(),
-            said,
+            log,
         )
     };
-    let (first, said) = interrupted("validation loss");
-    assert!(!said.contains("resuming"), "{said}");
+    let (first, log) = interrupted("validation loss");
+    assert!(!log.contains("resuming"), "{log}");
     assert!(dir.names("personas").contains(&".train".to_owned()));
-    let (second, said) = interrupted("step ");
+    let (second, log) = interrupted("step ");
     assert!(
-        said.contains(&format!("resuming at step {first} of ")),
-        "{said}"
+        log.contains(&format!("resuming at step {first} of ")),
+        "{log}"
     );
     assert!(second >= first);
     // Another run does not take its state up.

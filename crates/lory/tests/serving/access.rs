@@ -64,10 +64,10 @@ impl ServerWithKeys {
 }
 
 #[track_caller]
-fn refused(reply: &Response, status: u16, code: &str, said: &str) {
+fn refused(reply: &Response, status: u16, code: &str, expected: &str) {
     let (found, found_code, _, message) = reply.error();
     assert_eq!((found, found_code.as_str()), (status, code), "{message}");
-    assert!(message.contains(said), "{message}");
+    assert!(message.contains(expected), "{message}");
     assert!(!message.contains("secret-"), "{message}");
 }
 

@@ -215,7 +215,7 @@ fn invalid_request_is_rejected_by_field_name() {
             "expected one of",
         ),
     ];
-    for (change, status, code, param, said) in cases {
+    for (change, status, code, param, message_part) in cases {
         let mut body = json!({"prompt": "Hello!", "user_type": "warm"});
         for (key, value) in change.as_object().unwrap() {
             body[key] = value.clone();
@@ -228,7 +228,7 @@ fn invalid_request_is_rejected_by_field_name() {
             "{change}: {message}"
         );
         assert_eq!(found.2, param, "{message}");
-        assert!(message.contains(said), "{message}");
+        assert!(message.contains(message_part), "{message}");
         assert!(
             message.contains(param.split('[').next().unwrap()),
             "{message}"

@@ -200,17 +200,17 @@ fn logprobs_are_returned_for_each_token() {
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
     let shown = content(&stopped);
     assert!(text.starts_with(shown) && shown.len() < text.len());
-    let told = stopped["choices"][0]["logprobs"]["content"]
+    let listed = stopped["choices"][0]["logprobs"]["content"]
         .as_array()
         .unwrap();
-    assert_eq!(told[..], tokens[..told.len()]);
-    let told: usize = told
+    assert_eq!(listed[..], tokens[..listed.len()]);
+    let listed: usize = listed
         .iter()
         .map(|token| token["bytes"].as_array().unwrap().len())
         .sum();
     assert!(
-        told >= shown.len() && told < shown.len() + 4,
-        "{told} for {shown:?}"
+        listed >= shown.len() && listed < shown.len() + 4,
+        "{listed} for {shown:?}"
     );
 }
 

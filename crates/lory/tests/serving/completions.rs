@@ -174,11 +174,11 @@ fn echo_begins_with_the_prompt() {
     assert!(streamed[0].contains("Hello the"), "{}", streamed[0]);
     body["logprobs"] = json!(2);
     body["n"] = json!(2);
-    let told = complete(&body);
-    assert_eq!(text(&told), text(&echoed));
-    let columns = &told["choices"][0]["logprobs"];
+    let prompt_logprobs = complete(&body);
+    assert_eq!(text(&prompt_logprobs), text(&echoed));
+    let columns = &prompt_logprobs["choices"][0]["logprobs"];
     let column = |name: &str| columns[name].as_array().unwrap().clone();
-    let prompt = told["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    let prompt = prompt_logprobs["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
     assert_eq!(column("tokens").len(), prompt + 8);
     let spelled: String = column("tokens")
         .iter()
@@ -193,7 +193,7 @@ fn echo_begins_with_the_prompt() {
             .all(|logprob| logprob.as_f64().unwrap() < 0.0)
     );
     assert_eq!(column("text_offset")[prompt], "Hello the".len());
-    assert_eq!(told["choices"][1]["logprobs"], *columns);
+    assert_eq!(prompt_logprobs["choices"][1]["logprobs"], *columns);
     // The logprobs of a prompt position equal those of a generated token at that position.
     let begun = json!({
         "model": BASE, "prompt": "Hello", "max_tokens": 1, "logprobs": 2, "ignore_eos": true,

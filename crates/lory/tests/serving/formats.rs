@@ -267,7 +267,7 @@ fn earlier_tool_calls_and_results_are_rendered_into_the_prompt() {
     let call = json!({"id": "call-1", "type": "function", "function": {
         "name": "weather", "arguments": "{\"city\":\"Oslo\",\"days\":1}",
     }});
-    let said = |text: &str| json!({"role": "assistant", "content": text});
+    let assistant = |text: &str| json!({"role": "assistant", "content": text});
     let turns = |assistant: Value, response: Value| {
         let mut body = body.clone();
         body["messages"]
@@ -285,7 +285,7 @@ fn earlier_tool_calls_and_results_are_rendered_into_the_prompt() {
         json!({"role": "tool", "tool_call_id": "call-1", "content": "Rain."}),
     );
     let spelled = turns(
-        said(
+        assistant(
             "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\", \"days\": 1}}\n</tool_call>",
         ),
         json!({"role": "user", "content": "<tool_response>\nRain.\n</tool_response>"}),
@@ -356,7 +356,7 @@ fn invalid_schema_or_tool_is_rejected_by_name() {
         (param, message)
     };
     let schema_field = "response_format.json_schema.schema";
-    for (schema, said) in [
+    for (schema, expected) in [
         (json!({"type": "objekt"}), "Invalid type: objekt"),
         (json!({"type": "string", "pattern": "(a"}), "unclosed group"),
         (json!({"not": {"type": "string"}}), "not"),
@@ -380,7 +380,7 @@ fn invalid_schema_or_tool_is_rejected_by_name() {
         let (param, message) = refused(json!({"response_format": of_schema(&schema)}));
         assert_eq!(param, schema_field, "{message}");
         assert!(
-            message.contains(said) && message.starts_with(schema_field),
+            message.contains(expected) && message.starts_with(schema_field),
             "{message}"
         );
         assert!(message.len() < 500, "{message}");

@@ -85,7 +85,7 @@ fn tls_server_answers_https_and_not_http() {
 fn unusable_certificate_or_key_is_rejected_by_file_name() {
     let folder = tempfile::tempdir().unwrap();
     assert!(open(folder.path()).err().unwrap().contains("cert.pem: "));
-    for (cert, key, said) in [
+    for (cert, key, expected) in [
         ("", KEY, "cert.pem: has no certificate"),
         (CERT, "", "key.pem: "),
         (CERT, CERT, "key.pem: "),
@@ -93,7 +93,7 @@ fn unusable_certificate_or_key_is_rejected_by_file_name() {
     ] {
         write_pair(folder.path(), cert, key);
         let error = open(folder.path()).err().unwrap();
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(expected), "{error}");
         assert!(!error.contains("PRIVATE KEY-----\nM"), "{error}");
     }
 }

@@ -104,10 +104,10 @@ fn uploaded_adapter_of_another_base_is_reported_and_not_published() {
 fn unusable_upload_is_rejected_with_the_reason() {
     let home = RegistryHome::new();
     let server = TestServer::start(home.service(false));
-    let refused = |reply: Response, status: u16, code: &str, said: &str| {
+    let refused = |reply: Response, status: u16, code: &str, expected: &str| {
         let (found, found_code, _, message) = reply.error();
         assert_eq!((found, found_code.as_str()), (status, code), "{message}");
-        assert!(message.contains(said), "{message}");
+        assert!(message.contains(expected), "{message}");
     };
     refused(
         send(&server, b"no archive"),

@@ -80,7 +80,7 @@ fn variables_are_substituted_into_the_system_prompt() {
 #[test]
 fn unknown_and_missing_variables_are_rejected_by_name() {
     let server = server();
-    let refused = |body: Value, code: &str, field: &str, said: &str| {
+    let refused = |body: Value, code: &str, field: &str, expected: &str| {
         let path = if body.get("model").is_some() {
             "/v1/chat/completions"
         } else {
@@ -92,7 +92,7 @@ fn unknown_and_missing_variables_are_rejected_by_name() {
             (400, code, Some(field)),
             "{message}"
         );
-        assert!(message.contains(said), "{message}");
+        assert!(message.contains(expected), "{message}");
     };
     let ask = |who: &str, variables: Value| json!({"prompt": "Hi", "user_type": who, "variables": variables});
     refused(

@@ -53,7 +53,7 @@ pub(crate) fn write(
         if let Some(base) = base {
             put!(
                 page,
-                "<div class=\"side\"><h3>{}</h3><p class=\"said\">{}</p></div>",
+                "<div class=\"side\"><h3>{}</h3><p class=\"text\">{}</p></div>",
                 escape_xml(&measures.base),
                 escape_xml(base.text.trim())
             );
@@ -82,8 +82,8 @@ fn side(page: &mut String, candidates: &[Candidate], answers: &Answers, (of, row
     marks += &mark(copied, "identifiers", "an identifier is wrong");
     put!(
         page,
-        "<div class=\"side\"><h3>{}</h3><p class=\"said\">{}</p><p class=\"mark\">{marks}</p>\
-         <details><summary>reference</summary><p class=\"said\">{}</p></details></div>",
+        "<div class=\"side\"><h3>{}</h3><p class=\"text\">{}</p><p class=\"mark\">{marks}</p>\
+         <details><summary>reference</summary><p class=\"text\">{}</p></details></div>",
         escape_xml(&candidate.persona.name),
         escape_xml(text.trim()),
         escape_xml(candidate.rows[row].output())
