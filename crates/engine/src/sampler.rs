@@ -125,8 +125,8 @@ impl Sampler {
             .sum()
     }
 
-    /// Keeps the whole vocabulary by id, or, for `top_p`, the tokens that can matter to it, in descending order; returns the
-    /// total weight of the vocabulary.
+    /// Keeps the whole vocabulary by id, or, for `top_p`, the tokens that can matter to it, in descending order. Returns the
+    /// total weight of the vocabulary for `top_p`; 0 if that is neutral, as nothing else needs the sum.
     fn keep_all(&mut self, logits: &[f32], max: f32, sampling: &Sampling) -> f64 {
         weights(logits, max, sampling.temperature, &mut self.weights);
         let every = (0u32..).zip(self.weights.iter().copied());

@@ -1,8 +1,9 @@
 //! The configuration of a model in a GGUF's metadata and tensor list.
 
+use super::families::{self, Family, SUPPORTED};
 use super::{
-    ConfigError, FAMILY, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH,
-    ModelConfig, RopeStyle,
+    ConfigError, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH,
+    ModelConfig,
 };
 use crate::gguf::{GgmlType, Gguf, dequantize};
 
@@ -22,16 +23,14 @@ impl ModelConfig {
                 gguf.get_str("general.architecture")?,
             )?
             .to_owned();
-        let rope_style = match architecture.as_str() {
-            "llama" => RopeStyle::Interleaved,
-            "qwen2" | "qwen3" => RopeStyle::HalfSplit,
-            other => return Err(keys.unsupported(format!("architecture {other:?}"))),
+        let Some(family) = families::of_architecture(&architecture) else {
+            return Err(keys.unsupported(format!("architecture {architecture:?}")));
         };
         let keys = Keys {
             gguf,
             architecture: &architecture,
         };
-        keys.refuse_unsupported()?;
+        keys.refuse_unsupported(family)?;
 
         let hidden_size = keys.number("embedding_length", 1..=MAX_WIDTH)?;
         let heads = keys.number("attention.head_count", 1..=MAX_HEADS)?;
@@ -55,12 +54,12 @@ impl ModelConfig {
             vocab_size,
             context_length: keys.context_length()?,
             rope_theta: keys.float("rope.freq_base", Some(10_000.0), 1.0..=1e12)?,
-            rope_style,
+            rope_style: family.gguf_rope,
             rope_freq_factors: keys.rope_freq_factors(head_dim)?,
             rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon", None, 1e-12..=1.0)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
             qkv_bias: gguf.tensor("blk.0.attn_q.bias").is_some(),
-            qk_norm: architecture == "qwen3",
+            qk_norm: family.qk_norm,
             architecture: architecture.clone(),
         };
         Ok(config)
@@ -89,7 +88,7 @@ impl Keys<'_> {
         ConfigError::Unsupported {
             origin: self.gguf.origin().to_owned(),
             feature,
-            instead: FAMILY,
+            instead: SUPPORTED,
         }
     }
 
@@ -144,7 +143,7 @@ impl Keys<'_> {
     }
 
     /// Refuses every feature with which the plain decoder would compute wrong results.
-    fn refuse_unsupported(&self) -> Result<(), ConfigError> {
+    fn refuse_unsupported(&self, family: &Family) -> Result<(), ConfigError> {
         for key in ["expert_count", "expert_used_count"] {
             if self
                 .gguf
@@ -181,7 +180,7 @@ impl Keys<'_> {
             "ffn_norm.bias",
         ];
         let head_norms = ["attn_q_norm.weight", "attn_k_norm.weight"];
-        let head_norms = head_norms.iter().filter(|_| self.architecture != "qwen3");
+        let head_norms = head_norms.iter().filter(|_| !family.qk_norm);
         for tensor in refused_tensors.iter().chain(head_norms) {
             if self.gguf.tensor(&format!("blk.0.{tensor}")).is_some() {
                 return Err(self.unsupported(format!("the tensor blk.0.{tensor}")));

@@ -4,19 +4,12 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use super::families::{self, Family, SUPPORTED, SlidingWindow};
 use super::rope::Llama3;
 use super::{
-    ConfigError, FAMILY, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH,
+    ConfigError, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH,
     ModelConfig, RopeStyle,
 };
-
-/// The supported model types, the class of transformers for each, and the architecture in GGUF files.
-const MODEL_TYPES: [(&str, &str, &str); 4] = [
-    ("llama", "LlamaForCausalLM", "llama"),
-    ("mistral", "MistralForCausalLM", "llama"),
-    ("qwen2", "Qwen2ForCausalLM", "qwen2"),
-    ("qwen3", "Qwen3ForCausalLM", "qwen3"),
-];
 
 impl ModelConfig {
     /// Reads and checks the configuration of a Hugging Face folder; `origin` names its `config.json` in errors.
@@ -36,8 +29,8 @@ impl ModelConfig {
             origin,
             within: "",
         };
-        let (model_type, architecture) = fields.model_type()?;
-        fields.refuse_unsupported(model_type)?;
+        let family = fields.family()?;
+        fields.refuse_unsupported(family)?;
 
         let hidden_size = fields.number("hidden_size", 1..=MAX_WIDTH)?;
         let heads = fields.number("num_attention_heads", 1..=MAX_HEADS)?;
@@ -64,7 +57,7 @@ impl ModelConfig {
         }
         let (rope_theta, rope_freq_factors) = fields.rope(head_dim)?;
         Ok(ModelConfig {
-            architecture: architecture.to_owned(),
+            architecture: family.architecture.to_owned(),
             hidden_size,
             layers: fields.number("num_hidden_layers", 1..=MAX_LAYERS)?,
             heads,
@@ -72,15 +65,14 @@ impl ModelConfig {
             head_dim,
             intermediate_size: fields.number("intermediate_size", 1..=MAX_WIDTH)?,
             vocab_size: fields.number("vocab_size", 1..=MAX_VOCAB)?,
-            context_length: fields.context_length(model_type)?,
+            context_length: fields.context_length(family.sliding_window)?,
             rope_theta: rope_theta as f32,
             rope_style: RopeStyle::HalfSplit,
             rope_freq_factors,
             rms_norm_eps: fields.float("rms_norm_eps", None, 1e-12..=1.0)? as f32,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            // Qwen2 has no such field: its q, k and v always have a bias.
-            qkv_bias: model_type == "qwen2",
-            qk_norm: model_type == "qwen3",
+            qkv_bias: family.qkv_bias,
+            qk_norm: family.qk_norm,
         })
     }
 }
@@ -110,7 +102,7 @@ impl<'a> ConfigFields<'a> {
         ConfigError::Unsupported {
             origin: self.origin.to_owned(),
             feature,
-            instead: FAMILY,
+            instead: SUPPORTED,
         }
     }
 
@@ -181,11 +173,9 @@ impl<'a> ConfigFields<'a> {
         }
     }
 
-    fn model_type(&self) -> Result<(&'static str, &'static str), ConfigError> {
+    fn family(&self) -> Result<&'static Family, ConfigError> {
         let found = self.required("model_type", self.text("model_type")?)?;
-        let Some((model_type, class, architecture)) =
-            MODEL_TYPES.into_iter().find(|known| known.0 == found)
-        else {
+        let Some(family) = families::of_model_type(found) else {
             let experts = ["num_experts", "num_local_experts", "n_routed_experts"];
             let what = match experts.iter().find(|key| self.get(key).is_some()) {
                 Some(key) => format!("model_type {found:?}, a mixture of experts ({key}),"),
@@ -193,17 +183,18 @@ impl<'a> ConfigFields<'a> {
             };
             return Err(self.unsupported(what));
         };
+        let class = family.class;
         if let Some(classes) = self.get("architectures").and_then(Value::as_array)
             && !classes.iter().any(|name| name.as_str() == Some(class))
         {
             let classes = short(&Value::Array(classes.clone()));
             return Err(self.unsupported(format!("architectures {classes} (not {class})")));
         }
-        Ok((model_type, architecture))
+        Ok(family)
     }
 
     /// Refuses every feature with which the plain decoder would compute wrong results.
-    fn refuse_unsupported(&self, model_type: &str) -> Result<(), ConfigError> {
+    fn refuse_unsupported(&self, family: &Family) -> Result<(), ConfigError> {
         let absent = [
             "quantization_config",
             "num_experts",
@@ -216,7 +207,7 @@ impl<'a> ConfigFields<'a> {
             return Err(self.unsupported(format!("{key} in the configuration")));
         }
         // Qwen2 ignores this field; in other models it means a bias of o, too.
-        if model_type != "qwen2" && self.flag("attention_bias")? {
+        if !family.qkv_bias && self.flag("attention_bias")? {
             return Err(self.unsupported("attention_bias = true".to_owned()));
         }
         if self.flag("mlp_bias")? {
@@ -241,14 +232,13 @@ impl<'a> ConfigFields<'a> {
     }
 
     /// The context, or the sliding window if that is shorter: up to its length a window has no effect.
-    fn context_length(&self, model_type: &str) -> Result<usize, ConfigError> {
+    fn context_length(&self, sliding_window: SlidingWindow) -> Result<usize, ConfigError> {
         let context = self.number("max_position_embeddings", 1..=MAX_CONTEXT)?;
         let window = self.optional_number("sliding_window", 0..=MAX_CONTEXT)?;
-        // Qwen's files name a window even if it is not used; Llama has none.
-        let used = match model_type {
-            "mistral" => true,
-            "llama" => false,
-            _ => self.flag("use_sliding_window")?,
+        let used = match sliding_window {
+            SlidingWindow::Always => true,
+            SlidingWindow::Never => false,
+            SlidingWindow::IfEnabled => self.flag("use_sliding_window")?,
         };
         match window {
             Some(window) if window > 0 && used => Ok(context.min(window)),

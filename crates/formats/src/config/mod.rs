@@ -4,22 +4,14 @@
 //! Features that the decoder does not have (experts, rotary scalings other than linear and Llama 3's, ...) are refused here by
 //! name, so that nothing above computes wrong results silently.
 
+mod families;
 mod from_gguf;
 mod from_json;
 mod rope;
 
-use crate::gguf::{GgufError, GgufWriter, Value};
+pub use rope::RopeStyle;
 
-/// How the rows of the query and key weights pair up for the rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// Neighbours 2i and 2i+1 of a head rotate together. GGUF files of architecture `llama` store the query and key
-    /// rows in this order: row 2i of a head is Hugging Face's row i, row 2i+1 its row i + head_dim/2. An adapter in
-    /// PEFT's layout must have the rows of B for q_proj and k_proj reordered likewise.
-    Interleaved,
-    /// Elements i and i + head_dim/2 rotate together, as in Hugging Face's layout.
-    HalfSplit,
-}
+use crate::gguf::{GgufError, GgufWriter, Value};
 
 /// The dimensions and constants of a Llama-family decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,9 +88,6 @@ pub enum ConfigError {
     },
 }
 
-const FAMILY: &str = "the families that are run are Llama, Mistral, Qwen2, Qwen3 and SmolLM2, without experts, with plain, linear \
-                      or Llama 3 rotary positions";
-
 /// Limits far above any real model of these families.
 const MAX_WIDTH: usize = 1 << 18;
 const MAX_LAYERS: usize = 4096;
@@ -129,10 +118,8 @@ impl ModelConfig {
 
     /// The configuration that a GGUF file of this model has: GGUF files of `llama` store the rows in another order.
     pub fn as_in_gguf(&self) -> ModelConfig {
-        let rope_style = match self.architecture.as_str() {
-            "llama" => RopeStyle::Interleaved,
-            _ => RopeStyle::HalfSplit,
-        };
+        let family = families::of_architecture(&self.architecture);
+        let rope_style = family.map_or(RopeStyle::HalfSplit, |family| family.gguf_rope);
         ModelConfig {
             rope_style,
             ..self.clone()

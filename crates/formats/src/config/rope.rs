@@ -1,4 +1,15 @@
-//! The rotary scalings of `config.json`, as divisors of the frequencies.
+//! The rotary embedding: how rows pair up, and the scalings of `config.json` as divisors of the frequencies.
+
+/// How the rows of the query and key weights pair up for the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours 2i and 2i+1 of a head rotate together. GGUF files of architecture `llama` store the query and key
+    /// rows in this order: row 2i of a head is Hugging Face's row i, row 2i+1 its row i + head_dim/2. An adapter in
+    /// PEFT's layout must have the rows of B for q_proj and k_proj reordered likewise.
+    Interleaved,
+    /// Elements i and i + head_dim/2 rotate together, as in Hugging Face's layout.
+    HalfSplit,
+}
 
 /// Llama 3.1's scaling: low frequencies are divided by `factor`, high ones stay, those between are blended.
 #[derive(Debug, Clone, Copy, PartialEq)]
