@@ -8,7 +8,8 @@
 //! - [`quant_cache`]: keeps quantized weights on disk for the next start
 //! - [`memory`]: the memory that this process may use
 //! - [`home`]: the folders of one installation (`LORY_HOME`)
-//! - [`progress`]: progress of long work, on stderr; [`BaseError`]: why a base cannot be opened
+//! - [`progress`]: progress of long work, on stderr
+//! - `error`: [`BaseError`], why a base cannot be opened
 
 mod error;
 pub mod files;

@@ -3,6 +3,7 @@
 mod crates;
 mod cycles;
 mod docs;
+mod limits;
 mod modules;
 mod wording;
 

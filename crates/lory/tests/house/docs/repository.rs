@@ -29,6 +29,7 @@ const OTHER_FLAGS: &[&str] = &[
     "path",
     "release",
     "target",
+    "test",
     "workspace",
 ];
 /// Endings that the metrics' encoder adds to names.
