@@ -75,7 +75,9 @@ const FAMILIES: [Family; 4] = [
 
 /// The family with this `model_type`.
 pub(super) fn of_model_type(model_type: &str) -> Option<&'static Family> {
-    FAMILIES.iter().find(|family| family.model_type == model_type)
+    FAMILIES
+        .iter()
+        .find(|family| family.model_type == model_type)
 }
 
 /// The first family whose GGUF files have this architecture.

@@ -51,10 +51,14 @@ fn identifiers_are_in_the_files_that_documents_name_with_them() {
     let mut wrong = Vec::new();
     for document in documents() {
         for (line, text) in &document.paragraphs {
-            let is_name = |code: &str| repository::parts(code).is_some() && !repository.is_place(code);
+            let is_name =
+                |code: &str| repository::parts(code).is_some() && !repository.is_place(code);
             for (name, place) in pairs(text, |code| repository.is_place(code), is_name) {
                 if let Some(why) = repository.check_pair(&name, &place) {
-                    wrong.push(format!("{}:{line}: {name} in {place}: {why}", document.name));
+                    wrong.push(format!(
+                        "{}:{line}: {name} in {place}: {why}",
+                        document.name
+                    ));
                 }
             }
         }

@@ -30,7 +30,10 @@ fn value(constants: &Constants<'_>, expr: &syn::Expr) -> Option<f64> {
         syn::Expr::Paren(inner) => value(constants, &inner.expr),
         syn::Expr::Cast(inner) => value(constants, &inner.expr),
         syn::Expr::Binary(both) => {
-            let (left, right) = (value(constants, &both.left)?, value(constants, &both.right)?);
+            let (left, right) = (
+                value(constants, &both.left)?,
+                value(constants, &both.right)?,
+            );
             match both.op {
                 syn::BinOp::Add(_) => Some(left + right),
                 syn::BinOp::Sub(_) => Some(left - right),
@@ -72,12 +75,15 @@ fn constant(path: &str) -> Option<f64> {
         module.join("mod.rs"),
         module.join("lib.rs"),
     ];
-    candidates.iter().filter(|file| file.is_file()).find_map(|file| {
-        let syntax = syn::parse_file(&std::fs::read_to_string(file).unwrap()).unwrap();
-        let mut constants = Constants::default();
-        constants.visit_file(&syntax);
-        value(&constants, constants.0.get(name)?)
-    })
+    candidates
+        .iter()
+        .filter(|file| file.is_file())
+        .find_map(|file| {
+            let syntax = syn::parse_file(&std::fs::read_to_string(file).unwrap()).unwrap();
+            let mut constants = Constants::default();
+            constants.visit_file(&syntax);
+            value(&constants, constants.0.get(name)?)
+        })
 }
 
 /// The defaults of the flags of `lory serve`, as they are written there.
@@ -93,7 +99,9 @@ impl<'ast> Visit<'ast> for Defaults {
             };
             let tokens = list.tokens.to_string();
             let parts = tokens.split(',').map(str::trim);
-            let default = parts.filter_map(|part| part.strip_prefix("default_value")).next();
+            let default = parts
+                .filter_map(|part| part.strip_prefix("default_value"))
+                .next();
             if let Some((_, default)) = default.and_then(|rest| rest.split_once('=')) {
                 let default = default.trim().trim_matches('"').to_owned();
                 self.0.insert(name.to_string().replace('_', "-"), default);
@@ -140,7 +148,9 @@ fn sources(cell: &str, defaults: &BTreeMap<String, String>) -> Vec<(String, Opti
         None if code.contains("::") => Some((code, constant(code))),
         None => None,
     });
-    known.map(|(code, value)| (code.to_owned(), value)).collect()
+    known
+        .map(|(code, value)| (code.to_owned(), value))
+        .collect()
 }
 
 #[test]
@@ -150,7 +160,10 @@ fn limits_in_security_md_are_those_of_the_code() {
     let mut columns: Option<(usize, usize)> = None;
     let (mut checked, mut wrong) = (0, Vec::new());
     for (i, line) in text.lines().enumerate() {
-        let cells: Vec<&str> = line.split(" | ").map(|cell| cell.trim_matches(['|', ' '])).collect();
+        let cells: Vec<&str> = line
+            .split(" | ")
+            .map(|cell| cell.trim_matches(['|', ' ']))
+            .collect();
         if !line.starts_with('|') {
             columns = None;
         } else if let Some((number_at, source_at)) = columns {
@@ -161,7 +174,10 @@ fn limits_in_security_md_are_those_of_the_code() {
                 let written = number(written);
                 checked += 1;
                 if value.is_none() || value != written {
-                    wrong.push(format!("{}: {name} is {value:?}, the table has {written:?}", i + 1));
+                    wrong.push(format!(
+                        "{}: {name} is {value:?}, the table has {written:?}",
+                        i + 1
+                    ));
                 }
             }
         } else {

@@ -21,7 +21,10 @@ pub(super) struct Document {
 impl Document {
     pub fn read(path: &Path) -> Document {
         let text = std::fs::read_to_string(path).unwrap();
-        Document::parse(path.strip_prefix(root()).unwrap().display().to_string(), &text)
+        Document::parse(
+            path.strip_prefix(root()).unwrap().display().to_string(),
+            &text,
+        )
     }
 
     pub fn parse(name: String, text: &str) -> Document {
@@ -83,7 +86,9 @@ fn begins_paragraph(line: &str) -> bool {
     let line = line.trim_start();
     let item = line.trim_start_matches(|c: char| c.is_ascii_digit());
     line.is_empty()
-        || ["- ", "* ", "|", "#", ">"].iter().any(|start| line.starts_with(start))
+        || ["- ", "* ", "|", "#", ">"]
+            .iter()
+            .any(|start| line.starts_with(start))
         || item.len() < line.len() && item.starts_with(". ")
 }
 

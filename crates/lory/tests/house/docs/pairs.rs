@@ -9,11 +9,13 @@ static JOINED: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"^( [\w-]+){0,3} (in|of|from)( the [\w-]+( [\w-]+)?( in| of)?)? $").unwrap()
 });
 /// What is between the identifiers of a list.
-static LISTED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^(,|,? and|,? or)( the)? $").unwrap());
+static LISTED: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"^(,|,? and|,? or)( the)? $").unwrap());
 /// What opens a bracket with the place of the identifier in front of it.
 static BRACKET: &str = " (";
 /// What is between a place and an identifier in it.
-static OWNED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^('s|'s [\w-]+| \((it|which) [\w-]+) $").unwrap());
+static OWNED: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"^('s|'s [\w-]+| \((it|which) [\w-]+) $").unwrap());
 
 /// The pairs of an identifier and a place in one paragraph. `is_place` says which code is the path of a file or folder, a crate
 /// or a module; `is_identifier`, which is a name within one.
@@ -55,15 +57,26 @@ fn pairs_of_identifiers_and_places_are_found_in_sentences() {
         let is_identifier = |code: &str| code.starts_with(char::is_alphabetic) && !is_place(code);
         let pairs = pairs(text, is_place, is_identifier);
         let pairs = pairs.into_iter();
-        pairs.map(|(name, place)| format!("{name}@{place}")).collect()
+        pairs
+            .map(|(name, place)| format!("{name}@{place}"))
+            .collect()
     };
-    assert_eq!(found("the test `a_row` in `kernels`, and"), ["a_row@kernels"]);
+    assert_eq!(
+        found("the test `a_row` in `kernels`, and"),
+        ["a_row@kernels"]
+    );
     assert_eq!(found("`F` of `a.rs` is"), ["F@a.rs"]);
     assert_eq!(found("`F` (`a.rs`) and `G` (`b.rs`)"), ["F@a.rs", "G@b.rs"]);
-    assert_eq!(found("variants of `F`, `G` and `H` in `a.rs`"), ["H@a.rs", "G@a.rs", "F@a.rs"]);
+    assert_eq!(
+        found("variants of `F`, `G` and `H` in `a.rs`"),
+        ["H@a.rs", "G@a.rs", "F@a.rs"]
+    );
     assert_eq!(found("a field of `F` in the table in `a.rs`"), ["F@a.rs"]);
     assert_eq!(found("`a.rs`'s `F` calls"), ["F@a.rs"]);
     assert_eq!(found("`a.rs` (it uses `F`)"), ["F@a.rs"]);
     assert_eq!(found("add `F`, then a test in `a.rs`"), [""; 0]);
-    assert_eq!(found("`F` in `a.rs` with its size, and map it in `b.rs`"), ["F@a.rs"]);
+    assert_eq!(
+        found("`F` in `a.rs` with its size, and map it in `b.rs`"),
+        ["F@a.rs"]
+    );
 }

@@ -218,9 +218,10 @@ impl Repository {
         }
         let known = match parts.as_slice() {
             [part] => has_word(&self.words, part),
-            parts => self.words_by_file.values().any(|words| {
-                parts.iter().all(|part| has_word(words, part))
-            }),
+            parts => self
+                .words_by_file
+                .values()
+                .any(|words| parts.iter().all(|part| has_word(words, part))),
         };
         (!known).then_some("not in the sources")
     }
@@ -237,7 +238,11 @@ impl Repository {
             // An item at the root is defined there, or exported from there.
             files.retain(|file| file.ends_with("/lib.rs") || items.len() > 1);
         }
-        let has_all = |file: &&str| items.iter().all(|item| has_word(&self.words_by_file[*file], item));
+        let has_all = |file: &&str| {
+            items
+                .iter()
+                .all(|item| has_word(&self.words_by_file[*file], item))
+        };
         let known = items.is_empty() || files.iter().any(has_all);
         (!known).then_some("not in this module")
     }
@@ -249,7 +254,9 @@ impl Repository {
     /// The sources of a module: its file, and those of the modules in it.
     fn module(&self, parts: &[&str]) -> Vec<&str> {
         let start = format!("crates/{}/src", parts[0]);
-        let path = parts[1..].iter().fold(start, |path, part| format!("{path}/{part}"));
+        let path = parts[1..]
+            .iter()
+            .fold(start, |path, part| format!("{path}/{part}"));
         self.files(|name| {
             let rest = name.strip_prefix(&path);
             rest.is_some_and(|rest| rest == ".rs" || rest.starts_with('/') && rest.ends_with(".rs"))
@@ -290,9 +297,15 @@ impl Repository {
     pub fn check_pair(&self, identifier: &str, place: &str) -> Option<&'static str> {
         let parts = parts(identifier)?;
         // A crate's name in front does not have to be in the file.
-        let items = if self.is_crate(parts[0]) { &parts[1..] } else { &parts[..] };
+        let items = if self.is_crate(parts[0]) {
+            &parts[1..]
+        } else {
+            &parts[..]
+        };
         let known = self.place(place).iter().any(|file| {
-            items.iter().all(|item| has_word(&self.words_by_file[*file], item))
+            items
+                .iter()
+                .all(|item| has_word(&self.words_by_file[*file], item))
         });
         (!known).then_some("not in this file")
     }
@@ -359,4 +372,3 @@ impl<'ast> Visit<'ast> for Flags<'_> {
         }
     }
 }
-
