@@ -3,7 +3,7 @@
 //! Start with `routes`: it lists every route and the layers around them. Handlers are in its modules, named for what a client does.
 //!
 //! - [`serve`] runs the server: `server` accepts connections, `tls` has the certificate, `write_timeout` disconnects clients that do
-//!   not read, [`ServerSettings`] has the limits
+//!   not read, `settings` has the limits ([`ServerSettings`])
 //! - `middleware`: the request log, API keys and cross-origin requests
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses; `blocking`: work that waits for
 //!   a disk, off the async threads

@@ -1,19 +1,49 @@
 //! The numbers in docs/security.md are those of the code.
 //!
 //! In a table with a column `number` and a column `set by`, the number is compared with the constants
-//! (`crate::module::CONSTANT`) and the defaults of the flags (`--flag`) that the row names.
+//! (`crate::module::CONSTANT`) and the defaults of the flags (`--flag`) that the row names. Every constant `MAX_...` of the crates
+//! that read what clients send is in such a row.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use syn::visit::Visit;
 
 use crate::{crates, files, root};
 
-/// The constants of one file.
+/// The crates that read what clients send.
+const READERS: [&str; 8] = [
+    "auth", "engine", "formats", "jobs", "registry", "sampling", "server", "service",
+];
+/// Constants that bound what Lory writes, or what no client can make larger.
+const INTERNAL: &[&str] = &[
+    "jobs::evaluation::summary::MAX_SAMPLES",
+    "jobs::records::thresholds::MAX_BOUND",
+    "registry::persona_file::MAX_BOUND",
+    "registry::registry::MAX_TRIES",
+    "registry::store::MAX_CONCURRENT_READS",
+    "server::error::MAX_RETRY_AFTER",
+    "server::routes::files::MAX_FORM",
+    "server::routes::metrics::engine_metrics::MAX_NAMES",
+    "service::archive::MAX_SKIPPED",
+    "service::grammar::constraint::MAX_MESSAGE",
+];
+
+/// The constants of one file, without those of its tests.
 #[derive(Default)]
 struct Constants<'ast>(BTreeMap<String, &'ast syn::Expr>);
 
 impl<'ast> Visit<'ast> for Constants<'ast> {
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        let is_test = |attribute: &syn::Attribute| match &attribute.meta {
+            syn::Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string().contains("test"),
+            _ => false,
+        };
+        if !item.attrs.iter().any(is_test) {
+            syn::visit::visit_item_mod(self, item);
+        }
+    }
+
     fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
         self.0.insert(item.ident.to_string(), &item.expr);
     }
@@ -57,8 +87,11 @@ fn value(constants: &Constants<'_>, expr: &syn::Expr) -> Option<f64> {
             Some(unit * value(constants, call.args.first()?)?)
         }
         syn::Expr::Path(path) => {
-            let name = path.path.segments.last()?.ident.to_string();
-            value(constants, constants.0.get(&name)?)
+            let parts: Vec<String> = path.path.segments.iter().map(|part| part.ident.to_string()).collect();
+            match parts.as_slice() {
+                [name] => value(constants, constants.0.get(name)?),
+                parts => constant(&parts.join("::")),
+            }
         }
         _ => None,
     }
@@ -187,6 +220,44 @@ fn limits_in_security_md_are_those_of_the_code() {
     }
     assert!(wrong.is_empty(), "docs/security.md:\n{}", wrong.join("\n"));
     assert!(checked > 60, "only {checked} numbers were found");
+}
+
+/// The path of a source file's module: `service::grammar::schema`.
+fn module_of(name: &str, file: &Path, source: &Path) -> String {
+    let path = file.strip_prefix(source).unwrap().with_extension("");
+    let parts = path.iter().map(|part| part.to_str().unwrap());
+    let parts: Vec<&str> = [name].into_iter().chain(parts).collect();
+    let last = parts.len() - 1;
+    match parts[last] {
+        "mod" | "lib" => parts[..last].join("::"),
+        _ => parts.join("::"),
+    }
+}
+
+#[test]
+fn every_limit_of_what_clients_send_is_in_security_md() {
+    let text = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let mut missing = Vec::new();
+    for name in READERS {
+        let source = crates()[name].join("src");
+        for file in files(&source, &[".rs"]) {
+            let syntax = syn::parse_file(&std::fs::read_to_string(&file).unwrap()).unwrap();
+            let mut constants = Constants::default();
+            constants.visit_file(&syntax);
+            let module = module_of(name, &file, &source);
+            for limit in constants.0.keys().filter(|limit| limit.starts_with("MAX_")) {
+                let path = format!("{module}::{limit}");
+                if !INTERNAL.contains(&path.as_str()) && !text.contains(&format!("`{path}`")) {
+                    missing.push(path);
+                }
+            }
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "add a row for each of these to a table of docs/security.md, or to INTERNAL:\n{}",
+        missing.join("\n")
+    );
 }
 
 #[test]
