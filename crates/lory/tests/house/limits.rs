@@ -36,7 +36,9 @@ struct Constants<'ast>(BTreeMap<String, &'ast syn::Expr>);
 impl<'ast> Visit<'ast> for Constants<'ast> {
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
         let is_test = |attribute: &syn::Attribute| match &attribute.meta {
-            syn::Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string().contains("test"),
+            syn::Meta::List(list) => {
+                list.path.is_ident("cfg") && list.tokens.to_string().contains("test")
+            }
             _ => false,
         };
         if !item.attrs.iter().any(is_test) {
@@ -87,7 +89,12 @@ fn value(constants: &Constants<'_>, expr: &syn::Expr) -> Option<f64> {
             Some(unit * value(constants, call.args.first()?)?)
         }
         syn::Expr::Path(path) => {
-            let parts: Vec<String> = path.path.segments.iter().map(|part| part.ident.to_string()).collect();
+            let parts: Vec<String> = path
+                .path
+                .segments
+                .iter()
+                .map(|part| part.ident.to_string())
+                .collect();
             match parts.as_slice() {
                 [name] => value(constants, constants.0.get(name)?),
                 parts => constant(&parts.join("::")),
