@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::evaluation_results::ResultError;
-use auth::AuthError;
+use auth::{AuthError, QuotaExceeded};
 use service::PublishError;
 
 use crate::records::job::JobStatus;
@@ -68,22 +68,9 @@ pub enum JobError {
         /// The job, or the evaluation.
         by: String,
     },
-    /// There are too many unfinished jobs.
-    #[error(
-        "{limit} jobs are waiting or running, which is the limit; cancel one, or try again when one finishes"
-    )]
-    QueueFull {
-        /// The limit.
-        limit: usize,
-    },
-    /// There are too many unfinished evaluations.
-    #[error(
-        "{limit} evaluations are waiting or running, which is the limit; cancel one, or try again when one finishes"
-    )]
-    EvaluationsFull {
-        /// The limit.
-        limit: usize,
-    },
+    /// The key's quota or the server's limit is reached.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// A finished evaluation cannot be cancelled.
     #[error("evaluation {id} is finished; only a queued or running evaluation can be cancelled")]
     EvaluationOver {

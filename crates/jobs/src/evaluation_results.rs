@@ -1,4 +1,7 @@
 //! Stored results of evaluations, a file each: `evaluations/<20 digits>.json`; the digits are the Unix time.
+//!
+//! A result that a key requested has the field `owner` and stays as long as the record of its evaluation. Of the others, which `lory eval` and
+//! servers without keys store, the latest stay.
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -38,7 +41,7 @@ pub enum ResultError {
     },
 }
 
-/// The most stored results; the oldest are removed.
+/// The most stored results without an owner; the oldest are removed.
 pub const MAX_STORED: usize = 50;
 
 /// The folder of results.
@@ -67,7 +70,20 @@ impl EvaluationResults {
     ///
     /// # Errors
     /// [`ResultError::Io`].
-    pub fn store(&self, mut time: u64, mut result: Value) -> Result<String, ResultError> {
+    pub fn store(&self, time: u64, result: Value) -> Result<String, ResultError> {
+        self.store_of(None, time, result)
+    }
+
+    /// As [`EvaluationResults::store`], for the key `owner`; its results are not removed by later ones.
+    ///
+    /// # Errors
+    /// [`ResultError::Io`].
+    pub fn store_of(
+        &self,
+        owner: Option<&str>,
+        mut time: u64,
+        mut result: Value,
+    ) -> Result<String, ResultError> {
         fs::create_dir_all(&self.folder).map_err(self.io())?;
         let mut id = format!("{time:020}");
         while self.path(&id).exists() {
@@ -76,14 +92,35 @@ impl EvaluationResults {
         }
         result["id"] = json!(id);
         result["time"] = json!(time);
+        if let Some(owner) = owner {
+            result["owner"] = json!(owner);
+        }
         let text = result.to_string();
         atomic_file::replace(&self.path(&id), |file| file.write_all(text.as_bytes()))
             .map_err(self.io())?;
-        for old in self.ids()?.iter().skip(MAX_STORED) {
-            // The next call tries again.
-            let _ = fs::remove_file(self.path(old));
+        if owner.is_none() {
+            // A result that cannot be read may be anyone's.
+            let has_no_owner = |id: &&String| {
+                let read = self.read(id);
+                read.is_ok_and(|result| result["owner"].is_null())
+            };
+            let ids = self.ids()?;
+            for old in ids.iter().filter(has_no_owner).skip(MAX_STORED) {
+                self.remove(old);
+            }
         }
         Ok(id)
+    }
+
+    /// Removes a result, if it is there.
+    pub(crate) fn remove(&self, id: &str) {
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!("{}: {error}", path.display());
+            }
+            _ => {}
+        }
     }
 
     fn path(&self, id: &str) -> PathBuf {
@@ -140,6 +177,25 @@ fn is_id(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn results_of_a_key_are_not_removed_by_later_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = EvaluationResults::new(folder.path());
+        let own = results.store_of(Some("acme"), 1, json!({})).unwrap();
+        for time in 2..=MAX_STORED as u64 + 3 {
+            results.store(time, json!({})).unwrap();
+        }
+        for time in 1000..1000 + MAX_STORED as u64 {
+            results.store_of(Some("other"), time, json!({})).unwrap();
+        }
+        let ids = results.ids().unwrap();
+        assert_eq!(ids.len(), 2 * MAX_STORED + 1);
+        assert_eq!(results.read(&own).unwrap()["owner"], json!("acme"));
+        results.remove(&own);
+        assert!(matches!(results.read(&own), Err(ResultError::Unknown(_))));
+        results.remove(&own);
+    }
 
     #[test]
     fn only_the_latest_results_stay() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
+use auth::Resource;
 use service::{Caller, Service};
 
 use crate::error::JobError;
@@ -17,18 +18,20 @@ use crate::records::failure::Failure;
 use crate::records::job::JobRecord;
 use crate::work_queue::{QueueRecord, RecordHeader, WorkQueue};
 
-/// The most unfinished jobs.
+/// The most unfinished jobs of all keys.
 pub const MAX_OPEN_JOBS: usize = 64;
-/// The most stored jobs; the oldest finished ones make room.
+/// The most stored jobs of all keys; the oldest finished ones of a key make room for its next.
 pub const MAX_STORED_JOBS: usize = 1000;
-/// The most unfinished evaluations.
+/// The most unfinished evaluations of all keys.
 pub const MAX_OPEN_EVALUATIONS: usize = 16;
-/// The most stored evaluations; the oldest finished ones make room.
+/// The most stored evaluations of all keys, with their results; the oldest finished ones of a key make room for its next.
 const MAX_STORED_EVALUATIONS: usize = 200;
 
 impl QueueRecord for JobRecord {
     const KIND: &'static str = "job";
+    const OPEN: Resource = Resource::OpenJobs;
     const MAX_OPEN: usize = MAX_OPEN_JOBS;
+    const STORED: Resource = Resource::StoredJobs;
     const MAX_STORED: usize = MAX_STORED_JOBS;
 
     fn header(&self) -> RecordHeader<'_> {
@@ -37,6 +40,8 @@ impl QueueRecord for JobRecord {
             number: self.number,
             owner: self.owner.as_deref(),
             is_over: self.status.is_over(),
+            // Without publication the job's folder has the only copy of its adapter.
+            has_only_copy: self.adapter_kept,
         }
     }
 
@@ -57,17 +62,13 @@ impl QueueRecord for JobRecord {
             id: id.chars().take(80).collect(),
         }
     }
-
-    fn queue_full() -> JobError {
-        JobError::QueueFull {
-            limit: MAX_OPEN_JOBS,
-        }
-    }
 }
 
 impl QueueRecord for Evaluation {
     const KIND: &'static str = "evaluation";
+    const OPEN: Resource = Resource::OpenEvaluations;
     const MAX_OPEN: usize = MAX_OPEN_EVALUATIONS;
+    const STORED: Resource = Resource::StoredEvaluations;
     const MAX_STORED: usize = MAX_STORED_EVALUATIONS;
 
     fn header(&self) -> RecordHeader<'_> {
@@ -76,6 +77,7 @@ impl QueueRecord for Evaluation {
             number: self.number,
             owner: self.owner.as_deref(),
             is_over: self.status.is_over(),
+            has_only_copy: false,
         }
     }
 
@@ -93,12 +95,6 @@ impl QueueRecord for Evaluation {
 
     fn not_found(id: &str) -> JobError {
         JobError::Results(ResultError::Unknown(id.chars().take(40).collect()))
-    }
-
-    fn queue_full() -> JobError {
-        JobError::EvaluationsFull {
-            limit: MAX_OPEN_EVALUATIONS,
-        }
     }
 }
 

@@ -36,6 +36,11 @@ impl Viewer {
         }
     }
 
+    /// Whether it may read the settings of personas.
+    pub(crate) fn sees_settings(&self) -> bool {
+        self.all
+    }
+
     pub(crate) fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }

@@ -2,26 +2,35 @@
 //!
 //! Training jobs and evaluations are both such queues. A record is written to disk before anyone sees its new state; a process that
 //! was killed continues with the records that it finds. Must not know what the work is.
+//!
+//! Each record belongs to an owner. Its quotas bound how many it may have, only its own finished records make room for a new one, and the
+//! owners take turns, so that a queue that one of them filled does not delay the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use auth::{Owner, Resource, Usage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::JobError;
 use crate::listing::Viewer;
 use crate::record_file;
+use crate::turns::{Stage, Turns};
 
 /// A record that a [`WorkQueue`] keeps.
 pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     /// Its name in log lines.
     const KIND: &'static str;
-    /// The most unfinished records.
+    /// Its unfinished records, for quotas.
+    const OPEN: Resource;
+    /// The most unfinished records of all owners.
     const MAX_OPEN: usize;
-    /// The most stored records; the oldest finished ones make room.
+    /// Its records, for quotas.
+    const STORED: Resource;
+    /// The most records of all owners.
     const MAX_STORED: usize;
 
     /// The fields that the queue reads.
@@ -34,8 +43,6 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     fn remove(dir: &Path, id: &str) -> std::io::Result<()>;
     /// The error for an unknown id.
     fn not_found(id: &str) -> JobError;
-    /// The error for [`QueueRecord::MAX_OPEN`] unfinished records.
-    fn queue_full() -> JobError;
 }
 
 /// The fields of a record that a [`WorkQueue`] reads.
@@ -48,6 +55,8 @@ pub(crate) struct RecordHeader<'a> {
     pub owner: Option<&'a str>,
     /// Whether its state is final.
     pub is_over: bool,
+    /// Whether its files have something that is nowhere else.
+    pub has_only_copy: bool,
 }
 
 /// Records by id, the one that is running, and a condition variable for the threads that wait for work.
@@ -63,6 +72,7 @@ pub(crate) struct QueueState<R> {
     pub(crate) running: Option<Running>,
     /// The record that is prepared for its turn.
     pub(crate) preparing: Option<Running>,
+    turns: Turns,
     closing: bool,
 }
 
@@ -99,6 +109,7 @@ impl<R: QueueRecord> WorkQueue<R> {
                 records,
                 running: None,
                 preparing: None,
+                turns: Turns::default(),
                 closing: false,
             }),
             changed: Condvar::new(),
@@ -114,51 +125,50 @@ impl<R: QueueRecord> WorkQueue<R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a record: numbers it, removes old finished records, runs `prepare`, and writes the file. `admit` runs under the lock
-    /// first, for checks that must still hold when the record is added.
+    /// Adds a record of `owner`: numbers it, removes old finished records of the same owner, runs `prepare`, and writes the file. `admit`
+    /// runs under the lock first, for checks that must still hold when the record is added. Returns the record and those that were removed.
     ///
     /// # Errors
-    /// The queue is full, `admit` or `prepare` refuses, or the disk fails.
+    /// [`JobError::Quota`], `admit` or `prepare` refuses, or the disk fails.
     pub(crate) fn add(
         &self,
+        owner: &Owner,
         mut record: R,
         admit: impl FnOnce() -> Result<(), JobError>,
         prepare: impl FnOnce(&R) -> Result<(), JobError>,
-    ) -> Result<R, JobError> {
+    ) -> Result<(R, Vec<R>), JobError> {
         let mut state = self.lock();
-        let open = state
-            .records
-            .values()
-            .filter(|record| !record.header().is_over);
-        if open.count() >= R::MAX_OPEN {
-            return Err(R::queue_full());
-        }
+        let open = state.usage(owner, R::MAX_OPEN, |header| !header.is_over);
+        owner.check(R::OPEN, open, 1)?;
         admit()?;
         let numbers = state.records.values().map(|record| record.header().number);
         record.set_number(numbers.max().unwrap_or(0) + 1);
-        self.make_room(&mut state);
+        let removed = self.make_room(&mut state, owner)?;
         prepare(&record)?;
         self.save(&mut state, &record)?;
         drop(state);
         self.changed.notify_all();
-        Ok(record)
+        Ok((record, removed))
     }
 
-    /// Removes the oldest finished records until there is room for one more.
-    fn make_room(&self, state: &mut QueueState<R>) {
-        while state.records.len() >= R::MAX_STORED {
-            let over = state
-                .records
-                .values()
-                .filter(|record| record.header().is_over);
-            let oldest = over.min_by_key(|record| record.header().number);
-            let Some(oldest) = oldest.map(|record| record.header().id.to_owned()) else {
-                return;
+    /// Removes the oldest finished records of `owner` until it may have one more; those that have an only copy of something go last.
+    fn make_room(&self, state: &mut QueueState<R>, owner: &Owner) -> Result<Vec<R>, JobError> {
+        let mut removed = Vec::new();
+        loop {
+            let stored = state.usage(owner, R::MAX_STORED, |_| true);
+            let Err(exceeded) = owner.check(R::STORED, stored, 1) else {
+                return Ok(removed);
             };
-            if let Err(error) = R::remove(&self.dir, &oldest) {
-                tracing::warn!("cannot remove {} {oldest}: {error}", R::KIND);
+            let headers = state.records.values().map(QueueRecord::header);
+            let over = headers.filter(|header| header.is_over && owner.owns(header.owner));
+            let oldest = over.min_by_key(|header| (header.has_only_copy, header.number));
+            let Some(id) = oldest.map(|header| header.id.to_owned()) else {
+                return Err(exceeded.into());
+            };
+            if let Err(error) = R::remove(&self.dir, &id) {
+                tracing::warn!("cannot remove {} {id}: {error}", R::KIND);
             }
-            state.records.remove(&oldest);
+            removed.extend(state.records.remove(&id));
         }
     }
 
@@ -222,16 +232,20 @@ impl<R: QueueRecord> WorkQueue<R> {
         }
     }
 
-    /// Waits for a record with a priority and returns the one with the lowest; `None` once the queue closes.
-    pub(crate) fn wait_for<K: Ord>(&self, priority: impl Fn(&R) -> Option<K>) -> Option<R> {
+    /// Waits for a record with a priority and returns the next one: the lowest priority, then the owner whose last turn in `stage` is the
+    /// longest ago, then the order of arrival. `None` once the queue closes.
+    pub(crate) fn wait_for(&self, stage: Stage, priority: impl Fn(&R) -> Option<u8>) -> Option<R> {
         let mut state = self.lock();
         loop {
             if state.closing {
                 return None;
             }
-            let ready = state.records.values();
-            let ready = ready.filter_map(|record| Some((priority(record)?, record)));
-            if let Some((_, record)) = ready.min_by(|(a, _), (b, _)| a.cmp(b)) {
+            let ready = state.records.values().filter_map(|record| {
+                let header = record.header();
+                let turn = state.turns.last(stage, header.owner);
+                Some(((priority(record)?, turn, header.number), record))
+            });
+            if let Some((_, record)) = ready.min_by_key(|(order, _)| *order) {
                 return Some(record.clone());
             }
             let woken = self.changed.wait(state);
@@ -262,6 +276,35 @@ impl<R: QueueRecord> QueueState<R> {
         self.closing
     }
 
+    /// How many records for which `counts` holds `owner` has, and all owners have.
+    fn usage(
+        &self,
+        owner: &Owner,
+        limit: usize,
+        counts: impl Fn(&RecordHeader<'_>) -> bool,
+    ) -> Usage {
+        let headers = self.records.values().map(QueueRecord::header);
+        let counted: Vec<bool> = headers
+            .filter(counts)
+            .map(|header| owner.owns(header.owner))
+            .collect();
+        Usage {
+            own: counted.iter().filter(|own| **own).count() as u64,
+            all: counted.len() as u64,
+            limit: limit as u64,
+        }
+    }
+
+    /// Counts a turn of the owner of `id`.
+    fn take_turn(&mut self, stage: Stage, id: &str) {
+        let headers = self.records.values().map(QueueRecord::header);
+        let open = headers.filter(|header| !header.is_over);
+        let owners: BTreeSet<Option<&str>> = open.map(|header| header.owner).collect();
+        if let Some(record) = self.records.get(id) {
+            self.turns.take(stage, record.header().owner, &owners);
+        }
+    }
+
     /// A record that `viewer` may see.
     pub(crate) fn find(&self, viewer: &Viewer, id: &str) -> Result<R, JobError> {
         let found = self.records.get(id);
@@ -271,6 +314,7 @@ impl<R: QueueRecord> QueueState<R> {
 
     /// Marks `id` as the record that a worker prepares for its turn.
     pub(crate) fn prepare(&mut self, id: &str) -> Running {
+        self.take_turn(Stage::Prepare, id);
         let preparing = Running::new(id);
         self.preparing = Some(preparing.clone());
         preparing
@@ -278,6 +322,7 @@ impl<R: QueueRecord> QueueState<R> {
 
     /// Marks `id` as the record that a worker is working on.
     pub(crate) fn start(&mut self, id: &str) -> Running {
+        self.take_turn(Stage::Run, id);
         let running = Running::new(id);
         self.running = Some(running.clone());
         running
@@ -305,20 +350,25 @@ mod tests {
     struct Note {
         id: String,
         number: u64,
+        owner: Option<String>,
         over: bool,
+        only_copy: bool,
     }
 
     impl QueueRecord for Note {
         const KIND: &'static str = "note";
-        const MAX_OPEN: usize = 2;
-        const MAX_STORED: usize = 3;
+        const OPEN: Resource = Resource::OpenJobs;
+        const MAX_OPEN: usize = 8;
+        const STORED: Resource = Resource::StoredJobs;
+        const MAX_STORED: usize = 16;
 
         fn header(&self) -> RecordHeader<'_> {
             RecordHeader {
                 id: &self.id,
                 number: self.number,
-                owner: None,
+                owner: self.owner.as_deref(),
                 is_over: self.over,
+                has_only_copy: self.only_copy,
             }
         }
 
@@ -337,53 +387,127 @@ mod tests {
         fn not_found(id: &str) -> JobError {
             JobError::NoJob { id: id.to_owned() }
         }
-
-        fn queue_full() -> JobError {
-            JobError::QueueFull { limit: 2 }
-        }
     }
 
     fn note(id: &str) -> Note {
         Note {
             id: id.to_owned(),
             number: 0,
+            owner: None,
             over: false,
+            only_copy: false,
         }
+    }
+
+    fn queue() -> (tempfile::TempDir, WorkQueue<Note>) {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = WorkQueue::new(folder.path().to_owned(), Vec::new());
+        (folder, queue)
+    }
+
+    fn add(queue: &WorkQueue<Note>, owner: &Owner, id: &str) -> Result<Vec<Note>, JobError> {
+        let note = Note {
+            owner: owner.name().map(str::to_owned),
+            ..note(id)
+        };
+        let added = queue.add(owner, note, || Ok(()), |_| Ok(()));
+        added.map(|(_, removed)| removed)
+    }
+
+    fn ids(queue: &WorkQueue<Note>) -> Vec<String> {
+        let notes = queue.list(&Viewer::everybody(), |_| true);
+        notes.into_iter().map(|note| note.id).collect()
     }
 
     #[test]
     fn a_full_queue_refuses_and_old_finished_records_make_room() {
-        let folder = tempfile::tempdir().unwrap();
-        let queue: WorkQueue<Note> = WorkQueue::new(folder.path().to_owned(), Vec::new());
-        let add = |id: &str| queue.add(note(id), || Ok(()), |_| Ok(()));
-        add("a").unwrap();
-        assert_eq!(add("b").unwrap().number, 2);
-        assert!(matches!(add("c"), Err(JobError::QueueFull { .. })));
+        let (folder, queue) = queue();
+        let everyone = Owner::everyone();
+        for id in 0..8 {
+            add(&queue, &everyone, &id.to_string()).unwrap();
+        }
+        assert!(matches!(
+            add(&queue, &everyone, "8"),
+            Err(JobError::Quota(_))
+        ));
         let finish = |id: &str| queue.change(id, |_| true, |note| note.over = true).unwrap();
-        finish("a");
-        add("c").unwrap();
-        finish("b");
-        add("d").unwrap();
-        let everybody = Viewer::everybody();
-        let ids: Vec<String> = queue
-            .list(&everybody, |_| true)
-            .into_iter()
-            .map(|note| note.id)
-            .collect();
-        assert_eq!(ids, ["b", "c", "d"]);
-        assert!(!Note::file(folder.path(), "a").exists());
-        let stored: Note = record_file::read(&Note::file(folder.path(), "b")).unwrap();
+        for id in 0..9 {
+            finish(&id.to_string());
+            assert!(add(&queue, &everyone, &(id + 8).to_string()).unwrap().is_empty() == (id < 8));
+        }
+        assert_eq!(ids(&queue)[0], "1");
+        assert!(!Note::file(folder.path(), "0").exists());
+        let stored: Note = record_file::read(&Note::file(folder.path(), "1")).unwrap();
         assert!(stored.over);
+    }
+
+    #[test]
+    fn a_key_evicts_its_own_records_only_and_an_only_copy_last() {
+        let (folder, queue) = queue();
+        let (one, two) = (key("one"), key("two"));
+        add(&queue, &two, "theirs").unwrap();
+        let finish = |id: &str, only_copy: bool| {
+            let change = |note: &mut Note| (note.over, note.only_copy) = (true, only_copy);
+            queue.change(id, |_| true, change).unwrap();
+        };
+        finish("theirs", true);
+        for id in 0..1000 {
+            add(&queue, &one, &format!("{id}")).unwrap();
+            finish(&format!("{id}"), id == 0);
+        }
+        // A quarter of 16; the first has the only copy of something.
+        assert_eq!(ids(&queue), ["theirs", "0", "997", "998", "999"]);
+        assert!(Note::file(folder.path(), "theirs").exists());
+        // Of records that all have one, the oldest goes: they are the key's own.
+        for id in ["997", "998", "999"] {
+            finish(id, true);
+        }
+        let removed = add(&queue, &one, "last").unwrap();
+        assert_eq!(removed[0].id, "0");
+    }
+
+    #[test]
+    fn one_key_cannot_fill_the_queue() {
+        let (_folder, queue) = queue();
+        let (one, two) = (key("one"), key("two"));
+        add(&queue, &one, "1").unwrap();
+        add(&queue, &one, "2").unwrap();
+        let message = add(&queue, &one, "3").unwrap_err().to_string();
+        assert!(message.starts_with("key one has 2 of its 2 unfinished jobs"), "{message}");
+        add(&queue, &two, "4").unwrap();
+    }
+
+    #[test]
+    fn owners_take_turns() {
+        let (_folder, queue) = queue();
+        let (one, two) = (key("one"), key("two"));
+        for (owner, id) in [(&one, "1"), (&one, "2"), (&two, "3"), (&two, "4")] {
+            add(&queue, owner, id).unwrap();
+        }
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            let next = queue.wait_for(Stage::Run, |note| (!note.over).then_some(0));
+            let id = next.unwrap().id;
+            queue.lock().start(&id);
+            queue.change(&id, |_| true, |note| note.over = true).unwrap();
+            order.push(id);
+        }
+        assert_eq!(order, ["1", "3", "2", "4"]);
+    }
+
+    fn key(name: &str) -> Owner {
+        Owner::key(name, auth::Quotas::default())
     }
 
     #[test]
     fn a_refused_or_unwritten_record_is_never_visible() {
         let folder = tempfile::tempdir().unwrap();
         let queue: WorkQueue<Note> = WorkQueue::new(folder.path().join("missing"), Vec::new());
+        let everyone = Owner::everyone();
         let refuse = || Err(JobError::NoJob { id: String::new() });
-        assert!(queue.add(note("a"), refuse, |_| Ok(())).is_err());
+        assert!(queue.add(&everyone, note("a"), refuse, |_| Ok(())).is_err());
         let fail = |_: &Note| Err(JobError::NoJob { id: String::new() });
-        assert!(queue.add(note("b"), || Ok(()), fail).is_err());
+        assert!(queue.add(&everyone, note("b"), || Ok(()), fail).is_err());
         assert!(queue.list(&Viewer::everybody(), |_| true).is_empty());
     }
 
@@ -391,11 +515,11 @@ mod tests {
     fn closing_stops_the_running_record_and_wakes_the_workers() {
         let folder = tempfile::tempdir().unwrap();
         let queue: WorkQueue<Note> = WorkQueue::new(folder.path().to_owned(), Vec::new());
-        queue.add(note("a"), || Ok(()), |_| Ok(())).unwrap();
+        add(&queue, &Owner::everyone(), "a").unwrap();
         let running = queue.lock().start("a");
         assert!(!queue.lock().stop("b"));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| queue.wait_for(|_| None::<u64>));
+            let waiting = scope.spawn(|| queue.wait_for(Stage::Run, |_| None));
             queue.close();
             assert_eq!(waiting.join().unwrap(), None);
         });

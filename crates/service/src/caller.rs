@@ -10,7 +10,7 @@ use registry::LookupError;
 
 use crate::error::RequestError;
 use crate::request_log::RequestLog;
-use auth::{AuthError, Key, TokenReservation};
+use auth::{AuthError, Key, Owner, TokenReservation};
 
 /// The caller of a request. The default is a caller on a server without keys: everything is permitted, nothing is logged.
 #[derive(Clone, Default)]
@@ -30,6 +30,15 @@ impl Caller {
     #[must_use]
     pub fn key(&self) -> Option<&Arc<Key>> {
         self.key.as_ref()
+    }
+
+    /// The owner of its records.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        match &self.key {
+            Some(key) => key.owner(),
+            None => Owner::everyone(),
+        }
     }
 
     /// Whether it may use the persona of this name.

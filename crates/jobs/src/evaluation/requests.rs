@@ -10,13 +10,14 @@ use service::Caller;
 
 use crate::error::JobError;
 use crate::evaluation::candidate::own_rows;
-use crate::evaluation::run;
+use crate::evaluation::{run, summary};
 use crate::evaluation_results::ResultError;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
 use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus};
 use crate::records::failure::Failure;
+use crate::turns::Stage;
 use crate::work_queue::{QueueState, Running};
 
 /// The most personas of one evaluation.
@@ -55,7 +56,7 @@ impl JobsState {
     /// Adds an evaluation to the queue.
     ///
     /// # Errors
-    /// A field is invalid, [`JobError::EvaluationsFull`], [`ResultError::Off`], or a disk error.
+    /// A field is invalid, [`JobError::Quota`], [`ResultError::Off`], or a disk error.
     pub fn evaluate(&self, caller: &Caller, new: &NewEvaluation) -> Result<Evaluation, JobError> {
         let viewer = Viewer::of(caller);
         self.results()?;
@@ -87,8 +88,14 @@ impl JobsState {
             )),
             _ => Ok(()),
         };
-        self.evaluations
-            .add(evaluation, file_has_questions, |_| Ok(()))
+        let added = self
+            .evaluations
+            .add(&caller.owner(), evaluation, file_has_questions, |_| Ok(()));
+        let (evaluation, removed) = added?;
+        for result in removed.iter().filter_map(|removed| removed.result.as_ref()) {
+            self.results()?.remove(result);
+        }
+        Ok(evaluation)
     }
 
     /// The requested personas as `name@version`. Refuses those that the caller may not use and those that have no rows.
@@ -150,7 +157,8 @@ impl JobsState {
         Ok(format!("{}@{}", persona.name, persona.version))
     }
 
-    /// An evaluation, and its result if it is finished and the result is still stored.
+    /// An evaluation, and its result if it is finished and the result is still stored. Answers to a persona's own rows, with their questions,
+    /// are only for viewers that may read the persona's settings.
     ///
     /// # Errors
     /// [`JobError::Results`].
@@ -167,6 +175,12 @@ impl JobsState {
             Err(ResultError::Unknown(_)) => None,
             read => Some(read?),
         };
+        // The questions of a persona's own rows are a part of its settings.
+        let is_private = evaluation.file.is_none() && !viewer.sees_settings();
+        let result = result.map(|result| match is_private {
+            true => summary::without_samples(result),
+            false => result,
+        });
         Ok((evaluation, result))
     }
 
@@ -190,8 +204,8 @@ impl JobsState {
     /// Runs queued evaluations until the queue closes.
     pub(crate) fn run_evaluations(&self) {
         let queued =
-            |one: &Evaluation| (one.status == EvaluationStatus::Queued).then_some(one.number);
-        while let Some(next) = self.evaluations.wait_for(queued) {
+            |one: &Evaluation| (one.status == EvaluationStatus::Queued).then_some(0);
+        while let Some(next) = self.evaluations.wait_for(Stage::Run, queued) {
             let Some((evaluation, running)) = self.start_evaluation(&next.id) else {
                 continue;
             };

@@ -34,12 +34,29 @@ pub(crate) fn run(
     let evaluate = || evaluate(queue, evaluation, stop, done);
     match catch_unwind(AssertUnwindSafe(evaluate)) {
         Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(failed("evaluation_failed", error.to_string())),
+        Ok(Err(error)) => {
+            let message = without_paths(queue, evaluation, error.to_string());
+            Err(failed("evaluation_failed", message))
+        }
         Err(_) => {
             let message = "the evaluation panicked; see the server's log";
             Err(failed("server_error", message.to_owned()))
         }
     }
+}
+
+/// `message` without the paths of the personas' own rows, which clients must not see.
+fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String) -> String {
+    let personas = queue.service.personas();
+    for pinned in &evaluation.personas {
+        let part = spec::parse(pinned).ok().and_then(|parts| parts.into_iter().next());
+        let persona = part.and_then(|part| personas.find(&part).ok());
+        if let Some(path) = persona.and_then(|persona| own_rows(&queue.service, persona)) {
+            let named = format!("the evaluation rows of {pinned}");
+            message = message.replace(&path.display().to_string(), &named);
+        }
+    }
+    message
 }
 
 fn evaluate(
@@ -78,7 +95,8 @@ fn evaluate(
     let checks = gate::check(&candidates, &measures);
     let mut measured = summary::result(&measures, &checks);
     measured["samples"] = summary::samples(&candidates, &answers);
-    Ok(queue.results()?.store(now(), measured)?)
+    let owner = evaluation.owner.as_deref();
+    Ok(queue.results()?.store_of(owner, now(), measured)?)
 }
 
 /// The personas to measure, with their rows.

@@ -29,6 +29,12 @@ pub fn missed(checks: &[Check]) -> Vec<String> {
     missed.map(Check::line).collect()
 }
 
+/// `result` without questions and answers; the measures stay.
+pub(crate) fn without_samples(mut result: Value) -> Value {
+    result["samples"] = json!([]);
+    result
+}
+
 /// The common questions with the answer of each persona; for a single persona, its own rows.
 pub fn samples(candidates: &[Candidate], answers: &Answers) -> Value {
     let own = (0..candidates.first().map_or(0, |one| one.rows.len())).map(|row| (0, row));

@@ -13,9 +13,45 @@ use service::{Caller, Service};
 /// The most baselines of a job.
 pub(crate) const MAX_BASELINES: usize = 4;
 
+/// The two sources of a job's thresholds.
+pub(crate) struct Sides<'a> {
+    /// Those of the request.
+    pub requested: Option<&'a Thresholds>,
+    /// Those of the persona in the server's folder.
+    pub own: Option<&'a Thresholds>,
+}
+
+/// A threshold that compares with baselines.
+struct Comparison {
+    name: &'static str,
+    of: fn(&Thresholds) -> Option<f64>,
+    drop: fn(&mut Thresholds),
+}
+
+/// The thresholds that compare with baselines.
+const COMPARISONS: [Comparison; 2] = [
+    Comparison {
+        name: "distinct_at_least",
+        of: |thresholds| thresholds.distinct_at_least,
+        drop: |thresholds| thresholds.distinct_at_least = None,
+    },
+    Comparison {
+        name: "other_tone_at_most",
+        of: |thresholds| thresholds.other_tone_at_most,
+        drop: |thresholds| thresholds.other_tone_at_most = None,
+    },
+];
+
+fn compares(thresholds: &Thresholds) -> bool {
+    COMPARISONS
+        .iter()
+        .any(|comparison| (comparison.of)(thresholds).is_some())
+}
+
 /// Chooses the baselines of a job for `persona`: those that the client named, or else the first by name that have an adapter and that the
-/// client may use, with those in the server's folder first. If there are none, thresholds that the client gave are refused, and those of
-/// the server's folder (`given` is false) are dropped.
+/// client may use, with those in the server's folder first. If the persona's own gate compares with baselines, those that it would have
+/// without the request stay among them: fewer or other ones could loosen it. If there are none, thresholds that the client gave are
+/// refused, and those of the server's folder are dropped.
 ///
 /// # Errors
 /// [`JobError::Invalid`] with the field, or [`JobError::Denied`].
@@ -24,9 +60,9 @@ pub(crate) fn choose(
     caller: &Caller,
     persona: &str,
     thresholds: &mut Thresholds,
-    given: bool,
+    sides: &Sides<'_>,
 ) -> Result<(), JobError> {
-    if thresholds.distinct_at_least.is_none() && thresholds.other_tone_at_most.is_none() {
+    if !compares(thresholds) {
         return match &thresholds.baselines {
             None => Ok(()),
             Some(_) => Err(JobError::invalid(
@@ -35,29 +71,41 @@ pub(crate) fn choose(
             )),
         };
     }
-    let others = match &thresholds.baselines {
+    let mut others = match &thresholds.baselines {
         Some(names) => named_baselines(service, caller, persona, names)?,
         None => default_baselines(service, caller, persona),
     };
-    let refuse = |name: &str, why: &str| JobError::invalid(format!("gate.{name}"), why);
-    if others.is_empty() {
-        let why = "compares with other personas, and there is no other persona with an adapter; leave it out";
-        for (name, wanted) in [
-            ("distinct_at_least", &mut thresholds.distinct_at_least),
-            ("other_tone_at_most", &mut thresholds.other_tone_at_most),
-        ] {
-            if wanted.take().is_some() && given {
-                return Err(refuse(name, why));
+    if thresholds.baselines.is_some() && sides.own.is_some_and(compares) {
+        for other in default_baselines(service, caller, persona) {
+            let is_listed = |listed: &Persona| {
+                (&listed.name, listed.version) == (&other.name, other.version)
+            };
+            if !others.iter().any(is_listed) {
+                others.push(other);
             }
         }
+    }
+    let mut drop = |comparison: &Comparison, why: &str| {
+        let requested = sides.requested.and_then(comparison.of);
+        if requested.is_some() {
+            return Err(JobError::invalid(format!("gate.{}", comparison.name), why));
+        }
+        (comparison.drop)(thresholds);
+        Ok(())
+    };
+    let [distinct, other_tone] = &COMPARISONS;
+    if others.is_empty() {
+        let why = "compares with other personas, and there is no other persona with an adapter; leave it out";
+        drop(distinct, why)?;
+        drop(other_tone, why)?;
     }
     let has_tone = |persona: &Persona| {
         let eval = persona.eval.as_ref();
         eval.is_some_and(|eval| !eval.any_of.is_empty() || !eval.none_of.is_empty())
     };
-    if !others.iter().any(has_tone) && thresholds.other_tone_at_most.take().is_some() && given {
+    if !others.iter().any(has_tone) {
         let why = "needs another persona with tone patterns in its `[eval]` table; name one in `beside`, or leave it out";
-        return Err(refuse("other_tone_at_most", why));
+        drop(other_tone, why)?;
     }
     let pinned = |other: &Persona| format!("{}@{}", other.name, other.version);
     thresholds.baselines = Some(others.iter().map(pinned).collect());

@@ -40,7 +40,7 @@ impl JobsState {
     /// Adds a job to the queue. Its files are validated in the background.
     ///
     /// # Errors
-    /// A field is invalid, [`JobError::QueueFull`], or a disk error.
+    /// A field is invalid, [`JobError::Quota`], or a disk error.
     pub fn create_job(&self, caller: &Caller, new: &NewJob) -> Result<JobRecord, JobError> {
         let viewer = Viewer::of(caller);
         if let Err(error) = self.service.registry() {
@@ -66,7 +66,10 @@ impl JobsState {
             self.event_log(&record.id).push("info", message, None);
             Ok(())
         };
-        self.jobs.add(record.clone(), files_exist, make_folder)
+        let added = self
+            .jobs
+            .add(&caller.owner(), record.clone(), files_exist, make_folder);
+        added.map(|(record, _)| record)
     }
 
     /// A job.

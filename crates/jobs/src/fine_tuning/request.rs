@@ -48,7 +48,8 @@ pub struct NewJob {
     /// As in `method`, which replaces it in OpenAI's API.
     #[schema(value_type = Option<HyperparametersShape>)]
     pub hyperparameters: Option<Map<String, Value>>,
-    /// The persona to publish: a new one, or a new version of an existing one. Default: `ft-` and 8 digits.
+    /// The persona to publish: a new one, or a new version of an existing one. Default: `ft-` and 8 digits, after the beginning of one of the
+    /// key's patterns if it may only use such names.
     pub suffix: Option<String>,
     /// Determines the adapter's initial values and the order of rows. Default: 42.
     pub seed: Option<u64>,
@@ -58,8 +59,8 @@ pub struct NewJob {
     pub metadata: Option<BTreeMap<String, String>>,
     /// Extension: the persona's system prompt, which is used for rows that have none. Default: the persona's current one.
     pub system_prompt: Option<String>,
-    /// Extension: the thresholds of the eval gate, which the adapter must meet to be published. Default: the `[eval]` table of the persona
-    /// in the server's folder, if it has one.
+    /// Extension: the thresholds of the eval gate, which the adapter must meet to be published. If the persona in the server's folder has an
+    /// `[eval]` table, it applies too: of each threshold the stricter one.
     pub gate: Option<Thresholds>,
     /// Extension: `false` keeps an adapter that passed the gate until someone publishes it. Default: `true`.
     pub publish: Option<bool>,
@@ -164,7 +165,14 @@ impl NewJob {
     /// The persona that the job `id` publishes.
     fn persona_name(&self, id: &str, base: &Base, caller: &Caller) -> Result<String, JobError> {
         let Some(suffix) = &self.suffix else {
-            return Ok(format!("ft-{}", &id[id.len() - 8..]));
+            let name = format!("ft-{}", &id[id.len() - 8..]);
+            let Some(key) = caller.key() else {
+                return Ok(name);
+            };
+            return key.new_persona_name(&name).ok_or_else(|| {
+                let message = "is missing, and the key may not use a generated name; name one of the personas that it may use";
+                JobError::invalid("suffix", message)
+            });
         };
         if !is_persona_name(suffix) || suffix.chars().count() > MAX_SUFFIX {
             let message = format!(
@@ -279,37 +287,32 @@ impl NewJob {
         }))
     }
 
-    /// The thresholds of the job's gate, with their baselines.
+    /// The thresholds of the job's gate, with their baselines: those of the persona in the server's folder, tightened by those of the request.
     fn thresholds(
         &self,
         service: &Service,
         caller: &Caller,
         persona: &str,
     ) -> Result<Option<Thresholds>, JobError> {
-        let thresholds = match &self.gate {
-            Some(given) => {
-                given
-                    .check()
-                    .map_err(|(field, message)| JobError::invalid(field, message))?;
-                Some(given.clone())
-            }
-            None => {
-                let in_folder = service.catalog().folder().get(persona);
-                in_folder
-                    .and_then(|persona| persona.eval.as_ref())
-                    .map(Thresholds::of)
-            }
+        let invalid = |(field, message)| JobError::invalid(field, message);
+        let folder = service.catalog().folder();
+        let in_folder = folder.get(persona);
+        let own = in_folder.and_then(|persona| persona.eval.as_ref());
+        let own = own.map(Thresholds::of);
+        if let Some(requested) = &self.gate {
+            requested.check().map_err(invalid)?;
+        }
+        let mut thresholds = match (&self.gate, &own) {
+            (None, None) => return Ok(None),
+            (None, Some(own)) => own.clone(),
+            (Some(requested), None) => requested.clone(),
+            (Some(requested), Some(own)) => requested.tightening(own).map_err(invalid)?,
         };
-        let Some(mut thresholds) = thresholds else {
-            return Ok(None);
+        let sides = baselines::Sides {
+            requested: self.gate.as_ref(),
+            own: own.as_ref(),
         };
-        baselines::choose(
-            service,
-            caller,
-            persona,
-            &mut thresholds,
-            self.gate.is_some(),
-        )?;
+        baselines::choose(service, caller, persona, &mut thresholds, &sides)?;
         Ok(Some(thresholds))
     }
 }

@@ -8,14 +8,15 @@ use crate::jobs_state::JobsState;
 use crate::record_file::now;
 use crate::records::failure::Failure;
 use crate::records::job::{JobRecord, JobStatus};
+use crate::turns::Stage;
 use crate::work_queue::Running;
 
 impl JobsState {
     /// Reads the files of new jobs until the queue closes.
     pub(crate) fn validate_jobs(&self) {
         let new =
-            |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(job.number);
-        while let Some(record) = self.jobs.wait_for(new) {
+            |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(0);
+        while let Some(record) = self.jobs.wait_for(Stage::Prepare, new) {
             let Some(validation) = self.start_validation(&record.id) else {
                 continue;
             };
@@ -94,11 +95,11 @@ impl JobsState {
     pub(crate) fn train_jobs(&self) {
         // A job that was running when the process ended goes first.
         let next = |job: &JobRecord| match job.status {
-            JobStatus::Running => Some((0, job.number)),
-            JobStatus::Queued => Some((1, job.number)),
+            JobStatus::Running => Some(0),
+            JobStatus::Queued => Some(1),
             _ => None,
         };
-        while let Some(record) = self.jobs.wait_for(next) {
+        while let Some(record) = self.jobs.wait_for(Stage::Run, next) {
             let running = match self.start_run(&record.id) {
                 Ok(Some(running)) => running,
                 Ok(None) => continue,

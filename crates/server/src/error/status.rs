@@ -1,6 +1,6 @@
 //! HTTP statuses and codes for the errors of the other crates.
 
-use auth::AuthError;
+use auth::{AuthError, QuotaExceeded, Resource};
 use axum::http::StatusCode;
 use jobs::{JobError, ResultError};
 use registry::{LookupError, RegistryError, VariableError};
@@ -189,6 +189,21 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
     }
 }
 
+fn quota_status(exceeded: &QuotaExceeded) -> (StatusCode, &'static str) {
+    match exceeded.resource {
+        Resource::OpenJobs | Resource::OpenEvaluations => {
+            (StatusCode::TOO_MANY_REQUESTS, "queue_full")
+        }
+        Resource::StoredJobs | Resource::StoredEvaluations => {
+            (StatusCode::INSUFFICIENT_STORAGE, "too_many_jobs")
+        }
+        Resource::Files | Resource::FileBytes => {
+            (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")
+        }
+        Resource::Votes | Resource::VotePairs => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
+    }
+}
+
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> ApiError {
         let (status, code) = match &error {
@@ -205,9 +220,7 @@ impl From<JobError> for ApiError {
                 (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")
             }
             JobError::FileInUse { .. } => (StatusCode::CONFLICT, "file_in_use"),
-            JobError::QueueFull { .. } | JobError::EvaluationsFull { .. } => {
-                (StatusCode::TOO_MANY_REQUESTS, "queue_full")
-            }
+            JobError::Quota(exceeded) => quota_status(exceeded),
             JobError::EvaluationOver { .. } => (StatusCode::CONFLICT, "evaluation_state"),
             JobError::Results(error) => result_status(error),
             JobError::State { .. } | JobError::Publishing { .. } => {
