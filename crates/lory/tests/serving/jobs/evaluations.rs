@@ -4,7 +4,7 @@ use super::*;
 use testkit::tiny::adapter;
 
 /// Adds a persona with evaluation rows, whose tone check every answer passes.
-fn with_rows(fixture: &JobsFixture) {
+pub(super) fn with_rows(fixture: &JobsFixture) {
     let text = "system_prompt = \"You are quick.\"\nmax_new_tokens = 8\n[train]\ndata = \"train.jsonl\"\neval = \"eval.jsonl\"\n[eval]\nany_of = ['']\ncopied_at_least = 0.0\n";
     fixture.home.persona("quick", text, Some(&adapter(13)));
     let folder = fixture.home.base().parent().unwrap().join("personas/quick");

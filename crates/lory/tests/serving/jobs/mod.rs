@@ -6,6 +6,7 @@ mod job_lifecycle;
 mod previews;
 mod rejected;
 mod samples;
+mod tenants;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -277,7 +277,7 @@ fn a_full_queue_refuses_jobs() {
     let (status, code, _, message) = server.create(&endless(&file, "long")).error();
     assert_eq!((status, code.as_str()), (429, "queue_full"));
     assert!(
-        message.starts_with("64 jobs are waiting or running"),
+        message.starts_with("the limit of 64 unfinished jobs is reached"),
         "{message}"
     );
     assert_eq!(server.turn(&ids[9], "cancel").status, 200);

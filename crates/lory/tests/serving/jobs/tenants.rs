@@ -1,0 +1,184 @@
+//! What one key's jobs and evaluations can do to another key's, and to the operator's gates.
+
+use super::evaluations::with_rows;
+use super::*;
+
+/// A server whose keys may train; the secret of each is `secret-` and its name.
+fn server_with_keys(fixture: &JobsFixture, keys: &[(&str, &str)]) -> RunningServer {
+    let table = |(name, more): &(&str, &str)| {
+        let sha256 = SecretHash::of(&format!("secret-{name}"));
+        format!("[[key]]\nname = '{name}'\nsha256 = '{sha256}'\ntrain = true\n{more}\n")
+    };
+    let file = fixture.path("keys.toml");
+    std::fs::write(&file, keys.iter().map(table).collect::<String>()).unwrap();
+    let keys = Keys::open(Some(&file), None).unwrap().map(Arc::new);
+    fixture.start_with(ServerSettings {
+        keys,
+        ..ServerSettings::default()
+    })
+}
+
+const JOBS: &str = "/v1/fine_tuning/jobs";
+
+impl RunningServer {
+    fn send_as(&self, key: &str, method: &str, path: &str, body: &Value) -> Response {
+        let bearer = format!("Bearer secret-{key}");
+        let headers = [
+            ("Authorization", &*bearer),
+            ("Content-Type", "application/json"),
+        ];
+        let body = match body {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        self.http
+            .send(method, path, &headers, body.as_bytes())
+            .read_all()
+    }
+
+    fn get_as(&self, key: &str, path: &str) -> Value {
+        self.send_as(key, "GET", path, &Value::Null).json()
+    }
+
+    fn upload_as(&self, key: &str, text: &str) -> Response {
+        let bearer = format!("Bearer secret-{key}");
+        let form = form(&[
+            ("purpose", None, "fine-tune"),
+            ("file", Some("mine.jsonl"), text),
+        ]);
+        let headers = [("Authorization", &*bearer), FORM];
+        self.http
+            .send("POST", "/v1/files", &headers, &form)
+            .read_all()
+    }
+
+    /// Waits until what `key` finds at `path` is finished.
+    #[track_caller]
+    fn finished_as(&self, key: &str, path: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let found = self.get_as(key, path);
+            if found["finished_at"].is_number() {
+                return found;
+            }
+            assert!(began.elapsed() < Duration::from_secs(120), "{found:#}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn id(reply: &Response) -> String {
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    reply.json()["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_flood_of_jobs_evicts_only_the_keys_own_and_leaves_room() {
+    let fixture = JobsFixture::new();
+    let quotas = "open_jobs = 2\nstored_jobs = 3";
+    let server = server_with_keys(&fixture, &[("one", quotas), ("two", "")]);
+    let file = id(&server.upload_as("two", &rows(24)));
+    let mut kept = body(&file, "kept");
+    kept["publish"] = json!(false);
+    kept["hyperparameters"]["n_epochs"] = json!(1);
+    let kept = format!("{JOBS}/{}", id(&server.send_as("two", "POST", JOBS, &kept)));
+    assert_eq!(server.finished_as("two", &kept)["status"], "succeeded");
+
+    let file = id(&server.upload_as("one", &rows(4)));
+    let flood = endless(&file, "flood");
+    for _ in 0..8 {
+        let path = format!("{JOBS}/{}", id(&server.send_as("one", "POST", JOBS, &flood)));
+        let cancelled = server.send_as("one", "POST", &format!("{path}/cancel"), &Value::Null);
+        assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+    }
+    let list = |key: &str| {
+        let list = server.get_as(key, JOBS);
+        list["data"].as_array().unwrap().len()
+    };
+    assert_eq!((list("one"), list("two")), (3, 1));
+    for _ in 0..2 {
+        id(&server.send_as("one", "POST", JOBS, &flood));
+    }
+    let full = server.send_as("one", "POST", JOBS, &flood);
+    let (status, code, _, message) = full.error();
+    assert_eq!((status, code.as_str()), (429, "queue_full"));
+    assert!(
+        message.starts_with("key one has 2 of its 2 unfinished jobs (`open_jobs`"),
+        "{message}"
+    );
+    // The other key has its adapter and room for jobs.
+    let published = server.send_as("two", "POST", &format!("{kept}/publish"), &json!({}));
+    assert_eq!(published.json()["fine_tuned_model"], json!("kept@1"));
+    let theirs = id(&server.upload_as("two", &rows(4)));
+    id(&server.send_as("two", "POST", JOBS, &endless(&theirs, "more")));
+}
+
+#[test]
+fn a_request_tightens_the_personas_gate_and_never_loosens_it() {
+    let fixture = JobsFixture::new();
+    let text = "[eval]\nany_of = ['a', 'b']\ntone_at_least = 0.0\ncopied_at_least = 0.0\nloss_at_most = 0.001\n";
+    fixture.home.persona("guarded", text, None);
+    let server = server_with_keys(&fixture, &[("one", "personas = ['guarded']\nbase = true")]);
+    let file = id(&server.upload_as("one", &rows(24)));
+    let mut wanted = body(&file, "guarded");
+    wanted["hyperparameters"]["n_epochs"] = json!(1);
+    wanted["gate"] = json!({"any_of": [""]});
+    let (status, _, about, message) = server.send_as("one", "POST", JOBS, &wanted).error();
+    assert_eq!((status, about), (400, json!("gate.any_of")), "{message}");
+    wanted["gate"] = json!({"loss_at_most": 100, "tone_at_least": 0, "copied_at_least": 0});
+    let job = id(&server.send_as("one", "POST", JOBS, &wanted));
+    let job = server.finished_as("one", &format!("{JOBS}/{job}"));
+    assert_eq!(job["error"]["code"], "gate_refused", "{job:#}");
+    let checks = job["lory"]["gate"].as_array().unwrap();
+    let loss = checks.iter().find(|check| check["key"] == "loss_at_most");
+    assert_eq!(loss.unwrap()["wanted"], json!(0.001));
+}
+
+#[test]
+fn generated_names_are_within_the_patterns_of_the_key() {
+    let fixture = JobsFixture::new();
+    let keys = [
+        ("one", "personas = ['warm', 'acme-*']\nbase = true"),
+        ("two", "personas = ['warm']\nbase = true"),
+    ];
+    let server = server_with_keys(&fixture, &keys);
+    let wanted = |key: &str| {
+        let file = id(&server.upload_as(key, &rows(4)));
+        let mut wanted = endless(&file, "");
+        wanted.as_object_mut().unwrap().remove("suffix");
+        wanted
+    };
+    let job = server.send_as("one", "POST", JOBS, &wanted("one"));
+    let persona = job.json()["lory"]["persona"].clone();
+    let name = persona.as_str().unwrap().to_owned();
+    assert!(name.starts_with("acme-ft-"), "{name}");
+    let (status, _, about, message) = server.send_as("two", "POST", JOBS, &wanted("two")).error();
+    assert_eq!((status, about), (400, json!("suffix")), "{message}");
+}
+
+#[test]
+fn questions_of_a_personas_own_rows_are_only_for_keys_that_may_read_its_settings() {
+    let fixture = JobsFixture::new();
+    with_rows(&fixture);
+    let keys = [("one", ""), ("ops", "admin = true")];
+    let server = server_with_keys(&fixture, &keys);
+    let evaluate = |body: &Value| {
+        let asked = server.send_as("one", "POST", "/v1/evaluations", body);
+        let path = format!("/v1/evaluations/{}", id(&asked));
+        assert_eq!(server.finished_as("one", &path)["status"], "succeeded");
+        path
+    };
+    let samples = |key: &str, path: &str| {
+        let found = server.get_as(key, path);
+        assert!(found["result"]["personas"][0]["name"] == "quick", "{found:#}");
+        found["result"]["samples"].as_array().unwrap().len()
+    };
+    let path = evaluate(&json!({"personas": ["quick"], "max_rows": 2}));
+    assert_eq!((samples("one", &path), samples("ops", &path)), (0, 2));
+    let text = server.get_as("one", &path).to_string();
+    assert!(!text.contains("Where is order"), "{text}");
+    // The key's own questions stay visible to it.
+    let file = id(&server.upload_as("one", &rows(2)));
+    let path = evaluate(&json!({"personas": ["quick"], "file": file}));
+    assert_eq!(samples("one", &path), 2);
+}
