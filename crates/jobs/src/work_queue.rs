@@ -433,7 +433,12 @@ mod tests {
         let finish = |id: &str| queue.change(id, |_| true, |note| note.over = true).unwrap();
         for id in 0..9 {
             finish(&id.to_string());
-            assert!(add(&queue, &everyone, &(id + 8).to_string()).unwrap().is_empty() == (id < 8));
+            assert!(
+                add(&queue, &everyone, &(id + 8).to_string())
+                    .unwrap()
+                    .is_empty()
+                    == (id < 8)
+            );
         }
         assert_eq!(ids(&queue)[0], "1");
         assert!(!Note::file(folder.path(), "0").exists());
@@ -473,7 +478,10 @@ mod tests {
         add(&queue, &one, "1").unwrap();
         add(&queue, &one, "2").unwrap();
         let message = add(&queue, &one, "3").unwrap_err().to_string();
-        assert!(message.starts_with("key one has 2 of its 2 unfinished jobs"), "{message}");
+        assert!(
+            message.starts_with("key one has 2 of its 2 unfinished jobs"),
+            "{message}"
+        );
         add(&queue, &two, "4").unwrap();
     }
 
@@ -489,7 +497,9 @@ mod tests {
             let next = queue.wait_for(Stage::Run, |note| (!note.over).then_some(0));
             let id = next.unwrap().id;
             queue.lock().start(&id);
-            queue.change(&id, |_| true, |note| note.over = true).unwrap();
+            queue
+                .change(&id, |_| true, |note| note.over = true)
+                .unwrap();
             order.push(id);
         }
         assert_eq!(order, ["1", "3", "2", "4"]);

@@ -203,8 +203,7 @@ impl JobsState {
 
     /// Runs queued evaluations until the queue closes.
     pub(crate) fn run_evaluations(&self) {
-        let queued =
-            |one: &Evaluation| (one.status == EvaluationStatus::Queued).then_some(0);
+        let queued = |one: &Evaluation| (one.status == EvaluationStatus::Queued).then_some(0);
         while let Some(next) = self.evaluations.wait_for(Stage::Run, queued) {
             let Some((evaluation, running)) = self.start_evaluation(&next.id) else {
                 continue;

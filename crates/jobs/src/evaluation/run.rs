@@ -49,7 +49,9 @@ pub(crate) fn run(
 fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String) -> String {
     let personas = queue.service.personas();
     for pinned in &evaluation.personas {
-        let part = spec::parse(pinned).ok().and_then(|parts| parts.into_iter().next());
+        let part = spec::parse(pinned)
+            .ok()
+            .and_then(|parts| parts.into_iter().next());
         let persona = part.and_then(|part| personas.find(&part).ok());
         if let Some(path) = persona.and_then(|persona| own_rows(&queue.service, persona)) {
             let named = format!("the evaluation rows of {pinned}");

@@ -77,9 +77,8 @@ pub(crate) fn choose(
     };
     if thresholds.baselines.is_some() && sides.own.is_some_and(compares) {
         for other in default_baselines(service, caller, persona) {
-            let is_listed = |listed: &Persona| {
-                (&listed.name, listed.version) == (&other.name, other.version)
-            };
+            let is_listed =
+                |listed: &Persona| (&listed.name, listed.version) == (&other.name, other.version);
             if !others.iter().any(is_listed) {
                 others.push(other);
             }

@@ -14,8 +14,7 @@ use crate::work_queue::Running;
 impl JobsState {
     /// Reads the files of new jobs until the queue closes.
     pub(crate) fn validate_jobs(&self) {
-        let new =
-            |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(0);
+        let new = |job: &JobRecord| (job.status == JobStatus::ValidatingFiles).then_some(0);
         while let Some(record) = self.jobs.wait_for(Stage::Prepare, new) {
             let Some(validation) = self.start_validation(&record.id) else {
                 continue;

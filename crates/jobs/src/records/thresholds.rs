@@ -239,8 +239,14 @@ mod tests {
         let both = strict.tightening(&own()).unwrap();
         assert_eq!(both.any_of, ["b"]);
         assert_eq!(both.none_of, ["x", "y"]);
-        assert_eq!((both.tone_at_least, both.copied_at_least), (Some(1.0), Some(0.5)));
-        assert_eq!((both.loss_at_most, both.drift_at_most), (Some(1.0), Some(0.1)));
+        assert_eq!(
+            (both.tone_at_least, both.copied_at_least),
+            (Some(1.0), Some(0.5))
+        );
+        assert_eq!(
+            (both.loss_at_most, both.drift_at_most),
+            (Some(1.0), Some(0.1))
+        );
         assert_eq!(both.length_at_most, Some(1.5));
     }
 

@@ -87,7 +87,10 @@ fn a_flood_of_jobs_evicts_only_the_keys_own_and_leaves_room() {
     let file = id(&server.upload_as("one", &rows(4)));
     let flood = endless(&file, "flood");
     for _ in 0..8 {
-        let path = format!("{JOBS}/{}", id(&server.send_as("one", "POST", JOBS, &flood)));
+        let path = format!(
+            "{JOBS}/{}",
+            id(&server.send_as("one", "POST", JOBS, &flood))
+        );
         let cancelled = server.send_as("one", "POST", &format!("{path}/cancel"), &Value::Null);
         assert_eq!(cancelled.status, 200, "{}", cancelled.text);
     }
@@ -170,7 +173,10 @@ fn questions_of_a_personas_own_rows_are_only_for_keys_that_may_read_its_settings
     };
     let samples = |key: &str, path: &str| {
         let found = server.get_as(key, path);
-        assert!(found["result"]["personas"][0]["name"] == "quick", "{found:#}");
+        assert!(
+            found["result"]["personas"][0]["name"] == "quick",
+            "{found:#}"
+        );
         found["result"]["samples"].as_array().unwrap().len()
     };
     let path = evaluate(&json!({"personas": ["quick"], "max_rows": 2}));
