@@ -21,7 +21,7 @@
 //! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step
 //! - [`files`]: uploads; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
-//! - `turns`: keys take turns; `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
+//! - `key_turns`: keys take turns; `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
 //!
 //! Records, request bodies and previews derive `utoipa::ToSchema`, although this crate does not know HTTP: the server reads and returns
 //! them as they are, and a second definition of each field there would have to be kept in step with this one.
@@ -37,7 +37,7 @@ pub mod metrics;
 mod record_file;
 pub mod records;
 pub mod training;
-mod turns;
+mod key_turns;
 mod work_queue;
 mod worker_threads;
 mod yield_point;

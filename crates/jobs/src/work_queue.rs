@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use crate::error::JobError;
 use crate::listing::Viewer;
 use crate::record_file;
-use crate::turns::{Stage, Turns};
+use crate::key_turns::{Stage, Turns};
 
 /// A record that a [`WorkQueue`] keeps.
 pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 
-use super::{Effect, Operation};
+use super::operation::{Effect, Operation};
 
 /// How the disk fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

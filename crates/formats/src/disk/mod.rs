@@ -3,34 +3,16 @@
 
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
+mod operation;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::path::Path;
 
-/// One operation, as [`faults`] counts them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operation {
-    /// Takes space: creates a file or folder, renames, flushes.
-    Change,
-    /// Writes bytes into a file.
-    Write,
-    /// Gives space back: removes or truncates.
-    Release,
-}
-
-/// How much of an operation takes place.
-#[derive(Debug)]
-enum Effect {
-    Complete,
-    /// A write stores half of its bytes, then fails with this error, or returns the short length if there is none.
-    #[cfg_attr(not(any(test, feature = "faults")), expect(dead_code))]
-    Half(Option<io::Error>),
-}
-
 #[cfg(any(test, feature = "faults"))]
 use faults::begin;
+use operation::{Effect, Operation};
 
 #[cfg(not(any(test, feature = "faults")))]
 #[expect(clippy::unnecessary_wraps, reason = "the same as with faults")]

@@ -17,7 +17,7 @@ use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
 use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus};
 use crate::records::failure::Failure;
-use crate::turns::Stage;
+use crate::key_turns::Stage;
 use crate::work_queue::{QueueState, Running};
 
 /// The most personas of one evaluation.

@@ -8,7 +8,7 @@ use crate::jobs_state::JobsState;
 use crate::record_file::now;
 use crate::records::failure::Failure;
 use crate::records::job::{JobRecord, JobStatus};
-use crate::turns::Stage;
+use crate::key_turns::Stage;
 use crate::work_queue::Running;
 
 impl JobsState {
