@@ -16,9 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::JobError;
+use crate::key_turns::{Stage, Turns};
 use crate::listing::Viewer;
 use crate::record_file;
-use crate::key_turns::{Stage, Turns};
 
 /// A record that a [`WorkQueue`] keeps.
 pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {

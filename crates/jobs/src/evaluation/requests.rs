@@ -13,11 +13,11 @@ use crate::evaluation::candidate::own_rows;
 use crate::evaluation::{run, summary};
 use crate::evaluation_results::ResultError;
 use crate::jobs_state::JobsState;
+use crate::key_turns::Stage;
 use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
 use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus};
 use crate::records::failure::Failure;
-use crate::key_turns::Stage;
 use crate::work_queue::{QueueState, Running};
 
 /// The most personas of one evaluation.

@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::error::JobError;
 use crate::fine_tuning::run::{self, RunOutcome};
 use crate::jobs_state::JobsState;
+use crate::key_turns::Stage;
 use crate::record_file::now;
 use crate::records::failure::Failure;
 use crate::records::job::{JobRecord, JobStatus};
-use crate::key_turns::Stage;
 use crate::work_queue::Running;
 
 impl JobsState {
