@@ -88,7 +88,7 @@ fn last_logits(
 fn a_blend_in_a_mixed_batch_is_its_own_and_the_summed_deltas() {
     let base = parse(tiny_gguf(3));
     let model = load(&base);
-    // Ranks of whole tiles and not, and an alpha of their own.
+    // Ranks of whole tiles and others, each with its own alpha.
     let files: Vec<peft::Adapter> = [(1, 4, 1.0), (2, 16, 0.5), (3, 5, 2.0)]
         .map(|(seed, rank, scale)| tiny_adapter(seed, &tiny_config(), rank, scale))
         .into();

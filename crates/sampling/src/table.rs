@@ -243,7 +243,7 @@ macro_rules! parameters {
         }
 
         impl SamplingParams {
-            /// These parameters, and those of `fallback` where they are not set.
+            /// These parameters, and those of `fallback` that are not set here.
             #[must_use]
             pub fn or(self, fallback: SamplingParams) -> SamplingParams {
                 SamplingParams { $($name: self.$name.or(fallback.$name)),+ }

@@ -58,7 +58,7 @@ pub enum MetricsRecord {
 /// The folder of the events file, next to `metrics.jsonl`.
 pub const TENSORBOARD: &str = "tensorboard";
 
-/// The records of one adapter, as the text of its `metrics.jsonl`, and the files, where they are wanted.
+/// The records of one adapter: as the text of its `metrics.jsonl`, and as files if they are wanted.
 #[derive(Debug, Default)]
 pub struct MetricsLog {
     text: String,

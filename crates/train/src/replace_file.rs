@@ -8,7 +8,7 @@ use formats::disk::{self, DiskFile};
 
 use crate::error::TrainError;
 
-/// Replaces the file at `path` by what `write` writes; creates the folder where it is missing.
+/// Replaces the file at `path` by what `write` writes; creates the folder if it is missing.
 ///
 /// # Errors
 /// Any step fails (no room, no permission): then `path` has its old content.

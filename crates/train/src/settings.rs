@@ -35,7 +35,7 @@ pub struct TrainSettings {
     pub dropout: f32,
     /// Linears that get a pair (`q_proj` .. `down_proj`).
     pub target_modules: Vec<String>,
-    /// Peak learning rate; where it is not given, [`default_lr`] of the base's width.
+    /// Peak learning rate; the default is [`default_lr`] of the base's width.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// The learning rate of every B is this many times that of its A (Hayou et al., "LoRA+", 2024).
@@ -242,7 +242,7 @@ impl TrainSettings {
     /// The same settings with the learning rate filled in for a base of `hidden_size`.
     #[must_use]
     pub fn for_base(mut self, hidden_size: usize) -> Self {
-        // Rounded to three digits, so that it reads well where it is shown and recorded.
+        // Rounded to three digits, so that it reads well in outputs and records.
         let rounded = |lr: f64| format!("{lr:.2e}").parse().unwrap_or(lr);
         self.lr = Some(self.lr.unwrap_or_else(|| rounded(default_lr(hidden_size))));
         self

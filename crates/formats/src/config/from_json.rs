@@ -301,7 +301,7 @@ impl<'a> ConfigFields<'a> {
     }
 }
 
-/// A value as JSON, cut where it is long.
+/// A value as JSON, cut if it is long.
 fn short(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {

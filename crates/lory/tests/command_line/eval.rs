@@ -209,7 +209,7 @@ fn gate_alone_gives_the_same_checks() {
             .contains("stern: drift")
     );
     assert_eq!(alone.as_object().unwrap().len(), 2, "{alone:#}");
-    // Among nobody else there is nothing of the others to compute.
+    // A single persona is not compared with others.
     let one = asked(&["--gate", "--persona", "stern"], 1);
     assert_eq!(one["gate"].as_array().unwrap().len(), 4, "{one:#}");
 

@@ -235,7 +235,7 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
     assert_eq!(pulled.source, PullSource::Cache);
 }
 
-/// The real base, from where it really is.
+/// The real base, from its real sources.
 #[test]
 fn the_known_base_can_be_pulled() {
     let dir = TestDir::new();

@@ -134,7 +134,7 @@ fn concurrent_publications_to_a_bucket_are_all_kept_and_served() {
         (&0.into(), 2)
     );
 
-    // Another machine: no personas of its own, no copies of adapters yet.
+    // Another machine: it has no personas in a folder and no copies of adapters yet.
     let elsewhere = TestDir::new();
     std::fs::create_dir(elsewhere.path("personas")).unwrap();
     std::fs::copy(dir.path("tiny.gguf"), elsewhere.path("tiny.gguf")).unwrap();

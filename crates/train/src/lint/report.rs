@@ -166,9 +166,9 @@ pub struct LintReport {
     pub unchecked_rows: usize,
     /// Rows of each intent, where the data has that column: the first [`MAX_INTENTS`] intents.
     pub intents: BTreeMap<String, usize>,
-    /// How long the rows are, where they were tokenized.
+    /// How long the rows are; `None` if they were not tokenized.
     pub lengths: Option<TokenLengths>,
-    /// Rows that training would hold out for validation, where it has no other rows for that.
+    /// Rows that training would hold out for validation, if there are no other rows for that.
     pub held_out: Option<usize>,
     /// Number of listed findings of each kind.
     #[serde(skip)]

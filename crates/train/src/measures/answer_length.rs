@@ -32,7 +32,7 @@ impl AnswerLengths {
         }
     }
 
-    /// Mean words of the answers by mean words of the references: 1 where they are as long; 0 without references.
+    /// Mean words of the answers by mean words of the references: 1 if they are equally long; 0 if there are no references.
     #[must_use]
     pub fn ratio(&self) -> f64 {
         if self.reference_mean == 0.0 {

@@ -44,7 +44,7 @@ pub fn chrf(a: &str, b: &str) -> f64 {
     }
 }
 
-/// 1 minus the mean [`chrf`] of pairs of answers to the same question: 0 where they are the same words, near 1 where they
+/// 1 minus the mean [`chrf`] of pairs of answers to the same question: 0 if they have the same words, near 1 if they
 /// have nothing in common. None without pairs.
 #[must_use]
 pub fn distinctness<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<f64> {

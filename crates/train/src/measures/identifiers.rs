@@ -23,7 +23,7 @@ pub fn complete(identifiers: &[String], answer: &str) -> bool {
         .all(|identifier| in_answer.contains(identifier.as_str()))
 }
 
-/// Whether `answer` copies identifiers correctly: one of `identifiers` with three or more digits (any one, where none is so
+/// Whether `answer` copies identifiers correctly: one of `identifiers` with three or more digits (any one, if none is so
 /// long) occurs in it as a whole token, and every number of three or more digits in it is one that the question has. An
 /// answer may leave out a date; it may not leave all out, or name another order.
 #[must_use]

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 /// Words of an n-gram.
 const N: usize = 4;
 
-/// The share of repeated 4-grams of words in `answer`, 0 to 1; 0 where it has fewer than four words.
+/// The share of repeated 4-grams of words in `answer`, 0 to 1; 0 if it has fewer than four words.
 #[must_use]
 pub fn repetition(answer: &str) -> f64 {
     let words: Vec<&str> = answer.split_whitespace().collect();

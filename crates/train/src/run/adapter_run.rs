@@ -103,7 +103,7 @@ impl AdapterRun {
     }
 
     /// Validation passes that should be done after `step` steps: one an epoch, one every `validate_every` steps, and one at
-    /// the end; where they fall together it is one.
+    /// the end; if both are due, there is one.
     pub(super) fn validations_due(&self, step: u64) -> u64 {
         if self.task.validation.is_empty() {
             return 0;
@@ -265,7 +265,7 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Tokens of each row, with those of its rejected answer where it has one.
+/// Tokens of each row, with those of its rejected answer if it has one.
 fn lengths(rows: &[Example], rejected: &[Example]) -> Vec<usize> {
     let mut lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
     for (length, rejected) in lengths.iter_mut().zip(rejected) {

@@ -33,7 +33,7 @@ pub(crate) struct EngineArgs {
     /// Target duration of a step while answers are being decoded; prompts are read in chunks that fit into it
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = humantime::parse_duration)]
     step_latency: Duration,
-    /// Maximum number of draft tokens from prompt lookup, used where it is faster; answers stay the same. 0 turns it off
+    /// Maximum number of draft tokens from prompt lookup, used when it is faster; answers stay the same. 0 turns it off
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(0..=64))]
     draft_tokens: u8,
     /// Compute every prompt from its beginning, without reusing the prefixes of earlier requests to the same persona
