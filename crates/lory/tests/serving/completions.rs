@@ -279,7 +279,7 @@ fn logit_bias_forces_and_forbids_tokens() {
 }
 
 #[test]
-fn what_is_wrong_is_refused_by_name() {
+fn invalid_field_is_refused_by_name() {
     let refused = |key: &str, value: Value| {
         let mut body = json!({"model": BASE, "prompt": "Hello"});
         body[key] = value;
