@@ -15,7 +15,7 @@ static LISTED: LazyLock<Regex> =
 static BRACKET: &str = " (";
 /// What is between a place and an identifier in it.
 static OWNED: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"^('s|'s [\w-]+| \((it|which) [\w-]+) $").unwrap());
+    LazyLock::new(|| Regex::new(r"^('s|'s [\w-]+| \((it|which) [\w-]+| (uses|has|defines|lists)( the)?) $").unwrap());
 
 /// The pairs of an identifier and a place in one paragraph. `is_place` says which code is the path of a file or folder, a crate
 /// or a module; `is_identifier`, which is a name within one.
@@ -74,6 +74,7 @@ fn pairs_of_identifiers_and_places_are_found_in_sentences() {
     assert_eq!(found("a field of `F` in the table in `a.rs`"), ["F@a.rs"]);
     assert_eq!(found("`a.rs`'s `F` calls"), ["F@a.rs"]);
     assert_eq!(found("`a.rs` (it uses `F`)"), ["F@a.rs"]);
+    assert_eq!(found("where `a.rs` uses `F`, and"), ["F@a.rs"]);
     assert_eq!(found("add `F`, then a test in `a.rs`"), [""; 0]);
     assert_eq!(
         found("`F` in `a.rs` with its size, and map it in `b.rs`"),
