@@ -14,8 +14,9 @@ static LISTED: LazyLock<Regex> =
 /// What opens a bracket with the place of the identifier in front of it.
 static BRACKET: &str = " (";
 /// What is between a place and an identifier in it.
-static OWNED: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"^('s|'s [\w-]+| \((it|which) [\w-]+| (uses|has|defines|lists)( the)?) $").unwrap());
+static OWNED: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"^('s|'s [\w-]+| \((it|which) [\w-]+| (uses|has|defines|lists)( the)?) $").unwrap()
+});
 
 /// The pairs of an identifier and a place in one paragraph. `is_place` says which code is the path of a file or folder, a crate
 /// or a module; `is_identifier`, which is a name within one.
