@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::key_entry::MIN_SCALES;
+
 /// Keys that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
@@ -58,6 +60,17 @@ pub enum AuthError {
         /// What the key may use, for people.
         may: String,
     },
+    /// The scales of a blend come close to the base, which the key may not use.
+    #[error(
+        "key {key} may not use the base, and {requested:?} comes close to it; give every persona a scale above 0, and scales of \
+         {MIN_SCALES} or more in sum"
+    )]
+    ScaleNotAllowed {
+        /// The key's name.
+        key: String,
+        /// The requested blend.
+        requested: String,
+    },
     /// A priority below 0 needs admin rights.
     #[error("key {key} may not use a priority below 0, which needs admin rights")]
     PriorityNotAllowed {
@@ -72,6 +85,22 @@ pub enum AuthError {
         /// The limit a minute.
         limit: u32,
         /// When the next request is allowed.
+        retry_after: Duration,
+    },
+    /// Too many answers.
+    #[error(
+        "key {key} may make {limit} requests a minute, and each of this request's {answers} answers counts as one; try again in \
+         {}, or ask for fewer",
+        seconds(*retry_after)
+    )]
+    AnswerRateExceeded {
+        /// The key's name.
+        key: String,
+        /// The limit a minute.
+        limit: u32,
+        /// Prompts times answers to each.
+        answers: usize,
+        /// When this request is allowed.
         retry_after: Duration,
     },
     /// Too many tokens.
@@ -98,6 +127,7 @@ impl AuthError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             AuthError::RequestRateExceeded { retry_after, .. }
+            | AuthError::AnswerRateExceeded { retry_after, .. }
             | AuthError::TokenRateExceeded { retry_after, .. } => Some(*retry_after),
             _ => None,
         }

@@ -5,6 +5,8 @@ use crate::secret::SecretHash;
 
 /// The longest name of a key, in characters.
 pub const MAX_NAME: usize = 64;
+/// The smallest sum of scales with which a key that may not use the base may blend personas.
+pub const MIN_SCALES: f32 = 0.1;
 /// The largest share.
 pub const MAX_SHARE: u32 = 100;
 
@@ -31,6 +33,8 @@ pub struct KeyEntry {
     pub share: u32,
     /// How much it may store and queue.
     pub quotas: Quotas,
+    /// The group of keys with which it shares the prefix cache; by default none.
+    pub cache_group: Option<String>,
 }
 
 /// Checks the name of a key.
@@ -47,6 +51,15 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 pub(crate) fn name_rule() -> String {
     format!("a key's name has 1 to {MAX_NAME} of a-z, A-Z, 0-9, -, _ and .")
+}
+
+/// Checks the name of a group of keys.
+///
+/// # Errors
+/// The rule for such names, for people.
+pub fn check_group(name: &str) -> Result<(), String> {
+    check_name(name)
+        .map_err(|_| format!("a group's name has 1 to {MAX_NAME} of a-z, A-Z, 0-9, -, _ and ."))
 }
 
 /// Checks a pattern of [`KeyEntry::personas`]: a persona's name, or the beginning of one and `*`.

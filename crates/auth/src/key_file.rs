@@ -13,6 +13,7 @@
 //! share = 1                           # its weight among waiting requests, 1 to 100
 //! open_jobs = 16                      # quotas: also stored_jobs, open_evaluations, stored_evaluations, files, file_bytes, votes and
 //!                                     # vote_pairs [default: a quarter of the server's limit]
+//! cache_group = "acme"                # keys of one group share the prefix cache [default: no other key shares it]
 //! ```
 
 use std::collections::HashSet;
@@ -25,7 +26,7 @@ use toml::Spanned;
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::error::KeysError;
-use crate::key_entry::{KeyEntry, MAX_SHARE, check_name, check_pattern};
+use crate::key_entry::{KeyEntry, MAX_SHARE, check_group, check_name, check_pattern};
 use crate::quota::{Quotas, Resource};
 use crate::secret::SecretHash;
 
@@ -57,6 +58,7 @@ struct RawKey {
     requests_per_minute: Option<Spanned<i64>>,
     tokens_per_minute: Option<Spanned<i64>>,
     share: Option<Spanned<i64>>,
+    cache_group: Option<Spanned<String>>,
     open_jobs: Option<Spanned<i64>>,
     stored_jobs: Option<Spanned<i64>>,
     open_evaluations: Option<Spanned<i64>>,
@@ -155,6 +157,11 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
             };
             quotas.set(resource, quota);
         }
+        if let Some(group) = &key.cache_group {
+            check_group(group.get_ref()).map_err(|message| {
+                at(group.span().start, format!("key {name}: cache_group: {message}"))
+            })?;
+        }
         entries.push(KeyEntry {
             quotas,
             base: key.base.unwrap_or(key.personas.is_none()),
@@ -166,6 +173,7 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
                 .map(|names| names.into_iter().map(Spanned::into_inner).collect()),
             admin: key.admin,
             train: key.train,
+            cache_group: key.cache_group.map(Spanned::into_inner),
             name,
             sha256,
         });
@@ -191,6 +199,9 @@ pub fn write(entry: &KeyEntry) -> String {
     }
     if entry.train {
         table["train"] = value(true);
+    }
+    if let Some(group) = &entry.cache_group {
+        table["cache_group"] = value(group);
     }
     for (field, number) in [
         ("requests_per_minute", entry.requests_per_minute),
@@ -331,6 +342,7 @@ mod tests {
             requests_per_minute: Some(60),
             tokens_per_minute: Some(20_000),
             share: 3,
+            cache_group: Some("acme".to_owned()),
         }
     }
 
@@ -347,6 +359,7 @@ mod tests {
                 tokens_per_minute: None,
                 share: 1,
                 quotas: Quotas::default(),
+                cache_group: None,
                 ..entry("plain")
             },
         ] {
@@ -399,6 +412,10 @@ mod tests {
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nfile_bytes = -1"),
                 "keys:4: key a: file_bytes must be 0 or more, not -1",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\ncache_group = 'a b'"),
+                "keys:4: key a: cache_group: a group's name has 1 to 64",
             ),
             (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\npersonas = ['Upper']"),

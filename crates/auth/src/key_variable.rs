@@ -59,6 +59,7 @@ pub fn parse_variable(variable: &str, text: &str) -> Result<Vec<KeyEntry>, KeysE
             tokens_per_minute: None,
             share: 1,
             quotas: Quotas::default(),
+            cache_group: None,
         });
     }
     Ok(entries)

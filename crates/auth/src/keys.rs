@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use formats::persona_name::is_persona_name;
 
 use crate::error::{AuthError, KeysError};
-use crate::key_entry::{KeyEntry, MAX_NAME};
+use crate::key_entry::{KeyEntry, MAX_NAME, MIN_SCALES};
 use crate::quota::Owner;
 use crate::rate_limit::RateLimiter;
 use crate::secret::{MAX_CHARACTERS, SecretHash};
@@ -53,6 +53,12 @@ impl Key {
     #[must_use]
     pub fn share(&self) -> u32 {
         self.entry.share
+    }
+
+    /// The group of keys that share the prefix cache with it; by default it shares with none.
+    #[must_use]
+    pub fn cache_group(&self) -> Option<&str> {
+        self.entry.cache_group.as_deref()
     }
 
     /// Its name in logs.
@@ -111,6 +117,23 @@ impl Key {
             return Ok(());
         }
         Err(self.persona_error(name))
+    }
+
+    /// Checks the scales of a blend, in the order of its personas. Scales that cancel the adapters give the base, so a key that may
+    /// not use it needs scales above 0, at least [`MIN_SCALES`] in sum.
+    ///
+    /// # Errors
+    /// [`AuthError::ScaleNotAllowed`]. `requested` is the blend as the request names it.
+    pub fn check_scales(&self, requested: &str, scales: &[f32]) -> Result<(), AuthError> {
+        let far = scales.iter().all(|scale| *scale > 0.0)
+            && scales.iter().sum::<f32>() >= MIN_SCALES;
+        if self.entry.base || far {
+            return Ok(());
+        }
+        Err(AuthError::ScaleNotAllowed {
+            key: self.entry.name.clone(),
+            requested: requested.chars().take(MAX_NAME).collect(),
+        })
     }
 
     fn persona_error(&self, requested: &str) -> AuthError {
@@ -180,6 +203,24 @@ impl Key {
             .map_err(|retry_after| AuthError::RequestRateExceeded {
                 key: self.entry.name.clone(),
                 limit: bucket.per_minute(),
+                retry_after,
+            })
+    }
+
+    /// Counts a request's answers against the limit: all but the one that [`Key::count_request`] counted.
+    ///
+    /// # Errors
+    /// [`AuthError::AnswerRateExceeded`].
+    pub fn count_answers(&self, answers: usize) -> Result<(), AuthError> {
+        let Some(bucket) = &self.requests else {
+            return Ok(());
+        };
+        bucket
+            .try_acquire_more(1, (answers as u64).saturating_sub(1), Instant::now())
+            .map_err(|retry_after| AuthError::AnswerRateExceeded {
+                key: self.entry.name.clone(),
+                limit: bucket.per_minute(),
+                answers,
                 retry_after,
             })
     }
@@ -435,6 +476,48 @@ mod tests {
         assert_eq!(name("a").as_deref(), Some("acme-ft-1"));
         assert_eq!(name("b"), None);
         assert_eq!(name("c").as_deref(), Some("ft-1"));
+    }
+
+    #[test]
+    fn every_answer_counts_against_the_request_limit() {
+        let (_folder, _, keys) = keys(&table("a", "a", "requests_per_minute = 10"));
+        let key = keys.find("a").unwrap();
+        key.count_request().unwrap();
+        key.count_answers(8).unwrap();
+        key.count_request().unwrap();
+        let refused = key.count_answers(8).unwrap_err();
+        assert!(refused.retry_after() > Some(std::time::Duration::from_secs(30)));
+        let said = refused.to_string();
+        assert!(said.contains("10 requests a minute") && said.contains("8 answers"), "{said}");
+        // One that is larger than the limit is granted when the limit is untouched.
+        let (_folder, _, keys) = super::tests::keys(&table("a", "a", "requests_per_minute = 10"));
+        let key = keys.find("a").unwrap();
+        key.count_request().unwrap();
+        key.count_answers(128).unwrap();
+        assert!(key.count_request().is_err());
+    }
+
+    #[test]
+    fn key_without_base_may_not_reach_it_by_scales() {
+        let (_folder, _, keys) =
+            keys(&(table("a", "a", "base = false") + &table("b", "b", "base = true")));
+        let (a, b) = (keys.find("a").unwrap(), keys.find("b").unwrap());
+        for scales in [
+            &[0.0][..],
+            &[-1.0],
+            &[1.0, 0.0],
+            &[1.0, -1.0],
+            &[0.01, 0.01],
+            &[f32::NAN],
+        ] {
+            assert!(a.check_scales("x", scales).is_err(), "{scales:?}");
+            assert!(b.check_scales("x", scales).is_ok());
+        }
+        for scales in [&[1.0][..], &[0.1], &[0.05, 0.05], &[4.0, 0.5]] {
+            assert!(a.check_scales("x", scales).is_ok(), "{scales:?}");
+        }
+        let said = a.check_scales("customer*0", &[0.0]).unwrap_err().to_string();
+        assert!(said.contains("\"customer*0\" comes close to it"), "{said}");
     }
 
     #[test]

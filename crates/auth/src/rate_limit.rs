@@ -42,13 +42,22 @@ impl RateLimiter {
     /// # Errors
     /// How long until the bucket holds the amount, if nobody else takes from it.
     pub fn try_acquire(&self, amount: u64, now: Instant) -> Result<(), Duration> {
+        self.try_acquire_more(0, amount, now)
+    }
+
+    /// [`RateLimiter::try_acquire`] for a request that has taken `taken` already: both together count as one amount.
+    ///
+    /// # Errors
+    /// As [`RateLimiter::try_acquire`].
+    pub fn try_acquire_more(&self, taken: u64, amount: u64, now: Instant) -> Result<(), Duration> {
         let full = f64::from(self.per_minute);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = now.saturating_duration_since(state.at).as_secs_f64();
         state.left = (state.left + passed * full / 60.0).min(full);
         state.at = state.at.max(now);
         let amount = amount as f64;
-        let lacking = amount.min(full) - state.left;
+        // The bucket refills while the request is read.
+        let lacking = amount.min(full - taken as f64) - state.left;
         // Sums of short times have rounding errors.
         if lacking > 1e-6 {
             return Err(Duration::from_secs_f64(lacking * 60.0 / full));

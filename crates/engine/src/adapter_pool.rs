@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::adapter_id::AdapterId;
+use crate::adapter_shares::AdapterShares;
+use crate::client_shares::ClientId;
 use crate::error::PoolError;
 use crate::stats::AdapterStats;
 use crate::wait_queue::WaitQueue;
@@ -46,6 +48,7 @@ pub(crate) struct PoolState<A> {
     /// The bytes that adapters took when they were last in memory: more exact than the estimate from their files.
     pub sizes: HashMap<AdapterId, u64>,
     pub wait_queue: WaitQueue,
+    pub shares: AdapterShares,
     /// The most adapters that load at once.
     pub max_loads: usize,
     /// How many load now.
@@ -76,6 +79,7 @@ impl<A> AdapterPool<A> {
             clock: 0,
             sizes: HashMap::new(),
             wait_queue: WaitQueue::new(max_wait),
+            shares: AdapterShares::default(),
             max_loads,
             loads: 0,
             closed: false,
@@ -107,16 +111,16 @@ impl<A> AdapterPool<A> {
                 state.fill(id, adapter, bytes, &mut evicted)?;
             }
         }
-        let adapter = state.acquire(id).ok_or(PoolError::Unknown(id))?;
+        let adapter = state.acquire(id, None).ok_or(PoolError::Unknown(id))?;
         drop(state);
         self.notify();
-        Ok(self.leased(id, adapter))
+        Ok(self.leased(id, adapter, None))
     }
 
-    /// A lease on an adapter, if it is resident and not removed.
-    pub fn lease(&self, id: AdapterId) -> Option<Lease<A>> {
-        let adapter = self.lock().acquire(id)?;
-        Some(self.leased(id, adapter))
+    /// A client's lease on an adapter, if it is resident and not removed.
+    pub fn lease(&self, id: AdapterId, client: ClientId) -> Option<Lease<A>> {
+        let adapter = self.lock().acquire(id, client)?;
+        Some(self.leased(id, adapter, client))
     }
 
     /// Hides an adapter from new leases, and frees it now or with its last lease.
@@ -179,10 +183,11 @@ impl<A> AdapterPool<A> {
         self.notify();
     }
 
-    pub fn leased(&self, id: AdapterId, adapter: Arc<A>) -> Lease<A> {
+    fn leased(&self, id: AdapterId, adapter: Arc<A>, client: ClientId) -> Lease<A> {
         Lease {
             pool: self.clone(),
             id,
+            client,
             adapter,
         }
     }
@@ -231,6 +236,18 @@ impl<A> PoolEntry<A> {
 impl<A> PoolState<A> {
     fn used(&self) -> u64 {
         self.entries.values().map(|entry| entry.bytes).sum()
+    }
+
+    /// The bytes that requests hold.
+    pub fn pinned(&self) -> u64 {
+        let pinned = self.entries.values().filter(|entry| entry.leases > 0);
+        pinned.map(|entry| entry.bytes).sum()
+    }
+
+    /// The bytes that a client's requests hold.
+    pub fn pinned_by(&self, client: ClientId) -> u64 {
+        let entries = self.shares.pinned(client).filter_map(|id| self.entries.get(id));
+        entries.map(|entry| entry.bytes).sum()
     }
 
     pub fn limit(&self) -> u64 {
@@ -306,16 +323,17 @@ impl<A> PoolState<A> {
         Ok(())
     }
 
-    fn acquire(&mut self, id: AdapterId) -> Option<Arc<A>> {
+    fn acquire(&mut self, id: AdapterId, client: ClientId) -> Option<Arc<A>> {
         let entry = self.entries.get(&id).filter(|entry| !entry.removed)?;
         let adapter = Arc::clone(entry.adapter.as_ref()?);
-        self.pin(id);
+        self.pin(id, client);
         Some(adapter)
     }
 
     /// Adds a holder.
-    pub fn pin(&mut self, id: AdapterId) {
+    pub fn pin(&mut self, id: AdapterId, client: ClientId) {
         self.clock += 1;
+        self.shares.pin(client, id);
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.leases += 1;
             entry.last_used = self.clock;
@@ -323,8 +341,9 @@ impl<A> PoolState<A> {
     }
 
     /// Removes a holder. Returns the entry if this frees it, to be dropped after the lock.
-    pub fn unpin(&mut self, id: AdapterId) -> Option<PoolEntry<A>> {
+    pub fn unpin(&mut self, id: AdapterId, client: ClientId) -> Option<PoolEntry<A>> {
         self.clock += 1;
+        self.shares.unpin(client, id);
         let entry = self.entries.get_mut(&id)?;
         entry.leases -= 1;
         entry.last_used = self.clock;
@@ -346,6 +365,7 @@ impl<A> PoolState<A> {
 pub struct Lease<A> {
     pool: AdapterPool<A>,
     id: AdapterId,
+    client: ClientId,
     adapter: Arc<A>,
 }
 
@@ -364,7 +384,7 @@ impl<A> Lease<A> {
 impl<A> Drop for Lease<A> {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
-        let freed = state.unpin(self.id);
+        let freed = state.unpin(self.id, self.client);
         let has_waiters = state.wait_queue.len() > 0;
         drop(state);
         if has_waiters {
@@ -398,8 +418,8 @@ mod tests {
         for n in 1..=3 {
             pool.insert(id(n), Arc::new(n), 10).unwrap();
         }
-        let first = pool.lease(id(1)).unwrap();
-        drop(pool.lease(id(2)).unwrap());
+        let first = pool.lease(id(1), None).unwrap();
+        drop(pool.lease(id(2), None).unwrap());
         pool.insert(id(4), Arc::new(4), 10).unwrap();
         assert_eq!(resident(&pool), [1, 2, 4]);
         pool.insert(id(5), Arc::new(5), 20).unwrap();
@@ -422,14 +442,14 @@ mod tests {
         let lease = pool.insert(id(1), adapter, 10).unwrap();
         pool.remove(id(1)).unwrap();
         assert_eq!(pool.remove(id(1)), Err(PoolError::Unknown(id(1))));
-        assert!(pool.lease(id(1)).is_none());
+        assert!(pool.lease(id(1), None).is_none());
         assert!(
             pool.insert(id(2), Arc::new(2), 10).is_err(),
             "its bytes still count"
         );
         drop(pool.insert(id(1), Arc::new(9), 10).unwrap());
         assert_eq!(
-            **pool.lease(id(1)).unwrap().adapter(),
+            **pool.lease(id(1), None).unwrap().adapter(),
             1,
             "one content under one id"
         );

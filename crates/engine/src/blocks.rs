@@ -5,11 +5,13 @@
 //! until its room is needed.
 //!
 //! A table that holds a block holds all blocks before it, and releases the last one first. So a block is idle for at least as
-//! long as its parent and is evicted before it, and every cached chain begins at a sequence's first block.
+//! long as its parent and, if both have one salt, is evicted before it. A block whose parent is gone is not found any more, and is
+//! evicted in its turn.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::prefix_cache::{AdapterSet, ContentId, PrefixCache};
+use crate::cache_scope::CacheScope;
+use crate::prefix_cache::{ContentId, PrefixCache};
 
 /// All blocks, shared with every table that holds some.
 #[derive(Clone)]
@@ -129,7 +131,7 @@ impl BlockTable {
     pub fn reuse_prefix(
         &mut self,
         tokens: &[u32],
-        adapters: &AdapterSet,
+        scope: &CacheScope,
         pool: &BlockPool,
     ) -> usize {
         debug_assert!(self.ids.is_empty());
@@ -140,7 +142,8 @@ impl BlockTable {
         let before_last = &tokens[..tokens.len().saturating_sub(1)];
         for part in before_last.chunks_exact(pool.block_tokens) {
             let parent = self.contents.last().copied();
-            let Some((block, content)) = shared.cache.find(adapters, parent, part) else {
+            let end = (self.contents.len() + 1) * pool.block_tokens;
+            let Some((block, content)) = shared.cache.find(scope, parent, part, end) else {
                 break;
             };
             shared.hold(block);
@@ -153,7 +156,7 @@ impl BlockTable {
 
     /// Inserts the full blocks into the prefix cache; `tokens` are those computed so far. A block whose content is cached
     /// already is replaced by the cached one.
-    pub fn cache_full_blocks(&mut self, tokens: &[u32], adapters: &AdapterSet) {
+    pub fn cache_full_blocks(&mut self, tokens: &[u32], scope: &CacheScope) {
         let Some(pool) = self.pool.as_ref().filter(|pool| pool.caching) else {
             return;
         };
@@ -164,13 +167,14 @@ impl BlockTable {
         let mut shared = pool.lock();
         for (own, part) in self.ids.iter_mut().zip(full).skip(self.contents.len()) {
             let parent = self.contents.last().copied();
-            let content = match shared.cache.find(adapters, parent, part) {
+            let end = (self.contents.len() + 1) * pool.block_tokens;
+            let content = match shared.cache.find(scope, parent, part, end) {
                 Some((block, content)) => {
                     shared.hold(block);
                     shared.release(std::mem::replace(own, block));
                     content
                 }
-                None => shared.cache.insert(adapters, parent, part, *own),
+                None => shared.cache.insert(scope, parent, part, end, *own),
             };
             self.contents.push(content);
         }
@@ -219,24 +223,28 @@ impl Drop for BlockTable {
 mod tests {
     use super::*;
     use crate::adapter_id::AdapterId;
+    use crate::cache_scope::CacheSalt;
 
-    fn adapters(adapters: &[(u8, f32)]) -> AdapterSet {
+    fn adapters(adapters: &[(u8, f32)]) -> CacheScope {
         let bits = |(id, scale): &(u8, f32)| (AdapterId([*id; 32]), scale.to_bits());
-        adapters.iter().map(bits).collect()
+        CacheScope {
+            adapters: adapters.iter().map(bits).collect(),
+            salt: CacheSalt::default(),
+        }
     }
 
     /// A table that has computed `tokens`.
-    fn computed(tokens: &[u32], adapters: &AdapterSet, pool: &BlockPool) -> BlockTable {
+    fn computed(tokens: &[u32], scope: &CacheScope, pool: &BlockPool) -> BlockTable {
         let mut table = BlockTable::default();
-        table.reuse_prefix(tokens, adapters, pool);
+        table.reuse_prefix(tokens, scope, pool);
         table.grow_to(tokens.len(), pool).unwrap();
-        table.cache_full_blocks(tokens, adapters);
+        table.cache_full_blocks(tokens, scope);
         table
     }
 
     /// How many of the tokens are cached.
-    fn cached(tokens: &[u32], adapters: &AdapterSet, pool: &BlockPool) -> usize {
-        BlockTable::default().reuse_prefix(tokens, adapters, pool)
+    fn cached(tokens: &[u32], scope: &CacheScope, pool: &BlockPool) -> usize {
+        BlockTable::default().reuse_prefix(tokens, scope, pool)
     }
 
     #[test]
@@ -344,6 +352,30 @@ mod tests {
         assert_eq!(more.grow_to(12, &pool), Err(OutOfBlocks));
         more.grow_to(8, &pool).unwrap();
         assert_eq!((pool.free(), cached(&old, &base, &pool)), (0, 4));
+    }
+
+    #[test]
+    fn client_with_many_prompts_does_not_evict_those_of_a_client_with_few() {
+        let pool = BlockPool::new(20, 4, true);
+        let scope = |own| CacheScope {
+            salt: CacheSalt {
+                own: Some(own),
+                ..CacheSalt::default()
+            },
+            ..adapters(&[])
+        };
+        let (hostile, other) = (scope(1), scope(2));
+        let prompt = |first: u32| (first..first + 9).collect::<Vec<u32>>();
+        drop(computed(&prompt(7), &other, &pool));
+        for n in 0..60 {
+            drop(computed(&prompt(100 * n), &hostile, &pool));
+        }
+        assert_eq!(cached(&prompt(7), &other, &pool), 8);
+        // Once nobody has asked for it for long, its room is used.
+        for n in 0..200 {
+            drop(computed(&prompt(100 * n + 50), &hostile, &pool));
+        }
+        assert_eq!(cached(&prompt(7), &other, &pool), 0);
     }
 
     #[test]

@@ -17,7 +17,8 @@ pub struct EngineConfig {
     /// The most rows of one prompt in one step. Below `step_tokens`, a short prompt need not wait for a long one.
     pub prefill_chunk: usize,
     /// The time limit of a step that has decodes. It bounds the prompt rows of such a step, by the cost of earlier steps,
-    /// but never below 8 rows. A step without decodes has `step_tokens` rows.
+    /// but never below 8 rows. A step without decodes has `step_tokens` rows; where requests have clients, it keeps to the limit too,
+    /// with at least 64 rows.
     pub step_latency: Duration,
     /// A request that has waited this long goes before all that have not, whatever their priority and share.
     pub max_wait: Duration,

@@ -62,6 +62,21 @@ pub enum SubmitError {
         /// The estimated time until there is room.
         retry_after: Duration,
     },
+    /// The client's requests hold as much of the queue as its part allows.
+    #[error(
+        "this client has {held} requests that run or wait, which is its part of {limit}, and {asked} more are above it; wait \
+         for answers and try again"
+    )]
+    AboveShare {
+        /// How many run or wait.
+        held: usize,
+        /// How many may run or wait, of all clients together.
+        limit: usize,
+        /// How many this request needs.
+        asked: usize,
+        /// The estimated time until there is room.
+        retry_after: Duration,
+    },
     /// The KV cache could not hold this request even alone.
     #[error(
         "the request needs up to {needed} KV blocks and there are {blocks}; \

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::prefix_cache::AdapterSet;
+use crate::cache_scope::AdapterSet;
 use crate::sequence::Sequence;
 
 /// The cost of a prompt row.
@@ -32,30 +32,38 @@ pub(crate) struct FairShare {
 impl FairShare {
     /// A request arrived.
     pub fn join<A>(&mut self, sequence: &Sequence<A>) {
-        self.clients.join(&sequence.client.map(|client| client.id));
-        self.adapter_sets.join(&sequence.adapter_set);
+        self.clients.join(&sequence.client_id());
+        self.adapter_sets.join(&sequence.cache_scope.adapters);
     }
 
     /// A request ended.
     pub fn leave<A>(&mut self, sequence: &Sequence<A>) {
-        self.clients.leave(&sequence.client.map(|client| client.id));
-        self.adapter_sets.leave(&sequence.adapter_set);
+        self.clients.leave(&sequence.client_id());
+        self.adapter_sets.leave(&sequence.cache_scope.adapters);
     }
 
     /// `rows` rows of a request run.
     pub fn charge<A>(&mut self, sequence: &Sequence<A>, rows: usize) {
         let weight = sequence.client.map_or(1, |client| client.weight.get());
-        let id = sequence.client.map(|client| client.id);
+        let id = sequence.client_id();
         self.clients.charge(&id, rows, weight);
-        self.adapter_sets.charge(&sequence.adapter_set, rows, 1);
+        self.adapter_sets.charge(&sequence.cache_scope.adapters, rows, 1);
+    }
+
+    /// A request took as much of the engine's time as `rows` rows of prompts.
+    pub fn charge_time<A>(&mut self, sequence: &Sequence<A>, rows: usize) {
+        if rows > 0 {
+            // Two rows or more are charged as a prompt.
+            self.charge(sequence, rows.max(2));
+        }
     }
 
     /// The counters of the request's client and of its adapter set; the lower goes first.
     pub fn served<A>(&self, sequence: &Sequence<A>) -> (u64, u64) {
-        let id = sequence.client.map(|client| client.id);
+        let id = sequence.client_id();
         (
             self.clients.served(&id),
-            self.adapter_sets.served(&sequence.adapter_set),
+            self.adapter_sets.served(&sequence.cache_scope.adapters),
         )
     }
 }

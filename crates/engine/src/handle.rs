@@ -3,7 +3,7 @@
 //! Every method may be called from any thread, including from a sink on the engine's own thread. No method waits for a step,
 //! except [`Handle::shutdown`] and the drop of the last handle; [`Handle::reserve_adapters`] waits for adapters.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -14,8 +14,8 @@ use crate::config::EngineConfig;
 use crate::error::{PoolError, ReservationError, StartError, SubmitError};
 use crate::event::{Event, Flow, Sink};
 use crate::output::OutputProcessor;
-use crate::permit::Permit;
-use crate::request::Request;
+use crate::permit::{Permit, PermitRefusal, Permits};
+use crate::request::{Client, Request};
 use crate::reservation::{Reservation, WaitOptions};
 use crate::runner::{Limits, Runner};
 use crate::scheduler::Scheduler;
@@ -106,7 +106,7 @@ impl Engine {
             stop,
             pool,
             stats,
-            in_flight: Arc::new(AtomicUsize::new(0)),
+            permits: Arc::new(Permits::new(config.max_batch, config.max_queue)),
             limits,
             config,
         })))
@@ -124,8 +124,8 @@ struct Owner<A: Send + Sync + 'static> {
     stop: Arc<AtomicBool>,
     pool: AdapterPool<A>,
     stats: Arc<SharedStats>,
-    /// Permits in use: requests accepted and not ended.
-    in_flight: Arc<AtomicUsize>,
+    /// Those in use are requests accepted and not ended.
+    permits: Arc<Permits>,
     limits: Limits,
     config: EngineConfig,
 }
@@ -140,34 +140,51 @@ impl<A: Send + Sync + 'static> Handle<A> {
     /// Queues a request, with leases on its adapters. `sink` receives its events on the engine's thread.
     ///
     /// # Errors
-    /// The first thing wrong with the request, or [`SubmitError::QueueFull`]; the sink is then never called.
+    /// The first thing wrong with the request, [`SubmitError::QueueFull`] or [`SubmitError::AboveShare`]; the sink is then never
+    /// called.
     pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, SubmitError> {
         self.check(&request)?;
-        self.submit_with_permit(self.acquire_permit()?, request, sink)
+        let mut permits = self.acquire_permits(request.client, 1)?;
+        let permit = permits.pop().ok_or(SubmitError::Stopped)?;
+        self.submit_with_permit(permit, request, sink)
     }
 
-    /// Acquires the permit of a request that is not ready yet. It counts as a waiting request; the request's times and its
-    /// deadline run from here.
+    /// Acquires the permits of requests that are not ready yet: `count`, or none. They count as waiting requests; the times and
+    /// deadlines of the requests run from here.
     ///
     /// # Errors
-    /// [`SubmitError::QueueFull`] and [`SubmitError::Stopped`].
-    pub fn acquire_permit(&self) -> Result<Permit, SubmitError> {
+    /// [`SubmitError::QueueFull`], [`SubmitError::AboveShare`] and [`SubmitError::Stopped`].
+    pub fn acquire_permits(
+        &self,
+        client: Option<Client>,
+        count: usize,
+    ) -> Result<Vec<Permit>, SubmitError> {
         let owner = &*self.0;
         if owner.stop.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
-        let limit = owner.config.max_queue;
-        let most = owner.config.max_batch.saturating_add(limit);
-        Permit::acquire(&owner.in_flight, most).ok_or_else(|| SubmitError::QueueFull {
-            limit,
-            retry_after: self.stats().retry_after(),
+        let (max_batch, max_queue) = (owner.config.max_batch, owner.config.max_queue);
+        owner.permits.acquire(client, count).map_err(|refusal| {
+            let retry_after = self.stats().retry_after();
+            match refusal {
+                PermitRefusal::Full => SubmitError::QueueFull {
+                    limit: max_queue,
+                    retry_after,
+                },
+                PermitRefusal::AboveShare { held } => SubmitError::AboveShare {
+                    held,
+                    limit: max_batch.saturating_add(max_queue),
+                    asked: count,
+                    retry_after,
+                },
+            }
         })
     }
 
     /// [`Handle::submit`] with a permit that was acquired before.
     ///
     /// # Errors
-    /// As [`Handle::submit`], except [`SubmitError::QueueFull`].
+    /// As [`Handle::submit`], except [`SubmitError::QueueFull`] and [`SubmitError::AboveShare`].
     pub fn submit_with_permit(
         &self,
         permit: Permit,
@@ -180,7 +197,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
             .adapters
             .iter()
             .map(|(id, scale)| {
-                let lease = owner.pool.lease(*id);
+                let lease = owner.pool.lease(*id, request.client.map(|client| client.id));
                 Ok((lease.ok_or(SubmitError::UnknownAdapter(*id))?, *scale))
             })
             .collect::<Result<Vec<_>, SubmitError>>()?;
@@ -227,11 +244,12 @@ impl<A: Send + Sync + 'static> Handle<A> {
 
     /// A lease on an adapter, if it is resident.
     pub fn lease_adapter(&self, id: AdapterId) -> Option<Lease<A>> {
-        self.0.pool.lease(id)
+        self.0.pool.lease(id, None)
     }
 
     /// Reserves all adapters of a request at once, each given with its estimated bytes: resident ones, ones that other
-    /// requests load, and room for those that the caller must load. Waits for room in the order of arrival.
+    /// requests load, and room for those that the caller must load. Waits for room in the order of arrival, within the client's part
+    /// of the memory.
     ///
     /// # Errors
     /// [`ReservationError`].
@@ -264,7 +282,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
     /// Statistics as of the last step boundary or end of a request; `in_flight` and the adapters' are current.
     pub fn stats(&self) -> Stats {
         let mut stats = self.0.stats.lock().clone();
-        stats.in_flight = self.0.in_flight.load(Ordering::Acquire);
+        stats.in_flight = self.0.permits.in_use();
         stats.adapters = self.0.pool.stats();
         stats
     }

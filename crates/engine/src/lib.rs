@@ -14,9 +14,10 @@
 //! - [`config`], [`request`], [`handle`]: the settings, what a request is, and how the rest of the program submits one;
 //!   `permit`: the bound on requests in the engine
 //! - [`adapter_pool`]: the adapters in memory, with leases; [`reservation`]: how a request gets all of its adapters, and
-//!   waits for them (`wait_queue`); [`adapter_id`]: the content hash they are known by
+//!   waits for them (`wait_queue`); `adapter_shares`: how clients share the pool; [`adapter_id`]: the content hash they are known by
 //! - `sequence`: one request under way; `scheduler`: which sequences run in the next step, with `fair_share` (whose turn it
-//!   is), `step_cost` (how many rows fit in a step's time), `blocks` and `prefix_cache` (the KV cache), and `prompt_lookup`
+//!   is), `client_shares` and `preemption` (who gives way), `prompt_rows` (whose prompts run), `grammar_budget`
+//!   (how long grammars may take), `step_cost` (how many rows fit in a step's time), `blocks`, `prefix_cache` and `cache_scope` (the KV cache), and `prompt_lookup`
 //!   (draft tokens)
 //! - [`batch`] and [`runner`]: one step as plain data, and the model that executes it; `plan`: a batch with its sequences
 //! - `output`: from logits to tokens, with [`Sampling`] (the parameters), `sampler`, `logits_processor` and `softmax` (the
@@ -25,20 +26,26 @@
 
 pub mod adapter_id;
 pub mod adapter_pool;
+mod adapter_shares;
 pub mod batch;
 mod blocks;
+mod cache_scope;
+mod client_shares;
 pub mod config;
 pub mod constraint;
 pub mod error;
 pub mod event;
 mod fair_share;
+mod grammar_budget;
 pub mod handle;
 mod logits_processor;
 mod output;
 mod permit;
 mod plan;
+mod preemption;
 mod prefix_cache;
 mod prompt_lookup;
+mod prompt_rows;
 pub mod request;
 pub mod reservation;
 mod response_sink;
@@ -61,6 +68,7 @@ pub use error::{PoolError, ReservationError, StartError, SubmitError};
 pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
 pub use handle::{Engine, Handle, Stream, Ticket};
 pub use permit::Permit;
+pub use cache_scope::CacheSalt;
 pub use request::{Client, MAX_TOP_LOGPROBS, Request};
 pub use reservation::{Reservation, WaitOptions};
 pub use runner::{Limits, Runner};

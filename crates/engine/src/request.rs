@@ -8,6 +8,7 @@ use std::time::Duration;
 use sampling::Sampling;
 
 use crate::adapter_id::AdapterId;
+use crate::cache_scope::CacheSalt;
 use crate::constraint::Grammar;
 use crate::error::SubmitError;
 use crate::runner::Limits;
@@ -41,6 +42,8 @@ pub struct Request {
     pub priority: i32,
     /// Which client sent it, where several share the engine. Requests without one share a single client's part.
     pub client: Option<Client>,
+    /// Which requests may use its cached KV blocks.
+    pub cache_salt: CacheSalt,
     /// The time from its submission after which it ends as [`FinishReason::Deadline`], waiting or running.
     ///
     /// [`FinishReason::Deadline`]: crate::FinishReason::Deadline
@@ -52,7 +55,7 @@ pub struct Request {
 pub struct Client {
     /// The same for all of its requests.
     pub id: u64,
-    /// Its part of the rows where requests wait: twice the weight, twice the rows.
+    /// Its part of permits, rows, KV blocks and adapter memory: twice the weight, twice the rows.
     pub weight: NonZeroU32,
 }
 

@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - All or nothing: a request that waits for room holds no adapter, so two blends never wait for each other.
+//! - A client whose requests hold more than its part of the memory waits until they release some of it; meanwhile others pass.
 //! - Room is assigned in order of arrival. A request whose adapters are all in memory overtakes those that wait for room, until
 //!   the first of them has waited for `max_wait`. From then on no request overtakes it, so leases end and room becomes free.
 //! - An adapter is loaded by one reservation at a time. If that one is dropped, another that waits for the adapter loads it.
@@ -17,7 +18,10 @@ use std::time::{Duration, Instant};
 
 use crate::adapter_id::AdapterId;
 use crate::adapter_pool::{AdapterPool, Lease, PoolEntry, PoolState};
+use crate::adapter_shares::AdapterShares;
+use crate::client_shares::ClientId;
 use crate::error::{PoolError, ReservationError};
+use crate::request::Client;
 
 /// How often a waiting request checks its [`WaitOptions`].
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -29,6 +33,8 @@ pub struct WaitOptions<'a> {
     pub deadline: Option<Instant>,
     /// Set by another thread: the wait ends as [`ReservationError::Cancelled`].
     pub cancelled: Option<&'a AtomicBool>,
+    /// Whose part of the memory and of the load slots the wait is for.
+    pub client: Option<Client>,
 }
 
 impl WaitOptions<'_> {
@@ -48,6 +54,10 @@ impl WaitOptions<'_> {
         Ok(())
     }
 
+    fn client_id(&self) -> ClientId {
+        self.client.map(|client| client.id)
+    }
+
     /// How long to sleep at most before the next check.
     fn check_interval(&self) -> Duration {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
@@ -60,6 +70,7 @@ impl WaitOptions<'_> {
 /// A request's adapters: each is in memory, loads, or has room reserved. Dropped, it releases all of them.
 pub struct Reservation<A> {
     pool: AdapterPool<A>,
+    client: ClientId,
     /// Each pinned once.
     held: Vec<AdapterId>,
     /// To be loaded by this reservation, and not begun.
@@ -88,7 +99,7 @@ impl<A> AdapterPool<A> {
         }
         let mut ticket = None;
         let outcome: Result<Vec<AdapterId>, ReservationError> = loop {
-            match state.try_reserve(&ids, wanted, ticket, &mut evicted) {
+            match state.try_reserve(&ids, wanted, ticket, options.client, &mut evicted) {
                 Ok(Some(to_load)) => break Ok(to_load),
                 Ok(None) => {}
                 Err(error) => break Err(error.into()),
@@ -112,6 +123,7 @@ impl<A> AdapterPool<A> {
         drop(state);
         Ok(Reservation {
             pool: self.clone(),
+            client: options.client_id(),
             to_load: outcome?,
             held: ids,
             loading: None,
@@ -127,6 +139,7 @@ impl<A> PoolState<A> {
         ids: &[AdapterId],
         wanted: &[(AdapterId, u64)],
         ticket: Option<u64>,
+        client: Option<Client>,
         evicted: &mut Vec<PoolEntry<A>>,
     ) -> Result<Option<Vec<AdapterId>>, PoolError> {
         let limit = self.limit();
@@ -164,7 +177,26 @@ impl<A> PoolState<A> {
             absent.push((*id, bytes));
         }
         let needed: u64 = absent.iter().map(|(_, bytes)| bytes).sum();
-        if self.wait_queue.another_is_overdue(ticket) {
+        let client_id = client.map(|client| client.id);
+        let own = self.pinned_by(client_id);
+        // Of adapters that no request of this client holds; and of those, what no request at all holds.
+        let (mut more, mut newly_pinned) = (needed, needed);
+        for id in ids {
+            if let Some(entry) = self.entries.get(id)
+                && !self.shares.pins(client_id, id)
+            {
+                more += entry.bytes;
+                newly_pinned += if entry.leases == 0 { entry.bytes } else { 0 };
+            }
+        }
+        let free = limit.saturating_sub(self.pinned() + newly_pinned);
+        let above = !AdapterShares::allows(client, own, more, free);
+        // Without clients nobody passes anybody.
+        let present = ids.iter().filter_map(|id| self.entries.get(id));
+        let all = present.fold(needed, |all, entry| all + entry.bytes);
+        let large = client.is_some() && all > limit / 2;
+        self.wait_queue.set_need(ticket, above, large);
+        if above || self.wait_queue.another_is_overdue(ticket) {
             return Ok(None);
         }
         if let Some((first, _)) = absent.first() {
@@ -181,7 +213,7 @@ impl<A> PoolState<A> {
             self.entries.insert(*id, PoolEntry::reserved(*bytes));
         }
         for id in ids {
-            self.pin(*id);
+            self.pin(*id, client_id);
             if let Some(entry) = self.entries.get_mut(id) {
                 // A removed adapter that is still in memory takes leases again.
                 entry.removed = false;
@@ -212,10 +244,15 @@ impl<A> Reservation<A> {
                 }
             }
             if state.loads < state.max_loads
+                && state.shares.may_load(self.client)
                 && let Some(id) = self.to_load.pop()
             {
                 state.loads += 1;
+                state.shares.count_load(self.client, true);
                 self.loading = Some(id);
+                drop(state);
+                // Another slot may be free for one that gave way to this one.
+                self.pool.notify();
                 return Ok(Some(id));
             }
             if self.held.iter().all(|id| state.is_resident(id)) {
@@ -225,7 +262,14 @@ impl<A> Reservation<A> {
             if state.closed {
                 return Err(ReservationError::Stopped);
             }
+            let wants_slot = !self.to_load.is_empty();
+            if wants_slot {
+                state.shares.count_waiting_to_load(self.client, true);
+            }
             state = self.pool.wait(state, options.check_interval());
+            if wants_slot {
+                state.shares.count_waiting_to_load(self.client, false);
+            }
         }
     }
 
@@ -248,6 +292,7 @@ impl<A> Reservation<A> {
         let mut evicted = Vec::new();
         let mut state = self.pool.lock();
         state.loads -= 1;
+        state.shares.count_load(self.client, false);
         state.stats.loads.count(took);
         state.stats.bytes_read += read;
         let filled = state.fill(id, adapter, bytes, &mut evicted);
@@ -263,7 +308,7 @@ impl<A> Reservation<A> {
     pub fn into_leases(self) -> Vec<Lease<A>> {
         self.held
             .iter()
-            .filter_map(|id| self.pool.lease(*id))
+            .filter_map(|id| self.pool.lease(*id, self.client))
             .collect()
     }
 }
@@ -273,6 +318,7 @@ impl<A> Drop for Reservation<A> {
         let mut state = self.pool.lock();
         if let Some(id) = self.loading.take() {
             state.loads -= 1;
+            state.shares.count_load(self.client, false);
             state.stats.load_failures += 1;
             self.to_load.push(id);
         }
@@ -281,7 +327,7 @@ impl<A> Drop for Reservation<A> {
                 entry.abandoned = entry.adapter.is_none();
             }
         }
-        let freed: Vec<_> = self.held.iter().map(|id| state.unpin(*id)).collect();
+        let freed: Vec<_> = self.held.iter().map(|id| state.unpin(*id, self.client)).collect();
         drop(state);
         self.pool.notify();
         drop(freed);

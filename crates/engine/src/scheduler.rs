@@ -4,31 +4,50 @@
 //! The rules:
 //! 1. Every running sequence with one pending token decodes it: one row each, and its draft tokens.
 //! 2. Running prefills get chunks of what is left of the step's budget. In a step with decodes the budget keeps the step within
-//!    `step_latency`, with at least [`MIN_PROMPT_ROWS`] prompt rows, so that prefills make progress.
+//!    `step_latency`, with at least [`MIN_PROMPT_ROWS`] prompt rows, so that prefills make progress. Clients with prompts divide the
+//!    budget by weight, so a long prompt does not delay a short one of another client.
 //! 3. Waiting sequences are admitted while there is budget, room in the batch, and blocks.
 //!
-//! The order, for 2 and 3: sequences that have waited for `max_wait`, by arrival; then by priority; then by fair share (the
-//! client that has been served least for its weight, then its adapter set that has); then by arrival. If the first does not
-//! fit, no other overtakes it.
+//! The order, for 2 and 3: clients that run fewer sequences than their share (`client_shares`) go first; then sequences that have
+//! waited for `max_wait`, by arrival; then by priority; then by fair share (the client that has been served least for its weight,
+//! then its adapter set that has); then by arrival. If the first does not fit into the cache, no other of its client overtakes it,
+//! and other clients do so only within their share of the blocks.
+//!
+//! A client below its share does not wait for others to end: where the batch is full, the client furthest above its share
+//! gives up rows, a few in each step, and likewise blocks. With more clients than rows, a client without a row gets that of a
+//! sequence that has run for `max_wait`.
 //!
 //! When blocks run out, the least urgent running sequence is preempted: it releases its blocks and is computed again later.
-//! One that is not overdue (admitted after `max_wait`) is preempted before one that is, then by priority, then the youngest.
-//! So the oldest overdue sequence is never preempted, and as every sequence becomes that one in time, each ends.
+//! Clients above their share of the blocks come first, then the youngest or lowest in priority. One that is not overdue (admitted
+//! after `max_wait`) is preempted before one that is. The oldest overdue sequence is never preempted, and as every sequence becomes
+//! that one in time, each ends.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::blocks::BlockPool;
+use crate::client_shares::{ClientId, ClientShares};
 use crate::config::EngineConfig;
 use crate::fair_share::FairShare;
+use crate::grammar_budget::GrammarBudget;
 use crate::plan::Plan;
+use crate::preemption;
+use crate::prompt_rows::PromptRows;
 use crate::runner::Limits;
 use crate::sequence::{Arrival, Sequence};
 use crate::step_cost::StepCost;
 
 /// The prompt rows that a step has room for, however slow the model is.
 pub(crate) const MIN_PROMPT_ROWS: usize = 8;
+/// The rows that a step without decodes has room for where requests have clients: the next client's request waits for its end.
+const MIN_PREFILL_ROWS: usize = 64;
+/// The most rows that clients above their share give up in one step. More could not start in it: their prompts share its budget.
+const MAX_PREEMPTIONS: usize = 4;
+/// A sequence that needs more blocks than its client's share may be overtaken for this many times `max_wait`.
+const LARGE_WAITS_LONGER: u32 = 4;
+/// The least time that a sequence runs before it gives its row to a client without one.
+const MIN_TURN: Duration = Duration::from_secs(1);
 
 pub(crate) struct Scheduler<A> {
     waiting: BTreeMap<Arrival, Sequence<A>>,
@@ -36,6 +55,7 @@ pub(crate) struct Scheduler<A> {
     blocks: BlockPool,
     fair_share: FairShare,
     step_cost: StepCost,
+    grammar_budget: GrammarBudget,
     max_batch: usize,
     step_tokens: usize,
     prefill_chunk: usize,
@@ -47,8 +67,8 @@ pub(crate) struct Scheduler<A> {
     cached_tokens: u64,
 }
 
-/// The order of sequences, as (not overdue, priority, fair share, arrival); the lower goes first.
-type Turn = (bool, i32, (u64, u64), Arrival);
+/// The order of sequences, as (not below its share, not overdue, priority, fair share, arrival); the lower goes first.
+type Turn = (bool, bool, i32, (u64, u64), Arrival);
 
 impl<A> Scheduler<A> {
     pub fn new(config: &EngineConfig, limits: &Limits) -> Self {
@@ -58,6 +78,7 @@ impl<A> Scheduler<A> {
             blocks: BlockPool::new(limits.blocks, limits.block_tokens, config.prefix_cache),
             fair_share: FairShare::default(),
             step_cost: StepCost::default(),
+            grammar_budget: GrammarBudget::default(),
             max_batch: config.max_batch,
             step_tokens: config.step_tokens,
             prefill_chunk: config.prefill_chunk,
@@ -108,6 +129,28 @@ impl<A> Scheduler<A> {
     /// A step of `rows` rows took so long.
     pub fn observe_step(&mut self, rows: usize, took: Duration) {
         self.step_cost.observe(rows, took);
+        self.grammar_budget.observe_step(took);
+    }
+
+    /// How long the grammar of a running sequence is expected to take; those that have never run come last.
+    pub fn grammar_time(&self, sequence: Arrival) -> Duration {
+        let decoding = self.running.get(&sequence).map(|sequence| &sequence.decoding);
+        let constrained = decoding.filter(|decoding| decoding.constraint.is_some());
+        constrained.map_or(Duration::ZERO, |decoding| {
+            decoding.latest_constraint_time.unwrap_or(Duration::MAX)
+        })
+    }
+
+    /// Charges the time that the grammar of a sequence took in this step to its client.
+    pub fn charge_grammar(&mut self, sequence: Arrival) {
+        let Some(sequence) = self.running.get_mut(&sequence) else {
+            return;
+        };
+        if let Some(took) = sequence.take_constraint_time() {
+            self.grammar_budget.charge(sequence.client_id(), took);
+            let rows = self.step_cost.rows_in(took);
+            self.fair_share.charge_time(sequence, rows);
+        }
     }
 
     /// Removes a running sequence.
@@ -136,37 +179,70 @@ impl<A> Scheduler<A> {
     /// Decides the next step. The plan has no rows only if no sequence runs or waits.
     pub fn plan(&mut self, now: Instant) -> Plan<A> {
         let mut plan = Plan::new();
-        let preempted = self.plan_decodes(&mut plan);
-        let budget = self.budget(plan.batch.rows());
-        self.plan_prefills(&mut plan, budget);
-        if !preempted {
-            self.admit(&mut plan, budget, now);
+        let mut shares = self.client_shares();
+        if !shares.is_single() {
+            self.preempt_for_rows(&mut shares, now);
+            self.preempt_for_blocks(&mut shares, now);
+        }
+        self.grammar_budget.begin_step(!shares.is_single());
+        let preempted = self.plan_decodes(&mut plan, &shares);
+        if preempted {
+            shares = self.client_shares();
+        }
+        let budget = self.budget(plan.batch.rows(), &shares);
+        self.plan_prompts(&mut plan, budget, &mut shares, !preempted, now);
+        if plan.batch.rows() == 0 && !self.running.is_empty() {
+            // Only rows that owe time for their grammars are left, so they delay no others.
+            self.grammar_budget.begin_step(false);
+            self.plan_decodes(&mut plan, &shares);
         }
         plan
     }
 
+    fn client_shares(&self) -> ClientShares {
+        ClientShares::new(
+            self.running.values(),
+            self.waiting.values(),
+            self.max_batch,
+            self.blocks.blocks(),
+        )
+    }
+
     /// How many rows a step with `decodes` decode rows may have.
-    fn budget(&self, decodes: usize) -> usize {
-        if decodes == 0 {
-            return self.step_tokens;
-        }
+    fn budget(&self, decodes: usize, shares: &ClientShares) -> usize {
+        let least = match decodes {
+            0 if !shares.has_clients() => return self.step_tokens,
+            0 => MIN_PREFILL_ROWS,
+            _ => decodes + MIN_PROMPT_ROWS,
+        };
         self.step_cost
             .rows_within(self.step_latency)
-            .max(decodes + MIN_PROMPT_ROWS)
+            .max(least)
             .min(self.step_tokens)
     }
 
     /// One row for each decode; `step_tokens >= max_batch`, so all fit. Returns whether a sequence was preempted.
-    fn plan_decodes(&mut self, plan: &mut Plan<A>) -> bool {
+    fn plan_decodes(&mut self, plan: &mut Plan<A>, shares: &ClientShares) -> bool {
         let mut preempted = false;
         let mut decodes: Vec<_> = self
             .running
             .iter()
             .filter(|(_, sequence)| !sequence.in_prefill())
-            .map(|(arrival, sequence)| urgency(*arrival, sequence))
+            .map(|(arrival, sequence)| preemption::urgency(*arrival, sequence))
             .collect();
-        // The most urgent allocate blocks first.
-        decodes.sort_unstable();
+        // The most urgent allocate blocks first, and clients within their share before those above it: what is in the plan
+        // keeps its blocks.
+        let protected = preemption::oldest_overdue(&self.running);
+        let above: BTreeSet<ClientId> = shares.above_blocks().into_iter().collect();
+        decodes.sort_by_key(|urgency| {
+            let (_, _, arrival) = *urgency;
+            let sequence = self.running.get(&arrival);
+            let above = sequence.is_some_and(|sequence| above.contains(&sequence.client_id()));
+            // Of one client, those go first that had to wait for the time of their grammars.
+            let skipped = sequence.map_or(0, |sequence| sequence.skipped_steps);
+            (Some(arrival) != protected, above, Reverse(skipped), *urgency)
+        });
+        let mut planned: BTreeSet<Arrival> = BTreeSet::new();
         let row_cost = self.step_cost.relative_row_cost(decodes.len());
         let mut room = self.step_tokens - decodes.len();
         for (_, _, arrival) in decodes {
@@ -177,83 +253,231 @@ impl<A> Scheduler<A> {
                     .grow_to(sequence.tokens.len(), &self.blocks)
                     .is_ok()
                 {
+                    let constrained = sequence.decoding.constraint.is_some();
+                    let latest = sequence.decoding.latest_constraint_time;
+                    if constrained && !self.grammar_budget.reserve(sequence.client_id(), latest) {
+                        sequence.skipped_steps += 1;
+                        break;
+                    }
+                    sequence.skipped_steps = 0;
                     self.fair_share.charge(sequence, 1);
-                    let most = self.draft_tokens.min(room);
+                    let drafting = !constrained || self.grammar_budget.allows_drafts(latest);
+                    let most = if drafting { self.draft_tokens.min(room) } else { 0 };
                     let drafts = drafts(sequence, &self.blocks, row_cost, most);
                     room -= drafts.len();
                     plan.add_with_drafts(arrival, sequence, 1, drafts);
+                    planned.insert(arrival);
                     break;
                 }
-                self.preempt();
+                self.preempt(arrival, &planned);
                 preempted = true;
             }
         }
         preempted
     }
 
-    /// Preempts the least urgent sequence, which may be the one that needs a block.
-    fn preempt(&mut self) {
-        let running = self.running.iter();
-        let last = running
-            .map(|(arrival, sequence)| urgency(*arrival, sequence))
-            .max();
-        if let Some((_, _, arrival)) = last
-            && let Some(mut sequence) = self.running.remove(&arrival)
-        {
+    /// Preempts a sequence for the blocks that `needs` lacks: one that is not in the plan yet, which may be `needs` itself.
+    fn preempt(&mut self, needs: Arrival, planned: &BTreeSet<Arrival>) {
+        let shares = self.client_shares();
+        let mut above = shares.above_blocks().into_iter().filter_map(|client| {
+            preemption::victim(&self.running, |arrival, sequence| {
+                sequence.client_id() == client && !planned.contains(&arrival)
+            })
+        });
+        let all = || preemption::victim(&self.running, |arrival, _| !planned.contains(&arrival));
+        let victim = above.next().or_else(all).unwrap_or(needs);
+        self.release(victim);
+    }
+
+    /// Takes the blocks and the row of a running sequence, which waits from here on.
+    fn release(&mut self, arrival: Arrival) {
+        if let Some(mut sequence) = self.running.remove(&arrival) {
             sequence.release_blocks();
             self.preemptions += 1;
             self.waiting.insert(arrival, sequence);
         }
     }
 
-    fn plan_prefills(&mut self, plan: &mut Plan<A>, budget: usize) {
+    /// Frees rows for waiting clients below their share of a full batch.
+    fn preempt_for_rows(&mut self, shares: &mut ClientShares, now: Instant) {
+        let free = self.max_batch - self.running.len();
+        let lacking = shares.wanted_rows().saturating_sub(free);
+        for _ in 0..lacking.min(MAX_PREEMPTIONS) {
+            let above = preemption::victim_of(&self.running, &shares.above_rows());
+            let Some(arrival) = above.or_else(|| self.row_of_longest_turn(shares, now)) else {
+                return;
+            };
+            if let Some(sequence) = self.running.get(&arrival) {
+                shares.count_preempted(sequence);
+            }
+            self.release(arrival);
+        }
+    }
+
+    /// With more clients than rows: a row whose turn has ended, if a client without one has waited for too long.
+    fn row_of_longest_turn(&self, shares: &ClientShares, now: Instant) -> Option<Arrival> {
+        let turn = self.max_wait.max(MIN_TURN);
+        let waits = |sequence: &Sequence<A>| {
+            sequence.priority <= 0
+                && shares.runs_nothing(sequence.client_id())
+                && self.is_overdue(sequence, now)
+        };
+        if !self.waiting.values().any(waits) {
+            return None;
+        }
+        preemption::longest_turn(&self.running, turn, now)
+    }
+
+    /// Frees blocks for the first waiting sequence of a client below its shares, from clients above their share of the blocks.
+    fn preempt_for_blocks(&mut self, shares: &mut ClientShares, now: Instant) {
+        let candidates = self.waiting.iter().filter(|(_, sequence)| {
+            let needed = self.blocks.needed(sequence.tokens.len());
+            let client = sequence.client_id();
+            sequence.priority <= 0
+                && shares.is_below_rows(client)
+                && shares.fits_block_share(client, needed)
+        });
+        let turns = candidates.map(|(arrival, sequence)| {
+            let needed = self.blocks.needed(sequence.tokens.len());
+            let overdue = self.is_overdue(sequence, now);
+            (self.turn(*arrival, sequence, overdue, shares), needed)
+        });
+        let Some((_, needed)) = turns.min() else {
+            return;
+        };
+        if self.running.len() >= self.max_batch {
+            return;
+        }
+        for _ in 0..MAX_PREEMPTIONS {
+            if needed + self.running.len() <= self.blocks.free() {
+                return;
+            }
+            let above = shares.above_blocks();
+            let Some(arrival) = preemption::victim_of(&self.running, &above) else {
+                return;
+            };
+            if let Some(sequence) = self.running.get(&arrival) {
+                shares.count_preempted(sequence);
+            }
+            self.release(arrival);
+        }
+    }
+
+    /// Divides the step's prompt rows: first each client's part, then what they leave.
+    fn plan_prompts(
+        &mut self,
+        plan: &mut Plan<A>,
+        budget: usize,
+        shares: &mut ClientShares,
+        admit: bool,
+        now: Instant,
+    ) {
+        let left = budget.saturating_sub(plan.batch.rows());
+        let prefills = self.running.values().filter(|s| s.in_prefill());
+        let mut with_prompts: BTreeSet<ClientId> = prefills.map(Sequence::client_id).collect();
+        if admit && self.running.len() < self.max_batch {
+            with_prompts.extend(self.waiting.values().map(Sequence::client_id));
+        }
+        let several = with_prompts.len() > 1;
+        let mut rows = PromptRows {
+            left,
+            parts: several.then(|| shares.divide(left, |client| with_prompts.contains(&client))),
+            chunks: Vec::new(),
+        };
+        loop {
+            self.continue_prefills(&mut rows, shares);
+            if admit {
+                self.admit(&mut rows, shares, now);
+            }
+            if rows.parts.take().is_none() {
+                break;
+            }
+        }
+        for (arrival, chunk) in rows.chunks {
+            if let Some(sequence) = self.running.get(&arrival) {
+                plan.add(arrival, sequence, chunk);
+            }
+        }
+    }
+
+    fn continue_prefills(&mut self, rows: &mut PromptRows, shares: &ClientShares) {
         let mut turns: Vec<Turn> = self
             .running
             .iter()
             .filter(|(_, sequence)| sequence.in_prefill())
-            .map(|(arrival, sequence)| self.turn(*arrival, sequence, sequence.overdue))
+            .map(|(arrival, sequence)| self.turn(*arrival, sequence, sequence.overdue, shares))
             .collect();
         turns.sort_unstable();
         for (.., arrival) in turns {
             let Some(sequence) = self.running.get(&arrival) else {
                 continue;
             };
-            let rows = self.chunk(plan, budget, sequence);
-            if rows > 0 {
-                self.fair_share.charge(sequence, rows);
-                plan.add(arrival, sequence, rows);
+            let chunk = self.chunk(rows, arrival, sequence);
+            if chunk > 0 {
+                self.fair_share.charge(sequence, chunk);
+                rows.give(arrival, sequence, chunk);
             }
         }
     }
 
-    /// How many of its pending tokens a sequence may run in what is left of the budget.
-    fn chunk(&self, plan: &Plan<A>, budget: usize, sequence: &Sequence<A>) -> usize {
-        let left = budget.saturating_sub(plan.batch.rows());
-        sequence.pending().min(self.prefill_chunk).min(left)
+    /// How many more of its pending tokens a sequence may run in this step.
+    fn chunk(&self, rows: &PromptRows, arrival: Arrival, sequence: &Sequence<A>) -> usize {
+        // Under a limit, the row that needs a mask is left for a later step, as a decode.
+        let constrained = sequence.decoding.constraint.is_some();
+        let last = usize::from(constrained && self.grammar_budget.has_limits());
+        let most = (sequence.pending() - last).min(self.prefill_chunk);
+        most.saturating_sub(rows.of(arrival)).min(rows.most(sequence))
     }
 
-    fn turn(&self, arrival: Arrival, sequence: &Sequence<A>, overdue: bool) -> Turn {
+    fn is_overdue(&self, sequence: &Sequence<A>, now: Instant) -> bool {
+        sequence.overdue || now.saturating_duration_since(sequence.arrived()) >= self.max_wait
+    }
+
+    /// Whether other clients may still overtake an overdue sequence that needs more blocks than its client's share.
+    fn may_be_overtaken(&self, arrival: Arrival, now: Instant) -> bool {
+        let limit = self.max_wait.saturating_mul(LARGE_WAITS_LONGER);
+        self.waiting.get(&arrival).is_some_and(|sequence| {
+            now.saturating_duration_since(sequence.arrived()) < limit
+        })
+    }
+
+    fn turn(
+        &self,
+        arrival: Arrival,
+        sequence: &Sequence<A>,
+        overdue: bool,
+        shares: &ClientShares,
+    ) -> Turn {
+        let client = sequence.client_id();
+        let needed = match self.running.contains_key(&arrival) {
+            true => 0,
+            false => self.blocks.needed(sequence.tokens.len()),
+        };
+        let fits = shares.runs_nothing(client) || shares.fits_block_share(client, needed);
+        let above = !shares.is_single() && !(fits && shares.is_below_rows(client));
         if overdue {
-            return (false, 0, (0, 0), arrival);
+            return (above, false, 0, (0, 0), arrival);
         }
         let served = self.fair_share.served(sequence);
-        (true, sequence.priority, served, arrival)
+        (above, true, sequence.priority, served, arrival)
     }
 
     /// Admits waiting sequences, with blocks for all of their tokens, from the prefix cache where possible. One block for
     /// each running sequence stays free: otherwise a new sequence would be preempted a few steps later.
-    fn admit(&mut self, plan: &mut Plan<A>, budget: usize, now: Instant) {
-        while self.running.len() < self.max_batch && plan.batch.rows() < budget {
-            let waited = |sequence: &Sequence<A>| {
-                sequence.overdue
-                    || now.saturating_duration_since(sequence.arrived()) >= self.max_wait
-            };
-            let first = self
-                .waiting
-                .iter()
-                .map(|(arrival, sequence)| self.turn(*arrival, sequence, waited(sequence)))
+    fn admit(&mut self, rows: &mut PromptRows, shares: &mut ClientShares, now: Instant) {
+        // Clients whose first sequence does not fit.
+        let mut blocked: BTreeSet<ClientId> = BTreeSet::new();
+        while self.running.len() < self.max_batch && rows.left > 0 {
+            let candidates = self.waiting.iter().filter(|(_, sequence)| {
+                rows.most(sequence) > 0 && !blocked.contains(&sequence.client_id())
+            });
+            let first = candidates
+                .map(|(arrival, sequence)| {
+                    let overdue = self.is_overdue(sequence, now);
+                    self.turn(*arrival, sequence, overdue, shares)
+                })
                 .min();
-            let Some((in_time, .., arrival)) = first else {
+            let Some((_, in_time, .., arrival)) = first else {
                 return;
             };
             let Some(mut sequence) = self.waiting.remove(&arrival) else {
@@ -261,8 +485,10 @@ impl<A> Scheduler<A> {
             };
             let cached = sequence.reuse_blocks(&self.blocks);
             let held = sequence.blocks.ids().len();
-            let needed = self.blocks.needed(sequence.tokens.len()) - held;
-            let fits = needed + self.running.len() <= self.blocks.free();
+            let all = self.blocks.needed(sequence.tokens.len());
+            let client = sequence.client_id();
+            let may_overtake = blocked.is_empty() || shares.fits_block_share(client, all);
+            let fits = may_overtake && all - held + self.running.len() <= self.blocks.free();
             if !fits
                 || sequence
                     .blocks
@@ -271,14 +497,23 @@ impl<A> Scheduler<A> {
             {
                 sequence.release_blocks();
                 self.waiting.insert(arrival, sequence);
-                return;
+                let is_large = !shares.fits_block_share(client, all);
+                if !in_time && !(is_large && self.may_be_overtaken(arrival, now)) {
+                    return;
+                }
+                blocked.insert(client);
+                continue;
             }
             sequence.overdue = !in_time;
+            sequence.admitted = now;
             self.cached_tokens += cached as u64;
             sequence.response.mark_scheduled(cached);
-            let rows = self.chunk(plan, budget, &sequence);
-            self.fair_share.charge(&sequence, rows);
-            plan.add(arrival, &sequence, rows);
+            let chunk = self.chunk(rows, arrival, &sequence);
+            if chunk > 0 {
+                self.fair_share.charge(&sequence, chunk);
+            }
+            rows.give(arrival, &sequence, chunk);
+            shares.count_admitted(&sequence);
             self.running.insert(arrival, sequence);
         }
     }
@@ -298,14 +533,4 @@ fn drafts<A>(sequence: &mut Sequence<A>, pool: &BlockPool, row_cost: f64, most: 
     }
     drafts.truncate(sequence.blocks.capacity(pool).saturating_sub(tokens));
     drafts
-}
-
-/// The order in which sequences keep their blocks; the highest is preempted first.
-fn urgency<A>(arrival: Arrival, sequence: &Sequence<A>) -> (Reverse<bool>, i32, Arrival) {
-    let priority = if sequence.overdue {
-        0
-    } else {
-        sequence.priority
-    };
-    (Reverse(sequence.overdue), priority, arrival)
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sampling::Sampling;
 
@@ -13,7 +13,7 @@ use crate::constraint::{Constraint, Progress};
 use crate::event::Sink;
 use crate::logits_processor::{LogitsProcessor, TokenCounts};
 use crate::permit::Permit;
-use crate::prefix_cache::AdapterSet;
+use crate::cache_scope::CacheScope;
 use crate::prompt_lookup::{self, Draft, PromptLookup};
 use crate::request::{Client, Request};
 use crate::response_sink::ResponseSink;
@@ -38,8 +38,8 @@ pub(crate) struct Sequence<A> {
     pub prompt_logprobs: Range<usize>,
     pub blocks: BlockTable,
     pub adapters: Vec<(Lease<A>, f32)>,
-    /// The same adapters as the prefix cache identifies them.
-    pub adapter_set: AdapterSet,
+    /// The same adapters as the prefix cache identifies them, and the salts.
+    pub cache_scope: CacheScope,
     pub decoding: Decoding,
     pub prompt_lookup: PromptLookup,
     /// When it must have ended.
@@ -47,8 +47,12 @@ pub(crate) struct Sequence<A> {
     /// The lower goes first.
     pub priority: i32,
     pub client: Option<Client>,
-    /// It was admitted because it had waited for `max_wait`.
+    /// It was admitted after it had waited for `max_wait`.
     pub overdue: bool,
+    /// Steps since its latest decode in which its client had no time left for its grammar.
+    pub skipped_steps: usize,
+    /// When it was last admitted.
+    pub admitted: Instant,
     pub cancelled: Arc<AtomicBool>,
     permit: Permit,
     pub response: ResponseSink,
@@ -61,6 +65,10 @@ pub(crate) struct Decoding {
     pub token_counts: TokenCounts,
     /// Which tokens may come next, if the request has a grammar.
     pub constraint: Option<Box<dyn Constraint>>,
+    /// How long the constraint took in this step, so far.
+    pub constraint_time: Duration,
+    /// How long it took in the latest step; none before the first.
+    pub latest_constraint_time: Option<Duration>,
     pub top_logprobs: Option<u8>,
     pub stop_tokens: Vec<u32>,
     pub max_new_tokens: usize,
@@ -82,6 +90,8 @@ impl<A> Sequence<A> {
                 seed: request.seed(),
                 token_counts: TokenCounts::new(&request.sampling, &request.prompt),
                 constraint: request.grammar.as_ref().map(|grammar| grammar.start()),
+                constraint_time: Duration::ZERO,
+                latest_constraint_time: None,
                 sampling: request.sampling,
                 top_logprobs: request.top_logprobs,
                 stop_tokens: request.stop_tokens,
@@ -94,11 +104,14 @@ impl<A> Sequence<A> {
             tokens: request.prompt,
             computed: 0,
             blocks: BlockTable::default(),
-            adapter_set: request
-                .adapters
-                .iter()
-                .map(|(id, scale)| (*id, scale.to_bits()))
-                .collect(),
+            cache_scope: CacheScope {
+                adapters: request
+                    .adapters
+                    .iter()
+                    .map(|(id, scale)| (*id, scale.to_bits()))
+                    .collect(),
+                salt: request.cache_salt,
+            },
             adapters,
             prompt_lookup: PromptLookup::default(),
             // A time beyond the clock's range is not a deadline.
@@ -108,6 +121,8 @@ impl<A> Sequence<A> {
             priority: request.priority,
             client: request.client,
             overdue: false,
+            skipped_steps: 0,
+            admitted: arrived,
             cancelled,
             permit,
         }
@@ -116,6 +131,11 @@ impl<A> Sequence<A> {
     /// When the request arrived.
     pub fn arrived(&self) -> Instant {
         self.permit.acquired()
+    }
+
+    /// The client's id; requests without a client have none.
+    pub fn client_id(&self) -> Option<u64> {
+        self.client.map(|client| client.id)
     }
 
     /// Tokens that the model has yet to run before the next one can be sampled; at least 1.
@@ -144,7 +164,7 @@ impl<A> Sequence<A> {
         }
         self.computed = self
             .blocks
-            .reuse_prefix(&self.tokens, &self.adapter_set, pool);
+            .reuse_prefix(&self.tokens, &self.cache_scope, pool);
         self.computed
     }
 
@@ -158,7 +178,7 @@ impl<A> Sequence<A> {
     pub fn mark_computed(&mut self, rows: usize) {
         self.computed += rows;
         self.blocks
-            .cache_full_blocks(&self.tokens[..self.computed], &self.adapter_set);
+            .cache_full_blocks(&self.tokens[..self.computed], &self.cache_scope);
     }
 
     /// The positions among the next `rows` whose logits give the log-probability of a prompt token.
@@ -186,8 +206,18 @@ impl<A> Sequence<A> {
             return Ok(false);
         };
         mask.fill(0);
-        constraint.mask(mask)?;
-        Ok(true)
+        let started = Instant::now();
+        let filled = constraint.mask(mask);
+        self.decoding.constraint_time += started.elapsed();
+        filled.map(|()| true)
+    }
+
+    /// How long the constraint took since the last call; none for a request without a grammar.
+    pub fn take_constraint_time(&mut self) -> Option<Duration> {
+        self.decoding.constraint.as_ref()?;
+        let took = std::mem::take(&mut self.decoding.constraint_time);
+        self.decoding.latest_constraint_time = Some(took);
+        Some(took)
     }
 
     /// How to sample the next token, among those `allowed`.
@@ -212,7 +242,12 @@ impl<A> Sequence<A> {
         self.tokens.push(token);
         self.decoding.token_counts.push(token);
         match &mut self.decoding.constraint {
-            Some(constraint) => constraint.commit(token),
+            Some(constraint) => {
+                let started = Instant::now();
+                let progress = constraint.commit(token);
+                self.decoding.constraint_time += started.elapsed();
+                progress
+            }
             None => Ok(Progress::Open),
         }
     }

@@ -121,10 +121,14 @@ impl<R: Runner> EngineLoop<R> {
     /// ends all of its sequences.
     fn process_outputs(&mut self, plan: Plan<R::Adapter>, outcome: Result<(), String>) {
         let Plan {
-            batch, sequences, ..
+            batch,
+            mut sequences,
+            ..
         } = plan;
         // The batch holds adapters, which must be free when the end of their last request is emitted.
         drop(batch);
+        // Slow grammars come last, so that they do not delay the other tokens of this step.
+        sequences.sort_by_key(|planned| self.scheduler.grammar_time(planned.sequence));
         for planned in sequences {
             let end = match &outcome {
                 Ok(()) => self.scheduler.get(planned.sequence).and_then(|sequence| {
@@ -133,6 +137,7 @@ impl<R: Runner> EngineLoop<R> {
                 }),
                 Err(message) => Some(FinishReason::Error(message.clone())),
             };
+            self.scheduler.charge_grammar(planned.sequence);
             if let Some(reason) = end
                 && let Some(sequence) = self.scheduler.take(planned.sequence)
             {

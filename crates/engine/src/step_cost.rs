@@ -47,6 +47,14 @@ impl StepCost {
         ((limit.as_secs_f64() - fixed) / per_row) as usize
     }
 
+    /// About how many rows take `time`; 0 without a step so far.
+    pub fn rows_in(&self, time: Duration) -> usize {
+        if self.seconds <= 0.0 {
+            return 0;
+        }
+        (time.as_secs_f64() * self.rows / self.seconds) as usize
+    }
+
     /// The cost of one more row as a fraction of the cost of a token, in a step of `decodes` sequences. 1 until steps of
     /// different sizes ran.
     pub fn relative_row_cost(&self, decodes: usize) -> f64 {

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::adapter_id::AdapterId;
 
+/// A request that needs more than half of the memory may be passed for this many times `max_wait`.
+const LARGE_WAITS_LONGER: u32 = 4;
+
 /// Requests that wait for room, by ticket number.
 pub(crate) struct WaitQueue {
     waiters: BTreeMap<u64, Waiter>,
@@ -14,6 +17,10 @@ pub(crate) struct WaitQueue {
 
 struct Waiter {
     since: Instant,
+    /// It keeps nobody from room: its client holds more than its part.
+    above_share: bool,
+    /// It needs more than half of the memory, so others may pass it for longer.
+    large: bool,
     wanted: Vec<AdapterId>,
 }
 
@@ -43,7 +50,13 @@ impl WaitQueue {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let since = Instant::now();
-        self.waiters.insert(ticket, Waiter { since, wanted });
+        let waiter = Waiter {
+            since,
+            above_share: false,
+            large: false,
+            wanted,
+        };
+        self.waiters.insert(ticket, waiter);
         ticket
     }
 
@@ -51,16 +64,31 @@ impl WaitQueue {
         self.waiters.remove(&ticket);
     }
 
+    /// Records whether a waiter's client would hold more than its part, and whether the waiter needs more than half of the memory.
+    pub fn set_need(&mut self, ticket: Option<u64>, above_share: bool, large: bool) {
+        if let Some(waiter) = ticket.and_then(|ticket| self.waiters.get_mut(&ticket)) {
+            waiter.above_share = above_share;
+            waiter.large = large;
+        }
+    }
+
+    /// The first that others may not pass.
+    fn first(&self) -> Option<(&u64, &Waiter)> {
+        let passable = |waiter: &Waiter| {
+            let longest = self.max_wait.saturating_mul(LARGE_WAITS_LONGER);
+            waiter.above_share || (waiter.large && waiter.since.elapsed() < longest)
+        };
+        self.waiters.iter().find(|(_, waiter)| !passable(waiter))
+    }
+
     /// Whether another waiter is first. A request that has not waited yet has no ticket.
     pub fn another_is_first(&self, ticket: Option<u64>) -> bool {
-        let first = self.waiters.keys().next();
-        first.is_some_and(|first| Some(*first) != ticket)
+        self.first().is_some_and(|(first, _)| Some(*first) != ticket)
     }
 
     /// Whether another waiter is first and has waited for `max_wait`.
     pub fn another_is_overdue(&self, ticket: Option<u64>) -> bool {
-        let first = self.waiters.iter().next();
-        first.is_some_and(|(first, waiter)| {
+        self.first().is_some_and(|(first, waiter)| {
             Some(*first) != ticket && waiter.since.elapsed() >= self.max_wait
         })
     }

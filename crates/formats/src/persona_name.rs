@@ -1,5 +1,7 @@
 //! The names that a persona may have. The registry, API keys and training jobs check them by the same rule.
 
+/// The name that always means the base, so no persona may have it.
+pub const BASE: &str = "base";
 /// The longest name, in characters.
 pub const MAX_PERSONA_NAME: usize = 64;
 

@@ -200,7 +200,7 @@ impl Registry {
         for _ in 0..MAX_TRIES {
             let state = self.refresh()?;
             let change = make(&state)?;
-            state.check(&change)?;
+            state.check_new(&change)?;
             let entry = LogEntry {
                 format: log_entry::FORMAT,
                 sequence: state.head + 1,
@@ -266,7 +266,7 @@ impl Registry {
         };
         // Checked first, so that a refused publication uploads nothing.
         let state = self.refresh()?;
-        state.check(&make(&state)?)?;
+        state.check_new(&make(&state)?)?;
         if let Some(content) = content {
             blob::write(&self.store, content)?;
         }

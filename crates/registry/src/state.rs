@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
+use formats::persona_name::{BASE, MAX_PERSONA_NAME, is_persona_name};
 use serde::Serialize;
 
 use crate::blob::AdapterRecord;
@@ -150,6 +150,24 @@ impl RegistryState {
     #[must_use]
     pub fn last_used(&self, sha256: &str) -> Option<u64> {
         self.last_used.get(sha256).copied()
+    }
+
+    /// Whether a new change is allowed: as [`RegistryState::check`], and it takes no reserved name. Entries from before the name was
+    /// reserved stay readable.
+    ///
+    /// # Errors
+    /// As [`RegistryState::check`].
+    pub fn check_new(&self, change: &RegistryChange) -> Result<(), RegistryError> {
+        let (RegistryChange::Publish { name, .. } | RegistryChange::Alias { alias: name, .. }) = change
+        else {
+            return self.check(change);
+        };
+        if name == BASE {
+            return refused(format!(
+                "{BASE:?} always means the base without a persona; use another name"
+            ));
+        }
+        self.check(change)
     }
 
     /// Whether the change is allowed in this state.

@@ -61,6 +61,8 @@ impl AnswerStream {
         caller: Caller,
         mut requests: Vec<GenerateRequest>,
     ) -> Result<AnswerStream, ApiError> {
+        // The key's limit counts answers, not HTTP requests.
+        caller.count_answers(requests.iter().map(|request| request.choices).sum())?;
         for request in &mut requests {
             request.caller = caller.clone();
         }

@@ -53,17 +53,16 @@ pub enum ToolCallDelta {
     },
 }
 
-/// A token of an answer with its log-probabilities.
+/// A token of an answer with its log-probabilities. It names tokens by their ids, which take a tenth of the memory that their texts
+/// take; [`Detokenizer::bytes`] has the texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// Its bytes, which may be part of a character.
-    pub bytes: Vec<u8>,
-    /// Whether it is a control token, which has no text.
-    pub special: bool,
+    /// Its id.
+    pub id: u32,
     /// Its natural log-probability in the model's own distribution; none for the first token of a prompt.
     pub logprob: Option<f32>,
     /// The most probable tokens, in descending order, as many as the request wants.
-    pub top: Vec<(Vec<u8>, f32)>,
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Receives the events of one answer on the engine's thread, so it must pass them on and never block. [`Flow::Stop`] ends the
@@ -245,8 +244,7 @@ impl OutputProcessor {
     /// Starts the answer with the prompt's text and tokens. The engine reports the log-probabilities of all but the first token.
     pub fn echo(&mut self, text: String, first: Option<u32>) {
         let first = first.map(|id| TokenLogprob {
-            bytes: self.detokenizer.bytes(id).to_vec(),
-            special: self.detokenizer.is_special(id),
+            id,
             logprob: None,
             top: Vec::new(),
         });
@@ -256,8 +254,8 @@ impl OutputProcessor {
     /// Processes an event of the engine.
     pub fn process(&mut self, event: Event) -> Flow {
         self.recorder.observe(&event, self.stopped);
-        if let Event::Prompt(token) = &event {
-            let token = self.token_logprob(token);
+        if let Event::Prompt(token) = event {
+            let token = token_logprob(token);
             if let Some((_, tokens)) = &mut self.echo {
                 tokens.extend(token);
             }
@@ -272,10 +270,10 @@ impl OutputProcessor {
             // Handled above.
             Event::Prompt(_) => Flow::Continue,
             Event::Token(token) => {
-                if let Some(scored) = self.token_logprob(&token) {
+                let text = self.detokenizer.push(token.id);
+                if let Some(scored) = token_logprob(token) {
                     self.pending_tokens.push_back((self.decoded, scored));
                 }
-                let text = self.detokenizer.push(token.id);
                 self.push_text(&text)
             }
             Event::Finished(finished) => self.finish(finished),
@@ -397,19 +395,13 @@ impl OutputProcessor {
         }
         (self.sink)(TextEvent::Delta(Delta { text, tokens }))
     }
+}
 
-    /// The token with its log-probabilities; none if the request does not want them.
-    fn token_logprob(&self, token: &Token) -> Option<TokenLogprob> {
-        let bytes = |id: u32| self.detokenizer.bytes(id).to_vec();
-        Some(TokenLogprob {
-            bytes: bytes(token.id),
-            special: self.detokenizer.is_special(token.id),
-            logprob: Some(token.logprob?),
-            top: token
-                .top
-                .iter()
-                .map(|(id, logprob)| (bytes(*id), *logprob))
-                .collect(),
-        })
-    }
+/// The token with its log-probabilities; none if the request does not want them.
+fn token_logprob(token: Token) -> Option<TokenLogprob> {
+    Some(TokenLogprob {
+        id: token.id,
+        logprob: Some(token.logprob?),
+        top: token.top,
+    })
 }

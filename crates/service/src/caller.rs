@@ -69,6 +69,24 @@ impl Caller {
         self.key.as_ref().map_or(Ok(()), |key| key.check_base(name))
     }
 
+    /// Checks the scales of a blend that it asks for as `requested`.
+    ///
+    /// # Errors
+    /// [`AuthError::ScaleNotAllowed`].
+    pub(super) fn check_scales(&self, requested: &str, scales: &[f32]) -> Result<(), AuthError> {
+        let key = self.key.as_ref();
+        key.map_or(Ok(()), |key| key.check_scales(requested, scales))
+    }
+
+    /// Counts the answers of a request, for all of its prompts, against the key's requests a minute.
+    ///
+    /// # Errors
+    /// [`AuthError::AnswerRateExceeded`].
+    pub fn count_answers(&self, answers: usize) -> Result<(), AuthError> {
+        let key = self.key.as_ref();
+        key.map_or(Ok(()), |key| key.count_answers(answers))
+    }
+
     /// The same error without the names of personas that it may not use.
     pub(super) fn without_hidden_names(&self, mut error: LookupError) -> LookupError {
         if let LookupError::Unknown { available, .. } = &mut error {
@@ -106,6 +124,15 @@ impl Caller {
                 field: None,
                 source,
             })
+    }
+
+    /// Whose cached prompts its requests may use: its own, or those of its key's group. None without a key.
+    pub(super) fn cache_owner(&self) -> Option<(&'static str, &str)> {
+        let key = self.key.as_ref()?;
+        Some(match key.cache_group() {
+            Some(group) => ("group", group),
+            None => ("key", key.name()),
+        })
     }
 
     /// The client for the engine's fair share: one for each key, with the key's weight.

@@ -184,6 +184,21 @@ pub enum RequestError {
         /// The most of prompt and answer.
         limit: usize,
     },
+    /// The conversation is longer than any that the context holds, so it was not rendered to its end.
+    #[error(
+        "{field} is too long: {messages} messages with {bytes} bytes, and the context holds {limit} tokens with the answer; \
+         shorten it"
+    )]
+    ConversationTooLong {
+        /// The field.
+        field: &'static str,
+        /// How many messages.
+        messages: usize,
+        /// Their texts together.
+        bytes: usize,
+        /// The most tokens of prompt and answer.
+        limit: usize,
+    },
     /// Prompt and answer together go past the context.
     #[error(
         "{field} {max_new_tokens} and the prompt's {prompt} tokens go past the context of {limit}; ask for at most {} \
@@ -227,6 +242,21 @@ pub enum RequestError {
     QueueFull {
         /// How many may wait.
         limit: usize,
+        /// When there will probably be room.
+        retry_after: Duration,
+    },
+    /// The key's requests take up its part of the queue.
+    #[error(
+        "this key has {held} requests that run or wait, which is its part of the {limit} places, and this request needs {asked} \
+         more; wait for answers and try again, or ask for fewer at once"
+    )]
+    AboveShare {
+        /// How many run or wait.
+        held: usize,
+        /// How many may run or wait, of all keys together.
+        limit: usize,
+        /// How many this request needs.
+        asked: usize,
         /// When there will probably be room.
         retry_after: Duration,
     },
@@ -291,6 +321,17 @@ impl RequestError {
             SubmitError::QueueFull { limit, retry_after } => {
                 RequestError::QueueFull { limit, retry_after }
             }
+            SubmitError::AboveShare {
+                held,
+                limit,
+                asked,
+                retry_after,
+            } => RequestError::AboveShare {
+                held,
+                limit,
+                asked,
+                retry_after,
+            },
             SubmitError::Stopped => RequestError::Stopped,
             SubmitError::PromptTooLong { tokens, limit } => RequestError::PromptTooLong {
                 field: names.prompt,
@@ -312,6 +353,7 @@ impl RequestError {
             | RequestError::Template { field, .. }
             | RequestError::Tokenize { field, .. }
             | RequestError::PromptTooLong { field, .. }
+            | RequestError::ConversationTooLong { field, .. }
             | RequestError::PastContext { field, .. }
             | RequestError::OutOfRange { field, .. } => Some((*field).to_owned()),
             RequestError::Variable(error) => Some(format!("variables.{}", error.name())),
@@ -324,6 +366,7 @@ impl RequestError {
             RequestError::Timeout => Some("timeout_ms".to_owned()),
             RequestError::Denied { field, .. } => field.map(str::to_owned),
             RequestError::QueueFull { .. }
+            | RequestError::AboveShare { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
             | RequestError::GrammarsBusy

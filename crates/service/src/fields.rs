@@ -6,6 +6,11 @@ pub const MAX_STOPS: usize = 4;
 pub const MAX_STOP_BYTES: usize = 256;
 /// The most answers to one request.
 pub const MAX_CHOICES: usize = 8;
+/// The longest `cache_salt`, in bytes.
+pub const MAX_CACHE_SALT: usize = 256;
+/// The most log-probabilities in one response, alternatives included. Each takes 8 bytes until the answer ends, and some 70 bytes of
+/// JSON.
+pub const MAX_LOGPROBS: usize = 250_000;
 /// The longest `timeout_ms`: a day.
 pub const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 

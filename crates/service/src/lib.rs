@@ -17,7 +17,7 @@
 //! and its sink receives the text on the engine's thread; [`Service::stream`] and [`Service::generate`] wait for the text.
 //!
 //! - Requests: [`request`], with the names and limits of its [`fields`]; [`caller`], its API key; [`request_log`] and
-//!   [`request_metrics`], what is recorded of it; [`error`]
+//!   [`request_metrics`], what is recorded of it; `cache_salt`, who may share its cached prompt; [`error`]
 //! - Answers: [`answer`]; [`tools`] and their calls, which `tool_call_parser` finds in the text; `stop`; `parallel_sampling`, several answers to one prompt;
 //!   [`model_identity`], what answered
 //! - Personas: [`catalog`], those that can be requested now; `persona_service::publishing`; [`uploads`], adapters from clients, which
@@ -28,6 +28,7 @@
 mod adapters;
 pub mod answer;
 mod archive;
+mod cache_salt;
 pub mod caller;
 pub mod catalog;
 pub mod compute_arbiter;
@@ -59,7 +60,7 @@ pub use archive::MAX_ARCHIVE;
 pub use caller::Caller;
 pub use catalog::Catalog;
 pub use error::{PublishError, RequestError, ServiceStartError};
-pub use fields::{FieldNames, MAX_CHOICES};
+pub use fields::{FieldNames, MAX_CHOICES, MAX_LOGPROBS};
 pub use grammar::OutputFormat;
 pub use model_identity::{AdapterUse, ModelIdentity};
 pub use parallel_sampling::Tickets;

@@ -4,6 +4,7 @@
 //! they come from the part with the largest scale, the first of equals.
 
 use engine::AdapterId;
+use formats::persona_name::BASE;
 use registry::{AdapterRef, PersonaRef, Personas};
 
 use sampling::SamplingParams;
@@ -12,9 +13,6 @@ use crate::error::RequestError;
 use crate::model_identity::{AdapterUse, ModelIdentity};
 use crate::request::GenerateRequest;
 use base::Base;
-
-/// The alias of the base, unless a persona has this name.
-const BASE: &str = "base";
 
 /// A persona, a blend or the base, resolved for one request.
 #[derive(Debug)]
@@ -50,13 +48,18 @@ impl<'a> ResolvedPersona<'a> {
             let base = base.name.clone();
             return Err(RequestError::NoPersona { field, base });
         }
-        if spec == base.name || (spec == BASE && personas.get(BASE).is_none()) {
+        if spec == base.name || spec == BASE {
             request.caller.check_base(&base.name).map_err(denied)?;
             return ResolvedPersona::base_alone(base, request);
         }
         // Checked before the lookup: a caller that may not use a persona must not learn whether it exists.
-        for part in registry::spec::parse(spec).into_iter().flatten() {
+        let named = registry::spec::parse(spec).unwrap_or_default();
+        for part in &named {
             request.caller.check_persona(&part.name).map_err(denied)?;
+        }
+        if !named.is_empty() {
+            let scales: Vec<f32> = named.iter().map(|part| part.scale.unwrap_or(1.0)).collect();
+            request.caller.check_scales(spec, &scales).map_err(denied)?;
         }
         let parts = personas
             .resolve_for(spec, request.hash())

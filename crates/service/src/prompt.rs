@@ -1,7 +1,7 @@
 //! Renders a conversation to token ids, with the persona's system prompt and the base's template, exactly like training rows.
 //! Text from users can never become a control token.
 
-use formats::chat_template::{Hidden, Message, alpaca_prompt};
+use formats::chat_template::{Hidden, Message, TemplateError, alpaca_prompt};
 use formats::tokenizer::Special;
 
 use crate::error::RequestError;
@@ -10,11 +10,17 @@ use crate::request::{Conversation, GenerateRequest};
 use crate::tools;
 use base::Base;
 
-/// The token ids of the prompt, up to where the answer begins.
+/// A conversation with fewer tokens of the context for each message is long.
+const MESSAGE_TOKENS: usize = 8;
+/// A conversation with more bytes for each token of the context is long.
+const TOKEN_BYTES: usize = 4;
+
+/// The token ids of the prompt, up to where the answer begins. `limit` is the most tokens of prompt and answer.
 pub(super) fn tokens(
     base: &Base,
     persona: &ResolvedPersona<'_>,
     request: &GenerateRequest,
+    limit: usize,
 ) -> Result<Vec<u32>, RequestError> {
     let field = request.names.prompt;
     let mut messages = match &request.conversation {
@@ -33,15 +39,42 @@ pub(super) fn tokens(
         }
         Conversation::Tokens(ids) => return checked_ids(base, field, ids),
     };
+    let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+    let too_long = RequestError::ConversationTooLong {
+        field,
+        messages: messages.len(),
+        bytes,
+        limit,
+    };
+    // A message takes a token at least.
+    if messages.len() > limit {
+        return Err(too_long);
+    }
+    let is_long = messages.len() > limit / MESSAGE_TOKENS || bytes > limit * TOKEN_BYTES;
     let hidden = Hidden::hide(&base.tokenizer, &mut messages);
-    let rendered = base
-        .template
-        .render(&messages, true)
-        .map_err(|source| RequestError::Template { field, source })?;
+    let rendered = match base.template.render(&messages, true) {
+        Ok(rendered) => rendered,
+        Err(TemplateError::OutOfFuel) if is_long => return Err(too_long),
+        Err(source) => return Err(RequestError::Template { field, source }),
+    };
     let ids = hidden
         .encode(&base.tokenizer, &rendered)
         .map_err(|source| RequestError::Tokenize { field, source })?;
     Ok(with_bos(base, ids))
+}
+
+/// The token ids with which the prompts of all conversations with this system prompt begin: those of the operator and of the
+/// template. They end after the first character of the user's turn at the latest. Empty if the template refuses such a conversation.
+pub(super) fn operator_prefix(base: &Base, system: Option<&str>) -> Vec<u32> {
+    // No user begins a turn with a control character, except to learn that the prefix is cached.
+    let mut messages = vec![Message::new("user", "\u{1}")];
+    if let Some(system) = system {
+        messages.insert(0, Message::new("system", system));
+    }
+    let hidden = Hidden::hide(&base.tokenizer, &mut messages);
+    let rendered = base.template.render(&messages, true).ok();
+    let ids = rendered.and_then(|rendered| hidden.encode(&base.tokenizer, &rendered).ok());
+    ids.map_or_else(Vec::new, |ids| with_bos(base, ids))
 }
 
 /// The text of a prompt without a template; empty for a conversation.

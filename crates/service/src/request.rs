@@ -8,7 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::caller::Caller;
 use crate::error::RequestError;
-use crate::fields::{FieldNames, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOPS, MAX_TIMEOUT_MS};
+use crate::fields::{
+    FieldNames, MAX_CACHE_SALT, MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOPS,
+    MAX_TIMEOUT_MS,
+};
 use crate::grammar::OutputFormat;
 use crate::tools::{ToolChoice, Tools};
 
@@ -16,7 +19,7 @@ use crate::tools::{ToolChoice, Tools};
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// A persona (`customer`), a version of one (`customer@3`), a blend (`customer*0.7+partner*0.3`), or the base's name.
-    /// `None`, or `base` if no persona has this name, means the base alone.
+    /// `None` and `base` mean the base alone.
     pub persona: Option<String>,
     /// The conversation so far.
     pub conversation: Conversation,
@@ -33,6 +36,8 @@ pub struct GenerateRequest {
     /// `Some(n)`: every token comes with its log-probability and those of the `n` most probable tokens, at most
     /// [`engine::MAX_TOP_LOGPROBS`].
     pub logprobs: Option<u8>,
+    /// The most log-probabilities of all answers, alternatives included; [`MAX_LOGPROBS`] unless several requests share a response.
+    pub max_logprobs: usize,
     /// Added to the logits of these tokens; see [`sampling::Sampling::logit_bias`].
     pub logit_bias: Vec<(u32, f32)>,
     /// The format of the answer; with tools it must be [`OutputFormat::Text`].
@@ -47,6 +52,9 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// The milliseconds after which the answer is cut off, from 1 to [`MAX_TIMEOUT_MS`]; by default never.
     pub timeout_ms: Option<u64>,
+    /// Separates its cached prompt from those of requests with another salt, 1 to [`MAX_CACHE_SALT`] bytes; a key's requests always
+    /// are separate from those of keys outside its group.
+    pub cache_salt: Option<String>,
     /// The names of the fields in the caller's interface.
     pub names: FieldNames,
     /// The caller.
@@ -87,6 +95,7 @@ impl GenerateRequest {
             max_new_tokens: None,
             choices: 1,
             logprobs: None,
+            max_logprobs: MAX_LOGPROBS,
             logit_bias: Vec::new(),
             format: OutputFormat::Text,
             tools: None,
@@ -94,6 +103,7 @@ impl GenerateRequest {
             ignore_eos: false,
             priority: 0,
             timeout_ms: None,
+            cache_salt: None,
             names: FieldNames::GENERATE,
             caller: Caller::default(),
         }
@@ -175,6 +185,12 @@ impl GenerateRequest {
             let message = format!("must be from 1 to {MAX_CHOICES}, not {}", self.choices);
             return out_of_range("n", message);
         }
+        if let Some(salt) = &self.cache_salt
+            && !(1..=MAX_CACHE_SALT).contains(&salt.len())
+        {
+            let message = format!("must have from 1 to {MAX_CACHE_SALT} bytes, not {}", salt.len());
+            return out_of_range("cache_salt", message);
+        }
         if let Some(timeout) = self.timeout_ms
             && !(1..=MAX_TIMEOUT_MS).contains(&timeout)
         {
@@ -182,6 +198,33 @@ impl GenerateRequest {
             return out_of_range("timeout_ms", message);
         }
         Ok(())
+    }
+
+    /// Checks that the answers to a prompt of `prompt` tokens have at most `max_logprobs` log-probabilities.
+    ///
+    /// # Errors
+    /// [`RequestError::OutOfRange`].
+    pub(super) fn check_logprobs(
+        &self,
+        prompt: usize,
+        max_new_tokens: usize,
+    ) -> Result<(), RequestError> {
+        let Some(top) = self.logprobs else {
+            return Ok(());
+        };
+        let tokens = max_new_tokens + if self.echo { prompt } else { 0 };
+        let total = tokens * self.choices * (usize::from(top) + 1);
+        if total <= self.max_logprobs {
+            return Ok(());
+        }
+        Err(RequestError::OutOfRange {
+            field: "logprobs",
+            message: format!(
+                "may be up to {total} for the answers to one prompt, and {} are the most in this request; ask for fewer \
+                 alternatives, new tokens or answers",
+                self.max_logprobs
+            ),
+        })
     }
 
     fn check_format(&self) -> Result<(), RequestError> {
@@ -229,6 +272,14 @@ impl GenerateRequest {
             Conversation::Messages(turns) => turns.first().is_none_or(|turn| turn.role != "system"),
             Conversation::Text(_) | Conversation::Tokens(_) => false,
         }
+    }
+
+    /// Whether the chat template renders it.
+    pub(super) fn has_template(&self) -> bool {
+        matches!(
+            self.conversation,
+            Conversation::Prompt { .. } | Conversation::Messages(_)
+        )
     }
 
     /// Whether the answer may call tools.
@@ -314,6 +365,20 @@ mod tests {
                 "{message}"
             );
         }
+        for salt in [String::new(), "s".repeat(MAX_CACHE_SALT + 1)] {
+            let message = refused(|request| request.cache_salt = Some(salt));
+            assert!(message.starts_with("cache_salt must have from 1 to 256 bytes"), "{message}");
+        }
+        let request = GenerateRequest {
+            logprobs: Some(20),
+            choices: 8,
+            ..GenerateRequest::new(None, "Hello")
+        };
+        request.check_logprobs(5_000, 1_488).unwrap();
+        let message = request.check_logprobs(0, 1_489).unwrap_err().to_string();
+        assert!(message.starts_with("logprobs may be up to 250152"), "{message}");
+        let echo = GenerateRequest { echo: true, ..request };
+        assert!(echo.check_logprobs(5_000, 1).is_err());
         let own_prompt = |request: &mut GenerateRequest| {
             request.variables.insert("shop".to_owned(), "x".to_owned());
             request.conversation = Conversation::Messages(vec![

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{
-    AdapterId, Constraint, Engine, EngineConfig, Event, FinishReason, Finished, Grammar, Handle,
+    AdapterId, CacheSalt, Constraint, Engine, EngineConfig, Event, FinishReason, Finished, Grammar, Handle,
     Limits, Progress, Request, Sampling, Stats, Stream, Token,
 };
 use rand_xoshiro::SplitMix64;
@@ -61,6 +61,7 @@ pub fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
         grammar: None,
         priority: 0,
         client: None,
+        cache_salt: CacheSalt::default(),
         deadline: None,
     }
 }
@@ -259,6 +260,7 @@ impl Dice {
             },
             priority: self.pick(&[0, 0, -1, 3]),
             client: None,
+            cache_salt: CacheSalt::default(),
             deadline: None,
         }
     }

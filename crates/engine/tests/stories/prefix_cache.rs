@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{EngineConfig, FinishReason, Request, WaitOptions};
+use engine::{CacheSalt, EngineConfig, FinishReason, Request, WaitOptions};
 use testkit::{FakeModel, Fault};
 
 use crate::fixtures::{
@@ -75,6 +75,43 @@ fn other_adapters_or_scales_do_not_share_blocks() {
         let answer = collect(handle.stream(request).unwrap());
         assert_eq!(answer.finished.reason, FinishReason::Length);
         assert_eq!(answer.finished.cached_tokens, cached);
+    }
+}
+
+#[test]
+fn prompts_with_different_salts_share_only_what_no_client_wrote() {
+    let handle = start(FakeModel::new(limits(100)), EngineConfig::default());
+    let cached = |cache_salt| {
+        let request = Request {
+            cache_salt,
+            ..greedy(prompt(1, 24, 5), 2)
+        };
+        let answer = collect(handle.stream(request).unwrap());
+        assert_eq!(answer.finished.reason, FinishReason::Length);
+        answer.finished.cached_tokens
+    };
+    let of = |own, shared_tokens, shared| CacheSalt {
+        shared_tokens,
+        shared,
+        own,
+    };
+    for (salt, expected) in [
+        (CacheSalt::default(), 0),
+        (CacheSalt::default(), 20),
+        // Another client finds nothing of it, then what it wrote itself.
+        (of(Some(1), 0, None), 0),
+        (of(Some(1), 0, None), 20),
+        (of(Some(2), 0, None), 0),
+        // Ten tokens are the operator's: two blocks of four.
+        (of(Some(3), 10, Some(9)), 0),
+        (of(Some(4), 10, Some(9)), 8),
+        (of(Some(4), 10, Some(9)), 20),
+        (of(Some(5), 10, Some(8)), 0),
+        // All of the prompt is the operator's.
+        (of(Some(6), 25, Some(7)), 0),
+        (of(None, 25, Some(7)), 20),
+    ] {
+        assert_eq!(cached(salt), expected, "{salt:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use engine::{AdapterId, EngineConfig, Lease, PoolError, ReservationError, WaitOptions};
+use engine::{AdapterId, Client, EngineConfig, Lease, PoolError, ReservationError, WaitOptions};
 use testkit::{FakeAdapter, FakeModel};
 
 use crate::fixtures::{
@@ -25,6 +25,7 @@ fn wait() -> WaitOptions<'static> {
     WaitOptions {
         deadline: Some(Instant::now() + Duration::from_secs(20)),
         cancelled: None,
+        client: None,
     }
 }
 
@@ -70,6 +71,7 @@ fn different_adapters_load_in_parallel_up_to_the_limit() {
     let short = WaitOptions {
         deadline: Some(Instant::now() + Duration::from_millis(20)),
         cancelled: None,
+        client: None,
     };
     assert_eq!(
         reservations[2].next_to_load(&short),
@@ -181,6 +183,7 @@ fn wait_ends_at_the_deadline_on_cancellation_or_at_shutdown() {
     let late = WaitOptions {
         deadline: Some(Instant::now() + Duration::from_millis(5)),
         cancelled: None,
+        client: None,
     };
     assert_eq!(refused(&late), ReservationError::TimedOut);
     let cancelled = AtomicBool::new(false);
@@ -283,13 +286,96 @@ fn permit_counts_in_the_queue_until_it_is_dropped() {
         ..EngineConfig::default()
     });
     let permits = [
-        handle.acquire_permit().unwrap(),
-        handle.acquire_permit().unwrap(),
+        handle.acquire_permits(None, 1).unwrap(),
+        handle.acquire_permits(None, 1).unwrap(),
     ];
     assert_eq!(handle.stats().in_flight, 2);
-    assert!(handle.acquire_permit().is_err());
+    assert!(handle.acquire_permits(None, 1).is_err());
     assert!(handle.stream(greedy(vec![1], 1)).is_err());
     drop(permits);
     assert_eq!(handle.stats().in_flight, 0);
     handle.stream(greedy(vec![1], 1)).unwrap();
+}
+
+fn wait_as(id: u64) -> WaitOptions<'static> {
+    let weight = std::num::NonZeroU32::MIN;
+    WaitOptions {
+        client: Some(Client { id, weight }),
+        ..wait()
+    }
+}
+
+/// The leases of a client on one adapter, in a thread, once it has them.
+fn lease_as(handle: &FakeHandle, client: u64, n: u8) -> Receiver<Vec<Lease<FakeAdapter>>> {
+    let (sender, leases) = channel();
+    let handle = handle.clone();
+    std::thread::spawn(move || {
+        let options = wait_as(client);
+        let mut reservation = handle.reserve_adapters(&[(tone(n), 10)], &options).unwrap();
+        while let Some(id) = reservation.next_to_load(&options).unwrap() {
+            let loaded = reservation.fill(adapter(id), 10, 10, Duration::ZERO);
+            loaded.unwrap();
+        }
+        sender.send(reservation.into_leases())
+    });
+    leases
+}
+
+#[test]
+fn client_cannot_hold_all_adapter_memory() {
+    let handle = pool(EngineConfig::default());
+    let soon = Duration::from_secs(20);
+    let held: Vec<_> = (50..54)
+        .map(|n| lease_as(&handle, 1, n).recv_timeout(soon).unwrap())
+        .collect();
+    // There is room for two more, but not for this client.
+    let above = lease_as(&handle, 1, 54);
+    assert!(still_waits(&above));
+    // An adapter that it holds already takes no memory.
+    drop(lease_as(&handle, 1, 50).recv_timeout(soon).unwrap());
+    let other = lease_as(&handle, 2, 60).recv_timeout(soon).unwrap();
+    assert!(still_waits(&above));
+    drop(other);
+    drop(held);
+    assert_eq!(above.recv_timeout(soon).unwrap()[0].id(), tone(54));
+}
+
+#[test]
+fn free_load_slot_goes_to_the_client_with_fewer_loads() {
+    let handle = pool(EngineConfig {
+        adapter_loads: 2,
+        ..EngineConfig::default()
+    });
+    let reserve = |client, n| {
+        let options = wait_as(client);
+        handle.reserve_adapters(&[(tone(n), 10)], &options).unwrap()
+    };
+    let mut loading: Vec<_> = (50..52).map(|n| reserve(1, n)).collect();
+    for reservation in &mut loading {
+        assert!(reservation.next_to_load(&wait_as(1)).unwrap().is_some());
+    }
+    let (sender, order) = channel();
+    let begin = |client: u64, n| {
+        let (mut reservation, sender) = (reserve(client, n), sender.clone());
+        std::thread::spawn(move || {
+            let id = reservation.next_to_load(&wait_as(client)).unwrap().unwrap();
+            sender.send(client).unwrap();
+            // It loads until the test ends.
+            std::thread::sleep(Duration::from_millis(300));
+            reservation.fill(adapter(id), 10, 10, Duration::ZERO)
+        });
+    };
+    begin(1, 52);
+    begin(1, 53);
+    std::thread::sleep(Duration::from_millis(50));
+    begin(2, 60);
+    std::thread::sleep(Duration::from_millis(50));
+    loading[0]
+        .fill(adapter(tone(50)), 10, 10, Duration::ZERO)
+        .unwrap();
+    assert_eq!(order.recv_timeout(Duration::from_secs(20)), Ok(2));
+    loading[1]
+        .fill(adapter(tone(51)), 10, 10, Duration::ZERO)
+        .unwrap();
+    assert_eq!(order.recv_timeout(Duration::from_secs(20)), Ok(1));
 }

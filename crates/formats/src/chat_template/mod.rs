@@ -87,7 +87,10 @@ pub enum TemplateError {
     /// The template refused the conversation (`raise_exception`); the text is its own.
     #[error("the chat template refused the conversation: {0}")]
     Refused(String),
-    /// The template failed, or used up its budget.
+    /// The conversation takes more work or memory than a rendering may.
+    #[error("the chat template failed: it takes more work or memory than a rendering may")]
+    OutOfFuel,
+    /// The template failed.
     #[error("the chat template failed: {0}")]
     Render(String),
 }
@@ -256,6 +259,7 @@ fn on_deep_stack<T: Send>(
 fn failed(error: Error) -> TemplateError {
     match refusal(&error) {
         Some(refusal) => TemplateError::Refused(refusal.0.clone()),
+        None if error.kind() == ErrorKind::OutOfFuel => TemplateError::OutOfFuel,
         None => TemplateError::Render(describe(&error)),
     }
 }

@@ -68,6 +68,7 @@ impl Pieces {
 }
 
 /// Turns ids into text one by one. A character whose bytes come from several tokens appears with the last of them.
+#[derive(Clone)]
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
     /// The beginning of a character: at most three bytes between calls.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use base::Base;
-use formats::persona_name::is_persona_name;
+use formats::persona_name::{BASE, is_persona_name};
 use registry::{Personas, spec};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -180,7 +180,7 @@ impl NewJob {
             );
             return Err(JobError::invalid("suffix", message));
         }
-        if *suffix == base.name {
+        if *suffix == base.name || suffix == BASE {
             let message = "is the base's name; use another name";
             return Err(JobError::invalid("suffix", message));
         }
@@ -255,7 +255,7 @@ impl NewJob {
         caller: &Caller,
     ) -> Result<Option<StartAdapter>, JobError> {
         let model = self.model.as_str();
-        if model == base_name || (model == "base" && personas.get("base").is_none()) {
+        if model == base_name || model == BASE {
             caller.check_base(base_name)?;
             return Ok(None);
         }

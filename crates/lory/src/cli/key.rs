@@ -67,6 +67,9 @@ pub(crate) struct NewArgs {
     /// Its weight in fair scheduling: a key with twice the share gets twice the rows of a batch
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARE)))]
     share: u32,
+    /// Share the prefix cache with the keys of this group [default: with no other key]
+    #[arg(long, value_name = "NAME")]
+    cache_group: Option<String>,
     /// Print the key as JSON, including the secret
     #[arg(long)]
     json: bool,
@@ -111,6 +114,10 @@ fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
         key_entry::check_pattern(persona)
             .map_err(|error| UsageError(format!("--persona: {error}")))?;
     }
+    if let Some(group) = &args.cache_group {
+        key_entry::check_group(group)
+            .map_err(|error| UsageError(format!("--cache-group: {error}")))?;
+    }
     let secret = secret::generate().map_err(auth::KeysError::Random)?;
     let all_personas = args.personas.is_empty();
     let entry = KeyEntry {
@@ -124,6 +131,7 @@ fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
         tokens_per_minute: args.tokens_per_minute,
         share: args.share,
         quotas: Quotas::default(),
+        cache_group: args.cache_group,
     };
     let path = &args.file.keys;
     key_file::add(path, &entry)?;
@@ -219,5 +227,6 @@ fn as_json(entry: &KeyEntry) -> serde_json::Value {
         "requests_per_minute": entry.requests_per_minute,
         "tokens_per_minute": entry.tokens_per_minute,
         "share": entry.share,
+        "cache_group": entry.cache_group,
     })
 }

@@ -86,6 +86,7 @@ fn request(i: usize) -> Request {
         grammar: None,
         priority: 0,
         client: None,
+        cache_salt: engine::CacheSalt::default(),
         deadline: None,
     }
 }

@@ -19,6 +19,7 @@ mod registry_home;
 mod server_lifecycle;
 mod setup;
 mod start_errors;
+mod tenants;
 mod tls;
 mod uploads;
 mod variables;

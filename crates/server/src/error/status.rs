@@ -15,9 +15,11 @@ fn denied_status(denied: &AuthError) -> (StatusCode, &'static str) {
         AuthError::InvalidKey => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
         AuthError::AdminOnly { .. } => (StatusCode::FORBIDDEN, "admin_only"),
         AuthError::TrainingNotAllowed { .. } => (StatusCode::FORBIDDEN, "training_not_allowed"),
-        AuthError::PersonaNotAllowed { .. } => (StatusCode::FORBIDDEN, "persona_not_allowed"),
+        AuthError::PersonaNotAllowed { .. } | AuthError::ScaleNotAllowed { .. } => {
+            (StatusCode::FORBIDDEN, "persona_not_allowed")
+        }
         AuthError::PriorityNotAllowed { .. } => (StatusCode::FORBIDDEN, "priority_not_allowed"),
-        AuthError::RequestRateExceeded { .. } => {
+        AuthError::RequestRateExceeded { .. } | AuthError::AnswerRateExceeded { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "request_rate_exceeded")
         }
         AuthError::TokenRateExceeded { .. } => {
@@ -61,7 +63,9 @@ impl From<RequestError> for ApiError {
                 VariableError::TooLong { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
             },
             RequestError::EmptyPrompt { .. } => (StatusCode::BAD_REQUEST, "empty_prompt"),
-            RequestError::PromptTooLong { .. } | RequestError::PastContext { .. } => {
+            RequestError::PromptTooLong { .. }
+            | RequestError::ConversationTooLong { .. }
+            | RequestError::PastContext { .. } => {
                 (StatusCode::BAD_REQUEST, "context_length_exceeded")
             }
             RequestError::UnknownRole { .. }
@@ -73,6 +77,7 @@ impl From<RequestError> for ApiError {
             | RequestError::StopLength { .. }
             | RequestError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
             RequestError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            RequestError::AboveShare { .. } => (StatusCode::TOO_MANY_REQUESTS, "above_share"),
             RequestError::Adapter { source, .. } => match &**source {
                 AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
                     (StatusCode::CONFLICT, "adapter_of_another_base")
@@ -92,7 +97,8 @@ impl From<RequestError> for ApiError {
         };
         let api = ApiError::new(status, code, error.to_string());
         let retry_after = match &error {
-            RequestError::QueueFull { retry_after, .. } => Some(whole_seconds(*retry_after)),
+            RequestError::QueueFull { retry_after, .. }
+            | RequestError::AboveShare { retry_after, .. } => Some(whole_seconds(*retry_after)),
             RequestError::Denied { source, .. } => retry_after_denied(source),
             _ => api.retry_after,
         };

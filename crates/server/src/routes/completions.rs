@@ -18,8 +18,9 @@ use crate::middleware::auth::ApiCaller;
 use crate::stream_options::StreamOptions;
 use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
+use formats::tokenizer::Detokenizer;
 use sampling::{Interface, SamplingParams};
-use service::{Conversation, Delta, End, FieldNames, GenerateRequest, ModelIdentity};
+use service::{Conversation, Delta, End, FieldNames, GenerateRequest, MAX_LOGPROBS, ModelIdentity};
 
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -43,6 +44,8 @@ pub(super) struct CompletionRequest {
     // Not OpenAI's; servers of open models take them.
     priority: Option<i32>,
     timeout_ms: Option<u64>,
+    /// Prompts with different salts share no cached prefix; 1 to 256 bytes.
+    cache_salt: Option<String>,
     ignore_eos: Option<bool>,
     // A label; it changes nothing.
     #[serde(rename = "user")]
@@ -144,17 +147,21 @@ impl CompletionRequest {
         let logprobs = self
             .logprobs
             .map(|asked| logprobs::count("logprobs", asked));
+        let logprobs = logprobs.transpose()?;
+        let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         let request = GenerateRequest {
             sampling,
             stop: self.stop.map(|Texts(stops)| stops),
-            max_new_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+            max_new_tokens: Some(max_tokens),
             choices: self.n.unwrap_or(1),
-            logprobs: logprobs.transpose()?,
+            logprobs,
+            max_logprobs: MAX_LOGPROBS / prompts.len().max(1),
             logit_bias: self.logit_bias.map_or(Vec::new(), |Biases(biases)| biases),
             echo: self.echo == Some(true),
             ignore_eos: self.ignore_eos == Some(true),
             priority: self.priority.unwrap_or(0),
             timeout_ms: self.timeout_ms,
+            cache_salt: self.cache_salt,
             names: FieldNames {
                 persona: "model",
                 prompt: "prompt",
@@ -195,20 +202,22 @@ pub(super) async fn completions(
     let model = request.model.clone();
     let requests = request.into_requests(sampling)?;
     let logprobs = requests.first().and_then(|request| request.logprobs);
+    let texts = service.base().tokenizer.detokenizer();
     let answers = AnswerStream::submit_all(service, caller, requests).await?;
     let metadata = CompletionMetadata::new("cmpl", "text_completion", model, &answers.identity);
     if stream {
         return Ok(answers.into_events(Chunks {
             metadata,
             logprobs,
+            texts,
             columns: Vec::new(),
             usage,
         }));
     }
     let (answers, usage) = answers.collect().await?;
     let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-        let columns = logprobs.map(Columns::new);
-        let logprobs = columns.map(|mut columns| columns.next(&answer.tokens));
+        let columns = logprobs.map(|top| Columns::new(top, &texts));
+        let logprobs = columns.map(|mut columns| columns.next(answer.tokens));
         CompletionChoice {
             index: index as u64,
             text: answer.text,
@@ -225,6 +234,7 @@ struct Chunks {
     metadata: CompletionMetadata,
     /// As the request asked for.
     logprobs: Option<u8>,
+    texts: Detokenizer,
     /// The positions of each answer's log-probabilities, if they were requested.
     columns: Vec<Columns>,
     /// Whether a last chunk has the usage.
@@ -234,7 +244,7 @@ struct Chunks {
 impl StreamFormat for Chunks {
     fn begin(&mut self, answers: usize) -> Vec<String> {
         if let Some(top) = self.logprobs {
-            self.columns = vec![Columns::new(top); answers];
+            self.columns = vec![Columns::new(top, &self.texts); answers];
         }
         Vec::new()
     }
@@ -244,7 +254,7 @@ impl StreamFormat for Chunks {
         let choice = CompletionChoice {
             index: number as u64,
             text: delta.text.clone(),
-            logprobs: columns.map(|columns| columns.next(&delta.tokens)),
+            logprobs: columns.map(|columns| columns.next(delta.tokens.clone())),
             finish_reason: None,
         };
         self.metadata.chunk(choice, self.usage)

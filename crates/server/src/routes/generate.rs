@@ -42,6 +42,8 @@ pub(super) struct GenerateBody {
     priority: Option<i32>,
     /// 1 to 86400000; after this time the answer ends as it is.
     timeout_ms: Option<u64>,
+    /// Prompts with different salts share no cached prefix; 1 to 256 bytes.
+    cache_salt: Option<String>,
     /// Whether the answer is sent as server-sent events.
     #[serde(default)]
     stream: Option<bool>,
@@ -149,6 +151,7 @@ impl GenerateBody {
             max_new_tokens: self.max_new_tokens,
             priority: self.priority.unwrap_or(0),
             timeout_ms: self.timeout_ms,
+            cache_salt: self.cache_salt,
             ..GenerateRequest::new(Some(&self.user_type), "")
         }
     }

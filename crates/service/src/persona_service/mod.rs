@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use base::{Base, LoadOptions};
+use formats::persona_name::BASE;
 use engine::{AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sink, WaitOptions};
 use kernels::{Device, DeviceChoice};
 use registry::Personas;
@@ -18,6 +19,7 @@ use sampling::{Sampling, SamplingParams};
 
 use crate::adapters::{AdapterLoader, LeaseError};
 use crate::answer::{Answer, AnswerBuilder, OutputProcessor, TextEvent, TextSink};
+use crate::cache_salt::{self, OperatorPrefixes};
 use crate::catalog::Catalog;
 use crate::compute_arbiter::ComputeArbiter;
 use crate::error::{RequestError, ServiceStartError};
@@ -87,6 +89,7 @@ pub struct Service {
     pub(crate) adapters: AdapterLoader,
     engine: Handle<model::Adapter>,
     grammars: GrammarCache,
+    prefixes: OperatorPrefixes,
     pub(crate) metrics: Arc<RequestMetrics>,
     pub(crate) shadows: Shadows,
     pub(crate) adapter_root: Option<PathBuf>,
@@ -125,9 +128,19 @@ impl Service {
     ) -> Result<Service, ServiceStartError> {
         let base = base.into();
         let personas = catalog.personas();
-        if let Some(persona) = personas.get(&base.name) {
+        for name in [base.name.as_str(), BASE] {
+            let Some(persona) = personas.get(name) else {
+                continue;
+            };
+            // It was published before the name was reserved; another process may serve it.
+            if name == BASE && persona.published.is_some() {
+                tracing::warn!(
+                    "the published persona {BASE} cannot be requested: this name means the base; publish it under another name"
+                );
+                continue;
+            }
             return Err(ServiceStartError::NameTaken {
-                name: base.name.clone(),
+                name: name.to_owned(),
                 path: persona.dir.clone(),
             });
         }
@@ -145,6 +158,7 @@ impl Service {
             adapters,
             engine,
             grammars: GrammarCache::default(),
+            prefixes: OperatorPrefixes::default(),
             metrics: Arc::default(),
             shadows: Shadows::default(),
             adapter_root: settings.adapter_root.clone(),
@@ -265,6 +279,7 @@ impl Service {
     ) -> Result<QueuedRequest, RequestError> {
         let refused = |error| RequestError::refused(error, &request.names);
         let engine_request = self.engine_request(&persona, request, arrival)?;
+        request.check_logprobs(engine_request.prompt.len(), engine_request.max_new_tokens)?;
         self.engine.check(&engine_request).map_err(refused)?;
         let mut reservations = request
             .caller
@@ -278,13 +293,14 @@ impl Service {
         if let Some(log) = request.caller.log() {
             log.resolved(&persona.identity);
         }
-        let permits = (0..request.choices)
-            .map(|_| self.engine.acquire_permit())
-            .collect::<Result<Vec<_>, _>>()
+        let permits = self
+            .engine
+            .acquire_permits(engine_request.client, request.choices)
             .map_err(refused)?;
         let options = WaitOptions {
             deadline: timeout(request).and_then(|timeout| arrival.checked_add(timeout)),
             cancelled: Some(gone),
+            client: engine_request.client,
         };
         // These leases last until the engine has its own.
         let leases = self.adapters.lease(&persona.adapters, &options)?;
@@ -319,9 +335,11 @@ impl Service {
         request: &GenerateRequest,
         arrival: Instant,
     ) -> Result<Request, RequestError> {
-        let prompt = prompt::tokens(&self.base, persona, request)?;
+        let longest = longest(&self.engine.limits());
+        let prompt = prompt::tokens(&self.base, persona, request, longest)?;
         let max_new_tokens = self.max_new_tokens(persona, request, prompt.len())?;
         let adapters = persona.identity.adapters.iter();
+        let cache_salt = cache_salt::of(&self.base, &self.prefixes, persona, request, &prompt);
         Ok(Request {
             prompt,
             adapters: adapters
@@ -340,6 +358,7 @@ impl Service {
                 .get(&self.base, &request.format, request.tools.as_ref())?,
             priority: request.priority,
             client: request.caller.client(),
+            cache_salt,
             // The timeout includes the time to read the prompt and to compile the grammar.
             deadline: timeout(request).map(|timeout| timeout.saturating_sub(arrival.elapsed())),
         })

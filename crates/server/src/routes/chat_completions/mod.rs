@@ -18,6 +18,7 @@ use crate::middleware::auth::ApiCaller;
 use crate::usage::Usage;
 use crate::with_sampling::WithSampling;
 use request::ChatRequest;
+use formats::tokenizer::Detokenizer;
 use response::{ChatChoice, ChatResponse, ChunkChoice, ChunkDelta};
 use service::{Delta, End, ModelIdentity, ToolCallDelta};
 
@@ -46,6 +47,7 @@ pub(super) async fn chat_completions(
     let model = request.model.clone();
     let request = request.into_request(sampling)?;
     let logprobs = request.logprobs.is_some();
+    let texts = service.base().tokenizer.detokenizer();
     let answers = AnswerStream::submit(service, caller, request).await?;
     if stream {
         let metadata = CompletionMetadata::new(
@@ -57,13 +59,14 @@ pub(super) async fn chat_completions(
         return Ok(answers.into_events(Chunks {
             metadata,
             logprobs,
+            texts,
             usage,
         }));
     }
     let metadata = CompletionMetadata::new("chatcmpl", "chat.completion", model, &answers.identity);
     let (answers, usage) = answers.collect().await?;
-    let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-        let logprobs = logprobs.then(|| logprobs::of_chat(&answer.tokens));
+    let choices = answers.into_iter().enumerate().map(|(index, mut answer)| {
+        let logprobs = logprobs.then(|| logprobs::of_chat(std::mem::take(&mut answer.tokens), &texts));
         ChatChoice::new(index, answer, logprobs)
     });
     let completion = metadata.completion(choices.collect(), usage);
@@ -75,6 +78,7 @@ struct Chunks {
     metadata: CompletionMetadata,
     /// Whether the request asked for log-probabilities.
     logprobs: bool,
+    texts: Detokenizer,
     /// Whether a last chunk has the usage.
     usage: bool,
 }
@@ -105,7 +109,7 @@ impl StreamFormat for Chunks {
     }
 
     fn delta(&mut self, number: usize, delta: &Delta) -> String {
-        let logprobs = self.logprobs.then(|| logprobs::of_chat(&delta.tokens));
+        let logprobs = self.logprobs.then(|| logprobs::of_chat(delta.tokens.clone(), &self.texts));
         self.chunk(number, ChunkDelta::text(&delta.text), logprobs, None)
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct ChatRequest {
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     timeout_ms: Option<u64>,
+    /// Prompts with different salts share no cached prefix; 1 to 256 bytes.
+    cache_salt: Option<String>,
     /// Lory's own: values for the variables of the persona's system prompt, by name.
     variables: Option<BTreeMap<String, String>>,
     // Labels; they change nothing.
@@ -303,6 +305,7 @@ impl ChatRequest {
             ignore_eos: self.ignore_eos == Some(true),
             priority: self.priority.unwrap_or(0),
             timeout_ms: self.timeout_ms,
+            cache_salt: self.cache_salt,
             names: FieldNames {
                 persona: "model",
                 prompt: "messages",

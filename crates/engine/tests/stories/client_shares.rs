@@ -1,0 +1,378 @@
+//! What one client can take from another: nothing for longer than a few steps. Rows, KV blocks, prompt rows and permits are divided
+//! by weight among the clients that have requests.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::{
+    Client, Constraint, EngineConfig, Event, FinishReason, Flow, Grammar, Progress, Request, Sink,
+    SubmitError,
+};
+use testkit::{FakeModel, StepSeen};
+
+use crate::fixtures::{
+    Answer, BLOCK, CONTEXT_BLOCKS, Dice, FakeHandle, SumGrammar, VOCAB, assert_idle, collect,
+    greedy, limits, start, wait_for_stats,
+};
+
+const HOSTILE: u64 = 1;
+const OTHER: u64 = 2;
+
+fn client(id: u64) -> Option<Client> {
+    let weight = NonZeroU32::MIN;
+    Some(Client { id, weight })
+}
+
+/// A request whose prompt is like no other's.
+fn request_of(id: u64, number: u32, prompt: usize, new: usize) -> Request {
+    let mut tokens = vec![id as u32; prompt];
+    tokens[0] = number % 60;
+    if let Some(second) = tokens.get_mut(1) {
+        *second = number / 60;
+    }
+    Request {
+        client: client(id),
+        ..greedy(tokens, new)
+    }
+}
+
+/// Submits a request and lets it run on its own.
+fn submit(handle: &FakeHandle, request: Request) {
+    let sink: Sink = Box::new(|_| Flow::Continue);
+    handle.submit(request, sink).unwrap().detach();
+}
+
+type Seen = Arc<Mutex<Vec<StepSeen>>>;
+
+/// Submits a request; the result holds the number of steps that had run at its first token.
+fn first_token_step(handle: &FakeHandle, seen: &Seen, request: Request) -> Arc<Mutex<Option<usize>>> {
+    let at = Arc::new(Mutex::new(None));
+    let (found, seen) = (Arc::clone(&at), Arc::clone(seen));
+    let sink: Sink = Box::new(move |event| {
+        if let Event::Token(_) = event {
+            found.lock().unwrap().get_or_insert(seen.lock().unwrap().len());
+        }
+        Flow::Continue
+    });
+    handle.submit(request, sink).unwrap().detach();
+    at
+}
+
+/// Fills the batch with requests of one client, and returns how many steps pass until each of `others` gets its first token.
+fn steps_until_served(
+    blocks: usize,
+    config: EngineConfig,
+    hostile: impl Iterator<Item = Request>,
+    others: Vec<Request>,
+) -> Vec<usize> {
+    let model = FakeModel::new(limits(blocks));
+    let seen = model.seen();
+    let (model, gate) = model.gated();
+    let handle = start(model, config);
+    for request in hostile {
+        submit(&handle, request);
+    }
+    gate.allow(30);
+    gate.wait_for(31);
+    let begun = seen.lock().unwrap().len();
+    let others: Vec<_> = others
+        .into_iter()
+        .map(|request| first_token_step(&handle, &seen, request))
+        .collect();
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert_idle(&handle);
+    let step = |at: &Arc<Mutex<Option<usize>>>| at.lock().unwrap().expect("no token") - begun;
+    others.iter().map(step).collect()
+}
+
+fn batch_of(max_batch: usize) -> EngineConfig {
+    EngineConfig {
+        max_batch,
+        step_latency: Duration::MAX,
+        ..EngineConfig::default()
+    }
+}
+
+#[test]
+fn client_gets_rows_of_a_full_batch_within_a_few_steps() {
+    let hostile = (0..20).map(|n| request_of(HOSTILE, n, 4, 120));
+    let others = (0..4).map(|n| request_of(OTHER, n, 4, 3)).collect();
+    let steps = steps_until_served(1000, batch_of(8), hostile, others);
+    // One step runs while they arrive.
+    assert!(steps.iter().all(|steps| *steps <= 4), "{steps:?}");
+}
+
+#[test]
+fn long_wait_of_one_clients_queue_does_not_keep_others_out() {
+    // Every waiting request is overdue.
+    let config = EngineConfig {
+        max_wait: Duration::ZERO,
+        ..batch_of(8)
+    };
+    let hostile = (0..60).map(|n| request_of(HOSTILE, n, 4, 120));
+    let others = (0..4).map(|n| request_of(OTHER, n, 4, 3)).collect();
+    let steps = steps_until_served(1000, config, hostile, others);
+    assert!(steps.iter().all(|steps| *steps <= 4), "{steps:?}");
+}
+
+#[test]
+fn client_gets_blocks_of_a_full_cache_within_a_few_steps() {
+    // Three hostile requests grow to 32 blocks each, of 60; there are rows left.
+    let hostile = (0..6).map(|n| request_of(HOSTILE, n, 60, 60));
+    let others = (0..3).map(|n| request_of(OTHER, n, 30, 3)).collect();
+    let steps = steps_until_served(60, batch_of(8), hostile, others);
+    assert!(steps.iter().all(|steps| *steps <= 4), "{steps:?}");
+}
+
+#[test]
+fn long_prompts_delay_a_short_one_of_another_client_by_a_step_at_most() {
+    let config = EngineConfig {
+        step_tokens: 16,
+        ..batch_of(8)
+    };
+    let hostile = (0..20).map(|n| request_of(HOSTILE, n, 150, 2));
+    let others = (0..2).map(|n| request_of(OTHER, n, 4, 1)).collect();
+    let steps = steps_until_served(2000, config, hostile, others);
+    assert!(steps.iter().all(|steps| *steps <= 3), "{steps:?}");
+}
+
+#[test]
+fn rows_stop_moving_once_each_client_has_its_share() {
+    let model = FakeModel::new(limits(2000));
+    let seen = model.seen();
+    let (model, gate) = model.gated();
+    let handle = start(model, batch_of(8));
+    for n in 0..20 {
+        submit(&handle, request_of(HOSTILE, n, 4, 100));
+    }
+    gate.allow(5);
+    gate.wait_for(6);
+    for n in 0..20 {
+        submit(&handle, request_of(OTHER, n, 4, 100));
+        submit(&handle, request_of(3, n, 4, 100));
+    }
+    gate.allow(20);
+    gate.wait_for(26);
+    // 8 rows for 3 clients: two each, and the first keeps what the rounding leaves.
+    let moved = handle.stats().preemptions;
+    assert_eq!(moved, 4);
+    gate.allow(40);
+    gate.wait_for(66);
+    assert_eq!(handle.stats().preemptions, moved);
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert!(seen.lock().unwrap().len() > 66);
+    assert_idle(&handle);
+}
+
+#[test]
+fn client_without_a_row_gets_one_even_if_there_are_more_clients_than_rows() {
+    let model = FakeModel::new(limits(200)).with_step_time(Duration::from_millis(20));
+    let config = EngineConfig {
+        max_wait: Duration::from_millis(10),
+        ..batch_of(2)
+    };
+    let handle = start(model, config);
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    let run = |id, new| {
+        let ends = Arc::clone(&ends);
+        let sink: Sink = Box::new(move |event| {
+            if let Event::Finished(end) = event {
+                assert_eq!(end.reason, FinishReason::Length);
+                ends.lock().unwrap().push(id);
+            }
+            Flow::Continue
+        });
+        handle.submit(request_of(id, 0, 4, new), sink).unwrap().detach();
+    };
+    run(HOSTILE, 150);
+    run(3, 150);
+    wait_for_stats(&handle, |stats| stats.running == 2);
+    run(OTHER, 2);
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert_eq!(ends.lock().unwrap()[0], OTHER);
+    assert!(handle.stats().preemptions > 0);
+}
+
+#[test]
+fn client_cannot_hold_all_permits() {
+    let (model, gate) = FakeModel::new(limits(1000)).gated();
+    let handle = start(
+        model,
+        EngineConfig {
+            max_queue: 32,
+            ..batch_of(8)
+        },
+    );
+    let mut held = 0;
+    let sink = || -> Sink { Box::new(|_| Flow::Continue) };
+    let refused = loop {
+        match handle.submit(request_of(HOSTILE, held, 4, 2), sink()) {
+            Ok(ticket) => ticket.detach(),
+            Err(refused) => break refused,
+        }
+        held += 1;
+    };
+    assert!((20..30).contains(&held), "{held}");
+    assert!(
+        matches!(refused, SubmitError::AboveShare { limit: 40, asked: 1, .. }),
+        "{refused}"
+    );
+    for n in 0..5 {
+        submit(&handle, request_of(OTHER, n, 4, 2));
+    }
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+}
+
+/// Requests of several clients with any priorities, little memory: every request ends, with the tokens that it gets alone.
+#[test]
+fn tokens_are_the_same_whatever_other_clients_preempt() {
+    let mut preemptions = 0;
+    for (seed, max_batch, blocks, max_wait) in [
+        (1, 4, CONTEXT_BLOCKS + 20, Duration::ZERO),
+        (2, 8, CONTEXT_BLOCKS, Duration::MAX),
+        (3, 8, 2000, Duration::from_millis(2)),
+        (4, 2, 90, Duration::from_millis(1)),
+    ] {
+        let mut dice = Dice::new(seed);
+        let requests: Vec<Request> = (0..120).map(|_| dice.request()).collect();
+        let alone = start(FakeModel::new(limits(CONTEXT_BLOCKS)), batch_of(1));
+        let expected: Vec<Answer> = requests
+            .iter()
+            .map(|request| collect(alone.stream(request.clone()).unwrap()))
+            .collect();
+        let config = EngineConfig {
+            max_wait,
+            step_tokens: 24,
+            ..batch_of(max_batch)
+        };
+        let handle = start(FakeModel::new(limits(blocks)), config);
+        // Later clients arrive while the first ones run.
+        let streams: Vec<_> = requests
+            .iter()
+            .enumerate()
+            .map(|(n, request)| {
+                let weight = NonZeroU32::new([1, 1, 3, 10][n % 4]).unwrap();
+                let id = (n / 30 + n % 2) as u64;
+                std::thread::sleep(Duration::from_micros(200));
+                handle.stream(Request {
+                    client: (n % 11 > 0).then_some(Client { id, weight }),
+                    ..request.clone()
+                })
+            })
+            .collect();
+        for ((request, expected), stream) in requests.iter().zip(expected).zip(streams) {
+            let answer = collect(stream.unwrap());
+            assert_eq!(expected.content(), answer.content(), "{request:?}");
+        }
+        assert_idle(&handle);
+        preemptions += handle.stats().preemptions;
+    }
+    assert!(preemptions > 50, "only {preemptions} preemptions");
+}
+
+/// A request that needs more blocks than its client's share ends although others keep coming.
+#[test]
+fn request_above_its_share_of_blocks_does_not_starve() {
+    let model = FakeModel::new(limits(CONTEXT_BLOCKS)).with_step_time(Duration::from_micros(300));
+    let config = EngineConfig {
+        max_wait: Duration::from_millis(20),
+        ..batch_of(4)
+    };
+    let handle = start(model, config);
+    // All of the cache at its end.
+    let large = request_of(OTHER, 0, 30 * BLOCK, CONTEXT_BLOCKS * BLOCK - 30 * BLOCK);
+    let done = Arc::new(AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for feeder in 0..3 {
+            let (handle, done) = (&handle, &done);
+            scope.spawn(move || {
+                let mut n = feeder * 1000;
+                while !done.load(Ordering::Relaxed) {
+                    let request = request_of(HOSTILE, n, 20, 10);
+                    assert_eq!(collect(handle.stream(request).unwrap()).tokens.len(), 10);
+                    n += 1;
+                }
+            });
+        }
+        wait_for_stats(&handle, |stats| stats.running > 0);
+        let answer = collect(handle.stream(large).unwrap());
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(answer.finished.reason, FinishReason::Length);
+    });
+    assert_idle(&handle);
+}
+
+/// A grammar whose masks are slow.
+#[derive(Debug)]
+struct SlowGrammar(Arc<AtomicUsize>);
+
+impl Grammar for SlowGrammar {
+    fn start(&self) -> Box<dyn Constraint> {
+        Box::new(SlowConstraint {
+            masks: Arc::clone(&self.0),
+            tokens: Vec::new(),
+        })
+    }
+}
+
+struct SlowConstraint {
+    masks: Arc<AtomicUsize>,
+    tokens: Vec<u32>,
+}
+
+impl Constraint for SlowConstraint {
+    fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
+        std::thread::sleep(Duration::from_millis(5));
+        self.masks.fetch_add(1, Ordering::Relaxed);
+        let grammar = SumGrammar {
+            classes: 3,
+            length: 1000,
+        };
+        for token in 0..VOCAB as u32 {
+            if grammar.allows(&self.tokens, token) {
+                allowed[token as usize / 32] |= 1 << (token % 32);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, token: u32) -> Result<Progress, String> {
+        self.tokens.push(token);
+        Ok(Progress::Open)
+    }
+}
+
+#[test]
+fn slow_grammars_of_one_client_take_a_part_of_the_steps_time() {
+    let masks = Arc::new(AtomicUsize::new(0));
+    let grammar: Arc<dyn Grammar> = Arc::new(SlowGrammar(Arc::clone(&masks)));
+    let constrained = |n: u32| Request {
+        grammar: Some(Arc::clone(&grammar)),
+        ..request_of(HOSTILE, n, 4, 30)
+    };
+    let alone = start(FakeModel::new(limits(500)), batch_of(16));
+    let expected: Vec<_> = (0..8)
+        .map(|n| collect(alone.stream(constrained(n)).unwrap()).ids())
+        .collect();
+    let model = FakeModel::new(limits(500)).with_step_time(Duration::from_millis(4));
+    let handle = start(model, batch_of(16));
+    let hostile: Vec<_> = (0..8)
+        .map(|n| handle.stream(constrained(n)).unwrap())
+        .collect();
+    masks.store(0, Ordering::Relaxed);
+    let other = collect(handle.stream(request_of(OTHER, 0, 4, 100)).unwrap());
+    assert_eq!(other.tokens.len(), 100);
+    let masks = masks.load(Ordering::Relaxed);
+    // Each of the 100 steps had a mask for each of the eight rows without the limit. The first rows take it before the other arrives.
+    assert!((5..180).contains(&masks), "{masks} masks");
+    // Nothing is lost: the tokens are those of a server of its own.
+    for (stream, expected) in hostile.into_iter().zip(expected) {
+        assert_eq!(collect(stream).ids(), expected);
+    }
+    assert_idle(&handle);
+}
