@@ -159,7 +159,10 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
         }
         if let Some(group) = &key.cache_group {
             check_group(group.get_ref()).map_err(|message| {
-                at(group.span().start, format!("key {name}: cache_group: {message}"))
+                at(
+                    group.span().start,
+                    format!("key {name}: cache_group: {message}"),
+                )
             })?;
         }
         entries.push(KeyEntry {

@@ -125,8 +125,8 @@ impl Key {
     /// # Errors
     /// [`AuthError::ScaleNotAllowed`]. `requested` is the blend as the request names it.
     pub fn check_scales(&self, requested: &str, scales: &[f32]) -> Result<(), AuthError> {
-        let far = scales.iter().all(|scale| *scale > 0.0)
-            && scales.iter().sum::<f32>() >= MIN_SCALES;
+        let far =
+            scales.iter().all(|scale| *scale > 0.0) && scales.iter().sum::<f32>() >= MIN_SCALES;
         if self.entry.base || far {
             return Ok(());
         }
@@ -488,7 +488,10 @@ mod tests {
         let refused = key.count_answers(8).unwrap_err();
         assert!(refused.retry_after() > Some(std::time::Duration::from_secs(30)));
         let said = refused.to_string();
-        assert!(said.contains("10 requests a minute") && said.contains("8 answers"), "{said}");
+        assert!(
+            said.contains("10 requests a minute") && said.contains("8 answers"),
+            "{said}"
+        );
         // One that is larger than the limit is granted when the limit is untouched.
         let (_folder, _, keys) = super::tests::keys(&table("a", "a", "requests_per_minute = 10"));
         let key = keys.find("a").unwrap();
@@ -516,7 +519,10 @@ mod tests {
         for scales in [&[1.0][..], &[0.1], &[0.05, 0.05], &[4.0, 0.5]] {
             assert!(a.check_scales("x", scales).is_ok(), "{scales:?}");
         }
-        let said = a.check_scales("customer*0", &[0.0]).unwrap_err().to_string();
+        let said = a
+            .check_scales("customer*0", &[0.0])
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("\"customer*0\" comes close to it"), "{said}");
     }
 

@@ -246,7 +246,10 @@ impl<A> PoolState<A> {
 
     /// The bytes that a client's requests hold.
     pub fn pinned_by(&self, client: ClientId) -> u64 {
-        let entries = self.shares.pinned(client).filter_map(|id| self.entries.get(id));
+        let entries = self
+            .shares
+            .pinned(client)
+            .filter_map(|id| self.entries.get(id));
         entries.map(|entry| entry.bytes).sum()
     }
 

@@ -87,7 +87,11 @@ impl AdapterShares {
 
 fn count(counts: &mut HashMap<ClientId, usize>, client: ClientId, up: bool) {
     let count = counts.entry(client).or_default();
-    *count = if up { *count + 1 } else { count.saturating_sub(1) };
+    *count = if up {
+        *count + 1
+    } else {
+        count.saturating_sub(1)
+    };
     if *count == 0 {
         counts.remove(&client);
     }

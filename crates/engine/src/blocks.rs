@@ -128,12 +128,7 @@ impl BlockTable {
 
     /// Takes the cached blocks of a prefix of `tokens`. Returns how many tokens they cover: never all, as the last one must run
     /// to give logits. Only for a table that holds nothing.
-    pub fn reuse_prefix(
-        &mut self,
-        tokens: &[u32],
-        scope: &CacheScope,
-        pool: &BlockPool,
-    ) -> usize {
+    pub fn reuse_prefix(&mut self, tokens: &[u32], scope: &CacheScope, pool: &BlockPool) -> usize {
         debug_assert!(self.ids.is_empty());
         if !pool.caching {
             return 0;

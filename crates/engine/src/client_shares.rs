@@ -120,7 +120,11 @@ impl ClientShares {
     }
 
     /// Divides `rows` among the clients that match `which`, by weight; each gets at least one.
-    pub fn divide(&self, rows: usize, which: impl Fn(ClientId) -> bool) -> BTreeMap<ClientId, usize> {
+    pub fn divide(
+        &self,
+        rows: usize,
+        which: impl Fn(ClientId) -> bool,
+    ) -> BTreeMap<ClientId, usize> {
         let which = self.0.iter().filter(|(id, _)| which(**id));
         let which: Vec<_> = which.map(|(id, client)| (*id, client.weight)).collect();
         let weights: usize = which.iter().map(|(_, weight)| weight).sum();
@@ -133,7 +137,9 @@ impl ClientShares {
         if let Some(client) = self.0.get_mut(&sequence.client_id()) {
             client.running += 1;
             client.blocks += sequence.blocks.ids().len();
-            client.waiting = client.waiting.saturating_sub(usize::from(sequence.priority <= 0));
+            client.waiting = client
+                .waiting
+                .saturating_sub(usize::from(sequence.priority <= 0));
         }
     }
 
@@ -148,5 +154,7 @@ impl ClientShares {
 }
 
 fn weight<A>(sequence: &Sequence<A>) -> usize {
-    sequence.client.map_or(1, |client| client.weight.get() as usize)
+    sequence
+        .client
+        .map_or(1, |client| client.weight.get() as usize)
 }

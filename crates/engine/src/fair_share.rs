@@ -47,7 +47,8 @@ impl FairShare {
         let weight = sequence.client.map_or(1, |client| client.weight.get());
         let id = sequence.client_id();
         self.clients.charge(&id, rows, weight);
-        self.adapter_sets.charge(&sequence.cache_scope.adapters, rows, 1);
+        self.adapter_sets
+            .charge(&sequence.cache_scope.adapters, rows, 1);
     }
 
     /// A request took as much of the engine's time as `rows` rows of prompts.

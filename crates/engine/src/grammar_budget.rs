@@ -130,7 +130,10 @@ mod tests {
     #[test]
     fn fast_masks_and_a_client_alone_are_not_limited() {
         let fast = steps(16, MS / 10, true);
-        assert!(fast[20..].iter().all(|took| *took == 16 * MS / 10), "{fast:?}");
+        assert!(
+            fast[20..].iter().all(|took| *took == 16 * MS / 10),
+            "{fast:?}"
+        );
         let alone = steps(16, 20 * MS, false);
         assert!(alone.iter().all(|took| *took == 320 * MS));
     }

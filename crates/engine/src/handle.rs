@@ -197,7 +197,9 @@ impl<A: Send + Sync + 'static> Handle<A> {
             .adapters
             .iter()
             .map(|(id, scale)| {
-                let lease = owner.pool.lease(*id, request.client.map(|client| client.id));
+                let lease = owner
+                    .pool
+                    .lease(*id, request.client.map(|client| client.id));
                 Ok((lease.ok_or(SubmitError::UnknownAdapter(*id))?, *scale))
             })
             .collect::<Result<Vec<_>, SubmitError>>()?;

@@ -150,7 +150,12 @@ mod tests {
 
     /// As many permits as the client gets one by one.
     fn take_all(permits: &Arc<Permits>, client: Option<Client>) -> Vec<Permit> {
-        let one = || permits.acquire(client, 1).ok().and_then(|mut one| one.pop());
+        let one = || {
+            permits
+                .acquire(client, 1)
+                .ok()
+                .and_then(|mut one| one.pop())
+        };
         std::iter::from_fn(one).collect()
     }
 

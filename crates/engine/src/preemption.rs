@@ -25,9 +25,9 @@ pub(crate) fn victim<A>(
     which: impl Fn(Arrival, &Sequence<A>) -> bool,
 ) -> Option<Arrival> {
     let protected = oldest_overdue(running);
-    let urgencies = running.iter().filter(|(arrival, sequence)| {
-        Some(**arrival) != protected && which(**arrival, sequence)
-    });
+    let urgencies = running
+        .iter()
+        .filter(|(arrival, sequence)| Some(**arrival) != protected && which(**arrival, sequence));
     let last = urgencies.map(|(arrival, sequence)| urgency(*arrival, sequence));
     last.max().map(|(_, _, arrival)| arrival)
 }
@@ -40,8 +40,7 @@ pub(crate) fn longest_turn<A>(
 ) -> Option<Arrival> {
     let protected = oldest_overdue(running);
     let ended = running.iter().filter(|(arrival, sequence)| {
-        Some(**arrival) != protected
-            && now.saturating_duration_since(sequence.admitted) >= turn
+        Some(**arrival) != protected && now.saturating_duration_since(sequence.admitted) >= turn
     });
     let longest = ended.min_by_key(|(_, sequence)| sequence.admitted);
     longest.map(|(arrival, _)| *arrival)

@@ -109,7 +109,9 @@ impl PrefixCache {
         let firsts: Vec<_> = firsts.collect();
         let (oldest, _, its_salt) = *firsts.iter().min()?;
         let is_stale = self.clock - oldest > KEPT_FOR * self.idle_since.len() as u64;
-        let (_, _, largest) = *firsts.iter().max_by_key(|(since, count, _)| (*count, u64::MAX - since))?;
+        let (_, _, largest) = *firsts
+            .iter()
+            .max_by_key(|(since, count, _)| (*count, u64::MAX - since))?;
         let salt = if is_stale { its_salt } else { largest };
         let own = self.idle.get_mut(&salt)?;
         let (_, block) = own.pop_first()?;
@@ -132,10 +134,7 @@ impl PrefixCache {
 fn key(scope: &CacheScope, parent: Option<ContentId>, part: &[u32], end: usize) -> BlockKey {
     BlockKey {
         salt: scope.salt.of_block(end),
-        parent: parent.map_or_else(
-            || Parent::Start(Arc::clone(&scope.adapters)),
-            Parent::Block,
-        ),
+        parent: parent.map_or_else(|| Parent::Start(Arc::clone(&scope.adapters)), Parent::Block),
         tokens: part.into(),
     }
 }

@@ -327,7 +327,11 @@ impl<A> Drop for Reservation<A> {
                 entry.abandoned = entry.adapter.is_none();
             }
         }
-        let freed: Vec<_> = self.held.iter().map(|id| state.unpin(*id, self.client)).collect();
+        let freed: Vec<_> = self
+            .held
+            .iter()
+            .map(|id| state.unpin(*id, self.client))
+            .collect();
         drop(state);
         self.pool.notify();
         drop(freed);

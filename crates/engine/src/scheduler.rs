@@ -134,7 +134,10 @@ impl<A> Scheduler<A> {
 
     /// How long the grammar of a running sequence is expected to take; those that have never run come last.
     pub fn grammar_time(&self, sequence: Arrival) -> Duration {
-        let decoding = self.running.get(&sequence).map(|sequence| &sequence.decoding);
+        let decoding = self
+            .running
+            .get(&sequence)
+            .map(|sequence| &sequence.decoding);
         let constrained = decoding.filter(|decoding| decoding.constraint.is_some());
         constrained.map_or(Duration::ZERO, |decoding| {
             decoding.latest_constraint_time.unwrap_or(Duration::MAX)
@@ -240,7 +243,12 @@ impl<A> Scheduler<A> {
             let above = sequence.is_some_and(|sequence| above.contains(&sequence.client_id()));
             // Of one client, those go first that had to wait for the time of their grammars.
             let skipped = sequence.map_or(0, |sequence| sequence.skipped_steps);
-            (Some(arrival) != protected, above, Reverse(skipped), *urgency)
+            (
+                Some(arrival) != protected,
+                above,
+                Reverse(skipped),
+                *urgency,
+            )
         });
         let mut planned: BTreeSet<Arrival> = BTreeSet::new();
         let row_cost = self.step_cost.relative_row_cost(decodes.len());
@@ -262,7 +270,11 @@ impl<A> Scheduler<A> {
                     sequence.skipped_steps = 0;
                     self.fair_share.charge(sequence, 1);
                     let drafting = !constrained || self.grammar_budget.allows_drafts(latest);
-                    let most = if drafting { self.draft_tokens.min(room) } else { 0 };
+                    let most = if drafting {
+                        self.draft_tokens.min(room)
+                    } else {
+                        0
+                    };
                     let drafts = drafts(sequence, &self.blocks, row_cost, most);
                     room -= drafts.len();
                     plan.add_with_drafts(arrival, sequence, 1, drafts);
@@ -426,7 +438,8 @@ impl<A> Scheduler<A> {
         let constrained = sequence.decoding.constraint.is_some();
         let last = usize::from(constrained && self.grammar_budget.has_limits());
         let most = (sequence.pending() - last).min(self.prefill_chunk);
-        most.saturating_sub(rows.of(arrival)).min(rows.most(sequence))
+        most.saturating_sub(rows.of(arrival))
+            .min(rows.most(sequence))
     }
 
     fn is_overdue(&self, sequence: &Sequence<A>, now: Instant) -> bool {
@@ -436,9 +449,9 @@ impl<A> Scheduler<A> {
     /// Whether other clients may still overtake an overdue sequence that needs more blocks than its client's share.
     fn may_be_overtaken(&self, arrival: Arrival, now: Instant) -> bool {
         let limit = self.max_wait.saturating_mul(LARGE_WAITS_LONGER);
-        self.waiting.get(&arrival).is_some_and(|sequence| {
-            now.saturating_duration_since(sequence.arrived()) < limit
-        })
+        self.waiting
+            .get(&arrival)
+            .is_some_and(|sequence| now.saturating_duration_since(sequence.arrived()) < limit)
     }
 
     fn turn(

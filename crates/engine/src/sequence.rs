@@ -9,11 +9,11 @@ use sampling::Sampling;
 
 use crate::adapter_pool::Lease;
 use crate::blocks::{BlockPool, BlockTable};
+use crate::cache_scope::CacheScope;
 use crate::constraint::{Constraint, Progress};
 use crate::event::Sink;
 use crate::logits_processor::{LogitsProcessor, TokenCounts};
 use crate::permit::Permit;
-use crate::cache_scope::CacheScope;
 use crate::prompt_lookup::{self, Draft, PromptLookup};
 use crate::request::{Client, Request};
 use crate::response_sink::ResponseSink;

@@ -83,7 +83,8 @@ impl WaitQueue {
 
     /// Whether another waiter is first. A request that has not waited yet has no ticket.
     pub fn another_is_first(&self, ticket: Option<u64>) -> bool {
-        self.first().is_some_and(|(first, _)| Some(*first) != ticket)
+        self.first()
+            .is_some_and(|(first, _)| Some(*first) != ticket)
     }
 
     /// Whether another waiter is first and has waited for `max_wait`.

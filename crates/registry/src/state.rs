@@ -158,7 +158,8 @@ impl RegistryState {
     /// # Errors
     /// As [`RegistryState::check`].
     pub fn check_new(&self, change: &RegistryChange) -> Result<(), RegistryError> {
-        let (RegistryChange::Publish { name, .. } | RegistryChange::Alias { alias: name, .. }) = change
+        let (RegistryChange::Publish { name, .. } | RegistryChange::Alias { alias: name, .. }) =
+            change
         else {
             return self.check(change);
         };

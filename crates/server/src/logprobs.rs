@@ -55,7 +55,10 @@ pub(super) struct ChatLogprobs<T = Detokenizer> {
 impl<T: TokenTexts> Serialize for ChatLogprobs<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("ChatLogprobs", 2)?;
-        let rows = self.tokens.iter().map(|token| TokenRow::new(token, &self.texts));
+        let rows = self
+            .tokens
+            .iter()
+            .map(|token| TokenRow::new(token, &self.texts));
         fields.serialize_field("content", &Sequence::new(rows))?;
         fields.serialize_field("refusal", &None::<&str>)?;
         fields.end()
@@ -265,7 +268,15 @@ mod tests {
     #[test]
     fn text_offsets_count_characters_even_if_tokens_split_them() {
         let smile = "é😊".as_bytes();
-        let texts = texts(&[b"x", b"ab", &smile[..3], &smile[3..5], &smile[5..], b"c", b"<s>"]);
+        let texts = texts(&[
+            b"x",
+            b"ab",
+            &smile[..3],
+            &smile[3..5],
+            &smile[5..],
+            b"c",
+            b"<s>",
+        ]);
         let tokens = [
             token(1, -0.5),
             token(2, -1.0),

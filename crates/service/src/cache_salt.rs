@@ -25,7 +25,10 @@ pub(super) struct OperatorPrefixes(Mutex<HashMap<u128, Arc<[u32]>>>);
 impl OperatorPrefixes {
     /// How many of the prompt's first tokens are those of any request with this system prompt.
     fn shared_tokens(&self, base: &Base, system: Option<&str>, prompt: &[u32]) -> usize {
-        let key = hash(&[if system.is_some() { "system" } else { "" }, system.unwrap_or("")]);
+        let key = hash(&[
+            if system.is_some() { "system" } else { "" },
+            system.unwrap_or(""),
+        ]);
         let known = self.lock().get(&key).cloned();
         let prefix = known.unwrap_or_else(|| {
             let prefix: Arc<[u32]> = prompt::operator_prefix(base, system).into();

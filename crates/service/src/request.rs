@@ -188,7 +188,10 @@ impl GenerateRequest {
         if let Some(salt) = &self.cache_salt
             && !(1..=MAX_CACHE_SALT).contains(&salt.len())
         {
-            let message = format!("must have from 1 to {MAX_CACHE_SALT} bytes, not {}", salt.len());
+            let message = format!(
+                "must have from 1 to {MAX_CACHE_SALT} bytes, not {}",
+                salt.len()
+            );
             return out_of_range("cache_salt", message);
         }
         if let Some(timeout) = self.timeout_ms
@@ -367,7 +370,10 @@ mod tests {
         }
         for salt in [String::new(), "s".repeat(MAX_CACHE_SALT + 1)] {
             let message = refused(|request| request.cache_salt = Some(salt));
-            assert!(message.starts_with("cache_salt must have from 1 to 256 bytes"), "{message}");
+            assert!(
+                message.starts_with("cache_salt must have from 1 to 256 bytes"),
+                "{message}"
+            );
         }
         let request = GenerateRequest {
             logprobs: Some(20),
@@ -376,8 +382,14 @@ mod tests {
         };
         request.check_logprobs(5_000, 1_488).unwrap();
         let message = request.check_logprobs(0, 1_489).unwrap_err().to_string();
-        assert!(message.starts_with("logprobs may be up to 250152"), "{message}");
-        let echo = GenerateRequest { echo: true, ..request };
+        assert!(
+            message.starts_with("logprobs may be up to 250152"),
+            "{message}"
+        );
+        let echo = GenerateRequest {
+            echo: true,
+            ..request
+        };
         assert!(echo.check_logprobs(5_000, 1).is_err());
         let own_prompt = |request: &mut GenerateRequest| {
             request.variables.insert("shop".to_owned(), "x".to_owned());

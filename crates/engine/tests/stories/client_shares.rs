@@ -47,12 +47,19 @@ fn submit(handle: &FakeHandle, request: Request) {
 type Seen = Arc<Mutex<Vec<StepSeen>>>;
 
 /// Submits a request; the result holds the number of steps that had run at its first token.
-fn first_token_step(handle: &FakeHandle, seen: &Seen, request: Request) -> Arc<Mutex<Option<usize>>> {
+fn first_token_step(
+    handle: &FakeHandle,
+    seen: &Seen,
+    request: Request,
+) -> Arc<Mutex<Option<usize>>> {
     let at = Arc::new(Mutex::new(None));
     let (found, seen) = (Arc::clone(&at), Arc::clone(seen));
     let sink: Sink = Box::new(move |event| {
         if let Event::Token(_) = event {
-            found.lock().unwrap().get_or_insert(seen.lock().unwrap().len());
+            found
+                .lock()
+                .unwrap()
+                .get_or_insert(seen.lock().unwrap().len());
         }
         Flow::Continue
     });
@@ -186,7 +193,10 @@ fn client_without_a_row_gets_one_even_if_there_are_more_clients_than_rows() {
             }
             Flow::Continue
         });
-        handle.submit(request_of(id, 0, 4, new), sink).unwrap().detach();
+        handle
+            .submit(request_of(id, 0, 4, new), sink)
+            .unwrap()
+            .detach();
     };
     run(HOSTILE, 150);
     run(3, 150);
@@ -218,7 +228,14 @@ fn client_cannot_hold_all_permits() {
     };
     assert!((20..30).contains(&held), "{held}");
     assert!(
-        matches!(refused, SubmitError::AboveShare { limit: 40, asked: 1, .. }),
+        matches!(
+            refused,
+            SubmitError::AboveShare {
+                limit: 40,
+                asked: 1,
+                ..
+            }
+        ),
         "{refused}"
     );
     for n in 0..5 {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{
-    AdapterId, CacheSalt, Constraint, Engine, EngineConfig, Event, FinishReason, Finished, Grammar, Handle,
-    Limits, Progress, Request, Sampling, Stats, Stream, Token,
+    AdapterId, CacheSalt, Constraint, Engine, EngineConfig, Event, FinishReason, Finished, Grammar,
+    Handle, Limits, Progress, Request, Sampling, Stats, Stream, Token,
 };
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};

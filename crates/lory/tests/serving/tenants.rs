@@ -114,7 +114,12 @@ fn cached_tokens_tell_a_key_nothing_about_another_keys_prompts() {
     assert_eq!(server.cached("a", &salted).1, first);
     assert!(server.cached("a", &salted).1 >= prompt - block);
     let reply = server.post("a", "/v1/chat/completions", &chat(None, "Hello", Some("")));
-    refused(&reply, 400, "invalid_value", "cache_salt must have from 1 to 256 bytes, not 0");
+    refused(
+        &reply,
+        400,
+        "invalid_value",
+        "cache_salt must have from 1 to 256 bytes, not 0",
+    );
 }
 
 #[test]
@@ -125,7 +130,10 @@ fn system_prompt_of_a_persona_is_cached_for_all_of_its_keys() {
     let (_, other) = server.cached("b", &chat(None, user, None));
     // A block or more of the system prompt, and nothing of the question.
     let question = 3 * 16;
-    assert!(other >= 16 && other + question < prompt, "{other} of {prompt}");
+    assert!(
+        other >= 16 && other + question < prompt,
+        "{other} of {prompt}"
+    );
     // Another persona with the same text would not find it.
     let mut formal = chat(None, user, None);
     formal["model"] = json!("formal");
@@ -149,14 +157,24 @@ fn key_without_base_cannot_reach_it_by_scales() {
         "warm*0.01+formal*0.01",
     ] {
         let reply = ask("one", who);
-        refused(&reply, 403, "persona_not_allowed", "give every persona a scale above 0");
+        refused(
+            &reply,
+            403,
+            "persona_not_allowed",
+            "give every persona a scale above 0",
+        );
         assert_eq!(ask("all", who).status, 200, "{who}");
     }
     for who in ["warm", "warm*0.5", "warm*0.7+formal*0.3"] {
         assert_eq!(ask("one", who).status, 200, "{who}");
     }
     // `base` never means a persona.
-    refused(&ask("one", "base"), 403, "persona_not_allowed", "may not use");
+    refused(
+        &ask("one", "base"),
+        403,
+        "persona_not_allowed",
+        "may not use",
+    );
 }
 
 #[test]
@@ -184,14 +202,23 @@ fn every_answer_counts_against_the_requests_a_minute() {
 fn key_cannot_hold_all_places_of_the_queue() {
     let server = TenantServer::new(&[("greedy", ""), ("other", "")], &Settings::default());
     let bearer = "Bearer secret-greedy";
-    let headers = [("Content-Type", "application/json"), ("Authorization", bearer)];
+    let headers = [
+        ("Content-Type", "application/json"),
+        ("Authorization", bearer),
+    ];
     let prompts = vec!["Once upon a time"; 16];
     let body = json!({"model": "warm", "prompt": prompts, "n": 8, "max_tokens": 100, "stream": true,
         "ignore_eos": true, "temperature": 1});
     let body = body.to_string();
     // Of 288 places one key gets 168, so the second request of 128 is above its part.
-    let first = server.server.send("POST", "/v1/completions", &headers, body.as_bytes());
-    let second = server.post("greedy", "/v1/completions", &serde_json::from_str(&body).unwrap());
+    let first = server
+        .server
+        .send("POST", "/v1/completions", &headers, body.as_bytes());
+    let second = server.post(
+        "greedy",
+        "/v1/completions",
+        &serde_json::from_str(&body).unwrap(),
+    );
     refused(&second, 429, "above_share", "this key has ");
     for _ in 0..3 {
         let body = json!({"model": "warm", "prompt": "Hi", "max_tokens": 2});
@@ -217,9 +244,15 @@ fn conversation_that_is_too_long_is_refused_with_its_size() {
 #[test]
 fn too_many_log_probabilities_are_refused() {
     let prompts = vec!["a"; 16];
-    let body = json!({"model": "warm", "prompt": prompts, "n": 8, "max_tokens": 100, "logprobs": 20});
+    let body =
+        json!({"model": "warm", "prompt": prompts, "n": 8, "max_tokens": 100, "logprobs": 20});
     let reply = shared_server().post("/v1/completions", &body);
-    refused(&reply, 400, "invalid_value", "logprobs may be up to 16800 for the answers to one prompt, and 15625");
+    refused(
+        &reply,
+        400,
+        "invalid_value",
+        "logprobs may be up to 16800 for the answers to one prompt, and 15625",
+    );
 }
 
 #[test]
@@ -229,10 +262,17 @@ fn name_of_the_base_is_reserved() {
     let load = json!({"lora_name": "base", "lora_path": "a21"});
     let (status, _, _, message) = server.post("/v1/load_lora_adapter", &load).error();
     assert!(status == 400 || status == 409, "{status} {message}");
-    assert!(message.contains("\"base\" always means the base"), "{message}");
+    assert!(
+        message.contains("\"base\" always means the base"),
+        "{message}"
+    );
     let settings = json!({"settings": {"system_prompt": "x"}});
     let reply = server.post("/v1/personas/base/versions", &settings);
-    assert!(reply.error().3.contains("\"base\" always means the base"), "{}", reply.text);
+    assert!(
+        reply.error().3.contains("\"base\" always means the base"),
+        "{}",
+        reply.text
+    );
     let answer = server.generate(json!({"prompt": "a", "user_type": "base", "max_new_tokens": 1}));
     assert_eq!(answer["persona"]["adapters"], json!([]));
 }

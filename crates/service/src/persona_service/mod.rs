@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use base::{Base, LoadOptions};
-use formats::persona_name::BASE;
 use engine::{AdapterId, Engine, EngineConfig, Flow, Handle, Limits, Request, Sink, WaitOptions};
+use formats::persona_name::BASE;
 use kernels::{Device, DeviceChoice};
 use registry::Personas;
 use sampling::{Sampling, SamplingParams};

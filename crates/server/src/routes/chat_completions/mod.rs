@@ -17,8 +17,8 @@ use crate::logprobs::{self, ChatLogprobs};
 use crate::middleware::auth::ApiCaller;
 use crate::usage::Usage;
 use crate::with_sampling::WithSampling;
-use request::ChatRequest;
 use formats::tokenizer::Detokenizer;
+use request::ChatRequest;
 use response::{ChatChoice, ChatResponse, ChunkChoice, ChunkDelta};
 use service::{Delta, End, ModelIdentity, ToolCallDelta};
 
@@ -66,7 +66,8 @@ pub(super) async fn chat_completions(
     let metadata = CompletionMetadata::new("chatcmpl", "chat.completion", model, &answers.identity);
     let (answers, usage) = answers.collect().await?;
     let choices = answers.into_iter().enumerate().map(|(index, mut answer)| {
-        let logprobs = logprobs.then(|| logprobs::of_chat(std::mem::take(&mut answer.tokens), &texts));
+        let logprobs =
+            logprobs.then(|| logprobs::of_chat(std::mem::take(&mut answer.tokens), &texts));
         ChatChoice::new(index, answer, logprobs)
     });
     let completion = metadata.completion(choices.collect(), usage);
@@ -109,7 +110,9 @@ impl StreamFormat for Chunks {
     }
 
     fn delta(&mut self, number: usize, delta: &Delta) -> String {
-        let logprobs = self.logprobs.then(|| logprobs::of_chat(delta.tokens.clone(), &self.texts));
+        let logprobs = self
+            .logprobs
+            .then(|| logprobs::of_chat(delta.tokens.clone(), &self.texts));
         self.chunk(number, ChunkDelta::text(&delta.text), logprobs, None)
     }
 
