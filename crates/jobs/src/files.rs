@@ -14,8 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use formats::atomic_file;
 use serde::{Deserialize, Serialize};
 use train::TrainError;
-use train::dataset::{Columns, Dataset, DatasetScan, HoldOut};
-use train::preference::{holds_pairs, scan_pairs_until};
+use train::dataset::{CheckedFile, Columns, Dataset, DatasetScan, HoldOut};
+use train::preference::{check_pairs, holds_pairs, scan_pairs_until};
 
 use crate::error::JobError;
 use crate::listing::{Page, Viewer};
@@ -166,8 +166,7 @@ impl Files {
             error => JobError::Rows(with_client_name(&error, &path, &filename)),
         };
         let pairs = holds_pairs(&path).map_err(named)?;
-        let scanned = scan(&path, pairs, stop).and_then(DatasetScan::whole);
-        let rows = scanned.map_err(named)?.rows;
+        let checked = check(&path, pairs, stop).map_err(named)?;
         let mut all = self.lock();
         if all.len() >= MAX_FILES {
             return Err(JobError::TooManyFiles { limit: MAX_FILES });
@@ -179,9 +178,9 @@ impl Files {
             created_at: now(),
             filename,
             bytes,
-            rows: rows.len(),
+            rows: checked.rows,
             pairs,
-            hold_out: Some(HoldOut::of(&rows)),
+            hold_out: Some(checked.hold_out),
         };
         let rows_path = folder.path().join(&stored.filename);
         std::fs::rename(&path, &rows_path).map_err(JobError::io(&rows_path))?;
@@ -227,15 +226,14 @@ impl Files {
             return Ok(hold_out);
         }
         let path = self.path(file);
-        let scanned = scan(&path, file.pairs, stop).map_err(|error| match error {
+        let checked = check(&path, file.pairs, stop).map_err(|error| match error {
             TrainError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &file.filename)),
         })?;
-        let hold_out = HoldOut::of(&scanned.data.rows);
         if let Some(file) = self.lock().get_mut(&file.id) {
-            file.hold_out = Some(hold_out);
+            file.hold_out = Some(checked.hold_out);
         }
-        Ok(hold_out)
+        Ok(checked.hold_out)
     }
 
     /// The path of a file's bytes.
@@ -256,6 +254,14 @@ impl Files {
         }
         all.remove(&file.id);
         Ok(())
+    }
+}
+
+/// Checks every line of a file, in little memory.
+fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, TrainError> {
+    match pairs {
+        true => check_pairs(path, stop),
+        false => Dataset::check(path, &Columns::default(), stop),
     }
 }
 
