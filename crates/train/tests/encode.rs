@@ -7,9 +7,9 @@ use formats::chat_template::ChatTemplate;
 use formats::gguf::Gguf;
 use formats::peft::Adapter;
 use formats::tokenizer::{Special, Tokenizer};
-use train::dataset::{DataRow, Dataset};
 use train::TrainError;
-use train::example::{Encoder, Fitted, LossMask, TooLong, examples_hash, TokenBudget};
+use train::dataset::{DataRow, Dataset};
+use train::example::{Encoder, Fitted, LossMask, TokenBudget, TooLong, examples_hash};
 use train::export::{Provenance, peft_adapter};
 use train::stop::NEVER;
 use train::task::{TrainTask, TrainTaskSpec};
@@ -480,7 +480,10 @@ fn rows_beyond_the_token_budget_are_refused_by_line() {
     let encode = |limit| encoder.encode_until(&rows, &mut TokenBudget::new(limit), &NEVER);
     assert_eq!(encode(3 * each).unwrap().examples.len(), 3);
     let error = encode(3 * each - 1).unwrap_err().to_string();
-    assert!(error.starts_with("rows.jsonl: line 3: the rows up to here have more than"), "{error}");
+    assert!(
+        error.starts_with("rows.jsonl: line 3: the rows up to here have more than"),
+        "{error}"
+    );
     let stop = std::sync::atomic::AtomicBool::new(true);
     let stopped = encoder.encode_until(&rows, &mut TokenBudget::unlimited(), &stop);
     assert!(matches!(stopped, Err(TrainError::Stopped)));

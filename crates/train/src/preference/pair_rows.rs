@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 
 use super::pairs::{PreferencePair, RejectedAnswers};
 use crate::dataset::{
-    CheckedFile, DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, RowRange, object, parse_range,
+    CheckedFile, DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, RowRange,
+    object, parse_range,
 };
 use crate::error::TrainError;
 use crate::stop::NEVER;
