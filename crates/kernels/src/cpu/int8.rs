@@ -10,7 +10,7 @@
 //! number of rows, so a row has the same bits alone and in any batch, and on every instruction set.
 
 use crate::cpu::isa::per_isa;
-use crate::cpu::pool::Scatter;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::{Simd, instantiate, unroll};
 use crate::cpu::weights::{GROUP, Layout};
 

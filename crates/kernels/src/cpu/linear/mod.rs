@@ -11,7 +11,7 @@ use crate::cpu::device::CpuDevice;
 use crate::cpu::int8::Int8Rows;
 use crate::cpu::lora::{ExpandTo, Expansion, Lora, LoraPack, expand, expand_dot};
 use crate::cpu::norm::{Norm, rmsnorm_row};
-use crate::cpu::pool::Scatter;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
 use crate::cpu::tensor::Tensor;
 use crate::cpu::weights::Weights;
