@@ -17,6 +17,7 @@
 //! ```
 
 use std::collections::HashSet;
+use std::fs::{File, Metadata};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -250,23 +251,23 @@ pub fn read_text(path: &Path) -> Result<Option<String>, KeysError> {
 /// # Errors
 /// [`KeysError`] of the file, or the name is taken. Nothing is written then.
 pub fn add(path: &Path, entry: &KeyEntry) -> Result<(), KeysError> {
+    let _editing = lock_folder(path);
     let before = read_text(path)?.unwrap_or_default();
-    let more = write(entry);
-    parse(&path.display().to_string(), &format!("{before}{more}"))?;
-    let mut options = std::fs::OpenOptions::new();
-    options.create(true).append(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    // A single write, so that two processes can add keys at the same time.
-    let put = || {
-        let mut file = options.open(path)?;
-        file.write_all(more.as_bytes())?;
-        file.sync_all()
-    };
-    put().map_err(|source| KeysError::Io {
+    let after = format!("{before}{}", write(entry));
+    parse(&path.display().to_string(), &after)?;
+    // In one step: half of a table would make the whole file invalid, and with it every key.
+    replace(path, &after).map_err(|source| KeysError::Io {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Holds a lock of the file's folder, so that two processes can edit keys at the same time. None where folders have no locks.
+fn lock_folder(path: &Path) -> Option<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
 }
 
 /// Removes a key from a file and changes nothing else in it. Returns false if no key has this name.
@@ -274,6 +275,7 @@ pub fn add(path: &Path, entry: &KeyEntry) -> Result<(), KeysError> {
 /// # Errors
 /// [`KeysError`] of the file, or the key is not written as a `[[key]]` table and must be removed by hand.
 pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
+    let _editing = lock_folder(path);
     let place = path.display().to_string();
     let before = read_text(path)?.unwrap_or_default();
     let entries = parse(&place, &before)?;
@@ -315,16 +317,36 @@ pub fn remove(path: &Path, name: &str) -> Result<bool, KeysError> {
     Ok(true)
 }
 
-/// Replaces the text of a file in one step and keeps its permissions.
+/// Replaces the text of a file in one step, and keeps its owner and permissions. A link keeps its place; its target is replaced.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    atomic_file::replace_private(path, |file| {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    atomic_file::replace_private(&path, |file| {
         file.write_all(text.as_bytes())?;
-        file.set_permissions(path.metadata()?.permissions())
+        match path.metadata() {
+            Ok(old) => keep_owner(file, &old),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     })
+}
+
+/// Gives `file` the permissions and the owner of the file that it replaces: a server that could read the keys still can.
+fn keep_owner(file: &File, old: &Metadata) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{MetadataExt as _, fchown};
+        let new = file.metadata()?;
+        if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+            fchown(file, Some(old.uid()), Some(old.gid()))?;
+        }
+    }
+    file.set_permissions(old.permissions())
 }
 
 #[cfg(test)]
 mod tests {
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -429,6 +451,51 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_stay_valid_after_every_fault() {
+        let names = |path: &Path| -> Vec<String> {
+            let text = read_text(path).unwrap().unwrap_or_default();
+            let entries = parse("keys", &text).unwrap();
+            entries.into_iter().map(|entry| entry.name).collect()
+        };
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("keys.toml");
+            let added = injection.run(|| add(&path, &entry("first")));
+            assert!(added.is_err() || names(&path) == ["first"], "{injection:?}");
+            std::fs::remove_file(&path).ok();
+            for name in ["a", "b"] {
+                add(&path, &entry(name)).unwrap();
+            }
+            let added = injection.run(|| add(&path, &entry("c")));
+            let found = names(&path);
+            assert!(found == ["a", "b", "c"] || (added.is_err() && found == ["a", "b"]));
+            let removed = injection.run(|| remove(&path, "a"));
+            let found = names(&path);
+            assert!(found[0] == "b" || (removed.is_err() && found[0] == "a"), "{injection:?}");
+            add(&path, &entry("d")).unwrap();
+            assert_eq!(names(&path).last().unwrap(), "d");
+        });
+    }
+
+    #[test]
+    fn keys_that_are_added_at_once_are_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    for n in 0..5 {
+                        add(path, &entry(&format!("key-{writer}-{n}"))).unwrap();
+                    }
+                });
+            }
+        });
+        let text = read_text(&path).unwrap().unwrap();
+        assert_eq!(parse("keys", &text).unwrap().len(), 20);
     }
 
     #[test]

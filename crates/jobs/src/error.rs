@@ -124,8 +124,13 @@ pub enum JobError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The folder of jobs is not the one that was opened.
+    #[error(
+        "the folder of jobs was removed or replaced while the server ran; restart the server to run jobs again"
+    )]
+    FolderRemoved,
     /// A record is damaged.
-    #[error("{}: {message}; remove its folder to continue without it", path.display())]
+    #[error("{}: {message}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use formats::atomic_file;
+use formats::{atomic_file, disk};
 use serde_json::{Value, json};
 
 /// Why a result is not stored or not found.
@@ -84,7 +84,7 @@ impl EvaluationResults {
         mut time: u64,
         mut result: Value,
     ) -> Result<String, ResultError> {
-        fs::create_dir_all(&self.folder).map_err(self.io())?;
+        disk::create_folders(&self.folder).map_err(self.io())?;
         let mut id = format!("{time:020}");
         while self.path(&id).exists() {
             time += 1;
@@ -115,7 +115,7 @@ impl EvaluationResults {
     /// Removes a result, if it is there.
     pub(crate) fn remove(&self, id: &str) {
         let path = self.path(id);
-        match fs::remove_file(&path) {
+        match disk::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!("{}: {error}", path.display());
             }
@@ -176,6 +176,8 @@ fn is_id(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
     #[test]
@@ -222,5 +224,23 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn stored_results_are_complete_after_every_fault() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let results = EvaluationResults::new(folder.path());
+            let old = results.store(1, json!({"base": "old"})).unwrap();
+            let new = injection.run(|| results.store(1, json!({"base": "new"})));
+            let ids = results.ids().unwrap();
+            for id in &ids {
+                results.read(id).unwrap();
+            }
+            assert!(ids.contains(&old), "{injection:?}");
+            assert!(new.is_err() || ids.len() == 2, "{injection:?}");
+            let next = results.store(9, json!({"base": "next"})).unwrap();
+            assert_eq!(results.read(&next).unwrap()["base"], json!("next"));
+        });
     }
 }

@@ -1,36 +1,41 @@
 //! Uploaded training files. Every line is checked before a file is accepted; accepted files stay until they are deleted.
 //!
 //! ```text
-//! files/<id>/<the file>, then files/<id>/file.json     a folder without file.json is incomplete and is removed at start
+//! files/<id>/<the file>, files/<id>/file.json     a folder gets its name when both are complete
 //! ```
+//!
+//! The bytes of an upload are reserved before they are written, so parallel uploads do not exceed the limit together.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use formats::atomic_file;
+use formats::atomic_file::{self, AtomicFolder};
+use formats::disk::{self, DiskFile};
 use serde::{Deserialize, Serialize};
 use train::TrainError;
-use train::dataset::{CheckedFile, Columns, Dataset, DatasetScan, HoldOut};
-use train::preference::{check_pairs, holds_pairs, scan_pairs_until};
+use train::dataset::{Columns, Dataset, DatasetScan, HoldOut};
+use train::preference::{holds_pairs, scan_pairs_until};
 
 use crate::error::JobError;
+use crate::jobs_folder::{self, DamagedRecords};
 use crate::listing::{Page, Viewer};
-use crate::record_file::{self, fresh_id, now};
+use crate::record_file::{self, fresh_id, is_id, now};
 
 /// The largest file, in bytes.
 pub const MAX_FILE: u64 = 256 << 20;
 /// The most files.
 pub const MAX_FILES: usize = 1000;
-/// The most bytes of all files in total.
+/// The most bytes of all files in total, with those that are being uploaded.
 pub const MAX_STORED: u64 = 4 << 30;
-/// The longest stored file name, in characters.
-const MAX_NAME: usize = 100;
+/// The longest file name, in bytes; file systems allow 255.
+pub const MAX_NAME: usize = 200;
 /// The name of a file's record.
 const ENTRY: &str = "file.json";
+/// How a file's id begins.
+const ID_PREFIX: &str = "file-";
 /// The only supported purpose.
 pub const PURPOSE: &str = "fine-tune";
 
@@ -61,17 +66,67 @@ pub struct StoredFile {
 /// All files.
 pub(crate) struct Files {
     dir: PathBuf,
-    all: Mutex<BTreeMap<String, StoredFile>>,
+    state: Arc<Mutex<FilesState>>,
 }
 
-/// A file that is being uploaded.
+#[derive(Default)]
+struct FilesState {
+    all: BTreeMap<String, StoredFile>,
+    /// Bytes of the uploads that are not accepted yet.
+    reserved: u64,
+    next_number: u64,
+}
+
+impl FilesState {
+    fn stored(&self) -> u64 {
+        self.all.values().map(|file| file.bytes).sum()
+    }
+}
+
+fn lock(state: &Mutex<FilesState>) -> MutexGuard<'_, FilesState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file that is being uploaded. Dropping it removes what was written.
 pub struct Upload {
-    folder: tempfile::TempDir,
-    file: File,
-    path: PathBuf,
+    folder: AtomicFolder,
+    file: DiskFile,
+    filename: String,
+    reservation: Reservation,
+}
+
+/// Bytes that count as stored while they are written.
+struct Reservation {
+    state: Arc<Mutex<FilesState>>,
     bytes: u64,
-    /// Bytes that the other files leave free.
-    room: u64,
+}
+
+impl Reservation {
+    /// Reserves `bytes` more, or none if all files would exceed `limit`.
+    fn grow(&mut self, bytes: u64, limit: u64) -> Result<(), JobError> {
+        let mut state = lock(&self.state);
+        if state.stored() + state.reserved + bytes > limit {
+            return Err(JobError::NoRoom { limit });
+        }
+        state.reserved += bytes;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Turns the reserved bytes into those of a stored file.
+    fn store(mut self, file: StoredFile) {
+        let mut state = lock(&self.state);
+        state.reserved -= self.bytes;
+        state.all.insert(file.id.clone(), file);
+        drop(state);
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        lock(&self.state).reserved -= self.bytes;
+    }
 }
 
 impl Upload {
@@ -80,13 +135,11 @@ impl Upload {
     /// # Errors
     /// [`JobError::FileTooLarge`], [`JobError::NoRoom`], or a disk error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), JobError> {
-        self.bytes += bytes.len() as u64;
-        if self.bytes > MAX_FILE {
+        let more = bytes.len() as u64;
+        if self.reservation.bytes + more > MAX_FILE {
             return Err(JobError::FileTooLarge { limit: MAX_FILE });
         }
-        if self.bytes > self.room {
-            return Err(JobError::NoRoom { limit: MAX_STORED });
-        }
+        self.reservation.grow(more, MAX_STORED)?;
         self.file
             .write_all(bytes)
             .map_err(JobError::io(self.folder.path()))
@@ -94,53 +147,50 @@ impl Upload {
 }
 
 impl Files {
-    /// Opens the files in the folder `dir`, which is created if it is missing.
-    pub fn open(dir: &Path) -> Result<Files, JobError> {
-        std::fs::create_dir_all(dir).map_err(JobError::io(dir))?;
+    /// Opens the files in the folder `dir`. A file whose record is damaged is reported and stays on disk.
+    pub fn open(dir: &Path, damaged: &DamagedRecords) -> Result<Files, JobError> {
         let mut all = BTreeMap::new();
-        for entry in std::fs::read_dir(dir).map_err(JobError::io(dir))? {
-            let folder = entry.map_err(JobError::io(dir))?.path();
-            let entry = folder.join(ENTRY);
-            if entry.exists() {
-                let file: StoredFile = record_file::read(&entry)?;
-                all.insert(file.id.clone(), file);
-            } else {
-                // An upload or a deletion that did not finish.
-                std::fs::remove_dir_all(&folder).map_err(JobError::io(&folder))?;
+        for (id, folder) in jobs_folder::entries(dir, |name| is_id(name, ID_PREFIX))? {
+            match read_file(&id, &folder) {
+                Ok(file) => {
+                    all.insert(id, file);
+                }
+                Err(why) => damaged.report("file", &folder, &why),
             }
         }
+        let numbers = all.values().map(|file: &StoredFile| file.number);
+        let state = FilesState {
+            next_number: numbers.max().unwrap_or(0).saturating_add(1),
+            all,
+            reserved: 0,
+        };
         Ok(Files {
             dir: dir.to_owned(),
-            all: Mutex::new(all),
+            state: Arc::new(Mutex::new(state)),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, StoredFile>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, FilesState> {
+        lock(&self.state)
     }
 
-    /// Starts an upload.
-    pub fn start_upload(&self) -> Result<Upload, JobError> {
-        let room = {
-            let all = self.lock();
-            if all.len() >= MAX_FILES {
-                return Err(JobError::TooManyFiles { limit: MAX_FILES });
-            }
-            let stored: u64 = all.values().map(|file| file.bytes).sum();
-            MAX_STORED.saturating_sub(stored)
-        };
-        let folder = tempfile::Builder::new()
-            .prefix(".upload")
-            .tempdir_in(&self.dir)
-            .map_err(JobError::io(&self.dir))?;
-        let path = folder.path().join("rows");
-        let file = File::create(&path).map_err(JobError::io(&path))?;
+    /// Starts the upload of a file that the client calls `filename`.
+    pub fn start_upload(&self, filename: &str) -> Result<Upload, JobError> {
+        let filename = plain_name(filename)?;
+        if self.lock().all.len() >= MAX_FILES {
+            return Err(JobError::TooManyFiles { limit: MAX_FILES });
+        }
+        let folder = AtomicFolder::create_in(&self.dir).map_err(JobError::io(&self.dir))?;
+        let path = folder.path().join(&filename);
+        let file = disk::create(&path).map_err(JobError::io(&path))?;
         Ok(Upload {
             folder,
             file,
-            path,
-            bytes: 0,
-            room,
+            filename,
+            reservation: Reservation {
+                state: Arc::clone(&self.state),
+                bytes: 0,
+            },
         })
     }
 
@@ -148,47 +198,49 @@ impl Files {
     pub fn finish_upload(
         &self,
         upload: Upload,
-        filename: &str,
         owner: Option<String>,
         stop: &AtomicBool,
     ) -> Result<StoredFile, JobError> {
         let Upload {
             folder,
             file,
-            path,
-            bytes,
-            ..
+            filename,
+            reservation,
         } = upload;
+        let path = folder.path().join(&filename);
         file.sync_all().map_err(JobError::io(&path))?;
-        let filename = plain_name(filename);
         let named = |error| match error {
             TrainError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &filename)),
         };
         let pairs = holds_pairs(&path).map_err(named)?;
-        let checked = check(&path, pairs, stop).map_err(named)?;
-        let mut all = self.lock();
-        if all.len() >= MAX_FILES {
-            return Err(JobError::TooManyFiles { limit: MAX_FILES });
-        }
+        let scanned = scan(&path, pairs, stop).and_then(DatasetScan::whole);
+        let rows = scanned.map_err(named)?.rows;
+        let number = {
+            let mut state = self.lock();
+            if state.all.len() >= MAX_FILES {
+                return Err(JobError::TooManyFiles { limit: MAX_FILES });
+            }
+            state.next_number += 1;
+            state.next_number - 1
+        };
         let stored = StoredFile {
-            id: fresh_id("file-")?,
-            number: all.values().map(|file| file.number + 1).max().unwrap_or(1),
+            id: fresh_id(ID_PREFIX)?,
+            number,
             owner,
             created_at: now(),
             filename,
-            bytes,
-            rows: checked.rows,
+            bytes: reservation.bytes,
+            rows: rows.len(),
             pairs,
-            hold_out: Some(checked.hold_out),
+            hold_out: Some(HoldOut::of(&rows)),
         };
-        let rows_path = folder.path().join(&stored.filename);
-        std::fs::rename(&path, &rows_path).map_err(JobError::io(&rows_path))?;
         record_file::write(&folder.path().join(ENTRY), &stored)?;
         let stored_folder = self.dir.join(&stored.id);
-        std::fs::rename(folder.keep(), &stored_folder).map_err(JobError::io(&stored_folder))?;
-        let _ = atomic_file::sync_folder(&self.dir);
-        all.insert(stored.id.clone(), stored.clone());
+        folder
+            .commit(&stored_folder)
+            .map_err(JobError::io(&stored_folder))?;
+        reservation.store(stored.clone());
         Ok(stored)
     }
 
@@ -199,7 +251,7 @@ impl Files {
         id: &str,
         field: &'static str,
     ) -> Result<StoredFile, JobError> {
-        let found = self.lock().get(id).cloned();
+        let found = self.lock().all.get(id).cloned();
         found
             .filter(|file| viewer.sees(file.owner.as_deref()))
             .ok_or_else(|| JobError::NoFile {
@@ -212,6 +264,7 @@ impl Files {
     pub fn list(&self, viewer: &Viewer, page: &Page) -> Result<(Vec<StoredFile>, bool), JobError> {
         let mut seen: Vec<StoredFile> = self
             .lock()
+            .all
             .values()
             .filter(|file| viewer.sees(file.owner.as_deref()))
             .cloned()
@@ -226,14 +279,15 @@ impl Files {
             return Ok(hold_out);
         }
         let path = self.path(file);
-        let checked = check(&path, file.pairs, stop).map_err(|error| match error {
+        let scanned = scan(&path, file.pairs, stop).map_err(|error| match error {
             TrainError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &file.filename)),
         })?;
-        if let Some(file) = self.lock().get_mut(&file.id) {
-            file.hold_out = Some(checked.hold_out);
+        let hold_out = HoldOut::of(&scanned.data.rows);
+        if let Some(file) = self.lock().all.get_mut(&file.id) {
+            file.hold_out = Some(hold_out);
         }
-        Ok(checked.hold_out)
+        Ok(hold_out)
     }
 
     /// The path of a file's bytes.
@@ -243,26 +297,32 @@ impl Files {
 
     /// Deletes a file.
     pub fn delete(&self, file: &StoredFile) -> Result<(), JobError> {
-        let mut all = self.lock();
+        let mut state = self.lock();
         let folder = self.dir.join(&file.id);
-        // The record first: without it, the next start removes what is left.
-        for gone in [
-            std::fs::remove_file(folder.join(ENTRY)),
-            std::fs::remove_dir_all(&folder),
-        ] {
-            gone.map_err(JobError::io(&folder))?;
-        }
-        all.remove(&file.id);
+        atomic_file::remove_folder(&folder).map_err(JobError::io(&folder))?;
+        state.all.remove(&file.id);
         Ok(())
     }
 }
 
-/// Checks every line of a file, in little memory.
-fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, TrainError> {
-    match pairs {
-        true => check_pairs(path, stop),
-        false => Dataset::check(path, &Columns::default(), stop),
+/// The record of the file in `folder`. The error says why it cannot be used.
+fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
+    let file: StoredFile =
+        record_file::read(&folder.join(ENTRY)).map_err(|error| error.to_string())?;
+    if file.id != id {
+        return Err(format!("its record has the id {:?}", file.id));
     }
+    // The name becomes a path.
+    if plain_name(&file.filename).ok().as_deref() != Some(file.filename.as_str()) {
+        return Err(format!("its record has the file name {:?}", file.filename));
+    }
+    let path = folder.join(&file.filename);
+    let found = path.metadata().map_err(|error| format!("{}: {error}", path.display()))?.len();
+    if found != file.bytes {
+        let expected = file.bytes;
+        return Err(format!("{} has {found} bytes instead of {expected}", path.display()));
+    }
+    Ok(file)
 }
 
 /// Reads the rows of a file and everything that is wrong with them; for pairs, the rows with the chosen answers.
@@ -281,40 +341,62 @@ pub(crate) fn with_client_name(error: &TrainError, path: &Path, filename: &str) 
 }
 
 /// `name` without folders, with `_` for characters that a file system or a log may not accept.
-fn plain_name(name: &str) -> String {
+///
+/// # Errors
+/// It is longer than [`MAX_NAME`].
+fn plain_name(name: &str) -> Result<String, JobError> {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    if last.len() > MAX_NAME {
+        let message = format!(
+            "has a name of {} bytes; give at most {MAX_NAME}",
+            last.len()
+        );
+        return Err(JobError::invalid("file", message));
+    }
     let plain: String = last
         .chars()
         .map(|c| match c {
             c if c.is_alphanumeric() || "-_.".contains(c) => c,
             _ => '_',
         })
-        .take(MAX_NAME)
         .collect();
     // Not hidden, not a folder, and not the record's name.
-    match plain.trim_start_matches('.') {
+    Ok(match plain.trim_start_matches('.') {
         "" => "rows.jsonl".to_owned(),
         ENTRY => format!("_{ENTRY}"),
         plain => plain.to_owned(),
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
+    fn open(dir: &Path) -> Files {
+        Files::open(dir, &DamagedRecords::default()).unwrap()
+    }
+
     fn uploaded(files: &Files, text: &str, name: &str) -> Result<StoredFile, JobError> {
-        let mut upload = files.start_upload()?;
+        let mut upload = files.start_upload(name)?;
         upload.write(text.as_bytes())?;
-        files.finish_upload(upload, name, None, &train::stop::NEVER)
+        files.finish_upload(upload, None, &train::stop::NEVER)
+    }
+
+    fn listed(files: &Files) -> Vec<StoredFile> {
+        files
+            .list(&Viewer::everybody(), &Page::default())
+            .unwrap()
+            .0
     }
 
     const ROW: &str = "{\"instruction\":\"Hi\",\"output\":\"Hello.\"}\n";
 
     #[test]
-    fn complete_files_survive_a_restart_and_incomplete_ones_are_removed() {
+    fn files_survive_a_restart_and_unfinished_uploads_are_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let files = Files::open(folder.path()).unwrap();
+        let files = open(folder.path());
         let one = uploaded(&files, ROW, "../a b/rows?.jsonl").unwrap();
         assert_eq!(
             (one.filename.as_str(), one.rows, one.pairs),
@@ -323,28 +405,94 @@ mod tests {
         let pair = "{\"prompt\":\"Hi\",\"chosen\":\"Yay.\",\"rejected\":\"No.\"}\n";
         let two = uploaded(&files, pair, "file.json").unwrap();
         assert!(two.pairs && two.filename == "_file.json");
-        // A process that was killed during an upload, and during a deletion.
-        std::fs::create_dir(folder.path().join(".uploadX")).unwrap();
-        std::fs::remove_file(folder.path().join(&two.id).join(ENTRY)).unwrap();
+        files.delete(&two).unwrap();
+        // Processes that were killed during an upload: this version, and an earlier one.
+        std::mem::forget(files.start_upload("rows").unwrap());
+        std::fs::create_dir(folder.path().join(".uploadXyzXyz")).unwrap();
         drop(files);
-        let again = Files::open(folder.path()).unwrap();
-        let page = Page::default();
-        let everybody = Viewer::everybody();
-        assert_eq!(
-            again.list(&everybody, &page).unwrap(),
-            (vec![one.clone()], false)
-        );
+        let again = open(folder.path());
+        assert_eq!(listed(&again), std::slice::from_ref(&one));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(std::fs::read_to_string(again.path(&one)).unwrap(), ROW);
         again.delete(&one).unwrap();
+        let everybody = Viewer::everybody();
         assert!(again.find(&everybody, &one.id, "id").is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
+    fn damaged_record_affects_only_its_file_and_nothing_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = open(folder.path());
+        let good = uploaded(&files, ROW, "good").unwrap();
+        let damages: [fn(&Path); 5] = [
+            |dir| std::fs::write(dir.join(ENTRY), "").unwrap(),
+            |dir| std::fs::remove_file(dir.join(ENTRY)).unwrap(),
+            |dir| std::fs::remove_file(dir.join("bad")).unwrap(),
+            |dir| std::fs::write(dir.join("bad"), "cut").unwrap(),
+            |dir| {
+                let text = std::fs::read_to_string(dir.join(ENTRY)).unwrap();
+                let text = text.replace("\"bad\"", "\"../../bad\"");
+                std::fs::write(dir.join(ENTRY), text).unwrap();
+            },
+        ];
+        for damage in damages {
+            let bad = uploaded(&files, ROW, "bad").unwrap();
+            damage(&folder.path().join(&bad.id));
+        }
+        std::fs::write(folder.path().join("stray.txt"), "").unwrap();
+        std::fs::create_dir(folder.path().join("mine")).unwrap();
+        // A record that names another folder must not reach it.
+        let copy = folder.path().join(format!("file-{}", "0".repeat(24)));
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(folder.path().join(&good.id).join(ENTRY), copy.join(ENTRY)).unwrap();
+        let damaged = DamagedRecords::default();
+        let again = Files::open(folder.path(), &damaged).unwrap();
+        assert_eq!(listed(&again), [good]);
+        assert_eq!(damaged.counts()[1], ("file", 6));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 9);
+    }
+
+    #[test]
+    fn upload_is_stored_or_refused_after_every_fault() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let files = open(folder.path());
+            let old = uploaded(&files, ROW, "old").unwrap();
+            let new = injection.run(|| uploaded(&files, &ROW.repeat(3), "new"));
+            // Either this process goes on, or the next one starts.
+            let files = match injection.fault.ends_the_process() {
+                true => open(folder.path()),
+                false => files,
+            };
+            let found = listed(&files);
+            assert!(found.contains(&old), "{injection:?}");
+            if let Ok(new) = &new {
+                assert!(found.contains(new), "{injection:?}");
+            }
+            for file in &found {
+                let bytes = std::fs::read(files.path(file)).unwrap();
+                assert_eq!(bytes.len() as u64, file.bytes, "{injection:?}");
+            }
+            assert_eq!(files.lock().reserved, 0, "{injection:?}");
+            uploaded(&files, ROW, "next").unwrap();
+            // No leftovers after the next start, and what was stored is found again.
+            let before = listed(&files);
+            drop(files);
+            let damaged = DamagedRecords::default();
+            let again = Files::open(folder.path(), &damaged).unwrap();
+            assert_eq!(damaged.counts()[1].1, 0, "{injection:?}");
+            let again = listed(&again);
+            assert!(before.iter().all(|file| again.contains(file)));
+            let entries = std::fs::read_dir(folder.path()).unwrap().count();
+            assert_eq!(entries, again.len(), "{injection:?}");
+        });
+    }
+
+    #[test]
     fn errors_name_the_clients_file_and_line() {
         let folder = tempfile::tempdir().unwrap();
-        let files = Files::open(folder.path()).unwrap();
+        let files = open(folder.path());
         let message = uploaded(
             &files,
             &format!("{ROW}{{\"instruction\":1}}\n"),
@@ -364,18 +512,47 @@ mod tests {
     }
 
     #[test]
+    fn file_names_are_limited_in_bytes() {
+        // Three bytes each.
+        assert_eq!(plain_name(&"语".repeat(66)).unwrap().len(), 198);
+        assert_eq!(plain_name(&"a".repeat(MAX_NAME)).unwrap().len(), MAX_NAME);
+        let error = plain_name(&"语".repeat(100)).unwrap_err();
+        assert_eq!(error.field(), Some("file"));
+        let message = error.to_string();
+        assert!(message.contains("300 bytes") && message.contains("200"), "{message}");
+    }
+
+    #[test]
     fn too_large_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let mut upload = Files::open(folder.path()).unwrap().start_upload().unwrap();
-        upload.bytes = MAX_FILE - 1;
+        let mut upload = open(folder.path()).start_upload("rows").unwrap();
+        upload.reservation.grow(MAX_FILE - 1, MAX_STORED).unwrap();
         upload.write(b"a").unwrap();
         let message = upload.write(b"a").unwrap_err().to_string();
         assert!(message.contains("268435456 bytes"), "{message}");
-        upload.bytes = 0;
-        upload.room = 3;
-        assert!(matches!(
-            upload.write(b"four"),
-            Err(JobError::NoRoom { .. })
-        ));
+    }
+
+    #[test]
+    fn parallel_uploads_stay_within_the_limit_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = open(folder.path());
+        let stored = uploaded(&files, ROW, "stored").unwrap();
+        let limit = stored.bytes + 25;
+        let mut uploads = Vec::new();
+        for _ in 0..4 {
+            uploads.push(files.start_upload("rows").unwrap());
+        }
+        let grown: Vec<bool> = uploads
+            .iter_mut()
+            .map(|upload| upload.reservation.grow(10, limit).is_ok())
+            .collect();
+        assert_eq!(grown, [true, true, false, false]);
+        // What a dropped upload had reserved is free again.
+        uploads.remove(0);
+        uploads[2].reservation.grow(10, limit).unwrap();
+        drop(uploads);
+        assert_eq!(files.lock().reserved, 0);
+        files.delete(&stored).unwrap();
+        assert_eq!(files.lock().stored(), 0);
     }
 }

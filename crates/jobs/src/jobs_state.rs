@@ -1,21 +1,22 @@
 //! [`JobsState`]: what the API's calls and the worker threads share. The uploaded files and both queues are in one folder.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use auth::Resource;
+use formats::{atomic_file, disk};
 use service::{Caller, Service};
 
 use crate::error::JobError;
 use crate::evaluation_results::{EvaluationResults, ResultError};
 use crate::files::{Files, StoredFile, Upload};
+use crate::jobs_folder::{self, DamagedRecords, JobsFolder};
 use crate::listing::{Page, Viewer};
-use crate::record_file::{self, now};
-use crate::records::evaluation::{Evaluation, EvaluationStatus};
+use crate::record_file::{self, is_id, now};
+use crate::records::evaluation::{self, Evaluation, EvaluationStatus};
 use crate::records::failure::Failure;
-use crate::records::job::JobRecord;
+use crate::records::job::{self, EVENTS_FILE, JobRecord};
 use crate::work_queue::{QueueRecord, RecordHeader, WorkQueue};
 
 /// The most unfinished jobs of all keys.
@@ -54,7 +55,7 @@ impl QueueRecord for JobRecord {
     }
 
     fn remove(dir: &Path, id: &str) -> std::io::Result<()> {
-        std::fs::remove_dir_all(dir.join(id))
+        atomic_file::remove_folder(&dir.join(id))
     }
 
     fn not_found(id: &str) -> JobError {
@@ -90,7 +91,7 @@ impl QueueRecord for Evaluation {
     }
 
     fn remove(dir: &Path, id: &str) -> std::io::Result<()> {
-        std::fs::remove_file(Evaluation::file(dir, id))
+        disk::remove_file(&Evaluation::file(dir, id))
     }
 
     fn not_found(id: &str) -> JobError {
@@ -125,8 +126,8 @@ pub struct JobsState {
     pub(crate) planning: Mutex<()>,
     /// Held while a kept adapter is published.
     pub(crate) publishing: Mutex<()>,
-    /// Held for the process's lifetime: only one process works on the queues.
-    _lock: File,
+    pub(crate) damaged: DamagedRecords,
+    pub(crate) folder: JobsFolder,
 }
 
 impl JobsState {
@@ -138,26 +139,14 @@ impl JobsState {
         service: Arc<Service>,
         settings: &JobSettings,
     ) -> Result<JobsState, JobError> {
+        let folder = JobsFolder::open(&settings.dir)?;
+        let damaged = DamagedRecords::default();
         let dir = settings.dir.join("jobs");
-        std::fs::create_dir_all(&dir).map_err(JobError::io(&dir))?;
-        let lock = settings.dir.join("lock");
-        let file = File::create(&lock).map_err(JobError::io(&lock))?;
-        if let Err(error) = file.try_lock() {
-            return Err(match error {
-                std::fs::TryLockError::WouldBlock => JobError::NoJobs {
-                    why: format!(
-                        "another process runs the jobs in {}; name another folder with --jobs-dir",
-                        settings.dir.display()
-                    ),
-                },
-                std::fs::TryLockError::Error(source) => JobError::io(&lock)(source),
-            });
-        }
-        let records = open_jobs(&dir)?;
+        let records = open_jobs(&dir, &damaged)?;
         let evaluations_dir = settings.dir.join("evaluations");
-        let evaluations = open_evaluations(&evaluations_dir)?;
+        let evaluations = open_evaluations(&evaluations_dir, &damaged)?;
         Ok(JobsState {
-            files: Files::open(&settings.dir.join("files"))?,
+            files: Files::open(&settings.dir.join("files"), &damaged)?,
             service,
             known_base: settings.known_base.clone(),
             results: settings.results.clone(),
@@ -167,7 +156,8 @@ impl JobsState {
             tokens_per_s: Mutex::new(None),
             planning: Mutex::new(()),
             publishing: Mutex::new(()),
-            _lock: file,
+            damaged,
+            folder,
         })
     }
 
@@ -189,12 +179,18 @@ impl JobsState {
         self.service.base().model.config().context_length
     }
 
-    /// Starts an upload. Write its bytes, then call [`JobsState::finish_upload`].
+    /// Starts the upload of a file that the client calls `filename`. Write its bytes, then call [`JobsState::finish_upload`].
     ///
     /// # Errors
-    /// [`JobError::TooManyFiles`], or a disk error.
-    pub fn start_upload(&self) -> Result<Upload, JobError> {
-        self.files.start_upload()
+    /// The name is too long, [`JobError::TooManyFiles`], or a disk error.
+    pub fn start_upload(&self, filename: &str) -> Result<Upload, JobError> {
+        self.folder.check()?;
+        self.files.start_upload(filename)
+    }
+
+    /// Whether new files and jobs can be stored.
+    pub fn is_available(&self) -> bool {
+        self.folder.check().is_ok()
     }
 
     /// Accepts a complete upload if every line is a row.
@@ -204,12 +200,11 @@ impl JobsState {
     pub fn finish_upload(
         &self,
         upload: Upload,
-        filename: &str,
         caller: &Caller,
         stop: &AtomicBool,
     ) -> Result<StoredFile, JobError> {
         let owner = Viewer::of(caller).name().map(str::to_owned);
-        self.files.finish_upload(upload, filename, owner, stop)
+        self.files.finish_upload(upload, owner, stop)
     }
 
     /// A file.
@@ -267,41 +262,73 @@ impl JobsState {
     }
 }
 
-/// The records of jobs in the folder `dir`. A folder without a record is removed: its creation did not finish, and no client knows its
-/// id.
-fn open_jobs(dir: &Path) -> Result<Vec<JobRecord>, JobError> {
+/// The records of jobs in the folder `dir`. A job whose record is damaged is reported, and its run stays on disk.
+///
+/// # Errors
+/// The folder cannot be read.
+fn open_jobs(dir: &Path, damaged: &DamagedRecords) -> Result<Vec<JobRecord>, JobError> {
     let mut records = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(JobError::io(dir))? {
-        let folder = entry.map_err(JobError::io(dir))?.path();
-        let path = folder.join("job.json");
-        if path.exists() {
-            records.push(record_file::read(&path)?);
-        } else {
-            std::fs::remove_dir_all(&folder).map_err(JobError::io(&folder))?;
+    for (id, folder) in jobs_folder::entries(dir, |name| is_id(name, job::ID_PREFIX))? {
+        let path = JobRecord::file(dir, &id);
+        if !path.exists() && has_only_events(&folder) {
+            // Its creation did not finish, and no client knows its id.
+            if let Err(error) = atomic_file::remove_folder(&folder) {
+                tracing::warn!("{}: {error}", folder.display());
+            }
+            continue;
+        }
+        atomic_file::remove_leftovers(&folder);
+        match record_file::read(&path).map_err(|error| error.to_string()) {
+            Ok(record) => match with_id(record, &id) {
+                Ok(record) => records.push(record),
+                Err(why) => damaged.report("job", &folder, &why),
+            },
+            Err(why) => damaged.report("job", &folder, &why),
         }
     }
     Ok(records)
 }
 
-/// The records of evaluations in the folder `dir`. A damaged record is skipped, since its result is elsewhere; an evaluation that was
-/// running when the process ended has failed, since it might end the next process too.
+/// Whether the folder of a job has nothing except its first event and what a killed process left.
+fn has_only_events(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder);
+    entries.is_ok_and(|mut entries| {
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name == EVENTS_FILE || name.starts_with(atomic_file::MARK)
+            })
+        })
+    })
+}
+
+/// Checks that a record has the id of its place: the id becomes a path again.
+fn with_id<R: QueueRecord>(record: R, id: &str) -> Result<R, String> {
+    match record.header().id == id {
+        true => Ok(record),
+        false => Err(format!("its record has the id {:?}", record.header().id)),
+    }
+}
+
+/// The records of evaluations in the folder `dir`. A damaged record is reported and stays on disk; an evaluation that was running
+/// when the process ended has failed, since it might end the next process too.
 ///
 /// # Errors
-/// The folder cannot be read, or a changed record cannot be written.
-fn open_evaluations(dir: &Path) -> Result<Vec<Evaluation>, JobError> {
-    std::fs::create_dir_all(dir).map_err(JobError::io(dir))?;
+/// The folder cannot be read.
+fn open_evaluations(dir: &Path, damaged: &DamagedRecords) -> Result<Vec<Evaluation>, JobError> {
     let mut records = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(JobError::io(dir))? {
-        let path = entry.map_err(JobError::io(dir))?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        let mut evaluation: Evaluation = match record_file::read(&path) {
-            Err(error @ JobError::Damaged { .. }) => {
-                tracing::warn!("skipping a damaged evaluation record: {error}");
+    let id_of = |name: &str| name.strip_suffix(".json").map(str::to_owned);
+    let is_ours = |name: &str| id_of(name).is_some_and(|id| is_id(&id, evaluation::ID_PREFIX));
+    for (name, path) in jobs_folder::entries(dir, is_ours)? {
+        let id = id_of(&name).unwrap_or_default();
+        let read = record_file::read::<Evaluation>(&path).map_err(|error| error.to_string());
+        let mut evaluation = match read.and_then(|evaluation| with_id(evaluation, &id)) {
+            Ok(evaluation) => evaluation,
+            Err(why) => {
+                damaged.report("evaluation", &path, &why);
                 continue;
             }
-            read => read?,
         };
         if evaluation.status == EvaluationStatus::Running {
             evaluation.status = EvaluationStatus::Failed;
@@ -312,7 +339,10 @@ fn open_evaluations(dir: &Path) -> Result<Vec<Evaluation>, JobError> {
                     .to_owned(),
                 param: None,
             });
-            record_file::write(&path, &evaluation)?;
+            // A full disk must not stop the start; the next start finds it running and does the same.
+            if let Err(error) = record_file::write(&path, &evaluation) {
+                tracing::error!("evaluation {id}: {error}");
+            }
         }
         records.push(evaluation);
     }
@@ -321,33 +351,75 @@ fn open_evaluations(dir: &Path) -> Result<Vec<Evaluation>, JobError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::records::evaluation::EvaluationProgress;
+    use formats::disk::faults::for_each_fault;
+
+    use crate::records::evaluation::{EvaluationProgress, ID_PREFIX};
 
     use super::*;
 
-    #[test]
-    fn damaged_evaluation_records_are_skipped() {
-        let folder = tempfile::tempdir().unwrap();
-        let complete = Evaluation {
-            id: "eval-1".to_owned(),
+    fn evaluation(id: &str, status: EvaluationStatus) -> Evaluation {
+        Evaluation {
+            id: id.to_owned(),
             number: 1,
             owner: None,
             created_at: 1,
             finished_at: None,
-            status: EvaluationStatus::Queued,
+            status,
             personas: vec!["warm@1".to_owned()],
             file: None,
             max_rows: 3,
             progress: EvaluationProgress::default(),
             error: None,
             result: None,
-        };
-        record_file::write(&folder.path().join("eval-1.json"), &complete).unwrap();
-        let text = std::fs::read(folder.path().join("eval-1.json")).unwrap();
-        let cut = folder.path().join("eval-2.json");
-        std::fs::write(&cut, &text[..text.len() / 2]).unwrap();
-        let opened = open_evaluations(folder.path()).unwrap();
+        }
+    }
+
+    #[test]
+    fn damaged_evaluation_records_are_reported_and_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = |digit: &str| format!("{ID_PREFIX}{}", digit.repeat(24));
+        let complete = evaluation(&id("1"), EvaluationStatus::Queued);
+        let path = |digit: &str| Evaluation::file(folder.path(), &id(digit));
+        record_file::write(&path("1"), &complete).unwrap();
+        let text = std::fs::read(path("1")).unwrap();
+        std::fs::write(path("2"), &text[..text.len() / 2]).unwrap();
+        // A record with another id, a folder, and a stray file.
+        std::fs::write(path("3"), &text).unwrap();
+        std::fs::create_dir(path("4")).unwrap();
+        std::fs::write(folder.path().join("notes.json"), "{}").unwrap();
+        let damaged = DamagedRecords::default();
+        let opened = open_evaluations(folder.path(), &damaged).unwrap();
         assert_eq!(opened, [complete]);
-        assert!(cut.exists());
+        assert_eq!(damaged.counts()[2], ("evaluation", 3));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5);
+    }
+
+    #[test]
+    fn jobs_folder_opens_after_every_fault_of_a_start() {
+        let id = format!("{ID_PREFIX}{}", "1".repeat(24));
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let dir = folder.path().join("jobs");
+            let open = || {
+                let folder = JobsFolder::open(&dir)?;
+                let damaged = DamagedRecords::default();
+                open_jobs(&dir.join("jobs"), &damaged)?;
+                let evaluations = open_evaluations(&dir.join("evaluations"), &damaged)?;
+                Files::open(&dir.join("files"), &damaged)?;
+                drop(folder);
+                let counts: u64 = damaged.counts().iter().map(|(_, count)| count).sum();
+                Ok::<_, JobError>((evaluations, counts))
+            };
+            let _ = injection.run(open);
+            open().unwrap();
+            // The same with an evaluation that a start changes.
+            let running = evaluation(&id, EvaluationStatus::Running);
+            let path = Evaluation::file(&dir.join("evaluations"), &id);
+            record_file::write(&path, &running).unwrap();
+            let _ = injection.run(open);
+            let (evaluations, damaged) = open().unwrap();
+            assert_eq!(damaged, 0, "{injection:?}");
+            assert_eq!(evaluations[0].status, EvaluationStatus::Failed);
+        });
     }
 }

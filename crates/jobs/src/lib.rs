@@ -9,6 +9,7 @@
 //! where it was: a run continues from its checkpoint, to the same bytes.
 //!
 //! ```text
+//! .lory-jobs                   marks the folder as Lory's
 //! lock                         locked by the process that works on the queues
 //! files/<id>/                  uploaded files
 //! evaluations/<id>.json        requested evaluations; their results are stored with those of `lory eval`
@@ -18,7 +19,8 @@
 //! Start with `work_queue`, which keeps the records of both kinds of work, then [`fine_tuning`] and [`evaluation`].
 //!
 //! - [`Jobs`]: the `worker_threads`; [`JobsState`]: the files and queues that they share with the API's calls
-//! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step
+//! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step;
+//!   `jobs_folder`: which folder is used, and what is left of a process that was killed
 //! - [`files`]: uploads; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
 //! - `key_turns`: keys take turns; `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
@@ -31,6 +33,7 @@ pub mod evaluation;
 pub mod evaluation_results;
 pub mod files;
 pub mod fine_tuning;
+mod jobs_folder;
 mod jobs_state;
 mod key_turns;
 pub mod listing;

@@ -12,6 +12,8 @@ pub struct JobCounts {
     pub jobs: Vec<(&'static str, u64)>,
     /// Tokens that this process has trained on.
     pub trained_tokens: u64,
+    /// Records that could not be read when the server started, by kind.
+    pub damaged: Vec<(&'static str, u64)>,
 }
 
 impl JobsState {
@@ -25,6 +27,7 @@ impl JobsState {
         JobCounts {
             jobs: JobStatus::ALL.map(of).to_vec(),
             trained_tokens: self.trained_tokens.load(Ordering::Relaxed),
+            damaged: self.damaged.counts(),
         }
     }
 }

@@ -36,6 +36,13 @@ pub(crate) fn fresh_id(prefix: &str) -> Result<String, JobError> {
     ))
 }
 
+/// Whether `name` is an id of [`fresh_id`].
+pub(crate) fn is_id(name: &str, prefix: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let digits = name.strip_prefix(prefix);
+    digits.is_some_and(|digits| digits.len() == 24 && digits.bytes().all(hex))
+}
+
 /// The current Unix time, in seconds.
 pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);

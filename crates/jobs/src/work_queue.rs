@@ -342,6 +342,7 @@ impl<R: QueueRecord> QueueState<R> {
 
 #[cfg(test)]
 mod tests {
+    use formats::disk::faults::for_each_fault;
     use serde::Deserialize;
 
     use super::*;
@@ -534,5 +535,24 @@ mod tests {
             assert_eq!(waiting.join().unwrap(), None);
         });
         assert!(running.stop.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn acknowledged_records_are_on_disk_after_every_fault() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let queue: WorkQueue<Note> = WorkQueue::new(folder.path().to_owned(), Vec::new());
+            let everyone = Owner::everyone();
+            let added = injection.run(|| add(&queue, &everyone, "a"));
+            let path = Note::file(folder.path(), "a");
+            match &added {
+                Ok(_) => assert_eq!(record_file::read::<Note>(&path).unwrap().id, "a"),
+                Err(_) => assert!(queue.lock().records.is_empty(), "{injection:?}"),
+            }
+            add(&queue, &everyone, "b").unwrap();
+            let changed = injection.run(|| queue.change("b", |_| true, |note| note.over = true));
+            let stored: Note = record_file::read(&Note::file(folder.path(), "b")).unwrap();
+            assert!(stored.over || changed.is_err(), "{injection:?}");
+        });
     }
 }

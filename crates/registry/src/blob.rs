@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use formats::atomic_file::{self, AtomicFolder};
+use formats::disk;
 use formats::peft::{self, AdapterConfig, PeftError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -233,15 +235,12 @@ impl BlobSource {
             source,
         };
         let cache = dir.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(cache).map_err(io)?;
-        let fetched = tempfile::Builder::new()
-            .prefix(blob_cache::UNFINISHED)
-            .tempdir_in(cache)
-            .map_err(io)?;
-        let file = |name: &str, bytes: &[u8]| std::fs::write(fetched.path().join(name), bytes);
+        disk::create_folders(cache).map_err(io)?;
+        let fetched = AtomicFolder::create_in(cache).map_err(io)?;
+        let file = |name: &str, bytes: &[u8]| disk::write(&fetched.path().join(name), bytes);
         file(peft::WEIGHTS_FILE, &weights).map_err(io)?;
         file(peft::CONFIG_FILE, &config).map_err(io)?;
-        match std::fs::rename(fetched.path(), dir) {
+        match fetched.commit(dir) {
             Ok(()) => {
                 blob_cache::prune(cache, dir, blob_cache::MAX_BYTES);
                 Ok(())
@@ -297,7 +296,7 @@ pub(crate) fn read_adapter<T>(
         path: dir.to_owned(),
         source,
     };
-    match std::fs::remove_dir_all(dir) {
+    match atomic_file::remove_folder(dir) {
         // Another process has removed the copy.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         removed => removed.map_err(io)?,

@@ -1,19 +1,15 @@
 //! The cache of a remote store's blobs in a folder of this machine, `<sha256>/` each. A fetch removes the copies that were used
-//! longest ago to stay within a bound. A copy that is missing is fetched again.
+//! longest ago to stay within a bound. A copy that is missing is fetched again. Folders with other names are left alone.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use formats::peft;
+use formats::{atomic_file, disk, peft};
 
 /// The most bytes of all copies together; the copy that was fetched last always stays.
 pub const MAX_BYTES: u64 = 8 << 30;
-/// The name prefix of a copy that is not complete yet.
-pub(crate) const UNFINISHED: &str = ".fetch-";
-/// The name prefix of a copy that is being removed.
-const REMOVING: &str = ".leaving-";
-/// The age at which an incomplete copy counts as abandoned.
+/// The age at which an incomplete copy of an earlier version counts as abandoned.
 const ABANDONED: Duration = Duration::from_secs(60 * 60);
 
 /// Marks a copy as used now.
@@ -25,6 +21,21 @@ pub(crate) fn touch(dir: &Path) {
     {
         let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
     }
+}
+
+fn is_sha256(name: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.len() == 64 && name.bytes().all(hex)
+}
+
+/// Whether an earlier version made the name for a copy that it fetched or removed.
+fn is_unfinished_copy(name: &str) -> bool {
+    let fetched = name.strip_prefix(".fetch-");
+    let fetched = fetched.is_some_and(|rest| {
+        rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    });
+    let removed = name.strip_prefix(".leaving-");
+    fetched || removed.is_some_and(|rest| is_sha256(rest))
 }
 
 struct CachedCopy {
@@ -41,12 +52,14 @@ pub(crate) fn prune(cache: &Path, keep: &Path, limit: u64) {
         let dir = entry.path();
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(UNFINISHED) || name.starts_with(REMOVING) {
+        if is_unfinished_copy(&name) {
             let age = entry.metadata().and_then(|data| data.modified());
             let age = age.ok().and_then(|time| time.elapsed().ok());
             if age.is_some_and(|age| age > ABANDONED) {
-                let _ = fs::remove_dir_all(&dir);
+                let _ = disk::remove_folder(&dir);
             }
+        }
+        if !is_sha256(&name) {
             continue;
         }
         let Ok(config) = dir.join(peft::CONFIG_FILE).metadata() else {
@@ -68,11 +81,8 @@ pub(crate) fn prune(cache: &Path, keep: &Path, limit: u64) {
         if copy.dir == keep {
             continue;
         }
-        let name = copy.dir.file_name().unwrap_or_default().to_string_lossy();
-        let removing = cache.join(format!("{REMOVING}{name}"));
-        // Renamed first, so that no reader finds half a copy.
-        if fs::rename(&copy.dir, &removing).is_ok() {
-            let _ = fs::remove_dir_all(&removing);
+        // It disappears in one step, so that no reader finds half a copy.
+        if atomic_file::remove_folder(&copy.dir).is_ok() {
             bytes -= copy.bytes;
         }
     }
@@ -86,7 +96,7 @@ mod tests {
     fn least_recently_used_copy_is_removed_first() {
         let cache = tempfile::tempdir().unwrap();
         let copy = |name: &str, hours: u64| {
-            let dir = cache.path().join(name);
+            let dir = cache.path().join(name.repeat(64));
             fs::create_dir(&dir).unwrap();
             fs::write(dir.join(peft::CONFIG_FILE), [0; 20]).unwrap();
             fs::write(dir.join(peft::WEIGHTS_FILE), [0; 80]).unwrap();
@@ -99,7 +109,7 @@ mod tests {
             dir
         };
         let (old, older, oldest, new) = (copy("b", 2), copy("c", 3), copy("d", 4), copy("a", 0));
-        let unfinished = cache.path().join(".fetch-x");
+        let unfinished = cache.path().join(".fetch-Ab12Cd");
         fs::create_dir(&unfinished).unwrap();
         prune(cache.path(), &new, 400);
         assert!(oldest.exists());
@@ -112,5 +122,20 @@ mod tests {
         prune(cache.path(), &new, 10);
         assert!(new.exists() && !older.exists() && unfinished.exists());
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn adapters_of_someone_else_are_never_removed() {
+        let cache = tempfile::tempdir().unwrap();
+        for name in ["mine", ".fetch-mine", ".leaving-mine"] {
+            let dir = cache.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join(peft::CONFIG_FILE), [0; 20]).unwrap();
+            fs::write(dir.join(peft::WEIGHTS_FILE), [0; 80]).unwrap();
+            let old = SystemTime::now() - ABANDONED * 2;
+            File::open(&dir).unwrap().set_modified(old).unwrap();
+        }
+        prune(cache.path(), &cache.path().join("new"), 0);
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 3);
     }
 }

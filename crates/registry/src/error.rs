@@ -76,6 +76,20 @@ pub enum RegistryError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The registry is not the one that was read.
+    #[error(
+        "the registry {name} was removed or replaced while this process used it; restore it, or restart to use what is there now"
+    )]
+    Removed {
+        /// Its folder or URL.
+        name: String,
+    },
+    /// There are adapters, and nothing that says which are in use.
+    #[error("the registry {name} has adapters and no log; restore its log before adapters are removed")]
+    NoLog {
+        /// Its folder or URL.
+        name: String,
+    },
     /// An entry of the log that cannot be applied.
     #[error("{path}: {message}")]
     LogEntry {

@@ -12,12 +12,14 @@
 //!   `sampling_settings`; [`maintenance`]:
 //!   verification and garbage collection
 //! - [`log_entry`]: one entry of the registry's log; [`state`]: what the entries add up to
-//! - [`blob`]: adapters as immutable blobs; `blob_cache`: copies of remote ones; [`store`]: the object store of both
+//! - [`blob`]: adapters as immutable blobs; `blob_cache`: copies of remote ones; [`store`]: the object store of both; `leftovers`: what
+//!   killed writers left
 //! - [`error`]: what can fail
 
 pub mod blob;
 mod blob_cache;
 pub mod error;
+mod leftovers;
 pub mod log_entry;
 pub mod maintenance;
 pub mod persona;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use formats::peft;
+
 use crate::blob;
 use crate::error::RegistryError;
 use crate::registry::{Registry, now};
@@ -74,6 +76,11 @@ impl Registry {
         }
         // After listing, so that an adapter published meanwhile counts as used.
         let state = self.refresh()?;
+        if state.head == 0 && !ages.is_empty() {
+            return Err(RegistryError::NoLog {
+                name: self.store.name.clone(),
+            });
+        }
         let used = state.adapters();
         let mut collected = CollectedGarbage {
             used: used.len(),
@@ -97,8 +104,8 @@ impl Registry {
                 }
                 // The manifest first: without it the blob does not exist, even if the rest of this fails.
                 self.store.delete(&blob::path(&sha256, blob::MANIFEST))?;
-                for file in self.store.list(&format!("{}/{sha256}", blob::FOLDER))? {
-                    self.store.delete(&blob::path(&sha256, &file.name))?;
+                for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
+                    self.store.delete(&blob::path(&sha256, file))?;
                 }
             }
             collected.removed.push(sha256);

@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use formats::atomic_file;
 use object_store::ObjectStore;
 
 use crate::blob::{self, AdapterContent, AdapterRecord, BlobSource};
 use crate::error::RegistryError;
+use crate::leftovers;
 use crate::log_entry::{self, LogEntry, RegistryChange};
 use crate::persona::{AdapterRef, Persona};
 use crate::personas::Personas;
@@ -71,8 +73,14 @@ impl Registry {
     /// The environment does not configure the bucket.
     pub fn open(location: &RegistryLocation, cache: &Path) -> Result<Registry, RegistryError> {
         let (files, remote) = match location {
-            RegistryLocation::Folder(root) => (root.join(blob::FOLDER), false),
-            RegistryLocation::S3(_) => (cache.to_owned(), true),
+            RegistryLocation::Folder(root) => {
+                leftovers::remove(root);
+                (root.join(blob::FOLDER), false)
+            }
+            RegistryLocation::S3(_) => {
+                atomic_file::remove_leftovers(cache);
+                (cache.to_owned(), true)
+            }
         };
         Ok(Registry::new(Store::open(location)?, files, remote))
     }
@@ -134,6 +142,9 @@ impl Registry {
     fn read_new_entries(&self, state: &mut RegistryState) -> Result<(), RegistryError> {
         if state.head == 0 {
             self.read_all_entries(state)?;
+        } else if self.store.get(&log_entry::path(state.head + 1))?.is_some() {
+            // Entries of another log must not be applied to this state.
+            self.check_head(state)?;
         }
         // The first missing entry is the end of the log.
         loop {
@@ -191,6 +202,25 @@ impl Registry {
         format!("{}/{}", self.store.name, log_entry::path(sequence))
     }
 
+    /// Checks that the log still has the newest entry of `state`. An entry after a missing one would be lost at the next start.
+    fn check_head(&self, state: &RegistryState) -> Result<(), RegistryError> {
+        let Some(newest) = state.entries.last() else {
+            return Ok(());
+        };
+        let found = self.store.get(&log_entry::path(newest.sequence))?;
+        let path = self.path_of(newest.sequence);
+        let same = found.is_some_and(|bytes| {
+            let found = log_entry::read(&bytes, &path, newest.sequence);
+            found.is_ok_and(|found| found.id == newest.id)
+        });
+        match same {
+            true => Ok(()),
+            false => Err(RegistryError::Removed {
+                name: self.store.name.clone(),
+            }),
+        }
+    }
+
     /// Appends the change that `make` returns for the newest state; calls it again if another writer was faster.
     fn append(
         &self,
@@ -201,6 +231,7 @@ impl Registry {
             let state = self.refresh()?;
             let change = make(&state)?;
             state.check_new(&change)?;
+            self.check_head(&state)?;
             let entry = LogEntry {
                 format: log_entry::FORMAT,
                 sequence: state.head + 1,
@@ -224,6 +255,14 @@ impl Registry {
                 {
                     continue;
                 }
+            }
+            if let Err(removed) = self.check_head(&state) {
+                // The registry was removed since the first check. The entry is not acknowledged, and alone it would hinder the next
+                // start.
+                if matches!(removed, RegistryError::Removed { .. }) {
+                    let _ = self.store.delete(&path);
+                }
+                return Err(removed);
             }
             self.refresh()?;
             return Ok(Arc::new(entry));
@@ -267,6 +306,7 @@ impl Registry {
         // Checked first, so that a refused publication uploads nothing.
         let state = self.refresh()?;
         state.check_new(&make(&state)?)?;
+        self.check_head(&state)?;
         if let Some(content) = content {
             blob::write(&self.store, content)?;
         }

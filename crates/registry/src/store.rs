@@ -286,7 +286,7 @@ fn none_if_missing<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
 }
 
 fn local(folder: &FilePath) -> Result<Arc<dyn ObjectStore>, Error> {
-    std::fs::create_dir_all(folder).map_err(|source| Error::Generic {
+    formats::disk::create_folders(folder).map_err(|source| Error::Generic {
         store: "folder",
         source: Box::new(source),
     })?;

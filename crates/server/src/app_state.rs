@@ -3,7 +3,9 @@
 use std::sync::{Arc, OnceLock};
 
 use jobs::{EvaluationResults, JobError, Jobs, ResultError};
+use serde::Serialize;
 use service::Service;
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::unix_time::unix_time;
@@ -63,6 +65,14 @@ impl AppState {
         Err(JobError::NoJobs { why }.into())
     }
 
+    pub(crate) fn jobs_availability(&self) -> JobsAvailability {
+        match self.0.jobs.get() {
+            Some(Ok(jobs)) if jobs.is_available() => JobsAvailability::Ready,
+            Some(_) => JobsAvailability::Unavailable,
+            None => JobsAvailability::Off,
+        }
+    }
+
     pub(crate) fn service(&self) -> Result<Arc<Service>, ApiError> {
         let service = self.0.service.get().cloned();
         service.ok_or_else(ApiError::loading)
@@ -71,6 +81,18 @@ impl AppState {
     pub(crate) fn started_at(&self) -> u64 {
         self.0.started_at
     }
+}
+
+/// Whether the server runs files and training jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum JobsAvailability {
+    /// They work.
+    Ready,
+    /// Their folder cannot be used.
+    Unavailable,
+    /// The server was started without them.
+    Off,
 }
 
 impl From<Arc<Service>> for AppState {

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use formats::peft;
+use formats::{disk, peft};
 use zip::ZipArchive;
 
 use crate::uploads::UploadError;
@@ -83,16 +83,26 @@ pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadEr
             path: target.clone(),
             source,
         };
-        let mut out = File::create(&target).map_err(io)?;
+        let mut out = disk::create(&target).map_err(io)?;
         // The archive may declare any size.
-        let copied = std::io::copy(&mut entry.by_ref().take(limit + 1), &mut out);
-        let copied = copied.map_err(|error| broken(&error))?;
-        if copied > limit {
-            return Err(UploadError::TooLarge {
-                name: file.to_owned(),
-                limit,
-            });
+        let mut entry = entry.by_ref().take(limit + 1);
+        let mut buffer = vec![0; 64 << 10];
+        let mut copied = 0;
+        loop {
+            let count = entry.read(&mut buffer).map_err(|error| broken(&error))?;
+            if count == 0 {
+                break;
+            }
+            copied += count as u64;
+            if copied > limit {
+                return Err(UploadError::TooLarge {
+                    name: file.to_owned(),
+                    limit,
+                });
+            }
+            out.write_all(&buffer[..count]).map_err(io)?;
         }
+        out.sync_all().map_err(io)?;
     }
     for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
         if !found.contains(file) {
@@ -105,8 +115,6 @@ pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadEr
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use zip::write::SimpleFileOptions;
     use zip::{CompressionMethod, ZipWriter};
 

@@ -1,12 +1,14 @@
-//! Adapters that clients upload: each waits in a folder named by its hash until it is published, forgotten, or too old.
+//! Adapters that clients upload: each waits in a folder named by its hash until it is published, forgotten, or too old. Nothing
+//! else in the folder of uploads is ever removed.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use formats::atomic_file::{self, AtomicFile, AtomicFolder};
+use formats::disk;
 use formats::peft::Dtype;
 use registry::RegistryError;
-use tempfile::{NamedTempFile, TempDir};
 
 /// The most uploads that wait to be published; beyond that the oldest are removed.
 const MAX_UPLOADS: usize = 8;
@@ -110,19 +112,25 @@ impl UploadStore {
     }
 
     /// An empty file for an archive that is being received; it is removed on drop.
-    pub fn new_archive(&self) -> Result<NamedTempFile, UploadError> {
-        fs::create_dir_all(&self.root).map_err(self.io())?;
-        NamedTempFile::new_in(&self.root).map_err(self.io())
+    pub fn new_archive(&self) -> Result<AtomicFile, UploadError> {
+        disk::create_folders(&self.root).map_err(self.io())?;
+        AtomicFile::create_private_in(&self.root).map_err(self.io())
     }
 
     /// An empty folder to unpack an archive into; it is removed on drop.
-    pub fn new_folder(&self) -> Result<TempDir, UploadError> {
-        TempDir::new_in(&self.root).map_err(self.io())
+    pub fn new_folder(&self) -> Result<AtomicFolder, UploadError> {
+        AtomicFolder::create_in(&self.root).map_err(self.io())
+    }
+
+    /// Removes uploads that are too old, and what killed processes left. Without this an unused server would keep them.
+    pub fn remove_stale(&self) {
+        atomic_file::remove_leftovers(&self.root);
+        self.remove_old();
     }
 
     /// Removes an upload.
     pub fn remove(&self, sha256: &str) -> Result<(), UploadError> {
-        fs::remove_dir_all(self.find(sha256)?).map_err(self.io())
+        atomic_file::remove_folder(&self.find(sha256)?).map_err(self.io())
     }
 
     fn io(&self) -> impl Fn(std::io::Error) -> UploadError + '_ {
@@ -137,19 +145,18 @@ impl UploadStore {
         let unknown = || UploadError::Unknown {
             sha256: sha256.chars().take(64).collect(),
         };
-        let digits = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
         let dir = self.root.join(sha256);
-        (digits && dir.is_dir()).then_some(dir).ok_or_else(unknown)
+        (is_sha256(sha256) && dir.is_dir()).then_some(dir).ok_or_else(unknown)
     }
 
     /// Stores an unpacked adapter under its hash.
-    pub fn store(&self, unpacked: TempDir, sha256: &str) -> Result<(), UploadError> {
+    pub fn store(&self, unpacked: AtomicFolder, sha256: &str) -> Result<(), UploadError> {
         let dir = self.root.join(sha256);
         // The same adapter again: its time starts anew.
         if dir.exists() {
-            fs::remove_dir_all(&dir).map_err(self.io())?;
+            atomic_file::remove_folder(&dir).map_err(self.io())?;
         }
-        fs::rename(unpacked.keep(), &dir).map_err(self.io())?;
+        unpacked.commit(&dir).map_err(self.io())?;
         self.remove_old();
         Ok(())
     }
@@ -158,6 +165,10 @@ impl UploadStore {
     fn remove_old(&self) {
         let mut uploads: Vec<(Duration, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if !is_folder || !entry.file_name().to_str().is_some_and(is_sha256) {
+                continue;
+            }
             let age = entry.metadata().and_then(|data| data.modified());
             let age = age
                 .ok()
@@ -168,17 +179,25 @@ impl UploadStore {
         uploads.sort();
         for (at, (age, path)) in uploads.into_iter().enumerate() {
             if at >= MAX_UPLOADS || age > MAX_AGE {
-                let _ = match path.is_dir() {
-                    true => fs::remove_dir_all(&path),
-                    false => fs::remove_file(&path),
-                };
+                // The next call tries again.
+                let _ = atomic_file::remove_folder(&path);
             }
         }
     }
 }
 
+/// Whether `name` is a content hash as this server writes it.
+fn is_sha256(name: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.len() == 64 && name.bytes().all(hex)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
     #[test]
@@ -186,12 +205,69 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let uploads = UploadStore::new(root.path().to_owned());
         for n in 0..MAX_UPLOADS + 3 {
-            let dir = TempDir::new_in(root.path()).unwrap();
-            uploads.store(dir, &format!("{n:064x}")).unwrap();
+            uploads.store(uploads.new_folder().unwrap(), &format!("{n:064x}")).unwrap();
         }
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), MAX_UPLOADS);
         for wrong in ["", "..", "../..", &"0".repeat(63), &"f".repeat(64)] {
             assert!(uploads.find(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn only_uploads_and_leftovers_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let uploads = UploadStore::new(root.path().to_owned());
+        let old = std::time::SystemTime::now() - 2 * MAX_AGE;
+        let folder = |name: &str| {
+            let dir = root.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            fs::File::open(&dir).unwrap().set_modified(old).unwrap();
+        };
+        for n in 0..MAX_UPLOADS + 3 {
+            folder(&format!("mine-{n}"));
+        }
+        folder(&"A".repeat(64));
+        folder(".tmpAb12Cd");
+        fs::write(root.path().join("notes.txt"), "").unwrap();
+        let before = fs::read_dir(root.path()).unwrap().count();
+        folder(&"0".repeat(64));
+        folder(&format!("{}killed", atomic_file::MARK));
+        uploads.remove_stale();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), before);
+    }
+
+    #[test]
+    fn upload_is_complete_or_missing_after_every_fault() {
+        let store = |uploads: &UploadStore, sha256: &str| {
+            let mut archive = uploads.new_archive()?;
+            archive.file().write_all(b"zip").map_err(uploads.io())?;
+            let dir = uploads.new_folder()?;
+            for name in ["config", "weights"] {
+                let file = disk::create(&dir.path().join(name));
+                let write = |mut file: disk::DiskFile| {
+                    file.write_all(b"content")?;
+                    file.sync_all()
+                };
+                file.and_then(write).map_err(uploads.io())?;
+            }
+            uploads.store(dir, sha256)
+        };
+        for_each_fault(|injection| {
+            let root = tempfile::tempdir().unwrap();
+            let uploads = UploadStore::new(root.path().join("uploads"));
+            let (old, new) = ("0".repeat(64), "1".repeat(64));
+            store(&uploads, &old).unwrap();
+            let stored = injection.run(|| store(&uploads, &new));
+            assert!(uploads.find(&old).is_ok(), "{injection:?}");
+            match uploads.find(&new) {
+                Ok(dir) => {
+                    for name in ["config", "weights"] {
+                        assert_eq!(fs::read(dir.join(name)).unwrap(), b"content");
+                    }
+                }
+                Err(_) => assert!(stored.is_err(), "{injection:?}"),
+            }
+            store(&uploads, &new).unwrap();
+        });
     }
 }

@@ -1,15 +1,18 @@
-//! Blind votes between two personas, versions or blends: one JSON object a line in `votes.jsonl`, and their tallies.
+//! Blind votes between two personas, versions or blends: one JSON object a line in `votes.jsonl`, and their tallies. A damaged line
+//! affects only itself.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use formats::append_log::{AppendLog, Flush};
+use formats::disk;
 use serde::{Deserialize, Serialize};
 
 /// The most votes that are stored.
 pub const MAX_VOTES: usize = 100_000;
+/// The most damaged lines that are logged one by one.
+const MAX_LOGGED: u64 = 5;
 /// The longest prompt that is stored with a vote, in bytes.
 pub const MAX_PROMPT: usize = 4 << 10;
 
@@ -26,16 +29,6 @@ pub enum VoteError {
     Full {
         /// The file.
         path: PathBuf,
-    },
-    /// A line of the file is not a vote.
-    #[error("{}:{line}: {message}", path.display())]
-    Broken {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong.
-        message: String,
     },
     /// The folder cannot be used.
     #[error("{}: {source}", path.display())]
@@ -94,7 +87,7 @@ pub struct Tally {
 /// The file of votes, which only one process writes.
 #[derive(Debug)]
 pub struct Votes {
-    path: PathBuf,
+    log: AppendLog,
     /// Loaded on first use.
     tallies: Mutex<Option<Tallies>>,
 }
@@ -102,6 +95,8 @@ pub struct Votes {
 #[derive(Debug, Default)]
 struct Tallies {
     count: usize,
+    /// Lines that are not votes.
+    damaged: u64,
     by_pair: BTreeMap<(String, String), Tally>,
 }
 
@@ -138,7 +133,7 @@ impl Votes {
     #[must_use]
     pub fn new(folder: &Path) -> Votes {
         Votes {
-            path: folder.join("votes.jsonl"),
+            log: AppendLog::new(folder.join("votes.jsonl")),
             tallies: Mutex::default(),
         }
     }
@@ -150,21 +145,15 @@ impl Votes {
     pub fn add(&self, vote: &Vote) -> Result<Tally, VoteError> {
         self.with(|tallies| {
             if tallies.count >= MAX_VOTES {
-                let path = self.path.clone();
+                let path = self.log.path().to_owned();
                 return Err(VoteError::Full { path });
             }
             let io = |source| self.io(source);
-            if let Some(folder) = self.path.parent() {
-                fs::create_dir_all(folder).map_err(io)?;
+            if let Some(folder) = self.log.path().parent() {
+                disk::create_folders(folder).map_err(io)?;
             }
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&self.path);
-            let mut file = file.map_err(io)?;
             let line = serde_json::to_string(vote).map_err(|error| io(error.into()))?;
-            file.write_all(format!("{line}\n").as_bytes()).map_err(io)?;
-            file.sync_data().map_err(io)?;
+            self.log.append(line.as_bytes(), Flush::Now).map_err(io)?;
             Ok(tallies.add(vote).clone())
         })
     }
@@ -177,8 +166,14 @@ impl Votes {
         self.with(|tallies| Ok(tallies.by_pair.values().cloned().collect()))
     }
 
+    /// The number of damaged lines; 0 before the file is read.
+    pub fn damaged(&self) -> u64 {
+        let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        tallies.as_ref().map_or(0, |tallies| tallies.damaged)
+    }
+
     fn io(&self, source: std::io::Error) -> VoteError {
-        let path = self.path.clone();
+        let path = self.log.path().to_owned();
         VoteError::Io { path, source }
     }
 
@@ -193,27 +188,30 @@ impl Votes {
         }
     }
 
-    /// Reads the file. An incomplete last line is a vote whose writer was killed: it was never confirmed, and is cut off.
+    /// Reads the file. A damaged line is logged and stays in it.
     fn read(&self) -> Result<Tallies, VoteError> {
         let mut tallies = Tallies::default();
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(tallies),
-            Err(error) => return Err(self.io(error)),
-        };
-        let whole = text.rfind('\n').map_or(0, |at| at + 1);
-        for (at, line) in text[..whole].lines().enumerate() {
-            let vote = serde_json::from_str(line).map_err(|error| VoteError::Broken {
-                path: self.path.clone(),
-                line: at + 1,
-                message: error.to_string(),
-            })?;
-            tallies.add(&vote);
-        }
-        if whole < text.len() {
-            let file = File::options().write(true).open(&self.path);
-            let cut = file.and_then(|file| file.set_len(whole as u64));
-            cut.map_err(|error| self.io(error))?;
+        let path = self.log.path().display();
+        let read = self.log.read(|number, line| {
+            if line.is_empty() {
+                return;
+            }
+            match serde_json::from_slice(line) {
+                Ok(vote) => {
+                    tallies.add(&vote);
+                }
+                Err(error) => {
+                    tallies.damaged += 1;
+                    if tallies.damaged <= MAX_LOGGED {
+                        tracing::error!("{path}:{number}: not a vote, skipped: {error}");
+                    }
+                }
+            }
+        });
+        read.map_err(|error| self.io(error))?;
+        if tallies.damaged > MAX_LOGGED {
+            let damaged = tallies.damaged;
+            tracing::error!("{path}: {damaged} lines are not votes and were skipped");
         }
         Ok(tallies)
     }
@@ -221,6 +219,10 @@ impl Votes {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
     fn vote(a: &str, b: &str, winner: Winner) -> Vote {
@@ -256,8 +258,54 @@ mod tests {
         again.add(&vote("x@1", "y@1", Winner::B)).unwrap();
         assert_eq!(Votes::new(folder.path()).tallies().unwrap()[1].b_wins, 2);
 
-        fs::write(&path, format!("{text}nonsense\n")).unwrap();
-        let error = Votes::new(folder.path()).tallies().unwrap_err().to_string();
-        assert!(error.contains("votes.jsonl:6: "), "{error}");
+        // Damaged lines affect only themselves.
+        let damaged = format!("nonsense\n{text}\u{fffd}\n\n{{\"time\":1}}\n{{\"time\":");
+        fs::write(&path, damaged).unwrap();
+        let again = Votes::new(folder.path());
+        assert_eq!(again.tallies().unwrap(), before);
+        assert_eq!(again.damaged(), 4);
+    }
+
+    #[test]
+    fn confirmed_votes_are_kept_after_every_fault() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let new = || Votes::new(&folder.path().join("judgements"));
+            let votes = new();
+            let mut confirmed = 0;
+            let mut add = |votes: &Votes| {
+                let added = votes.add(&vote("x@1", "x@2", Winner::A));
+                confirmed += u64::from(added.is_ok());
+            };
+            injection.run(|| {
+                add(&votes);
+                add(&votes);
+            });
+            // Either this process goes on, or the next one.
+            match injection.fault.ends_the_process() {
+                true => add(&new()),
+                false => add(&votes),
+            }
+            let wins = new().tallies().unwrap()[0].a_wins;
+            assert!(wins >= confirmed, "{injection:?}: {wins} of {confirmed}");
+            if !injection.fault.ends_the_process() {
+                assert_eq!(wins, confirmed, "{injection:?}");
+                assert_eq!(votes.tallies().unwrap()[0].a_wins, confirmed);
+            }
+        });
+    }
+
+    #[test]
+    fn vote_after_an_incomplete_line_is_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let votes = Votes::new(folder.path());
+        votes.add(&vote("x@1", "x@2", Winner::A)).unwrap();
+        // A full disk left half of a line, and the next vote fits again.
+        let path = folder.path().join("votes.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{text}{{\"time\":")).unwrap();
+        votes.add(&vote("x@1", "x@2", Winner::A)).unwrap();
+        let again = Votes::new(folder.path()).tallies().unwrap();
+        assert_eq!(again[0].a_wins, 2);
     }
 }

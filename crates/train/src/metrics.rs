@@ -4,10 +4,10 @@
 //! Contains only values that are the same in every repetition of the run: no times, no speeds. So a run that was killed and
 //! resumed leaves the same bytes as one that was not. Does not know how they are computed.
 
-use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use formats::disk::{self, DiskFile};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -69,17 +69,14 @@ pub struct MetricsLog {
 #[derive(Debug)]
 struct Appended {
     path: PathBuf,
-    file: File,
+    file: DiskFile,
 }
 
 impl Appended {
     /// Makes the file hold exactly `bytes`.
     fn start(path: PathBuf, bytes: &[u8]) -> Result<Self, TrainError> {
         replace_file(&path, |file| file.write_all(bytes))?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .map_err(TrainError::write(&path))?;
+        let file = disk::open_append(&path).map_err(TrainError::write(&path))?;
         Ok(Self { path, file })
     }
 

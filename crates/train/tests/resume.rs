@@ -6,6 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use formats::disk::faults::for_each_fault;
 use toy::{Notes, Toy, task};
 use train::trainer::{Outcome, RunOptions, TrainedAdapter, train};
 use train::{TrainError, TrainTask};
@@ -63,6 +64,33 @@ fn finished(outcome: Outcome) -> Vec<TrainedAdapter> {
 
 fn flag() -> &'static AtomicBool {
     Box::leak(Box::new(AtomicBool::new(false)))
+}
+
+#[test]
+fn run_resumes_to_the_same_bytes_after_every_fault_of_the_disk() {
+    let tasks = |folder: &Folder| {
+        let mut one = task("one", 9, 0);
+        one.metrics = Some(folder.path("one/metrics.jsonl"));
+        one.settings.epochs = 1;
+        vec![one]
+    };
+    let files = |folder: &Folder| {
+        let names = ["run/checkpoint.safetensors", "one/metrics.jsonl"];
+        names.map(|name| fs::read(folder.path(name)).unwrap())
+    };
+    let whole = Folder::new();
+    let run_in = |folder: &Folder| run(tasks(folder), &folder.options(), &mut Notes::default());
+    let expected = finished(run_in(&whole).unwrap());
+    for_each_fault(|injection| {
+        let folder = Folder::new();
+        // A run that cannot write ends with an error; a run that goes on is not affected.
+        if let Ok(outcome) = injection.run(|| run_in(&folder)) {
+            assert!(finished(outcome) == expected, "{injection:?}");
+        }
+        let again = finished(run_in(&folder).unwrap());
+        assert!(again == expected, "{injection:?}");
+        assert!(files(&folder) == files(&whole), "{injection:?}");
+    });
 }
 
 #[test]

@@ -5,10 +5,9 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use formats::atomic_file::{self, AtomicFile};
+use formats::atomic_file::{self, AtomicFile, AtomicFolder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
 use super::known_bases::KnownBase;
 use crate::progress::Progress;
@@ -38,22 +37,7 @@ impl FolderLock {
                 });
             }
         }
-        for entry in std::fs::read_dir(folder)?.flatten() {
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(atomic_file::MARK.as_bytes())
-            {
-                // No other process fetches while this one has the lock, so these are leftovers. One that cannot be removed only
-                // takes room.
-                let path = entry.path();
-                let _ = if path.is_dir() {
-                    std::fs::remove_dir_all(&path)
-                } else {
-                    std::fs::remove_file(&path)
-                };
-            }
-        }
+        atomic_file::remove_leftovers(folder);
         Ok(Self {
             folder: folder.to_owned(),
             lock,
@@ -61,10 +45,8 @@ impl FolderLock {
     }
 
     /// A temporary folder in the cache folder.
-    pub fn folder(&self) -> io::Result<TempDir> {
-        tempfile::Builder::new()
-            .prefix(atomic_file::MARK)
-            .tempdir_in(&self.folder)
+    pub fn folder(&self) -> io::Result<AtomicFolder> {
+        AtomicFolder::create_in(&self.folder)
     }
 
     /// Copies `reader` to a new file, checks its length and hash, and moves it to `path`.
@@ -217,6 +199,8 @@ pub fn hash_file(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
     const TINY: KnownBase = KnownBase {
@@ -300,5 +284,26 @@ mod tests {
             }
         });
         assert_eq!(check(&TINY, &path), Ok(true));
+    }
+
+    #[test]
+    fn base_is_complete_or_missing_after_every_fault() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(TINY.file);
+            let store = || {
+                let lock = FolderLock::wait(folder.path(), &Progress::hidden())
+                    .map_err(|error| error.to_string())?;
+                lock.store(&TINY, &mut &b"abcdef"[..], &path, &Progress::hidden())
+            };
+            let stored = injection.run(store);
+            match check(&TINY, &path) {
+                Ok(found) => assert!(found || stored.is_err(), "{injection:?}"),
+                Err(why) => panic!("{injection:?}: {why}"),
+            }
+            store().unwrap();
+            assert_eq!(check(&TINY, &path), Ok(true));
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        });
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! `HF_ENDPOINT` selects another hub than Hugging Face's, `HF_TOKEN` the account.
 
-use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use formats::disk;
 use serde::Deserialize;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
@@ -232,17 +232,18 @@ impl<'a> HubClient<'a> {
             let found = hash_file(&part).map_err(io)?;
             if found != lfs.sha256 {
                 // Resuming would not repair it.
-                let _ = fs::remove_file(&part);
+                let _ = disk::remove_file(&part);
                 return Err(self.failed(format!(
                     "{name}: the sha256 of the download is {found}, the hub lists {}; the download is removed: try again",
                     lfs.sha256
                 )));
             }
         }
-        File::open(&part)
+        disk::open_append(&part)
             .and_then(|file| file.sync_all())
             .map_err(io)?;
-        fs::rename(&part, &path).map_err(io)?;
+        disk::rename(&part, &path).map_err(io)?;
+        disk::sync_folder(folder).map_err(io)?;
         Ok(bytes)
     }
 
@@ -282,15 +283,11 @@ impl<'a> HubClient<'a> {
     ) -> Result<(), DownloadError> {
         let last = DownloadError::last;
         let resumable = DownloadError::resumable;
-        let disk = |error: std::io::Error| last(format!("{}: {error}", part.display()));
-        let mut out = File::options()
-            .create(true)
-            .append(true)
-            .open(part)
-            .map_err(disk)?;
-        let mut has = out.metadata().map_err(disk)?.len();
+        let failed = |error: std::io::Error| last(format!("{}: {error}", part.display()));
+        let mut out = disk::open_append(part).map_err(failed)?;
+        let mut has = out.metadata().map_err(failed)?.len();
         if size.is_some_and(|size| has > size) {
-            out.set_len(0).map_err(disk)?;
+            out.truncate(0).map_err(failed)?;
             has = 0;
         }
         if size == Some(has) && has > 0 {
@@ -313,7 +310,7 @@ impl<'a> HubClient<'a> {
         }
         if has > 0 && status != StatusCode::PARTIAL_CONTENT {
             // The hub sends the whole file again.
-            out.set_len(0).map_err(disk)?;
+            out.truncate(0).map_err(failed)?;
             has = 0;
         }
         progress.add(has);
@@ -326,12 +323,12 @@ impl<'a> HubClient<'a> {
             if count == 0 {
                 break;
             }
-            out.write_all(&buffer[..count]).map_err(disk)?;
+            out.write_all(&buffer[..count]).map_err(failed)?;
             has += count as u64;
             *bytes += count as u64;
             progress.add(count as u64);
             if size.is_some_and(|size| has > size) {
-                let _ = fs::remove_file(part);
+                let _ = disk::remove_file(part);
                 return Err(last(format!(
                     "longer than the {} bytes that the hub lists",
                     size.unwrap_or(0)

@@ -13,7 +13,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use formats::atomic_file;
+use formats::{atomic_file, disk};
 use serde::Deserialize;
 
 use super::cache_folder::FolderLock;
@@ -132,7 +132,7 @@ pub fn pull_repository(
         let path = path.to_owned();
         move |source| PullError::Folder { path, source }
     };
-    fs::create_dir_all(&folder).map_err(io(&folder))?;
+    disk::create_folders(&folder).map_err(io(&folder))?;
     let _lock = FolderLock::wait(&folder, progress).map_err(io(&folder))?;
     let hub = HubClient::new(wanted.id.as_str(), hub);
     progress.spin(&format!("Asking {} for {}", hub.endpoint, wanted.id));
@@ -142,7 +142,7 @@ pub fn pull_repository(
     }
     let files = choose(&listing.siblings, wanted.file.as_deref()).map_err(|why| hub.failed(why))?;
     let at = folder.join(&listing.sha);
-    fs::create_dir_all(&at).map_err(io(&at))?;
+    disk::create_folders(&at).map_err(io(&at))?;
     let total: u64 = files.iter().filter_map(|file| file.size).sum();
     progress.bytes(&format!("Fetching {}", wanted.id), total);
     let mut bytes = 0;

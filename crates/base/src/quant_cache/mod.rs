@@ -20,7 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use formats::atomic_file;
+use formats::{atomic_file, disk};
 use sha2::{Digest as _, Sha256};
 
 use self::marker::{GGUF, KNOWN, MAX_AGE, SHA256};
@@ -40,6 +40,21 @@ pub const LIMIT: u64 = 64 << 30;
 pub struct QuantCache {
     folder: PathBuf,
     limit: u64,
+}
+
+/// Whether this cache gave the name to a file.
+fn is_cache_name(name: &str) -> bool {
+    let hex = |text: &str, digits: usize| {
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        text.len() == digits && text.bytes().all(digit)
+    };
+    match name.rsplit_once('.') {
+        Some((stem, GGUF)) => stem
+            .split_once('-')
+            .is_some_and(|(outline, content)| hex(outline, 16) && hex(content, 64)),
+        Some((stem, KNOWN | SHA256)) => hex(stem, 64),
+        _ => false,
+    }
 }
 
 /// A cached file.
@@ -120,7 +135,7 @@ impl QuantCache {
             return Ok(hash);
         }
         let hash = sha256(path)?;
-        if fs::create_dir_all(&self.folder).is_ok() {
+        if disk::create_folders(&self.folder).is_ok() {
             self.sweep();
             marker::write(&marker, hash.as_bytes());
         }
@@ -154,9 +169,11 @@ impl QuantCache {
         found
     }
 
+    /// The files that this cache made. Others in the folder are left alone.
     fn files(&self) -> impl Iterator<Item = (PathBuf, fs::Metadata)> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
+        let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_cache_name));
+        ours.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
     }
 
     /// Begins to cache the quantized tensors of a base.
@@ -169,7 +186,7 @@ impl QuantCache {
             .iter()
             .filter_map(|(_, dtype, dims)| dtype.bytes_for(dims.iter().product()))
             .sum();
-        fs::create_dir_all(&self.folder)?;
+        disk::create_folders(&self.folder)?;
         self.make_room(bytes)?;
         // The files are listed before they are read: if they change meanwhile, the marker does not match them.
         let marker = self.marker(&source);
@@ -186,7 +203,7 @@ impl QuantCache {
                 && marker::cached_file(&path).is_none_or(|name| !self.folder.join(name).exists());
             let too_old = is(SHA256) && older(MAX_AGE);
             if file_is_missing || too_old {
-                let _ = fs::remove_file(&path);
+                let _ = disk::remove_file(&path);
             }
         }
     }
@@ -200,7 +217,7 @@ impl QuantCache {
             if total + bytes <= self.limit {
                 break;
             }
-            fs::remove_file(path)?;
+            disk::remove_file(&path)?;
             total -= length;
         }
         if bytes > self.limit {

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use formats::disk::faults::for_each_fault;
 use formats::gguf::{GgmlType, Gguf, GgufWriter};
 use model::Precision;
 
@@ -209,4 +210,53 @@ fn least_recently_used_file_is_removed_first() {
     cache.limit = 10;
     let error = cache.begin(bases[0].source(Precision::Q4));
     assert!(error.err().unwrap().to_string().contains("more than"));
+}
+
+#[test]
+fn files_of_someone_else_are_never_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut cache = cache_in(folder.path());
+    cache.limit = 20 << 10;
+    fs::create_dir_all(&cache.folder).unwrap();
+    let old = SystemTime::now() - 2 * marker::MAX_AGE;
+    let foreign = ["my-model.gguf", "my-model.gguf.sha256", "list.known", "a-b.gguf"];
+    for name in foreign {
+        let path = cache.folder.join(name);
+        fs::write(&path, [0; 30 << 10]).unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    let tensors = Tensors::write(at("a.gguf"), 1, 1);
+    tensors.store(&cache, Precision::Q8, 1);
+    cache.base_sha256(&tensors.path).unwrap();
+    for name in foreign {
+        assert!(cache.folder.join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn cache_has_complete_files_only_after_every_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = Tensors::write(folder.path().join("base.gguf"), 1, 1);
+    for_each_fault(|injection| {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache_in(folder.path());
+        let source = base.source(Precision::Q8);
+        let stored = injection.run(|| {
+            let writer = cache.begin(source)?;
+            writer.put("t", &[7; 4352]);
+            writer.finish()
+        });
+        match base.found(&cache, Precision::Q8) {
+            Some(found) => assert_eq!(found, 7, "{injection:?}"),
+            None => assert!(stored.is_err(), "{injection:?}"),
+        }
+        base.store(&cache, Precision::Q8, 7);
+        assert_eq!(base.found(&cache, Precision::Q8), Some(7));
+        cache.sweep();
+        let ours = cache.files().count();
+        let all = fs::read_dir(&cache.folder).unwrap().count();
+        assert_eq!(ours, all, "{injection:?}");
+    });
 }

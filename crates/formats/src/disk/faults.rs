@@ -72,7 +72,7 @@ thread_local! {
 }
 
 impl Injection {
-    /// Runs `work` with the fault.
+    /// Runs `work` with the fault. Operations are counted anew in each call.
     pub fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
         STATE.with_borrow_mut(|state| {
             *state = Some(State {
@@ -84,7 +84,7 @@ impl Injection {
         });
         let result = work();
         let state = STATE.take();
-        self.reached = state.is_some_and(|state| state.count >= self.at);
+        self.reached |= state.is_some_and(|state| state.count >= self.at);
         result
     }
 }

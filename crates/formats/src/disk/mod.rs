@@ -133,6 +133,16 @@ pub fn create(path: &Path) -> io::Result<DiskFile> {
     File::create(path).map(DiskFile::new)
 }
 
+/// Writes a file, and flushes it to the disk. It is not complete in one step: use it in an [`crate::atomic_file::AtomicFolder`].
+///
+/// # Errors
+/// It cannot be created or written.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
 /// Opens a file for reading, and for writing at its end; creates a missing one.
 ///
 /// # Errors

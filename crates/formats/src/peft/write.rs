@@ -108,3 +108,56 @@ impl Adapter {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::faults::for_each_fault;
+    use crate::peft::{LoraPair, Module};
+
+    fn adapter(value: f32, alpha: f64) -> Adapter {
+        Adapter {
+            config: AdapterConfig::new(1, alpha, &[Module::Q]),
+            pairs: vec![LoraPair {
+                layer: 0,
+                module: Module::Q,
+                rank: 1,
+                inputs: 2,
+                outputs: 2,
+                scale: alpha as f32,
+                a: vec![value; 2],
+                b: vec![value; 2],
+            }],
+            dtype: Dtype::F32,
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn folder_never_mixes_two_adapters_after_any_fault() {
+        // With another configuration, and with the same.
+        for alpha in [2.0, 1.0] {
+            for_each_fault(|injection| {
+                let folder = tempfile::tempdir().unwrap();
+                let dir = folder.path().join("adapter");
+                let (old, new) = (adapter(0.5, 1.0), adapter(0.25, alpha));
+                old.write(&dir, Dtype::F32, "old").unwrap();
+                let written = injection.run(|| new.write(&dir, Dtype::F32, "new"));
+                match Adapter::read(&dir) {
+                    Ok(found) if found.pairs == new.pairs => assert_eq!(found.config, new.config),
+                    Ok(found) => {
+                        assert!(written.is_err(), "{injection:?}");
+                        assert_eq!((found.pairs, found.config), (old.pairs, old.config));
+                    }
+                    // Its configuration comes last, so a reader finds no adapter.
+                    Err(_) => {
+                        assert!(written.is_err(), "{injection:?}");
+                        assert!(!dir.join(CONFIG_FILE).exists(), "{injection:?}");
+                    }
+                }
+                new.write(&dir, Dtype::F32, "new").unwrap();
+                assert_eq!(Adapter::read(&dir).unwrap().pairs, new.pairs);
+            });
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::Write as _;
 use std::path::Path;
 
+use formats::atomic_file;
 use formats::chat_template::Message;
 use registry::Persona;
 use serde_json::json;
@@ -263,7 +264,18 @@ fn collect_text(stream: TextStream) -> Result<(String, usize), EvaluationError> 
 
 /// Writes the answers of the base and of each persona to its own rows, one JSON object per line.
 pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::io::Result<()> {
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    atomic_file::replace(path, |file| {
+        let mut file = std::io::BufWriter::new(file);
+        write_lines(&mut file, candidates, answers)?;
+        file.flush()
+    })
+}
+
+fn write_lines(
+    file: &mut impl std::io::Write,
+    candidates: &[Candidate],
+    answers: &Answers,
+) -> std::io::Result<()> {
     for answered in &answers.all {
         let Question {
             candidate: of,
@@ -298,5 +310,5 @@ pub fn write(path: &Path, candidates: &[Candidate], answers: &Answers) -> std::i
         });
         writeln!(file, "{line}")?;
     }
-    file.flush()
+    Ok(())
 }

@@ -16,7 +16,7 @@ use crate::jobs_state::JobsState;
 use crate::key_turns::Stage;
 use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
-use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus};
+use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus, ID_PREFIX};
 use crate::records::failure::Failure;
 use crate::work_queue::{QueueState, Running};
 
@@ -26,8 +26,6 @@ const MAX_PERSONAS: usize = 8;
 const MAX_ROWS: usize = 500;
 /// The default of `max_rows`.
 const DEFAULT_ROWS: usize = 100;
-/// The prefix of an evaluation's id.
-pub const ID_PREFIX: &str = "eval-";
 
 /// The body of a request for an evaluation.
 #[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
@@ -60,6 +58,7 @@ impl JobsState {
     pub fn evaluate(&self, caller: &Caller, new: &NewEvaluation) -> Result<Evaluation, JobError> {
         let viewer = Viewer::of(caller);
         self.results()?;
+        self.folder.check()?;
         let personas = self.resolve_personas(caller, new)?;
         let max_rows = new.max_rows.unwrap_or(DEFAULT_ROWS);
         if !(1..=MAX_ROWS).contains(&max_rows) {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use formats::disk;
 use service::Caller;
 
 use super::events::EventLog;
@@ -43,6 +44,7 @@ impl JobsState {
     /// A field is invalid, [`JobError::Quota`], or a disk error.
     pub fn create_job(&self, caller: &Caller, new: &NewJob) -> Result<JobRecord, JobError> {
         let viewer = Viewer::of(caller);
+        self.folder.check()?;
         if let Err(error) = self.service.registry() {
             let why = error.to_string();
             return Err(JobError::NoJobs { why });
@@ -61,7 +63,7 @@ impl JobsState {
         };
         let make_folder = |record: &JobRecord| {
             let folder = self.job_folder(&record.id);
-            std::fs::create_dir_all(&folder).map_err(JobError::io(&folder))?;
+            disk::create_folders(&folder).map_err(JobError::io(&folder))?;
             let message = format!("Created fine-tuning job: {}", record.id);
             self.event_log(&record.id).push("info", message, None);
             Ok(())
@@ -174,6 +176,6 @@ impl JobsState {
 
     /// Removes the checkpoint that a run would continue from.
     pub(crate) fn clear_state(&self, id: &str) {
-        std::fs::remove_dir_all(self.job_folder(id).join(prepare::STATE)).ok();
+        disk::remove_folder(&self.job_folder(id).join(prepare::STATE)).ok();
     }
 }

@@ -97,6 +97,6 @@ impl JobsState {
 
     /// Removes a job's weights, which the registry has now. The records of the run stay.
     pub(crate) fn remove_weights(&self, id: &str) {
-        std::fs::remove_file(self.adapter_folder(id).join(formats::peft::WEIGHTS_FILE)).ok();
+        formats::disk::remove_file(&self.adapter_folder(id).join(formats::peft::WEIGHTS_FILE)).ok();
     }
 }

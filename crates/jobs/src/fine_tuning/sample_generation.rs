@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use formats::atomic_file::AtomicFolder;
+use formats::disk;
 use formats::peft::Dtype;
 use formats::tokenizer::Special;
 use train::TrainTask;
@@ -178,8 +180,8 @@ impl<'q> SampleGenerator<'q> {
         let adapter = peft_adapter(&trained, &self.provenance)?;
         // In the state's folder, so that leftovers of a killed process are removed with it.
         let state = self.queue.job_folder(&self.record.id).join(STATE);
-        std::fs::create_dir_all(&state).map_err(JobError::io(&state))?;
-        let folder = tempfile::tempdir_in(&state).map_err(JobError::io(&state))?;
+        disk::create_folders(&state).map_err(JobError::io(&state))?;
+        let folder = AtomicFolder::create_in(&state).map_err(JobError::io(&state))?;
         // In the precision that is published.
         adapter.write(folder.path(), Dtype::BF16, "")?;
         let mut persona = job_persona(self.queue, self.record, folder.path())?;

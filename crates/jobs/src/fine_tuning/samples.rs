@@ -65,6 +65,8 @@ impl Samples {
 
 #[cfg(test)]
 mod tests {
+    use formats::disk::faults::for_each_fault;
+
     use super::*;
 
     #[test]
@@ -85,5 +87,24 @@ mod tests {
         assert_eq!(samples.all().unwrap(), [sampled(0), sampled(3)]);
         samples.add(vec![sampled(6)]).unwrap();
         assert_eq!(samples.all().unwrap(), [sampled(0), sampled(3), sampled(6)]);
+    }
+
+    #[test]
+    fn samples_are_complete_after_every_fault() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let samples = Samples::of(folder.path());
+            let sampled = |step: u64| SampledAnswer {
+                step,
+                prompt: "Hi".to_owned(),
+                answer: "Hello.".to_owned(),
+            };
+            samples.add(vec![sampled(1)]).unwrap();
+            let added = injection.run(|| samples.add(vec![sampled(2)]));
+            let found = samples.all().unwrap();
+            assert_eq!(found[0], sampled(1));
+            assert!(added.is_err() || found[1] == sampled(2), "{injection:?}");
+            samples.add(vec![sampled(3)]).unwrap();
+        });
     }
 }

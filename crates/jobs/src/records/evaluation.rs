@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::records::failure::Failure;
 
+/// The prefix of an evaluation's id.
+pub const ID_PREFIX: &str = "eval-";
+
 /// The status of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

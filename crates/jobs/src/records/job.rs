@@ -10,6 +10,11 @@ use train::TrainSettings;
 use crate::records::failure::Failure;
 use crate::records::thresholds::Thresholds;
 
+/// The prefix of a job's id.
+pub const ID_PREFIX: &str = "ftjob-";
+/// The file of a job's events, in its folder. It is the first file there; the record comes next.
+pub(crate) const EVENTS_FILE: &str = "events.jsonl";
+
 /// The status of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

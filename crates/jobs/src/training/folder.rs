@@ -1,8 +1,10 @@
 //! Writes the folder of a trained adapter: its PEFT files, its card and its loss curve.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use formats::peft::{Dtype, PeftError};
+use formats::{atomic_file, disk};
 use train::export::{Provenance, peft_adapter};
 use train::metrics::parse_metrics;
 use train::plot::{LossCurve, loss_curve};
@@ -28,6 +30,8 @@ pub enum WriteFolderError {
     #[error(transparent)]
     Export(#[from] TrainError),
 }
+/// The file of the loss curve, in an adapter's folder.
+pub const LOSS_CURVE: &str = "loss.svg";
 
 /// One adapter to train.
 #[derive(Debug, Clone)]
@@ -70,10 +74,13 @@ pub fn write(
     data: &DataReport,
     origin: &Origin<'_>,
 ) -> Result<(), WriteFolderError> {
-    std::fs::create_dir_all(&target.out)?;
+    disk::create_folders(&target.out)?;
     let curve = LossCurve::new(&trained.name, &parse_metrics(&trained.metrics));
     let title = format!("{} on {}", trained.name, origin.base.name);
-    std::fs::write(target.out.join("loss.svg"), loss_curve(&title, &[curve]))?;
+    let svg = loss_curve(&title, &[curve]);
+    atomic_file::replace(&target.out.join(LOSS_CURVE), |file| {
+        file.write_all(svg.as_bytes())
+    })?;
 
     let upstream = origin
         .known_base

@@ -9,7 +9,7 @@ pub mod plan;
 use kernels::Compute;
 use train::ModelLearner;
 
-pub use folder::Target;
+pub use folder::{LOSS_CURVE, Target};
 
 use base::Base;
 

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args, mut command: clap::Command) -> anyhow::Result<Exi
 
 pub(crate) fn man(args: &ManArgs, command: clap::Command) -> anyhow::Result<ExitStatus> {
     let to = args.out.display().to_string();
-    std::fs::create_dir_all(&args.out).with_context(|| to.clone())?;
+    formats::disk::create_folders(&args.out).with_context(|| to.clone())?;
     clap_mangen::generate_to(command, &args.out).context(to)?;
     Ok(ExitStatus::Success)
 }

@@ -202,3 +202,40 @@ fn long_functions_are_reported() {
         .collect();
     report("long-functions.txt", &lines.concat());
 }
+
+/// What changes files without [`formats::disk`]; `AtomicFile::create` is not among them.
+const FILE_CHANGES: &str =
+    r"\bfs::(write|rename|copy|create_dir|create_dir_all|remove_file|remove_dir_all)\(|\bFile::create\(|\.append\(true\)";
+/// Where it may be: the layer itself, locks, and a file whose time of use is set.
+const FILE_CHANGES_ALLOWED: [&str; 4] = [
+    "formats/src/disk/mod.rs",
+    "base/src/hub/cache_folder.rs",
+    "base/src/quant_cache/mod.rs",
+    "jobs/src/jobs_folder.rs",
+];
+
+/// So that the tests with faults of the disk cover every file that is written.
+#[test]
+fn files_are_changed_through_the_disk_layer_only() {
+    let changes = regex::Regex::new(FILE_CHANGES).unwrap();
+    let mut wrong = Vec::new();
+    for (_, folder) in crates().into_iter().filter(|(name, _)| name != TESTS_ONLY) {
+        for file in files(&folder.join("src"), &[".rs"]) {
+            let name = file.strip_prefix(root().join("crates")).unwrap();
+            let name = name.to_str().unwrap().to_owned();
+            let is_test = name.contains("/tests/") || name.ends_with("/tests.rs");
+            if is_test || FILE_CHANGES_ALLOWED.contains(&name.as_str()) {
+                continue;
+            }
+            let text = std::fs::read_to_string(&file).unwrap();
+            // Tests are at the end of a file.
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            for (line, text) in (1..).zip(code.lines()) {
+                if changes.is_match(text) && !text.contains("AtomicFile::create") {
+                    wrong.push(format!("{name}:{line}: {}", text.trim()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "use formats::disk:\n{}", wrong.join("\n"));
+}

@@ -172,3 +172,22 @@ fn persona_of_the_folder_is_published_unchanged() {
     let versions = server.get("/v1/personas/formal/versions").json();
     assert_eq!(versions["data"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn folders_of_someone_else_next_to_uploads_stay() {
+    let home = RegistryHome::new();
+    let foreign = home.path("uploads/mine");
+    std::fs::create_dir_all(&foreign).unwrap();
+    std::fs::write(foreign.join("notes.txt"), "precious").unwrap();
+    let stray = home.path("uploads/stray.txt");
+    std::fs::write(&stray, "precious").unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    for path in [&foreign, &stray] {
+        let file = std::fs::File::open(path).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    let sent = home.adapter("sent", 41, &[]);
+    let server = TestServer::start(home.service(false));
+    assert_eq!(send(&server, &folder(&sent)).status, 201);
+    assert!(foreign.join("notes.txt").exists() && stray.exists());
+}

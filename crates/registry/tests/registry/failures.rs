@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use formats::atomic_file::MARK;
+use formats::disk::faults::for_each_fault;
 use object_store::memory::InMemory;
 use registry::{Personas, ReadError, RegistryError};
 
@@ -212,4 +214,60 @@ fn damaged_log_is_refused_and_the_entry_is_named() {
     let skipped = second.replace("\"version\": 2", "\"version\": 5");
     assert!(refused(Some(&skipped)).contains("the next version is 2, not 5"));
     dir.registry().refresh().unwrap();
+}
+
+#[test]
+fn publication_into_a_removed_registry_is_refused_and_the_next_start_works() {
+    let removed: [(&str, fn(&std::path::Path)); 3] = [
+        ("all", |folder| std::fs::remove_dir_all(folder).unwrap()),
+        ("log", |folder| std::fs::remove_dir_all(folder.join("log")).unwrap()),
+        ("replaced", |folder| {
+            std::fs::remove_dir_all(folder).unwrap();
+            let elsewhere = TestDir::new();
+            let other = elsewhere.registry();
+            for n in 5..7 {
+                publish(&other, "other", &elsewhere.content(n)).unwrap();
+            }
+            std::fs::rename(elsewhere.path("registry"), folder).unwrap();
+        }),
+    ];
+    for (what, remove) in removed {
+        let dir = TestDir::new();
+        let registry = dir.registry();
+        publish(&registry, "tone", &dir.content(1)).unwrap();
+        publish(&registry, "tone", &dir.content(2)).unwrap();
+        remove(&dir.path("registry"));
+        let published = publish(&registry, "tone", &dir.content(3));
+        let message = published.unwrap_err().to_string();
+        assert!(message.contains("restart"), "{what}: {message}");
+        // A new process can serve everything that was acknowledged to it.
+        let next = dir.registry();
+        next.refresh().unwrap();
+        publish(&next, "tone", &dir.content(3)).unwrap();
+        let state = dir.registry().refresh().unwrap();
+        let (personas, _) = next.personas(&state, &Personas::default());
+        personas.get("tone").unwrap().adapter.clone().unwrap().read().unwrap();
+    }
+}
+
+#[test]
+fn fetched_copy_is_complete_or_fetched_again_after_every_fault_of_the_disk() {
+    let dir = TestDir::new();
+    let objects = store_with_one_version(&dir);
+    for_each_fault(|injection| {
+        let copies = TestDir::new();
+        let registry = Faulty::new(&objects, None).registry(&copies.path("copies"));
+        let state = registry.refresh().unwrap();
+        let (personas, _) = registry.personas(&state, &Personas::default());
+        let adapter = personas.get("tone").unwrap().adapter.clone().unwrap();
+        let read = injection.run(|| adapter.read().map(drop));
+        assert!(read.is_err() || adapter.path.exists(), "{injection:?}");
+        adapter.read().unwrap();
+        for entry in std::fs::read_dir(copies.path("copies")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let leftover = injection.fault.ends_the_process() && name.starts_with(MARK);
+            assert!(path == adapter.path || leftover, "{injection:?}: {name}");
+        }
+    });
 }

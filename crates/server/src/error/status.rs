@@ -1,5 +1,8 @@
 //! HTTP statuses and codes for the errors of the other crates.
 
+use std::error::Error;
+use std::io::{self, ErrorKind};
+
 use auth::{AuthError, QuotaExceeded, Resource};
 use axum::http::StatusCode;
 use jobs::{JobError, ResultError};
@@ -110,14 +113,36 @@ impl From<RequestError> for ApiError {
     }
 }
 
+/// The error of a file that the server cannot read or write. The log has its path, which clients must not see.
+fn disk_error(code: &'static str, error: &(dyn Error + 'static)) -> ApiError {
+    tracing::error!("{error}");
+    let mut cause = Some(error);
+    let mut is_full = false;
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        is_full |= io.is_some_and(|io| {
+            matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        });
+        cause = error.source();
+    }
+    if is_full {
+        let message = "the server's disk is full; its operator must free space before it can store this";
+        return ApiError::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "disk_full",
+            message.to_owned(),
+        );
+    }
+    let message = "the server cannot read or write its files; its log has the reason";
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, code, message.to_owned())
+}
+
 impl From<VoteError> for ApiError {
     fn from(error: VoteError) -> ApiError {
         let (status, code) = match &error {
             VoteError::Off => (StatusCode::CONFLICT, "judgements_off"),
             VoteError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
-            VoteError::Broken { .. } | VoteError::Io { .. } => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "judgements_failed")
-            }
+            VoteError::Io { .. } => return disk_error("judgements_failed", &error),
         };
         ApiError::new(status, code, error.to_string())
     }
@@ -125,6 +150,9 @@ impl From<VoteError> for ApiError {
 
 impl From<ResultError> for ApiError {
     fn from(error: ResultError) -> ApiError {
+        if let ResultError::Io { .. } | ResultError::Broken { .. } = &error {
+            return disk_error("judgements_failed", &error);
+        }
         let (status, code) = result_status(&error);
         ApiError::new(status, code, error.to_string())
     }
@@ -142,6 +170,9 @@ fn result_status(error: &ResultError) -> (StatusCode, &'static str) {
 
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> ApiError {
+        if let PublishError::Upload(UploadError::Io { .. }) = &error {
+            return disk_error("uploads_failed", &error);
+        }
         let (status, code) = publish_status(&error);
         ApiError::new(status, code, error.to_string())
     }
@@ -184,6 +215,8 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
             }
             RegistryError::Contended => (StatusCode::SERVICE_UNAVAILABLE, "registry_busy"),
             RegistryError::Location { .. }
+            | RegistryError::Removed { .. }
+            | RegistryError::NoLog { .. }
             | RegistryError::Store { .. }
             | RegistryError::Folder { .. }
             | RegistryError::LogEntry { .. }
@@ -212,6 +245,15 @@ fn quota_status(exceeded: &QuotaExceeded) -> (StatusCode, &'static str) {
 
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> ApiError {
+        match &error {
+            JobError::Io { .. } | JobError::Damaged { .. } => {
+                return disk_error("jobs_failed", &error);
+            }
+            JobError::Results(ResultError::Io { .. } | ResultError::Broken { .. }) => {
+                return disk_error("judgements_failed", &error);
+            }
+            _ => {}
+        }
         let (status, code) = match &error {
             JobError::NoFile { .. } => (StatusCode::NOT_FOUND, "file_not_found"),
             JobError::NoJob { .. } => (StatusCode::NOT_FOUND, "job_not_found"),
@@ -235,7 +277,10 @@ impl From<JobError> for ApiError {
             JobError::NoJobs { .. } => (StatusCode::CONFLICT, "no_jobs"),
             JobError::Denied(denied) => denied_status(denied),
             JobError::Publish(error) => publish_status(error),
-            JobError::Io { .. } | JobError::Damaged { .. } | JobError::Random(_) => {
+            JobError::Io { .. }
+            | JobError::Damaged { .. }
+            | JobError::Random(_)
+            | JobError::FolderRemoved => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed")
             }
         };
@@ -265,6 +310,23 @@ mod tests {
             let response = ApiError::from(error).into_response();
             assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
             assert_eq!(response.headers()[header::RETRY_AFTER], seconds, "{after}");
+        }
+    }
+
+    #[test]
+    fn errors_of_the_disk_hide_the_path() {
+        let failed = |kind: ErrorKind| {
+            ApiError::from(JobError::Io {
+                path: "/srv/secret".into(),
+                source: kind.into(),
+            })
+        };
+        let full = failed(ErrorKind::StorageFull);
+        assert_eq!(full.status, StatusCode::INSUFFICIENT_STORAGE);
+        let denied = failed(ErrorKind::PermissionDenied);
+        assert_eq!(denied.status, StatusCode::INTERNAL_SERVER_ERROR);
+        for error in [full, denied] {
+            assert!(!error.message.contains("secret"), "{}", error.message);
         }
     }
 

@@ -136,11 +136,15 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Evaluatio
     let listed = run_blocking(move || {
         let results = state.results()?;
         let ids = results.ids()?.into_iter();
-        let cards = ids.map(|id| {
-            let result = results.read(&id)?;
-            Ok(EvaluationCard::new(id, &result))
+        // A damaged result affects only itself.
+        let cards = ids.filter_map(|id| match results.read(&id) {
+            Ok(result) => Some(EvaluationCard::new(id, &result)),
+            Err(error) => {
+                tracing::error!("{error}; the result is skipped");
+                None
+            }
         });
-        let data = cards.collect::<Result<Vec<_>, ResultError>>()?;
+        let data = cards.collect();
         Ok::<_, ResultError>(EvaluationList {
             object: "list",
             data,
@@ -183,7 +187,7 @@ pub(super) async fn retrieve(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<EvaluationOrResult>, ApiError> {
-    if id.starts_with(jobs::evaluation::requests::ID_PREFIX) {
+    if id.starts_with(jobs::records::evaluation::ID_PREFIX) {
         let jobs = state.jobs()?;
         let found = run_blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;

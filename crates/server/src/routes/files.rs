@@ -148,11 +148,11 @@ pub(super) async fn create(
         match field.name().unwrap_or_default() {
             "file" if taken.is_none() => {
                 let filename = field.file_name().unwrap_or("rows.jsonl").to_owned();
-                let mut upload = jobs.start_upload()?;
+                let mut upload = jobs.start_upload(&filename)?;
                 while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
                     upload.write(&bytes)?;
                 }
-                taken = Some((upload, filename));
+                taken = Some(upload);
             }
             "purpose" if purpose.is_none() => {
                 let mut text = Vec::new();
@@ -183,10 +183,9 @@ pub(super) async fn create(
         let message = format!("purpose must be {PURPOSE:?}, not {shown:?}");
         return Err(ApiError::unsupported("purpose", message));
     }
-    let (upload, filename) = taken.ok_or_else(|| missing("file"))?;
+    let upload = taken.ok_or_else(|| missing("file"))?;
     let kept =
-        run_blocking(move || jobs.finish_upload(upload, &filename, &caller, &Arc::default()))
-            .await??;
+        run_blocking(move || jobs.finish_upload(upload, &caller, &Arc::default())).await??;
     Ok(Json(kept.into()))
 }
 

@@ -1,15 +1,20 @@
-//! `GET /health`: the server is alive. `GET /ready`: the base is loaded and the server does not shut down.
+//! `GET /health`: the server is alive. `GET /ready`: the base is loaded and the server does not shut down; and whether it runs jobs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::app_state::AppState;
+use crate::app_state::{AppState, JobsAvailability};
+use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::server_state::ServerState;
+
+/// How long `/ready` waits for the disk of the jobs; probes often wait for a second.
+const DISK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The server is alive.
 #[derive(Serialize, ToSchema)]
@@ -25,6 +30,8 @@ pub(super) struct Ready {
     status: &'static str,
     /// The base's name.
     base: String,
+    /// Whether files and training jobs work. The server answers requests either way; its log has the reason.
+    jobs: JobsAvailability,
     /// Only on a server without keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     personas: Option<Vec<String>>,
@@ -59,9 +66,16 @@ pub(super) async fn ready(
         let personas = service.personas();
         personas.names().into_iter().map(str::to_owned).collect()
     });
+    // Looks for files. A disk that does not answer must not make a server that serves look dead.
+    let looked = run_blocking(move || state.jobs_availability());
+    let jobs = match tokio::time::timeout(DISK_TIMEOUT, looked).await {
+        Ok(jobs) => jobs?,
+        Err(_) => JobsAvailability::Unavailable,
+    };
     Ok(Json(Ready {
         status: "ready",
         base: service.base().name.clone(),
+        jobs,
         personas,
     }))
 }

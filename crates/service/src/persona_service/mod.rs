@@ -152,6 +152,10 @@ impl Service {
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = AdapterLoader::new(&base, engine.clone());
         load_adapters(&adapters, &personas)?;
+        let uploads = settings.uploads.clone().map(UploadStore::new);
+        if let Some(uploads) = &uploads {
+            uploads.remove_stale();
+        }
         Ok(Service {
             base,
             catalog,
@@ -163,7 +167,7 @@ impl Service {
             shadows: Shadows::default(),
             adapter_root: settings.adapter_root.clone(),
             priority: settings.priority.clone(),
-            uploads: settings.uploads.clone().map(UploadStore::new),
+            uploads,
             votes: settings.votes.as_deref().map(Votes::new),
         })
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use formats::atomic_file::AtomicFile;
 use formats::peft;
 use registry::AdapterContent;
-use tempfile::NamedTempFile;
 
 use super::Service;
 use crate::archive::unpack;
@@ -21,7 +21,7 @@ impl Service {
     ///
     /// # Errors
     /// [`UploadError::Off`], [`UploadError::Io`].
-    pub fn new_upload(&self) -> Result<NamedTempFile, UploadError> {
+    pub fn new_upload(&self) -> Result<AtomicFile, UploadError> {
         self.uploads()?.new_archive()
     }
 
@@ -29,7 +29,7 @@ impl Service {
     ///
     /// # Errors
     /// [`UploadError`]; nothing is kept then. An adapter that does not fit this base is not an error: see [`Uploaded::problem`].
-    pub fn receive(&self, archive: &NamedTempFile) -> Result<Uploaded, UploadError> {
+    pub fn receive(&self, archive: &AtomicFile) -> Result<Uploaded, UploadError> {
         let uploads = self.uploads()?;
         let dir = uploads.new_folder()?;
         let skipped = unpack(archive.path(), dir.path())?;

@@ -8,10 +8,12 @@ mod save_result;
 mod selection;
 mod tables;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use formats::atomic_file;
 use engine::EngineConfig;
 use registry::Personas;
 
@@ -116,7 +118,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let checks = gate::check(&candidates, &measures);
     if let Some(path) = &args.report {
         let page = report::page(&candidates, &answers, &measures, &checks);
-        std::fs::write(path, page).with_context(|| path.display().to_string())?;
+        atomic_file::replace(path, |file| file.write_all(page.as_bytes())).with_context(|| path.display().to_string())?;
     }
     let (result, tables) = if args.gate {
         (summary::gate(&checks), tables::gate(&checks))

@@ -1,9 +1,11 @@
 //! `lory train --lr-find`: tries learning rates, prints and plots the losses, and suggests one. No adapter is written.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use formats::{atomic_file, disk};
 use serde::Serialize;
 use serde_json::json;
 use train::lr_find::{LrSweep, LrSweepResult, lr_find};
@@ -66,11 +68,9 @@ pub(crate) fn run(
             points: found.points.iter().map(|p| (p.lr, p.change)).collect(),
             suggestion: found.suggestion,
         };
-        std::fs::create_dir_all(&target.out)
-            .and_then(|()| {
-                let title = format!("{}: learning rates", found.name);
-                std::fs::write(&svg, lr_curve(&title, &[curve]))
-            })
+        let page = lr_curve(&format!("{}: learning rates", found.name), &[curve]);
+        disk::create_folders(&target.out)
+            .and_then(|()| atomic_file::replace(&svg, |file| file.write_all(page.as_bytes())))
             .with_context(|| format!("cannot write {}", svg.display()))?;
         sweeps.push((found, svg));
     }

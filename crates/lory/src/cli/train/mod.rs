@@ -2,10 +2,11 @@
 //!
 //! - `targets`: the adapters that the command line asks for; `settings`, `preference`: the flags of settings
 //! - `plan`: the tables of the plan; `observer`: progress and summary
-//! - `lr_find`: the sweep of `--lr-find`
+//! - `out_folder`: what may be replaced in the folder of `--out`; `lr_find`: the sweep of `--lr-find`
 
 mod lr_find;
 mod observer;
+mod out_folder;
 mod plan;
 mod preference;
 mod settings;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use formats::disk;
 use bytesize::ByteSize;
 use serde_json::json;
 use train::task::{DataReport, TrainTaskSpec};
@@ -221,6 +223,10 @@ fn train(
     stop: &AtomicBool,
     as_json: bool,
 ) -> anyhow::Result<ExitStatus> {
+    // Before any other file: it marks the folder as one of an unfinished run.
+    if let Some(folder) = run.checkpoint.parent() {
+        disk::create_folders(folder).with_context(|| folder.display().to_string())?;
+    }
     for target in run.targets {
         preference::save_start(target, run.checkpoint)?;
     }
@@ -268,7 +274,7 @@ fn write_adapters(run: &Run<'_>, trained: &[TrainedAdapter]) -> anyhow::Result<(
         })?;
     }
     // The adapters are on disk, so the same command would only resume a finished run.
-    std::fs::remove_file(run.checkpoint).ok();
+    disk::remove_file(run.checkpoint).ok();
     for target in run.targets {
         preference::remove_start(target, run.checkpoint);
     }
@@ -310,7 +316,6 @@ fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Train
         system: target.system_prompt.as_deref(),
         settings: target.settings.clone(),
         metrics: Some(target.out.join("metrics.jsonl")),
-        max_tokens: usize::MAX,
         stop: &train::stop::NEVER,
     };
     let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);

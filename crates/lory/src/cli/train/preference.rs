@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use formats::peft;
+use formats::atomic_file::{self, AtomicFolder};
+use formats::{disk, peft};
 use registry::{BlendPart, Personas};
 use train::preference::{PairCounts, RejectedPersona, holds_pairs};
 use train::{TrainSettings, TrainTask};
@@ -178,7 +179,7 @@ fn has_start_copy(target: &Target, from: &Path, checkpoint: &Path) -> bool {
 /// Removes the copy of [`save_start`].
 pub(crate) fn remove_start(target: &Target, checkpoint: &Path) {
     if target.from.is_some() {
-        std::fs::remove_dir_all(start_copy(target, checkpoint)).ok();
+        atomic_file::remove_folder(&start_copy(target, checkpoint)).ok();
     }
 }
 
@@ -189,15 +190,15 @@ fn is_same_folder(a: &Path, b: &Path) -> bool {
 
 /// Copies an adapter's two files into the folder `to`, which is complete or missing.
 fn copy_adapter(from: &Path, to: &Path) -> std::io::Result<()> {
-    let partial = to.with_extension("partial");
-    for folder in [to, &partial] {
-        if folder.exists() {
-            std::fs::remove_dir_all(folder)?;
-        }
+    let parent = to.parent().unwrap_or(Path::new("."));
+    disk::create_folders(parent)?;
+    if to.exists() {
+        // A run that was given up left it.
+        atomic_file::remove_folder(to)?;
     }
-    std::fs::create_dir_all(&partial)?;
+    let copy = AtomicFolder::create_in(parent)?;
     for name in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
-        std::fs::copy(from.join(name), partial.join(name))?;
+        disk::write(&copy.path().join(name), &std::fs::read(from.join(name))?)?;
     }
-    std::fs::rename(&partial, to)
+    copy.commit(to)
 }

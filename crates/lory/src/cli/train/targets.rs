@@ -7,6 +7,7 @@ use train::TrainSettings;
 
 use jobs::training::Target;
 
+use super::out_folder;
 use super::preference::{self, PreferenceArgs};
 use super::settings::SettingsArgs;
 use crate::cli::exit::UsageError;
@@ -37,8 +38,10 @@ pub(super) struct Targets {
 
 pub(super) fn targets(args: &TargetArgs<'_>) -> anyhow::Result<Targets> {
     if let (Some(data), Some(out)) = (args.data, args.out) {
+        let target = from_file(args, data, out)?;
+        out_folder::check(&target)?;
         return Ok(Targets {
-            targets: vec![from_file(args, data, out)?],
+            targets: vec![target],
             checkpoint: out.join(RUN_FOLDER).join("checkpoint.safetensors"),
         });
     }

@@ -1,5 +1,6 @@
 //! Files, training jobs and evaluations over HTTP.
 
+mod disk;
 mod eval_gate;
 mod evaluations;
 mod job_lifecycle;

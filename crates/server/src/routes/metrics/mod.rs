@@ -44,7 +44,11 @@ pub(super) async fn metrics(
     service.shadows().register(&mut registry);
     registry.register_collector(Box::new(EngineMetrics::read(&service)));
     if let Ok(jobs) = state.jobs() {
-        registry.register_collector(Box::new(JobMetrics(jobs.counts())));
+        let mut counts = jobs.counts();
+        if let Ok(votes) = service.votes() {
+            counts.damaged.push(("vote", votes.damaged()));
+        }
+        registry.register_collector(Box::new(JobMetrics(counts)));
     }
     let mut text = String::new();
     text::encode(&mut text, &registry)
@@ -67,6 +71,17 @@ impl Collector for JobMetrics {
         for (status, count) in &self.0.jobs {
             gauge
                 .encode_family(&[("status", *status)])?
+                .encode_gauge(count)?;
+        }
+        let mut gauge = encoder.encode_descriptor(
+            "lory_damaged_records",
+            "Records of jobs, files, evaluations and votes that could not be read and were skipped",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (kind, count) in &self.0.damaged {
+            gauge
+                .encode_family(&[("kind", *kind)])?
                 .encode_gauge(count)?;
         }
         let counter = ConstCounter::new(self.0.trained_tokens);

@@ -107,7 +107,7 @@ pub(crate) async fn upload(
                 path: path.clone(),
                 source,
             };
-            archive.write_all(&piece).map_err(io)?;
+            archive.file().write_all(&piece).map_err(io)?;
         }
         service.receive(&archive)
     });
