@@ -264,7 +264,9 @@ pub fn add(path: &Path, entry: &KeyEntry) -> Result<(), KeysError> {
 
 /// Holds a lock of the file's folder, so that two processes can edit keys at the same time. None where folders have no locks.
 fn lock_folder(path: &Path) -> Option<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;
     folder.lock().ok()?;
     Some(folder)
@@ -474,7 +476,10 @@ mod tests {
             assert!(found == ["a", "b", "c"] || (added.is_err() && found == ["a", "b"]));
             let removed = injection.run(|| remove(&path, "a"));
             let found = names(&path);
-            assert!(found[0] == "b" || (removed.is_err() && found[0] == "a"), "{injection:?}");
+            assert!(
+                found[0] == "b" || (removed.is_err() && found[0] == "a"),
+                "{injection:?}"
+            );
             add(&path, &entry("d")).unwrap();
             assert_eq!(names(&path).last().unwrap(), "d");
         });

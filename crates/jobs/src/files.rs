@@ -317,10 +317,16 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
         return Err(format!("its record has the file name {:?}", file.filename));
     }
     let path = folder.join(&file.filename);
-    let found = path.metadata().map_err(|error| format!("{}: {error}", path.display()))?.len();
+    let found = path
+        .metadata()
+        .map_err(|error| format!("{}: {error}", path.display()))?
+        .len();
     if found != file.bytes {
         let expected = file.bytes;
-        return Err(format!("{} has {found} bytes instead of {expected}", path.display()));
+        return Err(format!(
+            "{} has {found} bytes instead of {expected}",
+            path.display()
+        ));
     }
     Ok(file)
 }
@@ -519,7 +525,10 @@ mod tests {
         let error = plain_name(&"语".repeat(100)).unwrap_err();
         assert_eq!(error.field(), Some("file"));
         let message = error.to_string();
-        assert!(message.contains("300 bytes") && message.contains("200"), "{message}");
+        assert!(
+            message.contains("300 bytes") && message.contains("200"),
+            "{message}"
+        );
     }
 
     #[test]

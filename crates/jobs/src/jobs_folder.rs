@@ -15,8 +15,7 @@ use crate::error::JobError;
 /// The file that marks the folder.
 const MARKER: &str = ".lory-jobs";
 /// Its content, for a person who finds it.
-const MARKER_TEXT: &str =
-    "This folder has the training jobs of lory serve. It removes old jobs and files here by itself.\n";
+const MARKER_TEXT: &str = "This folder has the training jobs of lory serve. It removes old jobs and files here by itself.\n";
 /// The file that the process locks.
 const LOCK: &str = "lock";
 /// The folders in it.
@@ -100,8 +99,10 @@ fn check_ownership(dir: &Path) -> Result<(), JobError> {
         // Hidden files and what a file system makes itself do not show that somebody uses the folder.
         let neutral = name.starts_with('.') || name == "lost+found";
         // A first start that was killed.
-        let unused_folder =
-            || FOLDERS.contains(&&*name) && fs::read_dir(dir.join(&*name)).is_ok_and(|mut e| e.next().is_none());
+        let unused_folder = || {
+            FOLDERS.contains(&&*name)
+                && fs::read_dir(dir.join(&*name)).is_ok_and(|mut e| e.next().is_none())
+        };
         if !neutral && !unused_folder() && !(name == LOCK && is_empty_file(LOCK)) {
             return Err(JobError::NoJobs {
                 why: format!(
@@ -271,7 +272,14 @@ mod tests {
     fn only_names_that_lory_makes_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let ours = [".lory-partial-a", ".lory-partial-b", ".uploadAb3xyZ"];
-        let foreign = [".upload", ".uploads", ".upload-mine", "file-1", "mine", ".git"];
+        let foreign = [
+            ".upload",
+            ".uploads",
+            ".upload-mine",
+            "file-1",
+            "mine",
+            ".git",
+        ];
         for name in ours.into_iter().chain(foreign) {
             fs::create_dir(folder.path().join(name)).unwrap();
             fs::write(folder.path().join(name).join("rows"), "").unwrap();

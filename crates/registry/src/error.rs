@@ -85,7 +85,9 @@ pub enum RegistryError {
         name: String,
     },
     /// There are adapters, and nothing that says which are in use.
-    #[error("the registry {name} has adapters and no log; restore its log before adapters are removed")]
+    #[error(
+        "the registry {name} has adapters and no log; restore its log before adapters are removed"
+    )]
     NoLog {
         /// Its folder or URL.
         name: String,

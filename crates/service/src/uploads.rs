@@ -146,7 +146,9 @@ impl UploadStore {
             sha256: sha256.chars().take(64).collect(),
         };
         let dir = self.root.join(sha256);
-        (is_sha256(sha256) && dir.is_dir()).then_some(dir).ok_or_else(unknown)
+        (is_sha256(sha256) && dir.is_dir())
+            .then_some(dir)
+            .ok_or_else(unknown)
     }
 
     /// Stores an unpacked adapter under its hash.
@@ -205,7 +207,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let uploads = UploadStore::new(root.path().to_owned());
         for n in 0..MAX_UPLOADS + 3 {
-            uploads.store(uploads.new_folder().unwrap(), &format!("{n:064x}")).unwrap();
+            uploads
+                .store(uploads.new_folder().unwrap(), &format!("{n:064x}"))
+                .unwrap();
         }
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), MAX_UPLOADS);
         for wrong in ["", "..", "../..", &"0".repeat(63), &"f".repeat(64)] {

@@ -220,7 +220,12 @@ fn files_of_someone_else_are_never_removed() {
     cache.limit = 20 << 10;
     fs::create_dir_all(&cache.folder).unwrap();
     let old = SystemTime::now() - 2 * marker::MAX_AGE;
-    let foreign = ["my-model.gguf", "my-model.gguf.sha256", "list.known", "a-b.gguf"];
+    let foreign = [
+        "my-model.gguf",
+        "my-model.gguf.sha256",
+        "list.known",
+        "a-b.gguf",
+    ];
     for name in foreign {
         let path = cache.folder.join(name);
         fs::write(&path, [0; 30 << 10]).unwrap();

@@ -108,7 +108,10 @@ mod tests {
             .into_iter()
             .map(|e| e.message)
             .collect();
-        assert_eq!(messages, ["begun", "step 1", "step 2", "step 3", "resumed", "step 4"]);
+        assert_eq!(
+            messages,
+            ["begun", "step 1", "step 2", "step 3", "resumed", "step 4"]
+        );
     }
 
     #[test]

@@ -204,8 +204,7 @@ fn long_functions_are_reported() {
 }
 
 /// What changes files without [`formats::disk`]; `AtomicFile::create` is not among them.
-const FILE_CHANGES: &str =
-    r"\bfs::(write|rename|copy|create_dir|create_dir_all|remove_file|remove_dir_all)\(|\bFile::create\(|\.append\(true\)";
+const FILE_CHANGES: &str = r"\bfs::(write|rename|copy|create_dir|create_dir_all|remove_file|remove_dir_all)\(|\bFile::create\(|\.append\(true\)";
 /// Where it may be: the layer itself, locks, and a file whose time of use is set.
 const FILE_CHANGES_ALLOWED: [&str; 4] = [
     "formats/src/disk/mod.rs",

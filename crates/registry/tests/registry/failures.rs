@@ -220,7 +220,9 @@ fn damaged_log_is_refused_and_the_entry_is_named() {
 fn publication_into_a_removed_registry_is_refused_and_the_next_start_works() {
     let removed: [(&str, fn(&std::path::Path)); 3] = [
         ("all", |folder| std::fs::remove_dir_all(folder).unwrap()),
-        ("log", |folder| std::fs::remove_dir_all(folder.join("log")).unwrap()),
+        ("log", |folder| {
+            std::fs::remove_dir_all(folder.join("log")).unwrap()
+        }),
         ("replaced", |folder| {
             std::fs::remove_dir_all(folder).unwrap();
             let elsewhere = TestDir::new();
@@ -246,7 +248,14 @@ fn publication_into_a_removed_registry_is_refused_and_the_next_start_works() {
         publish(&next, "tone", &dir.content(3)).unwrap();
         let state = dir.registry().refresh().unwrap();
         let (personas, _) = next.personas(&state, &Personas::default());
-        personas.get("tone").unwrap().adapter.clone().unwrap().read().unwrap();
+        personas
+            .get("tone")
+            .unwrap()
+            .adapter
+            .clone()
+            .unwrap()
+            .read()
+            .unwrap();
     }
 }
 

@@ -126,7 +126,8 @@ fn disk_error(code: &'static str, error: &(dyn Error + 'static)) -> ApiError {
         cause = error.source();
     }
     if is_full {
-        let message = "the server's disk is full; its operator must free space before it can store this";
+        let message =
+            "the server's disk is full; its operator must free space before it can store this";
         return ApiError::new(
             StatusCode::INSUFFICIENT_STORAGE,
             "disk_full",
@@ -280,9 +281,7 @@ impl From<JobError> for ApiError {
             JobError::Io { .. }
             | JobError::Damaged { .. }
             | JobError::Random(_)
-            | JobError::FolderRemoved => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed")
-            }
+            | JobError::FolderRemoved => (StatusCode::INTERNAL_SERVER_ERROR, "jobs_failed"),
         };
         ApiError {
             param: error.field().map(str::to_owned),

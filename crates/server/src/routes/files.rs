@@ -184,8 +184,7 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let upload = taken.ok_or_else(|| missing("file"))?;
-    let kept =
-        run_blocking(move || jobs.finish_upload(upload, &caller, &Arc::default())).await??;
+    let kept = run_blocking(move || jobs.finish_upload(upload, &caller, &Arc::default())).await??;
     Ok(Json(kept.into()))
 }
 

@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use formats::atomic_file;
 use engine::EngineConfig;
+use formats::atomic_file;
 use registry::Personas;
 
 use crate::cli::exit::{ExitStatus, UsageError};
@@ -118,7 +118,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let checks = gate::check(&candidates, &measures);
     if let Some(path) = &args.report {
         let page = report::page(&candidates, &answers, &measures, &checks);
-        atomic_file::replace(path, |file| file.write_all(page.as_bytes())).with_context(|| path.display().to_string())?;
+        atomic_file::replace(path, |file| file.write_all(page.as_bytes()))
+            .with_context(|| path.display().to_string())?;
     }
     let (result, tables) = if args.gate {
         (summary::gate(&checks), tables::gate(&checks))

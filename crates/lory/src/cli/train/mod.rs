@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use formats::disk;
 use bytesize::ByteSize;
+use formats::disk;
 use serde_json::json;
 use train::task::{DataReport, TrainTaskSpec};
 use train::trainer::{self, Outcome, PreparedRun, RunOptions, TrainedAdapter};

@@ -63,7 +63,13 @@ fn damaged_records_and_stray_files_affect_only_themselves() {
     }
     let server = fixture.start();
     assert_eq!(server.job(&good)["status"], "succeeded");
-    assert_eq!(server.http.get(&format!("/v1/fine_tuning/jobs/{bad}")).status, 404);
+    assert_eq!(
+        server
+            .http
+            .get(&format!("/v1/fine_tuning/jobs/{bad}"))
+            .status,
+        404
+    );
     assert_eq!(server.http.get(&format!("/v1/files/{file}")).status, 200);
     assert_eq!(server.http.get(&format!("/v1/files/{other}")).status, 404);
     // Its run and the stray files are where they were.
