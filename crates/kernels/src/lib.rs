@@ -51,7 +51,7 @@ pub use cpu::isa::Isa;
 pub use device::{Backend, Device, DeviceChoice};
 pub use dtype::{Compute, KvShape, KvType, LoraType, SourceType};
 pub use error::KernelError;
-pub use host::{MappedFile, map_file, return_freed_memory};
+pub use host::{MappedFile, map_file, return_freed_memory, trim_heap};
 pub use kv::{AttentionInputs, KvCache, RopeTable};
 pub use linear::{Projection, Workspace};
 pub use lora::{Lora, LoraArena, LoraGrad, LoraMaster, LoraPack};

@@ -12,6 +12,8 @@ use std::fmt;
 use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
 use serde::{Deserialize, Serialize};
 
+/// The longest spec, in bytes.
+pub const MAX_SPEC: usize = 1024;
 /// The most parts of a blend.
 pub const MAX_PARTS: usize = 8;
 /// A scale is from -`MAX_SCALE` to `MAX_SCALE`.
@@ -75,6 +77,13 @@ pub struct SpecError {
 /// # Errors
 /// The first thing wrong with it.
 pub fn parse(text: &str) -> Result<Vec<BlendPart>, SpecError> {
+    if text.len() > MAX_SPEC {
+        let message = format!("a spec has at most {MAX_SPEC} bytes, not {}", text.len());
+        return Err(SpecError {
+            position: 1,
+            message,
+        });
+    }
     let mut parts: Vec<BlendPart> = Vec::new();
     let mut start = 0;
     for piece in text.split('+') {

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::response::IntoResponse;
@@ -17,6 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::error::ApiError;
 use crate::usage::Usage;
+use crate::work::Work;
+use crate::work_pool::RunningWork;
 use service::{
     Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, ModelIdentity, RequestError,
     Service, TextEvent, TextSink, Tickets, ToolCallDelta,
@@ -49,9 +50,10 @@ impl AnswerStream {
     pub async fn submit(
         service: Arc<Service>,
         caller: Caller,
+        work: &Work,
         request: GenerateRequest,
     ) -> Result<AnswerStream, ApiError> {
-        AnswerStream::submit_all(service, caller, vec![request]).await
+        AnswerStream::submit_all(service, caller, work, vec![request]).await
     }
 
     /// Queues requests that share one response: the same request for several prompts. Tokenizing, loading adapters and waiting for them
@@ -59,6 +61,7 @@ impl AnswerStream {
     pub async fn submit_all(
         service: Arc<Service>,
         caller: Caller,
+        work: &Work,
         mut requests: Vec<GenerateRequest>,
     ) -> Result<AnswerStream, ApiError> {
         // The key's limit counts answers, not HTTP requests.
@@ -68,10 +71,9 @@ impl AnswerStream {
         }
         // Each answer has at most `max_new_tokens` events, which bounds the channel.
         let (sender, events) = unbounded_channel();
-        let client = Client::default();
-        let gone = Arc::clone(&client.gone);
         let choices = requests.first().map_or(1, |request| request.choices);
-        let submit = move || {
+        let body = work.body().clone();
+        let submit = move |running: &RunningWork| {
             let accepted = requests.iter().enumerate().map(|(prompt, request)| {
                 let mut sinks = |choice: usize| -> TextSink {
                     let sender = sender.clone();
@@ -81,13 +83,18 @@ impl AnswerStream {
                         Err(_) => Flow::Stop,
                     })
                 };
-                service.submit_choices(request, &mut sinks, &gone)
+                // While a request waits for its adapters, its key may prepare another one.
+                running.regain_slot()?;
+                let prepared = || running.free_slot();
+                let cancelled = running.cancelled();
+                Ok(service.submit_choices(request, &mut sinks, cancelled, &prepared)?)
             });
-            accepted.collect::<Result<Vec<_>, RequestError>>()
+            let accepted = accepted.collect::<Result<Vec<_>, ApiError>>();
+            drop(requests);
+            body.free();
+            accepted
         };
-        let submitted = tokio::task::spawn_blocking(submit).await;
-        let accepted =
-            submitted.map_err(|_| ApiError::internal("the request could not be processed"))??;
+        let accepted = work.prepare(submit).await??;
         let answers = accepted.len() * choices;
         let no_prompt = || ApiError::internal("the request has no prompt");
         Ok(AnswerStream {
@@ -174,18 +181,6 @@ fn with_keep_alive(
         axum::http::HeaderValue::from_static("no"),
     );
     response
-}
-
-/// Set when the client no longer waits for a response: when this is dropped.
-#[derive(Default)]
-struct Client {
-    gone: Arc<AtomicBool>,
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.gone.store(true, Ordering::Relaxed);
-    }
 }
 
 /// The stream of an interface. Each method returns the data of events: JSON texts, see [`event_data`].

@@ -1,24 +1,36 @@
 //! Reads JSON bodies. Errors name the position of invalid JSON, or the field that is wrong.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 
-use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::header;
+use futures_util::Stream as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
+use crate::body_budget::ReservedBytes;
 use crate::error::ApiError;
+use crate::settings::MAX_BODY;
+use crate::work::Work;
+
+/// Bodies of up to this many bytes are parsed on the threads that serve.
+const PARSED_AT_ONCE: usize = 64 << 10;
+
+/// The most values of a body.
+pub(super) const MAX_VALUES: usize = 1 << 18;
+/// The memory that counts for a value of a body, in bytes.
+const VALUE_BYTES: usize = 64;
 
 /// A JSON body.
 pub(super) struct Body<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned + Send + 'static, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         // A web page may send text or form data anywhere without asking; JSON it may not.
         if let Some(found) = request.headers().get(header::CONTENT_TYPE) {
             let found = found.to_str().unwrap_or("something else");
@@ -27,17 +39,60 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 return Err(ApiError::media_type(essence));
             }
         }
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| {
-                let message = rejection.body_text();
-                match rejection.into_response().status() {
-                    StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(),
-                    _ => ApiError::bad_request("invalid_body", message, None),
-                }
-            })?;
-        parse(&bytes).map(Body)
+        let work = Work::of(request.extensions())?;
+        let (bytes, mut reserved) = receive(&work, request).await?;
+        let small = bytes.len() <= PARSED_AT_ONCE;
+        let read = move || {
+            let values = count_values(&bytes);
+            if values > MAX_VALUES {
+                return Err(ApiError::too_many_values(values));
+            }
+            reserved.grow(values * VALUE_BYTES)?;
+            Ok((parse(&bytes)?, reserved))
+        };
+        let parsed = match small {
+            true => read(),
+            // Parsing takes some 10 ms a megabyte, too long for the threads that serve.
+            false => work.prepare(move |_| read()).await?,
+        };
+        let (parsed, reserved) = parsed?;
+        work.body().keep(reserved);
+        Ok(Body(parsed))
     }
+}
+
+/// How many values (texts, numbers, lists, objects, names of fields) a text of JSON has at most.
+fn count_values(json: &[u8]) -> usize {
+    let (mut values, mut in_text, mut escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b':' | b'[' | b'{' if !in_text => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
+/// Receives the body, within the limits of one body and of all bodies.
+async fn receive(work: &Work, request: Request) -> Result<(Vec<u8>, ReservedBytes), ApiError> {
+    let mut reserved = work.server().bodies.reserve(work.key().clone());
+    let mut bytes = Vec::new();
+    let mut pieces = request.into_body().into_data_stream();
+    while let Some(piece) = poll_fn(|context| Pin::new(&mut pieces).poll_next(context)).await {
+        let piece = piece.map_err(|error| {
+            let message = format!("the body ended early: {error}");
+            ApiError::bad_request("invalid_body", message, None)
+        })?;
+        if bytes.len() + piece.len() > MAX_BODY {
+            return Err(ApiError::too_large());
+        }
+        reserved.grow(piece.len())?;
+        bytes.extend_from_slice(&piece);
+    }
+    Ok((bytes, reserved))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -241,6 +296,18 @@ mod tests {
             text("message"),
             error["error"]["param"].clone(),
         )
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        for (json, values) in [
+            ("", 1),
+            ("[1, 2, 3]", 4),
+            (r#"{"a": "b,c:[{", "d": []}"#, 6),
+            (r#"["\"", "\\", ","]"#, 4),
+        ] {
+            assert_eq!(count_values(json.as_bytes()), values, "{json}");
+        }
     }
 
     #[test]

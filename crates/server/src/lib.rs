@@ -2,29 +2,34 @@
 //!
 //! Start with `routes`: it lists every route and the layers around them. Handlers are in its modules, named for what a client does.
 //!
-//! - [`serve`] runs the server: `server` accepts connections, `tls` has the certificate, `write_timeout` disconnects clients that do
-//!   not read, `settings` has the limits ([`ServerSettings`])
-//! - `middleware`: the request log, API keys and cross-origin requests
-//! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses; `blocking`: work that waits for
-//!   a disk, off the async threads
-//! - Requests: `json` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field
+//! - [`serve`] runs the server: `server` accepts connections, `connections` bounds them, `tls` has the certificate, `write_timeout`
+//!   disconnects clients that do not read, `settings` has the limits ([`ServerSettings`])
+//! - `middleware`: the request log, API keys and cross-origin requests; `rejected_keys` counts invalid keys
+//! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
+//! - `work`: the pools of `work_pool` that run blocking work, and which key pays; `body_budget` bounds the memory of bodies
+//! - Requests: `json`, `path` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field
 //! - Responses: `answer_stream` sends events; `completion_object`, `logprobs`, `usage`, `unix_time` and `milliseconds` are shapes of
 //!   the wire formats; `error` gives every error its status
-//! - `openapi`: the description of all routes, generated from the handlers; `origin`: origins of web pages, for CORS
+//! - `openapi`: the description of all routes, generated from the handlers; `origin` and `host`: which web pages may send requests, and to
+//!   which names
 //! - `studio`: the web page that uses this API
 
 mod answer_stream;
 mod app_state;
-mod blocking;
+mod body_budget;
 mod completion_object;
+mod connections;
 mod error;
+mod host;
 mod json;
 mod logprobs;
 mod middleware;
 mod milliseconds;
 mod openapi;
 mod origin;
+mod path;
 mod query;
+mod rejected_keys;
 mod routes;
 mod server;
 mod server_state;
@@ -35,9 +40,12 @@ mod tls;
 mod unix_time;
 mod usage;
 mod with_sampling;
+mod work;
+mod work_pool;
 mod write_timeout;
 
 pub use app_state::AppState;
+pub use host::{AllowedHost, InvalidHost};
 pub use origin::{InvalidOrigin, Origin};
 pub use routes::personas::responses as persona_responses;
 pub use server::{serve, shutdown_signal};

@@ -16,19 +16,24 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::app_state::AppState;
+use crate::connections::{Connections, NoRoom, OpenConnection};
 use crate::error::ApiError;
 use crate::middleware::request_log::Peer;
-use crate::routes::router;
+use crate::routes::{probe_router, router};
 use crate::server_state::ServerState;
 use crate::settings::{MAX_HEADERS, ServerSettings};
 use crate::write_timeout::WriteTimeout;
 
 /// How often keys and certificates are checked for changes.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// The connections beyond the limit that are answered if they request `/health`.
+const MAX_PROBE_CONNECTIONS: usize = 32;
+/// How long a connection beyond the limit may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last bytes of a connection may take to be sent.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// The pause after a connection that could not be accepted, as when the process has no more file descriptors.
@@ -47,7 +52,9 @@ pub async fn serve(
     let server = ServerState::new(settings);
     let router = router(state.into(), &server);
     let reloading = tokio::spawn(reload_files(Arc::clone(&server)));
-    let permits = Arc::new(Semaphore::new(server.settings.max_connections));
+    let limits = &server.settings;
+    let open = Connections::new(limits.max_connections, limits.max_connections_per_address);
+    let probes = Connections::new(MAX_PROBE_CONNECTIONS, MAX_PROBE_CONNECTIONS);
     let (close, closing) = watch::channel(());
     let mut connections = JoinSet::new();
 
@@ -74,9 +81,14 @@ pub async fn serve(
             peer,
             closing: closing.clone(),
         };
-        match Arc::clone(&permits).try_acquire_owned() {
-            Ok(permit) => connections.spawn(connection.run(stream, permit)),
-            Err(_) => connections.spawn(connection.refuse(stream)),
+        let address = peer.ip();
+        match open.open(address) {
+            Ok(open) => connections.spawn(connection.run(stream, open)),
+            // A probe must not find a busy server dead.
+            Err(why) => match probes.open(address) {
+                Ok(open) => connections.spawn(connection.probe(stream, open, why)),
+                Err(_) => connections.spawn(connection.refuse(stream, why)),
+            },
         };
     };
     drop(listener);
@@ -179,25 +191,40 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    async fn run(self, stream: TcpStream, open: OpenConnection) {
+        let evicted = open.clone();
+        tokio::select! {
+            () = self.serve(stream, open) => {}
+            // It has no request in progress.
+            () = evicted.closed() => {}
+        }
+    }
+
+    /// The stream with its write timeout, after the TLS handshake if there is one.
+    async fn stream(&self, stream: TcpStream) -> Option<Box<dyn Stream>> {
         // Tokens are small packets that must not be delayed.
         let _ = stream.set_nodelay(true);
         let stream = WriteTimeout::new(stream, self.server.settings.write_timeout);
         let Some(tls) = &self.server.settings.tls else {
-            return self.serve(stream).await;
+            return Some(Box::new(stream));
         };
         let limit = self.server.settings.header_timeout;
         let peer = self.peer;
         match tokio::time::timeout(limit, tls.acceptor().accept(stream)).await {
-            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Ok(stream)) => return Some(Box::new(stream)),
             Ok(Err(error)) => tracing::debug!("{peer}: TLS handshake failed: {error}"),
             Err(_) => tracing::debug!("{peer}: no TLS handshake within {limit:?}"),
         }
+        None
     }
 
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
+    async fn serve(mut self, stream: TcpStream, open: OpenConnection) {
+        let Some(stream) = self.stream(stream).await else {
+            return;
+        };
         let service = WithPeer {
             peer: Peer(self.peer.ip()),
+            open,
             inner: TowerToHyperService::new(self.router.clone()),
         };
         let limit = self.server.settings.header_timeout;
@@ -226,20 +253,51 @@ impl Connection {
         }
     }
 
-    /// Closes the connection, with an error response unless that needs a TLS handshake.
-    async fn refuse(self, mut stream: TcpStream) {
+    /// Answers one request of a connection beyond the limit: `/health` as ever, any other with the error.
+    async fn probe(self, stream: TcpStream, open: OpenConnection, why: NoRoom) {
         self.server.count_refused_connection();
-        let settings = &self.server.settings;
-        if settings.tls.is_none() {
-            let response = ApiError::too_many_connections(settings.max_connections).raw();
+        let served = async {
+            let Some(stream) = self.stream(stream).await else {
+                return;
+            };
+            let service = WithPeer {
+                peer: Peer(self.peer.ip()),
+                open: open.clone(),
+                inner: TowerToHyperService::new(probe_router(why)),
+            };
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .max_buf_size(2 * MAX_HEADERS)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!("{}: {error}", self.peer);
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(PROBE_TIMEOUT, served) => {}
+            () = open.closed() => {}
+        }
+    }
+
+    /// Closes the connection, with an error response unless that needs a TLS handshake.
+    async fn refuse(self, mut stream: TcpStream, why: NoRoom) {
+        self.server.count_refused_connection();
+        if self.server.settings.tls.is_none() {
+            let response = ApiError::too_many_connections(why).raw();
             let _ = tokio::time::timeout(LAST_BYTES, stream.write_all(&response)).await;
         }
     }
 }
 
+/// The stream of a connection, with or without TLS.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// The router, which adds the client's address to each request.
 struct WithPeer {
     peer: Peer,
+    open: OpenConnection,
     inner: TowerToHyperService<Router>,
 }
 
@@ -252,6 +310,7 @@ impl hyper::service::Service<Request<Incoming>> for WithPeer {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
+        request.extensions_mut().insert(self.open.clone());
         self.inner.call(request)
     }
 }

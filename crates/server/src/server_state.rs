@@ -1,4 +1,4 @@
-//! The state of the running server: its settings, whether it drains, the requests in flight, and counters of responses.
+//! The state of the running server: its settings and pools, whether it drains, the requests in flight, and counters of responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,11 +10,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
-use crate::settings::ServerSettings;
+use crate::body_budget::BodyBudget;
+use crate::rejected_keys::RejectedKeys;
+use crate::settings::{MAX_BODY, ServerSettings};
+use crate::work::WorkPools;
 
 /// See the module.
 pub(crate) struct ServerState {
     pub settings: ServerSettings,
+    pub pools: WorkPools,
+    pub bodies: Arc<BodyBudget>,
+    pub rejected_keys: RejectedKeys,
     draining: AtomicBool,
     in_flight: Arc<InFlight>,
     responses: Family<ResponseLabels, Counter>,
@@ -29,7 +35,11 @@ struct ResponseLabels {
 
 impl ServerState {
     pub fn new(settings: ServerSettings) -> Arc<ServerState> {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Arc::new(ServerState {
+            pools: WorkPools::new(cores),
+            bodies: BodyBudget::new(settings.body_memory, MAX_BODY),
+            rejected_keys: RejectedKeys::default(),
             settings,
             draining: AtomicBool::new(false),
             in_flight: Arc::default(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::host::AllowedHost;
 use crate::origin::Origin;
 use crate::tls::Tls;
 use auth::Keys;
@@ -19,6 +20,9 @@ pub struct ServerSettings {
     pub keys: Option<Arc<Keys>>,
     /// Whether `/metrics` needs no key.
     pub open_metrics: bool,
+    /// Further host names that clients may use, in addition to `localhost` and all addresses. Other names are refused if there are no
+    /// keys, or if this is not empty.
+    pub allowed_hosts: Vec<AllowedHost>,
     /// The origins whose web pages may send requests.
     pub origins: Vec<Origin>,
     /// The certificate; if none, the server uses plain HTTP.
@@ -29,8 +33,12 @@ pub struct ServerSettings {
     pub body_timeout: Duration,
     /// How long a client may read nothing of what is sent to it.
     pub write_timeout: Duration,
-    /// The most connections at once.
+    /// The most bytes of all request bodies that are being received or prepared. A key may use a quarter of it.
+    pub body_memory: usize,
+    /// The most connections at once. An idle one makes room for a new one; if there is none, a new one gets `/health` only.
     pub max_connections: usize,
+    /// The most connections of one address, except for those of this machine.
+    pub max_connections_per_address: usize,
     /// How long requests in flight may continue after the signal to stop.
     pub drain_timeout: Duration,
 }
@@ -40,12 +48,15 @@ impl Default for ServerSettings {
         ServerSettings {
             keys: None,
             open_metrics: false,
+            allowed_hosts: Vec::new(),
             origins: Vec::new(),
             tls: None,
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            body_memory: 64 << 20,
             max_connections: 512,
+            max_connections_per_address: 256,
             drain_timeout: Duration::from_secs(30),
         }
     }

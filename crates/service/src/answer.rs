@@ -8,6 +8,7 @@ use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
 
 use crate::error::RequestError;
+use crate::grammar;
 use crate::model_identity::ModelIdentity;
 use crate::request_metrics::RequestRecorder;
 use crate::stop::StopWatcher;
@@ -128,6 +129,9 @@ impl End {
             | FinishReason::Length
             | FinishReason::Timeout => Ok(()),
             FinishReason::Cancelled => Err(RequestError::Stopped),
+            FinishReason::Failed(message) if message.starts_with(grammar::FAILED) => {
+                Err(RequestError::GrammarLimit(message.clone()))
+            }
             FinishReason::Failed(message) => Err(RequestError::Failed(message.clone())),
         }
     }
@@ -404,4 +408,34 @@ fn token_logprob(token: Token) -> Option<TokenLogprob> {
         logprob: Some(token.logprob?),
         top: token.top,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn limit_of_a_grammar_is_the_clients_mistake_and_a_broken_model_is_not() {
+        let ended = |message: String| {
+            let end = End {
+                reason: FinishReason::Failed(message),
+                prompt_tokens: 1,
+                cached_tokens: 0,
+                completion_tokens: 0,
+                timings: engine::Timings {
+                    queue: Duration::ZERO,
+                    first_token: None,
+                    total: Duration::ZERO,
+                },
+            };
+            end.check().unwrap_err()
+        };
+        let limit = ended(format!("{}too many states", grammar::FAILED));
+        assert!(matches!(limit, RequestError::GrammarLimit(_)), "{limit}");
+        assert!(limit.to_string().contains("make the schema simpler"));
+        let broken = ended("no memory".to_owned());
+        assert!(matches!(broken, RequestError::Failed(_)), "{broken}");
+    }
 }

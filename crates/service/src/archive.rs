@@ -3,10 +3,12 @@
 //! An archive is untrusted. Only the two files of an adapter are extracted, each up to its limit whatever size the archive
 //! declares, to names that we choose. A path that leads out of the archive, or a link, refuses the whole archive.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use formats::{disk, peft};
 use zip::ZipArchive;
@@ -17,6 +19,10 @@ use crate::uploads::UploadError;
 pub const MAX_ARCHIVE: u64 = 1 << 30;
 /// The most files of an archive.
 const MAX_ENTRIES: usize = 1000;
+/// The most bytes that are read to list the files of an archive.
+const MAX_DIRECTORY: u64 = 4 << 20;
+/// The largest end of an archive: its end record and the longest comment.
+const MAX_END: u64 = 66 << 10;
 /// The most bytes of `adapter_config.json`; the limit of the weights is [`registry::blob::MAX_WEIGHTS`].
 const MAX_CONFIG: u64 = 1 << 20;
 /// The most names of skipped files that are returned.
@@ -28,8 +34,25 @@ const MAX_SKIPPED: usize = 20;
 /// [`UploadError`], naming the file in the archive.
 pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
     let broken = |error: &dyn std::fmt::Display| UploadError::Archive(error.to_string());
-    let file = File::open(archive).map_err(|error| broken(&error))?;
-    let mut archive = ZipArchive::new(file).map_err(|error| broken(&error))?;
+    let mut file = File::open(archive).map_err(|error| broken(&error))?;
+    if is_zip64(&mut file).map_err(|error| broken(&error))? {
+        let message = format!(
+            "it is a zip64 archive, for more than 65535 files; at most {MAX_ENTRIES} are allowed"
+        );
+        return Err(UploadError::Archive(message));
+    }
+    let left = Rc::new(Cell::new(MAX_DIRECTORY));
+    let bounded = BoundedReader {
+        file,
+        left: Rc::clone(&left),
+    };
+    let mut archive = ZipArchive::new(bounded).map_err(|error| match left.get() {
+        0 => UploadError::Archive(format!(
+            "its list of files is larger than {MAX_DIRECTORY} bytes"
+        )),
+        _ => broken(&error),
+    })?;
+    left.set(u64::MAX);
     if archive.len() > MAX_ENTRIES {
         let message = format!(
             "it has {} files; at most {MAX_ENTRIES} are allowed",
@@ -113,6 +136,47 @@ pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadEr
     Ok(skipped)
 }
 
+/// Whether the end of the archive has a zip64 record, which may announce any number of files; memory for them is reserved first.
+fn is_zip64(file: &mut File) -> std::io::Result<bool> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_END)))?;
+    let mut end = Vec::new();
+    file.by_ref().take(MAX_END).read_to_end(&mut end)?;
+    file.rewind()?;
+    // The locator of the zip64 record has 20 bytes, and the end record follows.
+    Ok(end
+        .windows(24)
+        .any(|bytes| bytes.starts_with(b"PK\x06\x07") && bytes.ends_with(b"PK\x05\x06")))
+}
+
+/// A file of which a bounded number of bytes can be read.
+struct BoundedReader {
+    file: File,
+    left: Rc<Cell<u64>>,
+}
+
+impl Read for BoundedReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        match self.left.get().checked_sub(count as u64) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(count)
+            }
+            None => {
+                self.left.set(0);
+                Err(std::io::Error::other("the limit of bytes is reached"))
+            }
+        }
+    }
+}
+
+impl Seek for BoundedReader {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use zip::write::SimpleFileOptions;
@@ -189,5 +253,29 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("not a readable zip archive"), "{message}");
+    }
+
+    #[test]
+    fn list_of_files_is_bounded_before_it_is_read() {
+        let long: Vec<String> = (0..80).map(|n| format!("{n:060000}")).collect();
+        let long: Vec<(&str, &[u8])> = long.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        let message = unpacked(&long).unwrap_err().to_string();
+        assert!(message.contains("larger than 4194304 bytes"), "{message}");
+        // The end of an archive that announces 2^40 files.
+        let announced = (1u64 << 40).to_le_bytes();
+        let record = [
+            b"PK\x06\x06".as_slice(),
+            &44u64.to_le_bytes(),
+            &[45, 0, 45, 0],
+            &[0; 8],
+        ];
+        let record = [record.concat(), announced.to_vec(), announced.to_vec()].concat();
+        let record = [record, (46u64 << 40).to_le_bytes().to_vec(), vec![0; 8]].concat();
+        let locator = [b"PK\x06\x07".as_slice(), &[0; 12], &[1, 0, 0, 0]].concat();
+        let end = [b"PK\x05\x06".as_slice(), &[0; 4], &[0xff; 12], &[0; 2]].concat();
+        let mut archive = NamedTempFile::new().unwrap();
+        archive.write_all(&[record, locator, end].concat()).unwrap();
+        let refused = unpack(archive.path(), Path::new("nowhere")).unwrap_err();
+        assert!(refused.to_string().contains("zip64"), "{refused}");
     }
 }

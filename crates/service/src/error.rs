@@ -199,6 +199,18 @@ pub enum RequestError {
         /// The most tokens of prompt and answer.
         limit: usize,
     },
+    /// The text is so long that it cannot fit, so it was not tokenized.
+    #[error(
+        "{field} has {bytes} bytes; that is more than the {limit} tokens that the context holds with the answer; shorten it"
+    )]
+    PromptTooLarge {
+        /// The field.
+        field: &'static str,
+        /// Bytes of its texts.
+        bytes: usize,
+        /// The most tokens of prompt and answer.
+        limit: usize,
+    },
     /// Prompt and answer together go past the context.
     #[error(
         "{field} {max_new_tokens} and the prompt's {prompt} tokens go past the context of {limit}; ask for at most {} \
@@ -273,6 +285,9 @@ pub enum RequestError {
         /// Why.
         source: Box<AdapterError>,
     },
+    /// The answer's grammar reached a limit on work. The schema or the tools are the client's.
+    #[error("response_format or tools: {0}; make the schema simpler")]
+    GrammarLimit(String),
     /// The model failed in a step of this request.
     #[error("the model failed: {0}")]
     Failed(String),
@@ -354,6 +369,7 @@ impl RequestError {
             | RequestError::Tokenize { field, .. }
             | RequestError::PromptTooLong { field, .. }
             | RequestError::ConversationTooLong { field, .. }
+            | RequestError::PromptTooLarge { field, .. }
             | RequestError::PastContext { field, .. }
             | RequestError::OutOfRange { field, .. } => Some((*field).to_owned()),
             RequestError::Variable(error) => Some(format!("variables.{}", error.name())),
@@ -369,6 +385,7 @@ impl RequestError {
             | RequestError::AboveShare { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
+            | RequestError::GrammarLimit(_)
             | RequestError::GrammarsBusy
             | RequestError::ClientGone
             | RequestError::Stopped

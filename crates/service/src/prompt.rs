@@ -15,7 +15,43 @@ const MESSAGE_TOKENS: usize = 8;
 /// A conversation with more bytes for each token of the context is long.
 const TOKEN_BYTES: usize = 4;
 
-/// The token ids of the prompt, up to where the answer begins. `limit` is the most tokens of prompt and answer.
+/// A text of up to this many bytes for each token of the context is tokenized without a look at its size.
+const USUAL_TOKEN_BYTES: usize = 8;
+/// The tokens at the end of a part of a text that may differ from those of the whole text.
+const CUT_TOKENS: usize = 64;
+
+/// Whether these texts may fit into `limit` tokens. Tokenizing takes hundreds of bytes of memory for each byte of text, so this comes
+/// before: it looks at sizes, and at the beginning of a text that is suspiciously long.
+fn may_fit<'t>(
+    base: &Base,
+    field: &'static str,
+    texts: impl Iterator<Item = &'t str> + Clone,
+    limit: usize,
+) -> Result<bool, RequestError> {
+    let bytes: usize = texts.clone().map(str::len).sum();
+    let usual = limit.saturating_mul(USUAL_TOKEN_BYTES);
+    if bytes <= usual {
+        return Ok(true);
+    }
+    if bytes > limit.saturating_mul(base.tokenizer.longest_token()) {
+        return Ok(false);
+    }
+    for text in texts {
+        let mut part = usual / 4;
+        while part < text.len() && part <= usual {
+            let beginning = &text[..text.floor_char_boundary(part)];
+            let ids = base.tokenizer.encode(beginning, Special::AsText);
+            let ids = ids.map_err(|source| RequestError::Tokenize { field, source })?;
+            if ids.len() > limit.saturating_add(CUT_TOKENS) {
+                return Ok(false);
+            }
+            part *= 2;
+        }
+    }
+    Ok(true)
+}
+
+/// The token ids of the prompt, up to where the answer begins.
 pub(super) fn tokens(
     base: &Base,
     persona: &ResolvedPersona<'_>,
@@ -33,9 +69,25 @@ pub(super) fn tokens(
             with_system_prompt(persona, request, turns)
         }
         Conversation::Text(text) => {
+            if !may_fit(base, field, std::iter::once(text.as_str()), limit)? {
+                let bytes = text.len();
+                return Err(RequestError::PromptTooLarge {
+                    field,
+                    bytes,
+                    limit,
+                });
+            }
             let encoded = base.tokenizer.encode(text, Special::AsText);
             let ids = encoded.map_err(|source| RequestError::Tokenize { field, source })?;
             return Ok(with_bos(base, ids));
+        }
+        Conversation::Tokens(ids) if ids.len() > limit => {
+            let tokens = ids.len();
+            return Err(RequestError::PromptTooLong {
+                field,
+                tokens,
+                limit,
+            });
         }
         Conversation::Tokens(ids) => return checked_ids(base, field, ids),
     };
@@ -47,7 +99,8 @@ pub(super) fn tokens(
         limit,
     };
     // A message takes a token at least.
-    if messages.len() > limit {
+    let texts = messages.iter().map(|message| message.content.as_str());
+    if messages.len() > limit || !may_fit(base, field, texts, limit)? {
         return Err(too_long);
     }
     let is_long = messages.len() > limit / MESSAGE_TOKENS || bytes > limit * TOKEN_BYTES;

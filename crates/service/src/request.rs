@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use formats::chat_template::Message;
+use registry::spec::MAX_SPEC;
 use sampling::SamplingParams;
 use sha2::{Digest as _, Sha256};
 
@@ -146,6 +147,14 @@ impl GenerateRequest {
     /// # Errors
     /// [`RequestError`], naming the field.
     pub(super) fn check(&self) -> Result<(), RequestError> {
+        // Answers repeat the name, and spaces around it are ignored.
+        let named = self.persona.as_ref().map_or(0, String::len);
+        if named > MAX_SPEC {
+            return Err(RequestError::OutOfRange {
+                field: self.names.persona,
+                message: format!("has {named} bytes; at most {MAX_SPEC} are allowed"),
+            });
+        }
         self.check_conversation()?;
         self.check_ranges()?;
         if !self.variables.is_empty() && !self.takes_system_prompt() {
@@ -391,6 +400,8 @@ mod tests {
             ..request
         };
         assert!(echo.check_logprobs(5_000, 1).is_err());
+        let long = refused(|request| request.persona = Some(format!("warm{}", " ".repeat(1021))));
+        assert!(long.starts_with("user_type has 1025 bytes"), "{long}");
         let own_prompt = |request: &mut GenerateRequest| {
             request.variables.insert("shop".to_owned(), "x".to_owned());
             request.conversation = Conversation::Messages(vec![

@@ -78,7 +78,7 @@ impl Client {
         let mut stream = self.connect();
         let mut head = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| *name == "Host") {
-            head += "Host: test\r\n";
+            head += &format!("Host: {}\r\n", self.address);
         }
         head += "Connection: close\r\n";
         for (name, value) in headers {

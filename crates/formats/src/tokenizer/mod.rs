@@ -250,6 +250,15 @@ impl Tokenizer {
         self.vocabulary.tokens.get(id as usize).map(String::as_str)
     }
 
+    /// The bytes of the longest token, at least 1.
+    pub fn longest_token(&self) -> usize {
+        let ids = 0..self.vocab_size() as u32;
+        ids.map(|id| self.token_bytes(id).len())
+            .max()
+            .unwrap_or(1)
+            .max(1)
+    }
+
     /// A token's bytes in a text; those of control tokens, too.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.pieces.bytes(id, false)

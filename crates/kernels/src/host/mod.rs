@@ -3,5 +3,5 @@
 mod heap;
 mod mapped;
 
-pub use heap::return_freed_memory;
+pub use heap::{return_freed_memory, trim_heap};
 pub use mapped::{MappedFile, map_file};

@@ -30,7 +30,7 @@ fn slow_request_gets_408_and_is_closed() {
         body_timeout: Duration::from_millis(200),
         ..ServerSettings::default()
     });
-    let answer = server.send_raw(b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-");
+    let answer = server.send_raw(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     let error = error_of(&answer);
     assert_eq!(error["code"], "headers_too_slow");
@@ -39,7 +39,8 @@ fn slow_request_gets_408_and_is_closed() {
         "{error}"
     );
 
-    let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{\"prompt\"";
+    let begun =
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"prompt\"";
     let answer = server.send_raw(begun);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert_eq!(error_of(&answer)["code"], "body_too_slow");
@@ -65,18 +66,55 @@ fn too_large_headers_are_rejected_with_the_limit() {
 }
 
 #[test]
-fn connection_over_the_limit_is_rejected() {
+fn connection_over_the_limit_gets_health_only() {
     let server = serve(ServerSettings {
         max_connections: 1,
         ..ServerSettings::default()
     });
-    let held = TcpStream::connect(server.address).unwrap();
-    // Connections are accepted in order, so the first one holds the only permit.
-    let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    // A client with a request in progress.
+    let mut held = TcpStream::connect(server.address).unwrap();
+    let begun = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{";
+    held.write_all(begun).unwrap();
+    let models = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let answer = until_status(&server, models, "503");
     assert!(answer.contains("retry-after: "), "{answer}");
-    assert_eq!(error_of(&answer)["code"], "too_many_connections");
+    let error = error_of(&answer);
+    assert_eq!(error["code"], "too_many_connections");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("--max-connections"), "{message}");
+    // A probe learns that the server is alive.
+    assert_eq!(server.get("/health").status, 200);
     drop(held);
+    until_status(&server, models, "200");
+}
+
+/// Sends a request until the response has this status.
+fn until_status(server: &TestServer, request: &[u8], status: &str) -> String {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let request = [&request[..request.len() - 2], b"Connection: close\r\n\r\n"].concat();
+    loop {
+        let answer = server.send_raw(&request);
+        if answer.starts_with(&format!("HTTP/1.1 {status} ")) {
+            return answer;
+        }
+        assert!(std::time::Instant::now() < end, "{answer}");
+    }
+}
+
+#[test]
+fn idle_connections_make_room_for_new_ones() {
+    let server = serve(ServerSettings {
+        max_connections: 8,
+        ..ServerSettings::default()
+    });
+    let idle: Vec<TcpStream> = (0..64)
+        .map(|_| TcpStream::connect(server.address).unwrap())
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(server.get("/health").status, 200);
+        server.generate(json!({"prompt": "Hi", "user_type": "warm", "max_new_tokens": 1}));
+    }
+    drop(idle);
 }
 
 #[test]
@@ -140,7 +178,7 @@ fn request_over_the_drain_timeout_is_closed() {
     });
     // A client that never sends its body keeps its request running.
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let begun = b"POST /generate HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
+    let begun = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
     stream.write_all(begun).unwrap();
     // The server asks for the body once the request runs.
     let mut asked = [0; 25];

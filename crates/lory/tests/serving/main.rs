@@ -8,6 +8,7 @@ mod completions;
 mod disconnects;
 mod formats;
 mod generate;
+mod isolation;
 mod jobs;
 mod limits;
 mod metrics;

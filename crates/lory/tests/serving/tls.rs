@@ -70,7 +70,7 @@ fn tls_server_answers_https_and_not_http() {
         answer.starts_with("HTTP/1.1 200") && answer.contains("\"warm\""),
         "{answer}"
     );
-    let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
+    let answer = server.send_raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(!answer.starts_with("HTTP"), "{answer:?}");
     // A connection that never begins the handshake is closed.
     let mut silent = server.connect();

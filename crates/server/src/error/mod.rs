@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::connections::NoRoom;
+use crate::json::MAX_VALUES;
 use crate::{MAX_BODY, MAX_HEADERS};
 
 /// `Retry-After` in seconds, if the error does not know how long it will take.
@@ -111,6 +113,17 @@ impl ApiError {
         )
     }
 
+    /// A body with too many JSON values.
+    pub fn too_many_values(values: usize) -> Self {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            format!(
+                "the body has {values} JSON values (texts, numbers, lists, objects); at most {MAX_VALUES} are allowed"
+            ),
+        )
+    }
+
     pub fn media_type(found: &str) -> Self {
         ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -127,6 +140,31 @@ impl ApiError {
             "unsupported_media_type",
             format!(
                 "the body must be a zip archive; send the header Content-Type: application/zip, not {found}"
+            ),
+        )
+    }
+
+    /// A compressed body.
+    pub fn content_encoding(found: &str) -> Self {
+        let found: String = found.chars().take(40).collect();
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_content_encoding",
+            format!(
+                "bodies with Content-Encoding {found} are not supported; send the body without compression"
+            ),
+        )
+    }
+
+    /// A request to a host name that is not the server's.
+    pub fn host(found: &str) -> Self {
+        let found: String = found.chars().take(100).collect();
+        ApiError::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "host_not_allowed",
+            format!(
+                "the header Host names {found:?}, which this server does not answer to; if clients or a proxy reach it under this name, \
+                 start lory serve with --allowed-host {found}"
             ),
         )
     }
@@ -175,11 +213,64 @@ impl ApiError {
         )
     }
 
-    pub fn too_many_connections(limit: usize) -> Self {
+    pub fn too_many_connections(why: NoRoom) -> Self {
+        let message = match why {
+            NoRoom::Total(limit) => format!(
+                "{limit} connections have requests in progress, which is the limit (--max-connections); only /health is answered"
+            ),
+            NoRoom::Address(limit) => format!(
+                "{limit} connections of your address have requests in progress, which is the limit (--max-connections-per-address)"
+            ),
+        };
         ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "too_many_connections",
-            format!("{limit} connections are open, which is the limit"),
+            message,
+        )
+    }
+
+    /// An address has sent too many invalid keys.
+    pub fn too_many_rejected_keys(wait: Duration) -> Self {
+        ApiError {
+            retry_after: Some(whole_seconds(wait)),
+            ..ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_rejected_keys",
+                "the API key is not known here, and your address has sent too many such keys; wait, then send a valid key",
+            )
+        }
+    }
+
+    /// A key has too much work waiting.
+    pub fn work_queue_full(work: &str, limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "queue_full",
+            format!("{limit} {work} of this key wait already, which is the limit; try again later"),
+        )
+    }
+
+    /// The bodies of one key would need more than this many bytes.
+    pub fn bodies_of_key(limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "request_bytes_exceeded",
+            format!(
+                "this key's requests that are being read have more than {limit} bytes together, which is the limit; send fewer large \
+                 requests at once"
+            ),
+        )
+    }
+
+    /// All bodies would need more than this many bytes.
+    pub fn bodies_of_all(limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "request_bytes_exceeded",
+            format!(
+                "all requests that are being read have more than {limit} bytes together, which is the limit (--body-memory); try again \
+                 later"
+            ),
         )
     }
 
@@ -214,6 +305,11 @@ impl ApiError {
             "internal_error",
             message.into(),
         )
+    }
+
+    #[cfg(test)]
+    pub fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// The body.
@@ -259,12 +355,17 @@ fn whole_seconds(time: Duration) -> u64 {
     seconds.clamp(RETRY_AFTER, MAX_RETRY_AFTER)
 }
 
+/// The beginning of a path, for a message.
+fn shown_path(uri: &Uri) -> String {
+    uri.path().chars().take(200).collect()
+}
+
 /// The error for an unknown route.
 pub(super) async fn not_found(method: Method, uri: Uri) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "not_found",
-        format!("{method} {} does not exist", uri.path()),
+        format!("{method} {} does not exist", shown_path(&uri)),
     )
 }
 
@@ -275,7 +376,7 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
         "method_not_allowed",
         format!(
             "{} does not support {method}; the header Allow lists what it supports",
-            uri.path()
+            shown_path(&uri)
         ),
     )
 }

@@ -59,7 +59,9 @@ impl From<RequestError> for ApiError {
                 }
             },
             RequestError::NoPersona { .. } => (StatusCode::BAD_REQUEST, "invalid_persona"),
-            RequestError::Schema { .. } => (StatusCode::BAD_REQUEST, "invalid_schema"),
+            RequestError::Schema { .. } | RequestError::GrammarLimit(_) => {
+                (StatusCode::BAD_REQUEST, "invalid_schema")
+            }
             RequestError::Variable(error) => match error {
                 VariableError::Unknown { .. } => (StatusCode::BAD_REQUEST, "unknown_variable"),
                 VariableError::Missing { .. } => (StatusCode::BAD_REQUEST, "missing_variable"),
@@ -68,6 +70,7 @@ impl From<RequestError> for ApiError {
             RequestError::EmptyPrompt { .. } => (StatusCode::BAD_REQUEST, "empty_prompt"),
             RequestError::PromptTooLong { .. }
             | RequestError::ConversationTooLong { .. }
+            | RequestError::PromptTooLarge { .. }
             | RequestError::PastContext { .. } => {
                 (StatusCode::BAD_REQUEST, "context_length_exceeded")
             }

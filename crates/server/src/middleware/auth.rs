@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -11,7 +12,9 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::error::ApiError;
+use crate::middleware::request_log::Peer;
 use crate::server_state::ServerState;
+use crate::work::RequestBody;
 use auth::{AuthError, Key};
 use service::{Caller, RequestLog};
 
@@ -56,7 +59,8 @@ pub(crate) async fn authorize(
             None
         }
         Some(keys) => {
-            let key = keys.find(bearer(request.headers()).ok_or(AuthError::MissingKey)?)?;
+            let key = keys.find(bearer(request.headers()).ok_or(AuthError::MissingKey)?);
+            let key = key.map_err(|error| rejected(&server, &request, error))?;
             if let Some(log) = &log {
                 log.update(|entry| entry.key = Some(key.name().to_owned()));
             }
@@ -66,7 +70,22 @@ pub(crate) async fn authorize(
         }
     };
     request.extensions_mut().insert(Caller::new(key, log));
-    Ok(next.run(request).await)
+    // Until the handler has returned its response, the body's bytes count.
+    let body = RequestBody::default();
+    request.extensions_mut().insert(body.clone());
+    let response = next.run(request).await;
+    body.free();
+    Ok(response)
+}
+
+/// The error for a key that was not found. Counts it.
+fn rejected(server: &ServerState, request: &Request, error: AuthError) -> ApiError {
+    let peer = request.extensions().get::<Peer>();
+    let counted = peer.map(|peer| server.rejected_keys.count(peer.0, Instant::now()));
+    match counted {
+        Some(Err(wait)) => ApiError::too_many_rejected_keys(wait),
+        _ => error.into(),
+    }
 }
 
 /// The secret in `Authorization: Bearer`.

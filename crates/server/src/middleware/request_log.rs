@@ -16,7 +16,9 @@ use axum::response::{IntoResponse, Response};
 use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 
+use crate::connections::OpenConnection;
 use crate::error::ApiError;
+use crate::host;
 use crate::milliseconds::milliseconds;
 use crate::server_state::ServerState;
 use crate::settings::MAX_HEADERS;
@@ -49,9 +51,15 @@ pub(crate) async fn request_log(
     request.extensions_mut().insert(Arc::clone(&log));
     request.extensions_mut().insert(Arc::clone(&server));
 
+    let connection = request.extensions().get::<OpenConnection>();
+    let connection = connection.map(OpenConnection::begin_request);
     // Counted before the check for a drain, so that a drain waits for every request that it did not refuse.
     let in_flight = (!probe).then(|| server.begin_request());
-    let refused = if in_flight.is_some() && server.is_draining() {
+    let refused = if let Some(host) = foreign_host(&server, &request) {
+        Some(ApiError::host(host))
+    } else if let Some(encoding) = content_encoding(request.headers()) {
+        Some(ApiError::content_encoding(encoding))
+    } else if in_flight.is_some() && server.is_draining() {
         Some(ApiError::draining(server.settings.drain_timeout))
     } else if headers_bytes(request.headers()) > MAX_HEADERS {
         Some(ApiError::headers_too_large())
@@ -72,7 +80,7 @@ pub(crate) async fn request_log(
     if server.is_draining() || status == StatusCode::REQUEST_TIMEOUT {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Body::new(GuardedBody::new(body, (log, in_flight))))
+    response.map(|body| Body::new(GuardedBody::new(body, (log, in_flight, connection))))
 }
 
 /// The route's response, or an error if the request's body takes longer than `limit` to arrive.
@@ -103,6 +111,23 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     let random = || RandomState::new().build_hasher().finish();
     let id = format!("req-{:016x}{:016x}", random(), random());
     HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("req-none"))
+}
+
+/// A host name in the request that is not the server's. With keys a web page gains nothing from it, so that a server behind a proxy
+/// needs no list of names.
+fn foreign_host<'r>(server: &ServerState, request: &'r Request) -> Option<&'r str> {
+    let settings = &server.settings;
+    if settings.keys.is_some() && settings.allowed_hosts.is_empty() {
+        return None;
+    }
+    host::refused(request.headers(), request.uri(), &settings.allowed_hosts)
+}
+
+/// The encoding of a body that is not sent as it is.
+fn content_encoding(headers: &HeaderMap) -> Option<&str> {
+    let encoding = headers.get(header::CONTENT_ENCODING)?;
+    let encoding = encoding.to_str().unwrap_or("that is not ASCII").trim();
+    (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then_some(encoding)
 }
 
 fn headers_bytes(headers: &HeaderMap) -> usize {

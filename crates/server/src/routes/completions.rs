@@ -18,6 +18,7 @@ use crate::middleware::auth::ApiCaller;
 use crate::stream_options::StreamOptions;
 use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
+use crate::work::Work;
 use formats::tokenizer::Detokenizer;
 use sampling::{Interface, SamplingParams};
 use service::{Conversation, Delta, End, FieldNames, GenerateRequest, MAX_LOGPROBS, ModelIdentity};
@@ -194,6 +195,7 @@ impl CompletionRequest {
 pub(super) async fn completions(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(WithSampling { request, sampling }): Body<WithSampling<CompletionRequest>>,
 ) -> Result<Response, ApiError> {
     let service = state.service()?;
@@ -203,7 +205,7 @@ pub(super) async fn completions(
     let requests = request.into_requests(sampling)?;
     let logprobs = requests.first().and_then(|request| request.logprobs);
     let texts = service.base().tokenizer.detokenizer();
-    let answers = AnswerStream::submit_all(service, caller, requests).await?;
+    let answers = AnswerStream::submit_all(service, caller, &work, requests).await?;
     let metadata = CompletionMetadata::new("cmpl", "text_completion", model, &answers.identity);
     if stream {
         return Ok(answers.into_events(Chunks {

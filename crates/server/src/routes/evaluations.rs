@@ -1,15 +1,16 @@
 //! `/v1/evaluations`: measurements of personas, by `lory eval` or on a client's request.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use crate::middleware::auth::ApiCaller;
+use crate::path::Path;
+use crate::work::Work;
 use jobs::ResultError;
 use jobs::records::evaluation::EvaluationProgress;
 use jobs::records::failure::Failure;
@@ -131,9 +132,12 @@ impl EvaluationObject {
     path = "/v1/evaluations",
     responses((status = 200, description = "The list", body = EvaluationList))
 )]
-pub(super) async fn list(State(state): State<AppState>) -> Result<Json<EvaluationList>, ApiError> {
+pub(super) async fn list(
+    State(state): State<AppState>,
+    work: Work,
+) -> Result<Json<EvaluationList>, ApiError> {
     state.service()?;
-    let listed = run_blocking(move || {
+    let listed = work.records(move || {
         let results = state.results()?;
         let ids = results.ids()?.into_iter();
         // A damaged result affects only itself.
@@ -165,10 +169,11 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Evaluatio
 pub(super) async fn create(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(new): Body<NewEvaluation>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
     let jobs = state.jobs()?;
-    let evaluation = run_blocking(move || jobs.evaluate(&caller, &new)).await??;
+    let evaluation = work.records(move || jobs.evaluate(&caller, &new)).await??;
     Ok(Json(EvaluationObject::new(evaluation, None)))
 }
 
@@ -185,11 +190,12 @@ pub(super) async fn create(
 pub(super) async fn retrieve(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<EvaluationOrResult>, ApiError> {
     if id.starts_with(jobs::records::evaluation::ID_PREFIX) {
         let jobs = state.jobs()?;
-        let found = run_blocking(move || jobs.evaluation(&Viewer::of(&caller), &id));
+        let found = work.records(move || jobs.evaluation(&Viewer::of(&caller), &id));
         let (evaluation, result) = found.await??;
         let evaluation = EvaluationObject::new(evaluation, result);
         return Ok(Json(EvaluationOrResult::Evaluation(Box::new(evaluation))));
@@ -198,7 +204,7 @@ pub(super) async fn retrieve(
         key.check_admin()?;
     }
     state.service()?;
-    let read = run_blocking(move || state.results()?.read(&id));
+    let read = work.records(move || state.results()?.read(&id));
     Ok(Json(EvaluationOrResult::Result(read.await??)))
 }
 
@@ -212,9 +218,10 @@ pub(super) async fn retrieve(
 pub(super) async fn cancel(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
     let jobs = state.jobs()?;
-    let cancelled = run_blocking(move || jobs.cancel_evaluation(&Viewer::of(&caller), &id));
+    let cancelled = work.records(move || jobs.cancel_evaluation(&Viewer::of(&caller), &id));
     Ok(Json(EvaluationObject::new(cancelled.await??, None)))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::MultipartError;
-use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
@@ -14,10 +14,11 @@ use futures_util::stream;
 use serde::Serialize;
 
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::middleware::auth::ApiCaller;
+use crate::path::Path;
 use crate::query::Query;
+use crate::work::Work;
 use jobs::files::{MAX_FILE, PURPOSE};
 use jobs::fine_tuning::preview::{MAX_SHOWN, RowOptions, ShownRow};
 use jobs::{JobError, StoredFile, Viewer};
@@ -137,6 +138,7 @@ fn missing(field: &str) -> ApiError {
 pub(super) async fn create(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     request: Request,
 ) -> Result<Json<FileObject>, ApiError> {
     let jobs = state.jobs()?;
@@ -148,9 +150,14 @@ pub(super) async fn create(
         match field.name().unwrap_or_default() {
             "file" if taken.is_none() => {
                 let filename = field.file_name().unwrap_or("rows.jsonl").to_owned();
-                let mut upload = jobs.start_upload(&filename)?;
+                let of_jobs = Arc::clone(&jobs);
+                let mut upload = work.records(move || of_jobs.start_upload(&filename)).await??;
                 while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
-                    upload.write(&bytes)?;
+                    // The disk may be slow; one piece after the other is written.
+                    let write = move || upload.write(&bytes).map(|()| upload);
+                    let written = tokio::task::spawn_blocking(write).await;
+                    upload = written
+                        .map_err(|_| ApiError::internal("the file could not be written"))??;
                 }
                 taken = Some(upload);
             }
@@ -184,7 +191,9 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let upload = taken.ok_or_else(|| missing("file"))?;
-    let kept = run_blocking(move || jobs.finish_upload(upload, &caller, &Arc::default())).await??;
+    let kept = work
+        .background(move |running| jobs.finish_upload(upload, &caller, running.cancelled()));
+    let kept = kept.await??;
     Ok(Json(kept.into()))
 }
 
@@ -203,13 +212,15 @@ pub(super) async fn create(
 pub(super) async fn list(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     mut query: Query,
 ) -> Result<Json<FileList>, ApiError> {
     let jobs = state.jobs()?;
     let purpose = query.text("purpose")?;
     let page = query.page(MAX_FILES_PAGE, MAX_FILES_PAGE, true)?;
     query.end()?;
-    let (files, has_more) = jobs.list_files(&Viewer::of(&caller), &page)?;
+    let listed = work.records(move || jobs.list_files(&Viewer::of(&caller), &page));
+    let (files, has_more) = listed.await??;
     let none_of_it = purpose.is_some_and(|purpose| purpose != PURPOSE);
     let data: Vec<FileObject> = match none_of_it {
         true => Vec::new(),
@@ -234,9 +245,12 @@ pub(super) async fn list(
 pub(super) async fn retrieve(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<FileObject>, ApiError> {
-    let file = state.jobs()?.file(&Viewer::of(&caller), &id)?;
+    let jobs = state.jobs()?;
+    let found = work.records(move || jobs.file(&Viewer::of(&caller), &id));
+    let file = found.await??;
     Ok(Json(file.into()))
 }
 
@@ -250,26 +264,31 @@ pub(super) async fn retrieve(
 pub(super) async fn content(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let jobs = state.jobs()?;
-    let file = jobs.file(&Viewer::of(&caller), &id)?;
-    let path = jobs.file_path(&file);
-    let opened = run_blocking(move || std::fs::File::open(path)).await?;
-    let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
+    let opened = work.records(move || {
+        let file = jobs.file(&Viewer::of(&caller), &id)?;
+        let opened = std::fs::File::open(jobs.file_path(&file));
+        let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
+        Ok::<_, ApiError>((file, opened))
+    });
+    let (file, opened) = opened.await??;
     // A file can be too large to hold in memory.
-    let pieces = stream::unfold(Some(opened), |file| async move {
+    let pieces = stream::unfold((Some(opened), work), |(file, work)| async move {
         let mut file = file?;
-        let read = tokio::task::spawn_blocking(move || {
+        let read = work.records(move || {
             let mut piece = vec![0; CHUNK];
             let count = file.read(&mut piece)?;
             piece.truncate(count);
             Ok((Bytes::from(piece), file))
         });
-        match read.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+        let failed = |_| Err(std::io::Error::other("the file cannot be read now"));
+        match read.await.unwrap_or_else(failed) {
             Ok((piece, _)) if piece.is_empty() => None,
-            Ok((piece, file)) => Some((Ok(piece), Some(file))),
-            Err(error) => Some((Err(error), None)),
+            Ok((piece, file)) => Some((Ok(piece), (Some(file), work))),
+            Err(error) => Some((Err(error), (None, work))),
         }
     });
     // Upload has rejected names that are unsafe in a header, except for letters outside ASCII.
@@ -298,11 +317,13 @@ pub(super) async fn content(
 pub(super) async fn delete(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<Deleted>, ApiError> {
     let jobs = state.jobs()?;
     let gone = id.clone();
-    run_blocking(move || jobs.delete_file(&Viewer::of(&caller), &gone)).await??;
+    work.records(move || jobs.delete_file(&Viewer::of(&caller), &gone))
+        .await??;
     Ok(Json(Deleted {
         id,
         object: "file",
@@ -333,21 +354,21 @@ fn reading(query: &mut Query, context: usize) -> Result<RowOptions, ApiError> {
 pub(super) async fn lint(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Response, ApiError> {
     let jobs = state.jobs()?;
-    let who = Viewer::of(&caller);
-    let file = jobs.file(&who, &id)?;
-    let against = match query.text("validation_file")? {
-        None => None,
-        Some(id) => Some(jobs.file(&who, &id)?),
-    };
+    let against = query.text("validation_file")?;
     let reading = reading(&mut query, jobs.context_length())?;
     query.end()?;
-    let report =
-        run_blocking(move || jobs.lint(&file, against.as_ref(), &reading, &Arc::default()))
-            .await??;
+    let report = work.background(move |running| {
+        let who = Viewer::of(&caller);
+        let file = jobs.file(&who, &id)?;
+        let against = against.map(|id| jobs.file(&who, &id)).transpose()?;
+        jobs.lint(&file, against.as_ref(), &reading, running.cancelled())
+    });
+    let report = report.await??;
     Ok(Json(report).into_response())
 }
 
@@ -367,17 +388,20 @@ pub(super) async fn lint(
 pub(super) async fn rows(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Json<RowList>, ApiError> {
     let jobs = state.jobs()?;
-    let file = jobs.file(&Viewer::of(&caller), &id)?;
     let first = query.number("first", 1, usize::MAX)?.unwrap_or(1);
     let limit = query.number("limit", 1, MAX_SHOWN)?.unwrap_or(10);
     let reading = reading(&mut query, jobs.context_length())?;
     query.end()?;
-    let (data, total) =
-        run_blocking(move || jobs.rows(&file, first, limit, &reading, &Arc::default())).await??;
+    let shown = work.background(move |running| {
+        let file = jobs.file(&Viewer::of(&caller), &id)?;
+        jobs.rows(&file, first, limit, &reading, running.cancelled())
+    });
+    let (data, total) = shown.await??;
     Ok(Json(RowList {
         object: "list",
         data,

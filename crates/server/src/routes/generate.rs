@@ -17,6 +17,7 @@ use crate::middleware::auth::ApiCaller;
 use crate::milliseconds::milliseconds;
 use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
+use crate::work::Work;
 use sampling::{Interface, SamplingParams};
 use service::{Conversation, Delta, End, GenerateRequest, ModelIdentity};
 
@@ -174,12 +175,14 @@ impl GenerateBody {
 pub(super) async fn generate(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(WithSampling { request, sampling }): Body<WithSampling<GenerateBody>>,
 ) -> Result<Response, ApiError> {
     let service = state.service()?;
     let user_type = request.user_type.clone();
     let stream = request.stream.unwrap_or(false);
-    let answers = AnswerStream::submit(service, caller, request.into_request(sampling)).await?;
+    let answers =
+        AnswerStream::submit(service, caller, &work, request.into_request(sampling)).await?;
     if stream {
         return Ok(answers.into_events(Events { user_type }));
     }

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
+use crate::work::Work;
 use registry::RegistryError;
 use service::{NewVersion, PublishError};
 
@@ -43,6 +43,7 @@ pub(super) struct Unload {
 )]
 pub(super) async fn load(
     State(state): State<AppState>,
+    work: Work,
     Body(load): Body<Load>,
 ) -> Result<String, ApiError> {
     let service = state.service()?;
@@ -71,17 +72,18 @@ pub(super) async fn load(
     }
     let only_new = load.load_inplace != Some(true);
     let shown_name = name.clone();
-    let published = run_blocking(move || {
-        let adapter = service.under_adapter_root(&path)?;
-        service.publish(&NewVersion {
-            name,
-            adapter: Some(adapter),
-            settings: None,
-            current: true,
-            only_new,
+    let published = work
+        .administration(move || {
+            let adapter = service.under_adapter_root(&path)?;
+            service.publish(&NewVersion {
+                name,
+                adapter: Some(adapter),
+                settings: None,
+                current: true,
+                only_new,
+            })
         })
-    })
-    .await?;
+        .await?;
     match published {
         Ok(_) => Ok(format!(
             "Success: LoRA adapter '{shown_name}' added successfully."
@@ -107,6 +109,7 @@ pub(super) async fn load(
 )]
 pub(super) async fn unload(
     State(state): State<AppState>,
+    work: Work,
     Body(unload): Body<Unload>,
 ) -> Result<String, ApiError> {
     let service = state.service()?;
@@ -119,7 +122,10 @@ pub(super) async fn unload(
         ));
     }
     let shown_name = name.clone();
-    match run_blocking(move || service.unpublish(&name)).await? {
+    match work
+        .administration(move || service.unpublish(&name))
+        .await?
+    {
         Ok(()) => Ok(format!(
             "Success: LoRA adapter '{shown_name}' removed successfully."
         )),

@@ -20,12 +20,15 @@ use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
+use axum::routing::get;
 use axum::{Extension, Router};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use crate::app_state::AppState;
+use crate::connections::NoRoom;
+use crate::error::ApiError;
 use crate::middleware::auth::{self, Access};
 use crate::middleware::{cors, request_log};
 use crate::openapi::{self, Document};
@@ -143,6 +146,14 @@ pub(crate) fn router(state: AppState, server: &Arc<ServerState>) -> Router {
             request_log::request_log,
         ))
         .with_state(state)
+}
+
+/// The router of connections beyond the limit.
+pub(crate) fn probe_router(why: NoRoom) -> Router {
+    let busy = move || async move { ApiError::too_many_connections(why) };
+    Router::new()
+        .route("/health", get(health::health))
+        .fallback(busy)
 }
 
 #[cfg(test)]

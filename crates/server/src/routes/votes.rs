@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use crate::middleware::auth::ApiCaller;
 use crate::unix_time::unix_time;
+use crate::work::Work;
 use service::votes::{self, MAX_PROMPT, Vote};
 use service::{Caller, Service};
 
@@ -93,6 +93,7 @@ impl From<votes::Tally> for Tally {
 pub(super) async fn vote(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(new): Body<NewVote>,
 ) -> Result<(StatusCode, Json<Tally>), ApiError> {
     let service = state.service()?;
@@ -130,7 +131,7 @@ pub(super) async fn vote(
         winner: new.winner.into(),
         prompt: new.prompt,
     };
-    let tally = run_blocking(move || service.votes()?.add(&vote)).await??;
+    let tally = work.records(move || service.votes()?.add(&vote)).await??;
     Ok((StatusCode::CREATED, Json(tally.into())))
 }
 
@@ -143,10 +144,11 @@ pub(super) async fn vote(
 pub(super) async fn votes(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
 ) -> Result<Json<VoteList>, ApiError> {
     let service = state.service()?;
     let stored = std::sync::Arc::clone(&service);
-    let tallies = run_blocking(move || stored.votes()?.tallies()).await??;
+    let tallies = work.records(move || stored.votes()?.tallies()).await??;
     let allowed = |tally: &votes::Tally| {
         [&tally.a, &tally.b]
             .into_iter()

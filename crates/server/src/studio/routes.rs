@@ -1,11 +1,11 @@
 //! The routes of the studio: its page and its files.
 
-use axum::extract::Path;
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::{IntoResponse, Response};
 
 use super::{file as studio_file, page as studio_page};
 use crate::error;
+use crate::path::Path;
 
 /// The studio, a web page
 #[utoipa::path(

@@ -55,11 +55,11 @@ impl Constraint for GrammarMatcher {
     }
 }
 
+/// How the message of an answer begins whose grammar took too much work.
+pub const FAILED: &str = "the answer's grammar failed: ";
+
 fn failed(error: &dyn fmt::Display) -> String {
-    format!(
-        "the answer's grammar failed: {}",
-        one_line(&error.to_string())
-    )
+    format!("{FAILED}{}", one_line(&error.to_string()))
 }
 
 /// A message on one line, cut to [`MAX_MESSAGE`] characters.

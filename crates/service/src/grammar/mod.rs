@@ -9,6 +9,8 @@ mod constraint;
 mod schema;
 mod schema_limits;
 
+pub(crate) use constraint::FAILED;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

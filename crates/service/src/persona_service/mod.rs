@@ -227,11 +227,16 @@ impl Service {
         sink: TextSink,
     ) -> Result<QueuedRequest, RequestError> {
         let mut sink = Some(sink);
-        self.submit_choices(request, &mut first_only(&mut sink), &AtomicBool::new(false))
+        self.submit_choices(
+            request,
+            &mut first_only(&mut sink),
+            &AtomicBool::new(false),
+            &|| {},
+        )
     }
 
     /// [`Service::submit`] with a sink for each answer, by its number. A caller that goes away while the request waits for its
-    /// adapters sets `gone`.
+    /// adapters sets `gone`. `prepared` is called just before that wait: until then the request takes compute time, then it only waits.
     ///
     /// # Errors
     /// As [`Service::submit`].
@@ -240,8 +245,9 @@ impl Service {
         request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
         gone: &AtomicBool,
+        prepared: &dyn Fn(),
     ) -> Result<QueuedRequest, RequestError> {
-        self.submit_with_metrics(request, sinks, gone, &self.metrics)
+        self.submit_with_metrics(request, sinks, gone, prepared, &self.metrics)
     }
 
     /// [`Service::submit_choices`], counted in `metrics`.
@@ -250,6 +256,7 @@ impl Service {
         request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
         gone: &AtomicBool,
+        prepared: &dyn Fn(),
         metrics: &Arc<RequestMetrics>,
     ) -> Result<QueuedRequest, RequestError> {
         let arrival = Instant::now();
@@ -268,7 +275,8 @@ impl Service {
             Some(shadow) if choice == 0 => self.shadowed(request, &identity, shadow, sinks(choice)),
             _ => sinks(choice),
         };
-        self.submit_resolved(persona, request, &mut sinks, arrival, gone, metrics)
+        let waits = (gone, prepared);
+        self.submit_resolved(persona, request, &mut sinks, arrival, waits, metrics)
             .map_err(|error| counted(Some(&identity), error))
     }
 
@@ -278,7 +286,7 @@ impl Service {
         request: &GenerateRequest,
         sinks: &mut dyn FnMut(usize) -> TextSink,
         arrival: Instant,
-        gone: &AtomicBool,
+        (gone, prepared): (&AtomicBool, &dyn Fn()),
         metrics: &Arc<RequestMetrics>,
     ) -> Result<QueuedRequest, RequestError> {
         let refused = |error| RequestError::refused(error, &request.names);
@@ -306,6 +314,7 @@ impl Service {
             cancelled: Some(gone),
             client: engine_request.client,
         };
+        prepared();
         // These leases last until the engine has its own.
         let leases = self.adapters.lease(&persona.adapters, &options)?;
         let echo = request.echo.then(|| prompt::text(&self.base, request));

@@ -86,8 +86,13 @@ impl Service {
         let (sender, events) = std::sync::mpsc::channel();
         let mut sink = Some(super::channel_sink(sender));
         let gone = std::sync::atomic::AtomicBool::new(false);
-        let _queued =
-            self.submit_with_metrics(request, &mut super::first_only(&mut sink), &gone, metrics)?;
+        let _queued = self.submit_with_metrics(
+            request,
+            &mut super::first_only(&mut sink),
+            &gone,
+            &|| {},
+            metrics,
+        )?;
         let mut answer = String::new();
         for event in events {
             append(&event, &mut answer);

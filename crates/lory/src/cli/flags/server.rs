@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use crate::cli::exit::UsageError;
+use crate::cli::flags::units::memory_size;
 use auth::Keys;
 use auth::keys::VARIABLE;
-use server::{Origin, ServerSettings, Tls};
+use server::{AllowedHost, Origin, ServerSettings, Tls};
 
 /// Who may connect, and for how long.
 #[derive(Debug, Clone, clap::Args)]
@@ -30,6 +33,10 @@ pub(crate) struct ServerArgs {
     /// Let everyone read /metrics, not only admin keys
     #[arg(long)]
     open_metrics: bool,
+    /// A host name under which clients or a proxy reach the server, such as lory.example, or *.example; may be given several times.
+    /// Addresses and localhost are always allowed; without keys, other names are refused
+    #[arg(long, value_name = "NAME")]
+    allowed_host: Vec<AllowedHost>,
     /// An origin whose web pages may send requests, such as https://shop.example; may be given several times
     #[arg(long, value_name = "URL")]
     cors_origin: Vec<Origin>,
@@ -48,9 +55,17 @@ pub(crate) struct ServerArgs {
     /// How long a client may read nothing of its answer; then the connection is closed and the request is cancelled
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     write_timeout: Duration,
-    /// Maximum number of open connections; more are refused
+    /// Memory for the bodies of all requests that are being read or prepared; a key may use a quarter of it
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = memory_size)]
+    body_memory: ByteSize,
+    /// Maximum number of open connections. A new one replaces an idle one; if all have requests in progress, only /health is
+    /// answered
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections: u32,
+    /// Maximum number of open connections of one address, except for this machine's; set it to --max-connections if a proxy on
+    /// another machine sends all requests
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_connections_per_address: u32,
     /// How long running requests may continue after SIGTERM, while new ones are refused
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
@@ -79,12 +94,15 @@ impl ServerArgs {
         Ok(ServerSettings {
             keys: keys.map(Arc::new),
             open_metrics: self.open_metrics,
+            allowed_hosts: self.allowed_host.clone(),
             origins: self.cors_origin.clone(),
             tls,
             header_timeout: self.header_timeout,
             body_timeout: self.body_timeout,
             write_timeout: self.write_timeout,
+            body_memory: usize::try_from(self.body_memory.as_u64()).unwrap_or(usize::MAX),
             max_connections: self.max_connections as usize,
+            max_connections_per_address: self.max_connections_per_address as usize,
             drain_timeout: self.drain_timeout,
         })
     }

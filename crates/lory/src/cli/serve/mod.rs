@@ -1,8 +1,10 @@
 //! `lory serve`: serves a base and its personas over HTTP, and trains in the background.
 //!
+//! - `memory`: returns memory to the system after bursts
 //! - `start`: starts the server and the job queue, and stops them
 //! - `welcome`: what is printed when the server is ready
 
+mod memory;
 pub(crate) mod start;
 mod welcome;
 

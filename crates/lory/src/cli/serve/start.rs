@@ -12,12 +12,13 @@ use jobs::{EvaluationResults, JobError, JobSettings, Jobs};
 use server::{self, AppState, ServerSettings};
 use service::{Service, Settings};
 
+use super::memory::return_memory_regularly;
 use super::welcome::{Endpoint, welcome};
 use crate::cli::output::print;
 
-/// The most threads on which requests are read and wait for their adapters; the default `--max-batch` and `--max-queue` need
-/// 288. A thread starts when it is needed.
-const REQUEST_THREADS: usize = 1024;
+/// The most threads of requests that wait for their adapters. At most as many wait as there are permits, `--max-batch` and `--max-queue`
+/// together; a thread starts when it is needed.
+const WAITING_THREADS: usize = 1 << 14;
 
 /// How often the registry is read if no flag says otherwise.
 pub(crate) const REGISTRY_POLL: Duration = Duration::from_secs(2);
@@ -50,9 +51,10 @@ pub(crate) fn serve(
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
+    return_memory_regularly();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(REQUEST_THREADS)
+        .max_blocking_threads(WAITING_THREADS)
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
@@ -60,7 +62,13 @@ pub(crate) fn serve(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let state = AppState::loading();
         let endpoint = Endpoint::new(address, &settings);
-        let served = server::serve(state.clone(), listener, settings, server::shutdown_signal());
+        let drain_timeout = settings.drain_timeout;
+        let (stopping, mut stop) = tokio::sync::watch::channel(());
+        let signal = async move {
+            server::shutdown_signal().await;
+            stopping.send_replace(());
+        };
+        let served = server::serve(state.clone(), listener, settings, signal);
         let mut server = tokio::spawn(served);
         let (service, known) = tokio::select! {
             // Stopped before the base was loaded.
@@ -81,17 +89,32 @@ pub(crate) fn serve(
         state.set_jobs(queue.clone());
         state.set_service(Arc::clone(&service));
         print(&welcome(&service, &endpoint))?;
-        let ended = server.await;
-        if let Ok(queue) = queue {
-            // The running job writes its checkpoint first.
-            tokio::task::spawn_blocking(move || queue.shutdown()).await?;
-        }
+        // The running job writes its checkpoint while requests end.
+        let checkpoint = async {
+            let _ = stop.changed().await;
+            if let Ok(queue) = queue
+                && !stop_jobs(queue, drain_timeout).await
+            {
+                tracing::warn!("the running job is cut off; it resumes from its last checkpoint");
+            }
+        };
+        let (ended, ()) = tokio::join!(server, checkpoint);
         service.engine().shutdown();
         Ok(ended??)
     });
     // A base that is still loading is not waited for.
     runtime.shutdown_background();
     served
+}
+
+/// Ends the queue of jobs; whether it ended within `limit`. It has its own thread, so that it waits for no other work.
+async fn stop_jobs(queue: Arc<Jobs>, limit: Duration) -> bool {
+    let (sender, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        queue.shutdown();
+        let _ = sender.send(());
+    });
+    tokio::time::timeout(limit, stopped).await.is_ok()
 }
 
 /// Starts the queue of training jobs in the folder `dir`, or returns why it cannot. The server answers requests either way.

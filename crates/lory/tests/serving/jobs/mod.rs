@@ -3,6 +3,7 @@
 mod disk;
 mod eval_gate;
 mod evaluations;
+mod floods;
 mod job_lifecycle;
 mod previews;
 mod rejected;

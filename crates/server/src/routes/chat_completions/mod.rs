@@ -17,6 +17,7 @@ use crate::logprobs::{self, ChatLogprobs};
 use crate::middleware::auth::ApiCaller;
 use crate::usage::Usage;
 use crate::with_sampling::WithSampling;
+use crate::work::Work;
 use formats::tokenizer::Detokenizer;
 use request::ChatRequest;
 use response::{ChatChoice, ChatResponse, ChunkChoice, ChunkDelta};
@@ -39,6 +40,7 @@ use service::{Delta, End, ModelIdentity, ToolCallDelta};
 pub(super) async fn chat_completions(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(WithSampling { request, sampling }): Body<WithSampling<ChatRequest>>,
 ) -> Result<Response, ApiError> {
     let service = state.service()?;
@@ -48,7 +50,7 @@ pub(super) async fn chat_completions(
     let request = request.into_request(sampling)?;
     let logprobs = request.logprobs.is_some();
     let texts = service.base().tokenizer.detokenizer();
-    let answers = AnswerStream::submit(service, caller, request).await?;
+    let answers = AnswerStream::submit(service, caller, &work, request).await?;
     if stream {
         let metadata = CompletionMetadata::new(
             "chatcmpl",

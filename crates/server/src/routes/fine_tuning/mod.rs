@@ -2,19 +2,18 @@
 
 mod responses;
 
-use std::sync::Arc;
-
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
 use crate::middleware::auth::ApiCaller;
+use crate::path::Path;
 use crate::query::Query;
+use crate::work::Work;
 use jobs::{JobRecord, JobsState, NewJob, Viewer};
 use responses::{
     CheckpointList, CheckpointObject, EventList, EventObject, JobList, JobObject, SampleList,
@@ -36,10 +35,13 @@ const CHECKPOINT: &str = "ftckpt-";
 pub(super) async fn create(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(new): Body<NewJob>,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
-    let record = run_blocking(move || jobs.create_job(&caller, &new)).await??;
+    let record = work
+        .records(move || jobs.create_job(&caller, &new))
+        .await??;
     Ok(Json(record.into()))
 }
 
@@ -55,11 +57,12 @@ pub(super) async fn create(
 pub(super) async fn plan(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Body(new): Body<NewJob>,
 ) -> Result<Json<Value>, ApiError> {
     let jobs = state.jobs()?;
-    let plan = run_blocking(move || {
-        let plan = jobs.plan(&caller, &new, &Arc::default())?;
+    let plan = work.background(move |running| {
+        let plan = jobs.plan(&caller, &new, running.cancelled())?;
         Ok::<Value, ApiError>(json!(plan))
     });
     Ok(Json(plan.await??))
@@ -79,13 +82,15 @@ pub(super) async fn plan(
 pub(super) async fn list(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     mut query: Query,
 ) -> Result<Json<JobList>, ApiError> {
     let jobs = state.jobs()?;
     let page = query.short_page()?;
     let with = query.metadata();
     query.end()?;
-    let (records, has_more) = jobs.list_jobs(&Viewer::of(&caller), &page, &with)?;
+    let listed = work.records(move || jobs.list_jobs(&Viewer::of(&caller), &page, &with));
+    let (records, has_more) = listed.await??;
     Ok(Json(JobList {
         object: "list",
         data: records.into_iter().map(JobObject::from).collect(),
@@ -103,9 +108,12 @@ pub(super) async fn list(
 pub(super) async fn retrieve(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    let record = state.jobs()?.job(&Viewer::of(&caller), &id)?;
+    let jobs = state.jobs()?;
+    let found = work.records(move || jobs.job(&Viewer::of(&caller), &id));
+    let record = found.await??;
     Ok(Json(record.into()))
 }
 
@@ -114,11 +122,14 @@ type Transition = fn(&JobsState, &Viewer, &str) -> Result<JobRecord, jobs::JobEr
 async fn change_state(
     state: &AppState,
     caller: Caller,
+    work: Work,
     id: String,
     transition: Transition,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
-    let record = run_blocking(move || transition(&jobs, &Viewer::of(&caller), &id)).await??;
+    let record = work
+        .records(move || transition(&jobs, &Viewer::of(&caller), &id))
+        .await??;
     Ok(Json(record.into()))
 }
 
@@ -132,9 +143,10 @@ async fn change_state(
 pub(super) async fn cancel(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    change_state(&state, caller, id, JobsState::cancel).await
+    change_state(&state, caller, work, id, JobsState::cancel).await
 }
 
 /// Pause a training job
@@ -147,9 +159,10 @@ pub(super) async fn cancel(
 pub(super) async fn pause(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    change_state(&state, caller, id, JobsState::pause).await
+    change_state(&state, caller, work, id, JobsState::pause).await
 }
 
 /// Resume a paused training job
@@ -162,9 +175,10 @@ pub(super) async fn pause(
 pub(super) async fn resume(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
-    change_state(&state, caller, id, JobsState::resume).await
+    change_state(&state, caller, work, id, JobsState::resume).await
 }
 
 /// How a stored adapter is published.
@@ -188,12 +202,15 @@ pub(super) struct PublishJob {
 pub(super) async fn publish(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
     Body(request): Body<PublishJob>,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
     let current = request.current != Some(false);
-    let record = run_blocking(move || jobs.publish(&caller, &id, current)).await??;
+    let record = work
+        .records(move || jobs.publish(&caller, &id, current))
+        .await??;
     Ok(Json(record.into()))
 }
 
@@ -211,6 +228,7 @@ pub(super) async fn publish(
 pub(super) async fn events(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Json<EventList>, ApiError> {
@@ -218,7 +236,7 @@ pub(super) async fn events(
     // A page of a loss curve has every step.
     let page = query.page(20, jobs::fine_tuning::events::MAX_EVENTS, false)?;
     query.end()?;
-    let found = run_blocking(move || jobs.events(&Viewer::of(&caller), &id, &page));
+    let found = work.records(move || jobs.events(&Viewer::of(&caller), &id, &page));
     let (events, has_more) = found.await??;
     Ok(Json(EventList {
         object: "list",
@@ -241,6 +259,7 @@ pub(super) async fn events(
 pub(super) async fn checkpoints(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
     mut query: Query,
 ) -> Result<Json<CheckpointList>, ApiError> {
@@ -250,7 +269,7 @@ pub(super) async fn checkpoints(
     // A checkpoint has the id of the event that reported it, with another prefix.
     page.after = page.after.map(|after| after.replace(CHECKPOINT, EVENT));
     let of = id.clone();
-    let found = run_blocking(move || {
+    let found = work.records(move || {
         let who = Viewer::of(&caller);
         let record = jobs.job(&who, &of)?;
         let (validations, has_more) = jobs.checkpoints(&who, &of, &page)?;
@@ -293,12 +312,15 @@ pub(super) async fn checkpoints(
 pub(super) async fn samples(
     State(state): State<AppState>,
     ApiCaller(caller): ApiCaller,
+    work: Work,
     Path(id): Path<String>,
     query: Query,
 ) -> Result<Json<SampleList>, ApiError> {
     query.end()?;
     let jobs = state.jobs()?;
-    let answers = run_blocking(move || jobs.samples(&Viewer::of(&caller), &id)).await??;
+    let answers = work
+        .records(move || jobs.samples(&Viewer::of(&caller), &id))
+        .await??;
     Ok(Json(SampleList {
         object: "list",
         data: answers.into_iter().map(SampleObject::from).collect(),

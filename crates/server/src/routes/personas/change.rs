@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use registry::{PersonaRef, Registry, RegistryError};
 use serde::Deserialize;
 
 use super::responses::{Alias, AliasRemoved, PersonaRemoved, PersonaVersion};
 use super::{named, whole};
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
+use crate::path::Path;
+use crate::work::Work;
 use service::{PublishError, Service};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -43,11 +44,12 @@ pub(crate) struct NewAlias {
 
 /// Makes a change and returns the persona after it.
 async fn changed(
+    work: Work,
     service: Arc<Service>,
     name: String,
     change: impl FnOnce(&Registry) -> Result<(), RegistryError> + Send + 'static,
 ) -> Result<Json<PersonaVersion>, ApiError> {
-    let done = run_blocking(move || {
+    let done = work.administration(move || {
         service.change(change)?;
         let state = service.registry()?.state();
         Ok::<_, PublishError>(PersonaVersion::published(&state, &name, None)?)
@@ -65,13 +67,14 @@ async fn changed(
 )]
 pub(crate) async fn rollback(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
     Body(request): Body<Rollback>,
 ) -> Result<Json<PersonaVersion>, ApiError> {
     let name = whole(&name)?;
     let of = name.clone();
     let back = move |registry: &Registry| registry.rollback(&of, request.version).map(|_| ());
-    changed(state.service()?, name, back).await
+    changed(work, state.service()?, name, back).await
 }
 
 /// Remove a persona, or one version of it
@@ -83,12 +86,13 @@ pub(crate) async fn rollback(
 )]
 pub(crate) async fn remove(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
 ) -> Result<Json<PersonaRemoved>, ApiError> {
     let (name, version) = named(&name)?;
     let service = state.service()?;
     let of = name.clone();
-    let removed = run_blocking(move || match version {
+    let removed = work.administration(move || match version {
         Some(_) => service.change(|registry| registry.remove(&of, version)),
         None => service.unpublish(&of),
     });
@@ -106,10 +110,11 @@ pub(crate) async fn remove(
 )]
 pub(crate) async fn canary(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
     Body(part): Body<TrafficPart>,
 ) -> Result<Json<PersonaVersion>, ApiError> {
-    split(state, &name, Some(part), Registry::canary).await
+    split(work, state, &name, Some(part), Registry::canary).await
 }
 
 /// End a canary
@@ -121,9 +126,10 @@ pub(crate) async fn canary(
 )]
 pub(crate) async fn end_canary(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
 ) -> Result<Json<PersonaVersion>, ApiError> {
-    split(state, &name, None, Registry::canary).await
+    split(work, state, &name, None, Registry::canary).await
 }
 
 /// Send a percentage of the requests to another version too, for comparison
@@ -136,10 +142,11 @@ pub(crate) async fn end_canary(
 )]
 pub(crate) async fn shadow(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
     Body(part): Body<TrafficPart>,
 ) -> Result<Json<PersonaVersion>, ApiError> {
-    split(state, &name, Some(part), Registry::shadow).await
+    split(work, state, &name, Some(part), Registry::shadow).await
 }
 
 /// End a shadow
@@ -151,14 +158,16 @@ pub(crate) async fn shadow(
 )]
 pub(crate) async fn end_shadow(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
 ) -> Result<Json<PersonaVersion>, ApiError> {
-    split(state, &name, None, Registry::shadow).await
+    split(work, state, &name, None, Registry::shadow).await
 }
 
 type SetSplit = fn(&Registry, &str, Option<(u32, f64)>) -> Result<(), RegistryError>;
 
 async fn split(
+    work: Work,
     state: AppState,
     name: &str,
     part: Option<TrafficPart>,
@@ -167,7 +176,7 @@ async fn split(
     let name = whole(name)?;
     let of = name.clone();
     let part = part.map(|part| (part.version, part.percent));
-    changed(state.service()?, name, move |registry| {
+    changed(work, state.service()?, name, move |registry| {
         set(registry, &of, part)
     })
     .await
@@ -183,6 +192,7 @@ async fn split(
 )]
 pub(crate) async fn alias(
     State(state): State<AppState>,
+    work: Work,
     Path(alias): Path<String>,
     Body(request): Body<NewAlias>,
 ) -> Result<Json<Alias>, ApiError> {
@@ -191,7 +201,8 @@ pub(crate) async fn alias(
     let target = PersonaRef { name, version };
     let response = Alias::new(&alias, &target);
     let service = state.service()?;
-    run_blocking(move || service.change(|registry| registry.alias(&alias, &target))).await??;
+    work.administration(move || service.change(|registry| registry.alias(&alias, &target)))
+        .await??;
     Ok(Json(response))
 }
 
@@ -204,11 +215,13 @@ pub(crate) async fn alias(
 )]
 pub(crate) async fn remove_alias(
     State(state): State<AppState>,
+    work: Work,
     Path(alias): Path<String>,
 ) -> Result<Json<AliasRemoved>, ApiError> {
     let alias = whole(&alias)?;
     let response = AliasRemoved::new(&alias);
     let service = state.service()?;
-    run_blocking(move || service.change(|registry| registry.remove_alias(&alias))).await??;
+    work.administration(move || service.change(|registry| registry.remove_alias(&alias)))
+        .await??;
     Ok(Json(response))
 }

@@ -1,12 +1,14 @@
 //! `GET /v1/personas...`: which personas and versions there are, and their history.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 
 use super::responses::{History, PersonaList, PersonaVersion, VersionList};
 use super::{named, unknown, whole, with_state};
 use crate::app_state::AppState;
 use crate::error::ApiError;
+use crate::path::Path;
+use crate::work::Work;
 
 /// List personas and aliases
 #[utoipa::path(
@@ -28,6 +30,7 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<PersonaLi
 )]
 pub(crate) async fn show(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
 ) -> Result<Json<PersonaVersion>, ApiError> {
     let (name, version) = named(&name)?;
@@ -42,7 +45,7 @@ pub(crate) async fn show(
             false => Err(unknown(format!("{name}@{}", version.unwrap_or(0))).into()),
         };
     }
-    let shown = with_state(service, move |_, state| {
+    let shown = with_state(service, &work, move |_, state| {
         Ok(PersonaVersion::published(state, &name, version)?)
     });
     shown.await.map(Json)
@@ -57,6 +60,7 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn versions(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
 ) -> Result<Json<VersionList>, ApiError> {
     let name = whole(&name)?;
@@ -65,7 +69,7 @@ pub(crate) async fn versions(
     if let Some(persona) = personas.get(&name).filter(|one| one.published.is_none()) {
         return Ok(Json(VersionList::in_folder(persona)));
     }
-    let listed = with_state(service, move |_, state| {
+    let listed = with_state(service, &work, move |_, state| {
         Ok(VersionList::published(state, &name)?)
     });
     listed.await.map(Json)
@@ -80,10 +84,11 @@ pub(crate) async fn versions(
 )]
 pub(crate) async fn history(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
 ) -> Result<Json<History>, ApiError> {
     let name = whole(&name)?;
-    let history = with_state(state.service()?, move |_, state| {
+    let history = with_state(state.service()?, &work, move |_, state| {
         let history = History::new(state, Some(&name));
         match history.data.is_empty() {
             false => Ok(history),

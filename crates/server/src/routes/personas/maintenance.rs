@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use super::responses::{Garbage, VerifiedList};
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
+use crate::work::Work;
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,9 +30,12 @@ const DEFAULT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
     path = "/v1/registry/verify",
     responses((status = 200, description = "What was found", body = VerifiedList))
 )]
-pub(crate) async fn verify(State(state): State<AppState>) -> Result<Json<VerifiedList>, ApiError> {
+pub(crate) async fn verify(
+    State(state): State<AppState>,
+    work: Work,
+) -> Result<Json<VerifiedList>, ApiError> {
     let service = state.service()?;
-    let verified = run_blocking(move || service.change(registry::Registry::verify));
+    let verified = work.administration(move || service.change(registry::Registry::verify));
     Ok(Json(VerifiedList::new(&verified.await??)))
 }
 
@@ -45,12 +48,13 @@ pub(crate) async fn verify(State(state): State<AppState>) -> Result<Json<Verifie
 )]
 pub(crate) async fn collect_garbage(
     State(state): State<AppState>,
+    work: Work,
     Body(request): Body<Collect>,
 ) -> Result<Json<Garbage>, ApiError> {
     let service = state.service()?;
     let older_than = request.older_than.map_or(DEFAULT_AGE, Duration::from_secs);
     let dry_run = request.dry_run == Some(true);
-    let collected = run_blocking(move || {
+    let collected = work.administration(move || {
         service.change(|registry| registry.collect_garbage(older_than, dry_run))
     });
     Ok(Json(Garbage::new(collected.await??, dry_run)))

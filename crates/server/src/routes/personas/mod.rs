@@ -13,16 +13,17 @@ use std::sync::Arc;
 use registry::spec;
 use registry::{RegistryError, RegistryState};
 
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
+use crate::work::Work;
 use service::{PublishError, Service};
 
 /// Runs blocking work with the newest state of the registry.
 async fn with_state<T: Send + 'static>(
     service: Arc<Service>,
+    pools: &Work,
     work: impl FnOnce(&Service, &RegistryState) -> Result<T, PublishError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let worked = run_blocking(move || {
+    let worked = pools.administration(move || {
         service.catalog().refresh()?;
         let state = service.registry()?.state();
         work(&service, &state)

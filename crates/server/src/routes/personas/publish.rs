@@ -1,7 +1,7 @@
 //! `POST /v1/personas/{name}/versions`: a new version.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use registry::PersonaSettings;
 use serde::Deserialize;
@@ -10,9 +10,10 @@ use super::responses::PersonaVersion;
 use super::settings_schema::SettingsShape;
 use super::whole;
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::json::Body;
+use crate::path::Path;
+use crate::work::Work;
 use service::{NewVersion, PublishError};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -43,6 +44,7 @@ pub(crate) struct Publish {
 )]
 pub(crate) async fn publish(
     State(state): State<AppState>,
+    work: Work,
     Path(name): Path<String>,
     Body(request): Body<Publish>,
 ) -> Result<(StatusCode, Json<PersonaVersion>), ApiError> {
@@ -68,7 +70,7 @@ pub(crate) async fn publish(
             Some("adapter_path".to_owned()),
         ));
     }
-    let published = run_blocking(move || {
+    let published = work.administration(move || {
         let adapter = request.adapter_path.as_deref();
         let mut adapter = adapter
             .map(|path| service.under_adapter_root(path))

@@ -5,20 +5,18 @@ use std::pin::Pin;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::Stream as _;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app_state::AppState;
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
+use crate::path::Path;
+use crate::work::Work;
 use service::MAX_ARCHIVE;
 use service::uploads::{UploadError, Uploaded};
-
-/// The most chunks of an archive that wait for the disk.
-const MAX_WAITING_CHUNKS: usize = 4;
 
 /// An uploaded adapter that can be published.
 #[derive(Serialize, ToSchema)]
@@ -80,6 +78,7 @@ pub(crate) struct UploadForgotten {
 )]
 pub(crate) async fn upload(
     State(state): State<AppState>,
+    work: Work,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Upload>), ApiError> {
@@ -89,29 +88,11 @@ pub(crate) async fn upload(
         return Err(ApiError::not_zip(kind));
     }
     let service = state.service()?;
-    let (pieces, mut arriving) =
-        tokio::sync::mpsc::channel::<axum::body::Bytes>(MAX_WAITING_CHUNKS);
-    let received = tokio::task::spawn_blocking(move || {
-        let mut archive = service.new_upload()?;
-        let path = archive.path().to_owned();
-        let mut bytes = 0;
-        while let Some(piece) = arriving.blocking_recv() {
-            bytes += piece.len() as u64;
-            if bytes > MAX_ARCHIVE {
-                return Err(UploadError::TooLarge {
-                    name: "the archive".to_owned(),
-                    limit: MAX_ARCHIVE,
-                });
-            }
-            let io = |source| UploadError::Io {
-                path: path.clone(),
-                source,
-            };
-            archive.file().write_all(&piece).map_err(io)?;
-        }
-        service.receive(&archive)
-    });
+    let receiver = std::sync::Arc::clone(&service);
+    let created = work.administration(move || receiver.new_upload());
+    let mut archive = created.await?.map_err(service::PublishError::from)?;
     let mut stream = body.into_data_stream();
+    let mut bytes = 0;
     while let Some(piece) = std::future::poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
         let piece = piece.map_err(|error| {
             ApiError::bad_request(
@@ -120,15 +101,32 @@ pub(crate) async fn upload(
                 None,
             )
         })?;
-        // If the receiver has stopped, its error is returned below.
-        if pieces.send(piece).await.is_err() {
-            break;
+        bytes += piece.len() as u64;
+        if bytes > MAX_ARCHIVE {
+            let name = "the archive".to_owned();
+            let limit = MAX_ARCHIVE;
+            return Err(service::PublishError::from(UploadError::TooLarge { name, limit }).into());
         }
+        // The disk may be slow; one piece after the other is written.
+        let written = tokio::task::spawn_blocking(move || {
+            let written = archive.file().write_all(&piece);
+            (archive, written)
+        });
+        let (returned, written) = written
+            .await
+            .map_err(|_| ApiError::internal("the archive could not be written"))?;
+        archive = returned;
+        written.map_err(|source| {
+            let path = archive.path().to_owned();
+            ApiError::from(service::PublishError::from(UploadError::Io {
+                path,
+                source,
+            }))
+        })?;
     }
-    drop(pieces);
-    let received = received
-        .await
-        .map_err(|_| ApiError::internal("the work failed unexpectedly; see the server's log"))?;
+    let received = work
+        .administration(move || service.receive(&archive))
+        .await?;
     let uploaded = received.map_err(service::PublishError::from)?;
     Ok((StatusCode::CREATED, Json(uploaded.into())))
 }
@@ -142,6 +140,7 @@ pub(crate) async fn upload(
 )]
 pub(crate) async fn forget(
     State(state): State<AppState>,
+    work: Work,
     Path(sha256): Path<String>,
 ) -> Result<Json<UploadForgotten>, ApiError> {
     let service = state.service()?;
@@ -150,7 +149,8 @@ pub(crate) async fn forget(
         sha256: sha256.clone(),
         forgotten: true,
     };
-    run_blocking(move || service.forget_upload(&sha256)).await??;
+    work.administration(move || service.forget_upload(&sha256))
+        .await??;
     Ok(Json(forgotten))
 }
 
