@@ -151,7 +151,9 @@ pub(super) async fn create(
             "file" if taken.is_none() => {
                 let filename = field.file_name().unwrap_or("rows.jsonl").to_owned();
                 let of_jobs = Arc::clone(&jobs);
-                let mut upload = work.records(move || of_jobs.start_upload(&filename)).await??;
+                let mut upload = work
+                    .records(move || of_jobs.start_upload(&filename))
+                    .await??;
                 while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
                     // The disk may be slow; one piece after the other is written.
                     let write = move || upload.write(&bytes).map(|()| upload);
@@ -191,8 +193,8 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let upload = taken.ok_or_else(|| missing("file"))?;
-    let kept = work
-        .background(move |running| jobs.finish_upload(upload, &caller, running.cancelled()));
+    let kept =
+        work.background(move |running| jobs.finish_upload(upload, &caller, running.cancelled()));
     let kept = kept.await??;
     Ok(Json(kept.into()))
 }
