@@ -20,6 +20,9 @@ const MAX_WAITING_IN_BACKGROUND: usize = 16;
 /// The most changes of the registry of a key that wait.
 const MAX_WAITING_TO_ADMINISTER: usize = 64;
 
+/// The most probes that wait.
+const MAX_WAITING_PROBES: usize = 64;
+
 /// The pools of the server. Accepting connections, `/health`, authentication and the shutdown need none of them.
 pub(crate) struct WorkPools {
     /// Reads bodies, renders templates, tokenizes and compiles grammars.
@@ -30,6 +33,8 @@ pub(crate) struct WorkPools {
     background: Arc<WorkPool>,
     /// Changes of the registry, for keys with admin rights.
     administration: Arc<WorkPool>,
+    /// What `/ready` looks at, which needs no key.
+    probes: Arc<WorkPool>,
 }
 
 impl WorkPools {
@@ -65,7 +70,22 @@ impl WorkPools {
                 queue_per_key: MAX_WAITING_TO_ADMINISTER,
                 low_priority: false,
             }),
+            probes: WorkPool::new(PoolLimits {
+                work: "probes",
+                slots: 2,
+                slots_per_key: 2,
+                queue_per_key: MAX_WAITING_PROBES,
+                low_priority: false,
+            }),
         }
+    }
+
+    /// Runs the work of a probe.
+    pub async fn probe<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.probes.run(&None, |_| work()).await
     }
 }
 

@@ -141,7 +141,7 @@ fn is_zip64(file: &mut File) -> std::io::Result<bool> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(MAX_END)))?;
     let mut end = Vec::new();
-    file.by_ref().take(MAX_END).read_to_end(&mut end)?;
+    Read::by_ref(file).take(MAX_END).read_to_end(&mut end)?;
     file.rewind()?;
     // The locator of the zip64 record has 20 bytes, and the end record follows.
     Ok(end

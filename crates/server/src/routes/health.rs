@@ -9,7 +9,6 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app_state::{AppState, JobsAvailability};
-use crate::blocking::run_blocking;
 use crate::error::ApiError;
 use crate::server_state::ServerState;
 
@@ -67,10 +66,11 @@ pub(super) async fn ready(
         personas.names().into_iter().map(str::to_owned).collect()
     });
     // Looks for files. A disk that does not answer must not make a server that serves look dead.
-    let looked = run_blocking(move || state.jobs_availability());
+    let looked = server.pools.probe(move || state.jobs_availability());
     let jobs = match tokio::time::timeout(DISK_TIMEOUT, looked).await {
-        Ok(jobs) => jobs?,
-        Err(_) => JobsAvailability::Unavailable,
+        Ok(Ok(jobs)) => jobs,
+        // The disk does not answer, or many others ask.
+        Ok(Err(_)) | Err(_) => JobsAvailability::Unavailable,
     };
     Ok(Json(Ready {
         status: "ready",
