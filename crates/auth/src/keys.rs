@@ -55,7 +55,7 @@ impl Key {
         self.entry.share
     }
 
-    /// The group of keys that share the prefix cache with it; by default it shares with none.
+    /// The group of keys with which it shares the prefix cache; by default no other key.
     #[must_use]
     pub fn cache_group(&self) -> Option<&str> {
         self.entry.cache_group.as_deref()

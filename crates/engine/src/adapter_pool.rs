@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::adapter_id::AdapterId;
 use crate::adapter_shares::AdapterShares;
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 use crate::error::PoolError;
 use crate::stats::AdapterStats;
 use crate::wait_queue::WaitQueue;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::adapter_id::AdapterId;
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 use crate::request::Client;
 
 /// How many bytes a client of weight 1 may pin for each free one.

@@ -6,10 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::client_id::ClientId;
 use crate::sequence::Sequence;
-
-/// A client's id; requests without a client share `None`.
-pub(crate) type ClientId = Option<u64>;
 
 /// The clients that have requests.
 pub(crate) struct ClientShares(BTreeMap<ClientId, ClientShare>);

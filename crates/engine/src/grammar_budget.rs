@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 
 /// The part of a step's time that one client's grammars may take: one in this many.
 const PART: u32 = 4;
 /// The least time that they may take in a step.
-const LEAST: Duration = Duration::from_millis(1);
+const MIN_TIME: Duration = Duration::from_millis(1);
 
 /// The grammar time of each client.
 #[derive(Debug, Default)]
@@ -76,7 +76,7 @@ impl GrammarBudget {
     }
 
     fn part(&self) -> Duration {
-        (self.step / PART).max(LEAST)
+        (self.step / PART).max(MIN_TIME)
     }
 }
 

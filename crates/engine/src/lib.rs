@@ -16,7 +16,7 @@
 //! - [`adapter_pool`]: the adapters in memory, with leases; [`reservation`]: how a request gets all of its adapters, and
 //!   waits for them (`wait_queue`); `adapter_shares`: how clients share the pool; [`adapter_id`]: the content hash they are known by
 //! - `sequence`: one request under way; `scheduler`: which sequences run in the next step, with `fair_share` (whose turn it
-//!   is), `client_shares` and `preemption` (who gives way), `prompt_rows` (whose prompts run), `grammar_budget`
+//!   is), `client_id`, `client_shares` and `preemption` (who gives way), `prompt_rows` (whose prompts run), `grammar_budget`
 //!   (how long grammars may take), `step_cost` (how many rows fit in a step's time), `blocks`, `prefix_cache` and `cache_scope` (the KV cache), and `prompt_lookup`
 //!   (draft tokens)
 //! - [`batch`] and [`runner`]: one step as plain data, and the model that executes it; `plan`: a batch with its sequences
@@ -30,6 +30,7 @@ mod adapter_shares;
 pub mod batch;
 mod blocks;
 mod cache_scope;
+mod client_id;
 mod client_shares;
 pub mod config;
 pub mod constraint;

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 use crate::sequence::{Arrival, Sequence};
 
 /// The order in which sequences keep their blocks, as (not overdue, priority, arrival); the highest is preempted first.

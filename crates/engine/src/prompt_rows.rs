@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 use crate::sequence::{Arrival, Sequence};
 
 /// The prompt rows of a step while they are being divided.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::adapter_id::AdapterId;
 use crate::adapter_pool::{AdapterPool, Lease, PoolEntry, PoolState};
 use crate::adapter_shares::AdapterShares;
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 use crate::error::{PoolError, ReservationError};
 use crate::request::Client;
 

@@ -27,7 +27,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::blocks::BlockPool;
-use crate::client_shares::{ClientId, ClientShares};
+use crate::client_id::ClientId;
+use crate::client_shares::ClientShares;
 use crate::config::EngineConfig;
 use crate::fair_share::FairShare;
 use crate::grammar_budget::GrammarBudget;

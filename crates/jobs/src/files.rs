@@ -16,8 +16,8 @@ use formats::atomic_file::{self, AtomicFolder};
 use formats::disk::{self, DiskFile};
 use serde::{Deserialize, Serialize};
 use train::TrainError;
-use train::dataset::{Columns, Dataset, DatasetScan, HoldOut};
-use train::preference::{holds_pairs, scan_pairs_until};
+use train::dataset::{CheckedFile, Columns, Dataset, DatasetScan, HoldOut};
+use train::preference::{check_pairs, holds_pairs, scan_pairs_until};
 
 use crate::error::JobError;
 use crate::jobs_folder::{self, DamagedRecords};
@@ -214,8 +214,7 @@ impl Files {
             error => JobError::Rows(with_client_name(&error, &path, &filename)),
         };
         let pairs = holds_pairs(&path).map_err(named)?;
-        let scanned = scan(&path, pairs, stop).and_then(DatasetScan::whole);
-        let rows = scanned.map_err(named)?.rows;
+        let checked = check(&path, pairs, stop).map_err(named)?;
         let number = {
             let mut state = self.lock();
             if state.all.len() >= MAX_FILES {
@@ -231,9 +230,9 @@ impl Files {
             created_at: now(),
             filename,
             bytes: reservation.bytes,
-            rows: rows.len(),
+            rows: checked.rows,
             pairs,
-            hold_out: Some(HoldOut::of(&rows)),
+            hold_out: Some(checked.hold_out),
         };
         record_file::write(&folder.path().join(ENTRY), &stored)?;
         let stored_folder = self.dir.join(&stored.id);
@@ -279,15 +278,14 @@ impl Files {
             return Ok(hold_out);
         }
         let path = self.path(file);
-        let scanned = scan(&path, file.pairs, stop).map_err(|error| match error {
+        let checked = check(&path, file.pairs, stop).map_err(|error| match error {
             TrainError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &file.filename)),
         })?;
-        let hold_out = HoldOut::of(&scanned.data.rows);
         if let Some(file) = self.lock().all.get_mut(&file.id) {
-            file.hold_out = Some(hold_out);
+            file.hold_out = Some(checked.hold_out);
         }
-        Ok(hold_out)
+        Ok(checked.hold_out)
     }
 
     /// The path of a file's bytes.
@@ -329,6 +327,14 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
         ));
     }
     Ok(file)
+}
+
+/// Checks every line of a file, in little memory.
+fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, TrainError> {
+    match pairs {
+        true => check_pairs(path, stop),
+        false => Dataset::check(path, &Columns::default(), stop),
+    }
 }
 
 /// Reads the rows of a file and everything that is wrong with them; for pairs, the rows with the chosen answers.

@@ -13,7 +13,7 @@ impl Device {
     /// Uploads the metadata of a step.
     ///
     /// # Panics
-    /// A span past the rows, or with too few blocks.
+    /// A span past the rows or with too few blocks; spans or runs that overlap; two spans that write the same place of a block.
     pub fn step(&self, rows: StepRows) -> Step {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::step::Step::new(rows)),

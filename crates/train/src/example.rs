@@ -3,6 +3,7 @@
 //! A conversation goes through the same chat template and tokenizer as a request. Its prompt is tokenized by itself, as it
 //! will be when it is served, and the answer by itself after it: no token spans the boundary. Does not know batches.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +24,44 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// `loss_mask[i]`: whether the loss of predicting `tokens[i]` from the tokens before it counts. `loss_mask[0]` is false.
     pub loss_mask: Vec<bool>,
+}
+
+/// The tokens that examples may still have: their memory is known only once they are tokenized.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenBudget {
+    limit: usize,
+    left: usize,
+}
+
+impl TokenBudget {
+    /// A budget of `limit` tokens.
+    #[must_use]
+    pub fn new(limit: usize) -> TokenBudget {
+        TokenBudget { limit, left: limit }
+    }
+
+    /// A budget for any number of tokens.
+    #[must_use]
+    pub fn unlimited() -> TokenBudget {
+        TokenBudget::new(usize::MAX)
+    }
+
+    /// Takes the tokens of `example`, which `row` became.
+    ///
+    /// # Errors
+    /// [`TrainError::Data`] if there are not enough left.
+    pub(crate) fn take(&mut self, example: &Example, row: &DataRow) -> Result<(), TrainError> {
+        let left = self.left.checked_sub(example.tokens.len());
+        self.left = left.ok_or_else(|| TrainError::Data {
+            file: row.location.file.to_string(),
+            message: format!(
+                "line {}: the rows up to here have more than {} tokens, with copies and rejected answers; train on fewer \
+                 rows, or lower `vary_identifiers` or `max_length`",
+                row.location.line, self.limit
+            ),
+        })?;
+        Ok(())
+    }
 }
 
 impl Example {
@@ -152,37 +191,47 @@ impl Encoder<'_> {
     /// # Errors
     /// As [`Encoder::encode`]. Also if all rows are too long.
     pub fn encode_all(&self, rows: &[DataRow]) -> Result<Examples, TrainError> {
-        self.encode_until(rows, &NEVER)
+        self.encode_until(rows, &mut TokenBudget::unlimited(), &NEVER)
     }
 
-    /// As [`Encoder::encode_all`], until `stop` is set.
+    /// As [`Encoder::encode_all`], until `stop` is set, and within a budget of tokens. A row that is given by value is freed as soon as it is
+    /// encoded.
     ///
     /// # Errors
-    /// As [`Encoder::encode_all`], and [`TrainError::Stopped`].
+    /// As [`Encoder::encode_all`], [`TrainError::Stopped`], and [`TrainError::Data`] if the budget is too small.
     pub fn encode_until(
         &self,
-        rows: &[DataRow],
+        rows: impl IntoIterator<Item = impl Borrow<DataRow>>,
+        budget: &mut TokenBudget,
         stop: &AtomicBool,
     ) -> Result<Examples, TrainError> {
         let mut all = Examples::default();
+        let mut file = None;
+        let mut count = 0;
         for row in rows {
             check_stop(stop)?;
+            let row = row.borrow();
+            count += 1;
+            file.get_or_insert_with(|| row.location.file.clone());
             match self.fit(self.encode(row)?, row)? {
-                Fitted::Whole(example) => all.examples.push(example),
+                Fitted::Whole(example) => {
+                    budget.take(&example, row)?;
+                    all.examples.push(example);
+                }
                 Fitted::Truncated(example) => {
+                    budget.take(&example, row)?;
                     all.truncated += 1;
                     all.examples.push(example);
                 }
                 Fitted::Dropped => all.dropped += 1,
             }
         }
-        match rows.first() {
-            Some(row) if all.examples.is_empty() => Err(TrainError::Data {
-                file: row.location.file.to_string(),
+        match file {
+            Some(file) if all.examples.is_empty() => Err(TrainError::Data {
+                file: file.to_string(),
                 message: format!(
-                    "every one of the {} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
+                    "every one of the {count} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
                      it; raise `max_length`, or set `too_long` otherwise",
-                    rows.len(),
                     self.max_length
                 ),
             }),

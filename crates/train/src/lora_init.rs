@@ -43,6 +43,13 @@ pub fn target_linears(config: &ModelConfig, modules: &[Module]) -> Vec<TargetLin
     (0..config.layers).flat_map(of_layer).collect()
 }
 
+/// The number of parameters of an adapter of this rank on `linears`.
+#[must_use]
+pub fn parameter_count(linears: &[TargetLinear], rank: usize) -> u64 {
+    let of_linear = |linear: &TargetLinear| (rank * (linear.inputs + linear.outputs)) as u64;
+    linears.iter().map(of_linear).sum()
+}
+
 /// Draws the parameters of a new adapter with the rank, scale and seed of `settings`.
 ///
 /// A is Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(inputs); B is zero.

@@ -16,7 +16,9 @@ use crate::example::Example;
 
 pub use loss::{DpoLoss, DpoTotals, dpo_loss};
 pub(crate) use pair_rows::read_pairs;
-pub use pair_rows::{PairScan, holds_pairs, read_pair_range, scan_pairs, scan_pairs_until};
+pub use pair_rows::{
+    PairScan, check_pairs, holds_pairs, read_pair_range, scan_pairs, scan_pairs_until,
+};
 pub(crate) use pairs::RejectedAnswers;
 pub use pairs::{PairCounts, PreferencePair, RejectedPersona};
 

@@ -29,6 +29,8 @@ pub struct TrainTaskSpec<'a> {
     pub settings: TrainSettings,
     /// Path of the metrics file; `None` writes none.
     pub metrics: Option<PathBuf>,
+    /// The most tokens of all examples, with copies and rejected answers.
+    pub max_tokens: usize,
     /// Ends the loading once it is set.
     pub stop: &'a AtomicBool,
 }

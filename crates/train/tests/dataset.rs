@@ -408,3 +408,32 @@ fn documented_files_are_read() {
     let data = Dataset::scan_from(renamed[0].as_bytes(), "page", &names).unwrap();
     assert_eq!(data.whole().unwrap().rows.len(), 1);
 }
+
+#[test]
+fn a_file_is_checked_as_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let row = |i: usize| format!("{{\"prompt\":\"{i}\",\"completion\":\"a\"}}\n");
+    let check = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let checked = Dataset::check(&path, &Columns::default(), &train::stop::NEVER);
+        let read = Dataset::read(&path);
+        (
+            checked.map_err(|error| error.to_string()),
+            read.map_err(|error| error.to_string()),
+        )
+    };
+    let (checked, read) = check(&(0..50).map(row).collect::<String>());
+    let (checked, read) = (checked.unwrap(), read.unwrap());
+    assert_eq!(checked.rows, 50);
+    let sides: Vec<bool> = read
+        .rows
+        .iter()
+        .map(|row| checked.hold_out.is_held_out(row, 0.1))
+        .collect();
+    assert_eq!(sides, held_out(&read.rows, 0.1));
+    for broken in ["", "no\n", &format!("{}no\n{{}}\n", row(1))] {
+        let (checked, read) = check(broken);
+        assert_eq!(checked.unwrap_err(), read.unwrap_err());
+    }
+}

@@ -19,6 +19,8 @@ use base::progress::Progress;
 
 /// The most rows that are evaluated.
 const MAX_ROWS: usize = 100;
+/// The most bytes of a stored question or answer: records stay in memory.
+const MAX_SAMPLE_BYTES: usize = 4096;
 /// The number of stored sample answers.
 const SAMPLES: usize = 3;
 
@@ -67,9 +69,9 @@ pub(crate) fn check(
     let samples = answers.all.iter().take(SAMPLES).map(|answered| {
         let row = &candidates[0].rows[answered.question.row];
         Sample {
-            question: row.input(),
-            reference: row.output().to_owned(),
-            answer: answered.text.clone(),
+            question: shortened(&row.input()),
+            reference: shortened(row.output()),
+            answer: shortened(&answered.text),
         }
     });
     let samples = samples.collect();
@@ -94,4 +96,16 @@ pub(crate) fn check(
         message: check.line(),
     });
     Ok((results.collect(), samples))
+}
+
+/// The beginning of `text`, up to [`MAX_SAMPLE_BYTES`].
+fn shortened(text: &str) -> String {
+    let mut end = text.len().min(MAX_SAMPLE_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    match end == text.len() {
+        true => text.to_owned(),
+        false => format!("{}…", &text[..end]),
+    }
 }

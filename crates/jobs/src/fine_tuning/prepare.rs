@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use base::{Base, memory};
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
 use train::dataset::{DataRow, held_out};
+use train::lora_init::{parameter_count, target_linears};
 use train::stop::NEVER;
 use train::task::TrainTaskSpec;
+use train::{TrainError, TrainSettings};
 
 use crate::error::JobError;
 use crate::files;
@@ -21,6 +24,10 @@ use crate::training::Target;
 pub(crate) const STATE: &str = "state";
 /// The folder of a run's adapter, in the job's folder.
 const ADAPTER: &str = "adapter";
+/// The most tokens of a job's examples, with copies and rejected answers: 5 bytes of memory each.
+pub(crate) const MAX_TOKENS: usize = 64 << 20;
+/// The most bytes of a job's files, with copies of the training rows: they are in memory until they are encoded.
+pub(crate) const MAX_ROW_BYTES: u64 = 512 << 20;
 /// The most tokens of one call of the learner. Fewer than in `lory train`, because a request may have to wait for one layer of them.
 pub(crate) const BATCH_TOKENS: usize = 1024;
 
@@ -97,6 +104,7 @@ impl JobsState {
             out: self.adapter_folder(&record.id),
         };
         let base = self.service.base();
+        check_memory(base, &target.settings)?;
         let source = TrainTaskSpec {
             name: &target.name,
             train: &target.data,
@@ -104,6 +112,7 @@ impl JobsState {
             system: target.system_prompt.as_deref(),
             settings: target.settings.clone(),
             metrics: Some(target.out.join("metrics.jsonl")),
+            max_tokens: MAX_TOKENS,
             stop,
         };
         let (config, tokenizer) = (base.model.config(), &base.tokenizer);
@@ -149,5 +158,21 @@ impl JobsState {
             }
         }
         text
+    }
+}
+
+/// Checks that the parameters of an adapter with their gradients and moments fit into memory, before they are drawn.
+fn check_memory(base: &Base, settings: &TrainSettings) -> Result<(), RunError> {
+    let linears = target_linears(base.model.config(), &settings.modules()?);
+    // Parameters, gradients and two moments, 4 bytes each.
+    let needed = 16 * parameter_count(&linears, settings.rank);
+    match memory::available() {
+        Some(available) if needed > available.bytes => Err(TrainError::Memory {
+            needed,
+            available: available.bytes,
+            advice: "lower `rank`, or name fewer `modules`".to_owned(),
+        }
+        .into()),
+        _ => Ok(()),
     }
 }

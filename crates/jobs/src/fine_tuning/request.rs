@@ -9,11 +9,13 @@ use registry::{Personas, spec};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{Caller, Service};
+use train::TrainSettings;
 
 use crate::error::JobError;
 use crate::files::StoredFile;
 use crate::fine_tuning::baselines;
 use crate::fine_tuning::hyperparameters::{Hyperparameters, HyperparametersShape};
+use crate::fine_tuning::prepare::MAX_ROW_BYTES;
 use crate::fine_tuning::sample_generation;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
@@ -117,6 +119,7 @@ impl NewJob {
         }
         let hidden_size = base.model.config().hidden_size;
         let hyperparameters = Hyperparameters::parse(method, fields, self.seed, hidden_size)?;
+        check_row_bytes(&hyperparameters.settings, &training, validation.as_ref())?;
         let personas = service.personas();
         let start = self.start_adapter(&base.name, &personas, caller)?;
         let current = personas.get(&persona);
@@ -317,6 +320,24 @@ impl NewJob {
     }
 }
 
+/// Checks that the rows of both files, with copies of the training rows, are not too large to be in memory together.
+fn check_row_bytes(
+    settings: &TrainSettings,
+    training: &StoredFile,
+    validation: Option<&StoredFile>,
+) -> Result<(), JobError> {
+    let copies = training.bytes.saturating_mul(settings.vary_identifiers + 1);
+    let bytes = copies.saturating_add(validation.map_or(0, |file| file.bytes));
+    if bytes <= MAX_ROW_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "and the validation file have {bytes} bytes, with copies of the rows (`vary_identifiers`); at most {MAX_ROW_BYTES} are trained on. \
+         Use fewer rows or copies"
+    );
+    Err(JobError::invalid("training_file", message))
+}
+
 /// Checks that the rows of `file`, which `field` names, suit `method`.
 fn check_rows(method: Method, file: &StoredFile, field: &str) -> Result<(), JobError> {
     let message = match (method, file.pairs) {
@@ -329,4 +350,35 @@ fn check_rows(method: Method, file: &StoredFile, field: &str) -> Result<(), JobE
         _ => return Ok(()),
     };
     Err(JobError::invalid(field, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_the_rows_count_as_bytes_of_a_job() {
+        let file = |bytes| StoredFile {
+            id: "file-1".to_owned(),
+            number: 1,
+            owner: None,
+            created_at: 1,
+            filename: "rows.jsonl".to_owned(),
+            bytes,
+            rows: 1,
+            pairs: false,
+            hold_out: None,
+        };
+        let mut settings = TrainSettings::default();
+        let part = MAX_ROW_BYTES / 65;
+        let check = |settings: &TrainSettings, training, validation| {
+            check_row_bytes(settings, &file(training), Some(&file(validation)))
+        };
+        check(&settings, MAX_ROW_BYTES - 9, 9).unwrap();
+        let error = check(&settings, MAX_ROW_BYTES - 9, 10).unwrap_err();
+        assert_eq!(error.field(), Some("training_file"));
+        settings.vary_identifiers = 64;
+        check(&settings, part, 0).unwrap();
+        assert!(check(&settings, part + 1, 0).is_err());
+    }
 }

@@ -7,10 +7,10 @@ use crate::cpu::device::CpuDevice;
 use crate::cpu::gemm::{Element, F16Bits};
 use crate::cpu::kv::{KvCache, Pages, store};
 use crate::cpu::math::{exp, sum_lanes};
-use crate::cpu::pool::Scatter;
 use crate::cpu::rope::{RopeTable, rope};
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::{LANES, Simd, instantiate, unroll};
-use crate::cpu::step::Sequence;
+use crate::cpu::step::{Sequence, assert_disjoint};
 use crate::cpu::tensor::Tensor;
 use crate::rows::BLOCK_TOKENS;
 use std::cell::RefCell;
@@ -43,6 +43,9 @@ impl CpuDevice {
         cache: &mut KvCache,
         layer: usize,
     ) {
+        if cfg!(debug_assertions) {
+            assert_disjoint(sequences);
+        }
         let (shape, blocks) = (cache.shape, cache.blocks);
         let head_dim = shape.head_dim;
         let (q_columns, columns) = (q.columns(), k.columns());
@@ -67,7 +70,7 @@ impl CpuDevice {
             F32(*mut f32),
         }
         struct Pointers(Raw);
-        // SAFETY: every row of the region writes its own token's place.
+        // SAFETY: every row of the region writes its own token's place (`assert_disjoint`).
         unsafe impl Sync for Pointers {}
         let pages = Pointers(match &mut cache.pages {
             Pages::F16(pages) => Raw::F16(pages.as_mut_ptr()),
@@ -112,6 +115,9 @@ impl CpuDevice {
         layer: usize,
         out: &mut Tensor,
     ) {
+        if cfg!(debug_assertions) {
+            assert_disjoint(sequences);
+        }
         let shape = cache.shape;
         let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
         assert!(layer < cache.layers);
@@ -144,6 +150,9 @@ impl CpuDevice {
                 let padded = (span.past + at + rows).next_multiple_of(LANES);
                 scores.resize(padded * MAX_LINES, 0.0);
                 let first = (span.first + at) * columns + kv_head * group * head_dim;
+                for row in 0..rows {
+                    out.claim(first + row * columns, group * head_dim);
+                }
                 let scores = scores.as_mut_ptr();
                 let job = |pages: *const u8| Job {
                     q: q.values()[first..].as_ptr(),

@@ -8,11 +8,11 @@ use crate::cpu::int16::{self, Int16Rows, Panel, SparseRows};
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::Path;
 use crate::cpu::norm::Norm;
-use crate::cpu::pool::Scatter;
 use crate::cpu::rope::{RopeTable, rope};
 use crate::cpu::rows::CHUNK;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
-use crate::cpu::step::Sequence;
+use crate::cpu::step::{Sequence, assert_disjoint};
 use crate::cpu::tensor::Tensor;
 use crate::cpu::weights::unpack::pair_bf16;
 use crate::cpu::weights::{GROUP, Weights};
@@ -338,6 +338,9 @@ impl CpuDevice {
         dk: &mut Tensor,
         dv: &mut Tensor,
     ) {
+        if cfg!(debug_assertions) {
+            assert_disjoint(sequences);
+        }
         let (q_columns, columns) = (inputs.q.columns(), inputs.k.columns());
         let kv_heads = columns / head_dim;
         let group = q_columns / head_dim / kv_heads;

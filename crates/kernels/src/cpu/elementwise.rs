@@ -55,6 +55,7 @@ impl CpuDevice {
     /// Copies the rows of x to some rows of `out`.
     pub fn scatter_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) {
         assert_eq!((x.rows(), x.columns()), (rows.len(), out.columns()));
+        debug_assert!(are_distinct(rows), "a row is written twice");
         for (i, row) in rows.iter().enumerate() {
             out.row_mut(*row as usize).copy_from_slice(x.row(i));
         }
@@ -63,10 +64,40 @@ impl CpuDevice {
     /// Multiplies some rows of x, each by its factor.
     pub fn scale_rows(&self, x: &mut Tensor, rows: &[u32], factors: &[f32]) {
         assert_eq!(rows.len(), factors.len());
+        debug_assert!(are_distinct(rows), "a row is multiplied twice");
         for (row, factor) in rows.iter().zip(factors) {
             x.row_mut(*row as usize)
                 .iter_mut()
                 .for_each(|x| *x *= factor);
+        }
+    }
+}
+
+fn are_distinct(rows: &[u32]) -> bool {
+    let mut rows = rows.to_vec();
+    rows.sort_unstable();
+    rows.windows(2).all(|pair| pair[0] != pair[1])
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn rows_are_scattered_and_scaled_and_debug_builds_panic_on_a_repeated_row() {
+        let device = CpuDevice::open(Some(2), Isa::Scalar).unwrap();
+        let from = Tensor::from_vec(2, 2, vec![1.0, 2.0, 3.0, 4.0]);
+        let mut to = Tensor::zeros(3, 2);
+        device.scatter_rows(&from, &[2, 0], &mut to);
+        device.scale_rows(&mut to, &[2], &[10.0]);
+        assert_eq!(to.values(), [3.0, 4.0, 0.0, 0.0, 10.0, 20.0]);
+        if cfg!(debug_assertions) {
+            let repeated = AssertUnwindSafe(|| device.scatter_rows(&from, &[1, 1], &mut to));
+            assert!(catch_unwind(repeated).is_err());
+            let repeated = AssertUnwindSafe(|| device.scale_rows(&mut to, &[1, 1], &[2.0, 2.0]));
+            assert!(catch_unwind(repeated).is_err());
         }
     }
 }

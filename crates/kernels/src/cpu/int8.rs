@@ -10,7 +10,7 @@
 //! number of rows, so a row has the same bits alone and in any batch, and on every instruction set.
 
 use crate::cpu::isa::per_isa;
-use crate::cpu::pool::Scatter;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::{Simd, instantiate, unroll};
 use crate::cpu::weights::{GROUP, Layout};
 
@@ -183,6 +183,280 @@ pub(crate) struct TileJob {
     pub(crate) accumulate: bool,
 }
 
+/// One group of a tile, and the cells of the first row of a chunk's rows that are multiplied with it.
+#[derive(Clone, Copy)]
+struct Group {
+    block: *const u8,
+    quants: *const i8,
+    scales: *const f32,
+    corrections: *const i32,
+    scaled_sums: *const f32,
+}
+
+/// [`GROUP`] / 8 pairs of a tile's vectors.
+const PAIRS: usize = GROUP / 8;
+
+impl Group {
+    /// Group `g` of the tile and of rows `first..`.
+    ///
+    /// # Safety
+    /// The group is of the tile and of the rows.
+    #[inline(always)]
+    unsafe fn of(job: &TileJob, layout: &Layout, g: usize, first: usize) -> Group {
+        let x = job.rows;
+        let cell = g * x.count + first;
+        // SAFETY: the caller's contract.
+        unsafe {
+            Group {
+                block: job.tile.add(g * layout.block()),
+                quants: x.quants.add(cell * GROUP),
+                scales: x.scales.add(cell),
+                corrections: x.corrections.add(cell),
+                scaled_sums: x.scaled_sums.add(cell),
+            }
+        }
+    }
+
+    /// Steps 2i and 2i + 1 of the tile.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; `i` is below [`PAIRS`].
+    #[inline(always)]
+    unsafe fn pair<S: Simd, const BITS: u8>(self, i: usize) -> (S::B, S::B) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if BITS == 4 {
+                let both = S::load_bytes(self.block.add(64 * i));
+                (S::low_nibbles(both), S::high_nibbles(both))
+            } else {
+                (
+                    S::load_bytes(self.block.add(128 * i)),
+                    S::load_bytes(self.block.add(128 * i + 64)),
+                )
+            }
+        }
+    }
+
+    /// All steps of the tile.
+    ///
+    /// # Safety
+    /// `Simd`'s contract.
+    #[inline(always)]
+    unsafe fn pairs<S: Simd, const BITS: u8>(self) -> [(S::B, S::B); PAIRS] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            [
+                self.pair::<S, BITS>(0),
+                self.pair::<S, BITS>(1),
+                self.pair::<S, BITS>(2),
+                self.pair::<S, BITS>(3),
+            ]
+        }
+    }
+
+    /// Adds step `step` of row `m`, whose weights are `w`.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; the row and the step exist.
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const BITS: u8>(
+        self,
+        acc: S::I,
+        w: S::B,
+        m: usize,
+        step: usize,
+    ) -> S::I {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let x = self.quants.add(m * GROUP + 4 * step);
+            if BITS == 4 {
+                S::dot_nibbles(acc, w, x)
+            } else {
+                S::dot_bytes(acc, w, x)
+            }
+        }
+    }
+
+    /// What the sum of row `m` starts from: the weights' offset times the sum of its integers, negated.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; the row exists.
+    #[inline(always)]
+    unsafe fn start<S: Simd, const OFFSET: i32>(self, m: usize) -> S::I {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match OFFSET {
+                0 => S::splat_i(0),
+                LEAST_OFFSET => S::splat_i(*self.corrections.add(m)),
+                _ => S::splat_i(*self.corrections.add(m) * (OFFSET / LEAST_OFFSET)),
+            }
+        }
+    }
+
+    /// `y` and the integers `acc` of row `m` times the scales of the weights and of the row.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; the row exists.
+    #[inline(always)]
+    unsafe fn scaled<S: Simd>(self, y: S::F, acc: S::I, scale: S::F, m: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        unsafe {
+            S::fma(
+                S::to_f32(acc),
+                S::mul(scale, S::splat(*self.scales.add(m))),
+                y,
+            )
+        }
+    }
+
+    /// Adds the group's products to `y`, for weights whose half-groups have their own scales, and minima if MIN.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; ROWS rows exist.
+    #[inline(always)]
+    unsafe fn add_halves<
+        S: Simd,
+        const ROWS: usize,
+        const BITS: u8,
+        const OFFSET: i32,
+        const MIN: bool,
+    >(
+        self,
+        y: &mut [S::F; ROWS],
+        scales: [S::F; 2],
+        minimum: impl Fn(usize) -> S::F,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            // The offset is taken from each half, so the sums of the halves are added up here.
+            let w = self.pairs::<S, BITS>();
+            for (m, y) in y.iter_mut().enumerate() {
+                for (half, scale) in scales.into_iter().enumerate() {
+                    let x = self.quants.add(m * GROUP + 16 * half);
+                    let mut sum = 0i32;
+                    for i in 0..16 {
+                        sum += i32::from(*x.add(i));
+                    }
+                    let mut acc = S::splat_i(-OFFSET * sum);
+                    unroll!(2, |i| {
+                        let (even, odd) = w[2 * half + i];
+                        acc = self.dot::<S, BITS>(acc, even, m, 4 * half + 2 * i);
+                        acc = self.dot::<S, BITS>(acc, odd, m, 4 * half + 2 * i + 1);
+                    });
+                    *y = self.scaled::<S>(*y, acc, scale, m);
+                    if MIN {
+                        let sum = S::splat(*self.scales.add(m) * sum as f32);
+                        *y = S::fma(minimum(half), sum, *y);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the group's products to `y` where there are 32 registers: the tile's vectors stay in them, rows pass by.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; ROWS rows exist.
+    #[inline(always)]
+    unsafe fn add_by_rows<S: Simd, const ROWS: usize, const BITS: u8, const OFFSET: i32>(
+        self,
+        y: &mut [S::F; ROWS],
+        scale: S::F,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            // Sums of integers are exact in any order, so a few rows may have two chains each to hide a product's latency, and
+            // many rows one.
+            let w = self.pairs::<S, BITS>();
+            unroll!(ROWS, |m| {
+                let mut acc = self.start::<S, OFFSET>(m);
+                if ROWS < 4 {
+                    let mut odd = S::splat_i(0);
+                    unroll!(4, |i| {
+                        acc = self.dot::<S, BITS>(acc, w[i].0, m, 2 * i);
+                        odd = self.dot::<S, BITS>(odd, w[i].1, m, 2 * i + 1);
+                    });
+                    acc = S::add_i(acc, odd);
+                } else {
+                    unroll!(4, |i| {
+                        acc = self.dot::<S, BITS>(acc, w[i].0, m, 2 * i);
+                        acc = self.dot::<S, BITS>(acc, w[i].1, m, 2 * i + 1);
+                    });
+                }
+                y[m] = self.scaled::<S>(y[m], acc, scale, m);
+            });
+        }
+    }
+
+    /// The sums of `pairs` pairs of the tile's vectors, 4 bits each, with all rows: the rows' sums stay in registers, the vectors
+    /// pass by. `nibbles` makes the vectors of a pair.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; ROWS rows exist.
+    #[inline(always)]
+    unsafe fn sums_of_nibbles<S: Simd, const ROWS: usize>(
+        self,
+        pairs: usize,
+        nibbles: impl Fn(usize) -> (S::B, S::B),
+    ) -> [S::P; ROWS] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut acc = [S::zero_group(); ROWS];
+            for i in 0..pairs {
+                let (even, odd) = nibbles(i);
+                let x = self.quants.add(8 * i);
+                unroll!(ROWS, |m| {
+                    acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
+                    acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
+                });
+            }
+            acc
+        }
+    }
+
+    /// Adds the group's products to `y` where there are few registers.
+    ///
+    /// # Safety
+    /// `Simd`'s contract; ROWS rows exist.
+    #[inline(always)]
+    unsafe fn add_by_pairs<S: Simd, const ROWS: usize, const BITS: u8, const OFFSET: i32>(
+        self,
+        y: &mut [S::F; ROWS],
+        scale: S::F,
+        pairs: usize,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if BITS == 4 {
+                let acc = self.sums_of_nibbles::<S, ROWS>(pairs, |i| self.pair::<S, BITS>(i));
+                unroll!(ROWS, |m| {
+                    let acc = S::add_group(self.start::<S, OFFSET>(m), acc[m]);
+                    y[m] = self.scaled::<S>(y[m], acc, scale, m)
+                });
+                return;
+            }
+            // By nibbles, which need no widening within a group: first the low ones, then the high ones.
+            let acc = self.sums_of_nibbles::<S, ROWS>(pairs, |i| {
+                let (even, odd) = self.pair::<S, BITS>(i);
+                (S::low_nibbles(even), S::low_nibbles(odd))
+            });
+            let mut low = [S::splat_i(0); ROWS];
+            unroll!(ROWS, |m| {
+                low[m] = S::add_group(self.start::<S, OFFSET>(m), acc[m])
+            });
+            let acc = self.sums_of_nibbles::<S, ROWS>(pairs, |i| {
+                let (even, odd) = self.pair::<S, BITS>(i);
+                (S::high_nibbles(even), S::high_nibbles(odd))
+            });
+            unroll!(ROWS, |m| {
+                let mut high = S::add_group(S::splat_i(0), acc[m]);
+                unroll!(4, |_doubled| { high = S::add_i(high, high) });
+                y[m] = self.scaled::<S>(y[m], S::add_i(low[m], high), scale, m)
+            });
+        }
+    }
+}
+
 /// Rows `first..first + ROWS` of the chunk.
 ///
 /// # Safety
@@ -211,160 +485,44 @@ unsafe fn rows<
             minimum: MIN,
             halves: HALVES,
         };
-        let x = job.rows;
         // 4; of several rows, kept from the compiler, which would write the loop out and hold a whole group's vectors, most of
         // them on the stack.
         let pairs = if ROWS < 4 || S::REGISTERS >= 32 {
-            GROUP / 8
+            PAIRS
         } else {
-            std::hint::black_box(GROUP / 8)
+            std::hint::black_box(PAIRS)
         };
         let mut y = [S::zero(); ROWS];
-        for g in 0..x.groups {
-            let block = job.tile.add(g * layout.block());
+        for g in 0..job.rows.groups {
+            let group = Group::of(&job, &layout, g, first);
             // Weights are stored in the order in which they are read, across tiles too; the hardware's prefetcher stops at
             // the end of every page.
             for line in 0..layout.block().div_ceil(64) {
-                S::prefetch(block.wrapping_add(AHEAD + 64 * line));
+                S::prefetch(group.block.wrapping_add(AHEAD + 64 * line));
             }
             let scale = |i: usize| {
-                let p = block.add(layout.quants() + i * layout.scale_bytes());
+                let p = group.block.add(layout.quants() + i * layout.scale_bytes());
                 if WIDE {
                     S::load(p.cast())
                 } else {
                     S::load_f16(p.cast())
                 }
             };
-            let low = scale(0);
-            let high = if HALVES { scale(1) } else { low };
             let minimum = |half: usize| scale(layout.scales() + half);
-            let cell = g * x.count + first;
-            let quants = x.quants.add(cell * GROUP);
-            let scales = x.scales.add(cell);
-            let corrections = x.corrections.add(cell);
-            let scaled_sums = x.scaled_sums.add(cell);
-            let start = |m: usize| match OFFSET {
-                0 => S::splat_i(0),
-                LEAST_OFFSET => S::splat_i(*corrections.add(m)),
-                _ => S::splat_i(*corrections.add(m) * (OFFSET / LEAST_OFFSET)),
-            };
-            // Steps 2i and 2i + 1 of the tile.
-            let pair = |i: usize| {
-                if BITS == 4 {
-                    let both = S::load_bytes(block.add(64 * i));
-                    (S::low_nibbles(both), S::high_nibbles(both))
-                } else {
-                    (
-                        S::load_bytes(block.add(128 * i)),
-                        S::load_bytes(block.add(128 * i + 64)),
-                    )
-                }
-            };
-            let dot = |acc, w, m: usize, step: usize| {
-                let x = quants.add(m * GROUP + 4 * step);
-                if BITS == 4 {
-                    S::dot_nibbles(acc, w, x)
-                } else {
-                    S::dot_bytes(acc, w, x)
-                }
-            };
-            let scaled = |y, acc, scale, m: usize| {
-                S::fma(S::to_f32(acc), S::mul(scale, S::splat(*scales.add(m))), y)
-            };
             if HALVES {
-                // The offset is taken from each half, so the sums of the halves are added up here.
-                let w: [(S::B, S::B); 4] = [pair(0), pair(1), pair(2), pair(3)];
-                for (m, y) in y.iter_mut().enumerate() {
-                    for (half, scale) in [low, high].into_iter().enumerate() {
-                        let x = quants.add(m * GROUP + 16 * half);
-                        let mut sum = 0i32;
-                        for i in 0..16 {
-                            sum += i32::from(*x.add(i));
-                        }
-                        let mut acc = S::splat_i(-OFFSET * sum);
-                        unroll!(2, |i| {
-                            let (even, odd) = w[2 * half + i];
-                            acc = dot(acc, even, m, 4 * half + 2 * i);
-                            acc = dot(acc, odd, m, 4 * half + 2 * i + 1);
-                        });
-                        *y = scaled(*y, acc, scale, m);
-                        if MIN {
-                            let sum = S::splat(*scales.add(m) * sum as f32);
-                            *y = S::fma(minimum(half), sum, *y);
-                        }
-                    }
-                }
-            } else if S::REGISTERS >= 32 {
-                // The tile's vectors stay in registers, rows pass by. Sums of integers are exact in any order, so a few
-                // rows may have two chains each to hide a product's latency, and many rows one.
-                let w: [(S::B, S::B); 4] = [pair(0), pair(1), pair(2), pair(3)];
-                unroll!(ROWS, |m| {
-                    let mut acc = start(m);
-                    if ROWS < 4 {
-                        let mut odd = S::splat_i(0);
-                        unroll!(4, |i| {
-                            acc = dot(acc, w[i].0, m, 2 * i);
-                            odd = dot(odd, w[i].1, m, 2 * i + 1);
-                        });
-                        acc = S::add_i(acc, odd);
-                    } else {
-                        unroll!(4, |i| {
-                            acc = dot(acc, w[i].0, m, 2 * i);
-                            acc = dot(acc, w[i].1, m, 2 * i + 1);
-                        });
-                    }
-                    y[m] = scaled(y[m], acc, low, m);
-                });
-            } else if BITS == 4 {
-                // Few registers: the rows' sums of the group stay in them, the tile's vectors pass by.
-                let mut acc = [S::zero_group(); ROWS];
-                for i in 0..pairs {
-                    let (even, odd) = pair(i);
-                    let x = quants.add(8 * i);
-                    unroll!(ROWS, |m| {
-                        acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
-                        acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
-                    });
-                }
-                unroll!(ROWS, |m| {
-                    y[m] = scaled(y[m], S::add_group(start(m), acc[m]), low, m)
-                });
-            } else {
-                // By nibbles, which need no widening within a group: first the low ones, then the high ones.
-                let mut acc = [S::zero_group(); ROWS];
-                for i in 0..pairs {
-                    let (even, odd) = pair(i);
-                    let (even, odd) = (S::low_nibbles(even), S::low_nibbles(odd));
-                    let x = quants.add(8 * i);
-                    unroll!(ROWS, |m| {
-                        acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
-                        acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
-                    });
-                }
-                let mut low_sums = [S::splat_i(0); ROWS];
-                unroll!(ROWS, |m| {
-                    low_sums[m] = S::add_group(start(m), acc[m]);
-                    acc[m] = S::zero_group();
-                });
-                for i in 0..pairs {
-                    let (even, odd) = pair(i);
-                    let (even, odd) = (S::high_nibbles(even), S::high_nibbles(odd));
-                    let x = quants.add(8 * i);
-                    unroll!(ROWS, |m| {
-                        acc[m] = S::dot_group(acc[m], even, x.add(m * GROUP));
-                        acc[m] = S::dot_group(acc[m], odd, x.add(m * GROUP + 4));
-                    });
-                }
-                unroll!(ROWS, |m| {
-                    let mut high = S::add_group(S::splat_i(0), acc[m]);
-                    unroll!(4, |_doubled| { high = S::add_i(high, high) });
-                    y[m] = scaled(y[m], S::add_i(low_sums[m], high), low, m)
-                });
+                let scales = [scale(0), scale(1)];
+                group.add_halves::<S, ROWS, BITS, OFFSET, MIN>(&mut y, scales, minimum);
+                continue;
             }
-            if MIN && !HALVES {
+            if S::REGISTERS >= 32 {
+                group.add_by_rows::<S, ROWS, BITS, OFFSET>(&mut y, scale(0));
+            } else {
+                group.add_by_pairs::<S, ROWS, BITS, OFFSET>(&mut y, scale(0), pairs);
+            }
+            if MIN {
                 let minimum = minimum(0);
                 unroll!(ROWS, |m| {
-                    y[m] = S::fma(minimum, S::splat(*scaled_sums.add(m)), y[m])
+                    y[m] = S::fma(minimum, S::splat(*group.scaled_sums.add(m)), y[m])
                 });
             }
         }

@@ -32,8 +32,10 @@ mod pool;
 mod reference;
 pub(crate) mod rope;
 mod rows;
+mod scatter;
 mod simd;
 pub(crate) mod step;
+mod sync;
 pub(crate) mod tensor;
 #[cfg(test)]
 mod tests;

@@ -3,19 +3,23 @@
 //! A layer of the decoder is a handful of short regions, so the time between two regions matters: a region starts
 //! by bumping an epoch that spinning workers watch, and ends when every worker has checked out.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, Thread};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use crate::cpu::sync::thread::{self, JoinHandle};
+use crate::cpu::sync::{
+    Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, UnsafeCell, hint, thread_local,
+};
 use crate::cpu::ticket_lock::TicketLock;
 
-/// Spins before a worker parks: about 50 microseconds, longer than the gap between two regions of a step.
-const SPINS: u32 = 20_000;
+/// Spins before a worker parks: about 50 microseconds, longer than the gap between two regions of a step. Models have few, because
+/// each is another interleaving.
+const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 20_000 };
 
 type Task = *const (dyn Fn(usize) + Sync);
 
+#[derive(Clone, Copy)]
 struct Region {
     task: Option<Task>,
     tasks: usize,
@@ -26,7 +30,6 @@ struct Shared {
     epoch: AtomicU64,
     next: AtomicUsize,
     working: AtomicUsize,
-    asleep: Vec<AtomicBool>,
     panicked: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     stop: AtomicBool,
 }
@@ -39,15 +42,11 @@ unsafe impl Send for Shared {}
 
 impl Shared {
     fn work(&self) {
-        // SAFETY: called between the epoch's bump and this thread's check-out: no thread writes the region then, and the
-        // task it points to is borrowed by the caller of `run`, who waits for the check-out.
-        let (task, tasks) = unsafe {
-            let region = &*self.region.get();
-            match region.task {
-                Some(task) => (&*task, region.tasks),
-                None => return,
-            }
-        };
+        // SAFETY: called between the epoch's bump and this thread's check-out: no thread writes the region then.
+        let Region { task, tasks } = self.region.with(|region| unsafe { *region });
+        let Some(task) = task else { return };
+        // SAFETY: the task is borrowed by the caller of `run`, who waits for this thread's check-out.
+        let task = unsafe { &*task };
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let i = self.next.fetch_add(1, Relaxed);
@@ -64,20 +63,41 @@ impl Shared {
     }
 }
 
+#[cfg(not(loom))]
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+#[cfg(loom)]
+thread_local! {
+    static INSIDE: Cell<bool> = Cell::new(false);
 }
 
 /// A fixed set of threads that run regions of independent tasks. Several threads may drive it: their regions run one after the other.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     ticket_lock: TicketLock,
-    workers: Vec<(Thread, Option<JoinHandle<()>>)>,
+    workers: Vec<Worker>,
+}
+
+struct Worker {
+    /// The worker has parked, or is about to.
+    asleep: Arc<AtomicBool>,
+    handle: JoinHandle<()>,
 }
 
 impl Pool {
-    /// A pool in which `threads` threads work, the caller of `run` being one of them.
+    /// A pool in which `threads` threads work, the caller of `run` being one of them; fewer if the system does not start as many.
     pub(crate) fn new(threads: usize) -> Pool {
+        Pool::start(threads, |i, work| {
+            let name = format!("lory-compute-{i}");
+            thread::Builder::new().name(name).spawn(work).ok()
+        })
+    }
+
+    fn start(
+        threads: usize,
+        spawn: impl Fn(usize, Box<dyn FnOnce() + Send>) -> Option<JoinHandle<()>>,
+    ) -> Pool {
         let shared = Arc::new(Shared {
             region: UnsafeCell::new(Region {
                 task: None,
@@ -86,23 +106,22 @@ impl Pool {
             epoch: AtomicU64::new(0),
             next: AtomicUsize::new(0),
             working: AtomicUsize::new(0),
-            asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             panicked: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..threads)
-            .filter_map(|i| {
-                let shared = shared.clone();
-                let handle = std::thread::Builder::new()
-                    .name(format!("lory-compute-{i}"))
-                    .spawn(move || worker(&shared, i - 1))
-                    .ok()?;
-                Some((handle.thread().clone(), Some(handle)))
+        let worker = |i: usize| {
+            let asleep = Arc::new(AtomicBool::new(false));
+            let (of_worker, shared) = (asleep.clone(), shared.clone());
+            let work = Box::new(move || work_until_stopped(&shared, &of_worker));
+            Some(Worker {
+                asleep,
+                handle: spawn(i, work)?,
             })
-            .collect();
+        };
+        let workers = (1..threads).filter_map(worker).collect();
         Pool {
             shared,
-            ticket_lock: TicketLock::default(),
+            ticket_lock: TicketLock::new(),
             workers,
         }
     }
@@ -115,7 +134,9 @@ impl Pool {
     /// Runs `task(0..tasks)`, each once, on all threads; returns when all are done. A region inside a region runs on the
     /// thread that meets it. A task's panic is raised again here.
     pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if tasks <= 1 || self.workers.is_empty() || INSIDE.get() {
+        #[cfg(debug_assertions)]
+        let task = &current_task::recording(task);
+        if tasks <= 1 || self.workers.is_empty() || INSIDE.with(Cell::get) {
             for i in 0..tasks {
                 task(i);
             }
@@ -125,31 +146,32 @@ impl Pool {
         let s = &*self.shared;
         // SAFETY: this thread holds the lock and `working` is 0, so no other thread looks at the region. The lifetime is erased, but
         // this function does not return before every worker has checked out.
-        unsafe {
+        s.region.with_mut(|region| unsafe {
             let task: Task = std::mem::transmute::<&(dyn Fn(usize) + Sync), Task>(task);
-            *s.region.get() = Region {
+            *region = Region {
                 task: Some(task),
                 tasks,
             };
-        }
+        });
         s.next.store(0, Relaxed);
         s.working.store(self.workers.len(), Relaxed);
-        s.epoch.fetch_add(1, SeqCst);
-        for (asleep, (thread, _)) in s.asleep.iter().zip(&self.workers) {
-            if asleep.load(SeqCst) {
-                thread.unpark();
+        // Release: the region and the counters come before it. Acquire: see `work_until_stopped`.
+        s.epoch.fetch_add(1, AcqRel);
+        for worker in &self.workers {
+            if worker.asleep.load(Relaxed) {
+                worker.handle.thread().unpark();
             }
         }
-        INSIDE.set(true);
+        INSIDE.with(|inside| inside.set(true));
         s.work();
-        INSIDE.set(false);
+        INSIDE.with(|inside| inside.set(false));
         let mut spins = 0u32;
         while s.working.load(Acquire) != 0 {
             spins += 1;
             if spins > SPINS {
-                std::thread::yield_now();
+                thread::yield_now();
             } else {
-                std::hint::spin_loop();
+                hint::spin_loop();
             }
         }
         let panic = s.panicked.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -160,8 +182,8 @@ impl Pool {
     }
 }
 
-fn worker(s: &Shared, me: usize) {
-    INSIDE.set(true);
+fn work_until_stopped(s: &Shared, asleep: &AtomicBool) {
+    INSIDE.with(|inside| inside.set(true));
     let mut seen = 0;
     loop {
         let mut spins = 0;
@@ -173,18 +195,18 @@ fn worker(s: &Shared, me: usize) {
             }
             spins += 1;
             if spins < SPINS {
-                std::hint::spin_loop();
+                hint::spin_loop();
                 continue;
             }
-            // The flag goes up before the last look at the epoch, and `run` bumps the epoch before it looks at the flag:
-            // one of the two sees the other.
-            s.asleep[me].store(true, SeqCst);
-            if s.epoch.load(SeqCst) == seen {
-                std::thread::park();
+            // No wake-up is lost: the addition of 0 and the bump in `run` are changes of one value, so one is first. If the bump
+            // is, this thread reads it here. Otherwise the bump acquires what is released here, and `run` reads the flag.
+            asleep.store(true, Relaxed);
+            if s.epoch.fetch_add(0, AcqRel) == seen {
+                thread::park();
             }
-            s.asleep[me].store(false, SeqCst);
+            asleep.store(false, Relaxed);
         }
-        if s.stop.load(Acquire) {
+        if s.stop.load(Relaxed) {
             return;
         }
         s.work();
@@ -194,58 +216,61 @@ fn worker(s: &Shared, me: usize) {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Release);
-        self.shared.epoch.fetch_add(1, SeqCst);
-        for (thread, handle) in &mut self.workers {
-            thread.unpark();
-            if let Some(handle) = handle.take() {
-                let _ = handle.join();
+        self.shared.stop.store(true, Relaxed);
+        self.shared.epoch.fetch_add(1, AcqRel);
+        for worker in self.workers.drain(..) {
+            worker.handle.thread().unpark();
+            let _ = worker.handle.join();
+        }
+    }
+}
+
+#[cfg(debug_assertions)]
+pub(crate) use current_task::{TaskId, current_task};
+
+/// Which task this thread runs, for the checks of debug builds.
+#[cfg(debug_assertions)]
+mod current_task {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// A task of one region. Tasks of a region inside it have its id, because they run one after the other.
+    #[derive(Clone, Copy)]
+    pub(crate) struct TaskId {
+        pub(crate) region: u64,
+        pub(crate) task: usize,
+    }
+
+    static REGIONS: AtomicU64 = AtomicU64::new(1);
+
+    std::thread_local! {
+        static CURRENT: Cell<Option<TaskId>> = const { Cell::new(None) };
+    }
+
+    /// The task of this thread; none outside a region.
+    pub(crate) fn current_task() -> Option<TaskId> {
+        CURRENT.get()
+    }
+
+    /// `task`, which is the thread's current task while it runs.
+    pub(super) fn recording(task: &(dyn Fn(usize) + Sync)) -> impl Fn(usize) + Sync {
+        struct Restore(Option<TaskId>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                CURRENT.set(self.0);
             }
         }
-    }
-}
-
-/// A mutable slice that tasks of one region write in disjoint places.
-pub(crate) struct Scatter<'a, T> {
-    data: *mut T,
-    len: usize,
-    life: std::marker::PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: it hands out disjoint parts only, by the contract of `part`.
-unsafe impl<T: Send> Sync for Scatter<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Send for Scatter<'_, T> {}
-
-impl<'a, T> Scatter<'a, T> {
-    pub(crate) fn new(data: &'a mut [T]) -> Self {
-        Scatter {
-            data: data.as_mut_ptr(),
-            len: data.len(),
-            life: std::marker::PhantomData,
+        let region = REGIONS.fetch_add(1, Ordering::Relaxed);
+        move |i| {
+            let outer = CURRENT.get();
+            let _restore = Restore(outer);
+            CURRENT.set(outer.or(Some(TaskId { region, task: i })));
+            task(i);
         }
     }
-
-    /// The part that starts at `from`.
-    ///
-    /// # Safety
-    /// No two live parts overlap.
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn part(&self, from: usize, len: usize) -> &mut [T] {
-        assert!(from <= self.len && len <= self.len - from);
-        // SAFETY: inside the slice by the assertion, not aliased by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(from), len) }
-    }
-
-    /// The pointer to element `from`; for strided writes of disjoint elements.
-    pub(crate) fn pointer(&self, from: usize) -> *mut T {
-        assert!(from <= self.len);
-        // SAFETY: inside the slice, or one past its end.
-        unsafe { self.data.add(from) }
-    }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -312,5 +337,93 @@ mod tests {
             ran.fetch_add(1, Relaxed);
         });
         assert_eq!(ran.load(Relaxed), 10);
+    }
+
+    #[test]
+    fn pool_works_without_the_threads_that_did_not_start() {
+        let pool = Pool::start(4, |i, work| (i != 1).then(|| thread::spawn(work)));
+        assert_eq!(pool.threads(), 3);
+        for _ in 0..3 {
+            // Long enough for the workers to park.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let ran = AtomicUsize::new(0);
+            pool.run(10, &|_| {
+                ran.fetch_add(1, Relaxed);
+            });
+            assert_eq!(ran.load(Relaxed), 10);
+        }
+    }
+}
+
+/// Run with `RUSTFLAGS="--cfg loom" cargo test -p kernels --lib loom_models`.
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+
+    /// Every interleaving with at most this many preemptions; more find nothing new and take hours.
+    const PREEMPTIONS: usize = 3;
+
+    fn check(model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(PREEMPTIONS);
+        builder.check(model);
+    }
+
+    /// Cells that tasks write without atomics, so that loom sees accesses that are not ordered.
+    struct Cells<const N: usize>([UnsafeCell<usize>; N]);
+    // SAFETY: loom checks the accesses.
+    unsafe impl<const N: usize> Sync for Cells<N> {}
+    // SAFETY: as above.
+    unsafe impl<const N: usize> Send for Cells<N> {}
+
+    impl<const N: usize> Cells<N> {
+        fn new() -> Self {
+            Cells(std::array::from_fn(|_| UnsafeCell::new(0)))
+        }
+        fn add(&self, i: usize) {
+            // SAFETY: loom checks the access.
+            self.0[i].with_mut(|cell| unsafe { *cell += 1 });
+        }
+        fn get(&self, i: usize) -> usize {
+            // SAFETY: loom checks the access.
+            self.0[i].with(|cell| unsafe { *cell })
+        }
+    }
+
+    #[test]
+    fn a_region_runs_every_task_once_and_run_sees_what_tasks_wrote() {
+        check(|| {
+            let pool = Pool::new(2);
+            let cells = Cells::<2>::new();
+            pool.run(2, &|i| cells.add(i));
+            assert_eq!([cells.get(0), cells.get(1)], [1, 1]);
+        });
+    }
+
+    #[test]
+    fn a_parked_worker_wakes_for_the_next_region() {
+        check(|| {
+            let pool = Pool::new(2);
+            let cells = Cells::<2>::new();
+            for round in 1..=2 {
+                pool.run(2, &|i| cells.add(i));
+                assert_eq!([cells.get(0), cells.get(1)], [round, round]);
+            }
+        });
+    }
+
+    #[test]
+    fn regions_of_two_threads_run_one_after_the_other() {
+        check(|| {
+            let pool = Arc::new(Pool::new(2));
+            let cells = Arc::new(Cells::<2>::new());
+            let other = thread::spawn({
+                let (pool, cells) = (pool.clone(), cells.clone());
+                move || pool.run(2, &|i| cells.add(i))
+            });
+            pool.run(2, &|i| cells.add(i));
+            other.join().unwrap();
+            assert_eq!([cells.get(0), cells.get(1)], [2, 2]);
+        });
     }
 }

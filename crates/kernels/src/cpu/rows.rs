@@ -1,7 +1,7 @@
 //! Work split by rows over the pool's threads.
 
 use crate::cpu::device::CpuDevice;
-use crate::cpu::pool::Scatter;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::tensor::Tensor;
 
 /// Rows of one task.

@@ -20,8 +20,61 @@ pub(crate) struct Step {
     pub(crate) dropout: Vec<RowDropout>,
 }
 
+/// What the kernels write by index must be disjoint, because their tasks write at the same time.
+///
+/// # Panics
+/// Two sequences have a row in common, or write the same place of a block of the KV cache.
+pub(crate) fn assert_disjoint(sequences: &[Sequence]) {
+    let mut end = 0;
+    let mut written: Vec<(u32, usize, usize)> = Vec::new();
+    for s in sequences {
+        assert!(
+            s.first >= end,
+            "a sequence starts at row {}, but the one before it ends at row {end}",
+            s.first
+        );
+        end = s.first + s.rows;
+        let tokens = s.past..s.past + s.rows;
+        for b in tokens.start / BLOCK_TOKENS..tokens.end.div_ceil(BLOCK_TOKENS) {
+            let at = b * BLOCK_TOKENS;
+            let from = tokens.start.max(at) - at;
+            let to = (tokens.end - at).min(BLOCK_TOKENS);
+            if from < to {
+                written.push((s.blocks[b], from, to));
+            }
+        }
+    }
+    written.sort_unstable();
+    for pair in written.windows(2) {
+        let [(block, _, to), (next_block, from, _)] = pair else {
+            continue;
+        };
+        assert!(
+            block != next_block || to <= from,
+            "two sequences write token {from} of block {block}"
+        );
+    }
+}
+
+/// # Panics
+/// Runs that overlap or do not ascend.
+fn assert_ascending(runs: &[Run]) {
+    let mut end = 0;
+    for run in runs {
+        assert!(
+            run.first >= end,
+            "a run starts at row {}, but the one before it ends at row {end}",
+            run.first
+        );
+        end = run.first + run.rows;
+    }
+}
+
 impl Step {
+    /// # Panics
+    /// A span past the rows or with too few blocks; spans or runs that overlap; two spans that write the same place of a block.
     pub(crate) fn new(rows: StepRows) -> Step {
+        assert_ascending(rows.runs);
         let mut positions = vec![0; rows.tokens.len()];
         for span in rows.spans {
             assert!(span.blocks.len() * BLOCK_TOKENS >= span.past + span.rows);
@@ -36,10 +89,12 @@ impl Step {
             past: span.past,
             blocks: span.blocks.to_vec(),
         };
+        let sequences: Vec<Sequence> = rows.spans.iter().map(sequence).collect();
+        assert_disjoint(&sequences);
         Step {
             tokens: rows.tokens.to_vec(),
             positions,
-            sequences: rows.spans.iter().map(sequence).collect(),
+            sequences,
             runs: rows.runs.to_vec(),
             dropout: rows.dropout.to_vec(),
         }
@@ -51,5 +106,84 @@ impl Step {
             rows: &self.dropout,
             linear,
         })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::rows::Span;
+
+    fn sequence(first: usize, rows: usize, past: usize, blocks: &[u32]) -> Sequence {
+        Sequence {
+            first,
+            rows,
+            past,
+            blocks: blocks.to_vec(),
+        }
+    }
+
+    #[test]
+    fn sequences_may_read_the_same_blocks() {
+        assert_disjoint(&[
+            sequence(0, 3, 16, &[4, 5]),
+            sequence(3, 1, 32, &[4, 6, 7]),
+            sequence(4, 0, 3, &[]),
+            sequence(9, 20, 0, &[8, 9]),
+        ]);
+    }
+
+    #[test]
+    fn sequences_may_write_different_tokens_of_a_block() {
+        assert_disjoint(&[sequence(0, 3, 0, &[4]), sequence(3, 2, 3, &[4])]);
+    }
+
+    #[test]
+    #[should_panic = "a sequence starts at row 2, but the one before it ends at row 3"]
+    fn sequences_with_a_row_in_common_panic() {
+        assert_disjoint(&[sequence(0, 3, 0, &[1]), sequence(2, 3, 0, &[2])]);
+    }
+
+    #[test]
+    #[should_panic = "two sequences write token 2 of block 4"]
+    fn sequences_that_write_the_same_token_of_a_block_panic() {
+        assert_disjoint(&[sequence(0, 3, 0, &[4]), sequence(3, 5, 18, &[1, 4])]);
+    }
+
+    #[test]
+    #[should_panic = "two sequences write token 0 of block 7"]
+    fn one_sequence_with_a_repeated_block_panics() {
+        assert_disjoint(&[sequence(0, 20, 0, &[7, 7])]);
+    }
+
+    #[test]
+    #[should_panic = "a run starts at row 1, but the one before it ends at row 2"]
+    fn runs_that_overlap_panic() {
+        let run = |first, rows| Run {
+            first,
+            rows,
+            slots: vec![(0, 1.0)],
+        };
+        Step::new(StepRows {
+            tokens: &[1, 2, 3],
+            runs: &[run(0, 2), run(1, 1)],
+            ..StepRows::default()
+        });
+    }
+
+    #[test]
+    #[should_panic = "two sequences write token 0 of block 3"]
+    fn a_step_with_overlapping_spans_panics() {
+        let span = |first| Span {
+            first,
+            rows: 1,
+            past: 0,
+            blocks: &[3],
+        };
+        Step::new(StepRows {
+            tokens: &[1, 2],
+            spans: &[span(0), span(1)],
+            ..StepRows::default()
+        });
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use sha2::{Digest, Sha256};
 
 use super::row::parse_row;
-use super::{Columns, DataRow, Dataset, RowLocation};
+use super::{Columns, DataRow, Dataset, HoldOut, RowLocation};
 use crate::error::TrainError;
 use crate::stop::{NEVER, check_stop};
 
@@ -125,12 +125,60 @@ impl Dataset {
         })
     }
 
+    /// Checks every line of the file at `path` as [`Dataset::scan`] does, without keeping its rows in memory.
+    ///
+    /// # Errors
+    /// As [`Dataset::scan_until`] and [`DatasetScan::whole`].
+    pub fn check(
+        path: &Path,
+        columns: &Columns,
+        stop: &AtomicBool,
+    ) -> Result<CheckedFile, TrainError> {
+        Self::check_with(path, stop, &mut |text, location| {
+            parse_row(text, location, columns)
+        })
+    }
+
+    /// As [`Dataset::check`], for rows of another shape.
+    pub(crate) fn check_with(
+        path: &Path,
+        stop: &AtomicBool,
+        row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
+    ) -> Result<CheckedFile, TrainError> {
+        let mut checked = CheckedFile {
+            rows: 0,
+            hold_out: HoldOut::default(),
+        };
+        let name = path.display().to_string();
+        let scan = Self::scan_lines(open(path)?, &name, stop, &mut |text, location| {
+            let row = row(text, location)?;
+            checked.rows += 1;
+            checked.hold_out.add(&row);
+            // One row stays, for the check that there is one.
+            Ok((checked.rows == 1).then_some(row))
+        })?;
+        scan.whole()?;
+        Ok(checked)
+    }
+
     /// As [`Dataset::scan_from`], for rows of another shape: `row` reads one line, without its end.
     pub(crate) fn scan_with(
         reader: impl BufRead,
         name: &str,
         stop: &AtomicBool,
         row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
+    ) -> Result<DatasetScan, TrainError> {
+        Self::scan_lines(reader, name, stop, &mut |text, location| {
+            row(text, location).map(Some)
+        })
+    }
+
+    /// As [`Dataset::scan_with`]; of the rows, those that `row` returns are kept.
+    fn scan_lines(
+        reader: impl BufRead,
+        name: &str,
+        stop: &AtomicBool,
+        row: &mut dyn FnMut(&str, RowLocation) -> Result<Option<DataRow>, TrainError>,
     ) -> Result<DatasetScan, TrainError> {
         let file: Arc<str> = name.into();
         let refuse = |message: String| TrainError::Data {
@@ -139,6 +187,7 @@ impl Dataset {
         };
         let mut lines = Lines::new(reader, MAX_BYTES);
         let mut rows = Vec::new();
+        let mut count = 0;
         let mut broken = Vec::new();
         let mut broken_lines = 0;
         for line in 1.. {
@@ -169,10 +218,13 @@ impl Dataset {
                 },
             };
             match parsed {
-                Ok(_) if rows.len() == MAX_ROWS => {
+                Ok(_) if count == MAX_ROWS => {
                     return Err(refuse(format!("more than {MAX_ROWS} rows; split the file")));
                 }
-                Ok(row) => rows.push(row),
+                Ok(row) => {
+                    count += 1;
+                    rows.extend(row);
+                }
                 Err(error) => {
                     broken_lines += 1;
                     if broken.len() < MAX_BROKEN {
@@ -191,6 +243,15 @@ impl Dataset {
             broken_lines,
         })
     }
+}
+
+/// A file whose lines are all rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckedFile {
+    /// The number of its rows.
+    pub rows: usize,
+    /// What decides which of them are held out.
+    pub hold_out: HoldOut,
 }
 
 /// Some rows of a file, without the work of reading the others.

@@ -23,18 +23,30 @@ pub struct HoldOut {
     highest: u64,
 }
 
+impl Default for HoldOut {
+    /// The rule for no rows.
+    fn default() -> HoldOut {
+        HoldOut {
+            lowest: u64::MAX,
+            highest: 0,
+        }
+    }
+}
+
 impl HoldOut {
     /// The rule for all `rows` of a file.
     #[must_use]
     pub fn of(rows: &[DataRow]) -> HoldOut {
-        let empty = HoldOut {
-            lowest: u64::MAX,
-            highest: 0,
-        };
-        rows.iter().map(key).fold(empty, |rule, key| HoldOut {
-            lowest: rule.lowest.min(key),
-            highest: rule.highest.max(key),
-        })
+        let mut rule = HoldOut::default();
+        rows.iter().for_each(|row| rule.add(row));
+        rule
+    }
+
+    /// Adds a row of the file.
+    pub fn add(&mut self, row: &DataRow) {
+        let key = key(row);
+        self.lowest = self.lowest.min(key);
+        self.highest = self.highest.max(key);
     }
 
     /// Whether `row` is held out, as [`held_out`] decides it.

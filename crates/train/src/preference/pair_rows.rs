@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 
 use super::pairs::{PreferencePair, RejectedAnswers};
 use crate::dataset::{
-    DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, RowRange, object, parse_range,
+    CheckedFile, DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, RowRange,
+    object, parse_range,
 };
 use crate::error::TrainError;
 use crate::stop::NEVER;
@@ -79,6 +80,16 @@ pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
 pub fn scan_pairs_until(path: &Path, stop: &AtomicBool) -> Result<PairScan, TrainError> {
     let file = File::open(path).map_err(TrainError::read(path))?;
     scan_pairs_from(BufReader::new(file), &path.display().to_string(), stop)
+}
+
+/// Checks every line of the file at `path`, whose rows have rejected answers, without keeping its rows in memory.
+///
+/// # Errors
+/// As [`Dataset::check`].
+pub fn check_pairs(path: &Path, stop: &AtomicBool) -> Result<CheckedFile, TrainError> {
+    Dataset::check_with(path, stop, &mut |text, location| {
+        parse_pair(text, location).map(|pair| pair.chosen)
+    })
 }
 
 /// The pairs in `range` of the file at `path`, as [`crate::dataset::read_range`] reads rows.

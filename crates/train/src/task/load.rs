@@ -7,7 +7,7 @@ use formats::tokenizer::Tokenizer;
 use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
-use crate::example::{Encoder, Example, Examples};
+use crate::example::{Encoder, Example, Examples, TokenBudget};
 use crate::lora_init::{lora_init, target_linears};
 use crate::rng::Rng;
 use crate::settings::TrainSettings;
@@ -47,17 +47,18 @@ impl TrainTask {
             max_length: settings.max_length,
             too_long: settings.too_long,
         };
-        let mut encode = |rows: &[DataRow]| -> Result<Vec<Example>, TrainError> {
+        let mut budget = TokenBudget::new(spec.max_tokens);
+        let mut encode = |rows: Vec<DataRow>| -> Result<Vec<Example>, TrainError> {
             let Examples {
                 examples,
                 dropped,
                 truncated,
-            } = encoder.encode_until(rows, spec.stop)?;
+            } = encoder.encode_until(rows, &mut budget, spec.stop)?;
             report.dropped += dropped;
             report.truncated += truncated;
             Ok(examples)
         };
-        let (train, validation) = (encode(&rows)?, encode(&held_out)?);
+        let (train, validation) = (encode(rows)?, encode(held_out)?);
         let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         Ok(Self {
             name: spec.name.to_owned(),

@@ -9,7 +9,7 @@ use formats::tokenizer::Tokenizer;
 use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
-use crate::example::{Encoder, Example, Fitted};
+use crate::example::{Encoder, Example, Fitted, TokenBudget};
 use crate::lora_init::{lora_init, target_linears};
 use crate::preference::{
     PairCounts, PreferenceData, PreferencePair, RejectedAnswers, RejectedExamples, RejectedPersona,
@@ -64,9 +64,11 @@ impl TrainTask {
             max_length: settings.max_length.min(config.context_length),
             too_long: settings.too_long,
         };
-        let (train, rejected_train) = encode(&encoder, &train, &mut report, spec.stop)?;
+        let mut budget = TokenBudget::new(spec.max_tokens);
+        let (train, rejected_train) =
+            encode(&encoder, &train, &mut report, &mut budget, spec.stop)?;
         let (validation, rejected_validation) =
-            encode(&encoder, &validation, &mut report, spec.stop)?;
+            encode(&encoder, &validation, &mut report, &mut budget, spec.stop)?;
         let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         let rejected = |examples| RejectedExamples {
             examples,
@@ -199,6 +201,7 @@ fn encode(
     encoder: &Encoder<'_>,
     pairs: &[PreferencePair],
     report: &mut DataReport,
+    budget: &mut TokenBudget,
     stop: &AtomicBool,
 ) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
     let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
@@ -218,6 +221,8 @@ fn encode(
             continue;
         };
         report.truncated += usize::from(cut);
+        budget.take(&one, &pair.chosen)?;
+        budget.take(&other, &pair.rejected)?;
         chosen.push(one);
         rejected.push(other);
     }

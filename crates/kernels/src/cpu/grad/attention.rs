@@ -134,73 +134,114 @@ pub fn attention_backward(
 
     for head in 0..heads {
         for first in (0..tokens).step_by(BLOCK) {
-            let rows = BLOCK.min(tokens - first);
-            let seen = first + rows;
-            let wide = seen.next_multiple_of(LANES);
-            let q = &q[first * q_stride + head * head_dim..];
             let at = first * out_stride + head * head_dim;
-            let (out, dout) = (&out[at..], &dout[at..]);
+            let queries = Queries {
+                first,
+                q: &q[first * q_stride + head * head_dim..],
+                out: &out[at..],
+                dout: &dout[at..],
+            };
             let dq = &mut dq[first * dq_stride + head * head_dim..];
-
-            gemm(
-                isa,
-                (rows, wide, head_dim),
-                q,
-                (q_stride, 1),
-                kt,
-                padded,
-                p,
-                padded,
-                false,
-            );
-            softmax(isa, &mut p[..rows * padded], padded, first, shape.scale());
-            gemm(
-                isa,
-                (seen, head_dim, rows),
-                p,
-                (1, padded),
-                dout,
-                out_stride,
-                dv,
-                dkv_stride,
-                true,
-            );
-            gemm(
-                isa,
-                (rows, wide, head_dim),
-                dout,
-                (out_stride, 1),
-                vt,
-                padded,
-                ds,
-                padded,
-                false,
-            );
-            score_gradients(isa, shape, first, &p[..rows * padded], out, dout, ds);
-            gemm(
-                isa,
-                (seen, head_dim, rows),
-                ds,
-                (1, padded),
-                q,
-                q_stride,
-                dk,
-                dkv_stride,
-                true,
-            );
-            gemm(
-                isa,
-                (rows, head_dim, seen),
-                ds,
-                (padded, 1),
-                k,
-                kv_stride,
-                dq,
-                dq_stride,
-                false,
-            );
+            let scratch = (&*kt, &*vt, &mut *p, &mut *ds);
+            block_gradients(isa, shape, queries, k, scratch, dq, dk, dv);
         }
     }
+}
+
+/// A block of queries of one head. Each slice starts at the first one.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    first: usize,
+    q: &'a [f32],
+    out: &'a [f32],
+    dout: &'a [f32],
+}
+
+/// Writes a block's dQ, and adds its part of dK and dV. The scratch is K^T, V^T, and room for P and dS.
+#[allow(clippy::too_many_arguments)]
+fn block_gradients(
+    isa: Isa,
+    shape: AttentionShape,
+    queries: Queries,
+    k: &[f32],
+    (kt, vt, p, ds): (&[f32], &[f32], &mut [f32], &mut [f32]),
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
+    let AttentionShape {
+        head_dim,
+        q_stride,
+        kv_stride,
+        out_stride,
+        dq_stride,
+        dkv_stride,
+        ..
+    } = shape;
+    let Queries {
+        first,
+        q,
+        out,
+        dout,
+    } = queries;
+    let padded = shape.padded();
+    let rows = BLOCK.min(shape.tokens - first);
+    let seen = first + rows;
+    let wide = seen.next_multiple_of(LANES);
+    let scores = (rows, wide, head_dim);
+    let onto_keys = (seen, head_dim, rows);
+    let onto_queries = (rows, head_dim, seen);
+
+    // P = softmax(s Q K^T)    dV += P^T dO
+    gemm(isa, scores, q, (q_stride, 1), kt, padded, p, padded, false);
+    softmax(isa, &mut p[..rows * padded], padded, first, shape.scale());
+    gemm(
+        isa,
+        onto_keys,
+        p,
+        (1, padded),
+        dout,
+        out_stride,
+        dv,
+        dkv_stride,
+        true,
+    );
+    // dP = dO V^T    dS = s P * (dP - D)
+    gemm(
+        isa,
+        scores,
+        dout,
+        (out_stride, 1),
+        vt,
+        padded,
+        ds,
+        padded,
+        false,
+    );
+    score_gradients(isa, shape, first, &p[..rows * padded], out, dout, ds);
+    // dK += dS^T Q    dQ = dS K
+    gemm(
+        isa,
+        onto_keys,
+        ds,
+        (1, padded),
+        q,
+        q_stride,
+        dk,
+        dkv_stride,
+        true,
+    );
+    gemm(
+        isa,
+        onto_queries,
+        ds,
+        (padded, 1),
+        k,
+        kv_stride,
+        dq,
+        dq_stride,
+        false,
+    );
 }
 
 /// # Panics

@@ -5,7 +5,7 @@ use super::products::{Job, some_rows};
 use super::rounding::{MAGIC, PANEL, ROWS, step_of, weigh};
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
-use crate::cpu::pool::Scatter;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
 
 /// Rows of the gradient as integers, in the order in which they are read: by panel, then by group of [`ROWS`] rows, then by pair

@@ -15,7 +15,8 @@ use super::products::{Job, some_rows};
 use super::rounding::{MAGIC, PANEL, ROWS, step_of, weigh};
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
-use crate::cpu::pool::{Pool, Scatter};
+use crate::cpu::pool::Pool;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
 
 /// The nonzero values of a gradient's rows.

@@ -9,15 +9,17 @@ mod tiles;
 
 use crate::cpu::device::CpuDevice;
 use crate::cpu::int8::Int8Rows;
+use crate::cpu::isa::Isa;
 use crate::cpu::lora::{ExpandTo, Expansion, Lora, LoraPack, expand, expand_dot};
 use crate::cpu::norm::{Norm, rmsnorm_row};
-use crate::cpu::pool::Scatter;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
 use crate::cpu::tensor::Tensor;
 use crate::cpu::weights::Weights;
 use crate::cpu::weights::unpack::pair_bf16;
 use crate::dtype::Compute;
 use crate::rows::Run;
+use std::ops::Range;
 use tiles::{Target, bf16_tiles, f32_tiles, int8_tiles};
 
 /// One projection of the shared rows.
@@ -130,6 +132,7 @@ impl CpuDevice {
         }
     }
 
+    /// Region 1, by rows.
     fn prepare(
         &self,
         workspace: &mut Workspace,
@@ -140,11 +143,10 @@ impl CpuDevice {
         arithmetic: &Arithmetic,
     ) {
         let Arithmetic { paths, lora_dot } = arithmetic;
-        let lora_dot = *lora_dot;
         let (rows, columns, isa) = (x.rows(), x.columns(), self.isa());
         let int8 = paths.contains(&Path::Int8);
         let paired = |p: &Projection| p.lora.packs.iter().flatten().any(|pack| pack.is_paired());
-        let bf16 = paths.contains(&Path::Bf16) || (lora_dot && projections.iter().any(paired));
+        let bf16 = paths.contains(&Path::Bf16) || (*lora_dot && projections.iter().any(paired));
         let pairs = columns.div_ceil(2);
         if norm.is_some() {
             normed.resize(rows, columns);
@@ -155,25 +157,9 @@ impl CpuDevice {
         if bf16 {
             workspace.pairs.resize(rows * pairs, 0);
         }
-        workspace
-            .shrunk
-            .resize_with(projections.len().max(workspace.shrunk.len()), Vec::new);
-        let shapes: Vec<Shrunk> = projections.iter().map(|p| Shrunk::of(&p.lora)).collect();
-        for (h, shape) in workspace.shrunk.iter_mut().zip(&shapes) {
-            h.resize(rows * shape.stride(), 0.0);
-        }
+        let shapes = workspace.resize_shrunk(rows, projections);
         let lora = shapes.iter().any(|s| s.stride() > 0);
-        // The projections of a step share their runs; those without adapters have none.
-        let runs = projections
-            .iter()
-            .map(|p| p.lora.runs)
-            .max_by_key(|runs| runs.len());
-        let runs = runs.unwrap_or_default();
-        assert!(
-            projections
-                .iter()
-                .all(|p| p.lora.runs.is_empty() || p.lora.runs == runs)
-        );
+        let runs = shared_runs(projections);
         if norm.is_none() && !int8 && !bf16 && !lora {
             return;
         }
@@ -214,28 +200,15 @@ impl CpuDevice {
                 // All projections of one run, then the next run: the A of one adapter are adjacent.
                 for (i, from, n) in overlapping(runs, first, count) {
                     for ((p, shape), h) in projections.iter().zip(&shapes).zip(&shrunk) {
-                        let Some(run) = p.lora.runs.get(i) else {
-                            continue;
-                        };
-                        let plain = &source[(from - first) * columns..][..n * columns];
-                        let mut masked = Vec::new();
-                        let dropout = p.lora.dropout.filter(|d| d.drops(from..from + n));
-                        if let Some(dropout) = dropout {
-                            masked.extend_from_slice(plain);
-                            dropout.apply_rows(isa, from, columns, &mut masked);
-                        }
-                        let x = if dropout.is_some() { &masked } else { plain };
-                        for (e, &(slot, scale)) in run.slots.iter().enumerate() {
-                            let Some(pack) = p.lora.packs[slot as usize] else {
-                                continue;
+                        if let Some(run) = p.lora.runs.get(i) {
+                            let rows = RunRows {
+                                from,
+                                n,
+                                x: &source[(from - first) * columns..][..n * columns],
+                                words: (*lora_dot && bf16)
+                                    .then(|| words.pointer(from * pairs).cast_const()),
                             };
-                            let h = h.pointer(from * shape.stride() + e * shape.padded);
-                            if lora_dot && pack.is_paired() {
-                                let x = words.pointer(from * pairs);
-                                pack.shrink_dot(x, n, scale, h, shape.stride());
-                            } else {
-                                pack.shrink(isa, x.as_ptr(), n, scale, h, shape.stride());
-                            }
+                            shrink_run(isa, rows, p, run, *shape, h);
                         }
                     }
                 }
@@ -243,6 +216,7 @@ impl CpuDevice {
         });
     }
 
+    /// Region 2, by outputs.
     fn multiply(
         &self,
         workspace: &Workspace,
@@ -250,30 +224,17 @@ impl CpuDevice {
         projections: &mut [Projection],
         arithmetic: &Arithmetic,
     ) {
-        let Arithmetic { paths, lora_dot } = arithmetic;
-        let lora_dot = *lora_dot;
-        struct Part<'a> {
-            weights: &'a Weights,
-            bias: Option<&'a [f32]>,
-            /// Those by bf16 pairs, and the others.
-            expansions: [Vec<Expansion<'a>>; 2],
-            out: Scatter<'a, f32>,
-            accumulate: bool,
-            path: Path,
-        }
-        // SAFETY: the pointers of `expansions` are to shrunk rows, which nobody writes in this region.
-        unsafe impl Sync for Part<'_> {}
         let rows = x.rows();
         let parts: Vec<Part> = projections
             .iter_mut()
-            .zip(paths)
+            .zip(&arithmetic.paths)
             .zip(&workspace.shrunk)
             .map(|((p, &path), shrunk)| Part {
                 weights: p.weights,
                 bias: p.bias,
                 expansions: [true, false].map(|paired| {
                     expansions(&p.lora, shrunk, |pack| {
-                        (lora_dot && pack.is_paired()) == paired
+                        (arithmetic.lora_dot && pack.is_paired()) == paired
                     })
                 }),
                 out: Scatter::new(p.out.values_mut()),
@@ -305,51 +266,154 @@ impl CpuDevice {
             let (i, first) = tasks[task];
             let part = &parts[i];
             let last = (first + per_task).min(part.weights.tiles());
-            let outputs = part.weights.outputs;
-            // SAFETY: tasks write disjoint columns; pointers cover the shapes asserted in `linear`.
-            unsafe {
-                for tile in (first..last).step_by(2) {
-                    let tiles = tile..(tile + 2).min(last);
-                    let columns = tile * LANES..(tiles.end * LANES).min(outputs);
-                    let out = Target {
-                        pointer: part.out.pointer(columns.start),
-                        row: outputs,
-                        columns: columns.len(),
-                        accumulate: part.accumulate,
-                    };
-                    for run in part.expansions.iter().flatten() {
-                        run.pack.prefetch(isa, columns.clone());
-                    }
-                    match part.path {
-                        Path::Int8 => int8_tiles(isa, part.weights, &workspace.int8, tiles, out),
-                        Path::F32 => f32_tiles(isa, part.weights, x, tiles, out),
-                        Path::Bf16 => {
-                            bf16_tiles(isa, part.weights, &workspace.pairs, rows, tiles, out)
-                        }
-                    }
-                    if let Some(bias) = part.bias {
-                        for m in 0..rows {
-                            for (j, b) in bias[columns.clone()].iter().enumerate() {
-                                *out.pointer.add(m * outputs + j) += b;
-                            }
-                        }
-                    }
-                    let to = ExpandTo {
-                        out: out.pointer,
-                        out_row: outputs,
-                        first_column: columns.start,
-                        columns: columns.len(),
-                    };
-                    let [paired, others] = &part.expansions;
-                    if !paired.is_empty() {
-                        expand_dot(paired, to);
-                    }
-                    if !others.is_empty() {
-                        expand(isa, others, to);
+            for tile in (first..last).step_by(2) {
+                // SAFETY: tasks write disjoint columns; pointers cover the shapes asserted in `linear`.
+                unsafe { part.multiply_tiles(isa, workspace, x, tile..(tile + 2).min(last)) };
+            }
+        });
+    }
+}
+
+impl Workspace {
+    /// Makes room for the rows shrunk through each projection's adapters; the layouts of the rows.
+    fn resize_shrunk(&mut self, rows: usize, projections: &[Projection]) -> Vec<Shrunk> {
+        self.shrunk
+            .resize_with(projections.len().max(self.shrunk.len()), Vec::new);
+        let shapes: Vec<Shrunk> = projections.iter().map(|p| Shrunk::of(&p.lora)).collect();
+        for (h, shape) in self.shrunk.iter_mut().zip(&shapes) {
+            h.resize(rows * shape.stride(), 0.0);
+        }
+        shapes
+    }
+}
+
+/// The runs of a step, which its projections share; those without adapters have none.
+fn shared_runs<'a>(projections: &[Projection<'a>]) -> &'a [Run] {
+    let runs = projections
+        .iter()
+        .map(|p| p.lora.runs)
+        .max_by_key(|runs| runs.len());
+    let runs = runs.unwrap_or_default();
+    assert!(
+        projections
+            .iter()
+            .all(|p| p.lora.runs.is_empty() || p.lora.runs == runs)
+    );
+    runs
+}
+
+/// Rows of one run that a task shrinks.
+struct RunRows<'a> {
+    /// The first one's index in the batch.
+    from: usize,
+    n: usize,
+    x: &'a [f32],
+    /// The same rows in pairs of bf16, where adapters multiply these.
+    words: Option<*const u32>,
+}
+
+/// h = scale * x A^T for the adapters of one run, into the rows of `h`.
+///
+/// # Safety
+/// No other task touches these rows of `h`; the shapes are those that `linear` asserted.
+unsafe fn shrink_run(
+    isa: Isa,
+    rows: RunRows,
+    p: &Projection,
+    run: &Run,
+    shape: Shrunk,
+    h: &Scatter<f32>,
+) {
+    let RunRows { from, n, x, words } = rows;
+    let mut masked = Vec::new();
+    let dropout = p.lora.dropout.filter(|d| d.drops(from..from + n));
+    if let Some(dropout) = dropout {
+        masked.extend_from_slice(x);
+        dropout.apply_rows(isa, from, p.weights.inputs, &mut masked);
+    }
+    let x = if dropout.is_some() { &masked } else { x };
+    for (e, &(slot, scale)) in run.slots.iter().enumerate() {
+        let Some(pack) = p.lora.packs[slot as usize] else {
+            continue;
+        };
+        let h = h.pointer(from * shape.stride() + e * shape.padded);
+        // SAFETY: the caller's contract.
+        unsafe {
+            match words {
+                Some(words) if pack.is_paired() => {
+                    pack.shrink_dot(words, n, scale, h, shape.stride());
+                }
+                _ => pack.shrink(isa, x.as_ptr(), n, scale, h, shape.stride()),
+            }
+        }
+    }
+}
+
+/// One projection while tasks multiply its tiles.
+struct Part<'a> {
+    weights: &'a Weights,
+    bias: Option<&'a [f32]>,
+    /// Those by bf16 pairs, and the others.
+    expansions: [Vec<Expansion<'a>>; 2],
+    out: Scatter<'a, f32>,
+    accumulate: bool,
+    path: Path,
+}
+
+// SAFETY: the pointers of `expansions` are to shrunk rows, which nobody writes in this region.
+unsafe impl Sync for Part<'_> {}
+
+impl Part<'_> {
+    /// The products of some tiles with all rows, their bias, and the adapters' products with B.
+    ///
+    /// # Safety
+    /// No other task touches the tiles' columns of `out`; the shapes are those that `linear` asserted.
+    unsafe fn multiply_tiles(
+        &self,
+        isa: Isa,
+        workspace: &Workspace,
+        x: &Tensor,
+        tiles: Range<usize>,
+    ) {
+        let (rows, outputs) = (x.rows(), self.weights.outputs);
+        let columns = tiles.start * LANES..(tiles.end * LANES).min(outputs);
+        let out = Target {
+            pointer: self.out.pointer(columns.start),
+            row: outputs,
+            columns: columns.len(),
+            accumulate: self.accumulate,
+        };
+        for run in self.expansions.iter().flatten() {
+            run.pack.prefetch(isa, columns.clone());
+        }
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self.path {
+                Path::Int8 => int8_tiles(isa, self.weights, &workspace.int8, tiles, out),
+                Path::F32 => f32_tiles(isa, self.weights, x, tiles, out),
+                Path::Bf16 => bf16_tiles(isa, self.weights, &workspace.pairs, rows, tiles, out),
+            }
+            if let Some(bias) = self.bias {
+                for m in 0..rows {
+                    for (j, b) in bias[columns.clone()].iter().enumerate() {
+                        *out.pointer.add(m * outputs + j) += b;
                     }
                 }
             }
-        });
+            let to = ExpandTo {
+                out: out.pointer,
+                out_row: outputs,
+                first_column: columns.start,
+                columns: columns.len(),
+            };
+            let [paired, others] = &self.expansions;
+            if !paired.is_empty() {
+                expand_dot(paired, to);
+            }
+            if !others.is_empty() {
+                expand(isa, others, to);
+            }
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use super::dropout::Dropout;
 use crate::cpu::device::CpuDevice;
 use crate::cpu::gemm::{Gemm, gemm, gemm_f32};
-use crate::cpu::pool::Scatter;
 use crate::cpu::rows::CHUNK;
+use crate::cpu::scatter::Scatter;
 use crate::cpu::tensor::Tensor;
 use crate::rows::Run;
 use std::cell::RefCell;

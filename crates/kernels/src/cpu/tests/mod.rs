@@ -245,6 +245,49 @@ fn a_row_does_not_depend_on_its_batch() {
     }
 }
 
+/// Tasks write rows and blocks at the same time, so debug builds refuse sequences that share one.
+#[test]
+#[cfg(debug_assertions)]
+fn rope_store_and_attention_panic_when_sequences_overlap() {
+    let (heads, dim, rows) = (2, 16, 4);
+    let d = CpuDevice::open(Some(2), Isa::Scalar).unwrap();
+    let table = RopeTable::new(dim, 64, 10_000.0, None);
+    let shape = KvShape {
+        layers: 1,
+        kv_heads: heads,
+        head_dim: dim,
+    };
+    let sequence = |first: usize, past: usize, blocks: [u32; 2]| Sequence {
+        first,
+        rows: 2,
+        past,
+        blocks: blocks.to_vec(),
+    };
+    let runs = |sequences: &[Sequence]| {
+        let run = || {
+            let zeros = || Tensor::zeros(rows, heads * dim);
+            let (mut q, mut k, v) = (zeros(), zeros(), zeros());
+            let mut cache = KvCache::new(shape, 4, KvType::F32).unwrap();
+            d.rope_store(&table, &mut q, &mut k, &v, sequences, &mut cache, 0);
+        };
+        let attend = || {
+            let q = Tensor::zeros(rows, heads * dim);
+            let cache = KvCache::new(shape, 4, KvType::F32).unwrap();
+            d.attention(&q, sequences, &cache, 0, &mut Tensor::default());
+        };
+        [
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok(),
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(attend)).is_ok(),
+        ]
+    };
+    let disjoint = [sequence(0, 0, [0, 1]), sequence(2, 0, [2, 3])];
+    assert_eq!(runs(&disjoint), [true; 2]);
+    let same_rows = [sequence(0, 0, [0, 1]), sequence(1, 0, [2, 3])];
+    assert_eq!(runs(&same_rows), [false; 2]);
+    let same_block = [sequence(0, 15, [0, 1]), sequence(2, 0, [1, 3])];
+    assert_eq!(runs(&same_block), [false; 2]);
+}
+
 #[test]
 fn paged_attention_matches_the_reference_for_any_chunking() {
     let (heads, kv_heads, dim, tokens) = (6, 2, 32, 75);
