@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::http::{FORM, form};
+use testkit::http::{FORM, JSON, form};
 use testkit::server::ServerProcess;
 
 use crate::test_dir::TestDir;
@@ -96,4 +96,27 @@ fn job_of_a_killed_server_ends_with_the_same_bytes() {
     // Only one version is published.
     let answer = server.get("/v1/personas/killed").text;
     assert!(!answer.contains("killed@2"), "{answer}");
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_is_obeyed_while_plans_of_clients_that_disconnected_wait() {
+    let dir = TestDir::with_tones();
+    let row = |i: usize| {
+        format!("{{\"instruction\":\"Where is order {i}?\",\"output\":\"Yay, order {i}.\"}}\n")
+    };
+    let rows: String = (0..20_000).map(row).collect();
+    let server = dir.serve(&[&SERVE[..], &["--drain-timeout", "5s"]].concat());
+    let file = upload(&server, &rows);
+    let plan = json!({"model": "tiny", "training_file": file}).to_string();
+    for _ in 0..1200 {
+        let path = "/v1/fine_tuning/plan";
+        drop(server.write("POST", path, JSON, plan.as_bytes()));
+    }
+    server.signal("-TERM");
+    let stopped = Instant::now();
+    assert_eq!(server.wait(), Some(0));
+    // The drain timeout, and time for a slow machine.
+    let took = stopped.elapsed();
+    assert!(took < Duration::from_secs(35), "{took:?}");
 }
