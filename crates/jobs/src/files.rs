@@ -16,8 +16,8 @@ use formats::atomic_file::{self, AtomicFolder};
 use formats::disk::{self, DiskFile};
 use serde::{Deserialize, Serialize};
 use train::TrainError;
-use train::dataset::{CheckedFile, Columns, Dataset, DatasetScan, HoldOut};
-use train::preference::{check_pairs, holds_pairs, scan_pairs_until};
+use train::dataset::{CheckedFile, Columns, Dataset, HoldOut};
+use train::preference::{check_pairs, holds_pairs};
 
 use crate::error::JobError;
 use crate::jobs_folder::{self, DamagedRecords};
@@ -334,14 +334,6 @@ fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, Tra
     match pairs {
         true => check_pairs(path, stop),
         false => Dataset::check(path, &Columns::default(), stop),
-    }
-}
-
-/// Reads the rows of a file and everything that is wrong with them; for pairs, the rows with the chosen answers.
-pub(crate) fn scan(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<DatasetScan, TrainError> {
-    match pairs {
-        true => Ok(scan_pairs_until(path, stop)?.chosen),
-        false => Dataset::scan_until(path, &Columns::default(), stop),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::example::Example;
 pub use loss::{DpoLoss, DpoTotals, dpo_loss};
 pub(crate) use pair_rows::read_pairs;
 pub use pair_rows::{
-    PairScan, check_pairs, holds_pairs, read_pair_range, scan_pairs, scan_pairs_until,
+    PairScan, check_pairs, holds_pairs, read_first_chosen, read_pair_range, scan_pairs,
 };
 pub(crate) use pairs::RejectedAnswers;
 pub use pairs::{PairCounts, PreferencePair, RejectedPersona};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use base::progress::Progress;
 use registry::spec;
+use train::dataset::{Columns, DataRow, RowContent, read_first};
 
 use super::candidate::{self, Candidate, own_rows, with_folder_settings};
 use super::error::EvaluationError;
@@ -111,13 +112,14 @@ fn candidates(
         None => None,
         Some(id) => {
             let file = queue.files.find(&Viewer::everybody(), id, "file")?;
-            let scan = files::scan(&queue.files.path(&file), false, stop);
-            let rows = scan.and_then(|scan| scan.whole());
+            let path = queue.files.path(&file);
+            let has_question = |row: &DataRow| !matches!(row.content, RowContent::Text(_));
+            let columns = Columns::default();
+            let rows = read_first(&path, &columns, evaluation.max_rows, stop, has_question);
             let rows = rows.map_err(|error| {
-                let path = queue.files.path(&file);
                 EvaluationError::Rows(files::with_client_name(&error, &path, &file.filename))
             })?;
-            Some(rows.rows)
+            Some(rows)
         }
     };
     let personas = queue.service.personas();

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use model::YieldPoint;
 use train::Learner;
+use train::stop::NEVER;
 
 use crate::evaluation::answers::{self, Responder};
 use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
 use crate::fine_tuning::baselines;
 use crate::fine_tuning::error::RunError;
-use crate::fine_tuning::prepare::{held_out_rows, job_persona};
+use crate::fine_tuning::prepare::{held_out_questions, job_persona};
 use crate::jobs_state::JobsState;
 use crate::records::job::{JobRecord, Sample, ThresholdResult};
 use crate::records::thresholds::Thresholds;
@@ -43,7 +44,8 @@ pub(crate) fn check(
     } else {
         SAMPLES
     };
-    let candidate = Candidate::new(persona, held_out_rows(record, target)?, limit)?;
+    let rows = held_out_questions(queue, record, limit, &NEVER)?;
+    let candidate = Candidate::new(persona, rows, limit)?;
     if candidate.rows.is_empty() && thresholds.is_none() {
         return Ok((Vec::new(), Vec::new()));
     }

@@ -6,14 +6,13 @@ use std::sync::atomic::AtomicBool;
 use base::{Base, memory};
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
-use train::dataset::{DataRow, held_out};
+use train::dataset::{Columns, DataRow, RowContent, read_first};
 use train::lora_init::{parameter_count, target_linears};
-use train::stop::NEVER;
+use train::preference::read_first_chosen;
 use train::task::TrainTaskSpec;
 use train::{TrainError, TrainSettings};
 
 use crate::error::JobError;
-use crate::files;
 use crate::fine_tuning::error::RunError;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
@@ -43,19 +42,31 @@ pub(crate) fn job_persona(
     Ok(settings.into_persona(&record.persona, 1, found, adapter.to_owned()))
 }
 
-/// The rows that are not trained on: those of the validation file, or the held-out training rows.
-pub(crate) fn held_out_rows(record: &JobRecord, target: &Target) -> Result<Vec<DataRow>, RunError> {
-    let pairs = record.settings.preference.is_some();
-    if let Some(path) = &target.eval {
-        return Ok(files::scan(path, pairs, &NEVER)?.whole()?.rows);
-    }
-    let rows = files::scan(&target.data, pairs, &NEVER)?.whole()?.rows;
-    let sides = held_out(&rows, record.settings.validation_fraction);
-    let rows = rows.into_iter().zip(sides);
-    Ok(rows
-        .filter(|(_, held_out)| *held_out)
-        .map(|(row, _)| row)
-        .collect())
+/// The first `limit` rows with questions that are not trained on: those of the validation file, or the held-out training rows.
+pub(crate) fn held_out_questions(
+    queue: &JobsState,
+    record: &JobRecord,
+    limit: usize,
+    stop: &AtomicBool,
+) -> Result<Vec<DataRow>, RunError> {
+    let (id, hold_out) = match &record.validation_file {
+        Some(id) => (id, None),
+        None => {
+            let file = queue.file(&Viewer::everybody(), &record.training_file)?;
+            let rule = queue.files.hold_out(&file, stop)?;
+            (&record.training_file, Some(rule))
+        }
+    };
+    let fraction = record.settings.validation_fraction;
+    let keep = |row: &DataRow| {
+        let is_held_out = hold_out.is_none_or(|rule| rule.is_held_out(row, fraction));
+        is_held_out && !matches!(row.content, RowContent::Text(_))
+    };
+    let path = queue.path_of_file_id(id)?;
+    Ok(match record.settings.preference.is_some() {
+        true => read_first_chosen(&path, limit, stop, keep)?,
+        false => read_first(&path, &Columns::default(), limit, stop, keep)?,
+    })
 }
 
 /// The settings to publish: those of the current persona, with the job's system prompt. A new prompt drops the variables of the old one.

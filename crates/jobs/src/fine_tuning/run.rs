@@ -77,7 +77,7 @@ fn train_and_finish(
     };
     let yield_point = JobYieldPoint::new(&queue.service, stop);
     let mut learner = training::learner(base).yielding(yield_point.clone());
-    let sampling = SampleGenerator::new(queue, record, &target, &task, yield_point.clone(), stop);
+    let sampling = SampleGenerator::new(queue, record, &task, yield_point.clone(), stop);
     let sampling = sampling.unwrap_or_else(|error| {
         let message = format!("Samples are off for this run: {error}");
         let message = queue.with_client_file_names(record, &message);

@@ -20,11 +20,10 @@ use crate::evaluation::Candidate;
 use crate::evaluation::answers::{Question, Responder};
 use crate::evaluation::offline_engine;
 use crate::fine_tuning::error::RunError;
-use crate::fine_tuning::prepare::{STATE, held_out_rows, job_persona};
+use crate::fine_tuning::prepare::{STATE, held_out_questions, job_persona};
 use crate::fine_tuning::samples::{SampledAnswer, Samples};
 use crate::jobs_state::JobsState;
 use crate::records::job::JobRecord;
-use crate::training::Target;
 use crate::yield_point::JobYieldPoint;
 use base::Base;
 use base::progress::Progress;
@@ -85,19 +84,13 @@ impl<'q> SampleGenerator<'q> {
     pub fn new(
         queue: &'q JobsState,
         record: &'q JobRecord,
-        target: &Target,
         task: &TrainTask,
         yield_point: Arc<JobYieldPoint>,
         stop: &Arc<AtomicBool>,
     ) -> Result<Option<SampleGenerator<'q>>, RunError> {
         let rows = match &record.sample_prompts {
             Some(prompts) => prompts.iter().map(|prompt| row_of(prompt)).collect(),
-            None => {
-                let mut rows = held_out_rows(record, target)?;
-                rows.retain(|row| !matches!(row.content, RowContent::Text(_)));
-                rows.truncate(FROM_ROWS);
-                rows
-            }
+            None => held_out_questions(queue, record, FROM_ROWS, stop)?,
         };
         if rows.is_empty() {
             return Ok(None);

@@ -100,6 +100,7 @@ export function train(studio) {
     const label = (problem) => problem.replaceAll("_", " ");
     const counts = new Map();
     for (const { problem } of lint.findings) counts.set(problem, (counts.get(problem) ?? 0) + 1);
+    for (const [problem, more] of Object.entries(lint.more_findings)) counts.set(problem, (counts.get(problem) ?? 0) + more);
     return el(
       "details",
       {},

@@ -277,16 +277,44 @@ pub fn read_range(
     stop: &AtomicBool,
 ) -> Result<Vec<DataRow>, TrainError> {
     parse_range(path, range, stop, &mut |text, location| {
-        parse_row(text, location, columns)
+        parse_row(text, location, columns).map(Some)
     })
 }
 
-/// As [`read_range`], for rows of another shape: `row` reads one line.
+/// The first `limit` rows for which `keep` holds of the file at `path`, whose lines were all checked before. Lines after them are not read.
+///
+/// # Errors
+/// As [`read_range`].
+pub fn read_first(
+    path: &Path,
+    columns: &Columns,
+    limit: usize,
+    stop: &AtomicBool,
+    keep: impl Fn(&DataRow) -> bool,
+) -> Result<Vec<DataRow>, TrainError> {
+    parse_range(path, RowRange::first(limit), stop, &mut |text, location| {
+        let row = parse_row(text, location, columns)?;
+        Ok(keep(&row).then_some(row))
+    })
+}
+
+impl RowRange {
+    /// The first `limit` rows, however long they are.
+    pub(crate) fn first(limit: usize) -> RowRange {
+        RowRange {
+            first: 0,
+            limit,
+            max_bytes: usize::MAX,
+        }
+    }
+}
+
+/// As [`read_range`], for rows of another shape: `row` reads one line. A row for which it returns `None` does not count.
 pub(crate) fn parse_range<T>(
     path: &Path,
     range: RowRange,
     stop: &AtomicBool,
-    row: &mut dyn FnMut(&str, RowLocation) -> Result<T, TrainError>,
+    row: &mut dyn FnMut(&str, RowLocation) -> Result<Option<T>, TrainError>,
 ) -> Result<Vec<T>, TrainError> {
     let file: Arc<str> = path.display().to_string().into();
     let mut lines = Lines::new(open(path)?, MAX_BYTES);
@@ -314,7 +342,7 @@ pub(crate) fn parse_range<T>(
         if is_full {
             break;
         }
-        rows.push(row(text(read, &location)?, location)?);
+        rows.extend(row(text(read, &location)?, location)?);
     }
     Ok(rows)
 }

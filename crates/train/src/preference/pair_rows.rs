@@ -101,7 +101,25 @@ pub fn read_pair_range(
     range: RowRange,
     stop: &AtomicBool,
 ) -> Result<Vec<PreferencePair>, TrainError> {
-    parse_range(path, range, stop, &mut parse_pair)
+    parse_range(path, range, stop, &mut |text, location| {
+        parse_pair(text, location).map(Some)
+    })
+}
+
+/// The first `limit` chosen rows for which `keep` holds, as [`crate::dataset::read_first`] reads rows.
+///
+/// # Errors
+/// As [`crate::dataset::read_range`].
+pub fn read_first_chosen(
+    path: &Path,
+    limit: usize,
+    stop: &AtomicBool,
+    keep: impl Fn(&DataRow) -> bool,
+) -> Result<Vec<DataRow>, TrainError> {
+    parse_range(path, RowRange::first(limit), stop, &mut |text, location| {
+        let chosen = parse_pair(text, location)?.chosen;
+        Ok(keep(&chosen).then_some(chosen))
+    })
 }
 
 fn scan_pairs_from(
