@@ -1,5 +1,8 @@
 //! Pages of lists, and the records that a caller may see.
 
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+
 use service::Caller;
 
 use crate::error::JobError;
@@ -78,22 +81,79 @@ impl Page {
     /// [`JobError::NoPage`] if `after` is not among them.
     pub(crate) fn of<T>(
         &self,
-        mut all: Vec<T>,
+        all: Vec<T>,
         id: impl Fn(&T) -> &str,
     ) -> Result<(Vec<T>, bool), JobError> {
-        if self.newest_first {
-            all.reverse();
+        let mut part = PagePart::new(self);
+        for item in all {
+            let is_named = self.after.as_deref() == Some(id(&item));
+            if part.add(item, is_named).is_break() {
+                break;
+            }
         }
-        if let Some(after) = &self.after {
-            let found = all.iter().position(|item| id(item) == after);
-            let found = found.ok_or_else(|| JobError::NoPage {
+        part.finish()
+    }
+}
+
+/// A page of items that come one by one in the order of arrival: a long list is never in memory as a whole.
+pub(crate) struct PagePart<'p, T> {
+    page: &'p Page,
+    items: VecDeque<T>,
+    /// Whether the item before the page was found, or is not asked for.
+    is_found: bool,
+}
+
+impl<'p, T> PagePart<'p, T> {
+    pub(crate) fn new(page: &'p Page) -> PagePart<'p, T> {
+        PagePart {
+            page,
+            items: VecDeque::new(),
+            is_found: page.after.is_none(),
+        }
+    }
+
+    /// Adds the next item; `is_named` is whether [`Page::after`] names it. Breaks once the page is complete.
+    pub(crate) fn add(&mut self, item: T, is_named: bool) -> ControlFlow<()> {
+        if self.page.newest_first {
+            // The page ends before the named item, or at the end of the list.
+            if is_named {
+                self.is_found = true;
+                return ControlFlow::Break(());
+            }
+            if self.items.len() > self.page.limit {
+                self.items.pop_front();
+            }
+            self.items.push_back(item);
+            return ControlFlow::Continue(());
+        }
+        if is_named {
+            self.is_found = true;
+        } else if self.is_found {
+            self.items.push_back(item);
+        }
+        match self.items.len() > self.page.limit {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    /// The page, and whether there are more items after it.
+    ///
+    /// # Errors
+    /// [`JobError::NoPage`] if the item before the page is not in the list.
+    pub(crate) fn finish(self) -> Result<(Vec<T>, bool), JobError> {
+        if let (false, Some(after)) = (self.is_found, &self.page.after) {
+            return Err(JobError::NoPage {
                 id: after.chars().take(80).collect(),
-            })?;
-            all.drain(..=found);
+            });
         }
-        let more = all.len() > self.limit;
-        all.truncate(self.limit);
-        Ok((all, more))
+        let more = self.items.len() > self.page.limit;
+        let mut items: Vec<T> = self.items.into();
+        if self.page.newest_first {
+            items.reverse();
+        }
+        items.truncate(self.page.limit);
+        Ok((items, more))
     }
 }
 
@@ -116,10 +176,30 @@ mod tests {
         assert_eq!(page(None, 3, true).unwrap(), ("dcb".to_owned(), true));
         assert_eq!(page(Some("c"), 3, true).unwrap(), ("ba".to_owned(), false));
         assert_eq!(page(Some("b"), 1, false).unwrap(), ("c".to_owned(), true));
-        assert!(matches!(
-            page(Some("x"), 1, true),
-            Err(JobError::NoPage { .. })
-        ));
+        assert_eq!(page(None, 2, false).unwrap(), ("ab".to_owned(), true));
+        assert_eq!(page(Some("d"), 2, false).unwrap(), (String::new(), false));
+        assert_eq!(page(Some("a"), 2, true).unwrap(), (String::new(), false));
+        assert_eq!(page(Some("d"), 3, true).unwrap(), ("cba".to_owned(), false));
+        for newest_first in [true, false] {
+            assert!(matches!(
+                page(Some("x"), 1, newest_first),
+                Err(JobError::NoPage { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_page_of_a_long_list_keeps_few_items() {
+        let page = Page {
+            limit: 3,
+            ..Page::default()
+        };
+        let mut part = PagePart::new(&page);
+        for item in 0..1000 {
+            assert!(part.add(item, false).is_continue());
+            assert!(part.items.len() <= 4);
+        }
+        assert_eq!(part.finish().unwrap(), (vec![999, 998, 997], true));
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
 ///
 /// # Errors
 /// As [`Dataset::scan_until`].
-pub fn scan_pairs_until(path: &Path, stop: &AtomicBool) -> Result<PairScan, TrainError> {
+fn scan_pairs_until(path: &Path, stop: &AtomicBool) -> Result<PairScan, TrainError> {
     let file = File::open(path).map_err(TrainError::read(path))?;
     scan_pairs_from(BufReader::new(file), &path.display().to_string(), stop)
 }
