@@ -48,18 +48,6 @@ pub enum JobError {
         /// The limit.
         limit: u64,
     },
-    /// There are too many files.
-    #[error("there are {limit} files, which is the limit; delete some")]
-    TooManyFiles {
-        /// The limit.
-        limit: usize,
-    },
-    /// The files are too large in total.
-    #[error("the files would take more than the limit of {limit} bytes in total; delete some")]
-    NoRoom {
-        /// The limit.
-        limit: u64,
-    },
     /// An unfinished job or evaluation needs the file.
     #[error("{by} still needs the file {id}; cancel {by}, or wait until it finishes")]
     FileInUse {

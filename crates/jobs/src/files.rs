@@ -4,7 +4,7 @@
 //! files/<id>/<the file>, files/<id>/file.json     a folder gets its name when both are complete
 //! ```
 //!
-//! The bytes of an upload are reserved before they are written, so parallel uploads do not exceed the limit together.
+//! An upload and its bytes count before they are written, so parallel uploads do not exceed a quota or a limit together.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use auth::{Owner, Resource, Usage};
 use formats::atomic_file::{self, AtomicFolder};
 use formats::disk::{self, DiskFile};
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,7 @@ use crate::record_file::{self, fresh_id, is_id, now};
 
 /// The largest file, in bytes.
 pub const MAX_FILE: u64 = 256 << 20;
-/// The most files.
+/// The most files of all keys, with those that are being uploaded.
 pub const MAX_FILES: usize = 1000;
 /// The most bytes of all files in total, with those that are being uploaded.
 pub const MAX_STORED: u64 = 4 << 30;
@@ -72,14 +73,36 @@ pub(crate) struct Files {
 #[derive(Default)]
 struct FilesState {
     all: BTreeMap<String, StoredFile>,
-    /// Bytes of the uploads that are not accepted yet.
-    reserved: u64,
+    /// The uploads that are not accepted yet, by their numbers.
+    uploads: BTreeMap<u64, Uploading>,
+    next_upload: u64,
     next_number: u64,
 }
 
+/// What an upload counts.
+struct Uploading {
+    owner: Option<String>,
+    bytes: u64,
+}
+
 impl FilesState {
-    fn stored(&self) -> u64 {
-        self.all.values().map(|file| file.bytes).sum()
+    /// The sum of what `count` makes of the bytes of each file and upload.
+    fn usage(&self, owner: &Owner, limit: u64, count: fn(u64) -> u64) -> Usage {
+        let stored = self.all.values().map(|file| (&file.owner, file.bytes));
+        let uploads = self.uploads.values();
+        let uploads = uploads.map(|upload| (&upload.owner, upload.bytes));
+        let mut usage = Usage {
+            own: 0,
+            all: 0,
+            limit,
+        };
+        for (name, bytes) in stored.chain(uploads) {
+            usage.all += count(bytes);
+            if owner.owns(name.as_deref()) {
+                usage.own += count(bytes);
+            }
+        }
+        usage
     }
 }
 
@@ -95,37 +118,59 @@ pub struct Upload {
     reservation: Reservation,
 }
 
-/// Bytes that count as stored while they are written.
+/// A file and its bytes that count as stored while they are written.
 struct Reservation {
     state: Arc<Mutex<FilesState>>,
+    owner: Owner,
+    /// The number of its upload.
+    number: u64,
     bytes: u64,
 }
 
 impl Reservation {
-    /// Reserves `bytes` more, or none if all files would exceed `limit`.
+    /// Reserves a file without bytes.
+    fn new(state: &Arc<Mutex<FilesState>>, owner: Owner) -> Result<Reservation, JobError> {
+        let mut locked = lock(state);
+        let files = locked.usage(&owner, MAX_FILES as u64, |_| 1);
+        owner.check(Resource::Files, files, 1)?;
+        let number = locked.next_upload;
+        locked.next_upload += 1;
+        let uploading = Uploading {
+            owner: owner.name().map(str::to_owned),
+            bytes: 0,
+        };
+        locked.uploads.insert(number, uploading);
+        Ok(Reservation {
+            state: Arc::clone(state),
+            owner,
+            number,
+            bytes: 0,
+        })
+    }
+
+    /// Reserves `bytes` more, or none if the owner's quota does not allow it or all files would exceed `limit`.
     fn grow(&mut self, bytes: u64, limit: u64) -> Result<(), JobError> {
         let mut state = lock(&self.state);
-        if state.stored() + state.reserved + bytes > limit {
-            return Err(JobError::NoRoom { limit });
-        }
-        state.reserved += bytes;
+        let stored = state.usage(&self.owner, limit, |bytes| bytes);
+        self.owner.check(Resource::FileBytes, stored, bytes)?;
         self.bytes += bytes;
+        if let Some(upload) = state.uploads.get_mut(&self.number) {
+            upload.bytes = self.bytes;
+        }
         Ok(())
     }
 
-    /// Turns the reserved bytes into those of a stored file.
-    fn store(mut self, file: StoredFile) {
+    /// Turns it into a stored file.
+    fn store(self, file: StoredFile) {
         let mut state = lock(&self.state);
-        state.reserved -= self.bytes;
+        state.uploads.remove(&self.number);
         state.all.insert(file.id.clone(), file);
-        drop(state);
-        self.bytes = 0;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        lock(&self.state).reserved -= self.bytes;
+        lock(&self.state).uploads.remove(&self.number);
     }
 }
 
@@ -133,7 +178,7 @@ impl Upload {
     /// Appends bytes.
     ///
     /// # Errors
-    /// [`JobError::FileTooLarge`], [`JobError::NoRoom`], or a disk error.
+    /// [`JobError::FileTooLarge`], [`JobError::Quota`], or a disk error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), JobError> {
         let more = bytes.len() as u64;
         if self.reservation.bytes + more > MAX_FILE {
@@ -162,7 +207,8 @@ impl Files {
         let state = FilesState {
             next_number: numbers.max().unwrap_or(0).saturating_add(1),
             all,
-            reserved: 0,
+            uploads: BTreeMap::new(),
+            next_upload: 0,
         };
         Ok(Files {
             dir: dir.to_owned(),
@@ -174,12 +220,10 @@ impl Files {
         lock(&self.state)
     }
 
-    /// Starts the upload of a file that the client calls `filename`.
-    pub fn start_upload(&self, filename: &str) -> Result<Upload, JobError> {
+    /// Starts the upload of a file of `owner` that the client calls `filename`.
+    pub fn start_upload(&self, filename: &str, owner: Owner) -> Result<Upload, JobError> {
         let filename = plain_name(filename)?;
-        if self.lock().all.len() >= MAX_FILES {
-            return Err(JobError::TooManyFiles { limit: MAX_FILES });
-        }
+        let reservation = Reservation::new(&self.state, owner)?;
         let folder = AtomicFolder::create_in(&self.dir).map_err(JobError::io(&self.dir))?;
         let path = folder.path().join(&filename);
         let file = disk::create(&path).map_err(JobError::io(&path))?;
@@ -187,10 +231,7 @@ impl Files {
             folder,
             file,
             filename,
-            reservation: Reservation {
-                state: Arc::clone(&self.state),
-                bytes: 0,
-            },
+            reservation,
         })
     }
 
@@ -198,7 +239,6 @@ impl Files {
     pub fn finish_upload(
         &self,
         upload: Upload,
-        owner: Option<String>,
         stop: &AtomicBool,
     ) -> Result<StoredFile, JobError> {
         let Upload {
@@ -217,16 +257,13 @@ impl Files {
         let checked = check(&path, pairs, stop).map_err(named)?;
         let number = {
             let mut state = self.lock();
-            if state.all.len() >= MAX_FILES {
-                return Err(JobError::TooManyFiles { limit: MAX_FILES });
-            }
             state.next_number += 1;
             state.next_number - 1
         };
         let stored = StoredFile {
             id: fresh_id(ID_PREFIX)?,
             number,
-            owner,
+            owner: reservation.owner.name().map(str::to_owned),
             created_at: now(),
             filename,
             bytes: reservation.bytes,
@@ -374,6 +411,7 @@ fn plain_name(name: &str) -> Result<String, JobError> {
 
 #[cfg(test)]
 mod tests {
+    use auth::Quotas;
     use formats::disk::faults::for_each_fault;
 
     use super::*;
@@ -383,9 +421,18 @@ mod tests {
     }
 
     fn uploaded(files: &Files, text: &str, name: &str) -> Result<StoredFile, JobError> {
-        let mut upload = files.start_upload(name)?;
+        uploaded_by(files, text, name, Owner::everyone())
+    }
+
+    fn uploaded_by(
+        files: &Files,
+        text: &str,
+        name: &str,
+        owner: Owner,
+    ) -> Result<StoredFile, JobError> {
+        let mut upload = files.start_upload(name, owner)?;
         upload.write(text.as_bytes())?;
-        files.finish_upload(upload, None, &train::stop::NEVER)
+        files.finish_upload(upload, &train::stop::NEVER)
     }
 
     fn listed(files: &Files) -> Vec<StoredFile> {
@@ -411,7 +458,7 @@ mod tests {
         assert!(two.pairs && two.filename == "_file.json");
         files.delete(&two).unwrap();
         // Processes that were killed during an upload: this version, and an earlier one.
-        std::mem::forget(files.start_upload("rows").unwrap());
+        std::mem::forget(files.start_upload("rows", Owner::everyone()).unwrap());
         std::fs::create_dir(folder.path().join(".uploadXyzXyz")).unwrap();
         drop(files);
         let again = open(folder.path());
@@ -478,7 +525,7 @@ mod tests {
                 let bytes = std::fs::read(files.path(file)).unwrap();
                 assert_eq!(bytes.len() as u64, file.bytes, "{injection:?}");
             }
-            assert_eq!(files.lock().reserved, 0, "{injection:?}");
+            assert!(files.lock().uploads.is_empty(), "{injection:?}");
             uploaded(&files, ROW, "next").unwrap();
             // No leftovers after the next start, and what was stored is found again.
             let before = listed(&files);
@@ -532,7 +579,9 @@ mod tests {
     #[test]
     fn too_large_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let mut upload = open(folder.path()).start_upload("rows").unwrap();
+        let mut upload = open(folder.path())
+            .start_upload("rows", Owner::everyone())
+            .unwrap();
         upload.reservation.grow(MAX_FILE - 1, MAX_STORED).unwrap();
         upload.write(b"a").unwrap();
         let message = upload.write(b"a").unwrap_err().to_string();
@@ -547,7 +596,7 @@ mod tests {
         let limit = stored.bytes + 25;
         let mut uploads = Vec::new();
         for _ in 0..4 {
-            uploads.push(files.start_upload("rows").unwrap());
+            uploads.push(files.start_upload("rows", Owner::everyone()).unwrap());
         }
         let grown: Vec<bool> = uploads
             .iter_mut()
@@ -558,8 +607,32 @@ mod tests {
         uploads.remove(0);
         uploads[2].reservation.grow(10, limit).unwrap();
         drop(uploads);
-        assert_eq!(files.lock().reserved, 0);
+        assert!(files.lock().uploads.is_empty());
         files.delete(&stored).unwrap();
-        assert_eq!(files.lock().stored(), 0);
+        let usage = files.lock().usage(&Owner::everyone(), limit, |bytes| bytes);
+        assert_eq!((usage.own, usage.all), (0, 0));
+    }
+
+    #[test]
+    fn a_key_cannot_take_the_room_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = open(folder.path());
+        let mut quotas = Quotas::default();
+        quotas.set(Resource::Files, Some(2));
+        quotas.set(Resource::FileBytes, Some(100));
+        let one = || Owner::key("one", quotas);
+        let two = || Owner::key("two", Quotas::default());
+        let stored = uploaded_by(&files, ROW, "rows", one()).unwrap();
+        assert_eq!(stored.owner.as_deref(), Some("one"));
+        let mut upload = files.start_upload("rows", one()).unwrap();
+        let message = files.start_upload("rows", one()).err().unwrap().to_string();
+        assert_eq!(message, "key one has 2 of its 2 files (`files` in the file of keys); delete some");
+        upload.write(&[b'a'; 50]).unwrap();
+        let message = upload.write(&[b'a'; 50]).unwrap_err().to_string();
+        assert!(message.contains("of its 100 bytes of files (`file_bytes`"), "{message}");
+        uploaded_by(&files, ROW, "rows", two()).unwrap();
+        // A dropped upload is free again.
+        drop(upload);
+        files.start_upload("rows", one()).unwrap();
     }
 }

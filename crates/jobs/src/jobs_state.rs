@@ -182,10 +182,10 @@ impl JobsState {
     /// Starts the upload of a file that the client calls `filename`. Write its bytes, then call [`JobsState::finish_upload`].
     ///
     /// # Errors
-    /// The name is too long, [`JobError::TooManyFiles`], or a disk error.
-    pub fn start_upload(&self, filename: &str) -> Result<Upload, JobError> {
+    /// The name is too long, [`JobError::Quota`], or a disk error.
+    pub fn start_upload(&self, filename: &str, caller: &Caller) -> Result<Upload, JobError> {
         self.folder.check()?;
-        self.files.start_upload(filename)
+        self.files.start_upload(filename, caller.owner())
     }
 
     /// Whether new files and jobs can be stored.
@@ -196,15 +196,13 @@ impl JobsState {
     /// Accepts a complete upload if every line is a row.
     ///
     /// # Errors
-    /// [`JobError::Rows`] with the broken lines, [`JobError::TooManyFiles`], [`JobError::Stopped`] once `stop` is set, or a disk error.
+    /// [`JobError::Rows`] with the broken lines, [`JobError::Stopped`] once `stop` is set, or a disk error.
     pub fn finish_upload(
         &self,
         upload: Upload,
-        caller: &Caller,
         stop: &AtomicBool,
     ) -> Result<StoredFile, JobError> {
-        let owner = Viewer::of(caller).name().map(str::to_owned);
-        self.files.finish_upload(upload, owner, stop)
+        self.files.finish_upload(upload, stop)
     }
 
     /// A file.

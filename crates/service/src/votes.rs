@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use auth::{Owner, QuotaExceeded, Resource, Usage};
 use formats::append_log::{AppendLog, Flush};
 use formats::disk;
 use serde::{Deserialize, Serialize};
 
-/// The most votes that are stored.
+/// The most votes of all keys.
 pub const MAX_VOTES: usize = 100_000;
+/// The most pairs of models with votes: their names and counts are in memory.
+pub const MAX_PAIRS: usize = 10_000;
 /// The most damaged lines that are logged one by one.
 const MAX_LOGGED: u64 = 5;
 /// The longest prompt that is stored with a vote, in bytes.
@@ -24,12 +27,9 @@ pub enum VoteError {
         "there is nowhere to keep votes and evaluations; set LORY_HOME to a folder and start the server again"
     )]
     Off,
-    /// The limit of stored votes is reached.
-    #[error("the limit of {MAX_VOTES} stored votes is reached; move {} away to start again", path.display())]
-    Full {
-        /// The file.
-        path: PathBuf,
-    },
+    /// The key's quota or the server's limit is reached.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The folder cannot be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -67,6 +67,9 @@ pub struct Vote {
     /// The prompt of both answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
+    /// The API key that voted; `None` on a server without keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// The votes on one pair; `a` comes before `b` in the alphabet.
@@ -97,34 +100,97 @@ struct Tallies {
     count: usize,
     /// Lines that are not votes.
     damaged: u64,
-    by_pair: BTreeMap<(String, String), Tally>,
+    /// Votes that are counted and have no tally, because there are [`MAX_PAIRS`] pairs.
+    untallied: u64,
+    by_pair: BTreeMap<(String, String), Counts>,
+    by_key: BTreeMap<Option<String>, KeyUsage>,
+}
+
+/// The votes on one pair.
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    a_wins: u64,
+    b_wins: u64,
+    ties: u64,
+}
+
+/// What a key has.
+#[derive(Debug, Default, Clone, Copy)]
+struct KeyUsage {
+    votes: u64,
+    /// Pairs whose first vote was the key's.
+    pairs: u64,
+}
+
+/// The models of a vote in the order of the alphabet, and whether they were swapped for it.
+fn pair(vote: &Vote) -> ((String, String), bool) {
+    match vote.a > vote.b {
+        true => ((vote.b.clone(), vote.a.clone()), true),
+        false => ((vote.a.clone(), vote.b.clone()), false),
+    }
 }
 
 impl Tallies {
-    fn add(&mut self, vote: &Vote) -> &Tally {
-        let swapped = vote.a > vote.b;
-        let (a, b) = match swapped {
-            true => (&vote.b, &vote.a),
-            false => (&vote.a, &vote.b),
+    /// Checks that `owner` may store `vote`.
+    fn check(&self, owner: &Owner, vote: &Vote) -> Result<(), QuotaExceeded> {
+        let own = match owner.name() {
+            Some(name) => self.by_key.get(&Some(name.to_owned())).copied(),
+            None => Some(KeyUsage {
+                votes: self.count as u64,
+                pairs: self.by_pair.len() as u64,
+            }),
         };
-        self.count += 1;
-        let empty = || Tally {
-            a: a.clone(),
-            b: b.clone(),
-            a_wins: 0,
-            b_wins: 0,
-            ties: 0,
+        let own = own.unwrap_or_default();
+        let votes = Usage {
+            own: own.votes,
+            all: self.count as u64,
+            limit: MAX_VOTES as u64,
         };
-        let tally = self
-            .by_pair
-            .entry((a.clone(), b.clone()))
-            .or_insert_with(empty);
-        match (vote.winner, swapped) {
-            (Winner::Tie, _) => tally.ties += 1,
-            (Winner::A, false) | (Winner::B, true) => tally.a_wins += 1,
-            (Winner::A, true) | (Winner::B, false) => tally.b_wins += 1,
+        owner.check(Resource::Votes, votes, 1)?;
+        if self.by_pair.contains_key(&pair(vote).0) {
+            return Ok(());
         }
-        tally
+        let pairs = Usage {
+            own: own.pairs,
+            all: self.by_pair.len() as u64,
+            limit: MAX_PAIRS as u64,
+        };
+        owner.check(Resource::VotePairs, pairs, 1)
+    }
+
+    fn add(&mut self, vote: &Vote) -> Tally {
+        let ((a, b), swapped) = pair(vote);
+        self.count += 1;
+        let of_key = self.by_key.entry(vote.key.clone()).or_default();
+        of_key.votes += 1;
+        let mut counts = Counts::default();
+        let key = (a.clone(), b.clone());
+        let is_new = !self.by_pair.contains_key(&key);
+        let counts = if is_new && self.by_pair.len() >= MAX_PAIRS {
+            self.untallied += 1;
+            &mut counts
+        } else {
+            of_key.pairs += u64::from(is_new);
+            self.by_pair.entry(key).or_default()
+        };
+        match (vote.winner, swapped) {
+            (Winner::Tie, _) => counts.ties += 1,
+            (Winner::A, false) | (Winner::B, true) => counts.a_wins += 1,
+            (Winner::A, true) | (Winner::B, false) => counts.b_wins += 1,
+        }
+        counts.tally(a, b)
+    }
+}
+
+impl Counts {
+    fn tally(self, a: String, b: String) -> Tally {
+        Tally {
+            a,
+            b,
+            a_wins: self.a_wins,
+            b_wins: self.b_wins,
+            ties: self.ties,
+        }
     }
 }
 
@@ -138,23 +204,21 @@ impl Votes {
         }
     }
 
-    /// Stores a vote and returns the new tally of its pair.
+    /// Stores a vote of `owner`, whose key it gets, and returns the new tally of its pair.
     ///
     /// # Errors
     /// [`VoteError`]; the vote is then not counted.
-    pub fn add(&self, vote: &Vote) -> Result<Tally, VoteError> {
+    pub fn add(&self, owner: &Owner, mut vote: Vote) -> Result<Tally, VoteError> {
+        vote.key = owner.name().map(str::to_owned);
         self.with(|tallies| {
-            if tallies.count >= MAX_VOTES {
-                let path = self.log.path().to_owned();
-                return Err(VoteError::Full { path });
-            }
+            tallies.check(owner, &vote)?;
             let io = |source| self.io(source);
             if let Some(folder) = self.log.path().parent() {
                 disk::create_folders(folder).map_err(io)?;
             }
-            let line = serde_json::to_string(vote).map_err(|error| io(error.into()))?;
+            let line = serde_json::to_string(&vote).map_err(|error| io(error.into()))?;
             self.log.append(line.as_bytes(), Flush::Now).map_err(io)?;
-            Ok(tallies.add(vote).clone())
+            Ok(tallies.add(&vote))
         })
     }
 
@@ -163,7 +227,10 @@ impl Votes {
     /// # Errors
     /// [`VoteError`].
     pub fn tallies(&self) -> Result<Vec<Tally>, VoteError> {
-        self.with(|tallies| Ok(tallies.by_pair.values().cloned().collect()))
+        self.with(|tallies| {
+            let tally = |((a, b), counts): (&(String, String), &Counts)| counts.tally(a.clone(), b.clone());
+            Ok(tallies.by_pair.iter().map(tally).collect())
+        })
     }
 
     /// The number of damaged lines; 0 before the file is read.
@@ -213,6 +280,10 @@ impl Votes {
             let damaged = tallies.damaged;
             tracing::error!("{path}: {damaged} lines are not votes and were skipped");
         }
+        if tallies.untallied > 0 {
+            let untallied = tallies.untallied;
+            tracing::error!("{path}: {untallied} votes are on more than {MAX_PAIRS} pairs and are not shown");
+        }
         Ok(tallies)
     }
 }
@@ -221,6 +292,7 @@ impl Votes {
 mod tests {
     use std::fs;
 
+    use auth::Quotas;
     use formats::disk::faults::for_each_fault;
 
     use super::*;
@@ -232,6 +304,7 @@ mod tests {
             b: b.to_owned(),
             winner,
             prompt: Some("Hi".to_owned()),
+            key: None,
         }
     }
 
@@ -240,12 +313,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let votes = Votes::new(folder.path());
         assert!(votes.tallies().unwrap().is_empty());
-        votes.add(&vote("x@1", "x@2", Winner::A)).unwrap();
-        votes.add(&vote("x@2", "x@1", Winner::A)).unwrap();
-        votes.add(&vote("x@2", "x@1", Winner::B)).unwrap();
-        let tally = votes.add(&vote("x@1", "x@2", Winner::Tie)).unwrap();
+        votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A)).unwrap();
+        votes.add(&Owner::everyone(), vote("x@2", "x@1", Winner::A)).unwrap();
+        votes.add(&Owner::everyone(), vote("x@2", "x@1", Winner::B)).unwrap();
+        let tally = votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::Tie)).unwrap();
         assert_eq!((tally.a_wins, tally.b_wins, tally.ties), (2, 1, 1));
-        votes.add(&vote("x@1", "y@1", Winner::B)).unwrap();
+        votes.add(&Owner::everyone(), vote("x@1", "y@1", Winner::B)).unwrap();
         let before = votes.tallies().unwrap();
         assert_eq!(before.len(), 2);
 
@@ -255,7 +328,7 @@ mod tests {
         fs::write(&path, format!("{text}{{\"time\":")).unwrap();
         let again = Votes::new(folder.path());
         assert_eq!(again.tallies().unwrap(), before);
-        again.add(&vote("x@1", "y@1", Winner::B)).unwrap();
+        again.add(&Owner::everyone(), vote("x@1", "y@1", Winner::B)).unwrap();
         assert_eq!(Votes::new(folder.path()).tallies().unwrap()[1].b_wins, 2);
 
         // Damaged lines affect only themselves.
@@ -274,7 +347,7 @@ mod tests {
             let votes = new();
             let mut confirmed = 0;
             let mut add = |votes: &Votes| {
-                let added = votes.add(&vote("x@1", "x@2", Winner::A));
+                let added = votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A));
                 confirmed += u64::from(added.is_ok());
             };
             injection.run(|| {
@@ -299,13 +372,52 @@ mod tests {
     fn vote_after_an_incomplete_line_is_stored() {
         let folder = tempfile::tempdir().unwrap();
         let votes = Votes::new(folder.path());
-        votes.add(&vote("x@1", "x@2", Winner::A)).unwrap();
+        votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A)).unwrap();
         // A full disk left half of a line, and the next vote fits again.
         let path = folder.path().join("votes.jsonl");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{text}{{\"time\":")).unwrap();
-        votes.add(&vote("x@1", "x@2", Winner::A)).unwrap();
+        votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A)).unwrap();
         let again = Votes::new(folder.path()).tallies().unwrap();
         assert_eq!(again[0].a_wins, 2);
+    }
+
+    #[test]
+    fn a_key_cannot_take_the_room_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut quotas = Quotas::default();
+        quotas.set(Resource::Votes, Some(3));
+        quotas.set(Resource::VotePairs, Some(2));
+        let one = Owner::key("one", quotas);
+        let two = Owner::key("two", Quotas::default());
+        let votes = Votes::new(folder.path());
+        votes.add(&one, vote("x@1", "x@2", Winner::A)).unwrap();
+        votes.add(&one, vote("x@1", "x@3", Winner::A)).unwrap();
+        let refused = |votes: &Votes, b: &str| {
+            let refused = votes.add(&one, vote("x@1", b, Winner::A));
+            refused.unwrap_err().to_string()
+        };
+        let message = refused(&votes, "x@4");
+        assert!(message.starts_with("key one has 2 of its 2 pairs"), "{message}");
+        votes.add(&two, vote("x@1", "x@4", Winner::A)).unwrap();
+        // The pair is there now, and the first two votes are still the key's after a restart.
+        let again = Votes::new(folder.path());
+        again.add(&one, vote("x@4", "x@1", Winner::B)).unwrap();
+        let message = refused(&again, "x@4");
+        assert!(message.starts_with("key one has 3 of its 3 stored votes"), "{message}");
+        again.add(&two, vote("x@1", "x@4", Winner::Tie)).unwrap();
+        assert_eq!(again.tallies().unwrap()[2].a_wins, 2);
+    }
+
+    #[test]
+    fn pairs_in_memory_are_bounded() {
+        let mut tallies = Tallies::default();
+        for number in 0..MAX_PAIRS + 5 {
+            tallies.add(&vote("x@1", &format!("y@{number}"), Winner::A));
+        }
+        assert_eq!((tallies.by_pair.len(), tallies.untallied), (MAX_PAIRS, 5));
+        let next = vote("x@1", "z@1", Winner::A);
+        assert!(tallies.check(&Owner::everyone(), &next).is_err());
+        tallies.check(&Owner::everyone(), &vote("x@1", "y@1", Winner::A)).unwrap();
     }
 }

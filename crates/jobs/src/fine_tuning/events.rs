@@ -1,7 +1,7 @@
 //! The event log of a job: one JSON line per event in a file. A run that continues from a checkpoint repeats the steps after it, so their
 //! lines are removed first and each step is logged once. A damaged line affects only itself.
 
-use std::io::Write as _;
+use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
 use formats::append_log::{AppendLog, Flush};
@@ -47,27 +47,37 @@ impl EventLog {
         }
     }
 
-    /// All events, the oldest first. Damaged lines are skipped.
-    pub fn all(&self) -> Result<Vec<Event>, JobError> {
-        let mut events = Vec::new();
+    /// Calls `each` with every event, the oldest first. A long run has more events than should be in memory together. Damaged lines are
+    /// skipped.
+    pub fn for_each(&self, mut each: impl FnMut(Event)) -> Result<(), JobError> {
         self.log
-            .read(|_, line| events.extend(serde_json::from_slice::<Event>(line).ok()))
-            .map_err(JobError::io(self.log.path()))?;
-        Ok(events)
+            .read(|_, line| {
+                if let Ok(event) = serde_json::from_slice::<Event>(line) {
+                    each(event);
+                }
+            })
+            .map_err(JobError::io(self.log.path()))
     }
 
     /// Removes the steps and validations after `step`, which will be repeated.
     pub fn truncate_after(&self, step: u64) -> Result<(), JobError> {
-        let all = self.all()?;
-        let stays = |event: &&Event| event.data.as_ref().is_none_or(|data| data.step <= step);
-        let mut text = String::new();
-        for event in all.iter().filter(stays) {
-            text += &serde_json::to_string(event).unwrap_or_default();
-            text.push('\n');
-        }
         let path = self.log.path();
-        atomic_file::replace_private(path, |file| file.write_all(text.as_bytes()))
-            .map_err(JobError::io(path))
+        let stays = |event: &Event| event.data.as_ref().is_none_or(|data| data.step <= step);
+        atomic_file::replace_private(path, |file| {
+            let mut file = BufWriter::new(file);
+            let mut written = Ok(());
+            self.log.read(|_, line| {
+                let event = serde_json::from_slice::<Event>(line).ok().filter(stays);
+                if let (Some(event), true) = (event, written.is_ok()) {
+                    written = serde_json::to_writer(&mut file, &event)
+                        .map_err(io::Error::from)
+                        .and_then(|()| file.write_all(b"\n"));
+                }
+            })?;
+            written?;
+            file.flush()
+        })
+        .map_err(JobError::io(path))
     }
 }
 
@@ -79,11 +89,17 @@ mod tests {
 
     use super::*;
 
+    fn all(events: &EventLog) -> Vec<Event> {
+        let mut all = Vec::new();
+        events.for_each(|event| all.push(event)).unwrap();
+        all
+    }
+
     #[test]
     fn repeated_steps_are_logged_once() {
         let folder = tempfile::tempdir().unwrap();
         let events = EventLog::of(folder.path());
-        assert!(events.all().unwrap().is_empty());
+        assert!(all(&events).is_empty());
         events.push("info", "begun", None);
         for step in 1..=5 {
             let metrics = Metrics {
@@ -99,12 +115,10 @@ mod tests {
         fs::write(&path, text).unwrap();
         // The event after a line that is cut off is complete.
         events.push("info", "resumed", None);
-        assert_eq!(events.all().unwrap().len(), 7);
+        assert_eq!(all(&events).len(), 7);
         events.truncate_after(3).unwrap();
         events.push("info", "step 4", None);
-        let messages: Vec<String> = events
-            .all()
-            .unwrap()
+        let messages: Vec<String> = all(&events)
             .into_iter()
             .map(|e| e.message)
             .collect();
@@ -131,7 +145,7 @@ mod tests {
                 truncated
             });
             events.push("info", "next", None);
-            let all = events.all().unwrap();
+            let all = all(&events);
             let messages: Vec<&str> = all.iter().map(|event| event.message.as_str()).collect();
             assert_eq!((messages[0], messages[messages.len() - 1]), ("one", "next"));
             assert!(

@@ -11,7 +11,7 @@ use super::request::NewJob;
 use super::samples::{SampledAnswer, Samples};
 use crate::error::JobError;
 use crate::jobs_state::JobsState;
-use crate::listing::{Page, Viewer};
+use crate::listing::{Page, PagePart, Viewer};
 use crate::records::job::{Event, JobRecord, JobStatus, Metrics, Progress};
 
 /// A validated state of a run.
@@ -111,7 +111,15 @@ impl JobsState {
         page: &Page,
     ) -> Result<(Vec<Event>, bool), JobError> {
         let record = self.job(viewer, id)?;
-        page.of(self.event_log(&record.id).all()?, |event| &event.id)
+        let mut part = PagePart::new(page);
+        let mut is_complete = false;
+        self.event_log(&record.id).for_each(|event| {
+            if !is_complete {
+                let is_named = page.after.as_ref() == Some(&event.id);
+                is_complete = part.add(event, is_named).is_break();
+            }
+        })?;
+        part.finish()
     }
 
     /// A page of a job's validated states, and whether there are more.
@@ -125,28 +133,38 @@ impl JobsState {
         page: &Page,
     ) -> Result<(Vec<JobCheckpoint>, bool), JobError> {
         let record = self.job(viewer, id)?;
-        let mut validations: Vec<JobCheckpoint> = Vec::new();
+        let mut part = PagePart::new(page);
+        let mut is_complete = false;
         let mut train_loss = None;
-        for event in self.event_log(&record.id).all()? {
+        // The last one that was the best so far is the best of all.
+        let mut best = None;
+        self.event_log(&record.id).for_each(|event| {
             let Some(data) = event.data else {
-                continue;
+                return;
             };
             train_loss = data.train_loss.or(train_loss);
-            if data.full_valid_loss.is_some() {
-                validations.push(JobCheckpoint {
+            if data.full_valid_loss.is_none() {
+                return;
+            }
+            if data.best == Some(true) {
+                best = Some(event.id.clone());
+            }
+            if !is_complete {
+                let is_named = page.after.as_ref() == Some(&event.id);
+                let validated = JobCheckpoint {
                     id: event.id,
                     created_at: event.created_at,
                     metrics: Metrics { train_loss, ..data },
                     is_best: false,
-                });
+                };
+                is_complete = part.add(validated, is_named).is_break();
             }
+        })?;
+        let (mut validations, more) = part.finish()?;
+        for validated in &mut validations {
+            validated.is_best = Some(&validated.id) == best.as_ref();
         }
-        // The last one that was the best so far is the best of all.
-        let best = |validated: &&mut JobCheckpoint| validated.metrics.best == Some(true);
-        if let Some(best) = validations.iter_mut().rev().find(best) {
-            best.is_best = true;
-        }
-        page.of(validations, |validated| &validated.id)
+        Ok((validations, more))
     }
 
     /// The answers that were sampled while a job trained, by step and then by question.

@@ -15,7 +15,7 @@ use crate::fine_tuning::run_observer::RunObserver;
 use crate::fine_tuning::sample_generation::SampleGenerator;
 use crate::jobs_state::JobsState;
 use crate::records::failure::Failure;
-use crate::records::job::{Event, JobRecord, JobStatus, ThresholdResult};
+use crate::records::job::{JobRecord, JobStatus, ThresholdResult};
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
 use crate::training::{self, Target};
@@ -172,8 +172,13 @@ fn write_adapter(
 impl JobsState {
     /// Trained tokens of all steps of a job, from its event log.
     fn count_trained_tokens(&self, id: &str) -> u64 {
-        let all = self.event_log(id).all().unwrap_or_default();
-        let tokens = |event: &Event| event.data.as_ref()?.tokens;
-        all.iter().filter_map(tokens).sum()
+        let mut tokens = 0;
+        let read = self.event_log(id).for_each(|event| {
+            tokens += event.data.and_then(|data| data.tokens).unwrap_or(0);
+        });
+        if let Err(error) = read {
+            tracing::error!("job {id}: {error}");
+        }
+        tokens
     }
 }

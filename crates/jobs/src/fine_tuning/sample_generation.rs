@@ -130,15 +130,16 @@ impl<'q> SampleGenerator<'q> {
         self.samples.truncate_after(from)?;
         let samples = self.samples.all()?;
         // A process that was killed between a validation and its samples left the validation in the event log: it is sampled now.
-        let events = self.queue.event_log(&self.record.id).all()?;
-        let data = events.into_iter().filter_map(|event| event.data);
+        let mut validated = None;
+        self.queue.event_log(&self.record.id).for_each(|event| {
+            if let Some(data) = event.data.filter(|data| data.full_valid_loss.is_some()) {
+                validated = validated.max(Some(data.step));
+            }
+        })?;
         self.schedule = SampleSchedule {
             steps: plan.steps,
             sampled: samples.iter().map(|sample| sample.step).collect(),
-            validated: data
-                .filter(|data| data.full_valid_loss.is_some())
-                .map(|data| data.step)
-                .max(),
+            validated,
         };
         Ok(())
     }

@@ -145,7 +145,7 @@ impl From<VoteError> for ApiError {
     fn from(error: VoteError) -> ApiError {
         let (status, code) = match &error {
             VoteError::Off => (StatusCode::CONFLICT, "judgements_off"),
-            VoteError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
+            VoteError::Quota(exceeded) => quota_status(exceeded),
             VoteError::Io { .. } => return disk_error("judgements_failed", &error),
         };
         ApiError::new(status, code, error.to_string())
@@ -268,9 +268,6 @@ impl From<JobError> for ApiError {
             // The client does not receive it.
             JobError::Stopped => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             JobError::FileTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "file_too_large"),
-            JobError::TooManyFiles { .. } | JobError::NoRoom { .. } => {
-                (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")
-            }
             JobError::FileInUse { .. } => (StatusCode::CONFLICT, "file_in_use"),
             JobError::Quota(exceeded) => quota_status(exceeded),
             JobError::EvaluationOver { .. } => (StatusCode::CONFLICT, "evaluation_state"),

@@ -150,10 +150,9 @@ pub(super) async fn create(
         match field.name().unwrap_or_default() {
             "file" if taken.is_none() => {
                 let filename = field.file_name().unwrap_or("rows.jsonl").to_owned();
-                let of_jobs = Arc::clone(&jobs);
-                let mut upload = work
-                    .records(move || of_jobs.start_upload(&filename))
-                    .await??;
+                let (of_jobs, caller) = (Arc::clone(&jobs), caller.clone());
+                let start = move || of_jobs.start_upload(&filename, &caller);
+                let mut upload = work.records(start).await??;
                 while let Some(bytes) = field.chunk().await.map_err(|e| broken_form(&e))? {
                     // The disk may be slow; one piece after the other is written.
                     let write = move || upload.write(&bytes).map(|()| upload);
@@ -193,8 +192,7 @@ pub(super) async fn create(
         return Err(ApiError::unsupported("purpose", message));
     }
     let upload = taken.ok_or_else(|| missing("file"))?;
-    let kept =
-        work.background(move |running| jobs.finish_upload(upload, &caller, running.cancelled()));
+    let kept = work.background(move |running| jobs.finish_upload(upload, running.cancelled()));
     let kept = kept.await??;
     Ok(Json(kept.into()))
 }

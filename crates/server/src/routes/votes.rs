@@ -130,8 +130,9 @@ pub(super) async fn vote(
         b: new.b,
         winner: new.winner.into(),
         prompt: new.prompt,
+        key: None,
     };
-    let tally = work.records(move || service.votes()?.add(&vote)).await??;
+    let tally = work.records(move || service.votes()?.add(&caller.owner(), vote)).await??;
     Ok((StatusCode::CREATED, Json(tally.into())))
 }
 
