@@ -236,11 +236,7 @@ impl Files {
     }
 
     /// Accepts a complete upload if every line is a row.
-    pub fn finish_upload(
-        &self,
-        upload: Upload,
-        stop: &AtomicBool,
-    ) -> Result<StoredFile, JobError> {
+    pub fn finish_upload(&self, upload: Upload, stop: &AtomicBool) -> Result<StoredFile, JobError> {
         let Upload {
             folder,
             file,
@@ -626,10 +622,16 @@ mod tests {
         assert_eq!(stored.owner.as_deref(), Some("one"));
         let mut upload = files.start_upload("rows", one()).unwrap();
         let message = files.start_upload("rows", one()).err().unwrap().to_string();
-        assert_eq!(message, "key one has 2 of its 2 files (`files` in the file of keys); delete some");
+        assert_eq!(
+            message,
+            "key one has 2 of its 2 files (`files` in the file of keys); delete some"
+        );
         upload.write(&[b'a'; 50]).unwrap();
         let message = upload.write(&[b'a'; 50]).unwrap_err().to_string();
-        assert!(message.contains("of its 100 bytes of files (`file_bytes`"), "{message}");
+        assert!(
+            message.contains("of its 100 bytes of files (`file_bytes`"),
+            "{message}"
+        );
         uploaded_by(&files, ROW, "rows", two()).unwrap();
         // A dropped upload is free again.
         drop(upload);

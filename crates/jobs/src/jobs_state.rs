@@ -197,11 +197,7 @@ impl JobsState {
     ///
     /// # Errors
     /// [`JobError::Rows`] with the broken lines, [`JobError::Stopped`] once `stop` is set, or a disk error.
-    pub fn finish_upload(
-        &self,
-        upload: Upload,
-        stop: &AtomicBool,
-    ) -> Result<StoredFile, JobError> {
+    pub fn finish_upload(&self, upload: Upload, stop: &AtomicBool) -> Result<StoredFile, JobError> {
         self.files.finish_upload(upload, stop)
     }
 

@@ -228,7 +228,8 @@ impl Votes {
     /// [`VoteError`].
     pub fn tallies(&self) -> Result<Vec<Tally>, VoteError> {
         self.with(|tallies| {
-            let tally = |((a, b), counts): (&(String, String), &Counts)| counts.tally(a.clone(), b.clone());
+            let tally =
+                |((a, b), counts): (&(String, String), &Counts)| counts.tally(a.clone(), b.clone());
             Ok(tallies.by_pair.iter().map(tally).collect())
         })
     }
@@ -282,7 +283,9 @@ impl Votes {
         }
         if tallies.untallied > 0 {
             let untallied = tallies.untallied;
-            tracing::error!("{path}: {untallied} votes are on more than {MAX_PAIRS} pairs and are not shown");
+            tracing::error!(
+                "{path}: {untallied} votes are on more than {MAX_PAIRS} pairs and are not shown"
+            );
         }
         Ok(tallies)
     }
@@ -313,12 +316,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let votes = Votes::new(folder.path());
         assert!(votes.tallies().unwrap().is_empty());
-        votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A)).unwrap();
-        votes.add(&Owner::everyone(), vote("x@2", "x@1", Winner::A)).unwrap();
-        votes.add(&Owner::everyone(), vote("x@2", "x@1", Winner::B)).unwrap();
-        let tally = votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::Tie)).unwrap();
+        votes
+            .add(&Owner::everyone(), vote("x@1", "x@2", Winner::A))
+            .unwrap();
+        votes
+            .add(&Owner::everyone(), vote("x@2", "x@1", Winner::A))
+            .unwrap();
+        votes
+            .add(&Owner::everyone(), vote("x@2", "x@1", Winner::B))
+            .unwrap();
+        let tally = votes
+            .add(&Owner::everyone(), vote("x@1", "x@2", Winner::Tie))
+            .unwrap();
         assert_eq!((tally.a_wins, tally.b_wins, tally.ties), (2, 1, 1));
-        votes.add(&Owner::everyone(), vote("x@1", "y@1", Winner::B)).unwrap();
+        votes
+            .add(&Owner::everyone(), vote("x@1", "y@1", Winner::B))
+            .unwrap();
         let before = votes.tallies().unwrap();
         assert_eq!(before.len(), 2);
 
@@ -328,7 +341,9 @@ mod tests {
         fs::write(&path, format!("{text}{{\"time\":")).unwrap();
         let again = Votes::new(folder.path());
         assert_eq!(again.tallies().unwrap(), before);
-        again.add(&Owner::everyone(), vote("x@1", "y@1", Winner::B)).unwrap();
+        again
+            .add(&Owner::everyone(), vote("x@1", "y@1", Winner::B))
+            .unwrap();
         assert_eq!(Votes::new(folder.path()).tallies().unwrap()[1].b_wins, 2);
 
         // Damaged lines affect only themselves.
@@ -372,12 +387,16 @@ mod tests {
     fn vote_after_an_incomplete_line_is_stored() {
         let folder = tempfile::tempdir().unwrap();
         let votes = Votes::new(folder.path());
-        votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A)).unwrap();
+        votes
+            .add(&Owner::everyone(), vote("x@1", "x@2", Winner::A))
+            .unwrap();
         // A full disk left half of a line, and the next vote fits again.
         let path = folder.path().join("votes.jsonl");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{text}{{\"time\":")).unwrap();
-        votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A)).unwrap();
+        votes
+            .add(&Owner::everyone(), vote("x@1", "x@2", Winner::A))
+            .unwrap();
         let again = Votes::new(folder.path()).tallies().unwrap();
         assert_eq!(again[0].a_wins, 2);
     }
@@ -398,13 +417,19 @@ mod tests {
             refused.unwrap_err().to_string()
         };
         let message = refused(&votes, "x@4");
-        assert!(message.starts_with("key one has 2 of its 2 pairs"), "{message}");
+        assert!(
+            message.starts_with("key one has 2 of its 2 pairs"),
+            "{message}"
+        );
         votes.add(&two, vote("x@1", "x@4", Winner::A)).unwrap();
         // The pair is there now, and the first two votes are still the key's after a restart.
         let again = Votes::new(folder.path());
         again.add(&one, vote("x@4", "x@1", Winner::B)).unwrap();
         let message = refused(&again, "x@4");
-        assert!(message.starts_with("key one has 3 of its 3 stored votes"), "{message}");
+        assert!(
+            message.starts_with("key one has 3 of its 3 stored votes"),
+            "{message}"
+        );
         again.add(&two, vote("x@1", "x@4", Winner::Tie)).unwrap();
         assert_eq!(again.tallies().unwrap()[2].a_wins, 2);
     }
@@ -418,6 +443,8 @@ mod tests {
         assert_eq!((tallies.by_pair.len(), tallies.untallied), (MAX_PAIRS, 5));
         let next = vote("x@1", "z@1", Winner::A);
         assert!(tallies.check(&Owner::everyone(), &next).is_err());
-        tallies.check(&Owner::everyone(), &vote("x@1", "y@1", Winner::A)).unwrap();
+        tallies
+            .check(&Owner::everyone(), &vote("x@1", "y@1", Winner::A))
+            .unwrap();
     }
 }

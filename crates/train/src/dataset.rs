@@ -30,7 +30,8 @@ pub use conversation::MAX_TURNS;
 pub(crate) use fields::EMPTY_ANSWER;
 pub(crate) use read::parse_range;
 pub use read::{
-    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, RowRange, read_first, read_range,
+    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, RowRange, read_first,
+    read_range,
 };
 pub(crate) use row::object;
 pub use split::{HoldOut, held_out};

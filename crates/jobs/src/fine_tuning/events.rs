@@ -118,10 +118,7 @@ mod tests {
         assert_eq!(all(&events).len(), 7);
         events.truncate_after(3).unwrap();
         events.push("info", "step 4", None);
-        let messages: Vec<String> = all(&events)
-            .into_iter()
-            .map(|e| e.message)
-            .collect();
+        let messages: Vec<String> = all(&events).into_iter().map(|e| e.message).collect();
         assert_eq!(
             messages,
             ["begun", "step 1", "step 2", "step 3", "resumed", "step 4"]

@@ -7,10 +7,10 @@ use serde_json::json;
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
-use auth::{Quotas, Resource};
 use auth::key_entry::{self, KeyEntry, MAX_SHARE};
 use auth::key_file;
 use auth::secret::{self, SecretHash};
+use auth::{Quotas, Resource};
 
 /// Make, list and revoke the API keys of a server
 #[derive(Debug, clap::Subcommand)]
@@ -234,6 +234,15 @@ fn as_json(entry: &KeyEntry) -> serde_json::Value {
 
 /// The quotas that the file sets for a key, by their names in it.
 fn quotas_json(entry: &KeyEntry) -> serde_json::Value {
-    let set = |resource: Resource| Some((resource.key().to_owned(), json!(entry.quotas.get(resource)?)));
-    Resource::ALL.into_iter().filter_map(set).collect::<serde_json::Map<_, _>>().into()
+    let set = |resource: Resource| {
+        Some((
+            resource.key().to_owned(),
+            json!(entry.quotas.get(resource)?),
+        ))
+    };
+    Resource::ALL
+        .into_iter()
+        .filter_map(set)
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }

@@ -132,7 +132,9 @@ pub(super) async fn vote(
         prompt: new.prompt,
         key: None,
     };
-    let tally = work.records(move || service.votes()?.add(&caller.owner(), vote)).await??;
+    let tally = work
+        .records(move || service.votes()?.add(&caller.owner(), vote))
+        .await??;
     Ok((StatusCode::CREATED, Json(tally.into())))
 }
 
