@@ -18,12 +18,15 @@ const NOT_OURS: &[&str] = &[
     "_sum",
     "dynamic",
     "strum",
+    "valgrind",
     "vdpbf16ps",
 ];
 /// Flags of other programs.
 const OTHER_FLAGS: &[&str] = &[
+    "cfg",
     "data-binary",
     "example",
+    "lib",
     "logdir",
     "lora",
     "path",
