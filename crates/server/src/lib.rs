@@ -6,7 +6,7 @@
 //!   disconnects clients that do not read, `settings` has the limits ([`ServerSettings`])
 //! - `middleware`: the request log, API keys and cross-origin requests; `rejected_keys` counts invalid keys
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
-//! - `work`: the pools of `work_pool` that run blocking work, and which key pays; `body_budget` bounds the memory of bodies
+//! - `work`: where blocking work runs and which key pays, in the `work_pools`, each a `work_pool`; `body_budget` bounds the memory of bodies
 //! - Requests: `json`, `path` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field
 //! - Responses: `answer_stream` sends events; `completion_object`, `logprobs`, `usage`, `unix_time` and `milliseconds` are shapes of
 //!   the wire formats; `error` gives every error its status
@@ -42,6 +42,7 @@ mod usage;
 mod with_sampling;
 mod work;
 mod work_pool;
+mod work_pools;
 mod write_timeout;
 
 pub use app_state::AppState;

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::body_budget::BodyBudget;
 use crate::rejected_keys::RejectedKeys;
 use crate::settings::{MAX_BODY, ServerSettings};
-use crate::work::WorkPools;
+use crate::work_pools::WorkPools;
 
 /// See the module.
 pub(crate) struct ServerState {

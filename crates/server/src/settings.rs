@@ -12,6 +12,8 @@ use auth::Keys;
 pub const MAX_HEADERS: usize = 32 << 10;
 /// The largest body of a request, in bytes.
 pub const MAX_BODY: usize = 4 << 20;
+/// The most values of a body.
+pub(crate) const MAX_VALUES: usize = 1 << 18;
 
 /// See the module.
 #[derive(Clone)]

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::connections::NoRoom;
-use crate::json::MAX_VALUES;
+use crate::settings::MAX_VALUES;
 use crate::{MAX_BODY, MAX_HEADERS};
 
 /// `Retry-After` in seconds, if the error does not know how long it will take.

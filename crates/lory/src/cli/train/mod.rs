@@ -40,7 +40,8 @@ use crate::cli::output::print;
 use observer::ProgressObserver;
 use preference::PreferenceArgs;
 use settings::SettingsArgs;
-use targets::{RUN_FOLDER, TargetArgs, Targets};
+use out_folder::RUN_FOLDER;
+use targets::{TargetArgs, Targets};
 
 /// Train adapters: of one persona, of several in one run, or from a dataset file
 #[derive(Debug, clap::Args)]

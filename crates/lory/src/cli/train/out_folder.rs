@@ -5,8 +5,8 @@ use std::path::Path;
 use formats::peft::{self, AdapterFile};
 use jobs::training::{LOSS_CURVE, Target};
 
-use super::targets::RUN_FOLDER;
-
+/// The folder of a run's files: hidden, next to what the run trains.
+pub(super) const RUN_FOLDER: &str = ".train";
 /// The files and folders that a run writes into the folder.
 const WRITTEN: [&str; 6] = [
     peft::CONFIG_FILE,

@@ -7,15 +7,12 @@ use train::TrainSettings;
 
 use jobs::training::Target;
 
-use super::out_folder;
+use super::out_folder::{self, RUN_FOLDER};
 use super::preference::{self, PreferenceArgs};
 use super::settings::SettingsArgs;
 use crate::cli::exit::UsageError;
 use crate::cli::flags::dataset::ColumnsArgs;
 use crate::cli::flags::personas::PersonasArgs;
-
-/// The folder of a run's files: hidden, next to what the run trains.
-pub(super) const RUN_FOLDER: &str = ".train";
 
 /// The flags that select what is trained.
 pub(super) struct TargetArgs<'a> {
