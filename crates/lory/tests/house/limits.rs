@@ -215,7 +215,9 @@ fn limits_in_security_md_are_those_of_the_code() {
                 let written = number(written);
                 checked += 1;
                 let has_default = value.is_some() || !name.starts_with("--");
-                if has_default && (value.is_none() || value != written) || !has_default && written.is_some() {
+                if has_default && (value.is_none() || value != written)
+                    || !has_default && written.is_some()
+                {
                     wrong.push(format!(
                         "{}: {name} is {value:?}, the table has {written:?}",
                         i + 1

@@ -38,9 +38,9 @@ use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::units::memory_size;
 use crate::cli::output::print;
 use observer::ProgressObserver;
+use out_folder::RUN_FOLDER;
 use preference::PreferenceArgs;
 use settings::SettingsArgs;
-use out_folder::RUN_FOLDER;
 use targets::{TargetArgs, Targets};
 
 /// Train adapters: of one persona, of several in one run, or from a dataset file
