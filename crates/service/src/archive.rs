@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use formats::{disk, peft};
 use zip::ZipArchive;
+use zip::read::ZipFile;
 
 use crate::uploads::UploadError;
 
@@ -33,9 +34,41 @@ const MAX_SKIPPED: usize = 20;
 /// # Errors
 /// [`UploadError`], naming the file in the archive.
 pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
-    let broken = |error: &dyn std::fmt::Display| UploadError::Archive(error.to_string());
-    let mut file = File::open(archive).map_err(|error| broken(&error))?;
-    if is_zip64(&mut file).map_err(|error| broken(&error))? {
+    let mut archive = open_archive(archive)?;
+    let mut skipped = Vec::new();
+    let mut folder: Option<PathBuf> = None;
+    let mut found = BTreeSet::new();
+    for at in 0..archive.len() {
+        let mut entry = archive.by_index(at).map_err(broken)?;
+        let (name, path) = checked_path(&entry)?;
+        if entry.is_dir() {
+            continue;
+        }
+        let Some((file, limit)) = adapter_file(&path) else {
+            skipped.push(name);
+            continue;
+        };
+        let parent = path.parent().unwrap_or(Path::new("")).to_owned();
+        if !found.insert(file) || folder.as_ref().is_some_and(|folder| *folder != parent) {
+            let message = "belongs to a second adapter; send one adapter at a time".to_owned();
+            return Err(UploadError::Entry { name, message });
+        }
+        folder = Some(parent);
+        extract(&mut entry, file, limit, dir)?;
+    }
+    for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
+        if !found.contains(file) {
+            return Err(UploadError::Missing { file });
+        }
+    }
+    skipped.truncate(MAX_SKIPPED);
+    Ok(skipped)
+}
+
+/// Opens an archive and checks how many files it has, with a limit on what is read of it.
+fn open_archive(archive: &Path) -> Result<ZipArchive<BoundedReader>, UploadError> {
+    let mut file = File::open(archive).map_err(broken)?;
+    if is_zip64(&mut file).map_err(broken)? {
         let message = format!(
             "it is a zip64 archive, for more than 65535 files; at most {MAX_ENTRIES} are allowed"
         );
@@ -46,11 +79,11 @@ pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadEr
         file,
         left: Rc::clone(&left),
     };
-    let mut archive = ZipArchive::new(bounded).map_err(|error| match left.get() {
+    let archive = ZipArchive::new(bounded).map_err(|error| match left.get() {
         0 => UploadError::Archive(format!(
             "its list of files is larger than {MAX_DIRECTORY} bytes"
         )),
-        _ => broken(&error),
+        _ => broken(error),
     })?;
     left.set(u64::MAX);
     if archive.len() > MAX_ENTRIES {
@@ -60,80 +93,70 @@ pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadEr
         );
         return Err(UploadError::Archive(message));
     }
-    let mut skipped = Vec::new();
-    let mut folder: Option<PathBuf> = None;
-    let mut found = BTreeSet::new();
-    for at in 0..archive.len() {
-        let mut entry = archive.by_index(at).map_err(|error| broken(&error))?;
-        let name = entry.name().map_err(|error| broken(&error))?;
-        let name: String = name.chars().take(200).collect();
-        let refused = |message: &str| UploadError::Entry {
-            name: name.clone(),
-            message: message.to_owned(),
-        };
-        let path = entry.enclosed_name();
-        let path =
-            path.filter(|_| !name.contains('\\') && !name.starts_with('/') && !name.contains(".."));
-        let Some(path) = path else {
-            return Err(refused("leads out of the archive"));
-        };
-        if entry.is_symlink() {
-            return Err(refused("is a link; put the file itself into the archive"));
-        }
-        if entry.is_dir() {
-            continue;
-        }
-        let wanted = [
-            (peft::CONFIG_FILE, MAX_CONFIG),
-            (peft::WEIGHTS_FILE, registry::blob::MAX_WEIGHTS),
-        ];
-        let wanted = wanted
-            .into_iter()
-            .find(|(file, _)| path.file_name().is_some_and(|name| name == *file));
-        let Some((file, limit)) = wanted else {
-            skipped.push(name);
-            continue;
-        };
-        let parent = path.parent().unwrap_or(Path::new("")).to_owned();
-        if !found.insert(file) || folder.as_ref().is_some_and(|folder| *folder != parent) {
-            return Err(refused(
-                "belongs to a second adapter; send one adapter at a time",
-            ));
-        }
-        folder = Some(parent);
-        let target = dir.join(file);
-        let io = |source| UploadError::Io {
-            path: target.clone(),
-            source,
-        };
-        let mut out = disk::create(&target).map_err(io)?;
-        // The archive may declare any size.
-        let mut entry = entry.by_ref().take(limit + 1);
-        let mut buffer = vec![0; 64 << 10];
-        let mut copied = 0;
-        loop {
-            let count = entry.read(&mut buffer).map_err(|error| broken(&error))?;
-            if count == 0 {
-                break;
-            }
-            copied += count as u64;
-            if copied > limit {
-                return Err(UploadError::TooLarge {
-                    name: file.to_owned(),
-                    limit,
-                });
-            }
-            out.write_all(&buffer[..count]).map_err(io)?;
-        }
-        out.sync_all().map_err(io)?;
+    Ok(archive)
+}
+
+fn broken(error: impl std::fmt::Display) -> UploadError {
+    UploadError::Archive(error.to_string())
+}
+
+/// An entry's name for messages, and its path, which must stay in the archive.
+fn checked_path(entry: &ZipFile<'_, BoundedReader>) -> Result<(String, PathBuf), UploadError> {
+    let name = entry.name().map_err(broken)?;
+    let name: String = name.chars().take(200).collect();
+    let refused = |message: &str| UploadError::Entry {
+        name: name.clone(),
+        message: message.to_owned(),
+    };
+    let path = entry.enclosed_name();
+    let path =
+        path.filter(|_| !name.contains('\\') && !name.starts_with('/') && !name.contains(".."));
+    let Some(path) = path else {
+        return Err(refused("leads out of the archive"));
+    };
+    if entry.is_symlink() {
+        return Err(refused("is a link; put the file itself into the archive"));
     }
-    for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
-        if !found.contains(file) {
-            return Err(UploadError::Missing { file });
+    Ok((name, path))
+}
+
+/// The file of an adapter that `path` names, and the most bytes that it may have.
+fn adapter_file(path: &Path) -> Option<(&'static str, u64)> {
+    let files = [
+        (peft::CONFIG_FILE, MAX_CONFIG),
+        (peft::WEIGHTS_FILE, registry::blob::MAX_WEIGHTS),
+    ];
+    files
+        .into_iter()
+        .find(|(file, _)| path.file_name().is_some_and(|name| name == *file))
+}
+
+/// Writes an entry to `file` in `dir`, up to `limit` bytes: the archive may declare any size.
+fn extract(entry: &mut dyn Read, file: &str, limit: u64, dir: &Path) -> Result<(), UploadError> {
+    let target = dir.join(file);
+    let io = |source| UploadError::Io {
+        path: target.clone(),
+        source,
+    };
+    let mut out = disk::create(&target).map_err(io)?;
+    let mut entry = entry.take(limit + 1);
+    let mut buffer = vec![0; 64 << 10];
+    let mut copied = 0;
+    loop {
+        let count = entry.read(&mut buffer).map_err(broken)?;
+        if count == 0 {
+            break;
         }
+        copied += count as u64;
+        if copied > limit {
+            return Err(UploadError::TooLarge {
+                name: file.to_owned(),
+                limit,
+            });
+        }
+        out.write_all(&buffer[..count]).map_err(io)?;
     }
-    skipped.truncate(MAX_SKIPPED);
-    Ok(skipped)
+    out.sync_all().map_err(io)
 }
 
 /// Whether the end of the archive has a zip64 record, which may announce any number of files; memory for them is reserved first.

@@ -2,11 +2,11 @@
 //!
 //! `HF_ENDPOINT` selects another hub than Hugging Face's, `HF_TOKEN` the account.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
-use formats::disk;
+use formats::disk::{self, DiskFile};
 use serde::Deserialize;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
@@ -281,66 +281,91 @@ impl<'a> HubClient<'a> {
         progress: &Progress,
         bytes: &mut u64,
     ) -> Result<(), DownloadError> {
-        let last = DownloadError::last;
-        let resumable = DownloadError::resumable;
-        let failed = |error: std::io::Error| last(format!("{}: {error}", part.display()));
+        let failed = |error| DownloadError::disk(part, &error);
         let mut out = disk::open_append(part).map_err(failed)?;
-        let mut has = out.metadata().map_err(failed)?.len();
-        if size.is_some_and(|size| has > size) {
+        let mut length = out.metadata().map_err(failed)?.len();
+        if size.is_some_and(|size| length > size) {
             out.truncate(0).map_err(failed)?;
-            has = 0;
+            length = 0;
         }
-        if size == Some(has) && has > 0 {
+        if size == Some(length) && length > 0 {
             return Ok(());
         }
+        let mut response = self.request_rest(revision, name, length)?;
+        if length > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
+            // The hub sends the whole file again.
+            out.truncate(0).map_err(failed)?;
+            length = 0;
+        }
+        progress.add(length);
+        let mut received = |count: u64| {
+            *bytes += count;
+            progress.add(count);
+        };
+        let mut body = response.body_mut().as_reader();
+        append(&mut body, &mut out, part, length, size, &mut received)
+    }
+
+    /// Requests a file from the byte `from` on.
+    fn request_rest(
+        &self,
+        revision: &str,
+        name: &str,
+        from: u64,
+    ) -> Result<Response<Body>, DownloadError> {
         let url = format!(
             "{}/{}/resolve/{revision}/{name}",
             self.endpoint, self.repository
         );
-        let mut response = self.get(&url, has).map_err(|error| match error {
-            PullError::Repository { why, .. } => resumable(why),
-            other => resumable(other.to_string()),
+        let response = self.get(&url, from).map_err(|error| match error {
+            PullError::Repository { why, .. } => DownloadError::resumable(why),
+            other => DownloadError::resumable(other.to_string()),
         })?;
         let status = response.status();
         if status.is_server_error() {
-            return Err(resumable(format!("the hub answers {status}")));
+            let why = format!("the hub answers {status}");
+            return Err(DownloadError::resumable(why));
         }
         if !status.is_success() {
-            return Err(last(self.refusal(&response, "the file")));
+            return Err(DownloadError::last(self.refusal(&response, "the file")));
         }
-        if has > 0 && status != StatusCode::PARTIAL_CONTENT {
-            // The hub sends the whole file again.
-            out.truncate(0).map_err(failed)?;
-            has = 0;
+        Ok(response)
+    }
+}
+
+/// Appends `body` to the file `out` at `part`, which has `length` bytes. `received` gets the length of each piece.
+fn append(
+    body: &mut dyn Read,
+    out: &mut DiskFile,
+    part: &Path,
+    mut length: u64,
+    size: Option<u64>,
+    received: &mut dyn FnMut(u64),
+) -> Result<(), DownloadError> {
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let count = body.read(&mut buffer).map_err(|error| {
+            let why = format!("the connection broke after {length} bytes ({error})");
+            DownloadError::resumable(why)
+        })?;
+        if count == 0 {
+            break;
         }
-        progress.add(has);
-        let mut reader = response.body_mut().as_reader();
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            let count = reader.read(&mut buffer).map_err(|error| {
-                resumable(format!("the connection broke after {has} bytes ({error})"))
-            })?;
-            if count == 0 {
-                break;
-            }
-            out.write_all(&buffer[..count]).map_err(failed)?;
-            has += count as u64;
-            *bytes += count as u64;
-            progress.add(count as u64);
-            if size.is_some_and(|size| has > size) {
-                let _ = disk::remove_file(part);
-                return Err(last(format!(
-                    "longer than the {} bytes that the hub lists",
-                    size.unwrap_or(0)
-                )));
-            }
+        out.write_all(&buffer[..count])
+            .map_err(|error| DownloadError::disk(part, &error))?;
+        length += count as u64;
+        received(count as u64);
+        if let Some(size) = size.filter(|size| length > *size) {
+            let _ = disk::remove_file(part);
+            let why = format!("longer than the {size} bytes that the hub lists");
+            return Err(DownloadError::last(why));
         }
-        match size {
-            Some(size) if has < size => Err(resumable(format!(
-                "the connection broke after {has} of {size} bytes"
-            ))),
-            _ => Ok(()),
-        }
+    }
+    match size {
+        Some(size) if length < size => Err(DownloadError::resumable(format!(
+            "the connection broke after {length} of {size} bytes"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -361,5 +386,9 @@ impl DownloadError {
     fn last(why: String) -> DownloadError {
         let resumable = false;
         DownloadError { why, resumable }
+    }
+
+    fn disk(part: &Path, error: &std::io::Error) -> DownloadError {
+        DownloadError::last(format!("{}: {error}", part.display()))
     }
 }

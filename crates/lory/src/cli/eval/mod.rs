@@ -23,7 +23,7 @@ use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::output::print;
 use base::plan::PlanRequest;
 use base::progress::Progress;
-use jobs::evaluation::answers::Responder;
+use jobs::evaluation::answers::{Answers, Responder};
 use jobs::evaluation::{answers, gate, measures, summary};
 use jobs::training;
 use service::{Service, Settings};
@@ -132,20 +132,31 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     if args.json {
         print(&format!("{result}\n"))?;
     } else {
-        let count = answers.all.len();
-        let tokens: usize = answers.all.iter().map(|answer| answer.tokens).sum();
-        print(&format!(
-            "{tables}\n{count} answers, {tokens} tokens in {seconds:.1} s\n"
-        ))?;
-        for line in &missed {
-            eprintln!("{line}");
-        }
+        print_tables(&tables, &answers, seconds, &missed)?;
     }
     Ok(if missed.is_empty() {
         ExitStatus::Success
     } else {
         ExitStatus::Failure
     })
+}
+
+/// Prints the tables and how long the answers took, and on stderr the missed thresholds.
+fn print_tables(
+    tables: &str,
+    answers: &Answers,
+    seconds: f64,
+    missed: &[String],
+) -> anyhow::Result<()> {
+    let count = answers.all.len();
+    let tokens: usize = answers.all.iter().map(|answer| answer.tokens).sum();
+    print(&format!(
+        "{tables}\n{count} answers, {tokens} tokens in {seconds:.1} s\n"
+    ))?;
+    for line in missed {
+        eprintln!("{line}");
+    }
+    Ok(())
 }
 
 /// Opens the base with a queue for `questions` requests.
