@@ -2,7 +2,8 @@
 # Run: docker run -p 127.0.0.1:8000:8000 -v lory:/var/lib/lory lory
 #
 # In a container the server must listen on all addresses, which requires keys or --no-keys. The default command uses --no-keys,
-# so publish the port on 127.0.0.1 only, or mount a key file and pass --keys.
+# so publish the port on 127.0.0.1 only, or mount a key file and pass --keys. Without keys, other containers reach it only under a name
+# that --allowed-host lists.
 # Lory respects the container's memory limit: `docker run --memory 8g lory doctor --base ...` plans for it.
 FROM rust:1-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
