@@ -105,6 +105,19 @@ fn without_a_key_only_open_routes_answer() {
 }
 
 #[test]
+fn address_that_sends_many_unknown_keys_is_limited_and_valid_keys_are_served() {
+    let guarded = ServerWithKeys::new(&[("a", "")], ServerSettings::default());
+    for _ in 0..20 {
+        let reply = guarded.ask("unknown", "warm", 1);
+        refused(&reply, 401, "invalid_api_key", "not known here");
+    }
+    let limited = guarded.ask("unknown", "warm", 1);
+    refused(&limited, 429, "too_many_rejected_keys", "your address");
+    assert!(limited.header("retry-after").is_some());
+    assert_eq!(guarded.ask("a", "warm", 1).status, 200);
+}
+
+#[test]
 fn key_reaches_only_its_own_personas_and_sees_no_other_names() {
     let guarded = ServerWithKeys::new(
         &[
