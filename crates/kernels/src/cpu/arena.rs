@@ -228,7 +228,8 @@ mod tests {
     fn impossible_sizes_are_errors() {
         let arena = Arena::default();
         assert!(arena.zeros::<f32>(usize::MAX / 2).is_err());
-        assert!(arena.zeros::<u8>(1 << 60).is_err());
+        // Miri ends the test at an allocation that its machine cannot hold.
+        assert!(cfg!(miri) || arena.zeros::<u8>(1 << 60).is_err());
         assert_eq!(arena.zeros::<u8>(3).unwrap().len(), 3);
     }
 }

@@ -274,18 +274,23 @@ mod current_task {
 mod tests {
     use super::*;
 
+    /// `count` rounds of a test; few under Miri, which is slow.
+    fn rounds(count: usize) -> usize {
+        if cfg!(miri) { 2 } else { count }
+    }
+
     #[test]
     fn every_task_runs_once() {
         for threads in [1, 2, 5] {
             let pool = Pool::new(threads);
             for tasks in [0, 1, 2, 3, 100, 1000] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                for _ in 0..20 {
+                for _ in 0..rounds(20) {
                     pool.run(tasks, &|i| {
                         counts[i].fetch_add(1, Relaxed);
                     });
                 }
-                assert!(counts.iter().all(|c| c.load(Relaxed) == 20));
+                assert!(counts.iter().all(|c| c.load(Relaxed) == rounds(20)));
             }
         }
     }
@@ -312,7 +317,7 @@ mod tests {
             for driver in 0..3usize {
                 let pool = &pool;
                 scope.spawn(move || {
-                    for round in 0..200 {
+                    for round in 0..rounds(200) {
                         let seen: Vec<AtomicUsize> = (0..17).map(|_| AtomicUsize::new(0)).collect();
                         pool.run(seen.len(), &|i| {
                             seen[i].fetch_add(1 + driver + round, Relaxed);
