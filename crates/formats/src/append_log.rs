@@ -70,6 +70,8 @@ impl AppendLog {
             // If this fails too, the next append begins on a new line.
             let _ = file.truncate(before);
         }
+        // Closing the file is not enough while a second handle of it is open, as in a process that was started meanwhile.
+        let _ = file.unlock();
         written
     }
 
