@@ -137,6 +137,8 @@ impl AtomicFile {
         self.file().sync_all()?;
         disk::rename(&self.path, path)?;
         let file = self.file.take().expect("present until the commit");
+        // The lock marks a temporary file. A second handle would keep it on the file under its own name.
+        let _ = file.unlock();
         sync_folder(folder_of(path))?;
         Ok(file)
     }
