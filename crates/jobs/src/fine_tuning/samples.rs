@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use formats::disk;
 use serde::{Deserialize, Serialize};
 
 use crate::error::JobError;
@@ -44,16 +45,29 @@ impl Samples {
         }
     }
 
+    /// [`Samples::all`] for a run, which continues without a damaged file: the file is renamed and stays.
+    fn all_or_new(&self) -> Result<Vec<SampledAnswer>, JobError> {
+        match self.all() {
+            Err(error @ JobError::Damaged { .. }) => {
+                let damaged = self.path.with_extension("damaged.json");
+                tracing::error!("{error}; renamed to {}", damaged.display());
+                disk::rename(&self.path, &damaged).map_err(JobError::io(&self.path))?;
+                Ok(Vec::new())
+            }
+            found => found,
+        }
+    }
+
     /// Adds the answers of one step, which is later than all stored ones, in one write.
     pub fn add(&self, answers: Vec<SampledAnswer>) -> Result<(), JobError> {
-        let mut all = self.all()?;
+        let mut all = self.all_or_new()?;
         all.extend(answers);
         record_file::write(&self.path, &all)
     }
 
     /// Removes the answers after `step`, which will be sampled again.
     pub fn truncate_after(&self, step: u64) -> Result<(), JobError> {
-        let mut all = self.all()?;
+        let mut all = self.all_or_new()?;
         let before = all.len();
         all.retain(|answer| answer.step <= step);
         if all.len() == before {
@@ -87,6 +101,16 @@ mod tests {
         assert_eq!(samples.all().unwrap(), [sampled(0), sampled(3)]);
         samples.add(vec![sampled(6)]).unwrap();
         assert_eq!(samples.all().unwrap(), [sampled(0), sampled(3), sampled(6)]);
+    }
+
+    #[test]
+    fn damaged_samples_do_not_stop_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let samples = Samples::of(folder.path());
+        std::fs::write(folder.path().join("samples.json"), "[{").unwrap();
+        samples.truncate_after(3).unwrap();
+        assert!(samples.all().unwrap().is_empty());
+        assert!(folder.path().join("samples.damaged.json").exists());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use registry::RegistryError;
+
 use crate::fixtures::{TestDir, publish};
 
 const NONE: Duration = Duration::ZERO;
@@ -82,4 +84,35 @@ fn upload_without_an_entry_is_garbage_once_it_is_old() {
         ["0".repeat(64)]
     );
     assert!(!half.join("adapter_config.json").exists());
+}
+
+#[test]
+fn files_that_the_registry_did_not_write_stay() {
+    let dir = TestDir::new();
+    let registry = dir.registry();
+    let content = dir.content(1);
+    publish(&registry, "a", &content).unwrap();
+    let half = dir.path("registry/adapters").join("0".repeat(64));
+    let mine = dir.path("registry/adapters/mine");
+    for folder in [&half, &mine] {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join("adapter_config.json"), "{}").unwrap();
+        std::fs::write(folder.join("notes.txt"), "precious").unwrap();
+    }
+    registry.collect_garbage(NONE, false).unwrap();
+    assert!(!half.join("adapter_config.json").exists());
+    assert!(half.join("notes.txt").exists());
+    assert!(mine.join("adapter_config.json").exists() && mine.join("notes.txt").exists());
+}
+
+#[test]
+fn adapters_are_not_garbage_because_the_log_is_missing() {
+    let dir = TestDir::new();
+    let content = dir.content(1);
+    publish(&dir.registry(), "a", &content).unwrap();
+    std::fs::remove_dir_all(dir.path("registry/log")).unwrap();
+    let error = dir.registry().collect_garbage(NONE, false).unwrap_err();
+    assert!(matches!(error, RegistryError::NoLog { .. }), "{error}");
+    let blob = dir.path("registry/adapters").join(&content.sha256);
+    assert!(blob.join("adapter_model.safetensors").exists());
 }
