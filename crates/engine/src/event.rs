@@ -53,6 +53,8 @@ pub enum FinishReason {
     Deadline,
     /// The ticket was dropped, the sink returned [`Flow::Stop`], or the engine was shut down.
     Cancelled,
+    /// The request's constraint allows no token or reached a limit, with a message for people.
+    Constraint(String),
     /// The model failed in a step of this request; other requests continue.
     Error(String),
 }

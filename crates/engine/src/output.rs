@@ -88,8 +88,8 @@ impl OutputProcessor {
         for row in first..=first + planned.drafts.len() {
             let token = match self.sample(sequence, row_of(logits, row, self.vocab_size)) {
                 Ok(token) => token,
-                Err(message) => {
-                    end = Some(FinishReason::Error(message));
+                Err(reason) => {
+                    end = Some(reason);
                     break;
                 }
             };
@@ -114,17 +114,23 @@ impl OutputProcessor {
     }
 
     /// Samples one token from a row of logits.
-    fn sample<A>(&mut self, sequence: &mut Sequence<A>, logits: &[f32]) -> Result<Token, String> {
-        let constrained = sequence.fill_mask(&mut self.mask)?;
+    fn sample<A>(
+        &mut self,
+        sequence: &mut Sequence<A>,
+        logits: &[f32],
+    ) -> Result<Token, FinishReason> {
+        let constrained = sequence.fill_mask(&mut self.mask);
+        let constrained = constrained.map_err(FinishReason::Constraint)?;
         let allowed = constrained.then_some(&*self.mask);
         let position = sequence.tokens.len();
         let sampled = self
             .sampler
             .sample(logits, &sequence.sample_params(allowed));
         sampled.map_err(|error| match error {
-            SampleError::NotADistribution => not_numbers(position),
+            SampleError::NotADistribution => FinishReason::Error(not_numbers(position)),
             SampleError::NothingAllowed => {
-                format!("the request's grammar allows no token at position {position}")
+                let message = format!("the request's grammar allows no token at position {position}");
+                FinishReason::Constraint(message)
             }
         })
     }
@@ -138,7 +144,7 @@ fn emit<A>(sequence: &mut Sequence<A>, token: Token) -> Option<FinishReason> {
     }
     let progress = match sequence.append(token.id) {
         Ok(progress) => progress,
-        Err(message) => return Some(FinishReason::Error(message)),
+        Err(message) => return Some(FinishReason::Constraint(message)),
     };
     if sequence.response.emit_token(token) == Flow::Stop {
         return Some(FinishReason::Cancelled);

@@ -139,7 +139,7 @@ impl Stats {
             FinishReason::Length => &mut self.finished_length,
             FinishReason::Deadline => &mut self.finished_deadline,
             FinishReason::Cancelled => &mut self.finished_cancelled,
-            FinishReason::Error(_) => &mut self.finished_error,
+            FinishReason::Constraint(_) | FinishReason::Error(_) => &mut self.finished_error,
         } += 1;
     }
 }

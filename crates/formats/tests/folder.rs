@@ -425,7 +425,76 @@ fn unsupported_tokenizers_are_refused_by_name() {
         description.tokenizer().unwrap_err().to_string()
     };
     type Case<'a> = (&'a str, &'a dyn Fn(&mut Json), &'a str);
-    let cases: [Case; 8] = [
+    let replace = |pattern: Json, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let cases: [Case; 18] = [
+        (
+            "llama3",
+            &|json| json["model"]["vocab"]["far"] = json!(u64::MAX),
+            "model.vocab: id 18446744073709551615",
+        ),
+        (
+            "llama3",
+            &|json| json["added_tokens"][0]["id"] = json!(u64::MAX),
+            "added_tokens: id 18446744073709551615",
+        ),
+        (
+            "llama3",
+            &|json| {
+                json["model"]["vocab"]
+                    .as_object_mut()
+                    .unwrap()
+                    .insert("x".repeat(2000), json!(5));
+            },
+            "has 2000 bytes; at most 1024",
+        ),
+        (
+            "llama3",
+            &|json| json["normalizer"] = replace(json!({"String": ""}), "x"),
+            "also matches an empty text",
+        ),
+        (
+            "llama3",
+            &|json| json["normalizer"] = replace(json!({"Regex": "a*|\\b"}), "x"),
+            "also matches an empty text",
+        ),
+        (
+            "llama3",
+            &|json| json["normalizer"] = replace(json!({"Regex": "(?=a)"}), "x"),
+            "\"(?=a)\" is not supported",
+        ),
+        (
+            "llama3",
+            &|json| {
+                let step = replace(json!({"String": "a"}), "aa");
+                json["normalizer"] = json!({"type": "Sequence", "normalizers": vec![step; 30]});
+            },
+            "may make a text 256 times longer; at most 128",
+        ),
+        (
+            "llama3",
+            &|json| {
+                json["normalizer"] = json!({"type": "Sequence", "normalizers": vec![json!({"type": "Strip"}); 40]})
+            },
+            "more than 32 steps",
+        ),
+        (
+            "llama3",
+            &|json| {
+                json["normalizer"] =
+                    json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="})
+            },
+            "normalizer \"Precompiled\" is not supported",
+        ),
+        (
+            "llama3",
+            &|json| {
+                let fixed = json!({"type": "FixedLength", "length": 0});
+                let bytes = json["pre_tokenizer"].take();
+                json["pre_tokenizer"] =
+                    json!({"type": "Sequence", "pretokenizers": [fixed, bytes]});
+            },
+            "a length of at least 1",
+        ),
         (
             "llama3",
             &|json| json["model"]["type"] = json!("Unigram"),
@@ -565,4 +634,21 @@ fn gguf_of(json: &Json, model: &str, more: impl Fn(&mut GgufWriter)) -> Gguf {
         .metadata("tokenizer.ggml.eos_token_id", 2u32);
     more(&mut writer);
     Gguf::parse(Arc::new(writer.to_bytes().unwrap()), "vocabulary.gguf").unwrap()
+}
+
+#[test]
+fn tokenizer_with_other_steps_still_loads() {
+    let folder = copy("llama3");
+    let path = folder.path().join("tokenizer.json");
+    let mut json = read_json(&path);
+    json["normalizer"] = json!({"type": "Sequence", "normalizers": [
+        {"type": "NFKC"},
+        {"type": "Replace", "pattern": {"Regex": "[0-9]{2,}"}, "content": "7"},
+        {"type": "Replace", "pattern": {"String": "--"}, "content": "-"},
+    ]});
+    std::fs::write(&path, json.to_string()).unwrap();
+    let description = Description::read(folder.path()).unwrap();
+    let tokenizer = description.tokenizer().unwrap();
+    let ids = |text| tokenizer.encode(text, Special::AsText).unwrap();
+    assert_eq!(ids("a--b 123"), ids("a-b 7"));
 }

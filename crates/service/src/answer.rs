@@ -8,7 +8,6 @@ use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
 
 use crate::error::RequestError;
-use crate::grammar;
 use crate::model_identity::ModelIdentity;
 use crate::request_metrics::RequestRecorder;
 use crate::stop::StopWatcher;
@@ -98,6 +97,8 @@ pub enum FinishReason {
     Timeout,
     /// The client went away, or the service is shutting down.
     Cancelled,
+    /// Its grammar reached a limit or allows no token, with a message for people.
+    Grammar(String),
     /// The model failed, with a message for people.
     Failed(String),
 }
@@ -111,7 +112,7 @@ impl FinishReason {
             FinishReason::Length => "length",
             FinishReason::Timeout => "timeout",
             FinishReason::Cancelled => "cancelled",
-            FinishReason::Failed(_) => "error",
+            FinishReason::Grammar(_) | FinishReason::Failed(_) => "error",
         }
     }
 }
@@ -120,7 +121,8 @@ impl End {
     /// Whether there is an answer, which may be cut off.
     ///
     /// # Errors
-    /// [`RequestError::Timeout`] if there was no time for a single token, [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
+    /// [`RequestError::Timeout`] if there was no time for a single token, [`RequestError::GrammarLimit`] if its grammar
+    /// failed, [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
     pub fn check(&self) -> Result<(), RequestError> {
         match &self.reason {
             FinishReason::Timeout if self.completion_tokens == 0 => Err(RequestError::Timeout),
@@ -129,9 +131,7 @@ impl End {
             | FinishReason::Length
             | FinishReason::Timeout => Ok(()),
             FinishReason::Cancelled => Err(RequestError::Stopped),
-            FinishReason::Failed(message) if message.starts_with(grammar::FAILED) => {
-                Err(RequestError::GrammarLimit(message.clone()))
-            }
+            FinishReason::Grammar(message) => Err(RequestError::GrammarLimit(message.clone())),
             FinishReason::Failed(message) => Err(RequestError::Failed(message.clone())),
         }
     }
@@ -288,7 +288,9 @@ impl OutputProcessor {
     fn finish(&mut self, finished: engine::Finished) -> Flow {
         let cut = matches!(
             finished.reason,
-            engine::FinishReason::Cancelled | engine::FinishReason::Error(_)
+            engine::FinishReason::Cancelled
+                | engine::FinishReason::Constraint(_)
+                | engine::FinishReason::Error(_)
         );
         // Text that is held back is not emitted if the answer was cut off from outside.
         if !self.stopped && !cut {
@@ -315,6 +317,7 @@ impl OutputProcessor {
             engine::FinishReason::Length => FinishReason::Length,
             engine::FinishReason::Deadline => FinishReason::Timeout,
             engine::FinishReason::Cancelled => FinishReason::Cancelled,
+            engine::FinishReason::Constraint(message) => FinishReason::Grammar(message),
             engine::FinishReason::Error(message) => FinishReason::Failed(message),
         };
         (self.sink)(TextEvent::End(End {
@@ -418,9 +421,9 @@ mod tests {
 
     #[test]
     fn limit_of_a_grammar_is_the_clients_mistake_and_a_broken_model_is_not() {
-        let ended = |message: String| {
+        let ended = |reason: FinishReason| {
             let end = End {
-                reason: FinishReason::Failed(message),
+                reason,
                 prompt_tokens: 1,
                 cached_tokens: 0,
                 completion_tokens: 0,
@@ -432,10 +435,10 @@ mod tests {
             };
             end.check().unwrap_err()
         };
-        let limit = ended(format!("{}too many states", grammar::FAILED));
+        let limit = ended(FinishReason::Grammar("too many states".to_owned()));
         assert!(matches!(limit, RequestError::GrammarLimit(_)), "{limit}");
         assert!(limit.to_string().contains("make the schema simpler"));
-        let broken = ended("no memory".to_owned());
+        let broken = ended(FinishReason::Failed("no memory".to_owned()));
         assert!(matches!(broken, RequestError::Failed(_)), "{broken}");
     }
 }

@@ -285,8 +285,8 @@ pub enum RequestError {
         /// Why.
         source: Box<AdapterError>,
     },
-    /// The answer's grammar reached a limit on work. The schema or the tools are the client's.
-    #[error("response_format or tools: {0}; make the schema simpler")]
+    /// The answer's grammar reached a limit while it ran, or allows no token. The schema or the tools are the client's.
+    #[error("response_format or tools: the answer's grammar failed: {0}; make the schema simpler")]
     GrammarLimit(String),
     /// The model failed in a step of this request.
     #[error("the model failed: {0}")]

@@ -97,7 +97,7 @@ impl Followers {
         let failed = matches!(
             event,
             Event::Finished(end)
-                if matches!(end.reason, FinishReason::Cancelled | FinishReason::Error(_))
+                if matches!(end.reason, FinishReason::Cancelled | FinishReason::Constraint(_) | FinishReason::Error(_))
         );
         for mut choice in self.choices {
             let mut state = lock(&self.state);

@@ -237,6 +237,7 @@ impl RequestRecorder {
                     FinishReason::Length => "length",
                     FinishReason::Deadline => "timeout",
                     FinishReason::Cancelled => "cancelled",
+                    FinishReason::Constraint(_) => "refused",
                     FinishReason::Error(_) => "error",
                 };
                 let prompt = if self.first { end.prompt_tokens } else { 0 };

@@ -108,7 +108,7 @@ fn failing_grammar_ends_only_its_own_request() {
         };
         let answer = collect(handle.stream(request).unwrap());
         match answer.finished.reason.clone() {
-            FinishReason::Error(message) => (answer.tokens.len(), message),
+            FinishReason::Constraint(message) => (answer.tokens.len(), message),
             other => panic!("{other:?}"),
         }
     };

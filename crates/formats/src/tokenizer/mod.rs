@@ -15,6 +15,7 @@ mod detokenizer;
 mod error;
 mod family;
 mod pre_tokenizer;
+mod steps;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
@@ -267,6 +268,11 @@ impl Tokenizer {
     /// Whether a token is a control token, which has no text.
     pub fn is_special(&self, id: u32) -> bool {
         self.vocabulary.kinds.get(id as usize) == Some(&Kind::Control)
+    }
+
+    /// Whether the text of a control or user-defined token is in a text.
+    pub(crate) fn has_added_token(&self, text: &str) -> bool {
+        self.added.find(text).next().is_some()
     }
 
     /// The texts of the control tokens, longest first.

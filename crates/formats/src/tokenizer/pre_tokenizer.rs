@@ -1,7 +1,9 @@
 //! Splits a text into words before tokens are merged: by a family that a GGUF names, by SentencePiece's rule for spaces, or by
 //! the parts of a `tokenizer.json`.
 
-use serde::Deserialize as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::de::{Deserialize as _, DeserializeOwned};
 use serde_json::Value;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -12,6 +14,7 @@ use tokenizers::{
 
 use super::error::TokenizerError;
 use super::family::{Family, MODEL, PRE};
+use super::steps;
 use crate::gguf::Gguf;
 
 /// The character for a space in SentencePiece's vocabularies.
@@ -110,15 +113,16 @@ impl PreTokenizer {
                 supported: "byte-level BPE, and BPE with byte_fallback,",
             });
         };
-        let invalid = |key, error: serde_json::Error| TokenizerError::Invalid {
+        steps::check(normalizer, pre_tokenizer, origin)?;
+        let invalid = |key, problem| TokenizerError::Invalid {
             origin: origin.to_owned(),
             key,
-            problem: error.to_string(),
+            problem,
         };
-        let normalizer_of = Option::<NormalizerWrapper>::deserialize(normalizer)
-            .map_err(|error| invalid("normalizer", error))?;
-        let pre_tokenizer_of = Option::<PreTokenizerWrapper>::deserialize(pre_tokenizer)
-            .map_err(|error| invalid("pre_tokenizer", error))?;
+        let normalizer_of =
+            parsed(normalizer).map_err(|problem| invalid("normalizer", problem))?;
+        let pre_tokenizer_of =
+            parsed(pre_tokenizer).map_err(|problem| invalid("pre_tokenizer", problem))?;
         Ok(PreTokenizer::Other(Box::new(Other {
             normalizer: normalizer_of,
             pre_tokenizer: pre_tokenizer_of,
@@ -195,23 +199,39 @@ impl PreTokenizer {
                 }
                 Ok(vec![word])
             }
-            PreTokenizer::Other(other) => {
-                let mut text = NormalizedString::from(text);
-                if let Some(normalizer) = &other.normalizer {
-                    normalizer.normalize(&mut text)?;
-                }
-                let mut words = PreTokenizedString::from(text);
-                if let Some(pre_tokenizer) = &other.pre_tokenizer {
-                    pre_tokenizer.pre_tokenize(&mut words)?;
-                }
-                let splits = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
-                Ok(splits
-                    .into_iter()
-                    .map(|(word, ..)| word.to_owned())
-                    .collect())
-            }
+            PreTokenizer::Other(other) => caught(|| other.words(text))?,
         }
     }
+}
+
+impl Other {
+    fn words(&self, text: &str) -> Result<Vec<String>, tokenizers::Error> {
+        let mut text = NormalizedString::from(text);
+        if let Some(normalizer) = &self.normalizer {
+            normalizer.normalize(&mut text)?;
+        }
+        let mut words = PreTokenizedString::from(text);
+        if let Some(pre_tokenizer) = &self.pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut words)?;
+        }
+        let splits = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
+        Ok(splits
+            .into_iter()
+            .map(|(word, ..)| word.to_owned())
+            .collect())
+    }
+}
+
+/// A part of a `tokenizer.json` as the library reads it.
+fn parsed<T: DeserializeOwned>(part: &Value) -> Result<Option<T>, String> {
+    caught(|| Option::<T>::deserialize(part).map_err(|error| error.to_string()))?
+}
+
+/// Runs the library's code for a part that a stranger wrote. [`steps::check`] refuses what is known to make it panic; a panic
+/// that is not known becomes an error.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let panicked = |_| "the tokenizers library panicked".to_owned();
+    catch_unwind(AssertUnwindSafe(work)).map_err(panicked)
 }
 
 /// SentencePiece's rule for spaces, as the converters of transformers write it: older ones as a normalizer, newer ones as a

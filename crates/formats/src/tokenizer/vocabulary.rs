@@ -15,9 +15,14 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const SCORES: &str = "tokenizer.ggml.scores";
 
-/// Most tokens, and longest token in bytes.
+/// The most tokens, and the longest token in bytes; the longest in use have some 500.
 const MAX_TOKENS: usize = 1 << 22;
-const MAX_TOKEN_BYTES: usize = 1 << 14;
+const MAX_TOKEN_BYTES: usize = 1 << 10;
+/// The most bytes of all tokens together; the largest vocabularies in use have some 3 MB.
+const MAX_VOCABULARY_BYTES: usize = 32 << 20;
+/// The most control and user-defined tokens, and their bytes; models in use have up to some 6,000.
+const MAX_ADDED: usize = 1 << 15;
+const MAX_ADDED_BYTES: usize = 1 << 20;
 
 /// Control tokens that end an answer in the supported families, whether or not a file names them.
 const END_TOKENS: [&str; 8] = [
@@ -94,17 +99,8 @@ impl Vocabulary {
                 format!("{} tokens; 1 to {MAX_TOKENS} are read", tokens.len()),
             ));
         }
-        if let Some(long) = tokens
-            .iter()
-            .position(|token| token.len() > MAX_TOKEN_BYTES)
-        {
-            let length = tokens[long].len();
-            return Err(invalid(
-                TOKENS,
-                format!("token {long} has {length} bytes; at most {MAX_TOKEN_BYTES} are read"),
-            ));
-        }
         let kinds = gguf_kinds(gguf, tokens.len(), pre_tokenizer)?;
+        check_sizes(&tokens, &kinds).map_err(|problem| invalid(TOKENS, problem))?;
         let role = |key: &'static str| -> Result<Option<u32>, TokenizerError> {
             match gguf.get_u32(key)? {
                 Some(id) if id as usize >= tokens.len() => Err(invalid(
@@ -170,15 +166,10 @@ impl Vocabulary {
         let mut tokens = vec![String::new(); count as usize];
         let mut kinds = vec![Kind::Normal; count as usize];
         for (id, text, kind) in listed {
-            if text.len() > MAX_TOKEN_BYTES {
-                let length = text.len();
-                let problem =
-                    format!("token {id} has {length} bytes; at most {MAX_TOKEN_BYTES} are read");
-                return Err(invalid("model.vocab", problem));
-            }
             tokens[id as usize] = text.to_owned();
             kinds[id as usize] = kind;
         }
+        check_sizes(&tokens, &kinds).map_err(|problem| invalid("model.vocab", problem))?;
         let role = |text: &Option<String>| {
             let text = text.as_deref()?;
             let place = tokens.iter().position(|token| token == text)?;
@@ -302,6 +293,37 @@ impl Vocabulary {
     }
 }
 
+/// Refuses a vocabulary that is too large, with what is wrong.
+fn check_sizes(tokens: &[String], kinds: &[Kind]) -> Result<(), String> {
+    if let Some(id) = tokens
+        .iter()
+        .position(|token| token.len() > MAX_TOKEN_BYTES)
+    {
+        let length = tokens[id].len();
+        return Err(format!(
+            "token {id} has {length} bytes; at most {MAX_TOKEN_BYTES} are read"
+        ));
+    }
+    let bytes: usize = tokens.iter().map(String::len).sum();
+    if bytes > MAX_VOCABULARY_BYTES {
+        return Err(format!(
+            "the tokens have {bytes} bytes together; at most {MAX_VOCABULARY_BYTES} are read"
+        ));
+    }
+    let added = tokens.iter().zip(kinds);
+    let added = added.filter(|(_, kind)| **kind != Kind::Normal);
+    let (count, bytes) = added.fold((0, 0), |(count, bytes), (token, _)| {
+        (count + 1, bytes + token.len())
+    });
+    if count > MAX_ADDED || bytes > MAX_ADDED_BYTES {
+        return Err(format!(
+            "{count} control and user-defined tokens of {bytes} bytes together; at most {MAX_ADDED} of {MAX_ADDED_BYTES} \
+             bytes are read"
+        ));
+    }
+    Ok(())
+}
+
 /// The kinds of the tokens of a GGUF. All are normal if it has no token types.
 fn gguf_kinds(
     gguf: &Gguf,
@@ -367,6 +389,14 @@ fn json_tokens<'a>(
     origin: &str,
 ) -> Result<Vec<(u64, &'a str, Kind)>, TokenizerError> {
     let invalid = |key, problem| invalid(origin, key, problem);
+    // A count of ids is one more than the largest, so no id may be the largest number.
+    let checked = |key, id: u64| match id < MAX_TOKENS as u64 {
+        true => Ok(id),
+        false => Err(invalid(
+            key,
+            format!("id {id}; ids below {MAX_TOKENS} are read"),
+        )),
+    };
     let vocab = json.pointer("/model/vocab").and_then(Value::as_object);
     let vocab = vocab.ok_or_else(|| invalid("model.vocab", "missing".to_owned()))?;
     let added = json.get("added_tokens").and_then(Value::as_array);
@@ -375,7 +405,11 @@ fn json_tokens<'a>(
         let id = id
             .as_u64()
             .ok_or_else(|| invalid("model.vocab", format!("{token:?} has no id")))?;
-        listed.push((id, token.as_str(), Kind::Normal));
+        listed.push((
+            checked("model.vocab", id)?,
+            token.as_str(),
+            Kind::Normal,
+        ));
     }
     for token in added.into_iter().flatten() {
         let id = token.get("id").and_then(Value::as_u64);
@@ -399,7 +433,7 @@ fn json_tokens<'a>(
         } else {
             Kind::UserDefined
         };
-        listed.push((id, text, kind));
+        listed.push((checked("added_tokens", id)?, text, kind));
     }
     Ok(listed)
 }

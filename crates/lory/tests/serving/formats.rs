@@ -376,6 +376,14 @@ fn invalid_schema_or_tool_is_rejected_by_name() {
             "30 patterns",
         ),
         (json!({"allOf": [{"const": 1}, {"const": 2}]}), ""),
+        (
+            json!({"type": "integer", "multipleOf": 999_983}),
+            "too large an automaton",
+        ),
+        (
+            json!({"type": "integer", "multipleOf": 4_294_967_291u32}),
+            "multipleOf 4294967291",
+        ),
     ] {
         let (param, message) = refused(json!({"response_format": of_schema(&schema)}));
         assert_eq!(param, schema_field, "{message}");
@@ -459,4 +467,22 @@ fn invalid_schema_or_tool_is_rejected_by_name() {
     let answer = chat(&body);
     let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
     assert!((1..=5).contains(&content.parse::<u8>().unwrap()));
+}
+
+#[test]
+fn grammar_that_reaches_a_limit_while_it_runs_is_an_error_of_the_request() {
+    // Each text has a state of its own, so the automaton grows with the answer, and no text of less than 1,500 characters matches.
+    let pattern = "^.*([a-m].{1500}|[n-z].{1600}|[A-M].{1700}|[N-Z].{1650})$";
+    let schema = json!({"type": "string", "pattern": pattern});
+    let mut body = ask("Hello!");
+    body["response_format"] = of_schema(&schema);
+    body["max_completion_tokens"] = json!(1900);
+    body["temperature"] = json!(1.5);
+    let (status, code, _, message) = server().post(PATH, &body).error();
+    assert_eq!((status, code.as_str()), (400, "invalid_schema"), "{message}");
+    assert!(message.contains("make the schema simpler"), "{message}");
+    // Others are answered as before.
+    let mut body = ask("Hello!");
+    body["response_format"] = of_schema(&json!({"enum": ["yes", "no"]}));
+    chat(&body);
 }

@@ -1,36 +1,54 @@
 //! Compiles grammars over the tokens of a base, on threads with bounds on time and memory.
 
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base::Base;
-use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::ParserFactory;
+use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
 
-use super::constraint::{CompiledGrammar, one_line};
+use super::constraint::{CompiledGrammar, PANICKED, one_line};
 
 /// How long a grammar may take to compile, including the wait for a permit.
 pub const MAX_COMPILE: Duration = Duration::from_secs(5);
-/// How many grammars are compiled at once.
+/// How many grammars are compiled at once, and how many of one client.
 const COMPILERS: usize = 2;
+const COMPILERS_OF_A_CLIENT: usize = 1;
+/// How many requests of one client may wait for a compiler.
+const MAX_WAITING: usize = 16;
 /// The stack of a thread that compiles: nested schemas are walked by recursion, and JSON is read to a depth of 128.
 const COMPILER_STACK: usize = 16 << 20;
+
+/// The work to compile a grammar, in the units of `llguidance`: some 50 ms, and a few megabytes. Schemas in use need up to some
+/// 100 thousand.
+const COMPILE_FUEL: u64 = 300_000;
+/// The most symbols of a compiled grammar.
+const MAX_SYMBOLS: usize = 200_000;
+/// The work of the automaton for one mask: some 4 ms. Schemas in use need up to some 35 thousand.
+const MASK_FUEL: u64 = 50_000;
+/// The most items of the parser for one mask: some ms. Schemas in use need up to some 4 thousand.
+const MAX_ITEMS: usize = 20_000;
+/// The most states of an answer's automaton, at 1 to 3 KiB each. Answers in use need up to some 2 thousand.
+const MAX_STATES: usize = 10_000;
+
+/// The message for a grammar that needs more than [`COMPILE_FUEL`].
+const TOO_LARGE: &str =
+    "its patterns, formats and multipleOf need too large an automaton; make them simpler";
 
 /// Limits on the work of a grammar. They count operations, not time, so an answer does not depend on the speed of the machine.
 fn limits() -> ParserLimits {
     ParserLimits {
-        // Compiling: some 20 ms at 50 thousand a millisecond, and a few megabytes.
-        initial_lexer_fuel: 1_000_000,
-        max_grammar_size: 200_000,
-        // One mask: some 15 ms.
-        step_lexer_fuel: 200_000,
-        step_max_items: 50_000,
+        initial_lexer_fuel: COMPILE_FUEL,
+        max_grammar_size: MAX_SYMBOLS,
+        step_lexer_fuel: MASK_FUEL,
+        step_max_items: MAX_ITEMS,
         max_items_in_row: 2_000,
-        // One answer: at 1 to 2 KiB each.
-        max_lexer_states: 25_000,
+        max_lexer_states: MAX_STATES,
         precompute_large_lexemes: true,
         verbose_errors: false,
     }
@@ -67,18 +85,56 @@ pub fn parser_factory(base: &Base) -> Result<ParserFactory, String> {
     Ok(factory)
 }
 
-/// Limits how many grammars are compiled at once. A schema comes from a client, and a small one can take minutes: it is compiled
-/// on its own thread, and the request waits no longer than [`MAX_COMPILE`].
+/// Limits how many grammars are compiled at once, in all and for each client. A schema comes from a client: it is compiled on its
+/// own thread, and the request waits no longer than [`MAX_COMPILE`].
+#[derive(Default)]
 pub struct CompilerPool {
-    free: Mutex<usize>,
-    freed: Condvar,
+    state: Mutex<PoolState>,
+    changed: Condvar,
 }
 
-impl Default for CompilerPool {
-    fn default() -> Self {
-        CompilerPool {
-            free: Mutex::new(COMPILERS),
-            freed: Condvar::new(),
+/// Who compiles and who waits.
+#[derive(Default)]
+struct PoolState {
+    /// The clients whose grammars are being compiled; none for a client without a key.
+    running: Vec<Option<u64>>,
+    /// The requests that wait, the earliest first: a number and the client.
+    waiting: Vec<(u64, Option<u64>)>,
+    /// When each client that waits or compiles last got a permit; the lowest is next.
+    last: HashMap<u64, u64>,
+    /// The last number that was given.
+    number: u64,
+}
+
+impl PoolState {
+    fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
+    /// A client with a key may not hold all permits.
+    fn may_run(&self, client: Option<u64>) -> bool {
+        let own = self.running.iter().filter(|other| **other == client);
+        client.is_none() || own.count() < COMPILERS_OF_A_CLIENT
+    }
+
+    /// The request that is next: among those that may run, of the client that waits longest for a turn, its earliest.
+    fn next(&self) -> Option<u64> {
+        if self.running.len() >= COMPILERS {
+            return None;
+        }
+        let last = |client: Option<u64>| client.and_then(|client| self.last.get(&client));
+        let ready = self.waiting.iter().filter(|entry| self.may_run(entry.1));
+        let next = ready.min_by_key(|(number, client)| (last(*client).copied(), *number));
+        next.map(|(number, _)| *number)
+    }
+
+    /// Forgets the turn of a client that neither waits nor compiles.
+    fn forget(&mut self, client: Option<u64>) {
+        let is_it = |other: &Option<u64>| *other == client;
+        let waits = self.waiting.iter().any(|(_, other)| is_it(other));
+        if let Some(client) = client.filter(|_| !waits && !self.running.iter().any(is_it)) {
+            self.last.remove(&client);
         }
     }
 }
@@ -89,7 +145,7 @@ pub enum CompileError {
     Refused(String),
     /// It took too long.
     Slow,
-    /// Others took too long.
+    /// Others took too long, or the client waits for too many others of its own.
     Busy,
 }
 
@@ -102,17 +158,18 @@ impl CompileError {
 }
 
 impl CompilerPool {
-    /// Compiles a grammar on another thread.
+    /// Compiles a grammar of a client on another thread; a client without a key is none.
     ///
     /// # Errors
-    /// [`CompileError`]; a compilation that is too slow continues until it ends, as nothing can stop it.
+    /// [`CompileError`]; a compilation that is too slow continues until its limits end it, as nothing can stop it.
     pub fn compile(
         self: &Arc<Self>,
         factory: &Arc<ParserFactory>,
         grammar: TopLevelGrammar,
+        client: Option<u64>,
+        deadline: Instant,
     ) -> Result<CompiledGrammar, CompileError> {
-        let deadline = Instant::now() + MAX_COMPILE;
-        let permit = self.permit(deadline).ok_or(CompileError::Busy)?;
+        let permit = self.permit(client, deadline).ok_or(CompileError::Busy)?;
         let factory = Arc::clone(factory);
         let (sender, compiled) = sync_channel(1);
         let work = move || {
@@ -135,60 +192,237 @@ impl CompilerPool {
         }
     }
 
-    /// Waits for a permit; none at the deadline.
-    fn permit(self: &Arc<Self>, deadline: Instant) -> Option<CompilerPermit> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Waits for a permit; none at the deadline, or if [`MAX_WAITING`] others of the client wait.
+    fn permit(
+        self: &Arc<Self>,
+        client: Option<u64>,
+        deadline: Instant,
+    ) -> Option<CompilerPermit> {
+        let mut state = self.lock();
+        let own = state.waiting.iter().filter(|entry| entry.1 == client);
+        if client.is_some() && own.count() >= MAX_WAITING {
+            return None;
+        }
+        let number = state.next_number();
+        state.waiting.push((number, client));
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let waited = self
-            .freed
-            .wait_timeout_while(free, timeout, |free| *free == 0);
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        *free = free.checked_sub(1)?;
-        Some(CompilerPermit(Arc::clone(self)))
+        let not_next = |state: &mut PoolState| state.next() != Some(number);
+        let waited = self.changed.wait_timeout_while(state, timeout, not_next);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let is_next = state.next() == Some(number);
+        state.waiting.retain(|entry| entry.0 != number);
+        if is_next {
+            state.running.push(client);
+            let turn = state.next_number();
+            if let Some(client) = client {
+                state.last.insert(client, turn);
+            }
+        }
+        state.forget(client);
+        drop(state);
+        // Another request may be next now.
+        self.changed.notify_all();
+        is_next.then(|| CompilerPermit {
+            pool: Arc::clone(self),
+            client,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct CompilerPermit(Arc<CompilerPool>);
+struct CompilerPermit {
+    pool: Arc<CompilerPool>,
+    client: Option<u64>,
+}
 
 impl Drop for CompilerPermit {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.freed.notify_one();
+        let mut state = self.pool.lock();
+        if let Some(own) = state.running.iter().position(|other| *other == self.client) {
+            state.running.swap_remove(own);
+        }
+        state.forget(self.client);
+        drop(state);
+        self.pool.changed.notify_all();
     }
 }
 
 fn compile(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<CompiledGrammar, String> {
-    let parser = factory.create_parser(grammar);
-    let mut parser = parser.map_err(|error| one_line(&format!("{error:#}")))?;
+    let checked = catch_unwind(AssertUnwindSafe(|| checked_lexer(factory, grammar)));
+    let grammar = checked.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
+    let parser = factory.create_parser_from_init_default(grammar);
+    let mut parser = parser.map_err(|error| refusal(&format!("{error:#}")))?;
     parser.start_without_prompt();
     // The first mask is the most expensive one. Computing it here keeps that off the engine's thread.
-    match parser.compute_mask() {
-        Ok(_) => Ok(CompiledGrammar::new(Matcher::new(Ok(parser)))),
+    let mask = catch_unwind(AssertUnwindSafe(|| parser.compute_mask()));
+    match mask.map_err(|_| PANICKED.to_owned())? {
+        Ok(_) => Ok(CompiledGrammar::new(parser)),
         Err(_) if parser.stop_reason() == StopReason::NoExtensionBias => {
             Err("no answer can match it".to_owned())
         }
-        Err(error) => Err(one_line(&error.to_string())),
+        Err(error) => Err(refusal(&error.to_string())),
     }
+}
+
+/// What a compilation that ran out of work says; other messages of the library stay.
+fn refusal(message: &str) -> String {
+    let ran_out = ["fuel", "precomputation failed", "too many"];
+    match ran_out.iter().any(|part| message.contains(part)) {
+        true => TOO_LARGE.to_owned(),
+        false => one_line(message),
+    }
+}
+
+/// The grammar with its lexer, whose first transitions are within the limit on work. The library computes them without a limit
+/// when it makes a parser, and for some schemas of a few bytes they take minutes.
+fn checked_lexer(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<GrammarInit, String> {
+    let mut limits = factory.limits().clone();
+    let tokens = Some(factory.tok_env().clone());
+    let grammar = GrammarInit::Serialized(grammar).to_internal(tokens, limits.clone());
+    let (grammar, lexer) = grammar.map_err(|error| refusal(&format!("{error:#}")))?;
+    let mut whole = lexer.clone();
+    whole.add_extra_lexemes(&factory.extra_lexemes());
+    let automaton = whole.to_regex_vec(&mut limits);
+    let mut automaton = automaton.map_err(|error| refusal(&format!("{error:#}")))?;
+    automaton.set_fuel(limits.initial_lexer_fuel);
+    automaton.set_max_states(limits.max_lexer_states);
+    let start = automaton.initial_state(&whole.all_lexemes());
+    for byte in 0..=u8::MAX {
+        automaton.transition(start, byte);
+        if automaton.has_error() {
+            return Err(TOO_LARGE.to_owned());
+        }
+    }
+    Ok(GrammarInit::Internal(grammar, lexer))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn pool() -> Arc<CompilerPool> {
+        Arc::new(CompilerPool::default())
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + SOON
+    }
 
     #[test]
     fn compiler_permits_are_waited_for_and_returned() {
-        let compilers = Arc::new(CompilerPool::default());
-        let soon = || Instant::now() + Duration::from_millis(20);
+        let compilers = pool();
         let mut permits: Vec<CompilerPermit> = (0..COMPILERS)
-            .map(|_| compilers.permit(soon()).unwrap())
+            .map(|_| compilers.permit(None, soon()).unwrap())
             .collect();
-        assert!(compilers.permit(soon()).is_none());
+        assert!(compilers.permit(None, soon()).is_none());
         let waiting = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| compilers.permit(Instant::now() + MAX_COMPILE));
+            let waiting = scope.spawn(|| compilers.permit(None, Instant::now() + MAX_COMPILE));
             permits.pop();
             waiting.join().unwrap()
         });
         assert!(waiting.is_some());
-        assert!(compilers.permit(soon()).is_none());
+        assert!(compilers.permit(None, soon()).is_none());
+    }
+
+    #[test]
+    fn one_client_leaves_a_compiler_to_the_others() {
+        let compilers = pool();
+        let first = compilers.permit(Some(1), soon()).unwrap();
+        assert!(compilers.permit(Some(1), soon()).is_none());
+        let other = compilers.permit(Some(2), soon());
+        assert!(other.is_some());
+        assert!(compilers.permit(Some(3), soon()).is_none());
+        drop(first);
+        assert!(compilers.permit(Some(1), soon()).is_some());
+        drop(other);
+        let state = compilers.lock();
+        assert!(state.last.is_empty() && state.running.is_empty() && state.waiting.is_empty());
+    }
+
+    #[test]
+    fn clients_take_turns_regardless_of_how_many_requests_wait() {
+        let mut state = PoolState::default();
+        // Two clients with many requests each, and a third with one, which came last.
+        for number in 0..20 {
+            state.waiting.push((number, Some(1 + number % 2)));
+        }
+        state.waiting.push((20, Some(3)));
+        state.number = 20;
+        state.running = vec![Some(1)];
+        state.last = HashMap::from([(1, 10), (2, 11)]);
+        assert_eq!(state.next(), Some(20));
+        state.last.insert(3, 12);
+        assert_eq!(state.next(), Some(1), "the earliest of client 2");
+        state.running = vec![Some(2)];
+        assert_eq!(state.next(), Some(0), "the earliest of client 1");
+        state.running = vec![Some(1), Some(2)];
+        assert_eq!(state.next(), None);
+    }
+
+    /// A factory over single bytes.
+    fn factory() -> ParserFactory {
+        let tokens = ApproximateTokEnv::single_byte_env();
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory =
+            ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices).unwrap();
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        factory
+    }
+
+    #[test]
+    fn schema_with_too_large_an_automaton_is_refused() {
+        let factory = factory();
+        let compiled = |schema| compile(&factory, TopLevelGrammar::from_json_schema(schema));
+        // Each of these would compile for half a minute or more.
+        for schema in [
+            json!({"type": "integer", "multipleOf": 999_983}),
+            json!({"type": "integer", "multipleOf": 65_537, "minimum": 1_000_003}),
+            json!({"type": "integer", "allOf": [{"multipleOf": 911}, {"multipleOf": 919}]}),
+        ] {
+            let message = compiled(schema).unwrap_err();
+            assert!(message.contains("too large an automaton"), "{message}");
+        }
+        // The library's arithmetic overflows with these.
+        for schema in [
+            json!({"type": "integer", "multipleOf": 4_294_967_291u32}),
+            json!({"type": "integer", "multipleOf": 1e-9}),
+        ] {
+            assert!(compiled(schema).is_err());
+        }
+        for schema in [
+            json!({"type": "integer", "multipleOf": 3600}),
+            json!({"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 99_999.99}),
+            json!({"type": "string", "format": "uri"}),
+            json!({"type": "string", "pattern": "^[\\p{L} .'-]{1,100}$"}),
+            json!({"type": "object", "properties": {"a": {"type": "string", "maxLength": 2000}}}),
+        ] {
+            compiled(schema).unwrap();
+        }
+    }
+
+    #[test]
+    fn waiting_requests_of_a_client_are_limited() {
+        let compilers = pool();
+        let _running = compilers.permit(Some(1), soon()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..MAX_WAITING {
+                scope.spawn(|| compilers.permit(Some(1), Instant::now() + 50 * SOON));
+            }
+            while compilers.lock().waiting.len() < MAX_WAITING {
+                std::thread::yield_now();
+            }
+            let started = Instant::now();
+            assert!(compilers.permit(Some(1), started + 1000 * SOON).is_none());
+            assert!(started.elapsed() < 50 * SOON, "it is refused at once");
+            assert!(compilers.permit(Some(2), soon()).is_some());
+        });
     }
 }

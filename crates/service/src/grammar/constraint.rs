@@ -1,16 +1,25 @@
 //! Runs a compiled grammar as the engine's constraint on an answer.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{Constraint, Progress};
-use llguidance::Matcher;
+use llguidance::TokenParser;
+use llguidance::api::StopReason;
+
+use super::memory::{GrammarMemory, MemoryLease};
 
 /// The most characters of an error message of `llguidance`.
 const MAX_MESSAGE: usize = 300;
+/// The message for a panic of `llguidance`, whose own message is about its source.
+pub const PANICKED: &str = "the grammar library panicked on it";
 
 /// A grammar in its initial state, which every answer copies.
-pub struct CompiledGrammar(Mutex<Matcher>);
+pub struct CompiledGrammar {
+    initial: Mutex<TokenParser>,
+    bytes: usize,
+}
 
 impl fmt::Debug for CompiledGrammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,51 +28,91 @@ impl fmt::Debug for CompiledGrammar {
 }
 
 impl CompiledGrammar {
-    pub fn new(matcher: Matcher) -> CompiledGrammar {
-        CompiledGrammar(Mutex::new(matcher))
+    pub fn new(initial: TokenParser) -> CompiledGrammar {
+        CompiledGrammar {
+            bytes: automaton_bytes(&initial),
+            initial: Mutex::new(initial),
+        }
+    }
+
+    /// The bytes of its automaton.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
-impl engine::Grammar for CompiledGrammar {
+/// A compiled grammar for the answers of one request, whose client pays for their memory.
+#[derive(Debug)]
+pub struct RequestGrammar {
+    pub compiled: Arc<CompiledGrammar>,
+    pub client: Option<u64>,
+    pub memory: Arc<GrammarMemory>,
+}
+
+impl engine::Grammar for RequestGrammar {
     fn start(&self) -> Box<dyn Constraint> {
-        let matcher = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Box::new(GrammarMatcher(matcher.deep_clone()))
+        let initial = &self.compiled.initial;
+        let initial = initial.lock().unwrap_or_else(PoisonError::into_inner);
+        Box::new(AnswerConstraint {
+            parser: initial.deep_clone(),
+            lease: self.memory.lease(self.client),
+        })
     }
 }
 
 /// The state of one answer in its grammar.
-struct GrammarMatcher(Matcher);
+struct AnswerConstraint {
+    parser: TokenParser,
+    lease: MemoryLease,
+}
 
-impl Constraint for GrammarMatcher {
-    fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
-        let mask = self.0.compute_mask().map_err(|error| failed(&error))?;
-        for (word, bits) in allowed.iter_mut().zip(mask.as_slice()) {
-            *word = *bits;
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, token: u32) -> Result<Progress, String> {
-        self.0
-            .consume_token(token)
-            .map_err(|error| failed(&error))?;
-        match self.0.stop_reason() {
-            reason if !reason.is_ok() => Err(failed(&reason)),
-            _ if self.0.is_stopped() => Ok(Progress::Complete),
-            _ => Ok(Progress::Open),
+impl AnswerConstraint {
+    /// Runs the library's code; its errors and panics end the answer.
+    fn run<T, E: fmt::Display>(
+        &mut self,
+        work: impl FnOnce(&mut TokenParser) -> Result<T, E>,
+    ) -> Result<T, String> {
+        let parser = &mut self.parser;
+        match catch_unwind(AssertUnwindSafe(|| work(parser))) {
+            Ok(done) => done.map_err(|error| one_line(&error.to_string())),
+            Err(_) => Err(PANICKED.to_owned()),
         }
     }
 }
 
-/// How the message of an answer begins whose grammar took too much work.
-pub const FAILED: &str = "the answer's grammar failed: ";
+impl Constraint for AnswerConstraint {
+    fn mask(&mut self, allowed: &mut [u32]) -> Result<(), String> {
+        let mask = self.run(TokenParser::compute_mask)?;
+        for (word, bits) in allowed.iter_mut().zip(mask.as_slice()) {
+            *word = *bits;
+        }
+        self.lease.resize(automaton_bytes(&self.parser))
+    }
 
-fn failed(error: &dyn fmt::Display) -> String {
-    format!("{FAILED}{}", one_line(&error.to_string()))
+    fn commit(&mut self, token: u32) -> Result<Progress, String> {
+        self.run(|parser| {
+            parser.consume_token(token)?;
+            parser.check_stop()
+        })?;
+        match self.parser.stop_reason() {
+            StopReason::NotStopped => Ok(Progress::Open),
+            reason if reason.is_ok() => Ok(Progress::Complete),
+            reason => Err(one_line(&reason.to_string())),
+        }
+    }
+}
+
+/// The bytes of a parser's automaton, which grows while an answer runs.
+fn automaton_bytes(parser: &TokenParser) -> usize {
+    parser.parser.lexer_stats().num_bytes
 }
 
 /// A message on one line, cut to [`MAX_MESSAGE`] characters.
 pub fn one_line(message: &str) -> String {
+    // The library's text of a caught panic is a stack trace.
+    if message.starts_with("panic:") {
+        return PANICKED.to_owned();
+    }
     let words: Vec<&str> = message.split_whitespace().collect();
     words.join(" ").chars().take(MAX_MESSAGE).collect()
 }
@@ -76,5 +125,6 @@ mod tests {
     fn compiler_message_is_one_line_of_limited_length() {
         assert_eq!(one_line("a\n  b\tc"), "a b c");
         assert_eq!(one_line(&"word ".repeat(1000)).chars().count(), MAX_MESSAGE);
+        assert_eq!(one_line("panic: at src/x.rs:1\n0: frame"), PANICKED);
     }
 }

@@ -6,27 +6,29 @@
 
 mod compiler;
 mod constraint;
+mod memory;
 mod schema;
 mod schema_limits;
 
-pub(crate) use constraint::FAILED;
-
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use base::Base;
 use llguidance::ParserFactory;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
-use self::compiler::{CompileError, CompilerPool, parser_factory};
-use self::constraint::CompiledGrammar;
+use self::compiler::{CompileError, CompilerPool, MAX_COMPILE, parser_factory};
+use self::constraint::{CompiledGrammar, RequestGrammar};
+use self::memory::GrammarMemory;
 use self::schema::{checked_schema, compact, with_json_style};
 use crate::error::RequestError;
 use crate::tools::{Tool, ToolChoice, Tools};
 
-/// The capacity of the cache, in grammars.
-const CACHED: usize = 16;
+/// The most bytes of cached grammars, and of those that one client compiled.
+const CACHED_BYTES: usize = 32 << 20;
+const CACHED_CLIENT_BYTES: usize = 8 << 20;
 /// The field of a request's schema.
 const SCHEMA: &str = "response_format.json_schema.schema";
 
@@ -52,12 +54,27 @@ pub enum OutputFormat {
 pub(super) struct GrammarCache {
     factory: OnceLock<Result<Arc<ParserFactory>, String>>,
     compilers: Arc<CompilerPool>,
-    /// By the grammar's text, the most recently used first.
-    cached: Mutex<VecDeque<(String, Arc<CompiledGrammar>)>>,
+    memory: Arc<GrammarMemory>,
+    /// The most recently used first.
+    cached: Mutex<VecDeque<CachedGrammar>>,
+}
+
+struct CachedGrammar {
+    text: String,
+    grammar: Arc<CompiledGrammar>,
+    /// The client that compiled it.
+    client: Option<u64>,
+}
+
+impl CachedGrammar {
+    fn bytes(&self) -> usize {
+        self.text.len() + self.grammar.bytes()
+    }
 }
 
 impl GrammarCache {
-    /// The grammar of an answer in this format, or with these tools; none if the answer is free text.
+    /// The grammar of an answer in this format, or with these tools; none if the answer is free text. `client` pays for the
+    /// work and the memory; none for a client without a key.
     ///
     /// # Errors
     /// [`RequestError::Schema`], naming the field; [`RequestError::GrammarsBusy`].
@@ -66,6 +83,7 @@ impl GrammarCache {
         base: &Base,
         format: &OutputFormat,
         tools: Option<&Tools>,
+        client: Option<u64>,
     ) -> Result<Option<Arc<dyn engine::Grammar>>, RequestError> {
         let (text, field) = match (format, tools) {
             (OutputFormat::Text, None) => return Ok(None),
@@ -92,41 +110,79 @@ impl GrammarCache {
         let factory = factory
             .as_ref()
             .map_err(|message| refused(message.clone()))?;
+        let running = |compiled| -> Arc<dyn engine::Grammar> {
+            Arc::new(RequestGrammar {
+                compiled,
+                client,
+                memory: Arc::clone(&self.memory),
+            })
+        };
         if let Some(compiled) = self.cached(&text) {
-            return Ok(Some(compiled));
+            return Ok(Some(running(compiled)));
         }
-        let compile = |grammar| self.compilers.compile(factory, grammar);
+        let deadline = Instant::now() + MAX_COMPILE;
+        let compile = |grammar| self.compilers.compile(factory, grammar, client, deadline);
         let compiled = match compile(TopLevelGrammar::from_lark(text.clone())) {
             Ok(compiled) => Arc::new(compiled),
             Err(CompileError::Busy) => return Err(RequestError::GrammarsBusy),
             Err(CompileError::Slow) => return Err(refused(CompileError::slow())),
             // The error of the whole grammar refers to generated text. Compiling each schema alone finds the field at fault.
             Err(CompileError::Refused(message)) => {
-                let culprit =
-                    schemas(format, tools, field).find_map(|(field, schema)| {
-                        match compile(TopLevelGrammar::from_json_schema(schema)) {
+                let culprit = schemas(format, tools, field)
+                    .take_while(|_| Instant::now() < deadline)
+                    .find_map(
+                        |(field, schema)| match compile(TopLevelGrammar::from_json_schema(schema)) {
                             Err(CompileError::Refused(message)) => Some((field, message)),
                             _ => None,
-                        }
-                    });
+                        },
+                    );
                 let (field, message) = culprit.unwrap_or((field.to_owned(), message));
                 return Err(RequestError::Schema { field, message });
             }
         };
+        self.cache(text, Arc::clone(&compiled), client);
+        Ok(Some(running(compiled)))
+    }
+
+    /// Caches a grammar. A client that has too many loses its own.
+    fn cache(&self, text: String, grammar: Arc<CompiledGrammar>, client: Option<u64>) {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        cached.push_front((text, Arc::clone(&compiled)));
-        cached.truncate(CACHED);
-        Ok(Some(compiled))
+        cached.push_front(CachedGrammar {
+            text,
+            grammar,
+            client,
+        });
+        while let Some(last) = excess(&cached, client) {
+            cached.remove(last);
+        }
     }
 
     fn cached(&self, text: &str) -> Option<Arc<CompiledGrammar>> {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = cached.iter().position(|(known, _)| known == text)?;
+        let at = cached.iter().position(|known| known.text == text)?;
         let found = cached.remove(at)?;
-        let compiled = Arc::clone(&found.1);
+        let compiled = Arc::clone(&found.grammar);
         cached.push_front(found);
         Some(compiled)
     }
+}
+
+/// The grammar that must leave the cache after `client` has added one: its oldest one, or the oldest of the client with the most
+/// bytes; none if the cache is small enough.
+fn excess(cached: &VecDeque<CachedGrammar>, client: Option<u64>) -> Option<usize> {
+    let mut bytes: HashMap<Option<u64>, usize> = HashMap::new();
+    for grammar in cached {
+        *bytes.entry(grammar.client).or_default() += grammar.bytes();
+    }
+    let own = bytes.get(&client).copied().unwrap_or(0);
+    let payer = if client.is_some() && own > CACHED_CLIENT_BYTES {
+        client
+    } else if bytes.values().sum::<usize>() > CACHED_BYTES {
+        *bytes.iter().max_by_key(|(_, bytes)| **bytes)?.0
+    } else {
+        return None;
+    };
+    cached.iter().rposition(|grammar| grammar.client == payer)
 }
 
 /// The schemas of a request, each with its field.

@@ -353,6 +353,7 @@ impl Service {
         let max_new_tokens = self.max_new_tokens(persona, request, prompt.len())?;
         let adapters = persona.identity.adapters.iter();
         let cache_salt = cache_salt::of(&self.base, &self.prefixes, persona, request, &prompt);
+        let client = request.caller.client();
         Ok(Request {
             prompt,
             adapters: adapters
@@ -366,11 +367,14 @@ impl Service {
             },
             top_logprobs: request.logprobs,
             prompt_logprobs: request.echo && request.logprobs.is_some(),
-            grammar: self
-                .grammars
-                .get(&self.base, &request.format, request.tools.as_ref())?,
+            grammar: self.grammars.get(
+                &self.base,
+                &request.format,
+                request.tools.as_ref(),
+                client.map(|client| client.id),
+            )?,
             priority: request.priority,
-            client: request.caller.client(),
+            client,
             cache_salt,
             // The timeout includes the time to read the prompt and to compile the grammar.
             deadline: timeout(request).map(|timeout| timeout.saturating_sub(arrival.elapsed())),
