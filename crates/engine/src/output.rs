@@ -129,7 +129,8 @@ impl OutputProcessor {
         sampled.map_err(|error| match error {
             SampleError::NotADistribution => FinishReason::Error(not_numbers(position)),
             SampleError::NothingAllowed => {
-                let message = format!("the request's grammar allows no token at position {position}");
+                let message =
+                    format!("the request's grammar allows no token at position {position}");
                 FinishReason::Constraint(message)
             }
         })

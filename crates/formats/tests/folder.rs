@@ -473,7 +473,8 @@ fn unsupported_tokenizers_are_refused_by_name() {
         (
             "llama3",
             &|json| {
-                json["normalizer"] = json!({"type": "Sequence", "normalizers": vec![json!({"type": "Strip"}); 40]})
+                json["normalizer"] =
+                    json!({"type": "Sequence", "normalizers": vec![json!({"type": "Strip"}); 40]})
             },
             "more than 32 steps",
         ),

@@ -119,8 +119,7 @@ impl PreTokenizer {
             key,
             problem,
         };
-        let normalizer_of =
-            parsed(normalizer).map_err(|problem| invalid("normalizer", problem))?;
+        let normalizer_of = parsed(normalizer).map_err(|problem| invalid("normalizer", problem))?;
         let pre_tokenizer_of =
             parsed(pre_tokenizer).map_err(|problem| invalid("pre_tokenizer", problem))?;
         Ok(PreTokenizer::Other(Box::new(Other {

@@ -96,7 +96,9 @@ impl Steps<'_> {
             "Metaspace" => 4,
             "ByteLevel" => 2,
             "FixedLength" if step.get("length").and_then(Value::as_u64) == Some(0) => {
-                return Err(self.invalid(part, "FixedLength needs a length of at least 1".to_owned()));
+                return Err(
+                    self.invalid(part, "FixedLength needs a length of at least 1".to_owned())
+                );
             }
             "Digits" | "Punctuation" | "Whitespace" | "WhitespaceSplit" | "CharDelimiterSplit"
             | "UnicodeScripts" | "FixedLength" => 1,
@@ -114,8 +116,16 @@ impl Steps<'_> {
             Expression::Regex(expression) => {
                 // Only an expression without look-around says how short its matches are.
                 let parsed = regex_syntax::parse(expression).map_err(|error| {
-                    let line = error.to_string().lines().last().unwrap_or_default().to_owned();
-                    self.invalid(part, format!("Replace: {expression:?} is not supported: {line}"))
+                    let line = error
+                        .to_string()
+                        .lines()
+                        .last()
+                        .unwrap_or_default()
+                        .to_owned();
+                    self.invalid(
+                        part,
+                        format!("Replace: {expression:?} is not supported: {line}"),
+                    )
                 })?;
                 parsed.properties().minimum_len().unwrap_or(0)
             }
@@ -138,7 +148,8 @@ impl Steps<'_> {
             (Some(text), None) => (Expression::Text(text), text.len()),
             (None, Some(regex)) => (Expression::Regex(regex), regex.len()),
             _ => {
-                let problem = "a pattern is {\"String\": text} or {\"Regex\": expression}".to_owned();
+                let problem =
+                    "a pattern is {\"String\": text} or {\"Regex\": expression}".to_owned();
                 return Err(self.invalid(part, problem));
             }
         };
@@ -153,7 +164,8 @@ impl Steps<'_> {
     fn inserted(&self, text: Option<&Value>, part: &'static str) -> Result<usize, TokenizerError> {
         let length = text.and_then(Value::as_str).map_or(0, str::len);
         if length > MAX_INSERTED {
-            let problem = format!("a step inserts {length} bytes; at most {MAX_INSERTED} are inserted");
+            let problem =
+                format!("a step inserts {length} bytes; at most {MAX_INSERTED} are inserted");
             return Err(self.invalid(part, problem));
         }
         Ok(length)

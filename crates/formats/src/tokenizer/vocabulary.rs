@@ -405,11 +405,7 @@ fn json_tokens<'a>(
         let id = id
             .as_u64()
             .ok_or_else(|| invalid("model.vocab", format!("{token:?} has no id")))?;
-        listed.push((
-            checked("model.vocab", id)?,
-            token.as_str(),
-            Kind::Normal,
-        ));
+        listed.push((checked("model.vocab", id)?, token.as_str(), Kind::Normal));
     }
     for token in added.into_iter().flatten() {
         let id = token.get("id").and_then(Value::as_u64);

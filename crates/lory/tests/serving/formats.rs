@@ -479,7 +479,11 @@ fn grammar_that_reaches_a_limit_while_it_runs_is_an_error_of_the_request() {
     body["max_completion_tokens"] = json!(1900);
     body["temperature"] = json!(1.5);
     let (status, code, _, message) = server().post(PATH, &body).error();
-    assert_eq!((status, code.as_str()), (400, "invalid_schema"), "{message}");
+    assert_eq!(
+        (status, code.as_str()),
+        (400, "invalid_schema"),
+        "{message}"
+    );
     assert!(message.contains("make the schema simpler"), "{message}");
     // Others are answered as before.
     let mut body = ask("Hello!");

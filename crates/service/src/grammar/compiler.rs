@@ -193,11 +193,7 @@ impl CompilerPool {
     }
 
     /// Waits for a permit; none at the deadline, or if [`MAX_WAITING`] others of the client wait.
-    fn permit(
-        self: &Arc<Self>,
-        client: Option<u64>,
-        deadline: Instant,
-    ) -> Option<CompilerPermit> {
+    fn permit(self: &Arc<Self>, client: Option<u64>, deadline: Instant) -> Option<CompilerPermit> {
         let mut state = self.lock();
         let own = state.waiting.iter().filter(|entry| entry.1 == client);
         if client.is_some() && own.count() >= MAX_WAITING {

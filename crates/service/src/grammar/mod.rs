@@ -130,12 +130,12 @@ impl GrammarCache {
             Err(CompileError::Refused(message)) => {
                 let culprit = schemas(format, tools, field)
                     .take_while(|_| Instant::now() < deadline)
-                    .find_map(
-                        |(field, schema)| match compile(TopLevelGrammar::from_json_schema(schema)) {
+                    .find_map(|(field, schema)| {
+                        match compile(TopLevelGrammar::from_json_schema(schema)) {
                             Err(CompileError::Refused(message)) => Some((field, message)),
                             _ => None,
-                        },
-                    );
+                        }
+                    });
                 let (field, message) = culprit.unwrap_or((field.to_owned(), message));
                 return Err(RequestError::Schema { field, message });
             }

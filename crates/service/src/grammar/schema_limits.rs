@@ -270,7 +270,10 @@ mod tests {
             (json!({"$ref": "#"}), "nested too deep"),
             (json!({"multipleOf": 1_000_003}), "multipleOf 1000003"),
             (json!({"multipleOf": 0}), "numbers above 0"),
-            (json!({"multipleOf": 1e-9}), "at most 6 digits after the point"),
+            (
+                json!({"multipleOf": 1e-9}),
+                "at most 6 digits after the point",
+            ),
             (
                 json!({"multipleOf": 7919, "allOf": [{"multipleOf": 7907}]}),
                 "has the digits 62615533",
