@@ -226,7 +226,12 @@ fn train(
 ) -> anyhow::Result<ExitStatus> {
     // Before any other file: it marks the folder as one of an unfinished run.
     if let Some(folder) = run.checkpoint.parent() {
-        disk::create_folders(folder).with_context(|| folder.display().to_string())?;
+        disk::create_folders(folder).with_context(|| {
+            format!(
+                "cannot write {}; make its folder writable, then run the same command again",
+                folder.display()
+            )
+        })?;
     }
     for target in run.targets {
         preference::save_start(target, run.checkpoint)?;
