@@ -76,11 +76,6 @@ impl ClientShares {
         client.is_none_or(|client| client.running < client.row_share)
     }
 
-    /// Whether the client runs nothing.
-    pub fn runs_nothing(&self, client: ClientId) -> bool {
-        self.0.get(&client).is_none_or(|client| client.running == 0)
-    }
-
     /// Whether the client stays within its share of the blocks with `more`.
     pub fn fits_block_share(&self, client: ClientId, more: usize) -> bool {
         let client = self.0.get(&client);
@@ -117,17 +112,15 @@ impl ClientShares {
         above.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Divides `rows` among the clients that match `which`, by weight; each gets at least one.
-    pub fn divide(
-        &self,
-        rows: usize,
-        which: impl Fn(ClientId) -> bool,
-    ) -> BTreeMap<ClientId, usize> {
-        let which = self.0.iter().filter(|(id, _)| which(**id));
-        let which: Vec<_> = which.map(|(id, client)| (*id, client.weight)).collect();
-        let weights: usize = which.iter().map(|(_, weight)| weight).sum();
-        let part = |(id, weight): (ClientId, usize)| (id, (rows * weight / weights).max(1));
-        which.into_iter().map(part).collect()
+    /// How many requests the client runs.
+    pub fn running(&self, client: ClientId) -> usize {
+        self.0.get(&client).map_or(0, |client| client.running)
+    }
+
+    /// Whether a request with `needed` blocks has more than its client's share.
+    pub fn is_large(&self, client: ClientId, needed: usize) -> bool {
+        let client = self.0.get(&client);
+        client.is_some_and(|client| needed > client.block_share)
     }
 
     /// A sequence was admitted and holds `blocks` blocks.

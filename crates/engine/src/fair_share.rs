@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use crate::cache_scope::AdapterSet;
+use crate::client_shares::ClientId;
 use crate::sequence::Sequence;
 
 /// The cost of a prompt row.
@@ -24,7 +25,7 @@ const UNIT: u64 = 1000;
 #[derive(Default)]
 pub(crate) struct FairShare {
     /// Requests without a client share one counter.
-    clients: Counters<Option<u64>>,
+    clients: Counters<ClientId>,
     /// The base without adapters has a counter too.
     adapter_sets: Counters<AdapterSet>,
 }
@@ -57,6 +58,11 @@ impl FairShare {
             // Two rows or more are charged as a prompt.
             self.charge(sequence, rows.max(2));
         }
+    }
+
+    /// The counter of a client; the lower goes first.
+    pub fn client_served(&self, client: ClientId) -> u64 {
+        self.clients.served(&client)
     }
 
     /// The counters of the request's client and of its adapter set; the lower goes first.

@@ -4,8 +4,8 @@
 //! The rules:
 //! 1. Every running sequence with one pending token decodes it: one row each, and its draft tokens.
 //! 2. Running prefills get chunks of what is left of the step's budget. In a step with decodes the budget keeps the step within
-//!    `step_latency`, with at least [`MIN_PROMPT_ROWS`] prompt rows, so that prefills make progress. Clients with prompts divide the
-//!    budget by weight, so a long prompt does not delay a short one of another client.
+//!    `step_latency`, with at least [`MIN_PROMPT_ROWS`] prompt rows, so that prefills make progress. The client that was served least
+//!    takes its rows first, so long prompts do not delay a short one of another client.
 //! 3. Waiting sequences are admitted while there is budget, room in the batch, and blocks.
 //!
 //! The order, for 2 and 3: clients that run fewer sequences than their share (`client_shares`) go first; then sequences that have
@@ -332,7 +332,7 @@ impl<A> Scheduler<A> {
         let turn = self.max_wait.max(MIN_TURN);
         let waits = |sequence: &Sequence<A>| {
             sequence.priority <= 0
-                && shares.runs_nothing(sequence.client_id())
+                && shares.running(sequence.client_id()) == 0
                 && self.is_overdue(sequence, now)
         };
         if !self.waiting.values().any(waits) {
@@ -376,7 +376,8 @@ impl<A> Scheduler<A> {
         }
     }
 
-    /// Divides the step's prompt rows: first each client's part, then what they leave.
+    /// Gives out the step's prompt rows: first to the clients by turns, the one that was served least before the others, then what
+    /// they leave.
     fn plan_prompts(
         &mut self,
         plan: &mut Plan<A>,
@@ -385,32 +386,55 @@ impl<A> Scheduler<A> {
         admit: bool,
         now: Instant,
     ) {
-        let left = budget.saturating_sub(plan.batch.rows());
-        let prefills = self.running.values().filter(|s| s.in_prefill());
-        let mut with_prompts: BTreeSet<ClientId> = prefills.map(Sequence::client_id).collect();
-        if admit && self.running.len() < self.max_batch {
-            with_prompts.extend(self.waiting.values().map(Sequence::client_id));
-        }
-        let several = with_prompts.len() > 1;
         let mut rows = PromptRows {
-            left,
-            parts: several.then(|| shares.divide(left, |client| with_prompts.contains(&client))),
+            left: budget.saturating_sub(plan.batch.rows()),
+            turn: None,
             chunks: Vec::new(),
         };
-        loop {
-            self.continue_prefills(&mut rows, shares);
-            if admit {
-                self.admit(&mut rows, shares, now);
+        if !shares.is_single() {
+            let keeps_out = self.large_keeps_others_out(shares, now);
+            for client in self.clients_by_service(shares) {
+                rows.turn = Some(client);
+                self.continue_prefills(&mut rows, shares);
+                if admit && !keeps_out {
+                    self.admit(&mut rows, shares, now);
+                }
             }
-            if rows.parts.take().is_none() {
-                break;
-            }
+            rows.turn = None;
+        }
+        self.continue_prefills(&mut rows, shares);
+        if admit {
+            self.admit(&mut rows, shares, now);
         }
         for (arrival, chunk) in rows.chunks {
             if let Some(sequence) = self.running.get(&arrival) {
                 plan.add(arrival, sequence, chunk);
             }
         }
+    }
+
+    /// The clients with prompts, the least served first; of equals the one that runs least.
+    fn clients_by_service(&self, shares: &ClientShares) -> Vec<ClientId> {
+        let prefills = self.running.values().filter(|s| s.in_prefill());
+        let clients: BTreeSet<ClientId> = prefills
+            .chain(self.waiting.values())
+            .map(Sequence::client_id)
+            .collect();
+        let mut clients: Vec<ClientId> = clients.into_iter().collect();
+        clients.sort_by_key(|client| {
+            (self.fair_share.client_served(*client), shares.running(*client))
+        });
+        clients
+    }
+
+    /// Whether a sequence with more blocks than its client's share has waited so long that nobody may overtake it.
+    fn large_keeps_others_out(&self, shares: &ClientShares, now: Instant) -> bool {
+        self.waiting.iter().any(|(arrival, sequence)| {
+            let client = sequence.client_id();
+            shares.running(client) == 0
+                && shares.is_large(client, self.blocks.needed(sequence.tokens.len()))
+                && !self.may_be_overtaken(*arrival, now)
+        })
     }
 
     fn continue_prefills(&mut self, rows: &mut PromptRows, shares: &ClientShares) {
@@ -428,7 +452,7 @@ impl<A> Scheduler<A> {
             let chunk = self.chunk(rows, arrival, sequence);
             if chunk > 0 {
                 self.fair_share.charge(sequence, chunk);
-                rows.give(arrival, sequence, chunk);
+                rows.give(arrival, chunk);
             }
         }
     }
@@ -467,7 +491,7 @@ impl<A> Scheduler<A> {
             true => 0,
             false => self.blocks.needed(sequence.tokens.len()),
         };
-        let fits = shares.runs_nothing(client) || shares.fits_block_share(client, needed);
+        let fits = shares.running(client) == 0 || shares.fits_block_share(client, needed);
         let above = !shares.is_single() && !(fits && shares.is_below_rows(client));
         if overdue {
             return (above, false, 0, (0, 0), arrival);
@@ -491,9 +515,13 @@ impl<A> Scheduler<A> {
                     self.turn(*arrival, sequence, overdue, shares)
                 })
                 .min();
-            let Some((_, in_time, .., arrival)) = first else {
+            let Some((above, in_time, .., arrival)) = first else {
                 return;
             };
+            if above && rows.turn.is_some() {
+                // Clients below their shares come first.
+                return;
+            }
             let Some(mut sequence) = self.waiting.remove(&arrival) else {
                 return;
             };
@@ -511,7 +539,7 @@ impl<A> Scheduler<A> {
             {
                 sequence.release_blocks();
                 self.waiting.insert(arrival, sequence);
-                let is_large = !shares.fits_block_share(client, all);
+                let is_large = shares.is_large(client, all);
                 if !in_time && !(is_large && self.may_be_overtaken(arrival, now)) {
                     return;
                 }
@@ -526,7 +554,7 @@ impl<A> Scheduler<A> {
             if chunk > 0 {
                 self.fair_share.charge(&sequence, chunk);
             }
-            rows.give(arrival, &sequence, chunk);
+            rows.give(arrival, chunk);
             shares.count_admitted(&sequence);
             self.running.insert(arrival, sequence);
         }

@@ -19,7 +19,7 @@ use crate::usage::Usage;
 use crate::work::Work;
 use crate::work_pool::RunningWork;
 use service::{
-    Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, ModelIdentity, RequestError,
+    Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, MAX_CHOICES, ModelIdentity, RequestError,
     Service, TextEvent, TextSink, Tickets, ToolCallDelta,
 };
 
@@ -65,7 +65,8 @@ impl AnswerStream {
         mut requests: Vec<GenerateRequest>,
     ) -> Result<AnswerStream, ApiError> {
         // The key's limit counts answers, not HTTP requests.
-        caller.count_answers(requests.iter().map(|request| request.choices).sum())?;
+        let answers = requests.iter().map(|request| request.choices.clamp(1, MAX_CHOICES));
+        caller.count_answers(answers.sum())?;
         for request in &mut requests {
             request.caller = caller.clone();
         }
