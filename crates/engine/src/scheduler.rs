@@ -422,7 +422,10 @@ impl<A> Scheduler<A> {
             .collect();
         let mut clients: Vec<ClientId> = clients.into_iter().collect();
         clients.sort_by_key(|client| {
-            (self.fair_share.client_served(*client), shares.running(*client))
+            (
+                self.fair_share.client_served(*client),
+                shares.running(*client),
+            )
         });
         clients
     }

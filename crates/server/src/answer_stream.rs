@@ -19,8 +19,8 @@ use crate::usage::Usage;
 use crate::work::Work;
 use crate::work_pool::RunningWork;
 use service::{
-    Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, MAX_CHOICES, ModelIdentity, RequestError,
-    Service, TextEvent, TextSink, Tickets, ToolCallDelta,
+    Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, MAX_CHOICES, ModelIdentity,
+    RequestError, Service, TextEvent, TextSink, Tickets, ToolCallDelta,
 };
 
 /// The interval of keep-alive comments in a silent stream, so that proxies do not close it.
@@ -65,7 +65,9 @@ impl AnswerStream {
         mut requests: Vec<GenerateRequest>,
     ) -> Result<AnswerStream, ApiError> {
         // The key's limit counts answers, not HTTP requests.
-        let answers = requests.iter().map(|request| request.choices.clamp(1, MAX_CHOICES));
+        let answers = requests
+            .iter()
+            .map(|request| request.choices.clamp(1, MAX_CHOICES));
         caller.count_answers(answers.sum())?;
         for request in &mut requests {
             request.caller = caller.clone();
