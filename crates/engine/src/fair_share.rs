@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use crate::cache_scope::AdapterSet;
-use crate::client_shares::ClientId;
+use crate::client_id::ClientId;
 use crate::sequence::Sequence;
 
 /// The cost of a prompt row.
