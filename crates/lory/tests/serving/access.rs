@@ -258,9 +258,11 @@ fn changed_keys_file_is_reloaded_while_serving() {
             std::time::Instant::now() < end,
             "the new key was never taken"
         );
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        // Unknown keys are limited, but a key that has become valid is served at once.
+        std::thread::sleep(std::time::Duration::from_millis(200));
     }
-    assert_eq!(guarded.ask("old", "warm", 1).status, 401);
+    let old = guarded.ask("old", "warm", 1);
+    assert!([401, 429].contains(&old.status), "{}", old.text);
 }
 
 #[test]
@@ -282,7 +284,7 @@ fn other_origins_are_rejected_unless_allowed() {
     let allowed = named.header("access-control-allow-origin");
     assert_eq!(allowed, Some("https://shop.example"));
     // The origin of this server's own pages.
-    assert_eq!(ask("http://test").status, 200);
+    assert_eq!(ask(&format!("http://{}", server.address)).status, 200);
     let other = ask("https://evil.example");
     assert_eq!(
         (other.error().0, other.error().1.as_str()),

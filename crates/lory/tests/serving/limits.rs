@@ -73,8 +73,12 @@ fn connection_over_the_limit_gets_health_only() {
     });
     // A client with a request in progress.
     let mut held = TcpStream::connect(server.address).unwrap();
-    let begun = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{";
+    let begun = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
     held.write_all(begun).unwrap();
+    // The server asks for the body once the request is in progress.
+    let mut asked = [0; 25];
+    held.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
     let models = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let answer = until_status(&server, models, "503");
     assert!(answer.contains("retry-after: "), "{answer}");
