@@ -77,20 +77,33 @@ fn count_values(json: &[u8]) -> usize {
 /// Receives the body, within the limits of one body and of all bodies.
 async fn receive(work: &Work, request: Request) -> Result<(Vec<u8>, ReservedBytes), ApiError> {
     let mut reserved = work.server().bodies.reserve(work.key().clone());
-    let mut bytes = Vec::new();
+    let (mut bytes, mut received, mut refused) = (Vec::new(), 0, None);
     let mut pieces = request.into_body().into_data_stream();
     while let Some(piece) = poll_fn(|context| Pin::new(&mut pieces).poll_next(context)).await {
         let piece = piece.map_err(|error| {
             let message = format!("the body ended early: {error}");
             ApiError::bad_request("invalid_body", message, None)
         })?;
-        if bytes.len() + piece.len() > MAX_BODY {
+        received += piece.len();
+        if received > MAX_BODY {
             return Err(ApiError::too_large());
         }
-        reserved.grow(piece.len())?;
-        bytes.extend_from_slice(&piece);
+        // The rest is read and thrown away: a client that still sends might not read the error.
+        if refused.is_none() {
+            match reserved.grow(piece.len()) {
+                Ok(()) => bytes.extend_from_slice(&piece),
+                Err(error) => {
+                    refused = Some(error);
+                    bytes = Vec::new();
+                    reserved = work.server().bodies.reserve(work.key().clone());
+                }
+            }
+        }
     }
-    Ok((bytes, reserved))
+    match refused {
+        None => Ok((bytes, reserved)),
+        Some(error) => Err(error),
+    }
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

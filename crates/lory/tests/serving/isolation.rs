@@ -163,22 +163,31 @@ fn bodies_in_flight_are_bounded_together() {
         ..ServerSettings::default()
     });
     // A client that has sent most of a large body.
-    let mut slow = server.connect();
-    let head =
-        format!("POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY}\r\n\r\n");
-    slow.write_all(head.as_bytes()).unwrap();
-    slow.write_all(&vec![b' '; 3 << 20]).unwrap();
+    let slow_client = || {
+        let mut slow = server.connect();
+        let head = format!(
+            "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY}\r\n\r\n"
+        );
+        slow.write_all(head.as_bytes()).unwrap();
+        let _ = slow.write_all(&vec![b' '; 3 << 20]);
+        slow
+    };
     let large = format!(
         "{{\"prompt\": \"Hi\", \"user_type\": \"warm\", \"max_new_tokens\": 1}}{}",
         " ".repeat(2 << 20)
     );
-    let end = Instant::now() + Duration::from_secs(20);
-    let refused = loop {
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut pause = Duration::from_millis(50);
+    // Until the server has read those bytes, it may take the other request and refuse them.
+    let (slow, refused) = loop {
+        let slow = slow_client();
+        std::thread::sleep(pause);
         let reply = server.post_bytes("/generate", large.as_bytes());
         if reply.status != 200 {
-            break reply;
+            break (slow, reply);
         }
         assert!(Instant::now() < end, "the bodies were never refused");
+        pause *= 2;
     };
     let (_, code, _, message) = refused.error();
     assert_eq!(code, "request_bytes_exceeded", "{message}");
