@@ -523,6 +523,23 @@ mod tests {
     }
 
     #[test]
+    fn cancelling_and_closing_stop_the_preparation_of_a_record() {
+        let (_folder, queue) = queue();
+        let everyone = Owner::everyone();
+        for id in ["a", "b"] {
+            add(&queue, &everyone, id).unwrap();
+        }
+        let first = queue.lock().prepare("a");
+        // Nothing runs it, so its files may be removed at once.
+        assert!(!queue.lock().stop("a"));
+        assert!(first.stop.load(Ordering::SeqCst));
+        let second = queue.lock().prepare("b");
+        assert!(!second.stop.load(Ordering::SeqCst));
+        queue.close();
+        assert!(second.stop.load(Ordering::SeqCst));
+    }
+
+    #[test]
     fn closing_stops_the_running_record_and_wakes_the_workers() {
         let folder = tempfile::tempdir().unwrap();
         let queue: WorkQueue<Note> = WorkQueue::new(folder.path().to_owned(), Vec::new());
