@@ -495,7 +495,7 @@ impl<A> Scheduler<A> {
             false => self.blocks.needed(sequence.tokens.len()),
         };
         let fits = shares.running(client) == 0 || shares.fits_block_share(client, needed);
-        let above = !shares.is_single() && !(fits && shares.is_below_rows(client));
+        let above = !(shares.is_single() || fits && shares.is_below_rows(client));
         if overdue {
             return (above, false, 0, (0, 0), arrival);
         }
@@ -543,7 +543,7 @@ impl<A> Scheduler<A> {
                 sequence.release_blocks();
                 self.waiting.insert(arrival, sequence);
                 let is_large = shares.is_large(client, all);
-                if !in_time && !(is_large && self.may_be_overtaken(arrival, now)) {
+                if !(in_time || is_large && self.may_be_overtaken(arrival, now)) {
                     return;
                 }
                 blocked.insert(client);

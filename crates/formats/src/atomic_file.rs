@@ -239,18 +239,17 @@ pub fn remove_leftovers(folder: &Path) {
             continue;
         };
         if kind.is_dir() {
+            let is_old = || {
+                let meta = entry.metadata();
+                meta.is_ok_and(|meta| is_older(&meta, UNLOCKED_AGE))
+            };
             match File::options().write(true).open(path.join(LOCK)) {
                 // Removed while the lock is held, so that no writer takes the folder for its own.
                 Ok(lock) if is_abandoned(&lock, LEFTOVER_AGE) => {
                     let _ = disk::remove_folder(&path);
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if entry
-                        .metadata()
-                        .is_ok_and(|meta| is_older(&meta, UNLOCKED_AGE))
-                    {
-                        let _ = disk::remove_folder(&path);
-                    }
+                Err(error) if error.kind() == io::ErrorKind::NotFound && is_old() => {
+                    let _ = disk::remove_folder(&path);
                 }
                 _ => {}
             }

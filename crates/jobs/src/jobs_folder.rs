@@ -103,7 +103,7 @@ fn check_ownership(dir: &Path) -> Result<(), JobError> {
             FOLDERS.contains(&&*name)
                 && fs::read_dir(dir.join(&*name)).is_ok_and(|mut e| e.next().is_none())
         };
-        if !neutral && !unused_folder() && !(name == LOCK && is_empty_file(LOCK)) {
+        if !(neutral || unused_folder() || name == LOCK && is_empty_file(LOCK)) {
             return Err(JobError::NoJobs {
                 why: format!(
                     "{} is not a folder of jobs, it has {name:?}; name an empty or a new folder with --jobs-dir",

@@ -35,7 +35,7 @@ fn is_unfinished_copy(name: &str) -> bool {
         rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
     });
     let removed = name.strip_prefix(".leaving-");
-    fetched || removed.is_some_and(|rest| is_sha256(rest))
+    fetched || removed.is_some_and(is_sha256)
 }
 
 struct CachedCopy {

@@ -193,7 +193,7 @@ pub fn answer(
             let stream = service.stream(&request(persona, row, own)?);
             let stream = stream.map_err(|source| EvaluationError::Question {
                 row: row.location.clone(),
-                source,
+                source: Box::new(source),
             })?;
             in_flight.push_back((question, stream));
         }

@@ -54,7 +54,7 @@ pub enum EvaluationError {
         /// The row of the question.
         row: RowLocation,
         /// Why.
-        source: RequestError,
+        source: Box<RequestError>,
     },
     /// An answer failed.
     #[error(transparent)]

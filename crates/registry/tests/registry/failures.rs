@@ -218,7 +218,8 @@ fn damaged_log_is_refused_and_the_entry_is_named() {
 
 #[test]
 fn publication_into_a_removed_registry_is_refused_and_the_next_start_works() {
-    let removed: [(&str, fn(&std::path::Path)); 3] = [
+    type Remove = fn(&std::path::Path);
+    let removed: [(&str, Remove); 3] = [
         ("all", |folder| std::fs::remove_dir_all(folder).unwrap()),
         ("log", |folder| {
             std::fs::remove_dir_all(folder.join("log")).unwrap()

@@ -24,6 +24,9 @@ pub const MAX_BROKEN: usize = 1000;
 /// Broken lines that an error names.
 const NAMED: usize = 10;
 
+/// Reads one line of a file; `None` for a line that does not count.
+type ReadRow<'a, T> = dyn FnMut(&str, RowLocation) -> Result<Option<T>, TrainError> + 'a;
+
 /// A data file and all its errors.
 #[derive(Debug)]
 pub struct DatasetScan {
@@ -178,7 +181,7 @@ impl Dataset {
         reader: impl BufRead,
         name: &str,
         stop: &AtomicBool,
-        row: &mut dyn FnMut(&str, RowLocation) -> Result<Option<DataRow>, TrainError>,
+        row: &mut ReadRow<'_, DataRow>,
     ) -> Result<DatasetScan, TrainError> {
         let file: Arc<str> = name.into();
         let refuse = |message: String| TrainError::Data {
@@ -314,7 +317,7 @@ pub(crate) fn parse_range<T>(
     path: &Path,
     range: RowRange,
     stop: &AtomicBool,
-    row: &mut dyn FnMut(&str, RowLocation) -> Result<Option<T>, TrainError>,
+    row: &mut ReadRow<'_, T>,
 ) -> Result<Vec<T>, TrainError> {
     let file: Arc<str> = path.display().to_string().into();
     let mut lines = Lines::new(open(path)?, MAX_BYTES);
