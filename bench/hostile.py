@@ -425,7 +425,12 @@ def measure(args, name, keys):
         counts = {}
         reader = threading.Thread(target=lambda: [counts.update(json.loads(line)) for line in attacker.stdout])
         reader.start()
-        time.sleep(3)
+        # Some attacks upload a file first.
+        for _ in range(120):
+            if counts:
+                break
+            time.sleep(0.5)
+        time.sleep(2)
         times, failed, sick = asyncio.run(victim(server.url, args.seconds))
         alive = server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)

@@ -52,7 +52,7 @@ pub(crate) struct NewArgs {
     /// Allow the base, too
     #[arg(long)]
     base: bool,
-    /// Allow changing personas and reading /metrics; requests go before those of other keys
+    /// Allow changing personas, training, reading /metrics, and a priority below 0
     #[arg(long)]
     admin: bool,
     /// Allow uploading files and running training jobs for the personas that the key may use
@@ -166,6 +166,7 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
     let mut table = Table::new(&[
         "key",
         "admin",
+        "train",
         "requests/min",
         "tokens/min",
         "share",
@@ -181,7 +182,8 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
         }
         table.row([
             entry.name.clone(),
-            if entry.admin { "yes" } else { "no" }.to_owned(),
+            yes_or_no(entry.admin),
+            yes_or_no(entry.train || entry.admin),
             number(entry.requests_per_minute),
             number(entry.tokens_per_minute),
             entry.share.to_string(),
@@ -190,6 +192,10 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
     }
     print(&table.render())?;
     Ok(ExitStatus::Success)
+}
+
+fn yes_or_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
 }
 
 fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitStatus> {
@@ -224,6 +230,7 @@ fn as_json(entry: &KeyEntry) -> serde_json::Value {
         "personas": entry.personas,
         "base": entry.base,
         "admin": entry.admin,
+        "train": entry.train || entry.admin,
         "requests_per_minute": entry.requests_per_minute,
         "tokens_per_minute": entry.tokens_per_minute,
         "share": entry.share,
