@@ -147,6 +147,20 @@ fn long_model_name_is_refused_and_not_repeated() {
 }
 
 #[test]
+fn errors_that_quote_the_request_are_short() {
+    let server = shared_server();
+    let long = "ü".repeat(900_000);
+    for path in ["/v1/chat/completions", "/v1/completions", "/generate"] {
+        let (status, code, param, message) = server.post(path, &json!({&long: 1})).error();
+        assert_eq!((status, code.as_str()), (400, "unknown_field"), "{path}");
+        assert!(message.len() < 9 << 10 && param.as_str().unwrap().len() < 300);
+    }
+    let vote = json!({"a": "warm", "b": "base", "winner": long});
+    let (status, _, _, message) = server.post("/v1/votes", &vote).error();
+    assert!(status == 400 && message.len() < 9 << 10, "{status}");
+}
+
+#[test]
 fn body_of_too_many_small_values_is_refused() {
     let lists = "[],".repeat(MAX_BODY / 3 - 100);
     let body = format!("{{\"model\": \"warm\", \"prompt\": \"Hi\", \"user\": [{lists}[]]}}");

@@ -20,6 +20,11 @@ const RETRY_AFTER: u64 = 1;
 /// The largest `Retry-After` for an estimate, in seconds.
 const MAX_RETRY_AFTER: u64 = 60;
 
+/// The longest message of an error, in bytes. A message may quote what the client sent, such as the name of an unknown field.
+const MAX_MESSAGE: usize = 8 << 10;
+/// The longest name of a field in an error, in bytes.
+const MAX_PARAM: usize = 256;
+
 /// An error.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
@@ -323,13 +328,24 @@ impl ApiError {
         };
         ErrorBody {
             error: ErrorDetail {
-                message: self.message.clone(),
+                message: shortened(&self.message, MAX_MESSAGE),
                 r#type: kind,
                 code: self.code,
-                param: self.param.clone(),
+                param: self
+                    .param
+                    .as_deref()
+                    .map(|param| shortened(param, MAX_PARAM)),
             },
         }
     }
+}
+
+/// The text, cut after `most` bytes.
+fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(most)])
 }
 
 impl IntoResponse for ApiError {
