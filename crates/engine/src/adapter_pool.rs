@@ -67,6 +67,8 @@ pub(crate) struct PoolEntry<A> {
     pub removed: bool,
     /// The request that was to load it gave up; the next one that wants it loads it.
     pub abandoned: bool,
+    /// It takes more than its room, and there is no room for the difference: all holders let go of it and reserve again.
+    pub outgrown: bool,
 }
 
 impl<A> AdapterPool<A> {
@@ -229,6 +231,7 @@ impl<A> PoolEntry<A> {
             last_used: 0,
             removed: false,
             abandoned: false,
+            outgrown: false,
         }
     }
 }
@@ -315,15 +318,19 @@ impl<A> PoolState<A> {
             return Ok(());
         }
         let reserved = self.entries.get(&id).map_or(0, |entry| entry.bytes);
-        if bytes > reserved {
-            self.make_room(id, bytes - reserved, &[id], evicted)?;
-        }
+        let room = match bytes.checked_sub(reserved) {
+            None | Some(0) => Ok(()),
+            Some(more) => self.make_room(id, more, &[id], evicted),
+        };
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.adapter = Some(adapter);
-            entry.bytes = bytes;
             entry.abandoned = false;
+            entry.outgrown = room.is_err();
+            if room.is_ok() {
+                entry.adapter = Some(adapter);
+                entry.bytes = bytes;
+            }
         }
-        Ok(())
+        room
     }
 
     fn acquire(&mut self, id: AdapterId, client: ClientId) -> Option<Arc<A>> {

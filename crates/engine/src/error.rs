@@ -161,6 +161,10 @@ pub enum ReservationError {
     /// The caller gave the request up.
     #[error("the request was cancelled while it waited for its adapters")]
     Cancelled,
+    /// An adapter takes more memory than was reserved for it, and there is no room for the difference. The pool knows its size from
+    /// here on: drop the reservation and reserve again.
+    #[error("an adapter takes more memory than was reserved for it")]
+    MoreThanReserved,
     /// The engine has shut down.
     #[error("the engine has stopped")]
     Stopped,

@@ -11,6 +11,8 @@
 //! - Room is assigned in order of arrival. A request whose adapters are all in memory overtakes those that wait for room, until
 //!   the first of them has waited for `max_wait`. From then on no request overtakes it, so leases end and room becomes free.
 //! - An adapter is loaded by one reservation at a time. If that one is dropped, another that waits for the adapter loads it.
+//! - Room is reserved by an estimate. If an adapter turns out larger and does not fit, all reservations that hold it are made again,
+//!   by its actual size: loading it again into the same room would fail again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,6 +144,11 @@ impl<A> PoolState<A> {
         client: Option<Client>,
         evicted: &mut Vec<PoolEntry<A>>,
     ) -> Result<Option<Vec<AdapterId>>, PoolError> {
+        // Its room is too small. It is freed once its holders let go.
+        let outgrown = |id: &AdapterId| self.entries.get(id).is_some_and(|entry| entry.outgrown);
+        if ids.iter().any(outgrown) {
+            return Ok(None);
+        }
         let limit = self.limit();
         let exact = |id: &AdapterId| {
             let entry = self.entries.get(id).map(|entry| entry.bytes);
@@ -228,13 +235,17 @@ impl<A> Reservation<A> {
     /// reservations load, and until fewer than `adapter_loads` load. None: all are in memory.
     ///
     /// # Errors
-    /// [`ReservationError`], except `Pool`.
+    /// [`ReservationError`], except `Pool`; after `MoreThanReserved`, reserve again.
     pub fn next_to_load(
         &mut self,
         options: &WaitOptions<'_>,
     ) -> Result<Option<AdapterId>, ReservationError> {
         let mut state = self.pool.lock();
         loop {
+            let outgrown = |id| state.entries.get(id).is_some_and(|entry| entry.outgrown);
+            if self.held.iter().any(outgrown) {
+                return Err(ReservationError::MoreThanReserved);
+            }
             // Adapters that another reservation was to load and did not.
             for id in &self.held {
                 if let Some(entry) = state.entries.get_mut(id)

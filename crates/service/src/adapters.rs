@@ -129,7 +129,13 @@ impl AdapterLoader {
                 .engine
                 .reserve_adapters(&sizes, options)
                 .map_err(not_reserved)?;
-            while let Some(id) = reservation.next_to_load(options).map_err(not_reserved)? {
+            loop {
+                let id = match reservation.next_to_load(options) {
+                    Ok(Some(id)) => id,
+                    Ok(None) => return Ok(reservation.into_leases()),
+                    Err(ReservationError::MoreThanReserved) => continue 'reserve,
+                    Err(error) => return Err(not_reserved(error)),
+                };
                 let began = Instant::now();
                 let packed = at_low_priority(|| self.read(sources[&id]))
                     .map_err(|error| LeaseError::Unusable(id, Box::new(error)))?;
@@ -143,7 +149,6 @@ impl AdapterLoader {
                     continue 'reserve;
                 }
             }
-            return Ok(reservation.into_leases());
         }
     }
 

@@ -319,9 +319,12 @@ impl From<LeaseError> for RequestError {
             },
             LeaseError::NotReserved(ReservationError::TimedOut) => RequestError::Timeout,
             LeaseError::NotReserved(ReservationError::Cancelled) => RequestError::ClientGone,
-            LeaseError::NotReserved(ReservationError::Stopped | ReservationError::Pool(_)) => {
-                RequestError::Stopped
-            }
+            // The loader handles the other two itself.
+            LeaseError::NotReserved(
+                ReservationError::Stopped
+                | ReservationError::Pool(_)
+                | ReservationError::MoreThanReserved,
+            ) => RequestError::Stopped,
         }
     }
 }

@@ -242,6 +242,36 @@ fn adapters_that_can_never_fit_are_refused_by_their_actual_size() {
     assert_eq!(handle.stats().adapters.loading, 0);
 }
 
+/// Two requests wait for an adapter whose estimate was too small. Loading it into the same room again would fail each time.
+#[test]
+fn adapter_that_outgrows_its_room_is_reserved_again_by_all_its_requests() {
+    let handle = pool(EngineConfig::default());
+    let large = [(tone(50), 55)];
+    let mut held = handle.reserve_adapters(&large, &wait()).unwrap();
+    assert_eq!(held.next_to_load(&wait()), Ok(Some(tone(50))));
+    held.fill(adapter(tone(50)), 55, 55, Duration::ZERO)
+        .unwrap();
+    let reserve = || handle.reserve_adapters(&[(tone(51), 1)], &wait()).unwrap();
+    let [mut first, mut second] = [reserve(), reserve()];
+    assert_eq!(first.next_to_load(&wait()), Ok(Some(tone(51))));
+    let filled = first.fill(adapter(tone(51)), 10, 10, Duration::ZERO);
+    assert!(matches!(filled, Err(PoolError::Full { .. })), "{filled:?}");
+    for reservation in [&mut second, &mut first] {
+        let next = reservation.next_to_load(&wait());
+        assert_eq!(next, Err(ReservationError::MoreThanReserved));
+    }
+    // A new reservation does not join them.
+    let third = lease_in_thread(&handle, &[51]);
+    drop(first);
+    assert!(still_waits(&third));
+    drop(second);
+    assert!(still_waits(&third), "there is no room for its actual size");
+    drop(held);
+    let leases = third.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(leases.len(), 1);
+    assert_eq!(handle.stats().adapters.bytes, 10);
+}
+
 /// Blends of every kind in a pool for six, from many threads: each gets its adapters, the limit holds, nothing leaks.
 #[test]
 fn blends_never_deadlock() {
