@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use serde_json::json;
 
 use crate::cli::exit::{ExitStatus, UsageError};
+use crate::cli::flags::units::size_or_zero;
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use auth::key_entry::{self, KeyEntry, MAX_SHARE};
@@ -39,7 +41,8 @@ A running server accepts the key within seconds. Only the secret is written to s
 
 Examples:
   lory key new ops --admin
-  lory key new acme --persona 'acme-*' --requests-per-minute 60 --tokens-per-minute 20000")]
+  lory key new acme --persona 'acme-*' --requests-per-minute 60 --tokens-per-minute 20000
+  lory key new ci --train --persona 'acme-*' --open-jobs 2 --file-bytes 500MB")]
 pub(crate) struct NewArgs {
     /// The key's name, which is in the logs
     name: String,
@@ -70,9 +73,61 @@ pub(crate) struct NewArgs {
     /// Share the prefix cache with the keys of this group [default: with no other key]
     #[arg(long, value_name = "NAME")]
     cache_group: Option<String>,
+    #[command(flatten)]
+    quotas: QuotaArgs,
     /// Print the key as JSON, including the secret
     #[arg(long)]
     json: bool,
+}
+
+/// The flags of quotas.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Quotas [default: a quarter of the server's limit; never more than is free]")]
+struct QuotaArgs {
+    /// Training jobs that wait or run; 0 lets the key train nothing
+    #[arg(long, value_name = "N")]
+    open_jobs: Option<u64>,
+    /// Stored training jobs; the oldest finished ones make room
+    #[arg(long, value_name = "N")]
+    stored_jobs: Option<u64>,
+    /// Evaluations that wait or run
+    #[arg(long, value_name = "N")]
+    open_evaluations: Option<u64>,
+    /// Stored evaluations; the oldest finished ones make room
+    #[arg(long, value_name = "N")]
+    stored_evaluations: Option<u64>,
+    /// Uploaded files
+    #[arg(long, value_name = "N")]
+    files: Option<u64>,
+    /// Bytes of uploaded files
+    #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
+    file_bytes: Option<ByteSize>,
+    /// Stored votes
+    #[arg(long, value_name = "N")]
+    votes: Option<u64>,
+    /// Pairs of models with votes
+    #[arg(long, value_name = "N")]
+    vote_pairs: Option<u64>,
+}
+
+impl QuotaArgs {
+    fn quotas(&self) -> Quotas {
+        let mut quotas = Quotas::default();
+        for resource in Resource::ALL {
+            let quota = match resource {
+                Resource::OpenJobs => self.open_jobs,
+                Resource::StoredJobs => self.stored_jobs,
+                Resource::OpenEvaluations => self.open_evaluations,
+                Resource::StoredEvaluations => self.stored_evaluations,
+                Resource::Files => self.files,
+                Resource::FileBytes => self.file_bytes.map(|size| size.as_u64()),
+                Resource::Votes => self.votes,
+                Resource::VotePairs => self.vote_pairs,
+            };
+            quotas.set(resource, quota);
+        }
+        quotas
+    }
 }
 
 /// List the keys of a file
@@ -130,7 +185,7 @@ fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
         requests_per_minute: args.requests_per_minute,
         tokens_per_minute: args.tokens_per_minute,
         share: args.share,
-        quotas: Quotas::default(),
+        quotas: args.quotas.quotas(),
         cache_group: args.cache_group,
     };
     let path = &args.file.keys;
@@ -170,6 +225,7 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
         "requests/min",
         "tokens/min",
         "share",
+        "quotas",
         "may use",
     ]);
     for entry in &entries {
@@ -187,6 +243,7 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
             number(entry.requests_per_minute),
             number(entry.tokens_per_minute),
             entry.share.to_string(),
+            quotas_text(entry),
             may.join(", "),
         ]);
     }
@@ -239,17 +296,25 @@ fn as_json(entry: &KeyEntry) -> serde_json::Value {
     })
 }
 
-/// The quotas that the file sets for a key, by their names in it.
+/// The quotas that the file sets for a key, with their names in it.
+fn set_quotas(entry: &KeyEntry) -> impl Iterator<Item = (&'static str, u64)> {
+    let set = |resource: Resource| Some((resource.key(), entry.quotas.get(resource)?));
+    Resource::ALL.into_iter().filter_map(set)
+}
+
+fn quotas_text(entry: &KeyEntry) -> String {
+    let set: Vec<String> = set_quotas(entry)
+        .map(|(name, quota)| format!("{name} {quota}"))
+        .collect();
+    match set.is_empty() {
+        true => "default".to_owned(),
+        false => set.join(", "),
+    }
+}
+
 fn quotas_json(entry: &KeyEntry) -> serde_json::Value {
-    let set = |resource: Resource| {
-        Some((
-            resource.key().to_owned(),
-            json!(entry.quotas.get(resource)?),
-        ))
-    };
-    Resource::ALL
-        .into_iter()
-        .filter_map(set)
+    set_quotas(entry)
+        .map(|(name, quota)| (name.to_owned(), json!(quota)))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }

@@ -52,6 +52,52 @@ fn keys_are_made_listed_and_revoked() {
 }
 
 #[test]
+fn quotas_of_a_key_are_set_and_listed() {
+    let dir = TestDir::new();
+    assert!(
+        dir.run(&["key", "new", "plain"])
+            .succeeds()
+            .contains("lory_")
+    );
+    let names = [
+        "open_jobs",
+        "stored_jobs",
+        "open_evaluations",
+        "stored_evaluations",
+        "files",
+        "file_bytes",
+        "votes",
+        "vote_pairs",
+    ];
+    let flags: Vec<String> = names
+        .iter()
+        .enumerate()
+        .flat_map(|(n, name)| [format!("--{}", name.replace('_', "-")), n.to_string()])
+        .collect();
+    let mut new = vec!["key", "new", "ci", "--train", "--json"];
+    new.extend(flags.iter().map(String::as_str));
+    let json: serde_json::Value = serde_json::from_str(dir.run(&new).succeeds()).unwrap();
+    let file = std::fs::read_to_string(dir.path("keys.toml")).unwrap();
+    let listed = dir.run(&["key", "list"]);
+    let listed = listed.succeeds();
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(json["quotas"][name], n, "{json}");
+        assert!(file.contains(&format!("\n{name} = {n}\n")), "{file}");
+        assert!(listed.contains(&format!("{name} {n}")), "{listed}");
+    }
+    assert!(listed.contains("default"), "{listed}");
+    dir.run(&["key", "new", "big", "--file-bytes", "500MB"])
+        .succeeds();
+    assert!(
+        dir.run(&["key", "list"])
+            .succeeds()
+            .contains("file_bytes 500000000")
+    );
+    dir.run(&["key", "new", "bad", "--file-bytes", "lots"])
+        .fails(2, &["--file-bytes", "must be a size"]);
+}
+
+#[test]
 fn serving_other_machines_requires_keys() {
     let dir = TestDir::with_tones();
     let serve =

@@ -13,6 +13,12 @@ pub(crate) fn memory_size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// Parses a size such as `500MB`. Zero is allowed.
+pub(crate) fn size_or_zero(text: &str) -> Result<ByteSize, String> {
+    text.parse()
+        .map_err(|_| "must be a size, such as 500MB or 0".to_owned())
+}
+
 /// Parses a time such as `100ms` that must be in `range`; `rule` is the error.
 pub(crate) fn duration_in(
     text: &str,
@@ -37,5 +43,7 @@ mod tests {
         for text in ["", "0", "0MiB", "-1MiB", "many", "1XB"] {
             assert!(memory_size(text).unwrap_err().contains("256MiB"), "{text}");
         }
+        assert_eq!(size_or_zero("0").unwrap().as_u64(), 0);
+        assert!(size_or_zero("-1MB").unwrap_err().contains("500MB"));
     }
 }
