@@ -82,7 +82,9 @@ pub(crate) struct NewArgs {
 
 /// The flags of quotas.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Quotas [default: a quarter of the server's limit; never more than is free]")]
+#[command(
+    next_help_heading = "Quotas [default: a quarter of the server's limit; never more than is free]"
+)]
 struct QuotaArgs {
     /// Training jobs that wait or run; 0 lets the key train nothing
     #[arg(long, value_name = "N")]
