@@ -314,6 +314,52 @@ fn other_origins_are_rejected_unless_allowed() {
 }
 
 #[test]
+fn preflight_allows_all_headers_and_the_origins_of_apps() {
+    let origins = [
+        "https://shop.example/",
+        "app://obsidian.md",
+        "tauri://localhost",
+    ];
+    let settings = ServerSettings {
+        origins: origins.map(|origin| origin.parse().unwrap()).to_vec(),
+        ..ServerSettings::default()
+    };
+    let server = TestServer::start_with(setup::service(&Settings::default()), settings);
+    let requested = "authorization,content-type,user-agent,x-stainless-lang,x-anything";
+    let preflight = |server: &TestServer, origin: &str| {
+        let headers = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "POST"),
+            ("Access-Control-Request-Headers", requested),
+            ("Access-Control-Request-Private-Network", "true"),
+        ];
+        let path = "/v1/chat/completions";
+        server.send("OPTIONS", path, &headers, b"").read_all()
+    };
+    for origin in [
+        "https://shop.example",
+        "app://obsidian.md",
+        "tauri://localhost",
+    ] {
+        let reply = preflight(&server, origin);
+        let header = |name: &str| reply.header(&format!("access-control-allow-{name}"));
+        assert_eq!(header("origin"), Some(origin));
+        assert_eq!(header("headers"), Some(requested));
+        assert_eq!(header("private-network"), Some("true"));
+    }
+    let settings = ServerSettings {
+        origins: vec!["*".parse().unwrap()],
+        ..ServerSettings::default()
+    };
+    let open = TestServer::start_with(setup::service(&Settings::default()), settings);
+    let reply = preflight(&open, "chrome-extension://abcdefghijklmnop");
+    assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
+    let headers = [("Origin", "https://other.example")];
+    let models = open.send("GET", "/v1/models", &headers, b"").read_all();
+    assert_eq!(models.status, 200);
+}
+
+#[test]
 fn every_route_except_the_open_ones_needs_a_key() {
     let keys = [("user", ""), ("trainer", "train = true")];
     let guarded = ServerWithKeys::new(&keys, ServerSettings::default());

@@ -103,7 +103,7 @@ fn check_origin(server: &ServerState, headers: &HeaderMap) -> Result<(), ApiErro
         return Ok(());
     };
     let mut allowed = server.settings.origins.iter();
-    let allowed = allowed.any(|one| one.header() == origin);
+    let allowed = allowed.any(|one| one.allows(origin));
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
     let own = ["http://", "https://"]
         .iter()

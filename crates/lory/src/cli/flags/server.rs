@@ -37,7 +37,7 @@ pub(crate) struct ServerArgs {
     /// Addresses and localhost are always allowed; without keys, other names are refused
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<AllowedHost>,
-    /// An origin whose web pages may send requests, such as https://shop.example; may be given several times
+    /// An origin whose web pages may send requests, such as https://shop.example or app://name; * for all; may be given several times
     #[arg(long, value_name = "URL")]
     cors_origin: Vec<Origin>,
     /// The certificate chain for HTTPS, in PEM; read again when the file changes
@@ -86,6 +86,11 @@ impl ServerArgs {
                 self.host
             ))
             .into());
+        }
+        if keys.is_none() && self.cors_origin.contains(&Origin::Any) {
+            tracing::warn!(
+                "--cors-origin * without keys: every web page that someone opens on this machine may send requests and change personas"
+            );
         }
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => Some(Arc::new(Tls::open(cert, key)?)),
