@@ -11,8 +11,8 @@
 //! requests_per_minute = 60            # [default: no limit]
 //! tokens_per_minute = 20000           # of prompts and answers [default: no limit]
 //! share = 1                           # its weight among waiting requests, 1 to 100
-//! open_jobs = 16                      # quotas: also stored_jobs, open_evaluations, stored_evaluations, files, file_bytes, votes and
-//!                                     # vote_pairs [default: a quarter of the server's limit]
+//! open_jobs = 16                      # quotas: also stored_jobs, open_evaluations, stored_evaluations, files, file_bytes, votes,
+//!                                     # vote_pairs, adapter_bytes and upload_bytes [default: a quarter of the server's limit]
 //! cache_group = "acme"                # keys of one group share the prefix cache [default: no other key shares it]
 //! ```
 
@@ -68,6 +68,8 @@ struct RawKey {
     file_bytes: Option<Spanned<i64>>,
     votes: Option<Spanned<i64>>,
     vote_pairs: Option<Spanned<i64>>,
+    adapter_bytes: Option<Spanned<i64>>,
+    upload_bytes: Option<Spanned<i64>>,
 }
 
 impl RawKey {
@@ -83,6 +85,8 @@ impl RawKey {
                 Resource::FileBytes => &mut self.file_bytes,
                 Resource::Votes => &mut self.votes,
                 Resource::VotePairs => &mut self.vote_pairs,
+                Resource::AdapterBytes => &mut self.adapter_bytes,
+                Resource::UploadBytes => &mut self.upload_bytes,
             };
             (resource, written.take())
         })

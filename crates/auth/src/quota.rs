@@ -25,11 +25,15 @@ pub enum Resource {
     Votes,
     /// Pairs of models with votes.
     VotePairs,
+    /// Bytes of the checkpoints and adapters of jobs, except published adapters.
+    AdapterBytes,
+    /// Bytes of adapters that were uploaded and not published yet.
+    UploadBytes,
 }
 
 impl Resource {
     /// Every resource, in the order of their declaration.
-    pub const ALL: [Resource; 8] = [
+    pub const ALL: [Resource; 10] = [
         Resource::OpenJobs,
         Resource::StoredJobs,
         Resource::OpenEvaluations,
@@ -38,6 +42,8 @@ impl Resource {
         Resource::FileBytes,
         Resource::Votes,
         Resource::VotePairs,
+        Resource::AdapterBytes,
+        Resource::UploadBytes,
     ];
 
     /// Its key in the file of keys.
@@ -52,6 +58,8 @@ impl Resource {
             Resource::FileBytes => "file_bytes",
             Resource::Votes => "votes",
             Resource::VotePairs => "vote_pairs",
+            Resource::AdapterBytes => "adapter_bytes",
+            Resource::UploadBytes => "upload_bytes",
         }
     }
 
@@ -65,6 +73,8 @@ impl Resource {
             Resource::FileBytes => "bytes of files",
             Resource::Votes => "stored votes",
             Resource::VotePairs => "pairs of models with votes",
+            Resource::AdapterBytes => "bytes of checkpoints and unpublished adapters of jobs",
+            Resource::UploadBytes => "bytes of uploaded adapters",
         }
     }
 
@@ -80,6 +90,12 @@ impl Resource {
             Resource::Files | Resource::FileBytes => "delete some",
             Resource::Votes | Resource::VotePairs => {
                 "ask the operator to move the file of votes away"
+            }
+            Resource::AdapterBytes => {
+                "cancel a job, publish the adapter of a finished one, delete a finished one, or train a smaller rank or fewer modules"
+            }
+            Resource::UploadBytes => {
+                "publish or delete an uploaded adapter, or try again in an hour, when they expire"
             }
         }
     }

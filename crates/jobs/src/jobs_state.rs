@@ -23,6 +23,8 @@ use crate::work_queue::{QueueRecord, RecordHeader, WorkQueue};
 pub const MAX_OPEN_JOBS: usize = 64;
 /// The most stored jobs of all keys; the oldest finished ones of a key make room for its next.
 pub const MAX_STORED_JOBS: usize = 1000;
+/// The most bytes of the checkpoints and unpublished adapters of all jobs.
+pub const MAX_ADAPTER_BYTES: u64 = 64 << 30;
 /// The most unfinished evaluations of all keys.
 pub const MAX_OPEN_EVALUATIONS: usize = 16;
 /// The most stored evaluations of all keys, with their results; the oldest finished ones of a key make room for its next.
@@ -34,6 +36,7 @@ impl QueueRecord for JobRecord {
     const MAX_OPEN: usize = MAX_OPEN_JOBS;
     const STORED: Resource = Resource::StoredJobs;
     const MAX_STORED: usize = MAX_STORED_JOBS;
+    const BYTES: Option<(Resource, u64)> = Some((Resource::AdapterBytes, MAX_ADAPTER_BYTES));
 
     fn header(&self) -> RecordHeader<'_> {
         RecordHeader {
@@ -43,6 +46,7 @@ impl QueueRecord for JobRecord {
             is_over: self.status.is_over(),
             // Without publication the job's folder has the only copy of its adapter.
             has_only_copy: self.adapter_kept,
+            bytes: self.adapter_bytes(),
         }
     }
 
@@ -79,6 +83,7 @@ impl QueueRecord for Evaluation {
             owner: self.owner.as_deref(),
             is_over: self.status.is_over(),
             has_only_copy: false,
+            bytes: 0,
         }
     }
 

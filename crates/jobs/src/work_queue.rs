@@ -32,6 +32,8 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     const STORED: Resource;
     /// The most records of all owners.
     const MAX_STORED: usize;
+    /// The bytes of its records' files, for quotas, and the most of all owners; `None` if the number of records bounds them.
+    const BYTES: Option<(Resource, u64)> = None;
 
     /// The fields that the queue reads.
     fn header(&self) -> RecordHeader<'_>;
@@ -57,6 +59,8 @@ pub(crate) struct RecordHeader<'a> {
     pub is_over: bool,
     /// Whether its files have something that is nowhere else.
     pub has_only_copy: bool,
+    /// What its files count for [`QueueRecord::BYTES`].
+    pub bytes: u64,
 }
 
 /// Records by id, the one that is running, and a condition variable for the threads that wait for work.
@@ -140,6 +144,10 @@ impl<R: QueueRecord> WorkQueue<R> {
         let mut state = self.lock();
         let open = state.usage(owner, R::MAX_OPEN, |header| !header.is_over);
         owner.check(R::OPEN, open, 1)?;
+        if let Some((resource, limit)) = R::BYTES {
+            let stored = state.sum(owner, limit, |header| header.bytes);
+            owner.check(resource, stored, record.header().bytes)?;
+        }
         admit()?;
         let numbers = state.records.values().map(|record| record.header().number);
         record.set_number(numbers.max().unwrap_or(0) + 1);
@@ -225,6 +233,20 @@ impl<R: QueueRecord> WorkQueue<R> {
         Ok(Some(record))
     }
 
+    /// Deletes a record for which `only_if` holds, with its files; `None` if it does not hold.
+    pub(crate) fn delete(
+        &self,
+        id: &str,
+        only_if: impl FnOnce(&R) -> bool,
+    ) -> Result<Option<R>, JobError> {
+        let mut state = self.lock();
+        if !state.records.get(id).is_some_and(only_if) {
+            return Ok(None);
+        }
+        R::remove(&self.dir, id).map_err(JobError::io(&R::file(&self.dir, id)))?;
+        Ok(state.records.remove(id))
+    }
+
     /// Changes a record in memory only; the next save writes it.
     pub(crate) fn change_in_memory(&self, id: &str, change: impl FnOnce(&mut R)) {
         if let Some(record) = self.lock().records.get_mut(id) {
@@ -283,16 +305,24 @@ impl<R: QueueRecord> QueueState<R> {
         limit: usize,
         counts: impl Fn(&RecordHeader<'_>) -> bool,
     ) -> Usage {
-        let headers = self.records.values().map(QueueRecord::header);
-        let counted: Vec<bool> = headers
-            .filter(counts)
-            .map(|header| owner.owns(header.owner))
-            .collect();
-        Usage {
-            own: counted.iter().filter(|own| **own).count() as u64,
-            all: counted.len() as u64,
-            limit: limit as u64,
+        self.sum(owner, limit as u64, |header| u64::from(counts(header)))
+    }
+
+    /// The sum of what `count` makes of the records of `owner`, and of all owners.
+    fn sum(&self, owner: &Owner, limit: u64, count: impl Fn(&RecordHeader<'_>) -> u64) -> Usage {
+        let mut usage = Usage {
+            own: 0,
+            all: 0,
+            limit,
+        };
+        for header in self.records.values().map(QueueRecord::header) {
+            let counted = count(&header);
+            usage.all = usage.all.saturating_add(counted);
+            if owner.owns(header.owner) {
+                usage.own = usage.own.saturating_add(counted);
+            }
         }
+        usage
     }
 
     /// Counts a turn of the owner of `id`.
@@ -370,6 +400,7 @@ mod tests {
                 owner: self.owner.as_deref(),
                 is_over: self.over,
                 has_only_copy: self.only_copy,
+                bytes: 0,
             }
         }
 

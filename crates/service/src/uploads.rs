@@ -1,17 +1,25 @@
 //! Adapters that clients upload: each waits in a folder named by its hash until it is published, forgotten, or too old. Nothing
 //! else in the folder of uploads is ever removed.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use auth::{Owner, QuotaExceeded, Resource, Usage};
 use formats::atomic_file::{self, AtomicFile, AtomicFolder};
 use formats::disk;
 use formats::peft::Dtype;
 use registry::RegistryError;
 
+use crate::archive::MAX_ARCHIVE;
+
 /// The most uploads that wait to be published; beyond that the oldest are removed.
 const MAX_UPLOADS: usize = 8;
+/// The most bytes of all uploads, with those that are being received.
+pub const MAX_STORED: u64 = 8 << 30;
 /// How long an upload waits.
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
@@ -50,6 +58,9 @@ pub enum UploadError {
         /// The limit.
         limit: u64,
     },
+    /// The key's uploads would have too many bytes.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// There is no such upload.
     #[error("there is no upload {sha256}; it may have been published or forgotten: send it again")]
     Unknown {
@@ -104,17 +115,127 @@ pub struct Uploaded {
 #[derive(Debug)]
 pub(crate) struct UploadStore {
     root: PathBuf,
+    sizes: Arc<Mutex<UploadSizes>>,
+}
+
+/// What uploads count for quotas.
+#[derive(Debug, Default)]
+struct UploadSizes {
+    /// By hash.
+    stored: BTreeMap<String, UploadSize>,
+    /// Those that are being received, by their numbers.
+    receiving: BTreeMap<u64, UploadSize>,
+    next: u64,
+}
+
+#[derive(Debug, Clone)]
+struct UploadSize {
+    /// The key that sent it; `None` without keys, and for uploads of an earlier process.
+    owner: Option<String>,
+    bytes: u64,
+}
+
+impl UploadSizes {
+    fn usage(&self, owner: &Owner) -> Usage {
+        let mut usage = Usage {
+            own: 0,
+            all: 0,
+            limit: MAX_STORED,
+        };
+        for size in self.stored.values().chain(self.receiving.values()) {
+            usage.all += size.bytes;
+            if owner.owns(size.owner.as_deref()) {
+                usage.own += size.bytes;
+            }
+        }
+        usage
+    }
+}
+
+fn lock(sizes: &Mutex<UploadSizes>) -> MutexGuard<'_, UploadSizes> {
+    sizes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An archive that is being received. Its bytes count before they are written; dropping it removes them.
+#[derive(Debug)]
+pub struct ReceivedArchive {
+    file: AtomicFile,
+    sizes: Arc<Mutex<UploadSizes>>,
+    owner: Owner,
+    number: u64,
+    bytes: u64,
+}
+
+impl ReceivedArchive {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`UploadError::TooLarge`], [`UploadError::Quota`], [`UploadError::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
+        let size = self.bytes.saturating_add(bytes.len() as u64);
+        if size > MAX_ARCHIVE {
+            return Err(UploadError::TooLarge {
+                name: "the archive".to_owned(),
+                limit: MAX_ARCHIVE,
+            });
+        }
+        self.grow_to(size)?;
+        let path = self.file.path().to_owned();
+        let written = self.file.file().write_all(bytes);
+        written.map_err(|source| UploadError::Io { path, source })
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.file.path()
+    }
+
+    /// Counts `bytes` in all, if the owner may have them.
+    pub(crate) fn grow_to(&mut self, bytes: u64) -> Result<(), UploadError> {
+        let more = bytes.saturating_sub(self.bytes);
+        let mut sizes = lock(&self.sizes);
+        let usage = sizes.usage(&self.owner);
+        self.owner.check(Resource::UploadBytes, usage, more)?;
+        self.bytes += more;
+        if let Some(size) = sizes.receiving.get_mut(&self.number) {
+            size.bytes = self.bytes;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ReceivedArchive {
+    fn drop(&mut self) {
+        lock(&self.sizes).receiving.remove(&self.number);
+    }
 }
 
 impl UploadStore {
     pub fn new(root: PathBuf) -> UploadStore {
-        UploadStore { root }
+        UploadStore {
+            root,
+            sizes: Arc::default(),
+        }
     }
 
-    /// An empty file for an archive that is being received; it is removed on drop.
-    pub fn new_archive(&self) -> Result<AtomicFile, UploadError> {
+    /// An empty file for an archive of `owner` that is being received; it is removed on drop.
+    pub fn new_archive(&self, owner: Owner) -> Result<ReceivedArchive, UploadError> {
         disk::create_folders(&self.root).map_err(self.io())?;
-        AtomicFile::create_private_in(&self.root).map_err(self.io())
+        let file = AtomicFile::create_private_in(&self.root).map_err(self.io())?;
+        let mut sizes = lock(&self.sizes);
+        let number = sizes.next;
+        sizes.next += 1;
+        let size = UploadSize {
+            owner: owner.name().map(str::to_owned),
+            bytes: 0,
+        };
+        sizes.receiving.insert(number, size);
+        Ok(ReceivedArchive {
+            file,
+            sizes: Arc::clone(&self.sizes),
+            owner,
+            number,
+            bytes: 0,
+        })
     }
 
     /// An empty folder to unpack an archive into; it is removed on drop.
@@ -130,7 +251,9 @@ impl UploadStore {
 
     /// Removes an upload.
     pub fn remove(&self, sha256: &str) -> Result<(), UploadError> {
-        atomic_file::remove_folder(&self.find(sha256)?).map_err(self.io())
+        atomic_file::remove_folder(&self.find(sha256)?).map_err(self.io())?;
+        lock(&self.sizes).stored.remove(sha256);
+        Ok(())
     }
 
     fn io(&self) -> impl Fn(std::io::Error) -> UploadError + '_ {
@@ -151,14 +274,25 @@ impl UploadStore {
             .ok_or_else(unknown)
     }
 
-    /// Stores an unpacked adapter under its hash.
-    pub fn store(&self, unpacked: AtomicFolder, sha256: &str) -> Result<(), UploadError> {
+    /// Stores an unpacked adapter of `bytes` bytes under its hash.
+    pub fn store(
+        &self,
+        unpacked: AtomicFolder,
+        sha256: &str,
+        owner: &Owner,
+        bytes: u64,
+    ) -> Result<(), UploadError> {
         let dir = self.root.join(sha256);
         // The same adapter again: its time starts anew.
         if dir.exists() {
             atomic_file::remove_folder(&dir).map_err(self.io())?;
         }
         unpacked.commit(&dir).map_err(self.io())?;
+        let size = UploadSize {
+            owner: owner.name().map(str::to_owned),
+            bytes,
+        };
+        lock(&self.sizes).stored.insert(sha256.to_owned(), size);
         self.remove_old();
         Ok(())
     }
@@ -179,13 +313,32 @@ impl UploadStore {
             uploads.push((age, entry.path()));
         }
         uploads.sort();
+        let mut left = BTreeMap::new();
         for (at, (age, path)) in uploads.into_iter().enumerate() {
-            if at >= MAX_UPLOADS || age > MAX_AGE {
-                // The next call tries again.
-                let _ = atomic_file::remove_folder(&path);
+            // What cannot be removed counts, and the next call tries again.
+            let is_old = at >= MAX_UPLOADS || age > MAX_AGE;
+            if !is_old || atomic_file::remove_folder(&path).is_err() {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                left.insert(name.into_owned(), folder_bytes(&path));
             }
         }
+        let mut sizes = lock(&self.sizes);
+        let known = std::mem::take(&mut sizes.stored);
+        let with_owner = |(sha256, bytes): (String, u64)| {
+            let owner = known.get(&sha256).and_then(|size| size.owner.clone());
+            (sha256, UploadSize { owner, bytes })
+        };
+        sizes.stored = left.into_iter().map(with_owner).collect();
     }
+}
+
+/// The bytes of the files in a folder.
+pub(crate) fn folder_bytes(folder: &std::path::Path) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files
+        .filter_map(|file| file.metadata().ok())
+        .map(|file| file.len())
+        .sum()
 }
 
 /// Whether `name` is a content hash as this server writes it.
@@ -208,13 +361,54 @@ mod tests {
         let uploads = UploadStore::new(root.path().to_owned());
         for n in 0..MAX_UPLOADS + 3 {
             uploads
-                .store(uploads.new_folder().unwrap(), &format!("{n:064x}"))
+                .store(
+                    uploads.new_folder().unwrap(),
+                    &format!("{n:064x}"),
+                    &Owner::everyone(),
+                    0,
+                )
                 .unwrap();
         }
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), MAX_UPLOADS);
         for wrong in ["", "..", "../..", &"0".repeat(63), &"f".repeat(64)] {
             assert!(uploads.find(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn uploads_of_a_key_are_within_its_bytes() {
+        let root = tempfile::tempdir().unwrap();
+        let uploads = UploadStore::new(root.path().to_owned());
+        let owner = |name: &str| {
+            let mut quotas = auth::Quotas::default();
+            quotas.set(Resource::UploadBytes, Some(100));
+            Owner::key(name, quotas)
+        };
+        let stored = |name: &str, bytes: usize, digit: &str| -> Result<(), UploadError> {
+            let mut archive = uploads.new_archive(owner(name))?;
+            archive.write(&vec![0; bytes])?;
+            let dir = uploads.new_folder()?;
+            let weights = dir.path().join("weights");
+            fs::write(&weights, vec![0; bytes]).unwrap();
+            let bytes = folder_bytes(dir.path());
+            archive.grow_to(bytes)?;
+            drop(archive);
+            uploads.store(dir, &digit.repeat(64), &owner(name), bytes)
+        };
+        stored("one", 60, "1").unwrap();
+        let message = stored("one", 41, "2").unwrap_err().to_string();
+        assert!(
+            message.starts_with("key one has 60 of its 100 bytes of uploaded adapters (`upload_bytes`"),
+            "{message}"
+        );
+        // Parallel uploads count together, and another key has its own bytes.
+        let mut first = uploads.new_archive(owner("one")).unwrap();
+        first.write(&[0; 30]).unwrap();
+        assert!(stored("one", 20, "2").is_err());
+        stored("two", 100, "3").unwrap();
+        drop(first);
+        uploads.remove(&"1".repeat(64)).unwrap();
+        stored("one", 100, "2").unwrap();
     }
 
     #[test]
@@ -243,8 +437,8 @@ mod tests {
     #[test]
     fn upload_is_complete_or_missing_after_every_fault() {
         let store = |uploads: &UploadStore, sha256: &str| {
-            let mut archive = uploads.new_archive()?;
-            archive.file().write_all(b"zip").map_err(uploads.io())?;
+            let mut archive = uploads.new_archive(Owner::everyone())?;
+            archive.write(b"zip")?;
             let dir = uploads.new_folder()?;
             for name in ["config", "weights"] {
                 let file = disk::create(&dir.path().join(name));
@@ -254,7 +448,7 @@ mod tests {
                 };
                 file.and_then(write).map_err(uploads.io())?;
             }
-            uploads.store(dir, sha256)
+            uploads.store(dir, sha256, &Owner::everyone(), 14)
         };
         for_each_fault(|injection| {
             let root = tempfile::tempdir().unwrap();

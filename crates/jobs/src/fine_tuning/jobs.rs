@@ -1,6 +1,7 @@
 //! Jobs as clients see them: create, find and list them, and read their events, checkpoints and sampled answers.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use formats::disk;
 use service::Caller;
@@ -192,8 +193,31 @@ impl JobsState {
             .change_in_memory(id, |job| write(&mut job.progress));
     }
 
-    /// Removes the checkpoint that a run would continue from.
-    pub(crate) fn clear_state(&self, id: &str) {
-        disk::remove_folder(&self.job_folder(id).join(prepare::STATE)).ok();
+    /// Removes what a finished job does not need any more: the checkpoint that a run would continue from, and the weights of an adapter
+    /// that nobody can publish.
+    pub(crate) fn remove_unneeded(&self, record: &JobRecord) {
+        disk::remove_folder(&self.job_folder(&record.id).join(prepare::STATE)).ok();
+        if !record.adapter_kept {
+            self.remove_weights(&record.id);
+        }
+    }
+
+    /// Deletes a finished job with its events, its samples and, if it was not published, its adapter.
+    ///
+    /// # Errors
+    /// [`JobError::NoJob`], [`JobError::State`] if it is not finished, or a disk error.
+    pub fn delete_job(&self, viewer: &Viewer, id: &str) -> Result<(), JobError> {
+        // Its adapter is not published meanwhile.
+        let publishing = self.publishing.lock();
+        let _publishing = publishing.unwrap_or_else(PoisonError::into_inner);
+        let record = self.job(viewer, id)?;
+        match self.jobs.delete(id, |job| job.status.is_over())? {
+            Some(_) => Ok(()),
+            None => Err(JobError::State {
+                id: record.id,
+                status: record.status,
+                wanted: "only a finished job can be deleted; cancel it first",
+            }),
+        }
     }
 }

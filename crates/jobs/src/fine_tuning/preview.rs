@@ -106,7 +106,7 @@ impl JobsState {
         stop: &Arc<AtomicBool>,
     ) -> Result<impl Serialize + use<>, JobError> {
         let record = new.record(self, caller, &Viewer::of(caller))?;
-        // One at a time: two measurements at once would slow each other down, and each plan has its rows in memory.
+        // One at a time: two measurements at once would slow each other down, and each plan has its encoded rows in memory.
         let _planning = self.wait_to_plan(stop)?;
         let speed = *self
             .tokens_per_s
@@ -118,7 +118,7 @@ impl JobsState {
     }
 
     /// Waits until no other plan is made, or `stop` is set.
-    fn wait_to_plan(&self, stop: &AtomicBool) -> Result<MutexGuard<'_, ()>, JobError> {
+    pub(super) fn wait_to_plan(&self, stop: &AtomicBool) -> Result<MutexGuard<'_, ()>, JobError> {
         loop {
             match self.planning.try_lock() {
                 Ok(planning) => return Ok(planning),

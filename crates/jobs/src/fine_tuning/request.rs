@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{Caller, Service};
 use train::TrainSettings;
+use train::lora_init::{parameter_count, target_linears};
 
 use crate::error::JobError;
 use crate::files::StoredFile;
@@ -117,9 +118,14 @@ impl NewJob {
         if let Some(file) = &validation {
             check_rows(method, file, "validation_file")?;
         }
-        let hidden_size = base.model.config().hidden_size;
+        let config = base.model.config();
+        let hidden_size = config.hidden_size;
         let hyperparameters = Hyperparameters::parse(method, fields, self.seed, hidden_size)?;
         check_row_bytes(&hyperparameters.settings, &training, validation.as_ref())?;
+        let settings = hyperparameters.settings;
+        let linears = settings.modules().map(|modules| target_linears(config, &modules));
+        let linears = linears.map_err(|error| JobError::Plan(error.to_string()))?;
+        let parameters = parameter_count(&linears, settings.rank);
         let personas = service.personas();
         let start = self.start_adapter(&base.name, &personas, caller)?;
         let current = personas.get(&persona);
@@ -146,13 +152,14 @@ impl NewJob {
             validation_file: validation.map(|file| file.id),
             method,
             learning_rate_multiplier: hyperparameters.learning_rate_multiplier,
-            settings: hyperparameters.settings,
+            settings,
             start,
             system_prompt,
             thresholds,
             threshold_results: Vec::new(),
             publish: self.publish != Some(false),
             adapter_kept: false,
+            parameters,
             samples: Vec::new(),
             sample_prompts: self.sample_prompts.clone(),
             metadata,
@@ -320,7 +327,7 @@ impl NewJob {
     }
 }
 
-/// Checks that the rows of both files, with copies of the training rows, are not too large to be in memory together.
+/// Checks that the rows of both files, with copies of the training rows, are not too large to be read and encoded.
 fn check_row_bytes(
     settings: &TrainSettings,
     training: &StoredFile,

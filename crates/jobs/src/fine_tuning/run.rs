@@ -125,8 +125,14 @@ fn check_and_publish(
     if !record.publish {
         return Ok(RunOutcome::AdapterKept { tokens });
     }
-    let published = queue.publish_version(&record.id, JobStatus::Running, true)?;
-    Ok(match published {
+    let published = queue.publish_version(&record.id, JobStatus::Running, true);
+    if published.is_err() {
+        // An administrator can publish it later.
+        queue.update_job(&record.id, JobStatus::Running, |record| {
+            record.adapter_kept = true;
+        })?;
+    }
+    Ok(match published? {
         Some(model) => {
             queue.remove_weights(&record.id);
             RunOutcome::Published { model, tokens }

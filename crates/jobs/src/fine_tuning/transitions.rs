@@ -70,10 +70,12 @@ impl JobsState {
         }
         record.status = to;
         record.finished_at = to.is_over().then(now);
+        // An adapter whose gate was just checked goes with its job.
+        record.adapter_kept = false;
         self.jobs.save(&mut state, &record)?;
         let is_running = state.stop(id);
         if record.status == JobStatus::Cancelled && !is_running {
-            self.clear_state(id);
+            self.remove_unneeded(&record);
         }
         drop(state);
         self.jobs.notify();

@@ -19,7 +19,10 @@ impl JobsState {
             let Some(validation) = self.start_validation(&record.id) else {
                 continue;
             };
-            let plan = || self.make_plan(&record, None, &validation.stop);
+            let plan = || {
+                let _planning = self.wait_to_plan(&validation.stop)?;
+                self.make_plan(&record, None, &validation.stop)
+            };
             let planned = catch_unwind(AssertUnwindSafe(plan));
             self.jobs.lock().preparing = None;
             let planned = planned.unwrap_or_else(|_| {
@@ -181,10 +184,15 @@ impl JobsState {
         }
         let mut state = self.jobs.lock();
         state.running = None;
-        let is_over = state.records.get(id).is_none_or(|job| job.status.is_over());
+        let record = state.records.get(id).cloned();
         drop(state);
-        if is_over {
-            self.clear_state(id);
+        match record {
+            // It was deleted while it stopped, and may have written files since.
+            None => {
+                formats::disk::remove_folder(&self.job_folder(id)).ok();
+            }
+            Some(record) if record.status.is_over() => self.remove_unneeded(&record),
+            Some(_) => {}
         }
         Ok(())
     }

@@ -196,6 +196,9 @@ pub struct JobRecord {
     /// Whether an unpublished adapter is kept in its folder: publishing was off, or the gate refused it.
     #[serde(default, rename = "kept")]
     pub adapter_kept: bool,
+    /// The number of the adapter's parameters; 0 in records of older versions.
+    #[serde(default)]
+    pub parameters: u64,
     /// Answers of the trained adapter.
     #[serde(default)]
     pub samples: Vec<Sample>,
@@ -216,6 +219,23 @@ pub struct JobRecord {
     pub fine_tuned_model: Option<String>,
     /// Why it failed.
     pub error: Option<Failure>,
+}
+
+/// Bytes of a parameter in an adapter's file, which is in bf16.
+const STORED_BYTES: u64 = 2;
+/// Bytes of a parameter in a checkpoint: its current and its best value and two moments of the optimizer, in f32.
+const CHECKPOINT_BYTES: u64 = 16;
+
+impl JobRecord {
+    /// The bytes of disk that its checkpoint and its adapter take, or will take. A published adapter is in the registry.
+    pub(crate) fn adapter_bytes(&self) -> u64 {
+        let each = match (self.status.is_over(), self.adapter_kept) {
+            (false, _) => CHECKPOINT_BYTES + STORED_BYTES,
+            (true, true) => STORED_BYTES,
+            (true, false) => 0,
+        };
+        self.parameters.saturating_mul(each)
+    }
 }
 
 fn publish_by_default() -> bool {

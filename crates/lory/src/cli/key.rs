@@ -110,10 +110,17 @@ struct QuotaArgs {
     /// Pairs of models with votes
     #[arg(long, value_name = "N")]
     vote_pairs: Option<u64>,
+    /// Bytes of checkpoints and unpublished adapters of training jobs
+    #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
+    adapter_bytes: Option<ByteSize>,
+    /// Bytes of uploaded adapters that are not published yet
+    #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
+    upload_bytes: Option<ByteSize>,
 }
 
 impl QuotaArgs {
     fn quotas(&self) -> Quotas {
+        let bytes = |size: Option<ByteSize>| size.map(|size| size.as_u64());
         let mut quotas = Quotas::default();
         for resource in Resource::ALL {
             let quota = match resource {
@@ -122,9 +129,11 @@ impl QuotaArgs {
                 Resource::OpenEvaluations => self.open_evaluations,
                 Resource::StoredEvaluations => self.stored_evaluations,
                 Resource::Files => self.files,
-                Resource::FileBytes => self.file_bytes.map(|size| size.as_u64()),
+                Resource::FileBytes => bytes(self.file_bytes),
                 Resource::Votes => self.votes,
                 Resource::VotePairs => self.vote_pairs,
+                Resource::AdapterBytes => bytes(self.adapter_bytes),
+                Resource::UploadBytes => bytes(self.upload_bytes),
             };
             quotas.set(resource, quota);
         }

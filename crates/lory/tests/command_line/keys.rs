@@ -68,6 +68,8 @@ fn quotas_of_a_key_are_set_and_listed() {
         "file_bytes",
         "votes",
         "vote_pairs",
+        "adapter_bytes",
+        "upload_bytes",
     ];
     let flags: Vec<String> = names
         .iter()

@@ -199,6 +199,7 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
             }
             UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
             UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            UploadError::Quota(exceeded) => quota_status(exceeded),
             UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
             UploadError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed"),
         },
@@ -244,6 +245,8 @@ fn quota_status(exceeded: &QuotaExceeded) -> (StatusCode, &'static str) {
             (StatusCode::INSUFFICIENT_STORAGE, "too_many_files")
         }
         Resource::Votes | Resource::VotePairs => (StatusCode::INSUFFICIENT_STORAGE, "votes_full"),
+        Resource::AdapterBytes => (StatusCode::INSUFFICIENT_STORAGE, "adapter_bytes_exceeded"),
+        Resource::UploadBytes => (StatusCode::INSUFFICIENT_STORAGE, "upload_bytes_exceeded"),
     }
 }
 

@@ -64,7 +64,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(files::rows))
         .routes(routes!(fine_tuning::plan))
         .routes(routes!(fine_tuning::list, fine_tuning::create))
-        .routes(routes!(fine_tuning::retrieve))
+        .routes(routes!(fine_tuning::retrieve, fine_tuning::delete))
         .routes(routes!(fine_tuning::cancel))
         .routes(routes!(fine_tuning::pause))
         .routes(routes!(fine_tuning::resume))

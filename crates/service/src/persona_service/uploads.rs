@@ -3,33 +3,33 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use formats::atomic_file::AtomicFile;
+use auth::Owner;
 use formats::peft;
 use registry::AdapterContent;
 
 use super::Service;
 use crate::archive::unpack;
 use crate::error::PublishError;
-use crate::uploads::{UploadError, UploadStore, Uploaded};
+use crate::uploads::{ReceivedArchive, UploadError, UploadStore, Uploaded, folder_bytes};
 
 impl Service {
     fn uploads(&self) -> Result<&UploadStore, UploadError> {
         self.uploads.as_ref().ok_or(UploadError::Off)
     }
 
-    /// An empty file for an archive that is being received; it is removed on drop.
+    /// An empty file for an archive of `owner` that is being received; it is removed on drop.
     ///
     /// # Errors
     /// [`UploadError::Off`], [`UploadError::Io`].
-    pub fn new_upload(&self) -> Result<AtomicFile, UploadError> {
-        self.uploads()?.new_archive()
+    pub fn new_upload(&self, owner: Owner) -> Result<ReceivedArchive, UploadError> {
+        self.uploads()?.new_archive(owner)
     }
 
     /// Unpacks an archive, describes its adapter, and keeps it for [`Service::uploaded`].
     ///
     /// # Errors
     /// [`UploadError`]; nothing is kept then. An adapter that does not fit this base is not an error: see [`Uploaded::problem`].
-    pub fn receive(&self, archive: &AtomicFile) -> Result<Uploaded, UploadError> {
+    pub fn receive(&self, mut archive: ReceivedArchive, owner: &Owner) -> Result<Uploaded, UploadError> {
         let uploads = self.uploads()?;
         let dir = uploads.new_folder()?;
         let skipped = unpack(archive.path(), dir.path())?;
@@ -70,7 +70,11 @@ impl Service {
             problem,
             passed_over: skipped,
         };
-        uploads.store(dir, &uploaded.sha256)?;
+        let bytes = folder_bytes(dir.path());
+        archive.grow_to(bytes)?;
+        // From here on the adapter counts instead of the archive.
+        drop(archive);
+        uploads.store(dir, &uploaded.sha256, owner, bytes)?;
         Ok(uploaded)
     }
 

@@ -117,6 +117,56 @@ fn a_flood_of_jobs_evicts_only_the_keys_own_and_leaves_room() {
 }
 
 #[test]
+fn unpublished_adapters_of_a_key_are_within_its_bytes() {
+    let fixture = JobsFixture::new();
+    let server = server_with_keys(&fixture, &[("one", ""), ("two", "")]);
+    let file = id(&server.upload_as("two", &rows(24)));
+    let mut wanted = body(&file, "kept");
+    wanted["publish"] = json!(false);
+    wanted["hyperparameters"]["n_epochs"] = json!(1);
+    let record = |job: &str| -> Value {
+        let path = fixture.path("jobs").join("jobs").join(job).join("job.json");
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let kept = id(&server.send_as("two", "POST", JOBS, &wanted));
+    let kept_path = format!("{JOBS}/{kept}");
+    assert_eq!(server.finished_as("two", &kept_path)["status"], "succeeded");
+    let parameters = record(&kept)["parameters"].as_u64().unwrap();
+    let weights = fixture
+        .path("jobs")
+        .join("jobs")
+        .join(&kept)
+        .join("adapter/adapter_model.safetensors");
+    let bytes = weights.metadata().unwrap().len();
+    assert!((2 * parameters..2 * parameters + 20_000).contains(&bytes));
+    drop(server);
+
+    // Room for an unfinished job, but not next to the kept adapter.
+    let quota = format!("adapter_bytes = {}", 18 * parameters + parameters);
+    let server = server_with_keys(&fixture, &[("one", &quota), ("two", &quota)]);
+    let refused = server.send_as("two", "POST", JOBS, &wanted);
+    let (status, code, _, message) = refused.error();
+    assert_eq!((status, code.as_str()), (507, "adapter_bytes_exceeded"));
+    assert!(
+        message.contains("(`adapter_bytes` in the file of keys); cancel a job, publish the adapter"),
+        "{message}"
+    );
+    // Another key has its own bytes, and cannot delete the job.
+    let theirs = id(&server.upload_as("one", &rows(4)));
+    let running = id(&server.send_as("one", "POST", JOBS, &endless(&theirs, "more")));
+    let delete = |key: &str, job: &str| {
+        server.send_as(key, "DELETE", &format!("{JOBS}/{job}"), &Value::Null)
+    };
+    assert_eq!(delete("one", &kept).status, 404);
+    assert_eq!(delete("one", &running).status, 409);
+    let deleted = delete("two", &kept);
+    assert_eq!(deleted.json()["deleted"], json!(true), "{}", deleted.text);
+    assert!(!weights.exists());
+    assert_eq!(delete("two", &kept).status, 404);
+    id(&server.send_as("two", "POST", JOBS, &wanted));
+}
+
+#[test]
 fn a_request_tightens_the_personas_gate_and_never_loosens_it() {
     let fixture = JobsFixture::new();
     let text = "[eval]\nany_of = ['a', 'b']\ntone_at_least = 0.0\ncopied_at_least = 0.0\nloss_at_most = 0.001\n";

@@ -16,8 +16,8 @@ use crate::query::Query;
 use crate::work::Work;
 use jobs::{JobRecord, JobsState, NewJob, Viewer};
 use responses::{
-    CheckpointList, CheckpointObject, EventList, EventObject, JobList, JobObject, SampleList,
-    SampleObject,
+    CheckpointList, CheckpointObject, EventList, EventObject, JobDeleted, JobList, JobObject,
+    SampleList, SampleObject,
 };
 use service::Caller;
 
@@ -147,6 +147,30 @@ pub(super) async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
     change_state(&state, caller, work, id, JobsState::cancel).await
+}
+
+/// Delete a finished training job, with its adapter if it was not published
+#[utoipa::path(
+    delete,
+    path = "/v1/fine_tuning/jobs/{job_id}",
+    params(("job_id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "The job was deleted", body = JobDeleted))
+)]
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    work: Work,
+    Path(id): Path<String>,
+) -> Result<Json<JobDeleted>, ApiError> {
+    let jobs = state.jobs()?;
+    let gone = id.clone();
+    work.records(move || jobs.delete_job(&Viewer::of(&caller), &gone))
+        .await??;
+    Ok(Json(JobDeleted {
+        id,
+        object: "fine_tuning.job",
+        deleted: true,
+    }))
 }
 
 /// Pause a training job

@@ -275,3 +275,12 @@ pub(crate) struct SampleList {
     /// Always false: the list is complete.
     pub has_more: bool,
 }
+
+/// A job that was deleted.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(crate) struct JobDeleted {
+    pub(super) id: String,
+    /// `fine_tuning.job`.
+    pub(super) object: &'static str,
+    pub(super) deleted: bool,
+}

@@ -1,6 +1,5 @@
 //! `POST /v1/adapters` and `DELETE /v1/adapters/{sha256}`: uploads an adapter as an archive and checks it, to be published or discarded.
 
-use std::io::Write as _;
 use std::pin::Pin;
 
 use axum::Json;
@@ -13,10 +12,10 @@ use utoipa::ToSchema;
 
 use crate::app_state::AppState;
 use crate::error::ApiError;
+use crate::middleware::auth::ApiCaller;
 use crate::path::Path;
 use crate::work::Work;
-use service::MAX_ARCHIVE;
-use service::uploads::{UploadError, Uploaded};
+use service::uploads::Uploaded;
 
 /// An uploaded adapter that can be published.
 #[derive(Serialize, ToSchema)]
@@ -78,6 +77,7 @@ pub(crate) struct UploadForgotten {
 )]
 pub(crate) async fn upload(
     State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
     work: Work,
     headers: HeaderMap,
     body: Body,
@@ -89,10 +89,10 @@ pub(crate) async fn upload(
     }
     let service = state.service()?;
     let receiver = std::sync::Arc::clone(&service);
-    let created = work.administration(move || receiver.new_upload());
+    let owner = caller.owner();
+    let created = work.administration(move || receiver.new_upload(owner));
     let mut archive = created.await?.map_err(service::PublishError::from)?;
     let mut stream = body.into_data_stream();
-    let mut bytes = 0;
     while let Some(piece) = std::future::poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
         let piece = piece.map_err(|error| {
             ApiError::bad_request(
@@ -101,31 +101,19 @@ pub(crate) async fn upload(
                 None,
             )
         })?;
-        bytes += piece.len() as u64;
-        if bytes > MAX_ARCHIVE {
-            let name = "the archive".to_owned();
-            let limit = MAX_ARCHIVE;
-            return Err(service::PublishError::from(UploadError::TooLarge { name, limit }).into());
-        }
         // The disk may be slow; one piece after the other is written.
         let written = tokio::task::spawn_blocking(move || {
-            let written = archive.file().write_all(&piece);
+            let written = archive.write(&piece);
             (archive, written)
         });
         let (returned, written) = written
             .await
             .map_err(|_| ApiError::internal("the archive could not be written"))?;
         archive = returned;
-        written.map_err(|source| {
-            let path = archive.path().to_owned();
-            ApiError::from(service::PublishError::from(UploadError::Io {
-                path,
-                source,
-            }))
-        })?;
+        written.map_err(service::PublishError::from)?;
     }
     let received = work
-        .administration(move || service.receive(&archive))
+        .administration(move || service.receive(archive, &caller.owner()))
         .await?;
     let uploaded = received.map_err(service::PublishError::from)?;
     Ok((StatusCode::CREATED, Json(uploaded.into())))
