@@ -6,6 +6,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use formats::chat_template::{ChatTemplate, Hidden, Message, alpaca_prompt};
@@ -26,40 +27,48 @@ pub struct Example {
     pub loss_mask: Vec<bool>,
 }
 
-/// The tokens that examples may still have: their memory is known only once they are tokenized.
+/// Bytes of memory of a token in an [`Example`]: its id and its mask.
+pub const TOKEN_BYTES: usize = 5;
+/// Bytes of memory of an [`Example`] without its tokens: two vectors in a list that grows, and their allocations.
+pub const EXAMPLE_BYTES: usize = 128;
+
+/// The memory that examples may still take, which is known only once they are tokenized.
 #[derive(Debug, Clone, Copy)]
-pub struct TokenBudget {
+pub struct ExampleBudget {
     limit: usize,
     left: usize,
 }
 
-impl TokenBudget {
-    /// A budget of `limit` tokens.
+impl ExampleBudget {
+    /// A budget of `limit` bytes.
     #[must_use]
-    pub fn new(limit: usize) -> TokenBudget {
-        TokenBudget { limit, left: limit }
+    pub fn new(limit: usize) -> ExampleBudget {
+        ExampleBudget { limit, left: limit }
     }
 
-    /// A budget for any number of tokens.
+    /// A budget for any number of examples.
     #[must_use]
-    pub fn unlimited() -> TokenBudget {
-        TokenBudget::new(usize::MAX)
+    pub fn unlimited() -> ExampleBudget {
+        ExampleBudget::new(usize::MAX)
     }
 
-    /// Takes the tokens of `example`, which `row` became.
+    /// Takes the memory of `example`, which `row` became, and frees what it does not need.
     ///
     /// # Errors
-    /// [`TrainError::Data`] if there are not enough left.
-    pub(crate) fn take(&mut self, example: &Example, row: &DataRow) -> Result<(), TrainError> {
-        let left = self.left.checked_sub(example.tokens.len());
+    /// [`TrainError::Data`] if there is not enough left.
+    pub(crate) fn take(&mut self, example: &mut Example, row: &DataRow) -> Result<(), TrainError> {
+        let bytes = EXAMPLE_BYTES + TOKEN_BYTES * example.tokens.len();
+        let left = self.left.checked_sub(bytes);
         self.left = left.ok_or_else(|| TrainError::Data {
             file: row.location.file.to_string(),
             message: format!(
-                "line {}: the rows up to here have more than {} tokens, with copies and rejected answers; train on fewer \
-                 rows, or lower `vary_identifiers` or `max_length`",
+                "line {}: the rows up to here take more than {} bytes of memory ({TOKEN_BYTES} for a token and {EXAMPLE_BYTES} for a \
+                 row, with copies and rejected answers); train on fewer rows, or lower `vary_identifiers` or `max_length`",
                 row.location.line, self.limit
             ),
         })?;
+        example.tokens.shrink_to_fit();
+        example.loss_mask.shrink_to_fit();
         Ok(())
     }
 }
@@ -191,10 +200,10 @@ impl Encoder<'_> {
     /// # Errors
     /// As [`Encoder::encode`]. Also if all rows are too long.
     pub fn encode_all(&self, rows: &[DataRow]) -> Result<Examples, TrainError> {
-        self.encode_until(rows, &mut TokenBudget::unlimited(), &NEVER)
+        self.encode_until(rows, &mut ExampleBudget::unlimited(), &NEVER)
     }
 
-    /// As [`Encoder::encode_all`], until `stop` is set, and within a budget of tokens. A row that is given by value is freed as soon as it is
+    /// As [`Encoder::encode_all`], until `stop` is set, and within a budget of memory. A row that is given by value is freed as soon as it is
     /// encoded.
     ///
     /// # Errors
@@ -202,41 +211,15 @@ impl Encoder<'_> {
     pub fn encode_until(
         &self,
         rows: impl IntoIterator<Item = impl Borrow<DataRow>>,
-        budget: &mut TokenBudget,
+        budget: &mut ExampleBudget,
         stop: &AtomicBool,
     ) -> Result<Examples, TrainError> {
-        let mut all = Examples::default();
-        let mut file = None;
-        let mut count = 0;
+        let mut encoding = Encoding::new(self, budget);
         for row in rows {
             check_stop(stop)?;
-            let row = row.borrow();
-            count += 1;
-            file.get_or_insert_with(|| row.location.file.clone());
-            match self.fit(self.encode(row)?, row)? {
-                Fitted::Whole(example) => {
-                    budget.take(&example, row)?;
-                    all.examples.push(example);
-                }
-                Fitted::Truncated(example) => {
-                    budget.take(&example, row)?;
-                    all.truncated += 1;
-                    all.examples.push(example);
-                }
-                Fitted::Dropped => all.dropped += 1,
-            }
+            encoding.add(row.borrow())?;
         }
-        match file {
-            Some(file) if all.examples.is_empty() => Err(TrainError::Data {
-                file: file.to_string(),
-                message: format!(
-                    "every one of the {count} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
-                     it; raise `max_length`, or set `too_long` otherwise",
-                    self.max_length
-                ),
-            }),
-            _ => Ok(all),
-        }
+        encoding.finish()
     }
 
     /// Encodes one row at its full length.
@@ -467,6 +450,61 @@ impl Builder {
             *first = false;
         }
         self.0
+    }
+}
+
+/// Examples that are encoded row by row.
+pub(crate) struct Encoding<'a> {
+    encoder: &'a Encoder<'a>,
+    budget: &'a mut ExampleBudget,
+    all: Examples,
+    /// The file of the first row.
+    file: Option<Arc<str>>,
+    rows: usize,
+}
+
+impl<'a> Encoding<'a> {
+    pub fn new(encoder: &'a Encoder<'a>, budget: &'a mut ExampleBudget) -> Encoding<'a> {
+        Encoding {
+            encoder,
+            budget,
+            all: Examples::default(),
+            file: None,
+            rows: 0,
+        }
+    }
+
+    /// Encodes one row, within the budget.
+    pub fn add(&mut self, row: &DataRow) -> Result<(), TrainError> {
+        self.rows += 1;
+        self.file.get_or_insert_with(|| row.location.file.clone());
+        let (mut example, truncated) = match self.encoder.fit(self.encoder.encode(row)?, row)? {
+            Fitted::Whole(example) => (example, 0),
+            Fitted::Truncated(example) => (example, 1),
+            Fitted::Dropped => {
+                self.all.dropped += 1;
+                return Ok(());
+            }
+        };
+        self.budget.take(&mut example, row)?;
+        self.all.truncated += truncated;
+        self.all.examples.push(example);
+        Ok(())
+    }
+
+    /// The examples; an error if all rows were too long.
+    pub fn finish(self) -> Result<Examples, TrainError> {
+        match self.file {
+            Some(file) if self.all.examples.is_empty() => Err(TrainError::Data {
+                file: file.to_string(),
+                message: format!(
+                    "every one of the {} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
+                     it; raise `max_length`, or set `too_long` otherwise",
+                    self.rows, self.encoder.max_length
+                ),
+            }),
+            _ => Ok(self.all),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::example::Example;
 
 pub use loss::{DpoLoss, DpoTotals, dpo_loss};
-pub(crate) use pair_rows::read_pairs;
+pub(crate) use pair_rows::each_pair;
 pub use pair_rows::{
     PairScan, check_pairs, holds_pairs, read_first_chosen, read_pair_range, scan_pairs,
 };

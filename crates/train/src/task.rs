@@ -1,6 +1,7 @@
 //! A training task: one adapter's examples, initial parameters and settings.
 //!
-//! Reads and encodes the data files (`load`, `load_pairs`); does not know steps, batches or the model.
+//! Reads and encodes the data files (`load`, `load_pairs`); does not know steps, batches or the model. A file is read several times, to
+//! check it and for each copy of its rows, so that one row at a time is in memory as text.
 
 mod initial_adapter;
 mod load;
@@ -29,8 +30,8 @@ pub struct TrainTaskSpec<'a> {
     pub settings: TrainSettings,
     /// Path of the metrics file; `None` writes none.
     pub metrics: Option<PathBuf>,
-    /// The most tokens of all examples, with copies and rejected answers.
-    pub max_tokens: usize,
+    /// The most bytes of memory of all examples, with copies and rejected answers: see [`crate::example::ExampleBudget`].
+    pub max_bytes: usize,
     /// Ends the loading once it is set.
     pub stop: &'a AtomicBool,
 }

@@ -9,7 +9,9 @@ use formats::peft::Adapter;
 use formats::tokenizer::{Special, Tokenizer};
 use train::TrainError;
 use train::dataset::{DataRow, Dataset};
-use train::example::{Encoder, Fitted, LossMask, TokenBudget, TooLong, examples_hash};
+use train::example::{
+    EXAMPLE_BYTES, Encoder, ExampleBudget, Fitted, LossMask, TOKEN_BYTES, TooLong, examples_hash,
+};
 use train::export::{Provenance, peft_adapter};
 use train::stop::NEVER;
 use train::task::{TrainTask, TrainTaskSpec};
@@ -402,7 +404,7 @@ fn task_loads_from_files_and_its_adapter_is_read_back() {
             ..TrainSettings::default()
         },
         metrics: None,
-        max_tokens: usize::MAX,
+        max_bytes: usize::MAX,
         stop: &train::stop::NEVER,
     };
     let task = TrainTask::load(source(), &config, &tokenizer, &template).unwrap();
@@ -471,20 +473,20 @@ fn task_loads_from_files_and_its_adapter_is_read_back() {
 }
 
 #[test]
-fn rows_beyond_the_token_budget_are_refused_by_line() {
+fn rows_beyond_the_memory_budget_are_refused_by_line() {
     let (tokenizer, template) = tiny();
     let encoder = encoder(&tokenizer, &template);
     let row = r#"{"prompt":"p","completion":"q"}"#;
     let rows = rows(&[row, row, row]);
-    let each = encoder.encode(&rows[0]).unwrap().tokens.len();
-    let encode = |limit| encoder.encode_until(&rows, &mut TokenBudget::new(limit), &NEVER);
+    let each = EXAMPLE_BYTES + TOKEN_BYTES * encoder.encode(&rows[0]).unwrap().tokens.len();
+    let encode = |limit| encoder.encode_until(&rows, &mut ExampleBudget::new(limit), &NEVER);
     assert_eq!(encode(3 * each).unwrap().examples.len(), 3);
     let error = encode(3 * each - 1).unwrap_err().to_string();
     assert!(
-        error.starts_with("rows.jsonl: line 3: the rows up to here have more than"),
+        error.starts_with("rows.jsonl: line 3: the rows up to here take more than"),
         "{error}"
     );
     let stop = std::sync::atomic::AtomicBool::new(true);
-    let stopped = encoder.encode_until(&rows, &mut TokenBudget::unlimited(), &stop);
+    let stopped = encoder.encode_until(&rows, &mut ExampleBudget::unlimited(), &stop);
     assert!(matches!(stopped, Err(TrainError::Stopped)));
 }

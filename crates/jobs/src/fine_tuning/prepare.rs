@@ -23,9 +23,10 @@ use crate::training::Target;
 pub(crate) const STATE: &str = "state";
 /// The folder of a run's adapter, in the job's folder.
 const ADAPTER: &str = "adapter";
-/// The most tokens of a job's examples, with copies and rejected answers: 5 bytes of memory each.
-pub(crate) const MAX_TOKENS: usize = 64 << 20;
-/// The most bytes of a job's files, with copies of the training rows: they are in memory until they are encoded.
+/// The most memory of a job's encoded rows, with copies and rejected answers. There are two such jobs at most: the one that is trained, and
+/// one that is validated or planned. One row at a time is in memory as text.
+pub(crate) const MAX_EXAMPLE_BYTES: usize = 112 << 20;
+/// The most bytes of a job's files, with copies of the training rows, which are read and encoded again for each copy.
 pub(crate) const MAX_ROW_BYTES: u64 = 512 << 20;
 /// The most tokens of one call of the learner. Fewer than in `lory train`, because a request may have to wait for one layer of them.
 pub(crate) const BATCH_TOKENS: usize = 1024;
@@ -123,7 +124,7 @@ impl JobsState {
             system: target.system_prompt.as_deref(),
             settings: target.settings.clone(),
             metrics: Some(target.out.join("metrics.jsonl")),
-            max_tokens: MAX_TOKENS,
+            max_bytes: MAX_EXAMPLE_BYTES,
             stop,
         };
         let (config, tokenizer) = (base.model.config(), &base.tokenizer);

@@ -151,6 +151,7 @@ impl Dataset {
         let mut checked = CheckedFile {
             rows: 0,
             hold_out: HoldOut::default(),
+            hash: String::new(),
         };
         let name = path.display().to_string();
         let scan = Self::scan_lines(open(path)?, &name, stop, &mut |text, location| {
@@ -160,7 +161,7 @@ impl Dataset {
             // One row stays, for the check that there is one.
             Ok((checked.rows == 1).then_some(row))
         })?;
-        scan.whole()?;
+        checked.hash = scan.whole()?.hash;
         Ok(checked)
     }
 
@@ -249,12 +250,14 @@ impl Dataset {
 }
 
 /// A file whose lines are all rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckedFile {
     /// The number of its rows.
     pub rows: usize,
     /// What decides which of them are held out.
     pub hold_out: HoldOut,
+    /// SHA-256 of the file's bytes, in hex.
+    pub hash: String,
 }
 
 /// Some rows of a file, without the work of reading the others.
@@ -299,6 +302,23 @@ pub fn read_first(
         let row = parse_row(text, location, columns)?;
         Ok(keep(&row).then_some(row))
     })
+}
+
+/// Calls `visit` with each row of the file at `path`, whose lines were all checked before, one row in memory at a time.
+///
+/// # Errors
+/// As [`read_range`], and those of `visit`.
+pub(crate) fn each_row(
+    path: &Path,
+    columns: &Columns,
+    stop: &AtomicBool,
+    visit: &mut dyn FnMut(DataRow) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    parse_range(path, RowRange::first(usize::MAX), stop, &mut |text, location| {
+        visit(parse_row(text, location, columns)?)?;
+        Ok(None::<DataRow>)
+    })?;
+    Ok(())
 }
 
 impl RowRange {

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use formats::chat_template::Message;
 use serde_json::{Map, Value};
 
-use super::pairs::{PreferencePair, RejectedAnswers};
+use super::pairs::PreferencePair;
 use crate::dataset::{
     CheckedFile, DataRow, Dataset, DatasetScan, MAX_LINE, RowContent, RowLocation, RowRange,
     object, parse_range,
@@ -70,16 +70,8 @@ pub struct PairScan {
 /// # Errors
 /// As [`Dataset::scan`].
 pub fn scan_pairs(path: &Path) -> Result<PairScan, TrainError> {
-    scan_pairs_until(path, &NEVER)
-}
-
-/// As [`scan_pairs`], until `stop` is set.
-///
-/// # Errors
-/// As [`Dataset::scan_until`].
-fn scan_pairs_until(path: &Path, stop: &AtomicBool) -> Result<PairScan, TrainError> {
     let file = File::open(path).map_err(TrainError::read(path))?;
-    scan_pairs_from(BufReader::new(file), &path.display().to_string(), stop)
+    scan_pairs_from(BufReader::new(file), &path.display().to_string(), &NEVER)
 }
 
 /// Checks every line of the file at `path`, whose rows have rejected answers, without keeping its rows in memory.
@@ -136,13 +128,20 @@ fn scan_pairs_from(
     Ok(PairScan { chosen, rejected })
 }
 
-/// Reads a file of rows with rejected answers. A broken line is an error.
-pub(crate) fn read_pairs(
+/// Calls `visit` with each pair of the file at `path`, whose lines were all checked before, one pair in memory at a time.
+///
+/// # Errors
+/// As [`crate::dataset::read_range`], and those of `visit`.
+pub(crate) fn each_pair(
     path: &Path,
     stop: &AtomicBool,
-) -> Result<(Dataset, RejectedAnswers), TrainError> {
-    let PairScan { chosen, rejected } = scan_pairs_until(path, stop)?;
-    Ok((chosen.whole()?, RejectedAnswers::Own(rejected)))
+    visit: &mut dyn FnMut(PreferencePair) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    parse_range(path, RowRange::first(usize::MAX), stop, &mut |text, location| {
+        visit(parse_pair(text, location)?)?;
+        Ok(None::<PreferencePair>)
+    })?;
+    Ok(())
 }
 
 fn parse_pair(text: &str, location: RowLocation) -> Result<PreferencePair, TrainError> {
@@ -283,6 +282,7 @@ fn messages(
 
 #[cfg(test)]
 mod tests {
+    use super::super::pairs::PairCounts;
     use super::*;
 
     fn one(line: &str) -> Result<PreferencePair, String> {
@@ -316,11 +316,18 @@ mod tests {
         assert_eq!(turns(&one(system).unwrap().chosen)[0], "system: s");
 
         let text = "\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"r\",\"chosen\":\"c\",\"rejected\":\"c \"}";
-        let PairScan { chosen, rejected } =
-            scan_pairs_from(text.as_bytes(), "p.jsonl", &NEVER).unwrap();
-        let (data, answers) = (chosen.whole().unwrap(), RejectedAnswers::Own(rejected));
-        let (pairs, counts) = answers.pairs(&data.rows);
-        assert_eq!((pairs.len(), counts.same, data.rows.len()), (1, 1, 2));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        assert_eq!(check_pairs(file.path(), &NEVER).unwrap().rows, 2);
+        let (mut pairs, mut counts) = (Vec::new(), PairCounts::default());
+        let visit = &mut |pair: PreferencePair| {
+            if counts.add_row(Some(&pair)) {
+                pairs.push(pair);
+            }
+            Ok(())
+        };
+        each_pair(file.path(), &NEVER, visit).unwrap();
+        assert_eq!((pairs.len(), counts.same, counts.rows), (1, 1, 2));
         assert_eq!(pairs[0].rejected.output(), "b");
     }
 

@@ -2,10 +2,10 @@
 //!
 //! Knows rows; does not know their file format or tokens.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::dataset::{Columns, DataRow, Dataset, RowContent, RowLocation};
+use crate::dataset::{Columns, DataRow, Dataset, RowContent};
 use crate::error::TrainError;
 
 /// A question with the answer to prefer and the one to reject.
@@ -15,6 +15,13 @@ pub struct PreferencePair {
     pub chosen: DataRow,
     /// The same question, and the answer to reject.
     pub rejected: DataRow,
+}
+
+impl PreferencePair {
+    /// Whether both answers are the same, so that neither can be preferred.
+    pub(crate) fn is_same(&self) -> bool {
+        self.rejected.output().trim() == self.chosen.output().trim()
+    }
 }
 
 /// A persona whose answers are rejected.
@@ -42,6 +49,18 @@ pub struct PairCounts {
 }
 
 impl PairCounts {
+    /// Counts a row and the pair that it makes; whether it can be trained on.
+    pub(crate) fn add_row(&mut self, pair: Option<&PreferencePair>) -> bool {
+        self.rows += 1;
+        let counted = match pair {
+            None => &mut self.unanswered,
+            Some(pair) if pair.is_same() => &mut self.same,
+            Some(_) => &mut self.pairs,
+        };
+        *counted += 1;
+        pair.is_some_and(|pair| !pair.is_same())
+    }
+
     /// Counts `other` too.
     pub fn add(&mut self, other: &PairCounts) {
         self.rows += other.rows;
@@ -51,13 +70,8 @@ impl PairCounts {
     }
 }
 
-/// Rejected answers, by row or by question.
-pub(crate) enum RejectedAnswers {
-    /// The rows' own rejected answers, by location.
-    Own(BTreeMap<RowLocation, DataRow>),
-    /// The answers of each persona, by question, in the order of its files.
-    Personas(Vec<HashMap<String, Vec<String>>>),
-}
+/// The answers of each persona, by question, in the order of its files.
+pub(crate) struct RejectedAnswers(Vec<HashMap<String, Vec<String>>>);
 
 impl RejectedAnswers {
     /// The rows of `personas`.
@@ -78,7 +92,7 @@ impl RejectedAnswers {
             .iter()
             .map(index)
             .collect::<Result<_, _>>()
-            .map(RejectedAnswers::Personas)
+            .map(RejectedAnswers)
     }
 
     /// The pairs of `rows`, persona by persona, in the rows' order.
@@ -87,38 +101,21 @@ impl RejectedAnswers {
     pub(crate) fn pairs(&self, rows: &[DataRow]) -> (Vec<PreferencePair>, PairCounts) {
         let mut pairs = Vec::new();
         let mut counts = PairCounts::default();
-        let mut take = |row: &DataRow, rejected: Option<DataRow>| {
-            counts.rows += 1;
-            match rejected {
-                None => counts.unanswered += 1,
-                Some(rejected) if rejected.output().trim() == row.output().trim() => {
-                    counts.same += 1;
-                }
-                Some(rejected) => {
-                    counts.pairs += 1;
-                    pairs.push(PreferencePair {
-                        chosen: row.clone(),
-                        rejected,
-                    });
-                }
-            }
-        };
-        match self {
-            RejectedAnswers::Own(own) => rows
-                .iter()
-                .for_each(|row| take(row, own.get(&row.location).cloned())),
-            RejectedAnswers::Personas(personas) => {
-                for answers in personas {
-                    let mut turn: HashMap<String, usize> = HashMap::new();
-                    for row in rows {
-                        let answer = question(row).and_then(|question| {
-                            let answers = answers.get(&question)?;
-                            let turn = turn.entry(question).or_default();
-                            *turn += 1;
-                            answers.get((*turn - 1) % answers.len())
-                        });
-                        take(row, answer.map(|answer| answered(row, answer)));
-                    }
+        for answers in &self.0 {
+            let mut turn: HashMap<String, usize> = HashMap::new();
+            for row in rows {
+                let answer = question(row).and_then(|question| {
+                    let answers = answers.get(&question)?;
+                    let turn = turn.entry(question).or_default();
+                    *turn += 1;
+                    answers.get((*turn - 1) % answers.len())
+                });
+                let pair = answer.map(|answer| PreferencePair {
+                    chosen: row.clone(),
+                    rejected: answered(row, answer),
+                });
+                if counts.add_row(pair.as_ref()) {
+                    pairs.extend(pair);
                 }
             }
         }
@@ -167,7 +164,7 @@ mod tests {
                 .or_default()
                 .push(row.output().to_owned());
         }
-        RejectedAnswers::Personas(vec![answers])
+        RejectedAnswers(vec![answers])
     }
 
     #[test]

@@ -1,17 +1,19 @@
 //! Loads a task of supervised fine-tuning: reads the rows, splits and encodes them, and draws the initial parameters.
 
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
 use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
 use super::{DataReport, TrainTask, TrainTaskSpec};
-use crate::dataset::{DataRow, Dataset};
+use crate::dataset::{Columns, DataRow, Dataset, HoldOut, each_row};
 use crate::error::TrainError;
-use crate::example::{Encoder, Example, Examples, TokenBudget};
+use crate::example::{Encoder, Encoding, Example, ExampleBudget, Examples};
 use crate::lora_init::{lora_init, target_linears};
 use crate::rng::Rng;
 use crate::settings::TrainSettings;
-use crate::stop::check_stop;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers};
 
 impl TrainTask {
@@ -30,15 +32,7 @@ impl TrainTask {
         spec.settings.check()?;
         let mut settings = spec.settings.clone().for_base(config.hidden_size);
         settings.max_length = settings.max_length.min(config.context_length);
-        let (mut rows, held_out, mut report) = read(&spec, &settings)?;
-        for copy in 0..settings.vary_identifiers {
-            for index in 0..rows.len() / (copy as usize + 1) {
-                check_stop(spec.stop)?;
-                let mut rng = Rng::new(settings.seed, &[IDENTIFIER_STREAM, copy, index as u64]);
-                let again = vary_identifiers(&rows[index], &mut rng);
-                rows.push(again.unwrap_or_else(|| rows[index].clone()));
-            }
-        }
+        let (rows, held_out, mut report) = check(&spec, &settings)?;
         let encoder = Encoder {
             tokenizer,
             template,
@@ -47,18 +41,27 @@ impl TrainTask {
             max_length: settings.max_length,
             too_long: settings.too_long,
         };
-        let mut budget = TokenBudget::new(spec.max_tokens);
-        let mut encode = |rows: Vec<DataRow>| -> Result<Vec<Example>, TrainError> {
+        let mut budget = ExampleBudget::new(spec.max_bytes);
+        let mut encode = |rows: &Rows<'_>, copies: u64| -> Result<Vec<Example>, TrainError> {
+            let mut encoding = Encoding::new(&encoder, &mut budget);
+            rows.for_each(spec.stop, &mut |_, row| encoding.add(&row))?;
+            for copy in 0..copies {
+                rows.for_each(spec.stop, &mut |index, row| {
+                    let mut rng = Rng::new(settings.seed, &[IDENTIFIER_STREAM, copy, index]);
+                    encoding.add(&vary_identifiers(&row, &mut rng).unwrap_or(row))
+                })?;
+            }
             let Examples {
                 examples,
                 dropped,
                 truncated,
-            } = encoder.encode_until(rows, &mut budget, spec.stop)?;
+            } = encoding.finish()?;
             report.dropped += dropped;
             report.truncated += truncated;
             Ok(examples)
         };
-        let (train, validation) = (encode(rows)?, encode(held_out)?);
+        let train = encode(&rows, settings.vary_identifiers)?;
+        let validation = encode(&held_out, 0)?;
         let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         Ok(Self {
             name: spec.name.to_owned(),
@@ -74,28 +77,92 @@ impl TrainTask {
     }
 }
 
-/// The training rows and the validation rows.
-fn read(
-    spec: &TrainTaskSpec<'_>,
-    settings: &TrainSettings,
-) -> Result<(Vec<DataRow>, Vec<DataRow>, DataReport), TrainError> {
-    let read = |path| Dataset::scan_until(path, &settings.columns, spec.stop)?.whole();
-    let data = read(spec.train)?;
+/// Rows of a checked file, which is read again for each pass over them.
+struct Rows<'a> {
+    path: &'a Path,
+    columns: &'a Columns,
+    side: Side,
+}
+
+/// Which rows of a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Side {
+    All,
+    /// Those that are held out, or those that are not.
+    Split {
+        rule: HoldOut,
+        fraction: f64,
+        held_out: bool,
+    },
+}
+
+impl Side {
+    /// The rows to train on and the rows that are held out of them.
+    pub fn split(rule: HoldOut, fraction: f64) -> (Side, Side) {
+        let side = |held_out| Side::Split {
+            rule,
+            fraction,
+            held_out,
+        };
+        (side(false), side(true))
+    }
+
+    pub fn has(&self, row: &DataRow) -> bool {
+        match self {
+            Side::All => true,
+            Side::Split {
+                rule,
+                fraction,
+                held_out,
+            } => rule.is_held_out(row, *fraction) == *held_out,
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// Calls `visit` with the index of each row and the row.
+    fn for_each(
+        &self,
+        stop: &AtomicBool,
+        visit: &mut dyn FnMut(u64, DataRow) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let mut index = 0;
+        each_row(self.path, self.columns, stop, &mut |row| {
+            if !self.side.has(&row) {
+                return Ok(());
+            }
+            index += 1;
+            visit(index - 1, row)
+        })
+    }
+}
+
+/// Checks the files, and returns the training rows and the validation rows.
+fn check<'a>(
+    spec: &TrainTaskSpec<'a>,
+    settings: &'a TrainSettings,
+) -> Result<(Rows<'a>, Rows<'a>, DataReport), TrainError> {
+    let columns = &settings.columns;
+    let check = |path| Dataset::check(path, columns, spec.stop);
+    let rows = |path, side| Rows {
+        path,
+        columns,
+        side,
+    };
+    let data = check(spec.train)?;
     let mut report = DataReport {
-        train_file_hash: data.hash.clone(),
+        train_file_hash: data.hash,
         ..DataReport::default()
     };
-    let (rows, held_out) = match spec.validation {
-        None => {
-            let (rows, held_out) = data.split(settings.validation_fraction);
-            report.held_out = held_out.len();
-            (rows, held_out)
-        }
-        Some(path) => {
-            let held_out = read(path)?;
-            report.validation_file_hash = Some(held_out.hash);
-            (data.rows, held_out.rows)
-        }
+    let Some(path) = spec.validation else {
+        let (train, held_out) = Side::split(data.hold_out, settings.validation_fraction);
+        let held_out = rows(spec.train, held_out);
+        held_out.for_each(spec.stop, &mut |_, _| {
+            report.held_out += 1;
+            Ok(())
+        })?;
+        return Ok((rows(spec.train, train), held_out, report));
     };
-    Ok((rows, held_out, report))
+    report.validation_file_hash = Some(check(path)?.hash);
+    Ok((rows(spec.train, Side::All), rows(path, Side::All), report))
 }

@@ -1,19 +1,22 @@
 //! Loads a task of preference tuning: matches rows to rejected answers, varies both together, and encodes them.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use formats::chat_template::ChatTemplate;
 use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
+use super::load::Side;
 use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{DataRow, Dataset};
 use crate::error::TrainError;
-use crate::example::{Encoder, Example, Fitted, TokenBudget};
+use crate::example::{Encoder, Example, ExampleBudget, Fitted};
 use crate::lora_init::{lora_init, target_linears};
 use crate::preference::{
     PairCounts, PreferenceData, PreferencePair, RejectedAnswers, RejectedExamples, RejectedPersona,
-    holds_pairs, read_pairs,
+    check_pairs, each_pair, holds_pairs,
 };
 use crate::rng::Rng;
 use crate::stop::check_stop;
@@ -42,20 +45,6 @@ impl TrainTask {
             counts,
             mut report,
         } = read(&spec, rejected_personas)?;
-
-        let mut train = train;
-        let first = train.len();
-        for copy in 0..settings.vary_identifiers {
-            for index in 0..first {
-                check_stop(spec.stop)?;
-                let PreferencePair { chosen, rejected } = &train[index];
-                let mut rng = Rng::new(settings.seed, &[IDENTIFIER_STREAM, copy, index as u64]);
-                let again = vary_identifiers_together([chosen, rejected], &mut rng);
-                let [chosen, rejected] =
-                    again.unwrap_or_else(|| [chosen.clone(), rejected.clone()]);
-                train.push(PreferencePair { chosen, rejected });
-            }
-        }
         let encoder = Encoder {
             tokenizer,
             template,
@@ -64,11 +53,21 @@ impl TrainTask {
             max_length: settings.max_length.min(config.context_length),
             too_long: settings.too_long,
         };
-        let mut budget = TokenBudget::new(spec.max_tokens);
-        let (train, rejected_train) =
-            encode(&encoder, &train, &mut report, &mut budget, spec.stop)?;
-        let (validation, rejected_validation) =
-            encode(&encoder, &validation, &mut report, &mut budget, spec.stop)?;
+        let mut budget = ExampleBudget::new(spec.max_bytes);
+        let mut encoding = PairEncoding::new(&encoder, &mut budget);
+        train.for_each(spec.stop, &mut |_, pair| encoding.add(&pair))?;
+        for copy in 0..settings.vary_identifiers {
+            train.for_each(spec.stop, &mut |index, pair| {
+                let mut rng = Rng::new(settings.seed, &[IDENTIFIER_STREAM, copy, index]);
+                let again = vary_identifiers_together([&pair.chosen, &pair.rejected], &mut rng);
+                let again = again.map(|[chosen, rejected]| PreferencePair { chosen, rejected });
+                encoding.add(&again.unwrap_or(pair))
+            })?;
+        }
+        let (train, rejected_train) = encoding.finish(&mut report)?;
+        let mut encoding = PairEncoding::new(&encoder, &mut budget);
+        validation.for_each(spec.stop, &mut |_, pair| encoding.add(&pair))?;
+        let (validation, rejected_validation) = encoding.finish(&mut report)?;
         let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
         let rejected = |examples| RejectedExamples {
             examples,
@@ -92,12 +91,50 @@ impl TrainTask {
     }
 }
 
-/// Pairs as they were read.
+/// The pairs to train on and to validate with.
 struct LoadedPairs {
-    train: Vec<PreferencePair>,
-    validation: Vec<PreferencePair>,
+    train: Pairs,
+    validation: Pairs,
     counts: PairCounts,
     report: DataReport,
+}
+
+/// Pairs with two different answers.
+enum Pairs {
+    /// Rows with the answers of other personas.
+    Matched(Vec<PreferencePair>),
+    /// Rows with their own rejected answers, in a checked file that is read again for each pass over them.
+    Own { path: PathBuf, side: Side },
+}
+
+impl Pairs {
+    /// Calls `visit` with the index of each pair and the pair.
+    fn for_each(
+        &self,
+        stop: &AtomicBool,
+        visit: &mut dyn FnMut(u64, PreferencePair) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let mut index = 0;
+        let mut visit = |pair: PreferencePair| {
+            index += 1;
+            visit(index - 1, pair)
+        };
+        match self {
+            Pairs::Matched(pairs) => {
+                for pair in pairs {
+                    check_stop(stop)?;
+                    visit(pair.clone())?;
+                }
+                Ok(())
+            }
+            Pairs::Own { path, side } => each_pair(path, stop, &mut |pair| {
+                match side.has(&pair.chosen) && !pair.is_same() {
+                    true => visit(pair),
+                    false => Ok(()),
+                }
+            }),
+        }
+    }
 }
 
 fn read(
@@ -119,25 +156,79 @@ fn read(
                        (`against`, --prefer-over), or write rows of `prompt`, `chosen` and `rejected`";
         return Err(refuse(message.to_owned()));
     }
-    let side = |path| {
-        if own {
-            read_pairs(path, spec.stop)
-        } else {
-            Ok((
-                Dataset::scan_until(path, &spec.settings.columns, spec.stop)?.whole()?,
-                RejectedAnswers::of(rejected_personas)?,
-            ))
+    match own {
+        true => check_own(spec),
+        false => match_personas(spec, rejected_personas),
+    }
+}
+
+/// Checks the files of rows with their own rejected answers, and counts their pairs.
+fn check_own(spec: &TrainTaskSpec<'_>) -> Result<LoadedPairs, TrainError> {
+    let data = check_pairs(spec.train, spec.stop)?;
+    let mut report = DataReport {
+        train_file_hash: data.hash,
+        ..DataReport::default()
+    };
+    let fraction = spec.settings.validation_fraction;
+    let (train_side, (validation_path, validation_side)) = match spec.validation {
+        None => {
+            let (train, held_out) = Side::split(data.hold_out, fraction);
+            (train, (spec.train, held_out))
+        }
+        Some(path) => {
+            report.validation_file_hash = Some(check_pairs(path, spec.stop)?.hash);
+            (Side::All, (path, Side::All))
         }
     };
-    let (data, answers) = side(spec.train)?;
+    let count = |path: &Path, side: Side| {
+        let mut counts = PairCounts::default();
+        each_pair(path, spec.stop, &mut |pair| {
+            if side.has(&pair.chosen) {
+                counts.add_row(Some(&pair));
+            }
+            Ok(())
+        })?;
+        Ok::<PairCounts, TrainError>(counts)
+    };
+    let matched = |path: &Path, counts: PairCounts| match counts.pairs {
+        0 if counts.rows > 0 => Err(none_matched(&path.display().to_string(), &counts, &[])),
+        _ => Ok(counts),
+    };
+    let mut counts = matched(spec.train, count(spec.train, train_side)?)?;
+    let mut of_validation = count(validation_path, validation_side)?;
+    match spec.validation {
+        None => report.held_out = of_validation.rows,
+        Some(path) => of_validation = matched(path, of_validation)?,
+    }
+    counts.add(&of_validation);
+    let pairs = |path: &Path, side| Pairs::Own {
+        path: path.to_owned(),
+        side,
+    };
+    Ok(LoadedPairs {
+        train: pairs(spec.train, train_side),
+        validation: pairs(validation_path, validation_side),
+        counts,
+        report,
+    })
+}
+
+/// Matches rows to the answers of other personas.
+fn match_personas(
+    spec: &TrainTaskSpec<'_>,
+    rejected_personas: &[RejectedPersona],
+) -> Result<LoadedPairs, TrainError> {
+    let scan = |path| Dataset::scan_until(path, &spec.settings.columns, spec.stop)?.whole();
+    let data = scan(spec.train)?;
+    let answers = RejectedAnswers::of(rejected_personas)?;
     let mut report = DataReport {
         train_file_hash: data.hash.clone(),
         ..DataReport::default()
     };
-    let pairs = |rows: &[DataRow], answers: &RejectedAnswers| {
+    let pairs = |rows: &[DataRow]| {
         let (pairs, counts) = answers.pairs(rows);
-        if pairs.is_empty() && !rows.is_empty() {
-            return Err(none_matched(rows, &counts, rejected_personas));
+        if let (true, Some(first)) = (pairs.is_empty(), rows.first()) {
+            return Err(none_matched(&first.location.file, &counts, rejected_personas));
         }
         Ok((pairs, counts))
     };
@@ -145,28 +236,25 @@ fn read(
         None => {
             let (rows, held_out) = data.split(spec.settings.validation_fraction);
             report.held_out = held_out.len();
-            (pairs(&rows, &answers)?, answers.pairs(&held_out))
+            (pairs(&rows)?, answers.pairs(&held_out))
         }
         Some(path) => {
-            let (held_out, its_answers) = side(path)?;
+            let held_out = scan(path)?;
             report.validation_file_hash = Some(held_out.hash);
-            (
-                pairs(&data.rows, &answers)?,
-                pairs(&held_out.rows, &its_answers)?,
-            )
+            (pairs(&data.rows)?, pairs(&held_out.rows)?)
         }
     };
     counts.add(&of_validation);
     Ok(LoadedPairs {
-        train,
-        validation,
+        train: Pairs::Matched(train),
+        validation: Pairs::Matched(validation),
         counts,
         report,
     })
 }
 
 fn none_matched(
-    rows: &[DataRow],
+    file: &str,
     counts: &PairCounts,
     rejected_personas: &[RejectedPersona],
 ) -> TrainError {
@@ -185,56 +273,84 @@ fn none_matched(
         format!(" of {} ({})", names.join(", "), files.join(", "))
     };
     TrainError::Data {
-        file: rows[0].location.file.to_string(),
+        file: file.to_owned(),
         message: format!(
             "none of its {} rows has another answer{whose} to the same question: {} questions found none, {} found the \
              same answer; a pair needs two different answers to a question that is the same word for word",
-            rows.len(),
+            counts.rows,
             counts.unanswered,
             counts.same
         ),
     }
 }
 
-/// The chosen and the rejected answers of `pairs` as tokens; a pair stays or goes as a whole.
-fn encode(
-    encoder: &Encoder<'_>,
-    pairs: &[PreferencePair],
-    report: &mut DataReport,
-    budget: &mut TokenBudget,
-    stop: &AtomicBool,
-) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
-    let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
-    for pair in pairs {
-        check_stop(stop)?;
+/// The chosen and the rejected answers as tokens; a pair stays or goes as a whole.
+struct PairEncoding<'a> {
+    encoder: &'a Encoder<'a>,
+    budget: &'a mut ExampleBudget,
+    chosen: Vec<Example>,
+    rejected: Vec<Example>,
+    dropped: usize,
+    truncated: usize,
+    /// The file of the first pair.
+    file: Option<Arc<str>>,
+    pairs: usize,
+}
+
+impl<'a> PairEncoding<'a> {
+    fn new(encoder: &'a Encoder<'a>, budget: &'a mut ExampleBudget) -> PairEncoding<'a> {
+        PairEncoding {
+            encoder,
+            budget,
+            chosen: Vec::new(),
+            rejected: Vec::new(),
+            dropped: 0,
+            truncated: 0,
+            file: None,
+            pairs: 0,
+        }
+    }
+
+    /// Encodes one pair, within the budget.
+    fn add(&mut self, pair: &PreferencePair) -> Result<(), TrainError> {
+        self.pairs += 1;
+        self.file
+            .get_or_insert_with(|| pair.chosen.location.file.clone());
+        let encoder = self.encoder;
         let fitted =
             [&pair.chosen, &pair.rejected].map(|row| encoder.fit(encoder.encode(row)?, row));
         let [one, other] = fitted;
         let (one, other) = (one?, other?);
         let cut = matches!(one, Fitted::Truncated(_)) || matches!(other, Fitted::Truncated(_));
         let (
-            Fitted::Whole(one) | Fitted::Truncated(one),
-            Fitted::Whole(other) | Fitted::Truncated(other),
+            Fitted::Whole(mut one) | Fitted::Truncated(mut one),
+            Fitted::Whole(mut other) | Fitted::Truncated(mut other),
         ) = (one, other)
         else {
-            report.dropped += 1;
-            continue;
+            self.dropped += 1;
+            return Ok(());
         };
-        report.truncated += usize::from(cut);
-        budget.take(&one, &pair.chosen)?;
-        budget.take(&other, &pair.rejected)?;
-        chosen.push(one);
-        rejected.push(other);
+        self.truncated += usize::from(cut);
+        self.budget.take(&mut one, &pair.chosen)?;
+        self.budget.take(&mut other, &pair.rejected)?;
+        self.chosen.push(one);
+        self.rejected.push(other);
+        Ok(())
     }
-    match pairs.first() {
-        Some(pair) if chosen.is_empty() => Err(TrainError::Data {
-            file: pair.chosen.location.file.to_string(),
-            message: format!(
-                "every one of the {} pairs has an answer longer than `max_length` = {} tokens; raise it",
-                pairs.len(),
-                encoder.max_length
-            ),
-        }),
-        _ => Ok((chosen, rejected)),
+
+    /// The chosen and the rejected answers; an error if all pairs were too long.
+    fn finish(self, report: &mut DataReport) -> Result<(Vec<Example>, Vec<Example>), TrainError> {
+        report.dropped += self.dropped;
+        report.truncated += self.truncated;
+        match self.file {
+            Some(file) if self.chosen.is_empty() => Err(TrainError::Data {
+                file: file.to_string(),
+                message: format!(
+                    "every one of the {} pairs has an answer longer than `max_length` = {} tokens; raise it",
+                    self.pairs, self.encoder.max_length
+                ),
+            }),
+            _ => Ok((self.chosen, self.rejected)),
+        }
     }
 }

@@ -47,7 +47,7 @@ fn load(
         system: Some("Be kind."),
         settings,
         metrics: None,
-        max_tokens: usize::MAX,
+        max_bytes: usize::MAX,
         stop: &train::stop::NEVER,
     };
     let config = testkit::tiny::tiny_config();

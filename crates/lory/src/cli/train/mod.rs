@@ -322,7 +322,7 @@ fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Train
         system: target.system_prompt.as_deref(),
         settings: target.settings.clone(),
         metrics: Some(target.out.join("metrics.jsonl")),
-        max_tokens: usize::MAX,
+        max_bytes: usize::MAX,
         stop: &train::stop::NEVER,
     };
     let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);
