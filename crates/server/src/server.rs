@@ -111,10 +111,8 @@ async fn drain(server: Arc<ServerState>, shutdown: impl Future<Output = ()>) -> 
     shutdown.await;
     server.drain();
     let limit = server.settings.drain_timeout;
-    if server.in_flight() > 0 {
-        let left = server.in_flight();
-        tracing::info!("stopping; {left} requests in flight have {limit:?} to end");
-    }
+    let left = server.in_flight();
+    tracing::info!("shutting down: {left} requests in flight, at most {limit:?}");
     tokio::time::timeout(limit, server.idle()).await.is_ok()
 }
 

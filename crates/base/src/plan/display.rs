@@ -47,9 +47,8 @@ impl Plan {
     pub fn line(&self) -> String {
         let chosen = &self.chosen;
         format!(
-            "plan: {}, {}: {}; {} at the peak",
+            "plan: {}: {}; {} at the peak",
             chosen.device,
-            precision(chosen),
             parts(chosen),
             format_size(chosen.memory.peak())
         )

@@ -20,12 +20,13 @@ fn serve(dir: &TestDir, args: &[&str]) -> ServerProcess {
 #[test]
 fn sigterm_drains_and_exits_with_0() {
     let dir = TestDir::with_tones();
-    let server = serve(&dir, &["--drain-timeout", "60s"]);
+    let mut server = serve(&dir, &["--drain-timeout", "60s"]);
     let body =
         json!({"prompt": "Go on.", "user_type": "warm", "max_new_tokens": 400, "stream": true});
     let mut running = server.send("POST", "/generate", JSON, body.to_string().as_bytes());
     running.wait_for_body();
     server.signal("-TERM");
+    server.log_line(&["shutting down: 1 requests in flight, at most 60s"]);
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let ready = server.get("/ready");
@@ -40,6 +41,19 @@ fn sigterm_drains_and_exits_with_0() {
     assert!(refused.header("retry-after").is_some());
     let rest = running.read_all().text;
     assert!(rest.contains("\"completion_tokens\":400"), "{rest}");
+    server.log_line(&["shut down"]);
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn plan_and_shutdown_of_an_idle_server_are_logged() {
+    let dir = TestDir::with_tones();
+    let mut server = serve(&dir, &["--drain-timeout", "7s"]);
+    let plan = server.log_line(&["plan: cpu"]);
+    assert_eq!(plan.matches("as in the file").count(), 1, "{plan}");
+    server.signal("-TERM");
+    server.log_line(&["shutting down: 0 requests in flight, at most 7s"]);
+    server.log_line(&["shut down"]);
     assert_eq!(server.wait(), Some(0));
 }
 

@@ -104,6 +104,9 @@ pub(crate) fn serve(
     });
     // A base that is still loading is not waited for.
     runtime.shutdown_background();
+    if served.is_ok() {
+        tracing::info!("shut down");
+    }
     served
 }
 
