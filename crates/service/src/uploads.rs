@@ -398,7 +398,9 @@ mod tests {
         stored("one", 60, "1").unwrap();
         let message = stored("one", 41, "2").unwrap_err().to_string();
         assert!(
-            message.starts_with("key one has 60 of its 100 bytes of uploaded adapters (`upload_bytes`"),
+            message.starts_with(
+                "key one has 60 of its 100 bytes of uploaded adapters (`upload_bytes`"
+            ),
             "{message}"
         );
         // Parallel uploads count together, and another key has its own bytes.

@@ -28,11 +28,11 @@ pub use crate::location::RowLocation;
 pub use columns::Columns;
 pub use conversation::MAX_TURNS;
 pub(crate) use fields::EMPTY_ANSWER;
-pub(crate) use read::{each_row, parse_range};
 pub use read::{
     CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, RowRange, read_first,
     read_range,
 };
+pub(crate) use read::{each_row, parse_range};
 pub(crate) use row::object;
 pub use split::{HoldOut, held_out};
 

@@ -123,7 +123,9 @@ impl NewJob {
         let hyperparameters = Hyperparameters::parse(method, fields, self.seed, hidden_size)?;
         check_row_bytes(&hyperparameters.settings, &training, validation.as_ref())?;
         let settings = hyperparameters.settings;
-        let linears = settings.modules().map(|modules| target_linears(config, &modules));
+        let linears = settings
+            .modules()
+            .map(|modules| target_linears(config, &modules));
         let linears = linears.map_err(|error| JobError::Plan(error.to_string()))?;
         let parameters = parameter_count(&linears, settings.rank);
         let personas = service.personas();

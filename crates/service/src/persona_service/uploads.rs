@@ -29,7 +29,11 @@ impl Service {
     ///
     /// # Errors
     /// [`UploadError`]; nothing is kept then. An adapter that does not fit this base is not an error: see [`Uploaded::problem`].
-    pub fn receive(&self, mut archive: ReceivedArchive, owner: &Owner) -> Result<Uploaded, UploadError> {
+    pub fn receive(
+        &self,
+        mut archive: ReceivedArchive,
+        owner: &Owner,
+    ) -> Result<Uploaded, UploadError> {
         let uploads = self.uploads()?;
         let dir = uploads.new_folder()?;
         let skipped = unpack(archive.path(), dir.path())?;

@@ -314,10 +314,15 @@ pub(crate) fn each_row(
     stop: &AtomicBool,
     visit: &mut dyn FnMut(DataRow) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    parse_range(path, RowRange::first(usize::MAX), stop, &mut |text, location| {
-        visit(parse_row(text, location, columns)?)?;
-        Ok(None::<DataRow>)
-    })?;
+    parse_range(
+        path,
+        RowRange::first(usize::MAX),
+        stop,
+        &mut |text, location| {
+            visit(parse_row(text, location, columns)?)?;
+            Ok(None::<DataRow>)
+        },
+    )?;
     Ok(())
 }
 

@@ -137,10 +137,15 @@ pub(crate) fn each_pair(
     stop: &AtomicBool,
     visit: &mut dyn FnMut(PreferencePair) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    parse_range(path, RowRange::first(usize::MAX), stop, &mut |text, location| {
-        visit(parse_pair(text, location)?)?;
-        Ok(None::<PreferencePair>)
-    })?;
+    parse_range(
+        path,
+        RowRange::first(usize::MAX),
+        stop,
+        &mut |text, location| {
+            visit(parse_pair(text, location)?)?;
+            Ok(None::<PreferencePair>)
+        },
+    )?;
     Ok(())
 }
 

@@ -127,11 +127,12 @@ impl Pairs {
                 }
                 Ok(())
             }
-            Pairs::Own { path, side } => each_pair(path, stop, &mut |pair| {
-                match side.has(&pair.chosen) && !pair.is_same() {
-                    true => visit(pair),
-                    false => Ok(()),
-                }
+            Pairs::Own { path, side } => each_pair(path, stop, &mut |pair| match side
+                .has(&pair.chosen)
+                && !pair.is_same()
+            {
+                true => visit(pair),
+                false => Ok(()),
             }),
         }
     }
@@ -228,7 +229,11 @@ fn match_personas(
     let pairs = |rows: &[DataRow]| {
         let (pairs, counts) = answers.pairs(rows);
         if let (true, Some(first)) = (pairs.is_empty(), rows.first()) {
-            return Err(none_matched(&first.location.file, &counts, rejected_personas));
+            return Err(none_matched(
+                &first.location.file,
+                &counts,
+                rejected_personas,
+            ));
         }
         Ok((pairs, counts))
     };
@@ -277,9 +282,7 @@ fn none_matched(
         message: format!(
             "none of its {} rows has another answer{whose} to the same question: {} questions found none, {} found the \
              same answer; a pair needs two different answers to a question that is the same word for word",
-            counts.rows,
-            counts.unanswered,
-            counts.same
+            counts.rows, counts.unanswered, counts.same
         ),
     }
 }

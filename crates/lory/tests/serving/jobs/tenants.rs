@@ -148,7 +148,8 @@ fn unpublished_adapters_of_a_key_are_within_its_bytes() {
     let (status, code, _, message) = refused.error();
     assert_eq!((status, code.as_str()), (507, "adapter_bytes_exceeded"));
     assert!(
-        message.contains("(`adapter_bytes` in the file of keys); cancel a job, publish the adapter"),
+        message
+            .contains("(`adapter_bytes` in the file of keys); cancel a job, publish the adapter"),
         "{message}"
     );
     // Another key has its own bytes, and cannot delete the job.
