@@ -239,15 +239,13 @@ pub fn read_text(path: &Path) -> Result<Option<String>, KeysError> {
         path: path.to_owned(),
         source,
     };
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_BYTES => {
-            let message = format!("a file of keys has at most {MAX_BYTES} bytes");
-            Err(io(std::io::Error::other(message)))
-        }
-        Ok(_) => std::fs::read_to_string(path).map(Some).map_err(io),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io(error)),
-    }
+    let bytes = match formats::disk::read(path, MAX_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let text = String::from_utf8(bytes).map_err(|error| io(std::io::Error::other(error)))?;
+    Ok(Some(text))
 }
 
 /// Adds a key to a file, which need not exist yet. Other users cannot read a file that this creates.

@@ -225,6 +225,13 @@ impl Key {
             })
     }
 
+    /// Returns counted requests and answers that were refused before any work for them began.
+    pub fn refund_requests(&self, count: usize) {
+        if let Some(bucket) = &self.requests {
+            bucket.refund(count as u64);
+        }
+    }
+
     /// Reserves tokens of this minute's limit. Dropping the reservation returns those that were not used.
     ///
     /// # Errors
@@ -498,6 +505,18 @@ mod tests {
         key.count_request().unwrap();
         key.count_answers(128).unwrap();
         assert!(key.count_request().is_err());
+    }
+
+    #[test]
+    fn refused_requests_are_returned() {
+        let (_folder, _, keys) = keys(&table("a", "a", "requests_per_minute = 10"));
+        let key = keys.find("a").unwrap();
+        for _ in 0..20 {
+            key.count_request().unwrap();
+            key.count_answers(10).unwrap();
+            assert!(key.count_request().is_err());
+            key.refund_requests(10);
+        }
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl AppendLog {
     /// # Errors
     /// The file cannot be read.
     pub fn read(&self, mut each: impl FnMut(usize, &[u8])) -> io::Result<()> {
-        let file = match File::open(&self.path) {
+        let file = match disk::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file?,
         };

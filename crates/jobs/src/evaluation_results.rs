@@ -7,8 +7,11 @@ use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use formats::{atomic_file, disk};
+use formats::atomic_file;
+use formats::disk::{self, LastingFolder};
 use serde_json::{Value, json};
+
+use crate::record_file::MAX_RECORD;
 
 /// Why a result is not stored or not found.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +51,17 @@ pub const MAX_STORED: usize = 50;
 #[derive(Debug, Clone)]
 pub struct EvaluationResults {
     folder: PathBuf,
+    lasting: LastingFolder,
 }
 
 impl EvaluationResults {
     /// The results in `folder`, which is created when the first is stored.
     #[must_use]
     pub fn new(folder: &Path) -> EvaluationResults {
+        let folder = folder.join("evaluations");
         EvaluationResults {
-            folder: folder.join("evaluations"),
+            lasting: LastingFolder::new(&folder),
+            folder,
         }
     }
 
@@ -84,7 +90,7 @@ impl EvaluationResults {
         mut time: u64,
         mut result: Value,
     ) -> Result<String, ResultError> {
-        disk::create_folders(&self.folder).map_err(self.io())?;
+        self.lasting.create().map_err(self.io())?;
         let mut id = format!("{time:020}");
         while self.path(&id).exists() {
             time += 1;
@@ -157,7 +163,7 @@ impl EvaluationResults {
             return Err(unknown());
         }
         let path = self.path(id);
-        let text = match fs::read(&path) {
+        let text = match disk::read(&path, MAX_RECORD) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(unknown()),
             Err(error) => return Err(self.io()(error)),

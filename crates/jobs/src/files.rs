@@ -348,8 +348,8 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
         return Err(format!("its record has the file name {:?}", file.filename));
     }
     let path = folder.join(&file.filename);
-    let found = path
-        .metadata()
+    let found = disk::open(&path)
+        .and_then(|file| file.metadata())
         .map_err(|error| format!("{}: {error}", path.display()))?
         .len();
     if found != file.bytes {

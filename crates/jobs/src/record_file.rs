@@ -4,11 +4,14 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use formats::atomic_file;
+use formats::{atomic_file, disk};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::JobError;
+
+/// The largest record that is read, in bytes. Records that Lory writes are far smaller.
+pub(crate) const MAX_RECORD: u64 = 64 << 20;
 
 /// Writes `value` to `path` as JSON, in one step.
 pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), JobError> {
@@ -19,7 +22,7 @@ pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), JobError>
 
 /// Reads a value that [`write`] wrote.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, JobError> {
-    let text = std::fs::read(path).map_err(JobError::io(path))?;
+    let text = disk::read(path, MAX_RECORD).map_err(JobError::io(path))?;
     serde_json::from_slice(&text).map_err(|error| JobError::Damaged {
         path: path.to_owned(),
         message: error.to_string(),

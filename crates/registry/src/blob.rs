@@ -110,7 +110,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, RegistryError> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(io)?;
+    let file = formats::disk::open(path).map_err(io)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
     match bytes.len() as u64 {

@@ -124,7 +124,7 @@ pub(crate) fn read(path: &Path) -> Result<PersonaFile, PersonaError> {
         source,
     };
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(io)?;
+    let file = formats::disk::open(path).map_err(io)?;
     file.take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(io)?;

@@ -116,6 +116,14 @@ impl Registry {
         &self.store.name
     }
 
+    /// Checks that the folder of a local registry is still there, if it has existed.
+    ///
+    /// # Errors
+    /// [`RegistryError::Removed`].
+    pub fn check_folder(&self) -> Result<(), RegistryError> {
+        self.store.check_folder()
+    }
+
     /// The state as of the last [`Registry::refresh`].
     pub fn state(&self) -> Arc<RegistryState> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

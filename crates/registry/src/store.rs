@@ -2,7 +2,7 @@
 //! `object_store` crate; its own calls block. It guarantees two things: a write is complete or has no effect, and of two
 //! writers that create the same path exactly one succeeds.
 
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -15,12 +15,19 @@ use object_store::{
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
+use formats::disk::LastingFolder;
+use formats::peft::WEIGHTS_FILE;
+
+use crate::blob::MAX_WEIGHTS;
 use crate::error::RegistryError;
 
 /// How long a request to a bucket may take, including the transfer.
 const REQUEST_TIMEOUT: &str = "300 seconds";
 /// How many objects are read concurrently.
 const MAX_CONCURRENT_READS: usize = 32;
+
+/// The largest object that is read, in bytes, except an adapter's weights.
+const MAX_OBJECT: u64 = 16 << 20;
 
 /// Where a registry is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +88,7 @@ pub(crate) struct Store {
     pub name: String,
     objects: OnceLock<Arc<dyn ObjectStore>>,
     /// The folder of a local store, which `objects` opens when it exists or at the first write.
-    folder: Option<PathBuf>,
+    folder: Option<LastingFolder>,
     /// None only during the drop.
     runtime: Option<Runtime>,
 }
@@ -90,7 +97,7 @@ impl Store {
     pub fn open(location: &RegistryLocation) -> Result<Store, RegistryError> {
         let objects = OnceLock::new();
         let folder = match location {
-            RegistryLocation::Folder(folder) => Some(folder.clone()),
+            RegistryLocation::Folder(folder) => Some(LastingFolder::new(folder)),
             RegistryLocation::S3(url) => {
                 let _ = objects.set(s3(url)?);
                 None
@@ -107,13 +114,13 @@ impl Store {
     fn new(
         name: String,
         objects: OnceLock<Arc<dyn ObjectStore>>,
-        folder: Option<PathBuf>,
+        folder: Option<LastingFolder>,
     ) -> Result<Store, RegistryError> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|source| RegistryError::Folder {
-                path: folder.clone().unwrap_or_default(),
+                path: PathBuf::from(&name),
                 source,
             })?;
         Ok(Store {
@@ -129,8 +136,9 @@ impl Store {
         let Some(objects) = self.existing()? else {
             return Ok(None);
         };
-        let read = self.wait(async { objects.get(&Path::from(path)).await?.bytes().await });
-        none_if_missing(read.map(Vec::from)).map_err(|source| self.failed("read", path, source))
+        self.check_regular(path)?;
+        let read = self.wait(read_object(&objects, path));
+        none_if_missing(read).map_err(|source| self.failed("read", path, source))
     }
 
     /// [`Store::get`] of many objects, in their order.
@@ -142,11 +150,9 @@ impl Store {
         for some in paths.chunks(MAX_CONCURRENT_READS) {
             let mut reads = JoinSet::new();
             for (index, path) in some.iter().enumerate() {
-                let (objects, path) = (Arc::clone(&objects), Path::from(path.as_str()));
-                let read = async move {
-                    let bytes = async { objects.get(&path).await?.bytes().await };
-                    (index, bytes.await.map(Vec::from))
-                };
+                self.check_regular(path)?;
+                let (objects, path) = (Arc::clone(&objects), path.clone());
+                let read = async move { (index, read_object(&objects, &path).await) };
                 reads.spawn_on(read, self.runtime().handle());
             }
             let mut joined = self.wait(reads.join_all());
@@ -163,6 +169,7 @@ impl Store {
 
     /// Writes an object that must not exist yet. Returns whether it was written.
     pub fn create(&self, path: &str, bytes: Vec<u8>) -> Result<bool, RegistryError> {
+        self.check_folder()?;
         match self.write(path, bytes, PutMode::Create) {
             Ok(()) => Ok(true),
             Err(Error::AlreadyExists { .. }) => Ok(false),
@@ -172,6 +179,7 @@ impl Store {
 
     /// Writes an object, whether it exists or not.
     pub fn put(&self, path: &str, bytes: Vec<u8>) -> Result<(), RegistryError> {
+        self.check_folder()?;
         self.write(path, bytes, PutMode::Overwrite)
             .map_err(|source| self.failed("write", path, source))
     }
@@ -227,11 +235,40 @@ impl Store {
         Ok(names.map(str::to_owned).collect())
     }
 
+    /// Checks that the folder is still there, if it has existed: the store would make it again.
+    ///
+    /// # Errors
+    /// [`RegistryError::Removed`].
+    pub fn check_folder(&self) -> Result<(), RegistryError> {
+        let checked = self.folder.as_ref().map_or(Ok(()), LastingFolder::check);
+        checked.map_err(|_| RegistryError::Removed {
+            name: self.name.clone(),
+        })
+    }
+
+    /// Checks that an object of a folder is not a pipe or a device, which could be read without an end.
+    fn check_regular(&self, path: &str) -> Result<(), RegistryError> {
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
+        let path = folder.path().join(path);
+        match path.metadata() {
+            Ok(meta) if !meta.is_file() && !meta.is_dir() => Err(RegistryError::Folder {
+                path,
+                source: std::io::Error::other(
+                    "not a regular file, but a pipe or a device; restore the file",
+                ),
+            }),
+            // What is missing is found by the read.
+            _ => Ok(()),
+        }
+    }
+
     /// The store's objects; none if its folder does not exist.
     fn existing(&self) -> Result<Option<Arc<dyn ObjectStore>>, RegistryError> {
         match (self.objects.get(), &self.folder) {
             (Some(objects), _) => Ok(Some(Arc::clone(objects))),
-            (None, Some(folder)) if folder.exists() => self
+            (None, Some(folder)) if folder.path().exists() => self
                 .create_if_missing()
                 .map(Some)
                 .map_err(|source| self.failed("open", "", source)),
@@ -276,6 +313,23 @@ impl Drop for Store {
     }
 }
 
+/// The bytes of an object, whose size is checked first.
+async fn read_object(objects: &Arc<dyn ObjectStore>, path: &str) -> Result<Vec<u8>, Error> {
+    let limit = match path.ends_with(WEIGHTS_FILE) {
+        true => MAX_WEIGHTS,
+        false => MAX_OBJECT,
+    };
+    let found = objects.get(&Path::from(path)).await?;
+    let bytes = found.meta.size;
+    if bytes > limit {
+        return Err(Error::Generic {
+            store: "registry",
+            source: format!("it has {bytes} bytes; at most {limit} are read").into(),
+        });
+    }
+    found.bytes().await.map(Vec::from)
+}
+
 /// Turns a missing object into `None`.
 fn none_if_missing<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     match read {
@@ -285,14 +339,14 @@ fn none_if_missing<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-fn local(folder: &FilePath) -> Result<Arc<dyn ObjectStore>, Error> {
-    formats::disk::create_folders(folder).map_err(|source| Error::Generic {
+fn local(folder: &LastingFolder) -> Result<Arc<dyn ObjectStore>, Error> {
+    folder.create().map_err(|source| Error::Generic {
         store: "folder",
         source: Box::new(source),
     })?;
     // A published adapter must survive a power failure.
     Ok(Arc::new(
-        LocalFileSystem::new_with_prefix(folder)?
+        LocalFileSystem::new_with_prefix(folder.path())?
             .with_fsync(true)
             .with_automatic_cleanup(true),
     ))

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::error::ApiError;
+use crate::middleware::auth::is_refusal;
 use crate::usage::Usage;
 use crate::work::Work;
 use crate::work_pool::RunningWork;
@@ -68,7 +69,8 @@ impl AnswerStream {
         let answers = requests
             .iter()
             .map(|request| request.choices.clamp(1, MAX_CHOICES));
-        caller.count_answers(answers.sum())?;
+        let answers: usize = answers.sum();
+        caller.count_answers(answers)?;
         for request in &mut requests {
             request.caller = caller.clone();
         }
@@ -97,7 +99,13 @@ impl AnswerStream {
             body.free();
             accepted
         };
-        let accepted = work.prepare(submit).await??;
+        let accepted = work.prepare(submit).await.and_then(|accepted| accepted);
+        let accepted = accepted.inspect_err(|error| {
+            // The layer around the route returns the first one.
+            if is_refusal(error.status()) {
+                caller.refund_answers(answers.saturating_sub(1));
+            }
+        })?;
         let answers = accepted.len() * choices;
         let no_prompt = || ApiError::internal("the request has no prompt");
         Ok(AnswerStream {

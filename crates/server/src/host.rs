@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
 
 /// A host name that clients may use: `lory.example`, `*.example` for every name that ends in `.example`, or `*` for all.
@@ -43,27 +44,35 @@ impl AllowedHost {
     }
 }
 
-/// The host of a request that the server must refuse, as the request names it.
+/// Whether a request has several headers Host. Programs on its way may have read another one than this server.
+pub(crate) fn is_ambiguous(headers: &HeaderMap) -> bool {
+    headers.get_all(header::HOST).iter().nth(1).is_some()
+}
+
+/// The host of a request that the server must refuse, as the request names it: in its first line, or in the header Host. If it has both,
+/// both must be the server's.
 pub(crate) fn refused<'r>(
     headers: &'r HeaderMap,
     uri: &'r Uri,
     allowed: &[AllowedHost],
 ) -> Option<&'r str> {
-    let from_header = headers.get(header::HOST).map(|host| host.to_str());
+    let in_line = uri.authority().map(Authority::as_str);
     // Every browser sends the header.
-    let host = match (uri.authority(), from_header) {
-        (Some(authority), _) => authority.as_str(),
-        (None, None) => return None,
-        (None, Some(Ok(host))) => host,
-        (None, Some(Err(_))) => return Some("a name with other characters than ASCII"),
-    };
+    let in_headers = headers.get_all(header::HOST).iter().map(|host| {
+        let ascii = host.to_str();
+        ascii.unwrap_or("a name with other characters than ASCII")
+    });
+    let mut hosts = in_line.into_iter().chain(in_headers);
+    hosts.find(|host| !is_own(host, allowed))
+}
+
+fn is_own(host: &str, allowed: &[AllowedHost]) -> bool {
     let name = without_port(host).to_ascii_lowercase();
     let name = name.strip_suffix('.').unwrap_or(&name);
-    let own = name.parse::<IpAddr>().is_ok()
+    name.parse::<IpAddr>().is_ok()
         || name == "localhost"
         || name.ends_with(".localhost")
-        || allowed.iter().any(|one| one.matches(name));
-    (!own).then_some(host)
+        || allowed.iter().any(|one| one.matches(name))
 }
 
 /// A host without its port, and an IPv6 address without its brackets.
@@ -127,5 +136,15 @@ mod tests {
         let evil = Uri::from_static("http://evil.example/generate");
         assert_eq!(refused(&headers, &evil, &[]), Some("evil.example"));
         assert_eq!(refused(&headers, &Uri::from_static("/generate"), &[]), None);
+        // Each of several names counts.
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, "localhost".parse().unwrap());
+        assert_eq!(refused(&headers, &evil, &[]), Some("evil.example"));
+        headers.insert(header::HOST, "evil.example".parse().unwrap());
+        let own = Uri::from_static("http://localhost/generate");
+        assert_eq!(refused(&headers, &own, &[]), Some("evil.example"));
+        assert!(!is_ambiguous(&headers));
+        headers.append(header::HOST, "localhost".parse().unwrap());
+        assert!(is_ambiguous(&headers));
     }
 }

@@ -3,7 +3,7 @@
 //! A shutdown drains first: requests in flight continue and new ones are refused with 503, so that a load balancer learns why. When no
 //! request is left, or the drain times out, connections are closed.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,7 +25,7 @@ use crate::error::ApiError;
 use crate::middleware::request_log::Peer;
 use crate::routes::{probe_router, router};
 use crate::server_state::ServerState;
-use crate::settings::{MAX_HEADERS, ServerSettings};
+use crate::settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
 use crate::write_timeout::WriteTimeout;
 
 /// How often keys and certificates are checked for changes.
@@ -36,6 +36,10 @@ const MAX_PROBE_CONNECTIONS: usize = 32;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last bytes of a connection may take to be sent.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How long a client that still sends after its last response is read.
+const MAX_LINGER: Duration = Duration::from_secs(5);
+/// The most bytes of such a client that are read.
+const MAX_LINGER_BYTES: u64 = 2 * MAX_BODY as u64;
 /// The pause after a connection that could not be accepted, as when the process has no more file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -232,22 +236,27 @@ impl Connection {
             .max_buf_size(2 * MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service);
         let ended = tokio::select! {
-            ended = &mut connection => ended,
+            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
             _ = self.closing.changed() => {
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
-                (&mut connection).await
+                let _ = connection.await;
+                return;
             }
         };
-        let Err(error) = ended else {
-            return;
-        };
-        tracing::debug!("{}: {error}", self.peer);
         let parts = connection.into_parts();
-        // A client that sent part of a request gets an error; a client that sent nothing was idle.
-        if error.is_timeout() && !parts.read_buf.is_empty() {
-            let mut stream = parts.io.into_inner();
-            let _ = stream.write_all(&ApiError::slow_headers(limit).raw()).await;
-            let _ = stream.shutdown().await;
+        let mut stream = parts.io.into_inner();
+        if let Err(error) = ended {
+            tracing::debug!("{}: {error}", self.peer);
+            // A client that sent part of a request gets an error; a client that sent nothing was idle.
+            if error.is_timeout() && !parts.read_buf.is_empty() {
+                let _ = stream.write_all(&ApiError::slow_headers(limit).raw()).await;
+            } else if !error.is_parse() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = linger(stream) => {}
+            _ = self.closing.changed() => {}
         }
     }
 
@@ -263,12 +272,13 @@ impl Connection {
                 open: open.clone(),
                 inner: TowerToHyperService::new(probe_router(why)),
             };
-            let connection = http1::Builder::new()
+            let mut connection = http1::Builder::new()
                 .keep_alive(false)
                 .max_buf_size(2 * MAX_HEADERS)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!("{}: {error}", self.peer);
+            match poll_fn(|context| connection.poll_without_shutdown(context)).await {
+                Ok(()) => linger(connection.into_parts().io.into_inner()).await,
+                Err(error) => tracing::debug!("{}: {error}", self.peer),
             }
         };
         tokio::select! {
@@ -285,6 +295,19 @@ impl Connection {
             let _ = tokio::time::timeout(LAST_BYTES, stream.write_all(&response)).await;
         }
     }
+}
+
+/// Closes a connection after its last response. If the client still sends, as when its request was refused before it arrived, what it
+/// sends is read and thrown away first, within limits: a connection that is closed with unread bytes is reset, and the client may not
+/// get to read the response. Meanwhile the connection counts as idle, so that it makes room for another one.
+async fn linger(mut stream: Box<dyn Stream>) {
+    let ended = async {
+        // The client sees the end of the response.
+        stream.shutdown().await?;
+        let mut rest = stream.take(MAX_LINGER_BYTES);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(MAX_LINGER, ended).await;
 }
 
 /// The stream of a connection, with or without TLS.

@@ -87,6 +87,13 @@ impl Caller {
         key.map_or(Ok(()), |key| key.count_answers(answers))
     }
 
+    /// Returns counted answers that were refused for lack of room.
+    pub fn refund_answers(&self, answers: usize) {
+        if let Some(key) = &self.key {
+            key.refund_requests(answers);
+        }
+    }
+
     /// The same error without the names of personas that it may not use.
     pub(super) fn without_hidden_names(&self, mut error: LookupError) -> LookupError {
         if let LookupError::Unknown { available, .. } = &mut error {

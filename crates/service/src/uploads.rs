@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use auth::{Owner, QuotaExceeded, Resource, Usage};
 use formats::atomic_file::{self, AtomicFile, AtomicFolder};
-use formats::disk;
+use formats::disk::{self, LastingFolder};
 use formats::peft::Dtype;
 use registry::RegistryError;
 
@@ -67,6 +67,9 @@ pub enum UploadError {
         /// The requested hash.
         sha256: String,
     },
+    /// The folder of uploads was removed.
+    #[error(transparent)]
+    Removed(std::io::Error),
     /// The folder of uploads cannot be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -115,6 +118,7 @@ pub struct Uploaded {
 #[derive(Debug)]
 pub(crate) struct UploadStore {
     root: PathBuf,
+    folder: LastingFolder,
     sizes: Arc<Mutex<UploadSizes>>,
 }
 
@@ -212,14 +216,20 @@ impl Drop for ReceivedArchive {
 impl UploadStore {
     pub fn new(root: PathBuf) -> UploadStore {
         UploadStore {
+            folder: LastingFolder::new(&root),
             root,
             sizes: Arc::default(),
         }
     }
 
+    /// Checks that the folder is still there, if it has existed.
+    pub fn check(&self) -> std::io::Result<()> {
+        self.folder.check()
+    }
+
     /// An empty file for an archive of `owner` that is being received; it is removed on drop.
     pub fn new_archive(&self, owner: Owner) -> Result<ReceivedArchive, UploadError> {
-        disk::create_folders(&self.root).map_err(self.io())?;
+        self.folder.create().map_err(self.io())?;
         let file = AtomicFile::create_private_in(&self.root).map_err(self.io())?;
         let mut sizes = lock(&self.sizes);
         let number = sizes.next;
@@ -257,9 +267,12 @@ impl UploadStore {
     }
 
     fn io(&self) -> impl Fn(std::io::Error) -> UploadError + '_ {
-        |source| UploadError::Io {
-            path: self.root.clone(),
-            source,
+        |source| match disk::is_removed(&source) {
+            true => UploadError::Removed(source),
+            false => UploadError::Io {
+                path: self.root.clone(),
+                source,
+            },
         }
     }
 
@@ -282,6 +295,7 @@ impl UploadStore {
         owner: &Owner,
         bytes: u64,
     ) -> Result<(), UploadError> {
+        self.folder.check().map_err(self.io())?;
         let dir = self.root.join(sha256);
         // The same adapter again: its time starts anew.
         if dir.exists() {

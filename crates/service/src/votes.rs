@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use auth::{Owner, QuotaExceeded, Resource, Usage};
 use formats::append_log::{AppendLog, Flush};
-use formats::disk;
+use formats::disk::{self, LastingFolder};
 use serde::{Deserialize, Serialize};
 
 /// The most votes of all keys.
@@ -30,6 +30,17 @@ pub enum VoteError {
     /// The key's quota or the server's limit is reached.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
+    /// The folder was removed.
+    #[error(transparent)]
+    Removed(std::io::Error),
+    /// The file of votes cannot be read.
+    #[error(
+        "votes.jsonl in LORY_HOME cannot be read ({source}); everything else works; the operator must restore or remove it"
+    )]
+    Unreadable {
+        /// What the system reported.
+        source: std::io::Error,
+    },
     /// The folder cannot be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -91,6 +102,7 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct Votes {
     log: AppendLog,
+    folder: LastingFolder,
     /// Loaded on first use.
     tallies: Mutex<Option<Tallies>>,
 }
@@ -200,6 +212,7 @@ impl Votes {
     pub fn new(folder: &Path) -> Votes {
         Votes {
             log: AppendLog::new(folder.join("votes.jsonl")),
+            folder: LastingFolder::new(folder),
             tallies: Mutex::default(),
         }
     }
@@ -213,9 +226,7 @@ impl Votes {
         self.with(|tallies| {
             tallies.check(owner, &vote)?;
             let io = |source| self.io(source);
-            if let Some(folder) = self.log.path().parent() {
-                disk::create_folders(folder).map_err(io)?;
-            }
+            self.folder.create().map_err(io)?;
             let line = serde_json::to_string(&vote).map_err(|error| io(error.into()))?;
             self.log.append(line.as_bytes(), Flush::Now).map_err(io)?;
             Ok(tallies.add(&vote))
@@ -234,13 +245,33 @@ impl Votes {
         })
     }
 
-    /// The number of damaged lines; 0 before the file is read.
+    /// Why votes cannot be stored or read at present.
+    ///
+    /// # Errors
+    /// [`VoteError::Removed`], [`VoteError::Unreadable`].
+    pub fn check(&self) -> Result<(), VoteError> {
+        self.folder.check().map_err(VoteError::Removed)?;
+        match disk::open(self.log.path()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            opened => opened
+                .map(drop)
+                .map_err(|source| VoteError::Unreadable { source }),
+        }
+    }
+
+    /// The number of damaged lines; 0 before the file is read, and 1 if it cannot be read.
     pub fn damaged(&self) -> u64 {
+        if let Err(VoteError::Unreadable { .. }) = self.check() {
+            return 1;
+        }
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         tallies.as_ref().map_or(0, |tallies| tallies.damaged)
     }
 
     fn io(&self, source: std::io::Error) -> VoteError {
+        if disk::is_removed(&source) {
+            return VoteError::Removed(source);
+        }
         let path = self.log.path().to_owned();
         VoteError::Io { path, source }
     }
@@ -249,6 +280,7 @@ impl Votes {
         &self,
         work: impl FnOnce(&mut Tallies) -> Result<T, VoteError>,
     ) -> Result<T, VoteError> {
+        self.check()?;
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *tallies {
             Some(tallies) => work(tallies),
@@ -276,7 +308,7 @@ impl Votes {
                 }
             }
         });
-        read.map_err(|error| self.io(error))?;
+        read.map_err(|source| VoteError::Unreadable { source })?;
         if tallies.damaged > MAX_LOGGED {
             let damaged = tallies.damaged;
             tracing::error!("{path}: {damaged} lines are not votes and were skipped");
@@ -381,6 +413,29 @@ mod tests {
                 assert_eq!(votes.tallies().unwrap()[0].a_wins, confirmed);
             }
         });
+    }
+
+    #[test]
+    fn removed_folder_and_unreadable_file_are_reported() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("judgements");
+        let votes = Votes::new(&folder);
+        let add = || votes.add(&Owner::everyone(), vote("x@1", "x@2", Winner::A));
+        add().unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let error = add().unwrap_err();
+        assert!(matches!(error, VoteError::Removed(_)), "{error}");
+        assert!(error.to_string().contains("judgements") && !folder.exists());
+        fs::create_dir_all(folder.join("votes.jsonl")).unwrap();
+        let votes = Votes::new(&folder);
+        let error = votes.tallies().unwrap_err();
+        assert!(matches!(error, VoteError::Unreadable { .. }), "{error}");
+        assert!(error.to_string().contains("votes.jsonl"), "{error}");
+        assert_eq!(votes.damaged(), 1);
+        // It works again as soon as the file does.
+        fs::remove_dir(folder.join("votes.jsonl")).unwrap();
+        votes.tallies().unwrap();
+        assert_eq!(votes.damaged(), 0);
     }
 
     #[test]

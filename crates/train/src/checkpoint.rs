@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
+use formats::disk;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -198,7 +199,7 @@ pub fn load(
     if size > MAX_BYTES {
         return Err(broken(format!("{size} bytes, more than {MAX_BYTES}")));
     }
-    let bytes = fs::read(path).map_err(TrainError::read(path))?;
+    let bytes = disk::read(path, MAX_BYTES).map_err(TrainError::read(path))?;
     let header = read_header(&bytes).map_err(broken)?;
     let differences = header.identity.differences(identity);
     if !differences.is_empty() {

@@ -8,7 +8,8 @@ use formats::disk::{self, DiskFile};
 
 use crate::error::TrainError;
 
-/// Replaces the file at `path` by what `write` writes; creates the folder if it is missing.
+/// Replaces the file at `path` by what `write` writes; creates the folder if it is missing, but not the one above
+/// it: a run whose folder was removed fails.
 ///
 /// # Errors
 /// Any step fails (no room, no permission): then `path` has its old content.
@@ -17,7 +18,7 @@ pub(crate) fn replace_file(
     write: impl FnOnce(&mut DiskFile) -> io::Result<()>,
 ) -> Result<(), TrainError> {
     let folder = path.parent().unwrap_or(Path::new(""));
-    disk::create_folders(folder)
+    disk::create_missing_folder(folder)
         .and_then(|()| atomic_file::replace(path, write))
         .map_err(TrainError::write(path))
 }
@@ -40,5 +41,8 @@ mod tests {
             "{message}"
         );
         assert_eq!(fs::read(&path).unwrap(), b"old");
+        let run = folder.path().join("removed");
+        assert!(replace_file(&run.join("run/state"), |_| Ok(())).is_err());
+        assert!(!run.exists());
     }
 }

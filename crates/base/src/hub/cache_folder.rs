@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use formats::atomic_file::{self, AtomicFile, AtomicFolder};
+use formats::disk;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -171,7 +172,7 @@ pub(super) fn check(base: &KnownBase, path: &Path) -> Result<bool, String> {
             .map(|()| false)
             .map_err(wrong);
     }
-    let stored = std::fs::read(stamp_path(path)).ok();
+    let stored = disk::read(&stamp_path(path), 4 << 10).ok();
     let stored = stored.and_then(|text| serde_json::from_slice::<Stamp>(&text).ok());
     if stored.is_some_and(|stored| stamp(&meta, base.sha256).is_ok_and(|now| now == stored)) {
         return Ok(true);

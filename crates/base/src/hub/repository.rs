@@ -9,7 +9,6 @@
 //! A file gets its name when it is complete, and `current` is written when all files are. An interrupted download resumes where it
 //! stopped, because a commit's content does not change.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -105,7 +104,7 @@ struct Current {
 #[must_use]
 pub fn pulled_repository(id: &RepositoryId, home: &Home) -> Option<PathBuf> {
     let folder = id.folder(home);
-    let text = fs::read(folder.join(CURRENT)).ok()?;
+    let text = disk::read(&folder.join(CURRENT), 4 << 10).ok()?;
     let current: Current = serde_json::from_slice(&text).ok()?;
     if !is_commit(&current.commit) || !current.file.as_deref().is_none_or(is_plain) {
         return None;

@@ -1,9 +1,11 @@
 //! Changes of files and folders. Every file that Lory writes goes through these functions, so that a test can make any of the
-//! operations fail (`faults`). Reading does not.
+//! operations fail (`faults`). Reading does not; [`open`] and [`read`] read what a scan of a folder finds.
 
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
+mod lasting_folder;
 mod operation;
+mod read;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,7 +14,9 @@ use std::path::Path;
 
 #[cfg(any(test, feature = "faults"))]
 use faults::begin;
+pub use lasting_folder::{LastingFolder, is_removed};
 use operation::{Effect, Operation};
+pub use read::{open, read};
 
 #[cfg(not(any(test, feature = "faults")))]
 #[expect(clippy::unnecessary_wraps, reason = "the same as with faults")]
@@ -146,9 +150,12 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Opens a file for reading, and for writing at its end; creates a missing one.
 ///
 /// # Errors
-/// It cannot be opened or created.
+/// It is not a regular file, or cannot be opened or created.
 pub fn open_append(path: &Path) -> io::Result<DiskFile> {
     change(Operation::Change)?;
+    if let Ok(meta) = path.metadata() {
+        read::check_regular(&meta)?;
+    }
     let mut options = File::options();
     options.read(true).append(true).create(true);
     options.open(path).map(DiskFile::new)
@@ -161,6 +168,17 @@ pub fn open_append(path: &Path) -> io::Result<DiskFile> {
 pub fn create_folder(path: &Path) -> io::Result<()> {
     change(Operation::Change)?;
     fs::create_dir(path)
+}
+
+/// Creates a folder if it is missing. The folder above it must exist.
+///
+/// # Errors
+/// It cannot be created.
+pub fn create_missing_folder(path: &Path) -> io::Result<()> {
+    match path.is_dir() {
+        true => Ok(()),
+        false => create_folder(path),
+    }
 }
 
 /// Creates a folder and those above it that are missing.

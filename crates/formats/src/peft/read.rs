@@ -242,7 +242,7 @@ pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
             path: path.clone(),
             source,
         };
-        let mut file = std::fs::File::open(&path).map_err(error)?;
+        let mut file = crate::disk::open(&path).map_err(error)?;
         loop {
             match file.read(&mut buffer).map_err(error)? {
                 0 => break,
@@ -258,7 +258,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(error)?;
+    let file = crate::disk::open(path).map_err(error)?;
     let found = file.metadata().map_err(error)?.len();
     let mut bytes = Vec::new();
     if found <= limit {

@@ -64,7 +64,7 @@ impl JobsState {
         };
         let make_folder = |record: &JobRecord| {
             let folder = self.job_folder(&record.id);
-            disk::create_folders(&folder).map_err(JobError::io(&folder))?;
+            disk::create_missing_folder(&folder).map_err(JobError::io(&folder))?;
             let message = format!("Created fine-tuning job: {}", record.id);
             self.event_log(&record.id).push("info", message, None);
             Ok(())

@@ -8,6 +8,7 @@ use train::Learner;
 use train::task::DataReport;
 use train::trainer::{self, Outcome, RunOptions};
 
+use crate::error::JobError;
 use crate::fine_tuning::error::RunError;
 use crate::fine_tuning::eval_gate;
 use crate::fine_tuning::prepare::{BATCH_TOKENS, PreparedJob, STATE};
@@ -44,19 +45,25 @@ pub(crate) enum RunOutcome {
 
 /// Runs `record` until it is over, or `stop` is set.
 pub(crate) fn run(queue: &JobsState, record: &JobRecord, stop: &Arc<AtomicBool>) -> RunOutcome {
-    match train_and_finish(queue, record, stop) {
+    let ended = match train_and_finish(queue, record, stop) {
+        Ok(published @ RunOutcome::Published { .. }) => return published,
+        // What the run would still write into it would be lost at the next start.
+        ended => queue.folder.check().map_err(RunError::from).and(ended),
+    };
+    match ended {
         Ok(outcome) => outcome,
+        Err(error @ RunError::Job(JobError::FolderRemoved)) => failed(queue, record, &error),
         Err(_) if stop.load(Ordering::SeqCst) => RunOutcome::Stopped,
-        Err(error) => {
-            let message = queue.with_client_file_names(record, &error.to_string());
-            let code = error.code();
-            RunOutcome::Failed(Failure {
-                code: code.to_owned(),
-                message,
-                param: None,
-            })
-        }
+        Err(error) => failed(queue, record, &error),
     }
+}
+
+fn failed(queue: &JobsState, record: &JobRecord, error: &RunError) -> RunOutcome {
+    RunOutcome::Failed(Failure {
+        code: error.code().to_owned(),
+        message: queue.with_client_file_names(record, &error.to_string()),
+        param: None,
+    })
 }
 
 /// Trains `record` and finishes its adapter.
@@ -84,7 +91,7 @@ fn train_and_finish(
         queue.event_log(&record.id).push("warn", message, None);
         None
     });
-    let mut observer = RunObserver::new(queue, &record.id, sampling);
+    let mut observer = RunObserver::new(queue, &record.id, sampling, stop);
     let prepared = trainer::prepare(vec![task], &options)?;
     let forecast = prepared.estimate(base.model.config());
     learner.set_activation_cache(Plan::new(forecast, memory::in_use(), memory::available()).keep);
@@ -93,6 +100,7 @@ fn train_and_finish(
         Outcome::Finished(trained) => trained,
     };
     let trained = trained.first().ok_or(RunError::NoAdapter)?;
+    queue.folder.check()?;
     write_adapter(trained, &target, &data, queue, base_sha256)?;
     check_and_publish(queue, record, &target, &mut learner, yield_point)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use train::progress::{Observer, ReferenceProgress, RunPlan, Snapshot, StepMetrics, Validation};
 
@@ -20,6 +20,8 @@ pub(crate) struct RunObserver<'q> {
     steps: u64,
     /// Samples answers during the run; `None` if there are no questions.
     sampling: Option<SampleGenerator<'q>>,
+    /// Ends the run.
+    stop: &'q AtomicBool,
 }
 
 impl<'q> RunObserver<'q> {
@@ -27,6 +29,7 @@ impl<'q> RunObserver<'q> {
         queue: &'q JobsState,
         id: &'q str,
         sampling: Option<SampleGenerator<'q>>,
+        stop: &'q AtomicBool,
     ) -> RunObserver<'q> {
         RunObserver {
             queue,
@@ -34,6 +37,7 @@ impl<'q> RunObserver<'q> {
             events: queue.event_log(id),
             steps: 0,
             sampling,
+            stop,
         }
     }
 }
@@ -74,6 +78,11 @@ impl Observer for RunObserver<'_> {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
+        // The run cannot store its adapter any more.
+        if self.queue.folder.check().is_err() {
+            self.stop.store(true, Ordering::SeqCst);
+            return;
+        }
         self.queue
             .trained_tokens
             .fetch_add(metrics.tokens as u64, Ordering::Relaxed);

@@ -174,7 +174,7 @@ impl<'q> SampleGenerator<'q> {
         let adapter = peft_adapter(&trained, &self.provenance)?;
         // In the state's folder, so that leftovers of a killed process are removed with it.
         let state = self.queue.job_folder(&self.record.id).join(STATE);
-        disk::create_folders(&state).map_err(JobError::io(&state))?;
+        disk::create_missing_folder(&state).map_err(JobError::io(&state))?;
         let folder = AtomicFolder::create_in(&state).map_err(JobError::io(&state))?;
         // In the precision that is published.
         adapter.write(folder.path(), Dtype::BF16, "")?;

@@ -119,6 +119,7 @@ impl JobsState {
                 })
             });
             if let Err(error) = self.finish_run(&record.id, outcome) {
+                let error = self.folder.check().err().unwrap_or(error);
                 self.fail_in_memory(&record.id, &error);
             }
         }

@@ -48,6 +48,59 @@ fn foreign_host_is_refused_on_every_route_and_the_message_names_the_flag() {
 }
 
 #[test]
+fn every_host_that_a_request_names_counts() {
+    let server = shared_server();
+    let ask = |lines: &str| {
+        let answer = server.send_raw(format!("{lines}\r\nConnection: close\r\n\r\n").as_bytes());
+        let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
+        (status, answer)
+    };
+    let evil = "GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost";
+    let (status, answer) = ask(evil);
+    assert!(
+        status == "421" && answer.contains("host_not_allowed"),
+        "{answer}"
+    );
+    let (status, answer) = ask("GET http://localhost/v1/models HTTP/1.1\r\nHost: evil.example");
+    assert!(
+        status == "421" && answer.contains("evil.example"),
+        "{answer}"
+    );
+    let (status, answer) = ask("GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example");
+    assert!(
+        status == "400" && answer.contains("invalid_host"),
+        "{answer}"
+    );
+    let (status, answer) = ask("GET http://localhost/v1/models HTTP/1.1\r\nHost: localhost");
+    assert_eq!(status, "200", "{answer}");
+}
+
+#[test]
+fn client_that_still_sends_gets_the_error() {
+    let server = shared_server();
+    // Refused before its body: the server is done with it while the client sends.
+    let head = format!(
+        "POST /generate HTTP/1.1\r\nHost: evil.example\r\nContent-Type: application/json\r\n\
+         Content-Length: {MAX_BODY}\r\n\r\n"
+    );
+    std::thread::scope(|scope| {
+        for _ in 0..24 {
+            scope.spawn(|| {
+                let mut stream = server.connect();
+                stream.write_all(head.as_bytes()).unwrap();
+                for _ in 0..16 {
+                    stream.write_all(&vec![b' '; MAX_BODY / 16]).unwrap();
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                assert!(answer.starts_with("HTTP/1.1 421 "), "{answer}");
+            });
+        }
+    });
+}
+
+#[test]
 fn allowed_host_is_served() {
     let server = serve(ServerSettings {
         allowed_hosts: vec!["lory.example".parse().unwrap()],

@@ -228,6 +228,33 @@ fn key_cannot_hold_all_places_of_the_queue() {
 }
 
 #[test]
+fn request_that_is_refused_for_lack_of_room_does_not_count() {
+    let server = TenantServer::new(
+        &[("greedy", "requests_per_minute = 300")],
+        &Settings::default(),
+    );
+    let headers = [
+        ("Content-Type", "application/json"),
+        ("Authorization", "Bearer secret-greedy"),
+    ];
+    let prompts = vec!["Once upon a time"; 16];
+    let body = json!({"model": "warm", "prompt": prompts, "n": 8, "max_tokens": 100, "stream": true,
+        "ignore_eos": true, "temperature": 1});
+    let first = server.server.send(
+        "POST",
+        "/v1/completions",
+        &headers,
+        body.to_string().as_bytes(),
+    );
+    // Each of them would take 128 of the 172 that are left.
+    for _ in 0..5 {
+        let reply = server.post("greedy", "/v1/completions", &body);
+        refused(&reply, 429, "above_share", "this key has ");
+    }
+    drop(first);
+}
+
+#[test]
 fn conversation_that_is_too_long_is_refused_with_its_size() {
     let turn = json!({"role": "user", "content": "word ".repeat(10)});
     let messages = vec![turn; 5_000];

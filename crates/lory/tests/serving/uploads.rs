@@ -191,3 +191,34 @@ fn folders_of_someone_else_next_to_uploads_stay() {
     assert_eq!(send(&server, &folder(&sent)).status, 201);
     assert!(foreign.join("notes.txt").exists() && stray.exists());
 }
+
+#[test]
+fn removed_folders_of_the_home_are_reported_and_nothing_is_acknowledged() {
+    let home = RegistryHome::new();
+    let sent = folder(&home.adapter("sent", 41, &[]));
+    let server = TestServer::start(home.service(false));
+    let vote = json!({"a": "warm@1", "b": "formal@2", "winner": "a"});
+    assert_eq!(send(&server, &sent).status, 201);
+    assert_eq!(server.post("/v1/votes", &vote).status, 201);
+    assert!(server.get("/ready").json()["problems"].is_null());
+    for name in ["uploads", "judgements"] {
+        std::fs::remove_dir_all(home.path(name)).unwrap();
+    }
+    let replies = [
+        (send(&server, &sent), "uploads"),
+        (server.post("/v1/votes", &vote), "judgements"),
+        (server.get("/v1/votes"), "judgements"),
+    ];
+    for (reply, name) in replies {
+        let (status, code, _, message) = reply.error();
+        assert_eq!((status, code), (500, format!("{name}_failed")));
+        assert!(
+            message.contains(&format!("folder {name} was removed")) && message.contains("restart"),
+            "{message}"
+        );
+        assert!(!home.path(name).exists(), "{name}");
+    }
+    let ready = server.get("/ready");
+    assert_eq!(ready.status, 200);
+    assert_eq!(ready.json()["problems"].as_array().unwrap().len(), 2);
+}

@@ -281,3 +281,55 @@ fn fetched_copy_is_complete_or_fetched_again_after_every_fault_of_the_disk() {
         }
     });
 }
+
+#[cfg(unix)]
+#[test]
+fn pipe_or_endless_device_in_the_log_is_reported_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("registry");
+    let log = root.join("log");
+    std::fs::create_dir_all(&log).unwrap();
+    let entry = log.join(format!("{:020}.json", 1));
+    let open = || {
+        let location = registry::RegistryLocation::Folder(root.clone());
+        registry::Registry::open(&location, &folder.path().join("cache")).unwrap()
+    };
+    std::os::unix::fs::symlink("/dev/zero", &entry).unwrap();
+    let error = open().refresh().unwrap_err().to_string();
+    assert!(
+        error.contains("0001.json") && error.contains("not a regular file"),
+        "{error}"
+    );
+    std::fs::remove_file(&entry).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&entry).status();
+    assert!(made.unwrap().success());
+    let error = open().refresh().unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
+    std::fs::remove_file(&entry).unwrap();
+    std::fs::File::create(&entry)
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
+    let error = open().refresh().unwrap_err().to_string();
+    assert!(error.contains("0001.json"), "{error}");
+}
+
+#[test]
+fn first_publication_after_the_home_was_removed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    let location = registry::RegistryLocation::Folder(home.join("registry"));
+    let registry = registry::Registry::open(&location, &folder.path().join("cache")).unwrap();
+    registry.refresh().unwrap();
+    std::fs::remove_dir(&home).unwrap();
+    let published = registry.publish(&registry::Publication {
+        name: "acme",
+        content: None,
+        settings: None,
+        current: true,
+        only_new: false,
+    });
+    assert!(matches!(published, Err(RegistryError::Removed { .. })));
+    assert!(!home.exists());
+}

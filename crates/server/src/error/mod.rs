@@ -161,6 +161,15 @@ impl ApiError {
         )
     }
 
+    /// A request with several headers Host.
+    pub fn several_hosts() -> Self {
+        ApiError::bad_request(
+            "invalid_host",
+            "the request has several headers Host; send one",
+            None,
+        )
+    }
+
     /// A request to a host name that is not the server's.
     pub fn host(found: &str) -> Self {
         let found: String = found.chars().take(100).collect();
@@ -168,7 +177,7 @@ impl ApiError {
             StatusCode::MISDIRECTED_REQUEST,
             "host_not_allowed",
             format!(
-                "the header Host names {found:?}, which this server does not answer to; if clients or a proxy reach it under this name, \
+                "the request names the host {found:?}, which this server does not answer to; if clients or a proxy reach it under this name, \
                  start lory serve with --allowed-host {found}"
             ),
         )
@@ -312,7 +321,6 @@ impl ApiError {
         )
     }
 
-    #[cfg(test)]
     pub fn status(&self) -> StatusCode {
         self.status
     }

@@ -146,6 +146,11 @@ impl From<VoteError> for ApiError {
         let (status, code) = match &error {
             VoteError::Off => (StatusCode::CONFLICT, "judgements_off"),
             VoteError::Quota(exceeded) => quota_status(exceeded),
+            VoteError::Unreadable { .. } => {
+                tracing::error!("{error}");
+                (StatusCode::SERVICE_UNAVAILABLE, "judgements_failed")
+            }
+            VoteError::Removed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "judgements_failed"),
             VoteError::Io { .. } => return disk_error("judgements_failed", &error),
         };
         ApiError::new(status, code, error.to_string())
@@ -201,7 +206,9 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
             UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             UploadError::Quota(exceeded) => quota_status(exceeded),
             UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
-            UploadError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed"),
+            UploadError::Removed(_) | UploadError::Io { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed")
+            }
         },
         PublishError::Adapter(error) => match **error {
             AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {

@@ -1,4 +1,5 @@
-//! The layer around the routes that need a key: finds the key, checks its permission and counts the request against its rate limit.
+//! The layer around the routes that need a key: finds the key, checks its permission and counts the request against its rate limit. A
+//! request that is refused for lack of room does not count.
 //! Which personas a key may use is up to `service`, which knows which persona a request names.
 
 use std::convert::Infallible;
@@ -7,7 +8,7 @@ use std::time::Instant;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -69,13 +70,26 @@ pub(crate) async fn authorize(
             Some(key)
         }
     };
+    let charged = key.clone();
     request.extensions_mut().insert(Caller::new(key, log));
     // Until the handler has returned its response, the body's bytes count.
     let body = RequestBody::default();
     request.extensions_mut().insert(body.clone());
     let response = next.run(request).await;
     body.free();
+    // Waiting and asking again must not use up the key's limit.
+    if let Some(key) = charged.filter(|_| is_refusal(response.status())) {
+        key.refund_requests(1);
+    }
     Ok(response)
+}
+
+/// Whether a request was refused because the key or the server has no room for it now. It counts against no limit.
+pub(crate) fn is_refusal(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    )
 }
 
 /// The error for a key that was not found. Counts it.

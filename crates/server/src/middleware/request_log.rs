@@ -55,7 +55,9 @@ pub(crate) async fn request_log(
     let connection = connection.map(OpenConnection::begin_request);
     // Counted before the check for a drain, so that a drain waits for every request that it did not refuse.
     let in_flight = (!probe).then(|| server.begin_request());
-    let refused = if let Some(host) = foreign_host(&server, &request) {
+    let refused = if host::is_ambiguous(request.headers()) {
+        Some(ApiError::several_hosts())
+    } else if let Some(host) = foreign_host(&server, &request) {
         Some(ApiError::host(host))
     } else if let Some(encoding) = content_encoding(request.headers()) {
         Some(ApiError::content_encoding(encoding))

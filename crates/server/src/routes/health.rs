@@ -31,6 +31,9 @@ pub(super) struct Ready {
     base: String,
     /// Whether files and training jobs work. The server answers requests either way; its log has the reason.
     jobs: JobsAvailability,
+    /// What of the disk does not work, such as a folder that was removed while the server ran.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
     /// Only on a server without keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     personas: Option<Vec<String>>,
@@ -66,16 +69,20 @@ pub(super) async fn ready(
         personas.names().into_iter().map(str::to_owned).collect()
     });
     // Looks for files. A disk that does not answer must not make a server that serves look dead.
-    let looked = server.pools.probe(move || state.jobs_availability());
-    let jobs = match tokio::time::timeout(DISK_TIMEOUT, looked).await {
-        Ok(Ok(jobs)) => jobs,
+    let of_disk = Arc::clone(&service);
+    let looked = server
+        .pools
+        .probe(move || (state.jobs_availability(), of_disk.disk_problems()));
+    let (jobs, problems) = match tokio::time::timeout(DISK_TIMEOUT, looked).await {
+        Ok(Ok(found)) => found,
         // The disk does not answer, or many others ask.
-        Ok(Err(_)) | Err(_) => JobsAvailability::Unavailable,
+        Ok(Err(_)) | Err(_) => (JobsAvailability::Unavailable, Vec::new()),
     };
     Ok(Json(Ready {
         status: "ready",
         base: service.base().name.clone(),
         jobs,
+        problems,
         personas,
     }))
 }

@@ -208,6 +208,23 @@ impl Service {
         self.votes.as_ref().ok_or(VoteError::Off)
     }
 
+    /// What of the service's disk does not work at present, for people: the folders of votes, uploads and the registry.
+    pub fn disk_problems(&self) -> Vec<String> {
+        let votes = self.votes.as_ref().map(Votes::check);
+        let votes = votes.and_then(Result::err).map(|error| error.to_string());
+        let uploads = self.uploads.as_ref().map(UploadStore::check);
+        let uploads = uploads.and_then(Result::err).map(|error| error.to_string());
+        let registry = self
+            .catalog
+            .registry()
+            .map(|registry| registry.check_folder());
+        // Its error has a path, which clients must not see.
+        let registry = registry.and_then(Result::err).map(|_| {
+            "the registry was removed while the server ran; restore it, or restart the server to use what is there now".to_owned()
+        });
+        [votes, uploads, registry].into_iter().flatten().collect()
+    }
+
     /// The metrics of requests.
     pub fn metrics(&self) -> &RequestMetrics {
         &self.metrics

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use formats::disk;
 use sha2::{Digest, Sha256};
 
 use super::row::parse_row;
@@ -386,7 +387,7 @@ fn is_blank(line: &[u8]) -> bool {
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, TrainError> {
-    let file = File::open(path).map_err(TrainError::read(path))?;
+    let file = disk::open(path).map_err(TrainError::read(path))?;
     Ok(BufReader::with_capacity(1 << 16, file))
 }
 

@@ -6,16 +6,19 @@
 //! Layout: the key's 64 hex digits, the number of pairs (u64), two f64 a pair, SHA-256 of all that (32 bytes); integers
 //! and floats are little-endian.
 
-use std::fs;
 use std::io;
 use std::io::Write as _;
 use std::path::Path;
 
+use formats::disk;
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
 use crate::replace_file::replace_file;
+
+/// The bytes of a key.
+const KEY_BYTES: u64 = 64;
 
 /// What the reference depends on, as 64 hex digits.
 ///
@@ -53,7 +56,11 @@ pub(crate) enum CachedReference {
 /// # Errors
 /// There is a file that cannot be read.
 pub(crate) fn read(path: &Path, key: &str, pairs: usize) -> Result<CachedReference, TrainError> {
-    let bytes = match fs::read(path) {
+    let complete = KEY_BYTES + 8 + pairs as u64 * 16 + 32;
+    let bytes = match disk::read(path, complete) {
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            return Ok(CachedReference::Damaged);
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(CachedReference::Missing);
         }
@@ -89,6 +96,8 @@ pub(crate) fn write(path: &Path, key: &str, pairs: &[[f64; 2]]) -> Result<(), Tr
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

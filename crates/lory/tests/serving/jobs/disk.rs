@@ -146,3 +146,74 @@ fn long_file_names_are_kept_or_refused_by_field() {
         long.text
     );
 }
+
+#[test]
+fn votes_that_cannot_be_read_are_reported_and_everything_else_works() {
+    let fixture = JobsFixture::new();
+    fs::create_dir_all(fixture.path("judgements/votes.jsonl")).unwrap();
+    let server = fixture.start();
+    let vote = json!({"a": "warm@1", "b": "formal@2", "winner": "a"});
+    for reply in [
+        server.http.get("/v1/votes"),
+        server.http.post("/v1/votes", &vote),
+    ] {
+        let (status, code, _, message) = reply.error();
+        assert_eq!((status, &*code), (503, "judgements_failed"), "{message}");
+        assert!(message.contains("votes.jsonl"), "{message}");
+    }
+    let metrics = server.http.get("/metrics").text;
+    assert!(
+        metrics.contains("lory_damaged_records{kind=\"vote\"} 1"),
+        "{metrics}"
+    );
+    let ready = server.http.get("/ready");
+    assert_eq!(ready.status, 200);
+    assert!(ready.text.contains("votes.jsonl"), "{}", ready.text);
+    server.upload(&rows(12));
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_do_not_hinder_the_start() {
+    let fixture = JobsFixture::new();
+    let (job, file) = {
+        let server = fixture.start();
+        let file = server.upload(&rows(12));
+        let job = server.created(&body(&file, "good"));
+        server.succeeded(&job);
+        (job, file)
+    };
+    let record = fixture.path(&format!("jobs/jobs/{job}/job.json"));
+    fs::remove_file(&record).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &record).unwrap();
+    let entry = fixture.path(&format!("jobs/files/{file}/file.json"));
+    fs::remove_file(&entry).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&entry).status();
+    assert!(made.unwrap().success());
+    let server = fixture.start();
+    let metrics = server.http.get("/metrics").text;
+    for kind in ["job", "file"] {
+        let line = format!("lory_damaged_records{{kind=\"{kind}\"}} 1");
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+    server.upload(&rows(13));
+}
+
+#[test]
+fn job_whose_folder_is_removed_fails_with_the_reason() {
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(12));
+    let job = server.created(&endless(&file, "gone"));
+    server.at_step(&job, 2);
+    fs::remove_dir_all(fixture.path("jobs")).unwrap();
+    let failed = server.once(&job, |job| job["status"] == "failed");
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("removed"), "{failed}");
+    assert!(
+        !fixture.path("jobs").exists(),
+        "the run made the folder again"
+    );
+    drop(server);
+    fixture.start();
+}
