@@ -426,7 +426,7 @@ fn unsupported_tokenizers_are_refused_by_name() {
     };
     type Case<'a> = (&'a str, &'a dyn Fn(&mut Json), &'a str);
     let replace = |pattern: Json, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
-    let cases: [Case; 18] = [
+    let cases: [Case; 21] = [
         (
             "llama3",
             &|json| json["model"]["vocab"]["far"] = json!(u64::MAX),
@@ -469,6 +469,21 @@ fn unsupported_tokenizers_are_refused_by_name() {
                 json["normalizer"] = json!({"type": "Sequence", "normalizers": vec![step; 30]});
             },
             "may make a text 256 times longer; at most 128",
+        ),
+        (
+            "llama3",
+            &|json| json["normalizer"] = json!({"type": "Prepend", "prepend": "x".repeat(65)}),
+            "a step inserts 65 bytes; at most 64",
+        ),
+        (
+            "llama3",
+            &|json| json["normalizer"] = replace(json!({"String": "x".repeat(5000)}), "y"),
+            "a pattern of 5000 bytes; at most 4096",
+        ),
+        (
+            "llama3",
+            &|json| json["normalizer"] = replace(json!({"Regex": "x".repeat(5000)}), "y"),
+            "a pattern of 5000 bytes; at most 4096",
         ),
         (
             "llama3",

@@ -79,4 +79,15 @@ mod tests {
             .unwrap();
         assert_eq!(keys.until.lock().unwrap().len(), 1);
     }
+
+    #[test]
+    fn network_of_an_ipv6_client_counts_as_one_address() {
+        let keys = RejectedKeys::default();
+        let now = Instant::now();
+        let address = |host: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, host]);
+        for host in 0..MAX_BURST as u16 {
+            keys.count(address(host), now).unwrap();
+        }
+        assert!(keys.count(address(9999), now).is_err());
+    }
 }

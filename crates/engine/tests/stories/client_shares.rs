@@ -245,6 +245,64 @@ fn client_cannot_hold_all_permits() {
     wait_for_stats(&handle, |stats| stats.in_flight == 0);
 }
 
+#[test]
+fn blocks_that_run_out_are_taken_from_the_client_above_its_share() {
+    // The hostile rows grow until no block is left; the other client's row is the youngest and grows too.
+    let model = FakeModel::new(limits(60));
+    let seen = model.seen();
+    let (model, gate) = model.gated();
+    let handle = start(model, batch_of(8));
+    for n in 0..3 {
+        submit(&handle, request_of(HOSTILE, n, 40, 80));
+    }
+    gate.allow(5);
+    gate.wait_for(6);
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let (found, seen) = (Arc::clone(&steps), Arc::clone(&seen));
+    let sink: Sink = Box::new(move |event| {
+        if let Event::Token(_) = event {
+            found.lock().unwrap().push(seen.lock().unwrap().len());
+        }
+        Flow::Continue
+    });
+    let request = request_of(OTHER, 0, 8, 60);
+    handle.submit(request, sink).unwrap().detach();
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert!(handle.stats().preemptions > 0);
+    assert_idle(&handle);
+    let steps = steps.lock().unwrap();
+    assert_eq!(steps.len(), 60);
+    // Its row is in every step: it is never preempted.
+    assert!(steps[59] - steps[0] <= 59, "{steps:?}");
+}
+
+#[test]
+fn step_of_one_clients_prompts_is_short_enough_for_a_newcomer() {
+    // A row takes 1 ms, and no answer runs that would bound the step.
+    let rows = |client: Option<Client>| {
+        let model = FakeModel::new(limits(2000)).with_row_time(Duration::from_millis(1));
+        let seen = model.seen();
+        let config = EngineConfig {
+            step_latency: Duration::from_millis(1),
+            ..batch_of(8)
+        };
+        let handle = start(model, config);
+        for n in 0..12 {
+            let request = request_of(HOSTILE, n, 120, 1);
+            submit(&handle, Request { client, ..request });
+        }
+        wait_for_stats(&handle, |stats| stats.in_flight == 0);
+        let seen = seen.lock().unwrap();
+        // The first steps run before the cost of a row is known.
+        let rows = seen.iter().skip(2).map(|step| step.tokens.len());
+        rows.max().unwrap_or(0)
+    };
+    assert!(rows(client(HOSTILE)) <= 64);
+    // Without clients nobody waits for the step.
+    assert!(rows(None) > 64);
+}
+
 /// Requests of several clients with any priorities, little memory: every request ends, with the tokens that it gets alone.
 #[test]
 fn tokens_are_the_same_whatever_other_clients_preempt() {
@@ -305,13 +363,17 @@ fn request_above_its_share_of_blocks_does_not_starve() {
     let large = request_of(OTHER, 0, 30 * BLOCK, CONTEXT_BLOCKS * BLOCK - 30 * BLOCK);
     let done = Arc::new(AtomicBool::new(false));
     std::thread::scope(|scope| {
-        for feeder in 0..3 {
+        // More than there are rows, so that some of them always wait.
+        for feeder in 0..8 {
             let (handle, done) = (&handle, &done);
             scope.spawn(move || {
-                let mut n = feeder * 1000;
+                let mut n = feeder * 400;
                 while !done.load(Ordering::Relaxed) {
-                    let request = request_of(HOSTILE, n, 20, 10);
-                    assert_eq!(collect(handle.stream(request).unwrap()).tokens.len(), 10);
+                    assert!(n < (feeder + 1) * 400, "the large request waits forever");
+                    // Of different lengths, so that they do not end in one step.
+                    let new = 5 + n as usize % 11;
+                    let request = request_of(HOSTILE, n, 20, new);
+                    assert_eq!(collect(handle.stream(request).unwrap()).tokens.len(), new);
                     n += 1;
                 }
             });

@@ -260,4 +260,21 @@ mod tests {
         assert_eq!(field, "gate.none_of");
         assert!(message.contains("1024 KiB together"), "{message}");
     }
+
+    #[test]
+    fn number_and_length_of_patterns_are_limited() {
+        let none_of = |patterns: Vec<String>| Thresholds {
+            none_of: patterns,
+            ..Thresholds::default()
+        };
+        none_of(vec!["a".to_owned(); MAX_PATTERNS]).check().unwrap();
+        none_of(vec!["a".repeat(MAX_PATTERN)]).check().unwrap();
+        let many = vec!["a".to_owned(); MAX_PATTERNS + 1];
+        let (field, message) = none_of(many).check().unwrap_err();
+        assert_eq!(field, "gate.none_of");
+        assert!(message.contains("more than 64 patterns"), "{message}");
+        let long = vec!["a".repeat(MAX_PATTERN + 1)];
+        let (_, message) = none_of(long).check().unwrap_err();
+        assert!(message.contains("more than 1024 bytes"), "{message}");
+    }
 }

@@ -296,7 +296,7 @@ fn checked_lexer(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Gr
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
@@ -371,6 +371,11 @@ mod tests {
         factory.quiet();
         *factory.limits_mut() = limits();
         factory
+    }
+
+    /// A compiled schema over single bytes.
+    pub fn compiled(schema: serde_json::Value) -> CompiledGrammar {
+        compile(&factory(), TopLevelGrammar::from_json_schema(schema)).unwrap()
     }
 
     #[test]

@@ -127,4 +127,59 @@ mod tests {
         assert_eq!(one_line(&"word ".repeat(1000)).chars().count(), MAX_MESSAGE);
         assert_eq!(one_line("panic: at src/x.rs:1\n0: frame"), PANICKED);
     }
+
+    /// An answer of a client, with the tokens of `text` so far.
+    fn answer(grammar: &RequestGrammar, text: &str) -> Box<dyn Constraint> {
+        use engine::Grammar as _;
+        let mut answer = grammar.start();
+        answer.mask(&mut [0; 16]).unwrap();
+        for byte in text.bytes() {
+            answer.commit(u32::from(byte)).unwrap();
+            answer.mask(&mut [0; 16]).unwrap();
+        }
+        answer
+    }
+
+    #[test]
+    fn automaton_of_an_answer_counts_for_its_client_alone() {
+        let schema = serde_json::json!({"type": "string", "pattern": "^(a|b)*a(a|b){8}$"});
+        let compiled = Arc::new(super::super::compiler::tests::compiled(schema));
+        let memory = Arc::new(GrammarMemory::default());
+        let of_client = |client| RequestGrammar {
+            compiled: Arc::clone(&compiled),
+            client: Some(client),
+            memory: Arc::clone(&memory),
+        };
+        let (one, other) = (of_client(1), of_client(2));
+        let begun = answer(&one, "\"");
+        let bytes = memory.bytes_of(Some(1));
+        assert!(bytes > 0);
+        let long = answer(&other, "\"abbabaabbbabaababbabbaaababbbabaabab");
+        // The states that one answer adds are not in the copy of another.
+        assert!(memory.bytes_of(Some(2)) > bytes);
+        let again = answer(&one, "\"");
+        assert_eq!(memory.bytes_of(Some(1)), 2 * bytes);
+        drop((begun, again, long));
+        assert_eq!(memory.bytes_of(Some(1)) + memory.bytes_of(Some(2)), 0);
+    }
+
+    #[test]
+    fn answer_whose_automaton_grows_too_far_is_refused() {
+        // Each text has a state of its own, and no text of less than 1,500 characters matches.
+        let pattern = "^.*([a-m].{1500}|[n-z].{1600}|[A-M].{1700}|[N-Z].{1650})$";
+        let schema = serde_json::json!({"type": "string", "pattern": pattern});
+        let grammar = RequestGrammar {
+            compiled: Arc::new(super::super::compiler::tests::compiled(schema)),
+            client: None,
+            memory: Arc::default(),
+        };
+        let mut answer = answer(&grammar, "\"");
+        let run = (0..1900u32).try_for_each(|n| {
+            let letter = b"anANmzMZ"[(n.wrapping_mul(2_654_435_761) >> 29) as usize];
+            answer.commit(u32::from(letter))?;
+            answer.mask(&mut [0; 16])
+        });
+        let message = run.unwrap_err();
+        assert!(message.len() < 500, "{message}");
+    }
 }

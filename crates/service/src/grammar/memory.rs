@@ -21,6 +21,13 @@ impl GrammarMemory {
             bytes: 0,
         }
     }
+
+    /// The bytes of a client's running answers.
+    #[cfg(test)]
+    pub fn bytes_of(&self, client: Option<u64>) -> usize {
+        let clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.get(&client).copied().unwrap_or(0)
+    }
 }
 
 /// The memory of one answer, which returns when it is dropped.

@@ -278,4 +278,32 @@ mod tests {
         assert_eq!(error.field().unwrap(), "tools[2].function.parameters");
         assert!(error.to_string().contains("at most 65536"), "{error}");
     }
+
+    #[test]
+    fn schemas_of_one_client_push_out_only_its_own() {
+        let cache = GrammarCache::default();
+        let grammar = Arc::new(compiler::tests::compiled(json!({"type": "null"})));
+        // A grammar of 3 MiB, of which two and not three fit into a client's part.
+        let text = |name: &str| name.to_owned() + &" ".repeat(3 << 20);
+        let add = |name: &str, client| cache.cache(text(name), Arc::clone(&grammar), client);
+        let is_cached = |name: &str| {
+            let cached = cache.cached.lock().unwrap();
+            cached.iter().any(|known| known.text == text(name))
+        };
+        add("other", Some(2));
+        for name in ["first", "second", "third"] {
+            add(name, Some(1));
+        }
+        assert!(!is_cached("first") && is_cached("second") && is_cached("third"));
+        assert!(is_cached("other"));
+        // All parts together exceed the whole: the client with the most pays.
+        for client in 3..7 {
+            add(&format!("a{client}"), Some(client));
+            add(&format!("b{client}"), Some(client));
+        }
+        assert!(is_cached("other"));
+        let cached = cache.cached.lock().unwrap();
+        let bytes: usize = cached.iter().map(CachedGrammar::bytes).sum();
+        assert!(bytes <= CACHED_BYTES && bytes > CACHED_BYTES - (7 << 20));
+    }
 }
