@@ -149,59 +149,14 @@ impl<A> PoolState<A> {
         if ids.iter().any(outgrown) {
             return Ok(None);
         }
-        let limit = self.limit();
-        let exact = |id: &AdapterId| {
-            let entry = self.entries.get(id).map(|entry| entry.bytes);
-            entry.or(self.sizes.get(id).copied())
-        };
-        let total = ids.iter().filter_map(exact).fold(0, u64::saturating_add);
-        if total > limit {
-            let (id, bytes) = (ids[0], total);
-            return Err(match ids.len() {
-                1 => PoolError::TooLarge { id, bytes, limit },
-                adapters => PoolError::TogetherTooLarge {
-                    adapters,
-                    bytes,
-                    limit,
-                },
-            });
-        }
-        // An estimate must not refuse a request: it is clamped to what the pool has left.
-        let mut left = limit - total;
-        let estimate = |id: &AdapterId| {
-            wanted
-                .iter()
-                .find(|(other, _)| other == id)
-                .map(|(_, n)| *n)
-        };
-        let mut absent = Vec::new();
-        for id in ids.iter().filter(|id| !self.entries.contains_key(*id)) {
-            let bytes = exact(id).unwrap_or_else(|| {
-                let bytes = estimate(id).unwrap_or(0).min(left);
-                left -= bytes;
-                bytes
-            });
-            absent.push((*id, bytes));
-        }
+        let absent = self.absent_with_bytes(ids, wanted)?;
         let needed: u64 = absent.iter().map(|(_, bytes)| bytes).sum();
         let client_id = client.map(|client| client.id);
-        let own = self.pinned_by(client_id);
-        // Of adapters that no request of this client holds; and of those, what no request at all holds.
-        let (mut more, mut newly_pinned) = (needed, needed);
-        for id in ids {
-            if let Some(entry) = self.entries.get(id)
-                && !self.shares.pins(client_id, id)
-            {
-                more += entry.bytes;
-                newly_pinned += if entry.leases == 0 { entry.bytes } else { 0 };
-            }
-        }
-        let free = limit.saturating_sub(self.pinned() + newly_pinned);
-        let above = !AdapterShares::allows(client, own, more, free);
+        let above = self.is_above_share(ids, needed, client);
         // Without clients nobody passes anybody.
         let present = ids.iter().filter_map(|id| self.entries.get(id));
         let all = present.fold(needed, |all, entry| all + entry.bytes);
-        let large = client.is_some() && all > limit / 2;
+        let large = client.is_some() && all > self.limit() / 2;
         self.wait_queue.set_need(ticket, above, large);
         if above || self.wait_queue.another_is_overdue(ticket) {
             return Ok(None);
@@ -227,6 +182,68 @@ impl<A> PoolState<A> {
             }
         }
         Ok(Some(absent.into_iter().map(|(id, _)| id).collect()))
+    }
+
+    /// Those of `ids` that are not in memory, with their bytes, or an estimate if nobody knows them.
+    ///
+    /// # Errors
+    /// `ids` do not fit into the pool together.
+    fn absent_with_bytes(
+        &self,
+        ids: &[AdapterId],
+        wanted: &[(AdapterId, u64)],
+    ) -> Result<Vec<(AdapterId, u64)>, PoolError> {
+        let limit = self.limit();
+        let exact = |id: &AdapterId| {
+            let entry = self.entries.get(id).map(|entry| entry.bytes);
+            entry.or(self.sizes.get(id).copied())
+        };
+        let total = ids.iter().filter_map(exact).fold(0, u64::saturating_add);
+        if total > limit {
+            let (id, bytes) = (ids[0], total);
+            return Err(match ids.len() {
+                1 => PoolError::TooLarge { id, bytes, limit },
+                adapters => PoolError::TogetherTooLarge {
+                    adapters,
+                    bytes,
+                    limit,
+                },
+            });
+        }
+        // An estimate must not refuse a request: it is clamped to what the pool has left.
+        let mut left = limit - total;
+        let estimate = |id: &AdapterId| {
+            let found = wanted.iter().find(|(other, _)| other == id);
+            found.map_or(0, |(_, bytes)| *bytes)
+        };
+        let absent = ids.iter().filter(|id| !self.entries.contains_key(*id));
+        let with_bytes = absent.map(|id| {
+            let bytes = exact(id).unwrap_or_else(|| {
+                let bytes = estimate(id).min(left);
+                left -= bytes;
+                bytes
+            });
+            (*id, bytes)
+        });
+        Ok(with_bytes.collect())
+    }
+
+    /// Whether a client would have more than its share of the memory with `ids`, of which those that are absent need `needed` bytes.
+    fn is_above_share(&self, ids: &[AdapterId], needed: u64, client: Option<Client>) -> bool {
+        let client_id = client.map(|client| client.id);
+        let own = self.pinned_by(client_id);
+        // Of adapters that no request of this client holds; and of those, what no request at all holds.
+        let (mut more, mut newly_pinned) = (needed, needed);
+        for id in ids {
+            if let Some(entry) = self.entries.get(id)
+                && !self.shares.pins(client_id, id)
+            {
+                more += entry.bytes;
+                newly_pinned += if entry.leases == 0 { entry.bytes } else { 0 };
+            }
+        }
+        let free = self.limit().saturating_sub(self.pinned() + newly_pinned);
+        !AdapterShares::allows(client, own, more, free)
     }
 }
 

@@ -3,12 +3,14 @@
 //! In a blend every part's adapter runs at its own scale. The system prompt, sampling, stop strings and length cannot be mixed:
 //! they come from the part with the largest scale, the first of equals.
 
+use auth::AuthError;
 use engine::AdapterId;
 use formats::persona_name::BASE;
-use registry::{AdapterRef, PersonaRef, Personas};
+use registry::{AdapterRef, PersonaRef, Personas, ScaledPersona};
 
 use sampling::SamplingParams;
 
+use crate::caller::Caller;
 use crate::error::RequestError;
 use crate::model_identity::{AdapterUse, ModelIdentity};
 use crate::request::GenerateRequest;
@@ -52,15 +54,7 @@ impl<'a> ResolvedPersona<'a> {
             request.caller.check_base(&base.name).map_err(denied)?;
             return ResolvedPersona::base_alone(base, request);
         }
-        // Checked before the lookup: a caller that may not use a persona must not learn whether it exists.
-        let named = registry::spec::parse(spec).unwrap_or_default();
-        for part in &named {
-            request.caller.check_persona(&part.name).map_err(denied)?;
-        }
-        if !named.is_empty() {
-            let scales: Vec<f32> = named.iter().map(|part| part.scale.unwrap_or(1.0)).collect();
-            request.caller.check_scales(spec, &scales).map_err(denied)?;
-        }
+        check_caller(&request.caller, spec).map_err(denied)?;
         let parts = personas
             .resolve_for(spec, request.hash())
             .map_err(|source| RequestError::Persona {
@@ -68,6 +62,16 @@ impl<'a> ResolvedPersona<'a> {
                 source: request.caller.without_hidden_names(source),
                 base: base.name.clone(),
             })?;
+        ResolvedPersona::of_parts(base, spec, &parts, request)
+    }
+
+    /// The persona of the `parts` that `spec` names.
+    fn of_parts(
+        base: &Base,
+        spec: &str,
+        parts: &[ScaledPersona<'a>],
+        request: &GenerateRequest,
+    ) -> Result<ResolvedPersona<'a>, RequestError> {
         let lead = parts
             .iter()
             .rev()
@@ -75,7 +79,7 @@ impl<'a> ResolvedPersona<'a> {
             .map(|part| part.persona);
         let mut persona = ResolvedPersona::base(base);
         spec.clone_into(&mut persona.identity.name);
-        if let [only] = parts.as_slice() {
+        if let [only] = parts {
             persona.identity.name.clone_from(&only.persona.name);
             persona.identity.version = Some(only.persona.version);
             persona.shadow = only.shadow.map(|shadow| PersonaRef {
@@ -95,7 +99,7 @@ impl<'a> ResolvedPersona<'a> {
             persona.max_new_tokens = lead.max_new_tokens;
             persona.stop.clone_from(&lead.stop);
         }
-        for part in &parts {
+        for part in parts {
             // At scale 0 an adapter adds nothing.
             if let Some(adapter) = part.persona.adapter.as_ref().filter(|_| part.scale != 0.0) {
                 let (id, scale) = (AdapterId(adapter.sha256), part.scale);
@@ -131,4 +135,18 @@ impl<'a> ResolvedPersona<'a> {
             shadow: None,
         }
     }
+}
+
+/// Checks that a caller may use the personas of `spec` with their scales. Before the lookup: a caller that may not use a persona must not
+/// learn whether it exists.
+fn check_caller(caller: &Caller, spec: &str) -> Result<(), AuthError> {
+    let named = registry::spec::parse(spec).unwrap_or_default();
+    for part in &named {
+        caller.check_persona(&part.name)?;
+    }
+    if named.is_empty() {
+        return Ok(());
+    }
+    let scales: Vec<f32> = named.iter().map(|part| part.scale.unwrap_or(1.0)).collect();
+    caller.check_scales(spec, &scales)
 }

@@ -84,11 +84,11 @@ impl Service {
         metrics: &Arc<RequestMetrics>,
     ) -> Result<String, RequestError> {
         let (sender, events) = std::sync::mpsc::channel();
-        let mut sink = Some(super::channel_sink(sender));
+        let mut sink = Some(super::submit::channel_sink(sender));
         let gone = std::sync::atomic::AtomicBool::new(false);
         let _queued = self.submit_with_metrics(
             request,
-            &mut super::first_only(&mut sink),
+            &mut super::submit::first_only(&mut sink),
             &gone,
             &|| {},
             metrics,
