@@ -98,41 +98,72 @@ impl RawKey {
 /// # Errors
 /// [`KeysError::Invalid`] with the line.
 pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
-    let at = |offset: usize, message: String| {
-        let line = text.as_bytes()[..offset.min(text.len())]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
-        let place = format!("{place}:{}", line + 1);
-        KeysError::Invalid { place, message }
-    };
+    let file = FileText { place, text };
     let raw: RawFile = toml::from_str(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
         // Only the parser's message: its full text shows the line, which may hold a secret by mistake.
-        at(offset, error.message().to_owned())
+        file.invalid(offset, error.message().to_owned())
     })?;
     if raw.key.len() > MAX_KEYS {
         let message = format!("{} keys; there may be at most {MAX_KEYS}", raw.key.len());
-        return Err(at(0, message));
+        return Err(file.invalid(0, message));
     }
     let mut names = HashSet::new();
     let mut entries = Vec::with_capacity(raw.key.len());
-    for mut key in raw.key {
-        let name = key.name.get_ref().clone();
-        check_name(&name).map_err(|message| at(key.name.span().start, message))?;
-        if !names.insert(name.clone()) {
+    for key in raw.key {
+        let place = key.name.span().start;
+        let entry = key.into_entry(&file)?;
+        if !names.insert(entry.name.clone()) {
+            let name = entry.name;
             let message = format!("key {name} is listed twice; give one of them another name");
-            return Err(at(key.name.span().start, message));
+            return Err(file.invalid(place, message));
         }
-        let sha256 = SecretHash::parse(key.sha256.get_ref()).ok_or_else(|| {
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// The text of a file, for the lines of errors.
+struct FileText<'a> {
+    /// The file's name in errors.
+    place: &'a str,
+    text: &'a str,
+}
+
+impl FileText<'_> {
+    /// An error at the line of the byte at `offset`.
+    fn invalid(&self, offset: usize, message: String) -> KeysError {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        let line = before.iter().filter(|byte| **byte == b'\n').count();
+        KeysError::Invalid {
+            place: format!("{}:{}", self.place, line + 1),
+            message,
+        }
+    }
+}
+
+impl RawKey {
+    /// The key, if all its fields are valid.
+    fn into_entry(mut self, file: &FileText<'_>) -> Result<KeyEntry, KeysError> {
+        let name = self.name.get_ref().clone();
+        check_name(&name).map_err(|message| file.invalid(self.name.span().start, message))?;
+        let sha256 = SecretHash::parse(self.sha256.get_ref()).ok_or_else(|| {
             let message = format!(
                 "key {name}: sha256 must be the 64 hexadecimal digits of the secret's SHA-256; `lory key new` writes them"
             );
-            at(key.sha256.span().start, message)
+            file.invalid(self.sha256.span().start, message)
         })?;
-        for persona in key.personas.iter().flatten() {
-            check_pattern(persona.get_ref())
-                .map_err(|message| at(persona.span().start, format!("key {name}: {message}")))?;
+        for persona in self.personas.iter().flatten() {
+            check_pattern(persona.get_ref()).map_err(|message| {
+                file.invalid(persona.span().start, format!("key {name}: {message}"))
+            })?;
+        }
+        let quotas = self.checked_quotas(&name, file)?;
+        if let Some(group) = &self.cache_group {
+            check_group(group.get_ref()).map_err(|message| {
+                let message = format!("key {name}: cache_group: {message}");
+                file.invalid(group.span().start, message)
+            })?;
         }
         let number = |field: &str, value: Option<Spanned<i64>>, most: u32| match value {
             None => Ok(None),
@@ -142,51 +173,43 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
                     let found = value.get_ref();
                     let message =
                         format!("key {name}: {field} must be from 1 to {most}, not {found}");
-                    Err(at(value.span().start, message))
+                    Err(file.invalid(value.span().start, message))
                 }
             },
         };
-        let mut quotas = Quotas::default();
-        for (resource, value) in key.quotas() {
-            // Bytes may be more than 32 bits hold.
-            let quota = match value {
-                None => None,
-                Some(value) => match u64::try_from(*value.get_ref()) {
-                    Ok(quota) => Some(quota),
-                    Err(_) => {
-                        let (field, found) = (resource.key(), value.get_ref());
-                        let message = format!("key {name}: {field} must be 0 or more, not {found}");
-                        return Err(at(value.span().start, message));
-                    }
-                },
-            };
-            quotas.set(resource, quota);
-        }
-        if let Some(group) = &key.cache_group {
-            check_group(group.get_ref()).map_err(|message| {
-                at(
-                    group.span().start,
-                    format!("key {name}: cache_group: {message}"),
-                )
-            })?;
-        }
-        entries.push(KeyEntry {
+        Ok(KeyEntry {
             quotas,
-            base: key.base.unwrap_or(key.personas.is_none()),
-            requests_per_minute: number("requests_per_minute", key.requests_per_minute, u32::MAX)?,
-            tokens_per_minute: number("tokens_per_minute", key.tokens_per_minute, u32::MAX)?,
-            share: number("share", key.share, MAX_SHARE)?.unwrap_or(1),
-            personas: key
+            base: self.base.unwrap_or(self.personas.is_none()),
+            requests_per_minute: number("requests_per_minute", self.requests_per_minute, u32::MAX)?,
+            tokens_per_minute: number("tokens_per_minute", self.tokens_per_minute, u32::MAX)?,
+            share: number("share", self.share, MAX_SHARE)?.unwrap_or(1),
+            personas: self
                 .personas
                 .map(|names| names.into_iter().map(Spanned::into_inner).collect()),
-            admin: key.admin,
-            train: key.train,
-            cache_group: key.cache_group.map(Spanned::into_inner),
+            admin: self.admin,
+            train: self.train,
+            cache_group: self.cache_group.map(Spanned::into_inner),
             name,
             sha256,
-        });
+        })
     }
-    Ok(entries)
+
+    fn checked_quotas(&mut self, name: &str, file: &FileText<'_>) -> Result<Quotas, KeysError> {
+        let mut quotas = Quotas::default();
+        for (resource, value) in self.quotas() {
+            let Some(value) = value else {
+                continue;
+            };
+            // Bytes may be more than 32 bits hold.
+            let quota = u64::try_from(*value.get_ref()).map_err(|_| {
+                let (field, found) = (resource.key(), value.get_ref());
+                let message = format!("key {name}: {field} must be 0 or more, not {found}");
+                file.invalid(value.span().start, message)
+            })?;
+            quotas.set(resource, Some(quota));
+        }
+        Ok(quotas)
+    }
 }
 
 /// The text of a key, as [`parse`] reads it.

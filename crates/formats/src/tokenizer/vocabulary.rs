@@ -142,34 +142,8 @@ impl Vocabulary {
         origin: &str,
         pre_tokenizer: &PreTokenizer,
     ) -> Result<Vocabulary, TokenizerError> {
-        let invalid = |key, problem| invalid(origin, key, problem);
-        let model = json.get("model").unwrap_or(&Value::Null);
-        let kind = model.get("type").and_then(Value::as_str).unwrap_or("none");
-        if kind != "BPE" {
-            return Err(TokenizerError::Unsupported {
-                origin: origin.to_owned(),
-                key: "model.type",
-                found: kind.to_owned(),
-                supported: "models of type \"BPE\"",
-            });
-        }
-        let listed = json_tokens(json, origin)?;
-        let count = listed.iter().map(|token| token.0 + 1).max().unwrap_or(0);
-        // Ids may have gaps, but not more than there are tokens.
-        if count == 0 || count > MAX_TOKENS as u64 || count > 2 * listed.len() as u64 {
-            let problem = format!(
-                "ids up to {count} for {} tokens; 1 to {MAX_TOKENS} are read, without large gaps",
-                listed.len()
-            );
-            return Err(invalid("model.vocab", problem));
-        }
-        let mut tokens = vec![String::new(); count as usize];
-        let mut kinds = vec![Kind::Normal; count as usize];
-        for (id, text, kind) in listed {
-            tokens[id as usize] = text.to_owned();
-            kinds[id as usize] = kind;
-        }
-        check_sizes(&tokens, &kinds).map_err(|problem| invalid("model.vocab", problem))?;
+        let model = bpe_model(json, origin)?;
+        let (tokens, kinds) = json_token_table(json, origin)?;
         let role = |text: &Option<String>| {
             let text = text.as_deref()?;
             let place = tokens.iter().position(|token| token == text)?;
@@ -182,13 +156,7 @@ impl Vocabulary {
                 .is_some_and(|first| Some(first) == roles.bos.as_deref()),
         };
         let mut end_ids = named_ends(&tokens, &kinds, eos);
-        for &id in &roles.ends {
-            if id >= count {
-                let problem = format!("eos_token_id {id}, but there are only {count} tokens");
-                return Err(invalid("generation_config.json", problem));
-            }
-            end_ids.push(id as u32);
-        }
+        end_ids.extend(configured_ends(roles, tokens.len(), origin)?);
         end_ids.sort_unstable();
         end_ids.dedup();
         let merges = json_merges(model, origin)?;
@@ -381,6 +349,57 @@ fn gguf_merges(
             Ok(merges_by_score(tokens, kinds, scores))
         }
     }
+}
+
+/// The model of a `tokenizer.json`, which must be BPE.
+fn bpe_model<'a>(json: &'a Value, origin: &str) -> Result<&'a Value, TokenizerError> {
+    let model = json.get("model").unwrap_or(&Value::Null);
+    match model.get("type").and_then(Value::as_str).unwrap_or("none") {
+        "BPE" => Ok(model),
+        kind => Err(TokenizerError::Unsupported {
+            origin: origin.to_owned(),
+            key: "model.type",
+            found: kind.to_owned(),
+            supported: "models of type \"BPE\"",
+        }),
+    }
+}
+
+/// The text and the kind of each token of a `tokenizer.json`, by id.
+fn json_token_table(
+    json: &Value,
+    origin: &str,
+) -> Result<(Vec<String>, Vec<Kind>), TokenizerError> {
+    let refuse = |problem| invalid(origin, "model.vocab", problem);
+    let listed = json_tokens(json, origin)?;
+    let count = listed.iter().map(|token| token.0 + 1).max().unwrap_or(0);
+    // Ids may have gaps, but not more than there are tokens.
+    if count == 0 || count > MAX_TOKENS as u64 || count > 2 * listed.len() as u64 {
+        return Err(refuse(format!(
+            "ids up to {count} for {} tokens; 1 to {MAX_TOKENS} are read, without large gaps",
+            listed.len()
+        )));
+    }
+    let mut tokens = vec![String::new(); count as usize];
+    let mut kinds = vec![Kind::Normal; count as usize];
+    for (id, text, kind) in listed {
+        tokens[id as usize] = text.to_owned();
+        kinds[id as usize] = kind;
+    }
+    check_sizes(&tokens, &kinds).map_err(refuse)?;
+    Ok((tokens, kinds))
+}
+
+/// The end ids of `generation_config.json`, of a vocabulary of `count` tokens.
+fn configured_ends(roles: &Roles, count: usize, origin: &str) -> Result<Vec<u32>, TokenizerError> {
+    let id = |&id: &u64| {
+        if id >= count as u64 {
+            let problem = format!("eos_token_id {id}, but there are only {count} tokens");
+            return Err(invalid(origin, "generation_config.json", problem));
+        }
+        Ok(id as u32)
+    };
+    roles.ends.iter().map(id).collect()
 }
 
 /// Id, text and kind of every token of a `tokenizer.json`, added tokens last.

@@ -107,27 +107,10 @@ impl NewJob {
         let metadata = self.checked_metadata()?;
         self.check_system_prompt()?;
         sample_generation::check(self.sample_prompts.as_deref().unwrap_or_default(), base)?;
-        let find = |id: &str, field| jobs.files.find(viewer, id, field);
-        let training = find(&self.training_file, "training_file")?;
-        let validation = self.validation_file.as_deref();
-        let validation = validation
-            .map(|id| find(id, "validation_file"))
-            .transpose()?;
-        let (method, fields) = self.method_and_hyperparameters()?;
-        check_rows(method, &training, "training_file")?;
-        if let Some(file) = &validation {
-            check_rows(method, file, "validation_file")?;
-        }
-        let config = base.model.config();
-        let hidden_size = config.hidden_size;
-        let hyperparameters = Hyperparameters::parse(method, fields, self.seed, hidden_size)?;
-        check_row_bytes(&hyperparameters.settings, &training, validation.as_ref())?;
+        let files = self.find_files(jobs, viewer)?;
+        let (method, hyperparameters) = self.training_method(&files, base)?;
         let settings = hyperparameters.settings;
-        let linears = settings
-            .modules()
-            .map(|modules| target_linears(config, &modules));
-        let linears = linears.map_err(|error| JobError::Plan(error.to_string()))?;
-        let parameters = parameter_count(&linears, settings.rank);
+        let parameters = adapter_parameters(&settings, base)?;
         let personas = service.personas();
         let start = self.start_adapter(&base.name, &personas, caller)?;
         let current = personas.get(&persona);
@@ -150,8 +133,8 @@ impl NewJob {
             model: self.model.clone(),
             persona,
             named: self.suffix.is_some(),
-            training_file: training.id,
-            validation_file: validation.map(|file| file.id),
+            training_file: files.training.id,
+            validation_file: files.validation.map(|file| file.id),
             method,
             learning_rate_multiplier: hyperparameters.learning_rate_multiplier,
             settings,
@@ -172,6 +155,35 @@ impl NewJob {
             fine_tuned_model: None,
             error: None,
         })
+    }
+
+    fn find_files(&self, jobs: &JobsState, viewer: &Viewer) -> Result<JobFiles, JobError> {
+        let find = |id: &str, field| jobs.files.find(viewer, id, field);
+        let training = find(&self.training_file, "training_file")?;
+        let validation = self.validation_file.as_deref();
+        let validation = validation.map(|id| find(id, "validation_file"));
+        Ok(JobFiles {
+            training,
+            validation: validation.transpose()?,
+        })
+    }
+
+    /// The method with its hyperparameters, which must suit the files.
+    fn training_method(
+        &self,
+        files: &JobFiles,
+        base: &Base,
+    ) -> Result<(Method, Hyperparameters), JobError> {
+        let (method, fields) = self.method_and_hyperparameters()?;
+        check_rows(method, &files.training, "training_file")?;
+        if let Some(file) = &files.validation {
+            check_rows(method, file, "validation_file")?;
+        }
+        let hidden_size = base.model.config().hidden_size;
+        let hyperparameters = Hyperparameters::parse(method, fields, self.seed, hidden_size)?;
+        let validation = files.validation.as_ref();
+        check_row_bytes(&hyperparameters.settings, &files.training, validation)?;
+        Ok((method, hyperparameters))
     }
 
     /// The persona that the job `id` publishes.
@@ -327,6 +339,20 @@ impl NewJob {
         baselines::choose(service, caller, persona, &mut thresholds, &sides)?;
         Ok(Some(thresholds))
     }
+}
+
+/// The files of a job.
+struct JobFiles {
+    training: StoredFile,
+    validation: Option<StoredFile>,
+}
+
+/// The number of parameters of the adapter that a job trains.
+fn adapter_parameters(settings: &TrainSettings, base: &Base) -> Result<u64, JobError> {
+    let modules = settings.modules();
+    let modules = modules.map_err(|error| JobError::Plan(error.to_string()))?;
+    let linears = target_linears(base.model.config(), &modules);
+    Ok(parameter_count(&linears, settings.rank))
 }
 
 /// Checks that the rows of both files, with copies of the training rows, are not too large to be read and encoded.
