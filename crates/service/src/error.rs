@@ -272,6 +272,19 @@ pub enum RequestError {
         /// When there will probably be room.
         retry_after: Duration,
     },
+    /// Responses that have not ended hold too many log-probabilities.
+    #[error(
+        "responses that have not ended may have up to {used} log-probabilities, alternatives included, and this request up to {asked}; \
+         {limit} is the limit; read the responses and try again, or ask for fewer alternatives, new tokens or answers"
+    )]
+    LogprobsInUse {
+        /// What the key's responses, or all responses, have reserved.
+        used: usize,
+        /// What this request needs.
+        asked: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// There was no time for a single token.
     #[error(
         "timeout_ms passed before the first token; give it more time, or try again when fewer requests wait"
@@ -386,6 +399,7 @@ impl RequestError {
             RequestError::Denied { field, .. } => field.map(str::to_owned),
             RequestError::QueueFull { .. }
             | RequestError::AboveShare { .. }
+            | RequestError::LogprobsInUse { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
             | RequestError::GrammarLimit(_)

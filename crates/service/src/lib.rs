@@ -18,6 +18,7 @@
 //!
 //! - Requests: [`request`], with the names and limits of its [`fields`]; [`caller`], its API key; [`request_log`] and
 //!   [`request_metrics`], what is recorded of it; `cache_salt`, who may share its cached prompt; [`error`]
+//! - Memory: `logprob_budget`, the log-probabilities that a key's responses hold
 //! - Answers: [`answer`]; [`tools`] and their calls, which `tool_call_parser` finds in the text; `stop`; `parallel_sampling`, several answers to one prompt;
 //!   [`model_identity`], what answered
 //! - Personas: [`catalog`], those that can be requested now; `persona_service::publishing`; [`uploads`], adapters from clients, which
@@ -35,6 +36,7 @@ pub mod compute_arbiter;
 pub mod error;
 pub mod fields;
 pub mod grammar;
+mod logprob_budget;
 pub mod model_identity;
 mod parallel_sampling;
 mod persona_resolution;

@@ -212,7 +212,8 @@ impl GenerateRequest {
         Ok(())
     }
 
-    /// Checks that the answers to a prompt of `prompt` tokens have at most `max_logprobs` log-probabilities.
+    /// The most log-probabilities that the answers to a prompt of `prompt` tokens can have. Checks that they are at most
+    /// `max_logprobs`.
     ///
     /// # Errors
     /// [`RequestError::OutOfRange`].
@@ -220,14 +221,14 @@ impl GenerateRequest {
         &self,
         prompt: usize,
         max_new_tokens: usize,
-    ) -> Result<(), RequestError> {
+    ) -> Result<usize, RequestError> {
         let Some(top) = self.logprobs else {
-            return Ok(());
+            return Ok(0);
         };
         let tokens = max_new_tokens + if self.echo { prompt } else { 0 };
         let total = tokens * self.choices * (usize::from(top) + 1);
         if total <= self.max_logprobs {
-            return Ok(());
+            return Ok(total);
         }
         Err(RequestError::OutOfRange {
             field: "logprobs",

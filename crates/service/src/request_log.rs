@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use engine::Finished;
 
+use crate::logprob_budget::LogprobReservation;
 use crate::model_identity::ModelIdentity;
 
 /// One line of the request log.
@@ -37,6 +38,8 @@ type WriteEntry = Box<dyn Fn(&RequestLogEntry) + Send + Sync>;
 /// Collects the log entry of one request. All parts that work on the request share it; the last one to drop it writes it.
 pub struct RequestLog {
     entry: Mutex<RequestLogEntry>,
+    /// What its responses hold.
+    logprobs: Mutex<Vec<LogprobReservation>>,
     write: WriteEntry,
 }
 
@@ -45,6 +48,7 @@ impl RequestLog {
     pub fn new(write: impl Fn(&RequestLogEntry) + Send + Sync + 'static) -> Arc<RequestLog> {
         Arc::new(RequestLog {
             entry: Mutex::default(),
+            logprobs: Mutex::default(),
             write: Box::new(write),
         })
     }
@@ -52,6 +56,12 @@ impl RequestLog {
     /// Changes the entry.
     pub fn update(&self, change: impl FnOnce(&mut RequestLogEntry)) {
         change(&mut self.entry.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Keeps a reservation until the response has ended: the last part that works on the request is the one that sends it.
+    pub(super) fn hold(&self, logprobs: LogprobReservation) {
+        let mut held = self.logprobs.lock().unwrap_or_else(PoisonError::into_inner);
+        held.push(logprobs);
     }
 
     pub(super) fn resolved(&self, identity: &ModelIdentity) {

@@ -84,6 +84,9 @@ impl From<RequestError> for ApiError {
             | RequestError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
             RequestError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             RequestError::AboveShare { .. } => (StatusCode::TOO_MANY_REQUESTS, "above_share"),
+            RequestError::LogprobsInUse { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "logprobs_exceeded")
+            }
             RequestError::Adapter { source, .. } => match &**source {
                 AdapterError::OtherBase { .. } | AdapterError::OtherFile { .. } => {
                     (StatusCode::CONFLICT, "adapter_of_another_base")

@@ -20,6 +20,7 @@ use crate::catalog::Catalog;
 use crate::compute_arbiter::ComputeArbiter;
 use crate::error::ServiceStartError;
 use crate::grammar::GrammarCache;
+use crate::logprob_budget::LogprobBudget;
 use crate::request_metrics::RequestMetrics;
 use crate::runner::{ModelRunner, StepPriority};
 use crate::shadow::Shadows;
@@ -77,6 +78,7 @@ pub struct Service {
     pub(crate) adapters: AdapterLoader,
     engine: Handle<model::Adapter>,
     grammars: GrammarCache,
+    logprobs: Arc<LogprobBudget>,
     prefixes: OperatorPrefixes,
     pub(crate) metrics: Arc<RequestMetrics>,
     pub(crate) shadows: Shadows,
@@ -150,6 +152,7 @@ impl Service {
             adapters,
             engine,
             grammars: GrammarCache::default(),
+            logprobs: Arc::default(),
             prefixes: OperatorPrefixes::default(),
             metrics: Arc::default(),
             shadows: Shadows::default(),

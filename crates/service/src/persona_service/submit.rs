@@ -103,8 +103,11 @@ impl Service {
     ) -> Result<QueuedRequest, RequestError> {
         let refused = |error| RequestError::refused(error, &request.names);
         let engine_request = self.engine_request(&persona, request, arrival)?;
-        request.check_logprobs(engine_request.prompt.len(), engine_request.max_new_tokens)?;
+        let logprobs =
+            request.check_logprobs(engine_request.prompt.len(), engine_request.max_new_tokens)?;
         self.engine.check(&engine_request).map_err(refused)?;
+        let client = engine_request.client.map(|client| client.id);
+        let logprobs = self.logprobs.reserve(client, logprobs)?;
         let mut reservations = request
             .caller
             .admit(
@@ -116,6 +119,7 @@ impl Service {
             .into_iter();
         if let Some(log) = request.caller.log() {
             log.resolved(&persona.identity);
+            log.hold(logprobs);
         }
         let permits = self
             .engine
