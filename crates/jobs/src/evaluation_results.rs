@@ -11,8 +11,6 @@ use formats::atomic_file;
 use formats::disk::{self, LastingFolder};
 use serde_json::{Value, json};
 
-use crate::record_file::MAX_RECORD;
-
 /// Why a result is not stored or not found.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
@@ -44,6 +42,8 @@ pub enum ResultError {
     },
 }
 
+/// The largest result that is read, in bytes.
+const MAX_RESULT: u64 = 64 << 20;
 /// The most stored results without an owner; the oldest are removed.
 pub const MAX_STORED: usize = 50;
 
@@ -163,7 +163,7 @@ impl EvaluationResults {
             return Err(unknown());
         }
         let path = self.path(id);
-        let text = match disk::read(&path, MAX_RECORD) {
+        let text = match disk::read(&path, MAX_RESULT) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(unknown()),
             Err(error) => return Err(self.io()(error)),

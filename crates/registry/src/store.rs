@@ -18,7 +18,6 @@ use tokio::task::JoinSet;
 use formats::disk::LastingFolder;
 use formats::peft::WEIGHTS_FILE;
 
-use crate::blob::MAX_WEIGHTS;
 use crate::error::RegistryError;
 
 /// How long a request to a bucket may take, including the transfer.
@@ -26,6 +25,8 @@ const REQUEST_TIMEOUT: &str = "300 seconds";
 /// How many objects are read concurrently.
 const MAX_CONCURRENT_READS: usize = 32;
 
+/// The largest file of an adapter's weights that is read, in bytes.
+const MAX_WEIGHTS_OBJECT: u64 = 1 << 30;
 /// The largest object that is read, in bytes, except an adapter's weights.
 const MAX_OBJECT: u64 = 16 << 20;
 
@@ -316,7 +317,7 @@ impl Drop for Store {
 /// The bytes of an object, whose size is checked first.
 async fn read_object(objects: &Arc<dyn ObjectStore>, path: &str) -> Result<Vec<u8>, Error> {
     let limit = match path.ends_with(WEIGHTS_FILE) {
-        true => MAX_WEIGHTS,
+        true => MAX_WEIGHTS_OBJECT,
         false => MAX_OBJECT,
     };
     let found = objects.get(&Path::from(path)).await?;
