@@ -25,7 +25,7 @@ use crate::error::ApiError;
 use crate::middleware::request_log::Peer;
 use crate::routes::{probe_router, router};
 use crate::server_state::ServerState;
-use crate::settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
+use crate::settings::{MAX_HEADERS, ServerSettings};
 use crate::write_timeout::WriteTimeout;
 
 /// How often keys and certificates are checked for changes.
@@ -38,8 +38,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long a client that still sends after its last response is read.
 const MAX_LINGER: Duration = Duration::from_secs(5);
-/// The most bytes of such a client that are read.
-const MAX_LINGER_BYTES: u64 = 2 * MAX_BODY as u64;
+/// The most bytes of such a client that are read: twice the largest body.
+const MAX_LINGER_BYTES: u64 = 8 << 20;
 /// The pause after a connection that could not be accepted, as when the process has no more file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 

@@ -150,7 +150,7 @@ fn long_file_names_are_kept_or_refused_by_field() {
 #[test]
 fn votes_that_cannot_be_read_are_reported_and_everything_else_works() {
     let fixture = JobsFixture::new();
-    fs::create_dir_all(fixture.path("judgements/votes.jsonl")).unwrap();
+    fs::create_dir_all(fixture.path("judgements").join("votes.jsonl")).unwrap();
     let server = fixture.start();
     let vote = json!({"a": "warm@1", "b": "formal@2", "winner": "a"});
     for reply in [
