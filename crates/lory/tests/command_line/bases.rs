@@ -119,7 +119,10 @@ fn an_adapter_trained_on_a_folder_base_is_served() {
     };
     let trained = train("q4");
     trained.succeeds();
-    assert!(trained.err.contains("plan: cpu: weights 0 MiB (q4)"), "{trained:?}");
+    assert!(
+        trained.err.contains("plan: cpu: weights 0 MiB (q4)"),
+        "{trained:?}"
+    );
     let scale = std::fs::read_to_string(dir.path("out/adapter_config.json")).unwrap();
     assert!(scale.contains("q_proj"), "{scale}");
     dir.write("personas/warm/persona.toml", "description = \"Warm\"");
