@@ -394,6 +394,28 @@ mod tests {
     }
 
     #[test]
+    fn damaged_job_folders_are_reported_and_keep_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = |digit: &str| {
+            folder
+                .path()
+                .join(format!("{}{}", job::ID_PREFIX, digit.repeat(24)))
+        };
+        for (digit, file) in [("1", "job.json"), ("2", "adapter.txt"), ("3", EVENTS_FILE)] {
+            std::fs::create_dir(dir(digit)).unwrap();
+            std::fs::write(dir(digit).join(file), "{").unwrap();
+        }
+        let damaged = DamagedRecords::default();
+        assert!(open_jobs(folder.path(), &damaged).unwrap().is_empty());
+        assert_eq!(damaged.counts()[0], ("job", 2));
+        assert!(dir("1").join("job.json").exists());
+        // Without a record the folder may be anyone's.
+        assert!(dir("2").join("adapter.txt").exists());
+        // A creation that was cut off.
+        assert!(!dir("3").exists());
+    }
+
+    #[test]
     fn jobs_folder_opens_after_every_fault_of_a_start() {
         let id = format!("{ID_PREFIX}{}", "1".repeat(24));
         for_each_fault(|injection| {
