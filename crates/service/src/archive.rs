@@ -16,8 +16,6 @@ use zip::read::ZipFile;
 
 use crate::uploads::UploadError;
 
-/// The most bytes of an archive.
-pub const MAX_ARCHIVE: u64 = 1 << 30;
 /// The most files of an archive.
 const MAX_ENTRIES: usize = 1000;
 /// The most bytes that are read to list the files of an archive.

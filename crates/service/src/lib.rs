@@ -58,7 +58,6 @@ pub use answer::{
     Answer, AnswerBuilder, Delta, End, FinishReason, TextEvent, TextSink, TokenLogprob,
     ToolCallDelta,
 };
-pub use archive::MAX_ARCHIVE;
 pub use caller::Caller;
 pub use catalog::Catalog;
 pub use error::{PublishError, RequestError, ServiceStartError};
@@ -76,4 +75,5 @@ pub use request_metrics::RequestMetrics;
 pub use sampling::SamplingParams;
 pub use shadow::Shadows;
 pub use tools::{Tool, ToolCall, ToolChoice, Tools};
+pub use uploads::MAX_ARCHIVE;
 pub use votes::VoteError;

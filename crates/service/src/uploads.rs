@@ -14,14 +14,15 @@ use formats::disk::{self, LastingFolder};
 use formats::peft::Dtype;
 use registry::RegistryError;
 
-use crate::archive::MAX_ARCHIVE;
-
 /// The most uploads that wait to be published; beyond that the oldest are removed.
 const MAX_UPLOADS: usize = 8;
 /// The most bytes of all uploads, with those that are being received.
 pub const MAX_STORED: u64 = 8 << 30;
 /// How long an upload waits.
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
+
+/// The most bytes of an uploaded archive.
+pub const MAX_ARCHIVE: u64 = 1 << 30;
 
 /// Why an upload is refused or not found.
 #[derive(Debug, thiserror::Error)]

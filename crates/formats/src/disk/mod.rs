@@ -6,6 +6,8 @@ pub mod faults;
 mod lasting_folder;
 mod operation;
 mod read;
+#[cfg(any(test, feature = "faults"))]
+pub mod slow_file;
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -11,6 +11,8 @@ use std::path::Path;
 pub fn open(path: &Path) -> io::Result<File> {
     // Before it is opened, which may wait forever.
     check_regular(&path.metadata()?)?;
+    #[cfg(any(test, feature = "faults"))]
+    super::slow_file::wait(path);
     let file = File::open(path)?;
     check_regular(&file.metadata()?)?;
     Ok(file)

@@ -1,16 +1,12 @@
-//! The adapter pool with more adapters than memory and with slow disks. A slow disk is a named pipe in place of an adapter's weights:
-//! reading it blocks until the test writes.
+//! The adapter pool with more adapters than memory and with slow disks.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::EngineConfig;
+use formats::disk::slow_file::SlowFile;
 use serde_json::{Value, json};
 use service::{GenerateRequest, Service, Settings};
 use testkit::home::TestHome;
@@ -75,42 +71,25 @@ fn wait_until(service: &Service, wish: impl Fn(&engine::AdapterStats) -> bool) {
     }
 }
 
-/// Replaces a file by a named pipe and returns the file's bytes.
-fn pipe(path: &Path) -> Vec<u8> {
-    let bytes = std::fs::read(path).unwrap();
-    std::fs::remove_file(path).unwrap();
-    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
-    bytes
-}
-
-/// Opens a pipe for writing, which blocks until a reader opens it. None if no reader does in time.
-fn once_read(path: &Path) -> Option<std::fs::File> {
-    let (sender, opened) = channel();
-    let path = path.to_owned();
-    thread::spawn(move || sender.send(OpenOptions::new().write(true).open(path).unwrap()));
-    opened.recv_timeout(TIMEOUT).ok()
-}
-
 #[test]
 fn adapters_load_concurrently_and_do_not_block_other_requests() {
     let (home, roomy, each) = home_with_adapters(4);
-    // `formal`, `t00` and `t01` are loaded at the start; then `t02` and `t03` become pipes.
+    // `formal`, `t00` and `t01` are loaded at the start; then the files of `t02` and `t03` become slow.
     let service = Arc::new(setup::open(&home, &settings(3 * each)).unwrap());
     assert_eq!(service.engine().adapters().len(), 3);
-    let [first, second] = ["t02", "t03"].map(|name| home.weights(name));
-    let [bytes, more_bytes] = [&first, &second].map(|path| pipe(path));
+    let [first, second] = ["t02", "t03"].map(|name| SlowFile::new(&home.weights(name)));
     let server = Arc::new(TestServer::start(service.clone()));
     let before = service.engine().stats().adapters;
 
     let slow = [ask(&server, "t02"), ask(&server, "t03")];
     // A second request for the same adapter does not read it again.
     let again = ask(&server, "t02");
-    // Both are being read at the same time: neither reader has received a byte.
-    let mut first = once_read(&first).expect("the first is read");
-    let mut second = once_read(&second).expect("the second is read at the same time");
+    // Both are being read at the same time, and neither reader has received a byte.
+    assert!(first.has_reader_within(TIMEOUT));
+    assert!(second.has_reader_within(TIMEOUT));
     wait_until(&service, |stats| stats.misses == before.misses + 3);
     // Meanwhile requests for an adapter in memory and for the base are answered.
-    for who in ["formal", "base"] {
+    for who in ["t01", "base"] {
         let answer = ask(&server, who).recv_timeout(TIMEOUT).unwrap();
         assert_eq!(answer["response"], expected(&roomy, who));
     }
@@ -122,11 +101,9 @@ fn adapters_load_concurrently_and_do_not_block_other_requests() {
             "answered before its adapter was read"
         );
     }
-    second.write_all(&more_bytes).unwrap();
     drop(second);
     let answer = slow[1].recv_timeout(TIMEOUT).unwrap();
     assert_eq!(answer["response"], expected(&roomy, "t03"));
-    first.write_all(&bytes).unwrap();
     drop(first);
     for slow in [&slow[0], &again] {
         let answer = slow.recv_timeout(TIMEOUT).unwrap();
@@ -142,15 +119,16 @@ fn adapters_load_concurrently_and_do_not_block_other_requests() {
 fn failed_adapter_load_fails_only_its_own_requests() {
     let (home, roomy, each) = home_with_adapters(2);
     let service = Arc::new(setup::open(&home, &settings(2 * each)).unwrap());
-    let slow = home.weights("t01");
-    let bytes = pipe(&slow);
+    let weights = home.weights("t01");
+    let bytes = std::fs::read(&weights).unwrap();
+    let slow = SlowFile::new(&weights);
     let server = Arc::new(TestServer::start(service.clone()));
     let body = json!({"prompt": "Hello!", "user_type": "t01"});
     let broken = thread::scope(|scope| {
         let asked = scope.spawn(|| server.post("/generate", &body));
-        let mut writer = once_read(&slow).expect("it is read");
-        writer.write_all(&bytes[..bytes.len() / 2]).unwrap();
-        drop(writer);
+        assert!(slow.has_reader_within(TIMEOUT));
+        std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+        drop(slow);
         asked.join().unwrap()
     });
     let (status, code, _, message) = broken.error();
@@ -159,8 +137,7 @@ fn failed_adapter_load_fails_only_its_own_requests() {
     let stats = service.engine().stats().adapters;
     assert_eq!((stats.load_failures, stats.loading), (1, 0), "{stats:?}");
     // After the file is restored, the adapter loads.
-    std::fs::remove_file(&slow).unwrap();
-    std::fs::write(&slow, bytes).unwrap();
+    std::fs::write(&weights, bytes).unwrap();
     let answer = ask(&server, "t01").recv_timeout(TIMEOUT).unwrap();
     assert_eq!(answer["response"], expected(&roomy, "t01"));
 }

@@ -6,9 +6,10 @@ use auth::Keys;
 use auth::secret::SecretHash;
 use serde_json::{Value, json};
 use server::ServerSettings;
-use service::Settings;
+use service::{Service, Settings};
 use testkit::http::Response;
 use testkit::server::TestServer;
+use testkit::tiny::adapter;
 
 use crate::registry_home::RegistryHome;
 use crate::setup::{self, shared_server};
@@ -21,6 +22,10 @@ struct TenantServer {
 
 impl TenantServer {
     fn new(keys: &[(&str, &str)], settings: &Settings) -> TenantServer {
+        TenantServer::of(keys, setup::service(settings))
+    }
+
+    fn of(keys: &[(&str, &str)], service: Arc<Service>) -> TenantServer {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("keys.toml");
         let table = |(name, more): &(&str, &str)| {
@@ -35,7 +40,7 @@ impl TenantServer {
             ..ServerSettings::default()
         };
         TenantServer {
-            server: TestServer::start_with(setup::service(settings), with_keys),
+            server: TestServer::start_with(service, with_keys),
             _folder: folder,
         }
     }
@@ -138,6 +143,33 @@ fn system_prompt_of_a_persona_is_cached_for_all_of_its_keys() {
     let mut formal = chat(None, user, None);
     formal["model"] = json!("formal");
     assert_eq!(server.cached("b", &formal).1, 0);
+}
+
+#[test]
+fn system_prompts_of_two_personas_and_of_requests_are_not_shared() {
+    let home = setup::home();
+    let text = "system_prompt = \"The shop's secret code is {{code}}, and it opens the door to the back room of the shop.\"\n\
+                [variables]\ncode = \"4711\"";
+    home.persona("shop", text, Some(&adapter(21)));
+    // Another tenant's persona that guesses the text, with the same adapter.
+    home.persona("guess", text, Some(&adapter(21)));
+    let service = setup::open(&home, &Settings::default()).unwrap();
+    let server = TenantServer::of(&[("a", ""), ("b", ""), ("c", "")], Arc::new(service));
+    let ask = |key: &str, model: &str, code: Option<&str>| {
+        let mut body = chat(None, "Hi", None);
+        body["model"] = json!(model);
+        if let Some(code) = code {
+            body["variables"] = json!({"code": code});
+        }
+        server.cached(key, &body).1
+    };
+    assert_eq!(ask("a", "shop", None), 0);
+    assert!(ask("b", "shop", None) >= 16);
+    assert_eq!(ask("b", "guess", None), 0);
+    // The value of a variable is the client's.
+    let own = ask("a", "shop", Some("8128"));
+    assert_eq!(ask("b", "shop", Some("8128")), own);
+    assert_eq!(ask("c", "shop", Some("8128")), own);
 }
 
 #[test]
@@ -265,6 +297,23 @@ fn conversation_that_is_too_long_is_refused_with_its_size() {
         400,
         "context_length_exceeded",
         "messages is too long: 5001 messages with 250013 bytes",
+    );
+}
+
+/// The template's limit of work is below the context: the conversation is to blame, not the template.
+#[test]
+fn conversation_that_exceeds_the_templates_work_is_refused_with_its_size() {
+    let home = setup::home_with_context(65_536);
+    let service = setup::open(&home, &Settings::default()).unwrap();
+    let server = TestServer::start(Arc::new(service));
+    let messages = vec![json!({"role": "user", "content": "a"}); 40_000];
+    let body = json!({"model": "warm", "messages": messages, "max_tokens": 1});
+    let reply = server.post("/v1/chat/completions", &body);
+    refused(
+        &reply,
+        400,
+        "context_length_exceeded",
+        "messages is too long: 40001 messages with 40013 bytes",
     );
 }
 

@@ -1,7 +1,33 @@
 //! Many requests for work that takes long, from clients that disconnect at once.
 
+use std::io::Read as _;
+
 use super::*;
 use testkit::http::JSON;
+
+/// The lints and plans have their own threads: an answer is complete before the last of twenty plans.
+#[test]
+fn answers_do_not_wait_for_plans() {
+    let fixture = JobsFixture::new();
+    let mut server = fixture.start();
+    let file = server.upload(&rows(20_000));
+    let plan = body(&file, "planned").to_string();
+    let path = "/v1/fine_tuning/plan";
+    let mut plans: Vec<_> = (0..20)
+        .map(|_| server.http.write("POST", path, JSON, plan.as_bytes()))
+        .collect();
+    std::thread::sleep(Duration::from_millis(50));
+    server
+        .http
+        .generate(json!({"prompt": "Hi", "user_type": "warm", "max_new_tokens": 2}));
+    let last = &mut plans[19];
+    let wait = Some(Duration::from_millis(1));
+    last.set_read_timeout(wait).unwrap();
+    assert!(last.read(&mut [0; 1]).is_err(), "it was planned before");
+    drop(plans);
+    server.http.stop();
+    server.http.join();
+}
 
 #[test]
 fn plans_of_clients_that_disconnected_delay_nobody() {

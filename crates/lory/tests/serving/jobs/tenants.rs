@@ -1,5 +1,7 @@
 //! What one key's jobs and evaluations can do to another key's, and to the operator's gates.
 
+use testkit::tiny::adapter;
+
 use super::evaluations::with_rows;
 use super::*;
 
@@ -189,11 +191,30 @@ fn a_request_tightens_the_personas_gate_and_never_loosens_it() {
 }
 
 #[test]
+fn baselines_of_a_request_do_not_replace_those_of_the_personas_gate() {
+    let fixture = JobsFixture::new();
+    // Every answer passes the tone check of `loud`, so an adapter next to it fails this gate.
+    let loud = "system_prompt = \"You are loud.\"\nmax_new_tokens = 4\n[eval]\nany_of = ['']\n";
+    fixture.home.persona("loud", loud, Some(&adapter(13)));
+    let guarded = "max_new_tokens = 4\n[eval]\ntone_at_least = 0.0\ncopied_at_least = 0.0\nother_tone_at_most = 0.5\n";
+    fixture.home.persona("guarded", guarded, None);
+    let server = server_with_keys(&fixture, &[("one", "")]);
+    let file = id(&server.upload_as("one", &rows(24)));
+    let mut wanted = body(&file, "guarded");
+    wanted["hyperparameters"]["n_epochs"] = json!(1);
+    wanted["gate"] = json!({"beside": ["formal"], "distinct_at_least": 0});
+    let job = id(&server.send_as("one", "POST", JOBS, &wanted));
+    let job = server.finished_as("one", &format!("{JOBS}/{job}"));
+    assert_eq!(job["error"]["code"], "gate_refused", "{job:#}");
+}
+
+#[test]
 fn generated_names_are_within_the_patterns_of_the_key() {
     let fixture = JobsFixture::new();
     let keys = [
         ("one", "personas = ['warm', 'acme-*']\nbase = true"),
         ("two", "personas = ['warm']\nbase = true"),
+        ("three", "personas = ['warm', 'acme-*']"),
     ];
     let server = server_with_keys(&fixture, &keys);
     let wanted = |key: &str| {
@@ -208,6 +229,9 @@ fn generated_names_are_within_the_patterns_of_the_key() {
     assert!(name.starts_with("acme-ft-"), "{name}");
     let (status, _, about, message) = server.send_as("two", "POST", JOBS, &wanted("two")).error();
     assert_eq!((status, about), (400, json!("suffix")), "{message}");
+    // A key that may not use the base trains from personas only.
+    let reply = server.send_as("three", "POST", JOBS, &wanted("three"));
+    assert_eq!(reply.error().1, "persona_not_allowed", "{}", reply.text);
 }
 
 #[test]
