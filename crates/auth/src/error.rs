@@ -16,6 +16,9 @@ pub enum KeysError {
         /// What the system reported.
         source: std::io::Error,
     },
+    /// The folder of a file that is to be written does not exist.
+    #[error("{}: no such folder; create it first", .0.display())]
+    NoFolder(PathBuf),
     /// The text is not valid.
     #[error("{place}: {message}")]
     Invalid {
@@ -39,13 +42,15 @@ pub enum AuthError {
     #[error("the key is not known here; check that it was copied completely and was not revoked")]
     InvalidKey,
     /// The route needs admin rights.
-    #[error("key {key} has no admin rights, which this route needs")]
+    #[error("key {key} has no admin rights, which this route needs; ask the operator")]
     AdminOnly {
         /// The key's name.
         key: String,
     },
     /// The route needs a key that may train.
-    #[error("key {key} may not train; give it `train = true`, or make a new one with --train")]
+    #[error(
+        "key {key} may not train; ask the operator to give it `train = true`, or to make a new one with --train"
+    )]
     TrainingNotAllowed {
         /// The key's name.
         key: String,
@@ -72,7 +77,9 @@ pub enum AuthError {
         requested: String,
     },
     /// A priority below 0 needs admin rights.
-    #[error("key {key} may not use a priority below 0, which needs admin rights")]
+    #[error(
+        "key {key} may not use a priority below 0, which needs admin rights; send 0 or more, or ask the operator"
+    )]
     PriorityNotAllowed {
         /// The key's name.
         key: String,

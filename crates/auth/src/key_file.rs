@@ -13,16 +13,21 @@
 //! share = 1                           # its weight among waiting requests, 1 to 100
 //! open_jobs = 16                      # quotas: also stored_jobs, open_evaluations, stored_evaluations, files, file_bytes, votes,
 //!                                     # vote_pairs, adapter_bytes and upload_bytes [default: a quarter of the server's limit]
+//! file_bytes = "500MB"                # bytes are a number, or a size with a unit
 //! cache_group = "acme"                # keys of one group share the prefix cache [default: no other key shares it]
 //! ```
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::Write as _;
 use std::path::Path;
 
+use bytesize::ByteSize;
 use formats::atomic_file;
-use serde::Deserialize;
+use serde::de::{Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_path_to_error::Segment;
 use toml::Spanned;
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
@@ -65,30 +70,68 @@ struct RawKey {
     open_evaluations: Option<Spanned<i64>>,
     stored_evaluations: Option<Spanned<i64>>,
     files: Option<Spanned<i64>>,
-    file_bytes: Option<Spanned<i64>>,
+    file_bytes: Option<Spanned<Size>>,
     votes: Option<Spanned<i64>>,
     vote_pairs: Option<Spanned<i64>>,
-    adapter_bytes: Option<Spanned<i64>>,
-    upload_bytes: Option<Spanned<i64>>,
+    adapter_bytes: Option<Spanned<Size>>,
+    upload_bytes: Option<Spanned<Size>>,
+}
+
+/// Bytes: a number, or a size with a unit.
+struct Size(i64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+struct SizeVisitor;
+
+impl Visitor<'_> for SizeVisitor {
+    type Value = Size;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size, such as \"500MB\" or 0")
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<Size, E> {
+        Ok(Size(bytes))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Size, E> {
+        let size = text.parse::<ByteSize>().ok();
+        size.and_then(|size| i64::try_from(size.as_u64()).ok())
+            .map(Size)
+            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
 }
 
 impl RawKey {
-    /// The quota of each resource as it is written.
-    fn quotas(&mut self) -> [(Resource, Option<Spanned<i64>>); Resource::ALL.len()] {
+    /// The quota of each resource as it is written, with its offset.
+    fn quotas(&self) -> [(Resource, Option<(i64, usize)>); Resource::ALL.len()] {
+        let count = |written: &Option<Spanned<i64>>| {
+            let written = written.as_ref()?;
+            Some((*written.get_ref(), written.span().start))
+        };
+        let bytes = |written: &Option<Spanned<Size>>| {
+            let written = written.as_ref()?;
+            Some((written.get_ref().0, written.span().start))
+        };
         Resource::ALL.map(|resource| {
             let written = match resource {
-                Resource::OpenJobs => &mut self.open_jobs,
-                Resource::StoredJobs => &mut self.stored_jobs,
-                Resource::OpenEvaluations => &mut self.open_evaluations,
-                Resource::StoredEvaluations => &mut self.stored_evaluations,
-                Resource::Files => &mut self.files,
-                Resource::FileBytes => &mut self.file_bytes,
-                Resource::Votes => &mut self.votes,
-                Resource::VotePairs => &mut self.vote_pairs,
-                Resource::AdapterBytes => &mut self.adapter_bytes,
-                Resource::UploadBytes => &mut self.upload_bytes,
+                Resource::OpenJobs => count(&self.open_jobs),
+                Resource::StoredJobs => count(&self.stored_jobs),
+                Resource::OpenEvaluations => count(&self.open_evaluations),
+                Resource::StoredEvaluations => count(&self.stored_evaluations),
+                Resource::Files => count(&self.files),
+                Resource::FileBytes => bytes(&self.file_bytes),
+                Resource::Votes => count(&self.votes),
+                Resource::VotePairs => count(&self.vote_pairs),
+                Resource::AdapterBytes => bytes(&self.adapter_bytes),
+                Resource::UploadBytes => bytes(&self.upload_bytes),
             };
-            (resource, written.take())
+            (resource, written)
         })
     }
 }
@@ -99,11 +142,7 @@ impl RawKey {
 /// [`KeysError::Invalid`] with the line.
 pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
     let file = FileText { place, text };
-    let raw: RawFile = toml::from_str(text).map_err(|error| {
-        let offset = error.span().map_or(0, |span| span.start);
-        // Only the parser's message: its full text shows the line, which may hold a secret by mistake.
-        file.invalid(offset, error.message().to_owned())
-    })?;
+    let raw = parse_fields(&file)?;
     if raw.key.len() > MAX_KEYS {
         let message = format!("{} keys; there may be at most {MAX_KEYS}", raw.key.len());
         return Err(file.invalid(0, message));
@@ -121,6 +160,33 @@ pub fn parse(place: &str, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
         entries.push(entry);
     }
     Ok(entries)
+}
+
+/// The fields of a file, if they have the right names and types.
+fn parse_fields(file: &FileText<'_>) -> Result<RawFile, KeysError> {
+    // Only the parser's message: its full text shows the line, which may hold a secret by mistake.
+    let invalid = |error: &toml::de::Error, message: String| {
+        file.invalid(error.span().map_or(0, |span| span.start), message)
+    };
+    let toml = toml::Deserializer::parse(file.text)
+        .map_err(|error| invalid(&error, error.message().to_owned()))?;
+    serde_path_to_error::deserialize(toml).map_err(|error| {
+        let message = error.inner().message();
+        // The parser's names of the types of Rust.
+        let message = message
+            .replace("expected i64", "expected a whole number")
+            .replace("expected a boolean", "expected true or false");
+        // Names of the parser's own, for spans, begin with $.
+        let field = error.path().iter().filter_map(|segment| match segment {
+            Segment::Map { key } if !key.starts_with('$') => Some(key),
+            _ => None,
+        });
+        let message = match field.last() {
+            Some(field) if message.starts_with("invalid ") => format!("{field}: {message}"),
+            _ => message,
+        };
+        invalid(error.inner(), message)
+    })
 }
 
 /// The text of a file, for the lines of errors.
@@ -144,7 +210,7 @@ impl FileText<'_> {
 
 impl RawKey {
     /// The key, if all its fields are valid.
-    fn into_entry(mut self, file: &FileText<'_>) -> Result<KeyEntry, KeysError> {
+    fn into_entry(self, file: &FileText<'_>) -> Result<KeyEntry, KeysError> {
         let name = self.name.get_ref().clone();
         check_name(&name).map_err(|message| file.invalid(self.name.span().start, message))?;
         let sha256 = SecretHash::parse(self.sha256.get_ref()).ok_or_else(|| {
@@ -194,17 +260,17 @@ impl RawKey {
         })
     }
 
-    fn checked_quotas(&mut self, name: &str, file: &FileText<'_>) -> Result<Quotas, KeysError> {
+    fn checked_quotas(&self, name: &str, file: &FileText<'_>) -> Result<Quotas, KeysError> {
         let mut quotas = Quotas::default();
         for (resource, value) in self.quotas() {
-            let Some(value) = value else {
+            let Some((found, offset)) = value else {
                 continue;
             };
             // Bytes may be more than 32 bits hold.
-            let quota = u64::try_from(*value.get_ref()).map_err(|_| {
-                let (field, found) = (resource.key(), value.get_ref());
+            let quota = u64::try_from(found).map_err(|_| {
+                let field = resource.key();
                 let message = format!("key {name}: {field} must be 0 or more, not {found}");
-                file.invalid(value.span().start, message)
+                file.invalid(offset, message)
             })?;
             quotas.set(resource, Some(quota));
         }
@@ -274,12 +340,25 @@ pub fn read_text(path: &Path) -> Result<Option<String>, KeysError> {
 /// Adds a key to a file, which need not exist yet. Other users cannot read a file that this creates.
 ///
 /// # Errors
-/// [`KeysError`] of the file, or the name is taken. Nothing is written then.
+/// [`KeysError`] of the file, its folder does not exist, or the name is taken. Nothing is written then.
 pub fn add(path: &Path, entry: &KeyEntry) -> Result<(), KeysError> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(KeysError::NoFolder(folder.to_owned()));
+    }
     let _editing = lock_folder(path);
+    let place = path.display().to_string();
     let before = read_text(path)?.unwrap_or_default();
+    let keys = parse(&place, &before)?;
+    if keys.iter().any(|key| key.name == entry.name) {
+        let message = format!(
+            "key {} exists; revoke it first, or edit its limits in the file",
+            entry.name
+        );
+        return Err(KeysError::Invalid { place, message });
+    }
     let after = format!("{before}{}", write(entry));
-    parse(&path.display().to_string(), &after)?;
+    parse(&place, &after)?;
     // In one step: half of a table would make the whole file invalid, and with it every key.
     replace(path, &after).map_err(|source| KeysError::Io {
         path: path.to_owned(),
@@ -289,12 +368,16 @@ pub fn add(path: &Path, entry: &KeyEntry) -> Result<(), KeysError> {
 
 /// Holds a lock of the file's folder, so that two processes can edit keys at the same time. None where folders have no locks.
 fn lock_folder(path: &Path) -> Option<File> {
+    let folder = File::open(folder_of(path)).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
+}
+
+fn folder_of(path: &Path) -> &Path {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;
-    folder.lock().ok()?;
-    Some(folder)
+    folder.unwrap_or(Path::new("."))
 }
 
 /// Removes a key from a file and changes nothing else in it. Returns false if no key has this name.
@@ -466,6 +549,30 @@ mod tests {
                 "keys:4: key a: file_bytes must be 0 or more, not -1",
             ),
             (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nfile_bytes = 'lots'"),
+                "keys:4: file_bytes: invalid value: string \"lots\", expected a size, such as \"500MB\" or 0",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nupload_bytes = true"),
+                "keys:4: upload_bytes: invalid type: boolean `true`, expected a size, such as",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\nopen_jobs = '2'"),
+                "keys:4: open_jobs: invalid type: string \"2\", expected a whole number",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\ntrain = 1"),
+                "keys:4: train: invalid type: integer `1`, expected true or false",
+            ),
+            (
+                format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\npersonas = [1]"),
+                "keys:4: personas: invalid type: integer `1`, expected a string",
+            ),
+            (
+                format!("[[key]]\nname = 7\nsha256 = '{ABC}'"),
+                "keys:2: name: invalid type: integer `7`, expected a string",
+            ),
+            (
                 format!("[[key]]\nname = 'a'\nsha256 = '{ABC}'\ncache_group = 'a b'"),
                 "keys:4: key a: cache_group: a group's name has 1 to 64",
             ),
@@ -478,6 +585,29 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn quotas_of_bytes_may_have_units() {
+        let text = format!(
+            "[[key]]\nname = 'a'\nsha256 = '{ABC}'\nfile_bytes = '1GB'\nadapter_bytes = '2 MiB'\nupload_bytes = 5"
+        );
+        let key = parse("keys", &text).unwrap().remove(0);
+        let quota = |resource| key.quotas.get(resource);
+        assert_eq!(quota(Resource::FileBytes), Some(1_000_000_000));
+        assert_eq!(quota(Resource::AdapterBytes), Some(2 << 20));
+        assert_eq!(quota(Resource::UploadBytes), Some(5));
+    }
+
+    #[test]
+    fn folder_that_does_not_exist_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let refused = add(&missing.join("keys.toml"), &entry("a")).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("{}: no such folder; create it first", missing.display())
+        );
     }
 
     #[test]
@@ -536,10 +666,9 @@ mod tests {
             add(&path, &entry(name)).unwrap();
         }
         assert!(
-            add(&path, &entry("b"))
-                .unwrap_err()
-                .to_string()
-                .contains("listed twice")
+            add(&path, &entry("b")).unwrap_err().to_string().ends_with(
+                "keys.toml: key b exists; revoke it first, or edit its limits in the file"
+            )
         );
         let text = std::fs::read_to_string(&path).unwrap();
         let text = text.replace("[[key]]\nname = \"c\"", "[[key]] # of Carol\nname = \"c\"");

@@ -78,6 +78,37 @@ impl Resource {
         }
     }
 
+    /// What a request for bytes of it has or needs, to follow a number; `None` if the resource is counted one by one.
+    fn request(self) -> Option<&'static str> {
+        match self {
+            // Bytes are checked while they arrive, so there may be more.
+            Resource::FileBytes => Some("this file has at least"),
+            Resource::UploadBytes => Some("this upload needs at least"),
+            Resource::AdapterBytes => Some("this job needs"),
+            _ => None,
+        }
+    }
+
+    /// What a key with a quota of 0 cannot do.
+    fn action(self) -> &'static str {
+        match self {
+            Resource::OpenJobs | Resource::StoredJobs | Resource::AdapterBytes => "train",
+            Resource::OpenEvaluations | Resource::StoredEvaluations => "run evaluations",
+            Resource::Files | Resource::FileBytes => "upload files",
+            Resource::Votes | Resource::VotePairs => "vote",
+            Resource::UploadBytes => "upload adapters",
+        }
+    }
+
+    /// What makes a request fit that is larger than all that its owner may have.
+    fn advice_if_too_large(self) -> &'static str {
+        match self {
+            Resource::FileBytes => "split the file",
+            Resource::UploadBytes => "upload a smaller adapter",
+            _ => "train a smaller rank or fewer modules",
+        }
+    }
+
     /// What makes room.
     fn advice(self) -> &'static str {
         match self {
@@ -168,6 +199,21 @@ impl Owner {
     /// # Errors
     /// [`QuotaExceeded`].
     pub fn check(&self, resource: Resource, usage: Usage, more: u64) -> Result<(), QuotaExceeded> {
+        self.check_growth(resource, usage, 0, more)
+    }
+
+    /// Checks that a request of which `usage` already includes `counted` may have `more`. A refusal names the whole request apart from what
+    /// is stored.
+    ///
+    /// # Errors
+    /// [`QuotaExceeded`].
+    pub fn check_growth(
+        &self,
+        resource: Resource,
+        usage: Usage,
+        counted: u64,
+        more: u64,
+    ) -> Result<(), QuotaExceeded> {
         let own = usage.own.saturating_add(more);
         let free = usage.limit.saturating_sub(usage.all);
         let quota = match &self.key {
@@ -190,7 +236,9 @@ impl Owner {
         Err(QuotaExceeded {
             resource,
             key: self.name().map(str::to_owned),
-            own: usage.own,
+            own: usage.own.saturating_sub(counted),
+            all: usage.all.saturating_sub(counted),
+            wanted: counted.saturating_add(more),
             quota,
             limit: usage.limit,
             bound: why,
@@ -215,27 +263,90 @@ pub struct QuotaExceeded {
     /// Of which resource.
     pub resource: Resource,
     key: Option<String>,
+    /// What the owner has, except for this request.
     own: u64,
+    /// What all owners have, except for this request.
+    all: u64,
+    /// What this request needs, as far as it is known.
+    wanted: u64,
     quota: u64,
     limit: u64,
     bound: Bound,
 }
 
+impl QuotaExceeded {
+    /// Whether the key's quota is 0, so that no such request can succeed.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        self.bound == Bound::Quota && self.quota == 0
+    }
+
+    /// Whether this request alone needs more bytes than its owner may ever have.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        let most = match self.bound {
+            Bound::Quota => self.quota,
+            Bound::Free | Bound::Total => self.limit,
+        };
+        !self.is_forbidden() && self.resource.request().is_some() && self.wanted > most
+    }
+}
+
 impl fmt::Display for QuotaExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (noun, advice) = (self.resource.noun(), self.resource.advice());
-        let (own, quota, limit) = (self.own, self.quota, self.limit);
+        let (own, wanted) = (self.own, self.wanted);
+        let (quota, limit) = (self.quota, self.limit);
         let key = self.key.as_deref().unwrap_or_default();
+        let name = self.resource.key();
+        if self.is_forbidden() {
+            let action = self.resource.action();
+            return write!(
+                f,
+                "key {key} may not {action}: its `{name}` is 0 in the file of keys; ask the operator"
+            );
+        }
+        let Some(request) = self.resource.request() else {
+            return match self.bound {
+                Bound::Total => write!(f, "the limit of {limit} {noun} is reached; {advice}"),
+                Bound::Quota => write!(
+                    f,
+                    "key {key} has {own} of its {quota} {noun} (`{name}` in the file of keys); {advice}"
+                ),
+                Bound::Free => write!(
+                    f,
+                    "key {key} has {own} {noun}, and may not have more than are free of the server's {limit}; {advice}"
+                ),
+            };
+        };
+        if self.is_too_large() {
+            let smaller = self.resource.advice_if_too_large();
+            return match self.bound {
+                Bound::Quota => write!(
+                    f,
+                    "{request} {wanted} bytes, which is more than the {quota} {noun} that key {key} may have (`{name}` in the file of \
+                     keys); {smaller}, or ask the operator for a larger quota"
+                ),
+                Bound::Free | Bound::Total => write!(
+                    f,
+                    "{request} {wanted} bytes, which is more than the {limit} {noun} that the server may have; {smaller}"
+                ),
+            };
+        }
         match self.bound {
-            Bound::Total => write!(f, "the limit of {limit} {noun} is reached; {advice}"),
+            Bound::Total => write!(
+                f,
+                "the server has {} of its {limit} {noun}, and {request} {wanted}; {advice}",
+                self.all
+            ),
             Bound::Quota => write!(
                 f,
-                "key {key} has {own} of its {quota} {noun} (`{}` in the file of keys); {advice}",
-                self.resource.key()
+                "key {key} has {own} {noun}, and {request} {wanted}; it may have {quota} (`{name}` in the file of keys); {advice}"
             ),
             Bound::Free => write!(
                 f,
-                "key {key} has {own} {noun}, and may not have more than are free of the server's {limit}; {advice}"
+                "key {key} has {own} {noun}, and {request} {wanted}; a key may not have more than are free of the server's {limit}; \
+                 {advice}"
             ),
         }
     }
@@ -294,6 +405,81 @@ mod tests {
             message.contains("than are free of the server's 64"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn message_separates_the_request_from_what_is_stored() {
+        let mut quotas = Quotas::default();
+        quotas.set(Resource::FileBytes, Some(100));
+        quotas.set(Resource::AdapterBytes, Some(100));
+        let owner = Owner::key("acme", quotas);
+        let usage = |own| Usage {
+            own,
+            all: own,
+            limit: 1000,
+        };
+        // 38 are stored, and 30 of the upload are counted.
+        let refused = owner.check_growth(Resource::FileBytes, usage(68), 30, 40);
+        let refused = refused.unwrap_err();
+        assert!(!refused.is_too_large() && !refused.is_forbidden());
+        assert_eq!(
+            refused.to_string(),
+            "key acme has 38 bytes of files, and this file has at least 70; it may have 100 (`file_bytes` in the file of keys); delete some"
+        );
+        let refused = owner.check_growth(Resource::FileBytes, usage(60), 60, 41);
+        let refused = refused.unwrap_err();
+        assert!(refused.is_too_large());
+        assert_eq!(
+            refused.to_string(),
+            "this file has at least 101 bytes, which is more than the 100 bytes of files that key acme may have (`file_bytes` in the file of \
+             keys); split the file, or ask the operator for a larger quota"
+        );
+        let refused = owner.check(Resource::AdapterBytes, usage(20), 90);
+        let message = refused.unwrap_err().to_string();
+        assert!(
+            message.starts_with(
+                "key acme has 20 bytes of checkpoints and unpublished adapters of jobs, and this job needs 90; it may have 100 ("
+            ),
+            "{message}"
+        );
+        let everyone = Owner::everyone().check_growth(Resource::FileBytes, usage(990), 5, 20);
+        assert_eq!(
+            everyone.unwrap_err().to_string(),
+            "the server has 985 of its 1000 bytes of files, and this file has at least 25; delete some"
+        );
+        let other = Owner::key("other", Quotas::default());
+        let crowded = Usage {
+            own: 0,
+            all: 900,
+            limit: 1000,
+        };
+        let refused = other.check(Resource::FileBytes, crowded, 101).unwrap_err();
+        assert!(!refused.is_too_large());
+        assert_eq!(
+            refused.to_string(),
+            "key other has 0 bytes of files, and this file has at least 101; a key may not have more than are free of the server's 1000; \
+             delete some"
+        );
+    }
+
+    #[test]
+    fn quota_of_zero_forbids() {
+        for resource in Resource::ALL {
+            let mut quotas = Quotas::default();
+            quotas.set(resource, Some(0));
+            let usage = Usage {
+                own: 0,
+                all: 0,
+                limit: 64,
+            };
+            let refused = Owner::key("acme", quotas).check(resource, usage, 1);
+            let refused = refused.unwrap_err();
+            assert!(refused.is_forbidden() && !refused.is_too_large());
+            let message = refused.to_string();
+            assert!(message.starts_with("key acme may not "), "{message}");
+            let name = format!("`{}` is 0", resource.key());
+            assert!(message.contains(&name), "{message}");
+        }
     }
 
     #[test]

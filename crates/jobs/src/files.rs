@@ -152,7 +152,8 @@ impl Reservation {
     fn grow(&mut self, bytes: u64, limit: u64) -> Result<(), JobError> {
         let mut state = lock(&self.state);
         let stored = state.usage(&self.owner, limit, |bytes| bytes);
-        self.owner.check(Resource::FileBytes, stored, bytes)?;
+        self.owner
+            .check_growth(Resource::FileBytes, stored, self.bytes, bytes)?;
         self.bytes += bytes;
         if let Some(upload) = state.uploads.get_mut(&self.number) {
             upload.bytes = self.bytes;
@@ -629,7 +630,17 @@ mod tests {
         upload.write(&[b'a'; 50]).unwrap();
         let message = upload.write(&[b'a'; 50]).unwrap_err().to_string();
         assert!(
-            message.contains("of its 100 bytes of files (`file_bytes`"),
+            message.contains("; it may have 100 (`file_bytes`"),
+            "{message}"
+        );
+        let has = format!(
+            "key one has {} bytes of files, and this file has at least 100;",
+            stored.bytes
+        );
+        assert!(message.starts_with(&has), "{message}");
+        let message = upload.write(&[b'a'; 51]).unwrap_err().to_string();
+        assert!(
+            message.starts_with("this file has at least 101 bytes"),
             "{message}"
         );
         uploaded_by(&files, ROW, "rows", two()).unwrap();

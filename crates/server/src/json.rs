@@ -126,6 +126,13 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
         let message = format!("{path}: {said} (line {line}, column {column})");
         return ApiError::bad_request("invalid_value", message, Some(path.to_owned()));
     }
+    if said.starts_with("recursion limit") {
+        // The parser's own limit, which keeps hostile bodies from using up the stack.
+        let message = format!(
+            "the body is nested more than 127 levels deep at line {line} column {column}; send fewer levels"
+        );
+        return ApiError::bad_request("invalid_json", message, None);
+    }
     if error.classify() != Category::Data {
         let message = format!("the body is not JSON: {said} at line {line} column {column}");
         return ApiError::bad_request("invalid_json", message, None);
@@ -334,6 +341,20 @@ mod tests {
             assert!(message.ends_with(place), "{message}");
             assert!(param.is_null());
         }
+    }
+
+    #[test]
+    fn deep_nesting_is_reported_with_its_limit() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse::<Value>(nested(127).as_bytes()).is_ok());
+        let error = parse::<Value>(nested(128).as_bytes()).unwrap_err().body();
+        let error = serde_json::json!(error);
+        assert_eq!(error["error"]["code"], "invalid_json");
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("the body is nested more than 127 levels deep at line 1"),
+            "{message}"
+        );
     }
 
     #[test]

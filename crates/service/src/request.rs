@@ -230,12 +230,19 @@ impl GenerateRequest {
         if total <= self.max_logprobs {
             return Ok(total);
         }
+        let (most, new_tokens) = (self.max_logprobs, self.names.max_new_tokens);
+        let (for_each, or_fewer) = match most < MAX_LOGPROBS {
+            true => (" for each prompt", ", or send fewer prompts"),
+            false => ("", ""),
+        };
+        let answers = self.choices;
+        let with_echo = if self.echo { " with the prompt" } else { "" };
         Err(RequestError::OutOfRange {
             field: "logprobs",
             message: format!(
-                "may be up to {total} for the answers to one prompt, and {} are the most in this request; ask for fewer \
-                 alternatives, new tokens or answers",
-                self.max_logprobs
+                "needs up to {total} log-probabilities{for_each}: {answers} answers x {tokens} tokens{with_echo} x {} (the token and {top} \
+                 alternatives); at most {most} are allowed; lower the number of alternatives, {new_tokens} or n{or_fewer}",
+                usize::from(top) + 1
             ),
         })
     }
@@ -393,9 +400,13 @@ mod tests {
         request.check_logprobs(5_000, 1_488).unwrap();
         let message = request.check_logprobs(0, 1_489).unwrap_err().to_string();
         assert!(
-            message.starts_with("logprobs may be up to 250152"),
+            message.starts_with(
+                "logprobs needs up to 250152 log-probabilities: 8 answers x 1489 tokens x 21 (the token and 20 alternatives); \
+                 at most 250000 are allowed; lower the number of alternatives, max_new_tokens or n"
+            ),
             "{message}"
         );
+        assert!(!message.contains("prompts"), "{message}");
         let echo = GenerateRequest {
             echo: true,
             ..request

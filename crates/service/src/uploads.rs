@@ -199,7 +199,8 @@ impl ReceivedArchive {
         let more = bytes.saturating_sub(self.bytes);
         let mut sizes = lock(&self.sizes);
         let usage = sizes.usage(&self.owner);
-        self.owner.check(Resource::UploadBytes, usage, more)?;
+        self.owner
+            .check_growth(Resource::UploadBytes, usage, self.bytes, more)?;
         self.bytes += more;
         if let Some(size) = sizes.receiving.get_mut(&self.number) {
             size.bytes = self.bytes;
@@ -414,7 +415,7 @@ mod tests {
         let message = stored("one", 41, "2").unwrap_err().to_string();
         assert!(
             message.starts_with(
-                "key one has 60 of its 100 bytes of uploaded adapters (`upload_bytes`"
+                "key one has 60 bytes of uploaded adapters, and this upload needs at least 41; it may have 100 (`upload_bytes`"
             ),
             "{message}"
         );

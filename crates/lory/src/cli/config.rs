@@ -25,7 +25,7 @@ const FILE: &str = "lory.toml";
 /// The command that reads a file.
 const COMMAND: &str = "serve";
 /// Flags that are not keys of the file.
-const NOT_IN_FILES: [&str; 3] = ["config", "print-config", "help"];
+const NOT_IN_FILES: [&str; 4] = ["config", "print-config", "help", "version"];
 /// An unknown key at least this similar to a flag (Jaro-Winkler, 0 to 1) gets the flag as a suggestion.
 const SIMILAR: f64 = 0.8;
 /// The largest file, in bytes.

@@ -73,11 +73,12 @@ pub(crate) struct NewArgs {
     /// Share the prefix cache with the keys of this group [default: with no other key]
     #[arg(long, value_name = "NAME")]
     cache_group: Option<String>,
-    #[command(flatten)]
-    quotas: QuotaArgs,
     /// Print the key as JSON, including the secret
     #[arg(long)]
     json: bool,
+    // Last, because its heading would apply to the flags after it.
+    #[command(flatten)]
+    quotas: QuotaArgs,
 }
 
 /// The flags of quotas.
@@ -236,6 +237,7 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
         "requests/min",
         "tokens/min",
         "share",
+        "cache group",
         "quotas",
         "may use",
     ]);
@@ -254,6 +256,10 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitStatus> {
             number(entry.requests_per_minute),
             number(entry.tokens_per_minute),
             entry.share.to_string(),
+            entry
+                .cache_group
+                .clone()
+                .unwrap_or_else(|| "none".to_owned()),
             quotas_text(entry),
             may.join(", "),
         ]);

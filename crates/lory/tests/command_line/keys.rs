@@ -22,6 +22,8 @@ fn keys_are_made_listed_and_revoked() {
         "acme-*",
         "--requests-per-minute",
         "60",
+        "--cache-group",
+        "shops",
         "--json",
     ];
     let json: serde_json::Value = serde_json::from_str(dir.run(&more).succeeds()).unwrap();
@@ -33,12 +35,23 @@ fn keys_are_made_listed_and_revoked() {
     assert!(json["key"].as_str().unwrap().starts_with("lory_"));
 
     let listed = dir.run(&["key", "list"]);
-    for part in ["ops", "every persona, the base", "acme-*", "no limit"] {
+    for part in [
+        "ops",
+        "every persona, the base",
+        "acme-*",
+        "no limit",
+        "cache group",
+        "shops",
+    ] {
         assert!(listed.succeeds().contains(part), "{}", listed.out);
     }
     assert!(!listed.out.contains("lory_"));
-    dir.run(&["key", "new", "ops"])
-        .fails(1, &["keys.toml:", "key ops is listed twice"]);
+    dir.run(&["key", "new", "ops"]).fails(
+        1,
+        &["keys.toml: key ops exists; revoke it first, or edit its limits in the file"],
+    );
+    dir.run(&["key", "new", "ops", "--keys", "missing/keys.toml"])
+        .fails(1, &["missing: no such folder; create it first"]);
     dir.run(&["key", "revoke", "ops"]).succeeds();
     assert!(!dir.run(&["key", "list"]).succeeds().contains("ops"));
     dir.run(&["key", "revoke", "ops"])
@@ -49,6 +62,35 @@ fn keys_are_made_listed_and_revoked() {
         .fails(2, &["a key's name has"]);
     dir.run(&["key", "new", "a", "--persona", "A*"])
         .fails(2, &["is not a persona's name"]);
+}
+
+#[test]
+fn flags_without_a_heading_are_shown_before_the_first_one() {
+    let dir = TestDir::new();
+    for (command, heading, flags) in [
+        (&["key", "new"][..], "Quotas [", &["--json"][..]),
+        (
+            &["train"],
+            "Settings (",
+            &["--plan", "--lr-find", "--memory", "--json"],
+        ),
+        (
+            &["serve"],
+            "Engine:",
+            &["--config", "--print-config", "--log-format"],
+        ),
+    ] {
+        let help = dir.run(&[command, &["--help"]].concat());
+        let options = help.succeeds().split_once("\nOptions:").unwrap().1;
+        let before = options.split_once(&format!("\n{heading}")).unwrap().0;
+        for flag in flags {
+            assert!(
+                before.contains(&format!("  {flag}")),
+                "{flag}: {}",
+                help.out
+            );
+        }
+    }
 }
 
 #[test]

@@ -139,6 +139,7 @@ fn command_line_overrides_the_config_file() {
             "{line}"
         );
     }
+    assert!(!shown.out.contains("version ="), "{}", shown.out);
     // The printed text is a config file with the same values.
     let values = |text: &str| -> Vec<String> {
         text.lines()

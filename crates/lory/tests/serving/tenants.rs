@@ -327,7 +327,8 @@ fn too_many_log_probabilities_are_refused() {
         &reply,
         400,
         "invalid_value",
-        "logprobs may be up to 16800 for the answers to one prompt, and 15625",
+        "logprobs needs up to 16800 log-probabilities for each prompt: 8 answers x 100 tokens x 21 (the token and 20 alternatives); \
+         at most 15625 are allowed; lower the number of alternatives, max_tokens or n, or send fewer prompts",
     );
 }
 

@@ -244,6 +244,17 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
 }
 
 fn quota_status(exceeded: &QuotaExceeded) -> (StatusCode, &'static str) {
+    // Clients retry 429 and 5xx, which helps only if room can be made.
+    if exceeded.is_forbidden() {
+        return (StatusCode::FORBIDDEN, "quota_is_zero");
+    }
+    if exceeded.is_too_large() {
+        return match exceeded.resource {
+            Resource::FileBytes => (StatusCode::PAYLOAD_TOO_LARGE, "file_too_large"),
+            Resource::UploadBytes => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            _ => (StatusCode::FORBIDDEN, "adapter_bytes_exceeded"),
+        };
+    }
     match exceeded.resource {
         Resource::OpenJobs | Resource::OpenEvaluations => {
             (StatusCode::TOO_MANY_REQUESTS, "queue_full")

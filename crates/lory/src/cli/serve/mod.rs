@@ -56,12 +56,6 @@ pub(crate) struct Args {
     /// The folder from which clients may load adapters (POST /v1/load_lora_adapter) [default: clients may not load adapters]
     #[arg(long, value_name = "DIR")]
     adapter_root: Option<PathBuf>,
-    #[command(flatten)]
-    engine: EngineArgs,
-    #[command(flatten)]
-    training: TrainingArgs,
-    #[command(flatten)]
-    server: ServerArgs,
     /// Format of the log on stderr: a line of text or a JSON object for each event; RUST_LOG selects the events
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -72,6 +66,13 @@ pub(crate) struct Args {
     /// Print every setting and where it comes from, and exit
     #[arg(long)]
     pub print_config: bool,
+    // Last, because their headings would apply to the flags after them.
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 /// Training jobs that run in the background.

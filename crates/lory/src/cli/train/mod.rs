@@ -81,12 +81,6 @@ pub(crate) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
-    #[command(flatten)]
-    settings: SettingsArgs,
-    #[command(flatten)]
-    columns: ColumnsArgs,
-    #[command(flatten)]
-    preference: PreferenceArgs,
     /// Print the steps, the memory and the duration of the run, and exit; trains one step to measure it
     #[arg(long)]
     plan: bool,
@@ -101,6 +95,13 @@ pub(crate) struct Args {
     /// Print the summary, or the plan, as one JSON object
     #[arg(long)]
     json: bool,
+    // Last, because their headings would apply to the flags after them.
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    columns: ColumnsArgs,
+    #[command(flatten)]
+    preference: PreferenceArgs,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
