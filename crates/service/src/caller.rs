@@ -6,7 +6,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use engine::Client;
-use registry::LookupError;
+use registry::spec::BlendPart;
+use registry::{LookupError, Persona, Personas};
 
 use crate::error::RequestError;
 use crate::request_log::RequestLog;
@@ -92,6 +93,19 @@ impl Caller {
         if let Some(key) = &self.key {
             key.refund_requests(answers);
         }
+    }
+
+    /// The persona and version that `part` names.
+    ///
+    /// # Errors
+    /// As [`Personas::find`], without the names of personas that it may not use.
+    pub fn find_persona<'p>(
+        &self,
+        personas: &'p Personas,
+        part: &BlendPart,
+    ) -> Result<&'p Persona, LookupError> {
+        let found = personas.find(part);
+        found.map_err(|error| self.without_hidden_names(error))
     }
 
     /// The same error without the names of personas that it may not use.

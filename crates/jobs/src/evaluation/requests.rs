@@ -142,8 +142,8 @@ impl JobsState {
             return Err(refuse("has a weight; name the persona alone".to_owned()));
         }
         caller.check_persona(&part.name)?;
-        let persona = personas
-            .find(part)
+        let persona = caller
+            .find_persona(personas, part)
             .map_err(|error| refuse(error.to_string()))?;
         persona
             .system_prompt_by_default()

@@ -132,8 +132,8 @@ fn named_baselines(
             _ => return Err(refuse("is a blend; name one persona".to_owned())),
         };
         caller.check_persona(&part.name)?;
-        let other = personas
-            .find(part)
+        let other = caller
+            .find_persona(&personas, part)
             .map_err(|error| refuse(error.to_string()))?;
         other
             .system_prompt_by_default()

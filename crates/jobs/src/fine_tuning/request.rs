@@ -296,8 +296,8 @@ impl NewJob {
             ));
         }
         caller.check_persona(&part.name)?;
-        let persona = personas
-            .find(part)
+        let persona = caller
+            .find_persona(personas, part)
             .map_err(|error| refuse(error.to_string()))?;
         let Some(adapter) = &persona.adapter else {
             return Err(refuse(format!(

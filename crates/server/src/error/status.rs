@@ -119,19 +119,25 @@ impl From<RequestError> for ApiError {
     }
 }
 
+/// Whether an error was caused by a full disk.
+fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|io| {
+            matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        }) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The error of a file that the server cannot read or write. The log has its path, which clients must not see.
 fn disk_error(code: &'static str, error: &(dyn Error + 'static)) -> ApiError {
     tracing::error!("{error}");
-    let mut cause = Some(error);
-    let mut is_full = false;
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<io::Error>();
-        is_full |= io.is_some_and(|io| {
-            matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-        });
-        cause = error.source();
-    }
-    if is_full {
+    if is_disk_full(error) {
         let message =
             "the server's disk is full; its operator must free space before it can store this";
         return ApiError::new(
@@ -184,6 +190,9 @@ impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> ApiError {
         if let PublishError::Upload(UploadError::Io { .. }) = &error {
             return disk_error("uploads_failed", &error);
+        }
+        if is_disk_full(&error) {
+            return disk_error("registry_failed", &error);
         }
         let (status, code) = publish_status(&error);
         ApiError::new(status, code, error.to_string())
@@ -348,7 +357,12 @@ mod tests {
         assert_eq!(full.status, StatusCode::INSUFFICIENT_STORAGE);
         let denied = failed(ErrorKind::PermissionDenied);
         assert_eq!(denied.status, StatusCode::INTERNAL_SERVER_ERROR);
-        for error in [full, denied] {
+        let registry = ApiError::from(PublishError::Registry(RegistryError::Folder {
+            path: "/srv/secret".into(),
+            source: ErrorKind::StorageFull.into(),
+        }));
+        assert_eq!(registry.status, StatusCode::INSUFFICIENT_STORAGE);
+        for error in [full, denied, registry] {
             assert!(!error.message.contains("secret"), "{}", error.message);
         }
     }

@@ -191,10 +191,13 @@ fn check_model(
     }
     let wrong =
         |message: String| ApiError::bad_request("invalid_persona", message, Some(field.to_owned()));
+    let named = registry::spec::parse(model).map_err(|error| wrong(format!("{field}: {error}")))?;
     let personas = service.personas();
-    personas
-        .resolve(model)
-        .map_err(|error| wrong(format!("{field}: {error}")))?;
+    for part in &named {
+        caller
+            .find_persona(&personas, part)
+            .map_err(|error| wrong(format!("{field}: {error}")))?;
+    }
     match parts(model).find(|part| part.version.is_none()) {
         Some(part) => Err(wrong(format!(
             "{field}: {} has no version; a vote is on a version, such as {}@1",

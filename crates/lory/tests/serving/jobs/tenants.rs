@@ -263,3 +263,32 @@ fn questions_of_a_personas_own_rows_are_only_for_keys_that_may_read_its_settings
     let path = evaluate(&json!({"personas": ["quick"], "file": file}));
     assert_eq!(samples("one", &path), 2);
 }
+
+#[test]
+fn names_that_a_key_may_not_use_are_in_no_error() {
+    let fixture = JobsFixture::new();
+    let server = server_with_keys(&fixture, &[("one", "personas = ['one-*']")]);
+    let file = id(&server.upload_as("one", &rows(24)));
+    let mut gated = body(&file, "base");
+    gated["suffix"] = json!("one-b");
+    gated["gate"] = json!({"distinct_at_least": 0, "beside": ["one-a"]});
+    let vote = json!({"a": "one-a@1", "b": "one-a@2", "winner": "a"});
+    for (path, wanted) in [
+        ("/v1/votes", vote),
+        (
+            "/v1/evaluations",
+            json!({"personas": ["one-a"], "file": file}),
+        ),
+        (JOBS, body(&file, "one-a")),
+        ("/v1/fine_tuning/plan", body(&file, "one-a")),
+        (JOBS, gated),
+        ("/generate", json!({"prompt": "Hi", "user_type": "one-a"})),
+        ("/v1/completions", json!({"prompt": "Hi", "model": "one-a"})),
+    ] {
+        let reply = server.send_as("one", "POST", path, &wanted);
+        assert!((400..500).contains(&reply.status), "{path}: {}", reply.text);
+        for hidden in ["warm", "formal"] {
+            assert!(!reply.text.contains(hidden), "{path}: {}", reply.text);
+        }
+    }
+}
