@@ -23,7 +23,7 @@ fn keys_are_made_listed_and_revoked() {
         "--requests-per-minute",
         "60",
         "--cache-group",
-        "shops",
+        "stores",
         "--json",
     ];
     let json: serde_json::Value = serde_json::from_str(dir.run(&more).succeeds()).unwrap();
@@ -41,7 +41,7 @@ fn keys_are_made_listed_and_revoked() {
         "acme-*",
         "no limit",
         "cache group",
-        "shops",
+        "stores",
     ] {
         assert!(listed.succeeds().contains(part), "{}", listed.out);
     }
