@@ -6,7 +6,8 @@
 //!   disconnects clients that do not read, `settings` has the limits ([`ServerSettings`])
 //! - `middleware`: the request log, API keys and cross-origin requests; `rejected_keys` counts invalid keys
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
-//! - `work`: where blocking work runs and which key pays, in the `work_pools`, each a `work_pool`; `body_budget` bounds the memory of bodies
+//! - `work`: where blocking work runs and which key pays, in the `work_pools`, each a `work_pool`; `body_budget` bounds the memory of bodies,
+//!   and `arriving_bodies` how many of one key arrive at once
 //! - Requests: `json`, `path` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field
 //! - Responses: `answer_stream` sends events; `completion_object`, `logprobs`, `usage`, `unix_time` and `milliseconds` are shapes of
 //!   the wire formats; `error` gives every error its status
@@ -16,6 +17,7 @@
 
 mod answer_stream;
 mod app_state;
+mod arriving_bodies;
 mod body_budget;
 mod completion_object;
 mod connections;

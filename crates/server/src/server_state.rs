@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
+use crate::arriving_bodies::ArrivingBodies;
 use crate::body_budget::BodyBudget;
 use crate::rejected_keys::RejectedKeys;
 use crate::settings::{MAX_BODY, ServerSettings};
@@ -20,6 +21,7 @@ pub(crate) struct ServerState {
     pub settings: ServerSettings,
     pub pools: WorkPools,
     pub bodies: Arc<BodyBudget>,
+    pub arriving_bodies: Arc<ArrivingBodies>,
     pub rejected_keys: RejectedKeys,
     draining: AtomicBool,
     in_flight: Arc<InFlight>,
@@ -39,6 +41,7 @@ impl ServerState {
         Arc::new(ServerState {
             pools: WorkPools::new(cores),
             bodies: BodyBudget::new(settings.body_memory, MAX_BODY),
+            arriving_bodies: ArrivingBodies::new(settings.max_connections),
             rejected_keys: RejectedKeys::default(),
             settings,
             draining: AtomicBool::new(false),

@@ -1,5 +1,6 @@
 //! API keys over HTTP: authentication, allowed personas, rate limits, CORS.
 
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -357,6 +358,48 @@ fn preflight_allows_all_headers_and_the_origins_of_apps() {
     let headers = [("Origin", "https://other.example")];
     let models = open.send("GET", "/v1/models", &headers, b"").read_all();
     assert_eq!(models.status, 200);
+}
+
+#[test]
+fn slow_bodies_of_one_key_do_not_take_all_connections() {
+    let settings = ServerSettings {
+        max_connections: 16,
+        ..ServerSettings::default()
+    };
+    let guarded = ServerWithKeys::new(&[("slow", ""), ("other", "")], settings);
+    let sends_slowly = || {
+        let mut stream = std::net::TcpStream::connect(guarded.server.address).unwrap();
+        let head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret-slow\r\n\
+                    Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let mut slow: Vec<_> = (0..16).map(|_| sends_slowly()).collect();
+    // All but two are refused.
+    let began = std::time::Instant::now();
+    while slow.len() > 2 {
+        assert!(began.elapsed().as_secs() < 30, "{} wait", slow.len());
+        slow.retain_mut(|stream| {
+            let time = std::time::Duration::from_millis(20);
+            stream.set_read_timeout(Some(time)).unwrap();
+            let mut start = [0; 12];
+            let refused = stream.read_exact(&mut start).is_ok();
+            assert!(!refused || &start == b"HTTP/1.1 429");
+            !refused
+        });
+    }
+    for _ in 0..4 {
+        let other = guarded.ask("other", "warm", 1);
+        assert_eq!(other.status, 200, "{}", other.text);
+    }
+    let refused_one = guarded.ask("slow", "warm", 1);
+    refused(
+        &refused_one,
+        429,
+        "too_many_bodies",
+        "2 requests of this key",
+    );
+    drop(slow);
 }
 
 #[test]

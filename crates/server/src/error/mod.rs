@@ -276,6 +276,17 @@ impl ApiError {
         )
     }
 
+    /// So many bodies of one key arrive now.
+    pub fn arriving_bodies(limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_bodies",
+            format!(
+                "{limit} requests of this key are still sending their bodies, which is the limit; send them faster, or fewer at once"
+            ),
+        )
+    }
+
     /// All bodies would need more than this many bytes.
     pub fn bodies_of_all(limit: usize) -> Self {
         ApiError::new(

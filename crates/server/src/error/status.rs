@@ -282,6 +282,9 @@ fn quota_status(exceeded: &QuotaExceeded) -> (StatusCode, &'static str) {
 
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> ApiError {
+        if is_disk_full(&error) {
+            return disk_error("jobs_failed", &error);
+        }
         match &error {
             JobError::Io { .. } | JobError::Damaged { .. } => {
                 return disk_error("jobs_failed", &error);

@@ -71,6 +71,11 @@ pub(crate) async fn authorize(
         }
     };
     let charged = key.clone();
+    if let Some(key) = &charged {
+        let body = std::mem::take(request.body_mut());
+        let counted = server.arriving_bodies.count(key.name(), body);
+        *request.body_mut() = counted.inspect_err(|_| key.refund_requests(1))?;
+    }
     request.extensions_mut().insert(Caller::new(key, log));
     // Until the handler has returned its response, the body's bytes count.
     let body = RequestBody::default();
