@@ -177,11 +177,11 @@ fn parse_fields(file: &FileText<'_>) -> Result<RawFile, KeysError> {
             .replace("expected i64", "expected a whole number")
             .replace("expected a boolean", "expected true or false");
         // Names of the parser's own, for spans, begin with $.
-        let field = error.path().iter().filter_map(|segment| match segment {
+        let mut field = error.path().iter().filter_map(|segment| match segment {
             Segment::Map { key } if !key.starts_with('$') => Some(key),
             _ => None,
         });
-        let message = match field.last() {
+        let message = match field.next_back() {
             Some(field) if message.starts_with("invalid ") => format!("{field}: {message}"),
             _ => message,
         };

@@ -21,7 +21,7 @@ Examples:
   lory key new ops --admin
   lory key list")]
 pub(crate) enum Command {
-    New(NewArgs),
+    New(Box<NewArgs>),
     List(ListArgs),
     Revoke(RevokeArgs),
 }
