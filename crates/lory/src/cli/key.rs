@@ -169,7 +169,7 @@ pub(crate) struct RevokeArgs {
 
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitStatus> {
     match command {
-        Command::New(args) => new(args),
+        Command::New(args) => new(*args),
         Command::List(args) => list(&args),
         Command::Revoke(args) => revoke(&args),
     }
