@@ -1,14 +1,12 @@
 //! Bounds how many request bodies of one key arrive at the same time: a body that arrives slowly keeps a connection that others need.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 
-use axum::body::{Body, Bytes};
-use http_body::{Body as _, Frame, SizeHint};
+use axum::body::{Body, HttpBody as _};
 
 use crate::error::ApiError;
+use crate::guarded_body::GuardedBody;
 
 /// A key may use one of this many connections for bodies that arrive.
 const CONNECTIONS_PER_BODY: usize = 8;
@@ -28,7 +26,7 @@ impl ArrivingBodies {
         })
     }
 
-    /// A body of this key, which counts until it has arrived or is dropped.
+    /// A body of this key, which counts until it is dropped, as its reader does at its end.
     ///
     /// # Errors
     /// Too many of the key's bodies arrive.
@@ -43,13 +41,11 @@ impl ArrivingBodies {
         }
         keys.insert(key.to_owned(), of_key + 1);
         drop(keys);
-        Ok(Body::new(CountedBody {
-            body,
-            place: Some(Place {
-                bodies: Arc::clone(self),
-                key: key.to_owned(),
-            }),
-        }))
+        let place = Place {
+            bodies: Arc::clone(self),
+            key: key.to_owned(),
+        };
+        Ok(Body::new(GuardedBody::new(body, place)))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
@@ -72,36 +68,6 @@ impl Drop for Place {
                 keys.remove(&self.key);
             }
         }
-    }
-}
-
-/// A body that gives its place back at its end.
-struct CountedBody {
-    body: Body,
-    place: Option<Place>,
-}
-
-impl http_body::Body for CountedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
-            self.place = None;
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -7,7 +7,7 @@
 //! - `middleware`: the request log, API keys and cross-origin requests; `rejected_keys` counts invalid keys
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
 //! - `work`: where blocking work runs and which key pays, in the `work_pools`, each a `work_pool`; `body_budget` bounds the memory of bodies,
-//!   and `arriving_bodies` how many of one key arrive at once
+//!   and `arriving_bodies` how many of one key arrive at once; a `guarded_body` keeps what ends with it
 //! - Requests: `json`, `path` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field
 //! - Responses: `answer_stream` sends events; `completion_object`, `logprobs`, `usage`, `unix_time` and `milliseconds` are shapes of
 //!   the wire formats; `error` gives every error its status
@@ -22,6 +22,7 @@ mod body_budget;
 mod completion_object;
 mod connections;
 mod error;
+mod guarded_body;
 mod host;
 mod json;
 mod logprobs;

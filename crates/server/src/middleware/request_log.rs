@@ -3,21 +3,19 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use crate::connections::OpenConnection;
 use crate::error::ApiError;
+use crate::guarded_body::GuardedBody;
 use crate::host;
 use crate::milliseconds::milliseconds;
 use crate::server_state::ServerState;
@@ -178,41 +176,6 @@ fn log_line(
             _ if probe => event!(debug),
             _ => event!(info),
         }
-    }
-}
-
-/// A body with a guard that is dropped when the body is.
-struct GuardedBody<G> {
-    body: Body,
-    _guard: G,
-}
-
-impl<G> GuardedBody<G> {
-    fn new(body: Body, guard: G) -> GuardedBody<G> {
-        GuardedBody {
-            body,
-            _guard: guard,
-        }
-    }
-}
-
-impl<G: Unpin> HttpBody for GuardedBody<G> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
