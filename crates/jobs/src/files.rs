@@ -254,8 +254,9 @@ impl Files {
         let checked = check(&path, pairs, stop).map_err(named)?;
         let number = {
             let mut state = self.lock();
-            state.next_number += 1;
-            state.next_number - 1
+            let number = state.next_number;
+            state.next_number = number.saturating_add(1);
+            number
         };
         let stored = StoredFile {
             id: fresh_id(ID_PREFIX)?,
@@ -270,9 +271,11 @@ impl Files {
         };
         record_file::write(&folder.path().join(ENTRY), &stored)?;
         let stored_folder = self.dir.join(&stored.id);
-        folder
-            .commit(&stored_folder)
-            .map_err(JobError::io(&stored_folder))?;
+        if let Err(error) = folder.commit(&stored_folder) {
+            // It may have its name and not be flushed. The next start must not find a file that was refused.
+            let _ = disk::remove_folder(&stored_folder);
+            return Err(JobError::io(&stored_folder)(error));
+        }
         reservation.store(stored.clone());
         Ok(stored)
     }
@@ -343,6 +346,14 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
         record_file::read(&folder.join(ENTRY)).map_err(|error| error.to_string())?;
     if file.id != id {
         return Err(format!("its record has the id {:?}", file.id));
+    }
+    record_file::check_number(file.number)?;
+    // Counts of several files are added.
+    if file.rows as u64 > file.bytes {
+        return Err(format!(
+            "its record has {} rows in {} bytes",
+            file.rows, file.bytes
+        ));
     }
     // The name becomes a path.
     if plain_name(&file.filename).ok().as_deref() != Some(file.filename.as_str()) {
@@ -468,21 +479,25 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
+    fn replace_in_record(dir: &Path, old: &str, new: &str) {
+        let text = std::fs::read_to_string(dir.join(ENTRY)).unwrap();
+        assert!(text.contains(old), "{text}");
+        std::fs::write(dir.join(ENTRY), text.replace(old, new)).unwrap();
+    }
+
     #[test]
     fn damaged_record_affects_only_its_file_and_nothing_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let files = open(folder.path());
         let good = uploaded(&files, ROW, "good").unwrap();
-        let damages: [fn(&Path); 5] = [
+        let damages: [fn(&Path); 7] = [
             |dir| std::fs::write(dir.join(ENTRY), "").unwrap(),
             |dir| std::fs::remove_file(dir.join(ENTRY)).unwrap(),
             |dir| std::fs::remove_file(dir.join("bad")).unwrap(),
             |dir| std::fs::write(dir.join("bad"), "cut").unwrap(),
-            |dir| {
-                let text = std::fs::read_to_string(dir.join(ENTRY)).unwrap();
-                let text = text.replace("\"bad\"", "\"../../bad\"");
-                std::fs::write(dir.join(ENTRY), text).unwrap();
-            },
+            |dir| replace_in_record(dir, "\"number\": ", "\"number\": 999999999999999999"),
+            |dir| replace_in_record(dir, "\"rows\": ", "\"rows\": 1844674407370955161"),
+            |dir| replace_in_record(dir, "\"bad\"", "\"../../bad\""),
         ];
         for damage in damages {
             let bad = uploaded(&files, ROW, "bad").unwrap();
@@ -497,8 +512,10 @@ mod tests {
         let damaged = DamagedRecords::default();
         let again = Files::open(folder.path(), &damaged).unwrap();
         assert_eq!(listed(&again), [good]);
-        assert_eq!(damaged.counts()[1], ("file", 6));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 9);
+        assert_eq!(damaged.counts()[1], ("file", 8));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 11);
+        uploaded(&again, ROW, "next").unwrap();
+        uploaded(&again, ROW, "next").unwrap();
     }
 
     #[test]
@@ -524,7 +541,7 @@ mod tests {
             }
             assert!(files.lock().uploads.is_empty(), "{injection:?}");
             uploaded(&files, ROW, "next").unwrap();
-            // No leftovers after the next start, and what was stored is found again.
+            // No leftovers after the next start, and what was stored is found again, but nothing that was refused.
             let before = listed(&files);
             drop(files);
             let damaged = DamagedRecords::default();
@@ -532,6 +549,10 @@ mod tests {
             assert_eq!(damaged.counts()[1].1, 0, "{injection:?}");
             let again = listed(&again);
             assert!(before.iter().all(|file| again.contains(file)));
+            assert!(
+                injection.fault.ends_the_process() || before.len() == again.len(),
+                "{injection:?}"
+            );
             let entries = std::fs::read_dir(folder.path()).unwrap().count();
             assert_eq!(entries, again.len(), "{injection:?}");
         });

@@ -1,5 +1,6 @@
 //! [`JobsState`]: what the API's calls and the worker threads share. The uploaded files and both queues are in one folder.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
@@ -62,6 +63,17 @@ impl QueueRecord for JobRecord {
         atomic_file::remove_folder(&dir.join(id))
     }
 
+    fn discard(dir: &Path, id: &str) {
+        // The record first: without it the next start removes the rest.
+        let _ = disk::remove_file(&JobRecord::file(dir, id));
+        let folder = dir.join(id);
+        if let Err(error) = disk::remove_folder(&folder)
+            && error.kind() != ErrorKind::NotFound
+        {
+            tracing::warn!("{}: {error}", folder.display());
+        }
+    }
+
     fn not_found(id: &str) -> JobError {
         JobError::NoJob {
             id: id.chars().take(80).collect(),
@@ -99,6 +111,11 @@ impl QueueRecord for Evaluation {
         disk::remove_file(&Evaluation::file(dir, id))
     }
 
+    fn discard(dir: &Path, id: &str) {
+        // It may have its name and not be flushed.
+        let _ = disk::remove_file(&Evaluation::file(dir, id));
+    }
+
     fn not_found(id: &str) -> JobError {
         JobError::Results(ResultError::Unknown(id.chars().take(40).collect()))
     }
@@ -129,8 +146,6 @@ pub struct JobsState {
     pub(crate) tokens_per_s: Mutex<Option<f64>>,
     /// Held while a plan is made.
     pub(crate) planning: Mutex<()>,
-    /// Held while a kept adapter is published.
-    pub(crate) publishing: Mutex<()>,
     pub(crate) damaged: DamagedRecords,
     pub(crate) folder: JobsFolder,
 }
@@ -160,7 +175,6 @@ impl JobsState {
             trained_tokens: AtomicU64::new(0),
             tokens_per_s: Mutex::new(None),
             planning: Mutex::new(()),
-            publishing: Mutex::new(()),
             damaged,
             folder,
         })
@@ -278,7 +292,7 @@ fn open_jobs(dir: &Path, damaged: &DamagedRecords) -> Result<Vec<JobRecord>, Job
         }
         atomic_file::remove_leftovers(&folder);
         match record_file::read(&path).map_err(|error| error.to_string()) {
-            Ok(record) => match with_id(record, &id) {
+            Ok(record) => match checked(record, &id) {
                 Ok(record) => records.push(record),
                 Err(why) => damaged.report("job", &folder, &why),
             },
@@ -302,12 +316,14 @@ fn has_only_events(folder: &Path) -> bool {
     })
 }
 
-/// Checks that a record has the id of its place: the id becomes a path again.
-fn with_id<R: QueueRecord>(record: R, id: &str) -> Result<R, String> {
-    match record.header().id == id {
-        true => Ok(record),
-        false => Err(format!("its record has the id {:?}", record.header().id)),
+/// Checks that a record has the id of its place, since the id becomes a path again, and a number that another can follow.
+fn checked<R: QueueRecord>(record: R, id: &str) -> Result<R, String> {
+    let header = record.header();
+    if header.id != id {
+        return Err(format!("its record has the id {:?}", header.id));
     }
+    record_file::check_number(header.number)?;
+    Ok(record)
 }
 
 /// The records of evaluations in the folder `dir`. A damaged record is reported and stays on disk; an evaluation that was running
@@ -322,7 +338,7 @@ fn open_evaluations(dir: &Path, damaged: &DamagedRecords) -> Result<Vec<Evaluati
     for (name, path) in jobs_folder::entries(dir, is_ours)? {
         let id = id_of(&name).unwrap_or_default();
         let read = record_file::read::<Evaluation>(&path).map_err(|error| error.to_string());
-        let mut evaluation = match read.and_then(|evaluation| with_id(evaluation, &id)) {
+        let mut evaluation = match read.and_then(|evaluation| checked(evaluation, &id)) {
             Ok(evaluation) => evaluation,
             Err(why) => {
                 damaged.report("evaluation", &path, &why);
@@ -352,9 +368,61 @@ fn open_evaluations(dir: &Path, damaged: &DamagedRecords) -> Result<Vec<Evaluati
 mod tests {
     use formats::disk::faults::for_each_fault;
 
+    use auth::{Owner, Quotas};
+    use train::TrainSettings;
+
+    use crate::fine_tuning::events::EventLog;
     use crate::records::evaluation::{EvaluationProgress, ID_PREFIX};
+    use crate::records::job::{JobStatus, Method, Progress};
 
     use super::*;
+
+    fn job(digit: &str, owner: Option<&str>, status: JobStatus) -> JobRecord {
+        JobRecord {
+            id: job_id(digit),
+            number: 1,
+            owner: owner.map(str::to_owned),
+            created_at: 1,
+            finished_at: None,
+            status,
+            model: "tiny".to_owned(),
+            persona: "warm".to_owned(),
+            named: true,
+            training_file: "file-1".to_owned(),
+            validation_file: None,
+            method: Method::Supervised,
+            learning_rate_multiplier: 1.0,
+            settings: TrainSettings::default(),
+            start: None,
+            system_prompt: None,
+            thresholds: None,
+            threshold_results: Vec::new(),
+            publish: true,
+            adapter_kept: false,
+            parameters: 0,
+            samples: Vec::new(),
+            sample_prompts: None,
+            metadata: std::collections::BTreeMap::new(),
+            progress: Progress::default(),
+            trained_tokens: None,
+            plan: None,
+            publishing: None,
+            fine_tuned_model: None,
+            error: None,
+        }
+    }
+
+    fn job_id(digit: &str) -> String {
+        format!("{}{}", job::ID_PREFIX, digit.repeat(24))
+    }
+
+    /// The first event of a job, as its creation writes it.
+    fn begin(dir: &Path, record: &JobRecord) -> Result<(), JobError> {
+        let folder = dir.join(&record.id);
+        disk::create_missing_folder(&folder).map_err(JobError::io(&folder))?;
+        EventLog::of(&folder).push("info", "Created", None);
+        Ok(())
+    }
 
     fn evaluation(id: &str, status: EvaluationStatus) -> Evaluation {
         Evaluation {
@@ -413,6 +481,108 @@ mod tests {
         assert!(dir("2").join("adapter.txt").exists());
         // A creation that was cut off.
         assert!(!dir("3").exists());
+    }
+
+    #[test]
+    fn record_with_the_id_of_another_folder_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = job("1", None, JobStatus::Succeeded);
+        for digit in ["1", "2"] {
+            let path = JobRecord::file(folder.path(), &job_id(digit));
+            std::fs::create_dir(path.parent().unwrap()).unwrap();
+            record_file::write(&path, &good).unwrap();
+        }
+        let damaged = DamagedRecords::default();
+        let opened = open_jobs(folder.path(), &damaged).unwrap();
+        assert_eq!(opened, [good]);
+        assert_eq!(damaged.counts()[0], ("job", 1));
+        // Its files stay.
+        assert!(JobRecord::file(folder.path(), &job_id("2")).exists());
+    }
+
+    #[test]
+    fn record_with_an_impossible_number_is_damaged_and_the_next_one_is_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let damaged = DamagedRecords::default();
+        let (jobs, evaluations) = (folder.path().join("jobs"), folder.path().join("evaluations"));
+        std::fs::create_dir(&evaluations).unwrap();
+        for (digit, number) in [("1", 7), ("2", u64::MAX), ("3", u64::MAX - 1)] {
+            let record = JobRecord {
+                number,
+                ..job(digit, None, JobStatus::Succeeded)
+            };
+            let path = JobRecord::file(&jobs, &record.id);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            record_file::write(&path, &record).unwrap();
+            let id = format!("{ID_PREFIX}{}", digit.repeat(24));
+            let record = Evaluation {
+                number,
+                ..evaluation(&id, EvaluationStatus::Succeeded)
+            };
+            record_file::write(&Evaluation::file(&evaluations, &id), &record).unwrap();
+        }
+        let records = open_jobs(&jobs, &damaged).unwrap();
+        let queue = WorkQueue::new(jobs.clone(), records);
+        let next = job("4", None, JobStatus::Queued);
+        let begin = |record: &JobRecord| begin(&jobs, record);
+        let (next, _) = queue
+            .add(&Owner::everyone(), next, || Ok(()), begin)
+            .unwrap();
+        assert_eq!(next.number, 8);
+        assert_eq!(open_evaluations(&evaluations, &damaged).unwrap().len(), 1);
+        let counts = damaged.counts();
+        assert_eq!((counts[0].1, counts[2].1), (2, 2));
+    }
+
+    #[test]
+    fn failed_creation_leaves_no_files_and_evicts_nothing() {
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let dir = folder.path().to_owned();
+            let mut quotas = Quotas::default();
+            quotas.set(Resource::StoredJobs, Some(1));
+            let owner = Owner::key("one", quotas);
+            let queue = WorkQueue::new(dir.clone(), Vec::new());
+            let begin = |record: &JobRecord| begin(&dir, record);
+            let old = job("1", Some("one"), JobStatus::Succeeded);
+            queue.add(&owner, old, || Ok(()), begin).unwrap();
+            let new = job("2", Some("one"), JobStatus::Queued);
+            let added = injection.run(|| queue.add(&owner, new, || Ok(()), begin));
+            let listed = |records: &[JobRecord]| -> Vec<String> {
+                records.iter().map(|record| record.id.clone()).collect()
+            };
+            let shown = listed(&queue.list(&Viewer::everybody(), |_| true));
+            let expected = match added.is_ok() {
+                true => [job_id("2")],
+                false => [job_id("1")],
+            };
+            assert_eq!(shown, expected, "{injection:?}");
+            if added.is_err() && !injection.fault.ends_the_process() {
+                let found = std::fs::read_dir(&dir).unwrap();
+                let found: Vec<_> = found.map(|entry| entry.unwrap().file_name()).collect();
+                assert_eq!(found, [std::ffi::OsString::from(job_id("1"))], "{injection:?}");
+            }
+            let damaged = DamagedRecords::default();
+            let opened = listed(&open_jobs(&dir, &damaged).unwrap());
+            assert!(opened.contains(&expected[0]), "{injection:?}: {opened:?}");
+            assert_eq!(damaged.counts()[0].1, 0, "{injection:?}");
+        });
+    }
+
+    #[test]
+    fn failed_request_for_an_evaluation_leaves_no_file() {
+        let id = format!("{ID_PREFIX}{}", "1".repeat(24));
+        for_each_fault(|injection| {
+            let folder = tempfile::tempdir().unwrap();
+            let queue = WorkQueue::new(folder.path().to_owned(), Vec::new());
+            let new = evaluation(&id, EvaluationStatus::Queued);
+            let owner = Owner::everyone();
+            let added = injection.run(|| queue.add(&owner, new, || Ok(()), |_| Ok(())));
+            if added.is_err() && !injection.fault.ends_the_process() {
+                let left = std::fs::read_dir(folder.path()).unwrap().count();
+                assert_eq!(left, 0, "{injection:?}");
+            }
+        });
     }
 
     #[test]

@@ -13,6 +13,22 @@ use crate::error::JobError;
 /// The largest record that is read, in bytes. Records that Lory writes are far smaller.
 pub(crate) const MAX_RECORD: u64 = 64 << 20;
 
+/// The largest place in the order of arrival that a record can have. Half of all numbers are left for the records that follow.
+const LAST_NUMBER: u64 = u64::MAX / 2;
+
+/// Checks the place in the order of arrival of a record that was read.
+///
+/// # Errors
+/// No record gets this number. The next one would come after it, and at the largest number there is no next one.
+pub(crate) fn check_number(number: u64) -> Result<(), String> {
+    match number <= LAST_NUMBER {
+        true => Ok(()),
+        false => Err(format!(
+            "its record has the number {number}; numbers end at {LAST_NUMBER}"
+        )),
+    }
+}
+
 /// Writes `value` to `path` as JSON, in one step.
 pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), JobError> {
     let text = serde_json::to_vec_pretty(value).map_err(io::Error::other);

@@ -43,6 +43,8 @@ pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
     fn file(dir: &Path, id: &str) -> PathBuf;
     /// Removes the record's files in `dir`.
     fn remove(dir: &Path, id: &str) -> std::io::Result<()>;
+    /// Removes what was written in `dir` of a record that was never visible.
+    fn discard(dir: &Path, id: &str);
     /// The error for an unknown id.
     fn not_found(id: &str) -> JobError;
 }
@@ -76,6 +78,8 @@ pub(crate) struct QueueState<R> {
     pub(crate) running: Option<Running>,
     /// The record that is prepared for its turn.
     pub(crate) preparing: Option<Running>,
+    /// The records that a call works on without the lock.
+    held: BTreeSet<String>,
     turns: Turns,
     closing: bool,
 }
@@ -113,6 +117,7 @@ impl<R: QueueRecord> WorkQueue<R> {
                 records,
                 running: None,
                 preparing: None,
+                held: BTreeSet::new(),
                 turns: Turns::default(),
                 closing: false,
             }),
@@ -129,11 +134,11 @@ impl<R: QueueRecord> WorkQueue<R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a record of `owner`: numbers it, removes old finished records of the same owner, runs `prepare`, and writes the file. `admit`
+    /// Adds a record of `owner`: numbers it, runs `prepare`, writes the file, and then removes old finished records of the same owner. `admit`
     /// runs under the lock first, for checks that must still hold when the record is added. Returns the record and those that were removed.
     ///
     /// # Errors
-    /// [`JobError::Quota`], `admit` or `prepare` refuses, or the disk fails.
+    /// [`JobError::Quota`], `admit` or `prepare` refuses, or the disk fails. Nothing is added or removed then, and what `prepare` wrote is gone.
     pub(crate) fn add(
         &self,
         owner: &Owner,
@@ -150,34 +155,25 @@ impl<R: QueueRecord> WorkQueue<R> {
         }
         admit()?;
         let numbers = state.records.values().map(|record| record.header().number);
-        record.set_number(numbers.max().unwrap_or(0) + 1);
-        let removed = self.make_room(&mut state, owner)?;
-        prepare(&record)?;
-        self.save(&mut state, &record)?;
+        // Records that were read from disk have at most [`record_file::MAX_NUMBER`].
+        record.set_number(numbers.max().unwrap_or(0).saturating_add(1));
+        let evicted = state.to_evict(owner)?;
+        if let Err(error) = prepare(&record).and_then(|()| self.save(&mut state, &record)) {
+            R::discard(&self.dir, record.header().id);
+            return Err(error);
+        }
+        let evicted = evicted.iter().filter_map(|id| state.records.remove(id));
+        let evicted: Vec<R> = evicted.collect();
         drop(state);
         self.changed.notify_all();
-        Ok((record, removed))
-    }
-
-    /// Removes the oldest finished records of `owner` until it may have one more; those that have an only copy of something go last.
-    fn make_room(&self, state: &mut QueueState<R>, owner: &Owner) -> Result<Vec<R>, JobError> {
-        let mut removed = Vec::new();
-        loop {
-            let stored = state.usage(owner, R::MAX_STORED, |_| true);
-            let Err(exceeded) = owner.check(R::STORED, stored, 1) else {
-                return Ok(removed);
-            };
-            let headers = state.records.values().map(QueueRecord::header);
-            let over = headers.filter(|header| header.is_over && owner.owns(header.owner));
-            let oldest = over.min_by_key(|header| (header.has_only_copy, header.number));
-            let Some(id) = oldest.map(|header| header.id.to_owned()) else {
-                return Err(exceeded.into());
-            };
-            if let Err(error) = R::remove(&self.dir, &id) {
+        // Removing a large folder takes time, in which other owners must not wait.
+        for record in &evicted {
+            let id = record.header().id;
+            if let Err(error) = R::remove(&self.dir, id) {
                 tracing::warn!("cannot remove {} {id}: {error}", R::KIND);
             }
-            removed.extend(state.records.remove(&id));
         }
+        Ok((record, evicted))
     }
 
     /// Writes a record to disk, and only then makes it visible.
@@ -233,14 +229,28 @@ impl<R: QueueRecord> WorkQueue<R> {
         Ok(Some(record))
     }
 
-    /// Deletes a record for which `only_if` holds, with its files; `None` if it does not hold.
+    /// Holds a record, so that it is not deleted, evicted or held a second time before the result is dropped; `None` if it is held already.
+    pub(crate) fn hold(&self, id: &str) -> Option<HeldRecord<'_, R>> {
+        let is_new = self.lock().held.insert(id.to_owned());
+        is_new.then(|| HeldRecord {
+            queue: self,
+            id: id.to_owned(),
+        })
+    }
+
+    /// Whether a call holds a record.
+    pub(crate) fn is_held(&self, id: &str) -> bool {
+        self.lock().held.contains(id)
+    }
+
+    /// Deletes a record for which `only_if` holds, with its files; `None` if it does not hold, or a call holds the record.
     pub(crate) fn delete(
         &self,
         id: &str,
         only_if: impl FnOnce(&R) -> bool,
     ) -> Result<Option<R>, JobError> {
         let mut state = self.lock();
-        if !state.records.get(id).is_some_and(only_if) {
+        if state.held.contains(id) || !state.records.get(id).is_some_and(only_if) {
             return Ok(None);
         }
         R::remove(&self.dir, id).map_err(JobError::io(&R::file(&self.dir, id)))?;
@@ -292,6 +302,18 @@ impl<R: QueueRecord> WorkQueue<R> {
     }
 }
 
+/// A record that is held ([`WorkQueue::hold`]).
+pub(crate) struct HeldRecord<'q, R: QueueRecord> {
+    queue: &'q WorkQueue<R>,
+    id: String,
+}
+
+impl<R: QueueRecord> Drop for HeldRecord<'_, R> {
+    fn drop(&mut self) {
+        self.queue.lock().held.remove(&self.id);
+    }
+}
+
 impl<R: QueueRecord> QueueState<R> {
     /// Whether the queue hands out no more work.
     pub(crate) fn is_closing(&self) -> bool {
@@ -306,6 +328,29 @@ impl<R: QueueRecord> QueueState<R> {
         counts: impl Fn(&RecordHeader<'_>) -> bool,
     ) -> Usage {
         self.sum(owner, limit as u64, |header| u64::from(counts(header)))
+    }
+
+    /// The oldest finished records of `owner` that must go so that it may have one more; those that have an only copy of something go last.
+    ///
+    /// # Errors
+    /// [`JobError::Quota`]: its other records are unfinished, or are held.
+    fn to_evict(&self, owner: &Owner) -> Result<Vec<String>, JobError> {
+        let headers = self.records.values().map(QueueRecord::header);
+        let mut finished: Vec<RecordHeader<'_>> = headers
+            .filter(|header| header.is_over && owner.owns(header.owner))
+            .filter(|header| !self.held.contains(header.id))
+            .collect();
+        finished.sort_by_key(|header| (header.has_only_copy, header.number));
+        let mut finished = finished.into_iter();
+        let mut stored = self.usage(owner, R::MAX_STORED, |_| true);
+        let mut evicted = Vec::new();
+        while let Err(exceeded) = owner.check(R::STORED, stored, 1) {
+            let oldest = finished.next().ok_or(exceeded)?;
+            evicted.push(oldest.id.to_owned());
+            stored.own -= 1;
+            stored.all -= 1;
+        }
+        Ok(evicted)
     }
 
     /// The sum of what `count` makes of the records of `owner`, and of all owners.
@@ -414,6 +459,10 @@ mod tests {
 
         fn remove(dir: &Path, id: &str) -> std::io::Result<()> {
             std::fs::remove_file(Note::file(dir, id))
+        }
+
+        fn discard(dir: &Path, id: &str) {
+            let _ = formats::disk::remove_file(&Note::file(dir, id));
         }
 
         fn not_found(id: &str) -> JobError {
@@ -535,6 +584,27 @@ mod tests {
             order.push(id);
         }
         assert_eq!(order, ["1", "3", "2", "4"]);
+    }
+
+    #[test]
+    fn held_record_is_not_deleted_evicted_or_held_twice() {
+        let (_folder, queue) = queue();
+        let mut quotas = auth::Quotas::default();
+        quotas.set(Resource::StoredJobs, Some(1));
+        let one = Owner::key("one", quotas);
+        add(&queue, &one, "a").unwrap();
+        queue.change("a", |_| true, |note| note.over = true).unwrap();
+        let held = queue.hold("a").unwrap();
+        assert!(queue.hold("a").is_none() && queue.is_held("a"));
+        assert!(queue.delete("a", |note| note.over).unwrap().is_none());
+        assert!(matches!(add(&queue, &one, "b"), Err(JobError::Quota(_))));
+        // Other records are not concerned.
+        add(&queue, &key("two"), "c").unwrap();
+        assert!(queue.hold("c").is_some());
+        assert!(queue.delete("c", |_| true).unwrap().is_some());
+        drop(held);
+        assert!(queue.hold("a").is_some());
+        assert_eq!(add(&queue, &one, "b").unwrap()[0].id, "a");
     }
 
     fn key(name: &str) -> Owner {

@@ -1,7 +1,6 @@
 //! Jobs as clients see them: create, find and list them, and read their events, checkpoints and sampled answers.
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
 
 use formats::disk;
 use service::Caller;
@@ -205,14 +204,12 @@ impl JobsState {
     /// Deletes a finished job with its events, its samples and, if it was not published, its adapter.
     ///
     /// # Errors
-    /// [`JobError::NoJob`], [`JobError::State`] if it is not finished, or a disk error.
+    /// [`JobError::NoJob`], [`JobError::State`] if it is not finished, [`JobError::Publishing`], or a disk error.
     pub fn delete_job(&self, viewer: &Viewer, id: &str) -> Result<(), JobError> {
-        // Its adapter is not published meanwhile.
-        let publishing = self.publishing.lock();
-        let _publishing = publishing.unwrap_or_else(PoisonError::into_inner);
         let record = self.job(viewer, id)?;
         match self.jobs.delete(id, |job| job.status.is_over())? {
             Some(_) => Ok(()),
+            None if self.jobs.is_held(id) => Err(JobError::Publishing { id: record.id }),
             None => Err(JobError::State {
                 id: record.id,
                 status: record.status,

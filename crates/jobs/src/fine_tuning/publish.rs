@@ -1,7 +1,5 @@
 //! Publishes a job's adapter as a version: at the end of its run, or on request if it was kept.
 
-use std::sync::PoisonError;
-
 use registry::AdapterContent;
 
 use crate::error::JobError;
@@ -15,13 +13,15 @@ impl JobsState {
     /// Publishes a kept adapter as a new version, which becomes the current one if `current`.
     ///
     /// # Errors
-    /// [`JobError::State`] if the job kept no adapter; [`JobError::Denied`] if the caller may not use the persona, or has no admin rights
+    /// [`JobError::State`] if the job kept no adapter; [`JobError::Publishing`] if another call publishes it; [`JobError::Denied`] if the caller may not use the persona, or has no admin rights
     /// and the gate refused the adapter; [`JobError::Publish`].
     pub fn publish(&self, caller: &Caller, id: &str, current: bool) -> Result<JobRecord, JobError> {
         let viewer = Viewer::of(caller);
-        // One at a time: the second of two equal requests finds the job published.
-        let publishing = self.publishing.lock();
-        let _publishing = publishing.unwrap_or_else(PoisonError::into_inner);
+        let record = self.job(&viewer, id)?;
+        // The job is not published twice at the same time, nor deleted meanwhile. Other jobs do not wait.
+        let Some(_held) = self.jobs.hold(id) else {
+            return Err(JobError::Publishing { id: record.id });
+        };
         let record = self.job(&viewer, id)?;
         if !record.adapter_kept
             || !matches!(record.status, JobStatus::Succeeded | JobStatus::Failed)
