@@ -504,7 +504,10 @@ mod tests {
     fn record_with_an_impossible_number_is_damaged_and_the_next_one_is_stored() {
         let folder = tempfile::tempdir().unwrap();
         let damaged = DamagedRecords::default();
-        let (jobs, evaluations) = (folder.path().join("jobs"), folder.path().join("evaluations"));
+        let (jobs, evaluations) = (
+            folder.path().join("jobs"),
+            folder.path().join("evaluations"),
+        );
         std::fs::create_dir(&evaluations).unwrap();
         for (digit, number) in [("1", 7), ("2", u64::MAX), ("3", u64::MAX - 1)] {
             let record = JobRecord {
@@ -560,7 +563,11 @@ mod tests {
             if added.is_err() && !injection.fault.ends_the_process() {
                 let found = std::fs::read_dir(&dir).unwrap();
                 let found: Vec<_> = found.map(|entry| entry.unwrap().file_name()).collect();
-                assert_eq!(found, [std::ffi::OsString::from(job_id("1"))], "{injection:?}");
+                assert_eq!(
+                    found,
+                    [std::ffi::OsString::from(job_id("1"))],
+                    "{injection:?}"
+                );
             }
             let damaged = DamagedRecords::default();
             let opened = listed(&open_jobs(&dir, &damaged).unwrap());

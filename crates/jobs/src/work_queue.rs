@@ -593,7 +593,9 @@ mod tests {
         quotas.set(Resource::StoredJobs, Some(1));
         let one = Owner::key("one", quotas);
         add(&queue, &one, "a").unwrap();
-        queue.change("a", |_| true, |note| note.over = true).unwrap();
+        queue
+            .change("a", |_| true, |note| note.over = true)
+            .unwrap();
         let held = queue.hold("a").unwrap();
         assert!(queue.hold("a").is_none() && queue.is_held("a"));
         assert!(queue.delete("a", |note| note.over).unwrap().is_none());
