@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes the seed corpora of the fuzz targets to fuzz/seeds/TARGET/, from the fixtures of the crates."""
 
+import gzip
 import io
 import json
 import pathlib
@@ -160,6 +161,19 @@ def models():
     write("chat_template", "llama3", (FAMILIES / "llama3/chat_template.jinja").read_bytes())
 
 
+def data_files():
+    row = {"prompt": "p", "completion": "c, \"d\""}
+    lines = (as_json(row) + "\n").encode() * 2
+    table = b'prompt,completion\r\np,"c, ""d"""\r\n'
+    # One frame with one raw block.
+    zstd = b"\x28\xb5\x2f\xfd\x20" + bytes([len(lines)]) + struct.pack("<I", len(lines) << 3 | 1)[:3] + lines
+    for name, ending, content in [
+        ("lines", 0, lines), ("list", 0, as_json([row, row]).encode()), ("csv", 1, table), ("tsv", 2, table.replace(b",", b"\t")),
+        ("lines-gz", 0, gzip.compress(lines, mtime=0)), ("csv-gz", 1, gzip.compress(table, mtime=0)), ("lines-zst", 0, zstd),
+    ]:
+        write("data_file", name, bytes([ending]) + content)
+
+
 def adapters():
     pair = {}
     for module in ["q_proj", "v_proj"]:
@@ -238,6 +252,7 @@ def requests():
 
 tokenizers()
 models()
+data_files()
 adapters()
 registry()
 requests()

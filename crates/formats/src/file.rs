@@ -63,5 +63,21 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
             limit,
         });
     }
+    if text.starts_with('\u{feff}') {
+        // A byte order mark, as editors on Windows write it.
+        text.drain(..'\u{feff}'.len_utf8());
+    }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_order_mark_of_a_file_is_skipped() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "\u{feff}{\"a\": 1}").unwrap();
+        assert_eq!(read_json(file.path(), 100).unwrap()["a"], 1);
+    }
 }

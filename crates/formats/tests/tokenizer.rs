@@ -175,6 +175,49 @@ fn long_runs_are_encoded_whole_and_fast() {
 }
 
 #[test]
+fn tokenizers_under_other_names_are_recognised() {
+    let hash = |writer: &GgufWriter| build(writer).map(|tokenizer| tokenizer.hash().to_owned());
+    let refused = |writer: &GgufWriter| hash(writer).unwrap_err().to_string();
+    assert_eq!(
+        hash(&tiny("deepseek-r1-qwen")).unwrap(),
+        hash(&tiny("qwen2")).unwrap()
+    );
+    assert!(refused(&tiny("default")).contains("\"default\" is not supported"));
+    // By the tokenizer.json in the file.
+    let mut described = tiny("default");
+    let json = r#"{"normalizer": null, "model": {}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true}}"#;
+    described.metadata("tokenizer.huggingface.json", json);
+    assert_eq!(hash(&described).unwrap(), hash(&tiny("gpt2")).unwrap());
+    // By the control tokens of the vocabulary.
+    for (family, size, known) in [
+        (
+            "qwen2",
+            151_645,
+            [(151_643, "<|endoftext|>"), (151_644, "<|im_start|>")],
+        ),
+        (
+            "llama-bpe",
+            128_002,
+            [(128_000, "<|begin_of_text|>"), (128_001, "<|end_of_text|>")],
+        ),
+    ] {
+        let mut tokens: Vec<String> = (0..size).map(|i| format!("x{i}")).collect();
+        for (id, text) in known {
+            tokens[id] = text.to_owned();
+        }
+        let types = vec![1; size];
+        let named = hash(&writer(family, &tokens, &[], &types)).unwrap();
+        assert_eq!(
+            hash(&writer("default", &tokens, &[], &types)).unwrap(),
+            named
+        );
+        assert_eq!(hash(&writer("", &tokens, &[], &types)).unwrap(), named);
+        tokens.swap(known[0].0, 7);
+        assert!(hash(&writer("default", &tokens, &[], &types)).is_err());
+    }
+}
+
+#[test]
 fn unsupported_tokenizers_are_refused_by_name() {
     let message = |writer: &GgufWriter| build(writer).unwrap_err().to_string();
     let changed = |key: &str, value: Value| {

@@ -17,7 +17,7 @@ use formats::atomic_file::{self, AtomicFolder};
 use formats::disk::{self, DiskFile};
 use serde::{Deserialize, Serialize};
 use train::TrainError;
-use train::dataset::{CheckedFile, Columns, Dataset, HoldOut};
+use train::dataset::{CheckedFile, Columns, Dataset, FieldReport, HoldOut};
 use train::preference::{check_pairs, holds_pairs};
 
 use crate::error::JobError;
@@ -25,7 +25,7 @@ use crate::jobs_folder::{self, DamagedRecords};
 use crate::listing::{Page, Viewer};
 use crate::record_file::{self, fresh_id, is_id, now};
 
-/// The largest file, in bytes.
+/// The largest file, in bytes: as it is uploaded, and after decompression.
 pub const MAX_FILE: u64 = 256 << 20;
 /// The most files of all keys, with those that are being uploaded.
 pub const MAX_FILES: usize = 1000;
@@ -55,6 +55,9 @@ pub struct StoredFile {
     pub filename: String,
     /// Its size, in bytes.
     pub bytes: u64,
+    /// The size of its content, in bytes after decompression; `None` in records of older versions, which were not compressed.
+    #[serde(default)]
+    pub content_bytes: Option<u64>,
     /// The number of its rows.
     pub rows: usize,
     /// Whether each row has a chosen and a rejected answer.
@@ -62,6 +65,17 @@ pub struct StoredFile {
     /// What decides which of its rows are held out; `None` in records of older versions.
     #[serde(default)]
     pub hold_out: Option<HoldOut>,
+    /// What became of the fields of its rows.
+    #[serde(default, skip_serializing_if = "FieldReport::is_empty")]
+    pub fields: FieldReport,
+}
+
+impl StoredFile {
+    /// The size of its content, in bytes after decompression.
+    #[must_use]
+    pub fn content_bytes(&self) -> u64 {
+        self.content_bytes.unwrap_or(self.bytes)
+    }
 }
 
 /// All files.
@@ -236,7 +250,7 @@ impl Files {
         })
     }
 
-    /// Accepts a complete upload if every line is a row.
+    /// Accepts a complete upload if every record is a row.
     pub fn finish_upload(&self, upload: Upload, stop: &AtomicBool) -> Result<StoredFile, JobError> {
         let Upload {
             folder,
@@ -250,7 +264,7 @@ impl Files {
             TrainError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &filename)),
         };
-        let pairs = holds_pairs(&path).map_err(named)?;
+        let pairs = holds_pairs(&path, &Columns::default()).map_err(named)?;
         let checked = check(&path, pairs, stop).map_err(named)?;
         let number = {
             let mut state = self.lock();
@@ -265,9 +279,11 @@ impl Files {
             created_at: now(),
             filename,
             bytes: reservation.bytes,
+            content_bytes: Some(checked.bytes),
             rows: checked.rows,
             pairs,
             hold_out: Some(checked.hold_out),
+            fields: checked.fields,
         };
         record_file::write(&folder.path().join(ENTRY), &stored)?;
         let stored_folder = self.dir.join(&stored.id);
@@ -376,9 +392,10 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
 
 /// Checks every line of a file, in little memory.
 fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, TrainError> {
+    let columns = Columns::default();
     match pairs {
-        true => check_pairs(path, stop),
-        false => Dataset::check(path, &Columns::default(), stop),
+        true => check_pairs(path, &columns, MAX_FILE, stop),
+        false => Dataset::check(path, &columns, MAX_FILE, stop),
     }
 }
 
@@ -556,6 +573,39 @@ mod tests {
             let entries = std::fs::read_dir(folder.path()).unwrap().count();
             assert_eq!(entries, again.len(), "{injection:?}");
         });
+    }
+
+    /// `text` compressed with gzip.
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn compressed_upload_counts_with_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = open(folder.path());
+        let upload = |bytes: &[u8], name: &str| {
+            let mut upload = files.start_upload(name, Owner::everyone())?;
+            upload.write(bytes)?;
+            files.finish_upload(upload, &train::stop::NEVER)
+        };
+        let table = "instruction,output,label\nHi,Hello.,\nBye,Go.,false\n".as_bytes();
+        let bytes = gzip(table);
+        let stored = upload(&bytes, "rows.csv.gz").unwrap();
+        assert_eq!((stored.rows, stored.bytes), (1, bytes.len() as u64));
+        assert_eq!(stored.content_bytes(), table.len() as u64);
+        assert_eq!(stored.fields.skipped["label: false"], 1);
+        // A small file that decompresses to more than the largest file.
+        let bomb = gzip(&vec![b' '; MAX_FILE as usize + 1]);
+        assert!((bomb.len() as u64) < MAX_FILE / 32);
+        let message = upload(&bomb, "rows.jsonl").unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "rows.jsonl: the content of the file is larger than 268435456 bytes; split it"
+        );
+        assert_eq!(listed(&files), [stored]);
     }
 
     #[test]

@@ -107,6 +107,8 @@ async fn receive(work: &Work, request: Request) -> Result<(Vec<u8>, ReservedByte
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Some clients on Windows send a byte order mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -132,6 +134,15 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
             "the body is nested more than 127 levels deep at line {line} column {column}; send fewer levels"
         );
         return ApiError::bad_request("invalid_json", message, None);
+    }
+    let is_surrogate =
+        said.starts_with("lone leading surrogate") || said == "unexpected end of hex escape";
+    if is_surrogate && path != "." {
+        let message = format!(
+            "{path}: has half of a surrogate pair (an emoji that was cut, such as \\ud83d) at line {line} column {column}; send whole \
+             characters"
+        );
+        return ApiError::bad_request("invalid_json", message, Some(path.to_owned()));
     }
     if error.classify() != Category::Data {
         let message = format!("the body is not JSON: {said} at line {line} column {column}");
@@ -325,6 +336,33 @@ mod tests {
             (r#"["\"", "\\", ","]"#, 4),
         ] {
             assert_eq!(count_values(json.as_bytes()), values, "{json}");
+        }
+    }
+
+    #[test]
+    fn byte_order_mark_before_a_body_is_skipped() {
+        let body = parse::<Inner>(b"\xef\xbb\xbf{\"role\": \"user\"}").unwrap();
+        assert_eq!(body.role, "user");
+    }
+
+    #[test]
+    fn lone_surrogate_is_reported_with_its_field() {
+        for text in [
+            "\\ud83d",
+            "\\ud83d and more",
+            "\\ud83d\\n",
+            "\\ud83d\\ud83d",
+        ] {
+            let body = format!(r#"{{"name": "a", "inner": [{{"role": "{text}"}}]}}"#);
+            let (code, message, param) = refused(&body);
+            assert_eq!(
+                (code.as_str(), &param),
+                ("invalid_json", &"inner[0].role".into())
+            );
+            assert!(
+                message.starts_with("inner[0].role: has half of a surrogate pair"),
+                "{message}"
+            );
         }
     }
 

@@ -10,6 +10,9 @@ pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
     #[serde(rename = "include_obfuscation")]
     _include_obfuscation: Option<bool>,
+    // vLLM's: the usage so far in each chunk. Only the last chunk has it here.
+    #[serde(rename = "continuous_usage_stats")]
+    _continuous_usage_stats: Option<bool>,
 }
 
 impl StreamOptions {

@@ -42,6 +42,13 @@ impl Caller {
         }
     }
 
+    /// Counts fields of its messages that are ignored, in the request log.
+    pub fn log_ignored_keys(&self, count: usize) {
+        if let Some(log) = &self.log {
+            log.update(|entry| entry.ignored_keys = count);
+        }
+    }
+
     /// Whether it may use the persona of this name.
     #[must_use]
     pub fn may_use(&self, persona: &str) -> bool {

@@ -1,7 +1,9 @@
 //! Renders a conversation to token ids, with the persona's system prompt and the base's template, exactly like training rows.
 //! Text from users can never become a control token.
 
-use formats::chat_template::{Hidden, Message, TemplateError, alpaca_prompt};
+use formats::chat_template::{
+    Hidden, Message, TemplateError, add_tool_instructions, alpaca_prompt,
+};
 use formats::tokenizer::Special;
 
 use crate::error::RequestError;
@@ -176,13 +178,7 @@ fn with_system_prompt(
         turns.insert(0, Message::new("system", system));
     }
     if let Some(instructions) = request.tools.as_ref().and_then(tools::Tools::instructions) {
-        match turns.first_mut().filter(|turn| turn.role == "system") {
-            Some(system) => {
-                system.content += "\n\n";
-                system.content += &instructions;
-            }
-            None => turns.insert(0, Message::new("system", instructions)),
-        }
+        add_tool_instructions(&mut turns, &instructions);
     }
     turns
 }

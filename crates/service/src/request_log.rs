@@ -29,6 +29,8 @@ pub struct RequestLogEntry {
     pub queue: Option<Duration>,
     /// From its arrival to its first token.
     pub first_token: Option<Duration>,
+    /// Fields of its messages that were ignored.
+    pub ignored_keys: usize,
     /// The status that the response had; none if the client left before there was one.
     pub status: Option<u16>,
 }

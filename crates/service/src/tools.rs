@@ -1,13 +1,12 @@
-//! Tools that a model may call: their instructions for the model, and the format of calls.
-//!
-//! Every base gets the same instructions, whatever its chat template supports: those of Qwen 2.5's template, on which many models
-//! were tuned. Calls have the same format in the instructions, in earlier turns, and in the answer, where the grammar enforces
-//! it.
+//! Tools that a model may call, and which of them a request allows. `formats::chat_template` writes their instructions and calls, as for
+//! training rows; the grammar of the answer enforces the same format.
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use formats::chat_template::Message;
+pub use formats::chat_template::{
+    ToolCall, call_arguments, merge_tool_responses, python_json, render_turn,
+};
+use formats::chat_template::{ToolSignature, tool_instructions};
 
 use crate::error::RequestError;
 
@@ -51,15 +50,6 @@ pub enum ToolChoice {
     Required,
     /// This one.
     Named(String),
-}
-
-/// A call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToolCall {
-    /// The tool's name.
-    pub name: String,
-    /// Its arguments as JSON; truncated if the answer was.
-    pub arguments: String,
 }
 
 impl Tool {
@@ -125,98 +115,14 @@ impl Tools {
         if self.choice == ToolChoice::None {
             return None;
         }
-        let mut text = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided \
-             with function signatures within <tools></tools> XML tags:\n<tools>"
-            .to_owned();
-        for tool in &self.tools {
-            let mut function = Map::new();
-            function.insert("name".to_owned(), json!(tool.name));
-            if let Some(description) = &tool.description {
-                function.insert("description".to_owned(), json!(description));
+        Some(tool_instructions(self.tools.iter().map(|tool| {
+            ToolSignature {
+                name: &tool.name,
+                description: tool.description.as_deref(),
+                parameters: tool.parameters.as_ref(),
             }
-            if let Some(parameters) = &tool.parameters {
-                function.insert("parameters".to_owned(), Value::Object(parameters.clone()));
-            }
-            text.push('\n');
-            text += &python_json(&json!({"type": "function", "function": function}));
-        }
-        text += "\n</tools>\n\nFor each function call, return a json object with function name and arguments within \
-             <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": \
-             <args-json-object>}\n</tool_call>";
-        Some(text)
+        })))
     }
-}
-
-/// The text of an assistant's turn: its text, then its calls.
-pub fn render_turn(text: &str, calls: &[ToolCall]) -> String {
-    let mut turn = text.to_owned();
-    for call in calls {
-        if !turn.is_empty() {
-            turn.push('\n');
-        }
-        let ToolCall { name, arguments } = call;
-        turn += &format!(
-            "<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
-        );
-    }
-    turn
-}
-
-/// Turns of the role `tool` become turns of the user, which every template supports; neighbouring ones become one turn.
-pub(super) fn merge_tool_responses(turns: Vec<Message>) -> Vec<Message> {
-    let mut merged: Vec<Message> = Vec::with_capacity(turns.len());
-    let mut in_responses = false;
-    for turn in turns {
-        if turn.role != "tool" {
-            in_responses = false;
-            merged.push(turn);
-            continue;
-        }
-        let response = format!("<tool_response>\n{}\n</tool_response>", turn.content);
-        match merged.last_mut().filter(|_| in_responses) {
-            Some(before) => {
-                before.content.push('\n');
-                before.content += &response;
-            }
-            None => merged.push(Message::new("user", response)),
-        }
-        in_responses = true;
-    }
-    merged
-}
-
-/// JSON in the style of Python's `json.dumps`, as templates write it.
-pub fn python_json(value: &Value) -> String {
-    struct Spaced;
-    impl serde_json::ser::Formatter for Spaced {
-        fn begin_array_value<W: std::io::Write + ?Sized>(
-            &mut self,
-            writer: &mut W,
-            first: bool,
-        ) -> std::io::Result<()> {
-            writer.write_all(if first { b"" } else { b", " })
-        }
-
-        fn begin_object_key<W: std::io::Write + ?Sized>(
-            &mut self,
-            writer: &mut W,
-            first: bool,
-        ) -> std::io::Result<()> {
-            writer.write_all(if first { b"" } else { b", " })
-        }
-
-        fn begin_object_value<W: std::io::Write + ?Sized>(
-            &mut self,
-            writer: &mut W,
-        ) -> std::io::Result<()> {
-            writer.write_all(b": ")
-        }
-    }
-    let mut bytes = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Spaced);
-    // Writing a value into memory does not fail.
-    let _ = value.serialize(&mut serializer);
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -269,26 +175,5 @@ mod tests {
         assert!(refused(tools(&["a", "a"], ToolChoice::Auto)).contains("given twice"));
         let named = ToolChoice::Named("c".to_owned());
         assert!(refused(tools(&["a"], named)).starts_with("tool_choice names \"c\""));
-    }
-
-    #[test]
-    fn neighbouring_tool_responses_become_one_turn() {
-        let turns = [
-            ("user", "q"),
-            ("tool", "1"),
-            ("tool", "2"),
-            ("assistant", "a"),
-            ("tool", "3"),
-        ];
-        let turns = turns
-            .map(|(role, content)| Message::new(role, content))
-            .to_vec();
-        let merged = merge_tool_responses(turns);
-        let roles: Vec<&str> = merged.iter().map(|turn| turn.role.as_str()).collect();
-        assert_eq!(roles, ["user", "user", "assistant", "user"]);
-        assert_eq!(
-            merged[1].content,
-            "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
-        );
     }
 }

@@ -1,39 +1,48 @@
-//! Data files: JSONL rows of five shapes. Every broken line gets an error that names line and field.
+//! Data files: rows in JSON or in tables, of five shapes. Every broken line gets an error that names line and field.
 //!
-//! Knows text and JSON; does not know tokens or chat templates (see `example`).
+//! Knows text and JSON; does not know tokens or chat templates (see `example`). `formats::data_file` opens and decompresses files and splits
+//! them into records, `record` reads their objects, `row` and `pair` recognise the shape of a record, `conversation` reads turns and their marks, `context` the columns next to
+//! a question. `read` puts them together, for every command, upload and job.
 //!
-//! | shape         | fields                                      | becomes                                        |
-//! |---------------|---------------------------------------------|------------------------------------------------|
-//! | messages      | `messages`: list of `role`, `content`       | the turns as they are, the last an assistant's |
-//! | conversations | `conversations`: list of `from`, `value`    | the same                                       |
-//! | alpaca        | `instruction`, `input` (optional), `output` | one user turn, one assistant turn              |
-//! | completion    | `prompt`, `completion`                      | one user turn, one assistant turn              |
-//! | text          | `text`                                      | plain text, all of it trained, no template     |
+//! | shape         | fields                                           | becomes                                        |
+//! |---------------|--------------------------------------------------|------------------------------------------------|
+//! | messages      | `messages`: list of `role`, `content`            | the turns as they are, the last an assistant's |
+//! | conversations | `conversations`: list of `from`, `value`         | the same                                       |
+//! | alpaca        | `instruction`, `input` (optional), `output`      | one user turn, one assistant turn              |
+//! | completion    | `prompt`, `completion`: texts, or lists of turns | one user turn, one assistant turn; the turns   |
+//! | text          | `text`                                           | plain text, all of it trained, no template     |
+//! | pair          | a question, `chosen`, `rejected`                 | two conversations                              |
 //!
-//! A row that is complete in several shapes is read as the first of them in this table. Other columns are ignored; a file
-//! that calls its columns otherwise is read through [`Columns`].
+//! A row that is complete in several shapes is read as the first of them in this table. A column that is null counts as absent. Columns that
+//! are not used are counted ([`FieldReport`]); a file that calls its columns otherwise is read through [`Columns`].
 
 mod columns;
+mod context;
 mod conversation;
+mod field_report;
 mod fields;
+mod pair;
 mod read;
+mod record;
 mod row;
 mod split;
 
 use std::sync::Arc;
 
-use formats::chat_template::{Message, alpaca_prompt};
+use formats::chat_template::{Message, add_tool_instructions, alpaca_prompt};
 
 pub use crate::location::RowLocation;
 pub use columns::Columns;
+pub use context::MAX_ROW_TOOLS;
 pub use conversation::MAX_TURNS;
+pub use field_report::{FieldReport, MAX_REPORTED_FIELDS};
 pub(crate) use fields::EMPTY_ANSWER;
+pub use formats::data_file::{MAX_COLUMNS, MAX_LINE};
+pub(crate) use pair::{is_pair, parse_pair};
 pub use read::{
-    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_ROWS, RowRange, read_first,
-    read_range,
+    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS, RowRange, read_first, read_range,
 };
-pub(crate) use read::{each_row, parse_range};
-pub(crate) use row::object;
+pub(crate) use read::{each_row, first_object, parse_range};
 pub use split::{HoldOut, held_out};
 
 /// The content of a row, by its shape.
@@ -70,9 +79,55 @@ pub struct DataRow {
     pub content: RowContent,
     /// The optional column `intent`: the kind of question.
     pub intent: Option<String>,
+    /// For each answer of a conversation, in order, whether a mark says that it is trained or not. Empty if there are no marks.
+    pub marks: Vec<Option<bool>>,
+    /// The instructions for the tools of a conversation, which follow its system prompt.
+    pub tools: Option<Arc<str>>,
 }
 
 impl DataRow {
+    /// A row without marks and tools.
+    #[must_use]
+    pub fn new(location: RowLocation, content: RowContent) -> DataRow {
+        DataRow {
+            location,
+            content,
+            intent: None,
+            marks: Vec::new(),
+            tools: None,
+        }
+    }
+
+    /// The turns of its conversation, the answer last, with `system` as the system prompt if it has none; `None` for plain text.
+    #[must_use]
+    pub fn turns(&self, system: Option<&str>) -> Option<Vec<Message>> {
+        let mut turns = match &self.content {
+            RowContent::Alpaca { output, .. } => {
+                vec![
+                    Message::new("user", self.input()),
+                    Message::new("assistant", output),
+                ]
+            }
+            RowContent::Completion { prompt, completion } => {
+                vec![
+                    Message::new("user", prompt),
+                    Message::new("assistant", completion),
+                ]
+            }
+            RowContent::Messages(messages) => messages.clone(),
+            RowContent::Text(_) => return None,
+        };
+        if let Some(system) = system
+            && turns.first().is_none_or(|turn| turn.role != "system")
+        {
+            turns.insert(0, Message::new("system", system));
+        }
+        if let Some(tools) = &self.tools {
+            add_tool_instructions(&mut turns, tools);
+        }
+        Some(turns)
+    }
+
     /// The model's input: the user's messages, without the persona's system prompt. Empty for plain text.
     #[must_use]
     pub fn input(&self) -> String {
@@ -112,6 +167,6 @@ pub struct Dataset {
     pub file: Arc<str>,
     /// Its rows in the file's order.
     pub rows: Vec<DataRow>,
-    /// SHA-256 of the file's bytes, in hex.
+    /// SHA-256 of the file's content after decompression, in hex; of a folder, of the hashes of its files.
     pub hash: String,
 }

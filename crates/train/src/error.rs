@@ -5,6 +5,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use formats::data_file::DataFileError;
+
 use crate::location::RowLocation;
 
 /// Everything that a training run, a linter or an evaluation may refuse or fail at.
@@ -180,4 +182,16 @@ fn listed(first: &[TrainError], count: usize) -> String {
         lines += &format!("\n  and {} more", count - first.len());
     }
     lines
+}
+
+impl From<DataFileError> for TrainError {
+    fn from(error: DataFileError) -> TrainError {
+        match error {
+            DataFileError::Read { path, source } => TrainError::Read { path, source },
+            DataFileError::Unusable { file, reason } => TrainError::Data {
+                file,
+                message: reason.to_string(),
+            },
+        }
+    }
 }

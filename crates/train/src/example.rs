@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use formats::chat_template::{ChatTemplate, Hidden, Message, alpaca_prompt};
+use formats::chat_template::{ChatTemplate, Hidden, Message};
 use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -242,46 +242,28 @@ impl Encoder<'_> {
     /// # Errors
     /// The template or the tokenizer refuses the row, or the template does not render answers after their prompts.
     pub fn render(&self, row: &DataRow) -> Result<Example, TrainError> {
-        match self.conversation(row) {
-            Some(messages) => self.encode_turns(messages, &row.location),
-            None => self.encode_text(row),
+        let Some(mut messages) = row.turns(self.system) else {
+            return self.encode_text(row);
+        };
+        let opening = messages.iter().take_while(|turn| turn.role != "user");
+        let opening = opening.filter(|turn| turn.role == "assistant").count();
+        let encoded = self.encode_turns(messages.clone(), &row.marks, &row.location);
+        let answers = messages.iter().filter(|turn| turn.role == "assistant");
+        if encoded.is_ok() || opening == 0 || opening == answers.count() {
+            return encoded;
         }
-    }
-
-    /// The turns of a row with the system prompt in front; `None` for plain text.
-    fn conversation(&self, row: &DataRow) -> Option<Vec<Message>> {
-        let message = |role: &str, content: &str| Message {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        };
-        let turns = match &row.content {
-            RowContent::Alpaca {
-                instruction,
-                input,
-                output,
-            } => {
-                vec![
-                    message("user", &alpaca_prompt(instruction, input)),
-                    message("assistant", output),
-                ]
-            }
-            RowContent::Completion { prompt, completion } => {
-                vec![message("user", prompt), message("assistant", completion)]
-            }
-            RowContent::Messages(messages) => messages.clone(),
-            RowContent::Text(_) => return None,
-        };
-        let own = turns.first().is_some_and(|turn| turn.role == "system");
-        let system = self
-            .system
-            .filter(|_| !own)
-            .map(|system| message("system", system));
-        Some(system.into_iter().chain(turns).collect())
+        // The template wants the user to begin: what the assistant said before that is left out.
+        let first = messages.iter().position(|turn| turn.role == "assistant");
+        let first = first.unwrap_or(0);
+        messages.drain(first..first + opening);
+        let marks = row.marks.get(opening..).unwrap_or(&[]);
+        self.encode_turns(messages, marks, &row.location)
     }
 
     fn encode_turns(
         &self,
         mut messages: Vec<Message>,
+        marks: &[Option<bool>],
         location: &RowLocation,
     ) -> Result<Example, TrainError> {
         let hidden = Hidden::hide(self.tokenizer, &mut messages);
@@ -294,9 +276,17 @@ impl Encoder<'_> {
         };
         let mut builder = Builder::default();
         let mut done = String::new();
+        let mut answers = 0;
         for (i, turn) in messages.iter().enumerate() {
             let last = i + 1 == messages.len();
-            if turn.role != "assistant" || (self.mask == LossMask::Completion && !last) {
+            if turn.role != "assistant" {
+                continue;
+            }
+            let mark = marks.get(answers).copied().flatten();
+            answers += 1;
+            let by_mask = last || self.mask == LossMask::Assistant;
+            // Nothing comes before an answer that opens the conversation.
+            if !mark.unwrap_or(by_mask) || i == 0 && !last {
                 continue;
             }
             let prompt = render(&messages[..i], true)?;

@@ -10,6 +10,7 @@ mod load_pairs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use crate::dataset::FieldReport;
 use crate::example::Example;
 use crate::params::LoraParams;
 use crate::preference::PreferenceData;
@@ -72,6 +73,8 @@ pub struct DataReport {
     pub dropped: usize,
     /// Number of training and validation rows that were truncated.
     pub truncated: usize,
+    /// What became of the fields of the training and validation rows.
+    pub fields: FieldReport,
 }
 
 impl TrainTask {

@@ -111,18 +111,16 @@ mod tests {
     use crate::dataset::RowLocation;
 
     fn row(instruction: &str, input: &str, output: &str) -> DataRow {
-        DataRow {
-            location: RowLocation {
-                file: "a.jsonl".into(),
-                line: 1,
-            },
-            content: RowContent::Alpaca {
-                instruction: instruction.into(),
-                input: input.into(),
-                output: output.into(),
-            },
-            intent: None,
-        }
+        let location = RowLocation {
+            file: "a.jsonl".into(),
+            line: 1,
+        };
+        let content = RowContent::Alpaca {
+            instruction: instruction.into(),
+            input: input.into(),
+            output: output.into(),
+        };
+        DataRow::new(location, content)
     }
 
     fn parts(row: &DataRow) -> [String; 3] {

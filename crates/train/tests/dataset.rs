@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use train::dataset::{
-    Columns, DataRow, Dataset, DatasetScan, MAX_BROKEN, MAX_LINE, MAX_TURNS, RowContent, held_out,
+    Columns, DataRow, Dataset, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_TURNS, RowContent,
+    held_out,
 };
 use train::{TrainError, TrainSettings};
 
@@ -201,8 +202,12 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ("{\"messages\":[]}", "field `messages`: the list is empty"),
         ("{\"messages\":{}}", "field `messages`: must be a list"),
         (
+            "{\"messages\":[{\"role\":\"critic\",\"content\":\"x\"}]}",
+            "field `messages[0].role`: role `critic`",
+        ),
+        (
             "{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}",
-            "field `messages[0].role`: role `tool`",
+            "the last message must be the assistant's",
         ),
         (
             "{\"messages\":[{\"role\":\"user\",\"content\":[]}]}",
@@ -235,7 +240,14 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ("{\"prompt\":", "not valid JSON at column 10"),
         ("{\"prompt\":", "a row must be whole on its line"),
         ("[", "write one object a line, without the list's brackets"),
-        ("{\"text\":\"\\ud800\"}", "not valid JSON"),
+        (
+            "{\"text\":\"\\ud800\"}",
+            "field `text` has half of a surrogate pair",
+        ),
+        (
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"\\ud83d\\ud83d\"}]}",
+            "field `messages[0].content` has half of a surrogate pair",
+        ),
         ("{\"text\":\"a\u{0}b\"}", "not valid JSON"),
         ("\u{0}\u{0}", "not valid JSON at column 1"),
     ];
@@ -416,7 +428,7 @@ fn a_file_is_checked_as_it_is_read() {
     let row = |i: usize| format!("{{\"prompt\":\"{i}\",\"completion\":\"a\"}}\n");
     let check = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        let checked = Dataset::check(&path, &Columns::default(), &train::stop::NEVER);
+        let checked = Dataset::check(&path, &Columns::default(), MAX_BYTES, &train::stop::NEVER);
         let read = Dataset::read(&path);
         (
             checked.map_err(|error| error.to_string()),

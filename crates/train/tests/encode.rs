@@ -490,3 +490,55 @@ fn rows_beyond_the_memory_budget_are_refused_by_line() {
     let stopped = encoder.encode_until(&rows, &mut ExampleBudget::unlimited(), &stop);
     assert!(matches!(stopped, Err(TrainError::Stopped)));
 }
+
+#[test]
+fn marks_of_answers_come_before_the_mask() {
+    let (tokenizer, template) = tiny();
+    let row = &rows(&[
+        r#"{"messages":[{"role":"user","content":"1"},{"role":"assistant","content":"a","weight":1},{"role":"user","content":"2"},{"role":"assistant","content":"b","weight":0},{"role":"user","content":"3"},{"role":"assistant","content":"c"},{"role":"user","content":"4"},{"role":"assistant","content":"d"}]}"#,
+    ])[0];
+    let trained = |mask| {
+        let encoder = Encoder {
+            mask,
+            ..encoder(&tokenizer, &template)
+        };
+        texts(&tokenizer, &encoder.encode(row).unwrap()).1
+    };
+    assert_eq!(trained(LossMask::Completion), "a<|im_end|>d<|im_end|>");
+    assert_eq!(
+        trained(LossMask::Assistant),
+        "a<|im_end|>c<|im_end|>d<|im_end|>"
+    );
+}
+
+#[test]
+fn conversation_that_the_assistant_opens_is_trained_with_any_template() {
+    let (tokenizer, template) = tiny();
+    let strict = template.source().replacen(
+        "{%- for message in messages %}",
+        "{%- if messages[0].role == 'assistant' or messages[0].role == 'system' and messages|length > 1 and messages[1].role == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}{%- for message in messages %}",
+        1,
+    );
+    let strict = match strict == template.source() {
+        true => format!(
+            "{{% if messages and messages[0].role == 'assistant' %}}{{{{ raise_exception('the user begins') }}}}{{% endif %}}{}",
+            template.source()
+        ),
+        false => strict,
+    };
+    let strict = ChatTemplate::of(&strict, &tokenizer).unwrap();
+    let row = &rows(&[
+        r#"{"messages":[{"role":"assistant","content":"Welcome!"},{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello."}]}"#,
+    ])[0];
+    for mask in [LossMask::Completion, LossMask::Assistant] {
+        for (template, keeps_the_opening) in [(&template, true), (&strict, false)] {
+            let encoder = Encoder {
+                mask,
+                ..encoder(&tokenizer, template)
+            };
+            let (all, trained) = texts(&tokenizer, &encoder.encode(row).unwrap());
+            assert_eq!(trained, "Hello.<|im_end|>");
+            assert_eq!(all.contains("Welcome!"), keeps_the_opening, "{all}");
+        }
+    }
+}

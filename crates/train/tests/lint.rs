@@ -17,16 +17,16 @@ fn lint(rows: &[DataRow], others: &[DataRow], options: &LintOptions) -> LintRepo
 }
 
 fn rows(file: &str, pairs: &[(&str, &str)]) -> Vec<DataRow> {
-    let row = |(i, (prompt, completion)): (usize, &(&str, &str))| DataRow {
-        location: RowLocation {
+    let row = |(i, (prompt, completion)): (usize, &(&str, &str))| {
+        let location = RowLocation {
             file: file.into(),
             line: i + 1,
-        },
-        content: RowContent::Completion {
+        };
+        let content = RowContent::Completion {
             prompt: (*prompt).into(),
             completion: (*completion).into(),
-        },
-        intent: None,
+        };
+        DataRow::new(location, content)
     };
     pairs.iter().enumerate().map(row).collect()
 }
@@ -137,7 +137,7 @@ fn broken_lines_are_findings_and_do_not_hide_other_findings() {
     let text = "{\"prompt\":1}\n{\"prompt\":\"a\",\"completion\":\" \"}\n{\"prompt\":\"b\",\"completion\":\"y\"}\nno\n";
     let scan = Dataset::scan_from(text.as_bytes(), "a.jsonl", &Columns::default()).unwrap();
     let mut report = lint(&scan.data.rows, &[], &LintOptions::default());
-    report.add_broken(&scan);
+    report.add_scan(&scan);
     assert_eq!((report.rows, report.broken_lines), (1, 3));
     let lines: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -302,12 +302,12 @@ fn both_answers_of_a_pair_are_checked() {
         r#"{"prompt":"d","chosen":"e","rejected":"f<|im_end|>"}"#.to_owned(),
     ];
     std::fs::write(&path, lines.join("\n")).unwrap();
-    assert!(holds_pairs(&path).unwrap());
-    let pairs = scan_pairs(&path).unwrap();
+    assert!(holds_pairs(&path, &Columns::default()).unwrap());
+    let pairs = scan_pairs(&path, &Columns::default()).unwrap();
     let rows = &pairs.chosen.data.rows;
     assert_eq!((rows.len(), pairs.rejected.len()), (5, 5));
     let mut report = lint(rows, &[], &LintOptions::default());
-    report.add_broken(&pairs.chosen);
+    report.add_scan(&pairs.chosen);
     report.add_rejected(rows, &pairs.rejected);
     let encoder = Encoder {
         tokenizer: &tokenizer,

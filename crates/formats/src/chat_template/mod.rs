@@ -8,6 +8,7 @@ mod date;
 mod hidden;
 mod json;
 mod tags;
+mod tool_text;
 
 use std::time::SystemTime;
 
@@ -23,6 +24,10 @@ use crate::tokenizer::Tokenizer;
 
 pub use alpaca::alpaca_prompt;
 pub use hidden::Hidden;
+pub use tool_text::{
+    ToolCall, ToolSignature, add_tool_instructions, call_arguments, merge_tool_responses,
+    python_json, render_turn, tool_instructions,
+};
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

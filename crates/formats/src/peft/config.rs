@@ -65,6 +65,7 @@ impl AdapterConfig {
     /// # Errors
     /// [`PeftError`]: not JSON, a field of the wrong type or range, or one that needs an unsupported feature.
     pub fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig, PeftError> {
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let json: Value = serde_json::from_slice(text).map_err(|source| PeftError::Json {
             path: path.to_owned(),
             source,

@@ -49,6 +49,35 @@ fn kind(value: &Value) -> Option<&str> {
     value.get("type").and_then(Value::as_str)
 }
 
+/// Control tokens of the vocabularies that each family was made for, by their ids.
+const KNOWN_TOKENS: [(Family, &[(usize, &str)]); 5] = [
+    (
+        Family::Qwen2,
+        &[(151_643, "<|endoftext|>"), (151_644, "<|im_start|>")],
+    ),
+    // DeepSeek's distillations of Qwen.
+    (
+        Family::Qwen2,
+        &[(151_643, "<｜end▁of▁sentence｜>"), (151_644, "<｜User｜>")],
+    ),
+    (
+        Family::Llama3,
+        &[(128_000, "<|begin_of_text|>"), (128_001, "<|end_of_text|>")],
+    ),
+    (
+        Family::SmolLm,
+        &[
+            (0, "<|endoftext|>"),
+            (1, "<|im_start|>"),
+            (3, "<repo_name>"),
+        ],
+    ),
+    (
+        Family::Gpt2,
+        &[(50_255, "Ġgazed"), (50_256, "<|endoftext|>")],
+    ),
+];
+
 /// A family of byte-level tokenizers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
@@ -85,13 +114,46 @@ impl Family {
                 "byte-level BPE (\"gpt2\") and SentencePiece's BPE (\"llama\")",
             ));
         }
-        match required(PRE)? {
-            "gpt2" | "gpt-2" => Ok(Family::Gpt2),
+        const SUPPORTED: &str = "gpt2, smollm, llama-bpe and qwen2";
+        match gguf.get_str(PRE)?.unwrap_or_default() {
+            "gpt2" | "gpt-2" | "phi-2" => Ok(Family::Gpt2),
             "smollm" => Ok(Family::SmolLm),
             "llama-bpe" | "llama3" | "llama-v3" => Ok(Family::Llama3),
-            "qwen2" => Ok(Family::Qwen2),
-            other => Err(unsupported(PRE, other, "gpt2, smollm, llama-bpe and qwen2")),
+            "qwen2" | "deepseek-r1-qwen" => Ok(Family::Qwen2),
+            // Converters that did not know the tokenizer wrote no name.
+            unnamed @ ("" | "default") => match Family::of_unnamed(gguf)? {
+                Some(family) => Ok(family),
+                None if unnamed.is_empty() => {
+                    required(PRE).and(Err(unsupported(PRE, "", SUPPORTED)))
+                }
+                None => Err(unsupported(PRE, unnamed, SUPPORTED)),
+            },
+            other => Err(unsupported(PRE, other, SUPPORTED)),
         }
+    }
+
+    /// The family of a file that names none: by the parts of the `tokenizer.json` in it, or else by where the family's own vocabulary has
+    /// its control tokens.
+    fn of_unnamed(gguf: &Gguf) -> Result<Option<Family>, TokenizerError> {
+        let json = gguf.get_str("tokenizer.huggingface.json")?;
+        if let Some(json) = json.and_then(|json| serde_json::from_str::<Value>(json).ok()) {
+            let part = |key: &str| json.get(key).unwrap_or(&Value::Null);
+            let ignores = part("model").get("ignore_merges") == Some(&Value::Bool(true));
+            return Ok(Family::from_json(
+                part("normalizer"),
+                part("pre_tokenizer"),
+                ignores,
+            ));
+        }
+        let Some(tokens) = gguf.get_str_array("tokenizer.ggml.tokens")? else {
+            return Ok(None);
+        };
+        let known = KNOWN_TOKENS.iter().find(|(_, places)| {
+            places
+                .iter()
+                .all(|(id, text)| tokens.get(*id).is_some_and(|token| token == text))
+        });
+        Ok(known.map(|(family, _)| *family))
     }
 
     /// The family whose `tokenizer.json` has these parts, so that a tokenizer has the same hash for both file formats.

@@ -8,10 +8,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use formats::atomic_file;
-use formats::chat_template::Message;
 use registry::Persona;
 use serde_json::json;
-use train::dataset::{DataRow, RowContent};
+use train::dataset::DataRow;
 
 use super::candidate::Candidate;
 use super::error::EvaluationError;
@@ -223,15 +222,10 @@ fn request(
     row: &DataRow,
     own: bool,
 ) -> Result<GenerateRequest, EvaluationError> {
-    let mut turns = match &row.content {
-        RowContent::Messages(messages) => messages[..messages.len().saturating_sub(1)].to_vec(),
-        _ => vec![Message::new("user", row.input())],
-    };
-    if let Some(system) = persona.system_prompt_by_default()?
-        && turns.first().is_none_or(|turn| turn.role != "system")
-    {
-        turns.insert(0, Message::new("system", system));
-    }
+    let system = persona.system_prompt_by_default()?;
+    let mut turns = row.turns(system.as_deref()).unwrap_or_default();
+    // The answer.
+    turns.pop();
     let model = own.then(|| format!("{}@{}", persona.name, persona.version));
     Ok(GenerateRequest {
         conversation: Conversation::Messages(turns),

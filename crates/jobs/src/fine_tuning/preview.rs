@@ -243,6 +243,7 @@ impl JobsState {
             lint::lint(&rows, &others, &LintOptions::default(), stop).map_err(stopped)?;
         let all = file.rows + against.map_or(0, |file| file.rows);
         report.unchecked_rows = all.saturating_sub(rows.len() + others.len());
+        report.fields.add(&file.fields);
         report.add_rejected(&rows, &rejected);
         report
             .add_tokens(&rows, &rejected, &self.encoder(options), stop)

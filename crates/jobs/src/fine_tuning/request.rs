@@ -361,8 +361,10 @@ fn check_row_bytes(
     training: &StoredFile,
     validation: Option<&StoredFile>,
 ) -> Result<(), JobError> {
-    let copies = training.bytes.saturating_mul(settings.vary_identifiers + 1);
-    let bytes = copies.saturating_add(validation.map_or(0, |file| file.bytes));
+    let copies = training
+        .content_bytes()
+        .saturating_mul(settings.vary_identifiers + 1);
+    let bytes = copies.saturating_add(validation.map_or(0, |file| file.content_bytes()));
     if bytes <= MAX_ROW_BYTES {
         return Ok(());
     }
@@ -403,6 +405,8 @@ mod tests {
             rows: 1,
             pairs: false,
             hold_out: None,
+            content_bytes: None,
+            fields: train::dataset::FieldReport::default(),
         };
         let mut settings = TrainSettings::default();
         let part = MAX_ROW_BYTES / 65;

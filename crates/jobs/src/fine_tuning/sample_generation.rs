@@ -209,17 +209,15 @@ impl<'q> SampleGenerator<'q> {
 
 /// A client's question as a row with an empty answer.
 fn row_of(prompt: &str) -> DataRow {
-    DataRow {
-        location: RowLocation {
-            file: "sample_prompts".into(),
-            line: 1,
-        },
-        content: RowContent::Completion {
-            prompt: prompt.to_owned(),
-            completion: String::new(),
-        },
-        intent: None,
-    }
+    let location = RowLocation {
+        file: "sample_prompts".into(),
+        line: 1,
+    };
+    let content = RowContent::Completion {
+        prompt: prompt.to_owned(),
+        completion: String::new(),
+    };
+    DataRow::new(location, content)
 }
 
 /// Checks a client's questions against their limits.

@@ -323,6 +323,88 @@ fn unsupported_field_is_rejected_by_name() {
 }
 
 #[test]
+fn conversations_of_other_servers_are_answered() {
+    let plain = json!([
+        {"role": "user", "content": "Where is it?"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "content": "here"},
+        {"role": "assistant", "content": "Here."},
+        {"role": "user", "content": "Thanks"},
+    ]);
+    let answer = |messages: &Value| {
+        let body = json!({"model": "warm", "messages": messages, "max_tokens": 8});
+        content(&chat(&body)).to_owned()
+    };
+    let expected = answer(&plain);
+    for arguments in [json!(""), json!(" "), json!(null), json!({}), json!("{}")] {
+        let mut messages = plain.clone();
+        messages[0]["content"] = json!([{"type": "text", "text": "Where is it?", "cache_control": {"type": "ephemeral"}}]);
+        messages[1] = json!({
+            "id": "m1", "role": "assistant", "content": null, "refusal": null, "annotations": [],
+            "audio": null, "function_call": null, "reasoning_content": "hm",
+            "provider_specific_fields": {"a": 1},
+            "tool_calls": [{
+                "id": "c1", "index": 0, "type": "function", "extra_content": {"google": {}},
+                "function": {"name": "f", "arguments": arguments, "strict": false},
+            }],
+        });
+        messages[2]["tool_call_id"] = json!("c1");
+        messages[3]["cache_control"] = json!({"type": "ephemeral"});
+        assert_eq!(answer(&messages), expected);
+        // OpenAI's older form.
+        messages[1] = json!({
+            "role": "assistant", "content": null,
+            "function_call": {"name": "f", "arguments": arguments},
+        });
+        assert_eq!(answer(&messages), expected);
+    }
+}
+
+#[test]
+fn fields_of_other_servers_are_accepted_with_the_value_that_changes_nothing() {
+    let expected = chat(&ask("warm", json!("Hello!")));
+    for (field, neutral, other) in [
+        ("add_generation_prompt", json!(true), json!(false)),
+        ("add_special_tokens", json!(false), json!(true)),
+        ("best_of", json!(1), json!(2)),
+        (
+            "chat_template_kwargs",
+            json!({}),
+            json!({"enable_thinking": false}),
+        ),
+        ("continue_final_message", json!(false), json!(true)),
+        ("documents", json!(null), json!([{"text": "x"}])),
+        ("echo", json!(false), json!(true)),
+        ("extra_body", json!({}), json!({"top_k": 3})),
+        ("include_stop_str_in_output", json!(false), json!(true)),
+        ("skip_special_tokens", json!(true), json!(false)),
+        ("use_beam_search", json!(false), json!(true)),
+        ("min_tokens", json!(0), json!(5)),
+        ("length_penalty", json!(1.0), json!(2)),
+        ("stop_token_ids", json!([]), json!([3])),
+        ("bad_words", json!([]), json!(["x"])),
+        ("early_stopping", json!(false), json!("never")),
+        ("return_token_ids", json!(null), json!(true)),
+        ("return_tokens_as_token_ids", json!(false), json!(true)),
+        ("spaces_between_special_tokens", json!(true), json!("x")),
+        ("cache_prompt", json!(true), json!(1)),
+    ] {
+        let mut body = ask("warm", json!("Hello!"));
+        body[field] = neutral;
+        assert_eq!(content(&chat(&body)), content(&expected), "{field}");
+        body[field] = other;
+        let (status, _, param, message) =
+            shared_server().post("/v1/chat/completions", &body).error();
+        assert_eq!((status, &param), (400, &json!(field)), "{message}");
+    }
+    let mut body = ask("warm", json!("Hello!"));
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
+    let events = shared_server().events("/v1/chat/completions", &body);
+    assert_eq!(events.last().unwrap(), "[DONE]");
+}
+
+#[test]
 fn models_lists_the_base_and_the_personas() {
     let reply = shared_server().get("/v1/models");
     assert_eq!(reply.status, 200);

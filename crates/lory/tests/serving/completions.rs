@@ -316,3 +316,32 @@ fn invalid_field_is_refused_by_name() {
     assert_eq!(status, 404);
     assert!(message.contains("warm") && message.contains("formal"));
 }
+
+#[test]
+fn fields_of_other_servers_are_accepted_with_the_value_that_changes_nothing() {
+    let body = json!({"model": "warm", "prompt": "Hello", "max_tokens": 4});
+    let expected = complete(&body);
+    for (field, neutral, other) in [
+        ("add_special_tokens", json!(true), json!(false)),
+        ("min_tokens", json!(0), json!(2)),
+        ("length_penalty", json!(1.0), json!(1.5)),
+        ("skip_special_tokens", json!(true), json!(false)),
+        ("spaces_between_special_tokens", json!(true), json!(3)),
+        ("stop_token_ids", json!([]), json!([7])),
+        ("use_beam_search", json!(false), json!(true)),
+        ("suffix", json!(""), json!("end")),
+    ] {
+        let mut body = body.clone();
+        body["user"] = json!("u");
+        body["request_id"] = json!("r");
+        body[field] = neutral;
+        assert_eq!(text(&complete(&body)), text(&expected), "{field}");
+        body[field] = other;
+        let (status, code, param, message) = shared_server().post(PATH, &body).error();
+        assert_eq!(
+            (status, code.as_str(), &param),
+            (400, "unsupported_value", &json!(field)),
+            "{message}"
+        );
+    }
+}

@@ -164,6 +164,7 @@ fn log_line(
                     prompt_tokens = entry.outcome.map(|_| entry.prompt_tokens),
                     cached_tokens = entry.outcome.map(|_| entry.cached_tokens),
                     completion_tokens = entry.outcome.map(|_| entry.completion_tokens),
+                    ignored_keys = (entry.ignored_keys > 0).then_some(entry.ignored_keys),
                     queue_ms = entry.queue.map(milliseconds),
                     first_token_ms = entry.first_token.map(milliseconds),
                     total_ms = milliseconds(started.elapsed()),

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::answer_stream::{AnswerStream, StreamEvent, StreamFormat};
@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::json::{Biases, Body, Texts};
 use crate::logprobs::{self, Columns, CompletionLogprobs};
 use crate::middleware::auth::ApiCaller;
+use crate::neutral_fields;
 use crate::stream_options::StreamOptions;
 use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
@@ -48,11 +49,29 @@ pub(super) struct CompletionRequest {
     /// Prompts with different salts share no cached prefix; 1 to 256 bytes.
     cache_salt: Option<String>,
     ignore_eos: Option<bool>,
-    // A label; it changes nothing.
+    // Labels; they change nothing.
     #[serde(rename = "user")]
     _user: Option<Value>,
-    // Not supported.
+    #[serde(rename = "metadata")]
+    _metadata: Option<Value>,
+    #[serde(rename = "request_id")]
+    _request_id: Option<Value>,
+    // Of OpenAI and of other servers: only the values that change nothing.
     suffix: Option<Value>,
+    add_special_tokens: Option<bool>,
+    bad_words: Option<Value>,
+    cache_prompt: Option<Value>,
+    early_stopping: Option<Value>,
+    extra_body: Option<Value>,
+    include_stop_str_in_output: Option<Value>,
+    length_penalty: Option<Value>,
+    min_tokens: Option<Value>,
+    return_token_ids: Option<Value>,
+    return_tokens_as_token_ids: Option<Value>,
+    skip_special_tokens: Option<Value>,
+    spaces_between_special_tokens: Option<Value>,
+    stop_token_ids: Option<Value>,
+    use_beam_search: Option<Value>,
 }
 
 // A doc comment would wrap the schema in an `allOf`.
@@ -115,10 +134,35 @@ impl AcceptsSampling for CompletionRequest {
 impl CompletionRequest {
     /// Refuses what is not supported, by field.
     fn check(&self) -> Result<(), ApiError> {
-        let suffix = self.suffix.as_ref();
-        if suffix.is_some_and(|suffix| suffix != &json!("")) {
-            let message = "suffix is not supported; leave it out";
-            return Err(ApiError::unsupported("suffix", message));
+        neutral_fields::check(&[
+            ("suffix", &self.suffix),
+            ("bad_words", &self.bad_words),
+            ("cache_prompt", &self.cache_prompt),
+            ("early_stopping", &self.early_stopping),
+            ("extra_body", &self.extra_body),
+            (
+                "include_stop_str_in_output",
+                &self.include_stop_str_in_output,
+            ),
+            ("length_penalty", &self.length_penalty),
+            ("min_tokens", &self.min_tokens),
+            ("return_token_ids", &self.return_token_ids),
+            (
+                "return_tokens_as_token_ids",
+                &self.return_tokens_as_token_ids,
+            ),
+            ("skip_special_tokens", &self.skip_special_tokens),
+            (
+                "spaces_between_special_tokens",
+                &self.spaces_between_special_tokens,
+            ),
+            ("stop_token_ids", &self.stop_token_ids),
+            ("use_beam_search", &self.use_beam_search),
+        ])?;
+        if self.add_special_tokens == Some(false) {
+            // vLLM's default is true here, and false for conversations, whose template writes the token.
+            let message = "add_special_tokens must be true: a text begins with the base's beginning token; send token ids to leave it out";
+            return Err(ApiError::unsupported("add_special_tokens", message));
         }
         if let Some(best_of) = self
             .best_of

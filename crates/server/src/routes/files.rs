@@ -1,5 +1,6 @@
 //! `/v1/files`: training files, in OpenAI's shapes; and checks and previews of a file before anything is trained.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::sync::Arc;
 
@@ -50,6 +51,19 @@ pub(super) struct FileObject {
     rows: usize,
     /// Whether its rows have a chosen and a rejected answer, for the method `dpo`. OpenAI does not have this field.
     pairs: bool,
+    /// What became of the fields of its rows. OpenAI does not have this field.
+    fields: Fields,
+}
+
+/// Numbers of rows, by the name of a field.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Fields {
+    /// Marks and columns that change what is trained.
+    honoured: BTreeMap<String, usize>,
+    /// Rows that are left out, by the mark that says so; `rows` does not count them.
+    skipped: BTreeMap<String, usize>,
+    /// Columns and keys of messages that training does not use.
+    dropped: BTreeMap<String, usize>,
 }
 
 impl From<StoredFile> for FileObject {
@@ -64,6 +78,11 @@ impl From<StoredFile> for FileObject {
             status: "processed",
             rows: file.rows,
             pairs: file.pairs,
+            fields: Fields {
+                honoured: file.fields.honoured,
+                skipped: file.fields.skipped,
+                dropped: file.fields.dropped,
+            },
         }
     }
 }
@@ -94,7 +113,7 @@ pub(super) struct Deleted {
 #[derive(utoipa::ToSchema)]
 #[allow(dead_code, reason = "only the derived schema is used")]
 pub(super) struct FileForm {
-    /// JSON lines, at most 256 MiB.
+    /// Rows in JSON lines, a JSON list, CSV or TSV, plain or compressed with gzip or Zstandard; at most 256 MiB, also after decompression.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
     /// `fine-tune`.

@@ -85,7 +85,10 @@ export const post = (path, body, options) => json("POST", path, body ?? {}, opti
 /** The route of a persona, or of something below it: `personaPath("customer", "versions")`. */
 export const personaPath = (name, ...rest) => ["/v1/personas", encodeURIComponent(name), ...rest].join("/");
 
-/** Uploads a dataset file and returns its record. The server checks every line. */
+/** The names of dataset files that a file picker offers. */
+export const DATASET_FILES = ".jsonl,.ndjson,.json,.csv,.tsv,.gz,.zst,application/jsonl,text/csv";
+
+/** Uploads a dataset file and returns its record. The server checks every row. */
 export function uploadDataset(file) {
   const form = new FormData();
   form.append("purpose", "fine-tune");

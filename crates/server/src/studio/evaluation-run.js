@@ -1,6 +1,6 @@
 // Runs evaluations: which personas, on which rows, and the progress of those that run. Must not know how results are shown.
 
-import { get, post, uploadDataset } from "./api.js";
+import { DATASET_FILES, get, post, uploadDataset } from "./api.js";
 import { el, errorState, fileInput, setChildren, toast } from "./dom.js";
 import { count, number } from "./format.js";
 
@@ -32,7 +32,7 @@ export function evaluationRun(studio, onResult) {
   const versionSelect = el("select", { "aria-label": "Add a version", onchange: addVersion });
   const rows = el("select", { name: "file" });
   const maxRows = el("input", { type: "number", name: "max_rows", min: 1, max: 500, placeholder: "100", value: DEFAULT_ROWS });
-  const file = fileInput({ accept: ".jsonl,.json,application/jsonl" }, ([chosen]) => upload(chosen));
+  const file = fileInput({ accept: DATASET_FILES }, ([chosen]) => upload(chosen));
   const problem = el("p.error", { role: "alert", hidden: true });
   const form = el(
     "form.stack.tight",

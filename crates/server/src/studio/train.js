@@ -1,7 +1,7 @@
 // Train: uploads training data, previews its rows as the model sees them, and lists the training jobs. The settings of a job are in
 // training-form.js, its progress in training-job.js.
 
-import { get, json, uploadDataset } from "./api.js";
+import { DATASET_FILES, get, json, uploadDataset } from "./api.js";
 import { dropzone, el, emptyState, errorState, fileInput, setChildren, toast } from "./dom.js";
 import { bytes, count, number } from "./format.js";
 import { trainingForm } from "./training-form.js";
@@ -26,10 +26,10 @@ const EXAMPLE = [
 export function train(studio) {
   const dataset = el("div.stack");
   const jobs = el("div.stack");
-  const file = fileInput({ accept: ".jsonl,.json,application/jsonl" }, ([chosen]) => openDataset(chosen));
+  const file = fileInput({ accept: DATASET_FILES }, ([chosen]) => openDataset(chosen));
   const area = dropzone(
     (transfer) => openDataset(transfer.files[0]),
-    el("p", {}, el("b", {}, "Training data"), el("span.muted", {}, " – drop a JSONL file here, with one question and answer per line. The server checks every line before training starts.")),
+    el("p", {}, el("b", {}, "Training data"), el("span.muted", {}, " – drop a file here: JSONL with one question and answer per line, a JSON list, CSV or TSV, also compressed (.gz, .zst). The server checks every row before training starts.")),
     el("button", { type: "button", onclick: () => file.click() }, "Choose file"),
     file,
   );
@@ -38,9 +38,9 @@ export function train(studio) {
   const formats = el(
     "p.small.muted",
     {},
-    "Each line is a question and its answer in your tone: ",
+    "Each row is a question and its answer in your tone: ",
     code('{"instruction": "Where is my order?", "output": "It is on its way."}'),
-    ". A line can also have ",
+    ". A row can also have ",
     code("messages"),
     ", or ",
     code("prompt"),
@@ -89,6 +89,7 @@ export function train(studio) {
         {},
         el("div.row.between", {}, el("h2", {}, uploaded.filename), el("span.muted.small", {}, `${count(uploaded.rows, uploaded.pairs ? "pair" : "row")}, ${bytes(uploaded.bytes)}`)),
         findingsList(lint),
+        fieldsNote(uploaded.fields),
         el("details", { open: true }, el("summary", {}, "Rows as the model sees them; the highlighted part is trained"), el("div.rows", {}, rows.map(renderedRow))),
         trainingForm({ studio, dataset: uploaded, onStart, onDelete: () => deleteDataset(uploaded) }),
       ),
@@ -107,6 +108,15 @@ export function train(studio) {
       el("summary", {}, [...counts].map(([problem, count]) => el("span.tag.warn", {}, `${label(problem)}: ${count}`)), el("span.small", {}, " Warnings; you can train anyway.")),
       el("ul.small", {}, lint.findings.slice(0, LISTED_FINDINGS).map(({ line, problem, about }) => el("li", {}, `line ${line}: ${label(problem)}`, about && ` – ${about}`))),
     );
+  }
+
+  function fieldsNote({ honoured, skipped, dropped }) {
+    const list = (title, fields) => {
+      const names = Object.entries(fields).map(([name, rows]) => `${name} (${number(rows)})`);
+      return names.length ? `${title}: ${names.join(", ")}. ` : "";
+    };
+    const text = list("Rows left out", skipped) + list("Marks and columns that change what is trained", honoured) + list("Not used", dropped);
+    return text ? el("p.small.muted", {}, text) : null;
   }
 
   function renderedRow({ line, held_out: heldOut, answer, rejected }) {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 
 /// The fields that a column can be read as.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 16] = [
     "messages",
     "conversations",
     "instruction",
@@ -17,6 +17,13 @@ const FIELDS: [&str; 9] = [
     "completion",
     "text",
     "intent",
+    "system",
+    "history",
+    "tools",
+    "label",
+    "chosen",
+    "rejected",
+    "kto_tag",
 ];
 
 /// The columns of a file that does not use the fields' own names: field to column, `instruction = "question"`.

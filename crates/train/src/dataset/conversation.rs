@@ -1,36 +1,69 @@
 //! The turns of a conversation, in the spelling of chat APIs (`role`, `content`) or of ShareGPT (`from`, `value`).
+//!
+//! Tool calls and responses become text, as in requests. Marks (`weight`, `train`) of answers are kept next to the turns.
 
-use formats::chat_template::Message;
+use formats::chat_template::{
+    Message, ToolCall, call_arguments, merge_tool_responses, render_turn,
+};
 use serde_json::{Map, Value};
 
-use super::fields::{EMPTY_ANSWER, Fields, kind, shortened, text};
+use super::field_report::shortened;
+use super::fields::{EMPTY_ANSWER, Fields, is_nothing, kind, text};
 use crate::error::TrainError;
 
 /// Most turns of a conversation.
 pub const MAX_TURNS: usize = 1000;
 
-/// The turns in `field`, in Lory's roles.
-pub(super) fn turns(fields: &Fields<'_>, field: &str) -> Result<Vec<Message>, TrainError> {
-    let list = match fields.get(field) {
-        Some(Value::Array(list)) => list,
-        other => {
-            let message = format!(
-                "must be a list of objects with `role` and `content`, or `from` and `value`, this is {}",
-                other.map_or("missing", kind)
-            );
-            return Err(fields.error(field, message));
+/// What a list of turns must have.
+const SPELLINGS: &str = "`role` and `content`, or `from` and `value`";
+
+/// Turns in Lory's roles (system, user, assistant), and the marks of their answers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Turns {
+    pub(super) messages: Vec<Message>,
+    /// For each message of the assistant, in order, whether a mark says that it is trained.
+    pub(super) marks: Vec<Option<bool>>,
+}
+
+impl Turns {
+    /// One turn of `role` without a mark.
+    pub(super) fn of(role: &str, content: impl Into<String>) -> Turns {
+        let mut turns = Turns::default();
+        turns.push(role, content);
+        turns
+    }
+
+    pub(super) fn push(&mut self, role: &str, content: impl Into<String>) {
+        self.messages.push(Message::new(role, content));
+        if role == "assistant" {
+            self.marks.push(None);
         }
-    };
-    if list.len() > MAX_TURNS {
-        let message = format!("has {} turns; at most {MAX_TURNS} are read", list.len());
-        return Err(fields.error(field, message));
     }
-    let mut turns = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        let turn = turn(item, i);
-        turns.push(turn.map_err(|(part, message)| fields.error_in(field, &part, message))?);
+
+    pub(super) fn append(&mut self, other: Turns) {
+        self.messages.extend(other.messages);
+        self.marks.extend(other.marks);
     }
-    match turns.last() {
+
+    /// Cuts off the turns after the last answer that may be trained: neither mask uses them. False if there is no such answer.
+    pub(super) fn end_at_trained_answer(&mut self) -> bool {
+        while self.marks.last() == Some(&Some(false)) {
+            self.marks.pop();
+            let is_answer = |message: &Message| message.role == "assistant";
+            let last = self.messages.iter().rposition(is_answer);
+            self.messages.truncate(last.unwrap_or(0));
+        }
+        let is_answer = |message: &Message| message.role == "assistant";
+        let last = self.messages.iter().rposition(is_answer);
+        self.messages.truncate(last.map_or(0, |last| last + 1));
+        last.is_some()
+    }
+}
+
+/// The turns in `field`, the last of which is the assistant's.
+pub(super) fn conversation(fields: &Fields<'_>, field: &'static str) -> Result<Turns, TrainError> {
+    let turns = turns(fields, field)?;
+    match turns.messages.last() {
         Some(last) if last.role == "assistant" => Ok(turns),
         Some(last) => {
             let message = format!(
@@ -43,14 +76,60 @@ pub(super) fn turns(fields: &Fields<'_>, field: &str) -> Result<Vec<Message>, Tr
     }
 }
 
-/// Reads turn `i`. The error is the path of the invalid field below the list, and a message.
-fn turn(item: &Value, i: usize) -> Result<Message, (String, String)> {
+/// The turns in `field`, a list that is not empty.
+pub(super) fn turns(fields: &Fields<'_>, field: &'static str) -> Result<Turns, TrainError> {
+    let list = match fields.get(field) {
+        Some(Value::Array(list)) => list,
+        other => {
+            let message = format!(
+                "must be a list of objects with {SPELLINGS}, this is {}",
+                other.map_or("missing", kind)
+            );
+            return Err(fields.error(field, message));
+        }
+    };
+    turns_of(list, field, fields)
+}
+
+/// The turns of `list`, which is the value of `field` or is in it.
+pub(super) fn turns_of(
+    list: &[Value],
+    field: &str,
+    fields: &Fields<'_>,
+) -> Result<Turns, TrainError> {
+    if list.is_empty() {
+        return Err(fields.error(field, "the list is empty"));
+    }
+    if list.len() > MAX_TURNS {
+        let message = format!("has {} turns; at most {MAX_TURNS} are read", list.len());
+        return Err(fields.error(field, message));
+    }
+    let mut messages = Vec::with_capacity(list.len());
+    let mut marks = Vec::new();
+    for (i, item) in list.iter().enumerate() {
+        let turn = turn(item, i, field, fields);
+        let (message, mark) = turn
+            .map_err(|(part, message)| fields.error_in(field, &format!("[{i}]{part}"), message))?;
+        if message.role == "assistant" {
+            marks.push(mark);
+        }
+        messages.push(message);
+    }
+    // Responses become turns of the user, so the order of the answers stays.
+    let messages = merge_tool_responses(messages);
+    Ok(Turns { messages, marks })
+}
+
+/// Reads turn `i` and its mark. The error is the path of the invalid field below the turn, and a message.
+pub(super) fn turn(
+    item: &Value,
+    i: usize,
+    field: &str,
+    fields: &Fields<'_>,
+) -> Result<(Message, Option<bool>), (String, String)> {
     let Value::Object(object) = item else {
-        let message = format!(
-            "must be an object with `role` and `content`, or `from` and `value`, this is {}",
-            kind(item)
-        );
-        return Err((format!("[{i}]"), message));
+        let message = format!("must be an object with {SPELLINGS}, this is {}", kind(item));
+        return Err((String::new(), message));
     };
     let other_spelling = object.contains_key("from") && !object.contains_key("role");
     let (role, content) = if other_spelling {
@@ -58,37 +137,177 @@ fn turn(item: &Value, i: usize) -> Result<Message, (String, String)> {
     } else {
         ("role", "content")
     };
-    let role_name = part(object, role, i)?;
-    let at = |name: &str, message: String| Err((format!("[{i}].{name}"), message));
+    let at = |name: &str, message: String| Err((format!(".{name}"), message));
+    let Some(role_name) = object.get(role) else {
+        return at(role, "is missing".to_owned());
+    };
+    let role_name = match text(role_name, "a string") {
+        Ok(role_name) => role_name,
+        Err(message) => return at(role, message),
+    };
     let speaker = match role_name {
-        "system" if i > 0 => {
+        "system" | "developer" if i > 0 => {
             let message = "a system message is only allowed as the first message";
             return at(role, message.to_owned());
         }
-        "system" => "system",
+        "system" | "developer" => "system",
         "user" | "human" => "user",
-        "assistant" | "gpt" => "assistant",
+        "assistant" | "gpt" | "model" | "function_call" => "assistant",
+        "tool" | "function" | "observation" => "tool",
         other => {
             let message = format!(
-                "role `{}` is not supported; the roles are system, user (or human) and assistant (or gpt)",
+                "role `{}` is not supported; the roles are system, user (or human), assistant (or gpt) and tool (or observation)",
                 shortened(other)
             );
             return at(role, message);
         }
     };
-    let text = part(object, content, i)?;
-    if speaker == "assistant" && text.trim().is_empty() {
+    let calls = match speaker {
+        "assistant" => calls(object)?,
+        _ => Vec::new(),
+    };
+    let mut written = match object.get(content) {
+        None | Some(Value::Null) if !calls.is_empty() => String::new(),
+        None => return at(content, "is missing".to_owned()),
+        Some(value) => match content_text(value) {
+            Ok(written) => written,
+            Err(message) => return at(content, message),
+        },
+    };
+    if role_name == "function_call" {
+        // ShareGPT with tools: the text is the call, or a list of calls.
+        written = match calls_of_text(&written) {
+            Some(calls) => render_turn("", &calls),
+            None => {
+                let message = "must be a call {\"name\", \"arguments\"} in JSON, or a list of them";
+                return at(content, message.to_owned());
+            }
+        };
+    }
+    if !calls.is_empty() || role_name == "function_call" {
+        fields.honour("tool_calls");
+    }
+    if speaker == "assistant" && written.trim().is_empty() && calls.is_empty() {
         return at(content, EMPTY_ANSWER.to_owned());
     }
-    Ok(Message::new(speaker, text))
+    let mark = mark(object, speaker == "assistant", field, fields);
+    let used = [role, content, "weight", "train", "tool_call_id"];
+    for (key, value) in object {
+        let is_call =
+            speaker == "assistant" && matches!(key.as_str(), "tool_calls" | "function_call");
+        if !used.contains(&key.as_str()) && !is_call && !is_nothing(value) {
+            fields.drop_field(&format!("{field}.{key}"));
+        }
+    }
+    Ok((Message::new(speaker, render_turn(&written, &calls)), mark))
 }
 
-fn part<'v>(
-    object: &'v Map<String, Value>,
-    name: &str,
-    i: usize,
-) -> Result<&'v str, (String, String)> {
-    let value = object.get(name).ok_or_else(|| "is missing".to_owned());
-    let part = value.and_then(|value| text(value, "a string"));
-    part.map_err(|message| (format!("[{i}].{name}"), message))
+/// A text, or the texts of a list of parts of the type `text`.
+fn content_text(value: &Value) -> Result<String, String> {
+    let Value::Array(parts) = value else {
+        return text(value, "a string or a list of text parts").map(str::to_owned);
+    };
+    if parts.is_empty() {
+        return text(value, "a string or a list of text parts").map(str::to_owned);
+    }
+    let mut whole = String::new();
+    for part in parts {
+        let kind = part.get("type").and_then(Value::as_str);
+        match (kind, part.get("text")) {
+            (Some("text") | None, Some(part)) => whole += text(part, "a string")?,
+            (kind, _) => {
+                let kind = shortened(kind.unwrap_or("unknown"));
+                return Err(format!(
+                    "a part of type `{kind}` is not supported; the parts are texts"
+                ));
+            }
+        }
+    }
+    Ok(whole)
+}
+
+/// What the marks of a message say about training it. Marks of other messages than answers, and other values, change nothing.
+fn mark(
+    object: &Map<String, Value>,
+    is_answer: bool,
+    field: &str,
+    fields: &Fields<'_>,
+) -> Option<bool> {
+    let mut trained = None;
+    for name in ["weight", "train"] {
+        let value = object.get(name).filter(|value| !value.is_null());
+        let Some(value) = value else {
+            continue;
+        };
+        let on = match value {
+            Value::Bool(on) => Some(*on),
+            Value::Number(number) if number.as_f64() == Some(0.0) => Some(false),
+            Value::Number(number) if number.as_f64() == Some(1.0) => Some(true),
+            _ => None,
+        };
+        match on {
+            Some(on) if is_answer => {
+                fields.honour(name);
+                trained = Some(on && trained != Some(false));
+            }
+            // No other message is trained anyway.
+            Some(false) => {}
+            _ => fields.drop_field(&format!("{field}.{name}")),
+        }
+    }
+    trained
+}
+
+/// The calls in `tool_calls` and `function_call` of an assistant's message.
+fn calls(object: &Map<String, Value>) -> Result<Vec<ToolCall>, (String, String)> {
+    let mut calls = Vec::new();
+    match object.get("tool_calls") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(list)) => {
+            for (i, item) in list.iter().enumerate() {
+                let (path, called) = match item.get("function") {
+                    Some(called) => (format!(".tool_calls[{i}].function"), called),
+                    None => (format!(".tool_calls[{i}]"), item),
+                };
+                let call = call(called);
+                calls.push(call.map_err(|(part, message)| (path + part, message))?);
+            }
+        }
+        Some(other) => {
+            let message = format!("must be a list of calls, this is {}", kind(other));
+            return Err((".tool_calls".to_owned(), message));
+        }
+    }
+    match object.get("function_call") {
+        None | Some(Value::Null) => {}
+        Some(called) => {
+            let call = call(called);
+            calls.push(call.map_err(|(part, message)| (format!(".function_call{part}"), message))?);
+        }
+    }
+    Ok(calls)
+}
+
+/// A call as the model writes it. The error is the path below the call, and a message.
+fn call(called: &Value) -> Result<ToolCall, (&'static str, String)> {
+    let name = called
+        .get("name")
+        .ok_or((".name", "is missing".to_owned()))?;
+    let name = text(name, "a string").map_err(|message| (".name", message))?;
+    let arguments = call_arguments(called.get("arguments"));
+    Ok(ToolCall {
+        name: name.to_owned(),
+        arguments: arguments.map_err(|message| (".arguments", message))?,
+    })
+}
+
+/// The calls that a text spells in JSON.
+fn calls_of_text(text: &str) -> Option<Vec<ToolCall>> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let list = match &value {
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let calls: Option<Vec<ToolCall>> = list.iter().map(|called| call(called).ok()).collect();
+    calls.filter(|calls| !calls.is_empty())
 }

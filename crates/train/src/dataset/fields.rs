@@ -1,27 +1,92 @@
 //! The fields of one row: looked up by column, read as text, and named in errors.
 
+use std::cell::RefCell;
+
 use serde_json::{Map, Value};
 
+use super::field_report::{FieldReport, RowFields, shortened};
 use super::{Columns, RowLocation};
 use crate::error::TrainError;
 
 /// The error of an answer that is empty or white space.
 pub(crate) const EMPTY_ANSWER: &str = "the answer is empty";
 
-/// The fields of a row, looked up by column.
+/// The fields of a row, looked up by column. A column that is null counts as absent.
 pub(super) struct Fields<'a> {
-    pub(super) object: &'a Map<String, Value>,
+    object: &'a Map<String, Value>,
     pub(super) columns: &'a Columns,
     pub(super) location: &'a RowLocation,
+    /// The columns that were read.
+    read: RefCell<Vec<&'a str>>,
+    row: RefCell<RowFields>,
 }
 
-impl Fields<'_> {
-    pub(super) fn get(&self, field: &str) -> Option<&Value> {
-        self.object.get(self.columns.column(field)?)
+impl<'a> Fields<'a> {
+    pub(super) fn new(
+        object: &'a Map<String, Value>,
+        columns: &'a Columns,
+        location: &'a RowLocation,
+    ) -> Self {
+        Self {
+            object,
+            columns,
+            location,
+            read: RefCell::default(),
+            row: RefCell::default(),
+        }
+    }
+
+    /// The value of `field`, which counts as used from now on.
+    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
+        let (column, value) = self.find(field)?;
+        self.read.borrow_mut().push(column);
+        Some(value)
+    }
+
+    /// The value of `field`, which does not count as used.
+    pub(super) fn peek(&self, field: &str) -> Option<&'a Value> {
+        self.find(field).map(|(_, value)| value)
     }
 
     pub(super) fn has(&self, field: &str) -> bool {
-        self.get(field).is_some()
+        self.find(field).is_some()
+    }
+
+    fn find(&self, field: &str) -> Option<(&'a str, &'a Value)> {
+        let (column, value) = self.object.get_key_value(self.columns.column(field)?)?;
+        (!value.is_null()).then_some((column.as_str(), value))
+    }
+
+    /// The names of the columns.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a String> {
+        self.object.keys()
+    }
+
+    /// Counts a mark or a column that changes what is trained.
+    pub(super) fn honour(&self, name: &'static str) {
+        self.row.borrow_mut().honour(name);
+    }
+
+    /// Counts a field that training does not use.
+    pub(super) fn drop_field(&self, name: &str) {
+        self.row.borrow_mut().drop_field(name);
+    }
+
+    /// Counts the column of `field`, which was read but is not used.
+    pub(super) fn drop_column(&self, field: &str) {
+        self.drop_field(self.columns.column(field).unwrap_or(field));
+    }
+
+    /// Adds the fields of this row to the report of its file; columns that were not read are dropped.
+    pub(super) fn report(&self, report: &mut FieldReport) {
+        let read = self.read.borrow();
+        for (column, value) in self.object {
+            let is_used = read.contains(&column.as_str());
+            if !is_used && !is_nothing(value) {
+                self.drop_field(column);
+            }
+        }
+        self.row.borrow().report(report);
     }
 
     /// An error at `field`, by its column's name.
@@ -61,7 +126,7 @@ impl Fields<'_> {
 
     pub(super) fn optional(&self, field: &str) -> Result<String, TrainError> {
         let content = match self.get(field) {
-            None | Some(Value::Null) => return Ok(String::new()),
+            None => return Ok(String::new()),
             Some(value) => text(value, "a string or null"),
         };
         let content = content.map_err(|message| self.error(field, message))?;
@@ -70,6 +135,17 @@ impl Fields<'_> {
         } else {
             content.to_owned()
         })
+    }
+}
+
+/// Whether a value says nothing: null, or an empty text, list or object.
+pub(super) fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
@@ -93,14 +169,4 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
-}
-
-/// A name from a file, for a message: not too long, and nothing in it that a terminal obeys.
-pub(super) fn shortened(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    let mut short: String = text.chars().take(40).map(shown).collect();
-    if text.chars().count() > 40 {
-        short.push('…');
-    }
-    short
 }

@@ -1,32 +1,33 @@
-//! Reads rows line by line, within limits. A broken line does not hide the lines after it.
+//! Reads rows record by record, within limits. A broken record does not hide those after it.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::io::{self, BufRead};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use formats::disk;
+use formats::data_file::{ContentTooLarge, DataFile, Record, Records, data_files};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::field_report::FieldReport;
+use super::record::{may_be_left_out, record_object};
 use super::row::parse_row;
 use super::{Columns, DataRow, Dataset, HoldOut, RowLocation};
 use crate::error::TrainError;
 use crate::stop::{NEVER, check_stop};
 
-/// Longest line of a data file, in bytes, its end not counted.
-pub const MAX_LINE: usize = 1 << 20;
-/// Most rows of a data file.
+/// Most rows of a data file or folder.
 pub const MAX_ROWS: usize = 1_000_000;
-/// Largest data file, in bytes: its rows are in memory while it is trained on.
+/// Most content of a data file or folder, in bytes after decompression: its rows are in memory while it is trained on.
 pub const MAX_BYTES: u64 = 2 << 30;
 /// Broken lines that are kept, of those that are counted.
 pub const MAX_BROKEN: usize = 1000;
 /// Broken lines that an error names.
 const NAMED: usize = 10;
 
-/// Reads one line of a file; `None` for a line that does not count.
-type ReadRow<'a, T> = dyn FnMut(&str, RowLocation) -> Result<Option<T>, TrainError> + 'a;
+/// Reads the object of a record; `None` for a row that is left out.
+type ReadRow<'a, T> = dyn FnMut(&Map<String, Value>, RowLocation, &mut FieldReport) -> Result<Option<T>, TrainError>
+    + 'a;
 
 /// A data file and all its errors.
 #[derive(Debug)]
@@ -37,6 +38,10 @@ pub struct DatasetScan {
     pub broken: Vec<TrainError>,
     /// How many lines are broken.
     pub broken_lines: usize,
+    /// What became of the fields of the rows.
+    pub fields: FieldReport,
+    /// The size of the content, in bytes after decompression.
+    pub bytes: u64,
 }
 
 impl DatasetScan {
@@ -50,7 +55,17 @@ impl DatasetScan {
         match self.broken_lines {
             0 if self.data.rows.is_empty() => Err(TrainError::Data {
                 file,
-                message: "the file holds no rows; write one JSON object a line".to_owned(),
+                message: match self.fields.skipped_rows() {
+                    0 => "the file holds no rows; write one JSON object a line".to_owned(),
+                    count => format!(
+                        "all of its {count} rows are left out by their marks ({})",
+                        {
+                            let marks: Vec<&str> =
+                                self.fields.skipped.keys().map(String::as_str).collect();
+                            marks.join(", ")
+                        }
+                    ),
+                },
             }),
             0 => Ok(self.data),
             1 => Err(self.broken.remove(0)),
@@ -111,8 +126,9 @@ impl Dataset {
         columns: &Columns,
         stop: &AtomicBool,
     ) -> Result<DatasetScan, TrainError> {
-        let mut row = |text: &str, location| parse_row(text, location, columns);
-        Self::scan_with(open(path)?, &path.display().to_string(), stop, &mut row)
+        Self::scan_with(path, stop, &mut |object, location, fields| {
+            parse_row(object, location, columns, fields)
+        })
     }
 
     /// As [`Dataset::scan`], of what `reader` gives; `name` is the name of the file in messages.
@@ -124,129 +140,218 @@ impl Dataset {
         name: &str,
         columns: &Columns,
     ) -> Result<DatasetScan, TrainError> {
-        Self::scan_with(reader, name, &NEVER, &mut |text, location| {
-            parse_row(text, location, columns)
+        Self::scan_reader(reader, name, &mut |object, location, fields| {
+            parse_row(object, location, columns, fields)
         })
     }
 
-    /// Checks every line of the file at `path` as [`Dataset::scan`] does, without keeping its rows in memory.
+    /// As [`Dataset::scan_from`], for rows of another shape.
+    pub(crate) fn scan_reader(
+        reader: impl BufRead,
+        name: &str,
+        row: &mut ReadRow<'_, DataRow>,
+    ) -> Result<DatasetScan, TrainError> {
+        let mut scanner = Scanner::new(&NEVER, MAX_BYTES);
+        let row = &mut |object: &_, location, fields: &mut _| keep(row(object, location, fields));
+        scanner.read(DataFile::of(reader, name, MAX_BYTES)?, name, row)?;
+        Ok(scanner.finish(name))
+    }
+
+    /// Checks every line of the file at `path` as [`Dataset::scan`] does, without keeping its rows in memory. Its content, after
+    /// decompression, has at most `most` bytes.
     ///
     /// # Errors
     /// As [`Dataset::scan_until`] and [`DatasetScan::whole`].
     pub fn check(
         path: &Path,
         columns: &Columns,
+        most: u64,
         stop: &AtomicBool,
     ) -> Result<CheckedFile, TrainError> {
-        Self::check_with(path, stop, &mut |text, location| {
-            parse_row(text, location, columns)
+        Self::check_with(path, most, stop, &mut |object, location, fields| {
+            parse_row(object, location, columns, fields)
         })
     }
 
     /// As [`Dataset::check`], for rows of another shape.
     pub(crate) fn check_with(
         path: &Path,
+        most: u64,
         stop: &AtomicBool,
-        row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
+        row: &mut ReadRow<'_, DataRow>,
     ) -> Result<CheckedFile, TrainError> {
-        let mut checked = CheckedFile {
-            rows: 0,
-            hold_out: HoldOut::default(),
-            hash: String::new(),
-        };
-        let name = path.display().to_string();
-        let scan = Self::scan_lines(open(path)?, &name, stop, &mut |text, location| {
-            let row = row(text, location)?;
-            checked.rows += 1;
-            checked.hold_out.add(&row);
+        let (mut rows, mut hold_out) = (0, HoldOut::default());
+        let mut scan = scan_files(path, most, stop, &mut |object, location, fields| {
+            let Some(row) = row(object, location, fields)? else {
+                return Ok(None);
+            };
+            rows += 1;
+            hold_out.add(&row);
             // One row stays, for the check that there is one.
-            Ok((checked.rows == 1).then_some(row))
+            Ok(Some((rows == 1).then_some(row)))
         })?;
-        checked.hash = scan.whole()?.hash;
+        let fields = std::mem::take(&mut scan.fields);
+        let checked = CheckedFile {
+            rows,
+            hold_out,
+            fields: fields.clone(),
+            bytes: scan.bytes,
+            hash: scan.data.hash.clone(),
+        };
+        DatasetScan { fields, ..scan }.whole()?;
         Ok(checked)
     }
 
-    /// As [`Dataset::scan_from`], for rows of another shape: `row` reads one line, without its end.
+    /// As [`Dataset::scan_until`], for rows of another shape.
     pub(crate) fn scan_with(
-        reader: impl BufRead,
-        name: &str,
-        stop: &AtomicBool,
-        row: &mut dyn FnMut(&str, RowLocation) -> Result<DataRow, TrainError>,
-    ) -> Result<DatasetScan, TrainError> {
-        Self::scan_lines(reader, name, stop, &mut |text, location| {
-            row(text, location).map(Some)
-        })
-    }
-
-    /// As [`Dataset::scan_with`]; of the rows, those that `row` returns are kept.
-    fn scan_lines(
-        reader: impl BufRead,
-        name: &str,
+        path: &Path,
         stop: &AtomicBool,
         row: &mut ReadRow<'_, DataRow>,
     ) -> Result<DatasetScan, TrainError> {
+        scan_files(path, MAX_BYTES, stop, &mut |object, location, fields| {
+            keep(row(object, location, fields))
+        })
+    }
+}
+
+/// A row that counts is kept.
+fn keep(row: Result<Option<DataRow>, TrainError>) -> Result<Option<Option<DataRow>>, TrainError> {
+    row.map(|row| row.map(Some))
+}
+
+/// Scans the file at `path`, or the files of a folder. Of the rows that count, `row` returns those that are kept.
+fn scan_files(
+    path: &Path,
+    most: u64,
+    stop: &AtomicBool,
+    row: &mut ReadRow<'_, Option<DataRow>>,
+) -> Result<DatasetScan, TrainError> {
+    let mut scanner = Scanner::new(stop, most);
+    for file in data_files(path)? {
+        let source = DataFile::open(&file, scanner.left)?;
+        scanner.read(source, &file.display().to_string(), row)?;
+    }
+    Ok(scanner.finish(&path.display().to_string()))
+}
+
+/// What was read of the files of a data set.
+struct Scanner<'s> {
+    stop: &'s AtomicBool,
+    /// The bytes that were read, and those that may still be read.
+    bytes: u64,
+    left: u64,
+    /// Rows that count.
+    count: usize,
+    rows: Vec<DataRow>,
+    broken: Vec<TrainError>,
+    broken_lines: usize,
+    fields: FieldReport,
+    /// The name and the hash of each file.
+    hashes: Vec<(String, String)>,
+}
+
+impl<'s> Scanner<'s> {
+    fn new(stop: &'s AtomicBool, most: u64) -> Self {
+        Self {
+            stop,
+            bytes: 0,
+            left: most,
+            count: 0,
+            rows: Vec::new(),
+            broken: Vec::new(),
+            broken_lines: 0,
+            fields: FieldReport::default(),
+            hashes: Vec::new(),
+        }
+    }
+
+    /// Reads a file to its end.
+    fn read(
+        &mut self,
+        source: DataFile<'_>,
+        name: &str,
+        row: &mut ReadRow<'_, Option<DataRow>>,
+    ) -> Result<(), TrainError> {
         let file: Arc<str> = name.into();
-        let refuse = |message: String| TrainError::Data {
-            file: name.to_owned(),
-            message,
-        };
-        let mut lines = Lines::new(reader, MAX_BYTES);
-        let mut rows = Vec::new();
-        let mut count = 0;
-        let mut broken = Vec::new();
-        let mut broken_lines = 0;
-        for line in 1.. {
-            check_stop(stop)?;
-            let read = lines.next_line().map_err(|source| TrainError::Read {
-                path: name.into(),
-                source,
-            })?;
+        let mut records = Records::new(source.content, source.layout);
+        loop {
+            check_stop(self.stop)?;
+            let Some((line, record)) = records
+                .next_record()
+                .map_err(|error| unreadable(error, name))?
+            else {
+                break;
+            };
+            if record.is_blank() {
+                continue;
+            }
             let location = RowLocation {
                 file: file.clone(),
                 line,
             };
-            let parsed = match read {
-                Line::End => break,
-                Line::PastTheLimit => {
-                    return Err(refuse(format!(
-                        "the file is larger than {MAX_BYTES} bytes; split it"
-                    )));
+            let object = record_object(&record, &location);
+            match object.and_then(|object| row(&object, location, &mut self.fields)) {
+                Ok(Some(_)) if self.count == MAX_ROWS => {
+                    return Err(TrainError::Data {
+                        file: name.to_owned(),
+                        message: format!("more than {MAX_ROWS} rows; split the file"),
+                    });
                 }
-                Line::TooLong => Err(too_long(&location)),
-                Line::Bytes(bytes) if line == 1 && is_utf16(bytes) => {
-                    return Err(refuse("the file is UTF-16; save it as UTF-8".to_owned()));
+                Ok(Some(row)) => {
+                    self.count += 1;
+                    self.rows.extend(row);
                 }
-                Line::Bytes(bytes) => match text(bytes, &location) {
-                    Ok("") => continue,
-                    Ok(text) => row(text, location),
-                    Err(error) => Err(error),
-                },
-            };
-            match parsed {
-                Ok(_) if count == MAX_ROWS => {
-                    return Err(refuse(format!("more than {MAX_ROWS} rows; split the file")));
-                }
-                Ok(row) => {
-                    count += 1;
-                    rows.extend(row);
-                }
+                Ok(None) => {}
                 Err(error) => {
-                    broken_lines += 1;
-                    if broken.len() < MAX_BROKEN {
-                        broken.push(error);
+                    self.broken_lines += 1;
+                    if self.broken.len() < MAX_BROKEN {
+                        self.broken.push(error);
                     }
                 }
             }
         }
-        Ok(DatasetScan {
+        let content = records.into_reader();
+        self.bytes += content.read_bytes();
+        self.left = self.left.saturating_sub(content.read_bytes());
+        self.hashes.push((name.to_owned(), content.hash()));
+        Ok(())
+    }
+
+    /// The data set called `name`.
+    fn finish(self, name: &str) -> DatasetScan {
+        let hash = match self.hashes.as_slice() {
+            [(_, hash)] => hash.clone(),
+            files => {
+                let mut hasher = Sha256::new();
+                files.iter().for_each(|(_, hash)| hasher.update(hash));
+                base16ct::lower::encode_string(&hasher.finalize())
+            }
+        };
+        DatasetScan {
             data: Dataset {
-                file,
-                rows,
-                hash: base16ct::lower::encode_string(&lines.hasher.unwrap_or_default().finalize()),
+                file: name.into(),
+                rows: self.rows,
+                hash,
             },
-            broken,
-            broken_lines,
-        })
+            broken: self.broken,
+            broken_lines: self.broken_lines,
+            fields: self.fields,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// The error of reading the file `name`.
+fn unreadable(source: io::Error, name: &str) -> TrainError {
+    match source.get_ref() {
+        Some(cause) if cause.is::<ContentTooLarge>() => TrainError::Data {
+            file: name.to_owned(),
+            message: cause.to_string(),
+        },
+        _ => TrainError::Read {
+            path: name.into(),
+            source,
+        },
     }
 }
 
@@ -257,7 +362,11 @@ pub struct CheckedFile {
     pub rows: usize,
     /// What decides which of them are held out.
     pub hold_out: HoldOut,
-    /// SHA-256 of the file's bytes, in hex.
+    /// What became of their fields.
+    pub fields: FieldReport,
+    /// The size of its content, in bytes after decompression.
+    pub bytes: u64,
+    /// SHA-256 of its content, in hex, as [`Dataset::hash`].
     pub hash: String,
 }
 
@@ -272,8 +381,8 @@ pub struct RowRange {
     pub max_bytes: usize,
 }
 
-/// The rows in `range` of the file at `path`, whose lines were all checked before: every line that is not blank is a row. Lines before
-/// the range are skipped without being parsed, and lines after it are not read.
+/// The rows in `range` of the file at `path`, whose lines were all checked before. Lines before the range are skipped without being
+/// parsed, unless a mark may leave them out; lines after it are not read.
 ///
 /// # Errors
 /// The file cannot be read, a line in the range is broken, or [`TrainError::Stopped`].
@@ -283,8 +392,8 @@ pub fn read_range(
     range: RowRange,
     stop: &AtomicBool,
 ) -> Result<Vec<DataRow>, TrainError> {
-    parse_range(path, range, stop, &mut |text, location| {
-        parse_row(text, location, columns).map(Some)
+    parse_range(path, range, stop, &mut |object, location, fields| {
+        parse_row(object, location, columns, fields)
     })
 }
 
@@ -299,9 +408,10 @@ pub fn read_first(
     stop: &AtomicBool,
     keep: impl Fn(&DataRow) -> bool,
 ) -> Result<Vec<DataRow>, TrainError> {
-    parse_range(path, RowRange::first(limit), stop, &mut |text, location| {
-        let row = parse_row(text, location, columns)?;
-        Ok(keep(&row).then_some(row))
+    let range = RowRange::first(limit);
+    parse_range(path, range, stop, &mut |object, location, fields| {
+        let row = parse_row(object, location, columns, fields)?;
+        Ok(row.filter(&keep))
     })
 }
 
@@ -315,15 +425,13 @@ pub(crate) fn each_row(
     stop: &AtomicBool,
     visit: &mut dyn FnMut(DataRow) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    parse_range(
-        path,
-        RowRange::first(usize::MAX),
-        stop,
-        &mut |text, location| {
-            visit(parse_row(text, location, columns)?)?;
-            Ok(None::<DataRow>)
-        },
-    )?;
+    let all = RowRange::first(usize::MAX);
+    parse_range(path, all, stop, &mut |object, location, fields| {
+        if let Some(row) = parse_row(object, location, columns, fields)? {
+            visit(row)?;
+        }
+        Ok(None::<DataRow>)
+    })?;
     Ok(())
 }
 
@@ -338,164 +446,77 @@ impl RowRange {
     }
 }
 
-/// As [`read_range`], for rows of another shape: `row` reads one line. A row for which it returns `None` does not count.
+/// The object of the first record of the file at `path`, or of the first file of a folder that has one; `None` if it is broken.
+pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, TrainError> {
+    for path in data_files(path)? {
+        let name = path.display().to_string();
+        let DataFile { content, layout } = DataFile::open(&path, MAX_BYTES)?;
+        let mut records = Records::new(content.without_hash(), layout);
+        while let Some((line, record)) = records
+            .next_record()
+            .map_err(|error| unreadable(error, &name))?
+        {
+            if record.is_blank() {
+                continue;
+            }
+            let location = RowLocation {
+                file: name.as_str().into(),
+                line,
+            };
+            return Ok(record_object(&record, &location).ok());
+        }
+    }
+    Ok(None)
+}
+
+/// As [`read_range`], for rows of another shape: `row` reads one record. A row for which it returns `None` does not count.
 pub(crate) fn parse_range<T>(
     path: &Path,
     range: RowRange,
     stop: &AtomicBool,
     row: &mut ReadRow<'_, T>,
 ) -> Result<Vec<T>, TrainError> {
-    let file: Arc<str> = path.display().to_string().into();
-    let mut lines = Lines::new(open(path)?, MAX_BYTES);
-    lines.hasher = None;
     let mut rows = Vec::new();
-    let (mut seen, mut bytes) = (0, 0);
-    for line in 1.. {
-        check_stop(stop)?;
-        let location = RowLocation {
-            file: file.clone(),
-            line,
-        };
-        let read = match lines.next_line().map_err(TrainError::read(path))? {
-            Line::End | Line::PastTheLimit => break,
-            Line::TooLong => return Err(too_long(&location)),
-            Line::Bytes(read) if is_blank(read) => continue,
-            Line::Bytes(read) => read,
-        };
-        seen += 1;
-        if seen <= range.first {
-            continue;
+    let mut fields = FieldReport::default();
+    let (mut seen, mut bytes, mut left) = (0, 0, MAX_BYTES);
+    for path in data_files(path)? {
+        let name = path.display().to_string();
+        let file: Arc<str> = name.as_str().into();
+        let DataFile { content, layout } = DataFile::open(&path, left)?;
+        let mut records = Records::new(content.without_hash(), layout);
+        loop {
+            check_stop(stop)?;
+            let read = records
+                .next_record()
+                .map_err(|error| unreadable(error, &name))?;
+            let Some((line, record)) = read else {
+                break;
+            };
+            if record.is_blank() {
+                continue;
+            }
+            let location = RowLocation {
+                file: file.clone(),
+                line,
+            };
+            let mut parse = |record: &Record<'_>| {
+                let object = record_object(record, &location)?;
+                row(&object, location.clone(), &mut fields)
+            };
+            if seen < range.first {
+                let counts = !may_be_left_out(&record) || !matches!(parse(&record), Ok(None));
+                seen += usize::from(counts);
+                continue;
+            }
+            bytes += record.content_bytes();
+            if rows.len() >= range.limit || bytes > range.max_bytes && !rows.is_empty() {
+                return Ok(rows);
+            }
+            rows.extend(parse(&record)?);
         }
-        bytes += read.len();
-        let is_full = rows.len() >= range.limit || bytes > range.max_bytes && !rows.is_empty();
-        if is_full {
-            break;
-        }
-        rows.extend(row(text(read, &location)?, location)?);
+        left = left.saturating_sub(records.into_reader().read_bytes());
     }
     Ok(rows)
-}
-
-/// Whether a line has only white space, or a byte order mark and white space.
-fn is_blank(line: &[u8]) -> bool {
-    match line.trim_ascii().first() {
-        None => true,
-        Some(byte) if byte.is_ascii() => false,
-        Some(_) => std::str::from_utf8(line)
-            .is_ok_and(|text| text.trim_start_matches('\u{feff}').trim().is_empty()),
-    }
-}
-
-fn open(path: &Path) -> Result<BufReader<File>, TrainError> {
-    let file = disk::open(path).map_err(TrainError::read(path))?;
-    Ok(BufReader::with_capacity(1 << 16, file))
-}
-
-fn too_long(location: &RowLocation) -> TrainError {
-    let message = format!("the line is longer than {MAX_LINE} bytes; split the row or shorten it");
-    TrainError::row(location, message)
-}
-
-/// Whether a file that starts with `bytes` has the byte order mark of UTF-16.
-fn is_utf16(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff")
-}
-
-/// A line's text without its end and, in the first line, without a byte order mark.
-fn text<'b>(bytes: &'b [u8], location: &RowLocation) -> Result<&'b str, TrainError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let message = format!(
-            "not UTF-8 text at byte {} of the line; save the file as UTF-8",
-            error.valid_up_to() + 1
-        );
-        TrainError::row(location, message)
-    })?;
-    let text = match location.line {
-        1 => text.strip_prefix('\u{feff}').unwrap_or(text),
-        _ => text,
-    };
-    Ok(text.trim_end())
-}
-
-/// One line of a file.
-enum Line<'b> {
-    Bytes(&'b [u8]),
-    TooLong,
-    PastTheLimit,
-    End,
-}
-
-/// Reads lines one by one, never more than a line's limit into memory, and hashes every byte if it has a hasher.
-struct Lines<R> {
-    reader: R,
-    hasher: Option<Sha256>,
-    bytes: Vec<u8>,
-    read: u64,
-    most: u64,
-}
-
-impl<R: BufRead> Lines<R> {
-    fn new(reader: R, most: u64) -> Self {
-        Self {
-            reader,
-            hasher: Some(Sha256::new()),
-            bytes: Vec::new(),
-            read: 0,
-            most,
-        }
-    }
-
-    fn next_line(&mut self) -> io::Result<Line<'_>> {
-        self.bytes.clear();
-        // Two bytes more than the limit: the line's end may be CR LF.
-        let limit = MAX_LINE as u64 + 2;
-        let count = (&mut self.reader)
-            .take(limit)
-            .read_until(b'\n', &mut self.bytes)?;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&self.bytes);
-        }
-        self.read += count as u64;
-        if count == 0 {
-            return Ok(Line::End);
-        }
-        let ended = self.bytes.ends_with(b"\n");
-        if !ended && count as u64 == limit {
-            self.skip_line()?;
-        }
-        if self.read > self.most {
-            return Ok(Line::PastTheLimit);
-        }
-        let line = self.bytes.strip_suffix(b"\n").unwrap_or(&self.bytes);
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        Ok(if line.len() > MAX_LINE {
-            Line::TooLong
-        } else {
-            Line::Bytes(line)
-        })
-    }
-
-    /// Reads on to the line's end, or to where the file is past its limit.
-    fn skip_line(&mut self) -> io::Result<()> {
-        while self.read <= self.most {
-            let part = match self.reader.fill_buf() {
-                Ok(part) => part,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            let end = part.iter().position(|byte| *byte == b'\n');
-            let count = end.map_or(part.len(), |end| end + 1);
-            if let Some(hasher) = &mut self.hasher {
-                hasher.update(&part[..count]);
-            }
-            self.reader.consume(count);
-            self.read += count as u64;
-            if end.is_some() || count == 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -545,16 +566,5 @@ mod tests {
         };
         let stopped = read_range(&path, &Columns::default(), range, &stop);
         assert!(matches!(stopped, Err(TrainError::Stopped)));
-    }
-
-    #[test]
-    fn endless_file_is_read_up_to_the_limit() {
-        for (bytes, most) in [(b'x', 3 << 20), (b'\n', 1000)] {
-            let endless = BufReader::new(io::repeat(bytes));
-            let mut lines = Lines::new(endless, most);
-            while !matches!(lines.next_line().unwrap(), Line::PastTheLimit) {}
-            assert!(lines.bytes.capacity() <= 2 * MAX_LINE + 64);
-            assert!(lines.read > most && lines.read <= most + (1 << 20));
-        }
     }
 }

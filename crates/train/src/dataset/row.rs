@@ -1,15 +1,18 @@
 //! One line of a data file: recognises its shape and names the field that breaks it.
 
+use formats::chat_template::{Message, alpaca_prompt};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::conversation::turns;
-use super::fields::{Fields, kind, shortened};
+use super::context;
+use super::conversation::{Turns, conversation, turns};
+use super::field_report::{FieldReport, shortened};
+use super::fields::{Fields, kind};
 use super::{Columns, DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 
 /// The object of a line, whatever its columns are.
-pub(crate) fn object(text: &str, location: &RowLocation) -> Result<Map<String, Value>, TrainError> {
+pub(super) fn object(text: &str, location: &RowLocation) -> Result<Map<String, Value>, TrainError> {
     let value: Value = serde_json::from_str(text)
         .map_err(|error| TrainError::row(location, invalid_json(text, &error)))?;
     let Value::Object(object) = value else {
@@ -22,25 +25,69 @@ pub(crate) fn object(text: &str, location: &RowLocation) -> Result<Map<String, V
     Ok(object)
 }
 
+/// Reads a row and adds its fields to the report; `None` if a mark leaves it out, which is counted there.
 pub(super) fn parse_row(
-    text: &str,
+    object: &Map<String, Value>,
     location: RowLocation,
     columns: &Columns,
-) -> Result<DataRow, TrainError> {
-    let object = object(text, &location)?;
-    let fields = Fields {
-        object: &object,
-        columns,
-        location: &location,
+    report: &mut FieldReport,
+) -> Result<Option<DataRow>, TrainError> {
+    let fields = Fields::new(object, columns, &location);
+    if is_negative(&fields) {
+        report.skip(NEGATIVE);
+        return Ok(None);
+    }
+    let Some((content, marks)) = content(&fields)? else {
+        report.skip(UNTRAINED);
+        return Ok(None);
     };
-    let content = content(&fields)?;
-    let intent = fields.get("intent").and_then(Value::as_str);
-    let intent = intent.map(str::to_owned);
-    Ok(DataRow {
+    let tools = match content {
+        RowContent::Text(_) => None,
+        _ => context::tools(&fields),
+    };
+    let intent = intent(&fields);
+    fields.report(report);
+    Ok(Some(DataRow {
         location,
         content,
         intent,
-    })
+        marks,
+        tools,
+    }))
+}
+
+/// How rows are counted whose answer is an example of a bad one.
+const NEGATIVE: &str = "label: false";
+/// How rows are counted whose marks leave no answer to train.
+const UNTRAINED: &str = "weight: 0 on every answer";
+
+/// The column `intent`, if it has a text.
+pub(super) fn intent(fields: &Fields<'_>) -> Option<String> {
+    fields
+        .get("intent")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+}
+
+/// Whether the row is marked as an example of a bad answer, as in data for KTO.
+fn is_negative(fields: &Fields<'_>) -> bool {
+    let mut negative = false;
+    for name in ["label", "kto_tag"] {
+        let good = match fields.peek(name) {
+            Some(Value::Bool(good)) => Some(*good),
+            // Tables have texts only.
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Some(true),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Some(false),
+            // A class, which says nothing about the answer.
+            _ => None,
+        };
+        if let Some(good) = good {
+            let _ = fields.get(name);
+            fields.honour(name);
+            negative |= !good;
+        }
+    }
+    negative
 }
 
 /// Describes why a line is not valid JSON, with advice.
@@ -58,48 +105,146 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> String {
         }
         _ => "",
     };
+    let is_surrogate =
+        reason.starts_with("lone leading surrogate") || reason == "unexpected end of hex escape";
+    if is_surrogate && let Some(field) = field_of_error(text) {
+        return format!(
+            "not valid JSON at column {}: field `{field}` has half of a surrogate pair (an emoji that was cut, such as \\ud83d); write \
+             whole characters",
+            error.column()
+        );
+    }
     format!(
         "not valid JSON at column {}: {reason}{advice}",
         error.column()
     )
 }
 
-fn content(fields: &Fields<'_>) -> Result<RowContent, TrainError> {
+/// The path of the value at which `text` is not valid JSON, if it is in one.
+fn field_of_error(text: &str) -> Option<String> {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let error = serde_path_to_error::deserialize::<_, Value>(&mut reader).err()?;
+    let path = error.path().to_string();
+    (path != ".").then(|| shortened(&path))
+}
+
+/// A row's content, and the marks of its answers.
+type Marked = (RowContent, Vec<Option<bool>>);
+
+/// The content of a row in any shape; `None` if marks leave no answer to train.
+fn content(fields: &Fields<'_>) -> Result<Option<Marked>, TrainError> {
+    let plain = |content| Ok(Some((content, Vec::new())));
     // Complete shapes first, so that a stray column named `text` or `prompt` does not hide the one that was meant.
     if fields.has("messages") {
-        turns(fields, "messages").map(RowContent::Messages)
+        conversation(fields, "messages").map(|turns| messages(turns, fields))
     } else if fields.has("conversations") {
-        turns(fields, "conversations").map(RowContent::Messages)
+        conversation(fields, "conversations").map(|turns| messages(turns, fields))
     } else if fields.has("instruction") && fields.has("output")
         || fields.has("instruction") && !fields.has("completion") && !fields.has("text")
     {
-        Ok(RowContent::Alpaca {
-            instruction: fields.required("instruction")?,
-            input: fields.optional("input")?,
-            output: fields.required("output")?,
-        })
+        let instruction = fields.required("instruction")?;
+        let input = fields.optional("input")?;
+        let output = fields.required("output")?;
+        match before(fields) {
+            Some(mut turns) => {
+                turns.push("user", alpaca_prompt(&instruction, &input));
+                turns.push("assistant", output);
+                Ok(messages(turns, fields))
+            }
+            None => plain(RowContent::Alpaca {
+                instruction,
+                input,
+                output,
+            }),
+        }
     } else if fields.has("prompt") && fields.has("completion")
         || (fields.has("prompt") || fields.has("completion")) && !fields.has("text")
     {
-        Ok(RowContent::Completion {
-            prompt: fields.required("prompt")?,
-            completion: fields.required("completion")?,
-        })
+        completion(fields)
     } else if fields.has("text") {
-        fields.required("text").map(RowContent::Text)
+        plain(RowContent::Text(fields.required("text")?))
     } else {
         Err(TrainError::row(fields.location, no_shape(fields)))
     }
 }
 
+/// A prompt and its completion, each a text or a list of turns.
+fn completion(fields: &Fields<'_>) -> Result<Option<Marked>, TrainError> {
+    let is_list = |field| matches!(fields.peek(field), Some(Value::Array(_)));
+    let earlier = before(fields);
+    if !is_list("prompt") && !is_list("completion") && earlier.is_none() {
+        let content = RowContent::Completion {
+            prompt: fields.required("prompt")?,
+            completion: fields.required("completion")?,
+        };
+        return Ok(Some((content, Vec::new())));
+    }
+    let mut all = earlier.unwrap_or_default();
+    if is_list("prompt") {
+        let prompt = turns(fields, "prompt")?;
+        let opens = prompt
+            .messages
+            .first()
+            .is_some_and(|turn| turn.role == "system");
+        if opens && !all.messages.is_empty() {
+            let message = "begins with a system message, and the row has `system` or `history` too; give the system prompt once";
+            return Err(fields.error("prompt", message));
+        }
+        all.append(prompt);
+    } else {
+        all.push("user", fields.required("prompt")?);
+    }
+    if is_list("completion") {
+        // The prompt is context: only the completion is trained.
+        all.marks.iter_mut().for_each(|mark| *mark = Some(false));
+        all.append(conversation(fields, "completion")?);
+    } else {
+        all.push("assistant", fields.required("completion")?);
+    }
+    Ok(messages(all, fields))
+}
+
+/// The system prompt and the history of a row; `None` if it has neither.
+fn before(fields: &Fields<'_>) -> Option<Turns> {
+    let system = context::system(fields);
+    let history = context::history(fields);
+    if system.is_none() && history.messages.is_empty() {
+        return None;
+    }
+    let opens = history
+        .messages
+        .first()
+        .is_some_and(|turn| turn.role == "system");
+    let mut turns = Turns::default();
+    match system {
+        Some(_) if opens => fields.drop_column("system"),
+        Some(system) => turns.push("system", system),
+        None => {}
+    }
+    turns.append(history);
+    Some(turns)
+}
+
+/// A conversation up to its last answer that is trained, after the row's system prompt; `None` if no answer is trained.
+fn messages(mut turns: Turns, fields: &Fields<'_>) -> Option<Marked> {
+    let opens = turns
+        .messages
+        .first()
+        .is_some_and(|turn| turn.role == "system");
+    if !opens && let Some(system) = context::system(fields) {
+        turns.messages.insert(0, Message::new("system", system));
+    }
+    if !turns.end_at_trained_answer() {
+        return None;
+    }
+    let is_marked = turns.marks.iter().any(Option::is_some);
+    let marks = if is_marked { turns.marks } else { Vec::new() };
+    Some((RowContent::Messages(turns.messages), marks))
+}
+
 fn no_shape(fields: &Fields<'_>) -> String {
     let quoted = |name: &str| format!("`{}`", shortened(name));
-    let found: Vec<String> = fields
-        .object
-        .keys()
-        .take(8)
-        .map(|key| quoted(key))
-        .collect();
+    let found: Vec<String> = fields.names().take(8).map(|key| quoted(key)).collect();
     let found = if found.is_empty() {
         "no fields".to_owned()
     } else {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::lengths::TokenLengths;
-use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, RowLocation};
+use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, FieldReport, RowLocation};
 use crate::error::TrainError;
 
 /// The most findings of a kind that a report lists; further ones are counted.
@@ -168,6 +168,8 @@ pub struct LintReport {
     pub intents: BTreeMap<String, usize>,
     /// How long the rows are; `None` if they were not tokenized.
     pub lengths: Option<TokenLengths>,
+    /// What became of the rows' fields: which are honoured, which rows are left out, and what training does not use.
+    pub fields: FieldReport,
     /// Rows that training would hold out for validation, if there are no other rows for that.
     pub held_out: Option<usize>,
     /// Number of listed findings of each kind.
@@ -203,8 +205,9 @@ impl LintReport {
         }
     }
 
-    /// Adds the broken lines of a file.
-    pub fn add_broken(&mut self, scan: &DatasetScan) {
+    /// Adds the broken lines of a file, and what became of its fields.
+    pub fn add_scan(&mut self, scan: &DatasetScan) {
+        self.fields.add(&scan.fields);
         self.broken_lines += scan.broken_lines;
         for error in &scan.broken {
             let TrainError::Row {

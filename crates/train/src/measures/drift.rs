@@ -53,13 +53,12 @@ pub fn neutral(
     let lines = NEUTRAL.lines().enumerate();
     let rows: Vec<DataRow> = lines
         .filter(|(_, line)| !line.starts_with('#') && !line.is_empty())
-        .map(|(i, line)| DataRow {
-            location: RowLocation {
+        .map(|(i, line)| {
+            let location = RowLocation {
                 file: "neutral.txt".into(),
                 line: i + 1,
-            },
-            content: RowContent::Text(line.to_owned()),
-            intent: None,
+            };
+            DataRow::new(location, RowContent::Text(line.to_owned()))
         })
         .collect();
     Ok(encoder.encode_all(&rows)?.examples)

@@ -8,7 +8,7 @@ use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
 use super::{DataReport, TrainTask, TrainTaskSpec};
-use crate::dataset::{Columns, DataRow, Dataset, HoldOut, each_row};
+use crate::dataset::{Columns, DataRow, Dataset, HoldOut, MAX_BYTES, each_row};
 use crate::error::TrainError;
 use crate::example::{Encoder, Encoding, Example, ExampleBudget, Examples};
 use crate::lora_init::{lora_init, target_linears};
@@ -143,7 +143,7 @@ fn check<'a>(
     settings: &'a TrainSettings,
 ) -> Result<(Rows<'a>, Rows<'a>, DataReport), TrainError> {
     let columns = &settings.columns;
-    let check = |path| Dataset::check(path, columns, spec.stop);
+    let check = |path| Dataset::check(path, columns, MAX_BYTES, spec.stop);
     let rows = |path, side| Rows {
         path,
         columns,
@@ -152,6 +152,7 @@ fn check<'a>(
     let data = check(spec.train)?;
     let mut report = DataReport {
         train_file_hash: data.hash,
+        fields: data.fields,
         ..DataReport::default()
     };
     let Some(path) = spec.validation else {
@@ -163,6 +164,8 @@ fn check<'a>(
         })?;
         return Ok((rows(spec.train, train), held_out, report));
     };
-    report.validation_file_hash = Some(check(path)?.hash);
+    let validation = check(path)?;
+    report.validation_file_hash = Some(validation.hash);
+    report.fields.add(&validation.fields);
     Ok((rows(spec.train, Side::All), rows(path, Side::All), report))
 }

@@ -10,7 +10,7 @@ use formats::tokenizer::Tokenizer;
 
 use super::load::Side;
 use super::{DataReport, TrainTask, TrainTaskSpec};
-use crate::dataset::{DataRow, Dataset};
+use crate::dataset::{Columns, DataRow, Dataset, MAX_BYTES};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, ExampleBudget, Fitted};
 use crate::lora_init::{lora_init, target_linears};
@@ -104,7 +104,11 @@ enum Pairs {
     /// Rows with the answers of other personas.
     Matched(Vec<PreferencePair>),
     /// Rows with their own rejected answers, in a checked file that is read again for each pass over them.
-    Own { path: PathBuf, side: Side },
+    Own {
+        path: PathBuf,
+        columns: Columns,
+        side: Side,
+    },
 }
 
 impl Pairs {
@@ -127,13 +131,19 @@ impl Pairs {
                 }
                 Ok(())
             }
-            Pairs::Own { path, side } => each_pair(path, stop, &mut |pair| match side
-                .has(&pair.chosen)
-                && !pair.is_same()
-            {
-                true => visit(pair),
-                false => Ok(()),
-            }),
+            Pairs::Own {
+                path,
+                columns,
+                side,
+            } => each_pair(
+                path,
+                columns,
+                stop,
+                &mut |pair| match side.has(&pair.chosen) && !pair.is_same() {
+                    true => visit(pair),
+                    false => Ok(()),
+                },
+            ),
         }
     }
 }
@@ -146,7 +156,7 @@ fn read(
         file: spec.train.display().to_string(),
         message,
     };
-    let own = holds_pairs(spec.train)?;
+    let own = holds_pairs(spec.train, &spec.settings.columns)?;
     if own && !rejected_personas.is_empty() {
         let message = "its rows have their own `rejected` answers, so those of another persona cannot be used; leave \
                        `against` (--prefer-over) out";
@@ -165,9 +175,12 @@ fn read(
 
 /// Checks the files of rows with their own rejected answers, and counts their pairs.
 fn check_own(spec: &TrainTaskSpec<'_>) -> Result<LoadedPairs, TrainError> {
-    let data = check_pairs(spec.train, spec.stop)?;
+    let columns = &spec.settings.columns;
+    let check = |path| check_pairs(path, columns, MAX_BYTES, spec.stop);
+    let data = check(spec.train)?;
     let mut report = DataReport {
         train_file_hash: data.hash,
+        fields: data.fields,
         ..DataReport::default()
     };
     let fraction = spec.settings.validation_fraction;
@@ -177,13 +190,15 @@ fn check_own(spec: &TrainTaskSpec<'_>) -> Result<LoadedPairs, TrainError> {
             (train, (spec.train, held_out))
         }
         Some(path) => {
-            report.validation_file_hash = Some(check_pairs(path, spec.stop)?.hash);
+            let validation = check(path)?;
+            report.validation_file_hash = Some(validation.hash);
+            report.fields.add(&validation.fields);
             (Side::All, (path, Side::All))
         }
     };
     let count = |path: &Path, side: Side| {
         let mut counts = PairCounts::default();
-        each_pair(path, spec.stop, &mut |pair| {
+        each_pair(path, columns, spec.stop, &mut |pair| {
             if side.has(&pair.chosen) {
                 counts.add_row(Some(&pair));
             }
@@ -204,6 +219,7 @@ fn check_own(spec: &TrainTaskSpec<'_>) -> Result<LoadedPairs, TrainError> {
     counts.add(&of_validation);
     let pairs = |path: &Path, side| Pairs::Own {
         path: path.to_owned(),
+        columns: columns.clone(),
         side,
     };
     Ok(LoadedPairs {
@@ -219,13 +235,16 @@ fn match_personas(
     spec: &TrainTaskSpec<'_>,
     rejected_personas: &[RejectedPersona],
 ) -> Result<LoadedPairs, TrainError> {
-    let scan = |path| Dataset::scan_until(path, &spec.settings.columns, spec.stop)?.whole();
-    let data = scan(spec.train)?;
-    let answers = RejectedAnswers::of(rejected_personas)?;
-    let mut report = DataReport {
-        train_file_hash: data.hash.clone(),
-        ..DataReport::default()
+    let mut report = DataReport::default();
+    let mut scan = |path| {
+        let scan = Dataset::scan_until(path, &spec.settings.columns, spec.stop)?;
+        report.fields.add(&scan.fields);
+        scan.whole()
     };
+    let data = scan(spec.train)?;
+    let held_out = spec.validation.map(scan).transpose()?;
+    let answers = RejectedAnswers::of(rejected_personas)?;
+    report.train_file_hash.clone_from(&data.hash);
     let pairs = |rows: &[DataRow]| {
         let (pairs, counts) = answers.pairs(rows);
         if let (true, Some(first)) = (pairs.is_empty(), rows.first()) {
@@ -237,14 +256,13 @@ fn match_personas(
         }
         Ok((pairs, counts))
     };
-    let ((train, mut counts), (validation, of_validation)) = match spec.validation {
+    let ((train, mut counts), (validation, of_validation)) = match held_out {
         None => {
             let (rows, held_out) = data.split(spec.settings.validation_fraction);
             report.held_out = held_out.len();
             (pairs(&rows)?, answers.pairs(&held_out))
         }
-        Some(path) => {
-            let held_out = scan(path)?;
+        Some(held_out) => {
             report.validation_file_hash = Some(held_out.hash);
             (pairs(&data.rows)?, pairs(&held_out.rows)?)
         }

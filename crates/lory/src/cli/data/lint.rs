@@ -26,7 +26,7 @@ Examples:
   lory data lint mine.jsonl --column instruction=question --column output=answer --json
   lory data lint mine.jsonl --text-only")]
 pub(crate) struct Args {
-    /// JSONL files, checked together [default: the persona's]
+    /// Data files, checked together [default: the persona's]
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Evaluation files whose questions must not be in FILE [default: the persona's]
@@ -106,7 +106,7 @@ fn report(
     };
     let mut report = lint::lint(&rows, &others, &options, &NEVER)?;
     for scan in &broken {
-        report.add_broken(scan);
+        report.add_scan(scan);
     }
     report.add_rejected(&rows, &rejected);
     if !args.text_only {
@@ -139,6 +139,9 @@ fn text(report: &LintReport) -> String {
     }
     if let Some(held_out) = report.held_out.filter(|count| *count > 0) {
         out += &format!("no evaluation file: training holds out {held_out} rows for validation\n");
+    }
+    for line in report.fields.lines() {
+        out += &format!("{line}\n");
     }
     let kinds: Vec<String> = LintProblem::ALL
         .into_iter()

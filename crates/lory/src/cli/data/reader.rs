@@ -48,10 +48,10 @@ pub(crate) fn scan(
     columns: &Columns,
     rejected: &mut BTreeMap<RowLocation, DataRow>,
 ) -> Result<DatasetScan, TrainError> {
-    if !holds_pairs(path)? {
+    if !holds_pairs(path, columns)? {
         return Dataset::scan(path, columns);
     }
-    let mut pairs = scan_pairs(path)?;
+    let mut pairs = scan_pairs(path, columns)?;
     rejected.append(&mut pairs.rejected);
     Ok(pairs.chosen)
 }

@@ -28,7 +28,7 @@ Examples:
   lory data show mine.jsonl --line 37 --mask assistant
   lory data show mine.jsonl --row 1 --json")]
 pub(crate) struct Args {
-    /// The JSONL file [default: the persona's]
+    /// The data file [default: the persona's]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The first row to show, counted from 1

@@ -81,6 +81,9 @@ pub(crate) fn notes(task: &TrainTask) -> Vec<String> {
             task.name, loaded.held_out,
         ));
     }
+    for line in loaded.fields.lines() {
+        notes.push(format!("{}: {line}", task.name));
+    }
     for (count, outcome) in [(loaded.dropped, "left out"), (loaded.truncated, "cut")] {
         if count > 0 {
             notes.push(format!(

@@ -60,7 +60,7 @@ pub(crate) struct Args {
     names: Vec<String>,
     #[command(flatten)]
     personas: PersonasArgs,
-    /// Train on this JSONL file
+    /// Train on this data file
     #[arg(
         long,
         value_name = "FILE",

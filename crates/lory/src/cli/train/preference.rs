@@ -40,7 +40,7 @@ impl PreferenceArgs {
         mut settings: TrainSettings,
     ) -> anyhow::Result<TrainSettings> {
         let requested = !self.prefer_over.is_empty() || self.beta.or(self.sft_weight).is_some();
-        if settings.preference.is_none() && !requested && !holds_pairs(data)? {
+        if settings.preference.is_none() && !requested && !holds_pairs(data, &settings.columns)? {
             return Ok(settings);
         }
         let preference = settings.preference.get_or_insert_default();

@@ -47,6 +47,7 @@ pub(super) async fn chat_completions(
     let stream = request.stream == Some(true);
     let usage = request.usage();
     let model = request.model.clone();
+    caller.log_ignored_keys(request.ignored_keys());
     let request = request.into_request(sampling)?;
     let logprobs = request.logprobs.is_some();
     let texts = service.base().tokenizer.detokenizer();

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 
 use formats::chat_template::Message;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::tools::{CalledTool, ResponseFormat, ToolChoiceField, ToolField, tools};
+use super::tools::{
+    CalledFunction, CalledTool, ResponseFormat, ToolChoiceField, ToolField, render_message, tools,
+};
 use crate::error::ApiError;
 use crate::json::{Biases, Texts};
 use crate::logprobs;
+use crate::neutral_fields::{self, is_empty};
 use crate::stream_options::StreamOptions;
 use crate::with_sampling::AcceptsSampling;
 use sampling::{Interface, SamplingParams};
@@ -53,6 +56,8 @@ pub(crate) struct ChatRequest {
     _prompt_cache_key: Option<Value>,
     #[serde(rename = "prompt_cache_retention")]
     _prompt_cache_retention: Option<Value>,
+    #[serde(rename = "request_id")]
+    _request_id: Option<Value>,
     // Not supported.
     audio: Option<Value>,
     function_call: Option<Value>,
@@ -65,47 +70,90 @@ pub(crate) struct ChatRequest {
     store: Option<Value>,
     verbosity: Option<Value>,
     web_search_options: Option<Value>,
+    // Of other servers: only the values that change nothing.
+    add_generation_prompt: Option<Value>,
+    add_special_tokens: Option<Value>,
+    bad_words: Option<Value>,
+    best_of: Option<Value>,
+    cache_prompt: Option<Value>,
+    chat_template_kwargs: Option<Value>,
+    continue_final_message: Option<Value>,
+    documents: Option<Value>,
+    early_stopping: Option<Value>,
+    echo: Option<Value>,
+    extra_body: Option<Value>,
+    include_stop_str_in_output: Option<Value>,
+    length_penalty: Option<Value>,
+    min_tokens: Option<Value>,
+    return_token_ids: Option<Value>,
+    return_tokens_as_token_ids: Option<Value>,
+    skip_special_tokens: Option<Value>,
+    spaces_between_special_tokens: Option<Value>,
+    stop_token_ids: Option<Value>,
+    use_beam_search: Option<Value>,
 }
 
+/// A message. Other fields are ignored and counted: clients send back what other servers sent them, and add their own.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 struct ChatMessage {
     role: String,
     #[serde(default)]
     content: Option<Content>,
     #[serde(rename = "name")]
-    _name: Option<String>,
-    // Fields of an assistant's message that clients send back as they received it.
-    #[serde(rename = "refusal")]
-    _refusal: Option<Value>,
-    #[serde(rename = "annotations")]
-    _annotations: Option<Value>,
+    _name: Option<Value>,
     audio: Option<Value>,
-    function_call: Option<Value>,
+    function_call: Option<CalledFunction>,
     tool_calls: Option<Vec<CalledTool>>,
     // The call that a message of the role `tool` answers; messages are in the order of the calls.
     #[serde(rename = "tool_call_id")]
-    _tool_call_id: Option<String>,
+    _tool_call_id: Option<Value>,
+    #[serde(flatten)]
+    #[schema(ignore)]
+    other: IgnoredKeys,
+}
+
+/// Counts the fields of an object that are ignored.
+#[derive(Debug, Default)]
+struct IgnoredKeys(usize);
+
+impl<'de> Deserialize<'de> for IgnoredKeys {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = IgnoredKeys;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut fields: A,
+            ) -> Result<IgnoredKeys, A::Error> {
+                let mut count = 0;
+                while fields
+                    .next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?
+                    .is_some()
+                {
+                    count += 1;
+                }
+                Ok(IgnoredKeys(count))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
 }
 
 /// A text, or parts of one.
 #[derive(Debug)]
 struct Content(String);
 
+/// A part of a text. Other fields are ignored.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 struct TextPart {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
-    #[serde(rename = "image_url")]
-    _image_url: Option<Value>,
-    #[serde(rename = "input_audio")]
-    _input_audio: Option<Value>,
-    #[serde(rename = "file")]
-    _file: Option<Value>,
-    #[serde(rename = "refusal")]
-    _refusal: Option<Value>,
 }
 
 impl utoipa::PartialSchema for Content {
@@ -162,30 +210,26 @@ impl AcceptsSampling for ChatRequest {
     const INTERFACE: Interface = Interface::OpenAi;
 }
 
-fn is_empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty)
-        || value.as_object().is_some_and(serde_json::Map::is_empty)
-}
-
 impl ChatMessage {
     /// Refuses what is not supported; `i` is the number of the message.
     fn check(&self, i: usize) -> Result<(), ApiError> {
-        for (field, value) in [
-            ("audio", &self.audio),
-            ("function_call", &self.function_call),
-        ] {
-            if value.as_ref().is_some_and(|value| !is_empty(value)) {
-                let field = format!("messages[{i}].{field}");
-                let message = format!("{field} is not supported; leave it out");
-                return Err(ApiError::unsupported(&field, message));
-            }
+        if self.audio.as_ref().is_some_and(|audio| !is_empty(audio)) {
+            let field = format!("messages[{i}].audio");
+            let message = format!("{field} is not supported; leave it out");
+            return Err(ApiError::unsupported(&field, message));
         }
-        if self.tool_calls.is_some() && self.role != "assistant" {
-            let field = format!("messages[{i}].tool_calls");
+        let calls = [
+            ("tool_calls", self.tool_calls.is_some()),
+            ("function_call", self.function_call.is_some()),
+        ];
+        if let Some((field, _)) = calls.iter().find(|(_, given)| *given)
+            && self.role != "assistant"
+        {
+            let field = format!("messages[{i}].{field}");
             let message = format!("{field} is only for messages of the role assistant");
             return Err(ApiError::unsupported(&field, message));
         }
-        if self.content.is_none() && self.tool_calls.is_none() {
+        if self.content.is_none() && calls.iter().all(|(_, given)| !given) {
             let field = format!("messages[{i}].content");
             let message = format!("{field} is missing");
             return Err(ApiError::bad_request("missing_field", message, Some(field)));
@@ -195,6 +239,11 @@ impl ChatMessage {
 }
 
 impl ChatRequest {
+    /// How many fields of the messages are ignored.
+    pub(super) fn ignored_keys(&self) -> usize {
+        self.messages.iter().map(|message| message.other.0).sum()
+    }
+
     /// Whether a stream's last chunk has the usage.
     pub(super) fn usage(&self) -> bool {
         StreamOptions::usage(&self.stream_options)
@@ -222,38 +271,50 @@ impl ChatRequest {
         Ok(())
     }
 
-    /// Refuses OpenAI's fields that are not supported.
+    /// Refuses fields of OpenAI's and of other servers with values that are not supported.
     fn check_unsupported(&self) -> Result<(), ApiError> {
-        let off = |value: &Value| value == &json!(false);
-        let never = |_: &Value| false;
-        // A field, its value, and which values of it change nothing.
-        type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let fields: [(&str, &Option<Value>, Neutral<'_>); 11] = [
-            ("audio", &self.audio, &never),
-            ("function_call", &self.function_call, &|v| v == "none"),
-            ("functions", &self.functions, &is_empty),
-            ("modalities", &self.modalities, &|v| v == &json!(["text"])),
-            ("moderation", &self.moderation, &never),
-            ("prediction", &self.prediction, &never),
-            ("reasoning_effort", &self.reasoning_effort, &|v| v == "none"),
-            ("service_tier", &self.service_tier, &|v| {
-                v == "auto" || v == "default"
-            }),
-            ("store", &self.store, &off),
-            ("verbosity", &self.verbosity, &|v| v == "medium"),
-            ("web_search_options", &self.web_search_options, &never),
-        ];
-        for (field, value, neutral) in fields {
-            if value.as_ref().is_some_and(|value| !neutral(value)) {
-                let instead = match field {
-                    "functions" | "function_call" => "use tools and tool_choice",
-                    _ => "leave it out",
-                };
-                let message = format!("{field} is not supported; {instead}");
-                return Err(ApiError::unsupported(field, message));
-            }
-        }
-        Ok(())
+        neutral_fields::check(&[
+            ("audio", &self.audio),
+            ("function_call", &self.function_call),
+            ("functions", &self.functions),
+            ("modalities", &self.modalities),
+            ("moderation", &self.moderation),
+            ("prediction", &self.prediction),
+            ("reasoning_effort", &self.reasoning_effort),
+            ("service_tier", &self.service_tier),
+            ("store", &self.store),
+            ("verbosity", &self.verbosity),
+            ("web_search_options", &self.web_search_options),
+            ("add_generation_prompt", &self.add_generation_prompt),
+            ("add_special_tokens", &self.add_special_tokens),
+            ("bad_words", &self.bad_words),
+            ("best_of", &self.best_of),
+            ("cache_prompt", &self.cache_prompt),
+            ("chat_template_kwargs", &self.chat_template_kwargs),
+            ("continue_final_message", &self.continue_final_message),
+            ("documents", &self.documents),
+            ("early_stopping", &self.early_stopping),
+            ("echo", &self.echo),
+            ("extra_body", &self.extra_body),
+            (
+                "include_stop_str_in_output",
+                &self.include_stop_str_in_output,
+            ),
+            ("length_penalty", &self.length_penalty),
+            ("min_tokens", &self.min_tokens),
+            ("return_token_ids", &self.return_token_ids),
+            (
+                "return_tokens_as_token_ids",
+                &self.return_tokens_as_token_ids,
+            ),
+            ("skip_special_tokens", &self.skip_special_tokens),
+            (
+                "spaces_between_special_tokens",
+                &self.spaces_between_special_tokens,
+            ),
+            ("stop_token_ids", &self.stop_token_ids),
+            ("use_beam_search", &self.use_beam_search),
+        ])
     }
 
     /// The request to the service.
@@ -288,7 +349,7 @@ impl ChatRequest {
             };
             let Content(content) = message.content.unwrap_or(Content(String::new()));
             let called = message.tool_calls.unwrap_or_default();
-            let content = CalledTool::render_message(&content, called, index)?;
+            let content = render_message(&content, called, message.function_call, index)?;
             turns.push(Message { role, content });
         }
         Ok(GenerateRequest {

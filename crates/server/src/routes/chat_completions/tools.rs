@@ -169,49 +169,48 @@ pub(super) fn tools(
     }))
 }
 
-/// A call in an earlier message of the assistant.
+/// A call in an earlier message of the assistant. Other fields, such as its id, are ignored.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 pub(super) struct CalledTool {
-    #[serde(rename = "id")]
-    _id: Option<String>,
-    #[serde(rename = "type")]
-    _kind: Option<String>,
-    // OpenAI's clients for Node and Python keep it when they collect a stream.
-    #[serde(rename = "index")]
-    _index: Option<usize>,
     function: CalledFunction,
 }
 
+/// A function with its arguments: an object or its JSON. An empty text and null mean that there are none.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-struct CalledFunction {
+pub(super) struct CalledFunction {
     name: String,
-    arguments: String,
+    arguments: Option<Value>,
 }
 
-impl CalledTool {
-    /// The text and the calls of message number `message`, as the model wrote them.
-    pub fn render_message(
-        text: &str,
-        calls: Vec<CalledTool>,
-        message: usize,
-    ) -> Result<String, ApiError> {
-        let mut rendered = Vec::with_capacity(calls.len());
-        for (index, call) in calls.into_iter().enumerate() {
-            let CalledFunction { name, arguments } = call.function;
-            let parsed: Result<Map<String, Value>, _> = serde_json::from_str(&arguments);
-            let parsed = parsed.map_err(|error| {
-                let field = format!("messages[{message}].tool_calls[{index}].function.arguments");
-                let message = format!("{field} is not a JSON object: {error}");
-                ApiError::bad_request("invalid_value", message, Some(field))
-            })?;
-            rendered.push(ToolCall {
-                name,
-                // As the model writes it.
-                arguments: tools::python_json(&Value::Object(parsed)),
-            });
-        }
-        Ok(tools::render_turn(text, &rendered))
+impl CalledFunction {
+    /// The call as the model writes it; `field` is its name in errors.
+    fn read(self, field: &str) -> Result<ToolCall, ApiError> {
+        let arguments = tools::call_arguments(self.arguments.as_ref()).map_err(|error| {
+            let field = format!("{field}.arguments");
+            let message = format!("{field} {error}");
+            ApiError::bad_request("invalid_value", message, Some(field))
+        })?;
+        Ok(ToolCall {
+            name: self.name,
+            arguments,
+        })
     }
+}
+
+/// The text and the calls of message number `message`, as the model wrote them.
+pub(super) fn render_message(
+    text: &str,
+    calls: Vec<CalledTool>,
+    older_call: Option<CalledFunction>,
+    message: usize,
+) -> Result<String, ApiError> {
+    let mut rendered = Vec::with_capacity(calls.len());
+    for (index, call) in calls.into_iter().enumerate() {
+        let field = format!("messages[{message}].tool_calls[{index}].function");
+        rendered.push(call.function.read(&field)?);
+    }
+    if let Some(call) = older_call {
+        rendered.push(call.read(&format!("messages[{message}].function_call"))?);
+    }
+    Ok(tools::render_turn(text, &rendered))
 }

@@ -1,0 +1,329 @@
+//! Opens data files: a file or a folder of files, plain or compressed with gzip or Zstandard, and recognises how rows are written in them.
+//!
+//! What is compressed is read as a stream, so a small file that decompresses to a large one takes time up to the limit on content, and no
+//! memory.
+
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use sha2::{Digest, Sha256};
+
+use super::{DataFileError, Unusable};
+use crate::disk;
+
+/// Most files of a folder.
+pub const MAX_FOLDER_FILES: usize = 10_000;
+/// Largest window of a Zstandard file, in bytes: the memory that reading it takes. The format's standard recommends to support this much.
+pub const MAX_ZSTD_WINDOW: u64 = 8 << 20;
+/// Size of the pieces in which files are read, in bytes.
+const BUFFER: usize = 1 << 16;
+/// Bytes at the beginning of a file that show its format.
+const BEGINNING: usize = 1 << 14;
+
+/// How the rows of a file are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// An object on each line.
+    Lines,
+    /// One list of objects.
+    List,
+    /// Records of cells with this delimiter, after a record of column names.
+    Table(u8),
+}
+
+/// The content of a file after decompression, and how its rows are written.
+pub struct DataFile<'r> {
+    /// Its bytes, without a byte order mark.
+    pub content: Counted<Box<dyn BufRead + 'r>>,
+    /// How its rows are written.
+    pub layout: Layout,
+}
+
+impl<'r> DataFile<'r> {
+    /// Opens the file at `path`. Its content, after decompression, has at most `most` bytes: reading more fails with [`ContentTooLarge`].
+    ///
+    /// # Errors
+    /// [`DataFileError::Read`] and [`DataFileError::Utf16`].
+    pub fn open(path: &Path, most: u64) -> Result<DataFile<'static>, DataFileError> {
+        let opened = disk::open(path);
+        let file = opened.map_err(|source| DataFileError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let file = BufReader::with_capacity(BUFFER, file);
+        DataFile::of(file, &path.display().to_string(), most)
+    }
+
+    /// The content of `reader`, a file called `name`, as [`DataFile::open`].
+    ///
+    /// # Errors
+    /// As [`DataFile::open`].
+    pub fn of(
+        mut reader: impl BufRead + 'r,
+        name: &str,
+        most: u64,
+    ) -> Result<DataFile<'r>, DataFileError> {
+        let read = |source| DataFileError::Read {
+            path: name.into(),
+            source,
+        };
+        let beginning = beginning(&mut reader, 4).map_err(read)?;
+        let magic = beginning.clone();
+        let reader = io::Cursor::new(beginning).chain(reader);
+        let mut plain: Box<dyn BufRead + 'r> = match magic.as_slice() {
+            [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(
+                BUFFER,
+                MultiGzDecoder::new(reader),
+            )),
+            [0x28, 0xb5, 0x2f, 0xfd] => {
+                Box::new(BufReader::with_capacity(BUFFER, Zstd::new(reader)))
+            }
+            _ => Box::new(reader),
+        };
+        let start = self::beginning(&mut plain, BEGINNING).map_err(read)?;
+        if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
+            return Err(DataFileError::Unusable {
+                file: name.to_owned(),
+                reason: Unusable::Utf16,
+            });
+        }
+        let has_mark = start.starts_with(b"\xef\xbb\xbf");
+        let layout = layout(&start[if has_mark { 3 } else { 0 }..], name);
+        let plain: Box<dyn BufRead + 'r> = Box::new(io::Cursor::new(start).chain(plain));
+        let mut content = Counted::new(plain, most);
+        if has_mark {
+            // A byte order mark counts, but is not part of the first row.
+            let mut mark = [0; 3];
+            content.read_exact(&mut mark).map_err(read)?;
+        }
+        Ok(DataFile { content, layout })
+    }
+}
+
+/// Up to `most` bytes at the beginning of `reader`.
+fn beginning(reader: &mut impl BufRead, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The layout of a file called `name` that begins with `start`.
+fn layout(start: &[u8], name: &str) -> Layout {
+    let first = start.trim_ascii_start().first();
+    match first {
+        Some(b'[') => return Layout::List,
+        Some(b'{') => return Layout::Lines,
+        _ => {}
+    }
+    match format_name(Path::new(name)).as_deref() {
+        Some("tsv") => Layout::Table(b'\t'),
+        Some("csv") => {
+            let header = start.split(|byte| *byte == b'\n').next().unwrap_or(start);
+            let count = |delimiter| header.iter().filter(|byte| **byte == delimiter).count();
+            // Spreadsheets write semicolons where the comma separates decimals.
+            let semicolons = count(b';') > count(b',');
+            Layout::Table(if semicolons { b';' } else { b',' })
+        }
+        _ => Layout::Lines,
+    }
+}
+
+/// The ending of a file's name in lower case, that of a compressed file without the ending of its compression.
+fn format_name(path: &Path) -> Option<String> {
+    let ending = |path: &Path| {
+        let ending = path.extension().and_then(OsStr::to_str);
+        ending.map(str::to_ascii_lowercase)
+    };
+    match ending(path)?.as_str() {
+        "gz" | "gzip" | "zst" | "zstd" => ending(Path::new(path.file_stem()?)),
+        plain => Some(plain.to_owned()),
+    }
+}
+
+/// The data files at `path`: itself, or those of a folder, sorted by name.
+///
+/// # Errors
+/// A folder cannot be read, has no data files, or more than [`MAX_FOLDER_FILES`].
+pub fn data_files(path: &Path) -> Result<Vec<PathBuf>, DataFileError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unusable = |reason| DataFileError::Unusable {
+        file: path.display().to_string(),
+        reason,
+    };
+    let unreadable = |source| DataFileError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in path.read_dir().map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let name = entry.file_name();
+        let is_hidden = name.to_string_lossy().starts_with('.');
+        let format = format_name(Path::new(&name));
+        let is_data = matches!(
+            format.as_deref(),
+            Some("jsonl" | "ndjson" | "json" | "csv" | "tsv")
+        );
+        if !is_hidden && is_data && entry.path().is_file() {
+            if files.len() == MAX_FOLDER_FILES {
+                return Err(unusable(Unusable::TooManyFiles));
+            }
+            files.push(entry.path());
+        }
+    }
+    if files.is_empty() {
+        return Err(unusable(Unusable::NoFiles));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The error of content with more bytes than its limit.
+#[derive(Debug, thiserror::Error)]
+#[error("the content of the file is larger than {0} bytes; split it")]
+pub struct ContentTooLarge(u64);
+
+/// Counts and hashes what is read, up to a limit.
+pub struct Counted<R> {
+    reader: R,
+    hasher: Option<Sha256>,
+    read: u64,
+    most: u64,
+}
+
+impl<R: BufRead> Counted<R> {
+    /// What `reader` has, up to `most` bytes.
+    pub fn new(reader: R, most: u64) -> Self {
+        Self {
+            reader,
+            hasher: Some(Sha256::new()),
+            read: 0,
+            most,
+        }
+    }
+
+    /// As this reader, without a hash.
+    #[must_use]
+    pub fn without_hash(mut self) -> Self {
+        self.hasher = None;
+        self
+    }
+
+    /// How many bytes were read.
+    pub fn read_bytes(&self) -> u64 {
+        self.read
+    }
+
+    /// The hash of what was read, in hex.
+    #[must_use]
+    pub fn hash(self) -> String {
+        base16ct::lower::encode_string(&self.hasher.unwrap_or_default().finalize())
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.read > self.most {
+            return Err(io::Error::other(ContentTooLarge(self.most)));
+        }
+        self.reader.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Some(hasher) = &mut self.hasher
+            && count > 0
+            // What was filled is still there, so this reads nothing.
+            && let Ok(filled) = self.reader.fill_buf()
+        {
+            hasher.update(&filled[..count.min(filled.len())]);
+        }
+        self.read += count as u64;
+        self.reader.consume(count);
+    }
+}
+
+impl<R: BufRead> Read for Counted<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let filled = self.fill_buf()?;
+        let count = filled.len().min(into.len());
+        into[..count].copy_from_slice(&filled[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+/// Decompresses the frames of a Zstandard file, one after the other.
+struct Zstd<R> {
+    reader: R,
+    decoder: FrameDecoder,
+    in_frame: bool,
+}
+
+impl<R: BufRead> Zstd<R> {
+    fn new(reader: R) -> Self {
+        let mut decoder = FrameDecoder::new();
+        decoder.set_max_window_size(MAX_ZSTD_WINDOW);
+        Self {
+            reader,
+            decoder,
+            in_frame: false,
+        }
+    }
+
+    /// Begins the next frame; false at the end of the file.
+    fn begin_frame(&mut self) -> io::Result<bool> {
+        while !self.reader.fill_buf()?.is_empty() {
+            match self.decoder.init(&mut self.reader) {
+                Ok(()) => return Ok(true),
+                // A frame of other data, which is not content.
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    let mut skipped = (&mut self.reader).take(u64::from(length));
+                    io::copy(&mut skipped, &mut io::sink())?;
+                }
+                Err(FrameDecoderError::WindowSizeTooBig { requested, .. }) => {
+                    let message = format!(
+                        "its Zstandard window has {requested} bytes, more than {MAX_ZSTD_WINDOW}; compress it without --long and --ultra"
+                    );
+                    return Err(io::Error::other(message));
+                }
+                Err(error) => {
+                    return Err(io::Error::other(format!("not valid Zstandard: {error}")));
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if !self.in_frame {
+                if !self.begin_frame()? {
+                    return Ok(0);
+                }
+                self.in_frame = true;
+            }
+            let count = self.decoder.read(into)?;
+            if count > 0 {
+                return Ok(count);
+            }
+            if self.decoder.is_finished() {
+                self.in_frame = false;
+                continue;
+            }
+            let block = BlockDecodingStrategy::UptoBlocks(1);
+            let decoded = self.decoder.decode_blocks(&mut self.reader, block);
+            decoded.map_err(|error| io::Error::other(format!("not valid Zstandard: {error}")))?;
+        }
+    }
+}

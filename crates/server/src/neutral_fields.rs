@@ -1,0 +1,61 @@
+//! Fields that clients of OpenAI and of other servers send, and that change nothing: each is accepted with the values that mean what Lory does
+//! anyway, and refused by name with others.
+
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+
+/// Whether `value` of `field` changes nothing.
+fn is_neutral(field: &str, value: &Value) -> bool {
+    match field {
+        "function_call" | "reasoning_effort" => value == "none",
+        "service_tier" => value == "auto" || value == "default",
+        "modalities" => value == &json!(["text"]),
+        "verbosity" => value == "medium",
+        "store"
+        | "add_special_tokens"
+        | "continue_final_message"
+        | "early_stopping"
+        | "echo"
+        | "include_stop_str_in_output"
+        | "return_token_ids"
+        | "return_tokens_as_token_ids"
+        | "use_beam_search" => value == &json!(false),
+        "add_generation_prompt" | "skip_special_tokens" => value == &json!(true),
+        "best_of" | "length_penalty" => value.as_f64() == Some(1.0),
+        "min_tokens" => value.as_f64() == Some(0.0),
+        "cache_prompt" | "spaces_between_special_tokens" => value.is_boolean(),
+        "bad_words"
+        | "chat_template_kwargs"
+        | "documents"
+        | "extra_body"
+        | "functions"
+        | "stop_token_ids" => is_empty(value),
+        "suffix" => value == "",
+        _ => false,
+    }
+}
+
+/// Refuses the first of `fields` whose value would change something.
+pub(crate) fn check(fields: &[(&str, &Option<Value>)]) -> Result<(), ApiError> {
+    let refused = fields.iter().find(|(field, value)| {
+        value
+            .as_ref()
+            .is_some_and(|value| !is_neutral(field, value))
+    });
+    let Some((field, _)) = refused else {
+        return Ok(());
+    };
+    let instead = match *field {
+        "functions" | "function_call" => "use tools and tool_choice",
+        _ => "leave it out",
+    };
+    let message = format!("{field} is not supported; {instead}");
+    Err(ApiError::unsupported(field, message))
+}
+
+/// Whether a value is a list or an object without elements.
+pub(crate) fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+        || value.as_object().is_some_and(serde_json::Map::is_empty)
+}

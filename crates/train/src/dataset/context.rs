@@ -1,0 +1,109 @@
+//! The columns next to a question that belong to it: `system`, `history` and `tools`.
+//!
+//! They are honoured where their meaning is clear. A column of this name with something else is dropped and counted.
+
+use std::sync::Arc;
+
+use formats::chat_template::{ToolSignature, tool_instructions};
+use serde_json::{Map, Value};
+
+use super::conversation::{MAX_TURNS, Turns, turns_of};
+use super::fields::{Fields, is_nothing};
+
+/// Most tools of a row, as in a request.
+pub const MAX_ROW_TOOLS: usize = 128;
+
+/// The system prompt of a row.
+pub(super) fn system(fields: &Fields<'_>) -> Option<String> {
+    let value = fields.get("system").filter(|value| !is_nothing(value))?;
+    let Value::String(text) = value else {
+        fields.drop_column("system");
+        return None;
+    };
+    fields.honour("system");
+    Some(text.clone())
+}
+
+/// The earlier turns of a row: a list of questions with their answers, or a list of messages.
+pub(super) fn history(fields: &Fields<'_>) -> Turns {
+    let Some(value) = fields.get("history").filter(|value| !is_nothing(value)) else {
+        return Turns::default();
+    };
+    let turns = match value {
+        Value::Array(list) if list.iter().all(Value::is_object) => {
+            turns_of(list, "history", fields).ok()
+        }
+        Value::Array(list) if list.len() <= MAX_TURNS / 2 => exchanges(list),
+        _ => None,
+    };
+    match turns {
+        Some(turns) => {
+            fields.honour("history");
+            turns
+        }
+        None => {
+            fields.drop_column("history");
+            Turns::default()
+        }
+    }
+}
+
+/// The turns of `[question, answer]` pairs.
+fn exchanges(list: &[Value]) -> Option<Turns> {
+    let mut turns = Turns::default();
+    for exchange in list {
+        let [Value::String(question), Value::String(answer)] = exchange.as_array()?.as_slice()
+        else {
+            return None;
+        };
+        turns.push("user", question.as_str());
+        turns.push("assistant", answer.as_str());
+    }
+    Some(turns)
+}
+
+/// The instructions for the tools in `tools` or `functions`: a list of functions, as it is or as JSON in a text.
+pub(super) fn tools(fields: &Fields<'_>) -> Option<Arc<str>> {
+    let name = ["tools", "functions"]
+        .into_iter()
+        .find(|name| fields.has(name))?;
+    let value = fields.get(name).filter(|value| !is_nothing(value))?;
+    let parsed = match value {
+        Value::String(text) => serde_json::from_str(text).ok(),
+        value => Some(value.clone()),
+    };
+    match parsed {
+        Some(parsed) if is_nothing(&parsed) => None,
+        parsed => match parsed.as_ref().and_then(instructions_of) {
+            Some(instructions) => {
+                fields.honour("tools");
+                Some(instructions.into())
+            }
+            None => {
+                fields.drop_column(name);
+                None
+            }
+        },
+    }
+}
+
+/// The instructions for a list of functions; `None` if it is something else.
+pub(super) fn instructions_of(tools: &Value) -> Option<String> {
+    let tools = tools
+        .as_array()
+        .filter(|tools| tools.len() <= MAX_ROW_TOOLS)?;
+    let signature = |tool| -> Option<ToolSignature<'_>> {
+        let tool: &Map<String, Value> = Value::as_object(tool)?;
+        let function = match tool.get("function") {
+            Some(function) => function.as_object()?,
+            None => tool,
+        };
+        Some(ToolSignature {
+            name: function.get("name")?.as_str()?,
+            description: function.get("description").and_then(Value::as_str),
+            parameters: function.get("parameters").and_then(Value::as_object),
+        })
+    };
+    let signatures: Option<Vec<ToolSignature<'_>>> = tools.iter().map(signature).collect();
+    signatures.map(tool_instructions)
+}

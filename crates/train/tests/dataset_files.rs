@@ -1,0 +1,387 @@
+//! Data files of other layouts: tables, JSON lists, compressed files and folders; and shapes of published data sets.
+
+use std::io::Write;
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use train::dataset::{
+    Columns, DataRow, Dataset, MAX_BYTES, MAX_COLUMNS, MAX_LINE, RowRange, read_range,
+};
+use train::preference::{holds_pairs, scan_pairs};
+use train::stop::NEVER;
+
+const JSONL: &str = "{\"prompt\":\"p1\",\"completion\":\"c1\"}\n{\"prompt\":\"p2\",\"completion\":\"c, \\\"2\\\"\"}\n";
+
+fn written(folder: &Path, name: &str, bytes: &[u8]) -> std::path::PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+fn read(path: &Path) -> Vec<(usize, String, String)> {
+    let data = Dataset::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let row = |row: &DataRow| (row.location.line, row.input(), row.output().to_owned());
+    data.rows.iter().map(row).collect()
+}
+
+fn error(name: &str, bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(folder.path(), name, bytes);
+    let error = Dataset::read(&path).unwrap_err().to_string();
+    error.replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn every_layout_and_compression_gives_the_same_rows() {
+    let layouts = [
+        ("rows.jsonl", JSONL.to_owned(), [1, 2]),
+        (
+            "rows.json",
+            format!("[{}]", JSONL.trim().replace('\n', ",")),
+            [1, 2],
+        ),
+        (
+            "rows.json",
+            format!("\u{feff} [\n{}\n]\n", JSONL.trim().replace('\n', ",\n")),
+            [1, 2],
+        ),
+        (
+            "rows.csv",
+            "prompt,completion\np1,c1\np2,\"c, \"\"2\"\"\"\n".to_owned(),
+            [2, 3],
+        ),
+        (
+            "ROWS.CSV",
+            "\u{feff}prompt;completion\r\np1;c1\r\n\r\np2;\"c, \"\"2\"\"\"".to_owned(),
+            [2, 4],
+        ),
+        (
+            "rows.tsv",
+            "prompt\tcompletion\np1\tc1\np2\t\"c, \"\"2\"\"\"\n".to_owned(),
+            [2, 3],
+        ),
+        // The name does not make a table of lines of JSON.
+        ("rows.csv", JSONL.to_owned(), [1, 2]),
+    ];
+    for (name, text, lines) in layouts {
+        let expected = [
+            (lines[0], "p1".to_owned(), "c1".to_owned()),
+            (lines[1], "p2".to_owned(), "c, \"2\"".to_owned()),
+        ];
+        let (first, second) = text.as_bytes().split_at(text.len() / 2);
+        let files = [
+            (name.to_owned(), text.clone().into_bytes()),
+            (format!("{name}.gz"), gzip(text.as_bytes())),
+            (format!("{name}.zst"), zstd(text.as_bytes())),
+            // Files that were compressed in parts.
+            (format!("{name}.gz"), [gzip(first), gzip(second)].concat()),
+            (format!("{name}.zst"), [zstd(first), zstd(second)].concat()),
+        ];
+        let mut hash = None;
+        for (name, bytes) in files {
+            let folder = tempfile::tempdir().unwrap();
+            let path = written(folder.path(), &name, &bytes);
+            assert_eq!(read(&path), expected, "{name} {text}");
+            // The hash is that of the content.
+            let data = Dataset::read(&path).unwrap();
+            assert_eq!(*hash.get_or_insert(data.hash.clone()), data.hash);
+            let range = RowRange {
+                first: 1,
+                limit: 5,
+                max_bytes: 1000,
+            };
+            let rows = read_range(&path, &Columns::default(), range, &NEVER).unwrap();
+            assert_eq!(rows, data.rows[1..]);
+        }
+    }
+}
+
+#[test]
+fn folder_of_files_is_read_in_the_order_of_names() {
+    let folder = tempfile::tempdir().unwrap();
+    written(folder.path(), "b.jsonl", JSONL.as_bytes());
+    written(
+        folder.path(),
+        "a.csv.gz",
+        &gzip(b"prompt,completion\np0,c0\n"),
+    );
+    written(folder.path(), ".hidden.jsonl", b"no row");
+    written(folder.path(), "README.md", b"no row");
+    std::fs::create_dir(folder.path().join("c.jsonl")).unwrap();
+    let inputs: Vec<String> = read(folder.path()).into_iter().map(|row| row.1).collect();
+    assert_eq!(inputs, ["p0", "p1", "p2"]);
+    let data = Dataset::read(folder.path()).unwrap();
+    assert!(data.rows[0].location.file.ends_with("a.csv.gz"));
+    written(folder.path(), "b.jsonl", b"no row\n");
+    let broken = Dataset::read(folder.path()).unwrap_err().to_string();
+    assert!(broken.contains("/b.jsonl:1: not valid JSON"), "{broken}");
+    let empty = tempfile::tempdir().unwrap();
+    let message = Dataset::read(empty.path()).unwrap_err().to_string();
+    assert!(
+        message.contains("the folder has no data files"),
+        "{message}"
+    );
+}
+
+#[test]
+fn broken_records_of_other_layouts_are_reported_by_line() {
+    for (name, text, expected) in [
+        (
+            "rows.csv",
+            "prompt,completion\np,c\np,c,d\n",
+            "rows.csv:3: has 3 cells, but the header has 2 columns",
+        ),
+        (
+            "rows.csv",
+            "prompt,completion\np,\n",
+            "rows.csv:2: field `completion`: is missing",
+        ),
+        (
+            "rows.csv",
+            "question,answer\np,c\n",
+            "rows.csv:2: none of the known shapes: found `question`, `answer`",
+        ),
+        (
+            "rows.csv",
+            "prompt,completion\n",
+            "rows.csv: the file holds no rows",
+        ),
+        (
+            "rows.json",
+            "[{\"text\":\"a\"},{\"text\":7}]",
+            "rows.json:2: field `text`: must be a string",
+        ),
+        (
+            "rows.json",
+            "[{\"text\":\"a\"},7,]",
+            "rows.json:2: a row must be a JSON object, this is a number",
+        ),
+        (
+            "rows.json",
+            "[{\"text\":\"a\"},{\"te",
+            "rows.json:2: the file ends before the list does",
+        ),
+        (
+            "rows.json",
+            "[{\"text\":\"a\"}] {",
+            "rows.json:2: there is text after the end of the list",
+        ),
+    ] {
+        let message = error(name, text.as_bytes());
+        assert!(message.starts_with(expected), "{message} lacks {expected}");
+    }
+    let message = error("rows.csv", b"prompt,completion\np,\xff\n");
+    assert!(
+        message.starts_with("rows.csv:2: not UTF-8 text at byte 1"),
+        "{message}"
+    );
+}
+
+#[test]
+fn oversized_records_do_not_hide_the_records_after_them() {
+    let long = "x".repeat(MAX_LINE + 1);
+    let rest = "{\"prompt\":\"p\",\"completion\":\"c\"}";
+    let wide = vec!["x"; MAX_COLUMNS + 1].join(",");
+    for (name, text) in [
+        ("rows.json", format!("[{{\"text\":\"{long}\"}},{rest}]")),
+        ("rows.csv", format!("prompt,completion\n{long},c\np,c\n")),
+        ("rows.csv", format!("prompt,completion\n{wide}\np,c\n")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path(), name, text.as_bytes());
+        let scan = Dataset::scan(&path, &Columns::default()).unwrap();
+        assert_eq!((scan.data.rows.len(), scan.broken_lines), (1, 1), "{name}");
+        assert!(
+            scan.broken[0]
+                .to_string()
+                .contains("is longer than 1048576 bytes")
+        );
+    }
+}
+
+#[test]
+fn file_that_decompresses_to_too_much_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let most = 1 << 20;
+    let content = vec![b'\n'; most as usize + 1];
+    for (name, bytes) in [
+        ("bomb.jsonl.gz", gzip(&content)),
+        ("bomb.csv.zst", zstd(&content)),
+    ] {
+        assert!(bytes.len() < 1 << 16);
+        let path = written(folder.path(), name, &bytes);
+        let checked = Dataset::check(&path, &Columns::default(), most, &NEVER);
+        let message = checked.unwrap_err().to_string();
+        let expected = "the content of the file is larger than 1048576 bytes; split it";
+        assert!(message.ends_with(expected), "{message}");
+        let checked = Dataset::check(&path, &Columns::default(), MAX_BYTES, &NEVER);
+        assert!(checked.unwrap_err().to_string().contains("no rows"));
+    }
+    // Cut off, and with a window of 2 GiB.
+    let gz = gzip(JSONL.as_bytes());
+    assert!(error("rows.gz", &gz[..gz.len() / 2]).starts_with("cannot read rows.gz"));
+    let zst = zstd(JSONL.as_bytes());
+    assert!(error("rows.zst", &zst[..zst.len() / 2]).starts_with("cannot read rows.zst"));
+    let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00];
+    let message = error("rows.zst", &window);
+    assert!(
+        message.contains("2147483648 bytes, more than 8388608; compress it without --long"),
+        "{message}"
+    );
+}
+
+#[test]
+fn marks_leave_rows_out_of_ranges_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |i: usize, label: bool| {
+        format!("{{\"prompt\":\"p{i}\",\"completion\":\"c\",\"label\":{label}}}\n")
+    };
+    let text: String = (0..10).map(|i| row(i, i % 2 == 0)).collect();
+    let path = written(folder.path(), "rows.jsonl", text.as_bytes());
+    let range = RowRange {
+        first: 2,
+        limit: 2,
+        max_bytes: 1000,
+    };
+    let rows = read_range(&path, &Columns::default(), range, &NEVER).unwrap();
+    let inputs: Vec<String> = rows.iter().map(DataRow::input).collect();
+    assert_eq!(inputs, ["p4", "p6"]);
+}
+
+#[test]
+fn null_columns_count_as_absent() {
+    let text = "{\"messages\":null,\"instruction\":\"When do you open?\",\"input\":null,\"output\":\"At nine.\"}\n\
+                {\"instruction\":null,\"prompt\":\"p\",\"completion\":\"c\",\"label\":null}\n";
+    let data = Dataset::parse(text.as_bytes(), "rows.jsonl").unwrap();
+    let outputs: Vec<&str> = data.rows.iter().map(DataRow::output).collect();
+    assert_eq!(outputs, ["At nine.", "c"]);
+}
+
+#[test]
+fn conversational_prompts_and_completions_are_read() {
+    let user = r#"[{"role":"user","content":"q"}]"#;
+    let answer = r#"[{"role":"assistant","content":"a"}]"#;
+    let text = format!(
+        "{{\"prompt\":{user},\"completion\":{answer}}}\n{{\"prompt\":\"q\",\"completion\":{answer}}}\n{{\"prompt\":{user},\"completion\":\"a\"}}\n"
+    );
+    let data = Dataset::parse(text.as_bytes(), "rows.jsonl").unwrap();
+    for row in &data.rows {
+        assert_eq!((row.input().as_str(), row.output()), ("q", "a"));
+        assert_eq!(row.turns(None).unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn published_pairs_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let [user, chosen, rejected] = [("user", "q"), ("assistant", "a"), ("assistant", "b")]
+        .map(|(role, content)| format!(r#"{{"role":"{role}","content":"{content}"}}"#));
+    for line in [
+        // A text as the prompt, and whole conversations.
+        format!(r#"{{"prompt":"q","chosen":[{user},{chosen}],"rejected":[{user},{rejected}]}}"#),
+        format!(r#"{{"prompt":[{user}],"chosen":[{user},{chosen}],"rejected":[{user},{rejected}]}}"#),
+        // LLaMA-Factory, in both spellings.
+        r#"{"conversations":[{"from":"human","value":"q"}],"chosen":{"from":"gpt","value":"a"},"rejected":{"from":"gpt","value":"b"}}"#.to_owned(),
+        r#"{"instruction":"q","input":"","chosen":"a","rejected":"b"}"#.to_owned(),
+        r#"{"messages":null,"prompt":"q","chosen":"a","rejected":"b"}"#.to_owned(),
+        // HH-RLHF's transcripts, with and without a prompt.
+        r#"{"chosen":"\n\nHuman: q\n\nAssistant: a","rejected":"\n\nHuman: q\n\nAssistant: b"}"#.to_owned(),
+        r#"{"prompt":"\n\nHuman: q\n\nAssistant:","chosen":" a","rejected":" b"}"#.to_owned(),
+    ] {
+        let path = written(folder.path(), "pairs.jsonl", line.as_bytes());
+        assert!(holds_pairs(&path, &Columns::default()).unwrap(), "{line}");
+        let scan = scan_pairs(&path, &Columns::default()).unwrap();
+        let broken: Vec<String> = scan.chosen.broken.iter().map(ToString::to_string).collect();
+        assert_eq!(broken, [""; 0], "{line}");
+        let rejected = scan.rejected.values().next().unwrap();
+        for (row, answer) in [(&scan.chosen.data.rows[0], "a"), (rejected, "b")] {
+            assert_eq!((row.input().as_str(), row.output().trim()), ("q", answer), "{line}");
+        }
+    }
+    let line = r#"{"system":"s","history":[["h","i"]],"prompt":"q","chosen":"a","rejected":"b"}"#;
+    let path = written(folder.path(), "pairs.jsonl", line.as_bytes());
+    let scan = scan_pairs(&path, &Columns::default()).unwrap();
+    let roles: Vec<String> = scan.chosen.data.rows[0]
+        .turns(Some("other"))
+        .unwrap()
+        .into_iter()
+        .map(|turn| turn.content)
+        .collect();
+    assert_eq!(roles, ["s", "h", "i", "q", "a"]);
+    let table = written(
+        folder.path(),
+        "pairs.csv",
+        b"prompt,chosen,rejected\nq,a,b\n",
+    );
+    assert!(holds_pairs(&table, &Columns::default()).unwrap());
+}
+
+#[test]
+fn transcripts_of_several_turns_share_their_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared =
+        "\\n\\nHuman: Hi\\n\\nAssistant: Hello!\\n\\nHuman: A list?\\n\\n1. one\\n\\nAssistant: ";
+    let line = format!(r#"{{"chosen":"{shared}Yes.","rejected":"{shared}No."}}"#);
+    let path = written(folder.path(), "pairs.jsonl", line.as_bytes());
+    let scan = scan_pairs(&path, &Columns::default()).unwrap();
+    let turns = scan.chosen.data.rows[0].turns(None).unwrap();
+    let turns: Vec<(&str, &str)> = turns
+        .iter()
+        .map(|turn| (turn.role.as_str(), turn.content.as_str()))
+        .collect();
+    let expected = [
+        ("user", "Hi"),
+        ("assistant", "Hello!"),
+        ("user", "A list?\n\n1. one"),
+        ("assistant", "Yes."),
+    ];
+    assert_eq!(turns, expected);
+    let line =
+        r#"{"chosen":"\n\nHuman: q\n\nAssistant: ","rejected":"\n\nHuman: q\n\nAssistant: b"}"#;
+    let path = written(folder.path(), "pairs.jsonl", line.as_bytes());
+    let scan = scan_pairs(&path, &Columns::default()).unwrap();
+    let message = scan.chosen.broken[0].to_string();
+    assert!(
+        message.ends_with("field `chosen`: the answer is empty"),
+        "{message}"
+    );
+}
+
+#[test]
+fn pairs_under_other_column_names_are_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = r#"{"question":"q","good":"a","bad":"b"}"#;
+    let path = written(folder.path(), "pairs.jsonl", line.as_bytes());
+    let mut columns = Columns::default();
+    assert!(!holds_pairs(&path, &columns).unwrap());
+    for (field, column) in [
+        ("prompt", "question"),
+        ("chosen", "good"),
+        ("rejected", "bad"),
+    ] {
+        columns.set(field, column).unwrap();
+    }
+    assert!(holds_pairs(&path, &columns).unwrap());
+    let scan = scan_pairs(&path, &columns).unwrap();
+    assert_eq!(scan.chosen.data.rows[0].output(), "a");
+    // A column that is read as another field is not an answer.
+    let mut columns = Columns::default();
+    columns.set("completion", "chosen").unwrap();
+    let path = written(
+        folder.path(),
+        "rows.jsonl",
+        br#"{"prompt":"q","chosen":"a","rejected":"b"}"#,
+    );
+    assert!(!holds_pairs(&path, &columns).unwrap());
+}
