@@ -146,13 +146,22 @@ pub(crate) fn exists(store: &Store, sha256: &str) -> Result<bool, RegistryError>
     Ok(store.get(&path(sha256, MANIFEST))?.is_some())
 }
 
+/// The names of its files. Without the manifest it does not exist, even if others do, so that is removed first.
+pub(crate) const FILES: [&str; 3] = [MANIFEST, peft::CONFIG_FILE, peft::WEIGHTS_FILE];
+
+/// Those of its files that exist; does not read them.
+pub(crate) fn existing_files(
+    store: &Store,
+    sha256: &str,
+) -> Result<Vec<&'static str>, RegistryError> {
+    let found = store.list(&format!("{FOLDER}/{sha256}"))?;
+    let exists = |name: &&str| found.iter().any(|file| file.name == *name);
+    Ok(FILES.into_iter().filter(exists).collect())
+}
+
 /// Whether all of its files exist; does not read them.
 pub(crate) fn complete(store: &Store, sha256: &str) -> Result<bool, RegistryError> {
-    let files = store.list(&format!("{FOLDER}/{sha256}"))?;
-    let exists = |name: &str| files.iter().any(|file| file.name == name);
-    Ok([peft::CONFIG_FILE, peft::WEIGHTS_FILE, MANIFEST]
-        .into_iter()
-        .all(exists))
+    Ok(existing_files(store, sha256)?.len() == FILES.len())
 }
 
 /// Makes sure that the blob exists with the right content: one that exists is read and checked, and a damaged one is written
@@ -160,8 +169,9 @@ pub(crate) fn complete(store: &Store, sha256: &str) -> Result<bool, RegistryErro
 pub(crate) fn write(store: &Store, content: &AdapterContent) -> Result<(), RegistryError> {
     let sha256 = &content.sha256;
     if !matches!(read(store, sha256), Ok(Some(_))) {
-        store.put(&path(sha256, peft::CONFIG_FILE), content.config.clone())?;
+        // The weights first: they are the largest, and a store without room for them gets nothing.
         store.put(&path(sha256, peft::WEIGHTS_FILE), content.weights.clone())?;
+        store.put(&path(sha256, peft::CONFIG_FILE), content.config.clone())?;
     }
     // Written again even if it exists: garbage collection looks at its age.
     let manifest = Manifest {

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use formats::peft;
-
 use crate::blob;
 use crate::error::RegistryError;
 use crate::registry::{Registry, now};
@@ -102,9 +100,7 @@ impl Registry {
                     collected.too_young.push(sha256);
                     continue;
                 }
-                // The manifest first: without it the blob does not exist, even if the rest of this fails.
-                self.store.delete(&blob::path(&sha256, blob::MANIFEST))?;
-                for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
+                for file in blob::FILES {
                     self.store.delete(&blob::path(&sha256, file))?;
                 }
             }

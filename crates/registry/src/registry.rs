@@ -279,7 +279,7 @@ impl Registry {
     }
 
     /// Publishes a new version: its adapter first, then the entry that makes it visible. If it is interrupted, the old state
-    /// stays.
+    /// stays. If it fails in a folder, it leaves no files.
     ///
     /// # Errors
     /// What is wrong with the publication ([`RegistryError::Refused`], [`RegistryError::Exists`]), or with the store.
@@ -315,16 +315,10 @@ impl Registry {
         let state = self.refresh()?;
         state.check_new(&make(&state)?)?;
         self.check_head(&state)?;
-        if let Some(content) = content {
-            blob::write(&self.store, content)?;
-        }
-        let entry = self.append(make)?;
-        if let Some(content) = content
-            && !blob::complete(&self.store, &content.sha256)?
-        {
-            // A garbage collection that began before the entry was written has removed it.
-            blob::write(&self.store, content)?;
-        }
+        let entry = match content {
+            Some(content) => self.append_with_blob(content, make)?,
+            None => self.append(make)?,
+        };
         let version = match &entry.change {
             RegistryChange::Publish { version, .. } => *version,
             _ => 0,
@@ -335,6 +329,51 @@ impl Registry {
             sha256: content.map(|content| content.sha256.clone()),
             sequence: entry.sequence,
         })
+    }
+
+    /// Writes the blob of `content` and then appends the change that makes it visible.
+    fn append_with_blob(
+        &self,
+        content: &AdapterContent,
+        make: impl Fn(&RegistryState) -> Result<RegistryChange, RegistryError>,
+    ) -> Result<Arc<LogEntry>, RegistryError> {
+        let before = match self.remote {
+            // The request that failed may still take place, so nothing is removed; a garbage collection does it later.
+            true => Vec::from(blob::FILES),
+            false => blob::existing_files(&self.store, &content.sha256)?,
+        };
+        let written = blob::write(&self.store, content);
+        let entry = match written.and_then(|()| self.append(make)) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.discard_blob(content, &before);
+                return Err(error);
+            }
+        };
+        if !blob::complete(&self.store, &content.sha256)? {
+            // A garbage collection that began before the entry was written has removed it, or another publication that failed.
+            blob::write(&self.store, content)?;
+        }
+        Ok(entry)
+    }
+
+    /// Removes what a failed publication wrote of a blob that no version uses, except the files that existed `before`.
+    fn discard_blob(&self, content: &AdapterContent, before: &[&str]) {
+        let sha256 = content.sha256.as_str();
+        let is_used = |state: Arc<RegistryState>| state.adapters().contains_key(sha256);
+        if before.len() == blob::FILES.len() || self.refresh().map_or(true, is_used) {
+            return;
+        }
+        for file in blob::FILES.iter().filter(|file| !before.contains(file)) {
+            // What cannot be removed is garbage.
+            let _ = self.store.delete(&blob::path(sha256, file));
+        }
+        self.store.remove_empty_folder(&blob::path(sha256, ""));
+        // A version of the same adapter that was published meanwhile. Its publisher may have found the blob complete just before this; one
+        // that appends its entry later finds the blob incomplete.
+        if self.refresh().is_ok_and(is_used) {
+            let _ = blob::write(&self.store, content);
+        }
     }
 
     /// Makes another version the current one: `version`, by default the one that was current before. Returns it.
@@ -457,7 +496,8 @@ impl Registry {
         AdapterRef {
             path: blob::folder(&self.files, &record.sha256),
             sha256: blob::digest(&record.sha256).unwrap_or_default(),
-            bytes: record.bytes,
+            // The log is not trusted: sizes of several adapters are added.
+            bytes: record.bytes.min(blob::MAX_WEIGHTS),
             source: Some(BlobSource {
                 store: Arc::clone(&self.store),
                 remote: self.remote,

@@ -15,7 +15,7 @@ use object_store::{
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use formats::disk::LastingFolder;
+use formats::disk::{self, LastingFolder};
 use formats::peft::WEIGHTS_FILE;
 
 use crate::error::RegistryError;
@@ -202,6 +202,13 @@ impl Store {
         none_if_missing(deleted)
             .map(|_| ())
             .map_err(|source| self.failed("remove", path, source))
+    }
+
+    /// Removes the folder at `path` of a local store if nothing is in it: a write that failed may have made it.
+    pub fn remove_empty_folder(&self, path: &str) {
+        if let Some(folder) = &self.folder {
+            let _ = disk::remove_empty_folder(&folder.path().join(path));
+        }
     }
 
     /// The objects directly under a path.

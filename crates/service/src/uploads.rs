@@ -1,21 +1,23 @@
 //! Adapters that clients upload: each waits in a folder named by its hash until it is published, forgotten, or too old. Nothing
 //! else in the folder of uploads is ever removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use auth::{Owner, QuotaExceeded, Resource, Usage};
 use formats::atomic_file::{self, AtomicFile, AtomicFolder};
 use formats::disk::{self, LastingFolder};
-use formats::peft::Dtype;
+use formats::peft::{self, Dtype};
 use registry::RegistryError;
 
-/// The most uploads that wait to be published; beyond that the oldest are removed.
+/// The most uploads of a key that wait to be published; beyond that its oldest is removed.
 const MAX_UPLOADS: usize = 8;
+/// The most uploads of all keys that wait to be published, with those that are being received.
+const MAX_ALL_UPLOADS: usize = 64;
 /// The most bytes of all uploads, with those that are being received.
 pub const MAX_STORED: u64 = 8 << 30;
 /// How long an upload waits.
@@ -58,6 +60,15 @@ pub enum UploadError {
         name: String,
         /// The limit.
         limit: u64,
+    },
+    /// All keys have too many uploads.
+    #[error(
+        "the server has {limit} uploaded adapters that are not published, its limit; publish or delete one, or try again in an hour, when \
+         they expire"
+    )]
+    TooMany {
+        /// The limit.
+        limit: usize,
     },
     /// The key's uploads would have too many bytes.
     #[error(transparent)]
@@ -121,6 +132,8 @@ pub(crate) struct UploadStore {
     root: PathBuf,
     folder: LastingFolder,
     sizes: Arc<Mutex<UploadSizes>>,
+    /// Held while stored uploads are added or removed, so that the sizes are those of the folder.
+    changing: Mutex<()>,
 }
 
 /// What uploads count for quotas.
@@ -133,11 +146,24 @@ struct UploadSizes {
     next: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct UploadSize {
-    /// The key that sent it; `None` without keys, and for uploads of an earlier process.
-    owner: Option<String>,
+    /// The keys that sent it; none without keys, and for uploads of an earlier process.
+    owners: BTreeSet<String>,
     bytes: u64,
+}
+
+impl UploadSize {
+    fn of(owner: &Owner, bytes: u64) -> UploadSize {
+        UploadSize {
+            owners: owner.name().map(str::to_owned).into_iter().collect(),
+            bytes,
+        }
+    }
+
+    fn is_of(&self, owner: &Owner) -> bool {
+        owner.name().is_none_or(|name| self.owners.contains(name))
+    }
 }
 
 impl UploadSizes {
@@ -149,7 +175,7 @@ impl UploadSizes {
         };
         for size in self.stored.values().chain(self.receiving.values()) {
             usage.all += size.bytes;
-            if owner.owns(size.owner.as_deref()) {
+            if size.is_of(owner) {
                 usage.own += size.bytes;
             }
         }
@@ -157,8 +183,8 @@ impl UploadSizes {
     }
 }
 
-fn lock(sizes: &Mutex<UploadSizes>) -> MutexGuard<'_, UploadSizes> {
-    sizes.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An archive that is being received. Its bytes count before they are written; dropping it removes them.
@@ -221,6 +247,7 @@ impl UploadStore {
             folder: LastingFolder::new(&root),
             root,
             sizes: Arc::default(),
+            changing: Mutex::default(),
         }
     }
 
@@ -232,14 +259,17 @@ impl UploadStore {
     /// An empty file for an archive of `owner` that is being received; it is removed on drop.
     pub fn new_archive(&self, owner: Owner) -> Result<ReceivedArchive, UploadError> {
         self.folder.create().map_err(self.io())?;
-        let file = AtomicFile::create_private_in(&self.root).map_err(self.io())?;
+        self.remove_expired();
         let mut sizes = lock(&self.sizes);
+        if sizes.stored.len() + sizes.receiving.len() >= MAX_ALL_UPLOADS {
+            return Err(UploadError::TooMany {
+                limit: MAX_ALL_UPLOADS,
+            });
+        }
+        let file = AtomicFile::create_private_in(&self.root).map_err(self.io())?;
         let number = sizes.next;
         sizes.next += 1;
-        let size = UploadSize {
-            owner: owner.name().map(str::to_owned),
-            bytes: 0,
-        };
+        let size = UploadSize::of(&owner, 0);
         sizes.receiving.insert(number, size);
         Ok(ReceivedArchive {
             file,
@@ -258,11 +288,17 @@ impl UploadStore {
     /// Removes uploads that are too old, and what killed processes left. Without this an unused server would keep them.
     pub fn remove_stale(&self) {
         atomic_file::remove_leftovers(&self.root);
-        self.remove_old();
+        self.remove_expired();
+    }
+
+    fn remove_expired(&self) {
+        let _changing = lock(&self.changing);
+        self.remove_old(None);
     }
 
     /// Removes an upload.
     pub fn remove(&self, sha256: &str) -> Result<(), UploadError> {
+        let _changing = lock(&self.changing);
         atomic_file::remove_folder(&self.find(sha256)?).map_err(self.io())?;
         lock(&self.sizes).stored.remove(sha256);
         Ok(())
@@ -289,7 +325,7 @@ impl UploadStore {
             .ok_or_else(unknown)
     }
 
-    /// Stores an unpacked adapter of `bytes` bytes under its hash.
+    /// Stores an unpacked adapter of `bytes` bytes under its hash. The oldest of the owner makes room.
     pub fn store(
         &self,
         unpacked: AtomicFolder,
@@ -299,52 +335,61 @@ impl UploadStore {
     ) -> Result<(), UploadError> {
         self.folder.check().map_err(self.io())?;
         let dir = self.root.join(sha256);
-        // The same adapter again: its time starts anew.
-        if dir.exists() {
-            atomic_file::remove_folder(&dir).map_err(self.io())?;
+        let is_intact = dir.exists() && peft::content_hash(&dir).is_ok_and(|found| found == sha256);
+        let _changing = lock(&self.changing);
+        if is_intact && dir.exists() {
+            // The same adapter again stays where it is, so that it is not lost if the disk fails. Its time starts anew.
+            drop(unpacked);
+            // If the time cannot be set, it only expires earlier.
+            let _ = fs::File::open(&dir).and_then(|dir| dir.set_modified(SystemTime::now()));
+        } else {
+            if dir.exists() {
+                atomic_file::remove_folder(&dir).map_err(self.io())?;
+            }
+            unpacked.commit(&dir).map_err(self.io())?;
         }
-        unpacked.commit(&dir).map_err(self.io())?;
-        let size = UploadSize {
-            owner: owner.name().map(str::to_owned),
-            bytes,
-        };
-        lock(&self.sizes).stored.insert(sha256.to_owned(), size);
-        self.remove_old();
+        let mut sizes = lock(&self.sizes);
+        let stored = sizes.stored.entry(sha256.to_owned()).or_default();
+        stored.owners.extend(owner.name().map(str::to_owned));
+        stored.bytes = bytes;
+        drop(sizes);
+        self.remove_old(Some(owner));
         Ok(())
     }
 
-    /// Removes uploads that are too old, and the oldest if there are too many.
-    fn remove_old(&self) {
-        let mut uploads: Vec<(Duration, PathBuf)> = Vec::new();
+    /// Removes uploads that are too old, and the oldest of `owner` if it has too many. An upload that another key sent too stays.
+    fn remove_old(&self, owner: Option<&Owner>) {
+        let mut uploads: Vec<(SystemTime, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if !is_folder || !entry.file_name().to_str().is_some_and(is_sha256) {
                 continue;
             }
-            let age = entry.metadata().and_then(|data| data.modified());
-            let age = age
-                .ok()
-                .and_then(|time| time.elapsed().ok())
-                .unwrap_or_default();
-            uploads.push((age, entry.path()));
+            let modified = entry.metadata().and_then(|data| data.modified());
+            uploads.push((modified.unwrap_or_else(|_| SystemTime::now()), entry.path()));
         }
-        uploads.sort();
+        uploads.sort_by(|(one, _), (other, _)| other.cmp(one));
+        let known = lock(&self.sizes).stored.clone();
         let mut left = BTreeMap::new();
-        for (at, (age, path)) in uploads.into_iter().enumerate() {
+        let mut own = 0;
+        for (modified, path) in uploads {
+            let sha256 = path.file_name().unwrap_or_default().to_string_lossy();
+            let mut size = known.get(&*sha256).cloned().unwrap_or_default();
+            let mut is_old = modified.elapsed().is_ok_and(|age| age > MAX_AGE);
+            if let Some(owner) = owner.filter(|owner| size.is_of(owner)) {
+                own += 1;
+                if own > MAX_UPLOADS {
+                    owner.name().map(|name| size.owners.remove(name));
+                    is_old |= size.owners.is_empty();
+                }
+            }
             // What cannot be removed counts, and the next call tries again.
-            let is_old = at >= MAX_UPLOADS || age > MAX_AGE;
             if !is_old || atomic_file::remove_folder(&path).is_err() {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                left.insert(name.into_owned(), folder_bytes(&path));
+                size.bytes = folder_bytes(&path);
+                left.insert(sha256.into_owned(), size);
             }
         }
-        let mut sizes = lock(&self.sizes);
-        let known = std::mem::take(&mut sizes.stored);
-        let with_owner = |(sha256, bytes): (String, u64)| {
-            let owner = known.get(&sha256).and_then(|size| size.owner.clone());
-            (sha256, UploadSize { owner, bytes })
-        };
-        sizes.stored = left.into_iter().map(with_owner).collect();
+        lock(&self.sizes).stored = left;
     }
 }
 
@@ -427,6 +472,100 @@ mod tests {
         drop(first);
         uploads.remove(&"1".repeat(64)).unwrap();
         stored("one", 100, "2").unwrap();
+    }
+
+    fn key(name: &str) -> Owner {
+        Owner::key(name, auth::Quotas::default())
+    }
+
+    /// Stores an adapter that is not one, with 7 bytes.
+    fn store(uploads: &UploadStore, owner: &Owner, sha256: &str) -> Result<(), UploadError> {
+        let mut archive = uploads.new_archive(owner.clone())?;
+        archive.write(b"zip")?;
+        let dir = uploads.new_folder()?;
+        disk::write(&dir.path().join("weights"), b"content").map_err(uploads.io())?;
+        archive.grow_to(7)?;
+        drop(archive);
+        uploads.store(dir, sha256, owner, 7)
+    }
+
+    #[test]
+    fn a_key_evicts_its_own_uploads_only() {
+        let root = tempfile::tempdir().unwrap();
+        let uploads = UploadStore::new(root.path().to_owned());
+        let sha256 = |n: usize| format!("{n:064x}");
+        let shared = sha256(1000);
+        store(&uploads, &key("two"), &sha256(999)).unwrap();
+        store(&uploads, &key("two"), &shared).unwrap();
+        // An adapter that both sent belongs to both.
+        store(&uploads, &key("one"), &shared).unwrap();
+        for n in 0..20 {
+            store(&uploads, &key("one"), &sha256(n)).unwrap();
+        }
+        assert!(uploads.find(&sha256(999)).is_ok() && uploads.find(&shared).is_ok());
+        let of_one = (0..20).filter(|n| uploads.find(&sha256(*n)).is_ok());
+        assert_eq!(of_one.collect::<Vec<_>>(), (12..20).collect::<Vec<_>>());
+        let usage = |name: &str| lock(&uploads.sizes).usage(&key(name)).own;
+        assert_eq!((usage("one"), usage("two")), (8 * 7, 2 * 7));
+    }
+
+    #[test]
+    fn uploads_of_all_keys_are_bounded_and_expire() {
+        let root = tempfile::tempdir().unwrap();
+        let uploads = UploadStore::new(root.path().to_owned());
+        for n in 0..64 {
+            let owner = key(&format!("key-{}", n / 8));
+            store(&uploads, &owner, &format!("{n:064x}")).unwrap();
+        }
+        let refused = uploads.new_archive(key("next")).map(drop).unwrap_err();
+        let message = refused.to_string();
+        assert!(message.contains("64 uploaded adapters"), "{message}");
+        // One that is received counts, too.
+        uploads.remove(&"0".repeat(64)).unwrap();
+        let archive = uploads.new_archive(key("next")).unwrap();
+        assert!(uploads.new_archive(key("last")).is_err());
+        drop(archive);
+        // Old ones make room before anything is refused.
+        let old = std::time::SystemTime::now() - 2 * MAX_AGE;
+        for entry in fs::read_dir(root.path()).unwrap() {
+            let dir = fs::File::open(entry.unwrap().path()).unwrap();
+            dir.set_modified(old).unwrap();
+        }
+        let _one = uploads.new_archive(key("next")).unwrap();
+        let _two = uploads.new_archive(key("next")).unwrap();
+        assert_eq!(lock(&uploads.sizes).usage(&key("key-1")).all, 0);
+    }
+
+    #[test]
+    fn adapter_that_is_sent_again_is_found_after_every_fault() {
+        let fill = |dir: &std::path::Path| -> std::io::Result<()> {
+            disk::write(&dir.join("adapter_config.json"), b"{}")?;
+            disk::write(&dir.join("adapter_model.safetensors"), b"content")
+        };
+        for_each_fault(|injection| {
+            let root = tempfile::tempdir().unwrap();
+            let uploads = UploadStore::new(root.path().join("uploads"));
+            let mut archive = uploads.new_archive(key("one")).unwrap();
+            archive.write(b"zip").unwrap();
+            let first = uploads.new_folder().unwrap();
+            fill(first.path()).unwrap();
+            let sha256 = formats::peft::content_hash(first.path()).unwrap();
+            uploads.store(first, &sha256, &key("one"), 9).unwrap();
+            let old = std::time::SystemTime::now() - MAX_AGE / 2;
+            let dir = uploads.find(&sha256).unwrap();
+            fs::File::open(&dir).unwrap().set_modified(old).unwrap();
+            let again = injection.run(|| {
+                let second = uploads.new_folder()?;
+                fill(second.path()).map_err(uploads.io())?;
+                uploads.store(second, &sha256, &key("two"), 9)
+            });
+            let dir = uploads.find(&sha256).unwrap();
+            let found = formats::peft::content_hash(&dir).unwrap();
+            assert_eq!(found, sha256, "{injection:?}");
+            // Its time starts anew.
+            let age = dir.metadata().unwrap().modified().unwrap().elapsed();
+            assert!(again.is_err() || age.unwrap() < MAX_AGE / 4);
+        });
     }
 
     #[test]

@@ -222,6 +222,15 @@ pub fn remove_folder(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path)
 }
 
+/// Removes a folder that has nothing in it.
+///
+/// # Errors
+/// It has something in it, or the system's.
+pub fn remove_empty_folder(path: &Path) -> io::Result<()> {
+    change(Operation::Release)?;
+    fs::remove_dir(path)
+}
+
 /// Flushes a folder's entries to the disk, so that a rename in it outlasts a power cut.
 ///
 /// # Errors

@@ -282,6 +282,65 @@ fn fetched_copy_is_complete_or_fetched_again_after_every_fault_of_the_disk() {
     });
 }
 
+#[test]
+fn failed_publication_removes_what_it_wrote_and_nothing_else() {
+    let names = |folder: &std::path::Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let files = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ];
+    for blocked in files {
+        for earlier in files.into_iter().filter(|file| *file != blocked) {
+            let dir = TestDir::new();
+            let registry = dir.registry();
+            publish(&registry, "tone", &dir.content(1)).unwrap();
+            let content = dir.content(2);
+            let adapters = dir.path("registry/adapters");
+            let blob = adapters.join(&content.sha256);
+            // A folder in the place of a file makes its write fail.
+            std::fs::create_dir_all(blob.join(blocked).join("full")).unwrap();
+            assert!(publish(&registry, "tone", &content).is_err(), "{blocked}");
+            assert_eq!(names(&blob), [blocked]);
+            // What another process wrote before it was killed stays.
+            std::fs::write(blob.join(earlier), "{").unwrap();
+            assert!(publish(&registry, "tone", &content).is_err(), "{blocked}");
+            let mut expected = [blocked, earlier];
+            expected.sort_unstable();
+            assert_eq!(names(&blob), expected);
+            // The next publication works, and the other adapter was never touched.
+            std::fs::remove_dir_all(&blob).unwrap();
+            assert_eq!(publish(&registry, "tone", &content).unwrap().version, 2);
+            let verified = registry.verify().unwrap();
+            assert!(verified.iter().all(|adapter| adapter.problem.is_none()));
+        }
+    }
+}
+
+#[test]
+fn size_in_the_log_is_not_trusted() {
+    let dir = TestDir::new();
+    publish(&dir.registry(), "tone", &dir.content(1)).unwrap();
+    let entry = dir.path(&format!("registry/log/{:020}.json", 1));
+    let text = std::fs::read_to_string(&entry).unwrap();
+    let bytes = text.find("\"bytes\": ").unwrap() + 9;
+    let end = bytes + text[bytes..].find(',').unwrap();
+    let text = format!("{}{}{}", &text[..bytes], u64::MAX, &text[end..]);
+    std::fs::write(&entry, text).unwrap();
+    let registry = dir.registry();
+    let state = registry.refresh().unwrap();
+    let (personas, _) = registry.personas(&state, &Personas::default());
+    // Sizes of several adapters are added.
+    let adapter = personas.get("tone").unwrap().adapter.clone().unwrap();
+    assert_eq!(adapter.bytes, registry::blob::MAX_WEIGHTS);
+}
+
 #[cfg(unix)]
 #[test]
 fn pipe_or_endless_device_in_the_log_is_reported_by_name() {

@@ -217,6 +217,7 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
             UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
             UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             UploadError::Quota(exceeded) => quota_status(exceeded),
+            UploadError::TooMany { .. } => (StatusCode::INSUFFICIENT_STORAGE, "too_many_uploads"),
             UploadError::Unknown { .. } => (StatusCode::NOT_FOUND, "upload_not_found"),
             UploadError::Removed(_) | UploadError::Io { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "uploads_failed")
