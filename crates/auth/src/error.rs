@@ -126,6 +126,21 @@ pub enum AuthError {
         /// When this request is allowed.
         retry_after: Duration,
     },
+    /// Several answers that take more tokens together than the key has a minute. Waiting does not help.
+    #[error(
+        "key {key} may use {limit} tokens a minute, and this request's {answers} answers may take {wanted} together with their \
+         prompts; ask for fewer answers, or for fewer new tokens in each"
+    )]
+    AnswersAboveTokenLimit {
+        /// The key's name.
+        key: String,
+        /// The limit a minute.
+        limit: u32,
+        /// The tokens of the prompts and of all answers at their longest.
+        wanted: u64,
+        /// Prompts times answers to each.
+        answers: usize,
+    },
 }
 
 impl AuthError {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use formats::persona_name::is_persona_name;
 
@@ -207,51 +207,120 @@ impl Key {
             })
     }
 
-    /// Counts a request's answers against the limit: all but the one that [`Key::count_request`] counted.
+    /// Checks that [`Key::count_answers`] would succeed now. Counts nothing.
     ///
     /// # Errors
     /// [`AuthError::AnswerRateExceeded`].
-    pub fn count_answers(&self, answers: usize) -> Result<(), AuthError> {
+    pub fn check_answers(&self, answers: usize) -> Result<(), AuthError> {
         let Some(bucket) = &self.requests else {
             return Ok(());
         };
         bucket
-            .try_acquire_more(1, (answers as u64).saturating_sub(1), Instant::now())
-            .map_err(|retry_after| AuthError::AnswerRateExceeded {
-                key: self.entry.name.clone(),
-                limit: bucket.per_minute(),
-                answers,
-                retry_after,
-            })
+            .has_room(1, further(answers), Instant::now())
+            .map_err(|retry_after| self.answer_rate_error(bucket, answers, retry_after))
     }
 
-    /// Returns counted requests and answers that were refused before any work for them began.
-    pub fn refund_requests(&self, count: usize) {
-        if let Some(bucket) = &self.requests {
-            bucket.refund(count as u64);
+    /// Counts a request's answers against the limit: all but the one that [`Key::count_request`] counted. Dropping the count returns
+    /// it, unless it is kept.
+    ///
+    /// # Errors
+    /// [`AuthError::AnswerRateExceeded`].
+    pub fn count_answers(&self, answers: usize) -> Result<CountedAnswers, AuthError> {
+        let Some(bucket) = &self.requests else {
+            return Ok(CountedAnswers::default());
+        };
+        let further = further(answers);
+        bucket
+            .try_acquire_more(1, further, Instant::now())
+            .map_err(|retry_after| self.answer_rate_error(bucket, answers, retry_after))?;
+        Ok(CountedAnswers {
+            bucket: Some(Arc::clone(bucket)),
+            count: further,
+        })
+    }
+
+    fn answer_rate_error(
+        &self,
+        bucket: &RateLimiter,
+        answers: usize,
+        retry_after: Duration,
+    ) -> AuthError {
+        AuthError::AnswerRateExceeded {
+            key: self.entry.name.clone(),
+            limit: bucket.per_minute(),
+            answers,
+            retry_after,
         }
     }
 
-    /// Reserves tokens of this minute's limit. Dropping the reservation returns those that were not used.
+    /// Returns a counted request that was refused before any work for it began.
+    pub fn refund_request(&self) {
+        if let Some(bucket) = &self.requests {
+            bucket.refund(1);
+        }
+    }
+
+    /// Reserves tokens of this minute's limit for the answers of one request: a reservation for each amount of `wanted`, or none.
+    /// Dropping a reservation returns what was not used of it. A single answer may take more than the limit, once the limit is
+    /// untouched.
     ///
     /// # Errors
+    /// [`AuthError::AnswersAboveTokenLimit`] if several answers need more than the limit together, which waiting does not change;
     /// [`AuthError::TokenRateExceeded`].
-    pub fn reserve_tokens(&self, wanted: u64) -> Result<TokenReservation, AuthError> {
+    pub fn reserve_tokens(&self, wanted: &[u64]) -> Result<Vec<TokenReservation>, AuthError> {
         let Some(bucket) = &self.tokens else {
-            return Ok(TokenReservation::default());
+            return Ok(Vec::new());
         };
+        let (limit, sum) = (bucket.per_minute(), wanted.iter().sum());
+        if wanted.len() > 1 && sum > u64::from(limit) {
+            return Err(AuthError::AnswersAboveTokenLimit {
+                key: self.entry.name.clone(),
+                limit,
+                wanted: sum,
+                answers: wanted.len(),
+            });
+        }
         bucket
-            .try_acquire(wanted, Instant::now())
+            .try_acquire(sum, Instant::now())
             .map_err(|retry_after| AuthError::TokenRateExceeded {
                 key: self.entry.name.clone(),
-                limit: bucket.per_minute(),
-                wanted,
+                limit,
+                wanted: sum,
                 retry_after,
             })?;
-        Ok(TokenReservation {
+        let reservation = |tokens: &u64| TokenReservation {
             bucket: Some(Arc::clone(bucket)),
-            tokens: wanted,
-        })
+            tokens: *tokens,
+        };
+        Ok(wanted.iter().map(reservation).collect())
+    }
+}
+
+/// The answers that count in addition to the request itself.
+fn further(answers: usize) -> u64 {
+    (answers as u64).saturating_sub(1)
+}
+
+/// The answers of a request that is not admitted yet. Dropping it returns them to the key's limit.
+#[derive(Debug, Default)]
+#[must_use = "dropping the count returns the answers"]
+pub struct CountedAnswers {
+    bucket: Option<Arc<RateLimiter>>,
+    count: u64,
+}
+
+impl CountedAnswers {
+    /// The request was admitted: its answers stay counted.
+    pub fn keep(mut self) {
+        self.bucket = None;
+    }
+}
+
+impl Drop for CountedAnswers {
+    fn drop(&mut self) {
+        if let Some(bucket) = &self.bucket {
+            bucket.refund(self.count);
+        }
     }
 }
 
@@ -490,10 +559,10 @@ mod tests {
         let (_folder, _, keys) = keys(&table("a", "a", "requests_per_minute = 10"));
         let key = keys.find("a").unwrap();
         key.count_request().unwrap();
-        key.count_answers(8).unwrap();
+        key.count_answers(8).unwrap().keep();
         key.count_request().unwrap();
         let refused = key.count_answers(8).unwrap_err();
-        assert!(refused.retry_after() > Some(std::time::Duration::from_secs(30)));
+        assert!(refused.retry_after() > Some(Duration::from_secs(30)));
         let said = refused.to_string();
         assert!(
             said.contains("10 requests a minute") && said.contains("8 answers"),
@@ -503,7 +572,8 @@ mod tests {
         let (_folder, _, keys) = super::tests::keys(&table("a", "a", "requests_per_minute = 10"));
         let key = keys.find("a").unwrap();
         key.count_request().unwrap();
-        key.count_answers(128).unwrap();
+        key.check_answers(128).unwrap();
+        key.count_answers(128).unwrap().keep();
         assert!(key.count_request().is_err());
     }
 
@@ -513,9 +583,10 @@ mod tests {
         let key = keys.find("a").unwrap();
         for _ in 0..20 {
             key.count_request().unwrap();
-            key.count_answers(10).unwrap();
+            let counted = key.count_answers(10).unwrap();
             assert!(key.count_request().is_err());
-            key.refund_requests(10);
+            drop(counted);
+            key.refund_request();
         }
     }
 
@@ -549,12 +620,35 @@ mod tests {
     fn unused_tokens_are_returned() {
         let (_folder, _, keys) = keys(&table("a", "a", "tokens_per_minute = 600"));
         let key = keys.find("a").unwrap();
-        let mut reservation = key.reserve_tokens(600).unwrap();
-        assert!(key.reserve_tokens(200).is_err());
+        let mut reservation = key.reserve_tokens(&[600]).unwrap().remove(0);
+        assert!(key.reserve_tokens(&[200]).is_err());
         reservation.used(350);
         drop(reservation);
-        assert!(key.reserve_tokens(260).is_err());
-        let _reservation = key.reserve_tokens(200).unwrap();
+        assert!(key.reserve_tokens(&[260]).is_err());
+        let _reservation = key.reserve_tokens(&[200]).unwrap();
+    }
+
+    #[test]
+    fn answers_that_need_more_than_the_limit_together_are_refused_for_good() {
+        let (_folder, _, keys) = keys(&table("a", "a", "tokens_per_minute = 600"));
+        let key = keys.find("a").unwrap();
+        let refused = key.reserve_tokens(&[250, 200, 200]).unwrap_err();
+        assert_eq!(refused.retry_after(), None);
+        assert_eq!(
+            refused.to_string(),
+            "key a may use 600 tokens a minute, and this request's 3 answers may take 650 together with their prompts; ask for \
+             fewer answers, or for fewer new tokens in each"
+        );
+        // It took nothing, and answers are reserved all at once or not at all.
+        let held = key.reserve_tokens(&[200, 200, 200]).unwrap();
+        assert_eq!(held.len(), 3);
+        drop(held);
+        let first = key.reserve_tokens(&[300]).unwrap();
+        let refused = key.reserve_tokens(&[200, 200]).unwrap_err();
+        assert!(refused.retry_after() > Some(Duration::from_secs(5)));
+        drop(first);
+        // One answer above the limit leaves a debt.
+        drop(key.reserve_tokens(&[900]).unwrap());
     }
 
     #[test]

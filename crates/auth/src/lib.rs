@@ -23,5 +23,5 @@ pub mod secret;
 
 pub use error::{AuthError, KeysError};
 pub use key_entry::KeyEntry;
-pub use keys::{Key, Keys, TokenReservation};
+pub use keys::{CountedAnswers, Key, Keys, TokenReservation};
 pub use quota::{Owner, QuotaExceeded, Quotas, Resource, Usage};

@@ -50,19 +50,38 @@ impl RateLimiter {
     /// # Errors
     /// As [`RateLimiter::try_acquire`].
     pub fn try_acquire_more(&self, taken: u64, amount: u64, now: Instant) -> Result<(), Duration> {
-        let full = f64::from(self.per_minute);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(&mut state, taken, amount, now)?;
+        state.left -= amount as f64;
+        Ok(())
+    }
+
+    /// Whether [`RateLimiter::try_acquire_more`] would succeed now. Takes nothing.
+    ///
+    /// # Errors
+    /// As [`RateLimiter::try_acquire`].
+    pub fn has_room(&self, taken: u64, amount: u64, now: Instant) -> Result<(), Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(&mut state, taken, amount, now)
+    }
+
+    fn check(
+        &self,
+        state: &mut State,
+        taken: u64,
+        amount: u64,
+        now: Instant,
+    ) -> Result<(), Duration> {
+        let full = f64::from(self.per_minute);
         let passed = now.saturating_duration_since(state.at).as_secs_f64();
         state.left = (state.left + passed * full / 60.0).min(full);
         state.at = state.at.max(now);
-        let amount = amount as f64;
         // The bucket refills while the request is read.
-        let lacking = amount.min(full - taken as f64) - state.left;
+        let lacking = (amount as f64).min(full - taken as f64) - state.left;
         // Sums of short times have rounding errors.
         if lacking > 1e-6 {
             return Err(Duration::from_secs_f64(lacking * 60.0 / full));
         }
-        state.left -= amount;
         Ok(())
     }
 
@@ -97,6 +116,20 @@ mod tests {
         limiter.refund(1000);
         assert_eq!(limiter.try_acquire(60, later), Ok(()));
         assert!(limiter.try_acquire(1, later).is_err());
+    }
+
+    #[test]
+    fn asking_for_room_takes_nothing() {
+        let limiter = RateLimiter::new(60);
+        let start = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(limiter.has_room(0, 60, start), Ok(()));
+        }
+        assert_eq!(limiter.try_acquire(59, start), Ok(()));
+        assert_eq!(
+            limiter.has_room(0, 2, start),
+            Err(limiter.try_acquire(2, start).unwrap_err())
+        );
     }
 
     #[test]

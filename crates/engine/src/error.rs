@@ -77,6 +77,16 @@ pub enum SubmitError {
         /// The estimated time until there is room.
         retry_after: Duration,
     },
+    /// More requests at once than an idle engine takes from one client. Waiting does not help.
+    #[error(
+        "{asked} requests at once are more than the {most} that one client may have at once; send fewer"
+    )]
+    TooManyAtOnce {
+        /// How many there are.
+        asked: usize,
+        /// The most.
+        most: usize,
+    },
     /// The KV cache could not hold this request even alone.
     #[error(
         "the request needs up to {needed} KV blocks and there are {blocks}; \

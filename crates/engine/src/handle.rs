@@ -153,7 +153,7 @@ impl<A: Send + Sync + 'static> Handle<A> {
     /// deadlines of the requests run from here.
     ///
     /// # Errors
-    /// [`SubmitError::QueueFull`], [`SubmitError::AboveShare`] and [`SubmitError::Stopped`].
+    /// [`SubmitError::TooManyAtOnce`], [`SubmitError::QueueFull`], [`SubmitError::AboveShare`] and [`SubmitError::Stopped`].
     pub fn acquire_permits(
         &self,
         client: Option<Client>,
@@ -167,6 +167,9 @@ impl<A: Send + Sync + 'static> Handle<A> {
         owner.permits.acquire(client, count).map_err(|refusal| {
             let retry_after = self.stats().retry_after();
             match refusal {
+                PermitRefusal::TooMany { most } => {
+                    SubmitError::TooManyAtOnce { asked: count, most }
+                }
                 PermitRefusal::Full => SubmitError::QueueFull {
                     limit: max_queue,
                     retry_after,

@@ -36,6 +36,11 @@ struct Held {
 /// Why no permit was given.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PermitRefusal {
+    /// There are not so many, or one client alone may not hold so many.
+    TooMany {
+        /// The most at once.
+        most: usize,
+    },
     /// All are in use.
     Full,
     /// The client would hold more than its part.
@@ -81,23 +86,22 @@ impl Permits {
     ) -> Result<Vec<Permit>, PermitRefusal> {
         let mut held = self.lock();
         let free = self.limit.saturating_sub(held.all);
-        if free < count {
-            return Err(PermitRefusal::Full);
-        }
-        if let Some(client) = client {
-            let own = held.clients.get(&client.id).copied().unwrap_or(0);
-            // The last of them has the strictest limit.
-            let before_last = own + count.saturating_sub(1);
-            let free_before_last = free - count.saturating_sub(1);
-            let most = self.held_per_free
-                * f64::from(client.weight.get())
-                * free_before_last.saturating_sub(self.reserved) as f64;
-            if before_last > 0 && before_last as f64 >= most {
-                return Err(PermitRefusal::AboveShare { held: own });
+        let own = client.and_then(|client| held.clients.get(&client.id).copied());
+        let own = own.unwrap_or(0);
+        self.check(client, count, own, free).map_err(|refusal| {
+            // Waiting does not help a request that an idle engine refuses.
+            let fits = |count: &usize| self.check(client, *count, 0, self.limit).is_ok();
+            match fits(&count) {
+                true => refusal,
+                false => PermitRefusal::TooMany {
+                    most: (0..count).rev().find(fits).unwrap_or(0),
+                },
             }
-            if count > 0 {
-                *held.clients.entry(client.id).or_default() += count;
-            }
+        })?;
+        if let Some(client) = client
+            && count > 0
+        {
+            *held.clients.entry(client.id).or_default() += count;
         }
         held.all += count;
         drop(held);
@@ -110,6 +114,32 @@ impl Permits {
         Ok(std::iter::repeat_with(permit).take(count).collect())
     }
 
+    /// Checks whether a client that holds `own` permits may take `count` of the `free` ones.
+    fn check(
+        &self,
+        client: Option<Client>,
+        count: usize,
+        own: usize,
+        free: usize,
+    ) -> Result<(), PermitRefusal> {
+        if free < count {
+            return Err(PermitRefusal::Full);
+        }
+        let Some(client) = client else {
+            return Ok(());
+        };
+        // The last of them has the strictest limit.
+        let before_last = own + count.saturating_sub(1);
+        let free_before_last = free - count.saturating_sub(1);
+        let most = self.held_per_free
+            * f64::from(client.weight.get())
+            * free_before_last.saturating_sub(self.reserved) as f64;
+        if before_last > 0 && before_last as f64 >= most {
+            return Err(PermitRefusal::AboveShare { held: own });
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,7 +147,8 @@ impl Permits {
 
 impl Permit {
     /// When it was acquired. A request's times and its deadline count from here.
-    pub(crate) fn acquired(&self) -> Instant {
+    #[must_use]
+    pub fn acquired(&self) -> Instant {
         self.acquired
     }
 }
@@ -208,6 +239,23 @@ mod tests {
         let second = permits.acquire(client(2, 1), 2).unwrap();
         assert_eq!(second.len(), 2);
         assert_eq!(permits.acquire(None, 4).err(), Some(PermitRefusal::Full));
+    }
+
+    #[test]
+    fn permits_that_are_never_given_are_refused_for_good() {
+        let permits = Arc::new(Permits::new(4, 8));
+        let refused = permits.acquire(None, 13).err();
+        assert_eq!(refused, Some(PermitRefusal::TooMany { most: 12 }));
+        let refused = permits.acquire(client(1, 1), 12).err();
+        assert_eq!(refused, Some(PermitRefusal::TooMany { most: 8 }));
+        // An engine that is busy gives the same answer.
+        let held = permits.acquire(client(1, 1), 8).unwrap();
+        let refused = permits.acquire(client(1, 1), 9).err();
+        assert_eq!(refused, Some(PermitRefusal::TooMany { most: 8 }));
+        let refused = permits.acquire(client(1, 1), 8).err();
+        assert_eq!(refused, Some(PermitRefusal::Full));
+        drop(held);
+        assert_eq!(permits.acquire(client(1, 1), 8).unwrap().len(), 8);
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl JobsFolder {
     /// # Errors
     /// It has files of someone else, cannot be used, or another process works in it.
     pub fn open(dir: &Path) -> Result<JobsFolder, JobError> {
-        disk::create_folders(dir).map_err(JobError::io(dir))?;
+        disk::create_private_folders(dir).map_err(JobError::io(dir))?;
         let marker = dir.join(MARKER);
         if !marker.exists() {
             check_ownership(dir)?;
@@ -59,7 +59,7 @@ impl JobsFolder {
         }
         for name in FOLDERS {
             let folder = dir.join(name);
-            disk::create_folders(&folder).map_err(JobError::io(&folder))?;
+            disk::create_private_folders(&folder).map_err(JobError::io(&folder))?;
         }
         Ok(JobsFolder {
             dir: dir.to_owned(),

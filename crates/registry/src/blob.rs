@@ -245,7 +245,7 @@ impl BlobSource {
             source,
         };
         let cache = dir.parent().unwrap_or(Path::new("."));
-        disk::create_folders(cache).map_err(io)?;
+        disk::create_private_folders(cache).map_err(io)?;
         let fetched = AtomicFolder::create_in(cache).map_err(io)?;
         let file = |name: &str, bytes: &[u8]| disk::write(&fetched.path().join(name), bytes);
         file(peft::WEIGHTS_FILE, &weights).map_err(io)?;

@@ -15,13 +15,12 @@ use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::error::ApiError;
-use crate::middleware::auth::is_refusal;
 use crate::usage::Usage;
 use crate::work::Work;
 use crate::work_pool::RunningWork;
 use service::{
     Answer, AnswerBuilder, Caller, Delta, End, GenerateRequest, MAX_CHOICES, ModelIdentity,
-    RequestError, Service, TextEvent, TextSink, Tickets, ToolCallDelta,
+    RequestError, RequestLog, Service, TextEvent, TextSink, Tickets, ToolCallDelta,
 };
 
 /// The interval of keep-alive comments in a silent stream, so that proxies do not close it.
@@ -43,6 +42,8 @@ pub(crate) struct AnswerStream {
     ends: Vec<Option<End>>,
     /// The number of answers to each prompt.
     choices: usize,
+    /// The log of the request, for an error after the response has begun.
+    log: Option<Arc<RequestLog>>,
     _tickets: Vec<Tickets>,
 }
 
@@ -65,12 +66,12 @@ impl AnswerStream {
         work: &Work,
         mut requests: Vec<GenerateRequest>,
     ) -> Result<AnswerStream, ApiError> {
-        // The key's limit counts answers, not HTTP requests.
+        // The key's limit counts answers, not HTTP requests. A request that is above it is not prepared.
         let answers = requests
             .iter()
             .map(|request| request.choices.clamp(1, MAX_CHOICES));
         let answers: usize = answers.sum();
-        caller.count_answers(answers)?;
+        caller.check_answers(answers)?;
         for request in &mut requests {
             request.caller = caller.clone();
         }
@@ -79,33 +80,23 @@ impl AnswerStream {
         let choices = requests.first().map_or(1, |request| request.choices);
         let body = work.body().clone();
         let submit = move |running: &RunningWork| {
-            let accepted = requests.iter().enumerate().map(|(prompt, request)| {
-                let mut sinks = |choice: usize| -> TextSink {
-                    let sender = sender.clone();
-                    let number = prompt * choices + choice;
-                    Box::new(move |event| match sender.send((number, event)) {
-                        Ok(()) => Flow::Continue,
-                        Err(_) => Flow::Stop,
-                    })
-                };
-                // While a request waits for its adapters, its key may prepare another one.
-                running.regain_slot()?;
-                let prepared = || running.free_slot();
-                let cancelled = running.cancelled();
-                Ok(service.submit_choices(request, &mut sinks, cancelled, &prepared)?)
-            });
-            let accepted = accepted.collect::<Result<Vec<_>, ApiError>>();
+            let mut sinks = |prompt: usize, choice: usize| -> TextSink {
+                let sender = sender.clone();
+                let number = prompt * choices + choice;
+                Box::new(move |event| match sender.send((number, event)) {
+                    Ok(()) => Flow::Continue,
+                    Err(_) => Flow::Stop,
+                })
+            };
+            // While a request waits for its adapters, its key may prepare another one.
+            let prepared = || running.free_slot();
+            let cancelled = running.cancelled();
+            let accepted = service.submit_all(&requests, &mut sinks, cancelled, &prepared);
             drop(requests);
             body.free();
             accepted
         };
-        let accepted = work.prepare(submit).await.and_then(|accepted| accepted);
-        let accepted = accepted.inspect_err(|error| {
-            // The layer around the route returns the first one.
-            if is_refusal(error.status()) {
-                caller.refund_answers(answers.saturating_sub(1));
-            }
-        })?;
+        let accepted = work.prepare(submit).await??;
         let answers = accepted.len() * choices;
         let no_prompt = || ApiError::internal("the request has no prompt");
         Ok(AnswerStream {
@@ -113,6 +104,7 @@ impl AnswerStream {
             events,
             ends: vec![None; answers],
             choices,
+            log: caller.log(),
             _tickets: accepted
                 .into_iter()
                 .map(|accepted| accepted.tickets)
@@ -245,8 +237,11 @@ impl<F: StreamFormat> EventStream<F> {
                 }
                 // The status was sent already, so the error is an event.
                 Err(error) => {
-                    self.ready
-                        .push_back(event_data(&ApiError::from(error).body()));
+                    let error = ApiError::from(error);
+                    if let Some(log) = &incoming.log {
+                        log.update(|entry| entry.code = Some(error.code()));
+                    }
+                    self.ready.push_back(event_data(&error.body()));
                     self.incoming = None;
                 }
             }

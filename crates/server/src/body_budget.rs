@@ -65,6 +65,10 @@ impl ReservedBytes {
             Some(_) => self.budget.per_key,
             None => self.budget.total,
         };
+        // Waiting does not help a body that would not fit alone.
+        if self.bytes + bytes > per_key {
+            return Err(ApiError::body_never_fits(self.bytes + bytes, per_key));
+        }
         let of_key = state.keys.get(&self.key).copied().unwrap_or_default();
         if of_key + bytes > per_key {
             return Err(ApiError::bodies_of_key(per_key));
@@ -128,5 +132,19 @@ mod tests {
         let budget = BodyBudget::new(10, 50);
         budget.reserve(Some("a".into())).grow(50).unwrap();
         budget.reserve(None).grow(50).unwrap();
+    }
+
+    #[test]
+    fn body_that_never_fits_is_refused_for_good() {
+        let budget = BodyBudget::new(400, 50);
+        let mut reserved = budget.reserve(Some("a".into()));
+        reserved.grow(60).unwrap();
+        let refused = reserved.grow(41).unwrap_err();
+        assert_eq!(code(refused), (413, "request_too_large".to_owned()));
+        // Without keys the caller may use all of it.
+        let mut reserved = budget.reserve(None);
+        reserved.grow(300).unwrap();
+        let refused = reserved.grow(101).unwrap_err();
+        assert_eq!(code(refused), (413, "request_too_large".to_owned()));
     }
 }

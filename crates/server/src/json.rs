@@ -13,14 +13,11 @@ use serde_json::error::Category;
 
 use crate::body_budget::ReservedBytes;
 use crate::error::ApiError;
-use crate::settings::{MAX_BODY, MAX_VALUES};
+use crate::settings::{MAX_BODY, MAX_VALUES, VALUE_BYTES};
 use crate::work::Work;
 
 /// Bodies of up to this many bytes are parsed on the threads that serve.
 const PARSED_AT_ONCE: usize = 64 << 10;
-
-/// The memory that counts for a value of a body, in bytes.
-const VALUE_BYTES: usize = 64;
 
 /// A JSON body.
 pub(super) struct Body<T>(pub T);

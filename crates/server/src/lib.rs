@@ -55,5 +55,5 @@ pub use host::{AllowedHost, InvalidHost};
 pub use origin::{InvalidOrigin, Origin};
 pub use routes::personas::responses as persona_responses;
 pub use server::{serve, shutdown_signal};
-pub use settings::{MAX_BODY, MAX_HEADERS, ServerSettings};
+pub use settings::{MAX_BODY, MAX_HEADERS, MAX_URI, ServerSettings};
 pub use tls::{Tls, TlsError};

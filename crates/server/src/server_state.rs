@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::arriving_bodies::ArrivingBodies;
 use crate::body_budget::BodyBudget;
 use crate::rejected_keys::RejectedKeys;
-use crate::settings::{MAX_BODY, ServerSettings};
+use crate::settings::{KEY_BODY_MEMORY, ServerSettings};
 use crate::work_pools::WorkPools;
 
 /// See the module.
@@ -40,7 +40,7 @@ impl ServerState {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Arc::new(ServerState {
             pools: WorkPools::new(cores),
-            bodies: BodyBudget::new(settings.body_memory, MAX_BODY),
+            bodies: BodyBudget::new(settings.body_memory, KEY_BODY_MEMORY),
             arriving_bodies: ArrivingBodies::new(settings.max_connections),
             rejected_keys: RejectedKeys::default(),
             settings,

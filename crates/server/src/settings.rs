@@ -10,10 +10,16 @@ use auth::Keys;
 
 /// The largest headers of a request, in bytes of names and values.
 pub const MAX_HEADERS: usize = 32 << 10;
+/// The longest path of a request with its query, in bytes.
+pub const MAX_URI: usize = 32 << 10;
 /// The largest body of a request, in bytes.
 pub const MAX_BODY: usize = 4 << 20;
 /// The most values of a body.
 pub(crate) const MAX_VALUES: usize = 1 << 18;
+/// The memory that counts for a value of a body, in bytes.
+pub(crate) const VALUE_BYTES: usize = 64;
+/// The least part of [`ServerSettings::body_memory`] that a key may use: a body of the largest size with 16,384 values.
+pub(crate) const KEY_BODY_MEMORY: usize = MAX_BODY + 16_384 * VALUE_BYTES;
 
 /// See the module.
 #[derive(Clone)]

@@ -71,8 +71,6 @@ impl WorkPool {
         work: impl FnOnce(&RunningWork) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let running = RunningWork {
-            pool: Arc::clone(self),
-            key: key.clone(),
             slot: Mutex::new(Some(self.slot(key).await?)),
             cancelled: Arc::default(),
         };
@@ -250,8 +248,6 @@ impl Drop for Slot {
 
 /// Work that has a slot.
 pub(crate) struct RunningWork {
-    pool: Arc<WorkPool>,
-    key: KeyName,
     slot: Mutex<Option<Slot>>,
     cancelled: Arc<AtomicBool>,
 }
@@ -266,21 +262,6 @@ impl RunningWork {
     pub fn free_slot(&self) {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         drop(slot.take());
-    }
-
-    /// Waits for a slot again after [`RunningWork::free_slot`]; returns at once if the work still has its slot.
-    ///
-    /// # Errors
-    /// The key's queue is full.
-    pub fn regain_slot(&self) -> Result<(), ApiError> {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_none() {
-            let (sender, granted) = oneshot::channel();
-            let mut waiting = self.pool.enqueue(&self.key, sender)?;
-            let _ = granted.blocking_recv();
-            *slot = Some(waiting.granted());
-        }
-        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use registry::{LookupError, Persona, Personas};
 
 use crate::error::RequestError;
 use crate::request_log::RequestLog;
-use auth::{AuthError, Key, Owner, TokenReservation};
+use auth::{AuthError, CountedAnswers, Key, Owner, TokenReservation};
 
 /// The caller of a request. The default is a caller on a server without keys: everything is permitted, nothing is logged.
 #[derive(Clone, Default)]
@@ -47,6 +47,12 @@ impl Caller {
         if let Some(log) = &self.log {
             log.update(|entry| entry.ignored_keys = count);
         }
+    }
+
+    /// The owner of a record, if it may learn it: only a caller with admin rights may.
+    #[must_use]
+    pub fn shown_owner(&self, owner: Option<String>) -> Option<String> {
+        owner.filter(|_| self.is_admin())
     }
 
     /// Whether it may use the persona of this name.
@@ -86,20 +92,14 @@ impl Caller {
         key.map_or(Ok(()), |key| key.check_scales(requested, scales))
     }
 
-    /// Counts the answers of a request, for all of its prompts, against the key's requests a minute.
+    /// Checks that the answers of a request, for all of its prompts, are within the key's requests a minute. They count once the
+    /// request is admitted.
     ///
     /// # Errors
     /// [`AuthError::AnswerRateExceeded`].
-    pub fn count_answers(&self, answers: usize) -> Result<(), AuthError> {
+    pub fn check_answers(&self, answers: usize) -> Result<(), AuthError> {
         let key = self.key.as_ref();
-        key.map_or(Ok(()), |key| key.count_answers(answers))
-    }
-
-    /// Returns counted answers that were refused for lack of room.
-    pub fn refund_answers(&self, answers: usize) {
-        if let Some(key) = &self.key {
-            key.refund_requests(answers);
-        }
+        key.map_or(Ok(()), |key| key.check_answers(answers))
     }
 
     /// The persona and version that `part` names.
@@ -123,35 +123,38 @@ impl Caller {
         error
     }
 
-    /// Reserves tokens from the key's rate limit: the prompt once, and each answer at its longest. Returns a reservation for each answer.
+    /// Checks that the key permits the priority.
     ///
     /// # Errors
-    /// [`RequestError::Denied`], if the key does not permit the priority or the limit is reached.
-    pub(super) fn admit(
-        &self,
-        priority: i32,
-        prompt: usize,
-        max_new_tokens: usize,
-        answers: usize,
-    ) -> Result<Vec<TokenReservation>, RequestError> {
-        let Some(key) = &self.key else {
-            return Ok(Vec::new());
-        };
-        key.check_priority(priority)
+    /// [`RequestError::Denied`].
+    pub(super) fn check_priority(&self, priority: i32) -> Result<(), RequestError> {
+        let key = self.key.as_ref();
+        key.map_or(Ok(()), |key| key.check_priority(priority))
             .map_err(|source| RequestError::Denied {
                 field: Some("priority"),
                 source,
-            })?;
-        let held = (0..answers).map(|answer| {
-            let prompt = if answer == 0 { prompt } else { 0 };
-            key.reserve_tokens((prompt + max_new_tokens) as u64)
-        });
-        // If one is refused, dropping the earlier reservations returns their tokens.
-        held.collect::<Result<_, _>>()
-            .map_err(|source| RequestError::Denied {
-                field: None,
-                source,
             })
+    }
+
+    /// Counts the answers of a request, for all of its prompts, against the key's limits a minute: `tokens` has the most that each
+    /// answer may take, with its prompt if it is the prompt's first.
+    ///
+    /// # Errors
+    /// [`RequestError::Denied`]; nothing is counted then.
+    pub(super) fn admit(&self, tokens: &[u64]) -> Result<Admission, RequestError> {
+        let Some(key) = &self.key else {
+            return Ok(Admission::default());
+        };
+        let admit = || {
+            Ok(Admission {
+                reservations: key.reserve_tokens(tokens)?.into_iter(),
+                answers: key.count_answers(tokens.len())?,
+            })
+        };
+        admit().map_err(|source| RequestError::Denied {
+            field: None,
+            source,
+        })
     }
 
     /// Whose cached prompts its requests may use: its own, or those of its key's group. None without a key.
@@ -175,9 +178,19 @@ impl Caller {
     }
 
     /// The request log, if there is one.
-    pub(super) fn log(&self) -> Option<Arc<RequestLog>> {
+    #[must_use]
+    pub fn log(&self) -> Option<Arc<RequestLog>> {
         self.log.clone()
     }
+}
+
+/// What a request that is being admitted has taken from its key's limits a minute. Dropping it returns all of it.
+#[derive(Debug, Default)]
+pub(super) struct Admission {
+    /// One for each answer; none without a limit.
+    pub reservations: std::vec::IntoIter<TokenReservation>,
+    /// The answers; kept when the request is queued.
+    pub answers: CountedAnswers,
 }
 
 /// Only the key's name, never its secret.

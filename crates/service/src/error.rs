@@ -249,6 +249,16 @@ pub enum RequestError {
         /// Its length in bytes.
         bytes: usize,
     },
+    /// More answers than the engine ever takes from this client at once.
+    #[error(
+        "this request needs {asked} answers, and this server takes at most {most} of one client at once; lower n or send fewer prompts"
+    )]
+    TooManyAnswers {
+        /// Prompts times answers to each.
+        asked: usize,
+        /// The most.
+        most: usize,
+    },
     /// The queue is full.
     #[error("the queue is full: {limit} requests wait already; try again later")]
     QueueFull {
@@ -363,6 +373,9 @@ impl RequestError {
                 asked,
                 retry_after,
             },
+            SubmitError::TooManyAtOnce { asked, most } => {
+                RequestError::TooManyAnswers { asked, most }
+            }
             SubmitError::Stopped => RequestError::Stopped,
             SubmitError::PromptTooLong { tokens, limit } => RequestError::PromptTooLong {
                 field: names.prompt,
@@ -393,6 +406,7 @@ impl RequestError {
             | RequestError::UnknownRole { field, .. }
             | RequestError::Schema { field, .. }
             | RequestError::Tool { field, .. } => Some(field.clone()),
+            RequestError::TooManyAnswers { .. } => Some("n".to_owned()),
             RequestError::TooManyStops { .. } => Some("stop".to_owned()),
             RequestError::StopLength { index, .. } => Some(format!("stop[{index}]")),
             RequestError::Timeout => Some("timeout_ms".to_owned()),

@@ -33,6 +33,8 @@ pub struct RequestLogEntry {
     pub ignored_keys: usize,
     /// The status that the response had; none if the client left before there was one.
     pub status: Option<u16>,
+    /// The code of the error with which it ended, if any.
+    pub code: Option<&'static str>,
 }
 
 type WriteEntry = Box<dyn Fn(&RequestLogEntry) + Send + Sync>;

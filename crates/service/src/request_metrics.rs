@@ -134,9 +134,10 @@ impl RequestMetrics {
             RequestError::Adapter { .. } | RequestError::Failed(_) => "error",
             RequestError::Stopped => "stopped",
             RequestError::Denied { source, .. } => match source {
-                AuthError::RequestRateExceeded { .. } | AuthError::TokenRateExceeded { .. } => {
-                    "over_rate"
-                }
+                AuthError::RequestRateExceeded { .. }
+                | AuthError::AnswerRateExceeded { .. }
+                | AuthError::TokenRateExceeded { .. } => "over_rate",
+                AuthError::AnswersAboveTokenLimit { .. } => "refused",
                 _ => "denied",
             },
             _ => "refused",

@@ -42,13 +42,13 @@ impl LastingFolder {
         Ok(())
     }
 
-    /// Creates the folder if it has never existed.
+    /// Creates the folder if it has never existed. Only its owner can read it then.
     ///
     /// # Errors
     /// It was removed, or cannot be created.
     pub fn create(&self) -> io::Result<()> {
         self.check()?;
-        super::create_folders(&self.path)?;
+        super::create_private_folders(&self.path)?;
         self.check()
     }
 }
@@ -90,6 +90,25 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_can_read_what_is_created() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        let [shared, new] = ["shared", "new"].map(|name| home.path().join(name));
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+        for root in [&shared, &new] {
+            LastingFolder::new(&root.join("votes")).create().unwrap();
+            assert_eq!(mode(&root.join("votes")), 0o700);
+        }
+        // A folder that exists keeps its permissions.
+        assert_eq!((mode(&shared), mode(&new)), (0o755, 0o700));
+        LastingFolder::new(&shared).create().unwrap();
+        assert_eq!(mode(&shared), 0o755);
+    }
 
     #[test]
     fn removed_folder_is_reported_and_not_made_again() {

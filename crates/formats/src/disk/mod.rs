@@ -9,7 +9,7 @@ mod read;
 #[cfg(any(test, feature = "faults"))]
 pub mod slow_file;
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::path::Path;
@@ -193,6 +193,22 @@ pub fn create_folders(path: &Path) -> io::Result<()> {
     }
     change(Operation::Change)?;
     fs::create_dir_all(path)
+}
+
+/// Creates a folder and those above it that are missing. Only their owner can read those that it creates.
+///
+/// # Errors
+/// One of them cannot be created.
+pub fn create_private_folders(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    change(Operation::Change)?;
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 /// Renames a file or folder; replaces a file at `to`.

@@ -80,7 +80,7 @@ fn request_log_is_one_json_line_without_secrets() {
     assert_eq!(reply.status, 200, "{}", reply.text);
     let text = server.log_line(&["order-7"]);
     let line: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(line["level"], "INFO");
+    assert_eq!((&line["level"], line.get("code")), (&"INFO".into(), None));
     assert_eq!(
         (&line["path"], &line["status"]),
         (&"/generate".into(), &200.into())
@@ -103,6 +103,8 @@ fn request_log_is_one_json_line_without_secrets() {
         text.contains("401") && !text.contains("wrong-secret"),
         "{text}"
     );
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["code"], "invalid_api_key");
     // SIGHUP reads the keys again; a broken file changes nothing.
     dir.write("keys.toml", "[[key]]\nname = 'a'");
     server.signal("-HUP");

@@ -224,6 +224,31 @@ fn body_of_too_many_small_values_is_refused() {
 }
 
 #[test]
+fn body_that_never_fits_into_the_memory_for_bodies_is_refused_for_good() {
+    let server = serve(ServerSettings {
+        body_memory: MAX_BODY,
+        ..ServerSettings::default()
+    });
+    let body = |values: usize| {
+        let labels = "0,".repeat(values);
+        let mut body = format!(
+            "{{\"model\": \"warm\", \"prompt\": \"Hi\", \"max_tokens\": 1, \"user\": [{labels}0]}}"
+        );
+        body.extend(std::iter::repeat_n(' ', MAX_BODY - body.len()));
+        server.post_bytes("/v1/completions", body.as_bytes())
+    };
+    // The largest body with few values fits.
+    let largest = body(1_000);
+    assert_eq!(largest.status, 200, "{}", largest.text);
+    let (status, code, _, message) = body(20_000).error();
+    assert_eq!((status, &*code), (413, "request_too_large"), "{message}");
+    assert!(
+        message.contains("may have 5242880 together (from --body-memory)"),
+        "{message}"
+    );
+}
+
+#[test]
 fn bodies_in_flight_are_bounded_together() {
     let server = serve(ServerSettings {
         body_memory: MAX_BODY,

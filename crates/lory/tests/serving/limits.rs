@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use server::{MAX_HEADERS, ServerSettings};
+use server::{MAX_HEADERS, MAX_URI, ServerSettings};
 use service::Settings;
 use testkit::http::{JSON, events_of};
 use testkit::server::TestServer;
@@ -63,6 +63,44 @@ fn too_large_headers_are_rejected_with_the_limit() {
         (431, "headers_too_large")
     );
     assert!(reply.error().3.contains(&MAX_HEADERS.to_string()));
+}
+
+#[test]
+fn too_long_uri_is_rejected_with_the_limit() {
+    let path = format!("/v1/files?after={}", "x".repeat(MAX_URI));
+    let (status, code, _, message) = shared_server().get(&path).error();
+    assert_eq!((status, &*code), (414, "uri_too_long"));
+    assert!(message.contains(&MAX_URI.to_string()), "{message}");
+}
+
+/// The HTTP library refuses these itself, with the status only.
+#[test]
+fn head_that_cannot_be_read_gets_the_status_and_the_connection_ends() {
+    let server = shared_server();
+    let many: String = (0..101).map(|n| format!("X-{n}: 1\r\n")).collect();
+    for (path, headers, statuses) in [
+        ("/".to_owned(), many, &["431"][..]),
+        (
+            "/".to_owned(),
+            format!("X-Long: {}\r\n", "x".repeat(100 << 10)),
+            &["431"],
+        ),
+        (
+            format!("/{}", "x".repeat(100 << 10)),
+            String::new(),
+            &["431", "414"],
+        ),
+    ] {
+        let mut stream = server.connect();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        // It ends without a reset, so the client gets the status.
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap();
+        assert!(statuses.contains(&status), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
 }
 
 #[test]

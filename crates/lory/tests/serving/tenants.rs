@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use auth::Keys;
 use auth::secret::SecretHash;
+use engine::EngineConfig;
 use serde_json::{Value, json};
 use server::ServerSettings;
 use service::{Service, Settings};
@@ -228,6 +229,75 @@ fn every_answer_counts_against_the_requests_a_minute() {
     );
     assert!(reply.header("retry-after").is_some());
     assert_eq!(ask("free", 16, 8).status, 200);
+}
+
+#[test]
+fn answers_above_the_tokens_a_minute_are_refused_at_once_and_take_none() {
+    let server = TenantServer::new(&[("a", "tokens_per_minute = 300")], &Settings::default());
+    let ask = |prompts: usize, n: usize, max_tokens: usize| {
+        let prompts = vec!["Once upon a time"; prompts];
+        let body = json!({"model": "warm", "prompt": prompts, "n": n, "max_tokens": max_tokens});
+        server.post("a", "/v1/completions", &body)
+    };
+    for (prompts, n) in [(1, 8), (4, 2)] {
+        let reply = ask(prompts, n, 100);
+        refused(
+            &reply,
+            400,
+            "token_rate_exceeded",
+            "key a may use 300 tokens a minute, and this request's 8 answers may take 8",
+        );
+        assert_eq!(reply.header("retry-after"), None);
+        assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
+    }
+    // All tokens of the minute are left.
+    assert_eq!(ask(2, 2, 50).status, 200);
+}
+
+#[test]
+fn request_that_is_refused_for_its_content_counts_once() {
+    let keys = [("ten", "requests_per_minute = 10")];
+    let server = TenantServer::new(&keys, &Settings::default());
+    let valid = json!({"model": "warm", "prompt": ["a", "a"], "n": 2, "max_tokens": 1});
+    let with = |field: &str, value: Value| {
+        let mut body = valid.clone();
+        body[field] = value;
+        server.post("ten", "/v1/completions", &body)
+    };
+    for reply in [
+        with("temperature", json!(7)),
+        with("prompt", json!(["a", ""])),
+        with("prompt", json!(["a", "long ".repeat(4000)])),
+        with("max_tokens", json!(1_000_000)),
+    ] {
+        assert_eq!(reply.status, 400, "{}", reply.text);
+    }
+    assert_eq!(server.post("ten", "/v1/completions", &valid).status, 200);
+    // Of ten, four were refused and four were answered.
+    let reply = server.post("ten", "/v1/completions", &valid);
+    refused(&reply, 429, "request_rate_exceeded", "4 answers");
+}
+
+#[test]
+fn answers_that_never_fit_into_the_queue_are_refused_for_good() {
+    let settings = Settings {
+        engine: EngineConfig {
+            max_batch: 2,
+            max_queue: 2,
+            ..EngineConfig::default()
+        },
+        ..Settings::default()
+    };
+    let server = TenantServer::new(&[("a", "")], &settings);
+    let body = json!({"model": "warm", "prompt": ["a", "a"], "n": 3, "max_tokens": 1});
+    let reply = server.post("a", "/v1/completions", &body);
+    refused(
+        &reply,
+        400,
+        "invalid_value",
+        "this request needs 6 answers, and this server takes at most ",
+    );
+    assert_eq!(reply.error().2, "n");
 }
 
 #[test]

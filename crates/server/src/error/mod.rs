@@ -12,8 +12,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::connections::NoRoom;
-use crate::settings::MAX_VALUES;
-use crate::{MAX_BODY, MAX_HEADERS};
+use crate::settings::{MAX_VALUES, VALUE_BYTES};
+use crate::{MAX_BODY, MAX_HEADERS, MAX_URI};
 
 /// `Retry-After` in seconds, if the error does not know how long it will take.
 const RETRY_AFTER: u64 = 1;
@@ -56,6 +56,10 @@ pub(super) struct ApiError {
     /// Seconds after which a retry may succeed.
     retry_after: Option<u64>,
 }
+
+/// The code of a response's error, for the request log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ErrorCode(pub &'static str);
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
@@ -211,6 +215,16 @@ impl ApiError {
         )
     }
 
+    pub fn uri_too_long(bytes: usize) -> Self {
+        ApiError::new(
+            StatusCode::URI_TOO_LONG,
+            "uri_too_long",
+            format!(
+                "the path and the query have {bytes} bytes; at most {MAX_URI} are allowed; send what is long in the body"
+            ),
+        )
+    }
+
     pub fn slow_headers(limit: Duration) -> Self {
         ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
@@ -261,6 +275,18 @@ impl ApiError {
             StatusCode::TOO_MANY_REQUESTS,
             "queue_full",
             format!("{limit} {work} of this key wait already, which is the limit; try again later"),
+        )
+    }
+
+    /// A body that needs more memory, counted with its values, than one key's bodies may have.
+    pub fn body_never_fits(bytes: usize, limit: usize) -> Self {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            format!(
+                "the body counts as {bytes} bytes or more, {VALUE_BYTES} for each of its JSON values included, and the requests of one \
+                 key may have {limit} together (from --body-memory); send a smaller body with fewer values"
+            ),
         )
     }
 
@@ -332,6 +358,11 @@ impl ApiError {
         )
     }
 
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    #[cfg(test)]
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -370,6 +401,7 @@ fn shortened(text: &str, most: usize) -> String {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(ErrorCode(self.code));
         if let Some(seconds) = self.retry_after {
             let value = HeaderValue::from(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, value);

@@ -28,6 +28,9 @@ fn denied_status(denied: &AuthError) -> (StatusCode, &'static str) {
         AuthError::TokenRateExceeded { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "token_rate_exceeded")
         }
+        AuthError::AnswersAboveTokenLimit { .. } => {
+            (StatusCode::BAD_REQUEST, "token_rate_exceeded")
+        }
     }
 }
 
@@ -81,6 +84,7 @@ impl From<RequestError> for ApiError {
             | RequestError::OutOfRange { .. }
             | RequestError::TooManyStops { .. }
             | RequestError::StopLength { .. }
+            | RequestError::TooManyAnswers { .. }
             | RequestError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
             RequestError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             RequestError::AboveShare { .. } => (StatusCode::TOO_MANY_REQUESTS, "above_share"),

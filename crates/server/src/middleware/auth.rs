@@ -74,7 +74,7 @@ pub(crate) async fn authorize(
     if let Some(key) = &charged {
         let body = std::mem::take(request.body_mut());
         let counted = server.arriving_bodies.count(key.name(), body);
-        *request.body_mut() = counted.inspect_err(|_| key.refund_requests(1))?;
+        *request.body_mut() = counted.inspect_err(|_| key.refund_request())?;
     }
     request.extensions_mut().insert(Caller::new(key, log));
     // Until the handler has returned its response, the body's bytes count.
@@ -84,13 +84,13 @@ pub(crate) async fn authorize(
     body.free();
     // Waiting and asking again must not use up the key's limit.
     if let Some(key) = charged.filter(|_| is_refusal(response.status())) {
-        key.refund_requests(1);
+        key.refund_request();
     }
     Ok(response)
 }
 
 /// Whether a request was refused because the key or the server has no room for it now. It counts against no limit.
-pub(crate) fn is_refusal(status: StatusCode) -> bool {
+fn is_refusal(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE

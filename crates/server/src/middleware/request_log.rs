@@ -1,5 +1,5 @@
 //! The layer around every route: gives a request its id and its line in the log, counts it, refuses it while the server drains or if
-//! its headers are too large, and limits the time that its body may take.
+//! its headers or its path are too large, and limits the time that its body may take.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 
 use crate::connections::OpenConnection;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorCode};
 use crate::guarded_body::GuardedBody;
 use crate::host;
 use crate::milliseconds::milliseconds;
 use crate::server_state::ServerState;
-use crate::settings::MAX_HEADERS;
+use crate::settings::{MAX_HEADERS, MAX_URI};
 use service::{RequestLog, RequestLogEntry};
 
 /// The header with a request's id, from the client or generated.
@@ -63,6 +63,8 @@ pub(crate) async fn request_log(
         Some(ApiError::draining(server.settings.drain_timeout))
     } else if headers_bytes(request.headers()) > MAX_HEADERS {
         Some(ApiError::headers_too_large())
+    } else if uri_bytes(request.uri()) > MAX_URI {
+        Some(ApiError::uri_too_long(uri_bytes(request.uri())))
     } else {
         None
     };
@@ -72,7 +74,11 @@ pub(crate) async fn request_log(
     };
 
     let status = response.status();
-    log.update(|entry| entry.status = Some(status.as_u16()));
+    let code = response.extensions().get::<ErrorCode>().copied();
+    log.update(|entry| {
+        entry.status = Some(status.as_u16());
+        entry.code = code.map(|code| code.0);
+    });
     server.count_response(route, status);
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
@@ -130,6 +136,10 @@ fn content_encoding(headers: &HeaderMap) -> Option<&str> {
     (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then_some(encoding)
 }
 
+fn uri_bytes(uri: &Uri) -> usize {
+    uri.path_and_query().map_or(0, |uri| uri.as_str().len())
+}
+
 fn headers_bytes(headers: &HeaderMap) -> usize {
     let bytes = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
     headers.iter().map(bytes).sum()
@@ -157,6 +167,7 @@ fn log_line(
                     method = method.as_str(),
                     path,
                     status = entry.status,
+                    code = entry.code,
                     key = entry.key,
                     persona = entry.persona,
                     version = entry.version,

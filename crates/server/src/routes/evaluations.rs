@@ -15,6 +15,7 @@ use jobs::ResultError;
 use jobs::records::evaluation::EvaluationProgress;
 use jobs::records::failure::Failure;
 use jobs::{Evaluation, EvaluationStatus, NewEvaluation, Viewer};
+use service::Caller;
 
 /// Evaluations, the newest first.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -98,6 +99,9 @@ pub(super) struct EvaluationObject {
     /// The result, as `lory eval --json` prints it, with its id in the list of results.
     #[schema(required)]
     result: Option<Value>,
+    /// The name of the key that owns it. Only keys with admin rights see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 /// An evaluation, or the result of one of `lory eval` as it is stored.
@@ -109,7 +113,7 @@ pub(super) enum EvaluationOrResult {
 }
 
 impl EvaluationObject {
-    fn new(evaluation: Evaluation, result: Option<Value>) -> EvaluationObject {
+    fn new(evaluation: Evaluation, result: Option<Value>, caller: &Caller) -> EvaluationObject {
         EvaluationObject {
             id: evaluation.id,
             object: "evaluation",
@@ -122,6 +126,7 @@ impl EvaluationObject {
             progress: evaluation.progress,
             error: evaluation.error,
             result,
+            owner: caller.shown_owner(evaluation.owner),
         }
     }
 }
@@ -173,8 +178,11 @@ pub(super) async fn create(
     Body(new): Body<NewEvaluation>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
     let jobs = state.jobs()?;
-    let evaluation = work.records(move || jobs.evaluate(&caller, &new)).await??;
-    Ok(Json(EvaluationObject::new(evaluation, None)))
+    let creator = caller.clone();
+    let evaluation = work
+        .records(move || jobs.evaluate(&creator, &new))
+        .await??;
+    Ok(Json(EvaluationObject::new(evaluation, None, &caller)))
 }
 
 /// One evaluation
@@ -195,9 +203,10 @@ pub(super) async fn retrieve(
 ) -> Result<Json<EvaluationOrResult>, ApiError> {
     if id.starts_with(jobs::records::evaluation::ID_PREFIX) {
         let jobs = state.jobs()?;
-        let found = work.records(move || jobs.evaluation(&Viewer::of(&caller), &id));
+        let who = Viewer::of(&caller);
+        let found = work.records(move || jobs.evaluation(&who, &id));
         let (evaluation, result) = found.await??;
-        let evaluation = EvaluationObject::new(evaluation, result);
+        let evaluation = EvaluationObject::new(evaluation, result, &caller);
         return Ok(Json(EvaluationOrResult::Evaluation(Box::new(evaluation))));
     }
     if let Some(key) = caller.key() {
@@ -222,6 +231,11 @@ pub(super) async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<EvaluationObject>, ApiError> {
     let jobs = state.jobs()?;
-    let cancelled = work.records(move || jobs.cancel_evaluation(&Viewer::of(&caller), &id));
-    Ok(Json(EvaluationObject::new(cancelled.await??, None)))
+    let who = Viewer::of(&caller);
+    let cancelled = work.records(move || jobs.cancel_evaluation(&who, &id));
+    Ok(Json(EvaluationObject::new(
+        cancelled.await??,
+        None,
+        &caller,
+    )))
 }

@@ -23,6 +23,7 @@ use crate::work::Work;
 use jobs::files::{MAX_FILE, PURPOSE};
 use jobs::fine_tuning::preview::{MAX_SHOWN, RowOptions, ShownRow};
 use jobs::{JobError, StoredFile, Viewer};
+use service::Caller;
 
 /// The largest form, in bytes: a file, and what is around it.
 pub(crate) const MAX_FORM: usize = MAX_FILE as usize + (64 << 10);
@@ -53,6 +54,9 @@ pub(super) struct FileObject {
     pairs: bool,
     /// What became of the fields of its rows. OpenAI does not have this field.
     fields: Fields,
+    /// The name of the key that owns it. Only keys with admin rights see it. OpenAI does not have this field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 /// Numbers of rows, by the name of a field.
@@ -66,8 +70,8 @@ struct Fields {
     dropped: BTreeMap<String, usize>,
 }
 
-impl From<StoredFile> for FileObject {
-    fn from(file: StoredFile) -> FileObject {
+impl FileObject {
+    fn new(file: StoredFile, caller: &Caller) -> FileObject {
         FileObject {
             id: file.id,
             object: "file",
@@ -83,6 +87,7 @@ impl From<StoredFile> for FileObject {
                 skipped: file.fields.skipped,
                 dropped: file.fields.dropped,
             },
+            owner: caller.shown_owner(file.owner),
         }
     }
 }
@@ -213,7 +218,7 @@ pub(super) async fn create(
     let upload = taken.ok_or_else(|| missing("file"))?;
     let kept = work.background(move |running| jobs.finish_upload(upload, running.cancelled()));
     let kept = kept.await??;
-    Ok(Json(kept.into()))
+    Ok(Json(FileObject::new(kept, &caller)))
 }
 
 /// List files
@@ -238,12 +243,16 @@ pub(super) async fn list(
     let purpose = query.text("purpose")?;
     let page = query.page(MAX_FILES_PAGE, MAX_FILES_PAGE, true)?;
     query.end()?;
-    let listed = work.records(move || jobs.list_files(&Viewer::of(&caller), &page));
+    let who = Viewer::of(&caller);
+    let listed = work.records(move || jobs.list_files(&who, &page));
     let (files, has_more) = listed.await??;
     let none_of_it = purpose.is_some_and(|purpose| purpose != PURPOSE);
     let data: Vec<FileObject> = match none_of_it {
         true => Vec::new(),
-        false => files.into_iter().map(FileObject::from).collect(),
+        false => files
+            .into_iter()
+            .map(|file| FileObject::new(file, &caller))
+            .collect(),
     };
     Ok(Json(FileList {
         object: "list",
@@ -268,9 +277,9 @@ pub(super) async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Json<FileObject>, ApiError> {
     let jobs = state.jobs()?;
-    let found = work.records(move || jobs.file(&Viewer::of(&caller), &id));
-    let file = found.await??;
-    Ok(Json(file.into()))
+    let who = Viewer::of(&caller);
+    let file = work.records(move || jobs.file(&who, &id)).await??;
+    Ok(Json(FileObject::new(file, &caller)))
 }
 
 /// A file's bytes

@@ -85,10 +85,11 @@ impl Service {
     ) -> Result<String, RequestError> {
         let (sender, events) = std::sync::mpsc::channel();
         let mut sink = Some(super::submit::channel_sink(sender));
+        let mut first = super::submit::first_only(&mut sink);
         let gone = std::sync::atomic::AtomicBool::new(false);
         let _queued = self.submit_with_metrics(
-            request,
-            &mut super::submit::first_only(&mut sink),
+            std::slice::from_ref(request),
+            &mut |_, choice| first(choice),
             &gone,
             &|| {},
             metrics,

@@ -1,11 +1,12 @@
 //! Queues requests: resolves the persona, makes the engine's request, reserves adapters and submits one sequence for each answer.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use engine::{Flow, Limits, Request, Sink, WaitOptions};
+use auth::TokenReservation;
+use engine::{Flow, Limits, Permit, Request, Sink, WaitOptions};
 use sampling::{Sampling, SamplingParams};
 
 use super::Service;
@@ -39,122 +40,178 @@ impl Service {
         sink: TextSink,
     ) -> Result<QueuedRequest, RequestError> {
         let mut sink = Some(sink);
-        self.submit_choices(
-            request,
-            &mut first_only(&mut sink),
-            &AtomicBool::new(false),
-            &|| {},
-        )
+        let mut first = first_only(&mut sink);
+        let requests = std::slice::from_ref(request);
+        let gone = AtomicBool::new(false);
+        let queued = self.submit_all(requests, &mut |_, _| first(0), &gone, &|| {})?;
+        queued.into_iter().next().ok_or(RequestError::Stopped)
     }
 
-    /// [`Service::submit`] with a sink for each answer, by its number. A caller that goes away while the request waits for its
-    /// adapters sets `gone`. `prepared` is called just before that wait: until then the request takes compute time, then it only waits.
+    /// [`Service::submit`] for several requests of one caller that share a response: all are queued, or none. `sinks` has a sink for
+    /// each answer, by the number of its request and its own. A caller that goes away before they are queued sets `gone`. `prepared`
+    /// is called just before they wait for their adapters: until then they take compute time, then they only wait.
     ///
     /// # Errors
     /// As [`Service::submit`].
-    pub fn submit_choices(
+    pub fn submit_all(
         &self,
-        request: &GenerateRequest,
-        sinks: &mut dyn FnMut(usize) -> TextSink,
+        requests: &[GenerateRequest],
+        sinks: &mut dyn FnMut(usize, usize) -> TextSink,
         gone: &AtomicBool,
         prepared: &dyn Fn(),
-    ) -> Result<QueuedRequest, RequestError> {
-        self.submit_with_metrics(request, sinks, gone, prepared, &self.metrics)
+    ) -> Result<Vec<QueuedRequest>, RequestError> {
+        self.submit_with_metrics(requests, sinks, gone, prepared, &self.metrics)
     }
 
-    /// [`Service::submit_choices`], counted in `metrics`.
+    /// [`Service::submit_all`], counted in `metrics`.
     pub(crate) fn submit_with_metrics(
         &self,
-        request: &GenerateRequest,
-        sinks: &mut dyn FnMut(usize) -> TextSink,
+        requests: &[GenerateRequest],
+        sinks: &mut dyn FnMut(usize, usize) -> TextSink,
         gone: &AtomicBool,
         prepared: &dyn Fn(),
         metrics: &Arc<RequestMetrics>,
-    ) -> Result<QueuedRequest, RequestError> {
-        let arrival = Instant::now();
+    ) -> Result<Vec<QueuedRequest>, RequestError> {
+        let Some(first) = requests.first() else {
+            return Ok(Vec::new());
+        };
+        let log = first.caller.log();
         let counted = |identity: Option<&ModelIdentity>, error: RequestError| {
-            metrics.refused(identity, request.caller.log().as_deref(), &error);
+            metrics.refused(identity, log.as_deref(), &error);
             error
         };
         let personas = self.personas();
-        let persona = request
-            .check()
-            .and_then(|()| ResolvedPersona::resolve(&self.base, &personas, request))
-            .map_err(|error| counted(None, error))?;
-        let identity = persona.identity.clone();
-        let shadow = persona.shadow.clone();
-        let mut sinks = |choice| match &shadow {
-            Some(shadow) if choice == 0 => self.shadowed(request, &identity, shadow, sinks(choice)),
-            _ => sinks(choice),
-        };
-        let waits = (gone, prepared);
-        self.submit_resolved(persona, request, &mut sinks, arrival, waits, metrics)
-            .map_err(|error| counted(Some(&identity), error))
+        let mut checked = Vec::with_capacity(requests.len());
+        for request in requests {
+            if gone.load(Ordering::Relaxed) {
+                return Err(counted(None, RequestError::ClientGone));
+            }
+            let arrival = Instant::now();
+            let persona = request
+                .check()
+                .and_then(|()| ResolvedPersona::resolve(&self.base, &personas, request))
+                .map_err(|error| counted(None, error))?;
+            let identity = persona.identity.clone();
+            let one = self.check(persona, request, arrival);
+            checked.push(one.map_err(|error| counted(Some(&identity), error))?);
+        }
+        let identity = checked.first().map(|one| one.persona.identity.clone());
+        self.queue(checked, sinks, gone, prepared, metrics)
+            .map_err(|error| counted(identity.as_ref(), error))
     }
 
-    fn submit_resolved(
+    /// Prepares a request and checks everything that depends on the request alone.
+    fn check<'r>(
         &self,
-        persona: ResolvedPersona<'_>,
-        request: &GenerateRequest,
-        sinks: &mut dyn FnMut(usize) -> TextSink,
+        persona: ResolvedPersona<'r>,
+        request: &'r GenerateRequest,
         arrival: Instant,
-        (gone, prepared): (&AtomicBool, &dyn Fn()),
-        metrics: &Arc<RequestMetrics>,
-    ) -> Result<QueuedRequest, RequestError> {
-        let refused = |error| RequestError::refused(error, &request.names);
-        let engine_request = self.engine_request(&persona, request, arrival)?;
-        let logprobs =
-            request.check_logprobs(engine_request.prompt.len(), engine_request.max_new_tokens)?;
-        self.engine.check(&engine_request).map_err(refused)?;
-        let client = engine_request.client.map(|client| client.id);
-        let logprobs = self.logprobs.reserve(client, logprobs)?;
-        let mut reservations = request
-            .caller
-            .admit(
-                request.priority,
-                engine_request.prompt.len(),
-                engine_request.max_new_tokens,
-                request.choices,
-            )?
-            .into_iter();
-        if let Some(log) = request.caller.log() {
-            log.resolved(&persona.identity);
-            log.hold(logprobs);
-        }
-        let permits = self
-            .engine
-            .acquire_permits(engine_request.client, request.choices)
-            .map_err(refused)?;
-        let options = WaitOptions {
-            deadline: timeout(request).and_then(|timeout| arrival.checked_add(timeout)),
-            cancelled: Some(gone),
-            client: engine_request.client,
-        };
-        prepared();
-        // These leases last until the engine has its own.
-        let leases = self.adapters.lease(&persona.adapters, &options)?;
-        let echo = request.echo.then(|| prompt::text(&self.base, request));
-        let stop = request.stop.as_ref().unwrap_or(&persona.stop);
-        let sink = |choice: usize| -> Sink {
-            let reservation = reservations.next().unwrap_or_default();
-            let recorder = metrics.recorder(&persona.identity, arrival);
-            let recorder = recorder.for_caller(request.caller.log(), reservation, choice == 0);
-            let detokenizer = self.base.tokenizer.detokenizer();
-            let mut processor = OutputProcessor::new(detokenizer, stop, sinks(choice), recorder);
-            if request.calls_tools() {
-                processor.parse_tool_calls();
-            }
-            if let Some(text) = &echo {
-                processor.echo(text.clone(), engine_request.prompt.first().copied());
-            }
-            Box::new(move |event| processor.process(event))
-        };
-        let tickets =
-            parallel_sampling::submit(&self.engine, permits, &engine_request, leases, sink);
-        Ok(QueuedRequest {
-            tickets: tickets.map_err(refused)?,
-            identity: persona.identity,
+    ) -> Result<CheckedRequest<'r>, RequestError> {
+        let engine = self.engine_request(&persona, request)?;
+        let logprobs = request.check_logprobs(engine.prompt.len(), engine.max_new_tokens)?;
+        self.engine
+            .check(&engine)
+            .map_err(|error| RequestError::refused(error, &request.names))?;
+        request.caller.check_priority(request.priority)?;
+        Ok(CheckedRequest {
+            persona,
+            request,
+            engine,
+            logprobs,
+            arrival,
         })
+    }
+
+    /// Admits the requests within the limits of their key and of the engine, leases their adapters and queues them.
+    fn queue(
+        &self,
+        checked: Vec<CheckedRequest<'_>>,
+        sinks: &mut dyn FnMut(usize, usize) -> TextSink,
+        gone: &AtomicBool,
+        prepared: &dyn Fn(),
+        metrics: &Arc<RequestMetrics>,
+    ) -> Result<Vec<QueuedRequest>, RequestError> {
+        let Some(CheckedRequest { request, .. }) = checked.first() else {
+            return Ok(Vec::new());
+        };
+        let (caller, names) = (&request.caller, request.names);
+        let refused = |error| RequestError::refused(error, &names);
+        let client = caller.client();
+        let tokens: Vec<u64> = checked.iter().flat_map(CheckedRequest::tokens).collect();
+        let mut admission = caller.admit(&tokens)?;
+        for one in &checked {
+            let logprobs = self
+                .logprobs
+                .reserve(client.map(|client| client.id), one.logprobs)?;
+            if let Some(log) = caller.log() {
+                log.resolved(&one.persona.identity);
+                log.hold(logprobs);
+            }
+        }
+        let permits = self.engine.acquire_permits(client, tokens.len());
+        let mut permits = permits.map_err(refused)?.into_iter();
+        prepared();
+        let mut queued = Vec::with_capacity(checked.len());
+        for (number, mut one) in checked.into_iter().enumerate() {
+            let options = WaitOptions {
+                deadline: timeout(one.request).and_then(|timeout| one.arrival.checked_add(timeout)),
+                cancelled: Some(gone),
+                client,
+            };
+            // These leases last until the engine has its own. Requests for different versions of a persona have different adapters,
+            // which may not fit into memory together, so each request is queued before the next one waits.
+            let leases = self.adapters.lease(&one.persona.adapters, &options)?;
+            let permits: Vec<Permit> = permits.by_ref().take(one.request.choices).collect();
+            // The timeout includes the time to read the prompt and to compile the grammar.
+            let prepared = permits.first().map_or(one.arrival, Permit::acquired);
+            one.engine.deadline = timeout(one.request).map(|timeout| {
+                timeout.saturating_sub(prepared.saturating_duration_since(one.arrival))
+            });
+            let mut sink = |choice: usize| -> Sink {
+                let reservation = admission.reservations.next().unwrap_or_default();
+                self.sink(&one, choice, sinks(number, choice), reservation, metrics)
+            };
+            let tickets =
+                parallel_sampling::submit(&self.engine, permits, &one.engine, leases, &mut sink);
+            queued.push(QueuedRequest {
+                tickets: tickets.map_err(refused)?,
+                identity: one.persona.identity,
+            });
+            // From here on it takes time of the engine.
+            std::mem::take(&mut admission.answers).keep();
+        }
+        Ok(queued)
+    }
+
+    /// The engine's sink for an answer: it turns tokens into text for `sink`, and records the answer.
+    fn sink(
+        &self,
+        one: &CheckedRequest<'_>,
+        choice: usize,
+        sink: TextSink,
+        reservation: TokenReservation,
+        metrics: &Arc<RequestMetrics>,
+    ) -> Sink {
+        let CheckedRequest {
+            persona, request, ..
+        } = one;
+        let sink = match &persona.shadow {
+            Some(shadow) if choice == 0 => self.shadowed(request, &persona.identity, shadow, sink),
+            _ => sink,
+        };
+        let recorder = metrics.recorder(&persona.identity, one.arrival);
+        let recorder = recorder.for_caller(request.caller.log(), reservation, choice == 0);
+        let detokenizer = self.base.tokenizer.detokenizer();
+        let stop = request.stop.as_ref().unwrap_or(&persona.stop);
+        let mut processor = OutputProcessor::new(detokenizer, stop, sink, recorder);
+        if request.calls_tools() {
+            processor.parse_tool_calls();
+        }
+        if request.echo {
+            let text = prompt::text(&self.base, request);
+            processor.echo(text, one.engine.prompt.first().copied());
+        }
+        Box::new(move |event| processor.process(event))
     }
 
     /// The engine's request: token ids, adapters by hash, resolved sampling, and a grammar.
@@ -162,7 +219,6 @@ impl Service {
         &self,
         persona: &ResolvedPersona<'_>,
         request: &GenerateRequest,
-        arrival: Instant,
     ) -> Result<Request, RequestError> {
         let longest = longest(&self.engine.limits());
         let prompt = prompt::tokens(&self.base, persona, request, longest)?;
@@ -192,8 +248,8 @@ impl Service {
             priority: request.priority,
             client,
             cache_salt,
-            // The timeout includes the time to read the prompt and to compile the grammar.
-            deadline: timeout(request).map(|timeout| timeout.saturating_sub(arrival.elapsed())),
+            // Set when the request has its permit.
+            deadline: None,
         })
     }
 
@@ -301,6 +357,30 @@ fn sampling(persona: &ResolvedPersona<'_>, request: &GenerateRequest) -> Samplin
     Sampling {
         logit_bias: request.logit_bias.clone(),
         ..params.resolve()
+    }
+}
+
+/// A request that can be answered, if its key and the engine have room.
+struct CheckedRequest<'r> {
+    persona: ResolvedPersona<'r>,
+    request: &'r GenerateRequest,
+    engine: Request,
+    /// The most log-probabilities of its answers.
+    logprobs: usize,
+    arrival: Instant,
+}
+
+impl CheckedRequest<'_> {
+    /// The most tokens that each answer may take. The first includes the prompt.
+    fn tokens(&self) -> impl Iterator<Item = u64> + use<'_> {
+        (0..self.request.choices).map(|choice| {
+            let prompt = if choice == 0 {
+                self.engine.prompt.len()
+            } else {
+                0
+            };
+            (prompt + self.engine.max_new_tokens) as u64
+        })
     }
 }
 

@@ -292,3 +292,73 @@ fn names_that_a_key_may_not_use_are_in_no_error() {
         }
     }
 }
+
+#[test]
+fn only_admin_keys_see_who_owns_files_jobs_and_evaluations() {
+    let fixture = JobsFixture::new();
+    with_rows(&fixture);
+    let keys = [("one", ""), ("ops", "admin = true")];
+    let server = server_with_keys(&fixture, &keys);
+    let uploaded = server.upload_as("one", &rows(4));
+    let file = id(&uploaded);
+    let created = server.send_as("one", "POST", JOBS, &endless(&file, "mine"));
+    let job = id(&created);
+    let wanted = json!({"personas": ["quick"], "file": file});
+    let evaluated = server.send_as("one", "POST", "/v1/evaluations", &wanted);
+    let evaluation = id(&evaluated);
+    for reply in [&uploaded, &created, &evaluated] {
+        assert!(!reply.text.contains("\"owner\""), "{}", reply.text);
+    }
+    let (one_file, one_job) = (format!("/v1/files/{file}"), format!("{JOBS}/{job}"));
+    let one_evaluation = format!("/v1/evaluations/{evaluation}");
+    for (path, owner) in [
+        (&*one_file, "/owner"),
+        ("/v1/files", "/data/0/owner"),
+        (&*one_job, "/lory/owner"),
+        (JOBS, "/data/0/lory/owner"),
+        (&*one_evaluation, "/owner"),
+    ] {
+        let shown = server.get_as("ops", path);
+        assert_eq!(shown.pointer(owner), Some(&json!("one")), "{shown:#}");
+        assert!(!shown.to_string().contains("secret-"));
+        let shown = server.get_as("one", path);
+        assert_eq!(shown.pointer(owner), None, "{shown:#}");
+    }
+    for path in [one_job, one_evaluation] {
+        let path = format!("{path}/cancel");
+        let cancelled = server.send_as("ops", "POST", &path, &Value::Null);
+        assert!(
+            cancelled.text.contains("\"owner\":\"one\""),
+            "{}",
+            cancelled.text
+        );
+    }
+}
+
+#[test]
+fn quotas_that_never_allow_a_request_are_permanent_errors() {
+    let fixture = JobsFixture::new();
+    with_rows(&fixture);
+    let keys = [
+        ("none", "files = 0"),
+        ("small", "file_bytes = 100"),
+        ("idle", "open_jobs = 0\nopen_evaluations = 0"),
+    ];
+    let server = server_with_keys(&fixture, &keys);
+    let refused = |reply: &Response, status: u16, code: &str, quota: &str| {
+        let (found, found_code, _, message) = reply.error();
+        assert_eq!((found, found_code.as_str()), (status, code), "{message}");
+        assert!(message.contains(quota), "{message}");
+        assert_eq!(reply.header("retry-after"), None);
+    };
+    let reply = server.upload_as("none", &rows(1));
+    refused(&reply, 403, "quota_is_zero", "`files`");
+    let reply = server.upload_as("small", &rows(24));
+    refused(&reply, 413, "file_too_large", "`file_bytes`");
+    let file = id(&server.upload_as("idle", &rows(4)));
+    let reply = server.send_as("idle", "POST", JOBS, &endless(&file, "mine"));
+    refused(&reply, 403, "quota_is_zero", "`open_jobs`");
+    let wanted = json!({"personas": ["quick"], "file": file});
+    let reply = server.send_as("idle", "POST", "/v1/evaluations", &wanted);
+    refused(&reply, 403, "quota_is_zero", "`open_evaluations`");
+}

@@ -39,10 +39,11 @@ pub(super) async fn create(
     Body(new): Body<NewJob>,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
+    let creator = caller.clone();
     let record = work
-        .records(move || jobs.create_job(&caller, &new))
+        .records(move || jobs.create_job(&creator, &new))
         .await??;
-    Ok(Json(record.into()))
+    Ok(Json(JobObject::new(record, &caller)))
 }
 
 /// Plan a training job
@@ -89,11 +90,15 @@ pub(super) async fn list(
     let page = query.short_page()?;
     let with = query.metadata();
     query.end()?;
-    let listed = work.records(move || jobs.list_jobs(&Viewer::of(&caller), &page, &with));
+    let who = Viewer::of(&caller);
+    let listed = work.records(move || jobs.list_jobs(&who, &page, &with));
     let (records, has_more) = listed.await??;
     Ok(Json(JobList {
         object: "list",
-        data: records.into_iter().map(JobObject::from).collect(),
+        data: records
+            .into_iter()
+            .map(|record| JobObject::new(record, &caller))
+            .collect(),
         has_more,
     }))
 }
@@ -112,9 +117,9 @@ pub(super) async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
-    let found = work.records(move || jobs.job(&Viewer::of(&caller), &id));
-    let record = found.await??;
-    Ok(Json(record.into()))
+    let who = Viewer::of(&caller);
+    let record = work.records(move || jobs.job(&who, &id)).await??;
+    Ok(Json(JobObject::new(record, &caller)))
 }
 
 type Transition = fn(&JobsState, &Viewer, &str) -> Result<JobRecord, jobs::JobError>;
@@ -127,10 +132,9 @@ async fn change_state(
     transition: Transition,
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
-    let record = work
-        .records(move || transition(&jobs, &Viewer::of(&caller), &id))
-        .await??;
-    Ok(Json(record.into()))
+    let who = Viewer::of(&caller);
+    let record = work.records(move || transition(&jobs, &who, &id)).await??;
+    Ok(Json(JobObject::new(record, &caller)))
 }
 
 /// Cancel a training job
@@ -232,10 +236,11 @@ pub(super) async fn publish(
 ) -> Result<Json<JobObject>, ApiError> {
     let jobs = state.jobs()?;
     let current = request.current != Some(false);
+    let publisher = caller.clone();
     let record = work
-        .records(move || jobs.publish(&caller, &id, current))
+        .records(move || jobs.publish(&publisher, &id, current))
         .await??;
-    Ok(Json(record.into()))
+    Ok(Json(JobObject::new(record, &caller)))
 }
 
 /// List events of a training job

@@ -7,6 +7,7 @@ use jobs::records::job::{Method, Metrics, Progress, Sample, ThresholdResult};
 use jobs::{Event, JobRecord, JobStatus, SampledAnswer};
 use serde::Serialize;
 use serde_json::{Value, json};
+use service::Caller;
 
 /// A training job.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -103,10 +104,13 @@ struct Extras {
     started_from: Option<String>,
     #[schema(required)]
     system_prompt: Option<String>,
+    /// The name of the key that owns it. Only keys with admin rights see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
-impl From<JobRecord> for JobObject {
-    fn from(job: JobRecord) -> JobObject {
+impl JobObject {
+    pub fn new(job: JobRecord, caller: &Caller) -> JobObject {
         let settings = &job.settings;
         let hyperparameters = Hyperparameters {
             n_epochs: settings.epochs,
@@ -149,6 +153,7 @@ impl From<JobRecord> for JobObject {
                 sample_prompts: job.sample_prompts,
                 started_from: job.start.map(|start| start.persona),
                 system_prompt: job.system_prompt,
+                owner: caller.shown_owner(job.owner),
             },
             id: job.id,
             fine_tuned_model: job.fine_tuned_model,

@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::middleware::auth::ApiCaller;
 use crate::path::Path;
 use crate::work::Work;
+use service::Caller;
 use service::uploads::Uploaded;
 
 /// An uploaded adapter that can be published.
@@ -53,6 +54,9 @@ pub(crate) struct Upload {
     problem: Option<String>,
     /// Files of the archive that were ignored.
     passed_over: Vec<String>,
+    /// The name of the key that uploaded it; none on a server without keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 /// A discarded upload.
@@ -113,10 +117,13 @@ pub(crate) async fn upload(
         written.map_err(service::PublishError::from)?;
     }
     let received = work
-        .administration(move || service.receive(archive, &caller.owner()))
+        .administration({
+            let owner = caller.owner();
+            move || service.receive(archive, &owner)
+        })
         .await?;
     let uploaded = received.map_err(service::PublishError::from)?;
-    Ok((StatusCode::CREATED, Json(uploaded.into())))
+    Ok((StatusCode::CREATED, Json(Upload::new(uploaded, &caller))))
 }
 
 /// Discard an uploaded adapter
@@ -142,8 +149,8 @@ pub(crate) async fn forget(
     Ok(Json(forgotten))
 }
 
-impl From<Uploaded> for Upload {
-    fn from(uploaded: Uploaded) -> Upload {
+impl Upload {
+    fn new(uploaded: Uploaded, caller: &Caller) -> Upload {
         Upload {
             object: "adapter.upload",
             sha256: uploaded.sha256,
@@ -160,6 +167,7 @@ impl From<Uploaded> for Upload {
             fits: uploaded.problem.is_none(),
             problem: uploaded.problem,
             passed_over: uploaded.passed_over,
+            owner: caller.shown_owner(caller.owner().name().map(str::to_owned)),
         }
     }
 }
