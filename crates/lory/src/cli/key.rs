@@ -10,9 +10,9 @@ use crate::cli::flags::units::size_or_zero;
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use auth::key_entry::{self, KeyEntry, MAX_SHARE};
-use auth::key_file;
 use auth::secret::{self, SecretHash};
 use auth::{Quotas, Resource};
+use auth::{key_edits, key_file};
 
 /// Make, list and revoke the API keys of a server
 #[derive(Debug, clap::Subcommand)]
@@ -201,7 +201,7 @@ fn new(args: NewArgs) -> anyhow::Result<ExitStatus> {
         cache_group: args.cache_group,
     };
     let path = &args.file.keys;
-    key_file::add(path, &entry)?;
+    key_edits::add(path, &entry)?;
     if args.json {
         let mut shown = as_json(&entry);
         shown["key"] = json!(secret);
@@ -275,7 +275,7 @@ fn yes_or_no(value: bool) -> String {
 fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file.keys;
     let names: Vec<String> = entries(path)?.into_iter().map(|entry| entry.name).collect();
-    if !key_file::remove(path, &args.name)? {
+    if !key_edits::remove(path, &args.name)? {
         anyhow::bail!(
             "{}: there is no key {}; the keys are {}",
             path.display(),

@@ -82,11 +82,11 @@ fn head_that_cannot_be_read_gets_the_status_and_the_connection_ends() {
         ("/".to_owned(), many, &["431"][..]),
         (
             "/".to_owned(),
-            format!("X-Long: {}\r\n", "x".repeat(100 << 10)),
+            format!("X-Long: {}\r\n", "x".repeat(1 << 20)),
             &["431"],
         ),
         (
-            format!("/{}", "x".repeat(100 << 10)),
+            format!("/{}", "x".repeat(1 << 20)),
             String::new(),
             &["431", "414"],
         ),
