@@ -455,3 +455,39 @@ fn slow_grammars_of_one_client_take_a_part_of_the_steps_time() {
     }
     assert_idle(&handle);
 }
+
+#[test]
+fn time_of_grammars_counts_as_service_of_their_client() {
+    let grammar: Arc<dyn Grammar> = Arc::new(SlowGrammar(Arc::default()));
+    let model = FakeModel::new(limits(500)).with_step_time(Duration::from_millis(1));
+    let (model, gate) = model.gated();
+    let config = EngineConfig {
+        max_wait: Duration::MAX,
+        ..batch_of(1)
+    };
+    let handle = start(model, config);
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    for n in 0..30 {
+        for id in [HOSTILE, OTHER] {
+            let ends = Arc::clone(&ends);
+            let sink: Sink = Box::new(move |event| {
+                if let Event::Finished(_) = event {
+                    ends.lock().unwrap().push(id);
+                }
+                Flow::Continue
+            });
+            let request = Request {
+                grammar: (id == HOSTILE).then(|| Arc::clone(&grammar)),
+                ..request_of(id, n, 4, 1)
+            };
+            handle.submit(request, sink).unwrap().detach();
+        }
+    }
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert_idle(&handle);
+    // The rows of both are alike; a mask takes as long as five steps.
+    let ends = ends.lock().unwrap();
+    let hostile = ends[..20].iter().filter(|id| **id == HOSTILE).count();
+    assert!((1..=7).contains(&hostile), "{hostile} of 20");
+}
