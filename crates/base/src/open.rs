@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use formats::chat_template::ChatTemplate;
 use formats::checkpoint::Checkpoint;
 use formats::gguf::Gguf;
+use formats::persona_name::BASE;
 use formats::tokenizer::Tokenizer;
 use kernels::Device;
 use model::{Loading, Model, Precision};
@@ -29,6 +30,16 @@ pub struct Base {
     pub precision: Option<Precision>,
     /// The hash of its files.
     pub fingerprint: Arc<Fingerprint>,
+}
+
+impl Base {
+    /// Whether a request that names `name` means this base: by its name, in any case and with an owner in front, as on Hugging Face, or by
+    /// `base`.
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        let own = name.split_once('/').map_or(name, |(_, own)| own);
+        own.eq_ignore_ascii_case(&self.name) || name == BASE
+    }
 }
 
 /// How a base is loaded: the precision of its weights, and the cache of quantized weights and hashes.

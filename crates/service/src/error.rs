@@ -33,6 +33,14 @@ pub enum ServiceStartError {
         /// Why.
         source: Box<AdapterError>,
     },
+    /// An alias of a model cannot be used.
+    #[error("--model-alias {alias}: {message}")]
+    ModelAlias {
+        /// The alias with its target.
+        alias: String,
+        /// What is wrong, and what to write instead.
+        message: String,
+    },
     /// A persona has the base's name.
     #[error("{}: {name:?} is the name of the base; rename the persona", path.display())]
     NameTaken {
@@ -110,6 +118,16 @@ pub enum RequestError {
         source: LookupError,
         /// The base's name, which is valid too.
         base: String,
+    },
+    /// The text cannot be the name of a persona.
+    #[error("{field}: no model is named {name:?}; {}", list_models(available))]
+    UnknownModel {
+        /// The field.
+        field: &'static str,
+        /// The beginning of the text.
+        name: String,
+        /// The names that the caller may use.
+        available: Vec<String>,
     },
     /// The request names no persona and must.
     #[error("{field} is empty; name a persona or the base ({base})")]
@@ -393,6 +411,7 @@ impl RequestError {
     pub fn field(&self) -> Option<String> {
         match self {
             RequestError::Persona { field, .. }
+            | RequestError::UnknownModel { field, .. }
             | RequestError::NoPersona { field, .. }
             | RequestError::Template { field, .. }
             | RequestError::Tokenize { field, .. }
@@ -422,6 +441,20 @@ impl RequestError {
             | RequestError::Stopped
             | RequestError::Refused(_) => None,
         }
+    }
+}
+
+/// The most names that a message lists.
+const SHOWN: usize = 20;
+
+fn list_models(names: &[String]) -> String {
+    match names {
+        [] => "the key may not use any".to_owned(),
+        names if names.len() > SHOWN => {
+            let shown = names[..SHOWN].join(", ");
+            format!("the models are {shown} and {} more", names.len() - SHOWN)
+        }
+        names => format!("the models are {}", names.join(", ")),
     }
 }
 

@@ -21,7 +21,7 @@
 //! - Memory: `logprob_budget`, the log-probabilities that a key's responses hold
 //! - Answers: [`answer`]; [`tools`] and their calls, which `tool_call_parser` finds in the text; `stop`; `parallel_sampling`, several answers to one prompt;
 //!   [`model_identity`], what answered
-//! - Personas: [`catalog`], those that can be requested now; `persona_service::publishing`; [`uploads`], adapters from clients, which
+//! - Personas: [`catalog`], those that can be requested now; [`model_names`], what requests call them; `persona_service::publishing`; [`uploads`], adapters from clients, which
 //!   `archive` unpacks; [`shadow`] versions; [`votes`] of people who compared answers
 //! - Compute: [`runner`] runs the engine's plan on the model; [`compute_arbiter`] divides the machine between steps and background
 //!   work
@@ -38,6 +38,7 @@ pub mod fields;
 pub mod grammar;
 mod logprob_budget;
 pub mod model_identity;
+pub mod model_names;
 mod parallel_sampling;
 mod persona_resolution;
 pub mod persona_service;
@@ -64,6 +65,7 @@ pub use error::{PublishError, RequestError, ServiceStartError};
 pub use fields::{FieldNames, MAX_CHOICES, MAX_LOGPROBS};
 pub use grammar::OutputFormat;
 pub use model_identity::{AdapterUse, ModelIdentity};
+pub use model_names::{ModelAlias, NamedModel};
 pub use parallel_sampling::Tickets;
 pub use persona_service::publishing::NewVersion;
 pub use persona_service::{

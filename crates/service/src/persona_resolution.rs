@@ -3,16 +3,14 @@
 //! In a blend every part's adapter runs at its own scale. The system prompt, sampling, stop strings and length cannot be mixed:
 //! they come from the part with the largest scale, the first of equals.
 
-use auth::AuthError;
 use engine::AdapterId;
-use formats::persona_name::BASE;
-use registry::{AdapterRef, PersonaRef, Personas, ScaledPersona};
+use registry::{AdapterRef, PersonaRef, ScaledPersona};
 
 use sampling::SamplingParams;
 
-use crate::caller::Caller;
 use crate::error::RequestError;
 use crate::model_identity::{AdapterUse, ModelIdentity};
+use crate::model_names::{ModelNames, NamedModel};
 use crate::request::GenerateRequest;
 use base::Base;
 
@@ -33,36 +31,30 @@ pub(super) struct ResolvedPersona<'a> {
 
 impl<'a> ResolvedPersona<'a> {
     pub fn resolve(
-        base: &Base,
-        personas: &'a Personas,
+        names: ModelNames<'a>,
         request: &GenerateRequest,
     ) -> Result<ResolvedPersona<'a>, RequestError> {
+        let base = names.base;
         let field = request.names.persona;
-        let denied = |source| RequestError::Denied {
-            field: Some(field),
-            source,
-        };
-        let Some(spec) = request.persona.as_deref().map(str::trim) else {
-            request.caller.check_base(&base.name).map_err(denied)?;
+        let caller = &request.caller;
+        let Some(name) = request.persona.as_deref().map(str::trim) else {
+            let denied = |source| RequestError::Denied {
+                field: Some(field),
+                source,
+            };
+            caller.check_base(&base.name).map_err(denied)?;
             return ResolvedPersona::base_alone(base, request);
         };
-        if spec.is_empty() {
+        if name.is_empty() {
             let base = base.name.clone();
             return Err(RequestError::NoPersona { field, base });
         }
-        if spec == base.name || spec == BASE {
-            request.caller.check_base(&base.name).map_err(denied)?;
-            return ResolvedPersona::base_alone(base, request);
+        match names.resolve(caller, field, name, &|spec| request.hash(spec))? {
+            NamedModel::Base => ResolvedPersona::base_alone(base, request),
+            NamedModel::Personas { spec, parts } => {
+                ResolvedPersona::of_parts(base, &spec, &parts, request)
+            }
         }
-        check_caller(&request.caller, spec).map_err(denied)?;
-        let parts = personas
-            .resolve_for(spec, request.hash())
-            .map_err(|source| RequestError::Persona {
-                field,
-                source: request.caller.without_hidden_names(source),
-                base: base.name.clone(),
-            })?;
-        ResolvedPersona::of_parts(base, spec, &parts, request)
     }
 
     /// The persona of the `parts` that `spec` names.
@@ -135,18 +127,4 @@ impl<'a> ResolvedPersona<'a> {
             shadow: None,
         }
     }
-}
-
-/// Checks that a caller may use the personas of `spec` with their scales. Before the lookup: a caller that may not use a persona must not
-/// learn whether it exists.
-fn check_caller(caller: &Caller, spec: &str) -> Result<(), AuthError> {
-    let named = registry::spec::parse(spec).unwrap_or_default();
-    for part in &named {
-        caller.check_persona(&part.name)?;
-    }
-    if named.is_empty() {
-        return Ok(());
-    }
-    let scales: Vec<f32> = named.iter().map(|part| part.scale.unwrap_or(1.0)).collect();
-    caller.check_scales(spec, &scales)
 }

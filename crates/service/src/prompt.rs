@@ -1,5 +1,5 @@
 //! Renders a conversation to token ids, with the persona's system prompt and the base's template, exactly like training rows.
-//! Text from users can never become a control token.
+//! Text from users can never become a control token, except in a text without a template whose client asks for it.
 
 use formats::chat_template::{
     Hidden, Message, TemplateError, add_tool_instructions, alpaca_prompt,
@@ -28,6 +28,7 @@ fn may_fit<'t>(
     base: &Base,
     field: &'static str,
     texts: impl Iterator<Item = &'t str> + Clone,
+    special: Special,
     limit: usize,
 ) -> Result<bool, RequestError> {
     let bytes: usize = texts.clone().map(str::len).sum();
@@ -42,7 +43,7 @@ fn may_fit<'t>(
         let mut part = usual / 4;
         while part < text.len() && part <= usual {
             let beginning = &text[..text.floor_char_boundary(part)];
-            let ids = base.tokenizer.encode(beginning, Special::AsText);
+            let ids = base.tokenizer.encode(beginning, special);
             let ids = ids.map_err(|source| RequestError::Tokenize { field, source })?;
             if ids.len() > limit.saturating_add(CUT_TOKENS) {
                 return Ok(false);
@@ -70,8 +71,8 @@ pub(super) fn tokens(
             let turns = tools::merge_tool_responses(messages.clone());
             with_system_prompt(persona, request, turns)
         }
-        Conversation::Text(text) => {
-            if !may_fit(base, field, std::iter::once(text.as_str()), limit)? {
+        Conversation::Text { text, special } => {
+            if !may_fit(base, field, std::iter::once(text.as_str()), *special, limit)? {
                 let bytes = text.len();
                 return Err(RequestError::PromptTooLarge {
                     field,
@@ -79,7 +80,7 @@ pub(super) fn tokens(
                     limit,
                 });
             }
-            let encoded = base.tokenizer.encode(text, Special::AsText);
+            let encoded = base.tokenizer.encode(text, *special);
             let ids = encoded.map_err(|source| RequestError::Tokenize { field, source })?;
             return Ok(with_bos(base, ids));
         }
@@ -102,7 +103,7 @@ pub(super) fn tokens(
     };
     // A message takes a token at least.
     let texts = messages.iter().map(|message| message.content.as_str());
-    if messages.len() > limit || !may_fit(base, field, texts, limit)? {
+    if messages.len() > limit || !may_fit(base, field, texts, Special::AsText, limit)? {
         return Err(too_long);
     }
     let is_long = messages.len() > limit / MESSAGE_TOKENS || bytes > limit * TOKEN_BYTES;
@@ -135,7 +136,7 @@ pub(super) fn operator_prefix(base: &Base, system: Option<&str>) -> Vec<u32> {
 /// The text of a prompt without a template; empty for a conversation.
 pub(super) fn text(base: &Base, request: &GenerateRequest) -> String {
     match &request.conversation {
-        Conversation::Text(text) => text.clone(),
+        Conversation::Text { text, .. } => text.clone(),
         Conversation::Tokens(ids) => base.tokenizer.decode(ids, true),
         Conversation::Prompt { .. } | Conversation::Messages(_) => String::new(),
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use formats::chat_template::Message;
+use formats::tokenizer::Special;
 use registry::spec::MAX_SPEC;
 use sampling::SamplingParams;
 use sha2::{Digest as _, Sha256};
@@ -76,7 +77,12 @@ pub enum Conversation {
     /// the persona's system prompt.
     Messages(Vec<Message>),
     /// A text to continue, without template and system prompt.
-    Text(String),
+    Text {
+        /// The text.
+        text: String,
+        /// How it spells control tokens: a client that renders a template itself means the tokens.
+        special: Special,
+    },
     /// The same, as token ids.
     Tokens(Vec<u32>),
 }
@@ -111,14 +117,14 @@ impl GenerateRequest {
     }
 
     /// A hash that decides whether a canary or a shadow takes the request: the same question to the same persona always gives the
-    /// same hash, on every server.
-    pub(super) fn hash(&self) -> u64 {
+    /// same hash, on every server. `spec` is the persona, after an alias was replaced.
+    pub(super) fn hash(&self, spec: &str) -> u64 {
         let mut hasher = Sha256::new();
         let mut feed = |text: &str| {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         };
-        feed(self.persona.as_deref().unwrap_or_default());
+        feed(spec);
         match &self.conversation {
             Conversation::Prompt { prompt, input } => {
                 feed(prompt);
@@ -130,7 +136,7 @@ impl GenerateRequest {
                     feed(&message.content);
                 }
             }
-            Conversation::Text(text) => feed(text),
+            Conversation::Text { text, .. } => feed(text),
             Conversation::Tokens(ids) => {
                 for id in ids {
                     feed(&id.to_string());
@@ -171,7 +177,7 @@ impl GenerateRequest {
     fn check_conversation(&self) -> Result<(), RequestError> {
         let is_empty = match &self.conversation {
             Conversation::Prompt { prompt, .. } => prompt.trim().is_empty(),
-            Conversation::Text(text) => text.is_empty(),
+            Conversation::Text { text, .. } => text.is_empty(),
             // The engine refuses empty token ids, under the same name.
             Conversation::Tokens(_) => false,
             Conversation::Messages(messages) => return self.check_messages(messages),
@@ -290,7 +296,7 @@ impl GenerateRequest {
         match &self.conversation {
             Conversation::Prompt { .. } => true,
             Conversation::Messages(turns) => turns.first().is_none_or(|turn| turn.role != "system"),
-            Conversation::Text(_) | Conversation::Tokens(_) => false,
+            Conversation::Text { .. } | Conversation::Tokens(_) => false,
         }
     }
 

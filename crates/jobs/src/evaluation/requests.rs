@@ -130,7 +130,7 @@ impl JobsState {
         has_rows: bool,
         refuse: &dyn Fn(String) -> JobError,
     ) -> Result<String, JobError> {
-        if name == self.service.base().name {
+        if self.service.base().is_named(name) {
             let why = "is the base, which is always measured; leave it out";
             return Err(refuse(why.to_owned()));
         }

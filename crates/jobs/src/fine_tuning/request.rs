@@ -112,7 +112,7 @@ impl NewJob {
         let settings = hyperparameters.settings;
         let parameters = adapter_parameters(&settings, base)?;
         let personas = service.personas();
-        let start = self.start_adapter(&base.name, &personas, caller)?;
+        let start = self.start_adapter(base, &personas, caller)?;
         let current = personas.get(&persona);
         if current.is_none() && personas.aliases().any(|(alias, _)| alias == persona) {
             let message = "is an alias of another persona; name that one, or use another name";
@@ -274,13 +274,13 @@ impl NewJob {
     /// The adapter of the persona that `model` names; `None` for the base.
     fn start_adapter(
         &self,
-        base_name: &str,
+        base: &Base,
         personas: &Personas,
         caller: &Caller,
     ) -> Result<Option<StartAdapter>, JobError> {
         let model = self.model.as_str();
-        if model == base_name || model == BASE {
-            caller.check_base(base_name)?;
+        if base.is_named(model) {
+            caller.check_base(&base.name)?;
             return Ok(None);
         }
         let refuse = |message: String| JobError::invalid("model", message);

@@ -345,3 +345,54 @@ fn fields_of_other_servers_are_accepted_with_the_value_that_changes_nothing() {
         );
     }
 }
+
+#[test]
+fn text_that_a_client_rendered_with_the_template_has_its_control_tokens() {
+    let rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n";
+    let chat = json!({"model": BASE, "max_tokens": 6, "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello!"},
+    ]});
+    let chat = shared_server().post("/v1/chat/completions", &chat).json();
+    let ask = |more: Value| {
+        let mut body = json!({"model": BASE, "prompt": rendered, "max_tokens": 6});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        complete(&body)
+    };
+    for more in [
+        json!({}),
+        json!({"parse_special": true}),
+        json!({"prompt": [rendered]}),
+    ] {
+        let answer = ask(more);
+        assert_eq!(
+            answer["usage"]["prompt_tokens"],
+            chat["usage"]["prompt_tokens"]
+        );
+        assert_eq!(text(&answer), chat["choices"][0]["message"]["content"]);
+    }
+    // Each of the five control tokens is at least five tokens of text.
+    let as_text = ask(json!({"parse_special": false}));
+    let count = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(count(&as_text) >= count(&chat) + 20);
+    // Echo returns the text, and the tokens have the log-probabilities.
+    let echoed = ask(json!({"echo": true, "logprobs": 0}));
+    assert!(text(&echoed).starts_with(rendered), "{echoed}");
+    let tokens = echoed["choices"][0]["logprobs"]["tokens"]
+        .as_array()
+        .unwrap();
+    assert_eq!(
+        tokens.len() as u64,
+        count(&chat) + echoed["usage"]["completion_tokens"].as_u64().unwrap()
+    );
+}
+
+#[test]
+fn long_text_of_control_tokens_fits_by_its_tokens() {
+    // More bytes than the context has tokens, times eight.
+    let prompt = "<|endoftext|>".repeat(100);
+    let answer = complete(&json!({"model": BASE, "prompt": prompt, "max_tokens": 1}));
+    assert_eq!(answer["usage"]["prompt_tokens"], 100);
+}

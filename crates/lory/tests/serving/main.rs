@@ -12,6 +12,7 @@ mod isolation;
 mod jobs;
 mod limits;
 mod metrics;
+mod model_names;
 mod openapi;
 #[cfg(unix)]
 mod pool;

@@ -61,6 +61,7 @@ impl From<RequestError> for ApiError {
                     (StatusCode::NOT_FOUND, "persona_not_found")
                 }
             },
+            RequestError::UnknownModel { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
             RequestError::NoPersona { .. } => (StatusCode::BAD_REQUEST, "invalid_persona"),
             RequestError::Schema { .. } | RequestError::GrammarLimit(_) => {
                 (StatusCode::BAD_REQUEST, "invalid_schema")

@@ -20,7 +20,7 @@ use crate::stream_options::StreamOptions;
 use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
 use crate::work::Work;
-use formats::tokenizer::Detokenizer;
+use formats::tokenizer::{Detokenizer, Special};
 use sampling::{Interface, SamplingParams};
 use service::{Conversation, Delta, End, FieldNames, GenerateRequest, MAX_LOGPROBS, ModelIdentity};
 
@@ -49,6 +49,8 @@ pub(super) struct CompletionRequest {
     /// Prompts with different salts share no cached prefix; 1 to 256 bytes.
     cache_salt: Option<String>,
     ignore_eos: Option<bool>,
+    /// Whether texts of control tokens, such as `<|im_end|>`, become the tokens. The default is true.
+    parse_special: Option<bool>,
     // Labels; they change nothing.
     #[serde(rename = "user")]
     _user: Option<Value>,
@@ -117,11 +119,12 @@ impl utoipa::PartialSchema for Prompt {
 impl utoipa::ToSchema for Prompt {}
 
 impl Prompt {
-    fn conversations(self) -> Vec<Conversation> {
+    fn conversations(self, special: Special) -> Vec<Conversation> {
+        let continued = |text| Conversation::Text { text, special };
         match self {
-            Prompt::Text(text) => vec![Conversation::Text(text)],
+            Prompt::Text(text) => vec![continued(text)],
             Prompt::Tokens(ids) => vec![Conversation::Tokens(ids)],
-            Prompt::Texts(texts) => texts.into_iter().map(Conversation::Text).collect(),
+            Prompt::Texts(texts) => texts.into_iter().map(continued).collect(),
             Prompt::TokenLists(lists) => lists.into_iter().map(Conversation::Tokens).collect(),
         }
     }
@@ -180,7 +183,12 @@ impl CompletionRequest {
     /// A request to the service for each prompt.
     fn into_requests(self, sampling: SamplingParams) -> Result<Vec<GenerateRequest>, ApiError> {
         self.check()?;
-        let prompts = self.prompt.conversations();
+        // As vLLM and llama.cpp do: programs that render a template themselves send its text.
+        let special = match self.parse_special {
+            Some(false) => Special::AsText,
+            _ => Special::Parse,
+        };
+        let prompts = self.prompt.conversations(special);
         if prompts.len() > MAX_PROMPTS {
             let message = format!(
                 "prompt has {} prompts; give at most {MAX_PROMPTS} in one request",

@@ -54,6 +54,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(completions::completions))
         .routes(routes!(embeddings::embeddings))
         .routes(routes!(models::models))
+        .routes(routes!(models::retrieve))
+        .route("/v1/models/{owner}/{name}", get(models::retrieve_owned))
         .routes(routes!(votes::votes, votes::vote));
 
     let training = OpenApiRouter::new()

@@ -1,16 +1,18 @@
-//! `GET /v1/models`: the base and the personas that the caller may use, in OpenAI's shape with vLLM's `root` and `parent`.
+//! `/v1/models`: the base, aliases and the personas that the caller may use, in OpenAI's shape with vLLM's `root` and `parent`.
 
 use axum::Json;
 use axum::extract::State;
-use registry::Variables;
+use registry::{Persona, Variables};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::middleware::auth::ApiCaller;
+use crate::path::Path;
+use service::{Caller, NamedModel};
 
-/// The base and the personas that the key may use.
+/// The base, aliases and the personas that the key may use.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModelList {
     /// `list`.
@@ -19,7 +21,7 @@ pub(super) struct ModelList {
 }
 
 #[derive(Serialize, ToSchema)]
-struct ModelCard {
+pub(super) struct ModelCard {
     id: String,
     /// `model`.
     object: &'static str,
@@ -37,7 +39,52 @@ struct ModelCard {
     variables: Option<Variables>,
 }
 
-/// The base and the personas that the key may use
+/// Makes the cards of models.
+struct Cards<'a> {
+    base: &'a str,
+    started_at: u64,
+    /// Whether the caller may see where adapters are.
+    is_admin: bool,
+}
+
+impl Cards<'_> {
+    /// The card of `id`, which means the base, a blend, or this persona.
+    fn card(&self, id: &str, parent: Option<&str>, persona: Option<&Persona>) -> ModelCard {
+        let published = persona.and_then(|persona| persona.published);
+        let adapter = persona.and_then(|persona| persona.adapter.as_ref());
+        let adapter = adapter.filter(|_| self.is_admin);
+        let variables = persona.map(|persona| &persona.variables);
+        let variables = variables.filter(|variables| !variables.is_empty());
+        ModelCard {
+            id: id.to_owned(),
+            object: "model",
+            created: published.unwrap_or(self.started_at),
+            owned_by: "lory",
+            root: adapter.map_or_else(
+                || self.base.to_owned(),
+                |adapter| adapter.path.display().to_string(),
+            ),
+            parent: parent.map(str::to_owned),
+            variables: variables.cloned(),
+        }
+    }
+
+    /// The card of a name after its lookup.
+    fn named(&self, id: &str, model: &NamedModel<'_>) -> ModelCard {
+        match model {
+            NamedModel::Base => self.card(id, None, None),
+            NamedModel::Personas { parts, .. } => {
+                let persona = match parts.as_slice() {
+                    [only] => Some(only.persona),
+                    _ => None,
+                };
+                self.card(id, Some(self.base), persona)
+            }
+        }
+    }
+}
+
+/// The base, aliases and the personas that the key may use
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -48,40 +95,70 @@ pub(super) async fn models(
     ApiCaller(caller): ApiCaller,
 ) -> Result<Json<ModelList>, ApiError> {
     let service = state.service()?;
+    let personas = service.personas();
     let base = &service.base().name;
-    let started_at = state.started_at();
-    let card = |id: &str, created: u64| ModelCard {
-        id: id.to_owned(),
-        object: "model",
-        created,
-        owned_by: "lory",
-        root: base.clone(),
-        parent: None,
-        variables: None,
+    let cards = Cards {
+        base,
+        started_at: state.started_at(),
+        is_admin: caller.is_admin(),
     };
     let mut data = Vec::new();
     if caller.check_base(base).is_ok() {
-        data.push(card(base, started_at));
+        data.push(cards.card(base, None, None));
     }
-    let personas = service.personas();
+    let aliases = service.model_aliases(&caller);
+    for alias in &aliases {
+        // The persona that an alias means may not be published yet.
+        if let Ok(model) = service.find_model(&personas, &caller, alias) {
+            data.push(cards.named(alias, &model));
+        }
+    }
     for persona in personas
         .names()
         .into_iter()
-        .filter(|name| caller.may_use(name))
+        .filter(|name| caller.may_use(name) && !aliases.contains(name))
         .filter_map(|name| personas.get(name))
     {
-        let mut card = card(&persona.name, persona.published.unwrap_or(started_at));
-        card.parent = Some(base.clone());
-        if let Some(adapter) = persona.adapter.as_ref().filter(|_| caller.is_admin()) {
-            card.root = adapter.path.display().to_string();
-        }
-        if !persona.variables.is_empty() {
-            card.variables = Some(persona.variables.clone());
-        }
-        data.push(card);
+        data.push(cards.card(&persona.name, Some(base), Some(persona)));
     }
     Ok(Json(ModelList {
         object: "list",
         data,
     }))
+}
+
+/// One model: the base, an alias, a persona, a version of one, or a blend
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    params(("id" = String, Path, description = "The name that requests give as `model`")),
+    responses((status = 200, description = "The model", body = ModelCard))
+)]
+pub(super) async fn retrieve(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path(id): Path<String>,
+) -> Result<Json<ModelCard>, ApiError> {
+    card_of(&state, &caller, &id)
+}
+
+/// As [`retrieve`], for a name with a slash that the client did not escape, such as `openai/gpt-oss`.
+pub(super) async fn retrieve_owned(
+    State(state): State<AppState>,
+    ApiCaller(caller): ApiCaller,
+    Path((owner, name)): Path<(String, String)>,
+) -> Result<Json<ModelCard>, ApiError> {
+    card_of(&state, &caller, &format!("{owner}/{name}"))
+}
+
+fn card_of(state: &AppState, caller: &Caller, id: &str) -> Result<Json<ModelCard>, ApiError> {
+    let service = state.service()?;
+    let personas = service.personas();
+    let model = service.find_model(&personas, caller, id)?;
+    let cards = Cards {
+        base: &service.base().name,
+        started_at: state.started_at(),
+        is_admin: caller.is_admin(),
+    };
+    Ok(Json(cards.named(id, &model)))
 }

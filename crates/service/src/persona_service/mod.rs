@@ -16,11 +16,13 @@ use registry::Personas;
 
 use crate::adapters::{AdapterLoader, LeaseError};
 use crate::cache_salt::OperatorPrefixes;
+use crate::caller::Caller;
 use crate::catalog::Catalog;
 use crate::compute_arbiter::ComputeArbiter;
-use crate::error::ServiceStartError;
+use crate::error::{RequestError, ServiceStartError};
 use crate::grammar::GrammarCache;
 use crate::logprob_budget::LogprobBudget;
+use crate::model_names::{ModelAlias, ModelAliases, ModelNames, NamedModel};
 use crate::request_metrics::RequestMetrics;
 use crate::runner::{ModelRunner, StepPriority};
 use crate::shadow::Shadows;
@@ -38,6 +40,8 @@ pub struct Settings {
     pub base_sha256: Option<String>,
     /// How the base's weights are loaded.
     pub load: LoadOptions,
+    /// Other names for personas, blends and the base.
+    pub model_aliases: Vec<ModelAlias>,
     /// The folder of adapters that clients may load by path; by default they may not.
     pub adapter_root: Option<PathBuf>,
     /// The folder of uploaded adapters; by default clients may not upload any.
@@ -60,6 +64,7 @@ impl Default for Settings {
             base_name: None,
             base_sha256: None,
             load: LoadOptions::default(),
+            model_aliases: Vec::new(),
             adapter_root: None,
             uploads: None,
             votes: None,
@@ -74,6 +79,7 @@ impl Default for Settings {
 /// A base and its personas.
 pub struct Service {
     pub(crate) base: Arc<Base>,
+    aliases: ModelAliases,
     pub(crate) catalog: Catalog,
     pub(crate) adapters: AdapterLoader,
     engine: Handle<model::Adapter>,
@@ -117,6 +123,7 @@ impl Service {
         settings: &Settings,
     ) -> Result<Service, ServiceStartError> {
         let base = base.into();
+        let aliases = ModelAliases::new(&settings.model_aliases, &base)?;
         let personas = catalog.personas();
         for name in [base.name.as_str(), BASE] {
             let Some(persona) = personas.get(name) else {
@@ -148,6 +155,7 @@ impl Service {
         }
         Ok(Service {
             base,
+            aliases,
             catalog,
             adapters,
             engine,
@@ -171,6 +179,34 @@ impl Service {
     /// A snapshot of the personas that can be requested now.
     pub fn personas(&self) -> Arc<Personas> {
         self.catalog.personas()
+    }
+
+    /// What `name`, the field `model` of a request, means for `caller` in this snapshot of the personas.
+    ///
+    /// # Errors
+    /// As requests: nothing has this name, or the caller may not use what it means.
+    pub fn find_model<'p>(
+        &'p self,
+        personas: &'p Personas,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<NamedModel<'p>, RequestError> {
+        let names = self.model_names(personas);
+        // Any version of a canary describes it.
+        names.resolve(caller, "model", name.trim(), &|_| u64::MAX)
+    }
+
+    /// The aliases whose persona or base the caller may use.
+    pub fn model_aliases(&self, caller: &Caller) -> Vec<&str> {
+        self.aliases.usable_by(caller, &self.base)
+    }
+
+    fn model_names<'p>(&'p self, personas: &'p Personas) -> ModelNames<'p> {
+        ModelNames {
+            base: &self.base,
+            aliases: &self.aliases,
+            personas,
+        }
     }
 
     /// The source of the personas: the folder and the registry.

@@ -89,7 +89,7 @@ impl Service {
             let arrival = Instant::now();
             let persona = request
                 .check()
-                .and_then(|()| ResolvedPersona::resolve(&self.base, &personas, request))
+                .and_then(|()| ResolvedPersona::resolve(self.model_names(&personas), request))
                 .map_err(|error| counted(None, error))?;
             let identity = persona.identity.clone();
             let one = self.check(persona, request, arrival);

@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use base::home::Home;
 use service::compute_arbiter::ComputeArbiter;
 use service::runner::StepPriority;
-use service::{Service, Settings};
+use service::{ModelAlias, Service, Settings};
 
 use crate::cli::exit::ExitStatus;
 use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
@@ -40,6 +40,7 @@ Sizes and times have units: 256MiB, 1.5GB; 100ms, 5s.
 Examples:
   lory serve
   lory serve --base my.gguf --personas tones --port 9000 --kv-memory 2GiB
+  lory serve --model-alias gpt-4o-mini=customer
   lory serve --host 0.0.0.0 --keys keys.toml --tls-cert cert.pem --tls-key key.pem")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// How often the registry is read for personas that other processes published
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = poll_interval)]
     registry_poll: Duration,
+    /// Another name that requests may give for a persona, a blend or the base, such as gpt-4o-mini=customer; may be given several times
+    #[arg(long, value_name = "NAME=PERSONA")]
+    model_alias: Vec<ModelAlias>,
     /// The folder from which clients may load adapters (POST /v1/load_lora_adapter) [default: clients may not load adapters]
     #[arg(long, value_name = "DIR")]
     adapter_root: Option<PathBuf>,
@@ -149,6 +153,7 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
             let settings = Settings {
                 load: planned.load,
                 adapter_root: args.adapter_root,
+                model_aliases: args.model_alias,
                 priority: StepPriority::Foreground(Arc::new(ComputeArbiter::within(budget))),
                 ..with_home_folders(args.engine.settings(&located))
             };

@@ -1,0 +1,242 @@
+//! What a request may call a model: a persona, a blend, the base, or an alias that the operator set.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use registry::spec::{self, MAX_SPEC};
+use registry::{LookupError, Personas, ScaledPersona};
+
+use auth::AuthError;
+use base::Base;
+
+use crate::caller::Caller;
+use crate::error::{RequestError, ServiceStartError};
+
+/// Another name for a persona, a blend or the base. Unlike a persona's name it may have any characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelAlias {
+    /// The name that requests give.
+    pub name: String,
+    /// The persona, the blend or the base that it means.
+    pub target: String,
+}
+
+impl FromStr for ModelAlias {
+    type Err = String;
+
+    /// Reads `NAME=TARGET`.
+    fn from_str(text: &str) -> Result<ModelAlias, String> {
+        let parts = text.split_once('=');
+        let (name, target) = parts.ok_or("write NAME=PERSONA, such as gpt-4o-mini=customer")?;
+        let (name, target) = (name.trim(), target.trim());
+        if name.is_empty() || target.is_empty() {
+            return Err("write NAME=PERSONA, such as gpt-4o-mini=customer".to_owned());
+        }
+        if name.len() > MAX_SPEC || name.chars().any(char::is_control) {
+            return Err(format!(
+                "an alias has at most {MAX_SPEC} bytes and no control characters"
+            ));
+        }
+        Ok(ModelAlias {
+            name: name.to_owned(),
+            target: target.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for ModelAlias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.target)
+    }
+}
+
+/// The aliases of a service: target by name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ModelAliases(BTreeMap<String, String>);
+
+impl ModelAliases {
+    /// Checks the aliases of a service with this base.
+    ///
+    /// # Errors
+    /// [`ServiceStartError::ModelAlias`] for the first that cannot be used.
+    pub(crate) fn new(
+        aliases: &[ModelAlias],
+        base: &Base,
+    ) -> Result<ModelAliases, ServiceStartError> {
+        let mut targets = BTreeMap::new();
+        for alias in aliases {
+            let ModelAlias { name, target } = alias;
+            let refuse = |message: String| ServiceStartError::ModelAlias {
+                alias: alias.to_string(),
+                message,
+            };
+            if base.is_named(name) {
+                return Err(refuse(format!("{name:?} is a name of the base")));
+            }
+            if aliases.iter().any(|other| other.name == *target) {
+                return Err(refuse(format!(
+                    "{target:?} is an alias itself; name the persona that it means"
+                )));
+            }
+            if !base.is_named(target) {
+                spec::parse(target).map_err(|error| refuse(error.to_string()))?;
+            }
+            if targets.insert(name.clone(), target.clone()).is_some() {
+                return Err(refuse(format!("{name:?} is set twice")));
+            }
+        }
+        Ok(ModelAliases(targets))
+    }
+
+    /// What `name` means, if it is an alias.
+    pub(crate) fn target(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// The aliases whose target the caller may use.
+    pub(crate) fn usable_by(&self, caller: &Caller, base: &Base) -> Vec<&str> {
+        let may_use = |target: &str| match base.is_named(target) {
+            true => caller.check_base(&base.name).is_ok(),
+            false => check_caller(caller, target).is_ok(),
+        };
+        let usable = self.0.iter().filter(|(_, target)| may_use(target));
+        usable.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// What a name means.
+#[derive(Debug)]
+pub enum NamedModel<'p> {
+    /// The base alone.
+    Base,
+    /// A persona, or the parts of a blend.
+    Personas {
+        /// The spec, after an alias was replaced.
+        spec: String,
+        /// Its personas with their scales.
+        parts: Vec<ScaledPersona<'p>>,
+    },
+}
+
+/// Where names are looked up.
+#[derive(Clone, Copy)]
+pub(crate) struct ModelNames<'p> {
+    pub(crate) base: &'p Base,
+    pub(crate) aliases: &'p ModelAliases,
+    pub(crate) personas: &'p Personas,
+}
+
+impl<'p> ModelNames<'p> {
+    /// What `name`, which `field` of a request gives, means for `caller`. `hash` decides between the versions of a canary, from the spec.
+    ///
+    /// Permissions are checked before the lookup: a caller that may not use a persona must not learn whether it exists.
+    ///
+    /// # Errors
+    /// [`RequestError`]: nothing has this name, or the caller may not use what it means.
+    pub(crate) fn resolve(
+        self,
+        caller: &Caller,
+        field: &'static str,
+        name: &str,
+        hash: &dyn Fn(&str) -> u64,
+    ) -> Result<NamedModel<'p>, RequestError> {
+        let alias = self.aliases.target(name);
+        let spec = alias.unwrap_or(name);
+        let denied = |source| RequestError::Denied {
+            field: Some(field),
+            // What an alias means is the operator's business.
+            source: match alias {
+                Some(_) => requested_as(name, source),
+                None => source,
+            },
+        };
+        if self.base.is_named(spec) {
+            caller.check_base(&self.base.name).map_err(denied)?;
+            return Ok(NamedModel::Base);
+        }
+        check_caller(caller, spec).map_err(denied)?;
+        let parts = self.personas.resolve_for(spec, hash(spec));
+        let parts = parts.map_err(|source| match source {
+            // Names of other servers' models, and misspelled ones.
+            LookupError::Spec(_) if !spec.contains(['*', '+', '@']) => RequestError::UnknownModel {
+                field,
+                name: name.chars().take(SHOWN_CHARS).collect(),
+                available: self.available(caller),
+            },
+            source => RequestError::Persona {
+                field,
+                source: caller.without_hidden_names(source),
+                base: self.base.name.clone(),
+            },
+        })?;
+        Ok(NamedModel::Personas {
+            spec: spec.to_owned(),
+            parts,
+        })
+    }
+
+    /// The names that the caller may use: the base, aliases and personas.
+    fn available(self, caller: &Caller) -> Vec<String> {
+        let base = caller.check_base(&self.base.name).is_ok();
+        let base = base.then(|| self.base.name.clone());
+        let aliases = self.aliases.usable_by(caller, self.base);
+        let personas = self.personas.names().into_iter();
+        let personas = personas.filter(|name| caller.may_use(name) && !aliases.contains(name));
+        let names = aliases.iter().copied().chain(personas).map(str::to_owned);
+        base.into_iter().chain(names).collect()
+    }
+}
+
+/// The most characters of an unknown name in an error.
+const SHOWN_CHARS: usize = 100;
+
+/// A refusal that names what the client asked for.
+fn requested_as(name: &str, mut denied: AuthError) -> AuthError {
+    if let AuthError::PersonaNotAllowed { requested, .. }
+    | AuthError::ScaleNotAllowed { requested, .. } = &mut denied
+    {
+        name.clone_into(requested);
+    }
+    denied
+}
+
+/// Checks that a caller may use the personas of `spec` with their scales.
+fn check_caller(caller: &Caller, spec: &str) -> Result<(), AuthError> {
+    let named = registry::spec::parse(spec).unwrap_or_default();
+    for part in &named {
+        caller.check_persona(&part.name)?;
+    }
+    if named.is_empty() {
+        return Ok(());
+    }
+    let scales: Vec<f32> = named.iter().map(|part| part.scale.unwrap_or(1.0)).collect();
+    caller.check_scales(spec, &scales)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alias_is_read_up_to_the_first_equals_sign() {
+        let alias: ModelAlias = " gpt-4o = customer*0.7+partner*0.3".parse().unwrap();
+        assert_eq!(alias.name, "gpt-4o");
+        assert_eq!(alias.target, "customer*0.7+partner*0.3");
+        assert_eq!(alias.to_string(), "gpt-4o=customer*0.7+partner*0.3");
+        let long = format!("{}=customer", "x".repeat(MAX_SPEC + 1));
+        for (text, expected) in [
+            ("customer", "write NAME=PERSONA"),
+            ("=customer", "write NAME=PERSONA"),
+            ("gpt-4o=", "write NAME=PERSONA"),
+            (
+                "a\nb=customer",
+                "at most 1024 bytes and no control characters",
+            ),
+            (&long, "at most 1024 bytes"),
+        ] {
+            let message = text.parse::<ModelAlias>().unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+}
