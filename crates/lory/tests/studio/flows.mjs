@@ -193,7 +193,8 @@ const flows = {
     await page.getByText("Answers to held-out questions").click();
     await page.getByRole("heading", { name: "Answer in the data" }).first().waitFor(WAIT);
     await page.locator(".job").getByRole("link", { name: "Try it" }).click();
-    // The model is selected by the name that clients use, once.
+    // The browser opens the view after the click has returned. The model is selected by the name that clients use, once.
+    await page.locator(".chip[aria-pressed]", { hasText: "cheerful" }).first().waitFor(WAIT);
     assert.deepEqual(await page.locator(".chip[aria-pressed]", { hasText: "cheerful" }).allTextContents(), ["cheerful"]);
     assert.equal(await page.getByLabel("Show code for").inputValue(), "cheerful");
     await page.getByRole("button", { name: "Generate", exact: true }).click();
