@@ -26,6 +26,9 @@ pub enum MemoryLimit {
     Cgroup,
     /// The command line.
     Flag,
+    /// What the server's plan has for training.
+    #[serde(rename = "train_memory")]
+    TrainMemory,
 }
 
 impl MemoryLimit {
@@ -36,6 +39,7 @@ impl MemoryLimit {
             MemoryLimit::Machine => "free on this machine",
             MemoryLimit::Cgroup => "left under the control group's limit",
             MemoryLimit::Flag => "allowed by --memory",
+            MemoryLimit::TrainMemory => "allowed by --train-memory",
         }
     }
 }

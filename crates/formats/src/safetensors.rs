@@ -9,7 +9,8 @@ use std::io;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use safetensors::{SafeTensors, View};
+use safetensors::tensor::Metadata;
+use safetensors::{SafeTensorError, SafeTensors, View};
 use serde_json::{Map, Value, json};
 
 /// The float types that adapters come in.
@@ -153,6 +154,10 @@ pub enum SafetensorsError {
 
 /// Most tensors that a file may have.
 const MAX_TENSORS: usize = 65_536;
+/// Largest header that [`read_metadata`] reads, in bytes.
+const MAX_HEADER_BYTES: u64 = 32 << 20;
+/// Bytes of the header's length, which precedes the header.
+const LENGTH_BYTES: u64 = 8;
 
 /// A tensor's type, shape and byte range in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,8 +186,50 @@ pub struct Header {
 pub fn read_header(bytes: &[u8]) -> Result<Header, SafetensorsError> {
     // This checks that the tensors follow one another, fit their shapes, and end at the end of the file.
     let (header_bytes, header) = SafeTensors::read_metadata(bytes)?;
-    // The header is preceded by its length, in 8 bytes.
-    let data = header_bytes + 8;
+    header_of(&header, header_bytes + LENGTH_BYTES as usize)
+}
+
+/// Reads the header at the start of `file`, which has `length` bytes, as [`read_header`] does, without reading the values.
+///
+/// # Errors
+/// As [`read_header`]; also if its header has more than 32 MiB.
+pub fn read_header_of_file(
+    file: &mut impl io::Read,
+    length: u64,
+) -> Result<Header, SafetensorsError> {
+    let (data, metadata) = read_metadata(file, length)?;
+    header_of(&metadata, data as usize)
+}
+
+/// Reads the header at the start of `file`, which has `length` bytes: the position of the values in it, and the header.
+///
+/// # Errors
+/// As [`read_header_of_file`], but any type is read.
+pub fn read_metadata(
+    file: &mut impl io::Read,
+    length: u64,
+) -> Result<(u64, Metadata), SafetensorsError> {
+    let mut header_length = [0; LENGTH_BYTES as usize];
+    file.read_exact(&mut header_length)
+        .map_err(|_| SafeTensorError::HeaderTooSmall)?;
+    let header_length = u64::from_le_bytes(header_length);
+    if header_length > MAX_HEADER_BYTES {
+        return Err(SafeTensorError::HeaderTooLarge.into());
+    }
+    let mut header = vec![0; header_length as usize];
+    file.read_exact(&mut header)
+        .map_err(|_| SafeTensorError::InvalidHeaderLength)?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    let data = LENGTH_BYTES + header_length;
+    if (metadata.data_len() as u64).checked_add(data) != Some(length) {
+        return Err(SafeTensorError::MetadataIncompleteBuffer.into());
+    }
+    Ok((data, metadata))
+}
+
+/// The header as this module has it; the values start at byte `data` of the file.
+fn header_of(header: &Metadata, data: usize) -> Result<Header, SafetensorsError> {
     let metadata = header.metadata().clone();
     let metadata = metadata.map(|map| map.into_iter().collect());
     let found = header.tensors();

@@ -98,9 +98,12 @@ pub enum JobError {
     /// The job's adapter cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
-    /// The rows of a job are invalid, or it does not fit into memory.
+    /// The rows of a job are invalid.
     #[error("{0}")]
     Plan(String),
+    /// A job does not fit into the memory of training.
+    #[error("{0}")]
+    TrainMemory(String),
     /// The work was stopped, because its client is gone or the server shuts down.
     #[error("stopped before it was done: the client is gone, or the server shuts down")]
     Stopped,

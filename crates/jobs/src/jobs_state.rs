@@ -18,6 +18,7 @@ use crate::record_file::{self, is_id, now};
 use crate::records::evaluation::{self, Evaluation, EvaluationStatus};
 use crate::records::failure::Failure;
 use crate::records::job::{self, EVENTS_FILE, JobRecord};
+use crate::train_memory::{TrainMemory, Turn};
 use crate::work_queue::{QueueRecord, RecordHeader, WorkQueue};
 
 /// The most unfinished jobs of all keys.
@@ -130,6 +131,8 @@ pub struct JobSettings {
     pub known_base: Option<String>,
     /// Where results of evaluations are stored; evaluations are refused if it is `None`.
     pub results: Option<EvaluationResults>,
+    /// The most memory of a run, in bytes, in addition to its rows. A plan is refused if it needs more.
+    pub train_memory: u64,
 }
 
 /// The state that the API's calls and the worker threads share: the uploaded files, both queues and the service.
@@ -145,7 +148,8 @@ pub struct JobsState {
     /// Training speed of the latest step.
     pub(crate) tokens_per_s: Mutex<Option<f64>>,
     /// Held while a plan is made.
-    pub(crate) planning: Mutex<()>,
+    pub(crate) planning: Turn,
+    pub(crate) train_memory: TrainMemory,
     pub(crate) damaged: DamagedRecords,
     pub(crate) folder: JobsFolder,
 }
@@ -174,7 +178,8 @@ impl JobsState {
             evaluations: WorkQueue::new(evaluations_dir, evaluations),
             trained_tokens: AtomicU64::new(0),
             tokens_per_s: Mutex::new(None),
-            planning: Mutex::new(()),
+            planning: Turn::default(),
+            train_memory: TrainMemory::new(settings.train_memory),
             damaged,
             folder,
         })

@@ -23,7 +23,7 @@
 //!   `jobs_folder`: which folder is used, and what is left of a process that was killed
 //! - [`files`]: uploads; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
-//! - `key_turns`: keys take turns; `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
+//! - `key_turns`: keys take turns; `train_memory`: the memory of training; `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
 //!
 //! Records, request bodies and previews derive `utoipa::ToSchema`, although this crate does not know HTTP: the server reads and returns
 //! them as they are, and a second definition of each field there would have to be kept in step with this one.
@@ -40,6 +40,7 @@ pub mod listing;
 pub mod metrics;
 mod record_file;
 pub mod records;
+mod train_memory;
 pub mod training;
 mod work_queue;
 mod worker_threads;

@@ -127,6 +127,14 @@ impl AdapterRef {
         self.read_with(peft::Adapter::read_hashed)
     }
 
+    /// The pairs of the adapter without their values, after fetching and hashing its files.
+    ///
+    /// # Errors
+    /// As [`AdapterRef::read`].
+    pub fn shapes(&self) -> Result<Vec<peft::PairShape>, ReadError> {
+        self.read_with(|folder| Ok((peft::read_shapes(folder)?, peft::content_hash(folder)?)))
+    }
+
     /// [`AdapterRef::read`] with another reader: `read` gets the PEFT folder and returns what it read with the content hash of
     /// the bytes that it read.
     ///

@@ -25,7 +25,7 @@ fn main() {
             f64::from(settings.alpha),
             &settings.modules().unwrap(),
         ),
-        pairs: task.init.pairs.clone(),
+        pairs: task.init.values().unwrap().pairs,
         dtype: Dtype::F32,
         metadata: Default::default(),
     };

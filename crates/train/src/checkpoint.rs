@@ -9,11 +9,12 @@ mod identity;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use formats::disk;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
+use formats::peft::PairShape;
+use safetensors::tensor::{Dtype, Metadata, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -187,7 +188,7 @@ pub fn save(
 pub fn load(
     path: &Path,
     identity: &RunIdentity,
-    shapes: &[&LoraParams],
+    shapes: &[Vec<PairShape>],
 ) -> Result<Option<Checkpoint>, TrainError> {
     let broken = |message: String| TrainError::CheckpointBroken {
         path: path.to_owned(),
@@ -199,8 +200,9 @@ pub fn load(
     if size > MAX_BYTES {
         return Err(broken(format!("{size} bytes, more than {MAX_BYTES}")));
     }
-    let bytes = disk::read(path, MAX_BYTES).map_err(TrainError::read(path))?;
-    let header = read_header(&bytes).map_err(broken)?;
+    let file = disk::open(path).map_err(TrainError::read(path))?;
+    let mut file = CheckpointFile::open(file, size).map_err(broken)?;
+    let header = read_header(&file.metadata).map_err(broken)?;
     let differences = header.identity.differences(identity);
     if !differences.is_empty() {
         return Err(TrainError::CheckpointDiffers {
@@ -211,10 +213,9 @@ pub fn load(
     if header.adapters.len() != shapes.len() {
         return Err(broken("the number of adapters is wrong".to_owned()));
     }
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
     let adapters = header.adapters.into_iter().zip(shapes).enumerate();
     let adapters = adapters
-        .map(|(i, (adapter, shape))| read_adapter(&file, i, adapter, shape))
+        .map(|(i, (adapter, shapes))| read_adapter(&mut file, i, adapter, shapes))
         .collect::<Result<_, _>>()
         .map_err(broken)?;
     Ok(Some(Checkpoint {
@@ -240,10 +241,68 @@ fn file_size(path: &Path) -> Result<Option<u64>, TrainError> {
     }
 }
 
-/// Reads the JSON part of a checkpoint file of this version. The error is the message.
-fn read_header(bytes: &[u8]) -> Result<Header, String> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
-    let state = header
+/// An open checkpoint file. Its tensors are read one at a time: a second copy of all of them could take more memory than the run.
+struct CheckpointFile {
+    file: fs::File,
+    metadata: Metadata,
+    /// The position of the first tensor.
+    data: u64,
+}
+
+impl CheckpointFile {
+    /// Reads the header of `file`, which has `size` bytes. The error is the message.
+    fn open(mut file: fs::File, size: u64) -> Result<CheckpointFile, String> {
+        let read = formats::safetensors::read_metadata(&mut file, size);
+        let (data, metadata) = read.map_err(|error| error.to_string())?;
+        Ok(CheckpointFile {
+            file,
+            metadata,
+            data,
+        })
+    }
+
+    /// The bytes of the tensor `name`, which has this type. The error is the message.
+    fn read(&mut self, name: &str, dtype: Dtype) -> Result<Vec<u8>, String> {
+        let info = self.metadata.info(name);
+        let info = info.ok_or_else(|| format!("tensor `{name}` is missing"))?;
+        if info.dtype != dtype {
+            return Err(format!(
+                "tensor `{name}`: {:?} {:?} instead of {dtype:?}",
+                info.dtype, info.shape
+            ));
+        }
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let position = SeekFrom::Start(self.data + start as u64);
+        let read = self
+            .file
+            .seek(position)
+            .and_then(|_| self.file.read_exact(&mut bytes));
+        read.map_err(|error| format!("tensor `{name}`: {error}"))?;
+        Ok(bytes)
+    }
+
+    /// Reads the tensor `name` into `into`. The error is the message.
+    fn read_floats(&mut self, name: &str, into: &mut [f32]) -> Result<(), String> {
+        let bytes = self.read(name, Dtype::F32)?;
+        let (words, _) = bytes.as_chunks::<4>();
+        if words.len() != into.len() {
+            return Err(format!(
+                "tensor `{name}`: F32 [{}] instead of F32 [{}]",
+                words.len(),
+                into.len()
+            ));
+        }
+        for (number, word) in into.iter_mut().zip(words) {
+            *number = f32::from_le_bytes(*word);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the JSON part of the header of a checkpoint file of this version. The error is the message.
+fn read_header(metadata: &Metadata) -> Result<Header, String> {
+    let state = metadata
         .metadata()
         .as_ref()
         .and_then(|metadata| metadata.get("state"))
@@ -259,34 +318,31 @@ fn read_header(bytes: &[u8]) -> Result<Header, String> {
     serde_json::from_str(state).map_err(|error| format!("`state`: {error}"))
 }
 
-/// Reads the state of adapter `i`, whose parameters have the shape of `shape`. The error is the message.
+/// Reads the state of adapter `i`, whose pairs have these `shapes`. The error is the message.
 fn read_adapter(
-    file: &SafeTensors<'_>,
+    file: &mut CheckpointFile,
     i: usize,
     header: AdapterHeader,
-    shape: &LoraParams,
+    shapes: &[PairShape],
 ) -> Result<AdapterState, String> {
-    let tensor = |name: &str| {
-        file.tensor(name)
-            .map_err(|_| format!("tensor `{name}` is missing"))
-    };
-    let floats = |part: &str, into: &mut dyn Iterator<Item = &mut [f32]>| {
+    let mut floats = |part: &str, into: &mut dyn Iterator<Item = &mut [f32]>| {
         for (t, numbers) in into.enumerate() {
-            let name = format!("{i}/{part}/{t:05}");
-            read_floats(&tensor(&name)?, numbers)
-                .map_err(|message| format!("tensor `{name}`: {message}"))?;
+            file.read_floats(&format!("{i}/{part}/{t:05}"), numbers)?;
         }
         Ok::<(), String>(())
     };
-    let mut params = shape.clone();
+    let mut params = LoraParams::zeros(shapes);
     floats("params", &mut params::tensors_mut(&mut params))?;
-    let (mut mean, mut square) = (LoraGrads::zeros_like(shape), LoraGrads::zeros_like(shape));
+    let (mut mean, mut square) = (
+        LoraGrads::zeros_like(&params),
+        LoraGrads::zeros_like(&params),
+    );
     floats("mean", &mut mean.tensors_mut())?;
     floats("square", &mut square.tensors_mut())?;
     let best = match header.best {
         None => None,
         Some(best) => {
-            let mut params = shape.clone();
+            let mut params = LoraParams::zeros(shapes);
             floats("best", &mut params::tensors_mut(&mut params))?;
             Some(BestParams {
                 params,
@@ -297,7 +353,7 @@ fn read_adapter(
         }
     };
     let name = format!("{i}/metrics");
-    let metrics = String::from_utf8(tensor(&name)?.data().to_vec())
+    let metrics = String::from_utf8(file.read(&name, Dtype::U8)?)
         .map_err(|_| format!("tensor `{name}` is not UTF-8 text"))?;
     // The optimizer's configuration comes from the settings; the loop sets it.
     let optimizer = AdamW {
@@ -314,21 +370,6 @@ fn read_adapter(
         stopping: header.stopping,
         metrics,
     })
-}
-
-fn read_floats(tensor: &TensorView<'_>, into: &mut [f32]) -> Result<(), String> {
-    if tensor.dtype() != Dtype::F32 || tensor.data().len() != into.len() * 4 {
-        return Err(format!(
-            "{:?} {:?} instead of F32 [{}]",
-            tensor.dtype(),
-            tensor.shape(),
-            into.len()
-        ));
-    }
-    for (number, bytes) in into.iter_mut().zip(tensor.data().chunks_exact(4)) {
-        *number = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    Ok(())
 }
 
 /// A tensor that is laid out as bytes only when it is written.

@@ -117,7 +117,7 @@ pub enum TrainError {
     Task(String),
     /// The run would not fit into memory.
     #[error(
-        "the run needs {} MiB of memory in addition to what it holds already, and {} MiB are available; {advice}",
+        "the run needs {} MiB of memory in addition to what it holds already, and {} MiB are {whose}; {advice}",
         needed.div_ceil(1 << 20), available >> 20
     )]
     Memory {
@@ -125,6 +125,8 @@ pub enum TrainError {
         needed: u64,
         /// Bytes that there are.
         available: u64,
+        /// What limits them, as in "free on this machine".
+        whose: &'static str,
         /// What to change.
         advice: String,
     },

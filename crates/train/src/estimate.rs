@@ -73,11 +73,11 @@ impl RunEstimate {
         self.model.activation_cache
     }
 
-    /// Refuses a run that needs more than `available` bytes.
+    /// Refuses a run that needs more than `available` bytes; `whose` says what limits them, as in "free on this machine".
     ///
     /// # Errors
     /// [`TrainError::Memory`], with the numbers and what to change.
-    pub fn check(&self, available: u64) -> Result<(), TrainError> {
+    pub fn check(&self, available: u64, whose: &'static str) -> Result<(), TrainError> {
         let needed = self.memory.total();
         if needed <= available {
             return Ok(());
@@ -85,6 +85,7 @@ impl RunEstimate {
         Err(TrainError::Memory {
             needed,
             available,
+            whose,
             advice: self.model.advice(available),
         })
     }
@@ -201,8 +202,8 @@ mod tests {
         let mut whole = estimate(vec![part(16, &[128; 64])]);
         whole.limit_activation_cache(0);
         let needed = whole.memory.total();
-        whole.check(needed).unwrap();
-        let error = whole.check(needed - 1).unwrap_err().to_string();
+        whole.check(needed, "free").unwrap();
+        let error = whole.check(needed - 1, "free").unwrap_err().to_string();
         assert!(
             error.contains("batch_rows 8 (with gradient_accumulation 2")
                 && error.contains("max_length 64")
@@ -210,13 +211,13 @@ mod tests {
             "{error}"
         );
         assert!(error.contains(" MiB"), "{error}");
-        let error = whole.check(1 << 20).unwrap_err().to_string();
+        let error = whole.check(1 << 20, "free").unwrap_err().to_string();
         assert!(error.contains("take a smaller base"), "{error}");
         // If the adapters alone take all memory, only a lower rank helps.
         let mut narrow = estimate(vec![part(1, &[16; 64])]);
         narrow.limit_activation_cache(narrow.memory.gradients * 6);
         let error = narrow
-            .check(narrow.memory.gradients * 6)
+            .check(narrow.memory.gradients * 6, "free")
             .unwrap_err()
             .to_string();
         assert!(error.contains("is enough: rank 8"), "{error}");
@@ -236,7 +237,7 @@ mod tests {
         assert_eq!(estimate.memory.activation_cache, 3 * layer);
         assert_eq!(estimate.limit_activation_cache(others - 1), 0);
         assert_eq!(estimate.memory.total(), others);
-        estimate.check(others - 1).unwrap_err();
+        estimate.check(others - 1, "free").unwrap_err();
     }
 
     #[test]

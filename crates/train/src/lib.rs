@@ -7,7 +7,7 @@
 //!
 //! - **Data**: [`dataset`] reads the files, [`lint`] checks them, [`example`] turns rows into tokens and a loss mask,
 //!   [`vary_identifiers`] adds copies of rows with other identifiers.
-//! - **Task**: [`task`] is one adapter's data, initial parameters ([`lora_init`]) and [`settings`]; [`preference`] is what DPO
+//! - **Task**: [`task`] is one adapter's data, initial parameters ([`initial_params`], [`lora_init`]) and [`settings`]; [`preference`] is what DPO
 //!   adds; [`estimate`] computes memory and time before the run starts.
 //! - **Step**: `run` has the steps that [`trainer`] calls; [`batch`] orders the rows, [`learner`] computes losses and gradients.
 //!   [`learner_model`] does so with the decoder: `layout` lays the examples end to end, `backward` goes back through the layers,
@@ -28,6 +28,7 @@ pub mod error;
 pub mod estimate;
 pub mod example;
 pub mod export;
+pub mod initial_params;
 mod layout;
 pub mod learner;
 pub mod learner_model;

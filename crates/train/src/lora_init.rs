@@ -4,7 +4,7 @@
 //! which other modules or adapters are trained.
 
 use formats::config::ModelConfig;
-use formats::peft::{LoraPair, Module};
+use formats::peft::{LoraPair, Module, PairShape};
 
 use crate::params::LoraParams;
 use crate::rng::Rng;
@@ -21,6 +21,21 @@ pub struct TargetLinear {
     pub inputs: usize,
     /// Output features.
     pub outputs: usize,
+}
+
+impl TargetLinear {
+    /// The shape of its pair with this rank and scale.
+    #[must_use]
+    pub fn pair(&self, rank: usize, scale: f32) -> PairShape {
+        PairShape {
+            layer: self.layer,
+            module: self.module,
+            rank,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            scale,
+        }
+    }
 }
 
 /// The linears of a model that `modules` name, sorted by layer, in the order of [`Module::ALL`] within one.
@@ -55,29 +70,35 @@ pub fn parameter_count(linears: &[TargetLinear], rank: usize) -> u64 {
 /// A is Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(inputs); B is zero.
 #[must_use]
 pub fn lora_init(linears: &[TargetLinear], settings: &TrainSettings) -> LoraParams {
-    let (rank, scale, seed) = (settings.rank, settings.scale(), settings.seed);
-    let pair = |linear: &TargetLinear| {
+    let pair = |linear: &TargetLinear| linear.pair(settings.rank, settings.scale());
+    let shapes: Vec<PairShape> = linears.iter().map(pair).collect();
+    draw(&shapes, settings.seed)
+}
+
+/// [`lora_init`] for pairs of these shapes.
+pub(crate) fn draw(shapes: &[PairShape], seed: u64) -> LoraParams {
+    let pair = |shape: &PairShape| {
         let module = Module::ALL
             .into_iter()
-            .position(|module| module == linear.module)
+            .position(|module| module == shape.module)
             .unwrap_or(0);
-        let mut rng = Rng::new(seed, &[INIT, linear.layer as u64, module as u64]);
-        let bound = 1.0 / (linear.inputs.max(1) as f32).sqrt();
+        let mut rng = Rng::new(seed, &[INIT, shape.layer as u64, module as u64]);
+        let bound = 1.0 / (shape.inputs.max(1) as f32).sqrt();
         LoraPair {
-            layer: linear.layer,
-            module: linear.module,
-            rank,
-            inputs: linear.inputs,
-            outputs: linear.outputs,
-            scale,
-            a: (0..rank * linear.inputs)
+            layer: shape.layer,
+            module: shape.module,
+            rank: shape.rank,
+            inputs: shape.inputs,
+            outputs: shape.outputs,
+            scale: shape.scale,
+            a: (0..shape.rank * shape.inputs)
                 .map(|_| (2.0 * rng.unit() - 1.0) * bound)
                 .collect(),
-            b: vec![0.0; linear.outputs * rank],
+            b: vec![0.0; shape.outputs * shape.rank],
         }
     };
     LoraParams {
-        pairs: linears.iter().map(pair).collect(),
+        pairs: shapes.iter().map(pair).collect(),
     }
 }
 

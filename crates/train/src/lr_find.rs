@@ -105,12 +105,13 @@ pub fn lr_find(
     };
     let lengths: Vec<usize> = task.train.iter().map(|row| row.tokens.len()).collect();
     let per_epoch = ordering.steps(lengths.len());
+    let init = task.init.values()?;
     let mut state = SweepState {
-        start: vec![task.init.clone()],
-        params: vec![task.init.clone()],
-        grads: vec![LoraGrads::zeros_like(&task.init)],
+        start: vec![init.clone()],
+        grads: vec![LoraGrads::zeros_like(&init)],
+        params: vec![init],
     };
-    let mut optimizer = AdamW::new(&task.init, AdamWConfig::of(settings));
+    let mut optimizer = AdamW::new(&state.params[0], AdamWConfig::of(settings));
     let (mut smoothed, mut weight, mut points) = (0.0, 0.0, Vec::new());
     let mut steps: Vec<Vec<usize>> = Vec::new();
     for step in 0..=sweep.steps {

@@ -3,7 +3,7 @@
 //! Does not know file formats or optimizers. The order of tensors is fixed (a then b, pair by pair). Sums over an adapter
 //! use this order, so they have the same bits everywhere.
 
-use formats::peft::LoraPair;
+use formats::peft::{LoraPair, PairShape};
 
 /// The f32 master weights of one adapter. Without pairs, it is the bare base.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -26,6 +26,26 @@ pub struct PairGrads {
 pub struct LoraGrads {
     /// One entry for each pair of the parameters.
     pub pairs: Vec<PairGrads>,
+}
+
+impl LoraParams {
+    /// Zeros in these shapes.
+    #[must_use]
+    pub fn zeros(shapes: &[PairShape]) -> Self {
+        let zeros = |shape: &PairShape| LoraPair {
+            layer: shape.layer,
+            module: shape.module,
+            rank: shape.rank,
+            inputs: shape.inputs,
+            outputs: shape.outputs,
+            scale: shape.scale,
+            a: vec![0.0; shape.rank * shape.inputs],
+            b: vec![0.0; shape.outputs * shape.rank],
+        };
+        Self {
+            pairs: shapes.iter().map(zeros).collect(),
+        }
+    }
 }
 
 impl LoraGrads {

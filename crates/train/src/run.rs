@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::estimate::{AdapterSizes, RunEstimate};
 use crate::learner::{BatchItem, Learner, LossSum};
 use crate::metrics::MetricsRecord;
-use crate::optimizer;
+use crate::optimizer::{self, AdamW, AdamWConfig};
 use crate::params::{LoraGrads, LoraParams};
 use crate::progress::{
     AdapterPlan, AdapterStep, Observer, RunPlan, Snapshot, StepMetrics, Validation,
@@ -27,6 +27,14 @@ use crate::settings::RunOptions;
 use crate::task::TrainTask;
 use adapter_run::AdapterRun;
 use rows::{BatchRow, LossTally};
+
+/// A run that has not started: its tasks are checked and its steps are planned, and its parameters are not in memory yet.
+pub(crate) struct PlannedRun<'o> {
+    options: &'o RunOptions,
+    identity: RunIdentity,
+    plan: RunPlan,
+    adapters: Vec<AdapterRun>,
+}
 
 /// A run, between two optimizer steps.
 pub(crate) struct Run<'o> {
@@ -39,6 +47,7 @@ pub(crate) struct Run<'o> {
     // By adapter, in separate lists, as the learner takes them.
     params: Vec<LoraParams>,
     grads: Vec<LoraGrads>,
+    optimizers: Vec<AdamW>,
     /// The step and the number of validations that the file on the disk holds.
     saved: Option<(u64, u64)>,
     clock: Clock,
@@ -54,9 +63,9 @@ struct Clock {
     step_began: Instant,
 }
 
-impl<'o> Run<'o> {
+impl<'o> PlannedRun<'o> {
     /// Checks the tasks and plans their steps. Computes nothing yet.
-    pub(crate) fn plan(tasks: Vec<TrainTask>, options: &'o RunOptions) -> Result<Self, TrainError> {
+    pub(crate) fn new(tasks: Vec<TrainTask>, options: &'o RunOptions) -> Result<Self, TrainError> {
         if tasks.is_empty() {
             return Err(TrainError::Task("there is no adapter to train".to_owned()));
         }
@@ -68,8 +77,6 @@ impl<'o> Run<'o> {
                 )));
             }
         }
-        let params: Vec<LoraParams> = tasks.iter().map(|task| task.init.clone()).collect();
-        let grads = params.iter().map(LoraGrads::zeros_like).collect();
         let adapters = tasks
             .into_iter()
             .map(AdapterRun::plan)
@@ -83,24 +90,11 @@ impl<'o> Run<'o> {
             steps: adapters.iter().map(AdapterRun::steps).max().unwrap_or(0),
             adapters: adapters.iter().map(AdapterRun::summary).collect(),
         };
-        let now = Instant::now();
-        let clock = Clock {
-            started: now,
-            first_step: 0,
-            training: Duration::ZERO,
-            tokens: 0,
-            step_began: now,
-        };
         Ok(Self {
             options,
             identity,
             plan,
-            step: 0,
             adapters,
-            params,
-            grads,
-            saved: None,
-            clock,
         })
     }
 
@@ -135,6 +129,50 @@ impl<'o> Run<'o> {
         )
     }
 
+    /// The run before its first step, with the initial parameters.
+    ///
+    /// # Errors
+    /// The adapter that a task starts from cannot be read.
+    pub(crate) fn start(self) -> Result<Run<'o>, TrainError> {
+        let init = |adapter: &AdapterRun| adapter.task.init.values();
+        let params = self
+            .adapters
+            .iter()
+            .map(init)
+            .collect::<Result<Vec<_>, _>>()?;
+        let optimizers = params
+            .iter()
+            .zip(&self.adapters)
+            .map(|(params, adapter)| AdamW::new(params, AdamWConfig::of(&adapter.task.settings)));
+        let optimizers = optimizers.collect();
+        Ok(self.with(params, optimizers))
+    }
+
+    /// The run with these parameters, at step 0.
+    fn with(self, params: Vec<LoraParams>, optimizers: Vec<AdamW>) -> Run<'o> {
+        let now = Instant::now();
+        Run {
+            options: self.options,
+            identity: self.identity,
+            plan: self.plan,
+            step: 0,
+            adapters: self.adapters,
+            grads: params.iter().map(LoraGrads::zeros_like).collect(),
+            params,
+            optimizers,
+            saved: None,
+            clock: Clock {
+                started: now,
+                first_step: 0,
+                training: Duration::ZERO,
+                tokens: 0,
+                step_began: now,
+            },
+        }
+    }
+}
+
+impl Run<'_> {
     /// Tokens of the last step, over all adapters.
     pub(crate) fn tokens_of_last_step(&mut self) -> usize {
         let step = self.step.saturating_sub(1);
@@ -326,15 +364,12 @@ impl<'o> Run<'o> {
     /// Updates the parameters of every adapter that is not done. Returns the learning rates.
     pub(crate) fn optimizer_step(&mut self) -> Vec<f64> {
         let step = self.step;
-        let adapters = self
-            .adapters
-            .iter_mut()
-            .zip(&mut self.params)
-            .zip(&self.grads);
-        let rates = adapters.map(|((adapter, params), grads)| {
+        let states = self.optimizers.iter_mut().zip(&mut self.params);
+        let adapters = self.adapters.iter().zip(states).zip(&self.grads);
+        let rates = adapters.map(|((adapter, (optimizer, params)), grads)| {
             let rate = adapter.schedule.rate(step);
             if step < adapter.steps() {
-                adapter.optimizer.step(params, grads, rate);
+                optimizer.step(params, grads, rate);
             }
             rate
         });

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::dataset::FieldReport;
 use crate::example::Example;
-use crate::params::LoraParams;
+use crate::initial_params::InitialParams;
 use crate::preference::PreferenceData;
 use crate::settings::TrainSettings;
 
@@ -49,7 +49,7 @@ pub struct TrainTask {
     /// The validation examples, which select the best parameters. If empty, the last parameters are kept.
     pub validation: Vec<Example>,
     /// The initial parameters.
-    pub init: LoraParams,
+    pub init: InitialParams,
     /// Path of the metrics file; `None` writes none.
     pub metrics: Option<PathBuf>,
     /// Which files were read, and how many over-long rows were dropped or truncated.

@@ -12,21 +12,22 @@ use crate::error::TrainError;
 use crate::estimate::{MeasuredStep, RunEstimate};
 use crate::learner::Learner;
 use crate::progress::Observer;
-use crate::run::Run;
+use crate::run::PlannedRun;
 use crate::task::TrainTask;
 
 pub use crate::outcome::{Outcome, TrainedAdapter};
 pub use crate::settings::RunOptions;
 
-/// A run that is ready to start: its tasks are checked and its steps are counted, and nothing is computed or written yet.
-pub struct PreparedRun<'o>(Run<'o>);
+/// A run that is ready to start: its tasks are checked and its steps are counted. Nothing is computed or written yet, and the
+/// parameters are not in memory.
+pub struct PreparedRun<'o>(PlannedRun<'o>);
 
 /// Checks the tasks and plans their steps.
 ///
 /// # Errors
 /// Jobs that cannot be trained.
 pub fn prepare(tasks: Vec<TrainTask>, options: &RunOptions) -> Result<PreparedRun<'_>, TrainError> {
-    Ok(PreparedRun(Run::plan(tasks, options)?))
+    Ok(PreparedRun(PlannedRun::new(tasks, options)?))
 }
 
 impl PreparedRun<'_> {
@@ -41,20 +42,21 @@ impl PreparedRun<'_> {
     /// # Errors
     /// As [`PreparedRun::train`].
     pub fn measure(
-        mut self,
+        self,
         learner: &mut dyn Learner,
         interrupt: &AtomicBool,
     ) -> Result<Option<MeasuredStep>, TrainError> {
         let stop = || interrupt.load(Ordering::Relaxed);
-        self.0.without_reference_logps();
+        let mut run = self.0.start()?;
+        run.without_reference_logps();
         let began = Instant::now();
-        if or_stopped(self.0.forward_backward(learner, &stop), None)?.is_none() {
+        if or_stopped(run.forward_backward(learner, &stop), None)?.is_none() {
             return Ok(None);
         }
-        self.0.clip()?;
-        self.0.optimizer_step();
+        run.clip()?;
+        run.optimizer_step();
         Ok(Some(MeasuredStep {
-            tokens: self.0.tokens_of_last_step(),
+            tokens: run.tokens_of_last_step(),
             seconds: began.elapsed().as_secs_f64(),
         }))
     }
@@ -75,8 +77,7 @@ impl PreparedRun<'_> {
         interrupt: &AtomicBool,
     ) -> Result<Outcome, TrainError> {
         let stop = || interrupt.load(Ordering::Relaxed);
-        let mut run = self.0;
-        let resumed = run.resume()?;
+        let (mut run, resumed) = self.0.resume()?;
         run.open_metrics()?;
         observer.started(&run.plan, resumed);
         if !or_stopped(run.reference_logps(learner, observer, &stop), false)? {

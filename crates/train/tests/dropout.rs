@@ -173,7 +173,7 @@ fn task(model: &Model, batch_rows: usize, gradient_accumulation: usize) -> Train
         },
         train: (0..12).map(|i| example(i, 8 + i as usize)).collect(),
         validation: vec![example(40, 16)],
-        init: adapter(model, 1),
+        init: adapter(model, 1).into(),
         metrics: None,
         data: train::task::DataReport::default(),
         preference: None,

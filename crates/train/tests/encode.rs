@@ -414,7 +414,7 @@ fn task_loads_from_files_and_its_adapter_is_read_back() {
     assert_eq!(task.settings.max_length, config.context_length);
     assert!(!task.validation.is_empty());
     assert!(task.settings.lr.is_some());
-    assert_eq!(task.init.pairs.len(), 2 * config.layers);
+    assert_eq!(task.init.shapes().len(), 2 * config.layers);
     let with_eval = TrainTask::load(
         TrainTaskSpec {
             validation: Some(&train),
@@ -434,7 +434,7 @@ fn task_loads_from_files_and_its_adapter_is_read_back() {
     let trained = TrainedAdapter {
         name: task.name,
         settings: task.settings,
-        params: task.init,
+        params: task.init.values().unwrap(),
         best: None,
         initial_adapter: None,
         steps: 3,

@@ -41,8 +41,8 @@ fn sweep_suggests_a_rate_and_does_not_change_the_task() {
     .unwrap()
     .unwrap();
     assert_eq!(
-        (task.init.clone(), task.train.clone()),
-        (before.init, before.train)
+        (task.init.values().unwrap(), task.train.clone()),
+        (before.init.values().unwrap(), before.train)
     );
     assert_eq!(sweep.points.len(), steps);
     let [first, .., last] = &sweep.points[..] else {
@@ -86,7 +86,7 @@ fn no_rate_is_suggested_if_none_lowers_the_loss() {
     task.settings.lr = Some(0.05);
     task.settings.epochs = 400;
     task.validation.clear();
-    task.init = run(task.clone()).params;
+    task.init = run(task.clone()).params.into();
     let sweep = lr_find(
         &task,
         LrSweep::default(),

@@ -65,7 +65,7 @@ fn task(model: &Model) -> TrainTask {
     let target_linears = target_linears(model.config(), &settings.modules().unwrap());
     TrainTask {
         name: "gated".to_owned(),
-        init: lora_init(&target_linears, &settings),
+        init: lora_init(&target_linears, &settings).into(),
         train: (0..6).map(example).collect(),
         validation: (10..12).map(example).collect(),
         settings,
@@ -111,7 +111,7 @@ fn every_layer_waits_and_every_pass_releases_the_yield_point() {
     let yield_point = Arc::new(CountingYieldPoint::default());
     let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
     let task = task(&model);
-    let params = [task.init.clone()];
+    let params = [task.init.values().unwrap()];
     let batch: Vec<BatchItem<'_>> = task
         .train
         .iter()

@@ -35,7 +35,10 @@ pub struct MemoryPlan {
     pub adapters: u64,
     /// What a step writes, the rotary table, and the program itself.
     pub working: u64,
-    /// Extra bytes during loading. Keys, values and adapters are allocated later, so this does not add to them.
+    /// Training: the most that a job, or the step that a plan measures, may take.
+    pub training: u64,
+    /// Extra bytes during loading. Keys, values, adapters and training are allocated later, so this does not add to
+    /// them.
     pub loading: u64,
 }
 
@@ -43,7 +46,7 @@ impl MemoryPlan {
     /// The most bytes that are allocated at once.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        let running = self.kv + self.adapters;
+        let running = self.kv + self.adapters + self.training;
         self.weights + self.working + running.max(self.loading)
     }
 }

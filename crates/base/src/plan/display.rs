@@ -18,8 +18,12 @@ pub fn format_size(bytes: u64) -> String {
 /// The parts of the memory.
 pub(super) fn parts(plan: &DevicePlan) -> String {
     let memory = &plan.memory;
+    let training = match memory.training {
+        0 => String::new(),
+        bytes => format!(", training up to {}", format_size(bytes)),
+    };
     format!(
-        "weights {} ({}), keys and values {}, adapters {}, working memory {}",
+        "weights {} ({}), keys and values {}, adapters {}, working memory {}{training}",
         format_size(memory.weights),
         precision(plan),
         format_size(memory.kv),

@@ -64,7 +64,12 @@ impl Plan {
         let Some(available) = hardware.available else {
             return Ok(());
         };
-        let needs = self.chosen.memory.peak();
+        let memory = MemoryPlan {
+            // What the planner chose is an upper limit: each run is checked when it starts.
+            training: request.train_memory.unwrap_or(0),
+            ..self.chosen.memory
+        };
+        let needs = memory.peak();
         if needs <= available.bytes {
             return Ok(());
         }

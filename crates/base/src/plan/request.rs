@@ -11,6 +11,8 @@ pub struct PlanRequest {
     pub kv_memory: u64,
     /// Bytes for resident adapters.
     pub adapter_memory: u64,
+    /// Bytes for training next to serving. If it is `None`, the planner chooses; 0 where nothing is trained.
+    pub train_memory: Option<u64>,
     /// Most rows of a step.
     pub rows: usize,
     /// Most rows of a step that need logits.
@@ -24,6 +26,7 @@ impl Default for PlanRequest {
             precision: None,
             kv_memory: 512 << 20,
             adapter_memory: 256 << 20,
+            train_memory: None,
             rows: 256,
             logit_rows: 32,
         }

@@ -17,6 +17,10 @@ const CARD_SHARE: f64 = 0.9;
 const APPLE_SMALL_SHARE: f64 = 2.0 / 3.0;
 const APPLE_LARGE_SHARE: f64 = 0.75;
 const APPLE_LARGE: u64 = 32 << 30;
+/// The part of the memory that the base leaves which training may take, unless a flag sets it. The rest is for the cache of files.
+const TRAIN_SHARE: f64 = 0.5;
+/// Bytes for training on a machine that does not report its memory.
+const TRAIN_DEFAULT: u64 = 4 << 30;
 /// Bytes of the program, its tokenizer and its threads.
 const PROGRAM: u64 = 96 << 20;
 /// A card with this many times the memory of bf16 weights runs bf16.
@@ -45,6 +49,7 @@ impl Inputs<'_> {
             kv: request.kv_memory,
             adapters: request.adapter_memory,
             working: PROGRAM + sizes.rope_bytes() + step,
+            training: request.train_memory.unwrap_or(0),
             loading: sizes.loading_bytes(precision),
         }
     }
@@ -98,7 +103,7 @@ fn finish(
     inputs: Inputs,
     mut reasons: Vec<String>,
 ) -> DevicePlan {
-    let memory = inputs.memory(precision);
+    let mut memory = inputs.memory(precision);
     let fits = memory.peak() <= capacity;
     if !fits {
         reasons.push(format!(
@@ -109,6 +114,12 @@ fn finish(
     }
     if !runnable {
         reasons.push("Lory does not run on this device yet".to_owned());
+    }
+    if inputs.request.train_memory.is_none() {
+        memory.training = match capacity {
+            u64::MAX => TRAIN_DEFAULT,
+            _ => share(capacity.saturating_sub(memory.peak()), TRAIN_SHARE),
+        };
     }
     DevicePlan {
         device,
@@ -281,6 +292,7 @@ pub(super) fn advice(
     let least = PlanRequest {
         kv_memory: sizes.kv_block_bytes().max(32 << 20),
         adapter_memory: 16 << 20,
+        train_memory: Some(0),
         ..*request
     };
     let lowest = sizes.is_float().then_some(Precision::Q4);
@@ -294,8 +306,12 @@ pub(super) fn advice(
     };
     let needs = inputs.memory(lowest).peak();
     if needs <= available {
+        let training = match request.train_memory {
+            None | Some(0) => "",
+            Some(_) => ", without --train-memory",
+        };
         return format!(
-            "--kv-memory {} and --adapter-memory {}{with_precision} would need {}",
+            "--kv-memory {} and --adapter-memory {}{with_precision}{training} would need {}",
             flag(least.kv_memory),
             flag(least.adapter_memory),
             format_size(needs)

@@ -263,3 +263,51 @@ fn advice_is_a_setting_that_fits() {
         .to_string();
     assert!(message.contains("no setting makes it fit"), "{message}");
 }
+
+#[test]
+fn training_takes_half_of_what_the_base_leaves_unless_it_is_set() {
+    let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
+    let machine = machine(24 * GB, vec![]);
+    let with = |train_memory| {
+        let request = PlanRequest {
+            train_memory,
+            ..PlanRequest::default()
+        };
+        let plan = plan(&machine, &sizes, &request);
+        (plan.clone(), plan.check(&machine, &sizes, &request))
+    };
+    let (none, _) = with(Some(0));
+    let (chosen, _) = with(None);
+    let left = chosen.chosen.capacity - none.chosen.memory.peak();
+    assert_eq!(chosen.chosen.memory.training, left / 2);
+    assert_eq!(
+        chosen.chosen.memory.peak(),
+        none.chosen.memory.peak() + left / 2
+    );
+    assert!(
+        chosen.line().contains(", training up to "),
+        "{}",
+        chosen.line()
+    );
+    assert!(!none.line().contains("training"), "{}", none.line());
+    // What is set must fit, with the base.
+    let (set, check) = with(Some(40 * GIB));
+    assert!(!set.chosen.fits);
+    let message = check.unwrap_err().to_string();
+    assert!(message.contains("training up to 40.0 GiB"), "{message}");
+    assert!(message.contains("without --train-memory"), "{message}");
+}
+
+#[test]
+fn chosen_training_memory_refuses_no_start() {
+    let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
+    let mut busy = machine(64 * GB, vec![]);
+    busy.available = Some(AvailableMemory {
+        bytes: 10 * GIB,
+        limit: MemoryLimit::Machine,
+    });
+    let request = PlanRequest::default();
+    let plan = plan(&busy, &sizes, &request);
+    assert!(plan.chosen.memory.peak() > 20 * GIB);
+    plan.check(&busy, &sizes, &request).unwrap();
+}

@@ -21,6 +21,6 @@ pub use error::PeftError;
 pub use limits::{CONFIG_FILE, MAX_RANK, WEIGHTS_FILE};
 pub use module::Module;
 pub use patterns::TargetModules;
-pub use read::{AdapterFile, content_hash};
+pub use read::{AdapterFile, content_hash, read_shapes};
 
 pub use crate::safetensors::Dtype;

@@ -69,41 +69,8 @@ impl AdapterFile {
                 path: path.clone(),
                 source,
             })?;
-        let matcher = config.matcher(&path)?;
         let dtype = common_dtype(header.tensors.values().map(|location| location.dtype));
-
-        let mut sides: BTreeMap<(usize, Module), Sides> = BTreeMap::new();
-        for (name, location) in header.tensors {
-            let error = |problem: String| PeftError::Tensor {
-                path: path.clone(),
-                name: name.clone(),
-                problem,
-            };
-            let (layer, module, side) = parse_name(&name).map_err(&error)?;
-            let slot = &mut sides.entry((layer, module)).or_default()[side];
-            if let Some((other, _)) = slot {
-                return Err(error(format!("the same tensor as {other}")));
-            }
-            *slot = Some((name, location));
-        }
-        if sides.is_empty() {
-            return Err(PeftError::Empty { path });
-        }
-        let mut pairs = Vec::with_capacity(sides.len());
-        for ((layer, module), [a, b]) in sides {
-            let missing = |have: &str, side| PeftError::Tensor {
-                path: path.clone(),
-                name: tensor_name(layer, module, side),
-                problem: format!("missing, but {have} is there"),
-            };
-            let (a, b) = match (a, b) {
-                (Some(a), Some(b)) => (a, b),
-                (Some((name, _)), None) => return Err(missing(&name, 'B')),
-                (None, Some((name, _))) => return Err(missing(&name, 'A')),
-                (None, None) => continue,
-            };
-            pairs.push(pair(&matcher, layer, module, a, b, &path)?);
-        }
+        let pairs = pairs(&config, header.tensors, &path)?;
         let mut metadata = header.metadata;
         metadata.remove("format");
         Ok(AdapterFile {
@@ -228,6 +195,30 @@ impl Adapter {
     }
 }
 
+/// The pairs of the adapter in the folder `dir`, sorted by layer and module, without their values, which are not read.
+///
+/// # Errors
+/// As [`AdapterFile::open`].
+pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
+    let (config_path, path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
+    let config =
+        AdapterConfig::parse(&read_limited(&config_path, MAX_CONFIG_BYTES)?, &config_path)?;
+    let error = |source| PeftError::Io {
+        path: path.clone(),
+        source,
+    };
+    let mut file = crate::disk::open(&path).map_err(error)?;
+    let length = file.metadata().map_err(error)?.len();
+    let header = safetensors::read_header_of_file(&mut file, length).map_err(|source| {
+        PeftError::Safetensors {
+            path: path.clone(),
+            source,
+        }
+    })?;
+    let pairs = pairs(&config, header.tensors, &path)?;
+    Ok(pairs.into_iter().map(|pair| pair.shape).collect())
+}
+
 /// The sha256, in hex, of the bytes of `adapter_config.json` and then `adapter_model.safetensors`; the same as
 /// `cat adapter_config.json adapter_model.safetensors | sha256sum`.
 ///
@@ -251,6 +242,50 @@ pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
         }
     }
     Ok(base16ct::lower::encode_string(&hasher.finalize()))
+}
+
+/// The pairs of a file with `tensors`, sorted by layer and module.
+fn pairs(
+    config: &AdapterConfig,
+    tensors: BTreeMap<String, TensorLocation>,
+    path: &Path,
+) -> Result<Vec<PairLocation>, PeftError> {
+    let matcher = config.matcher(path)?;
+    let mut sides: BTreeMap<(usize, Module), Sides> = BTreeMap::new();
+    for (name, location) in tensors {
+        let error = |problem: String| PeftError::Tensor {
+            path: path.to_owned(),
+            name: name.clone(),
+            problem,
+        };
+        let (layer, module, side) = parse_name(&name).map_err(&error)?;
+        let slot = &mut sides.entry((layer, module)).or_default()[side];
+        if let Some((other, _)) = slot {
+            return Err(error(format!("the same tensor as {other}")));
+        }
+        *slot = Some((name, location));
+    }
+    if sides.is_empty() {
+        return Err(PeftError::Empty {
+            path: path.to_owned(),
+        });
+    }
+    let mut pairs = Vec::with_capacity(sides.len());
+    for ((layer, module), [a, b]) in sides {
+        let missing = |have: &str, side| PeftError::Tensor {
+            path: path.to_owned(),
+            name: tensor_name(layer, module, side),
+            problem: format!("missing, but {have} is there"),
+        };
+        let (a, b) = match (a, b) {
+            (Some(a), Some(b)) => (a, b),
+            (Some((name, _)), None) => return Err(missing(&name, 'B')),
+            (None, Some((name, _))) => return Err(missing(&name, 'A')),
+            (None, None) => continue,
+        };
+        pairs.push(pair(&matcher, layer, module, a, b, path)?);
+    }
+    Ok(pairs)
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {

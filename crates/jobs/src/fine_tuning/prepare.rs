@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use base::{Base, memory};
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
+use train::TrainError;
 use train::dataset::{Columns, DataRow, RowContent, read_first};
-use train::lora_init::{parameter_count, target_linears};
+use train::initial_params::InitialParams;
 use train::preference::read_first_chosen;
 use train::task::TrainTaskSpec;
-use train::{TrainError, TrainSettings};
 
 use crate::error::JobError;
 use crate::fine_tuning::error::RunError;
@@ -116,7 +115,6 @@ impl JobsState {
             out: self.adapter_folder(&record.id),
         };
         let base = self.service.base();
-        check_memory(base, &target.settings)?;
         let source = TrainTaskSpec {
             name: &target.name,
             train: &target.data,
@@ -143,7 +141,13 @@ impl JobsState {
                 .ok_or_else(|| RunError::StartAdapterGone {
                     persona: start.persona.clone(),
                 })?;
-            task.init_from_adapter(&found.read()?, start.sha256.clone(), config)?;
+            let (shapes, found) = (found.shapes()?, found.clone());
+            let read = move || match found.read() {
+                Ok(adapter) => Ok(adapter.pairs),
+                Err(error) => Err(TrainError::Task(error.to_string())),
+            };
+            let init = InitialParams::of_adapter(shapes, read);
+            task.init_from_adapter(init, start.sha256.clone(), config)?;
         }
         Ok(PreparedJob { task, target })
     }
@@ -170,21 +174,5 @@ impl JobsState {
             }
         }
         text
-    }
-}
-
-/// Checks that the parameters of an adapter with their gradients and moments fit into memory, before they are drawn.
-fn check_memory(base: &Base, settings: &TrainSettings) -> Result<(), RunError> {
-    let linears = target_linears(base.model.config(), &settings.modules()?);
-    // Parameters, gradients and two moments, 4 bytes each.
-    let needed = 16 * parameter_count(&linears, settings.rank);
-    match memory::available() {
-        Some(available) if needed > available.bytes => Err(TrainError::Memory {
-            needed,
-            available: available.bytes,
-            advice: "lower `rank`, or name fewer `modules`".to_owned(),
-        }
-        .into()),
-        _ => Ok(()),
     }
 }

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 use train::dataset::{Columns, DataRow, RowLocation, RowRange, held_out, read_range};
@@ -39,8 +37,17 @@ pub const MAX_SHOWN_BYTES: usize = 2 << 20;
 pub const MAX_LINT_ROWS: usize = 100_000;
 /// The most bytes of a file that the linter checks.
 pub const MAX_LINT_BYTES: usize = 64 << 20;
-/// How often a plan looks whether it is its turn.
-const PLAN_POLL: Duration = Duration::from_millis(20);
+
+/// How a plan estimates the duration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum PlanTime {
+    /// Not at all.
+    None,
+    /// From a speed in tokens per second.
+    At(f64),
+    /// From a step that is run and discarded, unless a job is training, which has the memory for it.
+    Measured,
+}
 
 /// How rows are encoded for a preview.
 #[derive(Debug, Clone, Default)]
@@ -94,10 +101,10 @@ pub struct ShownPart {
 
 impl JobsState {
     /// The plan of the job `new`; nothing is created. The time is estimated from the latest step of any job. If there was none yet, one
-    /// step is run and discarded, unless a job is running its first step: then the plan has no time.
+    /// step is run and discarded, unless a job is training its first step: then the plan has no time.
     ///
     /// # Errors
-    /// As [`JobsState::create_job`]; [`JobError::Plan`] if its rows are invalid or it does not fit into memory; [`JobError::Stopped`] once
+    /// As [`JobsState::create_job`]; [`JobError::Plan`] if its rows are invalid; [`JobError::TrainMemory`] if it does not fit into memory; [`JobError::Stopped`] once
     /// `stop` is set.
     pub fn plan(
         &self,
@@ -107,35 +114,23 @@ impl JobsState {
     ) -> Result<impl Serialize + use<>, JobError> {
         let record = new.record(self, caller, &Viewer::of(caller))?;
         // One at a time: two measurements at once would slow each other down, and each plan has its encoded rows in memory.
-        let _planning = self.wait_to_plan(stop)?;
+        let _planning = self.planning.take(stop)?;
         let speed = *self
             .tokens_per_s
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let training = self.jobs.lock().running.is_some();
-        let speed = (speed.is_some() || !training).then_some(speed);
-        self.make_plan(&record, speed, stop)
+        let time = match speed {
+            Some(tokens_per_s) => PlanTime::At(tokens_per_s),
+            None => PlanTime::Measured,
+        };
+        self.make_plan(&record, time, stop)
     }
 
-    /// Waits until no other plan is made, or `stop` is set.
-    pub(super) fn wait_to_plan(&self, stop: &AtomicBool) -> Result<MutexGuard<'_, ()>, JobError> {
-        loop {
-            match self.planning.try_lock() {
-                Ok(planning) => return Ok(planning),
-                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if stop.load(Ordering::Relaxed) => {
-                    return Err(JobError::Stopped);
-                }
-                Err(TryLockError::WouldBlock) => thread::sleep(PLAN_POLL),
-            }
-        }
-    }
-
-    /// The plan of `record`. `speed` is `None` for a plan without a time, `Some(None)` to measure a step, or the tokens per second.
+    /// The plan of `record`.
     pub(crate) fn make_plan(
         &self,
         record: &JobRecord,
-        speed: Option<Option<f64>>,
+        time: PlanTime,
         stop: &Arc<AtomicBool>,
     ) -> Result<Plan, JobError> {
         let make = || -> Result<Plan, RunError> {
@@ -147,27 +142,31 @@ impl JobsState {
             let prepared = trainer::prepare(vec![ready.task], &options)?;
             let base = self.service.base();
             let forecast = prepared.estimate(base.model.config());
-            let mut plan = Plan::new(forecast, memory::in_use(), memory::available());
+            let available = self.train_memory.available();
+            let mut plan = Plan::new(forecast, memory::in_use(), Some(available));
             plan.check()?;
-            match speed {
-                None => {}
-                Some(Some(tokens_per_s)) => {
-                    plan.seconds = Some(plan.forecast.seconds(tokens_per_s));
-                }
-                Some(None) => {
-                    let yield_point = JobYieldPoint::new(&self.service, stop);
-                    let mut learner = training::learner(base).yielding(yield_point);
-                    learner.set_activation_cache(plan.keep);
-                    if let Some(step) = prepared.measure(&mut learner, stop)? {
-                        self.record_speed(step);
-                        plan.measured(step);
-                    }
+            let turn = match time {
+                PlanTime::Measured => self.train_memory.turn.try_take(),
+                PlanTime::None | PlanTime::At(_) => None,
+            };
+            if let PlanTime::At(tokens_per_s) = time {
+                plan.seconds = Some(plan.forecast.seconds(tokens_per_s));
+            } else if turn.is_some() {
+                let yield_point = JobYieldPoint::new(&self.service, stop);
+                let mut learner = training::learner(base).yielding(yield_point);
+                learner.set_activation_cache(plan.keep);
+                if let Some(step) = prepared.measure(&mut learner, stop)? {
+                    self.record_speed(step);
+                    plan.measured(step);
                 }
             }
             Ok(plan)
         };
         make().map_err(|error| match error {
             RunError::Train(TrainError::Stopped) => JobError::Stopped,
+            RunError::Train(error @ TrainError::Memory { .. }) => {
+                JobError::TrainMemory(error.to_string())
+            }
             error => JobError::Plan(self.with_client_file_names(record, &error.to_string())),
         })
     }

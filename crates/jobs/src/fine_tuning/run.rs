@@ -73,6 +73,7 @@ fn train_and_finish(
     stop: &Arc<AtomicBool>,
 ) -> Result<RunOutcome, RunError> {
     let PreparedJob { task, target } = queue.prepare(record, stop)?;
+    let _memory = queue.train_memory.turn.take(stop)?;
     let data = task.data.clone();
     let base = queue.service.base();
     let base_sha256 = base.fingerprint.sha256().unwrap_or_default();
@@ -94,7 +95,10 @@ fn train_and_finish(
     let mut observer = RunObserver::new(queue, &record.id, sampling, stop);
     let prepared = trainer::prepare(vec![task], &options)?;
     let forecast = prepared.estimate(base.model.config());
-    learner.set_activation_cache(Plan::new(forecast, memory::in_use(), memory::available()).keep);
+    let available = queue.train_memory.available();
+    let plan = Plan::new(forecast, memory::in_use(), Some(available));
+    plan.check()?;
+    learner.set_activation_cache(plan.keep);
     let trained = match prepared.train(&mut learner, &mut observer, stop)? {
         Outcome::Interrupted { .. } => return Ok(RunOutcome::Stopped),
         Outcome::Finished(trained) => trained,

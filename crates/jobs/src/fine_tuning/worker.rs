@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::JobError;
+use crate::fine_tuning::preview::PlanTime;
 use crate::fine_tuning::run::{self, RunOutcome};
 use crate::jobs_state::JobsState;
 use crate::key_turns::Stage;
@@ -20,8 +21,8 @@ impl JobsState {
                 continue;
             };
             let plan = || {
-                let _planning = self.wait_to_plan(&validation.stop)?;
-                self.make_plan(&record, None, &validation.stop)
+                let _planning = self.planning.take(&validation.stop)?;
+                self.make_plan(&record, PlanTime::None, &validation.stop)
             };
             let planned = catch_unwind(AssertUnwindSafe(plan));
             self.jobs.lock().preparing = None;
@@ -43,10 +44,14 @@ impl JobsState {
                 // A cancelled job has its status; a shutdown leaves the job to the next process.
                 Err(JobError::Stopped) => continue,
                 Err(error) => {
+                    let (code, param) = match error {
+                        JobError::TrainMemory(_) => ("out_of_memory", "hyperparameters"),
+                        _ => ("invalid_training_file", "training_file"),
+                    };
                     let failure = Failure {
-                        code: "invalid_training_file".to_owned(),
+                        code: code.to_owned(),
                         message: error.to_string(),
-                        param: Some("training_file".to_owned()),
+                        param: Some(param.to_owned()),
                     };
                     events.push("error", failure.message.clone(), None);
                     self.fail(&record.id, JobStatus::ValidatingFiles, failure)

@@ -54,7 +54,10 @@ impl Plan {
     pub fn check(&self) -> Result<(), TrainError> {
         match self.memory_available {
             None => Ok(()),
-            Some(available) => self.forecast.check(available.bytes),
+            Some(available) => {
+                let whose = available.limit.description();
+                self.forecast.check(available.bytes, whose)
+            }
         }
     }
 

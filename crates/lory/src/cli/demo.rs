@@ -13,7 +13,7 @@ use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::generate;
 use crate::cli::output::print;
 use crate::cli::output::side_by_side::{side_by_side, terminal_width};
-use crate::cli::serve::start::{REGISTRY_POLL, listen, serve, with_home_folders};
+use crate::cli::serve::start::{Loaded, REGISTRY_POLL, listen, serve, with_home_folders};
 use base::home::Home;
 use base::plan::PlanRequest;
 use server::ServerSettings;
@@ -88,8 +88,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         let settings = ServerSettings::default();
         let jobs = Home::find().ok().map(|home| home.jobs());
         let listener = free_port(args.port)?;
-        serve(listener, settings, Some(REGISTRY_POLL), jobs, || {
-            Ok((service, located.name))
+        serve(listener, settings, Some(REGISTRY_POLL), jobs, move || {
+            Ok(Loaded {
+                service,
+                known_base: located.name,
+                train_memory: planned.train_memory,
+            })
         })?;
     } else {
         service.engine().shutdown();

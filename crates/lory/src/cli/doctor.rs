@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Memory for resident adapters
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory_size)]
     adapter_memory: ByteSize,
+    /// Memory for training jobs [default: half of the memory that the plan leaves]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    train_memory: Option<ByteSize>,
     /// Do not measure the speed
     #[arg(long)]
     no_probe: bool,
@@ -85,6 +88,7 @@ fn plan_base(
         precision: args.precision.requested(),
         kv_memory: args.kv_memory.as_u64(),
         adapter_memory: args.adapter_memory.as_u64(),
+        train_memory: args.train_memory.map(|size| size.as_u64()),
         ..PlanRequest::default()
     };
     let plan = plan::plan(hardware, &sizes, &demand);

@@ -171,7 +171,7 @@ fn plan_prints_the_needs_of_a_run_and_exits() {
     let needed = json["memory_needed"].as_u64().unwrap();
     // The layers that are kept for the backward are given up first.
     let little = ((needed - memory["kept"].as_u64().unwrap()) * 9 / 10).to_string();
-    plan(&["--memory", &little]).fails(1, &["MiB are available"]);
+    plan(&["--memory", &little]).fails(1, &["MiB are allowed by --memory"]);
     let args = [
         "train",
         BASE[0],
@@ -182,7 +182,7 @@ fn plan_prints_the_needs_of_a_run_and_exits() {
         "1kB",
     ];
     let ran = dir.run(&args);
-    ran.fails(1, &["allowed by --memory", "MiB are available"]);
+    ran.fails(1, &["MiB are allowed by --memory"]);
     assert_eq!(dir.names("personas/sunny"), before);
 }
 

@@ -307,6 +307,7 @@ impl From<JobError> for ApiError {
             JobError::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
             JobError::Rows(_) => (StatusCode::BAD_REQUEST, "invalid_file"),
             JobError::Plan(_) => (StatusCode::BAD_REQUEST, "invalid_job"),
+            JobError::TrainMemory(_) => (StatusCode::BAD_REQUEST, "out_of_memory"),
             // The client does not receive it.
             JobError::Stopped => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             JobError::FileTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "file_too_large"),

@@ -2,7 +2,7 @@
 //!
 //! Does not know the other adapters of the run, so it gets the same steps as if trained alone.
 
-use formats::peft::LoraPair;
+use formats::peft::PairShape;
 use serde_json::Value;
 
 use super::rows::RowSet;
@@ -12,8 +12,6 @@ use crate::dropout::DropoutMask;
 use crate::error::TrainError;
 use crate::example::{Example, examples_hash};
 use crate::metrics::MetricsLog;
-use crate::optimizer::{AdamW, AdamWConfig};
-use crate::params;
 use crate::preference::{PreferenceData, RejectedExamples};
 use crate::progress::AdapterPlan;
 use crate::schedule::LrSchedule;
@@ -29,7 +27,6 @@ pub(super) struct AdapterRun {
     pub(super) lengths: Vec<usize>,
     /// The epoch (from 0) whose order is at hand, and its steps.
     pub(super) order: Option<(u64, Vec<Vec<usize>>)>,
-    pub(super) optimizer: AdamW,
     /// Validation passes done.
     pub(super) validations: u64,
     pub(super) best: Option<BestParams>,
@@ -83,7 +80,6 @@ impl AdapterRun {
             steps_per_epoch,
             lengths: lengths(&task.train, task.rejected().0),
             order: None,
-            optimizer: AdamW::new(&task.init, AdamWConfig::of(settings)),
             validations: 0,
             best: None,
             stopping: EarlyStopping::default(),
@@ -212,7 +208,7 @@ impl AdapterRun {
         let task = &self.task;
         AdapterPlan {
             name: task.name.clone(),
-            parameters: params::count(&task.init),
+            parameters: task.init.count(),
             rows: task.train.len(),
             validation_rows: task.validation.len(),
             tokens: self.lengths.iter().sum(),
@@ -238,7 +234,7 @@ impl AdapterRun {
         }
         // Numbers take the way through text that those of a file take, so that both compare equal.
         let settings = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
-        let shape = |p: &LoraPair| {
+        let shape = |p: &PairShape| {
             format!(
                 "{}.{} r{} {}x{}",
                 p.layer,
@@ -254,7 +250,7 @@ impl AdapterRun {
             settings,
             train_hash: rows_hash(&self.task.train, rejected_train),
             validation_hash: rows_hash(&self.task.validation, rejected_validation),
-            shapes: self.task.init.pairs.iter().map(shape).collect(),
+            shapes: self.task.init.shapes().iter().map(shape).collect(),
             initial_adapter: self.task.initial_adapter.clone(),
         }
     }

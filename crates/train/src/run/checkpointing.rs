@@ -1,6 +1,8 @@
 //! The files of a run: the checkpoint it resumes from and its metrics; and the trained adapters at its end.
 
-use super::{AdapterRun, Run};
+use formats::peft::PairShape;
+
+use super::{AdapterRun, PlannedRun, Run};
 use crate::checkpoint::{self, AdapterView, BestParams};
 use crate::error::TrainError;
 use crate::metrics::{MetricsLog, MetricsRecord, parse_metrics};
@@ -10,15 +12,19 @@ use crate::params::LoraParams;
 use crate::preference::PreferenceStats;
 use crate::progress::{Observer, Validation};
 
-impl Run<'_> {
-    /// Loads the checkpoint, if there is one, and returns its step.
-    pub(crate) fn resume(&mut self) -> Result<Option<u64>, TrainError> {
+impl<'o> PlannedRun<'o> {
+    /// The run at its checkpoint with the checkpoint's step, or before its first step if there is no checkpoint.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be read or belongs to another run; or as [`PlannedRun::start`].
+    pub(crate) fn resume(mut self) -> Result<(Run<'o>, Option<u64>), TrainError> {
         let Some(path) = &self.options.checkpoint else {
-            return Ok(None);
+            return Ok((self.start()?, None));
         };
-        let shapes: Vec<&LoraParams> = self.params.iter().collect();
+        let shapes = |adapter: &'_ AdapterRun| adapter.task.init.shapes().to_vec();
+        let shapes: Vec<Vec<PairShape>> = self.adapters.iter().map(shapes).collect();
         let Some(checkpoint) = checkpoint::load(path, &self.identity, &shapes)? else {
-            return Ok(None);
+            return Ok((self.start()?, None));
         };
         if checkpoint.step > self.plan.steps {
             let message = format!(
@@ -30,28 +36,27 @@ impl Run<'_> {
                 message,
             });
         }
-        for ((adapter, params), state) in self
-            .adapters
-            .iter_mut()
-            .zip(&mut self.params)
-            .zip(checkpoint.adapters)
-        {
-            *params = state.params;
-            adapter.optimizer = AdamW {
+        let (mut params, mut optimizers) = (Vec::new(), Vec::new());
+        for (adapter, state) in self.adapters.iter_mut().zip(checkpoint.adapters) {
+            params.push(state.params);
+            optimizers.push(AdamW {
                 hyper: AdamWConfig::of(&adapter.task.settings),
                 ..state.optimizer
-            };
+            });
             adapter.validations = state.validations;
             adapter.best = state.best;
             adapter.stopping = state.stopping;
             adapter.metrics = MetricsLog::start(None, state.metrics)?;
         }
-        self.step = checkpoint.step;
-        self.clock.first_step = checkpoint.step;
-        self.saved = Some((self.step, self.validations()));
-        Ok(Some(checkpoint.step))
+        let mut run = self.with(params, optimizers);
+        run.step = checkpoint.step;
+        run.clock.first_step = checkpoint.step;
+        run.saved = Some((run.step, run.validations()));
+        Ok((run, Some(checkpoint.step)))
     }
+}
 
+impl Run<'_> {
     /// Makes the metrics files hold exactly what the run has measured so far.
     pub(crate) fn open_metrics(&mut self) -> Result<(), TrainError> {
         for adapter in &mut self.adapters {
@@ -82,10 +87,10 @@ impl Run<'_> {
         let views: Vec<AdapterView<'_>> = self
             .adapters
             .iter()
-            .zip(&self.params)
-            .map(|(adapter, params)| AdapterView {
+            .zip(self.params.iter().zip(&self.optimizers))
+            .map(|(adapter, (params, optimizer))| AdapterView {
                 params,
-                optimizer: &adapter.optimizer,
+                optimizer,
                 validations: adapter.validations,
                 best: adapter.best.as_ref(),
                 stopping: adapter.stopping,

@@ -76,7 +76,7 @@ impl Run<'_> {
         }
         let start = match task.initial_adapter {
             None => LoraParams::default(),
-            Some(_) => task.init.clone(),
+            Some(_) => task.init.values()?,
         };
         let mut on_progress = |done| {
             observer.reference(index, pairs.len(), ReferenceProgress::Computing { done });

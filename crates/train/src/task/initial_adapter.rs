@@ -1,22 +1,22 @@
 //! Starts a task from the parameters of an existing adapter instead of freshly drawn ones.
 
 use formats::config::ModelConfig;
-use formats::peft::{Adapter, Module};
+use formats::peft::Module;
 
 use super::TrainTask;
 use crate::error::TrainError;
+use crate::initial_params::InitialParams;
 use crate::lora_init::target_linears;
-use crate::params::LoraParams;
 
 impl TrainTask {
-    /// Sets the initial parameters to those of `adapter`, whose content hash is `hash`, on a base of `config`. Its rank, scale
-    /// and modules replace those in the settings.
+    /// Sets the initial parameters to `start`, those of an adapter with the content hash `hash`, on a base of `config`. Its rank,
+    /// scale and modules replace those in the settings.
     ///
     /// # Errors
     /// [`TrainError::Task`] if its pairs differ in rank or scale, or do not cover whole modules of this base.
     pub fn init_from_adapter(
         &mut self,
-        adapter: &Adapter,
+        start: InitialParams,
         hash: String,
         config: &ModelConfig,
     ) -> Result<(), TrainError> {
@@ -26,10 +26,11 @@ impl TrainTask {
                 self.name
             ))
         };
-        let Some(first) = adapter.pairs.first() else {
+        let pairs = start.shapes();
+        let Some(&first) = pairs.first() else {
             return Err(refuse("it has no pairs".to_owned()));
         };
-        for pair in &adapter.pairs {
+        for pair in pairs {
             if (pair.rank, pair.scale) != (first.rank, first.scale) {
                 return Err(refuse(format!(
                     "{} of layer {} has rank {} and scale {}, {} of layer {} has {} and {}; all pairs must have the same rank and scale",
@@ -46,11 +47,11 @@ impl TrainTask {
         }
         let modules: Vec<Module> = Module::ALL
             .into_iter()
-            .filter(|module| adapter.pairs.iter().any(|pair| pair.module == *module))
+            .filter(|module| pairs.iter().any(|pair| pair.module == *module))
             .collect();
         let expected = target_linears(config, &modules);
-        let fits = expected.len() == adapter.pairs.len()
-            && expected.iter().zip(&adapter.pairs).all(|(linear, pair)| {
+        let fits = expected.len() == pairs.len()
+            && expected.iter().zip(pairs).all(|(linear, pair)| {
                 (linear.layer, linear.module) == (pair.layer, pair.module)
                     && (linear.inputs, linear.outputs) == (pair.inputs, pair.outputs)
             });
@@ -58,7 +59,7 @@ impl TrainTask {
             return Err(refuse(format!(
                 "its {} pairs are not those of {} modules in each of the base's {} layers, in their shapes; take an \
                  adapter of this base that leaves no layer out",
-                adapter.pairs.len(),
+                pairs.len(),
                 modules.len(),
                 config.layers
             )));
@@ -69,9 +70,7 @@ impl TrainTask {
         self.settings.rslora = false;
         self.settings.target_modules = modules.iter().map(|m| m.name().to_owned()).collect();
         self.settings.check()?;
-        self.init = LoraParams {
-            pairs: adapter.pairs.clone(),
-        };
+        self.init = start;
         self.initial_adapter = Some(hash);
         Ok(())
     }

@@ -11,7 +11,8 @@ use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{Columns, DataRow, Dataset, HoldOut, MAX_BYTES, each_row};
 use crate::error::TrainError;
 use crate::example::{Encoder, Encoding, Example, ExampleBudget, Examples};
-use crate::lora_init::{lora_init, target_linears};
+use crate::initial_params::InitialParams;
+use crate::lora_init::target_linears;
 use crate::rng::Rng;
 use crate::settings::TrainSettings;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers};
@@ -62,7 +63,7 @@ impl TrainTask {
         };
         let train = encode(&rows, settings.vary_identifiers)?;
         let validation = encode(&held_out, 0)?;
-        let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
+        let init = InitialParams::drawn(&target_linears(config, &settings.modules()?), &settings);
         Ok(Self {
             name: spec.name.to_owned(),
             settings,

@@ -13,7 +13,8 @@ use super::{DataReport, TrainTask, TrainTaskSpec};
 use crate::dataset::{Columns, DataRow, Dataset, MAX_BYTES};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, ExampleBudget, Fitted};
-use crate::lora_init::{lora_init, target_linears};
+use crate::initial_params::InitialParams;
+use crate::lora_init::target_linears;
 use crate::preference::{
     PairCounts, PreferenceData, PreferencePair, RejectedAnswers, RejectedExamples, RejectedPersona,
     check_pairs, each_pair, holds_pairs,
@@ -68,7 +69,7 @@ impl TrainTask {
         let mut encoding = PairEncoding::new(&encoder, &mut budget);
         validation.for_each(spec.stop, &mut |_, pair| encoding.add(&pair))?;
         let (validation, rejected_validation) = encoding.finish(&mut report)?;
-        let init = lora_init(&target_linears(config, &settings.modules()?), &settings);
+        let init = InitialParams::drawn(&target_linears(config, &settings.modules()?), &settings);
         let rejected = |examples| RejectedExamples {
             examples,
             reference_logps: Vec::new(),

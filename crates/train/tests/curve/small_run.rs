@@ -58,7 +58,7 @@ pub fn task(model: &Model, metrics: Option<PathBuf>) -> TrainTask {
         validation: Vec::new(),
         preference: None,
         initial_adapter: None,
-        init,
+        init: init.into(),
         settings,
         metrics,
         data: DataReport::default(),

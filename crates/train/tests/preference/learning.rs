@@ -81,7 +81,7 @@ fn model_learns_to_prefer_the_chosen_answers() {
     task.settings.lr = Some(2e-3);
     let config = model.config();
     (task.settings.rank, task.settings.alpha) = (4, 8.0);
-    task.init = train::lora_init::lora_init(
+    task.init = train::initial_params::InitialParams::drawn(
         &train::lora_init::target_linears(config, &task.settings.modules().unwrap()),
         &task.settings,
     );
@@ -237,8 +237,13 @@ fn task_can_start_from_an_adapter_of_its_base() {
         let mut from = tiny_adapter(3, &config, 6, 1.5);
         change(&mut from);
         let mut task = pair_task("one", 4, 0);
-        task.init_from_adapter(&from, "h".into(), &config)
-            .map(|()| (task, from))
+        let pairs = from.pairs.clone();
+        task.init_from_adapter(
+            train::params::LoraParams { pairs }.into(),
+            "h".into(),
+            &config,
+        )
+        .map(|()| (task, from))
     };
     let (task, from) = start(|_| ()).unwrap();
     assert_eq!(
@@ -246,7 +251,7 @@ fn task_can_start_from_an_adapter_of_its_base() {
         (6, Some("h"))
     );
     assert_eq!(task.settings.alpha / 6.0, from.pairs[0].scale);
-    assert_eq!(task.init.pairs, from.pairs);
+    assert_eq!(task.init.values().unwrap().pairs, from.pairs);
     let refusal = |change| start(change).unwrap_err().to_string();
     assert!(refusal(|from| from.pairs.clear()).contains("it has no pairs"));
     assert!(

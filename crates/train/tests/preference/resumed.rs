@@ -89,7 +89,7 @@ fn reference_is_the_initial_model_of_the_run() {
     start.pairs[0].b = vec![0.3, -0.2, 0.1];
     let started = |hash: Option<&str>| {
         let mut task = pair_task("one", 22, 0);
-        task.init = start.clone();
+        task.init = start.clone().into();
         task.initial_adapter = hash.map(str::to_owned);
         let trained = run(vec![task]).remove(0);
         match parse_metrics(&trained.metrics).remove(0) {

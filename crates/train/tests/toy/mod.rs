@@ -141,7 +141,7 @@ pub fn task(name: &str, count: usize, from: u32) -> TrainTask {
         },
         train: rows(count, from),
         validation: rows(9, from + 1000),
-        init: params(),
+        init: params().into(),
         metrics: None,
         data: train::task::DataReport::default(),
         preference: None,
@@ -223,6 +223,8 @@ pub fn overshooting(name: &str) -> TrainTask {
         warmup_ratio: 0.0,
         ..task.settings
     };
-    task.init.pairs[0].a = vec![0.05, -0.02, 0.1];
+    let mut init = task.init.values().unwrap();
+    init.pairs[0].a = vec![0.05, -0.02, 0.1];
+    task.init = init.into();
     task
 }

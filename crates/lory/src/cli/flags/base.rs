@@ -76,6 +76,8 @@ pub(crate) struct Planned {
     pub line: String,
     /// Precision and quant cache.
     pub load: LoadOptions,
+    /// Bytes that training may take.
+    pub train_memory: u64,
 }
 
 impl BaseArgs {
@@ -152,6 +154,7 @@ impl Located {
             .with_context(|| format!("--base {} does not fit", self.path.display()))?;
         Ok(Planned {
             line: plan.line(),
+            train_memory: plan.chosen.memory.training,
             load: LoadOptions {
                 precision: plan.chosen.precision,
                 quant_cache: quant_cache(),

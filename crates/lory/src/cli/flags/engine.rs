@@ -42,12 +42,13 @@ pub(crate) struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// The memory that the engine takes in addition to the base.
-    pub fn demand(&self) -> PlanRequest {
+    /// The memory that the engine takes in addition to the base, with `train_memory` for training (see [`PlanRequest`]).
+    pub fn demand(&self, train_memory: Option<u64>) -> PlanRequest {
         let max_batch = self.max_batch as usize;
         PlanRequest {
             kv_memory: self.kv_memory.as_u64(),
             adapter_memory: self.adapter_memory.as_u64(),
+            train_memory,
             rows: EngineConfig::default().step_tokens.max(max_batch),
             logit_rows: max_batch,
             ..PlanRequest::default()

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytesize::ByteSize;
 
 use base::home::Home;
 use service::compute_arbiter::ComputeArbiter;
@@ -27,10 +28,10 @@ use crate::cli::flags::engine::EngineArgs;
 use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::server::ServerArgs;
-use crate::cli::flags::units::duration_in;
+use crate::cli::flags::units::{duration_in, memory_size};
 use crate::cli::logs::LogFormat;
 use crate::cli::output::print;
-use start::{listen, serve, with_home_folders};
+use start::{Loaded, listen, serve, with_home_folders};
 
 /// Serve the base and its personas over HTTP
 #[derive(Debug, clap::Args)]
@@ -86,6 +87,10 @@ struct TrainingArgs {
     /// The folder of uploaded files and training jobs [default: jobs in LORY_HOME]
     #[arg(long, value_name = "DIR")]
     jobs_dir: Option<PathBuf>,
+    /// Memory for training: the running job, or the step that a plan measures. Jobs that need more are refused [default: half of
+    /// the memory that the plan leaves]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    train_memory: Option<ByteSize>,
     /// Target p95 inter-token latency of streams while a job trains; training pauses between two layers to meet it. A stream
     /// that is slower without a job is not made faster
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = latency_budget)]
@@ -141,6 +146,7 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
     })?;
     let jobs = args.training.jobs_dir();
     let budget = args.training.train_latency_budget;
+    let train_memory = args.training.train_memory.map(|size| size.as_u64());
     serve(
         listener,
         server,
@@ -148,7 +154,7 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
         jobs,
         move || {
             let located = args.base.locate()?;
-            let planned = located.plan(&args.precision, args.engine.demand())?;
+            let planned = located.plan(&args.precision, args.engine.demand(train_memory))?;
             eprintln!("{}", planned.line);
             let settings = Settings {
                 load: planned.load,
@@ -158,7 +164,11 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
                 ..with_home_folders(args.engine.settings(&located))
             };
             let service = Service::open(&located.path, catalog, &settings)?;
-            Ok((service, located.name))
+            Ok(Loaded {
+                service,
+                known_base: located.name,
+                train_memory: planned.train_memory,
+            })
         },
     )?;
     Ok(ExitStatus::Success)

@@ -38,16 +38,25 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address)
 }
 
+/// What [`serve`] loads.
+pub(crate) struct Loaded {
+    pub service: Service,
+    /// The id of the base, if it is a known one.
+    pub known_base: Option<String>,
+    /// Bytes that training may take.
+    pub train_memory: u64,
+}
+
 /// Serves the service that `load` opens until the process gets a signal to stop. `/health` already answers while it loads.
 ///
 /// `registry_poll` is how often the registry is read for changes; if none, it is read once. `jobs` is the folder of training
-/// jobs. `load` also returns the id of the base if it is a known one.
+/// jobs.
 pub(crate) fn serve(
     listener: TcpListener,
     settings: ServerSettings,
     registry_poll: Option<Duration>,
     jobs: Option<PathBuf>,
-    load: impl FnOnce() -> anyhow::Result<(Service, Option<String>)> + Send + 'static,
+    load: impl FnOnce() -> anyhow::Result<Loaded> + Send + 'static,
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
@@ -70,12 +79,12 @@ pub(crate) fn serve(
         };
         let served = server::serve(state.clone(), listener, settings, signal);
         let mut server = tokio::spawn(served);
-        let (service, known) = tokio::select! {
+        let loaded = tokio::select! {
             // Stopped before the base was loaded.
             ended = &mut server => return Ok(ended??),
             loaded = tokio::task::spawn_blocking(load) => loaded??,
         };
-        let service = Arc::new(service);
+        let service = Arc::new(loaded.service);
         if let Some(every) = registry_poll {
             service.follow(every);
             service.compare_shadows();
@@ -85,7 +94,13 @@ pub(crate) fn serve(
         if let Some(results) = &results {
             state.set_results(results.clone());
         }
-        let queue = start_jobs(&service, jobs, known, results);
+        let settings = jobs.map(|dir| JobSettings {
+            dir,
+            known_base: loaded.known_base,
+            results,
+            train_memory: loaded.train_memory,
+        });
+        let queue = start_jobs(&service, settings);
         state.set_jobs(queue.clone());
         state.set_service(Arc::clone(&service));
         print(&welcome(&service, &endpoint))?;
@@ -120,21 +135,11 @@ async fn stop_jobs(queue: Arc<Jobs>, limit: Duration) -> bool {
     tokio::time::timeout(limit, stopped).await.is_ok()
 }
 
-/// Starts the queue of training jobs in the folder `dir`, or returns why it cannot. The server answers requests either way.
-fn start_jobs(
-    service: &Arc<Service>,
-    dir: Option<PathBuf>,
-    known: Option<String>,
-    results: Option<EvaluationResults>,
-) -> Result<Arc<Jobs>, String> {
-    let dir = dir.ok_or_else(|| {
+/// Starts the queue of training jobs, or returns why it cannot. The server answers requests either way.
+fn start_jobs(service: &Arc<Service>, settings: Option<JobSettings>) -> Result<Arc<Jobs>, String> {
+    let settings = settings.ok_or_else(|| {
         "this user has no home folder to keep them in; name a folder with --jobs-dir".to_owned()
     })?;
-    let settings = JobSettings {
-        dir,
-        known_base: known,
-        results,
-    };
     let started = Jobs::start(Arc::clone(service), &settings);
     started.map(Arc::new).map_err(|error| {
         let why = match error {

@@ -180,6 +180,7 @@ fn open_base(located: &Located, precision: &PrecisionArgs) -> anyhow::Result<Bas
     let no_serving = PlanRequest {
         kv_memory: 0,
         adapter_memory: 0,
+        train_memory: Some(0),
         rows: 0,
         logit_rows: 0,
         ..PlanRequest::default()

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use formats::atomic_file::{self, AtomicFolder};
 use formats::{disk, peft};
 use registry::{BlendPart, Personas};
+use train::params::LoraParams;
 use train::preference::{PairCounts, RejectedPersona, holds_pairs};
 use train::{TrainSettings, TrainTask};
 
@@ -152,7 +153,10 @@ pub(crate) fn load_start(
         from
     };
     let (adapter, hash) = peft::Adapter::read_hashed(folder)?;
-    task.init_from_adapter(&adapter, hash, base.model.config())
+    let start = LoraParams {
+        pairs: adapter.pairs,
+    };
+    task.init_from_adapter(start.into(), hash, base.model.config())
         .with_context(|| format!("--from {}", from.display()))
 }
 

@@ -13,6 +13,7 @@ fn start_jobs(fixture: &JobsFixture) -> Result<Jobs, jobs::JobError> {
         dir: fixture.path("jobs"),
         known_base: None,
         results: None,
+        train_memory: u64::MAX,
     };
     Jobs::start(Arc::new(service), &settings)
 }

@@ -229,6 +229,7 @@ fn jobs_survive_a_restart_with_the_same_bytes() {
         dir: fixture.path("jobs"),
         known_base: None,
         results: None,
+        train_memory: u64::MAX,
     };
     let refused = Jobs::start(Arc::new(other), &settings).err().unwrap();
     assert!(

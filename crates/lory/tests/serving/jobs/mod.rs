@@ -9,6 +9,7 @@ mod previews;
 mod rejected;
 mod samples;
 mod tenants;
+mod train_memory;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +59,15 @@ impl JobsFixture {
     }
 
     fn start_with(&self, settings: ServerSettings) -> RunningServer {
+        self.start_limited(settings, u64::MAX)
+    }
+
+    /// A server whose runs may take `train_memory` bytes.
+    fn start_with_train_memory(&self, train_memory: u64) -> RunningServer {
+        self.start_limited(ServerSettings::default(), train_memory)
+    }
+
+    fn start_limited(&self, settings: ServerSettings, train_memory: u64) -> RunningServer {
         let location = RegistryLocation::Folder(self.path("registry"));
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
         let personas = self.home.base().parent().unwrap().join("personas");
@@ -73,6 +83,7 @@ impl JobsFixture {
             dir: self.path("jobs"),
             known_base: None,
             results: Some(results.clone()),
+            train_memory,
         };
         let jobs = Arc::new(Jobs::start(Arc::clone(&service), &job_settings).unwrap());
         let state = AppState::loading();
