@@ -33,7 +33,7 @@ from load import WORDS, percentile
 
 KEYS = {name: hashlib.sha256(f"secret of {name}".encode()).hexdigest() for name in ("victim", "neighbour", "hostile", "ops")}
 NEW, PROMPT = 8, 64
-DRAIN = 5
+DRAIN, TRAIN_MEMORY = 5, "512MiB"
 
 
 # --- one HTTP exchange
@@ -267,6 +267,24 @@ class Training(Attack):
         return status
 
 
+class LargeTraining(Attack):
+    """plans and jobs with rank 512 or with long rows, as large as the server takes"""
+    lanes = 4
+
+    async def need_long_rows(self):
+        while self.file is None:
+            self.file = await self.upload([{"prompt": "?", "completion": words(self.rng, length)} for length in (6000, 3000, 1500, 700) * 4])
+            if self.file is None:
+                await asyncio.sleep(0.5)
+        return self.file
+
+    async def round(self):
+        rank, length = self.rng.choice([(512, 64), (128, 256), (16, 8192), (16, 2048), (8, 1024), (4, 512)])
+        hyperparameters = {"rank": rank, "max_length": length, "too_long": "truncate", "batch_size": self.rng.choice([1, 4, 16])}
+        body = {"model": "base", "training_file": await self.need_long_rows(), "hyperparameters": hyperparameters}
+        return await self.post(self.rng.choice(["/v1/fine_tuning/plan", "/v1/fine_tuning/jobs"]), body)
+
+
 class Uploads(Attack):
     """uploads side by side"""
     lanes = 8
@@ -301,7 +319,7 @@ class Idle(Attack):
 
 class SlowBodies(Attack):
     """bodies that arrive a byte at a time"""
-    lanes = 400
+    lanes = 600
 
     async def round(self):
         place = urlsplit(self.url)
@@ -401,7 +419,7 @@ def measure(args, name, keys):
     home = args.work / "hostile" / name
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    command = [args.lory, "serve", "--base", args.base, "--port", port, "--keys", keys, "--drain-timeout", f"{DRAIN}s",
+    command = [args.lory, "serve", "--base", args.base, "--port", port, "--keys", keys, "--drain-timeout", f"{DRAIN}s", "--train-memory", TRAIN_MEMORY,
                "--jobs-dir", home / "jobs", "--registry", home / "registry", "--personas", args.personas]
     os.environ["LORY_HOME"] = str(home)
     server = Server(command, port, "/ready")
@@ -471,7 +489,7 @@ def main():
     keys.write_text("".join(f'[[key]]\nname = "{name}"\nsha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"\n{more[name]}\n'
                             for name, secret in KEYS.items()))
     keys.chmod(0o600)
-    plan = json.loads(output(args.lory, "doctor", "--base", args.base, "--no-probe", "--json"))
+    plan = json.loads(output(args.lory, "doctor", "--base", args.base, "--train-memory", TRAIN_MEMORY, "--no-probe", "--json"))
     announced = plan["plan"]["peak_bytes"] / 2**20
     names = ["neighbour"] + [n for n in (args.only.split(",") if args.only else ATTACKS) if n != "neighbour"]
     results, lines = [], [

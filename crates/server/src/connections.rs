@@ -1,7 +1,7 @@
 //! The open connections: how many there are, of which addresses, and which of them are idle.
 //!
-//! A new connection takes the place of an idle one if there is no room: first of one that has never had a request, the oldest first,
-//! then of one between two requests. Only if every connection has a request in progress, there is no room.
+//! A new connection takes the place of an idle one if there is no room: first of one that has had its last response, then of one that
+//! has never had a request, the oldest first, then of one between two requests. Only if every connection has a request in progress, there is no room.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -21,6 +21,8 @@ pub(crate) struct Connections {
 struct State {
     next_id: u64,
     open: BTreeMap<u64, Entry>,
+    /// Connections that have had their last response.
+    ending: BTreeSet<u64>,
     /// Idle connections that have never had a request.
     unused: BTreeSet<u64>,
     /// Idle connections between two requests.
@@ -63,11 +65,13 @@ impl Connections {
         let of_address = state.addresses.get(&address);
         if !address.is_loopback() && of_address.is_some_and(|ids| ids.len() >= self.per_address) {
             let idle = of_address.into_iter().flatten();
-            let idle = idle.copied().find(|id| state.open[id].requests == 0);
+            let idle = idle.copied().filter(|id| state.open[id].requests == 0);
+            let idle = idle.min_by_key(|id| !state.ending.contains(id));
             state.close(idle.ok_or(NoRoom::Address(self.per_address))?);
         }
         if state.open.len() >= self.limit {
-            let idle = state.unused.first().or(state.between.first()).copied();
+            let idle = [&state.ending, &state.unused, &state.between];
+            let idle = idle.iter().find_map(|ids| ids.first()).copied();
             state.close(idle.ok_or(NoRoom::Total(self.limit))?);
         }
         let id = state.next_id;
@@ -103,6 +107,7 @@ impl State {
 
     fn remove(&mut self, id: u64) -> Option<Entry> {
         let entry = self.open.remove(&id)?;
+        self.ending.remove(&id);
         self.unused.remove(&id);
         self.between.remove(&id);
         if let Some(ids) = self.addresses.get_mut(&entry.address) {
@@ -146,6 +151,17 @@ impl OpenConnection {
             state.between.remove(&self.0.id);
         }
         RequestGuard(Arc::clone(&self.0))
+    }
+
+    /// Marks a connection that has no request in progress and gets no more responses.
+    pub fn end(&self) {
+        let id = self.0.id;
+        let mut state = self.0.table.lock();
+        if state.open.get(&id).is_some_and(|entry| entry.requests == 0) {
+            state.unused.remove(&id);
+            state.between.remove(&id);
+            state.ending.insert(id);
+        }
     }
 
     /// Resolves when the connection must make room for another one.
@@ -211,6 +227,26 @@ mod tests {
         table.open(address(3)).unwrap();
         assert!(is_closed(&busy).await);
         drop((busy, used, unused, new, newer));
+    }
+
+    #[tokio::test]
+    async fn connection_after_its_last_response_is_replaced_before_a_new_one() {
+        // By the limit of all connections, and by that of one address.
+        for (limit, per_address, other) in [(2, 2, address(2)), (10, 2, address(1))] {
+            let table = Connections::new(limit, per_address);
+            let new = table.open(address(1)).unwrap();
+            let ending = table.open(address(1)).unwrap();
+            drop(ending.begin_request());
+            ending.end();
+            let next = table.open(other).unwrap();
+            assert!(is_closed(&ending).await && !is_closed(&new).await);
+            // One with a request in progress stays.
+            let request = next.begin_request();
+            next.end();
+            let last = table.open(other).unwrap();
+            assert!(is_closed(&new).await && !is_closed(&next).await);
+            drop((request, next, last, new, ending));
+        }
     }
 
     #[tokio::test]

@@ -226,7 +226,7 @@ impl Connection {
         };
         let service = WithPeer {
             peer: Peer(self.peer.ip()),
-            open,
+            open: open.clone(),
             inner: TowerToHyperService::new(self.router.clone()),
         };
         let limit = self.server.settings.header_timeout;
@@ -255,7 +255,7 @@ impl Connection {
             }
         }
         tokio::select! {
-            () = linger(stream) => {}
+            () = linger(stream, &open) => {}
             _ = self.closing.changed() => {}
         }
     }
@@ -277,7 +277,7 @@ impl Connection {
                 .max_buf_size(2 * MAX_HEADERS)
                 .serve_connection(TokioIo::new(stream), service);
             match poll_fn(|context| connection.poll_without_shutdown(context)).await {
-                Ok(()) => linger(connection.into_parts().io.into_inner()).await,
+                Ok(()) => linger(connection.into_parts().io.into_inner(), &open).await,
                 Err(error) => tracing::debug!("{}: {error}", self.peer),
             }
         };
@@ -299,8 +299,9 @@ impl Connection {
 
 /// Closes a connection after its last response. If the client still sends, as when its request was refused before it arrived, what it
 /// sends is read and thrown away first, within limits: a connection that is closed with unread bytes is reset, and the client may not
-/// get to read the response. Meanwhile the connection counts as idle, so that it makes room for another one.
-async fn linger(mut stream: Box<dyn Stream>) {
+/// get to read the response. Meanwhile the connection is the first to make room for another one.
+async fn linger(mut stream: Box<dyn Stream>, open: &OpenConnection) {
+    open.end();
     let ended = async {
         // The client sees the end of the response.
         stream.shutdown().await?;
