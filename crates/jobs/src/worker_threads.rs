@@ -41,7 +41,7 @@ impl Jobs {
             Ok(())
         };
         spawn("lory-jobs", |work| {
-            // Requests come first if cores are short. The trainer keeps its priority: it yields between layers, and a serving step
+            // Requests come first if cores are short. The trainer keeps its priority: it yields between parts of layers, and a serving step
             // must not wait for a layer of a thread with low priority.
             compute_arbiter::lower_thread_priority();
             work.validate_jobs();

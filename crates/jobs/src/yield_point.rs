@@ -1,4 +1,4 @@
-//! Where a job or an evaluation yields compute to requests: between two layers.
+//! Where a job or an evaluation yields compute to requests: between two layers, and within a long one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,24 +7,26 @@ use model::YieldPoint;
 use service::Service;
 use service::compute_arbiter::{BackgroundClient, ComputeArbiter};
 
-/// The yield point of a job: waits until the service lets the next layer run, and reports whether the job must stop.
-pub(crate) struct JobYieldPoint {
+/// Waits until the service lets the next layer run, and reports whether the job must stop.
+struct JobYieldPoint {
     service: Arc<Service>,
     arbiter: Arc<ComputeArbiter>,
     client: BackgroundClient,
     stop: Arc<AtomicBool>,
 }
 
-impl JobYieldPoint {
-    pub fn new(service: &Arc<Service>, stop: &Arc<AtomicBool>) -> Arc<JobYieldPoint> {
-        let arbiter = service.compute_arbiter();
-        Arc::new(JobYieldPoint {
-            service: Arc::clone(service),
-            client: arbiter.background_client(),
-            arbiter,
-            stop: Arc::clone(stop),
-        })
-    }
+/// The yield point of a job or an evaluation, which stops it once `stop` is set.
+pub(crate) fn job_yield_point(
+    service: &Arc<Service>,
+    stop: &Arc<AtomicBool>,
+) -> Arc<dyn YieldPoint> {
+    let arbiter = service.compute_arbiter();
+    Arc::new(JobYieldPoint {
+        service: Arc::clone(service),
+        client: arbiter.background_client(),
+        arbiter,
+        stop: Arc::clone(stop),
+    })
 }
 
 impl YieldPoint for JobYieldPoint {

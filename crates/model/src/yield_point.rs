@@ -9,6 +9,11 @@ pub trait YieldPoint: Send + Sync {
     /// stop; what it has not finished is then discarded.
     fn wait(&self) -> bool;
 
+    /// As [`YieldPoint::wait`], between two parts of a long layer.
+    fn pause(&self) -> bool {
+        self.wait()
+    }
+
     /// Releases the device after a pass through the layers, whether the pass was completed or not.
     fn release(&self);
 }

@@ -1,5 +1,6 @@
 //! Divides the machine between steps of the engine and layers of background work, so that inter-token latency stays within a
-//! budget while a job trains. Must not know engine or trainer, only when their steps and layers begin and end.
+//! budget while a job trains. A part of a long layer counts as a layer. Must not know engine or trainer, only when their steps and
+//! layers begin and end.
 //!
 //! Either a step or a layer runs at a time: each uses every core, so in parallel neither would be faster, and their costs could
 //! not be measured. A step waits for the layer that is running, and never for a second layer that does not fit. While the engine

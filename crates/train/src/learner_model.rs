@@ -111,7 +111,7 @@ impl ModelLearner {
         let model = self.model.clone();
         let device = model.device();
         let yield_point = self.yield_point.clone();
-        let guard = YieldGuard::new(yield_point.as_deref(), device);
+        let guard = YieldGuard::new(yield_point.as_ref(), device);
         check(batch, &model)?;
         let layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
@@ -175,17 +175,18 @@ impl ModelLearner {
             backward: self.backward,
         };
         for (layer, x) in self.inputs.iter().enumerate().rev() {
-            guard.wait()?;
-            pass.layer(
-                layer,
-                x,
-                dx,
-                &mut slots,
-                cache,
-                &mut self.activation_cache,
-                &mut self.activations,
-                &mut self.scratch,
-            );
+            guard.layer(|| {
+                pass.layer(
+                    layer,
+                    x,
+                    dx,
+                    &mut slots,
+                    cache,
+                    &mut self.activation_cache,
+                    &mut self.activations,
+                    &mut self.scratch,
+                );
+            })?;
         }
         slots.read(self.model.device());
         Ok(())
@@ -211,13 +212,14 @@ impl ModelLearner {
             config.layers
         };
         for layer in 0..config.layers {
-            guard.wait()?;
-            if backward {
-                device.copy(&x, &mut self.inputs[layer]);
-            }
             let activations = &mut self.activations;
-            activations.keep_middle = layer >= first_kept;
-            model.layer(layer, &mut x, step, cache, 0, activations, self.forward);
+            guard.layer(|| {
+                if backward {
+                    device.copy(&x, &mut self.inputs[layer]);
+                }
+                activations.keep_middle = layer >= first_kept;
+                model.layer(layer, &mut x, step, cache, 0, activations, self.forward);
+            })?;
             if layer >= first_kept {
                 self.activation_cache
                     .swap(config.layers - 1 - layer, activations);
@@ -244,29 +246,30 @@ impl ModelLearner {
         };
         device.clear(&mut h.losses, layout.trained.len(), 1);
         for (i, chunk) in layout.trained.chunks(chunk_rows).enumerate() {
-            guard.wait()?;
             let rows: Vec<u32> = chunk.iter().map(|t| t.row).collect();
             let targets: Vec<u32> = chunk.iter().map(|t| t.next).collect();
             let scales: Vec<f32> = chunk
                 .iter()
                 .map(|t| scale.map_or(0.0, |s| s[t.adapter]))
                 .collect();
-            device.gather_rows(x, &rows, &mut h.selected);
-            model.project_head(&h.selected, &mut h.input, self.forward, &mut h.logits);
-            device.cross_entropy(
-                &mut h.logits,
-                &targets,
-                &scales,
-                &mut h.losses,
-                i * chunk_rows,
-            );
-            if scale.is_some() {
-                device.head_backward(&h.logits, model.head(), &mut h.dnormed, self.backward);
-                device.clear(&mut h.dselected, rows.len(), x.columns());
-                let norm = model.head_norm();
-                device.rmsnorm_backward(&h.dnormed, &h.selected, norm, &mut h.dselected);
-                device.scatter_rows(&h.dselected, &rows, dx);
-            }
+            guard.layer(|| {
+                device.gather_rows(x, &rows, &mut h.selected);
+                model.project_head(&h.selected, &mut h.input, self.forward, &mut h.logits);
+                device.cross_entropy(
+                    &mut h.logits,
+                    &targets,
+                    &scales,
+                    &mut h.losses,
+                    i * chunk_rows,
+                );
+                if scale.is_some() {
+                    device.head_backward(&h.logits, model.head(), &mut h.dnormed, self.backward);
+                    device.clear(&mut h.dselected, rows.len(), x.columns());
+                    let norm = model.head_norm();
+                    device.rmsnorm_backward(&h.dnormed, &h.selected, norm, &mut h.dselected);
+                    device.scatter_rows(&h.dselected, &rows, dx);
+                }
+            })?;
         }
         let mut losses = vec![LossSum::default(); items];
         for (loss, trained) in h.losses.read().iter().zip(&layout.trained) {

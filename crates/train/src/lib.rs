@@ -11,7 +11,7 @@
 //!   adds; [`estimate`] computes memory and time before the run starts.
 //! - **Step**: `run` has the steps that [`trainer`] calls; [`batch`] orders the rows, [`learner`] computes losses and gradients.
 //!   [`learner_model`] does so with the decoder: `layout` lays the examples end to end, `backward` goes back through the layers,
-//!   `activation_cache` keeps what it needs of the last ones, `yield_guard` stops between layers. [`dropout`] names the masks,
+//!   `activation_cache` keeps what it needs of the last ones, `yield_guard` stops between layers and within long ones. [`dropout`] names the masks,
 //!   [`optimizer`] and [`schedule`] update the [`params`].
 //! - **State and results**: [`progress`] has the calls to the observer; [`checkpoint`] resumes a run to the same bytes, and
 //!   `replace_file` writes its file in one step; [`metrics`], [`tensorboard`] and [`plot`] record the run; [`outcome`] and

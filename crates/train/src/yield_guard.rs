@@ -1,4 +1,7 @@
-//! One pass through the layers, forward or backward, with a yield point before each layer.
+//! One pass through the layers, forward or backward, with a yield point before each layer and within long ones.
+
+use std::rc::Rc;
+use std::sync::Arc;
 
 use kernels::Device;
 use model::YieldPoint;
@@ -7,33 +10,34 @@ use crate::error::TrainError;
 
 /// A pass through the layers of a model. Dropping it releases the device.
 pub(crate) struct YieldGuard<'y> {
-    yield_point: Option<&'y dyn YieldPoint>,
+    yield_point: Option<&'y Arc<dyn YieldPoint>>,
     device: &'y Device,
 }
 
 impl<'y> YieldGuard<'y> {
     /// Without a yield point, the pass never waits.
-    pub fn new(yield_point: Option<&'y dyn YieldPoint>, device: &'y Device) -> YieldGuard<'y> {
+    pub fn new(yield_point: Option<&'y Arc<dyn YieldPoint>>, device: &'y Device) -> YieldGuard<'y> {
         YieldGuard {
             yield_point,
             device,
         }
     }
 
-    /// Blocks until the device has computed the last layer and the next one may run.
+    /// Blocks until the device has computed the last layer and the next one may run, and runs it with `layer`.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run must stop.
-    pub fn wait(&self) -> Result<(), TrainError> {
+    /// [`TrainError::Stopped`] if the run must stop, before the layer or within it.
+    pub fn layer<R>(&self, layer: impl FnOnce() -> R) -> Result<R, TrainError> {
         let Some(yield_point) = self.yield_point else {
-            return Ok(());
+            return Ok(layer());
         };
         self.device.wait();
-        if yield_point.wait() {
-            Ok(())
-        } else {
-            Err(TrainError::Stopped)
+        if !yield_point.wait() {
+            return Err(TrainError::Stopped);
         }
+        let within = Arc::clone(yield_point);
+        let ran = self.device.pausing(Rc::new(move || within.pause()), layer);
+        ran.ok_or(TrainError::Stopped)
     }
 }
 

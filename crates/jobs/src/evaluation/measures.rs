@@ -1,6 +1,8 @@
 //! Computes what an evaluation reports from answers, rows and adapters: measures of each persona, and matrices over all of them. Must
 //! not know thresholds' results, terminals or HTTP.
 
+use std::sync::Arc;
+
 use formats::decimal::shortest;
 use kernels::Compute;
 use model::YieldPoint;
@@ -134,7 +136,7 @@ pub fn measure(
     answers: &Answers,
     scope: MeasureScope,
     learner: &mut dyn Learner,
-    yield_point: Option<&dyn YieldPoint>,
+    yield_point: Option<&Arc<dyn YieldPoint>>,
     progress: &mut Progress,
 ) -> Result<Measures, EvaluationError> {
     let adapters = adapters(candidates)?;
@@ -184,7 +186,7 @@ fn drifts(
     candidates: &[Candidate],
     adapters: &[Option<LoraParams>],
     scope: MeasureScope,
-    yield_point: Option<&dyn YieldPoint>,
+    yield_point: Option<&Arc<dyn YieldPoint>>,
     progress: &mut Progress,
 ) -> Result<Vec<Option<Drift>>, EvaluationError> {
     let text = neutral(

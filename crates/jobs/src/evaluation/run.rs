@@ -18,7 +18,7 @@ use crate::record_file::now;
 use crate::records::evaluation::Evaluation;
 use crate::records::failure::Failure;
 use crate::training;
-use crate::yield_point::JobYieldPoint;
+use crate::yield_point::job_yield_point;
 
 /// Runs `evaluation` and returns the id of its stored result. `done` counts finished parts.
 pub(crate) fn run(
@@ -74,7 +74,7 @@ fn evaluate(
         &evaluation.id,
         questions.len() + measures::parts(&candidates),
     );
-    let yield_point = JobYieldPoint::new(&queue.service, stop);
+    let yield_point = job_yield_point(&queue.service, stop);
     let mut progress = Progress::counted(Arc::clone(done));
     let answers = offline_engine::answers(
         queue,
@@ -92,7 +92,7 @@ fn evaluate(
         &answers,
         measures::MeasureScope::All,
         &mut learner,
-        Some(&*yield_point),
+        Some(&yield_point),
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);

@@ -86,7 +86,7 @@ pub(crate) fn check(
         &answers,
         measures::MeasureScope::Thresholds,
         learner,
-        Some(&*yield_point),
+        Some(&yield_point),
         &mut progress,
     )?;
     let checks = gate::check(&candidates, &measures);

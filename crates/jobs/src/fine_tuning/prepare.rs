@@ -27,7 +27,7 @@ const ADAPTER: &str = "adapter";
 pub(crate) const MAX_EXAMPLE_BYTES: usize = 112 << 20;
 /// The most bytes of a job's files, with copies of the training rows, which are read and encoded again for each copy.
 pub(crate) const MAX_ROW_BYTES: u64 = 512 << 20;
-/// The most tokens of one call of the learner. Fewer than in `lory train`, because a request may have to wait for one layer of them.
+/// The most tokens of one call of the learner. Fewer than in `lory train`, because a request may have to wait for a part of a layer of them.
 pub(crate) const BATCH_TOKENS: usize = 1024;
 
 /// The persona that `record` will publish, with the adapter in the folder `adapter`.

@@ -25,7 +25,7 @@ use crate::listing::Viewer;
 use crate::records::job::JobRecord;
 use crate::training;
 use crate::training::plan::Plan;
-use crate::yield_point::JobYieldPoint;
+use crate::yield_point::job_yield_point;
 use base::memory;
 use service::Caller;
 
@@ -152,7 +152,7 @@ impl JobsState {
             if let PlanTime::At(tokens_per_s) = time {
                 plan.seconds = Some(plan.forecast.seconds(tokens_per_s));
             } else if turn.is_some() {
-                let yield_point = JobYieldPoint::new(&self.service, stop);
+                let yield_point = job_yield_point(&self.service, stop);
                 let mut learner = training::learner(base).yielding(yield_point);
                 learner.set_activation_cache(plan.keep);
                 if let Some(step) = prepared.measure(&mut learner, stop)? {

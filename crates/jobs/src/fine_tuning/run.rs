@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use model::YieldPoint;
 use train::Learner;
 use train::task::DataReport;
 use train::trainer::{self, Outcome, RunOptions};
@@ -20,7 +21,7 @@ use crate::records::job::{JobRecord, JobStatus, ThresholdResult};
 use crate::training::folder::{self, Origin};
 use crate::training::plan::Plan;
 use crate::training::{self, Target};
-use crate::yield_point::JobYieldPoint;
+use crate::yield_point::job_yield_point;
 use base::memory;
 
 /// The outcome of a run.
@@ -83,7 +84,7 @@ fn train_and_finish(
         checkpoint: Some(state.join("checkpoint.safetensors")),
         batch_tokens: BATCH_TOKENS,
     };
-    let yield_point = JobYieldPoint::new(&queue.service, stop);
+    let yield_point = job_yield_point(&queue.service, stop);
     let mut learner = training::learner(base).yielding(yield_point.clone());
     let sampling = SampleGenerator::new(queue, record, &task, yield_point.clone(), stop);
     let sampling = sampling.unwrap_or_else(|error| {
@@ -115,7 +116,7 @@ fn check_and_publish(
     record: &JobRecord,
     target: &Target,
     learner: &mut dyn Learner,
-    yield_point: Arc<JobYieldPoint>,
+    yield_point: Arc<dyn YieldPoint>,
 ) -> Result<RunOutcome, RunError> {
     queue.update_progress(&record.id, |progress| {
         progress.phase = Some("examining".to_owned());

@@ -9,6 +9,7 @@ use formats::atomic_file::AtomicFolder;
 use formats::disk;
 use formats::peft::Dtype;
 use formats::tokenizer::Special;
+use model::YieldPoint;
 use train::TrainTask;
 use train::dataset::{DataRow, RowContent, RowLocation};
 use train::export::{Provenance, peft_adapter};
@@ -24,7 +25,6 @@ use crate::fine_tuning::prepare::{STATE, held_out_questions, job_persona};
 use crate::fine_tuning::samples::{SampledAnswer, Samples};
 use crate::jobs_state::JobsState;
 use crate::records::job::JobRecord;
-use crate::yield_point::JobYieldPoint;
 use base::Base;
 use base::progress::Progress;
 
@@ -48,7 +48,7 @@ pub(crate) struct SampleGenerator<'q> {
     /// The adapter's metadata, with empty parameters.
     template: TrainedAdapter,
     provenance: Provenance,
-    yield_point: Arc<JobYieldPoint>,
+    yield_point: Arc<dyn YieldPoint>,
     stop: Arc<AtomicBool>,
     schedule: SampleSchedule,
 }
@@ -85,7 +85,7 @@ impl<'q> SampleGenerator<'q> {
         queue: &'q JobsState,
         record: &'q JobRecord,
         task: &TrainTask,
-        yield_point: Arc<JobYieldPoint>,
+        yield_point: Arc<dyn YieldPoint>,
         stop: &Arc<AtomicBool>,
     ) -> Result<Option<SampleGenerator<'q>>, RunError> {
         let rows = match &record.sample_prompts {

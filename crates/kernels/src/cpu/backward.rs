@@ -3,7 +3,7 @@
 use crate::cpu::bf16::{PairGemm, pair_gemm};
 use crate::cpu::device::CpuDevice;
 use crate::cpu::gemm::{Gemm, gemm_f32};
-use crate::cpu::grad::{self, AttentionShape};
+use crate::cpu::grad::{self, AttentionShape, QueryRange};
 use crate::cpu::int16::{self, Int16Rows, Panel, SparseRows};
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::Path;
@@ -20,6 +20,10 @@ use crate::dtype::Compute;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
+/// The backward of attention takes one region for a sequence of up to so many tokens.
+const SHORT_SEQUENCE: usize = 1024;
+/// The scores of a kv head in one region of a longer sequence: some ten milliseconds.
+const SCORES_OF_PHASE: usize = 1 << 20;
 /// Tiles of outputs in one panel.
 const PANEL_TILES: usize = int16::PANEL / LANES;
 
@@ -127,6 +131,13 @@ pub struct AttentionInputs<'a> {
     pub v: &'a Tensor,
     /// The output, as the queries.
     pub out: &'a Tensor,
+}
+
+/// The first values of a sequence's group of query heads and of its kv head.
+#[derive(Clone, Copy)]
+struct HeadPlace {
+    q: usize,
+    kv: usize,
 }
 
 impl CpuDevice {
@@ -349,63 +360,121 @@ impl CpuDevice {
         dk.resize(rows, columns);
         dv.resize(rows, columns);
         // The kernel wants each head's gradient as its own slice, so each task computes into buffers and copies out.
-        let (dq, dk, dv) = (
-            Scatter::new(dq.values_mut()),
-            Scatter::new(dk.values_mut()),
-            Scatter::new(dv.values_mut()),
-        );
-        self.pool().run(sequences.len() * kv_heads, &|task| {
-            let Sequence {
-                first,
-                rows: tokens,
-                ..
-            } = sequences[task / kv_heads];
-            let head = task % kv_heads;
-            if tokens == 0 {
-                return;
-            }
-            assert!(first + tokens <= rows);
-            let width = group * head_dim;
-            let (q_at, kv_at) = (
-                first * q_columns + head * width,
-                first * columns + head * head_dim,
-            );
-            let shape = AttentionShape {
-                q_stride: q_columns,
-                kv_stride: columns,
-                out_stride: q_columns,
-                ..AttentionShape::contiguous(tokens, group, head_dim)
-            };
-            SCRATCH.with_borrow_mut(|scratch| {
-                HEAD.with_borrow_mut(|grads| {
-                    grads.resize(tokens * (width + 2 * head_dim), 0.0);
-                    let (gq, rest) = grads.split_at_mut(tokens * width);
-                    let (gk, gv) = rest.split_at_mut(tokens * head_dim);
+        let shape = |tokens| AttentionShape {
+            q_stride: q_columns,
+            kv_stride: columns,
+            out_stride: q_columns,
+            ..AttentionShape::contiguous(tokens, group, head_dim)
+        };
+        // One region for the queries of short sequences. Those of long ones take several, so that no region is long.
+        let phases: Vec<Vec<Vec<QueryRange>>> = sequences
+            .iter()
+            .map(|sequence| match sequence.rows {
+                0 => Vec::new(),
+                1..=SHORT_SEQUENCE => {
+                    vec![QueryRange::of_group(shape(sequence.rows), SHORT_SEQUENCE).collect()]
+                }
+                rows => QueryRange::of_group(shape(rows), SCORES_OF_PHASE / rows)
+                    .map(|range| vec![range])
+                    .collect(),
+            })
+            .collect();
+        for phase in 0..phases.iter().map(Vec::len).max().unwrap_or(0) {
+            let grads = [&mut *dq, &mut *dk, &mut *dv].map(|grad| Scatter::new(grad.values_mut()));
+            self.pool().run(sequences.len() * kv_heads, &|task| {
+                let (sequence, head) = (task / kv_heads, task % kv_heads);
+                let Some(ranges) = phases[sequence].get(phase) else {
+                    return;
+                };
+                let Sequence {
+                    first,
+                    rows: tokens,
+                    ..
+                } = sequences[sequence];
+                assert!(first + tokens <= rows);
+                let at = HeadPlace {
+                    q: first * q_columns + head * group * head_dim,
+                    kv: first * columns + head * head_dim,
+                };
+                // SAFETY: each task writes its own sequence's rows and head's columns.
+                unsafe {
+                    self.head_backward_part(
+                        shape(tokens),
+                        ranges,
+                        phase > 0,
+                        at,
+                        inputs,
+                        dout,
+                        &grads,
+                    );
+                }
+            });
+        }
+    }
+
+    /// Adds the part of the gradients of one sequence and kv head that comes from the queries of `ranges`. The parts of K and V are
+    /// added to what is there if `add`.
+    ///
+    /// # Safety
+    /// No other thread uses the rows and columns of the sequence and the head in `grads`.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn head_backward_part(
+        &self,
+        shape: AttentionShape,
+        ranges: &[QueryRange],
+        add: bool,
+        at: HeadPlace,
+        inputs: &AttentionInputs,
+        dout: &Tensor,
+        [dq, dk, dv]: &[Scatter<f32>; 3],
+    ) {
+        let (tokens, head_dim) = (shape.tokens, shape.head_dim);
+        let width = shape.heads * head_dim;
+        let of_token = |t: usize| at.kv + t * shape.kv_stride;
+        SCRATCH.with_borrow_mut(|scratch| {
+            HEAD.with_borrow_mut(|grads| {
+                grads.resize(tokens * (width + 2 * head_dim), 0.0);
+                let (gq, rest) = grads.split_at_mut(tokens * width);
+                let (gk, gv) = rest.split_at_mut(tokens * head_dim);
+                for (buffer, from) in [(&mut *gk, dk), (&mut *gv, dv)] {
+                    if !add {
+                        buffer.fill(0.0);
+                        continue;
+                    }
+                    for (t, buffer) in buffer.chunks_exact_mut(head_dim).enumerate() {
+                        // SAFETY: the caller's.
+                        buffer.copy_from_slice(unsafe { from.part(of_token(t), head_dim) });
+                    }
+                }
+                for range in ranges {
                     grad::attention_backward(
                         self.isa(),
                         shape,
-                        &inputs.q.values()[q_at..],
-                        &inputs.k.values()[kv_at..],
-                        &inputs.v.values()[kv_at..],
-                        &inputs.out.values()[q_at..],
-                        &dout.values()[q_at..],
+                        range.clone(),
+                        &inputs.q.values()[at.q..],
+                        &inputs.k.values()[at.kv..],
+                        &inputs.v.values()[at.kv..],
+                        &inputs.out.values()[at.q..],
+                        &dout.values()[at.q..],
                         gq,
                         gk,
                         gv,
                         scratch,
                     );
-                    for t in 0..tokens {
-                        // SAFETY: each task writes its own sequence's rows and head's columns.
-                        unsafe {
-                            dq.part(q_at + t * q_columns, width)
-                                .copy_from_slice(&gq[t * width..][..width]);
-                            dk.part(kv_at + t * columns, head_dim)
-                                .copy_from_slice(&gk[t * head_dim..][..head_dim]);
-                            dv.part(kv_at + t * columns, head_dim)
-                                .copy_from_slice(&gv[t * head_dim..][..head_dim]);
-                        }
+                    for t in range.tokens.clone() {
+                        let column = range.head * head_dim;
+                        let from = &gq[t * width + column..][..head_dim];
+                        // SAFETY: the caller's.
+                        let to = unsafe { dq.part(at.q + t * shape.q_stride + column, head_dim) };
+                        to.copy_from_slice(from);
                     }
-                });
+                }
+                for (buffer, to) in [(&*gk, dk), (&*gv, dv)] {
+                    for (t, buffer) in buffer.chunks_exact(head_dim).enumerate() {
+                        // SAFETY: the caller's.
+                        unsafe { to.part(of_token(t), head_dim) }.copy_from_slice(buffer);
+                    }
+                }
             });
         });
     }

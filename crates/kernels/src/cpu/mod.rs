@@ -27,7 +27,7 @@ pub(crate) mod linear;
 pub(crate) mod lora;
 mod math;
 pub(crate) mod norm;
-mod pool;
+pub(crate) mod pool;
 #[cfg(test)]
 mod reference;
 pub(crate) mod rope;

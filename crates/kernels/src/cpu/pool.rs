@@ -6,12 +6,14 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::time::Instant;
 
 use crate::cpu::sync::thread::{self, JoinHandle};
 use crate::cpu::sync::{
     Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, UnsafeCell, hint, thread_local,
 };
 use crate::cpu::ticket_lock::TicketLock;
+use crate::pause::{self, PAUSE_EVERY};
 
 /// Spins before a worker parks: about 50 microseconds, longer than the gap between two regions of a step. Models have few, because
 /// each is another interleaving.
@@ -132,10 +134,32 @@ impl Pool {
     }
 
     /// Runs `task(0..tasks)`, each once, on all threads; returns when all are done. A region inside a region runs on the
-    /// thread that meets it. A task's panic is raised again here.
+    /// thread that meets it. A task's panic is raised again here. Pauses where the thread's work does: see [`crate::pause`].
     pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         #[cfg(debug_assertions)]
         let task = &current_task::recording(task);
+        if INSIDE.with(Cell::get) || !pause::is_set() {
+            return self.run_region(tasks, task);
+        }
+        // Parts grow until they take about the time between two pauses.
+        let (mut first, mut part) = (0, self.threads());
+        while first < tasks {
+            pause::if_due();
+            let began = Instant::now();
+            let tasks_of_part = part.min(tasks - first);
+            self.run_region(tasks_of_part, &|i| task(first + i));
+            first += tasks_of_part;
+            let took = began.elapsed();
+            if took < PAUSE_EVERY / 4 {
+                part *= 4;
+            } else if took > PAUSE_EVERY {
+                part = (part / 2).max(self.threads());
+            }
+        }
+    }
+
+    /// [`Pool::run`] in one region.
+    fn run_region(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if tasks <= 1 || self.workers.is_empty() || INSIDE.with(Cell::get) {
             for i in 0..tasks {
                 task(i);

@@ -4,6 +4,8 @@
 //! distributions of the next token are compared: KL(base || adapter) = sum over the vocabulary of p (ln p - ln q), with p of the
 //! base and q of the adapter.
 
+use std::sync::Arc;
+
 use formats::chat_template::ChatTemplate;
 use formats::tokenizer::Tokenizer;
 use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span, Tensor};
@@ -74,7 +76,7 @@ pub fn drift(
     compute: Compute,
     adapter: &LoraParams,
     examples: &[Example],
-    yield_point: Option<&dyn YieldPoint>,
+    yield_point: Option<&Arc<dyn YieldPoint>>,
 ) -> Result<Drift, TrainError> {
     let adapter = model
         .pack_adapter(&adapter.pairs, LoraType::F32)
@@ -95,16 +97,17 @@ pub fn drift(
             .filter(|&row| example.loss_mask[row + 1])
             .collect();
         let guard = YieldGuard::new(yield_point, model.device());
-        guard.wait()?;
-        forward_both(
-            model,
-            compute,
-            &adapter,
-            tokens,
-            &trained,
-            &mut buffers,
-            &mut logits,
-        )?;
+        guard.layer(|| {
+            forward_both(
+                model,
+                compute,
+                &adapter,
+                tokens,
+                &trained,
+                &mut buffers,
+                &mut logits,
+            )
+        })??;
         drop(guard);
         logits.read_into(&mut values);
         let row_of = |i: usize| &values[i * vocab_size..][..vocab_size];

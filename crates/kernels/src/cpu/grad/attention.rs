@@ -11,6 +11,8 @@
 //! `D` is that of FlashAttention (Dao et al. 2022, appendix B.2). P and dP of one block are in scratch, so that every
 //! product here is a plain matrix product; K and V are transposed once per call.
 
+use std::ops::Range;
+
 use crate::cpu::gemm::gemm;
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::math::{LANES, dot, exp, larger, sum_lanes};
@@ -79,11 +81,35 @@ impl AttentionShape {
     }
 }
 
-/// The gradients of causal attention: `out = softmax(q k^T / sqrt(head_dim)) v`, token `t` seeing tokens `0..=t`.
+/// Some queries of one query head of the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryRange {
+    /// The query head within the group.
+    pub head: usize,
+    /// The tokens; the first one is a multiple of [`BLOCK`].
+    pub tokens: Range<usize>,
+}
+
+impl QueryRange {
+    /// All queries of a group in ranges of at most `length` tokens, rounded up to whole blocks, in the order in which their gradients are
+    /// added: the parts of dK and dV are then added as those of one range for each head would be, to the same bits.
+    pub fn of_group(shape: AttentionShape, length: usize) -> impl Iterator<Item = QueryRange> {
+        let (tokens, length) = (shape.tokens, length.max(1).next_multiple_of(BLOCK));
+        (0..shape.heads).flat_map(move |head| {
+            let ranges = (0..tokens).step_by(length);
+            ranges.map(move |first| QueryRange {
+                head,
+                tokens: first..(first + length).min(tokens),
+            })
+        })
+    }
+}
+
+/// The gradients of causal attention by some of the queries: `out = softmax(q k^T / sqrt(head_dim)) v`, token `t` seeing tokens
+/// `0..=t`.
 ///
-/// `out` is the output of the forward and `dout` its gradient. The rows of `dq`, `dk` and `dv` are overwritten, the gaps between
-/// rows are not; `dk` and `dv` are summed over the group's query heads. `scratch` is
-/// resized as needed, and needs no more memory once it has seen the longest sequence.
+/// `out` is the output of the forward and `dout` its gradient. The rows of `dq` that belong to the queries are overwritten; the
+/// parts of `dk` and `dv` are added. `scratch` is resized as needed, and needs no more memory once it has seen the longest sequence.
 ///
 /// # Panics
 /// A slice is shorter than the shape says, or `heads` or `head_dim` is 0.
@@ -91,6 +117,7 @@ impl AttentionShape {
 pub fn attention_backward(
     isa: Isa,
     shape: AttentionShape,
+    queries: QueryRange,
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -102,18 +129,18 @@ pub fn attention_backward(
     scratch: &mut Vec<f32>,
 ) {
     let AttentionShape {
-        tokens,
-        heads,
         head_dim,
         q_stride,
         kv_stride,
         out_stride,
         dq_stride,
-        dkv_stride,
+        ..
     } = shape;
-    if tokens == 0 {
+    if queries.tokens.is_empty() {
         return;
     }
+    assert!(queries.head < shape.heads && queries.tokens.end <= shape.tokens);
+    assert!(queries.tokens.start.is_multiple_of(BLOCK));
     check_lengths(shape, [q, out, dout, dq], [k, v, dk, dv]);
 
     let padded = shape.padded();
@@ -124,27 +151,22 @@ pub fn attention_backward(
     let (vt, rest) = rest.split_at_mut(head_dim * padded);
     let (p, rest) = rest.split_at_mut(BLOCK * padded);
     let ds = &mut rest[..BLOCK * padded];
-    transpose(isa, k, kv_stride, tokens, kt, padded);
-    transpose(isa, v, kv_stride, tokens, vt, padded);
-    for rows in [&mut *dk, &mut *dv] {
-        for row in rows.chunks_mut(dkv_stride).take(tokens) {
-            row[..head_dim].fill(0.0);
-        }
-    }
+    // Later keys are not seen.
+    transpose(isa, k, kv_stride, queries.tokens.end, kt, padded);
+    transpose(isa, v, kv_stride, queries.tokens.end, vt, padded);
 
-    for head in 0..heads {
-        for first in (0..tokens).step_by(BLOCK) {
-            let at = first * out_stride + head * head_dim;
-            let queries = Queries {
-                first,
-                q: &q[first * q_stride + head * head_dim..],
-                out: &out[at..],
-                dout: &dout[at..],
-            };
-            let dq = &mut dq[first * dq_stride + head * head_dim..];
-            let scratch = (&*kt, &*vt, &mut *p, &mut *ds);
-            block_gradients(isa, shape, queries, k, scratch, dq, dk, dv);
-        }
+    let head = queries.head;
+    for first in queries.tokens.clone().step_by(BLOCK) {
+        let at = first * out_stride + head * head_dim;
+        let block = Queries {
+            first,
+            q: &q[first * q_stride + head * head_dim..],
+            out: &out[at..],
+            dout: &dout[at..],
+        };
+        let dq = &mut dq[first * dq_stride + head * head_dim..];
+        let scratch = (&*kt, &*vt, &mut *p, &mut *ds);
+        block_gradients(isa, shape, block, k, scratch, dq, dk, dv);
     }
 }
 

@@ -84,12 +84,19 @@ impl Case {
     }
 
     fn gradients(&self, isa: Isa, scratch: &mut Vec<f32>) -> [Vec<f32>; 3] {
+        self.gradients_by(isa, self.shape.tokens, scratch)
+    }
+
+    /// The same in ranges of `length` queries.
+    fn gradients_by(&self, isa: Isa, length: usize, scratch: &mut Vec<f32>) -> [Vec<f32>; 3] {
         let mut dq = vec![f32::NAN; self.q.len()];
-        let (mut dk, mut dv) = (vec![f32::NAN; self.k.len()], vec![f32::NAN; self.v.len()]);
-        attention_backward(
-            isa, self.shape, &self.q, &self.k, &self.v, &self.out, &self.dout, &mut dq, &mut dk,
-            &mut dv, scratch,
-        );
+        let (mut dk, mut dv) = (vec![0.0; self.k.len()], vec![0.0; self.v.len()]);
+        for range in QueryRange::of_group(self.shape, length) {
+            attention_backward(
+                isa, self.shape, range, &self.q, &self.k, &self.v, &self.out, &self.dout, &mut dq,
+                &mut dk, &mut dv, scratch,
+            );
+        }
         [dq, dk, dv]
     }
 }
@@ -193,6 +200,20 @@ fn gradients_are_bit_identical_on_every_isa() {
 }
 
 #[test]
+fn gradients_by_parts_of_the_queries_have_the_same_bits() {
+    let (case, scratch) = (Case::new(100, 3, 16, 10.0), &mut Vec::new());
+    let whole = case.gradients(Isa::best(), scratch);
+    for length in [1, 16, 40, 99] {
+        scratch.fill(f32::NAN);
+        assert_eq!(
+            case.gradients_by(Isa::best(), length, scratch),
+            whole,
+            "{length}"
+        );
+    }
+}
+
+#[test]
 fn gradients_of_long_sequences_match_the_reference() {
     let case = Case::new(1030, 1, 64, 20.0);
     let gradients = case.gradients(Isa::best(), &mut Vec::new());
@@ -229,19 +250,26 @@ fn strided_rows_give_the_same_gradients_as_contiguous_rows() {
     );
     let (k, v) = (spread(&case.k, 16, 33, 17), spread(&case.v, 16, 33, 1));
     let (mut a, mut b, mut c) = (vec![7.0; 21 * 65], vec![7.0; 21 * 40], vec![7.0; 21 * 40]);
-    attention_backward(
-        Isa::best(),
-        shape,
-        &q[5..],
-        &k[17..],
-        &v[1..],
-        &out[32..],
-        &dout[32..],
-        &mut a[3..],
-        &mut b,
-        &mut c[24..],
-        scratch,
-    );
+    for (rows, offset) in [(&mut b, 0), (&mut c, 24)] {
+        rows.chunks_mut(40)
+            .for_each(|row| row[offset..offset + 16].fill(0.0));
+    }
+    for range in QueryRange::of_group(shape, 21) {
+        attention_backward(
+            Isa::best(),
+            shape,
+            range,
+            &q[5..],
+            &k[17..],
+            &v[1..],
+            &out[32..],
+            &dout[32..],
+            &mut a[3..],
+            &mut b,
+            &mut c[24..],
+            scratch,
+        );
+    }
     let gather = |wide: &[f32], width: usize, stride: usize, offset: usize| -> Vec<f32> {
         let outside = wide
             .iter()

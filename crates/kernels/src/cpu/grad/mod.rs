@@ -9,7 +9,7 @@ mod loss;
 mod norm;
 mod swiglu;
 
-pub(crate) use attention::{AttentionShape, attention_backward};
+pub(crate) use attention::{AttentionShape, QueryRange, attention_backward};
 pub(crate) use loss::cross_entropy;
 pub(crate) use norm::rmsnorm_backward;
 pub(crate) use swiglu::swiglu_backward;

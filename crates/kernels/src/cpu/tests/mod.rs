@@ -563,3 +563,73 @@ fn weights_with_wrong_shapes_are_errors() {
         .is_err()
     );
 }
+
+/// A long sequence takes several regions, next to a short one that takes one.
+#[test]
+fn attention_backward_of_a_long_sequence_equals_that_of_each_head_at_once() {
+    use crate::cpu::backward::AttentionInputs;
+    use crate::cpu::grad::{AttentionShape, QueryRange, attention_backward};
+
+    let (kv_heads, group, dim, lengths) = (2, 2, 16, [1300, 37]);
+    let (heads, rows) = (kv_heads * group, lengths.iter().sum());
+    let r = &mut Random::new(5);
+    let mut tensor =
+        |heads: usize| Tensor::from_vec(rows, heads * dim, r.values(rows * heads * dim));
+    let (q, k, v, out, dout) = (
+        tensor(heads),
+        tensor(kv_heads),
+        tensor(kv_heads),
+        tensor(heads),
+        tensor(heads),
+    );
+    let sequence = |first, rows, blocks: std::ops::Range<u32>| Sequence {
+        first,
+        rows,
+        past: 0,
+        blocks: blocks.collect(),
+    };
+    let sequences = [sequence(0, 1300, 0..82), sequence(1300, 37, 82..85)];
+    let inputs = AttentionInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        out: &out,
+    };
+    let device = CpuDevice::open(Some(3), Isa::best()).unwrap();
+    let mut grads = [0; 3].map(|_| Tensor::default());
+    let [dq, dk, dv] = &mut grads;
+    device.attention_backward(&inputs, &sequences, dim, &dout, dq, dk, dv);
+
+    for Sequence { first, rows, .. } in &sequences {
+        for head in 0..kv_heads {
+            // The head's columns in tensors of their own.
+            let of = |tensor: &Tensor, heads: usize| -> Vec<f32> {
+                let columns = head * heads * dim..(head + 1) * heads * dim;
+                let rows = *first..first + rows;
+                rows.flat_map(|row| tensor.row(row)[columns.clone()].to_vec())
+                    .collect()
+            };
+            let shape = AttentionShape::contiguous(*rows, group, dim);
+            let mut gq = vec![0.0; rows * group * dim];
+            let (mut gk, mut gv) = (vec![0.0; rows * dim], vec![0.0; rows * dim]);
+            for range in QueryRange::of_group(shape, *rows) {
+                attention_backward(
+                    device.isa(),
+                    shape,
+                    range,
+                    &of(&q, group),
+                    &of(&k, 1),
+                    &of(&v, 1),
+                    &of(&out, group),
+                    &of(&dout, group),
+                    &mut gq,
+                    &mut gk,
+                    &mut gv,
+                    &mut Vec::new(),
+                );
+            }
+            let [dq, dk, dv] = &grads;
+            assert!(of(dq, group) == gq && of(dk, 1) == gk && of(dv, 1) == gv);
+        }
+    }
+}

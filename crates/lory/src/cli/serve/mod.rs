@@ -91,8 +91,8 @@ struct TrainingArgs {
     /// the memory that the plan leaves]
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     train_memory: Option<ByteSize>,
-    /// Target p95 inter-token latency of streams while a job trains; training pauses between two layers to meet it. A stream
-    /// that is slower without a job is not made faster
+    /// Target p95 inter-token latency of streams while a job trains; training pauses between parts of its layers to meet it. A
+    /// stream that is slower without a job is not made faster
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = latency_budget)]
     train_latency_budget: Duration,
 }
