@@ -31,6 +31,11 @@ impl YieldPoint for CountingYieldPoint {
         self.waits.fetch_add(1, SeqCst) + 1 != self.stop_at.load(SeqCst)
     }
 
+    // How often a layer pauses depends on the machine.
+    fn pause(&self) -> bool {
+        true
+    }
+
     fn release(&self) {
         self.order.lock().unwrap().push('l');
         self.releases.fetch_add(1, SeqCst);
@@ -144,6 +149,53 @@ fn every_layer_waits_and_every_pass_releases_the_yield_point() {
     assert!(matches!(stopped, Err(TrainError::Stopped)), "{stopped:?}");
     assert_eq!(yield_point.releases.load(SeqCst), 3);
     assert_eq!(yield_point.order.lock().unwrap().last(), Some(&'l'));
+}
+
+/// Waits nowhere, and stops at a pause within a layer once `stop` is set.
+#[derive(Default)]
+struct PausingYieldPoint {
+    pauses: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl YieldPoint for PausingYieldPoint {
+    fn wait(&self) -> bool {
+        true
+    }
+
+    fn pause(&self) -> bool {
+        self.pauses.fetch_add(1, SeqCst);
+        !self.stop.load(SeqCst)
+    }
+
+    fn release(&self) {}
+}
+
+#[test]
+fn long_layer_pauses_to_the_same_bits_and_can_be_stopped_within() {
+    let model = model();
+    let task = task(&model);
+    let params = [task.init.values().unwrap()];
+    // Far more than the work of one pause.
+    let rows: Vec<Example> = (0..800).map(example).collect();
+    let batch: Vec<BatchItem<'_>> = rows.iter().map(|row| BatchItem::new(0, row)).collect();
+    let run = |learner: &mut ModelLearner| {
+        let mut grads = [train::LoraGrads::zeros_like(&params[0])];
+        let losses = learner.forward_backward(&params, &batch, &[1.0], &mut grads);
+        losses.map(|losses| (losses, grads))
+    };
+    let expected = run(&mut ModelLearner::new(model.clone(), Compute::Int8)).unwrap();
+
+    let yield_point = Arc::new(PausingYieldPoint::default());
+    let mut learner = ModelLearner::new(model.clone(), Compute::Int8).yielding(yield_point.clone());
+    assert_eq!(run(&mut learner).unwrap(), expected);
+    assert!(yield_point.pauses.load(SeqCst) > 0);
+
+    yield_point.stop.store(true, SeqCst);
+    let stopped = run(&mut learner);
+    assert!(matches!(stopped, Err(TrainError::Stopped)), "{stopped:?}");
+    yield_point.stop.store(false, SeqCst);
+    assert_eq!(run(&mut learner).unwrap(), expected);
 }
 
 #[test]
