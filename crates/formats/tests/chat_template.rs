@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use formats::chat_template::{ChatTemplate, Message, TemplateError};
+use formats::chat_template::{ChatTemplate, Message, SpecialTexts, TemplateError};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Fixture {
     templates: BTreeMap<String, String>,
     cases: Vec<Case>,
+    expressions: Vec<Expression>,
+}
+
+#[derive(Deserialize)]
+struct Expression {
+    source: String,
+    text: String,
 }
 
 #[derive(Deserialize)]
@@ -20,11 +27,46 @@ struct Case {
     refused: Option<String>,
 }
 
-#[test]
-fn conversations_render_as_in_jinja2() {
+fn fixture() -> Fixture {
     let path =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/templates.json");
-    let fixture: Fixture = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn expressions_render_as_in_jinja2() {
+    let messages = [
+        Message::new("user", "  <a>|b|c\n"),
+        Message::new("assistant", "It's é."),
+    ];
+    let tokens = SpecialTexts {
+        bos: "<s>".to_owned(),
+        eos: "</s>".to_owned(),
+        others: vec![
+            ("unk_token", "<unk>".to_owned()),
+            ("pad_token", "<pad>".to_owned()),
+        ],
+    };
+    let expressions = fixture().expressions;
+    assert!(expressions.len() > 30);
+    let mut wrong = Vec::new();
+    for Expression { source, text } in expressions {
+        let whole = format!("{{% set m = messages[0].content %}}\n{source}");
+        let rendered = ChatTemplate::with_tokens(&whole, tokens.clone())
+            .and_then(|template| template.render(&messages, true));
+        match rendered {
+            Ok(rendered) if rendered == text => {}
+            other => wrong.push(format!(
+                "{source}\n   expected {text:?}\n   was      {other:?}"
+            )),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn conversations_render_as_in_jinja2() {
+    let fixture = fixture();
     assert!(fixture.cases.iter().any(|case| case.refused.is_some()));
     for case in fixture.cases {
         let template =
@@ -79,6 +121,16 @@ fn hash_covers_source_and_tokens() {
     assert_eq!(hash("a", "b", "c"), hash("a", "b", "c"));
     assert_ne!(hash("a", "b", "c"), hash("a", "bc", ""));
     assert_ne!(hash("a", "b", "c"), hash("x", "b", "c"));
+    let with_unk = |source: &str, unk: &str| {
+        let tokens = SpecialTexts {
+            others: vec![("unk_token", unk.to_owned())],
+            ..SpecialTexts::default()
+        };
+        ChatTemplate::with_tokens(source, tokens).unwrap().hash()
+    };
+    assert_eq!(with_unk("a", "<unk>"), hash("a", "", ""));
+    let mentioned = "{{ unk_token }}";
+    assert_ne!(with_unk(mentioned, "<unk>"), with_unk(mentioned, "[UNK]"));
 }
 
 #[test]
@@ -124,6 +176,12 @@ fn expensive_templates_run_out_of_fuel() {
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
         "{{ range(100000) | list | tojson(indent=16) | length * 1 }}{% for i in range(1000) %}{{ range(10000) | tojson }}{% endfor %}",
         "{{ (messages | string) * 99999999 }}",
+        "{{ 'a'.center(1000000000) }}",
+        "{{ '-a'.zfill(1000000000) }}",
+        "{{ '%999999999s' % 'a' }}",
+        "{{ '\t'.expandtabs(1000000000) }}",
+        "{% set l = range(99999) | list %}{% for i in range(99999) %}{{ l.index(99998) }}{% endfor %}",
+        "{% set s = 'a ' * 99999 %}{% for i in range(99999) %}{{ s.rsplit() | length }}{% endfor %}",
     ];
     for source in hostile {
         let started = std::time::Instant::now();
@@ -168,6 +226,9 @@ fn deep_nesting_never_exhausts_the_stack() {
         "1 if 1 else ",
         "a|b(",
         "a+",
+        "a%",
+        "'a'%",
+        "a%(",
     ];
     for part in endless {
         let message = failure(&repeated(part, ""));
@@ -180,6 +241,8 @@ fn deep_nesting_never_exhausts_the_stack() {
         "a+",
         "a|e|",
         "a~",
+        "a%",
+        "a%b(",
         "a and ",
         "a[0].",
         "1 if 1 else ",

@@ -7,14 +7,17 @@ mod alpaca;
 mod date;
 mod hidden;
 mod json;
+mod methods;
+mod python;
+mod rewrite;
 mod tags;
 mod tool_text;
 
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::value::Rest;
+use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 use serde::{Deserialize, Serialize};
 
 use crate::file::FileError;
@@ -112,14 +115,34 @@ const MAX_DEPTH: usize = 100;
 /// each unit of fuel. This stack is large enough for both limits above; only the used part takes memory.
 const STACK: usize = 512 << 20;
 const NAME: &str = "chat_template";
+/// Special tokens that templates may mention, and where a GGUF has them.
+const GGUF_TOKENS: [(&str, &str); 5] = [
+    ("unk_token", "tokenizer.ggml.unknown_token_id"),
+    ("pad_token", "tokenizer.ggml.padding_token_id"),
+    // As ggml spells it.
+    ("sep_token", "tokenizer.ggml.seperator_token_id"),
+    ("cls_token", "tokenizer.ggml.cls_token_id"),
+    ("mask_token", "tokenizer.ggml.mask_token_id"),
+];
 
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
-    bos: String,
-    eos: String,
+    tokens: SpecialTexts,
+}
+
+/// The texts of the special tokens that a template sees. An absent one is undefined in the template, but for the first two, which are
+/// empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpecialTexts {
+    /// `bos_token`, which begins a text.
+    pub bos: String,
+    /// `eos_token`, which ends a text.
+    pub eos: String,
+    /// Others by their names in templates, such as `unk_token`.
+    pub others: Vec<(&'static str, String)>,
 }
 
 impl ChatTemplate {
@@ -133,16 +156,31 @@ impl ChatTemplate {
                 .ok_or_else(|| TemplateError::Missing {
                     origin: gguf.origin().to_owned(),
                 })?;
-        ChatTemplate::of(source, tokenizer)
+        let mut others = Vec::new();
+        for (name, key) in GGUF_TOKENS {
+            let id = gguf.get_u32(key)?;
+            let text = id.and_then(|id| tokenizer.token(id));
+            others.extend(text.map(|text| (name, text.to_owned())));
+        }
+        ChatTemplate::of(source, tokenizer, others)
     }
 
-    /// Compiles the template of a model with this tokenizer.
+    /// Compiles the template of a model with this tokenizer, and with the texts of `others` of its special tokens.
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
-    pub fn of(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
+    pub fn of(
+        source: &str,
+        tokenizer: &Tokenizer,
+        others: Vec<(&'static str, String)>,
+    ) -> Result<ChatTemplate, TemplateError> {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
+        let tokens = SpecialTexts {
+            bos: text(tokenizer.bos()).to_owned(),
+            eos: text(tokenizer.eos()).to_owned(),
+            others,
+        };
+        ChatTemplate::with_tokens(source, tokens)
     }
 
     /// Compiles a template; the template sees `bos` and `eos` as `bos_token` and `eos_token`.
@@ -150,15 +188,34 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`]: too long, or it cannot be compiled.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
+        let tokens = SpecialTexts {
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+            others: Vec::new(),
+        };
+        ChatTemplate::with_tokens(source, tokens)
+    }
+
+    /// Compiles a template that sees these special tokens.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn with_tokens(
+        source: &str,
+        mut tokens: SpecialTexts,
+    ) -> Result<ChatTemplate, TemplateError> {
         if source.len() > MAX_TEMPLATE {
             return Err(TemplateError::TooLarge {
                 found: source.len(),
             });
         }
-        let found = tags::longest(source);
+        let rewritten = rewrite::rewrite(source);
+        let found = tags::longest(source).max(tags::longest(&rewritten));
         if found > MAX_TAG {
             return Err(TemplateError::LongTag { found });
         }
+        // What a template does not mention does not change its hash.
+        tokens.others.retain(|(name, _)| source.contains(name));
         let mut environment = Environment::new();
         // As in transformers: no escaping (the name has no extension), blocks take their line with them.
         let syntax = SyntaxConfig::builder()
@@ -167,36 +224,22 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax(describe(&error)))?);
         environment.set_recursion_limit(MAX_DEPTH);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(|out, state, value| match value.kind() {
-            ValueKind::Bool if value.is_true() => out.write_str("True").map_err(Error::from),
-            ValueKind::Bool => out.write_str("False").map_err(Error::from),
-            ValueKind::None => out.write_str("None").map_err(Error::from),
-            _ => minijinja::escape_formatter(out, state, value),
+        environment.set_unknown_method_callback(methods::call);
+        environment.set_formatter(|out, state, value| match python::str(state, value)? {
+            Some(text) => out.write_str(&text).map_err(Error::from),
+            None => minijinja::escape_formatter(out, state, value),
         });
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, "raise_exception")
-                    .with_source(Refusal(message)))
-            },
-        );
-        environment.add_function("strftime_now", |format: String| {
-            date::strftime(&format, SystemTime::now())
-        });
-        environment.add_filter("tojson", json::to_json);
+        add_python(&mut environment);
         environment.set_fuel(Some(FUEL));
         on_deep_stack(|| {
             environment
-                .add_template_owned(NAME, source.to_owned())
+                .add_template_owned(NAME, rewritten)
                 .map_err(|error| TemplateError::Syntax(describe(&error)))
         })?;
         Ok(ChatTemplate {
             environment,
             source: source.to_owned(),
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
+            tokens,
         })
     }
 
@@ -213,13 +256,16 @@ impl ChatTemplate {
             .iter()
             .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
             .collect();
+        let others = self.tokens.others.iter();
+        let others = Value::from_pairs(others.map(|(name, text)| (*name, text.as_str())));
         let context = context! {
             messages => conversation,
             add_generation_prompt => add_generation_prompt,
-            bos_token => self.bos.clone(),
-            eos_token => self.eos.clone(),
+            bos_token => self.tokens.bos.clone(),
+            eos_token => self.tokens.eos.clone(),
             tools => (),
             documents => (),
+            ..others
         };
         on_deep_stack(|| {
             let template = self.environment.get_template(NAME).map_err(failed)?;
@@ -235,11 +281,42 @@ impl ChatTemplate {
     /// The sha256, in hex, of everything that determines a rendering.
     pub fn hash(&self) -> String {
         let mut hasher = FieldHasher::new();
-        for field in ["chat template", &self.source, &self.bos, &self.eos] {
+        let SpecialTexts { bos, eos, others } = &self.tokens;
+        for field in ["chat template", &self.source, bos, eos] {
             hasher.field(field.as_bytes());
+        }
+        for (name, text) in others {
+            hasher.field(name.as_bytes()).field(text.as_bytes());
         }
         hasher.finish()
     }
+}
+
+/// Adds what Python's templates have and the template engine does not.
+fn add_python(environment: &mut Environment<'static>) {
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, "raise_exception")
+                .with_source(Refusal(message)))
+        },
+    );
+    environment.add_function("strftime_now", |format: String| {
+        date::strftime(&format, SystemTime::now())
+    });
+    environment.add_function(
+        rewrite::MOD,
+        |state: &mut State, left: Value, right: Value| python::modulo(state, &left, &right),
+    );
+    environment.add_function("cycler", |items: Rest<Value>| {
+        minijinja_contrib::globals::cycler(items.0)
+    });
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_filter("tojson", json::to_json);
+    environment.add_filter("string", |state: &mut State, value: Value| {
+        let text = python::str(state, &value)?;
+        Ok::<_, Error>(text.map_or_else(|| Value::from(value.to_string()), Value::from))
+    });
 }
 
 /// Runs the template engine on a stack that no template can exhaust, as that would end the process.

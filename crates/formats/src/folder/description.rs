@@ -131,7 +131,17 @@ impl Description {
             };
             own.ok_or_else(missing)?.to_owned()
         };
-        ChatTemplate::of(&source, tokenizer)
+        let names = [
+            "unk_token",
+            "pad_token",
+            "sep_token",
+            "cls_token",
+            "mask_token",
+        ];
+        let others = names
+            .into_iter()
+            .filter_map(|name| Some((name, self.special(name)?)));
+        ChatTemplate::of(&source, tokenizer, others.collect())
     }
 }
 
