@@ -130,16 +130,28 @@ impl BaseText {
     }
 }
 
-fn of_gguf(gguf: &Gguf) -> Result<(Tokenizer, ChatTemplate), BaseError> {
+/// The tokenizer and the chat template of a GGUF file.
+///
+/// # Errors
+/// They are missing, broken or not supported.
+pub fn of_gguf(gguf: &Gguf) -> Result<(Tokenizer, ChatTemplate), BaseError> {
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
-    Ok((tokenizer, template))
+    Ok(with_end_of_turn(tokenizer, template))
 }
 
 fn of_folder(description: &Description) -> Result<(Tokenizer, ChatTemplate), BaseError> {
     let tokenizer = description.tokenizer()?;
     let template = description.chat_template(&tokenizer)?;
-    Ok((tokenizer, template))
+    Ok(with_end_of_turn(tokenizer, template))
+}
+
+/// An answer also ends with the token with which the template ends a turn, whatever the other files say.
+fn with_end_of_turn(mut tokenizer: Tokenizer, template: ChatTemplate) -> (Tokenizer, ChatTemplate) {
+    if let Some(end) = template.end_of_turn(&tokenizer) {
+        tokenizer.add_end_id(end);
+    }
+    (tokenizer, template)
 }
 
 fn map(path: &Path) -> Result<MappedFile, BaseError> {

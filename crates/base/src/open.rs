@@ -121,8 +121,7 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn from_gguf(gguf: &Gguf, name: String, device: Device) -> Result<Base, BaseError> {
-        let tokenizer = Tokenizer::from_gguf(gguf)?;
-        let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
+        let (tokenizer, template) = files::of_gguf(gguf)?;
         let model = Model::load(gguf, device)?;
         Ok(Base {
             name,

@@ -340,6 +340,42 @@ fn token_ids_equal_the_tokenizers_library() {
 }
 
 #[test]
+fn end_ids_come_from_config_json_if_generation_config_has_none() {
+    let ends = |config: Json, generation: Option<Json>| {
+        let folder = copy("llama3");
+        let path = folder.path().join("config.json");
+        let mut json = read_json(&path);
+        json["eos_token_id"] = config;
+        std::fs::write(&path, json.to_string()).unwrap();
+        let path = folder.path().join("generation_config.json");
+        let _ = std::fs::remove_file(&path);
+        if let Some(generation) = generation {
+            std::fs::write(&path, generation.to_string()).unwrap();
+        }
+        let tokenizer = Description::read(folder.path()).unwrap().tokenizer();
+        tokenizer.map(|tokenizer| tokenizer.end_ids().to_vec())
+    };
+    let usual = ends(Json::Null, None).unwrap();
+    let with = |more: &[u32]| {
+        let mut all = [&usual, more].concat();
+        all.sort_unstable();
+        all.dedup();
+        all
+    };
+    assert_eq!(ends(json!([40, 41]), None).unwrap(), with(&[40, 41]));
+    assert_eq!(ends(json!(40), Some(json!({}))).unwrap(), with(&[40]));
+    let null = json!({"eos_token_id": null});
+    assert_eq!(ends(json!([40]), Some(null)).unwrap(), with(&[40]));
+    let own = json!({"eos_token_id": [42]});
+    assert_eq!(ends(json!([40]), Some(own)).unwrap(), with(&[42]));
+    let error = ends(json!([9_999_999]), None).unwrap_err().to_string();
+    assert!(
+        error.contains("config.json") && error.contains("9999999"),
+        "{error}"
+    );
+}
+
+#[test]
 fn tokenizer_hash_does_not_depend_on_the_file_format() {
     // Llama 3's pattern is known by name in a GGUF and spelled out in tokenizer.json.
     let description = Description::read(&fixture("llama3")).unwrap();

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use formats::chat_template::ChatTemplate;
 use formats::gguf::{Gguf, GgufWriter, Value};
 use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use proptest::prelude::*;
@@ -136,6 +137,107 @@ fn special_tokens_and_family_aliases_are_read() {
     assert_ne!(llama.hash(), tokenizer.hash());
     assert_eq!(tokenizer.hash().len(), 64);
     assert_eq!(tokenizer.decode(&[1 << 30], false), "");
+}
+
+#[test]
+fn control_tokens_that_a_file_does_not_mark_are_recognised() {
+    let tiny_file: Tiny = fixture("tokenizer_tiny.json");
+    let marked = build(&tiny("smollm")).unwrap();
+    let chat = "<|im_start|>user\nHi<|im_end|>";
+    let (parsed, as_text) = (
+        marked.encode(chat, Special::Parse).unwrap(),
+        marked.encode(chat, Special::AsText).unwrap(),
+    );
+    let with = |kind: Option<i32>| {
+        let mut types = tiny_file.types.clone();
+        types
+            .iter_mut()
+            .take(3)
+            .for_each(|own| *own = kind.unwrap_or(3));
+        let mut writer = writer("smollm", &tiny_file.tokens, &tiny_file.merges, &types);
+        if kind.is_none() {
+            writer.metadata("tokenizer.ggml.token_type", vec![1; types.len()]);
+        }
+        build(&writer).unwrap()
+    };
+    for kind in [None, Some(1), Some(4)] {
+        let tokenizer = with(kind);
+        assert_eq!(tokenizer.end_ids(), [0, 2], "{kind:?}");
+        // A file may mean a user-defined token that begins a turn; it has a text then.
+        assert!(
+            tokenizer.is_special(0) && tokenizer.is_special(2),
+            "{kind:?}"
+        );
+        assert_eq!(
+            tokenizer.encode(chat, Special::Parse).unwrap(),
+            parsed,
+            "{kind:?}"
+        );
+        if kind != Some(4) {
+            let ids = tokenizer.encode(chat, Special::AsText).unwrap();
+            assert_eq!(ids, as_text, "{kind:?}");
+        }
+        assert_eq!(tokenizer.decode(&[2], true), "");
+    }
+}
+
+#[test]
+fn tokens_that_end_a_turn_are_found_by_role_and_by_name() {
+    let tiny: Tiny = fixture("tokenizer_tiny.json");
+    let last = tiny.tokens.len() as u32;
+    let mut tokens = tiny.tokens.clone();
+    let mut types = tiny.types.clone();
+    for text in ["<end_of_turn>", "[EOT]", "<ends>", "word", "<|eom_id|>"] {
+        tokens.push(text.to_owned());
+        types.push(1);
+    }
+    let mut writer = writer("smollm", &tokens, &tiny.merges, &types);
+    writer
+        .metadata("tokenizer.ggml.eos_token_id", last + 2)
+        .metadata("tokenizer.ggml.eot_token_id", last + 1)
+        .metadata("tokenizer.ggml.eom_token_id", last + 3);
+    let tokenizer = build(&writer).unwrap();
+    assert_eq!(
+        tokenizer.end_ids(),
+        [0, 2, last, last + 1, last + 2, last + 3, last + 4]
+    );
+    let ids = tokenizer.encode("<ends>[EOT]", Special::Parse).unwrap();
+    assert_eq!(ids, [last + 2, last + 1]);
+    // A plain word stays a word.
+    assert!(!tokenizer.is_special(last + 3));
+}
+
+#[test]
+fn template_shows_what_ends_a_turn() {
+    let tiny: Tiny = fixture("tokenizer_tiny.json");
+    let own = tiny.tokens.len() as u32;
+    let mut tokens = tiny.tokens.clone();
+    let mut types = tiny.types.clone();
+    for (text, kind) in [("<|turn_over|>", 1), ("<turn>", 4), ("<done>", 3)] {
+        tokens.push(text.to_owned());
+        types.push(kind);
+    }
+    let mut tokenizer = build(&writer("smollm", &tokens, &tiny.merges, &types)).unwrap();
+    let ends_with = |end: &str| {
+        let source = format!(
+            "{{% for m in messages %}}{{% if m.role == 'system' and 0 %}}{{{{ raise_exception('no') }}}}{{% endif %}}<turn>{{{{ \
+             m.role }}}}\n{{{{ m.content }}}}{end}{{% endfor %}}{{% if add_generation_prompt %}}<turn>assistant\n{{% endif %}}"
+        );
+        ChatTemplate::new(&source, "", "")
+            .unwrap()
+            .end_of_turn(&tokenizer)
+    };
+    assert_eq!(ends_with("<|turn_over|>\n"), Some(own));
+    assert_eq!(ends_with("\n<done>\n"), Some(own + 2));
+    assert_eq!(ends_with("<|im_end|>\n"), Some(2));
+    assert_eq!(ends_with("\n\n"), None);
+    assert_eq!(ends_with(" and more<done>"), None);
+    assert_eq!(ends_with("{{ raise_exception('never') }}"), None);
+    let hash = tokenizer.hash().to_owned();
+    tokenizer.add_end_id(own);
+    tokenizer.add_end_id(own);
+    assert_eq!(tokenizer.end_ids(), [0, 2, own]);
+    assert_eq!(tokenizer.hash(), hash);
 }
 
 #[test]

@@ -294,8 +294,7 @@ impl OutputProcessor {
         );
         // Text that is held back is not emitted if the answer was cut off from outside.
         if !self.stopped && !cut {
-            let last = self.detokenizer.finish();
-            self.push_text(&last);
+            // Bytes of a character that was not completed are left out.
             let held = self.parser.as_mut().and_then(ToolCallParser::finish);
             if let Some(piece) = held.filter(|_| !self.stopped) {
                 self.emit_piece(piece);

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::file::FileError;
 use crate::gguf::{Gguf, GgufError};
 use crate::sha256::FieldHasher;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Special, Tokenizer};
 
 pub use alpaca::alpaca_prompt;
 pub use hidden::Hidden;
@@ -271,6 +271,27 @@ impl ChatTemplate {
             let template = self.environment.get_template(NAME).map_err(failed)?;
             template.render(context).map_err(failed)
         })
+    }
+
+    /// The token with which an assistant's turn ends, as the template writes it: a control or user-defined token right after the
+    /// answer. None if the template writes no such token.
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        const ANSWER: &str = "We open at nine.";
+        let turns = [
+            Message::new("system", "Be brief."),
+            Message::new("user", "When do you open?"),
+            Message::new("assistant", ANSWER),
+        ];
+        // Some templates refuse a system message.
+        let rendered = self.render(&turns[1..], false);
+        let rendered = rendered.or_else(|_| self.render(&turns, false)).ok()?;
+        let (_, after) = rendered.rsplit_once(ANSWER)?;
+        let ids = tokenizer.encode(after.trim_start(), Special::Parse).ok()?;
+        let is_added = |id: &u32| {
+            let text = tokenizer.token(*id);
+            text.is_some_and(|text| tokenizer.has_added_token(text))
+        };
+        ids.first().copied().filter(is_added)
     }
 
     /// The source text of the template.

@@ -36,7 +36,8 @@ pub fn description_files() -> [&'static str; 5] {
 pub struct Description {
     path: PathBuf,
     config: ModelConfig,
-    generation: Value,
+    /// `eos_token_id` of `generation_config.json`, or else of `config.json`: a number, a list or nothing.
+    ends: Value,
     tokenizer_config: Value,
 }
 
@@ -57,10 +58,14 @@ impl Description {
     pub fn read(path: &Path) -> Result<Description, FolderError> {
         let file = path.join(CONFIG);
         let config = read_json(&file, MAX_CONFIG)?;
+        let generation = read_optional(&path.join(GENERATION))?;
+        let ends = [&generation, &config].map(|file| file.get("eos_token_id"));
+        let ends = ends.into_iter().flatten().find(|ends| !ends.is_null());
+        let ends = ends.cloned().unwrap_or_default();
         let config = ModelConfig::from_json(&config, &file.display().to_string())?;
         Ok(Description {
             config,
-            generation: read_optional(&path.join(GENERATION))?,
+            ends,
             tokenizer_config: read_optional(&path.join(TOKENIZER_CONFIG))?,
             path: path.to_owned(),
         })
@@ -84,10 +89,9 @@ impl Description {
             .tokenizer_config
             .get("add_bos_token")
             .and_then(Value::as_bool);
-        let ends = match self.generation.get("eos_token_id") {
-            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
-            Some(id) => id.as_u64().into_iter().collect(),
-            None => Vec::new(),
+        let ends = match &self.ends {
+            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
+            id => id.as_u64().into_iter().collect(),
         };
         let roles = Roles {
             bos,

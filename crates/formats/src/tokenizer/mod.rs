@@ -237,6 +237,14 @@ impl Tokenizer {
         &self.vocabulary.end_ids
     }
 
+    /// Adds a token that ends an answer, which a chat template shows. It does not change the hash.
+    pub fn add_end_id(&mut self, id: u32) {
+        let ends = &mut self.vocabulary.end_ids;
+        if let Err(place) = ends.binary_search(&id) {
+            ends.insert(place, id);
+        }
+    }
+
     /// The id of a token by its text in the vocabulary, where a space is `Ġ`.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.vocabulary

@@ -1,6 +1,6 @@
 //! The checked vocabulary of a GGUF's metadata or a `tokenizer.json`: tokens, their kinds, merges, and special tokens.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
@@ -25,16 +25,21 @@ const MAX_ADDED: usize = 1 << 15;
 const MAX_ADDED_BYTES: usize = 1 << 20;
 
 /// Control tokens that end an answer in the supported families, whether or not a file names them.
-const END_TOKENS: [&str; 8] = [
+const END_TOKENS: [&str; 11] = [
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
+    "<|eot|>",
     "<|end|>",
     "<|end_of_turn|>",
-    "</s>",
+    "<end_of_turn>",
+    "<|endofturn|>",
+    STRUCK_OUT,
 ];
+/// Ends an answer in some families; in others it is a piece of HTML.
+const STRUCK_OUT: &str = "</s>";
 
 /// The special tokens that the other files of a folder name, next to `tokenizer.json`.
 #[derive(Debug, Clone, Default)]
@@ -99,8 +104,10 @@ impl Vocabulary {
                 format!("{} tokens; 1 to {MAX_TOKENS} are read", tokens.len()),
             ));
         }
-        let kinds = gguf_kinds(gguf, tokens.len(), pre_tokenizer)?;
-        check_sizes(&tokens, &kinds).map_err(|problem| invalid(TOKENS, problem))?;
+        let mut kinds = gguf_kinds(gguf, tokens.len(), pre_tokenizer)?;
+        let check = |kinds: &[Kind]| check_sizes(&tokens, kinds);
+        check(&kinds).map_err(|problem| invalid(TOKENS, problem))?;
+        let merges = gguf_merges(gguf, &tokens, &kinds, pre_tokenizer)?;
         let role = |key: &'static str| -> Result<Option<u32>, TokenizerError> {
             match gguf.get_u32(key)? {
                 Some(id) if id as usize >= tokens.len() => Err(invalid(
@@ -112,15 +119,19 @@ impl Vocabulary {
         };
         let bos = role("tokenizer.ggml.bos_token_id")?;
         let eos = role("tokenizer.ggml.eos_token_id")?;
+        let eot = role("tokenizer.ggml.eot_token_id")?;
+        let eom = role("tokenizer.ggml.eom_token_id")?;
+        let named: Vec<u32> = [bos, eos, eot, eom].into_iter().flatten().collect();
+        mark_control(&tokens, &mut kinds, &named, &merges);
+        check(&kinds).map_err(|problem| invalid(TOKENS, problem))?;
         let add_bos = gguf
             .get_bool("tokenizer.ggml.add_bos_token")?
             .unwrap_or(pre_tokenizer.adds_bos());
         let mut end_ids = named_ends(&tokens, &kinds, eos);
-        end_ids.extend(role("tokenizer.ggml.eot_token_id")?);
-        end_ids.extend(role("tokenizer.ggml.eom_token_id")?);
+        end_ids.extend(eot);
+        end_ids.extend(eom);
         end_ids.sort_unstable();
         end_ids.dedup();
-        let merges = gguf_merges(gguf, &tokens, &kinds, pre_tokenizer)?;
         let unknown = role("tokenizer.ggml.unknown_token_id")?;
         let unknown = unknown.map(|id| tokens[id as usize].clone());
         Ok(Vocabulary {
@@ -143,7 +154,7 @@ impl Vocabulary {
         pre_tokenizer: &PreTokenizer,
     ) -> Result<Vocabulary, TokenizerError> {
         let model = bpe_model(json, origin)?;
-        let (tokens, kinds) = json_token_table(json, origin)?;
+        let (tokens, mut kinds) = json_token_table(json, origin)?;
         let role = |text: &Option<String>| {
             let text = text.as_deref()?;
             let place = tokens.iter().position(|token| token == text)?;
@@ -155,8 +166,11 @@ impl Vocabulary {
             None => first_special(json.get("post_processor"))
                 .is_some_and(|first| Some(first) == roles.bos.as_deref()),
         };
+        let configured = configured_ends(roles, tokens.len(), origin)?;
+        let named: Vec<u32> = configured.iter().copied().chain(bos).chain(eos).collect();
+        mark_control(&tokens, &mut kinds, &named, &[]);
         let mut end_ids = named_ends(&tokens, &kinds, eos);
-        end_ids.extend(configured_ends(roles, tokens.len(), origin)?);
+        end_ids.extend(configured);
         end_ids.sort_unstable();
         end_ids.dedup();
         let merges = json_merges(model, origin)?;
@@ -390,12 +404,16 @@ fn json_token_table(
     Ok((tokens, kinds))
 }
 
-/// The end ids of `generation_config.json`, of a vocabulary of `count` tokens.
+/// The end ids of `generation_config.json`, or else of `config.json`, of a vocabulary of `count` tokens.
 fn configured_ends(roles: &Roles, count: usize, origin: &str) -> Result<Vec<u32>, TokenizerError> {
     let id = |&id: &u64| {
         if id >= count as u64 {
             let problem = format!("eos_token_id {id}, but there are only {count} tokens");
-            return Err(invalid(origin, "generation_config.json", problem));
+            return Err(invalid(
+                origin,
+                "generation_config.json or config.json",
+                problem,
+            ));
         }
         Ok(id as u32)
     };
@@ -474,6 +492,40 @@ fn json_merges(model: &Value, origin: &str) -> Result<Vec<(String, String)>, Tok
             pair.ok_or_else(|| invalid("model.merges", unspaced(index, &merge.to_string())))
         })
         .collect()
+}
+
+/// Marks control tokens that a file does not mark: those that end an answer by their name, those that have a role (`named`) and are
+/// spelled like a control token, and those spelled `<|...|>` that no merge makes, so that no text has them.
+fn mark_control(tokens: &[String], kinds: &mut [Kind], named: &[u32], merges: &[(String, String)]) {
+    let mut unmerged = HashSet::new();
+    for (id, (token, kind)) in tokens.iter().zip(kinds.iter_mut()).enumerate() {
+        let is_named = named.contains(&(id as u32));
+        let is_end = END_TOKENS.contains(&token.as_str()) && token != STRUCK_OUT;
+        if is_end || (is_named && is_spelled_like_control(token)) {
+            *kind = Kind::Control;
+        } else if *kind == Kind::Normal && token.starts_with("<|") && token.ends_with("|>") {
+            unmerged.insert(token.as_str());
+        }
+    }
+    if unmerged.is_empty() || merges.is_empty() {
+        return;
+    }
+    for (left, right) in merges {
+        if left.starts_with('<') && right.ends_with('>') {
+            unmerged.remove(format!("{left}{right}").as_str());
+        }
+    }
+    for (token, kind) in tokens.iter().zip(kinds) {
+        if unmerged.contains(token.as_str()) {
+            *kind = Kind::Control;
+        }
+    }
+}
+
+fn is_spelled_like_control(token: &str) -> bool {
+    let signs = [('<', '>'), ('[', ']'), ('|', '|')];
+    let in_signs = |(open, close)| token.starts_with(open) && token.ends_with(close);
+    token.len() > 2 && signs.into_iter().any(in_signs)
 }
 
 /// The control tokens that end an answer: those known by name, and `eos`.

@@ -58,6 +58,24 @@ fn completion_uses_the_personas_adapter_and_not_its_system_prompt() {
 }
 
 #[test]
+fn character_that_max_tokens_cuts_is_left_out() {
+    // The first byte of an emoji; bytes follow the three control tokens.
+    let first = (3 + 0xf0u32).to_string();
+    let mut body = json!({"model": BASE, "prompt": [5, 6], "max_tokens": 1, "logit_bias": {first: 100}, "logprobs": 0});
+    let answer = complete(&body);
+    assert_eq!(text(&answer), "");
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 1);
+    body["stream"] = json!(true);
+    let events = shared_server().events(PATH, &body).concat();
+    assert!(
+        !events.contains('\u{fffd}') && !events.contains("\\ufffd"),
+        "{events}"
+    );
+}
+
+#[test]
 fn max_tokens_defaults_to_sixteen() {
     let body = json!({"model": BASE, "prompt": [5, 6], "ignore_eos": true});
     assert_eq!(complete(&body)["usage"]["completion_tokens"], 16);
