@@ -162,14 +162,22 @@ impl ChatTemplate {
             let text = id.and_then(|id| tokenizer.token(id));
             others.extend(text.map(|text| (name, text.to_owned())));
         }
-        ChatTemplate::of(source, tokenizer, others)
+        ChatTemplate::with_others(source, tokenizer, others)
     }
 
-    /// Compiles the template of a model with this tokenizer, and with the texts of `others` of its special tokens.
+    /// Compiles the template of a model with this tokenizer.
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
-    pub fn of(
+    pub fn of(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
+        ChatTemplate::with_others(source, tokenizer, Vec::new())
+    }
+
+    /// [`ChatTemplate::of`] with the texts of `others` of the model's special tokens.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn with_others(
         source: &str,
         tokenizer: &Tokenizer,
         others: Vec<(&'static str, String)>,

@@ -145,7 +145,7 @@ impl Description {
         let others = names
             .into_iter()
             .filter_map(|name| Some((name, self.special(name)?)));
-        ChatTemplate::of(&source, tokenizer, others.collect())
+        ChatTemplate::with_others(&source, tokenizer, others.collect())
     }
 }
 
