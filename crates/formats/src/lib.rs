@@ -4,7 +4,8 @@
 //! Start with [`checkpoint`], which describes what a decoder's weights come from; [`gguf`] and [`folder`] are the two kinds.
 //! [`config`] has the dimensions of a model, [`peft`] the adapters, [`tokenizer`] and [`chat_template`] the way from a
 //! conversation to token ids, [`data_file`] the records of training data. [`safetensors`] is the container of folders and adapters. [`atomic_file`], [`append_log`],
-//! [`bounded_regex`] and [`decimal`] are small tools that the crates above share: [`persona_name`] has the rule of persona names, [`mod@file`] reads files
+//! [`bounded_regex`] and [`decimal`] are small tools that the crates above share: [`persona_name`] has the rule of persona names, [`short_path`] hides folders in messages,
+//! [`mod@file`] reads files
 //! up to a limit, `sha256` hashes lists of fields, and [`disk`] is the layer under every file that Lory writes.
 //!
 //! Every input is untrusted: sizes are checked before memory is allocated, and an error names the file and the tensor or field.
@@ -25,6 +26,7 @@ pub mod gguf;
 pub mod peft;
 pub mod persona_name;
 pub mod safetensors;
+pub mod short_path;
 pub mod tokenizer;
 
 mod sha256;

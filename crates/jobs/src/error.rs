@@ -148,6 +148,20 @@ impl JobError {
         }
     }
 
+    /// The message for clients, without the folders of this machine.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            JobError::Io { .. }
+            | JobError::Damaged { .. }
+            | JobError::Results(ResultError::Io { .. } | ResultError::Broken { .. }) => {
+                "the server cannot read or write its files; its log has the reason".to_owned()
+            }
+            JobError::Publish(error) => error.client_message(),
+            _ => self.to_string(),
+        }
+    }
+
     /// The request field that it is about.
     #[must_use]
     pub fn field(&self) -> Option<&str> {

@@ -65,6 +65,11 @@ impl EvaluationResults {
         }
     }
 
+    /// The folder of the results.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn io(&self) -> impl Fn(std::io::Error) -> ResultError + '_ {
         |source| ResultError::Io {
             path: self.folder.clone(),

@@ -364,11 +364,12 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
         return Err(format!("its record has the id {:?}", file.id));
     }
     record_file::check_number(file.number)?;
-    // Counts of several files are added.
-    if file.rows as u64 > file.bytes {
+    // Rows and sizes of several files are added. A row has a byte of content at least.
+    if file.rows as u64 > file.content_bytes() || file.content_bytes() > MAX_FILE {
         return Err(format!(
-            "its record has {} rows in {} bytes",
-            file.rows, file.bytes
+            "its record has {} rows and {} bytes of content; a file has at most {MAX_FILE} bytes",
+            file.rows,
+            file.content_bytes()
         ));
     }
     // The name becomes a path.
@@ -605,7 +606,11 @@ mod tests {
             message,
             "rows.jsonl: the content of the file is larger than 268435456 bytes; split it"
         );
-        assert_eq!(listed(&files), [stored]);
+        assert_eq!(listed(&files), std::slice::from_ref(&stored));
+        // More rows than bytes on disk.
+        let many = upload(&gzip(ROW.repeat(10_000).as_bytes()), "rows.jsonl").unwrap();
+        assert!(many.rows as u64 > many.bytes);
+        assert_eq!(listed(&open(folder.path())), [many, stored]);
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl JobsFolder {
         })
     }
 
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
     /// Whether it is still the folder that was opened. What is written into another one would be lost at the next start.
     ///
     /// # Errors

@@ -198,6 +198,17 @@ impl JobsState {
         self.results.as_ref().ok_or(ResultError::Off)
     }
 
+    /// `text` without the folders of this machine. Records and events of jobs and evaluations are shown to clients.
+    pub(crate) fn hide_folders(&self, text: &str) -> String {
+        let mut folders = vec![self.folder.path()];
+        folders.extend(self.results.as_ref().map(EvaluationResults::folder));
+        let shown = self.service.hide_folders(text, &folders);
+        if shown != text {
+            tracing::warn!("{text}");
+        }
+        shown
+    }
+
     /// The base's context length, which is the most tokens of a row.
     pub fn context_length(&self) -> usize {
         self.service.base().model.config().context_length

@@ -1,8 +1,9 @@
 //! The crate's errors: of persona folders, of looking personas up, and of the registry.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use formats::peft::PeftError;
+use formats::short_path::{short_path, shortened};
 
 use crate::spec::SpecError;
 
@@ -169,6 +170,47 @@ pub enum RegistryError {
     },
 }
 
+impl RegistryError {
+    /// The message for clients, without the folders of this machine.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            RegistryError::Removed { .. } => {
+                "the registry was removed or replaced while this process used it; restore it, or restart to use what is there now"
+                    .to_owned()
+            }
+            RegistryError::NoLog { .. } => {
+                "the registry has adapters and no log; restore its log before adapters are removed"
+                    .to_owned()
+            }
+            RegistryError::Location { .. }
+            | RegistryError::Store { .. }
+            | RegistryError::Folder { .. }
+            | RegistryError::LogEntry { .. } => {
+                "the server cannot read or write its registry; its log has the reason".to_owned()
+            }
+            RegistryError::Adapter(error) => without_folders(error),
+            RegistryError::TooLarge { path, .. } => shortened(&self.to_string(), path),
+            RegistryError::Corrupt { path, .. } | RegistryError::Missing { path } => {
+                // Also of a bucket's URL.
+                self.to_string().replace(path, &short_path(Path::new(path)))
+            }
+            RegistryError::Unknown { .. }
+            | RegistryError::NoVersion { .. }
+            | RegistryError::Refused { .. }
+            | RegistryError::Exists { .. }
+            | RegistryError::Contended => self.to_string(),
+        }
+    }
+}
+
+fn without_folders(error: &PeftError) -> String {
+    let text = error.to_string();
+    error
+        .path()
+        .map_or_else(|| text.clone(), |path| shortened(&text, path))
+}
+
 /// Why a persona's adapter cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -186,6 +228,18 @@ pub enum ReadError {
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+}
+
+impl ReadError {
+    /// The message for clients, without the folders of this machine.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            ReadError::Adapter(error) => without_folders(error),
+            ReadError::Changed { path, .. } => shortened(&self.to_string(), path),
+            ReadError::Registry(error) => error.client_message(),
+        }
+    }
 }
 
 /// Why a spec cannot be resolved to personas.

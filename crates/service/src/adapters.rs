@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use engine::{AdapterId, Handle, Lease, PoolError, ReservationError, WaitOptions};
 use formats::peft;
+use formats::short_path::shortened;
 use model::{Model, ModelError};
 use registry::blob::BASE_KEY;
 use registry::{AdapterRef, ReadError};
@@ -62,6 +63,22 @@ pub enum AdapterError {
     /// It is larger than the adapter memory, alone or with the others of its blend.
     #[error(transparent)]
     Pool(PoolError),
+}
+
+impl AdapterError {
+    /// The message for clients, without the folders of this machine.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            AdapterError::Read(error) => error.client_message(),
+            AdapterError::Model { path, .. }
+            | AdapterError::OtherBase { path, .. }
+            | AdapterError::OtherFile { path, .. } => {
+                shortened(&self.to_string(), Path::new(path))
+            }
+            AdapterError::Pool(_) => self.to_string(),
+        }
+    }
 }
 
 /// Why a request's adapters are not all in memory.

@@ -106,6 +106,27 @@ pub enum PublishError {
     Registry(#[from] RegistryError),
 }
 
+impl PublishError {
+    /// The message for clients, without the folders of this machine.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            PublishError::InFolder { name, .. } => {
+                format!("{name} is not published: it is in the folder of personas; remove it there")
+            }
+            PublishError::Upload(error) => error.client_message(),
+            PublishError::Adapter(error) => error.client_message(),
+            PublishError::Registry(error) => error.client_message(),
+            PublishError::NoRegistry
+            | PublishError::NameOfBase { .. }
+            | PublishError::NoAdapterRoot
+            | PublishError::OutsideRoot { .. }
+            | PublishError::NoSuchFolder { .. }
+            | PublishError::NotInFolder { .. } => self.to_string(),
+        }
+    }
+}
+
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -404,6 +425,17 @@ impl RequestError {
                 field: names.prompt.to_owned(),
             },
             other => RequestError::Refused(other),
+        }
+    }
+
+    /// The message for clients, without the folders of this machine.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            RequestError::Adapter { adapter, source } => {
+                format!("adapter {adapter}: {}", source.client_message())
+            }
+            _ => self.to_string(),
         }
     }
 

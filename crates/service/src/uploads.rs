@@ -95,6 +95,24 @@ pub enum UploadError {
     Adapter(#[from] RegistryError),
 }
 
+impl UploadError {
+    /// The message for clients, without the folders of this machine. An archive has no folders but its own.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        let path = match self {
+            UploadError::Adapter(RegistryError::Adapter(error)) => error.path(),
+            UploadError::Adapter(RegistryError::TooLarge { path, .. })
+            | UploadError::Io { path, .. } => Some(path.as_path()),
+            UploadError::Adapter(error) => return error.client_message(),
+            _ => None,
+        };
+        let text = self.to_string();
+        let Some(path) = path else { return text };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        text.replace(&path.display().to_string(), &name)
+    }
+}
+
 /// The adapter of an upload, and whether this base can run it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uploaded {

@@ -35,9 +35,12 @@ pub enum VoteError {
     Removed(std::io::Error),
     /// The file of votes cannot be read.
     #[error(
-        "votes.jsonl in LORY_HOME cannot be read ({source}); everything else works; the operator must restore or remove it"
+        "the server cannot read votes.jsonl, its file of votes, so it neither stores nor shows votes; everything else works; try again when \
+         its operator has repaired the file, whose path is in the server's log"
     )]
     Unreadable {
+        /// The file.
+        path: PathBuf,
         /// What the system reported.
         source: std::io::Error,
     },
@@ -253,9 +256,7 @@ impl Votes {
         self.folder.check().map_err(VoteError::Removed)?;
         match disk::open(self.log.path()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            opened => opened
-                .map(drop)
-                .map_err(|source| VoteError::Unreadable { source }),
+            opened => opened.map(drop).map_err(|source| self.unreadable(source)),
         }
     }
 
@@ -266,6 +267,11 @@ impl Votes {
         }
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         tallies.as_ref().map_or(0, |tallies| tallies.damaged)
+    }
+
+    fn unreadable(&self, source: std::io::Error) -> VoteError {
+        let path = self.log.path().to_owned();
+        VoteError::Unreadable { path, source }
     }
 
     fn io(&self, source: std::io::Error) -> VoteError {
@@ -308,7 +314,7 @@ impl Votes {
                 }
             }
         });
-        read.map_err(|source| VoteError::Unreadable { source })?;
+        read.map_err(|source| self.unreadable(source))?;
         if tallies.damaged > MAX_LOGGED {
             let damaged = tallies.damaged;
             tracing::error!("{path}: {damaged} lines are not votes and were skipped");
@@ -430,7 +436,13 @@ mod tests {
         let votes = Votes::new(&folder);
         let error = votes.tallies().unwrap_err();
         assert!(matches!(error, VoteError::Unreadable { .. }), "{error}");
-        assert!(error.to_string().contains("votes.jsonl"), "{error}");
+        let message = error.to_string();
+        let folder_name = folder.display().to_string();
+        assert!(
+            message.contains("votes.jsonl") && message.contains("try again when its operator"),
+            "{message}"
+        );
+        assert!(!message.contains(&folder_name), "{message}");
         assert_eq!(votes.damaged(), 1);
         // It works again as soon as the file does.
         fs::remove_dir(folder.join("votes.jsonl")).unwrap();

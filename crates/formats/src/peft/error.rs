@@ -1,6 +1,6 @@
 //! The errors of reading and writing adapters.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::safetensors::SafetensorsError;
 
@@ -91,4 +91,23 @@ pub enum PeftError {
     /// The GGUF file of an adapter could not be written.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
+}
+
+impl PeftError {
+    /// The file or folder that the message names.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            PeftError::Io { path, .. }
+            | PeftError::TooLarge { path, .. }
+            | PeftError::Pickle { path }
+            | PeftError::Json { path, .. }
+            | PeftError::Field { path, .. }
+            | PeftError::Unsupported { path, .. }
+            | PeftError::Safetensors { path, .. }
+            | PeftError::Tensor { path, .. }
+            | PeftError::Empty { path } => Some(path),
+            PeftError::Gguf(_) => None,
+        }
+    }
 }

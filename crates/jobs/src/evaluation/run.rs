@@ -46,7 +46,7 @@ pub(crate) fn run(
     }
 }
 
-/// `message` without the paths of the personas' own rows, which clients must not see.
+/// `message` without the paths of the personas' own rows and the folders of this machine, which clients must not see.
 fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String) -> String {
     let personas = queue.service.personas();
     for pinned in &evaluation.personas {
@@ -59,7 +59,7 @@ fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String
             message = message.replace(&path.display().to_string(), &named);
         }
     }
-    message
+    queue.hide_folders(&message)
 }
 
 fn evaluate(

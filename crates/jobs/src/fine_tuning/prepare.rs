@@ -162,7 +162,7 @@ impl JobsState {
         })
     }
 
-    /// `text` with the paths of the job's files replaced by the client's file names.
+    /// `text` with the paths of the job's files replaced by the client's file names, and without the folders of this machine.
     pub(crate) fn with_client_file_names(&self, record: &JobRecord, text: &str) -> String {
         let everybody = Viewer::everybody();
         let ids = [Some(&record.training_file), record.validation_file.as_ref()];
@@ -173,6 +173,6 @@ impl JobsState {
                 text = text.replace(&path, &file.filename);
             }
         }
-        text
+        self.hide_folders(&text)
     }
 }

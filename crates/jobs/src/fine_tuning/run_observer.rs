@@ -66,6 +66,7 @@ impl Observer for RunObserver<'_> {
         if let Some(Err(error)) = sampling.map(|sampling| sampling.started(plan, step)) {
             self.sampling = None;
             let message = format!("Samples are off for this run: {error}");
+            let message = self.queue.hide_folders(&message);
             self.events.push("warn", message, None);
         }
     }
@@ -166,6 +167,7 @@ impl Observer for RunObserver<'_> {
         phase(Some("sampling"));
         if let Err(error) = sampling.sample(snapshot) {
             let message = format!("Sampling after step {} failed: {error}", snapshot.step);
+            let message = self.queue.hide_folders(&message);
             self.events.push("warn", message, None);
         }
         phase(None);

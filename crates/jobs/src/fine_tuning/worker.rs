@@ -44,13 +44,14 @@ impl JobsState {
                 // A cancelled job has its status; a shutdown leaves the job to the next process.
                 Err(JobError::Stopped) => continue,
                 Err(error) => {
+                    tracing::warn!("job {}: {error}", record.id);
                     let (code, param) = match error {
                         JobError::TrainMemory(_) => ("out_of_memory", "hyperparameters"),
                         _ => ("invalid_training_file", "training_file"),
                     };
                     let failure = Failure {
                         code: code.to_owned(),
-                        message: error.to_string(),
+                        message: error.client_message(),
                         param: Some(param.to_owned()),
                     };
                     events.push("error", failure.message.clone(), None);
@@ -92,7 +93,7 @@ impl JobsState {
             record.finished_at = Some(now());
             record.error = Some(Failure {
                 code: "state_not_written".to_owned(),
-                message: error.to_string(),
+                message: error.client_message(),
                 param: None,
             });
         });
@@ -181,6 +182,10 @@ impl JobsState {
                 })?;
             }
             RunOutcome::Failed(failure) => {
+                let failure = Failure {
+                    message: self.hide_folders(&failure.message),
+                    ..failure
+                };
                 events.push("error", failure.message.clone(), None);
                 self.update_job(id, JobStatus::Running, |record| {
                     over(record, JobStatus::Failed);

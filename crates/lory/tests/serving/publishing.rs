@@ -102,7 +102,10 @@ fn load_and_unload_lora_adapter_answer_as_vllm() {
     // `warm` is in the folder of personas, which requests cannot change.
     let (status, _, _, message) = unload("warm").error();
     assert_eq!(status, 409);
-    assert!(message.contains("personas/warm"), "{message}");
+    assert_eq!(
+        message,
+        "warm is not published: it is in the folder of personas; remove it there"
+    );
 }
 
 #[cfg(unix)]

@@ -108,6 +108,11 @@ fn unusable_upload_is_rejected_with_the_reason() {
         let (found, found_code, _, message) = reply.error();
         assert_eq!((found, found_code.as_str()), (status, code), "{message}");
         assert!(message.contains(expected), "{message}");
+        let root = home.path("").display().to_string();
+        assert!(
+            !message.contains(&root) && !message.contains(".lory-partial"),
+            "{message}"
+        );
     };
     refused(
         send(&server, b"no archive"),
@@ -136,7 +141,12 @@ fn unusable_upload_is_rejected_with_the_reason() {
         ("adapter_config.json", b"{}"),
         ("adapter_model.safetensors", b"w"),
     ]);
-    refused(send(&server, &broken), 400, "adapter_unusable", "");
+    refused(
+        send(&server, &broken),
+        400,
+        "adapter_unusable",
+        "adapter_config.json",
+    );
     let bomb = zipped(&[
         ("adapter_config.json", &vec![b' '; (1 << 20) + 1]),
         ("adapter_model.safetensors", b"w"),

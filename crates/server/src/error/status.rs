@@ -109,7 +109,7 @@ impl From<RequestError> for ApiError {
             RequestError::Denied { source, .. } => denied_status(source),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };
-        let api = ApiError::new(status, code, error.to_string());
+        let api = shown_error(status, code, error.client_message(), &error.to_string());
         let retry_after = match &error {
             RequestError::QueueFull { retry_after, .. }
             | RequestError::AboveShare { retry_after, .. } => Some(whole_seconds(*retry_after)),
@@ -155,13 +155,25 @@ fn disk_error(code: &'static str, error: &(dyn Error + 'static)) -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, code, message.to_owned())
 }
 
+/// An error whose message has the client's part of `full`. If that is not all of it, the log has the rest.
+fn shown_error(status: StatusCode, code: &'static str, shown: String, full: &str) -> ApiError {
+    if shown != full {
+        match status.is_server_error() {
+            true => tracing::error!("{full}"),
+            false => tracing::warn!("{full}"),
+        }
+    }
+    ApiError::new(status, code, shown)
+}
+
 impl From<VoteError> for ApiError {
     fn from(error: VoteError) -> ApiError {
         let (status, code) = match &error {
             VoteError::Off => (StatusCode::CONFLICT, "judgements_off"),
             VoteError::Quota(exceeded) => quota_status(exceeded),
-            VoteError::Unreadable { .. } => {
-                tracing::error!("{error}");
+            VoteError::Unreadable { path, source } => {
+                let path = path.display();
+                tracing::error!("{path}: {source}; restore or remove this file of votes");
                 (StatusCode::SERVICE_UNAVAILABLE, "judgements_failed")
             }
             VoteError::Removed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "judgements_failed"),
@@ -200,7 +212,7 @@ impl From<PublishError> for ApiError {
             return disk_error("registry_failed", &error);
         }
         let (status, code) = publish_status(&error);
-        ApiError::new(status, code, error.to_string())
+        shown_error(status, code, error.client_message(), &error.to_string())
     }
 }
 
@@ -328,7 +340,7 @@ impl From<JobError> for ApiError {
         };
         ApiError {
             param: error.field().map(str::to_owned),
-            ..ApiError::new(status, code, error.to_string())
+            ..shown_error(status, code, error.client_message(), &error.to_string())
         }
     }
 }
@@ -337,8 +349,12 @@ impl From<JobError> for ApiError {
 mod tests {
     use std::time::Duration;
 
+    use std::path::PathBuf;
+
     use axum::http::header;
     use axum::response::IntoResponse as _;
+    use formats::peft::PeftError;
+    use registry::ReadError;
 
     use super::*;
 
@@ -375,6 +391,80 @@ mod tests {
         for error in [full, denied, registry] {
             assert!(!error.message.contains("secret"), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn errors_hide_the_folders_of_this_machine() {
+        let root = "/srv/secret/lory";
+        let file = || PathBuf::from(format!("{root}/warm/adapter_config.json"));
+        let blob = || format!("{root}/adapters/{}", "0".repeat(64));
+        let empty = || PeftError::Empty { path: file() };
+        let io = || io::Error::from(ErrorKind::PermissionDenied);
+        let registry = || {
+            [
+                RegistryError::Removed { name: root.into() },
+                RegistryError::NoLog { name: root.into() },
+                RegistryError::LogEntry {
+                    path: format!("{root}/log/1.json"),
+                    message: "damaged".into(),
+                },
+                RegistryError::Folder {
+                    path: root.into(),
+                    source: io(),
+                },
+                RegistryError::Corrupt {
+                    path: blob(),
+                    found: "1".repeat(64),
+                },
+                RegistryError::Missing { path: blob() },
+                RegistryError::TooLarge {
+                    path: file(),
+                    limit: 1,
+                },
+                RegistryError::Adapter(empty()),
+            ]
+        };
+        let other_base = || AdapterError::OtherBase {
+            path: format!("{root}/warm"),
+            what: "tokenizer",
+            found: "a".into(),
+            base: "b".into(),
+        };
+        let changed = || ReadError::Changed {
+            path: file(),
+            found: "a".into(),
+        };
+        let mut publish: Vec<PublishError> = registry().map(PublishError::from).into();
+        publish.push(PublishError::InFolder {
+            name: "warm".into(),
+            path: format!("{root}/personas/warm").into(),
+        });
+        publish.push(PublishError::Adapter(Box::new(other_base())));
+        publish.push(UploadError::from(RegistryError::Adapter(empty())).into());
+        publish.push(UploadError::Removed(io()).into());
+        let mut errors: Vec<ApiError> = publish.into_iter().map(ApiError::from).collect();
+        errors.extend(registry().map(|error| JobError::from(PublishError::from(error)).into()));
+        for source in [other_base(), changed().into()] {
+            let (adapter, source) = ("0".repeat(64), Box::new(source));
+            errors.push(RequestError::Adapter { adapter, source }.into());
+        }
+        errors.push(ApiError::from(VoteError::Unreadable {
+            path: file(),
+            source: io(),
+        }));
+        errors.push(ApiError::from(JobError::Results(ResultError::Io {
+            path: file(),
+            source: io(),
+        })));
+        for error in &errors {
+            assert!(!error.message.contains("secret"), "{}", error.message);
+        }
+        // What helps the client stays.
+        let shown = ApiError::from(PublishError::Registry(RegistryError::Adapter(empty())));
+        assert_eq!(shown.message, "warm/adapter_config.json: no LoRA tensors");
+        let missing = ApiError::from(PublishError::from(RegistryError::Missing { path: blob() }));
+        let begin = format!("adapters/{}: missing; publish", "0".repeat(64));
+        assert!(missing.message.starts_with(&begin), "{}", missing.message);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! [`Service`]: a base and its personas. Requests (`submit`), publishing, uploads and shadow versions add their own methods.
 
+mod folders;
 pub mod publishing;
 mod shadows;
 mod submit;

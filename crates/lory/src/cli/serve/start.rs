@@ -147,6 +147,7 @@ fn start_jobs(service: &Arc<Service>, settings: Option<JobSettings>) -> Result<A
             error => error.to_string(),
         };
         tracing::warn!("no training jobs: {why}");
-        why
+        // Clients must not learn the path of the folder.
+        "its folder of jobs cannot be used; the server's log has the reason".to_owned()
     })
 }

@@ -160,7 +160,12 @@ fn votes_that_cannot_be_read_are_reported_and_everything_else_works() {
     ] {
         let (status, code, _, message) = reply.error();
         assert_eq!((status, &*code), (503, "judgements_failed"), "{message}");
-        assert!(message.contains("votes.jsonl"), "{message}");
+        assert!(
+            message.contains("votes.jsonl") && message.contains("try again when its operator"),
+            "{message}"
+        );
+        let root = fixture.folder.path().display().to_string();
+        assert!(!message.contains(&root), "{message}");
     }
     let metrics = server.http.get("/metrics").text;
     assert!(

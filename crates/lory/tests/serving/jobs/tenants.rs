@@ -1,5 +1,6 @@
 //! What one key's jobs and evaluations can do to another key's, and to the operator's gates.
 
+use formats::disk::slow_file::SlowFile;
 use testkit::tiny::adapter;
 
 use super::evaluations::with_rows;
@@ -116,6 +117,62 @@ fn a_flood_of_jobs_evicts_only_the_keys_own_and_leaves_room() {
     assert_eq!(published.json()["fine_tuned_model"], json!("kept@1"));
     let theirs = id(&server.upload_as("two", &rows(4)));
     id(&server.send_as("two", "POST", JOBS, &endless(&theirs, "more")));
+}
+
+#[test]
+fn publication_of_a_key_delays_no_other_key_and_its_errors_show_no_folders() {
+    let fixture = JobsFixture::new();
+    let server = server_with_keys(&fixture, &[("one", ""), ("two", "")]);
+    let kept = |key: &str| {
+        let file = id(&server.upload_as(key, &rows(24)));
+        let mut wanted = body(&file, &format!("kept-{key}"));
+        wanted["publish"] = json!(false);
+        wanted["hyperparameters"]["n_epochs"] = json!(1);
+        let job = id(&server.send_as(key, "POST", JOBS, &wanted));
+        let path = format!("{JOBS}/{job}");
+        assert_eq!(server.finished_as(key, &path)["status"], "succeeded");
+        (path, job)
+    };
+    let ((one, job), (two, _)) = (kept("one"), kept("two"));
+    let adapter = fixture.path(&format!("jobs/jobs/{job}/adapter"));
+    let weights = adapter.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let publish = || server.send_as("one", "POST", &format!("{one}/publish"), &json!({}));
+    let delete = |key: &str, path: &str| server.send_as(key, "DELETE", path, &Value::Null);
+
+    let slow = SlowFile::new(&weights);
+    std::thread::scope(|scope| {
+        let published = scope.spawn(publish);
+        assert!(slow.has_reader_within(Duration::from_secs(60)));
+        let (sender, deleted) = std::sync::mpsc::channel();
+        scope.spawn(move || sender.send(delete("two", &two)));
+        let deleted = deleted.recv_timeout(Duration::from_secs(20));
+        // The job itself is refused until then.
+        let (status, code, _, message) = delete("one", &one).error();
+        std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+        drop(slow);
+        assert_eq!(deleted.map(|reply| reply.status), Ok(200));
+        assert_eq!((status, code.as_str()), (409, "job_state"));
+        assert!(message.contains("is publishing"), "{message}");
+        // Half of the weights are no adapter.
+        let (status, code, _, message) = published.join().unwrap().error();
+        assert_eq!((status, code.as_str()), (400, "adapter_unusable"));
+        assert!(message.starts_with("adapter/adapter_model"), "{message}");
+    });
+
+    // A registry that cannot be used.
+    std::fs::write(&weights, bytes).unwrap();
+    let registry = fixture.path("registry");
+    std::fs::create_dir_all(registry.join("log")).unwrap();
+    std::fs::write(registry.join(format!("log/{:020}.json", 1)), "{").unwrap();
+    let (status, code, _, message) = publish().error();
+    assert_eq!((status, code.as_str()), (500, "registry_failed"));
+    let root = fixture.folder.path().display().to_string();
+    assert!(
+        message.contains("registry") && !message.contains(&root),
+        "{message}"
+    );
+    std::fs::remove_dir_all(registry).unwrap();
 }
 
 #[test]
