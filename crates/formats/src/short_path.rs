@@ -32,10 +32,16 @@ mod tests {
     fn only_the_last_two_parts_are_shown() {
         let path = Path::new("/srv/lory home/personas/warm/adapter_config.json");
         let text = format!("{}: rank: is 0", path.display());
-        assert_eq!(shortened(&text, path), "warm/adapter_config.json: rank: is 0");
+        assert_eq!(
+            shortened(&text, path),
+            "warm/adapter_config.json: rank: is 0"
+        );
         assert_eq!(shortened("no file", path), "no file");
         let folder = path.parent().unwrap();
-        assert_eq!(shortened(&text, folder), "personas/warm/adapter_config.json: rank: is 0");
+        assert_eq!(
+            shortened(&text, folder),
+            "personas/warm/adapter_config.json: rank: is 0"
+        );
         assert_eq!(shortened("a/b: wrong", Path::new("a/b")), "a/b: wrong");
     }
 }

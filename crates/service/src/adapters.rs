@@ -73,9 +73,7 @@ impl AdapterError {
             AdapterError::Read(error) => error.client_message(),
             AdapterError::Model { path, .. }
             | AdapterError::OtherBase { path, .. }
-            | AdapterError::OtherFile { path, .. } => {
-                shortened(&self.to_string(), Path::new(path))
-            }
+            | AdapterError::OtherFile { path, .. } => shortened(&self.to_string(), Path::new(path)),
             AdapterError::Pool(_) => self.to_string(),
         }
     }

@@ -57,7 +57,10 @@ mod tests {
         let folders = ["/srv/lory/jobs", "/srv/lory", "/", "/srv", "jobs"];
         let folders: BTreeSet<PathBuf> = folders.iter().map(PathBuf::from).collect();
         for (text, expected) in [
-            ("cannot write /srv/lory/jobs/a/b: full", "cannot write a/b: full"),
+            (
+                "cannot write /srv/lory/jobs/a/b: full",
+                "cannot write a/b: full",
+            ),
             ("/srv/lory/registry and /srv/lory/jobs", "registry and jobs"),
             ("/srv/other", "/srv/other"),
             ("jobs/a, see /v1/files", "jobs/a, see /v1/files"),
