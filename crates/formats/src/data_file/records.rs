@@ -247,10 +247,8 @@ enum Step {
 
 impl Element {
     fn step(&mut self, byte: u8) -> Step {
-        if !self.begun {
-            if byte.is_ascii_whitespace() || matches!(byte, b',' | b']') {
-                return Step::Outside;
-            }
+        if !self.begun && (byte.is_ascii_whitespace() || matches!(byte, b',' | b']')) {
+            return Step::Outside;
         }
         let is_first = !std::mem::replace(&mut self.begun, true);
         match byte {

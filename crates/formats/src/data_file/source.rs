@@ -47,7 +47,7 @@ impl<'r> DataFile<'r> {
     /// Opens the file at `path`. Its content, after decompression, has at most `most` bytes: reading more fails with [`ContentTooLarge`].
     ///
     /// # Errors
-    /// [`DataFileError::Read`] and [`DataFileError::Utf16`].
+    /// [`DataFileError::Read`], or [`DataFileError::Unusable`] for a file in UTF-16.
     pub fn open(path: &Path, most: u64) -> Result<DataFile<'static>, DataFileError> {
         let opened = disk::open(path);
         let file = opened.map_err(|source| DataFileError::Read {

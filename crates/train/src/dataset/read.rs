@@ -108,7 +108,7 @@ impl Dataset {
 
     /// Reads the file at `path` to its end, whatever its lines are.
     ///
-    /// A line is broken that is longer than [`MAX_LINE`], not UTF-8, not a JSON object, not of a known shape, has a field of the
+    /// A line is broken that is longer than [`MAX_LINE`](super::MAX_LINE), not UTF-8, not a JSON object, not of a known shape, has a field of the
     /// wrong type, or an empty question or answer.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ pub(super) fn may_be_left_out(record: &Record<'_>) -> bool {
     match record {
         Record::Json(line) => std::str::from_utf8(line).is_ok_and(|text| {
             let quoted = |mark: &&str| text.contains(&format!("\"{mark}\""));
-            text.contains("\\u") || MARKS.iter().any(|mark| quoted(&mark))
+            text.contains("\\u") || MARKS.iter().any(quoted)
         }),
         Record::Cells(..) => true,
         Record::TooLong | Record::Broken(_) => false,
