@@ -4,9 +4,11 @@
 
 use crate::cpu::device::CpuDevice;
 use crate::cpu::isa::Isa;
+use crate::cpu::pause::pausing;
 use crate::cpu::weights::packed_bytes;
 use crate::dtype::SourceType;
 use crate::error::KernelError;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// The device that a person asks for.
@@ -107,6 +109,15 @@ impl Device {
     pub fn wait(&self) {
         match self.kind() {
             Kind::Cpu(_) => {}
+        }
+    }
+
+    /// Runs `work`, whose operations call `pause` between two parts about every 10 ms, so that background work lets other work compute in
+    /// between. The results are the same bits. If `pause` returns false, the rest of the work is abandoned and the result is `None`;
+    /// what it was writing then has unspecified values.
+    pub fn pausing<R>(&self, pause: Rc<dyn Fn() -> bool>, work: impl FnOnce() -> R) -> Option<R> {
+        match self.kind() {
+            Kind::Cpu(_) => pausing(pause, work),
         }
     }
 

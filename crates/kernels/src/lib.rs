@@ -11,8 +11,7 @@
 //!
 //! | module | types | methods of [`Device`] |
 //! |---|---|---|
-//! | `device` | [`Device`], [`DeviceChoice`] | `open`, `describe`, `wait` |
-//! | `pause` | | `pausing`: background work that lets other work compute in between |
+//! | `device` | [`Device`], [`DeviceChoice`] | `open`, `describe`, `wait`, `pausing` |
 //! | `tensor` | [`Tensor`], [`Vector`] | `tensor`, `upload`, `vector`, `clear`, `copy`, `gather_rows`, `scatter_rows`, `scale_rows` |
 //! | `step` | [`Step`] | `step`: a step's tokens, sequences, adapter runs and dropout, uploaded once |
 //! | `weights` | [`Weights`] | `pack`, `embed` |
@@ -43,7 +42,6 @@ mod linear;
 mod lora;
 mod loss;
 mod norm;
-mod pause;
 mod rows;
 mod step;
 mod tensor;

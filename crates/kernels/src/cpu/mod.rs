@@ -27,7 +27,8 @@ pub(crate) mod linear;
 pub(crate) mod lora;
 mod math;
 pub(crate) mod norm;
-pub(crate) mod pool;
+pub(crate) mod pause;
+mod pool;
 #[cfg(test)]
 mod reference;
 pub(crate) mod rope;

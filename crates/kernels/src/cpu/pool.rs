@@ -8,12 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::Instant;
 
+use crate::cpu::pause::{self, PAUSE_EVERY};
 use crate::cpu::sync::thread::{self, JoinHandle};
 use crate::cpu::sync::{
     Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, UnsafeCell, hint, thread_local,
 };
 use crate::cpu::ticket_lock::TicketLock;
-use crate::pause::{self, PAUSE_EVERY};
 
 /// Spins before a worker parks: about 50 microseconds, longer than the gap between two regions of a step. Models have few, because
 /// each is another interleaving.
@@ -134,7 +134,7 @@ impl Pool {
     }
 
     /// Runs `task(0..tasks)`, each once, on all threads; returns when all are done. A region inside a region runs on the
-    /// thread that meets it. A task's panic is raised again here. Pauses where the thread's work does: see [`crate::pause`].
+    /// thread that meets it. A task's panic is raised again here. Pauses where the thread's work does: see [`crate::cpu::pause`].
     pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         #[cfg(debug_assertions)]
         let task = &current_task::recording(task);

@@ -9,8 +9,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::device::Device;
-
 /// The time between two pauses, as far as tasks end by then.
 pub(crate) const PAUSE_EVERY: Duration = Duration::from_millis(10);
 
@@ -26,28 +24,24 @@ thread_local! {
     static PAUSE: RefCell<Option<Pause>> = const { RefCell::new(None) };
 }
 
-impl Device {
-    /// Runs `work`, whose operations call `pause` between two parts about every 10 ms. If `pause` returns false, the rest of the work is
-    /// abandoned and the result is `None`; what it was writing then has unspecified values. Only the CPU pauses: the operations of
-    /// other devices return before they are computed.
-    pub fn pausing<R>(&self, pause: Rc<dyn Fn() -> bool>, work: impl FnOnce() -> R) -> Option<R> {
-        /// Sets the pause that was there before.
-        struct Restore(Option<Pause>);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                PAUSE.set(self.0.take());
-            }
+/// Runs `work` with `pause`, as [`crate::Device::pausing`] describes.
+pub(crate) fn pausing<R>(pause: Rc<dyn Fn() -> bool>, work: impl FnOnce() -> R) -> Option<R> {
+    /// Sets the pause that was there before.
+    struct Restore(Option<Pause>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            PAUSE.set(self.0.take());
         }
-        let own = Pause {
-            call: pause,
-            last: Instant::now(),
-        };
-        let _restore = Restore(PAUSE.replace(Some(own)));
-        match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(result) => Some(result),
-            Err(panic) if (*panic).is::<Abandoned>() => None,
-            Err(panic) => resume_unwind(panic),
-        }
+    }
+    let own = Pause {
+        call: pause,
+        last: Instant::now(),
+    };
+    let _restore = Restore(PAUSE.replace(Some(own)));
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => Some(result),
+        Err(panic) if (*panic).is::<Abandoned>() => None,
+        Err(panic) => resume_unwind(panic),
     }
 }
 
@@ -66,7 +60,7 @@ pub(crate) fn if_due() {
         return;
     };
     if !call() {
-        // Not a panic: there is no message, and `Device::pausing` catches it.
+        // Not a panic: there is no message, and `pausing` catches it.
         let abandoned: Box<dyn Any + Send> = Box::new(Abandoned);
         resume_unwind(abandoned);
     }
@@ -84,11 +78,6 @@ mod tests {
 
     use super::*;
     use crate::cpu::pool::Pool;
-    use crate::device::DeviceChoice;
-
-    fn device() -> Device {
-        Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap()
-    }
 
     /// Runs `tasks` tasks of 2 ms on `pool`; how often each ran.
     fn run(pool: &Pool, tasks: usize) -> Vec<usize> {
@@ -109,7 +98,7 @@ mod tests {
                 count.set(count.get() + 1);
                 true
             });
-            let ran = device().pausing(pause, || run(&pool, 60));
+            let ran = pausing(pause, || run(&pool, 60));
             assert_eq!(ran, Some(vec![1; 60]));
             assert!(pauses.get() >= 2, "{} pauses", pauses.get());
             // Without the pause as before.
@@ -123,7 +112,7 @@ mod tests {
     fn work_that_a_pause_stops_is_abandoned_and_the_pool_stays_usable() {
         let pool = Pool::new(2);
         let ran = AtomicUsize::new(0);
-        let stopped = device().pausing(Rc::new(|| false), || {
+        let stopped = pausing(Rc::new(|| false), || {
             pool.run(1000, &|_| {
                 std::thread::sleep(Duration::from_millis(2));
                 ran.fetch_add(1, Ordering::Relaxed);
@@ -138,7 +127,7 @@ mod tests {
 
     #[test]
     fn panic_of_the_work_is_raised() {
-        let raised = catch_unwind(|| device().pausing(Rc::new(|| true), || panic!("as it is")));
+        let raised = catch_unwind(|| pausing(Rc::new(|| true), || panic!("as it is")));
         let message = raised.unwrap_err();
         assert_eq!(message.downcast_ref::<&str>(), Some(&"as it is"));
     }
