@@ -296,11 +296,67 @@ mod current_task {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
     use super::*;
 
     /// `count` rounds of a test; few under Miri, which is slow.
     fn rounds(count: usize) -> usize {
         if cfg!(miri) { 2 } else { count }
+    }
+
+    /// Runs `tasks` tasks of 2 ms on `pool`; how often each ran.
+    fn timed(pool: &Pool, tasks: usize) -> Vec<usize> {
+        let ran: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        pool.run(tasks, &|i| {
+            std::thread::sleep(Duration::from_millis(2));
+            ran[i].fetch_add(1, Relaxed);
+        });
+        ran.into_iter().map(AtomicUsize::into_inner).collect()
+    }
+
+    #[test]
+    fn long_region_pauses_and_every_task_runs_once() {
+        for threads in [1, 3] {
+            let (pool, pauses) = (Pool::new(threads), Rc::new(Cell::new(0)));
+            let count = Rc::clone(&pauses);
+            let pause = Rc::new(move || {
+                count.set(count.get() + 1);
+                true
+            });
+            let ran = pause::pausing(pause, || timed(&pool, 60));
+            assert_eq!(ran, Some(vec![1; 60]));
+            assert!(pauses.get() >= 2, "{} pauses", pauses.get());
+            // Without the pause as before.
+            let before = pauses.get();
+            assert_eq!(timed(&pool, 60), [1; 60]);
+            assert_eq!(pauses.get(), before);
+        }
+    }
+
+    #[test]
+    fn work_that_a_pause_stops_is_abandoned_and_the_pool_stays_usable() {
+        let pool = Pool::new(2);
+        let ran = AtomicUsize::new(0);
+        let stopped = pause::pausing(Rc::new(|| false), || {
+            pool.run(1000, &|_| {
+                std::thread::sleep(Duration::from_millis(2));
+                ran.fetch_add(1, Relaxed);
+            });
+        });
+        assert_eq!(stopped, None);
+        let ran = ran.into_inner();
+        assert!((1..500).contains(&ran), "{ran} tasks ran");
+        assert!(!pause::is_set());
+        assert_eq!(timed(&pool, 5), [1; 5]);
+    }
+
+    #[test]
+    fn panic_of_the_work_is_raised() {
+        let raised = catch_unwind(|| pause::pausing(Rc::new(|| true), || panic!("as it is")));
+        let message = raised.unwrap_err();
+        assert_eq!(message.downcast_ref::<&str>(), Some(&"as it is"));
     }
 
     #[test]

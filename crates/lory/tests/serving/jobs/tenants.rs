@@ -154,7 +154,7 @@ fn publication_of_a_key_delays_no_other_key_and_its_errors_show_no_folders() {
         assert_eq!(deleted.map(|reply| reply.status), Ok(200));
         assert_eq!((status, code.as_str()), (409, "job_state"));
         assert!(message.contains("is publishing"), "{message}");
-        // Half of the weights are no adapter.
+        // Half of the weights are not an adapter.
         let (status, code, _, message) = published.join().unwrap().error();
         assert_eq!((status, code.as_str()), (400, "adapter_unusable"));
         assert!(message.starts_with("adapter/adapter_model"), "{message}");
