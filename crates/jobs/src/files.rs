@@ -3,34 +3,29 @@
 //! ```text
 //! files/<id>/<the file>, files/<id>/file.json     a folder gets its name when both are complete
 //! ```
-//!
-//! An upload and its bytes count before they are written, so parallel uploads do not exceed a quota or a limit together.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use auth::{Owner, Resource, Usage};
+use auth::Owner;
 use formats::atomic_file::{self, AtomicFolder};
 use formats::disk::{self, DiskFile};
-use serde::{Deserialize, Serialize};
 use train::TrainError;
-use train::dataset::{CheckedFile, Columns, Dataset, FieldReport, HoldOut};
+use train::dataset::{CheckedFile, Columns, Dataset, HoldOut};
 use train::preference::{check_pairs, holds_pairs};
 
 use crate::error::JobError;
+use crate::file_reservation::{FilesState, MAX_STORED, Reservation, lock};
 use crate::jobs_folder::{self, DamagedRecords};
 use crate::listing::{Page, Viewer};
 use crate::record_file::{self, fresh_id, is_id, now};
+use crate::records::file::StoredFile;
 
 /// The largest file, in bytes: as it is uploaded, and after decompression.
 pub const MAX_FILE: u64 = 256 << 20;
-/// The most files of all keys, with those that are being uploaded.
-pub const MAX_FILES: usize = 1000;
-/// The most bytes of all files in total, with those that are being uploaded.
-pub const MAX_STORED: u64 = 4 << 30;
 /// The longest file name, in bytes; file systems allow 255.
 pub const MAX_NAME: usize = 200;
 /// The name of a file's record.
@@ -40,88 +35,10 @@ const ID_PREFIX: &str = "file-";
 /// The only supported purpose.
 pub const PURPOSE: &str = "fine-tune";
 
-/// The record of an uploaded file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredFile {
-    /// Its id.
-    pub id: String,
-    /// Its place in the order of arrival.
-    pub number: u64,
-    /// The API key that uploaded it; `None` on a server without keys.
-    pub owner: Option<String>,
-    /// When it was uploaded, as a Unix time in seconds.
-    pub created_at: u64,
-    /// The client's file name, without folders.
-    pub filename: String,
-    /// Its size, in bytes.
-    pub bytes: u64,
-    /// The size of its content, in bytes after decompression; `None` in records of older versions, which were not compressed.
-    #[serde(default)]
-    pub content_bytes: Option<u64>,
-    /// The number of its rows.
-    pub rows: usize,
-    /// Whether each row has a chosen and a rejected answer.
-    pub pairs: bool,
-    /// What decides which of its rows are held out; `None` in records of older versions.
-    #[serde(default)]
-    pub hold_out: Option<HoldOut>,
-    /// What became of the fields of its rows.
-    #[serde(default, skip_serializing_if = "FieldReport::is_empty")]
-    pub fields: FieldReport,
-}
-
-impl StoredFile {
-    /// The size of its content, in bytes after decompression.
-    #[must_use]
-    pub fn content_bytes(&self) -> u64 {
-        self.content_bytes.unwrap_or(self.bytes)
-    }
-}
-
 /// All files.
 pub(crate) struct Files {
     dir: PathBuf,
     state: Arc<Mutex<FilesState>>,
-}
-
-#[derive(Default)]
-struct FilesState {
-    all: BTreeMap<String, StoredFile>,
-    /// The uploads that are not accepted yet, by their numbers.
-    uploads: BTreeMap<u64, Uploading>,
-    next_upload: u64,
-    next_number: u64,
-}
-
-/// What an upload counts.
-struct Uploading {
-    owner: Option<String>,
-    bytes: u64,
-}
-
-impl FilesState {
-    /// The sum of what `count` makes of the bytes of each file and upload.
-    fn usage(&self, owner: &Owner, limit: u64, count: fn(u64) -> u64) -> Usage {
-        let stored = self.all.values().map(|file| (&file.owner, file.bytes));
-        let uploads = self.uploads.values();
-        let uploads = uploads.map(|upload| (&upload.owner, upload.bytes));
-        let mut usage = Usage {
-            own: 0,
-            all: 0,
-            limit,
-        };
-        for (name, bytes) in stored.chain(uploads) {
-            usage.all += count(bytes);
-            if owner.owns(name.as_deref()) {
-                usage.own += count(bytes);
-            }
-        }
-        usage
-    }
-}
-
-fn lock(state: &Mutex<FilesState>) -> MutexGuard<'_, FilesState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A file that is being uploaded. Dropping it removes what was written.
@@ -132,63 +49,6 @@ pub struct Upload {
     reservation: Reservation,
 }
 
-/// A file and its bytes that count as stored while they are written.
-struct Reservation {
-    state: Arc<Mutex<FilesState>>,
-    owner: Owner,
-    /// The number of its upload.
-    number: u64,
-    bytes: u64,
-}
-
-impl Reservation {
-    /// Reserves a file without bytes.
-    fn new(state: &Arc<Mutex<FilesState>>, owner: Owner) -> Result<Reservation, JobError> {
-        let mut locked = lock(state);
-        let files = locked.usage(&owner, MAX_FILES as u64, |_| 1);
-        owner.check(Resource::Files, files, 1)?;
-        let number = locked.next_upload;
-        locked.next_upload += 1;
-        let uploading = Uploading {
-            owner: owner.name().map(str::to_owned),
-            bytes: 0,
-        };
-        locked.uploads.insert(number, uploading);
-        Ok(Reservation {
-            state: Arc::clone(state),
-            owner,
-            number,
-            bytes: 0,
-        })
-    }
-
-    /// Reserves `bytes` more, or none if the owner's quota does not allow it or all files would exceed `limit`.
-    fn grow(&mut self, bytes: u64, limit: u64) -> Result<(), JobError> {
-        let mut state = lock(&self.state);
-        let stored = state.usage(&self.owner, limit, |bytes| bytes);
-        self.owner
-            .check_growth(Resource::FileBytes, stored, self.bytes, bytes)?;
-        self.bytes += bytes;
-        if let Some(upload) = state.uploads.get_mut(&self.number) {
-            upload.bytes = self.bytes;
-        }
-        Ok(())
-    }
-
-    /// Turns it into a stored file.
-    fn store(self, file: StoredFile) {
-        let mut state = lock(&self.state);
-        state.uploads.remove(&self.number);
-        state.all.insert(file.id.clone(), file);
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        lock(&self.state).uploads.remove(&self.number);
-    }
-}
-
 impl Upload {
     /// Appends bytes.
     ///
@@ -196,7 +56,7 @@ impl Upload {
     /// [`JobError::FileTooLarge`], [`JobError::Quota`], or a disk error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), JobError> {
         let more = bytes.len() as u64;
-        if self.reservation.bytes + more > MAX_FILE {
+        if self.reservation.bytes() + more > MAX_FILE {
             return Err(JobError::FileTooLarge { limit: MAX_FILE });
         }
         self.reservation.grow(more, MAX_STORED)?;
@@ -218,16 +78,9 @@ impl Files {
                 Err(why) => damaged.report("file", &folder, &why),
             }
         }
-        let numbers = all.values().map(|file: &StoredFile| file.number);
-        let state = FilesState {
-            next_number: numbers.max().unwrap_or(0).saturating_add(1),
-            all,
-            uploads: BTreeMap::new(),
-            next_upload: 0,
-        };
         Ok(Files {
             dir: dir.to_owned(),
-            state: Arc::new(Mutex::new(state)),
+            state: Arc::new(Mutex::new(FilesState::new(all))),
         })
     }
 
@@ -266,19 +119,14 @@ impl Files {
         };
         let pairs = holds_pairs(&path, &Columns::default()).map_err(named)?;
         let checked = check(&path, pairs, stop).map_err(named)?;
-        let number = {
-            let mut state = self.lock();
-            let number = state.next_number;
-            state.next_number = number.saturating_add(1);
-            number
-        };
+        let number = self.lock().take_number();
         let stored = StoredFile {
             id: fresh_id(ID_PREFIX)?,
             number,
-            owner: reservation.owner.name().map(str::to_owned),
+            owner: reservation.owner().name().map(str::to_owned),
             created_at: now(),
             filename,
-            bytes: reservation.bytes,
+            bytes: reservation.bytes(),
             content_bytes: Some(checked.bytes),
             rows: checked.rows,
             pairs,
@@ -437,7 +285,7 @@ fn plain_name(name: &str) -> Result<String, JobError> {
 
 #[cfg(test)]
 mod tests {
-    use auth::Quotas;
+    use auth::{Quotas, Resource};
     use formats::disk::faults::for_each_fault;
 
     use super::*;
@@ -557,7 +405,8 @@ mod tests {
                 let bytes = std::fs::read(files.path(file)).unwrap();
                 assert_eq!(bytes.len() as u64, file.bytes, "{injection:?}");
             }
-            assert!(files.lock().uploads.is_empty(), "{injection:?}");
+            let counted = files.lock().usage(&Owner::everyone(), 10, |_| 1);
+            assert_eq!(counted.all, found.len() as u64, "{injection:?}");
             uploaded(&files, ROW, "next").unwrap();
             // No leftovers after the next start, and what was stored is found again, but nothing that was refused.
             let before = listed(&files);
@@ -659,31 +508,6 @@ mod tests {
         upload.write(b"a").unwrap();
         let message = upload.write(b"a").unwrap_err().to_string();
         assert!(message.contains("268435456 bytes"), "{message}");
-    }
-
-    #[test]
-    fn parallel_uploads_stay_within_the_limit_together() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = open(folder.path());
-        let stored = uploaded(&files, ROW, "stored").unwrap();
-        let limit = stored.bytes + 25;
-        let mut uploads = Vec::new();
-        for _ in 0..4 {
-            uploads.push(files.start_upload("rows", Owner::everyone()).unwrap());
-        }
-        let grown: Vec<bool> = uploads
-            .iter_mut()
-            .map(|upload| upload.reservation.grow(10, limit).is_ok())
-            .collect();
-        assert_eq!(grown, [true, true, false, false]);
-        // What a dropped upload had reserved is free again.
-        uploads.remove(0);
-        uploads[2].reservation.grow(10, limit).unwrap();
-        drop(uploads);
-        assert!(files.lock().uploads.is_empty());
-        files.delete(&stored).unwrap();
-        let usage = files.lock().usage(&Owner::everyone(), limit, |bytes| bytes);
-        assert_eq!((usage.own, usage.all), (0, 0));
     }
 
     #[test]

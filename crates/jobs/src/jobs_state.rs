@@ -11,15 +11,17 @@ use service::{Caller, Service};
 
 use crate::error::JobError;
 use crate::evaluation_results::{EvaluationResults, ResultError};
-use crate::files::{Files, StoredFile, Upload};
+use crate::files::{Files, Upload};
 use crate::jobs_folder::{self, DamagedRecords, JobsFolder};
 use crate::listing::{Page, Viewer};
+use crate::queue_state::{QueueRecord, RecordHeader};
 use crate::record_file::{self, is_id, now};
 use crate::records::evaluation::{self, Evaluation, EvaluationStatus};
 use crate::records::failure::Failure;
+use crate::records::file::StoredFile;
 use crate::records::job::{self, EVENTS_FILE, JobRecord};
 use crate::train_memory::{TrainMemory, Turn};
-use crate::work_queue::{QueueRecord, RecordHeader, WorkQueue};
+use crate::work_queue::WorkQueue;
 
 /// The most unfinished jobs of all keys.
 pub const MAX_OPEN_JOBS: usize = 64;

@@ -16,12 +16,12 @@
 //! jobs/<id>/job.json           the record, next to events.jsonl, samples.json, state/checkpoint.safetensors and adapter/
 //! ```
 //!
-//! Start with `work_queue`, which keeps the records of both kinds of work, then [`fine_tuning`] and [`evaluation`].
+//! Start with `work_queue`, which keeps the records of both kinds of work, and its `queue_state`, then [`fine_tuning`] and [`evaluation`].
 //!
 //! - [`Jobs`]: the `worker_threads`; [`JobsState`]: the files and queues that they share with the API's calls
 //! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step;
 //!   `jobs_folder`: which folder is used, and what is left of a process that was killed
-//! - [`files`]: uploads; [`listing`]: pages, and what a key may see
+//! - [`files`]: uploads, and `file_reservation`: what they count for quotas; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
 //! - `key_turns`: keys take turns; `train_memory`: the memory of training; `yield_point`: lets requests go first; [`metrics`]: counts of jobs for `/metrics`; [`error`]: what can fail
 //!
@@ -31,6 +31,7 @@
 pub mod error;
 pub mod evaluation;
 pub mod evaluation_results;
+mod file_reservation;
 pub mod files;
 pub mod fine_tuning;
 mod jobs_folder;
@@ -38,6 +39,7 @@ mod jobs_state;
 mod key_turns;
 pub mod listing;
 pub mod metrics;
+mod queue_state;
 mod record_file;
 pub mod records;
 mod train_memory;
@@ -49,12 +51,13 @@ mod yield_point;
 pub use error::JobError;
 pub use evaluation::requests::NewEvaluation;
 pub use evaluation_results::{EvaluationResults, ResultError};
-pub use files::{StoredFile, Upload};
+pub use files::Upload;
 pub use fine_tuning::jobs::JobCheckpoint;
 pub use fine_tuning::request::NewJob;
 pub use fine_tuning::samples::SampledAnswer;
 pub use jobs_state::{JobSettings, JobsState, MAX_OPEN_EVALUATIONS, MAX_OPEN_JOBS};
 pub use listing::{MAX_PAGE, Page, Viewer};
 pub use records::evaluation::{Evaluation, EvaluationStatus};
+pub use records::file::StoredFile;
 pub use records::job::{Event, JobRecord, JobStatus};
 pub use worker_threads::Jobs;

@@ -6,64 +6,16 @@
 //! Each record belongs to an owner. Its quotas bound how many it may have, only its own finished records make room for a new one, and the
 //! owners take turns, so that a queue that one of them filled does not delay the others.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use auth::{Owner, Resource, Usage};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use auth::Owner;
 
 use crate::error::JobError;
-use crate::key_turns::{Stage, Turns};
+use crate::key_turns::Stage;
 use crate::listing::Viewer;
+use crate::queue_state::{QueueRecord, QueueState};
 use crate::record_file;
-
-/// A record that a [`WorkQueue`] keeps.
-pub(crate) trait QueueRecord: Clone + Serialize + DeserializeOwned {
-    /// Its name in log lines.
-    const KIND: &'static str;
-    /// Its unfinished records, for quotas.
-    const OPEN: Resource;
-    /// The most unfinished records of all owners.
-    const MAX_OPEN: usize;
-    /// Its records, for quotas.
-    const STORED: Resource;
-    /// The most records of all owners.
-    const MAX_STORED: usize;
-    /// The bytes of its records' files, for quotas, and the most of all owners; `None` if the number of records bounds them.
-    const BYTES: Option<(Resource, u64)> = None;
-
-    /// The fields that the queue reads.
-    fn header(&self) -> RecordHeader<'_>;
-    /// Sets its place in the order of arrival.
-    fn set_number(&mut self, number: u64);
-    /// The record's file, in the queue's folder `dir`.
-    fn file(dir: &Path, id: &str) -> PathBuf;
-    /// Removes the record's files in `dir`.
-    fn remove(dir: &Path, id: &str) -> std::io::Result<()>;
-    /// Removes what was written in `dir` of a record that was never visible.
-    fn discard(dir: &Path, id: &str);
-    /// The error for an unknown id.
-    fn not_found(id: &str) -> JobError;
-}
-
-/// The fields of a record that a [`WorkQueue`] reads.
-pub(crate) struct RecordHeader<'a> {
-    /// Its id.
-    pub id: &'a str,
-    /// Its place in the order of arrival.
-    pub number: u64,
-    /// The API key that created it; none on a server without keys.
-    pub owner: Option<&'a str>,
-    /// Whether its state is final.
-    pub is_over: bool,
-    /// Whether its files have something that is nowhere else.
-    pub has_only_copy: bool,
-    /// What its files count for [`QueueRecord::BYTES`].
-    pub bytes: u64,
-}
 
 /// Records by id, the one that is running, and a condition variable for the threads that wait for work.
 pub(crate) struct WorkQueue<R> {
@@ -72,55 +24,12 @@ pub(crate) struct WorkQueue<R> {
     changed: Condvar,
 }
 
-/// The state behind the queue's lock.
-pub(crate) struct QueueState<R> {
-    pub(crate) records: BTreeMap<String, R>,
-    pub(crate) running: Option<Running>,
-    /// The record that is prepared for its turn.
-    pub(crate) preparing: Option<Running>,
-    /// The records that a call works on without the lock.
-    held: BTreeSet<String>,
-    turns: Turns,
-    closing: bool,
-}
-
-/// The record that a worker thread is working on.
-#[derive(Debug, Clone)]
-pub(crate) struct Running {
-    pub(crate) id: String,
-    /// Set to make the worker stop.
-    pub(crate) stop: Arc<AtomicBool>,
-    /// Parts that are done.
-    pub(crate) done: Arc<AtomicU64>,
-}
-
-impl Running {
-    fn new(id: &str) -> Running {
-        Running {
-            id: id.to_owned(),
-            stop: Arc::default(),
-            done: Arc::default(),
-        }
-    }
-}
-
 impl<R: QueueRecord> WorkQueue<R> {
     /// A queue in the folder `dir` with the records that were found there.
     pub(crate) fn new(dir: PathBuf, records: impl IntoIterator<Item = R>) -> WorkQueue<R> {
-        let records = records
-            .into_iter()
-            .map(|record| (record.header().id.to_owned(), record))
-            .collect();
         WorkQueue {
             dir,
-            state: Mutex::new(QueueState {
-                records,
-                running: None,
-                preparing: None,
-                held: BTreeSet::new(),
-                turns: Turns::default(),
-                closing: false,
-            }),
+            state: Mutex::new(QueueState::new(records)),
             changed: Condvar::new(),
         }
     }
@@ -147,16 +56,9 @@ impl<R: QueueRecord> WorkQueue<R> {
         prepare: impl FnOnce(&R) -> Result<(), JobError>,
     ) -> Result<(R, Vec<R>), JobError> {
         let mut state = self.lock();
-        let open = state.usage(owner, R::MAX_OPEN, |header| !header.is_over);
-        owner.check(R::OPEN, open, 1)?;
-        if let Some((resource, limit)) = R::BYTES {
-            let stored = state.sum(owner, limit, |header| header.bytes);
-            owner.check(resource, stored, record.header().bytes)?;
-        }
+        state.check_quotas(owner, record.header().bytes)?;
         admit()?;
-        let numbers = state.records.values().map(|record| record.header().number);
-        // Records that were read from disk have at most [`record_file::MAX_NUMBER`].
-        record.set_number(numbers.max().unwrap_or(0).saturating_add(1));
+        record.set_number(state.next_number());
         let evicted = state.to_evict(owner)?;
         if let Err(error) = prepare(&record).and_then(|()| self.save(&mut state, &record)) {
             R::discard(&self.dir, record.header().id);
@@ -231,8 +133,7 @@ impl<R: QueueRecord> WorkQueue<R> {
 
     /// Holds a record, so that it is not deleted, evicted or held a second time before the result is dropped; `None` if it is held already.
     pub(crate) fn hold(&self, id: &str) -> Option<HeldRecord<'_, R>> {
-        let is_new = self.lock().held.insert(id.to_owned());
-        is_new.then(|| HeldRecord {
+        self.lock().hold(id).then(|| HeldRecord {
             queue: self,
             id: id.to_owned(),
         })
@@ -240,7 +141,7 @@ impl<R: QueueRecord> WorkQueue<R> {
 
     /// Whether a call holds a record.
     pub(crate) fn is_held(&self, id: &str) -> bool {
-        self.lock().held.contains(id)
+        self.lock().is_held(id)
     }
 
     /// Deletes a record for which `only_if` holds, with its files; `None` if it does not hold, or a call holds the record.
@@ -250,7 +151,7 @@ impl<R: QueueRecord> WorkQueue<R> {
         only_if: impl FnOnce(&R) -> bool,
     ) -> Result<Option<R>, JobError> {
         let mut state = self.lock();
-        if state.held.contains(id) || !state.records.get(id).is_some_and(only_if) {
+        if state.is_held(id) || !state.records.get(id).is_some_and(only_if) {
             return Ok(None);
         }
         R::remove(&self.dir, id).map_err(JobError::io(&R::file(&self.dir, id)))?;
@@ -264,20 +165,14 @@ impl<R: QueueRecord> WorkQueue<R> {
         }
     }
 
-    /// Waits for a record with a priority and returns the next one: the lowest priority, then the owner whose last turn in `stage` is the
-    /// longest ago, then the order of arrival. `None` once the queue closes.
+    /// Waits for a record with a priority and returns the next one ([`QueueState::next`]). `None` once the queue closes.
     pub(crate) fn wait_for(&self, stage: Stage, priority: impl Fn(&R) -> Option<u8>) -> Option<R> {
         let mut state = self.lock();
         loop {
-            if state.closing {
+            if state.is_closing() {
                 return None;
             }
-            let ready = state.records.values().filter_map(|record| {
-                let header = record.header();
-                let turn = state.turns.last(stage, header.owner);
-                Some(((priority(record)?, turn, header.number), record))
-            });
-            if let Some((_, record)) = ready.min_by_key(|(order, _)| *order) {
+            if let Some(record) = state.next(stage, &priority) {
                 return Some(record.clone());
             }
             let woken = self.changed.wait(state);
@@ -292,12 +187,7 @@ impl<R: QueueRecord> WorkQueue<R> {
 
     /// Stops the running record and hands out no more work.
     pub(crate) fn close(&self) {
-        let mut state = self.lock();
-        state.closing = true;
-        for running in state.running.iter().chain(&state.preparing) {
-            running.stop.store(true, Ordering::SeqCst);
-        }
-        drop(state);
+        self.lock().close();
         self.changed.notify_all();
     }
 }
@@ -310,117 +200,20 @@ pub(crate) struct HeldRecord<'q, R: QueueRecord> {
 
 impl<R: QueueRecord> Drop for HeldRecord<'_, R> {
     fn drop(&mut self) {
-        self.queue.lock().held.remove(&self.id);
-    }
-}
-
-impl<R: QueueRecord> QueueState<R> {
-    /// Whether the queue hands out no more work.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing
-    }
-
-    /// How many records for which `counts` holds `owner` has, and all owners have.
-    fn usage(
-        &self,
-        owner: &Owner,
-        limit: usize,
-        counts: impl Fn(&RecordHeader<'_>) -> bool,
-    ) -> Usage {
-        self.sum(owner, limit as u64, |header| u64::from(counts(header)))
-    }
-
-    /// The oldest finished records of `owner` that must go so that it may have one more; those that have an only copy of something go last.
-    ///
-    /// # Errors
-    /// [`JobError::Quota`]: its other records are unfinished, or are held.
-    fn to_evict(&self, owner: &Owner) -> Result<Vec<String>, JobError> {
-        let headers = self.records.values().map(QueueRecord::header);
-        let mut finished: Vec<RecordHeader<'_>> = headers
-            .filter(|header| header.is_over && owner.owns(header.owner))
-            .filter(|header| !self.held.contains(header.id))
-            .collect();
-        finished.sort_by_key(|header| (header.has_only_copy, header.number));
-        let mut finished = finished.into_iter();
-        let mut stored = self.usage(owner, R::MAX_STORED, |_| true);
-        let mut evicted = Vec::new();
-        while let Err(exceeded) = owner.check(R::STORED, stored, 1) {
-            let oldest = finished.next().ok_or(exceeded)?;
-            evicted.push(oldest.id.to_owned());
-            stored.own -= 1;
-            stored.all -= 1;
-        }
-        Ok(evicted)
-    }
-
-    /// The sum of what `count` makes of the records of `owner`, and of all owners.
-    fn sum(&self, owner: &Owner, limit: u64, count: impl Fn(&RecordHeader<'_>) -> u64) -> Usage {
-        let mut usage = Usage {
-            own: 0,
-            all: 0,
-            limit,
-        };
-        for header in self.records.values().map(QueueRecord::header) {
-            let counted = count(&header);
-            usage.all = usage.all.saturating_add(counted);
-            if owner.owns(header.owner) {
-                usage.own = usage.own.saturating_add(counted);
-            }
-        }
-        usage
-    }
-
-    /// Counts a turn of the owner of `id`.
-    fn take_turn(&mut self, stage: Stage, id: &str) {
-        let headers = self.records.values().map(QueueRecord::header);
-        let open = headers.filter(|header| !header.is_over);
-        let owners: BTreeSet<Option<&str>> = open.map(|header| header.owner).collect();
-        if let Some(record) = self.records.get(id) {
-            self.turns.take(stage, record.header().owner, &owners);
-        }
-    }
-
-    /// A record that `viewer` may see.
-    pub(crate) fn find(&self, viewer: &Viewer, id: &str) -> Result<R, JobError> {
-        let found = self.records.get(id);
-        let found = found.filter(|record| viewer.sees(record.header().owner));
-        found.cloned().ok_or_else(|| R::not_found(id))
-    }
-
-    /// Marks `id` as the record that a worker prepares for its turn.
-    pub(crate) fn prepare(&mut self, id: &str) -> Running {
-        self.take_turn(Stage::Prepare, id);
-        let preparing = Running::new(id);
-        self.preparing = Some(preparing.clone());
-        preparing
-    }
-
-    /// Marks `id` as the record that a worker is working on.
-    pub(crate) fn start(&mut self, id: &str) -> Running {
-        self.take_turn(Stage::Run, id);
-        let running = Running::new(id);
-        self.running = Some(running.clone());
-        running
-    }
-
-    /// Makes the workers of `id` stop, and returns whether one of them runs it.
-    pub(crate) fn stop(&self, id: &str) -> bool {
-        let of_id = |running: &&Running| running.id == id;
-        for running in self.running.iter().chain(&self.preparing).filter(of_id) {
-            running.stop.store(true, Ordering::SeqCst);
-        }
-        self.running
-            .as_ref()
-            .is_some_and(|running| running.id == id)
+        self.queue.lock().release(&self.id);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use auth::Resource;
     use formats::disk::faults::for_each_fault;
-    use serde::Deserialize;
+    use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::queue_state::RecordHeader;
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     struct Note {

@@ -15,10 +15,10 @@ use crate::evaluation_results::ResultError;
 use crate::jobs_state::JobsState;
 use crate::key_turns::Stage;
 use crate::listing::Viewer;
+use crate::queue_state::{QueueState, Running};
 use crate::record_file::{fresh_id, now};
 use crate::records::evaluation::{Evaluation, EvaluationProgress, EvaluationStatus, ID_PREFIX};
 use crate::records::failure::Failure;
-use crate::work_queue::{QueueState, Running};
 
 /// The most personas of one evaluation.
 const MAX_PERSONAS: usize = 8;

@@ -15,13 +15,13 @@ use train::trainer::{self, RunOptions};
 use train::{Example, TrainError, TrainSettings};
 
 use crate::error::JobError;
-use crate::files::StoredFile;
 use crate::files::with_client_name;
 use crate::fine_tuning::error::RunError;
 use crate::fine_tuning::prepare::BATCH_TOKENS;
 use crate::fine_tuning::request::NewJob;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
+use crate::records::file::StoredFile;
 use crate::records::job::JobRecord;
 use crate::training;
 use crate::training::plan::Plan;

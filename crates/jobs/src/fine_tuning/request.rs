@@ -13,7 +13,6 @@ use train::TrainSettings;
 use train::lora_init::{parameter_count, target_linears};
 
 use crate::error::JobError;
-use crate::files::StoredFile;
 use crate::fine_tuning::baselines;
 use crate::fine_tuning::hyperparameters::{Hyperparameters, HyperparametersShape};
 use crate::fine_tuning::prepare::MAX_ROW_BYTES;
@@ -21,6 +20,7 @@ use crate::fine_tuning::sample_generation;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::{fresh_id, now};
+use crate::records::file::StoredFile;
 use crate::records::job::{ID_PREFIX, JobRecord, JobStatus, Method, Progress, StartAdapter};
 use crate::records::thresholds::Thresholds;
 

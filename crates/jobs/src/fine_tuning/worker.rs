@@ -7,10 +7,10 @@ use crate::fine_tuning::preview::PlanTime;
 use crate::fine_tuning::run::{self, RunOutcome};
 use crate::jobs_state::JobsState;
 use crate::key_turns::Stage;
+use crate::queue_state::Running;
 use crate::record_file::now;
 use crate::records::failure::Failure;
 use crate::records::job::{JobRecord, JobStatus};
-use crate::work_queue::Running;
 
 impl JobsState {
     /// Reads the files of new jobs until the queue closes.
