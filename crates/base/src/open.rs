@@ -49,6 +49,8 @@ pub struct LoadOptions {
     pub precision: Option<Precision>,
     /// The cache of quantized weights and of hashes of bases; the default is none.
     pub quant_cache: Option<QuantCache>,
+    /// Whether the system text goes in front of the first user's message, if the chat template has no system role.
+    pub system_as_user: bool,
 }
 
 /// The sha256 of a base's files. Reading a large base takes seconds, so the hash is computed when it is first needed. If there is
@@ -101,7 +103,10 @@ impl Base {
         options: &LoadOptions,
     ) -> Result<Base, BaseError> {
         let files = BaseFiles::open(path)?;
-        let (tokenizer, template) = files.tokenizer_and_template()?;
+        let (tokenizer, mut template) = files.tokenizer_and_template()?;
+        if options.system_as_user {
+            template.put_system_text_in_user_message();
+        }
         Ok(Base {
             name: name.map_or_else(|| default_name(path), str::to_owned),
             model: Arc::new(load(path, &files, device, options)?),

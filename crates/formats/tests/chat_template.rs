@@ -115,6 +115,96 @@ fn demo_template_renders_as_in_transformers() {
     check_smollm2(&ChatTemplate::new(SMOLLM2, "<|im_start|>", "<|im_end|>").unwrap());
 }
 
+/// Templates of published models, in short: they refuse a system message, or leave it out.
+const REFUSES_SYSTEM: &str = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+const DROPS_SYSTEM: &str = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+
+fn problems(source: &str) -> Vec<String> {
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    template
+        .problems()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn what_a_template_does_not_render_is_found_without_a_request() {
+    assert_eq!(problems(SMOLLM2), Vec::<String>::new());
+    let refused = problems(REFUSES_SYSTEM);
+    let starts: Vec<&str> = refused
+        .iter()
+        .map(|one| one.split(':').next().unwrap())
+        .collect();
+    assert_eq!(
+        starts,
+        [
+            "a system message",
+            "several turns after a system message",
+            "tool calls",
+            "two user's messages in a row",
+            "an assistant's message at the start",
+        ]
+    );
+    assert!(
+        refused[0].ends_with("System role not supported"),
+        "{refused:?}"
+    );
+    assert_eq!(
+        problems(DROPS_SYSTEM)[0],
+        "a system message: the text of role system is left out"
+    );
+    let broken = problems("{{ messages[0].content.nothing() }}");
+    assert!(
+        broken[0].contains("a user's message: ") && broken[0].contains("(line 1)"),
+        "{broken:?}"
+    );
+    let cut = "{{ messages[0].content }}{% if messages | length > 1 %}: {{ messages[1:] | map(attribute='content') | join }}{% endif %}{% if add_generation_prompt %}!{% endif %}";
+    assert_eq!(
+        problems(cut),
+        ["training rows: the answer does not follow the prompt as it is rendered for generation"]
+    );
+}
+
+#[test]
+fn system_text_goes_in_front_of_the_user_if_the_template_has_no_system_role() {
+    let turns = [
+        Message::new("system", "Be brief."),
+        Message::new("assistant", "Hello!"),
+        Message::new("user", "Hi"),
+        Message::new("user", "there"),
+    ];
+    for source in [REFUSES_SYSTEM, DROPS_SYSTEM] {
+        let mut template = ChatTemplate::new(source, "", "").unwrap();
+        let hash = template.hash();
+        assert!(!template.has_system_role());
+        assert!(template.system_text_problem("Be brief.").is_some() == (source == REFUSES_SYSTEM));
+        assert!(template.put_system_text_in_user_message());
+        assert_ne!(template.hash(), hash);
+        assert_eq!(
+            template
+                .render(&[turns[0].clone(), turns[2].clone()], true)
+                .unwrap(),
+            "<user>Be brief.\n\nHi<end><assistant>"
+        );
+        assert_eq!(
+            template.render(&turns[..1], true).unwrap(),
+            "<user>Be brief.<end><assistant>"
+        );
+        assert!(template.has_system_role());
+    }
+    let mut template = ChatTemplate::new(DROPS_SYSTEM, "", "").unwrap();
+    template.put_system_text_in_user_message();
+    assert_eq!(
+        template.render(&turns, false).unwrap(),
+        "<assistant>Hello!<end><user>Be brief.\n\nHi<end><user>there<end>"
+    );
+    let mut chatml = ChatTemplate::new(SMOLLM2, "", "").unwrap();
+    let hash = chatml.hash();
+    assert!(!chatml.put_system_text_in_user_message());
+    assert_eq!(chatml.hash(), hash);
+}
+
 #[test]
 fn hash_covers_source_and_tokens() {
     let hash = |source, bos, eos| ChatTemplate::new(source, bos, eos).unwrap().hash();

@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
         let files = BaseFiles::open(base)?;
         let options = LoadOptions {
             precision: Some(precision),
-            quant_cache: None,
+            ..LoadOptions::default()
         };
         let model = load(base, &files, device.clone(), &options)?;
         models.push((precision.name(), model));

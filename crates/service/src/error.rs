@@ -202,6 +202,30 @@ pub enum RequestError {
         /// The message of the template.
         source: formats::chat_template::TemplateError,
     },
+    /// The base's template refuses the system message in front of the conversation, and would render the rest.
+    #[error(
+        "{}the chat template of {base} renders no system message, and {whose} is one: {source}; lory serve --system-as-user puts the \
+         text in front of the first user's message",
+        field.as_ref().map_or(String::new(), |field| format!("{field}: "))
+    )]
+    NoSystemRole {
+        /// The field that brings the message; none if the operator's persona does.
+        field: Option<String>,
+        /// What the message is.
+        whose: String,
+        /// The base.
+        base: String,
+        /// The message of the template.
+        source: formats::chat_template::TemplateError,
+    },
+    /// The base's template fails, whatever the client could do.
+    #[error("{source}; the chat template of {base} is at fault, not the request")]
+    TemplateFailed {
+        /// The base.
+        base: String,
+        /// What went wrong, with the line of the template.
+        source: formats::chat_template::TemplateError,
+    },
     /// The text could not be tokenized.
     #[error("{field}: {source}")]
     Tokenize {
@@ -457,6 +481,7 @@ impl RequestError {
             | RequestError::UnknownRole { field, .. }
             | RequestError::Schema { field, .. }
             | RequestError::Tool { field, .. } => Some(field.clone()),
+            RequestError::NoSystemRole { field, .. } => field.clone(),
             RequestError::TooManyAnswers { .. } => Some("n".to_owned()),
             RequestError::TooManyStops { .. } => Some("stop".to_owned()),
             RequestError::StopLength { index, .. } => Some(format!("stop[{index}]")),
@@ -467,6 +492,7 @@ impl RequestError {
             | RequestError::LogprobsInUse { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
+            | RequestError::TemplateFailed { .. }
             | RequestError::GrammarLimit(_)
             | RequestError::GrammarsBusy
             | RequestError::ClientGone

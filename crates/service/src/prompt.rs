@@ -111,12 +111,47 @@ pub(super) fn tokens(
     let rendered = match base.template.render(&messages, true) {
         Ok(rendered) => rendered,
         Err(TemplateError::OutOfFuel) if is_long => return Err(too_long),
-        Err(source) => return Err(RequestError::Template { field, source }),
+        Err(source) => return Err(blame(base, persona, request, &messages, source)),
     };
     let ids = hidden
         .encode(&base.tokenizer, &rendered)
         .map_err(|source| RequestError::Tokenize { field, source })?;
     Ok(with_bos(base, ids))
+}
+
+/// The error of a conversation that the template does not render: of the message that it refuses, of the conversation, or of the
+/// template, which is not the client's fault.
+fn blame(
+    base: &Base,
+    persona: &ResolvedPersona<'_>,
+    request: &GenerateRequest,
+    messages: &[Message],
+    source: TemplateError,
+) -> RequestError {
+    let field = request.names.prompt;
+    let name = base.name.clone();
+    let renders = |messages: &[Message]| base.template.render(messages, true).is_ok();
+    let has_system = messages.len() > 1 && messages[0].role == "system";
+    if has_system && renders(&messages[1..]) {
+        let (field, whose) = if persona.system_prompt.is_some() {
+            let persona = &persona.identity.name;
+            (None, format!("the system prompt of {persona}"))
+        } else if request.takes_system_prompt() {
+            (Some("tools".to_owned()), "their description".to_owned())
+        } else {
+            (Some(format!("{field}[0]")), "this".to_owned())
+        };
+        return RequestError::NoSystemRole {
+            field,
+            whose,
+            base: name,
+            source,
+        };
+    }
+    match source {
+        TemplateError::Refused(_) => RequestError::Template { field, source },
+        source => RequestError::TemplateFailed { base: name, source },
+    }
 }
 
 /// The token ids with which the prompts of all conversations with this system prompt begin: those of the operator and of the

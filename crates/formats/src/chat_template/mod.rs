@@ -8,6 +8,7 @@ mod date;
 mod hidden;
 mod json;
 mod methods;
+mod probe;
 mod python;
 mod rewrite;
 mod tags;
@@ -23,10 +24,11 @@ use serde::{Deserialize, Serialize};
 use crate::file::FileError;
 use crate::gguf::{Gguf, GgufError};
 use crate::sha256::FieldHasher;
-use crate::tokenizer::{Special, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 pub use alpaca::alpaca_prompt;
 pub use hidden::Hidden;
+pub use probe::TemplateProblem;
 pub use tool_text::{
     ToolCall, ToolSignature, add_tool_instructions, call_arguments, merge_tool_responses,
     python_json, render_turn, tool_instructions,
@@ -131,6 +133,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     tokens: SpecialTexts,
+    /// Whether the system text goes in front of the first user's message.
+    system_as_user: bool,
 }
 
 /// The texts of the special tokens that a template sees. An absent one is undefined in the template, but for the first two, which are
@@ -248,6 +252,7 @@ impl ChatTemplate {
             environment,
             source: source.to_owned(),
             tokens,
+            system_as_user: false,
         })
     }
 
@@ -260,7 +265,12 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let conversation: Vec<Value> = messages
+        let merged = self
+            .system_as_user
+            .then(|| probe::with_system_as_user(messages));
+        let conversation: Vec<Value> = merged
+            .as_deref()
+            .unwrap_or(messages)
             .iter()
             .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
             .collect();
@@ -281,27 +291,6 @@ impl ChatTemplate {
         })
     }
 
-    /// The token with which an assistant's turn ends, as the template writes it: a control or user-defined token right after the
-    /// answer. None if the template writes no such token.
-    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
-        const ANSWER: &str = "We open at nine.";
-        let turns = [
-            Message::new("system", "Be brief."),
-            Message::new("user", "When do you open?"),
-            Message::new("assistant", ANSWER),
-        ];
-        // Some templates refuse a system message.
-        let rendered = self.render(&turns[1..], false);
-        let rendered = rendered.or_else(|_| self.render(&turns, false)).ok()?;
-        let (_, after) = rendered.rsplit_once(ANSWER)?;
-        let ids = tokenizer.encode(after.trim_start(), Special::Parse).ok()?;
-        let is_added = |id: &u32| {
-            let text = tokenizer.token(*id);
-            text.is_some_and(|text| tokenizer.has_added_token(text))
-        };
-        ids.first().copied().filter(is_added)
-    }
-
     /// The source text of the template.
     pub fn source(&self) -> &str {
         &self.source
@@ -316,6 +305,9 @@ impl ChatTemplate {
         }
         for (name, text) in others {
             hasher.field(name.as_bytes()).field(text.as_bytes());
+        }
+        if self.system_as_user {
+            hasher.field(b"system as user");
         }
         hasher.finish()
     }

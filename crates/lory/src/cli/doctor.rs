@@ -10,11 +10,11 @@ use crate::cli::flags::base::{BaseArgs, PrecisionArgs, open_device};
 use crate::cli::flags::units::memory_size;
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
-use base::BaseFiles;
 use base::home::Home;
 use base::plan::{self, HardwareProfile, MeasuredSpeed, PlanRequest, format_size};
 use base::progress::Progress;
 use base::quant_cache::{CacheEntry, QuantCache};
+use base::{BaseFiles, BaseText};
 
 /// Describe the machine, and plan how a base would run on it
 #[derive(Debug, clap::Args)]
@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Memory for training jobs [default: half of the memory that the plan leaves]
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     train_memory: Option<ByteSize>,
+    /// Check the chat template as it is with `lory serve --system-as-user`
+    #[arg(long, requires = "base")]
+    system_as_user: bool,
     /// Do not measure the speed
     #[arg(long)]
     no_probe: bool,
@@ -81,9 +84,11 @@ fn plan_base(
 ) -> anyhow::Result<(String, bool)> {
     let base_args = BaseArgs {
         base: base.to_owned(),
+        system_as_user: args.system_as_user,
     };
     let located = base_args.locate()?;
-    let sizes = ModelSizes::of(BaseFiles::open(&located.path)?.checkpoint())?;
+    let files = BaseFiles::open(&located.path)?;
+    let sizes = ModelSizes::of(files.checkpoint())?;
     let demand = PlanRequest {
         precision: args.precision.requested(),
         kv_memory: args.kv_memory.as_u64(),
@@ -119,6 +124,7 @@ fn plan_base(
     if let Some(why) = &refused {
         text += &format!("\nwould not start: {why}\n");
     }
+    text += &check_template(located.text(), report);
     report["base"] = json!(base);
     report["parameters"] = json!(sizes.parameters());
     report["plan"] = json!(plan);
@@ -128,6 +134,35 @@ fn plan_base(
         .as_ref()
         .map_or(Value::Null, |why| json!(why.to_string()));
     Ok((text, refused.is_none()))
+}
+
+/// What the base's chat template does not render, as text. Adds it to `report`.
+fn check_template(base: anyhow::Result<BaseText>, report: &mut Value) -> String {
+    let template = match base {
+        Ok(base) => base.template,
+        Err(error) => {
+            report["chat_template"] = json!({"error": error.to_string()});
+            return format!("\nno tokenizer or chat template: {error}\n");
+        }
+    };
+    let problems: Vec<String> = template
+        .problems()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let has_system_role = template.has_system_role();
+    let mut text = match problems.as_slice() {
+        [] => "\nthe chat template renders every conversation that was tried\n".to_owned(),
+        _ => "\nthe chat template does not render:\n".to_owned(),
+    };
+    for problem in &problems {
+        text += &format!("  {problem}\n");
+    }
+    if !has_system_role {
+        text += "  --system-as-user puts the system text in front of the first user's message\n";
+    }
+    report["chat_template"] = json!({"has_system_role": has_system_role, "problems": problems});
+    text
 }
 
 /// Measures the speed of one answer on weights of the base's shapes.

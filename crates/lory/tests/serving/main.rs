@@ -4,6 +4,7 @@ mod access;
 mod bad_input;
 mod batch_invariance;
 mod chat_completions;
+mod chat_templates;
 mod completions;
 mod disconnects;
 mod formats;

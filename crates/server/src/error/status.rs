@@ -81,6 +81,7 @@ impl From<RequestError> for ApiError {
             RequestError::UnknownRole { .. }
             | RequestError::Tool { .. }
             | RequestError::Template { .. }
+            | RequestError::NoSystemRole { field: Some(_), .. }
             | RequestError::Tokenize { .. }
             | RequestError::OutOfRange { .. }
             | RequestError::TooManyStops { .. }
@@ -106,6 +107,10 @@ impl From<RequestError> for ApiError {
             // The client does not receive it.
             RequestError::ClientGone => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
+            RequestError::TemplateFailed { .. }
+            | RequestError::NoSystemRole { field: None, .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "chat_template_failed")
+            }
             RequestError::Denied { source, .. } => denied_status(source),
             RequestError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };

@@ -177,6 +177,25 @@ impl Service {
         &self.base
     }
 
+    /// What the base's chat template does not render, for people: kinds of conversations, and personas whose system prompt it refuses.
+    pub fn template_problems(&self) -> Vec<String> {
+        let template = &self.base.template;
+        let problems = template.problems().into_iter();
+        let mut problems: Vec<String> = problems.map(|problem| problem.to_string()).collect();
+        let personas = self.personas();
+        for persona in personas.names().into_iter().filter_map(|n| personas.get(n)) {
+            // A required variable has no value yet.
+            let Ok(Some(system)) = persona.system_prompt_by_default() else {
+                continue;
+            };
+            if let Some(error) = template.system_text_problem(&system) {
+                let name = &persona.name;
+                problems.push(format!("the system prompt of persona {name}: {error}"));
+            }
+        }
+        problems
+    }
+
     /// A snapshot of the personas that can be requested now.
     pub fn personas(&self) -> Arc<Personas> {
         self.catalog.personas()

@@ -83,7 +83,7 @@ impl ReaderArgs {
     }
 
     pub fn wording(&self) -> anyhow::Result<BaseText> {
-        Ok(BaseText::open(&self.base.locate()?.path)?)
+        self.base.locate()?.text()
     }
 }
 

@@ -12,7 +12,7 @@ use base::hub::{self, HubSettings, PullSource, RepositoryId};
 use base::plan::{self, HardwareProfile, PlanRequest};
 use base::progress::Progress;
 use base::quant_cache::QuantCache;
-use base::{BaseFiles, LoadOptions, files};
+use base::{BaseFiles, BaseText, LoadOptions, files};
 
 /// `--base`, for every command that needs a base.
 #[derive(Debug, Clone, clap::Args)]
@@ -21,6 +21,10 @@ pub(crate) struct BaseArgs {
     /// a Hugging Face folder
     #[arg(long, value_name = "ID|PATH", default_value = hub::KNOWN_BASES[0].id)]
     pub base: String,
+    /// Put the system text in front of the first user's message if the base's chat template has no system role. An adapter that is
+    /// trained this way is served this way only
+    #[arg(long)]
+    pub system_as_user: bool,
 }
 
 /// `--precision`, for every command that loads a base's weights.
@@ -67,6 +71,8 @@ pub(crate) struct Located {
     pub path: PathBuf,
     /// Its SHA-256, if it is known without reading the file.
     pub sha256: Option<&'static str>,
+    /// `--system-as-user`
+    pub system_as_user: bool,
 }
 
 /// How a base will run.
@@ -100,6 +106,7 @@ impl BaseArgs {
                     name: Some(known.id.to_owned()),
                     path: pulled.path,
                     sha256: Some(known.sha256),
+                    system_as_user: self.system_as_user,
                 })
             }
             _ if path.is_dir() && !folder::is_folder(path) => anyhow::bail!(
@@ -110,6 +117,7 @@ impl BaseArgs {
                 name: None,
                 path: path.to_owned(),
                 sha256: None,
+                system_as_user: self.system_as_user,
             }),
             _ if RepositoryId::parse(&self.base).is_some() => {
                 // The path of a missing file may look like a repository id, too.
@@ -126,6 +134,7 @@ impl BaseArgs {
                     name: Some(name.to_lowercase()),
                     path,
                     sha256: None,
+                    system_as_user: self.system_as_user,
                 })
             }
             _ => anyhow::bail!(
@@ -158,8 +167,14 @@ impl Located {
             load: LoadOptions {
                 precision: plan.chosen.precision,
                 quant_cache: quant_cache(),
+                system_as_user: self.system_as_user,
             },
         })
+    }
+
+    /// Its tokenizer and chat template, without its weights.
+    pub fn text(&self) -> anyhow::Result<BaseText> {
+        read_text(&self.path, self.system_as_user)
     }
 
     /// The SHA-256 of the base, in hex.
@@ -173,6 +188,15 @@ impl Located {
         };
         hash.with_context(|| self.path.display().to_string())
     }
+}
+
+/// The tokenizer and chat template of the base at `path`, as `--system-as-user` changes it.
+pub(crate) fn read_text(path: &Path, system_as_user: bool) -> anyhow::Result<BaseText> {
+    let mut text = BaseText::open(path)?;
+    if system_as_user {
+        text.template.put_system_text_in_user_message();
+    }
+    Ok(text)
 }
 
 /// The cache of quantized weights and of hashes. Without a home folder there is none, and both are computed at every start.

@@ -12,7 +12,6 @@ use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::output::print;
 use crate::cli::persona::adapter::{refuse_to_overwrite, select};
-use base::BaseText;
 
 /// Write a persona's adapter as a GGUF for llama.cpp (llama-server --lora FILE)
 #[derive(Debug, clap::Args)]
@@ -51,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     )?;
     let located = args.base.locate()?;
     refuse_to_overwrite(&args.out, &located.path)?;
-    let base = BaseText::open(&located.path)?;
+    let base = located.text()?;
     selected.check_base(&base.tokenizer, &base.template)?;
 
     let config = base.config.as_in_gguf();

@@ -18,8 +18,8 @@ use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use crate::cli::persona::adapter::{SelectedAdapter, refuse_to_overwrite, select};
-use base::Base;
 use base::progress::Progress;
+use base::{Base, LoadOptions};
 use jobs::evaluation;
 use jobs::training;
 
@@ -102,7 +102,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
         located.path.display()
     );
     refuse_to_overwrite(&args.out, &located.path)?;
-    let base = Base::open(&located.path, located.name.as_deref(), open_device(None)?)?;
+    let load = LoadOptions {
+        system_as_user: located.system_as_user,
+        ..LoadOptions::default()
+    };
+    let name = located.name.as_deref();
+    let base = Base::open_with(&located.path, name, open_device(None)?, &load)?;
     selected.check_base(&base.tokenizer, &base.template)?;
 
     let mut progress = Progress::stderr();

@@ -7,12 +7,11 @@ use registry::{AdapterContent, Persona, PersonaSettings, Publication};
 use serde_json::json;
 
 use crate::cli::exit::ExitStatus;
-use crate::cli::flags::base::BaseArgs;
+use crate::cli::flags::base::{BaseArgs, read_text};
 use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::output::print;
 use crate::cli::persona::adapter::check_base;
-use base::BaseText;
 use base::home::Home;
 use base::hub;
 
@@ -152,7 +151,7 @@ fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Resul
         );
     }
     let Some(path) = path else { return Ok(()) };
-    let wording = BaseText::open(&path)?;
+    let wording = read_text(&path, base.system_as_user)?;
     check_base(
         name,
         &content.adapter,

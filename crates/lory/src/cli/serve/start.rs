@@ -103,6 +103,7 @@ pub(crate) fn serve(
         let queue = start_jobs(&service, settings);
         state.set_jobs(queue.clone());
         state.set_service(Arc::clone(&service));
+        warn_of_template(&service);
         print(&welcome(&service, &endpoint))?;
         // The running job writes its checkpoint while requests end.
         let checkpoint = async {
@@ -123,6 +124,23 @@ pub(crate) fn serve(
         tracing::info!("shut down");
     }
     served
+}
+
+/// Logs what the base's chat template does not render, before a request fails because of it.
+fn warn_of_template(service: &Service) {
+    let base = service.base();
+    for problem in service.template_problems() {
+        tracing::warn!(
+            "the chat template of {} does not render {problem}",
+            base.name
+        );
+    }
+    if !base.template.has_system_role() {
+        tracing::warn!(
+            "the chat template of {} has no system role; --system-as-user puts the system text in front of the first user's message",
+            base.name
+        );
+    }
 }
 
 /// Ends the queue of jobs; whether it ended within `limit`. It has its own thread, so that it waits for no other work.
