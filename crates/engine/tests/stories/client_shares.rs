@@ -386,6 +386,51 @@ fn request_above_its_share_of_blocks_does_not_starve() {
     assert_idle(&handle);
 }
 
+/// A request that needs more blocks than its client's share waits for room for four times `max_wait`; then nobody overtakes it.
+#[test]
+fn request_above_its_share_of_blocks_keeps_others_out_when_it_has_waited_for_long() {
+    let model = FakeModel::new(limits(CONTEXT_BLOCKS)).with_step_time(Duration::from_millis(1));
+    let (model, gate) = model.gated();
+    let config = EngineConfig {
+        max_wait: Duration::from_millis(10),
+        max_queue: 1000,
+        ..batch_of(4)
+    };
+    let handle = start(model, config);
+    let ended = Arc::new(AtomicUsize::new(0));
+    let of_hostile = || -> Sink {
+        let ended = Arc::clone(&ended);
+        Box::new(move |event| {
+            if let Event::Finished(_) = event {
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+            Flow::Continue
+        })
+    };
+    for n in 0..400 {
+        // The first ones end in different steps and the others take equally long, so two never end in one step.
+        let new = *[3, 5, 8].get(n as usize).unwrap_or(&10);
+        let request = request_of(HOSTILE, n, 4 * BLOCK, new);
+        handle.submit(request, of_hostile()).unwrap().detach();
+    }
+    let at = Arc::new(Mutex::new(None));
+    let (found, seen) = (Arc::clone(&at), Arc::clone(&ended));
+    let sink: Sink = Box::new(move |event| {
+        if let Event::Token(_) = event {
+            let ended = seen.load(Ordering::Relaxed);
+            found.lock().unwrap().get_or_insert(ended);
+        }
+        Flow::Continue
+    });
+    let large = request_of(OTHER, 0, (CONTEXT_BLOCKS - 4) * BLOCK, 2);
+    handle.submit(large, sink).unwrap().detach();
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert_idle(&handle);
+    let overtook = at.lock().unwrap().unwrap();
+    assert!((8..200).contains(&overtook), "{overtook} overtook it");
+}
+
 /// A grammar whose masks are slow.
 #[derive(Debug)]
 struct SlowGrammar(Arc<AtomicUsize>);
