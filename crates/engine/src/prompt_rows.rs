@@ -9,6 +9,8 @@ pub(crate) struct PromptRows {
     pub left: usize,
     /// The client whose turn it is; none if all may take rows.
     pub turn: Option<ClientId>,
+    /// The only sequence that may be admitted, if one keeps the others out.
+    pub only: Option<Arrival>,
     /// The rows of each sequence, in the order in which they were given out.
     pub chunks: Vec<(Arrival, usize)>,
 }

@@ -27,14 +27,15 @@ impl<A> Scheduler<A> {
         let mut rows = PromptRows {
             left: budget.saturating_sub(plan.batch.rows()),
             turn: None,
+            only: None,
             chunks: Vec::new(),
         };
         if !shares.is_single() {
-            let keeps_out = self.large_keeps_others_out(shares, now);
+            rows.only = self.large_that_keeps_others_out(shares, now);
             for client in self.clients_by_service(shares) {
                 rows.turn = Some(client);
                 self.continue_prefills(&mut rows, shares);
-                if admit && !keeps_out {
+                if admit && rows.only.is_none() {
                     self.admit(&mut rows, shares, now);
                 }
             }
@@ -68,14 +69,17 @@ impl<A> Scheduler<A> {
         clients
     }
 
-    /// Whether a sequence with more blocks than its client's share has waited so long that nobody may overtake it.
-    fn large_keeps_others_out(&self, shares: &ClientShares, now: Instant) -> bool {
-        self.waiting.iter().any(|(arrival, sequence)| {
+    /// The earliest sequence with more blocks than its client's share that has waited so long that nobody may overtake it, also those
+    /// who arrived before it: their client has had its share since.
+    fn large_that_keeps_others_out(&self, shares: &ClientShares, now: Instant) -> Option<Arrival> {
+        let keeps_out = |(arrival, sequence): &(&Arrival, &Sequence<A>)| {
             let client = sequence.client_id();
             shares.running(client) == 0
                 && shares.is_large(client, self.blocks.needed(sequence.tokens.len()))
-                && !self.may_be_overtaken(*arrival, now)
-        })
+                && !self.may_be_overtaken(**arrival, now)
+        };
+        let found = self.waiting.iter().find(keeps_out);
+        found.map(|(arrival, _)| *arrival)
     }
 
     fn continue_prefills(&mut self, rows: &mut PromptRows, shares: &ClientShares) {
@@ -122,8 +126,10 @@ impl<A> Scheduler<A> {
         // Clients whose first sequence does not fit.
         let mut blocked: BTreeSet<ClientId> = BTreeSet::new();
         while self.running.len() < self.max_batch && rows.left > 0 {
-            let candidates = self.waiting.iter().filter(|(_, sequence)| {
-                rows.most(sequence) > 0 && !blocked.contains(&sequence.client_id())
+            let candidates = self.waiting.iter().filter(|(arrival, sequence)| {
+                rows.only.is_none_or(|only| only == **arrival)
+                    && rows.most(sequence) > 0
+                    && !blocked.contains(&sequence.client_id())
             });
             let first = candidates
                 .map(|(arrival, sequence)| {

@@ -299,6 +299,7 @@ fn checked_lexer(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Gr
 pub(super) mod tests {
     use serde_json::json;
 
+    use super::super::constraint::RequestGrammar;
     use super::*;
 
     const SOON: Duration = Duration::from_millis(20);
@@ -364,13 +365,121 @@ pub(super) mod tests {
 
     /// A factory over single bytes.
     fn factory() -> ParserFactory {
+        factory_with(limits())
+    }
+
+    fn factory_with(limits: ParserLimits) -> ParserFactory {
         let tokens = ApproximateTokEnv::single_byte_env();
         let slices = SlicedBiasComputer::general_slices();
         let mut factory =
             ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices).unwrap();
         factory.quiet();
-        *factory.limits_mut() = limits();
+        *factory.limits_mut() = limits;
         factory
+    }
+
+    /// Limits that nothing in these tests reaches.
+    fn no_limits() -> ParserLimits {
+        ParserLimits {
+            initial_lexer_fuel: u64::MAX,
+            max_grammar_size: 100_000_000,
+            step_lexer_fuel: u64::MAX,
+            step_max_items: 100_000_000,
+            max_items_in_row: 100_000_000,
+            max_lexer_states: 100_000_000,
+            ..limits()
+        }
+    }
+
+    /// Compiles a schema and reads `text`, with a mask before each byte, as an answer does.
+    fn read(limits: ParserLimits, schema: &serde_json::Value, text: &str) -> Result<(), String> {
+        use engine::Grammar as _;
+        let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+        let grammar = RequestGrammar {
+            compiled: Arc::new(compile(&factory_with(limits), grammar)?),
+            client: None,
+            memory: Arc::default(),
+        };
+        let mut answer = grammar.start();
+        text.bytes().try_for_each(|byte| {
+            answer.mask(&mut [0; 16])?;
+            answer.commit(u32::from(byte)).map(|_| ())
+        })
+    }
+
+    /// Each of these is refused by one limit alone, and by nothing else.
+    #[test]
+    fn each_limit_on_the_work_of_a_grammar_holds_alone() {
+        let own = limits();
+        let bits = |n: u32| (n.wrapping_mul(2_654_435_761) >> 31) as usize;
+        let random: String = (0..12_000).map(|n| ["a", "b"][bits(n)]).collect();
+        let growing = json!({"type": "string", "pattern": "^(a|b)*a(a|b){20}$"});
+        let costly = json!({"type": "string", "pattern": "^.*([a-m].{1500}|[n-z].{1600}|[A-M].{1700}|[N-Z].{1650})$"});
+        let list = |n: usize| json!({"type": "array", "items": {"const": n}});
+        let lists = json!({"anyOf": (0..300).map(|_| json!({"anyOf": (0..300).map(list).collect::<Vec<_>>()})).collect::<Vec<_>>()});
+        for (name, limits, schema, text) in [
+            (
+                "the states of the automaton",
+                ParserLimits {
+                    max_lexer_states: own.max_lexer_states,
+                    ..no_limits()
+                },
+                &growing,
+                &*format!("\"{random}"),
+            ),
+            (
+                "the work for one mask",
+                ParserLimits {
+                    step_lexer_fuel: own.step_lexer_fuel,
+                    ..no_limits()
+                },
+                &costly,
+                "\"anANmzMZanANmzMZ",
+            ),
+            (
+                "the items for one mask",
+                ParserLimits {
+                    step_max_items: own.step_max_items,
+                    ..no_limits()
+                },
+                &lists,
+                "[1",
+            ),
+            (
+                "the items of a row",
+                ParserLimits {
+                    max_items_in_row: own.max_items_in_row,
+                    ..no_limits()
+                },
+                &lists,
+                "[1",
+            ),
+            (
+                "the symbols",
+                ParserLimits {
+                    max_grammar_size: own.max_grammar_size,
+                    ..no_limits()
+                },
+                &lists,
+                "[1",
+            ),
+        ] {
+            read(no_limits(), schema, text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(read(limits, schema, text).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn grammar_that_compiles_for_too_long_is_given_up() {
+        // It would compile for half a minute or more.
+        let slow = json!({"type": "integer", "multipleOf": 999_983});
+        let factory = Arc::new(factory_with(no_limits()));
+        let grammar = TopLevelGrammar::from_json_schema(slow);
+        let started = Instant::now();
+        let compiled = pool().compile(&factory, grammar, Some(1), started + 10 * SOON);
+        assert!(matches!(compiled, Err(CompileError::Slow)));
+        assert!(started.elapsed() < MAX_COMPILE);
+        assert!(CompileError::slow().contains("longer than 5 s"));
     }
 
     /// A compiled schema over single bytes.

@@ -171,8 +171,15 @@ impl<'a> SchemaWalk<'a> {
     /// What the schema and everything that it refers to need at once.
     fn joined(&mut self, schema: &'a Map<String, Value>, depth: usize) -> Result<Joined, String> {
         self.visits += 1;
-        if self.visits > MAX_VISITS || depth > MAX_DEPTH {
-            return Err("its allOf, anyOf, oneOf and $ref are nested too deep".to_owned());
+        if depth > MAX_DEPTH {
+            return Err(format!(
+                "its allOf, anyOf, oneOf and $ref are nested more than {MAX_DEPTH} deep"
+            ));
+        }
+        if self.visits > MAX_VISITS {
+            return Err(format!(
+                "its allOf, anyOf, oneOf and $ref lead to more than {MAX_VISITS} parts; make it simpler"
+            ));
         }
         let own = ["pattern", "format"]
             .iter()
@@ -267,7 +274,7 @@ mod tests {
                 }}),
                 "must match 5 patterns",
             ),
-            (json!({"$ref": "#"}), "nested too deep"),
+            (json!({"$ref": "#"}), "nested more than 64 deep"),
             (json!({"multipleOf": 1_000_003}), "multipleOf 1000003"),
             (json!({"multipleOf": 0}), "numbers above 0"),
             (
@@ -298,12 +305,22 @@ mod tests {
             let message = check(&wrong).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
-        let mut doubled = json!({"d0": {"pattern": "a"}});
-        for i in 1..40 {
-            let before = json!({"$ref": format!("#/$defs/d{}", i - 1)});
-            doubled[format!("d{i}")] = json!({"allOf": [before, before]});
+    }
+
+    #[test]
+    fn schema_that_doubles_at_each_step_is_not_walked_to_its_end() {
+        let doubled = |steps: usize| {
+            let mut defs = json!({"d0": {}});
+            for i in 1..=steps {
+                let before = json!({"$ref": format!("#/$defs/d{}", i - 1)});
+                defs[format!("d{i}")] = json!({"allOf": [before, before]});
+            }
+            json!({"$ref": format!("#/$defs/d{steps}"), "$defs": defs})
+        };
+        check(&doubled(12)).unwrap();
+        for steps in [18, 30] {
+            let message = check(&doubled(steps)).unwrap_err();
+            assert!(message.contains("more than 100000 parts"), "{message}");
         }
-        let doubled = json!({"$ref": "#/$defs/d39", "$defs": doubled});
-        assert!(check(&doubled).is_err());
     }
 }
