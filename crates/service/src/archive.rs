@@ -39,7 +39,7 @@ pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadEr
     for at in 0..archive.len() {
         let mut entry = archive.by_index(at).map_err(broken)?;
         let (name, path) = checked_path(&entry)?;
-        if entry.is_dir() {
+        if entry.is_dir() || name.ends_with('\\') {
             continue;
         }
         let Some((file, limit)) = adapter_file(&path) else {
@@ -100,22 +100,35 @@ fn broken(error: impl std::fmt::Display) -> UploadError {
 
 /// An entry's name for messages, and its path, which must stay in the archive.
 fn checked_path(entry: &ZipFile<'_, BoundedReader>) -> Result<(String, PathBuf), UploadError> {
-    let name = entry.name().map_err(broken)?;
-    let name: String = name.chars().take(200).collect();
+    let whole = entry.name().map_err(broken)?;
+    let name: String = whole.chars().take(200).collect();
     let refused = |message: &str| UploadError::Entry {
         name: name.clone(),
         message: message.to_owned(),
     };
-    let path = entry.enclosed_name();
-    let path =
-        path.filter(|_| !name.contains('\\') && !name.starts_with('/') && !name.contains(".."));
-    let Some(path) = path else {
+    let Some(path) = inner_path(&whole) else {
         return Err(refused("leads out of the archive"));
     };
     if entry.is_symlink() {
         return Err(refused("is a link; put the file itself into the archive"));
     }
     Ok((name, path))
+}
+
+/// The path that an entry's name spells; `None` if it leads out of the archive. Programs on Windows write backslashes, and others begin names with
+/// `./`.
+fn inner_path(name: &str) -> Option<PathBuf> {
+    let name = name.replace('\\', "/");
+    let mut path = PathBuf::new();
+    let is_root = name.starts_with('/') || name.contains(['\0', ':']);
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return None,
+            part => path.push(part),
+        }
+    }
+    (!is_root).then_some(path)
 }
 
 /// The file of an adapter that `path` names, and the most bytes that it may have.
@@ -126,7 +139,10 @@ fn adapter_file(path: &Path) -> Option<(&'static str, u64)> {
     ];
     files
         .into_iter()
-        .find(|(file, _)| path.file_name().is_some_and(|name| name == *file))
+        // macOS adds a folder of its own with files of the same names.
+        .find(|(file, _)| {
+            path.file_name().is_some_and(|name| name == *file) && !path.starts_with("__MACOSX")
+        })
 }
 
 /// Writes an entry to `file` in `dir`, up to `limit` bytes: the archive may declare any size.
@@ -243,6 +259,32 @@ mod tests {
     }
 
     #[test]
+    fn archives_of_other_systems_are_read() {
+        for names in [
+            [
+                "x\\adapter_config.json",
+                "x\\adapter_model.safetensors",
+                "x\\sub\\",
+            ],
+            ["./adapter_config.json", "adapter_model.safetensors", "./"],
+            [
+                "x/./adapter_config.json",
+                "x\\adapter_model.safetensors",
+                "x/notes..txt",
+            ],
+            [
+                "x/adapter_config.json",
+                "x/adapter_model.safetensors",
+                "__MACOSX/x/adapter_config.json",
+            ],
+        ] {
+            let files = names.map(|name| (name, &b"w"[..]));
+            let (files, _) = unpacked(&files).unwrap_or_else(|error| panic!("{names:?}: {error}"));
+            assert_eq!(files, 2, "{names:?}");
+        }
+    }
+
+    #[test]
     fn unsafe_paths_large_files_and_other_archives_are_refused() {
         let refused = |files: &[(&str, &[u8])]| unpacked(files).unwrap_err().to_string();
         for path in [
@@ -250,6 +292,9 @@ mod tests {
             "/etc/adapter_config.json",
             "a/../../adapter_config.json",
             "..\\adapter_config.json",
+            "\\adapter_config.json",
+            "C:\\adapter_config.json",
+            "a\\..\\adapter_config.json",
         ] {
             let message = refused(&[(path, b"{}"), WEIGHTS]);
             assert!(
