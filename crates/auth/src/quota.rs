@@ -120,7 +120,7 @@ impl Resource {
             }
             Resource::Files | Resource::FileBytes => "delete some",
             Resource::Votes | Resource::VotePairs => {
-                "ask the operator to move the file of votes away"
+                "the server keeps all votes: ask its operator for a larger quota, or to remove old votes"
             }
             Resource::AdapterBytes => {
                 "cancel a job, publish the adapter of a finished one, delete a finished one, or train a smaller rank or fewer modules"

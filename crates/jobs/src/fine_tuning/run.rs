@@ -191,9 +191,10 @@ fn write_adapter(
 impl JobsState {
     /// Trained tokens of all steps of a job, from its event log.
     fn count_trained_tokens(&self, id: &str) -> u64 {
-        let mut tokens = 0;
+        let mut tokens = 0_u64;
         let read = self.event_log(id).for_each(|event| {
-            tokens += event.data.and_then(|data| data.tokens).unwrap_or(0);
+            let of_step = event.data.and_then(|data| data.tokens);
+            tokens = tokens.saturating_add(of_step.unwrap_or(0));
         });
         if let Err(error) = read {
             tracing::error!("job {id}: {error}");
