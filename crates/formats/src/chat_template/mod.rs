@@ -265,9 +265,7 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let merged = self
-            .system_as_user
-            .then(|| probe::with_system_as_user(messages));
+        let merged = self.system_as_user.then(|| with_system_as_user(messages));
         let conversation: Vec<Value> = merged
             .as_deref()
             .unwrap_or(messages)
@@ -311,6 +309,22 @@ impl ChatTemplate {
         }
         hasher.finish()
     }
+}
+
+/// The messages with the text of a leading system message in front of the first user's.
+fn with_system_as_user(messages: &[Message]) -> Vec<Message> {
+    let Some((system, turns)) = messages
+        .split_first()
+        .filter(|(first, _)| first.role == "system")
+    else {
+        return messages.to_vec();
+    };
+    let mut turns = turns.to_vec();
+    match turns.iter_mut().find(|turn| turn.role == "user") {
+        Some(user) => user.content = format!("{}\n\n{}", system.content, user.content),
+        None => turns.insert(0, Message::new("user", system.content.as_str())),
+    }
+    turns
 }
 
 /// Adds what Python's templates have and the template engine does not.

@@ -151,22 +151,6 @@ impl ChatTemplate {
     }
 }
 
-/// The messages with the text of a leading system message in front of the first user's.
-pub(super) fn with_system_as_user(messages: &[Message]) -> Vec<Message> {
-    let Some((system, turns)) = messages
-        .split_first()
-        .filter(|(first, _)| first.role == "system")
-    else {
-        return messages.to_vec();
-    };
-    let mut turns = turns.to_vec();
-    match turns.iter_mut().find(|turn| turn.role == "user") {
-        Some(user) => user.content = format!("{}\n\n{}", system.content, user.content),
-        None => turns.insert(0, Message::new("user", system.content.as_str())),
-    }
-    turns
-}
-
 fn messages(turns: &[(&str, &str)]) -> Vec<Message> {
     let message = |(role, text): &(&str, &str)| Message::new(*role, *text);
     turns.iter().map(message).collect()
