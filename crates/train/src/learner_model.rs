@@ -13,7 +13,7 @@ use crate::error::TrainError;
 use crate::layout::{Layout, TrainedRow};
 use crate::learner::{BatchItem, Learner, LossSum, Weigh, weights};
 use crate::params::{LoraGrads, LoraParams};
-use crate::yield_guard::YieldGuard;
+use crate::yield_guard::{LayerPace, YieldGuard};
 
 /// Rows that go through the head at once. Memory holds the logits of this many rows.
 pub(crate) const HEAD_ROWS: usize = 256;
@@ -37,6 +37,7 @@ pub struct ModelLearner {
     scratch: Scratch,
     head: Head,
     yield_point: Option<Arc<dyn YieldPoint>>,
+    pace: LayerPace,
 }
 
 /// Tensors of the output head, reused by every call.
@@ -84,6 +85,7 @@ impl ModelLearner {
                 losses: device.tensor(),
             },
             yield_point: None,
+            pace: LayerPace::default(),
             model,
         }
     }
@@ -111,7 +113,7 @@ impl ModelLearner {
         let model = self.model.clone();
         let device = model.device();
         let yield_point = self.yield_point.clone();
-        let guard = YieldGuard::new(yield_point.as_ref(), device);
+        let guard = YieldGuard::new(yield_point.as_ref(), device, self.pace);
         check(batch, &model)?;
         let layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
@@ -155,6 +157,7 @@ impl ModelLearner {
             self.layers_backward(&step, &mut dx, slots, &mut cache, &guard)?;
         }
         self.cache = Some(cache);
+        self.pace = guard.pace();
         Ok(losses)
     }
 
@@ -174,8 +177,9 @@ impl ModelLearner {
             forward: self.forward,
             backward: self.backward,
         };
+        let step_rows = dx.rows();
         for (layer, x) in self.inputs.iter().enumerate().rev() {
-            guard.layer(|| {
+            guard.layer(step_rows, || {
                 pass.layer(
                     layer,
                     x,
@@ -213,7 +217,7 @@ impl ModelLearner {
         };
         for layer in 0..config.layers {
             let activations = &mut self.activations;
-            guard.layer(|| {
+            guard.layer(x.rows(), || {
                 if backward {
                     device.copy(&x, &mut self.inputs[layer]);
                 }
@@ -252,7 +256,7 @@ impl ModelLearner {
                 .iter()
                 .map(|t| scale.map_or(0.0, |s| s[t.adapter]))
                 .collect();
-            guard.layer(|| {
+            guard.part(true, || {
                 device.gather_rows(x, &rows, &mut h.selected);
                 model.project_head(&h.selected, &mut h.input, self.forward, &mut h.logits);
                 device.cross_entropy(

@@ -141,8 +141,8 @@ impl Pool {
         if INSIDE.with(Cell::get) || !pause::is_set() {
             return self.run_region(tasks, task);
         }
-        // Parts grow until they take about the time between two pauses.
-        let (mut first, mut part) = (0, self.threads());
+        // An eighth first, since most regions take less than the time between two pauses: then as many as take about that time.
+        let (mut first, mut part) = (0, (tasks / 8).max(self.threads()));
         while first < tasks {
             pause::if_due();
             let began = Instant::now();

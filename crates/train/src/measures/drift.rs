@@ -17,7 +17,7 @@ use crate::error::TrainError;
 use crate::example::{Encoder, Example, LossMask, TooLong};
 use crate::learner::LossSum;
 use crate::params::LoraParams;
-use crate::yield_guard::YieldGuard;
+use crate::yield_guard::{LayerPace, YieldGuard};
 
 /// The built-in neutral text, one sentence a line.
 const NEUTRAL: &str = include_str!("neutral.txt");
@@ -96,8 +96,8 @@ pub fn drift(
         let trained: Vec<usize> = (0..tokens.len())
             .filter(|&row| example.loss_mask[row + 1])
             .collect();
-        let guard = YieldGuard::new(yield_point, model.device());
-        guard.layer(|| {
+        let guard = YieldGuard::new(yield_point, model.device(), LayerPace::default());
+        guard.part(true, || {
             forward_both(
                 model,
                 compute,
