@@ -112,7 +112,7 @@ impl Device {
         }
     }
 
-    /// Runs `work`, whose operations call `pause` between two parts about every 10 ms, so that background work lets other work compute in
+    /// Runs `work`, whose operations call `pause` between two parts about every 20 ms, so that background work lets other work compute in
     /// between. The results are the same bits. If `pause` returns false, the rest of the work is abandoned and the result is `None`;
     /// what it was writing then has unspecified values.
     pub fn pausing<R>(&self, pause: Rc<dyn Fn() -> bool>, work: impl FnOnce() -> R) -> Option<R> {

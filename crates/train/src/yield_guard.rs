@@ -11,7 +11,7 @@ use model::YieldPoint;
 use crate::error::TrainError;
 
 /// A layer that probably takes longer gives way within, too. Shorter ones do not, because that costs a few percent of their time.
-const LONG_LAYER: Duration = Duration::from_millis(20);
+const LONG_LAYER: Duration = Duration::from_millis(50);
 
 /// The time of a layer for each of its rows, in seconds, from the last one that was run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn layer_is_long_by_the_pace_of_the_last_one() {
         let pace = LayerPace(Some(1e-4));
-        assert!(!pace.is_long(200) && pace.is_long(201));
+        assert!(!pace.is_long(500) && pace.is_long(501));
         assert!(LayerPace::default().is_long(1));
     }
 }

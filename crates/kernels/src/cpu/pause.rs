@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The time between two pauses, as far as tasks end by then.
-pub(crate) const PAUSE_EVERY: Duration = Duration::from_millis(10);
+pub(crate) const PAUSE_EVERY: Duration = Duration::from_millis(20);
 
 struct Pause {
     call: Rc<dyn Fn() -> bool>,
