@@ -325,12 +325,12 @@ mod tests {
                 count.set(count.get() + 1);
                 true
             });
-            let ran = pause::pausing(pause, || timed(&pool, 60));
-            assert_eq!(ran, Some(vec![1; 60]));
+            let ran = pause::pausing(pause, || timed(&pool, 150));
+            assert_eq!(ran, Some(vec![1; 150]));
             assert!(pauses.get() >= 2, "{} pauses", pauses.get());
             // Without the pause as before.
             let before = pauses.get();
-            assert_eq!(timed(&pool, 60), [1; 60]);
+            assert_eq!(timed(&pool, 150), [1; 150]);
             assert_eq!(pauses.get(), before);
         }
     }
