@@ -370,7 +370,7 @@ fn invalid_schema_or_tool_is_rejected_by_name() {
             json!({"type": "string", "description": "x".repeat(70_000)}),
             "65536",
         ),
-        (json!({"$ref": "#"}), "nested too deep"),
+        (json!({"$ref": "#"}), "nested more than 64 deep"),
         (
             json!({"allOf": vec![json!({"type": "string", "pattern": "a"}); 30]}),
             "30 patterns",
