@@ -174,3 +174,30 @@ impl JobError {
         }
     }
 }
+
+/// Why an evaluation's adapters have no memory.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluationMemoryError {
+    /// They need more than training has.
+    #[error(
+        "the adapters need {} MiB of memory, and {} MiB are {whose}; evaluate fewer personas at once, or personas with a smaller rank",
+        needed.div_ceil(1 << 20), available >> 20
+    )]
+    TooLarge {
+        /// Bytes that they need.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+        /// What limits them.
+        whose: &'static str,
+    },
+    /// A training job has the memory.
+    #[error(
+        "the adapters need {} MiB of memory, which a training job has now; request the evaluation again when the job has ended",
+        needed.div_ceil(1 << 20)
+    )]
+    InUse {
+        /// Bytes that they need.
+        needed: u64,
+    },
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use formats::persona_name::is_persona_name;
 use registry::spec::{self, MAX_SPEC};
 use registry::{LookupError, Personas, ScaledPersona};
 
@@ -143,12 +144,22 @@ impl<'p> ModelNames<'p> {
     ) -> Result<NamedModel<'p>, RequestError> {
         let alias = self.aliases.target(name);
         let spec = alias.unwrap_or(name);
-        let denied = |source| RequestError::Denied {
-            field: Some(field),
+        let unknown = || RequestError::UnknownModel {
+            field,
+            name: name.chars().take(SHOWN_CHARS).collect(),
+            available: self.available(caller),
+        };
+        let denied = |source| match alias {
+            // Without the alias this name would be unknown, so a refusal would show that it exists.
+            Some(_) if !is_persona_name(name) && !name.contains(OPERATORS) => unknown(),
             // What an alias means is the operator's business.
-            source: match alias {
-                Some(_) => requested_as(name, source),
-                None => source,
+            Some(_) => RequestError::Denied {
+                field: Some(field),
+                source: requested_as(name, source),
+            },
+            None => RequestError::Denied {
+                field: Some(field),
+                source,
             },
         };
         if self.base.is_named(spec) {
@@ -159,11 +170,7 @@ impl<'p> ModelNames<'p> {
         let parts = self.personas.resolve_for(spec, hash(spec));
         let parts = parts.map_err(|source| match source {
             // Names of other servers' models, and misspelled ones.
-            LookupError::Spec(_) if !spec.contains(['*', '+', '@']) => RequestError::UnknownModel {
-                field,
-                name: name.chars().take(SHOWN_CHARS).collect(),
-                available: self.available(caller),
-            },
+            LookupError::Spec(_) if !spec.contains(OPERATORS) => unknown(),
             source => RequestError::Persona {
                 field,
                 source: caller.without_hidden_names(source),
@@ -188,6 +195,8 @@ impl<'p> ModelNames<'p> {
     }
 }
 
+/// What a spec has in addition to names: weights, blends and versions.
+const OPERATORS: [char; 3] = ['*', '+', '@'];
 /// The most characters of an unknown name in an error.
 const SHOWN_CHARS: usize = 100;
 

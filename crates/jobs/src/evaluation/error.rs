@@ -6,7 +6,7 @@ use service::{RequestError, ServiceStartError};
 use train::TrainError;
 use train::dataset::RowLocation;
 
-use crate::error::JobError;
+use crate::error::{EvaluationMemoryError, JobError};
 use crate::evaluation_results::ResultError;
 
 /// Why an evaluation has no result.
@@ -45,6 +45,9 @@ pub enum EvaluationError {
         /// The persona.
         persona: String,
     },
+    /// The adapters need more memory than there is.
+    #[error(transparent)]
+    Memory(#[from] EvaluationMemoryError),
     /// The offline engine cannot start.
     #[error(transparent)]
     Start(#[from] ServiceStartError),

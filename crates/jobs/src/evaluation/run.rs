@@ -37,7 +37,11 @@ pub(crate) fn run(
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => {
             let message = without_paths(queue, evaluation, error.to_string());
-            Err(failed("evaluation_failed", message))
+            let code = match error {
+                EvaluationError::Memory(_) => "out_of_memory",
+                _ => "evaluation_failed",
+            };
+            Err(failed(code, message))
         }
         Err(_) => {
             let message = "the evaluation panicked; see the server's log";
@@ -69,6 +73,9 @@ fn evaluate(
     done: &Arc<AtomicU64>,
 ) -> Result<String, EvaluationError> {
     let candidates = candidates(queue, evaluation, stop)?;
+    let adapters = candidates.iter().map(|one| one.persona.adapter.as_ref());
+    let file_bytes: u64 = adapters.flatten().map(|adapter| adapter.bytes).sum();
+    let _memory = queue.train_memory.take_for_evaluation(file_bytes)?;
     let (questions, common) = answers::questions(&candidates);
     queue.set_total_parts(
         &evaluation.id,

@@ -199,7 +199,7 @@ fn alias_needs_the_permission_of_its_target_and_hides_it() {
         + &key("formal-only", "personas = ['formal']\nbase = false");
     std::fs::write(&file, keys).unwrap();
     let settings = Settings {
-        model_aliases: ["gpt-4o=warm", "gpt-4=formal", "gpt-3=tiny"]
+        model_aliases: ["gpt-4o=warm", "gpt-4=formal", "gpt-3=tiny", "GPT-4o=warm"]
             .map(alias)
             .to_vec(),
         ..Settings::default()
@@ -253,7 +253,16 @@ fn alias_needs_the_permission_of_its_target_and_hides_it() {
         .iter()
         .map(|m| &m["id"])
         .collect();
-    assert_eq!(ids, ["gpt-4o", "warm"]);
+    assert_eq!(ids, ["GPT-4o", "gpt-4o", "warm"]);
+    // A name that cannot be a persona's is unknown, whether or not it is an alias of what the key may not use.
+    assert_eq!(chat("warm-only", "GPT-4o").status, 200);
+    for reply in [
+        chat("formal-only", "GPT-4o"),
+        send("formal-only", "GET", "/v1/models/GPT-4o", &json!(null)),
+    ] {
+        let (status, code, ..) = reply.error();
+        assert_eq!((status, code.as_str()), (404, "model_not_found"));
+    }
     // The names of others are not listed.
     let (_, code, _, message) = chat("formal-only", "GPT-5").error();
     assert_eq!(code, "model_not_found");
