@@ -216,7 +216,7 @@ pub enum RequestError {
         /// The base.
         base: String,
         /// The message of the template.
-        source: formats::chat_template::TemplateError,
+        source: Box<formats::chat_template::TemplateError>,
     },
     /// The base's template fails, whatever the client could do.
     #[error("{source}; the chat template of {base} is at fault, not the request")]

@@ -145,7 +145,7 @@ fn blame(
             field,
             whose,
             base: name,
-            source,
+            source: Box::new(source),
         };
     }
     match source {
