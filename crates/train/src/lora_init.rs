@@ -4,7 +4,7 @@
 //! which other modules or adapters are trained.
 
 use formats::config::ModelConfig;
-use formats::peft::{LoraPair, Module, PairShape};
+use formats::peft::{Module, PairShape};
 
 use crate::params::LoraParams;
 use crate::rng::Rng;
@@ -77,29 +77,17 @@ pub fn lora_init(linears: &[TargetLinear], settings: &TrainSettings) -> LoraPara
 
 /// [`lora_init`] for pairs of these shapes.
 pub(crate) fn draw(shapes: &[PairShape], seed: u64) -> LoraParams {
-    let pair = |shape: &PairShape| {
+    let mut params = LoraParams::zeros(shapes);
+    for pair in &mut params.pairs {
         let module = Module::ALL
             .into_iter()
-            .position(|module| module == shape.module)
+            .position(|module| module == pair.module)
             .unwrap_or(0);
-        let mut rng = Rng::new(seed, &[INIT, shape.layer as u64, module as u64]);
-        let bound = 1.0 / (shape.inputs.max(1) as f32).sqrt();
-        LoraPair {
-            layer: shape.layer,
-            module: shape.module,
-            rank: shape.rank,
-            inputs: shape.inputs,
-            outputs: shape.outputs,
-            scale: shape.scale,
-            a: (0..shape.rank * shape.inputs)
-                .map(|_| (2.0 * rng.unit() - 1.0) * bound)
-                .collect(),
-            b: vec![0.0; shape.outputs * shape.rank],
-        }
-    };
-    LoraParams {
-        pairs: shapes.iter().map(pair).collect(),
+        let mut rng = Rng::new(seed, &[INIT, pair.layer as u64, module as u64]);
+        let bound = 1.0 / (pair.inputs.max(1) as f32).sqrt();
+        pair.a.fill_with(|| (2.0 * rng.unit() - 1.0) * bound);
     }
+    params
 }
 
 /// The label of this module's random streams.

@@ -1,24 +1,17 @@
 //! Memory while a task is loaded. One test in a process of its own, because it looks at the most memory that the process ever had.
 #![cfg(target_os = "linux")]
 
+mod peak;
+
 use std::io::Write as _;
 use std::sync::Arc;
 
 use formats::chat_template::ChatTemplate;
 use formats::gguf::Gguf;
 use formats::tokenizer::Tokenizer;
+use peak::peak;
 use train::task::TrainTaskSpec;
 use train::{TrainSettings, TrainTask};
-
-/// The most resident memory that this process had, in bytes.
-fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes: u64 = line
-        .and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap();
-    kibibytes << 10
-}
 
 #[test]
 fn rows_and_their_copies_are_not_in_memory_together() {

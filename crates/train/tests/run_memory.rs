@@ -1,9 +1,12 @@
 //! Memory of a run while it is planned and resumed. One test in a process of its own, because it looks at the most memory of the process.
 #![cfg(target_os = "linux")]
 
+mod peak;
+
 use std::sync::atomic::AtomicBool;
 
 use formats::peft::Module;
+use peak::peak;
 use train::initial_params::InitialParams;
 use train::lora_init::TargetLinear;
 use train::progress::Observer;
@@ -17,16 +20,6 @@ use train::{
 fn reset_peak() -> u64 {
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     peak()
-}
-
-/// The most resident memory of this process, in bytes.
-fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes: u64 = line
-        .and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap();
-    kibibytes << 10
 }
 
 /// A learner with a constant loss and gradients of zero.
