@@ -76,6 +76,11 @@ impl ClientShares {
         client.is_none_or(|client| client.running < client.row_share)
     }
 
+    /// The clients with their shares of the batch.
+    pub fn row_shares(&self) -> impl Iterator<Item = (ClientId, usize)> {
+        self.0.iter().map(|(id, client)| (*id, client.row_share))
+    }
+
     /// Whether the client stays within its share of the blocks with `more`.
     pub fn fits_block_share(&self, client: ClientId, more: usize) -> bool {
         let client = self.0.get(&client);

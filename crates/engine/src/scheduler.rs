@@ -2,7 +2,9 @@
 //! read a clock.
 //!
 //! The rules:
-//! 1. Every running sequence with one pending token decodes it: one row each, and its draft tokens.
+//! 1. Every running sequence with one pending token decodes it: one row each, and its draft tokens. Only while another client has a
+//!    prompt to run, a client decodes no more rows in a step than its share of the batch, and its sequences take turns: a step full of
+//!    its rows would have room for a few prompt rows only.
 //! 2. Running prefills get chunks of what is left of the step's budget. In a step with decodes the budget keeps the step within
 //!    `step_latency`, with at least [`MIN_PROMPT_ROWS`] prompt rows, so that prefills make progress. The client that was served least
 //!    takes its rows first, so long prompts do not delay a short one of another client.
@@ -241,7 +243,7 @@ impl<A> Scheduler<A> {
             let (_, _, arrival) = *urgency;
             let sequence = self.running.get(&arrival);
             let above = sequence.is_some_and(|sequence| above.contains(&sequence.client_id()));
-            // Of one client, those go first that had to wait for the time of their grammars.
+            // Of one client, those go first that were left out of the latest steps.
             let skipped = sequence.map_or(0, |sequence| sequence.skipped_steps);
             (
                 Some(arrival) != protected,
@@ -251,6 +253,7 @@ impl<A> Scheduler<A> {
             )
         });
         let mut planned: BTreeSet<Arrival> = BTreeSet::new();
+        let mut rows_left = self.decode_limits(shares);
         let row_cost = self.step_cost.relative_row_cost(decodes.len());
         let mut room = self.step_tokens - decodes.len();
         for (_, _, arrival) in decodes {
@@ -261,6 +264,11 @@ impl<A> Scheduler<A> {
                     .grow_to(sequence.tokens.len(), &self.blocks)
                     .is_ok()
                 {
+                    let rows_left = rows_left.get_mut(&sequence.client_id());
+                    if rows_left.as_deref() == Some(&0) {
+                        sequence.skipped_steps += 1;
+                        break;
+                    }
                     let constrained = sequence.decoding.constraint.is_some();
                     let latest = sequence.decoding.latest_constraint_time;
                     if constrained && !self.grammar_budget.reserve(sequence.client_id(), latest) {
@@ -268,6 +276,9 @@ impl<A> Scheduler<A> {
                         break;
                     }
                     sequence.skipped_steps = 0;
+                    if let Some(rows_left) = rows_left {
+                        *rows_left -= 1;
+                    }
                     self.fair_share.charge(sequence, 1);
                     let drafting = !constrained || self.grammar_budget.allows_drafts(latest);
                     let most = if drafting {
@@ -286,6 +297,24 @@ impl<A> Scheduler<A> {
             }
         }
         preempted
+    }
+
+    /// The decode rows that clients may have in the next step, for those with a limit: each client next to which another one has a
+    /// prompt that runs, or that waits and may begin.
+    fn decode_limits(&self, shares: &ClientShares) -> BTreeMap<ClientId, usize> {
+        if shares.is_single() {
+            return BTreeMap::new();
+        }
+        let has_room = self.running.len() < self.max_batch;
+        let waiting = self.waiting.values().filter(|sequence| {
+            has_room && sequence.priority <= 0 && shares.is_below_rows(sequence.client_id())
+        });
+        let prefills = self.running.values().filter(|s| s.in_prefill());
+        let prompts: BTreeSet<ClientId> =
+            prefills.chain(waiting).map(Sequence::client_id).collect();
+        let others = |client: &ClientId| prompts.iter().any(|other| other != client);
+        let limited = shares.row_shares().filter(|(client, _)| others(client));
+        limited.collect()
     }
 
     /// Preempts a sequence for the blocks that `needs` lacks: one that is not in the plan yet, which may be `needs` itself.

@@ -49,7 +49,7 @@ pub(crate) struct Sequence<A> {
     pub client: Option<Client>,
     /// It was admitted after it had waited for `max_wait`.
     pub overdue: bool,
-    /// Steps since its latest decode in which its client had no time left for its grammar.
+    /// Steps since its latest decode in which its client had no row, or no time for its grammar, left.
     pub skipped_steps: usize,
     /// When it was last admitted.
     pub admitted: Instant,

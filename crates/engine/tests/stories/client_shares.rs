@@ -147,6 +147,49 @@ fn long_prompts_delay_a_short_one_of_another_client_by_a_step_at_most() {
 }
 
 #[test]
+fn client_decodes_its_share_of_the_batch_while_another_has_a_prompt() {
+    let model = FakeModel::new(limits(2000));
+    let seen = model.seen();
+    let (model, gate) = model.gated();
+    let config = EngineConfig {
+        step_tokens: 16,
+        draft_tokens: 0,
+        ..batch_of(8)
+    };
+    let handle = start(model, config);
+    let tokens: Vec<Arc<AtomicUsize>> = (0..7).map(|_| Arc::default()).collect();
+    for (n, tokens) in (0..7).zip(&tokens) {
+        let tokens = Arc::clone(tokens);
+        let sink: Sink = Box::new(move |_| {
+            tokens.fetch_add(1, Ordering::Relaxed);
+            Flow::Continue
+        });
+        let request = request_of(HOSTILE, n, 4, 120);
+        handle.submit(request, sink).unwrap().detach();
+    }
+    gate.allow(30);
+    gate.wait_for(31);
+    let count = || tokens.iter().map(|count| count.load(Ordering::Relaxed));
+    let before: Vec<usize> = count().collect();
+    // Twelve rows of the prompt fit next to a share of four decodes, nine next to all seven.
+    submit(&handle, request_of(OTHER, 0, 60, 1));
+    gate.allow(7);
+    gate.wait_for(38);
+    let decodes: Vec<usize> = seen.lock().unwrap()[31..]
+        .iter()
+        .map(|step| step.sequences.iter().filter(|(_, rows)| *rows == 1).count())
+        .collect();
+    let grown = count().zip(&before).map(|(now, before)| now - before);
+    let grown: Vec<usize> = grown.collect();
+    gate.open();
+    wait_for_stats(&handle, |stats| stats.in_flight == 0);
+    assert_idle(&handle);
+    assert_eq!(decodes, [4, 4, 4, 4, 4, 7]);
+    // Five steps leave out three sequences each: none is left out twice in a row.
+    assert!(grown.iter().all(|tokens| *tokens >= 4), "{grown:?}");
+}
+
+#[test]
 fn rows_stop_moving_once_each_client_has_its_share() {
     let model = FakeModel::new(limits(2000));
     let seen = model.seen();

@@ -12,6 +12,8 @@ use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 
+use crate::compute_arbiter::lower_thread_priority;
+
 use super::constraint::{CompiledGrammar, PANICKED, one_line};
 
 /// How long a grammar may take to compile, including the wait for a permit.
@@ -37,7 +39,7 @@ const MAX_ITEMS: usize = 20_000;
 const MAX_STATES: usize = 10_000;
 
 /// The message for a grammar that needs more than [`COMPILE_FUEL`].
-const TOO_LARGE: &str =
+pub const TOO_LARGE: &str =
     "its patterns, formats and multipleOf need too large an automaton; make them simpler";
 
 /// Limits on the work of a grammar. They count operations, not time, so an answer does not depend on the speed of the machine.
@@ -173,6 +175,7 @@ impl CompilerPool {
         let factory = Arc::clone(factory);
         let (sender, compiled) = sync_channel(1);
         let work = move || {
+            lower_thread_priority();
             let compiled = compile(&factory, grammar);
             // The request may have given up.
             let _ = sender.send(compiled);
@@ -445,6 +448,28 @@ pub(super) mod tests {
         assert!(matches!(compiled, Err(CompileError::Slow)));
         assert!(started.elapsed() < MAX_COMPILE);
         assert!(CompileError::slow().contains("longer than 5 s"));
+    }
+
+    /// A step waits for the slowest of its threads, so a grammar must not take the time of one.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn grammar_compiles_at_low_thread_priority() {
+        let slow = json!({"type": "integer", "multipleOf": 999_983});
+        let factory = Arc::new(factory_with(no_limits()));
+        let grammar = TopLevelGrammar::from_json_schema(slow);
+        // It goes on when the request has given up.
+        let compiled = pool().compile(&factory, grammar, Some(1), soon());
+        assert!(matches!(compiled, Err(CompileError::Slow)));
+        let own: Vec<i64> = std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok())
+            .filter(|stat| stat.contains("(lory-grammar)"))
+            .filter_map(|stat| stat.rsplit(") ").next()?.split(' ').nth(16)?.parse().ok())
+            .collect();
+        assert!(
+            !own.is_empty() && own.iter().all(|nice| *nice >= 10),
+            "{own:?}"
+        );
     }
 
     /// A compiled schema over single bytes.

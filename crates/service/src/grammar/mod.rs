@@ -19,7 +19,7 @@ use llguidance::ParserFactory;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
-use self::compiler::{CompileError, CompilerPool, MAX_COMPILE, parser_factory};
+use self::compiler::{CompileError, CompilerPool, MAX_COMPILE, TOO_LARGE, parser_factory};
 use self::constraint::{CompiledGrammar, RequestGrammar};
 use self::memory::GrammarMemory;
 use self::schema::{checked_schema, compact, with_json_style};
@@ -128,14 +128,20 @@ impl GrammarCache {
             Err(CompileError::Slow) => return Err(refused(CompileError::slow())),
             // The error of the whole grammar refers to generated text. Compiling each schema alone finds the field at fault.
             Err(CompileError::Refused(message)) => {
-                let culprit = schemas(format, tools, field)
-                    .take_while(|_| Instant::now() < deadline)
-                    .find_map(|(field, schema)| {
-                        match compile(TopLevelGrammar::from_json_schema(schema)) {
-                            Err(CompileError::Refused(message)) => Some((field, message)),
-                            _ => None,
-                        }
-                    });
+                let schemas: Vec<(String, Value)> = schemas(format, tools, field).collect();
+                let culprit = match schemas.as_slice() {
+                    // To compile it again would take as much work, with the same end.
+                    [(only, _)] if message == TOO_LARGE => Some((only.clone(), message.clone())),
+                    _ => schemas
+                        .into_iter()
+                        .take_while(|_| Instant::now() < deadline)
+                        .find_map(|(field, schema)| {
+                            match compile(TopLevelGrammar::from_json_schema(schema)) {
+                                Err(CompileError::Refused(message)) => Some((field, message)),
+                                _ => None,
+                            }
+                        }),
+                };
                 let (field, message) = culprit.unwrap_or((field.to_owned(), message));
                 return Err(RequestError::Schema { field, message });
             }
