@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::arriving_bodies::ArrivingBodies;
 use crate::body_budget::BodyBudget;
+use crate::refusal_pace::RefusalPace;
 use crate::rejected_keys::RejectedKeys;
 use crate::settings::{KEY_BODY_MEMORY, ServerSettings};
 use crate::work_pools::WorkPools;
@@ -23,6 +24,7 @@ pub(crate) struct ServerState {
     pub bodies: Arc<BodyBudget>,
     pub arriving_bodies: Arc<ArrivingBodies>,
     pub rejected_keys: RejectedKeys,
+    pub refusal_pace: RefusalPace,
     draining: AtomicBool,
     in_flight: Arc<InFlight>,
     responses: Family<ResponseLabels, Counter>,
@@ -43,6 +45,7 @@ impl ServerState {
             bodies: BodyBudget::new(settings.body_memory, KEY_BODY_MEMORY),
             arriving_bodies: ArrivingBodies::new(settings.max_connections),
             rejected_keys: RejectedKeys::default(),
+            refusal_pace: RefusalPace::default(),
             settings,
             draining: AtomicBool::new(false),
             in_flight: Arc::default(),

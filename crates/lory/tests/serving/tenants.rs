@@ -1,6 +1,7 @@
 //! What one API key can learn or take from another: cached prompts, the base, places in the queue, rate limits, the base's name.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use auth::Keys;
 use auth::secret::SecretHash;
@@ -354,6 +355,19 @@ fn request_that_is_refused_for_lack_of_room_does_not_count() {
         refused(&reply, 429, "above_share", "this key has ");
     }
     drop(first);
+}
+
+#[test]
+fn many_refusals_of_a_key_are_sent_at_an_even_rate() {
+    let tenants = TenantServer::new(&[("hostile", "")], &Settings::default());
+    let started = Instant::now();
+    for _ in 0..150 {
+        let reply = tenants.post("hostile", "/generate", &json!({"prompt": 7}));
+        assert_eq!(reply.status, 400);
+    }
+    // A hundred at once, then one every 10 ms.
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(500), "{took:?}");
 }
 
 #[test]

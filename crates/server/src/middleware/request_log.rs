@@ -1,5 +1,5 @@
 //! The layer around every route: gives a request its id and its line in the log, counts it, refuses it while the server drains or if
-//! its headers or its path are too large, and limits the time that its body may take.
+//! its headers or its path are too large, limits the time that its body may take, and holds back refusals of a key that gets many.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
@@ -75,18 +75,31 @@ pub(crate) async fn request_log(
 
     let status = response.status();
     let code = response.extensions().get::<ErrorCode>().copied();
+    let mut key = None;
     log.update(|entry| {
         entry.status = Some(status.as_u16());
         entry.code = code.map(|code| code.0);
+        key.clone_from(&entry.key);
     });
     server.count_response(route, status);
+    let mut in_progress = Some((in_flight, connection));
+    if let Some(key) = key
+        && (status.is_client_error() || status.is_server_error())
+    {
+        let delay = server.refusal_pace.delay(&key, Instant::now());
+        if !delay.is_zero() {
+            // Meanwhile the connection counts as idle, and a drain does not wait.
+            in_progress = None;
+            tokio::time::sleep(delay).await;
+        }
+    }
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     // After a timeout the rest of the body may still arrive, and after a drain the server ends.
     if server.is_draining() || status == StatusCode::REQUEST_TIMEOUT {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Body::new(GuardedBody::new(body, (log, in_flight, connection))))
+    response.map(|body| Body::new(GuardedBody::new(body, (log, in_progress))))
 }
 
 /// The route's response, or an error if the request's body takes longer than `limit` to arrive.
