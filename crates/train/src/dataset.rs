@@ -40,7 +40,8 @@ pub(crate) use fields::EMPTY_ANSWER;
 pub use formats::data_file::{MAX_COLUMNS, MAX_LINE};
 pub(crate) use pair::{is_pair, parse_pair};
 pub use read::{
-    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS, RowRange, read_first, read_range,
+    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS, MAX_SKIPPED, RowRange, read_first,
+    read_range,
 };
 pub(crate) use read::{each_row, first_object, parse_range};
 pub use split::{HoldOut, held_out};

@@ -193,28 +193,141 @@ fn oversized_records_do_not_hide_the_records_after_them() {
     let long = "x".repeat(MAX_LINE + 1);
     let rest = "{\"prompt\":\"p\",\"completion\":\"c\"}";
     let wide = vec!["x"; MAX_COLUMNS + 1].join(",");
-    for (name, text) in [
-        ("rows.json", format!("[{{\"text\":\"{long}\"}},{rest}]")),
-        ("rows.csv", format!("prompt,completion\n{long},c\np,c\n")),
-        ("rows.csv", format!("prompt,completion\n{wide}\np,c\n")),
+    let too_long = "the line is longer than 1048576 bytes";
+    let too_wide = "has more than 1000 cells, but the header has 2 columns";
+    for (name, text, expected) in [
+        (
+            "rows.json",
+            format!("[{{\"text\":\"{long}\"}},{rest}]"),
+            too_long,
+        ),
+        (
+            "rows.csv",
+            format!("prompt,completion\n{long},c\np,c\n"),
+            too_long,
+        ),
+        (
+            "rows.csv",
+            format!("prompt,completion\n{wide}\np,c\n"),
+            too_wide,
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = written(folder.path(), name, text.as_bytes());
         let scan = Dataset::scan(&path, &Columns::default()).unwrap();
         assert_eq!((scan.data.rows.len(), scan.broken_lines), (1, 1), "{name}");
-        assert!(
-            scan.broken[0]
-                .to_string()
-                .contains("is longer than 1048576 bytes")
-        );
+        let message = scan.broken[0].to_string();
+        assert!(message.contains(expected), "{message} lacks {expected}");
     }
+}
+
+#[test]
+fn broken_header_of_a_table_is_the_only_error() {
+    let columns = |count: usize| {
+        let names: Vec<String> = (0..count).map(|i| format!("c{i}")).collect();
+        names.join(",")
+    };
+    let long = "x".repeat(MAX_LINE + 1);
+    for (name, header, expected) in [
+        (
+            "rows.csv",
+            columns(1001),
+            "rows.csv:1: the header has more than 1000 columns; remove those",
+        ),
+        (
+            "rows.csv",
+            format!("prompt,{long}"),
+            "rows.csv:1: the header is longer than 1048576 bytes; shorten",
+        ),
+        (
+            "rows.csv",
+            "prompt,completion, prompt".to_owned(),
+            "rows.csv:1: the header has the column `prompt` twice; rename or remove one",
+        ),
+        (
+            "rows.tsv",
+            "prompt\tcompletion\tcompletion".to_owned(),
+            "rows.tsv:1: the header has the column `completion` twice",
+        ),
+    ] {
+        let text = format!("{header}\na,b\nprompt,completion\np,c\n");
+        let message = error(name, text.as_bytes());
+        assert!(message.starts_with(expected), "{message} lacks {expected}");
+    }
+    let message = error("rows.csv", b"prompt,completion,caf\xe9\np,c,d\n");
+    assert!(message.starts_with("rows.csv:1: the header is not UTF-8"));
+    // Columns without a name are not used, and the limit itself is allowed.
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(folder.path(), "a.csv", b",prompt,completion,,\n0,p,c,,\n");
+    assert_eq!(read(&path), [(2, "p".to_owned(), "c".to_owned())]);
+    let text = format!(
+        "prompt,completion,{}\np,c{}\n",
+        columns(998),
+        ",".repeat(998)
+    );
+    let path = written(folder.path(), "b.csv", text.as_bytes());
+    assert_eq!(read(&path), [(2, "p".to_owned(), "c".to_owned())]);
+}
+
+#[test]
+fn field_that_a_row_has_twice_is_refused_by_name() {
+    for (name, row) in [
+        (
+            "rows.jsonl",
+            r#"{"prompt":"p","completion":"c","prompt":"q"}"#,
+        ),
+        (
+            "rows.json",
+            r#"[{"prompt":"p","completion":"c","prompt":null}]"#,
+        ),
+    ] {
+        let message = error(name, row.as_bytes());
+        let expected = format!("{name}:1: field `prompt`: is given twice; remove one of them");
+        assert_eq!(message, expected);
+    }
+}
+
+#[test]
+fn records_that_are_not_rows_are_limited() {
+    let lines = 1_000_001;
+    for (line, more) in [
+        ("\n", ""),
+        (
+            "7\n",
+            ". The first broken line is rows.jsonl.gz:1: a row must be a JSON object",
+        ),
+        ("{\"text\":\"a\",\"label\":false}\n", ""),
+    ] {
+        let bytes = gzip(line.repeat(lines).as_bytes());
+        let message = error("rows.jsonl.gz", &bytes);
+        let expected = format!(
+            "rows.jsonl.gz: more than 1000000 lines are blank, broken, or left out by their marks; remove them{more}"
+        );
+        assert!(message.starts_with(&expected), "{message}");
+    }
+    // Before the first record, which shows whether a file has pairs, and in ranges of older files.
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(folder.path(), "rows.jsonl.gz", &gzip(&vec![b'\n'; lines]));
+    let message = holds_pairs(&path, &Columns::default())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("more than 1000000 lines"), "{message}");
+    let range = RowRange {
+        first: 0,
+        limit: 1,
+        max_bytes: 1000,
+    };
+    let message = read_range(&path, &Columns::default(), range, &NEVER)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("more than 1000000 lines"), "{message}");
 }
 
 #[test]
 fn file_that_decompresses_to_too_much_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let most = 1 << 20;
-    let content = vec![b'\n'; most as usize + 1];
+    let content = b"               \n".repeat((most as usize >> 4) + 1);
     for (name, bytes) in [
         ("bomb.jsonl.gz", gzip(&content)),
         ("bomb.csv.zst", zstd(&content)),
@@ -228,17 +341,59 @@ fn file_that_decompresses_to_too_much_is_refused() {
         let checked = Dataset::check(&path, &Columns::default(), MAX_BYTES, &NEVER);
         assert!(checked.unwrap_err().to_string().contains("no rows"));
     }
-    // Cut off, and with a window of 2 GiB.
-    let gz = gzip(JSONL.as_bytes());
-    assert!(error("rows.gz", &gz[..gz.len() / 2]).starts_with("cannot read rows.gz"));
-    let zst = zstd(JSONL.as_bytes());
-    assert!(error("rows.zst", &zst[..zst.len() / 2]).starts_with("cannot read rows.zst"));
+    // A window of 2 GiB.
     let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00];
     let message = error("rows.zst", &window);
     assert!(
         message.contains("2147483648 bytes, more than 8388608; compress it without --long"),
         "{message}"
     );
+}
+
+#[test]
+fn damaged_compression_is_reported_in_plain_words() {
+    let (gz, zst) = (gzip(JSONL.as_bytes()), zstd(JSONL.as_bytes()));
+    let ends =
+        |format: &str| format!("the file ends before its {format} data does; is it cut off?");
+    for (name, bytes, format) in [("rows.gz", &gz, "gzip"), ("rows.zst", &zst, "Zstandard")] {
+        for cut in 4..bytes.len() {
+            let message = error(name, &bytes[..cut]);
+            assert_eq!(
+                message,
+                format!("cannot read {name}: {}", ends(format)),
+                "{cut}"
+            );
+        }
+    }
+    let mut damaged_gz = gz.clone();
+    damaged_gz[12..].fill(0xff);
+    // A block of the type that the format reserves.
+    let damaged_zst = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38, 7, 0, 0];
+    for (name, bytes, format) in [
+        ("rows.gz", &damaged_gz[..], "gzip"),
+        ("rows.zst", &damaged_zst, "Zstandard"),
+    ] {
+        let message = error(name, bytes);
+        let expected = "data is damaged; compress the file again";
+        assert_eq!(
+            message,
+            format!("cannot read {name}: its {format} {expected}")
+        );
+    }
+    // A skippable frame that is cut off, after the content.
+    let cut = [&zst[..], &[0x50, 0x2a, 0x4d, 0x18, 9, 0, 0, 0, 1]].concat();
+    assert!(error("rows.zst", &cut).ends_with(&ends("Zstandard")));
+}
+
+#[test]
+fn zstandard_file_may_begin_with_a_skippable_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    for magic in [0x50, 0x5f] {
+        let skippable = [magic, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, b'a', b'b', b'c'];
+        let bytes = [&skippable[..], &zstd(JSONL.as_bytes()), &skippable].concat();
+        let path = written(folder.path(), "rows.jsonl.zst", &bytes);
+        assert_eq!(read(&path).len(), 2);
+    }
 }
 
 #[test]

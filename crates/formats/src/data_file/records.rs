@@ -1,6 +1,7 @@
 //! The records of a file, one by one: lines, elements of a JSON list, or records of a table. A record takes at most [`MAX_LINE`] bytes of
 //! memory, however long it is.
 
+use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
 
 use csv_core::ReadRecordResult;
@@ -12,6 +13,9 @@ pub const MAX_LINE: usize = 1 << 20;
 /// Most columns of a table.
 pub const MAX_COLUMNS: usize = 1000;
 
+/// Characters of a column's name that a message shows.
+const SHOWN_NAME: usize = 64;
+
 /// A record as it was read.
 #[derive(Debug)]
 pub enum Record<'b> {
@@ -21,7 +25,7 @@ pub enum Record<'b> {
     Cells(&'b [String], Vec<&'b [u8]>),
     /// Longer than [`MAX_LINE`].
     TooLong,
-    /// Not a record, for this reason.
+    /// Not a record, for this reason. After a broken header there are no more records.
     Broken(String),
 }
 
@@ -51,6 +55,8 @@ struct ListState {
 struct Table {
     parser: csv_core::Reader,
     names: Vec<String>,
+    /// The header is broken, so the records mean nothing.
+    ended: bool,
     /// The cells of the current record, one after the other, and where each ends.
     cells: Vec<u8>,
     ends: Vec<usize>,
@@ -67,6 +73,7 @@ impl<R: BufRead> Records<R> {
             Layout::Table(delimiter) => State::Table(Box::new(Table {
                 parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
                 names: Vec::new(),
+                ended: false,
                 cells: vec![0; MAX_LINE],
                 ends: vec![0; MAX_COLUMNS],
                 lines: 0,
@@ -276,34 +283,86 @@ impl Element {
     }
 }
 
+/// A record of a table as it was read.
+enum Row {
+    /// It has so many cells.
+    Cells(usize),
+    /// It is longer than [`MAX_LINE`].
+    TooLong,
+    /// It has more than [`MAX_COLUMNS`] cells.
+    TooWide,
+}
+
 impl Table {
     fn next<'b>(
         &'b mut self,
         reader: &mut impl BufRead,
     ) -> io::Result<Option<(usize, Record<'b>)>> {
+        if self.ended {
+            return Ok(None);
+        }
         if self.names.is_empty() {
-            let Some((line, count)) = self.read(reader)? else {
+            let Some((line, row)) = self.read(reader)? else {
                 return Ok(None);
             };
-            let Some(count) = count else {
-                return Ok(Some((line, Record::TooLong)));
-            };
-            self.names = (0..count)
-                .map(|i| String::from_utf8_lossy(self.cell(i)).trim().to_owned())
-                .collect();
+            if let Err(reason) = self.read_header(&row) {
+                self.ended = true;
+                return Ok(Some((line, Record::Broken(reason))));
+            }
         }
-        let Some((line, count)) = self.read(reader)? else {
+        let Some((line, row)) = self.read(reader)? else {
             return Ok(None);
         };
-        let record = match count {
-            None => Record::TooLong,
-            Some(count) if count != self.names.len() => Record::Broken(format!(
-                "has {count} cells, but the header has {} columns; is a quote or a delimiter missing?",
-                self.names.len()
+        let columns = self.names.len();
+        let advice = "is a quote or a delimiter missing?";
+        let record = match row {
+            Row::TooLong => Record::TooLong,
+            Row::TooWide => Record::Broken(format!(
+                "has more than {MAX_COLUMNS} cells, but the header has {columns} columns; {advice}"
             )),
-            Some(count) => Record::Cells(&self.names, (0..count).map(|i| self.cell(i)).collect()),
+            Row::Cells(count) if count != columns => Record::Broken(format!(
+                "has {count} cells, but the header has {columns} columns; {advice}"
+            )),
+            Row::Cells(count) => {
+                Record::Cells(&self.names, (0..count).map(|i| self.cell(i)).collect())
+            }
         };
         Ok(Some((line, record)))
+    }
+
+    /// The names of the columns; the error says why they cannot be used.
+    fn read_header(&mut self, row: &Row) -> Result<(), String> {
+        let count = match row {
+            Row::Cells(count) => *count,
+            Row::TooLong => {
+                return Err(format!(
+                    "the header is longer than {MAX_LINE} bytes; shorten the names of the columns"
+                ));
+            }
+            Row::TooWide => {
+                return Err(format!(
+                    "the header has more than {MAX_COLUMNS} columns; remove those that are not needed"
+                ));
+            }
+        };
+        let mut names: Vec<String> = Vec::with_capacity(count);
+        let mut seen = HashSet::with_capacity(count);
+        for i in 0..count {
+            let Ok(name) = std::str::from_utf8(self.cell(i)) else {
+                return Err("the header is not UTF-8 text; save the file as UTF-8".to_owned());
+            };
+            let name = name.trim().to_owned();
+            // Spreadsheets write columns without a name, which are not used.
+            if !name.is_empty() && !seen.insert(name.clone()) {
+                let shown: String = name.chars().take(SHOWN_NAME).collect();
+                return Err(format!(
+                    "the header has the column `{shown}` twice; rename or remove one of them"
+                ));
+            }
+            names.push(name);
+        }
+        self.names = names;
+        Ok(())
     }
 
     fn cell(&self, i: usize) -> &[u8] {
@@ -311,8 +370,8 @@ impl Table {
         &self.cells[start..self.ends[i]]
     }
 
-    /// Reads a record; its line, and the number of its cells, or `None` if it is longer than the limits.
-    fn read(&mut self, reader: &mut impl BufRead) -> io::Result<Option<(usize, Option<usize>)>> {
+    /// Reads a record, and its line.
+    fn read(&mut self, reader: &mut impl BufRead) -> io::Result<Option<(usize, Row)>> {
         // Line ends before the record, so that its line is known.
         loop {
             let part = filled(reader)?;
@@ -325,7 +384,7 @@ impl Table {
             }
         }
         let line = self.lines + 1;
-        let (mut bytes, mut cells, mut too_long) = (0, 0, false);
+        let (mut bytes, mut cells, mut too_large) = (0, 0, None);
         loop {
             let part = filled(reader)?;
             let (result, read, written, ended) =
@@ -335,14 +394,19 @@ impl Table {
             reader.consume(read);
             bytes += written;
             cells += ended;
+            // The rest of a record that is too large is read and thrown away.
             match result {
                 ReadRecordResult::InputEmpty => {}
-                ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {
-                    // The rest of the record is read and thrown away.
-                    (bytes, cells, too_long) = (0, 0, true);
+                ReadRecordResult::OutputFull => {
+                    (bytes, cells) = (0, 0);
+                    too_large.get_or_insert(Row::TooLong);
+                }
+                ReadRecordResult::OutputEndsFull => {
+                    (bytes, cells) = (0, 0);
+                    too_large.get_or_insert(Row::TooWide);
                 }
                 ReadRecordResult::Record => {
-                    return Ok(Some((line, (!too_long).then_some(cells))));
+                    return Ok(Some((line, too_large.unwrap_or(Row::Cells(cells)))));
                 }
                 ReadRecordResult::End => return Ok(None),
             }

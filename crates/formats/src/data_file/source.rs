@@ -21,6 +21,8 @@ pub const MAX_FOLDER_FILES: usize = 10_000;
 pub const MAX_ZSTD_WINDOW: u64 = 8 << 20;
 /// Size of the pieces in which files are read, in bytes.
 const BUFFER: usize = 1 << 16;
+/// The format's name in messages.
+const ZSTANDARD: &str = "Zstandard";
 /// Bytes at the beginning of a file that show its format.
 const BEGINNING: usize = 1 << 14;
 
@@ -75,11 +77,9 @@ impl<'r> DataFile<'r> {
         let magic = beginning.clone();
         let reader = io::Cursor::new(beginning).chain(reader);
         let mut plain: Box<dyn BufRead + 'r> = match magic.as_slice() {
-            [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(
-                BUFFER,
-                MultiGzDecoder::new(reader),
-            )),
-            [0x28, 0xb5, 0x2f, 0xfd] => {
+            [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(BUFFER, Gzip::new(reader))),
+            // The second is a frame of other data, which some tools write before the first frame of content.
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
                 Box::new(BufReader::with_capacity(BUFFER, Zstd::new(reader)))
             }
             _ => Box::new(reader),
@@ -258,6 +258,38 @@ impl<R: BufRead> Read for Counted<R> {
     }
 }
 
+/// The error of a compressed file that ends too early.
+fn cut_off(format: &str) -> io::Error {
+    let message = format!("the file ends before its {format} data does; is it cut off?");
+    io::Error::new(io::ErrorKind::UnexpectedEof, message)
+}
+
+/// The error of a compressed file that is damaged.
+fn damaged(format: &str) -> io::Error {
+    let message = format!("its {format} data is damaged; compress the file again");
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// Decompresses the members of a gzip file, one after the other.
+struct Gzip<R>(MultiGzDecoder<R>);
+
+impl<R: BufRead> Gzip<R> {
+    fn new(reader: R) -> Self {
+        Self(MultiGzDecoder::new(reader))
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => cut_off("gzip"),
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => damaged("gzip"),
+            // The disk's.
+            _ => error,
+        })
+    }
+}
+
 /// Decompresses the frames of a Zstandard file, one after the other.
 struct Zstd<R> {
     reader: R,
@@ -286,8 +318,11 @@ impl<R: BufRead> Zstd<R> {
                     length,
                     ..
                 })) => {
-                    let mut skipped = (&mut self.reader).take(u64::from(length));
-                    io::copy(&mut skipped, &mut io::sink())?;
+                    let length = u64::from(length);
+                    let mut skipped = (&mut self.reader).take(length);
+                    if io::copy(&mut skipped, &mut io::sink())? < length {
+                        return Err(cut_off(ZSTANDARD));
+                    }
                 }
                 Err(FrameDecoderError::WindowSizeTooBig { requested, .. }) => {
                     let message = format!(
@@ -295,9 +330,11 @@ impl<R: BufRead> Zstd<R> {
                     );
                     return Err(io::Error::other(message));
                 }
-                Err(error) => {
-                    return Err(io::Error::other(format!("not valid Zstandard: {error}")));
+                Err(FrameDecoderError::DictNotProvided { .. }) => {
+                    let message = "its Zstandard data needs a dictionary; compress it without one";
+                    return Err(io::Error::other(message));
                 }
+                Err(error) => return Err(zstandard_error(&error)),
             }
         }
         Ok(false)
@@ -323,7 +360,17 @@ impl<R: BufRead> Read for Zstd<R> {
             }
             let block = BlockDecodingStrategy::UptoBlocks(1);
             let decoded = self.decoder.decode_blocks(&mut self.reader, block);
-            decoded.map_err(|error| io::Error::other(format!("not valid Zstandard: {error}")))?;
+            decoded.map_err(|error| zstandard_error(&error))?;
         }
+    }
+}
+
+/// The error of a Zstandard file, in plain words: the cause is the system's error if there is one.
+fn zstandard_error(error: &(dyn std::error::Error + 'static)) -> io::Error {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    match causes.find_map(|cause| cause.downcast_ref::<io::Error>()) {
+        None => damaged(ZSTANDARD),
+        Some(system) if system.kind() == io::ErrorKind::UnexpectedEof => cut_off(ZSTANDARD),
+        Some(system) => io::Error::new(system.kind(), system.to_string()),
     }
 }

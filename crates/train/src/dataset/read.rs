@@ -18,6 +18,8 @@ use crate::stop::{NEVER, check_stop};
 
 /// Most rows of a data file or folder.
 pub const MAX_ROWS: usize = 1_000_000;
+/// Most records of a data file or folder that are not rows: blank, broken, or left out by a mark. Reading one takes time, however small it is.
+pub const MAX_SKIPPED: usize = 1_000_000;
 /// Most content of a data file or folder, in bytes after decompression: its rows are in memory while it is trained on.
 pub const MAX_BYTES: u64 = 2 << 30;
 /// Broken lines that are kept, of those that are counted.
@@ -112,7 +114,7 @@ impl Dataset {
     /// wrong type, or an empty question or answer.
     ///
     /// # Errors
-    /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows or [`MAX_BYTES`] bytes.
+    /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows, [`MAX_SKIPPED`] other records or [`MAX_BYTES`] bytes.
     pub fn scan(path: &Path, columns: &Columns) -> Result<DatasetScan, TrainError> {
         Self::scan_until(path, columns, &NEVER)
     }
@@ -234,14 +236,72 @@ fn scan_files(
     Ok(scanner.finish(&path.display().to_string()))
 }
 
+/// What became of a record.
+enum Read {
+    /// It is a row, or was checked before.
+    Row,
+    /// It is left out, or broken.
+    Skipped,
+    /// It was not read, and no further ones are needed.
+    Enough,
+}
+
+/// Reads the records of files, up to [`MAX_SKIPPED`] that are not rows.
+struct RecordReader<'s> {
+    stop: &'s AtomicBool,
+    skipped: usize,
+}
+
+impl<'s> RecordReader<'s> {
+    fn new(stop: &'s AtomicBool) -> Self {
+        Self { stop, skipped: 0 }
+    }
+
+    /// Calls `read` with each record of the file `name` that is not blank. False if `read` needs no further ones.
+    fn each(
+        &mut self,
+        records: &mut Records<impl BufRead>,
+        name: &str,
+        read: &mut dyn FnMut(&Record<'_>, RowLocation) -> Result<Read, TrainError>,
+    ) -> Result<bool, TrainError> {
+        let file: Arc<str> = name.into();
+        loop {
+            check_stop(self.stop)?;
+            let record = records.next_record();
+            let Some((line, record)) = record.map_err(|error| unreadable(error, name))? else {
+                return Ok(true);
+            };
+            let location = RowLocation {
+                file: file.clone(),
+                line,
+            };
+            let read = match record.is_blank() {
+                true => Read::Skipped,
+                false => read(&record, location)?,
+            };
+            match read {
+                Read::Row => {}
+                Read::Skipped if self.skipped == MAX_SKIPPED => {
+                    let message = format!(
+                        "more than {MAX_SKIPPED} lines are blank, broken, or left out by their marks; remove them"
+                    );
+                    return Err(data_error(name, message));
+                }
+                Read::Skipped => self.skipped += 1,
+                Read::Enough => return Ok(false),
+            }
+        }
+    }
+}
+
 /// What was read of the files of a data set.
 struct Scanner<'s> {
-    stop: &'s AtomicBool,
+    reader: RecordReader<'s>,
+    /// Rows that count.
+    count: usize,
     /// The bytes that were read, and those that may still be read.
     bytes: u64,
     left: u64,
-    /// Rows that count.
-    count: usize,
     rows: Vec<DataRow>,
     broken: Vec<TrainError>,
     broken_lines: usize,
@@ -253,10 +313,10 @@ struct Scanner<'s> {
 impl<'s> Scanner<'s> {
     fn new(stop: &'s AtomicBool, most: u64) -> Self {
         Self {
-            stop,
+            reader: RecordReader::new(stop),
+            count: 0,
             bytes: 0,
             left: most,
-            count: 0,
             rows: Vec::new(),
             broken: Vec::new(),
             broken_lines: 0,
@@ -272,44 +332,39 @@ impl<'s> Scanner<'s> {
         name: &str,
         row: &mut ReadRow<'_, Option<DataRow>>,
     ) -> Result<(), TrainError> {
-        let file: Arc<str> = name.into();
         let mut records = Records::new(source.content, source.layout);
-        loop {
-            check_stop(self.stop)?;
-            let Some((line, record)) = records
-                .next_record()
-                .map_err(|error| unreadable(error, name))?
-            else {
-                break;
-            };
-            if record.is_blank() {
-                continue;
-            }
-            let location = RowLocation {
-                file: file.clone(),
-                line,
-            };
-            let object = record_object(&record, &location);
-            match object.and_then(|object| row(&object, location, &mut self.fields)) {
-                Ok(Some(_)) if self.count == MAX_ROWS => {
-                    return Err(TrainError::Data {
-                        file: name.to_owned(),
-                        message: format!("more than {MAX_ROWS} rows; split the file"),
-                    });
+        let Self {
+            reader,
+            count,
+            rows,
+            broken,
+            broken_lines,
+            fields,
+            ..
+        } = self;
+        let read = reader.each(&mut records, name, &mut |record, location| {
+            let object = record_object(record, &location);
+            match object.and_then(|object| row(&object, location, fields)) {
+                Ok(Some(_)) if *count == MAX_ROWS => {
+                    let message = format!("more than {MAX_ROWS} rows; split the file");
+                    Err(data_error(name, message))
                 }
                 Ok(Some(row)) => {
-                    self.count += 1;
-                    self.rows.extend(row);
+                    *count += 1;
+                    rows.extend(row);
+                    Ok(Read::Row)
                 }
-                Ok(None) => {}
+                Ok(None) => Ok(Read::Skipped),
                 Err(error) => {
-                    self.broken_lines += 1;
-                    if self.broken.len() < MAX_BROKEN {
-                        self.broken.push(error);
+                    *broken_lines += 1;
+                    if broken.len() < MAX_BROKEN {
+                        broken.push(error);
                     }
+                    Ok(Read::Skipped)
                 }
             }
-        }
+        });
+        read.map_err(|error| with_first_broken(error, broken.first()))?;
         let content = records.into_reader();
         self.bytes += content.read_bytes();
         self.left = self.left.saturating_sub(content.read_bytes());
@@ -341,17 +396,33 @@ impl<'s> Scanner<'s> {
     }
 }
 
+/// The error of a file with too many records, with the first broken one, which shows why.
+fn with_first_broken(error: TrainError, broken: Option<&TrainError>) -> TrainError {
+    match (error, broken) {
+        (TrainError::Data { file, message }, Some(broken)) => TrainError::Data {
+            file,
+            message: format!("{message}. The first broken line is {broken}"),
+        },
+        (error, _) => error,
+    }
+}
+
 /// The error of reading the file `name`.
 fn unreadable(source: io::Error, name: &str) -> TrainError {
     match source.get_ref() {
-        Some(cause) if cause.is::<ContentTooLarge>() => TrainError::Data {
-            file: name.to_owned(),
-            message: cause.to_string(),
-        },
+        Some(cause) if cause.is::<ContentTooLarge>() => data_error(name, cause.to_string()),
         _ => TrainError::Read {
             path: name.into(),
             source,
         },
+    }
+}
+
+/// The error of the whole file `name`.
+fn data_error(name: &str, message: String) -> TrainError {
+    TrainError::Data {
+        file: name.to_owned(),
+        message,
     }
 }
 
@@ -448,25 +519,21 @@ impl RowRange {
 
 /// The object of the first record of the file at `path`, or of the first file of a folder that has one; `None` if it is broken.
 pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, TrainError> {
+    let mut reader = RecordReader::new(&NEVER);
+    let mut first = None;
     for path in data_files(path)? {
-        let name = path.display().to_string();
         let DataFile { content, layout } = DataFile::open(&path, MAX_BYTES)?;
         let mut records = Records::new(content.without_hash(), layout);
-        while let Some((line, record)) = records
-            .next_record()
-            .map_err(|error| unreadable(error, &name))?
-        {
-            if record.is_blank() {
-                continue;
-            }
-            let location = RowLocation {
-                file: name.as_str().into(),
-                line,
-            };
-            return Ok(record_object(&record, &location).ok());
+        let name = path.display().to_string();
+        let more = reader.each(&mut records, &name, &mut |record, location| {
+            first = record_object(record, &location).ok();
+            Ok(Read::Enough)
+        })?;
+        if !more {
+            break;
         }
     }
-    Ok(None)
+    Ok(first)
 }
 
 /// As [`read_range`], for rows of another shape: `row` reads one record. A row for which it returns `None` does not count.
@@ -476,43 +543,33 @@ pub(crate) fn parse_range<T>(
     stop: &AtomicBool,
     row: &mut ReadRow<'_, T>,
 ) -> Result<Vec<T>, TrainError> {
+    let mut reader = RecordReader::new(stop);
     let mut rows = Vec::new();
     let mut fields = FieldReport::default();
     let (mut seen, mut bytes, mut left) = (0, 0, MAX_BYTES);
     for path in data_files(path)? {
-        let name = path.display().to_string();
-        let file: Arc<str> = name.as_str().into();
         let DataFile { content, layout } = DataFile::open(&path, left)?;
         let mut records = Records::new(content.without_hash(), layout);
-        loop {
-            check_stop(stop)?;
-            let read = records
-                .next_record()
-                .map_err(|error| unreadable(error, &name))?;
-            let Some((line, record)) = read else {
-                break;
-            };
-            if record.is_blank() {
-                continue;
-            }
-            let location = RowLocation {
-                file: file.clone(),
-                line,
-            };
+        let name = path.display().to_string();
+        let more = reader.each(&mut records, &name, &mut |record, location| {
             let mut parse = |record: &Record<'_>| {
                 let object = record_object(record, &location)?;
                 row(&object, location.clone(), &mut fields)
             };
             if seen < range.first {
-                let counts = !may_be_left_out(&record) || !matches!(parse(&record), Ok(None));
+                let counts = !may_be_left_out(record) || !matches!(parse(record), Ok(None));
                 seen += usize::from(counts);
-                continue;
+                return Ok(Read::Row);
             }
             bytes += record.content_bytes();
             if rows.len() >= range.limit || bytes > range.max_bytes && !rows.is_empty() {
-                return Ok(rows);
+                return Ok(Read::Enough);
             }
-            rows.extend(parse(&record)?);
+            rows.extend(parse(record)?);
+            Ok(Read::Row)
+        })?;
+        if !more {
+            break;
         }
         left = left.saturating_sub(records.into_reader().read_bytes());
     }

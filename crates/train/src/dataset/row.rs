@@ -1,6 +1,9 @@
 //! One line of a data file: recognises its shape and names the field that breaks it.
 
+use std::fmt;
+
 use formats::chat_template::{Message, alpaca_prompt};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
@@ -13,16 +16,57 @@ use crate::error::TrainError;
 
 /// The object of a line, whatever its columns are.
 pub(super) fn object(text: &str, location: &RowLocation) -> Result<Map<String, Value>, TrainError> {
-    let value: Value = serde_json::from_str(text)
-        .map_err(|error| TrainError::row(location, invalid_json(text, &error)))?;
-    let Value::Object(object) = value else {
+    let invalid = |error| TrainError::row(location, invalid_json(text, &error));
+    if !text.trim_start().starts_with('{') {
+        let value: Value = serde_json::from_str(text).map_err(invalid)?;
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
             kind(&value)
         );
         return Err(TrainError::row(location, message));
-    };
-    Ok(object)
+    }
+    let RowObject { fields, duplicate } = serde_json::from_str(text).map_err(invalid)?;
+    match duplicate {
+        None => Ok(fields),
+        Some(name) => {
+            let message = "is given twice; remove one of them";
+            Err(TrainError::field(location, shortened(&name), message))
+        }
+    }
+}
+
+/// The object of a row, and the first field that it has twice.
+#[derive(Default)]
+struct RowObject {
+    fields: Map<String, Value>,
+    duplicate: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for RowObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RowObjectVisitor)
+    }
+}
+
+struct RowObjectVisitor;
+
+impl<'de> Visitor<'de> for RowObjectVisitor {
+    type Value = RowObject;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<RowObject, A::Error> {
+        let mut object = RowObject::default();
+        while let Some(name) = entries.next_key::<String>()? {
+            if object.duplicate.is_none() && object.fields.contains_key(&name) {
+                object.duplicate = Some(name.clone());
+            }
+            object.fields.insert(name, entries.next_value()?);
+        }
+        Ok(object)
+    }
 }
 
 /// Reads a row and adds its fields to the report; `None` if a mark leaves it out, which is counted there.
