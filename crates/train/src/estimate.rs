@@ -145,6 +145,7 @@ mod tests {
         AdapterSizes {
             parameters: 4_884_480,
             rank: 16,
+            continues: false,
             batch_rows,
             lengths: lengths.to_vec(),
             validation: vec![10; 4],
@@ -221,6 +222,43 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("is enough: rank 8"), "{error}");
+    }
+
+    #[test]
+    fn advice_for_a_run_that_continues_an_adapter_does_not_name_its_rank() {
+        let continued = |lengths: &[usize], batch_rows| {
+            let part = AdapterSizes {
+                continues: true,
+                ..part(batch_rows, lengths)
+            };
+            let mut estimate = estimate(vec![part]);
+            estimate.limit_activation_cache(0);
+            estimate
+        };
+        let refusal = |estimate: &RunEstimate, available| {
+            estimate.check(available, "free").unwrap_err().to_string()
+        };
+        let wide = continued(&[128; 64], 16);
+        let error = refusal(&wide, wide.memory.total() - 1);
+        assert!(
+            error.contains("is enough: batch_rows 8") && !error.contains("rank"),
+            "{error}"
+        );
+        // The adapter alone takes more than there is.
+        let narrow = continued(&[16; 64], 1);
+        let error = refusal(&narrow, narrow.memory.gradients);
+        assert!(
+            error.contains("no setting makes it fit: start from an adapter with a smaller rank or from the base, take a smaller base"),
+            "{error}"
+        );
+        // What is left if one row is as short as it can be.
+        let large = continued(&[4096; 64], 16);
+        let least = continued(&[64; 64], 1).memory.total();
+        let error = refusal(&large, least);
+        assert!(
+            error.ends_with("lower batch_rows and max_length together"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl<'o> PlannedRun<'o> {
             parts.push(AdapterSizes::new(
                 &adapter.task.settings,
                 plan.parameters,
+                adapter.task.initial_adapter.is_some(),
                 &adapter.lengths,
                 validation,
             ));

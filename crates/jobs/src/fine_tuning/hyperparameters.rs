@@ -1,5 +1,7 @@
 //! The hyperparameters of a request: OpenAI's names and those of `lory train`, made into training settings.
 
+use formats::config::ModelConfig;
+use formats::peft::PairShape;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use train::PreferenceSettings;
@@ -13,6 +15,9 @@ use crate::records::job::Method;
 const AUTO: &str = "auto";
 /// Settings of `lory train` that a job cannot set.
 const NOT_FOR_JOBS: [&str; 3] = ["preference", "columns", "save_every"];
+
+/// Settings that an adapter fixes if a job continues it.
+const ADAPTER_FIELDS: [&str; 4] = ["rank", "alpha", "rslora", "target_modules"];
 
 /// OpenAI's three hyperparameters, `beta` and `sft_weight` of `dpo`, and any setting of `lory train` by its name.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -33,9 +38,9 @@ pub struct HyperparametersShape {
     sft_weight: Option<f64>,
     /// The learning rate, instead of a multiplier.
     lr: Option<f64>,
-    /// The adapter's rank. Default: 16.
+    /// The adapter's rank. Default: 16, or the rank of the adapter that the job continues, which cannot change.
     rank: Option<usize>,
-    /// The adapter's product is scaled by alpha / rank. Default: 32.
+    /// The adapter's product is scaled by alpha / rank. Default: 32, or as in the adapter that the job continues, which cannot change.
     alpha: Option<f64>,
     /// The share of the adapter's inputs that are set to zero in a step.
     dropout: Option<f64>,
@@ -50,6 +55,8 @@ pub(crate) struct Hyperparameters {
     pub settings: TrainSettings,
     /// The learning rate divided by the base's default.
     pub learning_rate_multiplier: f64,
+    /// The fields of the request that an adapter fixes if the job continues it, of [`ADAPTER_FIELDS`].
+    adapter_fields: Vec<&'static str>,
 }
 
 impl Hyperparameters {
@@ -68,6 +75,8 @@ impl Hyperparameters {
         if let Some(name) = NOT_FOR_JOBS.iter().find(|name| fields.contains_key(**name)) {
             return Err(invalid(name, "cannot be set for a job; leave it out"));
         }
+        let is_given = |name: &&str| fields.contains_key(*name);
+        let adapter_fields = ADAPTER_FIELDS.into_iter().filter(is_given).collect();
         let mut settings = from_fields(fields)?;
         settings.epochs = given.n_epochs.unwrap_or(settings.epochs);
         settings.batch_rows = given.batch_size.unwrap_or(settings.batch_rows);
@@ -93,7 +102,63 @@ impl Hyperparameters {
         Ok(Hyperparameters {
             settings,
             learning_rate_multiplier,
+            adapter_fields,
         })
+    }
+
+    /// Takes rank, scale and modules from an adapter that the job continues, with the pairs `shapes`, on a base of `config`.
+    ///
+    /// # Errors
+    /// [`JobError::Invalid`] with the first field of the request that differs from the adapter, or with `model` if no job can continue it.
+    pub fn continue_adapter(
+        &mut self,
+        shapes: &[PairShape],
+        config: &ModelConfig,
+    ) -> Result<(), JobError> {
+        let fixed = self.settings.for_adapter(shapes, config);
+        let fixed = fixed.map_err(|reason| {
+            JobError::invalid(
+                "model",
+                format!("has an adapter that no job can continue: {reason}"),
+            )
+        })?;
+        for name in &self.adapter_fields {
+            let given = &self.settings;
+            let scale = |rslora| {
+                let settings = TrainSettings {
+                    rank: fixed.rank,
+                    alpha: given.alpha,
+                    rslora,
+                    ..TrainSettings::default()
+                };
+                settings.scale()
+            };
+            let (differs, has) = match *name {
+                "rank" => (given.rank != fixed.rank, format!("rank {}", fixed.rank)),
+                "target_modules" => {
+                    let differs = given.modules().ok() != fixed.modules().ok();
+                    (differs, fixed.target_modules.join(", "))
+                }
+                _ => {
+                    let differs = scale(given.rslora) != fixed.scale();
+                    (
+                        differs,
+                        format!(
+                            "the scale {}, which is alpha {}",
+                            fixed.scale(),
+                            fixed.alpha
+                        ),
+                    )
+                }
+            };
+            if differs {
+                let message =
+                    format!("cannot change: the adapter of `model` has {has}; leave it out");
+                return Err(invalid(name, message));
+            }
+        }
+        self.settings = fixed;
+        Ok(())
     }
 }
 
@@ -218,7 +283,10 @@ fn from_fields(fields: Map<String, Value>) -> Result<TrainSettings, JobError> {
 
 #[cfg(test)]
 mod tests {
+    use formats::config::RopeStyle;
+    use formats::peft::Module;
     use serde_json::json;
+    use train::lora_init::target_linears;
 
     use super::*;
 
@@ -238,6 +306,7 @@ mod tests {
         let Hyperparameters {
             settings,
             learning_rate_multiplier: multiplier,
+            ..
         } = parse(Method::Supervised, given).unwrap();
         assert_eq!(
             (
@@ -287,5 +356,75 @@ mod tests {
             let error = parse(Method::Supervised, fields).err().unwrap();
             assert!(error.contains(expected), "{error}");
         }
+    }
+    #[test]
+    fn settings_that_differ_from_the_continued_adapter_are_rejected_by_name() {
+        let config = ModelConfig {
+            architecture: "llama".to_owned(),
+            hidden_size: 64,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            intermediate_size: 128,
+            vocab_size: 512,
+            context_length: 512,
+            rope_theta: 10_000.0,
+            rope_style: RopeStyle::Interleaved,
+            rope_freq_factors: None,
+            rms_norm_eps: 1e-5,
+            tie_word_embeddings: true,
+            qkv_bias: false,
+            qk_norm: false,
+        };
+        let modules = Module::ALL.map(|module| module.name().to_owned());
+        let linears = target_linears(&config, &Module::ALL);
+        let shapes: Vec<PairShape> = linears.iter().map(|linear| linear.pair(4, 2.0)).collect();
+        let continued = |fields: Value| {
+            let mut parsed = parse(Method::Supervised, fields).unwrap();
+            let result = parsed.continue_adapter(&shapes, &config);
+            result
+                .map(|()| parsed.settings)
+                .map_err(|error| error.to_string())
+        };
+        for fields in [
+            json!({}),
+            json!({"rank": 4}),
+            json!({"rank": 4, "alpha": 8}),
+            json!({"alpha": 4, "rslora": true}),
+            json!({"target_modules": modules}),
+        ] {
+            let settings = continued(fields).unwrap();
+            assert_eq!(
+                (settings.rank, settings.alpha, settings.rslora),
+                (4, 8.0, false)
+            );
+            assert_eq!(settings.target_modules.len(), 7);
+        }
+        for (fields, expected) in [
+            (
+                json!({"rank": 8}),
+                "hyperparameters.rank: cannot change: the adapter of `model` has rank 4; leave it out",
+            ),
+            (
+                json!({"rank": 4, "alpha": 16}),
+                "hyperparameters.alpha: cannot change: the adapter of `model` has the scale 2, which is alpha 8; leave it out",
+            ),
+            (
+                json!({"rslora": true}),
+                "hyperparameters.rslora: cannot change",
+            ),
+            (
+                json!({"target_modules": ["q_proj"]}),
+                "hyperparameters.target_modules: cannot change: the adapter of `model` has q_proj, k_proj",
+            ),
+        ] {
+            let error = continued(fields).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let mut parsed = parse(Method::Supervised, json!({})).unwrap();
+        let error = parsed.continue_adapter(&shapes[1..], &config).unwrap_err();
+        assert_eq!(error.field(), Some("model"));
+        assert!(error.to_string().contains("leaves no layer out"), "{error}");
     }
 }

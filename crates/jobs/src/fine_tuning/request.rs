@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use base::Base;
 use formats::persona_name::{BASE, is_persona_name};
-use registry::{Personas, spec};
+use registry::{Persona, Personas, spec};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use service::{Caller, Service};
+use service::{Caller, NamedModel, RequestError, Service};
 use train::TrainSettings;
 use train::lora_init::{parameter_count, target_linears};
 
@@ -39,7 +39,7 @@ const MAX_SYSTEM_PROMPT: usize = registry::settings::MAX_SYSTEM_PROMPT;
 #[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewJob {
-    /// The base by its name, or a persona, whose adapter is trained further.
+    /// The base by its name, or a persona, whose adapter is trained further. An alias works too.
     pub model: String,
     /// The id of an uploaded file.
     pub training_file: String,
@@ -108,11 +108,13 @@ impl NewJob {
         self.check_system_prompt()?;
         sample_generation::check(self.sample_prompts.as_deref().unwrap_or_default(), base)?;
         let files = self.find_files(jobs, viewer)?;
-        let (method, hyperparameters) = self.training_method(&files, base)?;
+        let (method, mut hyperparameters) = self.training_method(&files, base)?;
+        let personas = service.personas();
+        let start = self.start_persona(service, &personas, caller)?;
+        let start = start.map(|persona| continue_adapter(&mut hyperparameters, persona, base));
+        let start = start.transpose()?;
         let settings = hyperparameters.settings;
         let parameters = adapter_parameters(&settings, base)?;
-        let personas = service.personas();
-        let start = self.start_adapter(base, &personas, caller)?;
         let current = personas.get(&persona);
         if current.is_none() && personas.aliases().any(|(alias, _)| alias == persona) {
             let message = "is an alias of another persona; name that one, or use another name";
@@ -271,20 +273,31 @@ impl NewJob {
         }
     }
 
-    /// The adapter of the persona that `model` names; `None` for the base.
-    fn start_adapter(
+    /// The persona that `model` names, itself or by an alias; `None` for the base.
+    fn start_persona<'p>(
         &self,
-        base: &Base,
-        personas: &Personas,
+        service: &'p Service,
+        personas: &'p Personas,
         caller: &Caller,
-    ) -> Result<Option<StartAdapter>, JobError> {
-        let model = self.model.as_str();
-        if base.is_named(model) {
-            caller.check_base(&base.name)?;
-            return Ok(None);
-        }
+    ) -> Result<Option<&'p Persona>, JobError> {
         let refuse = |message: String| JobError::invalid("model", message);
-        let parts = spec::parse(model).map_err(|error| refuse(error.to_string()))?;
+        let named = service.find_model(personas, caller, &self.model);
+        let named = named.map_err(|error| match error {
+            RequestError::Denied { source, .. } => JobError::Denied(source),
+            error => {
+                let message = error.to_string();
+                refuse(
+                    message
+                        .strip_prefix("model: ")
+                        .unwrap_or(&message)
+                        .to_owned(),
+                )
+            }
+        })?;
+        let NamedModel::Personas { spec, .. } = named else {
+            return Ok(None);
+        };
+        let parts = spec::parse(&spec).map_err(|error| refuse(error.to_string()))?;
         let [part] = parts.as_slice() else {
             return Err(refuse(
                 "is a blend; name one persona, or the base".to_owned(),
@@ -295,20 +308,9 @@ impl NewJob {
                 "has a scale; name the persona without it".to_owned(),
             ));
         }
-        caller.check_persona(&part.name)?;
-        let persona = caller
-            .find_persona(personas, part)
-            .map_err(|error| refuse(error.to_string()))?;
-        let Some(adapter) = &persona.adapter else {
-            return Err(refuse(format!(
-                "{} has no adapter to continue from; name the base",
-                persona.name
-            )));
-        };
-        Ok(Some(StartAdapter {
-            persona: format!("{}@{}", persona.name, persona.version),
-            sha256: adapter.sha256_hex(),
-        }))
+        // Without a version the current one, also while a canary runs.
+        let persona = caller.find_persona(personas, part);
+        persona.map(Some).map_err(|error| refuse(error.to_string()))
     }
 
     /// The thresholds of the job's gate, with their baselines: those of the persona in the server's folder, tightened by those of the request.
@@ -339,6 +341,28 @@ impl NewJob {
         baselines::choose(service, caller, persona, &mut thresholds, &sides)?;
         Ok(Some(thresholds))
     }
+}
+
+/// The adapter of `persona`, which a job with these hyperparameters continues.
+fn continue_adapter(
+    hyperparameters: &mut Hyperparameters,
+    persona: &Persona,
+    base: &Base,
+) -> Result<StartAdapter, JobError> {
+    let Some(adapter) = &persona.adapter else {
+        let name = &persona.name;
+        let message = format!("{name} has no adapter to continue from; name the base");
+        return Err(JobError::invalid("model", message));
+    };
+    let shapes = adapter.shapes().map_err(|error| JobError::Io {
+        path: adapter.path.clone(),
+        source: std::io::Error::other(error),
+    })?;
+    hyperparameters.continue_adapter(&shapes, base.model.config())?;
+    Ok(StartAdapter {
+        persona: format!("{}@{}", persona.name, persona.version),
+        sha256: adapter.sha256_hex(),
+    })
 }
 
 /// The files of a job.

@@ -60,6 +60,8 @@ impl MemoryEstimate {
 pub(crate) struct AdapterSizes {
     pub parameters: usize,
     pub rank: usize,
+    /// Whether it continues an adapter, whose rank it has.
+    pub continues: bool,
     pub batch_rows: usize,
     /// Tokens of the training rows.
     pub lengths: Vec<usize>,
@@ -73,12 +75,14 @@ impl AdapterSizes {
     pub fn new(
         settings: &TrainSettings,
         parameters: usize,
+        continues: bool,
         lengths: &[usize],
         validation: Vec<usize>,
     ) -> AdapterSizes {
         AdapterSizes {
             parameters,
             rank: settings.rank,
+            continues,
             batch_rows: settings.batch_rows,
             lengths: lengths.to_vec(),
             validation,
@@ -128,6 +132,7 @@ pub(super) struct MemoryModel {
 pub(super) struct SettingLimits {
     batch_rows: usize,
     max_length: usize,
+    /// Of the new adapters: one that continues an adapter keeps its rank.
     rank: usize,
 }
 
@@ -140,7 +145,10 @@ impl MemoryModel {
         let (mut longest, mut rows, mut tokens) = (0, 0, 0usize);
         let (mut validated, mut widest_rank) = (0, 0);
         for part in &self.parts {
-            let rank = part.rank.min(limits.rank);
+            let rank = match part.continues {
+                true => part.rank,
+                false => part.rank.min(limits.rank),
+            };
             let parameters = part.parameters / part.rank.max(1) * rank;
             let packed = parameters / rank.max(1) * rank.next_multiple_of(PADDED_RANK);
             memory.adapters += 4 * (parameters + packed) as u64;
@@ -201,10 +209,11 @@ impl MemoryModel {
     /// The current settings as limits.
     pub(super) fn now(&self) -> SettingLimits {
         let most = |of: fn(&AdapterSizes) -> usize| self.parts.iter().map(of).max().unwrap_or(0);
+        let new_rank = |part: &AdapterSizes| if part.continues { 0 } else { part.rank };
         SettingLimits {
             batch_rows: most(|part| part.batch_rows.min(part.lengths.len())),
             max_length: most(|part| part.lengths.iter().copied().max().unwrap_or(0)),
-            rank: most(|part| part.rank),
+            rank: most(new_rank),
         }
     }
 
@@ -253,13 +262,22 @@ impl MemoryModel {
             rank: 1,
         });
         if least.total() - least.activation_cache <= available {
-            return "lower batch_rows, max_length and rank together".to_owned();
+            return match now.rank {
+                0 => "lower batch_rows and max_length together".to_owned(),
+                _ => "lower batch_rows, max_length and rank together".to_owned(),
+            };
         }
-        let adapters = if self.parts.len() > 1 {
-            "train fewer adapters at once, take a smaller base, or "
-        } else {
-            "take a smaller base, or "
-        };
-        format!("no setting makes it fit: {adapters}free memory")
+        let mut ways = Vec::new();
+        if self.parts.len() > 1 {
+            ways.push("train fewer adapters at once");
+        }
+        if self.parts.iter().any(|part| part.continues) {
+            ways.push("start from an adapter with a smaller rank or from the base");
+        }
+        ways.push("take a smaller base");
+        format!(
+            "no setting makes it fit: {}, or free memory",
+            ways.join(", ")
+        )
     }
 }
