@@ -5,7 +5,7 @@
 //! part = name [ "@" version ] [ "*" scale ]
 //! ```
 //!
-//! Knows only text; `personas` looks up whether a persona exists. Spaces around a part are ignored.
+//! Knows only text; `personas` looks up whether a persona exists. Spaces around a part are ignored, other white space is not.
 
 use std::fmt;
 
@@ -119,8 +119,8 @@ fn parse_part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<BlendPart, Spe
             message,
         })
     };
-    let indent = piece.len() - piece.trim_start().len();
-    let trimmed = piece.trim();
+    let indent = piece.len() - piece.trim_start_matches(' ').len();
+    let trimmed = piece.trim_matches(' ');
     let (named, scale) = match trimmed.split_once('*') {
         Some((named, scale)) => (named, Some((indent + named.len() + 1, scale))),
         None => (trimmed, None),
@@ -131,7 +131,7 @@ fn parse_part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<BlendPart, Spe
     };
     // Spaces around `*` are ignored like those around `+`.
     let name = if version.is_none() {
-        name.trim_end()
+        name.trim_end_matches(' ')
     } else {
         name
     };
@@ -151,7 +151,7 @@ fn parse_part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<BlendPart, Spe
     let version = match version {
         None => None,
         Some((offset, text)) => {
-            let text = text.trim_end();
+            let text = text.trim_end_matches(' ');
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             match text.parse::<u32>() {
                 Ok(version) if digits && version > 0 => Some(version),
@@ -167,7 +167,7 @@ fn parse_part(piece: &str, at: &dyn Fn(usize) -> usize) -> Result<BlendPart, Spe
     };
     let scale = match scale {
         None => None,
-        Some((offset, text)) => match parse_weight(text.trim()) {
+        Some((offset, text)) => match parse_weight(text.trim_matches(' ')) {
             Ok(scale) => Some(scale),
             Err(message) => return error(offset, message),
         },
@@ -276,6 +276,10 @@ mod tests {
             ("-a", 1, "begins with a letter"),
             ("../a", 1, "is not a valid persona name"),
             (long.as_str(), 1, "1 to 64"),
+            ("a\n", 1, "is not a valid persona name"),
+            ("\u{a0}a", 1, "is not a valid persona name"),
+            ("a@1\t", 3, "is not a version"),
+            ("a*1\r", 3, "is not a weight"),
             ("a@", 3, "is not a version"),
             ("a@0", 3, "is not a version"),
             ("a@-1", 3, "is not a version"),

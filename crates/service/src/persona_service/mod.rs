@@ -213,7 +213,7 @@ impl Service {
     ) -> Result<NamedModel<'p>, RequestError> {
         let names = self.model_names(personas);
         // Any version of a canary describes it.
-        names.resolve(caller, "model", name.trim(), &|_| u64::MAX)
+        names.resolve(caller, "model", name, &|_| u64::MAX)
     }
 
     /// The aliases whose persona or base the caller may use.
