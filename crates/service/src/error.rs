@@ -364,7 +364,7 @@ pub enum RequestError {
     )]
     Timeout,
     /// An adapter could not be loaded.
-    #[error("adapter {adapter}: {source}")]
+    #[error("{}", about_adapter(adapter, source, source.to_string()))]
     Adapter {
         /// Its content hash.
         adapter: String,
@@ -457,7 +457,7 @@ impl RequestError {
     pub fn client_message(&self) -> String {
         match self {
             RequestError::Adapter { adapter, source } => {
-                format!("adapter {adapter}: {}", source.client_message())
+                about_adapter(adapter, source, source.client_message())
             }
             _ => self.to_string(),
         }
@@ -521,5 +521,44 @@ fn describe(error: &LookupError, base: &str) -> String {
     match error {
         LookupError::Unknown { .. } => format!("{error}; the base is {base}"),
         _ => error.to_string(),
+    }
+}
+
+/// `message` of the adapter `id`, which most of its errors do not name.
+fn about_adapter(id: &str, error: &AdapterError, message: String) -> String {
+    match error {
+        AdapterError::Pool(_) => message,
+        _ => format!("adapter {id}: {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{AdapterId, PoolError};
+
+    use super::*;
+
+    #[test]
+    fn error_of_the_adapter_memory_names_the_adapter_once() {
+        let id = AdapterId([7; 32]);
+        let (bytes, limit) = (200, 100);
+        for (pool, names) in [
+            (PoolError::TooLarge { id, bytes, limit }, 1),
+            (
+                PoolError::TogetherTooLarge {
+                    adapters: 2,
+                    bytes,
+                    limit,
+                },
+                0,
+            ),
+        ] {
+            let error =
+                RequestError::from(LeaseError::Unusable(id, Box::new(AdapterError::Pool(pool))));
+            for message in [error.to_string(), error.client_message()] {
+                assert_eq!(message.matches(&id.to_string()).count(), names, "{message}");
+                assert!(message.contains("adapter memory is 100"), "{message}");
+            }
+        }
     }
 }
