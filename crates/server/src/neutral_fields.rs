@@ -59,3 +59,34 @@ pub(crate) fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
         || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
+
+/// The neutral fields that requests for chat and for text completions both take, as the pairs that [`check`] reads.
+macro_rules! shared_neutral_fields {
+    ($request:expr) => {
+        [
+            ("bad_words", &$request.bad_words),
+            ("cache_prompt", &$request.cache_prompt),
+            ("early_stopping", &$request.early_stopping),
+            ("extra_body", &$request.extra_body),
+            (
+                "include_stop_str_in_output",
+                &$request.include_stop_str_in_output,
+            ),
+            ("length_penalty", &$request.length_penalty),
+            ("min_tokens", &$request.min_tokens),
+            ("return_token_ids", &$request.return_token_ids),
+            (
+                "return_tokens_as_token_ids",
+                &$request.return_tokens_as_token_ids,
+            ),
+            ("skip_special_tokens", &$request.skip_special_tokens),
+            (
+                "spaces_between_special_tokens",
+                &$request.spaces_between_special_tokens,
+            ),
+            ("stop_token_ids", &$request.stop_token_ids),
+            ("use_beam_search", &$request.use_beam_search),
+        ]
+    };
+}
+pub(crate) use shared_neutral_fields;

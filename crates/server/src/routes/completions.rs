@@ -15,7 +15,7 @@ use crate::error::ApiError;
 use crate::json::{Biases, Body, Texts};
 use crate::logprobs::{self, Columns, CompletionLogprobs};
 use crate::middleware::auth::ApiCaller;
-use crate::neutral_fields;
+use crate::neutral_fields::{self, shared_neutral_fields};
 use crate::stream_options::StreamOptions;
 use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
@@ -137,31 +137,8 @@ impl AcceptsSampling for CompletionRequest {
 impl CompletionRequest {
     /// Refuses what is not supported, by field.
     fn check(&self) -> Result<(), ApiError> {
-        neutral_fields::check(&[
-            ("suffix", &self.suffix),
-            ("bad_words", &self.bad_words),
-            ("cache_prompt", &self.cache_prompt),
-            ("early_stopping", &self.early_stopping),
-            ("extra_body", &self.extra_body),
-            (
-                "include_stop_str_in_output",
-                &self.include_stop_str_in_output,
-            ),
-            ("length_penalty", &self.length_penalty),
-            ("min_tokens", &self.min_tokens),
-            ("return_token_ids", &self.return_token_ids),
-            (
-                "return_tokens_as_token_ids",
-                &self.return_tokens_as_token_ids,
-            ),
-            ("skip_special_tokens", &self.skip_special_tokens),
-            (
-                "spaces_between_special_tokens",
-                &self.spaces_between_special_tokens,
-            ),
-            ("stop_token_ids", &self.stop_token_ids),
-            ("use_beam_search", &self.use_beam_search),
-        ])?;
+        neutral_fields::check(&[("suffix", &self.suffix)])?;
+        neutral_fields::check(&shared_neutral_fields!(self))?;
         if self.add_special_tokens == Some(false) {
             // vLLM's default is true here, and false for conversations, whose template writes the token.
             let message = "add_special_tokens must be true: a text begins with the base's beginning token; send token ids to leave it out";

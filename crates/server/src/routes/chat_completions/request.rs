@@ -13,7 +13,7 @@ use super::tools::{
 use crate::error::ApiError;
 use crate::json::{Biases, Texts};
 use crate::logprobs;
-use crate::neutral_fields::{self, is_empty};
+use crate::neutral_fields::{self, is_empty, shared_neutral_fields};
 use crate::stream_options::StreamOptions;
 use crate::with_sampling::AcceptsSampling;
 use sampling::{Interface, SamplingParams};
@@ -287,34 +287,13 @@ impl ChatRequest {
             ("web_search_options", &self.web_search_options),
             ("add_generation_prompt", &self.add_generation_prompt),
             ("add_special_tokens", &self.add_special_tokens),
-            ("bad_words", &self.bad_words),
             ("best_of", &self.best_of),
-            ("cache_prompt", &self.cache_prompt),
             ("chat_template_kwargs", &self.chat_template_kwargs),
             ("continue_final_message", &self.continue_final_message),
             ("documents", &self.documents),
-            ("early_stopping", &self.early_stopping),
             ("echo", &self.echo),
-            ("extra_body", &self.extra_body),
-            (
-                "include_stop_str_in_output",
-                &self.include_stop_str_in_output,
-            ),
-            ("length_penalty", &self.length_penalty),
-            ("min_tokens", &self.min_tokens),
-            ("return_token_ids", &self.return_token_ids),
-            (
-                "return_tokens_as_token_ids",
-                &self.return_tokens_as_token_ids,
-            ),
-            ("skip_special_tokens", &self.skip_special_tokens),
-            (
-                "spaces_between_special_tokens",
-                &self.spaces_between_special_tokens,
-            ),
-            ("stop_token_ids", &self.stop_token_ids),
-            ("use_beam_search", &self.use_beam_search),
-        ])
+        ])?;
+        neutral_fields::check(&shared_neutral_fields!(self))
     }
 
     /// The request to the service.
