@@ -1,117 +1,30 @@
 //! Adapters that clients upload: each waits in a folder named by its hash until it is published, forgotten, or too old. Nothing
 //! else in the folder of uploads is ever removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod error;
+mod sizes;
+
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use auth::{Owner, QuotaExceeded, Resource, Usage};
+use auth::Owner;
 use formats::atomic_file::{self, AtomicFile, AtomicFolder};
 use formats::disk::{self, LastingFolder};
 use formats::peft::{self, Dtype};
-use registry::RegistryError;
+
+pub use error::UploadError;
+pub use sizes::{MAX_ARCHIVE, MAX_STORED, ReceivedArchive};
+use sizes::{UploadSize, UploadSizes, lock};
 
 /// The most uploads of a key that wait to be published; beyond that its oldest is removed.
 const MAX_UPLOADS: usize = 8;
 /// The most uploads of all keys that wait to be published, with those that are being received.
 const MAX_ALL_UPLOADS: usize = 64;
-/// The most bytes of all uploads, with those that are being received.
-pub const MAX_STORED: u64 = 8 << 30;
 /// How long an upload waits.
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
-
-/// The most bytes of an uploaded archive.
-pub const MAX_ARCHIVE: u64 = 1 << 30;
-
-/// Why an upload is refused or not found.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// There is no folder for uploads.
-    #[error(
-        "there is nowhere to keep uploads; set LORY_HOME to a folder and start the server again"
-    )]
-    Off,
-    /// It is not an archive, or a broken one.
-    #[error("the upload is not a readable zip archive: {0}")]
-    Archive(String),
-    /// A file in it is refused.
-    #[error("the archive is refused: {name:?} {message}")]
-    Entry {
-        /// The name in the archive.
-        name: String,
-        /// Why.
-        message: String,
-    },
-    /// A file that makes an adapter is not in it.
-    #[error(
-        "the archive has no {file}; put adapter_config.json and adapter_model.safetensors into it, as PEFT saves them"
-    )]
-    Missing {
-        /// The file.
-        file: &'static str,
-    },
-    /// It is too large, packed or unpacked.
-    #[error("{name} is larger than {limit} bytes, the limit")]
-    TooLarge {
-        /// The archive, or the file in it.
-        name: String,
-        /// The limit.
-        limit: u64,
-    },
-    /// All keys have too many uploads.
-    #[error(
-        "the server has {limit} uploaded adapters that are not published, its limit; publish or delete one, or try again in an hour, when \
-         they expire"
-    )]
-    TooMany {
-        /// The limit.
-        limit: usize,
-    },
-    /// The key's uploads would have too many bytes.
-    #[error(transparent)]
-    Quota(#[from] QuotaExceeded),
-    /// There is no such upload.
-    #[error("there is no upload {sha256}; it may have been published or forgotten: send it again")]
-    Unknown {
-        /// The requested hash.
-        sha256: String,
-    },
-    /// The folder of uploads was removed.
-    #[error(transparent)]
-    Removed(std::io::Error),
-    /// The folder of uploads cannot be used.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system reported.
-        source: std::io::Error,
-    },
-    /// The files are not an adapter.
-    #[error(transparent)]
-    Adapter(#[from] RegistryError),
-}
-
-impl UploadError {
-    /// The message for clients, without the folders of this machine. An archive has no folders but its own.
-    #[must_use]
-    pub fn client_message(&self) -> String {
-        let path = match self {
-            UploadError::Adapter(RegistryError::Adapter(error)) => error.path(),
-            UploadError::Adapter(RegistryError::TooLarge { path, .. })
-            | UploadError::Io { path, .. } => Some(path.as_path()),
-            UploadError::Adapter(error) => return error.client_message(),
-            _ => None,
-        };
-        let text = self.to_string();
-        let Some(path) = path else { return text };
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        text.replace(&path.display().to_string(), &name)
-    }
-}
 
 /// The adapter of an upload, and whether this base can run it.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,111 +65,6 @@ pub(crate) struct UploadStore {
     sizes: Arc<Mutex<UploadSizes>>,
     /// Held while stored uploads are added or removed, so that the sizes are those of the folder.
     changing: Mutex<()>,
-}
-
-/// What uploads count for quotas.
-#[derive(Debug, Default)]
-struct UploadSizes {
-    /// By hash.
-    stored: BTreeMap<String, UploadSize>,
-    /// Those that are being received, by their numbers.
-    receiving: BTreeMap<u64, UploadSize>,
-    next: u64,
-}
-
-#[derive(Debug, Clone, Default)]
-struct UploadSize {
-    /// The keys that sent it; none without keys, and for uploads of an earlier process.
-    owners: BTreeSet<String>,
-    bytes: u64,
-}
-
-impl UploadSize {
-    fn of(owner: &Owner, bytes: u64) -> UploadSize {
-        UploadSize {
-            owners: owner.name().map(str::to_owned).into_iter().collect(),
-            bytes,
-        }
-    }
-
-    fn is_of(&self, owner: &Owner) -> bool {
-        owner.name().is_none_or(|name| self.owners.contains(name))
-    }
-}
-
-impl UploadSizes {
-    fn usage(&self, owner: &Owner) -> Usage {
-        let mut usage = Usage {
-            own: 0,
-            all: 0,
-            limit: MAX_STORED,
-        };
-        for size in self.stored.values().chain(self.receiving.values()) {
-            usage.all += size.bytes;
-            if size.is_of(owner) {
-                usage.own += size.bytes;
-            }
-        }
-        usage
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An archive that is being received. Its bytes count before they are written; dropping it removes them.
-#[derive(Debug)]
-pub struct ReceivedArchive {
-    file: AtomicFile,
-    sizes: Arc<Mutex<UploadSizes>>,
-    owner: Owner,
-    number: u64,
-    bytes: u64,
-}
-
-impl ReceivedArchive {
-    /// Appends bytes.
-    ///
-    /// # Errors
-    /// [`UploadError::TooLarge`], [`UploadError::Quota`], [`UploadError::Io`].
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
-        let size = self.bytes.saturating_add(bytes.len() as u64);
-        if size > MAX_ARCHIVE {
-            return Err(UploadError::TooLarge {
-                name: "the archive".to_owned(),
-                limit: MAX_ARCHIVE,
-            });
-        }
-        self.grow_to(size)?;
-        let path = self.file.path().to_owned();
-        let written = self.file.file().write_all(bytes);
-        written.map_err(|source| UploadError::Io { path, source })
-    }
-
-    pub(crate) fn path(&self) -> &std::path::Path {
-        self.file.path()
-    }
-
-    /// Counts `bytes` in all, if the owner may have them.
-    pub(crate) fn grow_to(&mut self, bytes: u64) -> Result<(), UploadError> {
-        let more = bytes.saturating_sub(self.bytes);
-        let mut sizes = lock(&self.sizes);
-        let usage = sizes.usage(&self.owner);
-        self.owner
-            .check_growth(Resource::UploadBytes, usage, self.bytes, more)?;
-        self.bytes += more;
-        if let Some(size) = sizes.receiving.get_mut(&self.number) {
-            size.bytes = self.bytes;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for ReceivedArchive {
-    fn drop(&mut self) {
-        lock(&self.sizes).receiving.remove(&self.number);
-    }
 }
 
 impl UploadStore {
@@ -430,6 +238,7 @@ fn is_sha256(name: &str) -> bool {
 mod tests {
     use std::io::Write as _;
 
+    use auth::Resource;
     use formats::disk::faults::for_each_fault;
 
     use super::*;
