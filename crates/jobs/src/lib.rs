@@ -19,7 +19,7 @@
 //! Start with `work_queue`, which keeps the records of both kinds of work, and its `queue_state`, then [`fine_tuning`] and [`evaluation`].
 //!
 //! - [`Jobs`]: the `worker_threads`; [`JobsState`]: the files and queues that they share with the API's calls
-//! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step;
+//! - [`records`]: what is on disk, as plain data; `record_file`: writes it in one step; `stored_records`: reads it at the start;
 //!   `jobs_folder`: which folder is used, and what is left of a process that was killed
 //! - [`files`]: uploads, and `file_reservation`: what they count for quotas; [`listing`]: pages, and what a key may see
 //! - [`training`]: what `lory train` and jobs share; [`evaluation_results`]: stored results of evaluations
@@ -42,6 +42,7 @@ pub mod metrics;
 mod queue_state;
 mod record_file;
 pub mod records;
+mod stored_records;
 mod train_memory;
 pub mod training;
 mod work_queue;
