@@ -33,6 +33,12 @@ pub enum PersonaError {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder without an adapter.
+    #[error("{}: has no adapter: adapter_config.json is missing there and in its folder adapter", path.display())]
+    NoAdapter {
+        /// The folder.
+        path: PathBuf,
+    },
     /// `persona.toml` is not valid.
     #[error("{}:{line}: {message}", path.display())]
     Invalid {

@@ -148,7 +148,7 @@ pub(crate) fn read(path: &Path) -> Result<PersonaFile, PersonaError> {
 }
 
 /// Reads the `text` of the file at `path`; files that it names are in the same folder.
-fn parse(text: &str, path: &Path) -> Result<PersonaFile, PersonaError> {
+pub(crate) fn parse(text: &str, path: &Path) -> Result<PersonaFile, PersonaError> {
     let source = TomlSource { path, text };
     let raw: RawPersonaFile = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
     if *raw.version.get_ref() == 0 {

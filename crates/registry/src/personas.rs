@@ -7,7 +7,7 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
-use formats::persona_name::is_persona_name;
+use formats::persona_name::{MAX_PERSONA_NAME, is_persona_name};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{LookupError, PersonaError};
@@ -20,6 +20,8 @@ use crate::state::{PersonaRecord, TrafficSplit};
 pub const ADAPTER: &str = "adapter";
 /// The most personas in a folder.
 const MAX_PERSONAS: usize = 100_000;
+/// Folders that file systems and programs make.
+const NOT_PERSONAS: [&str; 2] = ["lost+found", "__pycache__"];
 
 /// A set of personas, by name and version.
 #[derive(Debug, Clone, Default)]
@@ -52,12 +54,24 @@ pub struct ScaledPersona<'a> {
 }
 
 impl Personas {
-    /// Reads every persona in `dir`, which may be empty. Files and hidden folders are ignored. Adapters are hashed, not
-    /// parsed.
+    /// Reads every persona in `dir`, which may be empty. Files, hidden folders and those of file systems and programs (`lost+found`,
+    /// `__pycache__`) are ignored. A PEFT folder without a `persona.toml` is a persona. Adapters are hashed, not parsed.
     ///
     /// # Errors
     /// [`PersonaError`] for the first folder, by name, that is not a valid persona.
     pub fn open(dir: &Path) -> Result<Self, PersonaError> {
+        let (personas, broken) = Personas::open_valid(dir)?;
+        match broken.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(personas),
+        }
+    }
+
+    /// [`Personas::open`], leaving out the folders that are not valid personas: returns their errors, by name.
+    ///
+    /// # Errors
+    /// [`PersonaError::Io`]: `dir` cannot be read.
+    pub fn open_valid(dir: &Path) -> Result<(Self, Vec<PersonaError>), PersonaError> {
         let io = |source| PersonaError::Io {
             path: dir.to_owned(),
             source,
@@ -65,8 +79,10 @@ impl Personas {
         let mut folders = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(io)? {
             let entry = entry.map_err(io)?;
-            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            if !hidden && entry.path().is_dir() {
+            let name = entry.file_name();
+            let is_other = name.as_encoded_bytes().starts_with(b".")
+                || NOT_PERSONAS.iter().any(|other| name == *other);
+            if !is_other && entry.path().is_dir() {
                 folders.push(entry.path());
             }
         }
@@ -88,13 +104,45 @@ impl Personas {
                 .collect();
             let joined = shares.into_iter().map(|share| share.join());
             joined
-                .map(|share: std::thread::Result<Vec<_>>| {
-                    share.unwrap_or_else(|e| resume_unwind(e))
-                })
+                .map(
+                    |share: std::thread::Result<Vec<Result<Persona, PersonaError>>>| {
+                        share.unwrap_or_else(|e| resume_unwind(e))
+                    },
+                )
                 .collect()
         });
-        let opened: Result<Vec<Persona>, _> = opened.into_iter().flatten().collect();
-        opened.map(Personas::new)
+        let (mut personas, mut broken) = (Vec::new(), Vec::new());
+        for opened in opened.into_iter().flatten() {
+            match opened {
+                Ok(persona) => personas.push(persona),
+                Err(error) => broken.push(error),
+            }
+        }
+        Ok((Personas::new(personas), broken))
+    }
+
+    /// The adapter in the PEFT folder `dir`, or in its folder `adapter`, as a persona. Its name is the folder's, as far as a name may have the
+    /// characters. A `persona.toml` in `dir` has its settings.
+    ///
+    /// # Errors
+    /// [`PersonaError`]: there is no adapter, or it is not a valid persona.
+    pub fn of_adapter(dir: &Path) -> Result<Persona, PersonaError> {
+        let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        let folder = whole.file_name().unwrap_or_default().to_string_lossy();
+        let allowed = |c: char| match c.to_ascii_lowercase() {
+            c if c.is_ascii_alphanumeric() || c == '_' => c,
+            _ => '-',
+        };
+        let name: String = folder.chars().map(allowed).take(MAX_PERSONA_NAME).collect();
+        let name = name.trim_start_matches(['-', '_']);
+        let name = if name.is_empty() { "adapter" } else { name };
+        let persona = read_folder(dir, name)?;
+        match persona.adapter {
+            Some(_) => Ok(persona),
+            None => Err(PersonaError::NoAdapter {
+                path: dir.to_owned(),
+            }),
+        }
     }
 
     /// A set of these personas; of two with the same name and version the later one is kept.
@@ -303,13 +351,26 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
     let name = name.ok_or_else(|| PersonaError::Name {
         path: dir.to_owned(),
     })?;
+    read_folder(dir, name)
+}
+
+/// The persona in `dir` under this name.
+fn read_folder(dir: &Path, name: &str) -> Result<Persona, PersonaError> {
     let path = dir.join(persona_file::FILE);
-    if !path.exists() {
-        return Err(PersonaError::NoFile {
-            path: dir.to_owned(),
-        });
-    }
-    let settings = persona_file::read(&path)?;
+    // The adapter may be the folder itself, as other programs write it.
+    let adapter = match AdapterRef::in_folder(&dir.join(ADAPTER))? {
+        None => AdapterRef::in_folder(dir)?,
+        found => found,
+    };
+    let settings = match path.exists() {
+        true => persona_file::read(&path)?,
+        false if adapter.is_some() => persona_file::parse("", &path)?,
+        false => {
+            return Err(PersonaError::NoFile {
+                path: dir.to_owned(),
+            });
+        }
+    };
     Ok(Persona {
         name: name.to_owned(),
         version: settings.version,
@@ -320,7 +381,7 @@ fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
         max_new_tokens: settings.max_new_tokens,
         stop: settings.stop,
         scale: settings.scale,
-        adapter: AdapterRef::in_folder(&dir.join(ADAPTER))?,
+        adapter,
         train: settings.train,
         eval: settings.eval,
         dir: dir.to_owned(),
@@ -417,6 +478,69 @@ mod tests {
         assert_eq!(find(Some(1)).unwrap().version, 1);
         let error = find(Some(3)).unwrap_err().to_string();
         assert_eq!(error, "persona `a` has no version 3; there are 1, 2");
+    }
+
+    #[test]
+    fn bare_adapter_is_a_persona_named_after_its_folder() {
+        let dir = folder(&[("toml", "version = 3")]);
+        for name in ["bare", "toml"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join(peft::CONFIG_FILE), "abc").unwrap();
+            std::fs::write(path.join(peft::WEIGHTS_FILE), "def").unwrap();
+        }
+        let personas = Personas::open(dir.path()).unwrap();
+        for (name, version) in [("bare", 1), ("toml", 3)] {
+            let persona = personas.get(name).unwrap();
+            assert_eq!((persona.version, persona.scale), (version, 1.0));
+            let adapter = persona.adapter.as_ref().unwrap();
+            assert_eq!(adapter.path, dir.path().join(name));
+        }
+    }
+
+    #[test]
+    fn any_adapter_is_a_persona_under_a_valid_name() {
+        let parent = tempfile::tempdir().unwrap();
+        for (folder, inner, name) in [
+            ("pirate", "", "pirate"),
+            ("My Pirate v2.1", "", "my-pirate-v2-1"),
+            ("_x", "adapter", "x"),
+            ("é", "", "adapter"),
+        ] {
+            let dir = parent.path().join(folder);
+            let inside = dir.join(inner);
+            std::fs::create_dir_all(&inside).unwrap();
+            let missing = Personas::of_adapter(&dir).unwrap_err().to_string();
+            assert!(
+                missing.contains("has no adapter") || missing.contains("has no persona.toml"),
+                "{missing}"
+            );
+            std::fs::write(inside.join(peft::CONFIG_FILE), "abc").unwrap();
+            std::fs::write(inside.join(peft::WEIGHTS_FILE), "def").unwrap();
+            let persona = Personas::of_adapter(&dir).unwrap();
+            assert_eq!(persona.name, name);
+            assert!(is_persona_name(&persona.name) && persona.adapter.is_some());
+        }
+    }
+
+    #[test]
+    fn broken_personas_do_not_hide_the_others() {
+        let dir = folder(&[("a", ""), ("b", "x = 1"), ("c", ""), ("Upper", "")]);
+        for name in ["lost+found", "__pycache__", ".git", "empty"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let (personas, broken) = Personas::open_valid(dir.path()).unwrap();
+        assert_eq!(personas.names(), ["a", "c"]);
+        let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        assert_eq!(broken.len(), 3, "{broken:?}");
+        for (message, expected) in broken.iter().zip([
+            "Upper: a persona's name has",
+            "b/persona.toml:1: unknown field",
+            "empty: has no persona.toml",
+        ]) {
+            assert!(message.contains(expected), "{message}");
+        }
+        assert!(Personas::open(dir.path()).is_err());
     }
 
     #[test]

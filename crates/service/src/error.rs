@@ -25,14 +25,6 @@ pub enum ServiceStartError {
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] engine::StartError),
-    /// A persona's adapter cannot be used.
-    #[error("persona {persona:?}: {source}")]
-    Adapter {
-        /// The persona.
-        persona: String,
-        /// Why.
-        source: Box<AdapterError>,
-    },
     /// An alias of a model cannot be used.
     #[error("--model-alias {alias}: {message}")]
     ModelAlias {
@@ -40,14 +32,6 @@ pub enum ServiceStartError {
         alias: String,
         /// What is wrong, and what to write instead.
         message: String,
-    },
-    /// A persona has the base's name.
-    #[error("{}: {name:?} is the name of the base; rename the persona", path.display())]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// The persona's folder.
-        path: PathBuf,
     },
 }
 

@@ -189,7 +189,9 @@ impl<'p> ModelNames<'p> {
         let base = base.then(|| self.base.name.clone());
         let aliases = self.aliases.usable_by(caller, self.base);
         let personas = self.personas.names().into_iter();
-        let personas = personas.filter(|name| caller.may_use(name) && !aliases.contains(name));
+        let personas = personas.filter(|name| {
+            caller.may_use(name) && !aliases.contains(name) && !self.base.is_named(name)
+        });
         let names = aliases.iter().copied().chain(personas).map(str::to_owned);
         base.into_iter().chain(names).collect()
     }

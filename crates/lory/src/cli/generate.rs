@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::sampling::SamplingFlags;
 use crate::cli::output::print;
@@ -24,6 +24,7 @@ The default is the base without an adapter.
 
 Examples:
   lory generate --persona customer \"Where is order #12345?\"
+  lory generate --adapter pirate \"Where is order #12345?\"
   lory generate --persona customer --persona partner --json \"Where is order #12345?\"")]
 pub(crate) struct Args {
     /// The persona that answers; may be given several times, for several answers in one batch
@@ -49,6 +50,8 @@ pub(crate) struct Args {
     precision: PrecisionArgs,
     #[command(flatten)]
     personas_dir: PersonasArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     #[command(flatten)]
     registry: RegistryArgs,
     /// The prompt
@@ -91,11 +94,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         registry::spec::parse(spec)
             .map_err(|error| UsageError(format!("--persona {spec}: {error}")))?;
     }
-    // The base without an adapter needs no folder of personas.
+    let adapters = args.adapters.open()?;
+    let mut personas = args.personas.clone();
+    if personas.is_empty() {
+        personas.extend(adapters.iter().map(|adapter| adapter.name.clone()));
+    }
+    // The base and adapters need no folder of personas.
     let catalog = if args.personas.is_empty() && args.personas_dir.dir.is_none() {
-        registry::Personas::default().into()
+        registry::Personas::new(adapters).into()
     } else {
-        args.registry.catalog(&args.personas_dir)?
+        args.registry.catalog_with(&args.personas_dir, adapters)?
     };
     let located = args.base.locate()?;
     let planned = located.plan(&args.precision, PlanRequest::default())?;
@@ -106,7 +114,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         ..Settings::default()
     };
     let service = Service::open(&located.path, catalog, &settings)?;
-    match args.personas.as_slice() {
+    match personas.as_slice() {
         [] if !args.json => stream(&service, &args.request(None))?,
         [persona] if !args.json => stream(&service, &args.request(Some(persona)))?,
         [] => print(&format!(

@@ -227,6 +227,72 @@ fn flags_set_columns_and_the_held_out_share() {
 }
 
 #[test]
+fn trained_adapter_answers_with_the_commands_that_training_prints() {
+    let dir = TestDir::with_tones();
+    let row = |i: usize| format!("{{\"prompt\":\"question {i}\",\"completion\":\"answer {i}\"}}\n");
+    dir.write("a.jsonl", &(0..8).map(row).collect::<String>());
+    let train = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--data",
+        "a.jsonl",
+        "--out",
+        "My pirate",
+        "--max-steps",
+        "1",
+    ];
+    let ran = dir.run(&train);
+    ran.succeeds();
+    for line in [
+        "  lory generate --base tiny.gguf --adapter 'My pirate' \"a question\"",
+        "  lory eval --base tiny.gguf --adapter 'My pirate' --rows HELD_OUT.jsonl",
+        "  lory serve --base tiny.gguf --adapter 'My pirate'",
+        "  lory persona publish --base tiny.gguf my-pirate --adapter 'My pirate'",
+    ] {
+        assert!(
+            ran.err.lines().any(|printed| printed == line),
+            "{line}: {ran:?}"
+        );
+    }
+    let generate = [
+        "generate",
+        BASE[0],
+        BASE[1],
+        "--adapter",
+        "My pirate",
+        "--json",
+        "a question",
+    ];
+    let answer = dir.run(&generate);
+    assert!(
+        answer.succeeds().contains("\"name\":\"my-pirate\""),
+        "{answer:?}"
+    );
+    let eval = [
+        "eval",
+        BASE[0],
+        BASE[1],
+        "--adapter",
+        "My pirate",
+        "--rows",
+        "a.jsonl",
+        "--limit",
+        "1",
+        "--json",
+    ];
+    let measured = dir.run(&eval);
+    assert!(measured.succeeds().contains("my-pirate"), "{measured:?}");
+    dir.run(&eval[..5])
+        .fails(1, &["name a file of rows with --rows"]);
+    dir.run(&["generate", BASE[0], BASE[1], "--adapter", "nowhere", "x"])
+        .fails(1, &["--adapter", "nowhere"]);
+    let twice = ["--adapter", "My pirate", "--adapter", "./My pirate", "x"];
+    dir.run(&[&["generate", BASE[0], BASE[1]], &twice[..]].concat())
+        .fails(2, &["both be the persona my-pirate", "rename"]);
+}
+
+#[test]
 fn show_marks_or_colours_the_trained_part() {
     let dir = TestDir::with_tones();
     let talk = concat!(

@@ -1,7 +1,11 @@
-//! Opening a service: files that cannot be served are rejected by name, and adapters are swapped if memory is short.
+//! Opening a service: a base that cannot be served is rejected by name, broken personas do not keep others from answering, and adapters are
+//! swapped if memory is short.
+
+use std::sync::Arc;
 
 use service::{AdapterError, GenerateRequest, RequestError, Service, Settings};
 use testkit::home::TestHome;
+use testkit::server::TestServer;
 use testkit::tiny::adapter;
 use testkit::tiny::{tiny_adapter, tiny_config};
 
@@ -29,14 +33,21 @@ fn broken_base_is_rejected_by_file_name() {
     assert!(refused(&home).contains("Tiny.gguf"));
 }
 
+/// The error of a request to the persona `odd`, whose adapter cannot be used; the other personas answer.
+fn refused_persona(home: &TestHome) -> String {
+    let service = setup::open(home, &Settings::default()).unwrap();
+    say(&service, "warm").unwrap();
+    say(&service, "formal").unwrap();
+    say(&service, "odd").unwrap_err().to_string()
+}
+
 #[test]
 fn adapter_of_another_model_is_rejected_by_tensor_name() {
     let home = setup::home();
     let mut other = tiny_config();
     other.intermediate_size = 96;
     home.persona("odd", "", Some(&tiny_adapter(1, &other, 4, 1.0)));
-    let error = refused(&home);
-    assert!(error.contains("persona \"odd\""), "{error}");
+    let error = refused_persona(&home);
     assert!(error.contains("layers.0.mlp.gate_proj"), "{error}");
 }
 
@@ -50,20 +61,28 @@ fn adapter_with_another_tokenizer_or_template_is_rejected() {
         let mut adapter = adapter(1);
         adapter.metadata.insert(key.to_owned(), "abc".to_owned());
         home.persona("odd", "", Some(&adapter));
-        let error = refused(&home);
-        assert!(error.contains(what) && error.contains("odd"), "{error}");
+        let error = refused_persona(&home);
+        assert!(error.contains(what), "{error}");
     }
 }
 
 #[test]
-fn persona_with_the_bases_name_is_rejected() {
+fn name_of_the_base_means_the_base_if_a_persona_has_it() {
     let home = setup::home();
-    home.persona("tiny", "", Some(&adapter(1)));
-    let error = refused(&home);
-    assert!(
-        error.contains("personas/tiny: \"tiny\" is the name of the base"),
-        "{error}"
-    );
+    home.persona("tiny", "system_prompt = \"x\"", Some(&adapter(1)));
+    let service = setup::open(&home, &Settings::default()).unwrap();
+    let base = say(&service, "base").unwrap();
+    assert_eq!(say(&service, "tiny").unwrap(), base);
+    say(&service, "warm").unwrap();
+    let server = TestServer::start(Arc::new(service));
+    let list = server.get("/v1/models").json();
+    let ids: Vec<&str> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, ["tiny", "formal", "warm"]);
 }
 
 /// A service whose adapter memory holds one adapter, not two.

@@ -116,7 +116,9 @@ pub(super) async fn models(
     for persona in personas
         .names()
         .into_iter()
-        .filter(|name| caller.may_use(name) && !aliases.contains(name))
+        .filter(|name| {
+            caller.may_use(name) && !aliases.contains(name) && !service.base().is_named(name)
+        })
         .filter_map(|name| personas.get(name))
     {
         data.push(cards.card(&persona.name, Some(base), Some(persona)));

@@ -130,17 +130,14 @@ impl Service {
             let Some(persona) = personas.get(name) else {
                 continue;
             };
-            // It was published before the name was reserved; another process may serve it.
-            if name == BASE && persona.published.is_some() {
-                tracing::warn!(
-                    "the published persona {BASE} cannot be requested: this name means the base; publish it under another name"
-                );
-                continue;
-            }
-            return Err(ServiceStartError::NameTaken {
-                name: name.to_owned(),
-                path: persona.dir.clone(),
-            });
+            // Published before the name was reserved, by another process, or a folder of this name.
+            let what = match persona.published {
+                Some(_) => format!("published persona {name}"),
+                None => format!("persona in {}", persona.dir.display()),
+            };
+            tracing::warn!(
+                "the {what} cannot be requested: this name means the base; give it another name"
+            );
         }
         let runner = ModelRunner::new(
             base.model.clone(),
@@ -149,7 +146,7 @@ impl Service {
         )?;
         let engine = Engine::start(runner, settings.engine.clone())?;
         let adapters = AdapterLoader::new(&base, engine.clone());
-        load_adapters(&adapters, &personas)?;
+        load_adapters(&adapters, &personas);
         let uploads = settings.uploads.clone().map(UploadStore::new);
         if let Some(uploads) = &uploads {
             uploads.remove_stale();
@@ -279,8 +276,8 @@ impl Service {
 }
 
 /// Loads the personas' adapters, as many as fit into memory, to report errors at the start. The others are loaded when requests
-/// need them.
-fn load_adapters(adapters: &AdapterLoader, personas: &Personas) -> Result<(), ServiceStartError> {
+/// need them. An adapter that cannot be used is reported and does not keep the other personas from answering.
+fn load_adapters(adapters: &AdapterLoader, personas: &Personas) {
     for persona in personas.names().into_iter().filter_map(|n| personas.get(n)) {
         let Some(adapter) = &persona.adapter else {
             continue;
@@ -291,17 +288,11 @@ fn load_adapters(adapters: &AdapterLoader, personas: &Personas) -> Result<(), Se
         let wanted = [(AdapterId(adapter.sha256), adapter)];
         match adapters.lease(&wanted, &WaitOptions::default()) {
             Ok(_) => {}
-            // One broken published adapter among hundreds must not keep the server from starting.
-            Err(LeaseError::Unusable(_, source)) if persona.published.is_some() => {
-                tracing::error!("persona {} cannot answer: {source}", persona.name);
-            }
             Err(LeaseError::Unusable(_, source)) => {
-                let persona = persona.name.clone();
-                return Err(ServiceStartError::Adapter { persona, source });
+                tracing::error!("persona {} cannot answer: {source}", persona.name);
             }
             // No other request exists whose end would free memory.
             Err(LeaseError::NotReserved(_)) => break,
         }
     }
-    Ok(())
 }

@@ -19,7 +19,7 @@ use registry::Personas;
 
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::personas::{AdapterArgs, PersonasArgs, with_adapters};
 use crate::cli::output::print;
 use base::plan::PlanRequest;
 use base::progress::Progress;
@@ -39,12 +39,13 @@ Examples:
   lory eval --report eval.html
   lory eval --gate --persona customer
   lory eval --rows test.jsonl
+  lory eval --adapter pirate --rows test.jsonl
   lory eval --persona customer --limit 20 --answers answers.jsonl")]
 pub(crate) struct Args {
     /// A persona to evaluate; may be given several times [default: all that have evaluation rows]
     #[arg(long = "persona", value_name = "NAME")]
     names: Vec<String>,
-    /// The file in each persona's folder to use instead of its `eval` file
+    /// The file in each persona's folder to use instead of its `eval` file; for an adapter, a path from the current folder
     #[arg(long, value_name = "FILE")]
     rows: Option<PathBuf>,
     /// Maximum number of rows of each persona
@@ -69,12 +70,23 @@ pub(crate) struct Args {
     precision: PrecisionArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
-    let personas = args.personas.open()?;
+    let adapters = args.adapters.open()?;
+    let adapter_names: Vec<String> = adapters.iter().map(|one| one.name.clone()).collect();
+    // Adapters alone need no folder of personas.
+    let only_adapters =
+        !adapters.is_empty() && args.names.is_empty() && args.personas.dir.is_none();
+    let personas = match only_adapters {
+        true => Personas::new(adapters),
+        false => with_adapters(args.personas.open()?, adapters),
+    };
     let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
-    let candidates = selection::select(&personas, &args.names, args.rows.as_deref(), limit)?;
+    let rows = args.rows.as_deref();
+    let candidates = selection::select(&personas, &args.names, &adapter_names, rows, limit)?;
     if args.gate && candidates.iter().all(|one| one.persona.eval.is_none()) {
         let why =
             "--gate: no persona here has thresholds; write them into [eval] of its persona.toml";

@@ -8,19 +8,23 @@ use jobs::evaluation::Candidate;
 
 /// The personas in `named`, or all that have evaluation rows if it is empty, with at most `limit` rows of each.
 ///
-/// `rows` is the name of a file in each persona's folder that replaces the persona's `eval` file.
+/// `rows` is the name of a file in each persona's folder that replaces the persona's `eval` file. For the names in `adapters` it is a path from
+/// the current folder.
 pub(crate) fn select(
     personas: &Personas,
     named: &[String],
+    adapters: &[String],
     rows: Option<&Path>,
     limit: usize,
 ) -> anyhow::Result<Vec<Candidate>> {
     let rows_of = |persona: &Persona| match rows {
+        Some(file) if adapters.contains(&persona.name) => Some(file.to_owned()),
         Some(file) => Some(persona.dir.join(file)).filter(|path| path.is_file()),
         None => persona.train.as_ref().and_then(|train| train.eval.clone()),
     };
     let missing = match rows {
         Some(file) => format!("put a file {} into its folder", file.display()),
+        None if !adapters.is_empty() => "name a file of rows with --rows".to_owned(),
         None => "set `eval` in the [train] table of its persona.toml".to_owned(),
     };
     let names: Vec<String> = if named.is_empty() {

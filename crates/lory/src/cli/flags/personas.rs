@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use registry::Personas;
+use anyhow::Context as _;
+use registry::{Persona, Personas};
 
+use crate::cli::exit::UsageError;
 use base::home::Home;
 
 /// `--personas`, for every command that needs personas.
@@ -12,6 +14,48 @@ pub(crate) struct PersonasArgs {
     /// The folder of personas [default: ./personas, else the one next to the program, else the one in LORY_HOME]
     #[arg(long = "personas", value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+/// `--adapter`, for commands that answer with an adapter that is not a persona yet.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct AdapterArgs {
+    /// A PEFT folder, such as that of `lory train --out`: an adapter to use as a persona, named after its folder; may be given several times
+    #[arg(long = "adapter", value_name = "DIR")]
+    dirs: Vec<PathBuf>,
+}
+
+impl AdapterArgs {
+    /// The adapters as personas, which have different names.
+    pub fn open(&self) -> anyhow::Result<Vec<Persona>> {
+        let mut adapters: Vec<Persona> = Vec::new();
+        for dir in &self.dirs {
+            let adapter = Personas::of_adapter(dir).context("--adapter")?;
+            if let Some(other) = adapters.iter().find(|other| other.name == adapter.name) {
+                let why = format!(
+                    "--adapter {} and --adapter {} would both be the persona {}; rename one of the folders",
+                    other.dir.display(),
+                    dir.display(),
+                    adapter.name
+                );
+                return Err(UsageError(why).into());
+            }
+            adapters.push(adapter);
+        }
+        Ok(adapters)
+    }
+}
+
+/// The personas of the folder and those of `--adapter`, which replace those of the same names.
+pub(crate) fn with_adapters(folder: Personas, adapters: Vec<Persona>) -> Personas {
+    if adapters.is_empty() {
+        return folder;
+    }
+    let others = folder.iter().filter(|persona| {
+        let same = |adapter: &Persona| adapter.name == persona.name;
+        !adapters.iter().any(same)
+    });
+    let others: Vec<Persona> = others.cloned().collect();
+    Personas::new(others.into_iter().chain(adapters))
 }
 
 impl PersonasArgs {
@@ -37,6 +81,15 @@ impl PersonasArgs {
     pub fn open(&self) -> anyhow::Result<Personas> {
         Ok(Personas::open(&self.find()?)?)
     }
+}
+
+/// Opens the folder of personas `dir` without those that are broken, and names those on stderr.
+pub(crate) fn open_valid(dir: &Path) -> anyhow::Result<Personas> {
+    let (personas, broken) = Personas::open_valid(dir)?;
+    for error in broken {
+        eprintln!("left out of the personas: {error}");
+    }
+    Ok(personas)
 }
 
 /// The places of the folder if no flag names it, in order.

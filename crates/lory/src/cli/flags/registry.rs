@@ -1,9 +1,10 @@
 //! `--registry`: the registry of published personas.
 
 use anyhow::Context as _;
-use registry::{Personas, Registry, RegistryLocation};
+use registry::{Persona, Personas, Registry, RegistryLocation};
 
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::exit::UsageError;
+use crate::cli::flags::personas::{PersonasArgs, open_valid, with_adapters};
 use base::home::Home;
 use service::catalog::Catalog;
 
@@ -34,17 +35,39 @@ impl RegistryArgs {
 
     /// The personas of the folder and the published ones. If a persona is published, the folder may be missing.
     pub fn catalog(&self, personas: &PersonasArgs) -> anyhow::Result<Catalog> {
+        self.catalog_with(personas, Vec::new())
+    }
+
+    /// [`RegistryArgs::catalog`] with the personas of `--adapter` in addition. With one of them the folder may be missing, too.
+    ///
+    /// # Errors
+    /// As [`RegistryArgs::catalog`], or a published persona has the name of an adapter.
+    pub fn catalog_with(
+        &self,
+        personas: &PersonasArgs,
+        adapters: Vec<Persona>,
+    ) -> anyhow::Result<Catalog> {
+        let folder = |is_optional: bool| match personas.find() {
+            Err(_) if is_optional && personas.dir.is_none() => Ok(Personas::default()),
+            found => open_valid(&found?),
+        };
         if self.registry.is_none() && Home::find().is_err() {
-            return Ok(personas.open()?.into());
+            let folder = folder(!adapters.is_empty())?;
+            return Ok(with_adapters(folder, adapters).into());
         }
         let registry = self.open()?;
         let state = registry.refresh()?;
-        let published = state.personas().next().is_some();
-        let folder = match personas.find() {
-            Err(_) if published && personas.dir.is_none() => Personas::default(),
-            found => Personas::open(&found?)?,
-        };
-        let catalog = Catalog::open(folder, registry)?;
+        let is_published = |name: &str| state.personas().any(|(published, _)| published == name);
+        if let Some(adapter) = adapters.iter().find(|one| is_published(&one.name)) {
+            let why = format!(
+                "--adapter {}: a published persona has the name {}, and requests would get that one; rename the folder",
+                adapter.dir.display(),
+                adapter.name
+            );
+            return Err(UsageError(why).into());
+        }
+        let folder = folder(!adapters.is_empty() || state.personas().next().is_some())?;
+        let catalog = Catalog::open(with_adapters(folder, adapters), registry)?;
         let hidden = catalog.hidden();
         if !hidden.is_empty() {
             eprintln!(

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::cli::exit::ExitStatus;
 use crate::cli::flags::base::{BaseArgs, read_text};
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::personas::{PersonasArgs, open_valid};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::output::print;
 use crate::cli::persona::adapter::check_base;
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
 
 /// The persona in the folder of personas.
 fn in_folder(args: &Args) -> anyhow::Result<Persona> {
-    let personas = args.personas.open()?;
+    let personas = open_valid(&args.personas.find()?)?;
     let part = registry::BlendPart {
         name: args.name.clone(),
         version: None,

@@ -25,7 +25,7 @@ use service::{ModelAlias, Service, Settings};
 use crate::cli::exit::ExitStatus;
 use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
 use crate::cli::flags::engine::EngineArgs;
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::server::ServerArgs;
 use crate::cli::flags::units::{duration_in, memory_size};
@@ -41,6 +41,7 @@ Sizes and times have units: 256MiB, 1.5GB; 100ms, 5s.
 Examples:
   lory serve
   lory serve --base my.gguf --personas tones --port 9000 --kv-memory 2GiB
+  lory serve --adapter pirate
   lory serve --model-alias gpt-4o-mini=customer
   lory serve --host 0.0.0.0 --keys keys.toml --tls-cert cert.pem --tls-key key.pem")]
 pub(crate) struct Args {
@@ -50,6 +51,8 @@ pub(crate) struct Args {
     precision: PrecisionArgs,
     #[command(flatten)]
     personas: PersonasArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     #[command(flatten)]
     registry: RegistryArgs,
     /// How often the registry is read for personas that other processes published
@@ -127,7 +130,9 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
     if let Some(config) = config {
         eprintln!("settings from {}", config.display());
     }
-    let catalog = args.registry.catalog(&args.personas)?;
+    let catalog = args
+        .registry
+        .catalog_with(&args.personas, args.adapters.open()?)?;
     if let Some(root) = &args.adapter_root {
         let real = root.canonicalize();
         let real = real.with_context(|| format!("--adapter-root {}", root.display()))?;

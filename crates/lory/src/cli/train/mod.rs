@@ -1,10 +1,11 @@
 //! `lory train`: trains adapters of one persona, of several in one run, or from a dataset file.
 //!
 //! - `targets`: the adapters that the command line asks for; `settings`, `preference`: the flags of settings
-//! - `plan`: the tables of the plan; `observer`: progress and summary
+//! - `plan`: the tables of the plan; `observer`: progress and summary; `next_steps`: the commands that use what was trained
 //! - `out_folder`: what may be replaced in the folder of `--out`; `lr_find`: the sweep of `--lr-find`
 
 mod lr_find;
+mod next_steps;
 mod observer;
 mod out_folder;
 mod plan;
@@ -159,7 +160,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     eprint!("{}", plan::table(&plan));
     plan.check()?;
     stop_on_signal(&stop)?;
-    train(&run, prepared, plan, &mut learner, &stop, args.json)
+    let status = train(&run, prepared, plan, &mut learner, &stop, args.json)?;
+    if status == ExitStatus::Success && !args.json {
+        for line in next_steps::lines(&targets, args.data.is_some(), &args.base.base) {
+            eprintln!("{line}");
+        }
+    }
+    Ok(status)
 }
 
 /// What a run trains, and on what.

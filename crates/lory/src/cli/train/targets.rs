@@ -12,7 +12,7 @@ use super::preference::{self, PreferenceArgs};
 use super::settings::SettingsArgs;
 use crate::cli::exit::UsageError;
 use crate::cli::flags::dataset::ColumnsArgs;
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::personas::{PersonasArgs, open_valid};
 
 /// The flags that select what is trained.
 pub(super) struct TargetArgs<'a> {
@@ -43,7 +43,7 @@ pub(super) fn targets(args: &TargetArgs<'_>) -> anyhow::Result<Targets> {
         });
     }
     let dir = args.personas.find()?;
-    let personas = Personas::open(&dir)?;
+    let personas = open_valid(&dir)?;
     let mut targets: Vec<Target> = Vec::new();
     for name in args.names {
         if targets.iter().any(|target| target.name == *name) {
