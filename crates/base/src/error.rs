@@ -1,19 +1,9 @@
 //! Why a base cannot be opened.
 
-use std::path::PathBuf;
-
 /// Why a base cannot be opened. One variant for each cause that someone can act on.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
-    /// The base cannot be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The base is not a GGUF file, or a damaged one.
+    /// The base cannot be read, is not a GGUF file, or is a damaged one.
     #[error(transparent)]
     Gguf(#[from] formats::gguf::GgufError),
     /// The base is a folder that is damaged or not supported.

@@ -1,4 +1,4 @@
-//! Maps the files of a base: a GGUF file, or a Hugging Face folder. Reads them; [`crate::open`] makes a base of them.
+//! Maps the files of a base: a GGUF file or its parts, or a Hugging Face folder. Reads them; [`crate::open`] makes a base of them.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use formats::chat_template::ChatTemplate;
 use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
 use formats::folder::{self, Description, Folder};
-use formats::gguf::{Bytes, Gguf};
+use formats::gguf::{self, Bytes, Gguf};
 use formats::tokenizer::Tokenizer;
 use kernels::MappedFile;
 use sha2::{Digest as _, Sha256};
@@ -28,29 +28,24 @@ enum Kind {
 }
 
 impl BaseFiles {
-    /// Maps the GGUF file, or the weights of the folder, at `path`.
+    /// Maps the GGUF file with its parts, or the weights of the folder, at `path`.
     ///
     /// # Errors
     /// [`BaseError`], naming the file and what is wrong in it.
     pub fn open(path: &Path) -> Result<BaseFiles, BaseError> {
-        if path.is_dir() {
-            let mapped = RefCell::new(Vec::new());
-            let map_one = |path: &Path| {
-                let file = Arc::new(kernels::map_file(path)?);
-                mapped.borrow_mut().push(Arc::clone(&file));
-                Ok(file as Bytes)
-            };
-            let folder = Folder::open(path, &map_one)?;
-            return Ok(BaseFiles {
-                kind: Kind::Folder(Box::new(folder)),
-                mapped: mapped.into_inner(),
-            });
-        }
-        let file = Arc::new(map(path)?);
-        let gguf = Gguf::parse(file.clone(), &path.display().to_string())?;
+        let mapped = RefCell::new(Vec::new());
+        let map_one = |path: &Path| {
+            let file = Arc::new(kernels::map_file(path)?);
+            mapped.borrow_mut().push(Arc::clone(&file));
+            Ok(file as Bytes)
+        };
+        let kind = match path.is_dir() {
+            true => Kind::Folder(Box::new(Folder::open(path, &map_one)?)),
+            false => Kind::Gguf(Gguf::open_parts(path, &map_one)?),
+        };
         Ok(BaseFiles {
-            kind: Kind::Gguf(gguf),
-            mapped: vec![file],
+            kind,
+            mapped: mapped.into_inner(),
         })
     }
 
@@ -117,7 +112,7 @@ impl BaseText {
             let config = description.config().clone();
             (of_folder(&description)?, config)
         } else {
-            let gguf = Gguf::parse(Arc::new(map(path)?), &path.display().to_string())?;
+            let gguf = open_gguf(path)?;
             let config = ModelConfig::from_gguf(&gguf).map_err(model::ModelError::from)?;
             (of_gguf(&gguf)?, config)
         };
@@ -154,20 +149,22 @@ fn with_end_of_turn(mut tokenizer: Tokenizer, template: ChatTemplate) -> (Tokeni
     (tokenizer, template)
 }
 
-fn map(path: &Path) -> Result<MappedFile, BaseError> {
-    kernels::map_file(path).map_err(|source| BaseError::Read {
-        path: path.to_owned(),
-        source,
-    })
+/// Maps the GGUF file at `path`, or all parts of the split file that it belongs to.
+///
+/// # Errors
+/// [`BaseError`], naming the file and what is wrong in it.
+pub fn open_gguf(path: &Path) -> Result<Gguf, BaseError> {
+    let map = |path: &Path| Ok(Arc::new(kernels::map_file(path)?) as Bytes);
+    Ok(Gguf::open_parts(path, &map)?)
 }
 
-/// The files of the base at `path`; those of a folder in the order of their names.
+/// The files of the base at `path`: the GGUF file, all parts of a split one, or those of a folder in the order of their names.
 ///
 /// # Errors
 /// The folder has no weights in a supported format.
 pub fn all_files(path: &Path) -> Result<Vec<PathBuf>, BaseError> {
     if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+        return Ok(gguf::part_files(path));
     }
     let mut files = folder::weight_files(path)?;
     let described = folder::description_files().map(|name| path.join(name));
@@ -176,16 +173,17 @@ pub fn all_files(path: &Path) -> Result<Vec<PathBuf>, BaseError> {
     Ok(files)
 }
 
-/// The sha256 of a base, in hex: of its file, or of the names and hashes of its folder's files.
+/// The sha256 of a base, in hex: of its file, or of the names and hashes of its parts or of its folder's files.
 ///
 /// # Errors
 /// A file cannot be read.
 pub fn sha256(path: &Path) -> std::io::Result<String> {
-    if !path.is_dir() {
+    let files = all_files(path).map_err(std::io::Error::other)?;
+    if !path.is_dir() && files.len() == 1 {
         return hub::hash_file(path);
     }
     let mut all = Sha256::new();
-    for file in all_files(path).map_err(std::io::Error::other)? {
+    for file in files {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         all.update(format!("{name} {}\n", hub::hash_file(&file)?));
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use formats::chat_template::ChatTemplate;
 use formats::checkpoint::Checkpoint;
-use formats::gguf::Gguf;
+use formats::gguf::{Gguf, PartName};
 use formats::persona_name::BASE;
 use formats::tokenizer::Tokenizer;
 use kernels::Device;
@@ -228,7 +228,10 @@ fn default_name(path: &Path) -> String {
         real.ok()
             .and_then(|real| Some(real.file_name()?.to_owned()))
     } else {
-        path.file_stem().map(ToOwned::to_owned)
+        let name = path.file_name().and_then(|name| name.to_str());
+        let part = name.and_then(PartName::parse);
+        part.map(|part| part.stem.into())
+            .or_else(|| path.file_stem().map(ToOwned::to_owned))
     };
     own.map_or_else(|| "base".into(), |own| own.to_string_lossy().to_lowercase())
 }

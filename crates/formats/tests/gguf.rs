@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use formats::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, Value, dequantize, quantize};
+use formats::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, PartName, Value, dequantize, part_files, quantize};
 use serde::Deserialize;
 
 fn parse(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
@@ -433,4 +433,157 @@ fn unsupported_types_and_wrong_lengths_are_refused() {
             .to_string()
             .contains("Q4_K tensors are not quantized")
     );
+}
+
+/// The files of `small`, split into one part for each tensor, as gguf-split names and marks them.
+fn parts(folder: &std::path::Path, change: impl Fn(u16, &mut GgufWriter)) -> Vec<std::path::PathBuf> {
+    (0u16..2)
+        .map(|number| {
+            let mut writer = GgufWriter::new();
+            if number == 0 {
+                writer.metadata("general.name", "small");
+                writer
+                    .tensor("first", GgmlType::F32, &[3, 2], (0u8..24).collect())
+                    .unwrap();
+            } else {
+                writer
+                    .tensor("second", GgmlType::Q4_1, &[64], vec![1; 40])
+                    .unwrap();
+            }
+            writer
+                .metadata("split.no", Value::U16(number))
+                .metadata("split.count", Value::U16(2))
+                .metadata("split.tensors.count", Value::I32(2));
+            change(number, &mut writer);
+            let path = folder.join(format!("small-{:05}-of-00002.gguf", number + 1));
+            writer.write(&path).unwrap();
+            path
+        })
+        .collect()
+}
+
+fn open_parts(path: &std::path::Path) -> Result<Gguf, GgufError> {
+    Gguf::open_parts(path, &|path| Ok(Arc::new(std::fs::read(path)?)))
+}
+
+#[test]
+fn parts_of_a_split_file_are_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = parts(folder.path(), |_, _| ());
+    for path in &parts {
+        let whole = open_parts(path).unwrap();
+        let names: Vec<&str> = whole.tensors().map(|tensor| tensor.name).collect();
+        assert_eq!(names, ["first", "second"]);
+        let second = whole.tensor("second").unwrap();
+        assert_eq!((second.dims, second.data), (&[64u64][..], &[1u8; 40][..]));
+        assert_eq!(whole.tensor("first").unwrap().data[5], 5);
+        let keys: Vec<&String> = whole.metadata().keys().collect();
+        assert_eq!(keys, ["general.name"]);
+        assert_eq!(part_files(path), parts);
+    }
+    // A file whose name ends like a part's, and which is whole.
+    let path = folder.path().join("other-00001-of-00009.gguf");
+    small().write(&path).unwrap();
+    assert_eq!(open_parts(&path).unwrap().tensors().len(), 2);
+    assert_eq!(part_files(&path), [path]);
+}
+
+#[test]
+fn incomplete_or_mixed_parts_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |path: &std::path::Path| open_parts(path).unwrap_err().to_string();
+    let broken = |change: &dyn Fn(u16, &mut GgufWriter)| {
+        let parts = parts(folder.path(), change);
+        error(&parts[0])
+    };
+    for (change, expected) in [
+        // A copy of the first part under the name of the second.
+        (
+            (&|_: u16, writer: &mut GgufWriter| {
+                writer.metadata("split.no", Value::U16(0));
+            }) as &dyn Fn(u16, &mut GgufWriter),
+            "small-00002-of-00002.gguf: metadata \"split.no\": is 0, but this is part 2 of 2",
+        ),
+        (
+            &|number, writer| {
+                writer.metadata("split.count", Value::U16(2 + number));
+            },
+            "small-00002-of-00002.gguf: metadata \"split.count\": is 3",
+        ),
+        (
+            &|number, writer| {
+                writer.metadata("split.tensors.count", Value::I32(2 + i32::from(number)));
+            },
+            "00002-of-00002.gguf: metadata \"split.tensors.count\": is not that of",
+        ),
+        (
+            &|_, writer| {
+                writer.metadata("split.tensors.count", Value::I32(3));
+            },
+            "metadata \"split.tensors.count\": is 3, but the parts have 2",
+        ),
+        (
+            &|number, writer| {
+                let name = ["small", "large"][usize::from(number)];
+                writer.metadata("general.name", name);
+            },
+            "metadata \"general.name\": is not that of",
+        ),
+        (
+            &|_, writer| {
+                writer.tensor("both", GgmlType::F32, &[1], vec![0; 4]).unwrap();
+                writer.metadata("split.tensors.count", Value::I32(4));
+            },
+            "tensor \"both\": is in part 1, too",
+        ),
+        (
+            &|_, writer| {
+                writer.metadata("split.count", Value::U32(u32::MAX));
+            },
+            "split.count is 4294967295; at most 1024 is read",
+        ),
+        (
+            &|_, writer| {
+                writer.metadata("split.count", "two");
+            },
+            "metadata \"split.count\" is",
+        ),
+        (
+            &|_, writer| {
+                writer.metadata("split.count", Value::U16(3));
+            },
+            "the file is one of 3 parts, whose names must end in -00001-of-00003.gguf",
+        ),
+    ] {
+        let text = broken(change);
+        assert!(text.contains(expected), "{text}");
+    }
+    let whole = parts(folder.path(), |_, _| ());
+    std::fs::remove_file(&whole[0]).unwrap();
+    let text = error(&whole[1]);
+    assert!(
+        text.contains("small-00001-of-00002.gguf: part 1 of 2 is missing"),
+        "{text}"
+    );
+    assert_eq!(part_files(&whole[1]), [whole[1].clone()]);
+}
+
+#[test]
+fn names_of_parts_have_a_number_and_a_count() {
+    let part = PartName::parse("Q4/model-of-x-00002-of-00003.gguf").unwrap();
+    assert_eq!((part.stem, part.number, part.count), ("Q4/model-of-x", 2, 3));
+    let all: Vec<String> = part.all().collect();
+    assert_eq!(all[2], "Q4/model-of-x-00003-of-00003.gguf");
+    for other in [
+        "model.gguf",
+        "model-00001-of-00001.gguf",
+        "model-00000-of-00002.gguf",
+        "model-00003-of-00002.gguf",
+        "model-1-of-2.gguf",
+        "model-00001-of-0000é.gguf",
+        "model-00001-of-00002.safetensors",
+        "00001-of-00002.gguf",
+    ] {
+        assert_eq!(PartName::parse(other), None, "{other}");
+    }
 }

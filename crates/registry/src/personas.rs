@@ -129,11 +129,19 @@ impl Personas {
     pub fn of_adapter(dir: &Path) -> Result<Persona, PersonaError> {
         let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let folder = whole.file_name().unwrap_or_default().to_string_lossy();
+        Personas::of_adapter_named(dir, &folder)
+    }
+
+    /// [`Personas::of_adapter`] with another name than the folder's.
+    ///
+    /// # Errors
+    /// As [`Personas::of_adapter`].
+    pub fn of_adapter_named(dir: &Path, name: &str) -> Result<Persona, PersonaError> {
         let allowed = |c: char| match c.to_ascii_lowercase() {
             c if c.is_ascii_alphanumeric() || c == '_' => c,
             _ => '-',
         };
-        let name: String = folder.chars().map(allowed).take(MAX_PERSONA_NAME).collect();
+        let name: String = name.chars().map(allowed).take(MAX_PERSONA_NAME).collect();
         let name = name.trim_start_matches(['-', '_']);
         let name = if name.is_empty() { "adapter" } else { name };
         let persona = read_folder(dir, name)?;

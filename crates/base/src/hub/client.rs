@@ -3,7 +3,7 @@
 //! `HF_ENDPOINT` selects another hub than Hugging Face's, `HF_TOKEN` the account.
 
 use std::io::{Read, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use formats::disk::{self, DiskFile};
@@ -200,7 +200,7 @@ impl<'a> HubClient<'a> {
         }
     }
 
-    /// Fetches one file and returns the bytes received.
+    /// Fetches one file to its path under `folder`, and returns the bytes received.
     pub(super) fn fetch(
         &self,
         commit: &str,
@@ -214,7 +214,14 @@ impl<'a> HubClient<'a> {
             progress.add(file.size.unwrap_or(0));
             return Ok(0);
         }
-        let part = folder.join(format!("{name}{PART}"));
+        let folder = path.parent().unwrap_or(folder);
+        disk::create_folders(folder).map_err(|source| PullError::Folder {
+            path: folder.to_owned(),
+            source,
+        })?;
+        let mut part = path.clone().into_os_string();
+        part.push(PART);
+        let part = PathBuf::from(part);
         let fetched = self.download(commit, name, file.size, &part, progress);
         let bytes = fetched.map_err(|error| {
             let more = if error.resumable {
@@ -314,8 +321,10 @@ impl<'a> HubClient<'a> {
         from: u64,
     ) -> Result<Response<Body>, DownloadError> {
         let url = format!(
-            "{}/{}/resolve/{revision}/{name}",
-            self.endpoint, self.repository
+            "{}/{}/resolve/{revision}/{}",
+            self.endpoint,
+            self.repository,
+            percent_encoded(name)
         );
         let response = self.get(&url, from).map_err(|error| match error {
             PullError::Repository { why, .. } => DownloadError::resumable(why),
@@ -331,6 +340,17 @@ impl<'a> HubClient<'a> {
         }
         Ok(response)
     }
+}
+
+/// A path in a URL: its slashes stay.
+fn percent_encoded(path: &str) -> String {
+    let one = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+            char::from(byte).to_string()
+        }
+        other => format!("%{other:02X}"),
+    };
+    path.bytes().map(one).collect()
 }
 
 /// Appends `body` to the file `out` at `part`, which has `length` bytes. `received` gets the length of each piece.

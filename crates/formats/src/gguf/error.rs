@@ -85,6 +85,14 @@ pub enum GgufError {
         /// What is wrong.
         problem: String,
     },
+    /// The parts of a split file that are not complete, or not named as parts.
+    #[error("{origin}: {problem}")]
+    Part {
+        /// The file.
+        origin: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A tensor type that cannot be dequantized or quantized here.
     #[error("{dtype} tensors are not {verb} here (those of {supported} are)")]
     Unsupported {

@@ -33,12 +33,13 @@ impl TensorView<'_> {
 
 /// A GGUF file: its metadata, and its tensors as views into the bytes.
 pub struct Gguf {
-    bytes: Bytes,
-    origin: String,
+    /// The bytes of the file, or of its parts.
+    pub(super) bytes: Vec<Bytes>,
+    pub(super) origin: String,
     version: u32,
-    metadata: BTreeMap<String, Value>,
-    tensors: Vec<TensorInfo>,
-    by_name: HashMap<String, usize>,
+    pub(super) metadata: BTreeMap<String, Value>,
+    pub(super) tensors: Vec<TensorInfo>,
+    pub(super) by_name: HashMap<String, usize>,
 }
 
 impl std::fmt::Debug for Gguf {
@@ -86,7 +87,7 @@ impl Gguf {
             metadata,
             tensors,
             by_name,
-            bytes,
+            bytes: vec![bytes],
         })
     }
 
@@ -118,15 +119,13 @@ impl Gguf {
     }
 
     fn view<'a>(&'a self, tensor: &'a TensorInfo) -> TensorView<'a> {
-        let data = (*self.bytes)
-            .as_ref()
-            .get(tensor.range.clone())
-            .unwrap_or_default();
+        let part = self.bytes.get(tensor.part);
+        let data = part.and_then(|bytes| (**bytes).as_ref().get(tensor.range.clone()));
         TensorView {
             name: &tensor.name,
             dtype: tensor.dtype,
             dims: &tensor.dims,
-            data,
+            data: data.unwrap_or_default(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! GGUF, versions 2 and 3, little endian: read from bytes, and written.
+//! GGUF, versions 2 and 3, little endian: read from bytes, one file or the parts of one, and written.
 //!
 //! ```text
 //! "GGUF" version:u32 tensor_count:u64 metadata_count:u64
@@ -18,6 +18,7 @@ mod ggml_type;
 mod quantize;
 mod read;
 mod search;
+mod split;
 mod value;
 mod write;
 
@@ -27,6 +28,7 @@ pub use file::{Bytes, Gguf, TensorView};
 pub use ggml_type::GgmlType;
 pub use quantize::quantize;
 pub use search::quantize_q4_searched;
+pub use split::{MAX_PARTS, PartName, part_files};
 pub use value::{Array, Value, ValueType};
 pub use write::{GgufStream, GgufWriter};
 

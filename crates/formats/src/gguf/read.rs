@@ -14,6 +14,8 @@ pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) dtype: GgmlType,
     pub(super) dims: Vec<u64>,
+    /// The part of a split file that has it, from 0.
+    pub(super) part: usize,
     pub(super) range: Range<usize>,
 }
 
@@ -344,6 +346,7 @@ impl TensorEntry {
             name: self.name,
             dtype: self.dtype,
             dims: self.dims,
+            part: 0,
             range: start..end,
         })
     }

@@ -167,6 +167,17 @@ impl AdapterFile {
     }
 }
 
+impl AdapterConfig {
+    /// Reads the configuration in an adapter folder.
+    ///
+    /// # Errors
+    /// [`PeftError`], naming the file and the field.
+    pub fn read(dir: &Path) -> Result<AdapterConfig, PeftError> {
+        let path = dir.join(CONFIG_FILE);
+        AdapterConfig::parse(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)
+    }
+}
+
 impl Adapter {
     /// Reads and checks an adapter folder.
     ///
@@ -200,9 +211,8 @@ impl Adapter {
 /// # Errors
 /// As [`AdapterFile::open`].
 pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
-    let (config_path, path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
-    let config =
-        AdapterConfig::parse(&read_limited(&config_path, MAX_CONFIG_BYTES)?, &config_path)?;
+    let path = dir.join(WEIGHTS_FILE);
+    let config = AdapterConfig::read(dir)?;
     let error = |source| PeftError::Io {
         path: path.clone(),
         source,

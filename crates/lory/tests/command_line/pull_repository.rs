@@ -11,6 +11,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use formats::gguf::{Gguf, GgufWriter, TensorView, Value as GgufValue};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -23,6 +24,8 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 #[derive(Default)]
 struct Shop {
     files: BTreeMap<String, Vec<u8>>,
+    /// The files of the adapter `nobody/My_Pirate`.
+    adapter: BTreeMap<String, Vec<u8>>,
     /// Answers break off after so many bytes, so often.
     cut: Mutex<(usize, u32)>,
     gated: bool,
@@ -43,9 +46,11 @@ async fn listing(
     if shop.gated {
         return coded(StatusCode::UNAUTHORIZED, "GatedRepo");
     }
-    if (owner.as_str(), name.as_str()) != ("nobody", "tiny") {
-        return coded(StatusCode::NOT_FOUND, "RepoNotFound");
-    }
+    let files = match (owner.as_str(), name.as_str()) {
+        ("nobody", "tiny") => &shop.files,
+        ("nobody", "My_Pirate") => &shop.adapter,
+        _ => return coded(StatusCode::NOT_FOUND, "RepoNotFound"),
+    };
     if !["main", "v1", COMMIT].contains(&revision.as_str()) {
         return coded(StatusCode::NOT_FOUND, "RevisionNotFound");
     }
@@ -57,13 +62,13 @@ async fn listing(
         }
         one
     };
-    let siblings: Vec<Value> = shop.files.iter().map(sibling).collect();
+    let siblings: Vec<Value> = files.iter().map(sibling).collect();
     axum::Json(json!({"sha": COMMIT, "siblings": siblings})).into_response()
 }
 
 async fn file(
     State(shop): State<Arc<Shop>>,
-    Path((_, _, commit, name)): Path<(String, String, String, String)>,
+    Path((_, repository, commit, name)): Path<(String, String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
     assert_eq!(commit, COMMIT, "files are asked for by commit");
@@ -74,7 +79,11 @@ async fn file(
         .lock()
         .unwrap()
         .push((name.clone(), range.clone()));
-    let Some(bytes) = shop.files.get(&name) else {
+    let files = match repository.as_str() {
+        "tiny" => &shop.files,
+        _ => &shop.adapter,
+    };
+    let Some(bytes) = files.get(&name) else {
         return coded(StatusCode::NOT_FOUND, "EntryNotFound");
     };
     let from = range.map_or(0, |range| {
@@ -127,7 +136,7 @@ fn open(change: impl FnOnce(&mut Shop)) -> (String, Arc<Shop>) {
             "/api/models/{owner}/{name}/revision/{revision}",
             get(listing),
         )
-        .route("/{owner}/{name}/resolve/{commit}/{file}", get(file))
+        .route("/{owner}/{name}/resolve/{commit}/{*file}", get(file))
         .with_state(Arc::clone(&shop));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -286,7 +295,134 @@ fn refused_pulls_give_advice() {
     pull(&dir, &endpoint, &["nobody/tiny", "--revision", "v9"], None)
         .fails(1, &["does not have this revision"]);
     pull(&dir, &endpoint, &["nobody/tiny", "--file", "a.gguf"], None)
-        .fails(1, &["no file \"a.gguf\""]);
+        .fails(1, &["no file \"a.gguf\"", "no GGUF files"]);
     pull(&dir, "http://127.0.0.1:9", &["nobody/tiny"], None).fails(1, &["127.0.0.1:9/nobody/tiny"]);
     pull(&dir, &endpoint, &["nonsense"], None).fails(2, &["unknown base `nonsense`", "owner/name"]);
+}
+
+/// The tiny GGUF base, split into `count` parts.
+fn tiny_parts(count: usize) -> Vec<(String, Vec<u8>)> {
+    let whole = Gguf::parse(Arc::new(testkit::tiny::tiny_gguf(7)), "tiny").unwrap();
+    let tensors: Vec<_> = whole.tensors().collect();
+    let size = tensors.len().div_ceil(count);
+    let part = |(number, tensors): (usize, &[TensorView<'_>])| {
+        let mut writer = GgufWriter::new();
+        if number == 0 {
+            for (key, value) in whole.metadata() {
+                writer.metadata(key, value.clone());
+            }
+        }
+        writer
+            .metadata("split.no", GgufValue::U16(number as u16))
+            .metadata("split.count", GgufValue::U16(count as u16))
+            .metadata("split.tensors.count", GgufValue::I32(whole.tensors().len() as i32));
+        for tensor in tensors {
+            writer
+                .tensor(tensor.name, tensor.dtype, tensor.dims, tensor.data.to_vec())
+                .unwrap();
+        }
+        let name = format!("Q4 K/tiny-{:05}-of-{count:05}.gguf", number + 1);
+        (name, writer.to_bytes().unwrap())
+    };
+    tensors.chunks(size).enumerate().map(part).collect()
+}
+
+#[test]
+fn split_gguf_in_a_folder_is_pulled_and_loaded_as_one() {
+    let dir = TestDir::new();
+    let parts = tiny_parts(3);
+    let (endpoint, shop) = open(|shop| {
+        shop.files = parts.iter().cloned().collect();
+        shop.files.insert("README.md".to_owned(), Vec::new());
+    });
+    pull(&dir, &endpoint, &["nobody/tiny"], None).succeeds();
+    let at = format!("home/models/nobody--tiny/{COMMIT}/Q4 K");
+    assert_eq!(dir.names(&at).len(), 3);
+    let generate = |base: &str| {
+        let ran = dir.run(&["generate", "--base", base, "--max-new-tokens", "5", "hello"]);
+        ran.succeeds().to_owned()
+    };
+    std::fs::write(dir.path("whole.gguf"), testkit::tiny::tiny_gguf(7)).unwrap();
+    let answer = generate("whole.gguf");
+    assert_eq!(generate("nobody/tiny"), answer);
+    let second = dir.path(&format!("{at}/tiny-00002-of-00003.gguf"));
+    assert_eq!(generate(second.to_str().unwrap()), answer);
+    std::fs::remove_file(&second).unwrap();
+    dir.run(&["generate", "--base", "nobody/tiny", "hello"])
+        .fails(1, &["tiny-00002-of-00003.gguf", "part 2 of 3 is missing"]);
+    // Any part means all of them; only the missing one is fetched again.
+    shop.asked.lock().unwrap().clear();
+    let file = "tiny-00003-of-00003.gguf";
+    pull(&dir, &endpoint, &["nobody/tiny", "--file", file], None).succeeds();
+    assert_eq!(
+        *shop.asked.lock().unwrap(),
+        [("Q4 K/tiny-00002-of-00003.gguf".to_owned(), None)]
+    );
+    assert_eq!(generate("nobody/tiny"), answer);
+
+    let (endpoint, _) = open(|shop| {
+        shop.files = parts.iter().take(2).cloned().collect();
+    });
+    pull(&TestDir::new(), &endpoint, &["nobody/tiny"], None).fails(
+        1,
+        &["part 3 of 3 is missing", "Q4 K/tiny-00003-of-00003.gguf"],
+    );
+}
+
+/// The files of an adapter for the family's folder, whose configuration names this base.
+fn pirate(base: &str) -> BTreeMap<String, Vec<u8>> {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read(
+        FilePath::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../model/tests/fixtures/families/llama3/config.json"),
+    );
+    let config: Value = serde_json::from_slice(&text.unwrap()).unwrap();
+    let config = formats::config::ModelConfig::from_json(&config, "config.json");
+    let mut adapter = testkit::tiny::tiny_adapter(1, &config.unwrap(), 2, 1.0);
+    adapter.config.base_model_name_or_path = Some(base.to_owned());
+    adapter
+        .write(folder.path(), formats::peft::Dtype::F32, "")
+        .unwrap();
+    let entries = std::fs::read_dir(folder.path()).unwrap();
+    let file = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        (name, std::fs::read(entry.path()).unwrap())
+    };
+    entries.map(|entry| file(entry.unwrap())).collect()
+}
+
+#[test]
+fn pulled_adapter_brings_its_base_and_answers() {
+    let dir = TestDir::new();
+    let (endpoint, _) = open(|shop| shop.adapter = pirate("nobody/tiny"));
+    let pulled = pull(&dir, &endpoint, &["nobody/My_Pirate"], None);
+    let command = "  lory generate --base nobody/tiny --adapter nobody/My_Pirate \"a question\"";
+    let out = pulled.succeeds();
+    assert!(out.lines().any(|line| line == command), "{out}");
+    let generate = ["generate", "--base", "nobody/tiny", "--adapter", "nobody/My_Pirate"];
+    let answer = dir.run(&[&generate[..], &["--json", "--max-new-tokens", "3", "hello"]].concat());
+    let answer: Value = serde_json::from_str(answer.succeeds()).unwrap();
+    assert_eq!(answer["persona"]["name"], "my_pirate", "{answer}");
+    let json = pull(&dir, &endpoint, &["nobody/My_Pirate", "--json"], None);
+    let json: Value = serde_json::from_str(json.succeeds()).unwrap();
+    assert_eq!(json["base"]["id"], "nobody/tiny");
+
+    dir.run(&["generate", "--base", "nobody/My_Pirate", "hello"])
+        .fails(1, &["is an adapter", "--adapter nobody/My_Pirate"]);
+    dir.run(&["generate", "--adapter", "nobody/other", "hello"])
+        .fails(1, &["no pulled adapter", "lory pull nobody/other"]);
+    for (base, expected) in [
+        ("/home/me/llama", "which is not the id of a repository"),
+        ("nobody/else", "nobody/My_Pirate is fetched, and its base is not; lory pull nobody/else"),
+        ("nobody/My_Pirate", "was trained on the adapter nobody/My_Pirate"),
+    ] {
+        let (endpoint, _) = open(|shop| shop.adapter = pirate(base));
+        pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None).fails(1, &[expected]);
+    }
+    let (endpoint, _) = open(|shop| {
+        shop.adapter = pirate("nobody/tiny");
+        shop.adapter.remove("adapter_model.safetensors");
+    });
+    pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None)
+        .fails(1, &["adapter without adapter_model.safetensors"]);
 }

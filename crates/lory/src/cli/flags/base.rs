@@ -8,7 +8,7 @@ use kernels::{Device, DeviceChoice};
 use model::{ModelSizes, Precision};
 
 use base::home::Home;
-use base::hub::{self, HubSettings, PullSource, RepositoryId};
+use base::hub::{self, HubSettings, PullSource, RepositoryId, RepositoryKind};
 use base::plan::{self, HardwareProfile, PlanRequest};
 use base::progress::Progress;
 use base::quant_cache::QuantCache;
@@ -121,9 +121,17 @@ impl BaseArgs {
             }),
             _ if RepositoryId::parse(&self.base).is_some() => {
                 // The path of a missing file may look like a repository id, too.
-                let id = RepositoryId::parse(&self.base);
-                let found = id.and_then(|id| hub::pulled_repository(&id, &Home::find().ok()?));
-                let Some(path) = found else {
+                let pulled = |kind| {
+                    let id = RepositoryId::parse(&self.base)?;
+                    hub::pulled_repository(&id, kind, &Home::find().ok()?)
+                };
+                if pulled(RepositoryKind::Adapter).is_some() {
+                    anyhow::bail!(
+                        "--base {0} is an adapter: name it with --adapter {0}, and its base with --base",
+                        self.base
+                    )
+                }
+                let Some(path) = pulled(RepositoryKind::Base) else {
                     anyhow::bail!(
                         "--base {0}: no such file or folder, and no pulled repository; `lory pull {0}` fetches it",
                         self.base

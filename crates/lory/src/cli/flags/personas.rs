@@ -7,6 +7,7 @@ use registry::{Persona, Personas};
 
 use crate::cli::exit::UsageError;
 use base::home::Home;
+use base::hub::{self, RepositoryId, RepositoryKind};
 
 /// `--personas`, for every command that needs personas.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,8 +20,9 @@ pub(crate) struct PersonasArgs {
 /// `--adapter`, for commands that answer with an adapter that is not a persona yet.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AdapterArgs {
-    /// A PEFT folder, such as that of `lory train --out`: an adapter to use as a persona, named after its folder; may be given several times
-    #[arg(long = "adapter", value_name = "DIR")]
+    /// A PEFT folder, such as that of `lory train --out`, or a pulled adapter (owner/name): it becomes a persona, named after the folder; may be given
+    /// several times
+    #[arg(long = "adapter", value_name = "DIR|ID")]
     dirs: Vec<PathBuf>,
 }
 
@@ -29,7 +31,7 @@ impl AdapterArgs {
     pub fn open(&self) -> anyhow::Result<Vec<Persona>> {
         let mut adapters: Vec<Persona> = Vec::new();
         for dir in &self.dirs {
-            let adapter = Personas::of_adapter(dir).context("--adapter")?;
+            let adapter = open_adapter(dir)?;
             if let Some(other) = adapters.iter().find(|other| other.name == adapter.name) {
                 let why = format!(
                     "--adapter {} and --adapter {} would both be the persona {}; rename one of the folders",
@@ -43,6 +45,22 @@ impl AdapterArgs {
         }
         Ok(adapters)
     }
+}
+
+/// The adapter in a folder, or of a pulled repository.
+fn open_adapter(dir: &Path) -> anyhow::Result<Persona> {
+    let id = dir.to_str().and_then(RepositoryId::parse);
+    // The path of a missing folder may look like a repository's id, too.
+    let Some(id) = id.filter(|_| !dir.exists()) else {
+        return Personas::of_adapter(dir).context("--adapter");
+    };
+    let pulled = |home: Home| hub::pulled_repository(&id, RepositoryKind::Adapter, &home);
+    let Some(path) = Home::find().ok().and_then(pulled) else {
+        anyhow::bail!(
+            "--adapter {id}: no such folder, and no pulled adapter; `lory pull {id}` fetches it"
+        )
+    };
+    Personas::of_adapter_named(&path, id.name()).context("--adapter")
 }
 
 /// The personas of the folder and those of `--adapter`, which replace those of the same names.

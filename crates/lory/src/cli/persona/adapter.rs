@@ -93,7 +93,8 @@ pub(crate) fn check_base(
 /// Refuses to overwrite the base, which may be the only copy.
 pub(crate) fn refuse_to_overwrite(out: &Path, base: &Path) -> anyhow::Result<()> {
     let real = |path: &Path| path.canonicalize().ok();
-    if real(out).is_some_and(|out| Some(out) == real(base)) {
+    let base = base::files::all_files(base)?;
+    if real(out).is_some_and(|out| base.iter().any(|file| real(file).as_ref() == Some(&out))) {
         return Err(UsageError(format!(
             "--out {} is the base itself; name another file",
             out.display()

@@ -1,11 +1,9 @@
 //! `lory persona merge`: writes base and adapter as one GGUF file, and measures the change of the loss.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use anyhow::Context as _;
 use formats::decimal::shortest;
-use formats::gguf::{GgmlType, Gguf};
+use formats::gguf::GgmlType;
 
 use serde_json::json;
 use train::measures::loss_table;
@@ -19,7 +17,7 @@ use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use crate::cli::persona::adapter::{SelectedAdapter, refuse_to_overwrite, select};
 use base::progress::Progress;
-use base::{Base, LoadOptions};
+use base::{Base, LoadOptions, files};
 use jobs::evaluation;
 use jobs::training;
 
@@ -125,9 +123,7 @@ fn write(
     fingerprint: &str,
     args: &Args,
 ) -> anyhow::Result<()> {
-    let origin = base.display().to_string();
-    let mapped = kernels::map_file(base).with_context(|| origin.clone())?;
-    let gguf = Gguf::parse(Arc::new(mapped), &origin)?;
+    let gguf = files::open_gguf(base)?;
     let mut file = model::merge(&gguf, &selected.adapter, selected.scale, args.to.0)?;
     let name = match gguf.get_str("general.name")? {
         Some(name) => format!("{name} {}", selected.persona.name),
