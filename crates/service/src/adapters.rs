@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{AdapterId, Handle, Lease, PoolError, ReservationError, WaitOptions};
-use formats::peft;
+use formats::peft::{self, BaseTensor, PeftError};
 use formats::short_path::shortened;
 use model::{Model, ModelError};
 use registry::blob::BASE_KEY;
 use registry::{AdapterRef, ReadError};
 
 use crate::compute_arbiter;
+use base::adapter_tensors;
 use base::open::{Base, Fingerprint};
 
 /// Why an adapter is not in memory.
@@ -171,7 +172,12 @@ impl AdapterLoader {
     fn read(&self, adapter: &AdapterRef) -> Result<model::Adapter, AdapterError> {
         let read = adapter.read_with(|dir| {
             let file = peft::AdapterFile::open(dir)?;
-            let (packed, found) = file.hash_while(|| self.model.load_adapter_file(&file));
+            let (packed, found) = file.hash_while(|| {
+                self.check_base_tensors(&file.base_tensors, dir)?;
+                let packed = self.model.load_adapter_file(&file)?;
+                warn_of_missing(&file.missing(self.model.config())?, &adapter.path);
+                Ok(packed)
+            });
             Ok(((packed, file.metadata), found))
         });
         let (packed, metadata) = read?;
@@ -185,11 +191,29 @@ impl AdapterLoader {
     /// Checks that this base can run an adapter that was read from `path`, before it is published.
     pub fn check_fits(&self, adapter: &peft::Adapter, path: &Path) -> Result<(), AdapterError> {
         self.check(&adapter.metadata, path)?;
-        let packed = self.model.load_adapter(adapter);
+        let packed = self.check_base_tensors(&adapter.base_tensors, path);
+        let packed = packed.and_then(|()| self.model.load_adapter(adapter));
         packed.map(|_| ()).map_err(|source| AdapterError::Model {
             path: path.display().to_string(),
             source: Box::new(source),
         })
+    }
+
+    /// Checks that the tensors of the base in an adapter's file are this base's.
+    fn check_base_tensors(&self, tensors: &[BaseTensor], adapter: &Path) -> Result<(), ModelError> {
+        let Some(first) = tensors.first() else {
+            return Ok(());
+        };
+        let Some(base) = self.fingerprint.path() else {
+            let problem = "cannot be compared with the base's, which has no file";
+            let error = PeftError::Tensor {
+                path: adapter.to_owned(),
+                name: first.name.clone(),
+                problem: problem.to_owned(),
+            };
+            return Err(error.into());
+        };
+        Ok(adapter_tensors::check(base, tensors, adapter)?)
     }
 
     /// Checks the adapter's recorded tokenizer, template and base hashes.
@@ -217,6 +241,17 @@ impl AdapterLoader {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+/// Logs the linears that the configuration of the adapter at `path` targets, and its weights do not have.
+fn warn_of_missing(missing: &[String], path: &Path) {
+    if let Some(first) = missing.first() {
+        tracing::warn!(
+            "{}: has no weights for {} of the linears in its target_modules ({first}, ...); they stay as in the base",
+            path.display(),
+            missing.len()
+        );
     }
 }
 

@@ -148,6 +148,7 @@ pub fn tiny_adapter(seed: u64, config: &ModelConfig, rank: usize, scale: f32) ->
         pairs,
         dtype: Dtype::F32,
         metadata: std::collections::BTreeMap::new(),
+        base_tensors: Vec::new(),
     }
 }
 

@@ -28,6 +28,7 @@ fn main() {
         pairs: task.init.values().unwrap().pairs,
         dtype: Dtype::F32,
         metadata: Default::default(),
+        base_tensors: Vec::new(),
     };
     start
         .write(&dir.join("start"), Dtype::F32, "The start of a run.\n")

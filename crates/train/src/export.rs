@@ -80,6 +80,7 @@ pub fn peft_adapter(
         pairs: trained.params.pairs.clone(),
         dtype: Dtype::F32,
         metadata,
+        base_tensors: Vec::new(),
     })
 }
 

@@ -19,6 +19,8 @@ pub use description::{Description, description_files, is_folder};
 pub use error::FolderError;
 pub use shards::{Map, weight_files};
 
+pub(crate) use names::gguf_name;
+
 use shards::Shards;
 
 /// A folder with its weights mapped.

@@ -37,6 +37,17 @@ pub(super) fn hugging_face(name: &str) -> Option<String> {
     Some(format!("model.layers.{layer}.{own}"))
 }
 
+/// The GGUF name of the tensor with Hugging Face's name `name`.
+pub(crate) fn gguf_name(name: &str) -> Option<String> {
+    if let Some((gguf, _)) = OF_THE_MODEL.iter().find(|row| row.1 == name) {
+        return Some((*gguf).to_owned());
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (gguf, _) = OF_A_LAYER.iter().find(|row| row.1 == rest)?;
+    layer.parse::<u32>().ok()?;
+    Some(format!("blk.{layer}.{gguf}"))
+}
+
 /// Whether a decoder of this configuration uses the tensor, or may ignore it.
 pub(super) fn is_used(name: &str, config: &ModelConfig) -> bool {
     // Tables of rotary angles, which the decoder computes itself.

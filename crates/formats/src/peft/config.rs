@@ -1,13 +1,15 @@
 //! `adapter_config.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::error::PeftError;
 use super::fields::AdapterFields;
 use super::module::Module;
-use super::patterns::{Layers, MAX_EXPRESSIONS, PathPattern, TargetModules, compile};
+use super::patterns::{
+    Expression, Layers, MAX_EXPRESSIONS, MatchBudget, PathPattern, TargetModules,
+};
 
 /// The configuration of an adapter: the fields that concern the weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +26,8 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// Which modules it targets.
     pub target_modules: TargetModules,
+    /// Modules that are not targets, even if `target_modules` names them.
+    pub exclude_modules: Option<TargetModules>,
     /// Ranks of single modules: the first pattern that matches a path wins.
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas of single modules: the first pattern that matches a path wins.
@@ -53,6 +57,7 @@ impl AdapterConfig {
             use_rslora: false,
             lora_dropout: 0.0,
             target_modules: TargetModules::List(names),
+            exclude_modules: None,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             layers_to_transform: Vec::new(),
@@ -100,6 +105,7 @@ impl AdapterConfig {
                 .and_then(Value::as_f64)
                 .unwrap_or(0.0),
             target_modules: fields.target_modules()?,
+            exclude_modules: fields.exclude_modules()?,
             rank_pattern: fields
                 .patterns("rank_pattern", |name, value| fields.rank(name, value))?,
             alpha_pattern: fields
@@ -114,7 +120,7 @@ impl AdapterConfig {
     /// The text of the file, as PEFT writes it: keys sorted, for inference.
     pub fn to_json(&self) -> String {
         let or_null = |empty: bool, value: Value| if empty { Value::Null } else { value };
-        let target_modules = match &self.target_modules {
+        let modules = |modules: &TargetModules| match modules {
             TargetModules::List(names) => {
                 let mut names = names.clone();
                 names.sort();
@@ -133,7 +139,7 @@ impl AdapterConfig {
             .iter()
             .map(|(key, alpha)| (key.clone(), as_integer(*alpha)))
             .collect();
-        let json = json!({
+        let mut json = json!({
             "alpha_pattern": alphas,
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -150,11 +156,14 @@ impl AdapterConfig {
             "r": self.r,
             "rank_pattern": ranks,
             "revision": null,
-            "target_modules": target_modules,
+            "target_modules": modules(&self.target_modules),
             "task_type": "CAUSAL_LM",
             "use_dora": false,
             "use_rslora": self.use_rslora,
         });
+        if let Some(excluded) = &self.exclude_modules {
+            json["exclude_modules"] = modules(excluded);
+        }
         let mut text = format!("{json:#}");
         text.push('\n');
         text
@@ -182,25 +191,43 @@ impl AdapterConfig {
             .then(|| Layers::new(&self.layers_to_transform, &self.layers_pattern))
             .transpose()
             .map_err(|problem| error("layers_pattern", problem))?;
-        let targets = match &self.target_modules {
-            TargetModules::List(names) if names.is_empty() => {
-                return Err(error("target_modules", "names no module".to_owned()));
-            }
-            TargetModules::List(names) if names.len() > MAX_PATTERNS => {
-                let problem = format!("{} names; at most {MAX_PATTERNS} are read", names.len());
-                return Err(error("target_modules", problem));
-            }
-            TargetModules::List(names) => TargetMatcher::List(names.clone(), layers),
-            TargetModules::AllLinear => TargetMatcher::All,
-            TargetModules::Expression(expression) => {
-                let whole = compile(expression, &format!("^(?:{expression})$"), 1);
-                TargetMatcher::Expression(
-                    whole.map_err(|problem| error("target_modules", problem))?,
-                )
+        let listed = |field: &str, names: &[String]| match names.len() {
+            0 => Err(error(field, "names no module".to_owned())),
+            1..=MAX_PATTERNS => Ok(names.to_vec()),
+            count => {
+                let problem = format!("{count} names; at most {MAX_PATTERNS} are read");
+                Err(error(field, problem))
             }
         };
+        let expression = |field: &str, pattern: &str| {
+            let whole = Expression::new(pattern, &format!("^(?:{pattern})$"), 1);
+            whole.map_err(|problem| error(field, problem))
+        };
+        let targets = match &self.target_modules {
+            TargetModules::List(names) => {
+                TargetMatcher::List(listed("target_modules", names)?, layers)
+            }
+            TargetModules::AllLinear => TargetMatcher::All,
+            TargetModules::Expression(pattern) => {
+                TargetMatcher::Expression(expression("target_modules", pattern)?)
+            }
+        };
+        let excluded = match &self.exclude_modules {
+            None => None,
+            Some(TargetModules::List(names)) => Some(TargetMatcher::List(
+                listed("exclude_modules", names)?,
+                None,
+            )),
+            Some(TargetModules::Expression(pattern)) => Some(TargetMatcher::Expression(
+                expression("exclude_modules", pattern)?,
+            )),
+            Some(TargetModules::AllLinear) => Some(TargetMatcher::All),
+        };
         let matcher = Matcher {
+            path: path.to_owned(),
+            budget: MatchBudget::default(),
             targets,
+            excluded,
             ranks: compile_all(&self.rank_pattern)
                 .map_err(|problem| error("rank_pattern", problem))?,
             alphas: compile_all(&self.alpha_pattern)
@@ -209,13 +236,12 @@ impl AdapterConfig {
             lora_alpha: self.lora_alpha,
             use_rslora: self.use_rslora,
         };
-        if ["lm_head", "model.embed_tokens"]
-            .iter()
-            .any(|path| matcher.targets(path))
-        {
-            let problem =
-                "LoRA on the embedding (embed_tokens) or the head (lm_head) is not supported";
-            return Err(error("target_modules", problem.to_owned()));
+        for path in ["lm_head", "model.embed_tokens"] {
+            if matcher.targets(&[path])? {
+                let problem =
+                    "LoRA on the embedding (embed_tokens) or the head (lm_head) is not supported";
+                return Err(error("target_modules", problem.to_owned()));
+            }
         }
         Ok(matcher)
     }
@@ -245,13 +271,37 @@ fn compile_all<T: Copy>(patterns: &[(String, T)]) -> Result<Vec<(PathPattern, T)
 
 enum TargetMatcher {
     List(Vec<String>, Option<Layers>),
-    Expression(regex::bytes::Regex),
+    Expression(Expression),
     All,
 }
 
-/// A configuration's patterns, compiled.
+impl TargetMatcher {
+    fn matches(&self, path: &str, budget: &MatchBudget) -> Result<bool, String> {
+        match self {
+            TargetMatcher::All => Ok(Module::ALL
+                .iter()
+                .any(|module| path.ends_with(module.name()))),
+            TargetMatcher::Expression(expression) => expression.is_match(path, budget),
+            TargetMatcher::List(names, layers) => {
+                // As in PEFT, a name that is the whole path matches in every layer.
+                Ok(names.iter().any(|name| name == path)
+                    || (names.iter().any(|name| {
+                        path.strip_suffix(name.as_str())
+                            .is_some_and(|rest| rest.ends_with('.'))
+                    }) && layers.as_ref().is_none_or(|layers| layers.matches(path))))
+            }
+        }
+    }
+}
+
+/// A configuration's patterns, compiled. A module is given by its paths: the one in this decoder, such as `model.layers.0.self_attn.q_proj`,
+/// and the one in the model that was trained, if that differs. A pattern matches a module if it matches one of them.
 pub(super) struct Matcher {
+    /// The configuration's file, for messages.
+    path: PathBuf,
+    budget: MatchBudget,
     targets: TargetMatcher,
+    excluded: Option<TargetMatcher>,
     ranks: Vec<(PathPattern, usize)>,
     alphas: Vec<(PathPattern, f64)>,
     r: usize,
@@ -260,40 +310,63 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
-    /// Whether a path such as `model.layers.0.self_attn.q_proj` is a target.
-    pub(super) fn targets(&self, path: &str) -> bool {
-        match &self.targets {
-            TargetMatcher::All => Module::ALL
-                .iter()
-                .any(|module| path.ends_with(module.name())),
-            TargetMatcher::Expression(expression) => expression.is_match(path.as_bytes()),
-            TargetMatcher::List(names, layers) => {
-                // As in PEFT, a name that is the whole path matches in every layer.
-                names.iter().any(|name| name == path)
-                    || (names.iter().any(|name| {
-                        path.strip_suffix(name.as_str())
-                            .is_some_and(|rest| rest.ends_with('.'))
-                    }) && layers.as_ref().is_none_or(|layers| layers.matches(path)))
+    /// Whether a module is a target.
+    ///
+    /// # Errors
+    /// A pattern takes too long. The same for all methods.
+    pub(super) fn targets(&self, paths: &[&str]) -> Result<bool, PeftError> {
+        let any = |field: &str, matcher: &TargetMatcher| -> Result<bool, PeftError> {
+            for path in paths {
+                let matches = matcher.matches(path, &self.budget);
+                if matches.map_err(|problem| self.error(field, problem))? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        if !any("target_modules", &self.targets)? {
+            return Ok(false);
+        }
+        let excluded = self.excluded.as_ref();
+        Ok(!excluded.map_or(Ok(false), |excluded| any("exclude_modules", excluded))?)
+    }
+
+    /// The rank of a module.
+    pub(super) fn rank(&self, paths: &[&str]) -> Result<usize, PeftError> {
+        let rank = self.first("rank_pattern", &self.ranks, paths)?;
+        Ok(rank.unwrap_or(self.r))
+    }
+
+    /// The scale of a module of this rank: alpha / rank, or alpha / sqrt(rank).
+    pub(super) fn scale(&self, paths: &[&str], rank: usize) -> Result<f32, PeftError> {
+        let alpha = self.first("alpha_pattern", &self.alphas, paths)?;
+        let (alpha, rank) = (alpha.unwrap_or(self.lora_alpha), rank as f64);
+        Ok((alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32)
+    }
+
+    /// The value of the first pattern that matches.
+    fn first<T: Copy>(
+        &self,
+        field: &str,
+        patterns: &[(PathPattern, T)],
+        paths: &[&str],
+    ) -> Result<Option<T>, PeftError> {
+        for (pattern, value) in patterns {
+            for path in paths {
+                let matches = pattern.matches(path, &self.budget);
+                if matches.map_err(|problem| self.error(field, problem))? {
+                    return Ok(Some(*value));
+                }
             }
         }
+        Ok(None)
     }
 
-    /// The rank of a path.
-    pub(super) fn rank(&self, path: &str) -> usize {
-        self.ranks
-            .iter()
-            .find(|(pattern, _)| pattern.matches(path))
-            .map_or(self.r, |(_, rank)| *rank)
-    }
-
-    /// The scale of a path: alpha / rank, or alpha / sqrt(rank).
-    pub(super) fn scale(&self, path: &str) -> f32 {
-        let alpha = self
-            .alphas
-            .iter()
-            .find(|(pattern, _)| pattern.matches(path))
-            .map_or(self.lora_alpha, |(_, alpha)| *alpha);
-        let rank = self.rank(path) as f64;
-        (alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    fn error(&self, field: &str, problem: String) -> PeftError {
+        PeftError::Field {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            problem,
+        }
     }
 }

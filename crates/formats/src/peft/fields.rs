@@ -9,13 +9,17 @@ use super::limits::{MAX_LAYERS, MAX_RANK};
 use super::patterns::{MAX_EXPRESSIONS, TargetModules};
 
 /// Fields without effect on the weights.
-const HARMLESS: [&str; 10] = [
+const HARMLESS: [&str; 12] = [
     "auto_mapping",
+    // Stored embeddings and heads are compared with the base's, tied or not.
+    "ensure_weight_tying",
     "eva_config",
     "inference_mode",
     "loftq_config",
     "lora_dropout",
     "megatron_core",
+    // Saved modules are compared with the base's.
+    "modules_to_save",
     "peft_version",
     "qalora_group_size",
     "revision",
@@ -23,10 +27,11 @@ const HARMLESS: [&str; 10] = [
 ];
 
 /// Fields read below.
-const READ: [&str; 13] = [
+const READ: [&str; 14] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
+    "exclude_modules",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -40,7 +45,7 @@ const READ: [&str; 13] = [
 ];
 
 /// Fields that must be absent, null, false or empty, and what to do instead.
-const REFUSED: [(&str, &str); 14] = [
+const REFUSED: [(&str, &str); 12] = [
     (
         "use_dora",
         "DoRA rescales each output of the base's linears by a norm of that adapter's merged weights, which rows of \
@@ -48,10 +53,6 @@ const REFUSED: [(&str, &str); 14] = [
     ),
     ("use_qalora", "train with use_qalora=False"),
     ("use_bdlora", "train without it"),
-    (
-        "modules_to_save",
-        "only LoRA weights are read: train without modules_to_save",
-    ),
     ("lora_bias", "train with lora_bias=False"),
     (
         "fan_in_fan_out",
@@ -62,10 +63,6 @@ const REFUSED: [(&str, &str); 14] = [
         "only LoRA weights are read: train without new tokens",
     ),
     ("target_parameters", "name modules in target_modules"),
-    (
-        "exclude_modules",
-        "name the modules to keep in target_modules",
-    ),
     ("layer_replication", "the base is run as it is"),
     (
         "alora_invocation_tokens",
@@ -190,13 +187,28 @@ impl<'a> AdapterFields<'a> {
     }
 
     pub(super) fn target_modules(&self) -> Result<TargetModules, PeftError> {
-        match self.required("target_modules")? {
+        self.modules("target_modules", self.required("target_modules")?)
+    }
+
+    pub(super) fn exclude_modules(&self) -> Result<Option<TargetModules>, PeftError> {
+        let field = "exclude_modules";
+        let value = self.get(field).filter(|value| !is_empty(value));
+        match value {
+            // It has no special meaning here.
+            Some(Value::String(text)) => Ok(Some(TargetModules::Expression(text.clone()))),
+            Some(value) => self.modules(field, value).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn modules(&self, field: &str, value: &Value) -> Result<TargetModules, PeftError> {
+        match value {
             Value::String(text) if text.eq_ignore_ascii_case("all-linear") => {
                 Ok(TargetModules::AllLinear)
             }
             Value::String(text) => Ok(TargetModules::Expression(text.clone())),
             list => {
-                let mut names = self.strings("target_modules", list)?;
+                let mut names = self.strings(field, list)?;
                 names.sort();
                 names.dedup();
                 Ok(TargetModules::List(names))

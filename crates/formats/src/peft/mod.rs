@@ -13,9 +13,10 @@ mod limits;
 mod module;
 mod patterns;
 mod read;
+mod tensor_names;
 mod write;
 
-pub use adapter::{Adapter, LoraPair, PairShape};
+pub use adapter::{Adapter, BaseTensor, LoraPair, PairShape, ValuesHash};
 pub use config::AdapterConfig;
 pub use error::PeftError;
 pub use limits::{CONFIG_FILE, MAX_RANK, WEIGHTS_FILE};

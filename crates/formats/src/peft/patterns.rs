@@ -5,8 +5,11 @@
 //! - `rank_pattern` and `alpha_pattern` match where `(.*\.)?(key)` is the whole path, the first key in the file's order;
 //! - `layers_to_transform` narrows a list to the layers whose number follows `layers_pattern` (any name by default).
 //!
-//! Patterns are untrusted: the regex engine is linear in time, and the programs of a field are limited in their total size. Paths are ASCII,
-//! so classes such as `\w` mean ASCII, which keeps programs small.
+//! Patterns are untrusted. The engine of most is linear in time, and the programs of a field are limited in their total size. Paths are ASCII,
+//! so classes such as `\w` mean ASCII, which keeps programs small. Expressions with look-around or backreferences need an engine that
+//! backtracks: their number and length, the steps of one match, and the matches of one adapter are limited.
+
+use std::cell::Cell;
 
 use regex::bytes::{Regex, RegexBuilder};
 
@@ -21,6 +24,18 @@ const MAX_NESTING: u32 = 50;
 /// Most patterns of a field that are regular expressions.
 pub(super) const MAX_EXPRESSIONS: usize = 128;
 
+/// The longest expression with look-around or backreferences, in bytes.
+const MAX_BACKTRACKING_EXPRESSION: usize = 1000;
+
+/// The largest program that such an expression hands to the linear engine, in bytes.
+const MAX_BACKTRACKING_PROGRAM: usize = 128 << 10;
+
+/// Most steps back in one match of such an expression.
+const MAX_STEPS: usize = 2000;
+
+/// Most matches of such expressions for one adapter.
+const MAX_MATCHES: u32 = 65_536;
+
 /// Which modules an adapter targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetModules {
@@ -32,9 +47,98 @@ pub enum TargetModules {
     AllLinear,
 }
 
-/// Compiles `whole`, which contains the regular expression `pattern`, as one of `count` of its field. The limit of the field's programs is
-/// divided by that number. The error names `pattern` and the unsupported syntax.
-pub(super) fn compile(pattern: &str, whole: &str, count: usize) -> Result<Regex, String> {
+/// The matches that the backtracking expressions of one adapter may still take.
+pub(super) struct MatchBudget(Cell<u32>);
+
+impl Default for MatchBudget {
+    fn default() -> Self {
+        MatchBudget(Cell::new(MAX_MATCHES))
+    }
+}
+
+/// A compiled regular expression.
+#[derive(Debug)]
+pub(super) enum Expression {
+    /// Linear in time.
+    Linear(Regex),
+    /// With look-around or backreferences.
+    Backtracking(Box<fancy_regex::Regex>),
+}
+
+impl Expression {
+    /// Compiles `whole`, which contains the regular expression `pattern`, as one of `count` of its field. The limit of the field's programs is
+    /// divided by that number. The error names `pattern` and the unsupported syntax.
+    pub(super) fn new(pattern: &str, whole: &str, count: usize) -> Result<Expression, String> {
+        match compile(pattern, whole, count) {
+            Ok(regex) => Ok(Expression::Linear(regex)),
+            Err(_) if needs_backtracking(pattern) => backtracking(pattern, whole),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Whether it matches `path`.
+    ///
+    /// # Errors
+    /// A backtracking expression takes too long.
+    pub(super) fn is_match(&self, path: &str, budget: &MatchBudget) -> Result<bool, String> {
+        match self {
+            Expression::Linear(regex) => Ok(regex.is_match(path.as_bytes())),
+            Expression::Backtracking(regex) => {
+                let left = budget.0.get().checked_sub(1).ok_or_else(|| {
+                    format!(
+                        "expressions with look-around are matched more than {MAX_MATCHES} times; use fewer of them"
+                    )
+                })?;
+                budget.0.set(left);
+                regex.is_match(path).map_err(|_| {
+                    format!(
+                        "{:?} needs more than {MAX_STEPS} steps on {path}; simplify it",
+                        shown(regex.as_str())
+                    )
+                })
+            }
+        }
+    }
+}
+
+/// Whether the linear engine refuses `pattern` for look-around or a backreference.
+fn needs_backtracking(pattern: &str) -> bool {
+    let linear = regex_syntax::ast::parse::Parser::new().parse(pattern);
+    let Err(error) = linear else {
+        return false;
+    };
+    use regex_syntax::ast::ErrorKind::{UnsupportedBackreference, UnsupportedLookAround};
+    matches!(error.kind(), UnsupportedBackreference | UnsupportedLookAround)
+}
+
+fn backtracking(pattern: &str, whole: &str) -> Result<Expression, String> {
+    if pattern.len() > MAX_BACKTRACKING_EXPRESSION {
+        return Err(format!(
+            "{:?}: {} bytes; an expression with look-around may have {MAX_BACKTRACKING_EXPRESSION}",
+            shown(pattern),
+            pattern.len()
+        ));
+    }
+    let build = |text: &str| {
+        fancy_regex::RegexBuilder::new(text)
+            .backtrack_limit(MAX_STEPS)
+            .delegate_size_limit(MAX_BACKTRACKING_PROGRAM)
+            .delegate_dfa_size_limit(MAX_BACKTRACKING_PROGRAM)
+            .build()
+            .map_err(|error| format!("{:?}: {error}", shown(pattern)))
+    };
+    // By itself first, so that its brackets are closed within it.
+    build(pattern)?;
+    Ok(Expression::Backtracking(Box::new(build(whole)?)))
+}
+
+/// The beginning of a pattern, for messages.
+fn shown(pattern: &str) -> String {
+    pattern.chars().take(80).collect()
+}
+
+/// [`Expression::new`] for the linear engine alone.
+fn compile(pattern: &str, whole: &str, count: usize) -> Result<Regex, String> {
     let build = |text: &str, limit: usize| {
         RegexBuilder::new(text)
             .unicode(false)
@@ -43,7 +147,7 @@ pub(super) fn compile(pattern: &str, whole: &str, count: usize) -> Result<Regex,
             .nest_limit(MAX_NESTING)
             .build()
     };
-    let shown: String = pattern.chars().take(80).collect();
+    let shown = shown(pattern);
     // By itself first, so that its brackets are closed within it. Only its syntax counts here.
     match build(pattern, 0) {
         Ok(_) | Err(regex::Error::CompiledTooBig(_)) => {}
@@ -63,7 +167,7 @@ pub(super) enum PathPattern {
     /// Only letters, digits, `_` and `.`: matched in place, where `.` matches any character as in an expression.
     Plain(String),
     /// Anything else.
-    Expression(Regex),
+    Expression(Expression),
 }
 
 impl PathPattern {
@@ -73,7 +177,7 @@ impl PathPattern {
             return Ok(PathPattern::Plain(key.to_owned()));
         }
         let whole = format!(r"^(?:.*\.)?(?:{key})$");
-        compile(key, &whole, count).map(PathPattern::Expression)
+        Expression::new(key, &whole, count).map(PathPattern::Expression)
     }
 
     /// Whether `key` needs no compiling.
@@ -82,19 +186,21 @@ impl PathPattern {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.')
     }
 
-    pub(super) fn matches(&self, path: &str) -> bool {
+    /// # Errors
+    /// As [`Expression::is_match`].
+    pub(super) fn matches(&self, path: &str, budget: &MatchBudget) -> Result<bool, String> {
         match self {
-            PathPattern::Expression(expression) => expression.is_match(path.as_bytes()),
+            PathPattern::Expression(expression) => expression.is_match(path, budget),
             PathPattern::Plain(key) => {
                 let (path, key) = (path.as_bytes(), key.as_bytes());
                 let Some(start) = path.len().checked_sub(key.len()) else {
-                    return false;
+                    return Ok(false);
                 };
                 let same = path[start..]
                     .iter()
                     .zip(key)
                     .all(|(have, want)| *want == b'.' || have == want);
-                same && (start == 0 || path[start - 1] == b'.')
+                Ok(same && (start == 0 || path[start - 1] == b'.'))
             }
         }
     }
@@ -165,8 +271,8 @@ mod tests {
             assert!(matches!(plain, PathPattern::Plain(_)));
             for path in paths {
                 assert_eq!(
-                    plain.matches(path),
-                    expression.is_match(path.as_bytes()),
+                    plain.matches(path, &MatchBudget::default()),
+                    Ok(expression.is_match(path.as_bytes())),
                     "{key} on {path}"
                 );
             }
@@ -175,21 +281,60 @@ mod tests {
 
     #[test]
     fn expressions_of_the_peft_documentation_match() {
+        let budget = MatchBudget::default();
         let pattern = PathPattern::new(r"model\.layers\.\d+\.(mlp)\.(up|down)_proj", 128).unwrap();
-        assert!(pattern.matches("model.layers.12.mlp.up_proj"));
-        assert!(!pattern.matches("model.layers.12.mlp.gate_proj"));
+        assert!(pattern.matches("model.layers.12.mlp.up_proj", &budget).unwrap());
+        assert!(!pattern.matches("model.layers.12.mlp.gate_proj", &budget).unwrap());
         let pattern = PathPattern::new(r"^model.layers.0.*q_proj", 1).unwrap();
-        assert!(pattern.matches("model.layers.0.self_attn.q_proj"));
+        assert!(pattern.matches("model.layers.0.self_attn.q_proj", &budget).unwrap());
     }
 
     #[test]
-    fn unsupported_expressions_are_refused_with_a_reason() {
-        assert!(
-            PathPattern::new(r"(?!a)b", 1)
-                .err()
-                .unwrap()
-                .contains("look-around")
-        );
+    fn look_around_and_backreferences_match_as_in_python() {
+        let budget = MatchBudget::default();
+        let whole = |pattern: &str, path: &str| {
+            let expression = Expression::new(pattern, &format!("^(?:{pattern})$"), 1);
+            expression.unwrap().is_match(path, &budget).unwrap()
+        };
+        // What re.fullmatch of Python 3.12 says.
+        for (pattern, path, expected) in [
+            (r"^(?!.*(?:visual|vision)).*\.(?:q_proj|v_proj)$", "model.layers.0.self_attn.q_proj", true),
+            (r"^(?!.*(?:visual|vision)).*\.(?:q_proj|v_proj)$", "vision.layers.0.self_attn.q_proj", false),
+            (r"(?:(?!mlp).)*proj", "model.layers.0.self_attn.q_proj", true),
+            (r"(?:(?!mlp).)*proj", "model.layers.0.mlp.up_proj", false),
+            (r".*(?<=\.1)\..*_proj", "model.layers.1.mlp.up_proj", true),
+            (r".*(?<=\.1)\..*_proj", "model.layers.2.mlp.up_proj", false),
+            (r".*\.(\d)\1\..*", "model.layers.22.mlp.up_proj", true),
+            (r".*\.(\d)\1\..*", "model.layers.21.mlp.up_proj", false),
+            (r"(?=a)a|ab", "ab", true),
+        ] {
+            assert_eq!(whole(pattern, path), expected, "{pattern} on {path}");
+        }
+    }
+
+    #[test]
+    fn backtracking_is_bounded() {
+        let path = format!("model.layers.0.{}", "a".repeat(60));
+        let slow = r".*(?=a)(?:(a|aa)(?!b))+(?=c)c";
+        let slow = Expression::new(slow, slow, 1).unwrap();
+        let error = slow.is_match(&path, &MatchBudget::default()).unwrap_err();
+        assert!(error.contains("more than 2000 steps on model.layers.0."), "{error}");
+        let long = format!("(?!{})", "a".repeat(1000));
+        let error = Expression::new(&long, &long, 1).unwrap_err();
+        assert!(error.contains("1004 bytes; an expression with look-around may have 1000"), "{error}");
+        let large = r"(?=a)(?:\w{100}){100}";
+        assert!(Expression::new(large, large, 1).is_err());
+        let quick = Expression::new("(?=a)a", "(?=a)a", 1).unwrap();
+        let budget = MatchBudget(Cell::new(2));
+        for expected in [true, true, false] {
+            assert_eq!(quick.is_match("a", &budget).is_ok(), expected);
+        }
+    }
+
+    #[test]
+    fn broken_expressions_are_refused_with_a_reason() {
+        assert!(PathPattern::new("(?!a)b(", 1).is_err());
+        assert!(PathPattern::new("(?!a)b)(", 1).is_err());
         assert!(PathPattern::new("a)(b", 1).is_err());
         assert!(PathPattern::new(r"(a{1000}){1000}", 1).is_err());
     }

@@ -7,18 +7,23 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::adapter::{Adapter, LoraPair, PairShape, check, tensor_name};
+use super::adapter::{Adapter, BaseTensor, LoraPair, PairShape, check, missing, tensor_name};
 use super::config::{AdapterConfig, Matcher};
 use super::error::PeftError;
 use super::limits::{
-    CONFIG_FILE, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_RANK, MAX_WEIGHTS_BYTES, MAX_WIDTH, WEIGHTS_FILE,
+    CONFIG_FILE, MAX_CONFIG_BYTES, MAX_RANK, MAX_WEIGHTS_BYTES, MAX_WIDTH, WEIGHTS_FILE,
 };
 use super::module::Module;
+use super::tensor_names::TensorName;
 use crate::config::ModelConfig;
 use crate::safetensors::{self, Dtype, TensorLocation};
 
-/// Names and locations of A and B of one linear.
-type Sides = [Option<(String, TensorLocation)>; 2];
+/// Names and locations of A and B of one linear, and its path in the model that was trained.
+#[derive(Default)]
+struct Sides {
+    path: String,
+    tensors: [Option<(String, TensorLocation)>; 2],
+}
 
 /// An adapter folder, read and checked except for the values. Those are widened pair by pair when they are needed: widening
 /// all of them at once would allocate four bytes a value for each adapter.
@@ -29,6 +34,8 @@ pub struct AdapterFile {
     pub dtype: Dtype,
     /// Strings in the weights' header, except PEFT's own `format`.
     pub metadata: BTreeMap<String, String>,
+    /// The tensors of the base in the file, which must be the base's own.
+    pub base_tensors: Vec<BaseTensor>,
     pairs: Vec<PairLocation>,
     files: [Vec<u8>; 2],
     /// The path of the weights, for messages.
@@ -69,14 +76,20 @@ impl AdapterFile {
                 path: path.clone(),
                 source,
             })?;
-        let dtype = common_dtype(header.tensors.values().map(|location| location.dtype));
-        let pairs = pairs(&config, header.tensors, &path)?;
+        let (pairs, base_tensors) = pairs(&config, header.tensors, &path)?;
+        let locations = pairs.iter().flat_map(|pair| [&pair.a.1, &pair.b.1]);
+        let dtype = common_dtype(locations.map(|location| location.dtype));
+        let base_tensors = base_tensors.into_iter().map(|(name, gguf, location)| {
+            BaseTensor::new(name, gguf, &location, &files[1])
+        });
+        let base_tensors = base_tensors.collect();
         let mut metadata = header.metadata;
         metadata.remove("format");
         Ok(AdapterFile {
             config,
             dtype,
             metadata,
+            base_tensors,
             pairs,
             files,
             path,
@@ -117,7 +130,16 @@ impl AdapterFile {
     /// As [`Adapter::check`].
     pub fn check(&self, model: &ModelConfig) -> Result<(), PeftError> {
         let shapes: Vec<PairShape> = self.shapes().collect();
-        check(&shapes, &self.config, model)
+        check(&shapes, model)
+    }
+
+    /// As [`Adapter::missing`].
+    ///
+    /// # Errors
+    /// As [`Adapter::missing`].
+    pub fn missing(&self, model: &ModelConfig) -> Result<Vec<String>, PeftError> {
+        let shapes: Vec<PairShape> = self.shapes().collect();
+        missing(&shapes, &self.config, model)
     }
 
     /// Does `work` while another thread computes the [`content_hash`] of the bytes that were read: hashing takes about as long as
@@ -163,6 +185,7 @@ impl AdapterFile {
             pairs,
             dtype: self.dtype,
             metadata: self.metadata,
+            base_tensors: self.base_tensors,
         })
     }
 }
@@ -225,7 +248,7 @@ pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
             source,
         }
     })?;
-    let pairs = pairs(&config, header.tensors, &path)?;
+    let (pairs, _) = pairs(&config, header.tensors, &path)?;
     Ok(pairs.into_iter().map(|pair| pair.shape).collect())
 }
 
@@ -254,26 +277,42 @@ pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
     Ok(base16ct::lower::encode_string(&hasher.finalize()))
 }
 
-/// The pairs of a file with `tensors`, sorted by layer and module.
+/// A tensor of the base in an adapter's file: its name there, its GGUF name, and its location.
+type BaseLocation = (String, String, TensorLocation);
+
+/// The pairs of a file with `tensors`, sorted by layer and module, and its tensors of the base.
 fn pairs(
     config: &AdapterConfig,
     tensors: BTreeMap<String, TensorLocation>,
     path: &Path,
-) -> Result<Vec<PairLocation>, PeftError> {
-    let matcher = config.matcher(path)?;
+) -> Result<(Vec<PairLocation>, Vec<BaseLocation>), PeftError> {
+    let matcher = config.matcher(path.with_file_name(CONFIG_FILE).as_path())?;
     let mut sides: BTreeMap<(usize, Module), Sides> = BTreeMap::new();
+    let mut base_tensors = Vec::new();
     for (name, location) in tensors {
         let error = |problem: String| PeftError::Tensor {
             path: path.to_owned(),
             name: name.clone(),
             problem,
         };
-        let (layer, module, side) = parse_name(&name).map_err(&error)?;
-        let slot = &mut sides.entry((layer, module)).or_default()[side];
-        if let Some((other, _)) = slot {
+        let (layer, module, side, trained) = match TensorName::parse(&name).map_err(&error)? {
+            TensorName::Base(gguf) => {
+                base_tensors.push((name, gguf, location));
+                continue;
+            }
+            TensorName::Lora {
+                layer,
+                module,
+                side,
+                path,
+            } => (layer, module, side, path),
+        };
+        let sides = sides.entry((layer, module)).or_default();
+        if let Some((other, _)) = &sides.tensors[side] {
             return Err(error(format!("the same tensor as {other}")));
         }
-        *slot = Some((name, location));
+        sides.tensors[side] = Some((name, location));
+        sides.path = trained;
     }
     if sides.is_empty() {
         return Err(PeftError::Empty {
@@ -281,21 +320,21 @@ fn pairs(
         });
     }
     let mut pairs = Vec::with_capacity(sides.len());
-    for ((layer, module), [a, b]) in sides {
+    for ((layer, module), Sides { path: trained, tensors }) in sides {
         let missing = |have: &str, side| PeftError::Tensor {
             path: path.to_owned(),
             name: tensor_name(layer, module, side),
             problem: format!("missing, but {have} is there"),
         };
-        let (a, b) = match (a, b) {
-            (Some(a), Some(b)) => (a, b),
-            (Some((name, _)), None) => return Err(missing(&name, 'B')),
-            (None, Some((name, _))) => return Err(missing(&name, 'A')),
-            (None, None) => continue,
+        let (a, b) = match tensors {
+            [Some(a), Some(b)] => (a, b),
+            [Some((name, _)), None] => return Err(missing(&name, 'B')),
+            [None, Some((name, _))] => return Err(missing(&name, 'A')),
+            [None, None] => continue,
         };
-        pairs.push(pair(&matcher, layer, module, a, b, path)?);
+        pairs.push(pair(&matcher, layer, module, &trained, [a, b], path)?);
     }
-    Ok(pairs)
+    Ok((pairs, base_tensors))
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {
@@ -333,57 +372,13 @@ fn common_dtype(mut tensors: impl Iterator<Item = Dtype>) -> Dtype {
     }
 }
 
-/// Layer, module, and 0 for A or 1 for B.
-fn parse_name(name: &str) -> Result<(usize, Module, usize), String> {
-    let unknown = || -> String {
-        let reason = if name.contains("lora_embedding_")
-            || name.contains("embed_tokens")
-            || name.contains("lm_head")
-        {
-            "LoRA on the embedding or the head is not supported"
-        } else if name.contains("lora_magnitude_vector") {
-            "DoRA is not supported"
-        } else if name.contains("modules_to_save") {
-            "saved modules are not supported"
-        } else if name.ends_with(".bias") {
-            "biases are not supported"
-        } else {
-            "unknown; names look like base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-        };
-        reason.to_owned()
-    };
-    let rest = name
-        .strip_prefix("base_model.model.model.layers.")
-        .ok_or_else(unknown)?;
-    let parts: Vec<&str> = rest.split('.').collect();
-    let (number, parent, module, side) = match parts[..] {
-        [number, parent, module, side, "weight"]
-        | [number, parent, module, side, "default", "weight"] => (number, parent, module, side),
-        _ => return Err(unknown()),
-    };
-    let module: Module = module.parse().map_err(|_| unknown())?;
-    let side = ["lora_A", "lora_B"]
-        .iter()
-        .position(|name| *name == side)
-        .ok_or_else(unknown)?;
-    let layer: usize = number.parse().map_err(|_| unknown())?;
-    if module.parent() != parent || layer.to_string() != number {
-        return Err(unknown());
-    }
-    if layer >= MAX_LAYERS {
-        return Err(format!(
-            "layer {layer}; at most {MAX_LAYERS} layers are read"
-        ));
-    }
-    Ok((layer, module, side))
-}
-
+/// The pair of the tensors A and B. `trained` is the path of its linear in the model that was trained.
 fn pair(
     matcher: &Matcher,
     layer: usize,
     module: Module,
-    a: (String, TensorLocation),
-    b: (String, TensorLocation),
+    trained: &str,
+    [a, b]: [(String, TensorLocation); 2],
     path: &Path,
 ) -> Result<PairLocation, PeftError> {
     let error = |name: &str, problem: String| PeftError::Tensor {
@@ -411,22 +406,25 @@ fn pair(
         ));
     }
     let module_path = module.path(layer);
+    let both = [module_path.as_str(), trained];
+    let paths = if trained == module_path { &both[..1] } else { &both[..] };
     let shape = PairShape {
         layer,
         module,
         rank,
         inputs,
         outputs,
-        scale: matcher.scale(&module_path),
+        scale: matcher.scale(paths, rank)?,
     };
-    check_shape(&shape, matcher, &a.0, path)?;
+    check_shape(&shape, matcher, paths, &a.0, path)?;
     Ok(PairLocation { shape, a, b })
 }
 
-/// Checks the shape of a pair that is read or written.
+/// Checks the shape of a pair that is read or written, whose linear has these paths.
 pub(super) fn check_shape(
     pair: &PairShape,
     matcher: &Matcher,
+    paths: &[&str],
     a_name: &str,
     path: &Path,
 ) -> Result<(), PeftError> {
@@ -437,7 +435,7 @@ pub(super) fn check_shape(
             problem,
         })
     };
-    let (rank, module_path) = (pair.rank, pair.module.path(pair.layer));
+    let rank = pair.rank;
     if rank == 0 || rank > MAX_RANK {
         return error(a_name, format!("rank {rank}; 1 to {MAX_RANK} is run"));
     }
@@ -448,25 +446,24 @@ pub(super) fn check_shape(
             format!("{inputs} inputs and {outputs} outputs; at most {MAX_WIDTH} are run"),
         );
     }
-    if !matcher.targets(&module_path) {
+    if !matcher.targets(paths)? {
         return error(
             a_name,
-            format!("{module_path} is not in target_modules of {CONFIG_FILE}"),
+            format!(
+                "{} is not in target_modules of {CONFIG_FILE}",
+                paths.join(", or "),
+            ),
         );
     }
-    let configured = matcher.rank(&module_path);
+    let configured = matcher.rank(paths)?;
     if rank != configured {
         return error(
             a_name,
             format!("rank {rank}, but {CONFIG_FILE} says {configured}"),
         );
     }
-    let scale = matcher.scale(&module_path);
-    if pair.scale != scale || !scale.is_finite() {
-        return error(
-            a_name,
-            format!("scale {}, but {CONFIG_FILE} says {scale}", pair.scale),
-        );
+    if !pair.scale.is_finite() {
+        return error(a_name, format!("scale {}", pair.scale));
     }
     Ok(())
 }

@@ -65,7 +65,17 @@ impl Adapter {
         let mut tensors = BTreeMap::new();
         for pair in &self.pairs {
             let names = ['A', 'B'].map(|side| tensor_name(pair.layer, pair.module, side));
-            check_shape(&pair.shape(), &matcher, &names[0], path)?;
+            let module_path = pair.module.path(pair.layer);
+            let paths = [module_path.as_str()];
+            check_shape(&pair.shape(), &matcher, &paths, &names[0], path)?;
+            let scale = matcher.scale(&paths, pair.rank)?;
+            if pair.scale != scale {
+                return Err(PeftError::Tensor {
+                    path: path.to_owned(),
+                    name: names[0].clone(),
+                    problem: format!("scale {}, but {CONFIG_FILE} says {scale}", pair.scale),
+                });
+            }
             let shapes = [vec![pair.rank, pair.inputs], vec![pair.outputs, pair.rank]];
             for ((name, values), shape) in names.into_iter().zip([&pair.a, &pair.b]).zip(shapes) {
                 let error = |problem: String| PeftError::Tensor {
@@ -130,6 +140,7 @@ mod tests {
             }],
             dtype: Dtype::F32,
             metadata: BTreeMap::new(),
+            base_tensors: Vec::new(),
         }
     }
 

@@ -21,6 +21,7 @@ fn adapter(modules: &[Module]) -> Adapter {
         metadata: [("lory.base_sha256", "ab"), ("else", "x")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
+        base_tensors: Vec::new(),
     }
 }
 

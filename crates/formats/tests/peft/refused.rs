@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use formats::config::ModelConfig;
-use formats::peft::{Adapter, AdapterConfig, Dtype, TargetModules};
+use formats::peft::{Adapter, AdapterConfig, BaseTensor, Dtype, TargetModules, ValuesHash};
 use formats::safetensors::{File, Tensor, read, write};
 use serde_json::{Value, json};
 
@@ -30,10 +30,6 @@ fn unsupported_fields_are_refused_by_name() {
             json!({"use_dora": true}),
             "use_dora = true is not supported",
         ),
-        (
-            json!({"modules_to_save": ["lm_head"]}),
-            "modules_to_save = [\"lm_head\"] is not supported",
-        ),
         (json!({"bias": "all"}), "bias = \"all\" is not supported"),
         (json!({"lora_bias": true}), "lora_bias = true"),
         (json!({"fan_in_fan_out": true}), "fan_in_fan_out = true"),
@@ -48,7 +44,11 @@ fn unsupported_fields_are_refused_by_name() {
             "trainable_token_indices = [1,2]",
         ),
         (json!({"target_parameters": ["w"]}), "target_parameters"),
-        (json!({"exclude_modules": "x"}), "exclude_modules"),
+        (json!({"exclude_modules": "("}), "exclude_modules: \"(\""),
+        (
+            json!({"exclude_modules": [1]}),
+            "exclude_modules: must be a string or a list of strings",
+        ),
         (json!({"layer_replication": [[0, 2]]}), "layer_replication"),
         (
             json!({"init_lora_weights": "pissa_niter_4"}),
@@ -66,7 +66,11 @@ fn unsupported_fields_are_refused_by_name() {
             json!({"target_modules": ".*"}),
             "target_modules: LoRA on the embedding",
         ),
-        (json!({"target_modules": "(?=a)b"}), "target_modules: "),
+        (json!({"target_modules": "(?=a)(b"}), "target_modules: "),
+        (
+            json!({"target_modules": "(?:(.|..)(?!x))+(?=y)y"}),
+            "needs more than 2000 steps",
+        ),
         (
             json!({"target_modules": []}),
             "target_modules: names no module",
@@ -148,7 +152,7 @@ fn harmless_and_empty_fields_are_accepted() {
         "corda_config": null, "megatron_core": "megatron.core", "qalora_group_size": 16, "use_qalora": false,
         "peft_version": "0.18.0", "exclude_modules": null, "trainable_token_indices": null, "layers_pattern": null,
         "layer_replication": null, "lora_bias": false, "something_new": null, "something_else": [], "task_type": null,
-        "layers_to_transform": null, "modules_to_save": [], "runtime_config": {"ephemeral_gpu_offload": false},
+        "layers_to_transform": null, "modules_to_save": ["lm_head"], "ensure_weight_tying": true, "runtime_config": {"ephemeral_gpu_offload": false},
     }));
     let usual = usual.unwrap();
     assert_eq!(
@@ -268,7 +272,11 @@ fn invalid_tensors_are_named() {
             "base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight",
             "unknown",
         ),
-        ("model.layers.0.self_attn.q_proj.lora_A.weight", "unknown"),
+        (
+            "model.layers.0.self_attn.q_proj.lora_A.weight",
+            "the same tensor as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        ),
+        ("base_model.model.score.modules_to_save.weight", "saved modules"),
         (
             "base_model.model.model.layers.4096.self_attn.q_proj.lora_A.weight",
             "at most 4096 layers",
@@ -304,6 +312,80 @@ fn tensor_names_of_a_loaded_adapter_are_accepted() {
         );
     });
     assert_eq!(read.unwrap(), adapter());
+}
+
+#[test]
+fn wrappers_in_front_of_tensor_names_are_accepted() {
+    for (wrappers, trained) in [
+        ("base_model.model.base_model.model.model.", None),
+        ("base_model.model._orig_mod.model.", None),
+        ("base_model.model.model.language_model.", Some("model.language_model.layers.*proj")),
+        ("model.", None),
+        ("", None),
+    ] {
+        let path = Path::new("adapter_model.safetensors");
+        let mut adapter = adapter();
+        let bytes = adapter.to_safetensors(Dtype::F32, path).unwrap();
+        let mut file = read(&bytes).unwrap();
+        let renamed = |(name, tensor): (String, Tensor)| {
+            let own = name.strip_prefix("base_model.model.model.").unwrap();
+            (format!("{wrappers}{own}"), tensor)
+        };
+        file.tensors = file.tensors.into_iter().map(renamed).collect();
+        // A pattern may name the wrappers of the model that was trained.
+        if let Some(pattern) = trained {
+            adapter.config.target_modules = TargetModules::Expression(pattern.to_owned());
+        }
+        let read = Adapter::parse(adapter.config.clone(), &write(&file).unwrap(), path);
+        assert_eq!(read.unwrap(), adapter, "{wrappers}");
+    }
+}
+
+#[test]
+fn excluded_modules_are_not_targets() {
+    let error = |excluded: Value| {
+        let config = parsed(json!({"exclude_modules": excluded})).unwrap();
+        let path = Path::new("adapter_model.safetensors");
+        let bytes = adapter().to_safetensors(Dtype::F32, path).unwrap();
+        let read = Adapter::parse(config.clone(), &bytes, path);
+        // It survives writing.
+        let again = AdapterConfig::parse(config.to_json().as_bytes(), path).unwrap();
+        assert_eq!(again, config);
+        read.map_err(|error| error.to_string())
+    };
+    for excluded in [
+        json!(["q_proj"]),
+        json!(["model.layers.2.self_attn.q_proj"]),
+        json!(r".*\.2\.(?!mlp).*"),
+    ] {
+        let text = error(excluded.clone()).unwrap_err();
+        assert!(text.contains("self_attn.q_proj is not in target_modules"), "{excluded}: {text}");
+    }
+    for excluded in [json!(null), json!([]), json!(["k_proj"]), json!("q_proj")] {
+        assert_eq!(error(excluded).unwrap().pairs, adapter().pairs);
+    }
+}
+
+#[test]
+fn tensors_of_the_base_are_listed_with_their_hash() {
+    let saved = "base_model.model.lm_head.modules_to_save.weight";
+    let read = weights(|tensors| {
+        let mut head = tensor(&[10, 8]);
+        head.dtype = Dtype::BF16;
+        tensors.insert(saved.to_owned(), head);
+    })
+    .unwrap();
+    assert_eq!((read.pairs.as_slice(), read.dtype), (adapter().pairs.as_slice(), Dtype::F32));
+    let mut hash = ValuesHash::default();
+    hash.update(&[0.5; 80]);
+    let expected = BaseTensor {
+        name: saved.to_owned(),
+        gguf_name: "output.weight".to_owned(),
+        dtype: Dtype::BF16,
+        shape: vec![10, 8],
+        sha256: hash.finish(),
+    };
+    assert_eq!(read.base_tensors, [expected]);
 }
 
 #[test]
@@ -411,10 +493,6 @@ fn shapes_are_checked_against_the_model() {
         "layers.2.self_attn.q_proj.lora_A.weight: the model has only 2 layers",
     );
     check(
-        |model| model.layers = 4,
-        "layers.3.self_attn.q_proj.lora_A.weight: missing",
-    );
-    check(
         |model| model.hidden_size = 16,
         "layers.0.self_attn.q_proj.lora_A.weight: shape [2, 8], but the model needs [2, 16]",
     );
@@ -422,4 +500,10 @@ fn shapes_are_checked_against_the_model() {
         |model| model.heads = 8,
         "q_proj.lora_B.weight: shape [8, 2], but the model needs [16, 2]",
     );
+    // PEFT loads such an adapter with a warning.
+    let mut model = model();
+    model.layers = 4;
+    adapter().check(&model).unwrap();
+    let missing = adapter().missing(&model).unwrap();
+    assert_eq!(missing, ["model.layers.3.self_attn.q_proj", "model.layers.3.mlp.down_proj"]);
 }

@@ -342,6 +342,11 @@ mod tests {
     }
 
     #[test]
+    fn byte_order_mark_is_accepted() {
+        assert_eq!(arguments_or_error("\u{feff}port = 9000"), "--port=9000");
+    }
+
+    #[test]
     fn an_error_names_the_line() {
         for (text, expected) in [
             (

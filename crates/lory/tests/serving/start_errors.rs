@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
+use formats::gguf::{Gguf, dequantize};
+use formats::safetensors::{self, Dtype};
+use serde_json::{Value, json};
 use service::{AdapterError, GenerateRequest, RequestError, Service, Settings};
 use testkit::home::TestHome;
 use testkit::server::TestServer;
 use testkit::tiny::adapter;
-use testkit::tiny::{tiny_adapter, tiny_config};
+use testkit::tiny::{tiny_adapter, tiny_config, tiny_gguf};
 
 use crate::setup;
 
@@ -64,6 +67,59 @@ fn adapter_with_another_tokenizer_or_template_is_rejected() {
         let error = refused_persona(&home);
         assert!(error.contains(what), "{error}");
     }
+}
+
+/// Adds a tensor to the weights of the persona `odd`, whose configuration saves modules.
+fn save_module(home: &TestHome, name: &str, tensor: safetensors::Tensor) {
+    let folder = home.path("personas/odd/adapter");
+    let weights = folder.join("adapter_model.safetensors");
+    let mut file = safetensors::read(&std::fs::read(&weights).unwrap()).unwrap();
+    file.tensors.insert(name.to_owned(), tensor);
+    std::fs::write(&weights, safetensors::write(&file).unwrap()).unwrap();
+    let config = folder.join("adapter_config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["modules_to_save"] = json!(["lm_head"]);
+    json["ensure_weight_tying"] = json!(true);
+    std::fs::write(&config, json.to_string()).unwrap();
+}
+
+#[test]
+fn saved_modules_that_are_the_bases_are_accepted_and_others_named() {
+    let home = setup::home();
+    let bytes = tiny_gguf(1);
+    std::fs::write(home.base(), &bytes).unwrap();
+    home.persona("odd", "", Some(&adapter(3)));
+    let plain = setup::open(&home, &Settings::default()).unwrap();
+    let plain = say(&plain, "odd").unwrap();
+
+    let base = Gguf::parse(Arc::new(bytes), "tiny").unwrap();
+    let embedding = base.tensor("token_embd.weight").unwrap();
+    let mut tensor = safetensors::Tensor {
+        dtype: Dtype::F32,
+        shape: embedding.dims.iter().rev().map(|&size| size as usize).collect(),
+        values: vec![0.0; embedding.elements()],
+    };
+    dequantize(embedding.dtype, embedding.data, &mut tensor.values).unwrap();
+    // The tiny model's head is its embedding.
+    let name = "base_model.model.lm_head.modules_to_save.weight";
+    save_module(&home, name, tensor.clone());
+    let service = setup::open(&home, &Settings::default()).unwrap();
+    assert_eq!(say(&service, "odd").unwrap(), plain);
+
+    tensor.values[7] += 0.25;
+    save_module(&home, name, tensor);
+    let error = refused_persona(&home);
+    assert!(error.contains(&format!("tensor {name}: differs from the base's")), "{error}");
+}
+
+#[test]
+fn adapter_with_some_of_its_targets_answers() {
+    let home = setup::home();
+    let mut adapter = adapter(3);
+    adapter.pairs.retain(|pair| pair.layer == 0);
+    home.persona("odd", "", Some(&adapter));
+    let service = setup::open(&home, &Settings::default()).unwrap();
+    say(&service, "odd").unwrap();
 }
 
 #[test]

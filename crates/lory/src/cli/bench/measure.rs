@@ -107,6 +107,7 @@ impl Bench {
             pairs: random_pairs(&model, rank, &mut random),
             dtype: Dtype::BF16,
             metadata: BTreeMap::new(),
+            base_tensors: Vec::new(),
         };
         on_disk.write(folder.path(), Dtype::BF16, "")?;
         let adapters = (0..adapters)

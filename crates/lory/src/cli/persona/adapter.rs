@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
+use base::adapter_tensors;
 use formats::chat_template::ChatTemplate;
-use formats::peft::Adapter;
+use formats::peft::{self, Adapter};
 use formats::tokenizer::Tokenizer;
 use registry::{Persona, Personas};
 
@@ -43,9 +45,14 @@ pub(crate) fn select(personas: &Personas, name: &str) -> anyhow::Result<Selected
 }
 
 impl SelectedAdapter {
-    /// [`check_base`] for this adapter.
-    pub fn check_base(&self, tokenizer: &Tokenizer, template: &ChatTemplate) -> anyhow::Result<()> {
-        check_base(&self.persona.name, &self.adapter, tokenizer, template)
+    /// [`check_base`] for this adapter and the base at `path`.
+    pub fn check_base(
+        &self,
+        path: &Path,
+        tokenizer: &Tokenizer,
+        template: &ChatTemplate,
+    ) -> anyhow::Result<()> {
+        check_base(&self.persona.name, &self.adapter, path, tokenizer, template)
     }
 
     /// The settings of the persona that are not in the file, one per line.
@@ -64,10 +71,12 @@ impl SelectedAdapter {
     }
 }
 
-/// Checks the base's tokenizer and chat template against the hashes that the adapter of persona `name` records.
+/// Checks the tokenizer and chat template of the base at `path` against the hashes that the adapter of persona `name` records, and its tensors
+/// against those in the adapter's file.
 pub(crate) fn check_base(
     name: &str,
     adapter: &Adapter,
+    path: &Path,
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
 ) -> anyhow::Result<()> {
@@ -87,7 +96,8 @@ pub(crate) fn check_base(
             );
         }
     }
-    Ok(())
+    adapter_tensors::check(path, &adapter.base_tensors, Path::new(peft::WEIGHTS_FILE))
+        .with_context(|| format!("persona {name}"))
 }
 
 /// Refuses to overwrite the base, which may be the only copy.

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
     refuse_to_overwrite(&args.out, &located.path)?;
     let base = located.text()?;
-    selected.check_base(&base.tokenizer, &base.template)?;
+    selected.check_base(&located.path, &base.tokenizer, &base.template)?;
 
     let config = base.config.as_in_gguf();
     let mut file = selected

@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     };
     let name = located.name.as_deref();
     let base = Base::open_with(&located.path, name, open_device(None)?, &load)?;
-    selected.check_base(&base.tokenizer, &base.template)?;
+    selected.check_base(&located.path, &base.tokenizer, &base.template)?;
 
     let mut progress = Progress::stderr();
     progress.spin("Merging");

@@ -155,6 +155,7 @@ fn check(content: &AdapterContent, base: &BaseArgs, name: &str) -> anyhow::Resul
     check_base(
         name,
         &content.adapter,
+        &path,
         &wording.tokenizer,
         &wording.template,
     )?;

@@ -11,7 +11,7 @@ use train::preference::{PairCounts, RejectedPersona, holds_pairs};
 use train::{TrainSettings, TrainTask};
 
 use crate::cli::exit::UsageError;
-use base::Base;
+use base::{Base, adapter_tensors};
 use jobs::training::Target;
 
 /// The flags of preference training.
@@ -153,6 +153,9 @@ pub(crate) fn load_start(
         from
     };
     let (adapter, hash) = peft::Adapter::read_hashed(folder)?;
+    if let Some(path) = base.fingerprint.path() {
+        adapter_tensors::check(path, &adapter.base_tensors, folder)?;
+    }
     let start = LoraParams {
         pairs: adapter.pairs,
     };
