@@ -233,7 +233,11 @@ mod tests {
         add(&path, &entry("second")).unwrap();
         assert!(remove(&path, "first").unwrap());
         let text = read_text(&path).unwrap().unwrap();
-        let names: Vec<String> = parse("keys", &text).unwrap().into_iter().map(|key| key.name).collect();
+        let names: Vec<String> = parse("keys", &text)
+            .unwrap()
+            .into_iter()
+            .map(|key| key.name)
+            .collect();
         assert_eq!(names, ["second"]);
     }
 

@@ -126,7 +126,11 @@ mod tests {
         if gguf_name.contains("attn_q") {
             let order = config.rotary_order(config.heads).unwrap();
             let rows: Vec<&[f32]> = values.chunks_exact(own.dims[0] as usize).collect();
-            values = order.iter().flat_map(|&row| rows[row as usize]).copied().collect();
+            values = order
+                .iter()
+                .flat_map(|&row| rows[row as usize])
+                .copied()
+                .collect();
         }
         values[0] += change;
         let values: Vec<f32> = values.iter().map(|&value| dtype.round(value)).collect();
@@ -152,12 +156,19 @@ mod tests {
             let checked = check(&path, &[tensor], Path::new("adapter"));
             checked.map_err(|error| error.to_string())
         };
-        for name in ["token_embd.weight", "blk.1.attn_q.weight", "output_norm.weight"] {
+        for name in [
+            "token_embd.weight",
+            "blk.1.attn_q.weight",
+            "output_norm.weight",
+        ] {
             for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
                 run(saved(&base, name, dtype, 0.0)).unwrap();
             }
             let error = run(saved(&base, name, Dtype::F32, 0.5)).unwrap_err();
-            assert!(error.starts_with(&format!("adapter: tensor saved.{name}: differs")), "{error}");
+            assert!(
+                error.starts_with(&format!("adapter: tensor saved.{name}: differs")),
+                "{error}"
+            );
         }
         // The head of a base that uses the embedding for it.
         assert!(base.tensor("output.weight").is_none());
@@ -171,7 +182,11 @@ mod tests {
         assert!(run(longer).unwrap_err().contains("but the base's is"));
         let mut other = saved(&base, "token_embd.weight", Dtype::F32, 0.0);
         other.gguf_name = "blk.77.ffn_up.weight".to_owned();
-        assert!(run(other).unwrap_err().contains("the base does not have it"));
+        assert!(
+            run(other)
+                .unwrap_err()
+                .contains("the base does not have it")
+        );
         check(Path::new("nowhere"), &[], Path::new("adapter")).unwrap();
     }
 
@@ -179,7 +194,8 @@ mod tests {
     fn quantized_base_cannot_be_compared() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("base.gguf");
-        let base = Gguf::parse(std::sync::Arc::new(tiny_gguf_as(7, GgmlType::F32)), "base").unwrap();
+        let base =
+            Gguf::parse(std::sync::Arc::new(tiny_gguf_as(7, GgmlType::F32)), "base").unwrap();
         let mut writer = GgufWriter::new();
         for (key, value) in base.metadata() {
             writer.metadata(key, Value::clone(value));
@@ -193,6 +209,9 @@ mod tests {
             ..saved(&base, "token_embd.weight", Dtype::F32, 0.0)
         };
         let error = check(&path, &[tensor], Path::new("adapter")).unwrap_err();
-        assert!(error.to_string().contains("the base is quantized (Q8_0)"), "{error}");
+        assert!(
+            error.to_string().contains("the base is quantized (Q8_0)"),
+            "{error}"
+        );
     }
 }

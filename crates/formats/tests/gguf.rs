@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use formats::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, PartName, Value, dequantize, part_files, quantize};
+use formats::gguf::{
+    Array, GgmlType, Gguf, GgufError, GgufWriter, PartName, Value, dequantize, part_files, quantize,
+};
 use serde::Deserialize;
 
 fn parse(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
@@ -436,7 +438,10 @@ fn unsupported_types_and_wrong_lengths_are_refused() {
 }
 
 /// The files of `small`, split into one part for each tensor, as gguf-split names and marks them.
-fn parts(folder: &std::path::Path, change: impl Fn(u16, &mut GgufWriter)) -> Vec<std::path::PathBuf> {
+fn parts(
+    folder: &std::path::Path,
+    change: impl Fn(u16, &mut GgufWriter),
+) -> Vec<std::path::PathBuf> {
     (0u16..2)
         .map(|number| {
             let mut writer = GgufWriter::new();
@@ -531,7 +536,9 @@ fn incomplete_or_mixed_parts_are_refused_by_name() {
         ),
         (
             &|_, writer| {
-                writer.tensor("both", GgmlType::F32, &[1], vec![0; 4]).unwrap();
+                writer
+                    .tensor("both", GgmlType::F32, &[1], vec![0; 4])
+                    .unwrap();
                 writer.metadata("split.tensors.count", Value::I32(4));
             },
             "tensor \"both\": is in part 1, too",
@@ -571,7 +578,10 @@ fn incomplete_or_mixed_parts_are_refused_by_name() {
 #[test]
 fn names_of_parts_have_a_number_and_a_count() {
     let part = PartName::parse("Q4/model-of-x-00002-of-00003.gguf").unwrap();
-    assert_eq!((part.stem, part.number, part.count), ("Q4/model-of-x", 2, 3));
+    assert_eq!(
+        (part.stem, part.number, part.count),
+        ("Q4/model-of-x", 2, 3)
+    );
     let all: Vec<String> = part.all().collect();
     assert_eq!(all[2], "Q4/model-of-x-00003-of-00003.gguf");
     for other in [

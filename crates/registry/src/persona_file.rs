@@ -323,7 +323,10 @@ mod tests {
     fn byte_order_mark_is_accepted() {
         assert_eq!(read_text("\u{feff}version = 3").unwrap().version, 3);
         let error = read_text("\u{feff}version = 3\nx = 1").err().unwrap();
-        assert!(error.to_string().contains("persona.toml:2: unknown field"), "{error}");
+        assert!(
+            error.to_string().contains("persona.toml:2: unknown field"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -246,7 +246,10 @@ fn choose(all: &[RepositoryFile], file: Option<&str>) -> Result<Chosen, String> 
     let ggufs = ggufs(all);
     match ggufs.as_slice() {
         [one] => gguf(all, one),
-        [] => Err("it has neither safetensors with a config.json, nor a GGUF file, nor an adapter".to_owned()),
+        [] => Err(
+            "it has neither safetensors with a config.json, nor a GGUF file, nor an adapter"
+                .to_owned(),
+        ),
         several => Err(format!(
             "it has several GGUF files; choose one with --file: {}",
             several.join(", ")
@@ -315,7 +318,9 @@ fn gguf(all: &[RepositoryFile], path: &str) -> Result<Chosen, String> {
     for (number, name) in names.iter().enumerate() {
         let Some(file) = all.iter().find(|one| one.rfilename == *name) else {
             let (part, count) = (number + 1, names.len());
-            return Err(format!("part {part} of {count} is missing: it has no file {name:?}"));
+            return Err(format!(
+                "part {part} of {count} is missing: it has no file {name:?}"
+            ));
         };
         files.push(file.clone());
     }
@@ -421,10 +426,17 @@ mod tests {
             "Q4/a-00001-of-00002.gguf",
             "Q4/a-00002-of-00002.gguf",
         ]);
-        for file in [None, Some("a-00002-of-00002.gguf"), Some("Q4/a-00001-of-00002.gguf")] {
+        for file in [
+            None,
+            Some("a-00002-of-00002.gguf"),
+            Some("Q4/a-00001-of-00002.gguf"),
+        ] {
             let chosen = choose(&split, file).unwrap();
             assert_eq!(chosen.file.as_deref(), Some("Q4/a-00001-of-00002.gguf"));
-            assert_eq!(names(chosen), ["Q4/a-00001-of-00002.gguf", "Q4/a-00002-of-00002.gguf"]);
+            assert_eq!(
+                names(chosen),
+                ["Q4/a-00001-of-00002.gguf", "Q4/a-00002-of-00002.gguf"]
+            );
         }
         let several = listed(&[
             "Q4/a-00001-of-00002.gguf",
@@ -439,12 +451,18 @@ mod tests {
         assert!(error(None).ends_with("--file: Q4/a-00001-of-00002.gguf, Q4/b.gguf, Q8/b.gguf"));
         assert!(error(Some("b.gguf")).contains("several files"));
         for outside in ["../c.gguf", "/d.gguf", "Q4/../b.gguf", "Q4\\e.gguf", ""] {
-            assert!(error(Some(outside)).contains("not a file name"), "{outside}");
+            assert!(
+                error(Some(outside)).contains("not a file name"),
+                "{outside}"
+            );
         }
         let many = listed(&["a-00001-of-99999.gguf"]);
         assert!(choose(&many, None).unwrap_err().contains("at most 1024"));
         let adapter = ["adapter_config.json", "adapter_model.safetensors"];
-        let chosen = choose(&listed(&[&adapter[..], &["config.json", "x.gguf"]].concat()), None);
+        let chosen = choose(
+            &listed(&[&adapter[..], &["config.json", "x.gguf"]].concat()),
+            None,
+        );
         let chosen = chosen.unwrap();
         assert_eq!(chosen.kind, RepositoryKind::Adapter);
         assert_eq!(names(chosen), adapter);

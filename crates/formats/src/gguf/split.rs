@@ -191,7 +191,10 @@ fn check_split(part: &Gguf, number: usize, count: usize) -> Result<(), GgufError
             return Err(GgufError::Metadata {
                 origin: part.origin.clone(),
                 key: key.to_owned(),
-                problem: format!("{found}, but this is part {} of {count}, which has {expected} there", number + 1),
+                problem: format!(
+                    "{found}, but this is part {} of {count}, which has {expected} there",
+                    number + 1
+                ),
             });
         }
     }

@@ -214,10 +214,9 @@ impl AdapterConfig {
         };
         let excluded = match &self.exclude_modules {
             None => None,
-            Some(TargetModules::List(names)) => Some(TargetMatcher::List(
-                listed("exclude_modules", names)?,
-                None,
-            )),
+            Some(TargetModules::List(names)) => {
+                Some(TargetMatcher::List(listed("exclude_modules", names)?, None))
+            }
             Some(TargetModules::Expression(pattern)) => Some(TargetMatcher::Expression(
                 expression("exclude_modules", pattern)?,
             )),

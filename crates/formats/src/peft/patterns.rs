@@ -108,7 +108,10 @@ fn needs_backtracking(pattern: &str) -> bool {
         return false;
     };
     use regex_syntax::ast::ErrorKind::{UnsupportedBackreference, UnsupportedLookAround};
-    matches!(error.kind(), UnsupportedBackreference | UnsupportedLookAround)
+    matches!(
+        error.kind(),
+        UnsupportedBackreference | UnsupportedLookAround
+    )
 }
 
 fn backtracking(pattern: &str, whole: &str) -> Result<Expression, String> {
@@ -283,10 +286,22 @@ mod tests {
     fn expressions_of_the_peft_documentation_match() {
         let budget = MatchBudget::default();
         let pattern = PathPattern::new(r"model\.layers\.\d+\.(mlp)\.(up|down)_proj", 128).unwrap();
-        assert!(pattern.matches("model.layers.12.mlp.up_proj", &budget).unwrap());
-        assert!(!pattern.matches("model.layers.12.mlp.gate_proj", &budget).unwrap());
+        assert!(
+            pattern
+                .matches("model.layers.12.mlp.up_proj", &budget)
+                .unwrap()
+        );
+        assert!(
+            !pattern
+                .matches("model.layers.12.mlp.gate_proj", &budget)
+                .unwrap()
+        );
         let pattern = PathPattern::new(r"^model.layers.0.*q_proj", 1).unwrap();
-        assert!(pattern.matches("model.layers.0.self_attn.q_proj", &budget).unwrap());
+        assert!(
+            pattern
+                .matches("model.layers.0.self_attn.q_proj", &budget)
+                .unwrap()
+        );
     }
 
     #[test]
@@ -298,9 +313,21 @@ mod tests {
         };
         // What re.fullmatch of Python 3.12 says.
         for (pattern, path, expected) in [
-            (r"^(?!.*(?:visual|vision)).*\.(?:q_proj|v_proj)$", "model.layers.0.self_attn.q_proj", true),
-            (r"^(?!.*(?:visual|vision)).*\.(?:q_proj|v_proj)$", "vision.layers.0.self_attn.q_proj", false),
-            (r"(?:(?!mlp).)*proj", "model.layers.0.self_attn.q_proj", true),
+            (
+                r"^(?!.*(?:visual|vision)).*\.(?:q_proj|v_proj)$",
+                "model.layers.0.self_attn.q_proj",
+                true,
+            ),
+            (
+                r"^(?!.*(?:visual|vision)).*\.(?:q_proj|v_proj)$",
+                "vision.layers.0.self_attn.q_proj",
+                false,
+            ),
+            (
+                r"(?:(?!mlp).)*proj",
+                "model.layers.0.self_attn.q_proj",
+                true,
+            ),
             (r"(?:(?!mlp).)*proj", "model.layers.0.mlp.up_proj", false),
             (r".*(?<=\.1)\..*_proj", "model.layers.1.mlp.up_proj", true),
             (r".*(?<=\.1)\..*_proj", "model.layers.2.mlp.up_proj", false),
@@ -318,10 +345,16 @@ mod tests {
         let slow = r".*(?=a)(?:(a|aa)(?!b))+(?=c)c";
         let slow = Expression::new(slow, slow, 1).unwrap();
         let error = slow.is_match(&path, &MatchBudget::default()).unwrap_err();
-        assert!(error.contains("more than 2000 steps on model.layers.0."), "{error}");
+        assert!(
+            error.contains("more than 2000 steps on model.layers.0."),
+            "{error}"
+        );
         let long = format!("(?!{})", "a".repeat(1000));
         let error = Expression::new(&long, &long, 1).unwrap_err();
-        assert!(error.contains("1004 bytes; an expression with look-around may have 1000"), "{error}");
+        assert!(
+            error.contains("1004 bytes; an expression with look-around may have 1000"),
+            "{error}"
+        );
         let large = r"(?=a)(?:\w{100}){100}";
         assert!(Expression::new(large, large, 1).is_err());
         let quick = Expression::new("(?=a)a", "(?=a)a", 1).unwrap();

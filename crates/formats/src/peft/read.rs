@@ -79,9 +79,9 @@ impl AdapterFile {
         let (pairs, base_tensors) = pairs(&config, header.tensors, &path)?;
         let locations = pairs.iter().flat_map(|pair| [&pair.a.1, &pair.b.1]);
         let dtype = common_dtype(locations.map(|location| location.dtype));
-        let base_tensors = base_tensors.into_iter().map(|(name, gguf, location)| {
-            BaseTensor::new(name, gguf, &location, &files[1])
-        });
+        let base_tensors = base_tensors
+            .into_iter()
+            .map(|(name, gguf, location)| BaseTensor::new(name, gguf, &location, &files[1]));
         let base_tensors = base_tensors.collect();
         let mut metadata = header.metadata;
         metadata.remove("format");
@@ -320,7 +320,14 @@ fn pairs(
         });
     }
     let mut pairs = Vec::with_capacity(sides.len());
-    for ((layer, module), Sides { path: trained, tensors }) in sides {
+    for (
+        (layer, module),
+        Sides {
+            path: trained,
+            tensors,
+        },
+    ) in sides
+    {
         let missing = |have: &str, side| PeftError::Tensor {
             path: path.to_owned(),
             name: tensor_name(layer, module, side),
@@ -407,7 +414,11 @@ fn pair(
     }
     let module_path = module.path(layer);
     let both = [module_path.as_str(), trained];
-    let paths = if trained == module_path { &both[..1] } else { &both[..] };
+    let paths = if trained == module_path {
+        &both[..1]
+    } else {
+        &both[..]
+    };
     let shape = PairShape {
         layer,
         module,

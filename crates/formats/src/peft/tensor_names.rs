@@ -130,9 +130,18 @@ mod tests {
             ("base_model.model.base_model.model.model.", "model."),
             ("base_model.model._orig_mod.model.", "model."),
             ("_orig_mod.base_model.model.model.", "model."),
-            ("base_model.model.model.language_model.", "model.language_model."),
-            ("base_model.model.language_model.model.", "language_model.model."),
-            ("module.base_model.model.model.", "module.base_model.model.model."),
+            (
+                "base_model.model.model.language_model.",
+                "model.language_model.",
+            ),
+            (
+                "base_model.model.language_model.model.",
+                "language_model.model.",
+            ),
+            (
+                "module.base_model.model.model.",
+                "module.base_model.model.model.",
+            ),
             ("model.", "model."),
             ("", ""),
         ] {
@@ -154,30 +163,60 @@ mod tests {
     #[test]
     fn tensors_of_the_base_have_their_gguf_name() {
         for (name, gguf) in [
-            ("base_model.model.model.embed_tokens.weight", "token_embd.weight"),
-            ("base_model.model.lm_head.modules_to_save.default.weight", "output.weight"),
-            ("base_model.model.model.language_model.norm.weight", "output_norm.weight"),
-            ("model.embed_tokens.original_module.weight", "token_embd.weight"),
+            (
+                "base_model.model.model.embed_tokens.weight",
+                "token_embd.weight",
+            ),
+            (
+                "base_model.model.lm_head.modules_to_save.default.weight",
+                "output.weight",
+            ),
+            (
+                "base_model.model.model.language_model.norm.weight",
+                "output_norm.weight",
+            ),
+            (
+                "model.embed_tokens.original_module.weight",
+                "token_embd.weight",
+            ),
             (
                 "base_model.model.model.layers.3.mlp.up_proj.base_layer.weight",
                 "blk.3.ffn_up.weight",
             ),
         ] {
-            assert_eq!(TensorName::parse(name), Ok(TensorName::Base(gguf.to_owned())));
+            assert_eq!(
+                TensorName::parse(name),
+                Ok(TensorName::Base(gguf.to_owned()))
+            );
         }
     }
 
     #[test]
     fn other_names_are_refused_with_a_reason() {
         for (name, reason) in [
-            ("vision_tower.layers.0.self_attn.q_proj.lora_A.weight", "unknown"),
+            (
+                "vision_tower.layers.0.self_attn.q_proj.lora_A.weight",
+                "unknown",
+            ),
             ("model.layers.0.mlp.q_proj.lora_A.weight", "unknown"),
             ("model.layers.01.mlp.up_proj.lora_A.weight", "unknown"),
-            ("model.layers.4096.mlp.up_proj.lora_A.weight", "at most 4096 layers"),
+            (
+                "model.layers.4096.mlp.up_proj.lora_A.weight",
+                "at most 4096 layers",
+            ),
             ("model.layers.0.mlp.up_proj.lora_C.weight", "unknown"),
-            ("base_model.model.score.modules_to_save.weight", "saved modules"),
-            ("model.embed_tokens.lora_embedding_A.default", "LoRA on the embedding"),
-            ("base_model.model.lm_head.lora_A.weight", "LoRA on the embedding or the head"),
+            (
+                "base_model.model.score.modules_to_save.weight",
+                "saved modules",
+            ),
+            (
+                "model.embed_tokens.lora_embedding_A.default",
+                "LoRA on the embedding",
+            ),
+            (
+                "base_model.model.lm_head.lora_A.weight",
+                "LoRA on the embedding or the head",
+            ),
             ("model.layers.0.mlp.up_proj.lora_magnitude_vector", "DoRA"),
             ("", "unknown"),
         ] {

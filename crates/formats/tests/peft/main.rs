@@ -217,7 +217,10 @@ fn target_modules_may_be_a_list_an_expression_or_all_linear() {
     let read = Adapter::read(folder.path()).unwrap();
     read.check(&model()).unwrap();
     let missing = read.missing(&model()).unwrap();
-    assert_eq!((missing.len(), missing[0].as_str()), (15, "model.layers.0.self_attn.k_proj"));
+    assert_eq!(
+        (missing.len(), missing[0].as_str()),
+        (15, "model.layers.0.self_attn.k_proj")
+    );
 
     let mut adapter = self::adapter();
     adapter.config.layers_to_transform = vec![0, 2];

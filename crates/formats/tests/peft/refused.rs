@@ -276,7 +276,10 @@ fn invalid_tensors_are_named() {
             "model.layers.0.self_attn.q_proj.lora_A.weight",
             "the same tensor as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
         ),
-        ("base_model.model.score.modules_to_save.weight", "saved modules"),
+        (
+            "base_model.model.score.modules_to_save.weight",
+            "saved modules",
+        ),
         (
             "base_model.model.model.layers.4096.self_attn.q_proj.lora_A.weight",
             "at most 4096 layers",
@@ -319,7 +322,10 @@ fn wrappers_in_front_of_tensor_names_are_accepted() {
     for (wrappers, trained) in [
         ("base_model.model.base_model.model.model.", None),
         ("base_model.model._orig_mod.model.", None),
-        ("base_model.model.model.language_model.", Some("model.language_model.layers.*proj")),
+        (
+            "base_model.model.model.language_model.",
+            Some("model.language_model.layers.*proj"),
+        ),
         ("model.", None),
         ("", None),
     ] {
@@ -359,7 +365,10 @@ fn excluded_modules_are_not_targets() {
         json!(r".*\.2\.(?!mlp).*"),
     ] {
         let text = error(excluded.clone()).unwrap_err();
-        assert!(text.contains("self_attn.q_proj is not in target_modules"), "{excluded}: {text}");
+        assert!(
+            text.contains("self_attn.q_proj is not in target_modules"),
+            "{excluded}: {text}"
+        );
     }
     for excluded in [json!(null), json!([]), json!(["k_proj"]), json!("q_proj")] {
         assert_eq!(error(excluded).unwrap().pairs, adapter().pairs);
@@ -375,7 +384,10 @@ fn tensors_of_the_base_are_listed_with_their_hash() {
         tensors.insert(saved.to_owned(), head);
     })
     .unwrap();
-    assert_eq!((read.pairs.as_slice(), read.dtype), (adapter().pairs.as_slice(), Dtype::F32));
+    assert_eq!(
+        (read.pairs.as_slice(), read.dtype),
+        (adapter().pairs.as_slice(), Dtype::F32)
+    );
     let mut hash = ValuesHash::default();
     hash.update(&[0.5; 80]);
     let expected = BaseTensor {
@@ -505,5 +517,11 @@ fn shapes_are_checked_against_the_model() {
     model.layers = 4;
     adapter().check(&model).unwrap();
     let missing = adapter().missing(&model).unwrap();
-    assert_eq!(missing, ["model.layers.3.self_attn.q_proj", "model.layers.3.mlp.down_proj"]);
+    assert_eq!(
+        missing,
+        [
+            "model.layers.3.self_attn.q_proj",
+            "model.layers.3.mlp.down_proj"
+        ]
+    );
 }

@@ -124,7 +124,10 @@ fn fetch(wanted: &RepositoryRequest) -> anyhow::Result<Fetched> {
     let path = pulled.path.display().to_string();
     let id = wanted.id.as_str();
     let line = match pulled.bytes {
-        0 => format!("{id} is already in the cache, at {}: {path}\n", pulled.commit),
+        0 => format!(
+            "{id} is already in the cache, at {}: {path}\n",
+            pulled.commit
+        ),
         _ => format!("{id} at {}: {path}\n", pulled.commit),
     };
     Ok(Fetched {
@@ -185,7 +188,10 @@ fn base_of_adapter(adapter: &Fetched) -> anyhow::Result<Fetched> {
         file: None,
     };
     let base = fetch(&wanted).with_context(|| {
-        format!("{} is fetched, and its base is not; lory pull {name} fetches it alone", adapter.id)
+        format!(
+            "{} is fetched, and its base is not; lory pull {name} fetches it alone",
+            adapter.id
+        )
     })?;
     anyhow::ensure!(
         base.kind == RepositoryKind::Base,

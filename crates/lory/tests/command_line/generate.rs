@@ -142,7 +142,10 @@ fn a_broken_persona_or_adapter_is_rejected_by_file_name() {
         "version = 2\n[sampling]\ntemprature = 1",
         Some(12),
     );
-    ask().fails(1, &["persona.toml:3: ", "temprature", "unknown persona `formal`"]);
+    ask().fails(
+        1,
+        &["persona.toml:3: ", "temprature", "unknown persona `formal`"],
+    );
     // The base alone does not need them.
     dir.run(&with(&["hi"])).succeeds();
 }

@@ -315,7 +315,10 @@ fn tiny_parts(count: usize) -> Vec<(String, Vec<u8>)> {
         writer
             .metadata("split.no", GgufValue::U16(number as u16))
             .metadata("split.count", GgufValue::U16(count as u16))
-            .metadata("split.tensors.count", GgufValue::I32(whole.tensors().len() as i32));
+            .metadata(
+                "split.tensors.count",
+                GgufValue::I32(whole.tensors().len() as i32),
+            );
         for tensor in tensors {
             writer
                 .tensor(tensor.name, tensor.dtype, tensor.dims, tensor.data.to_vec())
@@ -399,7 +402,13 @@ fn pulled_adapter_brings_its_base_and_answers() {
     let command = "  lory generate --base nobody/tiny --adapter nobody/My_Pirate \"a question\"";
     let out = pulled.succeeds();
     assert!(out.lines().any(|line| line == command), "{out}");
-    let generate = ["generate", "--base", "nobody/tiny", "--adapter", "nobody/My_Pirate"];
+    let generate = [
+        "generate",
+        "--base",
+        "nobody/tiny",
+        "--adapter",
+        "nobody/My_Pirate",
+    ];
     let answer = dir.run(&[&generate[..], &["--json", "--max-new-tokens", "3", "hello"]].concat());
     let answer: Value = serde_json::from_str(answer.succeeds()).unwrap();
     assert_eq!(answer["persona"]["name"], "my_pirate", "{answer}");
@@ -413,8 +422,14 @@ fn pulled_adapter_brings_its_base_and_answers() {
         .fails(1, &["no pulled adapter", "lory pull nobody/other"]);
     for (base, expected) in [
         ("/home/me/llama", "which is not the id of a repository"),
-        ("nobody/else", "nobody/My_Pirate is fetched, and its base is not; lory pull nobody/else"),
-        ("nobody/My_Pirate", "was trained on the adapter nobody/My_Pirate"),
+        (
+            "nobody/else",
+            "nobody/My_Pirate is fetched, and its base is not; lory pull nobody/else",
+        ),
+        (
+            "nobody/My_Pirate",
+            "was trained on the adapter nobody/My_Pirate",
+        ),
     ] {
         let (endpoint, _) = open(|shop| shop.adapter = pirate(base));
         pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None).fails(1, &[expected]);

@@ -96,7 +96,12 @@ fn saved_modules_that_are_the_bases_are_accepted_and_others_named() {
     let embedding = base.tensor("token_embd.weight").unwrap();
     let mut tensor = safetensors::Tensor {
         dtype: Dtype::F32,
-        shape: embedding.dims.iter().rev().map(|&size| size as usize).collect(),
+        shape: embedding
+            .dims
+            .iter()
+            .rev()
+            .map(|&size| size as usize)
+            .collect(),
         values: vec![0.0; embedding.elements()],
     };
     dequantize(embedding.dtype, embedding.data, &mut tensor.values).unwrap();
@@ -109,7 +114,10 @@ fn saved_modules_that_are_the_bases_are_accepted_and_others_named() {
     tensor.values[7] += 0.25;
     save_module(&home, name, tensor);
     let error = refused_persona(&home);
-    assert!(error.contains(&format!("tensor {name}: differs from the base's")), "{error}");
+    assert!(
+        error.contains(&format!("tensor {name}: differs from the base's")),
+        "{error}"
+    );
 }
 
 #[test]
