@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _};
 use toml::Value;
@@ -98,13 +98,21 @@ pub(crate) fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         }
         line.extend(own);
     }
+    let generates = line.get(1).is_some_and(|first| first == "generate");
     let matches = command()
         .try_get_matches_from(line)
         .unwrap_or_else(|error| {
             if let Some(path) = file.as_ref().filter(|_| error.use_stderr()) {
                 eprintln!("with the settings from {}:", path.display());
             }
-            error.exit()
+            if !is_second_word_of_prompt(generates, &error) {
+                error.exit()
+            }
+            let _ = error.print();
+            eprintln!(
+                "hint: put quotes around the prompt, as in lory generate \"Where is my order?\""
+            );
+            std::process::exit(error.exit_code())
         });
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let settings = matches
@@ -115,6 +123,15 @@ pub(crate) fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         file,
         settings,
     })
+}
+
+/// Whether `lory generate` got an argument that is neither a flag nor the prompt.
+fn is_second_word_of_prompt(generates: bool, error: &clap::Error) -> bool {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument,
+        _ => return false,
+    };
+    generates && error.kind() == ErrorKind::UnknownArgument && !argument.starts_with('-')
 }
 
 /// One flag in the file.

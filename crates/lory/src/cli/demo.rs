@@ -12,6 +12,7 @@ use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::generate;
 use crate::cli::output::print;
+use crate::cli::output::shell::{base_flag, quoted};
 use crate::cli::output::side_by_side::{side_by_side, terminal_width};
 use crate::cli::serve::start::{Loaded, REGISTRY_POLL, listen, serve, with_home_folders};
 use base::home::Home;
@@ -83,8 +84,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         (took - loaded).as_secs_f64(),
         loaded.as_secs_f64(),
     ))?;
+    print(&next_steps(&args, &personas))?;
     if !args.once {
-        print("\n")?;
         let settings = ServerSettings::default();
         let jobs = Home::find().ok().map(|home| home.jobs());
         let listener = free_port(args.port)?;
@@ -99,6 +100,39 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         service.engine().shutdown();
     }
     Ok(ExitStatus::Success)
+}
+
+/// What to do next, as commands to copy.
+fn next_steps(args: &Args, personas: &Personas) -> String {
+    let mut flags = base_flag(&args.base.base);
+    if let Some(dir) = &args.personas.dir {
+        flags += &format!(" --personas {}", quoted(&dir.display().to_string()));
+    }
+    let trained = personas.names().into_iter().find(|name| {
+        personas
+            .get(name)
+            .is_some_and(|persona| persona.adapter.is_some())
+    });
+    let persona = trained.map_or(String::new(), |name| format!(" --persona {name}"));
+    let mut steps = vec![(format!("lory chat{flags}{persona}"), "talk to it")];
+    if args.once {
+        steps.push((format!("lory serve{flags}"), "serve every tone over HTTP"));
+    }
+    let base = base_flag(&args.base.base);
+    steps.push((
+        format!("lory train{base} --data mine.jsonl --out personas/mine"),
+        "train a tone of your own",
+    ));
+    let width = steps.iter().map(|(step, _)| step.len()).max().unwrap_or(0);
+    let lines = steps
+        .iter()
+        .map(|(step, what)| format!("  {step:<width$}  {what}\n"));
+    let title = if args.once {
+        "Next:"
+    } else {
+        "Next, in another terminal:"
+    };
+    format!("\n{title}\n{}\n", lines.collect::<String>())
 }
 
 /// The title of each persona's answer.

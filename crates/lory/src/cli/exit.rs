@@ -3,6 +3,11 @@
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use registry::LookupError;
+
+/// A known name at least this similar to an unknown one (Jaro-Winkler, 0 to 1) is suggested.
+const SIMILAR: f64 = 0.8;
+
 /// How a command ended that ran to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExitStatus {
@@ -24,6 +29,9 @@ pub(crate) fn code(result: anyhow::Result<ExitStatus>) -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", message(&error));
+            if let Some(hint) = hint(&error) {
+                eprintln!("hint: {hint}");
+            }
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
@@ -40,6 +48,25 @@ fn message(error: &anyhow::Error) -> String {
     message
 }
 
+/// What to do about an error whose message cannot say it, because programs that are not a command line report it too.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    let unknown = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(LookupError::Unknown { name, available }) => Some((name, available)),
+        _ => None,
+    });
+    let (name, available) = unknown?;
+    let similarity = |known: &String| strsim::jaro_winkler(known, name);
+    let nearest = available
+        .iter()
+        .max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    Some(match nearest {
+        Some(known) if similarity(known) >= SIMILAR => format!("did you mean {known}?"),
+        _ => format!(
+            "lory train --data FILE.jsonl --out personas/{name} makes it; lory train --help has more ways"
+        ),
+    })
+}
+
 /// Whether the reader of stdout has closed it (`lory ... | head`), which is not a failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
@@ -49,6 +76,21 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_persona_is_made_or_was_misspelled() {
+        let unknown = |name: &str| {
+            let error = LookupError::Unknown {
+                name: name.to_owned(),
+                available: vec!["customer".to_owned(), "partner".to_owned()],
+            };
+            hint(&anyhow::Error::new(error).context("--persona")).unwrap()
+        };
+        assert_eq!(unknown("custommer"), "did you mean customer?");
+        let made = unknown("pirate");
+        assert!(made.starts_with("lory train --data FILE.jsonl --out personas/pirate makes it"));
+        assert_eq!(hint(&anyhow::anyhow!("no disk")), None);
+    }
 
     #[test]
     fn a_cause_is_printed_once() {

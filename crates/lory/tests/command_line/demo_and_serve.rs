@@ -20,6 +20,13 @@ fn demo_answers_with_every_persona_in_columns() {
     }
     assert!(wide.out.contains("What is the status of my order #12345?"));
     assert!(wide.out.contains("4 answers, "), "{}", wide.out);
+    for step in [
+        "lory chat --base tiny.gguf --persona formal ",
+        "lory serve --base tiny.gguf ",
+        "lory train --base tiny.gguf --data mine.jsonl --out personas/mine ",
+    ] {
+        assert!(wide.out.contains(step), "{}", wide.out);
+    }
 
     let mut command = dir.lory(&["demo", "--once", "--base", "tiny.gguf"]);
     let narrow = crate::test_dir::ran(command.env("COLUMNS", "60").output().unwrap());
@@ -28,9 +35,10 @@ fn demo_answers_with_every_persona_in_columns() {
         "{}",
         narrow.out
     );
+    // Commands to copy are not wrapped.
+    let answers = narrow.out.split("\nNext:").next().unwrap();
     assert!(
-        narrow
-            .out
+        answers
             .lines()
             .all(|line| console::measure_text_width(line) <= 60),
         "{}",

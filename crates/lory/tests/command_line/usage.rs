@@ -32,6 +32,38 @@ fn every_help_text_has_an_example() {
 }
 
 #[test]
+fn help_and_errors_name_the_next_step() {
+    let dir = TestDir::with_tones();
+    for first_step in [
+        "lory demo",
+        "lory chat",
+        "lory serve",
+        "lory train",
+        "lory pull",
+    ] {
+        assert!(dir.run(&[]).err.contains(&format!("\n  {first_step} ")));
+    }
+    let generate = |args: &[&str]| dir.run(&[&["generate", "--base"], args, &["hi"]].concat());
+    generate(&["nowhere"]).fails(1, &["lory pull OWNER/NAME"]);
+    generate(&["tiny.gguf", "--persona", "pirate"]).fails(
+        1,
+        &[
+            "the personas are formal, warm",
+            "lory train --data FILE.jsonl --out personas/pirate",
+        ],
+    );
+    generate(&["tiny.gguf", "--persona", "form"]).fails(1, &["did you mean formal?"]);
+    let empty = TestDir::new();
+    empty.write("none/.keep", "");
+    let list = empty.run(&["persona", "list", "--personas", "none"]);
+    list.succeeds();
+    assert!(
+        list.err.contains("--out personas/NAME makes one"),
+        "{list:?}"
+    );
+}
+
+#[test]
 fn invalid_command_lines_exit_with_2() {
     let dir = TestDir::with_tones();
     let tiny = ["--base", "tiny.gguf"];
@@ -44,6 +76,10 @@ fn invalid_command_lines_exit_with_2() {
         (&["serve", "--host", "nowhere"], "nowhere"),
         (&["serve", "--port", "65536"], "65536"),
         (&["generate"], "PROMPT"),
+        (
+            &["generate", "Where", "is", "it?"],
+            "put quotes around the prompt",
+        ),
         (
             &["generate", "--persona", "warm*x", "hi"],
             "`x` is not a weight",

@@ -146,7 +146,8 @@ impl BaseArgs {
                 })
             }
             _ => anyhow::bail!(
-                "--base {}: no such file or folder, and no known base; the known ones are {}",
+                "--base {}: no such file or folder, and no known base; the known ones are {}; lory pull OWNER/NAME fetches another one \
+                 from the Hugging Face hub",
                 self.base,
                 hub::known_base_ids()
             ),

@@ -89,7 +89,8 @@ impl PersonasArgs {
         places.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| {
             let places: Vec<String> = places.iter().map(|dir| format!("\n  {}", dir.display())).collect();
             anyhow::anyhow!(
-                "no folder of personas found; looked for{}\nname one with --personas (it may be empty)",
+                "no folder of personas found; looked for{}\nname one with --personas (it may be empty), or make the first persona: lory train --data FILE.jsonl --out personas/NAME\n\
+                 lory chat and lory generate also answer as the base alone, without --persona",
                 places.concat()
             )
         })

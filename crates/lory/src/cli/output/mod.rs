@@ -1,5 +1,6 @@
 //! What commands write to stdout.
 
+pub(crate) mod shell;
 pub(crate) mod side_by_side;
 pub(crate) mod table;
 

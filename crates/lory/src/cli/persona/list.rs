@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
         "adapter",
         "description",
     ]);
+    let empty = list.data.is_empty();
     for one in list.data {
         table.row([
             one.name,
@@ -63,5 +64,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
         out += &format!("{alias} is an alias of {target}\n");
     }
     print(&out)?;
+    if empty {
+        eprintln!("no personas yet; lory train --data FILE.jsonl --out personas/NAME makes one");
+    }
     Ok(ExitStatus::Success)
 }
