@@ -75,6 +75,12 @@ impl Home {
         self.data.join("judgements")
     }
 
+    /// The inputs of `lory chat`.
+    #[must_use]
+    pub fn chat_history(&self) -> PathBuf {
+        self.data.join("chat_history")
+    }
+
     /// Uploaded adapters that are not published yet.
     #[must_use]
     pub fn uploads(&self) -> PathBuf {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use formats::persona_name::is_persona_name;
 use registry::spec::{self, MAX_SPEC};
-use registry::{LookupError, Personas, ScaledPersona};
+use registry::{LookupError, Persona, Personas, ScaledPersona};
 
 use auth::AuthError;
 use base::Base;
@@ -118,6 +118,25 @@ pub enum NamedModel<'p> {
         /// Its personas with their scales.
         parts: Vec<ScaledPersona<'p>>,
     },
+}
+
+impl<'p> NamedModel<'p> {
+    /// The persona whose system prompt, sampling, stop strings and length apply: that with the largest scale, the first of equals. The
+    /// base has none.
+    #[must_use]
+    pub fn lead(&self) -> Option<&'p Persona> {
+        match self {
+            NamedModel::Base => None,
+            NamedModel::Personas { parts, .. } => lead(parts),
+        }
+    }
+}
+
+/// [`NamedModel::lead`] of these parts.
+pub(crate) fn lead<'p>(parts: &[ScaledPersona<'p>]) -> Option<&'p Persona> {
+    let parts = parts.iter().rev();
+    let lead = parts.max_by(|a, b| a.scale.total_cmp(&b.scale))?;
+    Some(lead.persona)
 }
 
 /// Where names are looked up.

@@ -10,7 +10,7 @@ use sampling::SamplingParams;
 
 use crate::error::RequestError;
 use crate::model_identity::{AdapterUse, ModelIdentity};
-use crate::model_names::{ModelNames, NamedModel};
+use crate::model_names::{self, ModelNames, NamedModel};
 use crate::request::GenerateRequest;
 use base::Base;
 
@@ -64,11 +64,6 @@ impl<'a> ResolvedPersona<'a> {
         parts: &[ScaledPersona<'a>],
         request: &GenerateRequest,
     ) -> Result<ResolvedPersona<'a>, RequestError> {
-        let lead = parts
-            .iter()
-            .rev()
-            .max_by(|a, b| a.scale.total_cmp(&b.scale))
-            .map(|part| part.persona);
         let mut persona = ResolvedPersona::base(base);
         spec.clone_into(&mut persona.identity.name);
         if let [only] = parts {
@@ -79,7 +74,7 @@ impl<'a> ResolvedPersona<'a> {
                 version: Some(shadow.version),
             });
         }
-        if let Some(lead) = lead {
+        if let Some(lead) = model_names::lead(parts) {
             registry::variables::check_given(
                 &request.variables,
                 parts.iter().map(|part| &part.persona.variables),

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::cli::{
-    bench, completions, data, demo, doctor, eval, generate, key, persona, pull, serve, train,
+    bench, chat, completions, data, demo, doctor, eval, generate, key, persona, pull, serve, train,
 };
 
 /// Many tones of voice from one language model: serve them, train them.
@@ -14,10 +14,12 @@ use crate::cli::{
     propagate_version = true,
     max_term_width = 110,
     after_help = "\
-Examples:
-  lory demo
-  lory serve
-  lory train --persona customer"
+First steps:
+  lory demo                                         hear every tone
+  lory chat --persona customer                      talk to one
+  lory train --data mine.jsonl --out personas/mine  train your own
+  lory serve                                        serve them over HTTP
+  lory pull Qwen/Qwen2.5-0.5B-Instruct              fetch a larger base"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -28,6 +30,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Demo(demo::Args),
     Serve(Box<serve::Args>),
+    Chat(chat::Args),
     Generate(generate::Args),
     Pull(pull::Args),
     Doctor(doctor::Args),

@@ -8,6 +8,7 @@ use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
 use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::sampling::SamplingFlags;
+use crate::cli::flags::variables::variable;
 use crate::cli::output::print;
 use crate::cli::output::side_by_side::{side_by_side, terminal_width};
 use base::plan::PlanRequest;
@@ -56,14 +57,6 @@ pub(crate) struct Args {
     registry: RegistryArgs,
     /// The prompt
     prompt: String,
-}
-
-/// Parses NAME=VALUE.
-fn variable(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text
-        .split_once('=')
-        .ok_or("must be NAME=VALUE, such as shop=\"the shoe shop\"")?;
-    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// The names of the fields in error messages.

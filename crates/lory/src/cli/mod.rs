@@ -7,6 +7,7 @@
 //! - `exit`: exit codes and error messages
 
 mod bench;
+mod chat;
 mod commands;
 mod completions;
 mod config;
@@ -55,6 +56,7 @@ fn run(parsed: Parsed) -> anyhow::Result<ExitStatus> {
         Command::Demo(args) => demo::run(args),
         Command::Serve(args) if args.print_config => serve::print_config(parsed.settings),
         Command::Serve(args) => serve::run(*args, parsed.file.as_deref()),
+        Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Doctor(args) => doctor::run(&args),

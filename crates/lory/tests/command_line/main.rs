@@ -1,6 +1,7 @@
 //! Tests of the built binary on a tiny random base.
 
 mod bases;
+mod chat;
 mod data;
 mod demo_and_serve;
 mod eval;

@@ -8,3 +8,4 @@ pub(crate) mod registry;
 pub(crate) mod sampling;
 pub(crate) mod server;
 pub(crate) mod units;
+pub(crate) mod variables;
