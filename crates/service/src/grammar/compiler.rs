@@ -35,6 +35,8 @@ const MAX_SYMBOLS: usize = 200_000;
 const MASK_FUEL: u64 = 50_000;
 /// The most items of the parser for one mask: some ms. Schemas in use need up to some 4 thousand.
 const MAX_ITEMS: usize = 20_000;
+/// The most items of the parser for one byte of an answer.
+const MAX_ROW_ITEMS: usize = 2_000;
 /// The most states of an answer's automaton, at 1 to 3 KiB each. Answers in use need up to some 2 thousand.
 const MAX_STATES: usize = 10_000;
 
@@ -49,7 +51,7 @@ fn limits() -> ParserLimits {
         max_grammar_size: MAX_SYMBOLS,
         step_lexer_fuel: MASK_FUEL,
         step_max_items: MAX_ITEMS,
-        max_items_in_row: 2_000,
+        max_items_in_row: MAX_ROW_ITEMS,
         max_lexer_states: MAX_STATES,
         precompute_large_lexemes: true,
         verbose_errors: false,
@@ -430,11 +432,52 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn schema_with_very_many_alternatives_is_refused() {
+    fn answer_whose_mask_takes_too_much_work_is_refused() {
+        // Each letter multiplies the ways in which the text before it can be divided.
+        let schema = json!({"type": "string", "pattern": "^(.{0,100}a.{0,100}b){0,100}$"});
+        let mut dice = SplitMix64::seed_from_u64(1);
+        let letter = |_| char::from(b'a' + (dice.next_u64() % 3) as u8);
+        let text: String = ['"'].into_iter().chain((0..160).map(letter)).collect();
+        read(no_limits(), &schema, &text).unwrap();
+        let work = ParserLimits {
+            step_lexer_fuel: limits().step_lexer_fuel,
+            ..no_limits()
+        };
+        let message = read(work, &schema, &text).unwrap_err();
+        assert!(message.contains("too many expressions"), "{message}");
+    }
+
+    /// `lists` alternatives, each with as many lists as `each`, whose items are all different.
+    fn alternative_lists(lists: usize, each: usize) -> serde_json::Value {
         let list = |n: usize| json!({"type": "array", "items": {"const": n}});
-        let lists: Vec<_> = (0..300).map(list).collect();
-        let lists = vec![json!({"anyOf": lists}); 300];
-        assert!(read(limits(), &json!({"anyOf": lists}), "[1").is_err());
+        let each: Vec<_> = (0..each).map(list).collect();
+        json!({"anyOf": vec![json!({"anyOf": each}); lists]})
+    }
+
+    #[test]
+    fn schema_with_very_many_alternatives_is_refused() {
+        // The library has a limit of its own on the size of a schema.
+        let message = read(no_limits(), &alternative_lists(300, 300), "[1").unwrap_err();
+        assert!(message.contains("schema too large"), "{message}");
+        // Smaller ones are within it.
+        let items = ParserLimits {
+            step_max_items: limits().step_max_items,
+            ..no_limits()
+        };
+        let row = ParserLimits {
+            max_items_in_row: limits().max_items_in_row,
+            ..no_limits()
+        };
+        for (lists, limits, expected) in [
+            (12, items, "Too many items (limit 20000"),
+            (4, row, "Current row has 7200 items; max is 2000"),
+        ] {
+            let schema = alternative_lists(lists, 300);
+            read(no_limits(), &schema, "[1").unwrap();
+            let message = read(limits, &schema, "[1").unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        read(limits(), &alternative_lists(1, 300), "[1").unwrap();
     }
 
     #[test]
