@@ -259,16 +259,16 @@ impl<A> Scheduler<A> {
         for (_, _, arrival) in decodes {
             // It is absent if it was preempted in this loop.
             while let Some(sequence) = self.running.get_mut(&arrival) {
+                let rows_left = rows_left.get_mut(&sequence.client_id());
+                if rows_left.as_deref() == Some(&0) {
+                    sequence.skipped_steps += 1;
+                    break;
+                }
                 if sequence
                     .blocks
                     .grow_to(sequence.tokens.len(), &self.blocks)
                     .is_ok()
                 {
-                    let rows_left = rows_left.get_mut(&sequence.client_id());
-                    if rows_left.as_deref() == Some(&0) {
-                        sequence.skipped_steps += 1;
-                        break;
-                    }
                     let constrained = sequence.decoding.constraint.is_some();
                     let latest = sequence.decoding.latest_constraint_time;
                     if constrained && !self.grammar_budget.reserve(sequence.client_id(), latest) {
@@ -369,19 +369,24 @@ impl<A> Scheduler<A> {
         preemption::longest_turn(&self.running, turn, now)
     }
 
-    /// Frees blocks for the first waiting sequence of a client below its shares, from clients above their share of the blocks.
+    /// Frees blocks for a waiting sequence of a client below its shares, from clients above their share of the blocks. It must be the
+    /// next of its client: another one could not use the blocks, as no sequence overtakes the next one of its own client.
     fn preempt_for_blocks(&mut self, shares: &mut ClientShares, now: Instant) {
-        let candidates = self.waiting.iter().filter(|(_, sequence)| {
-            let needed = self.blocks.needed(sequence.tokens.len());
-            let client = sequence.client_id();
-            sequence.priority <= 0
-                && shares.is_below_rows(client)
-                && shares.fits_block_share(client, needed)
-        });
-        let turns = candidates.map(|(arrival, sequence)| {
-            let needed = self.blocks.needed(sequence.tokens.len());
+        let mut next: BTreeMap<ClientId, (Turn, &Sequence<A>)> = BTreeMap::new();
+        for (arrival, sequence) in &self.waiting {
             let overdue = self.is_overdue(sequence, now);
-            (self.turn(*arrival, sequence, overdue, shares), needed)
+            let turn = self.turn(*arrival, sequence, overdue, shares);
+            let first = next.entry(sequence.client_id()).or_insert((turn, sequence));
+            if turn < first.0 {
+                *first = (turn, sequence);
+            }
+        }
+        let turns = next.into_iter().filter_map(|(client, (turn, sequence))| {
+            let needed = self.blocks.needed(sequence.tokens.len());
+            let may_preempt = sequence.priority <= 0
+                && shares.is_below_rows(client)
+                && shares.fits_block_share(client, needed);
+            may_preempt.then_some((turn, needed))
         });
         let Some((_, needed)) = turns.min() else {
             return;

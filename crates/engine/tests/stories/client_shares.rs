@@ -430,6 +430,30 @@ fn request_above_its_share_of_blocks_does_not_starve() {
 }
 
 /// A request that needs more blocks than its client's share waits for room for four times `max_wait`; then nobody overtakes it.
+/// A short request that waits behind a large one of its client takes no blocks from others, as it could not use them.
+#[test]
+fn large_requests_of_two_clients_do_not_preempt_each_other_for_ever() {
+    let model = FakeModel::new(limits(40));
+    let (model, gate) = model.gated();
+    let config = EngineConfig {
+        step_tokens: 24,
+        max_wait: Duration::MAX,
+        ..batch_of(8)
+    };
+    let handle = start(model, config);
+    for id in [HOSTILE, OTHER] {
+        for (n, prompt) in [(0, 148), (1, 8)] {
+            submit(&handle, request_of(id, n, prompt, 4));
+        }
+    }
+    gate.allow(100);
+    wait_for_stats(&handle, |stats| stats.in_flight == 0 || stats.steps >= 100);
+    let stats = handle.stats();
+    gate.open();
+    assert!(stats.in_flight == 0, "{} preemptions", stats.preemptions);
+    assert_idle(&handle);
+}
+
 #[test]
 fn request_above_its_share_of_blocks_keeps_others_out_when_it_has_waited_for_long() {
     let model = FakeModel::new(limits(CONTEXT_BLOCKS)).with_step_time(Duration::from_millis(1));
