@@ -37,7 +37,9 @@ impl<'a> ResolvedPersona<'a> {
         let base = names.base;
         let field = request.names.persona;
         let caller = &request.caller;
-        let Some(name) = request.persona.as_deref().map(str::trim) else {
+        let name = request.persona.as_deref();
+        // Other white space is no part of any name.
+        let Some(name) = name.map(|name| name.trim_matches(' ')) else {
             let denied = |source| RequestError::Denied {
                 field: Some(field),
                 source,
@@ -45,7 +47,7 @@ impl<'a> ResolvedPersona<'a> {
             caller.check_base(&base.name).map_err(denied)?;
             return ResolvedPersona::base_alone(base, request);
         };
-        if name.is_empty() {
+        if name.trim().is_empty() {
             let base = base.name.clone();
             return Err(RequestError::NoPersona { field, base });
         }

@@ -30,6 +30,9 @@ fn name_that_no_persona_can_have_is_a_404_with_the_known_names() {
         "Warm",
         "../warm",
         "ünïcode",
+        "warm\n",
+        "\twarm",
+        "tiny\n",
     ] {
         for (path, body) in [
             ("/v1/chat/completions", ask(name)),
@@ -49,7 +52,9 @@ fn name_that_no_persona_can_have_is_a_404_with_the_known_names() {
         let escaped = name
             .replace('/', "%2F")
             .replace('ü', "%C3%BC")
-            .replace('ï', "%C3%AF");
+            .replace('ï', "%C3%AF")
+            .replace('\n', "%0A")
+            .replace('\t', "%09");
         let (status, code, _, _) = server.get(&format!("/v1/models/{escaped}")).error();
         assert_eq!((status, code.as_str()), (404, "model_not_found"), "{name}");
     }
