@@ -1,5 +1,6 @@
 //! Files, training jobs and evaluations over HTTP.
 
+mod continued_adapters;
 mod disk;
 mod eval_gate;
 mod evaluations;
@@ -59,21 +60,32 @@ impl JobsFixture {
     }
 
     fn start_with(&self, settings: ServerSettings) -> RunningServer {
-        self.start_limited(settings, u64::MAX)
+        self.start_limited(settings, u64::MAX, &[])
+    }
+
+    /// A server with these aliases of models.
+    fn start_with_aliases(&self, aliases: &[&str]) -> RunningServer {
+        self.start_limited(ServerSettings::default(), u64::MAX, aliases)
     }
 
     /// A server whose runs may take `train_memory` bytes.
     fn start_with_train_memory(&self, train_memory: u64) -> RunningServer {
-        self.start_limited(ServerSettings::default(), train_memory)
+        self.start_limited(ServerSettings::default(), train_memory, &[])
     }
 
-    fn start_limited(&self, settings: ServerSettings, train_memory: u64) -> RunningServer {
+    fn start_limited(
+        &self,
+        settings: ServerSettings,
+        train_memory: u64,
+        aliases: &[&str],
+    ) -> RunningServer {
         let location = RegistryLocation::Folder(self.path("registry"));
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
         let personas = self.home.base().parent().unwrap().join("personas");
         let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();
         let service = Settings {
             votes: Some(self.path("judgements")),
+            model_aliases: aliases.iter().map(|alias| alias.parse().unwrap()).collect(),
             ..Settings::default()
         };
         let service = Service::open(&self.home.base(), catalog, &service);
