@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use engine::EngineConfig;
 use formats::disk::slow_file::SlowFile;
 use serde_json::{Value, json};
+use server::ServerSettings;
 use service::{GenerateRequest, Service, Settings};
 use testkit::home::TestHome;
 use testkit::http::JSON;
@@ -208,4 +209,33 @@ fn wait_for_adapter_memory_ends_on_timeout_or_disconnect() {
         }
         assert!(Instant::now() < end, "{metrics}");
     }
+}
+
+#[test]
+fn body_and_its_values_count_until_its_request_is_queued() {
+    let (home, _, each) = home_with_adapters(2);
+    let service = Arc::new(setup::open(&home, &settings(2 * each)).unwrap());
+    let slow = SlowFile::new(&home.weights("t01"));
+    // Every server has at least 5 MiB for bodies.
+    let small = ServerSettings {
+        body_memory: 0,
+        ..ServerSettings::default()
+    };
+    let server = TestServer::start_with(service, small);
+    // Its values count for 64 bytes each, 3 MiB in all.
+    let labels = vec![0; 48 << 10];
+    let ask = |who: &str| {
+        let body = json!({"model": who, "prompt": "Hi", "max_tokens": 1, "user": labels});
+        server.post("/v1/completions", &body)
+    };
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| ask("t01"));
+        assert!(slow.has_reader_within(TIMEOUT));
+        let refused = ask("formal");
+        let (_, code, _, message) = refused.error();
+        assert_eq!(code, "request_bytes_exceeded", "{message}");
+        drop(slow);
+        assert_eq!(waits.join().unwrap().status, 200);
+    });
+    assert_eq!(ask("formal").status, 200);
 }
