@@ -37,8 +37,9 @@ use session::{AnswerFlags, Session};
 /// Talk to a persona in the terminal
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A line that begins with a slash is a command: /help lists them. /tone partner changes the tone in the middle of a conversation, and
-/save rows.jsonl makes a training row of it. If stdin is not a terminal, each of its lines is a message or a command.
+A line that begins with a slash is a command: /help lists them. /tone partner changes the tone in the middle
+of a conversation, and /save rows.jsonl makes a training row of it. If stdin is not a terminal, each of its
+lines is a message or a command.
 
 Examples:
   lory chat
