@@ -98,7 +98,7 @@ fn repository(args: Args) -> anyhow::Result<ExitStatus> {
             false => format!(" --base {}", base.id),
         };
         print(&format!(
-            "its base: {}next:\n  lory generate{on} --adapter {adapter} \"a question\"\n  lory serve{on} --adapter {adapter}\n",
+            "its base: {}next:\n  lory chat{on} --adapter {adapter}\n  lory generate{on} --adapter {adapter} \"a question\"\n  lory serve{on} --adapter {adapter}\n",
             base.line
         ))?;
     }

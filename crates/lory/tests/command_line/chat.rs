@@ -148,6 +148,33 @@ fn without_any_personas_the_base_answers() {
 }
 
 #[test]
+fn an_adapter_that_is_not_a_persona_answers() {
+    let dir = TestDir::with_tones();
+    dir.adapter("pirate", &testkit::tiny::adapter(13));
+    let ran = chat(
+        &dir,
+        &["--adapter", "pirate"],
+        "Hello\n/tone\n/tone base\n/retry\n",
+    );
+    let out = ran.succeeds();
+    assert!(
+        out.starts_with(&generated(&dir, &["--adapter", "pirate"], "Hello")),
+        "{ran:?}"
+    );
+    assert!(out.contains("\n→ pirate"), "{ran:?}");
+    assert!(out.ends_with(&generated(&dir, &[], "Hello")), "{ran:?}");
+}
+
+#[test]
+fn personas_of_another_base_do_not_stop_a_conversation_with_this_one() {
+    let dir = TestDir::with_tones();
+    // Only the shipped personas are found, next to the program. They are for another base.
+    std::fs::rename(dir.path("personas"), dir.path("elsewhere")).unwrap();
+    let ran = chat(&dir, &[], "Hello\n");
+    assert_eq!(ran.succeeds(), generated(&dir, &[], "Hello"));
+}
+
+#[test]
 fn a_full_context_is_reported_with_what_to_do() {
     let dir = TestDir::with_tones();
     dir.write_base(64);

@@ -245,6 +245,7 @@ fn trained_adapter_answers_with_the_commands_that_training_prints() {
     let ran = dir.run(&train);
     ran.succeeds();
     for line in [
+        "  lory chat --base tiny.gguf --adapter 'My pirate'",
         "  lory generate --base tiny.gguf --adapter 'My pirate' \"a question\"",
         "  lory eval --base tiny.gguf --adapter 'My pirate' --rows HELD_OUT.jsonl",
         "  lory serve --base tiny.gguf --adapter 'My pirate'",

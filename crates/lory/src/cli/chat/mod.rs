@@ -19,13 +19,13 @@ use std::io::IsTerminal as _;
 
 use base::home::Home;
 use base::plan::PlanRequest;
-use registry::Personas;
+use registry::{Persona, Personas};
 use service::catalog::Catalog;
 use service::{Service, Settings};
 
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
-use crate::cli::flags::personas::PersonasArgs;
+use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::sampling::SamplingFlags;
 use crate::cli::flags::variables::variable;
@@ -44,11 +44,12 @@ lines is a message or a command.
 Examples:
   lory chat
   lory chat --persona customer
+  lory chat --adapter my-adapter
   lory chat --persona customer*0.7+partner*0.3 --system \"You sell lamps.\"
   printf 'Where is order 12345?\\n/tone partner\\n/retry\\n' | lory chat --persona customer")]
 pub(crate) struct Args {
     /// The persona that answers: a name (customer), a version (customer@3) or a blend (customer*0.7+partner*0.3)
-    /// [default: the base without an adapter]
+    /// [default: the first --adapter, else the base without one]
     #[arg(long, value_name = "NAME")]
     persona: Option<String>,
     /// A system text in place of the persona's system prompt
@@ -69,6 +70,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     personas_dir: PersonasArgs,
     #[command(flatten)]
+    adapters: AdapterArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
@@ -77,7 +80,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         registry::spec::parse(spec)
             .map_err(|error| UsageError(format!("--persona {spec}: {error}")))?;
     }
-    let catalog = catalog(&args)?;
+    let adapters = args.adapters.open()?;
+    let first = adapters.first().map(|adapter| adapter.name.clone());
+    let persona = args.persona.clone().or(first);
+    let catalog = catalog(&args, adapters)?;
     let located = args.base.locate()?;
     let planned = located.plan(&args.precision, PlanRequest::default())?;
     let settings = Settings {
@@ -87,16 +93,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         ..Settings::default()
     };
     let service = Service::open(&located.path, catalog, &settings)?;
-    let result = converse(&service, args);
+    let result = converse(&service, args, persona);
     service.engine().shutdown();
     result
 }
 
 /// The personas. Without any, the base can be talked to.
-fn catalog(args: &Args) -> anyhow::Result<Catalog> {
+fn catalog(args: &Args, adapters: Vec<Persona>) -> anyhow::Result<Catalog> {
     let no_folder = args.personas_dir.dir.is_none() && args.personas_dir.find().is_err();
-    if !no_folder || args.persona.is_some() {
-        return args.registry.catalog(&args.personas_dir);
+    if !no_folder || args.persona.is_some() || !adapters.is_empty() {
+        return args.registry.catalog_with(&args.personas_dir, adapters);
     }
     if args.registry.registry.is_none() && Home::find().is_err() {
         return Ok(Personas::default().into());
@@ -104,7 +110,7 @@ fn catalog(args: &Args) -> anyhow::Result<Catalog> {
     Ok(Catalog::open(Personas::default(), args.registry.open()?)?)
 }
 
-fn converse(service: &Service, args: Args) -> anyhow::Result<ExitStatus> {
+fn converse(service: &Service, args: Args, persona: Option<String>) -> anyhow::Result<ExitStatus> {
     let by_hand = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let flags = AnswerFlags {
         variables: args.variables.into_iter().collect::<BTreeMap<_, _>>(),
@@ -125,6 +131,6 @@ fn converse(service: &Service, args: Args) -> anyhow::Result<ExitStatus> {
         }
         false => (InputSource::Stdin, Interrupts::default()),
     };
-    let mut session = Session::start(service, flags, args.persona, args.system)?;
+    let mut session = Session::start(service, flags, persona, args.system)?;
     session.run(&mut source, &interrupts)
 }

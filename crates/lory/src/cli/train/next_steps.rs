@@ -1,21 +1,20 @@
 //! What to do with an adapter once it is trained: the commands, to copy.
 
-use base::hub;
 use jobs::training::Target;
 use registry::Personas;
+
+use crate::cli::output::shell::{base_flag, quoted};
 
 /// The commands that hear, evaluate, serve and publish what was trained on the base `base`. `from_file`: the adapter is that of a data file, not of
 /// a persona.
 pub(crate) fn lines(targets: &[Target], from_file: bool, base: &str) -> Vec<String> {
-    let on = match hub::KNOWN_BASES[0].id == base {
-        true => String::new(),
-        false => format!(" --base {}", quoted(base)),
-    };
+    let on = base_flag(base);
     let mut lines = vec!["next:".to_owned()];
     for target in targets {
         let name = &target.name;
         if from_file {
             let out = quoted(&target.out.display().to_string());
+            lines.push(format!("  lory chat{on} --adapter {out}"));
             lines.push(format!(
                 "  lory generate{on} --adapter {out} \"a question\""
             ));
@@ -34,6 +33,7 @@ pub(crate) fn lines(targets: &[Target], from_file: bool, base: &str) -> Vec<Stri
                 ));
             }
         } else {
+            lines.push(format!("  lory chat{on} --persona {name}"));
             lines.push(format!(
                 "  lory generate{on} --persona {name} \"a question\""
             ));
@@ -45,13 +45,4 @@ pub(crate) fn lines(targets: &[Target], from_file: bool, base: &str) -> Vec<Stri
         lines.push(format!("  lory serve{on}"));
     }
     lines
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "-_./@%+:,".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }
