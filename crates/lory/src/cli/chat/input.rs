@@ -1,6 +1,6 @@
 //! Where lines of input come from: a line editor on a terminal, else stdin.
 //!
-//! The editor is rustyline: it adds two crates to the build (reedline adds eleven, and stops if a terminal does not answer its question for
+//! The editor is rustyline: it adds one crate to the build on Unix and three on Windows (reedline adds eleven, and stops if a terminal does not answer its question for
 //! the cursor's position). Pasted text of several lines is one message where the terminal brackets it.
 
 use std::path::PathBuf;
