@@ -1,6 +1,10 @@
 //! `lory demo` and `lory serve`.
 
 use std::net::TcpListener;
+use std::process::Stdio;
+
+use serde_json::json;
+use testkit::server::ServerProcess;
 
 use crate::test_dir::TestDir;
 
@@ -140,9 +144,9 @@ fn serve_ends_if_the_base_cannot_be_loaded() {
 }
 
 #[test]
-fn too_little_adapter_memory_is_rejected() {
+fn adapter_larger_than_the_adapter_memory_is_logged_and_refused_to_requests() {
     let dir = TestDir::with_tones();
-    let args = [
+    let mut command = dir.lory(&[
         "serve",
         "--base",
         "tiny.gguf",
@@ -150,6 +154,18 @@ fn too_little_adapter_memory_is_rejected() {
         "0",
         "--adapter-memory",
         "1KiB",
-    ];
-    dir.run(&args).fails(1, &["formal", "adapter memory"]);
+    ]);
+    command.stderr(Stdio::piped());
+    let mut server = ServerProcess::spawn(command);
+    server.log_line(&["persona formal cannot answer", "adapter memory"]);
+    let generate = |name: &str| {
+        server.post(
+            "/generate",
+            &json!({"prompt": "Hi", "user_type": name, "max_new_tokens": 1}),
+        )
+    };
+    let refused = generate("formal");
+    assert_eq!(refused.status, 507, "{}", refused.text);
+    assert!(refused.text.contains("adapter memory"), "{}", refused.text);
+    assert_eq!(generate("base").status, 200);
 }
